@@ -1,0 +1,48 @@
+# Everything a developer does. `make help` lists it.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest
+SOURCES := detr pipelines jobs tests scripts
+DEMO ?= demo
+S3_DIR ?= /tmp/ray-detr-s3
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check fix test-s3 lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+# made anew when a lock file changes; pip alone, so that nothing but Python 3.11 has to be there
+.venv/.ready: requirements.lock requirements-dev.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed, $(PYTHON) is older. Set PYTHON=..." >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock -r requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: .venv/.ready ## draw scenes, label them through Ray into a table, query it, measure it: no network, under 2 minutes
+	@$(BIN)/python -m jobs.demo --out $(DEMO)
+
+test: .venv/.ready ## everything that needs no service, no root and no GPU, under 15 minutes
+	$(PYTEST) -m "not s3 and not gpu"
+
+check: .venv/.ready ## format, lint, strict types, fast tests, under 2 minutes of tests
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+	$(PYTEST) -m "not ray and not s3 and not slow and not faults and not gpu"
+
+fix: .venv/.ready ## format, and what the linter can mend safely
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+test-s3: .venv/.ready ## the tests on a real S3 server (Ceph; installs Debian's packages, needs root)
+	scripts/s3-server.sh install
+	@settings="$$(scripts/s3-server.sh up $(S3_DIR))" || exit 1; eval "$$settings"; \
+	$(PYTEST) -m s3; status=$$?; scripts/s3-server.sh destroy $(S3_DIR); exit $$status
+
+lock: .venv/.ready ## resolve pyproject.toml anew into the lock files
+	$(BIN)/python scripts/lock.py
+
+clean: ## remove what the targets made, but not .venv
+	rm -rf $(DEMO) build .mypy_cache .ruff_cache .pytest_cache .hypothesis

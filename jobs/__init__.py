@@ -1,0 +1,1 @@
+"""One command a file: arguments, one call, what is printed, the exit code."""

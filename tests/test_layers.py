@@ -1,0 +1,86 @@
+"""Imports go downwards only: jobs, pipelines, detr; and some libraries are known in one place only."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted(
+    path.relative_to(ROOT) for layer in ("detr", "pipelines", "jobs") for path in (ROOT / layer).rglob("*.py")
+)
+
+STORE_CLIENTS = {"obstore", "fsspec", "s3fs", "boto3", "botocore", "aiohttp"}
+TERMINALS = {"argparse", "rich"}
+FORBIDDEN = {
+    "detr": {"pipelines", "jobs", "ray", "pyarrow", *STORE_CLIENTS, *TERMINALS},
+    "pipelines": {"jobs", *STORE_CLIENTS, *TERMINALS},
+    "jobs": {"torch", "torchvision", "ray", "pyarrow", *STORE_CLIENTS},
+}
+ALLOWED = {"detr/tensor_files.py": {"argparse"}}  # the class of the options that original checkpoints hold
+# the model as a library: what it needs, and not more
+OF_DETR = {
+    "detr", "torch", "torchvision", "PIL", "numpy", "scipy", "pycocotools", "safetensors", "huggingface_hub", "httpx",
+}  # fmt: skip
+# judges and tools of tests
+NEVER = {"transformers", "timm", "duckdb", "pandas", "pytest", "hypothesis", "moto"}
+
+
+def imported(source: str) -> set[str]:
+    """The top-level names of everything that a source imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            names.add("." * node.level + (node.module or "").partition(".")[0])
+    return names
+
+
+def test_there_are_files_of_every_layer() -> None:
+    assert {path.parts[0] for path in FILES} == {"detr", "pipelines", "jobs"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_a_file_imports_nothing_from_above_its_layer(path: Path) -> None:
+    forbidden = FORBIDDEN[path.parts[0]] - ALLOWED.get(path.as_posix(), set())
+    if path.parts[:2] == ("pipelines", "store"):
+        forbidden = forbidden - STORE_CLIENTS
+
+    assert imported((ROOT / path).read_text()) & forbidden == set()
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_a_file_imports_absolutely_and_nothing_that_only_developers_have(path: Path) -> None:
+    found = imported((ROOT / path).read_text())
+
+    assert not {name for name in found if name.startswith(".")}
+    assert found & NEVER == set()
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.parts[0] == "detr"], ids=str)
+def test_the_model_library_needs_these_packages_only(path: Path) -> None:
+    assert imported((ROOT / path).read_text()) - sys.stdlib_module_names - OF_DETR == set()
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.parts[0] != "jobs"], ids=str)
+def test_only_commands_end_the_process_or_print(path: Path) -> None:
+    calls = [node.func for node in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(node, ast.Call)]
+    called = {ast.unparse(func) for func in calls}
+
+    assert called & {"sys.exit", "exit", "quit", "print"} == set()
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("import torch.nn", {"torch"}),
+        ("from ray.data import Dataset", {"ray"}),
+        ("def f():\n    import argparse as a, rich.console", {"argparse", "rich"}),
+        ("from .store import open_store", {".store"}),
+        ("from detr import load", {"detr"}),
+    ],
+)
+def test_imports_are_found_wherever_they_are(source: str, names: set[str]) -> None:
+    assert imported(source) == names
