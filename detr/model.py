@@ -1,0 +1,118 @@
+"""The whole network: pixels in, class logits and boxes out."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from detr.backbone import Backbone, Guard
+from detr.config import DetrConfig
+from detr.positions import LearnedPositions, SinePositions
+from detr.transformer import Transformer
+
+PaddingMode = Literal["plain", "exact"]
+
+
+@dataclass(frozen=True, slots=True)
+class DetrOutput:
+    """What the heads say, for B images, Q queries and K classes.
+
+    Attributes:
+        logits: `(B, Q, K + 1)`; the last is no-object.
+        boxes_cxcywh: `(B, Q, 4)` in 0..1 of the image without its padding.
+        aux: the same of every earlier decoder layer, first layer first; their own `aux` is empty.
+        memory: `(B, h * w, D)`, what the encoder made of the image, row by row; None in `aux`.
+    """
+
+    logits: Tensor
+    boxes_cxcywh: Tensor
+    aux: tuple["DetrOutput", ...] = ()
+    memory: Tensor | None = None
+
+
+class BoxHead(nn.Module):
+    """Three linear layers with ReLU between them."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, 4)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(..., D)` to `(..., 4)`, before the sigmoid."""
+        first, second, last = self.layers
+        return last(F.relu(second(F.relu(first(x)))))
+
+
+class Detr(nn.Module):
+    """DETR (Carion et al. 2020). Its state dict has the keys of the original's `.pth` files."""
+
+    def __init__(self, config: DetrConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.hidden_dim
+        backbone = Backbone(config.backbone)
+        positions = SinePositions(dim // 2) if config.positions == "sine" else LearnedPositions(dim // 2)
+        self.backbone = nn.ModuleList([backbone, positions])
+        self.input_proj = nn.Conv2d(backbone.body.channels, dim, 1)
+        self.transformer = Transformer(config)
+        self.query_embed = nn.Embedding(config.queries, dim)
+        self.class_embed = nn.Linear(dim, config.class_count + 1)
+        self.bbox_embed = BoxHead(dim)
+
+    def forward(self, pixels: Tensor, mask: Tensor | None, *, padding: PaddingMode = "plain") -> DetrOutput:
+        """Find objects.
+
+        With "plain" padding the result of an image depends on the padding beside it, as in the original: padded pixels
+        are zero at first, but convolutions and norms fill them and bleed back. With "exact" it does not: the image
+        gives what it gives alone, to rounding.
+
+        Args:
+            pixels: `(B, 3, H, W)` float, normalised RGB, zero on padding, which is to the right and at the bottom only.
+            mask: `(B, H, W)` bool, **True on padding**; None when no image has any.
+            padding: what becomes of padding inside the network.
+        """
+        if mask is None:
+            features = self.backbone[0](pixels)
+            cells = torch.zeros((pixels.shape[0], *features.shape[-2:]), dtype=torch.bool, device=pixels.device)
+        elif padding == "plain":
+            features = self.backbone[0](pixels)
+            cells = F.interpolate(mask[:, None].float(), size=features.shape[-2:], mode="nearest")[:, 0].bool()
+        else:
+            extents = torch.stack(((~mask[:, :, 0]).sum(1), (~mask[:, 0, :]).sum(1)), dim=1)
+            guard = padding_guard(extents)
+            features = self.backbone[0](pixels, guard)
+            cells = outside(extents, self.config.backbone.stride, *features.shape[-2:])
+        hidden, memory = self.transformer(
+            self.input_proj(features), None if mask is None else cells, self.query_embed.weight, self.backbone[1](cells)
+        )
+        logits = self.class_embed(hidden)
+        boxes = self.bbox_embed(hidden).sigmoid()
+        aux = tuple(DetrOutput(*layer) for layer in zip(logits[:-1], boxes[:-1], strict=True))
+        return DetrOutput(logits[-1], boxes[-1], aux, memory)
+
+
+def outside(extents: Tensor, stride: int, height: int, width: int) -> Tensor:
+    """Return `(B, height, width)` bool: the cells of a map of `stride` that lie outside each image's own ceil extent.
+
+    `extents` is `(B, 2)` integers: each image's own height and width in pixels.
+    """
+    own = (extents + stride - 1) // stride
+    rows = torch.arange(height, device=extents.device) >= own[:, :1]
+    columns = torch.arange(width, device=extents.device) >= own[:, 1:]
+    return rows[:, :, None] | columns[:, None, :]
+
+
+def padding_guard(extents: Tensor) -> Guard:
+    """Return a guard for images whose own (height, width) in pixels are `extents` `(B, 2)`, padded to one shape."""
+    kept: dict[tuple[int, torch.dtype], Tensor] = {}  # one small 0/1 map per stride, made when first needed
+
+    def guard(x: Tensor, stride: int) -> Tensor:
+        if (stride, x.dtype) not in kept:
+            real = ~outside(extents, stride, *x.shape[-2:])
+            kept[stride, x.dtype] = real[:, None].to(x.dtype)
+        # a multiplication, because it fuses with the ReLU before it when compiled; what is multiplied is finite
+        return x * kept[stride, x.dtype]
+
+    return guard
