@@ -1,0 +1,142 @@
+"""Pillow as the decoder of everything but JPEG: bytes of a known format -> RGB.
+
+Plugins are called by name and are given the picture alone (`picture_of_png` and its like), because `Image.open` and
+some plugins warn about sizes and tags, and warnings can be silenced for the whole process only, not for a thread.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+from PIL.AvifImagePlugin import AvifImageFile
+from PIL.BmpImagePlugin import BmpImageFile, DibImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
+from PIL.PsdImagePlugin import PsdImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from detr.image_avif import picture_of_avif
+from detr.image_file import ImageError, TooLarge, TruncatedImage, UnreadableImage, UnsupportedImage
+from detr.image_gif import picture_of_gif
+from detr.image_icon import picture_of_icon
+from detr.image_png import SIGNATURE as PNG_SIGNATURE
+from detr.image_png import picture_of_png
+from detr.image_tiff import picture_of_tiff
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+    from PIL.ImageFile import ImageFile
+
+_PLUGINS: dict[str, tuple[Callable[[BytesIO], ImageFile], Callable[[bytes], bytes]]] = {
+    "AVIF": (AvifImageFile, picture_of_avif),
+    "BMP": (BmpImageFile, bytes),
+    "DIB": (DibImageFile, bytes),
+    "GIF": (GifImageFile, picture_of_gif),
+    "JPEG2000": (Jpeg2KImageFile, bytes),
+    "PNG": (PngImageFile, picture_of_png),
+    "PPM": (PpmImageFile, bytes),
+    "PSD": (PsdImageFile, bytes),
+    "TIFF": (TiffImageFile, picture_of_tiff),
+    "WEBP": (WebPImageFile, bytes),
+}
+# What Pillow 13 was seen to raise on damaged bytes. Not MemoryError: that is the machine's fault.
+_DAMAGE = (
+    Image.DecompressionBombError,
+    SyntaxError,
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+)
+_EIGHT_BITS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
+# What stands for white: nothing says it in the file, so it is the least of these that no value passes. Pillow gives
+# integers (I) only to 16-bit PPM, already of this scale, and to 32-bit TIFF.
+_FULL_SCALES = {"I": (65535.0,), "F": (1.0, 255.0, 65535.0)}
+
+
+def open_picture(image_format: str, data: bytes) -> ImageFile:
+    """Return the picture, not decoded yet.
+
+    Raises:
+        ImageError: the header is damaged or of a variant that Pillow does not know.
+    """
+    if image_format == "ICO":
+        data = picture_of_icon(data)
+        image_format = "PNG" if data.startswith(PNG_SIGNATURE) else "DIB"
+    plugin, picture_of = _PLUGINS[image_format]
+    picture = picture_of(data)
+    try:
+        return plugin(BytesIO(picture))
+    except _DAMAGE as error:
+        # The directory of a TIFF is sound by now: what Pillow misses is a way to show such pixels.
+        kind = UnsupportedImage if image_format == "TIFF" else UnreadableImage
+        raise _verdict(error, kind(f"Pillow cannot open this {image_format}: {error}")) from error
+
+
+def decode_picture(image: ImageFile) -> NDArray[np.uint8]:
+    """Decode once and return `(H, W, 3)` RGB as stored, not turned: alpha dropped, 16 bits and floats scaled to 8.
+
+    An image whose decoding failed must not be decoded again: Pillow 13 then succeeds, with half a picture.
+
+    Raises:
+        ImageError: cut, damaged, or of values that have no known scale.
+    """
+    image_format = image.format
+    try:
+        if image_format == "TIFF":
+            # Made here, because the plugin would warn about more than 89 megapixels when it makes it.
+            image.im = Image.new(image.mode, image.size).im
+        image.load()
+    except _DAMAGE as error:
+        raise _verdict(error, UnreadableImage(f"the pixels of the {image_format} are damaged: {error}")) from error
+    return _rgb(image)
+
+
+def _verdict(error: Exception, otherwise: ImageError) -> ImageError | MemoryError:
+    """Return what an exception of Pillow means; often only its text tells."""
+    text = str(error).lower()
+    if "out of memory" in text:  # libavif's
+        return MemoryError(str(error))
+    if isinstance(error, Image.DecompressionBombError):
+        return TooLarge("the picture has more pixels than Pillow decodes; scale it down")
+    if any(hint in text for hint in ("truncated", "not enough image data", "reached eof")):
+        return TruncatedImage("the file ends before its picture does")
+    return otherwise
+
+
+def _rgb(image: Image.Image) -> NDArray[np.uint8]:
+    mode = image.mode
+    if mode in _EIGHT_BITS:
+        return np.array(image if mode == "RGB" else image.convert("RGB"))
+    grey = np.asarray(image)
+    if mode.startswith("I;16"):
+        eight = _scaled(grey, 65535.0)
+    elif mode in _FULL_SCALES:
+        low, high = float(grey.min()), float(grey.max())
+        full = next((scale for scale in _FULL_SCALES[mode] if high <= scale), None)
+        if full is None or not low >= 0:  # NaN too
+            raise UnsupportedImage(
+                f"its values run from {low:g} to {high:g}; scale them to 0..65535, or floats to 0..1"
+            )
+        eight = _scaled(grey, full)
+    else:
+        raise UnsupportedImage(f"Pillow cannot convert {mode} pixels to RGB; convert the image first")
+    return np.repeat(eight[..., None], 3, axis=2)
+
+
+def _scaled(grey: NDArray[np.generic], full: float) -> NDArray[np.uint8]:
+    return (grey.astype(np.float32) * np.float32(255 / full) + np.float32(0.5)).astype(np.uint8)

@@ -1,0 +1,132 @@
+"""Encoded bytes -> upright RGB -> the size that the model sees."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.io import ImageReadMode
+from torchvision.transforms.v2 import functional as F
+
+from detr.image_file import (
+    EmptyImage,
+    Header,
+    ImageError,
+    NotAnImage,
+    TooExtreme,
+    TooLarge,
+    TruncatedImage,
+    UnreadableImage,
+    UnsupportedImage,
+)
+from detr.image_header import MAX_PIXELS, read_header
+from detr.image_pillow import decode_picture, open_picture
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = [
+    "MAX_PIXELS",
+    "EmptyImage",
+    "Header",
+    "ImageError",
+    "NotAnImage",
+    "TooExtreme",
+    "TooLarge",
+    "TruncatedImage",
+    "UnreadableImage",
+    "UnsupportedImage",
+    "decode",
+    "read_header",
+    "resize",
+    "resize_shape",
+]
+
+
+def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """Return the upright picture, `(3, H, W)` uint8 RGB, as a view of (H, W, 3) memory: `resize` is fastest on that.
+
+    The first frame of an animation, the largest picture of an icon. Alpha is dropped, not blended; 16 bits are scaled
+    to 8; there is no colour management. Its size is that of `read_header`. Any number of threads may decode at once.
+
+    Raises:
+        ImageError: of the kind that says what is wrong.
+        MemoryError: the machine has no room for this picture now; another one may have.
+    """
+    header = read_header(data, max_pixels=max_pixels)
+    stored = _decode_jpeg(data) if header.format == "JPEG" else decode_picture(open_picture(header.format, data))
+    image = _upright(stored, header.orientation)
+    if image.shape[1:] != (header.height, header.width):
+        raise UnreadableImage(
+            f"its header says {header.width} x {header.height} pixels (width x height), its picture has "
+            f"{image.shape[2]} x {image.shape[1]}: the file contradicts itself"
+        )
+    return image
+
+
+def resize_shape(height: int, width: int, *, shorter: int = 800, longest: int | None = 1333) -> tuple[int, int]:
+    """Return the (height, width) to resize to: shorter side `shorter`, unless the longer would pass `longest`.
+
+    The original's arithmetic to the last integer, truncations included. The longer side can pass `longest` by a few
+    pixels, because the shorter one is rounded first: allocate by what is returned. `transformers` 5.23 differs by 1 or
+    2 pixels on 38 % of random shapes up to 3:1, and on none of COCO's common ones such as 480 x 640 (MEASURED).
+
+    Raises:
+        TooExtreme: a side would become 0 pixels.
+    """
+    small, large = min(height, width), max(height, width)
+    side = shorter
+    if longest is not None and large / small * shorter > longest:
+        side = round(longest * small / large)
+    if small == side:
+        return height, width
+    if side == 0:
+        raise TooExtreme(
+            f"{width} x {height} pixels (width x height) are too narrow: with the longer side at {longest} the shorter "
+            "would be 0; cut the image into pieces"
+        )
+    other = int(side * large / small)
+    return (side, other) if height < width else (other, side)
+
+
+def resize(image: Tensor, height: int, width: int) -> Tensor:
+    """Return `(3, height, width)` uint8 of `image`, `(3, H, W)` uint8: bilinear, antialiased when it shrinks.
+
+    Within 1 grey level of `PIL.Image.resize(BILINEAR)`, which the original used.
+    """
+    # Channels-last is 1.8 ms for a COCO photograph, (3, H, W) memory 5.6; `decode` gives it, so this is no copy then.
+    pixels = image[None].contiguous(memory_format=torch.channels_last)[0]
+    return F.resize(pixels, [height, width], F.InterpolationMode.BILINEAR, antialias=True)
+
+
+def _decode_jpeg(data: bytes) -> NDArray[np.uint8]:
+    """Return `(H, W, 3)` as stored: every JPEG that `read_header` lets through, also CMYK and arithmetic coding."""
+    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)  # a copy, because torch warns about read-only memory
+    try:
+        # torchvision 0.29 warns in the Python function around this operator that a later version will drop it
+        image: Tensor = torch.ops.image.decode_jpeg(encoded, ImageReadMode.RGB.value, False)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        if "allocate memory" in reason:
+            raise MemoryError(reason) from error
+        if "truncated" in reason:
+            raise TruncatedImage("the JPEG ends before its picture does") from error
+        raise UnreadableImage(f"the JPEG is damaged: {reason}") from error
+    pixels: NDArray[np.uint8] = image.permute(1, 2, 0).numpy()
+    return np.ascontiguousarray(pixels)  # no copy: torchvision gives a view of such memory
+
+
+def _upright(stored: NDArray[np.uint8], orientation: int) -> Tensor:
+    """Turn `(H, W, 3)` pixels as stored by EXIF's orientation; return them as `(3, H, W)` in channels-last memory."""
+    # As units of three bytes: 12 megapixels are turned in 27 ms; 80 by torch's flip, 84 by Pillow (Zen 3, one thread)
+    pixels = stored.view("V3")[..., 0]
+    if orientation >= 5:
+        pixels = pixels.T
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    turned = np.ascontiguousarray(pixels).view(np.uint8).reshape(*pixels.shape, 3)
+    return torch.from_numpy(turned).permute(2, 0, 1)
