@@ -1,0 +1,203 @@
+"""Tensors out of files, and never anything else: safetensors, and pickles opened for tensors only."""
+
+import argparse
+import hashlib
+import json
+import pickle
+import re
+import struct
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from detr.layouts import CheckpointError
+
+CONFIG_FILE = "config.json"
+PREPROCESSOR_FILE = "preprocessor_config.json"
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Where the weights of a model directory are, best first; each may instead be an index of shards."""
+INDEX_ENDING = ".index.json"
+
+_SHARD = re.compile(r"(model-\d+-of-\d+\.safetensors|pytorch_model-\d+-of-\d+\.bin)")
+_HASHED_NAME = re.compile(r".*-([0-9a-f]{8,64})\.pth")
+_GLOBAL = re.compile(r"GLOBAL (\S+)")
+_LFS_POINTER = b"version https://git-lfs"
+# whatever a damaged pickle or zip makes torch's restricted unpickler stumble over
+_DAMAGED = (
+    pickle.UnpicklingError,
+    struct.error,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+)
+
+
+def model_files(names: Iterable[str], *, source: str) -> tuple[str, ...]:
+    """Return which of the files of a model directory `detr.load` reads, config.json first.
+
+    For whoever brings a model from elsewhere: copy these files into a folder, and load that.
+
+    Args:
+        names: what the directory holds, as plain names.
+        source: what messages call it.
+
+    Raises:
+        CheckpointError: config.json or the weights are missing.
+    """
+    present = set(names)
+    if CONFIG_FILE not in present:
+        raise CheckpointError(f"checkpoint {source}: it has no {CONFIG_FILE}, so it is not a model directory.")
+    needed = [CONFIG_FILE, *({PREPROCESSOR_FILE} & present)]
+    for weights in WEIGHT_FILES:
+        if weights in present:
+            return (*needed, weights)
+        if weights + INDEX_ENDING in present:
+            ending = weights.rpartition(".")[2]
+            shards = sorted(name for name in present if _SHARD.fullmatch(name) and name.endswith(ending))
+            return (*needed, weights + INDEX_ENDING, *shards)
+    raise CheckpointError(
+        f"checkpoint {source}: it has no weights; expected {' or '.join(WEIGHT_FILES)}, or an index of shards."
+    )
+
+
+def read_json(path: Path, *, source: str) -> dict[str, Any]:
+    """Return the json object that a file holds."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"checkpoint {source}: {path.name} cannot be read ({_brief(error)}).") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"checkpoint {source}: {path.name} is not a json object.")
+    return value
+
+
+def read_directory_tensors(directory: Path, *, source: str) -> dict[str, Tensor]:
+    """Return all weights of a model directory, from one file or from shards, by the names in the files."""
+    weights = next(name for name in model_files(_names(directory), source=source) if name.startswith(_STEMS))
+    if not weights.endswith(INDEX_ENDING):
+        return _read(directory / weights, source)
+    tensors: dict[str, Tensor] = {}
+    for shard in shard_names(directory / weights, source=source):
+        for name, tensor in _read(directory / shard, source).items():
+            if name in tensors:
+                raise CheckpointError(f"checkpoint {source}: {name!r} is in two shards.")
+            tensors[name] = tensor
+    return tensors
+
+
+def shard_names(index: Path, *, source: str) -> tuple[str, ...]:
+    """Return the files that an index of shards names, in order."""
+    weight_map = read_json(index, source=source).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"checkpoint {source}: {index.name} has no weight_map.")
+    for shard in weight_map.values():
+        if not isinstance(shard, str) or not _SHARD.fullmatch(shard):  # never a path that leads elsewhere
+            raise CheckpointError(f"checkpoint {source}: {index.name} names {shard!r}, which is no shard's name.")
+    return tuple(sorted(set(weight_map.values())))
+
+
+def read_original(path: Path, *, source: str) -> dict[str, Tensor]:
+    """Return the weights of an original `.pth`: a state dict, or a checkpoint that holds one as `model`.
+
+    Of a training checkpoint's other entries `argparse.Namespace` is the one class that may be in the file.
+
+    Raises:
+        CheckpointError: unreadable, something else, or not the file that torch hub's `-<sha256>.pth` name promises.
+    """
+    hashed = _HASHED_NAME.fullmatch(path.name)
+    if hashed is not None:
+        _check_sha256(path, hashed[1], source)
+    content = _unpickle(path, source, allowed=[argparse.Namespace])
+    state = content.get("model", content) if isinstance(content, dict) else content
+    return _only_tensors(state, source)
+
+
+def _check_sha256(path: Path, expected: str, source: str) -> None:
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {source}: {path.name} cannot be read ({_brief(error)}).") from error
+    if not found.startswith(expected):
+        raise CheckpointError(
+            f"checkpoint {source}: its sha256 is {found[: len(expected)]}.., its name says {expected}. "
+            "Download it again, or rename it if it was changed on purpose."
+        )
+
+
+def _read(path: Path, source: str) -> dict[str, Tensor]:
+    if path.suffix == ".bin":
+        return _only_tensors(_unpickle(path, source, allowed=[]), source)
+    try:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        raise _damaged(path, source, error) from error
+
+
+def _unpickle(path: Path, source: str, *, allowed: list[Any]) -> object:
+    try:
+        with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch's about pickle protocols: it reads or refuses them
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except _DAMAGED as error:
+        forbidden = _GLOBAL.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if forbidden is not None:
+            raise CheckpointError(
+                f"checkpoint {source}: {path.name} is refused, because it holds more than tensors "
+                f"({forbidden[1]}) and opening that may run code. Ask for a safetensors file."
+            ) from error
+        raise _damaged(path, source, error) from error
+
+
+def _damaged(path: Path, source: str, error: Exception) -> CheckpointError:
+    if _starts_with(path, _LFS_POINTER):
+        return CheckpointError(f"checkpoint {source}: {path.name} is a Git LFS pointer; fetch the file with git lfs.")
+    return CheckpointError(
+        f"checkpoint {source}: {path.name} cannot be read, it is damaged or incomplete ({_brief(error)})."
+    )
+
+
+def _starts_with(path: Path, magic: bytes) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(magic)) == magic
+    except OSError:  # then that is what the message says
+        return False
+
+
+def _only_tensors(state: object, source: str) -> dict[str, Tensor]:
+    if not isinstance(state, dict) or not state:
+        raise CheckpointError(f"checkpoint {source}: it holds no state dict.")
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise CheckpointError(f"checkpoint {source}: {name!r} is not a tensor.")
+    return dict(state)
+
+
+def _names(directory: Path) -> list[str]:
+    return [path.name for path in directory.iterdir()]
+
+
+def _brief(error: BaseException) -> str:
+    """Return the first line of an error's message; torch's go on for pages."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "not a pickle of tensors"  # torch's text advises to read the file without the protection
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:120]}" if lines else type(error).__name__
+
+
+_STEMS = tuple(name.rpartition(".")[0] for name in WEIGHT_FILES)
