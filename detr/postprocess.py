@@ -1,0 +1,101 @@
+"""Logits and boxes to detections: the original's arithmetic, then what the user wants kept."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from detr.boxes import cxcywh_to_xyxy
+from detr.classes import Category, category_named
+from detr.model import DetrOutput
+
+
+@dataclass(frozen=True, slots=True)
+class Detections:
+    """What was found in one image, best first.
+
+    Attributes:
+        category_ids: `(N,)` int64, the data set's own ids.
+        labels: the N names that belong to them.
+        scores: `(N,)` float32 in 0..1, probability of the class after softmax over all classes and no-object.
+        boxes_xyxy: `(N, 4)` float32, pixels of the upright image; may reach a little outside it.
+    """
+
+    category_ids: Tensor
+    labels: tuple[str, ...]
+    scores: Tensor
+    boxes_xyxy: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def postprocess(output: DetrOutput, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return scores `(B, Q)`, class indices `(B, Q)` and boxes `(B, Q, 4)` xyxy in pixels, in query order.
+
+    No-object takes part in the softmax but is never the answer, so every query names its best real class. Nothing is
+    dropped, clipped or sorted (the original's `PostProcess`).
+
+    Args:
+        output: of B images.
+        sizes: `(B, 2)`, (height, width) in pixels that boxes shall refer to.
+    """
+    scores, classes = output.logits.float().softmax(-1)[..., :-1].max(-1)
+    height, width = sizes.to(scores).unbind(1)
+    scale = torch.stack((width, height, width, height), dim=1)
+    return scores, classes, cxcywh_to_xyxy(output.boxes_cxcywh.float()) * scale[:, None]
+
+
+def class_thresholds(
+    categories: Sequence[Category], threshold: float, *, classes: Mapping[str, float | None] | None, model: str
+) -> Tensor:
+    """Return `(K,)` float32: the least score at which a class is kept, infinite for classes that are not wanted.
+
+    Ids that the data set does not use have rows in the official heads; only threshold 0, which keeps all, keeps them.
+
+    Args:
+        categories: the model's.
+        threshold: for all classes without their own, in 0..1.
+        classes: names that are wanted, with their own threshold or None; None wants all.
+        model: what messages call the model.
+
+    Raises:
+        UnknownClass: a wanted name is not in `categories`.
+        ValueError: a threshold is outside 0..1.
+    """
+    asked = [threshold, *(own for own in (classes or {}).values() if own is not None)]
+    if not all(0 <= value <= 1 for value in asked):
+        raise ValueError(f"threshold: {next(v for v in asked if not 0 <= v <= 1)} is not in 0..1")
+    if classes is None:
+        kept = [threshold if category.is_used or threshold == 0 else math.inf for category in categories]
+        return torch.tensor(kept)
+    wanted = {category_named(name, categories, model=model): own for name, own in classes.items()}
+    kept = [math.inf] * len(categories)
+    for category, own in wanted.items():
+        kept[categories.index(category)] = threshold if own is None else own
+    return torch.tensor(kept)
+
+
+def select(
+    scores: Tensor, classes: Tensor, boxes_xyxy: Tensor, *, thresholds: Tensor, categories: Sequence[Category]
+) -> Detections:
+    """Keep one image's detections that reach their class's threshold, best first; equal scores stay in query order.
+
+    Args:
+        scores: `(Q,)` float32 on the CPU.
+        classes: `(Q,)` int64 class indices.
+        boxes_xyxy: `(Q, 4)` float32.
+        thresholds: `(K,)`, of `class_thresholds`.
+        categories: K of them.
+    """
+    order = scores.argsort(descending=True, stable=True)
+    order = order[scores[order] >= thresholds[classes[order]]]
+    found = [categories[index] for index in classes[order].tolist()]
+    return Detections(
+        category_ids=torch.tensor([category.id for category in found], dtype=torch.int64),
+        labels=tuple(category.name for category in found),
+        scores=scores[order],
+        boxes_xyxy=boxes_xyxy[order],
+    )

@@ -1,0 +1,335 @@
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from detr.classes import Category, UnknownClass
+from detr.config import BackboneConfig, DetrConfig
+from detr.detector import WINDOW_IMAGES, AnyImage, Detector, choose_device, choose_precision
+from detr.images import EmptyImage, NotAnImage, TooExtreme, resize
+from detr.model import Detr
+from detr.postprocess import Detections
+
+TINY = DetrConfig(
+    backbone=BackboneConfig("tiny", "basic", 8, (8, 16, 16), (1, 1, 1), norm="batch"),
+    hidden_dim=16,
+    heads=2,
+    encoder_layers=1,
+    decoder_layers=1,
+    feedforward_dim=16,
+    queries=6,
+    categories=(Category(9, "horse"), Category(3, "cat"), Category(7, "dog"), Category(0, "N/A")),
+    shorter=64,
+    longest=107,
+)
+
+
+def tiny_network() -> Detr:
+    """Random weights that tell pictures apart, and norms whose zero is not zero: padding would be seen."""
+    torch.manual_seed(0)
+    model = Detr(TINY).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.bias.data.normal_()
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2 and "embed" in name:
+            parameter.data *= 3
+    return model
+
+
+NETWORK = tiny_network()
+
+
+def detector(**options: object) -> Detector:
+    return Detector(NETWORK, **{"device": "cpu", "threshold": 0.0, **options})  # type: ignore[arg-type]
+
+
+def picture(height: int, width: int, seed: int = 0) -> Tensor:
+    """Soft blobs of colour, so that decoders of lossy formats agree about them."""
+    small = torch.randint(0, 256, (3, 6, 6), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    large = nn.functional.interpolate(small[None].float(), (height, width), mode="bicubic")
+    return large[0].clamp(0, 255).to(torch.uint8)
+
+
+def png(image: Tensor) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def assert_same(found: Detections, expected: Detections) -> None:
+    """The same detections in the same order, to rounding: 1e-5 of score, 0.01 pixels."""
+    assert found.labels == expected.labels
+    assert torch.equal(found.category_ids, expected.category_ids)
+    torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.boxes_xyxy, expected.boxes_xyxy, rtol=0, atol=0.01)
+
+
+MIXED = [(48, 64), (64, 48), (90, 160), (100, 101), (300, 60), (48, 65), (64, 64), (200, 333), (49, 64), (70, 90)]
+
+
+def test_the_network_of_these_tests_tells_pictures_apart() -> None:
+    one, other = detector()([picture(48, 64, seed=1), picture(48, 64, seed=2)])
+
+    assert (one.boxes_xyxy - other.boxes_xyxy).abs().max() > 0.5
+    assert (one.scores - other.scores).abs().max() > 0.01
+
+
+def test_an_image_goes_the_way_of_the_original_step_by_step() -> None:
+    image = picture(60, 90)
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, :, None, None]
+    pixels = (resize(image, 64, 96) / 255 - mean) / std
+    output = NETWORK(pixels[None], None)
+    scores, classes = output.logits[0].softmax(-1)[:, :-1].max(-1)
+    centre_x, centre_y, width, height = output.boxes_cxcywh[0].unbind(-1)
+    xmin, ymax = (centre_x - width / 2) * 90, (centre_y + height / 2) * 60
+    best = scores.argmax()
+
+    found = detector()(image)
+
+    assert found.category_ids[0] == TINY.categories[int(classes[best])].id
+    assert found.scores[0] == pytest.approx(scores[best].item(), abs=1e-5)
+    assert found.boxes_xyxy[0, 0] == pytest.approx(xmin[best].item(), abs=0.01)
+    assert found.boxes_xyxy[0, 3] == pytest.approx(ymax[best].item(), abs=0.01)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_a_batch_gives_what_its_images_give_alone_in_their_order(batch_size: int) -> None:
+    images = [picture(height, width, seed) for seed, (height, width) in enumerate(MIXED)]
+    alone = [detector()(image) for image in images]
+
+    found = detector(batch_size=batch_size)(images)
+
+    assert len(found) == len(images)
+    for one, expected in zip(found, alone, strict=True):
+        assert_same(one, expected)
+
+
+def test_an_image_padded_to_any_larger_shape_gives_what_it_gives_alone() -> None:
+    tiny = detector()
+    prepared = [tiny.prepare(picture(48, 64, 1)), tiny.prepare(picture(90, 70, 2)), tiny.prepare(picture(64, 160, 3))]
+    alone = [tiny.detect([image])[0] for image in prepared]
+
+    for shape in [None, (96, 128), (83, 131), (200, 117)]:
+        for one, expected in zip(tiny.detect(prepared, shape=shape), alone, strict=True):
+            assert_same(one, expected)
+
+
+def test_the_shapes_of_a_gpu_s_grid_change_nothing() -> None:
+    images = [picture(height, width, seed) for seed, (height, width) in enumerate(MIXED)]
+    gridded = detector()
+    gridded.grid = 32
+
+    for one, expected in zip(gridded(images), detector()(images), strict=True):
+        assert_same(one, expected)
+
+
+def test_more_images_than_a_window_holds_keep_their_order() -> None:
+    tiny = detector(batch_size=32)
+    kinds = [picture(16, 16 + 8 * number, number) for number in range(3)]
+    images = [kinds[index % 3] for index in range(WINDOW_IMAGES + 4)]
+    expected = [tiny(image) for image in kinds]
+
+    found = tiny(images)
+
+    assert len(found) == len(images)
+    for index in (0, 1, 2, WINDOW_IMAGES - 1, WINDOW_IMAGES, WINDOW_IMAGES + 1, WINDOW_IMAGES + 3):
+        assert_same(found[index], expected[index % 3])
+
+
+def test_bytes_paths_pil_images_and_tensors_give_the_same(tmp_path: Path) -> None:
+    image = picture(60, 90)
+    data = png(image)
+    path = tmp_path / "picture.png"
+    path.write_bytes(data)
+    pil = Image.open(path)
+    kinds: list[AnyImage] = [data, str(path), path, pil, pil.convert("RGBA"), image]
+    expected = detector()(image)
+
+    for found in detector()(kinds):
+        assert_same(found, expected)
+    for kind in kinds:
+        assert_same(detector()(kind), expected)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "undo"),
+    [
+        (3, Image.Transpose.ROTATE_180),
+        (4, Image.Transpose.FLIP_TOP_BOTTOM),
+        (6, Image.Transpose.ROTATE_90),
+        (7, Image.Transpose.TRANSVERSE),
+        (8, Image.Transpose.ROTATE_270),
+    ],
+)
+def test_images_that_exif_turns_are_seen_upright_however_they_come(
+    tmp_path: Path, orientation: int, undo: Image.Transpose
+) -> None:
+    image = picture(60, 90)
+    stored = Image.fromarray(image.permute(1, 2, 0).numpy()).transpose(undo)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "turned.png"
+    stored.save(path, exif=exif)
+    expected = detector()(image)
+
+    for found in detector()([path.read_bytes(), path, Image.open(path)]):
+        assert_same(found, expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "LA", "1", "CMYK", "I;16", "F", "YCbCr", "HSV", "PA", "RGBX", "RGBa", "La"])
+def test_pil_images_of_other_modes_are_taken_as_their_colours(mode: str) -> None:
+    image = Image.fromarray(picture(40, 60).permute(1, 2, 0).numpy())
+    if mode == "I;16":
+        grey = np.asarray(image.convert("L"))
+        other, expected = Image.fromarray(grey.astype(np.uint16) * 257), image.convert("L").convert("RGB")
+    elif mode == "F":
+        grey = np.asarray(image.convert("L"))
+        other, expected = Image.fromarray(grey.astype(np.float32) / 255), image.convert("L").convert("RGB")
+    else:
+        way = {"PA": "P", "RGBa": "RGBA", "La": "LA"}.get(mode)
+        other = (image if way is None else image.convert(way)).convert(mode)
+        expected = (other if way is None or way == "P" else other.convert(way)).convert("RGB")
+
+    assert_same(detector()(other), detector()(expected))
+
+
+def test_boxes_are_pixels_of_the_upright_image_before_resizing() -> None:
+    small = picture(48, 64)
+    large = small.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    few, many = detector()(small), detector()(large)
+
+    # not exactly 4 times: the two are resized to one size from different pixels
+    torch.testing.assert_close(many.boxes_xyxy / 4, few.boxes_xyxy, rtol=0, atol=1.0)
+
+
+def test_one_image_gives_detections_and_a_list_a_list() -> None:
+    tiny = detector()
+
+    assert isinstance(tiny(picture(48, 64)), Detections)
+    assert isinstance(tiny([picture(48, 64)]), list)
+    assert tiny([]) == []
+
+
+def test_threshold_0_keeps_all_queries_best_first_with_the_unused_ids() -> None:
+    found = detector()([picture(48, 64, seed) for seed in range(9)])
+
+    assert all(len(one) == TINY.queries for one in found)
+    assert all((one.scores.diff() <= 0).all() for one in found)
+    assert "N/A" in {label for one in found for label in one.labels}
+
+
+def test_above_threshold_0_unused_ids_are_never_seen_and_all_scores_reach_it() -> None:
+    images = [picture(48, 64, seed) for seed in range(9)]
+    everything = detector()(images)
+
+    for one, every in zip(detector(threshold=0.35)(images), everything, strict=True):
+        wanted = [label for label, score in zip(every.labels, every.scores.tolist(), strict=True) if score >= 0.35]
+        assert list(one.labels) == [label for label in wanted if label != "N/A"]
+    assert detector(threshold=1.0)(images[0]).labels == ()
+
+
+def test_wanted_classes_have_their_own_thresholds() -> None:
+    images = [picture(48, 64, seed) for seed in range(9)]
+    everything = [pair for one in detector()(images) for pair in zip(one.labels, one.scores.tolist(), strict=True)]
+    middle = sorted(score for label, score in everything if label == "cat")[2]
+    wanted = [(label, score) for label, score in everything if label == "dog" or (label == "cat" and score >= middle)]
+
+    found = detector(classes={"cat": middle, "dog": None})(images)
+
+    assert [pair for one in found for pair in zip(one.labels, one.scores.tolist(), strict=True)] == wanted
+
+
+def test_an_unknown_class_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(UnknownClass, match=r"'hrose' is not a class of pets\. Did you mean 'horse'"):
+        detector(classes={"hrose": None}, name="pets")
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.1])
+def test_a_threshold_outside_0_to_1_is_refused(threshold: float) -> None:
+    with pytest.raises(ValueError, match=r"is not in 0\.\.1"):
+        detector(threshold=threshold)
+
+
+def test_the_path_of_an_unreadable_image_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "page.jpg"
+    path.write_bytes(b"<!doctype html><html></html>")
+
+    with pytest.raises(NotAnImage, match=r"page\.jpg: "):
+        detector()([png(picture(48, 64)), path])
+    with pytest.raises(EmptyImage):
+        detector()(b"")
+
+
+def test_an_image_too_narrow_for_the_size_rule_is_refused() -> None:
+    with pytest.raises(TooExtreme):
+        detector()(torch.zeros(3, 1, 4000, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [torch.zeros(3, 8, 8), torch.zeros(8, 8, 3, dtype=torch.uint8), torch.zeros(1, 3, 8, 8, dtype=torch.uint8)],
+    ids=["float", "channels last", "batched"],
+)
+def test_a_tensor_of_another_kind_is_refused(image: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"an image tensor is uint8 \(3, H, W\), not torch\."):
+        detector()(image)
+
+
+def test_the_network_given_is_not_changed() -> None:
+    model = Detr(TINY).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    Detector(model, device="cpu")(picture(48, 64))
+
+    assert model.training
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+
+
+def test_learned_positions_are_found_in_batches_too() -> None:
+    torch.manual_seed(1)
+    tiny = Detector(Detr(replace(TINY, positions="learned")), device="cpu", threshold=0, batch_size=8)
+    images = [picture(height, width, seed) for seed, (height, width) in enumerate(MIXED[:4])]
+
+    for one, image in zip(tiny(images), images, strict=True):
+        assert_same(one, tiny(image))
+
+
+def test_bf16_finds_about_the_same() -> None:
+    images = [picture(48, 64, seed) for seed in range(3)]
+
+    for half, full in zip(detector(precision="bf16")(images), detector()(images), strict=True):
+        assert half.scores.dtype == torch.float32
+        torch.testing.assert_close(half.scores, full.scores, rtol=0, atol=0.05)
+
+
+def test_precision_and_device_are_chosen_by_what_there_is() -> None:
+    assert choose_precision("auto", torch.device("cpu")) == "fp32"
+    assert choose_precision("bf16", torch.device("cpu")) == "bf16"
+    with pytest.raises(ValueError, match="precision: 'fp8' is none of auto, fp32, bf16, fp16"):
+        choose_precision("fp8", torch.device("cpu"))
+    with pytest.raises(ValueError, match="device: 'gpu' is none of auto, cpu, cuda, cuda:N"):
+        choose_device("gpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    assert choose_device("auto").type == "cpu"
+    with pytest.raises(ValueError, match=r"device: 'cuda' was asked for, but torch .* sees no GPU here"):
+        choose_device("cuda")
+
+
+def test_a_network_that_gives_no_numbers_is_not_taken_for_one_that_finds_nothing() -> None:
+    torch.manual_seed(0)
+    network = Detr(TINY)
+    torch.nn.init.constant_(network.class_embed.bias, float("nan"))
+
+    with pytest.raises(FloatingPointError, match="numbers that are none in fp32"):
+        Detector(network, device="cpu")(torch.zeros((3, 40, 50), dtype=torch.uint8))
