@@ -1,0 +1,100 @@
+"""Losses that only training from scratch needs: they lead a small DETR off the plateau of average boxes.
+
+The value path of a DETR never sees a position: positions are added to queries and keys only, and the decoder starts
+from zeros, yet the box head must give absolute coordinates. A pretrained backbone and hundreds of epochs hide this; a
+network from scratch on two cores does not get there. Two more terms on the encoder's output do it, in training only:
+the checkpoint stays a plain DETR. They are no part of the paper.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from detr.boxes import cxcywh_to_xyxy
+from detr.criterion import paired_generalized_iou
+from detr.matcher import Target
+
+CENTRE_SHARE = 0.42  # of a box's width and height: tokens nearer to its centre than this learn the box
+LEAST_BOX_TOKENS = 1.2  # a narrower box counts as this wide, so that it has a token between any two (0.42 * 1.2 > 1/2)
+NO_OBJECT_WEIGHT = 0.25
+
+
+def token_centres(height: int, width: int, *, stride: int = 16) -> Tensor:
+    """Where the encoder's tokens look in an unpadded `height` x `width` image: `(D, 2)` normalised (x, y), row by row.
+
+    With the usual paddings of a residual network the receptive field of token i is centred on pixel `stride` * i (its
+    continuous coordinate is half a pixel more), not on the middle of the i-th cell of the grid: half a token apart.
+    """
+    y = (torch.arange(-(-height // stride)) * stride + 0.5) / height
+    x = (torch.arange(-(-width // stride)) * stride + 0.5) / width
+    grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack((grid_x.flatten(), grid_y.flatten()), dim=1)
+
+
+def assign_tokens(centres: Tensor, target: Target, cell: tuple[float, float]) -> Tensor:
+    """The index of the target that each token learns, or -1: `(D,)` int64.
+
+    A token belongs to a box when it lies within `CENTRE_SHARE` of the box's width and height from its centre; to the
+    nearest one, in units of the boxes' own sizes, when there are several.
+
+    Args:
+        centres: `(D, 2)` normalised (x, y) of the tokens.
+        target: the objects of the image.
+        cell: width and height of one token, normalised.
+    """
+    if len(target.labels) == 0:
+        return torch.full((len(centres),), -1, dtype=torch.int64)
+    least = LEAST_BOX_TOKENS * torch.tensor(cell)
+    size = torch.maximum(target.boxes_cxcywh[:, 2:], least)
+    offset = ((centres[:, None] - target.boxes_cxcywh[:, :2]) / size).abs()
+    distance = offset.square().sum(-1).masked_fill((offset > CENTRE_SHARE).any(-1), torch.inf)
+    nearest = distance.min(1)
+    return torch.where(nearest.values.isfinite(), nearest.indices, -1)
+
+
+def dense_loss(
+    logits: Tensor, boxes_cxcywh: Tensor, targets: Sequence[Target], height: int, width: int, *, stride: int = 16
+) -> dict[str, Tensor]:
+    """The losses of the model's own heads on every token of the encoder, unweighted, as if each token were a query.
+
+    Args:
+        logits: `(B, D, K + 1)`, the class head on the normalised memory.
+        boxes_cxcywh: `(B, D, 4)`, the box head on it, after the sigmoid.
+        targets: one per image.
+        height: of the unpadded batch, in pixels.
+        width: likewise.
+        stride: pixels from token to token.
+
+    Returns:
+        `dense_ce`, a weighted mean over all tokens; `dense_bbox` (L1) and `dense_giou`, means over tokens of objects.
+    """
+    centres = token_centres(height, width, stride=stride)
+    cell = (stride / width, stride / height)
+    owners = torch.stack([assign_tokens(centres, target, cell) for target in targets])
+    image, token = (owners >= 0).nonzero(as_tuple=True)
+    no_object_class = logits.shape[-1] - 1
+
+    classes = torch.full(logits.shape[:2], no_object_class, dtype=torch.int64)
+    # owners count within their image, the concatenated targets through the whole batch
+    counts = torch.tensor([len(target.labels) for target in targets])
+    target_index = owners[image, token] + (counts.cumsum(0) - counts)[image]
+    classes[image, token] = torch.cat([target.labels for target in targets])[target_index]
+    class_weights = logits.new_ones(no_object_class + 1)
+    class_weights[no_object_class] = NO_OBJECT_WEIGHT
+
+    predicted = boxes_cxcywh[image, token]
+    boxes = torch.cat([target.boxes_cxcywh for target in targets])[target_index]
+    overlap = paired_generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(boxes))
+    positives = max(1, len(image))
+    return {
+        "dense_ce": F.cross_entropy(logits.transpose(1, 2), classes, weight=class_weights),
+        "dense_bbox": (predicted - boxes).abs().sum() / positives,
+        "dense_giou": (1 - overlap).sum() / positives,
+    }
+
+
+def position_loss(guesses: Tensor, height: int, width: int, *, stride: int = 16) -> Tensor:
+    """Mean absolute error of `(B, D, 2)` guessed normalised (x, y), one per token, against where the tokens look."""
+    return (guesses - token_centres(height, width, stride=stride)).abs().mean()

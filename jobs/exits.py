@@ -1,0 +1,41 @@
+"""Exit codes: what the commands' outcomes are to a shell or a scheduler."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+DONE = 0
+SYSTEM_FAILURE = 1  # the world is the reason; the same command goes on from there
+WRONG_USE = 2  # argparse's own
+BUDGET_EXCEEDED = 3  # finished, with more error rows than allowed
+INTERRUPTED = 130  # Ctrl-C, as shells say it
+
+
+class BudgetExceeded(Exception):
+    """A run finished, but more of its images are errors than was allowed."""
+
+
+def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> None:
+    """Call a command and leave the process with its exit code.
+
+    A system failure is one sentence on standard error; a bug keeps its traceback.
+    """
+    # imported here so that `--help` needs nothing heavy; both modules are light
+    from pipelines.run import RunStopped
+
+    try:
+        main(argv)
+        sys.stdout.flush()  # here, where a reader that is gone is still ours to deal with
+    except RunStopped as stopped:
+        print(f"error: {stopped}", file=sys.stderr)
+        sys.exit(SYSTEM_FAILURE)
+    except BudgetExceeded as exceeded:
+        print(f"error: {exceeded}", file=sys.stderr)
+        sys.exit(BUDGET_EXCEEDED)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # the reader of our output is gone (`| head`): leave without a second error from the flush at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(SYSTEM_FAILURE)

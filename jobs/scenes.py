@@ -1,0 +1,47 @@
+"""Draw labelled scenes of plain shapes as JPEGs with a COCO instances.json: the pictures that the model `scenes` knows.
+
+python -m jobs.scenes --out scenes --count 200 --seed 1
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.exits import run
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, draw and write, print."""
+    parser = argparse.ArgumentParser(
+        prog="jobs.scenes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="a new or empty folder, or one that holds these very scenes, of which the missing are added",
+    )
+    parser.add_argument("--count", type=int, default=200, metavar="N", help="scenes to draw (%(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="the same seed gives the same scenes (%(default)s)"
+    )
+    args = parser.parse_args(argv)
+    # after the arguments, so that --help needs no numpy
+    from detr.scene_files import write_scenes
+    from pipelines.run import RunStopped
+
+    try:
+        truth = write_scenes(args.out, args.count, args.seed)
+    except (ValueError, FileExistsError) as error:
+        parser.error(str(error))
+    except OSError as error:
+        raise RunStopped(
+            f"cannot write scenes to {args.out}: {error}. The same command goes on with what is missing."
+        ) from error
+
+    print(f"{args.count:,} scenes of seed {args.seed} are in {args.out}, their truth in {truth}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,68 @@
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from jobs.exits import BUDGET_EXCEEDED, DONE, INTERRUPTED, SYSTEM_FAILURE, WRONG_USE, BudgetExceeded, run
+from pipelines.run import RunStopped
+
+
+def raising(error: BaseException) -> Callable[[Sequence[str] | None], None]:
+    def main(argv: Sequence[str] | None = None) -> None:
+        raise error
+
+    return main
+
+
+def test_the_codes_are_those_that_are_documented() -> None:
+    assert (DONE, SYSTEM_FAILURE, WRONG_USE, BUDGET_EXCEEDED, INTERRUPTED) == (0, 1, 2, 3, 130)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (RunStopped("s3://lake does not answer."), 1, "error: s3://lake does not answer.\n"),
+        (BudgetExceeded("6 % of the images are errors."), 3, "error: 6 % of the images are errors.\n"),
+        (KeyboardInterrupt(), 130, "interrupted: the same command goes on from here.\n"),
+        (SystemExit(2), 2, ""),
+    ],
+)
+def test_each_outcome_has_its_code_and_its_sentence_on_standard_error(
+    capsys: pytest.CaptureFixture[str], error: BaseException, code: int, said: str
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        run(raising(error))
+
+    assert left.value.code == code
+    assert capsys.readouterr() == ("", said)
+
+
+def test_a_command_that_is_done_leaves_nothing_to_say(capsys: pytest.CaptureFixture[str]) -> None:
+    given: list[Sequence[str] | None] = []
+
+    run(given.append, ["--out", "x"])
+
+    assert given == [["--out", "x"]]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run(raising(ZeroDivisionError()))
+
+
+@pytest.mark.parametrize("flush", [True, False])
+def test_a_reader_that_goes_away_is_no_second_error(flush: bool) -> None:
+    script = f"from jobs.exits import run\nrun(lambda argv: print('stays in the buffer', flush={flush}))"
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    reading, writing = os.pipe()
+    os.close(reading)
+
+    done = subprocess.run(
+        [sys.executable, "-c", script], stdout=writing, stderr=subprocess.PIPE, env=buffered, check=False
+    )
+    os.close(writing)
+
+    assert (done.returncode, done.stderr) == (1, b"")

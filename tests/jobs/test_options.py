@@ -1,0 +1,166 @@
+"""What the values of shared options mean, and what is refused."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from jobs.options import (
+    CommandParser,
+    actor_range,
+    add_model_options,
+    add_source_options,
+    class_threshold,
+    count,
+    share,
+)
+
+
+def parser() -> CommandParser:
+    made = CommandParser(prog="jobs.some", description="Some command.")
+    add_source_options(made)
+    add_model_options(made)
+    return made
+
+
+def test_what_is_left_out_has_its_default() -> None:
+    args = parser().parse_args(["--images", "lake", "--table", "tab", "--model", "scenes"])
+
+    assert vars(args) == {
+        "images": ["lake"],
+        "table": "tab",
+        "model": "scenes",
+        "threshold": 0.05,
+        "precision": "auto",
+        "shard_images": None,
+        "max_images": None,
+        "sample": None,
+        "seed": 0,
+        "keep": [],
+        "via": "auto",
+        "anonymous": False,
+        "endpoint": None,
+        "region": None,
+    }
+
+
+def test_options_that_take_several_values_take_them_in_one_go() -> None:
+    line = "--images a b/*.jpg s3://c/d --table t --model m --keep station metres --sample 5 --seed -3"
+
+    args = parser().parse_args(line.split())
+
+    assert args.images == ["a", "b/*.jpg", "s3://c/d"]
+    assert args.keep == ["station", "metres"]
+    assert (args.sample, args.seed) == (5, -3)
+
+
+def test_underscores_in_the_names_of_options_are_hyphens() -> None:
+    line = "--images my_lake --table=my_table --model a_model --max_images 5 --shard_images=7"
+
+    args = parser().parse_args(line.split())
+
+    assert (args.images, args.table, args.model) == (["my_lake"], "my_table", "a_model")
+    assert (args.max_images, args.shard_images) == (5, 7)
+
+
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [
+        ("--treshold", "Did you mean --threshold?"),
+        ("--endpont=x", "Did you mean --endpoint?"),
+        ("--xyzzy", "unrecognized arguments: --xyzzy"),
+    ],
+)
+def test_an_unknown_option_is_told_the_nearest(capsys: pytest.CaptureFixture[str], option: str, hint: str) -> None:
+    with pytest.raises(SystemExit) as left:
+        parser().parse_args(["--images", "i", "--table", "t", "--model", "m", option])
+
+    assert left.value.code == 2
+    assert capsys.readouterr().err.rstrip().endswith(hint)
+
+
+@pytest.mark.parametrize(("text", "value"), [("0", 0.0), ("1", 1.0), ("0.05", 0.05), ("5e-2", 0.05)])
+def test_a_share_is_a_number_from_0_to_1(text: str, value: float) -> None:
+    assert share(text) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("1.01", "1.01 is not in 0..1"),
+        ("-0.1", "-0.1 is"),
+        ("nan", "nan is not in"),
+        ("half", "'half' is not a number"),
+    ],
+)
+def test_what_is_no_share_is_refused(text: str, sentence: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=sentence):
+        share(text)
+
+
+def test_a_count_is_a_whole_number_from_1_on() -> None:
+    assert count("2048") == 2048
+    for text, sentence in (("0", "0 is less than 1"), ("-5", "-5 is"), ("1.5", "'1.5' is not a number"), ("", "''")):
+        with pytest.raises(argparse.ArgumentTypeError, match=sentence):
+            count(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "bounds"),
+    [("2:8", (2, 8)), ("4", (4, 4)), ("2:", (2, None)), (":8", (None, 8)), ("3:3", (3, 3)), (":", (None, None))],
+)
+def test_a_range_of_actors(text: str, bounds: tuple[int | None, int | None]) -> None:
+    assert actor_range(text) == bounds
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("8:2", "8:2: MIN is larger than MAX"),
+        ("0:2", "0 is less than 1"),
+        ("a:b", "'a' is not a number"),
+        ("1:2:3", "'2:3' is not"),
+    ],
+)
+def test_what_is_no_range_of_actors_is_refused(text: str, sentence: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=sentence):
+        actor_range(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "meaning"),
+    [
+        ("cat", ("cat", None)),
+        ("cat=0.5", ("cat", 0.5)),
+        ("traffic light=0", ("traffic light", 0.0)),
+        ("a=b=0.25", ("a=b", 0.25)),
+    ],
+)
+def test_a_class_may_have_its_own_threshold(text: str, meaning: tuple[str, float | None]) -> None:
+    assert class_threshold(text) == meaning
+
+
+def test_a_threshold_that_is_none_is_refused() -> None:
+    for text, sentence in (("cat=2", "2 is not in"), ("cat=high", "'high'"), ("cat=", "''")):
+        with pytest.raises(argparse.ArgumentTypeError, match=sentence):
+            class_threshold(text)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("--table t --model m", "required: --images"),
+        ("--images i --model m", "required: --table"),
+        ("--images i --table t", "required: --model"),
+        ("--images i --table t --model m --max-images 5 --sample 5", "not allowed with argument"),
+        ("--images i --table t --model m --precision int8", "invalid choice: 'int8'"),
+        ("--images i --table t --model m --threshold 5", "5 is not in 0..1"),
+    ],
+)
+def test_a_line_that_makes_no_sense_is_refused(capsys: pytest.CaptureFixture[str], line: str, sentence: str) -> None:
+    with pytest.raises(SystemExit) as left:
+        parser().parse_args(line.split())
+
+    assert left.value.code == 2
+    assert sentence in capsys.readouterr().err
