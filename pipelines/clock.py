@@ -1,0 +1,39 @@
+"""What time it is, as a value that tests can replace."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """The three things that code asks of time."""
+
+    def now(self) -> datetime:
+        """Return the wall clock's time, in UTC: for records that other machines read."""
+        ...
+
+    def monotonic(self) -> float:
+        """Return seconds from an arbitrary start that never run backwards: for deadlines and budgets."""
+        ...
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+        ...
+
+
+class SystemClock:
+    """The machine's own clock."""
+
+    def now(self) -> datetime:
+        """Return the wall clock's time, in UTC."""
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        """Return seconds that never run backwards."""
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+        time.sleep(seconds)

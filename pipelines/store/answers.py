@@ -1,0 +1,127 @@
+"""What the answers of object stores mean: from status and code to our errors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pipelines.store.interface import (
+    AlreadyExists,
+    Archived,
+    Changed,
+    Denied,
+    Misconfigured,
+    NotFound,
+    StoreDown,
+    StoreError,
+    Throttled,
+)
+
+Action = Literal["list", "read", "create", "replace", "write", "delete"]
+
+_NO_BUCKET = {"NoSuchBucket", "ContainerNotFound", "InvalidBucketName"}
+_BAD_CREDENTIALS = {
+    "AccountProblem",
+    "AuthenticationFailed",
+    "ExpiredToken",
+    "InvalidAccessKeyId",
+    "InvalidClientTokenId",
+    "InvalidToken",
+    "RequestTimeTooSkewed",
+    "SignatureDoesNotMatch",
+    "TokenRefreshRequired",
+    "UserSuspended",
+}
+_ARCHIVED = {"InvalidObjectState", "BlobArchived"}
+_OTHER_REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
+_THROTTLED = {"SlowDown", "RequestLimitExceeded", "ThrottlingException", "TooManyRequests", "ServerBusy"}
+_TRY_AGAIN = {"ConditionalRequestConflict", "OperationAborted", "RequestTimeout", "InternalError"}
+_PAST_PARTICIPLE = {
+    "list": "listed",
+    "read": "read",
+    "create": "created",
+    "replace": "replaced",
+    "write": "written",
+    "delete": "deleted",
+}
+_S3_RIGHT = {"read": "s3:GetObject", "delete": "s3:DeleteObject"}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back: the HTTP status, the store's own code, and a few words where there is neither."""
+
+    status: int | None = None
+    code: str | None = None
+    words: str = ""
+    region: str | None = None
+
+
+def store_error(answer: Answer, action: Action, uri: str) -> StoreError:
+    """Return the error that an answer is, with a sentence that says what to do.
+
+    Args:
+        answer: What came back, of a GET where there is a choice: a HEAD has no code, and 404 may be the bucket's.
+        action: What was asked for.
+        uri: Of what, without secrets.
+    """
+    status, code = answer.status, answer.code or ""
+    said = " ".join(str(part) for part in (status, code) if part) or answer.words or "no answer"
+    failed = f"{uri} cannot be {_PAST_PARTICIPLE[action]}"
+    if code in _NO_BUCKET or (status == 404 and action == "list"):
+        return Misconfigured(
+            f"{failed}: there is no such bucket ({said}). Check its name, the endpoint and the account."
+        )
+    if code in _BAD_CREDENTIALS:
+        return Misconfigured(f"{failed}: the credentials are refused ({said}). {_advice(code)}")
+    if code in _ARCHIVED:
+        return Archived(f"{failed}: it is archived ({said}). Restore it first.")
+    if code in _OTHER_REGION or status in (301, 307, 308):
+        where = f" '{answer.region}'" if answer.region else ""
+        return Misconfigured(f"{failed}: the bucket is in another region{where} ({said}). Set AWS_REGION to it.")
+    if code in _TRY_AGAIN or status in (408, 425):
+        return StoreDown(f"{failed}: the store was busy ({said}). Run again later.")
+    if code in _THROTTLED or status in (429, 503):
+        return Throttled(
+            f"{failed}: the store asks for fewer requests ({said}). Run again later, or with fewer actors."
+        )
+    if status is None or status >= 500:
+        return StoreDown(f"{failed}: the store does not work ({said}). Check it and the network, then run again.")
+    return _about_the_object(status, action, failed, said)
+
+
+def login_is_over(uri: str) -> StoreError:
+    """Return the error for credentials that cannot be renewed."""
+    return Misconfigured(f"{uri} cannot be reached: the credentials cannot be renewed. Log in again.")
+
+
+def _about_the_object(status: int, action: Action, failed: str, said: str) -> StoreError:
+    if action == "create" and status in (409, 412):
+        return AlreadyExists(f"{failed}: it exists already ({said}).")
+    if action == "replace" and status in (404, 409, 412):
+        return Changed(f"{failed}: it is not what it was when it was read ({said}).")
+    if status in (404, 410):
+        return NotFound(f"{failed}: no such object ({said}).")
+    if action == "list":
+        return Misconfigured(
+            f"{failed}: the store refuses ({said}). "
+            "Grant s3:ListBucket, or what the store calls it, or give a list of URIs instead."
+        )
+    return Denied(f"{failed}: the store refuses ({said}). {_permission(status, action, failed)}")
+
+
+def _permission(status: int, action: Action, failed: str) -> str:
+    if failed.startswith("http"):
+        return "Check whether the address is public, and its signature not over."
+    if not failed.startswith("s3"):
+        return "Check the credentials and what they may do there."
+    grant = f"Grant {_S3_RIGHT.get(action, 's3:PutObject')}."
+    return f"{grant} A missing object looks the same without s3:ListBucket." if status == 403 else grant
+
+
+def _advice(code: str) -> str:
+    if code == "RequestTimeTooSkewed":
+        return "Set this machine's clock."
+    if code in ("ExpiredToken", "TokenRefreshRequired", "InvalidToken"):
+        return "The session is over: log in again."
+    return "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, the profile, and that the endpoint is theirs."

@@ -1,0 +1,91 @@
+"""Opening buckets: of S3, of Google's and of Azure's stores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import obstore.store
+from obstore.exceptions import BaseError
+
+from pipelines.store.aws import CREDENTIALS_GOOD_FOR, S3Access, s3_access
+from pipelines.store.interface import CONNECT_SECONDS, REQUEST_SECONDS, Misconfigured, Store, StoreOptions
+from pipelines.store.native import NativeStore
+from pipelines.store.slow_s3 import SlowS3
+from pipelines.store.uris import scheme_of, without_secrets
+
+
+def open_s3(root: str, options: StoreOptions) -> Callable[[str], Store]:
+    """Return what makes the store of a folder of an S3 bucket."""
+    name = root.partition("://")[2]
+    if not name:
+        raise Misconfigured(f"{root}: a bucket is missing, as in s3://bucket/folder/")
+    access = s3_access(options)
+    slow = SlowS3(name, access, options.retry_seconds)
+    if options.via == "fsspec":
+        from pipelines.store.through_fsspec import FsspecS3
+
+        return partial(FsspecS3, slow, name, root, access=access, retry_seconds=options.retry_seconds)
+    bucket = _native_s3(name, access, options)
+    return partial(NativeStore, bucket, root, slow=slow, retry_seconds=options.retry_seconds)
+
+
+def open_cloud(root: str, options: StoreOptions) -> Callable[[str], Store]:
+    """Return what makes the store of a folder of a bucket of Google's, or of a container of Azure's."""
+    config: Any = {"skip_signature": True} if options.anonymous else {}
+    try:
+        bucket = obstore.store.from_url(
+            root.replace("gcs://", "gs://"),
+            config=config,
+            client_options=_client_options(allow_http=False),
+            retry_config=_retry_config(options.retry_seconds),
+        )
+    except (BaseError, ValueError) as error:
+        hint = "" if scheme_of(root) in ("gs", "gcs") else " Set AZURE_STORAGE_ACCOUNT_NAME."
+        raise Misconfigured(f"{without_secrets(root)} cannot be opened: {_reason(error)}.{hint}") from error
+    return partial(NativeStore, bucket, root, slow=None, retry_seconds=options.retry_seconds)
+
+
+def _native_s3(name: str, access: S3Access, options: StoreOptions) -> obstore.store.S3Store:
+    # one DELETE for one object: bulk deletion is a POST that not every store and policy knows
+    config: dict[str, Any] = {
+        "region": access.region,
+        "skip_signature": access.anonymous,
+        "disable_bulk_delete": True,
+    }
+    if access.endpoint:
+        config["endpoint"] = access.endpoint
+    if not access.anonymous and not access.has_environment_keys:
+        from obstore.auth.boto3 import Boto3CredentialProvider  # imports boto3: 0.15 s
+
+        # obstore knows no profiles and no SSO; botocore does, and the metadata services too
+        config["credential_provider"] = Boto3CredentialProvider(access.session, ttl=CREDENTIALS_GOOD_FOR)
+    return obstore.store.S3Store(
+        name,
+        client_options=_client_options(allow_http=access.plain_http),
+        retry_config=_retry_config(options.retry_seconds),
+        **config,
+    )
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0].rpartition("error: ")[2].rstrip(".")
+
+
+def _client_options(*, allow_http: bool) -> Any:
+    return {
+        "timeout": timedelta(seconds=REQUEST_SECONDS),
+        "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
+        "allow_http": allow_http,
+    }
+
+
+def _retry_config(seconds: float) -> Any:
+    # obstore's own (10 tries from 0.1 s) gave up after 2 s of refused connections; these outlast 30 s
+    return {
+        "max_retries": 40 if seconds else 0,
+        "retry_timeout": timedelta(seconds=seconds),
+        "backoff": {"init_backoff": timedelta(milliseconds=250), "max_backoff": timedelta(seconds=10), "base": 2},
+    }

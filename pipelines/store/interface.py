@@ -1,0 +1,154 @@
+"""What every object store can do, and how it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
+
+CLIENT_RETRY_SECONDS = 120.0
+REQUEST_SECONDS = 60
+CONNECT_SECONDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One object of a listing.
+
+    `size` and `etag` are None where the source does not tell. Etags carry no quotes and no `W/`, wherever they come
+    from.
+    """
+
+    key: str
+    size: int | None
+    etag: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """The bytes of one object, and the etag that it had when they were read."""
+
+    data: bytes
+    etag: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoreOptions:
+    """How to reach stores.
+
+    Holds no secret: it may travel and be written down, and stores are made from it where they are used.
+
+    Args:
+        via: "fsspec" reads through fsspec where "auto" takes the faster native client.
+        anonymous: Send unsigned requests: public buckets.
+        endpoint: The server's address, for S3 that is not Amazon's. None: as `AWS_ENDPOINT_URL` says.
+        region: The region. None: as `AWS_REGION` or the profile says.
+        retry_seconds: How long one request is tried again by the client itself before it is an error.
+    """
+
+    via: Literal["auto", "fsspec"] = "auto"
+    anonymous: bool = False
+    endpoint: str | None = None
+    region: str | None = None
+    retry_seconds: float = CLIENT_RETRY_SECONDS
+
+
+class StoreError(Exception):
+    """A store did not do what it was asked. The message is a sentence for the user and holds no secret."""
+
+    is_passing: ClassVar[bool] = False
+
+
+class NotFound(StoreError):
+    """No such object."""
+
+
+class Denied(StoreError):
+    """This object is refused to these credentials, while the store is fine."""
+
+
+class AlreadyExists(StoreError):
+    """A create-only put met an object: somebody else's, or our own after a lost answer. Compare what is inside."""
+
+
+class Changed(StoreError):
+    """A conditional put met another etag than the expected one, or no object."""
+
+
+class Archived(StoreError):
+    """The object lies in an archive class, which must be restored before it can be read."""
+
+
+class Throttled(StoreError):
+    """The store asks for fewer requests, and did so until the client gave up."""
+
+    is_passing = True
+
+
+class StoreDown(StoreError):
+    """No answer, broken answers or server errors, until the client gave up."""
+
+    is_passing = True
+
+
+class Misconfigured(StoreError):
+    """Nothing in this store can work: no bucket, credentials missing or refused, another region, no right to list."""
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether the same request may succeed later without anybody's doing: what `retry` should try again."""
+    return isinstance(error, StoreError) and error.is_passing
+
+
+class Store(Protocol):
+    """The objects below one URI. Keys are relative to it; methods may be called from many threads at once.
+
+    Made by `open_store` in the process that uses it: a store is never pickled, never used after a fork.
+    """
+
+    @property
+    def uri(self) -> str:
+        """The URI below which the keys lie, without a slash at its end."""
+        ...
+
+    def list(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
+        """Yield the objects whose key begins with `prefix` and is greater than `after`, in byte order of UTF-8 keys.
+
+        Every depth, hidden names too; folders and folder markers are left out. It streams: memory does not grow with
+        the listing (of local folders one folder's names are held). `prefix` is a string like any other, it need not
+        end with a folder's name. Nothing there is an empty listing, not an error.
+
+        Raises:
+            StoreError: the listing cannot go on. It can be taken up with `after` the last key.
+        """
+        ...
+
+    def head(self, key: str) -> Entry:
+        """Return what a listing would say of this key."""
+        ...
+
+    def get(self, key: str) -> Blob:
+        """Return the whole object; its length agrees with what the store announced."""
+        ...
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """Return `length` bytes from `start`, fewer only where the object ends before."""
+        ...
+
+    def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
+        """Write the whole object in one request, so that nobody sees half of it; return its new etag where known.
+
+        `create` writes only where nothing is, `if_match` only over the object with that etag. Both are sent again,
+        within bounds, when an answer is lost, and then may meet their own work: whoever gets `AlreadyExists` or
+        `Changed` compares what is there with what it wrote.
+
+        Raises:
+            AlreadyExists: with `create`.
+            Changed: with `if_match`.
+            StoreDown: nothing is known about what was written, if anything.
+        """
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove the object; that there was none is success."""
+        ...

@@ -1,0 +1,228 @@
+"""Folders of this machine as a store."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import secrets
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from pipelines.store.interface import (
+    AlreadyExists,
+    Blob,
+    Denied,
+    Entry,
+    Misconfigured,
+    NotFound,
+    StoreDown,
+    StoreError,
+)
+from pipelines.store.uris import LOCAL_ROOT
+from pipelines.store.walk import Child, walk
+
+logger = logging.getLogger(__name__)
+
+# Begins with a dot and does not end in .parquet: no reader of tables takes unfinished files for data, nor does `list`.
+_UNFINISHED = ".ray-detr-unfinished-"
+
+_NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO}
+_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV}
+_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EROFS: "the disk is read-only"}
+
+
+class LocalStore:
+    """The files below a folder, every one of them: hidden ones, and those that links lead to.
+
+    Written with the system's own calls: obstore's local store refuses names with line breaks and names like `a#1`,
+    lists in no order, and takes no less CPU.
+    """
+
+    def __init__(self, folder: str) -> None:
+        """Take the absolute path of a folder, which need not exist yet."""
+        self._folder = folder.rstrip("/") + "/"
+        self.uri = LOCAL_ROOT + self._folder.strip("/")
+
+    def list(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
+        """Yield the files whose path begins with `prefix`, in the byte order of paths."""
+        return walk(self._read_folder, prefix, after)
+
+    def head(self, key: str) -> Entry:
+        """Return size and etag of a file."""
+        try:
+            status = os.stat(self._path(key))  # noqa: PTH116 - a Path for every call would cost as much as the call
+        except (OSError, ValueError) as error:
+            raise _explained(error, self._path(key), "read") from error
+        if not stat.S_ISREG(status.st_mode):
+            raise NotFound(
+                f"{self._path(key)} is not a file: name files, or the folder they are in with a slash at its end"
+            )
+        return Entry(key, status.st_size, _etag(status))
+
+    def get(self, key: str) -> Blob:
+        """Return the whole file."""
+        data, status = self._read(key, 0, None)
+        return Blob(data, _etag(status))
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """Return `length` bytes from `start`, fewer only where the file ends before."""
+        return self._read(key, start, length)[0]
+
+    def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
+        """Write the file beside its name, then give it the name: readers see it whole or not at all.
+
+        Not flushed to the disk: after a power failure the file may be missing or empty.
+        """
+        if if_match is not None:
+            raise Misconfigured(f"{self.uri}: folders cannot replace a file only if it is unchanged; use a lock file")
+        path = self._path(key)
+        folder = path[: path.rfind("/") + 1]
+        unfinished = f"{folder}{_UNFINISHED}{secrets.token_hex(8)}"
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            etag = _write(unfinished, data)
+            if create:
+                _link(unfinished, path)
+            else:
+                os.replace(unfinished, path)  # noqa: PTH105
+        except (OSError, ValueError) as error:
+            raise _explained(error, path, "written") from error
+        finally:
+            with suppress(FileNotFoundError, NotADirectoryError, PermissionError, ValueError):
+                os.unlink(unfinished)  # noqa: PTH108
+        return etag
+
+    def delete(self, key: str) -> None:
+        """Remove the file; that there was none is success."""
+        try:
+            os.unlink(self._path(key))  # noqa: PTH108
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except (OSError, ValueError) as error:
+            raise _explained(error, self._path(key), "deleted") from error
+
+    def _path(self, key: str) -> str:
+        return self._folder + key
+
+    def _read(self, key: str, start: int, length: int | None) -> tuple[bytes, os.stat_result]:
+        path = self._path(key)
+        try:
+            # O_NONBLOCK: opening a named pipe must not wait for its writer
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except (OSError, ValueError) as error:
+            raise _explained(error, path, "read") from error
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise NotFound(f"{path} is not a file: name files, or the folder they are in with a slash at its end")
+            wanted = min(max(status.st_size - start, 0), status.st_size if length is None else length)
+            pieces, at = [], start
+            while wanted and (piece := os.pread(descriptor, wanted, at)):  # the kernel gives at most 2 GiB at once
+                pieces.append(piece)
+                at, wanted = at + len(piece), wanted - len(piece)
+        except OSError as error:
+            raise _explained(error, path, "read") from error
+        finally:
+            os.close(descriptor)
+        if wanted:
+            raise StoreDown(f"{path} became shorter while it was read. Let its writer finish, then run again.")
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces), status
+
+    def _read_folder(self, folder: str) -> Iterable[Child]:
+        path = self._folder + folder
+        try:
+            with os.scandir(path) as found:
+                children = [child for entry in found if (child := _child(entry)) is not None]
+        except (FileNotFoundError, NotADirectoryError):
+            return []  # removed since its parent was read, or never there: an empty prefix
+        except PermissionError as error:
+            raise Misconfigured(
+                f"{path} cannot be listed: permission denied. Make it readable, or list the folders beside it."
+            ) from error
+        except (OSError, ValueError) as error:
+            raise _explained(error, path, "listed") from error
+        return children
+
+
+def _child(entry: os.DirEntry[str]) -> Child | None:
+    if entry.name.startswith(_UNFINISHED):
+        return None
+    if not entry.name.isprintable() and not _is_utf8(entry.name):
+        logger.warning("left out %r: its name is not UTF-8, so no table can hold it; rename it", entry.path)
+        return None
+    try:
+        if entry.is_dir():
+            if entry.is_symlink() and _leads_up(entry.path):
+                logger.warning("left out %r: the link leads to a folder above itself", entry.path)
+                return None
+            return Child(entry.name, is_folder=True)
+        status = entry.stat()
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP):
+            raise
+        return Child(entry.name, is_folder=False)  # a link to nothing: a missing image, which somebody should hear of
+    if not stat.S_ISREG(status.st_mode):
+        return None  # pipes, sockets, devices
+    return Child(entry.name, is_folder=False, size=status.st_size, etag=_etag(status))
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # os.scandir hides foreign bytes in lone surrogates
+        return False
+    return True
+
+
+def _leads_up(link: str) -> bool:
+    """Whether following the link would come by it again, also by way of other links."""
+    target = Path(link).resolve()
+    above = {real for folder in Path(link).parents for real in (folder.resolve(), *folder.resolve().parents)}
+    return target in above
+
+
+def _etag(status: os.stat_result) -> str:
+    # no inode: a lake that is copied with its times kept is the same lake
+    return f"{status.st_mtime_ns:x}-{status.st_size:x}"
+
+
+def _write(path: str, data: bytes) -> str:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        return _etag(os.fstat(descriptor))
+    finally:
+        os.close(descriptor)
+
+
+def _link(unfinished: str, path: str) -> None:
+    """Give the file its name unless the name is taken, in one step."""
+    try:
+        os.link(unfinished, path)
+    except OSError as error:
+        if error.errno in _NO_HARD_LINKS:
+            raise Misconfigured(
+                f"{path} cannot be created safely: the file system has no hard links. "
+                "Put the table on another disk or in an object store."
+            ) from error
+        raise
+
+
+def _explained(error: OSError | ValueError, path: str, action: str) -> StoreError:
+    if isinstance(error, ValueError):
+        return NotFound(f"{path!r} cannot be {action}: no file can have this name")
+    code = error.errno or 0
+    if code == errno.EEXIST:
+        return AlreadyExists(f"{path} exists already")
+    if code in _FULL:
+        return Misconfigured(f"{path} cannot be {action}: {_FULL[code]}. Make room, or choose another place.")
+    if code in (errno.EACCES, errno.EPERM):
+        return Denied(f"{path} cannot be {action}: permission denied. Check its owner and mode.")
+    if code in _NOT_THERE:
+        return NotFound(f"{path} cannot be {action}: {os.strerror(code)}")
+    return StoreDown(f"{path} cannot be {action}: {os.strerror(code)}. Check the disk.")

@@ -1,0 +1,70 @@
+"""A store in memory, for tests."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+from pipelines.store.interface import AlreadyExists, Blob, Changed, Entry, NotFound, Store
+
+
+def memory_store(uri: str = "memory://store") -> Store:
+    """Return an empty store that lives as long as it is referred to."""
+    return MemoryStore(uri)
+
+
+class MemoryStore:
+    """A dictionary with a store's manners: conditions are honoured, every write gives a new etag."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._objects: dict[str, Blob] = {}
+        self._writes = 0
+        self._lock = threading.Lock()
+
+    def list(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
+        """Yield what was there when the listing began."""
+        with self._lock:
+            found = sorted(
+                (key, len(blob.data), blob.etag)
+                for key, blob in self._objects.items()
+                if key.startswith(prefix) and key > (after or "")
+            )
+        for key, size, etag in found:
+            yield Entry(key, size, etag)
+
+    def head(self, key: str) -> Entry:
+        """Return what a listing would say of this key."""
+        blob = self.get(key)
+        return Entry(key, len(blob.data), blob.etag)
+
+    def get(self, key: str) -> Blob:
+        """Return the object."""
+        with self._lock:
+            blob = self._objects.get(key)
+        if blob is None:
+            raise NotFound(f"{self.uri}/{key}: no such object")
+        return blob
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """Return `length` bytes from `start`, fewer only where the object ends before."""
+        return self.get(key).data[start : start + length]
+
+    def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
+        """Write the object."""
+        assert not (create and if_match is not None), "nothing can be both absent and of a known etag"
+        with self._lock:
+            existing = self._objects.get(key)
+            if create and existing is not None:
+                raise AlreadyExists(f"{self.uri}/{key} exists already")
+            if if_match is not None and (existing is None or existing.etag != if_match):
+                raise Changed(f"{self.uri}/{key} is not the object with etag {if_match} any more")
+            self._writes += 1
+            etag = f"{self._writes:x}"
+            self._objects[key] = Blob(bytes(data), etag)
+            return etag
+
+    def delete(self, key: str) -> None:
+        """Remove the object; that there was none is success."""
+        with self._lock:
+            self._objects.pop(key, None)

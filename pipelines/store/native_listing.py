@@ -1,0 +1,135 @@
+"""Listing a bucket in order, at obstore's speed, whatever its keys are called."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import obstore
+from obstore.exceptions import InvalidPathError
+
+from pipelines.store.interface import Denied, Entry, Misconfigured, NotFound, StoreError, is_passing
+from pipelines.store.native_errors import NATIVE_ERRORS, native_error
+from pipelines.store.slow_s3 import PAGE_KEYS, SlowS3, plain_etag, unsorted_sentence
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+# obstore 0.12 cleans paths: it refuses empty, "." and ".." segments and control characters, and drops outer slashes
+_REFUSED = re.compile(r"^/|/$|//|(?:^|/)\.\.?(?:/|$)|[\x00-\x1f\x7f]")
+_HIGHEST = "\U0010fffd"
+_TRIES_WITHOUT_PROGRESS = 4
+
+
+class _MisreadError(Exception):
+    """obstore met a key that it cannot take, or gave one under another name."""
+
+
+def is_refused(key: str) -> bool:
+    """Whether obstore cannot take a key, or takes it for another."""
+    return _REFUSED.search(key) is not None
+
+
+def list_bucket(
+    bucket: ObjectStore, slow: SlowS3 | None, uri: str, prefix: str, after: str, *, patient: bool = True
+) -> Iterator[Entry]:
+    """Yield the objects whose key begins with `prefix` and is greater than `after`, in the byte order of keys.
+
+    Pages come from obstore; one that holds a key which obstore cannot take from `slow` instead, where there is one.
+    Objects whose name ends in a slash are left out if they are empty; obstore shows others, which nobody should make,
+    under the name without the slash.
+
+    Args:
+        bucket: obstore's store of the whole bucket.
+        slow: The client for any key.
+        uri: The bucket's URI, for messages.
+        prefix: Any beginning of a key.
+        after: The key after which to begin, "" for the start.
+        patient: Whether a listing that breaks off is taken up again.
+    """
+    position = max(after, _just_before(prefix))
+    folder = prefix[: prefix.rfind("/") + 1]
+    if slow is not None and (folder.startswith("/") or is_refused(folder.removesuffix("/"))):
+        yield from slow.list(prefix, position)
+        return
+    # "/x" is shown as "x", so keys with a leading slash must be looked for, and passed by the slow client
+    slow_until = "0" if slow is not None and not prefix and position < "0" and slow.has_keys("/") else ""
+    is_misread, tries = False, 0
+    while True:
+        reached = position
+        try:
+            if slow is not None and (is_misread or position < slow_until or is_refused(position)):
+                is_misread = False
+                entries, last = slow.page(prefix, position)
+                yield from entries
+                if last is None:
+                    return
+                position = last
+            else:
+                for entry in _list_native(bucket, uri, prefix, position):
+                    position = entry.key
+                    yield entry
+                return
+        except _MisreadError as error:
+            if slow is None:
+                raise Misconfigured(
+                    f"{uri}: after {position!r} comes an object that cannot be listed: {error}"
+                ) from error
+            is_misread = True
+        except StoreError as error:
+            # obstore does not try again when the body of a page breaks off
+            tries = tries + 1 if position == reached else 1
+            if not (patient and is_passing(error) and tries < _TRIES_WITHOUT_PROGRESS):
+                raise
+
+
+def _list_native(bucket: ObjectStore, uri: str, prefix: str, after: str) -> Iterator[Entry]:
+    # obstore's prefix is a folder: the rest of ours is a filter, between its first and its last key
+    folder = prefix[: prefix.rfind("/") + 1]
+    try:
+        pages = obstore.list(bucket, prefix=folder or None, offset=after or None, chunk_size=PAGE_KEYS)
+        last = after
+        for page in pages:
+            for meta in page:
+                key, size = meta["path"], meta["size"]
+                if not key.startswith(prefix):
+                    if key > prefix:
+                        return
+                    continue
+                if size == 0 and _is_folder_marker(bucket, uri, key, last):
+                    continue
+                if key <= last:
+                    raise _MisreadError(unsorted_sentence(uri))
+                last = key
+                yield Entry(key, size, plain_etag(meta["e_tag"]))
+    except InvalidPathError as error:
+        raise _MisreadError("its name has empty or dotted segments, or control characters. Rename it.") from error
+    except NATIVE_ERRORS as error:
+        raise native_error(error, "list", uri) from error
+
+
+def _is_folder_marker(bucket: ObjectStore, uri: str, key: str, last: str) -> bool:
+    """Whether an empty entry is the marker `key/`, whose slash obstore drops, and not the object `key`."""
+    if key <= last:  # the object itself came before "key-"; the marker comes behind it
+        return True
+    try:
+        return obstore.head(bucket, key)["size"] > 0
+    except NATIVE_ERRORS as error:
+        explained = native_error(error, "read", f"{uri}/{key}")
+        if isinstance(explained, NotFound):
+            return True
+        if isinstance(explained, Denied):
+            return False
+        raise explained from error
+
+
+def _just_before(prefix: str) -> str:
+    """Return a key that is smaller than all that begin with `prefix`, and not by much; "" if obstore takes none."""
+    if not prefix or prefix.endswith("/"):
+        return ""
+    code = ord(prefix[-1]) - 1
+    if 0xD800 <= code <= 0xDFFF:
+        code = 0xD7FF
+    before = prefix[:-1] + chr(code) + _HIGHEST if code >= 0 else ""
+    return "" if is_refused(before) else before

@@ -1,0 +1,74 @@
+"""From a URI to the store that it lies in."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import partial
+
+from pipelines.store.interface import Blob, Store, StoreOptions
+from pipelines.store.local import LocalStore
+from pipelines.store.uris import LOCAL_ROOT, scheme_of, split_uri
+
+_S3 = ("s3", "s3a")
+_CLOUD = ("gs", "gcs", "az", "azure", "abfs", "abfss")
+_WEB = ("http", "https")
+
+
+def open_store(uri: str, options: StoreOptions | None = None) -> Store:
+    """Return the store of what lies below a URI: a bucket, a folder, a web server. Asks the store nothing yet.
+
+    Raises:
+        Misconfigured: no such kind of store, or no credentials for it.
+    """
+    root, key = split_uri(uri)
+    folder = key.rstrip("/")
+    return _opener(root, options or StoreOptions())(f"{folder}/" if folder else "")
+
+
+class Stores:
+    """The stores of many URIs, each opened once: every one has connections of its own. For any number of threads."""
+
+    def __init__(self, options: StoreOptions | None = None) -> None:
+        self._options = options or StoreOptions()
+        self._lock = threading.Lock()
+        self._stores: dict[str, Store] = {}
+
+    def get(self, uri: str) -> Blob:
+        """Return the object at a URI."""
+        store, key = self.find(uri)
+        return store.get(key)
+
+    def find(self, uri: str) -> tuple[Store, str]:
+        """Return the store of a whole bucket, disk or server in which a URI lies, and the key there."""
+        root, key = split_uri(uri)
+        with self._lock:
+            store = self._stores.get(root)
+            if store is None:
+                store = self._stores[root] = _opener(root, self._options)("")
+        return store, key
+
+
+def _opener(root: str, options: StoreOptions) -> Callable[[str], Store]:
+    """Return what makes the store of a folder ("" or with a slash at its end) below a root.
+
+    Clients are imported where they are needed: all of them take 0.4 s, which a local folder need not wait for.
+    """
+    scheme = scheme_of(root)
+    if root == LOCAL_ROOT:
+        return lambda folder: LocalStore("/" + folder)
+    if scheme in _WEB:
+        from pipelines.store.web import WebStore
+
+        return partial(WebStore, root, retry_seconds=options.retry_seconds)
+    if scheme in _S3:
+        from pipelines.store.buckets import open_s3
+
+        return open_s3(root, options)
+    if scheme in _CLOUD and options.via == "auto":
+        from pipelines.store.buckets import open_cloud
+
+        return open_cloud(root, options)
+    from pipelines.store.through_fsspec import FsspecStore
+
+    return partial(FsspecStore, root, options=options)

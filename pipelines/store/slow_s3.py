@@ -1,0 +1,182 @@
+"""S3 through botocore: exact for every key there can be, and five times the cost of the native client."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from typing import Any, Literal, TypeVar
+
+import botocore.exceptions
+
+from pipelines.retry import retry
+from pipelines.store.answers import Action, Answer, login_is_over, store_error
+from pipelines.store.aws import S3Access, s3_client
+from pipelines.store.interface import Blob, Changed, Entry, Misconfigured, StoreDown, is_passing
+from pipelines.store.uris import join_uri
+
+_Result = TypeVar("_Result")
+
+PAGE_KEYS = 1000
+
+_NOT_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+
+_NO_LOGIN = (
+    botocore.exceptions.NoCredentialsError,
+    botocore.exceptions.CredentialRetrievalError,
+    botocore.exceptions.SSOError,
+    botocore.exceptions.TokenRetrievalError,
+)
+
+EtagForm = Literal["quoted", "bare"]
+
+
+class SlowS3:
+    """One bucket. Keys are whole: slashes and dots at any place, control characters, folder markers."""
+
+    def __init__(self, bucket: str, access: S3Access, retry_seconds: float) -> None:
+        self._bucket = bucket
+        self._access = access
+        self._retry_seconds = retry_seconds
+
+    @cached_property
+    def _client(self) -> Any:
+        return s3_client(self._access)
+
+    def has_keys(self, prefix: str) -> bool:
+        """Return whether any key begins with `prefix`; one request."""
+        answer = self._call("list", prefix, lambda: self._list(prefix, "", 1))
+        return bool(answer.get("Contents"))
+
+    def page(self, prefix: str, after: str) -> tuple[list[Entry], str | None]:
+        """Return the next thousand objects or fewer, and the last key looked at; None for that at the end.
+
+        Folder markers, empty objects whose name ends in a slash, are left out.
+        """
+        start = _NOT_XML.split(after, maxsplit=1)[
+            0
+        ]  # Ceph 16 repeats it in its answer as it is, which none can read then
+        answer = self._call("list", prefix, lambda: self._list(prefix, start, PAGE_KEYS))
+        found = [Entry(o["Key"], o["Size"], plain_etag(o.get("ETag"))) for o in answer.get("Contents", ())]
+        found = found if start == after else [entry for entry in found if entry.key > after]
+        last = after
+        for entry in found:
+            if entry.key <= last:
+                raise Misconfigured(unsorted_sentence(f"s3://{self._bucket}"))
+            last = entry.key
+        if answer.get("IsTruncated") and not found:
+            raise Misconfigured(
+                f"s3://{self._bucket} cannot be listed after {after!r}: too many such names. Rename them."
+            )
+        entries = [entry for entry in found if entry.size or not entry.key.endswith("/")]
+        return entries, last if answer.get("IsTruncated") else None
+
+    def list(self, prefix: str, after: str) -> Iterator[Entry]:
+        """Yield the objects whose key begins with `prefix` and is greater than `after`, in order."""
+        last: str | None = after
+        while last is not None:
+            entries, last = self.page(prefix, last)
+            yield from entries
+
+    def head(self, key: str) -> Entry:
+        """Return what a listing would say of this key."""
+        answer = self._call("read", key, lambda: self._client.get_object(Bucket=self._bucket, Key=key))
+        answer["Body"].close()  # a HEAD would hide why it failed
+        return Entry(key, answer["ContentLength"], plain_etag(answer.get("ETag")))
+
+    def get(self, key: str) -> Blob:
+        """Return the whole object."""
+        return self._call("read", key, lambda: self._read(key))
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """Return `length` bytes from `start`, fewer only where the object ends before."""
+        if length == 0:
+            return b""
+        try:
+            return self._call("read", key, lambda: self._read(key, Range=f"bytes={start}-{start + length - 1}")).data
+        except PastTheEnd:
+            return b""
+
+    def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
+        """Write the whole object in one request."""
+        if if_match is not None:
+            return replace_either_way(
+                lambda etag: self._call("replace", key, lambda: self._put(key, data, IfMatch=etag)), if_match
+            )[0]
+        if create:
+            return self._call("create", key, lambda: self._put(key, data, IfNoneMatch="*"))
+        return self._call("write", key, lambda: self._put(key, data))
+
+    def delete(self, key: str) -> None:
+        """Remove the object; that there was none is success."""
+        self._call("delete", key, lambda: self._client.delete_object(Bucket=self._bucket, Key=key))
+
+    def _list(self, prefix: str, after: str, count: int) -> Any:
+        start = {"StartAfter": after} if after else {}
+        return self._client.list_objects_v2(Bucket=self._bucket, Prefix=prefix, MaxKeys=count, **start)
+
+    def _read(self, key: str, **how: str) -> Blob:
+        answer = self._client.get_object(Bucket=self._bucket, Key=key, **how)
+        return Blob(answer["Body"].read(), plain_etag(answer.get("ETag")))  # botocore compares lengths
+
+    def _put(self, key: str, data: bytes, **condition: str) -> str | None:
+        answer = self._client.put_object(Bucket=self._bucket, Key=key, Body=data, **condition)
+        return plain_etag(answer.get("ETag"))
+
+    def _call(self, action: Action, key: str, request: Callable[[], _Result]) -> _Result:
+        uri = join_uri(f"s3://{self._bucket}", key)
+
+        def explained() -> _Result:
+            try:
+                return request()
+            except botocore.exceptions.ClientError as error:
+                answer = botocore_answer(error.response)
+                if answer.status == 416:
+                    raise PastTheEnd(uri) from error
+                raise store_error(answer, action, uri) from error
+            except _NO_LOGIN as error:
+                raise login_is_over(uri) from error
+            except (botocore.exceptions.BotoCoreError, botocore.exceptions.HTTPClientError, OSError) as error:
+                raise store_error(Answer(words=type(error).__name__), action, uri) from error
+
+        return retry(explained, budget_seconds=self._retry_seconds, is_retryable=is_passing)
+
+
+class PastTheEnd(StoreDown):
+    """A range that begins behind the end of the object."""
+
+    is_passing = False
+
+
+def plain_etag(etag: str | None) -> str | None:
+    """Return the etag as all our tables write it: without quotes and `W/`; None for none."""
+    return (etag or "").removeprefix("W/").strip('"') or None
+
+
+def replace_either_way(put: Callable[[str], _Result], etag: str) -> tuple[_Result, EtagForm]:
+    """Try a conditional put with the etag quoted, as HTTP has it, then bare; return its result and the form that won.
+
+    Ceph 16 compares with the bare one and refuses the other always. Both attempts carry the condition, so the second
+    writes only where the first should have.
+    """
+    try:
+        return put(f'"{etag}"'), "quoted"
+    except Changed:
+        return put(etag), "bare"
+
+
+def unsorted_sentence(uri: str) -> str:
+    """Return what to say of a store that does not list in order, as directory buckets do not."""
+    return (
+        f"{uri} does not list its objects in the order of their names, so a run over it could not be resumed. "
+        "Give a list of URIs instead."
+    )
+
+
+def botocore_answer(response: Mapping[str, Any]) -> Answer:
+    """Return what a parsed answer of botocore says. Of a HEAD it gives the status for a code, which is none."""
+    said = response.get("Error", {})
+    metadata = response.get("ResponseMetadata", {})
+    code = said.get("Code")
+    region = said.get("Region") or metadata.get("HTTPHeaders", {}).get("x-amz-bucket-region")
+    return Answer(metadata.get("HTTPStatusCode"), code if code and not code.isdigit() else None, region=region)

@@ -1,0 +1,230 @@
+"""Every other kind of store, through fsspec; and S3 where fsspec is asked for."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import fsspec
+import fsspec.asyn
+import s3fs
+
+from pipelines.retry import retry
+from pipelines.store.answers import Action, Answer, store_error
+from pipelines.store.aws import S3Access, client_config
+from pipelines.store.interface import (
+    AlreadyExists,
+    Blob,
+    Entry,
+    Misconfigured,
+    NotFound,
+    StoreError,
+    StoreOptions,
+    is_passing,
+)
+from pipelines.store.slow_s3 import SlowS3, botocore_answer, plain_etag
+from pipelines.store.uris import join_uri, scheme_of, without_secrets
+from pipelines.store.walk import Child, walk
+
+_Result = TypeVar("_Result")
+
+
+class FsspecStore:
+    """The files of an fsspec file system below a folder."""
+
+    def __init__(self, root: str, folder: str, *, options: StoreOptions) -> None:
+        """Take the root's URI, and the folder ("" or with a slash at its end) below which keys are relative."""
+        self._files = _file_system(root, options)
+        self._base = self._files._strip_protocol(join_uri(root, folder)).rstrip("/") + "/"  # noqa: SLF001 - fsspec's way from URIs to paths
+        self._retry_seconds = options.retry_seconds
+        self.uri = without_secrets(join_uri(root, folder).rstrip("/"))
+
+    def list(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
+        """Yield the files whose path begins with `prefix`, folder by folder, in the byte order of paths."""
+        self._files.invalidate_cache()
+        return walk(self._read_folder, prefix, after)
+
+    def head(self, key: str) -> Entry:
+        """Return what a listing would say of this key."""
+        info = self._call("read", key, lambda: self._files.info(self._base + key))
+        return Entry(key, info.get("size"), _etag(info))
+
+    def get(self, key: str) -> Blob:
+        """Return the whole file. Its etag is not known: fsspec hands over bytes only."""
+        return Blob(self._call("read", key, lambda: self._files.cat_file(self._base + key)), None)
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """Return `length` bytes from `start`, fewer only where the file ends before."""
+        data: bytes = self._call(
+            "read", key, lambda: self._files.cat_file(self._base + key, start=start, end=start + length)
+        )
+        return data
+
+    def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
+        """Write the whole file; whether `create` is honoured is the file system's affair, `probe` tells."""
+        if if_match is not None:
+            raise Misconfigured(f"{self.uri}: fsspec cannot replace a file only if it is unchanged.")
+        mode = "create" if create else "overwrite"
+        path = self._base + key
+
+        def write() -> None:
+            self._files.makedirs(posixpath.dirname(path), exist_ok=True)
+            self._files.pipe_file(path, data, mode=mode)
+
+        self._call("create" if create else "write", key, write)
+        return None
+
+    def delete(self, key: str) -> None:
+        """Remove the file; that there was none is success."""
+        try:
+            self._call("delete", key, lambda: self._files.rm_file(self._base + key))
+        except NotFound:
+            return
+
+    def _read_folder(self, folder: str) -> Iterable[Child]:
+        try:
+            found = self._call("list", folder, lambda: self._files.ls(self._base + folder, detail=True))
+        except NotFound:
+            return []
+        own = (self._base + folder).rstrip("/")
+        return [_child(info) for info in found if info["name"].rstrip("/") != own]
+
+    def _call(self, action: Action, key: str, request: Callable[[], _Result]) -> _Result:
+        uri = f"{self.uri}/{key}"
+
+        def explained() -> _Result:
+            try:
+                return request()
+            except Exception as error:  # fsspec's file systems raise what their libraries raise, each its own
+                raise _explained(error, action, uri) from error
+
+        return retry(explained, budget_seconds=self._retry_seconds, is_retryable=is_passing)
+
+
+class FsspecS3:
+    """S3 read through s3fs, for those who must; listed and written through botocore, which s3fs itself is made of."""
+
+    def __init__(
+        self, slow: SlowS3, bucket: str, root: str, folder: str, *, access: S3Access, retry_seconds: float
+    ) -> None:
+        """Take the bucket, its URI, and the folder ("" or with a slash at its end) below which keys are relative."""
+        self._slow = slow
+        self._bucket = bucket
+        self._folder = folder
+        self._root = root
+        self._retry_seconds = retry_seconds
+        self._files = s3fs.S3FileSystem(
+            anon=access.anonymous,
+            endpoint_url=access.endpoint,
+            client_kwargs={"region_name": access.region},
+            max_concurrency=1,  # else `cat_file` costs a HEAD and a GET
+            use_listings_cache=False,  # else what others wrote stays unseen for ever
+            skip_instance_cache=True,  # else another instance of the same arguments lends its credentials
+            config_kwargs=_s3fs_config(access),
+        )
+        self._files.retries = 1  # ours are counted in seconds
+        self.uri = join_uri(root, folder).rstrip("/")
+
+    def list(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
+        """Yield the objects whose key begins with `prefix` and is greater than `after`, in order, page by page."""
+        folder = self._folder
+        for entry in self._slow.list(folder + prefix, f"{folder}{after}" if after else ""):
+            yield Entry(entry.key[len(folder) :], entry.size, entry.etag)
+
+    def head(self, key: str) -> Entry:
+        """Return what a listing would say of this key."""
+        entry = self._slow.head(self._folder + key)
+        return Entry(key, entry.size, entry.etag)
+
+    def get(self, key: str) -> Blob:
+        """Return the whole object."""
+        return self._read(key)
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """Return `length` bytes from `start`, fewer only where the object ends before."""
+        return self._slow.get_range(self._folder + key, start, length)
+
+    def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
+        """Write the whole object in one request."""
+        return self._slow.put(self._folder + key, data, create=create, if_match=if_match)
+
+    def delete(self, key: str) -> None:
+        """Remove the object; that there was none is success."""
+        self._slow.delete(self._folder + key)
+
+    def _read(self, key: str) -> Blob:
+        path = self._folder + key
+        uri = join_uri(self._root, path)
+
+        def read() -> Blob:
+            try:
+                answer = self._files.call_s3("get_object", Bucket=self._bucket, Key=path)
+                data = fsspec.asyn.sync(self._files.loop, answer["Body"].read)
+            except Exception as error:  # s3fs lets through what botocore, aiohttp and its own code raise
+                raise _explained(error, "read", uri) from error
+            return Blob(data, plain_etag(answer.get("ETag")))
+
+        return retry(read, budget_seconds=self._retry_seconds, is_retryable=is_passing)
+
+
+def _file_system(root: str, options: StoreOptions) -> Any:
+    scheme = scheme_of(root)
+    settings: dict[str, Any] = {"use_listings_cache": False}
+    if options.anonymous:
+        settings |= {"token": "anon"} if scheme in ("gs", "gcs") else {"anon": True}
+    try:
+        return fsspec.core.url_to_fs(root + "/", **settings)[0]
+    except ImportError as error:
+        raise Misconfigured(f"{without_secrets(root)}: {scheme}:// needs another package. {error}") from error
+    except ValueError as error:
+        raise Misconfigured(
+            f"{without_secrets(root)}: {scheme}:// is not a kind of store that is known here. "
+            "Use s3, gs, az, https, a path, or what fsspec knows."
+        ) from error
+
+
+def _s3fs_config(access: S3Access) -> dict[str, Any]:
+    # s3fs makes its own botocore settings and takes ours as a dictionary
+    config = client_config(access)
+    names = (
+        "connect_timeout",
+        "read_timeout",
+        "retries",
+        "s3",
+        "request_checksum_calculation",
+        "response_checksum_validation",
+    )
+    return {name: value for name in names if (value := getattr(config, name)) is not None}
+
+
+def _child(info: dict[str, Any]) -> Child:
+    name = info["name"].rstrip("/").rpartition("/")[2]
+    return Child(name, info["type"] == "directory", info.get("size"), _etag(info))
+
+
+def _etag(info: dict[str, Any]) -> str | None:
+    return plain_etag(info.get("ETag") or info.get("etag"))
+
+
+def _explained(error: Exception, action: Action, uri: str) -> StoreError:
+    answer = botocore_answer(_response(error))
+    if answer.status or answer.code:
+        return store_error(answer, action, uri)
+    if isinstance(error, NotImplementedError):
+        return Misconfigured(f"{uri}: this kind of store cannot do that ({action}). Use s3, gs, az or a folder.")
+    if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
+        return NotFound(f"{uri}: no such object.")
+    if isinstance(error, FileExistsError):
+        return AlreadyExists(f"{uri} exists already.")
+    status = 403 if isinstance(error, PermissionError) else getattr(error, "status", getattr(error, "code", None))
+    return store_error(Answer(status if isinstance(status, int) else None, words=type(error).__name__), action, uri)
+
+
+def _response(error: BaseException) -> dict[str, Any]:
+    """Return botocore's answer, which s3fs leaves in the cause of the error that it makes of it."""
+    for candidate in (error, error.__cause__):
+        response = getattr(candidate, "response", None)
+        if isinstance(response, dict):
+            return response
+    return {}

@@ -1,0 +1,54 @@
+"""The order of an object store's listing, for trees of folders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from pipelines.store.interface import Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """What lies in a folder: a file with what is known of it, or a folder."""
+
+    name: str
+    is_folder: bool
+    size: int | None = None
+    etag: str | None = None
+
+
+def walk(read_folder: Callable[[str], Iterable[Child]], prefix: str, after: str | None) -> Iterator[Entry]:
+    """Yield the files of a tree whose path begins with `prefix` and is greater than `after`, in byte order of paths.
+
+    Holds the names of one folder and of those above it. Folders that can hold nothing of interest are not read.
+
+    Args:
+        read_folder: What lies in a folder, in any order; folders are given as "" or with a slash at their end.
+        prefix: Any beginning of a path.
+        after: The path after which to begin, None for the start.
+    """
+    after = after or ""
+    start = prefix[: prefix.rfind("/") + 1]
+    folders = [_sorted_paths(read_folder, start)]
+    while folders:
+        step = next(folders[-1], None)
+        if step is None:
+            folders.pop()
+            continue
+        path, child = step
+        if child.is_folder:
+            # what lies below is greater than the folder's own path, and smaller than `after` unless that path begins it
+            if (path > after or after.startswith(path)) and path.startswith(prefix):
+                folders.append(_sorted_paths(read_folder, path))
+        elif path > after and path.startswith(prefix):
+            yield Entry(path, child.size, child.etag)
+
+
+def _sorted_paths(read_folder: Callable[[str], Iterable[Child]], folder: str) -> Iterator[tuple[str, Child]]:
+    # A folder's slash takes part in the order: "a-b" < "a/c" < "a0". Python compares strings by code points, which is
+    # the order of their UTF-8 bytes.
+    children = [(f"{folder}{child.name}{'/' if child.is_folder else ''}", child) for child in read_folder(folder)]
+    children.sort(key=lambda pair: pair[0], reverse=True)
+    while children:
+        yield children.pop()

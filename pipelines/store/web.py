@@ -1,0 +1,123 @@
+"""Files of web servers, read through fsspec's web file system."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import NoReturn
+from urllib.parse import quote
+
+import aiohttp
+import fsspec
+import fsspec.asyn
+import yarl
+
+from pipelines.retry import retry
+from pipelines.store.answers import Answer, store_error
+from pipelines.store.interface import (
+    CONNECT_SECONDS,
+    REQUEST_SECONDS,
+    Blob,
+    Entry,
+    Misconfigured,
+    is_passing,
+)
+from pipelines.store.slow_s3 import plain_etag
+from pipelines.store.uris import join_uri, without_secrets
+
+# A server among thousands in a list of images: not worth the minutes that a run's own store is
+RETRY_SECONDS = 15.0
+
+# what is left of ASCII without blanks, control characters and "<>\\^`{|}
+_NOT_IN_ADDRESSES = re.compile(r"[^!#-;=?-\[\]_a-z~]+")
+
+
+class WebStore:
+    """What one server shows below a folder. Read-only, and not to be listed."""
+
+    def __init__(self, root: str, folder: str, *, retry_seconds: float) -> None:
+        """Take the server's address and the folder ("" or with a slash at its end) below which keys are relative."""
+        if not root.partition("://")[2]:
+            raise Misconfigured(
+                f"{root}/{folder} is not a web address: a host is missing. Check the list that it is from."
+            )
+        self._root = root
+        self._folder = folder
+        self._retry_seconds = min(retry_seconds, RETRY_SECONDS)
+        self._files = fsspec.filesystem(
+            "http",
+            client_kwargs={
+                "timeout": aiohttp.ClientTimeout(total=REQUEST_SECONDS, sock_connect=CONNECT_SECONDS),
+                "trust_env": True,  # proxies
+            },
+        )
+        fsspec.asyn.sync(self._files.loop, self._files.set_session)  # now: two threads would make two, and leak one
+        self.uri = without_secrets(join_uri(root, folder).rstrip("/"))
+
+    def list(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:  # noqa: ARG002
+        """Refuse: web servers do not list."""
+        raise Misconfigured(f"{self.uri} cannot be listed: web servers have no listing. Give a list of URIs instead.")
+
+    def head(self, key: str) -> Entry:
+        """Return size and etag as far as the server tells them."""
+        _, headers = self._request(key, {}, whole=False)
+        length = headers.get("Content-Length")
+        return Entry(
+            key, int(length) if length and "Content-Encoding" not in headers else None, plain_etag(headers.get("ETag"))
+        )
+
+    def get(self, key: str) -> Blob:
+        """Return the whole file, decompressed if it was sent compressed."""
+        data, headers = self._request(key, {})
+        return Blob(data, plain_etag(headers.get("ETag")))
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """Return `length` bytes from `start`, fewer only where the file ends before."""
+        if length == 0:
+            return b""
+        data, headers = self._request(key, {"Range": f"bytes={start}-{start + length - 1}"})
+        return data if "Content-Range" in headers else data[start : start + length]
+
+    def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:  # noqa: ARG002
+        """Refuse: web servers are read-only here."""
+        self._refuse_writing()
+
+    def delete(self, key: str) -> None:  # noqa: ARG002
+        """Refuse: web servers are read-only here."""
+        self._refuse_writing()
+
+    def _refuse_writing(self) -> NoReturn:
+        raise Misconfigured(
+            f"{self.uri} cannot be written: web servers are only read. Choose a folder or an object store."
+        )
+
+    def _request(self, key: str, headers: dict[str, str], *, whole: bool = True) -> tuple[bytes, Mapping[str, str]]:
+        url = join_uri(self._root, self._folder + key)
+
+        def request() -> tuple[bytes, Mapping[str, str]]:
+            try:
+                status, data, received = fsspec.asyn.sync(self._files.loop, self._answer, url, headers, whole)
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                failure = store_error(Answer(words=type(error).__name__), "read", without_secrets(url))
+            except ValueError:
+                failure = Misconfigured(f"{without_secrets(url)} is not a web address. Check the list that it is from.")
+            else:
+                if status == 416:
+                    return b"", {"Content-Range": ""}
+                if status < 300:
+                    return data, received
+                failure = store_error(Answer(status), "read", without_secrets(url))
+            raise failure  # outside the `except`: aiohttp's errors show the whole address, signature included
+
+        return retry(request, budget_seconds=self._retry_seconds, is_retryable=is_passing)
+
+    async def _answer(self, url: str, headers: dict[str, str], whole: bool) -> tuple[int, bytes, Mapping[str, str]]:
+        session = await self._files.set_session()
+        async with session.get(_as_it_stands(url), headers=headers) as answer:
+            data = await answer.read() if whole and answer.status < 300 else b""
+            return answer.status, data, answer.headers
+
+
+def _as_it_stands(url: str) -> yarl.URL:
+    """Return the address with only that escaped which no address may hold: signatures cover every other character."""
+    return yarl.URL(_NOT_IN_ADDRESSES.sub(lambda found: quote(found[0], safe=""), url), encoded=True)

@@ -1,0 +1,175 @@
+"""Folders in particular: odd names, links, what is no file."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+
+from pipelines.store import AlreadyExists, Misconfigured, NotFound, StoreDown, Stores, open_store
+
+
+def keys_below(folder: Path) -> list[str]:
+    return [entry.key for entry in open_store(str(folder)).list()]
+
+
+def test_a_folder_is_made_when_something_is_put(tmp_path: Path) -> None:
+    store = open_store(f"file://{tmp_path}/new/table/")
+
+    store.put("_runs/1/part", b"x", create=True)
+
+    assert store.uri == f"file://{tmp_path}/new/table"
+    assert (tmp_path / "new/table/_runs/1/part").read_bytes() == b"x"
+    assert sorted(path.name for path in (tmp_path / "new/table/_runs/1").iterdir()) == ["part"]
+
+
+def test_any_name_that_a_disk_can_hold_is_listed_and_read(tmp_path: Path) -> None:
+    names = [".hidden", "100%25.jpg", "a b#1?.jpg", "back\\slash", "line\nbreak", "~", "Ünï", "😀"]
+    for name in names:
+        (tmp_path / name).write_bytes(name.encode())
+    store = open_store(str(tmp_path))
+
+    assert keys_below(tmp_path) == names
+    assert [store.get(name).data for name in names] == [name.encode() for name in names]
+
+
+def test_a_name_that_is_not_utf8_is_left_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg")).touch()
+    (tmp_path / "café.jpg").touch()
+
+    with caplog.at_level(logging.WARNING):
+        assert keys_below(tmp_path) == ["café.jpg"]
+
+    assert "not UTF-8" in caplog.text
+
+
+def test_links_are_followed_but_not_round_in_circles(tmp_path: Path) -> None:
+    (tmp_path / "lake/day").mkdir(parents=True)
+    (tmp_path / "lake/day/a.jpg").write_bytes(b"1")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/b.jpg").write_bytes(b"22")
+    (tmp_path / "lake/day/up").symlink_to(tmp_path / "lake")
+    (tmp_path / "lake/other").symlink_to(tmp_path / "other")
+    (tmp_path / "other/back").symlink_to(tmp_path / "lake/day")
+    (tmp_path / "lake/z.jpg").symlink_to(tmp_path / "nowhere")
+
+    entries = list(open_store(str(tmp_path / "lake")).list())
+
+    assert [(entry.key, entry.size) for entry in entries] == [
+        ("day/a.jpg", 1),
+        ("other/b.jpg", 2),
+        ("other/back/a.jpg", 1),
+        ("z.jpg", None),
+    ]
+
+
+def test_what_is_no_file_is_neither_listed_nor_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        store = open_store(str(tmp_path))
+
+        assert keys_below(tmp_path) == []
+        for name in ("pipe", "folder", "socket", "no/file", "nul\0", "x" * 300):
+            with pytest.raises(NotFound):
+                store.get(name)
+
+
+def test_a_file_below_a_file_is_not_found(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+
+    with pytest.raises(NotFound, match="Not a directory"):
+        open_store(str(tmp_path)).get("a.jpg/b.jpg")
+    open_store(str(tmp_path)).delete("a.jpg/b.jpg")
+
+
+def test_an_etag_is_another_when_the_file_is_another(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    (tmp_path / "a").write_bytes(b"1")
+    os.utime(tmp_path / "a", ns=(1, 1))
+    first = store.get("a").etag
+    os.utime(tmp_path / "a", ns=(1, 2))
+    second = store.get("a").etag
+    (tmp_path / "a").write_bytes(b"22")
+    os.utime(tmp_path / "a", ns=(1, 2))
+    third = store.get("a").etag
+
+    assert len({first, second, third}) == 3
+
+
+def test_an_unfinished_file_is_no_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(str(tmp_path))
+    seen: list[list[str]] = []
+    names: list[list[str]] = []
+
+    def link(source: str, target: str) -> None:
+        seen.append(keys_below(tmp_path))
+        names.append(sorted(path.name for path in tmp_path.iterdir()))
+        raise OSError(errno.EIO, "broken disk")
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(StoreDown, match="Input/output error"):
+        store.put("x.parquet", b"1", create=True)
+
+    assert seen == [[]]
+    assert not names[0][0].endswith(".parquet")
+    assert names[0][0].startswith(".")
+    assert sorted(path.name for path in tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(errno.EPERM, "no hard links"), (errno.EOPNOTSUPP, "no hard links"), (errno.ENOSPC, "disk is full")],
+)
+def test_a_disk_that_cannot_create_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, words: str
+) -> None:
+    def link(source: str, target: str) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", link)
+
+    with pytest.raises(Misconfigured, match=words):
+        open_store(str(tmp_path)).put("x", b"1", create=True)
+
+
+def test_a_reader_sees_old_or_new_but_never_half(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    old, new = b"o" * 3_000_000, b"n" * 3_000_000
+    store.put("k", old)
+    stop = threading.Event()
+    seen: set[bytes] = set()
+
+    def read() -> None:
+        while not stop.is_set():
+            seen.add(store.get("k").data)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for _ in range(20):
+        store.put("k", new)
+        store.put("k", old)
+    stop.set()
+    reader.join()
+
+    assert seen <= {old, new}
+
+
+def test_creating_over_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "k").mkdir()
+
+    with pytest.raises(AlreadyExists):
+        open_store(str(tmp_path)).put("k", b"1", create=True)
+
+
+def test_stores_reads_any_path(tmp_path: Path) -> None:
+    (tmp_path / "a b.jpg").write_bytes(b"1")
+
+    assert Stores().get(str(tmp_path / "a b.jpg")).data == b"1"
+    assert Stores().get(f"file://{tmp_path}/a b.jpg").data == b"1"
