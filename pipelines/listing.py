@@ -1,0 +1,298 @@
+"""The images that a run is pointed at: prefixes, globs, single images and tables of URIs as one ordered stream."""
+
+from __future__ import annotations
+
+import difflib
+import heapq
+import re
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from itertools import groupby
+from operator import attrgetter
+from typing import Final, TypeAlias
+
+import pyarrow as pa
+
+from pipelines.globs import glob_to_regex, is_glob, literal_start
+from pipelines.parquet_files import stored_schema
+from pipelines.run import RunStopped
+from pipelines.skipping import skip_reason
+from pipelines.store import (
+    Entry,
+    NotFound,
+    Store,
+    StoreError,
+    StoreOptions,
+    join_uri,
+    open_store,
+    split_uri,
+    without_secrets,
+)
+from pipelines.uri_tables import UriTable, is_uri_table, read_uri_table
+
+# Kinds of `Skipped`; the others are those of `skip_reason`.
+DUPLICATE: Final = "duplicate"
+OWN_TABLE: Final = "the table itself"
+WITHOUT_URI: Final = "without a uri"
+
+_SHOWN_REASONS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class LakeObject:
+    """One object to label: `size` and `etag` None where the source does not tell, `kept` the values of `--keep`."""
+
+    uri: str
+    etag: str | None = None
+    size: int | None = None
+    kept: tuple[object, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """`count` names at this place of the listing that are not labelled, and why."""
+
+    uri: str
+    reason: str
+    count: int = 1
+
+
+Listed: TypeAlias = LakeObject | Skipped
+
+
+# Begins a source beyond a URI, in the order of URIs.
+_Stream: TypeAlias = Callable[[str | None], Iterator[Listed]]
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A stream of images in the byte order of their URIs, which can be begun anywhere.
+
+    Every image comes once, however many sources name it: as the first of them has it. Before it comes a `Skipped` for
+    each other one, so that whoever counts up to an image has counted all that lies before.
+
+    Attributes:
+        streams: of each source.
+        kept_schema: names and types of the values in `LakeObject.kept`.
+    """
+
+    streams: tuple[_Stream, ...]
+    kept_schema: pa.Schema
+
+    def __iter__(self) -> Iterator[Listed]:
+        return self.after(None)
+
+    def after(self, uri: str | None) -> Iterator[Listed]:
+        """Yield what is listed beyond a URI. Memory does not grow with the listing, but for the tables of URIs.
+
+        Raises:
+            RunStopped: a source cannot be listed further.
+        """
+        begun = [stream(uri) for stream in self.streams]
+        merged = begun[0] if len(begun) == 1 else heapq.merge(*begun, key=attrgetter("uri"))
+        for _, group in groupby(merged, key=attrgetter("uri")):
+            items = list(group)
+            if len(items) == 1:
+                yield items[0]
+            else:
+                yield from _without_duplicates(items)
+
+
+def list_objects(
+    sources: Sequence[str],
+    *,
+    options: StoreOptions | None = None,
+    keep: Sequence[str] = (),
+    table: str | None = None,
+    open_root: Callable[[str], Store] | None = None,
+) -> Listing:
+    """Return the images of all sources, each of which was seen to exist and to hold an image.
+
+    Args:
+        sources: Folders and prefixes; globs (`*`, `**`, `?`, `[abc]`, `{jpg,png}`); single images; Parquet, CSV or
+            JSONL files with a column of URIs, which may be named by a glob, too.
+        options: How stores are reached.
+        keep: Columns of tables of URIs to carry along; images of other sources have null there.
+        table: The detection table's URI: what lies below it is not an image.
+        open_root: What opens a store by its root, such as `s3://bucket`; made of `options` when None.
+
+    Raises:
+        RunStopped: a source does not exist, is empty, or cannot be read: nothing was begun.
+    """
+    opened = cache(open_root or partial(open_store, options=options or StoreOptions()))
+    found: list[tuple[str, _Folder | UriTable | LakeObject]] = []
+    for text in dict.fromkeys(sources):
+        try:
+            found += [(text, source) for source in _resolve(text, opened, keep)]
+        except StoreError as error:
+            raise RunStopped(f"cannot list {without_secrets(text)}: {error}") from error
+    schema = _kept_schema([source for _, source in found if isinstance(source, UriTable)], keep)
+    nulls = (None,) * len(schema)
+    own = None if table is None else join_uri(*split_uri(table)).removesuffix("/") + "/"
+    streams: list[_Stream] = []
+    singles: list[LakeObject] = []
+    for text, source in found:
+        if isinstance(source, LakeObject):
+            singles.append(replace(source, kept=nulls))
+            continue
+        stream = (
+            partial(_list_folder, source, nulls, own)
+            if isinstance(source, _Folder)
+            else partial(_list_table, source, schema.names)
+        )
+        _check_holds_an_image(text, stream)
+        streams.append(stream)
+    if singles:
+        streams.append(partial(_list_singles, sorted(singles, key=attrgetter("uri"))))
+    return Listing(tuple(streams), schema)
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """What begins with `prefix` in a store, as far as `pattern` matches; hidden names count from `folder` on."""
+
+    name: str
+    store: Store
+    root: str
+    prefix: str
+    pattern: re.Pattern[str] | None = None
+
+    @property
+    def folder(self) -> str:
+        return self.prefix[: self.prefix.rfind("/") + 1]
+
+
+def _resolve(
+    text: str, opened: Callable[[str], Store], keep: Sequence[str]
+) -> Iterator[_Folder | UriTable | LakeObject]:
+    """Yield what a source means: one thing, but for globs of tables of URIs."""
+    root, key = split_uri(text)
+    name = without_secrets(text)
+    if root.startswith(("http://", "https://")):
+        if is_uri_table(text):
+            yield read_uri_table(opened(root), key, keep=keep)
+        elif key and not key.endswith("/") and "*" not in key:
+            yield LakeObject(text)
+        else:
+            raise RunStopped(
+                f"cannot list {name}: web servers have no listings. Name images, or a Parquet, CSV or JSONL "
+                "list of them."
+            )
+        return
+    store = opened(root)
+    entry = None if not key or key.endswith("/") or "*" in key else _head(store, key)
+    if entry is not None and is_uri_table(key):
+        yield read_uri_table(store, key, keep=keep)
+    elif entry is not None:
+        yield LakeObject(join_uri(root, key), entry.etag, entry.size)
+    elif is_glob(key):
+        folder = _Folder(name, store, root, literal_start(key), glob_to_regex(key))
+        if not is_uri_table(key):
+            yield folder
+            return
+        tables = [found.key for found in _matching(folder, None)]
+        if not tables:
+            raise RunStopped(f"there is no table of URIs at {name}. Check the address.")
+        for table in tables:
+            yield read_uri_table(store, table, keep=keep)
+    else:
+        yield _Folder(name, store, root, key if not key or key.endswith("/") else f"{key}/")
+
+
+def _head(store: Store, key: str) -> Entry | None:
+    try:
+        return store.head(key)
+    except NotFound:
+        return None
+
+
+def _matching(folder: _Folder, after: str | None) -> Iterator[Entry]:
+    pattern = folder.pattern
+    for entry in folder.store.list(folder.prefix, after):
+        if pattern is None or pattern.fullmatch(entry.key):
+            yield entry
+
+
+def _list_folder(folder: _Folder, kept: tuple[None, ...], own: str | None, after: str | None) -> Iterator[Listed]:
+    base = join_uri(folder.root, "")
+    start = None
+    if after is not None and after.startswith(base):
+        start = after[len(base) :]
+    elif after is not None and after > base:
+        return
+    inside = len(folder.folder)
+    try:
+        for entry in _matching(folder, start):
+            uri = base + entry.key
+            reason = OWN_TABLE if own is not None and uri.startswith(own) else skip_reason(entry.key[inside:])
+            yield LakeObject(uri, entry.etag, entry.size, kept) if reason is None else Skipped(uri, reason)
+    except StoreError as error:
+        raise RunStopped(f"cannot list {folder.name}: {error}") from error
+
+
+def _list_table(table: UriTable, names: Sequence[str], after: str | None) -> Iterator[Listed]:
+    """Yield the rows of a table of URIs, their kept values in the order of `names`, null where it has none."""
+    if after is None and table.without_uri:
+        yield Skipped("", WITHOUT_URI, table.without_uri)
+    have = table.rows.column_names[3:]
+    places = [have.index(name) if name in have else None for name in names]
+    is_plain = places == list(range(len(have)))
+    for uri, etag, size, kept in table.after(after):
+        values = kept if is_plain else tuple(None if place is None else kept[place] for place in places)
+        yield LakeObject(uri, etag, size, values)
+
+
+def _list_singles(singles: Sequence[LakeObject], after: str | None) -> Iterator[Listed]:
+    yield from singles[bisect_right(singles, after, key=attrgetter("uri")) if after is not None else 0 :]
+
+
+def _without_duplicates(group: Sequence[Listed]) -> Iterator[Listed]:
+    """Yield the first image of a group that has one URI, after a note for each further one."""
+    images = [item for item in group if isinstance(item, LakeObject)]
+    if not images:
+        # several sources skip it: once is what there is; rows without URI are of several tables
+        yield from group if group[0].uri == "" else group[:1]
+        return
+    if len(images) > 1:
+        yield Skipped(images[0].uri, DUPLICATE, len(images) - 1)
+    yield images[0]
+
+
+def _check_holds_an_image(text: str, stream: _Stream) -> None:
+    skipped: Counter[str] = Counter()
+    for item in stream(None):
+        if isinstance(item, LakeObject):
+            return
+        skipped[item.reason] += item.count
+    name = without_secrets(text)
+    if skipped:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in skipped.most_common(_SHOWN_REASONS))
+        raise RunStopped(
+            f"there is no image at {name} (left out: {reasons}). Check the address, or name images in a list of URIs."
+        )
+    hint = "" if text.endswith("/") or is_glob(text) else f" Names that begin so are meant by {name}*."
+    raise RunStopped(f"there is nothing at {name}. Check the address.{hint}")
+
+
+def _kept_schema(tables: Sequence[UriTable], keep: Sequence[str]) -> pa.Schema:
+    """Return names and types of the kept columns, which all tables that have them must agree on."""
+    fields = []
+    for name in keep:
+        having = [table for table in tables if name in table.columns]
+        if not having:
+            where = ", ".join(table.name for table in tables) or "the images: no table of URIs is among them"
+            near = difflib.get_close_matches(name, [column for table in tables for column in table.columns], 1)
+            raise RunStopped(
+                f"keep: there is no column {name!r} in {where}." + (f" Did you mean {near[0]!r}?" if near else "")
+            )
+        kinds: dict[pa.DataType, str] = {}
+        for table in having:
+            kinds.setdefault(table.rows.schema.field(name).type, table.name)
+        if len(kinds) > 1:
+            said = ", ".join(f"{kind} in {table}" for kind, table in kinds.items())
+            raise RunStopped(f"keep: column {name!r} has several types: {said}. Give it one.")
+        fields.append(pa.field(name, next(iter(kinds))))
+    return stored_schema(pa.schema(fields))

@@ -1,0 +1,246 @@
+"""The manifest of a run: its shards in files of 64, each created once, in order, until one ends it.
+
+`_runs/<run_id>/plan/<segment>.plan` is a Parquet file with a row group per shard. The file after the last segment has
+no rows and ends the manifest. All planners of a run create the same names in the same order, so whoever comes second
+sees what the first has decided, the end included; a sealed run is one whose manifest was ended by another start.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.listing import LakeObject
+from pipelines.once import put_once
+from pipelines.parquet_files import open_bytes, open_object, parquet_of
+from pipelines.run import RunStopped, run_key
+from pipelines.store import NotFound, Store, join_uri
+
+SEGMENT_SHARDS: Final = 64
+MANIFEST_VERSION: Final = 1
+
+Ending = Literal["complete", "sealed"]
+
+_OBJECT_COLUMNS: Final = (
+    pa.field("uri", pa.string(), nullable=False),
+    pa.field("etag", pa.string()),
+    pa.field("size", pa.int64()),
+)
+_METADATA = b"ray_detr.segment"
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What was listed up to a place: `images` to label with bytes and shards, the rest by why it is left out."""
+
+    images: int = 0
+    size_bytes: int = 0  # of those whose size is known
+    unknown_sizes: int = 0
+    shards: int = 0
+    labelled: int = 0
+    duplicates: int = 0
+    skipped: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a listing stands: behind the image `last_uri` (None: at the start), with what was counted so far."""
+
+    last_uri: str | None = None
+    counts: Counts = field(default_factory=Counts)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Up to 64 shards that were cut, and where the listing stood then. `is_last`: the listing is through."""
+
+    index: int
+    shards: tuple[tuple[LakeObject, ...], ...]
+    position: Position
+    is_last: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSegment:
+    """A segment as the manifest has it, without its images. The shard `i` of it is number `index * 64 + i` of the run.
+
+    `ending` says that the manifest ends here: there are no shards then.
+    """
+
+    index: int
+    shard_images: tuple[int, ...]
+    position: Position
+    ending: Ending | None = None
+
+    @property
+    def shards(self) -> range:
+        """The numbers of its shards."""
+        return range(self.index * SEGMENT_SHARDS, self.index * SEGMENT_SHARDS + len(self.shard_images))
+
+    @property
+    def images(self) -> int:
+        """How many images it has."""
+        return sum(self.shard_images)
+
+
+def segment_key(run_id: str, index: int) -> str:
+    """Return the key of a file of the manifest."""
+    return run_key(run_id, f"plan/{index:05d}.plan")
+
+
+def write_segment(
+    table: Store, run_id: str, segment: Segment, kept_schema: pa.Schema, *, ending: Ending | None = None
+) -> tuple[PlannedSegment, bool]:
+    """Create the next file of a manifest; return what is there now and whether it is this one.
+
+    Raises:
+        StoreError: the store refused; nothing is known about the file.
+    """
+    assert (ending is None) == bool(segment.shards), "only the file that ends a manifest is empty"
+    key = segment_key(run_id, segment.index)
+    data = _encode(segment, kept_schema, ending)
+    written = put_once(table, key, data)
+    name = join_uri(table.uri, key)
+    return _planned(open_bytes(written, name), segment.index, name), written == data
+
+
+def read_manifest(table: Store, run_id: str) -> Iterator[PlannedSegment]:
+    """Yield what there is of a run's manifest, in order, the ending too. Fetches no image's name.
+
+    Raises:
+        RunStopped: a file is missing or damaged.
+    """
+    folder = run_key(run_id, "plan/")
+    expected = 0
+    for entry in table.list(folder):
+        if not entry.key.endswith(".plan"):
+            continue
+        name = join_uri(table.uri, entry.key)
+        if entry.key != segment_key(run_id, expected):
+            raise RunStopped(
+                f"{join_uri(table.uri, segment_key(run_id, expected))} is missing. Restore it, or start with --new-run."
+            )
+        size = entry.size if entry.size is not None else len(table.get(entry.key).data)
+        yield _planned(open_object(table, entry.key, size), expected, name)
+        expected += 1
+
+
+def read_shard(table: Store, run_id: str, shard: int) -> tuple[LakeObject, ...]:
+    """Return the images of one shard, in the plan's order.
+
+    Fetches the segment's file in one request (a few MB for 64 GPU shards, where head, footer and columns would be
+    three) and decodes the shard's row group.
+
+    Raises:
+        RunStopped: the file is damaged or has no such shard.
+        StoreError: the store refused.
+    """
+    index, place = divmod(shard, SEGMENT_SHARDS)
+    file, name = _open(table, run_id, index)
+    with parquet_of(name):
+        if place >= file.metadata.num_row_groups:
+            raise RunStopped(f"{name} has no shard {shard}: it is not of this plan.")
+        columns = file.read_row_group(place).columns
+    uris, etags, sizes, *kept = (column.to_pylist() for column in columns)
+    values = zip(*kept, strict=True) if kept else ((),) * len(uris)
+    return tuple(map(LakeObject, uris, etags, sizes, values))
+
+
+def read_uris(table: Store, run_id: str, index: int) -> pa.ChunkedArray:
+    """Return the URIs of a segment in the plan's order, as one column of text."""
+    file, name = _open(table, run_id, index)
+    with parquet_of(name):
+        return file.read(columns=["uri"])["uri"]
+
+
+def read_kept_schema(table: Store, run_id: str) -> pa.Schema:
+    """Return names and types of the kept columns, as the first file of a run's manifest has them."""
+    file, _ = _open(table, run_id, 0)
+    return _kept(file)
+
+
+def write_complete(table: Store, run_id: str, segments: int, counts: Counts) -> None:
+    """Write what the ended manifest adds up to, for people and dashboards."""
+    record = {"segments": segments, **asdict(counts), "skipped": dict(counts.skipped)}
+    put_once(table, run_key(run_id, "plan/complete.json"), (json.dumps(record, indent=2) + "\n").encode())
+
+
+def read_complete(table: Store, run_id: str) -> Counts:
+    """Return what `write_complete` wrote.
+
+    Raises:
+        RunStopped: it is damaged.
+        NotFound: the planning has not ended.
+    """
+    key = run_key(run_id, "plan/complete.json")
+    try:
+        record = json.loads(table.get(key).data)
+        del record["segments"]
+        return Counts(**record)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunStopped(f"{join_uri(table.uri, key)} is damaged: it does not say what was planned.") from error
+
+
+def _open(table: Store, run_id: str, index: int) -> tuple[pq.ParquetFile, str]:
+    key = segment_key(run_id, index)
+    name = join_uri(table.uri, key)
+    try:
+        data = table.get(key).data
+    except NotFound as error:
+        raise RunStopped(f"{name} is missing. Restore it, or start with --new-run.") from error
+    return open_bytes(data, name), name
+
+
+def _kept(file: pq.ParquetFile) -> pa.Schema:
+    return pa.schema(list(file.schema_arrow)[len(_OBJECT_COLUMNS) :])
+
+
+def _encode(segment: Segment, kept_schema: pa.Schema, ending: Ending | None) -> bytes:
+    position = segment.position
+    counts = {**asdict(position.counts), "skipped": dict(position.counts.skipped)}
+    record = {"version": MANIFEST_VERSION, "ending": ending, "last_uri": position.last_uri, "counts": counts}
+    schema = pa.schema([*_OBJECT_COLUMNS, *kept_schema], metadata={_METADATA: json.dumps(record, sort_keys=True)})
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
+        for shard in segment.shards:
+            writer.write_table(_shard_table(shard, schema), row_group_size=len(shard))
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def _shard_table(shard: Sequence[LakeObject], schema: pa.Schema) -> pa.Table:
+    values = [
+        [item.uri for item in shard],
+        [item.etag for item in shard],
+        [item.size for item in shard],
+        *([item.kept[place] for item in shard] for place in range(len(schema) - len(_OBJECT_COLUMNS))),
+    ]
+    return pa.Table.from_arrays(
+        [pa.array(value, column.type) for value, column in zip(values, schema, strict=True)], schema=schema
+    )
+
+
+def _planned(file: pq.ParquetFile, index: int, name: str) -> PlannedSegment:
+    metadata = file.metadata
+    try:
+        record: dict[str, Any] = json.loads((metadata.metadata or {})[_METADATA])
+        version, ending, counts = record["version"], record["ending"], Counts(**record["counts"])
+        position = Position(record["last_uri"], counts)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunStopped(
+            f"{name} is damaged: it does not say what was planned. Restore it, or start with --new-run."
+        ) from error
+    if version != MANIFEST_VERSION:
+        raise RunStopped(
+            f"{name} is a plan of version {version}, this is version {MANIFEST_VERSION}. Use the release that "
+            "began the run."
+        )
+    shard_images = tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+    if ending not in ("complete", "sealed", None) or (ending is None) != bool(sum(shard_images)):
+        raise RunStopped(f"{name} is damaged: it is neither a segment nor an end. Restore it, or start with --new-run.")
+    return PlannedSegment(index, () if ending else shard_images, position, ending)

@@ -1,0 +1,81 @@
+"""Parquet files in stores: read by column without being fetched whole, their damage told in one sentence."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.run import RunStopped
+from pipelines.store import Store, join_uri
+
+
+@contextmanager
+def parquet_of(name: str) -> Iterator[None]:
+    """Turn what pyarrow says of damaged bytes into a sentence about the file `name`; errors of stores pass through."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
+        # MemoryError: a damaged header asks for more than there is
+        reason = " ".join(str(error).split())[:200]
+        raise RunStopped(f"{name} is damaged: it cannot be read as Parquet ({reason}).") from error
+
+
+def open_bytes(data: bytes, name: str) -> pq.ParquetFile:
+    """Return a Parquet file that is in memory already.
+
+    Raises:
+        RunStopped: the bytes are damaged.
+    """
+    with parquet_of(name):
+        return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+
+
+def open_object(store: Store, key: str, size: int) -> pq.ParquetFile:
+    """Return a Parquet file of a store: its footer is fetched now, later the columns that are asked for.
+
+    Raises:
+        RunStopped: the footer is damaged.
+        StoreError: the store refused.
+    """
+    with parquet_of(join_uri(store.uri, key)):
+        return pq.ParquetFile(
+            pa.PythonFile(_ObjectFile(store, key, size), mode="r"), pre_buffer=True, page_checksum_verification=True
+        )
+
+
+def stored_schema(schema: pa.Schema) -> pa.Schema:
+    """Return the columns as they come back from Parquet, which has no seconds, for one."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), sink)
+    return pq.read_schema(pa.BufferReader(sink.getvalue())).remove_metadata()
+
+
+class _ObjectFile(io.RawIOBase):
+    """One object as a file that can be read from anywhere; what is read is one request."""
+
+    def __init__(self, store: Store, key: str, size: int) -> None:
+        self._store, self._key, self._size, self._position = store, key, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, length: int | None = -1) -> bytes:
+        rest = max(self._size - self._position, 0)
+        wanted = rest if length is None or length < 0 else min(length, rest)
+        data = self._store.get_range(self._key, self._position, wanted) if wanted else b""
+        self._position += len(data)
+        return data

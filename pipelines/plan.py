@@ -1,0 +1,355 @@
+"""Which images a run labels, in which shards."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from math import ceil
+from typing import Final, Literal
+
+from pipelines.labelled import read_labelled
+from pipelines.listing import DUPLICATE, LakeObject, Listed, Listing, Skipped, list_objects
+from pipelines.manifest import (
+    SEGMENT_SHARDS,
+    Counts,
+    PlannedSegment,
+    Position,
+    Segment,
+    read_kept_schema,
+    read_manifest,
+    read_shard,
+    write_complete,
+    write_segment,
+)
+from pipelines.publish import read_done
+from pipelines.run import RunStopped, find_unfinished, sealed_sentence
+from pipelines.sample import draw_sample
+from pipelines.store import Store, StoreError, StoreOptions, open_store
+from pipelines.table import check_kept
+
+__all__ = [
+    "SEGMENT_SHARDS",
+    "PlanConfig",
+    "PlanSummary",
+    "PlannedSegment",
+    "cut_segments",
+    "read_kept_schema",
+    "read_manifest",
+    "read_shard",
+    "summarise_plan",
+    "write_plan",
+]
+
+GPU_SHARD_IMAGES: Final = 2_048  # fewer than a thousand cannot fill shape buckets
+CPU_SHARD_IMAGES: Final = 64
+
+_LOOKUP_IMAGES = 8_192  # looked up in the labelled keys at once
+
+IsLabelled = Callable[[Sequence[LakeObject]], Iterable[bool]]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanConfig:
+    """What a run would be given.
+
+    Args:
+        images: Folders, globs, images, tables of URIs (`listing.list_objects`).
+        table: The detection table's URI, existing or new.
+        model: `name@sha256[:12]` whose rows count as labelled; None: any model's.
+        shard_images: How many images a shard has.
+        max_images: Take the first N images of the listing, labelled ones included, so that a second run finds nothing
+            to do.
+        sample: Draw N images of the listing at random instead.
+        seed: What the draw depends on, besides the URIs.
+        keep: Columns of tables of URIs to carry into the rows.
+        retry_errors: "all": images with errors of permanent kinds are labelled again, too.
+        options: How the images' stores are reached.
+        table_options: How the table's store is reached; None: as the images'.
+    """
+
+    images: tuple[str, ...]
+    table: str
+    model: str | None = None
+    shard_images: int = GPU_SHARD_IMAGES
+    max_images: int | None = None
+    sample: int | None = None
+    seed: int = 0
+    keep: tuple[str, ...] = ()
+    retry_errors: Literal["passing", "all"] = "passing"
+    options: StoreOptions = field(default_factory=StoreOptions)
+    table_options: StoreOptions | None = None
+
+    def __post_init__(self) -> None:
+        if not self.images:
+            raise ValueError("images: name at least one folder, glob, image or table of URIs.")
+        for name, value in (
+            ("shard images", self.shard_images),
+            ("max images", self.max_images),
+            ("sample", self.sample),
+        ):
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: {value} is not a number of images; give 1 or more.")
+        if self.max_images is not None and self.sample is not None:
+            raise ValueError("max images and sample exclude each other: the first N or N at random, give one of them.")
+        check_kept(self.keep)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSummary:
+    """What a run would do.
+
+    Attributes:
+        images: To label, in `shards` shards and `segments` table files.
+        size_bytes: Of those whose size is known; `unknown_sizes` are without.
+        labelled: Left out because the table has their rows.
+        duplicates: Left out because another source names them, too.
+        skipped: Left out because they are no images, by the reason.
+        unfinished_run: The run that a start would resume before anything else.
+        unfinished_images: In the plan of that run, as far as it was made.
+        unfinished_done: Those of them that are labelled, though perhaps not in the table yet.
+    """
+
+    images: int
+    size_bytes: int
+    unknown_sizes: int
+    shards: int
+    segments: int
+    labelled: int
+    duplicates: int
+    skipped: Mapping[str, int]
+    unfinished_run: str | None
+    unfinished_images: int = 0
+    unfinished_done: int = 0
+
+
+def summarise_plan(config: PlanConfig) -> PlanSummary:
+    """Return what a run would do, and write nothing. Memory as for `write_plan`.
+
+    Raises:
+        RunStopped: images or table cannot be read.
+    """
+    listing = list_objects(config.images, options=config.options, keep=config.keep, table=config.table)
+    table = open_store(config.table, config.table_options or config.options)
+    try:
+        unfinished = find_unfinished(table)
+        left = list(read_manifest(table, unfinished.run_id)) if unfinished else []
+        done = read_done(table, unfinished.run_id).count_images(left) if unfinished else 0
+        labelled = read_labelled(table, config.model, retry_errors=config.retry_errors)
+    except StoreError as error:
+        raise RunStopped(f"cannot read the table {table.uri}: {error}") from error
+    segments, position = 0, Position()
+    for segment in cut_segments(
+        _select(listing, None, sample=config.sample, seed=config.seed),
+        labelled.contains,
+        shard_images=config.shard_images,
+        max_images=config.max_images,
+    ):
+        segments += bool(segment.shards)
+        position = segment.position
+    counts = position.counts
+    return PlanSummary(
+        images=counts.images,
+        size_bytes=counts.size_bytes,
+        unknown_sizes=counts.unknown_sizes,
+        shards=counts.shards,
+        segments=segments,
+        labelled=counts.labelled,
+        duplicates=counts.duplicates,
+        skipped=counts.skipped,
+        unfinished_run=unfinished.run_id if unfinished else None,
+        unfinished_images=sum(segment.images for segment in left),
+        unfinished_done=done,
+    )
+
+
+def cut_segments(
+    listed: Iterable[Listed],
+    is_labelled: IsLabelled,
+    *,
+    shard_images: int,
+    max_images: int | None = None,
+    spread: int = 1,
+    start: tuple[int, Position] = (0, Position()),
+) -> Iterator[Segment]:
+    """Cut what is not labelled yet into shards of `shard_images`, and these into segments of 64, in listing order.
+
+    The last shard and the last segment may be shorter; the last segment may have no shard at all. Equal listings give
+    equal shards wherever the cutting was taken up again. Holds one segment.
+
+    Args:
+        listed: What is listed behind `start`.
+        is_labelled: Tells it for many objects at once.
+        shard_images: How many images a shard has.
+        max_images: After how many listed images to end, labelled ones and those before `start` included.
+        spread: Into about how many shards, at least, the last segment is cut: all actors work to the end.
+        start: The number of the first segment, and the position behind the segment before.
+
+    Raises:
+        RunStopped: the listing is not in the order of URIs.
+    """
+    index, position = start
+    counts = _Tally(position)
+    images: list[LakeObject] = []
+    for item, done in _with_labelled(listed, is_labelled):
+        if max_images is not None and counts.listed == max_images:
+            break
+        counts.add(item, is_labelled=done)
+        if isinstance(item, Skipped) or done:
+            continue
+        images.append(item)
+        if len(images) == shard_images * SEGMENT_SHARDS:
+            yield Segment(index, _cut(images, shard_images), counts.position(shards=SEGMENT_SHARDS))
+            index += 1
+            images = []
+    shards = _cut(images, max(1, min(shard_images, ceil(len(images) / min(spread, SEGMENT_SHARDS)))))
+    yield Segment(index, shards, counts.position(shards=len(shards)), is_last=True)
+
+
+def write_plan(
+    table: Store,
+    run_id: str,
+    listing: Listing,
+    is_labelled: IsLabelled,
+    *,
+    shard_images: int,
+    max_images: int | None = None,
+    sample: int | None = None,
+    seed: int = 0,
+    spread: int = 1,
+) -> Iterator[PlannedSegment]:
+    """Yield the segments of a run's plan, each when it is durable: first those that are, then the rest as it is listed.
+
+    An interrupted planning goes on behind the last image of the last durable segment. Several planners of one run end
+    up with one plan: of each segment the first that was written counts, and the others go on behind it. Does nothing
+    before it is iterated; memory is that of one segment.
+
+    Args:
+        table: Where the plan is written.
+        run_id: The run.
+        listing: The images.
+        is_labelled: Tells which are labelled already, as read after the run was begun.
+        shard_images: How many images a shard has, the same whenever the run is resumed.
+        max_images: Take the first N images listed.
+        sample: Draw N images listed at random.
+        seed: What the draw depends on.
+        spread: Into about how many shards, at least, the last segment is cut: a few for each actor.
+
+    Raises:
+        RunStopped: the run was sealed, or a source cannot be listed further.
+        StoreError: the table's store refused.
+    """
+    index, position, ended = 0, Position(), False
+    for planned in read_manifest(table, run_id):
+        yield from _open_segment(table, run_id, planned)
+        index, position, ended = planned.index + 1, planned.position, planned.ending is not None
+    if index and not ended and read_kept_schema(table, run_id) != listing.kept_schema:
+        raise RunStopped(
+            f"the kept columns have other types than when run {run_id} began ({read_kept_schema(table, run_id)}). "
+            "Restore the list of URIs, or give --new-run to seal the run and plan afresh."
+        )
+    while not ended:
+        listed = _select(listing, position.last_uri, sample=sample, seed=seed)
+        segments = cut_segments(
+            listed,
+            is_labelled,
+            shard_images=shard_images,
+            max_images=max_images,
+            spread=spread,
+            start=(index, position),
+        )
+        for segment, ending in _with_ending(segments):
+            planned, is_ours = write_segment(table, run_id, segment, listing.kept_schema, ending=ending)
+            yield from _open_segment(table, run_id, planned)
+            index, position, ended = planned.index + 1, planned.position, planned.ending is not None
+            if ended or not is_ours:
+                break  # another planner was there first: list again behind its segment
+    write_complete(table, run_id, index - 1, position.counts)
+
+
+def _with_ending(segments: Iterable[Segment]) -> Iterator[tuple[Segment, Literal["complete"] | None]]:
+    """Yield what is written: the segments that have shards, and the end of the manifest behind the last one."""
+    for segment in segments:
+        if segment.shards:
+            yield segment, None
+        if segment.is_last:
+            yield Segment(segment.index + bool(segment.shards), (), segment.position), "complete"
+
+
+def _open_segment(table: Store, run_id: str, planned: PlannedSegment) -> Iterator[PlannedSegment]:
+    if planned.ending == "sealed":
+        raise RunStopped(sealed_sentence(table, run_id))
+    if planned.ending is None:
+        yield planned
+
+
+def _select(listing: Listing, after: str | None, *, sample: int | None, seed: int) -> Iterator[Listed]:
+    if sample is None:
+        return listing.after(after)
+    drawn = draw_sample(listing, sample, seed=seed)
+    return drawn if after is None else (item for item in drawn if item.uri > after)
+
+
+def _with_labelled(listed: Iterable[Listed], is_labelled: IsLabelled) -> Iterator[tuple[Listed, bool]]:
+    stream = iter(listed)
+    while batch := list(islice(stream, _LOOKUP_IMAGES)):
+        done = iter(is_labelled([item for item in batch if isinstance(item, LakeObject)]))
+        for item in batch:
+            yield item, bool(next(done)) if isinstance(item, LakeObject) else False
+
+
+def _cut(images: Sequence[LakeObject], shard_images: int) -> tuple[tuple[LakeObject, ...], ...]:
+    return tuple(tuple(images[first : first + shard_images]) for first in range(0, len(images), shard_images))
+
+
+class _Tally:
+    """Counts along a listing, going on from a position."""
+
+    def __init__(self, position: Position) -> None:
+        counts = position.counts
+        self._last_uri, self._last_image = position.last_uri, position.last_uri
+        self._images, self._size_bytes, self._unknown = counts.images, counts.size_bytes, counts.unknown_sizes
+        self._shards, self._labelled, self._duplicates = counts.shards, counts.labelled, counts.duplicates
+        self._skipped = Counter(counts.skipped)
+
+    @property
+    def listed(self) -> int:
+        return self._images + self._labelled
+
+    def add(self, item: Listed, *, is_labelled: bool) -> None:
+        is_image = isinstance(item, LakeObject)
+        before = self._last_image if is_image else self._last_uri
+        if before is not None and (item.uri <= before if is_image else item.uri < before):
+            raise RunStopped(
+                f"the listing is out of order: {item.uri} came after {before}. "
+                "Two runs would not see the same images; give a list of URIs instead."
+            )
+        self._last_uri = item.uri
+        if isinstance(item, Skipped):
+            if item.reason == DUPLICATE:
+                self._duplicates += item.count
+            else:
+                self._skipped[item.reason] += item.count
+            return
+        self._last_image = item.uri
+        if is_labelled:
+            self._labelled += 1
+            return
+        self._images += 1
+        self._size_bytes += item.size or 0
+        self._unknown += item.size is None
+
+    def position(self, *, shards: int) -> Position:
+        """Return where the listing stands, with `shards` cut since this was last asked."""
+        self._shards += shards
+        counts = Counts(
+            self._images,
+            self._size_bytes,
+            self._unknown,
+            self._shards,
+            self._labelled,
+            self._duplicates,
+            dict(self._skipped),
+        )
+        return Position(self._last_uri, counts)

@@ -1,0 +1,307 @@
+"""The runs of a table: begun one after the other, resumed until they end, each with its record."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any, Final, Literal
+
+from pipelines.once import put_once
+from pipelines.store import NotFound, Store, join_uri
+
+RECORD_VERSION: Final = 1
+
+# A run is begun by creating the next number of this sequence, which only one starter can do while the run before has
+# ended. So a table never has two unfinished runs, whose rows could be of the same images, whatever becomes of leases.
+_SEQUENCE = "_runs/_order/"
+
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+State = Literal["planning", "labelling", "finished", "sealed"]
+
+
+class RunStopped(Exception):
+    """What is wrong with the world, in a sentence; what is done stays done and the same command resumes."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """What a start asks for.
+
+    Args:
+        model: `name@sha256[:12]`, as rows say it.
+        model_sha256: of the model's weights, whole.
+        configuration: What decides which rows come out, as values of JSON; a resumed run must be given the same.
+        shard_images: How many images a shard of a new run has; a resumed run keeps its own.
+        versions: Of the code and its packages, for the record.
+        run_id: The run's name; None makes one of the time.
+    """
+
+    model: str
+    model_sha256: str
+    configuration: Mapping[str, object]
+    shard_images: int
+    versions: Mapping[str, str]
+    run_id: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.shard_images < 1:
+            raise ValueError(f"shard images: {self.shard_images} is not a number of images; give 1 or more.")
+        if self.run_id is not None:
+            check_run_id(self.run_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The record of a run, written when it begins and never changed. `number` is its place among its table's runs."""
+
+    run_id: str
+    number: int
+    model: str
+    model_sha256: str
+    configuration: Mapping[str, object]
+    shard_images: int
+    versions: Mapping[str, str]
+    started_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a run ended: `finished` with what it wrote, or `sealed` unfinished, so that it can write nothing any more."""
+
+    state: Literal["finished", "sealed"]
+    ended_at: datetime
+    totals: Mapping[str, object]
+
+
+def check_run_id(run_id: str) -> None:
+    """Refuse what cannot name a run.
+
+    Raises:
+        ValueError: with the reason.
+    """
+    if not _RUN_ID.fullmatch(run_id):
+        raise ValueError(
+            f"run id: {run_id!r} cannot name a folder; use letters, digits, '.', '_' and '-', at most 100."
+        )
+
+
+def run_key(run_id: str, name: str) -> str:
+    """Return the key of one of a run's own objects."""
+    return f"_runs/{run_id}/{name}"
+
+
+def new_run_id(now: datetime, tail: str) -> str:
+    """Return a name that sorts by time: `20261122-181503-a1b2`. `tail` is random, for runs begun in the same second."""
+    return f"{now:%Y%m%d-%H%M%S}-{tail}"
+
+
+def start_run(table: Store, request: RunRequest, *, now: datetime, tail: str) -> tuple[Run, bool]:
+    """Return the run to work on, and whether it was begun before: the table's unfinished run, else a new one.
+
+    Of several starters at the same moment one begins the run and the others are given it as begun before. What is
+    labelled already is to be read after this: from here on no earlier run adds rows to the table.
+
+    Args:
+        table: The table.
+        request: What the run shall do.
+        now: The time, UTC.
+        tail: Four random hexadecimal digits.
+
+    Raises:
+        RunStopped: the unfinished run was asked for something else, or the run's name is taken.
+        StoreError: the store refused; nothing is begun, or the same start resumes it.
+    """
+    while True:
+        latest = latest_run(table)
+        if latest is not None and read_end(table, latest.run_id) is None:
+            _check_same(latest, request)
+            put_once(table, run_key(latest.run_id, "run.json"), _encode(latest))  # its starter may have died before
+            return latest, True
+        run = Run(
+            run_id=request.run_id or new_run_id(now, tail),
+            number=latest.number + 1 if latest else 1,
+            model=request.model,
+            model_sha256=request.model_sha256,
+            configuration=_as_json(request.configuration),
+            shard_images=request.shard_images,
+            versions=dict(request.versions),
+            started_at=now,
+        )
+        if _exists(table, run_key(run.run_id, "run.json")):
+            raise RunStopped(f"run {run.run_id} of {table.uri} has ended already. Give another --run-id, or none.")
+        if put_once(table, f"{_SEQUENCE}{run.number:07d}.json", _encode(run)) == _encode(run):
+            put_once(table, run_key(run.run_id, "run.json"), _encode(run))
+            return run, False
+        # somebody else began that number since we looked: look again
+
+
+def find_unfinished(table: Store) -> Run | None:
+    """Return the run that the next start resumes, if there is one."""
+    latest = latest_run(table)
+    return latest if latest is not None and read_end(table, latest.run_id) is None else None
+
+
+def latest_run(table: Store) -> Run | None:
+    """Return the run that was begun last."""
+    last = None
+    for entry in table.list(_SEQUENCE):
+        last = entry.key
+    return None if last is None else _read(table, last)
+
+
+def list_runs(table: Store) -> Iterator[Run]:
+    """Yield all runs of a table, oldest first."""
+    for entry in table.list(_SEQUENCE):
+        yield _read(table, entry.key)
+
+
+def read_end(table: Store, run_id: str) -> End | None:
+    """Return how a run ended, None if it did not."""
+    key = run_key(run_id, "end.json")
+    try:
+        data = table.get(key).data
+    except NotFound:
+        return None
+    record = _decode(data, join_uri(table.uri, key))
+    try:
+        return End(record["state"], datetime.fromisoformat(record["ended_at"]), record["totals"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(join_uri(table.uri, key)) from error
+
+
+def end_run(table: Store, run_id: str, end: End) -> End:
+    """Write how a run ended unless that is written already, and return what is written.
+
+    Raises:
+        StoreError: the store refused.
+    """
+    record = {"state": end.state, "ended_at": end.ended_at.isoformat(), "totals": _as_json(end.totals)}
+    put_once(table, run_key(run_id, "end.json"), _to_bytes(record))
+    written = read_end(table, run_id)
+    assert written is not None, "an end is never deleted"
+    return written
+
+
+def finish_run(table: Store, run_id: str, *, now: datetime, totals: Mapping[str, object]) -> None:
+    """Write that everything is published; to be called when `publish.verify_run` has counted it.
+
+    Raises:
+        RunStopped: another start sealed the run.
+    """
+    if end_run(table, run_id, End("finished", now, totals)).state == "sealed":
+        raise RunStopped(sealed_sentence(table, run_id))
+
+
+def read_state(table: Store, run_id: str) -> State:
+    """Return how far a run has come."""
+    end = read_end(table, run_id)
+    if end is not None:
+        return end.state
+    return "labelling" if _exists(table, run_key(run_id, "plan/complete.json")) else "planning"
+
+
+def sealed_sentence(table: Store, run_id: str) -> str:
+    """Return what is said to whoever still works on a sealed run."""
+    return (
+        f"run {run_id} of {table.uri} was sealed by a start with --new-run, and can write nothing any more. "
+        "Start with --new-run if nobody else did."
+    )
+
+
+def differences(old: Mapping[str, object], new: Mapping[str, object]) -> list[str]:
+    """Return what differs between two configurations as `threshold 0.05, now 0.1`, in the order of the old one."""
+    before, after = _as_json(old), _as_json(new)
+    return [
+        f"{name.replace('_', ' ')} {_shown(before.get(name))}, now {_shown(after.get(name))}"
+        for name in dict.fromkeys([*before, *after])
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _check_same(run: Run, request: RunRequest) -> None:
+    if request.run_id is not None and request.run_id != run.run_id:
+        raise RunStopped(
+            f"the unfinished run of this table is {run.run_id}, not {request.run_id}. "
+            "Leave --run-id away to resume it, or give --new-run to seal it and plan afresh."
+        )
+    model = {"model": run.model, "model_sha256": run.model_sha256}
+    found = differences(model, {"model": request.model, "model_sha256": request.model_sha256})[:1]
+    found += differences(run.configuration, request.configuration)
+    if found:
+        values = "value" if len(found) == 1 else "values"
+        raise RunStopped(
+            f"the unfinished run {run.run_id} used another configuration ({'; '.join(found)}). "
+            f"Give the old {values} to resume it, or --new-run to seal it and plan afresh."
+        )
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Sequence):
+        return " ".join(map(_shown, value)) or "none"
+    return json.dumps(value)
+
+
+def _exists(table: Store, key: str) -> bool:
+    try:
+        table.head(key)
+    except NotFound:
+        return False
+    return True
+
+
+def _as_json(values: Mapping[str, object]) -> dict[str, Any]:
+    """Return the values as they come back from JSON: tuples are lists there."""
+    copy: dict[str, Any] = json.loads(json.dumps(values))
+    return copy
+
+
+def _encode(run: Run) -> bytes:
+    return _to_bytes({"record_version": RECORD_VERSION, **asdict(run), "started_at": run.started_at.isoformat()})
+
+
+def _to_bytes(record: Mapping[str, object]) -> bytes:
+    return (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _read(table: Store, key: str) -> Run:
+    uri = join_uri(table.uri, key)
+    record = _decode(table.get(key).data, uri)
+    version = record.pop("record_version", None)
+    if version != RECORD_VERSION:
+        raise RunStopped(
+            f"{uri} is a run record of version {version}, this is version {RECORD_VERSION}. Use the release "
+            "that began the run."
+        )
+    try:
+        run = Run(**{**record, "started_at": datetime.fromisoformat(record["started_at"])})
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(uri) from error
+    # the name becomes part of keys: a damaged record must not lead out of the run's folder
+    kinds = {"run_id": str, "number": int, "shard_images": int, "model": str, "configuration": dict, "versions": dict}
+    if any(type(record[name]) is not kind for name, kind in kinds.items()) or not _RUN_ID.fullmatch(run.run_id):
+        raise _damaged(uri)
+    return run
+
+
+def _decode(data: bytes, uri: str) -> dict[str, Any]:
+    try:
+        record = json.loads(data)
+    except ValueError as error:
+        raise _damaged(uri) from error
+    if not isinstance(record, dict):
+        raise _damaged(uri)
+    return record
+
+
+def _damaged(uri: str) -> RunStopped:
+    return RunStopped(
+        f"{uri} is damaged: it is not the record that was written. Restore it, or write to another table."
+    )

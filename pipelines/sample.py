@@ -1,0 +1,34 @@
+"""Drawing some images of a listing at random."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
+from operator import attrgetter
+
+from pipelines.listing import LakeObject, Listed, Skipped
+
+
+def draw_sample(listed: Iterable[Listed], count: int, *, seed: int) -> Iterator[Listed]:
+    """Yield `count` images drawn at random, in the order of their URIs; what was skipped comes first, summed up.
+
+    An image is drawn by a hash of its URI, so the same seed draws the same images from the same lake, and most of
+    them when a few images were added. Holds `count` images.
+    """
+    key = seed.to_bytes(16, "big", signed=True)
+    skipped: dict[str, int] = {}
+    drawn: list[tuple[int, str, LakeObject]] = []
+    for item in listed:
+        if isinstance(item, Skipped):
+            skipped[item.reason] = skipped.get(item.reason, 0) + item.count
+            continue
+        # negative, because heapq keeps the least on top, and the greatest hash is the next to go
+        rank = -int.from_bytes(blake2b(item.uri.encode(), digest_size=8, key=key).digest(), "big")
+        if len(drawn) < count:
+            heapq.heappush(drawn, (rank, item.uri, item))
+        elif drawn and rank > drawn[0][0]:
+            heapq.heapreplace(drawn, (rank, item.uri, item))
+    for reason, number in skipped.items():
+        yield Skipped("", reason, number)
+    yield from sorted((item for _, _, item in drawn), key=attrgetter("uri"))

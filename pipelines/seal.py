@@ -1,0 +1,33 @@
+"""Sealing a run that will not be finished: whatever of it is still alive can publish nothing any more."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from pipelines.manifest import Position, Segment, read_kept_schema, read_manifest, write_segment
+from pipelines.publish import write_sealed_file
+from pipelines.run import End, Run, end_run
+from pipelines.store import Store
+from pipelines.table import NO_COLUMNS
+
+
+def seal_run(table: Store, run: Run, *, now: datetime) -> End:
+    """Close a run's manifest, create its unpublished table files without rows, then write that it has ended.
+
+    In this order, so that after a crash anywhere the run is still unfinished and sealing it again completes it. What
+    it has published stays. Whoever else ended the run in the same moment is right: how it ended is returned.
+
+    Raises:
+        RunStopped: the manifest is damaged.
+        StoreError: the store refused; seal again.
+    """
+    segments = list(read_manifest(table, run.run_id))
+    while not segments or segments[-1].ending is None:
+        # a planner that is still alive may be faster: then there is one segment more to close behind
+        position = segments[-1].position if segments else Position()
+        planned, _ = write_segment(table, run.run_id, Segment(len(segments), (), position), NO_COLUMNS, ending="sealed")
+        segments.append(planned)
+    kept = read_kept_schema(table, run.run_id)
+    for segment in segments[:-1]:
+        write_sealed_file(table, run, segment.index, kept)
+    return end_run(table, run.run_id, End("sealed", now, {}))

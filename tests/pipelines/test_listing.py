@@ -1,0 +1,348 @@
+"""What a run is pointed at becomes one ordered stream, each image once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.listing import DUPLICATE, OWN_TABLE, WITHOUT_URI, LakeObject, Listed, Listing, Skipped, list_objects
+from pipelines.run import RunStopped
+from pipelines.skipping import skip_reason
+from pipelines.store import Misconfigured, Store, StoreDown, memory_store
+
+
+def lake(*keys: str, root: str = "s3://lake", **files: bytes) -> dict[str, Store]:
+    store = memory_store(root)
+    for key in keys:
+        store.put(key, b"12345")
+    for name, data in files.items():
+        store.put(name.replace("_", "."), data)
+    return {root: store}
+
+
+def listed(stores: dict[str, Store], *sources: str, keep: Sequence[str] = (), table: str | None = None) -> Listing:
+    return list_objects(sources, keep=keep, table=table, open_root=stores.__getitem__)
+
+
+def uris(stream: Listing) -> list[str]:
+    return [item.uri for item in stream if isinstance(item, LakeObject)]
+
+
+def skipped(stream: Listing) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for item in stream:
+        if isinstance(item, Skipped):
+            found[item.reason] = found.get(item.reason, 0) + item.count
+    return found
+
+
+def test_a_folder_is_listed_with_or_without_its_slash() -> None:
+    stores = lake("a/1.jpg", "a/b/2.jpg", "ab/3.jpg", "a.jpg")
+
+    assert uris(listed(stores, "s3://lake/a")) == ["s3://lake/a/1.jpg", "s3://lake/a/b/2.jpg"]
+    assert uris(listed(stores, "s3://lake/a/")) == ["s3://lake/a/1.jpg", "s3://lake/a/b/2.jpg"]
+    assert len(uris(listed(stores, "s3://lake"))) == 4
+    assert len(uris(listed(stores, "s3://lake/"))) == 4
+
+
+def test_an_object_has_the_size_and_etag_of_the_listing() -> None:
+    stores = lake("a/1.jpg")
+
+    assert list(listed(stores, "s3://lake/a")) == [LakeObject("s3://lake/a/1.jpg", "1", 5)]
+    assert list(listed(stores, "s3://lake/a/1.jpg")) == [LakeObject("s3://lake/a/1.jpg", "1", 5)]
+
+
+def test_a_glob_takes_what_matches() -> None:
+    stores = lake("2026/1/a.jpg", "2026/a.jpg", "2026/a.png", "2027/a.jpg")
+
+    assert uris(listed(stores, "s3://lake/2026/**/*.jpg")) == ["s3://lake/2026/1/a.jpg", "s3://lake/2026/a.jpg"]
+    assert uris(listed(stores, "s3://lake/202?/a.{jpg,png}")) == [
+        "s3://lake/2026/a.jpg",
+        "s3://lake/2026/a.png",
+        "s3://lake/2027/a.jpg",
+    ]
+
+
+def test_a_name_with_brackets_that_exists_is_that_image() -> None:
+    assert uris(listed(lake("IMG [1].jpg", "IMG 1.jpg"), "s3://lake/IMG [1].jpg")) == ["s3://lake/IMG [1].jpg"]
+
+
+def test_a_list_of_uris_is_read_and_not_listed() -> None:
+    stores = lake(list_csv=b"uri,size,station\ns3://b/2.jpg,2,north\nhttps://h/1.jpg?x=1,,south\n,,\n")
+
+    stream = listed(stores, "s3://lake/list.csv", keep=["station"])
+
+    assert list(stream) == [
+        Skipped("", WITHOUT_URI),
+        LakeObject("https://h/1.jpg?x=1", None, None, ("south",)),
+        LakeObject("s3://b/2.jpg", None, 2, ("north",)),
+    ]
+    assert stream.kept_schema == pa.schema([("station", pa.string())])
+    assert list(stream.after("https://h/1.jpg?x=1")) == list(stream)[2:]
+
+
+def test_a_glob_may_name_several_lists() -> None:
+    stores = lake(lists_1_csv=b"uri\ns3://b/2.jpg\n", lists_2_csv=b"uri\ns3://b/1.jpg\n")
+
+    assert uris(listed(stores, "s3://lake/lists.*.csv")) == ["s3://b/1.jpg", "s3://b/2.jpg"]
+
+
+def test_mixed_sources_are_merged_in_the_order_of_uris() -> None:
+    stores = lake("a/2.jpg", "c/1.jpg", "b.jpg", list_jsonl=b'{"url": "s3://lake/a/1.jpg"}\n{"url": "gs://x/1.jpg"}\n')
+
+    stream = listed(stores, "s3://lake/c/", "https://h/b.jpg", "s3://lake/list.jsonl", "s3://lake/b.jpg", "s3://lake/a")
+
+    assert uris(stream) == [
+        "gs://x/1.jpg",
+        "https://h/b.jpg",
+        "s3://lake/a/1.jpg",
+        "s3://lake/a/2.jpg",
+        "s3://lake/b.jpg",
+        "s3://lake/c/1.jpg",
+    ]
+
+
+def test_an_image_that_several_sources_name_comes_once_as_the_first_has_it() -> None:
+    stores = lake("a/1.jpg", "a/2.jpg", list_csv=b"uri,station\ns3://lake/a/1.jpg,north\ns3://lake/a/1.jpg,south\n")
+
+    first = list(
+        listed(stores, "s3://lake/list.csv", "s3://lake/a/", "s3://lake/a/2.jpg", "s3://lake/a/", keep=["station"])
+    )
+    second = list(listed(stores, "s3://lake/a/", "s3://lake/list.csv", keep=["station"]))
+
+    assert first == [
+        Skipped("s3://lake/a/1.jpg", DUPLICATE, 2),
+        LakeObject("s3://lake/a/1.jpg", None, None, ("north",)),
+        Skipped("s3://lake/a/2.jpg", DUPLICATE),
+        LakeObject("s3://lake/a/2.jpg", "2", 5, (None,)),
+    ]
+    assert second[1] == LakeObject("s3://lake/a/1.jpg", "1", 5, (None,))
+
+
+def test_what_a_folder_leaves_out_may_be_named_one_by_one() -> None:
+    stores = lake("a/1.jpg", "a/notes.txt")
+
+    assert uris(listed(stores, "s3://lake/a/", "s3://lake/a/notes.txt")) == [
+        "s3://lake/a/1.jpg",
+        "s3://lake/a/notes.txt",
+    ]
+    assert skipped(listed(stores, "s3://lake/a/", "s3://lake/a/notes.txt")) == {}
+    assert skipped(listed(stores, "s3://lake/a/", "s3://lake/")) == {DUPLICATE: 1, ".txt": 1}
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("a/IMG_1.JPG", None),
+        ("a/_MG_0412.JPG", None),  # as cameras name the pictures of one colour space
+        ("_selected/a.tif", None),
+        ("a/scan", None),
+        ("a/raw.cr2", None),
+        ("a/document.pdf", None),
+        ("a/photo.jpg.part", None),
+        ("a/.jpg", "hidden"),
+        (".thumbnails/a.jpg", "hidden"),
+        ("a/._IMG_1.JPG", "hidden"),
+        ("_SUCCESS", "internal"),
+        ("tables/_runs/x/00001.part", "internal"),
+        ("a/labels.JSON", ".json"),
+        ("a/film.mp4", ".mp4"),
+        ("all.tar", ".tar"),
+        ("SHA256SUMS", "sha256sums"),
+        ("a/json", None),
+    ],
+)
+def test_a_folder_leaves_out_only_what_is_certainly_no_image(path: str, reason: str | None) -> None:
+    assert skip_reason(path) == reason
+
+
+def test_names_above_the_given_folder_do_not_count_as_hidden() -> None:
+    assert len(uris(listed(lake("_data/.cache/a.jpg", "_data/.cache/b"), "s3://lake/_data/.cache/"))) == 2
+    assert len(uris(listed(lake(".cache/a.jpg", ".cache/.b.jpg"), "s3://lake/.cache/*.jpg"))) == 1
+
+
+def test_a_table_in_the_same_prefix_is_not_labelled() -> None:
+    stores = lake("a/1.jpg", "a/table/data/x/00000.parquet", "a/table/odd", "a/table2/2.jpg")
+
+    stream = listed(stores, "s3://lake/a", table="s3://lake/a/table/")
+
+    assert uris(stream) == ["s3://lake/a/1.jpg", "s3://lake/a/table2/2.jpg"]
+    assert skipped(stream) == {OWN_TABLE: 2}
+
+
+KEYS = st.sets(st.text("abc/._", min_size=1, max_size=6).map(lambda text: f"{text}.jpg"), min_size=1, max_size=12)
+
+
+@given(keys=KEYS, extra=KEYS, cut=st.integers(0, 30))
+def test_a_listing_can_be_taken_up_behind_any_uri(keys: set[str], extra: set[str], cut: int) -> None:
+    stores = lake("x.jpg", *keys, list_jsonl="".join(f'{{"uri": "s3://lake/{key}"}}\n' for key in extra).encode())
+    stream = (
+        listed(stores, "s3://lake/", "s3://lake/*c*", "s3://lake/list.jsonl", "s3://lake/x.jpg")
+        if any("c" in key and "/" not in key and not key.startswith(".") for key in keys)
+        else listed(stores, "s3://lake/", "s3://lake/list.jsonl", "s3://lake/x.jpg")
+    )
+    whole = list(stream)
+
+    position = cut % len(whole)
+    uri = whole[position].uri
+    rest: list[Listed] = [item for item in whole if item.uri > uri]
+
+    assert list(stream.after(uri)) == rest
+    names = [item.uri for item in whole if isinstance(item, LakeObject)]
+    assert names == sorted(set(names))
+    visible = {f"s3://lake/{key}" for key in keys if skip_reason(key) is None}
+    assert set(names) == visible | {f"s3://lake/{key}" for key in extra} | {"s3://lake/x.jpg"}
+
+
+@pytest.mark.parametrize("after", ["a", "file:///zzz", "s3://lakf/", "t"])
+def test_a_listing_can_be_taken_up_in_another_store(after: str) -> None:
+    stream = listed(lake("1.jpg"), "s3://lake/")
+
+    assert bool(list(stream.after(after))) == (after < "s3://lake/")
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("s3://lake/2025", r"there is nothing at s3://lake/2025\. .* meant by s3://lake/2025\*"),
+        ("s3://lake/2025/", r"there is nothing at s3://lake/2025/\. Check the address\.$"),
+        ("s3://lake/*.png", r"there is nothing at s3://lake/\*\.png"),
+        ("s3://lake/notes/", r"there is no image at s3://lake/notes/ \(left out: 2 \.txt, 1 \.json\)"),
+        ("s3://lake/none.csv", r"there is nothing at s3://lake/none\.csv"),
+        ("s3://lake/none*.csv", r"there is no table of URIs at s3://lake/none\*\.csv"),
+        ("https://user:secret@host/folder/", r"cannot list https://host/folder/: web servers have no listings"),
+        ("https://host/*.jpg", r"cannot list https://host/\*\.jpg: web servers"),
+    ],
+)
+def test_what_is_not_there_is_said_before_any_work(source: str, sentence: str) -> None:
+    stores = lake("2026/a.jpg", "notes/a.txt", "notes/b.txt", "notes/c.json")
+
+    with pytest.raises(RunStopped, match=sentence):
+        listed(stores, "s3://lake/2026/", source)
+
+
+class Failing:
+    """A store that lists two objects and then fails."""
+
+    uri = "s3://lake"
+
+    def __init__(self, error: Exception, after: int) -> None:
+        self._error, self._after, self._inner = error, after, memory_store()
+        for number in range(3):
+            self._inner.put(f"{number}.jpg", b"")
+        self.head, self.get, self.get_range = self._inner.head, self._inner.get, self._inner.get_range
+        self.put, self.delete = self._inner.put, self._inner.delete
+
+    def list(self, prefix: str = "", after: str | None = None) -> object:
+        for number, entry in enumerate(self._inner.list(prefix, after)):
+            if number == self._after:
+                raise self._error
+            yield entry
+
+
+def test_a_store_that_cannot_be_listed_is_named_with_its_reason() -> None:
+    refused = Failing(Misconfigured("no such bucket"), after=0)
+
+    with pytest.raises(RunStopped, match=r"^cannot list s3://lake/: no such bucket$"):
+        list_objects(["s3://lake/"], open_root=lambda _: refused)  # type: ignore[arg-type, return-value]
+
+
+def test_a_listing_that_breaks_stops_the_run_with_its_reason() -> None:
+    stream = list_objects(["s3://lake/"], open_root=lambda _: Failing(StoreDown("no answer"), after=2))  # type: ignore[arg-type, return-value]
+
+    with pytest.raises(RunStopped, match=r"^cannot list s3://lake/: no answer$"):
+        list(stream)
+
+
+def test_a_store_that_cannot_be_opened_is_named_with_its_reason() -> None:
+    def refuse(root: str) -> Store:
+        raise Misconfigured("no credentials")
+
+    with pytest.raises(RunStopped, match=r"^cannot list s3://lake/a: no credentials$"):
+        list_objects(["s3://lake/a"], open_root=refuse)
+
+
+@pytest.mark.parametrize(
+    ("keep", "lists", "sentence"),
+    [
+        (
+            ["staton"],
+            [b"uri,station\ns3://b/1,n\n"],
+            r"no column 'staton' in s3://lake/0\.csv\. Did you mean 'station'\?",
+        ),
+        (["station"], [], r"no column 'station' in the images: no table of URIs is among them"),
+        (
+            ["n"],
+            [b"uri,n\ns3://b/1,1\n", b"uri,n\ns3://b/2,x\n"],
+            r"column 'n' has several types: int64 in s3://lake/0\.csv, string in s3://lake/1\.csv",
+        ),
+    ],
+)
+def test_kept_columns_must_be_there_and_of_one_type(keep: list[str], lists: list[bytes], sentence: str) -> None:
+    stores = lake("a.jpg")
+    for number, data in enumerate(lists):
+        stores["s3://lake"].put(f"{number}.csv", data)
+
+    with pytest.raises(RunStopped, match=sentence):
+        listed(stores, "s3://lake/a.jpg", *(f"s3://lake/{number}.csv" for number in range(len(lists))), keep=keep)
+
+
+def test_kept_columns_have_the_types_in_which_they_are_stored() -> None:
+    stores = lake()
+    stores["s3://lake"].put("list.csv", b"uri,seen\ns3://b/1,2026-11-22 18:15:03\n")
+
+    assert listed(stores, "s3://lake/list.csv", keep=["seen"]).kept_schema == pa.schema([("seen", pa.timestamp("ms"))])
+
+
+def test_a_kept_column_that_one_list_lacks_is_null_there() -> None:
+    stores = lake(a_csv=b"uri,n,m\ns3://b/1,1,x\n", b_csv=b"uri,m\ns3://b/2,y\n")
+
+    stream = listed(stores, "s3://lake/a.csv", "s3://lake/b.csv", keep=["m", "n"])
+
+    assert [item.kept for item in stream if isinstance(item, LakeObject)] == [("x", 1), ("y", None)]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "my photos"
+    for name in ("b.jpg", "a/ü #1?.jpg", "a/x.json", "a.png"):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"123")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "named",
+    [str, lambda path: f"{path}/", lambda path: f"file://{path}", lambda path: f"{path}/**/*.{{jpg,png}}"],
+    ids=["path", "slash", "uri", "glob"],
+)
+def test_local_folders_give_absolute_file_uris(photos: Path, named: Callable[[Path], str]) -> None:
+    stream = list_objects([named(photos)])
+
+    base = f"file://{photos}"
+    assert uris(stream) == [f"{base}/a.png", f"{base}/a/ü #1?.jpg", f"{base}/b.jpg"]
+
+
+def test_relative_folders_and_single_files_are_made_absolute(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(photos)
+
+    assert uris(list_objects(["a", "b.jpg"])) == [f"file://{photos}/a/ü #1?.jpg", f"file://{photos}/b.jpg"]
+
+
+def test_a_local_table_among_the_photographs_is_left_out(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(photos)
+    (photos / "table").mkdir()
+    (photos / "table" / "odd").write_bytes(b"1")
+
+    assert skipped(list_objects([str(photos)], table="table")) == {".json": 1, OWN_TABLE: 1}
+
+
+def test_a_local_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(RunStopped, match=f"there is nothing at {tmp_path}/photos"):
+        list_objects([f"{tmp_path}/photos"])

@@ -1,0 +1,71 @@
+"""Writing once: whoever else writes, whatever answers get lost."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipelines.once import ATTEMPTS, put_once
+from pipelines.store import AlreadyExists, Denied, Store, StoreDown, StoreError, Throttled, memory_store
+
+
+class Unreliable:
+    """A store whose first writes go wrong: before anything is written, or after."""
+
+    def __init__(self, inner: Store, failures: list[tuple[str, StoreError]]) -> None:
+        self._inner, self._failures = inner, failures
+        self.uri, self.list, self.head = inner.uri, inner.list, inner.head
+        self.get, self.get_range, self.delete = inner.get, inner.get_range, inner.delete
+
+    def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
+        if not self._failures:
+            return self._inner.put(key, data, create=create, if_match=if_match)
+        when, error = self._failures.pop(0)
+        if when == "after":
+            self._inner.put(key, data, create=create, if_match=if_match)
+        raise error
+
+
+def test_the_first_writer_gets_its_own_bytes_and_the_second_those_of_the_first() -> None:
+    store = memory_store()
+
+    assert put_once(store, "a", b"first") == b"first"
+    assert put_once(store, "a", b"second") == b"first"
+    assert store.get("a").data == b"first"
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_lost_answer_is_asked_for_again(when: str) -> None:
+    store = memory_store()
+
+    assert put_once(Unreliable(store, [(when, StoreDown("no answer"))]), "a", b"ours") == b"ours"
+    assert store.get("a").data == b"ours"
+
+
+def test_a_lost_answer_of_one_who_lost_is_not_taken_for_a_success() -> None:
+    store = memory_store()
+    store.put("a", b"theirs")
+
+    assert put_once(Unreliable(store, [("before", StoreDown("no answer"))]), "a", b"ours") == b"theirs"
+
+
+def test_it_gives_up_after_some_attempts() -> None:
+    with pytest.raises(Throttled):
+        put_once(Unreliable(memory_store(), [("before", Throttled("slow down"))] * ATTEMPTS), "a", b"ours")
+    failures: list[tuple[str, StoreError]] = [("before", Throttled("slow down"))] * (ATTEMPTS - 1)
+    assert put_once(Unreliable(memory_store(), failures), "a", b"ours") == b"ours"
+
+
+def test_a_refusal_is_not_repeated() -> None:
+    store = Unreliable(memory_store(), [("before", Denied("no right to write"))])
+
+    with pytest.raises(Denied):
+        put_once(store, "a", b"ours")
+    with pytest.raises(StoreError):
+        store.get("a")
+
+
+def test_a_store_that_says_exists_of_its_own_accord_is_believed() -> None:
+    store = memory_store()
+    store.put("a", b"theirs")
+
+    assert put_once(Unreliable(store, [("before", AlreadyExists("a exists"))]), "a", b"ours") == b"theirs"

@@ -1,0 +1,66 @@
+"""Parquet files in stores: only what is asked for is fetched, and what goes wrong is told apart."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.parquet_files import open_bytes, open_object, parquet_of, stored_schema
+from pipelines.run import RunStopped
+from pipelines.store import Store, StoreDown, memory_store
+
+TABLE = pa.table({"a": list(range(1000)), "b": [f"text {number * 7919 % 1000}" for number in range(1000)]})
+
+
+def parquet() -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(TABLE, sink)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def test_an_object_reads_like_the_file_it_is(store: Store) -> None:
+    store.put("x.parquet", parquet())
+
+    file = open_object(store, "x.parquet", len(parquet()))
+
+    assert file.read().equals(TABLE)
+    assert file.read(columns=["a"]).equals(TABLE.select(["a"]))
+    assert open_bytes(parquet(), "x").read().equals(TABLE)
+
+
+def test_a_store_that_fails_is_not_a_damaged_file() -> None:
+    inner = memory_store()
+    inner.put("x.parquet", parquet())
+
+    class Down:
+        uri = inner.uri
+
+        def get_range(self, key: str, start: int, length: int) -> bytes:
+            raise StoreDown("no answer")
+
+    with pytest.raises(StoreDown, match="no answer"):
+        open_object(Down(), "x.parquet", len(parquet()))  # type: ignore[arg-type]
+
+
+def test_an_object_that_is_shorter_than_listed_is_damaged() -> None:
+    store = memory_store()
+    store.put("x.parquet", parquet())
+
+    with pytest.raises(RunStopped, match=r"^memory://store/x\.parquet is damaged: it cannot be read as Parquet \("):
+        open_object(store, "x.parquet", len(parquet()) + 100)
+
+
+def test_damage_that_shows_while_reading_is_told_in_the_same_sentence() -> None:
+    with (
+        pytest.raises(RunStopped, match=r"^x is damaged: it cannot be read as Parquet \(no column\)\.$"),
+        parquet_of("x"),
+    ):
+        raise pa.ArrowInvalid("no\n column")
+
+
+def test_seconds_come_back_as_milliseconds() -> None:
+    assert stored_schema(pa.schema([("seen", pa.timestamp("s")), ("n", pa.int8())])) == pa.schema(
+        [("seen", pa.timestamp("ms")), ("n", pa.int8())]
+    )

@@ -1,0 +1,444 @@
+"""Which images a run labels, in which shards, however often the planning is interrupted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from unittest.mock import patch
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from pipelines.labelled import labelled_keys
+from pipelines.listing import LakeObject, Listed, Listing, Skipped, list_objects
+from pipelines.manifest import (
+    SEGMENT_SHARDS,
+    Counts,
+    PlannedSegment,
+    Position,
+    Segment,
+    read_complete,
+    read_kept_schema,
+    read_manifest,
+    read_shard,
+    read_uris,
+    segment_key,
+    write_segment,
+)
+from pipelines.plan import PlanConfig, PlanSummary, cut_segments, summarise_plan, write_plan
+from pipelines.run import RunRequest, RunStopped, start_run
+from pipelines.store import Store, StoreDown, memory_store, open_store
+from pipelines.table import NO_COLUMNS, Detected, Origin, Row, encode, rows_to_table
+
+NAMES = st.lists(st.tuples(st.text("abc", max_size=4), st.sampled_from(["new", "labelled", "skipped"])), max_size=40)
+
+
+def as_listing(lake: dict[str, str]) -> list[Listed]:
+    return [
+        Skipped(uri, ".json") if what == "skipped" else LakeObject(uri, "e", len(uri))
+        for uri, what in sorted(lake.items())
+    ]
+
+
+def is_labelled(lake: dict[str, str]) -> object:
+    return lambda objects: [lake[item.uri] == "labelled" for item in objects]
+
+
+def none_labelled(objects: Sequence[LakeObject]) -> list[bool]:
+    return [False] * len(objects)
+
+
+def listing_of(listed: Sequence[Listed], kept: pa.Schema = NO_COLUMNS) -> Listing:
+    def stream(after: str | None) -> Iterator[Listed]:
+        return (item for item in listed if after is None or item.uri > after)
+
+    return Listing((stream,), kept)
+
+
+def images(count: int) -> list[Listed]:
+    return [LakeObject(f"s3://b/{number:06d}.jpg", str(number), number) for number in range(count)]
+
+
+@contextmanager
+def short_segments() -> Iterator[None]:
+    """Segments of 4 shards: a few images make many."""
+    with patch("pipelines.plan.SEGMENT_SHARDS", 4), patch("pipelines.manifest.SEGMENT_SHARDS", 4):
+        yield
+
+
+def planned_uris(table: Store, segments: Iterable[PlannedSegment]) -> list[list[str]]:
+    return [[item.uri for item in read_shard(table, "run", shard)] for segment in segments for shard in segment.shards]
+
+
+@given(names=NAMES, shard_images=st.integers(1, 5), spread=st.integers(1, 70))
+def test_every_unlabelled_image_is_in_one_shard_in_listing_order(
+    names: list[tuple[str, str]], shard_images: int, spread: int
+) -> None:
+    lake = dict(names)
+
+    segments = list(cut_segments(as_listing(lake), is_labelled(lake), shard_images=shard_images, spread=spread))  # type: ignore[arg-type]
+
+    shards = [shard for segment in segments for shard in segment.shards]
+    assert [item.uri for shard in shards for item in shard] == sorted(
+        uri for uri, what in lake.items() if what == "new"
+    )
+    assert all(0 < len(shard) <= shard_images for shard in shards)
+    assert segments[-1].position.counts == Counts(
+        images=sum(what == "new" for what in lake.values()),
+        size_bytes=sum(len(uri) for uri, what in lake.items() if what == "new"),
+        shards=len(shards),
+        labelled=sum(what == "labelled" for what in lake.values()),
+        skipped={".json": sum(what == "skipped" for what in lake.values())} if "skipped" in lake.values() else {},
+    )
+
+
+def test_segments_have_64_shards_and_the_last_may_be_shorter_or_empty() -> None:
+    def cut(count: int) -> list[tuple[int, int, bool]]:
+        return [
+            (segment.index, len(segment.shards), segment.is_last)
+            for segment in cut_segments(images(count), none_labelled, shard_images=2)
+        ]
+
+    assert SEGMENT_SHARDS == 64
+    assert cut(0) == [(0, 0, True)]
+    assert cut(3) == [(0, 2, True)]
+    assert cut(128) == [(0, 64, False), (1, 0, True)]
+    assert cut(131) == [(0, 64, False), (1, 2, True)]
+
+
+@pytest.mark.parametrize(
+    ("count", "spread", "shards"), [(100, 1, 2), (100, 8, 8), (5, 8, 5), (100, 1000, 50), (0, 8, 0)]
+)
+def test_a_small_run_is_spread_over_many_shards(count: int, spread: int, shards: int) -> None:
+    (segment,) = cut_segments(images(count), none_labelled, shard_images=64, spread=spread)
+
+    assert len(segment.shards) == shards
+
+
+def test_only_the_last_segment_is_spread() -> None:
+    first, last = cut_segments(images(64 * 4 + 20), none_labelled, shard_images=4, spread=10)
+
+    assert {len(shard) for shard in first.shards} == {4}
+    assert {len(shard) for shard in last.shards} == {2}
+
+
+@given(names=NAMES, most=st.integers(1, 12))
+def test_the_first_images_are_those_listed_first_labelled_or_not(names: list[tuple[str, str]], most: int) -> None:
+    lake = dict(names)
+    first = [uri for uri, what in sorted(lake.items()) if what != "skipped"][:most]
+
+    segments = cut_segments(as_listing(lake), is_labelled(lake), shard_images=3, max_images=most)  # type: ignore[arg-type]
+
+    found = [item.uri for segment in segments for shard in segment.shards for item in shard]
+    assert found == [uri for uri in first if lake[uri] == "new"]
+
+
+@pytest.mark.parametrize("second", ["s3://b/b", "s3://b/a"])
+def test_a_listing_out_of_order_is_refused(second: str) -> None:
+    with pytest.raises(RunStopped, match=f"out of order: {second} came after s3://b/b"):
+        list(cut_segments([LakeObject("s3://b/b"), LakeObject(second)], none_labelled, shard_images=3))
+
+
+def test_unknown_sizes_are_counted() -> None:
+    (segment,) = cut_segments([LakeObject("a", size=3), LakeObject("b")], none_labelled, shard_images=3)
+
+    assert (segment.position.counts.size_bytes, segment.position.counts.unknown_sizes) == (3, 1)
+
+
+def test_what_is_read_is_what_was_planned(store: Store) -> None:
+    kept = pa.schema([("station", pa.string()), ("count", pa.int16())])
+    listed: list[Listed] = [
+        LakeObject("s3://b/ä.jpg", "e", 2**40, ("north", 1)),
+        LakeObject("s3://b/ö.jpg", None, None, (None, None)),
+        LakeObject("s3://b/ü.jpg", "f", 0, ("", 3)),
+    ]
+
+    (segment,) = write_plan(store, "run", listing_of(listed, kept), none_labelled, shard_images=2)
+
+    assert segment == PlannedSegment(0, (2, 1), segment.position)
+    assert [read_shard(store, "run", shard) for shard in segment.shards] == [tuple(listed[:2]), tuple(listed[2:])]
+    assert read_kept_schema(store, "run") == kept
+    assert read_uris(store, "run", 0).to_pylist() == ["s3://b/ä.jpg", "s3://b/ö.jpg", "s3://b/ü.jpg"]
+    assert [planned.ending for planned in read_manifest(store, "run")] == [None, "complete"]
+    assert read_complete(store, "run") == segment.position.counts
+
+
+def test_a_plan_is_written_in_order_the_totals_last() -> None:
+    table = memory_store()
+
+    segments = list(write_plan(table, "run", listing_of(images(100)), none_labelled, shard_images=1))
+
+    assert [entry.key for entry in table.list()] == [
+        "_runs/run/plan/00000.plan",
+        "_runs/run/plan/00001.plan",
+        "_runs/run/plan/00002.plan",  # ends it
+        "_runs/run/plan/complete.json",
+    ]
+    assert [segment.images for segment in segments] == [64, 36]
+    assert json.loads(table.get("_runs/run/plan/complete.json").data) == {
+        "segments": 2,
+        "images": 100,
+        "size_bytes": 4950,
+        "unknown_sizes": 0,
+        "shards": 100,
+        "labelled": 0,
+        "duplicates": 0,
+        "skipped": {},
+    }
+
+
+def test_a_segment_is_given_when_it_is_durable_and_before_the_next_is_listed() -> None:
+    table = memory_store()
+    seen: list[str] = []
+
+    def stream(after: str | None) -> Iterator[Listed]:
+        for number in range(20_000):
+            seen.append(f"{number:06d}")
+            yield LakeObject(seen[-1])
+
+    first = next(write_plan(table, "run", Listing((stream,), NO_COLUMNS), none_labelled, shard_images=10))
+
+    assert first.images == 640
+    assert [entry.key for entry in table.list()] == ["_runs/run/plan/00000.plan"]
+    assert len(seen) < 10_000
+
+
+def test_nothing_to_label_is_a_plan_without_segments() -> None:
+    table = memory_store()
+
+    assert (
+        list(write_plan(table, "run", listing_of(images(5)), lambda objects: [True] * len(objects), shard_images=1))
+        == []
+    )
+    assert read_complete(table, "run") == Counts(labelled=5)
+
+
+class Failing:
+    """A store whose writes fail from one on: before they are done, or with the answer lost."""
+
+    def __init__(self, inner: Store, fails_at: int, *, writes: bool) -> None:
+        self._inner, self._left, self._writes = inner, fails_at, writes
+        self.uri, self.list, self.head = inner.uri, inner.list, inner.head
+        self.get, self.get_range, self.delete = inner.get, inner.get_range, inner.delete
+
+    def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
+        self._left -= 1
+        if self._left >= 0 or self._writes:
+            self._inner.put(key, data, create=create, if_match=if_match)
+        if self._left < 0:
+            raise StoreDown("no answer")
+        return None
+
+
+def small_lake(count: int) -> list[Listed]:
+    """Images, some of them labelled, and other things between and behind them."""
+    listed: list[Listed] = []
+    for number in range(count):
+        listed.append(Skipped(f"s3://b/{number:04d}.jpg", "duplicate"))
+        listed.append(LakeObject(f"s3://b/{number:04d}.jpg", str(number), number))
+        listed.append(Skipped(f"s3://b/{number:04d}.json", ".json"))
+    return listed
+
+
+@settings(deadline=None, max_examples=50)
+@example(count=30, labelled={3, 9}, crashes=[(2, False)], sample=20, most=None)
+@example(count=30, labelled={3, 9}, crashes=[(2, False), (1, True)], sample=None, most=20)
+@given(
+    count=st.integers(0, 30),
+    labelled=st.sets(st.integers(0, 29), max_size=10),
+    crashes=st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=4),
+    sample=st.none() | st.integers(1, 25),
+    most=st.none() | st.integers(1, 32),
+)
+def test_an_interrupted_plan_becomes_the_uninterrupted_one(
+    count: int, labelled: set[int], crashes: list[tuple[int, bool]], sample: int | None, most: int | None
+) -> None:
+    keys = labelled_keys((f"s3://b/{number:04d}.jpg", str(number)) for number in labelled)
+    listing = listing_of(small_lake(count))
+
+    def plan(table: Store) -> list[PlannedSegment]:
+        first = None if sample else most
+        return list(write_plan(table, "run", listing, keys.contains, shard_images=1, sample=sample, max_images=first))
+
+    whole, broken = memory_store(), memory_store()
+    with short_segments():
+        expected = plan(whole)
+        for fails_at, writes in crashes:
+            try:
+                plan(Failing(broken, fails_at, writes=writes))
+            except StoreDown:
+                continue
+
+        assert plan(broken) == expected
+        assert plan(broken) == expected  # and again, from what is durable alone
+    assert contents(broken) == contents(whole)
+
+
+def contents(table: Store) -> dict[str, bytes]:
+    return {entry.key: table.get(entry.key).data for entry in table.list()}
+
+
+LAKES = st.sets(st.integers(0, 30))
+
+
+@settings(deadline=None, max_examples=50)
+@example(order=[False, True], first=set(range(0, 30, 2)), second=set(range(0, 30, 3)))
+@given(order=st.lists(st.booleans(), max_size=12), first=LAKES, second=LAKES)
+def test_two_planners_who_see_different_lakes_end_with_one_plan(
+    order: list[bool], first: set[int], second: set[int]
+) -> None:
+    table = memory_store()
+    planners = [
+        write_plan(
+            table, "run", listing_of([images(31)[number] for number in sorted(lake)]), none_labelled, shard_images=1
+        )
+        for lake in (first, second)
+    ]
+    found: list[list[PlannedSegment]] = [[], []]
+
+    with short_segments():
+        for which in [*order, *[False] * 12, *[True] * 12]:
+            segment = next(planners[which], None)
+            if segment is not None:
+                found[which].append(segment)
+        uris = [uri for shard in planned_uris(table, found[0]) for uri in shard]
+
+    assert found[0] == found[1]
+    assert uris == sorted(set(uris))
+    names = [{f"s3://b/{number:06d}.jpg" for number in lake} for lake in (first, second)]
+    assert names[0] & names[1] <= set(uris) <= names[0] | names[1]
+    assert read_complete(table, "run").images == len(uris)
+
+
+def test_a_sealed_plan_stops_the_planner() -> None:
+    table = memory_store()
+    planner = write_plan(table, "run", listing_of(images(100)), none_labelled, shard_images=1)
+    first = next(planner)
+    write_segment(table, "run", Segment(1, (), first.position), NO_COLUMNS, ending="sealed")
+
+    with pytest.raises(RunStopped, match="run run of memory://store was sealed by a start with --new-run"):
+        next(planner)
+    with pytest.raises(RunStopped, match="was sealed"):
+        list(write_plan(table, "run", listing_of(images(100)), none_labelled, shard_images=1))
+
+
+def test_a_list_whose_kept_column_changed_its_type_is_refused_on_resume() -> None:
+    table = memory_store()
+    listed: list[Listed] = [LakeObject(f"{number:03d}", kept=(number,)) for number in range(100)]
+    next(write_plan(table, "run", listing_of(listed, pa.schema([("n", pa.int64())])), none_labelled, shard_images=1))
+    changed = listing_of(listed, pa.schema([("n", pa.string())]))
+
+    with pytest.raises(RunStopped, match=r"other types than when run run began \(n: int64\)"):
+        list(write_plan(table, "run", changed, none_labelled, shard_images=1))
+
+
+def planned_table() -> Store:
+    table = memory_store()
+    list(write_plan(table, "run", listing_of(images(150)), none_labelled, shard_images=1))
+    return table
+
+
+def test_a_missing_segment_is_noticed() -> None:
+    table = planned_table()
+    table.delete(segment_key("run", 1))
+
+    with pytest.raises(RunStopped, match=r"memory://store/_runs/run/plan/00001\.plan is missing"):
+        list(read_manifest(table, "run"))
+    with pytest.raises(RunStopped, match=r"00001\.plan is missing"):
+        read_shard(table, "run", 64)
+
+
+@pytest.mark.parametrize("data", [b"", b"damaged", pytest.param(None, id="cut")])
+def test_a_damaged_segment_is_noticed(data: bytes | None) -> None:
+    table = planned_table()
+    table.put(segment_key("run", 1), table.get(segment_key("run", 1)).data[:-7] if data is None else data)
+
+    with pytest.raises(RunStopped, match=r"00001\.plan is damaged"):
+        list(read_manifest(table, "run"))
+    with pytest.raises(RunStopped, match=r"00001\.plan is damaged"):
+        read_shard(table, "run", 64)
+
+
+def test_a_parquet_file_that_is_no_segment_is_noticed() -> None:
+    table = planned_table()
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"uri": ["a"]}), sink)
+    table.put(segment_key("run", 1), sink.getvalue().to_pybytes())
+
+    with pytest.raises(RunStopped, match=r"00001\.plan is damaged: it does not say what was planned"):
+        list(read_manifest(table, "run"))
+
+
+def test_a_shard_that_was_not_planned_is_refused() -> None:
+    with pytest.raises(RunStopped, match="has no shard 150"):
+        read_shard(planned_table(), "run", 150)
+
+
+def test_positions_begin_before_the_first_image() -> None:
+    assert Position() == Position(None, Counts())
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"images": ()}, "images: name at least one"),
+        ({"shard_images": 0}, "shard images: 0 is not a number of images"),
+        ({"max_images": 0}, "max images: 0 is not"),
+        ({"sample": -1}, "sample: -1 is not"),
+        ({"sample": 1, "max_images": 1}, "exclude each other"),
+        ({"keep": ("uri",)}, "'uri' is a column of the detection table"),
+    ],
+)
+def test_a_configuration_that_means_nothing_is_refused(options: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        PlanConfig(**{"images": ("a",), "table": "t", **options})  # type: ignore[arg-type]
+
+
+def test_a_summary_says_what_a_run_would_do_and_writes_nothing(tmp_path: Path) -> None:
+    lake = tmp_path / "lake"
+    lake.mkdir()
+    for number in range(5):
+        (lake / f"{number}.jpg").write_bytes(b"12345")
+    (lake / "notes.txt").write_bytes(b"")
+
+    config = PlanConfig((str(lake), str(lake / "1.jpg")), str(tmp_path / "table"), shard_images=2)
+
+    assert summarise_plan(config) == PlanSummary(
+        images=5,
+        size_bytes=25,
+        unknown_sizes=0,
+        shards=3,
+        segments=1,
+        labelled=0,
+        duplicates=1,
+        skipped={".txt": 1},
+        unfinished_run=None,
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lake"]
+
+
+def test_a_summary_counts_labelled_images_and_names_the_unfinished_run(tmp_path: Path) -> None:
+    lake, table = tmp_path / "lake", open_store(str(tmp_path / "table"))
+    lake.mkdir()
+    for number in range(5):
+        (lake / f"{number}.jpg").write_bytes(b"12345")
+    now = datetime(2026, 11, 22, tzinfo=UTC)
+    rows = [
+        Row(item.uri, item.etag, detections=Detected([], (), [], []))
+        for item in list_objects([str(lake)])
+        if isinstance(item, LakeObject) and item.uri.endswith(("1.jpg", "3.jpg"))
+    ]
+    table.put("data/x/0.parquet", encode(rows_to_table(rows, origin=Origin("detr@1", 0.5, "x", 0, now))))
+    start_run(table, RunRequest("detr@1", "1", {}, 2, {}, "night"), now=now, tail="")
+
+    def summary(model: str) -> PlanSummary:
+        return summarise_plan(PlanConfig((str(lake),), table.uri, model=model, shard_images=2))
+
+    assert (summary("detr@1").images, summary("detr@1").labelled, summary("detr@1").unfinished_run) == (3, 2, "night")
+    assert (summary("detr@2").images, summary("detr@2").labelled) == (5, 0)

@@ -1,0 +1,151 @@
+"""What others read of a table: DuckDB, pandas and a plain glob see the same rows, and nothing that is not published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.labelling import duckdb_query
+from pipelines.listing import LakeObject, Listing
+from pipelines.manifest import read_shard
+from pipelines.plan import write_plan
+from pipelines.publish import commit_part, publish_group
+from pipelines.run import RunRequest, finish_run, start_run
+from pipelines.store import open_store
+from pipelines.table import Detected, Origin, Row, rows_to_table
+
+NOW = datetime(2026, 11, 22, 18, 15, tzinfo=UTC)
+TAKEN = datetime(2024, 2, 29, 6, 30)  # noqa: DTZ001 - a camera's clock has no zone
+KEPT = pa.schema([("station", pa.string())])
+
+FOUND = {
+    "a.jpg": Detected([18, 1], ("dog", "person"), [0.75, 0.5], [[0, 0, 8, 4], [1.5, 2, 3, 4]]),
+    "b.jpg": Detected([], (), [], []),
+    "d.jpg": Detected([18], ("dog",), [0.25], [[-1, 0, 2, 2]]),
+}
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs of two images each, one of them an error; and a third run that has a part and no table file yet."""
+    place = tmp_path_factory.mktemp("tables") / "detections"
+    store = open_store(str(place))
+    for run_id, names in (("run-1", ["a.jpg", "b.jpg"]), ("run-2", ["c.jpg", "d.jpg"]), ("run-3", ["e.jpg"])):
+        run, _ = start_run(store, RunRequest("detr@1", "1", {}, 64, {}, run_id=run_id), now=NOW, tail="a1b2")
+
+        def stream(after: str | None, names: list[str] = names) -> Iterator[LakeObject]:
+            return (LakeObject(f"s3://lake/{name}", "e", 9, ("north",)) for name in names)
+
+        plan = write_plan(
+            store, run_id, Listing((stream,), KEPT), lambda objects: [False] * len(objects), shard_images=64
+        )
+        (segment,) = plan
+        rows = [row(item) for item in read_shard(store, run_id, 0)]
+        origin = Origin("detr@1", 0.05, run_id, 0, NOW)
+        commit_part(store, run_id, 0, rows_to_table(rows, KEPT, origin=origin), token="t")
+        if run_id != "run-3":
+            publish_group(store, run, segment)
+            finish_run(store, run_id, now=NOW, totals={})
+    return place
+
+
+def row(item: LakeObject) -> Row:
+    found = FOUND.get(Path(item.uri).name)
+    if found is None:
+        return Row(item.uri, item.etag, item.size, error_kind="truncated", error="it ends early", kept=item.kept)
+    return Row(item.uri, item.etag, item.size, 8, 4, TAKEN, found, kept=item.kept)
+
+
+def by_duckdb(table: Path) -> list[dict[str, Any]]:
+    # through Arrow, because `fetchall` wants pytz for times with a zone
+    found: list[dict[str, Any]] = duckdb.sql(f"FROM '{table}/**/*.parquet' ORDER BY uri").to_arrow_table().to_pylist()
+    return found
+
+
+def by_pandas(table: Path) -> list[dict[str, Any]]:
+    return pd.read_parquet(table, dtype_backend="pyarrow").sort_values("uri").to_dict("records")  # type: ignore[return-value]
+
+
+def by_glob(table: Path) -> list[dict[str, Any]]:
+    read = [row for path in sorted(table.glob("**/*.parquet")) for row in pq.read_table(path).to_pylist()]
+    return sorted(read, key=lambda row: str(row["uri"]))
+
+
+def plain(value: Any) -> Any:
+    """Return a value as Python has it: engines have their own arrays, nulls and timestamps."""
+    if value is None or value is pd.NA or value is pd.NaT:
+        return None
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)) or hasattr(value, "tolist"):
+        return [plain(one) for one in value]
+    if isinstance(value, datetime):
+        at = value.to_pydatetime() if isinstance(value, pd.Timestamp) else value
+        return at if at.tzinfo is None else at.astimezone(UTC)
+    return value
+
+
+@pytest.mark.parametrize("read", [by_duckdb, by_pandas, by_glob])
+def test_every_reader_sees_the_published_rows(table: Path, read: Callable[[Path], list[dict[str, Any]]]) -> None:
+    rows = [{name: plain(value) for name, value in row.items()} for row in read(table)]
+
+    assert [row["uri"] for row in rows] == [f"s3://lake/{name}" for name in ("a.jpg", "b.jpg", "c.jpg", "d.jpg")]
+    assert [(row["status"], row["error_kind"], row["run_id"]) for row in rows] == [
+        ("ok", None, "run-1"),
+        ("ok", None, "run-1"),
+        ("error", "truncated", "run-2"),
+        ("ok", None, "run-2"),
+    ]
+    assert [row["detections"] for row in rows] == [
+        [
+            {
+                "category_id": 18,
+                "label": "dog",
+                "score": 0.75,
+                "box": {"xmin": 0.0, "ymin": 0.0, "xmax": 8.0, "ymax": 4.0},
+            },
+            {
+                "category_id": 1,
+                "label": "person",
+                "score": 0.5,
+                "box": {"xmin": 1.5, "ymin": 2.0, "xmax": 3.0, "ymax": 4.0},
+            },
+        ],
+        [],
+        None,
+        [
+            {
+                "category_id": 18,
+                "label": "dog",
+                "score": 0.25,
+                "box": {"xmin": -1.0, "ymin": 0.0, "xmax": 2.0, "ymax": 2.0},
+            }
+        ],
+    ]
+    assert [row["taken_at"] for row in rows] == [TAKEN, TAKEN, None, TAKEN]
+    assert {row["labelled_at"] for row in rows} == {NOW}
+    assert {(row["etag"], row["size"], row["station"]) for row in rows} == {("e", 9, "north")}
+
+
+def test_every_reader_sees_the_same_columns_in_the_same_order(table: Path) -> None:
+    columns = [list(read(table)[0]) for read in (by_duckdb, by_pandas, by_glob)]
+
+    assert columns[0] == columns[1] == columns[2]
+    assert columns[0][:4] == ["uri", "etag", "size", "status"]
+    assert columns[0][-1] == "station"
+
+
+def test_the_query_that_is_offered_counts_detections_by_label(table: Path) -> None:
+    command = duckdb_query(str(table))
+    query = command.removeprefix('duckdb -c "').removesuffix('"')
+
+    assert command == f'duckdb -c "{query}"'
+    assert duckdb.sql(query).fetchall() == [("dog", 2), ("person", 1)]

@@ -1,0 +1,335 @@
+"""The runs of a table: one unfinished at a time, resumed by the same command, refused with the difference shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.run import (
+    End,
+    Run,
+    RunRequest,
+    RunStopped,
+    differences,
+    end_run,
+    find_unfinished,
+    finish_run,
+    latest_run,
+    list_runs,
+    new_run_id,
+    read_end,
+    read_state,
+    start_run,
+)
+from pipelines.store import Store, StoreDown, memory_store
+
+NOW = datetime(2026, 11, 22, 18, 15, 3, tzinfo=UTC)
+REQUEST = RunRequest("detr@3f2a", "3f2a91", {"threshold": 0.05, "images": ("s3://lake",)}, 64, {"ray": "2.60.0"})
+
+
+def start(table: Store, request: RunRequest = REQUEST, *, now: datetime = NOW, tail: str = "a1b2") -> tuple[Run, bool]:
+    return start_run(table, request, now=now, tail=tail)
+
+
+def finish(table: Store, run: Run) -> None:
+    finish_run(table, run.run_id, now=NOW, totals={})
+
+
+def test_a_new_run_is_recorded(store: Store) -> None:
+    run, resumed = start(store)
+
+    assert not resumed
+    assert run == Run(
+        run_id="20261122-181503-a1b2",
+        number=1,
+        model="detr@3f2a",
+        model_sha256="3f2a91",
+        configuration={"threshold": 0.05, "images": ["s3://lake"]},
+        shard_images=64,
+        versions={"ray": "2.60.0"},
+        started_at=NOW,
+    )
+    record = json.loads(store.get("_runs/20261122-181503-a1b2/run.json").data)
+    assert record["configuration"] == {"threshold": 0.05, "images": ["s3://lake"]}
+    assert record["started_at"] == "2026-11-22T18:15:03+00:00"
+    assert list(list_runs(store)) == [run]
+
+
+def test_the_same_command_resumes_the_unfinished_run() -> None:
+    table = memory_store()
+    run, _ = start(table)
+
+    assert start(table, tail="ffff", now=NOW.replace(day=23)) == (run, True)
+    assert find_unfinished(table) == run
+
+
+def test_a_resumed_run_keeps_its_own_shard_size_and_versions() -> None:
+    table = memory_store()
+    start(table)
+
+    run, _ = start(table, replace(REQUEST, shard_images=2048, versions={"ray": "2.61.0"}))
+
+    assert (run.shard_images, run.versions) == (64, {"ray": "2.60.0"})
+
+
+def test_a_finished_run_is_followed_by_a_new_one() -> None:
+    table = memory_store()
+    first, _ = start(table)
+    finish_run(table, first.run_id, now=NOW, totals={"rows": 7})
+
+    second, resumed = start(table, tail="ffff")
+
+    assert (second.number, resumed) == (2, False)
+    assert read_end(table, first.run_id) == End("finished", NOW, {"rows": 7})
+    assert list(list_runs(table)) == [first, second]
+    assert latest_run(table) == find_unfinished(table) == second
+
+
+def test_a_table_without_runs_has_none() -> None:
+    assert find_unfinished(memory_store()) is None
+    assert latest_run(memory_store()) is None
+
+
+@pytest.mark.parametrize(
+    ("request_", "sentence"),
+    [
+        (
+            replace(REQUEST, configuration={"threshold": 0.1, "images": ["s3://lake"]}),
+            "the unfinished run 20261122-181503-a1b2 used another configuration (threshold 0.05, now 0.1). "
+            "Give the old value to resume it, or --new-run to seal it and plan afresh.",
+        ),
+        (
+            replace(
+                REQUEST, model="detr@9c1e", model_sha256="9c1e", configuration={"threshold": 0.05, "images": ["a", "b"]}
+            ),
+            "the unfinished run 20261122-181503-a1b2 used another configuration (model detr@3f2a, now detr@9c1e; "
+            "images s3://lake, now a b). Give the old values to resume it, or --new-run to seal it and plan afresh.",
+        ),
+        (
+            replace(REQUEST, model_sha256="9c1e"),
+            "the unfinished run 20261122-181503-a1b2 used another configuration (model sha256 3f2a91, now 9c1e). "
+            "Give the old value to resume it, or --new-run to seal it and plan afresh.",
+        ),
+        (
+            replace(REQUEST, run_id="night"),
+            "the unfinished run of this table is 20261122-181503-a1b2, not night. "
+            "Leave --run-id away to resume it, or give --new-run to seal it and plan afresh.",
+        ),
+    ],
+)
+def test_another_configuration_is_refused_with_the_difference(request_: RunRequest, sentence: str) -> None:
+    table = memory_store()
+    start(table)
+
+    with pytest.raises(RunStopped) as refusal:
+        start(table, request_)
+
+    assert str(refusal.value) == sentence
+
+
+def test_differences_are_in_the_order_of_the_old_configuration() -> None:
+    old: dict[str, object] = {"b": 1, "max_images": None, "a": True, "keep": [], "same": ("x",), "gone": "was"}
+    new = {"a": False, "b": 2, "max_images": 5, "keep": ["x"], "same": ["x"], "new": 0.5}
+
+    assert differences(old, new) == [
+        "b 1, now 2",
+        "max images none, now 5",
+        "a true, now false",
+        "keep none, now x",
+        "gone was, now none",
+        "new none, now 0.5",
+    ]
+
+
+VALUES = st.none() | st.booleans() | st.integers() | st.text(max_size=3)
+JSON = VALUES | st.lists(VALUES, max_size=3)
+
+
+@settings(deadline=None, max_examples=40)
+@given(configuration=st.dictionaries(st.text(max_size=5), JSON, max_size=3))
+def test_any_configuration_equals_itself_after_it_was_stored(configuration: dict[str, object]) -> None:
+    table = memory_store()
+    run, _ = start(table, replace(REQUEST, configuration=configuration))
+
+    assert start(table, replace(REQUEST, configuration=configuration)) == (run, True)
+
+
+def test_a_run_may_be_named() -> None:
+    table = memory_store()
+    run, _ = start(table, replace(REQUEST, run_id="night-1"))
+
+    assert run.run_id == "night-1"
+    assert start(table, replace(REQUEST, run_id="night-1")) == (run, True)
+    assert start(table) == (run, True)
+
+
+def test_a_name_that_was_used_is_refused() -> None:
+    table = memory_store()
+    for name in ("night-1", "night-2"):
+        run, _ = start(table, replace(REQUEST, run_id=name))
+        finish(table, run)
+
+    with pytest.raises(RunStopped, match="run night-1 of memory://store has ended already"):
+        start(table, replace(REQUEST, run_id="night-1"))
+
+
+@pytest.mark.parametrize("name", ["", "_order", ".", "../x", "a/b", "a b", "ä", "x" * 101, "night\n"])
+def test_a_name_that_cannot_be_a_folder_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="cannot name a folder"):
+        replace(REQUEST, run_id=name)
+
+
+def test_a_shard_has_at_least_one_image() -> None:
+    with pytest.raises(ValueError, match="shard images: 0"):
+        replace(REQUEST, shard_images=0)
+
+
+def test_run_ids_sort_by_time() -> None:
+    assert new_run_id(NOW, "ffff") < new_run_id(NOW.replace(second=4), "0000") == "20261122-181504-0000"
+
+
+class Interleaved:
+    """A store in which something happens just before the first object of a folder is created."""
+
+    def __init__(self, inner: Store, folder: str, happening: Callable[[], object]) -> None:
+        self._inner, self._folder, self.happenings = inner, folder, [happening]
+        self.uri, self.list, self.head = inner.uri, inner.list, inner.head
+        self.get, self.get_range, self.delete = inner.get, inner.get_range, inner.delete
+
+    def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
+        if key.startswith(self._folder) and self.happenings:
+            self.happenings.pop()()
+        return self._inner.put(key, data, create=create, if_match=if_match)
+
+
+def test_of_two_starters_at_the_same_moment_one_begins_and_the_other_resumes() -> None:
+    table = memory_store()
+    winners: list[tuple[Run, bool]] = []
+    slower = Interleaved(table, "_runs/_order/", lambda: winners.append(start(table, tail="1111")))
+
+    run, resumed = start(slower, tail="2222")
+
+    assert winners == [(run, False)]
+    assert resumed
+    assert list(list_runs(table)) == [run]
+
+
+def test_a_starter_who_slept_through_whole_runs_begins_behind_them() -> None:
+    table = memory_store()
+
+    def other_runs() -> None:
+        for tail in ("1111", "2222"):
+            run, _ = start(table, tail=tail)
+            finish(table, run)
+
+    run, resumed = start(Interleaved(table, "_runs/_order/", other_runs), tail="3333")
+
+    assert (run.number, resumed) == (3, False)
+    assert [run.run_id[-4:] for run in list_runs(table)] == ["1111", "2222", "3333"]
+
+
+def test_a_start_that_crashed_before_its_record_is_completed_by_the_next() -> None:
+    table = memory_store()
+
+    def crash() -> None:
+        raise StoreDown("no answer")
+
+    dying = Interleaved(table, "_runs/2026", crash)
+    dying.happenings *= 3  # of which a write is tried so often
+    with pytest.raises(StoreDown):
+        start(dying)
+    run, resumed = start(table, tail="ffff")
+
+    assert (run.run_id[-4:], resumed) == ("a1b2", True)
+    assert json.loads(table.get(f"_runs/{run.run_id}/run.json").data)["run_id"] == run.run_id
+
+
+def test_the_state_follows_what_exists() -> None:
+    table = memory_store()
+    run, _ = start(table)
+    states = [read_state(table, run.run_id)]
+    table.put(f"_runs/{run.run_id}/plan/complete.json", b"{}")
+    states.append(read_state(table, run.run_id))
+    finish(table, run)
+
+    assert [*states, read_state(table, run.run_id)] == ["planning", "labelling", "finished"]
+
+
+def test_how_a_run_ended_is_written_once() -> None:
+    table = memory_store()
+    run, _ = start(table)
+
+    assert end_run(table, run.run_id, End("sealed", NOW, {})).state == "sealed"
+    assert end_run(table, run.run_id, End("finished", NOW, {"rows": 1})) == End("sealed", NOW, {})
+    with pytest.raises(RunStopped, match="was sealed by a start with --new-run"):
+        finish(table, run)
+    assert read_state(table, run.run_id) == "sealed"
+
+
+def test_finishing_twice_is_finishing() -> None:
+    table = memory_store()
+    run, _ = start(table)
+
+    finish_run(table, run.run_id, now=NOW, totals={"rows": 1})
+    finish_run(table, run.run_id, now=NOW.replace(day=23), totals={"rows": 1})
+
+    assert read_end(table, run.run_id) == End("finished", NOW, {"rows": 1})
+
+
+GOOD = {
+    "record_version": 1,
+    "run_id": "x",
+    "number": 1,
+    "model": "m",
+    "model_sha256": "s",
+    "configuration": {},
+    "shard_images": 1,
+    "versions": {},
+    "started_at": "2026-11-22T18:15:03+00:00",
+}
+
+
+@pytest.mark.parametrize(
+    ("record", "sentence"),
+    [
+        (b"", "is damaged"),
+        (b"\xff", "is damaged"),
+        (b"[]", "is damaged"),
+        (json.dumps({**GOOD, "run_id": "../../elsewhere"}).encode(), "is damaged"),
+        (json.dumps({**GOOD, "number": "1"}).encode(), "is damaged"),
+        (json.dumps({**GOOD, "configuration": []}).encode(), "is damaged"),
+        (json.dumps({**GOOD, "started_at": "yesterday"}).encode(), "is damaged"),
+        (json.dumps({**GOOD, "surprise": 1}).encode(), "is damaged"),
+        (json.dumps({name: value for name, value in GOOD.items() if name != "model"}).encode(), "is damaged"),
+        (json.dumps({**GOOD, "record_version": 2}).encode(), "is a run record of version 2, this is version 1"),
+    ],
+)
+def test_a_damaged_record_is_said(record: bytes, sentence: str) -> None:
+    table = memory_store()
+    table.put("_runs/_order/0000001.json", record)
+
+    with pytest.raises(RunStopped, match=f"memory://store/_runs/_order/0000001.json {sentence}"):
+        start(table)
+
+
+@pytest.mark.parametrize("record", [b"", b"null", b"{}", b'{"state": "finished", "ended_at": 1, "totals": {}}'])
+def test_a_damaged_end_is_said(record: bytes) -> None:
+    table = memory_store()
+    run, _ = start(table)
+    table.put(f"_runs/{run.run_id}/end.json", record)
+
+    with pytest.raises(RunStopped, match=r"end\.json is damaged"):
+        start(table)
+
+
+def test_the_good_record_of_these_tests_is_good() -> None:
+    table = memory_store()
+    table.put("_runs/_order/0000001.json", json.dumps(GOOD).encode())
+
+    assert latest_run(table) == Run("x", 1, "m", "s", {}, 1, {}, NOW)

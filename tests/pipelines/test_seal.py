@@ -1,0 +1,199 @@
+"""A sealed run: what it published stays, and whatever of it is alive can publish nothing any more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+
+import pytest
+
+from pipelines.labelled import read_labelled
+from pipelines.listing import LakeObject, Listing
+from pipelines.manifest import PlannedSegment, read_manifest, read_shard
+from pipelines.plan import write_plan
+from pipelines.publish import commit_part, publish_group, verify_run
+from pipelines.run import End, Run, RunRequest, RunStopped, find_unfinished, finish_run, read_end, read_state, start_run
+from pipelines.seal import seal_run
+from pipelines.store import Store, StoreDown, memory_store
+from pipelines.table import NO_COLUMNS, Detected, Origin, Row, decode, rows_to_table
+
+NOW = datetime(2026, 11, 22, tzinfo=UTC)
+LAKE = [LakeObject(f"s3://b/{number:03d}", "e") for number in range(14)]
+
+
+@pytest.fixture(autouse=True)
+def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segments of 4 shards: 14 images make four."""
+    monkeypatch.setattr("pipelines.plan.SEGMENT_SHARDS", 4)
+    monkeypatch.setattr("pipelines.manifest.SEGMENT_SHARDS", 4)
+
+
+def start(table: Store, tail: str) -> tuple[Run, bool]:
+    return start_run(table, RunRequest("detr@1", "1", {}, 1, {}), now=NOW, tail=tail)
+
+
+def plan(table: Store, run: Run) -> Iterator[PlannedSegment]:
+    def stream(after: str | None) -> Iterator[LakeObject]:
+        return (item for item in LAKE if after is None or item.uri > after)
+
+    labelled = read_labelled(table, "detr@1", threads=1)
+    return write_plan(table, run.run_id, Listing((stream,), NO_COLUMNS), labelled.contains, shard_images=1)
+
+
+def label(table: Store, run: Run, segment: PlannedSegment) -> None:
+    for shard in segment.shards:
+        rows = [
+            Row(item.uri, item.etag, detections=Detected([], (), [], []))
+            for item in read_shard(table, run.run_id, shard)
+        ]
+        origin = Origin("detr@1", 0.5, run.run_id, shard, NOW)
+        commit_part(table, run.run_id, shard, rows_to_table(rows, origin=origin), token=run.run_id)
+
+
+def rows(table: Store) -> list[str]:
+    return [uri for entry in table.list("data/") for uri in decode(table.get(entry.key).data)["uri"].to_pylist()]
+
+
+def test_a_sealed_run_keeps_what_it_published_and_the_next_labels_the_rest() -> None:
+    store = memory_store()
+    old, _ = start(store, "0001")
+    first, second, *_ = plan(store, old)
+    for segment in (first, second):
+        label(store, old, segment)
+    publish_group(store, old, first)
+
+    assert seal_run(store, old, now=NOW) == End("sealed", NOW, {})
+    new, resumed = start(store, "0002")
+    for segment in plan(store, new):
+        label(store, new, segment)
+        publish_group(store, new, segment)
+
+    assert not resumed
+    assert sorted(rows(store)) == [item.uri for item in LAKE]
+    assert len(list(store.list(f"data/{old.run_id}/"))) == 4
+
+
+def test_a_zombie_of_a_sealed_run_can_publish_nothing() -> None:
+    table = memory_store()
+    old, _ = start(table, "0001")
+    first, second, *_ = plan(table, old)
+    label(table, old, first)
+    seal_run(table, old, now=NOW)
+    before = {entry: table.get(entry.key) for entry in table.list("data/")}
+
+    label(table, old, second)  # a part is nothing that a reader sees
+    for segment in (first, second):
+        with pytest.raises(
+            RunStopped, match=f"run {old.run_id} of memory://store was sealed by a start with --new-run"
+        ):
+            publish_group(table, old, segment)
+    with pytest.raises(RunStopped, match="was sealed"):
+        verify_run(table, old.run_id, read_manifest(table, old.run_id))
+    with pytest.raises(RunStopped, match="was sealed"):
+        finish_run(table, old.run_id, now=NOW, totals={})
+
+    assert {entry: table.get(entry.key) for entry in table.list("data/")} == before
+    assert rows(table) == []
+
+
+def test_a_zombie_that_still_plans_can_plan_nothing() -> None:
+    table = memory_store()
+    old, _ = start(table, "0001")
+    planner = plan(table, old)
+    next(planner)
+
+    seal_run(table, old, now=NOW)
+
+    with pytest.raises(RunStopped, match="was sealed"):
+        next(planner)
+    assert [planned.ending for planned in read_manifest(table, old.run_id)] == [None, "sealed"]
+    assert len(list(table.list("data/"))) == 1
+
+
+def test_a_run_that_planned_nothing_can_be_sealed() -> None:
+    table = memory_store()
+    old, _ = start(table, "0001")
+    planner = plan(table, old)
+
+    seal_run(table, old, now=NOW)
+
+    with pytest.raises(RunStopped, match="was sealed"):
+        next(planner)
+    assert read_state(table, old.run_id) == "sealed"
+
+
+def test_a_planner_that_is_faster_than_the_seal_is_closed_behind() -> None:
+    table = memory_store()
+    old, _ = start(table, "0001")
+    planner = plan(table, old)
+
+    class Slow:
+        """A store that lets the planner write once more before each file of the manifest that ends it."""
+
+        uri, list, head, get, get_range = table.uri, table.list, table.head, table.get, table.get_range
+
+        def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
+            if key.endswith(".plan") and len(list_segments(table, old)) < 2:
+                next(planner)
+            return table.put(key, data, create=create)
+
+    seal_run(Slow(), old, now=NOW)  # type: ignore[arg-type]
+
+    assert list_segments(table, old) == [None, None, "sealed"]
+    with pytest.raises(RunStopped, match="was sealed"):
+        next(planner)
+    assert len(list(table.list("data/"))) == 2
+
+
+def list_segments(table: Store, run: Run) -> Sequence[str | None]:
+    return [planned.ending for planned in read_manifest(table, run.run_id)]
+
+
+class Dying:
+    """A store that takes some writes and then none."""
+
+    def __init__(self, inner: Store, writes: int) -> None:
+        self._inner, self._left = inner, writes
+        self.uri, self.list, self.head = inner.uri, inner.list, inner.head
+        self.get, self.get_range, self.delete = inner.get, inner.get_range, inner.delete
+
+    def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
+        if self._left == 0:
+            raise StoreDown("no answer")
+        self._left -= 1
+        return self._inner.put(key, data, create=create, if_match=if_match)
+
+
+@pytest.mark.parametrize("writes", range(6))  # one more than it needs
+def test_a_seal_that_was_interrupted_anywhere_is_completed_by_the_next(writes: int) -> None:
+    table = memory_store()
+    old, _ = start(table, "0001")
+    planner = plan(table, old)
+    next(planner)
+    second, _ = next(planner), next(planner)
+    label(table, old, second)
+    publish_group(table, old, second)
+
+    if writes < 5:
+        with pytest.raises(StoreDown):
+            seal_run(Dying(table, writes), old, now=NOW)
+        assert find_unfinished(table) == old
+    else:
+        seal_run(Dying(table, writes), old, now=NOW)
+
+    assert seal_run(table, old, now=NOW.replace(hour=1)).state == "sealed"
+    assert read_end(table, old.run_id) is not None
+    assert rows(table) == [item.uri for item in LAKE[4:8]]
+    assert start(table, "0002")[0].number == 2
+
+
+def test_a_run_that_finished_in_the_same_moment_is_finished() -> None:
+    table = memory_store()
+    old, _ = start(table, "0001")
+    for segment in plan(table, old):
+        label(table, old, segment)
+        publish_group(table, old, segment)
+    finish_run(table, old.run_id, now=NOW, totals={"rows": 14})
+
+    assert seal_run(table, old, now=NOW) == End("finished", NOW, {"rows": 14})
+    assert len(rows(table)) == 14

@@ -1,0 +1,189 @@
+"""Tables of URIs: which column holds them, and what comes along."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from datetime import datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.run import RunStopped
+from pipelines.store import Store, memory_store, open_store
+from pipelines.uri_tables import is_uri_table, read_uri_table
+
+
+def parquet(columns: dict[str, object]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def csv(*lines: str) -> bytes:
+    return "\n".join(lines).encode()
+
+
+def jsonl(*rows: dict[str, object]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def store_with(key: str, data: bytes) -> Store:
+    store = memory_store("s3://lists")
+    store.put(key, data)
+    return store
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("x.parquet", parquet({"uri": ["s3://b/b.jpg", "s3://b/a.jpg"], "etag": ["e2", "e1"], "size": [2, 1]})),
+        ("x.csv", csv("uri,etag,size", "s3://b/b.jpg,e2,2", "s3://b/a.jpg,e1,1")),
+        ("x.csv.gz", gzip.compress(csv("uri,etag,size", "s3://b/b.jpg,e2,2", "s3://b/a.jpg,e1,1"))),
+        (
+            "x.jsonl",
+            jsonl({"uri": "s3://b/b.jpg", "etag": "e2", "size": 2}, {"uri": "s3://b/a.jpg", "etag": "e1", "size": 1}),
+        ),
+        (
+            "x.ndjson.gz",
+            gzip.compress(
+                jsonl(
+                    {"size": 2, "etag": "e2", "uri": "s3://b/b.jpg"}, {"uri": "s3://b/a.jpg", "etag": "e1", "size": 1}
+                )
+            ),
+        ),
+    ],
+)
+def test_every_format_gives_the_images_in_the_order_of_their_uris(name: str, data: bytes) -> None:
+    table = read_uri_table(store_with(name, data), name)
+
+    assert list(table.after(None)) == [("s3://b/a.jpg", "e1", 1, ()), ("s3://b/b.jpg", "e2", 2, ())]
+    assert list(table.after("s3://b/a.jpg")) == [("s3://b/b.jpg", "e2", 2, ())]
+
+
+@pytest.mark.parametrize(
+    ("columns", "uri"),
+    [
+        ({"path": ["s3://b/p"], "image": ["s3://b/i"], "url": ["s3://b/u"], "uri": ["s3://b/r"]}, "s3://b/r"),
+        ({"path": ["s3://b/p"], "image": ["s3://b/i"], "URL": ["s3://b/u"]}, "s3://b/u"),
+        ({"name": ["s3://b/n"], "image": [7], "path": ["s3://b/p"]}, "s3://b/p"),
+        ({"where": ["s3://b/w"], "width": [640]}, "s3://b/w"),
+    ],
+)
+def test_the_column_of_uris_is_known_by_name_or_by_being_the_only_text(columns: dict[str, object], uri: str) -> None:
+    table = read_uri_table(store_with("x.parquet", parquet(columns)), "x.parquet")
+
+    assert [row[0] for row in table.after(None)] == [uri]
+
+
+def test_a_table_that_does_not_say_where_the_images_are_is_refused_with_its_columns() -> None:
+    store = store_with("x.csv", csv("species,station", "fox,north"))
+
+    with pytest.raises(
+        RunStopped, match=r"s3://lists/x\.csv does not say .* columns species, station\. Name the column"
+    ):
+        read_uri_table(store, "x.csv")
+
+
+def test_sizes_and_etags_may_be_unknown_and_etags_lose_their_quotes() -> None:
+    data = jsonl(
+        {"url": "s3://b/1", "etag": '"abc"'},
+        {"url": "s3://b/2", "etag": 'W/"def"', "size": 3},
+        {"url": "s3://b/3", "etag": ""},
+    )
+
+    rows = read_uri_table(store_with("x.jsonl", data), "x.jsonl").after(None)
+
+    assert [(etag, size) for _, etag, size, _ in rows] == [("abc", None), ("def", 3), (None, None)]
+
+
+def test_columns_named_size_or_etag_that_hold_something_else_are_not_used() -> None:
+    data = csv("uri,size,etag", "s3://b/1,large,17")
+
+    assert list(read_uri_table(store_with("x.csv", data), "x.csv").after(None)) == [("s3://b/1", "17", None, ())]
+
+
+def test_rows_that_name_nothing_are_counted() -> None:
+    data = jsonl({"uri": "s3://b/1"}, {"uri": None}, {"uri": " "}, {"other": 1})
+
+    table = read_uri_table(store_with("x.jsonl", data), "x.jsonl")
+
+    assert [row[0] for row in table.after(None)] == ["s3://b/1"]
+    assert table.without_uri == 3
+
+
+def test_relative_paths_are_taken_from_the_folder_of_the_file(tmp_path: Path) -> None:
+    data = csv("path", "img/a.jpg", "../b.jpg", "/abs/c.jpg", "s3://b/d.jpg")
+    store = open_store("file:///")
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "x.csv").write_bytes(data)
+
+    table = read_uri_table(store, f"{str(tmp_path)[1:]}/lists/x.csv")
+
+    assert {row[0] for row in table.after(None)} == {
+        f"file://{tmp_path}/lists/img/a.jpg",
+        f"file://{tmp_path}/b.jpg",
+        "file:///abs/c.jpg",
+        "s3://b/d.jpg",
+    }
+
+
+def test_relative_paths_of_a_list_in_a_store_lie_in_the_same_store() -> None:
+    table = read_uri_table(store_with("day/x.csv", csv("path", "a b.jpg")), "day/x.csv")
+
+    assert [row[0] for row in table.after(None)] == ["s3://lists/day/a b.jpg"]
+
+
+def test_kept_columns_come_along_with_their_types() -> None:
+    data = parquet(
+        {
+            "uri": ["s3://b/2", "s3://b/1"],
+            "station": pa.array([2, 1], pa.int16()),
+            "seen": pa.array([None, datetime(2026, 1, 2, 3, 4, 5, 6)], pa.timestamp("ns")),  # noqa: DTZ001
+            "unused": ["x", "y"],
+        }
+    )
+
+    table = read_uri_table(store_with("x.parquet", data), "x.parquet", keep=("station", "seen", "elsewhere"))
+
+    assert [kept for *_, kept in table.after(None)] == [(1, datetime(2026, 1, 2, 3, 4, 5, 6)), (2, None)]  # noqa: DTZ001
+    assert table.rows.schema.field("station").type == pa.int16()
+    assert table.columns == ("uri", "station", "seen", "unused")
+
+
+def test_nanoseconds_that_would_be_lost_are_refused() -> None:
+    data = parquet({"uri": ["s3://b/1"], "seen": pa.array([1], pa.timestamp("ns"))})
+
+    with pytest.raises(RunStopped, match=r"column 'seen' of s3://lists/x\.parquet has fractions of a microsecond"):
+        read_uri_table(store_with("x.parquet", data), "x.parquet", keep=("seen",))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "kind"),
+    [
+        ("x.csv", b"", "CSV"),
+        ("x.csv", b"uri,size\ns3://b/1,2,3\n", "CSV"),
+        ("x.csv.gz", b"not gzip", "CSV"),
+        ("x.jsonl", b'{"uri": ', "JSONL"),
+        ("x.jsonl.gz", gzip.compress(b'{"uri": "s3://b/1"}')[:-9], "JSONL"),
+    ],
+)
+def test_a_damaged_list_is_refused_in_a_sentence(name: str, data: bytes, kind: str) -> None:
+    with pytest.raises(RunStopped, match=rf"s3://lists/{name} cannot be read as {kind}: "):
+        read_uri_table(store_with(name, data), name)
+
+
+def test_a_damaged_parquet_list_is_refused_in_a_sentence() -> None:
+    with pytest.raises(RunStopped, match=r"s3://lists/x\.parquet is damaged"):
+        read_uri_table(store_with("x.parquet", parquet({"uri": ["s3://b/1"]})[:-5]), "x.parquet")
+
+
+def test_a_list_is_known_by_its_ending() -> None:
+    lists = ("s3://b/x.parquet", "x.CSV", "x.jsonl.gz", "https://h/x.csv?signature=a/b.jpg")
+    others = ("s3://b/x.jpg", "https://h/x.jpg?list=a.csv", "x.csv/", "parquet")
+
+    assert [is_uri_table(uri) for uri in lists] == [True] * 4
+    assert [is_uri_table(uri) for uri in others] == [False] * 4
