@@ -1,0 +1,80 @@
+"""Draw a folder of scenes, label it through Ray into a table, query and measure the table, draw what was found.
+
+python -m jobs.demo --out demo
+
+Needs no network, no account and no GPU: the scenes are drawn, the model comes with the package.
+"""
+
+import argparse
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.exits import run
+from jobs.options import AS_WRITTEN, count
+
+DRAWN_PICTURES = 5
+SHOWN_SCORE = 0.5
+MARK = ".ray-detr-demo"  # in a folder that this command made, and may empty
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, draw, label, query, measure, print."""
+    parser = argparse.ArgumentParser(prog="jobs.demo", description=__doc__, formatter_class=AS_WRITTEN)
+    parser.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="made anew (%(default)s)")
+    parser.add_argument("--count", type=count, default=120, metavar="N", help="scenes to draw (%(default)s)")
+    parser.add_argument("--seed", type=int, default=20, metavar="S", help="of the scenes (%(default)s)")
+    args = parser.parse_args(argv)
+    images, table, pictures = args.out / "images", args.out / "table", args.out / "pictures"
+    if args.out.exists() and not _is_ours(args.out):
+        parser.error(f"--out {args.out} exists and was not made by this command: name a new folder")
+
+    from detr.scene_files import PICTURE_SIZES, write_scenes
+    from jobs.label import report
+    from jobs.progress import shown_progress
+    from pipelines.evaluate import evaluate_table
+    from pipelines.labelling import LabelConfig, label
+    from pipelines.pictures import draw_found
+    from pipelines.published import count_labels
+
+    began = time.monotonic()
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / MARK).touch()
+    for folder in (images, table, pictures):
+        shutil.rmtree(folder, ignore_errors=True)
+    truth = write_scenes(images, args.count, args.seed)
+    print(f"drew {args.count} scenes of plain shapes into {images}")
+
+    # threshold 0 keeps every query, which is what AP is measured on
+    with shown_progress(sys.stderr) as on_progress:
+        summary = label(
+            LabelConfig((str(images),), table=str(table), model="scenes", threshold=0.0), on_progress=on_progress
+        )
+    print(report(summary))
+
+    counted = count_labels(str(table), least_score=SHOWN_SCORE)
+    print(f"\nfound with a score of {SHOWN_SCORE} and more:")
+    print("\n".join(f"  {label:10} {number:5,}" for label, number in counted.most_common()))
+
+    print("\nagainst the truth (COCO metrics)   AP   AP50   AP75")
+    whole = evaluate_table(str(table), str(truth)).average_precision
+    print(f"  all {args.count:4} scenes                {whole.AP:.3f}  {whole.AP50:.3f}  {whole.AP75:.3f}")
+    for height, width in PICTURE_SIZES:
+        one = evaluate_table(str(table), str(truth), picture_size=(height, width)).average_precision
+        print(f"  {width:4} x {height:<4}                    {one.AP:.3f}  {one.AP50:.3f}  {one.AP75:.3f}")
+
+    drawn = draw_found(str(table), pictures, count=DRAWN_PICTURES, least_score=SHOWN_SCORE)
+    print(f"\npictures with boxes: {', '.join(map(str, drawn))}")
+    print(f"all of it took {time.monotonic() - began:.0f} s\n")
+    print("your own photographs, with the official model where the hub can be reached:")
+    print("  .venv/bin/ray-detr label --images FOLDER --table TABLE --model facebook/detr-resnet-50")
+
+
+def _is_ours(folder: Path) -> bool:
+    return folder.is_dir() and ((folder / MARK).exists() or not any(folder.iterdir()))
+
+
+if __name__ == "__main__":
+    run(main)

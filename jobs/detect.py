@@ -1,0 +1,73 @@
+"""Show what a DETR finds in a few images: a line per detection, and pictures with boxes where asked.
+
+python -m jobs.detect photos/ --model facebook/detr-resnet-50 --draw drawn
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.exits import run
+from jobs.options import AS_WRITTEN, share
+
+if TYPE_CHECKING:
+    from pipelines.detect import Seen
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, detect, print image by image."""
+    parser = argparse.ArgumentParser(prog="jobs.detect", description=__doc__, formatter_class=AS_WRITTEN)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders, and web or store addresses")
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="REF",
+        help="a hub id with optional @revision, a directory, a .pth, a URI, or scenes (the model that comes along)",
+    )
+    parser.add_argument("--threshold", type=share, default=0.9, help="least score shown (%(default)s)")
+    parser.add_argument("--draw", type=Path, metavar="DIR", help="write each image with its boxes into this folder")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s: a GPU if there is one)")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto",
+                        help="%(default)s: bf16 on GPUs that have it, fp16 on older ones, fp32 on CPUs")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print a line of JSON per image")
+    args = parser.parse_args(argv)
+    from pipelines.detect import Unseen, detect, find_images, open_detector
+    from pipelines.run import RunStopped
+
+    try:
+        images = find_images(args.images)
+        detector = open_detector(args.model, threshold=args.threshold, device=args.device, precision=args.precision)
+    except ValueError as error:
+        parser.error(str(error))
+
+    seen = 0
+    for result in detect(images, detector, draw=args.draw):
+        if args.json:
+            print(json.dumps(asdict(result), default=str), flush=True)
+        if isinstance(result, Unseen):
+            print(f"cannot read {result.image}: {result.error_kind}: {result.error}", file=sys.stderr)
+            continue
+        seen += 1
+        if not args.json:
+            print(report(result), flush=True)
+    if not seen:
+        raise RunStopped(f"none of the {len(images):,} images could be read.")
+
+
+def report(seen: "Seen") -> str:
+    """Return the image's name and a line per detection, in the words of DETR's model card."""
+    drawn = "" if seen.drawn is None else f", drawn in {seen.drawn}"
+    count = len(seen.detections)
+    lines = [f"{seen.image}: {count} detection{'' if count == 1 else 's'}{drawn}"]
+    for one in seen.detections:
+        box = [round(side, 2) for side in one.box]
+        lines.append(f"Detected {one.label} with confidence {round(one.score, 3)} at location {box}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,93 @@
+"""Say what `jobs.label` would do with these images and this table, and write nothing.
+
+python -m jobs.plan --images s3://lake/2026/ --table s3://lake/detections --model facebook/detr-resnet-50
+
+Shards are counted as on GPUs, of 2,048 images each, unless --shard-images says otherwise.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
+
+from jobs.exits import run
+from jobs.options import CommandParser, add_source_options
+
+if TYPE_CHECKING:
+    from pipelines.plan import PlanConfig, PlanSummary
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, list, print."""
+    parser = CommandParser(prog="jobs.plan", description=__doc__)
+    add_source_options(parser)
+    parser.add_argument(
+        "--model",
+        metavar="REF",
+        help="the model of the run, which is loaded to know its rows; left out, rows of any model count as labelled",
+    )
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    args = parser.parse_args(argv)
+
+    from pipelines.plan import GPU_SHARD_IMAGES, PlanConfig, summarise_plan
+    from pipelines.store import StoreOptions
+
+    table_options = StoreOptions(endpoint=args.endpoint, region=args.region)
+    try:
+        config = PlanConfig(
+            images=tuple(args.images),
+            table=args.table,
+            shard_images=args.shard_images or GPU_SHARD_IMAGES,
+            max_images=args.max_images,
+            sample=args.sample,
+            seed=args.seed,
+            keep=tuple(args.keep),
+            options=replace(table_options, via=args.via, anonymous=args.anonymous),
+            table_options=table_options,
+        )
+    except ValueError as error:
+        parser.error(str(error))
+    if args.model is not None:
+        from pipelines.models import load_model  # brings torch, which a plan without --model does not wait for
+
+        config = replace(config, model=load_model(args.model, table_options)[1].id)
+
+    summary = summarise_plan(config)
+
+    if args.json:
+        print(json.dumps({**asdict(summary), "model": config.model, "shard_images": config.shard_images}, indent=2))
+    else:
+        print(report(summary, config))
+
+
+def report(summary: "PlanSummary", config: "PlanConfig") -> str:
+    """Return what a person wants to know beforehand."""
+    some = f"{summary.shards:,} shard{'' if summary.shards == 1 else 's'}"
+    shards = f"{some} of {config.shard_images:,} images at most"
+    unknown = f" and {summary.unknown_sizes:,} of unknown size" if summary.unknown_sizes else ""
+    lines = [f"to label:   {summary.images:,} images, {size(summary.size_bytes)}{unknown}, {shards}"]
+    if summary.labelled:
+        lines.append(f"labelled:   {summary.labelled:,} images have rows of {config.model or 'some model'}")
+    if summary.duplicates:
+        lines.append(f"duplicates: {summary.duplicates:,} further mentions of the same images")
+    if summary.skipped:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in summary.skipped.items())
+        lines.append(f"not images: {reasons}")
+    if summary.unfinished_run is not None:
+        lines.append(
+            f"unfinished: run {summary.unfinished_run} is resumed first; it has labelled "
+            f"{summary.unfinished_done:,} of the {summary.unfinished_images:,} images that it has planned"
+        )
+    return "\n".join(lines)
+
+
+def size(size_bytes: int) -> str:
+    """Return a number of bytes in the unit that suits it: `391.2 GB`."""
+    for unit, factor in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size_bytes >= factor:
+            return f"{size_bytes / factor:,.1f} {unit}"
+    return f"{size_bytes} bytes"
+
+
+if __name__ == "__main__":
+    run(main)

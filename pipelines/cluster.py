@@ -1,0 +1,187 @@
+"""The Ray cluster that a run uses: an existing one, or a local one that is quiet and private."""
+
+import logging
+import math
+import os
+import socket
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+import ray.data
+from ray.data import DataContext
+
+from pipelines.run import RunStopped
+
+OBJECT_STORE_BYTES = 200 * 1024**2  # status rows of a kilobyte are all that travels
+ANSWER_SECONDS = 10.0  # for a cluster to accept a connection
+MOST_ACTORS_PER_CPU_NODE = 8  # each holds the model; above that an actor gets several cores instead
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """How many actors run, and what each of them takes of the cluster."""
+
+    least: int
+    most: int
+    cpus: float
+    gpus: float
+    threads: int  # that an actor decodes with, and computes with where it has no GPU
+
+
+@contextmanager
+def connected(*, verbose: bool = False) -> Iterator[None]:
+    """Hold a connection to Ray: the one that is there, that of `RAY_ADDRESS`, or a local one that ends with this.
+
+    A local Ray listens on loopback and says nothing unless `verbose`. `RAY_AUTH_MODE`, when the environment does not
+    say it, is "disabled" for the local one: nobody else can reach it, and a token left by another cluster is not sent.
+
+    Args:
+        verbose: whether Ray's own messages and the actors' output come through.
+
+    Raises:
+        RunStopped: no Ray answers at `RAY_ADDRESS`, or the local one does not start.
+    """
+    _quiet(verbose=verbose)
+    if ray.is_initialized():
+        yield
+        return
+    level = logging.INFO if verbose else logging.ERROR
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _check_answers(address)
+        try:
+            ray.init(address=address, logging_level=level, log_to_driver=verbose)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise RunStopped(
+                f"no Ray cluster answers at {address} ({first_line(error)}). "
+                "Start it, or unset RAY_ADDRESS for a local one."
+            ) from error
+    else:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        try:
+            ray.init(
+                address="local",
+                logging_level=level,
+                log_to_driver=verbose,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=_temporary_folder(),
+            )
+        except (ConnectionError, RuntimeError, OSError) as error:
+            raise RunStopped(
+                f"a local Ray does not start: {first_line(error)}. `--verbose` shows its messages."
+            ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Keep what C++ parts of Ray write to this process's standard error off the terminal; Ray's log files have it all.
+
+    Python's logging settings do not reach those lines, such as the one that every pool with restarts begins with
+    (ray-project/ray issue 53727). Whoever shows progress meanwhile needs a descriptor of its own.
+    """
+    kept = os.dup(2)
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def node_resources() -> list[dict[str, float]]:
+    """Return what each living node of the connected cluster has, by Ray's names: `CPU`, `GPU` ..."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def choose_pool(nodes: Sequence[Mapping[str, float]], least: int | None, most: int | None, *, device: str) -> Pool:
+    """Return the actors for a cluster: one a GPU where there are GPUs, else one a core up to eight a node.
+
+    Args:
+        nodes: what each node has, as `node_resources` returns it.
+        least: actors that must run; None is 1.
+        most: actors that may run, though more than the cluster holds now: it may grow; None is what it holds.
+        device: "cpu" keeps to CPUs though there are GPUs; "cuda" wants GPUs; "auto" takes what is there.
+
+    Raises:
+        RunStopped: the cluster cannot hold `least` actors, or has no GPU where GPUs are wanted.
+    """
+    gpu_count = int(sum(node.get("GPU", 0) for node in nodes))
+    if device.startswith("cuda") and not gpu_count:
+        raise RunStopped(f"device {device} was asked for, but no node of the cluster has a GPU: {_figures(nodes)}.")
+    if gpu_count and device != "cpu":
+        cpus, gpus = 1.0, 1.0
+        room = sum(int(min(node.get("GPU", 0), node.get("CPU", 0))) for node in nodes)
+        threads = max(1, int(min(node.get("CPU", 1) // node["GPU"] for node in nodes if node.get("GPU"))))
+    else:
+        largest = max((int(node.get("CPU", 0)) for node in nodes), default=0)
+        threads = max(1, math.ceil(largest / MOST_ACTORS_PER_CPU_NODE))
+        cpus, gpus = float(threads), 0.0
+        room = sum(int(node.get("CPU", 0) // cpus) for node in nodes)
+    wanted = least or 1
+    if wanted > room:
+        needs = "1 GPU and 1 CPU" if gpus else f"{cpus:g} CPU"
+        raise RunStopped(
+            f"{wanted} actor{'s do' if wanted > 1 else ' does'} not fit: each needs {needs}, and the cluster has room "
+            f"for {room} ({_figures(nodes)}). "
+            + (f"Ask for {room} at most with --actors, or add nodes." if room else "Add nodes.")
+        )
+    return Pool(least=wanted, most=max(wanted, most or room), cpus=cpus, gpus=gpus, threads=threads)
+
+
+def _check_answers(address: str) -> None:
+    """Try a connection first: Ray itself tries for minutes where nobody listens (more than 3, measured, 2.60).
+
+    Raises:
+        RunStopped: nobody listens there.
+    """
+    if address.startswith(("http://", "https://")):
+        raise RunStopped(
+            f"{address} is Ray's dashboard, which takes jobs: give RAY_ADDRESS as host:6379 or ray://host:10001."
+        )
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return  # "auto" and the like, which Ray knows
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
+    except OSError as error:
+        raise RunStopped(
+            f"no Ray cluster answers at {address} ({first_line(error)}). "
+            "Start it, or unset RAY_ADDRESS for a local one."
+        ) from error
+
+
+def _quiet(*, verbose: bool) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if verbose:
+        return
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # not ERROR: the block that a dead actor drops is logged so, with Ray's own stack; the driver runs it again
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+
+
+def _temporary_folder() -> str:
+    """Return a short path: Ray's sockets lie below it, and a socket's path has 107 characters at most."""
+    return str(Path(tempfile.gettempdir()) / "ray") if len(tempfile.gettempdir()) < 40 else "/tmp/ray"  # noqa: S108
+
+
+def _figures(nodes: Sequence[Mapping[str, float]]) -> str:
+    cpus, gpus = sum(node.get("CPU", 0) for node in nodes), sum(node.get("GPU", 0) for node in nodes)
+    return f"{len(nodes)} node{'' if len(nodes) == 1 else 's'}, {cpus:g} CPU, {gpus:g} GPU"
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error of Ray's says, without the remote traceback below it."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,140 @@
+"""Detections of a few images, one after the other on this machine, to be read and looked at; for lakes: `label`."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+from detr.detector import Detector, Precision
+from detr.drawing import draw_detections
+from detr.images import ImageError, decode
+from detr.postprocess import Detections
+from pipelines.file_names import file_name
+from pipelines.labeler import OBJECT_KINDS
+from pipelines.models import load_model
+from pipelines.run import RunStopped
+from pipelines.skipping import skip_reason
+from pipelines.store import StoreError, StoreOptions, Stores, without_secrets
+
+JPEG_QUALITY = 92
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """One object: its class, how sure the model is (0..1), and its box (xmin, ymin, xmax, ymax) in upright pixels."""
+
+    label: str
+    category_id: int
+    score: float
+    box: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What was found in an image of this upright size, best first, and the file that it was drawn into."""
+
+    image: str
+    height: int
+    width: int
+    detections: tuple[Detection, ...]
+    drawn: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unseen:
+    """An image that could not be read: the kind of error is one of those of the detection table."""
+
+    image: str
+    error_kind: str
+    error: str
+
+
+def find_images(names: Sequence[str]) -> list[str]:
+    """Return the images that are meant: files and web or store addresses as given, of folders all images, in order.
+
+    Raises:
+        ValueError: there is no such file, or no image in a folder.
+    """
+    images: list[str] = []
+    for name in names:
+        path = Path(name)
+        if "://" in name or path.is_file():
+            images.append(name)
+        elif path.is_dir():
+            inside = sorted(found.relative_to(path).as_posix() for found in path.rglob("*") if found.is_file())
+            found = [str(path / one) for one in inside if skip_reason(one) is None]
+            if not found:
+                raise ValueError(f"there is no image in the folder {name}")
+            images += found
+        else:
+            raise ValueError(f"there is no file {name}")
+    return list(dict.fromkeys(images))
+
+
+def open_detector(model: str, *, threshold: float, device: str = "auto", precision: Precision = "auto") -> Detector:
+    """Return the detector of a model reference, as `label` takes it.
+
+    Raises:
+        RunStopped: the model cannot be had.
+        ValueError: the threshold is outside 0..1, or there is no such device.
+    """
+    network, info = load_model(model, StoreOptions())
+    return Detector(network, name=info.id, threshold=threshold, device=device, precision=precision)
+
+
+def detect(images: Sequence[str], detector: Detector, *, draw: Path | None = None) -> Iterator[Seen | Unseen]:
+    """Yield what is in each image, in order, one image in memory at a time.
+
+    Args:
+        images: paths or URIs, of `find_images`.
+        detector: of `open_detector`.
+        draw: a folder, made if it is missing, for a JPEG of every image with its boxes. Pictures of an earlier call are
+            replaced, the images themselves never.
+
+    Raises:
+        RunStopped: a picture cannot be written.
+    """
+    stores = Stores()
+    taken = {Path(image).resolve() for image in images if "://" not in image}
+    for image in images:
+        name = without_secrets(image)
+        try:
+            picture = decode(stores.get(image).data)
+            found = detector(picture)
+        except ImageError as error:
+            yield Unseen(name, error.kind, str(error))
+            continue
+        except StoreError as error:
+            yield Unseen(name, OBJECT_KINDS.get(type(error), "fetch_failed"), str(error))
+            continue
+        drawn = None
+        if draw is not None:
+            drawn = _free_path(draw, PurePosixPath(file_name(image)).stem, taken)
+            taken.add(drawn.resolve())
+            _write(draw_detections(picture, found), drawn)
+        yield Seen(name, picture.shape[1], picture.shape[2], _plain(found), drawn)
+
+
+def _write(picture: Image.Image, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path, quality=JPEG_QUALITY)
+    except OSError as error:
+        raise RunStopped(f"cannot write the picture {path}: {error.strerror or error}.") from error
+
+
+def _free_path(folder: Path, stem: str, taken: Collection[Path]) -> Path:
+    """Return `stem.jpg` there, or `stem-2.jpg` and so on where an image or a picture of this call has that name."""
+    path, number = folder / f"{stem}.jpg", 1
+    while path.resolve() in taken:
+        number += 1
+        path = folder / f"{stem}-{number}.jpg"
+    return path
+
+
+def _plain(found: Detections) -> tuple[Detection, ...]:
+    values = zip(
+        found.labels, found.category_ids.tolist(), found.scores.tolist(), found.boxes_xyxy.tolist(), strict=True
+    )
+    return tuple(Detection(label, category_id, score, tuple(box)) for label, category_id, score, box in values)

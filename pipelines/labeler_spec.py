@@ -1,0 +1,87 @@
+"""What travels to an actor, and the labeler that it builds from it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from detr.detector import Detector, Precision
+from pipelines.labeler import Labeler
+from pipelines.listing import LakeObject
+from pipelines.models import ModelInfo, load_model
+from pipelines.plan import read_kept_schema, read_shard
+from pipelines.run import RunStopped
+from pipelines.store import StoreOptions, Stores, open_store
+
+
+@dataclass(frozen=True, slots=True)
+class LabelerSpec:
+    """Everything that an actor needs, without secrets: stores are opened and credentials found where it runs."""
+
+    table: str
+    run_id: str
+    model: str
+    model_sha256: str
+    threshold: float
+    classes: tuple[tuple[str, float | None], ...] | None
+    device: str
+    precision: Precision
+    threads: int
+    max_pixels: int
+    image_options: StoreOptions
+    table_options: StoreOptions
+
+
+def build_detector(spec: LabelerSpec) -> tuple[Detector, ModelInfo]:
+    """Load the model onto the device.
+
+    Raises:
+        RunStopped: the model, a class name or the device is wrong, or the model is not the one of the run.
+    """
+    torch.set_num_threads(spec.threads)
+    network, info = load_model(spec.model, spec.table_options)
+    if spec.model_sha256 and info.sha256 != spec.model_sha256:
+        raise RunStopped(
+            f"the model {spec.model} is another one on this node than when the run began "
+            f"({info.sha256[:12]}, not {spec.model_sha256[:12]}). "
+            "Use a revision or a path that means the same everywhere."
+        )
+    try:
+        detector = Detector(
+            network,
+            device=spec.device,
+            precision=spec.precision,
+            threshold=spec.threshold,
+            classes=None if spec.classes is None else dict(spec.classes),
+            name=spec.model,
+        )
+    except ValueError as error:
+        raise RunStopped(str(error)) from error
+    return detector, info
+
+
+def build_labeler(spec: LabelerSpec) -> Labeler:
+    """Open the stores, load the model and return what labels shards of the run.
+
+    Raises:
+        RunStopped: see `build_detector`.
+        StoreError: the table's store refused.
+    """
+    detector, info = build_detector(spec)
+    table = open_store(spec.table, spec.table_options)
+
+    def read(shard: int) -> Sequence[LakeObject]:
+        return read_shard(table, spec.run_id, shard)
+
+    return Labeler(
+        table=table,
+        images=Stores(spec.image_options),
+        detector=detector,
+        run_id=spec.run_id,
+        model_id=info.id,
+        threshold=spec.threshold,
+        read_shard=read,
+        kept_schema=read_kept_schema(table, spec.run_id),
+        decode_threads=spec.threads,
+        max_pixels=spec.max_pixels,
+    )

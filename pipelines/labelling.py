@@ -1,0 +1,427 @@
+"""A labelling run from start to end: plan, label in the pool, publish, finish; resumed where it was left."""
+
+import importlib.metadata
+import logging
+import platform
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from detr.detector import Precision
+from detr.images import MAX_PIXELS
+from pipelines.cluster import Pool, choose_pool, connected, node_resources
+from pipelines.globs import literal_start
+from pipelines.labeler import ShardReport
+from pipelines.labeler_spec import LabelerSpec
+from pipelines.labelled import read_labelled
+from pipelines.listing import Listing, list_objects
+from pipelines.manifest import PlannedSegment, read_complete, read_manifest
+from pipelines.models import ModelInfo
+from pipelines.plan import CPU_SHARD_IMAGES, GPU_SHARD_IMAGES, PlanConfig, write_plan
+from pipelines.planning import Planner
+from pipelines.pool import label_shards, probe
+from pipelines.publish import read_done, remove_parts, verify_run
+from pipelines.run import Run, RunRequest, RunStopped, check_run_id, find_unfinished, finish_run, start_run
+from pipelines.seal import seal_run
+from pipelines.segments import label_segments
+from pipelines.store import Store, StoreError, StoreOptions, join_uri, open_store, split_uri, without_secrets
+from pipelines.store import probe as probe_store
+from pipelines.table import Totals
+
+SHARDS_AN_ACTOR = 4  # that the end of a plan is cut into at least, so that no actor is idle
+REACH_SECONDS = 10.0  # that a store may fail for at the start, when nothing is lost yet
+WAVE_SHARDS = 4_000  # one Ray Data execution; driver memory grows by 10-17 kB a shard (measured, Ray 2.60)
+
+PACKAGES = ("ray-detr", "ray", "torch", "torchvision", "pillow", "pyarrow", "obstore")
+
+
+@dataclass(frozen=True, slots=True)
+class LabelConfig:
+    """What a labelling run is given.
+
+    Args:
+        images: Folders, prefixes, globs, single images, or tables of URIs.
+        table: The detection table's URI, existing or new.
+        model: What `detr.load` takes, or the URI of a model directory.
+        threshold: The least score that is kept; 0 keeps all queries.
+        classes: (name, own threshold or None) of the classes that are kept; None keeps all.
+        precision: "auto", "fp32", "bf16" or "fp16".
+        device: "auto", "cpu" or "cuda".
+        run_id: The run's name; None makes one of the time.
+        new_run: Seal the table's unfinished run instead of resuming it.
+        least_actors: Actors that must run; None is 1.
+        most_actors: Actors that may run; None is what the cluster holds.
+        shard_images: Images a shard; None is 2,048 on GPUs and 64 on CPUs, and fewer in a small run.
+        max_error_rate: Above this share of error rows `LabelSummary.within_budget` is false.
+        max_images: Label the first N images of the listing only.
+        sample: Label N images drawn at random.
+        seed: Of the draw.
+        keep: Columns of tables of URIs that rows carry.
+        via: "fsspec" reads images through fsspec.
+        anonymous: Read images without credentials.
+        endpoint: The S3 server; None is as the environment says.
+        region: The S3 region; None is as the environment says.
+        max_pixels: Larger pictures become a `too_large` row, decided from the header.
+        verbose: Let Ray's own messages through.
+    """
+
+    images: tuple[str, ...]
+    table: str
+    model: str
+    threshold: float = 0.05
+    classes: tuple[tuple[str, float | None], ...] | None = None
+    precision: Precision = "auto"
+    device: str = "auto"
+    run_id: str | None = None
+    new_run: bool = False
+    least_actors: int | None = None
+    most_actors: int | None = None
+    shard_images: int | None = None
+    max_error_rate: float = 0.05
+    max_images: int | None = None
+    sample: int | None = None
+    seed: int = 0
+    keep: tuple[str, ...] = ()
+    via: Literal["auto", "fsspec"] = "auto"
+    anonymous: bool = False
+    endpoint: str | None = None
+    region: str | None = None
+    max_pixels: int = MAX_PIXELS
+    verbose: bool = False
+
+    def __post_init__(self) -> None:
+        shard_images = 1 if self.shard_images is None else self.shard_images
+        self.plan_config(model=None, shard_images=shard_images)  # checks what both have
+        for name, value in (("threshold", self.threshold), ("max error rate", self.max_error_rate)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name}: {value} is not in 0..1")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ValueError(
+                f"device: {self.device!r} is none of auto, cpu, cuda. Each actor takes the GPU that Ray gives it."
+            )
+        if self.run_id is not None:
+            check_run_id(self.run_id)
+        least, most = 1 if self.least_actors is None else self.least_actors, self.most_actors
+        if least < 1 or (most is not None and most < least):
+            raise ValueError(f"actors: {least}:{most} is not a range of at least 1 actor")
+        if self.via not in ("auto", "fsspec"):
+            raise ValueError(f"via: {self.via!r} is neither auto nor fsspec")
+
+    @property
+    def table_options(self) -> StoreOptions:
+        """How the table and a model in a store are reached."""
+        return StoreOptions(endpoint=self.endpoint, region=self.region)
+
+    @property
+    def image_options(self) -> StoreOptions:
+        """How the images are reached."""
+        return StoreOptions(via=self.via, anonymous=self.anonymous, endpoint=self.endpoint, region=self.region)
+
+    def plan_config(self, *, model: str | None, shard_images: int) -> PlanConfig:
+        """Return the part that says which images are labelled."""
+        return PlanConfig(
+            images=self.images,
+            table=self.table,
+            model=model,
+            shard_images=shard_images,
+            max_images=self.max_images,
+            sample=self.sample,
+            seed=self.seed,
+            keep=self.keep,
+            options=self.image_options,
+            table_options=self.table_options,
+        )
+
+    def decisive(self) -> dict[str, object]:
+        """Return what decides which rows come out, for the run's record: a resumed run must be given the same.
+
+        How fast and where they come out - actors, device, ways to a store - may differ from start to start.
+        """
+        return {
+            "images": [without_secrets(join_uri(*split_uri(uri))) for uri in self.images],
+            "threshold": self.threshold,
+            "classes": None if self.classes is None else [[name, own] for name, own in self.classes],
+            "precision": self.precision,
+            "max_images": self.max_images,
+            "sample": self.sample,
+            "seed": self.seed,
+            "keep": list(self.keep),
+            "max_pixels": self.max_pixels,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is, for whoever shows it.
+
+    Attributes:
+        stage: "label", or what happens before and after it.
+        images: rows that are committed, those of earlier starts of this run included.
+        images_this_start: those of this start.
+        images_planned: in the plan so far; all of them once `is_planned`.
+        errors: error rows of this start.
+        began: `time.monotonic()` when labelling began.
+    """
+
+    stage: str
+    images: int = 0
+    images_this_start: int = 0
+    images_planned: int = 0
+    is_planned: bool = False
+    errors: int = 0
+    began: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSummary:
+    """What a run did, all its starts together; `images_this_start` and `seconds` are of this one."""
+
+    table: str
+    run_id: str
+    model: str
+    images: int
+    images_this_start: int
+    detections: int
+    errors: Mapping[str, int]
+    already_labelled: int
+    duplicates: int
+    skipped: Mapping[str, int]
+    files: int
+    seconds: float
+    labelling_seconds: float
+    resumed: bool
+    max_error_rate: float
+    query: str
+
+    @property
+    def error_rate(self) -> float:
+        """Share of the images that are errors, 0..1."""
+        return sum(self.errors.values()) / self.images if self.images else 0.0
+
+    @property
+    def within_budget(self) -> bool:
+        """Whether no more images are errors than was allowed."""
+        return self.error_rate <= self.max_error_rate
+
+
+def label(config: LabelConfig, *, on_progress: Callable[[Progress], None] | None = None) -> LabelSummary:
+    """Label what is not labelled yet; resume the table's unfinished run if there is one.
+
+    Returns when every planned image has exactly one published row. Ray is the one that is initialised already, the
+    cluster that `RAY_ADDRESS` names, or a local one for the time of the call.
+
+    Args:
+        config: What to label with what.
+        on_progress: Called in this thread whenever something is done.
+
+    Raises:
+        RunStopped: the world is in the way; a sentence says how. What is committed stays, the same call goes on there.
+    """
+    began = time.monotonic()
+    show = on_progress or (lambda _: None)
+    show(Progress("looking at images and table"))
+    _check_answers(config)
+    listing = list_objects(config.images, options=config.image_options, keep=config.keep, table=config.table)
+    try:
+        table = open_store(config.table, config.table_options)
+        _check_table(table)
+        show(Progress("connecting to Ray"))
+        with connected(verbose=config.verbose):
+            return _Start(config, table, listing, show, began).run()
+    except StoreError as error:
+        raise RunStopped(f"{error} What is done stays done; the same command goes on from there.") from error
+
+
+@dataclass
+class _Start:
+    """One start of a run: what it was given, and what it has counted so far."""
+
+    config: LabelConfig
+    table: Store
+    listing: Listing
+    show: Callable[[Progress], None]
+    began: float
+    progress: Progress = field(default_factory=lambda: Progress("label"))
+
+    def run(self) -> LabelSummary:
+        config = self.config
+        pool = choose_pool(node_resources(), config.least_actors, config.most_actors, device=config.device)
+        spec = LabelerSpec(
+            table=join_uri(*split_uri(config.table)),  # a relative path would be another folder where actors run
+            run_id="",
+            model=_everywhere(config.model),
+            model_sha256="",
+            threshold=config.threshold,
+            classes=config.classes,
+            device="cuda" if pool.gpus else "cpu",
+            precision=config.precision,
+            threads=pool.threads,
+            max_pixels=config.max_pixels,
+            image_options=config.image_options,
+            table_options=config.table_options,
+        )
+        self.show(Progress(f"loading {without_secrets(config.model)}"))
+        model = probe(spec, pool)
+        if config.new_run:  # not before everything else is known to be right: sealing cannot be undone
+            _seal_unfinished(self.table)
+        run, resumed = start_run(
+            self.table, self._request(model, pool), now=datetime.now(UTC), tail=secrets.token_hex(2)
+        )
+        spec = replace(spec, run_id=run.run_id, model_sha256=run.model_sha256)
+        self.show(Progress(f"resuming run {run.run_id}" if resumed else "planning"))
+        planner = Planner(self._plan(run, model, pool), wave_shards=WAVE_SHARDS)
+        labelling_began = time.monotonic()
+        self.progress = replace(self.progress, began=labelling_began)
+        for segments in planner.waves():
+            self._count(planner, images_before=read_done(self.table, run.run_id).count_images(segments))
+            label_segments(
+                self.table,
+                run,
+                segments,
+                label_shards=lambda shards: label_shards(shards, spec, pool, verbose=config.verbose),
+                on_report=lambda report: self._count(planner, report=report),
+            )
+        labelling_seconds = time.monotonic() - labelling_began
+        segments = [planned for planned in read_manifest(self.table, run.run_id) if planned.ending is None]
+        totals = verify_run(self.table, run.run_id, segments)
+        finish_run(self.table, run.run_id, now=datetime.now(UTC), totals=_record(totals))
+        try:
+            remove_parts(self.table, run.run_id)
+        except StoreError as error:  # the run is finished all the same: parts are only in the way
+            logging.getLogger(__name__).warning("parts of run %s could not be removed: %s", run.run_id, error)
+        return self._summary(run, resumed, totals, len(segments), labelling_seconds)
+
+    def _request(self, model: ModelInfo, pool: Pool) -> RunRequest:
+        shard_images = self.config.shard_images
+        if shard_images is None:
+            shard_images = GPU_SHARD_IMAGES if pool.gpus else CPU_SHARD_IMAGES
+        return RunRequest(
+            model=model.id,
+            model_sha256=model.sha256,
+            configuration=self.config.decisive(),
+            shard_images=shard_images,
+            versions=_versions(),
+            run_id=self.config.run_id,
+        )
+
+    def _plan(self, run: Run, model: ModelInfo, pool: Pool) -> Iterator[PlannedSegment]:
+        labelled = read_labelled(self.table, model.id)
+        return write_plan(
+            self.table,
+            run.run_id,
+            self.listing,
+            labelled.contains,
+            shard_images=run.shard_images,
+            max_images=self.config.max_images,
+            sample=self.config.sample,
+            seed=self.config.seed,
+            spread=pool.most * SHARDS_AN_ACTOR,
+        )
+
+    def _count(self, planner: Planner, *, images_before: int = 0, report: ShardReport | None = None) -> None:
+        progress = self.progress
+        images = report.images if report else 0
+        self.progress = replace(
+            progress,
+            images=progress.images + images_before + images,
+            images_this_start=progress.images_this_start + images,
+            errors=progress.errors + (sum(report.errors.values()) if report else 0),
+            images_planned=planner.images_planned,
+            is_planned=planner.is_complete,
+        )
+        self.show(self.progress)
+
+    def _summary(
+        self, run: Run, resumed: bool, totals: Totals, segments: int, labelling_seconds: float
+    ) -> LabelSummary:
+        counts = read_complete(self.table, run.run_id)
+        return LabelSummary(
+            table=without_secrets(self.config.table),
+            run_id=run.run_id,
+            model=run.model,
+            images=totals.rows,
+            images_this_start=self.progress.images_this_start,
+            detections=totals.detections,
+            errors=totals.errors,
+            already_labelled=counts.labelled,
+            duplicates=counts.duplicates,
+            skipped=counts.skipped,
+            files=segments,
+            seconds=time.monotonic() - self.began,
+            labelling_seconds=labelling_seconds,
+            resumed=resumed,
+            max_error_rate=self.config.max_error_rate,
+            query=duckdb_query(without_secrets(self.config.table)),
+        )
+
+
+def duckdb_query(table: str) -> str:
+    """Return a shell command that counts the detections of a table by label."""
+    place = table.removeprefix("file://").rstrip("/")
+    files = f"'{place}/data/**/*.parquet'"
+    return (  # a command for the user to copy, which is not run here
+        f'duckdb -c "FROM (SELECT unnest(detections) AS d FROM {files}) '  # noqa: S608
+        'SELECT d.label, count(*) AS detections GROUP BY ALL ORDER BY 2 DESC"'
+    )
+
+
+def _check_answers(config: LabelConfig) -> None:
+    """Refuse stores that give no answer, with little patience: later ones are waited for much longer.
+
+    Raises:
+        RunStopped: with the reason.
+    """
+    sources = [(uri, config.image_options) for uri in config.images] + [(config.table, config.table_options)]
+    for uri, options in sources:
+        root, key = split_uri(uri)
+        if root.startswith(("http://", "https://")):
+            continue  # has no listing; what a server fails to give becomes rows, or stops the run
+        try:
+            store = open_store(root, replace(options, retry_seconds=REACH_SECONDS))
+            next(iter(store.list(literal_start(key))), None)
+        except StoreError as error:
+            raise RunStopped(f"cannot list {without_secrets(uri)}: {error}") from error
+
+
+def _check_table(table: Store) -> None:
+    """Refuse a place where commits would not be safe, or cannot be written.
+
+    Raises:
+        RunStopped: with the reason.
+    """
+    try:
+        capabilities = probe_store(table)
+    except StoreError as error:
+        raise RunStopped(f"the table {table.uri} cannot be written: {error}") from error
+    if not capabilities.create_only:
+        raise RunStopped(
+            f"{table.uri} cannot hold a table: its store writes over an object that was to be created only once, so "
+            "two runs could lose each other's rows. Use a bucket without versioning, or another store."
+        )
+
+
+def _everywhere(model: str) -> str:
+    """Return a model's reference as it is understood from any folder: actors run in another one."""
+    is_path = "://" not in model and Path(model).exists() and model != "scenes"
+    return str(Path(model).resolve()) if is_path else model
+
+
+def _seal_unfinished(table: Store) -> None:
+    unfinished = find_unfinished(table)
+    if unfinished is not None:
+        seal_run(table, unfinished, now=datetime.now(UTC))
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        **{package: importlib.metadata.version(package) for package in PACKAGES},
+    }
+
+
+def _record(totals: Totals) -> dict[str, object]:
+    return {"rows": totals.rows, "detections": totals.detections, "errors": dict(totals.errors)}

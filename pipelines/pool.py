@@ -1,0 +1,152 @@
+"""Shards through a Ray Data actor pool: the only place where labelling meets Ray's scheduling.
+
+What Ray 2.60 does when actors die, and why these settings, is in docs/decisions.md.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from typing import Any, cast
+
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy
+from ray.exceptions import RayError
+
+from pipelines.cluster import Pool, first_line, silenced
+from pipelines.labeler import LakeUnreadable, ShardReport
+from pipelines.labeler_spec import LabelerSpec, build_detector, build_labeler
+from pipelines.models import ModelInfo
+from pipelines.run import RunStopped
+from pipelines.segments import Outcome
+from pipelines.store import StoreError, without_secrets
+
+SHARDS_AT_ONCE = 2  # per actor: one is fetched while the other is in the network
+SHARDS_IN_FLIGHT = 4  # per actor: with fewer than 1.75 times what runs at once the pool never grows
+LEAST_RESTARTS = 50  # per actor; an endless number would hide a node on which the model kills its process
+ACTORS_WAIT_SECONDS = 600  # for the first actors to start, model loading included
+PROBE_SECONDS = 900  # for one actor to load the model, a download from the hub included
+
+
+class LabelShard:
+    """The class that Ray Data keeps one object of in each actor; what it does is `Labeler`'s."""
+
+    def __init__(self, spec: LabelerSpec) -> None:
+        self._failure = ""
+        try:
+            self._labeler = build_labeler(spec)
+        except (StoreError, RunStopped) as error:
+            self._failure = str(error)  # raised here, it would reach the driver as an actor's death
+
+    def __call__(self, row: Mapping[str, int]) -> dict[str, Any]:
+        """Label the shard whose number the row carries; answer with a row of figures."""
+        if self._failure:
+            return _to_row(Outcome(failure=self._failure))
+        try:
+            report = self._labeler.label(int(row["shard"]))
+        except (LakeUnreadable, StoreError, RunStopped) as error:
+            # an exception would be dropped with its block (max_errored_blocks); as a row it stops the driver
+            return _to_row(Outcome(failure=str(error)))
+        except Exception as error:  # the driver runs the shard again, and stops with this when that does not help
+            logging.getLogger(__name__).exception("shard %s is lost", row["shard"])  # into this actor's log file
+            return _to_row(Outcome(loss=f"{type(error).__name__}: {first_line(error)}"))
+        return _to_row(Outcome(report))
+
+
+def probe(spec: LabelerSpec, pool: Pool) -> ModelInfo:
+    """Load the model once in an actor that is never restarted, as the pool's actors will.
+
+    A model that kills its process while loading would otherwise be restarted by the pool again and again.
+
+    Raises:
+        RunStopped: the model does not load, the process died, or no actor started in time.
+    """
+    model = without_secrets(spec.model)
+    remote = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus, max_retries=0)(_probe)
+    try:
+        found: ModelInfo | str = ray.get(remote.remote(spec), timeout=PROBE_SECONDS)
+    except ray.exceptions.GetTimeoutError as error:
+        raise RunStopped(
+            f"no actor could load {model} within {PROBE_SECONDS} s. Is the cluster busy with another job?"
+        ) from error
+    except ray.exceptions.RaySystemError as error:
+        raise RunStopped(f"the model {model} could not be tried: {first_line(error)}") from error
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError) as error:
+        raise RunStopped(
+            f"the process that loaded {model} was killed: not enough memory, or a broken library on the node."
+        ) from error
+    if isinstance(found, str):
+        raise RunStopped(found)
+    return found
+
+
+def label_shards(shards: Sequence[int], spec: LabelerSpec, pool: Pool, *, verbose: bool = False) -> Iterator[Outcome]:
+    """Yield the outcome of each shard as it is done, in no order.
+
+    A shard whose actor died yields nothing: who calls compares with what it asked for. Leaving the loop kills the
+    actors. What Ray's C++ says while the pool starts is shown only if `verbose`.
+
+    Raises:
+        RunStopped: the pool cannot go on.
+    """
+    with warnings.catch_warnings():
+        # 2.60 announces the end of max_restarts and max_task_retries for 2.64 and has no other name for them yet
+        warnings.simplefilter("ignore")
+        dataset = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards)).map(
+            LabelShard,  # type: ignore[arg-type]  # Ray 2.60's annotation forgets classes of callables
+            fn_constructor_args=(spec,),
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus,
+            compute=ActorPoolStrategy(
+                min_size=min(pool.least, len(shards)),
+                max_size=max(pool.least, min(pool.most, len(shards))),
+                max_concurrent_calls_per_actor=SHARDS_AT_ONCE,
+                enable_true_multi_threading=True,
+                max_tasks_in_flight_per_actor=SHARDS_IN_FLIGHT,
+            ),
+            # an actor without restarts left is not replaced, and the last such one is waited for without end (measured,
+            # Ray 2.60). Each death costs a shard at least, so there are more restarts than an actor can use up
+            max_restarts=max(LEAST_RESTARTS, len(shards)),
+            max_task_retries=0,  # a death charges all tasks of the actor: the driver runs missing shards again
+        )
+    context = dataset.context  # its own copy: other pipelines of this process keep their settings
+    context.max_errored_blocks = -1  # a dead actor costs the shards in flight on it, not the run
+    context.wait_for_min_actors_s = ACTORS_WAIT_SECONDS
+    context.execution_no_progress_timeout_s = -1  # a shard may take longer than any limit of Ray's
+    context.memory_usage_poll_interval_s = None
+    # iter_rows holds every row back until the next one arrives; this does not (measured: 20 ms)
+    batches = iter(dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"))
+    try:
+        with nullcontext() if verbose else silenced():
+            batch = cast("Any", next(batches, None))
+        while batch is not None:
+            yield from map(_from_row, batch.to_pylist())
+            batch = cast("Any", next(batches, None))
+    except RayError as error:
+        raise RunStopped(f"the actor pool cannot go on: {first_line(error)}") from error
+
+
+def _probe(spec: LabelerSpec) -> ModelInfo | str:
+    try:
+        return build_detector(spec)[1]
+    except (RunStopped, ValueError, RuntimeError, OSError) as error:  # RuntimeError: CUDA's
+        return first_line(error)
+
+
+def _to_row(outcome: Outcome) -> dict[str, Any]:
+    report = outcome.report
+    row: dict[str, Any] = {"failure": outcome.failure, "loss": outcome.loss, "report": None}
+    if report is not None:
+        errors = [{"kind": kind, "count": count} for kind, count in report.errors.items()]
+        row["report"] = {**asdict(report), "errors": errors}
+    return row
+
+
+def _from_row(row: Mapping[str, Any]) -> Outcome:
+    fields = row["report"]
+    if fields is None:
+        return Outcome(failure=row["failure"], loss=row["loss"])
+    errors = {error["kind"]: error["count"] for error in fields["errors"] or []}
+    return Outcome(ShardReport(**{**fields, "errors": errors}))

@@ -1,0 +1,107 @@
+"""Labelling and publishing segments of a plan, whatever dies meanwhile. Knows no Ray: what labels shards is given."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from pipelines.labeler import ShardReport
+from pipelines.manifest import SEGMENT_SHARDS, PlannedSegment
+from pipelines.publish import Done, publish_group, read_done
+from pipelines.run import Run, RunStopped
+from pipelines.store import Store
+
+MOST_PASSES = 3  # times that a shard is run that is lost each time
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one shard: one of the three is there.
+
+    Attributes:
+        report: it is labelled.
+        failure: the sentence of a system failure, which stops the run.
+        loss: why it was given up, though nothing is wrong with the world; it is run again like one whose process died.
+    """
+
+    report: ShardReport | None = None
+    failure: str | None = None
+    loss: str | None = None
+
+
+LabelShards = Callable[[Sequence[int]], Iterator[Outcome]]
+"""Labels shards by number and yields their outcomes in any order. Of a shard whose process died it yields nothing."""
+
+
+def label_segments(
+    table: Store,
+    run: Run,
+    segments: Sequence[PlannedSegment],
+    *,
+    label_shards: LabelShards,
+    on_report: Callable[[ShardReport], None],
+) -> None:
+    """Label what is missing of some segments, and publish each when its last part is there.
+
+    Shards that were lost with their process are run again, a few times; the store decides what is missing, not memory.
+
+    Args:
+        table: Where parts and table files are.
+        run: The run.
+        segments: As planned.
+        label_shards: Labels and commits.
+        on_report: Called for every shard that this call labelled.
+
+    Raises:
+        RunStopped: a system failure, or a shard that is lost every time.
+        StoreError: the table's store refused.
+    """
+    by_index = {segment.index: segment for segment in segments}
+    missing: list[int] = []
+    loss = "its process died; Ray's logs may say why, such as an image that kills it, or memory"
+    with _publisher() as publisher:
+        for is_last_look in [False] * MOST_PASSES + [True]:
+            # a process may have died between its commit and its report: the store decides what is there
+            done = read_done(table, run.run_id)
+            missing = missing_shards(segments, done)
+            left = {segment.index: set(done.missing_shards(segment)) for segment in segments}
+            ready = [by_index[index] for index, shards in left.items() if not shards and index not in done.published]
+            published = [publisher.submit(publish_group, table, run, segment) for segment in ready]
+            for outcome in label_shards(missing) if missing and not is_last_look else ():
+                if outcome.failure is not None:
+                    raise RunStopped(f"{outcome.failure} What is done stays done; the same command goes on from there.")
+                if outcome.report is None:
+                    loss = outcome.loss or loss
+                    continue
+                index = outcome.report.shard // SEGMENT_SHARDS
+                left[index].discard(outcome.report.shard)
+                if not left[index]:
+                    published.append(publisher.submit(publish_group, table, run, by_index[index]))
+                on_report(outcome.report)
+                for future in published:
+                    if future.done():
+                        future.result()  # raises what stopped it: a sealed run is not labelled to its end
+            for future in published:
+                future.result()
+            if not any(left.values()):
+                return
+    others = f", and so were {len(missing) - 1:,} others" if len(missing) > 1 else ""
+    raise RunStopped(
+        f"shard {missing[0]} of run {run.run_id} was lost {MOST_PASSES} times{others} ({loss}). "
+        "All else is labelled; the same command tries again."
+    )
+
+
+@contextmanager
+def _publisher() -> Iterator[ThreadPoolExecutor]:
+    """Give a thread to publish with; whatever stops the run, Ctrl-C too, waits for the file in progress only."""
+    executor = ThreadPoolExecutor(1, thread_name_prefix="publish")
+    try:
+        yield executor
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def missing_shards(segments: Sequence[PlannedSegment], done: Done) -> list[int]:
+    """Return the shards that are still to be labelled, in order."""
+    return [shard for segment in segments for shard in done.missing_shards(segment)]

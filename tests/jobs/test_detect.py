@@ -1,0 +1,167 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from detr import Detr, DetrConfig, save
+from detr.classes import Category
+from detr.config import BackboneConfig
+from jobs.detect import main
+from jobs.exits import run
+from pipelines.run import RunStopped
+
+TINY = DetrConfig(
+    backbone=BackboneConfig("tiny", "basic", 8, (8, 16), (1, 1), norm="batch"),
+    hidden_dim=16,
+    heads=2,
+    encoder_layers=1,
+    decoder_layers=1,
+    feedforward_dim=16,
+    queries=3,
+    categories=(Category(3, "cat"), Category(7, "dog")),
+    shorter=32,
+    longest=64,
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.manual_seed(0)
+    network = Detr(TINY)
+    network.class_embed.bias.data = torch.tensor([5.0, 0.0, 0.0])  # a cat with each of its three queries
+    folder = tmp_path_factory.mktemp("models") / "pets"
+    save(network, folder)
+    return str(folder)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Three of 48 x 32 pixels in two folders, a page that is no image, and notes."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for name, grey in (("b.jpg", 80), ("a.png", 120), ("more/b.jpg", 160)):
+        Image.new("RGB", (48, 32), (grey, grey, grey)).save(folder / name)
+    (folder / "page.jpg").write_text("<!doctype html><html></html>")
+    (folder / "notes.txt").write_text("mine")
+    return folder
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as picture:
+        return picture.size
+
+
+def test_detections_are_told_in_the_words_of_the_model_card(
+    photos: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([str(photos / "a.png"), "--model", model])
+
+    first, *lines = capsys.readouterr().out.splitlines()
+    number = r"-?\d+\.\d{1,2}"
+    assert first == f"{photos / 'a.png'}: 3 detections"
+    assert len(lines) == 3
+    for line in lines:
+        assert re.fullmatch(
+            rf"Detected cat with confidence 0\.9\d\d? at location \[{number}, {number}, {number}, {number}\]", line
+        )
+
+
+def test_nothing_above_the_threshold_is_told_too(photos: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main([str(photos / "a.png"), "--model", model, "--threshold", "1"])
+
+    assert capsys.readouterr().out == f"{photos / 'a.png'}: 0 detections\n"
+
+
+def test_images_come_in_the_order_given_those_of_folders_by_name_and_others_go_on_after_an_unreadable_one(
+    photos: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([str(photos / "more" / "b.jpg"), str(photos), "--model", model, "--threshold", "1"])
+
+    out, err = capsys.readouterr()
+    assert [line.split(": ")[0] for line in out.splitlines()] == [
+        str(photos / name) for name in ("more/b.jpg", "a.png", "b.jpg")
+    ]
+    assert err.startswith(f"cannot read {photos / 'page.jpg'}: not_an_image: ")
+    assert err.count("\n") == 1
+
+
+def test_pictures_are_drawn_beside_each_other_and_never_over_the_images(
+    photos: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in photos.rglob("*") if path.is_file()}
+
+    main([str(photos), "--model", model, "--draw", str(photos)])
+
+    assert {path: path.read_bytes() for path in before} == before
+    drawn = sorted(path.name for path in photos.iterdir() if path.is_file() and path not in before)
+    assert drawn == ["a.jpg", "b-2.jpg", "b-3.jpg"]
+    assert [size_of(photos / name) for name in drawn] == [(48, 32)] * 3
+    assert f"a.png: 3 detections, drawn in {photos / 'a.jpg'}" in capsys.readouterr().out
+
+
+def test_the_same_command_again_replaces_its_pictures(photos: Path, model: str, tmp_path: Path) -> None:
+    for _ in range(2):
+        main(
+            [str(photos / "a.png"), str(photos / "b.jpg"), "--model", model, "--draw", str(tmp_path / "new" / "drawn")]
+        )
+
+    assert sorted(path.name for path in (tmp_path / "new" / "drawn").iterdir()) == ["a.jpg", "b.jpg"]
+
+
+def test_json_is_a_line_per_image_the_unreadable_ones_included(
+    photos: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([str(photos / "page.jpg"), str(photos / "a.png"), "--model", model, "--json"])
+
+    page, image = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert (page["image"], page["error_kind"]) == (str(photos / "page.jpg"), "not_an_image")
+    assert (image["image"], image["height"], image["width"]) == (str(photos / "a.png"), 32, 48)
+    assert [(one["label"], one["category_id"]) for one in image["detections"]] == [("cat", 3)] * 3
+    assert len(image["detections"][0]["box"]) == 4
+
+
+def test_exit_code_1_when_no_image_could_be_read(photos: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        run(main, [str(photos / "page.jpg"), "--model", model])
+
+    assert left.value.code == 1
+    assert capsys.readouterr().err.endswith("error: none of the 1 images could be read.\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "the following arguments are required: IMAGE"),
+        (["PHOTOS/a.png", "nowhere.jpg"], "there is no file nowhere.jpg"),
+        (["PHOTOS/empty"], "there is no image in the folder"),
+        (["PHOTOS/a.png", "--threshold", "90"], "90 is not in 0..1"),
+        (["PHOTOS/a.png", "--device", "gpu"], "device: 'gpu' is none of auto, cpu, cuda, cuda:N"),
+    ],
+)
+def test_wrong_use_is_refused_with_a_sentence_and_code_2(
+    photos: Path, model: str, capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
+) -> None:
+    (photos / "empty").mkdir()
+    (photos / "empty" / "notes.txt").write_text("mine")
+
+    with pytest.raises(SystemExit) as left:
+        main([*(word.replace("PHOTOS", str(photos)) for word in arguments), "--model", model])
+
+    out, err = capsys.readouterr()
+    assert (left.value.code, out) == (2, "")
+    assert sentence in err
+
+
+def test_a_model_that_is_none_stops_before_any_image(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RunStopped, match=r"photos"):
+        main([str(photos / "a.png"), "--model", str(photos)])
+
+    assert capsys.readouterr().out == ""
+
+
+def test_a_folder_that_cannot_be_written_stops_with_a_sentence(photos: Path, model: str) -> None:
+    with pytest.raises(RunStopped, match=r"cannot write the picture .*notes\.txt/a\.jpg: File exists"):
+        main([str(photos / "a.png"), "--model", model, "--draw", str(photos / "notes.txt")])

@@ -1,0 +1,187 @@
+"""The command `label`: what its line means, what it prints, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+import pipelines.labelling
+from jobs.exits import BudgetExceeded
+from jobs.label import duration, main, report
+from pipelines.labelling import LabelConfig, LabelSummary, Progress, duckdb_query
+
+NEEDED = ["--images", "s3://lake/2026/", "--table", "s3://lake/detections", "--model", "scenes"]
+SUMMARY = LabelSummary(
+    table="s3://lake/detections",
+    run_id="20261122-181503-a1b2",
+    model="scenes@0123456789ab",
+    images=1_204_113,
+    images_this_start=1_204_113,
+    detections=9_810_552,
+    errors={"missing": 8, "truncated": 22, "not_an_image": 11},
+    already_labelled=0,
+    duplicates=0,
+    skipped={},
+    files=37,
+    seconds=2_931.0,
+    labelling_seconds=2_900.0,
+    resumed=False,
+    max_error_rate=0.05,
+    query=duckdb_query("s3://lake/detections"),
+)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[LabelConfig]:
+    """What the command asked the pipeline for, which answers with `SUMMARY`."""
+    configs: list[LabelConfig] = []
+
+    def label(config: LabelConfig, *, on_progress: Callable[[Progress], None]) -> LabelSummary:
+        on_progress(Progress("planning"))
+        configs.append(config)
+        return replace(SUMMARY, max_error_rate=config.max_error_rate)
+
+    monkeypatch.setattr(pipelines.labelling, "label", label)
+    return configs
+
+
+def test_the_shortest_line_has_the_defaults_of_the_library(asked: list[LabelConfig]) -> None:
+    main(NEEDED)
+
+    assert asked == [LabelConfig(("s3://lake/2026/",), "s3://lake/detections", "scenes")]
+
+
+def test_every_option_arrives(asked: list[LabelConfig]) -> None:
+    line = (
+        "--threshold 0.1 --classes cat dog=0.5 --run-id night --new-run --actors 2:8 --shard-images 100 --device cpu "
+        "--precision bf16 --max-error-rate 0.5 --sample 9 --seed 4 --keep station --via fsspec --anonymous "
+        "--endpoint http://127.0.0.1:9000 --region eu-west-1 --verbose"
+    )
+
+    main([*NEEDED, *line.split()])
+
+    assert asked == [
+        LabelConfig(
+            ("s3://lake/2026/",),
+            "s3://lake/detections",
+            "scenes",
+            threshold=0.1,
+            classes=(("cat", None), ("dog", 0.5)),
+            precision="bf16",
+            device="cpu",
+            run_id="night",
+            new_run=True,
+            least_actors=2,
+            most_actors=8,
+            shard_images=100,
+            max_error_rate=0.5,
+            sample=9,
+            seed=4,
+            keep=("station",),
+            via="fsspec",
+            anonymous=True,
+            endpoint="http://127.0.0.1:9000",
+            region="eu-west-1",
+            verbose=True,
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("--actors 8:2", "argument --actors: 8:2: MIN is larger than MAX"),
+        ("--actors 0", "argument --actors: 0 is less than 1"),
+        ("--max-error-rate 5", "argument --max-error-rate: 5 is not in 0..1"),
+        ("--classes cat=7", "argument --classes: 7 is not in 0..1"),
+        ("--device tpu", "device: 'tpu' is none of auto, cpu, cuda."),
+        ("--run-id ../other", "run id: '../other' cannot name a folder"),
+        ("--keep uri", "keep: 'uri' is a column of the detection table itself"),
+        ("--no-such-option", "unrecognized arguments: --no-such-option"),
+    ],
+)
+def test_wrong_use_is_told_before_anything_is_done(
+    asked: list[LabelConfig], capsys: pytest.CaptureFixture[str], line: str, sentence: str
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([*NEEDED, *line.split()])
+
+    assert left.value.code == 2
+    assert sentence in capsys.readouterr().err
+    assert asked == []
+
+
+def test_the_result_is_on_standard_output_and_the_progress_on_standard_error(
+    asked: list[LabelConfig], capfd: pytest.CaptureFixture[str]
+) -> None:
+    main(NEEDED)
+
+    assert capfd.readouterr() == (report(SUMMARY) + "\n", "  planning\n")
+
+
+def test_json_is_the_whole_summary(asked: list[LabelConfig], capfd: pytest.CaptureFixture[str]) -> None:
+    main([*NEEDED, "--json"])
+
+    summary: dict[str, Any] = json.loads(capfd.readouterr().out)
+    assert (summary["images"], summary["errors"]["truncated"], summary["files"]) == (1_204_113, 22, 37)
+    assert set(summary) == set(SUMMARY.__dataclass_fields__)
+
+
+def test_too_many_errors_are_told_after_the_result(asked: list[LabelConfig], capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(BudgetExceeded, match=r"^41 of 1,204,113 images are errors, a share of 3\.4e-05, and --max-"):
+        main([*NEEDED, "--max-error-rate", "0"])
+
+    assert capfd.readouterr().out.startswith("done: ")
+
+
+def test_a_person_is_told_images_errors_and_where_they_are() -> None:
+    assert report(SUMMARY).splitlines() == [
+        "done: 1,204,113 images in 48 min 51 s (410.8 images/s), 9,810,552 detections",
+        "errors: 41 (0.0034 %): truncated 22, not_an_image 11, missing 8",
+        "table:  s3://lake/detections, 37 files of run 20261122-181503-a1b2",
+        "query:  duckdb -c \"FROM (SELECT unnest(detections) AS d FROM 's3://lake/detections/data/**/*.parquet') "
+        'SELECT d.label, count(*) AS detections GROUP BY ALL ORDER BY 2 DESC"',
+    ]
+
+
+def test_what_was_left_out_and_what_was_resumed_is_told_where_there_is_any() -> None:
+    summary = replace(
+        SUMMARY,
+        images=10,
+        images_this_start=4,
+        errors={},
+        already_labelled=1_000,
+        skipped={".json": 2, "hidden": 1},
+        resumed=True,
+        files=1,
+        seconds=8.0,
+    )
+
+    lines = report(summary).splitlines()
+
+    assert lines[0] == "done: 10 images in 8.0 s (0.5 images/s), 9,810,552 detections"
+    assert lines[1:-1] == [
+        "resumed: 4 images were left of run 20261122-181503-a1b2. Images added since it was planned are labelled by "
+        "the next start",
+        "before: 1,000 images were labelled already",
+        "not images: .json 2, hidden 1",
+        "table:  s3://lake/detections, 1 file of run 20261122-181503-a1b2",
+    ]
+
+
+def test_nothing_to_do_is_success_in_one_line() -> None:
+    summary = replace(SUMMARY, images=0, images_this_start=0, errors={}, files=0, already_labelled=1_204_113)
+
+    assert report(summary) == "nothing to do: all 1,204,113 images are labelled by scenes@0123456789ab"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.04, "0.0 s"), (59.4, "59.4 s"), (59.6, "1 min 0 s"), (2_931, "48 min 51 s"), (3_600, "1 h 0 min")],
+)
+def test_a_duration_has_its_two_largest_units(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown

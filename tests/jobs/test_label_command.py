@@ -1,0 +1,132 @@
+"""The main job as a shell or a scheduler sees it: exit codes, sentences, and what Ctrl-C leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.dataset
+import pytest
+
+from detr.scene_files import write_scenes
+
+ROOT = Path(__file__).parents[2]
+MANY = 200
+
+
+def wait_until(predicate: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not predicate():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Path:
+    """Three small scenes and a page."""
+    folder = tmp_path / "lake"
+    write_scenes(folder, 3, 4, sizes={(96, 128): 1})
+    (folder / "page.jpg").write_bytes(b"<html>not found</html>")
+    return folder
+
+
+def command(lake: Path, *more: str) -> list[str]:
+    line = ["--images", str(lake), "--table", str(lake.parent / "table"), "--model", "scenes", "--device", "cpu"]
+    return [sys.executable, "-m", "jobs.label", *line, *more]
+
+
+def label(lake: Path, *more: str, ray: str | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **({} if ray is None else {"RAY_ADDRESS": ray, "RAY_AUTH_MODE": "disabled"})}
+    return subprocess.run(
+        command(lake, *more), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
+
+
+def names(lake: Path) -> list[str]:
+    table: Sequence[dict[str, Any]] = pyarrow.dataset.dataset(lake.parent / "table" / "data").to_table().to_pylist()
+    return sorted(Path(row["uri"]).name for row in table)
+
+
+def lake_names(lake: Path) -> list[str]:
+    return sorted(path.name for path in lake.glob("*.jpg"))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_run_on_a_cluster_that_is_there_ends_with_its_report_and_too_many_errors_with_3(
+    local_ray: str, lake: Path
+) -> None:
+    done = label(lake, "--actors", "1", ray=local_ray)
+
+    assert done.returncode == 3
+    report = done.stdout.splitlines()
+    assert report[0].startswith("done: 4 images in ")
+    assert report[1] == "errors: 1 (25 %): not_an_image 1"
+    assert [line.partition(":")[0] for line in report[2:]] == ["not images", "table", "query"]
+    assert names(lake) == lake_names(lake)
+    # nothing of Ray's: what is not ours would be read as a message of ours
+    said = done.stderr.splitlines()
+    assert said[-1].startswith("error: 1 of 4 images are errors, a share of 0.25, and --max-error-rate allows 0.05.")
+    stages = ["looking at images and table", "connecting to Ray", "loading scenes", "planning"]
+    assert [line.strip() for line in said[:-1] if not line.startswith("  label ")] == stages
+
+
+@pytest.mark.ray
+def test_a_class_that_is_mistyped_is_told_with_the_nearest(local_ray: str, lake: Path) -> None:
+    done = label(lake, "--classes", "sqare", ray=local_ray)
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "'sqare' is not a class of scenes. Did you mean 'square'?" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_not_there_is_told_and_no_table_is_made(lake: Path) -> None:
+    done = label(lake / "other")
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1].startswith(f"error: there is nothing at {lake}/other. Check the address.")
+    assert not (lake / "table").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(local_ray: str, lake: Path) -> None:
+    for number in range(MANY - 4):
+        (lake / f"copy {number:04d}.jpg").hardlink_to(lake / "scene_4_000000.jpg")
+    table = lake.parent / "table"
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    running = subprocess.Popen(
+        command(lake, "--shard-images", "4"),
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        wait_until(lambda: any(table.glob("_runs/*/parts/*.part")), 120)
+        os.killpg(running.pid, signal.SIGINT)  # as a terminal does: to all that run in its foreground
+        out, err = running.communicate(timeout=60)
+    finally:
+        if running.poll() is None:
+            os.killpg(running.pid, signal.SIGKILL)
+
+    assert (running.returncode, out) == (130, "")
+    assert err.splitlines()[-1] == "interrupted: the same command goes on from here."
+    assert "Traceback" not in err
+
+    done = label(lake, "--shard-images", "4", "--actors", ":1", "--json", ray=local_ray)
+
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert (summary["images"], summary["resumed"]) == (MANY, True)
+    assert 0 < summary["images_this_start"] < MANY
+    assert names(lake) == lake_names(lake)

@@ -1,0 +1,186 @@
+"""The command `plan`: what a run would do, in a few lines, and nothing is written."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+import detr.checkpoint
+from detr.config import BackboneConfig, DetrConfig
+from detr.model import Detr
+from jobs.plan import main, report, size
+from pipelines.labelled import labelled_keys
+from pipelines.listing import LakeObject, list_objects
+from pipelines.models import load_model
+from pipelines.plan import PlanConfig, PlanSummary, write_plan
+from pipelines.publish import commit_part
+from pipelines.run import RunRequest, RunStopped, start_run
+from pipelines.store import StoreOptions, open_store
+from pipelines.table import Detected, Origin, Row, encode, rows_to_table
+
+if TYPE_CHECKING:
+    from pipelines.store import Store
+
+NOW = datetime(2026, 11, 22, tzinfo=UTC)
+NOTHING = Detected([], (), [], [])
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Path:
+    folder = tmp_path / "lake"
+    folder.mkdir()
+    for number in range(5):
+        (folder / f"{number}.jpg").write_bytes(b"x" * 300)
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Store:
+    return open_store(str(tmp_path / "table"))
+
+
+def rows_of(lake: Path, names: list[str], model: str) -> Any:
+    listed = [item for item in list_objects([str(lake)]) if isinstance(item, LakeObject)]
+    rows = [Row(item.uri, item.etag, detections=NOTHING) for item in listed if Path(item.uri).name in names]
+    return rows_to_table(rows, origin=Origin(model, 0.5, "old", 0, NOW))
+
+
+def publish(table: Store, lake: Path, names: list[str], model: str) -> None:
+    table.put(f"data/{model}/00000.parquet", encode(rows_of(lake, names, model)))
+
+
+def line(lake: Path, table: Store, *more: str) -> list[str]:
+    return ["--images", str(lake), "--table", table.uri, *more]
+
+
+def test_it_says_what_a_run_would_do_and_writes_nothing(
+    lake: Path, table: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(line(lake, table, "--shard-images", "2"))
+
+    assert capsys.readouterr().out.splitlines() == [
+        "to label:   5 images, 1.5 kB, 3 shards of 2 images at most",
+        "not images: .txt 1",
+    ]
+    assert not (tmp_path / "table").exists()
+
+
+def test_without_a_model_the_rows_of_any_count_and_with_one_its_own(
+    lake: Path, table: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    network = Detr(DetrConfig(BackboneConfig("tiny", "bottleneck", 8, (32, 64), (1, 1)), 16, 2, 1, 1, 16, queries=3))
+    detr.checkpoint.save(network.eval(), tmp_path / "tiny")
+    model = load_model(str(tmp_path / "tiny"), StoreOptions())[1].id
+    publish(table, lake, ["0.jpg", "1.jpg"], model)
+    publish(table, lake, ["1.jpg", "2.jpg"], "other@1")
+
+    main(line(lake, table))
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        "to label:   2 images, 600 bytes, 1 shard of 2,048 images at most",
+        "labelled:   3 images have rows of some model",
+    ]
+
+    main(line(lake, table, "--model", str(tmp_path / "tiny")))
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        "to label:   3 images, 900 bytes, 1 shard of 2,048 images at most",
+        f"labelled:   2 images have rows of {model}",
+    ]
+
+
+def test_a_run_that_would_be_resumed_is_told_with_what_it_has_done(
+    lake: Path, table: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, _ = start_run(table, RunRequest("m@1", "1", {}, 2, {}, run_id="night"), now=NOW, tail="a1b2")
+    nothing = labelled_keys(())
+    list(write_plan(table, run.run_id, list_objects([str(lake)]), nothing.contains, shard_images=2))
+    commit_part(table, run.run_id, 1, rows_of(lake, ["2.jpg", "3.jpg"], "m@1"), token="t")
+
+    main(line(lake, table))
+
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "unfinished: run night is resumed first; it has labelled 2 of the 5 images that it has planned"
+    )
+
+
+def test_the_first_images_or_a_sample_are_planned_alone(
+    lake: Path, table: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for option in ("--max-images", "--sample"):
+        main(line(lake, table, option, "3"))
+
+        assert capsys.readouterr().out.startswith("to label:   3 images, 900 bytes, ")
+
+
+def test_json_is_the_whole_summary(lake: Path, table: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    main(line(lake, table, "--json"))
+
+    assert json.loads(capsys.readouterr().out) == {
+        "images": 5,
+        "size_bytes": 1500,
+        "unknown_sizes": 0,
+        "shards": 1,
+        "segments": 1,
+        "labelled": 0,
+        "duplicates": 0,
+        "skipped": {".txt": 1},
+        "unfinished_run": None,
+        "unfinished_images": 0,
+        "unfinished_done": 0,
+        "model": None,
+        "shard_images": 2048,
+    }
+
+
+def test_what_is_wrong_with_the_line_is_wrong_use(lake: Path, table: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    for more, sentence in (
+        (["--shard-images", "0"], "0 is less than 1"),
+        (["--keep", "uri"], "keep: 'uri' is a column"),
+    ):
+        with pytest.raises(SystemExit) as left:
+            main(line(lake, table, *more))
+
+        assert left.value.code == 2
+        assert sentence in capsys.readouterr().err
+
+
+def test_what_is_wrong_with_the_world_stops_it(lake: Path, table: Store, tmp_path: Path) -> None:
+    with pytest.raises(RunStopped, match="there is nothing at"):
+        main(line(tmp_path / "other", table))
+    with pytest.raises(RunStopped, match="no-model"):
+        main(line(lake, table, "--model", str(tmp_path / "no-model")))
+
+
+def test_all_that_is_left_out_has_its_line() -> None:
+    summary = PlanSummary(
+        images=1_204_113,
+        size_bytes=391_200_000_000,
+        unknown_sizes=12,
+        shards=588,
+        segments=10,
+        labelled=738_122,
+        duplicates=3,
+        skipped={".json": 2, "hidden": 1},
+        unfinished_run=None,
+    )
+
+    assert report(summary, PlanConfig(("lake",), "table", model="detr@1")).splitlines() == [
+        "to label:   1,204,113 images, 391.2 GB and 12 of unknown size, 588 shards of 2,048 images at most",
+        "labelled:   738,122 images have rows of detr@1",
+        "duplicates: 3 further mentions of the same images",
+        "not images: .json 2, hidden 1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "shown"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1_000, "1.0 kB"), (3_231_173, "3.2 MB"), (2 * 10**15, "2,000.0 TB")],
+)
+def test_a_size_has_the_unit_that_suits_it(size_bytes: int, shown: str) -> None:
+    assert size(size_bytes) == shown

@@ -1,0 +1,228 @@
+"""A labelling run through a real Ray: each image one row, whatever dies, however often it is started."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.dataset
+import pytest
+
+from detr.scene_files import write_scenes
+from pipelines import pool
+from pipelines.labeler_spec import LabelerSpec
+from pipelines.labelling import LabelConfig, Progress, label
+from pipelines.pool import LabelShard
+from pipelines.run import RunStopped, list_runs, read_state
+from pipelines.segments import Outcome
+from pipelines.store import open_store
+
+SCENES = 12
+BROKEN = {"cut.jpg": "truncated", "empty.jpg": "empty", "page.jpg": "not_an_image"}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> LabelConfig:
+    """Four shards of four images at most: twelve small scenes and three broken files."""
+    lake = tmp_path / "lake"
+    write_scenes(lake, SCENES, 4, sizes={(96, 128): 1, (128, 96): 1})
+    whole = (lake / "scene_4_000000.jpg").read_bytes()
+    (lake / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (lake / "empty.jpg").write_bytes(b"")
+    (lake / "page.jpg").write_bytes(b"<html>not found</html>")
+    return LabelConfig(
+        (str(lake),), table=str(tmp_path / "table"), model="scenes", device="cpu", most_actors=1, shard_images=4
+    )
+
+
+def rows(config: LabelConfig) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = pyarrow.dataset.dataset(f"{config.table}/data").to_table().to_pylist()
+    return found
+
+
+def names(config: LabelConfig) -> list[str]:
+    return [row["uri"].rpartition("/")[2] for row in rows(config)]
+
+
+def lake_names(config: LabelConfig) -> list[str]:
+    return sorted(path.name for path in Path(config.images[0]).glob("*.jpg"))
+
+
+@pytest.mark.ray
+def test_each_image_has_one_row_and_a_second_start_labels_only_what_is_new(local_ray: str, config: LabelConfig) -> None:
+    seen: list[Progress] = []
+
+    first = label(config, on_progress=seen.append)
+
+    assert (first.images, first.images_this_start, first.already_labelled, first.files) == (15, 15, 0, 1)
+    assert first.errors == dict.fromkeys(BROKEN.values(), 1)
+    assert first.skipped == {".json": 1}
+    assert (first.resumed, first.within_budget, first.error_rate) == (False, False, 0.2)
+    assert names(config) == lake_names(config)
+    assert {row["uri"].rpartition("/")[2]: row["error_kind"] for row in rows(config) if row["error_kind"]} == BROKEN
+    assert first.detections == sum(len(row["detections"] or ()) for row in rows(config)) > 0
+    assert {row["model"] for row in rows(config)} == {first.model}
+    assert (seen[0].stage, seen[-1].stage) == ("looking at images and table", "label")
+    assert (seen[-1].images, seen[-1].images_planned, seen[-1].is_planned, seen[-1].errors) == (15, 15, True, 3)
+    assert not list(Path(config.table).rglob("*.part"))
+
+    second = label(config)
+
+    assert (second.images, second.already_labelled, second.files) == (0, 15, 0)
+    assert names(config) == lake_names(config)
+
+    (Path(config.images[0]) / "new.jpg").write_bytes((Path(config.images[0]) / "scene_4_000003.jpg").read_bytes())
+    third = label(config)
+
+    assert (third.images, third.already_labelled, third.errors) == (1, 15, {})
+    assert sorted(names(config)) == lake_names(config)
+    same = {row["uri"].rpartition("/")[2]: row["detections"] for row in rows(config)}
+    assert [found["label"] for found in same["new.jpg"]] == [found["label"] for found in same["scene_4_000003.jpg"]]
+
+
+@pytest.mark.ray
+def test_an_actor_that_is_killed_in_the_middle_costs_no_row_and_doubles_none(
+    local_ray: str, config: LabelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker = tmp_path / "died"
+
+    class DiesOnce(LabelShard):
+        def __call__(self, row: Any) -> dict[str, Any]:
+            done = super().__call__(row)  # committed, and not reported
+            if not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return done
+
+    monkeypatch.setattr(pool, "LabelShard", DiesOnce)
+
+    summary = label(config)
+
+    assert marker.exists()
+    assert summary.images == 15
+    assert names(config) == lake_names(config)
+
+
+@pytest.mark.ray
+def test_a_run_that_was_stopped_is_resumed_by_the_same_configuration_only(
+    local_ray: str, config: LabelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Lost(LabelShard):
+        """Labels the first shard; then the lake is gone."""
+
+        def __call__(self, row: Any) -> dict[str, Any]:
+            if row["shard"] == 0:
+                return super().__call__(row)
+            part = Path(table) / "_runs" / "night" / "parts" / "0000000.part"
+            while not part.exists():
+                time.sleep(0.05)
+            return pool._to_row(Outcome(failure="the lake is gone."))
+
+    table = config.table
+    night = replace(config, run_id="night")
+    with monkeypatch.context() as patched:
+        patched.setattr(pool, "LabelShard", Lost)
+        with pytest.raises(RunStopped, match=r"^the lake is gone\. What is done stays done; the same command goes on"):
+            label(night)
+    assert not Path(table, "data").exists()
+
+    with pytest.raises(RunStopped) as refused:
+        label(replace(config, threshold=0.5))
+    assert str(refused.value) == (
+        "the unfinished run night used another configuration (threshold 0.05, now 0.5). "
+        "Give the old value to resume it, or --new-run to seal it and plan afresh."
+    )
+
+    summary = label(config)
+
+    assert (summary.run_id, summary.resumed, summary.images, summary.images_this_start) == ("night", True, 15, 11)
+    assert names(config) == lake_names(config)
+
+
+@pytest.mark.ray
+def test_a_new_run_seals_the_unfinished_one(
+    local_ray: str, config: LabelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Lost(LabelShard):
+        def __init__(self, spec: LabelerSpec) -> None:
+            self._failure = "the lake is gone."
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pool, "LabelShard", Lost)
+        with pytest.raises(RunStopped, match="the lake is gone"):
+            label(replace(config, run_id="old"))
+
+    summary = label(replace(config, threshold=0.5, new_run=True, run_id="new"))
+
+    store = open_store(config.table)
+    assert [(run.run_id, read_state(store, run.run_id)) for run in list_runs(store)] == [
+        ("old", "sealed"),
+        ("new", "finished"),
+    ]
+    assert (summary.resumed, summary.images) == (False, 15)
+    assert names(config) == lake_names(config)
+    assert {row["threshold"] for row in rows(config)} == {0.5}
+
+
+@pytest.mark.ray
+def test_more_actors_than_fit_are_refused_within_seconds(local_ray: str, config: LabelConfig) -> None:
+    began = time.monotonic()
+
+    with pytest.raises(RunStopped) as refused:
+        label(replace(config, least_actors=99, most_actors=None))
+
+    assert time.monotonic() - began < 5
+    assert str(refused.value) == (
+        "99 actors do not fit: each needs 1 CPU, and the cluster has room for 8 (1 node, 8 CPU, 4 GPU). "
+        "Ask for 8 at most with --actors, or add nodes."
+    )
+
+
+@pytest.mark.ray
+def test_what_is_wrong_with_the_model_is_told_before_a_run_begins(local_ray: str, config: LabelConfig) -> None:
+    with pytest.raises(RunStopped, match=r"/nowhere/model"):
+        label(replace(config, model="/nowhere/model"))
+    with pytest.raises(RunStopped, match=r"'sqare' is not a class of scenes.*'square'"):
+        label(replace(config, classes=(("sqare", None),)))
+
+    assert list(list_runs(open_store(config.table))) == []
+
+
+def test_a_folder_that_is_not_there_is_told_before_ray_is_started(config: LabelConfig) -> None:
+    with pytest.raises(RunStopped, match=r"there is nothing at .*lake2\. Check the address"):
+        label(replace(config, images=(f"{config.images[0]}2",)))
+
+    assert not Path(config.table).exists()
+
+
+def test_a_table_that_cannot_be_written_is_told_before_ray_is_started(config: LabelConfig) -> None:
+    table = f"{config.images[0]}/cut.jpg/table"
+
+    with pytest.raises(RunStopped, match=r"the table .*cut\.jpg/table cannot be written: "):
+        label(replace(config, table=table))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"threshold": 1.5}, "threshold: 1.5 is not in 0..1"),
+        ({"max_error_rate": -0.1}, "max error rate: -0.1 is not in 0..1"),
+        ({"device": "cuda:1"}, "device: 'cuda:1' is none of auto, cpu, cuda. "),
+        ({"via": "s3fs"}, "via: 's3fs' is neither auto nor fsspec"),
+        ({"least_actors": 0}, "actors: 0:None is not a range of at least 1 actor"),
+        ({"least_actors": 3, "most_actors": 2}, "actors: 3:2 is not a range of at least 1 actor"),
+        ({"most_actors": 0}, "actors: 1:0 is not a range"),
+        ({"run_id": "a b"}, "run id: 'a b' cannot name a folder"),
+        ({"max_images": 1, "sample": 1}, "max images and sample exclude each other"),
+        ({"shard_images": 0}, "shard images"),
+        ({"keep": ("uri",)}, "keep: 'uri' is a column of the detection table itself"),
+        ({"images": ()}, "images: name at least one"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_when_it_is_said(wrong: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        LabelConfig(**{"images": ("lake",), "table": "table", "model": "scenes", **wrong})

@@ -1,0 +1,106 @@
+"""How many actors a cluster gets, and what each takes: decided by what its nodes have."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Mapping
+
+import pytest
+
+from pipelines.cluster import Pool, _check_answers, choose_pool
+from pipelines.run import RunStopped
+
+LAPTOP: Mapping[str, float] = {"CPU": 8, "memory": 1e10}
+GPU_HOST: Mapping[str, float] = {"CPU": 16, "GPU": 4}
+
+
+def test_four_gpus_hold_four_actors_with_one_each_and_its_share_of_the_cores() -> None:
+    assert choose_pool([GPU_HOST], None, None, device="auto") == Pool(least=1, most=4, cpus=1, gpus=1, threads=4)
+
+
+def test_the_range_that_is_asked_for_is_kept() -> None:
+    assert choose_pool([GPU_HOST], 2, 3, device="auto") == Pool(least=2, most=3, cpus=1, gpus=1, threads=4)
+    assert choose_pool([GPU_HOST], 4, 4, device="cuda") == Pool(least=4, most=4, cpus=1, gpus=1, threads=4)
+
+
+def test_more_at_most_than_there_is_stays_so_because_the_cluster_may_grow() -> None:
+    assert choose_pool([GPU_HOST], None, 100, device="auto").most == 100
+
+
+def test_more_at_least_than_there_is_is_refused_with_the_figures() -> None:
+    with pytest.raises(RunStopped) as stopped:
+        choose_pool([GPU_HOST, LAPTOP], 5, None, device="auto")
+
+    assert str(stopped.value) == (
+        "5 actors do not fit: each needs 1 GPU and 1 CPU, and the cluster has room for 4 (2 nodes, 24 CPU, 4 GPU). "
+        "Ask for 4 at most with --actors, or add nodes."
+    )
+
+
+def test_the_cores_of_the_weakest_gpu_host_count() -> None:
+    nodes = [GPU_HOST, {"CPU": 8, "GPU": 4}]
+
+    assert choose_pool(nodes, None, None, device="auto") == Pool(least=1, most=8, cpus=1, gpus=1, threads=2)
+
+
+def test_a_gpu_without_a_core_beside_it_is_no_room() -> None:
+    nodes = [{"CPU": 2, "GPU": 4}]
+
+    assert choose_pool(nodes, None, None, device="auto") == Pool(least=1, most=2, cpus=1, gpus=1, threads=1)
+    with pytest.raises(RunStopped, match="3 actors do not fit"):
+        choose_pool(nodes, 3, None, device="auto")
+
+
+def test_cpu_keeps_off_the_gpus() -> None:
+    assert choose_pool([GPU_HOST], None, None, device="cpu") == Pool(least=1, most=8, cpus=2, gpus=0, threads=2)
+
+
+def test_a_small_node_gets_an_actor_for_each_core() -> None:
+    assert choose_pool([LAPTOP], None, None, device="auto") == Pool(least=1, most=8, cpus=1, gpus=0, threads=1)
+    assert choose_pool([{"CPU": 2}], None, None, device="auto") == Pool(least=1, most=2, cpus=1, gpus=0, threads=1)
+
+
+def test_a_large_node_gets_eight_actors_of_several_cores() -> None:
+    assert choose_pool([{"CPU": 64}], None, None, device="auto") == Pool(least=1, most=8, cpus=8, gpus=0, threads=8)
+
+
+def test_a_node_gets_no_more_than_eight_actors() -> None:
+    assert choose_pool([{"CPU": 12}], None, None, device="auto") == Pool(least=1, most=6, cpus=2, gpus=0, threads=2)
+
+
+def test_what_is_left_over_of_a_node_is_no_room() -> None:
+    nodes = [{"CPU": 64}, {"CPU": 12}, {"memory": 1e9}]  # 12 cores hold one actor of 8; the last is a head without
+
+    assert choose_pool(nodes, None, None, device="cpu") == Pool(least=1, most=9, cpus=8, gpus=0, threads=8)
+
+
+def test_gpus_that_are_asked_for_and_not_there_are_refused() -> None:
+    with pytest.raises(RunStopped, match=r"device cuda was asked for, but no node .* has a GPU: 1 node, 8 CPU, 0 GPU"):
+        choose_pool([LAPTOP], None, None, device="cuda")
+
+
+def test_a_cluster_without_any_core_is_refused() -> None:
+    with pytest.raises(RunStopped) as stopped:
+        choose_pool([{"memory": 1e9}], None, None, device="auto")
+
+    assert str(stopped.value) == (
+        "1 actor does not fit: each needs 1 CPU, and the cluster has room for 0 (1 node, 0 CPU, 0 GPU). Add nodes."
+    )
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_an_address_where_nobody_listens_is_told_at_once(scheme: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"{scheme}127.0.0.1:{server.getsockname()[1]}"
+        _check_answers(address)
+    began = time.monotonic()
+
+    with pytest.raises(RunStopped, match=rf"^no Ray cluster answers at {address} \(.*refused\)\. Start it, or unset"):
+        _check_answers(address)
+
+    assert time.monotonic() - began < 5
+
+
+def test_what_is_no_address_is_left_to_ray() -> None:
+    _check_answers("auto")

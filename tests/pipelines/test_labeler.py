@@ -1,0 +1,496 @@
+"""One shard in one actor: every object one row in plan order, whatever is wrong with it; the whole world stops it."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+
+from detr.config import BackboneConfig, DetrConfig
+from detr.detector import Detector, Prepared
+from detr.model import Detr
+from detr.postprocess import Detections
+from pipelines.labeler import Labeler, LakeUnreadable, windows
+from pipelines.listing import LakeObject
+from pipelines.publish import part_key
+from pipelines.store import (
+    Archived,
+    Blob,
+    Denied,
+    Entry,
+    Misconfigured,
+    NotFound,
+    Store,
+    StoreDown,
+    StoreError,
+    Stores,
+    Throttled,
+    memory_store,
+    open_store,
+)
+from pipelines.table import NO_COLUMNS, decode
+
+NOW = datetime(2026, 11, 22, 18, 15, tzinfo=UTC)
+QUERIES = 5
+TINY = DetrConfig(
+    backbone=BackboneConfig("tiny", "basic", 8, (8, 16), (1, 1)),
+    hidden_dim=16,
+    heads=2,
+    encoder_layers=1,
+    decoder_layers=1,
+    feedforward_dim=16,
+    queries=QUERIES,
+    shorter=32,
+    longest=64,
+)
+
+
+class Lake(Stores):
+    """One store in the place of all; an object may fail with an error, once for each in its list or always."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__()
+        self.store = store
+        self.failures: dict[str, StoreError | list[StoreError]] = {}
+        self.is_down = False
+        self.fetched = 0
+
+    def find(self, uri: str) -> tuple[Store, str]:
+        return self, uri.removeprefix(f"{self.store.uri}/")  # type: ignore[return-value]  # get and head are all
+
+    def get(self, uri: str) -> Blob:
+        key = self.find(uri)[1]
+        self._fail(key)
+        self.fetched += 1
+        return self.store.get(key)
+
+    def head(self, key: str) -> Entry:
+        self._fail(key)
+        return self.store.head(key)
+
+    def put(self, key: str, data: bytes) -> LakeObject:
+        self.store.put(key, data)
+        return LakeObject(f"{self.store.uri}/{key}", size=len(data))
+
+    def _fail(self, key: str) -> None:
+        failure = self.failures.get(key)
+        if isinstance(failure, list):
+            failure = failure.pop(0) if failure else None
+        if failure is not None:
+            raise failure
+        if self.is_down:
+            raise StoreDown("the lake does not answer")
+
+
+class Clock:
+    """Time that passes by sleeping only."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._lock = threading.Lock()
+
+    def now(self) -> datetime:
+        return NOW + timedelta(seconds=self.seconds)
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        with self._lock:
+            self.seconds += seconds
+
+
+class Careful(Detector):
+    """A detector that refuses two threads at once, and tells how many batches it saw."""
+
+    def __init__(self, *, threshold: float = 0.0) -> None:
+        torch.manual_seed(0)
+        super().__init__(Detr(TINY).eval(), device="cpu", threshold=threshold)
+        self.before: Callable[[], None] = lambda: None
+        self._busy = threading.Lock()
+
+    def detect(self, batch: Sequence[Prepared], *, shape: tuple[int, int] | None = None) -> list[Detections]:
+        assert self._busy.acquire(blocking=False), "two threads are in the network"
+        try:
+            self.before()
+            return super().detect(batch, shape=shape)
+        finally:
+            self._busy.release()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny tensors are computed many times faster so on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    return Careful()
+
+
+@pytest.fixture(params=["memory", "local"])
+def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Lake:
+    return Lake(memory_store("memory://lake") if request.param == "memory" else open_store(str(tmp_path / "lake")))
+
+
+def labeler(
+    table: Store,
+    lake: Stores,
+    detector: Detector,
+    shards: Sequence[Sequence[LakeObject]],
+    *,
+    kept: pa.Schema = NO_COLUMNS,
+    max_pixels: int = 10_000,
+    clock: Clock | None = None,
+    threshold: float = 0.0,
+) -> Labeler:
+    return Labeler(
+        table=table,
+        images=lake,
+        detector=detector,
+        run_id="run-1",
+        model_id="tiny@0123456789ab",
+        threshold=threshold,
+        read_shard=shards.__getitem__,
+        kept_schema=kept,
+        decode_threads=2,
+        max_pixels=max_pixels,
+        clock=clock or Clock(),
+    )
+
+
+def rows(table: Store, shard: int = 0) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = decode(table.get(part_key("run-1", shard)).data).to_pylist()
+    return found
+
+
+def picture(width: int = 40, height: int = 30, *, format: str = "JPEG", exif: Image.Exif | None = None) -> bytes:  # noqa: A002
+    buffer = io.BytesIO()
+    image = Image.linear_gradient("L").resize((width, height)).convert("RGB")
+    image.save(buffer, format, **({} if exif is None else {"exif": exif}))
+    return buffer.getvalue()
+
+
+def test_every_object_has_one_row_in_plan_order_with_what_was_read(lake: Lake, detector: Detector) -> None:
+    shapes = [(40, 30), (30, 40), (64, 8), (40, 31), (33, 33), (40, 30), (8, 64)]
+    objects = [lake.put(f"{n}.jpg", picture(width, height)) for n, (width, height) in enumerate(shapes)]
+    table = memory_store()
+
+    report = labeler(table, lake, detector, [objects]).label(0)
+
+    found = rows(table)
+    assert [row["uri"] for row in found] == [item.uri for item in objects]
+    assert [(row["width"], row["height"]) for row in found] == shapes
+    assert [row["size"] for row in found] == [item.size for item in objects]
+    assert [row["etag"] for row in found] == [lake.store.head(f"{n}.jpg").etag for n in range(7)]
+    assert {(row["status"], row["error_kind"], row["error"]) for row in found} == {("ok", None, None)}
+    assert {(row["model"], row["run_id"], row["shard"], row["threshold"]) for row in found} == {
+        ("tiny@0123456789ab", "run-1", 0, 0.0)
+    }
+    assert {row["labelled_at"] for row in found} == {NOW}
+    assert (report.shard, report.images, report.detections, report.errors) == (0, 7, 7 * QUERIES, {})
+
+
+def test_each_row_has_the_detections_of_its_own_image(lake: Lake, detector: Detector) -> None:
+    data = [picture(40 + n, 30 + 3 * n) for n in range(6)]
+    table = memory_store()
+
+    labeler(table, lake, detector, [[lake.put(f"{n}.jpg", one) for n, one in enumerate(data)]]).label(0)
+
+    for row, one in zip(rows(table), data, strict=True):
+        alone = detector(one)
+        boxes = [list(found["box"].values()) for found in row["detections"]]
+        assert [found["category_id"] for found in row["detections"]] == alone.category_ids.tolist()
+        # padding is exact but for rounding
+        assert [found["score"] for found in row["detections"]] == pytest.approx(alone.scores.tolist(), abs=1e-5)
+        assert torch.allclose(torch.tensor(boxes), alone.boxes_xyxy, atol=1e-2)
+
+
+def test_threshold_0_keeps_all_queries_and_a_higher_one_may_keep_none(lake: Lake, detector: Detector) -> None:
+    objects, table = [lake.put("a.jpg", picture())], memory_store()
+    labeler(table, lake, detector, [objects]).label(0)
+    strict = memory_store()
+
+    report = labeler(strict, lake, Careful(threshold=1.0), [objects], threshold=1.0).label(0)
+
+    scores = [found["score"] for found in rows(table)[0]["detections"]]
+    assert len(scores) == QUERIES
+    assert scores == sorted(scores, reverse=True)
+    assert [(row["status"], row["detections"]) for row in rows(strict)] == [("ok", [])]
+    assert report.detections == 0
+
+
+def test_an_image_is_upright_and_knows_when_it_was_taken(lake: Lake, detector: Detector) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    exif.get_ifd(0x8769)[0x9003] = "2024:02:29 06:30:00"
+    table = memory_store()
+
+    labeler(table, lake, detector, [[lake.put("a.jpg", picture(40, 30, exif=exif))]]).label(0)
+
+    (row,) = rows(table)
+    assert (row["width"], row["height"], row["taken_at"]) == (30, 40, datetime(2024, 2, 29, 6, 30))  # noqa: DTZ001 - no zone
+
+
+def test_the_row_says_what_was_read_and_not_what_was_listed(lake: Lake, detector: Detector) -> None:
+    lake.put("a.jpg", picture())
+    listed = LakeObject(f"{lake.store.uri}/a.jpg", etag="of last week", size=1)
+    table = memory_store()
+
+    labeler(table, lake, detector, [[listed]]).label(0)
+
+    (row,) = rows(table)
+    assert (row["etag"], row["size"]) == (lake.store.head("a.jpg").etag, len(picture()))
+
+
+def test_columns_of_the_source_are_carried(lake: Lake, detector: Detector) -> None:
+    lake.put("a.jpg", picture())
+    schema = pa.schema([("station", pa.string()), ("metres", pa.float64())])
+    uris = [f"{lake.store.uri}/{name}.jpg" for name in ("a", "lost")]
+    objects = [LakeObject(uris[0], kept=("north", 1.5)), LakeObject(uris[1], kept=(None, -2.0))]
+    table = memory_store()
+
+    labeler(table, lake, detector, [objects], kept=schema).label(0)
+
+    assert [(row["station"], row["metres"]) for row in rows(table)] == [("north", 1.5), (None, -2.0)]
+
+
+def test_what_is_wrong_with_an_image_is_its_row_and_its_neighbours_are_labelled(lake: Lake, detector: Detector) -> None:
+    whole = picture(90, 90)
+    broken = {
+        "1.jpg": (b"", "empty"),
+        "2.jpg": (b"good morning", "not_an_image"),
+        "3.jpg": (whole[:600], "truncated"),
+        "4.jpg": (picture(200, 60, format="PNG"), "too_large"),
+        "5.jpg": (picture(1, 900, format="PNG"), "too_extreme"),
+    }
+    objects = [lake.put("0.jpg", whole), *(lake.put(k, data) for k, (data, _) in broken.items()), lake.put("6", whole)]
+    table = memory_store()
+
+    report = labeler(table, lake, detector, [objects]).label(0)
+
+    found = rows(table)
+    assert [row["error_kind"] for row in found] == [None, *(kind for _, kind in broken.values()), None]
+    assert [row["status"] for row in found] == ["ok", *["error"] * 5, "ok"]
+    assert all(row["error"] and row["detections"] is None for row in found[1:-1])
+    assert all(row["size"] == len(data) for row, (data, _) in zip(found[1:-1], broken.values(), strict=True))
+    assert (report.images, report.detections) == (7, 2 * QUERIES)
+    assert report.errors == dict.fromkeys(("empty", "not_an_image", "truncated", "too_large", "too_extreme"), 1)
+
+
+def test_what_is_wrong_with_one_object_of_the_store_is_its_row(lake: Lake, detector: Detector) -> None:
+    objects = [lake.put(f"{n}.jpg", picture()) for n in range(5)]
+    lake.store.delete("1.jpg")
+    lake.failures = {"2.jpg": Denied("2.jpg is refused"), "3.jpg": Archived("3.jpg is archived")}
+    table = memory_store()
+
+    labeler(table, lake, detector, [objects]).label(0)
+
+    found = rows(table)
+    assert [row["error_kind"] for row in found] == [None, "missing", "denied", "archived", None]
+    assert [row["error"] for row in found[2:4]] == ["2.jpg is refused", "3.jpg is archived"]
+    assert [row["size"] for row in found] == [item.size for item in objects]  # as listed where nothing was read
+
+
+def test_an_object_that_keeps_failing_in_a_store_that_answers_is_a_row(lake: Lake, detector: Detector) -> None:
+    objects = [lake.put(f"{n}.jpg", picture()) for n in range(3)]
+    lake.failures = {"1.jpg": StoreDown("1.jpg: 500 Internal Server Error")}
+    table, clock = memory_store(), Clock()
+
+    labeler(table, lake, detector, [objects], clock=clock).label(0)
+
+    assert [row["error_kind"] for row in rows(table)] == [None, "fetch_failed", None]
+    assert clock.seconds == pytest.approx(120)
+
+
+def test_one_bad_object_alone_in_a_shard_does_not_stop_the_runs_of_every_night(lake: Lake, detector: Detector) -> None:
+    objects = [lake.put("only.jpg", picture())]
+    lake.failures = {"only.jpg": Throttled("only.jpg: 503")}
+    table = memory_store()
+
+    labeler(table, lake, detector, [objects]).label(0)
+
+    assert [row["error_kind"] for row in rows(table)] == ["fetch_failed"]
+
+
+def test_a_passing_failure_leaves_no_trace(lake: Lake, detector: Detector) -> None:
+    objects = [lake.put("a.jpg", picture())]
+    lake.failures = {"a.jpg": [Throttled("slow down"), StoreDown("reset"), StoreDown("cut")]}
+    table = memory_store()
+
+    labeler(table, lake, detector, [objects]).label(0)
+
+    assert [row["status"] for row in rows(table)] == ["ok"]
+
+
+def test_a_lake_that_does_not_answer_stops_the_shard_and_nothing_is_committed(lake: Lake, detector: Detector) -> None:
+    objects = [lake.put(f"{n}.jpg", picture()) for n in range(3)]
+    lake.is_down = True
+    table = memory_store()
+
+    with pytest.raises(LakeUnreadable, match="the lake does not answer"):
+        labeler(table, lake, detector, [objects]).label(0)
+
+    assert list(table.list()) == []
+
+
+def test_a_lake_that_is_lost_in_the_middle_of_a_shard_stops_it(lake: Lake) -> None:
+    objects = [lake.put(f"{n}.jpg", picture()) for n in range(2)]
+    first, second = (LakeObject(item.uri, size=300 * 1024**2) for item in objects)  # a window each
+    detector, table = Careful(), memory_store()
+    detector.before = lambda: setattr(lake, "is_down", True)
+
+    with pytest.raises(LakeUnreadable):
+        labeler(table, lake, detector, [[first, second]]).label(0)
+
+    assert list(table.list()) == []
+
+
+def test_wrong_credentials_stop_the_shard_at_once(lake: Lake, detector: Detector) -> None:
+    objects = [lake.put(f"{n}.jpg", picture()) for n in range(3)]
+    lake.failures = {"1.jpg": Misconfigured("the token has expired")}
+    table, clock = memory_store(), Clock()
+
+    with pytest.raises(LakeUnreadable, match="the token has expired"):
+        labeler(table, lake, detector, [objects], clock=clock).label(0)
+
+    assert list(table.list()) == []
+    assert clock.seconds == 0
+
+
+@pytest.mark.parametrize(("images", "is_stopped"), [(3, False), (4, True)])
+def test_when_all_of_a_shard_is_refused_it_is_not_the_images(
+    lake: Lake, detector: Detector, images: int, is_stopped: bool
+) -> None:
+    listed = [lake.put(f"{n}.jpg", picture()) for n in range(images)]
+    objects = [LakeObject(item.uri, size=200 * 1024**2) for item in listed]  # a window each
+    lake.failures = {f"{n}.jpg": Denied(f"{n}.jpg is refused") for n in range(images)}
+    table = memory_store()
+    label = labeler(table, lake, detector, [objects]).label
+
+    if is_stopped:
+        with pytest.raises(LakeUnreadable, match=r"all 4 images of a shard are refused; the first: 0.jpg is refused"):
+            label(0)
+        assert list(table.list()) == []
+    else:
+        assert label(0).errors == {"denied": 3}
+
+
+def test_a_shard_holds_one_window_of_encoded_images_at_a_time(lake: Lake) -> None:
+    objects = [lake.put(f"{n}.jpg", picture()) for n in range(4)]
+    listed = [LakeObject(item.uri, size=100 * 1024**2) for item in objects]  # 256 MiB hold two
+    detector, fetched = Careful(), []
+    detector.before = lambda: fetched.append(lake.fetched)
+
+    labeler(memory_store(), lake, detector, [listed]).label(0)
+
+    assert fetched == [2, 4]
+
+
+def test_windows_are_cut_by_the_listed_sizes_in_order() -> None:
+    sizes = [3, 3, 4, 11, 1, None, 9]
+    objects = [LakeObject(str(number), size=size) for number, size in enumerate(sizes)]
+
+    cut = [[item.size for item in window] for window in windows(objects, most_bytes=10)]
+
+    assert cut == [[3, 3, 4], [11], [1], [None], [9]]
+    assert list(windows([])) == []
+
+
+def test_two_shards_at_once_give_the_rows_that_each_gives_alone(lake: Lake) -> None:
+    shards = [[lake.put(f"{s}/{n}.jpg", picture(30 + n, 40 + s)) for n in range(6)] for s in range(2)]
+    detector, alone, together = Careful(), memory_store(), memory_store()
+    one_by_one = labeler(alone, lake, detector, shards)
+    for shard in range(2):
+        one_by_one.label(shard)
+    both = labeler(together, lake, detector, shards)
+
+    with ThreadPoolExecutor(2) as threads:
+        reports = list(threads.map(both.label, range(2)))
+
+    assert [report.shard for report in reports] == [0, 1]
+    for shard in range(2):
+        assert rows(together, shard) == rows(alone, shard)
+
+
+def test_the_second_attempt_at_a_shard_leaves_the_rows_of_the_first(lake: Lake, detector: Detector) -> None:
+    objects = [lake.put("a.jpg", picture())]
+    table = memory_store()
+    labeler(table, lake, detector, [objects]).label(0)
+    first = table.get(part_key("run-1", 0))
+
+    report = labeler(table, lake, Careful(threshold=1.0), [objects], threshold=1.0).label(0)
+
+    assert table.get(part_key("run-1", 0)) == first
+    assert report.images == 1
+
+
+def test_a_table_that_refuses_is_no_error_of_the_lake(lake: Lake, detector: Detector) -> None:
+    class Full(type(memory_store())):  # type: ignore[misc]
+        def put(self, key: str, data: bytes, **_: object) -> str:
+            raise StoreDown("no space left")
+
+    with pytest.raises(StoreDown, match="no space left"):
+        labeler(Full("memory://full"), lake, detector, [[lake.put("a.jpg", picture())]]).label(0)
+
+
+def test_a_missing_object_is_not_tried_twice(lake: Lake, detector: Detector) -> None:
+    lake.failures = {"a.jpg": [NotFound("a.jpg: no such object"), StoreDown("tried again")]}
+    table, clock = memory_store(), Clock()
+
+    labeler(table, lake, detector, [[LakeObject(f"{lake.store.uri}/a.jpg")]], clock=clock).label(0)
+
+    assert [row["error"] for row in rows(table)] == ["a.jpg: no such object"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind"),
+    [
+        (Denied("the server refuses"), "denied"),
+        (StoreDown("nobody has that name"), "fetch_failed"),
+        (Misconfigured("no such port"), "fetch_failed"),
+    ],
+)
+def test_a_web_server_that_gives_nothing_costs_its_own_images_and_not_the_run(
+    detector: Detector, failure: StoreError, kind: str
+) -> None:
+    lake = Lake(memory_store())
+    objects = [LakeObject(f"https://dead.example/{number}.jpg") for number in range(6)]
+    lake.failures = {item.uri: failure for item in objects}
+
+    report = labeler(memory_store(), lake, detector, [objects]).label(0)
+
+    assert report.errors == {kind: 6}
+
+
+def test_an_object_too_large_for_a_photograph_is_not_fetched(lake: Lake, detector: Detector) -> None:
+    disk_image = LakeObject(lake.put("disk", b"x").uri, size=200 * 1024**3)
+
+    report = labeler(memory_store(), lake, detector, [[disk_image]]).label(0)
+
+    assert report.errors == {"too_large": 1}
+    assert lake.fetched == 0
+
+
+def test_the_listed_etag_stands_where_the_answer_has_none(lake: Lake, detector: Detector) -> None:
+    listed = replace(lake.put("a.jpg", picture()), etag="as-listed")
+    lake.get = lambda uri: Blob(picture(), None)  # type: ignore[method-assign]  # as s3fs and many web servers answer
+    table = memory_store()
+
+    labeler(table, lake, detector, [[listed]]).label(0)
+
+    assert decode(table.get(part_key("run-1", 0)).data)["etag"].to_pylist() == ["as-listed"]

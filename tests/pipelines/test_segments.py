@@ -1,0 +1,260 @@
+"""Labelling segments whatever dies: what is missing runs again, what is there is published, what is hopeless stops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+
+import pytest
+
+from pipelines.labeler import ShardReport
+from pipelines.listing import LakeObject, Listing
+from pipelines.manifest import PlannedSegment, read_shard
+from pipelines.plan import write_plan
+from pipelines.publish import commit_part, read_done, remove_parts, table_file_key, verify_run
+from pipelines.run import Run, RunStopped
+from pipelines.seal import seal_run
+from pipelines.segments import Outcome, label_segments
+from pipelines.store import Blob, Denied, NotFound, Store, memory_store
+from pipelines.table import NO_COLUMNS, Detected, Origin, Row, decode, rows_to_table
+
+NOW = datetime(2026, 11, 22, tzinfo=UTC)
+RUN = Run("run-1", 1, "detr@1", "1", {"threshold": 0.5}, 1, {}, NOW)
+IMAGES = 70  # one a shard: a segment of 64 and one of 6
+
+
+def planned(table: Store, images: int = IMAGES) -> list[PlannedSegment]:
+    def stream(after: str | None) -> Iterator[LakeObject]:
+        return (LakeObject(f"s3://b/{number:03d}", "e", 1) for number in range(images))
+
+    plan = write_plan(
+        table, "run-1", Listing((stream,), NO_COLUMNS), lambda objects: [False] * len(objects), shard_images=1
+    )
+    return list(plan)
+
+
+class Pool:
+    """Labels shards as the script says and remembers which it was given; `"commit"` dies between commit and report."""
+
+    def __init__(
+        self, table: Store, script: Callable[[int, int], str | Outcome] = lambda shard, turn: "report"
+    ) -> None:
+        self.table, self.script = table, script
+        self.given: list[list[int]] = []
+        self.before: Callable[[int], None] = lambda shard: None
+
+    def __call__(self, shards: Sequence[int]) -> Iterator[Outcome]:
+        self.given.append(list(shards))
+        for shard in reversed(shards):  # in no order
+            self.before(shard)
+            what = self.script(shard, len(self.given))
+            if isinstance(what, Outcome):
+                yield what
+            elif what != "die":
+                self._commit(shard)
+                if what == "report":
+                    yield Outcome(ShardReport(shard, 1, 2, {}, 0.1, 0.0, 0.0, 0.1))
+
+    def _commit(self, shard: int) -> None:
+        found = Detected([1, 1], ("cat", "cat"), [0.9, 0.8], [[0, 0, 1, 1]] * 2)
+        rows = [Row(item.uri, item.etag, detections=found) for item in read_shard(self.table, "run-1", shard)]
+        origin = Origin("detr@1", 0.5, "run-1", shard, NOW)
+        commit_part(self.table, "run-1", shard, rows_to_table(rows, origin=origin), token=str(shard))
+
+
+def label(table: Store, segments: Sequence[PlannedSegment], pool: Pool) -> list[int]:
+    reported: list[int] = []
+    label_segments(table, RUN, segments, label_shards=pool, on_report=lambda report: reported.append(report.shard))
+    return reported
+
+
+def published_uris(table: Store) -> list[str]:
+    files = [decode(table.get(entry.key).data) for entry in table.list("data/")]
+    return [uri for file in files for uri in file["uri"].to_pylist()]
+
+
+def test_all_segments_are_labelled_and_published(store: Store) -> None:
+    segments = planned(store, images=5)
+    pool = Pool(store)
+
+    assert sorted(label(store, segments, pool)) == list(range(5))
+
+    assert pool.given == [list(range(5))]
+    assert published_uris(store) == [f"s3://b/{number:03d}" for number in range(5)]
+    assert verify_run(store, "run-1", segments).rows == 5
+
+
+def test_lost_shards_are_run_again_and_each_report_counts_once() -> None:
+    table = memory_store()
+    segments = planned(table)
+    pool = Pool(table, lambda shard, turn: "die" if shard in (3, 66) and turn < 3 else "report")
+
+    reported = label(table, segments, pool)
+
+    assert pool.given == [list(range(70)), [3, 66], [3, 66]]
+    assert sorted(reported) == list(range(70))
+    assert verify_run(table, "run-1", segments).rows == 70
+
+
+def test_a_shard_that_died_after_its_commit_is_not_labelled_again() -> None:
+    table = memory_store()
+    segments = planned(table)
+    pool = Pool(table, lambda shard, turn: "commit" if shard == 3 else "report")
+
+    reported = label(table, segments, pool)
+
+    assert pool.given == [list(range(70))]
+    assert 3 not in reported
+    assert len(published_uris(table)) == 70
+
+
+def test_the_last_time_that_a_shard_is_run_counts_though_its_process_died_after_the_commit() -> None:
+    table = memory_store()
+    segments = planned(table, images=3)
+    pool = Pool(table, lambda shard, turn: "report" if shard != 1 else "die" if turn < 3 else "commit")
+
+    label(table, segments, pool)
+
+    assert pool.given == [[0, 1, 2], [1], [1]]
+    assert len(published_uris(table)) == 3
+
+
+def test_what_an_earlier_start_committed_or_published_is_not_labelled_again() -> None:
+    table = memory_store()
+    first, second = planned(table)
+    label(table, [first], Pool(table))
+    list(Pool(table)([64, 65]))
+    pool = Pool(table)
+
+    label(table, [first, second], pool)
+
+    assert pool.given == [[66, 67, 68, 69]]
+    assert len(set(published_uris(table))) == len(published_uris(table)) == 70
+
+
+def test_images_that_are_done_are_counted_once_whether_published_or_not() -> None:
+    table = memory_store()
+    first, second = planned(table)
+    label(table, [first], Pool(table))
+    list(Pool(table)([64, 65]))
+
+    assert read_done(table, "run-1").count_images([first, second]) == 66
+
+    remove_parts(table, "run-1")
+    assert read_done(table, "run-1").count_images([first, second]) == 64
+
+
+def test_parts_that_are_all_there_are_published_without_labelling_anything() -> None:
+    table = memory_store()
+    segments = planned(table, images=3)
+    list(Pool(table)([0, 1, 2]))
+    pool = Pool(table)
+
+    assert label(table, segments, pool) == []
+    assert pool.given == []
+    assert len(published_uris(table)) == 3
+
+
+def test_a_segment_is_published_when_its_last_part_is_there_and_not_at_the_end() -> None:
+    table = memory_store()
+    segments = planned(table)
+    seen: list[frozenset[int]] = []
+
+    def script(shard: int, turn: int) -> str | Outcome:
+        if shard < 64 and turn == 1:
+            return "die"
+        seen.append(read_done(table, "run-1").published)
+        return "report"
+
+    label(table, segments, Pool(table, script))
+
+    assert seen[-1] == {1}  # while the last shard of the first segment was labelled
+
+
+def test_a_shard_that_is_lost_every_time_stops_the_run_and_all_else_is_done() -> None:
+    table = memory_store()
+    segments = planned(table)
+    pool = Pool(table, lambda shard, turn: "die" if shard in (65, 67, 69) else "report")
+
+    with pytest.raises(RunStopped, match=r"shard 65 of run run-1 was lost 3 times, and so were 2 others \(its process"):
+        label(table, segments, pool)
+
+    assert pool.given == [list(range(70)), [65, 67, 69], [65, 67, 69]]
+    assert read_done(table, "run-1").published == {0}
+
+
+def test_the_sentence_says_what_a_lost_shard_said() -> None:
+    table = memory_store()
+    lost = Outcome(loss="ZeroDivisionError: division by zero")
+    pool = Pool(table, lambda shard, turn: lost if shard == 1 else "report")
+
+    with pytest.raises(RunStopped, match=r"shard 1 .* was lost 3 times \(ZeroDivisionError: division by zero\)\. All"):
+        label(table, planned(table, images=3), pool)
+
+
+def test_a_shard_that_is_lost_once_with_a_reason_is_run_again() -> None:
+    table = memory_store()
+    segments = planned(table, images=3)
+    pool = Pool(table, lambda shard, turn: Outcome(loss="memory") if turn == 1 else "report")
+
+    assert sorted(label(table, segments, pool)) == [0, 1, 2]
+
+
+def test_a_system_failure_stops_at_once_and_says_that_the_run_goes_on() -> None:
+    table = memory_store()
+    segments = planned(table)
+    pool = Pool(table, lambda shard, turn: Outcome(failure="the lake is gone.") if shard == 60 else "report")
+
+    with pytest.raises(RunStopped, match=r"^the lake is gone\. What is done stays done; the same command goes on"):
+        label(table, segments, pool)
+
+    assert read_done(table, "run-1").parts == {61, 62, 63, *range(64, 70)}
+    assert read_done(table, "run-1").published == {1}  # was complete before
+
+
+def test_a_run_that_was_sealed_meanwhile_is_not_labelled_to_its_end() -> None:
+    table = memory_store()
+    segments = planned(table, images=200)
+    pool = Pool(table)
+    pool.before = lambda shard: seal_run(table, RUN, now=NOW) if shard == 195 else None  # type: ignore[func-returns-value]
+
+    with pytest.raises(RunStopped, match="was sealed"):
+        label(table, segments, pool)
+
+    assert 0 not in read_done(table, "run-1").parts
+    assert published_uris(table) == []
+
+
+def test_a_table_file_that_cannot_be_written_stops_the_run() -> None:
+    class Refusing(type(memory_store())):  # type: ignore[misc]
+        def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
+            if key == table_file_key("run-1", 0):
+                raise Denied(f"{key} is refused")
+            found: str | None = super().put(key, data, create=create, if_match=if_match)
+            return found
+
+    table = Refusing("memory://table")
+
+    with pytest.raises(Denied, match=r"data/run-1/00000\.parquet is refused"):
+        label(table, planned(table, images=3), Pool(table))
+
+
+def test_a_part_that_vanished_before_its_segment_was_published_is_found_missing() -> None:
+    class Forgetful(type(memory_store())):  # type: ignore[misc]
+        forgets = True
+
+        def get(self, key: str) -> Blob:
+            if self.forgets and key.endswith("0000001.part"):
+                self.delete(key)
+            found: Blob = super().get(key)
+            return found
+
+    table = Forgetful("memory://table")
+    segments = planned(table, images=3)
+
+    with pytest.raises(NotFound, match="no such object"):
+        label(table, segments, Pool(table))
+
+    table.forgets = False
+    label(table, segments, Pool(table))  # the same command mends it
+    assert len(published_uris(table)) == 3
