@@ -5,7 +5,6 @@ python -m jobs.demo --out demo
 Needs no network, no account and no GPU: the scenes are drawn, the model comes with the package.
 """
 
-import argparse
 import shutil
 import sys
 import time
@@ -13,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.exits import run
-from jobs.options import AS_WRITTEN, count
+from jobs.options import CommandParser, count
 
 DRAWN_PICTURES = 5
 SHOWN_SCORE = 0.5
@@ -22,7 +21,7 @@ MARK = ".ray-detr-demo"  # in a folder that this command made, and may empty
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, draw, label, query, measure, print."""
-    parser = argparse.ArgumentParser(prog="jobs.demo", description=__doc__, formatter_class=AS_WRITTEN)
+    parser = CommandParser(prog="jobs.demo", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="made anew (%(default)s)")
     parser.add_argument("--count", type=count, default=120, metavar="N", help="scenes to draw (%(default)s)")
     parser.add_argument("--seed", type=int, default=20, metavar="S", help="of the scenes (%(default)s)")

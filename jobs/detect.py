@@ -3,7 +3,6 @@
 python -m jobs.detect photos/ --model facebook/detr-resnet-50 --draw drawn
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.exits import run
-from jobs.options import AS_WRITTEN, share
+from jobs.options import CommandParser, share
 
 if TYPE_CHECKING:
     from pipelines.detect import Seen
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, detect, print image by image."""
-    parser = argparse.ArgumentParser(prog="jobs.detect", description=__doc__, formatter_class=AS_WRITTEN)
+    parser = CommandParser(prog="jobs.detect", description=__doc__)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders, and web or store addresses")
     parser.add_argument(
         "--model",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.exits import run
-from jobs.options import AS_WRITTEN
+from jobs.options import CommandParser
 
 if TYPE_CHECKING:
     from pipelines.evaluate import Evaluation
@@ -23,7 +23,7 @@ SHOWN_NAMES = 3
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, evaluate, print."""
-    parser = argparse.ArgumentParser(prog="jobs.evaluate", description=__doc__, formatter_class=AS_WRITTEN)
+    parser = CommandParser(prog="jobs.evaluate", description=__doc__)
     parser.add_argument("--table", required=True, metavar="URI", help="the detection table")
     parser.add_argument("--annotations", required=True, metavar="URI", help="a COCO json with the images' boxes")
     parser.add_argument("--run-id", metavar="ID", help="only the rows of this run (the latest row of every image)")

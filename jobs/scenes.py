@@ -3,18 +3,16 @@
 python -m jobs.scenes --out scenes --count 200 --seed 1
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.exits import run
+from jobs.options import CommandParser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, draw and write, print."""
-    parser = argparse.ArgumentParser(
-        prog="jobs.scenes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(prog="jobs.scenes", description=__doc__)
     parser.add_argument(
         "--out",
         required=True,

@@ -4,7 +4,6 @@ The same command goes on where an interrupted run was. At the end, and with --ex
 of the weights is written as a model directory.
 """
 
-import argparse
 import os
 import time
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.exits import run
+from jobs.options import CommandParser
 
 if TYPE_CHECKING:
     from detr.scenes_training import Progress
@@ -21,7 +21,7 @@ NICENESS = 5
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, draw the scenes that are missing, train, export."""
-    parser = argparse.ArgumentParser(prog="jobs.train_scenes", description=__doc__)
+    parser = CommandParser(prog="jobs.train_scenes", description=__doc__)
     parser.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="checkpoint, scenes and model are kept here"
     )
