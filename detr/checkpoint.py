@@ -7,12 +7,15 @@ import os
 import re
 import secrets
 import shutil
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import safetensors.torch
 import torch
+from torch import Tensor
 
+from detr.classes import Category
 from detr.config import VARIANTS, DetrConfig
 from detr.hub import fetch, split_hub_id
 from detr.hub_config import read_config, write_config, write_preprocessor
@@ -45,8 +48,9 @@ def load(ref: str | os.PathLike[str], *, variant: str | None = None) -> Detr:
     - a local directory as `save` writes it, or `transformers`' save_pretrained, today's and older ones, in the timm or
       the no_timm layout, safetensors or bin, whole or in shards;
     - an original `.pth`, also one of a training run. Nothing in it tells plain from DC5, so the file's name must
-      (`detr-r50-dc5-f0fb7ef5.pth`) or `variant`. Where the name ends in a part of the sha256, that is checked. Its
-      classes are COCO's;
+      (`detr-r50-dc5-f0fb7ef5.pth`) or `variant`. Where the name ends in a part of the sha256, that is checked. The
+      numbers of classes and of queries are those of its weights. The file names no class: as many as COCO's are COCO's,
+      others are called LABEL_0, LABEL_1, ..., with ids from 0, which are the original's labels;
     - a hub id, `owner/name` or `owner/name@revision`. A path that exists wins.
 
     Every key must be there, known, and of the right shape. Nothing is ever unpickled beyond tensors. What a
@@ -156,8 +160,23 @@ def _load_original(path: Path, variant: str | None, source: str) -> Detr:
         raise CheckpointError(f"checkpoint {source}: a single file must be an original .pth; else give its directory.")
     if _PANOPTIC_FILE.fullmatch(path.name):
         raise CheckpointError(f"checkpoint {source}: it is a panoptic model; only detection models are read.")
-    network = _empty(VARIANTS[_variant(path.name, variant, source)])
-    return _filled(network, from_file(read_original(path, source=source), network, "original", source=source))
+    config = VARIANTS[_variant(path.name, variant, source)]
+    tensors = read_original(path, source=source)
+    network = _empty(_with_heads_of(tensors, config))
+    return _filled(network, from_file(tensors, network, "original", source=source))
+
+
+def _with_heads_of(tensors: Mapping[str, Tensor], config: DetrConfig) -> DetrConfig:
+    """Return the configuration with as many classes and queries as the weights have, wherever those can be."""
+    rows = _row_count(tensors, "class_embed.weight") - 1  # the last is no-object's
+    queries = _row_count(tensors, "query_embed.weight")
+    if rows >= 1 and rows != config.class_count:
+        config = replace(config, categories=tuple(Category(index, f"LABEL_{index}") for index in range(rows)))
+    return replace(config, queries=queries) if queries >= 1 else config
+
+
+def _row_count(tensors: Mapping[str, Tensor], name: str) -> int:
+    return tensors[name].shape[0] if name in tensors and tensors[name].dim() == 2 else 0
 
 
 def _variant(name: str, variant: str | None, source: str) -> str:
@@ -183,7 +202,7 @@ def _empty(config: DetrConfig) -> Detr:
         return Detr(config)
 
 
-def _filled(network: Detr, state: dict[str, torch.Tensor]) -> Detr:
+def _filled(network: Detr, state: dict[str, Tensor]) -> Detr:
     network.load_state_dict(state, assign=True)
     return network.eval()
 

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from detr.boxes import area, cxcywh_to_xyxy
-from detr.matcher import Match, MatchWeights, Target, match
+from detr.boxes import cxcywh_to_xyxy
+from detr.matcher import MatchWeights, Target, broadcast_generalized_iou, match_layers, pad_targets
 from detr.model import DetrOutput
 
 
@@ -48,16 +47,22 @@ def criterion(
     The class loss is the weighted mean over all queries of this batch, never divided by `num_boxes`. The box losses are
     sums over the matched pairs divided by `num_boxes`, the same number in all layers; without any target they are 0.
 
+    Everything is computed in float32, whatever the model computes in, and for all layers at once. With targets on the
+    CPU the host waits for the device once, for the matching costs; each loss that is read is one more time, so stack
+    those first.
+
     Args:
         output: the last layer's `(B, Q, K + 1)` logits and `(B, Q, 4)` boxes, with the earlier ones in `aux`.
-        targets: one per image, on the output's device; labels are class indices in 0 .. K - 1.
+        targets: one per image, on the CPU, from where they are moved together, or on any other device; labels are class
+            indices in 0 .. K - 1.
         num_boxes: targets of all workers (and micro-batches of one step) divided by their number; at least 1 is used.
             This batch's own count when not given.
         weights: factors of the parts.
         match_weights: factors of the matching costs.
 
     Raises:
-        ValueError: a label is not a class, or a matching cost is not finite.
+        NotFinite: a matching cost is not finite.
+        ValueError: a label is not a class.
     """
     weights = weights or LossWeights()
     refuse_bad_labels(targets, output.logits.shape[-1] - 1)
@@ -65,35 +70,23 @@ def criterion(
     # the clamp comes after the division by the workers, so a share below one box counts as one
     divisor = max(1.0, float(own_count if num_boxes is None else num_boxes))
 
-    parts: dict[str, Tensor] = {}
-    total = output.logits.new_zeros(())
-    for suffix, layer in [("", output), *((f"_{index}", aux) for index, aux in enumerate(output.aux))]:
-        matches = match(layer, targets, weights=match_weights)
-        losses = _layer_losses(layer, targets, matches, divisor, weights.no_object)
-        total = (
-            total
-            + weights.classification * losses["loss_ce"]
-            + weights.l1 * losses["loss_bbox"]
-            + weights.giou * losses["loss_giou"]
-        )
-        if suffix == "":
-            parts["class_error"] = _class_error(layer.logits, targets, matches)
-        parts |= {name + suffix: value for name, value in losses.items()}
+    losses = _losses(output, targets, divisor, weights.no_object, match_weights)
+    total = (
+        weights.classification * losses["loss_ce"]
+        + weights.l1 * losses["loss_bbox"]
+        + weights.giou * losses["loss_giou"]
+    ).sum()
+    suffixes = [*(f"_{index}" for index in range(len(output.aux))), ""]
+    parts = {"class_error": losses.pop("class_error")}
+    values = {name: dict(zip(suffixes, layers.unbind(), strict=True)) for name, layers in losses.items()}
+    # the last layer first, as it is logged first
+    parts |= {name + suffix: values[name][suffix] for suffix in [suffixes[-1], *suffixes[:-1]] for name in values}
     return Losses(total, parts)
 
 
 def paired_generalized_iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
     """Generalised IoU row by row: `(N, 4)` and `(N, 4)` xyxy in any one unit -> `(N,)` in (-1, 1]."""
-    xmin_a, ymin_a, xmax_a, ymax_a = boxes_a.unbind(1)
-    xmin_b, ymin_b, xmax_b, ymax_b = boxes_b.unbind(1)
-    width = (torch.minimum(xmax_a, xmax_b) - torch.maximum(xmin_a, xmin_b)).clamp(min=0)
-    height = (torch.minimum(ymax_a, ymax_b) - torch.maximum(ymin_a, ymin_b)).clamp(min=0)
-    intersection = width * height
-    union = area(boxes_a) + area(boxes_b) - intersection
-    enclosing = (torch.maximum(xmax_a, xmax_b) - torch.minimum(xmin_a, xmin_b)) * (
-        torch.maximum(ymax_a, ymax_b) - torch.minimum(ymin_a, ymin_b)
-    )
-    return intersection / union - (enclosing - union) / enclosing
+    return broadcast_generalized_iou(boxes_a, boxes_b)
 
 
 def refuse_bad_labels(targets: Sequence[Target], class_count: int) -> None:
@@ -105,56 +98,60 @@ def refuse_bad_labels(targets: Sequence[Target], class_count: int) -> None:
     Raises:
         ValueError: a label is out of range.
     """
+    labels = torch.cat([target.labels for target in targets]).cpu().numpy()
+    if not ((labels < 0) | (labels >= class_count)).any():
+        return
     for image, target in enumerate(targets):
-        if len(target.labels) and not 0 <= int(target.labels.min()) <= int(target.labels.max()) < class_count:
+        own = sorted(set(target.labels.tolist()))
+        if own and not 0 <= own[0] <= own[-1] < class_count:
             raise ValueError(
-                f"image {image} of the batch has labels {sorted(set(target.labels.tolist()))}, but the classes are "
-                f"0 .. {class_count - 1}. Map category ids to class indices before training."
+                f"image {image} of the batch has labels {own}, but the classes are 0 .. {class_count - 1}. Map "
+                "category ids to class indices before training."
             )
 
 
-def _layer_losses(
-    output: DetrOutput, targets: Sequence[Target], matches: Sequence[Match], num_boxes: float, no_object: float
+def _losses(
+    output: DetrOutput,
+    targets: Sequence[Target],
+    num_boxes: float,
+    no_object: float,
+    match_weights: MatchWeights | None,
 ) -> dict[str, Tensor]:
-    """The unweighted parts of one decoder layer under its own matching."""
-    logits = output.logits.float()
+    """The unweighted parts, each `(L,)` by layer, the last layer last; `class_error`, `()`, of the last."""
+    # from here on float32 also under autocast: it lowers nothing that follows
+    logits = torch.stack([*(layer.logits for layer in output.aux), output.logits]).float()
+    boxes = torch.stack([*(layer.boxes_cxcywh for layer in output.aux), output.boxes_cxcywh]).float()
     no_object_class = logits.shape[-1] - 1
-    image, query, labels, boxes = _matched(targets, matches, logits.device)
+    padded = pad_targets(targets, images=logits.shape[1], device=logits.device)
+    log_probabilities = logits.log_softmax(-1)  # of the matching and of the loss
+    pairs = match_layers(log_probabilities.detach(), boxes.detach(), padded, weights=match_weights)
+    layer, image, query, target = pairs.to(logits.device, non_blocking=True)
+    labels, wanted = padded.labels[image, target], padded.boxes_cxcywh[image, target]
 
-    classes = torch.full(logits.shape[:2], no_object_class, dtype=torch.int64, device=logits.device)
-    classes[image, query] = labels
-    class_weights = logits.new_ones(no_object_class + 1)
-    class_weights[no_object_class] = no_object
-    loss_ce = F.cross_entropy(logits.transpose(1, 2), classes, weight=class_weights)
+    classes = torch.full(logits.shape[:3], no_object_class, dtype=torch.int64, device=logits.device)
+    classes[layer, image, query] = labels
+    counted = torch.where(classes == no_object_class, no_object, 1.0)
+    surprise = -log_probabilities.gather(-1, classes[..., None])[..., 0]
 
-    predicted = output.boxes_cxcywh[image, query].float()
-    overlap = paired_generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(boxes))
+    predicted = boxes[layer, image, query]
+    overlap = paired_generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted))
 
-    seen = (logits.detach().argmax(-1) != no_object_class).sum(1)
-    counts = torch.tensor([len(target.labels) for target in targets], device=logits.device)
+    scores = logits.detach()
+    # of equal logits the first class wins, so no-object only where it is above all others
+    seen = (scores[..., :-1].amax(-1) >= scores[..., -1]).sum(-1)
+    counts = torch.tensor(padded.counts).to(logits.device, non_blocking=True)
+    last = layer.numel() // len(logits) * (len(logits) - 1)  # every layer has the same number of pairs
     return {
-        "loss_ce": loss_ce,
-        "loss_bbox": (predicted - boxes).abs().sum() / num_boxes,
-        "loss_giou": (1 - overlap).sum() / num_boxes,
-        "cardinality_error": (seen - counts).abs().float().mean(),
+        "class_error": _class_error(scores[-1][image[last:], query[last:]], labels[last:]),
+        "loss_ce": (counted * surprise).sum((1, 2)) / counted.sum((1, 2)),
+        "loss_bbox": (predicted - wanted).abs().view(len(logits), -1).sum(1) / num_boxes,
+        "loss_giou": (1 - overlap).view(len(logits), -1).sum(1) / num_boxes,
+        "cardinality_error": (seen - counts).abs().float().mean(1),
     }
 
 
-def _matched(
-    targets: Sequence[Target], matches: Sequence[Match], device: torch.device
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """All pairs of the batch: image and query indices `(M,)`, the labels `(M,)` and boxes `(M, 4)` to be learned."""
-    image = torch.cat([torch.full_like(pairs.query, index) for index, pairs in enumerate(matches)]).to(device)
-    query = torch.cat([pairs.query for pairs in matches]).to(device)
-    labels = torch.cat([target.labels[pairs.target] for target, pairs in zip(targets, matches, strict=True)])
-    boxes = torch.cat([target.boxes_cxcywh[pairs.target] for target, pairs in zip(targets, matches, strict=True)])
-    return image, query, labels, boxes.float()
-
-
-def _class_error(logits: Tensor, targets: Sequence[Target], matches: Sequence[Match]) -> Tensor:
+def _class_error(logits: Tensor, labels: Tensor) -> Tensor:
     """Per cent of the matched queries whose best class, no-object included, is wrong; 100 when nothing is matched."""
-    image, query, labels, _ = _matched(targets, matches, logits.device)
     if len(labels) == 0:
         return logits.new_tensor(100.0)
-    right = logits.detach()[image, query].argmax(-1) == labels
-    return 100 - 100 * right.float().mean()
+    return 100 - 100 * (logits.argmax(-1) == labels).float().mean()

@@ -45,11 +45,17 @@ __all__ = [
 ]
 
 
-def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, upright: bool = True) -> Tensor:
     """Return the upright picture, `(3, H, W)` uint8 RGB, as a view of (H, W, 3) memory: `resize` is fastest on that.
 
     The first frame of an animation, the largest picture of an icon. Alpha is dropped, not blended; 16 bits are scaled
     to 8; there is no colour management. Its size is that of `read_header`. Any number of threads may decode at once.
+
+    Args:
+        data: the encoded file.
+        max_pixels: larger pictures are refused by their header.
+        upright: False leaves the pixels as they are stored, whatever EXIF says: where EXIF's orientation is 5 or more,
+            height and width are those of the header exchanged. Boxes that were drawn on such pixels fit no others.
 
     Raises:
         ImageError: of the kind that says what is wrong.
@@ -57,10 +63,11 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     """
     header = read_header(data, max_pixels=max_pixels)
     stored = _decode_jpeg(data) if header.format == "JPEG" else decode_picture(open_picture(header.format, data))
-    image = _upright(stored, header.orientation)
-    if image.shape[1:] != (header.height, header.width):
+    image = _upright(stored, header.orientation if upright else 1)
+    shape = (header.height, header.width) if upright or header.orientation < 5 else (header.width, header.height)
+    if image.shape[1:] != shape:
         raise UnreadableImage(
-            f"its header says {header.width} x {header.height} pixels (width x height), its picture has "
+            f"its header says {shape[1]} x {shape[0]} pixels (width x height), its picture has "
             f"{image.shape[2]} x {image.shape[1]}: the file contradicts itself"
         )
     return image

@@ -79,11 +79,11 @@ def from_file(tensors: Mapping[str, Tensor], network: Detr, layout: Layout, *, s
         for key, parts in names.items()
         for name, shape in zip(parts, [tuple(wanted[key].shape)] * len(parts), strict=True)
     }
-    wrong = [*_wrong_keys(given, shapes), *_wrong_values(given, shapes)]
+    wrong = wrong_tensors(given, shapes)
     if wrong:
         config = network.config
         raise CheckpointError(
-            f"checkpoint {source}: {_some(wrong)}. It is not a DETR of this configuration ({config.backbone.name}, "
+            f"checkpoint {source}: {summary(wrong)}. It is not a DETR of this configuration ({config.backbone.name}, "
             f"{config.encoder_layers}+{config.decoder_layers} layers, {config.queries} queries, "
             f"{config.class_count} classes)."
         )
@@ -91,8 +91,28 @@ def from_file(tensors: Mapping[str, Tensor], network: Detr, layout: Layout, *, s
     state = {key: _float32(torch.cat([given[name] for name in parts])) for key, parts in names.items()}
     broken = [f"{key!r} holds numbers that are not finite" for key, tensor in state.items() if not _is_finite(tensor)]
     if broken:
-        raise CheckpointError(f"checkpoint {source}: {_some(broken)}. Take a checkpoint from before it diverged.")
+        raise CheckpointError(f"checkpoint {source}: {summary(broken)}. Take a checkpoint from before it diverged.")
     return state
+
+
+def wrong_tensors(
+    given: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], *, floating: bool = True
+) -> list[str]:
+    """Return what is wrong with a file's tensors, a clause each: missing, unknown, of another shape or sort.
+
+    Args:
+        given: the tensors by name.
+        shapes: what should be there, and nothing else.
+        floating: whether all must be floating numbers.
+    """
+    return [*_wrong_keys(given, shapes), *_wrong_values(given, shapes, floating=floating)]
+
+
+def summary(clauses: Iterable[str]) -> str:
+    """Join the first few and count the rest."""
+    listed = list(clauses)
+    rest = len(listed) - 2 * MENTIONED
+    return ", ".join(listed[: 2 * MENTIONED]) + (f" and {rest} more are wrong" if rest > 0 else "")
 
 
 def _given(tensors: Mapping[str, Tensor], layout: Layout, source: str) -> dict[str, Tensor]:
@@ -119,7 +139,7 @@ def _wrong_keys(given: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...
     return [*missing[:MENTIONED], *unknown[:MENTIONED], *missing[MENTIONED:], *unknown[MENTIONED:]]
 
 
-def _wrong_values(given: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+def _wrong_values(given: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], *, floating: bool) -> list[str]:
     wrong = []
     for name, shape in shapes.items():
         tensor = given.get(name)
@@ -127,16 +147,14 @@ def _wrong_values(given: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, .
             continue
         if tuple(tensor.shape) != shape:
             wrong.append(f"{name!r} is {tuple(tensor.shape)}, expected {shape}")
-        elif not tensor.is_floating_point() or tensor.layout is not torch.strided or tensor.device.type != "cpu":
-            wrong.append(f"{name!r} is not a plain tensor of floating numbers ({tensor.dtype}, {tensor.layout})")
+        elif (
+            (floating and not tensor.is_floating_point())
+            or tensor.layout is not torch.strided
+            or tensor.device.type != "cpu"
+        ):
+            sort = "plain tensor of floating numbers" if floating else "plain tensor"
+            wrong.append(f"{name!r} is not a {sort} ({tensor.dtype}, {tensor.layout})")
     return wrong
-
-
-def _some(sentences: Iterable[str]) -> str:
-    """Join the first few and count the rest."""
-    listed = list(sentences)
-    rest = len(listed) - 2 * MENTIONED
-    return ", ".join(listed[: 2 * MENTIONED]) + (f" and {rest} more are wrong" if rest > 0 else "")
 
 
 def _float32(tensor: Tensor) -> Tensor:

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from detr.boxes import cxcywh_to_xyxy, generalized_iou
+from detr.boxes import area, cxcywh_to_xyxy
 from detr.model import DetrOutput
 
 
@@ -30,11 +31,37 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class PaddedTargets:
+    """The targets of B images on one device, filled up to the M of the fullest.
+
+    Attributes:
+        labels: `(B, M)` int64; 0 beyond an image's own.
+        boxes_cxcywh: `(B, M, 4)` float32; beyond an image's own the whole image, which costs something finite.
+        counts: each image's own number, known without asking the device.
+    """
+
+    labels: Tensor
+    boxes_cxcywh: Tensor
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Match:
     """Pairs of one image: `query[i]` answers for `target[i]`; int64, on the CPU, `query` ascending."""
 
     query: Tensor
     target: Tensor
+
+
+class NotFinite(ValueError):
+    """A matching cost of image `image` of the batch is NaN or infinite."""
+
+    def __init__(self, image: int) -> None:
+        super().__init__(
+            f"image {image} of the batch: a matching cost is NaN or infinite. Either the model's logits or boxes have "
+            "diverged (lower the learning rate), or a target of this image is not finite or has no area (check it)."
+        )
+        self.image = image
 
 
 @torch.no_grad()
@@ -47,46 +74,93 @@ def match(output: DetrOutput, targets: Sequence[Target], *, weights: MatchWeight
 
     Args:
         output: logits `(B, Q, K + 1)` and normalised boxes `(B, Q, 4)`.
-        targets: one per image, on the device of the output.
+        targets: one per image, on any device.
         weights: the factors of the three terms; the paper's when not given.
 
     Returns:
         Per image the pairs, min(queries, targets) of them; surplus targets stay without a query.
 
     Raises:
-        ValueError: a cost is NaN or infinite (diverged logits, boxes without area on both sides).
+        NotFinite: a cost is NaN or infinite (diverged logits, boxes without area on both sides).
+        ValueError: there is not one target per image.
     """
-    weights = weights or MatchWeights()
-    batch, queries = output.logits.shape[:2]
-    if len(targets) != batch:
-        raise ValueError(f"{len(targets)} targets for {batch} images: give one target, possibly empty, per image")
-    counts = [len(target.labels) for target in targets]
-    labels = torch.cat([target.labels for target in targets])
-    boxes = torch.cat([target.boxes_cxcywh for target in targets]).float()
-    cost = _costs(
-        output.logits.flatten(0, 1).float(), output.boxes_cxcywh.flatten(0, 1).float(), labels, boxes, weights
+    padded = pad_targets(targets, images=len(output.logits), device=output.logits.device)
+    log_probabilities = output.logits[None].float().log_softmax(-1)
+    pairs = match_layers(log_probabilities, output.boxes_cxcywh[None], padded, weights=weights)
+    return [Match(pairs[2, here], pairs[3, here]) for here in (pairs[1] == image for image in range(len(targets)))]
+
+
+def pad_targets(targets: Sequence[Target], *, images: int, device: torch.device) -> PaddedTargets:
+    """Put the targets of a batch of `images` into two tensors and move those to `device`.
+
+    Raises:
+        ValueError: there is not one target per image.
+    """
+    if len(targets) != images:
+        raise ValueError(f"{len(targets)} targets for {images} images: give one target, possibly empty, per image")
+    labels = pad_sequence([target.labels for target in targets], batch_first=True)
+    boxes = pad_sequence([target.boxes_cxcywh.float() for target in targets], batch_first=True)
+    whole = boxes.new_tensor([0.5, 0.5, 1.0, 1.0])
+    counts = tuple(len(target.labels) for target in targets)
+    beyond = torch.arange(labels.shape[1]) >= torch.tensor(counts)[:, None]
+    boxes = torch.where(beyond[:, :, None].to(boxes.device), whole, boxes)
+    return PaddedTargets(labels.to(device, non_blocking=True), boxes.to(device, non_blocking=True), counts)
+
+
+@torch.no_grad()
+def match_layers(
+    log_probabilities: Tensor, boxes_cxcywh: Tensor, targets: PaddedTargets, *, weights: MatchWeights | None = None
+) -> Tensor:
+    """Match the outputs of several decoder layers, each by itself, with one copy to the host; see `match`.
+
+    Args:
+        log_probabilities: `(L, B, Q, K + 1)` float32, the log-softmax of the logits.
+        boxes_cxcywh: `(L, B, Q, 4)`, normalised.
+        targets: of the B images.
+        weights: the factors of the three terms; the paper's when not given.
+
+    Returns:
+        `(4, N)` int64 on the CPU: layer, image, query and target of every pair, in this order ascending up to the
+        query. Every layer has the same number of pairs.
+
+    Raises:
+        NotFinite: a cost is NaN or infinite; of the first such image.
+    """
+    costs = _costs(log_probabilities, boxes_cxcywh.float(), targets, weights or MatchWeights()).cpu().numpy()
+    broken = ~np.isfinite(costs).all(axis=(0, 2, 3))
+    if broken.any():
+        raise NotFinite(int(broken.argmax()))
+    pairs = [np.empty((4, 0), dtype=np.int64)]
+    for layer, images in enumerate(costs):
+        for image, (cost, count) in enumerate(zip(images, targets.counts, strict=True)):
+            query, target = linear_sum_assignment(cost[:, :count])
+            pairs.append(np.stack((np.full_like(query, layer), np.full_like(query, image), query, target)))
+    return torch.from_numpy(np.concatenate(pairs, axis=1))
+
+
+def _costs(log_probabilities: Tensor, predicted: Tensor, targets: PaddedTargets, weights: MatchWeights) -> Tensor:
+    """The cost of each query against each target of its own image, padded: `(L, B, Q, M)`."""
+    layers, _, queries, _ = log_probabilities.shape
+    wanted = targets.labels[None, :, None, :].expand(layers, -1, queries, -1)
+    probability = log_probabilities.gather(-1, wanted).exp()
+    # coordinate by coordinate: never more than (L, B, Q, M) numbers at once
+    query_boxes, target_boxes = predicted[:, :, :, None], targets.boxes_cxcywh[None, :, None]
+    distance = sum(
+        (one - other).abs() for one, other in zip(query_boxes.unbind(-1), target_boxes.unbind(-1), strict=True)
     )
-
-    # every query against every target of the batch, then cut: B times the arithmetic, but one transfer
-    cost = cost.view(batch, queries, -1).cpu()
-    ends = zip(counts, accumulate(counts), strict=True)
-    return [_assign(cost[image, :, end - count : end], image) for image, (count, end) in enumerate(ends)]
-
-
-def _costs(logits: Tensor, predicted: Tensor, labels: Tensor, boxes: Tensor, weights: MatchWeights) -> Tensor:
-    """The cost of each of `(N,)` queries against each of `(T,)` targets, `(N, T)`."""
-    probability = logits.softmax(-1)[:, labels]
-    distance = torch.cdist(predicted, boxes, p=1)
-    overlap = generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(boxes))
+    overlap = broadcast_generalized_iou(cxcywh_to_xyxy(query_boxes), cxcywh_to_xyxy(target_boxes))
     return weights.l1 * distance - weights.classification * probability - weights.giou * overlap
 
 
-def _assign(cost: Tensor, image: int) -> Match:
-    """The cheapest assignment from the `(Q, T)` costs of an image; messages say which one of the batch it is."""
-    if not bool(cost.isfinite().all()):
-        raise ValueError(
-            f"image {image} of the batch: a matching cost is NaN or infinite. Either the model's logits or boxes have "
-            "diverged (lower the learning rate), or a target of this image is not finite or has no area (check it)."
-        )
-    query, target = linear_sum_assignment(cost.numpy())
-    return Match(torch.as_tensor(query, dtype=torch.int64), torch.as_tensor(target, dtype=torch.int64))
+def broadcast_generalized_iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
+    """Generalised IoU of xyxy boxes `(..., 4)` in any one unit, whose leading dimensions broadcast, in (-1, 1]."""
+    xmin_a, ymin_a, xmax_a, ymax_a = boxes_a.unbind(-1)
+    xmin_b, ymin_b, xmax_b, ymax_b = boxes_b.unbind(-1)
+    width = (torch.minimum(xmax_a, xmax_b) - torch.maximum(xmin_a, xmin_b)).clamp(min=0)
+    height = (torch.minimum(ymax_a, ymax_b) - torch.maximum(ymin_a, ymin_b)).clamp(min=0)
+    intersection = width * height
+    union = area(boxes_a) + area(boxes_b) - intersection
+    enclosing = (torch.maximum(xmax_a, xmax_b) - torch.minimum(xmin_a, xmin_b)) * (
+        torch.maximum(ymax_a, ymax_b) - torch.minimum(ymin_a, ymin_b)
+    )
+    return intersection / union - (enclosing - union) / enclosing

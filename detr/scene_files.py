@@ -17,6 +17,17 @@ from detr.scenes import Scene, draw_scene
 PICTURE_SIZES: Mapping[tuple[int, int], int] = MappingProxyType(
     {(480, 640): 2, (640, 480): 2, (720, 1280): 2, (360, 360): 2, (667, 1000): 1, (900, 400): 1}
 )
+# (224, long side) of eleven ratios from 1 to 2.5: more shapes than are measured, and no larger than training needs
+TRAINING_SIZES: Mapping[tuple[int, int], int] = MappingProxyType(
+    {
+        (224, round(224 * ratio)): weight
+        for ratio, weight in zip(
+            (1.0, 1.1, 1.2, 4 / 3, 1.4, 1.5, 5 / 3, 16 / 9, 2.0, 2.25, 2.5),
+            (1, 1, 1, 2, 1, 2, 1, 1, 1, 1, 1),
+            strict=True,
+        )
+    }
+)
 JPEG_QUALITY = 92
 SET_SCENES = 1_000_000  # the most that one set holds, and the number of sets
 

@@ -8,7 +8,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detr.average_precision import NUMBERS, ClassPrecision, average_precision
+from detr.average_precision import NUMBERS, RECALLS, ClassPrecision, average_precision
 
 Json = dict[str, Any]
 
@@ -117,6 +117,38 @@ def test_a_thing_found_under_the_wrong_name_counts_for_the_class_agnostic_figure
     assert rounded(measured.AP, measured.class_agnostic) == [0.0, 1.0]
 
 
+def test_the_figures_are_the_means_of_their_curves() -> None:
+    measured = average_precision(*crowded_truth_and_rows())
+
+    for name in ("AP", "AP50", "AP75"):
+        curve = getattr(measured.curves, name)
+        assert sum(curve) / len(RECALLS) == pytest.approx(getattr(measured, name), rel=1e-12)
+        assert list(curve) == sorted(curve, reverse=True)  # interpolated precision never rises
+
+
+def test_a_curve_is_the_precision_at_each_recall_and_without_classes_that_have_no_truth() -> None:
+    truth = truth_of(CAT, annotation(2, 3, [10, 10, 40, 40]))  # no dog
+    wrong = row(2, 3, [300, 300, 40, 40], 0.8)
+    rows = [row(1, 3, [10, 10, 40, 40], 0.9), wrong, row(2, 3, [10, 10, 40, 40], 0.7)]
+
+    curve = average_precision(truth, rows).curves.AP50
+
+    assert len(curve) == len(RECALLS) == 101
+    assert curve == pytest.approx([1.0] * 51 + [2 / 3] * 50)  # up to recall 0.5 the first alone, then two of three
+    assert average_precision(truth, []).curves.AP50 == (0.0,) * 101
+
+
+def test_leaving_out_low_scores_never_raises_ap() -> None:
+    truth, rows = crowded_truth_and_rows()
+
+    figures = [
+        average_precision(truth, [one for one in rows if one["score"] >= least / 9]).AP for least in range(1, 11)
+    ]
+
+    assert figures == sorted(figures, reverse=True)
+    assert figures[0] > figures[4] > figures[-1] == 0.0
+
+
 def test_nothing_found_is_ap_0() -> None:
     measured = average_precision(truth_of(CAT, DOG), [])
 
@@ -128,6 +160,7 @@ def test_a_truth_without_boxes_has_no_figures() -> None:
     measured = average_precision(truth_of(), [row(1, 3, [10, 10, 40, 40], 0.9)])
 
     assert set(measured.numbers().values()) == {-1.0}
+    assert set(measured.curves.AP) == {-1.0}
 
 
 def test_an_image_without_rows_is_missed_and_not_left_out() -> None:

@@ -12,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from detr import checkpoint
 from detr.checkpoint import CheckpointError, fingerprint, load, model_files, save
@@ -318,6 +319,42 @@ def test_the_hash_in_a_name_is_checked(official: Detr, tmp_path: Path) -> None:
 
     assert same(load(right), official)
     assert f"its sha256 is {digest}.., its name says e632da11" in refusal(wrong)
+
+
+def test_a_pth_with_other_classes_and_queries_has_labels_named_by_their_numbers(official: Detr, tmp_path: Path) -> None:
+    categories = tuple(Category(index, f"LABEL_{index}") for index in range(5))
+    tuned = seeded(replace(official.config, categories=categories, queries=7))
+    torch.save({"model": tuned.state_dict()}, tmp_path / "detr-r50.pth")
+
+    model = load(tmp_path / "detr-r50.pth")
+
+    assert model.config == tuned.config
+    assert same(model, tuned)
+
+
+def test_a_pth_with_as_many_classes_as_the_variant_has_those(official: Detr, tmp_path: Path) -> None:
+    tuned = seeded(replace(official.config, queries=7))
+    torch.save({"model": tuned.state_dict()}, tmp_path / "detr-r50.pth")
+
+    assert load(tmp_path / "detr-r50.pth").config.categories == official.config.categories
+
+
+@pytest.mark.parametrize(
+    ("key", "tensor", "message"),
+    [
+        ("class_embed.weight", torch.zeros(1, 16), "'class_embed.weight' is (1, 16), expected (4, 16)"),
+        ("class_embed.weight", torch.zeros(16), "'class_embed.weight' is (16,), expected (4, 16)"),
+        ("class_embed.bias", torch.zeros(6), "'class_embed.bias' is (6,), expected (4,)"),
+        ("query_embed.weight", torch.zeros(0, 16), "'query_embed.weight' is (0, 16), expected (3, 16)"),
+        ("query_embed.weight", torch.zeros(7, 8), "'query_embed.weight' is (7, 8), expected (7, 16)"),
+    ],
+)
+def test_heads_that_cannot_be_are_refused(
+    official: Detr, tmp_path: Path, key: str, tensor: Tensor, message: str
+) -> None:
+    torch.save({"model": {**official.state_dict(), key: tensor}}, tmp_path / "detr-r50.pth")
+
+    assert message in refusal(tmp_path / "detr-r50.pth")
 
 
 def test_a_panoptic_pth_is_refused_as_such(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.loss.loss_for_object_detection import HungarianMatcher, ImageLoss
 
 from detr.boxes import cxcywh_to_xyxy, generalized_iou
@@ -107,16 +108,23 @@ def test_two_queries_by_hand() -> None:
     assert losses.parts["cardinality_error"].item() == 0
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_transformers_loss_has_the_same_parts_on_random_inputs(seed: int) -> None:
+@pytest.mark.parametrize(
+    ("seed", "queries", "counts"),
+    [(0, 12, (4, 0, 7)), (1, 12, (12, 12, 1)), (2, 12, (0, 15, 3)), (3, 100, (3, 0, 120)), (4, 100, (120, 99, 100))],
+)
+def test_transformers_loss_has_the_same_parts_on_random_inputs(
+    seed: int, queries: int, counts: tuple[int, ...]
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     outputs = [
-        DetrOutput(torch.randn(3, 12, 8, generator=generator), torch.rand(3, 12, 4, generator=generator) * 0.5 + 0.1)
+        DetrOutput(
+            torch.randn(3, queries, 8, generator=generator), torch.rand(3, queries, 4, generator=generator) * 0.5 + 0.1
+        )
         for _ in range(3)
     ]
     targets = [
         Target(torch.randint(7, (count,), generator=generator), torch.rand(count, 4, generator=generator) * 0.5 + 0.1)
-        for count in (4, 0, 7)
+        for count in counts
     ]
     theirs = ImageLoss(HungarianMatcher(1, 5, 2), 7, 0.1, ["labels", "boxes", "cardinality"])  # type: ignore[no-untyped-call]
     as_theirs = [{"logits": output.logits, "pred_boxes": output.boxes_cxcywh} for output in outputs]
@@ -187,3 +195,61 @@ def test_micro_batches_that_share_their_count_of_boxes_average_to_the_whole_batc
     for part in ("loss_bbox", "loss_giou"):  # not loss_ce, a weighted mean: the spec says so
         mean = sum(float(losses.parts[part].detach()) for losses in micro) / 3
         assert mean == pytest.approx(float(criterion(whole, targets).parts[part].detach()), rel=1e-5)
+
+
+def test_losses_of_half_precision_outputs_are_computed_in_float32_under_autocast_too() -> None:
+    tensors, _ = golden("basic")
+    targets = targets_of(tensors, "")
+    half = {name: value.bfloat16() for name, value in tensors.items() if name.startswith(("logits", "boxes"))}
+    same_values = {name: value.float() for name, value in half.items()}
+
+    output = layers(half, "", range(4))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = criterion(output, targets)
+    losses.total.backward()  # type: ignore[no-untyped-call]
+    expected = criterion(layers(same_values, "", range(4)), targets)
+
+    assert losses.total.dtype == torch.float32
+    assert torch.equal(losses.total, expected.total)
+    for name, value in expected.parts.items():
+        assert torch.equal(losses.parts[name], value), name
+    assert output.logits.grad is not None
+    assert output.logits.grad.dtype == torch.bfloat16
+
+
+class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the operations for which the host would wait for a device, other than copies."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func.name() in ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::unique_dim"):
+            self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def test_with_targets_on_the_cpu_the_host_waits_for_nothing_but_the_copy_of_the_costs() -> None:
+    tensors, _ = golden("basic")
+    output, targets = layers(tensors, "", range(4)), targets_of(tensors, "")
+
+    with Waits() as waits:
+        criterion(output, targets).total.backward()  # type: ignore[no-untyped-call]
+    with Waits() as control:
+        float(output.logits.detach()[0, 0, 0])
+
+    assert waits.names == []
+    assert control.names == ["aten::_local_scalar_dense"]
+
+
+def test_parts_come_last_layer_first_by_the_originals_names() -> None:
+    tensors, _ = golden("basic")
+
+    names = list(criterion(layers(tensors, "", range(3)), targets_of(tensors, "")).parts)
+
+    assert names == [
+        *("class_error", "loss_ce", "loss_bbox", "loss_giou", "cardinality_error"),
+        *("loss_ce_0", "loss_bbox_0", "loss_giou_0", "cardinality_error_0"),
+        *("loss_ce_1", "loss_bbox_1", "loss_giou_1", "cardinality_error_1"),
+    ]

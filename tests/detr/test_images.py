@@ -97,6 +97,29 @@ def test_every_format_stands_upright(
     assert difference(data) <= tolerance
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("image_format", "options", "tolerance"),
+    [
+        ("JPEG", {"quality": 95, "subsampling": 0}, 1.5),
+        ("PNG", {}, 0.0),
+        ("WEBP", {"lossless": True}, 0.0),
+        ("TIFF", {}, 0.0),
+        ("AVIF", {"quality": 95, "speed": 10, "subsampling": "4:4:4"}, 1.5),
+    ],
+)
+def test_every_format_can_stay_as_it_is_stored(
+    image_format: str, options: dict[str, object], tolerance: float, orientation: int
+) -> None:
+    stored = stored_for(orientation)
+    data = encoded(stored, image_format, exif=orientation_exif(orientation), **options)
+
+    image = decode(data, upright=False).permute(1, 2, 0).numpy()
+
+    assert image.shape == np.asarray(stored).shape
+    assert float(np.abs(image.astype(float) - np.asarray(stored)).mean()) <= tolerance
+
+
 @pytest.mark.parametrize(
     ("image_format", "options", "tolerance"),
     [

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from detr.boxes import cxcywh_to_xyxy, generalized_iou
-from detr.matcher import MatchWeights, Target, match
+from detr.matcher import MatchWeights, NotFinite, Target, match, match_layers, pad_targets
 from detr.model import DetrOutput
 
 GOLDEN = (
@@ -132,8 +132,76 @@ def test_a_cost_that_is_not_a_number_is_refused(where: str) -> None:
     output = random_output(2, 3, 2, seed=2)
     (output.logits if where == "logits" else output.boxes_cxcywh)[1, 0, 0] = math.nan
 
-    with pytest.raises(ValueError, match="image 1 of the batch: a matching cost is NaN or infinite"):
+    with pytest.raises(NotFinite, match="image 1 of the batch: a matching cost is NaN or infinite") as caught:
         match(output, [target([0], [[0.5, 0.5, 0.2, 0.2]])] * 2)
+
+    assert caught.value.image == 1
+
+
+@pytest.mark.parametrize("broken", [[math.nan, 0.5, 0.2, 0.2], [0.5, 0.5, math.inf, 0.2]])
+def test_a_target_that_is_not_a_number_is_refused_wherever_it_is(broken: list[float]) -> None:
+    good = [0.5, 0.5, 0.2, 0.2]
+
+    with pytest.raises(NotFinite) as caught:
+        match(random_output(3, 3, 2, seed=2), [target([0], [good]), target([], []), target([0, 1], [good, broken])])
+
+    assert caught.value.image == 2
+
+
+def test_of_several_layers_the_first_broken_image_is_told() -> None:
+    output = random_output(4, 3, 2, seed=2)
+    logits = output.logits.expand(2, -1, -1, -1).clone()
+    logits[0, 3], logits[1, 2] = math.nan, math.nan  # another image in each layer
+    targets = pad_targets([target([0], [[0.5, 0.5, 0.2, 0.2]])] * 4, images=4, device=torch.device("cpu"))
+
+    with pytest.raises(NotFinite) as caught:
+        match_layers(logits.log_softmax(-1), output.boxes_cxcywh.expand(2, -1, -1, -1), targets)
+
+    assert caught.value.image == 2
+
+
+@settings(deadline=None, max_examples=30)
+@given(counts=st.lists(st.integers(0, 9), min_size=1, max_size=4), layers=st.integers(1, 3), seed=st.integers(0, 99))
+def test_all_layers_at_once_are_each_layer_and_each_image_by_itself(counts: list[int], layers: int, seed: int) -> None:
+    outputs = [random_output(len(counts), 6, 3, seed * 10 + layer) for layer in range(layers)]
+    drawn = random_output(len(counts), 9, 3, seed + 1000)
+    targets = [
+        Target(logits.argmax(-1)[:count] % 3, boxes[:count])
+        for logits, boxes, count in zip(drawn.logits, drawn.boxes_cxcywh, counts, strict=True)
+    ]
+
+    pairs = match_layers(
+        torch.stack([output.logits for output in outputs]).log_softmax(-1),
+        torch.stack([output.boxes_cxcywh for output in outputs]),
+        pad_targets(targets, images=len(counts), device=torch.device("cpu")),
+    )
+
+    alone = [
+        [layer, image, query, chosen]
+        for layer, output in enumerate(outputs)
+        for image in range(len(counts))
+        for each in match(
+            DetrOutput(output.logits[image : image + 1], output.boxes_cxcywh[image : image + 1]), [targets[image]]
+        )
+        for query, chosen in zip(each.query.tolist(), each.target.tolist(), strict=True)
+    ]
+    assert pairs.dtype == torch.int64
+    assert pairs.T.tolist() == alone
+
+
+def test_padded_targets_keep_each_image_its_own_and_fill_up_with_the_whole_image() -> None:
+    box = [0.4, 0.5, 0.2, 0.1]
+
+    padded = pad_targets([target([], []), target([3, 1], [box, box])], images=2, device=torch.device("cpu"))
+
+    assert padded.counts == (0, 2)
+    assert padded.labels.tolist() == [[0, 0], [3, 1]]
+    expected = torch.tensor([[[0.5, 0.5, 1, 1]] * 2, [box] * 2])
+    torch.testing.assert_close(padded.boxes_cxcywh, expected, rtol=0, atol=0)
+
+
+def test_a_batch_without_any_target_has_no_pairs() -> None:
+    assert [len(pairs.query) for pairs in match(random_output(2, 5, 3, seed=1), [target([], [])] * 2)] == [0, 0]
 
 
 def test_nothing_is_differentiated() -> None:
