@@ -28,27 +28,38 @@ def open_s3(root: str, options: StoreOptions) -> Callable[[str], Store]:
         from pipelines.store.through_fsspec import FsspecS3
 
         return partial(FsspecS3, slow, name, root, access=access, retry_seconds=options.retry_seconds)
-    bucket = _native_s3(name, access, options)
-    return partial(NativeStore, bucket, root, slow=slow, retry_seconds=options.retry_seconds)
+    return partial(
+        NativeStore,
+        _native_s3(name, access, options, REQUEST_SECONDS),
+        root,
+        slow=slow,
+        retry_seconds=options.retry_seconds,
+        patient=partial(_native_s3, name, access, options),
+    )
 
 
 def open_cloud(root: str, options: StoreOptions) -> Callable[[str], Store]:
     """Return what makes the store of a folder of a bucket of Google's, or of a container of Azure's."""
-    config: Any = {"skip_signature": True} if options.anonymous else {}
+    opened = partial(_native_cloud, root, options)
     try:
-        bucket = obstore.store.from_url(
-            root.replace("gcs://", "gs://"),
-            config=config,
-            client_options=_client_options(allow_http=False),
-            retry_config=_retry_config(options.retry_seconds),
-        )
+        bucket = opened(REQUEST_SECONDS)
     except (BaseError, ValueError) as error:
         hint = "" if scheme_of(root) in ("gs", "gcs") else " Set AZURE_STORAGE_ACCOUNT_NAME."
         raise Misconfigured(f"{without_secrets(root)} cannot be opened: {_reason(error)}.{hint}") from error
-    return partial(NativeStore, bucket, root, slow=None, retry_seconds=options.retry_seconds)
+    return partial(NativeStore, bucket, root, slow=None, retry_seconds=options.retry_seconds, patient=opened)
 
 
-def _native_s3(name: str, access: S3Access, options: StoreOptions) -> obstore.store.S3Store:
+def _native_cloud(root: str, options: StoreOptions, seconds: int) -> obstore.store.ObjectStore:
+    config: Any = {"skip_signature": True} if options.anonymous else {}
+    return obstore.store.from_url(
+        root.replace("gcs://", "gs://"),
+        config=config,
+        client_options=_client_options(seconds, allow_http=False),
+        retry_config=_retry_config(options.retry_seconds),
+    )
+
+
+def _native_s3(name: str, access: S3Access, options: StoreOptions, seconds: int) -> obstore.store.S3Store:
     # one DELETE for one object: bulk deletion is a POST that not every store and policy knows
     config: dict[str, Any] = {
         "region": access.region,
@@ -64,7 +75,7 @@ def _native_s3(name: str, access: S3Access, options: StoreOptions) -> obstore.st
         config["credential_provider"] = Boto3CredentialProvider(access.session, ttl=CREDENTIALS_GOOD_FOR)
     return obstore.store.S3Store(
         name,
-        client_options=_client_options(allow_http=access.plain_http),
+        client_options=_client_options(seconds, allow_http=access.plain_http),
         retry_config=_retry_config(options.retry_seconds),
         **config,
     )
@@ -74,9 +85,9 @@ def _reason(error: Exception) -> str:
     return str(error).splitlines()[0].rpartition("error: ")[2].rstrip(".")
 
 
-def _client_options(*, allow_http: bool) -> Any:
+def _client_options(seconds: int, *, allow_http: bool) -> Any:
     return {
-        "timeout": timedelta(seconds=REQUEST_SECONDS),
+        "timeout": timedelta(seconds=seconds),
         "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
         "allow_http": allow_http,
     }

@@ -10,7 +10,7 @@ from obstore.exceptions import BaseError
 
 from pipelines.retry import retry
 from pipelines.store.answers import Action
-from pipelines.store.interface import Blob, Changed, Entry, NotFound, StoreDown, is_passing
+from pipelines.store.interface import REQUEST_SECONDS, Blob, Changed, Entry, NotFound, StoreDown, is_passing
 from pipelines.store.native_errors import NATIVE_ERRORS, native_answer, native_error
 from pipelines.store.native_listing import is_refused, list_bucket
 from pipelines.store.slow_s3 import EtagForm, SlowS3, plain_etag, replace_either_way
@@ -21,15 +21,30 @@ if TYPE_CHECKING:
 
 _Result = TypeVar("_Result")
 
+SLOWEST_BYTES = 10**6  # a second, which a put may be as slow as
+QUICK_BYTES = REQUEST_SECONDS * SLOWEST_BYTES  # of a put that the time-out of every request is long enough for
+
 
 class NativeStore:
     """The objects of a bucket below a folder: obstore's store of the bucket, and for S3 a slow client for odd keys."""
 
     def __init__(
-        self, bucket: ObjectStore, root: str, folder: str, *, slow: SlowS3 | None, retry_seconds: float
+        self,
+        bucket: ObjectStore,
+        root: str,
+        folder: str,
+        *,
+        slow: SlowS3 | None,
+        retry_seconds: float,
+        patient: Callable[[int], ObjectStore] | None = None,
     ) -> None:
-        """Take the bucket, its URI, and the folder ("" or with a slash at its end) below which keys are relative."""
+        """Take the bucket, its URI, and the folder ("" or with a slash at its end) below which keys are relative.
+
+        `patient` opens the bucket with a time-out of so many seconds, for large puts; None where nothing times out.
+        """
         self._bucket = bucket
+        self._patient = patient
+        self._patient_buckets: dict[int, ObjectStore] = {}
         self._root = root
         self._folder = folder
         self._slow = slow
@@ -124,7 +139,18 @@ class NativeStore:
 
     def _put(self, path: str, data: bytes, mode: Any) -> str | None:
         # multipart would lose the etag, and on Ceph 16 the condition
-        return plain_etag(obstore.put(self._bucket, path, data, mode=mode, use_multipart=False)["e_tag"])
+        bucket = self._bucket_for_put(len(data))
+        return plain_etag(obstore.put(bucket, path, data, mode=mode, use_multipart=False)["e_tag"])
+
+    def _bucket_for_put(self, size: int) -> ObjectStore:
+        """Return a client that waits long enough: its time-out is of a whole request, from a link that may be slow."""
+        if size <= QUICK_BYTES or self._patient is None:
+            return self._bucket
+        seconds = put_seconds(size)
+        bucket = self._patient_buckets.get(seconds)
+        if bucket is None:  # two threads may both make one, and either is good
+            bucket = self._patient_buckets[seconds] = self._patient(seconds)
+        return bucket
 
     def _replace(self, path: str, data: bytes, etag: str) -> str | None:
         if scheme_of(self._root) in ("gs", "gcs"):
@@ -166,3 +192,11 @@ class NativeStore:
 
     def _shown(self, path: str) -> str:
         return join_uri(self._root, path)
+
+
+def put_seconds(size: int) -> int:
+    """Return the time-out of a put of so many bytes, at `SLOWEST_BYTES` a second: rounded up to few values."""
+    seconds = REQUEST_SECONDS
+    while seconds * SLOWEST_BYTES < size:
+        seconds *= 2
+    return seconds

@@ -6,7 +6,7 @@ import pytest
 from obstore.store import MemoryStore
 
 from pipelines.store import Misconfigured, NotFound, StoreOptions, open_store
-from pipelines.store.native import NativeStore
+from pipelines.store.native import QUICK_BYTES, NativeStore, put_seconds
 
 ANONYMOUS = StoreOptions(anonymous=True, retry_seconds=0.0)
 
@@ -37,3 +37,29 @@ def test_a_name_that_the_only_client_cannot_take_is_not_found() -> None:
 
     with pytest.raises(NotFound, match=r"gs://bucket/a//b.*--via fsspec"):
         store.get("a//b")
+
+
+def test_large_puts_have_time_for_their_size() -> None:
+    sizes = [1, QUICK_BYTES, QUICK_BYTES + 1, 256 * 2**20, 500 * 10**6, 5 * 10**9]
+
+    assert [put_seconds(size) for size in sizes] == [60, 60, 120, 480, 960, 7680]
+    assert all(size / put_seconds(size) <= 10**6 for size in sizes)
+
+
+def test_large_puts_go_through_a_client_of_more_patience_which_is_opened_once() -> None:
+    opened: list[int] = []
+    quick, patient = MemoryStore(), MemoryStore()
+
+    def open_patient(seconds: int) -> MemoryStore:
+        opened.append(seconds)
+        return patient
+
+    store = NativeStore(quick, "gs://bucket", "", slow=None, retry_seconds=0.0, patient=open_patient)
+    large = bytes(QUICK_BYTES + 1)
+    store.put("small", large[:QUICK_BYTES])
+    store.put("large", large)
+    store.put("created", large, create=True)
+
+    assert opened == [120]
+    assert [entry["path"] for page in quick.list() for entry in page] == ["small"]
+    assert [entry["path"] for page in patient.list() for entry in page] == ["created", "large"]

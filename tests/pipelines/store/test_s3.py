@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -474,3 +474,21 @@ def test_stores_opens_every_bucket_once(moto: S3Server) -> None:
     assert [blob.data for blob in blobs] == [first.encode(), second.encode()] * 8
     assert stores.find(f"{first}/a/b")[0] is stores.find(f"{first}/x")[0]
     assert stores.find(f"{first}/a/b")[1] == "a/b"
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_a_large_put_outlasts_the_time_of_other_requests(
+    moto: S3Server, monkeypatch: pytest.MonkeyPatch, create: bool
+) -> None:
+    uri, data = moto.bucket(), b"0123456789" * 7 * 2**20
+    with monkeypatch.context() as patched:
+        patched.setattr("pipelines.store.buckets.REQUEST_SECONDS", 0.02)  # no 70 megabytes are sent in that time
+        hasty = open_store(uri, replace(moto.options(), retry_seconds=0.0))
+
+    hasty.put("large", data, create=create)
+
+    store = open_store(uri, moto.options())
+    assert store.get("large").data == data
+    if create:
+        with pytest.raises(AlreadyExists):
+            store.put("large", b"x", create=True)

@@ -1,0 +1,180 @@
+"""Make training shards of a COCO json and its images: Parquet files with photographs, boxes and an index.
+
+python -m jobs.shard --annotations s3://coco/instances_train2017.json --images s3://coco/train2017/ --out s3://coco/shards/train
+
+The same command goes on with what was stopped. Nothing of the json is lost; what cannot be trained on is kept apart.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from jobs.exits import run
+from jobs.options import CommandParser, count, share
+
+if TYPE_CHECKING:
+    from pipelines.shards.sharding import ShardProgress, ShardSummary
+
+SHOWN_EXAMPLES = 3
+
+# what can be found, in the order in which it is printed, and what is done about it
+FINDINGS: Mapping[str, tuple[str, str]] = {
+    "left_out_missing": ("images that are not there", "left out"),
+    "left_out_denied": ("images refused to these credentials", "left out"),
+    "left_out_archived": ("images in an archive class", "left out"),
+    "left_out_unreadable": ("images that cannot be decoded", "left out"),
+    "left_out_too_extreme": ("images too narrow for training, which would have a side of 0 pixels", "left out"),
+    "left_out_other_size": ("images of another size than the json says", "left out"),
+    "left_out_repeated_id": ("images with the id of an earlier one", "left out"),
+    "left_out_outside_folder": ("images whose names lead out of the folder", "left out"),
+    "annotations_left_out": ("annotations of images that are left out", "left out with them"),
+    "annotations_of_no_image": ("annotations of images that the json does not declare", "left out"),
+    "duplicate_pictures": ("images with the same bytes as another one", "kept"),
+    "objects_not_named": ("objects in the folder that the json does not name", "not read"),
+    "images_turned_upright": ("images annotated upright, as their EXIF turns them", "training will turn them"),
+    "images_of_ambiguous_turn": (
+        "images turned by EXIF whose size does not tell how they were annotated",
+        "as --ambiguous-exif says",
+    ),
+    "images_without_annotations": ("images without annotations", "kept"),
+    "crowds": ("annotations of crowds", "kept as such, training will pass over them"),
+    "undeclared_categories": ("annotations of a category that is not declared", "kept, training will drop them"),
+    "boxes_missing": ("annotations without a box of four numbers", "kept, training will drop them"),
+    "boxes_not_finite": ("boxes with a side that is no finite number", "kept, training will drop them"),
+    "boxes_without_area": ("boxes without area", "kept, training will drop them"),
+    "boxes_outside": ("boxes outside of their image", "kept, training will drop them"),
+    "boxes_over_the_edge": ("boxes over the edge of their image", "kept, training will cut them off there"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, shard, print."""
+    parser = CommandParser(prog="jobs.shard", description=__doc__)
+    parser.add_argument("--annotations", required=True, metavar="URI", help="a COCO json; s3://, gs://, az://, a path")
+    parser.add_argument(
+        "--images", required=True, metavar="URI", help="the folder that the json's file names are relative to"
+    )
+    parser.add_argument("--out", required=True, metavar="URI", help="an empty place for the shards")
+    parser.add_argument(
+        "--shard-megabytes", type=count, default=256, metavar="N", help="photographs of a shard (%(default)s)"
+    )
+    parser.add_argument(
+        "--ambiguous-exif",
+        choices=("stored", "upright"),
+        default="stored",
+        help="pictures whose height and width do not tell whether the boxes were drawn before or after EXIF's turn: "
+        "leave them as stored or turn them upright (%(default)s)",
+    )
+    parser.add_argument(
+        "--no-decode-check",
+        action="store_true",
+        help="read headers only: a broken picture then stops a training (every picture is decoded once)",
+    )
+    parser.add_argument(
+        "--max-missing",
+        type=share,
+        default=0.01,
+        metavar="SHARE",
+        help="stop when more than this share of the images cannot be had (%(default)s)",
+    )
+    parser.add_argument("--max-images", type=count, metavar="N", help="the json's first N images only (all)")
+    parser.add_argument(
+        "--shared-folders",
+        action="store_true",
+        help="local paths are the same folders on every node, as NFS is: else a cluster of several refuses them",
+    )
+    parser.add_argument(
+        "--via",
+        choices=("auto", "fsspec"),
+        default="auto",
+        help="fsspec reads images through fsspec instead of the faster native client (%(default)s)",
+    )
+    parser.add_argument("--anonymous", action="store_true", help="read without credentials: public buckets")
+    parser.add_argument("--endpoint", metavar="URL", help="the S3 server's address (AWS_ENDPOINT_URL)")
+    parser.add_argument("--region", metavar="NAME", help="the S3 region (AWS_REGION)")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    parser.add_argument("--verbose", action="store_true", help="let Ray's own messages through")
+    args = parser.parse_args(argv)
+
+    from jobs.progress import Drawing, shown
+    from pipelines.shards.sharding import ShardConfig, shard
+
+    try:
+        config = ShardConfig(
+            annotations=args.annotations,
+            images=args.images,
+            out=args.out,
+            shard_megabytes=args.shard_megabytes,
+            ambiguous_exif=args.ambiguous_exif,
+            check_decodes=not args.no_decode_check,
+            max_missing=args.max_missing,
+            max_images=args.max_images,
+            via=args.via,
+            anonymous=args.anonymous,
+            endpoint=args.endpoint,
+            region=args.region,
+            verbose=args.verbose,
+            shared_folders=args.shared_folders,
+        )
+    except ValueError as error:
+        parser.error(str(error))
+
+    drawing: Drawing[ShardProgress] = Drawing(
+        is_running=lambda progress: progress.stage == "shard",
+        line=lambda progress: line(progress, time.monotonic() - progress.began),
+        done=lambda progress: (progress.images, progress.images_planned),
+    )
+    with shown(sys.stderr, drawing) as on_progress:
+        summary = shard(config, on_progress=on_progress)
+
+    print(json.dumps(asdict(summary), indent=2) if args.json else report(summary))
+
+
+def report(summary: "ShardSummary") -> str:
+    """Return what was found, and what was done about it."""
+    size = f"{summary.size_bytes / 1e9:,.2f} GB"
+    files = f"{summary.files:,} file" + ("" if summary.files == 1 else "s")
+    if summary.was_done:
+        return f"nothing to do: {summary.out} has all {summary.images:,} images, {size} in {files}"
+    lines = [
+        f"found: {what}: {summary.report[kind]:,}, {done}{_some(summary.examples.get(kind, ()))}"
+        for kind, (what, done) in FINDINGS.items()
+        if summary.report.get(kind)
+    ]
+    others = summary.report.keys() - FINDINGS.keys() - {"images", "annotations"}
+    lines += [f"found: {kind.replace('_', ' ')}: {summary.report[kind]:,}" for kind in sorted(others)]
+    rate = summary.images / summary.seconds
+    lines += [
+        f"done: {summary.images:,} images with {summary.annotations:,} annotations in {duration(summary.seconds)} "
+        f"({rate:,.1f} images/s)",
+        f"shards: {summary.out}, {size} in {files}",
+    ]
+    return "\n".join(lines)
+
+
+def line(progress: "ShardProgress", seconds: float) -> str:
+    """Return one line of figures, `seconds` after the first shard was begun."""
+    if progress.stage != "shard":
+        return f"  {progress.stage}"
+    share_done = f"{progress.images / progress.images_planned:.1%}  " if progress.images_planned else ""
+    rate = f"  {progress.images / seconds:,.1f} images/s" if progress.images and seconds > 0 else ""
+    return f"  shard  {share_done}{progress.images:,} of {progress.images_planned:,} images{rate}"
+
+
+def _some(examples: Sequence[str]) -> str:
+    return f" ({'; '.join(examples[:SHOWN_EXAMPLES])})" if examples else ""
+
+
+def duration(seconds: float) -> str:
+    """Return the two largest units: `48 min 51 s`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s"
+    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+if __name__ == "__main__":
+    run(main)

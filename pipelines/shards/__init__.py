@@ -1,0 +1,1 @@
+"""Training shards: a COCO json and its images as Parquet, made and read."""

@@ -1,0 +1,81 @@
+"""The file of what cannot be trained on, kept so that the json can be made again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Final
+
+from pipelines.once import put_once
+from pipelines.run import RunStopped
+from pipelines.shards.coco import NOWHERE, CocoText
+from pipelines.shards.reader import ShardFile
+from pipelines.shards.rows import LEFT_OUT_KEY, LEFT_OUT_SCHEMA, RowsFile, image_row, whole
+from pipelines.store import Store, join_uri
+
+GROUP_ROWS: Final = 256
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """What is left out of the shards: the file, None for nothing, and how many annotations are of images in it."""
+
+    file: ShardFile | None
+    annotations: int
+    annotations_of_no_image: int
+
+
+def write_left_out(out: Store, coco: CocoText, problems: Mapping[int, tuple[str, str]]) -> LeftOut:
+    """Write the images that have a problem, and the annotations whose image the json does not declare.
+
+    Memory: the file, and the text of the annotations without image.
+
+    Args:
+        out: where the shards are.
+        coco: the json.
+        problems: kind and sentence by the image's position in the json.
+
+    Raises:
+        RunStopped: there is another such file.
+        StoreError: the store refused, or gave no answer.
+    """
+    rows = _rows(coco, problems)
+    file = RowsFile(LEFT_OUT_SCHEMA)
+    count = annotations = homeless = 0
+    while group := list(islice(rows, GROUP_ROWS)):
+        file.add(group)
+        count += len(group)
+        homeless += sum(len(row["annotations"]) for row in group if row["position"] is None)
+        annotations += sum(len(row["annotations"]) for row in group if row["position"] is not None)
+    if not count:
+        return LeftOut(None, 0, 0)
+    data, groups = file.finish({})
+    if put_once(out, LEFT_OUT_KEY, data) != data:
+        raise RunStopped(
+            f"{join_uri(out.uri, LEFT_OUT_KEY)} is in the way: it says something else than this job found. Was an "
+            "image mended meanwhile, or is another release of pyarrow in use? Choose an empty place."
+        )
+    listed = ShardFile(LEFT_OUT_KEY, count, hashlib.sha256(data).hexdigest(), len(data), groups)
+    return LeftOut(listed, annotations, homeless)
+
+
+def _rows(coco: CocoText, problems: Mapping[int, tuple[str, str]]) -> Iterator[Json]:
+    for position in sorted(problems):
+        kind, sentence = problems[position]
+        # of images with the same id the first one has the annotations, whatever became of it
+        annotations = [(place, json.loads(text)) for place, text in coco.annotations_of(position)]
+        image = json.loads(coco.image(position))
+        yield image_row(position, image, annotations, data=None, problem=f"{kind}: {sentence}")
+    by_id: dict[int | None, list[tuple[int, str]]] = defaultdict(list)
+    for place, text in coco.annotations_of(NOWHERE):
+        by_id[whole(json.loads(text).get("image_id"))].append((place, text))
+    for image_id, texts in by_id.items():
+        image = {} if image_id is None else {"id": image_id}
+        problem = "no_image: the json declares no such image, only annotations of it"
+        yield image_row(None, image, [(place, json.loads(text)) for place, text in texts], data=None, problem=problem)

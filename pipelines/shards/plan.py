@@ -1,0 +1,171 @@
+"""Which images go into which shard, decided before any is read and written down so that a job can be gone on with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.once import put_once
+from pipelines.run import RunStopped
+from pipelines.shards.coco import CocoText, image_key, name_hash
+from pipelines.store import NotFound, Store, join_uri
+
+PLAN_KEY: Final = "_plan.json"
+PLAN_VERSION: Final = 1
+MOST_IMAGES: Final = 4096  # a file: small pictures would make its footer and its list of hashes large
+
+_UNKNOWN_BYTES: Final = 1024**2  # what an image of unknown size is taken for
+NOT_LISTED: Final = -1
+_UNKNOWN: Final = -2
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What one listing of the images' folder says.
+
+    Attributes:
+        size_bytes: `(N,)` int64 of the json's images; `NOT_LISTED` where there is no such object.
+        digest: of the names, sizes and etags of the json's images: another one means that images have changed.
+        strangers: objects that the json does not name.
+        stranger: one of them.
+    """
+
+    size_bytes: NDArray[np.int64]
+    digest: str
+    strangers: int
+    stranger: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """Which images go into which shard.
+
+    Attributes:
+        shards: `(positions, size_bytes)` of each, int64 arrays of equal length; a size is 0 where it is unknown.
+        problems: of the images that are left out already: by position the kind and a sentence.
+        images: how many images are to be accounted for.
+    """
+
+    shards: tuple[tuple[NDArray[np.int64], NDArray[np.int64]], ...]
+    problems: Mapping[int, tuple[str, str]]
+    images: int
+
+
+def shard_key(number: int) -> str:
+    """Return the key of a shard: a function of the plan alone."""
+    return f"shard-{number:05d}.parquet"
+
+
+def find_images(images: Store, coco: CocoText) -> Found:
+    """List the folder once and return what it has of the json's images. Memory: 40 bytes an image.
+
+    Raises:
+        StoreError: the folder cannot be listed.
+    """
+    order = np.argsort(coco.name_hashes, kind="stable")
+    hashes = coco.name_hashes[order]
+    sizes = np.full(len(order), NOT_LISTED, np.int64)
+    digest = hashlib.sha256()
+    strangers, stranger = 0, None
+    for entry in images.list():
+        wanted = np.uint64(name_hash(entry.key))
+        first, end = np.searchsorted(hashes, wanted, "left"), np.searchsorted(hashes, wanted, "right")
+        if first == end:
+            strangers, stranger = strangers + 1, stranger or entry.key
+            continue
+        sizes[order[first:end]] = _UNKNOWN if entry.size is None else entry.size
+        digest.update(json.dumps([entry.key, entry.size, entry.etag]).encode())
+    return Found(sizes, digest.hexdigest(), strangers, stranger)
+
+
+def plan_shards(
+    coco: CocoText, found: Found, *, most_bytes: int, most_images: int = MOST_IMAGES, max_images: int | None = None
+) -> ShardPlan:
+    """Cut the json's images, in its order, into shards of at most `most_bytes` of photographs, one alone may have more.
+
+    Args:
+        coco: the json.
+        found: what there is of its images.
+        most_bytes: photographs of a shard.
+        most_images: a shard.
+        max_images: the json's first so many only.
+    """
+    images = len(coco.image_ids) if max_images is None else min(max_images, len(coco.image_ids))
+    problems: dict[int, tuple[str, str]] = {}
+    shards: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+    positions, sizes, held = array("q"), array("q"), 0
+    for position, size in enumerate(found.size_bytes[:images].tolist()):
+        problem = _problem(coco, position, size)
+        if problem is not None:
+            problems[position] = problem
+            continue
+        weight = _UNKNOWN_BYTES if size == _UNKNOWN else size
+        if positions and (held + weight > most_bytes or len(positions) == most_images):
+            shards.append((np.array(positions, np.int64), np.array(sizes, np.int64)))
+            positions, sizes, held = array("q"), array("q"), 0
+        positions.append(position)
+        sizes.append(max(size, 0))
+        held += weight
+    if positions:
+        shards.append((np.array(positions, np.int64), np.array(sizes, np.int64)))
+    return ShardPlan(tuple(shards), problems, images)
+
+
+def hold_plan(out: Store, plan: Json) -> None:
+    """Write the plan down before its work starts, or find that it is the one that is there.
+
+    Raises:
+        RunStopped: the place belongs to another plan, or to something else.
+        StoreError: the store refused, or gave no answer.
+    """
+    try:
+        found = out.get(PLAN_KEY).data
+    except NotFound:
+        stranger = next(iter(out.list()), None)
+        if stranger is not None:
+            raise RunStopped(
+                f"{out.uri} is not empty, it holds {stranger.key}. Shards need a place of their own: choose an empty "
+                "one."
+            ) from None
+        found = put_once(out, PLAN_KEY, _encode(plan))
+    try:
+        there: Json = json.loads(found)
+        differences = [
+            f"{name.replace('_', ' ')} {there.get(name)!r}, now {plan.get(name)!r}"
+            for name in sorted(there.keys() | plan.keys())
+            if there.get(name) != plan.get(name)
+        ]
+    except (ValueError, AttributeError) as error:
+        raise RunStopped(
+            f"{join_uri(out.uri, PLAN_KEY)} is damaged: it cannot be read as the plan of shards. Choose an empty place."
+        ) from error
+    if differences:
+        raise RunStopped(
+            f"{out.uri} holds shards of something else: {'; '.join(differences)}. Give what it was begun with, or "
+            "choose an empty place."
+        )
+
+
+def _problem(coco: CocoText, position: int, size: int) -> tuple[str, str] | None:
+    """Return why an image cannot be in a shard, as far as it is known without reading it."""
+    if coco.is_repeated[position]:
+        return "repeated_id", f"an earlier image has the same id, {coco.image_ids[position]}; its annotations are there"
+    if size != NOT_LISTED:
+        return None
+    file_name = json.loads(coco.image(position))["file_name"]
+    if image_key(file_name) is None:
+        return "outside_folder", f"the file name {file_name!r} leads out of the images' folder"
+    return "missing", f"there is no {file_name!r} in the images' folder"
+
+
+def _encode(plan: Json) -> bytes:
+    return json.dumps(plan, ensure_ascii=False, indent=1).encode()

@@ -1,0 +1,295 @@
+"""Training shards: photographs with their annotations in Parquet files, listed in an index, read by row groups."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from torch import Tensor
+
+from detr.classes import Category
+from detr.images import ImageError, decode
+from pipelines.once import put_once
+from pipelines.parquet_files import open_object
+from pipelines.run import RunStopped
+from pipelines.shards.parquet_groups import read_row_group
+from pipelines.store import NotFound, Store, join_uri
+
+INDEX_KEY: Final = "index.json"
+INDEX_VERSION: Final = 1
+SCHEMA_VERSION: Final = 1
+
+Json = dict[str, Any]
+
+# What has not the type of its column is in `other` with its name, and the column is null: nothing of the json is lost.
+_ANNOTATION: Final = pa.struct(
+    [
+        pa.field("position", pa.int64(), nullable=False),  # in the json's list of annotations
+        pa.field("id", pa.int64()),
+        pa.field("category_id", pa.int32()),  # the data set's own
+        pa.field("bbox", pa.list_(pa.field("element", pa.float64(), nullable=False), 4)),  # x, y, width, height
+        pa.field("area", pa.float64()),  # pixels; of the segmentation where there is one
+        pa.field("iscrowd", pa.bool_()),
+        pa.field("segmentation", pa.string()),  # json; null where the annotation has none
+        pa.field("other", pa.string()),  # json of all other fields; null where there are none
+    ]
+)
+
+SHARD_SCHEMA: Final = pa.schema(
+    [
+        pa.field("position", pa.int64(), nullable=False),  # in the json's list of images
+        pa.field("image_id", pa.int64(), nullable=False),
+        pa.field("file_name", pa.string(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),  # pixels, as the boxes were drawn
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("image", pa.binary(), nullable=False),  # the file as it was found
+        pa.field("upright", pa.bool_(), nullable=False),  # whether a reader must turn the picture by its EXIF
+        pa.field("annotations", pa.list_(pa.field("element", _ANNOTATION, nullable=False)), nullable=False),
+        pa.field("other", pa.string()),  # json of the image's other fields; null where there are none
+    ]
+)
+
+METADATA_PREFIX: Final = "ray_detr."
+SIZES_KEY: Final = f"{METADATA_PREFIX}sizes"  # in a file's metadata: json of (height, width) of its images, in order
+FOOTER_THREADS: Final = 8
+
+_TRAINING_COLUMNS: Final = [
+    *("image_id", "file_name", "height", "width", "image", "upright"),
+    *(f"annotations.list.element.{name}" for name in ("id", "category_id", "area", "iscrowd")),
+    "annotations.list.element.bbox.list.element",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFile:
+    """One Parquet file of the shards: `row_groups` says how many rows each of its row groups has."""
+
+    key: str
+    rows: int
+    sha256: str
+    size_bytes: int
+    row_groups: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardIndex:
+    """What shards hold; its object is written last, so that what it lists is whole.
+
+    Attributes:
+        files: the shards, which hold every image once.
+        categories: ids and names, as the json declares them.
+        images: how many are in the shards.
+        annotations: how many are in the shards, crowds and unusable ones included.
+        other: the json's top-level fields but its images and annotations, as they were.
+        left_out: the file with what cannot be trained on; it is needed only to make the json again.
+        report: what was found and what was done, as counts.
+        examples: a few sentences for each count that is somebody's concern.
+    """
+
+    files: tuple[ShardFile, ...]
+    categories: tuple[Category, ...]
+    images: int
+    annotations: int
+    other: Json
+    left_out: ShardFile | None = None
+    report: Mapping[str, int] = field(default_factory=dict)
+    examples: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingImage:
+    """One image with its annotations, as a training reader gets it.
+
+    Attributes:
+        image_id: the data set's own.
+        file_name: as in the json.
+        height: pixels, of the picture that `decode_training_image` gives and that the boxes were drawn on.
+        width: likewise.
+        data: the encoded file.
+        upright: whether the picture is turned by its EXIF when it is decoded.
+        annotations: as in COCO's json, in its order: `id` (None where there is none), `category_id`, `bbox` (x, y,
+            width, height in pixels), `area` (that of the box where the json has none), `iscrowd` (0 or 1). Those
+            without a category or a box of four numbers are left out; the box itself may still be of any size and place.
+    """
+
+    image_id: int
+    file_name: str
+    height: int
+    width: int
+    data: bytes
+    upright: bool
+    annotations: tuple[Mapping[str, Any], ...]
+
+
+def write_index(store: Store, index: ShardIndex) -> None:
+    """Create the index, which makes the shards exist.
+
+    Raises:
+        RunStopped: there is another index.
+        StoreError: the store refused, or gave no answer.
+    """
+    data = json.dumps({"version": INDEX_VERSION, **asdict(index)}, ensure_ascii=False, indent=1).encode()
+    if put_once(store, INDEX_KEY, data) != data:
+        raise RunStopped(
+            f"{join_uri(store.uri, INDEX_KEY)} exists already with other contents: two jobs wrote shards to one place. "
+            "Choose an empty place and start again."
+        )
+
+
+def read_index(store: Store) -> ShardIndex:
+    """Return the index of the shards in `store`.
+
+    Raises:
+        RunStopped: there is none, or it is damaged.
+        StoreError: the store refused, or gave no answer.
+    """
+    name = join_uri(store.uri, INDEX_KEY)
+    try:
+        data = store.get(INDEX_KEY).data
+    except NotFound as error:
+        raise RunStopped(
+            f"there are no training shards at {store.uri}: {INDEX_KEY} is missing. Check the address; shards that are "
+            "being written get it last, and the same command of jobs.shard goes on with unfinished ones."
+        ) from error
+    try:
+        fields = json.loads(data)
+        version = fields.pop("version")
+        if version != INDEX_VERSION:
+            raise RunStopped(
+                f"{name} has version {version}, and this release reads {INDEX_VERSION}: take the release that wrote "
+                "it, or write the shards again."
+            )
+        return ShardIndex(
+            files=tuple(map(_shard_file, fields["files"])),
+            categories=tuple(Category(one["id"], one["name"]) for one in fields["categories"]),
+            images=fields["images"],
+            annotations=fields["annotations"],
+            other=fields["other"],
+            left_out=None if fields["left_out"] is None else _shard_file(fields["left_out"]),
+            report=fields["report"],
+            examples={name: tuple(some) for name, some in fields["examples"].items()},
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunStopped(f"{name} is damaged: it cannot be read as the index of training shards ({error}).") from error
+
+
+class ShardReader:
+    """Reads row groups of shards; footers are fetched once. Any number of threads may read at once.
+
+    Memory: some kilobytes of footer for each file that was read from, and what is returned.
+    """
+
+    def __init__(self, store: Store, index: ShardIndex) -> None:
+        """Take the shards' store and index; nothing is read yet."""
+        self._store, self._index = store, index
+        self._footers: dict[int, pq.FileMetaData] = {}
+        self._lock = threading.Lock()
+
+    def read_group(self, file: int, group: int) -> list[TrainingImage]:
+        """Return the images of one row group of one file, both counted from 0 as in the index, by one request.
+
+        Raises:
+            RunStopped: the file is damaged, or not the one that the index lists.
+            StoreError: the store refused, or gave no answer.
+        """
+        key, footer = self._index.files[file].key, self._footer(file)
+        rows = read_row_group(self._store, key, footer, group, _TRAINING_COLUMNS).to_pylist()
+        return [_training_image(row) for row in rows]
+
+    def read_sizes(self) -> list[list[tuple[int, int]]]:
+        """Return (height, width) of every image, a list for each row group, all groups of all files in order.
+
+        Reads footers only, which have them.
+
+        Raises:
+            RunStopped: a file is damaged, or not the one that the index lists.
+            StoreError: the store refused, or gave no answer.
+        """
+        sizes: list[list[tuple[int, int]]] = []
+        with ThreadPoolExecutor(FOOTER_THREADS) as pool:
+            for file, footer in zip(
+                self._index.files, pool.map(self._footer, range(len(self._index.files))), strict=True
+            ):
+                rows = iter(json.loads(footer.metadata[SIZES_KEY.encode()]))
+                sizes += [[(height, width) for height, width in islice(rows, count)] for count in file.row_groups]
+        return sizes
+
+    def _footer(self, file: int) -> pq.FileMetaData:
+        with self._lock:
+            footer = self._footers.get(file)
+        if footer is None:
+            listed = self._index.files[file]
+            footer = open_object(self._store, listed.key, listed.size_bytes).metadata
+            _check_is_listed(footer, listed, join_uri(self._store.uri, listed.key))
+            with self._lock:
+                self._footers[file] = footer
+        return footer
+
+
+def decode_training_image(image: TrainingImage) -> Tensor:
+    """Return the picture, `(3, height, width)` uint8 RGB, turned upright or as stored as the boxes want it.
+
+    Raises:
+        RunStopped: the bytes are no picture of that size.
+    """
+    try:
+        pixels = decode(image.data, upright=image.upright)
+    except ImageError as error:
+        raise RunStopped(
+            f"image {image.image_id} ({image.file_name}) cannot be decoded: {error}. Write the shards without "
+            "--no-decode-check: such images are found and left out then."
+        ) from error
+    if pixels.shape[1:] != (image.height, image.width):
+        raise RunStopped(
+            f"image {image.image_id} ({image.file_name}) has {pixels.shape[2]} x {pixels.shape[1]} pixels (width x "
+            f"height), and its boxes are of {image.width} x {image.height}. Write the shards again."
+        )
+    return pixels
+
+
+def _training_image(row: Json) -> TrainingImage:
+    return TrainingImage(
+        image_id=row["image_id"],
+        file_name=row["file_name"],
+        height=row["height"],
+        width=row["width"],
+        data=row["image"],
+        upright=row["upright"],
+        annotations=tuple(
+            _training_annotation(one)
+            for one in row["annotations"]
+            if one["category_id"] is not None and one["bbox"] is not None
+        ),
+    )
+
+
+def _training_annotation(one: Json) -> Mapping[str, Any]:
+    bbox = one["bbox"]
+    return {
+        "id": one["id"],
+        "category_id": one["category_id"],
+        "bbox": bbox,
+        "area": bbox[2] * bbox[3] if one["area"] is None else one["area"],
+        "iscrowd": int(one["iscrowd"] or 0),
+    }
+
+
+def _check_is_listed(footer: pq.FileMetaData, listed: ShardFile, name: str) -> None:
+    found = tuple(footer.row_group(group).num_rows for group in range(footer.num_row_groups))
+    if found != listed.row_groups or SIZES_KEY.encode() not in (footer.metadata or {}):
+        raise RunStopped(
+            f"{name} does not match {INDEX_KEY}: it has {footer.num_rows:,} rows in {len(found):,} row groups, "
+            f"expected {listed.rows:,} in {len(listed.row_groups):,}, or was not written by this job. "
+            "Write the shards again."
+        )
+
+
+def _shard_file(fields: Json) -> ShardFile:
+    return ShardFile(**{**fields, "row_groups": tuple(fields["row_groups"])})

@@ -1,0 +1,224 @@
+"""COCO's images and annotations as rows of the shards, and back again exactly."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.parquet_files import open_object, parquet_of
+from pipelines.shards.reader import METADATA_PREFIX, SCHEMA_VERSION, SHARD_SCHEMA, Json, ShardFile, read_index
+from pipelines.store import Store, join_uri
+
+LEFT_OUT_KEY: Final = "left-out.parquet"
+
+LEFT_OUT_SCHEMA: Final = pa.schema(
+    [
+        # an undeclared image has no position, and where annotations name none, no id; nothing has its bytes here
+        *(column.with_nullable(True) for column in SHARD_SCHEMA),
+        pa.field("problem", pa.string(), nullable=False),  # why it cannot be trained on
+    ]
+)
+
+_EXACT_FLOAT: Final = 2**53  # whole numbers up to here are float64 exactly
+
+
+def image_row(
+    position: int | None,
+    image: Json,
+    annotations: Iterable[tuple[int, Json]],
+    *,
+    data: bytes | None,
+    upright: bool = False,
+    problem: str | None = None,
+) -> Json:
+    """Return the row of an image: what has not the type of its column stays, as json, in the column `other`.
+
+    Args:
+        position: in the json's list of images; None for an image that annotations name but the json does not declare.
+        image: as in the json.
+        annotations: its annotations as in the json, each with its position there.
+        data: the encoded file; None in rows of what is left out.
+        upright: whether readers turn the picture by its EXIF.
+        problem: why the image is left out.
+    """
+    columns, other = _typed(image, _IMAGE_COLUMNS)
+    row = {
+        "position": position,
+        "image_id": columns["id"],
+        **{name: columns[name] for name in ("file_name", "width", "height")},
+        "image": data,
+        "upright": upright,
+        "annotations": [_annotation_row(*one, image_id=columns["id"]) for one in annotations],
+        "other": other,
+    }
+    return row if problem is None else {**row, "problem": problem}
+
+
+def coco_image(row: Mapping[str, Any]) -> Json:
+    """Return the image of a row as the json has it."""
+    names = {"id": "image_id", "file_name": "file_name", "width": "width", "height": "height"}
+    return _untyped({field: row[column] for field, column in names.items()}, row["other"])
+
+
+def coco_annotations(row: Mapping[str, Any]) -> Iterator[tuple[int, Json]]:
+    """Yield the annotations of a row as the json has them, each with its position there."""
+    for one in row["annotations"]:
+        columns = {name: one[name] for name in ("id", "category_id", "bbox", "area", "iscrowd")}
+        if columns["iscrowd"] is not None:
+            columns["iscrowd"] = int(columns["iscrowd"])
+        annotation = _untyped({**columns, "image_id": row["image_id"]}, one["other"])
+        if one["segmentation"] is not None:
+            annotation["segmentation"] = json.loads(one["segmentation"])
+        yield one["position"], annotation
+
+
+class RowsFile:
+    """A Parquet file in memory that grows by row groups; equal rows give equal bytes.
+
+    Memory: the file, and while a row group is added that group once more.
+    """
+
+    def __init__(self, schema: pa.Schema) -> None:
+        """Begin a file of rows of `schema`."""
+        self._schema, self._sink = schema, io.BytesIO()
+        self._row_groups: list[int] = []
+        leaves = _leaves(schema)
+        self._writer = pq.ParquetWriter(
+            self._sink,
+            schema,
+            # photographs are compressed already
+            compression={leaf: "NONE" if leaf == "image" else "zstd" for leaf in leaves},
+            use_dictionary=False,
+            write_statistics=["position", "image_id"],
+            write_page_checksum=True,
+        )
+
+    def add(self, rows: Sequence[Json]) -> None:
+        """Add a row group."""
+        self._writer.write_table(pa.Table.from_pylist(list(rows), schema=self._schema), row_group_size=len(rows))
+        self._row_groups.append(len(rows))
+
+    def finish(self, metadata: Mapping[str, str]) -> tuple[bytes, tuple[int, ...]]:
+        """Return the file's bytes and how many rows each of its row groups has."""
+        words = {"schema_version": str(SCHEMA_VERSION), **metadata}
+        self._writer.add_key_value_metadata({f"{METADATA_PREFIX}{name}": word for name, word in words.items()})
+        self._writer.close()
+        return self._sink.getvalue(), tuple(self._row_groups)
+
+
+def coco_json(store: Store) -> Json:
+    """Return the json that the shards in `store` were made of: equal to what `json.loads` gives of it.
+
+    Where only its first images were sharded, it has those and their annotations. Memory: all of it.
+
+    Raises:
+        RunStopped: there are no shards, or a file is damaged.
+        StoreError: the store refused, or gave no answer.
+    """
+    index = read_index(store)
+    images: list[tuple[int, Json]] = []
+    annotations: list[tuple[int, Json]] = []
+    for file in [*index.files, *([] if index.left_out is None else [index.left_out])]:
+        for row in _read_rows(store, file):
+            if row["position"] is not None:
+                images.append((row["position"], coco_image(row)))
+            annotations += coco_annotations(row)
+    return {**index.other, "images": _in_order(images), "annotations": _in_order(annotations)}
+
+
+def whole(value: object, most: int = 2**63 - 1) -> int | None:
+    """Return a json value as an integer of at most `most`, None if it is none: 5.0 is one, true and "5" are not."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or abs(value) > most:
+        return None
+    return int(value) if value == int(value) else None
+
+
+def usable_box(value: object) -> list[float] | None:
+    """Return a json value as the four numbers of a box, None if it is no list of four numbers."""
+    if not isinstance(value, list) or len(value) != 4:
+        return None
+    numbers = [_number(one) for one in value]
+    return None if None in numbers else [one for one in numbers if one is not None]
+
+
+def _in_order(entries: list[tuple[int, Json]]) -> list[Json]:
+    return [entry for _, entry in sorted(entries, key=lambda entry: entry[0])]
+
+
+def _read_rows(store: Store, file: ShardFile) -> Iterator[Json]:
+    """Yield the rows without their photographs, one row group in memory at a time."""
+    opened = open_object(store, file.key, file.size_bytes)
+    columns = [name for name in opened.schema_arrow.names if name != "image"]
+    for group in range(opened.num_row_groups):
+        with parquet_of(join_uri(store.uri, file.key)):
+            rows = opened.read_row_group(group, columns=columns).to_pylist()
+        yield from rows
+
+
+def _annotation_row(position: int, annotation: Json, *, image_id: int | None) -> Json:
+    rest = dict(annotation)
+    segmentation = _to_json(rest.pop("segmentation")) if "segmentation" in rest else None
+    if image_id is not None:
+        del rest["image_id"]  # its row says it
+    columns, other = _typed(rest, _ANNOTATION_COLUMNS)
+    return {"position": position, **columns, "segmentation": segmentation, "other": other}
+
+
+def _typed(fields: Json, columns: _Columns) -> tuple[Json, str | None]:
+    """Return the columns' values, null where there is none of its type, and the json of what is in no column."""
+    values = {name: convert(fields[name]) if name in fields else None for name, convert in columns.items()}
+    other = {name: value for name, value in fields.items() if values.get(name) is None}
+    return values, _to_json(other) if other else None
+
+
+def _untyped(columns: Json, other: str | None) -> Json:
+    rest = {} if other is None else json.loads(other)
+    return {**{name: value for name, value in columns.items() if value is not None}, **rest}
+
+
+def _small(value: object) -> int | None:
+    return whole(value, 2**31 - 1)
+
+
+def _text(value: object) -> str | None:
+    if not isinstance(value, str) or any("\ud800" <= letter <= "\udfff" for letter in value):
+        return None  # half a pair, which json can hold and UTF-8 cannot
+    return value
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if isinstance(value, float) or abs(value) <= _EXACT_FLOAT else None
+
+
+def _flag(value: object) -> bool | None:
+    return bool(value) if isinstance(value, int | float) and value in (0, 1) else None
+
+
+_Columns = Mapping[str, Callable[[Any], Any]]
+_IMAGE_COLUMNS: Final[_Columns] = {"id": whole, "file_name": _text, "width": _small, "height": _small}
+_ANNOTATION_COLUMNS: Final[_Columns] = {
+    "id": whole,
+    "category_id": _small,
+    "bbox": usable_box,
+    "area": _number,
+    "iscrowd": _flag,
+}
+
+
+def _to_json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    """Return the names that Parquet gives to the columns of a schema, `annotations.list.element.id` and the like."""
+    sink = io.BytesIO()
+    pq.write_table(schema.empty_table(), sink)
+    columns = pq.read_metadata(sink).schema
+    return [columns.column(index).path for index in range(len(columns))]

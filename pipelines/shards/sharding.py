@@ -1,0 +1,348 @@
+"""From a COCO json and its images to training shards, by Ray tasks that write a shard each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from pipelines.cluster import connected, is_given, refuse_local
+from pipelines.run import RunStopped
+from pipelines.shards.coco import CocoText, read_coco
+from pipelines.shards.left_out import write_left_out
+from pipelines.shards.plan import NOT_LISTED, PLAN_VERSION, Found, ShardPlan, find_images, hold_plan, plan_shards
+from pipelines.shards.reader import INDEX_KEY, ShardIndex, read_index, write_index
+from pipelines.shards.tasks import write_by_tasks
+from pipelines.shards.writer import PICTURE_HASH_BYTES, ShardSpec, WrittenShard
+from pipelines.store import (
+    NotFound,
+    Store,
+    StoreError,
+    StoreOptions,
+    Stores,
+    join_uri,
+    open_store,
+    probe,
+    split_uri,
+    without_secrets,
+)
+
+MEGABYTE: Final = 1024**2
+MOST_MEGABYTES: Final = 1024  # a shard is held in memory, and written by one request
+TASK_BYTES: Final = 700 * MEGABYTE  # of a process that has imported what it needs, with images fetched ahead
+REACH_SECONDS: Final = 20.0  # for the first answer of a store
+EXAMPLES: Final = 5
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardConfig:
+    """What is made into shards.
+
+    Args:
+        annotations: path or URI of a COCO json.
+        images: path or URI of the folder that its file names are relative to.
+        out: path or URI of an empty place, or of one where the same command was stopped.
+        shard_megabytes: photographs of a shard, in 2**20 bytes.
+        ambiguous_exif: what is done with pictures that EXIF turns without changing height and width, so that these do
+            not tell which way the boxes were drawn: left as they are stored, or turned upright.
+        check_decodes: decode every picture once, so that none that is broken reaches a training.
+        max_missing: stop when more than this share of the images cannot be had.
+        max_images: the json's first so many images only.
+        via: "fsspec" reads images and annotations through fsspec.
+        anonymous: read images and annotations without credentials.
+        endpoint: the S3 server; None is as the environment says.
+        region: the S3 region; None is as the environment says.
+        verbose: let Ray's own messages through.
+        shared_folders: local paths are the same folders on every machine, as with NFS.
+    """
+
+    annotations: str
+    images: str
+    out: str
+    shard_megabytes: int = 256
+    ambiguous_exif: Literal["stored", "upright"] = "stored"
+    check_decodes: bool = True
+    max_missing: float = 0.01
+    max_images: int | None = None
+    via: Literal["auto", "fsspec"] = "auto"
+    anonymous: bool = False
+    endpoint: str | None = None
+    region: str | None = None
+    verbose: bool = False
+    shared_folders: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.shard_megabytes <= MOST_MEGABYTES:
+            raise ValueError(f"shard megabytes: {self.shard_megabytes} is not in 1..{MOST_MEGABYTES}")
+        if not 0 <= self.max_missing <= 1:
+            raise ValueError(f"max missing: {self.max_missing} is not in 0..1")
+        if self.max_images is not None and self.max_images < 1:
+            raise ValueError(f"max images: {self.max_images} is not a number of images; give 1 or more.")
+        if self.ambiguous_exif not in ("stored", "upright"):
+            raise ValueError(f"ambiguous exif: {self.ambiguous_exif!r} is neither stored nor upright")
+        if self.via not in ("auto", "fsspec"):
+            raise ValueError(f"via: {self.via!r} is neither auto nor fsspec")
+
+    @property
+    def image_options(self) -> StoreOptions:
+        """How images and annotations are reached."""
+        return StoreOptions(via=self.via, anonymous=self.anonymous, endpoint=self.endpoint, region=self.region)
+
+    @property
+    def out_options(self) -> StoreOptions:
+        """How the shards are reached."""
+        return StoreOptions(endpoint=self.endpoint, region=self.region)
+
+    def decisive(self) -> Json:
+        """Return what decides which bytes the shards have, beside the input."""
+        return {
+            "shard_megabytes": self.shard_megabytes,
+            "ambiguous_exif": self.ambiguous_exif,
+            "check_decodes": self.check_decodes,
+            "max_images": self.max_images,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ShardProgress:
+    """How far a job is, for whoever shows it.
+
+    Attributes:
+        stage: "shard", or what happens before and after it.
+        images: of shards that are there, those of earlier starts included.
+        images_planned: of all shards.
+        began: `time.monotonic()` when the first shard was begun.
+    """
+
+    stage: str
+    images: int = 0
+    images_planned: int = 0
+    began: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSummary:
+    """What there is at the end. `was_done`: an earlier start had done it all, and nothing was written by this one."""
+
+    out: str
+    images: int
+    annotations: int
+    files: int
+    size_bytes: int
+    report: Mapping[str, int]
+    examples: Mapping[str, tuple[str, ...]]
+    seconds: float
+    was_done: bool
+
+
+def shard(config: ShardConfig, *, on_progress: Callable[[ShardProgress], None] | None = None) -> ShardSummary:
+    """Write the shards that are not there yet, then the index; the same call goes on with what was stopped.
+
+    Ray is the one that is initialised already, the cluster that `RAY_ADDRESS` names, or a local one for the time of
+    the call. Memory here: the json's text, some 100 bytes an image and 40 an annotation; a task holds one shard.
+
+    Args:
+        config: What to make of what.
+        on_progress: Called in this thread whenever something is done.
+
+    Raises:
+        RunStopped: the input is of no use, or the world is in the way; a sentence says how. Shards that are written
+            stay, the same call goes on there.
+    """
+    began = time.monotonic()
+    show = on_progress or (lambda _: None)
+    try:
+        if is_given():  # a Ray of our own has one machine
+            with connected(verbose=config.verbose):
+                refuse_local([config.images, config.out], are_shared=config.shared_folders)
+        _check_answers(config)
+        show(ShardProgress(f"reading {without_secrets(config.annotations)}"))
+        coco = read_coco(
+            Stores(config.image_options).get(config.annotations).data, name=without_secrets(config.annotations)
+        )
+        show(ShardProgress(f"listing {without_secrets(config.images)}"))
+        found = _find_images(config, coco)
+        plan = plan_shards(coco, found, most_bytes=config.shard_megabytes * MEGABYTE, max_images=config.max_images)
+        out = open_store(config.out, config.out_options)
+        _check_share(config, plan, plan.problems)
+        hold_plan(out, _plan_record(config, coco, found, plan))
+        index = _finished(out)
+        was_done = index is not None
+        if index is None:
+            show(ShardProgress("connecting to Ray"))
+            with connected(verbose=config.verbose):
+                written = _write_shards(config, coco, plan, out, show)
+            show(ShardProgress("writing the index"))
+            index = _index(config, coco, plan, found, out, written)
+            write_index(out, index)
+    except StoreError as error:
+        raise RunStopped(f"{error} Shards that are written stay; the same command goes on from there.") from error
+    return ShardSummary(
+        out=without_secrets(config.out),
+        images=index.images,
+        annotations=index.annotations,
+        files=len(index.files),
+        size_bytes=sum(file.size_bytes for file in index.files),
+        report=index.report,
+        examples=index.examples,
+        seconds=time.monotonic() - began,
+        was_done=was_done,
+    )
+
+
+def _check_answers(config: ShardConfig) -> None:
+    """Refuse stores that give no answer, with little patience, and a place that could not hold shards safely."""
+    out = open_store(config.out, replace(config.out_options, retry_seconds=REACH_SECONDS))
+    if not probe(out, "").create_only:
+        raise RunStopped(
+            f"{out.uri} cannot hold shards: its store writes over an object that was to be created only once, so two "
+            "jobs could mix their shards. Use a bucket without versioning, or another store."
+        )
+    images = open_store(config.images, replace(config.image_options, retry_seconds=REACH_SECONDS))
+    if next(iter(images.list()), None) is None:
+        raise RunStopped(f"there are no images at {without_secrets(config.images)}. Check the address of --images.")
+
+
+def _find_images(config: ShardConfig, coco: CocoText) -> Found:
+    found = find_images(open_store(config.images, config.image_options), coco)
+    if (found.size_bytes == NOT_LISTED).all() and found.stranger is not None:
+        name = json.loads(coco.image(0))["file_name"]
+        raise RunStopped(
+            f"none of the json's images is at {without_secrets(config.images)}: the json says {name!r}, there is "
+            f"{found.stranger!r}. Give as --images the folder that the json's file names are relative to."
+        )
+    return found
+
+
+def _plan_record(config: ShardConfig, coco: CocoText, found: Found, plan: ShardPlan) -> Json:
+    return {
+        "version": PLAN_VERSION,
+        "annotations_sha256": coco.sha256,
+        "images": without_secrets(join_uri(*split_uri(config.images))),
+        "images_listing": found.digest,
+        "shards": len(plan.shards),
+        **config.decisive(),
+    }
+
+
+def _finished(out: Store) -> ShardIndex | None:
+    try:
+        out.head(INDEX_KEY)
+    except NotFound:
+        return None
+    return read_index(out)
+
+
+def _check_share(config: ShardConfig, plan: ShardPlan, problems: Mapping[int, tuple[str, str]]) -> None:
+    """Stop where more images cannot be had than is allowed."""
+    if len(problems) <= config.max_missing * plan.images and len(problems) < plan.images:
+        return
+    counts = Counter(kind for kind, _ in problems.values())
+    kinds = ", ".join(f"{kind.replace('_', ' ')} {count:,}" for kind, count in counts.most_common())
+    first = problems[min(problems)][1]
+    raise RunStopped(
+        f"{len(problems):,} of {plan.images:,} images cannot be had ({kinds}), a share of "
+        f"{len(problems) / plan.images:.3g}, and --max-missing allows {config.max_missing:.3g}. The first: {first}. "
+        "Give the right folder, or a larger share to train without them."
+    )
+
+
+def _write_shards(
+    config: ShardConfig,
+    coco: CocoText,
+    plan: ShardPlan,
+    out: Store,
+    show: Callable[[ShardProgress], None],
+) -> list[WrittenShard]:
+    """Return every shard of the plan, in order, those of earlier starts included."""
+    spec = ShardSpec(
+        out=join_uri(*split_uri(config.out)),  # a relative path would be another folder where tasks run
+        images=join_uri(*split_uri(config.images)),
+        out_options=config.out_options,
+        image_options=config.image_options,
+        source=_source(config, coco),
+        category_ids=frozenset(category.id for category in coco.categories),
+        ambiguous_upright=config.ambiguous_exif == "upright",
+        check_decodes=config.check_decodes,
+    )
+    there = {entry.key for entry in out.list("shard-")}
+    planned = sum(len(positions) for positions, _ in plan.shards)
+    written: dict[int, WrittenShard] = {}
+    progress = ShardProgress("shard", images_planned=planned, began=time.monotonic())
+    show(progress)
+    for one in write_by_tasks(spec, coco, plan, there, memory=TASK_BYTES + 2 * config.shard_megabytes * MEGABYTE):
+        written[one.number] = one
+        progress = replace(progress, images=progress.images + len(plan.shards[one.number][0]))
+        show(progress)
+    return [written[number] for number in range(len(plan.shards))]
+
+
+def _source(config: ShardConfig, coco: CocoText) -> str:
+    """Return what the shards are made of, in a few letters: the same wherever the input lies."""
+    return hashlib.sha256(json.dumps([coco.sha256, config.decisive()]).encode()).hexdigest()[:16]
+
+
+def _index(
+    config: ShardConfig, coco: CocoText, plan: ShardPlan, found: Found, out: Store, written: Sequence[WrittenShard]
+) -> ShardIndex:
+    """Return the index of all shards, having written what is left out of them.
+
+    Raises:
+        RunStopped: more images cannot be had than is allowed.
+    """
+    problems = dict(plan.problems)
+    report: Counter[str] = Counter()
+    examples: dict[str, list[str]] = {}
+    for one in written:
+        report.update(one.report.counts)
+        problems.update({position: (kind, sentence) for position, kind, sentence in one.report.left_out})
+        for kind, some in one.report.examples.items():
+            examples.setdefault(kind, []).extend(some)
+    _check_share(config, plan, problems)
+    for position in sorted(problems):
+        kind, sentence = problems[position]
+        report[f"left_out_{kind}"] += 1
+        examples.setdefault(f"left_out_{kind}", []).append(f"image {coco.image_ids[position]}: {sentence}")
+    left_out = write_left_out(out, coco, problems)
+    report["annotations_left_out"] = left_out.annotations
+    report["annotations_of_no_image"] = left_out.annotations_of_no_image
+    report["objects_not_named"] = found.strangers
+    duplicates = _duplicates(coco, written)
+    report["duplicate_pictures"] = len(duplicates)
+    examples["duplicate_pictures"] = duplicates[:EXAMPLES]
+    return ShardIndex(
+        files=tuple(one.file for one in written),
+        categories=coco.categories,
+        images=report["images"],
+        annotations=report["annotations"],
+        other=coco.other,
+        left_out=left_out.file,
+        report=dict(sorted((kind, count) for kind, count in report.items() if count)),
+        examples={kind: tuple(some[:EXAMPLES]) for kind, some in sorted(examples.items()) if some},
+    )
+
+
+def _duplicates(coco: CocoText, written: Sequence[WrittenShard]) -> list[str]:
+    """Return a sentence for each picture whose bytes an earlier image has, too. Memory: 50 bytes an image."""
+    pictures = np.frombuffer(b"".join(one.report.pictures for one in written), f"S{PICTURE_HASH_BYTES}")
+    positions = np.concatenate([np.array(one.report.positions, np.int64) for one in written])
+    order = np.argsort(pictures, kind="stable")
+    ordered = pictures[order]
+    is_repeat = np.flatnonzero(ordered[1:] == ordered[:-1]) + 1
+    return [
+        f"{_file_name(coco, positions[order[place]])} is {_file_name(coco, positions[order[place - 1]])}"
+        for place in is_repeat
+    ]
+
+
+def _file_name(coco: CocoText, position: np.int64) -> str:
+    name: str = json.loads(coco.image(int(position)))["file_name"]
+    return name

@@ -1,0 +1,143 @@
+"""Shards through Ray tasks: the only place where sharding meets Ray's scheduling."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterator, Set
+from dataclasses import dataclass
+from typing import Final
+
+import ray
+from ray.exceptions import RayError, RaySystemError, RayTaskError
+
+from pipelines.cluster import first_line, node_resources
+from pipelines.run import RunStopped
+from pipelines.shards.coco import CocoText
+from pipelines.shards.plan import ShardPlan, shard_key
+from pipelines.shards.writer import ShardSpec, ShardWork, WrittenShard, keep_shard, write_shard
+from pipelines.store import StoreError
+
+ATTEMPTS: Final = 3  # at a shard whose process dies
+NOT_IMPORTED: Final = "The remote function failed to import on the worker."  # Ray 2.60's words for a RuntimeError
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """Why there is no shard. A loss is of a process: the same may succeed in another one."""
+
+    sentence: str
+    is_loss: bool
+
+
+def write_by_tasks(
+    spec: ShardSpec, coco: CocoText, plan: ShardPlan, there: Set[str], *, memory: int
+) -> Iterator[WrittenShard]:
+    """Yield the shards as they are done, in no order; the text of a few more than run at once is under way.
+
+    Args:
+        spec: what all shards have in common.
+        coco: the json.
+        plan: which images go into which shard.
+        there: keys of shards that earlier starts have written.
+        memory: bytes that a task is given room for.
+
+    Raises:
+        RunStopped: a shard cannot be written, or no node has room for a task.
+    """
+    # no retries of Ray's: it would repeat a task that the node had no memory for without end
+    answer = ray.remote(num_cpus=1, memory=memory, max_retries=0)(_answer)
+    window = _tasks_at_once(memory) + 2
+    to_do = deque((number, 1) for number in range(len(plan.shards)))
+    under_way: dict[ray.ObjectRef[WrittenShard | _Failure], tuple[int, int]] = {}
+    try:
+        while to_do or under_way:
+            while to_do and len(under_way) < window:
+                number, attempt = to_do.popleft()
+                task = (
+                    answer.remote(keep_shard, spec, number)
+                    if shard_key(number) in there
+                    else answer.remote(write_shard, spec, _work(coco, plan, number))
+                )
+                under_way[task] = (number, attempt)
+            done, _ = ray.wait(list(under_way))
+            number, attempt = under_way.pop(done[0])
+            outcome = _outcome(done[0])
+            if isinstance(outcome, WrittenShard):
+                yield outcome
+            elif not outcome.is_loss:
+                raise RunStopped(outcome.sentence)
+            elif attempt == ATTEMPTS:
+                raise RunStopped(
+                    f"the process that wrote {shard_key(number)} was lost {ATTEMPTS} times ({outcome.sentence}). Its "
+                    f"images are {_names(coco, plan, number)}. Smaller shards need less memory: --shard-megabytes, "
+                    "with an empty place for them."
+                )
+            else:
+                to_do.append((number, attempt + 1))
+    finally:
+        for task in under_way:
+            ray.cancel(task)
+
+
+def _answer(write: Callable[..., WrittenShard], *arguments: object) -> WrittenShard | _Failure:
+    """Call what writes or reads a shard; what is wrong with the world is an answer, because Ray prints exceptions."""
+    try:
+        return write(*arguments)
+    except (RunStopped, StoreError) as error:
+        return _Failure(str(error), is_loss=False)
+    except MemoryError:
+        return _Failure("not enough memory", is_loss=True)
+
+
+def _outcome(task: ray.ObjectRef[WrittenShard | _Failure]) -> WrittenShard | _Failure:
+    try:
+        return ray.get(task)
+    except RayTaskError as error:
+        if not _is_of_packages(error):
+            raise  # our own mistake, with its traceback
+        reason = str(error).strip().splitlines()[-1].strip()  # the error itself, below the remote traceback
+        return _Failure(
+            f"the cluster's nodes cannot run this version of ray-detr ({reason}). Install the same package on every "
+            "node, or submit with --working-dir.",
+            is_loss=False,
+        )
+    except RayError as error:
+        return _Failure(first_line(error), is_loss=True)
+
+
+def _is_of_packages(error: RayTaskError) -> bool:
+    """Return whether a node lacks a module or a name that is here: of the function, of its arguments, or inside it."""
+    cause = error.cause
+    if isinstance(cause, RaySystemError):  # an argument could not be read
+        return isinstance(cause.client_exc, ImportError | AttributeError)
+    return isinstance(cause, ImportError) or (isinstance(cause, RuntimeError) and str(cause).startswith(NOT_IMPORTED))
+
+
+def _tasks_at_once(memory: int) -> int:
+    nodes = node_resources()
+    room = sum(int(min(node.get("CPU", 0), node.get("memory", 0) // memory)) for node in nodes)
+    if not room:
+        largest = max((node.get("memory", 0) for node in nodes if node.get("CPU", 0) >= 1), default=0)
+        raise RunStopped(
+            f"writing a shard needs a CPU and {memory / 1e9:.1f} GB of memory, and no node of the cluster has that: "
+            f"{largest / 1e9:.1f} GB is the most that Ray gives out. Give a smaller --shard-megabytes, or larger nodes."
+        )
+    return room
+
+
+def _work(coco: CocoText, plan: ShardPlan, number: int) -> ShardWork:
+    positions, sizes = (tuple(column.tolist()) for column in plan.shards[number])
+    return ShardWork(
+        number=number,
+        positions=positions,
+        size_bytes=sizes,
+        images=tuple(coco.image(position) for position in positions),
+        annotations=tuple(tuple(coco.annotations_of(position)) for position in positions),
+    )
+
+
+def _names(coco: CocoText, plan: ShardPlan, number: int) -> str:
+    positions = plan.shards[number][0]
+    first, last = (json.loads(coco.image(int(positions[index])))["file_name"] for index in (0, -1))
+    return f"{first} to {last}"

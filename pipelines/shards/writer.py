@@ -1,0 +1,298 @@
+"""What one task does with one shard: fetch the images, check them, write the file. Knows no Ray."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from pipelines.once import put_once
+from pipelines.parquet_files import open_bytes
+from pipelines.retry import retry
+from pipelines.run import RunStopped
+from pipelines.shards.checks import Problem, check_annotations, check_picture
+from pipelines.shards.coco import image_key
+from pipelines.shards.plan import shard_key
+from pipelines.shards.reader import METADATA_PREFIX, SHARD_SCHEMA, ShardFile
+from pipelines.shards.rows import RowsFile, image_row
+from pipelines.store import Archived, Denied, NotFound, Store, StoreOptions, is_passing, join_uri, open_store
+
+GROUP_IMAGES: Final = 32
+GROUP_BYTES: Final = 8 * 1024**2
+FETCH_THREADS: Final = 16  # a task has one core, which decodes; waiting for a store takes little of it
+AHEAD_BYTES: Final = 64 * 1024**2  # encoded bytes that are fetched before they are wanted
+FETCH_BUDGET_SECONDS: Final = 120.0  # what an object may keep failing for
+PICTURE_HASH_BYTES: Final = 16
+MOST_EXAMPLES: Final = 5  # of each kind, a shard
+
+_OBJECT_PROBLEMS: Final = {NotFound: "missing", Denied: "denied", Archived: "archived"}
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSpec:
+    """What all shards of a job have in common. Holds no secret: it travels.
+
+    Args:
+        out: URI of the place that shards are written to.
+        images: URI of the images' folder.
+        out_options: how `out` is reached.
+        image_options: how the images are reached.
+        source: of what the shards are made, in a few letters: files of another source are refused.
+        category_ids: what the json declares.
+        ambiguous_upright: whether EXIF turns what looks the same turned and unturned.
+        check_decodes: whether every picture is decoded.
+    """
+
+    out: str
+    images: str
+    out_options: StoreOptions
+    image_options: StoreOptions
+    source: str
+    category_ids: frozenset[int]
+    ambiguous_upright: bool
+    check_decodes: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ShardWork:
+    """One shard: the text of its images and of their annotations, as in the json.
+
+    Args:
+        number: of the shard.
+        positions: of the images in the json's list.
+        size_bytes: of the images as they were listed; 0 where that is unknown.
+        images: one json text an image.
+        annotations: for each image the positions and texts of its annotations.
+    """
+
+    number: int
+    positions: tuple[int, ...]
+    size_bytes: tuple[int, ...]
+    images: tuple[str, ...]
+    annotations: tuple[tuple[tuple[int, str], ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardReport:
+    """What was found in the images of one shard; it is in the file's metadata, so that a later start need not look.
+
+    Attributes:
+        counts: by what was found.
+        examples: of the counts, a few sentences each.
+        left_out: position, kind of problem and sentence of the images that have no row.
+        pictures: a hash of `PICTURE_HASH_BYTES` of the bytes of every row's image, one after the other.
+        positions: of the rows, in the json's list of images.
+    """
+
+    counts: Mapping[str, int]
+    examples: Mapping[str, tuple[str, ...]]
+    left_out: tuple[tuple[int, str, str], ...]
+    pictures: bytes
+    positions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenShard:
+    """A shard that is there, and what was found on the way."""
+
+    number: int
+    file: ShardFile
+    report: ShardReport
+
+
+@dataclass
+class _Findings:
+    """A report in the making."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    left_out: list[tuple[int, str, str]] = field(default_factory=list)
+    pictures: list[bytes] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+
+    def add_example(self, kind: str, sentence: str) -> None:
+        some = self.examples.setdefault(kind, [])
+        if len(some) < MOST_EXAMPLES:
+            some.append(sentence)
+
+    def report(self) -> ShardReport:
+        return ShardReport(
+            {kind: count for kind, count in sorted(self.counts.items()) if count},
+            {kind: tuple(some) for kind, some in sorted(self.examples.items())},
+            tuple(self.left_out),
+            b"".join(self.pictures),
+            tuple(self.positions),
+        )
+
+
+def write_shard(spec: ShardSpec, work: ShardWork) -> WrittenShard:
+    """Fetch and check the images of a shard, write its file, once, whoever else tries, and say what was found.
+
+    Memory: the file, `AHEAD_BYTES` of images, one decoded picture.
+
+    Raises:
+        RunStopped: an image has changed since it was listed, or the file that is there is another job's.
+        StoreError: a store refused, or gave no answer for `FETCH_BUDGET_SECONDS`.
+    """
+    out, images = open_store(spec.out, spec.out_options), open_store(spec.images, spec.image_options)
+    findings, file = _Findings(), RowsFile(SHARD_SCHEMA)
+    rows: list[Json] = []
+    held = 0
+    for index, data in _fetched(images, work):
+        row = _checked_row(spec, work, index, data, findings)
+        if row is None:
+            continue
+        weight = len(row["image"]) + sum(len(text) for _, text in work.annotations[index])
+        if rows and (held + weight > GROUP_BYTES or len(rows) == GROUP_IMAGES):
+            file.add(rows)
+            rows, held = [], 0
+        rows.append(row)
+        held += weight
+    if rows:
+        file.add(rows)
+    report = findings.report()
+    metadata = {"source": spec.source, "sizes": json.dumps(findings.sizes), "report": _to_json(report)}
+    data, groups = file.finish(metadata)
+    key = shard_key(work.number)
+    there = put_once(out, key, data)
+    if there != data:  # the same by another release of pyarrow, or somebody else's
+        return _read_shard(spec, work.number, there, join_uri(out.uri, key))
+    return WrittenShard(work.number, _shard_file(key, data, groups), report)
+
+
+def keep_shard(spec: ShardSpec, number: int) -> WrittenShard:
+    """Return what is known of a shard that an earlier start has written. Memory: the file.
+
+    Raises:
+        RunStopped: it is damaged, or another job's.
+        StoreError: the store refused, or gave no answer.
+    """
+    out, key = open_store(spec.out, spec.out_options), shard_key(number)
+    return _read_shard(spec, number, out.get(key).data, join_uri(out.uri, key))
+
+
+def _fetched(images: Store, work: ShardWork) -> Iterator[tuple[int, bytes | Problem]]:
+    """Yield every image's index in the work, in order, with its bytes; some are fetched ahead."""
+    waiting: deque[tuple[int, Future[bytes | Problem]]] = deque()
+    held = 0
+    with ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch") as pool:
+        try:
+            for index, size in enumerate(work.size_bytes):
+                while waiting and (held + size > AHEAD_BYTES or len(waiting) == 2 * FETCH_THREADS):
+                    first, future = waiting.popleft()
+                    held -= work.size_bytes[first]
+                    yield first, future.result()
+                waiting.append((index, pool.submit(_fetch, images, json.loads(work.images[index])["file_name"], size)))
+                held += size
+            while waiting:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # after a failure nobody wants the rest
+
+
+def _fetch(images: Store, file_name: str, size: int) -> bytes | Problem:
+    key = image_key(file_name)
+    if key is None:
+        return Problem("outside_folder", f"the file name {file_name!r} leads out of the images' folder")
+    try:
+        data = retry(
+            lambda: images.get(key).data,
+            budget_seconds=FETCH_BUDGET_SECONDS,
+            is_retryable=is_passing,
+        )
+    except (NotFound, Denied, Archived) as error:
+        return Problem(_OBJECT_PROBLEMS[type(error)], str(error))
+    if size and len(data) != size:
+        raise RunStopped(
+            f"{join_uri(images.uri, key)} had {size:,} bytes when it was listed and has {len(data):,} now. Start again "
+            "with an empty place for the shards when the images do not change any more."
+        )
+    return data
+
+
+def _checked_row(
+    spec: ShardSpec, work: ShardWork, index: int, data: bytes | Problem, findings: _Findings
+) -> Json | None:
+    position, image = work.positions[index], json.loads(work.images[index])
+    height, width = int(image["height"]), int(image["width"])
+    picture = (
+        data
+        if isinstance(data, Problem)
+        else check_picture(
+            data, height, width, ambiguous_upright=spec.ambiguous_upright, check_decodes=spec.check_decodes
+        )
+    )
+    if isinstance(picture, Problem) or isinstance(data, Problem):
+        assert isinstance(picture, Problem)
+        findings.left_out.append((position, picture.kind, picture.sentence))
+        return None
+    annotations = [(place, json.loads(text)) for place, text in work.annotations[index]]
+    counts, examples = check_annotations(
+        (annotation for _, annotation in annotations), height, width, category_ids=spec.category_ids
+    )
+    findings.counts.update(counts)
+    findings.counts["images"] += 1
+    findings.counts["images_without_annotations"] += not annotations
+    findings.counts["images_turned_upright"] += picture.upright
+    findings.counts["images_of_ambiguous_turn"] += picture.is_ambiguous
+    for kind, example in examples.items():
+        findings.add_example(kind, f"{image['file_name']}, {example}")
+    if picture.is_ambiguous:
+        findings.add_example("images_of_ambiguous_turn", str(image["file_name"]))
+    findings.pictures.append(hashlib.blake2b(data, digest_size=PICTURE_HASH_BYTES).digest())
+    findings.positions.append(position)
+    findings.sizes.append((height, width))
+    return image_row(position, image, annotations, data=data, upright=picture.upright)
+
+
+def _read_shard(spec: ShardSpec, number: int, data: bytes, name: str) -> WrittenShard:
+    file = open_bytes(data, name)
+    try:
+        metadata = {
+            key.decode().removeprefix(METADATA_PREFIX): word.decode() for key, word in file.metadata.metadata.items()
+        }
+        is_ours, report = metadata["source"] == spec.source, _from_json(metadata["report"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunStopped(f"{name} is in the way: no shard has this place. Move it away.") from error
+    if not is_ours:
+        raise RunStopped(f"{name} is in the way: it is a shard of something else. Choose an empty place.")
+    footer = file.metadata
+    groups = tuple(footer.row_group(group).num_rows for group in range(footer.num_row_groups))
+    return WrittenShard(number, _shard_file(shard_key(number), data, groups), report)
+
+
+def _shard_file(key: str, data: bytes, groups: Sequence[int]) -> ShardFile:
+    return ShardFile(key, sum(groups), hashlib.sha256(data).hexdigest(), len(data), tuple(groups))
+
+
+def _to_json(report: ShardReport) -> str:
+    return json.dumps(
+        {
+            "counts": report.counts,
+            "examples": report.examples,
+            "left_out": report.left_out,
+            "pictures": base64.b64encode(report.pictures).decode(),
+            "positions": report.positions,
+        },
+        separators=(",", ":"),
+    )
+
+
+def _from_json(text: str) -> ShardReport:
+    fields = json.loads(text)
+    return ShardReport(
+        fields["counts"],
+        {kind: tuple(some) for kind, some in fields["examples"].items()},
+        tuple((position, kind, sentence) for position, kind, sentence in fields["left_out"]),
+        base64.b64decode(fields["pictures"]),
+        tuple(fields["positions"]),
+    )
