@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from detr.scene_files import PICTURE_SIZES, write_scenes
     from jobs.label import report
     from jobs.progress import shown_progress
-    from pipelines.evaluate import evaluate_table
+    from pipelines.evaluation.evaluate import evaluate_table
     from pipelines.labelling import LabelConfig, label
     from pipelines.pictures import draw_found
     from pipelines.published import count_labels

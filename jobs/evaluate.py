@@ -1,61 +1,65 @@
-"""Measure a detection table against COCO annotations of its images: COCO's twelve numbers.
+"""Measure detections against COCO annotations of their images: COCO's twelve numbers, as pycocotools has them.
 
 python -m jobs.evaluate --table s3://lake/detections --annotations instances_val2017.json --output metrics.json
+python -m jobs.evaluate --results detections.json --annotations instances_val2017.json --plot curves.png
+python -m jobs.evaluate --model facebook/detr-resnet-50 --images val2017/ --annotations instances_val2017.json
 
-Images are matched by file name. For the model's own figure label with --threshold 0.
+Images of tables are matched by file name. For a model's own figure its table must have been labelled with
+--threshold 0; --model labels so, and only images that are annotated.
 """
 
 import argparse
 import json
+import math
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
-from jobs.exits import run
-from jobs.options import CommandParser
+from jobs._evaluation_report import report
+from jobs.exits import BudgetExceeded, run
+from jobs.options import CommandParser, actor_range, share
 
 if TYPE_CHECKING:
-    from pipelines.evaluate import Evaluation
+    from pipelines.evaluation.annotations import Annotations
+    from pipelines.evaluation.evaluate import Evaluation
+    from pipelines.evaluation.gate import Baseline, Verdict
+    from pipelines.store import StoreOptions
 
-SHOWN_NAMES = 3
+TOLERANCE_POINTS = 0.2
+MAX_DROP = 0.002
+
+# options that say something about one source only
+BELONGS: dict[str, tuple[str, ...]] = {
+    "table": ("run_id", "allow_thresholded"),
+    "model": ("images", "keep_table", "precision", "device", "actors", "verbose"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, evaluate, print."""
-    parser = CommandParser(prog="jobs.evaluate", description=__doc__)
-    parser.add_argument("--table", required=True, metavar="URI", help="the detection table")
-    parser.add_argument("--annotations", required=True, metavar="URI", help="a COCO json with the images' boxes")
-    parser.add_argument("--run-id", metavar="ID", help="only the rows of this run (the latest row of every image)")
-    parser.add_argument("--picture-size", type=picture_size, metavar="HEIGHTxWIDTH",
-                        help="only annotated images of this size in pixels (all)")  # fmt: skip
-    parser.add_argument(
-        "--allow-thresholded",
-        action="store_true",
-        help="measure a table that left out low scores, too: its AP is lower than the model's",
-    )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the figures to this file, as JSON")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.add_argument("--via", choices=("auto", "fsspec"), default="auto", help="how stores are read (%(default)s)")
-    parser.add_argument("--anonymous", action="store_true", help="read without credentials: public buckets")
-    parser.add_argument("--endpoint", metavar="URL", help="the S3 server's address (AWS_ENDPOINT_URL)")
-    parser.add_argument("--region", metavar="NAME", help="the S3 region (AWS_REGION)")
+    """Parse, evaluate, print, judge."""
+    parser = _parser()
     args = parser.parse_args(argv)
-    from pipelines.evaluate import evaluate_table
+    _check_fit(parser, args)
+    from pipelines.evaluation.annotations import read_annotations
+    from pipelines.evaluation.gate import check_comparable, read_baseline
+    from pipelines.evaluation.precision_recall_plot import check_can_plot, plot_precision_recall
+    from pipelines.file_names import file_name
     from pipelines.run import RunStopped
     from pipelines.store import StoreOptions
 
+    options = StoreOptions(args.via, args.anonymous, args.endpoint, args.region)
     try:
-        evaluation = evaluate_table(
-            args.table,
-            args.annotations,
-            options=StoreOptions(args.via, args.anonymous, args.endpoint, args.region),
-            run_id=args.run_id,
-            picture_size=args.picture_size,
-            allow_thresholded=args.allow_thresholded,
-        )
+        if args.plot is not None:
+            check_can_plot(args.plot)
+        baseline = None if args.baseline is None else read_baseline(args.baseline, options=options)
+        annotations = read_annotations(args.annotations, options=options, picture_size=args.picture_size)
+        if baseline is not None:
+            check_comparable(baseline, annotations)
     except ValueError as error:
         parser.error(str(error))
+    evaluation = _evaluate(parser, args, annotations, options)
 
     figures = json.dumps(evaluation.as_json(), indent=2)
     if args.output is not None:
@@ -64,43 +68,153 @@ def main(argv: Sequence[str] | None = None) -> None:
         except OSError as error:
             raise RunStopped(f"cannot write the figures to {args.output}: {error.strerror}.") from error
     print(figures if args.json else report(evaluation))
+    if args.plot is not None:
+        whose = " and ".join(evaluation.models) or file_name(args.results or args.table or args.model)
+        title = f"{whose}, {evaluation.images:,} images"
+        plot_precision_recall(evaluation.average_precision, args.plot, title=title)
+    _judge(_verdicts(args, evaluation, baseline), stream=sys.stderr if args.json else sys.stdout)
 
 
-def report(evaluation: "Evaluation") -> str:
-    """Return the figures, and what has to be known to read them."""
-    precision = evaluation.average_precision
-    numbers = [f"{name} {_shown(value)}" for name, value in precision.numbers().items()]
-    labelled, found = evaluation.evaluated, evaluation.detections
-    lines = [
-        "  ".join(numbers[:6]),
-        "  ".join(numbers[6:]),
-        f"class-agnostic AP {_shown(precision.class_agnostic)}",
-        f"images: {evaluation.images:,}, of which {_counted(labelled, 'is', 'are')} labelled, with "
-        f"{_counted(found, 'detection', 'detections')} of {' and '.join(evaluation.models) or 'no model'}",
-    ]
-    for names, one, several in (
-        (evaluation.missing, "image is not in the table", "images are not in the table"),
-        (evaluation.errors, "image is an error in the table", "images are errors in the table"),
-    ):
-        if names:
-            lines.append(f"{_counted(len(names), one, several)}: nothing counts as found there ({_some(names)})")
-    if evaluation.other_size:
-        sizes = _counted(len(evaluation.other_size), "image has", "images have")
-        lines.append(f"{sizes} another size than the annotations say ({_some(evaluation.other_size)})")
-    if evaluation.unannotated:
-        rows = _counted(evaluation.unannotated, "row of the table is of an image", "rows of the table are of images")
-        lines.append(f"{rows} without annotations: left out")
-    if evaluation.threshold > 0:
-        lines.append(f"below score {evaluation.threshold:.3g} nothing was kept: AP is lower than the model's")
-    return "\n".join(lines)
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="jobs.evaluate", description=__doc__)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--table", metavar="URI", help="measure the published rows of a detection table")
+    what.add_argument(
+        "--results", metavar="URI", help="measure a COCO results json: image_id, category_id, bbox, score"
+    )
+    what.add_argument("--model", metavar="REF", help="label --images with this model, and measure its rows: a hub id "
+                      "with optional @revision, a directory, a .pth, a URI, or scenes")  # fmt: skip
+    parser.add_argument("--annotations", required=True, metavar="URI", help="a COCO json with the images' boxes")
+    parser.add_argument("--picture-size", type=picture_size, metavar="HEIGHTxWIDTH",
+                        help="only annotated images of this size in pixels (all)")  # fmt: skip
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the figures to this file, as JSON")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw precision over recall: .png, .pdf, .svg "
+                        "(needs the extra `plot`)")  # fmt: skip
+    _add_table_options(parser.add_argument_group("with --table"))
+    _add_model_options(parser.add_argument_group("with --model"))
+    _add_gate_options(parser.add_argument_group("exit code 3 unless the figures are good enough"))
+    stores = parser.add_argument_group("stores")
+    stores.add_argument("--via", choices=("auto", "fsspec"), default="auto", help="how stores are read (%(default)s)")
+    stores.add_argument("--anonymous", action="store_true", help="read without credentials: public buckets")
+    stores.add_argument("--endpoint", metavar="URL", help="the S3 server's address (AWS_ENDPOINT_URL)")
+    stores.add_argument("--region", metavar="NAME", help="the S3 region (AWS_REGION)")
+    return parser
 
 
-def _counted(count: int, one: str, several: str) -> str:
-    return f"{count:,} {one if count == 1 else several}"
+def _add_table_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--run-id", metavar="ID", help="only the rows of this run (the latest row of every image)")
+    group.add_argument("--allow-thresholded", action="store_true", default=None,
+                       help="measure a table that left out low scores or classes, too, and say what that costs: "
+                       "its AP is lower than the model's")  # fmt: skip
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join([*names[:SHOWN_NAMES], *(["..."] if len(names) > SHOWN_NAMES else [])])
+def _add_model_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--images", nargs="+", metavar="URI", help="folders, prefixes, globs, images, lists of URIs, or "
+                       "folders of web servers: those that are annotated are labelled")  # fmt: skip
+    group.add_argument("--keep-table", metavar="URI", help="label into this table, existing or new: the same command "
+                       "resumes, and labels nothing twice (one for the time of the command)")  # fmt: skip
+    group.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"),
+                       help="(auto: bf16 on GPUs that have it, fp16 on older ones, fp32 on CPUs)")  # fmt: skip
+    group.add_argument("--device", help="auto, cpu or cuda (auto: GPUs where there are any)")
+    group.add_argument("--actors", type=actor_range, metavar="MIN:MAX",
+                       help="detectors that run at once (1 to as many as the cluster holds)")  # fmt: skip
+    group.add_argument("--verbose", action="store_true", default=None, help="let Ray's own messages through")
+
+
+def _add_gate_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--expect-ap", type=points, metavar="POINTS", help="AP must be this, as published: 42.0")
+    group.add_argument("--tolerance", type=points, metavar="POINTS",
+                       help=f"by which AP may differ from --expect-ap ({TOLERANCE_POINTS})")  # fmt: skip
+    group.add_argument("--baseline", metavar="URI", help="the --output of the model in use: AP must not be lower, on "
+                       "the same annotations")  # fmt: skip
+    group.add_argument("--max-drop", type=share, metavar="AP",
+                       help=f"by which AP may be lower than the baseline's, 0..1 ({MAX_DROP})")  # fmt: skip
+
+
+def _check_fit(parser: CommandParser, args: argparse.Namespace) -> None:
+    """Leave with a sentence where an option says something about what is not measured."""
+    for source, names in BELONGS.items():
+        given = next((name for name in names if getattr(args, name) is not None), None)
+        if getattr(args, source) is None and given is not None:
+            parser.error(f"--{given.replace('_', '-')} goes with --{source}")
+    if args.model is not None and args.images is None:
+        parser.error("--model needs --images: what it is to label")
+    if args.tolerance is not None and args.expect_ap is None:
+        parser.error("--tolerance goes with --expect-ap")
+    if args.max_drop is not None and args.baseline is None:
+        parser.error("--max-drop goes with --baseline")
+    if args.expect_ap is not None and args.expect_ap <= 1:
+        parser.error(f"--expect-ap {args.expect_ap:g}: give points, as published: 42.0 is an AP of 0.420")
+
+
+def _evaluate(
+    parser: CommandParser, args: argparse.Namespace, annotations: "Annotations", options: "StoreOptions"
+) -> "Evaluation":
+    from pipelines.evaluation.evaluate import evaluate_results, evaluate_table
+    from pipelines.evaluation.table_results import RowChoice
+
+    if args.model is not None:
+        return _evaluate_model(parser, args, annotations, options)
+    try:
+        if args.results is not None:
+            return evaluate_results(args.results, annotations, options=options)
+        return evaluate_table(
+            args.table,
+            annotations,
+            options=options,
+            choice=RowChoice(run_id=args.run_id),
+            allow_thresholded=bool(args.allow_thresholded),
+        )
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _evaluate_model(
+    parser: CommandParser, args: argparse.Namespace, annotations: "Annotations", options: "StoreOptions"
+) -> "Evaluation":
+    from jobs.progress import shown_progress
+    from pipelines.evaluation.evaluate_model import ModelEvaluationConfig, evaluate_model
+
+    least, most = args.actors or (None, None)
+    try:
+        config = ModelEvaluationConfig(
+            model=args.model,
+            images=tuple(args.images),
+            keep_table=args.keep_table,
+            precision=args.precision or "auto",
+            device=args.device or "auto",
+            least_actors=least,
+            most_actors=most,
+            options=options,
+            verbose=bool(args.verbose),
+        )
+    except ValueError as error:
+        parser.error(str(error))
+    with shown_progress(sys.stderr) as on_progress:
+        return evaluate_model(config, annotations, on_progress=on_progress)
+
+
+def _verdicts(args: argparse.Namespace, evaluation: "Evaluation", baseline: "Baseline | None") -> list["Verdict"]:
+    from pipelines.evaluation.gate import compare_with_baseline, compare_with_expected
+
+    verdicts = []
+    if args.expect_ap is not None:
+        tolerance = TOLERANCE_POINTS if args.tolerance is None else args.tolerance
+        verdicts.append(compare_with_expected(evaluation, args.expect_ap, tolerance=tolerance))
+    if baseline is not None:
+        max_drop = MAX_DROP if args.max_drop is None else args.max_drop
+        verdicts.append(compare_with_baseline(evaluation, baseline, max_drop=max_drop))
+    return verdicts
+
+
+def _judge(verdicts: Sequence["Verdict"], *, stream: TextIO) -> None:
+    for verdict in verdicts:
+        if verdict.passed:
+            print(verdict.sentence, file=stream)
+    failed = [verdict.sentence for verdict in verdicts if not verdict.passed]
+    if failed:
+        raise BudgetExceeded(f"{'; '.join(failed)}.")
 
 
 def picture_size(text: str) -> tuple[int, int]:
@@ -111,8 +225,15 @@ def picture_size(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _shown(value: float) -> str:
-    return "none" if value < 0 else f"{value:.3f}"
+def points(text: str) -> float:
+    """Return a number from 0 to 100."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not in 0..100")
+    return value
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import ray.data
 from ray.data import DataContext
 
 from pipelines.run import RunStopped
+from pipelines.store.uris import LOCAL_ROOT, split_uri
 
 OBJECT_STORE_BYTES = 200 * 1024**2  # status rows of a kilobyte are all that travels
 ANSWER_SECONDS = 10.0  # for a cluster to accept a connection
@@ -84,24 +86,62 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Keep what C++ parts of Ray write to this process's standard error off the terminal; Ray's log files have it all.
+    """Keep what Ray itself writes to this process's standard output and error off the terminal; its log files have it.
 
-    Python's logging settings do not reach those lines, such as the one that every pool with restarts begins with
-    (ray-project/ray issue 53727). Whoever shows progress meanwhile needs a descriptor of its own.
+    Python's logging settings reach neither the lines of its C++ parts, such as the one that every pool with restarts
+    begins with (ray-project/ray issue 53727), nor the raylet's warnings, which go to standard output, where a result is
+    expected. Whoever shows progress meanwhile needs a descriptor of its own.
     """
-    kept = os.dup(2)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = {number: os.dup(number) for number in (1, 2)}
     with Path(os.devnull).open("w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
+        for number in kept:
+            os.dup2(nowhere.fileno(), number)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        sys.stdout.flush()
+        for number, old in kept.items():
+            os.dup2(old, number)
+            os.close(old)
 
 
 def node_resources() -> list[dict[str, float]]:
     """Return what each living node of the connected cluster has, by Ray's names: `CPU`, `GPU` ..."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def is_given() -> bool:
+    """Return whether `connected` takes a cluster that is there, which may have several machines."""
+    return ray.is_initialized() or bool(os.environ.get("RAY_ADDRESS"))
+
+
+def hosts() -> set[str]:
+    """Return the addresses of the machines of the connected cluster: several nodes on one have the same."""
+    return {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+
+
+def refuse_local(uris: Sequence[str], *, are_shared: bool) -> None:
+    """Refuse folders of one machine's disk on a cluster of several: each would read and write its own.
+
+    Args:
+        uris: paths and URIs of what all machines read or write.
+        are_shared: whether the user says that a local path is the same folder everywhere, as with NFS.
+
+    Raises:
+        RunStopped: one of them is local, and there is more than one machine now.
+    """
+    local = [uri for uri in uris if split_uri(uri)[0] == LOCAL_ROOT]
+    if are_shared or not local:
+        return
+    count = len(hosts())
+    if count > 1:
+        raise RunStopped(
+            f"{local[0]} is a local folder, and the cluster has {count} machines: each would use a disk of its own. "
+            "Give an object store's address, such as s3://bucket/folder, or --shared-folders if this path is the same "
+            "folder on every machine."
+        )
 
 
 def choose_pool(nodes: Sequence[Mapping[str, float]], least: int | None, most: int | None, *, device: str) -> Pool:

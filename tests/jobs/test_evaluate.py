@@ -1,11 +1,20 @@
+"""The command `evaluate`: what its line means, what it prints, draws and writes, and its exit codes."""
+
+import argparse
 import json
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from jobs.evaluate import main
+import pipelines.evaluation.evaluate_model
+from jobs.evaluate import main, points
+from jobs.exits import BUDGET_EXCEEDED, BudgetExceeded, run
+from pipelines.evaluation.evaluate import evaluate_table
+from pipelines.evaluation.evaluate_model import ModelEvaluationConfig
 from pipelines.run import RunStopped
+from pipelines.store import StoreOptions
 from pipelines.table import Detected, Origin, Row, encode, rows_to_table
 
 BOX = [10.0, 10.0, 50.0, 50.0]
@@ -33,7 +42,19 @@ def annotations(tmp_path: Path) -> str:
     return str(path)
 
 
-def write_table(folder: Path, *, threshold: float = 0.0) -> str:
+@pytest.fixture
+def table(tmp_path: Path) -> str:
+    return write_table(tmp_path / "table")
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> str:
+    path = tmp_path / "detections.json"
+    path.write_text(json.dumps([{"image_id": 1, "category_id": 3, "bbox": [10, 10, 40, 40], "score": 0.9}]))
+    return str(path)
+
+
+def write_table(folder: Path, *, threshold: float = 0.0, configuration: dict[str, Any] | None = None) -> str:
     """A table with the cat of a.jpg and an image that nobody annotated; b.jpg is an error."""
     rows = [
         Row("s3://lake/a.jpg", height=240, width=320, detections=Detected([3], ["cat"], [0.9], [BOX])),
@@ -42,14 +63,15 @@ def write_table(folder: Path, *, threshold: float = 0.0) -> str:
     ]
     origin = Origin("pets@0123456789ab", threshold, "run-1", 0, datetime(2026, 11, 22, tzinfo=UTC))
     (folder / "data" / "run-1").mkdir(parents=True)
-    (folder / "data" / "run-1" / "00000.parquet").write_bytes(encode(rows_to_table(rows, origin=origin)))
+    data = encode(rows_to_table(rows, origin=origin), {"configuration": json.dumps(configuration or {})})
+    (folder / "data" / "run-1" / "00000.parquet").write_bytes(data)
     return str(folder)
 
 
 def test_the_twelve_numbers_and_the_counts_are_printed(
-    tmp_path: Path, annotations: str, capsys: pytest.CaptureFixture[str]
+    table: str, annotations: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(["--table", write_table(tmp_path / "table"), "--annotations", annotations])
+    main(["--table", table, "--annotations", annotations])
 
     assert capsys.readouterr().out == (
         "AP 0.505  AP50 0.505  AP75 0.505  APs none  APm 0.505  APl none\n"
@@ -61,11 +83,22 @@ def test_the_twelve_numbers_and_the_counts_are_printed(
     )
 
 
+def test_a_results_file_is_measured_alike(results: str, annotations: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--results", results, "--annotations", annotations])
+
+    assert capsys.readouterr().out == (
+        "AP 0.505  AP50 0.505  AP75 0.505  APs none  APm 0.505  APl none\n"
+        "AR1 0.500  AR10 0.500  AR100 0.500  ARs none  ARm 0.500  ARl none\n"
+        "class-agnostic AP 0.505\n"
+        "images: 2, of which 1 has results: 1 detection\n"
+        "1 image is not in the results: nothing counts as found there (b.jpg)\n"
+    )
+
+
 def test_json_and_the_file_hold_the_same_figures(
-    tmp_path: Path, annotations: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, table: str, annotations: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "metrics.json"
-    table = write_table(tmp_path / "table")
 
     main(["--table", table, "--annotations", annotations, "--json", "--output", str(output)])
 
@@ -78,51 +111,166 @@ def test_json_and_the_file_hold_the_same_figures(
 def test_a_table_with_a_threshold_is_refused_unless_it_is_allowed(
     tmp_path: Path, annotations: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["--table", write_table(tmp_path / "table", threshold=0.05), "--annotations", annotations]
+    command = ["--table", write_table(tmp_path / "table", threshold=0.5), "--annotations", annotations]
 
     with pytest.raises(SystemExit) as left:
         main(command)
     assert left.value.code == 2
-    assert "the rows have threshold 0.05" in capsys.readouterr().err
+    assert "the rows have threshold 0.5" in capsys.readouterr().err
 
     main([*command, "--allow-thresholded"])
     out = capsys.readouterr().out
     assert out.startswith("AP 0.505")
-    assert out.endswith("below score 0.05 nothing was kept: AP is lower than the model's\n")
+    assert out.endswith(
+        "below score 0.5 nothing was kept: AP is lower than the model's, by how much is unknown\n"
+        "1 image has fewer than the 100 detections that official models begin with; a threshold of 1 would cost "
+        "0.5050 more\n"
+    )
+
+
+def test_a_table_of_some_classes_is_refused_unless_it_is_allowed(
+    tmp_path: Path, annotations: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = write_table(tmp_path / "table", configuration={"classes": [["cat", None]]})
+    command = ["--table", table, "--annotations", annotations]
+
+    with pytest.raises(SystemExit) as left:
+        main(command)
+    assert left.value.code == 2
+    assert "the rows keep the classes cat only" in capsys.readouterr().err
+
+    main([*command, "--allow-thresholded"])
+    assert "\nonly cat were kept: of other classes nothing counts as found\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "--table"),
-        (["--picture-size", "240"], "'240' is not HEIGHTxWIDTH, such as 480x640"),
-        (["--picture-size", "320x240"], "no annotated image is 320 x 240 (height x width)"),
+        ([], "one of the arguments --table --results --model is required"),
+        (["--table", "t", "--results", "r"], "argument --results: not allowed with argument --table"),
+        (["--results", "r", "--run-id", "x"], "--run-id goes with --table"),
+        (["--model", "scenes", "--images", "lake", "--allow-thresholded"], "--allow-thresholded goes with --table"),
+        (["--table", "t", "--images", "lake"], "--images goes with --model"),
+        (["--results", "r", "--keep-table", "t"], "--keep-table goes with --model"),
+        (["--table", "t", "--device", "cpu"], "--device goes with --model"),
+        (["--table", "t", "--actors", "2"], "--actors goes with --model"),
+        (["--model", "scenes"], "--model needs --images"),
+        (["--table", "t", "--tolerance", "0.1"], "--tolerance goes with --expect-ap"),
+        (["--table", "t", "--max-drop", "0.1"], "--max-drop goes with --baseline"),
+        (["--table", "t", "--expect-ap", "0.42"], "give points, as published: 42.0 is an AP of 0.420"),
+        (["--table", "t", "--expect-ap", "142"], "'142' is not in 0..100"),
+        (["--table", "t", "--plot", "curves.txt"], "plot: 'curves.txt' has none of the endings"),
+        (["--table", "t", "--picture-size", "240"], "'240' is not HEIGHTxWIDTH, such as 480x640"),
+        (["--table", "t", "--picture-size", "320x240"], "no annotated image is 320 x 240 (height x width)"),
+        (["--model", "scenes", "--images", "lake", "--device", "tpu"], "device: 'tpu' is none of auto, cpu, cuda"),
     ],
 )
 def test_wrong_use_is_refused_with_a_sentence_and_code_2(
-    tmp_path: Path, annotations: str, capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
+    annotations: str, capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
 ) -> None:
-    table = write_table(tmp_path / "table")
-
     with pytest.raises(SystemExit) as left:
-        main([*arguments, "--annotations", annotations, *(["--table", table] if arguments else [])])
+        main([*arguments, "--annotations", annotations])
 
     assert left.value.code == 2
-    assert sentence in capsys.readouterr().err
+    assert sentence in " ".join(capsys.readouterr().err.split())
 
 
 def test_one_picture_size_and_one_run_can_be_asked_for(
-    tmp_path: Path, annotations: str, capsys: pytest.CaptureFixture[str]
+    table: str, annotations: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    table = write_table(tmp_path / "table")
-
     main(["--table", table, "--annotations", annotations, "--picture-size", "240x320", "--run-id", "run-1"])
 
     assert "images: 2," in capsys.readouterr().out
+    with pytest.raises(RunStopped, match="no published rows of run run-2"):
+        main(["--table", table, "--annotations", annotations, "--run-id", "run-2"])
 
 
-def test_a_file_that_cannot_be_written_stops_with_a_sentence(tmp_path: Path, annotations: str) -> None:
-    table = write_table(tmp_path / "table")
-
+def test_a_file_that_cannot_be_written_stops_with_a_sentence(tmp_path: Path, table: str, annotations: str) -> None:
     with pytest.raises(RunStopped, match=r"cannot write the figures to .*nowhere/metrics\.json: No such file"):
         main(["--table", table, "--annotations", annotations, "--output", str(tmp_path / "nowhere" / "metrics.json")])
+
+
+def test_a_plot_is_drawn_with_the_model_in_its_title(tmp_path: Path, table: str, annotations: str) -> None:
+    main(["--table", table, "--annotations", annotations, "--plot", str(tmp_path / "curves.svg")])
+
+    assert "<!-- pets@0123456789ab, 2 images -->" in (tmp_path / "curves.svg").read_text()
+
+
+def test_an_expected_ap_passes_or_ends_with_code_3_after_the_figures(
+    table: str, annotations: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--table", table, "--annotations", annotations]
+
+    main([*command, "--expect-ap", "50.6"])
+    assert capsys.readouterr().out.endswith("\nAP 50.50 is within 50.6 +- 0.2\n")
+
+    with pytest.raises(SystemExit) as left:
+        run(main, [*command, "--expect-ap", "50.6", "--tolerance", "0.05"])
+    assert left.value.code == BUDGET_EXCEEDED == 3
+    said = capsys.readouterr()
+    assert said.out.startswith("AP 0.505")
+    assert said.err == "error: AP 50.50 is not within 50.6 +- 0.05.\n"
+
+
+def test_a_baseline_lets_through_what_is_no_worse(
+    tmp_path: Path, table: str, results: str, annotations: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = tmp_path / "metrics.json"
+    command = ["--table", table, "--annotations", annotations]
+    main([*command, "--output", str(metrics)])
+    gate = [*command, "--baseline", str(metrics), "--json"]
+    capsys.readouterr()
+
+    main(gate)
+    said = capsys.readouterr()
+    assert json.loads(said.out) == json.loads(metrics.read_text())  # standard output stays JSON
+    assert said.err == f"AP is 0.5050, that of {metrics} 0.5050: no worse by more than 0.002\n"
+
+    better = json.loads(metrics.read_text())
+    better["AP"] += 0.01
+    metrics.write_text(json.dumps(better))
+    with pytest.raises(BudgetExceeded, match=r"AP is 0\.5050, that of .* 0\.5150: worse by 0\.0100, where 0\.002 is"):
+        main(gate)
+    main([*gate, "--max-drop", "0.01"])
+
+    with pytest.raises(BudgetExceeded, match=r"^AP 50\.50 is not within 60 \+- 0\.2; AP is 0\.5050, that of"):
+        main([*gate, "--expect-ap", "60"])
+
+
+def test_a_baseline_of_other_images_is_refused_before_the_table_is_read(tmp_path: Path, annotations: str) -> None:
+    metrics = tmp_path / "metrics.json"
+    metrics.write_text(json.dumps({"AP": 0.4, "images": 3, "annotations_sha256": "00"}))
+
+    with pytest.raises(RunStopped, match="was measured on 3 images, and 2 are annotated here"):
+        main(["--table", "no-table", "--annotations", annotations, "--baseline", str(metrics)])
+
+
+def test_a_model_is_evaluated_as_it_was_asked_for(
+    table: str, annotations: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[ModelEvaluationConfig] = []
+
+    def evaluate(config: ModelEvaluationConfig, truth: Any, *, on_progress: Any) -> Any:
+        asked.append(config)
+        return evaluate_table(table, truth)
+
+    monkeypatch.setattr(pipelines.evaluation.evaluate_model, "evaluate_model", evaluate)
+
+    main(["--model", "detr.pth", "--images", "s3://a/", "s3://b/", "--annotations", annotations])
+    main(["--model", "detr.pth", "--images", "s3://a/", "--annotations", annotations, "--keep-table", "kept",
+          "--precision", "fp32", "--device", "cuda", "--actors", "2:4", "--verbose", "--anonymous"])  # fmt: skip
+
+    assert asked == [
+        ModelEvaluationConfig("detr.pth", ("s3://a/", "s3://b/")),
+        ModelEvaluationConfig(
+            "detr.pth", ("s3://a/",), keep_table="kept", precision="fp32", device="cuda", least_actors=2, most_actors=4,
+            options=StoreOptions(anonymous=True), verbose=True,
+        ),
+    ]  # fmt: skip
+    assert "AP 0.505" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["-1", "100.5", "nan", "much"])
+def test_points_are_0_to_100(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=r"is not in 0\.\.100"):
+        points(text)

@@ -1,0 +1,87 @@
+"""The figures of an evaluation in lines for people, with what has to be known to read them."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipelines.evaluation.evaluate import Evaluation
+
+SHOWN_NAMES = 3
+
+
+def report(evaluation: "Evaluation") -> str:
+    """Return the figures, and what has to be known to read them."""
+    precision = evaluation.average_precision
+    numbers = [f"{name} {shown_figure(value)}" for name, value in precision.numbers().items()]
+    found = _counted(evaluation.detections, "detection", "detections")
+    if evaluation.threshold is None:
+        counted = f"{_counted(evaluation.evaluated, 'has', 'have')} results: {found}"
+    else:
+        whose = " and ".join(evaluation.models) or "no model"
+        counted = f"{_counted(evaluation.evaluated, 'is', 'are')} labelled, with {found} of {whose}"
+    lines = [
+        "  ".join(numbers[:6]),
+        "  ".join(numbers[6:]),
+        f"class-agnostic AP {shown_figure(precision.class_agnostic)}",
+        f"images: {evaluation.images:,}, of which {counted}",
+        *_left_out(evaluation),
+    ]
+    if evaluation.turned_back:
+        turned = _counted(len(evaluation.turned_back), "image was", "images were")
+        lines.append(
+            f"{turned} annotated as stored, unturned by EXIF: boxes were turned back ({_some(evaluation.turned_back)})"
+        )
+    if evaluation.other_size:
+        sizes = _counted(len(evaluation.other_size), "image has", "images have")
+        lines.append(f"{sizes} another size than the annotations say ({_some(evaluation.other_size)})")
+    if evaluation.unread:
+        unread = _some(evaluation.unread)
+        lines.append(f"{len(evaluation.unread):,} of these could not be read again to see how it is turned ({unread})")
+    return "\n".join([*lines, *_threshold_cost(evaluation)])
+
+
+def shown_figure(value: float) -> str:
+    """Return a figure as it is printed; -1 says that there was nothing to measure it by."""
+    return "none" if value < 0 else f"{value:.3f}"
+
+
+def _left_out(evaluation: "Evaluation") -> list[str]:
+    where = "the results" if evaluation.threshold is None else "the table"
+    lines = []
+    for names, one, several in (
+        (evaluation.missing, f"image is not in {where}", f"images are not in {where}"),
+        (evaluation.errors, f"image is an error in {where}", f"images are errors in {where}"),
+    ):
+        if names:
+            lines.append(f"{_counted(len(names), one, several)}: nothing counts as found there ({_some(names)})")
+    if evaluation.unannotated:
+        rows = _counted(evaluation.unannotated, "row of the table is of an image", "rows of the table are of images")
+        lines.append(f"{rows} without annotations: left out")
+    if evaluation.undeclared:
+        rows = _counted(evaluation.undeclared, "detection is", "detections are")
+        lines.append(f"{rows} of categories that the annotations do not declare: left out")
+    return lines
+
+
+def _threshold_cost(evaluation: "Evaluation") -> list[str]:
+    lines = []
+    if evaluation.kept_classes is not None:
+        lines.append(f"only {_some(evaluation.kept_classes)} were kept: of other classes nothing counts as found")
+    cost = evaluation.threshold_cost
+    if cost is not None:
+        lower = evaluation.average_precision.AP - cost.AP_doubled
+        short = _counted(cost.short_images, "image has", "images have")
+        lines += [
+            f"below score {cost.threshold:.3g} nothing was kept: AP is lower than the model's, by how much is unknown",
+            f"{short} fewer than the 100 detections that official models begin with; a threshold of "
+            f"{cost.doubled:.3g} would cost {lower:.4f} more",
+        ]
+    return lines
+
+
+def _counted(count: int, one: str, several: str) -> str:
+    return f"{count:,} {one if count == 1 else several}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join([*names[:SHOWN_NAMES], *(["..."] if len(names) > SHOWN_NAMES else [])])

@@ -1,0 +1,1 @@
+"""How good detections are: of a table, a results file or a model."""

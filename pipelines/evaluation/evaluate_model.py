@@ -1,0 +1,206 @@
+"""How good a model is: it labels the annotated images of a lake at threshold 0, and its rows are measured."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from detr.detector import Precision
+from pipelines.cluster import connected, node_resources
+from pipelines.evaluation.annotations import Annotations
+from pipelines.evaluation.evaluate import Evaluation, evaluate_table
+from pipelines.evaluation.table_results import RowChoice
+from pipelines.file_names import file_name
+from pipelines.labelling import LabelConfig, Progress, label
+from pipelines.listing import LakeObject, list_objects
+from pipelines.run import RunStopped
+from pipelines.store import StoreOptions, without_secrets
+
+_EVERY_ERROR_RATE = 1.0  # errors are counted in the evaluation, and count as missed there
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEvaluationConfig:
+    """What the evaluation of a model is given.
+
+    Args:
+        model: What `detr.load` takes, or the URI of a model directory.
+        images: Folders, prefixes, globs, single images, or tables of URIs, as for labelling; of a web server also a
+            folder, where every annotated image is taken to be there.
+        keep_table: The table that is labelled into, existing or new; None is one for the time of the call. What it
+            holds of this model is not labelled again.
+        precision: "auto", "fp32", "bf16" or "fp16".
+        device: "auto", "cpu" or "cuda".
+        least_actors: Actors that must run; None is 1.
+        most_actors: Actors that may run; None is what the cluster holds.
+        options: How images are reached.
+        verbose: Let Ray's own messages through.
+    """
+
+    model: str
+    images: tuple[str, ...]
+    keep_table: str | None = None
+    precision: Precision = "auto"
+    device: str = "auto"
+    least_actors: int | None = None
+    most_actors: int | None = None
+    options: StoreOptions = field(default_factory=StoreOptions)
+    verbose: bool = False
+
+    def __post_init__(self) -> None:
+        self.label_config(self.images, table=self.keep_table or "table")  # checks what both have
+
+    def label_config(self, images: tuple[str, ...], *, table: str) -> LabelConfig:
+        """Return the labelling run that all detections of these images come from."""
+        return LabelConfig(
+            images=images,
+            table=table,
+            model=self.model,
+            threshold=0.0,
+            precision=self.precision,
+            device=self.device,
+            least_actors=self.least_actors,
+            most_actors=self.most_actors,
+            max_error_rate=_EVERY_ERROR_RATE,
+            via=self.options.via,
+            anonymous=self.options.anonymous,
+            endpoint=self.options.endpoint,
+            region=self.options.region,
+            verbose=self.verbose,
+        )
+
+
+def evaluate_model(
+    config: ModelEvaluationConfig,
+    annotations: Annotations,
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Evaluation:
+    """Label the images that are measured on, and no other, and measure the rows.
+
+    Stopped with a `keep_table`, the same call resumes.
+
+    Args:
+        config: What to label with what.
+        annotations: The truth.
+        on_progress: Called in this thread whenever something is done.
+
+    Raises:
+        RunStopped: the world is in the way; a sentence says how.
+    """
+    known = annotations.by_file_name()
+    names = {name for name, image in known.items() if image["id"] in annotations.image_ids}
+    found = find_annotated(config.images, names, options=config.options)
+    with ExitStack() as temporary:
+        if config.keep_table is None:
+            table = temporary.enter_context(tempfile.TemporaryDirectory(prefix="ray-detr-evaluation-"))
+        else:
+            table = config.keep_table
+        labelling = config.label_config((str(_write_list(found)),), table=table)
+        with connected(verbose=config.verbose):
+            _check_is_reached(config.keep_table)
+            summary = label(labelling, on_progress=on_progress)
+        choice = RowChoice(model=summary.model, uris=frozenset(item.uri for item in found))
+        evaluation = evaluate_table(
+            table,
+            annotations,
+            options=labelling.table_options,
+            picture_options=config.options,
+            choice=choice,
+            allow_thresholded=True,
+        )
+    if evaluation.threshold or evaluation.kept_classes:
+        raise RunStopped(
+            f"table {without_secrets(table)} has rows of {summary.model} already that left out low scores or classes, "
+            "so it was not labelled again: the figures would be lower than the model's. Name another --keep-table."
+        )
+    return evaluation
+
+
+def find_annotated(
+    images: Sequence[str], names: Collection[str], *, options: StoreOptions | None = None
+) -> list[LakeObject]:
+    """Return the images that have one of these file names, by URI.
+
+    Memory holds what is returned, however much is listed.
+
+    Args:
+        images: as for labelling. A folder of a web server (`http://host/val2017/`) is not listed: all names are in it,
+            and what the server does not have becomes a row of the kind `missing`.
+        names: last parts of file names.
+        options: how stores are reached.
+
+    Raises:
+        RunStopped: none of the images is there, or two have the same file name.
+    """
+    folders = [uri for uri in images if uri.startswith(("http://", "https://")) and uri.endswith("/")]
+    others = [uri for uri in images if uri not in folders]
+    found = [LakeObject(folder + quote(name)) for folder in folders for name in names]
+    if others:
+        listed = list_objects(others, options=options)
+        found += [item for item in listed if isinstance(item, LakeObject) and file_name(item.uri) in names]
+    if not found:
+        where = ", ".join(map(without_secrets, images))
+        raise RunStopped(
+            f"none of the {len(names):,} annotated images, such as {min(names)}, is at {where}: images are found by "
+            "file name. Check both addresses."
+        )
+    by_name: dict[str, LakeObject] = {}
+    for item in found:
+        before = by_name.setdefault(file_name(item.uri), item)
+        if before.uri != item.uri:
+            raise RunStopped(
+                f"there are two images of the file name {file_name(item.uri)!r}, by which annotations are found: "
+                f"{without_secrets(before.uri)} and {without_secrets(item.uri)}. Name the folder of one of them."
+            )
+    return sorted(by_name.values(), key=lambda item: item.uri)
+
+
+def _write_list(images: Sequence[LakeObject]) -> Path:
+    """Write the images as a table of URIs into this user's cache.
+
+    It is named by what it holds: a resumed run asks for the same images, by the same name.
+    """
+    table = pa.table(
+        {
+            "uri": pa.array([item.uri for item in images], pa.string()),
+            "etag": pa.array([item.etag for item in images], pa.string()),
+            "size": pa.array([item.size for item in images], pa.int64()),
+        }
+    )
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    data = sink.getvalue()
+    base = os.environ.get("XDG_CACHE_HOME")
+    folder = (Path(base) if base else Path.home() / ".cache") / "ray-detr" / "lists"
+    file = folder / f"{hashlib.sha256(repr(table.to_pylist()).encode()).hexdigest()[:24]}.parquet"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as partial:
+            partial.write(data)
+        Path(partial.name).replace(file)  # two evaluations may write the same list at once
+    except OSError as error:
+        raise RunStopped(
+            f"the list of images cannot be kept in {folder}: {error.strerror}. Make room, or name another folder in "
+            "XDG_CACHE_HOME."
+        ) from error
+    return file
+
+
+def _check_is_reached(keep_table: str | None) -> None:
+    machines = len(node_resources())
+    if keep_table is None and machines > 1:
+        raise RunStopped(
+            f"the Ray cluster has {machines} machines, which do not share a temporary folder: name a table that all of "
+            "them reach with --keep-table."
+        )

@@ -1,0 +1,135 @@
+"""Whether figures are good enough: as published, or no worse than those of the model in use."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pipelines.evaluation.annotations import Annotations
+from pipelines.evaluation.evaluate import Evaluation
+from pipelines.run import RunStopped
+from pipelines.store import StoreError, StoreOptions, Stores, without_secrets
+
+_ROUNDING: Final = 1e-9  # of differences of decimal fractions: 42.2 - 42.0 is 0.2000000000000028
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether figures pass, and a sentence that names both numbers."""
+
+    passed: bool
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """What a `metrics.json` says of the figures to compare with.
+
+    Attributes:
+        name: its address as it may be shown.
+        AP: 0..1.
+        images: that it was measured on.
+        annotations_sha256: by what truth.
+        threshold: of the detections; None where it is not known.
+    """
+
+    name: str
+    AP: float
+    images: int
+    annotations_sha256: str
+    threshold: float | None
+
+
+def read_baseline(uri: str, *, options: StoreOptions | None = None) -> Baseline:
+    """Read what an evaluation wrote.
+
+    Raises:
+        RunStopped: it cannot be read, or is something else.
+    """
+    name = without_secrets(uri)
+    try:
+        data = Stores(options).get(uri).data
+    except StoreError as error:
+        raise RunStopped(f"cannot read the baseline: {error}") from error
+    try:
+        metrics: Any = json.loads(data)
+    except ValueError as error:
+        raise RunStopped(f"baseline {name}: this is not JSON ({error}).") from error
+    kinds = {"AP": (int, float), "images": (int,), "annotations_sha256": (str,)}
+    wrong = [
+        field
+        for field, allowed in kinds.items()
+        if not isinstance(metrics, dict) or not isinstance(metrics.get(field), allowed)
+    ]
+    if wrong:
+        raise RunStopped(
+            f"baseline {name}: there is no {' and no '.join(wrong)}, so this is not what an evaluation wrote. "
+            "Measure the model in use with --output."
+        )
+    return Baseline(name, metrics["AP"], metrics["images"], metrics["annotations_sha256"], metrics.get("threshold"))
+
+
+def check_comparable(baseline: Baseline, annotations: Annotations) -> None:
+    """Refuse to compare with figures over other images or other truth: to be called before anything is labelled.
+
+    Raises:
+        RunStopped: with the reason.
+    """
+    images = len(annotations.image_ids)
+    if baseline.images != images:
+        raise RunStopped(
+            f"baseline {baseline.name} was measured on {baseline.images:,} images, and {images:,} are annotated here: "
+            "figures over other images cannot be compared. Measure the model in use on these."
+        )
+    if baseline.annotations_sha256 != annotations.sha256:
+        raise RunStopped(
+            f"baseline {baseline.name} was measured by other annotations than {annotations.name} (their digests are "
+            f"{baseline.annotations_sha256[:12]} and {annotations.sha256[:12]}). Measure the model in use by these."
+        )
+
+
+def compare_with_baseline(evaluation: Evaluation, baseline: Baseline, *, max_drop: float) -> Verdict:
+    """Return whether AP fell by no more than `max_drop`, which is in 0..1 like AP.
+
+    Raises:
+        RunStopped: one of the two left out detections below another score than the other, or had no truth to be
+            measured by.
+    """
+    if evaluation.threshold != baseline.threshold:
+        raise RunStopped(
+            f"baseline {baseline.name} is of detections with threshold {_threshold(baseline.threshold)}, these have "
+            f"{_threshold(evaluation.threshold)}: their figures cannot be compared. Measure both alike."
+        )
+    _check_measured(baseline.AP, f"baseline {baseline.name}")
+    now = evaluation.average_precision.AP
+    _check_measured(now, "this evaluation")
+    drop = baseline.AP - now
+    change = f"AP is {now:.4f}, that of {baseline.name} {baseline.AP:.4f}"
+    if drop <= max_drop + _ROUNDING:
+        return Verdict(True, f"{change}: no worse by more than {max_drop:g}")
+    return Verdict(False, f"{change}: worse by {drop:.4f}, where {max_drop:g} is allowed")
+
+
+def compare_with_expected(evaluation: Evaluation, expected: float, *, tolerance: float) -> Verdict:
+    """Return whether AP is as expected, both numbers in points as they are published: 42.0 is an AP of 0.420.
+
+    Raises:
+        RunStopped: there was no truth to measure by.
+    """
+    _check_measured(evaluation.average_precision.AP, "this evaluation")
+    points = 100 * evaluation.average_precision.AP
+    passed = abs(points - expected) <= tolerance + _ROUNDING
+    how = "is within" if passed else "is not within"
+    return Verdict(passed, f"AP {points:.2f} {how} {expected:g} +- {tolerance:g}")
+
+
+def _check_measured(ap: float, whose: str) -> None:
+    if ap < 0:  # -1 is pycocotools' word for "nothing to measure by"
+        raise RunStopped(
+            f"{whose} has no AP: its images have no annotated object that counts. Measure on images that have some."
+        )
+
+
+def _threshold(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3g}"

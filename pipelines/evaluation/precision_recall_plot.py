@@ -1,0 +1,55 @@
+"""Precision over recall as a picture: the only place that knows matplotlib, which is an extra."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from detr.average_precision import RECALLS, AveragePrecision
+from pipelines.run import RunStopped
+
+DOTS_PER_INCH = 150
+
+# colours that are told apart by all eyes and in grey (Okabe and Ito)
+_LINES = (("AP50", "IoU .50", "#0072B2"), ("AP75", "IoU .75", "#D55E00"), ("AP", "IoU .50:.95", "#000000"))
+
+
+def check_can_plot(file: Path) -> None:
+    """Refuse what `plot_precision_recall` could not do: to be called before anything is measured.
+
+    Raises:
+        RunStopped: matplotlib is not installed.
+        ValueError: it writes no files of this ending.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+    except ImportError as error:
+        raise RunStopped(
+            "a plot needs matplotlib, which is not installed: pip install 'ray-detr[plot]', or leave --plot away."
+        ) from error
+    known = FigureCanvasAgg.get_supported_filetypes()
+    if file.suffix.removeprefix(".").lower() not in known:
+        raise ValueError(f"plot: {file.name!r} has none of the endings .{', .'.join(sorted(known))}")
+
+
+def plot_precision_recall(measured: AveragePrecision, file: Path, *, title: str) -> None:
+    """Draw the mean curves over all classes at IoU .50, .75 and .50:.95, and write them in the format of the ending.
+
+    Raises:
+        RunStopped: the file cannot be written, or there is no truth to draw a curve by.
+    """
+    from matplotlib.figure import Figure  # a figure of its own: no window, nothing global
+
+    if measured.AP < 0:
+        raise RunStopped("there are no annotations to measure precision by, so there is no curve to draw.")
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.add_subplot()
+    for name, words, colour in _LINES:
+        curve, mean = getattr(measured.curves, name), getattr(measured, name)
+        axes.plot(RECALLS, curve, color=colour, label=f"{words}: {name} {mean:.3f}")
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision, mean over classes", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper right")
+    try:
+        figure.savefig(file, dpi=DOTS_PER_INCH)
+    except OSError as error:
+        raise RunStopped(f"cannot write the plot to {file}: {error.strerror}.") from error

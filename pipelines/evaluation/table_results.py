@@ -1,0 +1,321 @@
+"""The published rows of a detection table as COCO results: the latest of every annotated image, placed as annotated."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+import pyarrow.parquet as pq
+import torch
+
+from detr.coco_results import ResultRow, result_rows
+from detr.images import ImageError, read_header
+from detr.turning import turn_back
+from pipelines.evaluation.annotations import Annotations, Json
+from pipelines.file_names import file_name
+from pipelines.parquet_files import open_object, parquet_of
+from pipelines.run import RunStopped
+from pipelines.store import Entry, Store, StoreError, StoreOptions, Stores, join_uri, open_store, without_secrets
+from pipelines.table import read_metadata
+
+HEADER_THREADS: Final = 16  # pictures whose headers are fetched at once
+
+_KEYS: Final = ("status", "width", "height", "model", "threshold", "run_id", "labelled_at")
+
+
+@dataclass(frozen=True, slots=True)
+class RowChoice:
+    """Which rows of a table count; None is all.
+
+    Attributes:
+        run_id: of this run.
+        model: of this model, as rows name it.
+        uris: of these images.
+    """
+
+    run_id: str | None = None
+    model: str | None = None
+    uris: Collection[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TableResults:
+    """What a table says of the images that are measured on; file names are in order.
+
+    Attributes:
+        rows: COCO results, by image id; an image's in the order of its row, best first.
+        missing: file names of images that the table has no row of.
+        errors: file names of images whose row is an error.
+        turned_back: file names of images that were annotated as stored, unturned by EXIF, so that the boxes were turned
+            back.
+        other_size: file names of images whose row and annotation disagree about height and width otherwise.
+        unread: those of `other_size` whose height and width are exchanged and whose picture could not be read again,
+            to see by which EXIF orientation.
+        unannotated: rows of images that are not annotated.
+        short: images with fewer detections than `queries`.
+        threshold: the highest of the rows.
+        classes: names of the classes that were kept, where a run kept some only; None is all.
+        models: whose rows these are.
+    """
+
+    rows: list[ResultRow]
+    missing: tuple[str, ...]
+    errors: tuple[str, ...]
+    turned_back: tuple[str, ...]
+    other_size: tuple[str, ...]
+    unread: tuple[str, ...]
+    unannotated: int
+    short: int
+    threshold: float
+    classes: tuple[str, ...] | None
+    models: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """What matters of one row, and where its detections are: the key of a file, a row group of it, a row of that."""
+
+    uri: str
+    is_error: bool
+    height: int | None
+    width: int | None
+    model: str
+    threshold: float
+    newness: tuple[datetime, str]
+    place: tuple[str, int, int]
+
+
+def read_table_results(
+    table_uri: str,
+    annotations: Annotations,
+    *,
+    options: StoreOptions | None = None,
+    picture_options: StoreOptions | None = None,
+    choice: RowChoice | None = None,
+    allow_thresholded: bool = False,
+    queries: int = 100,
+) -> TableResults:
+    """Read the latest row of every image that is measured on.
+
+    Images are matched by file name, the last part of their URI. Memory holds the keys of one row group at a time, and
+    the detections of annotated images. Rows are of the upright picture; where height and width are exchanged in the
+    annotations, the header of the picture is read for the turn that these ignored.
+
+    Args:
+        table_uri: the detection table.
+        annotations: which images, and their sizes.
+        options: how the table is reached.
+        picture_options: how pictures are reached; None is as the table.
+        choice: which rows count.
+        allow_thresholded: whether rows that left out low scores or classes are read all the same.
+        queries: an image has as many detections where nothing was left out; the official models have 100.
+
+    Raises:
+        RunStopped: the table cannot be read, or does not fit the annotations.
+        ValueError: rows left something out and that is not allowed.
+    """
+    opened, chosen_rows = options or StoreOptions(), choice or RowChoice()
+    known = annotations.by_file_name()
+    chosen = {name for name, image in known.items() if image["id"] in annotations.image_ids}
+    try:
+        table = open_store(table_uri, opened)
+        files = _table_files(table, chosen_rows.run_id)
+        rows, unannotated = _latest_rows(table, files, known.keys(), chosen_rows)
+        rows = {name: row for name, row in sorted(rows.items()) if name in chosen}
+        models = _models(rows)
+        threshold = max((row.threshold for row in rows.values()), default=0.0)
+        classes = _kept_classes(table, files, rows)
+        if not allow_thresholded:
+            _check_complete(threshold, classes)
+        names = {row.place: name for name, row in rows.items() if not row.is_error}
+        found = {names[place]: detections for place, detections in _detections(table, files, names.keys())}
+    except StoreError as error:
+        raise RunStopped(f"cannot read the table {without_secrets(table_uri)}: {error}") from error
+    differing = {name: row for name, row in rows.items() if _size_differs(row, known[name])}
+    exchanged = {name: row for name, row in differing.items() if name in found and _is_exchanged(row, known[name])}
+    orientations = _orientations(exchanged, picture_options or opened)
+    turned = {name: orientation for name, orientation in orientations.items() if orientation and orientation >= 5}
+    per_image = sorted(
+        (known[name]["id"], _results(known[name]["id"], found[name], rows[name], turned.get(name, 1))) for name in found
+    )
+    return TableResults(
+        rows=[result for _, results in per_image for result in results],
+        missing=tuple(sorted(chosen - rows.keys())),
+        errors=tuple(name for name, row in rows.items() if row.is_error),
+        turned_back=tuple(turned),
+        other_size=tuple(name for name in differing if name not in turned),
+        unread=tuple(name for name, orientation in orientations.items() if orientation is None),
+        unannotated=unannotated,
+        short=sum(len(detections) < queries for detections in found.values()),
+        threshold=threshold,
+        classes=classes,
+        models=models,
+    )
+
+
+def _table_files(table: Store, run_id: str | None) -> dict[str, Entry]:
+    prefix = "data/" if run_id is None else f"data/{run_id}/"
+    files = {entry.key: entry for entry in table.list(prefix) if entry.key.endswith(".parquet")}
+    if not files:
+        whose = "" if run_id is None else f" of run {run_id}"
+        raise RunStopped(f"table {table.uri} has no published rows{whose}. Check the address, or label images into it.")
+    return files
+
+
+def _latest_rows(
+    table: Store, files: Mapping[str, Entry], names: Collection[str], choice: RowChoice
+) -> tuple[dict[str, _Row], int]:
+    """Return the latest row of every image that has one of the names, and how many rows are of other images."""
+    latest: dict[str, _Row] = {}
+    others = 0
+    for key, entry in files.items():
+        file = _open(table, entry)
+        with parquet_of(join_uri(table.uri, key)):
+            for group in range(file.num_row_groups):
+                uris = file.read_row_group(group, columns=["uri"])["uri"].to_pylist()
+                named = {index: name for index, name in enumerate(map(file_name, uris)) if name in names}
+                others += len(uris) - len(named)
+                if not named:
+                    continue
+                values = file.read_row_group(group, columns=[*_KEYS]).take(list(named)).to_pylist()
+                for (index, name), value in zip(named.items(), values, strict=True):
+                    if _counts(uris[index], value, choice):
+                        _keep_latest(latest, name, _row(uris[index], value, (key, group, index)))
+    return latest, others
+
+
+def _counts(uri: str, value: Json, choice: RowChoice) -> bool:
+    return choice.model in (None, value["model"]) and (choice.uris is None or uri in choice.uris)
+
+
+def _open(table: Store, entry: Entry) -> pq.ParquetFile:
+    size = entry.size if entry.size is not None else len(table.get(entry.key).data)
+    file = open_object(table, entry.key, size)
+    missing = {"uri", "detections", *_KEYS} - set(file.schema_arrow.names)
+    if missing:
+        raise RunStopped(
+            f"{join_uri(table.uri, entry.key)} has no column {', '.join(sorted(missing))}: it is not of a detection "
+            "table. Move it out of data/."
+        )
+    return file
+
+
+def _row(uri: str, value: Json, place: tuple[str, int, int]) -> _Row:
+    return _Row(
+        uri=uri,
+        is_error=value["status"] != "ok",
+        height=value["height"],
+        width=value["width"],
+        model=value["model"],
+        threshold=value["threshold"],
+        newness=(value["labelled_at"], value["run_id"]),
+        place=place,
+    )
+
+
+def _keep_latest(latest: dict[str, _Row], name: str, row: _Row) -> None:
+    known = latest.setdefault(name, row)
+    if known.uri != row.uri:
+        raise RunStopped(
+            f"the table has two images of the file name {name!r}, by which rows are matched: {known.uri} and "
+            f"{row.uri}. Choose one run by --run-id, or evaluate a table that has one of them."
+        )
+    if row.newness > known.newness:
+        latest[name] = row
+
+
+def _models(rows: Mapping[str, _Row]) -> tuple[str, ...]:
+    models = tuple(sorted({row.model for row in rows.values()}))
+    if len(models) > 1:
+        raise RunStopped(
+            f"the latest rows are of {len(models)} models, {', '.join(models)}: the figure would be nobody's. "
+            "Choose one run by --run-id."
+        )
+    return models
+
+
+def _kept_classes(table: Store, files: Mapping[str, Entry], rows: Mapping[str, _Row]) -> tuple[str, ...] | None:
+    """Return the names of the classes that the runs of these rows kept, None where all did keep all.
+
+    Every published file says so in its metadata.
+    """
+    kept: set[str] = set()
+    for key in sorted({row.place[0] for row in rows.values()}):
+        configuration = read_metadata(_open(table, files[key])).get("configuration")
+        try:
+            classes = None if configuration is None else json.loads(configuration).get("classes")
+            kept.update(name for name, _ in classes or ())
+        except (ValueError, TypeError, AttributeError) as error:
+            raise RunStopped(
+                f"{join_uri(table.uri, key)} is damaged: its metadata does not hold the configuration of its run."
+            ) from error
+    return tuple(sorted(kept)) or None
+
+
+def _check_complete(threshold: float, classes: tuple[str, ...] | None) -> None:
+    if classes is not None:
+        raise ValueError(
+            f"the rows keep the classes {', '.join(classes)} only: nothing would count as found of the others. "
+            "Label without --classes, or give --allow-thresholded to measure what there is."
+        )
+    if threshold > 0:
+        raise ValueError(
+            f"the rows have threshold {threshold:.3g}: without the detections below it, AP is lower than the model's. "
+            "Label with --threshold 0, or give --allow-thresholded to measure what there is."
+        )
+
+
+def _size_differs(row: _Row, image: Json) -> bool:
+    return row.height is not None and (row.height, row.width) != (image["height"], image["width"])
+
+
+def _is_exchanged(row: _Row, image: Json) -> bool:
+    return (row.height, row.width) == (image["width"], image["height"])
+
+
+def _orientations(rows: Mapping[str, _Row], options: StoreOptions) -> dict[str, int | None]:
+    """Return the EXIF orientation of the pictures of these rows, None where one cannot be read any more."""
+    stores = Stores(options)
+    with ThreadPoolExecutor(HEADER_THREADS) as threads:
+        return dict(zip(rows, threads.map(lambda row: _orientation(stores, row), rows.values()), strict=True))
+
+
+def _orientation(stores: Stores, row: _Row) -> int | None:
+    try:
+        header = read_header(stores.get(row.uri).data)
+    except (StoreError, ImageError):
+        return None  # counted, and said
+    # another size than the row's: it is not the picture any more that was labelled
+    return header.orientation if (header.height, header.width) == (row.height, row.width) else None
+
+
+def _detections(
+    table: Store, files: Mapping[str, Entry], rows: Collection[tuple[str, int, int]]
+) -> Iterator[tuple[tuple[str, int, int], list[Json]]]:
+    """Yield the detections of the rows at these places, one row group in memory at a time."""
+    places: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for key, group, index in sorted(rows):
+        places[key][group].append(index)
+    for key, groups in places.items():
+        file = _open(table, files[key])
+        with parquet_of(join_uri(table.uri, key)):
+            for group, indices in groups.items():
+                column = file.read_row_group(group, columns=["detections"])["detections"].take(indices)
+                for index, found in zip(indices, column.to_pylist(), strict=True):
+                    yield (key, group, index), found
+
+
+def _results(image_id: int, detections: list[Json], row: _Row, orientation: int) -> list[ResultRow]:
+    boxes = [[one["box"][side] for side in ("xmin", "ymin", "xmax", "ymax")] for one in detections]
+    if orientation != 1 and boxes:
+        assert row.height is not None
+        assert row.width is not None
+        boxes = turn_back(torch.tensor(boxes, dtype=torch.float64), row.height, row.width, orientation).tolist()
+    return result_rows(
+        image_id, [one["category_id"] for one in detections], [one["score"] for one in detections], boxes
+    )

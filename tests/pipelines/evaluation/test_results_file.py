@@ -1,0 +1,63 @@
+"""A COCO results json, row by row."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.evaluation.results_file import read_results
+from pipelines.run import RunStopped
+
+ROW: dict[str, Any] = {"image_id": 4, "category_id": 18, "bbox": [258.15, 41, 348.26, 0], "score": 0.236}
+
+
+def read(tmp_path: Path, *rows: object) -> list[dict[str, Any]]:
+    path = tmp_path / "detections.json"
+    path.write_text(json.dumps(list(rows)))
+    return read_results(str(path), [4, 5])
+
+
+def test_rows_come_as_they_are_in_the_order_of_the_file(tmp_path: Path) -> None:
+    second = {**ROW, "image_id": 5, "score": 1}
+
+    assert read(tmp_path, second, {**ROW, "segmentation": [], "id": 7}, ROW) == [second, ROW, ROW]
+    assert read(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ([4, 18], "is not an object"),
+        ({"image_id": 4, "score": 1.0, "bbox": [1, 2, 3, 4]}, "has no category_id"),
+        ({"image_id": 4, "category_id": 1, "score": 1.0, "segmentation": []}, "has no bbox: results of masks"),
+        ({**ROW, "image_id": "4"}, "has the image_id '4', which is not an integer"),
+        ({**ROW, "category_id": 1.0}, r"has the category_id 1\.0, which is not an integer"),
+        ({**ROW, "category_id": True}, "has the category_id True, which is not an integer"),
+        ({**ROW, "bbox": [1, 2, 3]}, r"has the bbox \[1, 2, 3\], which is not x, y, width, height"),
+        ({**ROW, "bbox": [1, 2, 3, float("nan")]}, r"has the bbox .*nan\], which is not x, y, width, height"),
+        ({**ROW, "bbox": [90, 90, -10, 10]}, r"has the bbox \[90, 90, -10, 10\], whose width or height is negative"),
+        ({**ROW, "score": float("nan")}, "has the score nan, which is not a number"),
+        ({**ROW, "score": None}, "has the score None, which is not a number"),
+        ({**ROW, "image_id": 6}, "is of image 6, which the annotations do not have"),
+    ],
+)
+def test_what_is_no_row_is_named_with_its_number(tmp_path: Path, row: object, sentence: str) -> None:
+    with pytest.raises(RunStopped, match=rf"results .*detections\.json: row 1 {sentence}"):
+        read(tmp_path, ROW, row)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"), [("[{", "this is not JSON"), ('{"annotations": []}', "this is not a list of rows")]
+)
+def test_another_format_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
+    path = tmp_path / "detections.json"
+    path.write_text(text)
+
+    with pytest.raises(RunStopped, match=rf"results .*detections\.json: {sentence}"):
+        read_results(str(path), [4])
+
+
+def test_a_file_that_is_not_there_stops_with_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(RunStopped, match=r"cannot read the results: .*nowhere\.json"):
+        read_results(str(tmp_path / "nowhere.json"), [4])
