@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jobs.exits import WRONG_USE, run
 
-_NOT_COMMANDS = {"__init__", "cli", "exits", "options", "progress"}
+_NOT_COMMANDS = {"__init__", "cli", "exits", "options", "progress", "recipe_options", "train_progress"}
 
 
 def commands() -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 DONE = 0
 SYSTEM_FAILURE = 1  # the world is the reason; the same command goes on from there
 WRONG_USE = 2  # argparse's own
-BUDGET_EXCEEDED = 3  # finished, with more error rows than allowed
+BUDGET_EXCEEDED = 3  # finished, but not well enough: more error rows than allowed, or figures that a gate refuses
 INTERRUPTED = 130  # Ctrl-C, as shells say it
 
 

@@ -1,11 +1,12 @@
-"""How far a run is, for people: a bar on a terminal, a line every 30 seconds elsewhere."""
+"""How far a command is, for people: a bar on a terminal, a line every 30 seconds elsewhere."""
 
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, TextIO
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TextIO, TypeVar
 
 from rich.console import Console
 from rich.live import Live
@@ -18,27 +19,56 @@ if TYPE_CHECKING:
 
 LINE_SECONDS = 30.0
 
+P = TypeVar("P")
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing(Generic[P]):
+    """What is shown of a progress.
+
+    Attributes:
+        is_running: whether it changes all the time; else it is a stage that is told once.
+        line: one line about it.
+        done: how much of how much is done.
+    """
+
+    is_running: Callable[[P], bool]
+    line: Callable[[P], str]
+    done: Callable[[P], tuple[int, int]]
+
 
 @contextmanager
-def shown_progress(stream: TextIO, *, line_seconds: float = LINE_SECONDS) -> Iterator[Callable[["Progress"], None]]:
-    """Give a function that shows a `Progress`, and clear up in the end.
+def shown(stream: TextIO, drawing: Drawing[P], *, line_seconds: float = LINE_SECONDS) -> Iterator[Callable[[P], None]]:
+    """Give a function that shows a progress, and clear up in the end.
 
-    Between two calls the time goes on and is shown: shards may take minutes.
+    Between two calls the time goes on and is shown: a shard or an evaluation may take minutes.
     """
     # a descriptor of its own: Ray's C++ lines are kept off descriptor 2 while a pool starts
     own = os.fdopen(os.dup(stream.fileno()), "w", buffering=1)
     with own:
-        yield from _show(own, line_seconds)
+        yield from _show(own, drawing, line_seconds)
 
 
-def _show(stream: TextIO, line_seconds: float) -> Iterator[Callable[["Progress"], None]]:
+def shown_progress(
+    stream: TextIO, *, line_seconds: float = LINE_SECONDS
+) -> AbstractContextManager[Callable[["Progress"], None]]:
+    """Give a function that shows the progress of labelling, and clear up in the end."""
+    drawing: Drawing[Progress] = Drawing(
+        is_running=lambda progress: progress.stage == "label",
+        line=lambda progress: line(progress, time.monotonic() - progress.began),
+        done=lambda progress: (progress.images, progress.images_planned),
+    )
+    return shown(stream, drawing, line_seconds=line_seconds)
+
+
+def _show(stream: TextIO, drawing: Drawing[P], line_seconds: float) -> Iterator[Callable[[P], None]]:
     console = Console(file=stream)
-    latest: list[Progress] = []
+    latest: list[P] = []
     if console.is_terminal:
-        with Live(_Bar(latest), console=console, refresh_per_second=4, transient=True):
+        with Live(_Bar(latest, drawing), console=console, refresh_per_second=4, transient=True):
             yield lambda progress: latest.__setitem__(slice(None), [progress])
         return
-    lines, ended = _Lines(stream), threading.Event()
+    lines, ended = _Lines(stream, drawing), threading.Event()
     thread = threading.Thread(target=lines.go_on, args=(ended, line_seconds), daemon=True)
     thread.start()
     try:
@@ -63,43 +93,47 @@ def line(progress: "Progress", seconds: float) -> str:
     return f"  label  {share}{of}  {rate:,.1f} images/s  {errors}{left}"
 
 
-class _Bar:
+class _Bar(Generic[P]):
     """What the terminal shows; rich asks for it four times a second."""
 
-    def __init__(self, latest: list["Progress"]) -> None:
-        self._latest = latest
+    def __init__(self, latest: list[P], drawing: Drawing[P]) -> None:
+        self._latest, self._drawing = latest, drawing
 
     def __rich__(self) -> Table | Text:
         if not self._latest:
             return Text("")
         progress = self._latest[0]
-        if progress.stage != "label":
-            return Text(line(progress, 0.0))
+        text = self._drawing.line(progress)
+        if not self._drawing.is_running(progress):
+            return Text(text)
+        done, total = self._drawing.done(progress)
         grid = Table.grid(padding=(0, 2))
-        bar = ProgressBar(total=max(1, progress.images_planned), completed=progress.images, width=24)
-        grid.add_row(bar, line(progress, time.monotonic() - progress.began))
+        grid.add_row(ProgressBar(total=max(1, total), completed=done, width=24), text)
         return grid
 
 
-class _Lines:
+class _Lines(Generic[P]):
     """What a log file gets: each stage as it begins, and the figures from time to time."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._latest: Progress | None = None
-        self._stage = "label"  # whose lines come with time
+    def __init__(self, stream: TextIO, drawing: Drawing[P]) -> None:
+        self._stream, self._drawing = stream, drawing
+        self._latest: P | None = None
+        self._told = ""
 
-    def show(self, progress: "Progress") -> None:
+    def show(self, progress: P) -> None:
         self._latest = progress
-        if progress.stage not in ("label", self._stage):
-            self._stage = progress.stage
-            print(line(progress, 0.0), file=self._stream, flush=True)
+        if self._drawing.is_running(progress):
+            return
+        text = self._drawing.line(progress)
+        if text != self._told:
+            self._told = text
+            print(text, file=self._stream, flush=True)
 
     def go_on(self, ended: threading.Event, line_seconds: float) -> None:
         while not ended.wait(line_seconds):
             progress = self._latest
-            if progress is not None and progress.stage == "label":
-                print(line(progress, time.monotonic() - progress.began), file=self._stream, flush=True)
+            if progress is not None and self._drawing.is_running(progress):
+                print(self._drawing.line(progress), file=self._stream, flush=True)
 
 
 def _short(seconds: float) -> str:

@@ -24,13 +24,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, metavar="S", help="the same seed gives the same scenes (%(default)s)"
     )
+    parser.add_argument(
+        "--training",
+        action="store_true",
+        help="small landscape pictures of eleven ratios, which jobs.train with --recipe scenes turns and resizes",
+    )
     args = parser.parse_args(argv)
     # after the arguments, so that --help needs no numpy
-    from detr.scene_files import write_scenes
+    from detr.scene_files import PICTURE_SIZES, TRAINING_SIZES, write_scenes
     from pipelines.run import RunStopped
 
     try:
-        truth = write_scenes(args.out, args.count, args.seed)
+        truth = write_scenes(args.out, args.count, args.seed, sizes=TRAINING_SIZES if args.training else PICTURE_SIZES)
     except (ValueError, FileExistsError) as error:
         parser.error(str(error))
     except OSError as error:

@@ -36,7 +36,7 @@ def test_help_lists_the_commands(
     assert all(name.replace("_", "-") in out for name in commands())
 
 
-@pytest.mark.parametrize("word", ["evaluate", "train-scenes", "train_scenes"])
+@pytest.mark.parametrize("word", ["evaluate", "watch-preemption", "watch_preemption"])
 def test_a_command_is_called_with_its_arguments(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], word: str
 ) -> None:

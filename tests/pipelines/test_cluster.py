@@ -7,8 +7,9 @@ import time
 from collections.abc import Mapping
 
 import pytest
+import ray
 
-from pipelines.cluster import Pool, _check_answers, choose_pool
+from pipelines.cluster import Pool, _check_answers, choose_pool, hosts, is_given, refuse_local
 from pipelines.run import RunStopped
 
 LAPTOP: Mapping[str, float] = {"CPU": 8, "memory": 1e10}
@@ -104,3 +105,54 @@ def test_an_address_where_nobody_listens_is_told_at_once(scheme: str) -> None:
 
 def test_what_is_no_address_is_left_to_ray() -> None:
     _check_answers("auto")
+
+
+def nodes_of(monkeypatch: pytest.MonkeyPatch, *addresses: str, dead: str = "") -> None:
+    nodes = [{"NodeManagerAddress": address, "Alive": address != dead} for address in addresses]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+
+
+def test_hosts_are_machines_that_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes_of(monkeypatch, "10.0.0.1", "10.0.0.1", "10.0.0.2", "10.0.0.3", dead="10.0.0.3")
+
+    assert hosts() == {"10.0.0.1", "10.0.0.2"}
+
+
+@pytest.mark.parametrize("folder", ["/data/shards", "file:///data/shards", "shards"])
+def test_a_local_folder_is_refused_on_several_machines(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes_of(monkeypatch, "10.0.0.1", "10.0.0.2")
+
+    with pytest.raises(RunStopped) as stopped:
+        refuse_local(["s3://lake/images", folder], are_shared=False)
+
+    assert str(stopped.value) == (
+        f"{folder} is a local folder, and the cluster has 2 machines: each would use a disk of its own. Give an object "
+        "store's address, such as s3://bucket/folder, or --shared-folders if this path is the same folder on every "
+        "machine."
+    )
+
+
+def test_shared_folders_and_buckets_are_good_on_several_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes_of(monkeypatch, "10.0.0.1", "10.0.0.2")
+
+    refuse_local(["/data/shards"], are_shared=True)
+    refuse_local(["s3://lake/images", "gs://lake/shards"], are_shared=False)
+
+
+def test_a_local_folder_is_good_on_one_machine_with_several_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes_of(monkeypatch, "10.0.0.1", "10.0.0.1", "10.0.0.2", dead="10.0.0.2")
+
+    refuse_local(["/data/shards"], are_shared=False)
+
+
+def test_a_cluster_is_given_by_the_environment_or_by_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert not is_given()
+
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert is_given()
+
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    assert is_given()

@@ -1,0 +1,172 @@
+r"""Train or fine-tune a DETR on shards, on as many machines as the Ray cluster has; the same command goes on.
+
+python -m jobs.train --train s3://data/shards/train --val s3://data/shards/val --storage s3://runs --name first \
+  --recipe finetune --finetune facebook/detr-resnet-50
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
+
+from jobs._evaluation_report import shown_figure
+from jobs.exits import run
+from jobs.label import duration
+from jobs.options import CommandParser, actor_range, count
+from jobs.recipe_options import add_recipe_options, recipe_values
+
+if TYPE_CHECKING:
+    from pipelines.training.train import TrainSummary
+
+NO_WEIGHTS = "none"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, train, print."""
+    parser = CommandParser(prog="jobs.train", description=__doc__)
+    _add_options(parser)
+    add_recipe_options(parser)
+    args = parser.parse_args(argv)
+
+    from jobs.train_progress import shown_training
+    from pipelines.training.config import TrainConfig
+    from pipelines.training.recipe import RECIPES
+    from pipelines.training.train import train
+
+    network = args.network or ("scenes" if args.recipe == "scenes" else "detr-resnet-50")
+    try:
+        config = TrainConfig(
+            train=args.train,
+            val=args.val,
+            storage=args.storage,
+            name=args.name,
+            recipe=replace(RECIPES[args.recipe], **recipe_values(args)),
+            recipe_name=args.recipe,
+            finetune=args.finetune,
+            network=args.network if args.finetune else network,
+            backbone_weights=_backbone_weights(args, network),
+            queries=args.num_queries,
+            shorter=args.shorter,
+            longest=args.longest,
+            least_workers=args.num_workers[0],
+            most_workers=args.num_workers[1],
+            device=args.device,
+            ingest=args.ingest,
+            threads=args.threads,
+            prefetch_steps=args.prefetch_steps,
+            evaluate_epochs=args.evaluate_epochs,
+            keep=args.keep,
+            checkpoint_minutes=args.checkpoint_minutes,
+            log_steps=args.log_steps,
+            trackers=tuple(args.log_to),
+            fused=args.fused,
+            compiled=args.compile,
+            restarts=args.restarts,
+            collective_seconds=args.collective_seconds,
+            shared_folders=args.shared_folders,
+            endpoint=args.endpoint,
+            region=args.region,
+            verbose=args.verbose,
+        )
+    except ValueError as error:
+        parser.error(str(error))
+
+    with shown_training(sys.stderr) as (on_progress, say):
+        summary = train(config, on_progress=on_progress, say=say)
+    print(json.dumps(asdict(summary), indent=2) if args.json else report(summary))
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--train", required=True, metavar="URI", help="shards to train on, of jobs.shard")
+    parser.add_argument("--val", metavar="URI", help="shards to evaluate on (none: never evaluated)")
+    parser.add_argument("--storage", required=True, metavar="URI", help="where runs keep checkpoints and logs")
+    parser.add_argument("--name", required=True, help="the run's; the same name goes on where it stopped")
+    parser.add_argument(
+        "--finetune",
+        metavar="REF",
+        help="start from this DETR, whatever its classes: a hub id, a directory, a .pth, a URI, or scenes",
+    )
+    parser.add_argument("--network", metavar="NAME",
+                        help="begin with random weights: detr-resnet-50[-dc5], -101[-dc5] or scenes")  # fmt: skip
+    parser.add_argument(
+        "--backbone-weights",
+        metavar="REF",
+        help="ImageNet weights of the backbone: a file or URI of torchvision's, its name such as resnet50, or none "
+        "(torchvision's of the network's backbone)",
+    )
+    parser.add_argument("--num-queries", type=count, metavar="N", help="objects that can be found at most (100)")
+    parser.add_argument("--shorter", type=count, metavar="PIXELS",
+                        help="shorter side when evaluated and used (the network's, 800)")  # fmt: skip
+    parser.add_argument("--longest", type=count, metavar="PIXELS",
+                        help="longer side then, at most (the network's, 1333)")  # fmt: skip
+    parser.add_argument("--num-workers", type=actor_range, default=(None, None), metavar="MIN:MAX",
+                        help="workers, one a GPU or core (1 to as many as the cluster holds)")  # fmt: skip
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
+                        help="%(default)s: GPUs where there are any")  # fmt: skip
+    parser.add_argument(
+        "--ingest",
+        choices=("direct", "ray-data"),
+        default="direct",
+        help="who decodes and augments: the workers themselves, or CPUs anywhere in the cluster (%(default)s)",
+    )
+    parser.add_argument("--threads", type=count, metavar="N", help="decoding threads a worker (its CPUs)")
+    parser.add_argument("--prefetch-steps", type=count, default=2, metavar="N", help="steps made ready (%(default)s)")
+    parser.add_argument("--evaluate-epochs", type=int, default=1, metavar="N",
+                        help="evaluate every N epochs and at the end; 0 only at the end (%(default)s)")  # fmt: skip
+    parser.add_argument("--keep", type=count, default=3, metavar="N",
+                        help="newest checkpoints kept, beside the best (%(default)s)")  # fmt: skip
+    parser.add_argument("--checkpoint-minutes", type=float, default=10.0, metavar="N",
+                        help="a checkpoint at least so often, and after each epoch (%(default)s)")  # fmt: skip
+    parser.add_argument("--log-steps", type=count, default=10, metavar="N", help="steps a line of log (%(default)s)")
+    parser.add_argument("--log-to", nargs="+", choices=("mlflow", "wandb"), default=[], help="besides TensorBoard")
+    parser.add_argument("--fused", action=argparse.BooleanOptionalAction, default=True,
+                        help="AdamW as one kernel (%(default)s)")  # fmt: skip
+    parser.add_argument("--compile", action="store_true", help="send the network through torch.compile")
+    parser.add_argument("--restarts", type=count, default=5, metavar="N",
+                        help="starts of workers without a new checkpoint before giving up (%(default)s)")  # fmt: skip
+    parser.add_argument("--collective-seconds", type=count, default=600, metavar="N",
+                        help="after which a silent worker counts as lost (%(default)s)")  # fmt: skip
+    parser.add_argument("--shared-folders", action="store_true",
+                        help="local paths are the same folders on every node, as with NFS")  # fmt: skip
+    parser.add_argument("--endpoint", metavar="URL", help="the S3 server's address (AWS_ENDPOINT_URL)")
+    parser.add_argument("--region", metavar="NAME", help="the S3 region (AWS_REGION)")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    parser.add_argument("--verbose", action="store_true", help="let Ray's own messages through")
+
+
+def _backbone_weights(args: argparse.Namespace, network: str) -> str | None:
+    """Return what fills the backbone: the paper begins with ImageNet's weights, the small network with none."""
+    if args.backbone_weights == NO_WEIGHTS:
+        return None
+    if args.backbone_weights is not None or args.finetune or network == "scenes":
+        return None if args.backbone_weights is None else str(args.backbone_weights)
+    return "resnet101" if "101" in network else "resnet50"
+
+
+def report(summary: "TrainSummary") -> str:
+    """Return what a person wants to know at the end."""
+    passed = f"{summary.epochs:,} epochs, {summary.steps:,} steps"
+    if summary.was_finished:
+        lines = [f"nothing to do: {summary.run} is finished, {passed}"]
+    else:
+        lines = [f"done: {passed} in {duration(summary.seconds)}{' (resumed)' if summary.resumed else ''}"]
+    if len(summary.starts) > 1:
+        lines.append(f"workers were started {len(summary.starts)} times, at steps {_listed(summary.starts)}")
+    if summary.metrics is not None:
+        numbers = {name: value for name, value in summary.metrics.items() if name.startswith(("AP", "AR"))}
+        lines.append("  ".join(f"{name} {shown_figure(value)}" for name, value in list(numbers.items())[:6]))
+    lines += [
+        f"model: {summary.model}, checkpoint {summary.checkpoint}",
+        f"label: python -m jobs.label --model {summary.model} --images URI --table URI",
+    ]
+    return "\n".join(lines)
+
+
+def _listed(steps: Sequence[int]) -> str:
+    return ", ".join(f"{step:,}" for step in steps)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,67 @@
+"""Wait on a spot machine for the cloud's notice that it will be taken away, and have Ray drain the node then.
+
+python -m jobs.watch_preemption
+
+To be started on every worker node after `ray start`. It reads the metadata service of AWS or Google Cloud; training
+writes a checkpoint when Ray hears of the notice. The command ends, with exit code 0, when the node is being drained.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from jobs.exits import run
+from jobs.options import CommandParser
+
+METADATA_URL = "http://169.254.169.254"  # of both clouds
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, wait, drain."""
+    parser = CommandParser(prog="jobs.watch_preemption", description=__doc__)
+    parser.add_argument(
+        "--metadata-url", default=METADATA_URL, metavar="URL", help="the metadata service's address (%(default)s)"
+    )
+    parser.add_argument(
+        "--poll-seconds", type=_seconds, default=5.0, metavar="N", help="from one question to the next (%(default)s)"
+    )
+    parser.add_argument(
+        "--on-rebalance",
+        action="store_true",
+        help="drain on AWS's recommendation to leave, too, which may come long before an interruption or without one",
+    )
+    parser.add_argument(
+        "--address", metavar="HOST:PORT", help="the Ray cluster (RAY_ADDRESS, else the Ray of this machine)"
+    )
+    parser.add_argument("--node-id", metavar="ID", help="the node to drain (the one of this machine)")
+    args = parser.parse_args(argv)
+
+    from pipelines.training.instance_metadata import find_service
+    from pipelines.training.preemption import drain, own_node, wait_for_notice
+
+    try:
+        service = find_service(args.metadata_url, on_rebalance=args.on_rebalance)
+    except ValueError as error:
+        parser.error(str(error))
+    address, own = own_node(args.address)
+    node_id = args.node_id or own
+    print(f"watching {service.cloud}'s notices for node {node_id} of {address}", file=sys.stderr)
+    notice = wait_for_notice(service, poll_seconds=args.poll_seconds)
+    left = "" if notice.seconds is None else f", in {notice.seconds:.0f} s"
+    print(f"{notice.reason}{left}: draining node {node_id}", file=sys.stderr)
+    drain(address, node_id, notice)
+    print(f"drained: node {node_id}")
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not 0.1 <= value <= 60:
+        raise argparse.ArgumentTypeError(f"{text} is not in 0.1..60")
+    return value
+
+
+if __name__ == "__main__":
+    run(main)

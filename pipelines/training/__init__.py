@@ -1,0 +1,1 @@
+"""Training on a cluster: recipe, order, ingest, workers, checkpoints, log."""

@@ -1,0 +1,153 @@
+"""How the images of a micro-batch become the tensors that training takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor
+
+from detr.augment import AugmentConfig, augment_image, augment_target, draw_augmentation, image_generator
+from detr.batching import pad
+from detr.image_file import ImageError
+from detr.images import resize, resize_shape
+from detr.matcher import Target
+from detr.scene_augment import augment_scene_image, augment_scene_target, draw_scene_augmentation
+from detr.targets import image_target
+from pipelines.run import RunStopped
+from pipelines.shards.reader import TrainingImage, decode_training_image
+from pipelines.training.order import step_stream
+
+SCENE_LONGEST_SHARE = 5 / 3  # of the shorter side: the proportion of 1333 to 800
+
+
+class UnusableImage(Exception):
+    """An image of a shard cannot be trained from. `index` is its place in the micro-batch."""
+
+    def __init__(self, message: str, index: int) -> None:
+        super().__init__(message, index)
+        self.message, self.index = message, index
+
+
+@dataclass(frozen=True, slots=True)
+class TrainBatch:
+    """One micro-batch, on the CPU.
+
+    Args:
+        pixels: uint8 `(B, 3, H, W)` in channels-last memory, each image at the top left, zero right of it and below;
+            to be normalised on the device, where the padding must become zero again.
+        extents: `(B, 2)` int64, each image's own (height, width).
+        targets: One per image; boxes are shares of the image without padding.
+        image_ids: One per image.
+        reader: The virtual reader that it is of.
+        step: The step of the epoch.
+    """
+
+    pixels: Tensor
+    extents: Tensor
+    targets: tuple[Target, ...]
+    image_ids: tuple[int, ...]
+    reader: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """What is done to images and their truth; a value that travels to wherever it is done.
+
+    Args:
+        augmentation: "coco" is the paper's, "scenes" is for classes that no mirror or colour changes, "none" resizes.
+        class_of: (category id, class index) of every class; other categories are left out.
+        seed: Of the run.
+        augment: What "coco" draws from.
+        one_scale_a_batch: All images of a micro-batch are resized to one shorter side, so that less is padded; scenes
+            are then also turned all or none, so that equal shapes stay equal.
+        scene_sides: The shorter sides that "scenes" draws from.
+        shorter: The shorter side that "none" resizes to.
+        longest: What the longer side may then be.
+    """
+
+    augmentation: Literal["coco", "scenes", "none"]
+    class_of: tuple[tuple[int, int], ...]
+    seed: int
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    one_scale_a_batch: bool = False
+    scene_sides: tuple[int, ...] = ()
+    shorter: int = 800
+    longest: int = 1333
+
+    def __post_init__(self) -> None:
+        if self.augmentation not in ("coco", "scenes", "none"):
+            raise ValueError(f"augmentation: {self.augmentation!r} is none of coco, scenes, none")
+        if self.augmentation == "scenes" and not self.scene_sides:
+            raise ValueError("scene sides: give at least one shorter side to resize scenes to")
+
+    def prepare(self, images: Sequence[TrainingImage], *, epoch: int, step: int, reader: int) -> TrainBatch:
+        """Return the micro-batch of these images: a function of its arguments and the seed, on every machine.
+
+        An image's own chance comes of (seed, epoch, image id), what a micro-batch has in common of (seed, epoch, step,
+        reader).
+
+        Raises:
+            UnusableImage: it cannot be decoded, is not of the size that its annotations say, or is too long and thin.
+        """
+        common = step_stream(self.seed, epoch, step, reader)
+        scale = turned = None
+        if self.one_scale_a_batch and self.augmentation == "coco":
+            scale = self.augment.scales[common.integers(len(self.augment.scales))]
+        if self.one_scale_a_batch and self.augmentation == "scenes":
+            scale = self.scene_sides[common.integers(len(self.scene_sides))]
+            turned = bool(common.integers(2))
+
+        class_of = dict(self.class_of)
+        pictures: list[Tensor] = []
+        targets: list[Target] = []
+        for index, image in enumerate(images):
+            generator = image_generator(self.seed, epoch, image.image_id)
+            try:
+                picture, target = self._prepare_image(image, class_of, generator, scale, turned)
+            except RunStopped as error:
+                raise UnusableImage(str(error), index) from error
+            except (ImageError, ValueError) as error:
+                raise UnusableImage(
+                    f"image {image.image_id} ({image.file_name}) cannot be trained from: {error}", index
+                ) from error
+            pictures.append(picture)
+            targets.append(target)
+        height, width = (max((picture.shape[axis] for picture in pictures), default=0) for axis in (1, 2))
+        pixels, extents = pad(pictures, height, width)
+        return TrainBatch(
+            pixels, extents, tuple(targets), tuple(image.image_id for image in images), reader=reader, step=step
+        )
+
+    def _prepare_image(
+        self,
+        image: TrainingImage,
+        class_of: dict[int, int],
+        generator: Generator,
+        scale: int | None,
+        turned: bool | None,
+    ) -> tuple[Tensor, Target]:
+        """Return an image as uint8 `(3, H, W)` and its objects. The truth comes first: it is cheap and may fail."""
+        target = image_target(image.annotations, image.height, image.width, class_of=class_of)
+        match self.augmentation:
+            case "coco":
+                drawn = draw_augmentation(image.height, image.width, generator, self.augment, scale=scale)
+                target = augment_target(target, drawn)
+                return augment_image(decode_training_image(image), drawn), target.normalised()
+            case "scenes":
+                if scale is None:
+                    scale = self.scene_sides[int(torch.randint(len(self.scene_sides), (), generator=generator))]
+                if turned is None:
+                    turned = bool(torch.rand((), generator=generator) < 0.5)
+                longest = int(SCENE_LONGEST_SHARE * scale)
+                scene = draw_scene_augmentation(
+                    image.height, image.width, generator, shorter=scale, longest=longest, transposed=turned
+                )
+                target = augment_scene_target(target, scene)
+                return augment_scene_image(decode_training_image(image), scene), target.normalised()
+            case "none":
+                height, width = resize_shape(image.height, image.width, shorter=self.shorter, longest=self.longest)
+                return resize(decode_training_image(image), height, width), target.normalised()

@@ -1,0 +1,92 @@
+"""The AP of a model while it trains: its images shared by all workers, the official evaluator asked once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import islice
+from typing import Any, Final
+
+from detr.average_precision import average_precision
+from detr.coco_results import ResultRow, merge_results, result_rows
+from detr.detector import Detector, Precision
+from detr.images import ImageError
+from detr.model import Detr
+from pipelines.evaluation.annotations import truth_sha256
+from pipelines.run import RunStopped
+from pipelines.shards.reader import decode_training_image
+from pipelines.training.agreement import Agreement
+from pipelines.training.row_groups import RowGroups, evaluation_images
+
+WINDOW_IMAGES: Final = 32  # decoded at a time, so that they can be sorted by shape
+MISSING_EXAMPLES: Final = 3
+
+Json = dict[str, Any]
+Part = dict[int, Sequence[ResultRow]]
+
+
+def evaluate_on_all(
+    model: Detr,
+    groups: RowGroups,
+    truth: Json | None,
+    agreement: Agreement,
+    *,
+    device: str,
+    precision: Precision,
+) -> Json | None:
+    """Return COCO's numbers of a model over all images of the truth, at rank 0; None elsewhere.
+
+    In images that the shards could not take in nothing counts as found, as where the labelling job has errors: the
+    figure is what an evaluation by the json that the shards were made of says. How many these are is `missing`.
+
+    Collective: every worker detects its share, at threshold 0 and with every query, by the detector that labels, too.
+    The figure does not depend on the number of workers.
+
+    Args:
+        model: stays unchanged.
+        groups: of the shards to evaluate on.
+        truth: what COCO's json of these images holds; needed at rank 0 only.
+        agreement: the workers' channel.
+        device: where this worker detects.
+        precision: "fp32" gives the figure of the labelling job on a CPU.
+
+    Raises:
+        RunStopped: an image cannot be read or the model gives NaN, on whichever worker; every worker raises it.
+    """
+    problem = None
+    part: Part = {}
+    try:
+        detector = Detector(model, device=device, precision=precision, threshold=0.0)
+        own = evaluation_images(groups, agreement.rank, agreement.workers)
+        while images := list(islice(own, WINDOW_IMAGES)):
+            pictures = [decode_training_image(image) for image in images]
+            for image, found in zip(images, detector(pictures), strict=True):
+                part[image.image_id] = result_rows(
+                    image.image_id, found.category_ids.tolist(), found.scores.tolist(), found.boxes_xyxy.tolist()
+                )
+    except RunStopped as error:
+        problem = str(error)
+    except (ImageError, FloatingPointError) as error:  # of the network: told, because the others wait for this worker
+        problem = f"the model cannot be evaluated: {error}"
+    gathered = agreement.gather((part, problem))
+    problem = agreement.spread(next((sentence for _, sentence in gathered if sentence is not None), None))
+    if problem is not None:
+        raise RunStopped(problem)
+    if agreement.rank != 0:
+        return None
+    assert truth is not None
+    parts = [part for part, _ in gathered]
+    names = {image["id"]: image["file_name"] for image in truth["images"]}
+    image_ids = set(names)
+    missing = [name for image_id, name in names.items() if not any(image_id in part for part in parts)]
+    score = average_precision(truth, merge_results(parts), image_ids=image_ids)
+    return {
+        **score.numbers(),
+        "class_agnostic_AP": score.class_agnostic,
+        "classes": [asdict(one) for one in score.classes],
+        "images": len(image_ids),
+        "missing": len(missing),
+        "missing_examples": missing[:MISSING_EXAMPLES],
+        "annotations_sha256": truth_sha256(truth, image_ids),
+        "threshold": 0.0,
+    }

@@ -1,0 +1,177 @@
+"""MLflow and Weights & Biases: told what the training log is told, in a thread of their own, and never in its way."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import queue
+import secrets
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from pipelines.run import RunStopped
+
+logger = logging.getLogger(__name__)
+
+WAITING_LINES: Final = 1000  # of the log, for a tracker that is slow: hours of training
+CLOSE_SECONDS: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class TrackedRun:
+    """What a tracker has to know: `tracker_id` is its own id of the run, None at the first start."""
+
+    name: str
+    configuration: Mapping[str, Any]
+    tracker_id: str | None
+
+
+class Tracker(Protocol):
+    """A service that shows experiments. Methods are called one after the other from one thread."""
+
+    def open(self, run: TrackedRun) -> str:
+        """Begin a run or take it up again, and return the tracker's id of it."""
+        ...
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Add the scalars of a step."""
+        ...
+
+    def close(self, *, is_finished: bool) -> None:
+        """End the run: finished, or stopped to be resumed."""
+        ...
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse trackers whose package is missing: to be asked before a run begins, where it will run.
+
+    Raises:
+        RunStopped: with the command that installs it.
+        ValueError: no such tracker.
+    """
+    for name in names:
+        make_tracker(name)
+        if importlib.util.find_spec(name) is None:
+            raise RunStopped(
+                f"tracker {name} is not installed. `pip install {name}` on every node, or leave it away: "
+                "TensorBoard's files are written in any case."
+            )
+
+
+def make_tracker(name: str) -> Tracker:
+    """Return a tracker that is not open yet. Where its server is, its own environment variables say.
+
+    Raises:
+        ValueError: no such tracker.
+    """
+    if name not in ("mlflow", "wandb"):
+        raise ValueError(f"tracker: {name!r} is not known; there are mlflow and wandb.")
+    return MlflowTracker() if name == "mlflow" else WandbTracker()
+
+
+class MlflowTracker:
+    """A run of MLflow, by `MLFLOW_TRACKING_URI` and `MLFLOW_EXPERIMENT_NAME`."""
+
+    def open(self, run: TrackedRun) -> str:
+        """Begin a run with the configuration as its parameters, or take it up again."""
+        import mlflow  # type: ignore[import-not-found,unused-ignore]  # an optional package, and seconds
+
+        self._mlflow: Any = mlflow
+        active = self._mlflow.start_run(run_id=run.tracker_id, run_name=run.name)
+        if run.tracker_id is None:
+            self._mlflow.log_params(dict(run.configuration))
+        return str(active.info.run_id)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Add the scalars of a step; of a step that is repeated, MLflow keeps both."""
+        self._mlflow.log_metrics(dict(values), step=step)
+
+    def close(self, *, is_finished: bool) -> None:
+        """End the run."""
+        self._mlflow.end_run("FINISHED" if is_finished else "KILLED")
+
+
+class WandbTracker:
+    """A run of Weights & Biases, by `WANDB_API_KEY`, `WANDB_PROJECT`, `WANDB_MODE` and so on."""
+
+    def open(self, run: TrackedRun) -> str:
+        """Begin a run with the configuration, or take it up again."""
+        import wandb  # type: ignore[import-not-found,unused-ignore]  # an optional package, and seconds
+
+        tracker_id = run.tracker_id or secrets.token_hex(6)
+        self._run: Any = wandb.init(
+            id=tracker_id,
+            name=run.name,
+            resume="allow",
+            config=dict(run.configuration),
+            settings=wandb.Settings(console="off"),  # else it takes over standard output
+        )
+        # its own step may not go back, as ours does after a resume: it would drop those lines
+        self._run.define_metric("*", step_metric="step")
+        return tracker_id
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Add the scalars of a step."""
+        self._run.log({**values, "step": step})
+
+    def close(self, *, is_finished: bool) -> None:
+        """End the run."""
+        self._run.finish(exit_code=0 if is_finished else 1)
+
+
+class TrackerThread:
+    """A tracker that takes lines whenever it can. One that fails is left behind with a warning: training goes on.
+
+    Its server may be away for minutes while its client waits and tries again; no step waits for that.
+    """
+
+    def __init__(self, name: str, tracker: Tracker, run: TrackedRun, *, on_open: Callable[[str], None]) -> None:
+        """Begin to open the tracker; `on_open` is given its id of the run, in the thread."""
+        self._name = name
+        self._lines: queue.Queue[tuple[int, Mapping[str, float]] | bool] = queue.Queue(WAITING_LINES)
+        self._failed = False
+        self._thread = threading.Thread(
+            target=self._work, args=(tracker, run, on_open), name=f"tracker-{name}", daemon=True
+        )
+        self._thread.start()
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Hand over the scalars of a step."""
+        self._put((step, values))
+
+    def close(self, *, is_finished: bool, seconds: float = CLOSE_SECONDS) -> None:
+        """Hand over that this was all, and wait for the tracker to have taken it, `seconds` at most."""
+        self._put(is_finished)
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            self._fail(f"it did not take the last lines within {seconds:g} s")
+
+    def _put(self, line: tuple[int, Mapping[str, float]] | bool) -> None:
+        if self._failed:
+            return
+        try:
+            self._lines.put_nowait(line)
+        except queue.Full:
+            self._fail(f"it is {WAITING_LINES:,} lines behind")
+
+    def _work(self, tracker: Tracker, run: TrackedRun, on_open: Callable[[str], None]) -> None:
+        try:
+            on_open(tracker.open(run))
+            while not isinstance(line := self._lines.get(), bool):
+                if self._failed:
+                    return
+                tracker.log(*line)
+            tracker.close(is_finished=line)
+        except Exception as error:  # noqa: BLE001 - trackers raise whatever their libraries do; said once, below
+            self._fail(f"{type(error).__name__}: {str(error).strip() or 'no reason given'}")
+
+    def _fail(self, reason: str) -> None:
+        if not self._failed:
+            self._failed = True
+            logger.warning(
+                "tracker %s is told nothing more in this start (%s); the run's own logs have everything",
+                self._name,
+                reason,
+            )

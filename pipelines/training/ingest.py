@@ -1,0 +1,169 @@
+"""Training batches from shards, read, decoded and augmented by threads of the worker that trains."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final
+
+import numpy as np
+
+from pipelines.clock import SystemClock
+from pipelines.run import RunStopped
+from pipelines.shards.reader import TrainingImage
+from pipelines.training.batch import Preparation, TrainBatch, UnusableImage
+from pipelines.training.order import EpochOrder, Places
+from pipelines.training.row_groups import RowGroups
+
+FETCH_THREADS: Final = 4  # row groups under way at once
+# steps that are fetched before they are decoded: a new window begins with many new row groups
+FETCH_AHEAD_STEPS: Final = 8
+
+_Fetched = Future[dict[int, TrainingImage]]
+
+
+def train_batches(
+    groups: RowGroups,
+    order: EpochOrder,
+    preparation: Preparation,
+    *,
+    epoch: int,
+    readers: Sequence[int],
+    first_step: int = 0,
+    end_step: int | None = None,
+    threads: int = 1,
+    prefetch_steps: int = 2,
+) -> Generator[list[TrainBatch], None, None]:
+    """Yield step after step the micro-batches of the given readers; a reader that has ended is left out.
+
+    What comes is a function of order, preparation and epoch alone. A row group is read once per reader and its images
+    are let go as they are used: encoded images of a window of row groups are in memory per reader, and decoded ones of
+    `prefetch_steps` + 1 steps. Threads run while the iterator lives: close it where it is not used up (a store that
+    does not answer at that moment holds `close` up until its client gives up).
+
+    Args:
+        groups: Of the shards that the order was planned for.
+        order: Of this epoch.
+        preparation: What is done to images.
+        epoch: Its number.
+        readers: The virtual readers that the worker serves.
+        first_step: Where to begin; nothing before it is read.
+        end_step: Where to end; None is the end of the epoch, when no reader of any worker has images left.
+        threads: That decode and augment.
+        prefetch_steps: Steps that are made ready before they are asked for.
+
+    Raises:
+        RunStopped: the store cannot be read, a shard is damaged, or an image cannot be used.
+        ValueError: `threads` or `prefetch_steps` is out of range.
+    """
+    if threads < 1 or prefetch_steps < 0:
+        raise ValueError(f"{threads} threads and {prefetch_steps} steps of prefetch: give at least 1 and 0")
+    end_step = order.steps if end_step is None else end_step
+    clock = _Closable()
+    fetchers = ThreadPoolExecutor(FETCH_THREADS, "ingest-fetch")
+    preparers = ThreadPoolExecutor(threads, "ingest-prepare")
+    windows = [_Window(groups, order, reader, first_step, end_step, fetchers, clock) for reader in readers]
+
+    def prepare(images: Sequence[tuple[_Fetched, int]], places: Places, reader: int, step: int) -> TrainBatch:
+        taken = [fetched.result().pop(row) for fetched, row in images]  # popped: nobody else takes it this epoch
+        try:
+            return preparation.prepare(taken, epoch=epoch, step=step, reader=reader)
+        except UnusableImage as error:
+            raise RunStopped(f"{groups.name(int(places[error.index, 0]))}: {error.message}") from error
+
+    def ask(step: int) -> list[Future[TrainBatch]]:
+        batches = []
+        for window in windows:
+            window.fetch_until(step + FETCH_AHEAD_STEPS)
+            places = order.micro_batch(window.reader, step)
+            if len(places):
+                batches.append(preparers.submit(prepare, window.take(places), places, window.reader, step))
+        return batches
+
+    try:
+        asked: deque[list[Future[TrainBatch]]] = deque()
+        for step in range(first_step, end_step):
+            asked.append(ask(step))
+            if len(asked) > prefetch_steps:
+                yield [batch.result() for batch in asked.popleft()]
+        while asked:
+            yield [batch.result() for batch in asked.popleft()]
+    finally:
+        clock.close()
+        fetchers.shutdown(wait=False, cancel_futures=True)  # first: who prepares may be waiting for it
+        preparers.shutdown(cancel_futures=True)
+        fetchers.shutdown()
+
+
+class _Window:
+    """The row groups that a reader is in the midst of: asked for before their first use, forgotten after the last."""
+
+    def __init__(
+        self,
+        groups: RowGroups,
+        order: EpochOrder,
+        reader: int,
+        first_step: int,
+        end_step: int,
+        fetchers: ThreadPoolExecutor,
+        clock: _Closable,
+    ) -> None:
+        self.reader = reader
+        self._groups, self._order, self._fetchers, self._clock = groups, order, fetchers, clock
+        self._next_step = first_step
+        self._end_step = end_step
+        self._fetched: dict[int, _Fetched] = {}
+        self._wanted = _rows_by_group(order, reader, first_step, end_step)
+        self._left = {group: len(rows) for group, rows in self._wanted.items()}
+
+    def fetch_until(self, step: int) -> None:
+        """Ask for the row groups of all steps up to this one."""
+        for wanted in range(self._next_step, min(step + 1, self._end_step)):
+            for group in self._order.micro_batch(self.reader, wanted)[:, 0].tolist():
+                if group in self._wanted:
+                    self._fetched[group] = self._fetchers.submit(self._fetch, group, self._wanted.pop(group))
+            self._next_step = wanted + 1
+
+    def take(self, places: Places) -> list[tuple[_Fetched, int]]:
+        """Return for each image the row group that it will be in, and its row there."""
+        images = []
+        for group, row in places.tolist():
+            images.append((self._fetched[group], row))
+            self._left[group] -= 1
+            if not self._left[group]:
+                del self._fetched[group]
+        return images
+
+    def _fetch(self, group: int, rows: Places) -> dict[int, TrainingImage]:
+        images = self._groups.read(group, clock=self._clock)
+        return {row: images[row] for row in rows.tolist()}  # others are of another reader, or used already
+
+
+def _rows_by_group(order: EpochOrder, reader: int, first_step: int, end_step: int) -> dict[int, Places]:
+    """Return for each row group that a reader needs within these steps the rows that it needs."""
+    bounds = order.bounds[reader]
+    last = len(bounds) - 1
+    places = order.places[bounds[min(first_step, last)] : bounds[min(end_step, last)]]
+    places = places[np.argsort(places[:, 0], kind="stable")]
+    groups, starts = np.unique(places[:, 0], return_index=True)
+    return dict(zip(groups.tolist(), np.split(places[:, 1], starts[1:]), strict=True)) if len(groups) else {}
+
+
+class _Closed(Exception):
+    """The iterator is being closed: nobody wants what this thread is waiting for."""
+
+
+class _Closable(SystemClock):
+    """A clock whose sleepers can be woken for good."""
+
+    def __init__(self) -> None:
+        self._closed = threading.Event()
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def sleep(self, seconds: float) -> None:
+        if self._closed.wait(seconds):
+            raise _Closed

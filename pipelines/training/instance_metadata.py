@@ -1,0 +1,175 @@
+"""What a cloud's metadata service tells a machine about its own end: AWS's and Google's, over plain HTTP."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, Protocol
+from urllib.parse import urlsplit
+
+from pipelines.clock import Clock, SystemClock
+from pipelines.run import RunStopped
+
+ANSWER_SECONDS: Final = 2.0  # the service is on the same host
+TOKEN_SECONDS: Final = 21_600  # the most that AWS gives a token
+GOOGLE_SECONDS: Final = 30.0  # from Google's notice to the end; it tells no time
+
+_TOKEN_PATH: Final = "/latest/api/token"  # noqa: S105 - where it is
+_GOOGLE: Final = {"Metadata-Flavor": "Google"}
+
+
+class MetadataUnavailable(Exception):
+    """The metadata service did not answer, or not as it should; it may at the next question."""
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A machine is about to be taken away: why, and in how many seconds; None where no time was told."""
+
+    reason: str
+    seconds: float | None
+
+
+class MetadataService(Protocol):
+    """A cloud's service."""
+
+    @property
+    def cloud(self) -> str:
+        """The cloud's name."""
+        ...
+
+    def read_notice(self) -> Notice | None:
+        """Return the notice, None while there is none.
+
+        Raises:
+            MetadataUnavailable: no answer this time.
+        """
+        ...
+
+
+class AwsMetadata:
+    """AWS's instance metadata, version 2: spot interruptions, two minutes ahead, and rebalance recommendations.
+
+    https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
+    """
+
+    cloud = "AWS"
+
+    def __init__(self, url: str, *, on_rebalance: bool = False, clock: Clock | None = None) -> None:
+        """Take the service's address, and whether a mere recommendation to leave counts as a notice."""
+        self._url = url
+        self._on_rebalance = on_rebalance
+        self._clock = clock or SystemClock()
+        self._token: str | None = None
+
+    def read_notice(self) -> Notice | None:
+        """Return the notice of an interruption, else of a rebalance recommendation if those count."""
+        action = self._get("/latest/meta-data/spot/instance-action")
+        if action is not None:
+            try:
+                record = json.loads(action)
+                when = datetime.fromisoformat(record["time"])
+                left = (when - self._clock.now()).total_seconds()
+                return Notice(f"AWS will {record['action']} this spot instance at {record['time']}", max(0.0, left))
+            except (KeyError, TypeError, ValueError) as error:
+                raise MetadataUnavailable(f"the notice {action!r} is not understood") from error
+        if self._on_rebalance and self._get("/latest/meta-data/events/recommendations/rebalance") is not None:
+            return Notice("AWS recommends to leave this instance: it is likely to be interrupted", None)
+        return None
+
+    def ask_token(self) -> bool:
+        """Get a new token; return whether the service gives tokens, as AWS's does and others do not.
+
+        Raises:
+            MetadataUnavailable: no answer.
+        """
+        lifetime = {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_SECONDS)}
+        status, body = _request(self._url, "PUT", _TOKEN_PATH, lifetime)
+        self._token = body if status == http.client.OK else None
+        return self._token is not None
+
+    def _get(self, path: str) -> str | None:
+        for _ in range(2):
+            if self._token is None and not self.ask_token():
+                raise MetadataUnavailable("it gives no token")
+            status, body = _request(self._url, "GET", path, {"X-aws-ec2-metadata-token": self._token or ""})
+            if status == http.client.OK:
+                return body
+            if status == http.client.NOT_FOUND:
+                return None
+            if status != http.client.UNAUTHORIZED:
+                raise MetadataUnavailable(f"{path} answers with status {status}")
+            self._token = None  # after six hours it has expired
+        raise MetadataUnavailable("it refuses the token that it gave")
+
+
+class GoogleMetadata:
+    """Google's metadata server: preemptions of spot machines, half a minute ahead.
+
+    https://cloud.google.com/compute/docs/instances/create-use-spot#detect-preemption
+    """
+
+    cloud = "Google Cloud"
+
+    def __init__(self, url: str) -> None:
+        """Take the service's address."""
+        self._url = url
+
+    def read_notice(self) -> Notice | None:
+        """Return the notice of a preemption."""
+        status, body = _request(self._url, "GET", "/computeMetadata/v1/instance/preempted", _GOOGLE)
+        if status != http.client.OK:
+            raise MetadataUnavailable(f"it answers with status {status}")
+        if body.strip().upper() != "TRUE":
+            return None
+        return Notice("Google Cloud preempts this spot machine", GOOGLE_SECONDS)
+
+
+def find_service(url: str, *, on_rebalance: bool = False, clock: Clock | None = None) -> MetadataService:
+    """Return the service at an address: AWS's if it gives tokens, else Google's if it answers as that does.
+
+    Args:
+        url: Its address, without a path.
+        on_rebalance: Whether AWS's recommendation to leave counts as a notice.
+        clock: What time it is.
+
+    Raises:
+        RunStopped: neither is there.
+        ValueError: the address is not one of HTTP.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "http" or not parts.hostname:
+        raise ValueError(f"metadata url: {url!r} is not an address such as http://169.254.169.254.")
+    aws = AwsMetadata(url, on_rebalance=on_rebalance, clock=clock)
+    try:
+        if aws.ask_token():
+            return aws
+        status, _ = _request(url, "GET", "/computeMetadata/v1/instance/id", _GOOGLE)
+    except MetadataUnavailable as error:
+        raise RunStopped(
+            f"no metadata service answers at {url} ({error}). Run this on a machine of AWS or Google Cloud; in a "
+            "container on AWS the instance's metadata hop limit must be 2."
+        ) from error
+    if status != http.client.OK:
+        raise RunStopped(
+            f"what answers at {url} is neither AWS's metadata service nor Google's (status {status}). "
+            "Notices of other clouds are not known here."
+        )
+    return GoogleMetadata(url)
+
+
+def _request(url: str, method: str, path: str, headers: dict[str, str]) -> tuple[int, str]:
+    """Return status and text. Straight to the host: a proxy would tell of another machine."""
+    parts = urlsplit(url)
+    assert parts.hostname is not None
+    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=ANSWER_SECONDS)
+    try:
+        connection.request(method, path, headers=headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode("utf-8", "replace")
+    except (OSError, http.client.HTTPException) as error:
+        raise MetadataUnavailable(str(error) or type(error).__name__) from error
+    finally:
+        connection.close()

@@ -1,0 +1,178 @@
+"""In which order an epoch takes its images: a pure function of seed and epoch, whatever the number of workers.
+
+The row groups of all training shards are shuffled, laid end to end and cut into equal stretches, one per *virtual
+reader*; a reader shuffles its images within a window of row groups, so that few of them need to be in memory, and cuts
+micro-batches. Step s of the epoch is micro-batch s of every reader. Readers are fixed for a run and workers share them:
+that is why another number of workers sees the same steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+Places = npt.NDArray[np.int32]
+
+# what a random stream is for: keeps the streams of one seed and epoch apart
+_OF_ROW_GROUPS: Final = 1
+_OF_WINDOW: Final = 2
+_OF_STEP: Final = 3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EpochOrder:
+    """The micro-batches of an epoch; made by `plan_epoch`. Eight bytes an image.
+
+    Args:
+        places: `(N, 2)` int32, (row group, row in it) of every image, reader after reader, in the order of use.
+        bounds: Per reader int64, where its micro-batches begin in `places`, and where the last one ends.
+    """
+
+    places: Places
+    bounds: tuple[npt.NDArray[np.int64], ...]
+
+    @property
+    def readers(self) -> int:
+        """How many virtual readers share the epoch."""
+        return len(self.bounds)
+
+    @property
+    def steps(self) -> int:
+        """How many steps the epoch has: the micro-batches of the reader that has most."""
+        return max(len(bounds) - 1 for bounds in self.bounds)
+
+    def steps_of(self, reader: int) -> int:
+        """Return how many micro-batches a reader has; it takes no part in later steps."""
+        return len(self.bounds[reader]) - 1
+
+    def micro_batch(self, reader: int, step: int) -> Places:
+        """Return `(n, 2)`, the (row group, row) of a micro-batch's images; none where the reader has ended."""
+        bounds = self.bounds[reader]
+        if step >= len(bounds) - 1:
+            return self.places[:0]
+        return self.places[bounds[step] : bounds[step + 1]]
+
+
+def plan_epoch(
+    rows: Sequence[int],
+    *,
+    seed: int,
+    epoch: int,
+    readers: int,
+    batch_size: int,
+    window_groups: int,
+    shapes: Sequence[Sequence[tuple[int, int]]] | None = None,
+) -> EpochOrder:
+    """Return the order of an epoch: every image once, in micro-batches of `batch_size`.
+
+    The stretches of two readers differ by one image at most, so readers with fewer images end one step earlier; only
+    the last micro-batch of a reader is short. With `shapes`, images of a micro-batch have the same shape, so nothing
+    is padded: micro-batches are then cut inside windows, and the last of each shape in each window is short.
+
+    Args:
+        rows: Images in each row group, all shards laid end to end.
+        seed: Of the run, 0 or more.
+        epoch: 0 or more.
+        readers: Virtual readers; more than there are images leaves some without any.
+        batch_size: Images a micro-batch.
+        window_groups: Row groups whose images a reader shuffles together: so many are in memory per reader.
+        shapes: Per row group each image's (height, width); None mixes them.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+    for name, value, least in (
+        ("seed", seed, 0), ("epoch", epoch, 0), ("readers", readers, 1), ("batch size", batch_size, 1),
+        ("window", window_groups, 1), ("images in a row group", min(rows, default=0), 0),
+    ):  # fmt: skip
+        if value < least:
+            raise ValueError(f"{name}: {value} is not a whole number of {least} or more")
+    counts = np.asarray(rows, dtype=np.int64)
+    shape_of = None if shapes is None else _number_shapes(shapes, counts)
+
+    shuffled = random_stream(seed, epoch, _OF_ROW_GROUPS).permutation(len(counts))
+    sizes = counts[shuffled]
+    turn = np.repeat(np.arange(len(counts)), sizes)  # of each image: when its row group's turn comes
+    places = np.empty((len(turn), 2), dtype=np.int32)
+    places[:, 0] = shuffled[turn]
+    places[:, 1] = np.arange(len(places)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    if shape_of is not None:  # numbered in the order of `rows`, wanted in the order of turns
+        shape_of = shape_of[(np.cumsum(counts) - counts)[places[:, 0]] + places[:, 1]]
+
+    bounds = []
+    for reader in range(readers):
+        start, end = (len(places) * edge // readers for edge in (reader, reader + 1))
+        windows = (turn[start:end] - turn[start : start + 1]) // window_groups
+        edges = [start, *(start + 1 + np.flatnonzero(np.diff(windows))), end] if end > start else [start]
+        ends = [np.minimum(np.arange(start, end, batch_size) + batch_size, end)]
+        if shape_of is not None:
+            ends = []
+        for window, (left, right) in enumerate(pairwise(edges)):
+            stream = random_stream(seed, epoch, _OF_WINDOW, reader, window)
+            order = stream.permutation(right - left)
+            if shape_of is not None:
+                order, lengths = _cut_shapes(order, shape_of[left:right], batch_size, stream)
+                ends.append(left + np.cumsum(lengths))
+            places[left:right] = places[left:right][order]
+        bounds.append(np.concatenate([[start], *ends]).astype(np.int64))
+    return EpochOrder(places, tuple(bounds))
+
+
+def served_readers(worker: int, workers: int, readers: int) -> range:
+    """Return the virtual readers that a worker serves in every step, one after the other.
+
+    Raises:
+        ValueError: there are more workers than readers.
+    """
+    if not 0 <= worker < workers:
+        raise ValueError(f"worker {worker} is not one of {workers}")
+    if workers > readers:
+        raise ValueError(
+            f"an effective batch of {readers} micro-batches cannot be dealt to {workers} workers: "
+            "lower --batch-size or raise --effective-batch, or use fewer workers."
+        )
+    return range(worker, readers, workers)
+
+
+def step_stream(seed: int, epoch: int, step: int, reader: int) -> np.random.Generator:
+    """Return the random stream of one micro-batch: for what all its images have in common."""
+    return random_stream(seed, epoch, _OF_STEP, step, reader)
+
+
+def random_stream(seed: int, epoch: int, *purpose: int) -> np.random.Generator:
+    """Return the same independent stream of chance on every machine for the same numbers of 0 or more."""
+    # PCG64 by name: numpy may change what its default generator is
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch, *purpose])))
+
+
+def _number_shapes(shapes: Sequence[Sequence[tuple[int, int]]], counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return a number for each image in the order of the row groups; equal shapes have equal numbers."""
+    if [len(group) for group in shapes] != counts.tolist():
+        raise ValueError("shapes: give one (height, width) for each image of each row group")
+    flat = np.fromiter(chain.from_iterable(chain.from_iterable(shapes)), dtype=np.int64, count=2 * int(counts.sum()))
+    numbers: npt.NDArray[np.int64] = np.unique(flat[::2] << 32 | flat[1::2], return_inverse=True)[1]
+    return numbers
+
+
+def _cut_shapes(
+    order: npt.NDArray[np.int64], shape_of: npt.NDArray[np.int64], batch_size: int, stream: np.random.Generator
+) -> tuple[npt.NDArray[np.int64], list[int]]:
+    """Cut a shuffled window into micro-batches of one shape each and shuffle those; also say how long each is.
+
+    Args:
+        order: The shuffled indices.
+        shape_of: The shape's number by index.
+        batch_size: The most images of a micro-batch.
+        stream: Of the window.
+    """
+    order = order[np.argsort(shape_of[order], kind="stable")]
+    starts = np.flatnonzero(np.diff(shape_of[order], prepend=-1))  # of the runs of one shape
+    rank = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
+    batches = np.split(order, np.flatnonzero(rank % batch_size == 0)[1:])
+    batches = [batches[index] for index in stream.permutation(len(batches))]
+    return np.concatenate(batches), [len(batch) for batch in batches]

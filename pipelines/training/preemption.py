@@ -1,0 +1,114 @@
+"""Telling Ray that this machine is about to be taken away, so that training writes a checkpoint before it is."""
+
+from __future__ import annotations
+
+import logging
+import math
+import subprocess
+import sys
+from typing import Final
+
+import ray
+
+from pipelines.clock import Clock, SystemClock
+from pipelines.cluster import first_line
+from pipelines.run import RunStopped
+from pipelines.training.instance_metadata import MetadataService, MetadataUnavailable, Notice
+
+logger = logging.getLogger(__name__)
+
+DRAIN_SECONDS: Final = 20.0  # for one try: it takes about 2 s, most of them imports
+DRAIN_TRIES: Final = 3
+PAUSE_SECONDS: Final = 1.0
+
+
+def wait_for_notice(service: MetadataService, *, poll_seconds: float, clock: Clock | None = None) -> Notice:
+    """Return the notice when it comes, which may be never.
+
+    A service that does not answer now and then is asked again: that is said once, and once that it is back.
+
+    Args:
+        service: Whom to ask.
+        poll_seconds: From one question to the next; AWS recommends 5.
+        clock: What waits.
+    """
+    clock = clock or SystemClock()
+    is_away = False
+    while True:
+        try:
+            notice = service.read_notice()
+        except MetadataUnavailable as error:
+            if not is_away:
+                logger.warning("%s's metadata service gives no answer, it is asked again: %s", service.cloud, error)
+            is_away = True
+        else:
+            if is_away:
+                logger.warning("%s's metadata service answers again", service.cloud)
+            is_away = False
+            if notice is not None:
+                return notice
+        clock.sleep(poll_seconds)
+
+
+def own_node(address: str | None = None) -> tuple[str, str]:
+    """Return the address of the cluster that this machine belongs to, and the machine's node id there.
+
+    Connects to Ray for a moment.
+
+    Args:
+        address: Of the cluster; None is `RAY_ADDRESS`, else the Ray that runs on this machine.
+
+    Raises:
+        RunStopped: no Ray runs here.
+    """
+    try:
+        ray.init(address=address or "auto", logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise RunStopped(
+            f"this machine is no node of a Ray cluster ({first_line(error)}). Start this after `ray start`."
+        ) from error
+    try:
+        context = ray.get_runtime_context()
+        return context.gcs_address, context.get_node_id()
+    finally:
+        ray.shutdown()
+
+
+def drain_command(address: str, node_id: str, notice: Notice) -> list[str]:
+    """Return the command that makes Ray schedule nothing more on a node and tell Ray Train of its end.
+
+    It is `ray drain-node`, which Ray 2.60 hides and does not promise to keep.
+    """
+    command = [
+        sys.executable, "-m", "ray.scripts.scripts", "drain-node",
+        "--address", address,
+        "--node-id", node_id,
+        "--reason", "DRAIN_NODE_REASON_PREEMPTION",
+        "--reason-message", notice.reason,
+    ]  # fmt: skip
+    if notice.seconds is not None:
+        command += ["--deadline-remaining-seconds", str(math.floor(notice.seconds))]
+    return command
+
+
+def drain(address: str, node_id: str, notice: Notice, *, clock: Clock | None = None) -> None:
+    """Have a node drained.
+
+    Raises:
+        RunStopped: Ray did not accept it.
+    """
+    clock = clock or SystemClock()
+    command = drain_command(address, node_id, notice)
+    said = ""
+    for attempt in range(DRAIN_TRIES):
+        if attempt:
+            clock.sleep(PAUSE_SECONDS)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=DRAIN_SECONDS, check=False)  # noqa: S603
+        except subprocess.TimeoutExpired:
+            said = f"no answer for {DRAIN_SECONDS:g} s"
+            continue
+        if done.returncode == 0:
+            return
+        said = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
+    raise RunStopped(f"Ray does not drain node {node_id} ({said}). What runs there will be lost with the machine.")

@@ -1,0 +1,57 @@
+"""The workers' process group: over the network that Ray itself uses, whatever the hosts' names resolve to."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import ray.util
+from ray.train.torch import TorchConfig
+from ray.train.torch.config import _TorchBackend
+
+INTERFACE = "GLOO_SOCKET_IFNAME"
+_ASK_ADDRESS = 0x8915  # SIOCGIFADDR, Linux
+
+
+@dataclass
+class ProcessGroupConfig(TorchConfig):
+    """Ray Train's, but that gloo listens where Ray does.
+
+    Gloo takes the address that the host's name resolves to, which on many hosts is a loopback one: peers on other hosts
+    then get "Connection refused" (torch 2.14). A `GLOO_SOCKET_IFNAME` that is set already counts.
+    """
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        """What Ray Train starts on the workers."""
+        return _Backend
+
+
+class _Backend(_TorchBackend):
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        worker_group.execute(listen_where_ray_does)
+        super().on_start(worker_group, backend_config)
+
+
+def listen_where_ray_does() -> None:
+    """Name the interface of this node's Ray address to gloo, for process groups that are made later."""
+    interface = interface_of(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+    if interface is not None:
+        os.environ.setdefault(INTERFACE, interface)
+
+
+def interface_of(address: str) -> str | None:
+    """Return the network interface that has an IPv4 address; None where none has."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        for _, name in socket.if_nameindex():
+            try:
+                answer = fcntl.ioctl(asked, _ASK_ADDRESS, struct.pack("256s", name.encode()[:15]))
+            except OSError:  # it has no IPv4 address
+                continue
+            if socket.inet_ntoa(answer[20:24]) == address:
+                return name
+    return None

@@ -1,0 +1,93 @@
+"""The row groups of training shards under one running number each: what readers take whole and workers share."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final
+
+from pipelines.clock import Clock
+from pipelines.retry import retry
+from pipelines.run import RunStopped
+from pipelines.shards.reader import ShardIndex, ShardReader, TrainingImage
+from pipelines.store import Store, StoreError, is_passing, join_uri
+
+# beyond what the store's client does by itself: a store that is restarted costs a wait, not a run
+OUTAGE_SECONDS: Final = 300.0
+
+
+class RowGroups:
+    """All row groups of the shards, numbered file after file; any number of threads may read at once.
+
+    Args:
+        store: Where the shards lie.
+        index: What lies there.
+        outage_seconds: How long a store that does not answer is asked again before it stops the run.
+    """
+
+    def __init__(self, store: Store, index: ShardIndex, *, outage_seconds: float = OUTAGE_SECONDS) -> None:
+        self.rows: Final = tuple(rows for file in index.files for rows in file.row_groups)
+        self._uri, self._index, self._outage_seconds = store.uri, index, outage_seconds
+        self._reader = ShardReader(store, index)
+        self._places = [
+            (number, group) for number, file in enumerate(index.files) for group in range(len(file.row_groups))
+        ]
+
+    def name(self, number: int) -> str:
+        """Return the URI of the shard that a row group lies in, for messages."""
+        return join_uri(self._uri, self._index.files[self._places[number][0]].key)
+
+    def sizes(self) -> list[list[tuple[int, int]]]:
+        """Return (height, width) of every image of every row group, without reading images.
+
+        Raises:
+            RunStopped: a shard is damaged, or the store cannot be read.
+        """
+        try:
+            return retry(self._reader.read_sizes, budget_seconds=self._outage_seconds, is_retryable=is_passing)
+        except StoreError as error:
+            raise RunStopped(_unreadable(error)) from error
+
+    def read(self, number: int, *, clock: Clock | None = None) -> list[TrainingImage]:
+        """Return the images of a row group, in one request or a few; passing failures are waited for.
+
+        Raises:
+            RunStopped: the shard is damaged, or the store cannot be read.
+        """
+        file, group = self._places[number]
+        try:
+            return retry(
+                lambda: self._reader.read_group(file, group),
+                budget_seconds=self._outage_seconds,
+                is_retryable=is_passing,
+                clock=clock,
+            )
+        except StoreError as error:
+            raise RunStopped(_unreadable(error)) from error
+
+
+def evaluation_images(groups: RowGroups, worker: int, workers: int) -> Generator[TrainingImage, None, None]:
+    """Yield this worker's images: whole row groups, dealt so that all workers together have each image once.
+
+    Holds two row groups: the next is read while one is used.
+
+    Raises:
+        RunStopped: a shard is damaged, or the store cannot be read.
+        ValueError: there is no such worker.
+    """
+    if not 0 <= worker < workers:
+        raise ValueError(f"worker {worker} is not one of {workers}")
+    ahead: deque[Future[list[TrainingImage]]] = deque()
+    with ThreadPoolExecutor(1, "read") as pool:
+        for number in range(worker, len(groups.rows), workers):
+            ahead.append(pool.submit(groups.read, number))
+            if len(ahead) == 2:
+                yield from ahead.popleft().result()
+        while ahead:
+            yield from ahead.popleft().result()
+
+
+def _unreadable(error: StoreError) -> str:
+    """Return a sentence; what the store says has the shard's name."""
+    return f"{str(error).rstrip('.')}. What is trained is kept; the same command goes on from the newest checkpoint."

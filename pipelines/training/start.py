@@ -1,0 +1,106 @@
+"""What a training run begins with: a model for the data's classes, as its checkpoint of step 0."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+from detr.checkpoint import CheckpointError
+from detr.classes import Category
+from detr.finetune import with_categories
+from detr.imagenet import load_backbone
+from detr.model import Detr
+from pipelines.models import load_model, short_name
+from pipelines.run import RunStopped
+from pipelines.shards.reader import ShardIndex
+from pipelines.store import StoreError, Stores, without_secrets
+from pipelines.training.checkpoints import Position, TrainingRun, model_directory_files
+from pipelines.training.config import TrainConfig
+from pipelines.training.learner import empty_network
+
+FEW_IMAGES: Final = 10_000  # the authors: below 10-15 thousand, training from scratch gives poor results
+MENTIONED: Final = 8
+
+
+def write_start(run: TrainingRun, config: TrainConfig, index: ShardIndex, *, say: Callable[[str], None]) -> None:
+    """Write the checkpoint of step 0.
+
+    Args:
+        run: that has no checkpoint yet.
+        config: says where the weights come from.
+        index: of the training shards; gives the classes.
+        say: told what the user should know: which classes are new, what is too little.
+
+    Raises:
+        RunStopped: a model or weights cannot be had, or do not fit.
+        StoreError: the run's store refused.
+    """
+    model, trainable_norm = initial_model(config, index.categories, say=say)
+    if config.network is not None and config.network != "scenes" and index.images < FEW_IMAGES:
+        say(
+            f"{index.images:,} images are few for training a DETR from the beginning (its authors: 10,000 at least): "
+            "--finetune a trained one instead"
+        )
+    record: dict[str, Any] = {
+        "recipe": config.recipe.as_json(),
+        "seed": config.recipe.seed,
+        "trainable_norm": trainable_norm,
+    }
+    run.save(Position(0, 0, 0), model_directory_files(model), {}, record, keep=config.keep)
+
+
+def initial_model(
+    config: TrainConfig, categories: Sequence[Category], *, say: Callable[[str], None]
+) -> tuple[Detr, bool]:
+    """Return the model that training starts from, for these classes, and whether its norms are trained.
+
+    Raises:
+        RunStopped: it cannot be had, or does not fit.
+    """
+    begun = config.network_config()
+    if begun is None:
+        assert config.finetune is not None
+        model, _ = load_model(config.finetune, config.options)
+        try:
+            model, transfer = with_categories(model, categories, seed=config.recipe.seed)
+        except ValueError as error:
+            raise RunStopped(f"{without_secrets(config.finetune)} cannot be given the classes: {error}") from error
+        if transfer.new:
+            names = ", ".join(transfer.new[:MENTIONED]) + (", ..." if len(transfer.new) > MENTIONED else "")
+            say(
+                f"{len(transfer.kept)} of {len(categories)} classes are known to {short_name(config.finetune)}, "
+                f"{len(transfer.new)} begin anew: {names}"
+            )
+        trainable_norm = False
+    else:
+        wanted = replace(begun, categories=tuple(categories), queries=config.queries or begun.queries)
+        trainable_norm = wanted.backbone.norm == "batch"
+        model = empty_network(wanted, seed=config.recipe.seed)
+        if config.backbone_weights is not None:
+            _load_backbone(model, config)
+    if config.shorter or config.longest:
+        shorter, longest = config.shorter or model.config.shorter, config.longest or model.config.longest
+        model.config = replace(model.config, shorter=shorter, longest=longest)
+    return model, trainable_norm
+
+
+def _load_backbone(model: Detr, config: TrainConfig) -> None:
+    """Fill the backbone with ImageNet weights: of a file, a URI, or by torchvision's name."""
+    assert config.backbone_weights is not None
+    reference = config.backbone_weights
+    with TemporaryDirectory(prefix="ray-detr-") as folder:
+        if "://" in reference and not reference.startswith("file://"):
+            name = without_secrets(reference).rsplit("/", 1)[-1]
+            local = Path(folder) / name
+            try:
+                local.write_bytes(Stores(config.options).get(reference).data)
+            except StoreError as error:
+                raise RunStopped(f"the backbone's weights cannot be read: {error}") from error
+            reference = str(local)
+        try:
+            load_backbone(model, reference.removeprefix("file://"))
+        except CheckpointError as error:
+            raise RunStopped(str(error)) from error

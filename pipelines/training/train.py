@@ -1,0 +1,196 @@
+"""A training run from start to end: begun or resumed, its workers started and started again, its outcome read."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from pipelines.cluster import connected, node_resources, refuse_local
+from pipelines.run import RunStopped
+from pipelines.shards.reader import INDEX_KEY, ShardIndex, read_index
+from pipelines.store import Store, StoreError, open_store, probe, without_secrets
+from pipelines.training.board import TrainProgress
+from pipelines.training.checkpoints import open_run
+from pipelines.training.config import TrainConfig
+from pipelines.training.experiment_trackers import check_trackers
+from pipelines.training.fit import fit
+from pipelines.training.group import choose_group
+from pipelines.training.manifest import Manifest, read_manifest
+from pipelines.training.recipe import differing_batch
+from pipelines.training.run_record import check_same, read_record
+from pipelines.training.start import write_start
+
+PACKAGES: Final = ("ray-detr", "ray", "torch", "torchvision", "pillow", "pyarrow", "obstore")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSummary:
+    """What a run came to.
+
+    Attributes:
+        run: its URI.
+        model: the URI of its model: a directory that the labelling job and `detr.load` take.
+        checkpoint: the checkpoint which that is a copy of.
+        epochs: passed, by all starts together.
+        steps: of the optimiser.
+        metrics: COCO's numbers of that model by pycocotools' names; None when it was not evaluated.
+        starts: the steps at which the workers were started, by this start of the command.
+        seconds: of this start.
+        resumed: whether an earlier start had begun it.
+        was_finished: whether there was nothing to do.
+    """
+
+    run: str
+    model: str
+    checkpoint: str
+    epochs: int
+    steps: int
+    metrics: Mapping[str, Any] | None
+    starts: tuple[int, ...]
+    seconds: float
+    resumed: bool
+    was_finished: bool
+
+
+def train(
+    config: TrainConfig,
+    *,
+    on_progress: Callable[[TrainProgress], None] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> TrainSummary:
+    """Train until the last epoch; go on where a run of that name stopped.
+
+    Ray is the one that is initialised already, the cluster that `RAY_ADDRESS` names, or a local one for the time of
+    the call. Workers that are lost are started again, with as many as there is room for, from the newest checkpoint.
+
+    Args:
+        config: What to train on what.
+        on_progress: Called in another thread about twice a second.
+        say: Called with a sentence that the user should know but need not act on.
+
+    Raises:
+        RunStopped: the world, the data or the loss is in the way; a sentence says how. The same call goes on from the
+            newest checkpoint.
+    """
+    began = time.monotonic()
+    show, tell = on_progress or (lambda _: None), say or (lambda _: None)
+    show(TrainProgress("looking at shards and run"))
+    try:
+        check_trackers(config.trackers)
+        index = read_index(open_store(config.train, config.options))
+        _check(config, index)
+        store = open_store(config.run_uri, config.options)
+        _check_store(store)
+        configuration = {**config.decisive(), **_fingerprints(config)}
+        record, manifest = read_record(store), read_manifest(store)
+        if record is not None:
+            check_same(record, configuration, store)
+        if manifest is not None and manifest.finished:
+            return _summary(config, manifest, (), began, resumed=True, was_finished=True)
+        sentence = differing_batch(config.recipe_name, config.recipe)
+        if sentence is not None:
+            tell(sentence)
+        resumed = manifest is not None and manifest.latest is not None
+        show(TrainProgress("connecting to Ray"))
+        with connected(verbose=config.verbose):
+            refuse_local(config.places(), are_shared=config.shared_folders)
+            group = choose_group(
+                node_resources(),
+                config.least_workers,
+                config.most_workers,
+                device=config.device,
+                micro_batches=config.recipe.micro_batches,
+                threads=config.threads,
+                decodes_elsewhere=config.ingest == "ray-data",
+            )
+            if group.idle:
+                tell(
+                    f"a step has {config.recipe.micro_batches} micro-batches, so {group.idle} more workers than that "
+                    "have nothing to do: raise --effective-batch, or lower --batch-size, to use them"
+                )
+            start_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+            if not resumed:  # else the workers claim the run, when they are there
+                show(TrainProgress("preparing the model"))
+                run = open_run(store, configuration, start_id=start_id, now=datetime.now(UTC), versions=_versions())
+                write_start(run, config, index, say=tell)
+            show(TrainProgress("starting workers"))
+            starts = fit(config, group, configuration, show, start_id=start_id, versions=_versions())
+        manifest = read_manifest(store)
+        assert manifest is not None
+        return _summary(config, manifest, starts, began, resumed=resumed, was_finished=False)
+    except StoreError as error:
+        raise RunStopped(f"{error} Every complete checkpoint is kept; the same command goes on from there.") from error
+
+
+def _check(config: TrainConfig, index: ShardIndex) -> None:
+    """Refuse data that cannot be trained or evaluated on, before anything is begun."""
+    if not index.images:
+        raise RunStopped(f"{without_secrets(config.train)} has no images.")
+    if config.val is None:
+        return
+    other = read_index(open_store(config.val, config.options))
+    ours = {category.id: category.name for category in index.categories}
+    theirs = {category.id: category.name for category in other.categories}
+    wrong = sorted(number for number in theirs if ours.get(number) != theirs[number])
+    if wrong:
+        raise RunStopped(
+            f"{without_secrets(config.val)} has the category {wrong[0]} {theirs[wrong[0]]!r}, which is "
+            f"{ours.get(wrong[0], 'unknown')!r} in {without_secrets(config.train)}. Use the same categories in both."
+        )
+
+
+def _check_store(store: Store) -> None:
+    """Refuse a place where two starts could write over each other's checkpoints, or that cannot be written.
+
+    Raises:
+        RunStopped: with the reason.
+    """
+    try:
+        capabilities = probe(store)
+    except StoreError as error:
+        raise RunStopped(f"{store.uri} cannot keep a run: {error}") from error
+    if not capabilities.create_only:
+        raise RunStopped(
+            f"{store.uri} cannot keep a run: its store writes over an object that was to be created only once, so two "
+            "starts could lose each other's checkpoints. Use a bucket without versioning, or another store."
+        )
+
+
+def _fingerprints(config: TrainConfig) -> dict[str, Any]:
+    """Return which shards these are: others at the same place are another data set, in another order."""
+    places = {"train_index": config.train, "val_index": config.val}
+    return {
+        name: None if uri is None else hashlib.sha256(open_store(uri, config.options).get(INDEX_KEY).data).hexdigest()
+        for name, uri in places.items()
+    }
+
+
+def _summary(
+    config: TrainConfig, run: Manifest, starts: tuple[int, ...], began: float, *, resumed: bool, was_finished: bool
+) -> TrainSummary:
+    latest, chosen = run.latest, run.best or run.latest
+    assert latest is not None
+    assert chosen is not None
+    return TrainSummary(
+        run=without_secrets(config.run_uri),
+        model=f"{without_secrets(config.run_uri)}/model",
+        checkpoint=chosen.name,
+        epochs=latest.epoch,
+        steps=latest.step,
+        metrics=chosen.metrics,
+        starts=starts,
+        seconds=time.monotonic() - began,
+        resumed=resumed,
+        was_finished=was_finished,
+    )
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}

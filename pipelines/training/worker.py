@@ -1,0 +1,409 @@
+"""One worker of a training run: what Ray Train starts on every GPU, from the newest checkpoint to the last epoch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Final, TypeVar, cast
+
+import ray
+import ray.train
+import ray.train.torch
+
+from pipelines.run import RunStopped
+from pipelines.store import StoreError, open_store
+from pipelines.training.agreement import Agreement
+from pipelines.training.batch import TrainBatch
+from pipelines.training.board import TrainProgress
+from pipelines.training.checkpoints import (
+    LoadedCheckpoint,
+    Position,
+    TrainingRun,
+    latest_checkpoint,
+    load_checkpoint,
+    open_run,
+)
+from pipelines.training.config import TrainConfig
+from pipelines.training.data import TrainData, open_data
+from pipelines.training.evaluation import evaluate_on_all
+from pipelines.training.learner import Learner, StepResult
+from pipelines.training.log import TrainLog
+from pipelines.training.manifest import SavedCheckpoint
+from pipelines.training.order import EpochOrder
+from pipelines.training.saving import Saver
+from pipelines.training.window import Agreed, LogWindow
+
+T = TypeVar("T")
+
+TELL_SECONDS: Final = 1.0  # from one word to the driver to the next
+LEAST_SECONDS: Final = 30.0  # from one checkpoint to that of an epoch's end, where epochs are short
+NOTICE_SECONDS: Final = 5.0  # from one look for a preemption notice to the next
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """What a worker is started with.
+
+    Attributes:
+        config: of the run.
+        configuration: what the run's record says decides the outcome: the config's, and which shards these are.
+        start_id: of the driver's start; whoever claims the run later ends this one.
+        versions: of the code, for the records.
+        board: the driver's actor of `pipelines.training.board.Board`.
+        threads: that decode and augment.
+    """
+
+    config: TrainConfig
+    configuration: dict[str, Any]
+    start_id: str
+    versions: dict[str, str]
+    board: Any
+    threads: int
+
+
+def train_worker(spec: WorkerSpec) -> None:
+    """Train until the last epoch, or until the run has to stop for good: then the board knows why, and nothing raises.
+
+    What does raise - a lost peer, a bug - makes Ray Train start all workers again from the newest checkpoint.
+    """
+    agreement = Agreement(seconds=spec.config.collective_seconds)
+    # before anything that can fail, so that a failure which comes again and again is counted
+    if agreement.spread(agreement.rank == 0 and _is_stopped(spec)):
+        return
+    sentence = None
+    try:
+        with ExitStack() as stack:
+            _Worker(spec, agreement, stack).run()
+    except (RunStopped, StoreError) as error:
+        sentence = str(error)
+    except StoppedElsewhere:
+        pass  # whoever knows why tells the board
+    if sentence is not None:
+        ray.get(spec.board.stop.remote(sentence))
+
+
+def _is_stopped(spec: WorkerSpec) -> bool:
+    """Tell the board that the workers start, and return whether they must not."""
+    saved = latest_checkpoint(open_store(spec.config.run_uri, spec.config.options))
+    assert saved is not None, "the driver writes the first"
+    return ray.get(spec.board.begin.remote(saved.step)) is not None
+
+
+class StoppedElsewhere(Exception):
+    """Another worker cannot go on and says why; this one only has to end."""
+
+
+class _Worker:
+    """All state of one worker."""
+
+    def __init__(self, spec: WorkerSpec, agreement: Agreement, stack: ExitStack) -> None:
+        self.spec, self.config, self.recipe = spec, spec.config, spec.config.recipe
+        self.agreement, self.stack = agreement, stack
+        self.is_first = agreement.rank == 0
+        self.run_store = open_store(self.config.run_uri, self.config.options)
+        self.progress = TrainProgress("train", epochs=self.recipe.epochs, workers=agreement.workers)
+        self.window = LogWindow()
+        self.told = self.looked = self.saved = time.monotonic()
+        self.answered: object = None  # the last preemption notice that a checkpoint was written for
+        self.problem: str | None = None  # what this worker has to stop all for
+        self.saver: Saver | None = None  # this and the next at rank 0 only
+        self.log: TrainLog | None = None
+
+    def run(self) -> None:
+        """Train to the end.
+
+        Raises:
+            RunStopped: the run must stop for good, and this worker knows why.
+            StoppedElsewhere: another worker does.
+        """
+        self._together(self._claim)
+        # rank 0's word counts: two workers must never go on from two checkpoints
+        saved = self.agreement.spread(latest_checkpoint(self.run_store) if self.is_first else None)
+        assert saved is not None, "the driver writes the first"
+        self.data, checkpoint = self._together(lambda: self._load(saved))
+        learner = Learner(
+            checkpoint.model,
+            self.recipe,
+            device=ray.train.torch.get_device(),
+            workers=self.agreement.workers,
+            trainable_norm=bool(checkpoint.record["trainable_norm"]),
+            fused=self.config.fused,
+            compiled=self.config.compiled,
+        )
+        self.queries = learner.network.config.queries
+        learner.restore(checkpoint.training_tensors, source=f"{self.config.run_uri}/checkpoints/{saved.name}")
+        position = checkpoint.position
+        if position.step_in_epoch == 0 and saved.metrics is None and self._is_evaluated(position):
+            self._evaluate(learner, position)  # the workers were lost before they had
+        while position.epoch < self.recipe.epochs:
+            position = self._train_epoch(learner, position)
+            self._end_epoch(learner, position)
+        if self.saver is not None:
+            self._finish(self.saver)
+
+    def _finish(self, saver: Saver) -> None:
+        """Mark the run as finished; at rank 0."""
+        self._note(saver.finish)
+        if self.problem is not None:
+            raise RunStopped(self.problem)
+        assert self.log is not None
+        self.log.finish()
+        ray.get(self.spec.board.finish.remote())
+
+    def _together(self, work: Callable[[], T]) -> T:
+        """Do what may fail at one worker only, and go on if it failed at none, so that none waits for another.
+
+        Raises:
+            RunStopped: it failed here.
+            StoppedElsewhere: it failed at another worker.
+        """
+        value = problem = None
+        try:
+            value = work()
+        except (RunStopped, StoreError) as error:
+            problem = error
+        stopped = self.agreement.sum([problem is not None])[0]
+        if problem is not None:
+            raise problem
+        if stopped:
+            raise StoppedElsewhere
+        return cast(T, value)
+
+    def _claim(self) -> None:
+        """Claim the run, at rank 0 for all."""
+        if self.is_first:
+            run = open_run(
+                self.run_store,
+                self.spec.configuration,
+                start_id=self.spec.start_id,
+                now=datetime.now(UTC),
+                versions=self.spec.versions,
+            )
+            self._open(run)
+
+    def _load(self, saved: SavedCheckpoint) -> tuple[TrainData, LoadedCheckpoint]:
+        """Open the shards, and read a checkpoint."""
+        data = open_data(self.config, worker=self.agreement.rank, workers=self.agreement.workers)
+        return data, load_checkpoint(self.run_store, saved)
+
+    def _open(self, run: TrainingRun) -> None:
+        """Make what only rank 0 has."""
+        newest, best = run.latest(), run.best()
+        assert newest is not None, "the driver writes the first"
+        self.progress = replace(self.progress, step=newest.step, best=None if best is None else _ap(best.metrics))
+        self.saver = Saver(run, keep=self.config.keep)
+        self.stack.callback(self.saver.close)
+        position = Position(newest.epoch, newest.step_in_epoch, newest.step)
+        log_id = f"{self.spec.start_id}-{run.claim_number}"
+        self.log = self.stack.enter_context(TrainLog(self.run_store, self.config, position, log_id))
+
+    def _train_epoch(self, learner: Learner, position: Position) -> Position:
+        """Train from a position to the end of its epoch, and return where that is."""
+        order = self.data.order(position.epoch)
+        schedule = self.recipe.learning_schedule
+        batches = self.data.batches(order, position, learner.network.config, threads=self.spec.threads)
+        with closing(batches):
+            while position.step_in_epoch < order.steps:
+                began = time.monotonic()
+                own, problem = _next(batches)
+                waited = time.monotonic() - began
+                agreed = self._agree(own, problem)
+                factor = schedule.factor(
+                    epoch=position.epoch,
+                    step=position.step,
+                    share=(position.epoch + position.step_in_epoch / order.steps) / self.recipe.epochs,
+                )
+                result = learner.step(
+                    own,
+                    step=position.step,
+                    num_boxes=agreed.targets / agreed.micro_batches,
+                    micro_batches=int(agreed.micro_batches),
+                    factor=factor,
+                )
+                if not math.isfinite(result.gradient_norm):
+                    known = self.agreement.sum([result.diverged is not None])[0]
+                    _refuse_divergence(result, position, speaks_for_all=self.is_first and not known)
+                    raise StoppedElsewhere
+                position = replace(position, step_in_epoch=position.step_in_epoch + 1, step=position.step + 1)
+                self.window.add(result, agreed, waited=waited, seconds=time.monotonic() - began)
+                self._tell(learner, position, order)
+                if position.step_in_epoch == order.steps:
+                    position = Position(position.epoch + 1, 0, position.step)
+                self._between_steps(learner, agreed, position)
+                if position.step_in_epoch == 0:
+                    return position
+        return Position(position.epoch + 1, 0, position.step)
+
+    def _agree(self, own: Sequence[TrainBatch], problem: str | None) -> Agreed:
+        """Add up what all workers know before a step and what rank 0's clock wants.
+
+        Args:
+            own: the micro-batches of this worker.
+            problem: why it has none.
+
+        Raises:
+            RunStopped: this worker cannot go on.
+            StoppedElsewhere: another one cannot.
+        """
+        now = time.monotonic()
+        if self.saver is not None:
+            self._note(self.saver.check)
+            problem = problem or self.problem
+        counts = [len(target.labels) for batch in own for target in batch.targets]
+        agreed = Agreed(
+            *self.agreement.sum(
+                [
+                    sum(counts),
+                    len(own),
+                    len(counts),
+                    sum(int(batch.extents.prod(1).sum()) for batch in own),
+                    sum(max(0, count - self.queries) for count in counts),
+                    problem is not None,
+                    self.is_first and now - self.saved >= self.config.checkpoint_minutes * 60,
+                    self.is_first and now - self.looked >= NOTICE_SECONDS,
+                ]
+            )
+        )
+        if problem is not None:
+            raise RunStopped(problem)
+        if agreed.stopped:
+            raise StoppedElsewhere
+        return agreed
+
+    def _between_steps(self, learner: Learner, agreed: Agreed, position: Position) -> None:
+        """Write a checkpoint when it is time, or when a machine is about to be taken away."""
+        wants = bool(agreed.checkpoint)
+        notice = None
+        if agreed.notice:
+            self.looked = time.monotonic()
+            notice = ray.train.get_preemption_info()  # collective, so it is asked for where all agreed to
+            notice = None if notice == self.answered else notice
+        if (wants or notice is not None) and self.saver is not None:
+            self._save(learner, position)
+            if notice is not None:
+                self._note(self.saver.wait)  # the machine may be gone soon
+        if notice is not None:
+            self.answered = notice
+
+    def _save(self, learner: Learner, position: Position) -> None:
+        assert self.saver is not None
+        self.saved = time.monotonic()
+        if self.log is not None:
+            self.log.flush()
+        saver = self.saver
+        self._note(lambda: saver.save(position, learner))
+
+    def _end_epoch(self, learner: Learner, position: Position) -> None:
+        """Write a checkpoint, unless the last one is very young, and evaluate it when it is time."""
+        evaluates = self._is_evaluated(position)
+        is_young = time.monotonic() - self.saved < LEAST_SECONDS
+        if self.saver is not None and (evaluates or position.epoch == self.recipe.epochs or not is_young):
+            self._save(learner, position)
+        if evaluates:
+            self._evaluate(learner, position)
+
+    def _is_evaluated(self, position: Position) -> bool:
+        """Whether the end of an epoch is one at which the model is measured."""
+        every = self.config.evaluate_epochs
+        is_due = position.epoch == self.recipe.epochs or (every > 0 and position.epoch % every == 0)
+        return self.config.val is not None and position.epoch > 0 and is_due
+
+    def _evaluate(self, learner: Learner, position: Position) -> None:
+        """Measure the newest checkpoint's model, and tell."""
+        assert self.data.val is not None
+        self.progress = replace(self.progress, stage="evaluate")
+        self._post()
+        metrics = evaluate_on_all(
+            learner.kept,
+            self.data.val,
+            self.data.truth,
+            self.agreement,
+            device=str(learner.device),
+            precision="bf16" if self.recipe.bf16 else "fp32",
+        )
+        self.agreement.meet()  # rank 0 asks the official evaluator alone, which may take long
+        self.progress = replace(self.progress, stage="train")
+        if metrics is None:
+            return
+        assert self.saver is not None
+        assert self.log is not None
+        saver = self.saver
+        self._note(lambda: saver.rate(metrics))
+        self.log.evaluated(position.step, metrics)
+        self.log.flush()
+        best = max(value for value in (self.progress.best, metrics["AP"]) if value is not None)
+        self.progress = replace(self.progress, AP=metrics["AP"], best=best)
+        self._post()
+
+    def _note(self, work: Callable[[], object]) -> None:
+        """Do what only rank 0 does; where it fails, all workers hear of it before the next step, so that none waits."""
+        try:
+            work()
+        except RunStopped as error:
+            self.problem = self.problem or str(error)
+
+    def _tell(self, learner: Learner, position: Position, order: EpochOrder) -> None:
+        """Log what the last steps gave when it is time, and tell the driver now and then."""
+        at_end = position.step_in_epoch == order.steps
+        if position.step % self.config.log_steps == 0 or at_end:
+            line = self.window.close(self.agreement, learner)
+            if self.log is not None:
+                self.log.add({"step": position.step, "epoch": position.epoch, **line})
+            self.progress = replace(
+                self.progress, images_per_second=line["images_per_second"], losses={"loss": line["loss"]}
+            )
+        self.progress = replace(
+            self.progress,
+            epoch=position.epoch,
+            step=position.step,
+            steps_done=position.step_in_epoch,
+            steps=order.steps,
+        )
+        if at_end or time.monotonic() - self.told >= TELL_SECONDS:
+            self._post()
+
+    def _post(self) -> None:
+        self.told = time.monotonic()
+        if self.is_first:
+            self.spec.board.tell.remote(self.progress)
+
+
+def _next(batches: Iterator[list[TrainBatch]]) -> tuple[list[TrainBatch], str | None]:
+    """Return the batches of a step, or why there are none: the others must hear of it before anybody stops."""
+    try:
+        return next(batches), None
+    except RunStopped as error:
+        return [], str(error)
+
+
+def _refuse_divergence(result: StepResult, position: Position, *, speaks_for_all: bool) -> None:
+    """Stop all workers, which see the same gradients; who had the images that gave them says which they were.
+
+    Args:
+        result: of this worker.
+        position: before the step.
+        speaks_for_all: no worker's losses are to blame, and this one says so.
+
+    Raises:
+        RunStopped: this worker had them, or speaks for all.
+    """
+    if speaks_for_all:
+        raise RunStopped(
+            f"training diverged in epoch {position.epoch}, step {position.step:,}: the gradients are NaN or infinite, "
+            "though every loss is finite. Lower the learning rate or the factors of the losses; the last checkpoint is "
+            "kept."
+        )
+    if result.diverged is not None:
+        ids, why = result.diverged
+        raise RunStopped(
+            f"training diverged in epoch {position.epoch}, step {position.step:,}: {why}. Images of that micro-batch: "
+            f"{', '.join(map(str, ids))}. Look at their boxes, or lower the learning rate; the last checkpoint is kept."
+        )
+
+
+def _ap(metrics: Mapping[str, Any] | None) -> float | None:
+    return None if metrics is None else metrics.get("AP")

@@ -1,0 +1,91 @@
+"""The record of a training run: the same command resumes it, another configuration is refused."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+import pytest
+
+from pipelines.run import RunStopped
+from pipelines.store import Store, memory_store
+from pipelines.training.run_record import RunRecord, read_record, start_record
+
+NOW = datetime(2026, 11, 22, 18, 15, 3, tzinfo=UTC)
+CONFIGURATION = {"lr": 1e-4, "scales": (480, 512), "augment": {"flip": 0.5, "crop": {"share": 0.5}}, "ema": None}
+
+
+def start(store: Store, configuration: dict[str, object] | None = None, *, day: int = 22) -> RunRecord:
+    return start_record(
+        store, configuration or CONFIGURATION, versions={"torch": f"2.14.{day}"}, now=NOW.replace(day=day)
+    )
+
+
+def test_the_first_start_writes_what_it_was_given(store: Store) -> None:
+    record = start(store)
+
+    assert read_record(store) == record
+    assert record.created == NOW
+    assert json.loads(store.get("run.json").data) == {
+        "record_version": 1,
+        "created": "2026-11-22T18:15:03+00:00",
+        "configuration": {
+            "lr": 1e-4,
+            "scales": [480, 512],
+            "augment": {"flip": 0.5, "crop": {"share": 0.5}},
+            "ema": None,
+        },
+        "versions": {"torch": "2.14.22"},
+    }
+
+
+def test_a_later_start_is_given_the_first_ones_record() -> None:
+    store = memory_store()
+    first = start(store)
+
+    assert start(store, day=23) == first
+    assert read_record(memory_store()) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"lr": 2e-4},
+            "run r50 exists with another configuration (lr 0.0001, now 0.0002). "
+            "Give the old value to resume it, or another --name.",
+        ),
+        (
+            {"augment": {"flip": 0.5, "crop": {"share": 0.0}}, "ema": 0.9997, "epochs": 500},
+            "run r50 exists with another configuration (augment.crop.share 0.5, now 0.0; ema none, now 0.9997; "
+            "epochs none, now 500). Give the old values to resume it, or another --name.",
+        ),
+    ],
+)
+def test_another_configuration_is_refused_with_every_difference(changes: dict[str, object], sentence: str) -> None:
+    store = memory_store("memory://lake/runs/r50")
+    start(store)
+    before = store.get("run.json").data
+
+    with pytest.raises(RunStopped) as caught:
+        start(store, {**CONFIGURATION, **changes})
+
+    assert str(caught.value) == sentence
+    assert store.get("run.json").data == before
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b'{"record_version": 1, "configuration": 3}'])
+def test_a_damaged_record_is_said_to_be_damaged(data: bytes) -> None:
+    store = memory_store("memory://lake/runs/r50")
+    store.put("run.json", data)
+
+    with pytest.raises(RunStopped, match=r"memory://lake/runs/r50/run.json is damaged"):
+        read_record(store)
+
+
+def test_a_record_of_another_release_is_not_guessed_at() -> None:
+    store = memory_store()
+    store.put("run.json", b'{"record_version": 2}')
+
+    with pytest.raises(RunStopped, match="version 2, this is version 1"):
+        start(store)
