@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             network=args.network if args.finetune else network,
             backbone_weights=_backbone_weights(args, network),
             queries=args.num_queries,
+            position_embedding=args.position_embedding,
             shorter=args.shorter,
             longest=args.longest,
             least_workers=args.num_workers[0],
@@ -97,6 +98,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "(torchvision's of the network's backbone)",
     )
     parser.add_argument("--num-queries", type=count, metavar="N", help="objects that can be found at most (100)")
+    parser.add_argument("--position-embedding", choices=("sine", "learned"), help="of a new network (sine)")
     parser.add_argument("--shorter", type=count, metavar="PIXELS",
                         help="shorter side when evaluated and used (the network's, 800)")  # fmt: skip
     parser.add_argument("--longest", type=count, metavar="PIXELS",

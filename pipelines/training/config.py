@@ -33,6 +33,7 @@ class TrainConfig:
         network: A name of `NETWORKS`; None with `finetune`.
         backbone_weights: ImageNet weights of the backbone: a file, a URI, torchvision's name, or None.
         queries: Of the network; None is its own. More or fewer than the start has are not possible.
+        position_embedding: "sine" or "learned"; None is the network's own.
         shorter: Side that images are resized to when evaluated, and by whoever uses the model; None is the network's.
         longest: Likewise.
         least_workers: Workers that must run; None is 1.
@@ -66,6 +67,7 @@ class TrainConfig:
     network: str | None = None
     backbone_weights: str | None = None
     queries: int | None = None
+    position_embedding: Literal["sine", "learned"] | None = None
     shorter: int | None = None
     longest: int | None = None
     least_workers: int | None = None
@@ -99,6 +101,10 @@ class TrainConfig:
             raise ValueError("backbone weights: a model that is fine-tuned has its own")
         if self.finetune is not None and self.queries is not None:
             raise ValueError("queries: a model that is fine-tuned has its own")
+        if self.finetune is not None and self.position_embedding is not None:
+            raise ValueError("position embedding: a model that is fine-tuned has its own")
+        if self.position_embedding not in (None, "sine", "learned"):
+            raise ValueError(f"position embedding: {self.position_embedding!r} is neither sine nor learned")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device: {self.device!r} is none of auto, cpu, cuda")
         if self.ingest not in ("direct", "ray-data"):
@@ -155,6 +161,7 @@ class TrainConfig:
             "network": self.network,
             "backbone_weights": None if self.backbone_weights is None else without_secrets(self.backbone_weights),
             "queries": self.queries,
+            "position_embedding": self.position_embedding,
             "shorter": self.shorter,
             "longest": self.longest,
             **recipe,

@@ -76,7 +76,12 @@ def initial_model(
             )
         trainable_norm = False
     else:
-        wanted = replace(begun, categories=tuple(categories), queries=config.queries or begun.queries)
+        wanted = replace(
+            begun,
+            categories=tuple(categories),
+            queries=config.queries or begun.queries,
+            positions=config.position_embedding or begun.positions,
+        )
         trainable_norm = wanted.backbone.norm == "batch"
         model = empty_network(wanted, seed=config.recipe.seed)
         if config.backbone_weights is not None:

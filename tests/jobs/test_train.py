@@ -65,6 +65,7 @@ def test_without_more_it_is_the_paper_from_imagenet_weights(asked: Callable[...,
 FLAGS: dict[str, tuple[list[str], Any]] = {
     "val": (["--val", "s3://data/val"], "s3://data/val"),
     "queries": (["--num-queries", "50"], 50),
+    "position_embedding": (["--position-embedding", "learned"], "learned"),
     "shorter": (["--shorter", "600"], 600),
     "longest": (["--longest", "900"], 900),
     "least_workers": (["--num-workers", "2:"], 2),

@@ -31,6 +31,8 @@ def test_names_that_can_be_folders_are_taken(name: str) -> None:
         ({"finetune": None, "network": "detr-resnet-18"}, "'detr-resnet-18' is none of detr-resnet-50, "),
         ({"backbone_weights": "resnet50"}, "a model that is fine-tuned has its own"),
         ({"queries": 50}, "a model that is fine-tuned has its own"),
+        ({"position_embedding": "learned"}, "a model that is fine-tuned has its own"),
+        ({"finetune": None, "network": "scenes", "position_embedding": "rotary"}, "neither sine nor learned"),
         ({"device": "tpu"}, "'tpu' is none of auto, cpu, cuda"),
         ({"ingest": "dataloader"}, "neither direct nor ray-data"),
         ({"least_workers": 0}, "0:None is not a range"),
@@ -114,7 +116,7 @@ def test_every_value_of_the_recipe_is_recorded(field: str) -> None:
 
 def test_every_field_decides_or_is_known_not_to() -> None:
     assert {field.name for field in fields(TrainConfig)} == FREE | set(OTHERS) | {
-        "recipe", "network", "backbone_weights", "queries",
+        "recipe", "network", "backbone_weights", "queries", "position_embedding",
     }  # fmt: skip
 
 

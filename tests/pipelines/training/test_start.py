@@ -12,6 +12,7 @@ import torch
 import detr
 from detr.classes import SCENE_CATEGORIES, Category
 from detr.config import SCENES_CONFIG
+from detr.positions import LearnedPositions
 from pipelines.run import RunStopped
 from pipelines.shards.reader import ShardIndex
 from pipelines.store import memory_store
@@ -68,10 +69,12 @@ def test_from_scratch_the_network_is_of_the_seed_with_norms_that_are_trained() -
     assert not torch.equal(model.query_embed.weight, other.query_embed.weight)
 
 
-def test_queries_and_sides_are_the_users() -> None:
-    model, _ = initial_model(replace(SCRATCH, queries=50, shorter=96), CATEGORIES, say=print)
+def test_queries_positions_and_sides_are_the_users() -> None:
+    config = replace(SCRATCH, queries=50, shorter=96, position_embedding="learned")
+    model, _ = initial_model(config, CATEGORIES, say=print)
 
     assert len(model.query_embed.weight) == 50
+    assert isinstance(model.backbone[1], LearnedPositions)
     assert (model.config.shorter, model.config.longest) == (96, SCENES_CONFIG.longest)
 
 
