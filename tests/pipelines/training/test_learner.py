@@ -228,12 +228,12 @@ def test_two_workers_are_the_mean_of_their_losses_in_plain_pytorch(two_workers: 
 
     found, first_losses = left_by(two_workers, "even", 0)
     _, second_losses = left_by(two_workers, "even", 1)
-    # rounding only: see above
+    # rounding only: 8e-8 of the losses, 8e-6 of the weights were measured
     assert [(a["loss"] + b["loss"]) / 2 for a, b in zip(first_losses, second_losses, strict=True)] == pytest.approx(
-        losses, rel=1e-3
+        losses, rel=1e-5
     )
     expected = {name: parameter.detach() for name, parameter in trained.items()}
-    assert largest_difference(expected, {name: found[f"module.network.{name}"] for name in expected}) < 2e-4
+    assert largest_difference(expected, {name: found[f"module.network.{name}"] for name in expected}) < 5e-5
     for both, joined_parts in zip(box_parts, joined_box_parts, strict=True):
         assert both == pytest.approx(joined_parts, rel=1e-5)
 
