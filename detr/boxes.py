@@ -28,25 +28,29 @@ def area(boxes_xyxy: Tensor) -> Tensor:
 
 
 def iou(boxes_a: Tensor, boxes_b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return IoU and union area of every pair: `(N, 4)` and `(M, 4)` xyxy -> two `(N, M)`.
+    """Return IoU and union area of xyxy boxes `(..., 4)` in any one unit, whose leading dimensions broadcast.
 
-    The IoU of two boxes without area is NaN.
+    Row by row for equal shapes; `iou(a[:, None], b[None])` has every pair, `(N, M)`. The IoU of two boxes without area
+    is NaN.
     """
-    top_left = torch.maximum(boxes_a[:, None, :2], boxes_b[None, :, :2])
-    bottom_right = torch.minimum(boxes_a[:, None, 2:], boxes_b[None, :, 2:])
-    intersection = (bottom_right - top_left).clamp(min=0).prod(dim=-1)
-    union = area(boxes_a)[:, None] + area(boxes_b)[None, :] - intersection
+    xmin_a, ymin_a, xmax_a, ymax_a = boxes_a.unbind(-1)
+    xmin_b, ymin_b, xmax_b, ymax_b = boxes_b.unbind(-1)
+    width = (torch.minimum(xmax_a, xmax_b) - torch.maximum(xmin_a, xmin_b)).clamp(min=0)
+    height = (torch.minimum(ymax_a, ymax_b) - torch.maximum(ymin_a, ymin_b)).clamp(min=0)
+    intersection = width * height
+    union = area(boxes_a) + area(boxes_b) - intersection
     return intersection / union, union
 
 
 def generalized_iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
-    """Generalised IoU of every pair: `(N, 4)` and `(M, 4)` xyxy in any one unit -> `(N, M)` in (-1, 1].
+    """Return the generalised IoU, in (-1, 1], of boxes as `iou` takes them (Rezatofighi et al. 2019).
 
-    Source: Rezatofighi et al. 2019. Boxes must have xmax >= xmin and ymax >= ymin; this is not checked, because the
-    check would wait for the device.
+    Boxes must have xmax >= xmin and ymax >= ymin; this is not checked, because the check would wait for the device.
     """
     overlap, union = iou(boxes_a, boxes_b)
-    top_left = torch.minimum(boxes_a[:, None, :2], boxes_b[None, :, :2])
-    bottom_right = torch.maximum(boxes_a[:, None, 2:], boxes_b[None, :, 2:])
-    enclosing = (bottom_right - top_left).clamp(min=0).prod(dim=-1)
+    xmin_a, ymin_a, xmax_a, ymax_a = boxes_a.unbind(-1)
+    xmin_b, ymin_b, xmax_b, ymax_b = boxes_b.unbind(-1)
+    enclosing = (torch.maximum(xmax_a, xmax_b) - torch.minimum(xmin_a, xmin_b)) * (
+        torch.maximum(ymax_a, ymax_b) - torch.minimum(ymin_a, ymin_b)
+    )
     return overlap - (enclosing - union) / enclosing

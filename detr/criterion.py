@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from detr.boxes import cxcywh_to_xyxy
-from detr.matcher import MatchWeights, Target, broadcast_generalized_iou, match_layers, pad_targets
+from detr.boxes import cxcywh_to_xyxy, generalized_iou
+from detr.matcher import MatchWeights, Target, match_layers, pad_targets
 from detr.model import DetrOutput
 
 
@@ -84,11 +84,6 @@ def criterion(
     return Losses(total, parts)
 
 
-def paired_generalized_iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
-    """Generalised IoU row by row: `(N, 4)` and `(N, 4)` xyxy in any one unit -> `(N,)` in (-1, 1]."""
-    return broadcast_generalized_iou(boxes_a, boxes_b)
-
-
 def refuse_bad_labels(targets: Sequence[Target], class_count: int) -> None:
     """Raise unless every label is one of `class_count` classes.
 
@@ -134,7 +129,7 @@ def _losses(
     surprise = -log_probabilities.gather(-1, classes[..., None])[..., 0]
 
     predicted = boxes[layer, image, query]
-    overlap = paired_generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted))
+    overlap = generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted))
 
     scores = logits.detach()
     # of equal logits the first class wins, so no-object only where it is above all others

@@ -9,7 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from detr.boxes import area, cxcywh_to_xyxy
+from detr.boxes import cxcywh_to_xyxy, generalized_iou
 from detr.model import DetrOutput
 
 
@@ -148,19 +148,5 @@ def _costs(log_probabilities: Tensor, predicted: Tensor, targets: PaddedTargets,
     distance = sum(
         (one - other).abs() for one, other in zip(query_boxes.unbind(-1), target_boxes.unbind(-1), strict=True)
     )
-    overlap = broadcast_generalized_iou(cxcywh_to_xyxy(query_boxes), cxcywh_to_xyxy(target_boxes))
+    overlap = generalized_iou(cxcywh_to_xyxy(query_boxes), cxcywh_to_xyxy(target_boxes))
     return weights.l1 * distance - weights.classification * probability - weights.giou * overlap
-
-
-def broadcast_generalized_iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
-    """Generalised IoU of xyxy boxes `(..., 4)` in any one unit, whose leading dimensions broadcast, in (-1, 1]."""
-    xmin_a, ymin_a, xmax_a, ymax_a = boxes_a.unbind(-1)
-    xmin_b, ymin_b, xmax_b, ymax_b = boxes_b.unbind(-1)
-    width = (torch.minimum(xmax_a, xmax_b) - torch.maximum(xmin_a, xmin_b)).clamp(min=0)
-    height = (torch.minimum(ymax_a, ymax_b) - torch.maximum(ymin_a, ymin_b)).clamp(min=0)
-    intersection = width * height
-    union = area(boxes_a) + area(boxes_b) - intersection
-    enclosing = (torch.maximum(xmax_a, xmax_b) - torch.minimum(xmin_a, xmin_b)) * (
-        torch.maximum(ymax_a, ymax_b) - torch.minimum(ymin_a, ymin_b)
-    )
-    return intersection / union - (enclosing - union) / enclosing

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detr.boxes import cxcywh_to_xyxy
-from detr.criterion import paired_generalized_iou
+from detr.boxes import cxcywh_to_xyxy, generalized_iou
 from detr.matcher import Target
 
 CENTRE_SHARE = 0.42  # of a box's width and height: tokens nearer to its centre than this learn the box
@@ -86,7 +85,7 @@ def dense_loss(
 
     predicted = boxes_cxcywh[image, token]
     boxes = torch.cat([target.boxes_cxcywh for target in targets])[target_index]
-    overlap = paired_generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(boxes))
+    overlap = generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(boxes))
     positives = max(1, len(image))
     return {
         "dense_ce": F.cross_entropy(logits.transpose(1, 2), classes, weight=class_weights),

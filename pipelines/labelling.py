@@ -14,6 +14,7 @@ from typing import Literal
 from detr.detector import Precision
 from detr.images import MAX_PIXELS
 from pipelines.cluster import Pool, choose_pool, connected, node_resources
+from pipelines.create_only import refuse_overwriting
 from pipelines.globs import literal_start
 from pipelines.labeler import ShardReport
 from pipelines.labeler_spec import LabelerSpec
@@ -29,7 +30,6 @@ from pipelines.run import Run, RunRequest, RunStopped, check_run_id, find_unfini
 from pipelines.seal import seal_run
 from pipelines.segments import label_segments
 from pipelines.store import Store, StoreError, StoreOptions, join_uri, open_store, split_uri, without_secrets
-from pipelines.store import probe as probe_store
 from pipelines.table import Totals
 
 SHARDS_AN_ACTOR = 4  # that the end of a plan is cut into at least, so that no actor is idle
@@ -228,7 +228,7 @@ def label(config: LabelConfig, *, on_progress: Callable[[Progress], None] | None
     listing = list_objects(config.images, options=config.image_options, keep=config.keep, table=config.table)
     try:
         table = open_store(config.table, config.table_options)
-        _check_table(table)
+        refuse_overwriting(table, what="a table", loss="two runs could lose each other's rows")
         show(Progress("connecting to Ray"))
         with connected(verbose=config.verbose):
             return _Start(config, table, listing, show, began).run()
@@ -385,23 +385,6 @@ def _check_answers(config: LabelConfig) -> None:
             next(iter(store.list(literal_start(key))), None)
         except StoreError as error:
             raise RunStopped(f"cannot list {without_secrets(uri)}: {error}") from error
-
-
-def _check_table(table: Store) -> None:
-    """Refuse a place where commits would not be safe, or cannot be written.
-
-    Raises:
-        RunStopped: with the reason.
-    """
-    try:
-        capabilities = probe_store(table)
-    except StoreError as error:
-        raise RunStopped(f"the table {table.uri} cannot be written: {error}") from error
-    if not capabilities.create_only:
-        raise RunStopped(
-            f"{table.uri} cannot hold a table: its store writes over an object that was to be created only once, so "
-            "two runs could lose each other's rows. Use a bucket without versioning, or another store."
-        )
 
 
 def _everywhere(model: str) -> str:

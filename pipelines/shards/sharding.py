@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from pipelines.cluster import connected, is_given, refuse_local
+from pipelines.create_only import refuse_overwriting
 from pipelines.run import RunStopped
 from pipelines.shards.coco import CocoText, read_coco
 from pipelines.shards.left_out import write_left_out
@@ -28,7 +29,6 @@ from pipelines.store import (
     Stores,
     join_uri,
     open_store,
-    probe,
     split_uri,
     without_secrets,
 )
@@ -201,11 +201,7 @@ def shard(config: ShardConfig, *, on_progress: Callable[[ShardProgress], None] |
 def _check_answers(config: ShardConfig) -> None:
     """Refuse stores that give no answer, with little patience, and a place that could not hold shards safely."""
     out = open_store(config.out, replace(config.out_options, retry_seconds=REACH_SECONDS))
-    if not probe(out, "").create_only:
-        raise RunStopped(
-            f"{out.uri} cannot hold shards: its store writes over an object that was to be created only once, so two "
-            "jobs could mix their shards. Use a bucket without versioning, or another store."
-        )
+    refuse_overwriting(out, what="shards", loss="two jobs could mix theirs", folder="")
     images = open_store(config.images, replace(config.image_options, retry_seconds=REACH_SECONDS))
     if next(iter(images.list()), None) is None:
         raise RunStopped(f"there are no images at {without_secrets(config.images)}. Check the address of --images.")

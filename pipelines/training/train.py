@@ -13,9 +13,10 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from pipelines.cluster import connected, node_resources, refuse_local
+from pipelines.create_only import refuse_overwriting
 from pipelines.run import RunStopped
 from pipelines.shards.reader import INDEX_KEY, ShardIndex, read_index
-from pipelines.store import Store, StoreError, open_store, probe, without_secrets
+from pipelines.store import StoreError, open_store, without_secrets
 from pipelines.training.board import TrainProgress
 from pipelines.training.checkpoints import open_run
 from pipelines.training.config import TrainConfig
@@ -87,7 +88,7 @@ def train(
         index = read_index(open_store(config.train, config.options))
         _check(config, index)
         store = open_store(config.run_uri, config.options)
-        _check_store(store)
+        refuse_overwriting(store, what="a run", loss="two starts could lose each other's checkpoints")
         configuration = {**config.decisive(), **_fingerprints(config)}
         record, manifest = read_record(store), read_manifest(store)
         if record is not None:
@@ -143,23 +144,6 @@ def _check(config: TrainConfig, index: ShardIndex) -> None:
         raise RunStopped(
             f"{without_secrets(config.val)} has the category {wrong[0]} {theirs[wrong[0]]!r}, which is "
             f"{ours.get(wrong[0], 'unknown')!r} in {without_secrets(config.train)}. Use the same categories in both."
-        )
-
-
-def _check_store(store: Store) -> None:
-    """Refuse a place where two starts could write over each other's checkpoints, or that cannot be written.
-
-    Raises:
-        RunStopped: with the reason.
-    """
-    try:
-        capabilities = probe(store)
-    except StoreError as error:
-        raise RunStopped(f"{store.uri} cannot keep a run: {error}") from error
-    if not capabilities.create_only:
-        raise RunStopped(
-            f"{store.uri} cannot keep a run: its store writes over an object that was to be created only once, so two "
-            "starts could lose each other's checkpoints. Use a bucket without versioning, or another store."
         )
 
 

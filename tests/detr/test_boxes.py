@@ -24,8 +24,9 @@ def test_conversions_are_those_of_the_original() -> None:
 def test_overlaps_are_those_of_the_original_and_not_a_number_between_points() -> None:
     golden = load_file(GOLDEN)
 
-    overlap, union = iou(golden["boxes1"], golden["boxes2"])
-    generalized = generalized_iou(golden["boxes1"], golden["boxes2"])
+    pairs = golden["boxes1"][:, None], golden["boxes2"][None]
+    overlap, union = iou(*pairs)
+    generalized = generalized_iou(*pairs)
 
     assert torch.isnan(overlap).sum() == 2  # a point beside itself and beside another
     for ours, theirs in ((overlap, "iou"), (union, "union"), (generalized, "giou")):

@@ -93,7 +93,7 @@ def test_no_other_assignment_is_cheaper(queries: int, counts: list[int], seed: i
         def cost(query: int, chosen: int, image: int = image) -> float:
             box, wanted = output.boxes_cxcywh[image, query], targets[image].boxes_cxcywh[chosen]
             probability = output.logits[image, query].softmax(0)[targets[image].labels[chosen]]
-            overlap = generalized_iou(cxcywh_to_xyxy(box[None]), cxcywh_to_xyxy(wanted[None]))[0, 0]
+            overlap = generalized_iou(cxcywh_to_xyxy(box), cxcywh_to_xyxy(wanted))
             return float(5 * (box - wanted).abs().sum() - probability - 2 * overlap)
 
         ours = sum(cost(int(q), int(t)) for q, t in zip(pairs.query, pairs.target, strict=True))
