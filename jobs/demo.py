@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from jobs.label import report
     from jobs.progress import shown_progress
     from pipelines.evaluation.evaluate import evaluate_table
-    from pipelines.labelling import LabelConfig, label
+    from pipelines.labelling.label import LabelConfig, label
     from pipelines.pictures import draw_found
     from pipelines.published import count_labels
 

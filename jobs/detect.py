@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print a line of JSON per image")
     args = parser.parse_args(argv)
     from pipelines.detect import Unseen, detect, find_images, open_detector
-    from pipelines.run import RunStopped
+    from pipelines.stopped import RunStopped
 
     try:
         images = find_images(args.images)

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pipelines.evaluation.gate import check_comparable, read_baseline
     from pipelines.evaluation.precision_recall_plot import check_can_plot, plot_precision_recall
     from pipelines.file_names import file_name
-    from pipelines.run import RunStopped
+    from pipelines.stopped import RunStopped
     from pipelines.store import StoreOptions
 
     options = StoreOptions(args.via, args.anonymous, args.endpoint, args.region)

@@ -21,7 +21,7 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
     A system failure is one sentence on standard error; a bug keeps its traceback.
     """
     # imported here so that `--help` needs nothing heavy; both modules are light
-    from pipelines.run import RunStopped
+    from pipelines.stopped import RunStopped
 
     try:
         main(argv)

@@ -15,7 +15,7 @@ from jobs.exits import BudgetExceeded, run
 from jobs.options import CommandParser, actor_range, add_model_options, add_source_options, class_threshold, share
 
 if TYPE_CHECKING:
-    from pipelines.labelling import LabelSummary
+    from pipelines.labelling.label import LabelSummary
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     from jobs.progress import shown_progress
-    from pipelines.labelling import LabelConfig, label
+    from pipelines.labelling.label import LabelConfig, label
 
     try:
         config = LabelConfig(

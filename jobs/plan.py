@@ -14,7 +14,7 @@ from jobs.exits import run
 from jobs.options import CommandParser, add_source_options
 
 if TYPE_CHECKING:
-    from pipelines.plan import PlanConfig, PlanSummary
+    from pipelines.labelling.plan import PlanConfig, PlanSummary
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     args = parser.parse_args(argv)
 
-    from pipelines.plan import GPU_SHARD_IMAGES, PlanConfig, summarise_plan
+    from pipelines.labelling.plan import GPU_SHARD_IMAGES, PlanConfig, summarise_plan
     from pipelines.store import StoreOptions
 
     table_options = StoreOptions(endpoint=args.endpoint, region=args.region)

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     # after the arguments, so that --help needs no numpy
     from detr.scene_files import PICTURE_SIZES, TRAINING_SIZES, write_scenes
-    from pipelines.run import RunStopped
+    from pipelines.stopped import RunStopped
 
     try:
         truth = write_scenes(args.out, args.count, args.seed, sizes=TRAINING_SIZES if args.training else PICTURE_SIZES)

@@ -3,15 +3,15 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipelines.labelling import LabelConfig, LabelSummary, Progress, label
+    from pipelines.labelling.label import LabelConfig, LabelSummary, Progress, label
 
 __all__ = ["LabelConfig", "LabelSummary", "Progress", "label"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is offered when it is asked for: Ray and torch take seconds, `pipelines.run` needs neither."""
+    """Import what is offered when it is asked for: Ray and torch take seconds, `pipelines.stopped` needs neither."""
     if name in __all__:
         import importlib
 
-        return getattr(importlib.import_module("pipelines.labelling"), name)
+        return getattr(importlib.import_module("pipelines.labelling.label"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,7 +15,7 @@ import ray
 import ray.data
 from ray.data import DataContext
 
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 from pipelines.store.uris import LOCAL_ROOT, split_uri
 
 OBJECT_STORE_BYTES = 200 * 1024**2  # status rows of a kilobyte are all that travels

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 from pipelines.store import Store, StoreError, probe
 
 

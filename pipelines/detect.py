@@ -11,10 +11,10 @@ from detr.drawing import draw_detections
 from detr.images import ImageError, decode
 from detr.postprocess import Detections
 from pipelines.file_names import file_name
-from pipelines.labeler import OBJECT_KINDS
+from pipelines.labelling.labeler import OBJECT_KINDS
+from pipelines.lake.skipping import skip_reason
 from pipelines.models import load_model
-from pipelines.run import RunStopped
-from pipelines.skipping import skip_reason
+from pipelines.stopped import RunStopped
 from pipelines.store import StoreError, StoreOptions, Stores, without_secrets
 
 JPEG_QUALITY = 92

@@ -10,7 +10,7 @@ from detr.checkpoint import CheckpointError, fingerprint, load
 from detr.classes import Category
 from detr.model import Detr
 from detr.tensor_files import model_files
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 from pipelines.store import StoreError, StoreOptions, join_uri, open_store, split_uri, without_secrets
 
 

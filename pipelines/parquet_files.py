@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 from pipelines.store import Store, join_uri
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pipelines.file_names import file_name
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 from pipelines.store import StoreError, StoreOptions, Stores, without_secrets
 
 Json = dict[str, Any]

@@ -21,9 +21,9 @@ from pipelines.evaluation.annotations import Annotations
 from pipelines.evaluation.evaluate import Evaluation, evaluate_table
 from pipelines.evaluation.table_results import RowChoice
 from pipelines.file_names import file_name
-from pipelines.labelling import LabelConfig, Progress, label
-from pipelines.listing import LakeObject, list_objects
-from pipelines.run import RunStopped
+from pipelines.labelling.label import LabelConfig, Progress, label
+from pipelines.lake.listing import LakeObject, list_objects
+from pipelines.stopped import RunStopped
 from pipelines.store import StoreOptions, without_secrets
 
 _EVERY_ERROR_RATE = 1.0  # errors are counted in the evaluation, and count as missed there

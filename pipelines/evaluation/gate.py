@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from pipelines.evaluation.annotations import Annotations
 from pipelines.evaluation.evaluate import Evaluation
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 from pipelines.store import StoreError, StoreOptions, Stores, without_secrets
 
 _ROUNDING: Final = 1e-9  # of differences of decimal fractions: 42.2 - 42.0 is 0.2000000000000028

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from typing import Any
 
 from detr.coco_results import ResultRow
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 from pipelines.store import StoreError, StoreOptions, Stores, without_secrets
 
 FIELDS = ("image_id", "category_id", "bbox", "score")

@@ -19,7 +19,7 @@ from detr.turning import turn_back
 from pipelines.evaluation.annotations import Annotations, Json
 from pipelines.file_names import file_name
 from pipelines.parquet_files import open_object, parquet_of
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 from pipelines.store import Entry, Store, StoreError, StoreOptions, Stores, join_uri, open_store, without_secrets
 from pipelines.table import read_metadata
 

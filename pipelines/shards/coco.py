@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detr.classes import Category
-from pipelines.run import RunStopped
 from pipelines.shards.rows import whole
+from pipelines.stopped import RunStopped
 
 NOWHERE: Final = -1  # the image of an annotation whose image the json does not declare
 

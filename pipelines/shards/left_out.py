@@ -11,10 +11,10 @@ from itertools import islice
 from typing import Any, Final
 
 from pipelines.once import put_once
-from pipelines.run import RunStopped
 from pipelines.shards.coco import NOWHERE, CocoText
 from pipelines.shards.reader import ShardFile
 from pipelines.shards.rows import LEFT_OUT_KEY, LEFT_OUT_SCHEMA, RowsFile, image_row, whole
+from pipelines.stopped import RunStopped
 from pipelines.store import Store, join_uri
 
 GROUP_ROWS: Final = 256

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.once import put_once
-from pipelines.run import RunStopped
 from pipelines.shards.coco import CocoText, image_key, name_hash
+from pipelines.stopped import RunStopped
 from pipelines.store import NotFound, Store, join_uri
 
 PLAN_KEY: Final = "_plan.json"

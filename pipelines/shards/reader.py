@@ -18,8 +18,8 @@ from detr.classes import Category
 from detr.images import ImageError, decode
 from pipelines.once import put_once
 from pipelines.parquet_files import open_object
-from pipelines.run import RunStopped
 from pipelines.shards.parquet_groups import read_row_group
+from pipelines.stopped import RunStopped
 from pipelines.store import NotFound, Store, join_uri
 
 INDEX_KEY: Final = "index.json"

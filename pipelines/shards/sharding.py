@@ -14,13 +14,13 @@ import numpy as np
 
 from pipelines.cluster import connected, is_given, refuse_local
 from pipelines.create_only import refuse_overwriting
-from pipelines.run import RunStopped
 from pipelines.shards.coco import CocoText, read_coco
 from pipelines.shards.left_out import write_left_out
 from pipelines.shards.plan import NOT_LISTED, PLAN_VERSION, Found, ShardPlan, find_images, hold_plan, plan_shards
 from pipelines.shards.reader import INDEX_KEY, ShardIndex, read_index, write_index
 from pipelines.shards.tasks import write_by_tasks
 from pipelines.shards.writer import PICTURE_HASH_BYTES, ShardSpec, WrittenShard
+from pipelines.stopped import RunStopped
 from pipelines.store import (
     NotFound,
     Store,

@@ -12,10 +12,10 @@ import ray
 from ray.exceptions import RayError, RaySystemError, RayTaskError
 
 from pipelines.cluster import first_line, node_resources
-from pipelines.run import RunStopped
 from pipelines.shards.coco import CocoText
 from pipelines.shards.plan import ShardPlan, shard_key
 from pipelines.shards.writer import ShardSpec, ShardWork, WrittenShard, keep_shard, write_shard
+from pipelines.stopped import RunStopped
 from pipelines.store import StoreError
 
 ATTEMPTS: Final = 3  # at a shard whose process dies

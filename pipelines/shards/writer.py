@@ -14,12 +14,12 @@ from typing import Any, Final
 from pipelines.once import put_once
 from pipelines.parquet_files import open_bytes
 from pipelines.retry import retry
-from pipelines.run import RunStopped
 from pipelines.shards.checks import Problem, check_annotations, check_picture
 from pipelines.shards.coco import image_key
 from pipelines.shards.plan import shard_key
 from pipelines.shards.reader import METADATA_PREFIX, SHARD_SCHEMA, ShardFile
 from pipelines.shards.rows import RowsFile, image_row
+from pipelines.stopped import RunStopped
 from pipelines.store import Archived, Denied, NotFound, Store, StoreOptions, is_passing, join_uri, open_store
 
 GROUP_IMAGES: Final = 32

@@ -16,8 +16,8 @@ from detr.images import resize, resize_shape
 from detr.matcher import Target
 from detr.scene_augment import augment_scene_image, augment_scene_target, draw_scene_augmentation
 from detr.targets import image_target
-from pipelines.run import RunStopped
 from pipelines.shards.reader import TrainingImage, decode_training_image
+from pipelines.stopped import RunStopped
 from pipelines.training.order import step_stream
 
 SCENE_LONGEST_SHARE = 5 / 3  # of the shorter side: the proportion of 1333 to 800

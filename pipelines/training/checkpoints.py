@@ -22,7 +22,8 @@ from torch import Tensor
 from detr.checkpoint import CheckpointError, load, save
 from detr.model import Detr
 from detr.tensor_files import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHT_FILES
-from pipelines.run import RunStopped, check_run_id
+from pipelines.labelling.run import check_run_id
+from pipelines.stopped import RunStopped
 from pipelines.store import NotFound, Store, join_uri
 from pipelines.training.checkpoint_card import checkpoint_card
 from pipelines.training.manifest import (

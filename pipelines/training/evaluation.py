@@ -13,8 +13,8 @@ from detr.detector import Detector, Precision
 from detr.images import ImageError
 from detr.model import Detr
 from pipelines.evaluation.annotations import truth_sha256
-from pipelines.run import RunStopped
 from pipelines.shards.reader import decode_training_image
+from pipelines.stopped import RunStopped
 from pipelines.training.agreement import Agreement
 from pipelines.training.row_groups import RowGroups, evaluation_images
 

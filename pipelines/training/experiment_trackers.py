@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.cluster import silenced
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 from pipelines.training.board import Board, TrainProgress
 from pipelines.training.config import TrainConfig
 from pipelines.training.group import Group

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from typing import Final
 import numpy as np
 
 from pipelines.clock import SystemClock
-from pipelines.run import RunStopped
 from pipelines.shards.reader import TrainingImage
+from pipelines.stopped import RunStopped
 from pipelines.training.batch import Preparation, TrainBatch, UnusableImage
 from pipelines.training.order import EpochOrder, Places
 from pipelines.training.row_groups import RowGroups

@@ -35,8 +35,8 @@ from ray.exceptions import RayError
 
 from detr.matcher import Target
 from pipelines.cluster import first_line
-from pipelines.run import RunStopped
 from pipelines.shards.reader import read_index
+from pipelines.stopped import RunStopped
 from pipelines.store import StoreError, StoreOptions, open_store
 from pipelines.training.batch import SCENE_LONGEST_SHARE, Preparation, TrainBatch
 from pipelines.training.ingest import train_batches

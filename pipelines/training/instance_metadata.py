@@ -10,7 +10,7 @@ from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 from pipelines.clock import Clock, SystemClock
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 
 ANSWER_SECONDS: Final = 2.0  # the service is on the same host
 TOKEN_SECONDS: Final = 21_600  # the most that AWS gives a token

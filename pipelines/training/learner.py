@@ -18,7 +18,7 @@ from detr.ema import MovingAverage
 from detr.model import Detr
 from detr.optimizer import build_optimizer, freeze_backbone, load_optimizer_tensors, optimizer_tensors
 from detr.training import MicroBatch, NetworkWithLoss, accumulate_gradients, seed_of, take_step
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 from pipelines.training.batch import TrainBatch
 from pipelines.training.recipe import Recipe
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from pipelines.once import put_once
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 from pipelines.store import NotFound, Store
 from pipelines.training.run_record import damaged, run_name, to_json
 

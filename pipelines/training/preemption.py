@@ -12,7 +12,7 @@ import ray
 
 from pipelines.clock import Clock, SystemClock
 from pipelines.cluster import first_line
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 from pipelines.training.instance_metadata import MetadataService, MetadataUnavailable, Notice
 
 logger = logging.getLogger(__name__)

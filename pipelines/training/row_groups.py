@@ -9,8 +9,8 @@ from typing import Final
 
 from pipelines.clock import Clock
 from pipelines.retry import retry
-from pipelines.run import RunStopped
 from pipelines.shards.reader import ShardIndex, ShardReader, TrainingImage
+from pipelines.stopped import RunStopped
 from pipelines.store import Store, StoreError, is_passing, join_uri
 
 # beyond what the store's client does by itself: a store that is restarted costs a wait, not a run

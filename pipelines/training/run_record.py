@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+from pipelines.labelling.run import differences
 from pipelines.once import put_once
-from pipelines.run import RunStopped, differences
+from pipelines.stopped import RunStopped
 from pipelines.store import NotFound, Store, join_uri
 
 RECORD_VERSION: Final = 1

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 from pipelines.store import StoreError
 from pipelines.training.checkpoints import Position, TrainingRun, model_directory_files
 from pipelines.training.learner import Learner

@@ -14,8 +14,8 @@ from detr.finetune import with_categories
 from detr.imagenet import load_backbone
 from detr.model import Detr
 from pipelines.models import load_model, short_name
-from pipelines.run import RunStopped
 from pipelines.shards.reader import ShardIndex
+from pipelines.stopped import RunStopped
 from pipelines.store import StoreError, Stores, without_secrets
 from pipelines.training.checkpoints import Position, TrainingRun, model_directory_files
 from pipelines.training.config import TrainConfig

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from pipelines.cluster import connected, node_resources, refuse_local
 from pipelines.create_only import refuse_overwriting
-from pipelines.run import RunStopped
 from pipelines.shards.reader import INDEX_KEY, ShardIndex, read_index
+from pipelines.stopped import RunStopped
 from pipelines.store import StoreError, open_store, without_secrets
 from pipelines.training.board import TrainProgress
 from pipelines.training.checkpoints import open_run

@@ -14,7 +14,7 @@ import ray
 import ray.train
 import ray.train.torch
 
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 from pipelines.store import StoreError, open_store
 from pipelines.training.agreement import Agreement
 from pipelines.training.batch import TrainBatch

@@ -11,7 +11,7 @@ from detr.classes import Category
 from detr.config import BackboneConfig
 from jobs.detect import main
 from jobs.exits import run
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 
 TINY = DetrConfig(
     backbone=BackboneConfig("tiny", "basic", 8, (8, 16), (1, 1), norm="batch"),

@@ -13,7 +13,7 @@ from jobs.evaluate import main, points
 from jobs.exits import BUDGET_EXCEEDED, BudgetExceeded, run
 from pipelines.evaluation.evaluate import evaluate_table
 from pipelines.evaluation.evaluate_model import ModelEvaluationConfig
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 from pipelines.store import StoreOptions
 from pipelines.table import Detected, Origin, Row, encode, rows_to_table
 

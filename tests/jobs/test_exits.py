@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from jobs.exits import BUDGET_EXCEEDED, DONE, INTERRUPTED, SYSTEM_FAILURE, WRONG_USE, BudgetExceeded, run
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 
 
 def raising(error: BaseException) -> Callable[[Sequence[str] | None], None]:

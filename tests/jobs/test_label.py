@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-import pipelines.labelling
+import pipelines.labelling.label
 from jobs.exits import BudgetExceeded
 from jobs.label import duration, main, report
-from pipelines.labelling import LabelConfig, LabelSummary, Progress, duckdb_query
+from pipelines.labelling.label import LabelConfig, LabelSummary, Progress, duckdb_query
 
 NEEDED = ["--images", "s3://lake/2026/", "--table", "s3://lake/detections", "--model", "scenes"]
 SUMMARY = LabelSummary(
@@ -45,7 +45,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[LabelConfig]:
         configs.append(config)
         return replace(SUMMARY, max_error_rate=config.max_error_rate)
 
-    monkeypatch.setattr(pipelines.labelling, "label", label)
+    monkeypatch.setattr(pipelines.labelling.label, "label", label)
     return configs
 
 

@@ -14,12 +14,13 @@ import detr.checkpoint
 from detr.config import BackboneConfig, DetrConfig
 from detr.model import Detr
 from jobs.plan import main, report, size
-from pipelines.labelled import labelled_keys
-from pipelines.listing import LakeObject, list_objects
+from pipelines.labelling.labelled import labelled_keys
+from pipelines.labelling.plan import PlanConfig, PlanSummary, write_plan
+from pipelines.labelling.publish import commit_part
+from pipelines.labelling.run import RunRequest, start_run
+from pipelines.lake.listing import LakeObject, list_objects
 from pipelines.models import load_model
-from pipelines.plan import PlanConfig, PlanSummary, write_plan
-from pipelines.publish import commit_part
-from pipelines.run import RunRequest, RunStopped, start_run
+from pipelines.stopped import RunStopped
 from pipelines.store import StoreOptions, open_store
 from pipelines.table import Detected, Origin, Row, encode, rows_to_table
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from jobs.scenes import main
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 
 
 def test_the_command_writes_the_scenes_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

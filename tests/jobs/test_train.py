@@ -16,7 +16,7 @@ import pytest
 
 from jobs.exits import run
 from jobs.train import main, report
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 from pipelines.training.board import TrainProgress
 from pipelines.training.config import TrainConfig
 from pipelines.training.recipe import RECIPES

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jobs.watch_preemption import main
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 from pipelines.training import instance_metadata, preemption
 from pipelines.training.instance_metadata import Notice
 

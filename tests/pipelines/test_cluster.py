@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from pipelines.cluster import Pool, _check_answers, choose_pool, hosts, is_given, refuse_local
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 
 LAPTOP: Mapping[str, float] = {"CPU": 8, "memory": 1e10}
 GPU_HOST: Mapping[str, float] = {"CPU": 16, "GPU": 4}

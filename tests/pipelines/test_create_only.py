@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipelines.create_only import refuse_overwriting
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 from pipelines.store import Denied, Store, memory_store
 
 

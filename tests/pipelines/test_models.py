@@ -13,7 +13,7 @@ from detr.config import BackboneConfig, DetrConfig
 from detr.model import Detr
 from pipelines import models
 from pipelines.models import load_model, short_name
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 from pipelines.store import Store, StoreOptions, open_store
 
 if TYPE_CHECKING:

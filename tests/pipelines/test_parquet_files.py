@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.parquet_files import open_bytes, open_object, parquet_of, stored_schema
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 from pipelines.store import Store, StoreDown, memory_store
 
 TABLE = pa.table({"a": list(range(1000)), "b": [f"text {number * 7919 % 1000}" for number in range(1000)]})

@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.labelling import duckdb_query
-from pipelines.listing import LakeObject, Listing
-from pipelines.manifest import read_shard
-from pipelines.plan import write_plan
-from pipelines.publish import commit_part, publish_group
-from pipelines.run import RunRequest, finish_run, start_run
+from pipelines.labelling.label import duckdb_query
+from pipelines.labelling.manifest import read_shard
+from pipelines.labelling.plan import write_plan
+from pipelines.labelling.publish import commit_part, publish_group
+from pipelines.labelling.run import RunRequest, finish_run, start_run
+from pipelines.lake.listing import LakeObject, Listing
 from pipelines.store import open_store
 from pipelines.table import Detected, Origin, Row, rows_to_table
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 from pipelines.table import (
     ERROR_KINDS,
     NO_COLUMNS,

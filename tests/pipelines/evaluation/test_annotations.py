@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipelines.evaluation.annotations import read_annotations, truth_sha256
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 
 TRUTH: dict[str, Any] = {
     "images": [

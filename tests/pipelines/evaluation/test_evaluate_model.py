@@ -7,8 +7,8 @@ import pytest
 
 from pipelines.evaluation import evaluate_model as module
 from pipelines.evaluation.evaluate_model import ModelEvaluationConfig, find_annotated
-from pipelines.labelling import LabelConfig
-from pipelines.run import RunStopped
+from pipelines.labelling.label import LabelConfig
+from pipelines.stopped import RunStopped
 
 
 @pytest.fixture

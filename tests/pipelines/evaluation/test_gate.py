@@ -16,7 +16,7 @@ from pipelines.evaluation.gate import (
     compare_with_expected,
     read_baseline,
 )
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 
 SHA, OTHER_SHA = "ab" * 32, "cd" * 32
 BASELINE = Baseline("old.json", AP=0.42, images=5000, annotations_sha256=SHA, threshold=0.0)

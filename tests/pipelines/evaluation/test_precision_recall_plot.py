@@ -8,7 +8,7 @@ from PIL import Image
 
 from detr.average_precision import average_precision
 from pipelines.evaluation.precision_recall_plot import check_can_plot, plot_precision_recall
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 
 TRUTH = {
     "images": [{"id": 1}],

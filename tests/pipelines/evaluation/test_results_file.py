@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipelines.evaluation.results_file import read_results
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 
 ROW: dict[str, Any] = {"image_id": 4, "category_id": 18, "bbox": [258.15, 41, 348.26, 0], "score": 0.236}
 

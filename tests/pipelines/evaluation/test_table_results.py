@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from pipelines.evaluation import table_results
 from pipelines.evaluation.evaluate import Evaluation, evaluate_table
 from pipelines.evaluation.table_results import RowChoice
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 from pipelines.store import StoreOptions
 from pipelines.table import Detected, Origin, Row, encode, rows_to_table
 

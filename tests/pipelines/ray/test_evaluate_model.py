@@ -11,8 +11,8 @@ from pipelines.evaluation import evaluate_model as module
 from pipelines.evaluation.annotations import Annotations, read_annotations
 from pipelines.evaluation.evaluate import evaluate_table
 from pipelines.evaluation.evaluate_model import ModelEvaluationConfig, evaluate_model
-from pipelines.labelling import LabelConfig, label
-from pipelines.run import RunStopped
+from pipelines.labelling.label import LabelConfig, label
+from pipelines.stopped import RunStopped
 
 SCENES = 4
 

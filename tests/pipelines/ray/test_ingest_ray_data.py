@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 from pipelines.store import StoreOptions
 from pipelines.training.batch import Preparation, TrainBatch
 from pipelines.training.ingest import train_batches

@@ -13,12 +13,13 @@ import pyarrow.dataset
 import pytest
 
 from detr.scene_files import write_scenes
-from pipelines import pool
-from pipelines.labeler_spec import LabelerSpec
-from pipelines.labelling import LabelConfig, Progress, label
-from pipelines.pool import LabelShard
-from pipelines.run import RunStopped, list_runs, read_state
-from pipelines.segments import Outcome
+from pipelines.labelling import pool
+from pipelines.labelling.label import LabelConfig, Progress, label
+from pipelines.labelling.labeler_spec import LabelerSpec
+from pipelines.labelling.pool import LabelShard
+from pipelines.labelling.run import list_runs, read_state
+from pipelines.labelling.segments import Outcome
+from pipelines.stopped import RunStopped
 from pipelines.store import open_store
 
 SCENES = 12

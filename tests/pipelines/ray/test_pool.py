@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import ray
 
-from pipelines import pool
 from pipelines.cluster import Pool, choose_pool, node_resources
-from pipelines.labeler import LakeUnreadable, ShardReport
-from pipelines.labeler_spec import LabelerSpec
-from pipelines.pool import LabelShard, label_shards, probe
-from pipelines.run import RunStopped
-from pipelines.segments import Outcome
+from pipelines.labelling import pool
+from pipelines.labelling.labeler import LakeUnreadable, ShardReport
+from pipelines.labelling.labeler_spec import LabelerSpec
+from pipelines.labelling.pool import LabelShard, label_shards, probe
+from pipelines.labelling.segments import Outcome
+from pipelines.stopped import RunStopped
 from pipelines.store import StoreOptions
 
 SPEC = LabelerSpec(

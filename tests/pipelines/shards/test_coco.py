@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.run import RunStopped
 from pipelines.shards.coco import NOWHERE, CocoText, image_key, name_hash, read_coco
+from pipelines.stopped import RunStopped
 
 CATEGORIES = [{"id": 7, "name": "cat", "supercategory": "animal"}, {"id": -3, "name": "dog"}]
 

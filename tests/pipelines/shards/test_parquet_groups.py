@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.parquet_files import open_object
-from pipelines.run import RunStopped
 from pipelines.shards.parquet_groups import read_row_group
+from pipelines.stopped import RunStopped
 from pipelines.store import Store, memory_store
 
 ROWS = pa.table({"number": list(range(10)), "word": ["x", "yy"] * 5, "list": [[one, one] for one in range(10)]})

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.run import RunStopped
 from pipelines.shards.coco import CocoText, read_coco
 from pipelines.shards.plan import PLAN_KEY, Found, find_images, hold_plan, plan_shards
+from pipelines.stopped import RunStopped
 from pipelines.store import Store, memory_store
 
 PLAN: dict[str, Any] = {"version": 1, "images": "s3://b/images", "shard_megabytes": 256}

@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from detr.classes import Category
-from pipelines.run import RunStopped
 from pipelines.shards.reader import (
     INDEX_KEY,
     SHARD_SCHEMA,
@@ -25,6 +24,7 @@ from pipelines.shards.reader import (
     write_index,
 )
 from pipelines.shards.rows import LEFT_OUT_KEY, LEFT_OUT_SCHEMA, RowsFile, coco_json, image_row
+from pipelines.stopped import RunStopped
 from pipelines.store import Store, memory_store
 from pipelines.store.memory import MemoryStore
 

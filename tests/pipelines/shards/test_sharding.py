@@ -18,7 +18,6 @@ from PIL import Image
 from ray.exceptions import RayTaskError
 
 from pipelines import cluster
-from pipelines.run import RunStopped
 from pipelines.shards import sharding
 from pipelines.shards import tasks as shard_tasks
 from pipelines.shards.coco import CocoText
@@ -27,6 +26,7 @@ from pipelines.shards.reader import ShardReader, read_index
 from pipelines.shards.rows import coco_json
 from pipelines.shards.sharding import ShardConfig, ShardProgress, shard
 from pipelines.shards.writer import ShardSpec, ShardWork, WrittenShard, write_shard
+from pipelines.stopped import RunStopped
 from pipelines.store import NotFound, Store, open_store, split_uri
 from tests.conftest import S3Server
 

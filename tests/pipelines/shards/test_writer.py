@@ -15,10 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.run import RunStopped
 from pipelines.shards import writer as shard_writer
 from pipelines.shards.reader import ShardIndex, ShardReader, decode_training_image
 from pipelines.shards.writer import ShardSpec, ShardWork, keep_shard, write_shard
+from pipelines.stopped import RunStopped
 from pipelines.store import Blob, StoreOptions, open_store
 from pipelines.store.memory import MemoryStore
 

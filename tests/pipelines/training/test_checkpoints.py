@@ -17,7 +17,7 @@ from detr.checkpoint import fingerprint, load
 from detr.classes import Category
 from detr.config import BackboneConfig, DetrConfig
 from detr.model import Detr
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 from pipelines.store import Store, StoreDown, memory_store
 from pipelines.training.checkpoints import (
     Position,

@@ -20,9 +20,9 @@ from detr.detector import Detector
 from detr.finetune import with_categories
 from detr.model import Detr
 from pipelines.evaluation.evaluate import evaluate_results
-from pipelines.run import RunStopped
 from pipelines.shards.reader import TrainingImage, decode_training_image, read_index
 from pipelines.shards.rows import coco_json
+from pipelines.stopped import RunStopped
 from pipelines.store import open_store
 from pipelines.training.agreement import Agreement
 from pipelines.training.evaluation import evaluate_on_all

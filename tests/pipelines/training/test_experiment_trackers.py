@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 from pipelines.store import memory_store
 from pipelines.training.checkpoints import Position
 from pipelines.training.config import TrainConfig

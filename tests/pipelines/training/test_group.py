@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 from pipelines.training.group import choose_group
 
 

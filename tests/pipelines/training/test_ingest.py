@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from pipelines.clock import Clock
-from pipelines.run import RunStopped
 from pipelines.shards.reader import TrainingImage, read_index
+from pipelines.stopped import RunStopped
 from pipelines.store import Store, StoreDown, open_store
 from pipelines.training.batch import Preparation, TrainBatch
 from pipelines.training.ingest import FETCH_AHEAD_STEPS, train_batches

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 from pipelines.training.instance_metadata import (
     AwsMetadata,
     GoogleMetadata,

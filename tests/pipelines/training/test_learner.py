@@ -26,7 +26,7 @@ from detr.criterion import criterion
 from detr.hub_config import IMAGE_MEAN, IMAGE_STD
 from detr.matcher import Target
 from detr.model import Detr
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 from pipelines.training.batch import TrainBatch
 from pipelines.training.learner import Learner, StepResult, empty_network
 from pipelines.training.order import served_readers

@@ -11,7 +11,7 @@ import click
 import pytest
 import ray
 
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 from pipelines.training.instance_metadata import MetadataUnavailable, Notice
 from pipelines.training.preemption import drain, drain_command, own_node, wait_for_notice
 

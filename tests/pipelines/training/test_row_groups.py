@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from pipelines.clock import SystemClock
-from pipelines.run import RunStopped
 from pipelines.shards.reader import read_index
+from pipelines.stopped import RunStopped
 from pipelines.store import Denied, Store, StoreDown, StoreError, open_store
 from pipelines.training.row_groups import RowGroups, evaluation_images
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 from pipelines.store import Store, memory_store
 from pipelines.training.run_record import RunRecord, read_record, start_record
 

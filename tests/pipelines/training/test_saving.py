@@ -12,7 +12,7 @@ import torch
 
 from detr.classes import Category
 from detr.config import BackboneConfig, DetrConfig
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 from pipelines.store import Denied, Store, memory_store
 from pipelines.training.checkpoints import Position, TrainingRun, latest_checkpoint, load_checkpoint, open_run
 from pipelines.training.learner import Learner, empty_network

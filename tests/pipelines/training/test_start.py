@@ -13,8 +13,8 @@ import detr
 from detr.classes import SCENE_CATEGORIES, Category
 from detr.config import SCENES_CONFIG
 from detr.positions import LearnedPositions
-from pipelines.run import RunStopped
 from pipelines.shards.reader import ShardIndex
+from pipelines.stopped import RunStopped
 from pipelines.store import memory_store
 from pipelines.training.checkpoints import Position, open_run
 from pipelines.training.config import TrainConfig

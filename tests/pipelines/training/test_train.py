@@ -22,8 +22,8 @@ import detr
 from detr.scene_files import write_scenes
 from pipelines.evaluation.evaluate import evaluate_results
 from pipelines.models import load_model
-from pipelines.run import RunStopped
 from pipelines.shards.sharding import ShardConfig, shard
+from pipelines.stopped import RunStopped
 from pipelines.store import StoreOptions, open_store
 from pipelines.training.checkpoints import latest_checkpoint
 from pipelines.training.config import TrainConfig

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 from pipelines.training.batch import TrainBatch
 from pipelines.training.checkpoints import Position
 from pipelines.training.learner import StepResult

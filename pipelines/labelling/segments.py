@@ -5,10 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from pipelines.labeler import ShardReport
-from pipelines.manifest import SEGMENT_SHARDS, PlannedSegment
-from pipelines.publish import Done, publish_group, read_done
-from pipelines.run import Run, RunStopped
+from pipelines.labelling.labeler import ShardReport
+from pipelines.labelling.manifest import SEGMENT_SHARDS, PlannedSegment
+from pipelines.labelling.publish import Done, publish_group, read_done
+from pipelines.labelling.run import Run
+from pipelines.stopped import RunStopped
 from pipelines.store import Store
 
 MOST_PASSES = 3  # times that a shard is run that is lost each time

@@ -15,20 +15,21 @@ from detr.detector import Precision
 from detr.images import MAX_PIXELS
 from pipelines.cluster import Pool, choose_pool, connected, node_resources
 from pipelines.create_only import refuse_overwriting
-from pipelines.globs import literal_start
-from pipelines.labeler import ShardReport
-from pipelines.labeler_spec import LabelerSpec
-from pipelines.labelled import read_labelled
-from pipelines.listing import Listing, list_objects
-from pipelines.manifest import PlannedSegment, read_complete, read_manifest
+from pipelines.labelling.labeler import ShardReport
+from pipelines.labelling.labeler_spec import LabelerSpec
+from pipelines.labelling.labelled import read_labelled
+from pipelines.labelling.manifest import PlannedSegment, read_complete, read_manifest
+from pipelines.labelling.plan import CPU_SHARD_IMAGES, GPU_SHARD_IMAGES, PlanConfig, write_plan
+from pipelines.labelling.planning import Planner
+from pipelines.labelling.pool import label_shards, probe
+from pipelines.labelling.publish import read_done, remove_parts, verify_run
+from pipelines.labelling.run import Run, RunRequest, check_run_id, find_unfinished, finish_run, start_run
+from pipelines.labelling.seal import seal_run
+from pipelines.labelling.segments import label_segments
+from pipelines.lake.globs import literal_start
+from pipelines.lake.listing import Listing, list_objects
 from pipelines.models import ModelInfo
-from pipelines.plan import CPU_SHARD_IMAGES, GPU_SHARD_IMAGES, PlanConfig, write_plan
-from pipelines.planning import Planner
-from pipelines.pool import label_shards, probe
-from pipelines.publish import read_done, remove_parts, verify_run
-from pipelines.run import Run, RunRequest, RunStopped, check_run_id, find_unfinished, finish_run, start_run
-from pipelines.seal import seal_run
-from pipelines.segments import label_segments
+from pipelines.stopped import RunStopped
 from pipelines.store import Store, StoreError, StoreOptions, join_uri, open_store, split_uri, without_secrets
 from pipelines.table import Totals
 

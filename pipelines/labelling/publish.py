@@ -12,10 +12,11 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.manifest import PlannedSegment, read_uris
+from pipelines.labelling.manifest import PlannedSegment, read_uris
+from pipelines.labelling.run import Run, run_key, sealed_sentence
 from pipelines.once import put_once
 from pipelines.parquet_files import open_bytes, open_object, parquet_of
-from pipelines.run import Run, RunStopped, run_key, sealed_sentence
+from pipelines.stopped import RunStopped
 from pipelines.store import NotFound, Store, join_uri
 from pipelines.table import Totals, decode, encode, read_metadata, table_schema, total
 

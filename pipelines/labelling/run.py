@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any, Final, Literal
 
 from pipelines.once import put_once
+from pipelines.stopped import RunStopped
 from pipelines.store import NotFound, Store, join_uri
 
 RECORD_VERSION: Final = 1
@@ -21,10 +22,6 @@ _SEQUENCE = "_runs/_order/"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 State = Literal["planning", "labelling", "finished", "sealed"]
-
-
-class RunStopped(Exception):
-    """What is wrong with the world, in a sentence; what is done stays done and the same command resumes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,9 @@ from detr.config import BackboneConfig, DetrConfig
 from detr.detector import Detector, Prepared
 from detr.model import Detr
 from detr.postprocess import Detections
-from pipelines.labeler import Labeler, LakeUnreadable, windows
-from pipelines.listing import LakeObject
-from pipelines.publish import part_key
+from pipelines.labelling.labeler import Labeler, LakeUnreadable, windows
+from pipelines.labelling.publish import part_key
+from pipelines.lake.listing import LakeObject
 from pipelines.store import (
     Archived,
     Blob,

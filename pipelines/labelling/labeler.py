@@ -16,8 +16,8 @@ from detr.detector import Detector, Prepared
 from detr.images import Header, ImageError, decode, read_header
 from detr.postprocess import Detections
 from pipelines.clock import Clock, SystemClock
-from pipelines.listing import LakeObject
-from pipelines.publish import commit_part
+from pipelines.labelling.publish import commit_part
+from pipelines.lake.listing import LakeObject
 from pipelines.retry import retry
 from pipelines.store import (
     Archived,

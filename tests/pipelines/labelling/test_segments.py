@@ -7,14 +7,15 @@ from datetime import UTC, datetime
 
 import pytest
 
-from pipelines.labeler import ShardReport
-from pipelines.listing import LakeObject, Listing
-from pipelines.manifest import PlannedSegment, read_shard
-from pipelines.plan import write_plan
-from pipelines.publish import commit_part, read_done, remove_parts, table_file_key, verify_run
-from pipelines.run import Run, RunStopped
-from pipelines.seal import seal_run
-from pipelines.segments import Outcome, label_segments
+from pipelines.labelling.labeler import ShardReport
+from pipelines.labelling.manifest import PlannedSegment, read_shard
+from pipelines.labelling.plan import write_plan
+from pipelines.labelling.publish import commit_part, read_done, remove_parts, table_file_key, verify_run
+from pipelines.labelling.run import Run
+from pipelines.labelling.seal import seal_run
+from pipelines.labelling.segments import Outcome, label_segments
+from pipelines.lake.listing import LakeObject, Listing
+from pipelines.stopped import RunStopped
 from pipelines.store import Blob, Denied, NotFound, Store, memory_store
 from pipelines.table import NO_COLUMNS, Detected, Origin, Row, decode, rows_to_table
 

@@ -16,7 +16,7 @@ import pyarrow.csv
 import pyarrow.json
 
 from pipelines.parquet_files import open_bytes, open_object, parquet_of
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 from pipelines.store import Store, join_uri, split_uri, without_secrets
 
 URI_COLUMNS: Final = ("uri", "url", "image", "path")

@@ -15,9 +15,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipelines.labelled import labelled_keys
-from pipelines.listing import LakeObject, Listed, Listing, Skipped, list_objects
-from pipelines.manifest import (
+from pipelines.labelling.labelled import labelled_keys
+from pipelines.labelling.manifest import (
     SEGMENT_SHARDS,
     Counts,
     PlannedSegment,
@@ -31,8 +30,10 @@ from pipelines.manifest import (
     segment_key,
     write_segment,
 )
-from pipelines.plan import PlanConfig, PlanSummary, cut_segments, summarise_plan, write_plan
-from pipelines.run import RunRequest, RunStopped, start_run
+from pipelines.labelling.plan import PlanConfig, PlanSummary, cut_segments, summarise_plan, write_plan
+from pipelines.labelling.run import RunRequest, start_run
+from pipelines.lake.listing import LakeObject, Listed, Listing, Skipped, list_objects
+from pipelines.stopped import RunStopped
 from pipelines.store import Store, StoreDown, memory_store, open_store
 from pipelines.table import NO_COLUMNS, Detected, Origin, Row, encode, rows_to_table
 
@@ -68,7 +69,7 @@ def images(count: int) -> list[Listed]:
 @contextmanager
 def short_segments() -> Iterator[None]:
     """Segments of 4 shards: a few images make many."""
-    with patch("pipelines.plan.SEGMENT_SHARDS", 4), patch("pipelines.manifest.SEGMENT_SHARDS", 4):
+    with patch("pipelines.labelling.plan.SEGMENT_SHARDS", 4), patch("pipelines.labelling.manifest.SEGMENT_SHARDS", 4):
         yield
 
 

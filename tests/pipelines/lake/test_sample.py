@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.listing import LakeObject, Listed, Skipped
-from pipelines.sample import draw_sample
+from pipelines.lake.listing import LakeObject, Listed, Skipped
+from pipelines.lake.sample import draw_sample
 
 LAKE: list[Listed] = [LakeObject(f"s3://b/{number:04d}.jpg", size=number) for number in range(1000)]
 

@@ -10,10 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.listing import LakeObject, Listing
-from pipelines.manifest import PlannedSegment, read_manifest, read_shard
-from pipelines.plan import write_plan
-from pipelines.publish import (
+from pipelines.labelling.manifest import PlannedSegment, read_manifest, read_shard
+from pipelines.labelling.plan import write_plan
+from pipelines.labelling.publish import (
     Commit,
     Done,
     commit_part,
@@ -25,7 +24,9 @@ from pipelines.publish import (
     table_file_key,
     verify_run,
 )
-from pipelines.run import Run, RunStopped
+from pipelines.labelling.run import Run
+from pipelines.lake.listing import LakeObject, Listing
+from pipelines.stopped import RunStopped
 from pipelines.store import AlreadyExists, NotFound, Store, StoreDown, memory_store
 from pipelines.table import (
     NO_COLUMNS,
@@ -281,8 +282,8 @@ def test_what_exists_says_which_shards_are_missing() -> None:
 
 
 def test_a_run_is_verified_by_counting_its_files_against_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.plan.SEGMENT_SHARDS", 4)
-    monkeypatch.setattr("pipelines.manifest.SEGMENT_SHARDS", 4)
+    monkeypatch.setattr("pipelines.labelling.plan.SEGMENT_SHARDS", 4)
+    monkeypatch.setattr("pipelines.labelling.manifest.SEGMENT_SHARDS", 4)
     table = memory_store()
     segments = planned(table, 20)
     for segment in segments[:-1]:

@@ -16,11 +16,11 @@ from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError
 
 from pipelines.cluster import Pool, first_line, silenced
-from pipelines.labeler import LakeUnreadable, ShardReport
-from pipelines.labeler_spec import LabelerSpec, build_detector, build_labeler
+from pipelines.labelling.labeler import LakeUnreadable, ShardReport
+from pipelines.labelling.labeler_spec import LabelerSpec, build_detector, build_labeler
+from pipelines.labelling.segments import Outcome
 from pipelines.models import ModelInfo
-from pipelines.run import RunStopped
-from pipelines.segments import Outcome
+from pipelines.stopped import RunStopped
 from pipelines.store import StoreError, without_secrets
 
 SHARDS_AT_ONCE = 2  # per actor: one is fetched while the other is in the network

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from pipelines.manifest import PlannedSegment
+from pipelines.labelling.manifest import PlannedSegment
 
 PLANNING_AHEAD_SECONDS = 20.0  # how long the first wave waits for more of the plan, before it starts with what there is
 

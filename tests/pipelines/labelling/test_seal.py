@@ -7,13 +7,14 @@ from datetime import UTC, datetime
 
 import pytest
 
-from pipelines.labelled import read_labelled
-from pipelines.listing import LakeObject, Listing
-from pipelines.manifest import PlannedSegment, read_manifest, read_shard
-from pipelines.plan import write_plan
-from pipelines.publish import commit_part, publish_group, verify_run
-from pipelines.run import End, Run, RunRequest, RunStopped, find_unfinished, finish_run, read_end, read_state, start_run
-from pipelines.seal import seal_run
+from pipelines.labelling.labelled import read_labelled
+from pipelines.labelling.manifest import PlannedSegment, read_manifest, read_shard
+from pipelines.labelling.plan import write_plan
+from pipelines.labelling.publish import commit_part, publish_group, verify_run
+from pipelines.labelling.run import End, Run, RunRequest, find_unfinished, finish_run, read_end, read_state, start_run
+from pipelines.labelling.seal import seal_run
+from pipelines.lake.listing import LakeObject, Listing
+from pipelines.stopped import RunStopped
 from pipelines.store import Store, StoreDown, memory_store
 from pipelines.table import NO_COLUMNS, Detected, Origin, Row, decode, rows_to_table
 
@@ -24,8 +25,8 @@ LAKE = [LakeObject(f"s3://b/{number:03d}", "e") for number in range(14)]
 @pytest.fixture(autouse=True)
 def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Segments of 4 shards: 14 images make four."""
-    monkeypatch.setattr("pipelines.plan.SEGMENT_SHARDS", 4)
-    monkeypatch.setattr("pipelines.manifest.SEGMENT_SHARDS", 4)
+    monkeypatch.setattr("pipelines.labelling.plan.SEGMENT_SHARDS", 4)
+    monkeypatch.setattr("pipelines.labelling.manifest.SEGMENT_SHARDS", 4)
 
 
 def start(table: Store, tail: str) -> tuple[Run, bool]:

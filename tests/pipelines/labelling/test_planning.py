@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from pipelines import planning
-from pipelines.listing import Listed, Listing
-from pipelines.manifest import PlannedSegment, Position
-from pipelines.planning import Planner
-from pipelines.run import RunStopped
+from pipelines.labelling import planning
+from pipelines.labelling.manifest import PlannedSegment, Position
+from pipelines.labelling.planning import Planner
+from pipelines.lake.listing import Listed, Listing
+from pipelines.stopped import RunStopped
 from pipelines.table import NO_COLUMNS
 
 

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.run import RunStopped
+from pipelines.lake.uri_tables import is_uri_table, read_uri_table
+from pipelines.stopped import RunStopped
 from pipelines.store import Store, memory_store, open_store
-from pipelines.uri_tables import is_uri_table, read_uri_table
 
 
 def parquet(columns: dict[str, object]) -> bytes:

@@ -14,9 +14,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.listing import LakeObject
+from pipelines.lake.listing import LakeObject
 from pipelines.parquet_files import open_object, parquet_of
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 from pipelines.store import Entry, Store, join_uri
 from pipelines.table import PERMANENT_KINDS
 

@@ -9,9 +9,8 @@ from itertools import islice
 from math import ceil
 from typing import Final, Literal
 
-from pipelines.labelled import read_labelled
-from pipelines.listing import DUPLICATE, LakeObject, Listed, Listing, Skipped, list_objects
-from pipelines.manifest import (
+from pipelines.labelling.labelled import read_labelled
+from pipelines.labelling.manifest import (
     SEGMENT_SHARDS,
     Counts,
     PlannedSegment,
@@ -23,9 +22,11 @@ from pipelines.manifest import (
     write_complete,
     write_segment,
 )
-from pipelines.publish import read_done
-from pipelines.run import RunStopped, find_unfinished, sealed_sentence
-from pipelines.sample import draw_sample
+from pipelines.labelling.publish import read_done
+from pipelines.labelling.run import find_unfinished, sealed_sentence
+from pipelines.lake.listing import DUPLICATE, LakeObject, Listed, Listing, Skipped, list_objects
+from pipelines.lake.sample import draw_sample
+from pipelines.stopped import RunStopped
 from pipelines.store import Store, StoreError, StoreOptions, open_store
 from pipelines.table import check_kept
 

@@ -11,11 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.run import (
+from pipelines.labelling.run import (
     End,
     Run,
     RunRequest,
-    RunStopped,
     differences,
     end_run,
     find_unfinished,
@@ -27,6 +26,7 @@ from pipelines.run import (
     read_state,
     start_run,
 )
+from pipelines.stopped import RunStopped
 from pipelines.store import Store, StoreDown, memory_store
 
 NOW = datetime(2026, 11, 22, 18, 15, 3, tzinfo=UTC)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from pipelines.manifest import Position, Segment, read_kept_schema, read_manifest, write_segment
-from pipelines.publish import write_sealed_file
-from pipelines.run import End, Run, end_run
+from pipelines.labelling.manifest import Position, Segment, read_kept_schema, read_manifest, write_segment
+from pipelines.labelling.publish import write_sealed_file
+from pipelines.labelling.run import End, Run, end_run
 from pipelines.store import Store
 from pipelines.table import NO_COLUMNS
 

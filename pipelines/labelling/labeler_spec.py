@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 
 from detr.detector import Detector, Precision
-from pipelines.labeler import Labeler
-from pipelines.listing import LakeObject
+from pipelines.labelling.labeler import Labeler
+from pipelines.labelling.plan import read_kept_schema, read_shard
+from pipelines.lake.listing import LakeObject
 from pipelines.models import ModelInfo, load_model
-from pipelines.plan import read_kept_schema, read_shard
-from pipelines.run import RunStopped
+from pipelines.stopped import RunStopped
 from pipelines.store import StoreOptions, Stores, open_store
 
 

@@ -15,10 +15,11 @@ from typing import Any, Final, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.listing import LakeObject
+from pipelines.labelling.run import run_key
+from pipelines.lake.listing import LakeObject
 from pipelines.once import put_once
 from pipelines.parquet_files import open_bytes, open_object, parquet_of
-from pipelines.run import RunStopped, run_key
+from pipelines.stopped import RunStopped
 from pipelines.store import NotFound, Store, join_uri
 
 SEGMENT_SHARDS: Final = 64

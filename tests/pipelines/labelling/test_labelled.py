@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.labelled import labelled_keys, read_labelled
-from pipelines.listing import LakeObject
-from pipelines.run import RunStopped
+from pipelines.labelling.labelled import labelled_keys, read_labelled
+from pipelines.lake.listing import LakeObject
+from pipelines.stopped import RunStopped
 from pipelines.store import Store, memory_store
 from pipelines.table import Detected, Origin, Row, encode, rows_to_table
 

@@ -16,10 +16,11 @@ from typing import Final, TypeAlias
 
 import pyarrow as pa
 
-from pipelines.globs import glob_to_regex, is_glob, literal_start
+from pipelines.lake.globs import glob_to_regex, is_glob, literal_start
+from pipelines.lake.skipping import skip_reason
+from pipelines.lake.uri_tables import UriTable, is_uri_table, read_uri_table
 from pipelines.parquet_files import stored_schema
-from pipelines.run import RunStopped
-from pipelines.skipping import skip_reason
+from pipelines.stopped import RunStopped
 from pipelines.store import (
     Entry,
     NotFound,
@@ -31,7 +32,6 @@ from pipelines.store import (
     split_uri,
     without_secrets,
 )
-from pipelines.uri_tables import UriTable, is_uri_table, read_uri_table
 
 # Kinds of `Skipped`; the others are those of `skip_reason`.
 DUPLICATE: Final = "duplicate"

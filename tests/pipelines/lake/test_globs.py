@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.globs import glob_to_regex, is_glob, literal_start
+from pipelines.lake.globs import glob_to_regex, is_glob, literal_start
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.listing import DUPLICATE, OWN_TABLE, WITHOUT_URI, LakeObject, Listed, Listing, Skipped, list_objects
-from pipelines.run import RunStopped
-from pipelines.skipping import skip_reason
+from pipelines.lake.listing import DUPLICATE, OWN_TABLE, WITHOUT_URI, LakeObject, Listed, Listing, Skipped, list_objects
+from pipelines.lake.skipping import skip_reason
+from pipelines.stopped import RunStopped
 from pipelines.store import Misconfigured, Store, StoreDown, memory_store
 
 

@@ -1,0 +1,1 @@
+"""A labelling run: what is planned, labelled, committed and published, by whom and in which order."""

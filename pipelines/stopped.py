@@ -1,0 +1,5 @@
+"""How the world ends a run: with a sentence, and so that the same command goes on."""
+
+
+class RunStopped(Exception):
+    """What is wrong with the world, in a sentence; what is done stays done and the same command resumes."""
