@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from pipelines.labelling.label import Progress
+    from pipelines.labelling.progress import Progress
 
 LINE_SECONDS = 30.0
 

@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipelines.labelling.label import LabelConfig, LabelSummary, Progress, label
+    from pipelines.labelling.label import LabelConfig, LabelSummary, label
+    from pipelines.labelling.progress import Progress
 
 __all__ = ["LabelConfig", "LabelSummary", "Progress", "label"]
 
@@ -13,5 +14,6 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         import importlib
 
-        return getattr(importlib.import_module("pipelines.labelling.label"), name)
+        module = "progress" if name == "Progress" else "label"
+        return getattr(importlib.import_module(f"pipelines.labelling.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

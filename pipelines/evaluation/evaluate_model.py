@@ -21,7 +21,8 @@ from pipelines.evaluation.annotations import Annotations
 from pipelines.evaluation.evaluate import Evaluation, evaluate_table
 from pipelines.evaluation.table_results import RowChoice
 from pipelines.file_names import file_name
-from pipelines.labelling.label import LabelConfig, Progress, label
+from pipelines.labelling.label import LabelConfig, label
+from pipelines.labelling.progress import Progress
 from pipelines.lake.listing import LakeObject, list_objects
 from pipelines.stopped import RunStopped
 from pipelines.store import StoreOptions, without_secrets

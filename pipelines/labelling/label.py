@@ -1,37 +1,32 @@
 """A labelling run from start to end: plan, label in the pool, publish, finish; resumed where it was left."""
 
 import importlib.metadata
-import logging
 import platform
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from detr.detector import Precision
 from detr.images import MAX_PIXELS
+from pipelines.clock import SystemClock
 from pipelines.cluster import Pool, choose_pool, connected, node_resources
 from pipelines.create_only import refuse_overwriting
-from pipelines.labelling.labeler import ShardReport
 from pipelines.labelling.labeler_spec import LabelerSpec
-from pipelines.labelling.labelled import read_labelled
-from pipelines.labelling.manifest import PlannedSegment, read_complete, read_manifest
-from pipelines.labelling.plan import CPU_SHARD_IMAGES, GPU_SHARD_IMAGES, PlanConfig, write_plan
+from pipelines.labelling.plan import CPU_SHARD_IMAGES, GPU_SHARD_IMAGES, PlanConfig
 from pipelines.labelling.planning import Planner
 from pipelines.labelling.pool import label_shards, probe
-from pipelines.labelling.publish import read_done, remove_parts, verify_run
-from pipelines.labelling.run import Run, RunRequest, check_run_id, find_unfinished, finish_run, start_run
-from pipelines.labelling.seal import seal_run
-from pipelines.labelling.segments import label_segments
+from pipelines.labelling.progress import Progress
+from pipelines.labelling.run import Run, RunRequest, check_run_id
+from pipelines.labelling.segments import Outcome, publishing
+from pipelines.labelling.start import Finished, Selection, run_start
 from pipelines.lake.globs import literal_start
 from pipelines.lake.listing import Listing, list_objects
 from pipelines.models import ModelInfo
 from pipelines.stopped import RunStopped
 from pipelines.store import Store, StoreError, StoreOptions, join_uri, open_store, split_uri, without_secrets
-from pipelines.table import Totals
 
 SHARDS_AN_ACTOR = 4  # that the end of a plan is cut into at least, so that no actor is idle
 REACH_SECONDS = 10.0  # that a store may fail for at the start, when nothing is lost yet
@@ -122,6 +117,11 @@ class LabelConfig:
         """How the images are reached."""
         return StoreOptions(via=self.via, anonymous=self.anonymous, endpoint=self.endpoint, region=self.region)
 
+    @property
+    def selection(self) -> Selection:
+        """Which of the listed images are meant."""
+        return Selection(self.max_images, self.sample, self.seed)
+
     def plan_config(self, *, model: str | None, shard_images: int) -> PlanConfig:
         """Return the part that says which images are labelled."""
         return PlanConfig(
@@ -153,28 +153,6 @@ class LabelConfig:
             "keep": list(self.keep),
             "max_pixels": self.max_pixels,
         }
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run is, for whoever shows it.
-
-    Attributes:
-        stage: "label", or what happens before and after it.
-        images: rows that are committed, those of earlier starts of this run included.
-        images_this_start: those of this start.
-        images_planned: in the plan so far; all of them once `is_planned`.
-        errors: error rows of this start.
-        began: `time.monotonic()` when labelling began.
-    """
-
-    stage: str
-    images: int = 0
-    images_this_start: int = 0
-    images_planned: int = 0
-    is_planned: bool = False
-    errors: int = 0
-    began: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,132 +210,87 @@ def label(config: LabelConfig, *, on_progress: Callable[[Progress], None] | None
         refuse_overwriting(table, what="a table", loss="two runs could lose each other's rows")
         show(Progress("connecting to Ray"))
         with connected(verbose=config.verbose):
-            return _Start(config, table, listing, show, began).run()
+            return _run(config, table, listing, show, began)
     except StoreError as error:
         raise RunStopped(f"{error} What is done stays done; the same command goes on from there.") from error
 
 
-@dataclass
-class _Start:
-    """One start of a run: what it was given, and what it has counted so far."""
+def _run(
+    config: LabelConfig, table: Store, listing: Listing, show: Callable[[Progress], None], began: float
+) -> LabelSummary:
+    pool = choose_pool(node_resources(), config.least_actors, config.most_actors, device=config.device)
+    spec = LabelerSpec(
+        table=join_uri(*split_uri(config.table)),  # a relative path would be another folder where actors run
+        run_id="",
+        model=_everywhere(config.model),
+        model_sha256="",
+        threshold=config.threshold,
+        classes=config.classes,
+        device="cuda" if pool.gpus else "cpu",
+        precision=config.precision,
+        threads=pool.threads,
+        max_pixels=config.max_pixels,
+        image_options=config.image_options,
+        table_options=config.table_options,
+    )
+    show(Progress(f"loading {without_secrets(config.model)}"))
+    model = probe(spec, pool)  # before a run is sealed, which cannot be undone, all else is known to be right
 
-    config: LabelConfig
-    table: Store
-    listing: Listing
-    show: Callable[[Progress], None]
-    began: float
-    progress: Progress = field(default_factory=lambda: Progress("label"))
+    def label_in_pool(run: Run, shards: Sequence[int], *, isolated: bool) -> Iterator[Outcome]:
+        of_run = replace(spec, run_id=run.run_id, model_sha256=run.model_sha256, isolated=isolated)
+        return label_shards(shards, of_run, pool, verbose=config.verbose)
 
-    def run(self) -> LabelSummary:
-        config = self.config
-        pool = choose_pool(node_resources(), config.least_actors, config.most_actors, device=config.device)
-        spec = LabelerSpec(
-            table=join_uri(*split_uri(config.table)),  # a relative path would be another folder where actors run
-            run_id="",
-            model=_everywhere(config.model),
-            model_sha256="",
-            threshold=config.threshold,
-            classes=config.classes,
-            device="cuda" if pool.gpus else "cpu",
-            precision=config.precision,
-            threads=pool.threads,
-            max_pixels=config.max_pixels,
-            image_options=config.image_options,
-            table_options=config.table_options,
-        )
-        self.show(Progress(f"loading {without_secrets(config.model)}"))
-        model = probe(spec, pool)
-        if config.new_run:  # not before everything else is known to be right: sealing cannot be undone
-            _seal_unfinished(self.table)
-        run, resumed = start_run(
-            self.table, self._request(model, pool), now=datetime.now(UTC), tail=secrets.token_hex(2)
-        )
-        spec = replace(spec, run_id=run.run_id, model_sha256=run.model_sha256)
-        self.show(Progress(f"resuming run {run.run_id}" if resumed else "planning"))
-        planner = Planner(self._plan(run, model, pool), wave_shards=WAVE_SHARDS)
-        labelling_began = time.monotonic()
-        self.progress = replace(self.progress, began=labelling_began)
-        for segments in planner.waves():
-            self._count(planner, images_before=read_done(self.table, run.run_id).count_images(segments))
-            label_segments(
-                self.table,
-                run,
-                segments,
-                label_shards=lambda shards: label_shards(shards, spec, pool, verbose=config.verbose),
-                on_report=lambda report: self._count(planner, report=report),
-            )
-        labelling_seconds = time.monotonic() - labelling_began
-        segments = [planned for planned in read_manifest(self.table, run.run_id) if planned.ending is None]
-        totals = verify_run(self.table, run.run_id, segments)
-        finish_run(self.table, run.run_id, now=datetime.now(UTC), totals=_record(totals))
-        try:
-            remove_parts(self.table, run.run_id)
-        except StoreError as error:  # the run is finished all the same: parts are only in the way
-            logging.getLogger(__name__).warning("parts of run %s could not be removed: %s", run.run_id, error)
-        return self._summary(run, resumed, totals, len(segments), labelling_seconds)
-
-    def _request(self, model: ModelInfo, pool: Pool) -> RunRequest:
-        shard_images = self.config.shard_images
-        if shard_images is None:
-            shard_images = GPU_SHARD_IMAGES if pool.gpus else CPU_SHARD_IMAGES
-        return RunRequest(
-            model=model.id,
-            model_sha256=model.sha256,
-            configuration=self.config.decisive(),
-            shard_images=shard_images,
-            versions=_versions(),
-            run_id=self.config.run_id,
-        )
-
-    def _plan(self, run: Run, model: ModelInfo, pool: Pool) -> Iterator[PlannedSegment]:
-        labelled = read_labelled(self.table, model.id)
-        return write_plan(
-            self.table,
-            run.run_id,
-            self.listing,
-            labelled.contains,
-            shard_images=run.shard_images,
-            max_images=self.config.max_images,
-            sample=self.config.sample,
-            seed=self.config.seed,
+    with publishing() as publisher:
+        finished = run_start(
+            table,
+            _request(config, model, pool),
+            listing,
+            config.selection,
+            new_run=config.new_run,
+            label_shards=label_in_pool,
+            plan_ahead=lambda plan: Planner(plan, wave_shards=WAVE_SHARDS),
+            publisher=publisher,
+            clock=SystemClock(),
+            tail=secrets.token_hex(2),
             spread=pool.most * SHARDS_AN_ACTOR,
+            show=show,
         )
+    return _summary(config, finished, time.monotonic() - began)
 
-    def _count(self, planner: Planner, *, images_before: int = 0, report: ShardReport | None = None) -> None:
-        progress = self.progress
-        images = report.images if report else 0
-        self.progress = replace(
-            progress,
-            images=progress.images + images_before + images,
-            images_this_start=progress.images_this_start + images,
-            errors=progress.errors + (sum(report.errors.values()) if report else 0),
-            images_planned=planner.images_planned,
-            is_planned=planner.is_complete,
-        )
-        self.show(self.progress)
 
-    def _summary(
-        self, run: Run, resumed: bool, totals: Totals, segments: int, labelling_seconds: float
-    ) -> LabelSummary:
-        counts = read_complete(self.table, run.run_id)
-        return LabelSummary(
-            table=without_secrets(self.config.table),
-            run_id=run.run_id,
-            model=run.model,
-            images=totals.rows,
-            images_this_start=self.progress.images_this_start,
-            detections=totals.detections,
-            errors=totals.errors,
-            already_labelled=counts.labelled,
-            duplicates=counts.duplicates,
-            skipped=counts.skipped,
-            files=segments,
-            seconds=time.monotonic() - self.began,
-            labelling_seconds=labelling_seconds,
-            resumed=resumed,
-            max_error_rate=self.config.max_error_rate,
-            query=duckdb_query(without_secrets(self.config.table)),
-        )
+def _request(config: LabelConfig, model: ModelInfo, pool: Pool) -> RunRequest:
+    shard_images = config.shard_images
+    if shard_images is None:
+        shard_images = GPU_SHARD_IMAGES if pool.gpus else CPU_SHARD_IMAGES
+    return RunRequest(
+        model=model.id,
+        model_sha256=model.sha256,
+        configuration=config.decisive(),
+        shard_images=shard_images,
+        versions=_versions(),
+        run_id=config.run_id,
+    )
+
+
+def _summary(config: LabelConfig, finished: Finished, seconds: float) -> LabelSummary:
+    return LabelSummary(
+        table=without_secrets(config.table),
+        run_id=finished.run.run_id,
+        model=finished.run.model,
+        images=finished.totals.rows,
+        images_this_start=finished.images_this_start,
+        detections=finished.totals.detections,
+        errors=finished.totals.errors,
+        already_labelled=finished.planned.labelled,
+        duplicates=finished.planned.duplicates,
+        skipped=finished.planned.skipped,
+        files=finished.segments,
+        seconds=seconds,
+        labelling_seconds=finished.labelling_seconds,
+        resumed=finished.resumed,
+        max_error_rate=config.max_error_rate,
+        query=duckdb_query(without_secrets(config.table)),
+    )
 
 
 def duckdb_query(table: str) -> str:
@@ -394,18 +327,8 @@ def _everywhere(model: str) -> str:
     return str(Path(model).resolve()) if is_path else model
 
 
-def _seal_unfinished(table: Store) -> None:
-    unfinished = find_unfinished(table)
-    if unfinished is not None:
-        seal_run(table, unfinished, now=datetime.now(UTC))
-
-
 def _versions() -> dict[str, str]:
     return {
         "python": platform.python_version(),
         **{package: importlib.metadata.version(package) for package in PACKAGES},
     }
-
-
-def _record(totals: Totals) -> dict[str, object]:
-    return {"rows": totals.rows, "detections": totals.detections, "errors": dict(totals.errors)}

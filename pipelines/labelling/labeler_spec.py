@@ -16,7 +16,10 @@ from pipelines.store import StoreOptions, Stores, open_store
 
 @dataclass(frozen=True, slots=True)
 class LabelerSpec:
-    """Everything that an actor needs, without secrets: stores are opened and credentials found where it runs."""
+    """Everything that an actor needs, without secrets: stores are opened and credentials found where it runs.
+
+    `isolated`: the shards were lost before, so their images are decoded where they can kill a child process only.
+    """
 
     table: str
     run_id: str
@@ -30,6 +33,7 @@ class LabelerSpec:
     max_pixels: int
     image_options: StoreOptions
     table_options: StoreOptions
+    isolated: bool = False
 
 
 def build_detector(spec: LabelerSpec) -> tuple[Detector, ModelInfo]:

@@ -1,13 +1,13 @@
 """Labelling and publishing segments of a plan, whatever dies meanwhile. Knows no Ray: what labels shards is given."""
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pipelines.labelling.labeler import ShardReport
 from pipelines.labelling.manifest import SEGMENT_SHARDS, PlannedSegment
-from pipelines.labelling.publish import Done, publish_group, read_done
+from pipelines.labelling.publish import THREADS, Done, publish_group, read_done
 from pipelines.labelling.run import Run
 from pipelines.stopped import RunStopped
 from pipelines.store import Store
@@ -30,8 +30,8 @@ class Outcome:
     loss: str | None = None
 
 
-LabelShards = Callable[[Sequence[int]], Iterator[Outcome]]
-"""Labels shards by number and yields their outcomes in any order. Of a shard whose process died it yields nothing."""
+LabelMissing = Callable[[Sequence[int], bool], Iterator[Outcome]]
+"""Labels shards by number, isolated or not, and yields their outcomes in any order, none of one whose process died."""
 
 
 def label_segments(
@@ -39,8 +39,10 @@ def label_segments(
     run: Run,
     segments: Sequence[PlannedSegment],
     *,
-    label_shards: LabelShards,
+    label_shards: LabelMissing,
     on_report: Callable[[ShardReport], None],
+    publisher: Executor,
+    threads: int = THREADS,
 ) -> None:
     """Label what is missing of some segments, and publish each when its last part is there.
 
@@ -52,6 +54,8 @@ def label_segments(
         segments: As planned.
         label_shards: Labels and commits.
         on_report: Called for every shard that this call labelled.
+        publisher: What files are published in; it is not shut down.
+        threads: How many parts are read at once.
 
     Raises:
         RunStopped: a system failure, or a shard that is lost every time.
@@ -60,32 +64,32 @@ def label_segments(
     by_index = {segment.index: segment for segment in segments}
     missing: list[int] = []
     loss = "its process died; Ray's logs may say why, such as an image that kills it, or memory"
-    with _publisher() as publisher:
-        for is_last_look in [False] * MOST_PASSES + [True]:
-            # a process may have died between its commit and its report: the store decides what is there
-            done = read_done(table, run.run_id)
-            missing = missing_shards(segments, done)
-            left = {segment.index: set(done.missing_shards(segment)) for segment in segments}
-            ready = [by_index[index] for index, shards in left.items() if not shards and index not in done.published]
-            published = [publisher.submit(publish_group, table, run, segment) for segment in ready]
-            for outcome in label_shards(missing) if missing and not is_last_look else ():
-                if outcome.failure is not None:
-                    raise RunStopped(f"{outcome.failure} What is done stays done; the same command goes on from there.")
-                if outcome.report is None:
-                    loss = outcome.loss or loss
-                    continue
-                index = outcome.report.shard // SEGMENT_SHARDS
-                left[index].discard(outcome.report.shard)
-                if not left[index]:
-                    published.append(publisher.submit(publish_group, table, run, by_index[index]))
-                on_report(outcome.report)
-                for future in published:
-                    if future.done():
-                        future.result()  # raises what stopped it: a sealed run is not labelled to its end
+    for turn in range(MOST_PASSES + 1):
+        # a process may have died between its commit and its report: the store decides what is there
+        done = read_done(table, run.run_id)
+        missing = missing_shards(segments, done)
+        left = {segment.index: set(done.missing_shards(segment)) for segment in segments}
+        ready = [by_index[index] for index, shards in left.items() if not shards and index not in done.published]
+        published = [publisher.submit(publish_group, table, run, segment, threads=threads) for segment in ready]
+        # the last look runs nothing: a process may have died between its commit and its report
+        for outcome in label_shards(missing, turn > 0) if missing and turn < MOST_PASSES else ():
+            if outcome.failure is not None:
+                raise RunStopped(f"{outcome.failure} What is done stays done; the same command goes on from there.")
+            if outcome.report is None:
+                loss = outcome.loss or loss
+                continue
+            index = outcome.report.shard // SEGMENT_SHARDS
+            left[index].discard(outcome.report.shard)
+            if not left[index]:
+                published.append(publisher.submit(publish_group, table, run, by_index[index], threads=threads))
+            on_report(outcome.report)
             for future in published:
-                future.result()
-            if not any(left.values()):
-                return
+                if future.done():
+                    future.result()  # raises what stopped it: a sealed run is not labelled to its end
+        for future in published:
+            future.result()
+        if not any(left.values()):
+            return
     others = f", and so were {len(missing) - 1:,} others" if len(missing) > 1 else ""
     raise RunStopped(
         f"shard {missing[0]} of run {run.run_id} was lost {MOST_PASSES} times{others} ({loss}). "
@@ -94,7 +98,7 @@ def label_segments(
 
 
 @contextmanager
-def _publisher() -> Iterator[ThreadPoolExecutor]:
+def publishing() -> Iterator[ThreadPoolExecutor]:
     """Give a thread to publish with; whatever stops the run, Ctrl-C too, waits for the file in progress only."""
     executor = ThreadPoolExecutor(1, thread_name_prefix="publish")
     try:

@@ -12,7 +12,8 @@ import pytest
 import pipelines.labelling.label
 from jobs.exits import BudgetExceeded
 from jobs.label import duration, main, report
-from pipelines.labelling.label import LabelConfig, LabelSummary, Progress, duckdb_query
+from pipelines.labelling.label import LabelConfig, LabelSummary, duckdb_query
+from pipelines.labelling.progress import Progress
 
 NEEDED = ["--images", "s3://lake/2026/", "--table", "s3://lake/detections", "--model", "scenes"]
 SUMMARY = LabelSummary(

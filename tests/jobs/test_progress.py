@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from jobs.progress import line, shown_progress
-from pipelines.labelling.label import Progress
+from pipelines.labelling.progress import Progress
 
 HALF = Progress("label", images=600, images_this_start=400, images_planned=1_200, is_planned=True, errors=25)
 

@@ -13,7 +13,7 @@ from pipelines.labelling.plan import write_plan
 from pipelines.labelling.publish import commit_part, read_done, remove_parts, table_file_key, verify_run
 from pipelines.labelling.run import Run
 from pipelines.labelling.seal import seal_run
-from pipelines.labelling.segments import Outcome, label_segments
+from pipelines.labelling.segments import Outcome, label_segments, publishing
 from pipelines.lake.listing import LakeObject, Listing
 from pipelines.stopped import RunStopped
 from pipelines.store import Blob, Denied, NotFound, Store, memory_store
@@ -42,10 +42,12 @@ class Pool:
     ) -> None:
         self.table, self.script = table, script
         self.given: list[list[int]] = []
+        self.isolated: list[bool] = []
         self.before: Callable[[int], None] = lambda shard: None
 
-    def __call__(self, shards: Sequence[int]) -> Iterator[Outcome]:
+    def __call__(self, shards: Sequence[int], isolated: bool = False) -> Iterator[Outcome]:
         self.given.append(list(shards))
+        self.isolated.append(isolated)
         for shard in reversed(shards):  # in no order
             self.before(shard)
             what = self.script(shard, len(self.given))
@@ -65,7 +67,15 @@ class Pool:
 
 def label(table: Store, segments: Sequence[PlannedSegment], pool: Pool) -> list[int]:
     reported: list[int] = []
-    label_segments(table, RUN, segments, label_shards=pool, on_report=lambda report: reported.append(report.shard))
+    with publishing() as publisher:
+        label_segments(
+            table,
+            RUN,
+            segments,
+            label_shards=pool,
+            on_report=lambda report: reported.append(report.shard),
+            publisher=publisher,
+        )
     return reported
 
 
@@ -93,6 +103,7 @@ def test_lost_shards_are_run_again_and_each_report_counts_once() -> None:
     reported = label(table, segments, pool)
 
     assert pool.given == [list(range(70)), [3, 66], [3, 66]]
+    assert pool.isolated == [False, True, True]
     assert sorted(reported) == list(range(70))
     assert verify_run(table, "run-1", segments).rows == 70
 

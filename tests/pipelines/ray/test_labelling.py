@@ -14,9 +14,10 @@ import pytest
 
 from detr.scene_files import write_scenes
 from pipelines.labelling import pool
-from pipelines.labelling.label import LabelConfig, Progress, label
+from pipelines.labelling.label import LabelConfig, label
 from pipelines.labelling.labeler_spec import LabelerSpec
 from pipelines.labelling.pool import LabelShard
+from pipelines.labelling.progress import Progress
 from pipelines.labelling.run import list_runs, read_state
 from pipelines.labelling.segments import Outcome
 from pipelines.stopped import RunStopped
