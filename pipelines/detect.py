@@ -11,7 +11,7 @@ from detr.drawing import draw_detections
 from detr.images import ImageError, decode
 from detr.postprocess import Detections
 from pipelines.file_names import file_name
-from pipelines.labelling.labeler import OBJECT_KINDS
+from pipelines.labelling.fetching import OBJECT_KINDS
 from pipelines.lake.skipping import skip_reason
 from pipelines.models import load_model
 from pipelines.stopped import RunStopped

@@ -13,41 +13,20 @@ import pyarrow as pa
 
 from detr.batching import Batch, order_batches
 from detr.detector import Detector, Prepared
-from detr.images import Header, ImageError, decode, read_header
+from detr.images import Header, ImageError
 from detr.postprocess import Detections
 from pipelines.clock import Clock, SystemClock
+from pipelines.labelling.decoding import Decoder
+from pipelines.labelling.fetching import Fetched, Fetcher, refuse_all_denied
 from pipelines.labelling.publish import commit_part
 from pipelines.lake.listing import LakeObject
-from pipelines.retry import retry
-from pipelines.store import (
-    Archived,
-    Blob,
-    Denied,
-    Misconfigured,
-    NotFound,
-    Store,
-    StoreDown,
-    StoreError,
-    Stores,
-    Throttled,
-)
+from pipelines.store import Store
 from pipelines.table import Detected, Origin, Row, rows_to_table
 
 FETCH_THREADS = 32  # waiting for a store costs no core; obstore is 0.6 ms of CPU a GET at 32 (object-store notes)
 WINDOW_BYTES = 256 * 1024**2  # encoded bytes held at once by one shard
 UNKNOWN_BYTES = 1024**2  # what an object of unknown size is taken for
 BATCHES_AHEAD = 2  # batches that are decoded while one is in the network
-FETCH_BUDGET_SECONDS = 120.0  # what an object may keep failing for
-SILENT_SECONDS = 60.0  # without any image from a store that may be down as a whole
-MOST_BYTES = 1024**3  # a larger object is no photograph, and would not fit beside its neighbours
-LEAST_DENIED = 4  # when all of at least so many objects are denied, it is the credentials and not the objects
-
-OBJECT_KINDS: Mapping[type[StoreError], str] = {NotFound: "missing", Denied: "denied", Archived: "archived"}
-"""Failures of one object among healthy ones, and the error kind that its row gets."""
-
-
-class LakeUnreadable(Exception):
-    """The source of the images fails as a whole: no row can be blamed, the run stops and can be resumed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +44,12 @@ class ShardReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
-    """One object of a shard with its bytes, its header, or the reason why it has none."""
+class _Seen:
+    """One object of a shard with its bytes and its header, or the reason why it has none."""
 
-    item: LakeObject
-    blob: Blob | None = None
+    fetched: Fetched
     header: Header | None = None
-    error_kind: str | None = None
-    error: str | None = None
+    failed: ImageError | None = None
 
 
 @dataclass
@@ -94,7 +71,8 @@ class Labeler:
         self,
         *,
         table: Store,
-        images: Stores,
+        fetcher: Fetcher,
+        decoder: Decoder,
         detector: Detector,
         run_id: str,
         model_id: str,
@@ -102,14 +80,14 @@ class Labeler:
         read_shard: Callable[[int], Sequence[LakeObject]],
         kept_schema: pa.Schema,
         decode_threads: int,
-        max_pixels: int,
         clock: Clock | None = None,
     ) -> None:
         """Hold what labelling needs.
 
         Args:
             table: where parts are committed.
-            images: where images are fetched.
+            fetcher: reads images.
+            decoder: makes them ready.
             detector: the model on its device.
             run_id: of the run that the shards belong to.
             model_id: `name@sha256[:12]`, for the rows.
@@ -117,17 +95,15 @@ class Labeler:
             read_shard: gives the objects of a shard by its number.
             kept_schema: columns that are carried from the source.
             decode_threads: images decoded at once.
-            max_pixels: larger pictures are not decoded.
-            clock: what rows are stamped with and retries are measured by.
+            clock: what rows are stamped with .
         """
-        self._table, self._images, self._detector = table, images, detector
+        self._table, self._fetcher, self._decoder, self._detector = table, fetcher, decoder, detector
         self._run_id, self._model_id, self._threshold = run_id, model_id, threshold
-        self._read_shard, self._kept_schema, self._max_pixels = read_shard, kept_schema, max_pixels
+        self._read_shard, self._kept_schema = read_shard, kept_schema
         self._clock = clock or SystemClock()
         self._fetchers = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch")
         self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
         self._network = threading.Lock()
-        self._last_success = self._clock.monotonic()
 
     def label(self, shard: int) -> ShardReport:
         """Label every object of a shard and commit its part, once, whoever else tries.
@@ -139,14 +115,14 @@ class Labeler:
         started, clocked = time.perf_counter(), _Clocked()
         objects = self._read_shard(shard)
         rows: list[Row] = []
-        refused: list[Fetched] = []
+        without: list[Fetched] = []
         for window in windows(objects):
-            fetched = list(self._fetchers.map(lambda item: self._fetch(item, clocked), window))
-            refused += [one for one in fetched if one.error_kind == "denied" and not _is_web(one.item)]
-            rows += self._detect(fetched, clocked)
-            del fetched  # before the next window is fetched
-        if len(refused) == len(objects) >= LEAST_DENIED:
-            raise LakeUnreadable(f"all {len(objects)} images of a shard are refused; the first: {refused[0].error}")
+            seen = list(self._fetchers.map(lambda item: self._see(item, clocked), window))
+            without += [one.fetched for one in seen if one.fetched.blob is None]
+            rows += self._detect(seen, clocked)
+            del seen  # before the next window is fetched
+        if len(without) == len(objects):
+            refuse_all_denied(without)
         origin = Origin(self._model_id, self._threshold, self._run_id, shard, labelled_at=self._clock.now())
         table = rows_to_table(rows, self._kept_schema, origin=origin)
         commit_part(self._table, self._run_id, shard, table, token=uuid.uuid4().hex)
@@ -161,53 +137,21 @@ class Labeler:
             detect_seconds=clocked.seconds["detect"],
         )
 
-    def _fetch(self, item: LakeObject, clocked: _Clocked) -> Fetched:
-        if item.size is not None and item.size > MOST_BYTES:
-            return Fetched(
-                item, error_kind="too_large", error=f"{item.size:,} bytes, more than {MOST_BYTES:,}; not read"
-            )
+    def _see(self, item: LakeObject, clocked: _Clocked) -> _Seen:
         started = time.perf_counter()
+        fetched = self._fetcher.fetch(item)
+        clocked.add("fetch", started)
+        if fetched.blob is None:
+            return _Seen(fetched)
         try:
-            blob = retry(
-                lambda: self._images.get(item.uri),
-                # a web server has had its own few tries: a list names thousands of them, and dead ones among them
-                budget_seconds=0.0 if _is_web(item) else FETCH_BUDGET_SECONDS,
-                is_retryable=lambda error: isinstance(error, StoreError) and error.is_passing,
-                clock=self._clock,
-            )
-        except (NotFound, Denied, Archived) as error:
-            return Fetched(item, error_kind=OBJECT_KINDS[type(error)], error=str(error))
-        except (Misconfigured, StoreDown, Throttled) as error:
-            if _is_web(item):  # one of many hosts, whose failure must not stop the others, now and at every resume
-                return Fetched(item, error_kind="fetch_failed", error=str(error))
-            if isinstance(error, Misconfigured):
-                raise LakeUnreadable(str(error)) from error
-            if self._clock.monotonic() - self._last_success > SILENT_SECONDS and not self._answers(item.uri):
-                raise LakeUnreadable(str(error)) from error
-            return Fetched(item, error_kind="fetch_failed", error=str(error))
-        finally:
-            clocked.add("fetch", started)
-        self._last_success = self._clock.monotonic()
-        try:
-            header = read_header(blob.data, max_pixels=self._max_pixels)
-            self._detector.target_shape(header.height, header.width)
+            return _Seen(fetched, self._decoder.look(fetched.blob.data))
         except ImageError as error:
-            return Fetched(item, blob, error_kind=error.kind, error=str(error))
-        return Fetched(item, blob, header)
+            return _Seen(fetched, failed=error)
 
-    def _answers(self, uri: str) -> bool:
-        """Whether the store of an image answers at all, be it that it has no such object."""
-        store, key = self._images.find(uri)
-        try:
-            store.head(f"{key}.{uuid.uuid4().hex}")
-        except StoreError as error:
-            return not error.is_passing
-        return True
-
-    def _detect(self, fetched: Sequence[Fetched], clocked: _Clocked) -> list[Row]:
+    def _detect(self, seen: Sequence[_Seen], clocked: _Clocked) -> list[Row]:
         """Return the rows of one window, in its order; decoding runs a few batches ahead of the network."""
-        readable = [index for index, one in enumerate(fetched) if one.header is not None]
-        shapes = [self._detector.target_shape(*_size(fetched[index])) for index in readable]
+        readable = [index for index, one in enumerate(seen) if one.header is not None]
+        shapes = [self._detector.target_shape(*_size(seen[index])) for index in readable]
         batches = order_batches(shapes, batch_size=self._detector.batch_size, grid=self._detector.grid)
         found: dict[int, Detections] = {}
         failed: dict[int, ImageError] = {}
@@ -216,7 +160,7 @@ class Labeler:
         while True:
             for batch in islice(remaining, BATCHES_AHEAD + 1 - len(waiting)):
                 futures = [
-                    self._decoders.submit(self._prepare, fetched[readable[index]], clocked) for index in batch.indices
+                    self._decoders.submit(self._prepare, seen[readable[index]], clocked) for index in batch.indices
                 ]
                 waiting.append((batch, futures))
             if not waiting:
@@ -231,13 +175,13 @@ class Labeler:
                     detections = self._detector.detect(list(good.values()), shape=(batch.height, batch.width))
                     clocked.add("detect", started)
                 found.update(zip(good, detections, strict=True))
-        return [_row(one, found.get(index), failed.get(index)) for index, one in enumerate(fetched)]
+        return [_row(one, found.get(index), one.failed or failed.get(index)) for index, one in enumerate(seen)]
 
-    def _prepare(self, one: Fetched, clocked: _Clocked) -> Prepared | ImageError:
-        assert one.blob is not None
+    def _prepare(self, one: _Seen, clocked: _Clocked) -> Prepared | ImageError:
+        assert one.fetched.blob is not None
         started = time.perf_counter()
         try:
-            return self._detector.prepare(decode(one.blob.data, max_pixels=self._max_pixels))
+            return self._decoder.prepare(one.fetched.blob.data)
         except ImageError as error:
             return error  # it becomes this image's row
         finally:
@@ -259,29 +203,26 @@ def windows(objects: Sequence[LakeObject], *, most_bytes: int = WINDOW_BYTES) ->
         yield window
 
 
-def _is_web(item: LakeObject) -> bool:
-    return item.uri.startswith(("http://", "https://"))
-
-
-def _size(one: Fetched) -> tuple[int, int]:
+def _size(one: _Seen) -> tuple[int, int]:
     assert one.header is not None
     return one.header.height, one.header.width
 
 
-def _row(one: Fetched, found: Detections | None, failed: ImageError | None) -> Row:
-    blob, header = one.blob, one.header
+def _row(one: _Seen, found: Detections | None, failed: ImageError | None) -> Row:
+    fetched, header = one.fetched, one.header
+    blob, item = fetched.blob, fetched.item
     return Row(
-        uri=one.item.uri,
+        uri=item.uri,
         # what was listed where the answer does not tell: else the next run would not know the image again
-        etag=blob.etag if blob and blob.etag is not None else one.item.etag,
-        size=len(blob.data) if blob else one.item.size,
+        etag=blob.etag if blob and blob.etag is not None else item.etag,
+        size=len(blob.data) if blob else item.size,
         width=header.width if header else None,
         height=header.height if header else None,
         taken_at=header.taken_at if header else None,
         detections=None if found is None else _detected(found),
-        error_kind=failed.kind if failed else one.error_kind,
-        error=str(failed) if failed else one.error,
-        kept=one.item.kept,
+        error_kind=failed.kind if failed else fetched.error_kind,
+        error=str(failed) if failed else fetched.error,
+        kept=item.kept,
     )
 
 

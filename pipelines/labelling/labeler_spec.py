@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import torch
 
 from detr.detector import Detector, Precision
+from pipelines.clock import SystemClock
+from pipelines.labelling.decoding import DecoderHere
+from pipelines.labelling.fetching import Fetcher
 from pipelines.labelling.labeler import Labeler
 from pipelines.labelling.plan import read_kept_schema, read_shard
 from pipelines.lake.listing import LakeObject
@@ -79,7 +82,8 @@ def build_labeler(spec: LabelerSpec) -> Labeler:
 
     return Labeler(
         table=table,
-        images=Stores(spec.image_options),
+        fetcher=Fetcher(Stores(spec.image_options), SystemClock()),
+        decoder=DecoderHere(detector, max_pixels=spec.max_pixels),
         detector=detector,
         run_id=spec.run_id,
         model_id=info.id,
@@ -87,5 +91,4 @@ def build_labeler(spec: LabelerSpec) -> Labeler:
         read_shard=read,
         kept_schema=read_kept_schema(table, spec.run_id),
         decode_threads=spec.threads,
-        max_pixels=spec.max_pixels,
     )

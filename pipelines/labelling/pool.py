@@ -16,7 +16,8 @@ from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError
 
 from pipelines.cluster import Pool, first_line, silenced
-from pipelines.labelling.labeler import LakeUnreadable, ShardReport
+from pipelines.labelling.fetching import LakeUnreadable
+from pipelines.labelling.labeler import ShardReport
 from pipelines.labelling.labeler_spec import LabelerSpec, build_detector, build_labeler
 from pipelines.labelling.segments import Outcome
 from pipelines.models import ModelInfo

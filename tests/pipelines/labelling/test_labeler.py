@@ -20,7 +20,9 @@ from detr.config import BackboneConfig, DetrConfig
 from detr.detector import Detector, Prepared
 from detr.model import Detr
 from detr.postprocess import Detections
-from pipelines.labelling.labeler import Labeler, LakeUnreadable, windows
+from pipelines.labelling.decoding import DecoderHere
+from pipelines.labelling.fetching import Fetcher, LakeUnreadable
+from pipelines.labelling.labeler import Labeler, windows
 from pipelines.labelling.publish import part_key
 from pipelines.lake.listing import LakeObject
 from pipelines.store import (
@@ -158,9 +160,11 @@ def labeler(
     clock: Clock | None = None,
     threshold: float = 0.0,
 ) -> Labeler:
+    clock = clock or Clock()
     return Labeler(
         table=table,
-        images=lake,
+        fetcher=Fetcher(lake, clock),
+        decoder=DecoderHere(detector, max_pixels=max_pixels),
         detector=detector,
         run_id="run-1",
         model_id="tiny@0123456789ab",
@@ -168,8 +172,7 @@ def labeler(
         read_shard=shards.__getitem__,
         kept_schema=kept,
         decode_threads=2,
-        max_pixels=max_pixels,
-        clock=clock or Clock(),
+        clock=clock,
     )
 
 
