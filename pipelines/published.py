@@ -36,6 +36,6 @@ def count_labels(table_uri: str, *, options: StoreOptions | None = None, least_s
     for name, file in published_files(open_store(table_uri, options)):
         with parquet_of(name):
             found = pc.list_flatten(file.read(columns=["detections"])["detections"].combine_chunks())
-        labels = found.field("label").filter(pc.greater_equal(found.field("score"), least))
-        counted.update({pair["values"]: pair["counts"] for pair in labels.value_counts().to_pylist()})
+            labels = found.field("label").filter(pc.greater_equal(found.field("score"), least))
+            counted.update({pair["values"]: pair["counts"] for pair in labels.value_counts().to_pylist()})
     return counted

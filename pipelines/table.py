@@ -247,7 +247,10 @@ def read_metadata(file: pq.ParquetFile) -> dict[str, str]:
     entries = file.metadata.metadata or {}
     prefix = _METADATA_PREFIX.encode()
     return {
-        key.removeprefix(prefix).decode(): value.decode() for key, value in entries.items() if key.startswith(prefix)
+        # what is no UTF-8 was damaged, and equals nothing that we wrote
+        key.removeprefix(prefix).decode(errors="replace"): value.decode(errors="replace")
+        for key, value in entries.items()
+        if key.startswith(prefix)
     }
 
 

@@ -12,8 +12,11 @@ from typing import Any, Final
 from pipelines.file_names import file_name
 from pipelines.stopped import RunStopped
 from pipelines.store import StoreError, StoreOptions, Stores, without_secrets
+from pipelines.strict_json import parse_json
 
 Json = dict[str, Any]
+
+_MOST: Final = 1e300
 
 _COCO_FIELDS: Final[Mapping[str, Mapping[str, type]]] = {
     "images": {"id": int, "file_name": str, "height": int, "width": int},
@@ -77,7 +80,7 @@ def read_annotations(
     except StoreError as error:
         raise RunStopped(f"cannot read the annotations: {error}") from error
     try:
-        truth = json.loads(data)
+        truth = parse_json(data)
     except ValueError as error:
         raise RunStopped(f"annotations {name}: this is not JSON ({error}).") from error
     _check(truth, name)
@@ -122,6 +125,8 @@ def _check(truth: object, name: str) -> None:
             wrong = [
                 key for key, kind in fields.items() if not isinstance(entry, dict) or not _is(entry.get(key), kind)
             ]
+            if part == "annotations" and not wrong:
+                wrong = [key for key in ("area", "iscrowd") if key in entry and not _is_number(entry[key])]
             if wrong:
                 raise RunStopped(f"annotations {name}: {part}[{number}] has no usable {' and no usable '.join(wrong)}.")
     assert isinstance(truth, dict)
@@ -135,8 +140,13 @@ def _check(truth: object, name: str) -> None:
 
 def _is(value: object, kind: type) -> bool:
     if kind is list:
-        return isinstance(value, list) and len(value) == 4 and all(isinstance(side, (int, float)) for side in value)
+        return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
     return isinstance(value, kind)
+
+
+def _is_number(value: object) -> bool:
+    """Return whether a value of json is a number that arithmetic can go on with; NaN is none, nor are 400 digits."""
+    return isinstance(value, (int, float)) and abs(value) < _MOST
 
 
 def _no_such_size(truth: Json, picture_size: tuple[int, int] | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -10,6 +9,7 @@ from pipelines.evaluation.annotations import Annotations
 from pipelines.evaluation.evaluate import Evaluation
 from pipelines.stopped import RunStopped
 from pipelines.store import StoreError, StoreOptions, Stores, without_secrets
+from pipelines.strict_json import parse_json
 
 _ROUNDING: Final = 1e-9  # of differences of decimal fractions: 42.2 - 42.0 is 0.2000000000000028
 
@@ -53,7 +53,7 @@ def read_baseline(uri: str, *, options: StoreOptions | None = None) -> Baseline:
     except StoreError as error:
         raise RunStopped(f"cannot read the baseline: {error}") from error
     try:
-        metrics: Any = json.loads(data)
+        metrics: Any = parse_json(data)
     except ValueError as error:
         raise RunStopped(f"baseline {name}: this is not JSON ({error}).") from error
     kinds = {"AP": (int, float), "images": (int,), "annotations_sha256": (str,)}

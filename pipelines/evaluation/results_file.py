@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from detr.coco_results import ResultRow
 from pipelines.stopped import RunStopped
 from pipelines.store import StoreError, StoreOptions, Stores, without_secrets
+from pipelines.strict_json import parse_json
 
 FIELDS = ("image_id", "category_id", "bbox", "score")
 
@@ -31,7 +31,7 @@ def read_results(uri: str, image_ids: Collection[int], *, options: StoreOptions 
     except StoreError as error:
         raise RunStopped(f"cannot read the results: {error}") from error
     try:
-        rows = json.loads(data)
+        rows = parse_json(data)
     except ValueError as error:
         raise RunStopped(f"results {name}: this is not JSON ({error}).") from error
     if not isinstance(rows, list):
@@ -56,18 +56,18 @@ def _fault(row: object, image_ids: Collection[int]) -> str:
         return f"has no {' and no '.join(missing)}{hint}"
     for field in ("image_id", "category_id"):
         if type(row[field]) is not int:
-            return f"has the {field} {row[field]!r}, which is not an integer"
+            return f"has the {field} {row[field]!r:.80}, which is not an integer"
     box, score = row["bbox"], row["score"]
     if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
-        return f"has the bbox {box!r}, which is not x, y, width, height"
+        return f"has the bbox {box!r:.80}, which is not x, y, width, height"
     if box[2] < 0 or box[3] < 0:
-        return f"has the bbox {box!r}, whose width or height is negative: COCO's is x, y, width, height"
+        return f"has the bbox {box!r:.80}, whose width or height is negative: COCO's is x, y, width, height"
     if not _is_number(score):
-        return f"has the score {score!r}, which is not a number"
+        return f"has the score {score!r:.80}, which is not a number"
     if row["image_id"] not in image_ids:
         return f"is of image {row['image_id']}, which the annotations do not have"
     return ""
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) < math.inf

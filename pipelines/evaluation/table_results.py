@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from pipelines.file_names import file_name
 from pipelines.parquet_files import open_object, parquet_of
 from pipelines.stopped import RunStopped
 from pipelines.store import Entry, Store, StoreError, StoreOptions, Stores, join_uri, open_store, without_secrets
+from pipelines.strict_json import parse_object
 from pipelines.table import read_metadata
 
 HEADER_THREADS: Final = 16  # pictures whose headers are fetched at once
@@ -248,7 +248,7 @@ def _kept_classes(table: Store, files: Mapping[str, Entry], rows: Mapping[str, _
     for key in sorted({row.place[0] for row in rows.values()}):
         configuration = read_metadata(_open(table, files[key])).get("configuration")
         try:
-            classes = None if configuration is None else json.loads(configuration).get("classes")
+            classes = None if configuration is None else parse_object(configuration).get("classes")
             kept.update(name for name, _ in classes or ())
         except (ValueError, TypeError, AttributeError) as error:
             raise RunStopped(

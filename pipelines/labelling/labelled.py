@@ -96,7 +96,11 @@ def _file_keys(table: Store, entry: Entry, model: str | None, retry_errors: str)
         if not pc.any(counts).as_py():
             return _to_array(())
         rows = file.read(columns=["uri", "etag"]).filter(counts)
-    return _row_keys(zip(rows["uri"].to_pylist(), rows["etag"].to_pylist(), strict=True))
+        # not what other types would be cast to, and no nulls: such a row stands for no image
+        if rows.schema.types != [pa.string()] * 2 or rows["uri"].null_count:
+            raise ValueError("its column uri or etag is not text")
+        uris, etags = rows["uri"].to_pylist(), rows["etag"].to_pylist()
+    return _row_keys(zip(uris, etags, strict=True))
 
 
 def _row_keys(rows: Iterable[tuple[str, str | None]]) -> Keys:

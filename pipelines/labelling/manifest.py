@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final, Literal
 
 import pyarrow as pa
@@ -21,6 +21,7 @@ from pipelines.once import put_once
 from pipelines.parquet_files import open_bytes, open_object, parquet_of
 from pipelines.stopped import RunStopped
 from pipelines.store import NotFound, Store, join_uri
+from pipelines.strict_json import count_field, counts_field, parse_object
 
 SEGMENT_SHARDS: Final = 64
 MANIFEST_VERSION: Final = 1
@@ -118,6 +119,7 @@ def read_manifest(table: Store, run_id: str) -> Iterator[PlannedSegment]:
     """
     folder = run_key(run_id, "plan/")
     expected = 0
+    before, kept = Counts(), None
     for entry in table.list(folder):
         if not entry.key.endswith(".plan"):
             continue
@@ -127,7 +129,19 @@ def read_manifest(table: Store, run_id: str) -> Iterator[PlannedSegment]:
                 f"{join_uri(table.uri, segment_key(run_id, expected))} is missing. Restore it, or start with --new-run."
             )
         size = entry.size if entry.size is not None else len(table.get(entry.key).data)
-        yield _planned(open_object(table, entry.key, size), expected, name)
+        file = open_object(table, entry.key, size)
+        planned = _planned(file, expected, name)
+        if planned.ending is None:
+            kept = _kept(file) if kept is None else kept
+            counts = planned.position.counts
+            added = (counts.images - before.images, counts.shards - before.shards)
+            if added != (planned.images, len(planned.shard_images)) or _kept(file) != kept:
+                raise RunStopped(
+                    f"{name} is damaged: it does not go on from the segment before it. Restore it, or start with "
+                    "--new-run."
+                )
+            before = counts
+        yield planned
         expected += 1
 
 
@@ -146,17 +160,16 @@ def read_shard(table: Store, run_id: str, shard: int) -> tuple[LakeObject, ...]:
     with parquet_of(name):
         if place >= file.metadata.num_row_groups:
             raise RunStopped(f"{name} has no shard {shard}: it is not of this plan.")
-        columns = file.read_row_group(place).columns
-    uris, etags, sizes, *kept = (column.to_pylist() for column in columns)
+        uris, etags, sizes, *kept = (column.to_pylist() for column in file.read_row_group(place).columns)
     values = zip(*kept, strict=True) if kept else ((),) * len(uris)
     return tuple(map(LakeObject, uris, etags, sizes, values))
 
 
-def read_uris(table: Store, run_id: str, index: int) -> pa.ChunkedArray:
-    """Return the URIs of a segment in the plan's order, as one column of text."""
+def read_planned(table: Store, run_id: str, index: int) -> tuple[pa.ChunkedArray, pa.Schema]:
+    """Return the URIs of a segment in the plan's order, as one column of text, and its kept columns."""
     file, name = _open(table, run_id, index)
     with parquet_of(name):
-        return file.read(columns=["uri"])["uri"]
+        return file.read(columns=["uri"])["uri"], _kept(file)
 
 
 def read_kept_schema(table: Store, run_id: str) -> pa.Schema:
@@ -180,10 +193,8 @@ def read_complete(table: Store, run_id: str) -> Counts:
     """
     key = run_key(run_id, "plan/complete.json")
     try:
-        record = json.loads(table.get(key).data)
-        del record["segments"]
-        return Counts(**record)
-    except (KeyError, TypeError, ValueError) as error:
+        return _counts(parse_object(table.get(key).data))
+    except ValueError as error:
         raise RunStopped(f"{join_uri(table.uri, key)} is damaged: it does not say what was planned.") from error
 
 
@@ -194,7 +205,29 @@ def _open(table: Store, run_id: str, index: int) -> tuple[pq.ParquetFile, str]:
         data = table.get(key).data
     except NotFound as error:
         raise RunStopped(f"{name} is missing. Restore it, or start with --new-run.") from error
-    return open_bytes(data, name), name
+    file = open_bytes(data, name)
+    _check_columns(file, name)
+    return file, name
+
+
+def _check_columns(file: pq.ParquetFile, name: str) -> None:
+    """Refuse what has not the columns of a plan.
+
+    Raises:
+        RunStopped: its columns are others.
+    """
+    if pa.schema(list(file.schema_arrow)[: len(_OBJECT_COLUMNS)]) != pa.schema(_OBJECT_COLUMNS):
+        raise RunStopped(f"{name} is damaged: it has not the columns of a plan. Restore it, or start with --new-run.")
+
+
+def _counts(record: Mapping[str, Any]) -> Counts:
+    """Return the counts among the fields of a record.
+
+    Raises:
+        ValueError: they are none.
+    """
+    numbers = {one.name: count_field(record, one.name) for one in fields(Counts) if one.name != "skipped"}
+    return Counts(**numbers, skipped=counts_field(record, "skipped"))
 
 
 def _kept(file: pq.ParquetFile) -> pa.Schema:
@@ -229,19 +262,23 @@ def _shard_table(shard: Sequence[LakeObject], schema: pa.Schema) -> pa.Table:
 def _planned(file: pq.ParquetFile, index: int, name: str) -> PlannedSegment:
     metadata = file.metadata
     try:
-        record: dict[str, Any] = json.loads((metadata.metadata or {})[_METADATA])
-        version, ending, counts = record["version"], record["ending"], Counts(**record["counts"])
-        position = Position(record["last_uri"], counts)
-    except (KeyError, TypeError, ValueError) as error:
+        record = parse_object((metadata.metadata or {}).get(_METADATA, b""))
+        version, ending, last_uri, counts = (record.get(name) for name in ("version", "ending", "last_uri", "counts"))
+        if not isinstance(counts, dict) or not isinstance(last_uri, str | None):
+            raise ValueError("other types")  # noqa: TRY004, TRY301 - told like all else
+        position = Position(last_uri, _counts(counts))
+    except ValueError as error:
         raise RunStopped(
             f"{name} is damaged: it does not say what was planned. Restore it, or start with --new-run."
         ) from error
     if version != MANIFEST_VERSION:
         raise RunStopped(
-            f"{name} is a plan of version {version}, this is version {MANIFEST_VERSION}. Use the release that "
-            "began the run."
+            f"{name} is a plan of version {str(version)[:20]}, this is version {MANIFEST_VERSION}. Use the release "
+            "that began the run."
         )
     shard_images = tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
-    if ending not in ("complete", "sealed", None) or (ending is None) != bool(sum(shard_images)):
+    _check_columns(file, name)
+    is_segment = 0 < len(shard_images) <= SEGMENT_SHARDS and all(shard_images)
+    if ending not in ("complete", "sealed", None) or (ending is None) != is_segment or (ending and any(shard_images)):
         raise RunStopped(f"{name} is damaged: it is neither a segment nor an end. Restore it, or start with --new-run.")
     return PlannedSegment(index, () if ending else shard_images, position, ending)

@@ -12,12 +12,13 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.labelling.manifest import PlannedSegment, read_uris
+from pipelines.labelling.manifest import PlannedSegment, read_planned
 from pipelines.labelling.run import Run, run_key, sealed_sentence
 from pipelines.once import put_once
 from pipelines.parquet_files import open_bytes, open_object, parquet_of
 from pipelines.stopped import RunStopped
 from pipelines.store import NotFound, Store, join_uri
+from pipelines.strict_json import count_field, counts_field, parse_object
 from pipelines.table import Totals, decode, encode, read_metadata, table_schema, total
 
 THREADS: Final = 8
@@ -153,8 +154,9 @@ def read_totals(table: Store, run_id: str, segment: PlannedSegment) -> Totals | 
             "or start with --new-run."
         )
     try:
-        return Totals(**json.loads(read_metadata(file)["totals"]))
-    except (KeyError, TypeError, ValueError) as error:
+        record = parse_object(read_metadata(file).get("totals", ""))
+        return Totals(count_field(record, "rows"), count_field(record, "detections"), counts_field(record, "errors"))
+    except ValueError as error:
         raise RunStopped(f"{name} is damaged: it does not say what its rows add up to.") from error
 
 
@@ -202,10 +204,12 @@ def _read_parts(table: Store, run_id: str, segment: PlannedSegment, threads: int
 
     with ThreadPoolExecutor(threads) as pool:
         parts = list(pool.map(read, segment.shards))
-    planned = read_uris(table, run_id, segment.index)
+    planned, kept = read_planned(table, run_id, segment.index)
+    schema = table_schema(kept)
     first = 0
     for shard, images, part in zip(segment.shards, segment.shard_images, parts, strict=True):
-        if not part["uri"].equals(planned.slice(first, images)):
+        # not the labels of columns alone: a file of other columns could be read by nobody beside the table's others
+        if part.schema.remove_metadata() != schema or not part["uri"].equals(planned.slice(first, images)):
             raise RunStopped(
                 f"{join_uri(table.uri, part_key(run_id, shard))} does not hold its {images:,} planned images, "
                 "each in one row "

@@ -12,14 +12,20 @@ from typing import Any, Final, Literal
 from pipelines.once import put_once
 from pipelines.stopped import RunStopped
 from pipelines.store import NotFound, Store, join_uri
+from pipelines.strict_json import parse_object, text_field
 
 RECORD_VERSION: Final = 1
 
 # A run is begun by creating the next number of this sequence, which only one starter can do while the run before has
 # ended. So a table never has two unfinished runs, whose rows could be of the same images, whatever becomes of leases.
 _SEQUENCE = "_runs/_order/"
+_IN_SEQUENCE = re.compile(re.escape(_SEQUENCE) + r"(\d{7})\.json")
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+# of a value in a message: a damaged record may hold anything
+_SHOWN_LETTERS = 200
+_SHOWN_DEPTH = 3
 
 State = Literal["planning", "labelling", "finished", "sealed"]
 
@@ -130,7 +136,7 @@ def start_run(table: Store, request: RunRequest, *, now: datetime, tail: str) ->
         )
         if _exists(table, run_key(run.run_id, "run.json")):
             raise RunStopped(f"run {run.run_id} of {table.uri} has ended already. Give another --run-id, or none.")
-        if put_once(table, f"{_SEQUENCE}{run.number:07d}.json", _encode(run)) == _encode(run):
+        if put_once(table, _sequence_key(run.number), _encode(run)) == _encode(run):
             put_once(table, run_key(run.run_id, "run.json"), _encode(run))
             return run, False
         # somebody else began that number since we looked: look again
@@ -145,15 +151,15 @@ def find_unfinished(table: Store) -> Run | None:
 def latest_run(table: Store) -> Run | None:
     """Return the run that was begun last."""
     last = None
-    for entry in table.list(_SEQUENCE):
-        last = entry.key
+    for number in _sequence(table):
+        last = number
     return None if last is None else _read(table, last)
 
 
 def list_runs(table: Store) -> Iterator[Run]:
     """Yield all runs of a table, oldest first."""
-    for entry in table.list(_SEQUENCE):
-        yield _read(table, entry.key)
+    for number in _sequence(table):
+        yield _read(table, number)
 
 
 def read_end(table: Store, run_id: str) -> End | None:
@@ -163,10 +169,13 @@ def read_end(table: Store, run_id: str) -> End | None:
         data = table.get(key).data
     except NotFound:
         return None
-    record = _decode(data, join_uri(table.uri, key))
     try:
-        return End(record["state"], datetime.fromisoformat(record["ended_at"]), record["totals"])
-    except (KeyError, TypeError, ValueError) as error:
+        record = parse_object(data)
+        state, totals = record.get("state"), record.get("totals")
+        if (state != "finished" and state != "sealed") or not isinstance(totals, dict):
+            raise _damaged(join_uri(table.uri, key))
+        return End(state, datetime.fromisoformat(text_field(record, "ended_at")), totals)
+    except ValueError as error:
         raise _damaged(join_uri(table.uri, key)) from error
 
 
@@ -236,14 +245,16 @@ def _check_same(run: Run, request: RunRequest) -> None:
         )
 
 
-def _shown(value: object) -> str:
+def _shown(value: object, depth: int = 0) -> str:
     if value is None:
         return "none"
     if isinstance(value, str):
-        return value
-    if isinstance(value, Sequence):
-        return " ".join(map(_shown, value)) or "none"
-    return json.dumps(value)
+        text = value
+    elif isinstance(value, Sequence) and depth < _SHOWN_DEPTH:
+        text = " ".join(_shown(one, depth + 1) for one in value) or "none"
+    else:
+        text = json.dumps(value)
+    return text if len(text) <= _SHOWN_LETTERS else f"{text[:_SHOWN_LETTERS]}..."
 
 
 def _exists(table: Store, key: str) -> bool:
@@ -268,34 +279,48 @@ def _to_bytes(record: Mapping[str, object]) -> bytes:
     return (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _read(table: Store, key: str) -> Run:
+def _sequence_key(number: int) -> str:
+    return f"{_SEQUENCE}{number:07d}.json"
+
+
+def _sequence(table: Store) -> Iterator[int]:
+    """Yield the numbers of a table's runs, rising; foreign names are left out."""
+    for entry in table.list(_SEQUENCE):
+        found = _IN_SEQUENCE.fullmatch(entry.key)
+        if found is not None:
+            yield int(found[1])
+
+
+def _read(table: Store, number: int) -> Run:
+    key = _sequence_key(number)
     uri = join_uri(table.uri, key)
-    record = _decode(table.get(key).data, uri)
+    try:
+        record = parse_object(table.get(key).data)
+    except ValueError as error:
+        raise _damaged(uri) from error
     version = record.pop("record_version", None)
     if version != RECORD_VERSION:
         raise RunStopped(
-            f"{uri} is a run record of version {version}, this is version {RECORD_VERSION}. Use the release "
+            f"{uri} is a run record of version {_brief(version)}, this is version {RECORD_VERSION}. Use the release "
             "that began the run."
         )
-    try:
-        run = Run(**{**record, "started_at": datetime.fromisoformat(record["started_at"])})
-    except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(uri) from error
     # the name becomes part of keys: a damaged record must not lead out of the run's folder
-    kinds = {"run_id": str, "number": int, "shard_images": int, "model": str, "configuration": dict, "versions": dict}
-    if any(type(record[name]) is not kind for name, kind in kinds.items()) or not _RUN_ID.fullmatch(run.run_id):
+    kinds = {"run_id": str, "number": int, "shard_images": int, "model": str, "model_sha256": str,
+             "configuration": dict, "versions": dict, "started_at": str}  # fmt: skip
+    if record.keys() != kinds.keys() or any(type(record[name]) is not kind for name, kind in kinds.items()):
         raise _damaged(uri)
-    return run
-
-
-def _decode(data: bytes, uri: str) -> dict[str, Any]:
+    # another number than its name's would let a starter look for the next run for ever
+    if record["number"] != number or record["shard_images"] < 1 or not _RUN_ID.fullmatch(record["run_id"]):
+        raise _damaged(uri)
     try:
-        record = json.loads(data)
+        return Run(**{**record, "started_at": datetime.fromisoformat(record["started_at"])})
     except ValueError as error:
         raise _damaged(uri) from error
-    if not isinstance(record, dict):
-        raise _damaged(uri)
-    return record
+
+
+def _brief(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 20 else f"{text[:20]}..."
 
 
 def _damaged(uri: str) -> RunStopped:

@@ -74,6 +74,7 @@ def read_uri_table(store: Store, key: str, *, keep: Sequence[str] = ()) -> UriTa
     is_web = store.uri.startswith(("http://", "https://"))
     name = without_secrets(join_uri(store.uri, key))
     table, names = _read_columns(store, key, name, keep)
+    _check_whole(table, name)
     uri_column = _uri_column(table.schema, name)
     etag_column = _first(table.schema, ETAG_COLUMNS, _is_text)
     size_column = _first(table.schema, ("size",), pa.types.is_integer)
@@ -114,9 +115,26 @@ def _read_columns(store: Store, key: str, name: str, keep: Sequence[str]) -> tup
     try:
         data = gzip.decompress(data) if lowered.endswith(".gz") else data
         table = _read_csv(data) if kind == "CSV" else _read_jsonl(data)
+        names = tuple(table.column_names)  # names that are no text show here
     except (pa.ArrowException, OSError, EOFError, ValueError, zlib.error) as error:
         raise RunStopped(f"{name} cannot be read as {kind}: {' '.join(str(error).split())[:200]}") from error
-    return table, tuple(table.column_names)
+    return table, names
+
+
+def _check_whole(table: pa.Table, name: str) -> None:
+    """Refuse what cannot be carried into a plan.
+
+    Raises:
+        RunStopped: a column is there twice, or holds text that is not UTF-8.
+    """
+    twice = sorted({column for column in table.column_names if table.column_names.count(column) > 1})
+    if twice:
+        raise RunStopped(f"{name} has two columns {twice[0]!r}, and only one can be meant. Rename one.")
+    try:
+        table.validate(full=True)
+    except pa.ArrowInvalid as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunStopped(f"{name} is damaged, or not in UTF-8: {reason}. Write it anew.") from error
 
 
 def _read_csv(data: bytes) -> pa.Table:

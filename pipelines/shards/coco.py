@@ -87,6 +87,8 @@ def read_coco(data: bytes, *, name: str) -> CocoText:
         other = _walk(text, {"images": images.add, "annotations": annotations.add}, name)
     except json.JSONDecodeError as error:
         raise RunStopped(f"annotations {name}: this is not JSON ({error}).") from error
+    except RecursionError as error:
+        raise RunStopped(f"annotations {name}: a value is nested too deeply to be COCO's.") from error
     if not images.ids:
         raise RunStopped(f"annotations {name}: there are no images, so this is not what COCO's instances files hold.")
     image_ids = np.array(images.ids, np.int64)

@@ -16,6 +16,7 @@ from pipelines.once import put_once
 from pipelines.shards.coco import CocoText, image_key, name_hash
 from pipelines.stopped import RunStopped
 from pipelines.store import NotFound, Store, join_uri
+from pipelines.strict_json import parse_json
 
 PLAN_KEY: Final = "_plan.json"
 PLAN_VERSION: Final = 1
@@ -138,7 +139,7 @@ def hold_plan(out: Store, plan: Json) -> None:
             ) from None
         found = put_once(out, PLAN_KEY, _encode(plan))
     try:
-        there: Json = json.loads(found)
+        there: Json = parse_json(found)
         differences = [
             f"{name.replace('_', ' ')} {there.get(name)!r}, now {plan.get(name)!r}"
             for name in sorted(there.keys() | plan.keys())

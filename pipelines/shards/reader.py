@@ -21,6 +21,7 @@ from pipelines.parquet_files import open_object
 from pipelines.shards.parquet_groups import read_row_group
 from pipelines.stopped import RunStopped
 from pipelines.store import NotFound, Store, join_uri
+from pipelines.strict_json import parse_json
 
 INDEX_KEY: Final = "index.json"
 INDEX_VERSION: Final = 1
@@ -159,7 +160,7 @@ def read_index(store: Store) -> ShardIndex:
             "being written get it last, and the same command of jobs.shard goes on with unfinished ones."
         ) from error
     try:
-        fields = json.loads(data)
+        fields = parse_json(data)
         version = fields.pop("version")
         if version != INDEX_VERSION:
             raise RunStopped(
@@ -217,7 +218,7 @@ class ShardReader:
             for file, footer in zip(
                 self._index.files, pool.map(self._footer, range(len(self._index.files))), strict=True
             ):
-                rows = iter(json.loads(footer.metadata[SIZES_KEY.encode()]))
+                rows = iter(parse_json(footer.metadata[SIZES_KEY.encode()]))
                 sizes += [[(height, width) for height, width in islice(rows, count)] for count in file.row_groups]
         return sizes
 

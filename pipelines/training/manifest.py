@@ -7,7 +7,6 @@ one of several writers can do, and only one who has seen the manifest before. `l
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +15,7 @@ from typing import Any, Final
 from pipelines.once import put_once
 from pipelines.stopped import RunStopped
 from pipelines.store import NotFound, Store
+from pipelines.strict_json import parse_object
 from pipelines.training.run_record import damaged, run_name, to_json
 
 MANIFEST_VERSION: Final = 1
@@ -226,7 +226,7 @@ def _encode(manifest: Manifest) -> bytes:
 
 def _decode(data: bytes, store: Store, number: int) -> Manifest:
     try:
-        record = json.loads(data)
+        record = parse_object(data)
         version = record["manifest_version"]
         if version != MANIFEST_VERSION:
             raise RunStopped(

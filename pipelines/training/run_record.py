@@ -12,6 +12,7 @@ from pipelines.labelling.run import differences
 from pipelines.once import put_once
 from pipelines.stopped import RunStopped
 from pipelines.store import NotFound, Store, join_uri
+from pipelines.strict_json import parse_object
 
 RECORD_VERSION: Final = 1
 RECORD_KEY: Final = "run.json"
@@ -109,7 +110,7 @@ def damaged(store: Store, key: str) -> RunStopped:
 
 def _decode(data: bytes, store: Store) -> RunRecord:
     try:
-        record = json.loads(data)
+        record = parse_object(data)
         version = record["record_version"]
         if version != RECORD_VERSION:
             raise RunStopped(

@@ -25,8 +25,8 @@ from pipelines.labelling.manifest import (
     read_complete,
     read_kept_schema,
     read_manifest,
+    read_planned,
     read_shard,
-    read_uris,
     segment_key,
     write_segment,
 )
@@ -165,7 +165,7 @@ def test_what_is_read_is_what_was_planned(store: Store) -> None:
     assert segment == PlannedSegment(0, (2, 1), segment.position)
     assert [read_shard(store, "run", shard) for shard in segment.shards] == [tuple(listed[:2]), tuple(listed[2:])]
     assert read_kept_schema(store, "run") == kept
-    assert read_uris(store, "run", 0).to_pylist() == ["s3://b/ä.jpg", "s3://b/ö.jpg", "s3://b/ü.jpg"]
+    assert read_planned(store, "run", 0)[0].to_pylist() == ["s3://b/ä.jpg", "s3://b/ö.jpg", "s3://b/ü.jpg"]
     assert [planned.ending for planned in read_manifest(store, "run")] == [None, "complete"]
     assert read_complete(store, "run") == segment.position.counts
 
@@ -363,6 +363,27 @@ def test_a_damaged_segment_is_noticed(data: bytes | None) -> None:
     with pytest.raises(RunStopped, match=r"00001\.plan is damaged"):
         list(read_manifest(table, "run"))
     with pytest.raises(RunStopped, match=r"00001\.plan is damaged"):
+        read_shard(table, "run", 64)
+
+
+def test_a_segment_that_does_not_go_on_from_the_one_before_is_noticed() -> None:
+    table, other = planned_table(), memory_store()
+    list(write_plan(other, "run", listing_of(images(151)), none_labelled, shard_images=1, max_images=70))
+    table.put(segment_key("run", 1), other.get(segment_key("run", 1)).data)  # 6 shards, where 64 were planned before
+    table.put(segment_key("run", 0), other.get(segment_key("run", 1)).data)
+
+    with pytest.raises(RunStopped, match=r"00000\.plan is damaged: it does not go on"):
+        list(read_manifest(table, "run"))
+
+
+def test_a_segment_with_other_columns_is_noticed_by_whoever_labels_its_shards() -> None:
+    table = planned_table()
+    file = pq.ParquetFile(pa.BufferReader(table.get(segment_key("run", 1)).data))
+    sink = pa.BufferOutputStream()
+    pq.write_table(file.read().drop_columns(["etag"]), sink, row_group_size=1)
+    table.put(segment_key("run", 1), sink.getvalue().to_pybytes())
+
+    with pytest.raises(RunStopped, match=r"00001\.plan is damaged: it has not the columns of a plan"):
         read_shard(table, "run", 64)
 
 

@@ -133,6 +133,18 @@ def test_a_commit_whose_answer_was_lost_has_won(error: Exception) -> None:
     assert commit_part(table, "run-1", 7, ROWS, token="second") is Commit.LOST
 
 
+def test_a_part_of_other_columns_is_not_published() -> None:
+    table = memory_store()
+    (segment,) = planned(table)
+    commit_all(table, segment)
+    key = part_key("run-1", 1)
+    rows = decode(table.get(key).data)
+    table.put(key, encode(rows.drop_columns(["error"])))
+
+    with pytest.raises(RunStopped, match=r"parts/0000001\.part does not hold its 2 planned images"):
+        publish_group(table, RUN, segment)
+
+
 def test_a_damaged_part_stops_the_run() -> None:
     table = memory_store()
     table.put(part_key("run-1", 7), b"damaged")

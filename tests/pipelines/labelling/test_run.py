@@ -303,7 +303,13 @@ GOOD = {
         (b"[]", "is damaged"),
         (json.dumps({**GOOD, "run_id": "../../elsewhere"}).encode(), "is damaged"),
         (json.dumps({**GOOD, "number": "1"}).encode(), "is damaged"),
+        (json.dumps({**GOOD, "number": 7}).encode(), "is damaged"),  # its starter would look for number 8 for ever
+        (json.dumps({**GOOD, "shard_images": 0}).encode(), "is damaged"),
+        (json.dumps({**GOOD, "model_sha256": 5}).encode(), "is damaged"),
         (json.dumps({**GOOD, "configuration": []}).encode(), "is damaged"),
+        (json.dumps({**GOOD, "configuration": {"threshold": float("nan")}}).encode(), "is damaged"),
+        (json.dumps({**GOOD, "model": "\ud800"}).encode(), "is damaged"),
+        (b"[" * 200_000 + b"]" * 200_000, "is damaged"),
         (json.dumps({**GOOD, "started_at": "yesterday"}).encode(), "is damaged"),
         (json.dumps({**GOOD, "surprise": 1}).encode(), "is damaged"),
         (json.dumps({name: value for name, value in GOOD.items() if name != "model"}).encode(), "is damaged"),
@@ -318,7 +324,10 @@ def test_a_damaged_record_is_said(record: bytes, sentence: str) -> None:
         start(table)
 
 
-@pytest.mark.parametrize("record", [b"", b"null", b"{}", b'{"state": "finished", "ended_at": 1, "totals": {}}'])
+@pytest.mark.parametrize(
+    "record", [b"", b"null", b"{}", b'{"state": "finished", "ended_at": 1, "totals": {}}',
+     b'{"state": "ended", "ended_at": "2026-11-22T18:15:03+00:00", "totals": {}}'],
+)  # fmt: skip
 def test_a_damaged_end_is_said(record: bytes) -> None:
     table = memory_store()
     run, _ = start(table)
@@ -326,6 +335,14 @@ def test_a_damaged_end_is_said(record: bytes) -> None:
 
     with pytest.raises(RunStopped, match=r"end\.json is damaged"):
         start(table)
+
+
+def test_foreign_names_among_the_runs_do_not_matter() -> None:
+    table = memory_store()
+    run, _ = start(table)
+    table.put("_runs/_order/desktop.ini", b"of a file manager")
+
+    assert latest_run(table) == run
 
 
 def test_the_good_record_of_these_tests_is_good() -> None:
