@@ -49,6 +49,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="SHARE",
         help="exit code 3 when more than this share of the images are errors (%(default)s)",
     )
+    parser.add_argument(
+        "--stall-minutes",
+        type=float,
+        default=60.0,
+        metavar="N",
+        help="stop, resumable, when no shard has come back for N minutes, waiting for nodes included (%(default)g)",
+    )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.add_argument("--verbose", action="store_true", help="let Ray's own messages through")
     args = parser.parse_args(argv)
@@ -79,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             anonymous=args.anonymous,
             endpoint=args.endpoint,
             region=args.region,
+            stall_minutes=args.stall_minutes,
             verbose=args.verbose,
         )
     except ValueError as error:

@@ -12,7 +12,7 @@ from typing import Literal
 from detr.detector import Precision
 from detr.images import MAX_PIXELS
 from pipelines.clock import SystemClock
-from pipelines.cluster import Pool, choose_pool, connected, node_resources
+from pipelines.cluster import Pool, choose_pool, connected, node_resources, room_sentence
 from pipelines.create_only import refuse_overwriting
 from pipelines.labelling.labeler_spec import LabelerSpec
 from pipelines.labelling.plan import CPU_SHARD_IMAGES, GPU_SHARD_IMAGES, PlanConfig
@@ -27,6 +27,7 @@ from pipelines.lake.listing import Listing, list_objects
 from pipelines.models import ModelInfo
 from pipelines.stopped import RunStopped
 from pipelines.store import Store, StoreError, StoreOptions, join_uri, open_store, split_uri, without_secrets
+from pipelines.watchdog import Watchdog, watching
 
 SHARDS_AN_ACTOR = 4  # that the end of a plan is cut into at least, so that no actor is idle
 REACH_SECONDS = 10.0  # that a store may fail for at the start, when nothing is lost yet
@@ -62,6 +63,7 @@ class LabelConfig:
         endpoint: The S3 server; None is as the environment says.
         region: The S3 region; None is as the environment says.
         max_pixels: Larger pictures become a `too_large` row, decided from the header.
+        stall_minutes: Give up, resumable, when no shard has come back for so long, waiting for nodes included.
         verbose: Let Ray's own messages through.
     """
 
@@ -87,6 +89,7 @@ class LabelConfig:
     endpoint: str | None = None
     region: str | None = None
     max_pixels: int = MAX_PIXELS
+    stall_minutes: float = 60.0
     verbose: bool = False
 
     def __post_init__(self) -> None:
@@ -104,6 +107,8 @@ class LabelConfig:
         least, most = 1 if self.least_actors is None else self.least_actors, self.most_actors
         if least < 1 or (most is not None and most < least):
             raise ValueError(f"actors: {least}:{most} is not a range of at least 1 actor")
+        if self.stall_minutes <= 0:
+            raise ValueError(f"stall minutes: {self.stall_minutes:g} is no time to wait; give more than 0.")
         if self.via not in ("auto", "fsspec"):
             raise ValueError(f"via: {self.via!r} is neither auto nor fsspec")
 
@@ -209,14 +214,19 @@ def label(config: LabelConfig, *, on_progress: Callable[[Progress], None] | None
         table = open_store(config.table, config.table_options)
         refuse_overwriting(table, what="a table", loss="two runs could lose each other's rows")
         show(Progress("connecting to Ray"))
-        with connected(verbose=config.verbose):
-            return _run(config, table, listing, show, began)
+        with watching() as watchdog, connected(verbose=config.verbose):
+            return _run(config, table, listing, show, watchdog, began)
     except StoreError as error:
         raise RunStopped(f"{error} What is done stays done; the same command goes on from there.") from error
 
 
 def _run(
-    config: LabelConfig, table: Store, listing: Listing, show: Callable[[Progress], None], began: float
+    config: LabelConfig,
+    table: Store,
+    listing: Listing,
+    show: Callable[[Progress], None],
+    watchdog: Watchdog,
+    began: float,
 ) -> LabelSummary:
     pool = choose_pool(node_resources(), config.least_actors, config.most_actors, device=config.device)
     spec = LabelerSpec(
@@ -233,12 +243,14 @@ def _run(
         image_options=config.image_options,
         table_options=config.table_options,
     )
-    show(Progress(f"loading {without_secrets(config.model)}"))
-    model = probe(spec, pool)  # before a run is sealed, which cannot be undone, all else is known to be right
+    loading = f"loading {without_secrets(config.model)}"
+    show(Progress(loading))
+    with watchdog.stage(loading, detail=lambda: room_sentence(pool)):
+        model = probe(spec, pool)  # before a run is sealed, which cannot be undone, all else is known to be right
 
     def label_in_pool(run: Run, shards: Sequence[int], *, isolated: bool) -> Iterator[Outcome]:
         of_run = replace(spec, run_id=run.run_id, model_sha256=run.model_sha256, isolated=isolated)
-        return label_shards(shards, of_run, pool, verbose=config.verbose)
+        return label_shards(shards, of_run, pool, stall_seconds=60 * config.stall_minutes, verbose=config.verbose)
 
     with publishing() as publisher:
         finished = run_start(
@@ -254,6 +266,8 @@ def _run(
             tail=secrets.token_hex(2),
             spread=pool.most * SHARDS_AN_ACTOR,
             show=show,
+            watchdog=watchdog,
+            why_no_shard=lambda: room_sentence(pool),
         )
     return _summary(config, finished, time.monotonic() - began)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
@@ -18,9 +18,10 @@ from pipelines.labelling.publish import THREADS, read_done, remove_parts, verify
 from pipelines.labelling.run import Run, RunRequest, find_unfinished, finish_run, start_run
 from pipelines.labelling.seal import seal_run
 from pipelines.labelling.segments import Outcome, label_segments
-from pipelines.lake.listing import Listing
+from pipelines.lake.listing import LakeObject, Listing
 from pipelines.store import Store, StoreError
 from pipelines.table import Totals
+from pipelines.watchdog import Watchdog
 
 
 class Plan(Protocol):
@@ -87,6 +88,8 @@ def run_start(
     spread: int = 1,
     threads: int = THREADS,
     show: Callable[[Progress], None] = lambda _: None,
+    watchdog: Watchdog | None = None,
+    why_no_shard: Callable[[], str] = str,
 ) -> Finished:
     """Begin a run or resume the table's unfinished one, and return when each planned image has its published row.
 
@@ -106,11 +109,14 @@ def run_start(
         spread: Into about how many shards, at least, the end of the plan is cut.
         threads: How many objects of the table are read at once.
         show: Called in this thread whenever something is done.
+        watchdog: Names the stages that do not move; None names none.
+        why_no_shard: Says what may be the reason when no shard comes back; "" for nothing.
 
     Raises:
         RunStopped: the world is in the way; what is committed stays.
         StoreError: the table's store refused; likewise.
     """
+    watchdog = watchdog or Watchdog(clock)
     if new_run:
         unfinished = find_unfinished(table)
         if unfinished is not None:
@@ -120,36 +126,50 @@ def run_start(
 
     def write() -> Iterator[PlannedSegment]:
         # read after the run was begun: from then on no other run adds rows
-        labelled = read_labelled(table, run.model, retry_errors=selection.retry_errors, threads=threads)
-        yield from write_plan(
-            table,
-            run.run_id,
-            listing,
-            labelled.contains,
-            shard_images=run.shard_images,
-            max_images=selection.max_images,
-            sample=selection.sample,
-            seed=selection.seed,
-            spread=spread,
-        )
+        with watchdog.stage("reading what is labelled already"):
+            labelled = read_labelled(table, run.model, retry_errors=selection.retry_errors, threads=threads)
+        with watchdog.stage("planning") as moved:
+
+            def is_labelled(objects: Sequence[LakeObject]) -> Iterable[bool]:
+                moved()  # listed, though perhaps nothing of it is to be planned
+                return labelled.contains(objects)
+
+            yield from write_plan(
+                table,
+                run.run_id,
+                listing,
+                is_labelled,
+                shard_images=run.shard_images,
+                max_images=selection.max_images,
+                sample=selection.sample,
+                seed=selection.seed,
+                spread=spread,
+            )
 
     plan = plan_ahead(write())
     began = clock.monotonic()
     count = _Count(plan, Progress("label", began=began), show)
     for segments in plan.waves():
         count.add(images_before=read_done(table, run.run_id).count_images(segments))
-        label_segments(
-            table,
-            run,
-            segments,
-            label_shards=lambda shards, isolated: label_shards(run, shards, isolated=isolated),
-            on_report=lambda report: count.add(report=report),
-            publisher=publisher,
-            threads=threads,
-        )
+        with watchdog.stage("labelling", detail=why_no_shard) as moved:
+
+            def on_report(report: ShardReport, moved: Callable[..., None] = moved) -> None:
+                moved(report.seconds)
+                count.add(report=report)
+
+            label_segments(
+                table,
+                run,
+                segments,
+                label_shards=lambda shards, isolated: label_shards(run, shards, isolated=isolated),
+                on_report=on_report,
+                publisher=publisher,
+                threads=threads,
+            )
     labelling_seconds = clock.monotonic() - began
     segments = [planned for planned in read_manifest(table, run.run_id) if planned.ending is None]
-    totals = verify_run(table, run.run_id, segments)
+    with watchdog.stage("counting what is published"):
+        totals = verify_run(table, run.run_id, segments)
     finish_run(table, run.run_id, now=clock.now(), totals=_record(totals))
     try:
         remove_parts(table, run.run_id, threads=threads)
