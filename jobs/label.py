@@ -50,6 +50,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="exit code 3 when more than this share of the images are errors (%(default)s)",
     )
     parser.add_argument(
+        "--decode-seconds",
+        type=float,
+        default=120.0,
+        metavar="N",
+        help="CPU time after which decoding an image is given up: a decode_timeout row (%(default)g)",
+    )
+    parser.add_argument(
         "--stall-minutes",
         type=float,
         default=60.0,
@@ -86,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             anonymous=args.anonymous,
             endpoint=args.endpoint,
             region=args.region,
+            decode_seconds=args.decode_seconds,
             stall_minutes=args.stall_minutes,
             verbose=args.verbose,
         )

@@ -14,6 +14,7 @@ from detr.images import MAX_PIXELS
 from pipelines.clock import SystemClock
 from pipelines.cluster import Pool, choose_pool, connected, node_resources, room_sentence
 from pipelines.create_only import refuse_overwriting
+from pipelines.labelling.decoding import DECODE_SECONDS
 from pipelines.labelling.labeler_spec import LabelerSpec
 from pipelines.labelling.plan import CPU_SHARD_IMAGES, GPU_SHARD_IMAGES, PlanConfig
 from pipelines.labelling.planning import Planner
@@ -63,6 +64,7 @@ class LabelConfig:
         endpoint: The S3 server; None is as the environment says.
         region: The S3 region; None is as the environment says.
         max_pixels: Larger pictures become a `too_large` row, decided from the header.
+        decode_seconds: CPU time, or time asleep, after which decoding an image is given up; not time without a core.
         stall_minutes: Give up, resumable, when no shard has come back for so long, waiting for nodes included.
         verbose: Let Ray's own messages through.
     """
@@ -89,6 +91,7 @@ class LabelConfig:
     endpoint: str | None = None
     region: str | None = None
     max_pixels: int = MAX_PIXELS
+    decode_seconds: float = DECODE_SECONDS
     stall_minutes: float = 60.0
     verbose: bool = False
 
@@ -107,6 +110,8 @@ class LabelConfig:
         least, most = 1 if self.least_actors is None else self.least_actors, self.most_actors
         if least < 1 or (most is not None and most < least):
             raise ValueError(f"actors: {least}:{most} is not a range of at least 1 actor")
+        if self.decode_seconds <= 0:
+            raise ValueError(f"decode seconds: {self.decode_seconds:g} is no time to decode in; give more than 0.")
         if self.stall_minutes <= 0:
             raise ValueError(f"stall minutes: {self.stall_minutes:g} is no time to wait; give more than 0.")
         if self.via not in ("auto", "fsspec"):
@@ -242,6 +247,7 @@ def _run(
         max_pixels=config.max_pixels,
         image_options=config.image_options,
         table_options=config.table_options,
+        decode_seconds=config.decode_seconds,
     )
     loading = f"loading {without_secrets(config.model)}"
     show(Progress(loading))
