@@ -8,6 +8,7 @@ DONE = 0
 SYSTEM_FAILURE = 1  # the world is the reason; the same command goes on from there
 WRONG_USE = 2  # argparse's own
 BUDGET_EXCEEDED = 3  # finished, but not well enough: more error rows than allowed, or figures that a gate refuses
+TABLE_BUSY = 4  # another start writes the table
 INTERRUPTED = 130  # Ctrl-C, as shells say it
 
 
@@ -21,14 +22,14 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
     A system failure is one sentence on standard error; a bug keeps its traceback.
     """
     # imported here so that `--help` needs nothing heavy; both modules are light
-    from pipelines.stopped import RunStopped
+    from pipelines.stopped import LeaseHeld, RunStopped
 
     try:
         main(argv)
         sys.stdout.flush()  # here, where a reader that is gone is still ours to deal with
     except RunStopped as stopped:
         print(f"error: {stopped}", file=sys.stderr)
-        sys.exit(SYSTEM_FAILURE)
+        sys.exit(TABLE_BUSY if isinstance(stopped, LeaseHeld) else SYSTEM_FAILURE)
     except BudgetExceeded as exceeded:
         print(f"error: {exceeded}", file=sys.stderr)
         sys.exit(BUDGET_EXCEEDED)

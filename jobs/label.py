@@ -12,7 +12,15 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from jobs.exits import BudgetExceeded, run
-from jobs.options import CommandParser, actor_range, add_model_options, add_source_options, class_threshold, share
+from jobs.options import (
+    CommandParser,
+    actor_range,
+    add_model_options,
+    add_retry_option,
+    add_source_options,
+    class_threshold,
+    share,
+)
 
 if TYPE_CHECKING:
     from pipelines.labelling.label import LabelSummary
@@ -48,6 +56,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         default=0.05,
         metavar="SHARE",
         help="exit code 3 when more than this share of the images are errors (%(default)s)",
+    )
+    add_retry_option(parser)
+    parser.add_argument(
+        "--wait-minutes",
+        type=float,
+        default=0.0,
+        metavar="N",
+        help="how long another start that writes the table is waited for before the exit code is 4 (%(default)g)",
     )
     parser.add_argument(
         "--decode-seconds",
@@ -93,6 +109,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             anonymous=args.anonymous,
             endpoint=args.endpoint,
             region=args.region,
+            retry_errors=args.retry_errors,
+            wait_minutes=args.wait_minutes,
             decode_seconds=args.decode_seconds,
             stall_minutes=args.stall_minutes,
             verbose=args.verbose,

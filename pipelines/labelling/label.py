@@ -16,6 +16,7 @@ from pipelines.cluster import Pool, choose_pool, connected, node_resources, room
 from pipelines.create_only import refuse_overwriting
 from pipelines.labelling.decoding import DECODE_SECONDS
 from pipelines.labelling.labeler_spec import LabelerSpec
+from pipelines.labelling.lease import holding
 from pipelines.labelling.plan import CPU_SHARD_IMAGES, GPU_SHARD_IMAGES, PlanConfig
 from pipelines.labelling.planning import Planner
 from pipelines.labelling.pool import label_shards, probe
@@ -64,6 +65,8 @@ class LabelConfig:
         endpoint: The S3 server; None is as the environment says.
         region: The S3 region; None is as the environment says.
         max_pixels: Larger pictures become a `too_large` row, decided from the header.
+        retry_errors: "all": images with errors of permanent kinds are labelled again, too.
+        wait_minutes: How long another start that writes the table is waited for; 0: not at all.
         decode_seconds: CPU time, or time asleep, after which decoding an image is given up; not time without a core.
         stall_minutes: Give up, resumable, when no shard has come back for so long, waiting for nodes included.
         verbose: Let Ray's own messages through.
@@ -91,6 +94,8 @@ class LabelConfig:
     endpoint: str | None = None
     region: str | None = None
     max_pixels: int = MAX_PIXELS
+    retry_errors: Literal["passing", "all"] = "passing"
+    wait_minutes: float = 0.0
     decode_seconds: float = DECODE_SECONDS
     stall_minutes: float = 60.0
     verbose: bool = False
@@ -110,6 +115,8 @@ class LabelConfig:
         least, most = 1 if self.least_actors is None else self.least_actors, self.most_actors
         if least < 1 or (most is not None and most < least):
             raise ValueError(f"actors: {least}:{most} is not a range of at least 1 actor")
+        if self.wait_minutes < 0:
+            raise ValueError(f"wait minutes: {self.wait_minutes:g} is no time to wait; give 0 or more.")
         if self.decode_seconds <= 0:
             raise ValueError(f"decode seconds: {self.decode_seconds:g} is no time to decode in; give more than 0.")
         if self.stall_minutes <= 0:
@@ -130,7 +137,7 @@ class LabelConfig:
     @property
     def selection(self) -> Selection:
         """Which of the listed images are meant."""
-        return Selection(self.max_images, self.sample, self.seed)
+        return Selection(self.max_images, self.sample, self.seed, self.retry_errors)
 
     def plan_config(self, *, model: str | None, shard_images: int) -> PlanConfig:
         """Return the part that says which images are labelled."""
@@ -161,6 +168,7 @@ class LabelConfig:
             "sample": self.sample,
             "seed": self.seed,
             "keep": list(self.keep),
+            "retry_errors": self.retry_errors,
             "max_pixels": self.max_pixels,
         }
 
@@ -208,6 +216,7 @@ def label(config: LabelConfig, *, on_progress: Callable[[Progress], None] | None
         on_progress: Called in this thread whenever something is done.
 
     Raises:
+        LeaseHeld: another start writes the table.
         RunStopped: the world is in the way; a sentence says how. What is committed stays, the same call goes on there.
     """
     began = time.monotonic()
@@ -217,10 +226,17 @@ def label(config: LabelConfig, *, on_progress: Callable[[Progress], None] | None
     listing = list_objects(config.images, options=config.image_options, keep=config.keep, table=config.table)
     try:
         table = open_store(config.table, config.table_options)
-        refuse_overwriting(table, what="a table", loss="two runs could lose each other's rows")
-        show(Progress("connecting to Ray"))
-        with watching() as watchdog, connected(verbose=config.verbose):
-            return _run(config, table, listing, show, watchdog, began)
+        store = refuse_overwriting(table, what="a table", loss="two runs could lose each other's rows")
+        with holding(
+            table,
+            can_swap=store.swap is not None,
+            token=secrets.token_hex(16),
+            wait_seconds=60 * config.wait_minutes,
+            say=lambda sentence: show(Progress(sentence)),
+        ) as still_ours:
+            show(Progress("connecting to Ray"))
+            with watching() as watchdog, connected(verbose=config.verbose):
+                return _run(config, table, listing, show, watchdog, still_ours, began)
     except StoreError as error:
         raise RunStopped(f"{error} What is done stays done; the same command goes on from there.") from error
 
@@ -231,6 +247,7 @@ def _run(
     listing: Listing,
     show: Callable[[Progress], None],
     watchdog: Watchdog,
+    still_ours: Callable[[], None],
     began: float,
 ) -> LabelSummary:
     pool = choose_pool(node_resources(), config.least_actors, config.most_actors, device=config.device)
@@ -273,6 +290,7 @@ def _run(
             spread=pool.most * SHARDS_AN_ACTOR,
             show=show,
             watchdog=watchdog,
+            still_ours=still_ours,
             why_no_shard=lambda: room_sentence(pool),
         )
     return _summary(config, finished, time.monotonic() - began)

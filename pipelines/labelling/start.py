@@ -89,6 +89,7 @@ def run_start(
     threads: int = THREADS,
     show: Callable[[Progress], None] = lambda _: None,
     watchdog: Watchdog | None = None,
+    still_ours: Callable[[], None] = lambda: None,
     why_no_shard: Callable[[], str] = str,
 ) -> Finished:
     """Begin a run or resume the table's unfinished one, and return when each planned image has its published row.
@@ -110,6 +111,7 @@ def run_start(
         threads: How many objects of the table are read at once.
         show: Called in this thread whenever something is done.
         watchdog: Names the stages that do not move; None names none.
+        still_ours: Called now and then; stops a start that has lost the table's lease by raising `RunStopped`.
         why_no_shard: Says what may be the reason when no shard comes back; "" for nothing.
 
     Raises:
@@ -150,11 +152,13 @@ def run_start(
     began = clock.monotonic()
     count = _Count(plan, Progress("label", began=began), show)
     for segments in plan.waves():
+        still_ours()
         count.add(images_before=read_done(table, run.run_id).count_images(segments))
         with watchdog.stage("labelling", detail=why_no_shard) as moved:
 
             def on_report(report: ShardReport, moved: Callable[..., None] = moved) -> None:
                 moved(report.seconds)
+                still_ours()
                 count.add(report=report)
 
             label_segments(

@@ -71,7 +71,11 @@ def test_each_poison_image_is_a_row_with_its_evidence_and_costs_two_processes_at
         assert (row["status"], row["error_kind"]) == ("error", kind), row["error"]
         assert EVIDENCE[kind] in row["error"]
     for name, row in good.items():
-        assert table[name]["detections"] == row["detections"]
+        found, expected = table[name]["detections"], row["detections"]
+        assert [one["label"] for one in found] == [one["label"] for one in expected]
+        assert [one["score"] for one in found] == pytest.approx([one["score"] for one in expected], abs=1e-5)
+        for one, other in zip(found, expected, strict=True):
+            assert one["box"] == pytest.approx(other["box"], abs=1e-3)  # neighbours in a batch change the rounding
     struck = Counter(victim.harm for victim in victims(deaths))
     print(f"processes that each poison struck: {dict(struck)}")
     assert set(struck) == set(HARMS)
