@@ -8,6 +8,7 @@ The same command resumes a run that was stopped, and labels only what is new or 
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -118,7 +119,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
 
-    with shown_progress(sys.stderr) as on_progress:
+    # Ray tells of dead workers on standard output, where a result is expected
+    with shown_progress(sys.stderr) as on_progress, redirect_stdout(sys.stderr):
         summary = label(config, on_progress=on_progress)
 
     print(json.dumps(asdict(summary), indent=2) if args.json else report(summary))

@@ -15,7 +15,7 @@ from pipelines.labelling.manifest import Counts, PlannedSegment, read_complete, 
 from pipelines.labelling.plan import write_plan
 from pipelines.labelling.progress import Progress
 from pipelines.labelling.publish import THREADS, read_done, remove_parts, verify_run
-from pipelines.labelling.run import Run, RunRequest, find_unfinished, finish_run, start_run
+from pipelines.labelling.run import Run, RunRequest, find_unfinished, finish_run, latest_run, read_end, start_run
 from pipelines.labelling.seal import seal_run
 from pipelines.labelling.segments import Outcome, label_segments
 from pipelines.lake.listing import LakeObject, Listing
@@ -119,10 +119,14 @@ def run_start(
         StoreError: the table's store refused; likewise.
     """
     watchdog = watchdog or Watchdog(clock)
+    latest = latest_run(table)
+    if latest is not None and read_end(table, latest.run_id) is not None:
+        remove_parts(table, latest.run_id, threads=threads)  # the start that ended it may have died before it had
     if new_run:
         unfinished = find_unfinished(table)
         if unfinished is not None:
             seal_run(table, unfinished, now=clock.now())
+            remove_parts(table, unfinished.run_id, threads=threads)
     run, resumed = start_run(table, request, now=clock.now(), tail=tail)
     show(Progress(f"resuming run {run.run_id}" if resumed else "planning"))
 
@@ -177,7 +181,7 @@ def run_start(
     finish_run(table, run.run_id, now=clock.now(), totals=_record(totals))
     try:
         remove_parts(table, run.run_id, threads=threads)
-    except StoreError as error:  # the run is finished all the same: parts are only in the way
+    except StoreError as error:  # the run is finished all the same, and the next start removes them first of all
         logging.getLogger(__name__).warning("parts of run %s could not be removed: %s", run.run_id, error)
     return Finished(
         run=run,
