@@ -54,5 +54,5 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
         signal.signal(signal.SIGTERM, before)
 
 
-def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+def _terminated(_number: int, _frame: FrameType | None) -> NoReturn:
     sys.exit(TERMINATED)
