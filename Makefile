@@ -7,7 +7,7 @@ DEMO ?= demo
 S3_DIR ?= /tmp/ray-detr-s3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix test-s3 lock clean
+.PHONY: help demo test check fix test-s3 test-faults lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,8 +23,8 @@ help: ## list the targets
 demo: .venv/.ready ## draw scenes, label them through Ray into a table, query it, measure it: no network, under 2 minutes
 	@$(BIN)/python -m jobs.demo --out $(DEMO)
 
-test: .venv/.ready ## everything that needs no service, no root and no GPU, under 15 minutes
-	$(PYTEST) -m "not s3 and not gpu"
+test: .venv/.ready ## everything but test-faults that needs no service, no root and no GPU, under 15 minutes
+	$(PYTEST) -m "not s3 and not gpu" --ignore=tests/faults
 
 check: .venv/.ready ## format, lint, strict types, fast tests, under 2 minutes of tests
 	$(BIN)/ruff format --check $(SOURCES)
@@ -40,6 +40,9 @@ test-s3: .venv/.ready ## the tests on a real S3 server (Ceph; installs Debian's 
 	scripts/s3-server.sh install
 	@settings="$$(scripts/s3-server.sh up $(S3_DIR))" || exit 1; eval "$$settings"; \
 	$(PYTEST) -m s3; status=$$?; scripts/s3-server.sh destroy $(S3_DIR); exit $$status
+
+test-faults: .venv/.ready ## real processes killed, told to stop, overlapping; minutes. FAULTS_REPORT=FILE keeps the figures
+	$(PYTEST) -m faults tests/faults
 
 lock: .venv/.ready ## resolve pyproject.toml anew into the lock files
 	$(BIN)/python scripts/lock.py
