@@ -24,7 +24,7 @@ demo: .venv/.ready ## draw scenes, label them through Ray into a table, query it
 	@$(BIN)/python -m jobs.demo --out $(DEMO)
 
 test: .venv/.ready ## everything that needs no service, no root and no GPU, under 15 minutes
-	$(PYTEST) -m "not s3 and not faults and not gpu"
+	$(PYTEST) -m "not s3 and not gpu and not long"
 
 check: .venv/.ready ## format, lint, strict types, fast tests, under 2 minutes of tests
 	$(BIN)/ruff format --check $(SOURCES)
@@ -44,8 +44,8 @@ test-s3: .venv/.ready ## the tests on a real S3 server (Ceph; installs Debian's 
 	@settings="$$(scripts/s3-server.sh up $(S3_DIR))" || exit 1; eval "$$settings"; \
 	$(PYTEST) -m s3; status=$$?; scripts/s3-server.sh destroy $(S3_DIR); exit $$status
 
-test-faults: .venv/.ready ## poison images, fuzzing and killed processes on a real Ray, half an hour and more
-	$(PYTEST) -s -m faults
+test-faults: .venv/.ready ## poison, fuzzing, killed processes on a real Ray: half an hour and more. FAULTS_REPORT=FILE keeps figures
+	$(PYTEST) -s -m "long and not s3"
 
 lock: .venv/.ready ## resolve pyproject.toml anew into the lock files
 	$(BIN)/python scripts/lock.py

@@ -16,7 +16,7 @@ import pytest
 from detr.scene_files import write_scenes
 from tests.faults.poison import Harm, environment, poison, victims
 
-pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.long, pytest.mark.faults, pytest.mark.ray, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 HARMS: dict[Harm, str] = {
