@@ -7,7 +7,7 @@ DEMO ?= demo
 S3_DIR ?= /tmp/ray-detr-s3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix test-s3 lock clean
+.PHONY: help demo test check fix simulate test-faults test-s3 lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,7 +24,7 @@ demo: .venv/.ready ## draw scenes, label them through Ray into a table, query it
 	@$(BIN)/python -m jobs.demo --out $(DEMO)
 
 test: .venv/.ready ## everything that needs no service, no root and no GPU, under 15 minutes
-	$(PYTEST) -m "not s3 and not gpu"
+	$(PYTEST) -m "not s3 and not gpu and not long"
 
 check: .venv/.ready ## format, lint, strict types, fast tests, under 2 minutes of tests
 	$(BIN)/ruff format --check $(SOURCES)
@@ -36,10 +36,16 @@ fix: .venv/.ready ## format, and what the linter can mend safely
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 
+simulate: .venv/.ready ## ten thousand whole runs with crashes, lost answers and several writers, in one process
+	SIMULATION_SEEDS=10000 $(PYTEST) tests/simulation
+
 test-s3: .venv/.ready ## the tests on a real S3 server (Ceph; installs Debian's packages, needs root)
 	scripts/s3-server.sh install
 	@settings="$$(scripts/s3-server.sh up $(S3_DIR))" || exit 1; eval "$$settings"; \
 	$(PYTEST) -m s3; status=$$?; scripts/s3-server.sh destroy $(S3_DIR); exit $$status
+
+test-faults: .venv/.ready ## poison, fuzzing, killed processes on a real Ray: half an hour and more. FAULTS_REPORT=FILE keeps figures
+	$(PYTEST) -s -m "long and not s3"
 
 lock: .venv/.ready ## resolve pyproject.toml anew into the lock files
 	$(BIN)/python scripts/lock.py

@@ -1,14 +1,19 @@
 """Exit codes: what the commands' outcomes are to a shell or a scheduler."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import NoReturn
 
 DONE = 0
 SYSTEM_FAILURE = 1  # the world is the reason; the same command goes on from there
 WRONG_USE = 2  # argparse's own
 BUDGET_EXCEEDED = 3  # finished, but not well enough: more error rows than allowed, or figures that a gate refuses
+TABLE_BUSY = 4  # another start writes the table
 INTERRUPTED = 130  # Ctrl-C, as shells say it
+TERMINATED = 143  # SIGTERM: `ray job stop`, `kubectl delete`, a schedule's time limit
 
 
 class BudgetExceeded(Exception):
@@ -21,21 +26,34 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
     A system failure is one sentence on standard error; a bug keeps its traceback.
     """
     # imported here so that `--help` needs nothing heavy; both modules are light
-    from pipelines.stopped import RunStopped
+    from pipelines.stopped import LeaseHeld, RunStopped
 
+    before = signal.signal(signal.SIGTERM, _terminated)
     try:
         main(argv)
         sys.stdout.flush()  # here, where a reader that is gone is still ours to deal with
     except RunStopped as stopped:
         print(f"error: {stopped}", file=sys.stderr)
-        sys.exit(SYSTEM_FAILURE)
+        sys.exit(TABLE_BUSY if isinstance(stopped, LeaseHeld) else SYSTEM_FAILURE)
     except BudgetExceeded as exceeded:
         print(f"error: {exceeded}", file=sys.stderr)
         sys.exit(BUDGET_EXCEEDED)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here.", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except SystemExit as left:
+        # the number of the signal: from `ray.init` on, Ray's handler stands in place of ours and leaves with it
+        if left.code not in (TERMINATED, int(signal.SIGTERM)):
+            raise
+        print("terminated: the same command goes on from here.", file=sys.stderr)
+        sys.exit(TERMINATED)
     except BrokenPipeError:
         # the reader of our output is gone (`| head`): leave without a second error from the flush at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(SYSTEM_FAILURE)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminated(_number: int, _frame: FrameType | None) -> NoReturn:
+    sys.exit(TERMINATED)

@@ -8,11 +8,20 @@ The same command resumes a run that was stopped, and labels only what is new or 
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from jobs.exits import BudgetExceeded, run
-from jobs.options import CommandParser, actor_range, add_model_options, add_source_options, class_threshold, share
+from jobs.options import (
+    CommandParser,
+    actor_range,
+    add_model_options,
+    add_retry_option,
+    add_source_options,
+    class_threshold,
+    share,
+)
 
 if TYPE_CHECKING:
     from pipelines.labelling.label import LabelSummary
@@ -49,6 +58,28 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="SHARE",
         help="exit code 3 when more than this share of the images are errors (%(default)s)",
     )
+    add_retry_option(parser)
+    parser.add_argument(
+        "--wait-minutes",
+        type=float,
+        default=0.0,
+        metavar="N",
+        help="how long another start that writes the table is waited for before the exit code is 4 (%(default)g)",
+    )
+    parser.add_argument(
+        "--decode-seconds",
+        type=float,
+        default=120.0,
+        metavar="N",
+        help="CPU time after which decoding an image is given up: a decode_timeout row (%(default)g)",
+    )
+    parser.add_argument(
+        "--stall-minutes",
+        type=float,
+        default=60.0,
+        metavar="N",
+        help="stop, resumable, when no shard has come back for N minutes, waiting for nodes included (%(default)g)",
+    )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.add_argument("--verbose", action="store_true", help="let Ray's own messages through")
     args = parser.parse_args(argv)
@@ -79,12 +110,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             anonymous=args.anonymous,
             endpoint=args.endpoint,
             region=args.region,
+            retry_errors=args.retry_errors,
+            wait_minutes=args.wait_minutes,
+            decode_seconds=args.decode_seconds,
+            stall_minutes=args.stall_minutes,
             verbose=args.verbose,
         )
     except ValueError as error:
         parser.error(str(error))
 
-    with shown_progress(sys.stderr) as on_progress:
+    # Ray tells of dead workers on standard output, where a result is expected
+    with shown_progress(sys.stderr) as on_progress, redirect_stdout(sys.stderr):
         summary = label(config, on_progress=on_progress)
 
     print(json.dumps(asdict(summary), indent=2) if args.json else report(summary))

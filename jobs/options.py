@@ -64,6 +64,16 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--region", metavar="NAME", help="the S3 region (AWS_REGION)")
 
 
+def add_retry_option(parser: argparse.ArgumentParser) -> None:
+    """Add what decides which errors of earlier runs are tried again."""
+    parser.add_argument(
+        "--retry-errors",
+        choices=("passing", "all"),
+        default="passing",
+        help="which error rows are tried again: those that the world was the reason of, or all (%(default)s)",
+    )
+
+
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add what decides what is detected."""
     parser.add_argument(

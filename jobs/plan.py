@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from jobs.exits import run
-from jobs.options import CommandParser, add_source_options
+from jobs.options import CommandParser, add_retry_option, add_source_options
 
 if TYPE_CHECKING:
     from pipelines.labelling.plan import PlanConfig, PlanSummary
@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="REF",
         help="the model of the run, which is loaded to know its rows; left out, rows of any model count as labelled",
     )
+    add_retry_option(parser)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     args = parser.parse_args(argv)
 
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             sample=args.sample,
             seed=args.seed,
             keep=tuple(args.keep),
+            retry_errors=args.retry_errors,
             options=replace(table_options, via=args.via, anonymous=args.anonymous),
             table_options=table_options,
         )

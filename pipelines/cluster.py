@@ -161,13 +161,12 @@ def choose_pool(nodes: Sequence[Mapping[str, float]], least: int | None, most: i
         raise RunStopped(f"device {device} was asked for, but no node of the cluster has a GPU: {_figures(nodes)}.")
     if gpu_count and device != "cpu":
         cpus, gpus = 1.0, 1.0
-        room = sum(int(min(node.get("GPU", 0), node.get("CPU", 0))) for node in nodes)
         threads = max(1, int(min(node.get("CPU", 1) // node["GPU"] for node in nodes if node.get("GPU"))))
     else:
         largest = max((int(node.get("CPU", 0)) for node in nodes), default=0)
         threads = max(1, math.ceil(largest / MOST_ACTORS_PER_CPU_NODE))
         cpus, gpus = float(threads), 0.0
-        room = sum(int(node.get("CPU", 0) // cpus) for node in nodes)
+    room = _room(nodes, cpus, gpus)
     wanted = least or 1
     if wanted > room:
         needs = "1 GPU and 1 CPU" if gpus else f"{cpus:g} CPU"
@@ -177,6 +176,17 @@ def choose_pool(nodes: Sequence[Mapping[str, float]], least: int | None, most: i
             + (f"Ask for {room} at most with --actors, or add nodes." if room else "Add nodes.")
         )
     return Pool(least=wanted, most=max(wanted, most or room), cpus=cpus, gpus=gpus, threads=threads)
+
+
+def room_sentence(pool: Pool) -> str:
+    """Return for how many actors the connected cluster has room now: what to look at when none comes back."""
+    nodes = node_resources()
+    return f"the cluster has room for {_room(nodes, pool.cpus, pool.gpus)} actors ({_figures(nodes)})"
+
+
+def _room(nodes: Sequence[Mapping[str, float]], cpus: float, gpus: float) -> int:
+    by_node = (min(node.get("CPU", 0) // cpus, node.get("GPU", 0) // gpus if gpus else math.inf) for node in nodes)
+    return int(sum(by_node))
 
 
 def _check_answers(address: str) -> None:

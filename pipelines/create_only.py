@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pipelines.stopped import RunStopped
-from pipelines.store import Store, StoreError, probe
+from pipelines.store import Capabilities, Store, StoreError, probe
 
 
-def refuse_overwriting(store: Store, *, what: str, loss: str, folder: str = "_runs/") -> None:
+def refuse_overwriting(store: Store, *, what: str, loss: str, folder: str = "_runs/") -> Capabilities:
     """Refuse a place that cannot be written, or whose store ignores that an object is to be created only.
+
+    Returns what else the store can do.
 
     Args:
         store: where `what` is to lie.
@@ -27,3 +29,4 @@ def refuse_overwriting(store: Store, *, what: str, loss: str, folder: str = "_ru
             f"{store.uri} cannot hold {what}: its store writes over an object that was to be created only once, so "
             f"{loss}. Use a bucket without versioning, or another store."
         )
+    return capabilities

@@ -3,3 +3,7 @@
 
 class RunStopped(Exception):
     """What is wrong with the world, in a sentence; what is done stays done and the same command resumes."""
+
+
+class LeaseHeld(RunStopped):
+    """Another start writes the table; the sentence says which."""

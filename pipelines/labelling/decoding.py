@@ -1,9 +1,35 @@
 """Encoded images made ready for the network, in this process."""
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from detr.detector import Detector, Prepared
 from detr.images import Header, decode, read_header
+
+# of CPU time, or asleep: decoding never waits for anything but a core, a disk, or Python's lock
+DECODE_SECONDS = 120.0
+BYTES_A_PIXEL = 32
+BASE_BYTES = 512 * 1024**2  # what does not grow with the picture, the encoded bytes and a copy of them among it
+
+
+@dataclass(frozen=True, slots=True)
+class DecodingLimits:
+    """What one image may take, far beyond what any that is not broken does.
+
+    Args:
+        memory_bytes: of a process that decodes nothing else, beyond what that takes without an image.
+        cpu_seconds: on a core.
+        asleep_seconds: without doing anything or wanting to; waiting for a busy core does not count.
+    """
+
+    memory_bytes: int
+    cpu_seconds: float = DECODE_SECONDS
+    asleep_seconds: float = DECODE_SECONDS
+
+
+def limits_for(max_pixels: int, seconds: float) -> DecodingLimits:
+    """Return what an image of up to `max_pixels` may take: so many seconds of CPU time, or asleep."""
+    return DecodingLimits(BASE_BYTES + BYTES_A_PIXEL * max_pixels, cpu_seconds=seconds, asleep_seconds=seconds)
 
 
 class Decoder(Protocol):

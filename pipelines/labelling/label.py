@@ -12,9 +12,11 @@ from typing import Literal
 from detr.detector import Precision
 from detr.images import MAX_PIXELS
 from pipelines.clock import SystemClock
-from pipelines.cluster import Pool, choose_pool, connected, node_resources
+from pipelines.cluster import Pool, choose_pool, connected, node_resources, room_sentence
 from pipelines.create_only import refuse_overwriting
+from pipelines.labelling.decoding import DECODE_SECONDS
 from pipelines.labelling.labeler_spec import LabelerSpec
+from pipelines.labelling.lease import holding
 from pipelines.labelling.plan import CPU_SHARD_IMAGES, GPU_SHARD_IMAGES, PlanConfig
 from pipelines.labelling.planning import Planner
 from pipelines.labelling.pool import label_shards, probe
@@ -27,6 +29,7 @@ from pipelines.lake.listing import Listing, list_objects
 from pipelines.models import ModelInfo
 from pipelines.stopped import RunStopped
 from pipelines.store import Store, StoreError, StoreOptions, join_uri, open_store, split_uri, without_secrets
+from pipelines.watchdog import Watchdog, watching
 
 SHARDS_AN_ACTOR = 4  # that the end of a plan is cut into at least, so that no actor is idle
 REACH_SECONDS = 10.0  # that a store may fail for at the start, when nothing is lost yet
@@ -62,6 +65,10 @@ class LabelConfig:
         endpoint: The S3 server; None is as the environment says.
         region: The S3 region; None is as the environment says.
         max_pixels: Larger pictures become a `too_large` row, decided from the header.
+        retry_errors: "all": images with errors of permanent kinds are labelled again, too.
+        wait_minutes: How long another start that writes the table is waited for; 0: not at all.
+        decode_seconds: CPU time, or time asleep, after which decoding an image is given up; not time without a core.
+        stall_minutes: Give up, resumable, when no shard has come back for so long, waiting for nodes included.
         verbose: Let Ray's own messages through.
     """
 
@@ -87,6 +94,10 @@ class LabelConfig:
     endpoint: str | None = None
     region: str | None = None
     max_pixels: int = MAX_PIXELS
+    retry_errors: Literal["passing", "all"] = "passing"
+    wait_minutes: float = 0.0
+    decode_seconds: float = DECODE_SECONDS
+    stall_minutes: float = 60.0
     verbose: bool = False
 
     def __post_init__(self) -> None:
@@ -104,6 +115,12 @@ class LabelConfig:
         least, most = 1 if self.least_actors is None else self.least_actors, self.most_actors
         if least < 1 or (most is not None and most < least):
             raise ValueError(f"actors: {least}:{most} is not a range of at least 1 actor")
+        if self.wait_minutes < 0:
+            raise ValueError(f"wait minutes: {self.wait_minutes:g} is no time to wait; give 0 or more.")
+        if self.decode_seconds <= 0:
+            raise ValueError(f"decode seconds: {self.decode_seconds:g} is no time to decode in; give more than 0.")
+        if self.stall_minutes <= 0:
+            raise ValueError(f"stall minutes: {self.stall_minutes:g} is no time to wait; give more than 0.")
         if self.via not in ("auto", "fsspec"):
             raise ValueError(f"via: {self.via!r} is neither auto nor fsspec")
 
@@ -120,7 +137,7 @@ class LabelConfig:
     @property
     def selection(self) -> Selection:
         """Which of the listed images are meant."""
-        return Selection(self.max_images, self.sample, self.seed)
+        return Selection(self.max_images, self.sample, self.seed, self.retry_errors)
 
     def plan_config(self, *, model: str | None, shard_images: int) -> PlanConfig:
         """Return the part that says which images are labelled."""
@@ -151,6 +168,7 @@ class LabelConfig:
             "sample": self.sample,
             "seed": self.seed,
             "keep": list(self.keep),
+            "retry_errors": self.retry_errors,
             "max_pixels": self.max_pixels,
         }
 
@@ -198,6 +216,7 @@ def label(config: LabelConfig, *, on_progress: Callable[[Progress], None] | None
         on_progress: Called in this thread whenever something is done.
 
     Raises:
+        LeaseHeld: another start writes the table.
         RunStopped: the world is in the way; a sentence says how. What is committed stays, the same call goes on there.
     """
     began = time.monotonic()
@@ -207,16 +226,29 @@ def label(config: LabelConfig, *, on_progress: Callable[[Progress], None] | None
     listing = list_objects(config.images, options=config.image_options, keep=config.keep, table=config.table)
     try:
         table = open_store(config.table, config.table_options)
-        refuse_overwriting(table, what="a table", loss="two runs could lose each other's rows")
-        show(Progress("connecting to Ray"))
-        with connected(verbose=config.verbose):
-            return _run(config, table, listing, show, began)
+        store = refuse_overwriting(table, what="a table", loss="two runs could lose each other's rows")
+        with holding(
+            table,
+            can_swap=store.swap is not None,
+            token=secrets.token_hex(16),
+            wait_seconds=60 * config.wait_minutes,
+            say=lambda sentence: show(Progress(sentence)),
+        ) as still_ours:
+            show(Progress("connecting to Ray"))
+            with watching() as watchdog, connected(verbose=config.verbose):
+                return _run(config, table, listing, show, watchdog, still_ours, began)
     except StoreError as error:
         raise RunStopped(f"{error} What is done stays done; the same command goes on from there.") from error
 
 
 def _run(
-    config: LabelConfig, table: Store, listing: Listing, show: Callable[[Progress], None], began: float
+    config: LabelConfig,
+    table: Store,
+    listing: Listing,
+    show: Callable[[Progress], None],
+    watchdog: Watchdog,
+    still_ours: Callable[[], None],
+    began: float,
 ) -> LabelSummary:
     pool = choose_pool(node_resources(), config.least_actors, config.most_actors, device=config.device)
     spec = LabelerSpec(
@@ -232,13 +264,16 @@ def _run(
         max_pixels=config.max_pixels,
         image_options=config.image_options,
         table_options=config.table_options,
+        decode_seconds=config.decode_seconds,
     )
-    show(Progress(f"loading {without_secrets(config.model)}"))
-    model = probe(spec, pool)  # before a run is sealed, which cannot be undone, all else is known to be right
+    loading = f"loading {without_secrets(config.model)}"
+    show(Progress(loading))
+    with watchdog.stage(loading, detail=lambda: room_sentence(pool)):
+        model = probe(spec, pool)  # before a run is sealed, which cannot be undone, all else is known to be right
 
     def label_in_pool(run: Run, shards: Sequence[int], *, isolated: bool) -> Iterator[Outcome]:
         of_run = replace(spec, run_id=run.run_id, model_sha256=run.model_sha256, isolated=isolated)
-        return label_shards(shards, of_run, pool, verbose=config.verbose)
+        return label_shards(shards, of_run, pool, stall_seconds=60 * config.stall_minutes, verbose=config.verbose)
 
     with publishing() as publisher:
         finished = run_start(
@@ -254,6 +289,9 @@ def _run(
             tail=secrets.token_hex(2),
             spread=pool.most * SHARDS_AN_ACTOR,
             show=show,
+            watchdog=watchdog,
+            still_ours=still_ours,
+            why_no_shard=lambda: room_sentence(pool),
         )
     return _summary(config, finished, time.monotonic() - began)
 

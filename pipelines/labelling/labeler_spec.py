@@ -7,10 +7,12 @@ import torch
 
 from detr.detector import Detector, Precision
 from pipelines.clock import SystemClock
-from pipelines.labelling.decoding import DecoderHere
+from pipelines.labelling.decoding import DECODE_SECONDS, Decoder, DecoderHere, limits_for
 from pipelines.labelling.fetching import Fetcher
+from pipelines.labelling.isolated_decoding import DecoderInChild
 from pipelines.labelling.labeler import Labeler
 from pipelines.labelling.plan import read_kept_schema, read_shard
+from pipelines.labelling.watched_decoding import WatchedDecoder, end_process
 from pipelines.lake.listing import LakeObject
 from pipelines.models import ModelInfo, load_model
 from pipelines.stopped import RunStopped
@@ -37,6 +39,7 @@ class LabelerSpec:
     image_options: StoreOptions
     table_options: StoreOptions
     isolated: bool = False
+    decode_seconds: float = DECODE_SECONDS
 
 
 def build_detector(spec: LabelerSpec) -> tuple[Detector, ModelInfo]:
@@ -67,6 +70,20 @@ def build_detector(spec: LabelerSpec) -> tuple[Detector, ModelInfo]:
     return detector, info
 
 
+def build_decoder(spec: LabelerSpec, detector: Detector) -> Decoder:
+    """Return what decodes the images: in this process, or where they can kill a child process only."""
+    limits = limits_for(spec.max_pixels, spec.decode_seconds)
+    if not spec.isolated:
+        return WatchedDecoder(DecoderHere(detector, max_pixels=spec.max_pixels), limits, on_hang=end_process)
+    return DecoderInChild(
+        shorter=detector.config.shorter,
+        longest=detector.config.longest,
+        max_pixels=spec.max_pixels,
+        threads=spec.threads,
+        limits=limits,
+    )
+
+
 def build_labeler(spec: LabelerSpec) -> Labeler:
     """Open the stores, load the model and return what labels shards of the run.
 
@@ -83,7 +100,7 @@ def build_labeler(spec: LabelerSpec) -> Labeler:
     return Labeler(
         table=table,
         fetcher=Fetcher(Stores(spec.image_options), SystemClock()),
-        decoder=DecoderHere(detector, max_pixels=spec.max_pixels),
+        decoder=build_decoder(spec, detector),
         detector=detector,
         run_id=spec.run_id,
         model_id=info.id,

@@ -13,9 +13,10 @@ from typing import Any, cast
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy
+from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 
-from pipelines.cluster import Pool, first_line, silenced
+from pipelines.cluster import Pool, first_line, room_sentence, silenced
 from pipelines.labelling.fetching import LakeUnreadable
 from pipelines.labelling.labeler import ShardReport
 from pipelines.labelling.labeler_spec import LabelerSpec, build_detector, build_labeler
@@ -28,6 +29,7 @@ SHARDS_AT_ONCE = 2  # per actor: one is fetched while the other is in the networ
 SHARDS_IN_FLIGHT = 4  # per actor: with fewer than 1.75 times what runs at once the pool never grows
 LEAST_RESTARTS = 50  # per actor; an endless number would hide a node on which the model kills its process
 ACTORS_WAIT_SECONDS = 600  # for the first actors to start, model loading included
+STALL_SECONDS = 3600.0  # without any shard, nodes that are waited for included, before the pool is given up
 PROBE_SECONDS = 900  # for one actor to load the model, a download from the hub included
 
 
@@ -83,50 +85,81 @@ def probe(spec: LabelerSpec, pool: Pool) -> ModelInfo:
     return found
 
 
-def label_shards(shards: Sequence[int], spec: LabelerSpec, pool: Pool, *, verbose: bool = False) -> Iterator[Outcome]:
+def label_shards(
+    shards: Sequence[int],
+    spec: LabelerSpec,
+    pool: Pool,
+    *,
+    stall_seconds: float = STALL_SECONDS,
+    verbose: bool = False,
+) -> Iterator[Outcome]:
     """Yield the outcome of each shard as it is done, in no order.
 
     A shard whose actor died yields nothing: who calls compares with what it asked for. Leaving the loop kills the
-    actors. What Ray's C++ says while the pool starts is shown only if `verbose`.
+    actors. What Ray's C++ says while the pool starts is shown only if `verbose`. When no shard has come back for
+    `stall_seconds`, for want of nodes as for any other reason, the pool is given up.
 
     Raises:
         RunStopped: the pool cannot go on.
     """
-    with warnings.catch_warnings():
-        # 2.60 announces the end of max_restarts and max_task_retries for 2.64 and has no other name for them yet
-        warnings.simplefilter("ignore")
-        dataset = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards)).map(
-            LabelShard,  # type: ignore[arg-type]  # Ray 2.60's annotation forgets classes of callables
-            fn_constructor_args=(spec,),
-            num_cpus=pool.cpus,
-            num_gpus=pool.gpus,
-            compute=ActorPoolStrategy(
-                min_size=min(pool.least, len(shards)),
-                max_size=max(pool.least, min(pool.most, len(shards))),
-                max_concurrent_calls_per_actor=SHARDS_AT_ONCE,
-                enable_true_multi_threading=True,
-                max_tasks_in_flight_per_actor=SHARDS_IN_FLIGHT,
-            ),
-            # an actor without restarts left is not replaced, and the last such one is waited for without end (measured,
-            # Ray 2.60). Each death costs a shard at least, so there are more restarts than an actor can use up
-            max_restarts=max(LEAST_RESTARTS, len(shards)),
-            max_task_retries=0,  # a death charges all tasks of the actor: the driver runs missing shards again
-        )
-    context = dataset.context  # its own copy: other pipelines of this process keep their settings
-    context.max_errored_blocks = -1  # a dead actor costs the shards in flight on it, not the run
-    context.wait_for_min_actors_s = ACTORS_WAIT_SECONDS
-    context.execution_no_progress_timeout_s = -1  # a shard may take longer than any limit of Ray's
-    context.memory_usage_poll_interval_s = None
-    # iter_rows holds every row back until the next one arrives; this does not (measured: 20 ms)
-    batches = iter(dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"))
     try:
+        with warnings.catch_warnings():
+            # 2.60 announces the end of max_restarts and max_task_retries for 2.64 and has no other name for them yet
+            warnings.simplefilter("ignore")
+            dataset = _dataset(shards, spec, pool)
+        context = dataset.context  # its own copy: other pipelines of this process keep their settings
+        context.max_errored_blocks = -1  # a dead actor costs the shards in flight on it, not the run
+        context.wait_for_min_actors_s = ACTORS_WAIT_SECONDS
+        context.execution_no_progress_timeout_s = stall_seconds
+        context.memory_usage_poll_interval_s = None
+        # iter_rows holds every row back until the next one arrives; this does not (measured: 20 ms)
+        batches = iter(dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"))
         with nullcontext() if verbose else silenced():
             batch = cast("Any", next(batches, None))
         while batch is not None:
             yield from map(_from_row, batch.to_pylist())
             batch = cast("Any", next(batches, None))
+    except ray.exceptions.GetTimeoutError as error:
+        raise RunStopped(
+            f"no actor was ready within {ACTORS_WAIT_SECONDS} s: {room_sentence(pool)}. Ask for fewer with --actors, "
+            "add nodes, or look at the nodes' Ray logs."
+        ) from error
+    except ExecutionTimeoutError as error:
+        raise RunStopped(
+            f"no shard has come back for {stall_seconds / 60:.0f} min: {room_sentence(pool)}. Ray's logs may say why; "
+            "the same command goes on, and --stall-minutes waits longer."
+        ) from error
+    except ray.exceptions.ObjectStoreFullError as error:
+        raise RunStopped(
+            "Ray's object store is full: other jobs of the cluster fill it, and it does not spill to a disk. "
+            "Wait for them, or start Ray with a larger --object-store-memory."
+        ) from error
+    except ray.exceptions.OutOfDiskError as error:
+        raise RunStopped(
+            "the disk below Ray's temporary folder is full. Make room, or start Ray with another --temp-dir."
+        ) from error
     except RayError as error:
         raise RunStopped(f"the actor pool cannot go on: {first_line(error)}") from error
+
+
+def _dataset(shards: Sequence[int], spec: LabelerSpec, pool: Pool) -> ray.data.Dataset:
+    return ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards)).map(
+        LabelShard,  # type: ignore[arg-type]  # Ray 2.60's annotation forgets classes of callables
+        fn_constructor_args=(spec,),
+        num_cpus=pool.cpus,
+        num_gpus=pool.gpus,
+        compute=ActorPoolStrategy(
+            min_size=min(pool.least, len(shards)),
+            max_size=max(pool.least, min(pool.most, len(shards))),
+            max_concurrent_calls_per_actor=SHARDS_AT_ONCE,
+            enable_true_multi_threading=True,
+            max_tasks_in_flight_per_actor=SHARDS_IN_FLIGHT,
+        ),
+        # an actor without restarts left is not replaced, and the last such one is waited for without end (measured,
+        # Ray 2.60). Each death costs a shard at least, so there are more restarts than an actor can use up
+        max_restarts=max(LEAST_RESTARTS, len(shards)),
+        max_task_retries=0,  # a death charges all tasks of the actor: the driver runs missing shards again
+    )
 
 
 def _probe(spec: LabelerSpec) -> ModelInfo | str:

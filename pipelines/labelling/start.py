@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
@@ -15,12 +15,13 @@ from pipelines.labelling.manifest import Counts, PlannedSegment, read_complete, 
 from pipelines.labelling.plan import write_plan
 from pipelines.labelling.progress import Progress
 from pipelines.labelling.publish import THREADS, read_done, remove_parts, verify_run
-from pipelines.labelling.run import Run, RunRequest, find_unfinished, finish_run, start_run
+from pipelines.labelling.run import Run, RunRequest, find_unfinished, finish_run, latest_run, read_end, start_run
 from pipelines.labelling.seal import seal_run
 from pipelines.labelling.segments import Outcome, label_segments
-from pipelines.lake.listing import Listing
+from pipelines.lake.listing import LakeObject, Listing
 from pipelines.store import Store, StoreError
 from pipelines.table import Totals
+from pipelines.watchdog import Watchdog
 
 
 class Plan(Protocol):
@@ -87,6 +88,9 @@ def run_start(
     spread: int = 1,
     threads: int = THREADS,
     show: Callable[[Progress], None] = lambda _: None,
+    watchdog: Watchdog | None = None,
+    still_ours: Callable[[], None] = lambda: None,
+    why_no_shard: Callable[[], str] = str,
 ) -> Finished:
     """Begin a run or resume the table's unfinished one, and return when each planned image has its published row.
 
@@ -106,54 +110,78 @@ def run_start(
         spread: Into about how many shards, at least, the end of the plan is cut.
         threads: How many objects of the table are read at once.
         show: Called in this thread whenever something is done.
+        watchdog: Names the stages that do not move; None names none.
+        still_ours: Called now and then; stops a start that has lost the table's lease by raising `RunStopped`.
+        why_no_shard: Says what may be the reason when no shard comes back; "" for nothing.
 
     Raises:
         RunStopped: the world is in the way; what is committed stays.
         StoreError: the table's store refused; likewise.
     """
+    watchdog = watchdog or Watchdog(clock)
+    latest = latest_run(table)
+    if latest is not None and read_end(table, latest.run_id) is not None:
+        remove_parts(table, latest.run_id, threads=threads)  # the start that ended it may have died before it had
     if new_run:
         unfinished = find_unfinished(table)
         if unfinished is not None:
             seal_run(table, unfinished, now=clock.now())
+            remove_parts(table, unfinished.run_id, threads=threads)
     run, resumed = start_run(table, request, now=clock.now(), tail=tail)
     show(Progress(f"resuming run {run.run_id}" if resumed else "planning"))
 
     def write() -> Iterator[PlannedSegment]:
         # read after the run was begun: from then on no other run adds rows
-        labelled = read_labelled(table, run.model, retry_errors=selection.retry_errors, threads=threads)
-        yield from write_plan(
-            table,
-            run.run_id,
-            listing,
-            labelled.contains,
-            shard_images=run.shard_images,
-            max_images=selection.max_images,
-            sample=selection.sample,
-            seed=selection.seed,
-            spread=spread,
-        )
+        with watchdog.stage("reading what is labelled already"):
+            labelled = read_labelled(table, run.model, retry_errors=selection.retry_errors, threads=threads)
+        with watchdog.stage("planning") as moved:
+
+            def is_labelled(objects: Sequence[LakeObject]) -> Iterable[bool]:
+                moved()  # listed, though perhaps nothing of it is to be planned
+                return labelled.contains(objects)
+
+            yield from write_plan(
+                table,
+                run.run_id,
+                listing,
+                is_labelled,
+                shard_images=run.shard_images,
+                max_images=selection.max_images,
+                sample=selection.sample,
+                seed=selection.seed,
+                spread=spread,
+            )
 
     plan = plan_ahead(write())
     began = clock.monotonic()
     count = _Count(plan, Progress("label", began=began), show)
     for segments in plan.waves():
+        still_ours()
         count.add(images_before=read_done(table, run.run_id).count_images(segments))
-        label_segments(
-            table,
-            run,
-            segments,
-            label_shards=lambda shards, isolated: label_shards(run, shards, isolated=isolated),
-            on_report=lambda report: count.add(report=report),
-            publisher=publisher,
-            threads=threads,
-        )
+        with watchdog.stage("labelling", detail=why_no_shard) as moved:
+
+            def on_report(report: ShardReport, moved: Callable[..., None] = moved) -> None:
+                moved(report.seconds)
+                still_ours()
+                count.add(report=report)
+
+            label_segments(
+                table,
+                run,
+                segments,
+                label_shards=lambda shards, isolated: label_shards(run, shards, isolated=isolated),
+                on_report=on_report,
+                publisher=publisher,
+                threads=threads,
+            )
     labelling_seconds = clock.monotonic() - began
     segments = [planned for planned in read_manifest(table, run.run_id) if planned.ending is None]
-    totals = verify_run(table, run.run_id, segments)
+    with watchdog.stage("counting what is published"):
+        totals = verify_run(table, run.run_id, segments)
     finish_run(table, run.run_id, now=clock.now(), totals=_record(totals))
     try:
         remove_parts(table, run.run_id, threads=threads)
-    except StoreError as error:  # the run is finished all the same: parts are only in the way
+    except StoreError as error:  # the run is finished all the same, and the next start removes them first of all
         logging.getLogger(__name__).warning("parts of run %s could not be removed: %s", run.run_id, error)
     return Finished(
         run=run,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import os
 import secrets
@@ -94,6 +95,27 @@ class LocalStore:
             with suppress(FileNotFoundError, NotADirectoryError, PermissionError, ValueError):
                 os.unlink(unfinished)  # noqa: PTH108
         return etag
+
+    def lock(self, key: str) -> int | None:
+        """Lock a file, made if need be, for this process; return the descriptor that holds the lock, None if held.
+
+        Closing the descriptor gives the lock up, and so does the end of the process, whatever ends it.
+        """
+        path = self._path(key)
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except (OSError, ValueError) as error:
+            raise _explained(error, path, "locked") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except OSError as error:
+            os.close(descriptor)
+            raise _explained(error, path, "locked") from error
+        return descriptor
 
     def delete(self, key: str) -> None:
         """Remove the file; that there was none is success."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from jobs.exits import BUDGET_EXCEEDED, DONE, INTERRUPTED, SYSTEM_FAILURE, WRONG_USE, BudgetExceeded, run
+from jobs.exits import BUDGET_EXCEEDED, DONE, INTERRUPTED, SYSTEM_FAILURE, TERMINATED, WRONG_USE, BudgetExceeded, run
 from pipelines.stopped import RunStopped
 
 
@@ -17,7 +17,7 @@ def raising(error: BaseException) -> Callable[[Sequence[str] | None], None]:
 
 
 def test_the_codes_are_those_that_are_documented() -> None:
-    assert (DONE, SYSTEM_FAILURE, WRONG_USE, BUDGET_EXCEEDED, INTERRUPTED) == (0, 1, 2, 3, 130)
+    assert (DONE, SYSTEM_FAILURE, WRONG_USE, BUDGET_EXCEEDED, INTERRUPTED, TERMINATED) == (0, 1, 2, 3, 130, 143)
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,7 @@ def test_the_codes_are_those_that_are_documented() -> None:
         (BudgetExceeded("6 % of the images are errors."), 3, "error: 6 % of the images are errors.\n"),
         (KeyboardInterrupt(), 130, "interrupted: the same command goes on from here.\n"),
         (SystemExit(2), 2, ""),
+        (SystemExit(15), 143, "terminated: the same command goes on from here.\n"),  # Ray's own handler of SIGTERM
     ],
 )
 def test_each_outcome_has_its_code_and_its_sentence_on_standard_error(
@@ -66,3 +67,11 @@ def test_a_reader_that_goes_away_is_no_second_error(flush: bool) -> None:
     os.close(writing)
 
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_sigterm_ends_with_143_and_a_sentence() -> None:
+    script = "import os, signal\nfrom jobs.exits import run\nrun(lambda argv: os.kill(os.getpid(), signal.SIGTERM))"
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (143, "terminated: the same command goes on from here.\n")

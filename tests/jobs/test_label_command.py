@@ -130,3 +130,27 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(local_ray: str, lake:
     assert (summary["images"], summary["resumed"]) == (MANY, True)
     assert 0 < summary["images_this_start"] < MANY
     assert names(lake) == lake_names(lake)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_second_start_leaves_with_4_and_names_the_first_and_one_that_waits_finds_nothing_to_do(
+    local_ray: str, lake: Path
+) -> None:
+    table = lake.parent / "table"
+    environment = {**os.environ, "RAY_ADDRESS": local_ray, "RAY_AUTH_MODE": "disabled"}
+    first = subprocess.Popen(command(lake, "--max-error-rate", "1"), cwd=ROOT, env=environment)
+    try:
+        wait_until((table / "_lease.json").exists, 60)
+        second = label(lake, ray=local_ray)
+        third = label(lake, "--wait-minutes", "5", ray=local_ray)
+    finally:
+        first.wait(timeout=100)
+
+    assert first.returncode == 0
+    assert (second.returncode, second.stdout) == (4, "")
+    assert f"is being written by another start (host {os.uname().nodename}, pid {first.pid}, " in second.stderr
+    assert third.returncode == 0, third.stderr
+    assert f"waiting: table file://{table} is being written by another start" in third.stderr
+    assert third.stdout.startswith("nothing to do: all 4 images are labelled by ")
+    assert names(lake) == lake_names(lake)

@@ -215,7 +215,32 @@ def test_an_actor_that_never_fits_ends_the_run_and_does_not_wait_for_ever(
     monkeypatch.setattr(pool, "ACTORS_WAIT_SECONDS", 2)
     began = time.monotonic()
 
-    with pytest.raises(RunStopped, match="the actor pool cannot go on"):
+    with pytest.raises(
+        RunStopped, match=r"no actor was ready within 2 s: the cluster has room for 0 actors \(1 node, 8 CPU"
+    ):
         heard(label_shards([1], NO_SPEC, Pool(1, 1, cpus=1, gpus=5, threads=1)))
     assert time.monotonic() - began < 30
     assert ray.is_initialized()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_shard_that_never_comes_back_ends_the_run_when_nothing_has_moved_for_long(
+    local_ray: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hanging:
+        def __init__(self, spec: object) -> None: ...
+
+        def __call__(self, row: Mapping[str, int]) -> dict[str, Any]:
+            if row["shard"] == 3:
+                time.sleep(600)
+            return {"failure": None, "loss": str(row["shard"]), "report": None}
+
+    monkeypatch.setattr(pool, "LabelShard", Hanging)
+    came: list[str] = []
+    outcomes = label_shards(range(6), NO_SPEC, Pool(1, 1, cpus=1, gpus=0, threads=1), stall_seconds=5)
+
+    with pytest.raises(RunStopped, match=r"no shard has come back for 0 min: the cluster has room for 8 actors"):
+        came.extend(outcome.loss or "" for outcome in outcomes)
+
+    assert sorted(came) == ["0", "1", "2", "4", "5"]

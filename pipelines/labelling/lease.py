@@ -1,0 +1,330 @@
+"""One writer per table: a lease with a heartbeat. It saves work and money; commits are safe without it.
+
+Object stores: `_lease.json`, taken, renewed and given up by conditional puts, never deleted. Folders: a lock on
+`_lease.lock`, which the kernel gives up with the process, and the same record to name the holder by.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+from pipelines.clock import Clock, SystemClock
+from pipelines.stopped import LeaseHeld, RunStopped
+from pipelines.store import AlreadyExists, Changed, Misconfigured, NotFound, Store, StoreError, join_uri
+from pipelines.store.local import LocalStore
+
+LEASE_KEY: Final = "_lease.json"
+LOCK_KEY: Final = "_lease.lock"
+LEASE_SECONDS: Final = 600.0  # a host that was cut off from its cluster went on for 479 s (measured, Ray 2.60)
+HEARTBEAT_SECONDS: Final = 30.0
+WAIT_SECONDS: Final = 5.0  # between two looks at a lease that is waited for
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """Which process of which machine. `started` and `boot` tell a process from a later one with its number."""
+
+    host: str
+    boot: str
+    namespace: str
+    pid: int
+    started: str
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """What `_lease.json` says: who holds the lease, or held it last. `token` is of one start."""
+
+    token: str
+    process: Process
+    acquired_at: datetime
+    heartbeat_at: datetime
+    is_released: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A lease that is held: its record, and the etag that it had when it was written."""
+
+    holder: Holder
+    etag: str | None
+
+
+def this_process() -> Process:
+    """Return this process as others on this machine can recognise it."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    namespace = os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - no path, but a number of the kernel's
+    return Process(socket.gethostname(), boot, namespace, os.getpid(), _started(os.getpid()) or "")
+
+
+def is_dead(process: Process, here: Process) -> bool:
+    """Return whether a process is known to have ended: it was on this machine, and is not there any more."""
+    is_neighbour = (process.boot, process.namespace) == (here.boot, here.namespace)
+    return is_neighbour and _started(process.pid) != process.started
+
+
+def is_free(holder: Holder, here: Process, now: datetime) -> bool:
+    """Return whether a lease may be taken over: it was given up, its holder is dead here, or silent for too long.
+
+    Silence is measured between two machines' clocks, which are taken to agree to a minute or so. Where they do not, a
+    lease is taken over too early or late, which costs work only.
+    """
+    silent_seconds = (now - holder.heartbeat_at).total_seconds()
+    return holder.is_released or is_dead(holder.process, here) or silent_seconds > LEASE_SECONDS
+
+
+def acquire(table: Store, here: Process, *, token: str, now: datetime) -> Lease:
+    """Take the lease of a table in an object store.
+
+    Raises:
+        LeaseHeld: another start has it, and is not known to be dead.
+        StoreError: the store refused; the lease may be ours or not.
+    """
+    mine = Holder(token, here, acquired_at=now, heartbeat_at=now)
+    try:
+        return Lease(mine, table.put(LEASE_KEY, _encode(mine), create=True))
+    except AlreadyExists:
+        pass
+    holder, etag = _read(table)
+    if holder.token == token:  # an answer was lost, and the put that was sent again met the first
+        return Lease(holder, etag)
+    if not is_free(holder, here, now):
+        raise LeaseHeld(held_sentence(table.uri, holder, now))
+    try:
+        return Lease(mine, table.put(LEASE_KEY, _encode(mine), if_match=etag))
+    except Changed:
+        holder, etag = _read(table)
+        if holder.token == token:
+            return Lease(holder, etag)
+        raise LeaseHeld(held_sentence(table.uri, holder, now)) from None
+
+
+def renew(table: Store, lease: Lease, *, now: datetime) -> Lease:
+    """Write a new heartbeat.
+
+    Raises:
+        LeaseHeld: another start has taken the lease over.
+        StoreError: the store refused; it is still ours as far as we know.
+    """
+    return _replace(table, lease, replace(lease.holder, heartbeat_at=now), now)
+
+
+def release(table: Store, lease: Lease, *, now: datetime) -> None:
+    """Give the lease up. That another start has it already is fine.
+
+    Raises:
+        StoreError: the store refused; the lease ends by silence.
+    """
+    try:
+        _replace(table, lease, replace(lease.holder, heartbeat_at=now, is_released=True), now)
+    except LeaseHeld:
+        return
+
+
+@contextmanager
+def holding(
+    table: Store,
+    *,
+    can_swap: bool,
+    token: str,
+    wait_seconds: float,
+    say: Callable[[str], None],
+    clock: Clock | None = None,
+) -> Iterator[Callable[[], None]]:
+    """Hold a table's lease as long as the context is open.
+
+    What it gives is to be called now and then: it raises `RunStopped` when another start has taken the lease over.
+
+    Args:
+        table: The table.
+        can_swap: Whether its store replaces conditionally (`store.probe`).
+        token: Random, of this start.
+        wait_seconds: How long another holder is waited for.
+        say: Is told whom we wait for.
+        clock: What time it is.
+
+    Raises:
+        LeaseHeld: another start holds it, at the end of that time too.
+        StoreError: the store refused.
+    """
+    clock = clock or SystemClock()
+    if isinstance(table, LocalStore):
+        take: Callable[[], Any] = lambda: _lock(table, token, clock)  # noqa: E731 - one of two ways
+    elif can_swap:
+        take = lambda: acquire(table, this_process(), token=token, now=clock.now())  # noqa: E731
+    else:
+        _logger.warning("%s cannot hold a lease: starts that overlap do work twice there, and harm nothing", table.uri)
+        yield lambda: None
+        return
+    held = _wait_for(take, wait_seconds, say, clock)
+    keeper = _Keeper(table, held, clock)
+    try:
+        yield keeper.check
+    finally:
+        keeper.end()
+
+
+class _Keeper:
+    """The heart of a lease: beats in a thread of its own until it is ended or the lease is lost."""
+
+    def __init__(self, table: Store, held: Lease | _LocalLease, clock: Clock) -> None:
+        self._table, self._held, self._clock = table, held, clock
+        self._lost: str | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        if self._lost is not None:
+            raise RunStopped(f"this start has lost its lease: {self._lost} What is done stays done.")
+
+    def end(self) -> None:
+        self._ended.set()
+        self._thread.join()
+        held = self._held
+        try:
+            if isinstance(held, _LocalLease):
+                held.give_up(self._clock.now())
+            elif self._lost is None:
+                release(self._table, held, now=self._clock.now())
+        except StoreError as error:  # the run's own outcome is what counts; the lease ends by silence
+            _logger.warning("the lease of %s could not be given up: %s", self._table.uri, error)
+
+    def _beat(self) -> None:
+        while not self._ended.wait(HEARTBEAT_SECONDS):
+            try:
+                if isinstance(self._held, _LocalLease):
+                    self._held.write(self._clock.now())
+                else:
+                    self._held = renew(self._table, self._held, now=self._clock.now())
+            except LeaseHeld as error:
+                self._lost = str(error)
+                return
+            except StoreError as error:  # nothing is lost yet: others wait for LEASE_SECONDS of silence
+                _logger.info("the lease of %s could not be renewed: %s", self._table.uri, error)
+
+
+class _LocalLease:
+    """A lock that ends with this process, and the record beside it."""
+
+    def __init__(self, table: LocalStore, descriptor: int, holder: Holder) -> None:
+        self._table, self._descriptor, self._holder = table, descriptor, holder
+
+    def write(self, now: datetime, *, is_released: bool = False) -> None:
+        self._holder = replace(self._holder, heartbeat_at=now, is_released=is_released)
+        self._table.put(LEASE_KEY, _encode(self._holder))
+
+    def give_up(self, now: datetime) -> None:
+        try:
+            self.write(now, is_released=True)
+        finally:
+            os.close(self._descriptor)
+
+
+def _lock(table: LocalStore, token: str, clock: Clock) -> _LocalLease:
+    descriptor = table.lock(LOCK_KEY)
+    now = clock.now()
+    if descriptor is None:
+        try:
+            holder, _ = _read(table)
+        except NotFound:  # it has the lock and has not written who it is yet
+            raise LeaseHeld(f"table {table.uri} is being written by another start. {_ADVICE}") from None
+        raise LeaseHeld(held_sentence(table.uri, holder, now))
+    lease = _LocalLease(table, descriptor, Holder(token, this_process(), acquired_at=now, heartbeat_at=now))
+    try:
+        lease.write(now)
+    except StoreError:
+        os.close(descriptor)
+        raise
+    return lease
+
+
+def _wait_for(take: Callable[[], Any], wait_seconds: float, say: Callable[[str], None], clock: Clock) -> Any:
+    deadline = clock.monotonic() + wait_seconds
+    while True:
+        try:
+            return take()
+        except LeaseHeld as held:
+            left = deadline - clock.monotonic()
+            if left <= 0:
+                raise
+            say(f"waiting: {held}")
+        clock.sleep(min(WAIT_SECONDS, left))
+
+
+_ADVICE = "Wait for it with --wait-minutes, or stop it."
+
+
+def held_sentence(uri: str, holder: Holder, now: datetime) -> str:
+    """Return who holds the lease of a table, and what to do."""
+    process, ago = holder.process, max(0.0, (now - holder.heartbeat_at).total_seconds())
+    return (
+        f"table {uri} is being written by another start (host {process.host}, pid {process.pid}, heartbeat {ago:.0f} s "
+        f"ago). {_ADVICE} A dead holder is taken over at once on its own host, elsewhere after {LEASE_SECONDS:.0f} s."
+    )
+
+
+def _replace(table: Store, lease: Lease, holder: Holder, now: datetime) -> Lease:
+    etag = lease.etag or table.head(LEASE_KEY).etag  # not every store answers a put with it
+    assert etag is not None, "a store that replaces conditionally has etags"
+    try:
+        return Lease(holder, table.put(LEASE_KEY, _encode(holder), if_match=etag))
+    except Changed:
+        there, etag = _read(table)
+        if there.token == holder.token:  # our own put, whose answer was lost
+            return Lease(there, etag)
+        raise LeaseHeld(held_sentence(table.uri, there, now)) from None
+
+
+def _read(table: Store) -> tuple[Holder, str | None]:
+    blob = table.get(LEASE_KEY)
+    try:
+        record = json.loads(blob.data)
+        process = record["process"]
+        holder = Holder(
+            token=str(record["token"]),
+            process=Process(
+                host=str(process["host"]),
+                boot=str(process["boot"]),
+                namespace=str(process["namespace"]),
+                pid=int(process["pid"]),
+                started=str(process["started"]),
+            ),
+            acquired_at=datetime.fromisoformat(record["acquired_at"]),
+            heartbeat_at=datetime.fromisoformat(record["heartbeat_at"]),
+            is_released=bool(record["is_released"]),
+        )
+        if holder.heartbeat_at.tzinfo is None:
+            raise ValueError("a time without its zone")  # noqa: TRY301 - as the other faults of the record
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise Misconfigured(
+            f"{join_uri(table.uri, LEASE_KEY)} is damaged: it does not say who writes the table. "
+            "Remove it when nobody does."
+        ) from error
+    return holder, blob.etag
+
+
+def _encode(holder: Holder) -> bytes:
+    times = {name: getattr(holder, name).isoformat() for name in ("acquired_at", "heartbeat_at")}
+    return (json.dumps({**asdict(holder), **times}, indent=2) + "\n").encode()
+
+
+def _started(pid: int) -> str | None:
+    """Return when a process of this machine was started, in the kernel's ticks; None if there is none."""
+    try:
+        # behind the name, which may hold anything, comes field 3; the start is field 22
+        return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[19]
+    except (FileNotFoundError, ProcessLookupError):
+        return None

@@ -1,0 +1,90 @@
+"""What must hold of a table after whatever was done to the runs that wrote it; each fault's test ends with it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from pipelines.labelling.manifest import PlannedSegment, read_manifest, read_uris
+from pipelines.labelling.publish import table_file_key
+from pipelines.store import open_store
+from tests.faults.reader import read_once
+
+READER = Path(__file__).with_name("reader.py")
+
+
+@contextmanager
+def watched(table: Path, history: Path) -> Iterator[list[Mapping[str, Any]]]:
+    """Read the table in another process all the while; the list holds what was seen, once the block is left."""
+    seen: list[Mapping[str, Any]] = []
+    reader = subprocess.Popen(
+        [sys.executable, str(READER), str(table), str(history)], stderr=subprocess.PIPE, text=True
+    )
+    try:
+        yield seen
+        history.with_name(history.name + ".stop").touch()
+        _, err = reader.communicate(timeout=120)
+        assert reader.returncode == 0, err
+    finally:
+        if reader.poll() is None:
+            reader.kill()
+            reader.communicate()
+    seen += [json.loads(line) for line in history.read_text().splitlines()]
+
+
+def check_history(seen: Sequence[Mapping[str, Any]]) -> None:
+    """Each reading was of whole files and unique rows; what was there once stayed, byte for byte."""
+    assert seen, "the reader never read"
+    before: Mapping[str, str] = {}
+    for reading in seen:
+        assert reading["twice"] == [], f"rows that were there twice: {reading['twice']}"
+        assert before.items() <= reading["files"].items(), "a file that readers had seen is gone or changed"
+        before = reading["files"]
+
+
+def check_table(table: Path, run_id: str) -> int:
+    """The one finished run of a table holds what was planned, once, and nothing else; return its images."""
+    store = open_store(str(table))
+    segments = [segment for segment in read_manifest(store, run_id) if segment.ending is None]
+    planned = Counter(uri for segment in segments for uri in read_uris(store, run_id, segment.index).to_pylist())
+    reading = read_once(table / "data")
+
+    assert planned
+    assert max(planned.values()) == 1
+    assert set(reading["files"]) == {
+        table_file_key(run_id, segment.index).removeprefix("data/") for segment in segments
+    }, "files that no segment has, or segments without their file"
+    assert reading["twice"] == []
+    assert labelled_uris(table) == planned
+    assert [str(path) for path in table.glob("_runs/*/parts/*")] == [], "parts are left"
+    assert (table / "_runs" / run_id / "plan" / "complete.json").exists()
+    return planned.total()
+
+
+def labelled_uris(table: Path) -> Counter[str]:
+    """Return how many rows each URI has."""
+    found: Counter[str] = Counter()
+    for path in table.glob("data/**/*.parquet"):
+        found.update(pq.ParquetFile(path).read(columns=["uri"])["uri"].to_pylist())
+    return found
+
+
+def images_begun(work: Path, table: Path, run_id: str) -> int:
+    """Return how many images lie in the shards that actors began, each time counted."""
+    shards: dict[int, int] = {}
+    for segment in read_manifest(open_store(str(table)), run_id):
+        shards.update(_images(segment))
+    lines = [line.split() for line in work.read_text().splitlines()]
+    return sum(shards[int(shard)] for run, shard in lines if run == run_id)
+
+
+def _images(segment: PlannedSegment) -> dict[int, int]:
+    return dict(zip(segment.shards, segment.shard_images, strict=True))

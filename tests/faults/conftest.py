@@ -1,0 +1,111 @@
+"""What the fault tests share: a lake, a Ray whose actors are counted, a driver, and the file of figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from detr.scene_files import write_scenes
+
+ROOT = Path(__file__).parents[2]
+DRAWN = 8
+
+
+@dataclass(frozen=True)
+class CountingRay:
+    """A Ray on this machine, and the file that its actors add a line to for each shard they begin."""
+
+    address: str
+    work: Path
+
+
+@dataclass(frozen=True)
+class Drivers:
+    """Starts `jobs.label` on one lake, table and cluster, always with the same command."""
+
+    lake: Path
+    table: Path
+    ray: CountingRay
+    run_id: str
+    options: tuple[str, ...]
+
+    def start(self) -> subprocess.Popen[str]:
+        """Start a driver in a process group of its own."""
+        places = ["--images", str(self.lake), "--table", str(self.table), "--run-id", self.run_id]
+        return subprocess.Popen(
+            [sys.executable, "-m", "jobs.label", *places, "--model", "scenes", "--device", "cpu", *self.options],
+            cwd=ROOT,
+            env={**os.environ, "RAY_ADDRESS": self.ray.address, "RAY_AUTH_MODE": "disabled"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def finish(self) -> str:
+        """Run the command to its end, which must be a good one, and return what it printed."""
+        with self.start() as driver:
+            out, err = driver.communicate(timeout=300)
+        assert driver.returncode == 0, err
+        return out
+
+    def committed(self) -> int:
+        """Return how many parts there are."""
+        return sum(1 for _ in self.table.glob("_runs/*/parts/*.part"))
+
+
+@pytest.fixture(scope="session")
+def counting_ray(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> CountingRay:
+    work = tmp_path_factory.mktemp("work") / "begun"
+    work.touch()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("PYTHONPATH", str(Path(__file__).with_name("counting")))
+        patched.setenv("FAULTS_WORK", str(work))
+        address: str = request.getfixturevalue("local_ray")  # the raylet and so all actors inherit both
+    return CountingRay(address, work)
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Callable[[int], Path]:
+    """Makes a lake of so many images: a few small scenes under many names."""
+
+    def make(count: int) -> Path:
+        folder = tmp_path / "lake"
+        write_scenes(folder, DRAWN, 11, sizes={(96, 128): 1})
+        (folder / "instances.json").unlink()
+        drawn = sorted(folder.glob("*.jpg"))
+        for number in range(count - DRAWN):
+            (folder / f"copy {number:05d}.jpg").hardlink_to(drawn[number % DRAWN])
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
+    """Adds a line of figures to $FAULTS_REPORT, which outlives the tests, and prints it."""
+    path = Path(os.environ.get("FAULTS_REPORT") or tmp_path_factory.mktemp("report") / "faults.jsonl")
+
+    def write(**figures: object) -> None:
+        line = json.dumps(figures)
+        with path.open("a") as file:
+            file.write(line + "\n")
+        sys.stdout.write(line + "\n")
+
+    return write
+
+
+def wait_until(predicate: Callable[[], bool], seconds: float, what: str) -> None:
+    """Wait for what must come to pass."""
+    deadline = time.monotonic() + seconds
+    while not predicate():
+        assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
+        time.sleep(0.02)

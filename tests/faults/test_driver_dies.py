@@ -1,0 +1,136 @@
+"""The driver of a run is killed, terminated, interrupted at any moment: the same command goes on, and nothing is lost.
+
+Images are fetched by threads of the detectors' processes: there is no fetching process that could be killed alone.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.faults.checks import check_history, check_table, images_begun, watched
+from tests.faults.conftest import CountingRay, Drivers, wait_until
+
+pytestmark = [pytest.mark.long, pytest.mark.faults, pytest.mark.ray, pytest.mark.slow]
+
+SHARD = 2
+ACTORS = 2
+KILLS = 20
+# a pool's shards in flight: two wait at each actor, and as many have been taken from it when the driver dies
+MOST_SHARDS_AGAIN = 4 * ACTORS
+
+
+@pytest.fixture
+def drivers(tmp_path: Path, lake: Callable[[int], Path], counting_ray: CountingRay) -> Callable[[int], Drivers]:
+    def make(images: int) -> Drivers:
+        options = ("--shard-images", str(SHARD), "--actors", f"{ACTORS}:{ACTORS}")
+        return Drivers(lake(images), tmp_path / "table", counting_ray, tmp_path.name, options)
+
+    return make
+
+
+def kill(driver: subprocess.Popen[str], number: signal.Signals) -> tuple[int, str]:
+    """Send a signal to a driver and its children; return its exit code and what it said."""
+    os.killpg(driver.pid, number)
+    try:
+        _, err = driver.communicate(timeout=120)
+    finally:
+        if driver.poll() is None:
+            os.killpg(driver.pid, signal.SIGKILL)
+            driver.communicate()
+    return driver.returncode, err
+
+
+def alive_when(driver: subprocess.Popen[str], reached: Callable[[], bool]) -> None:
+    def there() -> bool:
+        assert driver.poll() is None, driver.communicate()
+        return reached()
+
+    wait_until(there, 180, "the driver's next parts")
+
+
+@pytest.mark.parametrize("seed", [1])
+def test_a_run_whose_driver_is_killed_at_20_random_moments_loses_nothing_and_repeats_what_was_in_flight(
+    drivers: Callable[[int], Drivers], tmp_path: Path, report: Callable[..., None], seed: int
+) -> None:
+    chance = random.Random(seed)  # noqa: S311 - a test's moments, not a secret
+    run = drivers(600)
+    started = time.monotonic()
+    with watched(run.table, tmp_path / "history") as seen:
+        for _ in range(KILLS):
+            driver = run.start()
+            if chance.random() < 0.25:  # while it starts: imports, the plan, the probe of the model
+                time.sleep(chance.uniform(0.0, 8.0))
+            else:
+                goal = run.committed() + chance.randint(1, 12)
+                alive_when(driver, lambda goal=goal: run.committed() >= goal)  # type: ignore[misc]
+                time.sleep(chance.uniform(0.0, 0.2))
+            assert kill(driver, signal.SIGKILL)[0] == -signal.SIGKILL, "it had ended before"
+        run.finish()
+    check_history(seen)
+    images = check_table(run.table, run.run_id)
+    begun = images_begun(run.ray.work, run.table, run.run_id)
+    report(
+        line="driver SIGKILL",
+        seed=seed,
+        kills=KILLS,
+        rows=images,
+        planned=600,
+        begun=begun,
+        work=round(begun / images, 3),
+        readings=len(seen),
+        seconds=round(time.monotonic() - started, 1),
+    )
+    assert images == 600
+    assert images <= begun <= images + KILLS * MOST_SHARDS_AGAIN * SHARD
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [
+        (signal.SIGTERM, 143, "terminated: the same command goes on from here."),
+        (signal.SIGINT, 130, "interrupted: the same command goes on from here."),
+    ],
+)
+def test_a_driver_that_is_told_to_stop_says_so_and_the_same_command_goes_on(
+    drivers: Callable[[int], Drivers],
+    tmp_path: Path,
+    report: Callable[..., None],
+    number: signal.Signals,
+    code: int,
+    said: str,
+) -> None:
+    run = drivers(200)
+    started = time.monotonic()
+    with watched(run.table, tmp_path / "history") as seen:
+        driver = run.start()
+        alive_when(driver, lambda: run.committed() >= 5)
+        told = time.monotonic()
+        left, err = kill(driver, number)
+        stopping = time.monotonic() - told
+        run.finish()
+    assert (left, err.splitlines()[-1]) == (code, said)
+    assert "Traceback" not in err
+    check_history(seen)
+    images = check_table(run.table, run.run_id)
+    begun = images_begun(run.ray.work, run.table, run.run_id)
+    report(
+        line=f"driver {number.name}",
+        kills=1,
+        rows=images,
+        planned=200,
+        begun=begun,
+        work=round(begun / images, 3),
+        readings=len(seen),
+        stopped_after=round(stopping, 2),
+        seconds=round(time.monotonic() - started, 1),
+    )
+    assert images == 200
+    assert images <= begun <= images + MOST_SHARDS_AGAIN * SHARD

@@ -1,0 +1,115 @@
+"""A process that stood still while its run was sealed, and goes on: it must change nothing that a reader sees."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from pipelines.labelling.plan import write_plan
+from pipelines.labelling.publish import commit_part
+from pipelines.labelling.run import Run, RunRequest, start_run
+from pipelines.labelling.seal import seal_run
+from pipelines.lake.listing import LakeObject, Listing
+from pipelines.store import open_store
+from pipelines.table import NO_COLUMNS, Detected, Origin, Row, rows_to_table
+from tests.faults.checks import check_history, labelled_uris, watched
+from tests.faults.conftest import ROOT, wait_until
+
+pytestmark = [pytest.mark.long, pytest.mark.faults, pytest.mark.slow]
+
+NOW = datetime(2026, 11, 26, tzinfo=UTC)
+LAKE = [LakeObject(f"s3://b/{number:03d}", "e") for number in range(12)]
+REQUEST = RunRequest("detr@1", "1", {}, 3, {})
+
+# publishes the first segment, and stands still between having read its parts and creating its table file
+PUBLISHER = """
+import os, signal, sys
+from datetime import UTC, datetime
+from pipelines.labelling import publish
+from pipelines.labelling.manifest import read_manifest
+from pipelines.labelling.run import find_unfinished
+from pipelines.stopped import RunStopped
+from pipelines.store import open_store
+
+put_once = publish.put_once
+def stand_still(*arguments):
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return put_once(*arguments)
+publish.put_once = stand_still
+
+table = open_store(sys.argv[1])
+run = find_unfinished(table)
+segment = next(iter(read_manifest(table, run.run_id)))
+try:
+    publish.publish_group(table, run, segment)
+except RunStopped as stopped:
+    sys.exit(f"error: {stopped}")
+"""
+
+
+def nothing_yet(items: Sequence[LakeObject]) -> list[bool]:
+    return [False] * len(items)
+
+
+def begin(table: Path) -> Run:
+    """Plan a run of one segment and commit all of its parts."""
+    store = open_store(str(table))
+    run, _ = start_run(store, REQUEST, now=NOW, tail="0001")
+
+    listing = Listing((lambda after: (item for item in LAKE if after is None or item.uri > after),), NO_COLUMNS)
+    for segment in write_plan(store, run.run_id, listing, nothing_yet, shard_images=3):
+        for shard in segment.shards:
+            rows = [Row(item.uri, item.etag, detections=Detected([], (), [], [])) for item in LAKE[shard * 3 :][:3]]
+            origin = Origin("detr@1", 0.5, run.run_id, shard, NOW)
+            commit_part(store, run.run_id, shard, rows_to_table(rows, origin=origin), token="first")
+    return run
+
+
+def is_stopped(process: subprocess.Popen[str]) -> bool:
+    assert process.poll() is None, process.communicate()
+    return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_publisher_that_stood_still_while_its_run_was_sealed_changes_nothing_when_it_goes_on(
+    tmp_path: Path, report: Callable[..., None], sealed: bool
+) -> None:
+    table = tmp_path / "table"
+    run = begin(table)
+    started = time.monotonic()
+    with watched(table, tmp_path / "history") as seen:
+        zombie = subprocess.Popen(
+            [sys.executable, "-c", PUBLISHER, str(table)], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            wait_until(lambda: is_stopped(zombie), 60, "the publisher's standing still")
+            if sealed:
+                seal_run(open_store(str(table)), run, now=NOW)
+            os.kill(zombie.pid, signal.SIGCONT)
+            _, err = zombie.communicate(timeout=60)
+        finally:
+            if zombie.poll() is None:
+                zombie.kill()
+                zombie.communicate()
+    rows = labelled_uris(table).total()
+    report(
+        line="publisher SIGSTOP, " + ("sealed, " if sealed else "") + "SIGCONT",
+        code=zombie.returncode,
+        rows=rows,
+        readings=len(seen),
+        seconds=round(time.monotonic() - started, 1),
+    )
+    check_history(seen)
+    if sealed:
+        assert (zombie.returncode, rows) == (1, 0)
+        assert err.startswith(f"error: run {run.run_id} of file://{table} was sealed by a start with --new-run")
+    else:  # the same without the seal: it is the seal that holds it
+        assert (zombie.returncode, rows, err) == (0, len(LAKE), "")

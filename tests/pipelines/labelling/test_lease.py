@@ -1,0 +1,212 @@
+"""One writer per table: who comes second is told of the first, whoever dies is taken over, nobody loses in silence."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from pipelines.labelling import lease as module
+from pipelines.labelling.lease import (
+    LEASE_KEY,
+    LEASE_SECONDS,
+    Process,
+    acquire,
+    holding,
+    is_dead,
+    release,
+    renew,
+    this_process,
+)
+from pipelines.stopped import LeaseHeld, RunStopped
+from pipelines.store import Store, StoreDown, memory_store, open_store
+from pipelines.store.memory import MemoryStore
+
+NOW = datetime(2026, 11, 26, tzinfo=UTC)
+HERE = this_process()
+ELSEWHERE = Process("gpu-7", "another boot", "pid:[1]", 4121, "99")
+ROOT = Path(__file__).parents[3]
+
+
+def later(seconds: float) -> datetime:
+    return NOW + timedelta(seconds=seconds)
+
+
+@contextmanager
+def held(
+    table: Store,
+    token: str = "b",  # noqa: S107 - of a lease
+    wait_seconds: float = 0.0,
+    said: list[str] | None = None,
+) -> Iterator[None]:
+    say = (lambda _: None) if said is None else said.append
+    with holding(table, can_swap=True, token=token, wait_seconds=wait_seconds, say=say) as still_ours:
+        still_ours()
+        yield
+
+
+class LosingStore(MemoryStore):
+    """Carries out every put, and loses the answer."""
+
+    is_losing = True
+
+    def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
+        etag = super().put(key, data, create=create, if_match=if_match)
+        if self.is_losing:
+            super_put = super().put
+            super_put(key, data, create=create, if_match=if_match)  # as a client that sends it again
+        return etag
+
+
+def test_the_second_is_told_who_holds_the_lease_and_how_long_ago_it_was_alive() -> None:
+    table = memory_store()
+    acquire(table, ELSEWHERE, token="a", now=NOW)
+
+    with pytest.raises(
+        LeaseHeld,
+        match=r"table memory://store is being written by another start \(host gpu-7, pid 4121, heartbeat 8 s ago",
+    ):
+        acquire(table, HERE, token="b", now=later(8))
+
+
+def test_a_lease_that_was_given_up_is_free_and_is_never_deleted() -> None:
+    table = memory_store()
+    release(table, acquire(table, ELSEWHERE, token="a", now=NOW), now=later(1))
+
+    assert table.get(LEASE_KEY).data
+    assert acquire(table, HERE, token="b", now=later(2)).holder.token == "b"
+
+
+def test_a_holder_elsewhere_is_taken_over_when_it_was_silent_for_ten_minutes_and_not_before() -> None:
+    table = memory_store()
+    first = renew(table, acquire(table, ELSEWHERE, token="a", now=NOW), now=later(100))
+
+    with pytest.raises(LeaseHeld):
+        acquire(table, HERE, token="b", now=later(100 + LEASE_SECONDS))
+    acquire(table, HERE, token="b", now=later(101 + LEASE_SECONDS))
+    with pytest.raises(LeaseHeld, match=f"pid {os.getpid()}"):
+        renew(table, first, now=later(102 + LEASE_SECONDS))
+    release(table, first, now=later(103 + LEASE_SECONDS))  # changes nothing of its successor's
+
+    with pytest.raises(LeaseHeld, match=f"pid {os.getpid()}"):
+        acquire(table, ELSEWHERE, token="c", now=later(104 + LEASE_SECONDS))
+
+
+def test_a_holder_that_died_on_this_machine_is_taken_over_at_once() -> None:
+    with subprocess.Popen([sys.executable, "-c", "pass"]) as process:
+        process.wait()
+        dead = replace(HERE, pid=process.pid, started="1")
+    table = memory_store()
+    acquire(table, dead, token="a", now=NOW)
+
+    assert acquire(table, HERE, token="b", now=later(1)).holder.token == "b"
+
+
+def test_a_process_with_the_number_of_a_dead_one_is_not_taken_for_it() -> None:
+    assert not is_dead(HERE, HERE)
+    assert is_dead(replace(HERE, started="1"), HERE)
+    assert not is_dead(replace(HERE, started="1", boot="another"), HERE)  # of another machine nothing is known
+    assert not is_dead(replace(HERE, started="1", namespace="pid:[1]"), HERE)
+
+
+def test_of_two_that_take_over_at_once_one_is_refused() -> None:
+    table = memory_store()
+    acquire(table, ELSEWHERE, token="a", now=NOW)
+
+    class Racing(MemoryStore):
+        def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
+            if if_match is not None:
+                acquire(table, ELSEWHERE, token="faster", now=later(1000))
+            return table.put(key, data, create=create, if_match=if_match)
+
+        def get(self, key: str):  # type: ignore[no-untyped-def]
+            return table.get(key)
+
+    with pytest.raises(LeaseHeld, match="gpu-7"):
+        acquire(Racing("memory://store"), HERE, token="b", now=later(1000))
+
+
+def test_a_put_that_meets_itself_after_a_lost_answer_is_ours() -> None:
+    table = LosingStore("memory://store")
+
+    lease = acquire(table, HERE, token="a", now=NOW)
+    lease = renew(table, lease, now=later(30))
+    release(table, lease, now=later(60))
+
+    assert acquire(table, ELSEWHERE, token="b", now=later(61)).holder.token == "b"
+
+
+def test_every_kind_of_store_knows_one_writer(store: Store) -> None:
+    said: list[str] = []
+    with held(store, "a"):
+        with pytest.raises(LeaseHeld, match=f"pid {os.getpid()}"), held(store, "b"):
+            pass
+        with pytest.raises(LeaseHeld), held(store, "b", wait_seconds=0.2, said=said):
+            pass
+    with held(store, "c"):
+        pass
+    assert said[0].startswith(f"waiting: table {store.uri} is being written by another start")
+
+
+def test_a_start_that_has_lost_its_lease_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.01)
+    table = memory_store()
+    with holding(table, can_swap=True, token="a", wait_seconds=0, say=lambda _: None) as still_ours:
+        still_ours()
+        table.put(LEASE_KEY, module._encode(module.Holder("b", ELSEWHERE, NOW, NOW)))
+        module.threading.Event().wait(1)
+        with pytest.raises(RunStopped, match=r"has lost its lease: table memory://store is being written .*gpu-7"):
+            still_ours()
+
+
+def test_a_store_that_is_down_for_a_while_loses_no_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.01)
+    table = memory_store()
+    with holding(table, can_swap=True, token="a", wait_seconds=0, say=lambda _: None) as still_ours:
+        with monkeypatch.context() as patched:
+
+            def fail(*_: object, **__: object) -> None:
+                raise StoreDown("no answer")
+
+            patched.setattr(MemoryStore, "put", fail)
+            module.threading.Event().wait(0.1)
+        module.threading.Event().wait(0.1)
+        still_ours()
+        with pytest.raises(LeaseHeld):
+            acquire(table, ELSEWHERE, token="b", now=datetime.now(UTC))
+
+
+def test_a_damaged_lease_is_told(store: Store) -> None:
+    store.put(LEASE_KEY, b'{"token": 1}')
+    if not store.uri.startswith("file:"):
+        with pytest.raises(Exception, match=r"_lease.json is damaged"):
+            acquire(store, HERE, token="b", now=NOW)
+
+
+def test_a_killed_holder_of_a_folder_is_taken_over_at_once(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\nfrom pipelines.labelling.lease import holding\nfrom pipelines.store import open_store\n"
+        "with holding(open_store(sys.argv[1]), can_swap=False, token='a', wait_seconds=0, say=print):\n"
+        "    print('held', flush=True)\n    time.sleep(60)"
+    )
+    table = open_store(str(tmp_path / "table"))
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "table")], cwd=ROOT, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(LeaseHeld, match=f"pid {other.pid}"), held(table):
+            pass
+        os.kill(other.pid, signal.SIGKILL)
+        other.wait()
+
+        with held(table):
+            pass

@@ -1,0 +1,120 @@
+"""Runs that a seed makes: up to three writers, crashes, lost answers, zombies, sealing, a lake that changes meanwhile.
+
+SIMULATION_SEED=17 python -m pytest tests/simulation/test_seeds.py      one seed again
+make simulate                                                           ten thousand
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from random import Random
+
+import pytest
+
+from pipelines.stopped import RunStopped
+from pipelines.store import StoreError
+from tests.simulation.turns import Turns
+from tests.simulation.world import Crash, Fault, World, Writer, check_whole, small_segments
+
+FIRST, COUNT = 0, int(os.environ.get("SIMULATION_SEEDS", "1000"))
+AT_ONCE = 50  # seeds a test
+STARTS = 5  # of each writer, then a last one that is undisturbed
+FAULTS: tuple[Fault, ...] = ("crash before", "crash after", "answer lost", "refused")
+
+
+@pytest.fixture(autouse=True)
+def few_shards_a_segment() -> Iterator[None]:
+    with small_segments():
+        yield
+
+
+def simulate(seed: int) -> World:
+    """Run a world to its end and check it; whatever is raised is a finding."""
+    random = Random(seed)  # noqa: S311 - it is to be repeated
+    world = World({f"s3://lake/{number:02d}.jpg": "v0" for number in range(random.randint(1, 14))})
+    writers = [Writer(world, name) for name in "abc"[: random.choice((1, 1, 2, 2, 3))]]
+    turns = Turns(random, {writer.name for writer in writers})
+    trouble = random.choice((0.0, 0.01, 0.03, 0.1))
+    failures: list[BaseException] = []
+
+    def before(name: str, call: str) -> Fault | None:
+        turns.wait(name)
+        if random.random() < trouble / 2:
+            change(random, world)
+        if len(writers) > 1 and random.random() < trouble:
+            turns.freeze(name, random.randint(1, 200))
+        return random.choice(FAULTS) if random.random() < trouble else None
+
+    def dies(shard: int, isolated: bool) -> str | None:
+        return None if isolated or random.random() > trouble else random.choice(("before", "after"))
+
+    def work(writer: Writer) -> None:
+        try:
+            for _ in range(STARTS):
+                try:
+                    writer.start(new_run=random.random() < 0.15)
+                except (Crash, RunStopped, StoreError):
+                    continue
+        except BaseException as error:  # noqa: BLE001 - raised in the thread of the test
+            failures.append(error)
+        finally:
+            turns.done(writer.name)
+
+    world.before_call = before
+    threads = [threading.Thread(target=work, args=(writer,)) for writer in writers]
+    for writer in writers:
+        writer.dies = dies  # type: ignore[assignment]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    world.before_call = lambda _name, _call: None
+    last = Writer(world, "z")
+    try:
+        last.start()  # resumes what is unfinished
+    except RunStopped as stopped:
+        # a start that died while it sealed: the sentence says what to do
+        assert "was sealed" in str(stopped)  # noqa: PT017 - one of two ways
+        last.start(new_run=True)
+    last.start()  # and labels what has changed since that was planned
+    check_whole(world, may_leave_parts=True)
+    return world
+
+
+def change(random: Random, world: World) -> None:
+    """Add, change or delete an image: each version is a new one."""
+    uri = f"s3://lake/{random.randint(0, 20):02d}.jpg"
+    if random.random() < 0.2 and len(world.lake) > 1:
+        world.lake.pop(uri, None)
+    else:
+        world.lake[uri] = f"v{world.calls}"
+
+
+def seeds() -> list[range]:
+    one = os.environ.get("SIMULATION_SEED")
+    if one is not None:
+        return [range(int(one), int(one) + 1)]
+    return [range(start, min(start + AT_ONCE, FIRST + COUNT)) for start in range(FIRST, FIRST + COUNT, AT_ONCE)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("some", seeds(), ids=lambda some: f"{some.start}-{some.stop - 1}")
+def test_whatever_happens_each_image_has_one_row_in_the_end(some: range) -> None:
+    for seed in some:
+        try:
+            simulate(seed)
+        except BaseException as error:
+            raise AssertionError(
+                f"seed {seed}: {error!r}\nagain: SIMULATION_SEED={seed} python -m pytest tests/simulation/test_seeds.py"
+            ) from error
+
+
+def test_a_seed_is_replayed_to_the_last_call() -> None:
+    first, second = simulate(5), simulate(5)
+
+    assert first.calls == second.calls
+    assert [entry.key for entry in first.objects.list()] == [entry.key for entry in second.objects.list()]

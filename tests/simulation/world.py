@@ -1,0 +1,270 @@
+"""A world to run whole labelling runs in: a store whose every call may go wrong, a clock, a detector, a reader.
+
+A *writer* is a process that runs the same command again and again. Each of its store calls passes `World.call`, where a
+plan of faults decides what becomes of it: it crashes before or after its effect, its answer is lost, or it waits while
+others go on. After every call a reader looks at the table and holds it against what it saw before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+from unittest.mock import patch
+
+from pipelines.labelling.labeler import ShardReport
+from pipelines.labelling.manifest import PlannedSegment, read_manifest, read_shard
+from pipelines.labelling.publish import commit_part
+from pipelines.labelling.run import Run, RunRequest, find_unfinished, list_runs
+from pipelines.labelling.segments import Outcome
+from pipelines.labelling.start import Finished, Selection, run_start
+from pipelines.lake.listing import LakeObject, Listing
+from pipelines.store import Blob, Entry, StoreDown
+from pipelines.store.memory import MemoryStore
+from pipelines.table import NO_COLUMNS, Detected, Origin, Row, decode, rows_to_table
+
+SEGMENT_SHARDS = 6  # so that 20 shards are four segments
+
+Fault = Literal["crash before", "crash after", "answer lost", "refused"]
+
+
+class Crash(BaseException):
+    """The process is dead: nothing of it runs any further, no `except Exception` and no retry."""
+
+
+@dataclass
+class Clock:
+    """Time passes when somebody sleeps."""
+
+    seconds: float = 0.0
+
+    def now(self) -> datetime:
+        return datetime(2026, 11, 26, tzinfo=UTC) + timedelta(seconds=self.seconds)
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+class Inline(Executor):
+    """Does at once, in the calling thread, what is submitted."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:  # type: ignore[override]
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:  # noqa: BLE001 - handed to whoever asks for the result
+            future.set_exception(error)
+        return future
+
+
+class LazyPlan:
+    """Each segment is a wave of its own, planned when the one before is labelled."""
+
+    def __init__(self, plan: Iterator[PlannedSegment]) -> None:
+        self._plan, self.images_planned, self.is_complete = plan, 0, False
+
+    def waves(self) -> Iterator[list[PlannedSegment]]:
+        for segment in self._plan:
+            self.images_planned += segment.images
+            yield [segment]
+        self.is_complete = True
+
+
+@dataclass
+class World:
+    """The table, the lake, and what happens at which call.
+
+    Attributes:
+        lake: the etag of each image, now.
+        before_call: is told each call before it is done, and answers with what goes wrong with it.
+    """
+
+    lake: dict[str, str]
+    objects: MemoryStore = field(default_factory=lambda: MemoryStore("memory://table"))
+    clock: Clock = field(default_factory=Clock)
+    before_call: Callable[[str, str], Fault | None] = lambda _name, _call: None
+    calls: int = 0
+    seen: dict[str, bytes] = field(default_factory=dict)
+
+    def call(self, writer: str, call: str, do: Callable[[], Any]) -> Any:
+        """Do one call to the store for a writer, or what the plan of faults makes of it; then look as a reader does."""
+        self.calls += 1
+        fault = self.before_call(writer, call)
+        if fault == "crash before":
+            raise Crash(call)
+        if fault == "refused":
+            raise StoreDown(f"{call}: no answer")
+        try:
+            result = do()
+        finally:
+            if call.startswith(("put data/", "delete data/")):
+                self.read()
+        if fault == "crash after":
+            raise Crash(call)
+        if fault == "answer lost":
+            raise StoreDown(f"{call}: the answer was lost")
+        return result
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return the rows that any reader sees now: of whole files, that never change or vanish, each image once."""
+        now = {entry.key: self.objects.get(entry.key).data for entry in self.objects.list("data/")}
+        for key, data in self.seen.items():
+            assert now.get(key) == data, f"{key} changed or vanished under its readers"
+        self.seen = now
+        rows = [row for key, data in now.items() for row in decode(data, name=key).to_pylist()]
+        keys = [(row["uri"], row["etag"], row["model"]) for row in rows if row["status"] == "ok"]
+        assert len(set(keys)) == len(keys), f"an image has two rows: {sorted(keys)}"
+        return rows
+
+
+class WriterStore:
+    """The table as one writer reaches it: over a network where everything may go wrong."""
+
+    def __init__(self, world: World, writer: str) -> None:
+        self._world, self._writer, self.uri = world, writer, world.objects.uri
+
+    def list(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
+        found = self._call(f"list {prefix}", lambda: list(self._world.objects.list(prefix, after)))
+        yield from found
+
+    def head(self, key: str) -> Entry:
+        found: Entry = self._call(f"head {key}", lambda: self._world.objects.head(key))
+        return found
+
+    def get(self, key: str) -> Blob:
+        found: Blob = self._call(f"get {key}", lambda: self._world.objects.get(key))
+        return found
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        found: bytes = self._call(f"get {key}", lambda: self._world.objects.get_range(key, start, length))
+        return found
+
+    def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
+        etag: str | None = self._call(
+            f"put {key}", lambda: self._world.objects.put(key, data, create=create, if_match=if_match)
+        )
+        return etag
+
+    def delete(self, key: str) -> None:
+        self._call(f"delete {key}", lambda: self._world.objects.delete(key))
+
+    def _call(self, call: str, do: Callable[[], Any]) -> Any:
+        return self._world.call(self._writer, call, do)
+
+
+@dataclass
+class Writer:
+    """A command that is started again and again; `starts` numbers its processes, each of which has tokens of its own.
+
+    `dies` tells of a shard whether the process of its actor dies before its commit, after it, or not at all.
+    """
+
+    world: World
+    name: str = "a"
+    model: str = "detr@1"
+    starts: int = 0
+    labelled: list[tuple[str, int]] = field(default_factory=list)
+    dies: Callable[[int, bool], Literal["before", "after"] | None] = lambda _shard, _isolated: None
+
+    def start(self, *, new_run: bool = False, selection: Selection | None = None) -> Finished:
+        """Run the command once: to its end, its crash, or a sentence."""
+        self.starts += 1
+        return run_start(
+            WriterStore(self.world, self.name),
+            RunRequest(self.model, self.model, {"threshold": 0.5}, 1, {}),
+            Listing((self._list,), NO_COLUMNS),
+            selection or Selection(),
+            new_run=new_run,
+            label_shards=self._label,
+            plan_ahead=LazyPlan,
+            publisher=Inline(),
+            clock=self.world.clock,
+            tail=f"{self.name}{self.starts:03d}",
+            threads=1,
+        )
+
+    def _list(self, after: str | None) -> Iterator[LakeObject]:
+        return iter([LakeObject(uri, etag) for uri, etag in sorted(self.world.lake.items()) if uri > (after or "")])
+
+    def _label(self, run: Run, shards: Sequence[int], *, isolated: bool) -> Iterator[Outcome]:
+        store = WriterStore(self.world, self.name)
+        for shard in shards:
+            death = self.dies(shard, isolated)
+            if death == "before":
+                continue
+            rows = [row_of(item.uri, self.world.lake.get(item.uri)) for item in read_shard(store, run.run_id, shard)]
+            origin = Origin(run.model, 0.5, run.run_id, shard, self.world.clock.now())
+            token = f"{self.name}-{self.starts}-{shard}-{isolated}"
+            try:
+                commit_part(store, run.run_id, shard, rows_to_table(rows, origin=origin), token=token)
+            except StoreDown as error:
+                yield Outcome(failure=str(error))
+                continue
+            self.labelled.append((run.run_id, shard))
+            if death != "after":
+                yield Outcome(ShardReport(shard, len(rows), len(rows), {}, 0.0, 0.0, 0.0, 0.0))
+
+
+def row_of(uri: str, etag: str | None) -> Row:
+    """Return what the detector finds in an image: a function of its version alone."""
+    if etag is None:
+        return Row(uri, error_kind="missing", error="it was there when it was listed")
+    score = int.from_bytes(hashlib.sha256(f"{uri} {etag}".encode()).digest()[:2]) / 65536
+    return Row(uri, etag, 1, 4, 4, detections=Detected([1], ("cat",), [score], [[0, 0, 1, 1]]))
+
+
+def expected(uri: str, etag: str) -> float:
+    """Return the score that the row of an image must have."""
+    found = row_of(uri, etag).detections
+    assert found is not None
+    return float(found.scores[0])  # type: ignore[index, arg-type]
+
+
+@contextmanager
+def small_segments() -> Iterator[None]:
+    """Have segments of few shards, so that a run of twenty has several: all of a test runs in this."""
+    with (
+        patch("pipelines.labelling.plan.SEGMENT_SHARDS", SEGMENT_SHARDS),
+        patch("pipelines.labelling.manifest.SEGMENT_SHARDS", SEGMENT_SHARDS),
+        patch("pipelines.labelling.segments.SEGMENT_SHARDS", SEGMENT_SHARDS),
+    ):
+        yield
+
+
+def check_end(world: World) -> None:
+    """Hold a table whose runs have ended against the model of it: each planned image in one row, and nothing else."""
+    rows = world.read()
+    table = world.objects
+    assert find_unfinished(table) is None
+    planned: list[str] = []
+    for run in list_runs(table):
+        for segment in read_manifest(table, run.run_id):
+            for shard in segment.shards:
+                uris = [item.uri for item in read_shard(table, run.run_id, shard)]
+                found = [row["uri"] for row in rows if (row["run_id"], row["shard"]) == (run.run_id, shard)]
+                assert found in (uris, []), f"shard {shard} of {run.run_id} has other rows than planned"
+                planned += found
+    assert sorted(planned) == sorted(row["uri"] for row in rows), "a row is of no plan"
+    for row in rows:
+        if row["status"] == "ok":
+            assert abs(row["detections"][0]["score"] - expected(row["uri"], row["etag"])) < 1e-6
+
+
+def check_whole(world: World, model: str = "detr@1", *, may_leave_parts: bool = False) -> None:
+    """After `check_end`: every image of the lake, as it is now, has its row.
+
+    A zombie may commit a part when its run has ended, and removing parts may fail: nobody reads what stays.
+    """
+    check_end(world)
+    has = {(row["uri"], row["etag"]) for row in world.read() if row["status"] == "ok" and row["model"] == model}
+    assert has >= set(world.lake.items()), f"not labelled: {sorted(set(world.lake.items()) - has)}"
+    assert not list(world.objects.list("data/.")), "orphans"
+    parts = [entry.key for entry in world.objects.list("_runs/") if entry.key.endswith(".part")]
+    assert may_leave_parts or not parts, f"parts are left: {parts}"
