@@ -21,12 +21,14 @@ def test_six_hundred_damaged_images_are_pictures_or_image_errors() -> None:
     refuse_findings(fuzz("image", seed=1, cases=600), cases=600)
 
 
+@pytest.mark.long
 @pytest.mark.faults
 @pytest.mark.slow
 def test_thirty_thousand_damaged_images_are_pictures_or_image_errors() -> None:
     refuse_findings(fuzz("image", seed=20261126, cases=30_000), cases=30_000)
 
 
+@pytest.mark.long
 @pytest.mark.faults
 @pytest.mark.slow
 @pytest.mark.skipif(not awkward_files(), reason=f"no awkward files: put a collection of them into {FOLDER}")

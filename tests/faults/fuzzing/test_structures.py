@@ -11,6 +11,7 @@ def test_what_is_damaged_is_refused_in_one_sentence_or_harmless(suite: str, case
     refuse_findings(suite, seed=1, cases=cases)
 
 
+@pytest.mark.long
 @pytest.mark.faults
 @pytest.mark.slow
 @pytest.mark.parametrize(("suite", "cases"), [("table", 1000), ("model", 600), ("annotations", 600), ("lists", 600)])

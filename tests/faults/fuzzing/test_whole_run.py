@@ -55,6 +55,7 @@ def test_a_run_over_a_hundred_damaged_images_has_a_row_for_each(tmp_path: Path) 
 
 
 @pytest.mark.ray
+@pytest.mark.long
 @pytest.mark.faults
 @pytest.mark.slow
 def test_a_run_over_two_thousand_damaged_images_has_a_row_for_each(tmp_path: Path) -> None:
