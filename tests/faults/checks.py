@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipelines.labelling.manifest import PlannedSegment, read_manifest, read_uris
+from pipelines.labelling.manifest import PlannedSegment, read_manifest, read_planned
 from pipelines.labelling.publish import table_file_key
 from pipelines.store import open_store
 from tests.faults.reader import read_once
@@ -54,7 +54,7 @@ def check_table(table: Path, run_id: str) -> int:
     """The one finished run of a table holds what was planned, once, and nothing else; return its images."""
     store = open_store(str(table))
     segments = [segment for segment in read_manifest(store, run_id) if segment.ending is None]
-    planned = Counter(uri for segment in segments for uri in read_uris(store, run_id, segment.index).to_pylist())
+    planned = Counter(uri for segment in segments for uri in read_planned(store, run_id, segment.index)[0].to_pylist())
     reading = read_once(table / "data")
 
     assert planned
