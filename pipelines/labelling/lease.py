@@ -278,14 +278,17 @@ def held_sentence(uri: str, holder: Holder, now: datetime) -> str:
 
 def _replace(table: Store, lease: Lease, holder: Holder, now: datetime) -> Lease:
     etag = lease.etag or table.head(LEASE_KEY).etag  # not every store answers a put with it
-    assert etag is not None, "a store that replaces conditionally has etags"
-    try:
-        return Lease(holder, table.put(LEASE_KEY, _encode(holder), if_match=etag))
-    except Changed:
-        there, etag = _read(table)
-        if there.token == holder.token:  # our own put, whose answer was lost
+    while True:
+        assert etag is not None, "a store that replaces conditionally has etags"
+        try:
+            return Lease(holder, table.put(LEASE_KEY, _encode(holder), if_match=etag))
+        except Changed:
+            seen, (there, etag) = etag, _read(table)
+        if there == holder:  # this very put, whose answer was lost
             return Lease(there, etag)
-        raise LeaseHeld(held_sentence(table.uri, there, now)) from None
+        if there.token != holder.token or etag == seen:
+            raise LeaseHeld(held_sentence(table.uri, there, now))
+        # an earlier put of ours, whose answer was lost: what is to be written now is not there yet
 
 
 def _read(table: Store) -> tuple[Holder, str | None]:

@@ -144,6 +144,26 @@ def test_a_put_that_meets_itself_after_a_lost_answer_is_ours() -> None:
     assert acquire(table, ELSEWHERE, token="b", now=later(61)).holder.token == "b"
 
 
+def test_a_lease_is_given_up_though_the_answer_to_the_heartbeat_before_was_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table = memory_store()
+    lease = acquire(table, ELSEWHERE, token="a", now=NOW)
+    put = MemoryStore.put
+
+    def losing(self: MemoryStore, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> None:
+        put(self, key, data, create=create, if_match=if_match)
+        raise StoreDown("the answer was lost")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MemoryStore, "put", losing)
+        with pytest.raises(StoreDown):
+            renew(table, lease, now=later(30))
+    release(table, lease, now=later(40))
+
+    assert acquire(table, HERE, token="b", now=later(41)).holder.token == "b"
+
+
 def test_every_kind_of_store_knows_one_writer(store: Store) -> None:
     said: list[str] = []
     with held(store, "a"):
