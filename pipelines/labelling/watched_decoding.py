@@ -43,6 +43,7 @@ class WatchedDecoder:
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._watch = threading.Thread(target=self._run, name="decoding-watch", daemon=True)
+        _end_if_silent()  # here, too: the first image may hold the lock before the watch has had it once
         self._watch.start()
 
     def look(self, data: bytes) -> Header:
@@ -79,7 +80,7 @@ class WatchedDecoder:
 
     def _look_again_and_again(self) -> None:
         while not self._closed.wait(TICK_SECONDS):
-            faulthandler.dump_traceback_later(SILENT_SECONDS, exit=True, file=2)  # put off by every turn
+            _end_if_silent()
             with self._lock:
                 calls = list(self._calls)
             for call in calls:
@@ -90,6 +91,11 @@ class WatchedDecoder:
                 if spent.computing > self._limits.cpu_seconds or spent.asleep > self._limits.asleep_seconds:
                     self._on_hang(_sentence(call.data, spent))
                     return
+
+
+def _end_if_silent() -> None:
+    """End this process with a traceback after a while without another call of this."""
+    faulthandler.dump_traceback_later(SILENT_SECONDS, exit=True, file=2)
 
 
 def end_process(reason: str) -> None:

@@ -56,7 +56,7 @@ class AnnotationsSuite:
         return damage_json(random, whole) if random.random() < 0.7 else mutate(random, whole, (COCO, RESULTS))
 
     def outcome(self, number: int) -> str:
-        """Return which readers refuse it."""
+        """Return which readers refuse it, or that none does."""
         data = self.data(number)
         self._file.write_bytes(data)
         uses = {"results": self._results} if number % 2 else {"evaluation": self._evaluation, "shards": self._shards}
@@ -70,7 +70,7 @@ class AnnotationsSuite:
                 assert "damaged.json" in sentence, sentence
                 assert len(sentence) < 2000, sentence[:3000]
                 refused.append(name)
-        return f"refused by {' and '.join(refused) or 'none'} of {' and '.join(uses)}"
+        return f"refused by {' and '.join(refused)}" if refused else f"read by {' and '.join(uses)}"
 
     def _results(self) -> None:
         read_results(str(self._file), range(4))
