@@ -165,11 +165,11 @@ def read_shard(table: Store, run_id: str, shard: int) -> tuple[LakeObject, ...]:
     return tuple(map(LakeObject, uris, etags, sizes, values))
 
 
-def read_planned(table: Store, run_id: str, index: int) -> tuple[pa.ChunkedArray, pa.Schema]:
-    """Return the URIs of a segment in the plan's order, as one column of text, and its kept columns."""
+def read_planned(table: Store, run_id: str, index: int) -> tuple[pa.Table, pa.Schema]:
+    """Return the columns `uri` and `etag` of a segment in the plan's order, and the schema of its kept columns."""
     file, name = _open(table, run_id, index)
     with parquet_of(name):
-        return file.read(columns=["uri"])["uri"], _kept(file)
+        return file.read(columns=["uri", "etag"]), _kept(file)
 
 
 def read_kept_schema(table: Store, run_id: str) -> pa.Schema:

@@ -12,6 +12,7 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.labelling.changed_back import without_second_rows
 from pipelines.labelling.manifest import PlannedSegment, read_planned
 from pipelines.labelling.run import Run, run_key, sealed_sentence
 from pipelines.once import put_once
@@ -209,7 +210,7 @@ def _read_parts(table: Store, run_id: str, segment: PlannedSegment, threads: int
     first = 0
     for shard, images, part in zip(segment.shards, segment.shard_images, parts, strict=True):
         # not the labels of columns alone: a file of other columns could be read by nobody beside the table's others
-        if part.schema.remove_metadata() != schema or not part["uri"].equals(planned.slice(first, images)):
+        if part.schema.remove_metadata() != schema or not part["uri"].equals(planned["uri"].slice(first, images)):
             raise RunStopped(
                 f"{join_uri(table.uri, part_key(run_id, shard))} does not hold its {images:,} planned images, "
                 "each in one row "
@@ -217,7 +218,8 @@ def _read_parts(table: Store, run_id: str, segment: PlannedSegment, threads: int
             )
         first += images
     with parquet_of(f"the parts of segment {segment.index} of {table.uri}"):
-        return pa.concat_tables(parts)
+        rows = pa.concat_tables(parts)
+    return without_second_rows(table, run_id, rows, planned["etag"], threads=threads)
 
 
 def _plain(table: pa.Table) -> pa.Table:

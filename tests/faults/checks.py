@@ -54,7 +54,9 @@ def check_table(table: Path, run_id: str) -> int:
     """The one finished run of a table holds what was planned, once, and nothing else; return its images."""
     store = open_store(str(table))
     segments = [segment for segment in read_manifest(store, run_id) if segment.ending is None]
-    planned = Counter(uri for segment in segments for uri in read_planned(store, run_id, segment.index)[0].to_pylist())
+    planned = Counter(
+        uri for segment in segments for uri in read_planned(store, run_id, segment.index)[0]["uri"].to_pylist()
+    )
     reading = read_once(table / "data")
 
     assert planned

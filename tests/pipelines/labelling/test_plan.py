@@ -165,7 +165,7 @@ def test_what_is_read_is_what_was_planned(store: Store) -> None:
     assert segment == PlannedSegment(0, (2, 1), segment.position)
     assert [read_shard(store, "run", shard) for shard in segment.shards] == [tuple(listed[:2]), tuple(listed[2:])]
     assert read_kept_schema(store, "run") == kept
-    assert read_planned(store, "run", 0)[0].to_pylist() == ["s3://b/ä.jpg", "s3://b/ö.jpg", "s3://b/ü.jpg"]
+    assert read_planned(store, "run", 0)[0]["uri"].to_pylist() == ["s3://b/ä.jpg", "s3://b/ö.jpg", "s3://b/ü.jpg"]
     assert [planned.ending for planned in read_manifest(store, "run")] == [None, "complete"]
     assert read_complete(store, "run") == segment.position.counts
 

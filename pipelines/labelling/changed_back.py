@@ -1,0 +1,103 @@
+"""Images that changed, while a run went on, to a version that an earlier run has labelled: no second row of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.parquet_files import open_object, parquet_of
+from pipelines.store import Entry, Store, join_uri
+
+KIND: Final = "fetch_failed"  # passing: whatever the object is at the next run, the plan of that run sees it
+
+Version = tuple[str, str]
+"""The URI and etag of an object."""
+
+
+def without_second_rows(
+    table: Store, run_id: str, rows: pa.Table, planned_etags: pa.ChunkedArray, *, threads: int
+) -> pa.Table:
+    """Return a run's rows with those that the table has already, from an earlier run, turned into errors.
+
+    A plan leaves out what is labelled, by the etag of the listing. An object that was overwritten afterwards is
+    labelled as what was read; where that is a version of before, its row would be the second of one (uri, etag, model).
+    The rows of runs before this one do not change any more, so every caller gets the same. Fetches the names in those
+    row groups of earlier files that may hold such an image, nothing if no object changed.
+
+    Args:
+        table: the table.
+        run_id: of the rows.
+        rows: of one segment.
+        planned_etags: as listed, one for each row.
+        threads: how many files are read at once.
+
+    Raises:
+        RunStopped: a file of the table is damaged.
+        StoreError: the store refused.
+    """
+    is_ok = pc.equal(rows["status"].cast(pa.string()), "ok")
+    changed = rows.filter(pc.and_(is_ok, pc.fill_null(pc.not_equal(rows["etag"], planned_etags), fill_value=False)))
+    if not len(changed):
+        return rows
+    wanted = set(zip(changed["uri"].to_pylist(), changed["etag"].to_pylist(), strict=True))
+    found = _labelled_before(table, run_id, changed["model"][0].as_py(), wanted, threads)
+    if not found:
+        return rows
+    pairs = zip(rows["uri"].to_pylist(), rows["etag"].to_pylist(), strict=True)
+    second = pc.and_(pa.chunked_array([[pair in found for pair in pairs]], pa.bool_()), is_ok)
+    said = {
+        "status": "error",
+        "error_kind": KIND,
+        "error": "the object changed while the run went on, back to a version whose row the table has already",
+        "detections": None,
+    }
+    for name, value in said.items():
+        column = rows.schema.field(name)
+        plain = rows[name].cast(column.type.value_type) if pa.types.is_dictionary(column.type) else rows[name]
+        settled = pc.if_else(second, pa.scalar(value, plain.type), plain)
+        rows = rows.set_column(rows.schema.get_field_index(name), column, settled.cast(column.type))
+    return rows
+
+
+def _labelled_before(
+    table: Store, run_id: str, model: str, wanted: Collection[Version], threads: int
+) -> frozenset[Version]:
+    """Return which versions have an `ok` row in the table's files of other runs."""
+    uris = sorted(uri for uri, _ in wanted)
+
+    def in_file(entry: Entry) -> set[Version]:
+        with parquet_of(join_uri(table.uri, entry.key)):
+            size = entry.size if entry.size is not None else len(table.get(entry.key).data)
+            file = open_object(table, entry.key, size)
+            groups = [group for group in range(file.num_row_groups) if _may_hold(file, group, uris)]
+            if not groups:
+                return set()
+            rows = file.read_row_groups(groups, columns=["uri", "etag", "status", "model"])
+            is_ok = pc.equal(rows["status"].cast(pa.string()), "ok")
+            rows = rows.filter(pc.and_(is_ok, pc.equal(rows["model"].cast(pa.string()), model)))
+            rows = rows.filter(pc.is_in(rows["uri"], value_set=pa.array(uris, pa.string())))
+            return set(zip(rows["uri"].to_pylist(), rows["etag"].to_pylist(), strict=True)) & set(wanted)
+
+    entries = [
+        entry
+        for entry in table.list("data/")
+        if entry.key.endswith(".parquet") and not entry.key.startswith(f"data/{run_id}/")
+    ]
+    if threads == 1:
+        return frozenset().union(*map(in_file, entries))
+    with ThreadPoolExecutor(threads) as pool:
+        return frozenset().union(*pool.map(in_file, entries))
+
+
+def _may_hold(file: pq.ParquetFile, group: int, uris: list[str]) -> bool:
+    """Return whether a row group may hold one of some sorted URIs, by its statistics."""
+    column = file.metadata.row_group(group).column(file.schema_arrow.get_field_index("uri"))
+    statistics = column.statistics
+    if statistics is None or not statistics.has_min_max:
+        return True
+    return any(statistics.min <= uri <= statistics.max for uri in uris)
