@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 
 from pipelines.labelling.manifest import Position, Segment, read_kept_schema, read_manifest, write_segment
 from pipelines.labelling.publish import write_sealed_file
-from pipelines.labelling.run import End, Run, end_run
-from pipelines.store import Store
+from pipelines.labelling.run import End, Run, end_run, run_key
+from pipelines.once import put_once
+from pipelines.store import NotFound, Store
 from pipelines.table import NO_COLUMNS
 
 
 def seal_run(table: Store, run: Run, *, now: datetime) -> End:
     """Close a run's manifest, create its unpublished table files without rows, then write that it has ended.
 
-    In this order, so that after a crash anywhere the run is still unfinished and sealing it again completes it. What
-    it has published stays. Whoever else ended the run in the same moment is right: how it ended is returned.
+    In this order, so that after a crash anywhere the run is still unfinished and sealing it again completes it, which
+    every start does that finds the seal begun. What the run has published stays. Whoever else ended it in the same
+    moment is right: how it ended is returned.
 
     Raises:
         RunStopped: the manifest is damaged.
         StoreError: the store refused; seal again.
     """
+    record = {"sealed_at": now.isoformat()}
+    put_once(table, _begun_key(run.run_id), (json.dumps(record, indent=2) + "\n").encode())
     segments = list(read_manifest(table, run.run_id))
     while not segments or segments[-1].ending is None:
         # a planner that is still alive may be faster: then there is one segment more to close behind
@@ -31,3 +36,16 @@ def seal_run(table: Store, run: Run, *, now: datetime) -> End:
     for segment in segments[:-1]:
         write_sealed_file(table, run, segment.index, kept)
     return end_run(table, run.run_id, End("sealed", now, {}))
+
+
+def is_seal_begun(table: Store, run_id: str) -> bool:
+    """Return whether a start has begun to seal a run: some of its files may be closed, and it cannot be resumed."""
+    try:
+        table.head(_begun_key(run_id))
+    except NotFound:
+        return False
+    return True
+
+
+def _begun_key(run_id: str) -> str:
+    return run_key(run_id, "sealing.json")

@@ -16,7 +16,7 @@ from pipelines.labelling.plan import write_plan
 from pipelines.labelling.progress import Progress
 from pipelines.labelling.publish import THREADS, read_done, remove_parts, verify_run
 from pipelines.labelling.run import Run, RunRequest, find_unfinished, finish_run, latest_run, read_end, start_run
-from pipelines.labelling.seal import seal_run
+from pipelines.labelling.seal import is_seal_begun, seal_run
 from pipelines.labelling.segments import Outcome, label_segments
 from pipelines.lake.listing import LakeObject, Listing
 from pipelines.store import Store, StoreError
@@ -101,7 +101,7 @@ def run_start(
         request: What the run shall do.
         listing: The images.
         selection: Which of them.
-        new_run: Seal the unfinished run instead of resuming it.
+        new_run: Seal the unfinished run instead of resuming it. One whose sealing was begun before is sealed anyway.
         label_shards: Labels and commits.
         plan_ahead: Makes the plan while what is durable of it is labelled.
         publisher: What table files are published in, beside labelling.
@@ -122,11 +122,10 @@ def run_start(
     latest = latest_run(table)
     if latest is not None and read_end(table, latest.run_id) is not None:
         remove_parts(table, latest.run_id, threads=threads)  # the start that ended it may have died before it had
-    if new_run:
-        unfinished = find_unfinished(table)
-        if unfinished is not None:
-            seal_run(table, unfinished, now=clock.now())
-            remove_parts(table, unfinished.run_id, threads=threads)
+    unfinished = find_unfinished(table)
+    if unfinished is not None and (new_run or is_seal_begun(table, unfinished.run_id)):
+        seal_run(table, unfinished, now=clock.now())
+        remove_parts(table, unfinished.run_id, threads=threads)
     run, resumed = start_run(table, request, now=clock.now(), tail=tail)
     show(Progress(f"resuming run {run.run_id}" if resumed else "planning"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -94,3 +95,29 @@ def test_a_call_that_always_fails_ends_in_a_sentence_and_is_finished_when_it_wor
             check_whole(world)
         except AssertionError as error:
             raise AssertionError(f"{fault} for ever at call {place} ({broken}): {error}") from error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_seal_that_fails_anywhere_is_completed_by_a_start_that_does_not_ask_for_it(fault: Fault) -> None:
+    for place in itertools.count(1):
+        world = World(lake(8))
+        world.before_call = lambda _writer, call: "crash before" if call.startswith("put data/") else None
+        with pytest.raises(Crash):
+            Writer(world, "a").start()  # labelled, not published
+        calls = world.calls
+        world.before_call = lambda _writer, _call, world=world, last=calls + place: (  # type: ignore[misc]
+            fault if world.calls == last else None
+        )
+        writer = Writer(world, "b")
+        try:
+            writer.start(new_run=True)
+            if world.calls < calls + place:
+                return  # the whole start without a failure
+        except (Crash, RunStopped, StoreError):
+            pass
+        try:
+            run_until_finished(world, writer)
+            check_whole(world)
+        except AssertionError as error:
+            raise AssertionError(f"{fault} at call {place}: {error}") from error

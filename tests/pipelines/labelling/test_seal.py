@@ -12,7 +12,7 @@ from pipelines.labelling.manifest import PlannedSegment, read_manifest, read_sha
 from pipelines.labelling.plan import write_plan
 from pipelines.labelling.publish import commit_part, publish_group, verify_run
 from pipelines.labelling.run import End, Run, RunRequest, find_unfinished, finish_run, read_end, read_state, start_run
-from pipelines.labelling.seal import seal_run
+from pipelines.labelling.seal import is_seal_begun, seal_run
 from pipelines.lake.listing import LakeObject, Listing
 from pipelines.stopped import RunStopped
 from pipelines.store import Store, StoreDown, memory_store
@@ -165,7 +165,7 @@ class Dying:
         return self._inner.put(key, data, create=create, if_match=if_match)
 
 
-@pytest.mark.parametrize("writes", range(6))  # one more than it needs
+@pytest.mark.parametrize("writes", range(7))  # one more than it needs
 def test_a_seal_that_was_interrupted_anywhere_is_completed_by_the_next(writes: int) -> None:
     table = memory_store()
     old, _ = start(table, "0001")
@@ -175,10 +175,11 @@ def test_a_seal_that_was_interrupted_anywhere_is_completed_by_the_next(writes: i
     label(table, old, second)
     publish_group(table, old, second)
 
-    if writes < 5:
+    if writes < 6:
         with pytest.raises(StoreDown):
             seal_run(Dying(table, writes), old, now=NOW)
         assert find_unfinished(table) == old
+        assert is_seal_begun(table, old.run_id) == (writes > 0)
     else:
         seal_run(Dying(table, writes), old, now=NOW)
 
