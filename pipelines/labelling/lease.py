@@ -183,7 +183,7 @@ class _Keeper:
         self._table, self._held, self._clock = table, held, clock
         self._lost: str | None = None
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
@@ -201,6 +201,13 @@ class _Keeper:
                 release(self._table, held, now=self._clock.now())
         except StoreError as error:  # the run's own outcome is what counts; the lease ends by silence
             _logger.warning("the lease of %s could not be given up: %s", self._table.uri, error)
+
+    def _run(self) -> None:
+        try:
+            self._beat()
+        finally:  # whatever ended it, traceback or not: without a heartbeat others take the lease over
+            if not self._ended.is_set() and self._lost is None:
+                self._lost = "its heartbeat has stopped; the log says why."
 
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT_SECONDS):
@@ -325,9 +332,10 @@ def _encode(holder: Holder) -> bytes:
 
 
 def _started(pid: int) -> str | None:
-    """Return when a process of this machine was started, in the kernel's ticks; None if there is none."""
+    """Return when a process of this machine was started, in the kernel's ticks; None if there is none, or it ended."""
     try:
-        # behind the name, which may hold anything, comes field 3; the start is field 22
-        return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[19]
+        # behind the name, which may hold anything, comes field 3, the state; the start is field 22
+        fields = Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]  # a zombie waits for its parent only
     except (FileNotFoundError, ProcessLookupError):
         return None

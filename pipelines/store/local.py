@@ -99,7 +99,8 @@ class LocalStore:
     def lock(self, key: str) -> int | None:
         """Lock a file, made if need be, for this process; return the descriptor that holds the lock, None if held.
 
-        Closing the descriptor gives the lock up, and so does the end of the process, whatever ends it.
+        Closing the descriptor gives the lock up, and so does the end of the process, whatever ends it, and of the
+        children that it forked meanwhile and that have not executed another program.
         """
         path = self._path(key)
         try:

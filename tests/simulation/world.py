@@ -8,24 +8,26 @@ others go on. After every call a reader looks at the table and holds it against 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 from unittest.mock import patch
 
 from pipelines.labelling.labeler import ShardReport
+from pipelines.labelling.lease import LEASE_KEY, LEASE_SECONDS, Lease, Process, acquire, release, renew
 from pipelines.labelling.manifest import PlannedSegment, read_manifest, read_shard
 from pipelines.labelling.publish import commit_part
 from pipelines.labelling.run import Run, RunRequest, find_unfinished, list_runs
 from pipelines.labelling.segments import Outcome
 from pipelines.labelling.start import Finished, Selection, run_start
 from pipelines.lake.listing import LakeObject, Listing
-from pipelines.store import Blob, Entry, StoreDown
+from pipelines.store import Blob, Entry, NotFound, StoreDown
 from pipelines.store.memory import MemoryStore
-from pipelines.table import NO_COLUMNS, Detected, Origin, Row, decode, rows_to_table
+from pipelines.table import ERROR_KINDS, NO_COLUMNS, Detected, Origin, Row, decode, rows_to_table
 
 SEGMENT_SHARDS = 6  # so that 20 shards are four segments
 
@@ -112,6 +114,24 @@ class World:
             raise StoreDown(f"{call}: the answer was lost")
         return result
 
+    def swap_lease(self, do: Callable[[], Any]) -> Any:
+        """Write the lease for a writer, and check that nobody took it from a holder who may be alive."""
+        before = self._lease()
+        result = do()
+        after = self._lease()
+        assert after is not None
+        if before is not None and before["process"]["host"] != after["process"]["host"] and not before["is_released"]:
+            silent = self.clock.now() - datetime.fromisoformat(before["heartbeat_at"])
+            assert silent.total_seconds() > LEASE_SECONDS, f"{after} took the lease of {before}"
+        return result
+
+    def _lease(self) -> dict[str, Any] | None:
+        try:
+            record: dict[str, Any] = json.loads(self.objects.get(LEASE_KEY).data)
+        except NotFound:
+            return None
+        return record
+
     def read(self) -> list[dict[str, Any]]:
         """Return the rows that any reader sees now: of whole files, that never change or vanish, each image once."""
         now = {entry.key: self.objects.get(entry.key).data for entry in self.objects.list("data/")}
@@ -147,9 +167,10 @@ class WriterStore:
         return found
 
     def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
-        etag: str | None = self._call(
-            f"put {key}", lambda: self._world.objects.put(key, data, create=create, if_match=if_match)
-        )
+        def do() -> str | None:
+            return self._world.objects.put(key, data, create=create, if_match=if_match)
+
+        etag: str | None = self._call(f"put {key}", (lambda: self._world.swap_lease(do)) if key == LEASE_KEY else do)
         return etag
 
     def delete(self, key: str) -> None:
@@ -163,24 +184,34 @@ class WriterStore:
 class Writer:
     """A command that is started again and again; `starts` numbers its processes, each of which has tokens of its own.
 
-    `dies` tells of a shard whether the process of its actor dies before its commit, after it, or not at all.
+    `dies` tells of a shard whether the process of its actor dies before its commit, after it, or not at all. With
+    `is_leased` each start takes the table's lease, and beats where a start asks whether it is still its own.
     """
 
     world: World
     name: str = "a"
     model: str = "detr@1"
+    threshold: float = 0.5
     starts: int = 0
     labelled: list[tuple[str, int]] = field(default_factory=list)
     dies: Callable[[int, bool], Literal["before", "after"] | None] = lambda _shard, _isolated: None
+    is_leased: bool = False
 
     def start(self, *, new_run: bool = False, selection: Selection | None = None) -> Finished:
         """Run the command once: to its end, its crash, or a sentence."""
         self.starts += 1
+        store = WriterStore(self.world, self.name)
+        with self._lease(store) if self.is_leased else nullcontext(lambda: None) as still_ours:
+            return self._start(store, still_ours, new_run=new_run, selection=selection or Selection())
+
+    def _start(
+        self, store: WriterStore, still_ours: Callable[[], None], *, new_run: bool, selection: Selection
+    ) -> Finished:
         return run_start(
-            WriterStore(self.world, self.name),
-            RunRequest(self.model, self.model, {"threshold": 0.5}, 1, {}),
+            store,
+            RunRequest(self.model, self.model, {"threshold": self.threshold}, 1, {}),
             Listing((self._list,), NO_COLUMNS),
-            selection or Selection(),
+            selection,
             new_run=new_run,
             label_shards=self._label,
             plan_ahead=LazyPlan,
@@ -188,7 +219,34 @@ class Writer:
             clock=self.world.clock,
             tail=f"{self.name}{self.starts:03d}",
             threads=1,
+            still_ours=still_ours,
         )
+
+    @contextmanager
+    def _lease(self, store: WriterStore) -> Iterator[Callable[[], None]]:
+        """Hold the lease as `lease.holding` does, with a heartbeat that the order of calls decides."""
+        # a machine for each writer: its next start sees that the one before is dead, others do not
+        process = Process(self.name, self.name, "pid:[1]", self.starts, "1")
+        now = self.world.clock.now
+        held = acquire(store, process, token=f"{self.name}-{self.starts}", now=now())
+
+        def beat() -> None:
+            nonlocal held
+            with suppress(StoreDown):
+                held = renew(store, held, now=now())
+
+        try:
+            yield beat
+        except Crash:
+            raise  # nobody gives anything up
+        except BaseException:
+            self._give_up(store, held)
+            raise
+        self._give_up(store, held)
+
+    def _give_up(self, store: WriterStore, held: Lease) -> None:
+        with suppress(StoreDown):
+            release(store, held, now=self.world.clock.now())
 
     def _list(self, after: str | None) -> Iterator[LakeObject]:
         return iter([LakeObject(uri, etag) for uri, etag in sorted(self.world.lake.items()) if uri > (after or "")])
@@ -213,9 +271,11 @@ class Writer:
 
 
 def row_of(uri: str, etag: str | None) -> Row:
-    """Return what the detector finds in an image: a function of its version alone."""
+    """Return what becomes of an image: a function of its version alone. `truncated 1` is such a version, for one."""
     if etag is None:
         return Row(uri, error_kind="missing", error="it was there when it was listed")
+    if etag.split()[0] in ERROR_KINDS:
+        return Row(uri, etag, error_kind=etag.split()[0], error="as its version says")
     score = int.from_bytes(hashlib.sha256(f"{uri} {etag}".encode()).digest()[:2]) / 65536
     return Row(uri, etag, 1, 4, 4, detections=Detected([1], ("cat",), [score], [[0, 0, 1, 1]]))
 

@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,7 +29,7 @@ from pipelines.labelling.lease import (
     this_process,
 )
 from pipelines.stopped import LeaseHeld, RunStopped
-from pipelines.store import Store, StoreDown, memory_store, open_store
+from pipelines.store import Misconfigured, Store, StoreDown, memory_store, open_store
 from pipelines.store.memory import MemoryStore
 
 NOW = datetime(2026, 11, 26, tzinfo=UTC)
@@ -204,11 +206,60 @@ def test_a_store_that_is_down_for_a_while_loses_no_lease(monkeypatch: pytest.Mon
             acquire(table, ELSEWHERE, token="b", now=datetime.now(UTC))
 
 
-def test_a_damaged_lease_is_told(store: Store) -> None:
-    store.put(LEASE_KEY, b'{"token": 1}')
-    if not store.uri.startswith("file:"):
-        with pytest.raises(Exception, match=r"_lease.json is damaged"):
-            acquire(store, HERE, token="b", now=NOW)
+@pytest.mark.parametrize("record", [b'{"token": 1}', b"\xff", b"[]", b"[" * 100_000])
+def test_a_damaged_lease_is_told(record: bytes) -> None:
+    table = memory_store()
+    table.put(LEASE_KEY, record)
+
+    with pytest.raises(Misconfigured, match=r"memory://store/_lease.json is damaged: .*Remove it when nobody does"):
+        acquire(table, HERE, token="b", now=NOW)
+
+
+def test_a_damaged_record_in_a_folder_matters_to_nobody_who_has_the_lock(tmp_path: Path) -> None:
+    table = open_store(str(tmp_path))
+    table.put(LEASE_KEY, b'{"token": 1}')
+
+    with held(table), pytest.raises(LeaseHeld, match=f"pid {os.getpid()}"), held(table, "c"):
+        pass
+
+
+def test_a_store_that_can_hold_no_lease_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    table = memory_store()
+    with holding(table, can_swap=False, token="a", wait_seconds=0, say=lambda _: None) as still_ours:
+        still_ours()
+
+    assert "memory://store cannot hold a lease: starts that overlap do work twice there" in caplog.text
+    assert list(table.list()) == []
+
+
+def test_a_heart_that_stops_for_an_unforeseen_reason_is_a_lost_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.01)
+    seen: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: seen.append(args.exc_value))
+    table = memory_store()
+    with holding(table, can_swap=True, token="a", wait_seconds=0, say=lambda _: None) as still_ours:
+        monkeypatch.setattr(module, "renew", None)
+        deadline = time.monotonic() + 20
+        while not seen and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with pytest.raises(RunStopped, match="its heartbeat has stopped"):
+            still_ours()
+    assert isinstance(seen[0], TypeError)
+
+
+def test_a_dead_process_that_its_parent_has_not_asked_for_is_dead() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    alive = replace(HERE, pid=process.pid, started=module._started(process.pid) or "")
+    assert not is_dead(alive, HERE)
+    assert process.stdin is not None
+    process.stdin.close()
+    deadline = time.monotonic() + 20
+    while not is_dead(alive, HERE) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+    assert is_dead(alive, HERE)
+    assert Path(f"/proc/{process.pid}").exists()
+    process.wait()
 
 
 def test_a_killed_holder_of_a_folder_is_taken_over_at_once(tmp_path: Path) -> None:
