@@ -110,7 +110,7 @@ class PlanSummary:
         size_bytes: Of those whose size is known; `unknown_sizes` are without.
         labelled: Left out because the table has their rows.
         duplicates: Left out because another source names them, too.
-        skipped: Left out because they are no images, by the reason.
+        skipped: Left out because they are no images or archived, by the reason.
         unfinished_run: The run that a start would resume before anything else.
         unfinished_images: In the plan of that run, as far as it was made.
         unfinished_done: Those of them that are labelled, though perhaps not in the table yet.

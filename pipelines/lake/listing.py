@@ -36,6 +36,7 @@ from pipelines.store import (
 # Kinds of `Skipped`; the others are those of `skip_reason`.
 DUPLICATE: Final = "duplicate"
 OWN_TABLE: Final = "the table itself"
+ARCHIVED: Final = "archived"  # as the listing says: where it does not, reading tells, and the image gets a row
 WITHOUT_URI: Final = "without a uri"
 
 _SHOWN_REASONS = 3
@@ -228,6 +229,8 @@ def _list_folder(folder: _Folder, kept: tuple[None, ...], own: str | None, after
         for entry in _matching(folder, start):
             uri = base + entry.key
             reason = OWN_TABLE if own is not None and uri.startswith(own) else skip_reason(entry.key[inside:])
+            if reason is None and entry.is_archived:
+                reason = ARCHIVED
             yield LakeObject(uri, entry.etag, entry.size, kept) if reason is None else Skipped(uri, reason)
     except StoreError as error:
         raise RunStopped(f"cannot list {folder.name}: {error}") from error
