@@ -17,6 +17,7 @@ from typing import Final, TypeAlias
 import pyarrow as pa
 
 from pipelines.lake.globs import glob_to_regex, is_glob, literal_start
+from pipelines.lake.inventory import Inventory, is_inventory, read_inventory
 from pipelines.lake.skipping import skip_reason
 from pipelines.lake.uri_tables import UriTable, is_uri_table, read_uri_table
 from pipelines.parquet_files import stored_schema
@@ -114,7 +115,7 @@ def list_objects(
 
     Args:
         sources: Folders and prefixes; globs (`*`, `**`, `?`, `[abc]`, `{jpg,png}`); single images; Parquet, CSV or
-            JSONL files with a column of URIs, which may be named by a glob, too.
+            JSONL files with a column of URIs, which may be named by a glob, too; manifests of S3 Inventories.
         options: How stores are reached.
         keep: Columns of tables of URIs to carry along; images of other sources have null there.
         table: The detection table's URI: what lies below it is not an image.
@@ -156,7 +157,7 @@ class _Folder:
     """What begins with `prefix` in a store, as far as `pattern` matches; hidden names count from `folder` on."""
 
     name: str
-    store: Store
+    store: Store | Inventory
     root: str
     prefix: str
     pattern: re.Pattern[str] | None = None
@@ -187,6 +188,9 @@ def _resolve(
     entry = None if not key or key.endswith("/") or "*" in key else _head(store, key)
     if entry is not None and is_uri_table(key):
         yield read_uri_table(store, key, keep=keep)
+    elif entry is not None and is_inventory(key):
+        inventory = read_inventory(store, key)
+        yield _Folder(name, inventory, inventory.bucket, "")
     elif entry is not None:
         yield LakeObject(join_uri(root, key), entry.etag, entry.size)
     elif is_glob(key):
