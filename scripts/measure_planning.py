@@ -1,14 +1,17 @@
 """Measure the planning of a large lake against a table of as many rows: memory, time, and the first durable segment.
 
 python -m scripts.measure_planning --millions 1 3 10
+python -m scripts.measure_planning --millions 1 10 --inventory
 
-The listing is made up, so neither network nor client is measured; the table's files are real, in a temporary folder.
-Every case runs in a process of its own. One object in a hundred has changed since it was labelled.
+The listing is made up, so neither network nor client is measured; the table's files are real, in a temporary folder,
+and so is an S3 Inventory. Every case runs in a process of its own. One object in a hundred has changed since it was
+labelled.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
@@ -21,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from pipelines.labelling.labelled import read_labelled
 from pipelines.labelling.plan import GPU_SHARD_IMAGES, write_plan
@@ -30,6 +34,7 @@ from pipelines.table import SCHEMA, encode
 
 FILE_ROWS = 131_072  # as 64 shards of a GPU run
 CHANGED_EVERY = 100
+MANIFEST = "lake/all/2026-11-26T01-00Z/manifest.json"
 MODEL = "detr-resnet-50@3f2a91c0d4e5"
 HUNDRED_MILLION = 100_000_000
 
@@ -38,6 +43,7 @@ def main() -> None:
     """Run every case in a child, print a line each, then what they come to for a hundred million."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--millions", nargs="+", type=float, default=[1.0, 3.0, 10.0], metavar="N")
+    parser.add_argument("--inventory", action="store_true", help="plan from an S3 Inventory instead of a listing")
     parser.add_argument("--case", help=argparse.SUPPRESS)  # of a child: objects, and the table's folder
     args = parser.parse_args()
     if args.case:
@@ -49,6 +55,8 @@ def main() -> None:
         for kind, found in peaks.items():
             with tempfile.TemporaryDirectory() as folder:
                 began = time.monotonic()
+                if args.inventory:
+                    make_inventory(open_store(folder), count)
                 if kind == "full":
                     make_table(open_store(folder), count)
                 made = time.monotonic() - began
@@ -57,9 +65,9 @@ def main() -> None:
             found.append((count, result["peak_bytes"]))
             print(
                 f"{count:>12,} objects, table {kind:<5}  peak {result['peak_bytes'] / 1e6:7,.0f} MB (imports "
-                f"{result['import_bytes'] / 1e6:,.0f})  keys read {result['read_seconds']:6.1f} s  first segment "
+                f"{result['import_bytes'] / 1e6:,.0f})  sources {result['sort_seconds']:6.1f} s  keys read {result['read_seconds']:6.1f} s  first segment "
                 f"{result['first_seconds']:6.1f} s  all {result['seconds']:6.1f} s  planned {result['images']:,}"
-                + (f"  (table made in {made:.0f} s)" if kind == "full" else ""),
+                f"  (made in {made:.0f} s)",
                 flush=True,
             )
     for kind, found in peaks.items():
@@ -76,10 +84,14 @@ def measure(count: int, folder: str) -> dict[str, float]:
     """Plan `count` objects against the table in a folder; return seconds from the start on, and bytes."""
     imports = peak_bytes()
     table, plan = open_store(folder), memory_store()
-    listing = list_objects(["s3://lake/"], open_root=lambda _: Lake(count))
     began = time.monotonic()
+    if Path(folder, MANIFEST).exists():
+        listing = list_objects([f"s3://reports/{MANIFEST}"], open_root=lambda _: table)
+    else:
+        listing = list_objects(["s3://lake/"], open_root=lambda _: Lake(count))
+    sort = time.monotonic() - began
     labelled = read_labelled(table, MODEL)
-    read, first, images = time.monotonic() - began, 0.0, 0
+    read, first, images = time.monotonic() - began - sort, 0.0, 0
     for segment in write_plan(plan, "run", listing, labelled.contains, shard_images=GPU_SHARD_IMAGES):
         first = first or time.monotonic() - began
         images += segment.images
@@ -88,6 +100,7 @@ def measure(count: int, folder: str) -> dict[str, float]:
     return {
         "import_bytes": imports,
         "peak_bytes": peak_bytes(),
+        "sort_seconds": sort,
         "read_seconds": read,
         "first_seconds": first,
         "seconds": time.monotonic() - began,
@@ -150,6 +163,34 @@ def make_table(table: Store, count: int) -> None:
                 )
             ),
         )  # fmt: skip
+
+
+def make_inventory(reports: Store, count: int) -> None:
+    """Write a report on all photographs, every file of which names some from anywhere in the bucket, in no order."""
+    etags = np.concatenate(
+        [np.frombuffer(bytes.fromhex(file_etags(first)), np.uint8) for first in range(0, count, FILE_ROWS)]
+    ).reshape(-1, 16)
+    order = np.random.default_rng(1).permutation(count)
+    files = []
+    for first in range(0, count, FILE_ROWS):
+        numbers = order[first : first + FILE_ROWS]
+        digits = etags[numbers].tobytes().hex()
+        texts = [digits[place : place + 32] for place in range(0, len(digits), 32)]
+        columns = {
+            "bucket": ["lake"] * len(numbers),
+            "key": [key(int(number)) for number in numbers],
+            "size": 150_000 + numbers % 1000,
+            "e_tag": ["changed" if number % CHANGED_EVERY == 0 else text for number, text in zip(numbers, texts, strict=True)],
+            "storage_class": ["STANDARD"] * len(numbers),
+        }
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table(columns), sink)
+        data = bytes(sink.getvalue())
+        name = f"lake/all/data/{first // FILE_ROWS:05d}.parquet"
+        reports.put(name, data)
+        files.append({"key": name, "size": len(data), "MD5checksum": hashlib.md5(data).hexdigest()})  # noqa: S324
+    record = {"sourceBucket": "lake", "fileFormat": "Parquet", "fileSchema": "message s3.inventory {}", "files": files}
+    reports.put(MANIFEST, json.dumps(record).encode())
 
 
 def _plain(name: str) -> pa.DataType:
