@@ -155,7 +155,7 @@ def report(summary: "LabelSummary") -> str:
     if summary.already_labelled:
         lines.append(f"before: {summary.already_labelled:,} images were labelled already")
     if summary.skipped:
-        lines.append("not images: " + ", ".join(f"{reason} {count:,}" for reason, count in summary.skipped.items()))
+        lines.append("left out: " + ", ".join(f"{reason} {count:,}" for reason, count in summary.skipped.items()))
     files = f"{summary.files:,} file" + ("" if summary.files == 1 else "s")
     lines += [f"table:  {summary.table}, {files} of run {summary.run_id}", f"query:  {summary.query}"]
     return "\n".join(lines)

@@ -39,8 +39,8 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar="URI",
-        help="folders, prefixes, globs, images, or Parquet, CSV or JSONL lists with a column of URIs; "
-        "s3://, gs://, az://, local paths, http(s):// in lists",
+        help="folders, prefixes, globs, images, Parquet, CSV or JSONL lists with a column of URIs, "
+        "or the manifest.json of an S3 Inventory; s3://, gs://, az://, local paths, http(s):// in lists",
     )
     parser.add_argument("--table", required=True, metavar="URI", help="the detection table, existing or new")
     parser.add_argument(

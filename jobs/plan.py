@@ -74,7 +74,7 @@ def report(summary: "PlanSummary", config: "PlanConfig") -> str:
         lines.append(f"duplicates: {summary.duplicates:,} further mentions of the same images")
     if summary.skipped:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in summary.skipped.items())
-        lines.append(f"not images: {reasons}")
+        lines.append(f"left out:   {reasons}")
     if summary.unfinished_run is not None:
         lines.append(
             f"unfinished: run {summary.unfinished_run} is resumed first; it has labelled "

@@ -46,6 +46,10 @@ __all__ = [
 GPU_SHARD_IMAGES: Final = 2_048  # fewer than a thousand cannot fill shape buckets
 CPU_SHARD_IMAGES: Final = 64
 
+# Of a lake of which little is new, a few images are worth a segment after so many that were listed: labelling begins
+# within seconds, and an interrupted planning has not to list the whole lake again.
+SEGMENT_LISTED: Final = 1_000_000
+
 _LOOKUP_IMAGES = 8_192  # looked up in the labelled keys at once
 
 IsLabelled = Callable[[Sequence[LakeObject]], Iterable[bool]]
@@ -106,7 +110,7 @@ class PlanSummary:
         size_bytes: Of those whose size is known; `unknown_sizes` are without.
         labelled: Left out because the table has their rows.
         duplicates: Left out because another source names them, too.
-        skipped: Left out because they are no images, by the reason.
+        skipped: Left out because they are no images or archived, by the reason.
         unfinished_run: The run that a start would resume before anything else.
         unfinished_images: In the plan of that run, as far as it was made.
         unfinished_done: Those of them that are labelled, though perhaps not in the table yet.
@@ -176,15 +180,15 @@ def cut_segments(
 ) -> Iterator[Segment]:
     """Cut what is not labelled yet into shards of `shard_images`, and these into segments of 64, in listing order.
 
-    The last shard and the last segment may be shorter; the last segment may have no shard at all. Equal listings give
-    equal shards wherever the cutting was taken up again. Holds one segment.
+    A segment may be shorter at each millionth image listed and at the end, where it may have no shard at all. Equal
+    listings give equal shards wherever the cutting was taken up again. Holds one segment.
 
     Args:
         listed: What is listed behind `start`.
         is_labelled: Tells it for many objects at once.
         shard_images: How many images a shard has.
         max_images: After how many listed images to end, labelled ones and those before `start` included.
-        spread: Into about how many shards, at least, the last segment is cut: all actors work to the end.
+        spread: Into about how many shards, at least, a shorter segment is cut: all actors work to the end.
         start: The number of the first segment, and the position behind the segment before.
 
     Raises:
@@ -197,14 +201,17 @@ def cut_segments(
         if max_images is not None and counts.listed == max_images:
             break
         counts.add(item, is_labelled=done)
-        if isinstance(item, Skipped) or done:
+        if isinstance(item, Skipped):
             continue
-        images.append(item)
-        if len(images) == shard_images * SEGMENT_SHARDS:
-            yield Segment(index, _cut(images, shard_images), counts.position(shards=SEGMENT_SHARDS))
+        if not done:
+            images.append(item)
+        is_full = len(images) == shard_images * SEGMENT_SHARDS
+        if is_full or (images and counts.listed % SEGMENT_LISTED == 0):
+            shards = _cut(images, shard_images, spread)
+            yield Segment(index, shards, counts.position(shards=len(shards)))
             index += 1
             images = []
-    shards = _cut(images, max(1, min(shard_images, ceil(len(images) / min(spread, SEGMENT_SHARDS)))))
+    shards = _cut(images, shard_images, spread)
     yield Segment(index, shards, counts.position(shards=len(shards)), is_last=True)
 
 
@@ -235,7 +242,7 @@ def write_plan(
         max_images: Take the first N images listed.
         sample: Draw N images listed at random.
         seed: What the draw depends on.
-        spread: Into about how many shards, at least, the last segment is cut: a few for each actor.
+        spread: Into about how many shards, at least, a shorter segment is cut: a few for each actor.
 
     Raises:
         RunStopped: the run was sealed, or a source cannot be listed further.
@@ -300,8 +307,10 @@ def _with_labelled(listed: Iterable[Listed], is_labelled: IsLabelled) -> Iterato
             yield item, bool(next(done)) if isinstance(item, LakeObject) else False
 
 
-def _cut(images: Sequence[LakeObject], shard_images: int) -> tuple[tuple[LakeObject, ...], ...]:
-    return tuple(tuple(images[first : first + shard_images]) for first in range(0, len(images), shard_images))
+def _cut(images: Sequence[LakeObject], shard_images: int, spread: int) -> tuple[tuple[LakeObject, ...], ...]:
+    """Return shards of a segment: of `shard_images` where it is full, else smaller ones, about `spread` of them."""
+    most = max(1, min(shard_images, ceil(len(images) / min(spread, SEGMENT_SHARDS))))
+    return tuple(tuple(images[first : first + most]) for first in range(0, len(images), most))
 
 
 class _Tally:

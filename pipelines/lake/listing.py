@@ -17,6 +17,7 @@ from typing import Final, TypeAlias
 import pyarrow as pa
 
 from pipelines.lake.globs import glob_to_regex, is_glob, literal_start
+from pipelines.lake.inventory import Inventory, is_inventory, read_inventory
 from pipelines.lake.skipping import skip_reason
 from pipelines.lake.uri_tables import UriTable, is_uri_table, read_uri_table
 from pipelines.parquet_files import stored_schema
@@ -36,6 +37,7 @@ from pipelines.store import (
 # Kinds of `Skipped`; the others are those of `skip_reason`.
 DUPLICATE: Final = "duplicate"
 OWN_TABLE: Final = "the table itself"
+ARCHIVED: Final = "archived"  # as the listing says: where it does not, reading tells, and the image gets a row
 WITHOUT_URI: Final = "without a uri"
 
 _SHOWN_REASONS = 3
@@ -113,7 +115,7 @@ def list_objects(
 
     Args:
         sources: Folders and prefixes; globs (`*`, `**`, `?`, `[abc]`, `{jpg,png}`); single images; Parquet, CSV or
-            JSONL files with a column of URIs, which may be named by a glob, too.
+            JSONL files with a column of URIs, which may be named by a glob, too; manifests of S3 Inventories.
         options: How stores are reached.
         keep: Columns of tables of URIs to carry along; images of other sources have null there.
         table: The detection table's URI: what lies below it is not an image.
@@ -155,7 +157,7 @@ class _Folder:
     """What begins with `prefix` in a store, as far as `pattern` matches; hidden names count from `folder` on."""
 
     name: str
-    store: Store
+    store: Store | Inventory
     root: str
     prefix: str
     pattern: re.Pattern[str] | None = None
@@ -186,6 +188,9 @@ def _resolve(
     entry = None if not key or key.endswith("/") or "*" in key else _head(store, key)
     if entry is not None and is_uri_table(key):
         yield read_uri_table(store, key, keep=keep)
+    elif entry is not None and is_inventory(key):
+        inventory = read_inventory(store, key)
+        yield _Folder(name, inventory, inventory.bucket, "")
     elif entry is not None:
         yield LakeObject(join_uri(root, key), entry.etag, entry.size)
     elif is_glob(key):
@@ -228,6 +233,8 @@ def _list_folder(folder: _Folder, kept: tuple[None, ...], own: str | None, after
         for entry in _matching(folder, start):
             uri = base + entry.key
             reason = OWN_TABLE if own is not None and uri.startswith(own) else skip_reason(entry.key[inside:])
+            if reason is None and entry.is_archived:
+                reason = ARCHIVED
             yield LakeObject(uri, entry.etag, entry.size, kept) if reason is None else Skipped(uri, reason)
     except StoreError as error:
         raise RunStopped(f"cannot list {folder.name}: {error}") from error

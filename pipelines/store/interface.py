@@ -16,12 +16,14 @@ class Entry:
     """One object of a listing.
 
     `size` and `etag` are None where the source does not tell. Etags carry no quotes and no `W/`, wherever they come
-    from.
+    from. `is_archived` says that the object must be restored before it can be read, where the listing tells: obstore's
+    does not.
     """
 
     key: str
     size: int | None
     etag: str | None
+    is_archived: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ class NativeStore:
             patient=self._retry_seconds > 0,
         )
         for entry in entries:
-            yield Entry(entry.key[len(folder) :], entry.size, entry.etag) if folder else entry
+            yield Entry(entry.key[len(folder) :], entry.size, entry.etag, entry.is_archived) if folder else entry
 
     def head(self, key: str) -> Entry:
         """Return what a listing would say of this key."""

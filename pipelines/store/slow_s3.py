@@ -18,6 +18,7 @@ from pipelines.store.uris import join_uri
 _Result = TypeVar("_Result")
 
 PAGE_KEYS = 1000
+ARCHIVE_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})  # GLACIER_IR reads like any other
 
 _NOT_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 
@@ -57,7 +58,13 @@ class SlowS3:
             0
         ]  # Ceph 16 repeats it in its answer as it is, which none can read then
         answer = self._call("list", prefix, lambda: self._list(prefix, start, PAGE_KEYS))
-        found = [Entry(o["Key"], o["Size"], plain_etag(o.get("ETag"))) for o in answer.get("Contents", ())]
+        if any(_is_archived(item) for item in answer.get("Contents", ())):
+            # an archived object that was restored keeps its class; asked for only here: not every server takes this
+            answer = self._call("list", prefix, lambda: self._list(prefix, start, PAGE_KEYS, restored=True))
+        found = [
+            Entry(item["Key"], item["Size"], plain_etag(item.get("ETag")), _is_archived(item))
+            for item in answer.get("Contents", ())
+        ]
         found = found if start == after else [entry for entry in found if entry.key > after]
         last = after
         for entry in found:
@@ -111,8 +118,10 @@ class SlowS3:
         """Remove the object; that there was none is success."""
         self._call("delete", key, lambda: self._client.delete_object(Bucket=self._bucket, Key=key))
 
-    def _list(self, prefix: str, after: str, count: int) -> Any:
-        start = {"StartAfter": after} if after else {}
+    def _list(self, prefix: str, after: str, count: int, *, restored: bool = False) -> Any:
+        start: dict[str, Any] = {"StartAfter": after} if after else {}
+        if restored:
+            start["OptionalObjectAttributes"] = ["RestoreStatus"]
         return self._client.list_objects_v2(Bucket=self._bucket, Prefix=prefix, MaxKeys=count, **start)
 
     def _read(self, key: str, **how: str) -> Blob:
@@ -151,6 +160,12 @@ class PastTheEnd(StoreDown):
 def plain_etag(etag: str | None) -> str | None:
     """Return the etag as all our tables write it: without quotes and `W/`; None for none."""
     return (etag or "").removeprefix("W/").strip('"') or None
+
+
+def _is_archived(item: Mapping[str, Any]) -> bool:
+    """Whether an object of a listing cannot be read: archived, and not restored as far as the listing says."""
+    is_restored = "RestoreExpiryDate" in item.get("RestoreStatus", {})
+    return item.get("StorageClass") in ARCHIVE_CLASSES and not is_restored
 
 
 def replace_either_way(put: Callable[[str], _Result], etag: str) -> tuple[_Result, EtagForm]:

@@ -130,7 +130,7 @@ class FsspecS3:
         """Yield the objects whose key begins with `prefix` and is greater than `after`, in order, page by page."""
         folder = self._folder
         for entry in self._slow.list(folder + prefix, f"{folder}{after}" if after else ""):
-            yield Entry(entry.key[len(folder) :], entry.size, entry.etag)
+            yield Entry(entry.key[len(folder) :], entry.size, entry.etag, entry.is_archived)
 
     def head(self, key: str) -> Entry:
         """Return what a listing would say of this key."""

@@ -169,7 +169,7 @@ def test_what_was_left_out_and_what_was_resumed_is_told_where_there_is_any() -> 
         "resumed: 4 images were left of run 20261122-181503-a1b2. Images added since it was planned are labelled by "
         "the next start",
         "before: 1,000 images were labelled already",
-        "not images: .json 2, hidden 1",
+        "left out: .json 2, hidden 1",
         "table:  s3://lake/detections, 1 file of run 20261122-181503-a1b2",
     ]
 

@@ -67,7 +67,7 @@ def test_it_says_what_a_run_would_do_and_writes_nothing(
 
     assert capsys.readouterr().out.splitlines() == [
         "to label:   5 images, 1.5 kB, 3 shards of 2 images at most",
-        "not images: .txt 1",
+        "left out:   .txt 1",
     ]
     assert not (tmp_path / "table").exists()
 
@@ -175,7 +175,7 @@ def test_all_that_is_left_out_has_its_line() -> None:
         "to label:   1,204,113 images, 391.2 GB and 12 of unknown size, 588 shards of 2,048 images at most",
         "labelled:   738,122 images have rows of detr@1",
         "duplicates: 3 further mentions of the same images",
-        "not images: .json 2, hidden 1",
+        "left out:   .json 2, hidden 1",
     ]
 
 

@@ -39,7 +39,7 @@ def test_many_keys_are_told_apart() -> None:
     found = keys.contains([LakeObject(f"s3://b/{number}", str(number % 7)) for number in random])
 
     assert found.tolist() == [bool(number < 20_000) for number in random]
-    assert keys.keys.nbytes == 2 * 16 * 20_000
+    assert keys.keys.nbytes == 16 * 20_000
 
 
 ROWS = [
@@ -75,6 +75,22 @@ def test_ok_rows_and_permanent_errors_of_the_model_count() -> None:
     assert names(table, None) == ["ok", "permanent", "other"]
     assert names(table, "detr@1", retry_errors="all") == ["ok"]
     assert names(table, "third@3") == []
+
+
+def test_files_of_many_rows_are_read_piece_by_piece_and_nothing_is_lost() -> None:
+    table = memory_store()
+    rows = [
+        Row(f"s3://b/{number}", str(number), detections=NOTHING)
+        if number % 3
+        else Row(f"s3://b/{number}", error_kind="missing")
+        for number in range(40_000)
+    ]
+    publish(table, "0", "detr@1", rows)
+
+    keys = read_labelled(table, "detr@1")
+
+    found = keys.contains([LakeObject(row.uri, str(number)) for number, row in enumerate(rows)])
+    assert found.tolist() == [number % 3 > 0 for number in range(40_000)]
 
 
 def test_one_thread_reads_the_same() -> None:

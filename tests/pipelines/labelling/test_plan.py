@@ -68,8 +68,12 @@ def images(count: int) -> list[Listed]:
 
 @contextmanager
 def short_segments() -> Iterator[None]:
-    """Segments of 4 shards: a few images make many."""
-    with patch("pipelines.labelling.plan.SEGMENT_SHARDS", 4), patch("pipelines.labelling.manifest.SEGMENT_SHARDS", 4):
+    """Segments of 4 shards, and of 7 images listed: a few images make many."""
+    with (
+        patch("pipelines.labelling.plan.SEGMENT_SHARDS", 4),
+        patch("pipelines.labelling.manifest.SEGMENT_SHARDS", 4),
+        patch("pipelines.labelling.plan.SEGMENT_LISTED", 7),
+    ):
         yield
 
 
@@ -120,6 +124,22 @@ def test_a_small_run_is_spread_over_many_shards(count: int, spread: int, shards:
     (segment,) = cut_segments(images(count), none_labelled, shard_images=64, spread=spread)
 
     assert len(segment.shards) == shards
+
+
+def test_where_little_is_new_a_segment_does_not_wait_for_its_64th_shard() -> None:
+    new = {"s3://b/000001.jpg", "s3://b/000006.jpg", "s3://b/000024.jpg"}
+
+    def all_but_three_labelled(objects: Sequence[LakeObject]) -> list[bool]:
+        return [item.uri not in new for item in objects]
+
+    with patch("pipelines.labelling.plan.SEGMENT_LISTED", 10):
+        segments = list(cut_segments(images(32), all_but_three_labelled, shard_images=8))
+
+    assert [(segment.position.last_uri, segment.position.counts.images) for segment in segments] == [
+        ("s3://b/000009.jpg", 2),
+        ("s3://b/000029.jpg", 3),
+        ("s3://b/000031.jpg", 3),
+    ]
 
 
 def test_only_the_last_segment_is_spread() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,10 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.lake.listing import DUPLICATE, OWN_TABLE, WITHOUT_URI, LakeObject, Listed, Listing, Skipped, list_objects
+from pipelines.lake.listing import (
+    ARCHIVED,
+    DUPLICATE,
+    OWN_TABLE,
+    WITHOUT_URI,
+    LakeObject,
+    Listed,
+    Listing,
+    Skipped,
+    list_objects,
+)
 from pipelines.lake.skipping import skip_reason
 from pipelines.stopped import RunStopped
-from pipelines.store import Misconfigured, Store, StoreDown, memory_store
+from pipelines.store import Entry, Misconfigured, Store, StoreDown, memory_store
 
 
 def lake(*keys: str, root: str = "s3://lake", **files: bytes) -> dict[str, Store]:
@@ -55,6 +66,26 @@ def test_an_object_has_the_size_and_etag_of_the_listing() -> None:
 
     assert list(listed(stores, "s3://lake/a")) == [LakeObject("s3://lake/a/1.jpg", "1", 5)]
     assert list(listed(stores, "s3://lake/a/1.jpg")) == [LakeObject("s3://lake/a/1.jpg", "1", 5)]
+
+
+def test_what_the_listing_says_is_archived_is_left_out_unless_a_list_names_it() -> None:
+    store = lake("a/1.jpg", "a/2.jpg", "b.jpg", list_csv=b"uri\ns3://lake/a/1.jpg\n")["s3://lake"]
+
+    class Archive:
+        uri, head, get = store.uri, store.head, store.get
+
+        def list(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
+            return (replace(entry, is_archived=entry.key.startswith("a/")) for entry in store.list(prefix, after))
+
+    archive: dict[str, Store] = {"s3://lake": Archive()}  # type: ignore[dict-item]
+
+    assert list(listed(archive, "s3://lake/list.csv", "s3://lake/"))[:3] == [
+        LakeObject("s3://lake/a/1.jpg"),
+        Skipped("s3://lake/a/2.jpg", ARCHIVED),
+        LakeObject("s3://lake/b.jpg", "3", 5),
+    ]
+    with pytest.raises(RunStopped, match=r"no image at s3://lake/a/ \(left out: 2 archived\)"):
+        listed(archive, "s3://lake/a/")
 
 
 def test_a_glob_takes_what_matches() -> None:

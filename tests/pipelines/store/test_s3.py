@@ -238,6 +238,33 @@ def test_a_whole_upload_is_one_request(faulty: tuple[Between, Store]) -> None:
     assert len(proxy.seen) == 2
 
 
+def test_archived_objects_are_told_by_a_listing_unless_they_were_restored(moto: S3Server, between: Start) -> None:
+    uri = moto.bucket()
+    for key, kind in [("a", "STANDARD"), ("b", "GLACIER"), ("c", "DEEP_ARCHIVE"), ("d", "GLACIER_IR")]:
+        moto.client().put_object(Bucket=uri[5:], Key=key, Body=b"1", StorageClass=kind)
+    proxy = between(moto.endpoint)
+    store = open_store(uri, replace(moto.options(via="fsspec"), endpoint=proxy.endpoint))
+
+    assert [(entry.key, entry.is_archived) for entry in store.list()] == [
+        ("a", False),
+        ("b", True),
+        ("c", True),
+        ("d", False),
+    ]
+
+    page = """<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><IsTruncated>false</IsTruncated>
+    <Contents><Key>b</Key><Size>1</Size><ETag>"e"</ETag><StorageClass>GLACIER</StorageClass>%s</Contents>
+    </ListBucketResult>"""
+    restored = (
+        "<RestoreStatus><IsRestoreInProgress>false</IsRestoreInProgress>"
+        "<RestoreExpiryDate>2026-12-01T00:00:00.000Z</RestoreExpiryDate></RestoreStatus>"
+    )
+    under_way = "<RestoreStatus><IsRestoreInProgress>true</IsRestoreInProgress></RestoreStatus>"
+    for status, is_archived in [(restored, False), (under_way, True)]:
+        proxy.faults = [proxy.answer(200, page % ""), proxy.answer(200, page % status)]
+        assert [(entry.key, entry.is_archived) for entry in store.list()] == [("b", is_archived)]
+
+
 # -- what answers mean
 
 WAYS = ["auto", "fsspec", "odd key"]  # odd keys go through botocore

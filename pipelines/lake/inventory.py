@@ -1,0 +1,294 @@
+"""S3 Inventory: a bucket's own report of its objects, in place of a listing."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import shutil
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any, Final
+from urllib.parse import unquote_plus
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from pipelines.parquet_files import parquet_of
+from pipelines.stopped import RunStopped
+from pipelines.store import Entry, NotFound, Store, join_uri, without_secrets
+from pipelines.strict_json import count_field, parse_object, text_field
+
+ARCHIVE_CLASSES: Final = ("GLACIER", "DEEP_ARCHIVE")
+ARCHIVE_TIERS: Final = ("ARCHIVE", "ARCHIVE_ACCESS", "DEEP_ARCHIVE", "DEEP_ARCHIVE_ACCESS")  # of Intelligent-Tiering
+
+_FETCH_BYTES = 64 << 20  # of a file at once
+_RUN_BYTES = 128 << 20  # sorted in memory; of 10^8 objects there are about a hundred such runs
+_BATCH_ROWS = 2_048  # of every run, while they are merged
+_CSV_BLOCK_BYTES = 8 << 20
+
+_ROWS: Final = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("size", pa.int64()),
+        pa.field("etag", pa.string()),
+        pa.field("is_archived", pa.bool_(), nullable=False),
+    ]
+)
+
+# What is read of a report, by the names that its columns have in Parquet; in CSV they are written as `IsLatest`.
+_COLUMNS: Final[Mapping[str, pa.DataType]] = {
+    "key": pa.string(),
+    "size": pa.int64(),
+    "e_tag": pa.string(),
+    "storage_class": pa.string(),
+    "intelligent_tiering_access_tier": pa.string(),
+    "version_id": pa.string(),
+    "is_latest": pa.bool_(),
+    "is_delete_marker": pa.bool_(),
+}
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """The objects of a bucket as a report names them: latest versions only, in the order of a listing.
+
+    Attributes:
+        bucket: the URI of the bucket that was reported on.
+        runs: files of rows in the order of their keys, in a temporary folder that lives as long as this.
+    """
+
+    bucket: str
+    runs: tuple[Path, ...]
+
+    def list(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
+        """Yield the objects whose key begins with `prefix` and is greater than `after`, in byte order of UTF-8 keys.
+
+        Holds some thousand rows of every run.
+        """
+        yield from heapq.merge(*(_read_run(run, prefix, after) for run in self.runs), key=attrgetter("key"))
+
+
+def is_inventory(uri: str) -> bool:
+    """Return whether a URI names the manifest of an S3 Inventory: `s3://reports/lake/all/2026-11-26T01-00Z/manifest.json`."""
+    return uri.rpartition("/")[2] == "manifest.json"
+
+
+def read_inventory(store: Store, key: str) -> Inventory:
+    """Read the report that a manifest names, and sort it.
+
+    Its files are fetched one after the other to the disk, checked against the manifest, and sorted piece by piece.
+    Memory is that of a piece, about half a gigabyte however large the bucket; the temporary folder (`TMPDIR`) takes
+    about 60 bytes an object and one file of the report.
+
+    Args:
+        store: The bucket where reports are delivered to.
+        key: The manifest's key there.
+
+    Raises:
+        RunStopped: it is no such manifest, of a format that is not read, or its files are missing or damaged.
+        StoreError: the store refused.
+    """
+    name = without_secrets(join_uri(store.uri, key))
+    manifest = _read_manifest(store, key, name)
+    folder = Path(mkdtemp(prefix="ray-detr-inventory-"))
+    try:
+        pieces = (piece for file in manifest.files for piece in _read_file(store, file, manifest, name, folder))
+        inventory = Inventory(f"s3://{manifest.bucket}", tuple(_write_runs(pieces, folder)))
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise RunStopped(
+                f"{name} cannot be sorted in {folder} ({error.strerror or error}). Make room there, or set TMPDIR."
+            ) from error
+        raise
+    weakref.finalize(inventory, shutil.rmtree, folder, ignore_errors=True)
+    return inventory
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file of a report as its manifest names it."""
+
+    key: str
+    size: int
+    md5: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Manifest:
+    """What a manifest says: `columns` are those of CSV files, which have no header, in the spelling of Parquet."""
+
+    bucket: str
+    is_csv: bool
+    columns: tuple[str, ...]
+    files: tuple[_File, ...]
+
+
+def _read_manifest(store: Store, key: str, name: str) -> _Manifest:
+    data = store.get(key).data
+    try:
+        expected = store.get(key.removesuffix("json") + "checksum").data.decode(errors="replace").strip()
+    except NotFound:  # a copy without it: what counts are the checksums of the files
+        expected = None
+    if expected is not None and hashlib.md5(data, usedforsecurity=False).hexdigest() != expected:
+        raise RunStopped(f"{name} does not match manifest.checksum beside it. Copy both again, or take a newer report.")
+    try:
+        record = parse_object(data)
+        bucket, kind, schema = (text_field(record, field) for field in ("sourceBucket", "fileFormat", "fileSchema"))
+        files = tuple(_file(one) for one in record["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunStopped(
+            f"{name} is not the manifest of an S3 Inventory: it has no sourceBucket, fileFormat, fileSchema and files "
+            "with key, size and MD5checksum. Give such a manifest, a folder, or a list of URIs."
+        ) from error
+    if kind not in ("CSV", "Parquet"):
+        raise RunStopped(
+            f"{name} is a report in {kind[:20]}, which is not read. Configure the inventory as Parquet or CSV, or give a "
+            "folder to list."
+        )
+    columns = tuple(_spelled(column.strip()) for column in schema.split(",")) if kind == "CSV" else ()
+    return _Manifest(bucket.removeprefix("arn:aws:s3:::"), kind == "CSV", columns, files)
+
+
+def _file(record: Any) -> _File:
+    if not isinstance(record, dict):
+        raise ValueError("a file is not an object")  # noqa: TRY004 - the document is wrong, not who calls
+    return _File(text_field(record, "key"), count_field(record, "size"), text_field(record, "MD5checksum").lower())
+
+
+def _spelled(column: str) -> str:
+    """Return a CSV report's name of a column as Parquet reports spell it."""
+    by_letters = {known.replace("_", ""): known for known in _COLUMNS}
+    return by_letters.get(column.lower(), column)
+
+
+def _read_file(store: Store, file: _File, manifest: _Manifest, name: str, folder: Path) -> Iterator[pa.Table]:
+    uri = without_secrets(join_uri(store.uri, file.key))
+    path = folder / "report"
+    try:
+        found = _fetch(store, file, path)
+    except NotFound as error:
+        raise RunStopped(f"{name} names {uri}, which is not there. Restore it, or take a newer report.") from error
+    if found != file.md5:
+        raise RunStopped(
+            f"{uri} does not match {name}: its MD5 is {found}, expected {file.md5}. Copy it again, or take a newer report."
+        )
+    if manifest.is_csv:
+        try:
+            for batch in _open_csv(path, file.key, manifest.columns, name):
+                yield _rows(pa.table(batch), name, is_encoded=True)
+        except (pa.ArrowException, OSError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise RunStopped(f"{uri} cannot be read as CSV: {reason}. Take a newer report.") from error
+    else:
+        with parquet_of(uri), pq.ParquetFile(path) as opened:
+            columns = [column for column in opened.schema_arrow.names if column in _COLUMNS]
+            _check_columns(columns, name)
+            for batch in opened.iter_batches(columns=columns):
+                yield _rows(pa.table(batch), name, is_encoded=False)
+    path.unlink()
+
+
+def _fetch(store: Store, file: _File, path: Path) -> str:
+    """Write a file of a report to the disk and return its MD5, which AWS gives for a check of the way."""
+    md5 = hashlib.md5(usedforsecurity=False)
+    with path.open("wb") as target:
+        for start in range(0, file.size, _FETCH_BYTES):
+            data = store.get_range(file.key, start, min(_FETCH_BYTES, file.size - start))
+            if not data:
+                break  # shorter than the manifest says, as the checksum will
+            md5.update(data)
+            target.write(data)
+    return md5.hexdigest()
+
+
+def _open_csv(path: Path, key: str, columns: Sequence[str], name: str) -> Iterator[pa.RecordBatch]:
+    _check_columns(columns, name)
+    wanted = [column for column in columns if column in _COLUMNS]
+    compression = "gzip" if key.endswith(".gz") else None
+    with pa.input_stream(str(path), compression=compression) as stream:
+        yield from pa.csv.open_csv(
+            stream,
+            read_options=pa.csv.ReadOptions(column_names=list(columns), block_size=_CSV_BLOCK_BYTES),
+            convert_options=pa.csv.ConvertOptions(
+                include_columns=wanted,
+                column_types={column: _COLUMNS[column] for column in wanted},
+                null_values=[""],
+                strings_can_be_null=True,
+            ),
+        )
+
+
+def _check_columns(columns: Sequence[str], name: str) -> None:
+    if "key" not in columns:
+        raise RunStopped(f"{name} is a report without the column Key. Take one that has it.")
+    if "version_id" in columns and "is_latest" not in columns:
+        raise RunStopped(f"{name} reports on all versions, and not which are the latest. Add IsLatest to the report.")
+
+
+def _rows(report: pa.Table, name: str, *, is_encoded: bool) -> pa.Table:
+    """Return what a listing would say of the objects of a piece of a report: no old versions, no folder markers."""
+
+    def column(wanted: str) -> pa.ChunkedArray:
+        kind = _COLUMNS[wanted]
+        if wanted in report.column_names:
+            return report[wanted].cast(kind)
+        return pa.chunked_array([pa.nulls(report.num_rows, kind)])
+
+    is_there = pc.and_(
+        pc.fill_null(column("is_latest"), fill_value=True),
+        pc.invert(pc.fill_null(column("is_delete_marker"), fill_value=False)),
+    )
+    keys = _decoded(column("key")) if is_encoded else column("key")
+    if keys.null_count:
+        raise RunStopped(f"{name} is a report that has rows without a key. Take a newer one.")
+    is_marker = pc.and_(pc.ends_with(keys, "/"), pc.equal(pc.fill_null(column("size"), -1), 0))
+    etags = pc.replace_substring_regex(column("e_tag"), '^(W/)?"(.*)"$', r"\2")
+    is_archived = pc.or_(
+        pc.is_in(column("storage_class"), pa.array(ARCHIVE_CLASSES)),
+        pc.is_in(column("intelligent_tiering_access_tier"), pa.array(ARCHIVE_TIERS)),
+    )
+    rows = pa.table([keys, column("size"), pc.if_else(pc.equal(etags, ""), None, etags), is_archived], schema=_ROWS)
+    return rows.filter(pc.and_not(is_there, is_marker))
+
+
+def _decoded(keys: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return the keys of a CSV report as they are: there they are URL-encoded as in S3's listings, blanks as a plus."""
+    if not pc.any(pc.match_substring_regex(keys, "[%+]")).as_py():
+        return keys
+    return pa.chunked_array([pa.array([key and unquote_plus(key) for key in keys.to_pylist()], pa.string())])
+
+
+def _write_runs(pieces: Iterable[pa.Table], folder: Path) -> Iterator[Path]:
+    """Yield files of sorted rows, each as many as are sorted at once."""
+    gathered: list[pa.Table] = []
+    number = size = 0
+    for piece in pieces:
+        gathered.append(piece)
+        size += piece.nbytes
+        if size >= _RUN_BYTES:
+            yield _write_run(gathered, folder / f"{number:05d}.run")
+            number, size, gathered = number + 1, 0, []
+    if gathered:
+        yield _write_run(gathered, folder / f"{number:05d}.run")
+
+
+def _write_run(pieces: Sequence[pa.Table], path: Path) -> Path:
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.OSFile(str(path), "wb") as target, pa.ipc.new_stream(target, _ROWS, options=options) as writer:
+        writer.write_table(pa.concat_tables(pieces).sort_by("key").combine_chunks(), max_chunksize=_BATCH_ROWS)
+    return path
+
+
+def _read_run(run: Path, prefix: str, after: str | None) -> Iterator[Entry]:
+    with pa.OSFile(str(run), "rb") as source, pa.ipc.open_stream(source) as reader:
+        for batch in reader:
+            rows = batch if after is None else batch.filter(pc.greater(batch["key"], after))
+            rows = rows.filter(pc.starts_with(rows["key"], prefix)) if prefix else rows
+            yield from map(Entry, *(column.to_pylist() for column in rows.columns))
