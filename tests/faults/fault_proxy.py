@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 PIECE = 64 * 1024
 HEAD_BYTES = 256 * 1024
-SIGNING = re.compile(r"(^|&)(x-amz-[a-z-]+|signature|expires)=[^&]*", re.IGNORECASE)
+SIGNING = re.compile(r"[?&](x-amz-[a-z-]+|signature|expires)=[^&]*", re.IGNORECASE)
 REFUSALS = {
     "slow_down": (503, "Slow Down", "SlowDown"),
     "denied": (403, "Forbidden", "AccessDenied"),
@@ -198,7 +198,7 @@ class FaultProxy:
         with self._lock:
             self.requests[method] += 1
             puts = self.requests["PUT"]
-            key = (method, SIGNING.sub("", target).rstrip("?"))
+            key = (method, SIGNING.sub("", target))
             nth = self._seen[key]
             self._seen[key] += 1
         if not re.search(faults.matching, target):
