@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 PIECE = 64 * 1024
 HEAD_BYTES = 256 * 1024
+ENDS = (b"content-length", b"transfer-encoding")  # what tells a client where an answer ends
 SIGNING = re.compile(r"[?&](x-amz-[a-z-]+|signature|expires)=[^&]*", re.IGNORECASE)
 REFUSALS = {
     "slow_down": (503, "Slow Down", "SlowDown"),
@@ -71,6 +72,10 @@ class _Message(NamedTuple):
 
     def raw(self) -> bytes:
         return b"\r\n".join([self.first, *self.header.values(), b"", self.body])
+
+    @property
+    def status(self) -> int:
+        return int(self.first.split()[1])
 
     def value(self, name: bytes) -> bytes:
         return self.header.get(name, b"").partition(b":")[2].strip()
@@ -191,8 +196,11 @@ class FaultProxy:
                 header[b"content-length"] = b"Content-Length: %d" % len(part)
             connection.sendall(_Message(answer.first, header, part).raw())
             return fault == "shorten"
+        knows_its_end = method == "HEAD" or answer.status in (204, 304) or not answer.header.keys().isdisjoint(ENDS)
+        if not knows_its_end:
+            answer.header[b"connection"] = b"Connection: close"
         connection.sendall(answer.raw())
-        return b"content-length" in answer.header or b"transfer-encoding" in answer.header
+        return knows_its_end
 
     def _draw(self, faults: Faults, method: str, target: str) -> str:
         with self._lock:

@@ -38,6 +38,10 @@ class Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self._answer(BODY)
 
+    def do_DELETE(self) -> None:
+        self.send_response(204)
+        self.end_headers()
+
     def do_PUT(self) -> None:
         self.server.put.append((self.path, self.rfile.read(int(self.headers["Content-Length"]))))
         self._answer(b"")
@@ -92,14 +96,20 @@ def one(proxy: FaultProxy, method: str, path: str, body: bytes | None = None) ->
 
 def test_without_faults_it_passes_everything_on_and_keeps_the_connection(server: Server, proxy: FaultProxy) -> None:
     client = Client(proxy)
+    asked: list[tuple[str, str, bytes | None]]
+    asked = [("GET", "/a", None), ("HEAD", "/a", None), ("DELETE", "/a", None), ("PUT", "/b?c=d", b"x" * 100_000)]
 
-    answers = [client.ask("GET", "/a"), client.ask("HEAD", "/a"), client.ask("PUT", "/b?c=d", b"x" * 100_000)]
+    answers, addresses = [], set()
+    for one_asked in asked:
+        answers.append(client.ask(*one_asked))
+        addresses.add(client.sock.getsockname())
     client.close()
 
-    assert answers == [(200, BODY), (200, b""), (200, b"")]
+    assert answers == [(200, BODY), (200, b""), (204, b""), (200, b"")]
+    assert len(addresses) == 1
     assert server.put == [("/b?c=d", b"x" * 100_000)]
     assert server.asked == [proxy.endpoint.removeprefix("http://")], "a signature covers the host"
-    assert proxy.requests == {"GET": 1, "HEAD": 1, "PUT": 1}
+    assert proxy.requests == {"GET": 1, "HEAD": 1, "DELETE": 1, "PUT": 1}
     assert proxy.injected == {}
 
 
