@@ -7,7 +7,7 @@ DEMO ?= demo
 S3_DIR ?= /tmp/ray-detr-s3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix simulate test-faults test-s3 lock clean
+.PHONY: help demo test check fix simulate test-faults test-faults-s3 test-s3 lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,10 +42,15 @@ simulate: .venv/.ready ## ten thousand whole runs with crashes, lost answers and
 test-s3: .venv/.ready ## the tests on a real S3 server (Ceph; installs Debian's packages, needs root)
 	scripts/s3-server.sh install
 	@settings="$$(scripts/s3-server.sh up $(S3_DIR))" || exit 1; eval "$$settings"; \
-	$(PYTEST) -m s3; status=$$?; scripts/s3-server.sh destroy $(S3_DIR); exit $$status
+	$(PYTEST) -m "s3 and not long"; status=$$?; scripts/s3-server.sh destroy $(S3_DIR); exit $$status
 
 test-faults: .venv/.ready ## poison, fuzzing, killed processes on a real Ray: half an hour and more. FAULTS_REPORT=FILE keeps figures
 	$(PYTEST) -s -m "long and not s3"
+
+test-faults-s3: .venv/.ready ## whole runs on a real S3 server that misbehaves (Ceph; needs root): 10 minutes. FAULTS_REPORT=FILE keeps figures
+	scripts/s3-server.sh install
+	@settings="$$(scripts/s3-server.sh up $(S3_DIR))" || exit 1; eval "$$settings"; \
+	$(PYTEST) -s -m "long and s3"; status=$$?; scripts/s3-server.sh destroy $(S3_DIR); exit $$status
 
 lock: .venv/.ready ## resolve pyproject.toml anew into the lock files
 	$(BIN)/python scripts/lock.py

@@ -102,8 +102,8 @@ class NativeStore:
         if if_match is not None:
             return self._replace(path, data, if_match)
         if create:
-            return self._until_known("create", path, lambda: self._put(path, data, "create"))
-        return self._until_known("write", path, lambda: self._put(path, data, "overwrite"))
+            return self._call("create", path, lambda: self._put(path, data, "create"))
+        return self._call("write", path, lambda: self._put(path, data, "overwrite"))
 
     def delete(self, key: str) -> None:
         """Remove the object; that there was none is success."""
@@ -157,7 +157,7 @@ class NativeStore:
             return self._replace_generation(path, data, etag)
 
         def put(condition: str) -> str | None:
-            return self._until_known("replace", path, lambda: self._put(path, data, {"e_tag": condition}))
+            return self._call("replace", path, lambda: self._put(path, data, {"e_tag": condition}))
 
         written, self.etag_form = replace_either_way(put, etag)
         return written
@@ -168,15 +168,20 @@ class NativeStore:
         if plain_etag(meta["e_tag"]) != etag:
             raise Changed(f"{self._shown(path)} cannot be replaced: it is not what it was when it was read.")
         condition = {"version": meta["version"]}
-        return self._until_known("replace", path, lambda: self._put(path, data, condition))
-
-    def _until_known(self, action: Action, path: str, request: Callable[[], _Result]) -> _Result:
-        """Send a put again while its outcome is unknown: obstore does so only for unconditional ones."""
-        return retry(
-            lambda: self._call(action, path, request), budget_seconds=self._retry_seconds, is_retryable=is_passing
-        )
+        return self._call("replace", path, lambda: self._put(path, data, condition))
 
     def _call(self, action: Action, path: str, request: Callable[[], _Result]) -> _Result:
+        """Make a request again while it fails for a passing reason; each is harmless to make twice.
+
+        obstore does so by itself for most, but neither for a conditional put nor a delete whose connection was reset.
+        """
+        return retry(
+            lambda: self._explained(action, path, request),
+            budget_seconds=self._retry_seconds,
+            is_retryable=is_passing,
+        )
+
+    def _explained(self, action: Action, path: str, request: Callable[[], _Result]) -> _Result:
         try:
             return request()
         except NATIVE_ERRORS as error:

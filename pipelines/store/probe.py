@@ -30,7 +30,10 @@ def probe(store: Store, folder: str = "_runs/") -> Capabilities:
         StoreError: it cannot be written at all.
     """
     key = f"{folder}probe-{secrets.token_hex(8)}"
-    etag = store.put(key, b"1", create=True)
+    try:
+        etag = store.put(key, b"1", create=True)
+    except AlreadyExists:  # nobody else has this name: an answer was lost, and the put that was sent again met itself
+        etag = None
     try:
         return Capabilities(create_only=_refuses_creating(store, key), swap=_swap(store, key, etag))
     finally:
@@ -52,8 +55,11 @@ def _swap(store: Store, key: str, etag: str | None) -> Literal["quoted", "bare"]
         return None
     try:
         store.put(key, b"2", if_match=etag)
-    except (Changed, Misconfigured):
+    except Misconfigured:
         return None
+    except Changed:
+        if store.get(key).data != b"2":  # else it met itself, as above
+            return None
     try:
         store.put(key, b"3", if_match=etag)
     except Changed:

@@ -11,18 +11,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.labelling.manifest import PlannedSegment, read_manifest, read_planned
+from pipelines.labelling.manifest import PlannedSegment, read_complete, read_manifest, read_planned
 from pipelines.labelling.publish import table_file_key
 from pipelines.store import open_store
-from tests.faults.reader import read_once
+from tests.faults.reader import read_once, table_files
 
 READER = Path(__file__).with_name("reader.py")
 
 
 @contextmanager
-def watched(table: Path, history: Path) -> Iterator[list[Mapping[str, Any]]]:
+def watched(table: Path | str, history: Path) -> Iterator[list[Mapping[str, Any]]]:
     """Read the table in another process all the while; the list holds what was seen, once the block is left."""
     seen: list[Mapping[str, Any]] = []
     reader = subprocess.Popen(
@@ -50,14 +51,14 @@ def check_history(seen: Sequence[Mapping[str, Any]]) -> None:
         before = reading["files"]
 
 
-def check_table(table: Path, run_id: str) -> int:
+def check_table(table: Path | str, run_id: str) -> int:
     """The one finished run of a table holds what was planned, once, and nothing else; return its images."""
     store = open_store(str(table))
     segments = [segment for segment in read_manifest(store, run_id) if segment.ending is None]
     planned = Counter(
         uri for segment in segments for uri in read_planned(store, run_id, segment.index)[0]["uri"].to_pylist()
     )
-    reading = read_once(table / "data")
+    reading = read_once(str(table))
 
     assert planned
     assert max(planned.values()) == 1
@@ -66,20 +67,20 @@ def check_table(table: Path, run_id: str) -> int:
     }, "files that no segment has, or segments without their file"
     assert reading["twice"] == []
     assert labelled_uris(table) == planned
-    assert [str(path) for path in table.glob("_runs/*/parts/*")] == [], "parts are left"
-    assert (table / "_runs" / run_id / "plan" / "complete.json").exists()
+    assert [entry.key for entry in store.list("_runs/") if "/parts/" in entry.key] == [], "parts are left"
+    assert read_complete(store, run_id).images == planned.total()
     return planned.total()
 
 
-def labelled_uris(table: Path) -> Counter[str]:
+def labelled_uris(table: Path | str) -> Counter[str]:
     """Return how many rows each URI has."""
     found: Counter[str] = Counter()
-    for path in table.glob("data/**/*.parquet"):
-        found.update(pq.ParquetFile(path).read(columns=["uri"])["uri"].to_pylist())
+    for _, blob in table_files(str(table)):
+        found.update(pq.ParquetFile(pa.BufferReader(blob)).read(columns=["uri"])["uri"].to_pylist())
     return found
 
 
-def images_begun(work: Path, table: Path, run_id: str) -> int:
+def images_begun(work: Path, table: Path | str, run_id: str) -> int:
     """Return how many images lie in the shards that actors began, each time counted."""
     shards: dict[int, int] = {}
     for segment in read_manifest(open_store(str(table)), run_id):

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from detr.scene_files import write_scenes
+from pipelines.store import open_store
 
 ROOT = Path(__file__).parents[2]
 DRAWN = 8
@@ -31,8 +32,8 @@ class CountingRay:
 class Drivers:
     """Starts `jobs.label` on one lake, table and cluster, always with the same command."""
 
-    lake: Path
-    table: Path
+    lake: Path | str
+    table: Path | str
     ray: CountingRay
     run_id: str
     options: tuple[str, ...]
@@ -59,7 +60,7 @@ class Drivers:
 
     def committed(self) -> int:
         """Return how many parts there are."""
-        return sum(1 for _ in self.table.glob("_runs/*/parts/*.part"))
+        return sum(entry.key.endswith(".part") for entry in open_store(str(self.table)).list("_runs/"))
 
 
 @pytest.fixture(scope="session")

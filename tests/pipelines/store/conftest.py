@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import http.client
+import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,15 +24,15 @@ class Reply:
     headers: tuple[tuple[str, str], ...] = ()
 
 
-Fault = Reply | Literal["lost", "refused", "cut", "none"]
+Fault = Reply | Literal["lost", "refused", "reset", "cut", "none"]
 
 
 @dataclass
 class Between:
     """What to do to the next requests, in order, and then to all others.
 
-    "refused": the connection ends without an answer; "lost": it ends after the store has done what was asked;
-    "cut": half of the answer's body is sent.
+    "refused": the connection ends without an answer; "reset": it is reset; "lost": it ends after the store has done
+    what was asked; "cut": half of the answer's body is sent.
     """
 
     endpoint: str
@@ -72,7 +74,10 @@ def _handler(state: Between, upstream: str) -> type[BaseHTTPRequestHandler]:
             state.seen.append(f"{self.command} {self.path}")
             fault = state.faults.pop(0) if state.faults else state.always
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            if fault == "refused":
+            if fault == "reset":
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.close()
+            if fault in ("refused", "reset"):
                 self.close_connection = True
                 return
             if isinstance(fault, Reply):

@@ -219,6 +219,34 @@ def test_reading_gets_over_a_busy_store_a_dead_connection_and_half_a_body(faulty
     assert store.get("k").data == b"x" * 100_000
 
 
+@pytest.mark.parametrize("fault", ["refused", "reset", "lost"])
+def test_deleting_gets_over_a_dead_connection(
+    faulty: tuple[Between, Store], fault: Literal["refused", "reset", "lost"]
+) -> None:
+    proxy, store = faulty
+    store.put("k", b"")
+    proxy.faults = [fault]
+
+    store.delete("k")
+
+    assert list(store.list()) == []
+
+
+@pytest.mark.parametrize("position", range(6))
+def test_a_lost_answer_does_not_make_a_store_look_as_if_it_could_not(
+    faulty: tuple[Between, Store], position: int
+) -> None:
+    proxy, store = faulty
+    proxy.faults = ["none"] * position + ["lost"]
+
+    capabilities = probe(store)
+
+    assert capabilities.create_only
+    assert capabilities.swap is not None
+    assert list(store.list()) == []
+    assert proxy.faults == []
+
+
 def test_a_listing_that_breaks_off_goes_on(faulty: tuple[Between, Store]) -> None:
     proxy, store = faulty
     store.put("a", b"")
