@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -85,8 +85,21 @@ def images_begun(work: Path, table: Path | str, run_id: str) -> int:
     shards: dict[int, int] = {}
     for segment in read_manifest(open_store(str(table)), run_id):
         shards.update(_images(segment))
-    lines = [line.split() for line in work.read_text().splitlines()]
-    return sum(shards[int(shard)] for run, shard in lines if run == run_id)
+    return sum(shards[one.shard] for one in begun(work) if one.run_id == run_id)
+
+
+class Begun(NamedTuple):
+    """One beginning of a shard, by the process that did it."""
+
+    run_id: str
+    shard: int
+    pid: int
+
+
+def begun(work: Path) -> list[Begun]:
+    """Return what actors began, in order."""
+    lines = (line.split() for line in work.read_text().splitlines())
+    return [Begun(run_id, int(shard), int(pid)) for run_id, shard, pid in lines]
 
 
 def _images(segment: PlannedSegment) -> dict[int, int]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,10 @@ from pipelines.store import open_store
 
 ROOT = Path(__file__).parents[2]
 DRAWN = 8
+SHARD = 2
+ACTORS = 2
+# images of a pool's shards in flight: two wait at each actor, and as many have been taken from it when the driver dies
+MOST_AGAIN = 4 * ACTORS * SHARD
 
 
 @dataclass(frozen=True)
@@ -38,11 +44,11 @@ class Drivers:
     run_id: str
     options: tuple[str, ...]
 
-    def start(self) -> subprocess.Popen[str]:
+    def start(self, *more: str) -> subprocess.Popen[str]:
         """Start a driver in a process group of its own."""
         places = ["--images", str(self.lake), "--table", str(self.table), "--run-id", self.run_id]
         return subprocess.Popen(
-            [sys.executable, "-m", "jobs.label", *places, "--model", "scenes", "--device", "cpu", *self.options],
+            [sys.executable, "-m", "jobs.label", *places, "--model", "scenes", "--device", "cpu", *self.options, *more],
             cwd=ROOT,
             env={**os.environ, "RAY_ADDRESS": self.ray.address, "RAY_AUTH_MODE": "disabled"},
             stdout=subprocess.PIPE,
@@ -50,6 +56,17 @@ class Drivers:
             text=True,
             start_new_session=True,
         )
+
+    @contextmanager
+    def running(self, *more: str) -> Iterator[subprocess.Popen[str]]:
+        """Start a driver that does not outlive the block."""
+        driver = self.start(*more)
+        try:
+            yield driver
+        finally:
+            if driver.poll() is None:
+                os.killpg(driver.pid, signal.SIGKILL)
+                driver.communicate()
 
     def finish(self) -> str:
         """Run the command to its end, which must be a good one, and return what it printed."""
@@ -86,6 +103,17 @@ def lake(tmp_path: Path) -> Callable[[int], Path]:
         for number in range(count - DRAWN):
             (folder / f"copy {number:05d}.jpg").hardlink_to(drawn[number % DRAWN])
         return folder
+
+    return make
+
+
+@pytest.fixture
+def drivers(tmp_path: Path, lake: Callable[[int], Path], counting_ray: CountingRay) -> Callable[[int], Drivers]:
+    """Makes the drivers of one run over so many images, in small shards."""
+
+    def make(images: int) -> Drivers:
+        options = ("--shard-images", str(SHARD), "--actors", f"{ACTORS}:{ACTORS}")
+        return Drivers(lake(images), tmp_path / "table", counting_ray, tmp_path.name, options)
 
     return make
 

@@ -1,7 +1,4 @@
-"""The driver of a run is killed, terminated, interrupted at any moment: the same command goes on, and nothing is lost.
-
-Images are fetched by threads of the detectors' processes: there is no fetching process that could be killed alone.
-"""
+"""The driver of a run is killed, terminated, interrupted at any moment: the same command goes on, nothing is lost."""
 
 from __future__ import annotations
 
@@ -16,24 +13,11 @@ from pathlib import Path
 import pytest
 
 from tests.faults.checks import check_history, check_table, images_begun, watched
-from tests.faults.conftest import CountingRay, Drivers, wait_until
+from tests.faults.conftest import MOST_AGAIN, Drivers, wait_until
 
 pytestmark = [pytest.mark.long, pytest.mark.faults, pytest.mark.ray, pytest.mark.slow]
 
-SHARD = 2
-ACTORS = 2
 KILLS = 20
-# a pool's shards in flight: two wait at each actor, and as many have been taken from it when the driver dies
-MOST_SHARDS_AGAIN = 4 * ACTORS
-
-
-@pytest.fixture
-def drivers(tmp_path: Path, lake: Callable[[int], Path], counting_ray: CountingRay) -> Callable[[int], Drivers]:
-    def make(images: int) -> Drivers:
-        options = ("--shard-images", str(SHARD), "--actors", f"{ACTORS}:{ACTORS}")
-        return Drivers(lake(images), tmp_path / "table", counting_ray, tmp_path.name, options)
-
-    return make
 
 
 def kill(driver: subprocess.Popen[str], number: signal.Signals) -> tuple[int, str]:
@@ -89,7 +73,7 @@ def test_a_run_whose_driver_is_killed_at_20_random_moments_loses_nothing_and_rep
         seconds=round(time.monotonic() - started, 1),
     )
     assert images == 600
-    assert images <= begun <= images + KILLS * MOST_SHARDS_AGAIN * SHARD
+    assert images <= begun <= images + KILLS * MOST_AGAIN
 
 
 @pytest.mark.parametrize(
@@ -133,4 +117,4 @@ def test_a_driver_that_is_told_to_stop_says_so_and_the_same_command_goes_on(
         seconds=round(time.monotonic() - started, 1),
     )
     assert images == 200
-    assert images <= begun <= images + MOST_SHARDS_AGAIN * SHARD
+    assert images <= begun <= images + MOST_AGAIN
