@@ -11,7 +11,9 @@ from detr.classes import Category
 from detr.model import Detr
 from detr.tensor_files import model_files
 from pipelines.stopped import RunStopped
-from pipelines.store import StoreError, StoreOptions, join_uri, open_store, split_uri, without_secrets
+from pipelines.store import StoreError, StoreOptions, check_no_secret, join_uri, open_store, split_uri, without_secrets
+
+FETCH_FIRST = "Fetch the model first and give its path, or its s3:// address."
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,10 @@ def load_model(reference: str, options: StoreOptions) -> tuple[Detr, ModelInfo]:
     """
     place = reference
     if "://" in reference and not reference.startswith("file:"):
+        try:
+            check_no_secret("model", reference, instead=FETCH_FIRST)
+        except ValueError as error:
+            raise RunStopped(str(error)) from error
         place = str(_fetch(reference, options))
     try:
         model = load(place.removeprefix("file://"))

@@ -23,7 +23,7 @@ from pipelines.evaluation.table_results import RowChoice
 from pipelines.file_names import file_name
 from pipelines.labelling.label import LabelConfig, label
 from pipelines.labelling.progress import Progress
-from pipelines.lake.listing import LakeObject, list_objects
+from pipelines.lake.listing import LakeObject, check_addresses, list_objects
 from pipelines.stopped import RunStopped
 from pipelines.store import StoreOptions, without_secrets
 
@@ -144,6 +144,10 @@ def find_annotated(
     Raises:
         RunStopped: none of the images is there, or two have the same file name.
     """
+    try:
+        check_addresses(images)
+    except ValueError as error:
+        raise RunStopped(str(error)) from error
     folders = [uri for uri in images if uri.startswith(("http://", "https://")) and uri.endswith("/")]
     others = [uri for uri in images if uri not in folders]
     found = [LakeObject(folder + quote(name)) for folder in folders for name in names]

@@ -26,9 +26,18 @@ from pipelines.labelling.segments import Outcome, publishing
 from pipelines.labelling.start import Finished, Selection, run_start
 from pipelines.lake.globs import literal_start
 from pipelines.lake.listing import Listing, list_objects
-from pipelines.models import ModelInfo
+from pipelines.models import FETCH_FIRST, ModelInfo
 from pipelines.stopped import RunStopped
-from pipelines.store import Store, StoreError, StoreOptions, join_uri, open_store, split_uri, without_secrets
+from pipelines.store import (
+    Store,
+    StoreError,
+    StoreOptions,
+    check_no_secret,
+    join_uri,
+    open_store,
+    split_uri,
+    without_secrets,
+)
 from pipelines.watchdog import Watchdog, watching
 
 SHARDS_AN_ACTOR = 4  # that the end of a plan is cut into at least, so that no actor is idle
@@ -103,6 +112,7 @@ class LabelConfig:
     def __post_init__(self) -> None:
         shard_images = 1 if self.shard_images is None else self.shard_images
         self.plan_config(model=None, shard_images=shard_images)  # checks what both have
+        check_no_secret("model", self.model, instead=FETCH_FIRST)
         for name, value in (("threshold", self.threshold), ("max error rate", self.max_error_rate)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name}: {value} is not in 0..1")

@@ -24,10 +24,10 @@ from pipelines.labelling.manifest import (
 )
 from pipelines.labelling.publish import read_done
 from pipelines.labelling.run import find_unfinished, sealed_sentence
-from pipelines.lake.listing import DUPLICATE, LakeObject, Listed, Listing, Skipped, list_objects
+from pipelines.lake.listing import DUPLICATE, LakeObject, Listed, Listing, Skipped, check_addresses, list_objects
 from pipelines.lake.sample import draw_sample
 from pipelines.stopped import RunStopped
-from pipelines.store import Store, StoreError, StoreOptions, open_store
+from pipelines.store import Store, StoreError, StoreOptions, check_no_secret, open_store
 from pipelines.table import check_kept
 
 __all__ = [
@@ -99,6 +99,8 @@ class PlanConfig:
         if self.max_images is not None and self.sample is not None:
             raise ValueError("max images and sample exclude each other: the first N or N at random, give one of them.")
         check_kept(self.keep)
+        check_addresses(self.images)
+        check_no_secret("table", self.table, instead="Leave it out: credentials are found as docs/security.md says.")
 
 
 @dataclass(frozen=True, slots=True)

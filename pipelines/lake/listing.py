@@ -19,7 +19,7 @@ import pyarrow as pa
 from pipelines.lake.globs import glob_to_regex, is_glob, literal_start
 from pipelines.lake.inventory import Inventory, is_inventory, read_inventory
 from pipelines.lake.skipping import skip_reason
-from pipelines.lake.uri_tables import UriTable, is_uri_table, read_uri_table
+from pipelines.lake.uri_tables import WITHOUT_SECRETS_INSTEAD, UriTable, is_uri_table, read_uri_table
 from pipelines.parquet_files import stored_schema
 from pipelines.stopped import RunStopped
 from pipelines.store import (
@@ -28,6 +28,7 @@ from pipelines.store import (
     Store,
     StoreError,
     StoreOptions,
+    check_no_secret,
     join_uri,
     open_store,
     split_uri,
@@ -124,6 +125,10 @@ def list_objects(
     Raises:
         RunStopped: a source does not exist, is empty, or cannot be read: nothing was begun.
     """
+    try:
+        check_addresses(sources)
+    except ValueError as error:
+        raise RunStopped(str(error)) from error
     opened = cache(open_root or partial(open_store, options=options or StoreOptions()))
     found: list[tuple[str, _Folder | UriTable | LakeObject]] = []
     for text in dict.fromkeys(sources):
@@ -150,6 +155,19 @@ def list_objects(
     if singles:
         streams.append(partial(_list_singles, sorted(singles, key=attrgetter("uri"))))
     return Listing(tuple(streams), schema)
+
+
+def check_addresses(sources: Sequence[str]) -> None:
+    """Refuse addresses of images that hold a secret: they are what a plan and a table know the images by.
+
+    A table of URIs may be fetched from such an address: it is not written anywhere.
+
+    Raises:
+        ValueError: with the first one.
+    """
+    for text in sources:
+        if not is_uri_table(text):
+            check_no_secret("images", text, instead=WITHOUT_SECRETS_INSTEAD)
 
 
 @dataclass(frozen=True, slots=True)

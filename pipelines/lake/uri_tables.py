@@ -17,11 +17,16 @@ import pyarrow.json
 
 from pipelines.parquet_files import open_bytes, open_object, parquet_of
 from pipelines.stopped import RunStopped
-from pipelines.store import Store, join_uri, split_uri, without_secrets
+from pipelines.store import GIVES_ACCESS, Store, has_secret, join_uri, split_uri, without_secrets
 
 URI_COLUMNS: Final = ("uri", "url", "image", "path")
 ETAG_COLUMNS: Final = ("etag", "e_tag")
 SUFFIXES: Final = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
+
+WITHOUT_SECRETS_INSTEAD: Final = (
+    "Give the store's own address (s3://, gs://, az://) and the credentials as docs/security.md says, or fetch the "
+    "images first."
+)
 
 _ROWS_AT_ONCE = 8_192
 _LARGEST_BLOCK = (
@@ -90,6 +95,7 @@ def read_uri_table(store: Store, key: str, *, keep: Sequence[str] = ()) -> UriTa
     rows = rows.filter(pc.not_equal(pc.utf8_trim_whitespace(rows["uri"]), ""))  # a null is not kept either
     folder = join_uri(store.uri, key.partition("?")[0] if is_web else key).rpartition("/")[0]
     rows = rows.set_column(0, "uri", _whole_uris(rows["uri"], folder))
+    _check_no_secrets(rows["uri"], name)
     etags = pc.replace_substring_regex(rows["etag"], '^(W/)?"(.*)"$', r"\2")
     rows = rows.set_column(1, "etag", pc.if_else(pc.equal(etags, ""), None, etags))
     return UriTable(name, rows.sort_by("uri"), names, count - rows.num_rows)
@@ -135,6 +141,19 @@ def _check_whole(table: pa.Table, name: str) -> None:
     except pa.ArrowInvalid as error:
         reason = " ".join(str(error).split())[:200]
         raise RunStopped(f"{name} is damaged, or not in UTF-8: {reason}. Write it anew.") from error
+
+
+def _check_no_secrets(uris: pa.ChunkedArray, name: str) -> None:
+    """Refuse addresses that hold a secret: plan and table would hold it too.
+
+    Raises:
+        RunStopped: with the first one.
+    """
+    suspects = uris.filter(pc.match_substring_regex(uris, "[@?]"))
+    for batch in suspects.chunks:
+        found = next((uri for uri in batch.to_pylist() if has_secret(uri)), None)
+        if found is not None:
+            raise RunStopped(f"{name}: the address {without_secrets(found)} {GIVES_ACCESS} {WITHOUT_SECRETS_INSTEAD}")
 
 
 def _read_csv(data: bytes) -> pa.Table:

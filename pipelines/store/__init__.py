@@ -19,9 +19,10 @@ from pipelines.store.interface import (
 from pipelines.store.memory import memory_store
 from pipelines.store.opening import Stores, open_store
 from pipelines.store.probe import Capabilities, probe
-from pipelines.store.uris import join_uri, split_uri, without_secrets
+from pipelines.store.uris import GIVES_ACCESS, check_no_secret, has_secret, join_uri, split_uri, without_secrets
 
 __all__ = [
+    "GIVES_ACCESS",
     "AlreadyExists",
     "Archived",
     "Blob",
@@ -37,6 +38,8 @@ __all__ = [
     "StoreOptions",
     "Stores",
     "Throttled",
+    "check_no_secret",
+    "has_secret",
     "is_passing",
     "join_uri",
     "memory_store",

@@ -13,7 +13,8 @@ import botocore.exceptions
 import botocore.loaders
 import botocore.session
 
-from pipelines.store.interface import CONNECT_SECONDS, REQUEST_SECONDS, Misconfigured, StoreOptions
+from pipelines.store.interface import CONNECT_SECONDS, KEYS_INSTEAD, REQUEST_SECONDS, Misconfigured, StoreOptions
+from pipelines.store.uris import check_no_secret
 
 # Whatever botocore hands out is good for ten minutes more (it refreshes before), so asking every five is safe.
 CREDENTIALS_GOOD_FOR = timedelta(minutes=5)
@@ -52,17 +53,19 @@ def s3_access(options: StoreOptions) -> S3Access:
     """
     session = botocore.session.Session()
     session.register_component("data_loader", _data_loader())
-    try:
-        profile = session.get_scoped_config()
-        keys = options.anonymous or bool(os.environ.get("AWS_ACCESS_KEY_ID"))
-        if not keys:
-            _load_credentials(session)
-    except botocore.exceptions.BotoCoreError as error:
+    keys = options.anonymous or bool(os.environ.get("AWS_ACCESS_KEY_ID"))
+    profile, failure = _load_profile(session, with_credentials=not keys)
+    if failure:
         raise Misconfigured(
-            f"the AWS credentials cannot be loaded: {error}. Log in again, or choose another AWS_PROFILE."
-        ) from error
+            f"the AWS credentials cannot be loaded: {failure}. Log in again, or choose another AWS_PROFILE."
+        )
+    endpoint = options.endpoint or _variable(_ENDPOINT_VARIABLES) or profile.get("endpoint_url")
+    try:
+        check_no_secret("endpoint", endpoint or "", instead=KEYS_INSTEAD)
+    except ValueError as error:
+        raise Misconfigured(str(error)) from error
     return S3Access(
-        endpoint=options.endpoint or _variable(_ENDPOINT_VARIABLES) or profile.get("endpoint_url"),
+        endpoint=endpoint,
         region=options.region or _variable(_REGION_VARIABLES) or profile.get("region") or "us-east-1",
         anonymous=options.anonymous,
         has_environment_keys=not options.anonymous and keys,
@@ -99,6 +102,24 @@ def client_config(access: S3Access) -> botocore.config.Config:
 def _data_loader() -> Any:
     """Return what reads botocore's description of S3, which takes 60 ms of the first client and 5 of the next."""
     return botocore.loaders.create_loader(botocore.session.Session().get_config_variable("data_path"))
+
+
+def _load_profile(session: botocore.session.Session, *, with_credentials: bool) -> tuple[dict[str, Any], str]:
+    """Return the profile's settings, and "" or why they or the credentials cannot be had.
+
+    The exception is not kept: what a program that gives credentials has printed hangs on it.
+    """
+    try:
+        profile = session.get_scoped_config()
+        if with_credentials:
+            _load_credentials(session)
+    except botocore.exceptions.CredentialRetrievalError as error:
+        return {}, f"{error.kwargs.get('provider', 'their source')} gives none"
+    except botocore.exceptions.BotoCoreError as error:
+        return {}, str(error)
+    except ValueError:
+        return {}, "the profile's credential_process prints no JSON"
+    return profile, ""
 
 
 def _load_credentials(session: botocore.session.Session) -> None:

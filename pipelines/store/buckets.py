@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
@@ -15,6 +16,8 @@ from pipelines.store.interface import CONNECT_SECONDS, REQUEST_SECONDS, Misconfi
 from pipelines.store.native import NativeStore
 from pipelines.store.slow_s3 import SlowS3
 from pipelines.store.uris import scheme_of, without_secrets
+
+_QUOTED = re.compile(r"\"[^\"]*\"|`[^`]*`|'[^']*'")
 
 
 def open_s3(root: str, options: StoreOptions) -> Callable[[str], Store]:
@@ -44,9 +47,11 @@ def open_cloud(root: str, options: StoreOptions) -> Callable[[str], Store]:
     try:
         bucket = opened(REQUEST_SECONDS)
     except (BaseError, ValueError) as error:
-        hint = "" if scheme_of(root) in ("gs", "gcs") else " Set AZURE_STORAGE_ACCOUNT_NAME."
-        raise Misconfigured(f"{without_secrets(root)} cannot be opened: {_reason(error)}.{hint}") from error
-    return partial(NativeStore, bucket, root, slow=None, retry_seconds=options.retry_seconds, patient=opened)
+        reason = _reason(error)
+    else:
+        return partial(NativeStore, bucket, root, slow=None, retry_seconds=options.retry_seconds, patient=opened)
+    hint = "" if scheme_of(root) in ("gs", "gcs") else " Set AZURE_STORAGE_ACCOUNT_NAME."
+    raise Misconfigured(f"{without_secrets(root)} cannot be opened: {reason}.{hint}")
 
 
 def _native_cloud(root: str, options: StoreOptions, seconds: int) -> obstore.store.ObjectStore:
@@ -82,7 +87,8 @@ def _native_s3(name: str, access: S3Access, options: StoreOptions, seconds: int)
 
 
 def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0].rpartition("error: ")[2].rstrip(".")
+    # what is in quotes may be a part of a key that is not what it should be
+    return _QUOTED.sub("...", str(error).splitlines()[0].rpartition("error: ")[2].rstrip("."))
 
 
 def _client_options(seconds: int, *, allow_http: bool) -> Any:

@@ -6,9 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
+from pipelines.store.uris import check_no_secret
+
 CLIENT_RETRY_SECONDS = 120.0
 REQUEST_SECONDS = 60
 CONNECT_SECONDS = 5
+
+KEYS_INSTEAD = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile."
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,10 @@ class StoreOptions:
     endpoint: str | None = None
     region: str | None = None
     retry_seconds: float = CLIENT_RETRY_SECONDS
+
+    def __post_init__(self) -> None:
+        if self.endpoint is not None:
+            check_no_secret("endpoint", self.endpoint, instead=KEYS_INSTEAD)
 
 
 class StoreError(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import obstore
@@ -17,6 +18,7 @@ from pipelines.store.slow_s3 import EtagForm, SlowS3, plain_etag, replace_either
 from pipelines.store.uris import join_uri, scheme_of
 
 if TYPE_CHECKING:
+    from obstore import ObjectMeta
     from obstore.store import ObjectStore
 
 _Result = TypeVar("_Result")
@@ -72,11 +74,13 @@ class NativeStore:
         if slow := self._slow_for(path):
             entry = slow.head(path)
             return Entry(key, entry.size, entry.etag)
-        try:
-            meta = obstore.head(self._bucket, path)
-        except NATIVE_ERRORS:
-            # the answer to a HEAD has no code: a GET tells a missing object from a missing bucket
-            meta = self._call("read", path, lambda: obstore.get(self._bucket, path).meta)
+        with suppress(*NATIVE_ERRORS):
+            return self._entry(key, obstore.head(self._bucket, path))
+        # the answer to a HEAD has no code: a GET tells a missing object from a missing bucket
+        return self._entry(key, self._call("read", path, lambda: obstore.get(self._bucket, path).meta))
+
+    @staticmethod
+    def _entry(key: str, meta: ObjectMeta) -> Entry:
         return Entry(key, meta["size"], plain_etag(meta["e_tag"]))
 
     def get(self, key: str) -> Blob:
@@ -185,15 +189,14 @@ class NativeStore:
         try:
             return request()
         except NATIVE_ERRORS as error:
-            explained = native_error(error, action, self._shown(path))
-            # Azure's addresses may be signed, and stand in obstore's text: not to be seen in a traceback
-            raise explained from (error if scheme_of(self._root).startswith("s3") else None)
+            failure = native_error(error, action, self._shown(path))
         except ValueError as error:
             if not is_refused(path):
                 raise
             raise NotFound(
                 f"{self._shown(path)!r}: this client cannot take such a name. Read it with --via fsspec."
             ) from error
+        raise failure  # outside the `except`, without its cause: see native_error
 
     def _shown(self, path: str) -> str:
         return join_uri(self._root, path)

@@ -40,8 +40,9 @@ def native_answer(error: BaseException) -> Answer:
 def native_error(error: BaseException, action: Action, uri: str) -> StoreError:
     """Return our error for an exception of obstore.
 
-    Its text holds the address that was asked for, which for Azure may be signed: only what is known to be harmless is
-    taken.
+    Its text holds the address that was asked for, which for Azure may be signed, and the store's whole answer, in which
+    S3 repeats a session token that is over and a signature that does not match. Only what is known to be harmless is
+    taken, and whoever raises ours must not leave the other one in its cause or context.
     """
     if _INSTANCE_METADATA in str(error):
         return Misconfigured(

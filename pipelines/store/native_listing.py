@@ -106,7 +106,10 @@ def _list_native(bucket: ObjectStore, uri: str, prefix: str, after: str) -> Iter
     except InvalidPathError as error:
         raise _MisreadError("its name has empty or dotted segments, or control characters. Rename it.") from error
     except NATIVE_ERRORS as error:
-        raise native_error(error, "list", uri) from error
+        failure = native_error(error, "list", uri)
+    else:
+        return
+    raise failure
 
 
 def _is_folder_marker(bucket: ObjectStore, uri: str, key: str, last: str) -> bool:
@@ -116,12 +119,12 @@ def _is_folder_marker(bucket: ObjectStore, uri: str, key: str, last: str) -> boo
     try:
         return obstore.head(bucket, key)["size"] > 0
     except NATIVE_ERRORS as error:
-        explained = native_error(error, "read", f"{uri}/{key}")
-        if isinstance(explained, NotFound):
-            return True
-        if isinstance(explained, Denied):
-            return False
-        raise explained from error
+        failure = native_error(error, "read", f"{uri}/{key}")
+    if isinstance(failure, NotFound):
+        return True
+    if isinstance(failure, Denied):
+        return False
+    raise failure
 
 
 def _just_before(prefix: str) -> str:

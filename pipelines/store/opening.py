@@ -6,9 +6,9 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
-from pipelines.store.interface import Blob, Store, StoreOptions
+from pipelines.store.interface import KEYS_INSTEAD, Blob, Misconfigured, Store, StoreOptions
 from pipelines.store.local import LocalStore
-from pipelines.store.uris import LOCAL_ROOT, scheme_of, split_uri
+from pipelines.store.uris import LOCAL_ROOT, check_no_secret, scheme_of, split_uri
 
 _S3 = ("s3", "s3a")
 _CLOUD = ("gs", "gcs", "az", "azure", "abfs", "abfss")
@@ -23,6 +23,7 @@ def open_store(uri: str, options: StoreOptions | None = None) -> Store:
     """
     root, key = split_uri(uri)
     folder = key.rstrip("/")
+    _refuse_secret(uri)
     return _opener(root, options or StoreOptions())(f"{folder}/" if folder else "")
 
 
@@ -45,6 +46,7 @@ class Stores:
         with self._lock:
             store = self._stores.get(root)
             if store is None:
+                _refuse_secret(uri)
                 store = self._stores[root] = _opener(root, self._options)("")
         return store, key
 
@@ -72,3 +74,13 @@ def _opener(root: str, options: StoreOptions) -> Callable[[str], Store]:
     from pipelines.store.through_fsspec import FsspecStore
 
     return partial(FsspecStore, root, options=options)
+
+
+def _refuse_secret(uri: str) -> None:
+    """Refuse keys in the address of a bucket, where no client looks for them and every message would show them."""
+    if scheme_of(uri) not in (*_S3, *_CLOUD):
+        return
+    try:
+        check_no_secret("store", uri.partition("?")[0], instead=KEYS_INSTEAD)  # behind it names of objects may be odd
+    except ValueError as error:
+        raise Misconfigured(str(error)) from error

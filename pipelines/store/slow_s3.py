@@ -140,13 +140,12 @@ class SlowS3:
                 return request()
             except botocore.exceptions.ClientError as error:
                 answer = botocore_answer(error.response)
-                if answer.status == 416:
-                    raise PastTheEnd(uri) from error
-                raise store_error(answer, action, uri) from error
-            except _NO_LOGIN as error:
-                raise login_is_over(uri) from error
+                failure = PastTheEnd(uri) if answer.status == 416 else store_error(answer, action, uri)
+            except _NO_LOGIN:
+                failure = login_is_over(uri)
             except (botocore.exceptions.BotoCoreError, botocore.exceptions.HTTPClientError, OSError) as error:
-                raise store_error(Answer(words=type(error).__name__), action, uri) from error
+                failure = store_error(Answer(words=type(error).__name__), action, uri)
+            raise failure  # outside the `except`: what the server said may repeat what it was sent
 
         return retry(explained, budget_seconds=self._retry_seconds, is_retryable=is_passing)
 

@@ -96,8 +96,9 @@ class FsspecStore:
         def explained() -> _Result:
             try:
                 return request()
-            except Exception as error:  # fsspec's file systems raise what their libraries raise, each its own
-                raise _explained(error, action, uri) from error
+            except Exception as error:  # noqa: BLE001 - fsspec's file systems raise what their libraries raise, each its own
+                failure = _explained(error, action, uri)
+            raise failure  # outside the `except`: theirs may show addresses with passwords and what a server repeated
 
         return retry(explained, budget_seconds=self._retry_seconds, is_retryable=is_passing)
 
@@ -161,9 +162,11 @@ class FsspecS3:
             try:
                 answer = self._files.call_s3("get_object", Bucket=self._bucket, Key=path)
                 data = fsspec.asyn.sync(self._files.loop, answer["Body"].read)
-            except Exception as error:  # s3fs lets through what botocore, aiohttp and its own code raise
-                raise _explained(error, "read", uri) from error
-            return Blob(data, plain_etag(answer.get("ETag")))
+            except Exception as error:  # noqa: BLE001 - s3fs lets through what botocore, aiohttp and its own code raise
+                failure = _explained(error, "read", uri)
+            else:
+                return Blob(data, plain_etag(answer.get("ETag")))
+            raise failure
 
         return retry(read, budget_seconds=self._retry_seconds, is_retryable=is_passing)
 
@@ -182,6 +185,9 @@ def _file_system(root: str, options: StoreOptions) -> Any:
             f"{without_secrets(root)}: {scheme}:// is not a kind of store that is known here. "
             "Use s3, gs, az, https, a path, or what fsspec knows."
         ) from error
+    except OSError as error:  # some connect at once
+        failure = store_error(Answer(words=type(error).__name__), "read", without_secrets(root))
+    raise failure
 
 
 def _s3fs_config(access: S3Access) -> dict[str, Any]:

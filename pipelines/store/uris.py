@@ -6,11 +6,26 @@ import os
 import re
 
 LOCAL_ROOT = "file:///"
+GIVES_ACCESS = "carries a password, token or signature, which would be written down with it."
 
 _SCHEME = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*)://(?P<authority>[^/?#]*)(?P<rest>.*)", re.DOTALL)
-_USER_AND_PASSWORD = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*://)[^/?#@]*:[^/?#@]*@")
-_WEB_USER = re.compile(r"^(https?://)[^/?#]*@", re.IGNORECASE)
-_QUERY_VALUE = re.compile(r"(?<=[?&])([^=&#]*)=([^&#]*)")
+_USERS = (
+    re.compile(r"^(https?://)[^/?#]*@", re.IGNORECASE),  # a token may stand there alone
+    re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*://)[^/?#@]*:[^/?#]*@"),
+    # a secret key may hold slashes: what follows a colon and is no port can only be a password, up to its "@"
+    re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*://)(?!arn:|\[)[^/?#@:]*:(?!\d*(?:[/?#]|$))[^?#]*@"),
+)
+_QUERY_VALUE = re.compile(r"(?<=[?&;])([^=&;#]*)=([^&;#]*)")
+# What lets in whoever has it, by the names of S3's, Google's, Azure's and CloudFront's signed addresses and common APIs
+_SECRET_NAME = re.compile(
+    r"(?:.*[-_.])?(?:signature|sig|credentials?|token|jwt|secret|passw(?:or)?d|pwd|(?:api|access|secret|auth)[-_]?key)"
+    r"|(?:aws|google)access(?:key)?id|key-pair-id|auth(?:orization)?",
+    re.IGNORECASE,
+)
+# An object's name may hold any "?name=", such as those that crawlers saved, but no store has such names of its own
+_SIGNED_NAME = re.compile(r"x-(?:amz|goog)-(?:signature|credential|security-token)", re.IGNORECASE)
+_WEB = ("http", "https")
+_AZURE = ("az", "azure", "abfs", "abfss", "adl")
 
 
 def split_uri(uri: str) -> tuple[str, str]:
@@ -45,9 +60,48 @@ def without_secrets(uri: str) -> str:
     """Return the URI as it may be shown: no `user:password@`, and no values in the query of a web address.
 
     A signed web address carries its signature in the query; which of the values are secret differs from host to host.
+    Of other stores' keys, where `?` is a letter like any other, only signatures go.
     """
-    shown = _WEB_USER.sub(r"\1", _USER_AND_PASSWORD.sub(r"\1", uri))
-    return _QUERY_VALUE.sub(r"\1=...", shown) if scheme_of(uri) in ("http", "https") else shown
+    scheme = scheme_of(uri)
+    shown = uri
+    for user in _USERS if scheme not in ("", "file") else ():
+        shown = user.sub(r"\1", shown)
+    return _QUERY_VALUE.sub(
+        lambda found: f"{found[1]}=..." if scheme in _WEB or _is_secret(scheme, found[1]) else found[0], shown
+    )
+
+
+def has_secret(uri: str) -> bool:
+    """Return whether an address gives access to whoever reads it: it has a password, or a signature or token by name.
+
+    A secret in the path of a web address, or under a name of the host's own making, is not recognised.
+    """
+    scheme = scheme_of(uri)
+    if scheme in ("", "file"):
+        return False
+    return any(user.search(uri) for user in _USERS) or any(
+        _is_secret(scheme, found[1]) for found in _QUERY_VALUE.finditer(uri)
+    )
+
+
+def check_no_secret(name: str, uri: str, *, instead: str) -> None:
+    """Refuse an address that would be written down, or travel, with the secret that it carries.
+
+    Args:
+        name: of the option that it is the value of.
+        uri: the address.
+        instead: a sentence that says what to do.
+
+    Raises:
+        ValueError: with a sentence that does not hold it.
+    """
+    if has_secret(uri):
+        raise ValueError(f"{name}: the address {without_secrets(uri)} {GIVES_ACCESS} {instead}")
+
+
+def _is_secret(scheme: str, name: str) -> bool:
+    known = _SECRET_NAME if scheme in _WEB or scheme in _AZURE else _SIGNED_NAME
+    return known.fullmatch(name) is not None
 
 
 def _local_key(uri: str) -> str:

@@ -238,6 +238,17 @@ def test_a_listing_can_be_taken_up_in_another_store(after: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "source",
+    ["https://user:opensesame@host/a.jpg", "https://host/a.jpg?X-Amz-Signature=opensesame", "ftp://u:opensesame@host/"],
+)
+def test_an_address_that_holds_a_secret_is_refused_since_plan_and_table_would_hold_it(source: str) -> None:
+    with pytest.raises(RunStopped, match="would be written down") as refused:
+        list_objects([source])
+
+    assert "opensesame" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
     ("source", "sentence"),
     [
         ("s3://lake/2025", r"there is nothing at s3://lake/2025\. .* meant by s3://lake/2025\*"),
@@ -246,7 +257,7 @@ def test_a_listing_can_be_taken_up_in_another_store(after: str) -> None:
         ("s3://lake/notes/", r"there is no image at s3://lake/notes/ \(left out: 2 \.txt, 1 \.json\)"),
         ("s3://lake/none.csv", r"there is nothing at s3://lake/none\.csv"),
         ("s3://lake/none*.csv", r"there is no table of URIs at s3://lake/none\*\.csv"),
-        ("https://user:secret@host/folder/", r"cannot list https://host/folder/: web servers have no listings"),
+        ("https://host/folder/", r"cannot list https://host/folder/: web servers have no listings"),
         ("https://host/*.jpg", r"cannot list https://host/\*\.jpg: web servers"),
     ],
 )

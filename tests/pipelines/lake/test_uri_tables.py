@@ -187,3 +187,20 @@ def test_a_list_is_known_by_its_ending() -> None:
 
     assert [is_uri_table(uri) for uri in lists] == [True] * 4
     assert [is_uri_table(uri) for uri in others] == [False] * 4
+
+
+def test_a_list_with_one_signed_address_is_refused_without_showing_the_signature() -> None:
+    store = store_with("x.csv", csv("uri", "https://h/a.jpg?w=1", "https://h/b.jpg?X-Amz-Signature=opensesame"))
+
+    with pytest.raises(RunStopped, match=r"s3://lists/x\.csv: the address https://h/b\.jpg\?X-Amz-Sig") as refused:
+        read_uri_table(store, "x.csv")
+
+    assert "opensesame" not in str(refused.value)
+
+
+def test_a_list_may_be_fetched_from_a_signed_address() -> None:
+    store = store_with("x.csv?X-Amz-Signature=opensesame", csv("uri", "https://h/a.jpg?w=1"))
+
+    table = read_uri_table(store, "x.csv?X-Amz-Signature=opensesame")
+
+    assert table.rows["uri"].to_pylist() == ["https://h/a.jpg?w=1"]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.store import join_uri, split_uri, without_secrets
+from pipelines.store import has_secret, join_uri, split_uri, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -55,9 +55,33 @@ def test_any_key_survives_joining_and_splitting(root: str, key: str) -> None:
         ("https://token@host/a.jpg", "https://host/a.jpg"),
         ("ftp://user:password@host/a@b.jpg", "ftp://host/a@b.jpg"),
         ("https://h/a.jpg?X-Amz-Signature=abc&v=1", "https://h/a.jpg?X-Amz-Signature=...&v=..."),
-        ("s3://b/a?b=c.jpg", "s3://b/a?b=c.jpg"),
-        ("abfss://container@account/x", "abfss://container@account/x"),
+        ("https://user:pass/wo@rd@host/a.jpg", "https://host/a.jpg"),
+        ("s3://AKIA:se/cret@b/x", "s3://b/x"),
+        ("s3://b/x?X-Amz-Credential=AKIA/x&y=1", "s3://b/x?X-Amz-Credential=...&y=1"),
+        ("az://c/x?sv=1&sig=abc", "az://c/x?sv=1&sig=..."),
     ],
 )
 def test_secrets_are_not_shown(uri: str, shown: str) -> None:
     assert without_secrets(uri) == shown
+    assert has_secret(uri)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://b/a?b=c.jpg",
+        "s3://b/saved.jpg?token=1",
+        "abfss://container@account/x",
+        "http://[::1]:8080/a@b.jpg",
+        "s3://arn:aws:s3:us-west-2:123456789012:accesspoint/name/x@y",
+        "/photos/a?sig=1",
+        "file:///photos/user:password@x",
+    ],
+)
+def test_names_that_only_look_like_secrets_are_shown_whole(uri: str) -> None:
+    assert without_secrets(uri) == uri
+    assert not has_secret(uri)
+
+
+def test_the_query_of_a_web_address_is_no_secret_by_itself() -> None:
+    assert not has_secret("https://host:8080/a@b.jpg?width=600&page=2")
