@@ -85,6 +85,19 @@ def is_free(holder: Holder, here: Process, now: datetime) -> bool:
     return holder.is_released or is_dead(holder.process, here) or silent_seconds > LEASE_SECONDS
 
 
+def current_holder(table: Store, here: Process, now: datetime) -> Holder | None:
+    """Return who holds the lease of a table now, None if it may be taken.
+
+    Raises:
+        StoreError: the store refused, or the record is damaged.
+    """
+    try:
+        holder, _ = _read(table)
+    except NotFound:
+        return None
+    return None if is_free(holder, here, now) else holder
+
+
 def acquire(table: Store, here: Process, *, token: str, now: datetime) -> Lease:
     """Take the lease of a table in an object store.
 

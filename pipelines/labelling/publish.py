@@ -154,11 +154,25 @@ def read_totals(table: Store, run_id: str, segment: PlannedSegment) -> Totals | 
             f"{name} has {file.metadata.num_rows:,} rows for {segment.images:,} planned images. Move it away, "
             "or start with --new-run."
         )
+    return footer_totals(file, name)
+
+
+def footer_totals(file: pq.ParquetFile, name: str) -> Totals:
+    """Return what the rows of a published table file add up to, as its footer says.
+
+    Raises:
+        RunStopped: it does not; the sentence calls the file `name`.
+    """
     try:
         record = parse_object(read_metadata(file).get("totals", ""))
         return Totals(count_field(record, "rows"), count_field(record, "detections"), counts_field(record, "errors"))
     except ValueError as error:
         raise RunStopped(f"{name} is damaged: it does not say what its rows add up to.") from error
+
+
+def is_sealed_file(file: pq.ParquetFile) -> bool:
+    """Return whether a table file is one of no rows, made so that its sealed run cannot publish it."""
+    return "sealed" in read_metadata(file)
 
 
 def verify_run(table: Store, run_id: str, segments: Iterable[PlannedSegment]) -> Totals:
@@ -229,7 +243,7 @@ def _plain(table: pa.Table) -> pa.Table:
 
 
 def _check_not_sealed(table: Store, run_id: str, file: pq.ParquetFile) -> None:
-    if "sealed" in read_metadata(file):
+    if is_sealed_file(file):
         raise RunStopped(sealed_sentence(table, run_id))
 
 

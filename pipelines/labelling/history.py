@@ -1,0 +1,101 @@
+"""What the runs of a table are and did, for people: from their records, and from what is published of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+
+from pipelines.labelling.manifest import read_complete, read_manifest
+from pipelines.labelling.publish import THREADS, footer_totals, is_sealed_file, read_done, table_file_key
+from pipelines.labelling.run import Run, State, list_runs, read_end, read_state, run_key
+from pipelines.parquet_files import open_object
+from pipelines.stopped import RunStopped
+from pipelines.store import NotFound, Store, join_uri
+from pipelines.strict_json import count_field, counts_field
+from pipelines.table import Totals
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """One run, as `python -m jobs.runs` tells of it.
+
+    Attributes:
+        run_id: its name.
+        state: how far it has come.
+        model: as rows say it.
+        started_at: when it was begun.
+        ended_at: when it was finished or sealed; None: it is the one that the next start resumes.
+        images_planned: in its plan, of an unfinished planning so far.
+        rows: that readers see of it.
+        detections: of these rows.
+        errors: how many of these rows are errors, by kind.
+    """
+
+    run_id: str
+    state: State
+    model: str
+    started_at: datetime
+    ended_at: datetime | None
+    images_planned: int
+    rows: int
+    detections: int
+    errors: Mapping[str, int]
+
+
+def summarise_runs(table: Store, *, threads: int = THREADS) -> Iterator[RunSummary]:
+    """Yield what became of each run of a table, oldest first.
+
+    Of a finished run its record says it; of another the footers of its table files are fetched, one after the other in
+    each thread.
+
+    Raises:
+        RunStopped: a record or a file is damaged.
+        StoreError: the store refused.
+    """
+    for run in list_runs(table):
+        end = read_end(table, run.run_id)
+        state = end.state if end is not None else read_state(table, run.run_id)
+        if end is not None and end.state == "finished":
+            totals = _recorded(table, run, end.totals)
+        else:
+            totals = _published(table, run, threads)
+        yield RunSummary(
+            run_id=run.run_id,
+            state=state,
+            model=run.model,
+            started_at=run.started_at,
+            ended_at=None if end is None else end.ended_at,
+            images_planned=_planned(table, run),
+            rows=totals.rows,
+            detections=totals.detections,
+            errors=totals.errors,
+        )
+
+
+def _recorded(table: Store, run: Run, totals: Mapping[str, object]) -> Totals:
+    try:
+        return Totals(count_field(totals, "rows"), count_field(totals, "detections"), counts_field(totals, "errors"))
+    except ValueError as error:
+        raise RunStopped(
+            f"{join_uri(table.uri, run_key(run.run_id, 'end.json'))} is damaged: it does not say what was published."
+        ) from error
+
+
+def _published(table: Store, run: Run, threads: int) -> Totals:
+    def read(segment: int) -> Totals:
+        key = table_file_key(run.run_id, segment)
+        entry = table.head(key)
+        file = open_object(table, key, entry.size if entry.size is not None else len(table.get(key).data))
+        return Totals() if is_sealed_file(file) else footer_totals(file, join_uri(table.uri, key))
+
+    with ThreadPoolExecutor(threads) as pool:
+        return sum(pool.map(read, sorted(read_done(table, run.run_id).published)), start=Totals())
+
+
+def _planned(table: Store, run: Run) -> int:
+    try:
+        return read_complete(table, run.run_id).images
+    except NotFound:
+        return sum(segment.images for segment in read_manifest(table, run.run_id))

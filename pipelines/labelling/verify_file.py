@@ -1,0 +1,152 @@
+"""Whether a published file, or a part of an unfinished run, holds what its plan says; each finding is a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.labelling.manifest import PlannedSegment, read_planned
+from pipelines.labelling.publish import footer_totals, is_sealed_file, part_key
+from pipelines.labelling.run import Run
+from pipelines.parquet_files import open_object, parquet_of
+from pipelines.stopped import RunStopped
+from pipelines.store import Entry, NotFound, Store, join_uri
+from pipelines.table import NO_COLUMNS, Totals, decode, table_schema, total
+
+
+def check_table_file(
+    table: Store, entry: Entry, run: Run, segment: PlannedSegment | None, *, is_finished: bool
+) -> Iterator[str]:
+    """Yield what is wrong with the table file of a segment, after reading all its pages, whose checksums are verified.
+
+    Its rows are the planned images, each once and in the plan's order; they say whose they are, are whole, and add up
+    to what the footer says. Memory: one row group, and the names of the segment's images.
+
+    Args:
+        table: the table.
+        entry: the file, as listed.
+        run: whose it is.
+        segment: as planned; None: the plan is damaged, and the file is checked without it.
+        is_finished: whether the run finished, so that no planned image may be without its row.
+
+    Raises:
+        StoreError: the store refused.
+    """
+    try:
+        yield from _check(table, entry, run, segment, is_finished=is_finished)
+    except RunStopped as damaged:
+        yield str(damaged)
+
+
+def check_parts(table: Store, run: Run, segment: PlannedSegment, shards: list[int]) -> Iterator[str]:
+    """Yield what is wrong with some parts of a segment that is not published yet. Memory: one part.
+
+    Raises:
+        StoreError: the store refused.
+    """
+    try:
+        planned, kept = read_planned(table, run.run_id, segment.index)
+    except RunStopped as damaged:
+        yield str(damaged)
+        return
+    firsts = dict(zip(segment.shards, np.cumsum([0, *segment.shard_images]).tolist(), strict=False))
+    images = dict(zip(segment.shards, segment.shard_images, strict=True))
+    for shard in shards:
+        key = part_key(run.run_id, shard)
+        name = join_uri(table.uri, key)
+        try:
+            rows = decode(table.get(key).data, name=name)
+        except RunStopped as damaged:
+            yield f"{damaged} Delete it: the next start labels its shard again."
+            continue
+        except NotFound:  # the run has ended since its parts were listed
+            return
+        is_planned = rows.schema.remove_metadata() == table_schema(kept) and rows["uri"].equals(
+            planned["uri"].slice(firsts[shard], images[shard])
+        )
+        if not is_planned:
+            yield (
+                f"{name} does not hold its {images[shard]:,} planned images, each in one row ({rows.num_rows:,} rows). "
+                "Delete it: the next start labels its shard again."
+            )
+
+
+def _check(table: Store, entry: Entry, run: Run, segment: PlannedSegment | None, *, is_finished: bool) -> Iterator[str]:
+    name = join_uri(table.uri, entry.key)
+    file = open_object(table, entry.key, entry.size if entry.size is not None else len(table.get(entry.key).data))
+    if is_sealed_file(file):
+        if file.metadata.num_rows:
+            yield f"{name} is sealed, and has {file.metadata.num_rows:,} rows where it should have none."
+        elif is_finished and segment is not None:
+            yield f"{name} is sealed though run {run.run_id} finished: its {segment.images:,} images have no row."
+        return
+    planned, kept = (None, NO_COLUMNS) if segment is None else read_planned(table, run.run_id, segment.index)
+    with parquet_of(name):
+        columns = file.schema_arrow.remove_metadata()
+    if columns != table_schema(kept) if planned is not None else not set(table_schema().names) <= set(columns.names):
+        yield f"{name} has other columns than its run planned: {', '.join(columns.names)}."
+        return
+    found = _Rows(run, segment, planned)
+    for group in range(file.num_row_groups):
+        with parquet_of(name):
+            found.add(file.read_row_group(group))
+    yield from found.findings(name)
+    said = footer_totals(file, name)
+    if said != found.totals:
+        yield f"{name} says that its rows add up to {_told(said)}, and they are {_told(found.totals)}."
+
+
+class _Rows:
+    """What the row groups of one file hold, one after the other, beside what is planned for it."""
+
+    def __init__(self, run: Run, segment: PlannedSegment | None, planned: pa.Table | None) -> None:
+        self.totals = Totals()
+        self._run, self._segment, self._planned = run, segment, planned
+        self._departure: str | None = None  # where the rows are not the plan's for the first time
+        self._is_foreign = self._is_halved = False
+        if segment is not None:
+            self._shards = pa.array(np.repeat(np.array(segment.shards, np.int32), segment.shard_images))
+
+    def add(self, rows: pa.Table) -> None:
+        first = self.totals.rows
+        self.totals += total(rows)
+        is_ok = pc.equal(rows["status"].cast(pa.string()), "ok")
+        halves = [pc.xor(is_ok, rows["detections"].is_valid()), pc.xor(is_ok, rows["error_kind"].is_null())]
+        self._is_halved |= any(pc.any(half).as_py() for half in halves)
+        origins = [pc.equal(rows[name].cast(pa.string()), getattr(self._run, name)) for name in ("run_id", "model")]
+        self._is_foreign |= not all(pc.all(origin, min_count=0).as_py() for origin in origins)
+        if self._planned is None or self._departure is not None:
+            return
+        expected = self._planned["uri"].slice(first, len(rows))
+        if not rows["uri"].equals(expected):
+            self._departure = _departure(rows["uri"], expected, first)
+        elif not rows["shard"].equals(pa.chunked_array([self._shards.slice(first, len(rows))])):
+            self._is_foreign = True
+
+    def findings(self, name: str) -> Iterator[str]:
+        if self._segment is not None and (self._departure or self.totals.rows != self._segment.images):
+            yield (
+                f"{name} does not hold its planned images, each in one row: it has {self.totals.rows:,} rows for "
+                f"{self._segment.images:,} images{self._departure or ''}."
+            )
+        if self._is_foreign:
+            yield f"{name} has rows that say another run, model or shard than that of the file."
+        if self._is_halved:
+            yield f"{name} has rows that are neither `ok` with detections nor an error with its kind."
+
+
+def _departure(uris: pa.ChunkedArray, expected: pa.ChunkedArray, first: int) -> str:
+    count = min(len(uris), len(expected))
+    differs = pc.fill_null(pc.not_equal(uris.slice(0, count), expected.slice(0, count)), fill_value=True)
+    row = pc.index(differs, True).as_py()
+    row = count if row < 0 else row
+    planned = expected[row].as_py() if row < len(expected) else "no image more"
+    return f", and row {first + row + 1:,} is of {uris[row].as_py()} where the plan has {planned}"
+
+
+def _told(totals: Totals) -> str:
+    errors = ", ".join(f"{kind} {count:,}" for kind, count in totals.errors.items())
+    return f"{totals.rows:,} rows with {totals.detections:,} detections" + (f" and {errors}" if errors else "")
