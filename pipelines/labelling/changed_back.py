@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipelines.concurrently import map_concurrently
 from pipelines.parquet_files import open_object, parquet_of
 from pipelines.store import Entry, Store, join_uri
 
@@ -88,10 +88,7 @@ def _labelled_before(
         for entry in table.list("data/")
         if entry.key.endswith(".parquet") and not entry.key.startswith(f"data/{run_id}/")
     ]
-    if threads == 1:
-        return frozenset().union(*map(in_file, entries))
-    with ThreadPoolExecutor(threads) as pool:
-        return frozenset().union(*pool.map(in_file, entries))
+    return frozenset().union(*map_concurrently(in_file, entries, threads=threads))
 
 
 def _may_hold(file: pq.ParquetFile, group: int, uris: list[str]) -> bool:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 
+from pipelines.concurrently import map_concurrently
 from pipelines.labelling.manifest import read_complete, read_manifest
 from pipelines.labelling.publish import THREADS, footer_totals, is_sealed_file, read_done, table_file_key
 from pipelines.labelling.run import Run, State, list_runs, read_end, read_state, run_key
@@ -90,8 +90,8 @@ def _published(table: Store, run: Run, threads: int) -> Totals:
         file = open_object(table, key, entry.size if entry.size is not None else len(table.get(key).data))
         return Totals() if is_sealed_file(file) else footer_totals(file, join_uri(table.uri, key))
 
-    with ThreadPoolExecutor(threads) as pool:
-        return sum(pool.map(read, sorted(read_done(table, run.run_id).published)), start=Totals())
+    published = sorted(read_done(table, run.run_id).published)
+    return sum(map_concurrently(read, published, threads=threads), start=Totals())
 
 
 def _planned(table: Store, run: Run) -> int:

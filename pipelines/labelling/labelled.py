@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
 from threading import Lock
@@ -14,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.concurrently import map_concurrently
 from pipelines.lake.listing import LakeObject
 from pipelines.parquet_files import open_object, parquet_of
 from pipelines.stopped import RunStopped
@@ -94,13 +94,8 @@ def read_labelled(
             with lock:
                 joined.extend(keys)
 
-    if threads == 1:
-        for entry in files:
-            add_file(entry)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            for _ in pool.map(add_file, files):
-                pass
+    for _ in map_concurrently(add_file, files, threads=threads):
+        pass
     return _sorted(joined)
 
 

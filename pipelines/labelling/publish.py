@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Final
@@ -12,6 +11,7 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.concurrently import map_concurrently
 from pipelines.labelling.changed_back import without_second_rows
 from pipelines.labelling.manifest import PlannedSegment, read_planned
 from pipelines.labelling.run import Run, run_key, sealed_sentence
@@ -198,9 +198,8 @@ def remove_parts(table: Store, run_id: str, *, threads: int = THREADS) -> int:
     """Delete the parts of a run that has ended, whose rows are in the table, and return how many there were."""
     keys = (entry.key for entry in table.list(run_key(run_id, "parts/")) if entry.key.endswith(_PART))
     removed = 0
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(table.delete, keys):
-            removed += 1
+    for _ in map_concurrently(table.delete, keys, threads=threads):
+        removed += 1
     return removed
 
 
@@ -217,8 +216,7 @@ def _read_parts(table: Store, run_id: str, segment: PlannedSegment, threads: int
         key = part_key(run_id, shard)
         return decode(table.get(key).data, name=join_uri(table.uri, key))
 
-    with ThreadPoolExecutor(threads) as pool:
-        parts = list(pool.map(read, segment.shards))
+    parts = list(map_concurrently(read, segment.shards, threads=threads))
     planned, kept = read_planned(table, run_id, segment.index)
     schema = table_schema(kept)
     first = 0
