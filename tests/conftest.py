@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
+import hypothesis
 import pytest
 from obstore.store import MemoryStore
 
@@ -18,6 +19,10 @@ from pipelines.store.native import NativeStore
 
 # before torch is imported: on busy cores its threads wait for each other, 20 times as long with these small networks
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# an example may take as long as a busy machine lets it
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 HOW_TO_GET_S3 = (
     "no S3 server: run `make test-s3`, or set AWS_ENDPOINT_URL and the AWS_* keys of one that may be written to"

@@ -88,10 +88,17 @@ class Gossip:
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
 
 
+class QuietServer(ThreadingHTTPServer):
+    """Says nothing of clients that go away: at the end of a test nobody listens any more."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass
+
+
 @pytest.fixture
 def gossip() -> Iterator[Gossip]:
     """A store on loopback that gives away the credentials it is shown, as S3 does with tokens that are over."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    server = QuietServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
     state = Gossip(f"http://127.0.0.1:{server.server_port}")
     server.RequestHandlerClass = _handler(state)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
