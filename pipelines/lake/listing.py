@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from pipelines.lake.globs import glob_to_regex, is_glob, literal_start
 from pipelines.lake.inventory import Inventory, is_inventory, read_inventory
+from pipelines.lake.listing_ahead import list_ahead
 from pipelines.lake.skipping import skip_reason
 from pipelines.lake.uri_tables import WITHOUT_SECRETS_INSTEAD, UriTable, is_uri_table, read_uri_table
 from pipelines.parquet_files import stored_schema
@@ -233,8 +234,11 @@ def _head(store: Store, key: str) -> Entry | None:
 
 
 def _matching(folder: _Folder, after: str | None) -> Iterator[Entry]:
-    pattern = folder.pattern
-    for entry in folder.store.list(folder.prefix, after):
+    pattern, store = folder.pattern, folder.store
+    # S3 begins to list anywhere at no cost; other stores list all that lies before, too
+    is_s3 = folder.root.startswith(("s3://", "s3a://")) and not isinstance(store, Inventory)
+    listed = list_ahead(store.list, folder.prefix, after) if is_s3 else store.list(folder.prefix, after)
+    for entry in listed:
         if pattern is None or pattern.fullmatch(entry.key):
             yield entry
 
