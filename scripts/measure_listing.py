@@ -9,7 +9,7 @@ import argparse
 import random
 import threading
 import time
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,8 +28,8 @@ def main() -> None:
     args = parser.parse_args()
     for name, make in SHAPES.items():
         bucket = Bucket(sorted(make(args.keys)), args.latency_ms / 1000)
-        alone, one_keys, one_pages, _ = measure(bucket, bucket.list("", None))
-        ahead, keys, pages, most = measure(bucket, list_ahead(bucket.list, "", None, threads=args.threads))
+        alone, one_keys, one_pages, _ = measure(bucket, bucket.list())
+        ahead, keys, pages, most = measure(bucket, list_ahead(bucket, "", None, threads=args.threads))
         assert keys == one_keys, "the keys are others"
         print(
             f"{name:<22} {len(keys):,} keys: one by one {alone:5.1f} s, {one_pages} requests; "
@@ -56,24 +56,41 @@ class Bucket:
         self._lock = threading.Lock()
         self.pages = self.most = self._now = 0
 
-    def list(self, prefix: str, after: str | None) -> Iterator[Entry]:
+    def list(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
         """Yield what is greater than `after`."""
         assert not prefix
         place = bisect_right(self._keys, after or "")
         while True:
-            with self._lock:
-                self.pages += 1
-                self._now += 1
-                self.most = max(self.most, self._now)
-            time.sleep(self._latency_seconds)
-            with self._lock:
-                self._now -= 1
-            page = self._keys[place : place + PAGE_KEYS]
-            for key in page:
+            self._wait()
+            for key in self._keys[place : place + PAGE_KEYS]:
                 yield Entry(key, 150_000, "d41d8cd98f00b204e9800998ecf8427e")
             place += PAGE_KEYS
             if place >= len(self._keys):
                 return
+
+    def folders(self, folder: str, after: str) -> tuple[list[str], bool]:
+        """Return up to a thousand folders within a folder."""
+        self._wait()
+        found: list[str] = []
+        place = bisect_right(self._keys, max(after, folder))
+        while place < len(self._keys) and self._keys[place].startswith(folder) and len(found) < PAGE_KEYS:
+            slash = self._keys[place].find("/", len(folder))
+            if slash < 0:
+                place += 1
+                continue
+            name = self._keys[place][: slash + 1]
+            found.append(name)
+            place = bisect_left(self._keys, name[:-1] + "0")
+        return [name for name in found if not after.startswith(name)], len(found) < PAGE_KEYS
+
+    def _wait(self) -> None:
+        with self._lock:
+            self.pages += 1
+            self._now += 1
+            self.most = max(self.most, self._now)
+        time.sleep(self._latency_seconds)
+        with self._lock:
+            self._now -= 1
 
 
 def stations(count: int) -> Iterator[str]:

@@ -25,6 +25,7 @@ from pipelines.parquet_files import stored_schema
 from pipelines.stopped import RunStopped
 from pipelines.store import (
     Entry,
+    ListsAnywhere,
     NotFound,
     Store,
     StoreError,
@@ -235,10 +236,9 @@ def _head(store: Store, key: str) -> Entry | None:
 
 def _matching(folder: _Folder, after: str | None) -> Iterator[Entry]:
     pattern, store = folder.pattern, folder.store
-    # S3 begins to list anywhere at no cost; other stores list all that lies before, too
-    is_s3 = folder.root.startswith(("s3://", "s3a://")) and not isinstance(store, Inventory)
-    listed = list_ahead(store.list, folder.prefix, after) if is_s3 else store.list(folder.prefix, after)
-    for entry in listed:
+    is_s3 = folder.root.startswith(("s3://", "s3a://"))  # Azure's and Google's are reached by the same class
+    lists_anywhere = is_s3 and isinstance(store, ListsAnywhere)
+    for entry in list_ahead(store, folder.prefix, after) if lists_anywhere else store.list(folder.prefix, after):
         if pattern is None or pattern.fullmatch(entry.key):
             yield entry
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from unittest.mock import patch
 
 import pytest
@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 
 from pipelines.lake import listing_ahead
 from pipelines.lake.listing_ahead import list_ahead
-from pipelines.store import Entry, Store, StoreDown, memory_store
+from pipelines.store import Entry, StoreDown
+
+FOLDERS = 5
 
 DATED = [f"2026/{month:02d}/station-{number % 7}/DSC_{number:05d}.JPG" for month in (1, 2, 11) for number in range(900)]
 FLAT = [f"IMG_{number:06d}.jpg" for number in range(3_000)]
 LOPSIDED = [f"a/{number}" for number in range(2_500)] + ["b", "ü/1", "\U0001f600/x", "z/z/z/z/z/z/z/z/z/z/z/1"]
+SMALL_FOLDERS = [f"{number // 100}/{number % 100 // 3}/{number}" for number in range(3_000)]
 ALIKE = [f"{'deep/' * 20}{number:b}" for number in range(2_000)]
 
 
@@ -26,34 +29,53 @@ def small_pages() -> Iterator[None]:
         patch.object(listing_ahead, "_PAGE", 10),
         patch.object(listing_ahead, "_ALONE", 30),
         patch.object(listing_ahead, "_RANGE_KEYS", 40),
+        patch.object(listing_ahead, "_WAITING_KEYS", 400),
+        patch.object(listing_ahead, "_PAGES_TO_HALVE", 5),
     ):
         yield
 
 
-def bucket(keys: list[str]) -> Store:
-    store = memory_store("s3://lake")
-    for key in keys:
-        store.put(key, b"1")
-    return store
+class Bucket:
+    """Keys that are listed from anywhere, folders a few at a time; what was asked for is counted."""
+
+    def __init__(self, keys: Iterable[str], *, broken_from: str | None = None) -> None:
+        self.keys = sorted(keys)
+        self.given = self.begun = 0
+        self._broken_from = broken_from
+
+    def list(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
+        self.begun += 1
+        for key in self.keys:
+            if key.startswith(prefix) and key > (after or ""):
+                if self._broken_from is not None and key >= self._broken_from:
+                    raise StoreDown("no answer")
+                self.given += 1
+                yield Entry(key, 1, key)
+
+    def folders(self, folder: str, after: str) -> tuple[list[str], bool]:
+        below = (key[len(folder) :] for key in self.keys if key.startswith(folder) and key > after)
+        names = sorted({f"{folder}{key.partition('/')[0]}/" for key in below if "/" in key})
+        found = [name for name in names if name > after and not after.startswith(name)]
+        return found[:FOLDERS], len(found) <= FOLDERS
 
 
-@pytest.mark.parametrize("keys", [DATED, FLAT, LOPSIDED, ALIKE, [], ["one"], FLAT[:30], FLAT[:31]])
+@pytest.mark.parametrize("keys", [DATED, FLAT, LOPSIDED, ALIKE, SMALL_FOLDERS, [], ["one"], FLAT[:30], FLAT[:31]])
 def test_it_gives_every_key_once_and_in_order(keys: list[str]) -> None:
-    store = bucket(keys)
+    bucket = Bucket(keys)
     after = sorted(keys)[len(keys) // 3] if keys else None
 
-    assert list(list_ahead(store.list, "", None)) == list(store.list())
-    assert list(list_ahead(store.list, "", after)) == list(store.list(after=after))
+    assert list(list_ahead(bucket, "", None)) == list(bucket.list())
+    assert list(list_ahead(bucket, "", after)) == list(bucket.list(after=after))
 
 
 @pytest.mark.parametrize("prefix", ["2026/", "2026/1", "2026/02/station-3/", "2026/02/station-3/DSC_0", "3"])
 def test_it_gives_what_begins_with_a_prefix(prefix: str) -> None:
-    store = bucket(DATED)
+    bucket = Bucket(DATED)
 
-    assert list(list_ahead(store.list, prefix, None)) == list(store.list(prefix))
+    assert list(list_ahead(bucket, prefix, None)) == list(bucket.list(prefix))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=100)
 @given(
     keys=st.sets(st.text(st.sampled_from("/.-09Aaz~ü\U0001f600"), min_size=1, max_size=6), max_size=300),
     prefix=st.text(st.sampled_from("/.0aü"), max_size=2),
@@ -61,70 +83,56 @@ def test_it_gives_what_begins_with_a_prefix(prefix: str) -> None:
     threads=st.integers(1, 5),
 )
 def test_any_keys_any_prefix_any_start(keys: set[str], prefix: str, after: str | None, threads: int) -> None:
-    store = bucket(list(keys))
+    bucket = Bucket(keys)
 
-    assert list(list_ahead(store.list, prefix, after, threads=threads)) == list(store.list(prefix, after))
-
-
-def test_many_requests_run_at_once() -> None:
-    store, together = bucket(DATED), threading.Barrier(8, timeout=30)
-    passed = threading.Event()
-
-    def list_from(prefix: str, after: str | None) -> Iterator[Entry]:
-        for number, entry in enumerate(store.list(prefix, after)):
-            if after is not None and number == 0 and not passed.is_set():
-                together.wait()  # in vain, unless eight listings have begun
-                passed.set()
-            yield entry
-
-    assert len(list(list_ahead(list_from, "", None, threads=8 + 1))) == len(DATED)
+    assert list(list_ahead(bucket, prefix, after, threads=threads)) == list(bucket.list(prefix, after))
 
 
-def test_what_waits_for_a_slow_reader_is_bounded() -> None:
-    store, count = bucket([f"{number:07d}" for number in range(20_000)]), [0]
+@pytest.mark.parametrize("keys", [DATED, FLAT])
+def test_many_requests_run_at_once(keys: list[str]) -> None:
+    together, passed = threading.Barrier(4, timeout=30), threading.Event()
 
-    def list_from(prefix: str, after: str | None) -> Iterator[Entry]:
-        for entry in store.list(prefix, after):
-            count[0] += 1
-            yield entry
+    class Waiting(Bucket):
+        def list(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
+            for number, entry in enumerate(super().list(prefix, after)):
+                if after is not None and number == 0 and not passed.is_set():
+                    together.wait()  # in vain, unless four listings have begun
+                    passed.set()
+                yield entry
 
-    with patch.object(listing_ahead, "_RANGES", 6):
-        listed = list_ahead(list_from, "", None, threads=4)
+    assert len(list(list_ahead(Waiting(keys), "", None, threads=5))) == len(keys)
+
+
+@pytest.mark.parametrize("keys", [DATED, FLAT])
+def test_what_waits_for_a_slow_reader_is_bounded(keys: list[str]) -> None:
+    bucket = Bucket(keys)
+
+    with patch.object(listing_ahead, "_WAITING_KEYS", 100):
+        listed = list_ahead(bucket, "", None, threads=4)
         read = [next(listed) for _ in range(200)]
         listed.close()  # type: ignore[attr-defined]
 
     assert len(read) == 200
-    assert count[0] < 200 + 6 * (40 + 10) + 30 * 10  # ranges, and requests that met nothing new
+    assert bucket.given < 200 + 100 + 4 * 10 + bucket.begun * 10  # what waits, is under way, and ran into its neighbour
 
 
 def test_a_listing_that_fails_gives_all_before_it_first() -> None:
-    store = bucket(DATED)
-    keys = [entry.key for entry in store.list()]
-
-    def list_from(prefix: str, after: str | None) -> Iterator[Entry]:
-        for entry in store.list(prefix, after):
-            if entry.key >= keys[1_234]:
-                raise StoreDown("no answer")
-            yield entry
+    keys = sorted(DATED)
+    bucket = Bucket(keys, broken_from=keys[1_234])
 
     read: list[str] = []
     with pytest.raises(StoreDown):
-        for entry in list_ahead(list_from, "", None):
+        for entry in list_ahead(bucket, "", None):
             read.append(entry.key)  # noqa: PERF401 - what was read before the failure counts
 
     assert read == keys[: len(read)]
     assert len(read) > 1_234 - 2 * 10
 
 
-def test_few_requests_are_in_vain() -> None:
-    store, requests = bucket(DATED), [0]
+@pytest.mark.parametrize("keys", [DATED, FLAT, SMALL_FOLDERS])
+def test_few_requests_are_in_vain(keys: list[str]) -> None:
+    bucket = Bucket(keys)
 
-    def list_from(prefix: str, after: str | None) -> Iterator[Entry]:
-        requests[0] += 1
-        for number, entry in enumerate(store.list(prefix, after), 1):
-            yield entry
-            requests[0] += number % 10 == 0
+    list(list_ahead(bucket, "", None))
 
-    list(list_ahead(list_from, "", None))
-
-    assert requests[0] < 2 * len(DATED) / 10
+    assert bucket.given / 10 + bucket.begun < 2.5 * len(keys) / 10  # more than there are: many pages are not full
