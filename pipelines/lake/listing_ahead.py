@@ -22,7 +22,7 @@ LIST_THREADS: Final = 16
 
 _PAGE = 1_000  # keys in an answer of S3
 _ALONE = 8 * _PAGE  # listed by one request after the other, before it is worth it
-_RANGE_KEYS = 8 * _PAGE  # of a range, that wait for their turn
+_RANGE_KEYS = 8 * _PAGE  # of a range, that wait for their turn; more where no other wants the thread
 _WAITING_KEYS = 256 * _PAGE  # of all ranges: 100 MB
 _PAGES_TO_LOOK = 2  # of a range, before its folders are asked for
 _PAGES_OF_A_CUT = 4  # of a range of many small folders
@@ -201,10 +201,14 @@ class _Ahead:
             halves = ((place, one.halve()) for place, one in enumerate(self._ranges, 1) if one.folder is None)
             place, right = next(((place, half) for place, half in halves if half is not None), (0, None))
             if right is None:
-                return
+                break
             self._ranges.insert(place, right)
             self._ask_for_page(pool, right)
             free, room = free - 1, room - _PAGE
+        for one in unlisted:  # there is nothing better to do
+            if free > 0 and one.request is None and not one.is_listed and room > _WAITING_KEYS // 4:
+                self._ask_for_page(pool, one)
+                free, room = free - 1, room - _PAGE
 
     def _ask_for_page(self, pool: ThreadPoolExecutor, one: _Range) -> None:
         one.listing = one.listing or self._store.list(self._prefix, one.position)
