@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 import botocore.exceptions
@@ -39,10 +39,15 @@ class SlowS3:
         self._bucket = bucket
         self._access = access
         self._retry_seconds = retry_seconds
+        self._lock = threading.Lock()
+        self._made: Any = None
 
-    @cached_property
+    @property
     def _client(self) -> Any:
-        return s3_client(self._access)
+        with self._lock:  # a client serves any number of threads, but only one at a time may make one
+            if self._made is None:
+                self._made = s3_client(self._access)
+            return self._made
 
     def has_keys(self, prefix: str) -> bool:
         """Return whether any key begins with `prefix`; one request."""

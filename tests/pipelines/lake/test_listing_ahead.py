@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Literal
 from unittest.mock import patch
 
 import pytest
@@ -12,7 +13,10 @@ from hypothesis import strategies as st
 
 from pipelines.lake import listing_ahead
 from pipelines.lake.listing_ahead import list_ahead
-from pipelines.store import Entry, StoreDown
+from pipelines.store import Entry, ListsAnywhere, StoreDown, open_store
+
+if TYPE_CHECKING:
+    from tests.conftest import S3Server
 
 FOLDERS = 5
 
@@ -66,6 +70,19 @@ def test_it_gives_every_key_once_and_in_order(keys: list[str]) -> None:
 
     assert list(list_ahead(bucket, "", None)) == list(bucket.list())
     assert list(list_ahead(bucket, "", after)) == list(bucket.list(after=after))
+
+
+@pytest.mark.parametrize("via", ["auto", "fsspec"])
+def test_a_real_client_lists_in_many_places_at_once(moto: S3Server, via: Literal["auto", "fsspec"]) -> None:
+    uri = moto.bucket()
+    keys = [f"{number % 4}/{number % 3}/IMG {number:03d}.jpg" for number in range(150)] + ["1//x.jpg", "1/./y.jpg"]
+    for key in keys:
+        moto.client().put_object(Bucket=uri[5:], Key=f"lake/{key}", Body=b"1")
+    store = open_store(f"{uri}/lake", moto.options(via=via))
+    assert isinstance(store, ListsAnywhere)
+
+    assert [entry.key for entry in list_ahead(store, "", None)] == sorted(keys)
+    assert list(list_ahead(store, "", "1/")) == list(store.list(after="1/"))
 
 
 @pytest.mark.parametrize("prefix", ["2026/", "2026/1", "2026/02/station-3/", "2026/02/station-3/DSC_0", "3"])
