@@ -188,7 +188,8 @@ class _Ahead:
         """Keep all threads busy, nearest to the reader first: with what is cut, and then with cutting."""
         free = self._threads - sum((one.request is not None) + (one.look is not None) for one in self._ranges)
         room = _WAITING_KEYS - sum(len(one.waiting) for one in self._ranges)
-        unlisted = [one for one in self._ranges if not one.is_listed]
+        # those far off would take the room of those that are cut off the near ones
+        unlisted = list(islice((one for one in self._ranges if not one.is_listed), self._threads))
         for one in unlisted:
             if free > 0 and one.request is None and len(one.waiting) < _RANGE_KEYS and (room > 0 or one is unlisted[0]):
                 self._ask_for_page(pool, one)
