@@ -18,12 +18,14 @@ import pyarrow as pa
 
 from pipelines.lake.globs import glob_to_regex, is_glob, literal_start
 from pipelines.lake.inventory import Inventory, is_inventory, read_inventory
+from pipelines.lake.listing_ahead import list_ahead
 from pipelines.lake.skipping import skip_reason
 from pipelines.lake.uri_tables import WITHOUT_SECRETS_INSTEAD, UriTable, is_uri_table, read_uri_table
 from pipelines.parquet_files import stored_schema
 from pipelines.stopped import RunStopped
 from pipelines.store import (
     Entry,
+    ListsAnywhere,
     NotFound,
     Store,
     StoreError,
@@ -233,8 +235,10 @@ def _head(store: Store, key: str) -> Entry | None:
 
 
 def _matching(folder: _Folder, after: str | None) -> Iterator[Entry]:
-    pattern = folder.pattern
-    for entry in folder.store.list(folder.prefix, after):
+    pattern, store = folder.pattern, folder.store
+    is_s3 = folder.root.startswith(("s3://", "s3a://"))  # Azure's and Google's are reached by the same class
+    lists_anywhere = is_s3 and isinstance(store, ListsAnywhere)
+    for entry in list_ahead(store, folder.prefix, after) if lists_anywhere else store.list(folder.prefix, after):
         if pattern is None or pattern.fullmatch(entry.key):
             yield entry
 

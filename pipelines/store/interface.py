@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from pipelines.store.uris import check_no_secret
 
@@ -161,4 +161,20 @@ class Store(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove the object; that there was none is success."""
+        ...
+
+
+@runtime_checkable
+class ListsAnywhere(Protocol):
+    """A store that begins a listing behind any key at no cost, as S3 does; others look at all that lies before."""
+
+    def list(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
+        """As `Store.list`."""
+        ...
+
+    def folders(self, folder: str, after: str) -> tuple[list[str], bool]:
+        """Return folders within a folder ("" or with a slash at its end) that are greater than a key, and if it is all.
+
+        In order, whole keys with a slash at their end, from one request; what holds the key itself is left out.
+        """
         ...

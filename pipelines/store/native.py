@@ -68,6 +68,12 @@ class NativeStore:
         for entry in entries:
             yield Entry(entry.key[len(folder) :], entry.size, entry.etag, entry.is_archived) if folder else entry
 
+    def folders(self, folder: str, after: str) -> tuple[list[str], bool]:
+        """Return folders within a folder that are greater than a key, of S3 only: see `ListsAnywhere`."""
+        assert self._slow is not None, "other stores are not asked"
+        found, is_all = self._slow.folders(self._folder + folder, self._folder + after)
+        return [name[len(self._folder) :] for name in found], is_all
+
     def head(self, key: str) -> Entry:
         """Return what a listing would say of this key."""
         path = self._folder + key

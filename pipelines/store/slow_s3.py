@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 import botocore.exceptions
@@ -39,10 +39,15 @@ class SlowS3:
         self._bucket = bucket
         self._access = access
         self._retry_seconds = retry_seconds
+        self._lock = threading.Lock()
+        self._made: Any = None
 
-    @cached_property
+    @property
     def _client(self) -> Any:
-        return s3_client(self._access)
+        with self._lock:  # a client serves any number of threads, but only one at a time may make one
+            if self._made is None:
+                self._made = s3_client(self._access)
+            return self._made
 
     def has_keys(self, prefix: str) -> bool:
         """Return whether any key begins with `prefix`; one request."""
@@ -60,7 +65,8 @@ class SlowS3:
         answer = self._call("list", prefix, lambda: self._list(prefix, start, PAGE_KEYS))
         if any(_is_archived(item) for item in answer.get("Contents", ())):
             # an archived object that was restored keeps its class; asked for only here: not every server takes this
-            answer = self._call("list", prefix, lambda: self._list(prefix, start, PAGE_KEYS, restored=True))
+            restores = {"OptionalObjectAttributes": ["RestoreStatus"]}
+            answer = self._call("list", prefix, lambda: self._list(prefix, start, PAGE_KEYS, **restores))
         found = [
             Entry(item["Key"], item["Size"], plain_etag(item.get("ETag")), _is_archived(item))
             for item in answer.get("Contents", ())
@@ -84,6 +90,12 @@ class SlowS3:
         while last is not None:
             entries, last = self.page(prefix, last)
             yield from entries
+
+    def folders(self, folder: str, after: str) -> tuple[list[str], bool]:
+        """Return folders within a folder that are greater than a key and do not hold it, and whether that is all."""
+        answer = self._call("list", folder, lambda: self._list(folder, after, PAGE_KEYS, Delimiter="/"))
+        found = [one["Prefix"] for one in answer.get("CommonPrefixes", ())]
+        return [name for name in found if name > after and not after.startswith(name)], not answer.get("IsTruncated")
 
     def head(self, key: str) -> Entry:
         """Return what a listing would say of this key."""
@@ -118,11 +130,9 @@ class SlowS3:
         """Remove the object; that there was none is success."""
         self._call("delete", key, lambda: self._client.delete_object(Bucket=self._bucket, Key=key))
 
-    def _list(self, prefix: str, after: str, count: int, *, restored: bool = False) -> Any:
-        start: dict[str, Any] = {"StartAfter": after} if after else {}
-        if restored:
-            start["OptionalObjectAttributes"] = ["RestoreStatus"]
-        return self._client.list_objects_v2(Bucket=self._bucket, Prefix=prefix, MaxKeys=count, **start)
+    def _list(self, prefix: str, after: str, count: int, **how: Any) -> Any:
+        start = {"StartAfter": after} if after else {}
+        return self._client.list_objects_v2(Bucket=self._bucket, Prefix=prefix, MaxKeys=count, **start, **how)
 
     def _read(self, key: str, **how: str) -> Blob:
         answer = self._client.get_object(Bucket=self._bucket, Key=key, **how)

@@ -133,6 +133,11 @@ class FsspecS3:
         for entry in self._slow.list(folder + prefix, f"{folder}{after}" if after else ""):
             yield Entry(entry.key[len(folder) :], entry.size, entry.etag, entry.is_archived)
 
+    def folders(self, folder: str, after: str) -> tuple[list[str], bool]:
+        """Return folders within a folder that are greater than a key: see `ListsAnywhere`."""
+        found, is_all = self._slow.folders(self._folder + folder, self._folder + after)
+        return [name[len(self._folder) :] for name in found], is_all
+
     def head(self, key: str) -> Entry:
         """Return what a listing would say of this key."""
         entry = self._slow.head(self._folder + key)

@@ -16,6 +16,7 @@ from pipelines.store import (
     Archived,
     Changed,
     Denied,
+    ListsAnywhere,
     Misconfigured,
     NotFound,
     Store,
@@ -83,6 +84,26 @@ def test_a_listing_of_odd_keys_goes_on_after_any_of_them(server: S3Server, odd_l
 
     for index, key in enumerate(odd_lake.keys):
         assert [entry.key for entry in lake.list(after=key)] == odd_lake.keys[index + 1 :]
+
+
+@pytest.mark.parametrize("via", ["auto", "fsspec"])
+def test_the_folders_within_a_folder_are_listed_behind_a_key(
+    server: S3Server, via: Literal["auto", "fsspec"]
+) -> None:
+    uri = server.bucket()
+    for key in ["d/a/1", "d/a/2/3", "d/b", "d/b/1", "d/c/1", "e/1"]:
+        server.client().put_object(Bucket=uri[5:], Key=key, Body=b"1")
+    lake, folder = open_store(uri, server.options(via=via)), open_store(f"{uri}/d", server.options(via=via))
+    assert isinstance(lake, ListsAnywhere)
+    assert isinstance(folder, ListsAnywhere)
+
+    assert lake.folders("", "") == (["d/", "e/"], True)
+    assert lake.folders("", "d/a/1") == (["e/"], True)
+    assert lake.folders("d/", "") == (["d/a/", "d/b/", "d/c/"], True)
+    assert lake.folders("d/", "d/a/1") == (["d/b/", "d/c/"], True)
+    assert lake.folders("d/", "d/b.") == (["d/b/", "d/c/"], True)
+    assert lake.folders("d/", "d/d") == ([], True)
+    assert folder.folders("", "a/1") == (["b/", "c/"], True)
 
 
 def test_a_prefix_may_be_odd(server: S3Server, odd_lake: Lake) -> None:

@@ -1,0 +1,249 @@
+"""Listing a bucket in many places at once, in one order.
+
+One listing is a chain of requests: each page says where the next begins, 5,000 to 10,000 keys a second. But a listing
+may begin behind any string, so the keys are cut into ranges, and those nearest to the reader are listed at once: at
+folders, which the store names a thousand at a time, and within large folders halfway between two names. Nothing but
+the number of requests depends on the cuts: a range ends where the next begins, whether or not there is such a key.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from itertools import islice, pairwise
+from os.path import commonprefix
+from typing import Final
+
+from pipelines.store import Entry, ListsAnywhere, StoreError
+
+LIST_THREADS: Final = 16
+
+_PAGE = 1_000  # keys in an answer of S3
+_ALONE = 8 * _PAGE  # listed by one request after the other, before it is worth it
+_RANGE_KEYS = 8 * _PAGE  # of a range, that wait for their turn; more where no other wants the thread
+_WAITING_KEYS = 256 * _PAGE  # of all ranges: 100 MB
+_PAGES_TO_LOOK = 2  # of a range, before its folders are asked for
+_PAGES_OF_A_CUT = 4  # of a range of many small folders
+_PAGES_TO_HALVE = 16  # of a range without folders, before it is cut at a guess: the first few guesses are in vain
+
+_LETTERS = 97  # that keys are counted in: those of ASCII that can be seen, one for all before them and one for all behind
+_DEPTH = 24  # letters behind what is common to both ends of a range
+
+
+def list_ahead(
+    store: ListsAnywhere, prefix: str, after: str | None, *, threads: int = LIST_THREADS
+) -> Iterator[Entry]:
+    """Yield what `store.list` would, in the same order. Holds at most some hundred thousand keys.
+
+    Args:
+        store: A store that begins to list anywhere at no cost.
+        prefix: Any beginning of a key.
+        after: The key after which to begin, None for the start.
+        threads: How many requests run at once.
+
+    Raises:
+        StoreError: the listing cannot go on behind the last key that was given.
+    """
+    listing = store.list(prefix, after)
+    page: deque[Entry] = deque(maxlen=_PAGE)
+    count = 0
+    for entry in islice(listing, _ALONE):
+        page.append(entry)
+        count += 1
+        yield entry
+    if count == _ALONE:
+        folder = prefix[: prefix.rfind("/") + 1]
+        head = _Range(prefix, page[-1].key, None, folder, listing, pages=_ALONE // _PAGE, page=list(page))
+        yield from _Ahead(store, prefix, head, threads).entries()
+
+
+@dataclass
+class _Range:
+    """The keys greater than `position`, where its listing stands, up to `end` (None: the end of the prefix).
+
+    Attributes:
+        prefix: of the whole listing.
+        folder: the one whose folders it may be cut at; None: at none.
+        listing: None before it is begun.
+        waiting: what was listed and not given yet.
+        pages: how many were listed, before it was cut off another one, too.
+        page: the last of them.
+        request: for the next page.
+        look: for folders within `folder`.
+    """
+
+    prefix: str
+    position: str
+    end: str | None
+    folder: str | None
+    listing: Iterator[Entry] | None = None
+    waiting: deque[Entry] = field(default_factory=deque)
+    pages: int = 0
+    page: Sequence[Entry] = ()
+    is_listed: bool = False
+    error: Exception | None = None
+    request: Future[list[Entry]] | None = None
+    look: Future[tuple[list[str], bool]] | None = None
+
+    def add(self, page: Sequence[Entry]) -> None:
+        """Take a page, as far as it is of this range: its end may have come nearer since the page was asked for."""
+        end = self.end
+        self.is_listed = len(page) < _PAGE or (end is not None and page[-1].key > end)
+        self.page = page if end is None else [entry for entry in page if entry.key <= end]
+        self.pages += 1
+        self.waiting.extend(self.page)
+        self.position = self.page[-1].key if self.page else self.position
+
+    def cut_at(self, folders: Sequence[str], *, is_whole: bool) -> list[_Range]:
+        """Cut off what begins with some of these folders within `folder`; `is_whole`: there are no others behind."""
+        assert self.folder is not None, "folders are of some folder"
+        several = len({_folder_within(self.folder, entry.key) for entry in self.page})
+        step = 1 if several <= 1 else several * _PAGES_OF_A_CUT
+        ranges: list[_Range] = []
+        before = self
+        for name in folders[step - 1 :: step]:
+            cut = _just_before(name)
+            if cut > before.position and (self.end is None or cut < self.end):
+                before = _Range(self.prefix, cut, None, name if step == 1 else None)
+                ranges.append(before)
+        if ranges and not is_whole:
+            ranges[-1].folder = self.folder
+        for one, following in pairwise([self, *ranges]):
+            following.end, one.end = one.end, following.position
+        self.folder = _folder_within(self.folder, self.position) if step == 1 else None
+        return ranges
+
+    def halve(self) -> _Range | None:
+        """Cut off about half of what is still to be listed; None if that is little, or not known."""
+        if not self.page or self.is_listed or self.pages < _PAGES_TO_HALVE:
+            return None
+        common = self.prefix if self.end is None else commonprefix((self.position, self.end))
+        high = _LETTERS**_DEPTH if self.end is None else _number(self.end, common)
+        low, begin = _number(self.position, common), _number(max(self.page[0].key, common), common)
+        if high - low < 2 * (low - begin):
+            return None
+        middle = _text((low + high) // 2)
+        for length in range(1, len(middle) + 1):  # the shortest will do
+            cut = common + middle[:length]
+            if cut[-1] not in "/." and self.position < cut and (self.end is None or cut < self.end):
+                right = _Range(self.prefix, cut, self.end, None, pages=self.pages)
+                self.end = cut
+                return right
+        return None
+
+
+class _Ahead:
+    """The ranges from the reader on. All decisions are taken in the reader's thread; the others only ask the store."""
+
+    def __init__(self, store: ListsAnywhere, prefix: str, head: _Range, threads: int) -> None:
+        self._store, self._prefix, self._threads = store, prefix, threads
+        self._ranges = [head]
+        self._pages = self._in_vain = 0
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield all keys in order."""
+        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="list")
+        try:
+            while self._ranges:
+                self._ask(pool)
+                head = self._ranges[0]
+                if head.waiting:
+                    for _ in range(min(_PAGE, len(head.waiting))):
+                        yield head.waiting.popleft()
+                elif head.error is not None:
+                    raise head.error
+                else:
+                    running = [future for one in self._ranges for future in (one.request, one.look) if future]
+                    wait(running, return_when=FIRST_COMPLETED)
+                self._collect()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _collect(self) -> None:
+        """Take the answers that are there."""
+        ranges: list[_Range] = []
+        for one in self._ranges:
+            ranges.append(one)
+            if one.request is not None and one.request.done():
+                try:
+                    one.add(one.request.result())
+                except StoreError as error:  # raised where the reader comes to it
+                    one.error, one.is_listed = error, True
+                self._pages += 1
+                self._in_vain += not one.waiting and one.is_listed
+                one.request = None
+            if one.look is not None and one.look.done():
+                try:
+                    folders, is_whole = one.look.result()
+                except StoreError:  # if there is more to it than folders, the listing will meet it, too
+                    one.folder = None
+                else:
+                    ranges += one.cut_at(folders, is_whole=is_whole)
+                one.look = None
+        self._ranges = [one for one in ranges if one.request or one.waiting or one.error or not one.is_listed]
+
+    def _ask(self, pool: ThreadPoolExecutor) -> None:
+        """Keep all threads busy, nearest to the reader first: with what is cut, and then with cutting."""
+        free = self._threads - sum((one.request is not None) + (one.look is not None) for one in self._ranges)
+        room = _WAITING_KEYS - sum(len(one.waiting) for one in self._ranges)
+        # those far off would take the room of those that are cut off the near ones
+        unlisted = list(islice((one for one in self._ranges if not one.is_listed), self._threads))
+        for one in unlisted:
+            if free > 0 and one.request is None and len(one.waiting) < _RANGE_KEYS and (room > 0 or one is unlisted[0]):
+                self._ask_for_page(pool, one)
+                free, room = free - 1, room - _PAGE
+        for one in unlisted:
+            if free > 0 and one.folder is not None and one.look is None and one.pages >= _PAGES_TO_LOOK:
+                one.look = pool.submit(self._store.folders, one.folder, one.position)
+                free -= 1
+        while free > 0 and room > 0 and self._in_vain <= self._threads + self._pages // 4:
+            halves = ((place, one.halve()) for place, one in enumerate(self._ranges, 1) if one.folder is None)
+            place, right = next(((place, half) for place, half in halves if half is not None), (0, None))
+            if right is None:
+                break
+            self._ranges.insert(place, right)
+            self._ask_for_page(pool, right)
+            free, room = free - 1, room - _PAGE
+        for one in unlisted:  # there is nothing better to do
+            if free > 0 and one.request is None and not one.is_listed and room > _WAITING_KEYS // 4:
+                self._ask_for_page(pool, one)
+                free, room = free - 1, room - _PAGE
+
+    def _ask_for_page(self, pool: ThreadPoolExecutor, one: _Range) -> None:
+        one.listing = one.listing or self._store.list(self._prefix, one.position)
+        one.request = pool.submit(_page, one.listing)
+
+
+def _page(listing: Iterator[Entry]) -> list[Entry]:
+    return list(islice(listing, _PAGE))
+
+
+def _folder_within(folder: str, key: str) -> str | None:
+    """Return the folder within `folder` that a key lies in; None where it lies in none."""
+    slash = key.find("/", len(folder))
+    return key[: slash + 1] if slash >= 0 and key.startswith(folder) else None
+
+
+def _just_before(folder: str) -> str:
+    """Return a string between what lies before a folder and what lies in it, in a form that every client takes."""
+    return folder[:-1] + "."  # the letter before the slash
+
+
+def _number(key: str, common: str) -> int:
+    """Return how far a key is behind what is common to all, in letters of `_LETTERS`: greater for greater keys."""
+    number = 0
+    letters = key[len(common) : len(common) + _DEPTH]
+    for letter in letters:
+        number = number * _LETTERS + min(max(ord(letter) - 31, 0), _LETTERS - 1)
+    return int(number * _LETTERS ** (_DEPTH - len(letters)))
+
+
+def _text(number: int) -> str:
+    """Return the letters of a number, without those of which there is none to be seen."""
+    letters = []
+    for _ in range(_DEPTH):
+        number, letter = divmod(number, _LETTERS)
+        letters.append(letter)
+    return "".join(chr(31 + min(max(letter, 1), 95)) for letter in reversed(letters))
