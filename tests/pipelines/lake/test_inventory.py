@@ -219,7 +219,10 @@ def test_what_is_missing_or_damaged_is_told_in_a_sentence(harm: Callable[[Store]
 @pytest.mark.parametrize(
     ("store", "sentence"),
     [
-        (report({"key": ["a"]}, fileFormat="ORC"), "is a report in ORC, which is not read. Configure .* Parquet or CSV"),
+        (
+            report({"key": ["a"]}, fileFormat="ORC"),
+            "is a report in ORC, which is not read. Configure .* Parquet or CSV",
+        ),
         (report({"size": [1]}, kind="CSV"), "without the column Key"),
         (report({"size": [1]}), "without the column Key"),
         (report({"key": ["a"], "version_id": ["1"]}), "all versions, and not which are the latest. Add IsLatest"),
