@@ -198,10 +198,11 @@ def test_the_row_says_what_was_read_and_not_what_was_listed(lake: Lake, detector
     listed = LakeObject(f"{lake.store.uri}/a.jpg", etag="of last week", size=1)
     table = memory_store()
 
-    labeler(table, lake, detector, [[listed]]).label(0)
+    report = labeler(table, lake, detector, [[listed, lake.put("b.jpg", picture())]]).label(0)
 
-    (row,) = rows(table)
+    row, _ = rows(table)
     assert (row["etag"], row["size"]) == (lake.store.head("a.jpg").etag, len(picture()))
+    assert report.changed == 1
 
 
 def test_columns_of_the_source_are_carried(lake: Lake, detector: Detector) -> None:
