@@ -3,8 +3,10 @@
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from pipelines.clock import Clock
+from pipelines.labelling.adaptive_limit import AdaptiveLimit
 from pipelines.lake.listing import LakeObject
 from pipelines.retry import retry
 from pipelines.store import (
@@ -22,7 +24,10 @@ from pipelines.store import (
     without_secrets,
 )
 
+FETCH_THREADS = 32  # waiting for a store costs no core; obstore is 0.6 ms of CPU a GET at 32 (object-store notes)
+CLIENT_SECONDS = 2.0  # of the client's own tries, which get over what happens now and then; more hides a throttle
 FETCH_BUDGET_SECONDS = 120.0  # what an object may keep failing for
+WEB_SECONDS = 15.0  # likewise, on a web server
 CANARY_SECONDS = 20.0  # that an object which was read before may fail for, before its whole store is given up
 DENIED_SECONDS = 10.0  # of tries to read what is refused: about eight, for a throttle that looks like a refusal
 SURELY_DENIED_SECONDS = 1.0  # likewise, once so many in a row stayed refused that it looks like one no more
@@ -60,8 +65,10 @@ class Fetched:
 class Fetcher:
     """Reads images wherever they lie, for any number of threads."""
 
-    def __init__(self, images: Stores, clock: Clock) -> None:
+    def __init__(self, images: Stores, clock: Clock, limit: AdaptiveLimit | None = None) -> None:
+        """Take what reads images with little patience of its own, for that is here; and how many are read at once."""
         self._images, self._clock = images, clock
+        self._limit = limit or AdaptiveLimit(FETCH_THREADS)
         self._canaries: dict[str, str] = {}  # of each bucket, disk or server an image that was read
         self._denied_in_a_row = 0
 
@@ -103,34 +110,43 @@ class Fetcher:
 
     def _read_unless_denied(self, item: LakeObject) -> Blob:
         """Read an object; a refusal is believed when it is repeated, because some throttles look like one."""
-        if is_web(item):  # a server has had its own few tries: a list names thousands, and dead ones among them
-            return self._read(item)
+        if is_web(item):  # a list names thousands of servers, and dead ones among them: not to be waited for
+            return self._read_for(item, WEB_SECONDS)
         refusals = 0
 
         def read() -> Blob:
             nonlocal refusals
             try:
-                return retry(
-                    lambda: self._read(item),
-                    budget_seconds=FETCH_BUDGET_SECONDS,
-                    is_retryable=is_passing,
-                    clock=self._clock,
-                )
+                return self._read_for(item, FETCH_BUDGET_SECONDS)
             except Denied:
                 refusals += 1
                 raise
 
         seconds = DENIED_SECONDS if self._denied_in_a_row < SURELY_DENIED else SURELY_DENIED_SECONDS
         try:
-            blob = retry(
-                read, budget_seconds=seconds, is_retryable=lambda error: isinstance(error, Denied), clock=self._clock
-            )
+            with self._limit.turn():  # before the budgets begin
+                blob = retry(
+                    read,
+                    budget_seconds=seconds,
+                    is_retryable=lambda error: isinstance(error, Denied),
+                    clock=self._clock,
+                )
         except Denied:
             self._denied_in_a_row += 1
             raise
         if refusals:
             self._denied_in_a_row = 0
         return blob
+
+    def _read_for(self, item: LakeObject, seconds: float) -> Blob:
+        """Read an object, again while it fails for a passing reason, for so long."""
+        read = partial(self._read, item)
+        return retry(
+            read if is_web(item) else partial(self._limit.learn, read),
+            budget_seconds=seconds,
+            is_retryable=is_passing,
+            clock=self._clock,
+        )
 
     def _read(self, item: LakeObject) -> Blob:
         """Read an object once.

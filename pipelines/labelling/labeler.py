@@ -17,13 +17,12 @@ from detr.images import Header, ImageError
 from detr.postprocess import Detections
 from pipelines.clock import Clock, SystemClock
 from pipelines.labelling.decoding import Decoder
-from pipelines.labelling.fetching import Fetched, Fetcher
+from pipelines.labelling.fetching import FETCH_THREADS, Fetched, Fetcher
 from pipelines.labelling.publish import commit_part
 from pipelines.lake.listing import LakeObject
 from pipelines.store import Store
 from pipelines.table import Detected, Origin, Row, rows_to_table
 
-FETCH_THREADS = 32  # waiting for a store costs no core; obstore is 0.6 ms of CPU a GET at 32 (object-store notes)
 WINDOW_BYTES = 256 * 1024**2  # encoded bytes held at once by one shard
 UNKNOWN_BYTES = 1024**2  # what an object of unknown size is taken for
 BATCHES_AHEAD = 2  # batches that are decoded while one is in the network

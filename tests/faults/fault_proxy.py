@@ -42,6 +42,7 @@ class Faults:
         reset: The connection is reset, likewise.
         truncate: A part of the answer's body, and the end, though the header announces more.
         shorten: A part of the answer's body, which the header agrees with: only who knows the size can tell.
+        most_per_second: Of more requests the rest is refused with 503 SlowDown, as a store does that has a quota.
         lost_every: Of every Nth PUT the store does what it is told, and the connection is reset instead of an answer.
         latency_seconds: That each answer takes longer.
         matching: A pattern; requests whose path does not have it are left alone.
@@ -54,6 +55,7 @@ class Faults:
     reset: float = 0.0
     truncate: float = 0.0
     shorten: float = 0.0
+    most_per_second: int = 0
     lost_every: int = 0
     latency_seconds: float = 0.0
     matching: str = ""
@@ -92,6 +94,7 @@ class FaultProxy:
         self.requests: Counter[str] = Counter()  # by method
         self.injected: Counter[str] = Counter()  # by fault, "down" among them: connections that were reset by it
         self._seen: Counter[tuple[str, str]] = Counter()
+        self._second, self._this_second = 0, 0  # which it is, and how many requests it has had
         self._lock = threading.Lock()
         self._connections: set[socket.socket] = set()
         self._closing = threading.Event()
@@ -211,6 +214,8 @@ class FaultProxy:
             self._seen[key] += 1
         if not re.search(faults.matching, target):
             return ""
+        if faults.most_per_second and not self._has_quota(faults.most_per_second):
+            return "slow_down"
         if method == "PUT" and faults.lost_every and puts % faults.lost_every == 0:
             return "lost"
         digest = hashlib.sha256(repr((faults.seed, *key, nth)).encode()).digest()
@@ -221,6 +226,14 @@ class FaultProxy:
             if drawn < edge:
                 return name
         return ""
+
+    def _has_quota(self, most_per_second: int) -> bool:
+        with self._lock:
+            second = int(time.monotonic())
+            if second != self._second:
+                self._second, self._this_second = second, 0
+            self._this_second += 1
+            return self._this_second <= most_per_second
 
     def _count(self, fault: str) -> None:
         with self._lock:
