@@ -97,27 +97,35 @@ class FaultProxy:
         self._second, self._this_second = 0, 0  # which it is, and how many requests it has had
         self._lock = threading.Lock()
         self._connections: set[socket.socket] = set()
-        self._closing = threading.Event()
+        self._closing, self._is_back = threading.Event(), threading.Event()
         self._threads: list[threading.Thread] = []
         self._listener = self._listen(0)
         self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
 
     def go_down(self, seconds: float) -> None:
-        """Reset all connections and listen to nobody for so long; returns at once."""
+        """Reset all connections and listen to nobody for so long, or until `come_back`; returns at once."""
         port = self._listener.getsockname()[1]
         with self._lock:
             self.injected["down"] += len(self._connections)
         self._hang_up()
 
-        def come_back() -> None:
-            if not self._closing.wait(seconds):
+        self._is_back.clear()
+
+        def wait() -> None:
+            self._is_back.wait(seconds)
+            if not self._closing.is_set():
                 self._listener = self._listen(port)
 
-        self._start(come_back)
+        self._start(wait)
+
+    def come_back(self) -> None:
+        """End an outage."""
+        self._is_back.set()
 
     def close(self) -> None:
         """Stop serving."""
         self._closing.set()
+        self._is_back.set()
         self._hang_up()
         for thread in self._threads:
             thread.join(timeout=30)
