@@ -147,6 +147,11 @@ def report(summary: "LabelSummary") -> str:
             f"{kind} {count:,}" for kind, count in sorted(summary.errors.items(), key=lambda item: -item[1])
         )
         lines.append(f"errors: {errors:,} ({100 * summary.error_rate:.3g} %): {kinds}")
+    if summary.changed_this_start:
+        lines.append(
+            f"changed: {summary.changed_this_start:,} images were another version than was listed when they were "
+            "read, and are labelled as they were read"
+        )
     if summary.resumed:
         lines.append(
             f"resumed: {summary.images_this_start:,} images were left of run {summary.run_id}. "

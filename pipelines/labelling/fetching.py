@@ -1,10 +1,12 @@
 """The bytes of a shard's images, each fetched with patience; told apart is who fails: one object, or the store."""
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from pipelines.clock import Clock
+from pipelines.labelling.adaptive_limit import AdaptiveLimit
 from pipelines.lake.listing import LakeObject
 from pipelines.retry import retry
 from pipelines.store import (
@@ -18,10 +20,18 @@ from pipelines.store import (
     Stores,
     Throttled,
     is_passing,
+    split_uri,
+    without_secrets,
 )
 
+FETCH_THREADS = 32  # waiting for a store costs no core; obstore is 0.6 ms of CPU a GET at 32 (object-store notes)
+CLIENT_SECONDS = 2.0  # of the client's own tries, which get over what happens now and then; more hides a throttle
 FETCH_BUDGET_SECONDS = 120.0  # what an object may keep failing for
-SILENT_SECONDS = 60.0  # without any image from a store that may be down as a whole
+WEB_SECONDS = 15.0  # likewise, on a web server
+CANARY_SECONDS = 20.0  # that an object which was read before may fail for, before its whole store is given up
+DENIED_SECONDS = 10.0  # of tries to read what is refused: about eight, for a throttle that looks like a refusal
+SURELY_DENIED_SECONDS = 1.0  # likewise, once so many in a row stayed refused that it looks like one no more
+SURELY_DENIED = 20
 MOST_BYTES = 1024**3  # a larger object is no photograph, and would not fit beside its neighbours
 LEAST_DENIED = 4  # when all of at least so many objects are denied, it is the credentials and not the objects
 
@@ -42,13 +52,25 @@ class Fetched:
     error_kind: str | None = None
     error: str | None = None
 
+    @property
+    def is_changed(self) -> bool:
+        """Whether what was read is known to be another version of the object than was listed."""
+        if self.blob is None:
+            return False
+        if self.item.etag is not None and self.blob.etag is not None:
+            return self.item.etag != self.blob.etag
+        return self.item.size not in (None, len(self.blob.data))
+
 
 class Fetcher:
     """Reads images wherever they lie, for any number of threads."""
 
-    def __init__(self, images: Stores, clock: Clock) -> None:
+    def __init__(self, images: Stores, clock: Clock, limit: AdaptiveLimit | None = None) -> None:
+        """Take what reads images with little patience of its own, for that is here; and how many are read at once."""
         self._images, self._clock = images, clock
-        self._last_success = clock.monotonic()
+        self._limit = limit or AdaptiveLimit(FETCH_THREADS)
+        self._canaries: dict[str, str] = {}  # of each bucket, disk or server an image that was read
+        self._denied_in_a_row = 0
 
     def fetch(self, item: LakeObject) -> Fetched:
         """Return the bytes of an object, or what is wrong with it among healthy ones.
@@ -61,45 +83,127 @@ class Fetcher:
                 item, error_kind="too_large", error=f"{item.size:,} bytes, more than {MOST_BYTES:,}; not read"
             )
         try:
-            blob = retry(
-                lambda: self._images.get(item.uri),
-                # a web server has had its own few tries: a list names thousands of them, and dead ones among them
-                budget_seconds=0.0 if is_web(item) else FETCH_BUDGET_SECONDS,
-                is_retryable=is_passing,
-                clock=self._clock,
-            )
+            blob = self._read_unless_denied(item)
         except (NotFound, Denied, Archived) as error:
+            if isinstance(error, Denied) and not is_web(item):
+                self._refuse_if_all_is_denied(item, error)
             return Fetched(item, error_kind=OBJECT_KINDS[type(error)], error=str(error))
         except (Misconfigured, StoreDown, Throttled) as error:
             if is_web(item):  # one of many hosts, whose failure must not stop the others, now and at every resume
                 return Fetched(item, error_kind="fetch_failed", error=str(error))
-            if isinstance(error, Misconfigured):
-                raise LakeUnreadable(str(error)) from error
-            if self._clock.monotonic() - self._last_success > SILENT_SECONDS and not self._answers(item.uri):
+            if isinstance(error, Misconfigured) or not self._others_answer(item):
                 raise LakeUnreadable(str(error)) from error
             return Fetched(item, error_kind="fetch_failed", error=str(error))
-        self._last_success = self._clock.monotonic()
+        self._canaries[split_uri(item.uri)[0]] = item.uri
         return Fetched(item, blob)
 
-    def _answers(self, uri: str) -> bool:
-        """Whether the store of an image answers at all, be it that it has no such object."""
-        store, key = self._images.find(uri)
+    def refuse_all_denied(self, fetched: Sequence[Fetched]) -> None:
+        """Refuse a shard of which every object is denied where none was ever read: then it is the credentials.
+
+        Raises:
+            LakeUnreadable: with the first refusal.
+        """
+        refused = [one for one in fetched if one.error_kind == "denied" and not is_web(one.item)]
+        is_strange = not any(split_uri(one.item.uri)[0] in self._canaries for one in refused)
+        if len(refused) == len(fetched) >= LEAST_DENIED and is_strange:
+            raise LakeUnreadable(f"all {len(fetched)} images of a shard are refused; the first: {refused[0].error}")
+
+    def _read_unless_denied(self, item: LakeObject) -> Blob:
+        """Read an object; a refusal is believed when it is repeated, because some throttles look like one."""
+        if is_web(item):  # a list names thousands of servers, and dead ones among them: not to be waited for
+            return self._read_for(item, WEB_SECONDS)
+        refusals = 0
+
+        def read() -> Blob:
+            nonlocal refusals
+            try:
+                return self._read_for(item, FETCH_BUDGET_SECONDS)
+            except Denied:
+                refusals += 1
+                raise
+
+        seconds = DENIED_SECONDS if self._denied_in_a_row < SURELY_DENIED else SURELY_DENIED_SECONDS
         try:
-            store.head(f"{key}.{uuid.uuid4().hex}")
+            with self._limit.turn():  # before the budgets begin
+                blob = retry(
+                    read,
+                    budget_seconds=seconds,
+                    is_retryable=lambda error: isinstance(error, Denied),
+                    clock=self._clock,
+                )
+        except Denied:
+            self._denied_in_a_row += 1
+            raise
+        if refusals:
+            self._denied_in_a_row = 0
+        return blob
+
+    def _read_for(self, item: LakeObject, seconds: float) -> Blob:
+        """Read an object, again while it fails for a passing reason, for so long."""
+        read = partial(self._read, item)
+        return retry(
+            read if is_web(item) else partial(self._limit.learn, read),
+            budget_seconds=seconds,
+            is_retryable=is_passing,
+            clock=self._clock,
+        )
+
+    def _read(self, item: LakeObject) -> Blob:
+        """Read an object once.
+
+        Raises:
+            StoreDown: fewer bytes came than the object has, though the answer itself is whole.
+        """
+        blob = self._images.get(item.uri)
+        if item.size in (None, len(blob.data)):
+            return blob
+        store, key = self._images.find(item.uri)
+        size = store.head(key).size  # another one than was listed: the object has changed, or its bytes are not all
+        if size in (None, len(blob.data)):
+            return blob
+        raise StoreDown(
+            f"{without_secrets(item.uri)} was cut off: {len(blob.data):,} of {size:,} bytes came. "
+            "Check what lies between here and the store, then run again."
+        )
+
+    def _refuse_if_all_is_denied(self, item: LakeObject, refusal: Denied) -> None:
+        """Refuse to blame an image that is denied when one of the same store is denied too that was read before.
+
+        Raises:
+            LakeUnreadable: it is, or the store fails as a whole.
+        """
+        canary = self._canaries.get(split_uri(item.uri)[0])
+        if canary is None:
+            return
+        try:
+            self._touch(canary, is_retryable=lambda error: isinstance(error, Denied) or is_passing(error))
+        except Denied as error:
+            raise LakeUnreadable(
+                f"{refusal} {without_secrets(canary)}, which was read before, is refused now too: the credentials "
+                "are over, or their rights were taken back."
+            ) from error
+        except (NotFound, Archived):
+            return
         except StoreError as error:
-            return not error.is_passing
+            raise LakeUnreadable(str(error)) from error
+
+    def _others_answer(self, item: LakeObject) -> bool:
+        """Whether the store of an image that keeps failing answers for others, be it that it has no such object."""
+        uri = self._canaries.get(split_uri(item.uri)[0], f"{item.uri}.{uuid.uuid4().hex}")
+        try:
+            self._touch(uri, is_retryable=is_passing)
+        except StoreError as error:
+            return not (is_passing(error) or isinstance(error, Misconfigured))
         return True
 
-
-def refuse_all_denied(fetched: list[Fetched]) -> None:
-    """Refuse a shard of which every object is denied: then it is the credentials, and not the objects.
-
-    Raises:
-        LakeUnreadable: with the first refusal.
-    """
-    refused = [one for one in fetched if one.error_kind == "denied" and not is_web(one.item)]
-    if len(refused) == len(fetched) >= LEAST_DENIED:
-        raise LakeUnreadable(f"all {len(fetched)} images of a shard are refused; the first: {refused[0].error}")
+    def _touch(self, uri: str, *, is_retryable: Callable[[Exception], bool]) -> None:
+        store, key = self._images.find(uri)
+        retry(
+            lambda: store.get_range(key, 0, 1),
+            budget_seconds=CANARY_SECONDS,
+            is_retryable=is_retryable,
+            clock=self._clock,
+        )
 
 
 def is_web(item: LakeObject) -> bool:

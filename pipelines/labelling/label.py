@@ -185,13 +185,17 @@ class LabelConfig:
 
 @dataclass(frozen=True, slots=True)
 class LabelSummary:
-    """What a run did, all its starts together; `images_this_start` and `seconds` are of this one."""
+    """What a run did, all its starts together; `images_this_start`, `changed_this_start`, `seconds` are of this one.
+
+    `changed_this_start`: images that were another version than was listed; they are labelled as they were read.
+    """
 
     table: str
     run_id: str
     model: str
     images: int
     images_this_start: int
+    changed_this_start: int
     detections: int
     errors: Mapping[str, int]
     already_labelled: int
@@ -327,6 +331,7 @@ def _summary(config: LabelConfig, finished: Finished, seconds: float) -> LabelSu
         model=finished.run.model,
         images=finished.totals.rows,
         images_this_start=finished.images_this_start,
+        changed_this_start=finished.changed_this_start,
         detections=finished.totals.detections,
         errors=finished.totals.errors,
         already_labelled=finished.planned.labelled,

@@ -17,13 +17,12 @@ from detr.images import Header, ImageError
 from detr.postprocess import Detections
 from pipelines.clock import Clock, SystemClock
 from pipelines.labelling.decoding import Decoder
-from pipelines.labelling.fetching import Fetched, Fetcher, refuse_all_denied
+from pipelines.labelling.fetching import FETCH_THREADS, Fetched, Fetcher
 from pipelines.labelling.publish import commit_part
 from pipelines.lake.listing import LakeObject
 from pipelines.store import Store
 from pipelines.table import Detected, Origin, Row, rows_to_table
 
-FETCH_THREADS = 32  # waiting for a store costs no core; obstore is 0.6 ms of CPU a GET at 32 (object-store notes)
 WINDOW_BYTES = 256 * 1024**2  # encoded bytes held at once by one shard
 UNKNOWN_BYTES = 1024**2  # what an object of unknown size is taken for
 BATCHES_AHEAD = 2  # batches that are decoded while one is in the network
@@ -31,7 +30,10 @@ BATCHES_AHEAD = 2  # batches that are decoded while one is in the network
 
 @dataclass(frozen=True, slots=True)
 class ShardReport:
-    """What became of one shard, for the driver: counts, and where the time went (seconds summed over threads)."""
+    """What became of one shard, for the driver: counts, and where the time went (seconds summed over threads).
+
+    `changed`: images that were another version than was listed when they were read.
+    """
 
     shard: int
     images: int
@@ -41,6 +43,7 @@ class ShardReport:
     fetch_seconds: float
     decode_seconds: float
     detect_seconds: float
+    changed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +119,15 @@ class Labeler:
         objects = self._read_shard(shard)
         rows: list[Row] = []
         without: list[Fetched] = []
+        changed = 0
         for window in windows(objects):
             seen = list(self._fetchers.map(lambda item: self._see(item, clocked), window))
             without += [one.fetched for one in seen if one.fetched.blob is None]
+            changed += sum(one.fetched.is_changed for one in seen)
             rows += self._detect(seen, clocked)
             del seen  # before the next window is fetched
         if len(without) == len(objects):
-            refuse_all_denied(without)
+            self._fetcher.refuse_all_denied(without)
         origin = Origin(self._model_id, self._threshold, self._run_id, shard, labelled_at=self._clock.now())
         table = rows_to_table(rows, self._kept_schema, origin=origin)
         commit_part(self._table, self._run_id, shard, table, token=uuid.uuid4().hex)
@@ -135,6 +140,7 @@ class Labeler:
             fetch_seconds=clocked.seconds["fetch"],
             decode_seconds=clocked.seconds["decode"],
             detect_seconds=clocked.seconds["detect"],
+            changed=changed,
         )
 
     def _see(self, item: LakeObject, clocked: _Clocked) -> _Seen:

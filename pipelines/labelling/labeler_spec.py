@@ -1,14 +1,14 @@
 """What travels to an actor, and the labeler that it builds from it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from detr.detector import Detector, Precision
 from pipelines.clock import SystemClock
 from pipelines.labelling.decoding import DECODE_SECONDS, Decoder, DecoderHere, limits_for
-from pipelines.labelling.fetching import Fetcher
+from pipelines.labelling.fetching import CLIENT_SECONDS, Fetcher
 from pipelines.labelling.isolated_decoding import DecoderInChild
 from pipelines.labelling.labeler import Labeler
 from pipelines.labelling.plan import read_kept_schema, read_shard
@@ -99,7 +99,7 @@ def build_labeler(spec: LabelerSpec) -> Labeler:
 
     return Labeler(
         table=table,
-        fetcher=Fetcher(Stores(spec.image_options), SystemClock()),
+        fetcher=Fetcher(Stores(replace(spec.image_options, retry_seconds=CLIENT_SECONDS)), SystemClock()),
         decoder=build_decoder(spec, detector),
         detector=detector,
         run_id=spec.run_id,

@@ -13,6 +13,7 @@ class Progress:
         images_this_start: those of this start.
         images_planned: in the plan so far; all of them once `is_planned`.
         errors: error rows of this start.
+        changed: images of this start that were another version than was listed when they were read.
         began: `time.monotonic()` when labelling began.
     """
 
@@ -22,4 +23,5 @@ class Progress:
     images_planned: int = 0
     is_planned: bool = False
     errors: int = 0
+    changed: int = 0
     began: float = 0.0

@@ -70,6 +70,7 @@ class Finished:
     planned: Counts
     segments: int
     images_this_start: int
+    changed_this_start: int
     labelling_seconds: float
 
 
@@ -189,6 +190,7 @@ def run_start(
         planned=read_complete(table, run.run_id),
         segments=len(segments),
         images_this_start=count.progress.images_this_start,
+        changed_this_start=count.progress.changed,
         labelling_seconds=labelling_seconds,
     )
 
@@ -209,6 +211,7 @@ class _Count:
             images=progress.images + images_before + images,
             images_this_start=progress.images_this_start + images,
             errors=progress.errors + (sum(report.errors.values()) if report else 0),
+            changed=progress.changed + (report.changed if report else 0),
             images_planned=self.plan.images_planned,
             is_planned=self.plan.is_complete,
         )

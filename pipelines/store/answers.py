@@ -72,8 +72,8 @@ def store_error(answer: Answer, action: Action, uri: str) -> StoreError:
         return Misconfigured(
             f"{failed}: there is no such bucket ({said}). Check its name, the endpoint and the account."
         )
-    if code in _BAD_CREDENTIALS:
-        return Misconfigured(f"{failed}: the credentials are refused ({said}). {_advice(code)}")
+    if code in _BAD_CREDENTIALS or (status == 401 and not uri.startswith("http")):
+        return Misconfigured(f"{failed}: the credentials are refused ({said}). {_advice(code, uri)}")
     if code in _ARCHIVED:
         return Archived(f"{failed}: it is archived ({said}). Restore it first.")
     if code in _OTHER_REGION or status in (301, 307, 308):
@@ -87,6 +87,12 @@ def store_error(answer: Answer, action: Action, uri: str) -> StoreError:
         )
     if status is None or status >= 500:
         return StoreDown(f"{failed}: the store does not work ({said}). Check it and the network, then run again.")
+    if (status, code, action) == (404, "", "read") and uri.startswith("s3"):
+        # S3 says NoSuchKey; anybody's page would turn images into missing ones
+        return StoreDown(
+            f"{failed}: the answer is not the store's own ({said} without a code). "
+            "Check the endpoint and what lies before it, then run again."
+        )
     return _about_the_object(status, action, failed, said)
 
 
@@ -119,9 +125,11 @@ def _permission(status: int, action: Action, failed: str) -> str:
     return f"{grant} A missing object looks the same without s3:ListBucket." if status == 403 else grant
 
 
-def _advice(code: str) -> str:
+def _advice(code: str, uri: str) -> str:
     if code == "RequestTimeTooSkewed":
         return "Set this machine's clock."
     if code in ("ExpiredToken", "TokenRefreshRequired", "InvalidToken"):
         return "The session is over: log in again."
+    if not uri.startswith("s3"):
+        return "Log in again, or check what the credentials are for."
     return "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, the profile, and that the endpoint is theirs."

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import obstore
 from obstore.exceptions import InvalidPathError
 
-from pipelines.store.interface import Denied, Entry, Misconfigured, NotFound, StoreError, is_passing
+from pipelines.store.interface import Denied, Entry, Misconfigured, StoreError, is_passing
 from pipelines.store.native_errors import NATIVE_ERRORS, native_error
 from pipelines.store.slow_s3 import PAGE_KEYS, SlowS3, plain_etag, unsorted_sentence
 
@@ -118,10 +118,10 @@ def _is_folder_marker(bucket: ObjectStore, uri: str, key: str, last: str) -> boo
         return True
     try:
         return obstore.head(bucket, key)["size"] > 0
+    except FileNotFoundError:  # the answer to a HEAD has no code, so it is not explained as others are
+        return True
     except NATIVE_ERRORS as error:
         failure = native_error(error, "read", f"{uri}/{key}")
-    if isinstance(failure, NotFound):
-        return True
     if isinstance(failure, Denied):
         return False
     raise failure

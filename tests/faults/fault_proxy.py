@@ -42,6 +42,7 @@ class Faults:
         reset: The connection is reset, likewise.
         truncate: A part of the answer's body, and the end, though the header announces more.
         shorten: A part of the answer's body, which the header agrees with: only who knows the size can tell.
+        most_per_second: Of more requests the rest is refused with 503 SlowDown, as a store does that has a quota.
         lost_every: Of every Nth PUT the store does what it is told, and the connection is reset instead of an answer.
         latency_seconds: That each answer takes longer.
         matching: A pattern; requests whose path does not have it are left alone.
@@ -54,6 +55,7 @@ class Faults:
     reset: float = 0.0
     truncate: float = 0.0
     shorten: float = 0.0
+    most_per_second: int = 0
     lost_every: int = 0
     latency_seconds: float = 0.0
     matching: str = ""
@@ -92,29 +94,38 @@ class FaultProxy:
         self.requests: Counter[str] = Counter()  # by method
         self.injected: Counter[str] = Counter()  # by fault, "down" among them: connections that were reset by it
         self._seen: Counter[tuple[str, str]] = Counter()
+        self._second, self._this_second = 0, 0  # which it is, and how many requests it has had
         self._lock = threading.Lock()
         self._connections: set[socket.socket] = set()
-        self._closing = threading.Event()
+        self._closing, self._is_back = threading.Event(), threading.Event()
         self._threads: list[threading.Thread] = []
         self._listener = self._listen(0)
         self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
 
     def go_down(self, seconds: float) -> None:
-        """Reset all connections and listen to nobody for so long; returns at once."""
+        """Reset all connections and listen to nobody for so long, or until `come_back`; returns at once."""
         port = self._listener.getsockname()[1]
         with self._lock:
             self.injected["down"] += len(self._connections)
         self._hang_up()
 
-        def come_back() -> None:
-            if not self._closing.wait(seconds):
+        self._is_back.clear()
+
+        def wait() -> None:
+            self._is_back.wait(seconds)
+            if not self._closing.is_set():
                 self._listener = self._listen(port)
 
-        self._start(come_back)
+        self._start(wait)
+
+    def come_back(self) -> None:
+        """End an outage."""
+        self._is_back.set()
 
     def close(self) -> None:
         """Stop serving."""
         self._closing.set()
+        self._is_back.set()
         self._hang_up()
         for thread in self._threads:
             thread.join(timeout=30)
@@ -211,6 +222,8 @@ class FaultProxy:
             self._seen[key] += 1
         if not re.search(faults.matching, target):
             return ""
+        if faults.most_per_second and not self._has_quota(faults.most_per_second):
+            return "slow_down"
         if method == "PUT" and faults.lost_every and puts % faults.lost_every == 0:
             return "lost"
         digest = hashlib.sha256(repr((faults.seed, *key, nth)).encode()).digest()
@@ -221,6 +234,14 @@ class FaultProxy:
             if drawn < edge:
                 return name
         return ""
+
+    def _has_quota(self, most_per_second: int) -> bool:
+        with self._lock:
+            second = int(time.monotonic())
+            if second != self._second:
+                self._second, self._this_second = second, 0
+            self._this_second += 1
+            return self._this_second <= most_per_second
 
     def _count(self, fault: str) -> None:
         with self._lock:

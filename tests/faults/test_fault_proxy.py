@@ -177,6 +177,24 @@ def test_down_means_refused_and_open_connections_reset_and_then_it_is_back(proxy
     assert proxy.injected["down"] == 1
 
 
+def test_a_long_outage_can_be_ended(proxy: FaultProxy) -> None:
+    proxy.go_down(3600.0)
+    assert one(proxy, "GET", "/a") == "ConnectionRefusedError"
+
+    proxy.come_back()
+
+    wait_until(lambda: one(proxy, "GET", "/a") == (200, BODY), 20, "its coming back")
+
+
+def test_a_quota_refuses_what_is_too_much_for_a_second(proxy: FaultProxy) -> None:
+    proxy.faults = Faults(most_per_second=1)
+
+    answers = [one(proxy, "GET", "/a") for _ in range(20)]  # within two seconds or three
+
+    assert proxy.injected["slow_down"] == sum(answer != (200, BODY) for answer in answers) >= 10
+    wait_until(lambda: one(proxy, "GET", "/a") == (200, BODY), 20, "the next second")
+
+
 def test_only_what_matches_is_touched(proxy: FaultProxy) -> None:
     proxy.faults = Faults(slow_down=1.0, matching=r"\.jpg")
 

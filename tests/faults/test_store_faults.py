@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,7 @@ pytestmark = [pytest.mark.long, pytest.mark.faults, pytest.mark.s3, pytest.mark.
 IMAGES = 600
 SHARD = 20
 ACTORS = 2
+MOST_SHARDS_AGAIN = 4 * ACTORS  # those in flight when a run stops
 
 LINES = {
     "nothing": Faults(),  # what the others are to be compared with
@@ -33,6 +35,8 @@ LINES = {
     "10 % truncated": Faults(truncate=0.1),
     "200 ms latency": Faults(latency_seconds=0.2),
     "every 10th PUT lost": Faults(lost_every=10),
+    "10 % short bodies that look whole": Faults(shorten=0.1, matching=r"\.jpg"),
+    "20 % throttled as 403": Faults(denied=0.2, matching=r"\.jpg"),
     "all mixed": Faults(slow_down=0.2, reset=0.1, truncate=0.1, latency_seconds=0.2, lost_every=10),
 }
 
@@ -71,8 +75,17 @@ def behind(
         yield Behind(proxy, Drivers(f"{bucket}/2026/", f"{bucket}/table", counting_ray, tmp_path.name, options))
 
 
-def check(line: str, behind: Behind, out: str, seen: list, seconds: float, report: Callable[..., None]) -> None:
-    """Hold the run that has ended against its plan, and write down what it cost."""
+def check(
+    line: str,
+    behind: Behind,
+    out: str,
+    seen: Sequence[Mapping[str, Any]],
+    seconds: float,
+    report: Callable[..., None],
+    *,
+    stopped_after: float | None = None,
+) -> None:
+    """Hold the run that has ended against its plan, and write down what it cost; a stop may cost shards in flight."""
     drivers, proxy = behind.drivers, behind.proxy
     summary = json.loads(out)
     check_history(seen)
@@ -90,11 +103,13 @@ def check(line: str, behind: Behind, out: str, seen: list, seconds: float, repor
         injected=dict(proxy.injected),
         readings=len(seen),
         labelling_seconds=round(summary["labelling_seconds"], 1),
+        **({} if stopped_after is None else {"stopped_after": round(stopped_after, 1)}),
         seconds=round(seconds, 1),
     )
     assert images == IMAGES
     assert summary["errors"] == {}
-    assert begun == images, "a store that misbehaves costs patience, and no work"
+    again = 0 if stopped_after is None else MOST_SHARDS_AGAIN * SHARD
+    assert images <= begun <= images + again, "a store that misbehaves costs patience, and no work"
 
 
 @pytest.mark.parametrize("line", LINES)
@@ -118,3 +133,39 @@ def test_a_store_that_is_down_for_a_minute_in_the_middle_is_waited_for(
         out, err = driver.communicate(timeout=300)
     assert driver.returncode == 0, err
     check("down for 60 s", behind, out, seen, time.monotonic() - started, report)
+
+
+def test_a_token_that_expires_in_the_middle_stops_the_run_and_is_nobodys_row(
+    behind: Behind, tmp_path: Path, report: Callable[..., None]
+) -> None:
+    drivers, started = behind.drivers, time.monotonic()
+    with watched(drivers.table, tmp_path / "history") as seen:
+        with drivers.start() as driver:
+            wait_until(lambda: driver.poll() is not None or drivers.committed() >= 5, 180, "the first parts")
+            behind.proxy.faults = Faults(expired=1.0, matching=r"\.jpg")
+            expired = time.monotonic()
+            _, err = driver.communicate(timeout=300)
+            stopping = time.monotonic() - expired
+        assert driver.returncode == 1
+        assert "The session is over: log in again." in err.splitlines()[-1]
+        behind.proxy.faults = Faults()
+        out = drivers.finish()
+    check("token expired", behind, out, seen, time.monotonic() - started, report, stopped_after=stopping)
+
+
+def test_a_store_that_is_lost_stops_the_run_and_the_same_command_goes_on_when_it_is_back(
+    behind: Behind, tmp_path: Path, report: Callable[..., None]
+) -> None:
+    drivers, started = behind.drivers, time.monotonic()
+    with watched(drivers.table, tmp_path / "history") as seen:
+        with drivers.start() as driver:
+            wait_until(lambda: driver.poll() is not None or drivers.committed() >= 5, 180, "the first parts")
+            behind.proxy.go_down(3600.0)
+            lost = time.monotonic()
+            _, err = driver.communicate(timeout=900)
+            stopping = time.monotonic() - lost
+        assert driver.returncode == 1
+        assert "the same command goes on" in err.splitlines()[-1]
+        behind.proxy.come_back()
+        out = drivers.finish()
+    check("lost", behind, out, seen, time.monotonic() - started, report, stopped_after=stopping)

@@ -22,6 +22,7 @@ SUMMARY = LabelSummary(
     model="scenes@0123456789ab",
     images=1_204_113,
     images_this_start=1_204_113,
+    changed_this_start=0,
     detections=9_810_552,
     errors={"missing": 8, "truncated": 22, "not_an_image": 11},
     already_labelled=0,
@@ -149,11 +150,12 @@ def test_a_person_is_told_images_errors_and_where_they_are() -> None:
     ]
 
 
-def test_what_was_left_out_and_what_was_resumed_is_told_where_there_is_any() -> None:
+def test_what_was_left_out_what_had_changed_and_what_was_resumed_is_told_where_there_is_any() -> None:
     summary = replace(
         SUMMARY,
         images=10,
         images_this_start=4,
+        changed_this_start=3,
         errors={},
         already_labelled=1_000,
         skipped={".json": 2, "hidden": 1},
@@ -166,6 +168,8 @@ def test_what_was_left_out_and_what_was_resumed_is_told_where_there_is_any() -> 
 
     assert lines[0] == "done: 10 images in 8.0 s (0.5 images/s), 9,810,552 detections"
     assert lines[1:-1] == [
+        "changed: 3 images were another version than was listed when they were read, and are labelled as they were "
+        "read",
         "resumed: 4 images were left of run 20261122-181503-a1b2. Images added since it was planned are labelled by "
         "the next start",
         "before: 1,000 images were labelled already",

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ from pipelines.store import (
     Archived,
     Blob,
     Denied,
-    Entry,
     Misconfigured,
     NotFound,
     Store,
@@ -41,8 +40,8 @@ from pipelines.store import (
     open_store,
 )
 from pipelines.table import NO_COLUMNS, decode
+from tests.pipelines.labelling.failing_lake import NOW, Clock, Lake
 
-NOW = datetime(2026, 11, 22, 18, 15, tzinfo=UTC)
 QUERIES = 5
 TINY = DetrConfig(
     backbone=BackboneConfig("tiny", "basic", 8, (8, 16), (1, 1)),
@@ -55,61 +54,6 @@ TINY = DetrConfig(
     shorter=32,
     longest=64,
 )
-
-
-class Lake(Stores):
-    """One store in the place of all; an object may fail with an error, once for each in its list or always."""
-
-    def __init__(self, store: Store) -> None:
-        super().__init__()
-        self.store = store
-        self.failures: dict[str, StoreError | list[StoreError]] = {}
-        self.is_down = False
-        self.fetched = 0
-
-    def find(self, uri: str) -> tuple[Store, str]:
-        return self, uri.removeprefix(f"{self.store.uri}/")  # type: ignore[return-value]  # get and head are all
-
-    def get(self, uri: str) -> Blob:
-        key = self.find(uri)[1]
-        self._fail(key)
-        self.fetched += 1
-        return self.store.get(key)
-
-    def head(self, key: str) -> Entry:
-        self._fail(key)
-        return self.store.head(key)
-
-    def put(self, key: str, data: bytes) -> LakeObject:
-        self.store.put(key, data)
-        return LakeObject(f"{self.store.uri}/{key}", size=len(data))
-
-    def _fail(self, key: str) -> None:
-        failure = self.failures.get(key)
-        if isinstance(failure, list):
-            failure = failure.pop(0) if failure else None
-        if failure is not None:
-            raise failure
-        if self.is_down:
-            raise StoreDown("the lake does not answer")
-
-
-class Clock:
-    """Time that passes by sleeping only."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._lock = threading.Lock()
-
-    def now(self) -> datetime:
-        return NOW + timedelta(seconds=self.seconds)
-
-    def monotonic(self) -> float:
-        return self.seconds
-
-    def sleep(self, seconds: float) -> None:
-        with self._lock:
-            self.seconds += seconds
 
 
 class Careful(Detector):
@@ -254,10 +198,11 @@ def test_the_row_says_what_was_read_and_not_what_was_listed(lake: Lake, detector
     listed = LakeObject(f"{lake.store.uri}/a.jpg", etag="of last week", size=1)
     table = memory_store()
 
-    labeler(table, lake, detector, [[listed]]).label(0)
+    report = labeler(table, lake, detector, [[listed, lake.put("b.jpg", picture())]]).label(0)
 
-    (row,) = rows(table)
+    row, _ = rows(table)
     assert (row["etag"], row["size"]) == (lake.store.head("a.jpg").etag, len(picture()))
+    assert report.changed == 1
 
 
 def test_columns_of_the_source_are_carried(lake: Lake, detector: Detector) -> None:

@@ -9,7 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.dataset
+import pyarrow.parquet as pq
 import pytest
 
 from detr.scene_files import write_scenes
@@ -52,6 +54,22 @@ def names(config: LabelConfig) -> list[str]:
 
 def lake_names(config: LabelConfig) -> list[str]:
     return sorted(path.name for path in Path(config.images[0]).glob("*.jpg"))
+
+
+@pytest.mark.ray
+def test_images_that_are_not_the_listed_version_any_more_are_labelled_and_counted(
+    local_ray: str, config: LabelConfig, tmp_path: Path
+) -> None:
+    uris = [str(Path(config.images[0]) / f"scene_4_{number:06d}.jpg") for number in range(3)]
+    sizes = [Path(uri).stat().st_size for uri in uris]
+    listed = tmp_path / "listed.parquet"
+    pq.write_table(pa.table({"uri": uris, "size": [sizes[0], sizes[1] + 1, sizes[2] - 1]}), listed)
+    config = replace(config, images=(str(listed),))
+
+    summary = label(config)
+
+    assert (summary.images, summary.errors, summary.changed_this_start) == (3, {}, 2)
+    assert [row["size"] for row in rows(config)] == sizes
 
 
 @pytest.mark.ray

@@ -12,13 +12,13 @@ from pipelines.store.answers import Action, Answer, store_error
     ("action", "status", "code", "expected", "words"),
     [
         ("read", 404, "NoSuchKey", NotFound, "no such object"),
-        ("read", 404, None, NotFound, "no such object"),
+        ("read", 404, None, StoreDown, "not the store's own"),
         ("read", 410, None, NotFound, "no such object"),
         ("read", 404, "NoSuchBucket", Misconfigured, "no such bucket"),
         ("read", 404, "ContainerNotFound", Misconfigured, "no such bucket"),
         ("list", 404, None, Misconfigured, "no such bucket"),
         ("read", 403, "AccessDenied", Denied, "Grant s3:GetObject"),
-        ("read", 401, None, Denied, "Grant s3:GetObject"),
+        ("read", 401, None, Misconfigured, "Check AWS_ACCESS_KEY_ID"),
         ("write", 403, "AccessDenied", Denied, "Grant s3:PutObject"),
         ("delete", 403, "AccessDenied", Denied, "Grant s3:DeleteObject"),
         ("list", 403, "AccessDenied", Misconfigured, "Grant s3:ListBucket"),
@@ -54,7 +54,23 @@ def test_an_answer_is_one_error_with_one_advice(
     assert str(error).startswith("s3://bucket/k.jpg cannot be ")
 
 
-def test_only_what_may_pass_is_tried_again() -> None:
-    passing = [store_error(Answer(status), "read", "s3://b/k").is_passing for status in (None, 403, 404, 429, 500, 503)]
+@pytest.mark.parametrize(
+    ("uri", "status", "expected"),
+    [
+        ("gs://bucket/k.jpg", 404, NotFound),
+        ("gs://bucket/k.jpg", 401, Misconfigured),
+        ("https://host/k.jpg", 404, NotFound),
+        ("https://host/k.jpg", 401, Denied),
+    ],
+)
+def test_other_stores_have_no_codes_and_a_web_server_no_login_of_ours(
+    uri: str, status: int, expected: type[Exception]
+) -> None:
+    assert type(store_error(Answer(status), "read", uri)) is expected
 
-    assert passing == [True, False, False, True, True, True]
+
+def test_only_what_may_pass_is_tried_again() -> None:
+    answers = [None, 400, 403, 410, 429, 500, 503]
+    passing = [store_error(Answer(status), "read", "s3://b/k").is_passing for status in answers]
+
+    assert passing == [True, False, False, False, True, True, True]

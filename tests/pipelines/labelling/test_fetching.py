@@ -1,0 +1,198 @@
+"""Whose fault it is that an image cannot be read: its own, which is a row, or its store's, which stops the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from pipelines.labelling.fetching import Fetcher, LakeUnreadable
+from pipelines.lake.listing import LakeObject
+from pipelines.store import Blob, Denied, Misconfigured, NotFound, StoreDown, StoreError, Throttled, memory_store
+from tests.pipelines.labelling.failing_lake import Clock, Lake
+
+
+@pytest.fixture
+def lake() -> Lake:
+    return Lake(memory_store("memory://lake"))
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def fetcher(lake: Lake, clock: Clock) -> Fetcher:
+    return Fetcher(lake, clock)
+
+
+def read_one(lake: Lake, fetcher: Fetcher) -> None:
+    """Have an image read, which shows later whether the store is fine."""
+    assert fetcher.fetch(lake.put("canary.jpg", b"sings")).blob is not None
+
+
+# -- refusals
+
+
+def test_a_throttle_that_looks_like_a_refusal_leaves_no_trace(lake: Lake, fetcher: Fetcher) -> None:
+    item = lake.put("a.jpg", b"picture")
+    lake.failures = {"a.jpg": [Denied("a.jpg is refused")] * 3}
+
+    assert fetcher.fetch(item).blob is not None
+
+
+def test_an_image_that_stays_refused_while_others_are_read_is_a_row(lake: Lake, fetcher: Fetcher, clock: Clock) -> None:
+    read_one(lake, fetcher)
+    item = lake.put("a.jpg", b"picture")
+    lake.failures = {"a.jpg": Denied("a.jpg is refused")}
+
+    fetched = fetcher.fetch(item)
+
+    assert (fetched.blob, fetched.error_kind, fetched.error) == (None, "denied", "a.jpg is refused")
+    assert clock.seconds == pytest.approx(10)
+
+
+def test_when_what_was_read_before_is_refused_too_it_is_the_credentials(lake: Lake, fetcher: Fetcher) -> None:
+    read_one(lake, fetcher)
+    item = lake.put("a.jpg", b"picture")
+    lake.failures = {"a.jpg": Denied("a.jpg is refused."), "canary.jpg": Denied("canary.jpg is refused.")}
+
+    with pytest.raises(LakeUnreadable) as stopped:
+        fetcher.fetch(item)
+
+    assert str(stopped.value) == (
+        "a.jpg is refused. memory://lake/canary.jpg, which was read before, is refused now too: the credentials are "
+        "over, or their rights were taken back."
+    )
+
+
+def test_a_canary_that_was_deleted_accuses_nobody(lake: Lake, fetcher: Fetcher) -> None:
+    read_one(lake, fetcher)
+    lake.store.delete("canary.jpg")
+    lake.failures = {"a.jpg": Denied("a.jpg is refused")}
+
+    assert fetcher.fetch(lake.put("a.jpg", b"picture")).error_kind == "denied"
+
+
+def test_thousands_of_refused_images_cost_little_time_each(lake: Lake, fetcher: Fetcher, clock: Clock) -> None:
+    read_one(lake, fetcher)
+    items = [lake.put(f"{number}.jpg", b"picture") for number in range(100)]
+    lake.failures = {f"{number}.jpg": Denied("refused") for number in range(100)}
+
+    assert {fetcher.fetch(item).error_kind for item in items} == {"denied"}
+
+    assert clock.seconds == pytest.approx(20 * 10 + 80 * 1)
+
+
+def test_a_refused_folder_is_rows_where_the_rest_of_the_bucket_was_read(lake: Lake, fetcher: Fetcher) -> None:
+    read_one(lake, fetcher)
+    items = [lake.put(f"private/{number}.jpg", b"picture") for number in range(5)]
+    lake.failures = {f"private/{number}.jpg": Denied("refused") for number in range(5)}
+
+    fetched = [fetcher.fetch(item) for item in items]
+
+    fetcher.refuse_all_denied(fetched)
+    assert {one.error_kind for one in fetched} == {"denied"}
+
+
+# -- failures
+
+
+@pytest.mark.parametrize("failure", [StoreDown("no answer"), Throttled("slow down")])
+def test_a_store_that_is_lost_is_nobodys_row(lake: Lake, fetcher: Fetcher, clock: Clock, failure: StoreError) -> None:
+    read_one(lake, fetcher)
+    item = lake.put("a.jpg", b"picture")
+    lake.failures = {"a.jpg": failure, "canary.jpg": failure}
+
+    with pytest.raises(LakeUnreadable, match=str(failure)):
+        fetcher.fetch(item)
+
+    assert clock.seconds == pytest.approx(120 + 20)
+
+
+def test_an_image_that_keeps_failing_while_others_are_read_is_a_row(lake: Lake, fetcher: Fetcher) -> None:
+    read_one(lake, fetcher)
+    lake.failures = {"a.jpg": StoreDown("a.jpg: 500"), "canary.jpg": [StoreDown("as any store now and then")]}
+
+    assert fetcher.fetch(lake.put("a.jpg", b"picture")).error_kind == "fetch_failed"
+
+
+def test_a_login_that_ends_stops_at_once(lake: Lake, fetcher: Fetcher, clock: Clock) -> None:
+    read_one(lake, fetcher)
+    lake.failures = {"a.jpg": Misconfigured("the credentials are refused (400 ExpiredToken).")}
+
+    with pytest.raises(LakeUnreadable, match="ExpiredToken"):
+        fetcher.fetch(lake.put("a.jpg", b"picture"))
+
+    assert clock.seconds == 0
+
+
+def test_a_bucket_that_is_gone_is_no_missing_image(lake: Lake, fetcher: Fetcher) -> None:
+    lake.failures = {"a.jpg": Misconfigured("there is no such bucket (404 NoSuchBucket).")}
+
+    with pytest.raises(LakeUnreadable, match="no such bucket"):
+        fetcher.fetch(LakeObject("memory://lake/a.jpg"))
+
+
+def test_an_image_that_is_gone_is_missing_at_once(lake: Lake, fetcher: Fetcher, clock: Clock) -> None:
+    lake.failures = {"a.jpg": NotFound("a.jpg: no such object")}
+
+    assert fetcher.fetch(LakeObject("memory://lake/a.jpg")).error_kind == "missing"
+    assert clock.seconds == 0
+
+
+# -- what is read is not what was listed
+
+
+def shortened(lake: Lake, lengths: Iterator[int]) -> None:
+    """Have answers end early, and say that they are whole."""
+    get = lake.get
+
+    def get_part(uri: str) -> Blob:
+        blob = get(uri)
+        return replace(blob, data=blob.data[: next(lengths)])
+
+    lake.get = get_part  # type: ignore[method-assign]
+
+
+def test_bytes_that_are_not_all_are_fetched_again(lake: Lake, fetcher: Fetcher) -> None:
+    item = lake.put("a.jpg", b"picture")
+    shortened(lake, iter([3, 0, 7]))
+
+    fetched = fetcher.fetch(item)
+
+    assert fetched.blob is not None
+    assert fetched.blob.data == b"picture"
+
+
+def test_bytes_that_are_never_all_are_no_truncated_image(lake: Lake, fetcher: Fetcher) -> None:
+    read_one(lake, fetcher)
+    item = lake.put("a.jpg", b"picture")
+    shortened(lake, iter([3] * 10_000))
+
+    fetched = fetcher.fetch(item)
+
+    assert fetched.error_kind == "fetch_failed"
+    assert fetched.error is not None
+    assert fetched.error.startswith("memory://lake/a.jpg was cut off: 3 of 7 bytes came.")
+
+
+@pytest.mark.parametrize(
+    ("listed_etag", "listed_size", "is_changed"),
+    [("now", 7, False), ("then", 7, True), ("then", 5, True), (None, 7, False), (None, 5, True), (None, None, False)],
+)
+def test_an_image_that_changed_since_it_was_listed_is_read_as_it_is_now_and_known_to_have_changed(
+    lake: Lake, fetcher: Fetcher, clock: Clock, listed_etag: str | None, listed_size: int | None, is_changed: bool
+) -> None:
+    item = lake.put("a.jpg", b"picture")
+    now = lake.store.head("a.jpg").etag
+    listed = replace(item, etag=now if listed_etag == "now" else listed_etag, size=listed_size)
+
+    fetched = fetcher.fetch(listed)
+
+    assert fetched.blob is not None
+    assert fetched.blob.data == b"picture"
+    assert fetched.is_changed == is_changed
+    assert clock.seconds == 0
