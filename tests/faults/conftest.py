@@ -41,12 +41,13 @@ class Drivers:
     lake: Path | str
     table: Path | str
     ray: CountingRay
-    run_id: str
+    run_id: str | None
     options: tuple[str, ...]
 
     def start(self, *more: str) -> subprocess.Popen[str]:
         """Start a driver in a process group of its own."""
-        places = ["--images", str(self.lake), "--table", str(self.table), "--run-id", self.run_id]
+        places = ["--images", str(self.lake), "--table", str(self.table)]
+        places += ["--run-id", self.run_id] if self.run_id else []
         return subprocess.Popen(
             [sys.executable, "-m", "jobs.label", *places, "--model", "scenes", "--device", "cpu", *self.options, *more],
             cwd=ROOT,
