@@ -180,7 +180,9 @@ def make_inventory(reports: Store, count: int) -> None:
             "bucket": ["lake"] * len(numbers),
             "key": [key(int(number)) for number in numbers],
             "size": 150_000 + numbers % 1000,
-            "e_tag": ["changed" if number % CHANGED_EVERY == 0 else text for number, text in zip(numbers, texts, strict=True)],
+            "e_tag": [
+                "changed" if number % CHANGED_EVERY == 0 else text for number, text in zip(numbers, texts, strict=True)
+            ],
             "storage_class": ["STANDARD"] * len(numbers),
         }
         sink = pa.BufferOutputStream()
