@@ -36,19 +36,27 @@ class CountingRay:
 
 @dataclass(frozen=True)
 class Drivers:
-    """Starts `jobs.label` on one lake, table and cluster, always with the same command."""
+    """Starts `jobs.label`, or what stands for it, on one lake, table and cluster, always with the same command."""
 
     lake: Path | str
     table: Path | str
     ray: CountingRay
-    run_id: str
+    run_id: str | None
     options: tuple[str, ...]
+    program: tuple[str, ...] = ("-m", "jobs.label")
+    python: tuple[str, ...] = (sys.executable,)
+
+    def command(self, *more: str) -> list[str]:
+        """Return the command."""
+        places = ["--images", str(self.lake), "--table", str(self.table)]
+        places += ["--run-id", self.run_id] if self.run_id else []
+        model = ["--model", "scenes", "--device", "cpu"]
+        return [*self.python, *self.program, *places, *model, *self.options, *more]
 
     def start(self, *more: str) -> subprocess.Popen[str]:
         """Start a driver in a process group of its own."""
-        places = ["--images", str(self.lake), "--table", str(self.table), "--run-id", self.run_id]
         return subprocess.Popen(
-            [sys.executable, "-m", "jobs.label", *places, "--model", "scenes", "--device", "cpu", *self.options, *more],
+            self.command(*more),
             cwd=ROOT,
             env={**os.environ, "RAY_ADDRESS": self.ray.address, "RAY_AUTH_MODE": "disabled"},
             stdout=subprocess.PIPE,
@@ -68,9 +76,9 @@ class Drivers:
                 os.killpg(driver.pid, signal.SIGKILL)
                 driver.communicate()
 
-    def finish(self) -> str:
+    def finish(self, *more: str) -> str:
         """Run the command to its end, which must be a good one, and return what it printed."""
-        with self.start() as driver:
+        with self.running(*more) as driver:
             out, err = driver.communicate(timeout=300)
         assert driver.returncode == 0, err
         return out
@@ -80,13 +88,21 @@ class Drivers:
         return sum(entry.key.endswith(".part") for entry in open_store(str(self.table)).list("_runs/"))
 
 
+def counting(work: Path) -> dict[str, str]:
+    """Return the environment in which actors write down what they begin."""
+    work.touch()
+    return {"PYTHONPATH": str(Path(__file__).with_name("counting")), "FAULTS_WORK": str(work)}
+
+
 @pytest.fixture(scope="session")
 def counting_ray(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> CountingRay:
     work = tmp_path_factory.mktemp("work") / "begun"
-    work.touch()
     with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("PYTHONPATH", str(Path(__file__).with_name("counting")))
-        patched.setenv("FAULTS_WORK", str(work))
+        for name, value in counting(work).items():
+            patched.setenv(name, value)
+        if "AWS_ACCESS_KEY_ID" not in os.environ:  # moto takes any keys, but actors have those that Ray began with
+            patched.setenv("AWS_ACCESS_KEY_ID", "testing")
+            patched.setenv("AWS_SECRET_ACCESS_KEY", "testing-secret")
         address: str = request.getfixturevalue("local_ray")  # the raylet and so all actors inherit both
     return CountingRay(address, work)
 

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from pipelines.labelling.lease import LEASE_KEY, LEASE_SECONDS
 from pipelines.labelling.plan import write_plan
 from pipelines.labelling.publish import commit_part
 from pipelines.labelling.run import Run, RunRequest, start_run
 from pipelines.labelling.seal import seal_run
 from pipelines.lake.listing import LakeObject, Listing
-from pipelines.store import open_store
+from pipelines.store import Store, open_store
 from pipelines.table import NO_COLUMNS, Detected, Origin, Row, rows_to_table
-from tests.faults.checks import check_history, labelled_uris, watched
-from tests.faults.conftest import ROOT, wait_until
+from tests.conftest import S3Server
+from tests.faults.checks import check_history, images_begun, labelled_uris, watched
+from tests.faults.conftest import ROOT, Drivers, wait_until
+from tests.faults.reader import table_files
 
 pytestmark = [pytest.mark.long, pytest.mark.faults, pytest.mark.slow]
 
@@ -54,6 +61,21 @@ except RunStopped as stopped:
     sys.exit(f"error: {stopped}")
 """
 
+# a driver that does so in the midst of a whole run, once
+DRIVER = """
+import os, signal
+from jobs import exits, label
+from pipelines.labelling import publish
+
+put_once = publish.put_once
+def stand_still(*arguments):
+    publish.put_once = put_once
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return put_once(*arguments)
+publish.put_once = stand_still
+exits.run(label.main)
+"""
+
 
 def nothing_yet(items: Sequence[LakeObject]) -> list[bool]:
     return [False] * len(items)
@@ -76,6 +98,13 @@ def begin(table: Path) -> Run:
 def is_stopped(process: subprocess.Popen[str]) -> bool:
     assert process.poll() is None, process.communicate()
     return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def fall_silent(table: Store) -> None:
+    """Date the last heartbeat of a table's lease back, instead of waiting for as long."""
+    record = json.loads(table.get(LEASE_KEY).data)
+    record["heartbeat_at"] = (datetime.now(UTC) - timedelta(seconds=LEASE_SECONDS + 1)).isoformat()
+    table.put(LEASE_KEY, json.dumps(record).encode())
 
 
 @pytest.mark.parametrize("sealed", [True, False])
@@ -113,3 +142,52 @@ def test_a_publisher_that_stood_still_while_its_run_was_sealed_changes_nothing_w
         assert err.startswith(f"error: run {run.run_id} of file://{table} was sealed by a start with --new-run")
     else:  # the same without the seal: it is the seal that holds it
         assert (zombie.returncode, rows, err) == (0, len(LAKE), "")
+
+
+@pytest.mark.ray
+def test_a_driver_that_stood_still_in_mid_publish_while_another_start_sealed_its_run_says_so_and_leaves(
+    drivers: Callable[[int], Drivers],
+    moto: S3Server,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    report: Callable[..., None],
+) -> None:
+    # in a bucket: a folder's lock is the kernel's, and nobody has it before a driver that stands still is gone
+    monkeypatch.setenv("AWS_ENDPOINT_URL", moto.endpoint)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    table, images = f"{moto.bucket()}/table", 200
+    plain = replace(drivers(images), table=table)
+    first, second = replace(plain, run_id="first", program=("-c", DRIVER)), replace(plain, run_id="second")
+    started = time.monotonic()
+    with watched(table, tmp_path / "history") as seen, first.running() as zombie:
+        wait_until(lambda: is_stopped(zombie), 120, "the driver's standing still")
+        with second.running("--new-run") as refused:
+            _, refusal = refused.communicate(timeout=60)
+        fall_silent(open_store(table))
+        second.finish("--new-run")
+        told = time.monotonic()
+        os.kill(zombie.pid, signal.SIGCONT)
+        _, err = zombie.communicate(timeout=120)
+        left_after = time.monotonic() - told
+    rows = {name: pq.ParquetFile(pa.BufferReader(data)).metadata.num_rows for name, data in table_files(table)}
+    report(
+        line="driver SIGSTOP in mid-publish, sealed by another start, SIGCONT",
+        codes=[refused.returncode, zombie.returncode],
+        rows=sum(rows.values()),
+        planned=images,
+        begun=images_begun(first.ray.work, table, "first") + images_begun(first.ray.work, table, "second"),
+        said=err.splitlines()[-1],
+        left_after=round(left_after, 1),
+        readings=len(seen),
+        seconds=round(time.monotonic() - started, 1),
+    )
+    check_history(seen)
+    assert refused.returncode == 4
+    assert f"pid {zombie.pid}," in refusal
+    assert zombie.returncode == 1
+    assert err.splitlines()[-1].startswith("error: ")
+    assert "first" in err.splitlines()[-1] or "has lost its lease" in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert {name.partition("/")[0] for name, count in rows.items() if count} == {"second"}
+    uris = labelled_uris(table)
+    assert (len(uris), uris.total()) == (images, images)

@@ -1,0 +1,81 @@
+"""A run as a job of Ray's, as the README submits it: stopped as operators stop jobs, and submitted again."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.faults.checks import check_history, check_table, images_begun, watched
+from tests.faults.conftest import ACTORS, MOST_AGAIN, ROOT, SHARD, CountingRay, Drivers, counting, wait_until
+from tests.faults.own_ray import own_ray
+
+pytestmark = [pytest.mark.long, pytest.mark.faults, pytest.mark.ray, pytest.mark.slow]
+
+IMAGES = 400
+PATIENCE = '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}'
+
+
+def test_a_job_that_is_stopped_says_so_and_goes_on_when_it_is_submitted_again(
+    lake: Callable[[int], Path], tmp_path: Path, report: Callable[..., None]
+) -> None:
+    work = tmp_path / "work"
+    started = time.monotonic()
+    with own_ray({"num_cpus": 4, "include_dashboard": True}, environment=counting(work)) as cluster:
+        options = ("--shard-images", str(SHARD), "--actors", f"{ACTORS}:{ACTORS}")
+        run = Drivers(lake(IMAGES), tmp_path / "table", CountingRay(cluster.address, work), "run", options)
+
+        def job(*arguments: str) -> str:
+            return subprocess.run(
+                [
+                    str(Path(sys.executable).with_name("ray")),
+                    "job",
+                    arguments[0],
+                    *_at(cluster.dashboard),
+                    *arguments[1:],
+                ],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=300,
+            ).stdout
+
+        submit = ["submit", "--working-dir", ".", "--runtime-env-json", PATIENCE]
+        with watched(run.table, tmp_path / "history") as seen:
+            job(*submit, "--no-wait", "--submission-id", "night", "--", *run.command())
+            wait_until(lambda: run.committed() >= 10, 180, "the first parts")
+            told = time.monotonic()
+            job("stop", "night")
+            stopping = time.monotonic() - told
+            state, log = job("status", "night"), job("logs", "night")
+            job(*submit, "--submission-id", "night-again", "--", *run.command())
+            again = job("logs", "night-again")
+    check_history(seen)
+    images = check_table(run.table, run.run_id)
+    begun = images_begun(work, run.table, run.run_id)
+    report(
+        line="ray job stop",
+        rows=images,
+        planned=IMAGES,
+        begun=begun,
+        work=round(begun / images, 3),
+        stopped_after=round(stopping, 1),
+        said=log.splitlines()[-1],
+        readings=len(seen),
+        seconds=round(time.monotonic() - started, 1),
+    )
+    assert "was stopped" in state
+    assert log.splitlines()[-1] == "terminated: the same command goes on from here."
+    assert "Traceback" not in log
+    assert "resumed: " in again
+    assert images == IMAGES
+    assert images <= begun <= images + MOST_AGAIN
+
+
+def _at(dashboard: str) -> list[str]:
+    return ["--address", f"http://{dashboard}"]
