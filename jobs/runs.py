@@ -1,54 +1,157 @@
-"""List the runs of a detection table, oldest first, and say who writes it now.
+"""List the runs of a detection table, verify what they published, or abandon the unfinished one.
 
 python -m jobs.runs --table s3://lake/detections
+python -m jobs.runs --table s3://lake/detections --verify --max-minutes 30
+python -m jobs.runs --table s3://lake/detections --abandon
 """
 
 import json
+import secrets
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from jobs.exits import run
-from jobs.options import CommandParser
+from jobs.options import CommandParser, minutes
 
 if TYPE_CHECKING:
+    from pipelines.labelling.abandon import Abandoned
     from pipelines.labelling.history import RunSummary
     from pipelines.labelling.lease import Holder
+    from pipelines.labelling.verify import Verification
+    from pipelines.store import Store
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, look, print."""
+    """Parse, do one of the three, print."""
     parser = CommandParser(prog="jobs.runs", description=__doc__)
     parser.add_argument("--table", required=True, metavar="URI", help="the detection table")
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument(
+        "--verify",
+        nargs="?",
+        const="",
+        metavar="RUN",
+        help="read every published file and compare it with its plan, of all runs or one; exit code 1 if any is wrong",
+    )
+    one.add_argument(
+        "--abandon",
+        nargs="?",
+        const="",
+        metavar="RUN",
+        help="seal the unfinished run: what it published stays, and the next start plans afresh",
+    )
+    parser.add_argument(
+        "--max-minutes",
+        type=minutes,
+        metavar="N",
+        help="stop verifying after N minutes; the next --verify with --max-minutes goes on from there (verify all)",
+    )
     parser.add_argument("--endpoint", metavar="URL", help="the S3 server's address (AWS_ENDPOINT_URL)")
     parser.add_argument("--region", metavar="NAME", help="the S3 region (AWS_REGION)")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of lines")
     args = parser.parse_args(argv)
+    if args.max_minutes is not None and args.verify is None:
+        parser.error("--max-minutes is of --verify.")
 
-    from pipelines.clock import SystemClock
-    from pipelines.labelling.history import summarise_runs
-    from pipelines.labelling.lease import current_holder, this_process
     from pipelines.stopped import RunStopped
     from pipelines.store import StoreError, StoreOptions, open_store, without_secrets
 
-    now = SystemClock().now()
     try:
         table = open_store(args.table, StoreOptions(endpoint=args.endpoint, region=args.region))
-        holder = current_holder(table, this_process(), now)
-        runs = list(summarise_runs(table))
+        if args.verify is not None:
+            verify(table, args.verify or None, args.max_minutes, as_json=args.json)
+        elif args.abandon is not None:
+            abandon(table, args.abandon or None, as_json=args.json)
+        else:
+            show(table, as_json=args.json)
     except StoreError as error:
-        raise RunStopped(f"cannot read the table {without_secrets(args.table)}: {error}") from error
+        raise RunStopped(f"table {without_secrets(args.table)}: {error}") from error
 
-    if args.json:
-        record = {
-            "table": without_secrets(args.table),
-            "holder": None if holder is None else asdict(holder),
-            "runs": [asdict(one) for one in runs],
-        }
+
+def show(table: "Store", *, as_json: bool) -> None:
+    """Print what the runs are and who writes the table."""
+    from pipelines.clock import SystemClock
+    from pipelines.labelling.history import summarise_runs
+    from pipelines.labelling.lease import current_holder, this_process
+
+    now = SystemClock().now()
+    holder = current_holder(table, this_process(), now)
+    runs = list(summarise_runs(table))
+    if as_json:
+        held_by = None if holder is None else asdict(holder)
+        record = {"table": table.uri, "holder": held_by, "runs": [asdict(one) for one in runs]}
         print(json.dumps(record, indent=2, default=datetime.isoformat))
     else:
-        print(report(without_secrets(args.table), runs, holder, now))
+        print(report(table.uri, runs, holder, now))
+
+
+def verify(table: "Store", run_id: str | None, max_minutes: float | None, *, as_json: bool) -> None:
+    """Verify, and print what is wrong and how much was looked at."""
+    from jobs.progress import Drawing, shown
+    from pipelines.clock import SystemClock
+    from pipelines.labelling.verify import Verification, verify_table
+    from pipelines.stopped import RunStopped
+
+    drawing: Drawing[Verification] = Drawing(
+        is_running=lambda _: True,
+        line=lambda done: f"  verify  {share(done)}",
+        done=lambda done: (done.images, done.images_total),
+    )
+    seconds = None if max_minutes is None else 60 * max_minutes
+    with shown(sys.stderr, drawing) as on_progress:
+        found = verify_table(table, run_id=run_id, max_seconds=seconds, clock=SystemClock(), show=on_progress)
+    if as_json:
+        print(json.dumps({"table": table.uri, "run_id": run_id, **asdict(found)}, indent=2))
+    else:
+        print("\n".join([*found.findings, outcome(found)]))
+    if found.findings:
+        raise RunStopped(f"table {table.uri} is not whole: {_findings(len(found.findings))}.")
+
+
+def abandon(table: "Store", run_id: str | None, *, as_json: bool) -> None:
+    """Abandon the unfinished run, and print what became of it."""
+    from pipelines.clock import SystemClock
+    from pipelines.labelling.abandon import abandon_run
+
+    done = abandon_run(table, run_id, token=secrets.token_hex(16), clock=SystemClock())
+    if as_json:
+        record = {"table": table.uri, "abandoned": None if done is None else asdict(done)}
+        print(json.dumps(record, indent=2, default=datetime.isoformat))
+    else:
+        print(farewell(table.uri, run_id, done))
+
+
+def share(done: "Verification") -> str:
+    """Return how much of a table is verified."""
+    part = f" ({done.images / done.images_total:.1%})" if done.images_total else ""
+    return f"{done.files:,} of {done.files_total:,} files, {done.images:,} of {done.images_total:,} images{part}"
+
+
+def outcome(found: "Verification") -> str:
+    """Return what a person wants to know behind the findings."""
+    before = ""
+    if found.findings_before:
+        before = f"; the starts before this one told of {_findings(found.findings_before)}"
+    if not found.is_complete:
+        rest = "from there" if found.files < found.files_total else "with the search for second rows"
+        return f"verified: {share(found)}{before}. The next --verify with --max-minutes goes on {rest}"
+    return f"verified: {share(found)}: {_findings(len(found.findings))}{before}"
+
+
+def farewell(table: str, run_id: str | None, done: "Abandoned | None") -> str:
+    """Return what became of a run that was to be abandoned."""
+    if done is None:
+        whose = f"run {run_id} of table {table} has ended" if run_id else f"table {table} has no unfinished run"
+        return f"nothing to abandon: {whose}"
+    if done.end.state == "finished":
+        return f"nothing to abandon: run {done.run_id} of table {table} finished in the same moment"
+    return (
+        f"abandoned: run {done.run_id} of table {table} is sealed. What it has published stays, the rest is "
+        "left to the next start"
+    )
 
 
 def report(table: str, runs: "Sequence[RunSummary]", holder: "Holder | None", now: datetime) -> str:
@@ -64,6 +167,10 @@ def report(table: str, runs: "Sequence[RunSummary]", holder: "Holder | None", no
             + (f", {errors:,} error{'' if errors == 1 else 's'}: {kinds}" if errors else "")
         )
     return "\n".join(lines)
+
+
+def _findings(count: int) -> str:
+    return f"{count:,} finding{'' if count == 1 else 's'}" if count else "no findings"
 
 
 def _writer(holder: "Holder | None", now: datetime) -> str:

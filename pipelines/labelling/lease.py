@@ -284,7 +284,7 @@ def _wait_for(take: Callable[[], Any], wait_seconds: float, say: Callable[[str],
         clock.sleep(min(WAIT_SECONDS, left))
 
 
-_ADVICE = "Wait for it with --wait-minutes, or stop it."
+_ADVICE = "Wait for it (jobs.label has --wait-minutes), or stop it."
 
 
 def held_sentence(uri: str, holder: Holder, now: datetime) -> str:

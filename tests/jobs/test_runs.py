@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.exits import run as run_command
 from jobs.runs import main
 from pipelines.labelling.lease import holding
 from pipelines.labelling.manifest import read_shard
@@ -64,10 +65,10 @@ def labelled(table: Store) -> Store:
     return table
 
 
-def test_each_run_has_its_lines_oldest_first(labelled: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_run_has_its_lines_oldest_first(labelled: Store, capfd: pytest.CaptureFixture[str]) -> None:
     main(["--table", labelled.uri])
 
-    assert capsys.readouterr().out.splitlines() == [
+    assert capfd.readouterr().out.splitlines() == [
         f"table {labelled.uri}: 2 runs, nobody writes it now",
         "night-1  finished  2026-11-22 18:15:03 to 2026-11-22 18:15:03  detr@1",
         "  3 of 3 planned images are published, 2 detections, 1 error: truncated 1",
@@ -76,17 +77,17 @@ def test_each_run_has_its_lines_oldest_first(labelled: Store, capsys: pytest.Cap
     ]
 
 
-def test_who_writes_the_table_is_told(table: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_who_writes_the_table_is_told(table: Store, capfd: pytest.CaptureFixture[str]) -> None:
     with holding(table, can_swap=False, token="a", wait_seconds=0.0, say=lambda _: None):
         main(["--table", table.uri])
 
-    assert f"table {table.uri}: 0 runs, being written by host " in capsys.readouterr().out
+    assert f"table {table.uri}: 0 runs, being written by host " in capfd.readouterr().out
 
 
-def test_json_is_one_document_of_the_same(labelled: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_is_one_document_of_the_same(labelled: Store, capfd: pytest.CaptureFixture[str]) -> None:
     main(["--table", labelled.uri, "--json"])
 
-    record = json.loads(capsys.readouterr().out)
+    record = json.loads(capfd.readouterr().out)
     assert (record["table"], record["holder"]) == (labelled.uri, None)
     assert record["runs"][0] == {
         "run_id": "night-1",
@@ -107,3 +108,120 @@ def test_a_damaged_record_stops_it_with_a_sentence(labelled: Store) -> None:
 
     with pytest.raises(RunStopped, match=r"_order/0000001\.json is damaged"):
         main(["--table", labelled.uri])
+
+
+def test_a_whole_table_verifies_with_no_findings(labelled: Store, capfd: pytest.CaptureFixture[str]) -> None:
+    main(["--table", labelled.uri, "--verify"])
+
+    assert capfd.readouterr().out == "verified: 2 of 2 files, 6 of 6 images (100.0%): no findings\n"
+
+
+def test_every_finding_is_a_line_and_the_exit_code_is_1(labelled: Store, capfd: pytest.CaptureFixture[str]) -> None:
+    labelled.put("data/export.parquet", b"")
+    labelled.delete("data/night-1/00000.parquet")
+
+    with pytest.raises(SystemExit) as left:
+        run_command(main, ["--table", labelled.uri, "--verify"])
+
+    out, err = capfd.readouterr()
+    assert left.value.code == 1
+    assert out.splitlines() == [
+        f"{labelled.uri}/data/night-1/00000.parquet is missing: its 3 images have no row.",
+        f"{labelled.uri}/data/export.parquet is of no run of this table. Move it out of data/.",
+        "verified: 1 of 1 files, 3 of 3 images (100.0%): 2 findings",
+    ]
+    assert err.endswith(f"error: table {labelled.uri} is not whole: 2 findings.\n")
+
+
+def test_a_verification_that_time_ends_says_its_share_and_goes_on(
+    labelled: Store, capfd: pytest.CaptureFixture[str]
+) -> None:
+    labelled.put("data/night-1/00000.parquet", b"")
+    line = ["--table", labelled.uri, "--verify", "--max-minutes", "1e-9"]
+
+    with pytest.raises(RunStopped, match="is not whole: 1 finding"):
+        main(line)
+    assert capfd.readouterr().out.splitlines()[1:] == [
+        "verified: 1 of 2 files, 3 of 6 images (50.0%). The next --verify with --max-minutes goes on from there"
+    ]
+    main(line)
+    assert capfd.readouterr().out.splitlines() == [
+        "verified: 2 of 2 files, 6 of 6 images (100.0%); the starts before this one told of 1 finding. "
+        "The next --verify with --max-minutes goes on with the search for second rows"
+    ]
+    with pytest.raises(RunStopped, match="is not whole: 1 finding"):
+        main(line)
+
+
+def test_one_run_is_verified_by_its_name_and_json_is_one_document(
+    labelled: Store, capfd: pytest.CaptureFixture[str]
+) -> None:
+    main(["--table", labelled.uri, "--verify", "night-2", "--json"])
+
+    assert json.loads(capfd.readouterr().out) == {
+        "table": labelled.uri,
+        "run_id": "night-2",
+        "findings": [],
+        "findings_before": 0,
+        "files": 1,
+        "files_total": 1,
+        "images": 3,
+        "images_total": 3,
+        "is_complete": True,
+    }
+
+
+def test_the_unfinished_run_is_abandoned_and_its_rows_stay(labelled: Store, capfd: pytest.CaptureFixture[str]) -> None:
+    main(["--table", labelled.uri, "--abandon"])
+
+    assert capfd.readouterr().out == (
+        f"abandoned: run night-2 of table {labelled.uri} is sealed. What it has published stays, the rest is left to "
+        "the next start\n"
+    )
+    assert [entry.key for entry in labelled.list("_runs/night-2/parts/")] == []
+    main(["--table", labelled.uri, "--verify"])
+    assert capfd.readouterr().out == "verified: 2 of 2 files, 6 of 6 images (100.0%): no findings\n"
+
+
+def test_where_no_run_is_unfinished_nothing_is_abandoned(table: Store, capfd: pytest.CaptureFixture[str]) -> None:
+    main(["--table", table.uri, "--abandon"])
+    assert capfd.readouterr().out == f"nothing to abandon: table {table.uri} has no unfinished run\n"
+    assert list(table.list()) == []
+
+    label(table, start(table, "night-1"))
+    finish(table, "night-1")
+    main(["--table", table.uri, "--abandon", "night-1"])
+    assert capfd.readouterr().out == f"nothing to abandon: run night-1 of table {table.uri} has ended\n"
+    with pytest.raises(RunStopped, match="has no run night-2"):
+        main(["--table", table.uri, "--abandon", "night-2"])
+
+
+def test_a_run_that_is_being_written_is_not_abandoned_and_the_exit_code_is_4(
+    labelled: Store, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with (
+        holding(labelled, can_swap=False, token="a", wait_seconds=0.0, say=lambda _: None),
+        pytest.raises(SystemExit) as left,
+    ):
+        run_command(main, ["--table", labelled.uri, "--abandon"])
+
+    assert left.value.code == 4
+    assert f"error: table {labelled.uri} is being written by another start (host " in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--max-minutes", "3"], "--max-minutes is of --verify"),
+        (["--verify", "--max-minutes", "0"], "0 is no number of minutes above 0"),
+        (["--verify", "--abandon"], "not allowed with argument --verify"),
+    ],
+)
+def test_what_is_wrong_with_the_line_is_wrong_use(
+    table: Store, capfd: pytest.CaptureFixture[str], more: list[str], sentence: str
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--table", table.uri, *more])
+
+    assert left.value.code == 2
+    assert sentence in capfd.readouterr().err

@@ -22,6 +22,7 @@ from pipelines.labelling.lease import (
     LEASE_SECONDS,
     Process,
     acquire,
+    current_holder,
     holding,
     is_dead,
     release,
@@ -110,6 +111,18 @@ def test_a_holder_that_died_on_this_machine_is_taken_over_at_once() -> None:
     acquire(table, dead, token="a", now=NOW)
 
     assert acquire(table, HERE, token="b", now=later(1)).holder.token == "b"
+
+
+def test_the_holder_is_told_as_long_as_the_lease_is_held() -> None:
+    table = memory_store()
+    assert current_holder(table, HERE, NOW) is None
+
+    lease = acquire(table, ELSEWHERE, token="a", now=NOW)
+
+    assert current_holder(table, HERE, later(LEASE_SECONDS)) == lease.holder
+    assert current_holder(table, HERE, later(LEASE_SECONDS + 1)) is None
+    release(table, lease, now=later(1))
+    assert current_holder(table, HERE, later(2)) is None
 
 
 def test_a_process_with_the_number_of_a_dead_one_is_not_taken_for_it() -> None:

@@ -1,0 +1,68 @@
+"""Copy the rows of a detection table into one file or a folder: all of them, or the current one of each image.
+
+python -m jobs.export --table s3://lake/detections --latest --out detections.parquet
+python -m jobs.export --table s3://lake/detections --out s3://exchange/detections --format jsonl
+
+The current row of an image is its newest `ok` row or error of a permanent kind; a passing error where it has no other.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from jobs.exits import run
+from jobs.options import CommandParser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, export, print."""
+    parser = CommandParser(prog="jobs.export", description=__doc__)
+    parser.add_argument("--table", required=True, metavar="URI", help="the detection table")
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="URI",
+        help="a local file that ends in .parquet or .jsonl, or a folder, new or empty, at any URI",
+    )
+    parser.add_argument("--latest", action="store_true", help="only the current row of each image (all rows)")
+    parser.add_argument("--model", metavar="NAME", help="only rows of this model, as the column `model` says it (any)")
+    parser.add_argument("--format", choices=("parquet", "jsonl"), help="of a folder's files (parquet)")
+    parser.add_argument("--endpoint", metavar="URL", help="the S3 server's address (AWS_ENDPOINT_URL)")
+    parser.add_argument("--region", metavar="NAME", help="the S3 region (AWS_REGION)")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    args = parser.parse_args(argv)
+
+    from jobs.progress import Drawing, shown
+    from pipelines.exports.export import ExportConfig, export
+    from pipelines.store import StoreOptions
+
+    try:
+        config = ExportConfig(
+            table=args.table,
+            out=args.out,
+            latest=args.latest,
+            model=args.model,
+            format=args.format,
+            options=StoreOptions(endpoint=args.endpoint, region=args.region),
+        )
+    except ValueError as error:
+        parser.error(str(error))
+
+    drawing: Drawing[tuple[int, int]] = Drawing(
+        is_running=lambda _: True,
+        line=lambda rows: f"  export  {rows[0]:,} of {rows[1]:,} rows",
+        done=lambda rows: rows,
+    )
+    with shown(sys.stderr, drawing) as on_progress:
+        summary = export(config, show=lambda rows, total: on_progress((rows, total)))
+
+    if args.json:
+        print(json.dumps(asdict(summary), indent=2))
+        return
+    files = f"{summary.files:,} file" + ("" if summary.files == 1 else "s")
+    print(f"exported: {summary.rows:,} of {summary.rows_total:,} rows, {files}: {summary.out}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,100 @@
+"""Which row of a table is the current one of its image, where several runs or models have labelled it.
+
+Of an image's rows the newest that says something of its picture: `ok`, or an error whose reason is the bytes. Rows of
+passing errors say that there was nothing to be had at that moment, and count where there are no others. Newest is by
+`labelled_at`, then by `run_id` and `shard`. `current_query` says the same in SQL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from hashlib import blake2b
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.labelling.labelled import KEY_BYTES, Keys
+from pipelines.parquet_files import parquet_of
+from pipelines.table import PASSING_KINDS
+
+_SAYS_SOMETHING: Final = 2**62  # above all times, which are microseconds since 1970
+
+Mask = npt.NDArray[np.bool_]
+
+
+def current_rows(files: Iterable[tuple[str, pq.ParquetFile]], model: str | None = None) -> list[Mask]:
+    """Return for each file which of its rows are current.
+
+    Fetches the columns of names and times. Needs some 60 bytes a row of the table for a moment, one afterwards.
+
+    Args:
+        files: Names and open files, in the order of runs and shards.
+        model: Whose rows alone count; None: an image labelled by several models has one current row.
+
+    Raises:
+        RunStopped: a file is damaged.
+        StoreError: the store refused.
+    """
+    masks: list[Mask] = []
+    keys: list[Keys] = []
+    ranks: list[npt.NDArray[np.int64]] = []
+    for name, file in files:
+        with parquet_of(name):
+            rows = file.read(columns=["uri", "error_kind", "model", "labelled_at"])
+            mask = _of_model(rows, model)
+            rows = rows.filter(pa.array(mask))
+            is_passing = pc.is_in(rows["error_kind"].cast(pa.string()), value_set=pa.array(sorted(PASSING_KINDS)))
+            times = rows["labelled_at"].cast(pa.int64()).to_numpy()
+            uris = rows["uri"].to_pylist()
+        masks.append(mask)
+        keys.append(np.frombuffer(b"".join(map(_hash, uris)), f"S{KEY_BYTES}"))
+        ranks.append(times + np.where(is_passing.to_numpy(), 0, _SAYS_SOMETHING))
+    if keys:
+        is_current = _is_current(np.concatenate(keys), np.concatenate(ranks))
+        for mask, part in zip(masks, _cut(is_current, [len(one) for one in keys]), strict=True):
+            mask[mask] = part
+    return masks
+
+
+def current_query(table: str, model: str | None = None) -> str:
+    """Return SQL for DuckDB that gives the same rows: of `table`, a URI without a slash at its end."""
+    kinds = ", ".join(f"'{kind}'" for kind in sorted(PASSING_KINDS))
+    only = "" if model is None else f" WHERE model = '{model.replace(chr(39), 2 * chr(39))}'"
+    return (
+        f"FROM read_parquet('{table}/data/**/*.parquet', union_by_name = true){only} "
+        "QUALIFY row_number() OVER (PARTITION BY uri ORDER BY "
+        f"coalesce(error_kind IN ({kinds}), false), labelled_at DESC, run_id DESC, shard DESC) = 1"
+    )
+
+
+def _is_current(keys: Keys, ranks: npt.NDArray[np.int64]) -> Mask:
+    """Return which rows are the highest of their key; of equal ones the last."""
+    order = np.lexsort((ranks, keys))
+    ordered = keys[order]
+    is_last = np.ones(len(keys), np.bool_)
+    is_last[:-1] = ordered[1:] != ordered[:-1]
+    is_current = np.zeros(len(keys), np.bool_)
+    is_current[order[is_last]] = True
+    return is_current
+
+
+def _of_model(rows: pa.Table, model: str | None) -> Mask:
+    if model is None:
+        return np.ones(len(rows), np.bool_)
+    mask: Mask = pc.equal(rows["model"].cast(pa.string()), model).to_numpy().copy()
+    return mask
+
+
+def _cut(values: Mask, lengths: Sequence[int]) -> Iterator[Mask]:
+    first = 0
+    for length in lengths:
+        yield values[first : first + length]
+        first += length
+
+
+def _hash(uri: str) -> bytes:
+    return blake2b(uri.encode(), digest_size=KEY_BYTES).digest()

@@ -1,0 +1,193 @@
+"""The rows of a table, all or the current one of each image, in one file or in a folder of files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.exports.current import current_rows
+from pipelines.exports.formats import FORMATS, Format
+from pipelines.exports.places import Folder, OneFile
+from pipelines.parquet_files import open_object, parquet_of
+from pipelines.stopped import RunStopped
+from pipelines.store import Entry, Store, StoreError, StoreOptions, join_uri, open_store, split_uri, without_secrets
+from pipelines.store.uris import LOCAL_ROOT
+from pipelines.table import ROW_GROUP_ROWS, SCHEMA
+
+
+@dataclass(frozen=True, slots=True)
+class ExportConfig:
+    """What is exported where.
+
+    Args:
+        table: The detection table.
+        out: A file of this machine that ends in .parquet or .jsonl, or a folder at any URI.
+        latest: Only the current row of each image (`exports.current`).
+        model: Only rows of this model, as rows name it; None means any.
+        format: Of a folder's files; None is Parquet. A file's suffix says its own.
+        options: How the table is reached, and a folder in a store.
+    """
+
+    table: str
+    out: str
+    latest: bool = False
+    model: str | None = None
+    format: Format | None = None
+    options: StoreOptions | None = None
+
+    def __post_init__(self) -> None:
+        out, table = (join_uri(*split_uri(uri)).rstrip("/") + "/" for uri in (self.out, self.table))
+        if out.startswith(table):
+            raise ValueError(f"out: {without_secrets(self.out)} is inside the table. Name a place beside it.")
+        if self.file_format is None:
+            return
+        if split_uri(self.out)[0] != LOCAL_ROOT:
+            raise ValueError(
+                f"out: {without_secrets(self.out)} is one file in an object store, which cannot be written piece by "
+                "piece. Name a folder there, or a file of this machine."
+            )
+        if self.format not in (None, self.file_format):
+            raise ValueError(f"out: {self.out} does not end in .{self.format}. Change the suffix, or leave the format.")
+
+    @property
+    def file_format(self) -> Format | None:
+        """The format of the one file that is written, None where it is a folder."""
+        return next((one for one in FORMATS if self.out.endswith(f".{one}")), None)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportSummary:
+    """What was written: rows, into how many files, of how many rows of the table."""
+
+    out: str
+    rows: int
+    files: int
+    rows_total: int
+
+
+def export(config: ExportConfig, *, show: Callable[[int, int], None] = lambda _rows, _total: None) -> ExportSummary:
+    """Write the published rows of a table, in the order of its files; what is published meanwhile is left out.
+
+    A file appears whole or not at all. A folder must be new; `_export.json` in it is written last, and says what it
+    holds. Memory: two row groups, the bytes of one file of a folder, and of `latest` what `current_rows` needs.
+
+    Args:
+        config: What to write where.
+        show: Called in this thread with how many rows of the table were looked at, and how many there are.
+
+    Raises:
+        RunStopped: the table is damaged or has no such rows, or there is something at `out` already.
+    """
+    try:
+        table = open_store(config.table, config.options)
+        files = _look(table)
+        with _place(config, files.schema) as out:
+            written = 0
+            for rows in _row_groups(_chosen(table, files, config, show)):
+                out.add(rows)
+                written += len(rows)
+            if not written and config.model is not None:
+                raise RunStopped(
+                    f"table {table.uri} has no rows of model {config.model}. `python -m jobs.runs` tells its models."
+                )
+            record = {"table": table.uri, "rows": written, "latest": config.latest, "model": config.model}
+            out.finish(record)
+    except StoreError as error:
+        raise RunStopped(f"cannot export {without_secrets(config.table)}: {error}") from error
+    except OSError as error:  # of a file of this machine: reading the table's files has its own sentences
+        raise RunStopped(f"cannot write {config.out}: {error.strerror or error}.") from error
+    return ExportSummary(without_secrets(config.out), written, out.files, files.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """The files of a table, in the order of runs and shards, the columns of all of them, and how many rows."""
+
+    entries: Sequence[Entry]
+    schema: pa.Schema
+    rows: int
+
+
+def _look(table: Store) -> _Files:
+    entries = [entry for entry in table.list("data/") if entry.key.endswith(".parquet")]
+    # by run, then by number: as whole strings, run `a-b` would come before run `a`
+    entries.sort(key=lambda entry: entry.key.split("/"))
+    columns = {column.name: column for column in SCHEMA}
+    rows = 0
+    for name, file in _opened(table, entries):
+        with parquet_of(name):
+            schema = file.schema_arrow
+            rows += file.metadata.num_rows
+        missing = set(SCHEMA.names) - set(schema.names)
+        if missing:
+            raise RunStopped(
+                f"{name} has no column {', '.join(sorted(missing))}: it is not of a detection table. Move it out of "
+                "data/."
+            )
+        for column in schema:
+            known = columns.setdefault(column.name, column)
+            if known.type != column.type:
+                raise RunStopped(
+                    f"{name} has the column {column.name} as {column.type}, and files before it as {known.type}: one "
+                    "export cannot hold both. Query the files themselves."
+                )
+    if not entries:
+        raise RunStopped(f"table {table.uri} has no published rows. Check the address, or label images into it.")
+    return _Files(entries, pa.schema(list(columns.values())), rows)
+
+
+def _place(config: ExportConfig, schema: pa.Schema) -> OneFile | Folder:
+    if config.file_format is not None:
+        root, key = split_uri(config.out)
+        return OneFile(Path(join_uri(root, key).removeprefix("file://")), config.file_format, schema)
+    return Folder(open_store(config.out, config.options), config.format or "parquet", schema)
+
+
+def _chosen(table: Store, files: _Files, config: ExportConfig, show: Callable[[int, int], None]) -> Iterator[pa.Table]:
+    """Yield what is to be written of each row group, with all columns."""
+    current = current_rows(_opened(table, files.entries), config.model) if config.latest else None
+    seen = 0
+    for number, (name, file) in enumerate(_opened(table, files.entries)):
+        first = 0
+        for group in range(file.num_row_groups):
+            count = file.metadata.row_group(group).num_rows
+            mask = None if current is None else pa.array(current[number][first : first + count])
+            first, seen = first + count, seen + count
+            if mask is None or pc.any(mask).as_py():
+                with parquet_of(name):
+                    rows = file.read_row_group(group)
+                    if mask is None and config.model is not None:
+                        mask = pc.equal(rows["model"].cast(pa.string()), config.model)
+                    yield _with_columns(rows if mask is None else rows.filter(mask), files.schema)
+            show(seen, files.rows)
+
+
+def _row_groups(parts: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """Yield the rows in pieces that are worth a row group each, the last apart."""
+    held: list[pa.Table] = []
+    for part in parts:
+        held.append(part)
+        if sum(map(len, held)) >= ROW_GROUP_ROWS:
+            yield pa.concat_tables(held)
+            held = []
+    if sum(map(len, held)):
+        yield pa.concat_tables(held)
+
+
+def _with_columns(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return the rows with the columns of all files, null where their own file has none."""
+    columns = [
+        rows[column.name] if column.name in rows.column_names else pa.nulls(len(rows), column.type) for column in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _opened(table: Store, entries: Sequence[Entry]) -> Iterator[tuple[str, pq.ParquetFile]]:
+    for entry in entries:
+        size = entry.size if entry.size is not None else len(table.get(entry.key).data)
+        yield join_uri(table.uri, entry.key), open_object(table, entry.key, size)

@@ -1,0 +1,83 @@
+"""Rows as files of one format each, written piece by piece."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from datetime import date, time
+from typing import IO, Final, Literal, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.stopped import RunStopped
+
+Format = Literal["parquet", "jsonl"]
+FORMATS: Final[tuple[Format, ...]] = ("parquet", "jsonl")
+
+
+class RowsWriter(Protocol):
+    """What writes rows into one file."""
+
+    def add(self, rows: pa.Table) -> None:
+        """Write some more rows."""
+        ...
+
+    def close(self) -> None:
+        """Write what belongs at the end; the file itself stays open."""
+        ...
+
+
+class ParquetRows:
+    """Parquet as the table's own files are, a row group for each call of `add`."""
+
+    def __init__(self, sink: IO[bytes], schema: pa.Schema) -> None:
+        self._writer = pq.ParquetWriter(
+            sink, schema, compression="zstd", write_page_index=True, write_page_checksum=True
+        )
+
+    def add(self, rows: pa.Table) -> None:
+        """Write a row group."""
+        # pyarrow 26 stops using a dictionary where the next chunk brings another
+        self._writer.write_table(rows.unify_dictionaries(), row_group_size=max(1, len(rows)))
+
+    def close(self) -> None:
+        """Write the footer."""
+        self._writer.close()
+
+
+class JsonLinesRows:
+    """A JSON object a line: times as ISO 8601, detections as in the table; UTF-8."""
+
+    def __init__(self, sink: IO[bytes], _: pa.Schema) -> None:
+        self._sink = sink
+
+    def add(self, rows: pa.Table) -> None:
+        """Write a line for each row.
+
+        Raises:
+            RunStopped: a kept column holds what JSON has no form for.
+        """
+        for row in rows.to_pylist():
+            try:
+                line = json.dumps(row, ensure_ascii=False, allow_nan=False, default=_as_text)
+            except (TypeError, ValueError) as error:
+                raise RunStopped(
+                    f"the row of {row['uri']} holds a value that JSON has no form for ({error}). Export it as Parquet."
+                ) from error
+            self._sink.write(line.encode() + b"\n")
+
+    def close(self) -> None:
+        """Write nothing more: each line ends itself."""
+
+
+WRITERS: Final[Mapping[Format, Callable[[IO[bytes], pa.Schema], RowsWriter]]] = {
+    "parquet": ParquetRows,
+    "jsonl": JsonLinesRows,
+}
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, date | time):  # a datetime is a date
+        return value.isoformat()
+    raise TypeError(f"a {type(value).__name__}")

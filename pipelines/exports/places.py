@@ -1,0 +1,96 @@
+"""Where an export is written: a file of this machine, piece by piece, or a folder of whole files at any URI."""
+
+from __future__ import annotations
+
+import io
+import json
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+
+from pipelines.exports.formats import WRITERS, Format
+from pipelines.stopped import RunStopped
+from pipelines.store import Store
+
+FILE_BYTES: Final = 128_000_000  # of a folder's files, about: each is put in one request
+INDEX_KEY: Final = "_export.json"
+
+
+class OneFile:
+    """A file that has its name when it is whole; leaving the context before that removes what there is of it."""
+
+    def __init__(self, path: Path, kind: Format, schema: pa.Schema) -> None:
+        if path.exists():
+            raise RunStopped(f"{path} exists already. Remove it, or name another file.")
+        self.files = 1
+        self._path = path
+        self._unfinished = path.parent / f".ray-detr-unfinished-{secrets.token_hex(8)}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._sink = self._unfinished.open("xb")
+        self._writer = WRITERS[kind](self._sink, schema)
+
+    def __enter__(self) -> OneFile:
+        """Give itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove what is not whole."""
+        try:
+            self._writer.close()  # again, or early: pyarrow's does so by itself when it is too late
+        finally:
+            self._sink.close()
+            self._unfinished.unlink(missing_ok=True)
+
+    def add(self, rows: pa.Table) -> None:
+        """Write some more rows."""
+        self._writer.add(rows)
+
+    def finish(self, _: Mapping[str, object]) -> None:
+        """Give the file its name."""
+        self._writer.close()
+        self._sink.close()
+        self._unfinished.rename(self._path)
+
+
+class Folder:
+    """Files of one format, numbered, of about 128 MB; a record beside them is written last."""
+
+    def __init__(self, store: Store, kind: Format, schema: pa.Schema) -> None:
+        if next(iter(store.list()), None) is not None:
+            raise RunStopped(f"{store.uri} is not empty. Empty it, or name another folder.")
+        self.files = 0
+        self._store, self._kind, self._schema = store, kind, schema
+        self._open()
+
+    def __enter__(self) -> Folder:
+        """Give itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave what is written: without the record it is an unfinished export."""
+        self._writer.close()
+
+    def add(self, rows: pa.Table) -> None:
+        """Write some more rows."""
+        if self._sink.tell() >= FILE_BYTES:
+            self._put()
+            self._open()
+        self._writer.add(rows)
+
+    def finish(self, record: Mapping[str, object]) -> None:
+        """Write the last file, and the record."""
+        self._put()
+        said = {**record, "files": self.files}
+        self._store.put(INDEX_KEY, (json.dumps(said, indent=2, ensure_ascii=False) + "\n").encode(), create=True)
+
+    def _open(self) -> None:
+        self._sink = io.BytesIO()
+        self._writer = WRITERS[self._kind](self._sink, self._schema)
+
+    def _put(self) -> None:
+        self._writer.close()
+        self._store.put(f"{self.files:05d}.{self._kind}", self._sink.getvalue())
+        self.files += 1

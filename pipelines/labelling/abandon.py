@@ -1,0 +1,59 @@
+"""Giving up a table's unfinished run, so that the next start plans afresh; under the lease, as whoever labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipelines.clock import Clock
+from pipelines.create_only import refuse_overwriting
+from pipelines.labelling.lease import holding
+from pipelines.labelling.publish import remove_parts
+from pipelines.labelling.run import End, Run, find_unfinished, list_runs
+from pipelines.labelling.seal import seal_run
+from pipelines.stopped import RunStopped
+from pipelines.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Abandoned:
+    """How a run ended, `finished` where it did so in the same moment, and how many parts of it were removed."""
+
+    run_id: str
+    end: End
+    parts: int
+
+
+def abandon_run(table: Store, run_id: str | None = None, *, token: str, clock: Clock) -> Abandoned | None:
+    """Seal the unfinished run of a table and remove its parts; None: there is none, or the named run has ended.
+
+    What the run has published stays. A crash anywhere leaves a seal that the next start or abandoning completes.
+
+    Args:
+        table: The table.
+        run_id: Which run, for who wants to be sure; None means the unfinished one.
+        token: Random, of this start.
+        clock: What time it is.
+
+    Raises:
+        LeaseHeld: another start writes the table.
+        RunStopped: there is no run of that name.
+        StoreError: the store refused.
+    """
+    if run_id is not None and all(run.run_id != run_id for run in list_runs(table)):
+        raise RunStopped(f"table {table.uri} has no run {run_id}. `python -m jobs.runs` lists those that it has.")
+    if _unfinished(table, run_id) is None:
+        return None  # before anything is written, such as a lease to a place that is no table
+    store = refuse_overwriting(table, what="a table", loss="two runs could lose each other's rows")
+    with holding(
+        table, can_swap=store.swap is not None, token=token, wait_seconds=0.0, say=lambda _: None, clock=clock
+    ):
+        run = _unfinished(table, run_id)
+        if run is None:
+            return None
+        end = seal_run(table, run, now=clock.now())
+        return Abandoned(run.run_id, end, remove_parts(table, run.run_id))
+
+
+def _unfinished(table: Store, run_id: str | None) -> Run | None:
+    run = find_unfinished(table)
+    return run if run is not None and run_id in (None, run.run_id) else None

@@ -1,0 +1,66 @@
+"""The command `export`: one line of what was written, the same as JSON, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import duckdb
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.export import main
+from pipelines.exports.current import current_query
+from pipelines.stopped import RunStopped
+from pipelines.store import open_store
+from pipelines.table import Detected, Origin, Row, encode, rows_to_table
+
+NOTHING = Detected([], (), [], [])
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> str:
+    """A table where image `a` has two rows and `b` one."""
+    place = str(tmp_path / "table")
+    for day, uris in ((22, "ab"), (23, "a")):
+        origin = Origin(f"detr@{day}", 0.5, f"run-{day}", 0, datetime(2026, 11, day, tzinfo=UTC))
+        rows = rows_to_table([Row(uri, detections=NOTHING) for uri in uris], origin=origin)
+        open_store(place).put(f"data/run-{day}/00000.parquet", encode(rows))
+    return place
+
+
+def test_it_says_what_it_wrote(table: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "latest.parquet"
+
+    main(["--table", table, "--latest", "--out", str(out)])
+
+    assert capfd.readouterr().out == f"exported: 2 of 3 rows, 1 file: {out}\n"
+    assert pq.read_table(out)["run_id"].to_pylist() == ["run-22", "run-23"]
+
+
+def test_json_is_the_summary(table: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "out")
+
+    main(["--table", table, "--model", "detr@22", "--format", "jsonl", "--out", out, "--json"])
+
+    assert json.loads(capfd.readouterr().out) == {"out": out, "rows": 2, "files": 1, "rows_total": 3}
+
+
+def test_what_cannot_be_written_is_wrong_use(table: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--table", table, "--out", "s3://exchange/out.parquet"])
+
+    assert left.value.code == 2
+    assert "is one file in an object store" in capfd.readouterr().err
+
+
+def test_what_is_wrong_with_the_world_stops_it(tmp_path: Path) -> None:
+    with pytest.raises(RunStopped, match="has no published rows"):
+        main(["--table", str(tmp_path / "other"), "--out", str(tmp_path / "out.parquet")])
+
+
+def test_the_query_of_the_readme_is_the_one_that_gives_the_same_rows(table: str) -> None:
+    assert " ".join(current_query("TABLE").split()) in " ".join(README.split())
+    assert duckdb.sql(current_query(table)).to_arrow_table().num_rows == 2

@@ -1,0 +1,189 @@
+"""Exports: all rows or the current ones, as one file or a folder, in each format; whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.exports.current import current_query
+from pipelines.exports.export import ExportConfig, ExportSummary, export
+from pipelines.stopped import RunStopped
+from pipelines.store import open_store
+from pipelines.table import NO_COLUMNS, SCHEMA, Detected, Origin, Row, encode, rows_to_table
+from tests.conftest import S3Server
+
+NOW = datetime(2026, 11, 22, 18, 15, tzinfo=UTC)
+TAKEN = datetime(2024, 2, 29, 6, 30)  # noqa: DTZ001 - a camera's clock has no zone
+STATION = pa.schema([("station", pa.string())])
+DOG = Detected([18], ("dog",), [0.75], [[0, 0, 8, 4]])
+
+
+def publish(table: str, run_id: str, rows: list[Row], kept: pa.Schema = NO_COLUMNS, *, days: int = 0) -> None:
+    origin = Origin("detr@1", 0.05, run_id, 0, NOW + timedelta(days=days))
+    open_store(table).put(f"data/{run_id}/00000.parquet", encode(rows_to_table(rows, kept, origin=origin)))
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> str:
+    """Two runs: the second has a newer row of one image, and a column more."""
+    place = str(tmp_path / "table")
+    publish(place, "run-1", [Row("a", "1", 9, 8, 4, TAKEN, DOG), Row("b", "1", error_kind="truncated", error="cut")])
+    publish(place, "run-2", [Row("a", "2", detections=Detected([], (), [], []), kept=("north",))], STATION, days=1)
+    return place
+
+
+def exported(table: str, out: Path, **options: object) -> list[dict[str, object]]:
+    export(ExportConfig(table, str(out), **options))  # type: ignore[arg-type]
+    return pq.read_table(out).to_pylist()  # type: ignore[no-any-return]
+
+
+def test_all_rows_are_written_in_the_order_of_the_files_with_the_columns_of_all(table: str, tmp_path: Path) -> None:
+    out = tmp_path / "out.parquet"
+
+    assert export(ExportConfig(table, str(out))) == ExportSummary(str(out), 3, 1, 3)
+
+    rows = pq.read_table(out)
+    assert rows.column_names == [*SCHEMA.names, "station"]
+    assert [(row["uri"], row["etag"], row["station"]) for row in rows.to_pylist()] == [
+        ("a", "1", None),
+        ("b", "1", None),
+        ("a", "2", "north"),
+    ]
+    assert rows.schema.field("model").type == SCHEMA.field("model").type
+
+
+def test_the_current_rows_are_those_of_the_query_that_is_documented(table: str, tmp_path: Path) -> None:
+    rows = exported(table, tmp_path / "latest.parquet", latest=True)
+
+    by_duckdb = duckdb.sql(current_query(table)).to_arrow_table().to_pylist()
+    assert [(row["uri"], row["etag"]) for row in rows] == [("b", "1"), ("a", "2")]
+    assert sorted(rows, key=lambda row: str(row["uri"])) == sorted(by_duckdb, key=lambda row: str(row["uri"]))
+
+
+def test_json_lines_hold_the_same_values(table: str, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+
+    export(ExportConfig(table, str(out)))
+
+    first, second, third = map(json.loads, out.read_text().splitlines())
+    assert first == {
+        "uri": "a", "etag": "1", "size": 9, "status": "ok", "error_kind": None, "error": None, "width": 8, "height": 4,
+        "taken_at": "2024-02-29T06:30:00", "model": "detr@1", "threshold": pytest.approx(0.05), "run_id": "run-1",
+        "detections": [
+            {"category_id": 18, "label": "dog", "score": 0.75, "box": {"xmin": 0, "ymin": 0, "xmax": 8, "ymax": 4}}
+        ],
+        "shard": 0, "labelled_at": "2026-11-22T18:15:00+00:00", "station": None,
+    }  # fmt: skip
+    assert (second["error_kind"], second["detections"], third["station"]) == ("truncated", None, "north")
+
+
+def test_a_folder_gets_files_of_a_size_and_a_record_at_last(
+    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.exports.places.FILE_BYTES", 100)
+    monkeypatch.setattr("pipelines.exports.export.ROW_GROUP_ROWS", 2)
+
+    assert export(ExportConfig(table, str(tmp_path / "out"))) == ExportSummary(str(tmp_path / "out"), 3, 2, 3)
+
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "00000.parquet",
+        "00001.parquet",
+        "_export.json",
+    ]
+    assert [row["uri"] for row in pq.read_table(tmp_path / "out").to_pylist()] == ["a", "b", "a"]
+    assert json.loads((tmp_path / "out" / "_export.json").read_text()) == {
+        "table": open_store(table).uri, "rows": 3, "latest": False, "model": None, "files": 2,
+    }  # fmt: skip
+
+
+def test_a_folder_in_an_object_store_of_json_lines(table: str, moto: S3Server) -> None:
+    out = f"{moto.bucket()}/out"
+    export(ExportConfig(table, out, latest=True, format="jsonl", options=moto.options()))
+
+    store = open_store(out, moto.options())
+    assert [entry.key for entry in store.list()] == ["00000.jsonl", "_export.json"]
+    assert [json.loads(line)["uri"] for line in store.get("00000.jsonl").data.splitlines()] == ["b", "a"]
+
+
+def test_small_pieces_become_whole_row_groups(table: str, tmp_path: Path) -> None:
+    export(ExportConfig(table, str(tmp_path / "out.parquet")))
+
+    assert pq.ParquetFile(tmp_path / "out.parquet").num_row_groups == 1
+
+
+def test_progress_goes_through_all_rows_of_the_table(table: str, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+
+    export(ExportConfig(table, str(tmp_path / "out.parquet"), latest=True), show=lambda *one: seen.append(one))
+
+    assert seen == [(2, 3), (3, 3)]
+
+
+def test_what_is_there_already_is_not_written_over(table: str, tmp_path: Path) -> None:
+    (tmp_path / "out.parquet").write_bytes(b"mine")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_bytes(b"mine")
+
+    with pytest.raises(RunStopped, match=r"out\.parquet exists already"):
+        export(ExportConfig(table, str(tmp_path / "out.parquet")))
+    with pytest.raises(RunStopped, match="out is not empty"):
+        export(ExportConfig(table, str(tmp_path / "out")))
+
+
+def test_an_export_that_fails_leaves_no_file(table: str, tmp_path: Path) -> None:
+    store = open_store(table)
+    data = store.get("data/run-2/00000.parquet").data
+    store.put("data/run-2/00000.parquet", data[:50] + bytes([data[50] ^ 1]) + data[51:])
+    before = sorted(tmp_path.iterdir())
+
+    with pytest.raises(RunStopped, match=r"data/run-2/00000\.parquet is damaged"):
+        export(ExportConfig(table, str(tmp_path / "out.parquet")))
+    store.put("data/run-2/00000.parquet", data)
+    with pytest.raises(RunStopped, match=r"has no rows of model other@1\. `python -m jobs\.runs` tells its models"):
+        export(ExportConfig(table, str(tmp_path / "out.parquet"), model="other@1"))
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_kept_column_of_two_types_is_told(table: str, tmp_path: Path) -> None:
+    number = pa.schema([("station", pa.int64())])
+    publish(table, "run-3", [Row("c", detections=DOG, kept=(7,))], number)
+
+    with pytest.raises(
+        RunStopped, match=r"run-3/00000\.parquet has the column station as int64, and files before it as"
+    ):
+        export(ExportConfig(table, str(tmp_path / "out.parquet")))
+
+
+def test_a_value_without_a_form_in_json_is_told(table: str, tmp_path: Path) -> None:
+    publish(table, "run-3", [Row("c", detections=DOG, kept=(b"x",))], pa.schema([("key", pa.binary())]))
+
+    with pytest.raises(RunStopped, match=r"the row of c holds a value that JSON has no form for \(a bytes\)"):
+        export(ExportConfig(table, str(tmp_path / "out.jsonl")))
+
+
+def test_a_place_without_a_table_and_a_foreign_file_are_told(table: str, tmp_path: Path) -> None:
+    with pytest.raises(RunStopped, match="has no published rows"):
+        export(ExportConfig(str(tmp_path / "other"), str(tmp_path / "out.parquet")))
+    pq.write_table(pa.table({"x": [1]}), Path(table) / "data" / "x.parquet")
+    with pytest.raises(RunStopped, match=r"x\.parquet has no column detections, .*Move it out of data/"):
+        export(ExportConfig(table, str(tmp_path / "out.parquet")))
+
+
+@pytest.mark.parametrize(
+    ("out", "options", "sentence"),
+    [
+        ("s3://b/out.parquet", {}, "is one file in an object store"),
+        ("s3://lake/table/data/out", {}, "is inside the table"),
+        ("s3://lake/table", {}, "is inside the table"),
+        ("out.jsonl", {"format": "parquet"}, r"out\.jsonl does not end in \.parquet"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(out: str, options: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        ExportConfig("s3://lake/table", out, **options)  # type: ignore[arg-type]
