@@ -84,7 +84,7 @@ def read_inventory(store: Store, key: str) -> Inventory:
 
     Its files are fetched one after the other to the disk, checked against the manifest, and sorted piece by piece.
     Memory is that of a piece, about half a gigabyte however large the bucket; the temporary folder (`TMPDIR`) takes
-    about 60 bytes an object and one file of the report.
+    some 30 bytes an object and one file of the report.
 
     Args:
         store: The bucket where reports are delivered to.
