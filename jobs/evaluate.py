@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from jobs._evaluation_report import report
 from jobs.exits import BudgetExceeded, run
-from jobs.options import CommandParser, actor_range, share
+from jobs.options import CommandParser, actor_range, add_s3_options, share
 
 if TYPE_CHECKING:
     from pipelines.evaluation.annotations import Annotations
@@ -49,8 +49,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pipelines.stopped import RunStopped
     from pipelines.store import StoreOptions
 
-    options = StoreOptions(args.via, args.anonymous, args.endpoint, args.region)
     try:
+        options = StoreOptions(
+            via=args.via,
+            anonymous=args.anonymous,
+            endpoint=args.endpoint,
+            region=args.region,
+            profile=args.profile,
+            request_payer=args.request_payer,
+        )
         if args.plot is not None:
             check_can_plot(args.plot)
         baseline = None if args.baseline is None else read_baseline(args.baseline, options=options)
@@ -97,8 +104,8 @@ def _parser() -> CommandParser:
     stores = parser.add_argument_group("stores")
     stores.add_argument("--via", choices=("auto", "fsspec"), default="auto", help="how stores are read (%(default)s)")
     stores.add_argument("--anonymous", action="store_true", help="read without credentials: public buckets")
-    stores.add_argument("--endpoint", metavar="URL", help="the S3 server's address (AWS_ENDPOINT_URL)")
-    stores.add_argument("--region", metavar="NAME", help="the S3 region (AWS_REGION)")
+    stores.add_argument("--request-payer", action="store_true", help="pay for reading requester-pays buckets")
+    add_s3_options(stores)
     return parser
 
 

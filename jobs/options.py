@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 
 AS_WRITTEN = argparse.RawDescriptionHelpFormatter
 
+_ADDRESS = re.compile(r"([A-Za-z][\w+.-]*):/+([^\s'\"]+)")
+
 
 class CommandParser(argparse.ArgumentParser):
     """What reads a command's line: `--max_images` is `--max-images`, and an unknown option is told its nearest."""
@@ -24,7 +26,13 @@ class CommandParser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """Say how the command is used and what is wrong with the line, and leave with exit code 2."""
+        """Say how the command is used and what is wrong with the line, and leave with exit code 2.
+
+        argparse repeats words of the line, in which an address may have a password.
+        """
+        from pipelines.store import without_secrets
+
+        message = _ADDRESS.sub(lambda found: without_secrets(f"{found[1]}://{found[2]}"), message)
         unknown = re.search(r"unrecognized arguments: .*?(--[\w-]+)", message)
         if unknown:
             known = [name for action in self._actions for name in action.option_strings]
@@ -61,8 +69,20 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         help="fsspec reads images through fsspec instead of the faster native client (%(default)s)",
     )
     parser.add_argument("--anonymous", action="store_true", help="read images without credentials: public buckets")
+    parser.add_argument(
+        "--request-payer", action="store_true", help="pay for reading images of buckets whose owner does not"
+    )
+    add_s3_options(parser)
+    parser.add_argument("--table-endpoint", metavar="URL", help="the S3 server of table and model (--endpoint)")
+    parser.add_argument("--table-region", metavar="NAME", help="the S3 region of table and model (--region)")
+    parser.add_argument("--table-profile", metavar="NAME", help="the AWS profile for table and model (--profile)")
+
+
+def add_s3_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add where S3 is, and who we are there."""
     parser.add_argument("--endpoint", metavar="URL", help="the S3 server's address (AWS_ENDPOINT_URL)")
     parser.add_argument("--region", metavar="NAME", help="the S3 region (AWS_REGION)")
+    parser.add_argument("--profile", metavar="NAME", help="the AWS profile (AWS_* keys, then AWS_PROFILE)")
 
 
 def add_retry_option(parser: argparse.ArgumentParser) -> None:

@@ -33,8 +33,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pipelines.labelling.plan import GPU_SHARD_IMAGES, PlanConfig, summarise_plan
     from pipelines.store import StoreOptions
 
-    table_options = StoreOptions(endpoint=args.endpoint, region=args.region)
     try:
+        options = StoreOptions(
+            via=args.via,
+            anonymous=args.anonymous,
+            endpoint=args.endpoint,
+            region=args.region,
+            profile=args.profile,
+            request_payer=args.request_payer,
+        )
+        table_options = options.of_table(
+            endpoint=args.table_endpoint, region=args.table_region, profile=args.table_profile
+        )
         config = PlanConfig(
             images=tuple(args.images),
             table=args.table,
@@ -44,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             seed=args.seed,
             keep=tuple(args.keep),
             retry_errors=args.retry_errors,
-            options=replace(table_options, via=args.via, anonymous=args.anonymous),
+            options=options,
             table_options=table_options,
         )
     except ValueError as error:

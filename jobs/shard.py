@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from jobs.exits import run
-from jobs.options import CommandParser, count, share
+from jobs.options import CommandParser, add_s3_options, count, share
 
 if TYPE_CHECKING:
     from pipelines.shards.sharding import ShardProgress, ShardSummary
@@ -93,8 +93,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="fsspec reads images through fsspec instead of the faster native client (%(default)s)",
     )
     parser.add_argument("--anonymous", action="store_true", help="read without credentials: public buckets")
-    parser.add_argument("--endpoint", metavar="URL", help="the S3 server's address (AWS_ENDPOINT_URL)")
-    parser.add_argument("--region", metavar="NAME", help="the S3 region (AWS_REGION)")
+    parser.add_argument("--request-payer", action="store_true", help="pay for reading requester-pays buckets")
+    add_s3_options(parser)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.add_argument("--verbose", action="store_true", help="let Ray's own messages through")
     args = parser.parse_args(argv)
@@ -116,6 +116,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             anonymous=args.anonymous,
             endpoint=args.endpoint,
             region=args.region,
+            profile=args.profile,
+            request_payer=args.request_payer,
             verbose=args.verbose,
             shared_folders=args.shared_folders,
         )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from jobs._evaluation_report import shown_figure
 from jobs.exits import run
 from jobs.label import duration
-from jobs.options import CommandParser, actor_range, count
+from jobs.options import CommandParser, actor_range, add_s3_options, count
 from jobs.recipe_options import add_recipe_options, recipe_values
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             shared_folders=args.shared_folders,
             endpoint=args.endpoint,
             region=args.region,
+            profile=args.profile,
             verbose=args.verbose,
         )
     except ValueError as error:
@@ -132,8 +133,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
                         help="after which a silent worker counts as lost (%(default)s)")  # fmt: skip
     parser.add_argument("--shared-folders", action="store_true",
                         help="local paths are the same folders on every node, as with NFS")  # fmt: skip
-    parser.add_argument("--endpoint", metavar="URL", help="the S3 server's address (AWS_ENDPOINT_URL)")
-    parser.add_argument("--region", metavar="NAME", help="the S3 region (AWS_REGION)")
+    add_s3_options(parser)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.add_argument("--verbose", action="store_true", help="let Ray's own messages through")
 

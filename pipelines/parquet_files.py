@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.stopped import RunStopped
-from pipelines.store import Store, join_uri
+from pipelines.store import Entry, Store, join_uri
 
 
 @contextmanager
@@ -45,6 +45,11 @@ def open_object(store: Store, key: str, size: int) -> pq.ParquetFile:
         return pq.ParquetFile(
             pa.PythonFile(_ObjectFile(store, key, size), mode="r"), pre_buffer=True, page_checksum_verification=True
         )
+
+
+def open_listed(store: Store, entry: Entry) -> pq.ParquetFile:
+    """Return a Parquet file of a store as `open_object` does, whether or not the listing told its size."""
+    return open_object(store, entry.key, entry.size if entry.size is not None else len(store.get(entry.key).data))
 
 
 def stored_schema(schema: pa.Schema) -> pa.Schema:

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.parquet_files import open_object, parquet_of
+from pipelines.parquet_files import open_listed, parquet_of
 from pipelines.store import Store, StoreOptions, join_uri, open_store
 
 
@@ -20,8 +20,7 @@ def published_files(table: Store) -> Iterator[tuple[str, pq.ParquetFile]]:
     """
     for entry in table.list("data/"):
         if entry.key.endswith(".parquet"):
-            size = entry.size if entry.size is not None else len(table.get(entry.key).data)
-            yield join_uri(table.uri, entry.key), open_object(table, entry.key, size)
+            yield join_uri(table.uri, entry.key), open_listed(table, entry)
 
 
 def count_labels(table_uri: str, *, options: StoreOptions | None = None, least_score: float = 0.0) -> Counter[str]:

@@ -77,6 +77,8 @@ class ModelEvaluationConfig:
             anonymous=self.options.anonymous,
             endpoint=self.options.endpoint,
             region=self.options.region,
+            profile=self.options.profile,
+            request_payer=self.options.request_payer,
             verbose=self.verbose,
         )
 

@@ -17,7 +17,7 @@ from detr.images import ImageError, read_header
 from detr.turning import turn_back
 from pipelines.evaluation.annotations import Annotations, Json
 from pipelines.file_names import file_name
-from pipelines.parquet_files import open_object, parquet_of
+from pipelines.parquet_files import open_listed, parquet_of
 from pipelines.stopped import RunStopped
 from pipelines.store import Entry, Store, StoreError, StoreOptions, Stores, join_uri, open_store, without_secrets
 from pipelines.strict_json import parse_object
@@ -194,8 +194,7 @@ def _counts(uri: str, value: Json, choice: RowChoice) -> bool:
 
 
 def _open(table: Store, entry: Entry) -> pq.ParquetFile:
-    size = entry.size if entry.size is not None else len(table.get(entry.key).data)
-    file = open_object(table, entry.key, size)
+    file = open_listed(table, entry)
     missing = {"uri", "detections", *_KEYS} - set(file.schema_arrow.names)
     if missing:
         raise RunStopped(

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from pipelines.exports.current import current_rows
 from pipelines.exports.formats import FORMATS, Format
 from pipelines.exports.places import Folder, OneFile
-from pipelines.parquet_files import open_object, parquet_of
+from pipelines.parquet_files import open_listed, parquet_of
 from pipelines.stopped import RunStopped
 from pipelines.store import Entry, Store, StoreError, StoreOptions, join_uri, open_store, split_uri, without_secrets
 from pipelines.store.uris import LOCAL_ROOT
@@ -189,5 +189,4 @@ def _with_columns(rows: pa.Table, schema: pa.Schema) -> pa.Table:
 
 def _opened(table: Store, entries: Sequence[Entry]) -> Iterator[tuple[str, pq.ParquetFile]]:
     for entry in entries:
-        size = entry.size if entry.size is not None else len(table.get(entry.key).data)
-        yield join_uri(table.uri, entry.key), open_object(table, entry.key, size)
+        yield join_uri(table.uri, entry.key), open_listed(table, entry)

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.concurrently import map_concurrently
-from pipelines.parquet_files import open_object, parquet_of
+from pipelines.parquet_files import open_listed, parquet_of
 from pipelines.store import Entry, Store, join_uri
 
 KIND: Final = "fetch_failed"  # passing: whatever the object is at the next run, the plan of that run sees it
@@ -72,8 +72,7 @@ def _labelled_before(
 
     def in_file(entry: Entry) -> set[Version]:
         with parquet_of(join_uri(table.uri, entry.key)):
-            size = entry.size if entry.size is not None else len(table.get(entry.key).data)
-            file = open_object(table, entry.key, size)
+            file = open_listed(table, entry)
             groups = [group for group in range(file.num_row_groups) if _may_hold(file, group, uris)]
             if not groups:
                 return set()

@@ -10,7 +10,7 @@ from pipelines.concurrently import map_concurrently
 from pipelines.labelling.manifest import read_complete, read_manifest
 from pipelines.labelling.publish import THREADS, footer_totals, is_sealed_file, read_done, table_file_key
 from pipelines.labelling.run import Run, State, list_runs, read_end, read_state, run_key
-from pipelines.parquet_files import open_object
+from pipelines.parquet_files import open_listed
 from pipelines.stopped import RunStopped
 from pipelines.store import NotFound, Store, join_uri
 from pipelines.strict_json import count_field, counts_field
@@ -87,7 +87,7 @@ def _published(table: Store, run: Run, threads: int) -> Totals:
     def read(segment: int) -> Totals:
         key = table_file_key(run.run_id, segment)
         entry = table.head(key)
-        file = open_object(table, key, entry.size if entry.size is not None else len(table.get(key).data))
+        file = open_listed(table, entry)
         return Totals() if is_sealed_file(file) else footer_totals(file, join_uri(table.uri, key))
 
     published = sorted(read_done(table, run.run_id).published)

@@ -73,6 +73,11 @@ class LabelConfig:
         anonymous: Read images without credentials.
         endpoint: The S3 server; None is as the environment says.
         region: The S3 region; None is as the environment says.
+        profile: The AWS profile; None is as the environment says.
+        request_payer: Pay for reading images of requester-pays buckets.
+        table_endpoint: The S3 server of the table and of a model in a store; None is the images'.
+        table_region: Likewise.
+        table_profile: Likewise.
         max_pixels: Larger pictures become a `too_large` row, decided from the header.
         retry_errors: "all": images with errors of permanent kinds are labelled again, too.
         wait_minutes: How long another start that writes the table is waited for; 0: not at all.
@@ -102,6 +107,11 @@ class LabelConfig:
     anonymous: bool = False
     endpoint: str | None = None
     region: str | None = None
+    profile: str | None = None
+    request_payer: bool = False
+    table_endpoint: str | None = None
+    table_region: str | None = None
+    table_profile: str | None = None
     max_pixels: int = MAX_PIXELS
     retry_errors: Literal["passing", "all"] = "passing"
     wait_minutes: float = 0.0
@@ -137,12 +147,21 @@ class LabelConfig:
     @property
     def table_options(self) -> StoreOptions:
         """How the table and a model in a store are reached."""
-        return StoreOptions(endpoint=self.endpoint, region=self.region)
+        return self.image_options.of_table(
+            endpoint=self.table_endpoint, region=self.table_region, profile=self.table_profile
+        )
 
     @property
     def image_options(self) -> StoreOptions:
         """How the images are reached."""
-        return StoreOptions(via=self.via, anonymous=self.anonymous, endpoint=self.endpoint, region=self.region)
+        return StoreOptions(
+            via=self.via,
+            anonymous=self.anonymous,
+            endpoint=self.endpoint,
+            region=self.region,
+            profile=self.profile,
+            request_payer=self.request_payer,
+        )
 
     @property
     def selection(self) -> Selection:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from pipelines.concurrently import map_concurrently
 from pipelines.lake.listing import LakeObject
-from pipelines.parquet_files import open_object, parquet_of
+from pipelines.parquet_files import open_listed, parquet_of
 from pipelines.stopped import RunStopped
 from pipelines.store import Entry, Store, join_uri
 from pipelines.table import PERMANENT_KINDS
@@ -102,8 +102,7 @@ def read_labelled(
 def _file_keys(table: Store, entry: Entry, model: str | None, retry_errors: str) -> Iterator[bytes]:
     """Yield the keys of a file's rows that count, of some thousand rows at once."""
     name = join_uri(table.uri, entry.key)
-    size = entry.size if entry.size is not None else len(table.get(entry.key).data)
-    file = open_object(table, entry.key, size)
+    file = open_listed(table, entry)
     missing = {"uri", "etag", "status", "error_kind", "model"} - set(file.schema_arrow.names)
     if missing:
         raise RunStopped(

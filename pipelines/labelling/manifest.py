@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pipelines.labelling.run import run_key
 from pipelines.lake.listing import LakeObject
 from pipelines.once import put_once
-from pipelines.parquet_files import open_bytes, open_object, parquet_of
+from pipelines.parquet_files import open_bytes, open_listed, parquet_of
 from pipelines.stopped import RunStopped
 from pipelines.store import NotFound, Store, join_uri
 from pipelines.strict_json import count_field, counts_field, parse_object
@@ -128,8 +128,7 @@ def read_manifest(table: Store, run_id: str) -> Iterator[PlannedSegment]:
             raise RunStopped(
                 f"{join_uri(table.uri, segment_key(run_id, expected))} is missing. Restore it, or start with --new-run."
             )
-        size = entry.size if entry.size is not None else len(table.get(entry.key).data)
-        file = open_object(table, entry.key, size)
+        file = open_listed(table, entry)
         planned = _planned(file, expected, name)
         if planned.ending is None:
             kept = _kept(file) if kept is None else kept

@@ -16,7 +16,7 @@ from pipelines.labelling.changed_back import without_second_rows
 from pipelines.labelling.manifest import PlannedSegment, read_planned
 from pipelines.labelling.run import Run, run_key, sealed_sentence
 from pipelines.once import put_once
-from pipelines.parquet_files import open_bytes, open_object, parquet_of
+from pipelines.parquet_files import open_bytes, open_listed, parquet_of
 from pipelines.stopped import RunStopped
 from pipelines.store import NotFound, Store, join_uri
 from pipelines.strict_json import count_field, counts_field, parse_object
@@ -147,7 +147,7 @@ def read_totals(table: Store, run_id: str, segment: PlannedSegment) -> Totals | 
     except NotFound:
         return None
     name = join_uri(table.uri, key)
-    file = open_object(table, key, entry.size if entry.size is not None else len(table.get(key).data))
+    file = open_listed(table, entry)
     _check_not_sealed(table, run_id, file)
     if file.metadata.num_rows != segment.images:
         raise RunStopped(

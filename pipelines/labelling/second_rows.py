@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.labelling.labelled import KEY_BYTES, Keys
-from pipelines.parquet_files import open_object, parquet_of
+from pipelines.parquet_files import open_listed, parquet_of
 from pipelines.stopped import RunStopped
 from pipelines.store import Entry, Store, join_uri
 
@@ -73,8 +73,7 @@ def _second_rows(table: Store, files: Sequence[Entry], repeated: Keys) -> Iterat
 
 def _ok_versions(table: Store, entry: Entry) -> list[Version]:
     name = join_uri(table.uri, entry.key)
-    size = entry.size if entry.size is not None else len(table.get(entry.key).data)
-    file = open_object(table, entry.key, size)
+    file = open_listed(table, entry)
     with parquet_of(name):
         rows = file.read(columns=["uri", "etag", "status", "model"])
         is_ok = pc.equal(rows["status"].cast(pa.string()), "ok")

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from pipelines.labelling.manifest import PlannedSegment, read_planned
 from pipelines.labelling.publish import footer_totals, is_sealed_file, part_key
 from pipelines.labelling.run import Run
-from pipelines.parquet_files import open_object, parquet_of
+from pipelines.parquet_files import open_listed, parquet_of
 from pipelines.stopped import RunStopped
 from pipelines.store import Entry, NotFound, Store, join_uri
 from pipelines.table import NO_COLUMNS, Totals, decode, table_schema, total
@@ -79,7 +79,7 @@ def check_parts(table: Store, run: Run, segment: PlannedSegment, shards: list[in
 
 def _check(table: Store, entry: Entry, run: Run, segment: PlannedSegment | None, *, is_finished: bool) -> Iterator[str]:
     name = join_uri(table.uri, entry.key)
-    file = open_object(table, entry.key, entry.size if entry.size is not None else len(table.get(entry.key).data))
+    file = open_listed(table, entry)
     if is_sealed_file(file):
         if file.metadata.num_rows:
             yield f"{name} is sealed, and has {file.metadata.num_rows:,} rows where it should have none."

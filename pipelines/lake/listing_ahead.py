@@ -28,13 +28,13 @@ _PAGES_TO_LOOK = 2  # of a range, before its folders are asked for
 _PAGES_OF_A_CUT = 4  # of a range of many small folders
 _PAGES_TO_HALVE = 16  # of a range without folders, before it is cut at a guess: the first few guesses are in vain
 
-_LETTERS = 97  # that keys are counted in: those of ASCII that can be seen, one for all before them and one for all behind
+_LETTERS = (
+    97  # that keys are counted in: those of ASCII that can be seen, one for all before them and one for all behind
+)
 _DEPTH = 24  # letters behind what is common to both ends of a range
 
 
-def list_ahead(
-    store: ListsAnywhere, prefix: str, after: str | None, *, threads: int = LIST_THREADS
-) -> Iterator[Entry]:
+def list_ahead(store: ListsAnywhere, prefix: str, after: str | None, *, threads: int = LIST_THREADS) -> Iterator[Entry]:
     """Yield what `store.list` would, in the same order. Holds at most some hundred thousand keys.
 
     Args:

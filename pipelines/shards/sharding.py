@@ -60,6 +60,8 @@ class ShardConfig:
         anonymous: read images and annotations without credentials.
         endpoint: the S3 server; None is as the environment says.
         region: the S3 region; None is as the environment says.
+        profile: the AWS profile; None is as the environment says.
+        request_payer: pay for reading images of requester-pays buckets.
         verbose: let Ray's own messages through.
         shared_folders: local paths are the same folders on every machine, as with NFS.
     """
@@ -76,6 +78,8 @@ class ShardConfig:
     anonymous: bool = False
     endpoint: str | None = None
     region: str | None = None
+    profile: str | None = None
+    request_payer: bool = False
     verbose: bool = False
     shared_folders: bool = False
 
@@ -90,16 +94,24 @@ class ShardConfig:
             raise ValueError(f"ambiguous exif: {self.ambiguous_exif!r} is neither stored nor upright")
         if self.via not in ("auto", "fsspec"):
             raise ValueError(f"via: {self.via!r} is neither auto nor fsspec")
+        _ = self.image_options  # checks what it is made of
 
     @property
     def image_options(self) -> StoreOptions:
         """How images and annotations are reached."""
-        return StoreOptions(via=self.via, anonymous=self.anonymous, endpoint=self.endpoint, region=self.region)
+        return StoreOptions(
+            via=self.via,
+            anonymous=self.anonymous,
+            endpoint=self.endpoint,
+            region=self.region,
+            profile=self.profile,
+            request_payer=self.request_payer,
+        )
 
     @property
     def out_options(self) -> StoreOptions:
         """How the shards are reached."""
-        return StoreOptions(endpoint=self.endpoint, region=self.region)
+        return self.image_options.of_table()
 
     def decisive(self) -> Json:
         """Return what decides which bytes the shards have, beside the input."""

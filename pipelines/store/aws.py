@@ -33,6 +33,8 @@ class S3Access:
     endpoint: str | None
     region: str
     anonymous: bool
+    profile: str | None
+    request_payer: bool
     has_environment_keys: bool
     session: botocore.session.Session
 
@@ -51,13 +53,13 @@ def s3_access(options: StoreOptions) -> S3Access:
     Raises:
         Misconfigured: there are no credentials, or they cannot be loaded.
     """
-    session = botocore.session.Session()
+    session = botocore.session.Session(profile=options.profile)
     session.register_component("data_loader", _data_loader())
-    keys = options.anonymous or bool(os.environ.get("AWS_ACCESS_KEY_ID"))
+    keys = options.anonymous or (options.profile is None and bool(os.environ.get("AWS_ACCESS_KEY_ID")))
     profile, failure = _load_profile(session, with_credentials=not keys)
     if failure:
         raise Misconfigured(
-            f"the AWS credentials cannot be loaded: {failure}. Log in again, or choose another AWS_PROFILE."
+            f"the AWS credentials cannot be loaded: {failure}. Log in again, or choose another profile."
         )
     endpoint = options.endpoint or _variable(_ENDPOINT_VARIABLES) or profile.get("endpoint_url")
     try:
@@ -68,6 +70,8 @@ def s3_access(options: StoreOptions) -> S3Access:
         endpoint=endpoint,
         region=options.region or _variable(_REGION_VARIABLES) or profile.get("region") or "us-east-1",
         anonymous=options.anonymous,
+        profile=options.profile,
+        request_payer=options.request_payer,
         has_environment_keys=not options.anonymous and keys,
         session=session,
     )

@@ -69,6 +69,7 @@ def _native_s3(name: str, access: S3Access, options: StoreOptions, seconds: int)
     config: dict[str, Any] = {
         "region": access.region,
         "skip_signature": access.anonymous,
+        "request_payer": access.request_payer,
         "disable_bulk_delete": True,
     }
     if access.endpoint:

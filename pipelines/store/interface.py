@@ -49,6 +49,9 @@ class StoreOptions:
         anonymous: Send unsigned requests: public buckets.
         endpoint: The server's address, for S3 that is not Amazon's. None: as `AWS_ENDPOINT_URL` says.
         region: The region. None: as `AWS_REGION` or the profile says.
+        profile: The AWS profile that credentials are of, also where the environment has keys. None: as the environment
+            says.
+        request_payer: Say with every request that we pay for it: requester-pays buckets.
         retry_seconds: How long one request is tried again by the client itself before it is an error.
     """
 
@@ -56,11 +59,24 @@ class StoreOptions:
     anonymous: bool = False
     endpoint: str | None = None
     region: str | None = None
+    profile: str | None = None
+    request_payer: bool = False
     retry_seconds: float = CLIENT_RETRY_SECONDS
 
     def __post_init__(self) -> None:
         if self.endpoint is not None:
             check_no_secret("endpoint", self.endpoint, instead=KEYS_INSTEAD)
+
+    def of_table(
+        self, *, endpoint: str | None = None, region: str | None = None, profile: str | None = None
+    ) -> StoreOptions:
+        """Return how a table of what is read with these is reached: natively, with credentials; None is as here."""
+        return StoreOptions(
+            endpoint=endpoint or self.endpoint,
+            region=region or self.region,
+            profile=profile or self.profile,
+            retry_seconds=self.retry_seconds,
+        )
 
 
 class StoreError(Exception):

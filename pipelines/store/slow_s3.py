@@ -41,6 +41,7 @@ class SlowS3:
         self._retry_seconds = retry_seconds
         self._lock = threading.Lock()
         self._made: Any = None
+        self._payer = {"RequestPayer": "requester"} if access.request_payer else {}
 
     @property
     def _client(self) -> Any:
@@ -99,7 +100,7 @@ class SlowS3:
 
     def head(self, key: str) -> Entry:
         """Return what a listing would say of this key."""
-        answer = self._call("read", key, lambda: self._client.get_object(Bucket=self._bucket, Key=key))
+        answer = self._call("read", key, lambda: self._client.get_object(Bucket=self._bucket, Key=key, **self._payer))
         answer["Body"].close()  # a HEAD would hide why it failed
         return Entry(key, answer["ContentLength"], plain_etag(answer.get("ETag")))
 
@@ -128,18 +129,20 @@ class SlowS3:
 
     def delete(self, key: str) -> None:
         """Remove the object; that there was none is success."""
-        self._call("delete", key, lambda: self._client.delete_object(Bucket=self._bucket, Key=key))
+        self._call("delete", key, lambda: self._client.delete_object(Bucket=self._bucket, Key=key, **self._payer))
 
     def _list(self, prefix: str, after: str, count: int, **how: Any) -> Any:
         start = {"StartAfter": after} if after else {}
-        return self._client.list_objects_v2(Bucket=self._bucket, Prefix=prefix, MaxKeys=count, **start, **how)
+        return self._client.list_objects_v2(
+            Bucket=self._bucket, Prefix=prefix, MaxKeys=count, **start, **how, **self._payer
+        )
 
     def _read(self, key: str, **how: str) -> Blob:
-        answer = self._client.get_object(Bucket=self._bucket, Key=key, **how)
+        answer = self._client.get_object(Bucket=self._bucket, Key=key, **how, **self._payer)
         return Blob(answer["Body"].read(), plain_etag(answer.get("ETag")))  # botocore compares lengths
 
     def _put(self, key: str, data: bytes, **condition: str) -> str | None:
-        answer = self._client.put_object(Bucket=self._bucket, Key=key, Body=data, **condition)
+        answer = self._client.put_object(Bucket=self._bucket, Key=key, Body=data, **condition, **self._payer)
         return plain_etag(answer.get("ETag"))
 
     def _call(self, action: Action, key: str, request: Callable[[], _Result]) -> _Result:

@@ -117,6 +117,7 @@ class FsspecS3:
         self._retry_seconds = retry_seconds
         self._files = s3fs.S3FileSystem(
             anon=access.anonymous,
+            profile=access.profile,
             endpoint_url=access.endpoint,
             client_kwargs={"region_name": access.region},
             max_concurrency=1,  # else `cat_file` costs a HEAD and a GET
@@ -124,6 +125,7 @@ class FsspecS3:
             skip_instance_cache=True,  # else another instance of the same arguments lends its credentials
             config_kwargs=_s3fs_config(access),
         )
+        self._payer = {"RequestPayer": "requester"} if access.request_payer else {}
         self._files.retries = 1  # ours are counted in seconds
         self.uri = join_uri(root, folder).rstrip("/")
 
@@ -165,7 +167,7 @@ class FsspecS3:
 
         def read() -> Blob:
             try:
-                answer = self._files.call_s3("get_object", Bucket=self._bucket, Key=path)
+                answer = self._files.call_s3("get_object", Bucket=self._bucket, Key=path, **self._payer)
                 data = fsspec.asyn.sync(self._files.loop, answer["Body"].read)
             except Exception as error:  # noqa: BLE001 - s3fs lets through what botocore, aiohttp and its own code raise
                 failure = _explained(error, "read", uri)

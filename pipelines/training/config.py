@@ -54,6 +54,7 @@ class TrainConfig:
         shared_folders: Whether local paths are the same folders on every node, as with NFS.
         endpoint: The S3 server; None is as the environment says.
         region: The S3 region; None is as the environment says.
+        profile: The AWS profile; None is as the environment says.
         verbose: Let Ray's own messages through.
     """
 
@@ -88,6 +89,7 @@ class TrainConfig:
     shared_folders: bool = False
     endpoint: str | None = None
     region: str | None = None
+    profile: str | None = None
     verbose: bool = False
 
     def __post_init__(self) -> None:
@@ -131,11 +133,12 @@ class TrainConfig:
         unknown = sorted(set(self.trackers) - set(TRACKERS))
         if unknown:
             raise ValueError(f"log to: {unknown[0]!r} is none of {', '.join(TRACKERS)}")
+        _ = self.options  # checks what it is made of
 
     @property
     def options(self) -> StoreOptions:
         """How stores are reached."""
-        return StoreOptions(endpoint=self.endpoint, region=self.region)
+        return StoreOptions(endpoint=self.endpoint, region=self.region, profile=self.profile)
 
     @property
     def run_uri(self) -> str:

@@ -61,7 +61,8 @@ def test_every_option_arrives(asked: list[LabelConfig]) -> None:
     line = (
         "--threshold 0.1 --classes cat dog=0.5 --run-id night --new-run --actors 2:8 --shard-images 100 --device cpu "
         "--precision bf16 --max-error-rate 0.5 --sample 9 --seed 4 --keep station --via fsspec --anonymous "
-        "--endpoint http://127.0.0.1:9000 --region eu-west-1 --verbose"
+        "--endpoint http://127.0.0.1:9000 --region eu-west-1 --profile lake --request-payer "
+        "--table-endpoint http://127.0.0.1:9001 --table-region eu-west-2 --table-profile us --verbose"
     )
 
     main([*NEEDED, *line.split()])
@@ -88,6 +89,11 @@ def test_every_option_arrives(asked: list[LabelConfig]) -> None:
             anonymous=True,
             endpoint="http://127.0.0.1:9000",
             region="eu-west-1",
+            profile="lake",
+            request_payer=True,
+            table_endpoint="http://127.0.0.1:9001",
+            table_region="eu-west-2",
+            table_profile="us",
             verbose=True,
         )
     ]

@@ -42,6 +42,11 @@ def test_what_is_left_out_has_its_default() -> None:
         "anonymous": False,
         "endpoint": None,
         "region": None,
+        "profile": None,
+        "request_payer": False,
+        "table_endpoint": None,
+        "table_region": None,
+        "table_profile": None,
     }
 
 

@@ -57,14 +57,11 @@ def test_every_option_arrives(given: list[ShardConfig]) -> None:
     main([
         *LINE, "--shard-megabytes", "64", "--ambiguous_exif", "upright", "--no-decode-check", "--max-missing", "0.5",
         "--max-images", "9", "--via", "fsspec", "--anonymous", "--endpoint", "http://h:1", "--region", "eu",
-        "--verbose", "--shared-folders",
+        "--profile", "lake", "--request-payer", "--verbose", "--shared-folders",
     ])  # fmt: skip
 
-    assert given == [
-        ShardConfig(
-            "x.json", "images", "out", 64, "upright", False, 0.5, 9, "fsspec", True, "http://h:1", "eu", True, True
-        )
-    ]
+    expected = ShardConfig("x.json", "images", "out", 64, "upright", False, 0.5, 9, "fsspec", True, "http://h:1", "eu")
+    assert given == [replace(expected, profile="lake", request_payer=True, verbose=True, shared_folders=True)]
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,7 @@ FLAGS: dict[str, tuple[list[str], Any]] = {
     "collective_seconds": (["--collective-seconds", "30"], 30),
     "endpoint": (["--endpoint", "http://localhost:9000"], "http://localhost:9000"),
     "region": (["--region", "eu-1"], "eu-1"),
+    "profile": (["--profile", "lake"], "lake"),
     "shared_folders": (["--shared-folders"], True),
     "verbose": (["--verbose"], True),
     "backbone_weights": (["--backbone-weights", "s3://weights/resnet50.pth"], "s3://weights/resnet50.pth"),

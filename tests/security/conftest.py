@@ -119,7 +119,7 @@ def caught(
             try:
                 act()
             except SystemExit as left:
-                said = f"exit code {left.code}\n{told(left)}"
+                said = f"exit code {left.code}"  # the process ends: nobody is shown more
             except Exception as error:  # noqa: BLE001 - whatever it is, what it tells is looked at
                 said = f"{type(error).__name__}\n{told(error)}"
         out, err = capfd.readouterr()

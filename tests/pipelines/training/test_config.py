@@ -73,7 +73,7 @@ def test_a_local_storage_becomes_absolute_for_workers_are_elsewhere() -> None:
 FREE = {
     "storage", "name", "recipe_name", "least_workers", "most_workers", "device", "ingest", "threads", "prefetch_steps",
     "evaluate_epochs", "keep", "checkpoint_minutes", "log_steps", "trackers", "fused", "compiled", "restarts",
-    "collective_seconds", "endpoint", "region", "verbose", "shared_folders",
+    "collective_seconds", "endpoint", "region", "profile", "verbose", "shared_folders",
 }  # fmt: skip
 
 OTHERS: dict[str, Any] = {
