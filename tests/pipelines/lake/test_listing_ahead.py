@@ -35,6 +35,7 @@ def small_pages() -> Iterator[None]:
         patch.object(listing_ahead, "_RANGE_KEYS", 40),
         patch.object(listing_ahead, "_WAITING_KEYS", 400),
         patch.object(listing_ahead, "_PAGES_TO_HALVE", 5),
+        patch.object(listing_ahead, "_SAMPLED", 2),
     ):
         yield
 
