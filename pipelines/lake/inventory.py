@@ -149,8 +149,8 @@ def _read_manifest(store: Store, key: str, name: str) -> _Manifest:
         ) from error
     if kind not in ("CSV", "Parquet"):
         raise RunStopped(
-            f"{name} is a report in {kind[:20]}, which is not read. Configure the inventory as Parquet or CSV, or give a "
-            "folder to list."
+            f"{name} is a report in {kind[:20]}, which is not read. Configure the inventory as Parquet or CSV, or give "
+            "a folder to list."
         )
     columns = tuple(_spelled(column.strip()) for column in schema.split(",")) if kind == "CSV" else ()
     return _Manifest(bucket.removeprefix("arn:aws:s3:::"), kind == "CSV", columns, files)
@@ -177,7 +177,8 @@ def _read_file(store: Store, file: _File, manifest: _Manifest, name: str, folder
         raise RunStopped(f"{name} names {uri}, which is not there. Restore it, or take a newer report.") from error
     if found != file.md5:
         raise RunStopped(
-            f"{uri} does not match {name}: its MD5 is {found}, expected {file.md5}. Copy it again, or take a newer report."
+            f"{uri} does not match {name}: its MD5 is {found}, expected {file.md5}. Copy it again, or take a newer "
+            "report."
         )
     if manifest.is_csv:
         try:

@@ -14,8 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
-from os.path import commonprefix
-from typing import Final
+from typing import Any, Final
 
 from pipelines.store import Entry, ListsAnywhere, StoreError
 
@@ -33,9 +32,7 @@ _DEPTH = 24  # letters that count, behind what is common to both ends of a range
 _SAMPLED = 20  # one key of so many is looked at for the letters that there are
 
 
-def list_ahead(
-    store: ListsAnywhere, prefix: str, after: str | None, *, threads: int = LIST_THREADS
-) -> Iterator[Entry]:
+def list_ahead(store: ListsAnywhere, prefix: str, after: str | None, *, threads: int = LIST_THREADS) -> Iterator[Entry]:
     """Yield what `store.list` would, in the same order. Holds at most some hundred thousand keys.
 
     Args:
@@ -86,7 +83,7 @@ class _Range:
     is_listed: bool = False
     error: Exception | None = None
     request: Future[list[Entry]] | None = None
-    look: Future[tuple[list[str], bool]] | None = None
+    look: Future[tuple[Sequence[str], bool]] | None = None
 
     def add(self, page: Sequence[Entry]) -> None:
         """Take a page, as far as it is of this range: its end may have come nearer since the page was asked for."""
@@ -120,7 +117,7 @@ class _Range:
         """Cut off about half of what is still to be listed; None if that is little, or not known."""
         if not self.page or self.is_listed or self.pages < _PAGES_TO_HALVE:
             return None
-        common = self.prefix if self.end is None else commonprefix((self.position, self.end))
+        common = self.prefix if self.end is None else _common_start(self.position, self.end)
         scale = _Scale(len(common), {letter for entry in self.page[::_SAMPLED] for letter in entry.key[len(common) :]})
         high = scale.top if self.end is None else scale.number(self.end)
         low, begin = scale.number(self.position), scale.number(max(self.page[0].key, common))
@@ -157,7 +154,9 @@ class _Ahead:
                 elif head.error is not None:
                     raise head.error
                 else:
-                    running = [future for one in self._ranges for future in (one.request, one.look) if future]
+                    running: list[Future[Any]] = [
+                        future for one in self._ranges for future in (one.request, one.look) if future
+                    ]
                     wait(running, return_when=FIRST_COMPLETED)
                 self._collect()
         finally:
@@ -226,6 +225,11 @@ def _folder_within(folder: str, key: str) -> str | None:
     """Return the folder within `folder` that a key lies in; None where it lies in none."""
     slash = key.find("/", len(folder))
     return key[: slash + 1] if slash >= 0 and key.startswith(folder) else None
+
+
+def _common_start(key: str, end: str) -> str:
+    length = next((place for place, (one, other) in enumerate(zip(key, end, strict=False)) if one != other), None)
+    return key[:length] if length is not None else min(key, end, key=len)
 
 
 def _just_before(folder: str) -> str:

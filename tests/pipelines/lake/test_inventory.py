@@ -140,7 +140,7 @@ def test_a_large_report_is_sorted_piece_by_piece(kind: str, monkeypatch: pytest.
     monkeypatch.setattr("pipelines.lake.inventory._CSV_BLOCK_BYTES", 10_000)
     monkeypatch.setattr("pipelines.lake.inventory._FETCH_BYTES", 1_000)
     keys = [f"{number:05d}/ä.jpg" for number in range(5_000)]
-    shuffled = random.Random(1).sample(keys, len(keys))
+    shuffled = random.Random(1).sample(keys, len(keys))  # noqa: S311
     files = [{"key": shuffled[first : first + 1_000], "size": [1] * 1_000} for first in range(0, 5_000, 1_000)]
 
     inventory = read_inventory(report(*files, kind=kind), MANIFEST)
@@ -219,7 +219,10 @@ def test_what_is_missing_or_damaged_is_told_in_a_sentence(harm: Callable[[Store]
 @pytest.mark.parametrize(
     ("store", "sentence"),
     [
-        (report({"key": ["a"]}, fileFormat="ORC"), "is a report in ORC, which is not read. Configure .* Parquet or CSV"),
+        (
+            report({"key": ["a"]}, fileFormat="ORC"),
+            "is a report in ORC, which is not read. Configure .* Parquet or CSV",
+        ),
         (report({"size": [1]}, kind="CSV"), "without the column Key"),
         (report({"size": [1]}), "without the column Key"),
         (report({"key": ["a"], "version_id": ["1"]}), "all versions, and not which are the latest. Add IsLatest"),

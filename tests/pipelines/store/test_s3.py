@@ -87,9 +87,7 @@ def test_a_listing_of_odd_keys_goes_on_after_any_of_them(server: S3Server, odd_l
 
 
 @pytest.mark.parametrize("via", ["auto", "fsspec"])
-def test_the_folders_within_a_folder_are_listed_behind_a_key(
-    server: S3Server, via: Literal["auto", "fsspec"]
-) -> None:
+def test_the_folders_within_a_folder_are_listed_behind_a_key(server: S3Server, via: Literal["auto", "fsspec"]) -> None:
     uri = server.bucket()
     for key in ["d/a/1", "d/a/2/3", "d/b", "d/b/1", "d/c/1", "e/1"]:
         server.client().put_object(Bucket=uri[5:], Key=key, Body=b"1")
