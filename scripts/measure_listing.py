@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pipelines.lake.listing_ahead import LIST_THREADS, list_ahead
@@ -68,7 +68,7 @@ class Bucket:
             if place >= len(self._keys):
                 return
 
-    def folders(self, folder: str, after: str) -> tuple[list[str], bool]:
+    def folders(self, folder: str, after: str) -> tuple[Sequence[str], bool]:
         """Return up to a thousand folders within a folder."""
         self._wait()
         found: list[str] = []
@@ -100,7 +100,7 @@ def stations(count: int) -> Iterator[str]:
 
 def days(count: int) -> Iterator[str]:
     """Yield names in folders of a day, cameras of different zeal in each."""
-    draw = random.Random(1)
+    draw = random.Random(1)  # noqa: S311 - names
     for i in range(count):
         yield f"{2020 + i % 7}/{1 + i % 12:02d}/{1 + i % 28:02d}/cam{int(draw.expovariate(0.05))}/IMG_{i:07d}.jpg"
 
@@ -112,7 +112,7 @@ def flat(count: int) -> Iterator[str]:
 
 def hashed(count: int) -> Iterator[str]:
     """Yield names by a hash of their content."""
-    draw = random.Random(1)
+    draw = random.Random(1)  # noqa: S311 - names
     return (f"{draw.getrandbits(128):032x}" for _ in range(count))
 
 

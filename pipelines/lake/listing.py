@@ -237,8 +237,11 @@ def _head(store: Store, key: str) -> Entry | None:
 def _matching(folder: _Folder, after: str | None) -> Iterator[Entry]:
     pattern, store = folder.pattern, folder.store
     is_s3 = folder.root.startswith(("s3://", "s3a://"))  # Azure's and Google's are reached by the same class
-    lists_anywhere = is_s3 and isinstance(store, ListsAnywhere)
-    for entry in list_ahead(store, folder.prefix, after) if lists_anywhere else store.list(folder.prefix, after):
+    if is_s3 and isinstance(store, ListsAnywhere):
+        listed = list_ahead(store, folder.prefix, after)
+    else:
+        listed = store.list(folder.prefix, after)
+    for entry in listed:
         if pattern is None or pattern.fullmatch(entry.key):
             yield entry
 

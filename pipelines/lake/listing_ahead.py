@@ -8,13 +8,13 @@ the number of requests depends on the cuts: a range ends where the next begins, 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
-from os.path import commonprefix
-from typing import Final
+from typing import Any, Final
 
 from pipelines.store import Entry, ListsAnywhere, StoreError
 
@@ -28,10 +28,8 @@ _PAGES_TO_LOOK = 2  # of a range, before its folders are asked for
 _PAGES_OF_A_CUT = 4  # of a range of many small folders
 _PAGES_TO_HALVE = 16  # of a range without folders, before it is cut at a guess: the first few guesses are in vain
 
-_LETTERS = (
-    97  # that keys are counted in: those of ASCII that can be seen, one for all before them and one for all behind
-)
-_DEPTH = 24  # letters behind what is common to both ends of a range
+_DEPTH = 24  # letters that count, behind what is common to both ends of a range
+_SAMPLED = 20  # one key of so many is looked at for the letters that there are
 
 
 def list_ahead(store: ListsAnywhere, prefix: str, after: str | None, *, threads: int = LIST_THREADS) -> Iterator[Entry]:
@@ -85,7 +83,7 @@ class _Range:
     is_listed: bool = False
     error: Exception | None = None
     request: Future[list[Entry]] | None = None
-    look: Future[tuple[list[str], bool]] | None = None
+    look: Future[tuple[Sequence[str], bool]] | None = None
 
     def add(self, page: Sequence[Entry]) -> None:
         """Take a page, as far as it is of this range: its end may have come nearer since the page was asked for."""
@@ -119,12 +117,13 @@ class _Range:
         """Cut off about half of what is still to be listed; None if that is little, or not known."""
         if not self.page or self.is_listed or self.pages < _PAGES_TO_HALVE:
             return None
-        common = self.prefix if self.end is None else commonprefix((self.position, self.end))
-        high = _LETTERS**_DEPTH if self.end is None else _number(self.end, common)
-        low, begin = _number(self.position, common), _number(max(self.page[0].key, common), common)
-        if high - low < 2 * (low - begin):
+        common = self.prefix if self.end is None else _common_start(self.position, self.end)
+        scale = _Scale(len(common), {letter for entry in self.page[::_SAMPLED] for letter in entry.key[len(common) :]})
+        high = scale.top if self.end is None else scale.number(self.end)
+        low, begin = scale.number(self.position), scale.number(max(self.page[0].key, common))
+        if high - low < max(1, 2 * (low - begin)):
             return None
-        middle = _text((low + high) // 2)
+        middle = scale.text((low + high) // 2)
         for length in range(1, len(middle) + 1):  # the shortest will do
             cut = common + middle[:length]
             if cut[-1] not in "/." and self.position < cut and (self.end is None or cut < self.end):
@@ -155,7 +154,9 @@ class _Ahead:
                 elif head.error is not None:
                     raise head.error
                 else:
-                    running = [future for one in self._ranges for future in (one.request, one.look) if future]
+                    running: list[Future[Any]] = [
+                        future for one in self._ranges for future in (one.request, one.look) if future
+                    ]
                     wait(running, return_when=FIRST_COMPLETED)
                 self._collect()
         finally:
@@ -226,24 +227,36 @@ def _folder_within(folder: str, key: str) -> str | None:
     return key[: slash + 1] if slash >= 0 and key.startswith(folder) else None
 
 
+def _common_start(key: str, end: str) -> str:
+    length = next((place for place, (one, other) in enumerate(zip(key, end, strict=False)) if one != other), None)
+    return key[:length] if length is not None else min(key, end, key=len)
+
+
 def _just_before(folder: str) -> str:
     """Return a string between what lies before a folder and what lies in it, in a form that every client takes."""
     return folder[:-1] + "."  # the letter before the slash
 
 
-def _number(key: str, common: str) -> int:
-    """Return how far a key is behind what is common to all, in letters of `_LETTERS`: greater for greater keys."""
-    number = 0
-    letters = key[len(common) : len(common) + _DEPTH]
-    for letter in letters:
-        number = number * _LETTERS + min(max(ord(letter) - 31, 0), _LETTERS - 1)
-    return int(number * _LETTERS ** (_DEPTH - len(letters)))
+class _Scale:
+    """Keys as numbers, greater for greater keys: what is behind a common start, in letters that keys nearby have."""
 
+    def __init__(self, start: int, letters: Iterable[str]) -> None:
+        self._start, self._letters = start, sorted(letters)
+        self._base = len(self._letters) + 1
+        self.top = self._base**_DEPTH - 1
 
-def _text(number: int) -> str:
-    """Return the letters of a number, without those of which there is none to be seen."""
-    letters = []
-    for _ in range(_DEPTH):
-        number, letter = divmod(number, _LETTERS)
-        letters.append(letter)
-    return "".join(chr(31 + min(max(letter, 1), 95)) for letter in reversed(letters))
+    def number(self, key: str) -> int:
+        """Return how far a key is behind the common start."""
+        number = 0
+        letters = key[self._start : self._start + _DEPTH]
+        for letter in letters:
+            number = number * self._base + bisect_right(self._letters, letter)
+        return int(number * self._base ** (_DEPTH - len(letters)))
+
+    def text(self, number: int) -> str:
+        """Return the letters of a number; there is none before the first letter, which stands for it."""
+        places = []
+        for _ in range(_DEPTH):
+            number, place = divmod(number, self._base)
+            places.append(place)
+        return "".join(self._letters[max(place, 1) - 1] for place in reversed(places))

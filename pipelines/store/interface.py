@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
@@ -188,7 +188,7 @@ class ListsAnywhere(Protocol):
         """As `Store.list`."""
         ...
 
-    def folders(self, folder: str, after: str) -> tuple[list[str], bool]:
+    def folders(self, folder: str, after: str) -> tuple[Sequence[str], bool]:
         """Return folders within a folder ("" or with a slash at its end) that are greater than a key, and if it is all.
 
         In order, whole keys with a slash at their end, from one request; what holds the key itself is left out.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -68,7 +68,7 @@ class NativeStore:
         for entry in entries:
             yield Entry(entry.key[len(folder) :], entry.size, entry.etag, entry.is_archived) if folder else entry
 
-    def folders(self, folder: str, after: str) -> tuple[list[str], bool]:
+    def folders(self, folder: str, after: str) -> tuple[Sequence[str], bool]:
         """Return folders within a folder that are greater than a key, of S3 only: see `ListsAnywhere`."""
         assert self._slow is not None, "other stores are not asked"
         found, is_all = self._slow.folders(self._folder + folder, self._folder + after)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import botocore.exceptions
@@ -92,7 +92,7 @@ class SlowS3:
             entries, last = self.page(prefix, last)
             yield from entries
 
-    def folders(self, folder: str, after: str) -> tuple[list[str], bool]:
+    def folders(self, folder: str, after: str) -> tuple[Sequence[str], bool]:
         """Return folders within a folder that are greater than a key and do not hold it, and whether that is all."""
         answer = self._call("list", folder, lambda: self._list(folder, after, PAGE_KEYS, Delimiter="/"))
         found = [one["Prefix"] for one in answer.get("CommonPrefixes", ())]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import fsspec
@@ -135,7 +135,7 @@ class FsspecS3:
         for entry in self._slow.list(folder + prefix, f"{folder}{after}" if after else ""):
             yield Entry(entry.key[len(folder) :], entry.size, entry.etag, entry.is_archived)
 
-    def folders(self, folder: str, after: str) -> tuple[list[str], bool]:
+    def folders(self, folder: str, after: str) -> tuple[Sequence[str], bool]:
         """Return folders within a folder that are greater than a key: see `ListsAnywhere`."""
         found, is_all = self._slow.folders(self._folder + folder, self._folder + after)
         return [name[len(self._folder) :] for name in found], is_all

@@ -140,7 +140,7 @@ def test_a_large_report_is_sorted_piece_by_piece(kind: str, monkeypatch: pytest.
     monkeypatch.setattr("pipelines.lake.inventory._CSV_BLOCK_BYTES", 10_000)
     monkeypatch.setattr("pipelines.lake.inventory._FETCH_BYTES", 1_000)
     keys = [f"{number:05d}/ä.jpg" for number in range(5_000)]
-    shuffled = random.Random(1).sample(keys, len(keys))
+    shuffled = random.Random(1).sample(keys, len(keys))  # noqa: S311
     files = [{"key": shuffled[first : first + 1_000], "size": [1] * 1_000} for first in range(0, 5_000, 1_000)]
 
     inventory = read_inventory(report(*files, kind=kind), MANIFEST)
