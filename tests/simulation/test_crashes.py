@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +15,7 @@ from tests.simulation.world import Crash, Fault, World, Writer, check_whole, sma
 FAULTS: tuple[Fault, ...] = ("crash before", "crash after", "answer lost", "refused")
 IMAGES = 20  # one a shard
 MOST_STARTS = 4
+LONG = "SIMULATION_SEEDS" in os.environ  # `make simulate`
 
 
 def lake(images: int = IMAGES) -> dict[str, str]:
@@ -73,7 +75,7 @@ def test_a_failure_at_any_call_loses_nothing_and_doubles_nothing(fault: Fault) -
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_call_that_always_fails_ends_in_a_sentence_and_is_finished_when_it_works_again(fault: Fault) -> None:
-    for place in range(1, CALLS + 1, 3):
+    for place in range(1, CALLS + 1, 1 if LONG else 3):
         world = World(lake())
         broken: list[str] = []
 
