@@ -16,7 +16,7 @@ from ray.data import ActorPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 
-from pipelines.cluster import Pool, first_line, room_sentence, silenced
+from pipelines.cluster import Pool, first_line, remote_sentence, room_sentence, silenced
 from pipelines.labelling.fetching import LakeUnreadable
 from pipelines.labelling.labeler import ShardReport
 from pipelines.labelling.labeler_spec import LabelerSpec, build_detector, build_labeler
@@ -74,8 +74,8 @@ def probe(spec: LabelerSpec, pool: Pool) -> ModelInfo:
         raise RunStopped(
             f"no actor could load {model} within {PROBE_SECONDS} s. Is the cluster busy with another job?"
         ) from error
-    except ray.exceptions.RaySystemError as error:
-        raise RunStopped(f"the model {model} could not be tried: {first_line(error)}") from error
+    except (ray.exceptions.RaySystemError, ImportError) as error:
+        raise RunStopped(f"the model {model} could not be tried: {remote_sentence(error)}") from error
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError) as error:
         raise RunStopped(
             f"the process that loaded {model} was killed: not enough memory, or a broken library on the node."
@@ -139,7 +139,7 @@ def label_shards(
             "the disk below Ray's temporary folder is full. Make room, or start Ray with another --temp-dir."
         ) from error
     except RayError as error:
-        raise RunStopped(f"the actor pool cannot go on: {first_line(error)}") from error
+        raise RunStopped(f"the actor pool cannot go on: {remote_sentence(error)}") from error
 
 
 def _dataset(shards: Sequence[int], spec: LabelerSpec, pool: Pool) -> ray.data.Dataset:

@@ -8,9 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -45,6 +45,7 @@ class Drivers:
     options: tuple[str, ...]
     program: tuple[str, ...] = ("-m", "jobs.label")
     python: tuple[str, ...] = (sys.executable,)
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def command(self, *more: str) -> list[str]:
         """Return the command."""
@@ -58,7 +59,7 @@ class Drivers:
         return subprocess.Popen(
             self.command(*more),
             cwd=ROOT,
-            env={**os.environ, "RAY_ADDRESS": self.ray.address, "RAY_AUTH_MODE": "disabled"},
+            env={**os.environ, "RAY_ADDRESS": self.ray.address, "RAY_AUTH_MODE": "disabled", **self.environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+# Ray takes 127.0.0.1 for the machine's outward address, where nothing listens, unless it is told that there is no other
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 # holds the nodes until its input ends; Ray prints, too, so that the answer is told by its mark
 HOLDER = """
@@ -46,7 +48,7 @@ def own_ray(*nodes: Mapping[str, Any], environment: Mapping[str, str] | None = N
         nodes: what each is given, the head first: `num_cpus`, `object_store_memory`, `env_vars` ...
         environment: what all of them have in their environment besides.
     """
-    quiet = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    quiet = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", **LOOPBACK}
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, json.dumps(nodes)],
         cwd=ROOT,
