@@ -29,7 +29,7 @@ Mask = npt.NDArray[np.bool_]
 def current_rows(files: Iterable[tuple[str, pq.ParquetFile]], model: str | None = None) -> list[Mask]:
     """Return for each file which of its rows are current.
 
-    Fetches the columns of names and times. Needs some 60 bytes a row of the table for a moment, one afterwards.
+    Fetches the columns of names and times. Needs some 70 bytes a row of the table for a moment, one afterwards.
 
     Args:
         files: Names and open files, in the order of runs and shards.

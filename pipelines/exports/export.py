@@ -84,10 +84,24 @@ def export(config: ExportConfig, *, show: Callable[[int, int], None] = lambda _r
         RunStopped: the table is damaged or has no such rows, or there is something at `out` already.
     """
     try:
-        table = open_store(config.table, config.options)
-        files = _look(table)
+        return copy_rows(open_store(config.table, config.options), config, show=show)
+    except StoreError as error:
+        raise RunStopped(f"cannot export {without_secrets(config.table)}: {error}") from error
+
+
+def copy_rows(
+    table: Store, config: ExportConfig, *, show: Callable[[int, int], None] = lambda _rows, _total: None
+) -> ExportSummary:
+    """Do what `export` does with a table that is open already.
+
+    Raises:
+        RunStopped: as `export`.
+        StoreError: a store refused.
+    """
+    files = _look(table)
+    written = 0
+    try:
         with _place(config, files.schema) as out:
-            written = 0
             for rows in _row_groups(_chosen(table, files, config, show)):
                 out.add(rows)
                 written += len(rows)
@@ -95,10 +109,7 @@ def export(config: ExportConfig, *, show: Callable[[int, int], None] = lambda _r
                 raise RunStopped(
                     f"table {table.uri} has no rows of model {config.model}. `python -m jobs.runs` tells its models."
                 )
-            record = {"table": table.uri, "rows": written, "latest": config.latest, "model": config.model}
-            out.finish(record)
-    except StoreError as error:
-        raise RunStopped(f"cannot export {without_secrets(config.table)}: {error}") from error
+            out.finish({"table": table.uri, "rows": written, "latest": config.latest, "model": config.model})
     except OSError as error:  # of a file of this machine: reading the table's files has its own sentences
         raise RunStopped(f"cannot write {config.out}: {error.strerror or error}.") from error
     return ExportSummary(without_secrets(config.out), written, out.files, files.rows)

@@ -15,6 +15,7 @@ from random import Random
 import pytest
 
 from pipelines.labelling.lease import LEASE_SECONDS
+from pipelines.labelling.verify import verify_table
 from pipelines.stopped import RunStopped
 from pipelines.store import StoreError
 from tests.simulation.turns import Turns
@@ -78,6 +79,7 @@ def simulate(seed: int) -> World:
     if failures:
         raise failures[0]
     world.before_call = lambda _name, _call: None
+    assert verify_table(world.objects, clock=world.clock).findings == (), "what is unfinished is whole, too"
     world.clock.seconds += LEASE_SECONDS + 1  # whoever holds the lease is dead
     last = Writer(world, "z", is_leased=is_leased)
     last.start()  # resumes what is unfinished, or completes its seal

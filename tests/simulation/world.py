@@ -24,6 +24,7 @@ from pipelines.labelling.publish import commit_part
 from pipelines.labelling.run import Run, RunRequest, find_unfinished, list_runs
 from pipelines.labelling.segments import Outcome
 from pipelines.labelling.start import Finished, Selection, run_start
+from pipelines.labelling.verify import verify_table
 from pipelines.lake.listing import LakeObject, Listing
 from pipelines.store import Blob, Entry, NotFound, StoreDown
 from pipelines.store.memory import MemoryStore
@@ -303,6 +304,7 @@ def check_end(world: World) -> None:
     rows = world.read()
     table = world.objects
     assert find_unfinished(table) is None
+    assert verify_table(table, clock=world.clock).findings == ()
     planned: list[str] = []
     for run in list_runs(table):
         for segment in read_manifest(table, run.run_id):

@@ -6,8 +6,11 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from tempfile import TemporaryDirectory
 
 from pipelines.clock import SystemClock
+from pipelines.exports.export import ExportConfig, copy_rows
+from pipelines.labelling.history import summarise_runs
 from pipelines.labelling.labeler import ShardReport
 from pipelines.labelling.labelled import read_labelled
 from pipelines.labelling.manifest import PlannedSegment, read_complete, read_kept_schema, read_manifest, read_shard
@@ -16,6 +19,7 @@ from pipelines.labelling.publish import commit_part, publish_group, read_done, r
 from pipelines.labelling.run import Run, RunRequest, finish_run, list_runs, read_state, start_run
 from pipelines.labelling.segments import Outcome
 from pipelines.labelling.start import Selection, run_start
+from pipelines.labelling.verify import verify_table
 from pipelines.lake.listing import LakeObject, Listing
 from pipelines.published import published_files
 from pipelines.stopped import RunStopped
@@ -135,7 +139,23 @@ def _start_afresh(table: Store) -> None:
     _run(table, new_run=True)
 
 
-_USES: dict[str, Callable[[Store], None]] = {"read": _read, "start": _start, "start afresh": _start_afresh}
+def _verify(table: Store) -> None:
+    for sentence in verify_table(table, clock=SystemClock()).findings:
+        sentence.encode()
+        assert "memory://table" in sentence, sentence
+        assert len(sentence) < 2000, sentence[:3000]
+        assert "\n" not in sentence, sentence
+    list(summarise_runs(table))
+    with TemporaryDirectory() as folder:
+        copy_rows(table, ExportConfig("memory://table", f"{folder}/out.jsonl", latest=True))
+
+
+_USES: dict[str, Callable[[Store], None]] = {
+    "read": _read,
+    "start": _start,
+    "start afresh": _start_afresh,
+    "verify": _verify,
+}
 
 
 class _Plan:
