@@ -320,7 +320,7 @@ def _read(table: Store, number: int) -> Run:
 
 def _brief(value: object) -> str:
     text = json.dumps(value)
-    return text if len(text) < 20 else f"{text[:20]}..."
+    return text if len(text) <= 20 else f"{text[:20]}..."
 
 
 def _damaged(uri: str) -> RunStopped:

@@ -154,8 +154,11 @@ def test_files_without_statistics_or_sizes_are_looked_at_all_the_same() -> None:
     assert settle(table, rows_of("now", ("b", "1")), ["2"]) == ["fetch_failed"]
 
 
-def test_a_damaged_file_is_named(table: Counted) -> None:
-    table.put(table_file_key("earlier", 3), b"PAR1 no more PAR1")
+@pytest.mark.parametrize("place", ["footer", "page"])
+def test_a_damaged_file_is_named(table: Counted, place: str) -> None:
+    data = bytearray(encode(rows_of("earlier", *((f"b{number}", "1") for number in range(100)))))
+    data[-8 if place == "footer" else 40] ^= 0xFF
+    table.put(table_file_key("earlier", 3), bytes(data))
 
     with pytest.raises(RunStopped, match=r"memory://table/data/earlier/00003.parquet is damaged"):
-        settle(table, rows_of("now", ("b", "1")), ["2"])
+        settle(table, rows_of("now", ("b5", "1")), ["2"])

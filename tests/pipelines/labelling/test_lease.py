@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -273,6 +275,27 @@ def test_a_dead_process_that_its_parent_has_not_asked_for_is_dead() -> None:
     assert is_dead(alive, HERE)
     assert Path(f"/proc/{process.pid}").exists()
     process.wait()
+
+
+def test_the_record_of_a_folder_says_who_writes_since_when_and_that_it_was_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.01)
+    table = open_store(str(tmp_path))
+
+    def record() -> dict[str, Any]:
+        read: dict[str, Any] = json.loads(table.get(LEASE_KEY).data)
+        return read
+
+    with held(table, "a"):
+        first = record()
+        deadline = time.monotonic() + 20
+        while record()["heartbeat_at"] == first["heartbeat_at"] and time.monotonic() < deadline:
+            time.sleep(0.01)
+        later = record()
+        assert later["heartbeat_at"] > first["heartbeat_at"] >= first["acquired_at"]
+        assert (later["token"], later["process"]["pid"], later["is_released"]) == ("a", os.getpid(), False)
+    assert record()["is_released"] is True
 
 
 def test_a_killed_holder_of_a_folder_is_taken_over_at_once(tmp_path: Path) -> None:

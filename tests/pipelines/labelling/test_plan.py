@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pyarrow as pa
@@ -484,3 +485,30 @@ def test_a_summary_counts_labelled_images_and_names_the_unfinished_run(tmp_path:
 
     assert (summary("detr@1").images, summary("detr@1").labelled, summary("detr@1").unfinished_run) == (3, 2, "night")
     assert (summary("detr@2").images, summary("detr@2").labelled) == (5, 0)
+
+
+def test_a_summary_is_of_what_the_run_would_be_given(tmp_path: Path) -> None:
+    """Kept columns, the table within its own lake, the first or a sample, and what is tried again."""
+    lake = tmp_path / "lake"
+    lake.mkdir()
+    for number in range(200):
+        (lake / f"{number:03d}.jpg").write_bytes(b"1" * (number + 1))
+    table = open_store(str(lake / "table"))
+    now = datetime(2026, 11, 22, tzinfo=UTC)
+    failed = [Row(item.uri, item.etag, error_kind="truncated", error="cut") for item in list_objects([str(lake)])]
+    rows = rows_to_table(failed[:3], origin=Origin("detr@1", 0.5, "old", 0, now))  # type: ignore[arg-type]
+    table.put("data/old/00000.parquet", encode(rows))
+    table.put("data/old/not-an-image-of-the-lake.jpg", b"x")
+
+    def summary(**how: Any) -> PlanSummary:
+        return summarise_plan(PlanConfig((str(lake),), table.uri, shard_images=2, **how))
+
+    assert (summary().images, summary().labelled, summary().segments) == (197, 3, 2)
+    assert summary(retry_errors="all").labelled == 0
+    assert (summary(max_images=10).images, summary(max_images=10).size_bytes) == (7, sum(range(4, 11)))
+    drawn = {summary(sample=10, seed=seed).size_bytes for seed in range(4)}
+    assert (summary(sample=10).images + summary(sample=10).labelled, len(drawn)) == (10, 4)
+    uris = tmp_path / "uris.csv"
+    uris.write_text("uri\n/lake/a.jpg\n")
+    with pytest.raises(RunStopped, match="there is no column 'camera'"):
+        summarise_plan(PlanConfig((str(uris),), table.uri, keep=("camera",)))

@@ -133,6 +133,23 @@ def test_another_configuration_is_refused_with_the_difference(request_: RunReque
     assert str(refusal.value) == sentence
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("x" * 200, "x" * 200),
+        ("x" * 201, "x" * 200 + "..."),
+        ([["a", "b"], [["c"]]], "a b c"),
+        ([[[["a"]]]], '["a"]'),
+        ([[[[["a"]]]]], '[["a"]]'),
+        ([[]], "none"),
+        ({"a": 1}, '{"a": 1}'),
+    ],
+    ids=["200 letters", "201", "nested", "four deep", "five deep", "of nothing", "an object"],
+)
+def test_a_value_is_shown_in_a_message_as_far_as_a_person_reads(value: object, shown: str) -> None:
+    assert differences({"name": value}, {"name": 1}) == [f"name {shown}, now 1"]
+
+
 def test_differences_are_in_the_order_of_the_old_configuration() -> None:
     old: dict[str, object] = {"b": 1, "max_images": None, "a": True, "keep": [], "same": ("x",), "gone": "was"}
     new = {"a": False, "b": 2, "max_images": 5, "keep": ["x"], "same": ["x"], "new": 0.5}
@@ -314,6 +331,8 @@ GOOD = {
         (json.dumps({**GOOD, "surprise": 1}).encode(), "is damaged"),
         (json.dumps({name: value for name, value in GOOD.items() if name != "model"}).encode(), "is damaged"),
         (json.dumps({**GOOD, "record_version": 2}).encode(), "is a run record of version 2, this is version 1"),
+        (json.dumps({**GOOD, "record_version": "x" * 18}).encode(), f'is a run record of version "{"x" * 18}", this'),
+        (json.dumps({**GOOD, "record_version": "x" * 19}).encode(), f'is a run record of version "{"x" * 19}..., this'),
     ],
 )
 def test_a_damaged_record_is_said(record: bytes, sentence: str) -> None:
