@@ -47,9 +47,9 @@ class S3Server(NamedTuple):
     def options(self, **others: object) -> StoreOptions:
         return StoreOptions(endpoint=self.endpoint, region="us-east-1", retry_seconds=2.0, **others)  # type: ignore[arg-type]
 
-    def bucket(self, name: str | None = None) -> str:
-        """Make a bucket, of a random name if none is given, and return its URI."""
-        name = name or f"tests-{uuid4().hex[:16]}"
+    def bucket(self) -> str:
+        """Make a bucket, and return its URI."""
+        name = f"tests-{uuid4().hex[:16]}"
         self.client().create_bucket(Bucket=name)
         return f"s3://{name}"
 

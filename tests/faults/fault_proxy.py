@@ -46,7 +46,7 @@ class Faults:
         lost_every: Of every Nth PUT the store does what it is told, and the connection is reset instead of an answer.
         latency_seconds: That each answer takes longer.
         matching: A pattern; requests whose path does not have it are left alone.
-        seed: Each draw follows from it, the method, the path, and how often that was asked for before.
+        seed: Each draw follows from it, the method, the path in the bucket, and how often that was asked for before.
     """
 
     slow_down: float = 0.0
@@ -217,7 +217,7 @@ class FaultProxy:
         with self._lock:
             self.requests[method] += 1
             puts = self.requests["PUT"]
-            key = (method, SIGNING.sub("", target))
+            key = (method, SIGNING.sub("", target).split("/", 2)[-1])  # without the bucket, whose name tests draw
             nth = self._seen[key]
             self._seen[key] += 1
         if not re.search(faults.matching, target):

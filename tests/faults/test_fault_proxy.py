@@ -210,10 +210,10 @@ def test_the_same_seed_gives_the_same_faults_about_as_often_as_told(
         return [number for number in range(200) if ask(number) != (200, BODY)]
 
     proxy.faults = Faults(slow_down=0.2, reset=0.1, seed=seed)
-    first = failing(lambda number: one(proxy, "GET", f"/{number}"))
+    first = failing(lambda number: one(proxy, "GET", f"/bucket/{number}"))
 
     with fault_proxy(f"http://127.0.0.1:{server.server_port}", proxy.faults) as another:
-        again = failing(lambda number: one(another, "GET", f"/{number}?X-Amz-Signature={number}"))
+        again = failing(lambda number: one(another, "GET", f"/other/{number}?X-Amz-Signature={number}"))
 
     assert first == again
     assert 35 <= len(first) <= 85
