@@ -153,10 +153,11 @@ def test_a_driver_that_stood_still_in_mid_publish_while_another_start_sealed_its
     report: Callable[..., None],
 ) -> None:
     # in a bucket: a folder's lock is the kernel's, and nobody has it before a driver that stands still is gone
-    monkeypatch.setenv("AWS_ENDPOINT_URL", moto.endpoint)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", moto.endpoint)  # for the reader, and for this process
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     table, images = f"{moto.bucket()}/table", 200
-    plain = replace(drivers(images), table=table)
+    plain = drivers(images)
+    plain = replace(plain, table=table, options=(*plain.options, "--endpoint", moto.endpoint, "--region", "us-east-1"))
     first, second = replace(plain, run_id="first", program=("-c", DRIVER)), replace(plain, run_id="second")
     started = time.monotonic()
     with watched(table, tmp_path / "history") as seen, first.running() as zombie:
