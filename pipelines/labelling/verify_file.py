@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipelines.labelling.manifest import PlannedSegment, read_planned
 from pipelines.labelling.publish import footer_totals, is_sealed_file, part_key
@@ -24,9 +23,9 @@ def check_table_file(
     """Yield what is wrong with the table file of a segment, after reading all its pages, whose checksums are verified.
 
     Its rows are the planned images, each once and in the plan's order; they say whose they are, are whole, and add up
-    to what the footer says; and no row group's statistics hide a `uri` from engines that skip by them. Page indices and
-    other statistics, which have no checksums, are not verified. Memory: one row group, and the names of the segment's
-    images.
+    to what the footer says. Statistics and page indices, by which engines skip rows, have no checksums and are not
+    verified: asked for those of a damaged footer, pyarrow 26 may end the process (measurements.md, 2026-11-27).
+    Memory: one row group, and the names of the segment's images.
 
     Args:
         table: the table.
@@ -95,11 +94,7 @@ def _check(table: Store, entry: Entry, run: Run, segment: PlannedSegment | None,
     found = _Rows(run, segment, planned)
     for group in range(file.num_row_groups):
         with parquet_of(name):
-            rows = file.read_row_group(group)
-            found.add(rows)
-            is_hidden = _is_hidden(rows, file.metadata.row_group(group).column(columns.get_field_index("uri")))
-        if is_hidden:
-            yield f"{name} has statistics by which readers skip rows of row group {group} that they look for by uri."
+            found.add(file.read_row_group(group))
     yield from found.findings(name)
     said = footer_totals(file, name)
     if said != found.totals:
@@ -143,18 +138,6 @@ class _Rows:
             yield f"{name} has rows that say another run, model or shard than that of the file."
         if self._is_halved:
             yield f"{name} has rows that are neither `ok` with detections nor an error with its kind."
-
-
-def _is_hidden(rows: pa.Table, uris: pq.ColumnChunkMetaData) -> bool:
-    """Return whether a row's `uri` is not within the statistics of its row group."""
-    # of a column that was damaged to another type, pyarrow 26 ends the process when it is asked for statistics
-    if uris.physical_type != "BYTE_ARRAY" or not len(rows):
-        return False
-    statistics = uris.statistics
-    if statistics is None or not statistics.has_min_max:
-        return False
-    ends = pc.min_max(rows["uri"]).as_py()
-    return bool(ends["min"] < statistics.min or ends["max"] > statistics.max)
 
 
 def _departure(uris: pa.ChunkedArray, expected: pa.ChunkedArray, first: int) -> str:

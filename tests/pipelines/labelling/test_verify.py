@@ -234,17 +234,6 @@ def test_a_file_that_is_no_parquet_any_more_is_found(data: bytes) -> None:
     assert sentence.startswith(f"memory://store/{SECOND} is damaged: it cannot be read as Parquet (")
 
 
-def test_statistics_that_hide_rows_from_readers_are_found() -> None:
-    table = fill(memory_store())
-    data = table.get(FIRST).data
-    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
-    table.put(FIRST, data[:footer] + data[footer:].replace(b"s3://b/night-1/3", b"s3://b/night-1/2"))
-
-    assert verify(table) == (
-        f"memory://store/{FIRST} has statistics by which readers skip rows of row group 0 that they look for by uri.",
-    )
-
-
 def test_a_file_of_other_columns_is_found() -> None:
     table = fill(memory_store())
     rewrite(table, SECOND, lambda rows: rows.drop_columns(["station"]))
