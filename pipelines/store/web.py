@@ -28,6 +28,10 @@ from pipelines.store.uris import join_uri, without_secrets
 # A server among thousands in a list of images: not worth the minutes that a run's own store is
 RETRY_SECONDS = 15.0
 
+# Sent without end, or packed a thousandfold, a file would fill the memory: strangers' servers are not trusted with that
+LARGEST_BYTES = 256 * 1024**2
+_PIECE_BYTES = 1024**2
+
 # what is left of ASCII without blanks, control characters and "<>\\^`{|}
 _NOT_IN_ADDRESSES = re.compile(r"[^!#-;=?-\[\]_a-z~]+")
 
@@ -99,6 +103,11 @@ class WebStore:
                 status, data, received = fsspec.asyn.sync(self._files.loop, self._answer, url, headers, whole)
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 failure = store_error(Answer(words=type(error).__name__), "read", without_secrets(url))
+            except _TooLongError:
+                failure = Misconfigured(
+                    f"{without_secrets(url)} is longer than {LARGEST_BYTES:,} bytes, which no photograph and no list "
+                    "of them should be. Copy it into a bucket or a folder."
+                )
             except ValueError:
                 failure = Misconfigured(f"{without_secrets(url)} is not a web address. Check the list that it is from.")
             else:
@@ -114,8 +123,16 @@ class WebStore:
     async def _answer(self, url: str, headers: dict[str, str], whole: bool) -> tuple[int, bytes, Mapping[str, str]]:
         session = await self._files.set_session()
         async with session.get(_as_it_stands(url), headers=headers) as answer:
-            data = await answer.read() if whole and answer.status < 300 else b""
-            return answer.status, data, answer.headers
+            data = bytearray()
+            while whole and answer.status < 300 and (piece := await answer.content.read(_PIECE_BYTES)):
+                data += piece  # decompressed, if it was sent compressed
+                if len(data) > LARGEST_BYTES:
+                    raise _TooLongError
+            return answer.status, bytes(data), answer.headers
+
+
+class _TooLongError(Exception):
+    """More bytes came than are held."""
 
 
 def _as_it_stands(url: str) -> yarl.URL:

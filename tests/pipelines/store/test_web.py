@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -47,6 +48,15 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"0\r\n\r\n")
         elif path == "/gzip.jpg":
             self.reply(200, gzip.compress(BODY), Content_Encoding="gzip")
+        elif path == "/bomb.jpg":
+            self.reply(200, gzip.compress(bytes(20 * 1024**2)), Content_Encoding="gzip")
+        elif path == "/endless.jpg":
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):  # until the other side goes away
+                while True:
+                    self.wfile.write(bytes(100_000))
+            self.close_connection = True
         elif path == "/moved.jpg":
             self.reply(302, b"", Location="/plain.jpg")
         elif path == "/range.jpg":
@@ -93,6 +103,14 @@ def web() -> Iterator[str]:
 )
 def test_a_file_is_read_however_it_is_sent(web: str, key: str) -> None:
     assert Stores(ONE_TRY).get(f"{web}/{key}").data == BODY
+
+
+@pytest.mark.parametrize("key", ["bomb.jpg", "endless.jpg"])
+def test_a_file_that_would_fill_the_memory_is_given_up(web: str, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.store.web.LARGEST_BYTES", 1024**2)
+
+    with pytest.raises(Misconfigured, match=rf"{key} is longer than 1,048,576 bytes"):
+        Stores(ONE_TRY).get(f"{web}/{key}")
 
 
 def test_etag_and_size_are_told_where_the_server_tells_them(web: str) -> None:
