@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import re
+import secrets
 import socket
 import sys
 import tempfile
@@ -14,12 +15,15 @@ from pathlib import Path
 
 import ray
 import ray.data
+from ray._private import ray_constants
+from ray._raylet import Config  # type: ignore[attr-defined]  # compiled, its annotations lack it
 from ray.data import DataContext
 
 from pipelines.stopped import RunStopped
 from pipelines.store.uris import LOCAL_ROOT, split_uri
 
 OBJECT_STORE_BYTES = 200 * 1024**2  # status rows of a kilobyte are all that travels
+LOOPBACK = "127.0.0.1"
 ANSWER_SECONDS = 10.0  # for a cluster to accept a connection
 MOST_ACTORS_PER_CPU_NODE = 8  # each holds the model; above that an actor gets several cores instead
 
@@ -39,8 +43,10 @@ class Pool:
 def connected(*, verbose: bool = False) -> Iterator[None]:
     """Hold a connection to Ray: the one that is there, that of `RAY_ADDRESS`, or a local one that ends with this.
 
-    A local Ray listens on loopback and says nothing unless `verbose`. `RAY_AUTH_MODE`, when the environment does not
-    say it, is "disabled" for the local one: nobody else can reach it, and a token left by another cluster is not sent.
+    A local Ray listens on loopback only and says nothing unless `verbose`. Other users of the machine reach loopback,
+    too, and whoever reaches Ray runs code as this user: where the environment does not say `RAY_AUTH_MODE`, it is
+    "token" from then on, with a token of this process that is written into no file. A token left by another cluster is
+    not sent.
 
     Args:
         verbose: whether Ray's own messages and the actors' output come through.
@@ -64,17 +70,20 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
                 "Start it, or unset RAY_ADDRESS for a local one."
             ) from error
     else:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        if "RAY_AUTH_MODE" not in os.environ:
+            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+            Config.initialize("")  # what Ray read of the environment when it was imported, it reads again
         try:
-            ray.init(
-                address="local",
-                logging_level=level,
-                log_to_driver=verbose,
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                _node_ip_address="127.0.0.1",
-                _temp_dir=_temporary_folder(),
-            )
+            with on_loopback():
+                ray.init(
+                    address="local",
+                    logging_level=level,
+                    log_to_driver=verbose,
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    _node_ip_address=LOOPBACK,
+                    _temp_dir=_temporary_folder(),
+                )
         except (ConnectionError, RuntimeError, OSError) as error:
             raise RunStopped(
                 f"a local Ray does not start: {first_line(error)}. `--verbose` shows its messages."
@@ -210,6 +219,26 @@ def _check_answers(address: str) -> None:
             f"no Ray cluster answers at {address} ({first_line(error)}). "
             "Start it, or unset RAY_ADDRESS for a local one."
         ) from error
+
+
+@contextmanager
+def on_loopback() -> Iterator[None]:
+    """Let Ray take loopback for its address when it is told so.
+
+    Ray 2.60 replaces a node's address of 127.0.0.1 by the machine's outward one, and listens on all interfaces then:
+    raylet, GCS, agents and workers alike (measured). It does not where it takes the system for one without clusters.
+    """
+    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    enabled, said = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(name)
+    ray_constants.ENABLE_RAY_CLUSTER, os.environ[name] = False, "0"  # the latter for the processes that Ray starts
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = enabled
+        if said is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = said
 
 
 def _quiet(*, verbose: bool) -> None:

@@ -115,20 +115,23 @@ def local_ray() -> Iterator[str]:
         import ray  # here: seconds that most tests need not wait for
         import ray.data
 
+        from pipelines.cluster import on_loopback
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Ray 2.60 warns of defaults of its own when this is made
             ray.data.DataContext.get_current()
-        ray.init(
-            address="local",
-            num_cpus=8,
-            num_gpus=4,
-            include_dashboard=False,
-            logging_level="ERROR",
-            log_to_driver=False,
-            object_store_memory=200 * 1024**2,
-            _node_ip_address="127.0.0.1",
-            _temp_dir="/tmp/ray",  # noqa: S108 - sockets lie below it, whose paths must be short
-        )
+        with on_loopback():
+            ray.init(
+                address="local",
+                num_cpus=8,
+                num_gpus=4,
+                include_dashboard=False,
+                logging_level="ERROR",
+                log_to_driver=False,
+                object_store_memory=200 * 1024**2,
+                _node_ip_address="127.0.0.1",
+                _temp_dir="/tmp/ray",  # noqa: S108 - sockets lie below it, whose paths must be short
+            )
         yield ray.get_runtime_context().gcs_address
         ray.shutdown()
 

@@ -1,0 +1,194 @@
+"""A whole labelling run as a user starts it: what it leaves behind, and what it opens while it lasts."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from detr.scene_files import write_scenes
+from tests.conftest import S3Server
+from tests.security.conftest import HUB_TOKEN, KEY_ID, SECRET_KEY, SESSION_TOKEN, SIGNED, leaked, leaked_in_files
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+ROOT = Path(__file__).parents[2]
+LISTENS = "0A"  # of /proc/net/tcp
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a run printed, wrote into its bucket, left in its temporary folder, and listened on."""
+
+    code: int
+    printed: str
+    bucket: Path
+    temporary: Path
+    listened: frozenset[str]
+    tokens: frozenset[str]
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory, moto_server: S3Server) -> Iterator[Ended]:
+    """A run over two scenes, a page and a missing image, named by a list that is fetched from a signed address."""
+    lake, bucket = tmp_path_factory.mktemp("lake"), tmp_path_factory.mktemp("bucket")
+    write_scenes(lake, 2, 4, sizes={(96, 128): 1})
+    (lake / "page.jpg").write_bytes(b"<html>not found</html>")
+    uri = moto_server.bucket()
+    client, name = moto_server.client(), uri.removeprefix("s3://")
+    for path in lake.glob("*.jpg"):
+        client.upload_file(str(path), name, f"lake/{path.name}")
+    names = [*(path.name for path in lake.glob("*.jpg")), "missing.jpg"]
+    temporary = Path(tempfile.mkdtemp(prefix="rd", dir="/tmp"))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "RAY_"))} | {
+        "AWS_ENDPOINT_URL": moto_server.endpoint,
+        "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": KEY_ID,
+        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+        "AWS_SESSION_TOKEN": SESSION_TOKEN,
+        "HF_TOKEN": HUB_TOKEN,
+        "TMPDIR": str(temporary),
+        "HOME": str(temporary),  # where Ray would write a token
+    }
+    with _SignedList("uri\n" + "".join(f"{uri}/lake/{one}\n" for one in names)) as endpoint:
+        line = ["--images", f"{endpoint}/list.csv?{SIGNED}", "--table", f"{uri}/table", "--model", "scenes"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jobs.label", *line, "--max-error-rate", "1", "--verbose"],
+            cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        listened: set[str] = set()
+        tokens: set[str] = set()
+        watching = threading.Event()
+        watcher = threading.Thread(target=_watch, args=(process.pid, listened, tokens, watching))
+        watcher.start()
+        printed, _ = process.communicate(timeout=300)
+        watching.set()
+        watcher.join()
+    for entry in client.list_objects_v2(Bucket=name).get("Contents", ()):
+        target = bucket / entry["Key"]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        client.download_file(name, entry["Key"], str(target))
+    yield Ended(process.returncode, printed, bucket, temporary, frozenset(listened), frozenset(tokens))
+    shutil.rmtree(temporary)
+
+
+def test_the_run_is_well_and_says_so_without_secrets(ended: Ended) -> None:
+    assert ended.code == 0, ended.printed
+    assert "not_an_image 1" in ended.printed
+    assert "missing 1" in ended.printed
+    assert leaked(ended.printed) == set()
+
+
+def test_table_plan_and_records_hold_no_secret(ended: Ended) -> None:
+    written = {path.relative_to(ended.bucket).parts[1] for path in ended.bucket.rglob("*") if path.is_file()}
+
+    assert {"data", "_runs"} <= written
+    assert leaked_in_files([ended.bucket]) == {}
+
+
+def test_rays_own_logs_hold_no_secret(ended: Ended) -> None:
+    assert [path.name for path in ended.temporary.rglob("raylet.out")] == ["raylet.out"]
+
+    assert leaked_in_files([ended.temporary]) == {}
+
+
+def test_all_that_listens_is_on_loopback(ended: Ended) -> None:
+    assert len(ended.listened) > 3  # raylet, GCS and workers were seen
+
+    assert {one for one in ended.listened if not _is_loopback(one.rpartition(":")[0])} == set()
+
+
+def test_whoever_reaches_ray_needs_a_token_that_is_written_nowhere(ended: Ended) -> None:
+    [token] = ended.tokens
+
+    assert len(token) == 64
+    assert token not in ended.printed
+    assert [path for path in ended.temporary.rglob("*") if path.is_file() and token.encode() in path.read_bytes()] == []
+    assert not (ended.temporary / ".ray").exists()
+
+
+def _is_loopback(address: str) -> bool:
+    found = ipaddress.ip_address(address)
+    return (getattr(found, "ipv4_mapped", None) or found).is_loopback
+
+
+def _watch(pid: int, listened: set[str], tokens: set[str], is_over: threading.Event) -> None:
+    """Collect what the processes of a run listen on, and the tokens that Ray's own were started with."""
+    while not is_over.wait(0.3):
+        family = _family(pid)
+        inodes = {inode for process in family for inode in _sockets(process)}
+        listened |= {address for inode, address in _listening().items() if inode in inodes}
+        for process in family:
+            with suppress(OSError):
+                variables = Path(f"/proc/{process}/environ").read_text().split("\0")
+                tokens |= {one.partition("=")[2] for one in variables if one.startswith("RAY_AUTH_TOKEN=")}
+
+
+def _family(pid: int) -> set[int]:
+    parents = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parents[int(status.parent.name)] = int(status.read_text().rpartition(")")[2].split()[1])
+    family, before = {pid}, 0
+    while len(family) > before:
+        before = len(family)
+        family |= {child for child, parent in parents.items() if parent in family}
+    return family
+
+
+def _sockets(pid: int) -> Iterator[str]:
+    with suppress(OSError):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                target = str(link.readlink())
+                if target.startswith("socket:["):
+                    yield target[8:-1]
+
+
+def _listening() -> dict[str, str]:
+    """By inode, address and port of every listening socket of this machine."""
+    found = {}
+    for name in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == LISTENS:
+                address, _, port = fields[1].partition(":")
+                # words of 32 bits, each in this machine's order
+                packed = b"".join(bytes.fromhex(address[at : at + 8])[::-1] for at in range(0, len(address), 8))
+                found[fields[9]] = f"{ipaddress.ip_address(packed)}:{int(port, 16)}"
+    return found
+
+
+class _SignedList:
+    """A web server that gives one text to whoever shows the signature."""
+
+    def __init__(self, text: str) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(200 if self.path.endswith(SIGNED) else 403)
+                self.end_headers()
+                self.wfile.write(text.encode())
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+                return
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+
+    def __enter__(self) -> str:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
