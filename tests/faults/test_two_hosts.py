@@ -35,7 +35,7 @@ pytestmark = [
 
 SCRIPT = str(ROOT / "scripts" / "two-hosts-ray.sh")
 IMAGES = 400
-ACTORS = 3  # one on the head, two on the worker
+ACTORS = "1:3"  # one on the head, two on the worker; who asks for more at least waits for them when a host is lost
 IN_FLIGHT = 4 * SHARD * 2  # images of the shards in flight on the worker's actors
 # a lost node is known after 13 s instead of 64, and a gRPC call to it is given up after 15 s instead of 420
 SOON = {
@@ -80,7 +80,7 @@ def two_hosts() -> Iterator[TwoHosts]:
 
 def run_on(hosts: TwoHosts, lake: Path, table: Path, work: Path) -> Drivers:
     """Return a run whose driver is on the head."""
-    options = ("--shard-images", str(SHARD), "--actors", f"{ACTORS}:{ACTORS}", "--json")
+    options = ("--shard-images", str(SHARD), "--actors", ACTORS, "--json")
     python = (SCRIPT, "exec", hosts.folder, "head", sys.executable)
     return Drivers(lake, table, CountingRay(hosts.address, work), "run", options, python=python)
 

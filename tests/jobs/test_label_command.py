@@ -112,9 +112,9 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(local_ray: str, lake:
         start_new_session=True,
     )
     try:
-        wait_until(lambda: any(table.glob("_runs/*/parts/*.part")), 120)
+        wait_until(lambda: any(table.glob("_runs/*/parts/*.part")), 300)
         os.killpg(running.pid, signal.SIGINT)  # as a terminal does: to all that run in its foreground
-        out, err = running.communicate(timeout=60)
+        out, err = running.communicate(timeout=240)
     finally:
         if running.poll() is None:
             os.killpg(running.pid, signal.SIGKILL)

@@ -1,0 +1,265 @@
+"""One start of a run, without trouble: what it plans, shows, asks and leaves; trouble is simulated elsewhere."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from pipelines.labelling.manifest import read_manifest
+from pipelines.labelling.publish import part_key
+from pipelines.labelling.run import Run, RunRequest, find_unfinished, latest_run, read_end
+from pipelines.labelling.segments import Outcome
+from pipelines.labelling.start import Finished, Selection, run_start
+from pipelines.lake.listing import Listing
+from pipelines.stopped import RunStopped
+from pipelines.store import StoreDown
+from pipelines.store.memory import MemoryStore
+from pipelines.table import NO_COLUMNS
+from pipelines.watchdog import Watchdog
+from tests.simulation.world import Inline, LazyPlan, World, Writer, small_segments
+
+
+@pytest.fixture(autouse=True)
+def few_shards_a_segment() -> Iterator[None]:
+    with small_segments():
+        yield
+
+
+class Stages(Watchdog):
+    """Writes down which stages there were, and how often each moved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moves: dict[str, int] = {}
+        self.details: dict[str, Callable[[], str]] = {}
+
+    @contextmanager
+    def stage(self, name: str, *, detail: Callable[[], str] = str) -> Iterator[Callable[..., None]]:
+        self.details[name] = detail
+        self.moves.setdefault(name, 0)
+
+        def moved(took_seconds: float = 0.0) -> None:
+            self.moves[name] += 1
+
+        yield moved
+
+
+@dataclass
+class Start:
+    """A start whose every dealing with the outside is written down."""
+
+    world: World
+    selection: Selection = field(default_factory=Selection)
+    shown: list[Any] = field(default_factory=list)
+    asked: int = 0
+    watchdog: Stages = field(default_factory=Stages)
+    shards: list[list[int]] = field(default_factory=list)
+
+    def run(self, *, new_run: bool = False, model: str = "detr@1", dies: bool = False, **how: Any) -> Finished:
+        writer = Writer(self.world, model=model)
+
+        def ask() -> None:
+            self.asked += 1
+
+        def label(run: Run, shards: Sequence[int], *, isolated: bool) -> Iterator[Outcome]:
+            self.shards.append(list(shards))
+            if dies:
+                yield Outcome(failure="the power went.")
+                return
+            for outcome in writer._label(run, shards, isolated=isolated):
+                assert outcome.report is not None
+                yield replace(outcome, report=replace(outcome.report, errors={"missing": 1}, changed=2))
+
+        self.world.clock.seconds += 1
+        return run_start(
+            self.world.objects,
+            RunRequest(model, model, {}, 2, {}),
+            Listing((writer._list,), NO_COLUMNS),
+            self.selection,
+            new_run=new_run,
+            label_shards=label,
+            plan_ahead=LazyPlan,
+            publisher=Inline(),
+            clock=self.world.clock,
+            tail="0001",
+            show=self.shown.append,
+            watchdog=self.watchdog,
+            still_ours=ask,
+            why_no_shard=lambda: "no GPU is free",
+            threads=1,
+            **how,
+        )
+
+
+def lake(images: int) -> World:
+    return World({f"s3://lake/{number:03d}.jpg": "v0" for number in range(images)})
+
+
+def uris(world: World) -> list[str]:
+    return [row["uri"] for row in world.read()]
+
+
+def test_a_run_ends_with_what_it_planned_and_did() -> None:
+    world = lake(13)
+
+    finished = Start(world).run()
+
+    assert (finished.resumed, finished.segments, finished.images_this_start) == (False, 2, 13)
+    assert (finished.totals.rows, finished.totals.detections, finished.totals.errors) == (13, 13, {})
+    assert (finished.planned.images, finished.planned.shards) == (13, 7)
+    assert finished.run == latest_run(world.objects)
+    end = read_end(world.objects, finished.run.run_id)
+    assert end is not None
+    assert (end.state, end.totals) == ("finished", {"rows": 13, "detections": 13, "errors": {}})
+    assert uris(world) == sorted(world.lake)
+
+
+def test_progress_adds_up_and_says_what_is_going_on() -> None:
+    world = lake(13)
+    start = Start(world)
+    start.run()
+
+    assert start.shown[0].stage == "planning"
+    assert {one.stage for one in start.shown[1:]} == {"label"}
+    last = start.shown[-1]
+    assert (last.images, last.images_this_start, last.errors, last.changed) == (13, 13, 7, 14)
+    assert last.images_planned == 13
+    assert [one.images for one in start.shown] == sorted(one.images for one in start.shown)
+    assert start.shown[-1].began == start.shown[1].began == 1.0  # where the clock stood then
+
+
+def test_a_resumed_run_counts_what_was_there_before() -> None:
+    world = lake(13)
+    with pytest.raises(RunStopped, match=r"the power went\. What is done stays done"):
+        Start(world).run(dies=True)
+    run = find_unfinished(world.objects)
+    assert run is not None
+    world.objects.put(part_key(run.run_id, 99), b"of no segment, which nobody counts")
+    first = Start(world)
+    first.run()
+    second = Start(world)
+    world.lake["s3://lake/new.jpg"] = "v0"
+
+    finished = second.run()
+
+    assert first.shown[0].stage == f"resuming run {run.run_id}"
+    assert (finished.images_this_start, finished.planned.labelled) == (1, 13)
+    assert second.shown[-1].images == 1
+
+
+def test_rows_of_earlier_starts_are_shown_as_done() -> None:
+    world = lake(4)
+    with pytest.raises(RunStopped):
+        Start(world).run(dies=True)
+    run = find_unfinished(world.objects)
+    assert run is not None
+    list(Writer(world)._label(run, [0], isolated=False))
+
+    start = Start(world)
+    start.run()
+
+    assert start.shards == [[1]]
+    assert (start.shown[1].images, start.shown[1].images_this_start) == (2, 0)
+    assert (start.shown[-1].images, start.shown[-1].images_this_start) == (4, 2)
+
+
+def test_the_watchdog_knows_each_stage_and_what_may_be_the_reason() -> None:
+    start = Start(lake(13))
+    start.run()
+
+    assert list(start.watchdog.moves) == [
+        "reading what is labelled already", "planning", "labelling", "counting what is published",
+    ]  # fmt: skip
+    assert start.watchdog.moves["labelling"] == 7  # by shard
+    assert start.watchdog.moves["planning"] >= 1
+    assert start.watchdog.details["labelling"]() == "no GPU is free"
+
+
+def test_the_lease_is_asked_for_at_every_wave_and_shard() -> None:
+    start = Start(lake(13))
+    start.run()
+
+    assert start.asked == 2 + 7
+
+
+@pytest.mark.parametrize(
+    ("selection", "expected"),
+    [(Selection(max_images=3), ["s3://lake/000.jpg", "s3://lake/001.jpg", "s3://lake/002.jpg"]), (Selection(), 13)],
+)
+def test_the_first_images_or_all_are_labelled(selection: Selection, expected: Any) -> None:
+    world = lake(13)
+    Start(world, selection).run()
+
+    assert uris(world) == expected if isinstance(expected, list) else len(uris(world)) == expected
+
+
+def test_a_sample_is_drawn_by_its_seed() -> None:
+    drawn = []
+    for seed in (0, 0, 1, 2):
+        world = lake(50)
+        Start(world, Selection(sample=5, seed=seed)).run()
+        drawn.append(tuple(uris(world)))
+
+    assert [len(one) for one in drawn] == [5] * 4
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn)) == 3
+
+
+def test_another_models_rows_and_errors_that_are_tried_again_are_planned() -> None:
+    world = World({"s3://lake/0.jpg": "v0", "s3://lake/1.jpg": "truncated 0"})
+    Start(world).run()
+
+    assert Start(world).run().planned.images == 0
+    assert Start(world, Selection(retry_errors="all")).run().planned.images == 1
+    assert Start(world).run(model="detr@2").planned.images == 2
+
+
+def test_a_small_plan_is_cut_for_as_many_as_work() -> None:
+    world = lake(4)
+    run = Start(world).run(spread=4).run
+
+    shards = [images for segment in read_manifest(world.objects, run.run_id) for images in segment.shard_images]
+    assert shards == [1] * 4
+    assert find_unfinished(world.objects) is None
+
+
+def test_a_new_run_seals_the_unfinished_one_and_clears_its_parts() -> None:
+    world = lake(4)
+    with pytest.raises(RunStopped):
+        Start(world).run(dies=True)
+    old = find_unfinished(world.objects)
+    assert old is not None
+    list(Writer(world)._label(old, [0], isolated=False))
+
+    finished = Start(world).run(new_run=True)
+
+    end = read_end(world.objects, old.run_id)
+    assert end is not None
+    assert end.state == "sealed"
+    assert not finished.resumed
+    assert finished.run.number == 2
+    assert not [entry.key for entry in world.objects.list(f"_runs/{old.run_id}/parts/")]
+
+
+def test_parts_that_a_start_could_not_remove_are_removed_by_the_next_and_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = lake(4)
+
+    def fail(_: MemoryStore, key: str) -> None:
+        raise StoreDown(f"{key}: no answer")
+
+    with monkeypatch.context() as patched, caplog.at_level(logging.WARNING):
+        patched.setattr(MemoryStore, "delete", fail)
+        run = Start(world).run().run
+    parts = f"_runs/{run.run_id}/parts/"
+
+    assert f"parts of run {run.run_id} could not be removed: {parts}0000000.part: no answer" in caplog.text
+    assert len(list(world.objects.list(parts))) == 2
+    Start(world).run()
+    assert list(world.objects.list(parts)) == []
