@@ -7,7 +7,7 @@ DEMO ?= demo
 S3_DIR ?= /tmp/ray-detr-s3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix simulate test-faults test-faults-s3 test-s3 lock clean
+.PHONY: help demo test check fix simulate mutate test-faults test-faults-s3 test-s3 lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,10 @@ fix: .venv/.ready ## format, and what the linter can mend safely
 simulate: .venv/.ready ## ten thousand whole runs with crashes, lost answers and several writers, in one process
 	SIMULATION_SEEDS=10000 $(PYTEST) tests/simulation
 
+mutate: .venv/.ready ## whether tests notice two thousand small faults in plan, commit, publish, run and lease code: an hour and more
+	$(BIN)/mutmut run
+	$(BIN)/mutmut results
+
 test-s3: .venv/.ready ## the tests on a real S3 server (Ceph; installs Debian's packages, needs root)
 	scripts/s3-server.sh install
 	@settings="$$(scripts/s3-server.sh up $(S3_DIR))" || exit 1; eval "$$settings"; \
@@ -56,4 +60,4 @@ lock: .venv/.ready ## resolve pyproject.toml anew into the lock files
 	$(BIN)/python scripts/lock.py
 
 clean: ## remove what the targets made, but not .venv
-	rm -rf $(DEMO) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(DEMO) build .mypy_cache .ruff_cache .pytest_cache .hypothesis mutants
