@@ -16,7 +16,7 @@ from pipelines.cluster import Pool, choose_pool, connected, node_resources, room
 from pipelines.create_only import refuse_overwriting
 from pipelines.labelling.decoding import DECODE_SECONDS
 from pipelines.labelling.labeler_spec import LabelerSpec
-from pipelines.labelling.lease import holding
+from pipelines.labelling.lease import TRIES_SECONDS, holding
 from pipelines.labelling.plan import CPU_SHARD_IMAGES, GPU_SHARD_IMAGES, PlanConfig
 from pipelines.labelling.planning import Planner
 from pipelines.labelling.pool import label_shards, probe
@@ -266,6 +266,7 @@ def label(config: LabelConfig, *, on_progress: Callable[[Progress], None] | None
             token=secrets.token_hex(16),
             wait_seconds=60 * config.wait_minutes,
             say=lambda sentence: show(Progress(sentence)),
+            impatient=open_store(config.table, replace(config.table_options, retry_seconds=TRIES_SECONDS)),
         ) as still_ours:
             show(Progress("connecting to Ray"))
             with watching() as watchdog, connected(verbose=config.verbose):

@@ -27,6 +27,9 @@ LEASE_KEY: Final = "_lease.json"
 LOCK_KEY: Final = "_lease.lock"
 LEASE_SECONDS: Final = 600.0  # a host that was cut off from its cluster went on for 479 s (measured, Ray 2.60)
 HEARTBEAT_SECONDS: Final = 30.0
+TRIES_SECONDS: Final = (
+    15.0  # of a heartbeat or of giving up: the next one comes soon, and a store that is lost stays so
+)
 WAIT_SECONDS: Final = 5.0  # between two looks at a lease that is waited for
 
 _logger = logging.getLogger(__name__)
@@ -154,6 +157,7 @@ def holding(
     token: str,
     wait_seconds: float,
     say: Callable[[str], None],
+    impatient: Store | None = None,
     clock: Clock | None = None,
 ) -> Iterator[Callable[[], None]]:
     """Hold a table's lease as long as the context is open.
@@ -166,6 +170,8 @@ def holding(
         token: Random, of this start.
         wait_seconds: How long another holder is waited for.
         say: Is told whom we wait for.
+        impatient: The same table through a store that gives up after `TRIES_SECONDS`, for heartbeats and giving up: the
+            end of a run whose store is lost waits for them. None: `table`.
         clock: What time it is.
 
     Raises:
@@ -182,7 +188,7 @@ def holding(
         yield lambda: None
         return
     held = _wait_for(take, wait_seconds, say, clock)
-    keeper = _Keeper(table, held, clock)
+    keeper = _Keeper(impatient or table, held, clock)
     try:
         yield keeper.check
     finally:

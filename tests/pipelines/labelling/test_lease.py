@@ -204,6 +204,30 @@ def test_a_start_that_has_lost_its_lease_stops(monkeypatch: pytest.MonkeyPatch) 
             still_ours()
 
 
+def test_heartbeats_and_giving_up_go_through_the_store_that_is_not_waited_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.01)
+    table = memory_store()
+    puts: list[str] = []
+
+    class Impatient(MemoryStore):
+        def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
+            puts.append(key)
+            return table.put(key, data, create=create, if_match=if_match)
+
+    with holding(
+        table, can_swap=True, token="a", wait_seconds=0, say=lambda _: None, impatient=Impatient("memory://table")
+    ):
+        assert puts == []
+        deadline = time.monotonic() + 20
+        while not puts and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert len(puts) >= 2
+    assert set(puts) == {LEASE_KEY}
+    assert acquire(table, ELSEWHERE, token="b", now=datetime.now(UTC)).holder.token == "b"
+
+
 def test_a_store_that_is_down_for_a_while_loses_no_lease(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.01)
     table = memory_store()
