@@ -48,7 +48,7 @@ test-s3: .venv/.ready ## the tests on a real S3 server (Ceph; installs Debian's 
 	@settings="$$(scripts/s3-server.sh up $(S3_DIR))" || exit 1; eval "$$settings"; \
 	$(PYTEST) -m "s3 and not long"; status=$$?; scripts/s3-server.sh destroy $(S3_DIR); exit $$status
 
-test-faults: .venv/.ready ## poison, fuzzing, killed processes on a real Ray: half an hour and more. FAULTS_REPORT=FILE keeps figures
+test-faults: .venv/.ready ## poison, fuzzing, killed processes and (as root) hosts on a real Ray: an hour and more. FAULTS_REPORT=FILE keeps figures
 	$(PYTEST) -s -m "long and not s3"
 
 test-faults-s3: .venv/.ready ## whole runs on a real S3 server that misbehaves (Ceph; needs root): 10 minutes. FAULTS_REPORT=FILE keeps figures

@@ -22,6 +22,7 @@ import pytest
 
 from tests.faults.checks import check_history, check_table, images_begun, watched
 from tests.faults.conftest import ROOT, SHARD, CountingRay, Drivers, counting, wait_until
+from tests.faults.own_ray import LOOPBACK
 
 pytestmark = [
     pytest.mark.root,
@@ -96,6 +97,8 @@ def test_a_run_that_loses_a_host_in_its_midst_ends_by_itself_and_loses_nothing(
     work = tmp_path / "work"
     for name, value in {**counting(work), **({} if fault == "link cut for 20 s" else SOON)}.items():
         monkeypatch.setenv(name, value)  # hosts and driver inherit it
+    for name in LOOPBACK:
+        monkeypatch.delenv(name, raising=False)  # from here on there is more than this machine
     started = time.monotonic()
     with two_hosts() as hosts:
         run = run_on(hosts, lake(IMAGES), tmp_path / "table", work)
