@@ -94,12 +94,13 @@ class Begun(NamedTuple):
     run_id: str
     shard: int
     pid: int
+    host: str
 
 
 def begun(work: Path) -> list[Begun]:
     """Return what actors began, in order."""
     lines = (line.split() for line in work.read_text().splitlines())
-    return [Begun(run_id, int(shard), int(pid)) for run_id, shard, pid in lines]
+    return [Begun(run_id, int(shard), int(pid), host) for run_id, shard, pid, host in lines]
 
 
 def _images(segment: PlannedSegment) -> dict[int, int]:

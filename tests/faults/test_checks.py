@@ -69,4 +69,4 @@ for shard in (7, 7):
     environment = {**os.environ, "PYTHONPATH": f"{counting}:{ROOT}", "FAULTS_WORK": str(work)}
     child = subprocess.Popen([sys.executable, "-c", script], env=environment)
     assert child.wait(60) == 0
-    assert begun(work) == [("night", 7, child.pid)] * 2
+    assert begun(work) == [("night", 7, child.pid, os.uname().nodename)] * 2

@@ -1,4 +1,4 @@
-"""On PYTHONPATH of a test's Ray: each beginning of a shard becomes a line `run shard pid` of the file $FAULTS_WORK.
+"""On PYTHONPATH of a test's Ray: each beginning of a shard is a line `run shard pid host` of the file $FAULTS_WORK.
 
 Counts what actors really did, also for drivers that died; the product knows nothing of it.
 """
@@ -41,7 +41,7 @@ def _count(module: Any) -> None:
 
     def counted(self: Any, shard: int) -> Any:
         with Path(os.environ["FAULTS_WORK"]).open("a", encoding="ascii") as file:  # one short write: appended whole
-            file.write(f"{self._run_id} {shard} {os.getpid()}\n")
+            file.write(f"{self._run_id} {shard} {os.getpid()} {os.uname().nodename}\n")
         return label(self, shard)
 
     module.Labeler.label = counted
