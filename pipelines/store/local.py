@@ -128,6 +128,9 @@ class LocalStore:
             raise _explained(error, self._path(key), "deleted") from error
 
     def _path(self, key: str) -> str:
+        """Return where a key's file is: below the folder, whatever a manifest or a record calls it."""
+        if ".." in key and ".." in key.split("/"):
+            raise NotFound(f"{key!r} is no name of a file below {self._folder}: it leads out of it")
         return self._folder + key
 
     def _read(self, key: str, start: int, length: int | None) -> tuple[bytes, os.stat_result]:
@@ -155,7 +158,7 @@ class LocalStore:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces), status
 
     def _read_folder(self, folder: str) -> Iterable[Child]:
-        path = self._folder + folder
+        path = self._path(folder)
         try:
             with os.scandir(path) as found:
                 children = [child for entry in found if (child := _child(entry)) is not None]

@@ -92,6 +92,10 @@ class FsspecStore:
 
     def _call(self, action: Action, key: str, request: Callable[[], _Result]) -> _Result:
         uri = f"{self.uri}/{key}"
+        if "\0" in key or (
+            ".." in key and ".." in key.split("/")
+        ):  # a folder to most of these, and none leads out of ours
+            raise NotFound(f"{uri!r}: no object can have this name.")
 
         def explained() -> _Result:
             try:
