@@ -294,11 +294,14 @@ _ADVICE = "Wait for it (jobs.label has --wait-minutes), or stop it."
 
 
 def held_sentence(uri: str, holder: Holder, now: datetime) -> str:
-    """Return who holds the lease of a table, and what to do."""
+    """Return who holds the lease of a table, or has held it meanwhile, and what to do."""
     process, ago = holder.process, max(0.0, (now - holder.heartbeat_at).total_seconds())
+    who = f"host {process.host}, pid {process.pid}"
+    if holder.is_released:
+        return f"table {uri} was written by another start meanwhile ({who}), which ended {ago:.0f} s ago."
     return (
-        f"table {uri} is being written by another start (host {process.host}, pid {process.pid}, heartbeat {ago:.0f} s "
-        f"ago). {_ADVICE} A dead holder is taken over at once on its own host, elsewhere after {LEASE_SECONDS:.0f} s."
+        f"table {uri} is being written by another start ({who}, heartbeat {ago:.0f} s ago). {_ADVICE} "
+        f"A dead holder is taken over at once on its own host, elsewhere after {LEASE_SECONDS:.0f} s."
     )
 
 

@@ -105,6 +105,18 @@ def test_a_holder_elsewhere_is_taken_over_when_it_was_silent_for_ten_minutes_and
         acquire(table, ELSEWHERE, token="c", now=later(104 + LEASE_SECONDS))
 
 
+def test_whoever_lost_a_lease_that_is_given_up_again_is_told_so() -> None:
+    table = memory_store()
+    first = acquire(table, ELSEWHERE, token="a", now=NOW)
+    second = acquire(table, HERE, token="b", now=later(1000))
+    release(table, second, now=later(1010))
+
+    with pytest.raises(
+        LeaseHeld, match=rf"was written by another start meanwhile \(.*pid {os.getpid()}\), which ended 5 s"
+    ):
+        renew(table, first, now=later(1015))
+
+
 def test_a_holder_that_died_on_this_machine_is_taken_over_at_once() -> None:
     with subprocess.Popen([sys.executable, "-c", "pass"]) as process:
         process.wait()
