@@ -382,7 +382,8 @@ def _check_answers(config: LabelConfig) -> None:
     Raises:
         RunStopped: with the reason.
     """
-    sources = [(uri, config.image_options) for uri in config.images] + [(config.table, config.table_options)]
+    sources = [(uri, config.image_options) for uri in config.images]
+    sources.append((f"{config.table.rstrip('/')}/", config.table_options))  # its folder is all that must be listed
     for uri, options in sources:
         root, key = split_uri(uri)
         if root.startswith(("http://", "https://")):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,13 +14,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
 from detr.scene_files import write_scenes
 from tests.conftest import S3Server
+from tests.pipelines.store.conftest import Between, _handler
 from tests.security.conftest import HUB_TOKEN, KEY_ID, SECRET_KEY, SESSION_TOKEN, SIGNED, leaked, leaked_in_files
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -29,7 +35,7 @@ LISTENS = "0A"  # of /proc/net/tcp
 
 @dataclass(frozen=True)
 class Ended:
-    """What a run printed, wrote into its bucket, left in its temporary folder, and listened on."""
+    """What a run printed, wrote into its bucket, left in its temporary folder, listened on, and asked its store for."""
 
     code: int
     printed: str
@@ -37,11 +43,12 @@ class Ended:
     temporary: Path
     listened: frozenset[str]
     tokens: frozenset[str]
+    asked: tuple[str, ...]
 
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory, moto_server: S3Server) -> Iterator[Ended]:
-    """A run over two scenes, a page and a missing image, named by a list that is fetched from a signed address."""
+    """A run over two scenes and a page in a folder, and a missing image of a list at a signed address."""
     lake, bucket = tmp_path_factory.mktemp("lake"), tmp_path_factory.mktemp("bucket")
     write_scenes(lake, 2, 4, sizes={(96, 128): 1})
     (lake / "page.jpg").write_bytes(b"<html>not found</html>")
@@ -49,10 +56,12 @@ def ended(tmp_path_factory: pytest.TempPathFactory, moto_server: S3Server) -> It
     client, name = moto_server.client(), uri.removeprefix("s3://")
     for path in lake.glob("*.jpg"):
         client.upload_file(str(path), name, f"lake/{path.name}")
-    names = [*(path.name for path in lake.glob("*.jpg")), "missing.jpg"]
+    asked = Between("")
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), _handler(asked, moto_server.endpoint))
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
     temporary = Path(tempfile.mkdtemp(prefix="rd", dir="/tmp"))
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "RAY_"))} | {
-        "AWS_ENDPOINT_URL": moto_server.endpoint,
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.server_port}",
         "AWS_REGION": "us-east-1",
         "AWS_ACCESS_KEY_ID": KEY_ID,
         "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
@@ -61,10 +70,10 @@ def ended(tmp_path_factory: pytest.TempPathFactory, moto_server: S3Server) -> It
         "TMPDIR": str(temporary),
         "HOME": str(temporary),  # where Ray would write a token
     }
-    with _SignedList("uri\n" + "".join(f"{uri}/lake/{one}\n" for one in names)) as endpoint:
-        line = ["--images", f"{endpoint}/list.csv?{SIGNED}", "--table", f"{uri}/table", "--model", "scenes"]
+    with _SignedList(f"uri\n{uri}/lake/missing.jpg\n") as endpoint:
+        line = ["--images", f"{endpoint}/list.csv?{SIGNED}", f"{uri}/lake/", "--table", f"{uri}/table"]
         process = subprocess.Popen(
-            [sys.executable, "-m", "jobs.label", *line, "--max-error-rate", "1", "--verbose"],
+            [sys.executable, "-m", "jobs.label", *line, "--model", "scenes", "--max-error-rate", "1", "--verbose"],
             cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         listened: set[str] = set()
@@ -75,11 +84,15 @@ def ended(tmp_path_factory: pytest.TempPathFactory, moto_server: S3Server) -> It
         printed, _ = process.communicate(timeout=300)
         watching.set()
         watcher.join()
+    proxy.shutdown()
+    proxy.server_close()
     for entry in client.list_objects_v2(Bucket=name).get("Contents", ()):
         target = bucket / entry["Key"]
         target.parent.mkdir(parents=True, exist_ok=True)
         client.download_file(name, entry["Key"], str(target))
-    yield Ended(process.returncode, printed, bucket, temporary, frozenset(listened), frozenset(tokens))
+    yield Ended(
+        process.returncode, printed, bucket, temporary, frozenset(listened), frozenset(tokens), tuple(asked.seen)
+    )
     shutil.rmtree(temporary)
 
 
@@ -116,6 +129,51 @@ def test_whoever_reaches_ray_needs_a_token_that_is_written_nowhere(ended: Ended)
     assert token not in ended.printed
     assert [path for path in ended.temporary.rglob("*") if path.is_file() and token.encode() in path.read_bytes()] == []
     assert not (ended.temporary / ".ray").exists()
+
+
+def test_the_policies_of_the_documentation_allow_all_that_a_run_does_and_nothing_else(ended: Ended) -> None:
+    done = {one for request in ended.asked for one in _actions(request)}
+    text = (ROOT / "docs" / "security.md").read_text().replace("LAKE/2026", "B/lake").replace("BUCKET/TABLE", "B/table")
+    text = text.replace("2026/*", "lake/*").replace("TABLE/*", "table/*").replace("LAKE", "B").replace("BUCKET", "B")
+    reader, writer = (json.loads(block)["Statement"] for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL))
+
+    rules = _rules(reader + writer)
+
+    # each action is allowed, and each line of the policies was needed
+    used = [(action, key, rule) for action, key in done for rule in rules if _matches(rule, action, key)]
+    assert {(action, key) for action, key, _ in used} == done
+    assert {rule for _, _, rule in used} == set(rules)
+
+
+def _actions(request: str) -> Iterator[tuple[str, str]]:
+    """Yield the right that a request needs, and the key or the prefix that it is about."""
+    method, _, address = request.partition(" ")
+    path, query = urlsplit(address).path, parse_qs(urlsplit(address).query)
+    key = unquote(path.lstrip("/").partition("/")[2])
+    if not key:
+        assert (method, query.get("list-type")) == ("GET", ["2"])
+        yield "s3:ListBucket", query.get("prefix", [""])[0]
+    else:
+        yield (
+            {"GET": "s3:GetObject", "HEAD": "s3:GetObject", "PUT": "s3:PutObject", "DELETE": "s3:DeleteObject"}[method],
+            key,
+        )
+
+
+def _rules(statements: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """The pairs of an action and a pattern of keys or prefixes."""
+    rules = []
+    for one in statements:
+        actions = one["Action"] if isinstance(one["Action"], list) else [one["Action"]]
+        prefixes = one.get("Condition", {}).get("StringLike", {}).get("s3:prefix")
+        patterns = [prefixes] if prefixes else one["Resource"]
+        for pattern in patterns if isinstance(patterns, list) else [patterns]:
+            rules += [(action, pattern.removeprefix("arn:aws:s3:::B/")) for action in actions]
+    return rules
+
+
+def _matches(rule: tuple[str, str], action: str, key: str) -> bool:
+    return rule[0] == action and fnmatchcase(key, rule[1])
 
 
 def _is_loopback(address: str) -> bool:
