@@ -7,7 +7,7 @@ DEMO ?= demo
 S3_DIR ?= /tmp/ray-detr-s3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix simulate mutate test-faults test-faults-s3 test-s3 lock clean
+.PHONY: help demo test check audit fix simulate mutate test-faults test-faults-s3 test-s3 lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,10 @@ check: .venv/.ready ## format, lint, strict types, fast tests, under 2 minutes o
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
 	$(PYTEST) -m "not ray and not s3 and not slow and not faults and not gpu"
+	@$(MAKE) --no-print-directory audit
+
+audit: .venv/.ready ## ask for known vulnerabilities of the locked packages; says so where nobody answers
+	@$(BIN)/python scripts/audit.py
 
 fix: .venv/.ready ## format, and what the linter can mend safely
 	$(BIN)/ruff format $(SOURCES)
