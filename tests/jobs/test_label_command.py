@@ -110,6 +110,8 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(local_ray: str, lake:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # a shell starts what it runs in the background deaf to it, and that is inherited
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         wait_until(lambda: any(table.glob("_runs/*/parts/*.part")), 300)
