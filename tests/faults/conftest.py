@@ -64,6 +64,8 @@ class Drivers:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # a shell starts what it runs in the background deaf to it, and that is inherited
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     @contextmanager
