@@ -24,6 +24,7 @@ from detr.tensor_files import CONFIG_FILE, INDEX_ENDING, PREPROCESSOR_FILE, WEIG
 
 ANSWER_SECONDS = 10.0  # the hub is taken for unreachable when it has not answered by then
 
+_QUERY = re.compile(r"\?[^\s'\"]+=[^\s'\"]*")
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
 
 
@@ -68,10 +69,11 @@ def fetch(repo: str, revision: str | None) -> Path:
         for name in names:
             hf_hub_download(repo, name, revision=directory.name)
     except (HfHubHTTPError, httpx.HTTPError, EntryNotFoundError, OSError) as error:
-        raise CheckpointError(
-            f"model {source}: the download failed ({_brief(error)}). Try again; what is complete is kept."
-        ) from error
-    return directory
+        reason = _brief(error)
+    else:
+        return directory
+    # outside the `except`: the hub's errors show signed addresses, to which it sends its clients for large files
+    raise CheckpointError(f"model {source}: the download failed ({reason}). Try again; what is complete is kept.")
 
 
 def _cached(repo: str, revision: str | None, source: str, cause: Exception) -> Path:
@@ -104,7 +106,7 @@ def _unreachable(source: str, cause: Exception) -> CheckpointError:
 
 def _brief(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0][:120] if lines else type(error).__name__
+    return _QUERY.sub("?...", lines[0])[:120] if lines else type(error).__name__
 
 
 _CANDIDATES = tuple(name for weights in WEIGHT_FILES for name in (weights, weights + INDEX_ENDING))

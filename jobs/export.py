@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from jobs.exits import run
-from jobs.options import CommandParser
+from jobs.options import CommandParser, add_s3_options
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -28,8 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--latest", action="store_true", help="only the current row of each image (all rows)")
     parser.add_argument("--model", metavar="NAME", help="only rows of this model, as the column `model` says it (any)")
     parser.add_argument("--format", choices=("parquet", "jsonl"), help="of a folder's files (parquet)")
-    parser.add_argument("--endpoint", metavar="URL", help="the S3 server's address (AWS_ENDPOINT_URL)")
-    parser.add_argument("--region", metavar="NAME", help="the S3 region (AWS_REGION)")
+    add_s3_options(parser)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     args = parser.parse_args(argv)
 
@@ -44,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             latest=args.latest,
             model=args.model,
             format=args.format,
-            options=StoreOptions(endpoint=args.endpoint, region=args.region),
+            options=StoreOptions(endpoint=args.endpoint, region=args.region, profile=args.profile),
         )
     except ValueError as error:
         parser.error(str(error))

@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from jobs.exits import run
-from jobs.options import CommandParser, minutes
+from jobs.options import CommandParser, add_s3_options, minutes
 
 if TYPE_CHECKING:
     from pipelines.labelling.abandon import Abandoned
@@ -49,8 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="N",
         help="stop verifying after N minutes; the next --verify with --max-minutes goes on from there (verify all)",
     )
-    parser.add_argument("--endpoint", metavar="URL", help="the S3 server's address (AWS_ENDPOINT_URL)")
-    parser.add_argument("--region", metavar="NAME", help="the S3 region (AWS_REGION)")
+    add_s3_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of lines")
     args = parser.parse_args(argv)
     if args.max_minutes is not None and args.verify is None:
@@ -60,7 +59,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pipelines.store import StoreError, StoreOptions, open_store, without_secrets
 
     try:
-        table = open_store(args.table, StoreOptions(endpoint=args.endpoint, region=args.region))
+        options = StoreOptions(endpoint=args.endpoint, region=args.region, profile=args.profile)
+    except ValueError as error:
+        parser.error(str(error))
+    try:
+        table = open_store(args.table, options)
         if args.verify is not None:
             verify(table, args.verify or None, args.max_minutes, as_json=args.json)
         elif args.abandon is not None:

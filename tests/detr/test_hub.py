@@ -204,3 +204,22 @@ def test_a_repository_without_a_model_is_refused(hub: Hub, tmp_path: Path) -> No
 )
 def test_a_hub_id_is_owner_and_name_and_perhaps_a_revision(ref: str, parts: tuple[str, str | None] | None) -> None:
     assert split_hub_id(ref) == parts
+
+
+def test_the_signed_address_of_a_file_is_not_shown_when_its_download_fails(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(Detr(TINY), tmp_path / "main")
+    hub.revisions["main"] = tmp_path / "main"
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("Client error '403' for url 'https://cdn/x?X-Amz-Signature=opensesame&b=1'")
+
+    monkeypatch.setattr("detr.hub.hf_hub_download", fail)
+
+    with pytest.raises(CheckpointError, match="the download failed") as failed:
+        load("owner/detr")
+
+    assert "https://cdn/x?..." in str(failed.value)
+    assert failed.value.__cause__ is None
+    assert failed.value.__context__ is None

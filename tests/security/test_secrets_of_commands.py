@@ -58,6 +58,10 @@ ON_S3 = {
     "evaluate results": "--annotations {tmp}/a.json --results s3://lake/results.json",
     "evaluate a baseline": "--annotations {tmp}/a.json --table {tmp}/table --baseline s3://lake/baseline.json",
     "evaluate a model": "--annotations {tmp}/a.json --images s3://lake/2026/ --model scenes",
+    "runs": "--table s3://lake/table",
+    "runs verified": "--table s3://lake/table --verify --json",
+    "export": "--table s3://lake/table --out {tmp}/out.parquet",
+    "label an inventory": "--images s3://lake/x/manifest.json --table {tmp}/table --model scenes",
 }
 WEB = f"http://user:{PASSWORD}@127.0.0.1:9"
 ADDRESSES = {
@@ -93,6 +97,12 @@ ADDRESSES = {
     "evaluate a table": f"--annotations {{tmp}}/a.json --table s3://{KEY_ID}:{SECRET_KEY}@lake/table",
     "evaluate results": f"--annotations {{tmp}}/a.json --results {WEB}/results.json?{SIGNED}",
     "evaluate a model": f"--annotations {{tmp}}/a.json --images {WEB}/val/ --model scenes",
+    "runs": f"--table s3://{KEY_ID}:{SECRET_KEY}@lake/table",
+    "runs of a share": f"--table ftp://user:{PASSWORD}@127.0.0.1:9/table",
+    "runs at an endpoint": f"--table s3://lake/table --endpoint {WEB}",
+    "export": f"--table ftp://user:{PASSWORD}@127.0.0.1:9/table --out {{tmp}}/out.parquet",
+    "export into": f"--table {{tmp}}/table --out s3://{KEY_ID}:{SECRET_KEY}@lake/out",
+    "export at an endpoint": f"--table s3://lake/table --out {{tmp}}/out.parquet --endpoint {WEB}",
     "evaluate with a model": f"--annotations {{tmp}}/a.json --images {{tmp}} --model {WEB}/m.pth",
 }
 
