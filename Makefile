@@ -23,10 +23,10 @@ help: ## list the targets
 demo: .venv/.ready ## draw scenes, label them through Ray into a table, query it, measure it: no network, under 2 minutes
 	@$(BIN)/python -m jobs.demo --out $(DEMO)
 
-test: .venv/.ready ## everything that needs no service, no root and no GPU, under 15 minutes
+test: .venv/.ready ## everything that needs no service, no root and no GPU, under 20 minutes
 	$(PYTEST) -m "not s3 and not gpu and not long"
 
-check: .venv/.ready ## format, lint, strict types, fast tests, under 2 minutes of tests
+check: .venv/.ready ## format, lint, strict types, fast tests, under 4 minutes of tests
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
