@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import pytest
 
-from pipelines.clock import SystemClock
 from pipelines.labelling.fetching import Fetcher
 from pipelines.lake.listing import LakeObject
 from pipelines.store import Store, StoreOptions, Stores, open_store, probe
@@ -21,6 +20,7 @@ from tests.security.conftest import (
     leaked,
     planted,
 )
+from tests.simulation.world import Clock
 
 Catch = Callable[[Callable[[], object]], str]
 
@@ -193,7 +193,7 @@ def test_what_is_written_into_the_row_of_an_image(
     gossip: Gossip, monkeypatch: pytest.MonkeyPatch, via: Literal["auto", "fsspec"]
 ) -> None:
     planted(monkeypatch)
-    fetcher = Fetcher(Stores(StoreOptions(via=via, endpoint=gossip.endpoint, retry_seconds=0.0)), SystemClock())
+    fetcher = Fetcher(Stores(StoreOptions(via=via, endpoint=gossip.endpoint, retry_seconds=0.0)), Clock())
 
     fetched = [fetcher.fetch(LakeObject(uri)) for uri in ("s3://lake/a.jpg", f"{gossip.endpoint}/a.jpg?w=600&id=7")]
 
