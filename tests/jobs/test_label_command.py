@@ -142,17 +142,34 @@ def test_a_second_start_leaves_with_4_and_names_the_first_and_one_that_waits_fin
     table = lake.parent / "table"
     environment = {**os.environ, "RAY_ADDRESS": local_ray, "RAY_AUTH_MODE": "disabled"}
     first = subprocess.Popen(command(lake, "--max-error-rate", "1"), cwd=ROOT, env=environment)
+    waiting: list[str] = []
     try:
         wait_until((table / "_lease.json").exists, 60)
+        os.kill(first.pid, signal.SIGSTOP)  # else it may be done before the second looks
         second = label(lake, ray=local_ray)
-        third = label(lake, "--wait-minutes", "5", ray=local_ray)
+        with subprocess.Popen(
+            command(lake, "--wait-minutes", "5"),
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as third:
+            assert third.stderr is not None
+            for line in third.stderr:
+                waiting.append(line)
+                if "waiting:" in line:
+                    break
+            os.kill(first.pid, signal.SIGCONT)
+            out, err = third.communicate(timeout=200)
     finally:
+        os.kill(first.pid, signal.SIGCONT)
         first.wait(timeout=100)
 
     assert first.returncode == 0
     assert (second.returncode, second.stdout) == (4, "")
     assert f"is being written by another start (host {os.uname().nodename}, pid {first.pid}, " in second.stderr
-    assert third.returncode == 0, third.stderr
-    assert f"waiting: table file://{table} is being written by another start" in third.stderr
-    assert third.stdout.startswith("nothing to do: all 4 images are labelled by ")
+    assert third.returncode == 0, err
+    assert f"waiting: table file://{table} is being written by another start" in waiting[-1]
+    assert out.startswith("nothing to do: all 4 images are labelled by ")
     assert names(lake) == lake_names(lake)
