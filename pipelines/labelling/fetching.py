@@ -19,6 +19,7 @@ from pipelines.store import (
     StoreError,
     Stores,
     Throttled,
+    TooLarge,
     is_passing,
     split_uri,
     without_secrets,
@@ -35,7 +36,12 @@ SURELY_DENIED = 20
 MOST_BYTES = 1024**3  # a larger object is no photograph, and would not fit beside its neighbours
 LEAST_DENIED = 4  # when all of at least so many objects are denied, it is the credentials and not the objects
 
-OBJECT_KINDS: Mapping[type[StoreError], str] = {NotFound: "missing", Denied: "denied", Archived: "archived"}
+OBJECT_KINDS: Mapping[type[StoreError], str] = {
+    NotFound: "missing",
+    Denied: "denied",
+    Archived: "archived",
+    TooLarge: "too_large",
+}
 """Failures of one object among healthy ones, and the error kind that its row gets."""
 
 
@@ -84,7 +90,7 @@ class Fetcher:
             )
         try:
             blob = self._read_unless_denied(item)
-        except (NotFound, Denied, Archived) as error:
+        except (NotFound, Denied, Archived, TooLarge) as error:
             if isinstance(error, Denied) and not is_web(item):
                 self._refuse_if_all_is_denied(item, error)
             return Fetched(item, error_kind=OBJECT_KINDS[type(error)], error=str(error))
@@ -154,7 +160,7 @@ class Fetcher:
         Raises:
             StoreDown: fewer bytes came than the object has, though the answer itself is whole.
         """
-        blob = self._images.get(item.uri)
+        blob = self._images.get(item.uri, most_bytes=MOST_BYTES)  # a list may not tell, and an object may have changed
         if item.size in (None, len(blob.data)):
             return blob
         store, key = self._images.find(item.uri)

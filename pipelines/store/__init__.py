@@ -15,6 +15,7 @@ from pipelines.store.interface import (
     StoreError,
     StoreOptions,
     Throttled,
+    TooLarge,
     is_passing,
 )
 from pipelines.store.memory import memory_store
@@ -40,6 +41,7 @@ __all__ = [
     "StoreOptions",
     "Stores",
     "Throttled",
+    "TooLarge",
     "check_no_secret",
     "has_secret",
     "is_passing",

@@ -101,6 +101,10 @@ class Changed(StoreError):
     """A conditional put met another etag than the expected one, or no object."""
 
 
+class TooLarge(StoreError):
+    """The object has more bytes than its reader takes; what there is of it was not kept."""
+
+
 class Archived(StoreError):
     """The object lies in an archive class, which must be restored before it can be read."""
 
@@ -124,6 +128,16 @@ class Misconfigured(StoreError):
 def is_passing(error: Exception) -> bool:
     """Whether the same request may succeed later without anybody's doing: what `retry` should try again."""
     return isinstance(error, StoreError) and error.is_passing
+
+
+def refuse_larger(uri: str, size: int | None, most_bytes: int | None) -> None:
+    """Refuse an object of a size, where it is known, that its reader does not take.
+
+    Raises:
+        TooLarge: it has more than `most_bytes`.
+    """
+    if size is not None and most_bytes is not None and size > most_bytes:
+        raise TooLarge(f"{uri} has {size:,} bytes, more than {most_bytes:,}; it was not read.")
 
 
 class Store(Protocol):
@@ -153,8 +167,12 @@ class Store(Protocol):
         """Return what a listing would say of this key."""
         ...
 
-    def get(self, key: str) -> Blob:
-        """Return the whole object; its length agrees with what the store announced."""
+    def get(self, key: str, *, most_bytes: int | None = None) -> Blob:
+        """Return the whole object; its length agrees with what the store announced.
+
+        Raises:
+            TooLarge: it has more than `most_bytes`; nothing was read where the store announced it.
+        """
         ...
 
     def get_range(self, key: str, start: int, length: int) -> bytes:

@@ -21,6 +21,7 @@ from pipelines.store.interface import (
     NotFound,
     StoreDown,
     StoreError,
+    refuse_larger,
 )
 from pipelines.store.uris import LOCAL_ROOT
 from pipelines.store.walk import Child, walk
@@ -63,9 +64,9 @@ class LocalStore:
             )
         return Entry(key, status.st_size, _etag(status))
 
-    def get(self, key: str) -> Blob:
+    def get(self, key: str, *, most_bytes: int | None = None) -> Blob:
         """Return the whole file."""
-        data, status = self._read(key, 0, None)
+        data, status = self._read(key, 0, None, most_bytes)
         return Blob(data, _etag(status))
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
@@ -133,7 +134,9 @@ class LocalStore:
             raise NotFound(f"{key!r} is no name of a file below {self._folder}: it leads out of it")
         return self._folder + key
 
-    def _read(self, key: str, start: int, length: int | None) -> tuple[bytes, os.stat_result]:
+    def _read(
+        self, key: str, start: int, length: int | None, most_bytes: int | None = None
+    ) -> tuple[bytes, os.stat_result]:
         path = self._path(key)
         try:
             # O_NONBLOCK: opening a named pipe must not wait for its writer
@@ -144,6 +147,7 @@ class LocalStore:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise NotFound(f"{path} is not a file: name files, or the folder they are in with a slash at its end")
+            refuse_larger(path, status.st_size, most_bytes)
             wanted = min(max(status.st_size - start, 0), status.st_size if length is None else length)
             pieces, at = [], start
             while wanted and (piece := os.pread(descriptor, wanted, at)):  # the kernel gives at most 2 GiB at once

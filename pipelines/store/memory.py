@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 
-from pipelines.store.interface import AlreadyExists, Blob, Changed, Entry, NotFound, Store
+from pipelines.store.interface import AlreadyExists, Blob, Changed, Entry, NotFound, Store, refuse_larger
 
 
 def memory_store(uri: str = "memory://store") -> Store:
@@ -38,12 +38,13 @@ class MemoryStore:
         blob = self.get(key)
         return Entry(key, len(blob.data), blob.etag)
 
-    def get(self, key: str) -> Blob:
+    def get(self, key: str, *, most_bytes: int | None = None) -> Blob:
         """Return the object."""
         with self._lock:
             blob = self._objects.get(key)
         if blob is None:
             raise NotFound(f"{self.uri}/{key}: no such object")
+        refuse_larger(f"{self.uri}/{key}", len(blob.data), most_bytes)
         return blob
 
     def get_range(self, key: str, start: int, length: int) -> bytes:

@@ -11,7 +11,16 @@ from obstore.exceptions import BaseError
 
 from pipelines.retry import retry
 from pipelines.store.answers import Action
-from pipelines.store.interface import REQUEST_SECONDS, Blob, Changed, Entry, NotFound, StoreDown, is_passing
+from pipelines.store.interface import (
+    REQUEST_SECONDS,
+    Blob,
+    Changed,
+    Entry,
+    NotFound,
+    StoreDown,
+    is_passing,
+    refuse_larger,
+)
 from pipelines.store.native_errors import NATIVE_ERRORS, native_answer, native_error
 from pipelines.store.native_listing import is_refused, list_bucket
 from pipelines.store.slow_s3 import EtagForm, SlowS3, plain_etag, replace_either_way
@@ -89,12 +98,12 @@ class NativeStore:
     def _entry(key: str, meta: ObjectMeta) -> Entry:
         return Entry(key, meta["size"], plain_etag(meta["e_tag"]))
 
-    def get(self, key: str) -> Blob:
+    def get(self, key: str, *, most_bytes: int | None = None) -> Blob:
         """Return the whole object."""
         path = self._folder + key
         if slow := self._slow_for(path):
-            return slow.get(path)
-        return self._call("read", path, lambda: self._get(path))
+            return slow.get(path, most_bytes=most_bytes)
+        return self._call("read", path, lambda: self._get(path, most_bytes))
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """Return `length` bytes from `start`, fewer only where the object ends before."""
@@ -129,9 +138,11 @@ class NativeStore:
     def _slow_for(self, path: str) -> SlowS3 | None:
         return self._slow if self._slow is not None and is_refused(path) else None
 
-    def _get(self, path: str) -> Blob:
+    def _get(self, path: str, most_bytes: int | None) -> Blob:
         answer = obstore.get(self._bucket, path)
-        data, meta = bytes(answer.bytes()), answer.meta
+        meta = answer.meta
+        refuse_larger(self._shown(path), meta["size"], most_bytes)
+        data = bytes(answer.bytes())
         if len(data) != meta["size"]:
             raise StoreDown(
                 f"{self._shown(path)} was cut off: {len(data)} of {meta['size']} bytes came. "

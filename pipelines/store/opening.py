@@ -35,10 +35,14 @@ class Stores:
         self._lock = threading.Lock()
         self._stores: dict[str, Store] = {}
 
-    def get(self, uri: str) -> Blob:
-        """Return the object at a URI."""
+    def get(self, uri: str, *, most_bytes: int | None = None) -> Blob:
+        """Return the object at a URI.
+
+        Raises:
+            TooLarge: it has more than `most_bytes`.
+        """
         store, key = self.find(uri)
-        return store.get(key)
+        return store.get(key, most_bytes=most_bytes)
 
     def find(self, uri: str) -> tuple[Store, str]:
         """Return the store of a whole bucket, disk or server in which a URI lies, and the key there."""

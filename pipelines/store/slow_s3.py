@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any, Literal, TypeVar
 
 import botocore.exceptions
@@ -12,7 +13,7 @@ import botocore.exceptions
 from pipelines.retry import retry
 from pipelines.store.answers import Action, Answer, login_is_over, store_error
 from pipelines.store.aws import S3Access, s3_client
-from pipelines.store.interface import Blob, Changed, Entry, Misconfigured, StoreDown, is_passing
+from pipelines.store.interface import Blob, Changed, Entry, Misconfigured, StoreDown, is_passing, refuse_larger
 from pipelines.store.uris import join_uri
 
 _Result = TypeVar("_Result")
@@ -104,16 +105,18 @@ class SlowS3:
         answer["Body"].close()  # a HEAD would hide why it failed
         return Entry(key, answer["ContentLength"], plain_etag(answer.get("ETag")))
 
-    def get(self, key: str) -> Blob:
+    def get(self, key: str, *, most_bytes: int | None = None) -> Blob:
         """Return the whole object."""
-        return self._call("read", key, lambda: self._read(key))
+        return self._call("read", key, lambda: self._read(key, most_bytes))
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """Return `length` bytes from `start`, fewer only where the object ends before."""
         if length == 0:
             return b""
         try:
-            return self._call("read", key, lambda: self._read(key, Range=f"bytes={start}-{start + length - 1}")).data
+            return self._call(
+                "read", key, lambda: self._read(key, None, Range=f"bytes={start}-{start + length - 1}")
+            ).data
         except PastTheEnd:
             return b""
 
@@ -137,9 +140,12 @@ class SlowS3:
             Bucket=self._bucket, Prefix=prefix, MaxKeys=count, **start, **how, **self._payer
         )
 
-    def _read(self, key: str, **how: str) -> Blob:
+    def _read(self, key: str, most_bytes: int | None, **how: str) -> Blob:
         answer = self._client.get_object(Bucket=self._bucket, Key=key, **how, **self._payer)
-        return Blob(answer["Body"].read(), plain_etag(answer.get("ETag")))  # botocore compares lengths
+        with closing(answer["Body"]):  # a body that is not read would hold its connection
+            refuse_larger(join_uri(f"s3://{self._bucket}", key), answer.get("ContentLength"), most_bytes)
+            data = answer["Body"].read()
+        return Blob(data, plain_etag(answer.get("ETag")))  # botocore compares lengths
 
     def _put(self, key: str, data: bytes, **condition: str) -> str | None:
         answer = self._client.put_object(Bucket=self._bucket, Key=key, Body=data, **condition, **self._payer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import fsspec
@@ -21,7 +21,9 @@ from pipelines.store.interface import (
     NotFound,
     StoreError,
     StoreOptions,
+    TooLarge,
     is_passing,
+    refuse_larger,
 )
 from pipelines.store.slow_s3 import SlowS3, botocore_answer, plain_etag
 from pipelines.store.uris import join_uri, scheme_of, without_secrets
@@ -50,8 +52,10 @@ class FsspecStore:
         info = self._call("read", key, lambda: self._files.info(self._base + key))
         return Entry(key, info.get("size"), _etag(info))
 
-    def get(self, key: str) -> Blob:
+    def get(self, key: str, *, most_bytes: int | None = None) -> Blob:
         """Return the whole file. Its etag is not known: fsspec hands over bytes only."""
+        if most_bytes is not None:
+            refuse_larger(f"{self.uri}/{key}", self.head(key).size, most_bytes)
         return Blob(self._call("read", key, lambda: self._files.cat_file(self._base + key)), None)
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
@@ -149,9 +153,9 @@ class FsspecS3:
         entry = self._slow.head(self._folder + key)
         return Entry(key, entry.size, entry.etag)
 
-    def get(self, key: str) -> Blob:
+    def get(self, key: str, *, most_bytes: int | None = None) -> Blob:
         """Return the whole object."""
-        return self._read(key)
+        return self._read(key, most_bytes)
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """Return `length` bytes from `start`, fewer only where the object ends before."""
@@ -165,14 +169,16 @@ class FsspecS3:
         """Remove the object; that there was none is success."""
         self._slow.delete(self._folder + key)
 
-    def _read(self, key: str) -> Blob:
+    def _read(self, key: str, most_bytes: int | None) -> Blob:
         path = self._folder + key
         uri = join_uri(self._root, path)
 
         def read() -> Blob:
             try:
                 answer = self._files.call_s3("get_object", Bucket=self._bucket, Key=path, **self._payer)
-                data = fsspec.asyn.sync(self._files.loop, answer["Body"].read)
+                data = fsspec.asyn.sync(self._files.loop, _read_body, answer, uri, most_bytes)
+            except TooLarge:
+                raise
             except Exception as error:  # noqa: BLE001 - s3fs lets through what botocore, aiohttp and its own code raise
                 failure = _explained(error, "read", uri)
             else:
@@ -180,6 +186,13 @@ class FsspecS3:
             raise failure
 
         return retry(read, budget_seconds=self._retry_seconds, is_retryable=is_passing)
+
+
+async def _read_body(answer: Mapping[str, Any], uri: str, most_bytes: int | None) -> bytes:
+    async with answer["Body"] as body:  # left without being read, it gives its connection up
+        refuse_larger(uri, answer.get("ContentLength"), most_bytes)
+        data: bytes = await body.read()
+        return data
 
 
 def _file_system(root: str, options: StoreOptions) -> Any:

@@ -20,6 +20,7 @@ from pipelines.store.interface import (
     Blob,
     Entry,
     Misconfigured,
+    TooLarge,
     is_passing,
 )
 from pipelines.store.slow_s3 import plain_etag
@@ -70,9 +71,9 @@ class WebStore:
             key, int(length) if length and "Content-Encoding" not in headers else None, plain_etag(headers.get("ETag"))
         )
 
-    def get(self, key: str) -> Blob:
-        """Return the whole file, decompressed if it was sent compressed."""
-        data, headers = self._request(key, {})
+    def get(self, key: str, *, most_bytes: int | None = None) -> Blob:
+        """Return the whole file, decompressed if it was sent compressed; never more than `LARGEST_BYTES`."""
+        data, headers = self._request(key, {}, most_bytes=most_bytes)
         return Blob(data, plain_etag(headers.get("ETag")))
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
@@ -95,17 +96,22 @@ class WebStore:
             f"{self.uri} cannot be written: web servers are only read. Choose a folder or an object store."
         )
 
-    def _request(self, key: str, headers: dict[str, str], *, whole: bool = True) -> tuple[bytes, Mapping[str, str]]:
+    def _request(
+        self, key: str, headers: dict[str, str], *, whole: bool = True, most_bytes: int | None = None
+    ) -> tuple[bytes, Mapping[str, str]]:
         url = join_uri(self._root, self._folder + key)
+        most = LARGEST_BYTES if most_bytes is None else min(LARGEST_BYTES, most_bytes)
 
         def request() -> tuple[bytes, Mapping[str, str]]:
             try:
-                status, data, received = fsspec.asyn.sync(self._files.loop, self._answer, url, headers, whole)
+                status, data, received = fsspec.asyn.sync(
+                    self._files.loop, self._answer, url, headers, most if whole else 0
+                )
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 failure = store_error(Answer(words=type(error).__name__), "read", without_secrets(url))
             except _TooLongError:
-                failure = Misconfigured(
-                    f"{without_secrets(url)} is longer than {LARGEST_BYTES:,} bytes, which no photograph and no list "
+                failure = TooLarge(
+                    f"{without_secrets(url)} is longer than {most:,} bytes, which no photograph and no list "
                     "of them should be. Copy it into a bucket or a folder."
                 )
             except ValueError:
@@ -120,13 +126,14 @@ class WebStore:
 
         return retry(request, budget_seconds=self._retry_seconds, is_retryable=is_passing)
 
-    async def _answer(self, url: str, headers: dict[str, str], whole: bool) -> tuple[int, bytes, Mapping[str, str]]:
+    async def _answer(self, url: str, headers: dict[str, str], most: int) -> tuple[int, bytes, Mapping[str, str]]:
+        """Return status, up to `most` bytes and headers of an answer; none of them is read if `most` is 0."""
         session = await self._files.set_session()
         async with session.get(_as_it_stands(url), headers=headers) as answer:
             data = bytearray()
-            while whole and answer.status < 300 and (piece := await answer.content.read(_PIECE_BYTES)):
+            while most and answer.status < 300 and (piece := await answer.content.read(_PIECE_BYTES)):
                 data += piece  # decompressed, if it was sent compressed
-                if len(data) > LARGEST_BYTES:
+                if len(data) > most:
                     raise _TooLongError
             return answer.status, bytes(data), answer.headers
 

@@ -159,8 +159,8 @@ class WriterStore:
         found: Entry = self._call(f"head {key}", lambda: self._world.objects.head(key))
         return found
 
-    def get(self, key: str) -> Blob:
-        found: Blob = self._call(f"get {key}", lambda: self._world.objects.get(key))
+    def get(self, key: str, *, most_bytes: int | None = None) -> Blob:
+        found: Blob = self._call(f"get {key}", lambda: self._world.objects.get(key, most_bytes=most_bytes))
         return found
 
     def get_range(self, key: str, start: int, length: int) -> bytes:

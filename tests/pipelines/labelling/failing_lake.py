@@ -24,11 +24,11 @@ class Lake(Stores):
     def find(self, uri: str) -> tuple[Store, str]:
         return self, uri.removeprefix(f"{self.store.uri}/")  # type: ignore[return-value]  # get and head are all
 
-    def get(self, uri: str) -> Blob:
+    def get(self, uri: str, *, most_bytes: int | None = None) -> Blob:
         key = self.find(uri)[1]
         self._fail(key)
         self.fetched += 1
-        return self.store.get(key)
+        return self.store.get(key, most_bytes=most_bytes)
 
     def head(self, key: str) -> Entry:
         self._fail(key)

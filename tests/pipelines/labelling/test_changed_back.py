@@ -41,7 +41,7 @@ class Counted(MemoryStore):
         self.read[key] = self.read.get(key, 0) + length
         return super().get(key).data[start : start + length]
 
-    def get(self, key: str) -> Blob:
+    def get(self, key: str, *, most_bytes: int | None = None) -> Blob:
         raise AssertionError(f"{key} is read whole")
 
 

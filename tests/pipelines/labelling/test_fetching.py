@@ -150,7 +150,7 @@ def shortened(lake: Lake, lengths: Iterator[int]) -> None:
     """Have answers end early, and say that they are whole."""
     get = lake.get
 
-    def get_part(uri: str) -> Blob:
+    def get_part(uri: str, **_: object) -> Blob:
         blob = get(uri)
         return replace(blob, data=blob.data[: next(lengths)])
 

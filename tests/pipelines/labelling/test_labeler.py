@@ -434,9 +434,29 @@ def test_an_object_too_large_for_a_photograph_is_not_fetched(lake: Lake, detecto
     assert lake.fetched == 0
 
 
+def test_an_object_whose_size_no_list_tells_is_not_fetched_when_it_is_too_large(
+    lake: Lake, detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, large = lake.put("a.jpg", picture()), lake.put("disk", b"x" * 1_000_001)
+    monkeypatch.setattr("pipelines.labelling.fetching.MOST_BYTES", 1_000_000)
+    unsized = [replace(one, size=None) for one in (good, large)]
+    grown = replace(large, uri=lake.put("grown", b"x" * 1_000_002).uri, size=5)
+    table = memory_store()
+
+    report = labeler(table, lake, detector, [[*unsized, grown]]).label(0)
+
+    assert (report.images, report.errors) == (3, {"too_large": 2})
+    errors = decode(table.get(part_key("run-1", 0)).data)["error"].to_pylist()
+    assert [error and error.partition(" has ")[2] for error in errors] == [
+        None,
+        "1,000,001 bytes, more than 1,000,000; it was not read.",
+        "1,000,002 bytes, more than 1,000,000; it was not read.",
+    ]
+
+
 def test_the_listed_etag_stands_where_the_answer_has_none(lake: Lake, detector: Detector) -> None:
     listed = replace(lake.put("a.jpg", picture()), etag="as-listed")
-    lake.get = lambda uri: Blob(picture(), None)  # type: ignore[method-assign]  # as s3fs and many web servers answer
+    lake.get = lambda uri, **_: Blob(picture(), None)  # type: ignore[method-assign]  # as s3fs and many web servers answer
     table = memory_store()
 
     labeler(table, lake, detector, [[listed]]).label(0)

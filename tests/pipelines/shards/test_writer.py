@@ -160,9 +160,9 @@ class _PairsStore(MemoryStore):
         super().__init__("memory://pairs")
         self._two = threading.Barrier(2, timeout=20)
 
-    def get(self, key: str) -> Blob:
+    def get(self, key: str, *, most_bytes: int | None = None) -> Blob:
         self._two.wait()
-        return super().get(key)
+        return super().get(key, most_bytes=most_bytes)
 
 
 def test_several_images_are_on_their_way_from_the_first_to_the_last(

@@ -19,6 +19,7 @@ from pipelines.store import (
     StoreOptions,
     Stores,
     Throttled,
+    TooLarge,
     open_store,
 )
 
@@ -109,8 +110,10 @@ def test_a_file_is_read_however_it_is_sent(web: str, key: str) -> None:
 def test_a_file_that_would_fill_the_memory_is_given_up(web: str, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.store.web.LARGEST_BYTES", 1024**2)
 
-    with pytest.raises(Misconfigured, match=rf"{key} is longer than 1,048,576 bytes"):
+    with pytest.raises(TooLarge, match=rf"{key} is longer than 1,048,576 bytes"):
         Stores(ONE_TRY).get(f"{web}/{key}")
+    with pytest.raises(TooLarge, match=rf"{key} is longer than 1,000 bytes"):
+        Stores(ONE_TRY).get(f"{web}/{key}", most_bytes=1_000)
 
 
 def test_etag_and_size_are_told_where_the_server_tells_them(web: str) -> None:
