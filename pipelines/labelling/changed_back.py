@@ -15,6 +15,8 @@ from pipelines.store import Entry, Store, join_uri
 
 KIND: Final = "fetch_failed"  # passing: whatever the object is at the next run, the plan of that run sees it
 
+_TEXT: Final = "BYTE_ARRAY"  # of Parquet
+
 Version = tuple[str, str]
 """The URI and etag of an object."""
 
@@ -92,8 +94,12 @@ def _labelled_before(
 
 def _may_hold(file: pq.ParquetFile, group: int, uris: list[str]) -> bool:
     """Return whether a row group may hold one of some sorted URIs, by its statistics."""
-    column = file.metadata.row_group(group).column(file.schema_arrow.get_field_index("uri"))
-    statistics = column.statistics
+    index = file.schema_arrow.get_field_index("uri")
+    # asked for what a damaged footer contradicts itself about, pyarrow ends the process; reading the column says so
+    if file.schema.column(index).physical_type != _TEXT:
+        return True
+    column = file.metadata.row_group(group).column(index)
+    statistics = column.statistics if column.physical_type == _TEXT else None
     if statistics is None or not statistics.has_min_max:
         return True
     return any(statistics.min <= uri <= statistics.max for uri in uris)

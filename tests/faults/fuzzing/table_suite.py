@@ -8,8 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from tempfile import TemporaryDirectory
 
+import pyarrow as pa
+
 from pipelines.clock import SystemClock
 from pipelines.exports.export import ExportConfig, copy_rows
+from pipelines.labelling.changed_back import without_second_rows
 from pipelines.labelling.history import summarise_runs
 from pipelines.labelling.labeler import ShardReport
 from pipelines.labelling.labelled import read_labelled
@@ -150,11 +153,21 @@ def _verify(table: Store) -> None:
         copy_rows(table, ExportConfig("memory://table", f"{folder}/out.jsonl", latest=True))
 
 
+def _settle(table: Store) -> None:
+    """Look for the rows of images that changed while another run went on."""
+    rows = rows_to_table(
+        [Row(uri, "e", detections=FOUND) for uri in URIS], origin=Origin(REQUEST.model, 0.5, "run-2", 0, NOW)
+    )
+    listed = pa.chunked_array([["other"] * len(URIS)], pa.string())
+    without_second_rows(table, "run-2", rows, listed, threads=1)
+
+
 _USES: dict[str, Callable[[Store], None]] = {
     "read": _read,
     "start": _start,
     "start afresh": _start_afresh,
     "verify": _verify,
+    "settle": _settle,
 }
 
 
