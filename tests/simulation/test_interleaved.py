@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from random import Random
 
 import pytest
@@ -48,7 +49,6 @@ def run_legs(legs: Sequence[Leg], sealing: frozenset[str], changes: bool) -> Wor
     world = World({f"s3://lake/{number:02d}.jpg": "v0" for number in range(IMAGES)})
     writers = [Writer(world, name) for name in sorted({name for name, _ in legs})]
     turns = Turns(Script(legs), {writer.name for writer in writers})  # type: ignore[arg-type]
-    failures: list[BaseException] = []
 
     def before(name: str, call: str) -> Fault | None:
         turns.wait(name)
@@ -57,24 +57,12 @@ def run_legs(legs: Sequence[Leg], sealing: frozenset[str], changes: bool) -> Wor
         return None
 
     def work(writer: Writer) -> None:
-        try:
-            turns.wait(writer.name)
+        turns.wait(writer.name)
+        with suppress(RunStopped, StoreError):  # sealed by another, with a sentence
             writer.start(new_run=writer.name in sealing)
-        except (RunStopped, StoreError):
-            pass  # sealed by another, with a sentence
-        except BaseException as error:  # noqa: BLE001 - raised in the thread of the test
-            failures.append(error)
-        finally:
-            turns.done(writer.name)
 
     world.before_call = before
-    threads = [threading.Thread(target=work, args=(writer,)) for writer in writers]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
+    turns.run({writer.name: partial(work, writer) for writer in writers})
     world.before_call = lambda _name, _call: None
     last = Writer(world, "z")
     last.start()

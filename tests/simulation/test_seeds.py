@@ -8,8 +8,9 @@ make simulate                                                           ten thou
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
 from random import Random
 
 import pytest
@@ -41,7 +42,6 @@ def simulate(seed: int) -> World:
     turns = Turns(random, {writer.name for writer in writers})
     trouble = random.choice((0.0, 0.01, 0.03, 0.1))
     is_leased = random.random() < 0.5
-    failures: list[BaseException] = []
 
     def before(name: str, call: str) -> Fault | None:
         turns.wait(name)
@@ -56,28 +56,15 @@ def simulate(seed: int) -> World:
         return None if isolated or random.random() > trouble else random.choice(("before", "after"))
 
     def work(writer: Writer) -> None:
-        try:
-            for _ in range(STARTS):
-                turns.wait(writer.name)  # what a start draws and when it begins is of the seed, too
-                try:
-                    writer.start(new_run=random.random() < 0.15)
-                except (Crash, RunStopped, StoreError):
-                    continue
-        except BaseException as error:  # noqa: BLE001 - raised in the thread of the test
-            failures.append(error)
-        finally:
-            turns.done(writer.name)
+        for _ in range(STARTS):
+            turns.wait(writer.name)  # what a start draws and when it begins is of the seed, too
+            with suppress(Crash, RunStopped, StoreError):
+                writer.start(new_run=random.random() < 0.15)
 
     world.before_call = before
-    threads = [threading.Thread(target=work, args=(writer,)) for writer in writers]
     for writer in writers:
         writer.dies, writer.is_leased = dies, is_leased  # type: ignore[assignment]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
+    turns.run({writer.name: partial(work, writer) for writer in writers})
     world.before_call = lambda _name, _call: None
     assert verify_table(world.objects, clock=world.clock).findings == (), "what is unfinished is whole, too"
     world.clock.seconds += LEASE_SECONDS + 1  # whoever holds the lease is dead

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Mapping
 from random import Random
 
 
@@ -34,6 +35,26 @@ class Turns:
         with self._changed:
             self._alive.discard(writer)
             self._choose()
+
+    def run(self, work: Mapping[str, Callable[[], None]]) -> None:
+        """Let each writer do its work, in a thread of its own, to its end; raise what one of them raised."""
+        failures: list[BaseException] = []
+
+        def do(writer: str) -> None:
+            try:
+                work[writer]()
+            except BaseException as error:  # noqa: BLE001 - raised in the thread of the test
+                failures.append(error)
+            finally:
+                self.done(writer)
+
+        threads = [threading.Thread(target=do, args=(writer,)) for writer in work]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if failures:
+            raise failures[0]
 
     def _choose(self) -> None:
         if self._turn is not None or not self._alive or self._waiting != self._alive:
