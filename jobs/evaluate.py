@@ -110,7 +110,7 @@ def _parser() -> CommandParser:
 
 
 def _add_table_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--run-id", metavar="ID", help="only the rows of this run (the latest row of every image)")
+    group.add_argument("--run-id", metavar="ID", help="only the rows of this run (the current row of every image)")
     group.add_argument("--allow-thresholded", action="store_true", default=None,
                        help="measure a table that left out low scores or classes, too, and say what that costs: "
                        "its AP is lower than the model's")  # fmt: skip

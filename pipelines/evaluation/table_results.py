@@ -1,4 +1,4 @@
-"""The published rows of a detection table as COCO results: the latest of every annotated image, placed as annotated."""
+"""The published rows of a detection table as COCO results: the current one of each image, placed as annotated."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from pipelines.parquet_files import open_listed, parquet_of
 from pipelines.stopped import RunStopped
 from pipelines.store import Entry, Store, StoreError, StoreOptions, Stores, join_uri, open_store, without_secrets
 from pipelines.strict_json import parse_object
-from pipelines.table import read_metadata
+from pipelines.table import PASSING_KINDS, read_metadata
 
 HEADER_THREADS: Final = 16  # pictures whose headers are fetched at once
 
-_KEYS: Final = ("status", "width", "height", "model", "threshold", "run_id", "labelled_at")
+_KEYS: Final = ("status", "error_kind", "width", "height", "model", "threshold", "run_id", "labelled_at")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class _Row:
     width: int | None
     model: str
     threshold: float
-    newness: tuple[datetime, str]
+    rank: tuple[bool, datetime, str]  # the highest is the current one, as `exports.current` has it
     place: tuple[str, int, int]
 
 
@@ -100,7 +100,7 @@ def read_table_results(
     allow_thresholded: bool = False,
     queries: int = 100,
 ) -> TableResults:
-    """Read the latest row of every image that is measured on.
+    """Read the current row of every image that is measured on: the newest that says something of its picture.
 
     Images are matched by file name, the last part of their URI. Memory holds the keys of one row group at a time, and
     the detections of annotated images. Rows are of the upright picture; where height and width are exchanged in the
@@ -125,7 +125,7 @@ def read_table_results(
     try:
         table = open_store(table_uri, opened)
         files = _table_files(table, chosen_rows.run_id)
-        rows, unannotated = _latest_rows(table, files, known.keys(), chosen_rows)
+        rows, unannotated = _current_rows(table, files, known.keys(), chosen_rows)
         rows = {name: row for name, row in sorted(rows.items()) if name in chosen}
         models = _models(rows)
         threshold = max((row.threshold for row in rows.values()), default=0.0)
@@ -167,11 +167,11 @@ def _table_files(table: Store, run_id: str | None) -> dict[str, Entry]:
     return files
 
 
-def _latest_rows(
+def _current_rows(
     table: Store, files: Mapping[str, Entry], names: Collection[str], choice: RowChoice
 ) -> tuple[dict[str, _Row], int]:
-    """Return the latest row of every image that has one of the names, and how many rows are of other images."""
-    latest: dict[str, _Row] = {}
+    """Return the current row of every image that has one of the names, and how many rows are of other images."""
+    current: dict[str, _Row] = {}
     others = 0
     for key, entry in files.items():
         file = _open(table, entry)
@@ -185,8 +185,8 @@ def _latest_rows(
                 values = file.read_row_group(group, columns=[*_KEYS]).take(list(named)).to_pylist()
                 for (index, name), value in zip(named.items(), values, strict=True):
                     if _counts(uris[index], value, choice):
-                        _keep_latest(latest, name, _row(uris[index], value, (key, group, index)))
-    return latest, others
+                        _keep_current(current, name, _row(uris[index], value, (key, group, index)))
+    return current, others
 
 
 def _counts(uri: str, value: Json, choice: RowChoice) -> bool:
@@ -212,27 +212,27 @@ def _row(uri: str, value: Json, place: tuple[str, int, int]) -> _Row:
         width=value["width"],
         model=value["model"],
         threshold=value["threshold"],
-        newness=(value["labelled_at"], value["run_id"]),
+        rank=(value["error_kind"] not in PASSING_KINDS, value["labelled_at"], value["run_id"]),
         place=place,
     )
 
 
-def _keep_latest(latest: dict[str, _Row], name: str, row: _Row) -> None:
-    known = latest.setdefault(name, row)
+def _keep_current(current: dict[str, _Row], name: str, row: _Row) -> None:
+    known = current.setdefault(name, row)
     if known.uri != row.uri:
         raise RunStopped(
             f"the table has two images of the file name {name!r}, by which rows are matched: {known.uri} and "
             f"{row.uri}. Choose one run by --run-id, or evaluate a table that has one of them."
         )
-    if row.newness > known.newness:
-        latest[name] = row
+    if row.rank > known.rank:
+        current[name] = row
 
 
 def _models(rows: Mapping[str, _Row]) -> tuple[str, ...]:
     models = tuple(sorted({row.model for row in rows.values()}))
     if len(models) > 1:
         raise RunStopped(
-            f"the latest rows are of {len(models)} models, {', '.join(models)}: the figure would be nobody's. "
+            f"the current rows are of {len(models)} models, {', '.join(models)}: the figure would be nobody's. "
             "Choose one run by --run-id."
         )
     return models

@@ -126,6 +126,15 @@ def test_the_latest_row_of_an_image_counts(table: Path, annotations: str, newer_
     assert ap(evaluated(table, annotations)) == 1.0
 
 
+def test_an_error_that_passes_hides_no_row_of_before_and_one_that_stays_does(table: Path, annotations: str) -> None:
+    publish(table, [labelled("a.jpg", CAT), labelled("b.jpg", DOG)], run_id="run-1")
+    publish(table, [failed("a.jpg", "fetch_failed"), failed("b.jpg")], run_id="run-2", hours=1)
+
+    evaluation = evaluated(table, annotations)
+
+    assert (evaluation.errors, evaluation.evaluated) == (("b.jpg",), 1)
+
+
 def test_one_run_can_be_chosen(table: Path, annotations: str) -> None:
     publish(table, [labelled("a.jpg", CAT), labelled("b.jpg", DOG)], run_id="run-1")
     publish(table, [labelled("a.jpg"), labelled("b.jpg")], run_id="run-2", hours=1)
