@@ -133,9 +133,13 @@ make_disk() {   # the cluster's id serves as the disk's: with the same one a sec
     timeout "$wait_seconds" ceph-osd --conf "$conf" -i 0 --mkfs --osd-uuid "$(setting fsid)" --setuser root --setgroup root
 }
 
-make_user() {
-  local admin=(timeout "$wait_seconds" radosgw-admin --conf "$conf" -n client.rgw user --uid tester)
-  "${admin[@]}" info || "${admin[@]}" create --display-name tester --access-key testkey --secret-key testsecret
+make_user() {   # make_user NAME KEY SECRET
+  local admin=(timeout "$wait_seconds" radosgw-admin --conf "$conf" -n client.rgw user --uid "$1")
+  "${admin[@]}" info || "${admin[@]}" create --display-name "$1" --access-key "$2" --secret-key "$3"
+}
+
+make_users() {   # the guest may do what a policy of the tester's allows
+  make_user tester testkey testsecret && make_user guest guestkey guestsecret
 }
 
 up() {
@@ -152,11 +156,13 @@ up() {
   # after a kill the map may still call the dead process up: the one that runs must say that it is active
   start osd "ceph --admin-daemon '$dir/run/osd.0.asok' status | grep -q '\"state\": \"active\"'" ceph-osd -i 0
   start rgw "curl -s -o /dev/null --max-time 5 http://127.0.0.1:$port/" radosgw -n client.rgw
-  once make_user
+  once make_users
   say "up in $((SECONDS - began)) s on http://127.0.0.1:$port"
   cat <<EOF
 export AWS_ACCESS_KEY_ID=testkey
 export AWS_SECRET_ACCESS_KEY=testsecret
+export S3_GUEST_ACCESS_KEY_ID=guestkey
+export S3_GUEST_SECRET_ACCESS_KEY=guestsecret
 export AWS_ENDPOINT_URL=http://127.0.0.1:$port
 export AWS_REGION=us-east-1
 export AWS_EC2_METADATA_DISABLED=true

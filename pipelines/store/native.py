@@ -92,7 +92,7 @@ class NativeStore:
         with suppress(*NATIVE_ERRORS):
             return self._entry(key, obstore.head(self._bucket, path))
         # the answer to a HEAD has no code: a GET tells a missing object from a missing bucket
-        return self._entry(key, self._call("read", path, lambda: obstore.get(self._bucket, path).meta))
+        return self._entry(key, self._reading(path, lambda: obstore.get(self._bucket, path).meta))
 
     @staticmethod
     def _entry(key: str, meta: ObjectMeta) -> Entry:
@@ -103,14 +103,14 @@ class NativeStore:
         path = self._folder + key
         if slow := self._slow_for(path):
             return slow.get(path, most_bytes=most_bytes)
-        return self._call("read", path, lambda: self._get(path, most_bytes))
+        return self._reading(path, lambda: self._get(path, most_bytes))
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """Return `length` bytes from `start`, fewer only where the object ends before."""
         path = self._folder + key
         if slow := self._slow_for(path):
             return slow.get_range(path, start, length)
-        return self._call("read", path, lambda: self._get_range(path, start, length)) if length else b""
+        return self._reading(path, lambda: self._get_range(path, start, length)) if length else b""
 
     def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
         """Write the whole object in one request."""
@@ -190,6 +190,14 @@ class NativeStore:
             raise Changed(f"{self._shown(path)} cannot be replaced: it is not what it was when it was read.")
         condition = {"version": meta["version"]}
         return self._call("replace", path, lambda: self._put(path, data, condition))
+
+    def _reading(self, path: str, request: Callable[[], _Result]) -> _Result:
+        """Make a request for an object; where S3 does not tell a missing one from a refused one, its listing does."""
+
+        def read() -> _Result:
+            return self._call("read", path, request)
+
+        return read() if self._slow is None else self._slow.told_apart(path, read)
 
     def _call(self, action: Action, path: str, request: Callable[[], _Result]) -> _Result:
         """Make a request again while it fails for a passing reason; each is harmless to make twice.

@@ -13,7 +13,18 @@ import botocore.exceptions
 from pipelines.retry import retry
 from pipelines.store.answers import Action, Answer, login_is_over, store_error
 from pipelines.store.aws import S3Access, s3_client
-from pipelines.store.interface import Blob, Changed, Entry, Misconfigured, StoreDown, is_passing, refuse_larger
+from pipelines.store.interface import (
+    Blob,
+    Changed,
+    Denied,
+    Entry,
+    Misconfigured,
+    NotFound,
+    StoreDown,
+    StoreError,
+    is_passing,
+    refuse_larger,
+)
 from pipelines.store.uris import join_uri
 
 _Result = TypeVar("_Result")
@@ -101,24 +112,46 @@ class SlowS3:
 
     def head(self, key: str) -> Entry:
         """Return what a listing would say of this key."""
-        answer = self._call("read", key, lambda: self._client.get_object(Bucket=self._bucket, Key=key, **self._payer))
+        answer = self.told_apart(key, lambda: self._call("read", key, lambda: self._get_object(key)))
         answer["Body"].close()  # a HEAD would hide why it failed
         return Entry(key, answer["ContentLength"], plain_etag(answer.get("ETag")))
 
     def get(self, key: str, *, most_bytes: int | None = None) -> Blob:
         """Return the whole object."""
-        return self._call("read", key, lambda: self._read(key, most_bytes))
+        return self.told_apart(key, lambda: self._call("read", key, lambda: self._read(key, most_bytes)))
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """Return `length` bytes from `start`, fewer only where the object ends before."""
         if length == 0:
             return b""
+        wanted = f"bytes={start}-{start + length - 1}"
         try:
-            return self._call(
-                "read", key, lambda: self._read(key, None, Range=f"bytes={start}-{start + length - 1}")
-            ).data
+            read = self.told_apart(key, lambda: self._call("read", key, lambda: self._read(key, None, Range=wanted)))
         except PastTheEnd:
             return b""
+        return read.data
+
+    def told_apart(self, key: str, read: Callable[[], _Result]) -> _Result:
+        """Call what reads a key; where it is refused and a listing does not have the key, then it is missing.
+
+        S3 says of a missing object that it is refused unless there is a right to list without a condition: one to list
+        what begins with a prefix does not count there, though it answers the same question.
+
+        Raises:
+            NotFound: the listing does not have it.
+            Denied: it has, or is refused, too.
+        """
+        try:
+            return read()
+        except Denied as error:
+            refusal = error
+        try:
+            found = self._call("list", key, lambda: self._list(key, "", 1)).get("Contents", ())
+        except StoreError:
+            raise refusal from None
+        if any(item["Key"] == key for item in found):
+            raise refusal
+        raise NotFound(f"{join_uri(f's3://{self._bucket}', key)} cannot be read: no such object (it is not listed).")
 
     def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
         """Write the whole object in one request."""
@@ -140,8 +173,11 @@ class SlowS3:
             Bucket=self._bucket, Prefix=prefix, MaxKeys=count, **start, **how, **self._payer
         )
 
+    def _get_object(self, key: str, **how: str) -> Any:
+        return self._client.get_object(Bucket=self._bucket, Key=key, **how, **self._payer)
+
     def _read(self, key: str, most_bytes: int | None, **how: str) -> Blob:
-        answer = self._client.get_object(Bucket=self._bucket, Key=key, **how, **self._payer)
+        answer = self._get_object(key, **how)
         with closing(answer["Body"]):  # a body that is not read would hold its connection
             refuse_larger(join_uri(f"s3://{self._bucket}", key), answer.get("ContentLength"), most_bytes)
             data = answer["Body"].read()

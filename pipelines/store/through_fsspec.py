@@ -185,7 +185,9 @@ class FsspecS3:
                 return Blob(data, plain_etag(answer.get("ETag")))
             raise failure
 
-        return retry(read, budget_seconds=self._retry_seconds, is_retryable=is_passing)
+        return self._slow.told_apart(
+            path, lambda: retry(read, budget_seconds=self._retry_seconds, is_retryable=is_passing)
+        )
 
 
 async def _read_body(answer: Mapping[str, Any], uri: str, most_bytes: int | None) -> bytes:

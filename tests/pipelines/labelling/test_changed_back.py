@@ -76,6 +76,8 @@ def test_the_first_the_last_and_one_between_of_a_file_are_found(table: Counted, 
         "fetch_failed",
         "ok",
     ]
+    for name in "bcd":
+        assert settle(table, rows_of("now", (name, "1")), ["2"], threads=threads) == ["fetch_failed"]
 
 
 def test_the_row_says_what_happened(table: Counted) -> None:

@@ -353,3 +353,18 @@ def test_a_killed_holder_of_a_folder_is_taken_over_at_once(tmp_path: Path) -> No
 
         with held(table):
             pass
+
+
+def test_a_local_lease_that_could_not_be_written_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = open_store(str(tmp_path / "table"))
+
+    def fail(*_: object, **__: object) -> None:
+        raise StoreDown("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(table), "put", fail)
+        with pytest.raises(StoreDown), held(table):
+            pass
+
+    with held(table):
+        pass

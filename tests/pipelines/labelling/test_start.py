@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.labelling.manifest import read_manifest
+from pipelines.labelling.manifest import PlannedSegment, read_manifest
 from pipelines.labelling.publish import part_key
 from pipelines.labelling.run import Run, RunRequest, find_unfinished, latest_run, read_end
 from pipelines.labelling.segments import Outcome
@@ -55,12 +55,16 @@ class Start:
 
     world: World
     selection: Selection = field(default_factory=Selection)
+    plan: type[LazyPlan] = LazyPlan
     shown: list[Any] = field(default_factory=list)
     asked: int = 0
     watchdog: Stages = field(default_factory=Stages)
     shards: list[list[int]] = field(default_factory=list)
+    isolated: list[bool] = field(default_factory=list)
 
-    def run(self, *, new_run: bool = False, model: str = "detr@1", dies: bool = False, **how: Any) -> Finished:
+    def run(
+        self, *, new_run: bool = False, model: str = "detr@1", dies: bool = False, loses: int | None = None, **how: Any
+    ) -> Finished:
         writer = Writer(self.world, model=model)
 
         def ask() -> None:
@@ -68,11 +72,16 @@ class Start:
 
         def label(run: Run, shards: Sequence[int], *, isolated: bool) -> Iterator[Outcome]:
             self.shards.append(list(shards))
+            self.isolated.append(isolated)
             if dies:
                 yield Outcome(failure="the power went.")
                 return
+            if loses in shards and not isolated:
+                yield Outcome(loss="its process died")
+                shards = [shard for shard in shards if shard != loses]
             for outcome in writer._label(run, shards, isolated=isolated):
                 assert outcome.report is not None
+                self.world.clock.seconds += 2
                 yield replace(outcome, report=replace(outcome.report, errors={"missing": 1}, changed=2))
 
         self.world.clock.seconds += 1
@@ -83,7 +92,7 @@ class Start:
             self.selection,
             new_run=new_run,
             label_shards=label,
-            plan_ahead=LazyPlan,
+            plan_ahead=self.plan,
             publisher=Inline(),
             clock=self.world.clock,
             tail="0001",
@@ -110,6 +119,7 @@ def test_a_run_ends_with_what_it_planned_and_did() -> None:
     finished = Start(world).run()
 
     assert (finished.resumed, finished.segments, finished.images_this_start) == (False, 2, 13)
+    assert (finished.changed_this_start, finished.labelling_seconds) == (14, 14.0)  # two a shard
     assert (finished.totals.rows, finished.totals.detections, finished.totals.errors) == (13, 13, {})
     assert (finished.planned.images, finished.planned.shards) == (13, 7)
     assert finished.run == latest_run(world.objects)
@@ -166,6 +176,27 @@ def test_rows_of_earlier_starts_are_shown_as_done() -> None:
     assert start.shards == [[1]]
     assert (start.shown[1].images, start.shown[1].images_this_start) == (2, 0)
     assert (start.shown[-1].images, start.shown[-1].images_this_start) == (4, 2)
+
+
+def test_a_shard_whose_process_died_is_run_again_alone_and_isolated() -> None:
+    start = Start(lake(13))
+    start.run(loses=1)
+
+    assert start.shards == [[0, 1, 2, 3, 4, 5], [1], [6]]
+    assert start.isolated == [False, True, False]
+
+
+@pytest.mark.parametrize("is_planned", [False, True])
+def test_progress_says_whether_the_plan_is_whole(is_planned: bool) -> None:
+    class Planned(LazyPlan):
+        def waves(self) -> Iterator[list[PlannedSegment]]:
+            self.is_complete = is_planned
+            yield from super().waves()
+
+    start = Start(lake(4), plan=Planned)
+    start.run()
+
+    assert {one.is_planned for one in start.shown[1:]} == {is_planned}
 
 
 def test_the_watchdog_knows_each_stage_and_what_may_be_the_reason() -> None:
@@ -244,6 +275,21 @@ def test_a_new_run_seals_the_unfinished_one_and_clears_its_parts() -> None:
     assert not finished.resumed
     assert finished.run.number == 2
     assert not [entry.key for entry in world.objects.list(f"_runs/{old.run_id}/parts/")]
+
+
+def test_a_run_whose_sealing_was_begun_is_sealed_and_not_resumed() -> None:
+    world = lake(4)
+    with pytest.raises(RunStopped):
+        Start(world).run(dies=True)
+    old = find_unfinished(world.objects)
+    assert old is not None
+    world.objects.put(f"_runs/{old.run_id}/sealing.json", b"{}")  # that start died then
+
+    finished = Start(world).run()
+
+    end = read_end(world.objects, old.run_id)
+    assert end is not None
+    assert (end.state, finished.resumed, finished.run.number) == ("sealed", False, 2)
 
 
 def test_parts_that_a_start_could_not_remove_are_removed_by_the_next_and_said(

@@ -349,6 +349,31 @@ def test_an_answer_becomes_the_error_that_says_what_to_do(moto: S3Server, betwee
         assert "k.jpg" in str(raised.value)
 
 
+@pytest.mark.parametrize("via", ["auto", "fsspec"])
+@pytest.mark.parametrize("call", ["get", "get_range", "head"])
+@pytest.mark.parametrize("key", ["a.jpg", "d//a.jpg"])
+def test_what_is_refused_and_not_listed_is_missing(
+    moto: S3Server, between: Start, via: Literal["auto", "fsspec"], call: str, key: str
+) -> None:
+    """S3 answers so where the right to list is bound to a prefix."""
+    uri, proxy = moto.bucket(), between(moto.endpoint)
+    store = open_store(uri, StoreOptions(via, endpoint=proxy.endpoint, region="us-east-1", retry_seconds=0.0))
+    read = {
+        "get": lambda: store.get(key), "get_range": lambda: store.get_range(key, 0, 4), "head": lambda: store.head(key),
+    }[call]  # fmt: skip
+    # before a listing comes what reads: of a head two requests, as its answer has no body
+    refusals = [proxy.s3_error(403, "AccessDenied")] * (2 if call == "head" and (via, key) == ("auto", "a.jpg") else 1)
+
+    store.put(f"{key}.txt", b"begins as the other does")
+    proxy.faults += refusals
+    with pytest.raises(NotFound, match=r"a\.jpg cannot be read: no such object"):
+        read()
+    store.put(key, b"there")
+    proxy.faults += refusals
+    with pytest.raises(Denied, match="s3:GetObject"):
+        read()
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_another_region_is_named(moto: S3Server, between: Start, way: str) -> None:
     proxy = between("")
