@@ -307,7 +307,9 @@ def _run(
 
     def label_in_pool(run: Run, shards: Sequence[int], *, isolated: bool) -> Iterator[Outcome]:
         of_run = replace(spec, run_id=run.run_id, model_sha256=run.model_sha256, isolated=isolated)
-        return label_shards(shards, of_run, pool, stall_seconds=60 * config.stall_minutes, verbose=config.verbose)
+        # what was lost may have been lost with its host: as many actors as before may not fit any more
+        of_turn = replace(pool, least=1) if isolated else pool
+        return label_shards(shards, of_run, of_turn, stall_seconds=60 * config.stall_minutes, verbose=config.verbose)
 
     with publishing() as publisher:
         finished = run_start(

@@ -24,7 +24,7 @@ from tests.faults.fault_proxy import FaultProxy, Faults, fault_proxy
 pytestmark = [pytest.mark.long, pytest.mark.faults, pytest.mark.s3, pytest.mark.ray, pytest.mark.slow]
 
 IMAGES = 600
-SHARD = 20
+SHARD = 5
 ACTORS = 2
 
 LINES = {

@@ -36,7 +36,7 @@ pytestmark = [
 
 SCRIPT = str(ROOT / "scripts" / "two-hosts-ray.sh")
 IMAGES = 1_200
-ACTORS = "1:3"  # one on the head, two on the worker; who asks for more at least waits for them when a host is lost
+ACTORS = "3:3"  # one on the head, two on the worker
 IN_FLIGHT = 4 * SHARD * 2  # images of the shards in flight on the worker's actors
 # a lost node is known after 13 s instead of 64, and a gRPC call to it is given up after 15 s instead of 420
 SOON = {
