@@ -5,9 +5,11 @@ import math
 import os
 import re
 import secrets
+import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,6 +60,15 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    with _own_sigterm():
+        _connect(verbose=verbose)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _connect(*, verbose: bool) -> None:
     level = logging.INFO if verbose else logging.ERROR
     address = os.environ.get("RAY_ADDRESS")
     if address:
@@ -88,10 +99,22 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
             raise RunStopped(
                 f"a local Ray does not start: {first_line(error)}. `--verbose` shows its messages."
             ) from error
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Have SIGTERM mean afterwards what it meant before.
+
+    `ray.init` has it print a stack and abort the process after three seconds (Ray 2.60), in which nobody gets rid of
+    a pool of actors on a busy machine: exit code and sentence were Ray's then, and what had to be given up was not.
+    """
+    is_ours = threading.current_thread() is threading.main_thread()  # elsewhere Python allows no handler, nor does Ray
+    before = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
-        ray.shutdown()
+        if is_ours and before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -102,6 +102,7 @@ def test_a_driver_that_is_told_to_stop_says_so_and_the_same_command_goes_on(
         run.finish()
     assert (left, err.splitlines()[-1]) == (code, said)
     assert "Traceback" not in err
+    assert "***" not in err, "Ray's C++ took the signal"
     check_history(seen)
     images = check_table(run.table, run.run_id)
     begun = images_begun(run.ray.work, run.table, run.run_id)

@@ -75,3 +75,33 @@ def test_sigterm_ends_with_143_and_a_sentence() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
 
     assert (done.returncode, done.stderr) == (143, "terminated: the same command goes on from here.\n")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_whoever_needs_longer_to_end_than_ray_waits_is_terminated_all_the_same() -> None:
+    script = """
+import time
+from jobs.exits import run
+from pipelines.cluster import connected
+
+def main(argv):
+    with connected():
+        print("connected", flush=True)
+        try:
+            time.sleep(60)
+        finally:
+            time.sleep(4)  # Ray aborts the process after 3
+
+run(main)
+"""
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    with subprocess.Popen(
+        [sys.executable, "-c", script], env=outside, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "connected\n"
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+
+    assert (process.returncode, err) == (143, "terminated: the same command goes on from here.\n")
