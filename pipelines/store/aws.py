@@ -13,6 +13,7 @@ import botocore.exceptions
 import botocore.loaders
 import botocore.session
 
+from pipelines.store.aws_files import FileCredentials
 from pipelines.store.interface import CONNECT_SECONDS, KEYS_INSTEAD, REQUEST_SECONDS, Misconfigured, StoreOptions
 from pipelines.store.uris import check_no_secret
 
@@ -55,6 +56,7 @@ def s3_access(options: StoreOptions) -> S3Access:
     """
     session = botocore.session.Session(profile=options.profile)
     session.register_component("data_loader", _data_loader())
+    session.register_component("credential_provider", FileCredentials(options.profile))
     keys = options.anonymous or (options.profile is None and bool(os.environ.get("AWS_ACCESS_KEY_ID")))
     profile, failure = _load_profile(session, with_credentials=not keys)
     if failure:

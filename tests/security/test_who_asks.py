@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -114,6 +115,32 @@ def test_the_requester_says_that_he_pays_and_signs_it(profiles: None, gossip: Go
         CALLS, "requester"
     )
     assert all("x-amz-request-payer" in headers["authorization"] for headers in asked.values())
+
+
+@pytest.mark.parametrize("call", ["get", "odd"])
+def test_keys_of_a_file_that_is_written_again_are_read_again(
+    profiles: None, gossip: Gossip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    monkeypatch.setattr("pipelines.store.aws_files.READ_AGAIN_AFTER", timedelta(seconds=-1))
+    monkeypatch.setattr("pipelines.store.buckets.CREDENTIALS_GOOD_FOR", timedelta(0))
+    store = open_store("s3://lake", StoreOptions(endpoint=gossip.endpoint, profile="lake", retry_seconds=0.0))
+    with pytest.raises(StoreError):
+        CALLS[call](store)
+    before = gossip.requests[-1][1]
+
+    renewed = "[lake]\naws_access_key_id = AKIANEW\naws_secret_access_key = z\naws_session_token = renewed\n"
+    (tmp_path / "credentials").write_text("[lake]\naws_access_key_id = AKIANEW\n")  # half of it: there are no keys
+    with pytest.raises(StoreError):
+        CALLS[call](store)
+    between = gossip.requests[-1][1]
+    (tmp_path / "credentials").write_text(renewed)
+    with pytest.raises(StoreError):
+        CALLS[call](store)
+    after = gossip.requests[-1][1]
+
+    assert scopes({"before": before, "between": between}) == {("AKIALAKE", "us-east-1")}
+    assert scopes({"after": after}) == {("AKIANEW", "us-east-1")}
+    assert after["x-amz-security-token"] == "renewed"
 
 
 def test_no_such_profile_is_a_sentence(profiles: None) -> None:
