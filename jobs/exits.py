@@ -42,7 +42,7 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
         print("interrupted: the same command goes on from here.", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except SystemExit as left:
-        # the number of the signal: from `ray.init` on, Ray's handler stands in place of ours and leaves with it
+        # the number of the signal: once Ray is imported, its handler stands in place of ours and leaves with it
         if left.code not in (TERMINATED, int(signal.SIGTERM)):
             raise
         print("terminated: the same command goes on from here.", file=sys.stderr)

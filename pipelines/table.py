@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import chain
@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.parquet_files import open_bytes, parquet_of
+from pipelines.stopped import RunStopped
 
 SCHEMA_VERSION: Final = 1
 
@@ -240,6 +241,23 @@ def decode(data: bytes, *, name: str = "this Parquet file") -> pa.Table:
     """
     with parquet_of(name):
         return open_bytes(data, name).read()
+
+
+def check_columns(file: pq.ParquetFile, wanted: Collection[str], *, name: str) -> None:
+    """Refuse a file that lacks a column of detection tables, or whose images and versions are not named by text.
+
+    Raises:
+        RunStopped: with the file's name and what is wrong.
+    """
+    schema = file.schema_arrow
+    missing = sorted(set(wanted) - set(schema.names))
+    if missing:
+        raise RunStopped(
+            f"{name} has no column {', '.join(missing)}: it is not of a detection table. Move it out of data/."
+        )
+    for column in ("uri", "etag"):  # what other types would be cast to stands for no image
+        if column in wanted and schema.field(column).type != pa.string():
+            raise RunStopped(f"{name} is damaged: its column {column} is not text. Restore it or move it out of data/.")
 
 
 def read_metadata(file: pq.ParquetFile) -> dict[str, str]:

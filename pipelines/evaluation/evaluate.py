@@ -105,7 +105,7 @@ def evaluate_table(
     choice: RowChoice | None = None,
     picture_options: StoreOptions | None = None,
 ) -> Evaluation:
-    """Measure the published rows of a table, the latest of every image, against COCO annotations.
+    """Measure the published rows of a table, the current one of every image, against COCO annotations.
 
     Images are matched by file name, the last part of their URI. Memory holds the keys of one row group at a time, and
     the detections of annotated images.

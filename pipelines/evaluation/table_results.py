@@ -21,7 +21,7 @@ from pipelines.parquet_files import open_listed, parquet_of
 from pipelines.stopped import RunStopped
 from pipelines.store import Entry, Store, StoreError, StoreOptions, Stores, join_uri, open_store, without_secrets
 from pipelines.strict_json import parse_object
-from pipelines.table import PASSING_KINDS, read_metadata
+from pipelines.table import PASSING_KINDS, check_columns, read_metadata
 
 HEADER_THREADS: Final = 16  # pictures whose headers are fetched at once
 
@@ -195,12 +195,7 @@ def _counts(uri: str, value: Json, choice: RowChoice) -> bool:
 
 def _open(table: Store, entry: Entry) -> pq.ParquetFile:
     file = open_listed(table, entry)
-    missing = {"uri", "detections", *_KEYS} - set(file.schema_arrow.names)
-    if missing:
-        raise RunStopped(
-            f"{join_uri(table.uri, entry.key)} has no column {', '.join(sorted(missing))}: it is not of a detection "
-            "table. Move it out of data/."
-        )
+    check_columns(file, ("uri", "detections", *_KEYS), name=join_uri(table.uri, entry.key))
     return file
 
 

@@ -17,7 +17,7 @@ from pipelines.parquet_files import open_listed, parquet_of
 from pipelines.stopped import RunStopped
 from pipelines.store import Entry, Store, StoreError, StoreOptions, join_uri, open_store, split_uri, without_secrets
 from pipelines.store.uris import LOCAL_ROOT
-from pipelines.table import ROW_GROUP_ROWS, SCHEMA
+from pipelines.table import ROW_GROUP_ROWS, SCHEMA, check_columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,12 +134,7 @@ def _look(table: Store) -> _Files:
         with parquet_of(name):
             schema = file.schema_arrow
             rows += file.metadata.num_rows
-        missing = set(SCHEMA.names) - set(schema.names)
-        if missing:
-            raise RunStopped(
-                f"{name} has no column {', '.join(sorted(missing))}: it is not of a detection table. Move it out of "
-                "data/."
-            )
+        check_columns(file, SCHEMA.names, name=name)
         for column in schema:
             known = columns.setdefault(column.name, column)
             if known.type != column.type:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from pipelines.concurrently import map_concurrently
 from pipelines.parquet_files import open_listed, parquet_of
 from pipelines.store import Entry, Store, join_uri
+from pipelines.table import check_columns
 
 KIND: Final = "fetch_failed"  # passing: whatever the object is at the next run, the plan of that run sees it
 
@@ -75,6 +76,7 @@ def _labelled_before(
     def in_file(entry: Entry) -> set[Version]:
         with parquet_of(join_uri(table.uri, entry.key)):
             file = open_listed(table, entry)
+            check_columns(file, ("uri", "etag", "status", "model"), name=join_uri(table.uri, entry.key))
             groups = [group for group in range(file.num_row_groups) if _may_hold(file, group, uris)]
             if not groups:
                 return set()

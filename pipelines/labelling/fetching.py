@@ -40,7 +40,6 @@ OBJECT_KINDS: Mapping[type[StoreError], str] = {
     NotFound: "missing",
     Denied: "denied",
     Archived: "archived",
-    TooLarge: "too_large",
 }
 """Failures of one object among healthy ones, and the error kind that its row gets."""
 
@@ -90,7 +89,11 @@ class Fetcher:
             )
         try:
             blob = self._read_unless_denied(item)
-        except (NotFound, Denied, Archived, TooLarge) as error:
+        except TooLarge as error:
+            # of an object that a list says something of, another version was met, which must not condemn the listed one
+            is_condemned = (item.etag, item.size) == (None, None)
+            return Fetched(item, error_kind="too_large" if is_condemned else "fetch_failed", error=str(error))
+        except (NotFound, Denied, Archived) as error:
             if isinstance(error, Denied) and not is_web(item):
                 self._refuse_if_all_is_denied(item, error)
             return Fetched(item, error_kind=OBJECT_KINDS[type(error)], error=str(error))

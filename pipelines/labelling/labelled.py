@@ -16,9 +16,8 @@ import pyarrow.compute as pc
 from pipelines.concurrently import map_concurrently
 from pipelines.lake.listing import LakeObject
 from pipelines.parquet_files import open_listed, parquet_of
-from pipelines.stopped import RunStopped
 from pipelines.store import Entry, Store, join_uri
-from pipelines.table import PERMANENT_KINDS
+from pipelines.table import PERMANENT_KINDS, check_columns
 
 # Of 10^8 objects that are asked for in 10^8 rows one is taken for labelled by mistake with a probability of 10^-8 (its
 # URI has the hash of another) or, if all of them have changed, of 4 x 10^-7 (its etag has the hash of its old one).
@@ -103,11 +102,7 @@ def _file_keys(table: Store, entry: Entry, model: str | None, retry_errors: str)
     """Yield the keys of a file's rows that count, of some thousand rows at once."""
     name = join_uri(table.uri, entry.key)
     file = open_listed(table, entry)
-    missing = {"uri", "etag", "status", "error_kind", "model"} - set(file.schema_arrow.names)
-    if missing:
-        raise RunStopped(
-            f"{name} has no column {', '.join(sorted(missing))}: it is not of a detection table. Move it out of data/."
-        )
+    check_columns(file, ("uri", "etag", "status", "error_kind", "model"), name=name)
     with parquet_of(name):
         states = file.read(columns=["status", "error_kind", "model"])
         counts = pc.equal(states["status"].cast(pa.string()), "ok")
@@ -118,9 +113,6 @@ def _file_keys(table: Store, entry: Entry, model: str | None, retry_errors: str)
             counts = pc.and_(counts, pc.equal(states["model"].cast(pa.string()), model))
         if not pc.any(counts).as_py():
             return
-        # not what other types would be cast to, and no nulls: such a row stands for no image
-        if any(file.schema_arrow.field(column).type != pa.string() for column in ("uri", "etag")):
-            raise ValueError("its column uri or etag is not text")
         first = 0
         for batch in file.iter_batches(_BATCH_ROWS, columns=["uri", "etag"]):
             rows = batch.filter(counts.slice(first, len(batch)).combine_chunks())

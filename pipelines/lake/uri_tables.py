@@ -28,6 +28,7 @@ WITHOUT_SECRETS_INSTEAD: Final = (
     "images first."
 )
 
+_LARGEST_OBJECT = 1 << 48  # bytes: some times what any store takes, and thousands of them can be added
 _ROWS_AT_ONCE = 8_192
 _LARGEST_BLOCK = (
     1 << 30
@@ -96,6 +97,7 @@ def read_uri_table(store: Store, key: str, *, keep: Sequence[str] = ()) -> UriTa
     folder = join_uri(store.uri, key.partition("?")[0] if is_web else key).rpartition("/")[0]
     rows = rows.set_column(0, "uri", _whole_uris(rows["uri"], folder))
     _check_no_secrets(rows["uri"], name)
+    _check_sizes(rows, name)
     etags = pc.replace_substring_regex(rows["etag"], '^(W/)?"(.*)"$', r"\2")
     rows = rows.set_column(1, "etag", pc.if_else(pc.equal(etags, ""), None, etags))
     return UriTable(name, rows.sort_by("uri"), names, count - rows.num_rows)
@@ -141,6 +143,21 @@ def _check_whole(table: pa.Table, name: str) -> None:
     except pa.ArrowInvalid as error:
         reason = " ".join(str(error).split())[:200]
         raise RunStopped(f"{name} is damaged, or not in UTF-8: {reason}. Write it anew.") from error
+
+
+def _check_sizes(rows: pa.Table, name: str) -> None:
+    """Refuse sizes that no object can have: a plan adds them up.
+
+    Raises:
+        RunStopped: with the first one.
+    """
+    wrong = rows.filter(pc.or_(pc.less(rows["size"], 0), pc.greater(rows["size"], _LARGEST_OBJECT)))
+    if len(wrong):
+        size, uri = wrong["size"][0].as_py(), wrong["uri"][0].as_py()
+        raise RunStopped(
+            f"{name} says that {uri} has {size:,} bytes, which no object can have. "
+            "Leave the column empty where sizes are not known."
+        )
 
 
 def _check_no_secrets(uris: pa.ChunkedArray, name: str) -> None:

@@ -171,7 +171,7 @@ class Store(Protocol):
         """Return the whole object; its length agrees with what the store announced.
 
         Raises:
-            TooLarge: it has more than `most_bytes`; nothing was read where the store announced it.
+            TooLarge: it has more than `most_bytes`; nothing is read where the store announces the size.
         """
         ...
 

@@ -139,7 +139,8 @@ class SlowS3:
 
         Raises:
             NotFound: the listing does not have it.
-            Denied: it has, or is refused, too.
+            Denied: it has, and reading is refused again; or the listing is refused, too.
+            StoreError: the listing fails for a passing reason, so that nothing is known.
         """
         try:
             return read()
@@ -147,10 +148,10 @@ class SlowS3:
             refusal = error
         try:
             found = self._call("list", key, lambda: self._list(key, "", 1)).get("Contents", ())
-        except StoreError:
-            raise refusal from None
+        except StoreError as error:
+            raise (error if is_passing(error) else refusal) from None
         if any(item["Key"] == key for item in found):
-            raise refusal
+            return read()  # perhaps it came in between
         raise NotFound(f"{join_uri(f's3://{self._bucket}', key)} cannot be read: no such object (it is not listed).")
 
     def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:

@@ -53,10 +53,15 @@ class FsspecStore:
         return Entry(key, info.get("size"), _etag(info))
 
     def get(self, key: str, *, most_bytes: int | None = None) -> Blob:
-        """Return the whole file. Its etag is not known: fsspec hands over bytes only."""
+        """Return the whole file. Its etag is not known: fsspec hands over bytes only.
+
+        With `most_bytes` its size is asked for first; a file whose size is not told is read all the same.
+        """
         if most_bytes is not None:
             refuse_larger(f"{self.uri}/{key}", self.head(key).size, most_bytes)
-        return Blob(self._call("read", key, lambda: self._files.cat_file(self._base + key)), None)
+        data: bytes = self._call("read", key, lambda: self._files.cat_file(self._base + key))
+        refuse_larger(f"{self.uri}/{key}", len(data), most_bytes)
+        return Blob(data, None)
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """Return `length` bytes from `start`, fewer only where the file ends before."""

@@ -105,7 +105,7 @@ class WebStore:
         def request() -> tuple[bytes, Mapping[str, str]]:
             try:
                 status, data, received = fsspec.asyn.sync(
-                    self._files.loop, self._answer, url, headers, most if whole else 0
+                    self._files.loop, self._answer, url, headers, most if whole else None
                 )
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 failure = store_error(Answer(words=type(error).__name__), "read", without_secrets(url))
@@ -126,12 +126,22 @@ class WebStore:
 
         return retry(request, budget_seconds=self._retry_seconds, is_retryable=is_passing)
 
-    async def _answer(self, url: str, headers: dict[str, str], most: int) -> tuple[int, bytes, Mapping[str, str]]:
-        """Return status, up to `most` bytes and headers of an answer; none of them is read if `most` is 0."""
+    async def _answer(
+        self, url: str, headers: dict[str, str], most: int | None
+    ) -> tuple[int, bytes, Mapping[str, str]]:
+        """Return status, bytes and headers of an answer; None instead of the most bytes reads none.
+
+        Raises:
+            _TooLongError: there are more, as the server announces, or as they come.
+        """
         session = await self._files.set_session()
         async with session.get(_as_it_stands(url), headers=headers) as answer:
             data = bytearray()
-            while most and answer.status < 300 and (piece := await answer.content.read(_PIECE_BYTES)):
+            if most is None or answer.status >= 300:
+                return answer.status, b"", answer.headers
+            if (answer.content_length or 0) > most:
+                raise _TooLongError
+            while piece := await answer.content.read(_PIECE_BYTES):
                 data += piece  # decompressed, if it was sent compressed
                 if len(data) > most:
                     raise _TooLongError

@@ -77,31 +77,38 @@ def test_sigterm_ends_with_143_and_a_sentence() -> None:
     assert (done.returncode, done.stderr) == (143, "terminated: the same command goes on from here.\n")
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-def test_whoever_needs_longer_to_end_than_ray_waits_is_terminated_all_the_same() -> None:
-    script = """
-import time
-from jobs.exits import run
-from pipelines.cluster import connected
-
-def main(argv):
+WHILE_CONNECTED = """
     with connected():
-        print("connected", flush=True)
+        print("there", flush=True)
         try:
             time.sleep(60)
         finally:
-            time.sleep(4)  # Ray aborts the process after 3
-
-run(main)
+            time.sleep(4)  # Ray would abort the process after 3
 """
+AFTERWARDS = """
+    try:
+        with connected():
+            pass
+        print("there", flush=True)
+        time.sleep(60)
+    finally:
+        sys.stderr.write("given up\\n")
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize(("when", "said"), [(WHILE_CONNECTED, ""), (AFTERWARDS, "given up\n")])
+def test_sigterm_is_ours_while_ray_is_connected_and_afterwards(when: str, said: str) -> None:
+    imports = "import sys, time\nfrom jobs.exits import run\nfrom pipelines.cluster import connected\n"
+    script = f"{imports}\ndef main(argv):{when}\nrun(main)\n"
     outside = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     with subprocess.Popen(
         [sys.executable, "-c", script], env=outside, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "connected\n"
+        assert process.stdout.readline() == "there\n"
         process.terminate()
         _, err = process.communicate(timeout=60)
 
-    assert (process.returncode, err) == (143, "terminated: the same command goes on from here.\n")
+    assert (process.returncode, err) == (143, f"{said}terminated: the same command goes on from here.\n")

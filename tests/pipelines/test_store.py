@@ -45,7 +45,7 @@ def test_what_was_put_is_got_whole(store: Store) -> None:
 def test_an_object_of_more_bytes_than_are_asked_for_is_refused_and_the_store_goes_on(store: Store) -> None:
     store.put("a.jpg", b"12345")
 
-    for _ in range(12):  # more than a client has connections
+    for _ in range(12):  # more than s3fs has connections
         with pytest.raises(TooLarge, match=r"a\.jpg has 5 bytes, more than 4; it was not read\."):
             store.get("a.jpg", most_bytes=4)
     assert store.get("a.jpg", most_bytes=5).data == b"12345"

@@ -54,8 +54,12 @@ def test_who_does_not_have_the_token_runs_nothing_on_a_local_ray(tmp_path: Path)
             )
             for name, shown in credentials.items()
         }  # fmt: skip
-        ended = {name: (*guest.communicate(timeout=180), guest.returncode) for name, guest in guests.items()}
-        holder.stdin.close()
+        try:
+            ended = {name: (*guest.communicate(timeout=180), guest.returncode) for name, guest in guests.items()}
+        finally:
+            for guest in guests.values():
+                guest.kill()
+            holder.stdin.close()
 
     assert ended["the owner"][0] == "ran\n", ended["the owner"][1]
     for name in ("no token", "another token"):

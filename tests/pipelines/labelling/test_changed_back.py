@@ -164,3 +164,22 @@ def test_a_damaged_file_is_named(table: Counted, place: str) -> None:
 
     with pytest.raises(RunStopped, match=r"memory://table/data/earlier/00003.parquet is damaged"):
         settle(table, rows_of("now", ("b5", "1")), ["2"])
+
+
+@pytest.mark.parametrize(
+    ("column", "sentence"),
+    [
+        (None, r"x\.parquet has no column uri: it is not of a detection table"),
+        (pa.array([b"b"], pa.binary()), r"x\.parquet is damaged: its column uri is not text"),
+    ],
+)
+def test_a_file_that_does_not_name_its_images_by_text_is_refused(column: pa.Array | None, sentence: str) -> None:
+    table = memory_store("memory://table")
+    rows = rows_of("before", ("b", "1"))
+    rows = rows.drop_columns("uri") if column is None else rows.set_column(0, "uri", column)
+    sink = pa.BufferOutputStream()
+    pq.write_table(rows, sink)
+    table.put("data/before/x.parquet", bytes(sink.getvalue()))
+
+    with pytest.raises(RunStopped, match=sentence):
+        settle(table, rows_of("now", ("b", "1")), ["2"])

@@ -440,12 +440,12 @@ def test_an_object_whose_size_no_list_tells_is_not_fetched_when_it_is_too_large(
     good, large = lake.put("a.jpg", picture()), lake.put("disk", b"x" * 1_000_001)
     monkeypatch.setattr("pipelines.labelling.fetching.MOST_BYTES", 1_000_000)
     unsized = [replace(one, size=None) for one in (good, large)]
-    grown = replace(large, uri=lake.put("grown", b"x" * 1_000_002).uri, size=5)
+    grown = replace(large, uri=lake.put("grown", b"x" * 1_000_002).uri, size=5)  # since it was listed: tried again
     table = memory_store()
 
     report = labeler(table, lake, detector, [[*unsized, grown]]).label(0)
 
-    assert (report.images, report.errors) == (3, {"too_large": 2})
+    assert (report.images, report.errors) == (3, {"too_large": 1, "fetch_failed": 1})
     errors = decode(table.get(part_key("run-1", 0)).data)["error"].to_pylist()
     assert [error and error.partition(" has ")[2] for error in errors] == [
         None,

@@ -100,6 +100,14 @@ def test_sizes_and_etags_may_be_unknown_and_etags_lose_their_quotes() -> None:
     assert [(etag, size) for _, etag, size, _ in rows] == [("abc", None), ("def", 3), (None, None)]
 
 
+@pytest.mark.parametrize("size", [-1, 2**48 + 1, 2**63 - 1])
+def test_a_size_that_no_object_can_have_is_refused(size: int) -> None:
+    data = csv("uri,size", "s3://b/1,5", f"s3://b/2,{size}", "s3://b/3,")
+
+    with pytest.raises(RunStopped, match=rf"x\.csv says that s3://b/2 has {size:,} bytes, which no object can have"):
+        read_uri_table(store_with("x.csv", data), "x.csv")
+
+
 def test_columns_named_size_or_etag_that_hold_something_else_are_not_used() -> None:
     data = csv("uri,size,etag", "s3://b/1,large,17")
 

@@ -25,6 +25,7 @@ from pipelines.store import (
     StoreOptions,
     Stores,
     Throttled,
+    TooLarge,
     open_store,
     probe,
 )
@@ -370,8 +371,23 @@ def test_what_is_refused_and_not_listed_is_missing(
         read()
     store.put(key, b"there")
     proxy.faults += refusals
+    read()  # it is listed, so it was created between the two
+    proxy.always = proxy.s3_error(403, "AccessDenied")
     with pytest.raises(Denied, match="s3:GetObject"):
         read()
+    proxy.faults += refusals
+    proxy.always = proxy.s3_error(503, "SlowDown")  # of the listing: then nothing is known
+    with pytest.raises(Throttled):
+        read()
+
+
+def test_an_object_with_an_odd_name_that_is_too_large_is_refused(moto: S3Server) -> None:
+    store = open_store(moto.bucket(), moto.options())
+    store.put("d//a.jpg", b"12345")
+
+    with pytest.raises(TooLarge, match=r"d//a\.jpg has 5 bytes, more than 4"):
+        store.get("d//a.jpg", most_bytes=4)
+    assert store.get("d//a.jpg", most_bytes=5).data == b"12345"
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -7,7 +7,17 @@ from collections.abc import Iterator
 import fsspec
 import pytest
 
-from pipelines.store import AlreadyExists, Misconfigured, NotFound, Store, StoreOptions, Stores, open_store, probe
+from pipelines.store import (
+    AlreadyExists,
+    Misconfigured,
+    NotFound,
+    Store,
+    StoreOptions,
+    Stores,
+    TooLarge,
+    open_store,
+    probe,
+)
 
 KEYS = ["A", "a-b", "a/c/d.jpg", "a/c0", "a0", "b/.hidden/x", "é", "😀"]
 
@@ -37,6 +47,8 @@ def test_files_are_read_whole_and_in_parts(store: Store) -> None:
     assert store.get_range("a/c/d.jpg", 2, 3) == b"c/d"
     assert store.head("a/c/d.jpg").size == 9
     assert Stores().get("memory://lake/photos/a0").data == b"a0"
+    with pytest.raises(TooLarge, match="photos/a0 has 2 bytes, more than 1"):
+        store.get("a0", most_bytes=1)
 
 
 def test_what_is_missing_is_not_found(store: Store) -> None:
