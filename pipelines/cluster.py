@@ -85,6 +85,8 @@ def _connect(*, verbose: bool) -> None:
         if "RAY_AUTH_MODE" not in os.environ:
             os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
             Config.initialize("")  # what Ray read of the environment when it was imported, it reads again
+        # Ray's own is 15: beside busy processes of others its workers get one part in thirty of what is theirs
+        os.environ.setdefault("RAY_worker_niceness", "0")
         try:
             with on_loopback():
                 ray.init(

@@ -73,9 +73,11 @@ def test_each_poison_image_is_a_row_with_its_evidence_and_costs_two_processes_at
     for name, row in good.items():
         found, expected = table[name]["detections"], row["detections"]
         assert [one["label"] for one in found] == [one["label"] for one in expected]
-        assert [one["score"] for one in found] == pytest.approx([one["score"] for one in expected], abs=1e-5)
+        # who shares a batch depends on which process died, and changes the rounding: by up to 2.5e-5 in scores and
+        # 1.2e-4 in boxes among 30 random batches of these scenes
+        assert [one["score"] for one in found] == pytest.approx([one["score"] for one in expected], abs=1e-4)
         for one, other in zip(found, expected, strict=True):
-            assert one["box"] == pytest.approx(other["box"], abs=1e-3)  # neighbours in a batch change the rounding
+            assert one["box"] == pytest.approx(other["box"], abs=1e-3)
     struck = Counter(victim.harm for victim in victims(deaths))
     print(f"processes that each poison struck: {dict(struck)}")
     assert set(struck) == set(HARMS)
