@@ -32,14 +32,13 @@ def test_a_job_that_is_stopped_says_so_and_goes_on_when_it_is_submitted_again(
 
         def job(*arguments: str) -> str:
             command = [str(Path(sys.executable).with_name("ray")), "job", arguments[0]]
-            done = subprocess.run(
-                [*command, "--address", f"http://{cluster.dashboard}", *arguments[1:]],
-                cwd=ROOT,
-                env={**os.environ, "RAY_AUTH_MODE": "disabled", **LOOPBACK},
-                capture_output=True,
-                text=True,
-                timeout=300,
-            )
+            command += ["--address", f"http://{cluster.dashboard}", *arguments[1:]]
+            env = {**os.environ, "RAY_AUTH_MODE": "disabled", **LOOPBACK}
+            for _ in range(60):
+                done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+                if "No available agent" not in done.stderr:
+                    break
+                time.sleep(1)  # a cluster that has only just begun takes no job yet, and says so
             assert done.returncode == 0, done.stdout + done.stderr
             return done.stdout
 
