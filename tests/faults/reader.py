@@ -45,11 +45,9 @@ def read_once(table: str) -> dict[str, Any]:
     keys: Counter[tuple[str, str | None, str]] = Counter()
     for name, blob in table_files(table):
         files[name] = hashlib.sha256(blob).hexdigest()
-        # read_table's threads let go of Python's bytes late: where Python ends just then, the process is aborted (3 of
-        # 300 processes on busy cores; none of 300 without threads)
-        rows = pq.read_table(
-            pa.BufferReader(blob), page_checksum_verification=True, use_threads=False, pre_buffer=False
-        )
+        # not read_table: threads of its data sets let go of Python's bytes late, and where Python ends just then, the
+        # process is aborted
+        rows = pq.ParquetFile(pa.BufferReader(blob), page_checksum_verification=True).read()
         columns = (rows[column].to_pylist() for column in ("uri", "etag", "model"))
         keys.update(zip(*columns, strict=True))
     return {"files": files, "rows": keys.total(), "twice": sorted(map(str, (k for k, n in keys.items() if n > 1)))}
