@@ -112,13 +112,13 @@ class SlowS3:
 
     def head(self, key: str) -> Entry:
         """Return what a listing would say of this key."""
-        answer = self.told_apart(key, lambda: self._call("read", key, lambda: self._get_object(key)))
+        answer = self._reading(key, lambda: self._get_object(key))
         answer["Body"].close()  # a HEAD would hide why it failed
         return Entry(key, answer["ContentLength"], plain_etag(answer.get("ETag")))
 
     def get(self, key: str, *, most_bytes: int | None = None) -> Blob:
         """Return the whole object."""
-        return self.told_apart(key, lambda: self._call("read", key, lambda: self._read(key, most_bytes)))
+        return self._reading(key, lambda: self._read(key, most_bytes))
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """Return `length` bytes from `start`, fewer only where the object ends before."""
@@ -126,7 +126,7 @@ class SlowS3:
             return b""
         wanted = f"bytes={start}-{start + length - 1}"
         try:
-            read = self.told_apart(key, lambda: self._call("read", key, lambda: self._read(key, None, Range=wanted)))
+            read = self._reading(key, lambda: self._read(key, None, Range=wanted))
         except PastTheEnd:
             return b""
         return read.data
@@ -173,6 +173,9 @@ class SlowS3:
         return self._client.list_objects_v2(
             Bucket=self._bucket, Prefix=prefix, MaxKeys=count, **start, **how, **self._payer
         )
+
+    def _reading(self, key: str, request: Callable[[], _Result]) -> _Result:
+        return self.told_apart(key, lambda: self._call("read", key, request))
 
     def _get_object(self, key: str, **how: str) -> Any:
         return self._client.get_object(Bucket=self._bucket, Key=key, **how, **self._payer)

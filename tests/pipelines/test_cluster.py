@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 
@@ -193,3 +196,26 @@ def test_a_sentence_of_rays_has_no_colours() -> None:
     assert first_line(RuntimeError("\x1b[36mray::_probe()\x1b[39m died\n  File x")) == "ray::_probe() died"
     assert remote_sentence(RuntimeError("\x1b[36mit\x1b[39m died")) == "it died"
     assert first_line(RuntimeError("")) == "RuntimeError"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize(("said", "niceness"), [({}, 0), ({"RAY_worker_niceness": "3"}, 3)])
+def test_workers_of_a_local_ray_have_the_priority_of_the_command_unless_told_otherwise(
+    said: Mapping[str, str], niceness: int
+) -> None:
+    script = """
+import os
+import ray
+from pipelines.cluster import connected
+
+with connected():
+    print(ray.get(ray.remote(lambda: os.nice(0)).remote()) - os.nice(0))
+"""
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**outside, **said}, capture_output=True, text=True, timeout=120, check=True
+    )
+
+    assert int(done.stdout) == niceness
