@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from jobs._evaluation_report import report
 from jobs.exits import BudgetExceeded, run
-from jobs.options import CommandParser, actor_range, add_s3_options, share
+from jobs.options import PRECISIONS, CommandParser, actor_range, add_s3_options, share
 
 if TYPE_CHECKING:
     from pipelines.evaluation.annotations import Annotations
@@ -121,7 +121,7 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
                        "folders of web servers: those that are annotated are labelled")  # fmt: skip
     group.add_argument("--keep-table", metavar="URI", help="label into this table, existing or new: the same command "
                        "resumes, and labels nothing twice (one for the time of the command)")  # fmt: skip
-    group.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"),
+    group.add_argument("--precision", choices=PRECISIONS,
                        help="(auto: bf16 on GPUs that have it, fp16 on older ones, fp32 on CPUs)")  # fmt: skip
     group.add_argument("--device", help="auto, cpu or cuda (auto: GPUs where there are any)")
     group.add_argument("--actors", type=actor_range, metavar="MIN:MAX",

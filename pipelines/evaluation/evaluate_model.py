@@ -40,7 +40,7 @@ class ModelEvaluationConfig:
             folder, where every annotated image is taken to be there.
         keep_table: The table that is labelled into, existing or new; None is one for the time of the call. What it
             holds of this model is not labelled again.
-        precision: "auto", "fp32", "bf16" or "fp16".
+        precision: "auto", "fp32", "tf32", "bf16" or "fp16".
         device: "auto", "cpu" or "cuda".
         least_actors: Actors that must run; None is 1.
         most_actors: Actors that may run; None is what the cluster holds.

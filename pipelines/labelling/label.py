@@ -57,7 +57,7 @@ class LabelConfig:
         model: What `detr.load` takes, or the URI of a model directory.
         threshold: The least score that is kept; 0 keeps all queries.
         classes: (name, own threshold or None) of the classes that are kept; None keeps all.
-        precision: "auto", "fp32", "bf16" or "fp16".
+        precision: "auto", "fp32", "tf32", "bf16" or "fp16".
         device: "auto", "cpu" or "cuda".
         run_id: The run's name; None makes one of the time.
         new_run: Seal the table's unfinished run instead of resuming it.

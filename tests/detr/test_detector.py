@@ -12,7 +12,7 @@ from detr.classes import Category, UnknownClass
 from detr.config import BackboneConfig, DetrConfig
 from detr.detector import WINDOW_IMAGES, AnyImage, Detector, choose_device, choose_precision
 from detr.images import EmptyImage, NotAnImage, TooExtreme, resize
-from detr.model import Detr
+from detr.model import Detr, DetrOutput
 from detr.postprocess import Detections
 
 TINY = DetrConfig(
@@ -310,11 +310,32 @@ def test_bf16_finds_about_the_same() -> None:
         torch.testing.assert_close(half.scores, full.scores, rtol=0, atol=0.05)
 
 
+def test_float32_is_exact_in_the_network_and_as_it_was_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    convolutions, products = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = convolutions.fp32_precision, products.fp32_precision
+    seen = []
+    tiny = detector()
+    compute = tiny._network.detect
+
+    def noting(*arguments: Tensor | None) -> DetrOutput:
+        seen.append((convolutions.fp32_precision, products.fp32_precision))
+        return compute(*arguments)
+
+    monkeypatch.setattr(tiny._network, "detect", noting)
+    tiny(picture(48, 64))
+
+    assert before[0] == "tf32"  # cuDNN's default, which rounds to 10 bits
+    assert seen == [("ieee", "ieee")]
+    assert (convolutions.fp32_precision, products.fp32_precision) == before
+
+
 def test_precision_and_device_are_chosen_by_what_there_is() -> None:
     assert choose_precision("auto", torch.device("cpu")) == "fp32"
     assert choose_precision("bf16", torch.device("cpu")) == "bf16"
-    with pytest.raises(ValueError, match="precision: 'fp8' is none of auto, fp32, bf16, fp16"):
+    with pytest.raises(ValueError, match="precision: 'fp8' is none of auto, fp32, tf32, bf16, fp16"):
         choose_precision("fp8", torch.device("cpu"))
+    with pytest.raises(ValueError, match="precision: only GPUs have tf32, the device is cpu; use fp32"):
+        choose_precision("tf32", torch.device("cpu"))
     with pytest.raises(ValueError, match="device: 'gpu' is none of auto, cpu, cuda, cuda:N"):
         choose_device("gpu")
 
@@ -331,5 +352,5 @@ def test_a_network_that_gives_no_numbers_is_not_taken_for_one_that_finds_nothing
     network = Detr(TINY)
     torch.nn.init.constant_(network.class_embed.bias, float("nan"))
 
-    with pytest.raises(FloatingPointError, match="numbers that are none in fp32"):
+    with pytest.raises(FloatingPointError, match="the model produced NaN or infinite values in fp32"):
         Detector(network, device="cpu")(torch.zeros((3, 40, 50), dtype=torch.uint8))

@@ -15,11 +15,12 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
+from detr.batching import HostBatch
 from detr.config import BackboneConfig, DetrConfig
-from detr.detector import Detector, Prepared
-from detr.model import Detr
-from detr.postprocess import Detections
+from detr.detector import Detector, PendingDetections
+from detr.model import Detr, DetrOutput
 from pipelines.labelling.decoding import DecoderHere
 from pipelines.labelling.fetching import Fetcher, LakeUnreadable
 from pipelines.labelling.labeler import Labeler, windows
@@ -57,21 +58,27 @@ TINY = DetrConfig(
 
 
 class Careful(Detector):
-    """A detector that refuses two threads at once, and tells how many batches it saw."""
+    """A detector that refuses two threads in the network at once, and calls `before` for every batch."""
 
     def __init__(self, *, threshold: float = 0.0) -> None:
         torch.manual_seed(0)
         super().__init__(Detr(TINY).eval(), device="cpu", threshold=threshold)
         self.before: Callable[[], None] = lambda: None
-        self._busy = threading.Lock()
+        busy = threading.Lock()
+        compute = self._network.detect
 
-    def detect(self, batch: Sequence[Prepared], *, shape: tuple[int, int] | None = None) -> list[Detections]:
-        assert self._busy.acquire(blocking=False), "two threads are in the network"
-        try:
-            self.before()
-            return super().detect(batch, shape=shape)
-        finally:
-            self._busy.release()
+        def alone(*arguments: Tensor | None) -> DetrOutput:
+            assert busy.acquire(blocking=False), "two threads are in the network"
+            try:
+                return compute(*arguments)
+            finally:
+                busy.release()
+
+        self._network.detect = alone  # type: ignore[method-assign]
+
+    def submit(self, batch: HostBatch) -> PendingDetections:
+        self.before()
+        return super().submit(batch)
 
 
 @pytest.fixture(scope="module", autouse=True)
