@@ -1,6 +1,7 @@
 """Images in, detections out: the one object that a notebook, the labelling job and the evaluation share."""
 
 import io
+import logging
 import os
 import threading
 import time
@@ -111,6 +112,7 @@ class Detector:
         )
         self._network = folded(network).to(self.device).to(memory_format=torch.channels_last)
         self._transfer = transfer_for(self.device)
+        self._most_images: int | None = None  # in a batch, once the device's memory was too small for more
         self._turn = threading.Lock()  # the network computes one batch after the other
         mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (IMAGE_MEAN, IMAGE_STD))
         self._scale, self._shift = (1 / std).to(self.device), (-mean / std).to(self.device)
@@ -177,15 +179,17 @@ class Detector:
     def submit(self, batch: HostBatch) -> PendingDetections:
         """Start the network on a batch; on a GPU, return before it is done.
 
+        Where the device has too little memory, `batch_size` is halved until the batch fits in parts.
+
         Args:
             batch: of `host_batch`, at least one image, every place written. It must not be written again.
 
         Raises:
-            torch.OutOfMemoryError: the device's memory is too small.
+            torch.OutOfMemoryError: the device has too little memory for one image.
         """
         with self._turn:
             started = time.perf_counter()
-            return PendingDetections(self, [self._launch(batch)], time.perf_counter() - started)
+            return PendingDetections(self, self._launch_in_parts(batch), time.perf_counter() - started)
 
     def read(self, ranked: Tensor) -> list[Detections]:
         """Return the detections of each image of `detr.postprocess.rank`'s result.
@@ -198,7 +202,41 @@ class Detector:
             raise FloatingPointError(f"{self.name} produced NaN or infinite values in {self.precision}; {advice}")
         return read_detections(ranked, self.config.categories)
 
-    @torch.inference_mode()
+    def _launch_in_parts(self, batch: HostBatch) -> list[Download]:
+        """Queue a batch in as few parts as the device's memory allows."""
+        downloads: list[Download] = []
+        start = 0
+        while start < len(batch):
+            part = batch.part(start, start + (self._most_images or len(batch)))
+            try:
+                downloads.append(self._launch(part))
+            except torch.OutOfMemoryError as error:
+                reason = str(error).partition(". ")[0]
+            else:
+                start += len(part)
+                continue
+            # outside of the handler, because the error's traceback holds the network's tensors
+            self._transfer.release()
+            self._halve(part, reason)
+        return downloads
+
+    def _halve(self, batch: HostBatch, reason: str) -> None:
+        """Remember that a batch does not fit into the device's memory."""
+        height, width = batch.pixels.shape[2:]
+        if len(batch) == 1:
+            raise torch.OutOfMemoryError(
+                f"{self.device} has too little memory for one image of {height} x {width} pixels in {self.precision}: "
+                f"{reason}. End other processes that use it, or use a device with more memory."
+            )
+        self._most_images = len(batch) // 2
+        self.batch_size = min(self.batch_size, self._most_images)
+        logging.getLogger(__name__).warning(
+            "%s has too little memory for %d images of %d x %d pixels at once: %s. From now on it is given %d at most; "
+            "a smaller batch size avoids the failed attempts.",
+            self.device, len(batch), height, width, reason, self._most_images,
+        )  # fmt: skip
+
+    @torch.no_grad()
     def _launch(self, batch: HostBatch) -> Download:
         """Queue a batch on the device. The calling thread waits for nothing."""
         pixels, sizes = self._transfer.upload(batch.pixels, batch.sizes)

@@ -115,6 +115,16 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_batch_size_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add how many images go through the network together."""
+    parser.add_argument(
+        "--batch-size",
+        type=count,
+        metavar="N",
+        help="images in a batch at most (32 on GPUs; halved by itself where a GPU has too little memory)",
+    )
+
+
 def share(text: str) -> float:
     """Return a number from 0 to 1."""
     value = _number(text, float)

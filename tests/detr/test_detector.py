@@ -258,6 +258,59 @@ def test_a_threshold_outside_0_to_1_is_refused(threshold: float) -> None:
         detector(threshold=threshold)
 
 
+def device_with_memory_for(tiny: Detector, most: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let the network fail above `most` images; return the sizes of the batches that it is given, as they come."""
+    given = []
+    compute = tiny._network.detect
+
+    def limited(pixels: Tensor, *others: Tensor | None) -> DetrOutput:
+        given.append(len(pixels))
+        if len(pixels) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has ...")
+        return compute(pixels, *others)
+
+    monkeypatch.setattr(tiny._network, "detect", limited)
+    return given
+
+
+def test_a_batch_too_large_for_the_device_s_memory_is_halved_for_good_and_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = [picture(48, 64, seed) for seed in range(20)]
+    alone = [detector()(image) for image in images]
+    tiny = detector(batch_size=16)
+    given = device_with_memory_for(tiny, 7, monkeypatch)
+
+    found = tiny(images) + tiny(images[:9])
+
+    for one, expected in zip(found, alone + alone[:9], strict=True):
+        assert_same(one, expected)
+    assert given == [16, 8, 4, 4, 4, 4, 4, 4, 4, 1]
+    assert tiny.batch_size == 4
+    assert [record.message for record in caplog.records] == [
+        f"cpu has too little memory for {tried} images of 64 x 85 pixels at once: CUDA out of memory. From now on it "
+        f"is given {left} at most; a smaller batch size avoids the failed attempts."
+        for tried, left in ((16, 8), (8, 4))
+    ]
+
+
+def test_an_image_too_large_for_the_device_s_memory_alone_is_an_error_that_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tiny = detector(batch_size=4)
+    device_with_memory_for(tiny, 0, monkeypatch)
+
+    with pytest.raises(
+        torch.OutOfMemoryError, match=r"^cpu has too little memory for one image of 64 x 85 pixels in fp32: CUDA out"
+    ):
+        tiny([picture(48, 64)] * 4)
+
+
+def test_a_batch_size_below_1_is_refused() -> None:
+    with pytest.raises(ValueError, match="batch size: 0 is less than 1"):
+        detector(batch_size=0)
+
+
 def test_the_path_of_an_unreadable_image_is_named(tmp_path: Path) -> None:
     path = tmp_path / "page.jpg"
     path.write_bytes(b"<!doctype html><html></html>")

@@ -382,6 +382,34 @@ def test_two_shards_at_once_give_the_rows_that_each_gives_alone(lake: Lake) -> N
         assert rows(together, shard) == rows(alone, shard)
 
 
+def test_on_a_device_with_memory_for_seven_images_every_row_is_as_with_batches_of_one(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects = [lake.put(f"{n:02}.jpg", picture(40 + n % 3, 30)) for n in range(30)]
+    alone, small = memory_store(), memory_store()
+    one_by_one, detector = Careful(), Careful()
+    one_by_one.batch_size, detector.batch_size = 1, 32
+    compute = detector._network.detect
+
+    def at_most_seven(pixels: Tensor, *others: Tensor | None) -> DetrOutput:
+        if len(pixels) > 7:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return compute(pixels, *others)
+
+    monkeypatch.setattr(detector._network, "detect", at_most_seven)
+    labeler(alone, lake, one_by_one, [objects]).label(0)
+
+    report = labeler(small, lake, detector, [objects]).label(0)
+
+    assert (report.images, report.errors) == (30, {})
+    assert detector.batch_size <= 7
+    for row, expected in zip(rows(small), rows(alone), strict=True):
+        assert row["uri"] == expected["uri"]
+        for found, other in zip(row["detections"], expected["detections"], strict=True):
+            assert found["label"] == other["label"]
+            assert list(found["box"].values()) == pytest.approx(list(other["box"].values()), abs=0.01)
+
+
 def test_the_second_attempt_at_a_shard_leaves_the_rows_of_the_first(lake: Lake, detector: Detector) -> None:
     objects = [lake.put("a.jpg", picture())]
     table = memory_store()
