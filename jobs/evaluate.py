@@ -122,7 +122,7 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--keep-table", metavar="URI", help="label into this table, existing or new: the same command "
                        "resumes, and labels nothing twice (one for the time of the command)")  # fmt: skip
     group.add_argument("--precision", choices=PRECISIONS,
-                       help="(auto: bf16 on GPUs that have it, fp16 on older ones, fp32 on CPUs)")  # fmt: skip
+                       help="(auto: fp16 on GPUs, fp32 on CPUs)")  # fmt: skip
     group.add_argument("--device", help="auto, cpu or cuda (auto: GPUs where there are any)")
     add_batch_size_option(group)
     group.add_argument("--actors", type=actor_range, metavar="MIN:MAX",
