@@ -41,8 +41,8 @@ class ModelEvaluationConfig:
             folder, where every annotated image is taken to be there.
         keep_table: The table that is labelled into, existing or new; None is one for the time of the call. What it
             holds of this model is not labelled again.
-        precision: "fp32", "tf32", "bf16", "fp16", or "auto": what a labelling run takes on its machines. Figures from different
-            machines can be compared in "fp32" only.
+        precision: "fp32", "tf32", "bf16", "fp16", or "auto": what a labelling run takes on its machines. Only figures
+            in "fp32" from different machines can be compared.
         device: "auto", "cpu" or "cuda".
         batch_size: Images in a batch at most; None is as for labelling.
         least_actors: Actors that must run; None is 1.
