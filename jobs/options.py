@@ -50,7 +50,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar="URI",
-        help="folders, prefixes, globs, images, Parquet, CSV or JSONL lists with a column of URIs, "
+        help="folders, prefixes, globs, images, lists of URIs (.parquet, .csv, .tsv, .txt, .json, .jsonl), "
         "or the manifest.json of an S3 Inventory; s3://, gs://, az://, local paths, http(s):// in lists",
     )
     parser.add_argument("--table", required=True, metavar="URI", help="the detection table, existing or new")
