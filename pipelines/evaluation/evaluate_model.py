@@ -40,8 +40,9 @@ class ModelEvaluationConfig:
             folder, where every annotated image is taken to be there.
         keep_table: The table that is labelled into, existing or new; None is one for the time of the call. What it
             holds of this model is not labelled again.
-        precision: "auto", "fp32", "bf16" or "fp16".
+        precision: "auto", "fp32", "tf32", "bf16" or "fp16".
         device: "auto", "cpu" or "cuda".
+        batch_size: Images in a batch at most; None is as for labelling.
         least_actors: Actors that must run; None is 1.
         most_actors: Actors that may run; None is what the cluster holds.
         options: How images are reached.
@@ -53,6 +54,7 @@ class ModelEvaluationConfig:
     keep_table: str | None = None
     precision: Precision = "auto"
     device: str = "auto"
+    batch_size: int | None = None
     least_actors: int | None = None
     most_actors: int | None = None
     options: StoreOptions = field(default_factory=StoreOptions)
@@ -70,6 +72,7 @@ class ModelEvaluationConfig:
             threshold=0.0,
             precision=self.precision,
             device=self.device,
+            batch_size=self.batch_size,
             least_actors=self.least_actors,
             most_actors=self.most_actors,
             max_error_rate=_EVERY_ERROR_RATE,

@@ -258,13 +258,14 @@ def test_a_model_is_evaluated_as_it_was_asked_for(
 
     main(["--model", "detr.pth", "--images", "s3://a/", "s3://b/", "--annotations", annotations])
     main(["--model", "detr.pth", "--images", "s3://a/", "--annotations", annotations, "--keep-table", "kept",
-          "--precision", "fp32", "--device", "cuda", "--actors", "2:4", "--verbose", "--anonymous"])  # fmt: skip
+          "--precision", "fp32", "--device", "cuda", "--batch-size", "3", "--actors", "2:4", "--verbose",
+          "--anonymous"])  # fmt: skip
 
     assert asked == [
         ModelEvaluationConfig("detr.pth", ("s3://a/", "s3://b/")),
         ModelEvaluationConfig(
-            "detr.pth", ("s3://a/",), keep_table="kept", precision="fp32", device="cuda", least_actors=2, most_actors=4,
-            options=StoreOptions(anonymous=True), verbose=True,
+            "detr.pth", ("s3://a/",), keep_table="kept", precision="fp32", device="cuda", batch_size=3, least_actors=2,
+            most_actors=4, options=StoreOptions(anonymous=True), verbose=True,
         ),
     ]  # fmt: skip
     assert "AP 0.505" in capfd.readouterr().out
