@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from jobs._evaluation_report import report
 from jobs.exits import BudgetExceeded, run
-from jobs.options import CommandParser, actor_range, add_s3_options, share
+from jobs.options import PRECISIONS, CommandParser, actor_range, add_batch_size_option, add_s3_options, share
 
 if TYPE_CHECKING:
     from pipelines.evaluation.annotations import Annotations
@@ -33,7 +33,7 @@ MAX_DROP = 0.002
 # options that say something about one source only
 BELONGS: dict[str, tuple[str, ...]] = {
     "table": ("run_id", "allow_thresholded"),
-    "model": ("images", "keep_table", "precision", "device", "actors", "verbose"),
+    "model": ("images", "keep_table", "precision", "device", "batch_size", "actors", "verbose"),
 }
 
 
@@ -124,10 +124,11 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
                        "folders of web servers: those that are annotated are labelled")  # fmt: skip
     group.add_argument("--keep-table", metavar="URI", help="label into this table, existing or new: the same command "
                        "resumes, and labels nothing twice (one for the time of the command)")  # fmt: skip
-    group.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"),
+    group.add_argument("--precision", choices=PRECISIONS,
                        help="numbers the network computes with (fp32, so that figures from different machines can be "
                        "compared; auto is what jobs.label takes by default)")  # fmt: skip
     group.add_argument("--device", help="auto, cpu or cuda (auto: GPUs where there are any)")
+    add_batch_size_option(group)
     group.add_argument("--actors", type=actor_range, metavar="MIN:MAX",
                        help="detectors that run at once (1 to as many as the cluster holds)")  # fmt: skip
     group.add_argument("--verbose", action="store_true", default=None, help="let Ray's own messages through")
@@ -196,6 +197,7 @@ def _evaluate_model(
             keep_table=args.keep_table,
             precision=args.precision or "fp32",
             device=args.device or "auto",
+            batch_size=args.batch_size,
             least_actors=least,
             most_actors=most,
             options=options,

@@ -41,9 +41,10 @@ class ModelEvaluationConfig:
             folder, where every annotated image is taken to be there.
         keep_table: The table that is labelled into, existing or new; None is one for the time of the call. What it
             holds of this model is not labelled again.
-        precision: "fp32", "bf16", "fp16", or "auto": what a labelling run takes on its machines. Figures from different
-            machines can be compared in "fp32" only.
+        precision: "fp32", "tf32", "bf16", "fp16", or "auto": what a labelling run takes on its machines. Only figures
+            in "fp32" from different machines can be compared.
         device: "auto", "cpu" or "cuda".
+        batch_size: Images in a batch at most; None is as for labelling.
         least_actors: Actors that must run; None is 1.
         most_actors: Actors that may run; None is what the cluster holds.
         options: How images are reached.
@@ -56,6 +57,7 @@ class ModelEvaluationConfig:
     keep_table: str | None = None
     precision: Precision = "fp32"
     device: str = "auto"
+    batch_size: int | None = None
     least_actors: int | None = None
     most_actors: int | None = None
     options: StoreOptions = field(default_factory=StoreOptions)
@@ -74,6 +76,7 @@ class ModelEvaluationConfig:
             threshold=0.0,
             precision=self.precision,
             device=self.device,
+            batch_size=self.batch_size,
             least_actors=self.least_actors,
             most_actors=self.most_actors,
             max_error_rate=_EVERY_ERROR_RATE,

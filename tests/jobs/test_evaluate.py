@@ -260,14 +260,14 @@ def test_a_model_is_evaluated_as_it_was_asked_for(
 
     main(["--model", "detr.pth", "--images", "s3://a/", "s3://b/", "--annotations", annotations])
     main(["--model", "detr.pth", "--images", "s3://a/", "--annotations", annotations, "--keep-table", "kept",
-          "--precision", "bf16", "--device", "cuda", "--actors", "2:4", "--verbose", "--anonymous",
-          "--evaluator", "pycocotools"])  # fmt: skip
+          "--precision", "bf16", "--device", "cuda", "--batch-size", "3", "--actors", "2:4", "--verbose",
+          "--anonymous", "--evaluator", "pycocotools"])  # fmt: skip
 
     assert asked == [
         ModelEvaluationConfig("detr.pth", ("s3://a/", "s3://b/"), precision="fp32", evaluator="ultrafast"),
         ModelEvaluationConfig(
-            "detr.pth", ("s3://a/",), keep_table="kept", precision="bf16", device="cuda", least_actors=2, most_actors=4,
-            options=StoreOptions(anonymous=True), verbose=True, evaluator="pycocotools",
+            "detr.pth", ("s3://a/",), keep_table="kept", precision="bf16", device="cuda", batch_size=3, least_actors=2,
+            most_actors=4, options=StoreOptions(anonymous=True), verbose=True, evaluator="pycocotools",
         ),
     ]  # fmt: skip
     assert "AP 0.505" in capfd.readouterr().out
