@@ -12,7 +12,7 @@ from typing import Any, Final
 from pipelines.file_names import file_name
 from pipelines.stopped import RunStopped
 from pipelines.store import StoreError, StoreOptions, Stores, without_secrets
-from pipelines.strict_json import parse_json
+from pipelines.strict_json import MOST, parse_json
 
 Json = dict[str, Any]
 
@@ -141,6 +141,8 @@ def _check(truth: object, name: str) -> None:
 def _is(value: object, kind: type) -> bool:
     if kind is list:
         return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+    if kind is int:
+        return isinstance(value, int) and abs(value) <= MOST
     return isinstance(value, kind)
 
 

@@ -66,6 +66,10 @@ def test_ids_that_are_given_twice_are_refused(file: Path, part: str, name: str) 
         ("[]", "there are no images"),
         ('{"images": [{"id": 1}]}', r"images\[0\] has no usable file_name and no usable height"),
         ('{"images": [{"id": "1", "file_name": "a.jpg", "height": 2, "width": 3}]}', r"images\[0\] has no usable id"),
+        (
+            '{"images": [{"id": 9223372036854775808, "file_name": "a.jpg", "height": 2, "width": 3}]}',
+            r"images\[0\] has no usable id",
+        ),
         ('{"images": [{"id": 1, "file_name": "a.jpg", "height": 2, "width": 3}]}', "there are no annotations"),
         (
             '{"images": [{"id": 1, "file_name": "a.jpg", "height": 2, "width": 3}], '
