@@ -44,36 +44,37 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"--against {args.against}: no checkout of ray-detr, it has no detr/__init__.py")
     if args.images is not None and not args.images.is_dir():
         parser.error(f"--images {args.images}: no such folder")
-    config = BenchConfig(
-        mode=args.mode,
-        peers=tuple(dict.fromkeys(args.peers)),
-        against=None if args.against is None else args.against.resolve(),
-        out=args.out,
-        rounds=args.rounds,
-        device=args.device,
-        precisions=tuple(args.precision),
-        shapes=tuple(args.shapes),
-        batches=tuple(args.batch),
-        parts=tuple(args.parts),
-        compiled=args.compile,
-        threads=args.threads,
-        images=tuple(args.count or COUNTS[args.mode]),
-        folder=args.images,
-        model=args.model,
-        shorter=args.shorter,
-        seconds=args.seconds,
-        actors=args.actors,
-        detections=args.detections,
-        price_per_hour=args.price_per_hour,
-        timeout_s=60 * args.timeout_minutes,
-        command=command,
-    )
+    try:
+        config = BenchConfig(
+            mode=args.mode,
+            peers=tuple(dict.fromkeys(args.peers)),
+            against=None if args.against is None else args.against.resolve(),
+            out=args.out,
+            rounds=args.rounds,
+            device=args.device,
+            precisions=tuple(args.precision),
+            shapes=tuple(args.shapes),
+            batches=tuple(args.batch),
+            parts=tuple(args.parts),
+            compiled=args.compile,
+            threads=args.threads,
+            images=tuple(args.count or COUNTS[args.mode]),
+            folder=args.images,
+            model=args.model,
+            shorter=args.shorter,
+            seconds=args.seconds,
+            actors=args.actors,
+            detections=args.detections,
+            price_per_hour=args.price_per_hour,
+            timeout_s=60 * args.timeout_minutes,
+            command=command,
+        )
+    except ValueError as error:
+        parser.error(str(error))
     try:
         report = run_benchmark(config, on_progress=lambda line: print(line, file=sys.stderr, flush=True))
     except SubjectFailed as failed:
         raise RunStopped(str(failed)) from failed
-    except ValueError as error:
-        parser.error(str(error))
     print(to_markdown(report))
     if report.failures:
         raise RunStopped("not everything could be measured: " + "; ".join(report.failures))

@@ -96,6 +96,16 @@ class BenchConfig:
     timeout_s: float = 1800.0
     command: str = ""
 
+    def __post_init__(self) -> None:
+        strange = [peer for peer in self.peers if peer not in PEERS_OF[self.mode]]
+        if strange:
+            beside = ", ".join(PEERS_OF[self.mode]) or "no other library"
+            raise ValueError(f"--peers {' '.join(strange)}: {self.mode} is measured beside {beside}")
+        if self.price_per_hour is not None and not self.price_per_hour > 0:
+            raise ValueError(f"--price-per-hour: {self.price_per_hour:g} is not a price above 0")
+        if self.mode in ("label", "evaluate"):
+            two_sizes(self.images)
+
     @property
     def primary(self) -> Primary:
         """The kind of cost that is compared: CPU seconds, or wall seconds on a GPU."""
@@ -268,6 +278,19 @@ class Bench:
             self.on_progress(f"{what}: failed: {trial.error.splitlines()[-1][:200]}")
         else:
             self.on_progress(f"{what}: {trial.use.cpu_s:.1f} CPU s, {trial.use.wall_s:.1f} s")
+
+
+def two_sizes(images: Sequence[int]) -> tuple[int, int]:
+    """Return two different numbers of images; the smaller is a third of the larger where one is given.
+
+    Raises:
+        ValueError: one image alone, from which fixed and marginal cost cannot be told apart.
+    """
+    if len(images) >= 2 and images[0] != images[1]:
+        return min(images[:2]), max(images[:2])
+    if images[0] < 2:
+        raise ValueError("--count: fixed cost and cost per image need two sizes, such as --count 4 12")
+    return max(1, images[0] // 3), images[0]
 
 
 class SubjectFailed(Exception):

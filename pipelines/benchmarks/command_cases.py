@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.benchmarks.agreement import compare, read_found, save_found
-from pipelines.benchmarks.benchmark import Bench, Case, read_names
+from pipelines.benchmarks.benchmark import Bench, Case, read_names, two_sizes
 from pipelines.benchmarks.library_cases import write_model
 from pipelines.benchmarks.machine import installed
 from pipelines.benchmarks.photographs import linked_folder, photograph_files
@@ -102,7 +102,7 @@ def label_cases(bench: Bench) -> Iterator[Case]:
     photographs = {size: photograph_files(bench, size) for size in sizes}
     folders = {size: linked_folder(bench.folder / f"lake_{size}", photographs[size]) for size in sizes}
     files = {size: sorted(folders[size].iterdir()) for size in sizes}
-    tables = _Tables(bench, folders, files, read_names(Path(model)) if Path(model).is_dir() else {})
+    tables = _Tables(bench, folders, files, read_names(Path(model)))
     variants = bench.with_before(Variant("ours", "label_subjects:command", {"module": "jobs.label"}))
     variants += list(_label_peers(bench, model))
     judge = next((name for name in ("transformers pipeline", "Ray Data script", "Daft script") if name in
@@ -214,19 +214,6 @@ def first_shard_watch(table: Path) -> Callable[[float], Mapping[str, float]]:
     return watch
 
 
-def two_sizes(images: Sequence[int]) -> tuple[int, int]:
-    """Return two different numbers of images; the smaller is a third of the larger where one is given.
-
-    Raises:
-        ValueError: one image alone, from which fixed and marginal cost cannot be told apart.
-    """
-    if len(images) >= 2 and images[0] != images[1]:
-        return min(images[:2]), max(images[:2])
-    if images[0] < 2:
-        raise ValueError("--images: fixed cost and cost per image need two sizes, such as --images 4 12")
-    return max(1, images[0] // 3), images[0]
-
-
 def read_table(table: Path) -> dict[str, list[Any]]:
     """Return (label, score, box xyxy) of every detection, by file name, of a table's published rows."""
     import pyarrow.parquet as pq
@@ -273,8 +260,6 @@ def _label_peers(bench: Bench, model: str) -> Iterator[Variant]:
 
 
 def _model(bench: Bench) -> str:
-    if bench.config.model != "random":
-        return bench.config.model
     write_model(bench)
     return str(bench.folder / "model")
 

@@ -102,6 +102,7 @@ def parity(settings: Settings, folder: Path) -> Settings:
                 _agreement(folder / "parity.npz", folder / "cpu.npz"),
             )[1],
         )
+    _trained(settings, folder, few)
     all_of_them = {
         **_shared(settings),
         "batch": 1,
@@ -112,6 +113,24 @@ def parity(settings: Settings, folder: Path) -> Settings:
     }
     model_subjects.forward({**all_of_them, "images": DISTINCT, "found": REFERENCE}, folder)
     return {}
+
+
+def _trained(settings: Settings, folder: Path, few: Settings) -> None:
+    """Compare the precisions on the trained model that comes with the package: what they do to real detections."""
+    shape = [96, 128] if settings["smoke"] else [384, 512]
+    own = {**few, "model": "scenes", "shape": shape, "images": 4 if settings["smoke"] else 32, "batch": 4}
+    exact = {**own, "device": "cpu", "precision": "fp32", "batch": 1, "found": "trained.npz"}
+    _figure(settings, "trained model, fp32 on the CPU", lambda: model_subjects.detect(exact, folder) and None)
+    for precision in ("fp32", "bf16", "fp16"):
+        given = {**own, "device": _device(settings), "precision": precision, "found": "parity.npz"}
+        _figure(
+            settings,
+            f"trained model, {precision}",
+            lambda given=given: (  # type: ignore[misc]
+                model_subjects.detect(given, folder),
+                _agreement(folder / "parity.npz", folder / "trained.npz"),
+            )[1],
+        )
 
 
 def network(settings: Settings, folder: Path) -> Settings:

@@ -18,7 +18,10 @@ TRAIN_TOLERANCE = 1e-3  # of the loss, relative to the reference's
 
 
 def write_model(bench: Bench) -> None:
-    """Write the random model to the working folder."""
+    """Write the model that is measured to the working folder: the random one, or a copy of the one that was named."""
+    if bench.config.model != "random":
+        bench.setup("random_model:copy_model", {"model": bench.config.model}, name="model")
+        return
     settings = {
         "variant": "detr-resnet-50",
         "shorter": bench.config.shorter,

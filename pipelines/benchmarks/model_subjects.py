@@ -52,7 +52,7 @@ def detect(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     torch.set_num_threads(settings["threads"])
     with phases.phase("load"):
         detector = Detector(
-            str(folder / "model"),
+            settings.get("model") or str(folder / "model"),
             device=settings["device"],
             precision=settings["precision"],
             threshold=THRESHOLD,

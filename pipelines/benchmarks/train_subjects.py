@@ -12,8 +12,11 @@ CLIP_NORM = 0.1
 LEARNING_RATE, BACKBONE_RATE = 1e-4, 1e-5
 
 
-def drawn_batch(settings: dict[str, Any]) -> tuple[Any, list[tuple[Any, Any]]]:
-    """Return uint8 pixels `(B, 3, H, W)`, and each image's labels `(7,)` and boxes `(7, 4)` cxcywh in 0..1."""
+def drawn_batch(settings: dict[str, Any], classes: int) -> tuple[Any, list[tuple[Any, Any]]]:
+    """Return uint8 pixels `(B, 3, H, W)`, and each image's labels `(7,)` and boxes `(7, 4)` cxcywh in 0..1.
+
+    Labels are indices below `classes`.
+    """
     import torch
 
     from pipelines.benchmarks.model_subjects import drawn_pixels
@@ -25,7 +28,7 @@ def drawn_batch(settings: dict[str, Any]) -> tuple[Any, list[tuple[Any, Any]]]:
         sides = rng.uniform(0.05, 0.5, (OBJECTS, 2))
         centres = rng.uniform(sides / 2, 1 - sides / 2)
         boxes = torch.from_numpy(np.concatenate([centres, sides], 1).astype(np.float32))
-        truth.append((torch.from_numpy(rng.integers(1, 91, OBJECTS)), boxes))
+        truth.append((torch.from_numpy(rng.integers(0, classes, OBJECTS)), boxes))
     return pixels, truth
 
 
@@ -46,10 +49,11 @@ def step(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     device = settings["device"]
     with phases.phase("load"):
         network = load(folder / "model")
-        freeze_backbone(network, stages="stem_and_first")
+        if network.config.backbone.norm == "frozen":
+            freeze_backbone(network, stages="stem_and_first")
         module = NetworkWithLoss(network, LossSettings(), bf16=settings["precision"] == "bf16").to(device)
         optimizer = build_optimizer(module, lr=LEARNING_RATE, lr_backbone=BACKBONE_RATE)
-    pixels, truth = drawn_batch(settings)
+    pixels, truth = drawn_batch(settings, network.config.class_count)
     height, width = settings["shape"]
     extents = torch.tensor([(height, width)] * len(pixels))
     batch = MicroBatch(pixels.to(device), extents, [Target(labels, boxes) for labels, boxes in truth], seed=1)

@@ -36,7 +36,7 @@ def step(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
             ],
             weight_decay=1e-4,
         )
-    pixels, truth = drawn_batch(settings)
+    pixels, truth = drawn_batch(settings, model.config.num_labels)
     ready = normalised(list(pixels), device).contiguous()
     mask = torch.ones(len(ready), *ready.shape[2:], dtype=torch.long, device=device)
     labels = [{"class_labels": classes.to(device), "boxes": boxes.to(device)} for classes, boxes in truth]
