@@ -1,21 +1,24 @@
-"""A COCO results json, what evaluation servers take: read, and checked row by row."""
+"""A COCO results json, what evaluation servers take: read into columns and checked."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection
+import sys
+from collections.abc import Collection, Sequence
+from itertools import chain
 from typing import Any
 
-from detr.coco_results import ResultRow
+import numpy as np
+
+from detr.coco_results import ResultColumns
 from pipelines.stopped import RunStopped
 from pipelines.store import StoreError, StoreOptions, Stores, without_secrets
-from pipelines.strict_json import parse_json
+from pipelines.strict_json import MOST, parse_json
 
 FIELDS = ("image_id", "category_id", "bbox", "score")
 
 
-def read_results(uri: str, image_ids: Collection[int], *, options: StoreOptions | None = None) -> list[ResultRow]:
-    """Return the rows of a results json in the order of the file, other fields than COCO's four left out.
+def read_results(uri: str, image_ids: Collection[int], *, options: StoreOptions | None = None) -> ResultColumns:
+    """Return the rows of a results json in the order of the file, without other fields than COCO's four.
 
     Args:
         uri: path or URI.
@@ -23,7 +26,7 @@ def read_results(uri: str, image_ids: Collection[int], *, options: StoreOptions 
         options: how stores are reached.
 
     Raises:
-        RunStopped: it cannot be read, a row is none of COCO's, or is of an image that the annotations do not have.
+        RunStopped: it cannot be read, a row is not one of COCO's, or is of an image that the annotations do not have.
     """
     name = without_secrets(uri)
     try:
@@ -39,11 +42,36 @@ def read_results(uri: str, image_ids: Collection[int], *, options: StoreOptions 
             f"results {name}: this is not a list of rows with {', '.join(FIELDS)}, as COCO's results files are."
         )
     known = frozenset(image_ids)
+    columns = _columns(rows, known)
+    if columns is not None:
+        return columns
     for number, row in enumerate(rows):
         reason = _fault(row, known)
         if reason:
             raise RunStopped(f"results {name}: row {number} {reason}.")
-    return [{field: row[field] for field in FIELDS} for row in rows]
+    return ResultColumns.of_rows(rows)
+
+
+def _columns(rows: Sequence[Any], image_ids: frozenset[int]) -> ResultColumns | None:
+    """Return rows in which `_fault` finds nothing, else None: by column, which takes a fraction of the time."""
+    try:
+        images, categories, boxes, scores = ([row[field] for row in rows] for field in FIELDS)
+    except (KeyError, TypeError):
+        return None
+    if (
+        set(map(type, chain(images, categories))) - {int}
+        or set(map(type, boxes)) - {list}
+        or set(map(len, boxes)) - {4}
+    ):
+        return None
+    if set(map(type, chain(chain.from_iterable(boxes), scores))) - {int, float} or not image_ids.issuperset(images):
+        return None
+    try:
+        columns = ResultColumns.of_rows(rows)
+    except OverflowError:
+        return None
+    is_finite = np.isfinite(columns.boxes_xywh).all() and np.isfinite(columns.scores).all()
+    return columns if is_finite and (columns.boxes_xywh[:, 2:] >= 0).all() else None
 
 
 def _fault(row: object, image_ids: Collection[int]) -> str:
@@ -55,8 +83,8 @@ def _fault(row: object, image_ids: Collection[int]) -> str:
         hint = ": results of masks or key points have no AP of boxes" if missing == ["bbox"] else ""
         return f"has no {' and no '.join(missing)}{hint}"
     for field in ("image_id", "category_id"):
-        if type(row[field]) is not int:
-            return f"has the {field} {row[field]!r:.80}, which is not an integer"
+        if type(row[field]) is not int or abs(row[field]) > MOST:
+            return f"has the {field} {row[field]!r:.80}, which is not an integer of 64 bits"
     box, score = row["bbox"], row["score"]
     if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
         return f"has the bbox {box!r:.80}, which is not x, y, width, height"
@@ -70,4 +98,4 @@ def _fault(row: object, image_ids: Collection[int]) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < math.inf
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
