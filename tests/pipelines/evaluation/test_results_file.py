@@ -15,7 +15,7 @@ ROW: dict[str, Any] = {"image_id": 4, "category_id": 18, "bbox": [258.15, 41, 34
 def read(tmp_path: Path, *rows: object) -> list[dict[str, Any]]:
     path = tmp_path / "detections.json"
     path.write_text(json.dumps(list(rows)))
-    return read_results(str(path), [4, 5])
+    return read_results(str(path), {4: 4, 5: 5})
 
 
 def test_rows_come_as_they_are_in_the_order_of_the_file(tmp_path: Path) -> None:
@@ -31,8 +31,8 @@ def test_rows_come_as_they_are_in_the_order_of_the_file(tmp_path: Path) -> None:
         ([4, 18], "is not an object"),
         ({"image_id": 4, "score": 1.0, "bbox": [1, 2, 3, 4]}, "has no category_id"),
         ({"image_id": 4, "category_id": 1, "score": 1.0, "segmentation": []}, "has no bbox: results of masks"),
-        ({**ROW, "image_id": "4"}, "has the image_id '4', which is not an integer"),
-        ({**ROW, "category_id": 1.0}, r"has the category_id 1\.0, which is not an integer"),
+        ({**ROW, "image_id": None}, "has the image_id None, which is not an id"),
+        ({**ROW, "category_id": 1.5}, r"has the category_id 1\.5, which is not an integer"),
         ({**ROW, "category_id": True}, "has the category_id True, which is not an integer"),
         ({**ROW, "bbox": [1, 2, 3]}, r"has the bbox \[1, 2, 3\], which is not x, y, width, height"),
         ({**ROW, "bbox": [1, 2, 3, float("nan")]}, r"has the bbox .*nan\], which is not x, y, width, height"),
@@ -61,3 +61,17 @@ def test_another_format_is_refused(tmp_path: Path, text: str, sentence: str) -> 
 def test_a_file_that_is_not_there_stops_with_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(RunStopped, match=r"cannot read the results: .*nowhere\.json"):
         read_results(str(tmp_path / "nowhere.json"), [4])
+
+
+def test_ids_and_numbers_are_read_as_those_of_annotations_are(tmp_path: Path) -> None:
+    path = tmp_path / "detections.json"
+    odd = [
+        {"image_id": 4.0, "category_id": "18", "bbox": ["1", 2, 3, 4.5], "score": "0.5"},
+        {"image_id": "a3f1-cam", "category_id": 18.0, "bbox": "[1, 2, 3, 4]", "score": 1},
+    ]
+    path.write_bytes(json.dumps(odd).encode("utf-16"))
+
+    assert read_results(str(path), {4: 4, "a3f1-cam": 2}) == [
+        {"image_id": 4, "category_id": 18, "bbox": [1, 2, 3, 4.5], "score": 0.5},
+        {"image_id": 2, "category_id": 18, "bbox": [1, 2, 3, 4], "score": 1},
+    ]
