@@ -1,11 +1,15 @@
-"""Which images share a batch: shape buckets, so that little is padded and few shapes occur."""
+"""Which images share a batch, and the host memory that they are written into."""
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+_Item = TypeVar("_Item")
+_Begun = TypeVar("_Begun")
 
 LEFTOVER_PADDING = 1.08  # leftovers of several buckets share a batch up to this many times their own pixels
 
@@ -17,6 +21,70 @@ class Batch:
     indices: tuple[int, ...]
     height: int
     width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """An image ready for the network: uint8 `(3, h, w)` after the size rule, and its upright (height, width) before."""
+
+    pixels: Tensor
+    height: int
+    width: int
+
+
+@dataclass(slots=True)
+class HostBatch:
+    """Images of one batch in host memory, each at the top left of its place.
+
+    Attributes:
+        pixels: uint8 `(B, 3, H, W)` in channels-last memory; anything to the right of an image and below it.
+        sizes: int64 `(B, 4)`: the height and width of each image in `pixels`, then its upright height and width.
+    """
+
+    pixels: Tensor
+    sizes: Tensor
+
+    @classmethod
+    def allocate(
+        cls, count: int, height: int, width: int, memory: Callable[[tuple[int, ...], torch.dtype], Tensor]
+    ) -> "HostBatch":
+        """Return a batch of `count` places of `height` x `width` pixels that nothing is written into yet.
+
+        `memory` gives an uninitialised tensor of a shape and dtype.
+        """
+        pixels = memory((count, height, width, 3), torch.uint8).permute(0, 3, 1, 2)
+        return cls(pixels, memory((count, 4), torch.int64))
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether an image is smaller than its place."""
+        return bool((self.sizes[:, :2].numpy() != self.pixels.shape[2:]).any())
+
+    def write(self, place: int, image: Prepared) -> None:
+        """Copy an image into its place. Threads may write different places at once."""
+        height, width = image.pixels.shape[1:]
+        if height > self.pixels.shape[2] or width > self.pixels.shape[3]:
+            raise ValueError(f"{height} x {width} pixels do not fit into {tuple(self.pixels.shape[2:])}")
+        if image.pixels.shape == self.pixels.shape[1:] and len(self) == 1 and not self.pixels.is_pinned():
+            self.pixels = image.pixels[None]  # on a CPU batches of one image are usual, and need no copy
+        else:
+            self.pixels[place, :, :height, :width] = image.pixels
+        self.sizes[place].numpy()[:] = (height, width, image.height, image.width)
+
+    def part(self, start: int, stop: int) -> "HostBatch":
+        """Return the places from `start` to before `stop`, in the same memory."""
+        return HostBatch(self.pixels[start:stop], self.sizes[start:stop])
+
+    def only(self, places: Sequence[int]) -> "HostBatch":
+        """Return these places, given in rising order, moved together in the same memory."""
+        for new, old in enumerate(places):
+            if new != old:
+                self.pixels[new] = self.pixels[old]
+                self.sizes[new] = self.sizes[old]
+        return self.part(0, len(places))
 
 
 def order_batches(shapes: Sequence[tuple[int, int]], *, batch_size: int, grid: int) -> list[Batch]:
@@ -55,6 +123,16 @@ def pad(images: Sequence[Tensor], height: int, width: int) -> tuple[Tensor, Tens
     for place, image in zip(batch, images, strict=True):
         place[:, : image.shape[1], : image.shape[2]] = image
     return batch, torch.tensor([image.shape[1:] for image in images])
+
+
+def ahead(items: Iterable[_Item], begin: Callable[[_Item], _Begun], count: int) -> Iterator[_Begun]:
+    """Yield what `begin` returns for each item, in order; `count` later items are begun before it is yielded."""
+    begun: deque[_Begun] = deque()
+    for item in items:
+        begun.append(begin(item))
+        if len(begun) > count:
+            yield begun.popleft()
+    yield from begun
 
 
 def _join(leftovers: Sequence[Batch], shapes: Sequence[tuple[int, int]], batch_size: int) -> list[Batch]:

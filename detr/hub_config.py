@@ -10,7 +10,8 @@ from typing import Any, get_args
 from detr.classes import COCO_CATEGORIES, Category
 from detr.config import BackboneConfig, Block, DetrConfig, Positions
 from detr.json_fields import Fields, Json, is_integer
-from detr.layouts import CheckpointError, Layout
+from detr.model_directory import CheckpointError
+from detr.weight_names import Layout
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, RGB in 0..1: the only normalisation that is ours
 IMAGE_STD = (0.229, 0.224, 0.225)

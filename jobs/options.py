@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
+
 AS_WRITTEN = argparse.RawDescriptionHelpFormatter
 
 _ADDRESS = re.compile(r"([A-Za-z][\w+.-]*):/+([^\s'\"]+)")
@@ -106,9 +108,20 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threshold", type=share, default=0.05, help="least score kept; 0 keeps all (%(default)s)")
     parser.add_argument(
         "--precision",
-        choices=("auto", "fp32", "bf16", "fp16"),
+        choices=PRECISIONS,
         default="auto",
-        help="%(default)s: bf16 on GPUs that have it, fp16 on older ones, fp32 on CPUs",
+        help="%(default)s: bf16 on GPUs that have it, fp16 on older ones, fp32 on CPUs; "
+        "tf32 is fp32 with rounded operands on GPUs",
+    )
+
+
+def add_batch_size_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add how many images go through the network together."""
+    parser.add_argument(
+        "--batch-size",
+        type=count,
+        metavar="N",
+        help="images in a batch at most (32 on GPUs; halved by itself where a GPU has too little memory)",
     )
 
 

@@ -21,7 +21,8 @@ FORBIDDEN = {
 ALLOWED = {"detr/tensor_files.py": {"argparse"}}  # the class of the options that original checkpoints hold
 # the model as a library: what it needs, and not more
 OF_DETR = {
-    "detr", "torch", "torchvision", "PIL", "numpy", "scipy", "pycocotools", "safetensors", "huggingface_hub", "httpx",
+    "detr", "torch", "torchvision", "PIL", "numpy", "scipy", "pycocotools", "ultrafast_pycocotools", "safetensors",
+    "huggingface_hub", "httpx",
 }  # fmt: skip
 # judges and tools of tests
 NEVER = {"transformers", "timm", "duckdb", "pandas", "pytest", "hypothesis", "moto"}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
 from detr.average_precision import AveragePrecision, average_precision
+from detr.coco_results import ResultColumns
+from detr.evaluators import Evaluator
 from pipelines.evaluation.annotations import Annotations, Json, read_annotations
 from pipelines.evaluation.results_file import read_results
 from pipelines.evaluation.table_results import RowChoice, read_table_results
@@ -109,6 +113,7 @@ def evaluate_table(
     allow_thresholded: bool = False,
     choice: RowChoice | None = None,
     picture_options: StoreOptions | None = None,
+    evaluator: Evaluator = "ultrafast",
 ) -> Evaluation:
     """Measure the published rows of a table, the current one of every image, against COCO annotations.
 
@@ -124,6 +129,7 @@ def evaluate_table(
         allow_thresholded: whether a table that left out low scores or classes is measured all the same.
         choice: which rows count; None is all.
         picture_options: how pictures are reached whose turn matters; None is as the table.
+        evaluator: which package computes the figures, which are the same.
 
     Raises:
         RunStopped: the table or the annotations cannot be read, or one does not fit the other.
@@ -139,8 +145,10 @@ def evaluate_table(
         allow_thresholded=allow_thresholded,
         queries=OFFICIAL_QUERIES,
     )
-    measured = average_precision(read.truth, found.rows, image_ids=read.image_ids)
-    cost = _cost(found.threshold, found.short, read, found.rows) if found.threshold > 0 else None
+    measured = average_precision(read.truth, found.detections, image_ids=read.image_ids, evaluator=evaluator)
+    cost = None
+    if found.threshold > 0:
+        cost = _cost(found.threshold, found.short, read, found.detections, evaluator)
     return Evaluation(
         average_precision=measured,
         images=len(read.image_ids),
@@ -150,8 +158,8 @@ def evaluate_table(
         other_size=found.other_size,
         unread=found.unread,
         unannotated=found.unannotated,
-        undeclared=_undeclared(read.truth, found.rows),
-        detections=len(found.rows),
+        undeclared=_undeclared(read.truth, found.detections),
+        detections=len(found.detections),
         threshold=found.threshold,
         threshold_cost=cost,
         kept_classes=found.classes,
@@ -169,6 +177,7 @@ def evaluate_results(
     *,
     options: StoreOptions | None = None,
     picture_size: tuple[int, int] | None = None,
+    evaluator: Evaluator = "ultrafast",
 ) -> Evaluation:
     """Measure a COCO results json, boxes as they are there: the annotations must be of the same pictures.
 
@@ -178,6 +187,7 @@ def evaluate_results(
         options: how stores are reached.
         picture_size: measure only on annotated images of this (height, width) in pixels; None is all, or those that the
             annotations were read for.
+        evaluator: which package computes the figures, which are the same.
 
     Raises:
         RunStopped: one of the two cannot be read, or they do not fit.
@@ -185,10 +195,10 @@ def evaluate_results(
     """
     read = _read(annotations, options, picture_size)
     everywhere = read_results(results, read.numbers, options=options)
-    rows = [row for row in everywhere if row["image_id"] in read.image_ids]
-    found = {row["image_id"] for row in rows}
+    detections = everywhere.where(np.isin(everywhere.image_ids, list(read.image_ids)))
+    found = set(detections.image_ids.tolist())
     return Evaluation(
-        average_precision=average_precision(read.truth, rows, image_ids=read.image_ids),
+        average_precision=average_precision(read.truth, detections, image_ids=read.image_ids, evaluator=evaluator),
         images=len(read.image_ids),
         missing=tuple(
             sorted(
@@ -202,8 +212,8 @@ def evaluate_results(
         other_size=(),
         unread=(),
         unannotated=0,
-        undeclared=_undeclared(read.truth, rows),
-        detections=len(rows),
+        undeclared=_undeclared(read.truth, detections),
+        detections=len(detections),
         threshold=None,
         threshold_cost=None,
         kept_classes=None,
@@ -222,15 +232,15 @@ def _read(
     return read_annotations(annotations, options=options, picture_size=picture_size)
 
 
-def _undeclared(truth: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> int:
-    declared = {category["id"] for category in truth["categories"]}
-    return sum(row["category_id"] not in declared for row in rows)
+def _undeclared(truth: Mapping[str, Any], detections: ResultColumns) -> int:
+    declared = [category["id"] for category in truth["categories"]]
+    return int(np.count_nonzero(~np.isin(detections.category_ids, declared)))
 
 
 def _cost(
-    threshold: float, short_images: int, annotations: Annotations, rows: Sequence[Mapping[str, Any]]
+    threshold: float, short_images: int, annotations: Annotations, detections: ResultColumns, evaluator: Evaluator
 ) -> ThresholdCost:
     doubled = min(2 * threshold, 1.0)
-    kept = [row for row in rows if row["score"] >= doubled]
-    measured = average_precision(annotations.truth, kept, image_ids=annotations.image_ids)
+    kept = detections.where(detections.scores >= doubled)
+    measured = average_precision(annotations.truth, kept, image_ids=annotations.image_ids, evaluator=evaluator)
     return ThresholdCost(threshold, short_images, doubled, measured.AP)

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from detr.detector import Precision
+from detr.evaluators import Evaluator
 from pipelines.cluster import connected, node_resources
 from pipelines.coco.names import ImageNames
 from pipelines.evaluation.annotations import Annotations
@@ -40,23 +41,28 @@ class ModelEvaluationConfig:
             folder, where every annotated image is taken to be there.
         keep_table: The table that is labelled into, existing or new; None is one for the time of the call. What it
             holds of this model is not labelled again.
-        precision: "auto", "fp32", "bf16" or "fp16".
+        precision: "fp32", "tf32", "bf16", "fp16", or "auto": what a labelling run takes on its machines. Only figures
+            in "fp32" from different machines can be compared.
         device: "auto", "cpu" or "cuda".
+        batch_size: Images in a batch at most; None is as for labelling.
         least_actors: Actors that must run; None is 1.
         most_actors: Actors that may run; None is what the cluster holds.
         options: How images are reached.
         verbose: Let Ray's own messages through.
+        evaluator: Which package computes the figures, which are the same.
     """
 
     model: str
     images: tuple[str, ...]
     keep_table: str | None = None
-    precision: Precision = "auto"
+    precision: Precision = "fp32"
     device: str = "auto"
+    batch_size: int | None = None
     least_actors: int | None = None
     most_actors: int | None = None
     options: StoreOptions = field(default_factory=StoreOptions)
     verbose: bool = False
+    evaluator: Evaluator = "ultrafast"
 
     def __post_init__(self) -> None:
         self.label_config(self.images, table=self.keep_table or "table")  # checks what both have
@@ -70,6 +76,7 @@ class ModelEvaluationConfig:
             threshold=0.0,
             precision=self.precision,
             device=self.device,
+            batch_size=self.batch_size,
             least_actors=self.least_actors,
             most_actors=self.most_actors,
             max_error_rate=_EVERY_ERROR_RATE,
@@ -121,6 +128,7 @@ def evaluate_model(
             picture_options=config.options,
             choice=choice,
             allow_thresholded=True,
+            evaluator=config.evaluator,
         )
     if evaluation.threshold or evaluation.kept_classes:
         raise RunStopped(

@@ -1,11 +1,15 @@
-"""A COCO results json, what evaluation servers take: read, and checked row by row."""
+"""A COCO results json, what evaluation servers take: read into columns and checked."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
 
-from detr.coco_results import ResultRow
+import numpy as np
+
+from detr.coco_results import ResultColumns, ResultRow
 from pipelines.coco.text import json_text
 from pipelines.coco.values import box, id_key, is_finite_box, number, whole
 from pipelines.stopped import RunStopped
@@ -17,8 +21,8 @@ FIELDS = ("image_id", "category_id", "bbox", "score")
 
 def read_results(
     uri: str, image_numbers: Mapping[int | str, int], *, options: StoreOptions | None = None
-) -> list[ResultRow]:
-    """Return the rows of a results json in the order of the file, other fields than COCO's four left out.
+) -> ResultColumns:
+    """Return the rows of a results json in the order of the file, without other fields than COCO's four.
 
     Ids and numbers are read as those of annotations are: 1, 1.0 and "1" are one.
 
@@ -28,7 +32,7 @@ def read_results(
         options: how stores are reached.
 
     Raises:
-        RunStopped: it cannot be read, a row is none of COCO's, or is of an image that the annotations do not have.
+        RunStopped: it cannot be read, a row is not one of COCO's, or is of an image that the annotations do not have.
     """
     name = without_secrets(uri)
     try:
@@ -43,13 +47,39 @@ def read_results(
         raise RunStopped(
             f"results {name}: this is not a list of rows with {', '.join(FIELDS)}, as COCO's results files are."
         )
+    if all(key == found for key, found in image_numbers.items()):
+        columns = _columns(rows, frozenset(image_numbers.values()))
+        if columns is not None:
+            return columns
     read: list[ResultRow] = []
     for position, row in enumerate(rows):
         try:
             read.append(_read_row(row, image_numbers))
         except ValueError as error:
             raise RunStopped(f"results {name}: row {position} {error}.") from error
-    return read
+    return ResultColumns.of_rows(read)
+
+
+def _columns(rows: Sequence[Any], image_ids: frozenset[int]) -> ResultColumns | None:
+    """Return rows of plain numbers, None where one is not: by column, which takes a fraction of the time."""
+    try:
+        images, categories, boxes, scores = ([row[field] for row in rows] for field in FIELDS)
+    except (KeyError, TypeError):
+        return None
+    if (
+        set(map(type, chain(images, categories))) - {int}
+        or set(map(type, boxes)) - {list}
+        or set(map(len, boxes)) - {4}
+    ):
+        return None
+    if set(map(type, chain(chain.from_iterable(boxes), scores))) - {int, float} or not image_ids.issuperset(images):
+        return None
+    try:
+        columns = ResultColumns.of_rows(rows)
+    except OverflowError:
+        return None
+    is_finite = np.isfinite(columns.boxes_xywh).all() and np.isfinite(columns.scores).all()
+    return columns if is_finite and (columns.boxes_xywh[:, 2:] >= 0).all() else None
 
 
 def _read_row(row: object, image_numbers: Mapping[int | str, int]) -> ResultRow:
@@ -68,7 +98,7 @@ def _read_row(row: object, image_numbers: Mapping[int | str, int]) -> ResultRow:
     if key is None:
         raise ValueError(f"has the image_id {row['image_id']!r:.80}, which is not an id")
     if category_id is None:
-        raise ValueError(f"has the category_id {row['category_id']!r:.80}, which is not an integer")
+        raise ValueError(f"has the category_id {row['category_id']!r:.80}, which is not an integer of 64 bits")
     sides, score = box(row["bbox"]), number(row["score"])
     if sides is None or not is_finite_box(sides):
         raise ValueError(f"has the bbox {row['bbox']!r:.80}, which is not x, y, width, height")

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
-from detr.coco_results import ResultRow, result_rows
-from detr.images import ImageError, read_header
-from detr.turning import turn_back
+from detr.coco_results import ResultColumns
+from detr.image_file import ImageError
+from detr.image_header import read_header
 from pipelines.coco.names import ImageNames, NameMatch
 from pipelines.evaluation.annotations import Annotations, Json
 from pipelines.parquet_files import open_listed, parquet_of
@@ -25,6 +27,7 @@ from pipelines.table import PASSING_KINDS, check_columns, read_metadata
 
 HEADER_THREADS: Final = 16  # pictures whose headers are fetched at once
 
+_SIDES: Final = ("xmin", "ymin", "xmax", "ymax")
 _KEYS: Final = ("status", "error_kind", "width", "height", "model", "threshold", "run_id", "labelled_at")
 
 
@@ -48,7 +51,7 @@ class TableResults:
     """What a table says of the images that are measured on; file names are in order.
 
     Attributes:
-        rows: COCO results, by image id; an image's in the order of its row, best first.
+        detections: by image id; an image's in the order of its row, best first.
         missing: file names of images that the table has no row of.
         errors: file names of images whose row is an error.
         turned_back: file names of images that were annotated as stored, unturned by EXIF, so that the boxes were turned
@@ -64,7 +67,7 @@ class TableResults:
         models: whose rows these are.
     """
 
-    rows: list[ResultRow]
+    detections: ResultColumns
     missing: tuple[str, ...]
     errors: tuple[str, ...]
     turned_back: tuple[str, ...]
@@ -90,6 +93,15 @@ class _Row:
     threshold: float
     rank: tuple[bool, datetime, str]  # the highest is the current one, as `exports.current` has it
     place: tuple[str, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What one row holds: N category ids, N scores, and `(N, 4)` corners in pixels of the upright picture."""
+
+    category_ids: npt.NDArray[np.int32]
+    scores: npt.NDArray[np.float32]
+    boxes_xyxy: npt.NDArray[np.float32]
 
 
 def read_table_results(
@@ -135,18 +147,20 @@ def read_table_results(
         if not allow_thresholded:
             _check_complete(threshold, classes)
         names = {row.place: name for name, row in rows.items() if not row.is_error}
-        found = {names[place]: detections for place, detections in _detections(table, files, names.keys())}
+        found = {names[place]: part for place, part in _detections(table, files, names.keys())}
     except StoreError as error:
         raise RunStopped(f"cannot read the table {without_secrets(table_uri)}: {error}") from error
     differing = {name: row for name, row in rows.items() if _size_differs(row, known[name])}
     exchanged = {name: row for name, row in differing.items() if name in found and _is_exchanged(row, known[name])}
     orientations = _orientations(exchanged, picture_options or opened)
     turned = {name: orientation for name, orientation in orientations.items() if orientation and orientation >= 5}
-    per_image = sorted(
-        (known[name]["id"], _results(known[name]["id"], found[name], rows[name], turned.get(name, 1))) for name in found
-    )
+    image_ids = {name: known[name]["id"] for name in found}
+    parts = [
+        _columns(image_ids[name], found[name], rows[name], turned.get(name, 1))
+        for name in sorted(found, key=image_ids.__getitem__)
+    ]
     return TableResults(
-        rows=[result for _, results in per_image for result in results],
+        detections=ResultColumns.concatenate(parts),
         missing=tuple(sorted(chosen - rows.keys())),
         errors=tuple(name for name, row in rows.items() if row.is_error),
         turned_back=tuple(turned),
@@ -154,7 +168,7 @@ def read_table_results(
         unread=tuple(name for name, orientation in orientations.items() if orientation is None),
         unannotated=unannotated,
         matched_otherwise=otherwise,
-        short=sum(len(detections) < queries for detections in found.values()),
+        short=sum(len(part) < queries for part in parts),
         threshold=threshold,
         classes=classes,
         models=models,
@@ -317,7 +331,7 @@ def _orientation(stores: Stores, row: _Row) -> int | None:
 
 def _detections(
     table: Store, files: Mapping[str, Entry], rows: Collection[tuple[str, int, int]]
-) -> Iterator[tuple[tuple[str, int, int], list[Json]]]:
+) -> Iterator[tuple[tuple[str, int, int], _Found]]:
     """Yield the detections of the rows at these places, one row group in memory at a time."""
     places: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     for key, group, index in sorted(rows):
@@ -327,16 +341,32 @@ def _detections(
         with parquet_of(join_uri(table.uri, key)):
             for group, indices in groups.items():
                 column = file.read_row_group(group, columns=["detections"])["detections"].take(indices)
-                for index, found in zip(indices, column.to_pylist(), strict=True):
+                for index, found in zip(indices, _per_row(column), strict=True):
                     yield (key, group, index), found
 
 
-def _results(image_id: int, detections: list[Json], row: _Row, orientation: int) -> list[ResultRow]:
-    boxes = [[one["box"][side] for side in ("xmin", "ymin", "xmax", "ymax")] for one in detections]
-    if orientation != 1 and boxes:
+def _per_row(column: pa.ChunkedArray) -> Iterator[_Found]:
+    """Yield the detections of each row of a column as arrays."""
+    for chunk in column.chunks:
+        detections = chunk.flatten()  # of all rows, without those that a slice leaves out
+        box = detections.field("box")
+        boxes = np.stack([box.field(side).to_numpy() for side in _SIDES], axis=1)
+        category_ids = detections.field("category_id").to_numpy()
+        scores = detections.field("score").to_numpy()
+        stops = np.cumsum(chunk.value_lengths().fill_null(0).to_numpy())
+        for start, stop in zip([0, *stops], stops, strict=False):
+            yield _Found(category_ids[start:stop], scores[start:stop], boxes[start:stop])
+
+
+def _columns(image_id: int, found: _Found, row: _Row, orientation: int) -> ResultColumns:
+    boxes = found.boxes_xyxy
+    if orientation != 1:
+        import torch  # here: seconds and hundreds of megabytes, for pictures that hardly a data set has
+
+        from detr.turning import turn_back
+
         assert row.height is not None
         assert row.width is not None
-        boxes = turn_back(torch.tensor(boxes, dtype=torch.float64), row.height, row.width, orientation).tolist()
-    return result_rows(
-        image_id, [one["category_id"] for one in detections], [one["score"] for one in detections], boxes
-    )
+        boxes = turn_back(torch.from_numpy(boxes.astype(np.float64)), row.height, row.width, orientation).numpy()
+    image_ids = np.full(len(found.scores), image_id, np.int64)
+    return ResultColumns.of_corners(image_ids, found.category_ids, found.scores, boxes)

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from detr.detector import Detector, Prepared
+from detr.batching import Prepared
+from detr.detector import Detector
 from detr.images import Header, decode, read_header
 
 # of CPU time, or asleep: decoding never waits for anything but a core, a disk, or Python's lock

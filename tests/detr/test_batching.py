@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detr.batching import LEFTOVER_PADDING, Batch, order_batches, pad
+from detr.batching import LEFTOVER_PADDING, Batch, HostBatch, Prepared, ahead, order_batches, pad
 from detr.images import resize_shape
 
 SHAPES = st.lists(st.tuples(st.integers(1, 400), st.integers(1, 400)), max_size=60)
@@ -130,3 +130,53 @@ def test_padding_is_zero_to_the_right_and_below() -> None:
 def test_an_image_larger_than_the_shape_is_refused() -> None:
     with pytest.raises(RuntimeError):
         pad([torch.zeros(3, 5, 5, dtype=torch.uint8)], 4, 5)
+
+
+def host_batch(count: int, height: int, width: int) -> HostBatch:
+    return HostBatch.allocate(count, height, width, lambda shape, dtype: torch.full(shape, 5, dtype=dtype))
+
+
+def full(value: int, height: int, width: int) -> Prepared:
+    return Prepared(torch.full((3, height, width), value, dtype=torch.uint8), 10 * height, 10 * width)
+
+
+def test_an_image_is_written_to_the_top_left_of_its_place_with_its_sizes() -> None:
+    batch = host_batch(2, 2, 3)
+
+    batch.write(1, full(7, 2, 1))
+    batch.write(0, full(9, 2, 3))
+
+    assert batch.pixels[:, 0].tolist() == [[[9, 9, 9], [9, 9, 9]], [[7, 5, 5], [7, 5, 5]]]
+    assert batch.sizes.tolist() == [[2, 3, 20, 30], [2, 1, 20, 10]]
+    assert batch.pixels.is_contiguous(memory_format=torch.channels_last)
+    assert (batch.is_padded, batch.part(0, 1).is_padded, batch.part(1, 2).is_padded) == (True, False, True)
+
+
+def test_places_that_are_kept_move_together() -> None:
+    batch = host_batch(4, 1, 1)
+    for place in range(4):
+        batch.write(place, full(place, 1, 1))
+
+    kept = batch.only([1, 3])
+
+    assert len(kept) == 2
+    assert kept.pixels[:, 0, 0, 0].tolist() == [1, 3]
+    assert kept.sizes.tolist() == [[1, 1, 10, 10]] * 2
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_image_larger_than_its_place_is_refused(count: int) -> None:
+    with pytest.raises(ValueError, match=r"5 x 4 pixels do not fit into \(4, 5\)"):
+        host_batch(count, 4, 5).write(0, full(1, 5, 4))
+
+
+def test_items_are_begun_ahead_and_come_in_order() -> None:
+    begun: list[int] = []
+
+    def begin(item: int) -> int:
+        begun.append(item)
+        return 10 * item
+
+    results = [(result, len(begun)) for result in ahead(range(5), begin, 2)]
+
+    assert results == [(0, 3), (10, 4), (20, 5), (30, 5), (40, 5)]

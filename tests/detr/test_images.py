@@ -465,6 +465,31 @@ def test_known_sizes() -> None:
 # pixels
 
 
+@pytest.mark.parametrize("has_vector_instructions", [True, False])
+def test_resized_pixels_are_torchvisions_bit_by_bit(
+    monkeypatch: pytest.MonkeyPatch, has_vector_instructions: bool
+) -> None:
+    from torchvision.transforms.v2 import functional  # here: it takes a second to import
+    from torchvision.transforms.v2.functional import _geometry
+
+    monkeypatch.setattr("detr.images._resizes_uint8", lambda: has_vector_instructions)
+    monkeypatch.setattr(_geometry, "_do_native_uint8_resize_on_cpu", lambda _: has_vector_instructions)
+    generator = torch.Generator().manual_seed(0)
+    for height, width, new_height, new_width in [
+        (48, 64, 30, 40), (48, 64, 96, 128), (1, 7, 3, 2), (61, 5, 61, 9), (33, 44, 33, 44), (200, 150, 17, 149),
+    ]:  # fmt: skip
+        picture = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=generator).permute(2, 0, 1)
+
+        theirs = functional.resize(
+            picture, [new_height, new_width], functional.InterpolationMode.BILINEAR, antialias=True
+        )
+
+        for image in (picture, picture.contiguous()):
+            resized = resize(image, new_height, new_width)
+            assert torch.equal(resized, theirs)
+            assert resized.stride() == theirs.stride()
+
+
 @pytest.mark.parametrize("case", [0, 1, 5])
 def test_resized_pixels_are_those_of_the_original(case: int) -> None:
     golden = load_file(GOLDEN / "pixels.safetensors")  # resized by the original through Pillow 13: 1 grey level
