@@ -4,7 +4,7 @@ python -m jobs.evaluate --table s3://lake/detections --annotations instances_val
 python -m jobs.evaluate --results detections.json --annotations instances_val2017.json --plot curves.png
 python -m jobs.evaluate --model facebook/detr-resnet-50 --images val2017/ --annotations instances_val2017.json
 
-Images of tables are matched by file name. For a model's own figure its table must have been labelled with
+Images of tables are matched by the end of their path. For a model's own figure its table must have been labelled with
 --threshold 0; --model labels so, and only images that are annotated.
 """
 

@@ -32,6 +32,11 @@ FINDINGS: Mapping[str, tuple[str, str]] = {
     "left_out_outside_folder": ("images whose names lead out of the folder", "left out"),
     "annotations_left_out": ("annotations of images that are left out", "left out with them"),
     "annotations_of_no_image": ("annotations of images that the json does not declare", "left out"),
+    "categories_left_out": ("categories that no annotation has and that no name tells apart", "left out"),
+    "images_numbered": ("images whose ids are not numbers", "numbered 1, 2, ...; the ids are kept"),
+    "images_respelled": ("images whose files are spelled otherwise than in the json", "matched"),
+    "images_without_size": ("images whose height and width the json does not tell", "read from the picture"),
+    "numbers_as_text": ("annotations with numbers written as text", "read as numbers"),
     "duplicate_pictures": ("images with the same bytes as another one", "kept"),
     "objects_not_named": ("objects in the folder that the json does not name", "not read"),
     "images_turned_upright": ("images annotated upright, as their EXIF turns them", "training will turn them"),
@@ -80,6 +85,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="SHARE",
         help="stop when more than this share of the images cannot be had (%(default)s)",
     )
+    parser.add_argument(
+        "--max-unusable",
+        type=share,
+        default=0.05,
+        metavar="SHARE",
+        help="stop when training could not use more than this share of the annotations (%(default)s)",
+    )
     parser.add_argument("--max-images", type=count, metavar="N", help="the json's first N images only (all)")
     parser.add_argument(
         "--shared-folders",
@@ -111,6 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             ambiguous_exif=args.ambiguous_exif,
             check_decodes=not args.no_decode_check,
             max_missing=args.max_missing,
+            max_unusable=args.max_unusable,
             max_images=args.max_images,
             via=args.via,
             anonymous=args.anonymous,
@@ -146,7 +159,7 @@ def report(summary: "ShardSummary") -> str:
         for kind, (what, done) in FINDINGS.items()
         if summary.report.get(kind)
     ]
-    others = summary.report.keys() - FINDINGS.keys() - {"images", "annotations"}
+    others = summary.report.keys() - FINDINGS.keys() - {"images", "annotations", "usable_annotations"}
     lines += [f"found: {kind.replace('_', ' ')}: {summary.report[kind]:,}" for kind in sorted(others)]
     rate = summary.images / summary.seconds
     lines += [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from detr.evaluators import Evaluator
 from pipelines.evaluation.annotations import Annotations, Json, read_annotations
 from pipelines.evaluation.results_file import read_results
 from pipelines.evaluation.table_results import RowChoice, read_table_results
-from pipelines.file_names import file_name
 from pipelines.store import StoreOptions
 
 OFFICIAL_QUERIES = 100
@@ -44,7 +43,7 @@ class ThresholdCost:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What detections are worth. File names are those of the annotations, their last part.
+    """What detections are worth. File names are those of the annotations.
 
     Attributes:
         average_precision: over all `images`; where there are no detections of one, all that is there was missed.
@@ -64,6 +63,9 @@ class Evaluation:
         kept_classes: where the rows keep some classes only: of the others nothing counts as found.
         models: whose detections these are, as rows name it; none where there are no rows of any of the images.
         annotations_sha256: what the figures can be compared by: equal for equal images, boxes and classes.
+        matched_otherwise: sentences about images whose file is spelled or placed otherwise than annotated.
+        annotation_findings: what is wrong with the annotations, as sharding finds it: counts by kind.
+        annotation_examples: a few sentences for each.
     """
 
     average_precision: AveragePrecision
@@ -81,6 +83,9 @@ class Evaluation:
     kept_classes: tuple[str, ...] | None
     models: tuple[str, ...]
     annotations_sha256: str
+    matched_otherwise: tuple[str, ...] = ()
+    annotation_findings: Mapping[str, int] = field(default_factory=dict)
+    annotation_examples: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def evaluated(self) -> int:
@@ -112,8 +117,8 @@ def evaluate_table(
 ) -> Evaluation:
     """Measure the published rows of a table, the current one of every image, against COCO annotations.
 
-    Images are matched by file name, the last part of their URI. Memory holds the keys of one row group at a time, and
-    the detections of annotated images.
+    Images are matched by the end of their URI, as `ImageNames` does it. Memory holds the keys of one row group at a
+    time, and the detections of annotated images.
 
     Args:
         table_uri: the detection table.
@@ -159,7 +164,10 @@ def evaluate_table(
         threshold_cost=cost,
         kept_classes=found.classes,
         models=found.models,
+        matched_otherwise=found.matched_otherwise,
         annotations_sha256=read.sha256,
+        annotation_findings=read.findings,
+        annotation_examples=read.examples,
     )
 
 
@@ -186,7 +194,7 @@ def evaluate_results(
         ValueError: no annotated image has that size.
     """
     read = _read(annotations, options, picture_size)
-    everywhere = read_results(results, [image["id"] for image in read.truth["images"]], options=options)
+    everywhere = read_results(results, read.numbers, options=options)
     detections = everywhere.where(np.isin(everywhere.image_ids, list(read.image_ids)))
     found = set(detections.image_ids.tolist())
     return Evaluation(
@@ -194,7 +202,7 @@ def evaluate_results(
         images=len(read.image_ids),
         missing=tuple(
             sorted(
-                file_name(image["file_name"])
+                image["file_name"]
                 for image in read.truth["images"]
                 if image["id"] in read.image_ids and image["id"] not in found
             )
@@ -211,6 +219,8 @@ def evaluate_results(
         kept_classes=None,
         models=(),
         annotations_sha256=read.sha256,
+        annotation_findings=read.findings,
+        annotation_examples=read.examples,
     )
 
 

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
-from detr.coco_results import ResultColumns
+from detr.coco_results import ResultColumns, ResultRow
+from pipelines.coco.text import json_text
+from pipelines.coco.values import box, id_key, is_finite_box, number, whole
 from pipelines.stopped import RunStopped
 from pipelines.store import StoreError, StoreOptions, Stores, without_secrets
-from pipelines.strict_json import MOST, parse_json
+from pipelines.strict_json import parse_json
 
 FIELDS = ("image_id", "category_id", "bbox", "score")
 
 
-def read_results(uri: str, image_ids: Collection[int], *, options: StoreOptions | None = None) -> ResultColumns:
+def read_results(
+    uri: str, image_numbers: Mapping[int | str, int], *, options: StoreOptions | None = None
+) -> ResultColumns:
     """Return the rows of a results json in the order of the file, without other fields than COCO's four.
+
+    Ids and numbers are read as those of annotations are: 1, 1.0 and "1" are one.
 
     Args:
         uri: path or URI.
-        image_ids: that the annotations have.
+        image_numbers: the images that the annotations have, each with its number by `id_key`.
         options: how stores are reached.
 
     Raises:
@@ -34,26 +40,28 @@ def read_results(uri: str, image_ids: Collection[int], *, options: StoreOptions 
     except StoreError as error:
         raise RunStopped(f"cannot read the results: {error}") from error
     try:
-        rows = parse_json(data)
+        rows = parse_json(json_text(data, name=f"results {name}"))
     except ValueError as error:
         raise RunStopped(f"results {name}: this is not JSON ({error}).") from error
     if not isinstance(rows, list):
         raise RunStopped(
             f"results {name}: this is not a list of rows with {', '.join(FIELDS)}, as COCO's results files are."
         )
-    known = frozenset(image_ids)
-    columns = _columns(rows, known)
-    if columns is not None:
-        return columns
-    for number, row in enumerate(rows):
-        reason = _fault(row, known)
-        if reason:
-            raise RunStopped(f"results {name}: row {number} {reason}.")
-    return ResultColumns.of_rows(rows)
+    if all(key == found for key, found in image_numbers.items()):
+        columns = _columns(rows, frozenset(image_numbers.values()))
+        if columns is not None:
+            return columns
+    read: list[ResultRow] = []
+    for position, row in enumerate(rows):
+        try:
+            read.append(_read_row(row, image_numbers))
+        except ValueError as error:
+            raise RunStopped(f"results {name}: row {position} {error}.") from error
+    return ResultColumns.of_rows(read)
 
 
 def _columns(rows: Sequence[Any], image_ids: frozenset[int]) -> ResultColumns | None:
-    """Return rows in which `_fault` finds nothing, else None: by column, which takes a fraction of the time."""
+    """Return rows of plain numbers, None where one is not: by column, which takes a fraction of the time."""
     try:
         images, categories, boxes, scores = ([row[field] for row in rows] for field in FIELDS)
     except (KeyError, TypeError):
@@ -74,28 +82,38 @@ def _columns(rows: Sequence[Any], image_ids: frozenset[int]) -> ResultColumns | 
     return columns if is_finite and (columns.boxes_xywh[:, 2:] >= 0).all() else None
 
 
-def _fault(row: object, image_ids: Collection[int]) -> str:
-    """Return what is wrong with a row, or nothing."""
+def _read_row(row: object, image_numbers: Mapping[int | str, int]) -> ResultRow:
+    """Return a row with its numbers as numbers.
+
+    Raises:
+        ValueError: it is not one of COCO's, or of an image that the annotations do not have.
+    """
     if not isinstance(row, dict):
-        return "is not an object"
+        raise ValueError("is not an object")  # noqa: TRY004 - the file is wrong, not who calls
     missing = [field for field in FIELDS if field not in row]
     if missing:
         hint = ": results of masks or key points have no AP of boxes" if missing == ["bbox"] else ""
-        return f"has no {' and no '.join(missing)}{hint}"
-    for field in ("image_id", "category_id"):
-        if type(row[field]) is not int or abs(row[field]) > MOST:
-            return f"has the {field} {row[field]!r:.80}, which is not an integer of 64 bits"
-    box, score = row["bbox"], row["score"]
-    if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
-        return f"has the bbox {box!r:.80}, which is not x, y, width, height"
-    if box[2] < 0 or box[3] < 0:
-        return f"has the bbox {box!r:.80}, whose width or height is negative: COCO's is x, y, width, height"
-    if not _is_number(score):
-        return f"has the score {score!r:.80}, which is not a number"
-    if row["image_id"] not in image_ids:
-        return f"is of image {row['image_id']}, which the annotations do not have"
-    return ""
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+        raise ValueError(f"has no {' and no '.join(missing)}{hint}")
+    key, category_id = id_key(row["image_id"]), whole(row["category_id"])
+    if key is None:
+        raise ValueError(f"has the image_id {row['image_id']!r:.80}, which is not an id")
+    if category_id is None:
+        raise ValueError(f"has the category_id {row['category_id']!r:.80}, which is not an integer of 64 bits")
+    sides, score = box(row["bbox"]), number(row["score"])
+    if sides is None or not is_finite_box(sides):
+        raise ValueError(f"has the bbox {row['bbox']!r:.80}, which is not x, y, width, height")
+    if sides[2] < 0 or sides[3] < 0:
+        raise ValueError(
+            f"has the bbox {row['bbox']!r:.80}, whose width or height is negative: COCO's is x, y, width, height"
+        )
+    if score is None or not math.isfinite(score):
+        raise ValueError(f"has the score {row['score']!r:.80}, which is not a number")
+    if key not in image_numbers:
+        raise ValueError(f"is of image {row['image_id']!r:.80}, which the annotations do not have")
+    bbox = row["bbox"] if sides == row["bbox"] else sides
+    return {
+        "image_id": image_numbers[key],
+        "category_id": category_id,
+        "bbox": bbox,
+        "score": score if isinstance(row["score"], str) else row["score"],
+    }

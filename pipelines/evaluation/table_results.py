@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from detr.coco_results import ResultColumns
 from detr.image_file import ImageError
 from detr.image_header import read_header
+from pipelines.coco.names import ImageNames, NameMatch
 from pipelines.evaluation.annotations import Annotations, Json
-from pipelines.file_names import file_name
 from pipelines.parquet_files import open_listed, parquet_of
 from pipelines.stopped import RunStopped
 from pipelines.store import Entry, Store, StoreError, StoreOptions, Stores, join_uri, open_store, without_secrets
@@ -60,6 +60,7 @@ class TableResults:
         unread: those of `other_size` whose height and width are exchanged and whose picture could not be read again,
             to see by which EXIF orientation.
         unannotated: rows of images that are not annotated.
+        matched_otherwise: sentences about images whose file is spelled or placed otherwise than annotated.
         short: images with fewer detections than `queries`.
         threshold: the highest of the rows.
         classes: names of the classes that were kept, where a run kept some only; None is all.
@@ -73,6 +74,7 @@ class TableResults:
     other_size: tuple[str, ...]
     unread: tuple[str, ...]
     unannotated: int
+    matched_otherwise: tuple[str, ...]
     short: int
     threshold: float
     classes: tuple[str, ...] | None
@@ -114,9 +116,9 @@ def read_table_results(
 ) -> TableResults:
     """Read the current row of every image that is measured on: the newest that says something of its picture.
 
-    Images are matched by file name, the last part of their URI. Memory holds the keys of one row group at a time, and
-    the detections of annotated images. Rows are of the upright picture; where height and width are exchanged in the
-    annotations, the header of the picture is read for the turn that these ignored.
+    Images are matched by the end of their URI, as `ImageNames` does it. Memory holds the keys of one row group at a
+    time, and the detections of annotated images. Rows are of the upright picture; where height and width are exchanged
+    in the annotations, the header of the picture is read for the turn that these ignored.
 
     Args:
         table_uri: the detection table.
@@ -137,7 +139,7 @@ def read_table_results(
     try:
         table = open_store(table_uri, opened)
         files = _table_files(table, chosen_rows.run_id)
-        rows, unannotated = _current_rows(table, files, known.keys(), chosen_rows)
+        rows, unannotated, otherwise = _current_rows(table, files, ImageNames(known), chosen_rows)
         rows = {name: row for name, row in sorted(rows.items()) if name in chosen}
         models = _models(rows)
         threshold = max((row.threshold for row in rows.values()), default=0.0)
@@ -165,6 +167,7 @@ def read_table_results(
         other_size=tuple(name for name in differing if name not in turned),
         unread=tuple(name for name, orientation in orientations.items() if orientation is None),
         unannotated=unannotated,
+        matched_otherwise=otherwise,
         short=sum(len(part) < queries for part in parts),
         threshold=threshold,
         classes=classes,
@@ -182,25 +185,49 @@ def _table_files(table: Store, run_id: str | None) -> dict[str, Entry]:
 
 
 def _current_rows(
-    table: Store, files: Mapping[str, Entry], names: Collection[str], choice: RowChoice
-) -> tuple[dict[str, _Row], int]:
-    """Return the current row of every image that has one of the names, and how many rows are of other images."""
-    current: dict[str, _Row] = {}
-    others = 0
+    table: Store, files: Mapping[str, Entry], names: ImageNames, choice: RowChoice
+) -> tuple[dict[str, _Row], int, tuple[str, ...]]:
+    """Return the current row of every annotated image, how many rows are of other images, and how some were matched.
+
+    Rows that share only the last part of a name with an annotated image count where all rows are such: the photographs
+    lie in other folders then than annotated.
+    """
+    placed: dict[str, _Row] = {}
+    elsewhere: dict[str, _Row] = {}
+    respelled: dict[str, str] = {}
+    total = 0
+    ambiguous: str | None = None
+    counted = {True: 0, False: 0}  # rows of annotated images, by whether they are placed as annotated
     for key, entry in files.items():
         file = _open(table, entry)
         with parquet_of(join_uri(table.uri, key)):
             for group in range(file.num_row_groups):
                 uris = file.read_row_group(group, columns=["uri"])["uri"].to_pylist()
-                named = {index: name for index, name in enumerate(map(file_name, uris)) if name in names}
-                others += len(uris) - len(named)
-                if not named:
+                total += len(uris)
+                found = {index: match for index, match in enumerate(map(names.find, uris)) if match is not None}
+                ambiguous = ambiguous or next((uri for uri in uris if len(names.of_the_same_last_part(uri)) > 1), None)
+                if not found:
                     continue
-                values = file.read_row_group(group, columns=[*_KEYS]).take(list(named)).to_pylist()
-                for (index, name), value in zip(named.items(), values, strict=True):
-                    if _counts(uris[index], value, choice):
-                        _keep_current(current, name, _row(uris[index], value, (key, group, index)))
-    return current, others
+                values = file.read_row_group(group, columns=[*_KEYS]).take(list(found)).to_pylist()
+                for (index, match), value in zip(found.items(), values, strict=True):
+                    counted[match.is_placed_alike] += 1
+                    if not _counts(uris[index], value, choice):
+                        continue
+                    row = _row(uris[index], value, (key, group, index))
+                    _keep_current(placed if match.is_placed_alike else elsewhere, match, row)
+                    if not match.is_spelled_alike:
+                        respelled[match.name] = uris[index]
+    if placed or not elsewhere:
+        if not placed and ambiguous is not None:
+            one, other = names.of_the_same_last_part(ambiguous)[:2]
+            raise RunStopped(
+                f"{ambiguous} may be of the annotated images {one!r} and {other!r}, and no row of the table lies in "
+                "the folders that the annotations name. Label the images where their paths end as annotated."
+            )
+        sentences = tuple(f"{name} is {uri}" for name, uri in sorted(respelled.items()))
+        return placed, total - counted[True], sentences
+    sentences = tuple(f"{name} is {row.uri}" for name, row in sorted(elsewhere.items()))
+    return elsewhere, total - counted[False], sentences
 
 
 def _counts(uri: str, value: Json, choice: RowChoice) -> bool:
@@ -226,15 +253,15 @@ def _row(uri: str, value: Json, place: tuple[str, int, int]) -> _Row:
     )
 
 
-def _keep_current(current: dict[str, _Row], name: str, row: _Row) -> None:
-    known = current.setdefault(name, row)
+def _keep_current(current: dict[str, _Row], match: NameMatch, row: _Row) -> None:
+    known = current.setdefault(match.name, row)
     if known.uri != row.uri:
         raise RunStopped(
-            f"the table has two images of the file name {name!r}, by which rows are matched: {known.uri} and "
+            f"the table has two images of the file name {match.name!r}, by which rows are matched: {known.uri} and "
             f"{row.uri}. Choose one run by --run-id, or evaluate a table that has one of them."
         )
     if row.rank > known.rank:
-        current[name] = row
+        current[match.name] = row
 
 
 def _models(rows: Mapping[str, _Row]) -> tuple[str, ...]:
@@ -279,7 +306,7 @@ def _check_complete(threshold: float, classes: tuple[str, ...] | None) -> None:
 
 
 def _size_differs(row: _Row, image: Json) -> bool:
-    return row.height is not None and (row.height, row.width) != (image["height"], image["width"])
+    return None not in (row.height, image["height"]) and (row.height, row.width) != (image["height"], image["width"])
 
 
 def _is_exchanged(row: _Row, image: Json) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from detr.config import DetrConfig
+from pipelines.coco.truth import normal_truth
 from pipelines.shards.reader import ShardIndex, read_index
 from pipelines.shards.rows import coco_json
 from pipelines.store import open_store
@@ -120,7 +121,7 @@ def open_data(config: TrainConfig, *, worker: int, workers: int) -> TrainData:
     if config.val is not None:
         val_store = open_store(config.val, config.options)
         val = RowGroups(val_store, read_index(val_store))
-        truth = coco_json(val_store) if worker == 0 else None
+        truth = normal_truth(coco_json(val_store)) if worker == 0 else None
     return TrainData(
         config=config,
         index=index,

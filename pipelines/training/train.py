@@ -13,7 +13,9 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from pipelines.cluster import connected, node_resources, refuse_local
+from pipelines.coco.text import USABLE
 from pipelines.create_only import refuse_overwriting
+from pipelines.shards.checks import UNUSABLE
 from pipelines.shards.reader import INDEX_KEY, ShardIndex, read_index
 from pipelines.stopped import RunStopped
 from pipelines.store import StoreError, open_store, without_secrets
@@ -134,6 +136,12 @@ def _check(config: TrainConfig, index: ShardIndex) -> None:
     """Refuse data that cannot be trained or evaluated on, before anything is begun."""
     if not index.images:
         raise RunStopped(f"{without_secrets(config.train)} has no images.")
+    if not index.report.get(USABLE, index.annotations):  # shards of earlier releases do not say
+        examples = "; ".join(some[0] for kind, some in index.examples.items() if kind in UNUSABLE and some)
+        raise RunStopped(
+            f"{without_secrets(config.train)} has no annotation that can be trained on, of {index.annotations:,}"
+            f"{': ' * bool(examples)}{examples}. Correct the json, and write the shards again at an empty place."
+        )
     if config.val is None:
         return
     other = read_index(open_store(config.val, config.options))

@@ -82,6 +82,8 @@ def test_the_twelve_numbers_and_the_counts_are_printed(
         "images: 2, of which 1 is labelled, with 1 detection of pets@0123456789ab\n"
         "1 image is an error in the table: nothing counts as found there (b.jpg)\n"
         "1 row of the table is of an image without annotations: left out\n"
+        "figures called none are undefined: no annotated box is small (below 32 x 32 pixels) or large (above 96 x 96 "
+        "pixels)\n"
     )
 
 
@@ -94,6 +96,8 @@ def test_a_results_file_is_measured_alike(results: str, annotations: str, capsys
         "class-agnostic AP 0.505\n"
         "images: 2, of which 1 has results: 1 detection\n"
         "1 image is not in the results: nothing counts as found there (b.jpg)\n"
+        "figures called none are undefined: no annotated box is small (below 32 x 32 pixels) or large (above 96 x 96 "
+        "pixels)\n"
     )
 
 

@@ -16,7 +16,7 @@ ROW: dict[str, Any] = {"image_id": 4, "category_id": 18, "bbox": [258.15, 41, 34
 def read(tmp_path: Path, *rows: object) -> ResultColumns:
     path = tmp_path / "detections.json"
     path.write_text(json.dumps(list(rows)))
-    return read_results(str(path), [4, 5])
+    return read_results(str(path), {4: 4, 5: 5})
 
 
 def test_rows_come_as_they_are_in_the_order_of_the_file(tmp_path: Path) -> None:
@@ -37,8 +37,8 @@ def test_rows_come_as_they_are_in_the_order_of_the_file(tmp_path: Path) -> None:
         ([4, 18], "is not an object"),
         ({"image_id": 4, "score": 1.0, "bbox": [1, 2, 3, 4]}, "has no category_id"),
         ({"image_id": 4, "category_id": 1, "score": 1.0, "segmentation": []}, "has no bbox: results of masks"),
-        ({**ROW, "image_id": "4"}, "has the image_id '4', which is not an integer of 64 bits"),
-        ({**ROW, "category_id": 1.0}, r"has the category_id 1\.0, which is not an integer of 64 bits"),
+        ({**ROW, "image_id": None}, "has the image_id None, which is not an id"),
+        ({**ROW, "category_id": 1.5}, r"has the category_id 1\.5, which is not an integer of 64 bits"),
         ({**ROW, "category_id": True}, "has the category_id True, which is not an integer of 64 bits"),
         ({**ROW, "category_id": 2**63}, "has the category_id 9223372036854775808, which is not an integer of 64 bits"),
         ({**ROW, "bbox": "1234"}, "has the bbox '1234', which is not x, y, width, height"),
@@ -72,3 +72,17 @@ def test_another_format_is_refused(tmp_path: Path, text: str, sentence: str) -> 
 def test_a_file_that_is_not_there_stops_with_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(RunStopped, match=r"cannot read the results: .*nowhere\.json"):
         read_results(str(tmp_path / "nowhere.json"), [4])
+
+
+def test_ids_and_numbers_are_read_as_those_of_annotations_are(tmp_path: Path) -> None:
+    path = tmp_path / "detections.json"
+    odd = [
+        {"image_id": 4.0, "category_id": "18", "bbox": ["1", 2, 3, 4.5], "score": "0.5"},
+        {"image_id": "a3f1-cam", "category_id": 18.0, "bbox": "[1, 2, 3, 4]", "score": 1},
+    ]
+    path.write_bytes(json.dumps(odd).encode("utf-16"))
+
+    rows = read_results(str(path), {4: 4, "a3f1-cam": 2})
+
+    assert (rows.image_ids.tolist(), rows.category_ids.tolist(), rows.scores.tolist()) == ([4, 2], [18, 18], [0.5, 1])
+    assert rows.boxes_xywh.tolist() == [[1, 2, 3, 4.5], [1, 2, 3, 4]]
