@@ -21,6 +21,7 @@ from detr.batching import Batch, HostBatch, Prepared, ahead, order_batches
 from detr.checkpoint import load
 from detr.device import Download, float32_arithmetic, transfer_for
 from detr.folding import folded
+from detr.fused_cpu import fuse_convolutions
 from detr.hub_config import IMAGE_MEAN, IMAGE_STD
 from detr.images import ImageError, decode, read_header, resize, resize_shape
 from detr.model import Detr, outside
@@ -113,6 +114,8 @@ class Detector:
         )
         self._network = folded(network).to(self.device).to(memory_format=torch.channels_last)
         self._network.cast_weights(_DTYPES[self.precision])
+        if self.device.type == "cpu":
+            fuse_convolutions(self._network)  # last: what it does depends on the dtype of the weights
         self._transfer = transfer_for(self.device)
         self._most_images: int | None = None  # in a batch, once the device's memory was too small for more
         self._turn = threading.Lock()  # the network computes one batch after the other
