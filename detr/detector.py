@@ -117,6 +117,7 @@ class Detector:
         if self.device.type == "cpu":
             fuse_convolutions(self._network)  # last: what it does depends on the dtype of the weights
         self._transfer = transfer_for(self.device)
+        self._notes: list[str] = []
         self._most_images: int | None = None  # in a batch, once the device's memory was too small for more
         self._turn = threading.Lock()  # the network computes one batch after the other
         mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (IMAGE_MEAN, IMAGE_STD))
@@ -196,6 +197,12 @@ class Detector:
             started = time.perf_counter()
             return PendingDetections(self, self._launch_in_parts(batch), time.perf_counter() - started)
 
+    def take_notes(self) -> tuple[str, ...]:
+        """Return the warnings that were logged since the last call of this, for whoever does not see the log."""
+        with self._turn:
+            notes, self._notes = tuple(self._notes), []
+        return notes
+
     def read(self, ranked: Tensor) -> list[Detections]:
         """Return the detections of each image of `detr.postprocess.rank`'s result.
 
@@ -238,11 +245,13 @@ class Detector:
             )
         self._most_images = len(batch) // 2
         self.batch_size = min(self.batch_size, self._most_images)
-        logging.getLogger(__name__).warning(
-            "%s has too little memory for %d images of %d x %d pixels at once: %s. From now on it is given %d at most; "
-            "a smaller batch size avoids the failed attempts.",
-            self.device, len(batch), height, width, reason, self._most_images,
-        )  # fmt: skip
+        note = (
+            f"{self.device} has too little memory for {len(batch)} images of {height} x {width} pixels at once: "
+            f"{reason}. From now on it is given {self._most_images} at most; a smaller batch size avoids the failed "
+            "attempts."
+        )
+        logging.getLogger(__name__).warning("%s", note)
+        self._notes.append(note)
 
     @torch.no_grad()
     def _launch(self, batch: HostBatch) -> Download:

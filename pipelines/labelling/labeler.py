@@ -30,7 +30,8 @@ UNKNOWN_BYTES = 1024**2  # what an object of unknown size is taken for
 class ShardReport:
     """What became of one shard, for the driver: counts, and where the time went (seconds summed over threads).
 
-    `changed`: images that were another version than was listed when they were read.
+    `changed`: images that were another version than was listed when they were read. `notes`: sentences that the user
+    should read, such as that the device has too little memory for the batch size; each is told by one shard.
     """
 
     shard: int
@@ -42,6 +43,7 @@ class ShardReport:
     decode_seconds: float
     detect_seconds: float
     changed: int = 0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,7 @@ class Labeler:
             decode_seconds=clocked.seconds["decode"],
             detect_seconds=clocked.seconds["detect"],
             changed=changed,
+            notes=self._detector.take_notes(),
         )
 
     def _see(self, item: LakeObject, clocked: _Clocked) -> _Seen:

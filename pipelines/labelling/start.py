@@ -164,6 +164,8 @@ def run_start(
                 moved(report.seconds)
                 still_ours()
                 count.add(report=report)
+                for note in report.notes:
+                    logging.getLogger(__name__).warning("%s", note)
 
             label_segments(
                 table,
