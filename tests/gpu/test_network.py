@@ -16,7 +16,7 @@ from detr.checkpoint import save
 from detr.detector import Detector, choose_precision
 from detr.device import float32_arithmetic
 from detr.folding import folded
-from detr.model import Detr, DetrOutput, outside
+from detr.model import Detr, DetrOutput
 from detr.postprocess import Detections
 from tests.gpu.conftest import Memory
 
@@ -47,13 +47,15 @@ def theirs(network: Detr, pixels: Tensor, tmp_path_factory: pytest.TempPathFacto
     return DetrOutput(found.logits, found.pred_boxes)
 
 
-def found_by(network: Detr, pixels: Tensor, device: torch.device, precision: str) -> DetrOutput:
+def found_by(
+    network: Detr, pixels: Tensor, device: torch.device, precision: str, extents: Tensor | None = None
+) -> DetrOutput:
     """The outputs on the device, as the detector computes them."""
-    model = folded(network).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = folded(network).to(device).to(memory_format=torch.channels_last)
     model.cast_weights(DTYPES[precision])
-    given = pixels.to(device).contiguous(memory_format=torch.channels_last)
+    given = pixels.to(device, DTYPES[precision]).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode(), float32_arithmetic(tf32=precision == "tf32"):
-        return model(given, None)
+        return model.detect(given, None if extents is None else extents.to(device))
 
 
 def assert_near(found: DetrOutput, expected: DetrOutput, precision: str) -> None:
@@ -92,13 +94,9 @@ def test_padding_is_exact(network: Detr, pixels: Tensor, device: torch.device, p
     height, width = pixels.shape[2:]
     padded = torch.zeros(2, 3, height + 32, width + 64)
     padded[..., :height, :width] = pixels
-    mask = outside(torch.tensor([[height, width]] * 2), 1, height + 32, width + 64).to(device)
     alone = found_by(network, pixels, device, precision)
-    model = folded(network).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    model.cast_weights(DTYPES[precision])
 
-    with torch.inference_mode(), float32_arithmetic(tf32=False):
-        among = model(padded.to(device).contiguous(memory_format=torch.channels_last), mask, padding="exact")
+    among = found_by(network, padded, device, precision, torch.tensor([[height, width]] * 2))
 
     assert_near(among, DetrOutput(alone.logits.float().cpu(), alone.boxes_cxcywh.float().cpu()), precision)
 
@@ -150,7 +148,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same(
     expected = detector(network, device, precision="fp32", batch_size=1)(images)
     detect = detector(network, device, precision="fp32", batch_size=16)
 
-    with memory.too_small_for(detect._network, images=5, gib=0.4):
+    with memory.too_small_for(detect._network.backbone[0], images=5, gib=0.4):
         found = detect(images)
 
     assert_same(found, expected, pixels=0.05)
