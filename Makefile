@@ -7,7 +7,7 @@ DEMO ?= demo
 S3_DIR ?= /tmp/ray-detr-s3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check audit fix simulate mutate test-faults test-faults-s3 test-s3 lock clean
+.PHONY: help demo test check audit fix simulate mutate test-gpu test-faults test-faults-s3 test-s3 lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,6 +51,9 @@ test-s3: .venv/.ready ## the tests on a real S3 server (Ceph; installs Debian's 
 	scripts/s3-server.sh install
 	@settings="$$(scripts/s3-server.sh up $(S3_DIR))" || exit 1; eval "$$settings"; \
 	$(PYTEST) -m "s3 and not long"; status=$$?; scripts/s3-server.sh destroy $(S3_DIR); exit $$status
+
+test-gpu: .venv/.ready ## the tests that need a GPU, on one: under 6 minutes; GPU_TESTS_DEVICE=cpu rehearses them without
+	$(PYTEST) -m gpu tests/gpu
 
 test-faults: .venv/.ready ## poison, fuzzing, killed processes and (as root) hosts on a real Ray: an hour and more. FAULTS_REPORT=FILE keeps figures
 	$(PYTEST) -s -m "long and not s3"

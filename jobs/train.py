@@ -63,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             log_steps=args.log_steps,
             trackers=tuple(args.log_to),
             fused=args.fused,
+            tf32=args.tf32,
             compiled=args.compile,
             restarts=args.restarts,
             collective_seconds=args.collective_seconds,
@@ -126,6 +127,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log-to", nargs="+", choices=("mlflow", "wandb"), default=[], help="besides TensorBoard")
     parser.add_argument("--fused", action=argparse.BooleanOptionalAction, default=True,
                         help="AdamW as one kernel (%(default)s)")  # fmt: skip
+    parser.add_argument("--tf32", action=argparse.BooleanOptionalAction, default=True,
+                        help="float32 on GPUs in TensorFloat-32, 10 bits of mantissa (%(default)s)")  # fmt: skip
     parser.add_argument("--compile", action="store_true", help="send the network through torch.compile")
     parser.add_argument("--restarts", type=count, default=5, metavar="N",
                         help="starts of workers without a new checkpoint before giving up (%(default)s)")  # fmt: skip

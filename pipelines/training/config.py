@@ -48,6 +48,7 @@ class TrainConfig:
         log_steps: Steps between two lines of the log; each is the mean over those steps.
         trackers: Of `TRACKERS`, besides TensorBoard.
         fused: Whether AdamW runs as one kernel.
+        tf32: Whether float32 on GPUs may round the operands of convolutions and matrix products to 10 bits of mantissa.
         compiled: Whether the network goes through torch.compile.
         restarts: Starts of the workers without a new checkpoint between them, before the run gives up.
         collective_seconds: That a worker may keep the others waiting before it counts as lost.
@@ -83,6 +84,7 @@ class TrainConfig:
     log_steps: int = 10
     trackers: tuple[Literal["mlflow", "wandb"], ...] = ()
     fused: bool = True
+    tf32: bool = True
     compiled: bool = False
     restarts: int = 5
     collective_seconds: int = 600

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from detr.checkpoint import CheckpointError
 from detr.config import DetrConfig
-from detr.device import Download, transfer_for
+from detr.device import Download, float32_arithmetic, transfer_for
 from detr.ema import MovingAverage
 from detr.model import Detr
 from detr.optimizer import build_optimizer, freeze_backbone, load_optimizer_tensors, optimizer_tensors
@@ -119,6 +119,7 @@ class Learner:
         trainable_norm: bool = False,
         fused: bool = True,
         compiled: bool = False,
+        tf32: bool = True,
     ) -> None:
         """Put a network on a device and under an optimiser.
 
@@ -130,10 +131,14 @@ class Learner:
             trainable_norm: whether the backbone's norms are trained.
             fused: whether AdamW runs as one kernel.
             compiled: whether the network goes through torch.compile.
+            tf32: whether float32 on a GPU may round the operands of convolutions and matrix products.
         """
+        self._tf32 = tf32
         self.recipe, self.device, self.workers = recipe, device, workers
         self._transfer = transfer_for(device)
-        self.network = _with_norm(model, trainable=trainable_norm, dropout=recipe.dropout).to(device).train()
+        network = _with_norm(model, trainable=trainable_norm, dropout=recipe.dropout).to(device).train()
+        # as the pixels are: else each convolution turns its weights round first
+        self.network: Detr = network.to(memory_format=torch.channels_last)
         freeze_backbone(self.network, stages="all" if recipe.lr_backbone == 0 else recipe.freeze_backbone)
         torch.manual_seed(recipe.seed)  # for what is in no checkpoint yet
         self.module = NetworkWithLoss(self.network, recipe.losses, bf16=recipe.bf16, compiled=compiled).to(device)
@@ -196,17 +201,18 @@ class Learner:
         Raises:
             OutOfDeviceMemory: and the other workers wait for this one in vain.
         """
-        computed, problem = accumulate_gradients(
-            self._trained,
-            [self._on_device(batch, step) for batch in batches],
-            num_boxes=num_boxes,
-            micro_batches=micro_batches,
-            workers=self.workers,
-        )
-        self._share_statistics(len(batches) / micro_batches)
-        norm = take_step(self.optimizer, factor=factor, clip_norm=self.recipe.clip_max_norm)
-        if self.average is not None:
-            self.average.update(self.network, was_taken=norm.isfinite())
+        with float32_arithmetic(tf32=self._tf32):
+            computed, problem = accumulate_gradients(
+                self._trained,
+                [self._on_device(batch, step) for batch in batches],
+                num_boxes=num_boxes,
+                micro_batches=micro_batches,
+                workers=self.workers,
+            )
+            self._share_statistics(len(batches) / micro_batches)
+            norm = take_step(self.optimizer, factor=factor, clip_norm=self.recipe.clip_max_norm)
+            if self.average is not None:
+                self.average.update(self.network, was_taken=norm.isfinite())
         names = ["loss", *computed[0][1]] if computed else []
         values = [norm, *(value for total, parts in computed for value in (total, *parts.values()))]
         downloaded = self._transfer.download(torch.stack([value.float() for value in values]))

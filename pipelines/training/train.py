@@ -118,6 +118,8 @@ def train(
                     f"a step has {config.recipe.micro_batches} micro-batches, so {group.idle} more workers than that "
                     "have nothing to do: raise --effective-batch, or lower --batch-size, to use them"
                 )
+            if group.uses_gpu:
+                tell(_precision(config))
             start_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
             if not resumed:  # else the workers claim the run, when they are there
                 show(TrainProgress("preparing the model"))
@@ -130,6 +132,15 @@ def train(
         return _summary(config, manifest, starts, began, resumed=resumed, was_finished=False)
     except StoreError as error:
         raise RunStopped(f"{error} Every complete checkpoint is kept; the same command goes on from there.") from error
+
+
+def _precision(config: TrainConfig) -> str:
+    """Return in what the network computes on GPUs."""
+    if config.recipe.bf16:
+        return "the network computes in bfloat16, the loss in float32"
+    if config.tf32:
+        return "the network computes in float32 with TensorFloat-32 (--no-tf32: exact float32; --bf16: faster)"
+    return "the network computes in exact float32 (--tf32, --bf16: faster)"
 
 
 def _check(config: TrainConfig, index: ShardIndex) -> None:

@@ -121,6 +121,7 @@ class _Worker:
             trainable_norm=bool(checkpoint.record["trainable_norm"]),
             fused=self.config.fused,
             compiled=self.config.compiled,
+            tf32=self.config.tf32,
         )
         self.queries = learner.network.config.queries
         learner.restore(checkpoint.training_tensors, source=f"{self.config.run_uri}/checkpoints/{saved.name}")
@@ -191,7 +192,7 @@ class _Worker:
 
     def _train_epoch(self, learner: Learner, position: Position) -> Position:
         """Train from a position to the end of its epoch, and return where that is."""
-        order = self.data.order(position.epoch)
+        order = self.data.order(position.epoch, learner.network.config)
         batches = self.data.batches(order, position, learner.network.config, threads=self.spec.threads)
         if learner.device.type == "cuda":
             batches = pinned_batches(batches)
