@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument(
         "--rounds", type=int, default=1, metavar="N", help="processes for each figure; the median counts"
     )
+    parser.add_argument("--write", type=Path, metavar="DIR", help=argparse.SUPPRESS)  # of a child
     parser.add_argument(
         "--evaluators", nargs="*", default=[], metavar="NAME", help="values of --evaluator (the default)"
     )

@@ -66,16 +66,20 @@ def _columns(rows: Sequence[Any], image_ids: frozenset[int]) -> ResultColumns | 
         images, categories, boxes, scores = ([row[field] for row in rows] for field in FIELDS)
     except (KeyError, TypeError):
         return None
-    if (
-        set(map(type, chain(images, categories))) - {int}
-        or set(map(type, boxes)) - {list}
-        or set(map(len, boxes)) - {4}
-    ):
+    if set(map(type, chain(images, categories))) - {int} or not image_ids.issuperset(images):
         return None
-    if set(map(type, chain(chain.from_iterable(boxes), scores))) - {int, float} or not image_ids.issuperset(images):
+    if set(map(type, boxes)) - {list} or set(map(len, boxes)) - {4}:
+        return None
+    sides = list(chain.from_iterable(boxes))
+    if set(map(type, chain(sides, scores))) - {int, float}:
         return None
     try:
-        columns = ResultColumns.of_rows(rows)
+        columns = ResultColumns(
+            np.array(images, np.int64),
+            np.array(categories, np.int64),
+            np.array(sides, np.float64).reshape(-1, 4),
+            np.array(scores, np.float64),
+        )
     except OverflowError:
         return None
     is_finite = np.isfinite(columns.boxes_xywh).all() and np.isfinite(columns.scores).all()
