@@ -23,6 +23,18 @@ SHAPE, SMOKE_SHAPE = (800, 1066), (96, 128)
 TRAIN_SHAPE, SMOKE_TRAIN_SHAPE = (640, 864), (64, 96)
 DISTINCT = 8
 REFERENCE = "reference.npz"
+FAILURES = (
+    RuntimeError,  # of CUDA, the compiler, and out of memory among them
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    TypeError,
+    ValueError,
+)
+"""What may go wrong with one figure while the others of its stage are still worth measuring."""
 CEILINGS = "ceilings.json"
 Settings = dict[str, Any]
 
@@ -303,7 +315,7 @@ def _figure(settings: Settings, name: str, measure: Callable[[], Any]) -> None:
     began = time.perf_counter()
     try:
         value = measure()
-    except (RuntimeError, ValueError, TypeError, AttributeError, ImportError, FloatingPointError, OSError) as error:
+    except FAILURES as error:
         value = {"error": f"{type(error).__name__}: {str(error)[:500]}"}
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

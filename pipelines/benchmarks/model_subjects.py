@@ -64,9 +64,11 @@ def detect(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     batches = batches_of(images, settings["batch"])
     spent = steady(detector.detect, batches, device=settings["device"], seconds=settings["seconds"], phases=phases)
     found = [detections for batch in batches for detections in detector.detect(batch)]
+    # class indices, which other libraries call labels: a data set's own ids may be any numbers
+    indices = {category.id: index for index, category in enumerate(detector.config.categories)}
     save_found(
         folder / settings["found"],
-        [(one.category_ids, one.scores, one.boxes_xyxy) for one in found],
+        [([indices[one] for one in image.category_ids.tolist()], image.scores, image.boxes_xyxy) for image in found],
         [(height, width)] * len(found),
     )
     return result(phases, spent)
