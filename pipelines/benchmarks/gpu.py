@@ -5,23 +5,25 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 
-QUERIED = ("clocks.sm", "power.draw", "temperature.gpu", "utilization.gpu", "clocks_throttle_reasons.active")
+QUERIED = ("clocks.sm", "power.draw", "temperature.gpu", "utilization.gpu")
+REASONS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")  # by newer and by older drivers
 EVERY_MS = 100
-HARMLESS = {0x0, 0x1}  # clocks_throttle_reasons: none, and "GPU is idle"
+HARMLESS = {0x0, 0x1}  # reasons of throttling: none, and "GPU is idle"
 
 
 @contextmanager
 def gpu_samples() -> Iterator[list[list[str]]]:
-    """Collect a row of `QUERIED` values ten times a second; rows are filled when the block ends.
+    """Collect a row of `QUERIED` and the reasons of throttling ten times a second; filled when the block ends.
 
     Without `nvidia-smi` the rows stay empty.
     """
     rows: list[list[str]] = []
-    command = ["nvidia-smi", f"--query-gpu={','.join(QUERIED)}", "--format=csv,noheader,nounits", "-i", "0"]
+    command = _query(_reasons_field())
     try:
         process = subprocess.Popen(  # noqa: S603 - a constant command
             [*command, "-lms", str(EVERY_MS)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -40,7 +42,7 @@ def gpu_samples() -> Iterator[list[list[str]]]:
 def parse_samples(output: str) -> list[list[str]]:
     """Return the complete rows of nvidia-smi's comma-separated output; the last line may be cut."""
     rows = [[cell.strip() for cell in line.split(",")] for line in output.splitlines()]
-    return [row for row in rows if len(row) == len(QUERIED)]
+    return [row for row in rows if len(row) == len(QUERIED) + 1]
 
 
 def summary(rows: list[list[str]]) -> dict[str, Any]:
@@ -96,6 +98,23 @@ def device_facts() -> dict[str, Any]:
         "convolutions_tf32": torch.backends.cudnn.allow_tf32,
         "matmul_tf32": torch.backends.cuda.matmul.allow_tf32,
     }
+
+
+def _query(reasons: str) -> list[str]:
+    fields = ",".join((*QUERIED, reasons))
+    return ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits", "-i", "0"]
+
+
+@cache
+def _reasons_field() -> str:
+    """Return the name that this machine's driver has for the reasons of throttling."""
+    for name in REASONS:
+        try:
+            if subprocess.run(_query(name), capture_output=True, timeout=20, check=False).returncode == 0:  # noqa: S603
+                return name
+        except (OSError, subprocess.SubprocessError):
+            break
+    return REASONS[0]
 
 
 def _driver() -> str | None:

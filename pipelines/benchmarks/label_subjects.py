@@ -34,7 +34,10 @@ def imports(settings: dict[str, Any], _folder: Path) -> dict[str, Any]:
 
 
 def network_alone(settings: dict[str, Any], _folder: Path) -> dict[str, Any]:
-    """Time `Detector.detect` on the photographs decoded and resized before, in the batches that a shard has."""
+    """Time the detector on photographs that are decoded, resized and padded, in the batches that a shard has.
+
+    A batch is started before the one before it is waited for, as the labelling job does.
+    """
     phases = Phases()
     with phases.phase("import"):
         import torch
@@ -49,12 +52,25 @@ def network_alone(settings: dict[str, Any], _folder: Path) -> dict[str, Any]:
     shapes = [(int(image.pixels.shape[1]), int(image.pixels.shape[2])) for image in prepared]
     batches = order_batches(shapes, batch_size=detector.batch_size, grid=detector.grid)
 
+    hosts: dict[tuple[int, ...], Any] = {}
+    pending: list[Any] = []
+    for batch in batches:
+        chosen = [prepared[index] for index in batch.indices]
+        if not hasattr(detector, "submit"):  # checkouts in which a batch cannot be started before the last is done
+            hosts[batch.indices] = chosen
+            continue
+        host = detector.host_batch(len(chosen), batch.height, batch.width)
+        for place, image in enumerate(chosen):
+            host.write(place, image)
+        hosts[batch.indices] = host
+
     def run(indices: Any) -> None:
-        chosen = [prepared[index] for index in indices]
-        height = max(shapes[index][0] for index in indices)
-        width = max(shapes[index][1] for index in indices)
-        step = detector.grid
-        detector.detect(chosen, shape=(-(-height // step) * step, -(-width // step) * step))
+        if not hasattr(detector, "submit"):
+            detector.detect(hosts[indices])
+            return
+        pending.append(detector.submit(hosts[indices]))
+        if len(pending) > 1:
+            pending.pop(0).result()
 
     spent = steady(
         run,

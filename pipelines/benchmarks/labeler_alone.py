@@ -1,5 +1,6 @@
 """The labelling job's worker without Ray: plans a folder and labels its shards in threads of this process."""
 
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,9 +25,10 @@ def label_folder(lake: Path, table: Path, settings: Mapping[str, Any]) -> tuple[
 
     Args:
         lake: folder of images.
-        table: folder that receives plan and parts; must not exist.
+        table: folder that receives plan and parts; what it holds is removed.
         settings: `model`, a folder; `device`, `precision` and `threads`, as the job gives them to its actors.
     """
+    shutil.rmtree(table, ignore_errors=True)
     table.mkdir()
     spec = LabelerSpec(
         table=str(table),

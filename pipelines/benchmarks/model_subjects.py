@@ -48,10 +48,10 @@ def detect(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     with phases.phase("import"):
         import torch
 
-        from detr.detector import Detector, Prepared
+        from detr import detector as detectors
     torch.set_num_threads(settings["threads"])
     with phases.phase("load"):
-        detector = Detector(
+        detector = detectors.Detector(
             settings.get("model") or str(folder / "model"),
             device=settings["device"],
             precision=settings["precision"],
@@ -59,13 +59,16 @@ def detect(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
             batch_size=settings["batch"],
         )
     height, width = settings["shape"]
-    images = [Prepared(pixels, height, width) for pixels in drawn_pixels(settings)]
+    prepared: Any = detectors.Prepared  # type: ignore[attr-defined]  # its own place differs between checkouts
+    images = [prepared(pixels, height, width) for pixels in drawn_pixels(settings)]
     batches = batches_of(images, settings["batch"])
     spent = steady(detector.detect, batches, device=settings["device"], seconds=settings["seconds"], phases=phases)
     found = [detections for batch in batches for detections in detector.detect(batch)]
+    # class indices, which other libraries call labels: a data set's own ids may be any numbers
+    indices = {category.id: index for index, category in enumerate(detector.config.categories)}
     save_found(
         folder / settings["found"],
-        [(one.category_ids, one.scores, one.boxes_xyxy) for one in found],
+        [([indices[one] for one in image.category_ids.tolist()], image.scores, image.boxes_xyxy) for image in found],
         [(height, width)] * len(found),
     )
     return result(phases, spent)

@@ -32,13 +32,10 @@ def write_random_model(settings: dict[str, Any], folder: Path) -> dict[str, Any]
     """Write a random model to `folder/model`; return an empty result. A subject, so that torch ends with its process.
 
     Args:
-        settings: `variant`, a name of `detr.config.VARIANTS`; `shorter` and `longest`, the size rule in pixels; `seed`;
-            `layers`, of encoder and decoder each, for rehearsals (as the variant has).
+        settings: `variant`, a name of `detr.config.VARIANTS`; `shorter` and `longest`, the size rule in pixels; `seed`.
         folder: the benchmark's working folder.
     """
     config = replace(VARIANTS[settings["variant"]], shorter=int(settings["shorter"]), longest=int(settings["longest"]))
-    if "layers" in settings:
-        config = replace(config, encoder_layers=settings["layers"], decoder_layers=settings["layers"])
     torch.manual_seed(int(settings["seed"]))
     network = Detr(config).eval()
     calibrate(network)

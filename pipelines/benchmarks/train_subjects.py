@@ -44,7 +44,7 @@ def step(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
         from detr.checkpoint import load
         from detr.matcher import Target
         from detr.optimizer import build_optimizer, freeze_backbone
-        from detr.training import LossSettings, MicroBatch, NetworkWithLoss, accumulate_gradients, take_step
+        from detr.training import LossSettings, NetworkWithLoss, accumulate_gradients, take_step
     torch.set_num_threads(settings["threads"])
     device = settings["device"]
     with phases.phase("load"):
@@ -54,20 +54,34 @@ def step(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
         module = NetworkWithLoss(network, LossSettings(), bf16=settings["precision"] == "bf16").to(device)
         optimizer = build_optimizer(module, lr=LEARNING_RATE, lr_backbone=BACKBONE_RATE)
     pixels, truth = drawn_batch(settings, network.config.class_count)
-    height, width = settings["shape"]
-    extents = torch.tensor([(height, width)] * len(pixels))
-    batch = MicroBatch(pixels.to(device), extents, [Target(labels, boxes) for labels, boxes in truth], seed=1)
+    targets = [Target(labels, boxes) for labels, boxes in truth]
+    batch = _micro_batch(pixels, targets, device)
     boxes = float(OBJECTS * len(pixels))
-    module.eval()
-    with torch.no_grad():
-        loss = float(module(batch.pixels, batch.extents, batch.targets, boxes)[0])
+    module.eval()  # without dropout
+    computed, problem = accumulate_gradients(module, [batch], num_boxes=boxes, micro_batches=1)
+    assert problem is None, problem
+    loss = float(computed[0][0])
+    optimizer.zero_grad()
     module.train()
 
     def run(_: Any) -> float:
-        computed, diverged = accumulate_gradients(module, [batch], num_boxes=boxes, micro_batches=1)
-        assert diverged is None, diverged
+        computed, problem = accumulate_gradients(module, [batch], num_boxes=boxes, micro_batches=1)
+        assert problem is None, problem
         take_step(optimizer, factor=1.0, clip_norm=CLIP_NORM)
         return float(computed[0][0])
 
     spent = steady(run, [range(len(pixels))], device=device, seconds=settings["seconds"], phases=phases)
     return result(phases, spent, loss=loss)
+
+
+def _micro_batch(pixels: Any, targets: list[Any], device: str) -> Any:
+    """Return the batch on its device, in the form that the measured checkout has for it."""
+    import torch
+
+    from detr import training
+
+    extents = torch.tensor([tuple(pixels.shape[-2:])] * len(pixels))
+    if hasattr(training, "upload_batch"):
+        return training.upload_batch(pixels, extents, targets, seed=1, device=torch.device(device))
+    made: Any = training.MicroBatch  # of checkouts before `upload_batch`
+    return made(pixels.to(device), extents, targets, seed=1)
