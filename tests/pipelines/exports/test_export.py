@@ -191,9 +191,7 @@ def test_what_cannot_be_written_is_refused(out: str, options: dict[str, object],
 
 @pytest.mark.parametrize("out", ["t.csv", "t.json", "exports/t.xlsx", "t.parquet.zst", "s3://lake/t.csv"])
 def test_a_file_of_another_kind_is_refused_and_does_not_become_a_folder(out: str) -> None:
-    with pytest.raises(
-        ValueError, match=r"would be a folder, but ends as a file does, and files end in \.parquet or "
-    ):
+    with pytest.raises(ValueError, match=r"would be a folder, but ends as a file does, and files end in \.parquet or "):
         ExportConfig("table", out)
 
 
