@@ -21,6 +21,9 @@ from detr.coco_results import ResultColumns
 Evaluator = Literal["ultrafast", "pycocotools"]
 EVALUATORS: Final[tuple[Evaluator, ...]] = get_args(Evaluator)
 
+LARGEST, SMALLEST_SIDE = 1e150, 1e-150
+"""Outside these the area of a box, or of an intersection, can be infinite or rounded to 0."""
+
 
 @dataclass(frozen=True, slots=True)
 class Figures:
@@ -42,6 +45,9 @@ class CocoEvaluation:
     Ids of images and categories are replaced by their rank, which keeps their order, and so the order of detections
     with equal scores: the evaluators hold ids as float64 or replace an id of 0. What cannot count is left out:
     annotations and detections of categories or images that the truth does not declare.
+
+    Where the overlap of two boxes is NaN, because their areas overflow or underflow, the two packages count
+    differently. Such boxes are always evaluated by pycocotools.
     """
 
     def __init__(
@@ -70,8 +76,11 @@ class CocoEvaluation:
         }
         ranked = _ranked(results, list(chosen), self.category_ids)
         self._image_ranks = list(chosen.values())
+        truth_boxes = np.array([annotation["bbox"] for annotation in dataset["annotations"]], np.float64).reshape(-1, 4)
+        is_extreme = _is_extreme(truth_boxes) or _is_extreme(ranked.boxes_xywh)
+        prepare = _ultrafast if evaluator == "ultrafast" and not is_extreme else _pycocotools
         with _silence():
-            self._new = _ultrafast(dataset, ranked) if evaluator == "ultrafast" else _pycocotools(dataset, ranked)
+            self._new = prepare(dataset, ranked)
 
     def figures(self, *, use_categories: bool) -> Figures:
         """Return the figures; without categories, those of one class that holds all."""
@@ -83,6 +92,12 @@ class CocoEvaluation:
             evaluation.accumulate()
             evaluation.summarize()
         return Figures(np.asarray(evaluation.stats, np.float64), evaluation.eval["precision"])
+
+
+def _is_extreme(boxes_xywh: npt.NDArray[np.float64]) -> bool:
+    sizes = np.abs(boxes_xywh)
+    sides = sizes[:, 2:]
+    return bool((sizes > LARGEST).any() or ((sides > 0) & (sides < SMALLEST_SIDE)).any())
 
 
 def _annotations(

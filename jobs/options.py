@@ -114,8 +114,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=PRECISIONS,
         default="auto",
-        help="%(default)s: bf16 on GPUs that have it, fp16 on older ones, fp32 on CPUs; "
-        "tf32 is fp32 with rounded operands on GPUs",
+        help="%(default)s: fp16 on GPUs, fp32 on CPUs; tf32 is fp32 with rounded operands on GPUs",
     )
 
 
@@ -125,7 +124,7 @@ def add_batch_size_option(parser: argparse.ArgumentParser | argparse._ArgumentGr
         "--batch-size",
         type=count,
         metavar="N",
-        help="images in a batch at most (32 on GPUs; halved by itself where a GPU has too little memory)",
+        help="images in a batch at most (32 on GPUs, 1 on CPUs; halved by itself where a GPU has too little memory)",
     )
 
 

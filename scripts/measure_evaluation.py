@@ -45,9 +45,14 @@ def main() -> None:
         "--evaluators", nargs="*", default=[], metavar="NAME", help="values of --evaluator (the default)"
     )
     args = parser.parse_args()
+    if args.write:
+        write_data_set(args.write, args.images)
+        return
     with tempfile.TemporaryDirectory(prefix="ray-detr-measure-") as name:
         folder = Path(name)
-        write_data_set(folder, args.images)
+        # in a process of its own: the peak of a child is never shown lower than that of the process that started it
+        itself = [sys.executable, "-m", "scripts.measure_evaluation"]
+        subprocess.run([*itself, "--write", str(folder), "--images", str(args.images)], check=True)  # noqa: S603
         figures: dict[tuple[str, str], Any] = {}
         for source, place in (("results", folder / "results.json"), ("table", folder / "table")):
             for evaluator in args.evaluators or [""]:

@@ -300,7 +300,7 @@ def _walk(text: str, lists: dict[str, Callable[[object, int, int], None]], name:
     seen: set[str] = set()
     place = _after_space(text, 0)
     if not text.startswith("{", place):
-        raise RunStopped(f"annotations {name}: this is no object, so not what COCO's instances files hold.")
+        raise RunStopped(f"annotations {name}: this is not a JSON object, so it is not a COCO instances file.")
     place = _after_space(text, place + 1)
     while not text.startswith("}", place):
         if not text.startswith('"', place):

@@ -59,7 +59,7 @@ class LabelConfig:
         classes: (name, own threshold or None) of the classes that are kept; None keeps all.
         precision: "auto", "fp32", "tf32", "bf16" or "fp16".
         device: "auto", "cpu" or "cuda".
-        batch_size: Images in a batch at most; None is 32 on GPUs and as the detector chooses on CPUs.
+        batch_size: Images in a batch at most; None is 32 on GPUs and 1 on CPUs.
         run_id: The run's name; None makes one of the time.
         new_run: Seal the table's unfinished run instead of resuming it.
         least_actors: Actors that must run; None is 1.

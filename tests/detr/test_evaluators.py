@@ -41,6 +41,7 @@ def test_every_figure_is_that_of_pycocotools(some: range) -> None:
             assert measured(data, evaluator) == expected, again(seed)
 
 
+@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize("some", seeds(MANY, 500), ids=lambda some: f"{some.start}-{some.stop - 1}")
 def test_every_figure_is_that_of_pycocotools_on_many_data_sets(some: range) -> None:
@@ -48,6 +49,31 @@ def test_every_figure_is_that_of_pycocotools_on_many_data_sets(some: range) -> N
         data = draw_data_set(seed)
 
         assert measured(data, "ultrafast") == by_hand(data), again(seed)
+
+
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered")
+@pytest.mark.parametrize(
+    ("annotated", "found"),
+    [
+        # areas and intersection overflow: the overlap is infinity by infinity
+        ([[50, 166, 1e160, 1e160], [78, 44, 21, 1e5]], [78, 44, 1e160, 1e160]),
+        # they are rounded to 0: the overlap is 0 by 0
+        ([[0, 0, 1e-300, 1e-300], [0, 0, 10, 10]], [0, 0, 1e-300, 1e-300]),
+    ],
+)
+def test_overlaps_that_are_not_numbers_count_as_in_pycocotools(
+    annotated: list[list[float]], found: list[float]
+) -> None:
+    annotations = [{"image_id": 1, "category_id": 1, "bbox": box, "area": 100.0} for box in annotated]
+    truth = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "cat"}], "annotations": annotations}
+    row = {"image_id": 1, "category_id": 1, "bbox": found, "score": 0.5}
+    numbered = [{"id": number, **one} for number, one in enumerate(annotations, start=1)]
+    data = DataSet({**truth, "annotations": numbered}, [row], [1])
+
+    expected = by_hand(data)
+
+    assert expected["AR1"] == 0.5
+    assert measured(data, "ultrafast") == expected
 
 
 def test_the_data_sets_are_not_trivial() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -17,9 +18,11 @@ from detr.matcher import NotFinite, Target
 from detr.model import Detr
 from detr.optimizer import build_optimizer
 from detr.training import (
+    Diverged,
     LossSettings,
     MicroBatch,
     NetworkWithLoss,
+    OutOfDeviceMemory,
     accumulate_gradients,
     seed_of,
     take_step,
@@ -172,8 +175,52 @@ def test_a_nan_is_returned_with_its_place_and_makes_every_gradient_nan() -> None
     )
 
     assert len(computed) == 1
-    assert diverged is not None
+    assert isinstance(diverged, Diverged)
     assert (diverged.batch, diverged.image) == (1, 1)
+    assert all(gradient.isnan().all() for gradient in gradients(module).values())
+
+
+class Saved:
+    """What autograd keeps of a forward pass, so that a test sees when it lets go."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor.detach()  # an output of the graph would keep the graph
+
+
+@pytest.mark.parametrize("place", ["forward", "backward"])
+def test_a_micro_batch_that_does_not_fit_is_returned_and_what_it_left_is_freed(place: str) -> None:
+    module = network()
+    saved: weakref.WeakSet[Saved] = weakref.WeakSet()
+    errors = [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")]
+    alive: list[int] = []
+
+    def fail(*_: object) -> None:
+        alive.append(len(saved))
+        if errors:
+            raise errors.pop()
+
+    def keep(tensor: Tensor) -> Saved:
+        saved.add(one := Saved(tensor))
+        return one
+
+    if place == "forward":
+        module.network.class_embed.register_forward_hook(fail)
+    else:
+        module.network.query_embed.weight.register_hook(fail)
+    module.register_forward_pre_hook(lambda *_: alive.append(len(saved)))
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda one: one.tensor):
+        computed, problem = accumulate_gradients(module, [batch(1), batch(2)], num_boxes=1.0, micro_batches=2)
+
+    assert computed == []
+    assert isinstance(problem, OutOfDeviceMemory)
+    assert (problem.batch, problem.left_peers) == (0, False)
+    assert str(problem) == "a micro-batch of 2 images, padded to 32 x 48 pixels, does not fit"
+    before, when_it_failed, when_taking_part = alive[:3]
+    assert before == 0
+    assert when_it_failed > 20
+    if place == "forward":  # the CPU's engine keeps an interrupted backward pass until the next one begins
+        assert when_taking_part == 0
     assert all(gradient.isnan().all() for gradient in gradients(module).values())
 
 

@@ -108,8 +108,8 @@ def test_a_byte_order_mark_is_no_part_of_the_json() -> None:
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        (b"", "this is no object"),
-        (b"[]", "this is no object"),
+        (b"", "this is not a JSON object"),
+        (b"[]", "this is not a JSON object"),
         (b"\xff\xfe{", "not JSON in UTF-8"),
         (b"{", r"not JSON \(Expecting property name .*char 1\)"),
         (b'{"images": [{}', "no usable id"),

@@ -67,7 +67,7 @@ def test_ids_that_are_given_twice_are_refused(file: Path, part: str, sentence: s
     ("text", "sentence"),
     [
         ("{", "this is not JSON"),
-        ("[]", "this is no object"),
+        ("[]", "this is not a JSON object"),
         ('{"images": [{"id": 1}]}', r"images\[0\] has no usable file_name"),
         ('{"images": [{"id": "", "file_name": "a.jpg", "height": 2, "width": 3}]}', r"images\[0\] has no usable id"),
         ('{"images": [{"id": 1, "file_name": "a.jpg", "height": 2, "width": 3}]}', "there are no annotations"),

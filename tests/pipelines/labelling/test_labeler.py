@@ -62,7 +62,7 @@ class Careful(Detector):
 
     def __init__(self, *, threshold: float = 0.0) -> None:
         torch.manual_seed(0)
-        super().__init__(Detr(TINY).eval(), device="cpu", threshold=threshold)
+        super().__init__(Detr(TINY).eval(), device="cpu", threshold=threshold, batch_size=4)
         self.before: Callable[[], None] = lambda: None
         busy = threading.Lock()
         compute = self._network.detect
