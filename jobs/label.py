@@ -20,6 +20,7 @@ from jobs.options import (
     add_model_options,
     add_retry_option,
     add_source_options,
+    check_stays,
     class_threshold,
     share,
 )
@@ -85,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.add_argument("--verbose", action="store_true", help="let Ray's own messages through")
     args = parser.parse_args(argv)
+    check_stays(parser, "--table", args.table)
 
     from jobs.progress import shown_progress
     from pipelines.labelling.label import LabelConfig, label

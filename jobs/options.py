@@ -6,6 +6,7 @@ import math
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
@@ -13,6 +14,9 @@ PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 AS_WRITTEN = argparse.RawDescriptionHelpFormatter
 
 _ADDRESS = re.compile(r"([A-Za-z][\w+.-]*):/+([^\s'\"]+)")
+
+
+RAY_JOB_FOLDER = "/runtime_resources/working_dir_files/"
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -122,6 +126,21 @@ def add_batch_size_option(parser: argparse.ArgumentParser | argparse._ArgumentGr
         metavar="N",
         help="images in a batch at most (32 on GPUs, 1 on CPUs; halved by itself where a GPU has too little memory)",
     )
+
+
+def check_stays(parser: argparse.ArgumentParser, option: str, uri: str | None) -> None:
+    """Leave with exit code 2 where a local path lies in the folder that Ray makes for a job and removes after it.
+
+    Relative paths of a job that was submitted with `--working-dir` lie there.
+    """
+    if uri is None or ("://" in uri and not uri.startswith("file:")):
+        return
+    path = Path(uri.removeprefix("file://")).absolute()
+    if RAY_JOB_FOLDER in path.as_posix():
+        parser.error(
+            f"{option} {uri}: the job runs in a temporary folder of Ray ({Path.cwd()}), which Ray removes with all "
+            "that is written there. Give a path that begins with /, or the address of a store, such as s3://bucket/folder."
+        )
 
 
 def share(text: str) -> float:

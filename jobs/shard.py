@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from jobs.exits import run
-from jobs.options import CommandParser, add_s3_options, count, share
+from jobs.options import CommandParser, add_s3_options, check_stays, count, share
 
 if TYPE_CHECKING:
     from pipelines.shards.sharding import ShardProgress, ShardSummary
@@ -110,6 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.add_argument("--verbose", action="store_true", help="let Ray's own messages through")
     args = parser.parse_args(argv)
+    check_stays(parser, "--out", args.out)
 
     from jobs.progress import Drawing, shown
     from pipelines.shards.sharding import ShardConfig, shard

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from jobs._evaluation_report import shown_figure
 from jobs.exits import run
 from jobs.label import duration
-from jobs.options import CommandParser, actor_range, add_s3_options, count
+from jobs.options import CommandParser, actor_range, add_s3_options, check_stays, count
 from jobs.recipe_options import add_recipe_options, recipe_values
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     _add_options(parser)
     add_recipe_options(parser)
     args = parser.parse_args(argv)
+    check_stays(parser, "--storage", args.storage)
 
     from jobs.train_progress import shown_training
     from pipelines.training.config import TrainConfig
