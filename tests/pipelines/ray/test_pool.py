@@ -15,10 +15,9 @@ import ray
 from pipelines.cluster import Pool, choose_pool, node_resources
 from pipelines.labelling import pool
 from pipelines.labelling.fetching import LakeUnreadable
-from pipelines.labelling.labeler import ShardReport
 from pipelines.labelling.labeler_spec import LabelerSpec
+from pipelines.labelling.outcome import Outcome, ShardReport
 from pipelines.labelling.pool import LabelShard, label_shards, probe
-from pipelines.labelling.segments import Outcome
 from pipelines.stopped import RunStopped
 from pipelines.store import StoreOptions
 
