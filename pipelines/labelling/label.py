@@ -259,7 +259,7 @@ def label(
 
     Args:
         config: What to label with what.
-        on_progress: Called whenever something is done, by one thread at a time.
+        on_progress: Called whenever something is done, mostly in this thread.
         afterwards: Takes over ending a local Ray, which takes a second or two: it is ended when this is closed. None:
             before this function returns.
 

@@ -81,23 +81,25 @@ class _Loading:
     """
 
     def __init__(self, pool: str) -> None:
-        self._pool = f"ray-detr/{pool}/"
+        self._prefix = f"ray-detr/{pool}/"
+        self._is_shared = bool(pool) and bool(_internal_kv_initialized())  # type: ignore[no-untyped-call]
 
     def has_killed(self) -> bool:
         """Say that this actor loads the model. Return whether it did so before, and no actor has ever finished."""
-        if not _internal_kv_initialized():  # type: ignore[no-untyped-call]
-            return False  # not an actor of Ray's, as in tests
-        has_begun = _internal_kv_put(f"{self._pool}{ray.get_runtime_context().get_actor_id()}", b"", overwrite=False)
-        return has_begun and not _internal_kv_exists(f"{self._pool}loaded")
+        if not self._is_shared:
+            return False  # not an actor of a pool
+        has_begun = _internal_kv_put(f"{self._prefix}{ray.get_runtime_context().get_actor_id()}", b"", overwrite=False)
+        return has_begun and not _internal_kv_exists(f"{self._prefix}loaded")
 
     def has_loaded(self) -> None:
         """Say that the model is loaded: from now on a death has another reason."""
-        if _internal_kv_initialized():  # type: ignore[no-untyped-call]
-            _internal_kv_put(f"{self._pool}loaded", b"")
+        if self._is_shared:
+            _internal_kv_put(f"{self._prefix}loaded", b"")
 
     def forget(self) -> None:
         """Remove what the actors said, in the driver."""
-        _internal_kv_del(self._pool, del_by_prefix=True)
+        if self._is_shared and ray.is_initialized():
+            _internal_kv_del(self._prefix, del_by_prefix=True)
 
 
 def killed_sentence(spec: LabelerSpec) -> str:
@@ -148,12 +150,13 @@ def label_shards(
     Raises:
         RunStopped: the pool cannot go on.
     """
-    spec = replace(spec, pool=uuid.uuid4().hex)
+    name = uuid.uuid4().hex
+    loading = _Loading(name)
     try:
         with warnings.catch_warnings():
             # 2.60 announces the end of max_restarts and max_task_retries for 2.64 and has no other name for them yet
             warnings.simplefilter("ignore")
-            dataset = _dataset(shards, spec, pool)
+            dataset = _dataset(shards, replace(spec, pool=name), pool)
         context = dataset.context  # its own copy: other pipelines of this process keep their settings
         context.max_errored_blocks = -1  # a dead actor costs the shards in flight on it, not the run
         context.wait_for_min_actors_s = ACTORS_WAIT_SECONDS
@@ -188,7 +191,7 @@ def label_shards(
     except RayError as error:
         raise RunStopped(f"the actor pool cannot go on: {remote_sentence(error)}") from error
     finally:
-        _Loading(spec.pool).forget()
+        loading.forget()
 
 
 def node_precisions(device: str) -> set[str]:
