@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from detr.images import MAX_PIXELS
-from pipelines.labelling.labeler import ShardReport
 from pipelines.labelling.labeler_spec import LabelerSpec, build_labeler
+from pipelines.labelling.outcome import ShardReport
 from pipelines.labelling.plan import write_plan
 from pipelines.lake.listing import LakeObject, list_objects
 from pipelines.store import StoreOptions, open_store

@@ -15,8 +15,8 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from detr.detector import Precision
 from detr.evaluators import Evaluator
+from detr.precision import Precision
 from pipelines.cluster import connected, node_resources
 from pipelines.coco.names import ImageNames
 from pipelines.evaluation.annotations import Annotations

@@ -15,11 +15,12 @@ from pipelines.labelling.lease import holding
 from pipelines.labelling.manifest import read_shard
 from pipelines.labelling.plan import write_plan
 from pipelines.labelling.publish import commit_part, publish_group
-from pipelines.labelling.run import Run, RunRequest, finish_run, start_run
+from pipelines.labelling.run import Run, RunRequest, finish_run
 from pipelines.lake.listing import LakeObject, Listing
 from pipelines.stopped import RunStopped
 from pipelines.store import Store, open_store
 from pipelines.table import NO_COLUMNS, Detected, Origin, Row, rows_to_table
+from tests.pipelines.labelling.runs import start_run
 
 NOW = datetime(2026, 11, 22, 18, 15, 3, tzinfo=UTC)
 FOUND = Detected([1], ("dog",), [0.5], [[0, 0, 1, 1]])

@@ -20,10 +20,10 @@ from detr.scene_files import write_scenes
 from pipelines.labelling import pool
 from pipelines.labelling.label import LabelConfig, label
 from pipelines.labelling.labeler_spec import LabelerSpec
+from pipelines.labelling.outcome import Outcome
 from pipelines.labelling.pool import LabelShard
 from pipelines.labelling.progress import Progress
 from pipelines.labelling.run import list_runs, read_state
-from pipelines.labelling.segments import Outcome
 from pipelines.stopped import RunStopped
 from pipelines.store import open_store
 
