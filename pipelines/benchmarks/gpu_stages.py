@@ -237,7 +237,8 @@ def kernels(settings: Settings, folder: Path) -> Settings:
     """List the kernels that take most of a batch, and count how often the host waits in it."""
     import warnings
 
-    from detr.detector import Detector, Prepared
+    from detr.batching import Prepared
+    from detr.detector import Detector
 
     device = _device(settings)
     shared = _shared(settings)

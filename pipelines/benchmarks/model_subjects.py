@@ -48,7 +48,8 @@ def detect(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     with phases.phase("import"):
         import torch
 
-        from detr.detector import Detector, Prepared
+        from detr.batching import Prepared
+        from detr.detector import Detector
     torch.set_num_threads(settings["threads"])
     with phases.phase("load"):
         detector = Detector(
