@@ -91,7 +91,7 @@ class Detector:
                 "bf16" and "fp16" the heads still compute in exact float32.
             threshold: the least score that is kept; 0 keeps all queries.
             classes: names of the classes that are wanted, each with its own threshold or None; None wants all.
-            batch_size: images in a batch at most; None is 32 on a GPU and 4 on a CPU. Where the device's memory is too
+            batch_size: images in a batch at most; None is 32 on a GPU and 1 on a CPU. Where the device's memory is too
                 small for it, the detector halves it for good, and logs a warning.
             name: what messages call the model; None is what it was loaded from.
 
@@ -106,7 +106,7 @@ class Detector:
         self.precision = choose_precision(precision, self.device)
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch size: {batch_size} is less than 1")
-        self.batch_size = batch_size or (4 if self.device.type == "cpu" else 32)
+        self.batch_size = batch_size or (1 if self.device.type == "cpu" else 32)
         self.grid = 1 if self.device.type == "cpu" else 32
         self._thresholds = class_thresholds(self.config.categories, threshold, classes=classes, model=self.name).to(
             self.device
