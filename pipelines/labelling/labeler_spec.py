@@ -15,6 +15,7 @@ from pipelines.labelling.plan import read_kept_schema, read_shard
 from pipelines.labelling.watched_decoding import WatchedDecoder, end_process
 from pipelines.lake.listing import LakeObject
 from pipelines.models import ModelInfo, load_model
+from pipelines.process_memory import keep_freed_memory
 from pipelines.stopped import RunStopped
 from pipelines.store import StoreOptions, Stores, open_store
 
@@ -94,6 +95,8 @@ def build_labeler(spec: LabelerSpec) -> Labeler:
         StoreError: the table's store refused.
     """
     detector, info = build_detector(spec)
+    if detector.device.type == "cpu":
+        keep_freed_memory()
     table = open_store(spec.table, spec.table_options)
 
     def read(shard: int) -> Sequence[LakeObject]:
