@@ -3,6 +3,7 @@
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor
 _Item = TypeVar("_Item")
 _Begun = TypeVar("_Begun")
 
-LEFTOVER_PADDING = 1.08  # leftovers of several buckets share a batch up to this many times their own pixels
+LEFTOVER_PADDING = 1.08  # buckets are joined up to this many times the pixels of their images
+MOST_EXACT_SHAPES = 6  # with a grid; more than half of COCO's images are in full batches of its six most frequent
+MOST_SHAPES = 12  # of the batches of one call, where the grid is to keep them few and little is padded
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +24,11 @@ class Batch:
     indices: tuple[int, ...]
     height: int
     width: int
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of all images with their padding."""
+        return len(self.indices) * self.height * self.width
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,26 +98,42 @@ class HostBatch:
 def order_batches(shapes: Sequence[tuple[int, int]], *, batch_size: int, grid: int) -> list[Batch]:
     """Cut images into batches of like shape; every image is in exactly one.
 
-    Buckets are shapes rounded up to `grid`; what does not fill a batch of its bucket is joined with leftovers of
-    similar aspect while the padding stays small. A batch that is not full stays smaller.
+    Full batches of one exact shape come first: they need no padding, and so neither masks nor guards. The other images
+    are sorted into buckets of shapes rounded up to `grid`; with a grid, buckets of similar aspect are joined until
+    there are few shapes, as long as little is padded. What does not fill a batch of its bucket is joined with leftovers
+    of similar aspect likewise. A batch that is not full stays smaller.
 
     Args:
         shapes: (height, width) in pixels of each image as the network will see it.
         batch_size: images in a batch at most.
         grid: pixels; 32 keeps the number of distinct shapes low (for compiled kernels), 1 pads least.
     """
+    by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for index, shape in enumerate(shapes):
+        by_shape[shape].append(index)
+    batches: list[Batch] = []
     buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for index, (height, width) in enumerate(shapes):
-        buckets[_round_up(height, grid), _round_up(width, grid)].append(index)
-    batches, leftovers = [], []
-    # widest first, so that leftovers come out sorted by aspect
-    for (height, width), indices in sorted(buckets.items(), key=lambda item: (item[0][0] / item[0][1], item[0])):
-        full = len(indices) - len(indices) % batch_size
-        batches += [
-            Batch(tuple(indices[start : start + batch_size]), height, width) for start in range(0, full, batch_size)
-        ]
-        if indices[full:]:
-            leftovers.append(Batch(tuple(indices[full:]), height, width))
+    # most frequent first; with a grid only some, since each is one more shape
+    frequent = sorted(by_shape.items(), key=lambda item: (-len(item[1]), item[0]))
+    for rank, ((height, width), indices) in enumerate(frequent):
+        if grid > 1 and rank >= MOST_EXACT_SHAPES:
+            buckets[_round_up(height, grid), _round_up(width, grid)] += indices
+            continue
+        full, rest = _cut(Batch(tuple(indices), height, width), batch_size)
+        batches += full
+        if rest:
+            buckets[_round_up(height, grid), _round_up(width, grid)] += rest.indices
+    # widest first, so that neighbours have similar aspects
+    ordered = sorted(buckets.items(), key=lambda item: (item[0][0] / item[0][1], item[0]))
+    groups = [Batch(tuple(indices), height, width) for (height, width), indices in ordered]
+    if grid > 1:
+        groups = _join_to_few(groups, shapes, MOST_SHAPES - len({(batch.height, batch.width) for batch in batches}))
+    leftovers = []
+    for group in groups:
+        full, rest = _cut(group, batch_size)
+        batches += full
+        if rest:
+            leftovers.append(rest)
     return batches + _join(leftovers, shapes, batch_size)
 
 
@@ -135,22 +159,50 @@ def ahead(items: Iterable[_Item], begin: Callable[[_Item], _Begun], count: int) 
     yield from begun
 
 
+def _cut(group: Batch, batch_size: int) -> tuple[list[Batch], Batch | None]:
+    """Return the full batches of a group, and the rest if there is one."""
+    indices = group.indices
+    full = len(indices) - len(indices) % batch_size
+    cut = [
+        Batch(indices[start : start + batch_size], group.height, group.width) for start in range(0, full, batch_size)
+    ]
+    return cut, Batch(indices[full:], group.height, group.width) if full < len(indices) else None
+
+
+def _join_to_few(groups: Sequence[Batch], shapes: Sequence[tuple[int, int]], most: int) -> list[Batch]:
+    """Join neighbours, those first that pad least, until there are `most` or all others would pad too much."""
+    joined = list(groups)
+    while len(joined) > max(most, 1):
+        pairs = [(_joined(one, other, shapes), place) for place, (one, other) in enumerate(pairwise(joined))]
+        padded = [
+            (both.pixels - joined[place].pixels - joined[place + 1].pixels, place, both)
+            for both, place in pairs
+            if both is not None
+        ]
+        if not padded:
+            break
+        _, place, both = min(padded, key=lambda item: item[:2])
+        joined[place : place + 2] = [both]
+    return joined
+
+
 def _join(leftovers: Sequence[Batch], shapes: Sequence[tuple[int, int]], batch_size: int) -> list[Batch]:
     """Join neighbours while they fit into one batch and the padding stays small."""
     joined: list[Batch] = []
     for batch in leftovers:
-        if joined and len(joined[-1].indices) + len(batch.indices) <= batch_size:
-            both = Batch(
-                joined[-1].indices + batch.indices,
-                max(joined[-1].height, batch.height),
-                max(joined[-1].width, batch.width),
-            )
-            own = sum(shapes[index][0] * shapes[index][1] for index in both.indices)
-            if len(both.indices) * both.height * both.width <= LEFTOVER_PADDING * own:
-                joined[-1] = both
-                continue
-        joined.append(batch)
+        both = _joined(joined[-1], batch, shapes) if joined else None
+        if both is not None and len(both.indices) <= batch_size:
+            joined[-1] = both
+        else:
+            joined.append(batch)
     return joined
+
+
+def _joined(one: Batch, other: Batch, shapes: Sequence[tuple[int, int]]) -> Batch | None:
+    """Return two batches as one; None if that pads too much."""
+    both = Batch(one.indices + other.indices, max(one.height, other.height), max(one.width, other.width))
+    own = sum(shapes[index][0] * shapes[index][1] for index in both.indices)
+    return both if both.pixels <= LEFTOVER_PADDING * own else None
 
 
 def _round_up(pixels: int, grid: int) -> int:

@@ -1,14 +1,13 @@
 """Models from anywhere, and models for anybody: load, save, and what tells one network from another."""
 
 import difflib
-import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import safetensors.torch
@@ -17,24 +16,22 @@ from torch import Tensor
 
 from detr.classes import Category
 from detr.config import VARIANTS, DetrConfig
-from detr.hub import fetch, split_hub_id
 from detr.hub_config import read_config, write_config, write_preprocessor
-from detr.layouts import CheckpointError, from_file, to_file, weights_of
+from detr.identity import digest
+from detr.layouts import from_file, to_file, weights_of
 from detr.model import Detr
-from detr.tensor_files import (
+from detr.model_directory import (
     CONFIG_FILE,
     PREPROCESSOR_FILE,
     WEIGHT_FILES,
+    CheckpointError,
     model_files,
-    read_directory_tensors,
     read_json,
-    read_original,
 )
+from detr.references import EMBEDDED, locate
+from detr.tensor_files import read_directory_tensors, read_original
 
-__all__ = ["CheckpointError", "fingerprint", "load", "model_files", "save"]
-
-EMBEDDED = Path(__file__).parent / "weights"
-"""The models that come with the package, each a directory; its name is what `load` knows it by."""
+__all__ = ["EMBEDDED", "CheckpointError", "fingerprint", "load", "model_files", "save"]
 
 _OFFICIAL_FILE = re.compile(r"detr[-_](?:r|resnet[-_]?)(50|101)([-_]dc5)?(?:[-_][0-9a-f]{8,64})?\.pth", re.IGNORECASE)
 _PANOPTIC_FILE = re.compile(r"detr[-_].*panoptic.*\.pth", re.IGNORECASE)
@@ -64,11 +61,7 @@ def load(ref: str | os.PathLike[str], *, variant: str | None = None) -> Detr:
         CheckpointError: there is no such model, it cannot be read, or it is not a DETR; a sentence that says why.
     """
     source = os.fspath(ref)
-    path = Path(source).expanduser()
-    if isinstance(ref, str) and _is_embedded(ref):
-        path = EMBEDDED / ref
-    elif not source or not path.exists():
-        path = _fetched(source)
+    path = locate(ref)
     if path.is_file():
         return _load_original(path, variant, source)
     if variant is not None:
@@ -109,37 +102,11 @@ def fingerprint(model: Detr) -> str:
     The same model has the same fingerprint whichever file it came from; plain and DC5 differ, and so do two sets of
     category ids. A model in another precision than float32 has another one.
     """
-    digest = hashlib.sha256(json.dumps(_identity(model.config), sort_keys=True).encode())
-    for name, tensor in sorted(weights_of(model).items()):
-        digest.update(f"\n{name} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
-    return digest.hexdigest()
-
-
-def _identity(config: DetrConfig) -> dict[str, object]:
-    identity = asdict(config)
-    # what a network is called, and what only training does
-    del identity["dropout"], identity["backbone"]["name"], identity["backbone"]["norm"]
-    return identity
-
-
-def _is_embedded(name: str) -> bool:
-    return re.fullmatch(r"\w+", name) is not None and (EMBEDDED / name / CONFIG_FILE).is_file()
-
-
-def _fetched(ref: str) -> Path:
-    hub_id = split_hub_id(ref)
-    if "://" in ref:
-        raise CheckpointError(
-            f"model {ref}: only local files and the hub are read here. Copy the directory, then load it."
-        )
-    if hub_id is None or ref.endswith((".pth", ".bin", ".safetensors")):
-        embedded = sorted(path.parent.name for path in EMBEDDED.glob(f"*/{CONFIG_FILE}"))
-        raise CheckpointError(
-            f"model {ref}: there is no such file or directory, and it is not a hub id (owner/name[@revision])"
-            + (f" or an embedded model ({', '.join(embedded)})." if embedded else ".")
-        )
-    return fetch(*hub_id)
+    weights = sorted(weights_of(model).items())
+    return digest(
+        model.config,
+        ((name, tensor.detach().to("cpu", torch.float32).contiguous().numpy()) for name, tensor in weights),
+    )
 
 
 def _load_directory(directory: Path, source: str) -> Detr:

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Literal, overload
+from typing import overload
 
 import numpy as np
 import torch
@@ -26,8 +26,8 @@ from detr.hub_config import IMAGE_MEAN, IMAGE_STD
 from detr.images import ImageError, decode, read_header, resize, resize_shape
 from detr.model import Detr, outside
 from detr.postprocess import Detections, class_thresholds, postprocess, rank, read_detections
+from detr.precision import Precision, auto_precision
 
-Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 AnyImage = bytes | str | Path | Image.Image | Tensor
 
 WINDOW_IMAGES = 256  # images whose encoded bytes are held at once to be sorted by shape
@@ -86,9 +86,9 @@ class Detector:
         Args:
             model: a network, or anything that `detr.load` takes.
             device: "auto" (the GPU if there is one), "cpu", "cuda", "cuda:1" ...
-            precision: "auto" is bf16 on GPUs that have it, fp16 on older ones, fp32 on CPUs. "fp32" is exact float32;
-                "tf32" lets a GPU round the operands of convolutions and matrix products to 10 bits of mantissa. With
-                "bf16" and "fp16" the heads still compute in exact float32.
+            precision: "auto" is fp16 on GPUs and fp32 on CPUs. "fp32" is exact float32; "tf32" lets a GPU round the
+                operands of convolutions and matrix products to 10 bits of mantissa. "bf16" and "fp16" compute all but
+                the heads in half precision. bf16 rounds 8 times as coarsely as fp16 and cannot overflow.
             threshold: the least score that is kept; 0 keeps all queries.
             classes: names of the classes that are wanted, each with its own threshold or None; None wants all.
             batch_size: images in a batch at most; None is 32 on a GPU and 1 on a CPU. Where the device's memory is too
@@ -106,15 +106,18 @@ class Detector:
         self.precision = choose_precision(precision, self.device)
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch size: {batch_size} is less than 1")
+        # on a CPU larger batches take more time an image, not less (docs/measurements.md)
         self.batch_size = batch_size or (1 if self.device.type == "cpu" else 32)
         self.grid = 1 if self.device.type == "cpu" else 32
         self._thresholds = class_thresholds(self.config.categories, threshold, classes=classes, model=self.name).to(
             self.device
         )
         self._network = folded(network).to(self.device).to(memory_format=torch.channels_last)
+        self._network.cast_weights(_DTYPES[self.precision])
         if self.device.type == "cpu":
             fuse_convolutions(self._network)  # last: what it does depends on the dtype of the weights
         self._transfer = transfer_for(self.device)
+        self._notes: list[str] = []
         self._most_images: int | None = None  # in a batch, once the device's memory was too small for more
         self._turn = threading.Lock()  # the network computes one batch after the other
         mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (IMAGE_MEAN, IMAGE_STD))
@@ -194,6 +197,12 @@ class Detector:
             started = time.perf_counter()
             return PendingDetections(self, self._launch_in_parts(batch), time.perf_counter() - started)
 
+    def take_notes(self) -> tuple[str, ...]:
+        """Return the warnings that were logged since the last call of this, for whoever does not see the log."""
+        with self._turn:
+            notes, self._notes = tuple(self._notes), []
+        return notes
+
     def read(self, ranked: Tensor) -> list[Detections]:
         """Return the detections of each image of `detr.postprocess.rank`'s result.
 
@@ -201,7 +210,10 @@ class Detector:
             FloatingPointError: it holds NaN or infinity.
         """
         if not ranked.isfinite().all():  # it would pass for "nothing found"
-            advice = "use precision fp32" if self._is_half else "its weights are damaged, or its training diverged"
+            advice = {
+                "fp16": "use precision bf16 or fp32: its values may be too large for fp16",
+                "bf16": "use precision fp32",
+            }.get(self.precision, "its weights are damaged, or its training diverged")
             raise FloatingPointError(f"{self.name} produced NaN or infinite values in {self.precision}; {advice}")
         return read_detections(ranked, self.config.categories)
 
@@ -233,11 +245,13 @@ class Detector:
             )
         self._most_images = len(batch) // 2
         self.batch_size = min(self.batch_size, self._most_images)
-        logging.getLogger(__name__).warning(
-            "%s has too little memory for %d images of %d x %d pixels at once: %s. From now on it is given %d at most; "
-            "a smaller batch size avoids the failed attempts.",
-            self.device, len(batch), height, width, reason, self._most_images,
-        )  # fmt: skip
+        note = (
+            f"{self.device} has too little memory for {len(batch)} images of {height} x {width} pixels at once: "
+            f"{reason}. From now on it is given {self._most_images} at most; a smaller batch size avoids the failed "
+            "attempts."
+        )
+        logging.getLogger(__name__).warning("%s", note)
+        self._notes.append(note)
 
     @torch.no_grad()
     def _launch(self, batch: HostBatch) -> Download:
@@ -245,12 +259,11 @@ class Detector:
         pixels, sizes = self._transfer.upload(batch.pixels, batch.sizes)
         with float32_arithmetic(tf32=self.precision == "tf32"):
             extents = sizes[:, :2] if batch.is_padded else None
-            normalised = torch.addcmul(self._shift, pixels, self._scale)
+            normalised = torch.addcmul(self._shift, pixels, self._scale).to(_DTYPES[self.precision])
             if extents is not None:
                 normalised *= ~outside(extents, 1, *pixels.shape[2:])[:, None]
             normalised = normalised.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(self.device.type, dtype=_DTYPES[self.precision], enabled=self._is_half):
-                output = self._network.detect(normalised, extents)
+            output = self._network.detect(normalised, extents)
             ranked = rank(*postprocess(output, sizes[:, 2:]), self._thresholds)
         return self._transfer.download(ranked)
 
@@ -298,10 +311,6 @@ class Detector:
         with _naming(image):
             return self.prepare(source if isinstance(source, Tensor) else decode(source))
 
-    @property
-    def _is_half(self) -> bool:
-        return self.precision in ("bf16", "fp16")
-
 
 def choose_device(device: str) -> torch.device:
     """Return the device that a name means.
@@ -327,9 +336,7 @@ def choose_precision(precision: str, device: torch.device) -> Precision:
         ValueError: an unknown name.
     """
     if precision == "auto":
-        if device.type != "cuda":
-            return "fp32"
-        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+        return auto_precision(device.type)
     if precision == "tf32" and device.type != "cuda":
         raise ValueError(f"precision: only GPUs have tf32, the device is {device}; use fp32")
     for known in ("fp32", "tf32", "bf16", "fp16"):

@@ -127,3 +127,13 @@ def float32_arithmetic(*, tf32: bool) -> Iterator[None]:
     finally:
         for operator, setting in zip(operators, before, strict=True):
             operator.fp32_precision = setting
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a copy of a tensor on a device, or the tensor itself where it is there already. Does not wait for it.
+
+    A tensor that is not in pinned memory is copied there first, which costs little for a small one.
+    """
+    if tensor.device.type == "cpu" and device.type == "cuda" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

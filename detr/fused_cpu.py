@@ -10,6 +10,7 @@ import logging
 import platform
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -127,7 +128,8 @@ def _reason_against(model: Detr) -> str | None:
         return f"the processor is {platform.machine()}, which this is not tested on"
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return "PyTorch is built without oneDNN"
-    if not torch.backends.mkldnn.enabled:
+    backend: Any = torch.backends.mkldnn  # its types do not say that `enabled` is a bool
+    if not backend.enabled:
         return "oneDNN is switched off (torch.backends.mkldnn.enabled)"
     missing = [name for name in OPERATORS if not hasattr(torch.ops.mkldnn, name)]
     if missing:

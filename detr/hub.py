@@ -19,8 +19,15 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined] # exported, but lazily
 
-from detr.layouts import CheckpointError
-from detr.tensor_files import CONFIG_FILE, INDEX_ENDING, PREPROCESSOR_FILE, WEIGHT_FILES, model_files, shard_names
+from detr.model_directory import (
+    CONFIG_FILE,
+    INDEX_ENDING,
+    PREPROCESSOR_FILE,
+    WEIGHT_FILES,
+    CheckpointError,
+    model_files,
+    shard_names,
+)
 
 ANSWER_SECONDS = 10.0  # the hub is taken for unreachable when it has not answered by then
 

@@ -10,7 +10,8 @@ from typing import Any, get_args
 from detr.classes import COCO_CATEGORIES, Category
 from detr.config import BackboneConfig, Block, DetrConfig, Positions
 from detr.json_fields import Fields, Json, is_integer
-from detr.layouts import CheckpointError, Layout
+from detr.model_directory import CheckpointError
+from detr.weight_names import Layout
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, RGB in 0..1: the only normalisation that is ours
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -55,8 +56,11 @@ def write_config(config: DetrConfig) -> tuple[dict[str, Any], Layout]:
     """Return the config.json that `transformers` runs as the same network, and the layout its weights must have.
 
     Raises:
-        CheckpointError: `transformers` has no words for this network.
+        CheckpointError: `transformers` has no words for this network, or a class has no name, which `load` refuses.
     """
+    nameless = next((category for category in config.categories if not category.name), None)
+    if nameless is not None:
+        raise CheckpointError(f"a model cannot be saved whose class {nameless.id} has no name. Give it one.")
     if config.pre_norm:
         raise CheckpointError("a model with pre_norm cannot be saved: transformers' DETR has post-norm only.")
     backbone, layout = _write_backbone(config.backbone)

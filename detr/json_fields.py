@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from detr.layouts import CheckpointError
+from detr.model_directory import CheckpointError
 
 Json = Mapping[str, Any]
 

@@ -1,49 +1,32 @@
-"""What each weight is called: in the original's files, in `transformers`' two kinds of files, and in our state dict.
+"""The weights of a file turned into those of a network, and back, whichever layout the file has."""
 
-Ours are the original's names, so its `.pth` needs no translation. `transformers` writes the residual network either
-under timm's names ("timm") or under its own ("resnet"), the rest alike in both, and splits what the original keeps as
-one `in_proj` into q, k and v.
-"""
-
-import re
 from collections.abc import Iterable, Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from detr.model import Detr
+from detr.model_directory import CheckpointError
+from detr.weight_names import Layout, is_counter, names_in_file, usual_name
 
-Layout = Literal["original", "timm", "resnet"]
-"""Whose names a file uses."""
+__all__ = [
+    "CheckpointError",
+    "Layout",
+    "from_file",
+    "names_in_file",
+    "summary",
+    "to_file",
+    "weights_of",
+    "wrong_tensors",
+]
 
 MENTIONED = 3
 """Wrong keys that a message names before it only counts the rest."""
 
 
-class CheckpointError(ValueError):
-    """A model that cannot be read or written, and why."""
-
-
-def names_in_file(key: str, layout: Layout) -> tuple[str, ...]:
-    """Return the names under which a file of `layout` keeps the original's `key`.
-
-    One name, or three: q, k and v, which stacked along the first dimension are the original's tensor.
-    """
-    if layout == "original":
-        return (key,)
-    for pattern, replacement in _RULES:
-        key = re.sub(pattern, replacement, key)
-    if layout == "resnet" and key.startswith(_NETWORK):
-        key = _NETWORK + _resnet_name(key.removeprefix(_NETWORK))
-    if ".in_proj_" in key:
-        return tuple(key.replace(".in_proj_", f".{part}_proj.") for part in "qkv")
-    return (key,)
-
-
 def weights_of(model: Detr) -> dict[str, Tensor]:
     """Return the state dict without the counters that a trainable norm adds and no layout has."""
-    return {key: tensor for key, tensor in model.state_dict().items() if not _is_counter(key)}
+    return {key: tensor for key, tensor in model.state_dict().items() if not is_counter(key)}
 
 
 def to_file(model: Detr, layout: Layout) -> dict[str, Tensor]:
@@ -121,12 +104,9 @@ def _given(tensors: Mapping[str, Tensor], layout: Layout, source: str) -> dict[s
         raise CheckpointError(f"checkpoint {source}: it is a panoptic model; only detection models are read.")
     given: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if _is_counter(name):
+        if is_counter(name):
             continue
-        usual = name
-        if layout != "original":
-            for pattern, replacement in _SPELLINGS:
-                usual = re.sub(pattern, replacement, usual)
+        usual = usual_name(name, layout)
         if usual in given:
             raise CheckpointError(f"checkpoint {source}: {usual!r} is there twice, in two spellings.")
         given[usual] = tensor
@@ -163,47 +143,3 @@ def _float32(tensor: Tensor) -> Tensor:
 
 def _is_finite(tensor: Tensor) -> bool:
     return bool(tensor.isfinite().all())
-
-
-def _is_counter(name: str) -> bool:
-    return name.rpartition(".")[2] == "num_batches_tracked"
-
-
-def _resnet_name(key: str) -> str:
-    """Turn timm's name of a weight of the residual network into that of `transformers`' own network."""
-    path, kind = key.rsplit(".", 1)
-    found = re.fullmatch(r"layer(\d+)\.(\d+)\.(?:(?:conv|bn)(\d)|downsample\.\d)", path)
-    if found is None:
-        place = "embedder.embedder"
-    else:
-        stage, block, number = found.groups()
-        within = "shortcut" if number is None else f"layer.{int(number) - 1}"
-        place = f"encoder.stages.{int(stage) - 1}.layers.{block}.{within}"
-    is_norm = re.search(r"(?:^|\.)(?:bn\d|downsample\.1)$", path) is not None
-    return f"{place}.{'normalization' if is_norm else 'convolution'}.{kind}"
-
-
-_NETWORK = "model.backbone.conv_encoder.model."
-_RULES = (
-    (r"^input_proj\.", "model.input_projection."),
-    (r"^query_embed\.", "model.query_position_embeddings."),
-    (r"^class_embed\.", "class_labels_classifier."),
-    (r"^bbox_embed\.", "bbox_predictor."),
-    (r"^backbone\.1\.row_embed\.", "model.position_embedding.row_embeddings."),
-    (r"^backbone\.1\.col_embed\.", "model.position_embedding.column_embeddings."),
-    (r"^backbone\.0\.body\.", _NETWORK),
-    (r"^transformer\.decoder\.norm\.", "model.decoder.layernorm."),
-    (r"^transformer\.((?:en|de)coder\.layers\.\d+)\.linear([12])\.", r"model.\1.fc\2."),
-    (r"^transformer\.((?:en|de)coder\.layers\.\d+)\.norm1\.", r"model.\1.self_attn_layer_norm."),
-    (r"^transformer\.(encoder\.layers\.\d+)\.norm2\.", r"model.\1.final_layer_norm."),
-    (r"^transformer\.(decoder\.layers\.\d+)\.norm2\.", r"model.\1.encoder_attn_layer_norm."),
-    (r"^transformer\.(decoder\.layers\.\d+)\.norm3\.", r"model.\1.final_layer_norm."),
-    (r"^transformer\.(decoder\.layers\.\d+)\.multihead_attn\.", r"model.\1.encoder_attn."),
-    (r"^transformer\.((?:en|de)coder\.layers\.\d+)\.self_attn\.", r"model.\1.self_attn."),
-)
-_SPELLINGS = (
-    (r"^model\.backbone\.model\.", _NETWORK),
-    (r"^model\.backbone\.position_embedding\.", "model.position_embedding."),
-    (r"_attn\.o_proj\.", "_attn.out_proj."),
-    (r"\.mlp\.fc([12])\.", r".fc\1."),
-)

@@ -96,6 +96,15 @@ class Detr(nn.Module):
         where = torch.zeros((1, height, width), dtype=torch.bool, device=pixels.device) if cells is None else cells
         return self._answer(features, cells, self.backbone[1](where))
 
+    def cast_weights(self, dtype: torch.dtype) -> None:
+        """Keep the weights in `dtype`, except those of the heads and of learned positions, which stay as they are.
+
+        Then no operation of `detect` converts a weight, and `pixels` must be of `dtype`. Norms and softmax add up in
+        float32 all the same.
+        """
+        for part in (self.backbone[0], self.input_proj, self.transformer, self.query_embed):
+            part.to(dtype)
+
     def _answer(self, features: Tensor, cells: Tensor | None, positions: Tensor) -> DetrOutput:
         hidden, memory = self.transformer(self.input_proj(features), cells, self.query_embed.weight, positions)
         # In bf16 a sigmoid is off by up to 3.4 pixels of a picture of 1,333: the heads compute in the precision of

@@ -2,12 +2,10 @@
 
 import argparse
 import hashlib
-import json
 import pickle
 import re
 import struct
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +14,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from detr.layouts import CheckpointError
+from detr.model_directory import INDEX_ENDING, CheckpointError, brief, shard_names, weights_file
 
-CONFIG_FILE = "config.json"
-PREPROCESSOR_FILE = "preprocessor_config.json"
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-"""Where the weights of a model directory are, best first; each may instead be an index of shards."""
-INDEX_ENDING = ".index.json"
-
-_SHARD = re.compile(r"(model-\d+-of-\d+\.safetensors|pytorch_model-\d+-of-\d+\.bin)")
 _HASHED_NAME = re.compile(r".*-([0-9a-f]{8,64})\.pth")
 _GLOBAL = re.compile(r"GLOBAL (\S+)")
 _LFS_POINTER = b"version https://git-lfs"
@@ -46,68 +37,18 @@ _DAMAGED = (
 )
 
 
-def model_files(names: Iterable[str], *, source: str) -> tuple[str, ...]:
-    """Return which of the files of a model directory `detr.load` reads, config.json first.
-
-    For whoever brings a model from elsewhere: copy these files into a folder, and load that.
-
-    Args:
-        names: what the directory holds, as plain names.
-        source: what messages call it.
-
-    Raises:
-        CheckpointError: config.json or the weights are missing.
-    """
-    present = set(names)
-    if CONFIG_FILE not in present:
-        raise CheckpointError(f"checkpoint {source}: it has no {CONFIG_FILE}, so it is not a model directory.")
-    needed = [CONFIG_FILE, *({PREPROCESSOR_FILE} & present)]
-    for weights in WEIGHT_FILES:
-        if weights in present:
-            return (*needed, weights)
-        if weights + INDEX_ENDING in present:
-            ending = weights.rpartition(".")[2]
-            shards = sorted(name for name in present if _SHARD.fullmatch(name) and name.endswith(ending))
-            return (*needed, weights + INDEX_ENDING, *shards)
-    raise CheckpointError(
-        f"checkpoint {source}: it has no weights; expected {' or '.join(WEIGHT_FILES)}, or an index of shards."
-    )
-
-
-def read_json(path: Path, *, source: str) -> dict[str, Any]:
-    """Return the json object that a file holds."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"checkpoint {source}: {path.name} cannot be read ({_brief(error)}).") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"checkpoint {source}: {path.name} is not a json object.")
-    return value
-
-
 def read_directory_tensors(directory: Path, *, source: str) -> dict[str, Tensor]:
     """Return all weights of a model directory, from one file or from shards, by the names in the files."""
-    weights = next(name for name in model_files(_names(directory), source=source) if name.startswith(_STEMS))
-    if not weights.endswith(INDEX_ENDING):
-        return _read(directory / weights, source)
+    weights = weights_file(directory, source=source)
+    if not weights.name.endswith(INDEX_ENDING):
+        return _read(weights, source)
     tensors: dict[str, Tensor] = {}
-    for shard in shard_names(directory / weights, source=source):
+    for shard in shard_names(weights, source=source):
         for name, tensor in _read(directory / shard, source).items():
             if name in tensors:
                 raise CheckpointError(f"checkpoint {source}: {name!r} is in two shards.")
             tensors[name] = tensor
     return tensors
-
-
-def shard_names(index: Path, *, source: str) -> tuple[str, ...]:
-    """Return the files that an index of shards names, in order."""
-    weight_map = read_json(index, source=source).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"checkpoint {source}: {index.name} has no weight_map.")
-    for shard in weight_map.values():
-        if not isinstance(shard, str) or not _SHARD.fullmatch(shard):  # never a path that leads elsewhere
-            raise CheckpointError(f"checkpoint {source}: {index.name} names {shard!r}, which is no shard's name.")
-    return tuple(sorted(set(weight_map.values())))
 
 
 def read_original(path: Path, *, source: str) -> dict[str, Tensor]:
@@ -188,16 +129,8 @@ def _only_tensors(state: object, source: str) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _names(directory: Path) -> list[str]:
-    return [path.name for path in directory.iterdir()]
-
-
 def _brief(error: BaseException) -> str:
     """Return the first line of an error's message; torch's go on for pages."""
     if isinstance(error, pickle.UnpicklingError):
         return "not a pickle of tensors"  # torch's text advises to read the file without the protection
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:120]}" if lines else type(error).__name__
-
-
-_STEMS = tuple(name.rpartition(".")[0] for name in WEIGHT_FILES)
+    return brief(error)

@@ -8,7 +8,7 @@ The same command resumes a run that was stopped, and labels only what is new or 
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from jobs.options import (
     add_model_options,
     add_retry_option,
     add_source_options,
+    check_stays,
     class_threshold,
     share,
 )
@@ -85,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.add_argument("--verbose", action="store_true", help="let Ray's own messages through")
     args = parser.parse_args(argv)
+    check_stays(parser, "--table", args.table)
 
     from jobs.progress import shown_progress
     from pipelines.labelling.label import LabelConfig, label
@@ -127,11 +129,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
 
-    # Ray tells of dead workers on standard output, where a result is expected
-    with shown_progress(sys.stderr) as on_progress, redirect_stdout(sys.stderr):
-        summary = label(config, on_progress=on_progress)
-
-    print(json.dumps(asdict(summary), indent=2) if args.json else report(summary))
+    with ExitStack() as afterwards:  # ends a local Ray, which takes a second or two, when the summary is printed
+        # Ray tells of dead workers on standard output, where a result is expected
+        with shown_progress(sys.stderr) as on_progress, redirect_stdout(sys.stderr):
+            summary = label(config, on_progress=on_progress, afterwards=afterwards)
+        print(json.dumps(asdict(summary), indent=2) if args.json else report(summary), flush=True)
     if not summary.within_budget:
         raise BudgetExceeded(
             f"{sum(summary.errors.values()):,} of {summary.images:,} images are errors, a share of "

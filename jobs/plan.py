@@ -60,9 +60,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     if args.model is not None:
-        from pipelines.models import load_model  # brings torch, which a plan without --model does not wait for
+        from pipelines.models import identify_model
 
-        config = replace(config, model=load_model(args.model, table_options)[1].id)
+        config = replace(config, model=identify_model(args.model, table_options).id)
 
     summary = summarise_plan(config)
 

@@ -1,5 +1,6 @@
 """The Ray cluster that a run uses: an existing one, or a local one that is quiet and private."""
 
+import ctypes
 import logging
 import math
 import os
@@ -23,6 +24,10 @@ from ray.data import DataContext
 
 from pipelines.stopped import RunStopped
 from pipelines.store.uris import LOCAL_ROOT, split_uri
+
+# of Python's C interface: signal.signal works in the main thread only
+_get_action = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_int)(("PyOS_getsig", ctypes.pythonapi))
+_set_action = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)(("PyOS_setsig", ctypes.pythonapi))
 
 OBJECT_STORE_BYTES = 200 * 1024**2  # status rows of a kilobyte are all that travels
 LOOPBACK = "127.0.0.1"
@@ -71,6 +76,8 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
 
 def _connect(*, verbose: bool) -> None:
     level = logging.INFO if verbose else logging.ERROR
+    if not verbose:
+        logging.getLogger("ray").setLevel(level)  # it warns of the thread that it is started in before it takes `level`
     address = os.environ.get("RAY_ADDRESS")
     if address:
         _check_answers(address)
@@ -112,10 +119,12 @@ def _own_sigterm() -> Iterator[None]:
     actors on a busy machine; after `ray.shutdown` it ends the process at once, and nothing is given up any more.
     """
     is_ours = threading.current_thread() is threading.main_thread()  # elsewhere Python allows no handler
-    before = signal.getsignal(signal.SIGTERM)
+    before, action = signal.getsignal(signal.SIGTERM), _get_action(signal.SIGTERM)
     try:
         yield
     finally:
+        # what the C++ parts have put in place of Python's own function, from any thread
+        _set_action(signal.SIGTERM, action)
         if is_ours and before is not None:
             signal.signal(signal.SIGTERM, before)
 

@@ -6,10 +6,11 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from detr.detector import Detector, Precision
+from detr.detector import Detector
 from detr.drawing import draw_detections
 from detr.images import ImageError, decode
 from detr.postprocess import Detections
+from detr.precision import Precision
 from pipelines.file_names import file_name
 from pipelines.labelling.fetching import OBJECT_KINDS
 from pipelines.lake.skipping import skip_reason

@@ -6,9 +6,8 @@ from typing import Protocol
 from detr.batching import Prepared
 from detr.detector import Detector
 from detr.images import Header, decode, read_header
+from pipelines.labelling.limits import DECODE_SECONDS
 
-# of CPU time, or asleep: decoding never waits for anything but a core, a disk, or Python's lock
-DECODE_SECONDS = 120.0
 BYTES_A_PIXEL = 32
 BASE_BYTES = 512 * 1024**2  # what does not grow with the picture, the encoded bytes and a copy of them among it
 

@@ -1,35 +1,40 @@
-"""A labelling run from start to end: plan, label in the pool, publish, finish; resumed where it was left."""
+"""A labelling run from start to end: plan, label in the pool, publish, finish; resumed where it was left.
+
+Neither Ray nor torch is imported before there is something to label.
+"""
+
+from __future__ import annotations
 
 import importlib.metadata
 import platform
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from detr.detector import Precision
-from detr.images import MAX_PIXELS
+from detr.classes import UnknownClass, category_named
+from detr.image_header import MAX_PIXELS
 from pipelines.clock import SystemClock
-from pipelines.cluster import Pool, choose_pool, connected, node_resources, room_sentence
 from pipelines.create_only import refuse_overwriting
-from pipelines.labelling.decoding import DECODE_SECONDS
+from pipelines.labelling.cutting import Selection
+from pipelines.labelling.driver import RunResult, run_labelling
 from pipelines.labelling.labeler_spec import LabelerSpec
 from pipelines.labelling.lease import TRIES_SECONDS, holding
-from pipelines.labelling.plan import CPU_SHARD_IMAGES, GPU_SHARD_IMAGES, PlanConfig
+from pipelines.labelling.limits import DECODE_SECONDS
+from pipelines.labelling.plan import PlanConfig
 from pipelines.labelling.planning import Planner
-from pipelines.labelling.pool import label_shards, probe
 from pipelines.labelling.progress import Progress
-from pipelines.labelling.run import Run, RunRequest, check_run_id
-from pipelines.labelling.segments import Outcome, publishing
-from pipelines.labelling.start import Finished, Selection, run_start
-from pipelines.lake.globs import literal_start
-from pipelines.lake.listing import Listing, list_objects
-from pipelines.models import FETCH_FIRST, ModelInfo
+from pipelines.labelling.ray_runner import Actors, RayRunner, cluster_is_given
+from pipelines.labelling.reach import check_answers
+from pipelines.labelling.run import RunRequest, check_run_id
+from pipelines.labelling.segments import publishing
+from pipelines.lake.listing import list_objects
+from pipelines.models import FETCH_FIRST, ModelInfo, identify_model
 from pipelines.stopped import RunStopped
 from pipelines.store import (
-    Store,
     StoreError,
     StoreOptions,
     check_no_secret,
@@ -38,10 +43,11 @@ from pipelines.store import (
     split_uri,
     without_secrets,
 )
-from pipelines.watchdog import Watchdog, watching
+from pipelines.watchdog import watching
 
-SHARDS_AN_ACTOR = 4  # that the end of a plan is cut into at least, so that no actor is idle
-REACH_SECONDS = 10.0  # that a store may fail for at the start, when nothing is lost yet
+if TYPE_CHECKING:
+    from detr.precision import Precision
+
 WAVE_SHARDS = 4_000  # one Ray Data execution; driver memory grows by 10-17 kB a shard (measured, Ray 2.60)
 
 PACKAGES = ("ray-detr", "ray", "torch", "torchvision", "pillow", "pyarrow", "obstore")
@@ -59,7 +65,7 @@ class LabelConfig:
         classes: (name, own threshold or None) of the classes that are kept; None keeps all.
         precision: "auto", "fp32", "tf32", "bf16" or "fp16".
         device: "auto", "cpu" or "cuda".
-        batch_size: Images in a batch at most; None is 32 on GPUs and as the detector chooses on CPUs.
+        batch_size: Images in a batch at most; None is 32 on GPUs and 1 on CPUs.
         run_id: The run's name; None makes one of the time.
         new_run: Seal the table's unfinished run instead of resuming it.
         least_actors: Actors that must run; None is 1.
@@ -211,10 +217,11 @@ class LabelSummary:
     """What a run did, all its starts together; `images_this_start`, `changed_this_start`, `seconds` are of this one.
 
     `changed_this_start`: images that were another version than was listed; they are labelled as they were read.
+    `run_id` is None where there was nothing to do: no run was begun then.
     """
 
     table: str
-    run_id: str
+    run_id: str | None
     model: str
     images: int
     images_this_start: int
@@ -242,132 +249,152 @@ class LabelSummary:
         return self.error_rate <= self.max_error_rate
 
 
-def label(config: LabelConfig, *, on_progress: Callable[[Progress], None] | None = None) -> LabelSummary:
+def label(
+    config: LabelConfig,
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+    afterwards: ExitStack | None = None,
+) -> LabelSummary:
     """Label what is not labelled yet; resume the table's unfinished run if there is one.
 
     Returns when every planned image has exactly one published row. Ray is the one that is initialised already, the
-    cluster that `RAY_ADDRESS` names, or a local one for the time of the call.
+    cluster that `RAY_ADDRESS` names, or a local one for the time of the call; where every image is labelled already it
+    is not started, and no run is begun.
 
     Args:
         config: What to label with what.
-        on_progress: Called in this thread whenever something is done.
+        on_progress: Called whenever something is done, mostly in this thread.
+        afterwards: Takes over ending a local Ray, which takes a second or two: it is ended when this is closed. None:
+            before this function returns.
 
     Raises:
         LeaseHeld: another start writes the table.
-        RunStopped: the world is in the way; a sentence says how. What is committed stays, the same call goes on there.
+        RunStopped: the run cannot go on; a sentence says why. What is committed stays, the same call goes on there.
     """
     began = time.monotonic()
     show = on_progress or (lambda _: None)
     show(Progress("looking at images and table"))
-    _check_answers(config)
+    check_answers([(uri, config.image_options) for uri in config.images])
+    check_answers([(f"{config.table.rstrip('/')}/", config.table_options)])  # its folder is all that must be listed
     listing = list_objects(config.images, options=config.image_options, keep=config.keep, table=config.table)
     try:
         table = open_store(config.table, config.table_options)
         store = refuse_overwriting(table, what="a table", loss="two runs could lose each other's rows")
-        with holding(
-            table,
-            can_swap=store.swap is not None,
-            token=secrets.token_hex(16),
-            wait_seconds=60 * config.wait_minutes,
-            say=lambda sentence: show(Progress(sentence)),
-            impatient=open_store(config.table, replace(config.table_options, retry_seconds=TRIES_SECONDS)),
-        ) as still_ours:
-            show(Progress("connecting to Ray"))
-            with watching() as watchdog, connected(verbose=config.verbose):
-                return _run(config, table, listing, show, watchdog, still_ours, began)
+        with (
+            holding(
+                table,
+                can_swap=store.swap is not None,
+                token=secrets.token_hex(16),
+                wait_seconds=60 * config.wait_minutes,
+                say=lambda sentence: show(Progress(sentence)),
+                impatient=open_store(config.table, replace(config.table_options, retry_seconds=TRIES_SECONDS)),
+            ) as still_ours,
+            ExitStack() as before_the_lease_ends,
+            watching() as watchdog,
+        ):
+            runner = RayRunner(_spec(config), _actors(config), show=show, watchdog=watchdog)
+            before_the_lease_ends.callback(runner.close)
+            model = _identify(config, runner)
+            with publishing() as publisher:
+                result = run_labelling(
+                    table,
+                    _request(config, model),
+                    listing,
+                    config.selection,
+                    runner,
+                    new_run=config.new_run,
+                    plan_ahead=lambda plan: Planner(plan, wave_shards=WAVE_SHARDS),
+                    publisher=publisher,
+                    clock=SystemClock(),
+                    tail=secrets.token_hex(2),
+                    show=show,
+                    watchdog=watchdog,
+                    still_ours=still_ours,
+                )
+            if afterwards is not None:  # no actor works any more
+                afterwards.push(before_the_lease_ends.pop_all())
     except StoreError as error:
         raise RunStopped(f"{error} What is done stays done; the same command goes on from there.") from error
+    return _summary(config, result, model, time.monotonic() - began)
 
 
-def _run(
-    config: LabelConfig,
-    table: Store,
-    listing: Listing,
-    show: Callable[[Progress], None],
-    watchdog: Watchdog,
-    still_ours: Callable[[], None],
-    began: float,
-) -> LabelSummary:
-    pool = choose_pool(node_resources(), config.least_actors, config.most_actors, device=config.device)
-    spec = LabelerSpec(
+def _spec(config: LabelConfig) -> LabelerSpec:
+    return LabelerSpec(
         table=join_uri(*split_uri(config.table)),  # a relative path would be another folder where actors run
         run_id="",
         model=_everywhere(config.model),
         model_sha256="",
         threshold=config.threshold,
         classes=config.classes,
-        device="cuda" if pool.gpus else "cpu",
+        device="cpu",
         precision=config.precision,
         batch_size=config.batch_size,
-        threads=pool.threads,
+        threads=1,
         max_pixels=config.max_pixels,
         image_options=config.image_options,
         table_options=config.table_options,
         decode_seconds=config.decode_seconds,
     )
-    loading = f"loading {without_secrets(config.model)}"
-    show(Progress(loading))
-    with watchdog.stage(loading, detail=lambda: room_sentence(pool)):
-        model = probe(spec, pool)  # before a run is sealed, which cannot be undone, all else is known to be right
-
-    def label_in_pool(run: Run, shards: Sequence[int], *, isolated: bool) -> Iterator[Outcome]:
-        of_run = replace(spec, run_id=run.run_id, model_sha256=run.model_sha256, isolated=isolated)
-        # what was lost may have been lost with its host: as many actors as before may not fit any more
-        of_turn = replace(pool, least=1) if isolated else pool
-        return label_shards(shards, of_run, of_turn, stall_seconds=60 * config.stall_minutes, verbose=config.verbose)
-
-    with publishing() as publisher:
-        finished = run_start(
-            table,
-            _request(config, model, pool),
-            listing,
-            config.selection,
-            new_run=config.new_run,
-            label_shards=label_in_pool,
-            plan_ahead=lambda plan: Planner(plan, wave_shards=WAVE_SHARDS),
-            publisher=publisher,
-            clock=SystemClock(),
-            tail=secrets.token_hex(2),
-            spread=pool.most * SHARDS_AN_ACTOR,
-            show=show,
-            watchdog=watchdog,
-            still_ours=still_ours,
-            why_no_shard=lambda: room_sentence(pool),
-        )
-    return _summary(config, finished, time.monotonic() - began)
 
 
-def _request(config: LabelConfig, model: ModelInfo, pool: Pool) -> RunRequest:
-    shard_images = config.shard_images
-    if shard_images is None:
-        shard_images = GPU_SHARD_IMAGES if pool.gpus else CPU_SHARD_IMAGES
+def _actors(config: LabelConfig) -> Actors:
+    return Actors(
+        least=config.least_actors,
+        most=config.most_actors,
+        device=config.device,
+        stall_minutes=config.stall_minutes,
+        verbose=config.verbose,
+    )
+
+
+def _identify(config: LabelConfig, runner: RayRunner) -> ModelInfo:
+    """Return what the model is, as this machine reads it, else as a node of the cluster loads it.
+
+    Raises:
+        RunStopped: it cannot be had, or has no class of a name that is wanted.
+    """
+    try:
+        model = identify_model(config.model, config.table_options)
+    except RunStopped:
+        if not cluster_is_given():
+            raise
+        model = runner.try_model()  # nodes may reach what this machine does not
+    try:
+        for name, _ in config.classes or ():
+            category_named(name, model.categories, model=config.model)
+    except UnknownClass as error:
+        raise RunStopped(str(error)) from error
+    return model
+
+
+def _request(config: LabelConfig, model: ModelInfo) -> RunRequest:
     return RunRequest(
         model=model.id,
         model_sha256=model.sha256,
         configuration=config.decisive(),
-        shard_images=shard_images,
+        shard_images=config.shard_images,
         versions=_versions(),
         run_id=config.run_id,
     )
 
 
-def _summary(config: LabelConfig, finished: Finished, seconds: float) -> LabelSummary:
+def _summary(config: LabelConfig, result: RunResult, model: ModelInfo, seconds: float) -> LabelSummary:
     return LabelSummary(
         table=without_secrets(config.table),
-        run_id=finished.run.run_id,
-        model=finished.run.model,
-        images=finished.totals.rows,
-        images_this_start=finished.images_this_start,
-        changed_this_start=finished.changed_this_start,
-        detections=finished.totals.detections,
-        errors=finished.totals.errors,
-        already_labelled=finished.planned.labelled,
-        duplicates=finished.planned.duplicates,
-        skipped=finished.planned.skipped,
-        files=finished.segments,
+        run_id=None if result.run is None else result.run.run_id,
+        model=model.id,
+        images=result.totals.rows,
+        images_this_start=result.images_this_start,
+        changed_this_start=result.changed_this_start,
+        detections=result.totals.detections,
+        errors=result.totals.errors,
+        already_labelled=result.planned.labelled,
+        duplicates=result.planned.duplicates,
+        skipped=result.planned.skipped,
+        files=result.segments,
         seconds=seconds,
-        labelling_seconds=finished.labelling_seconds,
-        resumed=finished.resumed,
+        labelling_seconds=result.labelling_seconds,
+        resumed=result.resumed,
         max_error_rate=config.max_error_rate,
         query=duckdb_query(without_secrets(config.table)),
     )
@@ -381,25 +408,6 @@ def duckdb_query(table: str) -> str:
         f'duckdb -c "FROM (SELECT unnest(detections) AS d FROM {files}) '  # noqa: S608
         'SELECT d.label, count(*) AS detections GROUP BY ALL ORDER BY 2 DESC"'
     )
-
-
-def _check_answers(config: LabelConfig) -> None:
-    """Refuse stores that give no answer, with little patience: later ones are waited for much longer.
-
-    Raises:
-        RunStopped: with the reason.
-    """
-    sources = [(uri, config.image_options) for uri in config.images]
-    sources.append((f"{config.table.rstrip('/')}/", config.table_options))  # its folder is all that must be listed
-    for uri, options in sources:
-        root, key = split_uri(uri)
-        if root.startswith(("http://", "https://")):
-            continue  # has no listing; what a server fails to give becomes rows, or stops the run
-        try:
-            store = open_store(root, replace(options, retry_seconds=REACH_SECONDS))
-            next(iter(store.list(literal_start(key))), None)
-        except StoreError as error:
-            raise RunStopped(f"cannot list {without_secrets(uri)}: {error}") from error
 
 
 def _everywhere(model: str) -> str:

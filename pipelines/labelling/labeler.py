@@ -4,7 +4,7 @@ import threading
 import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -17,6 +17,7 @@ from detr.postprocess import Detections
 from pipelines.clock import Clock, SystemClock
 from pipelines.labelling.decoding import Decoder
 from pipelines.labelling.fetching import FETCH_THREADS, Fetched, Fetcher
+from pipelines.labelling.outcome import ShardReport
 from pipelines.labelling.publish import commit_part
 from pipelines.lake.listing import LakeObject
 from pipelines.store import Store
@@ -24,24 +25,6 @@ from pipelines.table import Detected, Origin, Row, rows_to_table
 
 WINDOW_BYTES = 256 * 1024**2  # encoded bytes held at once by one shard
 UNKNOWN_BYTES = 1024**2  # what an object of unknown size is taken for
-
-
-@dataclass(frozen=True, slots=True)
-class ShardReport:
-    """What became of one shard, for the driver: counts, and where the time went (seconds summed over threads).
-
-    `changed`: images that were another version than was listed when they were read.
-    """
-
-    shard: int
-    images: int
-    detections: int
-    errors: Mapping[str, int]
-    seconds: float
-    fetch_seconds: float
-    decode_seconds: float
-    detect_seconds: float
-    changed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +130,7 @@ class Labeler:
             decode_seconds=clocked.seconds["decode"],
             detect_seconds=clocked.seconds["detect"],
             changed=changed,
+            notes=self._detector.take_notes(),
         )
 
     def _see(self, item: LakeObject, clocked: _Clocked) -> _Seen:

@@ -1,23 +1,25 @@
-"""What travels to an actor, and the labeler that it builds from it."""
+"""What travels to an actor, and the labeler that it builds from it. Torch is imported where that is built only."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import torch
-
-from detr.detector import Detector, Precision
 from pipelines.clock import SystemClock
-from pipelines.labelling.decoding import DECODE_SECONDS, Decoder, DecoderHere, limits_for
-from pipelines.labelling.fetching import CLIENT_SECONDS, Fetcher
-from pipelines.labelling.isolated_decoding import DecoderInChild
-from pipelines.labelling.labeler import Labeler
-from pipelines.labelling.plan import read_kept_schema, read_shard
-from pipelines.labelling.watched_decoding import WatchedDecoder, end_process
+from pipelines.labelling.limits import DECODE_SECONDS
+from pipelines.labelling.manifest import read_kept_schema, read_shard
 from pipelines.lake.listing import LakeObject
 from pipelines.models import ModelInfo, load_model
 from pipelines.process_memory import keep_freed_memory
 from pipelines.stopped import RunStopped
 from pipelines.store import StoreOptions, Stores, open_store
+
+if TYPE_CHECKING:
+    from detr.detector import Detector
+    from detr.precision import Precision
+    from pipelines.labelling.decoding import Decoder
+    from pipelines.labelling.labeler import Labeler
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,7 @@ class LabelerSpec:
     """Everything that an actor needs, without secrets: stores are opened and credentials found where it runs.
 
     `isolated`: the shards were lost before, so their images are decoded where they can kill a child process only.
+    `pool`: a random name of the pool that the actor belongs to.
     """
 
     table: str
@@ -41,6 +44,7 @@ class LabelerSpec:
     table_options: StoreOptions
     batch_size: int | None = None
     isolated: bool = False
+    pool: str = ""
     decode_seconds: float = DECODE_SECONDS
 
 
@@ -50,6 +54,10 @@ def build_detector(spec: LabelerSpec) -> tuple[Detector, ModelInfo]:
     Raises:
         RunStopped: the model, a class name or the device is wrong, or the model is not the one of the run.
     """
+    import torch
+
+    from detr.detector import Detector
+
     torch.set_num_threads(spec.threads)
     network, info = load_model(spec.model, spec.table_options)
     if spec.model_sha256 and info.sha256 != spec.model_sha256:
@@ -75,6 +83,10 @@ def build_detector(spec: LabelerSpec) -> tuple[Detector, ModelInfo]:
 
 def build_decoder(spec: LabelerSpec, detector: Detector) -> Decoder:
     """Return what decodes the images: in this process, or where they can kill a child process only."""
+    from pipelines.labelling.decoding import DecoderHere, limits_for
+    from pipelines.labelling.isolated_decoding import DecoderInChild
+    from pipelines.labelling.watched_decoding import WatchedDecoder, end_process
+
     limits = limits_for(spec.max_pixels, spec.decode_seconds)
     if not spec.isolated:
         return WatchedDecoder(DecoderHere(detector, max_pixels=spec.max_pixels), limits, on_hang=end_process)
@@ -94,6 +106,9 @@ def build_labeler(spec: LabelerSpec) -> Labeler:
         RunStopped: see `build_detector`.
         StoreError: the table's store refused.
     """
+    from pipelines.labelling.fetching import CLIENT_SECONDS, Fetcher
+    from pipelines.labelling.labeler import Labeler
+
     detector, info = build_detector(spec)
     if detector.device.type == "cpu":
         keep_freed_memory()

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
-from math import ceil
 from typing import Final, Literal
 
+from pipelines.labelling.cutting import IsLabelled, Look, Selection, cut_segments, select
 from pipelines.labelling.labelled import read_labelled
 from pipelines.labelling.manifest import (
     SEGMENT_SHARDS,
-    Counts,
     PlannedSegment,
     Position,
     Segment,
@@ -24,17 +21,18 @@ from pipelines.labelling.manifest import (
 )
 from pipelines.labelling.publish import read_done
 from pipelines.labelling.run import find_unfinished, sealed_sentence
-from pipelines.lake.listing import DUPLICATE, LakeObject, Listed, Listing, Skipped, check_addresses, list_objects
-from pipelines.lake.sample import draw_sample
+from pipelines.lake.listing import Listing, check_addresses, list_objects
 from pipelines.stopped import RunStopped
 from pipelines.store import Store, StoreError, StoreOptions, check_no_secret, open_store
 from pipelines.table import check_kept
 
 __all__ = [
     "SEGMENT_SHARDS",
+    "Look",
     "PlanConfig",
     "PlanSummary",
     "PlannedSegment",
+    "Selection",
     "cut_segments",
     "read_kept_schema",
     "read_manifest",
@@ -45,14 +43,6 @@ __all__ = [
 
 GPU_SHARD_IMAGES: Final = 2_048  # fewer than a thousand cannot fill shape buckets
 CPU_SHARD_IMAGES: Final = 64
-
-# Of a lake of which little is new, a few images are worth a segment after so many that were listed: labelling begins
-# within seconds, and an interrupted planning has not to list the whole lake again.
-SEGMENT_LISTED: Final = 1_000_000
-
-_LOOKUP_IMAGES = 8_192  # looked up in the labelled keys at once
-
-IsLabelled = Callable[[Sequence[LakeObject]], Iterable[bool]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +138,7 @@ def summarise_plan(config: PlanConfig) -> PlanSummary:
         raise RunStopped(f"cannot read the table {table.uri}: {error}") from error
     segments, position = 0, Position()
     for segment in cut_segments(
-        _select(listing, None, sample=config.sample, seed=config.seed),
+        select(listing, None, Selection(sample=config.sample, seed=config.seed)),
         labelled.contains,
         shard_images=config.shard_images,
         max_images=config.max_images,
@@ -171,52 +161,6 @@ def summarise_plan(config: PlanConfig) -> PlanSummary:
     )
 
 
-def cut_segments(
-    listed: Iterable[Listed],
-    is_labelled: IsLabelled,
-    *,
-    shard_images: int,
-    max_images: int | None = None,
-    spread: int = 1,
-    start: tuple[int, Position] = (0, Position()),
-) -> Iterator[Segment]:
-    """Cut what is not labelled yet into shards of `shard_images`, and these into segments of 64, in listing order.
-
-    A segment may be shorter at each millionth image listed and at the end, where it may have no shard at all. Equal
-    listings give equal shards wherever the cutting was taken up again. Holds one segment.
-
-    Args:
-        listed: What is listed behind `start`.
-        is_labelled: Tells it for many objects at once.
-        shard_images: How many images a shard has.
-        max_images: After how many listed images to end, labelled ones and those before `start` included.
-        spread: Into about how many shards, at least, a shorter segment is cut: all actors work to the end.
-        start: The number of the first segment, and the position behind the segment before.
-
-    Raises:
-        RunStopped: the listing is not in the order of URIs.
-    """
-    index, position = start
-    counts = _Tally(position)
-    images: list[LakeObject] = []
-    for item, done in _with_labelled(listed, is_labelled):
-        if max_images is not None and counts.listed == max_images:
-            break
-        counts.add(item, is_labelled=done)
-        if isinstance(item, Skipped):
-            continue
-        if not done:
-            images.append(item)
-        is_full = len(images) == shard_images * SEGMENT_SHARDS
-        if is_full or (images and counts.listed % SEGMENT_LISTED == 0):
-            shards = _cut(images, shard_images, spread)
-            yield Segment(index, shards, counts.position(shards=len(shards)))
-            index += 1
-            images = []
-    shards = _cut(images, shard_images, spread)
-    yield Segment(index, shards, counts.position(shards=len(shards)), is_last=True)
-
-
 def write_plan(
     table: Store,
     run_id: str,
@@ -224,10 +168,9 @@ def write_plan(
     is_labelled: IsLabelled,
     *,
     shard_images: int,
-    max_images: int | None = None,
-    sample: int | None = None,
-    seed: int = 0,
-    spread: int = 1,
+    selection: Selection | None = None,
+    spread: Callable[[], int] = lambda: 1,
+    look: Look | None = None,
 ) -> Iterator[PlannedSegment]:
     """Yield the segments of a run's plan, each when it is durable: first those that are, then the rest as it is listed.
 
@@ -241,10 +184,10 @@ def write_plan(
         listing: The images.
         is_labelled: Tells which are labelled already, as read after the run was begun.
         shard_images: How many images a shard has, the same whenever the run is resumed.
-        max_images: Take the first N images listed.
-        sample: Draw N images listed at random.
-        seed: What the draw depends on.
-        spread: Into about how many shards, at least, a shorter segment is cut: a few for each actor.
+        selection: Which of the images; None: all of them.
+        spread: Tells into about how many shards, at least, a shorter segment is cut: a few for each actor. Asked only
+            when there is something to cut.
+        look: What was read of the listing before the run was begun, where nothing was added to the table since.
 
     Raises:
         RunStopped: the run was sealed, or a source cannot be listed further.
@@ -259,16 +202,22 @@ def write_plan(
             f"the kept columns have other types than when run {run_id} began ({read_kept_schema(table, run_id)}). "
             "Restore the list of URIs, or give --new-run to seal the run and plan afresh."
         )
+    selection = selection or Selection()
+    if index:
+        look = None  # this run has more of a plan than what was read
     while not ended:
-        listed = _select(listing, position.last_uri, sample=sample, seed=seed)
-        segments = cut_segments(
-            listed,
-            is_labelled,
-            shard_images=shard_images,
-            max_images=max_images,
-            spread=spread,
-            start=(index, position),
-        )
+        if look is not None:
+            segments = look.segments(shard_images=shard_images, spread=spread())
+        else:
+            segments = cut_segments(
+                select(listing, position.last_uri, selection),
+                is_labelled,
+                shard_images=shard_images,
+                max_images=selection.max_images,
+                spread=spread(),
+                start=(index, position),
+            )
+        look = None
         for segment, ending in _with_ending(segments):
             planned, is_ours = write_segment(table, run_id, segment, listing.kept_schema, ending=ending)
             yield from _open_segment(table, run_id, planned)
@@ -292,76 +241,3 @@ def _open_segment(table: Store, run_id: str, planned: PlannedSegment) -> Iterato
         raise RunStopped(sealed_sentence(table, run_id))
     if planned.ending is None:
         yield planned
-
-
-def _select(listing: Listing, after: str | None, *, sample: int | None, seed: int) -> Iterator[Listed]:
-    if sample is None:
-        return listing.after(after)
-    drawn = draw_sample(listing, sample, seed=seed)
-    return drawn if after is None else (item for item in drawn if item.uri > after)
-
-
-def _with_labelled(listed: Iterable[Listed], is_labelled: IsLabelled) -> Iterator[tuple[Listed, bool]]:
-    stream = iter(listed)
-    while batch := list(islice(stream, _LOOKUP_IMAGES)):
-        done = iter(is_labelled([item for item in batch if isinstance(item, LakeObject)]))
-        for item in batch:
-            yield item, bool(next(done)) if isinstance(item, LakeObject) else False
-
-
-def _cut(images: Sequence[LakeObject], shard_images: int, spread: int) -> tuple[tuple[LakeObject, ...], ...]:
-    """Return shards of a segment: of `shard_images` where it is full, else smaller ones, about `spread` of them."""
-    most = max(1, min(shard_images, ceil(len(images) / min(spread, SEGMENT_SHARDS))))
-    return tuple(tuple(images[first : first + most]) for first in range(0, len(images), most))
-
-
-class _Tally:
-    """Counts along a listing, going on from a position."""
-
-    def __init__(self, position: Position) -> None:
-        counts = position.counts
-        self._last_uri, self._last_image = position.last_uri, position.last_uri
-        self._images, self._size_bytes, self._unknown = counts.images, counts.size_bytes, counts.unknown_sizes
-        self._shards, self._labelled, self._duplicates = counts.shards, counts.labelled, counts.duplicates
-        self._skipped = Counter(counts.skipped)
-
-    @property
-    def listed(self) -> int:
-        return self._images + self._labelled
-
-    def add(self, item: Listed, *, is_labelled: bool) -> None:
-        is_image = isinstance(item, LakeObject)
-        before = self._last_image if is_image else self._last_uri
-        if before is not None and (item.uri <= before if is_image else item.uri < before):
-            raise RunStopped(
-                f"the listing is out of order: {item.uri} came after {before}. "
-                "Two runs would not see the same images; give a list of URIs instead."
-            )
-        self._last_uri = item.uri
-        if isinstance(item, Skipped):
-            if item.reason == DUPLICATE:
-                self._duplicates += item.count
-            else:
-                self._skipped[item.reason] += item.count
-            return
-        self._last_image = item.uri
-        if is_labelled:
-            self._labelled += 1
-            return
-        self._images += 1
-        self._size_bytes += item.size or 0
-        self._unknown += item.size is None
-
-    def position(self, *, shards: int) -> Position:
-        """Return where the listing stands, with `shards` cut since this was last asked."""
-        self._shards += shards
-        counts = Counts(
-            self._images,
-            self._size_bytes,
-            self._unknown,
-            self._shards,
-            self._labelled,
-            self._duplicates,
-            dict(self._skipped),
-        )
-        return Position(self._last_uri, counts)

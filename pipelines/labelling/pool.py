@@ -4,10 +4,11 @@ What Ray 2.60 does when actors die, and why these settings, is in docs/decisions
 """
 
 import logging
+import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, cast
 
 import ray
@@ -15,12 +16,17 @@ import ray.data
 from ray.data import ActorPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
+from ray.experimental.internal_kv import (
+    _internal_kv_del,
+    _internal_kv_exists,
+    _internal_kv_initialized,
+    _internal_kv_put,
+)
 
 from pipelines.cluster import Pool, first_line, remote_sentence, room_sentence, silenced
 from pipelines.labelling.fetching import LakeUnreadable
-from pipelines.labelling.labeler import ShardReport
 from pipelines.labelling.labeler_spec import LabelerSpec, build_detector, build_labeler
-from pipelines.labelling.segments import Outcome
+from pipelines.labelling.outcome import Outcome, ShardReport
 from pipelines.models import ModelInfo
 from pipelines.stopped import RunStopped
 from pipelines.store import StoreError, without_secrets
@@ -38,10 +44,16 @@ class LabelShard:
 
     def __init__(self, spec: LabelerSpec) -> None:
         self._failure = ""
+        loading = _Loading(spec.pool)
+        if loading.has_killed():
+            self._failure = killed_sentence(spec)
+            return
         try:
             self._labeler = build_labeler(spec)
-        except (StoreError, RunStopped) as error:
-            self._failure = str(error)  # raised here, it would reach the driver as an actor's death
+        except (StoreError, RunStopped, ValueError, RuntimeError, OSError) as error:  # RuntimeError: CUDA's
+            self._failure = first_line(error)  # raised here, it would reach the driver as an actor's death
+            return
+        loading.has_loaded()
 
     def __call__(self, row: Mapping[str, int]) -> dict[str, Any]:
         """Label the shard whose number the row carries; answer with a row of figures."""
@@ -58,10 +70,45 @@ class LabelShard:
         return _to_row(Outcome(report))
 
 
-def probe(spec: LabelerSpec, pool: Pool) -> ModelInfo:
-    """Load the model once in an actor that is never restarted, as the pool's actors will.
+class _Loading:
+    """What the actors of a pool know of each other's loading: whether one of them died of it, kept by Ray's head.
 
-    A model that kills its process while loading would otherwise be restarted by the pool again and again.
+    Ray Data restarts an actor that died in its constructor, with the same id, and without telling anybody: a model
+    that kills its process would be loaded again and again.
+    """
+
+    def __init__(self, pool: str) -> None:
+        self._prefix = f"ray-detr/{pool}/"
+        self._is_shared = bool(pool) and bool(_internal_kv_initialized())  # type: ignore[no-untyped-call]
+
+    def has_killed(self) -> bool:
+        """Say that this actor loads the model. Return whether it did so before, and no actor has ever finished."""
+        if not self._is_shared:
+            return False  # not an actor of a pool
+        has_begun = _internal_kv_put(f"{self._prefix}{ray.get_runtime_context().get_actor_id()}", b"", overwrite=False)
+        return has_begun and not _internal_kv_exists(f"{self._prefix}loaded")
+
+    def has_loaded(self) -> None:
+        """Say that the model is loaded: from now on a death has another reason."""
+        if self._is_shared:
+            _internal_kv_put(f"{self._prefix}loaded", b"")
+
+    def forget(self) -> None:
+        """Remove what the actors said, in the driver."""
+        if self._is_shared and ray.is_initialized():
+            _internal_kv_del(self._prefix, del_by_prefix=True)
+
+
+def killed_sentence(spec: LabelerSpec) -> str:
+    """Return what is said when loading the model has killed a process."""
+    model = without_secrets(spec.model)
+    return f"the process that loaded {model} was killed: not enough memory, or a broken library on the node."
+
+
+def probe(spec: LabelerSpec, pool: Pool) -> ModelInfo:
+    """Load the model once where actors will, in a process that is never restarted; no actor becomes of it.
+
+    For what must be known before a run is begun or sealed, and only a node can tell. Takes as long as an actor's start.
 
     Raises:
         RunStopped: the model does not load, the process died, or no actor started in time.
@@ -77,9 +124,7 @@ def probe(spec: LabelerSpec, pool: Pool) -> ModelInfo:
     except (ray.exceptions.RaySystemError, ImportError) as error:
         raise RunStopped(f"the model {model} could not be tried: {remote_sentence(error)}") from error
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError) as error:
-        raise RunStopped(
-            f"the process that loaded {model} was killed: not enough memory, or a broken library on the node."
-        ) from error
+        raise RunStopped(killed_sentence(spec)) from error
     if isinstance(found, str):
         raise RunStopped(found)
     return found
@@ -102,11 +147,13 @@ def label_shards(
     Raises:
         RunStopped: the pool cannot go on.
     """
+    name = uuid.uuid4().hex
+    loading = _Loading(name)
     try:
         with warnings.catch_warnings():
             # 2.60 announces the end of max_restarts and max_task_retries for 2.64 and has no other name for them yet
             warnings.simplefilter("ignore")
-            dataset = _dataset(shards, spec, pool)
+            dataset = _dataset(shards, replace(spec, pool=name), pool)
         context = dataset.context  # its own copy: other pipelines of this process keep their settings
         context.max_errored_blocks = -1  # a dead actor costs the shards in flight on it, not the run
         context.wait_for_min_actors_s = ACTORS_WAIT_SECONDS
@@ -140,6 +187,8 @@ def label_shards(
         ) from error
     except RayError as error:
         raise RunStopped(f"the actor pool cannot go on: {remote_sentence(error)}") from error
+    finally:
+        loading.forget()
 
 
 def _dataset(shards: Sequence[int], spec: LabelerSpec, pool: Pool) -> ray.data.Dataset:
@@ -183,4 +232,4 @@ def _from_row(row: Mapping[str, Any]) -> Outcome:
     if fields is None:
         return Outcome(failure=row["failure"], loss=row["loss"])
     errors = {error["kind"]: error["count"] for error in fields["errors"] or []}
-    return Outcome(ShardReport(**{**fields, "errors": errors}))
+    return Outcome(ShardReport(**{**fields, "errors": errors, "notes": tuple(fields["notes"] or ())}))

@@ -14,7 +14,10 @@ from pipelines.stopped import RunStopped
 from pipelines.store import NotFound, Store, join_uri
 from pipelines.strict_json import parse_object, text_field
 
-RECORD_VERSION: Final = 1
+RECORD_VERSION: Final = 2  # version 1 has no `precision`
+
+OLD_PRECISION: Final = "fp32"  # of unfinished runs from before "auto" was resolved once for all nodes
+PRECISIONS: Final = ("fp32", "tf32", "bf16", "fp16")
 
 # A run is begun by creating the next number of this sequence, which only one starter can do while the run before has
 # ended. So a table never has two unfinished runs, whose rows could be of the same images, whatever becomes of leases.
@@ -38,7 +41,8 @@ class RunRequest:
         model: `name@sha256[:12]`, as rows say it.
         model_sha256: of the model's weights, whole.
         configuration: What decides which rows come out, as values of JSON; a resumed run must be given the same.
-        shard_images: How many images a shard of a new run has; a resumed run keeps its own.
+        shard_images: How many images a shard of a new run has; None: as many as suit the device. A resumed run keeps
+            its own.
         versions: Of the code and its packages, for the record.
         run_id: The run's name; None makes one of the time.
     """
@@ -46,12 +50,12 @@ class RunRequest:
     model: str
     model_sha256: str
     configuration: Mapping[str, object]
-    shard_images: int
+    shard_images: int | None
     versions: Mapping[str, str]
     run_id: str | None = None
 
     def __post_init__(self) -> None:
-        if self.shard_images < 1:
+        if self.shard_images is not None and self.shard_images < 1:
             raise ValueError(f"shard images: {self.shard_images} is not a number of images; give 1 or more.")
         if self.run_id is not None:
             check_run_id(self.run_id)
@@ -59,7 +63,20 @@ class RunRequest:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The record of a run, written when it begins and never changed. `number` is its place among its table's runs."""
+    """The record of a run, written when it begins and never changed.
+
+    Attributes:
+        run_id: Its name.
+        number: Its place among its table's runs.
+        model: `name@sha256[:12]`, as rows say it.
+        model_sha256: Of the model's weights, whole.
+        configuration: What decides which rows come out, as it was asked for.
+        shard_images: How many images a shard has.
+        versions: Of the code and its packages.
+        started_at: When it began, UTC.
+        precision: What the network computes in on every node, "auto" resolved. Runs of earlier releases that were
+            asked for "auto" have none in their record: fp32.
+    """
 
     run_id: str
     number: int
@@ -69,6 +86,7 @@ class Run:
     shard_images: int
     versions: Mapping[str, str]
     started_at: datetime
+    precision: str = OLD_PRECISION
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,44 +120,61 @@ def new_run_id(now: datetime, tail: str) -> str:
     return f"{now:%Y%m%d-%H%M%S}-{tail}"
 
 
-def start_run(table: Store, request: RunRequest, *, now: datetime, tail: str) -> tuple[Run, bool]:
-    """Return the run to work on, and whether it was begun before: the table's unfinished run, else a new one.
+def resume_run(table: Store, run: Run, request: RunRequest) -> Run:
+    """Return the table's unfinished run, to be worked on as it was begun.
 
-    Of several starters at the same moment one begins the run and the others are given it as begun before. What is
-    labelled already is to be read after this: from here on no earlier run adds rows to the table.
+    What is labelled already is to be read after this: from here on no earlier run adds rows to the table.
+
+    Raises:
+        RunStopped: the run was asked for something else.
+        StoreError: the store refused.
+    """
+    _check_same(run, request)
+    put_once(table, run_key(run.run_id, "run.json"), _encode(run))  # its starter may have died before
+    return run
+
+
+def begin_run(
+    table: Store, request: RunRequest, *, after: Run | None, shard_images: int, precision: str, now: datetime, tail: str
+) -> Run | None:
+    """Begin the next run of a table; None: another start has begun one since `after` was the last.
+
+    Where it is begun, no row was added to the table since `after` had ended: what was read of it since then still
+    holds, and from here on no earlier run adds rows.
 
     Args:
         table: The table.
         request: What the run shall do.
+        after: The table's last run, which had ended when it was looked at; None: it had none.
+        shard_images: How many images a shard has, unless the request says so.
+        precision: What the network computes in on every node.
         now: The time, UTC.
         tail: Four random hexadecimal digits.
 
     Raises:
-        RunStopped: the unfinished run was asked for something else, or the run's name is taken.
+        RunStopped: the run's name is taken.
         StoreError: the store refused; nothing is begun, or the same start resumes it.
     """
-    while True:
-        latest = latest_run(table)
-        if latest is not None and read_end(table, latest.run_id) is None:
-            _check_same(latest, request)
-            put_once(table, run_key(latest.run_id, "run.json"), _encode(latest))  # its starter may have died before
-            return latest, True
-        run = Run(
-            run_id=request.run_id or new_run_id(now, tail),
-            number=latest.number + 1 if latest else 1,
-            model=request.model,
-            model_sha256=request.model_sha256,
-            configuration=_as_json(request.configuration),
-            shard_images=request.shard_images,
-            versions=dict(request.versions),
-            started_at=now,
-        )
-        if _exists(table, run_key(run.run_id, "run.json")):
-            raise RunStopped(f"run {run.run_id} of {table.uri} has ended already. Give another --run-id, or none.")
-        if put_once(table, _sequence_key(run.number), _encode(run)) == _encode(run):
-            put_once(table, run_key(run.run_id, "run.json"), _encode(run))
-            return run, False
-        # somebody else began that number since we looked: look again
+    number = after.number + 1 if after else 1
+    if _exists(table, _sequence_key(number)):
+        return None  # looked at first: a run of the name that was asked for may be the one that was begun
+    run = Run(
+        run_id=request.run_id or new_run_id(now, tail),
+        number=number,
+        model=request.model,
+        model_sha256=request.model_sha256,
+        configuration=_as_json(request.configuration),
+        shard_images=request.shard_images or shard_images,
+        versions=dict(request.versions),
+        started_at=now,
+        precision=precision,
+    )
+    if _exists(table, run_key(run.run_id, "run.json")):
+        raise RunStopped(f"run {run.run_id} of {table.uri} has ended already. Give another --run-id, or none.")
+    if put_once(table, _sequence_key(run.number), _encode(run)) != _encode(run):
+        return None
+    put_once(table, run_key(run.run_id, "run.json"), _encode(run))
+    return run
 
 
 def find_unfinished(table: Store) -> Run | None:
@@ -299,18 +334,25 @@ def _read(table: Store, number: int) -> Run:
     except ValueError as error:
         raise _damaged(uri) from error
     version = record.pop("record_version", None)
-    if version != RECORD_VERSION:
+    if version not in (1, RECORD_VERSION) or isinstance(version, bool):
         raise RunStopped(
             f"{uri} is a run record of version {_brief(version)}, this is version {RECORD_VERSION}. Use the release "
             "that began the run."
         )
     # the name becomes part of keys: a damaged record must not lead out of the run's folder
     kinds = {"run_id": str, "number": int, "shard_images": int, "model": str, "model_sha256": str,
-             "configuration": dict, "versions": dict, "started_at": str}  # fmt: skip
+             "configuration": dict, "versions": dict, "started_at": str, "precision": str}  # fmt: skip
+    if version == 1:
+        if "precision" in record or not isinstance(record.get("configuration"), dict):
+            raise _damaged(uri)
+        asked = record["configuration"].get("precision")
+        record["precision"] = asked if asked in PRECISIONS else OLD_PRECISION
     if record.keys() != kinds.keys() or any(type(record[name]) is not kind for name, kind in kinds.items()):
         raise _damaged(uri)
     # another number than its name's would let a starter look for the next run for ever
     if record["number"] != number or record["shard_images"] < 1 or not _RUN_ID.fullmatch(record["run_id"]):
+        raise _damaged(uri)
+    if record["precision"] not in PRECISIONS:
         raise _damaged(uri)
     try:
         return Run(**{**record, "started_at": datetime.fromisoformat(record["started_at"])})

@@ -3,31 +3,15 @@
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 
-from pipelines.labelling.labeler import ShardReport
 from pipelines.labelling.manifest import SEGMENT_SHARDS, PlannedSegment
+from pipelines.labelling.outcome import Outcome, ShardReport
 from pipelines.labelling.publish import THREADS, Done, publish_group, read_done
 from pipelines.labelling.run import Run
 from pipelines.stopped import RunStopped
 from pipelines.store import Store
 
 MOST_PASSES = 3  # times that a shard is run that is lost each time
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one shard: one of the three is there.
-
-    Attributes:
-        report: it is labelled.
-        failure: the sentence of a system failure, which stops the run.
-        loss: why it was given up, though nothing is wrong with the world; it is run again like one whose process died.
-    """
-
-    report: ShardReport | None = None
-    failure: str | None = None
-    loss: str | None = None
 
 
 LabelMissing = Callable[[Sequence[int], bool], Iterator[Outcome]]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from detr.checkpoint import CheckpointError, load, save
 from detr.model import Detr
-from detr.tensor_files import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHT_FILES
+from detr.model_directory import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHT_FILES
 from pipelines.labelling.run import check_run_id
 from pipelines.stopped import RunStopped
 from pipelines.store import NotFound, Store, join_uri
@@ -372,7 +372,9 @@ def load_checkpoint(store: Store, saved: SavedCheckpoint) -> LoadedCheckpoint:
         try:
             model = load(folder)
         except CheckpointError as error:
-            raise damaged(store, _key(saved.name, WEIGHTS_FILE)) from error
+            place = join_uri(store.uri, f"{_CHECKPOINTS}{saved.name}")
+            reason = str(error).replace(folder, place)
+            raise RunStopped(f"the model of {place} cannot be loaded: {reason}") from error
     return LoadedCheckpoint(Position(saved.epoch, saved.step_in_epoch, saved.step), training["record"], tensors, model)
 
 

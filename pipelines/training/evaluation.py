@@ -9,9 +9,10 @@ from typing import Any, Final
 
 from detr.average_precision import average_precision
 from detr.coco_results import ResultRow, merge_results, result_rows
-from detr.detector import Detector, Precision
+from detr.detector import Detector
 from detr.images import ImageError
 from detr.model import Detr
+from detr.precision import Precision
 from pipelines.evaluation.annotations import truth_sha256
 from pipelines.shards.reader import decode_training_image
 from pipelines.stopped import RunStopped

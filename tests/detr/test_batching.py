@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detr.batching import LEFTOVER_PADDING, Batch, HostBatch, Prepared, ahead, order_batches, pad
+from detr.batching import LEFTOVER_PADDING, MOST_EXACT_SHAPES, Batch, HostBatch, Prepared, ahead, order_batches, pad
 from detr.images import resize_shape
 
 SHAPES = st.lists(st.tuples(st.integers(1, 400), st.integers(1, 400)), max_size=60)
@@ -51,7 +51,8 @@ def test_every_image_fits_into_the_shape_of_its_batch(
     shapes: list[tuple[int, int]], batch_size: int, grid: int
 ) -> None:
     for batch in order_batches(shapes, batch_size=batch_size, grid=grid):
-        assert batch.height % grid == batch.width % grid == 0
+        is_exact = {shapes[i] for i in batch.indices} == {(batch.height, batch.width)}
+        assert is_exact or batch.height % grid == batch.width % grid == 0
         assert all(shapes[i][0] <= batch.height and shapes[i][1] <= batch.width for i in batch.indices)
 
 
@@ -75,8 +76,23 @@ def test_what_fills_batches_of_one_shape_is_not_mixed(
 
     for shape in set(shapes):
         alone = [batch for batch in batches if {shapes[i] for i in batch.indices} == {shape}]
-        if grid == 1:
+        if grid == 1 or len(set(shapes)) <= MOST_EXACT_SHAPES:
             assert sum(len(batch.indices) == batch_size for batch in alone) >= shapes.count(shape) // batch_size
+
+
+def test_full_batches_of_one_shape_are_not_padded_to_the_grid() -> None:
+    batches = order_batches([(800, 1066)] * 5 + [(800, 1070)], batch_size=2, grid=32)
+
+    assert batches == [Batch((0, 1), 800, 1066), Batch((2, 3), 800, 1066), Batch((4, 5), 800, 1088)]
+
+
+def test_with_a_grid_buckets_of_similar_aspect_are_joined_to_few_shapes() -> None:
+    shapes = [(800, 800 + 32 * step) for step in range(17) for _ in range(3)]
+
+    batches = order_batches(shapes, batch_size=2, grid=32)
+
+    # six shapes have full batches of their own, and five joined buckets hold the other shapes and the rest of these
+    assert len({(batch.height, batch.width) for batch in batches}) == 11
 
 
 def test_leftovers_of_like_shape_share_a_batch_and_others_do_not() -> None:
@@ -98,9 +114,11 @@ def test_padding_over_coco_s_sizes_stays_small(batch_size: int, bound: float) ->
 
     own = sum(height * width for height, width in shapes)
     padded = sum(len(batch.indices) * batch.height * batch.width for batch in batches)
-    assert padded / own - 1 <= bound  # measured: 0.018, 0.019, 0.021
-    assert len({(batch.height, batch.width) for batch in batches}) <= 50
-    assert len(batches) <= 1.15 * 2048 / batch_size
+    assert padded / own - 1 <= bound  # measured: 0.021 at every size
+    assert len({(batch.height, batch.width) for batch in batches}) <= 17
+    assert len(batches) <= 1.12 * 2048 / batch_size
+    exact = [batch for batch in batches if {shapes[i] for i in batch.indices} == {(batch.height, batch.width)}]
+    assert sum(len(batch.indices) for batch in exact) >= 0.5 * 2048  # without padding: measured 0.60, 0.59, 0.56
 
 
 def coco_like_sizes(draw: random.Random, count: int) -> list[tuple[int, int]]:

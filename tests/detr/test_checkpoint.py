@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from detr import checkpoint
+from detr import checkpoint, references
 from detr.checkpoint import CheckpointError, fingerprint, load, model_files, save
 from detr.classes import Category
 from detr.config import VARIANTS, BackboneConfig, DetrConfig
@@ -182,7 +182,7 @@ def test_a_save_that_fails_leaves_the_old_model_and_nothing_else(saved: Path, mo
 
 def test_an_embedded_model_is_known_by_its_name(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved.rename(saved.with_name("shapes"))
-    monkeypatch.setattr(checkpoint, "EMBEDDED", saved.parent)
+    monkeypatch.setattr(references, "EMBEDDED", saved.parent)
 
     assert same(load("shapes"), seeded(TINY))
     assert "or an embedded model (shapes)" in refusal("shape")

@@ -1,13 +1,16 @@
 import io
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from detr.batching import Prepared
 from detr.classes import Category, UnknownClass
 from detr.config import BackboneConfig, DetrConfig
 from detr.detector import WINDOW_IMAGES, AnyImage, Detector, choose_device, choose_precision
@@ -380,6 +383,24 @@ def test_float32_is_exact_in_the_network_and_as_it_was_afterwards(monkeypatch: p
     assert before[0] == "tf32"  # cuDNN's default, which rounds to 10 bits
     assert seen == [("ieee", "ieee")]
     assert (convolutions.fp32_precision, products.fp32_precision) == before
+
+
+@pytest.mark.parametrize(("sizes", "conversions"), [([(64, 85)] * 2, 7), ([(64, 85), (60, 80)], 11)])
+def test_half_precision_converts_no_weights(sizes: list[tuple[int, int]], conversions: int) -> None:
+    class Counting(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.count += func is torch.ops.aten._to_copy.default
+            return func(*args, **(kwargs or {}))
+
+    tiny = detector(precision="bf16")
+    batch = [Prepared(picture(height, width), height, width) for height, width in sizes]
+
+    with Counting() as counting:
+        tiny.detect(batch)
+
+    assert counting.count == conversions  # of pixels, positions, sizes, masks and what the heads read
 
 
 def test_precision_and_device_are_chosen_by_what_there_is() -> None:

@@ -22,6 +22,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import lru_cache
 from typing import Any, TypeVar
 from unittest.mock import patch
 
@@ -186,10 +187,17 @@ class SimulatedTensor(Tensor):
 
     @staticmethod
     def __new__(cls, elem: Tensor) -> SimulatedTensor:
-        made: SimulatedTensor = torch.Tensor._make_wrapper_subclass(
-            cls, elem.size(), strides=elem.stride(), storage_offset=elem.storage_offset(), dtype=elem.dtype,
-            layout=elem.layout, device="cpu",
-        )  # fmt: skip
+        # never an inference tensor: in inference mode PyTorch makes views of parameters, which are none
+        with torch.inference_mode(False):
+            made: SimulatedTensor = torch.Tensor._make_wrapper_subclass(
+                cls,
+                elem.size(),
+                strides=elem.stride(),
+                storage_offset=elem.storage_offset(),
+                dtype=elem.dtype,
+                layout=elem.layout,
+                device="cpu",
+            )
         made.elem = elem
         return made
 
@@ -305,6 +313,9 @@ def _run(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     if not on_device and not wants_device:
         made = func(*args, **kwargs)
         return _simulated().pin(made) if pins else made
+    if _is_composite(func):  # in inference mode PyTorch hands these over whole
+        with _Mode():
+            return func.decompose(*args, **kwargs)
     if kwargs.get("device") is not None:
         kwargs["device"] = torch.device("cpu")
 
@@ -333,6 +344,11 @@ def _run(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         return SimulatedTensor(value) if known is None else known
 
     return tree_map(wrapped, out)
+
+
+@lru_cache
+def _is_composite(func: Any) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
 
 
 def _values(value: Any) -> Any:

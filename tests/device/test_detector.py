@@ -95,8 +95,8 @@ def test_a_call_waits_once_for_each_batch(cuda: SimulatedCuda) -> None:
     assert cuda.waits["event"] <= 3  # none for a batch that ended before another which was waited for
 
 
-def test_auto_is_bf16_on_a_gpu_that_has_it(cuda: SimulatedCuda) -> None:
-    assert Detector(network(), device="cuda").precision == "bf16"
+def test_auto_is_fp16_on_a_gpu(cuda: SimulatedCuda) -> None:
+    assert Detector(network(), device="cuda").precision == "fp16"
 
 
 def test_nan_from_the_device_is_reported(cuda: SimulatedCuda) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,6 +129,18 @@ def test_what_does_not_wait_is_not_counted(cuda: SimulatedCuda, x: Tensor, use: 
     use(x)
 
     assert not cuda.waits
+
+
+@pytest.mark.parametrize("context", [torch.inference_mode, torch.no_grad])
+def test_without_gradients_the_rules_are_the_same(cuda: SimulatedCuda, x: Tensor, context: Callable[[], Any]) -> None:
+    linear = cuda.move(nn.Linear(3, 2))
+
+    with context():
+        assert linear(x).softmax(-1).device == MEMORY.to("cuda").device == cuda.device
+        with pytest.raises(MixedDevices):
+            linear(MEMORY)
+
+    assert dict(cuda.waits) == {"upload": 1}
 
 
 def test_an_image_of_the_device_is_not_a_numpy_array(x: Tensor) -> None:

@@ -20,7 +20,7 @@ import pytest
 from pipelines.labelling.lease import LEASE_KEY, LEASE_SECONDS
 from pipelines.labelling.plan import write_plan
 from pipelines.labelling.publish import commit_part
-from pipelines.labelling.run import Run, RunRequest, start_run
+from pipelines.labelling.run import Run, RunRequest
 from pipelines.labelling.seal import seal_run
 from pipelines.lake.listing import LakeObject, Listing
 from pipelines.store import Store, open_store
@@ -29,6 +29,7 @@ from tests.conftest import S3Server
 from tests.faults.checks import check_history, images_begun, labelled_uris, watched
 from tests.faults.conftest import ROOT, Drivers, wait_until
 from tests.faults.reader import table_files
+from tests.pipelines.labelling.runs import start_run
 
 pytestmark = [pytest.mark.long, pytest.mark.faults, pytest.mark.slow]
 

@@ -94,11 +94,31 @@ AFTERWARDS = """
     finally:
         sys.stderr.write("given up\\n")
 """
+CONNECTED_BY_ANOTHER_THREAD = """
+    import threading
+    is_connected, is_over = threading.Event(), threading.Event()
+    def connect():
+        with connected():
+            is_connected.set()
+            is_over.wait()
+    thread = threading.Thread(target=connect)
+    thread.start()
+    is_connected.wait()
+    try:
+        print("there", flush=True)
+        time.sleep(60)
+    finally:
+        is_over.set()
+        thread.join()
+        sys.stderr.write("given up\\n")
+"""
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize(("when", "said"), [(WHILE_CONNECTED, ""), (AFTERWARDS, "given up\n")])
+@pytest.mark.parametrize(
+    ("when", "said"), [(WHILE_CONNECTED, ""), (AFTERWARDS, "given up\n"), (CONNECTED_BY_ANOTHER_THREAD, "given up\n")]
+)
 def test_sigterm_is_ours_while_ray_is_connected_and_afterwards(when: str, said: str) -> None:
     imports = "import sys, time\nfrom jobs.exits import run\nfrom pipelines.cluster import connected\n"
     script = f"{imports}\ndef main(argv):{when}\nrun(main)\n"

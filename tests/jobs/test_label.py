@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -42,7 +43,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[LabelConfig]:
     """What the command asked the pipeline for, which answers with `SUMMARY`."""
     configs: list[LabelConfig] = []
 
-    def label(config: LabelConfig, *, on_progress: Callable[[Progress], None]) -> LabelSummary:
+    def label(config: LabelConfig, *, on_progress: Callable[[Progress], None], afterwards: ExitStack) -> LabelSummary:
         on_progress(Progress("planning"))
         configs.append(config)
         return replace(SUMMARY, max_error_rate=config.max_error_rate)
@@ -130,6 +131,21 @@ def test_the_result_is_on_standard_output_and_the_progress_on_standard_error(
     main(NEEDED)
 
     assert capfd.readouterr() == (report(SUMMARY) + "\n", "  planning\n")
+
+
+def test_the_result_is_printed_before_a_local_ray_is_ended(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    printed: list[str] = []
+
+    def label(config: LabelConfig, *, on_progress: object, afterwards: ExitStack) -> LabelSummary:
+        afterwards.callback(lambda: printed.append(capfd.readouterr().out))
+        return SUMMARY
+
+    monkeypatch.setattr(pipelines.labelling.label, "label", label)
+    main(NEEDED)
+
+    assert printed == [report(SUMMARY) + "\n"]
 
 
 def test_json_is_the_whole_summary(asked: list[LabelConfig], capfd: pytest.CaptureFixture[str]) -> None:

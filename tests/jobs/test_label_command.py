@@ -74,7 +74,7 @@ def test_a_run_on_a_cluster_that_is_there_ends_with_its_report_and_too_many_erro
     # nothing of Ray's: what is not ours would be read as a message of ours
     said = done.stderr.splitlines()
     assert said[-1].startswith("error: 1 of 4 images are errors, a share of 0.25, and --max-error-rate allows 0.05.")
-    stages = ["looking at images and table", "connecting to Ray", "loading scenes", "planning"]
+    stages = ["looking at images and table", "planning", "connecting to Ray"]
     assert [line.strip() for line in said[:-1] if not line.startswith("  label ")] == stages
 
 

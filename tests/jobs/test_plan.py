@@ -17,12 +17,13 @@ from jobs.plan import main, report, size
 from pipelines.labelling.labelled import labelled_keys
 from pipelines.labelling.plan import PlanConfig, PlanSummary, write_plan
 from pipelines.labelling.publish import commit_part
-from pipelines.labelling.run import RunRequest, start_run
+from pipelines.labelling.run import RunRequest
 from pipelines.lake.listing import LakeObject, list_objects
 from pipelines.models import load_model
 from pipelines.stopped import RunStopped
 from pipelines.store import StoreOptions, open_store
 from pipelines.table import Detected, Origin, Row, encode, rows_to_table
+from tests.pipelines.labelling.runs import start_run
 
 if TYPE_CHECKING:
     from pipelines.store import Store

@@ -15,11 +15,12 @@ from pipelines.labelling.lease import holding
 from pipelines.labelling.manifest import read_shard
 from pipelines.labelling.plan import write_plan
 from pipelines.labelling.publish import commit_part, publish_group
-from pipelines.labelling.run import Run, RunRequest, finish_run, start_run
+from pipelines.labelling.run import Run, RunRequest, finish_run
 from pipelines.lake.listing import LakeObject, Listing
 from pipelines.stopped import RunStopped
 from pipelines.store import Store, open_store
 from pipelines.table import NO_COLUMNS, Detected, Origin, Row, rows_to_table
+from tests.pipelines.labelling.runs import start_run
 
 NOW = datetime(2026, 11, 22, 18, 15, 3, tzinfo=UTC)
 FOUND = Detected([1], ("dog",), [0.5], [[0, 0, 1, 1]])
@@ -225,3 +226,8 @@ def test_what_is_wrong_with_the_line_is_wrong_use(
 
     assert left.value.code == 2
     assert sentence in capfd.readouterr().err
+
+
+def test_verifying_a_table_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunStopped, match=r"there is no table at file://.*/typo: it has neither runs nor rows"):
+        main(["--table", str(tmp_path / "typo"), "--verify"])

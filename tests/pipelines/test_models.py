@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import detr.checkpoint
+from detr.classes import Category
 from detr.config import BackboneConfig, DetrConfig
 from detr.model import Detr
-from pipelines import models
-from pipelines.models import load_model, short_name
+from pipelines import identities, models
+from pipelines.identities import Identified, identify_by_loading
+from pipelines.models import identify_model, load_model, short_name
 from pipelines.stopped import RunStopped
 from pipelines.store import Store, StoreOptions, open_store
 
@@ -40,6 +44,10 @@ def saved(folder: Path, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     detr.checkpoint.save(Detr(TINY).eval(), folder)
     return folder
+
+
+def forbidden(place: str) -> Identified:
+    raise AssertionError(f"a process was started for {place}")
 
 
 def upload(store: Store, folder: Path) -> None:
@@ -138,3 +146,116 @@ def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert models._cache() == Path.home() / ".cache" / "ray-detr" / "models"
+
+
+def test_a_model_is_identified_as_it_is_loaded_without_a_process(
+    tmp_path: Path, moto: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"{moto.bucket()}/ours"
+    upload(open_store(uri, moto.options()), saved(tmp_path / "ours"))
+    monkeypatch.setattr(identities, "_ask", forbidden)
+
+    assert (
+        identify_model(str(tmp_path / "ours"), StoreOptions()) == load_model(str(tmp_path / "ours"), StoreOptions())[1]
+    )
+    assert identify_model(f"file://{tmp_path}/ours", StoreOptions()) == load_model(uri, moto.options())[1]
+    assert identify_model(uri, moto.options()) == load_model(uri, moto.options())[1]
+    assert identify_model("scenes", StoreOptions()).id == "scenes@e6f655dc846c"
+
+
+def test_a_model_that_is_not_there_is_refused_without_a_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identities, "_ask", forbidden)
+
+    with pytest.raises(RunStopped, match="not-here: there is no such file or directory"):
+        identify_model(str(tmp_path / "not-here"), StoreOptions())
+    with pytest.raises(RunStopped, match=r"^model: the address s3://bucket/model carries a password"):
+        identify_model("s3://key:secret@bucket/model", StoreOptions())
+
+
+@pytest.mark.slow  # three processes import torch
+def test_a_pickled_model_is_identified_by_a_process_of_its_own(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "ours")
+    torch.save(load_model(str(folder), StoreOptions())[0].state_dict(), tmp_path / "detr-r50.pth")
+
+    with pytest.raises(RunStopped, match=r"^checkpoint .*detr-r50\.pth: .* It is not a DETR of this configuration"):
+        identify_model(str(tmp_path / "detr-r50.pth"), StoreOptions())
+
+    weights = load_file(folder / "model.safetensors")
+    torch.save(weights, folder / "pytorch_model.bin")
+    info = load_model(str(folder), StoreOptions())[1]
+    (folder / "model.safetensors").unlink()
+    assert identify_model(str(folder), StoreOptions()) == info
+
+
+def test_what_a_process_found_is_remembered_for_as_long_as_the_file_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pth, cache, asked = tmp_path / "model.pth", tmp_path / "identities", []
+
+    def ask(place: str) -> Identified:
+        asked.append(place)
+        return Identified(f"{len(asked)}" * 64, (Category(7, "cat"),))
+
+    monkeypatch.setattr(identities, "_ask", ask)
+    monkeypatch.setattr(identities, "SETTLED_SECONDS", 0.0)
+    pth.write_bytes(b"one")
+
+    first = identify_by_loading(pth, cache=cache)
+    assert identify_by_loading(pth, cache=cache) == first
+    assert asked == [str(pth)]
+
+    stamp = pth.stat().st_mtime_ns
+    pth.write_bytes(b"two")
+    os.utime(pth, ns=(stamp, stamp))  # the same size and time: the time of the change of its entry tells
+    assert identify_by_loading(pth, cache=cache).sha256 == "2" * 64
+
+    pth.rename(tmp_path / "detr-r50-dc5.pth")  # the name decides which network it is
+    assert identify_by_loading(tmp_path / "detr-r50-dc5.pth", cache=cache).sha256 == "3" * 64
+
+    monkeypatch.setattr(identities, "_code", lambda: "another version")
+    assert identify_by_loading(tmp_path / "detr-r50-dc5.pth", cache=cache).sha256 == "4" * 64
+
+    for entry in cache.iterdir():
+        entry.write_text('{"sha256": 4}')
+    assert identify_by_loading(tmp_path / "detr-r50-dc5.pth", cache=cache).sha256 == "5" * 64
+
+
+def test_what_a_process_found_of_a_file_that_may_be_changing_is_not_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pth, cache, asked = tmp_path / "model.pth", tmp_path / "identities", []
+    pth.write_bytes(b"one")
+
+    def ask(place: str) -> Identified:
+        asked.append(place)
+        pth.write_bytes(b"another")
+        return Identified("1" * 64, ())
+
+    monkeypatch.setattr(identities, "_ask", ask)
+    identify_by_loading(pth, cache=cache)  # it is younger than two seconds
+    assert not cache.exists()
+
+    monkeypatch.setattr(identities, "SETTLED_SECONDS", 0.0)
+    identify_by_loading(pth, cache=cache)  # it changed while it was loaded
+    assert not cache.exists()
+    assert len(asked) == 2
+
+
+def test_where_nothing_can_be_kept_a_model_is_identified_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "model.pth").touch()
+    monkeypatch.setattr(identities, "_ask", lambda _place: Identified("1" * 64, ()))
+    monkeypatch.setattr(identities, "SETTLED_SECONDS", 0.0)
+
+    assert identify_by_loading(tmp_path / "model.pth", cache=tmp_path / "file").sha256 == "1" * 64
+
+
+def test_a_process_that_dies_is_told_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identities, "_CHILD", "import os; os._exit(9)")
+
+    with pytest.raises(RunStopped, match=r"^the process that loaded /m\.pth on this machine ended with 9: not enough"):
+        identities._ask("/m.pth")

@@ -17,10 +17,11 @@ from pipelines.labelling.label import duckdb_query
 from pipelines.labelling.manifest import read_shard
 from pipelines.labelling.plan import write_plan
 from pipelines.labelling.publish import commit_part, publish_group
-from pipelines.labelling.run import RunRequest, finish_run, start_run
+from pipelines.labelling.run import RunRequest, finish_run
 from pipelines.lake.listing import LakeObject, Listing
 from pipelines.store import open_store
 from pipelines.table import Detected, Origin, Row, rows_to_table
+from tests.pipelines.labelling.runs import start_run
 
 NOW = datetime(2026, 11, 22, 18, 15, tzinfo=UTC)
 TAKEN = datetime(2024, 2, 29, 6, 30)  # noqa: DTZ001 - a camera's clock has no zone

@@ -14,15 +14,17 @@ from pathlib import Path
 import pytest
 
 import pipelines.labelling.label
+import pipelines.labelling.reach
 import pipelines.shards.sharding
 import pipelines.store.web
 from jobs.exits import run
 from pipelines.clock import SystemClock
 from pipelines.labelling.label import LabelConfig
 from pipelines.labelling.lease import holding
-from pipelines.labelling.run import RunRequest, start_run
+from pipelines.labelling.run import RunRequest
 from pipelines.stopped import LeaseHeld, RunStopped
 from pipelines.store import open_store
+from tests.pipelines.labelling.runs import start_run
 from tests.security.conftest import (
     HUB_TOKEN,
     KEY_ID,
@@ -119,7 +121,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "signed.csv").write_text(f"uri\nhttp://127.0.0.1:9/a.jpg?{SIGNED}\n")
     (tmp_path / "a.jpg").write_bytes(b"<html>not found</html>")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(pipelines.labelling.label, "REACH_SECONDS", 0.0)
+    monkeypatch.setattr(pipelines.labelling.reach, "REACH_SECONDS", 0.0)
     monkeypatch.setattr(pipelines.store.web, "RETRY_SECONDS", 0.0)
     monkeypatch.setattr(pipelines.shards.sharding, "REACH_SECONDS", 0.0)
     return tmp_path

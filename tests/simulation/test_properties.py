@@ -18,8 +18,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from pipelines.labelling.cutting import Selection
 from pipelines.labelling.run import find_unfinished, list_runs
-from pipelines.labelling.start import Selection
 from pipelines.stopped import RunStopped
 from pipelines.table import PASSING_KINDS
 from tests.simulation.world import Crash, Fault, World, Writer, small_segments

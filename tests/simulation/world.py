@@ -17,13 +17,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 from unittest.mock import patch
 
-from pipelines.labelling.labeler import ShardReport
+from pipelines.labelling.cutting import Selection
+from pipelines.labelling.driver import RunResult, Workforce, run_labelling
 from pipelines.labelling.lease import LEASE_KEY, LEASE_SECONDS, Lease, Process, acquire, release, renew
 from pipelines.labelling.manifest import PlannedSegment, read_manifest, read_shard
+from pipelines.labelling.outcome import Outcome, ShardReport
 from pipelines.labelling.publish import commit_part
 from pipelines.labelling.run import Run, RunRequest, find_unfinished, list_runs
-from pipelines.labelling.segments import Outcome
-from pipelines.labelling.start import Finished, Selection, run_start
 from pipelines.labelling.verify import verify_table
 from pipelines.lake.listing import LakeObject, Listing
 from pipelines.store import Blob, Entry, NotFound, StoreDown
@@ -198,7 +198,7 @@ class Writer:
     dies: Callable[[int, bool], Literal["before", "after"] | None] = lambda _shard, _isolated: None
     is_leased: bool = False
 
-    def start(self, *, new_run: bool = False, selection: Selection | None = None) -> Finished:
+    def start(self, *, new_run: bool = False, selection: Selection | None = None) -> RunResult:
         """Run the command once: to its end, its crash, or a sentence."""
         self.starts += 1
         store = WriterStore(self.world, self.name)
@@ -207,14 +207,14 @@ class Writer:
 
     def _start(
         self, store: WriterStore, still_ours: Callable[[], None], *, new_run: bool, selection: Selection
-    ) -> Finished:
-        return run_start(
+    ) -> RunResult:
+        return run_labelling(
             store,
             RunRequest(self.model, self.model, {"threshold": self.threshold}, 1, {}),
             Listing((self._list,), NO_COLUMNS),
             selection,
+            self,
             new_run=new_run,
-            label_shards=self._label,
             plan_ahead=LazyPlan,
             publisher=Inline(),
             clock=self.world.clock,
@@ -252,7 +252,21 @@ class Writer:
     def _list(self, after: str | None) -> Iterator[LakeObject]:
         return iter([LakeObject(uri, etag) for uri, etag in sorted(self.world.lake.items()) if uri > (after or "")])
 
-    def _label(self, run: Run, shards: Sequence[int], *, isolated: bool) -> Iterator[Outcome]:
+    def prepare(self) -> None:
+        """Do nothing: it can label at once."""
+
+    def try_model(self) -> None:
+        """Do nothing: it has no model."""
+
+    def workforce(self) -> Workforce:
+        """Return that of one process."""
+        return Workforce(shard_images=1, spread=1, precision="fp32")
+
+    def why_no_shard(self) -> str:
+        """Return no reason."""
+        return ""
+
+    def label(self, run: Run, shards: Sequence[int], *, isolated: bool) -> Iterator[Outcome]:
         store = WriterStore(self.world, self.name)
         for shard in shards:
             death = self.dies(shard, isolated)
@@ -292,7 +306,7 @@ def expected(uri: str, etag: str) -> float:
 def small_segments() -> Iterator[None]:
     """Have segments of few shards, so that a run of twenty has several: all of a test runs in this."""
     with (
-        patch("pipelines.labelling.plan.SEGMENT_SHARDS", SEGMENT_SHARDS),
+        patch("pipelines.labelling.cutting.SEGMENT_SHARDS", SEGMENT_SHARDS),
         patch("pipelines.labelling.manifest.SEGMENT_SHARDS", SEGMENT_SHARDS),
         patch("pipelines.labelling.segments.SEGMENT_SHARDS", SEGMENT_SHARDS),
     ):

@@ -14,7 +14,7 @@ import torch
 from detr.checkpoint import save
 from detr.config import BackboneConfig, DetrConfig
 from detr.model import Detr
-from detr.tensor_files import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHT_FILES
+from detr.model_directory import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHT_FILES
 from pipelines.models import load_model
 from pipelines.stopped import RunStopped
 from pipelines.store import StoreOptions

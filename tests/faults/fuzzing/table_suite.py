@@ -13,15 +13,15 @@ import pyarrow as pa
 from pipelines.clock import SystemClock
 from pipelines.exports.export import ExportConfig, copy_rows
 from pipelines.labelling.changed_back import without_second_rows
+from pipelines.labelling.cutting import Selection
+from pipelines.labelling.driver import Workforce, run_labelling
 from pipelines.labelling.history import summarise_runs
-from pipelines.labelling.labeler import ShardReport
 from pipelines.labelling.labelled import read_labelled
 from pipelines.labelling.manifest import PlannedSegment, read_complete, read_kept_schema, read_manifest, read_shard
+from pipelines.labelling.outcome import Outcome, ShardReport
 from pipelines.labelling.plan import write_plan
 from pipelines.labelling.publish import commit_part, publish_group, read_done, remove_parts, verify_run
-from pipelines.labelling.run import Run, RunRequest, finish_run, list_runs, read_state, start_run
-from pipelines.labelling.segments import Outcome
-from pipelines.labelling.start import Selection, run_start
+from pipelines.labelling.run import Run, RunRequest, finish_run, list_runs, read_state
 from pipelines.labelling.verify import verify_table
 from pipelines.lake.listing import LakeObject, Listing
 from pipelines.published import published_files
@@ -30,6 +30,7 @@ from pipelines.store import Store, StoreError, join_uri, memory_store
 from pipelines.table import NO_COLUMNS, Detected, Origin, Row, decode, rows_to_table, table_schema
 from tests.faults.fuzzing.mutations import mutate, random_of
 from tests.faults.fuzzing.structures import damage_json, damage_parquet
+from tests.pipelines.labelling.runs import start_run
 
 NOW = datetime(2026, 11, 26, tzinfo=UTC)
 REQUEST = RunRequest("detr@123456789abc", "1" * 64, {"threshold": 0.5, "classes": None}, 1, {"ray-detr": "1"}, "run-1")
@@ -182,15 +183,35 @@ class _Plan:
         yield list(self._plan)
 
 
+class _Runner:
+    """Labels without a network, in this thread."""
+
+    def __init__(self, table: Store) -> None:
+        self._table = table
+
+    def prepare(self) -> None: ...
+
+    def try_model(self) -> None: ...
+
+    def workforce(self) -> Workforce:
+        return Workforce(shard_images=1, spread=1, precision="fp32")
+
+    def label(self, run: Run, shards: Sequence[int], *, isolated: bool) -> Iterator[Outcome]:
+        return _label(self._table, run, shards)
+
+    def why_no_shard(self) -> str:
+        return ""
+
+
 def _run(table: Store, *, new_run: bool) -> None:
     with ThreadPoolExecutor(1) as publisher:
-        run_start(
+        run_labelling(
             table,
             REQUEST if not new_run else RunRequest(**{**_fields(REQUEST), "run_id": "run-2"}),
             _listing(),
             Selection(),
+            _Runner(table),
             new_run=new_run,
-            label_shards=lambda run, shards, isolated: _label(table, run, shards),
             plan_ahead=_Plan,
             publisher=publisher,
             clock=SystemClock(),

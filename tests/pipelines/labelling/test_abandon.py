@@ -13,11 +13,12 @@ from pipelines.labelling.lease import LEASE_KEY, acquire, this_process
 from pipelines.labelling.manifest import PlannedSegment, read_shard
 from pipelines.labelling.plan import write_plan
 from pipelines.labelling.publish import commit_part, publish_group
-from pipelines.labelling.run import Run, RunRequest, finish_run, read_state, start_run
+from pipelines.labelling.run import Run, RunRequest, finish_run, read_state
 from pipelines.lake.listing import LakeObject, Listing
 from pipelines.stopped import LeaseHeld, RunStopped
 from pipelines.store import Store, memory_store
 from pipelines.table import NO_COLUMNS, Detected, Origin, Row, rows_to_table
+from tests.pipelines.labelling.runs import start_run
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 

@@ -11,12 +11,13 @@ from pipelines.labelling.history import RunSummary, summarise_runs
 from pipelines.labelling.manifest import PlannedSegment, read_shard
 from pipelines.labelling.plan import write_plan
 from pipelines.labelling.publish import commit_part, publish_group, verify_run
-from pipelines.labelling.run import Run, RunRequest, finish_run, run_key, start_run
+from pipelines.labelling.run import Run, RunRequest, finish_run, run_key
 from pipelines.labelling.seal import seal_run
 from pipelines.lake.listing import LakeObject, Listing
 from pipelines.stopped import RunStopped
 from pipelines.store import Store, memory_store
 from pipelines.table import NO_COLUMNS, Detected, Origin, Row, rows_to_table
+from tests.pipelines.labelling.runs import start_run
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 LATER = NOW + timedelta(hours=1)
@@ -26,7 +27,7 @@ FOUND = Detected([1, 1], ("dog", "dog"), [0.5, 0.5], [[0, 0, 1, 1]] * 2)
 @pytest.fixture(autouse=True)
 def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Segments of 2 shards of 2 images."""
-    monkeypatch.setattr("pipelines.labelling.plan.SEGMENT_SHARDS", 2)
+    monkeypatch.setattr("pipelines.labelling.cutting.SEGMENT_SHARDS", 2)
     monkeypatch.setattr("pipelines.labelling.manifest.SEGMENT_SHARDS", 2)
 
 

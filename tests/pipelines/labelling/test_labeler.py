@@ -62,7 +62,7 @@ class Careful(Detector):
 
     def __init__(self, *, threshold: float = 0.0) -> None:
         torch.manual_seed(0)
-        super().__init__(Detr(TINY).eval(), device="cpu", threshold=threshold)
+        super().__init__(Detr(TINY).eval(), device="cpu", threshold=threshold, batch_size=4)
         self.before: Callable[[], None] = lambda: None
         busy = threading.Lock()
         compute = self._network.detect
@@ -403,6 +403,8 @@ def test_on_a_device_with_memory_for_seven_images_every_row_is_as_with_batches_o
 
     assert (report.images, report.errors) == (30, {})
     assert detector.batch_size <= 7
+    assert report.notes[-1].startswith("cpu has too little memory for 15 images of 32 x 44 pixels")
+    assert labeler(memory_store(), lake, detector, [objects]).label(0).notes == ()
     for row, expected in zip(rows(small), rows(alone), strict=True):
         assert row["uri"] == expected["uri"]
         for found, other in zip(row["detections"], expected["detections"], strict=True):

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from pipelines.labelling.cutting import Look, Selection, select
 from pipelines.labelling.labelled import labelled_keys
 from pipelines.labelling.manifest import (
     SEGMENT_SHARDS,
@@ -32,11 +33,12 @@ from pipelines.labelling.manifest import (
     write_segment,
 )
 from pipelines.labelling.plan import PlanConfig, PlanSummary, cut_segments, summarise_plan, write_plan
-from pipelines.labelling.run import RunRequest, start_run
+from pipelines.labelling.run import RunRequest
 from pipelines.lake.listing import LakeObject, Listed, Listing, Skipped, list_objects
 from pipelines.stopped import RunStopped
 from pipelines.store import Store, StoreDown, memory_store, open_store
 from pipelines.table import NO_COLUMNS, Detected, Origin, Row, encode, rows_to_table
+from tests.pipelines.labelling.runs import start_run
 
 NAMES = st.lists(st.tuples(st.text("abc", max_size=4), st.sampled_from(["new", "labelled", "skipped"])), max_size=40)
 
@@ -71,15 +73,72 @@ def images(count: int) -> list[Listed]:
 def short_segments() -> Iterator[None]:
     """Segments of 4 shards, and of 7 images listed: a few images make many."""
     with (
-        patch("pipelines.labelling.plan.SEGMENT_SHARDS", 4),
+        patch("pipelines.labelling.cutting.SEGMENT_SHARDS", 4),
         patch("pipelines.labelling.manifest.SEGMENT_SHARDS", 4),
-        patch("pipelines.labelling.plan.SEGMENT_LISTED", 7),
+        patch("pipelines.labelling.cutting.SEGMENT_LISTED", 7),
     ):
         yield
 
 
 def planned_uris(table: Store, segments: Iterable[PlannedSegment]) -> list[list[str]]:
     return [[item.uri for item in read_shard(table, "run", shard)] for segment in segments for shard in segment.shards]
+
+
+@given(
+    names=NAMES,
+    shard_images=st.integers(1, 5),
+    spread=st.integers(1, 9),
+    most=st.none() | st.integers(1, 9),
+    sample=st.none() | st.integers(1, 9),
+)
+def test_a_listing_that_was_looked_at_first_is_cut_into_the_same_segments(
+    names: list[tuple[str, str]], shard_images: int, spread: int, most: int | None, sample: int | None
+) -> None:
+    lake = dict(names)
+    listing = listing_of(as_listing(lake))
+    selection = Selection(max_images=None if sample else most, sample=sample, seed=3)
+    with short_segments():
+        cut = list(
+            cut_segments(
+                select(listing, None, selection),
+                is_labelled(lake),  # type: ignore[arg-type]
+                shard_images=shard_images,
+                max_images=selection.max_images,
+                spread=spread,
+            )
+        )
+        look = Look(listing, is_labelled(lake), selection)  # type: ignore[arg-type]
+        has_new, counts = look.has_new, look.counts
+
+        assert list(look.segments(shard_images=shard_images, spread=spread)) == cut
+    assert has_new == any(segment.shards for segment in cut)
+    assert counts.images == 0
+    assert has_new or counts == cut[-1].position.counts
+
+
+def test_a_look_reads_no_more_of_a_listing_than_it_must() -> None:
+    read: list[str] = []
+
+    def stream(after: str | None) -> Iterator[Listed]:
+        for item in images(30_000):
+            read.append(item.uri)
+            yield item
+
+    look = Look(Listing((stream,), NO_COLUMNS), none_labelled, Selection())
+
+    assert look.has_new
+    assert len(read) <= 8_193  # what is looked up at once, and its source reads one ahead
+
+
+def test_what_was_looked_at_is_left_when_the_run_has_more_of_a_plan_already() -> None:
+    table = memory_store()
+    with short_segments():
+        list(write_plan(table, "run", listing_of(images(9)), none_labelled, shard_images=2))
+        look = Look(listing_of(images(20)), none_labelled, Selection())
+
+        segments = list(write_plan(table, "run", listing_of(images(20)), none_labelled, shard_images=2, look=look))
+
+    assert [image for segment in segments for image in segment.shard_images] == [2, 2, 2, 1, 2]
 
 
 @given(names=NAMES, shard_images=st.integers(1, 5), spread=st.integers(1, 70))
@@ -133,7 +192,7 @@ def test_where_little_is_new_a_segment_does_not_wait_for_its_64th_shard() -> Non
     def all_but_three_labelled(objects: Sequence[LakeObject]) -> list[bool]:
         return [item.uri not in new for item in objects]
 
-    with patch("pipelines.labelling.plan.SEGMENT_LISTED", 10):
+    with patch("pipelines.labelling.cutting.SEGMENT_LISTED", 10):
         segments = list(cut_segments(images(32), all_but_three_labelled, shard_images=8))
 
     assert [(segment.position.last_uri, segment.position.counts.images) for segment in segments] == [
@@ -286,7 +345,8 @@ def test_an_interrupted_plan_becomes_the_uninterrupted_one(
 
     def plan(table: Store) -> list[PlannedSegment]:
         first = None if sample else most
-        return list(write_plan(table, "run", listing, keys.contains, shard_images=1, sample=sample, max_images=first))
+        selection = Selection(sample=sample, max_images=first)
+        return list(write_plan(table, "run", listing, keys.contains, shard_images=1, selection=selection))
 
     whole, broken = memory_store(), memory_store()
     with short_segments():
@@ -389,7 +449,11 @@ def test_a_damaged_segment_is_noticed(data: bytes | None) -> None:
 
 def test_a_segment_that_does_not_go_on_from_the_one_before_is_noticed() -> None:
     table, other = planned_table(), memory_store()
-    list(write_plan(other, "run", listing_of(images(151)), none_labelled, shard_images=1, max_images=70))
+    list(
+        write_plan(
+            other, "run", listing_of(images(151)), none_labelled, shard_images=1, selection=Selection(max_images=70)
+        )
+    )
     table.put(segment_key("run", 1), other.get(segment_key("run", 1)).data)  # 6 shards, where 64 were planned before
     table.put(segment_key("run", 0), other.get(segment_key("run", 1)).data)
 

@@ -294,7 +294,7 @@ def test_what_exists_says_which_shards_are_missing() -> None:
 
 
 def test_a_run_is_verified_by_counting_its_files_against_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.labelling.plan.SEGMENT_SHARDS", 4)
+    monkeypatch.setattr("pipelines.labelling.cutting.SEGMENT_SHARDS", 4)
     monkeypatch.setattr("pipelines.labelling.manifest.SEGMENT_SHARDS", 4)
     table = memory_store()
     segments = planned(table, 20)

@@ -15,6 +15,7 @@ from pipelines.labelling.run import (
     End,
     Run,
     RunRequest,
+    begin_run,
     differences,
     end_run,
     find_unfinished,
@@ -24,10 +25,10 @@ from pipelines.labelling.run import (
     new_run_id,
     read_end,
     read_state,
-    start_run,
 )
 from pipelines.stopped import RunStopped
 from pipelines.store import Store, StoreDown, memory_store
+from tests.pipelines.labelling.runs import start_run
 
 NOW = datetime(2026, 11, 22, 18, 15, 3, tzinfo=UTC)
 REQUEST = RunRequest("detr@3f2a", "3f2a91", {"threshold": 0.05, "images": ("s3://lake",)}, 64, {"ray": "2.60.0"})
@@ -300,7 +301,7 @@ def test_finishing_twice_is_finishing() -> None:
 
 
 GOOD = {
-    "record_version": 1,
+    "record_version": 2,
     "run_id": "x",
     "number": 1,
     "model": "m",
@@ -309,7 +310,9 @@ GOOD = {
     "shard_images": 1,
     "versions": {},
     "started_at": "2026-11-22T18:15:03+00:00",
+    "precision": "bf16",
 }
+OLD = {**{name: value for name, value in GOOD.items() if name != "precision"}, "record_version": 1}
 
 
 @pytest.mark.parametrize(
@@ -330,7 +333,13 @@ GOOD = {
         (json.dumps({**GOOD, "started_at": "yesterday"}).encode(), "is damaged"),
         (json.dumps({**GOOD, "surprise": 1}).encode(), "is damaged"),
         (json.dumps({name: value for name, value in GOOD.items() if name != "model"}).encode(), "is damaged"),
-        (json.dumps({**GOOD, "record_version": 2}).encode(), "is a run record of version 2, this is version 1"),
+        (json.dumps({**GOOD, "precision": "auto"}).encode(), "is damaged"),
+        (json.dumps({**GOOD, "precision": None}).encode(), "is damaged"),
+        (json.dumps({**OLD, "record_version": 2}).encode(), "is damaged"),
+        (json.dumps({**OLD, "precision": "bf16"}).encode(), "is damaged"),
+        (json.dumps({**OLD, "configuration": None}).encode(), "is damaged"),
+        (json.dumps({**GOOD, "record_version": True}).encode(), "is a run record of version true, this is version 2"),
+        (json.dumps({**GOOD, "record_version": 3}).encode(), "is a run record of version 3, this is version 2"),
         (json.dumps({**GOOD, "record_version": "x" * 18}).encode(), f'is a run record of version "{"x" * 18}", this'),
         (json.dumps({**GOOD, "record_version": "x" * 19}).encode(), f'is a run record of version "{"x" * 19}..., this'),
     ],
@@ -341,6 +350,40 @@ def test_a_damaged_record_is_said(record: bytes, sentence: str) -> None:
 
     with pytest.raises(RunStopped, match=f"memory://store/_runs/_order/0000001.json {sentence}"):
         start(table)
+
+
+@pytest.mark.parametrize(
+    ("configuration", "precision"),
+    [({}, "fp32"), ({"precision": "auto"}, "fp32"), ({"precision": "bf16"}, "bf16"), ({"precision": 5}, "fp32")],
+)
+def test_a_record_of_before_precision_was_resolved_is_fp32_unless_another_was_asked_for(
+    configuration: dict[str, object], precision: str
+) -> None:
+    table = memory_store()
+    table.put("_runs/_order/0000001.json", json.dumps({**OLD, "configuration": configuration}).encode())
+
+    run = latest_run(table)
+
+    assert run is not None
+    assert run.precision == precision
+
+
+def test_a_run_is_begun_as_the_next_one_only() -> None:
+    table = memory_store()
+    first, _ = start(table)
+    finish(table, first)
+
+    def begin(after: Run | None) -> Run | None:
+        return begin_run(
+            table, replace(REQUEST, shard_images=None), after=after, shard_images=7, precision="bf16", now=NOW, tail="2"
+        )
+
+    assert begin(None) is None  # another start has begun number 1 since this one looked
+    second = begin(first)
+    assert second is not None
+    assert (second.number, second.shard_images, second.precision) == (2, 7, "bf16")
+    assert find_unfinished(table) == second
+    assert json.loads(table.get(f"_runs/{second.run_id}/run.json").data)["precision"] == "bf16"
 
 
 @pytest.mark.parametrize(
@@ -368,4 +411,4 @@ def test_the_good_record_of_these_tests_is_good() -> None:
     table = memory_store()
     table.put("_runs/_order/0000001.json", json.dumps(GOOD).encode())
 
-    assert latest_run(table) == Run("x", 1, "m", "s", {}, 1, {}, NOW)
+    assert latest_run(table) == Run("x", 1, "m", "s", {}, 1, {}, NOW, "bf16")

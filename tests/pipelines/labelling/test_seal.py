@@ -11,12 +11,13 @@ from pipelines.labelling.labelled import read_labelled
 from pipelines.labelling.manifest import PlannedSegment, read_manifest, read_shard
 from pipelines.labelling.plan import write_plan
 from pipelines.labelling.publish import commit_part, publish_group, verify_run
-from pipelines.labelling.run import End, Run, RunRequest, find_unfinished, finish_run, read_end, read_state, start_run
+from pipelines.labelling.run import End, Run, RunRequest, find_unfinished, finish_run, read_end, read_state
 from pipelines.labelling.seal import is_seal_begun, seal_run
 from pipelines.lake.listing import LakeObject, Listing
 from pipelines.stopped import RunStopped
 from pipelines.store import Store, StoreDown, memory_store
 from pipelines.table import NO_COLUMNS, Detected, Origin, Row, decode, rows_to_table
+from tests.pipelines.labelling.runs import start_run
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 LAKE = [LakeObject(f"s3://b/{number:03d}", "e") for number in range(14)]
@@ -25,7 +26,7 @@ LAKE = [LakeObject(f"s3://b/{number:03d}", "e") for number in range(14)]
 @pytest.fixture(autouse=True)
 def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Segments of 4 shards: 14 images make four."""
-    monkeypatch.setattr("pipelines.labelling.plan.SEGMENT_SHARDS", 4)
+    monkeypatch.setattr("pipelines.labelling.cutting.SEGMENT_SHARDS", 4)
     monkeypatch.setattr("pipelines.labelling.manifest.SEGMENT_SHARDS", 4)
 
 

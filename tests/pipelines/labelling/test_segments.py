@@ -7,13 +7,13 @@ from datetime import UTC, datetime
 
 import pytest
 
-from pipelines.labelling.labeler import ShardReport
 from pipelines.labelling.manifest import PlannedSegment, read_shard
+from pipelines.labelling.outcome import Outcome, ShardReport
 from pipelines.labelling.plan import write_plan
 from pipelines.labelling.publish import commit_part, read_done, remove_parts, table_file_key, verify_run
 from pipelines.labelling.run import Run
 from pipelines.labelling.seal import seal_run
-from pipelines.labelling.segments import Outcome, label_segments, publishing
+from pipelines.labelling.segments import label_segments, publishing
 from pipelines.lake.listing import LakeObject, Listing
 from pipelines.stopped import RunStopped
 from pipelines.store import Blob, Denied, NotFound, Store, memory_store

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pipelines.labelling.manifest import PlannedSegment, read_shard, segment_key
 from pipelines.labelling.plan import write_plan
 from pipelines.labelling.publish import commit_part, part_key, publish_group, remove_parts, verify_run
-from pipelines.labelling.run import Run, RunRequest, finish_run, start_run
+from pipelines.labelling.run import Run, RunRequest, finish_run
 from pipelines.labelling.seal import seal_run
 from pipelines.labelling.second_rows import find_second_rows
 from pipelines.labelling.verify import Verification, verify_table
@@ -23,6 +23,7 @@ from pipelines.lake.listing import LakeObject, Listing
 from pipelines.stopped import RunStopped
 from pipelines.store import Store, memory_store
 from pipelines.table import Detected, Origin, Row, decode, encode, read_metadata, rows_to_table
+from tests.pipelines.labelling.runs import start_run
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 KEPT = pa.schema([("station", pa.string())])
@@ -53,7 +54,7 @@ class Watch:
 @pytest.fixture(autouse=True)
 def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Segments of 2 shards of 2 images."""
-    monkeypatch.setattr("pipelines.labelling.plan.SEGMENT_SHARDS", 2)
+    monkeypatch.setattr("pipelines.labelling.cutting.SEGMENT_SHARDS", 2)
     monkeypatch.setattr("pipelines.labelling.manifest.SEGMENT_SHARDS", 2)
 
 

@@ -20,10 +20,10 @@ from detr.scene_files import write_scenes
 from pipelines.labelling import pool
 from pipelines.labelling.label import LabelConfig, label
 from pipelines.labelling.labeler_spec import LabelerSpec
+from pipelines.labelling.outcome import Outcome
 from pipelines.labelling.pool import LabelShard
 from pipelines.labelling.progress import Progress
 from pipelines.labelling.run import list_runs, read_state
-from pipelines.labelling.segments import Outcome
 from pipelines.stopped import RunStopped
 from pipelines.store import open_store
 
@@ -88,17 +88,25 @@ class NoneAtAll(LabelShard):
 
 @pytest.mark.ray
 def test_a_device_with_too_little_memory_labels_every_image_in_smaller_batches(
-    local_ray: str, config: LabelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    local_ray: str,
+    config: LabelConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    whole = replace(config, shard_images=15, batch_size=12, threshold=0.0)
+    write_scenes(tmp_path / "scenes", 64, 4, sizes={(96, 128): 1})  # four shards of 16
+    whole = replace(config, images=(str(tmp_path / "scenes"),), shard_images=16, batch_size=16, threshold=0.0)
     alone = replace(whole, table=str(tmp_path / "alone"), batch_size=1)
     label(alone)
     monkeypatch.setattr(pool, "LabelShard", AtMostSeven)
 
     summary = label(whole)
 
-    assert summary.errors == {"truncated": 1, "empty": 1, "not_an_image": 1}
-    assert names(whole) == lake_names(whole)
+    assert [record.message.partition(":")[0] for record in caplog.records] == [
+        "cpu has too little memory for 16 images of 192 x 256 pixels at once",
+        "cpu has too little memory for 8 images of 192 x 256 pixels at once",
+    ]
+    assert (summary.images, summary.errors) == (64, {})
     for row, expected in zip(rows(whole), rows(alone), strict=True):
         assert (row["uri"], row["error_kind"]) == (expected["uri"], expected["error_kind"])
         for one, other in zip(row["detections"] or (), expected["detections"] or (), strict=True):

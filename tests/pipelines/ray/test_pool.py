@@ -15,10 +15,9 @@ import ray
 from pipelines.cluster import Pool, choose_pool, node_resources
 from pipelines.labelling import pool
 from pipelines.labelling.fetching import LakeUnreadable
-from pipelines.labelling.labeler import ShardReport
 from pipelines.labelling.labeler_spec import LabelerSpec
+from pipelines.labelling.outcome import Outcome, ShardReport
 from pipelines.labelling.pool import LabelShard, label_shards, probe
-from pipelines.labelling.segments import Outcome
 from pipelines.stopped import RunStopped
 from pipelines.store import StoreOptions
 
@@ -36,8 +35,9 @@ SPEC = LabelerSpec(
     image_options=StoreOptions(),
     table_options=StoreOptions(),
 )
-NO_SPEC: Any = None  # the stand-ins below want none, nor a name of this file: so their actors need not import torch
-REPORT = ShardReport(3, 64, 120, {"truncated": 2, "missing": 1}, 1.5, 0.5, 0.25, 0.75, changed=4)
+REPORT = ShardReport(
+    3, 64, 120, {"truncated": 2, "missing": 1}, 1.5, 0.5, 0.25, 0.75, changed=4, notes=("cuda:0 is small.",)
+)
 
 
 def heard(outcomes: Iterator[Outcome]) -> list[str]:
@@ -128,7 +128,7 @@ def test_the_pool_grows_to_one_actor_on_each_gpu_which_labels_two_shards_at_once
     monkeypatch.setattr(pool, "LabelShard", Waiting)
     one_to_four = choose_pool(node_resources(), 1, None, device="auto")
 
-    seen = [text.split() for text in heard(label_shards(range(40), NO_SPEC, one_to_four))]
+    seen = [text.split() for text in heard(label_shards(range(40), SPEC, one_to_four))]
 
     assert one_to_four == Pool(least=1, most=4, cpus=1, gpus=1, threads=2)
     assert len(seen) == 40
@@ -153,7 +153,7 @@ def test_actors_may_die_as_often_as_they_like_and_only_shards_in_flight_are_lost
     monkeypatch.setattr(pool, "LabelShard", Mortal)
     monkeypatch.setattr(pool, "LEAST_RESTARTS", 1)
 
-    found = [int(text) for text in heard(label_shards(range(20), NO_SPEC, Pool(1, 1, cpus=1, gpus=0, threads=1)))]
+    found = [int(text) for text in heard(label_shards(range(20), SPEC, Pool(1, 1, cpus=1, gpus=0, threads=1)))]
 
     assert len(found) == len(set(found))
     assert set(found) <= set(range(9, 20))
@@ -170,7 +170,7 @@ def test_leaving_the_loop_ends_the_actors(local_ray: str, monkeypatch: pytest.Mo
             return {"failure": None, "loss": str(os.getpid()), "report": None}
 
     monkeypatch.setattr(pool, "LabelShard", Where)
-    outcomes = label_shards(range(200), NO_SPEC, Pool(1, 1, cpus=1, gpus=0, threads=1))
+    outcomes = label_shards(range(200), SPEC, Pool(1, 1, cpus=1, gpus=0, threads=1))
 
     pid = int(next(outcomes).loss or "")
     assert is_alive(pid)
@@ -202,6 +202,39 @@ def test_a_model_that_kills_its_process_is_tried_once(
 
 
 @pytest.mark.ray
+def test_a_model_that_kills_the_actor_that_loads_it_is_loaded_once_and_told(
+    local_ray: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Deadly(LabelShard):
+        def __init__(self, spec: LabelerSpec) -> None:
+            def deadly(_: LabelerSpec) -> None:
+                with (tmp_path / "tries").open("a") as tries:
+                    tries.write("x")
+                os.kill(os.getpid(), signal.SIGKILL)
+
+            # in the actor's process, which has a copy of the class: `pool` names another one there
+            LabelShard.__init__.__globals__["build_labeler"] = deadly
+            super().__init__(spec)
+
+    monkeypatch.setattr(pool, "LabelShard", Deadly)
+
+    outcome = next(label_shards(range(3), SPEC, Pool(1, 1, cpus=1, gpus=0, threads=1)))
+
+    assert outcome.failure == (
+        "the process that loaded /nowhere/model was killed: not enough memory, or a broken library on the node."
+    )
+    assert (tmp_path / "tries").read_text() == "x"
+
+
+@pytest.mark.ray
+def test_an_actor_that_does_not_load_its_model_says_why(local_ray: str) -> None:
+    outcome = next(label_shards(range(3), SPEC, Pool(1, 1, cpus=1, gpus=0, threads=1)))
+
+    assert outcome.failure is not None
+    assert outcome.failure.startswith("model /nowhere/model: there is no such file or directory")
+
+
+@pytest.mark.ray
 def test_an_actor_that_never_fits_ends_the_run_and_does_not_wait_for_ever(
     local_ray: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,7 +251,7 @@ def test_an_actor_that_never_fits_ends_the_run_and_does_not_wait_for_ever(
     with pytest.raises(
         RunStopped, match=r"no actor was ready within 2 s: the cluster has room for 0 actors \(1 node, 8 CPU"
     ):
-        heard(label_shards([1], NO_SPEC, Pool(1, 1, cpus=1, gpus=5, threads=1)))
+        heard(label_shards([1], SPEC, Pool(1, 1, cpus=1, gpus=5, threads=1)))
     assert time.monotonic() - began < 30
     assert ray.is_initialized()
 
@@ -238,7 +271,7 @@ def test_a_shard_that_never_comes_back_ends_the_run_when_nothing_has_moved_for_l
 
     monkeypatch.setattr(pool, "LabelShard", Hanging)
     came: list[str] = []
-    outcomes = label_shards(range(6), NO_SPEC, Pool(1, 1, cpus=1, gpus=0, threads=1), stall_seconds=5)
+    outcomes = label_shards(range(6), SPEC, Pool(1, 1, cpus=1, gpus=0, threads=1), stall_seconds=5)
 
     with pytest.raises(RunStopped, match=r"no shard has come back for 0 min: the cluster has room for 8 actors"):
         came.extend(outcome.loss or "" for outcome in outcomes)

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from pipelines.labelling.cutting import Selection
+from pipelines.labelling.driver import RunResult, Workforce, run_labelling
 from pipelines.labelling.manifest import PlannedSegment, read_manifest
+from pipelines.labelling.outcome import Outcome
 from pipelines.labelling.publish import part_key
 from pipelines.labelling.run import Run, RunRequest, find_unfinished, latest_run, read_end
-from pipelines.labelling.segments import Outcome
-from pipelines.labelling.start import Finished, Selection, run_start
-from pipelines.lake.listing import Listing
+from pipelines.lake.listing import LakeObject, Listing
 from pipelines.stopped import RunStopped
 from pipelines.store import StoreDown
 from pipelines.store.memory import MemoryStore
@@ -62,47 +63,68 @@ class Start:
     shards: list[list[int]] = field(default_factory=list)
     isolated: list[bool] = field(default_factory=list)
 
-    def run(
-        self, *, new_run: bool = False, model: str = "detr@1", dies: bool = False, loses: int | None = None, **how: Any
-    ) -> Finished:
-        writer = Writer(self.world, model=model)
+    loses: int | None = None
+    dies: bool = False
+    refuses: str | None = None
+    precision: str = "fp32"
+    spread: int = 1
+    did: list[str] = field(default_factory=list)
+    writer: Writer = field(init=False)
 
-        def ask() -> None:
-            self.asked += 1
-
-        def label(run: Run, shards: Sequence[int], *, isolated: bool) -> Iterator[Outcome]:
-            self.shards.append(list(shards))
-            self.isolated.append(isolated)
-            if dies:
-                yield Outcome(failure="the power went.")
-                return
-            if loses in shards and not isolated:
-                yield Outcome(loss="its process died")
-                shards = [shard for shard in shards if shard != loses]
-            for outcome in writer._label(run, shards, isolated=isolated):
-                assert outcome.report is not None
-                self.world.clock.seconds += 2
-                yield replace(outcome, report=replace(outcome.report, errors={"missing": 1}, changed=2))
-
+    def run(self, *, new_run: bool = False, model: str = "detr@1") -> RunResult:
+        self.writer = Writer(self.world, model=model)
         self.world.clock.seconds += 1
-        return run_start(
+        return run_labelling(
             self.world.objects,
-            RunRequest(model, model, {}, 2, {}),
-            Listing((writer._list,), NO_COLUMNS),
+            RunRequest(model, model, {}, None, {}),
+            Listing((self.writer._list,), NO_COLUMNS),
             self.selection,
+            self,
             new_run=new_run,
-            label_shards=label,
             plan_ahead=self.plan,
             publisher=Inline(),
             clock=self.world.clock,
             tail="0001",
             show=self.shown.append,
             watchdog=self.watchdog,
-            still_ours=ask,
-            why_no_shard=lambda: "no GPU is free",
+            still_ours=self.ask,
             threads=1,
-            **how,
         )
+
+    def ask(self) -> None:
+        self.asked += 1
+
+    def prepare(self) -> None:
+        self.did.append("prepare")
+
+    def try_model(self) -> None:
+        self.did.append("try the model")
+        if self.refuses == "model":
+            raise RunStopped("the model does not load there.")
+
+    def workforce(self) -> Workforce:
+        self.did.append("workforce")
+        if self.refuses == "workforce":
+            raise RunStopped("99 actors do not fit.")
+        return Workforce(shard_images=2, spread=self.spread, precision=self.precision)
+
+    def label(self, run: Run, shards: Sequence[int], *, isolated: bool) -> Iterator[Outcome]:
+        self.did.append(f"label in {run.precision}")
+        self.shards.append(list(shards))
+        self.isolated.append(isolated)
+        if self.dies:
+            yield Outcome(failure="the power went.")
+            return
+        if self.loses in shards and not isolated:
+            yield Outcome(loss="its process died")
+            shards = [shard for shard in shards if shard != self.loses]
+        for outcome in self.writer.label(run, shards, isolated=isolated):
+            assert outcome.report is not None
+            self.world.clock.seconds += 2
+            yield replace(outcome, report=replace(outcome.report, errors={"missing": 1}, changed=2))
+
+    def why_no_shard(self) -> str:
+        return "no GPU is free"
 
 
 def lake(images: int) -> World:
@@ -123,6 +145,7 @@ def test_a_run_ends_with_what_it_planned_and_did() -> None:
     assert (finished.totals.rows, finished.totals.detections, finished.totals.errors) == (13, 13, {})
     assert (finished.planned.images, finished.planned.shards) == (13, 7)
     assert finished.run == latest_run(world.objects)
+    assert finished.run is not None
     end = read_end(world.objects, finished.run.run_id)
     assert end is not None
     assert (end.state, end.totals) == ("finished", {"rows": 13, "detections": 13, "errors": {}})
@@ -146,7 +169,7 @@ def test_progress_adds_up_and_says_what_is_going_on() -> None:
 def test_a_resumed_run_counts_what_was_there_before() -> None:
     world = lake(13)
     with pytest.raises(RunStopped, match=r"the power went\. What is done stays done"):
-        Start(world).run(dies=True)
+        Start(world, dies=True).run()
     run = find_unfinished(world.objects)
     assert run is not None
     world.objects.put(part_key(run.run_id, 99), b"of no segment, which nobody counts")
@@ -165,10 +188,10 @@ def test_a_resumed_run_counts_what_was_there_before() -> None:
 def test_rows_of_earlier_starts_are_shown_as_done() -> None:
     world = lake(4)
     with pytest.raises(RunStopped):
-        Start(world).run(dies=True)
+        Start(world, dies=True).run()
     run = find_unfinished(world.objects)
     assert run is not None
-    list(Writer(world)._label(run, [0], isolated=False))
+    list(Writer(world).label(run, [0], isolated=False))
 
     start = Start(world)
     start.run()
@@ -179,8 +202,8 @@ def test_rows_of_earlier_starts_are_shown_as_done() -> None:
 
 
 def test_a_shard_whose_process_died_is_run_again_alone_and_isolated() -> None:
-    start = Start(lake(13))
-    start.run(loses=1)
+    start = Start(lake(13), loses=1)
+    start.run()
 
     assert start.shards == [[0, 1, 2, 3, 4, 5], [1], [6]]
     assert start.isolated == [False, True, False]
@@ -252,7 +275,8 @@ def test_another_models_rows_and_errors_that_are_tried_again_are_planned() -> No
 
 def test_a_small_plan_is_cut_for_as_many_as_work() -> None:
     world = lake(4)
-    run = Start(world).run(spread=4).run
+    run = Start(world, spread=4).run().run
+    assert run is not None
 
     shards = [images for segment in read_manifest(world.objects, run.run_id) for images in segment.shard_images]
     assert shards == [1] * 4
@@ -262,10 +286,10 @@ def test_a_small_plan_is_cut_for_as_many_as_work() -> None:
 def test_a_new_run_seals_the_unfinished_one_and_clears_its_parts() -> None:
     world = lake(4)
     with pytest.raises(RunStopped):
-        Start(world).run(dies=True)
+        Start(world, dies=True).run()
     old = find_unfinished(world.objects)
     assert old is not None
-    list(Writer(world)._label(old, [0], isolated=False))
+    list(Writer(world).label(old, [0], isolated=False))
 
     finished = Start(world).run(new_run=True)
 
@@ -273,6 +297,7 @@ def test_a_new_run_seals_the_unfinished_one_and_clears_its_parts() -> None:
     assert end is not None
     assert end.state == "sealed"
     assert not finished.resumed
+    assert finished.run is not None
     assert finished.run.number == 2
     assert not [entry.key for entry in world.objects.list(f"_runs/{old.run_id}/parts/")]
 
@@ -280,7 +305,7 @@ def test_a_new_run_seals_the_unfinished_one_and_clears_its_parts() -> None:
 def test_a_run_whose_sealing_was_begun_is_sealed_and_not_resumed() -> None:
     world = lake(4)
     with pytest.raises(RunStopped):
-        Start(world).run(dies=True)
+        Start(world, dies=True).run()
     old = find_unfinished(world.objects)
     assert old is not None
     world.objects.put(f"_runs/{old.run_id}/sealing.json", b"{}")  # that start died then
@@ -289,6 +314,7 @@ def test_a_run_whose_sealing_was_begun_is_sealed_and_not_resumed() -> None:
 
     end = read_end(world.objects, old.run_id)
     assert end is not None
+    assert finished.run is not None
     assert (end.state, finished.resumed, finished.run.number) == ("sealed", False, 2)
 
 
@@ -303,9 +329,156 @@ def test_parts_that_a_start_could_not_remove_are_removed_by_the_next_and_said(
     with monkeypatch.context() as patched, caplog.at_level(logging.WARNING):
         patched.setattr(MemoryStore, "delete", fail)
         run = Start(world).run().run
+    assert run is not None
     parts = f"_runs/{run.run_id}/parts/"
 
     assert f"parts of run {run.run_id} could not be removed: {parts}0000000.part: no answer" in caplog.text
     assert len(list(world.objects.list(parts))) == 2
     Start(world).run()
     assert list(world.objects.list(parts)) == []
+
+
+def objects(world: World) -> dict[str, bytes]:
+    return {entry.key: world.objects.get(entry.key).data for entry in world.objects.list()}
+
+
+def test_where_everything_is_labelled_no_run_is_begun_and_no_actor_is_asked_for() -> None:
+    world = lake(13)
+    Start(world).run()
+    before = objects(world)
+    again = Start(world)
+
+    finished = again.run()
+
+    assert (finished.run, finished.resumed, finished.segments) == (None, False, 0)
+    assert (finished.planned.images, finished.planned.labelled, finished.totals.rows) == (0, 13, 0)
+    assert again.did == []
+    assert objects(world) == before
+    assert [one.stage for one in again.shown] == ["planning"]
+
+
+def test_a_lake_without_images_begins_no_run() -> None:
+    world = lake(0)
+
+    assert Start(world).run().run is None
+    assert list(world.objects.list()) == []
+
+
+def test_a_new_run_where_nothing_is_unfinished_and_nothing_is_new_does_nothing() -> None:
+    world = lake(4)
+    Start(world).run()
+    again = Start(world)
+
+    assert again.run(new_run=True).run is None
+    assert again.did == []
+
+
+def test_the_first_run_connects_while_it_looks_and_a_later_one_when_it_has_found_something() -> None:
+    world = lake(4)
+    first, resumed, later = Start(world, dies=True), Start(world), Start(world)
+    with pytest.raises(RunStopped):
+        first.run()
+    resumed.run()
+    world.lake["s3://lake/new.jpg"] = "v0"
+    later.run()
+
+    assert first.did == ["prepare", "workforce", "label in fp32"]
+    assert resumed.did == ["prepare", "label in fp32", "workforce"]  # the end of the plan was not written yet
+    assert later.did == ["workforce", "label in fp32"]
+
+
+def test_a_cluster_that_cannot_hold_the_actors_is_told_before_a_run_begins() -> None:
+    world = lake(4)
+
+    with pytest.raises(RunStopped, match="99 actors do not fit"):
+        Start(world, refuses="workforce").run()
+
+    assert list(world.objects.list()) == []
+
+
+def test_a_run_is_sealed_only_when_the_model_has_been_loaded_where_actors_are() -> None:
+    world = lake(4)
+    with pytest.raises(RunStopped):
+        Start(world, dies=True).run()
+    before = objects(world)
+
+    with pytest.raises(RunStopped, match="does not load there"):
+        Start(world, refuses="model").run(new_run=True)
+    assert objects(world) == before
+
+    start = Start(world)
+    start.run(new_run=True)
+    assert start.did == ["try the model", "workforce", "label in fp32"]
+
+
+def test_the_precision_of_a_run_is_that_of_its_beginning() -> None:
+    world = lake(13)
+    with pytest.raises(RunStopped):
+        Start(world, dies=True, precision="bf16").run()
+    resumed = Start(world, precision="fp32")
+
+    finished = resumed.run()
+
+    assert finished.run is not None
+    assert (finished.resumed, finished.run.precision) == (True, "bf16")
+    assert resumed.did[-1] == "label in bf16"
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_what_another_start_labels_between_the_look_and_the_beginning_is_not_labelled_twice(is_finished: bool) -> None:
+    world = lake(13)
+
+    class Slow(Start):
+        """While it connects another start works on the same table."""
+
+        others: int = 0
+
+        def workforce(self) -> Workforce:
+            self.others += 1
+            if self.others == 1:
+                other = Start(world, dies=not is_finished)
+                try:
+                    other.run()
+                except RunStopped:
+                    assert not is_finished
+                world.lake["s3://lake/new.jpg"] = "v0"
+            return super().workforce()
+
+    start = Slow(world)
+    finished = start.run()
+
+    assert finished.run is not None
+    if is_finished:
+        assert (finished.resumed, finished.run.number, finished.planned.labelled) == (False, 2, 13)
+    else:
+        assert (finished.resumed, finished.run.number) == (True, 1)
+    assert uris(world) == sorted(world.lake)
+    assert find_unfinished(world.objects) is None
+
+
+def test_another_start_that_is_not_what_was_asked_for_is_refused_after_the_look() -> None:
+    world = lake(13)
+
+    class Slow(Start):
+        def workforce(self) -> Workforce:
+            with pytest.raises(RunStopped, match="the power went"):
+                Start(world, dies=True).run(model="detr@2")
+            return super().workforce()
+
+    with pytest.raises(RunStopped, match=r"used another configuration \(model detr@2, now detr@1\)"):
+        Slow(world).run()
+
+
+def test_a_listing_is_read_once_though_it_is_looked_at_before_the_run_begins() -> None:
+    world = lake(13)
+    listings: list[str | None] = []
+
+    class Counting(Writer):
+        def _list(self, after: str | None) -> Iterator[LakeObject]:
+            listings.append(after)
+            return super()._list(after)
+
+    Counting(world).start()
+
+    assert listings == [None]
+    assert uris(world) == sorted(world.lake)

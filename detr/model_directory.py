@@ -1,0 +1,88 @@
+"""A model directory: which files it has, and its json. Needs no torch."""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+CONFIG_FILE = "config.json"
+PREPROCESSOR_FILE = "preprocessor_config.json"
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Where the weights of a model directory are, best first; each may instead be an index of shards."""
+INDEX_ENDING = ".index.json"
+
+_SHARD = re.compile(r"(model-\d+-of-\d+\.safetensors|pytorch_model-\d+-of-\d+\.bin)")
+
+
+class CheckpointError(ValueError):
+    """A model that cannot be read or written, and why."""
+
+
+def model_files(names: Iterable[str], *, source: str) -> tuple[str, ...]:
+    """Return which of the files of a model directory `detr.load` reads, config.json first.
+
+    For whoever brings a model from elsewhere: copy these files into a folder, and load that.
+
+    Args:
+        names: what the directory holds, as plain names.
+        source: what messages call it.
+
+    Raises:
+        CheckpointError: config.json or the weights are missing.
+    """
+    present = set(names)
+    if CONFIG_FILE not in present:
+        raise CheckpointError(f"checkpoint {source}: it has no {CONFIG_FILE}, so it is not a model directory.")
+    needed = [CONFIG_FILE, *({PREPROCESSOR_FILE} & present)]
+    for weights in WEIGHT_FILES:
+        if weights in present:
+            return (*needed, weights)
+        if weights + INDEX_ENDING in present:
+            ending = weights.rpartition(".")[2]
+            shards = sorted(name for name in present if _SHARD.fullmatch(name) and name.endswith(ending))
+            return (*needed, weights + INDEX_ENDING, *shards)
+    raise CheckpointError(
+        f"checkpoint {source}: it has no weights; expected {' or '.join(WEIGHT_FILES)}, or an index of shards."
+    )
+
+
+def read_json(path: Path, *, source: str) -> dict[str, Any]:
+    """Return the json object that a file holds."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"checkpoint {source}: {path.name} cannot be read ({brief(error)}).") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"checkpoint {source}: {path.name} is not a json object.")
+    return value
+
+
+def shard_names(index: Path, *, source: str) -> tuple[str, ...]:
+    """Return the files that an index of shards names, in order."""
+    weight_map = read_json(index, source=source).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"checkpoint {source}: {index.name} has no weight_map.")
+    for shard in weight_map.values():
+        if not isinstance(shard, str) or not _SHARD.fullmatch(shard):  # never a path that leads elsewhere
+            raise CheckpointError(f"checkpoint {source}: {index.name} names {shard!r}, which is no shard's name.")
+    return tuple(sorted(set(weight_map.values())))
+
+
+def weights_file(directory: Path, *, source: str) -> Path:
+    """Return the file of a model directory that holds its weights, or the index of its shards.
+
+    Raises:
+        CheckpointError: config.json or the weights are missing.
+    """
+    names = model_files((path.name for path in directory.iterdir()), source=source)
+    return directory / next(name for name in names if name.startswith(_STEMS))
+
+
+def brief(error: BaseException) -> str:
+    """Return the first line of an error's message; torch's go on for pages."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:120]}" if lines else type(error).__name__
+
+
+_STEMS = tuple(name.rpartition(".")[0] for name in WEIGHT_FILES)

@@ -1,0 +1,212 @@
+"""A listing cut into shards and segments: of what is not labelled yet, in the order of URIs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from math import ceil
+from typing import Final, Literal
+
+from pipelines.labelling.manifest import SEGMENT_SHARDS, Counts, Position, Segment
+from pipelines.lake.listing import DUPLICATE, LakeObject, Listed, Listing, Skipped
+from pipelines.lake.sample import draw_sample
+from pipelines.stopped import RunStopped
+
+# Of a lake of which little is new, a few images are worth a segment after so many that were listed: labelling begins
+# within seconds, and an interrupted planning has not to list the whole lake again.
+SEGMENT_LISTED: Final = 1_000_000
+
+_LOOKUP_IMAGES = 8_192  # looked up in the labelled keys at once
+
+IsLabelled = Callable[[Sequence[LakeObject]], Iterable[bool]]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which of the listed images a run is about.
+
+    Args:
+        max_images: Take the first N of the listing, labelled ones included.
+        sample: Draw N at random instead.
+        seed: What the draw depends on, besides the URIs.
+        retry_errors: "all": images with errors of permanent kinds are labelled again, too.
+    """
+
+    max_images: int | None = None
+    sample: int | None = None
+    seed: int = 0
+    retry_errors: Literal["passing", "all"] = "passing"
+
+
+def cut_segments(
+    listed: Iterable[Listed],
+    is_labelled: IsLabelled,
+    *,
+    shard_images: int,
+    max_images: int | None = None,
+    spread: int = 1,
+    start: tuple[int, Position] = (0, Position()),
+) -> Iterator[Segment]:
+    """Cut what is not labelled yet into shards of `shard_images`, and these into segments of 64, in listing order.
+
+    A segment may be shorter at each millionth image listed and at the end, where it may have no shard at all. Equal
+    listings give equal shards wherever the cutting was taken up again. Holds one segment.
+
+    Args:
+        listed: What is listed behind `start`.
+        is_labelled: Tells it for many objects at once.
+        shard_images: How many images a shard has.
+        max_images: After how many listed images to end, labelled ones and those before `start` included.
+        spread: Into about how many shards, at least, a shorter segment is cut: all actors work to the end.
+        start: The number of the first segment, and the position behind the segment before.
+
+    Raises:
+        RunStopped: the listing is not in the order of URIs.
+    """
+    index, position = start
+    pairs = _with_labelled(listed, is_labelled)
+    yield from _cut_segments(
+        pairs, _Tally(position), index, shard_images=shard_images, max_images=max_images, spread=spread
+    )
+
+
+class Look:
+    """A listing read up to its first image that is not labelled yet, without a run; the rest of it is cut from there.
+
+    Attributes:
+        has_new: Whether there is such an image.
+    """
+
+    def __init__(self, listing: Listing, is_labelled: IsLabelled, selection: Selection) -> None:
+        """Read so far; memory is that of some thousand images.
+
+        Raises:
+            RunStopped: the listing is not in the order of URIs, or a source cannot be listed.
+        """
+        self._max_images = selection.max_images
+        self._counts = _Tally(Position())
+        self._pairs = _with_labelled(select(listing, None, selection), is_labelled)
+        self.has_new = False
+        for item, done in self._pairs:
+            if self._counts.listed == self._max_images:
+                break
+            if isinstance(item, LakeObject) and not done:
+                self._pairs = chain([(item, done)], self._pairs)
+                self.has_new = True
+                break
+            self._counts.add(item, is_labelled=done)
+
+    @property
+    def counts(self) -> Counts:
+        """What was listed so far: all there is, where nothing is new."""
+        return self._counts.position(shards=0).counts
+
+    def segments(self, *, shard_images: int, spread: int) -> Iterator[Segment]:
+        """Yield what `cut_segments` yields of the whole listing; once."""
+        return _cut_segments(
+            self._pairs, self._counts, 0, shard_images=shard_images, max_images=self._max_images, spread=spread
+        )
+
+
+def _cut_segments(
+    pairs: Iterable[tuple[Listed, bool]],
+    counts: _Tally,
+    index: int,
+    *,
+    shard_images: int,
+    max_images: int | None,
+    spread: int,
+) -> Iterator[Segment]:
+    images: list[LakeObject] = []
+    for item, done in pairs:
+        if max_images is not None and counts.listed == max_images:
+            break
+        counts.add(item, is_labelled=done)
+        if isinstance(item, Skipped):
+            continue
+        if not done:
+            images.append(item)
+        is_full = len(images) == shard_images * SEGMENT_SHARDS
+        if is_full or (images and counts.listed % SEGMENT_LISTED == 0):
+            shards = _cut(images, shard_images, spread)
+            yield Segment(index, shards, counts.position(shards=len(shards)))
+            index += 1
+            images = []
+    shards = _cut(images, shard_images, spread)
+    yield Segment(index, shards, counts.position(shards=len(shards)), is_last=True)
+
+
+def select(listing: Listing, after: str | None, selection: Selection) -> Iterator[Listed]:
+    """Return what is listed behind `after` (None: all), or what is drawn at random of it."""
+    if selection.sample is None:
+        return listing.after(after)
+    drawn = draw_sample(listing, selection.sample, seed=selection.seed)
+    return drawn if after is None else (item for item in drawn if item.uri > after)
+
+
+def _with_labelled(listed: Iterable[Listed], is_labelled: IsLabelled) -> Iterator[tuple[Listed, bool]]:
+    stream = iter(listed)
+    while batch := list(islice(stream, _LOOKUP_IMAGES)):
+        done = iter(is_labelled([item for item in batch if isinstance(item, LakeObject)]))
+        for item in batch:
+            yield item, bool(next(done)) if isinstance(item, LakeObject) else False
+
+
+def _cut(images: Sequence[LakeObject], shard_images: int, spread: int) -> tuple[tuple[LakeObject, ...], ...]:
+    """Return shards of a segment: of `shard_images` where it is full, else smaller ones, about `spread` of them."""
+    most = max(1, min(shard_images, ceil(len(images) / min(spread, SEGMENT_SHARDS))))
+    return tuple(tuple(images[first : first + most]) for first in range(0, len(images), most))
+
+
+class _Tally:
+    """Counts along a listing, going on from a position."""
+
+    def __init__(self, position: Position) -> None:
+        counts = position.counts
+        self._last_uri, self._last_image = position.last_uri, position.last_uri
+        self._images, self._size_bytes, self._unknown = counts.images, counts.size_bytes, counts.unknown_sizes
+        self._shards, self._labelled, self._duplicates = counts.shards, counts.labelled, counts.duplicates
+        self._skipped = Counter(counts.skipped)
+
+    @property
+    def listed(self) -> int:
+        return self._images + self._labelled
+
+    def add(self, item: Listed, *, is_labelled: bool) -> None:
+        is_image = isinstance(item, LakeObject)
+        before = self._last_image if is_image else self._last_uri
+        if before is not None and (item.uri <= before if is_image else item.uri < before):
+            raise RunStopped(
+                f"the listing is out of order: {item.uri} came after {before}. "
+                "Two runs would not see the same images; give a list of URIs instead."
+            )
+        self._last_uri = item.uri
+        if isinstance(item, Skipped):
+            if item.reason == DUPLICATE:
+                self._duplicates += item.count
+            else:
+                self._skipped[item.reason] += item.count
+            return
+        self._last_image = item.uri
+        if is_labelled:
+            self._labelled += 1
+            return
+        self._images += 1
+        self._size_bytes += item.size or 0
+        self._unknown += item.size is None
+
+    def position(self, *, shards: int) -> Position:
+        """Return where the listing stands, with `shards` cut since this was last asked."""
+        self._shards += shards
+        counts = Counts(
+            self._images,
+            self._size_bytes,
+            self._unknown,
+            self._shards,
+            self._labelled,
+            self._duplicates,
+            dict(self._skipped),
+        )
+        return Position(self._last_uri, counts)

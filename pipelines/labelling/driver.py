@@ -1,0 +1,330 @@
+"""One start of a table's labelling: begin or resume its run, and work on it until it is finished. Knows no Ray."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from pipelines.clock import Clock
+from pipelines.labelling.cutting import Look, Selection
+from pipelines.labelling.labelled import LabelledKeys, read_labelled
+from pipelines.labelling.manifest import Counts, PlannedSegment, read_complete, read_manifest
+from pipelines.labelling.outcome import Outcome, ShardReport
+from pipelines.labelling.plan import write_plan
+from pipelines.labelling.progress import Progress
+from pipelines.labelling.publish import THREADS, read_done, remove_parts, verify_run
+from pipelines.labelling.run import Run, RunRequest, begin_run, finish_run, latest_run, read_end, resume_run
+from pipelines.labelling.seal import is_seal_begun, seal_run
+from pipelines.labelling.segments import label_segments
+from pipelines.lake.listing import LakeObject, Listing
+from pipelines.store import Store, StoreError
+from pipelines.table import Totals
+from pipelines.watchdog import Watchdog
+
+
+class Plan(Protocol):
+    """A plan that is being made: `planning.Planner`, or what tests put in its place."""
+
+    images_planned: int
+    is_complete: bool
+
+    def waves(self) -> Iterator[list[PlannedSegment]]:
+        """Yield the segments that are labelled together, each when it is durable."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Workforce:
+    """What a run must know of the actors that label it, before it is begun.
+
+    Attributes:
+        shard_images: How many images a shard of a new run has.
+        spread: Into about how many shards, at least, the end of the plan is cut.
+        precision: What "auto", or whatever was asked for, is on every node.
+    """
+
+    shard_images: int
+    spread: int
+    precision: str
+
+
+class ShardRunner(Protocol):
+    """What labels and commits shards of a run. It costs nothing before it is asked for something."""
+
+    def prepare(self) -> None:
+        """Begin to connect to the cluster, beside what this thread does next: there will be something to label."""
+        ...
+
+    def workforce(self) -> Workforce:
+        """Return what the actors will be, when the cluster is connected. May be called from any thread.
+
+        Raises:
+            RunStopped: there is no cluster, or it cannot hold the actors.
+        """
+        ...
+
+    def try_model(self) -> object:
+        """Load the model once where actors will, before something is done that cannot be undone.
+
+        Raises:
+            RunStopped: it does not load there.
+        """
+        ...
+
+    def label(self, run: Run, shards: Sequence[int], *, isolated: bool) -> Iterator[Outcome]:
+        """Yield the outcome of each shard, in any order; a shard whose process died has none.
+
+        `isolated` shards were lost before and are given no chance to kill again.
+        """
+        ...
+
+    def why_no_shard(self) -> str:
+        """Return what may be the reason when no shard comes back; "" for nothing."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """A run that has ended: what it planned and published over all its starts, and what this start did of it.
+
+    `run` is None where there was nothing to do: no run was begun then, and `planned` tells what was listed.
+    """
+
+    run: Run | None
+    resumed: bool
+    totals: Totals
+    planned: Counts
+    segments: int
+    images_this_start: int
+    changed_this_start: int
+    labelling_seconds: float
+
+
+def run_labelling(
+    table: Store,
+    request: RunRequest,
+    listing: Listing,
+    selection: Selection,
+    runner: ShardRunner,
+    *,
+    new_run: bool,
+    plan_ahead: Callable[[Iterator[PlannedSegment]], Plan],
+    publisher: Executor,
+    clock: Clock,
+    tail: str,
+    threads: int = THREADS,
+    show: Callable[[Progress], None] = lambda _: None,
+    watchdog: Watchdog | None = None,
+    still_ours: Callable[[], None] = lambda: None,
+) -> RunResult:
+    """Begin a run or resume the table's unfinished one, and return when each planned image has its published row.
+
+    Where every image is labelled already, no run is begun and `runner` is asked for nothing. Several starts at once,
+    and starts of which any dies anywhere, end in the same table (docs/decisions.md).
+
+    Args:
+        table: The table, whose store refuses a second create-only put.
+        request: What the run shall do.
+        listing: The images.
+        selection: Which of them.
+        runner: Labels and commits.
+        new_run: Seal the unfinished run instead of resuming it. One whose sealing was begun before is sealed anyway.
+        plan_ahead: Makes the plan while what is durable of it is labelled.
+        publisher: What table files are published in, beside labelling.
+        clock: What time it is.
+        tail: Four random hexadecimal digits, of a new run's name.
+        threads: How many objects of the table are read at once.
+        show: Called in this thread whenever something is done.
+        watchdog: Names the stages that do not move; None names none.
+        still_ours: Called now and then; stops a start that has lost the table's lease by raising `RunStopped`.
+
+    Raises:
+        RunStopped: the run cannot go on; what is committed stays.
+        StoreError: the table's store refused; likewise.
+    """
+    start = _Start(table, request, listing, selection, runner, clock, tail, threads, show, watchdog or Watchdog(clock))
+    found = start.begin_or_resume(new_run=new_run)
+    if isinstance(found, Counts):
+        return RunResult(None, False, Totals(), found, 0, 0, 0, 0.0)
+    run = found.run
+    plan = plan_ahead(start.plan(found))
+    began = clock.monotonic()
+    count = _Count(plan, Progress("label", began=began), show)
+    for segments in plan.waves():
+        still_ours()
+        count.add(images_before=read_done(table, run.run_id).count_images(segments))
+        with start.watchdog.stage("labelling", detail=runner.why_no_shard) as moved:
+
+            def on_report(report: ShardReport, moved: Callable[..., None] = moved) -> None:
+                moved(report.seconds)
+                still_ours()
+                count.add(report=report)
+                for note in report.notes:
+                    logging.getLogger(__name__).warning("%s", note)
+
+            label_segments(
+                table,
+                run,
+                segments,
+                label_shards=lambda shards, isolated: runner.label(run, shards, isolated=isolated),
+                on_report=on_report,
+                publisher=publisher,
+                threads=threads,
+            )
+    labelling_seconds = clock.monotonic() - began
+    segments = [planned for planned in read_manifest(table, run.run_id) if planned.ending is None]
+    with start.watchdog.stage("counting what is published"):
+        totals = verify_run(table, run.run_id, segments)
+    finish_run(table, run.run_id, now=clock.now(), totals=_record(totals))
+    try:
+        remove_parts(table, run.run_id, threads=threads)
+    except StoreError as error:  # the run is finished all the same, and the next start removes them first of all
+        logging.getLogger(__name__).warning("parts of run %s could not be removed: %s", run.run_id, error)
+    return RunResult(
+        run=run,
+        resumed=found.resumed,
+        totals=totals,
+        planned=read_complete(table, run.run_id),
+        segments=len(segments),
+        images_this_start=count.progress.images_this_start,
+        changed_this_start=count.progress.changed,
+        labelling_seconds=labelling_seconds,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """The run to work on. Of a new one, what was read to know that there is something to do."""
+
+    run: Run
+    resumed: bool
+    labelled: LabelledKeys | None = None
+    look: Look | None = None
+    spread: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """One start of a table's labelling, with all that it was given."""
+
+    table: Store
+    request: RunRequest
+    listing: Listing
+    selection: Selection
+    runner: ShardRunner
+    clock: Clock
+    tail: str
+    threads: int
+    show: Callable[[Progress], None]
+    watchdog: Watchdog
+
+    def begin_or_resume(self, *, new_run: bool) -> _Begun | Counts:
+        """Return the run to work on: the table's unfinished one, else a new one. Counts: there is nothing to do.
+
+        Several starters at the same moment get the same run, which one of them begins.
+        """
+        while True:
+            latest, is_unfinished = self._settle_latest(new_run=new_run)
+            new_run = False  # what others begin from now on is resumed
+            if latest is not None and is_unfinished:
+                run = resume_run(self.table, latest, self.request)
+                self.runner.prepare()
+                self.show(Progress(f"resuming run {run.run_id}"))
+                return _Begun(run, resumed=True)
+            self.show(Progress("planning"))
+            if latest is None:
+                self.runner.prepare()  # nothing is labelled
+            # All runs have ended and published what they ever will: the rows that are read now are all there are until
+            # the next run begins, and `begin_run` tells whether that is ours.
+            labelled = self._read_labelled()
+            with self.watchdog.stage("planning") as moved:
+                look = Look(self.listing, _contains(labelled, moved), self.selection)
+            if not look.has_new:
+                return look.counts
+            workforce = self.runner.workforce()
+            begun = begin_run(
+                self.table,
+                self.request,
+                after=latest,
+                shard_images=workforce.shard_images,
+                precision=workforce.precision,
+                now=self.clock.now(),
+                tail=self.tail,
+            )
+            if begun is not None:
+                return _Begun(begun, resumed=False, labelled=labelled, look=look, spread=workforce.spread)
+
+    def plan(self, begun: _Begun) -> Iterator[PlannedSegment]:
+        """Yield the segments of the plan, each when it is durable. Does nothing before it is iterated."""
+        # of a run that was resumed, read after that: from then on no other run adds rows
+        labelled = begun.labelled if begun.labelled is not None else self._read_labelled()
+        with self.watchdog.stage("planning") as moved:
+            yield from write_plan(
+                self.table,
+                begun.run.run_id,
+                self.listing,
+                _contains(labelled, moved),
+                shard_images=begun.run.shard_images,
+                selection=self.selection,
+                spread=lambda: self.runner.workforce().spread if begun.spread is None else begun.spread,
+                look=begun.look,
+            )
+
+    def _settle_latest(self, *, new_run: bool) -> tuple[Run | None, bool]:
+        """Return the last run and whether it is to be resumed, after clearing up behind it or sealing it."""
+        latest = latest_run(self.table)
+        if latest is None:
+            return None, False
+        if read_end(self.table, latest.run_id) is None:
+            if not new_run and not is_seal_begun(self.table, latest.run_id):
+                return latest, True
+            self.runner.try_model()
+            seal_run(self.table, latest, now=self.clock.now())
+        remove_parts(
+            self.table, latest.run_id, threads=self.threads
+        )  # the start that ended it may have died before it had
+        return latest, False
+
+    def _read_labelled(self) -> LabelledKeys:
+        with self.watchdog.stage("reading what is labelled already"):
+            return read_labelled(
+                self.table, self.request.model, retry_errors=self.selection.retry_errors, threads=self.threads
+            )
+
+
+def _contains(labelled: LabelledKeys, moved: Callable[..., None]) -> Callable[[Sequence[LakeObject]], Iterable[bool]]:
+    def is_labelled(objects: Sequence[LakeObject]) -> Iterable[bool]:
+        moved()  # listed, though perhaps nothing of it is to be planned
+        return labelled.contains(objects)
+
+    return is_labelled
+
+
+@dataclass
+class _Count:
+    """What this start has counted so far, shown whenever it changes."""
+
+    plan: Plan
+    progress: Progress
+    show: Callable[[Progress], None]
+
+    def add(self, *, images_before: int = 0, report: ShardReport | None = None) -> None:
+        progress = self.progress
+        images = report.images if report else 0
+        self.progress = replace(
+            progress,
+            images=progress.images + images_before + images,
+            images_this_start=progress.images_this_start + images,
+            errors=progress.errors + (sum(report.errors.values()) if report else 0),
+            changed=progress.changed + (report.changed if report else 0),
+            images_planned=self.plan.images_planned,
+            is_planned=self.plan.is_complete,
+        )
+        self.show(self.progress)
+
+
+def _record(totals: Totals) -> dict[str, object]:
+    return {"rows": totals.rows, "detections": totals.detections, "errors": dict(totals.errors)}

@@ -1,0 +1,192 @@
+"""Labelling through Ray, which is connected in a thread of its own as soon as there is something to label."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from detr.precision import Precision, auto_precision
+from pipelines.labelling.driver import Workforce
+from pipelines.labelling.outcome import Outcome
+from pipelines.labelling.plan import CPU_SHARD_IMAGES, GPU_SHARD_IMAGES
+from pipelines.labelling.progress import Progress
+from pipelines.labelling.run import Run
+from pipelines.models import ModelInfo
+from pipelines.store import without_secrets
+from pipelines.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from pipelines.cluster import Pool
+    from pipelines.labelling.labeler_spec import LabelerSpec
+
+SHARDS_AN_ACTOR = 4  # that the end of a plan is cut into at least, so that no actor is idle
+
+
+@dataclass(frozen=True, slots=True)
+class Actors:
+    """Which actors a run wants.
+
+    Args:
+        least: Actors that must run; None is 1.
+        most: Actors that may run; None is what the cluster holds.
+        device: "auto", "cpu" or "cuda".
+        stall_minutes: Give up when no shard has come back for so long.
+        verbose: Let Ray's own messages through.
+    """
+
+    least: int | None
+    most: int | None
+    device: str
+    stall_minutes: float
+    verbose: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Connection:
+    pool: Pool
+    precision: Precision
+
+
+class RayRunner:
+    """A `driver.ShardRunner` on Ray. Neither Ray nor torch is imported before the first call of a method."""
+
+    def __init__(
+        self, spec: LabelerSpec, actors: Actors, *, show: Callable[[Progress], None], watchdog: Watchdog
+    ) -> None:
+        """Hold what actors will be given.
+
+        Args:
+            spec: of the actors; the run, the device, its threads and the precision are filled in when they are known.
+            actors: how many of which.
+            show: is told of what is waited for.
+            watchdog: names what is waited for too long.
+        """
+        self._spec, self._actors, self._show, self._watchdog = spec, actors, show, watchdog
+        self._session = ExitStack()
+        self._lock = threading.Lock()
+        self._connecting: Future[_Connection] | None = None
+        self._is_closed = threading.Event()
+
+    def prepare(self) -> None:
+        """Begin to connect, in a thread of its own; the second time do nothing."""
+        with self._lock:
+            if self._connecting is None:
+                self._connecting = Future()
+                threading.Thread(target=self._connect, args=(self._connecting,), name="connect", daemon=True).start()
+
+    def workforce(self) -> Workforce:
+        """Return what the actors will be, when Ray is connected.
+
+        Raises:
+            RunStopped: no Ray answers, or the cluster cannot hold the actors.
+        """
+        connection = self._wait()
+        return Workforce(
+            shard_images=GPU_SHARD_IMAGES if connection.pool.gpus else CPU_SHARD_IMAGES,
+            spread=connection.pool.most * SHARDS_AN_ACTOR,
+            precision=connection.precision,
+        )
+
+    def try_model(self) -> ModelInfo:
+        """Load the model once where actors will, and return what it is there.
+
+        Raises:
+            RunStopped: it does not load there, or is another one than on this machine.
+        """
+        from pipelines.cluster import room_sentence
+        from pipelines.labelling.pool import probe
+
+        connection = self._wait()
+        loading = f"loading {without_secrets(self._spec.model)}"
+        self._show(Progress(loading))
+        with self._watchdog.stage(loading, detail=lambda: room_sentence(connection.pool)):
+            return probe(self._placed(connection, connection.precision), connection.pool)
+
+    def label(self, run: Run, shards: Sequence[int], *, isolated: bool) -> Iterator[Outcome]:
+        """Yield the outcome of each shard; see `pool.label_shards`.
+
+        Raises:
+            RunStopped: the pool cannot go on.
+        """
+        from pipelines.labelling.pool import label_shards
+
+        connection = self._wait()
+        spec = replace(
+            self._placed(connection, run.precision),  # type: ignore[arg-type]  # `run` has checked it
+            run_id=run.run_id,
+            model_sha256=run.model_sha256,
+            isolated=isolated,
+        )
+        # what was lost may have been lost with its host: as many actors as before may not fit any more
+        pool = replace(connection.pool, least=1) if isolated else connection.pool
+        return label_shards(
+            shards, spec, pool, stall_seconds=60 * self._actors.stall_minutes, verbose=self._actors.verbose
+        )
+
+    def why_no_shard(self) -> str:
+        """Return for how many actors the cluster has room."""
+        with self._lock:
+            connecting = self._connecting
+        if connecting is None or not connecting.done() or connecting.exception() is not None:
+            return ""
+        from pipelines.cluster import room_sentence
+
+        return room_sentence(connecting.result().pool)
+
+    def close(self) -> None:
+        """Disconnect, ending a local Ray and all actors; wait for a connection that is being made."""
+        with self._lock:
+            connecting = self._connecting
+        if connecting is not None:
+            connecting.exception()  # waits
+        try:
+            self._session.close()
+        finally:
+            self._is_closed.set()
+
+    def _placed(self, connection: _Connection, precision: Precision) -> LabelerSpec:
+        pool = connection.pool
+        device = "cuda" if pool.gpus else "cpu"
+        return replace(self._spec, device=device, threads=pool.threads, precision=precision)
+
+    def _wait(self) -> _Connection:
+        self.prepare()
+        connecting = self._connecting
+        assert connecting is not None, "prepare() has made it"
+        if not connecting.done():
+            self._show(Progress("connecting to Ray"))
+        with self._watchdog.stage("connecting to Ray"):
+            return connecting.result()
+
+    def _connect(self, connecting: Future[_Connection]) -> None:
+        try:
+            connecting.set_result(self._connection())
+        except BaseException as error:  # noqa: BLE001 - raised again by `_wait`, in the thread that needs Ray
+            connecting.set_exception(error)
+        # the kernel kills Ray's processes when the thread that started them ends (PR_SET_PDEATHSIG)
+        self._is_closed.wait()
+
+    def _connection(self) -> _Connection:
+        from pipelines.cluster import choose_pool, connected, node_resources
+
+        self._session.enter_context(connected(verbose=self._actors.verbose))
+        pool = choose_pool(node_resources(), self._actors.least, self._actors.most, device=self._actors.device)
+        asked = self._spec.precision
+        return _Connection(pool, auto_precision("cuda" if pool.gpus else "cpu") if asked == "auto" else asked)
+
+
+def cluster_is_given() -> bool:
+    """Return what `pipelines.cluster.is_given` does, without importing Ray where nobody has."""
+    if os.environ.get("RAY_ADDRESS"):
+        return True
+    if "ray" not in sys.modules:
+        return False
+    from pipelines.cluster import is_given
+
+    return is_given()
