@@ -11,6 +11,7 @@ from pipelines.labelling.limits import DECODE_SECONDS
 from pipelines.labelling.manifest import read_kept_schema, read_shard
 from pipelines.lake.listing import LakeObject
 from pipelines.models import ModelInfo, load_model
+from pipelines.process_memory import keep_freed_memory
 from pipelines.stopped import RunStopped
 from pipelines.store import StoreOptions, Stores, open_store
 
@@ -109,6 +110,8 @@ def build_labeler(spec: LabelerSpec) -> Labeler:
     from pipelines.labelling.labeler import Labeler
 
     detector, info = build_detector(spec)
+    if detector.device.type == "cpu":
+        keep_freed_memory()
     table = open_store(spec.table, spec.table_options)
 
     def read(shard: int) -> Sequence[LakeObject]:

@@ -428,3 +428,7 @@ def test_a_network_that_gives_no_numbers_is_not_taken_for_one_that_finds_nothing
 
     with pytest.raises(FloatingPointError, match="the model produced NaN or infinite values in fp32"):
         Detector(network, device="cpu")(torch.zeros((3, 40, 50), dtype=torch.uint8))
+
+
+def test_on_a_cpu_one_image_at_a_time_is_the_default() -> None:
+    assert detector().batch_size == 1
