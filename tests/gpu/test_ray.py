@@ -74,13 +74,13 @@ def test_a_training_run_goes_from_the_first_step_to_its_evaluation(
     printed = run(
         "-m", "jobs.train", "--train", shards, "--val", shards, "--storage", str(tmp_path / "runs"), "--name", "gpu",
         "--finetune", "scenes", "--recipe", "finetune", "--epochs", "1", "--effective-batch", "4", "--batch-size", "2",
-        "--augmentation", "scenes", "--scales", "96", "128", "--shorter", "96", "--longest", "160",
+        "--augmentation", "scenes", "--scales", "96,128", "--shorter", "96", "--longest", "160",
         "--device", device.type, "--num-workers", "1", "--log-steps", "1", "--bf16", "--json",
     )  # fmt: skip
 
     summary = json.loads(printed[printed.index("{") :])
     assert summary["steps"] == 4
-    assert 0 <= summary["AP"] <= 1
+    assert 0 <= summary["metrics"]["AP"] <= 1
 
 
 def test_two_processes_on_one_gpu_train_the_same_weights(device: torch.device, tmp_path: Path) -> None:
