@@ -4,10 +4,11 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 SOURCES := detr pipelines jobs tests scripts
 DEMO ?= demo
+BENCH ?= bench
 S3_DIR ?= /tmp/ray-detr-s3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check audit fix simulate mutate test-faults test-faults-s3 test-s3 lock clean
+.PHONY: help demo test check audit fix simulate mutate bench test-gpu test-faults test-faults-s3 test-s3 lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -52,6 +53,9 @@ test-s3: .venv/.ready ## the tests on a real S3 server (Ceph; installs Debian's 
 	@settings="$$(scripts/s3-server.sh up $(S3_DIR))" || exit 1; eval "$$settings"; \
 	$(PYTEST) -m "s3 and not long"; status=$$?; scripts/s3-server.sh destroy $(S3_DIR); exit $$status
 
+test-gpu: .venv/.ready ## the tests that need a GPU, on one: under 6 minutes; GPU_TESTS_DEVICE=cpu rehearses them without
+	$(PYTEST) -m gpu tests/gpu
+
 test-faults: .venv/.ready ## poison, fuzzing, killed processes and (as root) hosts on a real Ray: an hour and more. FAULTS_REPORT=FILE keeps figures
 	$(PYTEST) -s -m "long and not s3"
 
@@ -60,8 +64,16 @@ test-faults-s3: .venv/.ready ## whole runs on a real S3 server that misbehaves (
 	@settings="$$(scripts/s3-server.sh up $(S3_DIR))" || exit 1; eval "$$settings"; \
 	$(PYTEST) -s -m "long and s3"; status=$$?; scripts/s3-server.sh destroy $(S3_DIR); exit $$status
 
+bench: .venv/.ready ## every mode of jobs.bench with small sizes, beside transformers: about 10 minutes. BENCH=DIR keeps the reports
+	$(BIN)/python -m jobs.bench model --peers transformers --shapes 320x416 --count 4 --out $(BENCH)
+	$(BIN)/python -m jobs.bench train --peers transformers --shapes 256x320 --batch 2 --rounds 2 --out $(BENCH)
+	$(BIN)/python -m jobs.bench decode --peers transformers --count 24 --rounds 2 --out $(BENCH)
+	$(BIN)/python -m jobs.bench evaluate --count 200 1000 --rounds 2 --out $(BENCH)
+	$(BIN)/python -m jobs.bench label --peers pipeline raydata --count 2 6 --rounds 2 --shorter 320 --out $(BENCH)
+	$(BIN)/python -m jobs.bench start --rounds 2 --out $(BENCH)
+
 lock: .venv/.ready ## resolve pyproject.toml anew into the lock files
 	$(BIN)/python scripts/lock.py
 
 clean: ## remove what the targets made, but not .venv
-	rm -rf $(DEMO) build .mypy_cache .ruff_cache .pytest_cache .hypothesis mutants
+	rm -rf $(DEMO) $(BENCH) build .mypy_cache .ruff_cache .pytest_cache .hypothesis mutants

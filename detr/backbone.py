@@ -39,7 +39,13 @@ class FrozenBatchNorm(nn.Module):
         return x * scale[:, None, None] + shift[:, None, None]
 
 
-class Bottleneck(nn.Module):
+class ResidualBlock(nn.Module):
+    """What a stage consists of; `stride` is the pixels of its input per pixel of its output."""
+
+    stride: int
+
+
+class Bottleneck(ResidualBlock):
     """1x1, 3x3, 1x1 with a shortcut; the stride is in the 3x3 ("v1.5")."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, dilation: int, norm: Callable[[int], nn.Module]) -> None:
@@ -64,7 +70,7 @@ class Bottleneck(nn.Module):
         return F.relu(residual + (x if self.downsample is None else self.downsample(x)), inplace=True)
 
 
-class BasicBlock(nn.Module):
+class BasicBlock(ResidualBlock):
     """3x3, 3x3 with a shortcut."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, dilation: int, norm: Callable[[int], nn.Module]) -> None:
@@ -96,6 +102,7 @@ class ResidualNetwork(nn.Module):
         norm = {"frozen": FrozenBatchNorm, "batch": nn.BatchNorm2d}[config.norm]
         self.conv1 = nn.Conv2d(3, config.stem_width, 7, 2, padding=3, bias=False)
         self.bn1 = norm(config.stem_width)
+        self.relu = nn.ReLU(inplace=True)
         self.stage_names = tuple(f"layer{number}" for number in range(1, len(config.depths) + 1))
         channels = config.stem_width
         for number, (name, width, depth) in enumerate(
@@ -119,14 +126,14 @@ class ResidualNetwork(nn.Module):
         With a `guard`, padded pixels stay what the border of an unpadded picture would be: nothing for the max-pool,
         zero before every 3x3; the pixels themselves must be zero on padding.
         """
-        x = F.relu(self.bn1(self.conv1(pixels)), inplace=True)
+        x = self.relu(self.bn1(self.conv1(pixels)))
         if guard is not None:
             x = guard(x, 2)  # after the ReLU, where every window holds a real cell, 0 acts as the pool's minus infinity
         x = F.max_pool2d(x, 3, 2, padding=1)
         stride = 4
         for name in self.stage_names:
             for block in self.get_submodule(name).children():
-                assert isinstance(block, (Bottleneck, BasicBlock))
+                assert isinstance(block, ResidualBlock)
                 x = block(x, guard, stride)
                 stride *= block.stride
         return x

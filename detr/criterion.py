@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from detr.boxes import cxcywh_to_xyxy, generalized_iou
-from detr.matcher import MatchWeights, Target, match_layers, pad_targets
+from detr.device import upload
+from detr.matcher import MatchWeights, PaddedTargets, Target, match_layers, pad_targets
 from detr.model import DetrOutput
 
 
@@ -36,7 +37,7 @@ class Losses:
 
 def criterion(
     output: DetrOutput,
-    targets: Sequence[Target],
+    targets: Sequence[Target] | PaddedTargets,
     *,
     num_boxes: float | None = None,
     weights: LossWeights | None = None,
@@ -47,13 +48,12 @@ def criterion(
     The class loss is the weighted mean over all queries of this batch, never divided by `num_boxes`. The box losses are
     sums over the matched pairs divided by `num_boxes`, the same number in all layers; without any target they are 0.
 
-    Everything is computed in float32, whatever the model computes in, and for all layers at once. With targets on the
-    CPU the host waits for the device once, for the matching costs; each loss that is read is one more time, so stack
-    those first.
+    Everything is computed in float32, whatever the model computes in, and for all layers at once. The host waits
+    for the device once, for the matching costs; each loss that is read is one more time, so stack those first.
 
     Args:
         output: the last layer's `(B, Q, K + 1)` logits and `(B, Q, 4)` boxes, with the earlier ones in `aux`.
-        targets: one per image, on the CPU, from where they are moved together, or on any other device; labels are class
+        targets: one per image, in CPU memory, or those of `pad_targets` on the device of the output; labels are class
             indices in 0 .. K - 1.
         num_boxes: targets of all workers (and micro-batches of one step) divided by their number; at least 1 is used.
             This batch's own count when not given.
@@ -62,11 +62,13 @@ def criterion(
 
     Raises:
         NotFinite: a matching cost is not finite.
-        ValueError: a label is not a class.
+        ValueError: a label is not a class; of padded targets this is not checked: see `refuse_bad_labels`.
     """
     weights = weights or LossWeights()
-    refuse_bad_labels(targets, output.logits.shape[-1] - 1)
-    own_count = sum(len(target.labels) for target in targets)
+    if not isinstance(targets, PaddedTargets):
+        refuse_bad_labels(targets, output.logits.shape[-1] - 1)
+        targets = pad_targets(targets, images=len(output.logits), device=output.logits.device)
+    own_count = sum(targets.counts)
     # the clamp comes after the division by the workers, so a share below one box counts as one
     divisor = max(1.0, float(own_count if num_boxes is None else num_boxes))
 
@@ -85,7 +87,7 @@ def criterion(
 
 
 def refuse_bad_labels(targets: Sequence[Target], class_count: int) -> None:
-    """Raise unless every label is one of `class_count` classes.
+    """Raise unless every label of targets in CPU memory is one of `class_count` classes.
 
     A label equal to `class_count` would silently train "no object"; a larger one is an assertion on the device, later
     and elsewhere.
@@ -93,7 +95,7 @@ def refuse_bad_labels(targets: Sequence[Target], class_count: int) -> None:
     Raises:
         ValueError: a label is out of range.
     """
-    labels = torch.cat([target.labels for target in targets]).cpu().numpy()
+    labels = torch.cat([target.labels for target in targets]).numpy()
     if not ((labels < 0) | (labels >= class_count)).any():
         return
     for image, target in enumerate(targets):
@@ -107,7 +109,7 @@ def refuse_bad_labels(targets: Sequence[Target], class_count: int) -> None:
 
 def _losses(
     output: DetrOutput,
-    targets: Sequence[Target],
+    padded: PaddedTargets,
     num_boxes: float,
     no_object: float,
     match_weights: MatchWeights | None,
@@ -117,10 +119,9 @@ def _losses(
     logits = torch.stack([*(layer.logits for layer in output.aux), output.logits]).float()
     boxes = torch.stack([*(layer.boxes_cxcywh for layer in output.aux), output.boxes_cxcywh]).float()
     no_object_class = logits.shape[-1] - 1
-    padded = pad_targets(targets, images=logits.shape[1], device=logits.device)
     log_probabilities = logits.log_softmax(-1)  # of the matching and of the loss
     pairs = match_layers(log_probabilities.detach(), boxes.detach(), padded, weights=match_weights)
-    layer, image, query, target = pairs.to(logits.device, non_blocking=True)
+    layer, image, query, target = upload(pairs, logits.device)
     labels, wanted = padded.labels[image, target], padded.boxes_cxcywh[image, target]
 
     classes = torch.full(logits.shape[:3], no_object_class, dtype=torch.int64, device=logits.device)
@@ -134,19 +135,18 @@ def _losses(
     scores = logits.detach()
     # of equal logits the first class wins, so no-object only where it is above all others
     seen = (scores[..., :-1].amax(-1) >= scores[..., -1]).sum(-1)
-    counts = torch.tensor(padded.counts).to(logits.device, non_blocking=True)
     last = layer.numel() // len(logits) * (len(logits) - 1)  # every layer has the same number of pairs
     return {
         "class_error": _class_error(scores[-1][image[last:], query[last:]], labels[last:]),
         "loss_ce": (counted * surprise).sum((1, 2)) / counted.sum((1, 2)),
         "loss_bbox": (predicted - wanted).abs().view(len(logits), -1).sum(1) / num_boxes,
         "loss_giou": (1 - overlap).view(len(logits), -1).sum(1) / num_boxes,
-        "cardinality_error": (seen - counts).abs().float().mean(1),
+        "cardinality_error": (seen - padded.numbers).abs().float().mean(1),
     }
 
 
 def _class_error(logits: Tensor, labels: Tensor) -> Tensor:
     """Per cent of the matched queries whose best class, no-object included, is wrong; 100 when nothing is matched."""
     if len(labels) == 0:
-        return logits.new_tensor(100.0)
+        return logits.new_full((), 100.0)
     return 100 - 100 * (logits.argmax(-1) == labels).float().mean()

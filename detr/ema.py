@@ -5,7 +5,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from detr.layouts import CheckpointError, summary, wrong_tensors
 from detr.model import Detr
@@ -29,8 +28,14 @@ class MovingAverage:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)  # in evaluation mode
 
     @torch.no_grad()
-    def update(self, model: Detr) -> None:
-        """Take in the weights after one more step; `model` is on the average's device."""
+    def update(self, model: Detr, *, was_taken: Tensor | None = None) -> None:
+        """Take in the weights after one more step, on the average's device.
+
+        Args:
+            model: whose weights.
+            was_taken: `()` bool, on the device: where it is False the averages stay as they are, though the update
+                counts until `forget_update`. None is True.
+        """
         decay = min(self.decay, (1 + self.updates) / (20 + self.updates))
         current = model.state_dict()
         averages, values = [], []
@@ -40,8 +45,17 @@ class MovingAverage:
                 values.append(current[name])
             else:  # a trainable norm's count of batches
                 average.copy_(current[name])
-        get_ema_multi_avg_fn(decay)(averages, values, None)  # type: ignore[no-untyped-call]
+        if was_taken is None:
+            torch._foreach_lerp_(averages, values, 1 - decay)
+        else:  # a weight that only the device knows
+            changes = torch._foreach_sub(values, averages)  # noqa: SLF001 - as torch.optim's own average does
+            torch._foreach_mul_(changes, was_taken * (1 - decay))
+            torch._foreach_add_(averages, changes)
         self.updates += 1
+
+    def forget_update(self) -> None:
+        """Do not count the last update: its step was not taken."""
+        self.updates -= 1
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the averaged weights by the model's names, not copied, and the number of updates as `UPDATES`."""

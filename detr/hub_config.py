@@ -56,8 +56,11 @@ def write_config(config: DetrConfig) -> tuple[dict[str, Any], Layout]:
     """Return the config.json that `transformers` runs as the same network, and the layout its weights must have.
 
     Raises:
-        CheckpointError: `transformers` has no words for this network.
+        CheckpointError: `transformers` has no words for this network, or a class has no name, which `load` refuses.
     """
+    nameless = next((category for category in config.categories if not category.name), None)
+    if nameless is not None:
+        raise CheckpointError(f"a model cannot be saved whose class {nameless.id} has no name. Give it one.")
     if config.pre_norm:
         raise CheckpointError("a model with pre_norm cannot be saved: transformers' DETR has post-norm only.")
     backbone, layout = _write_backbone(config.backbone)

@@ -28,8 +28,8 @@ from detr.image_file import ImageError, TooLarge, TruncatedImage, UnreadableImag
 from detr.image_gif import picture_of_gif
 from detr.image_icon import picture_of_icon
 from detr.image_png import SIGNATURE as PNG_SIGNATURE
-from detr.image_png import picture_of_png
-from detr.image_tiff import picture_of_tiff
+from detr.image_png import picture_of_png, white_of_png
+from detr.image_tiff import picture_of_tiff, white_of_tiff
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,6 +62,8 @@ _DAMAGE = (
     struct.error,
     zlib.error,
 )
+_WHITES: dict[str, Callable[[bytes], int | None]] = {"PNG": white_of_png, "TIFF": white_of_tiff}
+_TWELVE_BITS = 4095
 _EIGHT_BITS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
 # What stands for white: nothing says it in the file, so it is the least of these that no value passes. Pillow gives
 # integers (I) only to 16-bit PPM, already of this scale, and to 32-bit TIFF.
@@ -87,10 +89,16 @@ def open_picture(image_format: str, data: bytes) -> ImageFile:
         raise _verdict(error, kind(f"Pillow cannot open this {image_format}: {error}")) from error
 
 
-def decode_picture(image: ImageFile) -> NDArray[np.uint8]:
+def decode_picture(image: ImageFile, data: bytes = b"") -> NDArray[np.uint8]:
     """Decode once and return `(H, W, 3)` RGB as stored, not turned: alpha dropped, 16 bits and floats scaled to 8.
 
+    Grey values of 10 or 12 bits in 16 are scaled by what the file says is white (`MaxSampleValue`, `sBIT`).
+
     An image whose decoding failed must not be decoded again: Pillow 13 then succeeds, with half a picture.
+
+    Args:
+        image: of `open_picture`.
+        data: the encoded file, which says what is white.
 
     Raises:
         ImageError: cut, damaged, or of values that have no known scale.
@@ -103,7 +111,7 @@ def decode_picture(image: ImageFile) -> NDArray[np.uint8]:
         image.load()
     except _DAMAGE as error:
         raise _verdict(error, UnreadableImage(f"the pixels of the {image_format} are damaged: {error}")) from error
-    return _rgb(image)
+    return _rgb(image, _WHITES[image_format](data) if data and image_format in _WHITES else None)
 
 
 def _verdict(error: Exception, otherwise: ImageError) -> ImageError | MemoryError:
@@ -118,13 +126,13 @@ def _verdict(error: Exception, otherwise: ImageError) -> ImageError | MemoryErro
     return otherwise
 
 
-def _rgb(image: Image.Image) -> NDArray[np.uint8]:
+def _rgb(image: Image.Image, white: int | None) -> NDArray[np.uint8]:
     mode = image.mode
     if mode in _EIGHT_BITS:
         return np.array(image if mode == "RGB" else image.convert("RGB"))
     grey = np.asarray(image)
     if mode.startswith("I;16"):
-        eight = _scaled(grey, 65535.0)
+        eight = _scaled(grey, _full_scale(grey, white, image.format))
     elif mode in _FULL_SCALES:
         low, high = float(grey.min()), float(grey.max())
         full = next((scale for scale in _FULL_SCALES[mode] if high <= scale), None)
@@ -136,6 +144,31 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     else:
         raise UnsupportedImage(f"Pillow cannot convert {mode} pixels to RGB; convert the image first")
     return np.repeat(eight[..., None], 3, axis=2)
+
+
+def _full_scale(grey: NDArray[np.generic], white: int | None, image_format: str | None) -> float:
+    """Return the value of white in 16-bit grey.
+
+    Args:
+        grey: the values.
+        white: what the file says that it is, None where it does not.
+        image_format: of the file.
+
+    Raises:
+        UnsupportedImage: the picture would be nearly black, and nothing tells whether it is.
+    """
+    high = int(grey.max())
+    if white is None and 0 < high <= _TWELVE_BITS:
+        raise UnsupportedImage(
+            f"its values end at {high} of 65535, so it is nearly black, or has fewer bits than 16 and does not say so: "
+            "scale them to 0..65535, or set the TIFF's MaxSampleValue or the PNG's sBIT"
+        )
+    if white is None or high > white:
+        return 65535.0
+    # a writer of PNG that keeps to the standard has scaled the values up: dark ones are multiples of this then
+    step = 65536 // (white + 1)
+    is_scaled_up = image_format == "PNG" and not np.any(np.asarray(grey) % step)
+    return 65535.0 if is_scaled_up else float(white)
 
 
 def _scaled(grey: NDArray[np.generic], full: float) -> NDArray[np.uint8]:

@@ -40,6 +40,15 @@ def read_png(data: bytes) -> Header:
     return upright_header("PNG", height, width, exif=exif)
 
 
+def white_of_png(data: bytes) -> int | None:
+    """Return the largest value of the bits that are significant by the PNG's sBIT chunk; None where it has none."""
+    for chunk in _chunks(data):
+        if chunk.name == b"sBIT" and chunk.start + 12 < chunk.end <= len(data):
+            bits = data[chunk.start + 8]
+            return 2**bits - 1 if 1 <= bits <= 16 else None
+    return None
+
+
 def picture_of_png(data: bytes) -> bytes:
     """Return a PNG of the chunks that the picture needs, and only them: no text, animation, profile or transparency.
 

@@ -14,6 +14,7 @@ _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12
 _INTEGERS = {1: "B", 3: "H", 4: "L", 13: "L", 16: "Q", 18: "Q"}
 _REDUCED, _WIDTH, _HEIGHT, _STRIP_OFFSETS, _TILE_OFFSETS, _SUB_DIRECTORIES, _DNG = 254, 256, 257, 273, 324, 330, 50706
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323
+_MAX_SAMPLE_VALUE = 281
 # All that tells how pixels are stored: layout, palette, compression and its tables. First what has one value.
 _SINGLE = {_WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT}
 _SINGLE |= {259, 262, 266, 277, 278, 284, 292, 293, 317, 332, 512, 513, 514, 515, 531}
@@ -50,6 +51,18 @@ def read_tiff(data: bytes) -> Header:
     orientation, taken_at = read_directory(data, offset, order, big=big)
     header = upright_header("TIFF", numbers[_HEIGHT], numbers[_WIDTH], orientation=orientation)
     return Header(header.height, header.width, orientation, "TIFF", taken_at)
+
+
+def white_of_tiff(data: bytes) -> int | None:
+    """Return the largest value that the TIFF says its pixels have (MaxSampleValue); None where it does not.
+
+    Raises:
+        ImageError: the tag is cut, or not a number.
+    """
+    for entry in _directory(data):
+        if entry.tag == _MAX_SAMPLE_VALUE:
+            return max(_integers(data, entry, _layout(data).order))
+    return None
 
 
 def picture_of_tiff(data: bytes) -> bytes:

@@ -68,7 +68,7 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, upright: bool = True) -
         MemoryError: the machine has no room for this picture now; another one may have.
     """
     header = read_header(data, max_pixels=max_pixels)
-    stored = _decode_jpeg(data) if header.format == "JPEG" else decode_picture(open_picture(header.format, data))
+    stored = _decode_jpeg(data) if header.format == "JPEG" else decode_picture(open_picture(header.format, data), data)
     image = _upright(stored, header.orientation if upright else 1)
     shape = (header.height, header.width) if upright or header.orientation < 5 else (header.width, header.height)
     if image.shape[1:] != shape:

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from detr.boxes import cxcywh_to_xyxy, generalized_iou
+from detr.device import upload
 from detr.model import DetrOutput
 
 
@@ -32,17 +32,21 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class PaddedTargets:
-    """The targets of B images on one device, filled up to the M of the fullest.
+    """The targets of B images on one device, filled up to the M of the fullest, which is at least 1.
 
     Attributes:
         labels: `(B, M)` int64; 0 beyond an image's own.
         boxes_cxcywh: `(B, M, 4)` float32; beyond an image's own the whole image, which costs something finite.
-        counts: each image's own number, known without asking the device.
+        numbers: `(B,)` int64, each image's own number.
+        counts: the same, in Python: known without waiting for the device.
+        extents: `(B, 2)` int64, each image's own height and width in pixels; None where they were not given.
     """
 
     labels: Tensor
     boxes_cxcywh: Tensor
+    numbers: Tensor
     counts: tuple[int, ...]
+    extents: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,21 +94,44 @@ def match(output: DetrOutput, targets: Sequence[Target], *, weights: MatchWeight
     return [Match(pairs[2, here], pairs[3, here]) for here in (pairs[1] == image for image in range(len(targets)))]
 
 
-def pad_targets(targets: Sequence[Target], *, images: int, device: torch.device) -> PaddedTargets:
-    """Put the targets of a batch of `images` into two tensors and move those to `device`.
+def pad_targets(
+    targets: Sequence[Target], *, images: int, device: torch.device, extents: Tensor | None = None
+) -> PaddedTargets:
+    """Copy the targets of a batch of `images`, in CPU memory, to `device`: one copy, for which the host does not wait.
+
+    Args:
+        targets: one per image.
+        images: how many there are.
+        device: where to.
+        extents: `(B, 2)` integers in CPU memory, each image's own height and width, which are copied along.
 
     Raises:
         ValueError: there is not one target per image.
     """
     if len(targets) != images:
         raise ValueError(f"{len(targets)} targets for {images} images: give one target, possibly empty, per image")
-    labels = pad_sequence([target.labels for target in targets], batch_first=True)
-    boxes = pad_sequence([target.boxes_cxcywh.float() for target in targets], batch_first=True)
-    whole = boxes.new_tensor([0.5, 0.5, 1.0, 1.0])
     counts = tuple(len(target.labels) for target in targets)
-    beyond = torch.arange(labels.shape[1]) >= torch.tensor(counts)[:, None]
-    boxes = torch.where(beyond[:, :, None].to(boxes.device), whole, boxes)
-    return PaddedTargets(labels.to(device, non_blocking=True), boxes.to(device, non_blocking=True), counts)
+    fullest = max(1, *counts, 0)
+    # a row per image: number, height, width, labels, boxes; float32 is exact for all of these integers, below 2**24
+    packed = torch.zeros((images, 3 + 5 * fullest))
+    labels, boxes = packed[:, 3 : 3 + fullest], packed[:, 3 + fullest :].view(images, fullest, 4)
+    boxes.copy_(torch.tensor([0.5, 0.5, 1.0, 1.0]))
+    packed[:, 0] = torch.tensor(counts)
+    if extents is not None:
+        packed[:, 1:3] = extents
+    for image, target in enumerate(targets):
+        labels[image, : counts[image]] = target.labels
+        boxes[image, : counts[image]] = target.boxes_cxcywh
+
+    packed = upload(packed, device)
+    integers = packed[:, : 3 + fullest].long()
+    return PaddedTargets(
+        labels=integers[:, 3:],
+        boxes_cxcywh=packed[:, 3 + fullest :].view(images, fullest, 4),
+        numbers=integers[:, 0],
+        counts=counts,
+        extents=None if extents is None else integers[:, 1:3],
+    )
 
 
 @torch.no_grad()

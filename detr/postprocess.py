@@ -78,24 +78,37 @@ def class_thresholds(
     return torch.tensor(kept)
 
 
-def select(
-    scores: Tensor, classes: Tensor, boxes_xyxy: Tensor, *, thresholds: Tensor, categories: Sequence[Category]
-) -> Detections:
-    """Keep one image's detections that reach their class's threshold, best first; equal scores stay in query order.
+def rank(scores: Tensor, classes: Tensor, boxes_xyxy: Tensor, thresholds: Tensor) -> Tensor:
+    """Return one float32 `(B, Q, 6)` with what is kept of each image first, best first: score, class index, box.
+
+    Kept are detections that reach their class's threshold; equal scores stay in query order. What is not kept follows,
+    with -1 for its class index. Nothing waits for the device.
 
     Args:
-        scores: `(Q,)` float32 on the CPU.
-        classes: `(Q,)` int64 class indices.
-        boxes_xyxy: `(Q, 4)` float32.
-        thresholds: `(K,)`, of `class_thresholds`.
-        categories: K of them.
+        scores: `(B, Q)` float32.
+        classes: `(B, Q)` int64 class indices.
+        boxes_xyxy: `(B, Q, 4)` float32.
+        thresholds: `(K,)`, of `class_thresholds`, on the same device.
     """
-    order = scores.argsort(descending=True, stable=True)
-    order = order[scores[order] >= thresholds[classes[order]]]
-    found = [categories[index] for index in classes[order].tolist()]
-    return Detections(
-        category_ids=torch.tensor([category.id for category in found], dtype=torch.int64),
-        labels=tuple(category.name for category in found),
-        scores=scores[order],
-        boxes_xyxy=boxes_xyxy[order],
-    )
+    is_kept = scores >= thresholds[classes]
+    order = torch.where(is_kept, scores, -1.0).argsort(dim=1, descending=True, stable=True)
+    kept_classes = torch.where(is_kept, classes, -1).to(scores.dtype)
+    rows = torch.cat((torch.stack((scores, kept_classes), dim=2), boxes_xyxy), dim=2)
+    return rows.gather(1, order[:, :, None].expand(-1, -1, 6))
+
+
+def read_detections(ranked: Tensor, categories: Sequence[Category]) -> list[Detections]:
+    """Return the detections of each image of `rank`'s result, which is on the CPU. They share no memory with it."""
+    found = []
+    for image, classes in zip(ranked, ranked[:, :, 1].int().tolist(), strict=True):
+        kept = [categories[index] for index in classes if index >= 0]
+        rows = image[: len(kept)]
+        found.append(
+            Detections(
+                category_ids=torch.tensor([category.id for category in kept], dtype=torch.int64),
+                labels=tuple(category.name for category in kept),
+                scores=rows[:, 0].clone(),
+                boxes_xyxy=rows[:, 2:].clone(memory_format=torch.contiguous_format),
+            )
+        )
+    return found

@@ -147,7 +147,7 @@ class Transformer(nn.Module):
             features: `(B, D, h, w)`.
             padding: `(B, h, w)` bool, True on padding, or None when no image has any.
             queries: `(Q, D)`, the learned object queries.
-            positions: `(B, D, h, w)`.
+            positions: `(B, D, h, w)`, or `(1, D, h, w)` where all images have the same.
         """
         cells = features.flatten(2).transpose(1, 2)
         where = positions.to(cells.dtype).flatten(2).transpose(1, 2)

@@ -25,7 +25,11 @@ def report(evaluation: "Evaluation") -> str:
         f"class-agnostic AP {shown_figure(precision.class_agnostic)}",
         f"images: {evaluation.images:,}, of which {counted}",
         *_left_out(evaluation),
+        *_of_annotations(evaluation),
     ]
+    if evaluation.matched_otherwise:
+        others = _counted(len(evaluation.matched_otherwise), "image is", "images are")
+        lines.append(f"{others} spelled or placed otherwise than annotated ({_some(evaluation.matched_otherwise)})")
     if evaluation.turned_back:
         turned = _counted(len(evaluation.turned_back), "image was", "images were")
         lines.append(
@@ -60,6 +64,39 @@ def _left_out(evaluation: "Evaluation") -> list[str]:
     if evaluation.undeclared:
         rows = _counted(evaluation.undeclared, "detection is", "detections are")
         lines.append(f"{rows} of categories that the annotations do not declare: left out")
+    return lines
+
+
+# what can be wrong with annotations, in the order in which it is printed: one, several, and what is done about it
+FINDINGS = {
+    "annotations_of_no_image": ("is of an image", "are of images", "that the annotations do not declare: left out"),
+    "undeclared_categories": (
+        "has a category", "have categories", "that the annotations do not declare: nothing counts as found there"),
+    "boxes_missing": ("has no box", "have no box", "of four numbers: left out"),
+    "boxes_not_finite": ("has a box", "have boxes", "with a side that is not a finite number: left out"),
+    "boxes_without_area": ("has a box", "have boxes", "without area: never found"),
+}  # fmt: skip
+SIZES = {
+    "APs": "small (below 32 x 32 pixels)",
+    "APm": "of medium size (32 x 32 to 96 x 96 pixels)",
+    "APl": "large (above 96 x 96 pixels)",
+}
+
+
+def _of_annotations(evaluation: "Evaluation") -> list[str]:
+    """Return what is wrong with the annotations themselves, and why figures are undefined."""
+    lines = []
+    for kind, (one, several, done) in FINDINGS.items():
+        count = evaluation.annotation_findings.get(kind, 0)
+        if count:
+            examples = "; ".join(evaluation.annotation_examples.get(kind, ())[:SHOWN_NAMES])
+            lines.append(f"{_counted(count, f'annotation {one}', f'annotations {several}')} {done} ({examples})")
+    numbers = evaluation.average_precision.numbers()
+    sizes = [size for name, size in SIZES.items() if numbers[name] < 0]
+    if numbers["AP"] < 0:
+        lines.append("AP is undefined: the images have no annotation that is of a declared category and not of a crowd")
+    elif sizes:
+        lines.append(f"figures called none are undefined: no annotated box is {' or '.join(sizes)}")
     return lines
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.exits import run
-from jobs.options import CommandParser, share
+from jobs.options import PRECISIONS, CommandParser, share
 
 if TYPE_CHECKING:
     from pipelines.detect import Seen
@@ -30,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threshold", type=share, default=0.9, help="least score shown (%(default)s)")
     parser.add_argument("--draw", type=Path, metavar="DIR", help="write each image with its boxes into this folder")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s: a GPU if there is one)")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto",
-                        help="%(default)s: bf16 on GPUs that have it, fp16 on older ones, fp32 on CPUs")  # fmt: skip
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto",
+                        help="%(default)s: fp16 on GPUs, fp32 on CPUs")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print a line of JSON per image")
     args = parser.parse_args(argv)
     from pipelines.detect import Unseen, detect, find_images, open_detector

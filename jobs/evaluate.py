@@ -1,10 +1,10 @@
-"""Measure detections against COCO annotations of their images: COCO's twelve numbers, as pycocotools has them.
+"""Measure detections against COCO annotations of their images: COCO's twelve numbers, those of pycocotools to the bit.
 
 python -m jobs.evaluate --table s3://lake/detections --annotations instances_val2017.json --output metrics.json
 python -m jobs.evaluate --results detections.json --annotations instances_val2017.json --plot curves.png
 python -m jobs.evaluate --model facebook/detr-resnet-50 --images val2017/ --annotations instances_val2017.json
 
-Images of tables are matched by file name. For a model's own figure its table must have been labelled with
+Images of tables are matched by the end of their path. For a model's own figure its table must have been labelled with
 --threshold 0; --model labels so, and only images that are annotated.
 """
 
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from jobs._evaluation_report import report
 from jobs.exits import BudgetExceeded, run
-from jobs.options import CommandParser, actor_range, add_s3_options, share
+from jobs.options import PRECISIONS, CommandParser, actor_range, add_batch_size_option, add_s3_options, share
 
 if TYPE_CHECKING:
     from pipelines.evaluation.annotations import Annotations
@@ -33,7 +33,7 @@ MAX_DROP = 0.002
 # options that say something about one source only
 BELONGS: dict[str, tuple[str, ...]] = {
     "table": ("run_id", "allow_thresholded"),
-    "model": ("images", "keep_table", "precision", "device", "actors", "verbose"),
+    "model": ("images", "keep_table", "precision", "device", "batch_size", "actors", "verbose"),
 }
 
 
@@ -98,6 +98,9 @@ def _parser() -> CommandParser:
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw precision over recall: .png, .pdf, .svg "
                         "(needs the extra `plot`)")  # fmt: skip
+    parser.add_argument("--evaluator", choices=("ultrafast", "pycocotools"), default="ultrafast",
+                        help="which package computes the figures, which are the same; pycocotools takes 30 times the "
+                        "CPU time and far more memory (%(default)s)")  # fmt: skip
     _add_table_options(parser.add_argument_group("with --table"))
     _add_model_options(parser.add_argument_group("with --model"))
     _add_gate_options(parser.add_argument_group("exit code 3 unless the figures are good enough"))
@@ -121,9 +124,11 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
                        "folders of web servers: those that are annotated are labelled")  # fmt: skip
     group.add_argument("--keep-table", metavar="URI", help="label into this table, existing or new: the same command "
                        "resumes, and labels nothing twice (one for the time of the command)")  # fmt: skip
-    group.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"),
-                       help="(auto: bf16 on GPUs that have it, fp16 on older ones, fp32 on CPUs)")  # fmt: skip
+    group.add_argument("--precision", choices=PRECISIONS,
+                       help="numbers the network computes with (fp32, so that figures from different machines can be "
+                       "compared; auto is what jobs.label takes by default)")  # fmt: skip
     group.add_argument("--device", help="auto, cpu or cuda (auto: GPUs where there are any)")
+    add_batch_size_option(group)
     group.add_argument("--actors", type=actor_range, metavar="MIN:MAX",
                        help="detectors that run at once (1 to as many as the cluster holds)")  # fmt: skip
     group.add_argument("--verbose", action="store_true", default=None, help="let Ray's own messages through")
@@ -165,13 +170,14 @@ def _evaluate(
         return _evaluate_model(parser, args, annotations, options)
     try:
         if args.results is not None:
-            return evaluate_results(args.results, annotations, options=options)
+            return evaluate_results(args.results, annotations, options=options, evaluator=args.evaluator)
         return evaluate_table(
             args.table,
             annotations,
             options=options,
             choice=RowChoice(run_id=args.run_id),
             allow_thresholded=bool(args.allow_thresholded),
+            evaluator=args.evaluator,
         )
     except ValueError as error:
         parser.error(str(error))
@@ -189,12 +195,14 @@ def _evaluate_model(
             model=args.model,
             images=tuple(args.images),
             keep_table=args.keep_table,
-            precision=args.precision or "auto",
+            precision=args.precision or "fp32",
             device=args.device or "auto",
+            batch_size=args.batch_size,
             least_actors=least,
             most_actors=most,
             options=options,
             verbose=bool(args.verbose),
+            evaluator=args.evaluator,
         )
     except ValueError as error:
         parser.error(str(error))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from jobs.exits import run
-from jobs.options import CommandParser, add_s3_options
+from jobs.options import CommandParser, add_s3_options, check_stays
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_s3_options(parser)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     args = parser.parse_args(argv)
+    check_stays(parser, "--out", args.out)
 
     from jobs.progress import Drawing, shown
     from pipelines.exports.export import ExportConfig, export

@@ -16,9 +16,11 @@ from jobs.exits import BudgetExceeded, run
 from jobs.options import (
     CommandParser,
     actor_range,
+    add_batch_size_option,
     add_model_options,
     add_retry_option,
     add_source_options,
+    check_stays,
     class_threshold,
     share,
 )
@@ -51,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="detectors that run at once, one a GPU or core (1 to as many as the cluster holds)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s: GPUs where there are any)")
+    add_batch_size_option(parser)
     parser.add_argument(
         "--max-error-rate",
         type=share,
@@ -83,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.add_argument("--verbose", action="store_true", help="let Ray's own messages through")
     args = parser.parse_args(argv)
+    check_stays(parser, "--table", args.table)
 
     from jobs.progress import shown_progress
     from pipelines.labelling.label import LabelConfig, label
@@ -96,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             classes=None if args.classes is None else tuple(args.classes),
             precision=args.precision,
             device=args.device,
+            batch_size=args.batch_size,
             run_id=args.run_id,
             new_run=args.new_run,
             least_actors=args.actors[0],

@@ -6,11 +6,17 @@ import math
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
+
+PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 
 AS_WRITTEN = argparse.RawDescriptionHelpFormatter
 
 _ADDRESS = re.compile(r"([A-Za-z][\w+.-]*):/+([^\s'\"]+)")
+
+
+RAY_JOB_FOLDER = "/runtime_resources/working_dir_files/"
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -48,7 +54,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar="URI",
-        help="folders, prefixes, globs, images, Parquet, CSV or JSONL lists with a column of URIs, "
+        help="folders, prefixes, globs, images, lists of URIs (.parquet, .csv, .tsv, .txt, .json, .jsonl), "
         "or the manifest.json of an S3 Inventory; s3://, gs://, az://, local paths, http(s):// in lists",
     )
     parser.add_argument("--table", required=True, metavar="URI", help="the detection table, existing or new")
@@ -106,10 +112,35 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threshold", type=share, default=0.05, help="least score kept; 0 keeps all (%(default)s)")
     parser.add_argument(
         "--precision",
-        choices=("auto", "fp32", "bf16", "fp16"),
+        choices=PRECISIONS,
         default="auto",
-        help="%(default)s: bf16 on GPUs that have it, fp16 on older ones, fp32 on CPUs",
+        help="%(default)s: fp16 on GPUs, fp32 on CPUs; tf32 is fp32 with rounded operands on GPUs",
     )
+
+
+def add_batch_size_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add how many images go through the network together."""
+    parser.add_argument(
+        "--batch-size",
+        type=count,
+        metavar="N",
+        help="images in a batch at most (32 on GPUs, 1 on CPUs; halved by itself where a GPU has too little memory)",
+    )
+
+
+def check_stays(parser: argparse.ArgumentParser, option: str, uri: str | None) -> None:
+    """Leave with exit code 2 where a local path lies in the folder that Ray makes for a job and removes after it.
+
+    Relative paths of a job that was submitted with `--working-dir` lie there.
+    """
+    if uri is None or ("://" in uri and not uri.startswith("file:")):
+        return
+    path = Path(uri.removeprefix("file://")).absolute()
+    if RAY_JOB_FOLDER in path.as_posix():
+        parser.error(
+            f"{option} {uri}: the job runs in a temporary folder of Ray ({Path.cwd()}), which Ray removes with all "
+            "that is written there. Give a path that begins with /, or the address of a store, such as s3://bucket/folder."
+        )
 
 
 def share(text: str) -> float:

@@ -73,6 +73,7 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
         ("aux_loss", "train every decoder layer"),
         ("warm_losses", "train the encoder's output, too: small networks from scratch"),
         ("one_shape_a_batch", "batches of one shape and scale, so that nothing is padded"),
+        ("similar_sizes", "steps of images of similar sizes, so that little is padded and no worker waits long"),
         ("bf16", "compute the network in bfloat16"),
     ):
         group.add_argument(

@@ -103,6 +103,8 @@ def verify(table: "Store", run_id: str | None, max_minutes: float | None, *, as_
         line=lambda done: f"  verify  {share(done)}",
         done=lambda done: (done.images, done.images_total),
     )
+    if all(next(iter(table.list(prefix)), None) is None for prefix in ("_runs/", "data/")):
+        raise RunStopped(f"there is no table at {table.uri}: it has neither runs nor rows. Check the address.")
     seconds = None if max_minutes is None else 60 * max_minutes
     with shown(sys.stderr, drawing) as on_progress:
         found = verify_table(table, run_id=run_id, max_seconds=seconds, clock=SystemClock(), show=on_progress)

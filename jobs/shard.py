@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from jobs.exits import run
-from jobs.options import CommandParser, add_s3_options, count, share
+from jobs.options import CommandParser, add_s3_options, check_stays, count, share
 
 if TYPE_CHECKING:
     from pipelines.shards.sharding import ShardProgress, ShardSummary
@@ -32,6 +32,11 @@ FINDINGS: Mapping[str, tuple[str, str]] = {
     "left_out_outside_folder": ("images whose names lead out of the folder", "left out"),
     "annotations_left_out": ("annotations of images that are left out", "left out with them"),
     "annotations_of_no_image": ("annotations of images that the json does not declare", "left out"),
+    "categories_left_out": ("categories that no annotation has and that no name tells apart", "left out"),
+    "images_numbered": ("images whose ids are not numbers", "numbered 1, 2, ...; the ids are kept"),
+    "images_respelled": ("images whose files are spelled otherwise than in the json", "matched"),
+    "images_without_size": ("images whose height and width the json does not tell", "read from the picture"),
+    "numbers_as_text": ("annotations with numbers written as text", "read as numbers"),
     "duplicate_pictures": ("images with the same bytes as another one", "kept"),
     "objects_not_named": ("objects in the folder that the json does not name", "not read"),
     "images_turned_upright": ("images annotated upright, as their EXIF turns them", "training will turn them"),
@@ -80,6 +85,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="SHARE",
         help="stop when more than this share of the images cannot be had (%(default)s)",
     )
+    parser.add_argument(
+        "--max-unusable",
+        type=share,
+        default=0.05,
+        metavar="SHARE",
+        help="stop when training could not use more than this share of the annotations (%(default)s)",
+    )
     parser.add_argument("--max-images", type=count, metavar="N", help="the json's first N images only (all)")
     parser.add_argument(
         "--shared-folders",
@@ -98,6 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.add_argument("--verbose", action="store_true", help="let Ray's own messages through")
     args = parser.parse_args(argv)
+    check_stays(parser, "--out", args.out)
 
     from jobs.progress import Drawing, shown
     from pipelines.shards.sharding import ShardConfig, shard
@@ -111,6 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             ambiguous_exif=args.ambiguous_exif,
             check_decodes=not args.no_decode_check,
             max_missing=args.max_missing,
+            max_unusable=args.max_unusable,
             max_images=args.max_images,
             via=args.via,
             anonymous=args.anonymous,
@@ -146,7 +160,7 @@ def report(summary: "ShardSummary") -> str:
         for kind, (what, done) in FINDINGS.items()
         if summary.report.get(kind)
     ]
-    others = summary.report.keys() - FINDINGS.keys() - {"images", "annotations"}
+    others = summary.report.keys() - FINDINGS.keys() - {"images", "annotations", "usable_annotations"}
     lines += [f"found: {kind.replace('_', ' ')}: {summary.report[kind]:,}" for kind in sorted(others)]
     rate = summary.images / summary.seconds
     lines += [

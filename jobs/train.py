@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from jobs._evaluation_report import shown_figure
 from jobs.exits import run
 from jobs.label import duration
-from jobs.options import CommandParser, actor_range, add_s3_options, count
+from jobs.options import CommandParser, actor_range, add_s3_options, check_stays, count
 from jobs.recipe_options import add_recipe_options, recipe_values
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     _add_options(parser)
     add_recipe_options(parser)
     args = parser.parse_args(argv)
+    check_stays(parser, "--storage", args.storage)
 
     from jobs.train_progress import shown_training
     from pipelines.training.config import TrainConfig
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             log_steps=args.log_steps,
             trackers=tuple(args.log_to),
             fused=args.fused,
+            tf32=args.tf32,
             compiled=args.compile,
             restarts=args.restarts,
             collective_seconds=args.collective_seconds,
@@ -126,6 +128,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log-to", nargs="+", choices=("mlflow", "wandb"), default=[], help="besides TensorBoard")
     parser.add_argument("--fused", action=argparse.BooleanOptionalAction, default=True,
                         help="AdamW as one kernel (%(default)s)")  # fmt: skip
+    parser.add_argument("--tf32", action=argparse.BooleanOptionalAction, default=True,
+                        help="float32 on GPUs in TensorFloat-32, 10 bits of mantissa (%(default)s)")  # fmt: skip
     parser.add_argument("--compile", action="store_true", help="send the network through torch.compile")
     parser.add_argument("--restarts", type=count, default=5, metavar="N",
                         help="starts of workers without a new checkpoint before giving up (%(default)s)")  # fmt: skip

@@ -21,10 +21,22 @@ FORBIDDEN = {
 ALLOWED = {"detr/tensor_files.py": {"argparse"}}  # the class of the options that original checkpoints hold
 # the model as a library: what it needs, and not more
 OF_DETR = {
-    "detr", "torch", "torchvision", "PIL", "numpy", "scipy", "pycocotools", "safetensors", "huggingface_hub", "httpx",
+    "detr", "torch", "torchvision", "PIL", "numpy", "scipy", "pycocotools", "ultrafast_pycocotools", "safetensors",
+    "huggingface_hub", "httpx",
 }  # fmt: skip
 # judges and tools of tests
 NEVER = {"transformers", "timm", "duckdb", "pandas", "pytest", "hypothesis", "moto"}
+# libraries that jobs.bench measures beside ours: each in the files that are named after it, and nowhere else
+PEERS = {"transformers", "openvino", "onnxruntime", "daft"}
+PEER_FILES = {
+    "pipelines/benchmarks/peers/transformers_model.py": {"transformers"},
+    "pipelines/benchmarks/peers/transformers_decode.py": {"transformers"},
+    "pipelines/benchmarks/peers/transformers_pipeline.py": {"transformers"},
+    "pipelines/benchmarks/peers/plain_detector.py": {"transformers"},
+    "pipelines/benchmarks/peers/openvino_model.py": {"openvino"},
+    "pipelines/benchmarks/peers/onnxruntime_model.py": {"onnxruntime"},
+    "pipelines/benchmarks/peers/daft_script.py": {"daft"},
+}
 
 
 def imported(source: str) -> set[str]:
@@ -56,7 +68,14 @@ def test_a_file_imports_absolutely_and_nothing_that_only_developers_have(path: P
     found = imported((ROOT / path).read_text())
 
     assert not {name for name in found if name.startswith(".")}
-    assert found & NEVER == set()
+    assert found & (NEVER | PEERS) == PEER_FILES.get(path.as_posix(), set())
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if "peers" not in path.parts], ids=str)
+def test_files_of_peers_are_imported_when_a_peer_is_measured_and_not_before(path: Path) -> None:
+    top_level = [node for node in ast.parse((ROOT / path).read_text()).body if isinstance(node, ast.ImportFrom)]
+
+    assert not [node.module for node in top_level if (node.module or "").startswith("pipelines.benchmarks.peers")]
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.parts[0] == "detr"], ids=str)

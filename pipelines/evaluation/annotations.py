@@ -6,23 +6,15 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Any
 
-from pipelines.file_names import file_name
+from pipelines.coco.text import read_coco
+from pipelines.coco.truth import image_numbers, normal_truth
 from pipelines.stopped import RunStopped
 from pipelines.store import StoreError, StoreOptions, Stores, without_secrets
-from pipelines.strict_json import parse_json
 
 Json = dict[str, Any]
-
-_MOST: Final = 1e300
-
-_COCO_FIELDS: Final[Mapping[str, Mapping[str, type]]] = {
-    "images": {"id": int, "file_name": str, "height": int, "width": int},
-    "annotations": {"image_id": int, "category_id": int, "bbox": list},
-    "categories": {"id": int, "name": str},
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,30 +23,35 @@ class Annotations:
 
     Attributes:
         name: the json's address as it may be shown.
-        truth: all of it: `images`, `annotations`, `categories`.
+        truth: all of it that figures can be computed over, as `normal_truth` has it.
         image_ids: of the images that are measured on.
         sha256: of what decides the figures over these images; see `truth_sha256`.
+        findings: what is wrong with annotations and categories, as sharding finds it: counts by kind.
+        examples: a few sentences for each.
+        numbers: of the images, by `id_key` of what the json has as id.
     """
 
     name: str
     truth: Json
     image_ids: frozenset[int]
     sha256: str
+    findings: Mapping[str, int] = field(default_factory=dict)
+    examples: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    numbers: Mapping[int | str, int] = field(default_factory=dict)
 
     def by_file_name(self) -> dict[str, Json]:
-        """Return all images of the json by the last part of their file name.
+        """Return all images of the json by their file name.
 
         Raises:
             RunStopped: two have the same.
         """
         named: dict[str, Json] = {}
         for image in self.truth["images"]:
-            name = file_name(image["file_name"])
+            name = image["file_name"]
             if name in named:
                 raise RunStopped(
-                    f"annotations {self.name}: the images {named[name]['file_name']!r} and {image['file_name']!r} have "
-                    "the same file name, by which rows are matched. Give each a name of its own, or evaluate them "
-                    "apart."
+                    f"annotations {self.name}: two images have the file name {name!r}, by which rows are matched. Give "
+                    "each a name of its own, or evaluate them apart."
                 )
             named[name] = image
         return named
@@ -79,17 +76,22 @@ def read_annotations(
         data = Stores(options).get(uri).data
     except StoreError as error:
         raise RunStopped(f"cannot read the annotations: {error}") from error
-    try:
-        truth = parse_json(data)
-    except ValueError as error:
-        raise RunStopped(f"annotations {name}: this is not JSON ({error}).") from error
-    _check(truth, name)
+    coco = read_coco(data, name=name)
+    document = coco.document()
+    if coco.is_repeated.any():
+        repeated = document["images"][int(coco.is_repeated.argmax())]["id"]
+        raise RunStopped(f"annotations {name}: two images have the id {repeated!r:.80}. Give each an id of its own.")
+    if not coco.annotations:
+        raise RunStopped(f"annotations {name}: there are no annotations, so there is nothing to measure by.")
+    truth = normal_truth(document)
     chosen = frozenset(
         image["id"] for image in truth["images"] if picture_size in (None, (image["height"], image["width"]))
     )
     if not chosen:
         raise ValueError(f"picture size: {_no_such_size(truth, picture_size)}")
-    return Annotations(name, truth, chosen, truth_sha256(truth, chosen))
+    return Annotations(
+        name, truth, chosen, truth_sha256(truth, chosen), coco.findings, coco.examples, image_numbers(document)
+    )
 
 
 def truth_sha256(truth: Mapping[str, Any], image_ids: Collection[int]) -> str:
@@ -114,43 +116,8 @@ def truth_sha256(truth: Mapping[str, Any], image_ids: Collection[int]) -> str:
     return hashlib.sha256(json.dumps([sorted(chosen), boxes, classes]).encode()).hexdigest()
 
 
-def _check(truth: object, name: str) -> None:
-    for part, fields in _COCO_FIELDS.items():
-        entries = truth.get(part) if isinstance(truth, dict) else None
-        if not isinstance(entries, list) or not entries:
-            raise RunStopped(
-                f"annotations {name}: there are no {part}, so this is not what COCO's instances files hold."
-            )
-        for number, entry in enumerate(entries):
-            wrong = [
-                key for key, kind in fields.items() if not isinstance(entry, dict) or not _is(entry.get(key), kind)
-            ]
-            if part == "annotations" and not wrong:
-                wrong = [key for key in ("area", "iscrowd") if key in entry and not _is_number(entry[key])]
-            if wrong:
-                raise RunStopped(f"annotations {name}: {part}[{number}] has no usable {' and no usable '.join(wrong)}.")
-    assert isinstance(truth, dict)
-    for part in ("images", "categories"):
-        identifier, count = Counter(entry["id"] for entry in truth[part]).most_common(1)[0]
-        if count > 1:
-            raise RunStopped(
-                f"annotations {name}: {count} {part} have the id {identifier}. Give each an id of its own."
-            )
-
-
-def _is(value: object, kind: type) -> bool:
-    if kind is list:
-        return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
-    return isinstance(value, kind)
-
-
-def _is_number(value: object) -> bool:
-    """Return whether a value of json is a number that arithmetic can go on with; NaN is none, nor are 400 digits."""
-    return isinstance(value, (int, float)) and abs(value) < _MOST
-
-
 def _no_such_size(truth: Json, picture_size: tuple[int, int] | None) -> str:
     height, width = picture_size or (0, 0)
-    sizes = Counter((image["height"], image["width"]) for image in truth["images"])
+    sizes = Counter((image["height"], image["width"]) for image in truth["images"] if image["height"] is not None)
     shown = ", ".join(f"{one} x {other} ({count:,})" for (one, other), count in sizes.most_common(6))
-    return f"no annotated image is {height} x {width} (height x width). The most frequent are {shown}."
+    return f"no annotated image is {height} x {width} (height x width). The most frequent are {shown or 'not told'}."

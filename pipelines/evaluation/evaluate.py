@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
 from detr.average_precision import AveragePrecision, average_precision
+from detr.coco_results import ResultColumns
+from detr.evaluators import Evaluator
 from pipelines.evaluation.annotations import Annotations, Json, read_annotations
 from pipelines.evaluation.results_file import read_results
 from pipelines.evaluation.table_results import RowChoice, read_table_results
-from pipelines.file_names import file_name
 from pipelines.store import StoreOptions
 
 OFFICIAL_QUERIES = 100
@@ -40,7 +43,7 @@ class ThresholdCost:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What detections are worth. File names are those of the annotations, their last part.
+    """What detections are worth. File names are those of the annotations.
 
     Attributes:
         average_precision: over all `images`; where there are no detections of one, all that is there was missed.
@@ -60,6 +63,9 @@ class Evaluation:
         kept_classes: where the rows keep some classes only: of the others nothing counts as found.
         models: whose detections these are, as rows name it; none where there are no rows of any of the images.
         annotations_sha256: what the figures can be compared by: equal for equal images, boxes and classes.
+        matched_otherwise: sentences about images whose file is spelled or placed otherwise than annotated.
+        annotation_findings: what is wrong with the annotations, as sharding finds it: counts by kind.
+        annotation_examples: a few sentences for each.
     """
 
     average_precision: AveragePrecision
@@ -77,6 +83,9 @@ class Evaluation:
     kept_classes: tuple[str, ...] | None
     models: tuple[str, ...]
     annotations_sha256: str
+    matched_otherwise: tuple[str, ...] = ()
+    annotation_findings: Mapping[str, int] = field(default_factory=dict)
+    annotation_examples: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def evaluated(self) -> int:
@@ -104,11 +113,12 @@ def evaluate_table(
     allow_thresholded: bool = False,
     choice: RowChoice | None = None,
     picture_options: StoreOptions | None = None,
+    evaluator: Evaluator = "ultrafast",
 ) -> Evaluation:
     """Measure the published rows of a table, the current one of every image, against COCO annotations.
 
-    Images are matched by file name, the last part of their URI. Memory holds the keys of one row group at a time, and
-    the detections of annotated images.
+    Images are matched by the end of their URI, as `ImageNames` does it. Memory holds the keys of one row group at a
+    time, and the detections of annotated images.
 
     Args:
         table_uri: the detection table.
@@ -119,6 +129,7 @@ def evaluate_table(
         allow_thresholded: whether a table that left out low scores or classes is measured all the same.
         choice: which rows count; None is all.
         picture_options: how pictures are reached whose turn matters; None is as the table.
+        evaluator: which package computes the figures, which are the same.
 
     Raises:
         RunStopped: the table or the annotations cannot be read, or one does not fit the other.
@@ -134,8 +145,10 @@ def evaluate_table(
         allow_thresholded=allow_thresholded,
         queries=OFFICIAL_QUERIES,
     )
-    measured = average_precision(read.truth, found.rows, image_ids=read.image_ids)
-    cost = _cost(found.threshold, found.short, read, found.rows) if found.threshold > 0 else None
+    measured = average_precision(read.truth, found.detections, image_ids=read.image_ids, evaluator=evaluator)
+    cost = None
+    if found.threshold > 0:
+        cost = _cost(found.threshold, found.short, read, found.detections, evaluator)
     return Evaluation(
         average_precision=measured,
         images=len(read.image_ids),
@@ -145,13 +158,16 @@ def evaluate_table(
         other_size=found.other_size,
         unread=found.unread,
         unannotated=found.unannotated,
-        undeclared=_undeclared(read.truth, found.rows),
-        detections=len(found.rows),
+        undeclared=_undeclared(read.truth, found.detections),
+        detections=len(found.detections),
         threshold=found.threshold,
         threshold_cost=cost,
         kept_classes=found.classes,
         models=found.models,
+        matched_otherwise=found.matched_otherwise,
         annotations_sha256=read.sha256,
+        annotation_findings=read.findings,
+        annotation_examples=read.examples,
     )
 
 
@@ -161,6 +177,7 @@ def evaluate_results(
     *,
     options: StoreOptions | None = None,
     picture_size: tuple[int, int] | None = None,
+    evaluator: Evaluator = "ultrafast",
 ) -> Evaluation:
     """Measure a COCO results json, boxes as they are there: the annotations must be of the same pictures.
 
@@ -170,21 +187,22 @@ def evaluate_results(
         options: how stores are reached.
         picture_size: measure only on annotated images of this (height, width) in pixels; None is all, or those that the
             annotations were read for.
+        evaluator: which package computes the figures, which are the same.
 
     Raises:
         RunStopped: one of the two cannot be read, or they do not fit.
         ValueError: no annotated image has that size.
     """
     read = _read(annotations, options, picture_size)
-    everywhere = read_results(results, [image["id"] for image in read.truth["images"]], options=options)
-    rows = [row for row in everywhere if row["image_id"] in read.image_ids]
-    found = {row["image_id"] for row in rows}
+    everywhere = read_results(results, read.numbers, options=options)
+    detections = everywhere.where(np.isin(everywhere.image_ids, list(read.image_ids)))
+    found = set(detections.image_ids.tolist())
     return Evaluation(
-        average_precision=average_precision(read.truth, rows, image_ids=read.image_ids),
+        average_precision=average_precision(read.truth, detections, image_ids=read.image_ids, evaluator=evaluator),
         images=len(read.image_ids),
         missing=tuple(
             sorted(
-                file_name(image["file_name"])
+                image["file_name"]
                 for image in read.truth["images"]
                 if image["id"] in read.image_ids and image["id"] not in found
             )
@@ -194,13 +212,15 @@ def evaluate_results(
         other_size=(),
         unread=(),
         unannotated=0,
-        undeclared=_undeclared(read.truth, rows),
-        detections=len(rows),
+        undeclared=_undeclared(read.truth, detections),
+        detections=len(detections),
         threshold=None,
         threshold_cost=None,
         kept_classes=None,
         models=(),
         annotations_sha256=read.sha256,
+        annotation_findings=read.findings,
+        annotation_examples=read.examples,
     )
 
 
@@ -212,15 +232,15 @@ def _read(
     return read_annotations(annotations, options=options, picture_size=picture_size)
 
 
-def _undeclared(truth: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> int:
-    declared = {category["id"] for category in truth["categories"]}
-    return sum(row["category_id"] not in declared for row in rows)
+def _undeclared(truth: Mapping[str, Any], detections: ResultColumns) -> int:
+    declared = [category["id"] for category in truth["categories"]]
+    return int(np.count_nonzero(~np.isin(detections.category_ids, declared)))
 
 
 def _cost(
-    threshold: float, short_images: int, annotations: Annotations, rows: Sequence[Mapping[str, Any]]
+    threshold: float, short_images: int, annotations: Annotations, detections: ResultColumns, evaluator: Evaluator
 ) -> ThresholdCost:
     doubled = min(2 * threshold, 1.0)
-    kept = [row for row in rows if row["score"] >= doubled]
-    measured = average_precision(annotations.truth, kept, image_ids=annotations.image_ids)
+    kept = detections.where(detections.scores >= doubled)
+    measured = average_precision(annotations.truth, kept, image_ids=annotations.image_ids, evaluator=evaluator)
     return ThresholdCost(threshold, short_images, doubled, measured.AP)

@@ -16,11 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from detr.detector import Precision
+from detr.evaluators import Evaluator
 from pipelines.cluster import connected, node_resources
+from pipelines.coco.names import ImageNames
 from pipelines.evaluation.annotations import Annotations
 from pipelines.evaluation.evaluate import Evaluation, evaluate_table
 from pipelines.evaluation.table_results import RowChoice
-from pipelines.file_names import file_name
 from pipelines.labelling.label import LabelConfig, label
 from pipelines.labelling.progress import Progress
 from pipelines.lake.listing import LakeObject, check_addresses, list_objects
@@ -40,23 +41,28 @@ class ModelEvaluationConfig:
             folder, where every annotated image is taken to be there.
         keep_table: The table that is labelled into, existing or new; None is one for the time of the call. What it
             holds of this model is not labelled again.
-        precision: "auto", "fp32", "bf16" or "fp16".
+        precision: "fp32", "tf32", "bf16", "fp16", or "auto": what a labelling run takes on its machines. Only figures
+            in "fp32" from different machines can be compared.
         device: "auto", "cpu" or "cuda".
+        batch_size: Images in a batch at most; None is as for labelling.
         least_actors: Actors that must run; None is 1.
         most_actors: Actors that may run; None is what the cluster holds.
         options: How images are reached.
         verbose: Let Ray's own messages through.
+        evaluator: Which package computes the figures, which are the same.
     """
 
     model: str
     images: tuple[str, ...]
     keep_table: str | None = None
-    precision: Precision = "auto"
+    precision: Precision = "fp32"
     device: str = "auto"
+    batch_size: int | None = None
     least_actors: int | None = None
     most_actors: int | None = None
     options: StoreOptions = field(default_factory=StoreOptions)
     verbose: bool = False
+    evaluator: Evaluator = "ultrafast"
 
     def __post_init__(self) -> None:
         self.label_config(self.images, table=self.keep_table or "table")  # checks what both have
@@ -70,6 +76,7 @@ class ModelEvaluationConfig:
             threshold=0.0,
             precision=self.precision,
             device=self.device,
+            batch_size=self.batch_size,
             least_actors=self.least_actors,
             most_actors=self.most_actors,
             max_error_rate=_EVERY_ERROR_RATE,
@@ -121,6 +128,7 @@ def evaluate_model(
             picture_options=config.options,
             choice=choice,
             allow_thresholded=True,
+            evaluator=config.evaluator,
         )
     if evaluation.threshold or evaluation.kept_classes:
         raise RunStopped(
@@ -133,14 +141,14 @@ def evaluate_model(
 def find_annotated(
     images: Sequence[str], names: Collection[str], *, options: StoreOptions | None = None
 ) -> list[LakeObject]:
-    """Return the images that have one of these file names, by URI.
+    """Return the images that are of one of these file names, as `ImageNames` matches them, by URI.
 
     Memory holds what is returned, however much is listed.
 
     Args:
         images: as for labelling. A folder of a web server (`http://host/val2017/`) is not listed: all names are in it,
             and what the server does not have becomes a row of the kind `missing`.
-        names: last parts of file names.
+        names: file names of the annotations.
         options: how stores are reached.
 
     Raises:
@@ -152,10 +160,15 @@ def find_annotated(
         raise RunStopped(str(error)) from error
     folders = [uri for uri in images if uri.startswith(("http://", "https://")) and uri.endswith("/")]
     others = [uri for uri in images if uri not in folders]
-    found = [LakeObject(folder + quote(name)) for folder in folders for name in names]
+    image_names = ImageNames(names)
+    found = [
+        LakeObject(folder + quote(image_names.without_common_folders(name))) for folder in folders for name in names
+    ]
     if others:
         listed = list_objects(others, options=options)
-        found += [item for item in listed if isinstance(item, LakeObject) and file_name(item.uri) in names]
+        matched = [(image_names.find(item.uri), item) for item in listed if isinstance(item, LakeObject)]
+        placed = [item for match, item in matched if match is not None and match.is_placed_alike]
+        found += placed or [item for match, item in matched if match is not None]
     if not found:
         where = ", ".join(map(without_secrets, images))
         raise RunStopped(
@@ -164,10 +177,12 @@ def find_annotated(
         )
     by_name: dict[str, LakeObject] = {}
     for item in found:
-        before = by_name.setdefault(file_name(item.uri), item)
+        match = image_names.find(item.uri)
+        assert match is not None
+        before = by_name.setdefault(match.name, item)
         if before.uri != item.uri:
             raise RunStopped(
-                f"there are two images of the file name {file_name(item.uri)!r}, by which annotations are found: "
+                f"there are two images of the file name {match.name!r}, by which annotations are found: "
                 f"{without_secrets(before.uri)} and {without_secrets(item.uri)}. Name the folder of one of them."
             )
     return sorted(by_name.values(), key=lambda item: item.uri)

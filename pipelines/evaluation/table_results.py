@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
-from detr.coco_results import ResultRow, result_rows
-from detr.images import ImageError, read_header
-from detr.turning import turn_back
+from detr.coco_results import ResultColumns
+from detr.image_file import ImageError
+from detr.image_header import read_header
+from pipelines.coco.names import ImageNames, NameMatch
 from pipelines.evaluation.annotations import Annotations, Json
-from pipelines.file_names import file_name
 from pipelines.parquet_files import open_listed, parquet_of
 from pipelines.stopped import RunStopped
 from pipelines.store import Entry, Store, StoreError, StoreOptions, Stores, join_uri, open_store, without_secrets
@@ -25,6 +27,7 @@ from pipelines.table import PASSING_KINDS, check_columns, read_metadata
 
 HEADER_THREADS: Final = 16  # pictures whose headers are fetched at once
 
+_SIDES: Final = ("xmin", "ymin", "xmax", "ymax")
 _KEYS: Final = ("status", "error_kind", "width", "height", "model", "threshold", "run_id", "labelled_at")
 
 
@@ -48,7 +51,7 @@ class TableResults:
     """What a table says of the images that are measured on; file names are in order.
 
     Attributes:
-        rows: COCO results, by image id; an image's in the order of its row, best first.
+        detections: by image id; an image's in the order of its row, best first.
         missing: file names of images that the table has no row of.
         errors: file names of images whose row is an error.
         turned_back: file names of images that were annotated as stored, unturned by EXIF, so that the boxes were turned
@@ -57,19 +60,21 @@ class TableResults:
         unread: those of `other_size` whose height and width are exchanged and whose picture could not be read again,
             to see by which EXIF orientation.
         unannotated: rows of images that are not annotated.
+        matched_otherwise: sentences about images whose file is spelled or placed otherwise than annotated.
         short: images with fewer detections than `queries`.
         threshold: the highest of the rows.
         classes: names of the classes that were kept, where a run kept some only; None is all.
         models: whose rows these are.
     """
 
-    rows: list[ResultRow]
+    detections: ResultColumns
     missing: tuple[str, ...]
     errors: tuple[str, ...]
     turned_back: tuple[str, ...]
     other_size: tuple[str, ...]
     unread: tuple[str, ...]
     unannotated: int
+    matched_otherwise: tuple[str, ...]
     short: int
     threshold: float
     classes: tuple[str, ...] | None
@@ -90,6 +95,15 @@ class _Row:
     place: tuple[str, int, int]
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What one row holds: N category ids, N scores, and `(N, 4)` corners in pixels of the upright picture."""
+
+    category_ids: npt.NDArray[np.int32]
+    scores: npt.NDArray[np.float32]
+    boxes_xyxy: npt.NDArray[np.float32]
+
+
 def read_table_results(
     table_uri: str,
     annotations: Annotations,
@@ -102,9 +116,9 @@ def read_table_results(
 ) -> TableResults:
     """Read the current row of every image that is measured on: the newest that says something of its picture.
 
-    Images are matched by file name, the last part of their URI. Memory holds the keys of one row group at a time, and
-    the detections of annotated images. Rows are of the upright picture; where height and width are exchanged in the
-    annotations, the header of the picture is read for the turn that these ignored.
+    Images are matched by the end of their URI, as `ImageNames` does it. Memory holds the keys of one row group at a
+    time, and the detections of annotated images. Rows are of the upright picture; where height and width are exchanged
+    in the annotations, the header of the picture is read for the turn that these ignored.
 
     Args:
         table_uri: the detection table.
@@ -125,7 +139,7 @@ def read_table_results(
     try:
         table = open_store(table_uri, opened)
         files = _table_files(table, chosen_rows.run_id)
-        rows, unannotated = _current_rows(table, files, known.keys(), chosen_rows)
+        rows, unannotated, otherwise = _current_rows(table, files, ImageNames(known), chosen_rows)
         rows = {name: row for name, row in sorted(rows.items()) if name in chosen}
         models = _models(rows)
         threshold = max((row.threshold for row in rows.values()), default=0.0)
@@ -133,25 +147,28 @@ def read_table_results(
         if not allow_thresholded:
             _check_complete(threshold, classes)
         names = {row.place: name for name, row in rows.items() if not row.is_error}
-        found = {names[place]: detections for place, detections in _detections(table, files, names.keys())}
+        found = {names[place]: part for place, part in _detections(table, files, names.keys())}
     except StoreError as error:
         raise RunStopped(f"cannot read the table {without_secrets(table_uri)}: {error}") from error
     differing = {name: row for name, row in rows.items() if _size_differs(row, known[name])}
     exchanged = {name: row for name, row in differing.items() if name in found and _is_exchanged(row, known[name])}
     orientations = _orientations(exchanged, picture_options or opened)
     turned = {name: orientation for name, orientation in orientations.items() if orientation and orientation >= 5}
-    per_image = sorted(
-        (known[name]["id"], _results(known[name]["id"], found[name], rows[name], turned.get(name, 1))) for name in found
-    )
+    image_ids = {name: known[name]["id"] for name in found}
+    parts = [
+        _columns(image_ids[name], found[name], rows[name], turned.get(name, 1))
+        for name in sorted(found, key=image_ids.__getitem__)
+    ]
     return TableResults(
-        rows=[result for _, results in per_image for result in results],
+        detections=ResultColumns.concatenate(parts),
         missing=tuple(sorted(chosen - rows.keys())),
         errors=tuple(name for name, row in rows.items() if row.is_error),
         turned_back=tuple(turned),
         other_size=tuple(name for name in differing if name not in turned),
         unread=tuple(name for name, orientation in orientations.items() if orientation is None),
         unannotated=unannotated,
-        short=sum(len(detections) < queries for detections in found.values()),
+        matched_otherwise=otherwise,
+        short=sum(len(part) < queries for part in parts),
         threshold=threshold,
         classes=classes,
         models=models,
@@ -168,25 +185,49 @@ def _table_files(table: Store, run_id: str | None) -> dict[str, Entry]:
 
 
 def _current_rows(
-    table: Store, files: Mapping[str, Entry], names: Collection[str], choice: RowChoice
-) -> tuple[dict[str, _Row], int]:
-    """Return the current row of every image that has one of the names, and how many rows are of other images."""
-    current: dict[str, _Row] = {}
-    others = 0
+    table: Store, files: Mapping[str, Entry], names: ImageNames, choice: RowChoice
+) -> tuple[dict[str, _Row], int, tuple[str, ...]]:
+    """Return the current row of every annotated image, how many rows are of other images, and how some were matched.
+
+    Rows that share only the last part of a name with an annotated image count where all rows are such: the photographs
+    lie in other folders then than annotated.
+    """
+    placed: dict[str, _Row] = {}
+    elsewhere: dict[str, _Row] = {}
+    respelled: dict[str, str] = {}
+    total = 0
+    ambiguous: str | None = None
+    counted = {True: 0, False: 0}  # rows of annotated images, by whether they are placed as annotated
     for key, entry in files.items():
         file = _open(table, entry)
         with parquet_of(join_uri(table.uri, key)):
             for group in range(file.num_row_groups):
                 uris = file.read_row_group(group, columns=["uri"])["uri"].to_pylist()
-                named = {index: name for index, name in enumerate(map(file_name, uris)) if name in names}
-                others += len(uris) - len(named)
-                if not named:
+                total += len(uris)
+                found = {index: match for index, match in enumerate(map(names.find, uris)) if match is not None}
+                ambiguous = ambiguous or next((uri for uri in uris if len(names.of_the_same_last_part(uri)) > 1), None)
+                if not found:
                     continue
-                values = file.read_row_group(group, columns=[*_KEYS]).take(list(named)).to_pylist()
-                for (index, name), value in zip(named.items(), values, strict=True):
-                    if _counts(uris[index], value, choice):
-                        _keep_current(current, name, _row(uris[index], value, (key, group, index)))
-    return current, others
+                values = file.read_row_group(group, columns=[*_KEYS]).take(list(found)).to_pylist()
+                for (index, match), value in zip(found.items(), values, strict=True):
+                    counted[match.is_placed_alike] += 1
+                    if not _counts(uris[index], value, choice):
+                        continue
+                    row = _row(uris[index], value, (key, group, index))
+                    _keep_current(placed if match.is_placed_alike else elsewhere, match, row)
+                    if not match.is_spelled_alike:
+                        respelled[match.name] = uris[index]
+    if placed or not elsewhere:
+        if not placed and ambiguous is not None:
+            one, other = names.of_the_same_last_part(ambiguous)[:2]
+            raise RunStopped(
+                f"{ambiguous} may be of the annotated images {one!r} and {other!r}, and no row of the table lies in "
+                "the folders that the annotations name. Label the images where their paths end as annotated."
+            )
+        sentences = tuple(f"{name} is {uri}" for name, uri in sorted(respelled.items()))
+        return placed, total - counted[True], sentences
+    sentences = tuple(f"{name} is {row.uri}" for name, row in sorted(elsewhere.items()))
+    return elsewhere, total - counted[False], sentences
 
 
 def _counts(uri: str, value: Json, choice: RowChoice) -> bool:
@@ -212,15 +253,15 @@ def _row(uri: str, value: Json, place: tuple[str, int, int]) -> _Row:
     )
 
 
-def _keep_current(current: dict[str, _Row], name: str, row: _Row) -> None:
-    known = current.setdefault(name, row)
+def _keep_current(current: dict[str, _Row], match: NameMatch, row: _Row) -> None:
+    known = current.setdefault(match.name, row)
     if known.uri != row.uri:
         raise RunStopped(
-            f"the table has two images of the file name {name!r}, by which rows are matched: {known.uri} and "
+            f"the table has two images of the file name {match.name!r}, by which rows are matched: {known.uri} and "
             f"{row.uri}. Choose one run by --run-id, or evaluate a table that has one of them."
         )
     if row.rank > known.rank:
-        current[name] = row
+        current[match.name] = row
 
 
 def _models(rows: Mapping[str, _Row]) -> tuple[str, ...]:
@@ -265,7 +306,7 @@ def _check_complete(threshold: float, classes: tuple[str, ...] | None) -> None:
 
 
 def _size_differs(row: _Row, image: Json) -> bool:
-    return row.height is not None and (row.height, row.width) != (image["height"], image["width"])
+    return None not in (row.height, image["height"]) and (row.height, row.width) != (image["height"], image["width"])
 
 
 def _is_exchanged(row: _Row, image: Json) -> bool:
@@ -290,7 +331,7 @@ def _orientation(stores: Stores, row: _Row) -> int | None:
 
 def _detections(
     table: Store, files: Mapping[str, Entry], rows: Collection[tuple[str, int, int]]
-) -> Iterator[tuple[tuple[str, int, int], list[Json]]]:
+) -> Iterator[tuple[tuple[str, int, int], _Found]]:
     """Yield the detections of the rows at these places, one row group in memory at a time."""
     places: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     for key, group, index in sorted(rows):
@@ -300,16 +341,32 @@ def _detections(
         with parquet_of(join_uri(table.uri, key)):
             for group, indices in groups.items():
                 column = file.read_row_group(group, columns=["detections"])["detections"].take(indices)
-                for index, found in zip(indices, column.to_pylist(), strict=True):
+                for index, found in zip(indices, _per_row(column), strict=True):
                     yield (key, group, index), found
 
 
-def _results(image_id: int, detections: list[Json], row: _Row, orientation: int) -> list[ResultRow]:
-    boxes = [[one["box"][side] for side in ("xmin", "ymin", "xmax", "ymax")] for one in detections]
-    if orientation != 1 and boxes:
+def _per_row(column: pa.ChunkedArray) -> Iterator[_Found]:
+    """Yield the detections of each row of a column as arrays."""
+    for chunk in column.chunks:
+        detections = chunk.flatten()  # of all rows, without those that a slice leaves out
+        box = detections.field("box")
+        boxes = np.stack([box.field(side).to_numpy() for side in _SIDES], axis=1)
+        category_ids = detections.field("category_id").to_numpy()
+        scores = detections.field("score").to_numpy()
+        stops = np.cumsum(chunk.value_lengths().fill_null(0).to_numpy())
+        for start, stop in zip([0, *stops], stops, strict=False):
+            yield _Found(category_ids[start:stop], scores[start:stop], boxes[start:stop])
+
+
+def _columns(image_id: int, found: _Found, row: _Row, orientation: int) -> ResultColumns:
+    boxes = found.boxes_xyxy
+    if orientation != 1:
+        import torch  # here: seconds and hundreds of megabytes, for pictures that hardly a data set has
+
+        from detr.turning import turn_back
+
         assert row.height is not None
         assert row.width is not None
-        boxes = turn_back(torch.tensor(boxes, dtype=torch.float64), row.height, row.width, orientation).tolist()
-    return result_rows(
-        image_id, [one["category_id"] for one in detections], [one["score"] for one in detections], boxes
-    )
+        boxes = turn_back(torch.from_numpy(boxes.astype(np.float64)), row.height, row.width, orientation).numpy()
+    image_ids = np.full(len(found.scores), image_id, np.int64)
+    return ResultColumns.of_corners(image_ids, found.category_ids, found.scores, boxes)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,6 +20,8 @@ from pipelines.stopped import RunStopped
 from pipelines.store import Entry, Store, StoreError, StoreOptions, join_uri, open_store, split_uri, without_secrets
 from pipelines.store.uris import LOCAL_ROOT
 from pipelines.table import ROW_GROUP_ROWS, SCHEMA, check_columns
+
+_FILE_SUFFIX: Final = re.compile(r"\.[a-zA-Z][a-zA-Z0-9]{0,7}$")  # not that of a version, such as v1.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,13 @@ class ExportConfig:
         if out.startswith(table):
             raise ValueError(f"out: {without_secrets(self.out)} is inside the table. Name a place beside it.")
         if self.file_format is None:
+            suffix = _FILE_SUFFIX.search(self.out)
+            if suffix is not None:
+                raise ValueError(
+                    f"out: {without_secrets(self.out)} would be a folder, but ends as a file does, and files end in "
+                    f"{' or '.join(f'.{one}' for one in FORMATS)}. Change {suffix[0]}, or end a folder's name with a "
+                    "slash."
+                )
             return
         if split_uri(self.out)[0] != LOCAL_ROOT:
             raise ValueError(

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from detr.detector import Detector, Prepared
+from detr.batching import Prepared
+from detr.detector import Detector
 from detr.images import Header, decode, read_header
 from pipelines.labelling.limits import DECODE_SECONDS
 

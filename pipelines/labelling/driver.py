@@ -162,6 +162,8 @@ def run_labelling(
                 moved(report.seconds)
                 still_ours()
                 count.add(report=report)
+                for note in report.notes:
+                    logging.getLogger(__name__).warning("%s", note)
 
             label_segments(
                 table,

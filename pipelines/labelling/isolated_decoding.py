@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from detr.detector import Prepared
+from detr.batching import Prepared
 from detr.images import (
     EmptyImage,
     Header,

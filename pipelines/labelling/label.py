@@ -63,8 +63,9 @@ class LabelConfig:
         model: What `detr.load` takes, or the URI of a model directory.
         threshold: The least score that is kept; 0 keeps all queries.
         classes: (name, own threshold or None) of the classes that are kept; None keeps all.
-        precision: "auto", "fp32", "bf16" or "fp16".
+        precision: "auto", "fp32", "tf32", "bf16" or "fp16".
         device: "auto", "cpu" or "cuda".
+        batch_size: Images in a batch at most; None is 32 on GPUs and 1 on CPUs.
         run_id: The run's name; None makes one of the time.
         new_run: Seal the table's unfinished run instead of resuming it.
         least_actors: Actors that must run; None is 1.
@@ -99,6 +100,7 @@ class LabelConfig:
     classes: tuple[tuple[str, float | None], ...] | None = None
     precision: Precision = "auto"
     device: str = "auto"
+    batch_size: int | None = None
     run_id: str | None = None
     new_run: bool = False
     least_actors: int | None = None
@@ -136,6 +138,8 @@ class LabelConfig:
             raise ValueError(
                 f"device: {self.device!r} is none of auto, cpu, cuda. Each actor takes the GPU that Ray gives it."
             )
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"batch size: {self.batch_size} is less than 1")
         if self.run_id is not None:
             check_run_id(self.run_id)
         least, most = 1 if self.least_actors is None else self.least_actors, self.most_actors
@@ -324,6 +328,7 @@ def _spec(config: LabelConfig) -> LabelerSpec:
         classes=config.classes,
         device="cpu",
         precision=config.precision,
+        batch_size=config.batch_size,
         threads=1,
         max_pixels=config.max_pixels,
         image_options=config.image_options,

@@ -7,12 +7,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 
 import pyarrow as pa
 
-from detr.batching import Batch, order_batches
-from detr.detector import Detector, Prepared
+from detr.batching import Batch, HostBatch, ahead, order_batches
+from detr.detector import BATCHES_AHEAD, Detector, PendingDetections
 from detr.images import Header, ImageError
 from detr.postprocess import Detections
 from pipelines.clock import Clock, SystemClock
@@ -26,7 +25,6 @@ from pipelines.table import Detected, Origin, Row, rows_to_table
 
 WINDOW_BYTES = 256 * 1024**2  # encoded bytes held at once by one shard
 UNKNOWN_BYTES = 1024**2  # what an object of unknown size is taken for
-BATCHES_AHEAD = 2  # batches that are decoded while one is in the network
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +43,22 @@ class _Clocked:
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, work: str, started: float) -> None:
+    def add(self, work: str, seconds: float) -> None:
         with self.lock:
-            self.seconds[work] += time.perf_counter() - started
+            self.seconds[work] += seconds
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoding:
+    """A batch that decoding threads write into `host`; `indices` are those of its images in the window."""
+
+    indices: Sequence[int]
+    host: HostBatch
+    written: Sequence[Future[ImageError | None]]
 
 
 class Labeler:
-    """Labels shards of one run. Several threads may label different shards at once; the network is one lock."""
+    """Labels shards of one run. Several threads may label different shards at once; they share one network."""
 
     def __init__(
         self,
@@ -89,7 +96,6 @@ class Labeler:
         self._clock = clock or SystemClock()
         self._fetchers = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch")
         self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
-        self._network = threading.Lock()
 
     def label(self, shard: int) -> ShardReport:
         """Label every object of a shard and commit its part, once, whoever else tries.
@@ -124,12 +130,13 @@ class Labeler:
             decode_seconds=clocked.seconds["decode"],
             detect_seconds=clocked.seconds["detect"],
             changed=changed,
+            notes=self._detector.take_notes(),
         )
 
     def _see(self, item: LakeObject, clocked: _Clocked) -> _Seen:
         started = time.perf_counter()
         fetched = self._fetcher.fetch(item)
-        clocked.add("fetch", started)
+        clocked.add("fetch", time.perf_counter() - started)
         if fetched.blob is None:
             return _Seen(fetched)
         try:
@@ -138,43 +145,50 @@ class Labeler:
             return _Seen(fetched, failed=error)
 
     def _detect(self, seen: Sequence[_Seen], clocked: _Clocked) -> list[Row]:
-        """Return the rows of one window, in its order; decoding runs a few batches ahead of the network."""
+        """Return the rows of one window, in its order.
+
+        Decoding runs a few batches ahead of the network, and the network has the next batch before the detections of
+        one are waited for.
+        """
         readable = [index for index, one in enumerate(seen) if one.header is not None]
         shapes = [self._detector.target_shape(*_size(seen[index])) for index in readable]
         batches = order_batches(shapes, batch_size=self._detector.batch_size, grid=self._detector.grid)
-        found: dict[int, Detections] = {}
         failed: dict[int, ImageError] = {}
-        waiting: list[tuple[Batch, list[Future[Prepared | ImageError]]]] = []
-        remaining = iter(batches)
-        while True:
-            for batch in islice(remaining, BATCHES_AHEAD + 1 - len(waiting)):
-                futures = [
-                    self._decoders.submit(self._prepare, seen[readable[index]], clocked) for index in batch.indices
-                ]
-                waiting.append((batch, futures))
-            if not waiting:
-                break
-            batch, futures = waiting.pop(0)
-            outcomes = {readable[index]: future.result() for index, future in zip(batch.indices, futures, strict=True)}
-            failed.update({index: one for index, one in outcomes.items() if isinstance(one, ImageError)})
-            good = {index: one for index, one in outcomes.items() if isinstance(one, Prepared)}
-            if good:
-                with self._network:
-                    started = time.perf_counter()
-                    detections = self._detector.detect(list(good.values()), shape=(batch.height, batch.width))
-                    clocked.add("detect", started)
-                found.update(zip(good, detections, strict=True))
+
+        def begin_decoding(batch: Batch) -> _Decoding:
+            host = self._detector.host_batch(len(batch.indices), batch.height, batch.width)
+            indices = [readable[index] for index in batch.indices]
+            written = [
+                self._decoders.submit(self._write, seen[index], host, place, clocked)
+                for place, index in enumerate(indices)
+            ]
+            return _Decoding(indices, host, written)
+
+        def begin_detecting(decoding: _Decoding) -> tuple[list[int], PendingDetections | None]:
+            outcomes = [future.result() for future in decoding.written]
+            failed.update({i: one for i, one in zip(decoding.indices, outcomes, strict=True) if one is not None})
+            good = [place for place, one in enumerate(outcomes) if one is None]
+            pending = self._detector.submit(decoding.host.only(good)) if good else None
+            return [decoding.indices[place] for place in good], pending
+
+        found: dict[int, Detections] = {}
+        for indices, pending in ahead(ahead(batches, begin_decoding, BATCHES_AHEAD), begin_detecting, 1):
+            if pending is not None:
+                found.update(zip(indices, pending.result(), strict=True))
+                clocked.add("detect", pending.seconds)
         return [_row(one, found.get(index), one.failed or failed.get(index)) for index, one in enumerate(seen)]
 
-    def _prepare(self, one: _Seen, clocked: _Clocked) -> Prepared | ImageError:
+    def _write(self, one: _Seen, host: HostBatch, place: int, clocked: _Clocked) -> ImageError | None:
+        """Decode an image into its place of a batch; return what is wrong with it."""
         assert one.fetched.blob is not None
         started = time.perf_counter()
         try:
-            return self._decoder.prepare(one.fetched.blob.data)
+            host.write(place, self._decoder.prepare(one.fetched.blob.data))
         except ImageError as error:
             return error  # it becomes this image's row
         finally:
-            clocked.add("decode", started)
+            clocked.add("decode", time.perf_counter() - started)
+        return None
 
 
 def windows(objects: Sequence[LakeObject], *, most_bytes: int = WINDOW_BYTES) -> Iterator[list[LakeObject]]:

@@ -40,6 +40,7 @@ class LabelerSpec:
     max_pixels: int
     image_options: StoreOptions
     table_options: StoreOptions
+    batch_size: int | None = None
     isolated: bool = False
     pool: str = ""
     decode_seconds: float = DECODE_SECONDS
@@ -70,6 +71,7 @@ def build_detector(spec: LabelerSpec) -> tuple[Detector, ModelInfo]:
             precision=spec.precision,
             threshold=spec.threshold,
             classes=None if spec.classes is None else dict(spec.classes),
+            batch_size=spec.batch_size,
             name=spec.model,
         )
     except ValueError as error:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 class ShardReport:
     """What became of one shard, for the driver: counts, and where the time went (seconds summed over threads).
 
-    `changed`: images that were another version than was listed when they were read.
+    `changed`: images that were another version than was listed when they were read. `notes`: sentences that the user
+    should read, such as that the device has too little memory for the batch size; each is told by one shard.
     """
 
     shard: int
@@ -20,6 +21,7 @@ class ShardReport:
     decode_seconds: float
     detect_seconds: float
     changed: int = 0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

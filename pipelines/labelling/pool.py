@@ -257,4 +257,4 @@ def _from_row(row: Mapping[str, Any]) -> Outcome:
     if fields is None:
         return Outcome(failure=row["failure"], loss=row["loss"])
     errors = {error["kind"]: error["count"] for error in fields["errors"] or []}
-    return Outcome(ShardReport(**{**fields, "errors": errors}))
+    return Outcome(ShardReport(**{**fields, "errors": errors, "notes": tuple(fields["notes"] or ())}))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from detr.detector import Prepared
+from detr.batching import Prepared
 from detr.images import Header
 from pipelines.labelling.decoding import Decoder, DecodingLimits
 from pipelines.labelling.process_time import Spent, Stopwatch

@@ -13,19 +13,22 @@ from functools import cache, partial
 from itertools import groupby
 from operator import attrgetter
 from typing import Final, TypeAlias
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 
 from pipelines.lake.globs import glob_to_regex, is_glob, literal_start
 from pipelines.lake.inventory import Inventory, is_inventory, read_inventory
+from pipelines.lake.list_formats import READABLE, unreadable_kind
 from pipelines.lake.listing_ahead import list_ahead
-from pipelines.lake.skipping import skip_reason
+from pipelines.lake.skipping import is_image_name, skip_reason
 from pipelines.lake.uri_tables import WITHOUT_SECRETS_INSTEAD, UriTable, is_uri_table, read_uri_table
 from pipelines.parquet_files import stored_schema
 from pipelines.stopped import RunStopped
 from pipelines.store import (
     Entry,
     ListsAnywhere,
+    ListsUnnameable,
     NotFound,
     Store,
     StoreError,
@@ -42,8 +45,12 @@ DUPLICATE: Final = "duplicate"
 OWN_TABLE: Final = "the table itself"
 ARCHIVED: Final = "archived"  # as the listing says: where it does not, reading tells, and the image gets a row
 WITHOUT_URI: Final = "without a uri"
+COMMENT: Final = "comment"
+NOT_UTF8: Final = "name is not UTF-8"
 
 _SHOWN_REASONS = 3
+_BEGINNING_BYTES = 4_096
+_WRITTEN_BY_ENGINES: Final = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz")  # as a folder of parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +124,8 @@ def list_objects(
     """Return the images of all sources, each of which was seen to exist and to hold an image.
 
     Args:
-        sources: Folders and prefixes; globs (`*`, `**`, `?`, `[abc]`, `{jpg,png}`); single images; Parquet, CSV or
-            JSONL files with a column of URIs, which may be named by a glob, too; manifests of S3 Inventories.
+        sources: Folders and prefixes; globs (`*`, `**`, `?`, `[abc]`, `{jpg,png}`); single images; lists of URIs, which
+            may be named by a glob, or by a folder that holds lists and no images; manifests of S3 Inventories.
         options: How stores are reached.
         keep: Columns of tables of URIs to carry along; images of other sources have null there.
         table: The detection table's URI: what lies below it is not an image.
@@ -132,28 +139,24 @@ def list_objects(
     except ValueError as error:
         raise RunStopped(str(error)) from error
     opened = cache(open_root or partial(open_store, options=options or StoreOptions()))
-    found: list[tuple[str, _Folder | UriTable | LakeObject]] = []
+    own = None if table is None else join_uri(*split_uri(table)).removesuffix("/") + "/"
+    found: list[_Folder | UriTable | LakeObject] = []
     for text in dict.fromkeys(sources):
         try:
-            found += [(text, source) for source in _resolve(text, opened, keep)]
+            for source in _resolve(text, opened, keep):
+                found += _with_images(text, source, own, keep)
         except StoreError as error:
             raise RunStopped(f"cannot list {without_secrets(text)}: {error}") from error
-    schema = _kept_schema([source for _, source in found if isinstance(source, UriTable)], keep)
+    schema = _kept_schema([source for source in found if isinstance(source, UriTable)], keep)
     nulls = (None,) * len(schema)
-    own = None if table is None else join_uri(*split_uri(table)).removesuffix("/") + "/"
-    streams: list[_Stream] = []
-    singles: list[LakeObject] = []
-    for text, source in found:
-        if isinstance(source, LakeObject):
-            singles.append(replace(source, kept=nulls))
-            continue
-        stream = (
-            partial(_list_folder, source, nulls, own)
-            if isinstance(source, _Folder)
-            else partial(_list_table, source, schema.names)
-        )
-        _check_holds_an_image(text, stream)
-        streams.append(stream)
+    singles = [replace(source, kept=nulls) for source in found if isinstance(source, LakeObject)]
+    streams: list[_Stream] = [
+        partial(_list_folder, source, nulls, own)
+        if isinstance(source, _Folder)
+        else partial(_list_table, source, schema.names)
+        for source in found
+        if not isinstance(source, LakeObject)
+    ]
     if singles:
         streams.append(partial(_list_singles, sorted(singles, key=attrgetter("uri"))))
     return Listing(tuple(streams), schema)
@@ -197,21 +200,21 @@ def _resolve(
         if is_uri_table(text):
             yield read_uri_table(opened(root), key, keep=keep)
         elif key and not key.endswith("/") and "*" not in key:
+            _check_may_be_an_image(urlsplit(text).path, b"", name)
             yield LakeObject(text)
         else:
-            raise RunStopped(
-                f"cannot list {name}: web servers have no listings. Name images, or a Parquet, CSV or JSONL "
-                "list of them."
-            )
+            raise RunStopped(f"cannot list {name}: web servers have no listings. Name images, or a list of them.")
         return
     store = opened(root)
     entry = None if not key or key.endswith("/") or "*" in key else _head(store, key)
-    if entry is not None and is_uri_table(key):
-        yield read_uri_table(store, key, keep=keep)
-    elif entry is not None and is_inventory(key):
+    if entry is not None and is_inventory(key):
         inventory = read_inventory(store, key)
         yield _Folder(name, inventory, inventory.bucket, "")
+    elif entry is not None and is_uri_table(key):
+        yield read_uri_table(store, key, keep=keep)
     elif entry is not None:
+        if not is_image_name(key):
+            _check_may_be_an_image(key, store.get_range(key, 0, _BEGINNING_BYTES), name)
         yield LakeObject(join_uri(root, key), entry.etag, entry.size)
     elif is_glob(key):
         folder = _Folder(name, store, root, literal_start(key), glob_to_regex(key))
@@ -227,6 +230,17 @@ def _resolve(
         yield _Folder(name, store, root, key if not key or key.endswith("/") else f"{key}/")
 
 
+def _check_may_be_an_image(path: str, beginning: bytes, name: str) -> None:
+    """Refuse a file that was named for labelling and is a list or table of a kind that is not read.
+
+    Raises:
+        RunStopped: it is.
+    """
+    kind = unreadable_kind(path.rpartition("/")[2], beginning)
+    if kind is not None:
+        raise RunStopped(f"{name} is not an image but {kind}, and cannot be read as a list of images. {READABLE}")
+
+
 def _head(store: Store, key: str) -> Entry | None:
     try:
         return store.head(key)
@@ -239,6 +253,8 @@ def _matching(folder: _Folder, after: str | None) -> Iterator[Entry]:
     is_s3 = folder.root.startswith(("s3://", "s3a://"))  # Azure's and Google's are reached by the same class
     if is_s3 and isinstance(store, ListsAnywhere):
         listed = list_ahead(store, folder.prefix, after)
+    elif pattern is None and isinstance(store, ListsUnnameable):
+        listed = store.list_all(folder.prefix, after)
     else:
         listed = store.list(folder.prefix, after)
     for entry in listed:
@@ -257,6 +273,9 @@ def _list_folder(folder: _Folder, kept: tuple[None, ...], own: str | None, after
     try:
         for entry in _matching(folder, start):
             uri = base + entry.key
+            if entry.unnameable:
+                yield Skipped(uri, NOT_UTF8, entry.unnameable)
+                continue
             reason = OWN_TABLE if own is not None and uri.startswith(own) else skip_reason(entry.key[inside:])
             if reason is None and entry.is_archived:
                 reason = ARCHIVED
@@ -269,6 +288,8 @@ def _list_table(table: UriTable, names: Sequence[str], after: str | None) -> Ite
     """Yield the rows of a table of URIs, their kept values in the order of `names`, null where it has none."""
     if after is None and table.without_uri:
         yield Skipped("", WITHOUT_URI, table.without_uri)
+    if after is None and table.comments:
+        yield Skipped("", COMMENT, table.comments)
     have = table.rows.column_names[3:]
     places = [have.index(name) if name in have else None for name in names]
     is_plain = places == list(range(len(have)))
@@ -293,12 +314,26 @@ def _without_duplicates(group: Sequence[Listed]) -> Iterator[Listed]:
     yield images[0]
 
 
-def _check_holds_an_image(text: str, stream: _Stream) -> None:
+def _with_images(
+    text: str, source: _Folder | UriTable | LakeObject, own: str | None, keep: Sequence[str]
+) -> Sequence[_Folder | UriTable | LakeObject]:
+    """Return a source that holds an image; of a folder that holds lists and no images, the lists.
+
+    Raises:
+        RunStopped: it holds no image.
+    """
+    if isinstance(source, LakeObject):
+        return [source]
     skipped: Counter[str] = Counter()
-    for item in stream(None):
+    stream = _list_folder(source, (), own, None) if isinstance(source, _Folder) else _list_table(source, (), None)
+    for item in stream:
         if isinstance(item, LakeObject):
-            return
+            return [source]
         skipped[item.reason] += item.count
+    lists = _lists_in(source) if isinstance(source, _Folder) and OWN_TABLE not in skipped else []
+    if lists and isinstance(source, _Folder):
+        assert not isinstance(source.store, Inventory)
+        return [read_uri_table(source.store, key, keep=keep) for key in lists]
     name = without_secrets(text)
     if skipped:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in skipped.most_common(_SHOWN_REASONS))
@@ -307,6 +342,22 @@ def _check_holds_an_image(text: str, stream: _Stream) -> None:
         )
     hint = "" if text.endswith("/") or is_glob(text) else f" Names that begin so are meant by {name}*."
     raise RunStopped(f"there is nothing at {name}. Check the address.{hint}")
+
+
+def _lists_in(folder: _Folder) -> list[str]:
+    """Return the keys of the lists in a folder, as engines write one list in many files; none where kinds differ."""
+    if folder.pattern is not None or isinstance(folder.store, Inventory):
+        return []
+    inside = len(folder.folder)
+    lists = [
+        entry.key
+        for entry in _matching(folder, None)
+        if not entry.unnameable
+        and (skip_reason(entry.key[inside:]) or "").startswith(".")
+        and entry.key.lower().endswith(_WRITTEN_BY_ENGINES)
+    ]
+    suffixes = {next(suffix for suffix in _WRITTEN_BY_ENGINES if key.lower().endswith(suffix)) for key in lists}
+    return lists if len(suffixes) == 1 else []
 
 
 def _kept_schema(tables: Sequence[UriTable], keep: Sequence[str]) -> pa.Schema:

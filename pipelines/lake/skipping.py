@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 # Taken for images even behind an underscore, as cameras write (_MG_0412.JPG).
@@ -9,22 +10,41 @@ _CAMERAS = "avif bmp dib gif heic heif jfif jpe jpeg jpg png tif tiff webp"
 _OTHER_PICTURES = "ico j2k jp2 jpx jxl pbm pgm pnm ppm psd tga"
 IMAGE_SUFFIXES: Final = frozenset(f"{_CAMERAS} {_OTHER_PICTURES}".split())
 # What lies beside photographs and is certainly none. Anything else is read, and gets a row that says what it was.
-_DATA = "csv db html ini json jsonl log md ndjson npy npz parquet pickle pkl pt pth rst safetensors sqlite toml tsv txt"
-_MORE = "xlsx xml xmp yaml yml cfg py sh thm"
+_LISTS = "csv json jsonl ndjson parquet tsv txt"
+_TABLES = (
+    "arrow avro db feather geojson ipc lst npy npz ods orc parq pickle pkl pq sql sqlite toml xls xlsx xml yaml yml"
+)
+_MORE = "cfg html ini log md pt pth py rst safetensors sh thm xmp"
 _VIDEOS_AND_ARCHIVES = "3gp avi m4v mkv mov mp3 mp4 wav webm 7z bz2 gz rar tar tgz zip zst"
-OTHER_SUFFIXES: Final = frozenset(f"{_DATA} {_MORE} {_VIDEOS_AND_ARCHIVES}".split())
+TABLE_SUFFIXES: Final = frozenset(_TABLES.split())  # which may hold lists, of kinds that are not read
+OTHER_SUFFIXES: Final = frozenset(f"{_LISTS} {_TABLES} {_MORE} {_VIDEOS_AND_ARCHIVES}".split())
 OTHER_NAMES: Final = frozenset({"license", "licence", "md5sums", "notice", "readme", "sha1sums", "sha256sums"})
 
 HIDDEN: Final = "hidden"
 INTERNAL: Final = "internal"  # `_SUCCESS`, `_runs/...`
 
+# Folders that storage devices, trash cans and packing programs make: thumbnails, deleted files, resource forks.
+_SYSTEM_FOLDER: Final = re.compile(
+    r"(?:^|/)(@eaDir|@Recycle|#recycle|#snapshot|\$RECYCLE\.BIN|RECYCLER|__MACOSX|\.Trash(?:es|-\d+)?|\.@__thumb|"
+    r"lost\+found|System Volume Information)/",
+    re.IGNORECASE,
+)
+
+
+def is_image_name(name: str) -> bool:
+    """Return whether a name ends as images do."""
+    return name.rpartition(".")[2].lower() in IMAGE_SUFFIXES
+
 
 def skip_reason(path: str) -> str | None:
     """Return why an object of a folder is not taken for an image, None if it is. `path` is relative to the folder.
 
-    Not taken are names that begin with a dot and all below them, names that begin with an underscore unless they end
-    like an image, and endings that certainly mean something else. Objects that were named one by one are not asked.
+    Not taken are what lies in folders of storage devices and trash cans, names that begin with a dot and all below
+    them, names that begin with an underscore unless they end like an image, and endings that certainly mean something
+    else. Objects that were named one by one are not asked.
     """
+    if (found := _SYSTEM_FOLDER.search(path)) is not None:
+        return found[1]
     if path.startswith(".") or "/." in path:
         return HIDDEN
     name = path[path.rfind("/") + 1 :].lower()

@@ -1,27 +1,29 @@
-"""Tables of URIs: Parquet, CSV or JSONL files that name images instead of a listing."""
+"""Lists of images: files that name images by their URIs, read instead of a listing."""
 
 from __future__ import annotations
 
-import gzip
-import io
-import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.json
+import pyarrow.parquet as pq
 
+from pipelines.lake.list_formats import (
+    ETAG_COLUMNS,
+    LIST_SUFFIXES,
+    PARQUET_SUFFIX,
+    URI_COLUMNS,
+    ParsedList,
+    is_comment,
+    looks_like_address,
+    read_list,
+)
 from pipelines.parquet_files import open_bytes, open_object, parquet_of
 from pipelines.stopped import RunStopped
 from pipelines.store import GIVES_ACCESS, Store, has_secret, join_uri, split_uri, without_secrets
-
-URI_COLUMNS: Final = ("uri", "url", "image", "path")
-ETAG_COLUMNS: Final = ("etag", "e_tag")
-SUFFIXES: Final = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
 
 WITHOUT_SECRETS_INSTEAD: Final = (
     "Give the store's own address (s3://, gs://, az://) and the credentials as docs/security.md says, or fetch the "
@@ -30,9 +32,10 @@ WITHOUT_SECRETS_INSTEAD: Final = (
 
 _LARGEST_OBJECT = 1 << 48  # bytes: some times what any store takes, and thousands of them can be added
 _ROWS_AT_ONCE = 8_192
-_LARGEST_BLOCK = (
-    1 << 30
-)  # types are inferred from the first block of a CSV or JSONL file: take it whole where Arrow can
+_LONGEST_ADDRESS = 4_096  # bytes, of what is taken for one where a list does not say that it holds text
+_LONGEST_SHOWN = 800  # characters of columns in a message
+_PICTURES_AT_ONCE = 16
+_SAMPLE_ROWS = 1_000  # that tell which of several columns of text holds addresses
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +47,14 @@ class UriTable:
         rows: columns `uri`, `etag`, `size`, then the kept ones that the file has.
         columns: the names of all columns of the file.
         without_uri: how many rows were left out because they name nothing.
+        comments: how many lines were left out because they are comments.
     """
 
     name: str
     rows: pa.Table
     columns: tuple[str, ...]
     without_uri: int
+    comments: int = 0
 
     def after(self, uri: str | None) -> Iterator[tuple[str, str | None, int | None, tuple[object, ...]]]:
         """Yield uri, etag, size and kept values of the images whose URI is greater."""
@@ -61,72 +66,89 @@ class UriTable:
 
 
 def is_uri_table(uri: str) -> bool:
-    """Return whether a URI names a table of URIs: by its ending, before the query of a web address."""
+    """Return whether a URI names a list of images: by its ending, before the query of a web address."""
     path = urlsplit(uri).path if uri.startswith(("http://", "https://")) else uri
-    return path.lower().endswith(SUFFIXES)
+    return path.lower().endswith(LIST_SUFFIXES)
 
 
 def read_uri_table(store: Store, key: str, *, keep: Sequence[str] = ()) -> UriTable:
     """Read the images that a file names, with the columns `keep` as far as it has them.
 
-    The URIs are in the column `uri`, `url`, `image` or `path`, else in the only column of text. A relative path is
-    taken from the folder of the file. Columns `etag` and `size` are used where there are such. Holds all rows: about
-    150 bytes each.
+    The URIs are in the column `uri`, `url`, `image` or `path`, else in the only column of text, else in the only one
+    whose values are addresses. A column of pictures as Hugging Face's data sets have it, `{bytes, path}`, is read for
+    its paths. A relative path is taken from the folder of the file. Columns `etag` and `size` are used where there are
+    such. Holds all rows: about 150 bytes each.
 
     Raises:
-        RunStopped: the file cannot be read, or it does not say which column holds the URIs.
+        RunStopped: the file cannot be read, is empty, or does not say which column holds the URIs.
         StoreError: the store refused.
     """
     is_web = store.uri.startswith(("http://", "https://"))
     name = without_secrets(join_uri(store.uri, key))
-    table, names = _read_columns(store, key, name, keep)
+    file_name = key.lower() if key.lower().endswith(LIST_SUFFIXES) else key.partition("?")[0].lower()
+    if file_name.endswith(PARQUET_SUFFIX):
+        parsed, uri_column, names = _read_parquet(store, key, name, keep)
+    else:
+        parsed = read_list(store.get(key).data, file_name, name)
+        names = tuple(_column_names(parsed.table, name))
+        uri_column = _uri_column(parsed.table, name, is_header_certain=parsed.is_header_certain)
+    table = parsed.table
     _check_whole(table, name)
-    uri_column = _uri_column(table.schema, name)
+    if not table.num_rows:
+        raise RunStopped(f"{name} is empty: it has the columns {_shown(names)} and no rows.")
     etag_column = _first(table.schema, ETAG_COLUMNS, _is_text)
     size_column = _first(table.schema, ("size",), pa.types.is_integer)
     count = table.num_rows
     columns = {
         # large: 100 million URIs pass the 2 GiB that plain offsets reach
-        "uri": table[uri_column].cast(pa.large_string()),
+        "uri": _texts(table[uri_column], uri_column, name),
         "etag": table[etag_column].cast(pa.large_string()) if etag_column else pa.nulls(count, pa.large_string()),
         "size": table[size_column].cast(pa.int64()) if size_column else pa.nulls(count, pa.int64()),
         **{column: _microseconds(table[column], column, name) for column in keep if column in table.column_names},
     }
     rows = pa.table(columns)
     rows = rows.filter(pc.not_equal(pc.utf8_trim_whitespace(rows["uri"]), ""))  # a null is not kept either
+    without_uri = count - rows.num_rows
+    if not file_name.endswith(PARQUET_SUFFIX):
+        rows, comments = _without_comments(rows)
+        parsed = replace(parsed, comments=parsed.comments + comments)
     folder = join_uri(store.uri, key.partition("?")[0] if is_web else key).rpartition("/")[0]
     rows = rows.set_column(0, "uri", _whole_uris(rows["uri"], folder))
     _check_no_secrets(rows["uri"], name)
     _check_sizes(rows, name)
     etags = pc.replace_substring_regex(rows["etag"], '^(W/)?"(.*)"$', r"\2")
     rows = rows.set_column(1, "etag", pc.if_else(pc.equal(etags, ""), None, etags))
-    return UriTable(name, rows.sort_by("uri"), names, count - rows.num_rows)
+    return UriTable(name, rows.sort_by("uri"), names, without_uri, parsed.comments)
 
 
-def _read_columns(store: Store, key: str, name: str, keep: Sequence[str]) -> tuple[pa.Table, tuple[str, ...]]:
-    """Return the columns that are needed, perhaps others, and the names of all."""
-    lowered = key.partition("?")[0].lower()
-    if lowered.endswith(".parquet"):
-        size = store.head(key).size
-        file = open_bytes(store.get(key).data, name) if size is None else open_object(store, key, size)
-        schema = file.schema_arrow
-        wanted = {
-            _uri_column(schema, name),
-            _first(schema, ETAG_COLUMNS, _is_text),
-            _first(schema, ("size",), pa.types.is_integer),
-            *keep,
-        }
-        with parquet_of(name):
-            return file.read(columns=[column for column in schema.names if column in wanted]), tuple(schema.names)
-    data = store.get(key).data
-    kind = "CSV" if ".csv" in lowered else "JSONL"
+def _read_parquet(store: Store, key: str, name: str, keep: Sequence[str]) -> tuple[ParsedList, str, tuple[str, ...]]:
+    """Return the columns that are needed, which of them holds the URIs, and the names of all."""
+    size = store.head(key).size
+    file = open_bytes(store.get(key).data, name) if size is None else open_object(store, key, size)
+    schema = file.schema_arrow
+    with parquet_of(name):
+        sample = next(file.iter_batches(_SAMPLE_ROWS, columns=_readable_columns(schema)), None)
+    uri_column = _uri_column(schema.empty_table() if sample is None else pa.Table.from_batches([sample]), name, schema)
+    _check_once(schema.names, [uri_column], name)
+    wanted = {
+        uri_column,
+        _first(schema, ETAG_COLUMNS, _is_text),
+        _first(schema, ("size",), pa.types.is_integer),
+        *keep,
+    }
+    columns = [column for column in schema.names if column in wanted]
+    if _is_pictures(schema.field(uri_column).type):
+        _check_pictures_have_files(file, uri_column, name)
+        columns = [f"{uri_column}.path" if column == uri_column else column for column in columns]
+    with parquet_of(name):
+        return ParsedList(file.read(columns=columns)), uri_column, tuple(schema.names)
+
+
+def _column_names(table: pa.Table, name: str) -> list[str]:
     try:
-        data = gzip.decompress(data) if lowered.endswith(".gz") else data
-        table = _read_csv(data) if kind == "CSV" else _read_jsonl(data)
-        names = tuple(table.column_names)  # names that are no text show here
-    except (pa.ArrowException, OSError, EOFError, ValueError, zlib.error) as error:
-        raise RunStopped(f"{name} cannot be read as {kind}: {' '.join(str(error).split())[:200]}") from error
-    return table, names
+        return list(table.column_names)
+    except ValueError as error:  # names that are no text show here
+        raise RunStopped(f"{name} cannot be read: the name of a column is not UTF-8.") from error
 
 
 def _check_whole(table: pa.Table, name: str) -> None:
@@ -135,14 +157,29 @@ def _check_whole(table: pa.Table, name: str) -> None:
     Raises:
         RunStopped: a column is there twice, or holds text that is not UTF-8.
     """
-    twice = sorted({column for column in table.column_names if table.column_names.count(column) > 1})
-    if twice:
-        raise RunStopped(f"{name} has two columns {twice[0]!r}, and only one can be meant. Rename one.")
+    _check_once(table.column_names, table.column_names, name)
     try:
         table.validate(full=True)
     except pa.ArrowInvalid as error:
         reason = " ".join(str(error).split())[:200]
         raise RunStopped(f"{name} is damaged, or not in UTF-8: {reason}. Write it anew.") from error
+
+
+def _check_once(names: Sequence[str], wanted: Sequence[str], name: str) -> None:
+    """Refuse a column that is there twice.
+
+    Raises:
+        RunStopped: one of the wanted ones is.
+    """
+    twice = sorted({column for column in wanted if names.count(column) > 1})
+    if twice:
+        raise RunStopped(f"{name} has two columns {twice[0]!r}, and only one can be meant. Rename one.")
+
+
+def _shown(names: Sequence[str]) -> str:
+    """Return the names of columns for a message, which stays short whatever they are."""
+    text = ", ".join(names) or "(none)"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]} ..."
 
 
 def _check_sizes(rows: pa.Table, name: str) -> None:
@@ -173,24 +210,6 @@ def _check_no_secrets(uris: pa.ChunkedArray, name: str) -> None:
             raise RunStopped(f"{name}: the address {without_secrets(found)} {GIVES_ACCESS} {WITHOUT_SECRETS_INSTEAD}")
 
 
-def _read_csv(data: bytes) -> pa.Table:
-    return pa.csv.read_csv(
-        io.BytesIO(data),
-        read_options=pa.csv.ReadOptions(block_size=_block_size(data)),
-        parse_options=pa.csv.ParseOptions(newlines_in_values=True),
-        # etags may look like numbers
-        convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys((*URI_COLUMNS, *ETAG_COLUMNS), pa.string())),
-    )
-
-
-def _read_jsonl(data: bytes) -> pa.Table:
-    return pa.json.read_json(io.BytesIO(data), read_options=pa.json.ReadOptions(block_size=_block_size(data)))
-
-
-def _block_size(data: bytes) -> int:
-    return min(len(data) + 1, _LARGEST_BLOCK)
-
-
 def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
@@ -202,17 +221,135 @@ def _first(schema: pa.Schema, names: Sequence[str], is_fitting: Callable[[pa.Dat
     return next((by_name[name].name for name in names if name in by_name), None)
 
 
-def _uri_column(schema: pa.Schema, name: str) -> str:
-    found = _first(schema, URI_COLUMNS, _is_text)
+def _is_bytes(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _is_pictures(kind: pa.DataType) -> bool:
+    """Return whether a column holds pictures as Hugging Face's data sets store them: their bytes, path, or both."""
+    return bool(pa.types.is_struct(kind)) and {field.name for field in kind} == {"bytes", "path"}
+
+
+def _uri_column(sample: pa.Table, name: str, schema: pa.Schema | None = None, *, is_header_certain: bool = True) -> str:
+    """Return the name of the column of URIs.
+
+    Args:
+        sample: the first rows of the columns that may be it.
+        name: the file's address in messages.
+        schema: all columns; None where `sample` has them all.
+        is_header_certain: False where the names of the columns may be a row.
+
+    Raises:
+        RunStopped: no column, or more than one, can be meant.
+    """
+    schema = schema or sample.schema
+    found = _first(schema, URI_COLUMNS, _is_text) or _first(schema, ("uri", "url", "path"), _is_bytes)
     if found:
         return found
-    texts = [column.name for column in schema if _is_text(column.type)]
-    if len(texts) == 1:
-        return str(texts[0])
+    texts = [str(column.name) for column in schema if _is_text(column.type)]
+    addresses = [column for column in texts if _holds_addresses(sample, column)]
+    if len(addresses) == 1:
+        return addresses[0]
+    pictures = _first(schema, URI_COLUMNS, lambda kind: _is_bytes(kind) or _is_pictures(kind))
+    if pictures:
+        return pictures
+    named = _first(schema, URI_COLUMNS, lambda _: True)
+    if len(texts) == 1 and is_header_certain and not named:
+        return texts[0]
+    shown = _shown([f"{column.name} ({_kind(column.type)})" for column in schema])
+    if named:
+        _check_once(schema.names, [named], name)
+        raise RunStopped(
+            f"{name} does not say where the images are: its column {named} is {_kind(schema.field(named).type)}, and "
+            f"addresses are text. It has the columns {shown}."
+        )
+    header = "" if is_header_certain else " If its first line is an image and not the header, give it a header."
     raise RunStopped(
-        f"{name} does not say where the images are: it has the columns {', '.join(schema.names) or '(none)'}. "
-        f"Name the column of their addresses uri, url, image or path."
+        f"{name} does not say where the images are: it has the columns {shown}. Name the column of their addresses "
+        f"uri, url, image or path.{header}"
     )
+
+
+def _holds_addresses(sample: pa.Table, column: str) -> bool:
+    """Return whether the first values of a column are all addresses."""
+    if sample.column_names.count(column) != 1:
+        return False
+    values = sample[column].slice(0, _SAMPLE_ROWS).to_pylist()
+    texts = [value for value in values if value and not value.isspace() and not is_comment(value)]
+    return bool(texts) and all(map(looks_like_address, texts))
+
+
+def _kind(kind: pa.DataType) -> str:
+    """Return the type of a column in a word or two."""
+    if _is_text(kind):
+        return "text"
+    if _is_bytes(kind):
+        return "bytes"
+    if pa.types.is_struct(kind):
+        return f"a struct of {_shown([field.name for field in kind])}"
+    return _shown([str(kind)])
+
+
+def _readable_columns(schema: pa.Schema) -> list[str]:
+    """Return the columns of text, of which a few rows are looked at."""
+    return [column.name for column in schema if _is_text(column.type)]
+
+
+def _texts(column: pa.ChunkedArray, uri_column: str, name: str) -> pa.ChunkedArray:
+    """Return addresses as text: databases export theirs as bytes, and pictures of Hugging Face have a path.
+
+    Raises:
+        RunStopped: the bytes are not addresses.
+    """
+    if pa.types.is_struct(column.type):
+        return pc.struct_field(column, "path").cast(pa.large_string())
+    if not _is_bytes(column.type):
+        return column.cast(pa.large_string())
+    reason = "they are not text"
+    try:
+        texts = column.cast(pa.large_string())
+    except pa.ArrowInvalid:
+        texts = None
+    if texts is not None:
+        reason = "they are too long, or hold control characters"
+        is_wrong = pc.or_(
+            pc.greater(pc.binary_length(texts), _LONGEST_ADDRESS), pc.match_substring_regex(texts, r"[\x00-\x1f]")
+        )
+        if not pc.any(is_wrong).as_py():
+            return texts
+    raise RunStopped(
+        f"{name}: the column {uri_column} holds bytes that are not addresses ({reason}). Pictures inside a list cannot "
+        "be labelled: save each as a file, and name the files in a column uri."
+    )
+
+
+def _check_pictures_have_files(file: pq.ParquetFile, column: str, name: str) -> None:
+    """Refuse pictures whose bytes are in the list: their paths are only what the files were once called.
+
+    Raises:
+        RunStopped: there are bytes, and paths that do not stand for themselves.
+    """
+    with parquet_of(name):
+        paths = pc.struct_field(file.read(columns=[f"{column}.path"])[column], "path")
+    if pc.all(pc.match_substring_regex(paths, "^(/|[a-zA-Z][a-zA-Z0-9+.-]+://)")).as_py() and not paths.null_count:
+        return
+    with parquet_of(name):
+        for batch in file.iter_batches(_PICTURES_AT_ONCE, columns=[f"{column}.bytes"]):
+            if pc.struct_field(batch.column(0), "bytes").null_count < batch.num_rows:
+                raise RunStopped(
+                    f"{name}: the column {column} holds pictures themselves, in bytes. Pictures inside a list cannot "
+                    "be labelled: save each as a file, and name the files in a column uri."
+                )
+
+
+def _without_comments(rows: pa.Table) -> tuple[pa.Table, int]:
+    """Return the rows whose URI does not stand on a line of comment, and how many do."""
+    is_suspect = pc.starts_with(rows["uri"], "#")
+    if not pc.any(is_suspect).as_py():
+        return rows, 0
+    kept = pa.array([not is_comment(uri) for uri in rows["uri"].to_pylist()])
+    left = rows.filter(kept)
+    return left, rows.num_rows - left.num_rows
 
 
 def _whole_uris(uris: pa.ChunkedArray, folder: str) -> pa.ChunkedArray:
@@ -226,7 +363,9 @@ def _whole_uris(uris: pa.ChunkedArray, folder: str) -> pa.ChunkedArray:
 def _whole_uri(uri: str, folder: str) -> str:
     if "://" in uri:
         return uri
-    return join_uri(*split_uri(uri if uri.startswith(("/", "file:")) else f"{folder}/{uri}"))
+    if uri.startswith(("/", "file:")):
+        return join_uri(*split_uri(uri))
+    return join_uri(*split_uri(f"{folder}/{uri.removeprefix('./')}"))  # as `find .` writes them
 
 
 def _microseconds(column: pa.ChunkedArray, name: str, table: str) -> pa.ChunkedArray:

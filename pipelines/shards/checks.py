@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -11,19 +9,35 @@ from typing import Any, Final
 
 from detr.augment import AugmentConfig
 from detr.images import Header, ImageError, TooExtreme, decode, read_header, resize_shape
-from pipelines.shards.rows import usable_box
+from pipelines.coco.categories import has_name
+from pipelines.coco.text import USABLE, CocoText
+from pipelines.coco.values import MOST_INT32, annotation_problem, box, has_numbers_as_text, is_crowd, shown, whole
+from pipelines.stopped import RunStopped
 
 EDGE_PIXELS: Final = 0.01  # boxes are often rounded, and so reach over an edge by less
+
+UNUSABLE: Final = frozenset(
+    {"undeclared_categories", "boxes_missing", "boxes_not_finite", "boxes_without_area", "boxes_outside"}
+)
 
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture that can be trained on. `is_ambiguous`: EXIF turns it, and its height and width stay the same."""
+    """A picture that can be trained on.
+
+    Attributes:
+        upright: whether it is turned by its EXIF.
+        is_ambiguous: EXIF turns it, and sizes do not tell whether the boxes were drawn before or after that.
+        height: pixels, turned as `upright` says.
+        width: likewise.
+    """
 
     upright: bool
     is_ambiguous: bool
+    height: int
+    width: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +49,20 @@ class Problem:
 
 
 def check_picture(
-    data: bytes, height: int, width: int, *, ambiguous_upright: bool, check_decodes: bool
+    data: bytes, size: tuple[int, int] | None, *, ambiguous_upright: bool, check_decodes: bool
 ) -> Picture | Problem:
     """Return how the picture is to be turned so that it has the height and width that the boxes were drawn on.
 
     Args:
         data: the encoded file.
-        height: pixels, as the json says.
-        width: likewise.
+        size: (height, width) in pixels, as the json says; None where it does not.
         ambiguous_upright: whether a picture of the same height and width turned and unturned is turned.
         check_decodes: whether the whole picture is decoded, not only its header.
     """
     try:
         header = read_header(data)
-        upright = _turned(header, height, width, ambiguous_upright=ambiguous_upright)
+        upright = _turned(header, size, ambiguous_upright=ambiguous_upright)
+        height, width = size or ((header.height, header.width) if upright else _stored_size(header))
         if upright is not None:
             resize_shape(height, width, longest=AugmentConfig().longest)  # as training will, whatever it draws
             if check_decodes:
@@ -63,8 +77,8 @@ def check_picture(
             f"the json says {width} x {height} pixels (width x height), the picture has {header.width} x "
             f"{header.height}",
         )
-    stored = _stored_size(header)
-    return Picture(upright, header.orientation > 1 and stored == (header.height, header.width))
+    does_not_tell = size is None or _stored_size(header) == (header.height, header.width)
+    return Picture(upright, header.orientation > 1 and does_not_tell, height, width)
 
 
 def check_annotations(
@@ -78,22 +92,49 @@ def check_annotations(
     examples: dict[str, str] = {}
     for annotation in annotations:
         counts["annotations"] += 1
-        shown = f"annotation {_shown(annotation.get('id'))}: {_shown(annotation.get('bbox'))}"
-        for finding in _findings(annotation, height, width, category_ids):
+        findings = _findings(annotation, height, width, category_ids)
+        counts[USABLE] += "crowds" not in findings and not UNUSABLE.intersection(findings)
+        for finding in findings:
             counts[finding] += 1
             if finding != "crowds":  # nobody's concern
-                examples.setdefault(finding, shown)
+                value = annotation.get("category_id" if finding == "undeclared_categories" else "bbox")
+                examples.setdefault(finding, f"annotation {shown(annotation.get('id'))}: {shown(value)}")
     return counts, examples
 
 
-def _turned(header: Header, height: int, width: int, *, ambiguous_upright: bool) -> bool | None:
+def check_class_names(coco: CocoText, *, name: str) -> None:
+    """Refuse classes that no model could tell by their name.
+
+    Args:
+        coco: the json.
+        name: what messages call it.
+
+    Raises:
+        RunStopped: a class has no name, is called N/A as unused rows of models are, or has another's name.
+    """
+    ids: dict[str, int] = {}
+    for category in coco.categories:
+        if not has_name(category):
+            raise RunStopped(
+                f"annotations {name}: the category {category.id} is called {category.name!r}, which is not the name of "
+                "a class. Give it a name."
+            )
+        if category.name in ids:
+            raise RunStopped(
+                f"annotations {name}: the categories {ids[category.name]} and {category.id} are both called "
+                f"{category.name!r}. Give each class a name of its own, or their annotations one category."
+            )
+        ids[category.name] = category.id
+
+
+def _turned(header: Header, size: tuple[int, int] | None, *, ambiguous_upright: bool) -> bool | None:
     """Return whether EXIF's turn gives that height and width, None where neither the turned nor the stored has them."""
     stored, upright = _stored_size(header), (header.height, header.width)
-    if stored == upright == (height, width):
+    if size is None or stored == upright == size:
         return ambiguous_upright and header.orientation > 1
-    if stored == (height, width):
+    if stored == size:
         return False
-    return True if upright == (height, width) else None
+    return True if upright == size else None
 
 
 def _stored_size(header: Header) -> tuple[int, int]:
@@ -101,26 +142,20 @@ def _stored_size(header: Header) -> tuple[int, int]:
 
 
 def _findings(annotation: Mapping[str, Any], height: int, width: int, category_ids: Collection[int]) -> list[str]:
-    found = ["crowds"] if annotation.get("iscrowd") else []
-    category_id = annotation.get("category_id")
-    if isinstance(category_id, bool) or not isinstance(category_id, int | float) or category_id not in category_ids:
+    found = ["crowds"] if is_crowd(annotation) else []
+    if has_numbers_as_text(annotation):
+        found.append("numbers_as_text")
+    if whole(annotation.get("category_id"), MOST_INT32) not in category_ids:
         found.append("undeclared_categories")
-    box = usable_box(annotation.get("bbox"))
-    if box is None:
-        return [*found, "boxes_missing"]
-    if not all(map(math.isfinite, box)):
-        return [*found, "boxes_not_finite"]
-    xmin, ymin, box_width, box_height = box
+    problem = annotation_problem(annotation)
+    if problem is not None:
+        return [*found, problem]
+    numbers = box(annotation["bbox"])
+    assert numbers is not None
+    xmin, ymin, box_width, box_height = numbers
     xmax, ymax = xmin + box_width, ymin + box_height
-    if box_width <= 0 or box_height <= 0:
-        return [*found, "boxes_without_area"]
     if min(xmax, width) <= max(xmin, 0) or min(ymax, height) <= max(ymin, 0):
         return [*found, "boxes_outside"]
     if min(xmin, ymin) < -EDGE_PIXELS or xmax > width + EDGE_PIXELS or ymax > height + EDGE_PIXELS:
         return [*found, "boxes_over_the_edge"]
     return found
-
-
-def _shown(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

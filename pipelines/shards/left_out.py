@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
 
+from pipelines.coco.text import NOWHERE, CocoText
+from pipelines.coco.values import id_key
 from pipelines.once import put_once
-from pipelines.shards.coco import NOWHERE, CocoText
 from pipelines.shards.reader import ShardFile
-from pipelines.shards.rows import LEFT_OUT_KEY, LEFT_OUT_SCHEMA, RowsFile, image_row, whole
+from pipelines.shards.rows import LEFT_OUT_KEY, LEFT_OUT_SCHEMA, RowsFile, image_row
 from pipelines.stopped import RunStopped
 from pipelines.store import Store, join_uri
 
@@ -71,11 +72,12 @@ def _rows(coco: CocoText, problems: Mapping[int, tuple[str, str]]) -> Iterator[J
         # of images with the same id the first one has the annotations, whatever became of it
         annotations = [(place, json.loads(text)) for place, text in coco.annotations_of(position)]
         image = json.loads(coco.image(position))
-        yield image_row(position, image, annotations, data=None, problem=f"{kind}: {sentence}")
-    by_id: dict[int | None, list[tuple[int, str]]] = defaultdict(list)
+        image_id = int(coco.image_ids[position])
+        yield image_row(position, image, annotations, data=None, image_id=image_id, problem=f"{kind}: {sentence}")
+    by_id: dict[int | str | None, list[tuple[int, str]]] = defaultdict(list)
     for place, text in coco.annotations_of(NOWHERE):
-        by_id[whole(json.loads(text).get("image_id"))].append((place, text))
-    for image_id, texts in by_id.items():
-        image = {} if image_id is None else {"id": image_id}
+        by_id[id_key(json.loads(text).get("image_id"))].append((place, text))
+    for key, texts in by_id.items():
+        image = {} if key is None else {"id": key}
         problem = "no_image: the json declares no such image, only annotations of it"
         yield image_row(None, image, [(place, json.loads(text)) for place, text in texts], data=None, problem=problem)

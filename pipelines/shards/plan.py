@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.coco.text import CocoText, image_key, name_hash, plain_hash
 from pipelines.once import put_once
-from pipelines.shards.coco import CocoText, image_key, name_hash
 from pipelines.stopped import RunStopped
-from pipelines.store import NotFound, Store, join_uri
+from pipelines.store import Entry, NotFound, Store, join_uri
 from pipelines.strict_json import parse_json
 
 PLAN_KEY: Final = "_plan.json"
@@ -38,12 +39,14 @@ class Found:
         digest: of the names, sizes and etags of the json's images: another one means that images have changed.
         strangers: objects that the json does not name.
         stranger: one of them.
+        respelled: by position the object's name of images that the json spells otherwise.
     """
 
     size_bytes: NDArray[np.int64]
     digest: str
     strangers: int
     stranger: str | None
+    respelled: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +57,13 @@ class ShardPlan:
         shards: `(positions, size_bytes)` of each, int64 arrays of equal length; a size is 0 where it is unknown.
         problems: of the images that are left out already: by position the kind and a sentence.
         images: how many images are to be accounted for.
+        respelled: as `Found` has it.
     """
 
     shards: tuple[tuple[NDArray[np.int64], NDArray[np.int64]], ...]
     problems: Mapping[int, tuple[str, str]]
     images: int
+    respelled: Mapping[int, str] = field(default_factory=dict)
 
 
 def shard_key(number: int) -> str:
@@ -67,7 +72,10 @@ def shard_key(number: int) -> str:
 
 
 def find_images(images: Store, coco: CocoText) -> Found:
-    """List the folder once and return what it has of the json's images. Memory: 40 bytes an image.
+    """List the folder once and return what it has of the json's images. Memory: 50 bytes an image.
+
+    An image whose name is not listed is the only object that is called so but for case, Unicode normalisation, `%20`,
+    backslashes and what stands before `?d=`, if it is the only such image.
 
     Raises:
         StoreError: the folder cannot be listed.
@@ -77,15 +85,32 @@ def find_images(images: Store, coco: CocoText) -> Found:
     sizes = np.full(len(order), NOT_LISTED, np.int64)
     digest = hashlib.sha256()
     strangers, stranger = 0, None
+    plain = np.unique(coco.plain_hashes)
+    alike: dict[int, list[Entry]] = {}
     for entry in images.list():
         wanted = np.uint64(name_hash(entry.key))
         first, end = np.searchsorted(hashes, wanted, "left"), np.searchsorted(hashes, wanted, "right")
         if first == end:
             strangers, stranger = strangers + 1, stranger or entry.key
+            spelled = plain_hash(entry.key)
+            place = np.searchsorted(plain, np.uint64(spelled))
+            if place < len(plain) and plain[place] == spelled:
+                alike.setdefault(spelled, []).append(entry)
             continue
         sizes[order[first:end]] = _UNKNOWN if entry.size is None else entry.size
         digest.update(json.dumps([entry.key, entry.size, entry.etag]).encode())
-    return Found(sizes, digest.hexdigest(), strangers, stranger)
+    respelled: dict[int, str] = {}
+    if alike:
+        missing = np.flatnonzero(sizes == NOT_LISTED)
+        wanted_by = Counter(coco.plain_hashes[missing].tolist())
+        for position in missing.tolist():
+            spelled = int(coco.plain_hashes[position])
+            if wanted_by[spelled] == 1 and len(alike.get(spelled, ())) == 1:
+                (entry,) = alike[spelled]
+                respelled[position] = entry.key
+                sizes[position] = _UNKNOWN if entry.size is None else entry.size
+                digest.update(json.dumps([entry.key, entry.size, entry.etag]).encode())
+    return Found(sizes, digest.hexdigest(), strangers - len(respelled), stranger, respelled)
 
 
 def plan_shards(
@@ -118,7 +143,7 @@ def plan_shards(
         held += weight
     if positions:
         shards.append((np.array(positions, np.int64), np.array(sizes, np.int64)))
-    return ShardPlan(tuple(shards), problems, images)
+    return ShardPlan(tuple(shards), problems, images, found.respelled)
 
 
 def hold_plan(out: Store, plan: Json) -> None:

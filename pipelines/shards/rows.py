@@ -10,6 +10,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.coco.values import MOST_INT32, area, box, is_crowd, whole
 from pipelines.parquet_files import open_object, parquet_of
 from pipelines.shards.reader import METADATA_PREFIX, SCHEMA_VERSION, SHARD_SCHEMA, Json, ShardFile, read_index
 from pipelines.store import Store, join_uri
@@ -24,7 +25,7 @@ LEFT_OUT_SCHEMA: Final = pa.schema(
     ]
 )
 
-_EXACT_FLOAT: Final = 2**53  # whole numbers up to here are float64 exactly
+_ABSENT: Final = "ray_detr.absent"  # in `other`: fields whose columns were read from the picture, not the json
 
 
 def image_row(
@@ -33,28 +34,45 @@ def image_row(
     annotations: Iterable[tuple[int, Json]],
     *,
     data: bytes | None,
+    image_id: int | None = None,
+    size: tuple[int, int] | None = None,
     upright: bool = False,
     problem: str | None = None,
 ) -> Json:
-    """Return the row of an image: what has not the type of its column stays, as json, in the column `other`.
+    """Return the row of an image: what a column does not say exactly stays, as json, in the column `other`.
 
     Args:
         position: in the json's list of images; None for an image that annotations name but the json does not declare.
         image: as in the json.
         annotations: its annotations as in the json, each with its position there.
         data: the encoded file; None in rows of what is left out.
+        image_id: the number that stands for the image's id; None is the id itself.
+        size: height and width of the picture in pixels; None is as the json says.
         upright: whether readers turn the picture by its EXIF.
         problem: why the image is left out.
     """
-    columns, other = _typed(image, _IMAGE_COLUMNS)
+    told, other = _typed(image, _IMAGE_COLUMNS)
+    columns = dict(told)
+    if image_id is not None:
+        columns["id"] = image_id
+        if told["id"] != image_id:
+            other["id"] = image["id"]
+    if size is not None:
+        columns["height"], columns["width"] = size
+        absent = [name for name in ("height", "width") if name not in image]
+        if absent:
+            other[_ABSENT] = absent
+        other.update(
+            {name: image[name] for name in ("height", "width") if name in image and told[name] != columns[name]}
+        )
     row = {
         "position": position,
         "image_id": columns["id"],
         **{name: columns[name] for name in ("file_name", "width", "height")},
         "image": data,
         "upright": upright,
-        "annotations": [_annotation_row(*one, image_id=columns["id"]) for one in annotations],
-        "other": other,
+        "annotations": [_annotation_row(*one, image=image) for one in annotations],
+        "other": _to_json(other) if other else None,
     }
     return row if problem is None else {**row, "problem": problem}
 
@@ -67,11 +85,12 @@ def coco_image(row: Mapping[str, Any]) -> Json:
 
 def coco_annotations(row: Mapping[str, Any]) -> Iterator[tuple[int, Json]]:
     """Yield the annotations of a row as the json has them, each with its position there."""
+    image_id = coco_image(row).get("id")
     for one in row["annotations"]:
         columns = {name: one[name] for name in ("id", "category_id", "bbox", "area", "iscrowd")}
         if columns["iscrowd"] is not None:
             columns["iscrowd"] = int(columns["iscrowd"])
-        annotation = _untyped({**columns, "image_id": row["image_id"]}, one["other"])
+        annotation = _untyped({**columns, "image_id": image_id}, one["other"])
         if one["segmentation"] is not None:
             annotation["segmentation"] = json.loads(one["segmentation"])
         yield one["position"], annotation
@@ -131,21 +150,6 @@ def coco_json(store: Store) -> Json:
     return {**index.other, "images": _in_order(images), "annotations": _in_order(annotations)}
 
 
-def whole(value: object, most: int = 2**63 - 1) -> int | None:
-    """Return a json value as an integer of at most `most`, None if it is none: 5.0 is one, true and "5" are not."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or abs(value) > most:
-        return None
-    return int(value) if value == int(value) else None
-
-
-def usable_box(value: object) -> list[float] | None:
-    """Return a json value as the four numbers of a box, None if it is no list of four numbers."""
-    if not isinstance(value, list) or len(value) != 4:
-        return None
-    numbers = [_number(one) for one in value]
-    return None if None in numbers else [one for one in numbers if one is not None]
-
-
 def _in_order(entries: list[tuple[int, Json]]) -> list[Json]:
     return [entry for _, entry in sorted(entries, key=lambda entry: entry[0])]
 
@@ -160,29 +164,41 @@ def _read_rows(store: Store, file: ShardFile) -> Iterator[Json]:
         yield from rows
 
 
-def _annotation_row(position: int, annotation: Json, *, image_id: int | None) -> Json:
+def _annotation_row(position: int, annotation: Json, *, image: Json) -> Json:
     rest = dict(annotation)
     segmentation = _to_json(rest.pop("segmentation")) if "segmentation" in rest else None
-    if image_id is not None:
+    if "id" in image and _is_same(rest.get("image_id"), image["id"]):
         del rest["image_id"]  # its row says it
     columns, other = _typed(rest, _ANNOTATION_COLUMNS)
-    return {"position": position, **columns, "segmentation": segmentation, "other": other}
+    return {
+        "position": position,
+        **columns,
+        "segmentation": segmentation,
+        "other": _to_json(other) if other else None,
+    }
 
 
-def _typed(fields: Json, columns: _Columns) -> tuple[Json, str | None]:
-    """Return the columns' values, null where there is none of its type, and the json of what is in no column."""
+def _typed(fields: Json, columns: _Columns) -> tuple[Json, Json]:
+    """Return the columns' values, null where there is none of its type, and the fields that no column gives back."""
     values = {name: convert(fields[name]) if name in fields else None for name, convert in columns.items()}
-    other = {name: value for name, value in fields.items() if values.get(name) is None}
-    return values, _to_json(other) if other else None
+    other = {name: value for name, value in fields.items() if not _is_same(values.get(name), value)}
+    return values, other
+
+
+def _is_same(column: object, value: object) -> bool:
+    """Return whether a column gives a value of the json back: 1 and 1.0 are the same, 1 and "1" are not."""
+    return column is not None and bool(column == value)
 
 
 def _untyped(columns: Json, other: str | None) -> Json:
     rest = {} if other is None else json.loads(other)
-    return {**{name: value for name, value in columns.items() if value is not None}, **rest}
+    absent = rest.pop(_ABSENT, ())
+    fields = {**{name: value for name, value in columns.items() if value is not None}, **rest}
+    return {name: value for name, value in fields.items() if name not in absent}
 
 
 def _small(value: object) -> int | None:
-    return whole(value, 2**31 - 1)
+    return whole(value, MOST_INT32)
 
 
 def _text(value: object) -> str | None:
@@ -191,14 +207,12 @@ def _text(value: object) -> str | None:
     return value
 
 
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if isinstance(value, float) or abs(value) <= _EXACT_FLOAT else None
-
-
 def _flag(value: object) -> bool | None:
-    return bool(value) if isinstance(value, int | float) and value in (0, 1) else None
+    return None if value is None else is_crowd({"iscrowd": value})
+
+
+def _area(value: object) -> float | None:
+    return area({"area": value})
 
 
 _Columns = Mapping[str, Callable[[Any], Any]]
@@ -206,8 +220,8 @@ _IMAGE_COLUMNS: Final[_Columns] = {"id": whole, "file_name": _text, "width": _sm
 _ANNOTATION_COLUMNS: Final[_Columns] = {
     "id": whole,
     "category_id": _small,
-    "bbox": usable_box,
-    "area": _number,
+    "bbox": box,
+    "area": _area,
     "iscrowd": _flag,
 }
 

@@ -8,13 +8,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Final, Literal
 
 import numpy as np
 
 from pipelines.cluster import connected, is_given, refuse_local
+from pipelines.coco.text import USABLE, CocoText, read_coco
 from pipelines.create_only import refuse_overwriting
-from pipelines.shards.coco import CocoText, read_coco
+from pipelines.shards.checks import UNUSABLE, check_class_names
 from pipelines.shards.left_out import write_left_out
 from pipelines.shards.plan import NOT_LISTED, PLAN_VERSION, Found, ShardPlan, find_images, hold_plan, plan_shards
 from pipelines.shards.reader import INDEX_KEY, ShardIndex, read_index, write_index
@@ -55,6 +57,7 @@ class ShardConfig:
             not tell which way the boxes were drawn: left as they are stored, or turned upright.
         check_decodes: decode every picture once, so that none that is broken reaches a training.
         max_missing: stop when more than this share of the images cannot be had.
+        max_unusable: stop when training could not use more than this share of the annotations.
         max_images: the json's first so many images only.
         via: "fsspec" reads images and annotations through fsspec.
         anonymous: read images and annotations without credentials.
@@ -73,6 +76,7 @@ class ShardConfig:
     ambiguous_exif: Literal["stored", "upright"] = "stored"
     check_decodes: bool = True
     max_missing: float = 0.01
+    max_unusable: float = 0.05
     max_images: int | None = None
     via: Literal["auto", "fsspec"] = "auto"
     anonymous: bool = False
@@ -88,6 +92,8 @@ class ShardConfig:
             raise ValueError(f"shard megabytes: {self.shard_megabytes} is not in 1..{MOST_MEGABYTES}")
         if not 0 <= self.max_missing <= 1:
             raise ValueError(f"max missing: {self.max_missing} is not in 0..1")
+        if not 0 <= self.max_unusable <= 1:
+            raise ValueError(f"max unusable: {self.max_unusable} is not in 0..1")
         if self.max_images is not None and self.max_images < 1:
             raise ValueError(f"max images: {self.max_images} is not a number of images; give 1 or more.")
         if self.ambiguous_exif not in ("stored", "upright"):
@@ -180,6 +186,8 @@ def shard(config: ShardConfig, *, on_progress: Callable[[ShardProgress], None] |
         coco = read_coco(
             Stores(config.image_options).get(config.annotations).data, name=without_secrets(config.annotations)
         )
+        check_class_names(coco, name=without_secrets(config.annotations))
+        _check_usable(config, coco.annotations, coco.findings, coco.examples)
         show(ShardProgress(f"listing {without_secrets(config.images)}"))
         found = _find_images(config, coco)
         plan = plan_shards(coco, found, most_bytes=config.shard_megabytes * MEGABYTE, max_images=config.max_images)
@@ -263,6 +271,38 @@ def _check_share(config: ShardConfig, plan: ShardPlan, problems: Mapping[int, tu
     )
 
 
+def _check_usable(
+    config: ShardConfig, annotations: int, counts: Mapping[str, int], examples: Mapping[str, Sequence[str]]
+) -> None:
+    """Stop where training could not use more annotations than is allowed, or would have none.
+
+    Args:
+        config: says how many are allowed.
+        annotations: how many there are.
+        counts: of annotations that can be used, and of others by what is wrong with them.
+        examples: a few for each.
+    """
+    usable = counts.get(USABLE, 0)
+    unusable = annotations - counts.get("crowds", 0) - usable
+    if unusable <= config.max_unusable * annotations and (usable or not annotations):
+        return
+    found = "; ".join(
+        f"{kind.replace('_', ' ')} {counts[kind]:,}" + "".join(f", such as {one}" for one in examples.get(kind, ())[:1])
+        for kind in ("annotations_of_no_image", "crowds", *sorted(UNUSABLE))
+        if counts.get(kind)
+    )
+    if not usable:
+        raise RunStopped(
+            f"none of the {annotations:,} annotations can be trained on: {found}. Ids must be those that are declared, "
+            "and boxes lists of four numbers. Correct the json."
+        )
+    raise RunStopped(
+        f"{unusable:,} of {annotations:,} annotations cannot be trained on, a share of {unusable / annotations:.3g}, "
+        f"and --max-unusable allows {config.max_unusable:.3g}: {found}. Correct the json, or give a larger share to "
+        "train without them."
+    )
+
+
 def _write_shards(
     config: ShardConfig,
     coco: CocoText,
@@ -280,6 +320,7 @@ def _write_shards(
         category_ids=frozenset(category.id for category in coco.categories),
         ambiguous_upright=config.ambiguous_exif == "upright",
         check_decodes=config.check_decodes,
+        is_numbered=coco.is_numbered,
     )
     there = {entry.key for entry in out.list("shard-")}
     planned = sum(len(positions) for positions, _ in plan.shards)
@@ -319,9 +360,19 @@ def _index(
         kind, sentence = problems[position]
         report[f"left_out_{kind}"] += 1
         examples.setdefault(f"left_out_{kind}", []).append(f"image {coco.image_ids[position]}: {sentence}")
+    _check_usable(config, report["annotations"], report, examples)
     left_out = write_left_out(out, coco, problems)
     report["annotations_left_out"] = left_out.annotations
     report["annotations_of_no_image"] = left_out.annotations_of_no_image
+    report["categories_left_out"] = coco.findings.get("categories_left_out", 0)
+    examples["categories_left_out"] = list(coco.examples.get("categories_left_out", ()))
+    if coco.is_numbered:
+        report["images_numbered"] = len(coco.image_ids)
+    report["images_respelled"] = len(found.respelled)
+    examples["images_respelled"] = [
+        f"{_file_name(coco, np.int64(position))} is {key}"
+        for position, key in islice(found.respelled.items(), EXAMPLES)
+    ]
     report["objects_not_named"] = found.strangers
     duplicates = _duplicates(coco, written)
     report["duplicate_pictures"] = len(duplicates)

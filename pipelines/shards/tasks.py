@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import RayError, RaySystemError, RayTaskError
 
 from pipelines.cluster import first_line, node_resources
-from pipelines.shards.coco import CocoText
+from pipelines.coco.text import CocoText
 from pipelines.shards.plan import ShardPlan, shard_key
 from pipelines.shards.writer import ShardSpec, ShardWork, WrittenShard, keep_shard, write_shard
 from pipelines.stopped import RunStopped
@@ -132,6 +132,7 @@ def _work(coco: CocoText, plan: ShardPlan, number: int) -> ShardWork:
         number=number,
         positions=positions,
         size_bytes=sizes,
+        keys=tuple(plan.respelled.get(position) for position in positions),
         images=tuple(coco.image(position) for position in positions),
         annotations=tuple(tuple(coco.annotations_of(position)) for position in positions),
     )

@@ -11,11 +11,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from pipelines.coco.text import image_key
+from pipelines.coco.values import picture_size
 from pipelines.once import put_once
 from pipelines.parquet_files import open_bytes
 from pipelines.retry import retry
 from pipelines.shards.checks import Problem, check_annotations, check_picture
-from pipelines.shards.coco import image_key
 from pipelines.shards.plan import shard_key
 from pipelines.shards.reader import METADATA_PREFIX, SHARD_SCHEMA, ShardFile
 from pipelines.shards.rows import RowsFile, image_row
@@ -48,6 +49,7 @@ class ShardSpec:
         category_ids: what the json declares.
         ambiguous_upright: whether EXIF turns what looks the same turned and unturned.
         check_decodes: whether every picture is decoded.
+        is_numbered: whether images are numbered 1, 2, ... by their position, because their ids are not numbers.
     """
 
     out: str
@@ -58,6 +60,7 @@ class ShardSpec:
     category_ids: frozenset[int]
     ambiguous_upright: bool
     check_decodes: bool
+    is_numbered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,7 @@ class ShardWork:
         size_bytes: of the images as they were listed; 0 where that is unknown.
         images: one json text an image.
         annotations: for each image the positions and texts of its annotations.
+        keys: for each image the object that it is, where the json spells its name otherwise; empty where it never does.
     """
 
     number: int
@@ -77,6 +81,7 @@ class ShardWork:
     size_bytes: tuple[int, ...]
     images: tuple[str, ...]
     annotations: tuple[tuple[tuple[int, str], ...], ...]
+    keys: tuple[str | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +195,9 @@ def _fetched(images: Store, work: ShardWork) -> Iterator[tuple[int, bytes | Prob
                     first, future = waiting.popleft()
                     held -= work.size_bytes[first]
                     yield first, future.result()
-                waiting.append((index, pool.submit(_fetch, images, json.loads(work.images[index])["file_name"], size)))
+                file_name = json.loads(work.images[index])["file_name"]
+                key = work.keys[index] if work.keys else None
+                waiting.append((index, pool.submit(_fetch, images, file_name, key or image_key(file_name), size)))
                 held += size
             while waiting:
                 first, future = waiting.popleft()
@@ -199,8 +206,7 @@ def _fetched(images: Store, work: ShardWork) -> Iterator[tuple[int, bytes | Prob
             pool.shutdown(wait=False, cancel_futures=True)  # after a failure nobody wants the rest
 
 
-def _fetch(images: Store, file_name: str, size: int) -> bytes | Problem:
-    key = image_key(file_name)
+def _fetch(images: Store, file_name: str, key: str | None, size: int) -> bytes | Problem:
     if key is None:
         return Problem("outside_folder", f"the file name {file_name!r} leads out of the images' folder")
     try:
@@ -223,13 +229,11 @@ def _checked_row(
     spec: ShardSpec, work: ShardWork, index: int, data: bytes | Problem, findings: _Findings
 ) -> Json | None:
     position, image = work.positions[index], json.loads(work.images[index])
-    height, width = int(image["height"]), int(image["width"])
+    size = picture_size(image)
     picture = (
         data
         if isinstance(data, Problem)
-        else check_picture(
-            data, height, width, ambiguous_upright=spec.ambiguous_upright, check_decodes=spec.check_decodes
-        )
+        else check_picture(data, size, ambiguous_upright=spec.ambiguous_upright, check_decodes=spec.check_decodes)
     )
     if isinstance(picture, Problem) or isinstance(data, Problem):
         assert isinstance(picture, Problem)
@@ -237,12 +241,13 @@ def _checked_row(
         return None
     annotations = [(place, json.loads(text)) for place, text in work.annotations[index]]
     counts, examples = check_annotations(
-        (annotation for _, annotation in annotations), height, width, category_ids=spec.category_ids
+        (annotation for _, annotation in annotations), picture.height, picture.width, category_ids=spec.category_ids
     )
     findings.counts.update(counts)
     findings.counts["images"] += 1
     findings.counts["images_without_annotations"] += not annotations
     findings.counts["images_turned_upright"] += picture.upright
+    findings.counts["images_without_size"] += size is None
     findings.counts["images_of_ambiguous_turn"] += picture.is_ambiguous
     for kind, example in examples.items():
         findings.add_example(kind, f"{image['file_name']}, {example}")
@@ -250,8 +255,16 @@ def _checked_row(
         findings.add_example("images_of_ambiguous_turn", str(image["file_name"]))
     findings.pictures.append(hashlib.blake2b(data, digest_size=PICTURE_HASH_BYTES).digest())
     findings.positions.append(position)
-    findings.sizes.append((height, width))
-    return image_row(position, image, annotations, data=data, upright=picture.upright)
+    findings.sizes.append((picture.height, picture.width))
+    return image_row(
+        position,
+        image,
+        annotations,
+        data=data,
+        image_id=position + 1 if spec.is_numbered else None,
+        size=(picture.height, picture.width),
+        upright=picture.upright,
+    )
 
 
 def _read_shard(spec: ShardSpec, number: int, data: bytes, name: str) -> WrittenShard:

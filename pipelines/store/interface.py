@@ -21,13 +21,15 @@ class Entry:
 
     `size` and `etag` are None where the source does not tell. Etags carry no quotes and no `W/`, wherever they come
     from. `is_archived` says that the object must be restored before it can be read, where the listing tells: obstore's
-    does not.
+    does not. `unnameable` is not 0 in what stands for so many files or folders in the folder `key` whose names are not
+    UTF-8: only `ListsUnnameable` gives such an entry.
     """
 
     key: str
     size: int | None
     etag: str | None
     is_archived: bool = False
+    unnameable: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +197,15 @@ class Store(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove the object; that there was none is success."""
+        ...
+
+
+@runtime_checkable
+class ListsUnnameable(Protocol):
+    """A store that also tells how many files it does not list because their names are not UTF-8, as folders do."""
+
+    def list_all(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
+        """As `Store.list`, with an entry before the files of each folder that has such names."""
         ...
 
 

@@ -50,6 +50,10 @@ class LocalStore:
 
     def list(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
         """Yield the files whose path begins with `prefix`, in the byte order of paths."""
+        return (entry for entry in self.list_all(prefix, after) if not entry.unnameable)
+
+    def list_all(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
+        """Yield the same, and for each folder how many names in it are not UTF-8: see `ListsUnnameable`."""
         return walk(self._read_folder, prefix, after)
 
     def head(self, key: str) -> Entry:
@@ -166,6 +170,10 @@ class LocalStore:
         try:
             with os.scandir(path) as found:
                 children = [child for entry in found if (child := _child(entry)) is not None]
+                unnameable = sum(child.unnameable for child in children)
+                if unnameable:
+                    children = [child for child in children if not child.unnameable]
+                    children.append(Child("", is_folder=False, unnameable=unnameable))
         except (FileNotFoundError, NotADirectoryError):
             return []  # removed since its parent was read, or never there: an empty prefix
         except PermissionError as error:
@@ -182,7 +190,7 @@ def _child(entry: os.DirEntry[str]) -> Child | None:
         return None
     if not entry.name.isprintable() and not _is_utf8(entry.name):
         logger.warning("left out %r: its name is not UTF-8, so no table can hold it; rename it", entry.path)
-        return None
+        return Child("", is_folder=False, unnameable=1)
     try:
         if entry.is_dir():
             if entry.is_symlink() and _leads_up(entry.path):

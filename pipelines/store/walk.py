@@ -10,12 +10,16 @@ from pipelines.store.interface import Entry
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """What lies in a folder: a file with what is known of it, or a folder."""
+    """What lies in a folder: a file with what is known of it, or a folder.
+
+    With the name "" it stands for the files and folders whose names are not UTF-8, and `unnameable` says how many.
+    """
 
     name: str
     is_folder: bool
     size: int | None = None
     etag: str | None = None
+    unnameable: int = 0
 
 
 def walk(read_folder: Callable[[str], Iterable[Child]], prefix: str, after: str | None) -> Iterator[Entry]:
@@ -42,7 +46,7 @@ def walk(read_folder: Callable[[str], Iterable[Child]], prefix: str, after: str 
             if (path > after or after.startswith(path)) and path.startswith(prefix):
                 folders.append(_sorted_paths(read_folder, path))
         elif path > after and path.startswith(prefix):
-            yield Entry(path, child.size, child.etag)
+            yield Entry(path, child.size, child.etag, unnameable=child.unnameable)
 
 
 def _sorted_paths(read_folder: Callable[[str], Iterable[Child]], folder: str) -> Iterator[tuple[str, Child]]:

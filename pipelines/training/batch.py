@@ -14,7 +14,7 @@ from detr.batching import pad
 from detr.image_file import ImageError
 from detr.images import resize, resize_shape
 from detr.matcher import Target
-from detr.scene_augment import augment_scene_image, augment_scene_target, draw_scene_augmentation
+from detr.scene_augment import SceneAugmentation, augment_scene_image, augment_scene_target, draw_scene_augmentation
 from detr.targets import image_target
 from pipelines.shards.reader import TrainingImage, decode_training_image
 from pipelines.stopped import RunStopped
@@ -122,6 +122,25 @@ class Preparation:
             pixels, extents, tuple(targets), tuple(image.image_id for image in images), reader=reader, step=step
         )
 
+    def size(self, height: int, width: int, image_id: int, *, epoch: int) -> tuple[int, int]:
+        """Return the height and width that an image of so many pixels is trained with in an epoch.
+
+        Not for micro-batches of one scale: theirs is a matter of the step.
+
+        Raises:
+            TooExtreme: it is too long and thin.
+        """
+        generator = image_generator(self.seed, epoch, image_id)
+        match self.augmentation:
+            case "coco":
+                drawn = draw_augmentation(height, width, generator, self.augment)
+                return drawn.height, drawn.width
+            case "scenes":
+                scene = self._draw_scene(height, width, generator, None, None)
+                return scene.height, scene.width
+            case "none":
+                return resize_shape(height, width, shorter=self.shorter, longest=self.longest)
+
     def _prepare_image(
         self,
         image: TrainingImage,
@@ -138,16 +157,19 @@ class Preparation:
                 target = augment_target(target, drawn)
                 return augment_image(decode_training_image(image), drawn), target.normalised()
             case "scenes":
-                if scale is None:
-                    scale = self.scene_sides[int(torch.randint(len(self.scene_sides), (), generator=generator))]
-                if turned is None:
-                    turned = bool(torch.rand((), generator=generator) < 0.5)
-                longest = int(SCENE_LONGEST_SHARE * scale)
-                scene = draw_scene_augmentation(
-                    image.height, image.width, generator, shorter=scale, longest=longest, transposed=turned
-                )
+                scene = self._draw_scene(image.height, image.width, generator, scale, turned)
                 target = augment_scene_target(target, scene)
                 return augment_scene_image(decode_training_image(image), scene), target.normalised()
             case "none":
                 height, width = resize_shape(image.height, image.width, shorter=self.shorter, longest=self.longest)
                 return resize(decode_training_image(image), height, width), target.normalised()
+
+    def _draw_scene(
+        self, height: int, width: int, generator: Generator, scale: int | None, turned: bool | None
+    ) -> SceneAugmentation:
+        if scale is None:
+            scale = self.scene_sides[int(torch.randint(len(self.scene_sides), (), generator=generator))]
+        if turned is None:
+            turned = bool(torch.rand((), generator=generator) < 0.5)
+        longest = int(SCENE_LONGEST_SHARE * scale)
+        return draw_scene_augmentation(height, width, generator, shorter=scale, longest=longest, transposed=turned)

@@ -372,7 +372,9 @@ def load_checkpoint(store: Store, saved: SavedCheckpoint) -> LoadedCheckpoint:
         try:
             model = load(folder)
         except CheckpointError as error:
-            raise damaged(store, _key(saved.name, WEIGHTS_FILE)) from error
+            place = join_uri(store.uri, f"{_CHECKPOINTS}{saved.name}")
+            reason = str(error).replace(folder, place)
+            raise RunStopped(f"the model of {place} cannot be loaded: {reason}") from error
     return LoadedCheckpoint(Position(saved.epoch, saved.step_in_epoch, saved.step), training["record"], tensors, model)
 
 

@@ -20,7 +20,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """What a training run is given.
+    """What a training run is given. Relative paths of shards and storage become absolute when it is made.
 
     Args:
         train: URI of the shards to train on.
@@ -48,6 +48,7 @@ class TrainConfig:
         log_steps: Steps between two lines of the log; each is the mean over those steps.
         trackers: Of `TRACKERS`, besides TensorBoard.
         fused: Whether AdamW runs as one kernel.
+        tf32: Whether float32 on GPUs may round the operands of convolutions and matrix products to 10 bits of mantissa.
         compiled: Whether the network goes through torch.compile.
         restarts: Starts of the workers without a new checkpoint between them, before the run gives up.
         collective_seconds: That a worker may keep the others waiting before it counts as lost.
@@ -83,6 +84,7 @@ class TrainConfig:
     log_steps: int = 10
     trackers: tuple[Literal["mlflow", "wandb"], ...] = ()
     fused: bool = True
+    tf32: bool = True
     compiled: bool = False
     restarts: int = 5
     collective_seconds: int = 600
@@ -134,6 +136,10 @@ class TrainConfig:
         if unknown:
             raise ValueError(f"log to: {unknown[0]!r} is none of {', '.join(TRACKERS)}")
         _ = self.options  # checks what it is made of
+        for name in ("train", "val", "storage"):
+            value = getattr(self, name)
+            if value is not None:  # workers have other working directories
+                object.__setattr__(self, name, join_uri(*split_uri(value)))
 
     @property
     def options(self) -> StoreOptions:
@@ -142,8 +148,8 @@ class TrainConfig:
 
     @property
     def run_uri(self) -> str:
-        """Where everything of this run lies; absolute, because workers have other working directories."""
-        return join_uri(*split_uri(self.storage)).rstrip("/") + "/" + self.name
+        """Where everything of this run lies."""
+        return self.storage.rstrip("/") + "/" + self.name
 
     def places(self) -> tuple[str, ...]:
         """Return every place that workers read or write."""
@@ -158,8 +164,8 @@ class TrainConfig:
         recipe = self.recipe.as_json()
         recipe["train_longest"] = recipe.pop("longest")  # as its option is called: the network has another
         values = {
-            "train": _address(self.train),
-            "val": None if self.val is None else _address(self.val),
+            "train": without_secrets(self.train),
+            "val": None if self.val is None else without_secrets(self.val),
             "finetune": None if self.finetune is None else without_secrets(self.finetune),
             "network": self.network,
             "backbone_weights": None if self.backbone_weights is None else without_secrets(self.backbone_weights),
@@ -171,7 +177,3 @@ class TrainConfig:
         }
         as_json: dict[str, Any] = json.loads(json.dumps(values))  # as the record gives it back: lists, no tuples
         return as_json
-
-
-def _address(uri: str) -> str:
-    return without_secrets(join_uri(*split_uri(uri)))

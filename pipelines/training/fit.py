@@ -23,7 +23,8 @@ from pipelines.training.board import Board, TrainProgress
 from pipelines.training.config import TrainConfig
 from pipelines.training.group import Group
 from pipelines.training.process_group import ProcessGroupConfig
-from pipelines.training.worker import WorkerSpec, train_worker
+from pipelines.training.worker import train_worker
+from pipelines.training.worker_spec import WorkerSpec
 
 POLL_SECONDS: Final = 0.5
 LEAVE_SECONDS: Final = 60.0  # for workers to end by themselves when the run has to stop

@@ -14,10 +14,20 @@ from torch.nn.parallel import DistributedDataParallel
 
 from detr.checkpoint import CheckpointError
 from detr.config import DetrConfig
+from detr.device import Download, float32_arithmetic, transfer_for
 from detr.ema import MovingAverage
 from detr.model import Detr
 from detr.optimizer import build_optimizer, freeze_backbone, load_optimizer_tensors, optimizer_tensors
-from detr.training import MicroBatch, NetworkWithLoss, accumulate_gradients, seed_of, take_step
+from detr.training import (
+    Diverged,
+    MicroBatch,
+    NetworkWithLoss,
+    OutOfDeviceMemory,
+    accumulate_gradients,
+    seed_of,
+    take_step,
+    upload_batch,
+)
 from pipelines.stopped import RunStopped
 from pipelines.training.batch import TrainBatch
 from pipelines.training.recipe import Recipe
@@ -37,12 +47,63 @@ class StepResult:
         micro_batches: how many it had.
         gradient_norm: of all workers' gradients together, before clipping; not finite when the step was not taken.
         diverged: image ids of its first micro-batch whose loss is not finite, and why; None when all are.
+        out_of_memory: which micro-batch did not fit into the device's memory, in words; None when all did.
     """
 
     parts: Mapping[str, float]
     micro_batches: int
     gradient_norm: float
     diverged: tuple[tuple[int, ...], str] | None
+    out_of_memory: str | None = None
+
+
+class PendingStep:
+    """A step that was given to the device; `result` waits until it is done."""
+
+    def __init__(
+        self,
+        downloaded: Download,
+        names: Sequence[str],
+        batches: Sequence[TrainBatch],
+        problem: Diverged | OutOfDeviceMemory | None,
+        average: MovingAverage | None,
+    ) -> None:
+        """Describe what is on its way.
+
+        Args:
+            downloaded: float32: the norm of the gradients, then for each micro-batch that has a loss its parts.
+            names: of the parts.
+            batches: of this worker.
+            problem: what kept a micro-batch from having a loss.
+            average: which took the step in.
+        """
+        self._downloaded, self._names, self._batches, self._problem = downloaded, names, batches, problem
+        self._average = average
+        self._result: StepResult | None = None
+
+    def result(self) -> StepResult:
+        """Return what the step gave. Free where the host has waited for the device since the step was begun."""
+        if self._result is None:
+            self._result = self._read()
+        return self._result
+
+    def _read(self) -> StepResult:
+        values = self._downloaded.result().double()
+        norm, table = float(values[0]), values[1:].view(-1, max(1, len(self._names)))
+        parts = dict(zip(self._names, table.sum(0).tolist(), strict=True)) if len(table) else {}
+        bad = [index for index, row in enumerate(table.tolist()) if not math.isfinite(row[0])]
+        diverged = out_of_memory = None
+        if isinstance(self._problem, OutOfDeviceMemory):
+            out_of_memory = str(self._problem)
+        elif self._problem is not None:
+            ids = self._batches[self._problem.batch].image_ids
+            image = self._problem.image
+            diverged = ((ids[image],) if image is not None else ids, str(self._problem))
+        elif bad:
+            diverged = (self._batches[bad[0]].image_ids, "the loss is NaN or infinite")
+        if self._average is not None and not math.isfinite(norm):
+            self._average.forget_update()
+        return StepResult(parts, len(self._batches), norm, diverged, out_of_memory)
 
 
 class Learner:
@@ -58,6 +119,7 @@ class Learner:
         trainable_norm: bool = False,
         fused: bool = True,
         compiled: bool = False,
+        tf32: bool = True,
     ) -> None:
         """Put a network on a device and under an optimiser.
 
@@ -69,9 +131,14 @@ class Learner:
             trainable_norm: whether the backbone's norms are trained.
             fused: whether AdamW runs as one kernel.
             compiled: whether the network goes through torch.compile.
+            tf32: whether float32 on a GPU may round the operands of convolutions and matrix products.
         """
+        self._tf32 = tf32
         self.recipe, self.device, self.workers = recipe, device, workers
-        self.network = _with_norm(model, trainable=trainable_norm, dropout=recipe.dropout).to(device).train()
+        self._transfer = transfer_for(device)
+        network = _with_norm(model, trainable=trainable_norm, dropout=recipe.dropout).to(device).train()
+        # as the pixels are: else each convolution turns its weights round first
+        self.network: Detr = network.to(memory_format=torch.channels_last)
         freeze_backbone(self.network, stages="all" if recipe.lr_backbone == 0 else recipe.freeze_backbone)
         torch.manual_seed(recipe.seed)  # for what is in no checkpoint yet
         self.module = NetworkWithLoss(self.network, recipe.losses, bf16=recipe.bf16, compiled=compiled).to(device)
@@ -82,11 +149,11 @@ class Learner:
         self._trained: NetworkWithLoss | DistributedDataParallel = self.module
         if workers > 1:
             assert dist.is_initialized()
-            ids = None if device.type == "cpu" else [device]
-            # buffers are left alone: a worker that meets NaN goes forward once more than its peers, and a broadcast in
-            # each forward would make all of them wait for ever (torch 2.14)
+            # without device_ids: the module is on its device already, and DDP would move every tensor among the
+            # arguments there. Buffers are left alone: a worker that meets NaN goes forward once more than its peers,
+            # and a broadcast in each forward would make all of them wait for ever (torch 2.14)
             self._trained = DistributedDataParallel(
-                self.module, device_ids=ids, gradient_as_bucket_view=True, forward_sync_buffers=False
+                self.module, gradient_as_bucket_view=True, forward_sync_buffers=False
             )
         # what a trained norm has seen differs from worker to worker
         self._statistics = [
@@ -112,7 +179,17 @@ class Learner:
     def step(
         self, batches: Sequence[TrainBatch], *, step: int, num_boxes: float, micro_batches: int, factor: float
     ) -> StepResult:
-        """Take one step of the optimiser together with all workers.
+        """Take one step and wait for what it gives; see `begin_step`."""
+        begun = self.begin_step(batches, step=step, num_boxes=num_boxes, micro_batches=micro_batches, factor=factor)
+        return begun.result()
+
+    def begin_step(
+        self, batches: Sequence[TrainBatch], *, step: int, num_boxes: float, micro_batches: int, factor: float
+    ) -> PendingStep:
+        """Take one step of the optimiser together with all workers, as far as the host has to do with it.
+
+        The host waits for the device once for each micro-batch, for the matching costs. The optimiser's step and
+        whether it is taken are the device's business, so the next step can be begun before this one is done.
 
         Args:
             batches: this worker's micro-batches, possibly none.
@@ -120,26 +197,26 @@ class Learner:
             num_boxes: targets of all workers' micro-batches divided by their number.
             micro_batches: of all workers.
             factor: of the learning rates.
+
+        Raises:
+            OutOfDeviceMemory: and the other workers wait for this one in vain.
         """
-        computed, problem = accumulate_gradients(
-            self._trained,
-            [self._on_device(batch, step) for batch in batches],
-            num_boxes=num_boxes,
-            micro_batches=micro_batches,
-            workers=self.workers,
-        )
-        self._share_statistics(len(batches) / micro_batches)
-        norm = take_step(self.optimizer, factor=factor, clip_norm=self.recipe.clip_max_norm)
-        parts, bad = _summed(computed)
-        diverged = None
-        if problem is not None:
-            ids = batches[problem.batch].image_ids
-            diverged = ((ids[problem.image],) if problem.image is not None else ids, str(problem))
-        elif bad is not None:
-            diverged = (batches[bad].image_ids, "the loss is NaN or infinite")
-        if self.average is not None and math.isfinite(norm):
-            self.average.update(self.network)
-        return StepResult(parts, len(batches), norm, diverged)
+        with float32_arithmetic(tf32=self._tf32):
+            computed, problem = accumulate_gradients(
+                self._trained,
+                [self._on_device(batch, step) for batch in batches],
+                num_boxes=num_boxes,
+                micro_batches=micro_batches,
+                workers=self.workers,
+            )
+            self._share_statistics(len(batches) / micro_batches)
+            norm = take_step(self.optimizer, factor=factor, clip_norm=self.recipe.clip_max_norm)
+            if self.average is not None:
+                self.average.update(self.network, was_taken=norm.isfinite())
+        names = ["loss", *computed[0][1]] if computed else []
+        values = [norm, *(value for total, parts in computed for value in (total, *parts.values()))]
+        downloaded = self._transfer.download(torch.stack([value.float() for value in values]))
+        return PendingStep(downloaded, names, batches, problem, self.average)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return copies on the CPU of what a checkpoint needs besides the model that is kept: training.safetensors."""
@@ -188,10 +265,14 @@ class Learner:
             buffer.copy_(mean)
 
     def _on_device(self, batch: TrainBatch, step: int) -> MicroBatch:
-        pixels = batch.pixels
-        if self.device.type == "cuda":
-            pixels = pixels.pin_memory().to(self.device, non_blocking=True)
-        return MicroBatch(pixels, batch.extents, batch.targets, seed_of(self.recipe.seed, step, batch.reader))
+        return upload_batch(
+            batch.pixels,
+            batch.extents,
+            batch.targets,
+            seed=seed_of(self.recipe.seed, step, batch.reader),
+            device=self.device,
+            class_count=self.network.config.class_count,
+        )
 
 
 def empty_network(config: DetrConfig, *, seed: int) -> Detr:
@@ -217,19 +298,6 @@ def _with_norm(model: Detr, *, trainable: bool, dropout: float | None) -> Detr:
     assert not unexpected, unexpected
     assert all(name.endswith("num_batches_tracked") for name in missing), missing
     return network
-
-
-def _summed(computed: Sequence[tuple[Tensor, Mapping[str, Tensor]]]) -> tuple[dict[str, float], int | None]:
-    """Return the sums of the parts, and the first micro-batch without a finite loss; waits for the device once."""
-    if not computed:
-        return {}, None
-    names = ["loss", *computed[0][1]]
-    rows = torch.stack(
-        [torch.stack([total, *(parts[name] for name in names[1:])]).float() for total, parts in computed]
-    )
-    table = rows.cpu()
-    bad = (~table[:, 0].isfinite()).nonzero()
-    return dict(zip(names, table.double().sum(0).tolist(), strict=True)), int(bad[0]) if len(bad) else None
 
 
 def _within(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

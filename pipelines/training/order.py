@@ -8,7 +8,7 @@ that is why another number of workers sees the same steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Final
@@ -22,6 +22,7 @@ Places = npt.NDArray[np.int32]
 _OF_ROW_GROUPS: Final = 1
 _OF_WINDOW: Final = 2
 _OF_STEP: Final = 3
+_OF_WINDOW_OF_ALL: Final = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,6 +59,19 @@ class EpochOrder:
         return self.places[bounds[step] : bounds[step + 1]]
 
 
+@dataclass(frozen=True, slots=True)
+class Similar:
+    """How images of similar sizes come together.
+
+    Args:
+        sizes: Returns `(n, 2)`, height and width that the images at `(n, 2)` places are trained with in this epoch.
+        readers: Whose images are sorted: those that a worker serves. It does not use the order of the others.
+    """
+
+    sizes: Callable[[Places], npt.NDArray[np.int64]]
+    readers: Collection[int]
+
+
 def plan_epoch(
     rows: Sequence[int],
     *,
@@ -67,6 +81,7 @@ def plan_epoch(
     batch_size: int,
     window_groups: int,
     shapes: Sequence[Sequence[tuple[int, int]]] | None = None,
+    similar: Similar | None = None,
 ) -> EpochOrder:
     """Return the order of an epoch: every image once, in micro-batches of `batch_size`.
 
@@ -82,6 +97,9 @@ def plan_epoch(
         batch_size: Images a micro-batch.
         window_groups: Row groups whose images a reader shuffles together: so many are in memory per reader.
         shapes: Per row group each image's (height, width); None mixes them.
+        similar: Images of a micro-batch have similar sizes, and so have those of all readers in a step: little is
+            padded, and no worker waits long for another. Windows then have equally many images, whatever the row
+            groups. Not with `shapes`.
 
     Raises:
         ValueError: an argument is out of range.
@@ -93,7 +111,10 @@ def plan_epoch(
         if value < least:
             raise ValueError(f"{name}: {value} is not a whole number of {least} or more")
     counts = np.asarray(rows, dtype=np.int64)
+    if similar is not None and shapes is not None:
+        raise ValueError("shapes: micro-batches have either one shape or similar sizes")
     shape_of = None if shapes is None else _number_shapes(shapes, counts)
+    similar_images = _whole_micro_batches(window_groups, counts, batch_size)  # of a window
 
     shuffled = random_stream(seed, epoch, _OF_ROW_GROUPS).permutation(len(counts))
     sizes = counts[shuffled]
@@ -108,6 +129,8 @@ def plan_epoch(
     for reader in range(readers):
         start, end = (len(places) * edge // readers for edge in (reader, reader + 1))
         windows = (turn[start:end] - turn[start : start + 1]) // window_groups
+        if similar is not None:
+            windows = np.arange(end - start) // similar_images
         edges = [start, *(start + 1 + np.flatnonzero(np.diff(windows))), end] if end > start else [start]
         ends = [np.minimum(np.arange(start, end, batch_size) + batch_size, end)]
         if shape_of is not None:
@@ -115,7 +138,10 @@ def plan_epoch(
         for window, (left, right) in enumerate(pairwise(edges)):
             stream = random_stream(seed, epoch, _OF_WINDOW, reader, window)
             order = stream.permutation(right - left)
-            if shape_of is not None:
+            if similar is not None and reader in similar.readers:
+                common = random_stream(seed, epoch, _OF_WINDOW_OF_ALL, window)
+                order = _sort_by_size(order, similar.sizes(places[left:right]), batch_size, common)
+            elif shape_of is not None:
                 order, lengths = _cut_shapes(order, shape_of[left:right], batch_size, stream)
                 ends.append(left + np.cumsum(lengths))
             places[left:right] = places[left:right][order]
@@ -148,6 +174,38 @@ def random_stream(seed: int, epoch: int, *purpose: int) -> np.random.Generator:
     """Return the same independent stream of chance on every machine for the same numbers of 0 or more."""
     # PCG64 by name: numpy may change what its default generator is
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch, *purpose])))
+
+
+def _whole_micro_batches(window_groups: int, counts: npt.NDArray[np.int64], batch_size: int) -> int:
+    """Return how many images make a window of about so many row groups, in whole micro-batches."""
+    images = window_groups * (float(counts.mean()) if len(counts) else 1.0)
+    return batch_size * max(1, round(images / batch_size))
+
+
+def _sort_by_size(
+    order: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64], batch_size: int, common: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    """Sort a shuffled window by size, cut it into micro-batches and shuffle those, as every reader shuffles its own.
+
+    Sorted by height over width, the micro-batches of a window are cut into strips, and the images of each strip are
+    sorted by area. The last micro-batch, where it is short, stays the last.
+
+    Args:
+        order: The shuffled indices.
+        sizes: `(n, 2)`, height and width by index.
+        batch_size: Images of a micro-batch.
+        common: Of this window of all readers.
+    """
+    whole = len(order) - len(order) % batch_size
+    chosen, rest = order[:whole], order[whole:]
+    chosen = chosen[np.argsort(sizes[chosen, 0] / sizes[chosen, 1], kind="stable")]
+    batches = whole // batch_size
+    strips = max(1, round(batches**0.5))
+    for strip in range(strips):
+        start, end = (batch_size * (batches * edge // strips) for edge in (strip, strip + 1))
+        own = chosen[start:end]
+        chosen[start:end] = own[np.argsort(sizes[own].prod(axis=1), kind="stable")]
+    return np.concatenate([chosen.reshape(-1, batch_size)[common.permutation(batches)].ravel(), rest])
 
 
 def _number_shapes(shapes: Sequence[Sequence[tuple[int, int]]], counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -63,6 +63,8 @@ class Recipe:
         crop_scales: Shorter sides in pixels before a crop.
         crop_range: Least and most width and height of a crop, in pixels.
         one_shape_a_batch: Whether a micro-batch has images of one shape and one scale only, so that nothing is padded.
+        similar_sizes: Whether images of similar sizes share a step, in all micro-batches, so that little is padded and
+            no worker waits long for another. Each image is augmented as without it; which ones meet changes.
         bf16: Whether the network computes in bfloat16 (autocast); the loss never does.
         ema_decay: Of a moving average of the weights, which is what is evaluated and kept then; 0 is none.
         seed: Of the initial weights, order, augmentation and dropout.
@@ -98,6 +100,7 @@ class Recipe:
     crop_scales: tuple[int, ...] = (400, 500, 600)
     crop_range: tuple[int, int] = (384, 600)
     one_shape_a_batch: bool = False
+    similar_sizes: bool = False
     bf16: bool = False
     ema_decay: float = 0.0
     seed: int = 42
@@ -126,6 +129,10 @@ class Recipe:
             )
         if self.warm_losses and not self.one_shape_a_batch:
             raise ValueError("warm losses: they need batches without padding; give --one-shape-a-batch, too")
+        if self.one_shape_a_batch and self.similar_sizes:
+            raise ValueError(
+                "similar sizes: images of one shape need no similar ones; give --no-one-shape-a-batch, too"
+            )
         if self.one_shape_a_batch and self.augmentation == "coco" and self.crop > 0:
             raise ValueError("one shape a batch: crops are of many shapes; give --crop 0, too")
         if [until for until, _ in self.scale_phases] != sorted({until for until, _ in self.scale_phases}) or (
@@ -182,7 +189,10 @@ class Recipe:
 
     def as_json(self) -> dict[str, Any]:
         """Return all values, for the run's record."""
-        return asdict(self)
+        values = asdict(self)
+        if not self.similar_sizes:
+            del values["similar_sizes"]  # runs that were begun before there was one have records without it
+        return values
 
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(

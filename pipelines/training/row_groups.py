@@ -49,6 +49,17 @@ class RowGroups:
         except StoreError as error:
             raise RunStopped(_unreadable(error)) from error
 
+    def image_ids(self) -> list[list[int]]:
+        """Return the id of every image of every row group, without reading images.
+
+        Raises:
+            RunStopped: a shard is damaged, or the store cannot be read.
+        """
+        try:
+            return retry(self._reader.read_image_ids, budget_seconds=self._outage_seconds, is_retryable=is_passing)
+        except StoreError as error:
+            raise RunStopped(_unreadable(error)) from error
+
     def read(self, number: int, *, clock: Clock | None = None) -> list[TrainingImage]:
         """Return the images of a row group, in one request or a few; passing failures are waited for.
 

@@ -13,7 +13,9 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from pipelines.cluster import connected, node_resources, refuse_local
+from pipelines.coco.text import USABLE
 from pipelines.create_only import refuse_overwriting
+from pipelines.shards.checks import UNUSABLE
 from pipelines.shards.reader import INDEX_KEY, ShardIndex, read_index
 from pipelines.stopped import RunStopped
 from pipelines.store import StoreError, open_store, without_secrets
@@ -116,6 +118,8 @@ def train(
                     f"a step has {config.recipe.micro_batches} micro-batches, so {group.idle} more workers than that "
                     "have nothing to do: raise --effective-batch, or lower --batch-size, to use them"
                 )
+            if group.uses_gpu:
+                tell(_precision(config))
             start_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
             if not resumed:  # else the workers claim the run, when they are there
                 show(TrainProgress("preparing the model"))
@@ -130,10 +134,25 @@ def train(
         raise RunStopped(f"{error} Every complete checkpoint is kept; the same command goes on from there.") from error
 
 
+def _precision(config: TrainConfig) -> str:
+    """Return in what the network computes on GPUs."""
+    if config.recipe.bf16:
+        return "the network computes in bfloat16, the loss in float32"
+    if config.tf32:
+        return "the network computes in float32 with TensorFloat-32 (--no-tf32: exact float32; --bf16: faster)"
+    return "the network computes in exact float32 (--tf32, --bf16: faster)"
+
+
 def _check(config: TrainConfig, index: ShardIndex) -> None:
     """Refuse data that cannot be trained or evaluated on, before anything is begun."""
     if not index.images:
         raise RunStopped(f"{without_secrets(config.train)} has no images.")
+    if not index.report.get(USABLE, index.annotations):  # shards of earlier releases do not say
+        examples = "; ".join(some[0] for kind, some in index.examples.items() if kind in UNUSABLE and some)
+        raise RunStopped(
+            f"{without_secrets(config.train)} has no annotation that can be trained on, of {index.annotations:,}"
+            f"{': ' * bool(examples)}{examples}. Correct the json, and write the shards again at an empty place."
+        )
     if config.val is None:
         return
     other = read_index(open_store(config.val, config.options))

@@ -6,18 +6,21 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar, cast
 
 import ray
 import ray.train
 import ray.train.torch
+import torch
 
+from detr.training import OutOfDeviceMemory
 from pipelines.stopped import RunStopped
 from pipelines.store import StoreError, open_store
 from pipelines.training.agreement import Agreement
 from pipelines.training.batch import TrainBatch
+from pipelines.training.begun_step import BegunStep, LeftPeers, out_of_memory, refuse_step
 from pipelines.training.board import TrainProgress
 from pipelines.training.checkpoints import (
     LoadedCheckpoint,
@@ -27,42 +30,22 @@ from pipelines.training.checkpoints import (
     load_checkpoint,
     open_run,
 )
-from pipelines.training.config import TrainConfig
-from pipelines.training.data import TrainData, open_data
+from pipelines.training.data import Batches, TrainData, open_data
 from pipelines.training.evaluation import evaluate_on_all
-from pipelines.training.learner import Learner, StepResult
+from pipelines.training.learner import Learner
 from pipelines.training.log import TrainLog
 from pipelines.training.manifest import SavedCheckpoint
 from pipelines.training.order import EpochOrder
+from pipelines.training.pinning import pinned_batches
 from pipelines.training.saving import Saver
 from pipelines.training.window import Agreed, LogWindow
+from pipelines.training.worker_spec import WorkerSpec
 
 T = TypeVar("T")
 
 TELL_SECONDS: Final = 1.0  # from one word to the driver to the next
 LEAST_SECONDS: Final = 30.0  # from one checkpoint to that of an epoch's end, where epochs are short
 NOTICE_SECONDS: Final = 5.0  # from one look for a preemption notice to the next
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerSpec:
-    """What a worker is started with.
-
-    Attributes:
-        config: of the run.
-        configuration: what the run's record says decides the outcome: the config's, and which shards these are.
-        start_id: of the driver's start; whoever claims the run later ends this one.
-        versions: of the code, for the records.
-        board: the driver's actor of `pipelines.training.board.Board`.
-        threads: that decode and augment.
-    """
-
-    config: TrainConfig
-    configuration: dict[str, Any]
-    start_id: str
-    versions: dict[str, str]
-    board: Any
-    threads: int
 
 
 def train_worker(spec: WorkerSpec) -> None:
@@ -78,6 +61,9 @@ def train_worker(spec: WorkerSpec) -> None:
     try:
         with ExitStack() as stack:
             _Worker(spec, agreement, stack).run()
+    except LeftPeers as error:
+        ray.get(spec.board.stop.remote(str(error)))
+        raise  # so that Ray Train ends the others, which wait for this worker
     except (RunStopped, StoreError) as error:
         sentence = str(error)
     except StoppedElsewhere:
@@ -109,6 +95,8 @@ class _Worker:
         self.window = LogWindow()
         self.told = self.looked = self.saved = time.monotonic()
         self.answered: object = None  # the last preemption notice that a checkpoint was written for
+        self.pending: BegunStep | None = None  # the step that the device may still be computing
+        self.agreed: Agreed | None = None  # about the last step that was begun
         self.problem: str | None = None  # what this worker has to stop all for
         self.saver: Saver | None = None  # this and the next at rank 0 only
         self.log: TrainLog | None = None
@@ -128,11 +116,12 @@ class _Worker:
         learner = Learner(
             checkpoint.model,
             self.recipe,
-            device=ray.train.torch.get_device(),
+            device=_own_device(),
             workers=self.agreement.workers,
             trainable_norm=bool(checkpoint.record["trainable_norm"]),
             fused=self.config.fused,
             compiled=self.config.compiled,
+            tf32=self.config.tf32,
         )
         self.queries = learner.network.config.queries
         learner.restore(checkpoint.training_tensors, source=f"{self.config.run_uri}/checkpoints/{saved.name}")
@@ -203,40 +192,73 @@ class _Worker:
 
     def _train_epoch(self, learner: Learner, position: Position) -> Position:
         """Train from a position to the end of its epoch, and return where that is."""
-        order = self.data.order(position.epoch)
-        schedule = self.recipe.learning_schedule
+        order = self.data.order(position.epoch, learner.network.config)
         batches = self.data.batches(order, position, learner.network.config, threads=self.spec.threads)
+        if learner.device.type == "cuda":
+            batches = pinned_batches(batches)
         with closing(batches):
             while position.step_in_epoch < order.steps:
-                began = time.monotonic()
-                own, problem = _next(batches)
-                waited = time.monotonic() - began
-                agreed = self._agree(own, problem)
-                factor = schedule.factor(
-                    epoch=position.epoch,
-                    step=position.step,
-                    share=(position.epoch + position.step_in_epoch / order.steps) / self.recipe.epochs,
-                )
-                result = learner.step(
-                    own,
-                    step=position.step,
-                    num_boxes=agreed.targets / agreed.micro_batches,
-                    micro_batches=int(agreed.micro_batches),
-                    factor=factor,
-                )
-                if not math.isfinite(result.gradient_norm):
-                    known = self.agreement.sum([result.diverged is not None])[0]
-                    _refuse_divergence(result, position, speaks_for_all=self.is_first and not known)
-                    raise StoppedElsewhere
+                self._train_step(learner, position, order, batches)
                 position = replace(position, step_in_epoch=position.step_in_epoch + 1, step=position.step + 1)
-                self.window.add(result, agreed, waited=waited, seconds=time.monotonic() - began)
                 self._tell(learner, position, order)
                 if position.step_in_epoch == order.steps:
                     position = Position(position.epoch + 1, 0, position.step)
-                self._between_steps(learner, agreed, position)
+                self._between_steps(learner, position)
                 if position.step_in_epoch == 0:
                     return position
         return Position(position.epoch + 1, 0, position.step)
+
+    def _train_step(self, learner: Learner, position: Position, order: EpochOrder, batches: Batches) -> None:
+        """Begin the step at a position, and then look at what the one before it gave.
+
+        While the device computes a step, the host agrees with the others about the next one and begins it.
+
+        Raises:
+            RunStopped: this worker cannot go on.
+            LeftPeers: this worker cannot, and the others wait for it.
+            StoppedElsewhere: another one cannot.
+        """
+        began = time.monotonic()
+        own, problem = _next(batches)
+        waited = time.monotonic() - began
+        self.agreed = agreed = self._agree(own, problem)
+        factor = self.recipe.learning_schedule.factor(
+            epoch=position.epoch,
+            step=position.step,
+            share=(position.epoch + position.step_in_epoch / order.steps) / self.recipe.epochs,
+        )
+        try:
+            begun = learner.begin_step(
+                own,
+                step=position.step,
+                num_boxes=agreed.targets / agreed.micro_batches,
+                micro_batches=int(agreed.micro_batches),
+                factor=factor,
+            )
+        except OutOfDeviceMemory as error:
+            raise LeftPeers(out_of_memory(str(error), position, self.recipe)) from error
+        self._settle()
+        self.pending = BegunStep(begun, position, agreed, waited=waited, seconds=time.monotonic() - began)
+
+    def _settle(self) -> None:
+        """Wait for the last step that was begun, and look at what it gave; at the same places in every worker.
+
+        Raises:
+            RunStopped: it was not taken, and this worker says why.
+            StoppedElsewhere: it was not taken, and another worker says why.
+        """
+        pending, self.pending = self.pending, None
+        if pending is None:
+            return
+        began = time.monotonic()
+        result = pending.step.result()
+        if not math.isfinite(result.gradient_norm):
+            is_told = result.diverged is not None or result.out_of_memory is not None
+            known = self.agreement.sum([is_told])[0]
+            refuse_step(result, pending.position, self.recipe, speaks_for_all=self.is_first and not known)
+            raise StoppedElsewhere
+        seconds = pending.seconds + time.monotonic() - began
+        self.window.add(result, pending.agreed, waited=pending.waited, seconds=seconds)
 
     def _agree(self, own: Sequence[TrainBatch], problem: str | None) -> Agreed:
         """Add up what all workers know before a step and what rank 0's clock wants.
@@ -274,14 +296,19 @@ class _Worker:
             raise StoppedElsewhere
         return agreed
 
-    def _between_steps(self, learner: Learner, agreed: Agreed, position: Position) -> None:
+    def _between_steps(self, learner: Learner, position: Position) -> None:
         """Write a checkpoint when it is time, or when a machine is about to be taken away."""
-        wants = bool(agreed.checkpoint)
+        assert self.agreed is not None, "a step was taken"
+        wants = bool(self.agreed.checkpoint)
+        if wants or position.step_in_epoch == 0:
+            self._settle()  # a checkpoint is written, or an epoch ends
         notice = None
-        if agreed.notice:
+        if self.agreed.notice:
             self.looked = time.monotonic()
             notice = ray.train.get_preemption_info()  # collective, so it is asked for where all agreed to
             notice = None if notice == self.answered else notice
+            if notice is not None:
+                self._settle()
         if (wants or notice is not None) and self.saver is not None:
             self._save(learner, position)
             if notice is not None:
@@ -350,6 +377,7 @@ class _Worker:
         """Log what the last steps gave when it is time, and tell the driver now and then."""
         at_end = position.step_in_epoch == order.steps
         if position.step % self.config.log_steps == 0 or at_end:
+            self._settle()
             line = self.window.close(self.agreement, learner)
             if self.log is not None:
                 self.log.add({"step": position.step, "epoch": position.epoch, **line})
@@ -372,37 +400,20 @@ class _Worker:
             self.spec.board.tell.remote(self.progress)
 
 
+def _own_device() -> torch.device:
+    """Return the device that Ray gave this worker, after making it the one that PyTorch takes by default."""
+    device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # or pinned memory would open a context on the GPU of another worker
+    return device
+
+
 def _next(batches: Iterator[list[TrainBatch]]) -> tuple[list[TrainBatch], str | None]:
     """Return the batches of a step, or why there are none: the others must hear of it before anybody stops."""
     try:
         return next(batches), None
     except RunStopped as error:
         return [], str(error)
-
-
-def _refuse_divergence(result: StepResult, position: Position, *, speaks_for_all: bool) -> None:
-    """Stop all workers, which see the same gradients; who had the images that gave them says which they were.
-
-    Args:
-        result: of this worker.
-        position: before the step.
-        speaks_for_all: no worker's losses are to blame, and this one says so.
-
-    Raises:
-        RunStopped: this worker had them, or speaks for all.
-    """
-    if speaks_for_all:
-        raise RunStopped(
-            f"training diverged in epoch {position.epoch}, step {position.step:,}: the gradients are NaN or infinite, "
-            "though every loss is finite. Lower the learning rate or the factors of the losses; the last checkpoint is "
-            "kept."
-        )
-    if result.diverged is not None:
-        ids, why = result.diverged
-        raise RunStopped(
-            f"training diverged in epoch {position.epoch}, step {position.step:,}: {why}. Images of that micro-batch: "
-            f"{', '.join(map(str, ids))}. Look at their boxes, or lower the learning rate; the last checkpoint is kept."
-        )
 
 
 def _ap(metrics: Mapping[str, Any] | None) -> float | None:

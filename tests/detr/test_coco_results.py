@@ -3,12 +3,13 @@
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detr.average_precision import average_precision
-from detr.coco_results import merge_results, result_rows
+from detr.coco_results import ResultColumns, merge_results, result_rows
 
 IMAGES = 12
 CATEGORIES = [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}]
@@ -26,6 +27,43 @@ def test_corners_become_x_y_width_and_height() -> None:
 def test_lists_of_different_length_are_refused() -> None:
     with pytest.raises(ValueError, match="zip"):
         result_rows(9, [3], [0.5, 0.25], [[1.0, 2.0, 11.0, 22.5]])
+
+
+def test_rows_and_corners_become_the_same_columns() -> None:
+    corners = np.array([[0.1, 2.0, 10.3, 22.5], [0.0, 0.0, 4.0, 5.0]], np.float32)
+    scores = np.array([0.7, 0.25], np.float32)
+    rows = result_rows(2**60 + 1, [3, -7], scores.tolist(), corners.tolist())
+
+    of_rows = ResultColumns.of_rows(rows)
+    of_corners = ResultColumns.of_corners(np.full(2, 2**60 + 1), [3, -7], scores, corners)
+
+    for found in (of_rows, of_corners):
+        assert found.image_ids.tolist() == [2**60 + 1, 2**60 + 1]
+        assert found.category_ids.tolist() == [3, -7]
+        assert found.scores.tolist() == [0.699999988079071, 0.25]
+        # 10.3 - 0.1 of the numbers as four bytes hold them, computed in eight
+        assert found.boxes_xywh.tolist() == [[0.10000000149011612, 2.0, 10.200000189244747, 20.5], [0.0, 0.0, 4.0, 5.0]]
+        assert len(found) == 2
+    assert corners[0, 2] == np.float32(10.3)  # what was given is not changed
+
+
+def test_columns_are_put_together_and_chosen_from() -> None:
+    first = ResultColumns.of_rows(result_rows(1, [3, 4], [0.5, 0.6], [[0, 0, 1, 1], [0, 0, 2, 2]]))
+    second = ResultColumns.of_rows(result_rows(2, [5], [0.7], [[0, 0, 3, 3]]))
+
+    both = ResultColumns.concatenate([second, ResultColumns.concatenate([]), first])
+
+    assert both.category_ids.tolist() == [5, 3, 4]
+    chosen = both.where(both.scores > 0.55)
+    assert chosen.image_ids.tolist() == [2, 1]
+    assert chosen.boxes_xywh.tolist() == [[0, 0, 3, 3], [0, 0, 2, 2]]
+
+
+def test_columns_of_other_shapes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"the column boxes_xywh has the shape \(2, 3\) instead of \(2, 4\)"):
+        ResultColumns(np.ones(2, np.int64), np.ones(2, np.int64), np.ones((2, 3)), np.ones(2))
+    with pytest.raises(ValueError, match="a bbox must have four numbers"):
+        ResultColumns.of_rows([{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3], "score": 1.0}])
 
 
 def drawn() -> tuple[dict[str, Any], dict[int, list[dict[str, Any]]]]:

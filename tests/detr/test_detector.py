@@ -1,18 +1,21 @@
 import io
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from detr.batching import Prepared
 from detr.classes import Category, UnknownClass
 from detr.config import BackboneConfig, DetrConfig
 from detr.detector import WINDOW_IMAGES, AnyImage, Detector, choose_device, choose_precision
 from detr.images import EmptyImage, NotAnImage, TooExtreme, resize
-from detr.model import Detr
+from detr.model import Detr, DetrOutput
 from detr.postprocess import Detections
 
 TINY = DetrConfig(
@@ -258,6 +261,59 @@ def test_a_threshold_outside_0_to_1_is_refused(threshold: float) -> None:
         detector(threshold=threshold)
 
 
+def device_with_memory_for(tiny: Detector, most: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let the network fail above `most` images; return the sizes of the batches that it is given, as they come."""
+    given = []
+    compute = tiny._network.detect
+
+    def limited(pixels: Tensor, *others: Tensor | None) -> DetrOutput:
+        given.append(len(pixels))
+        if len(pixels) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has ...")
+        return compute(pixels, *others)
+
+    monkeypatch.setattr(tiny._network, "detect", limited)
+    return given
+
+
+def test_a_batch_too_large_for_the_device_s_memory_is_halved_for_good_and_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = [picture(48, 64, seed) for seed in range(20)]
+    alone = [detector()(image) for image in images]
+    tiny = detector(batch_size=16)
+    given = device_with_memory_for(tiny, 7, monkeypatch)
+
+    found = tiny(images) + tiny(images[:9])
+
+    for one, expected in zip(found, alone + alone[:9], strict=True):
+        assert_same(one, expected)
+    assert given == [16, 8, 4, 4, 4, 4, 4, 4, 4, 1]
+    assert tiny.batch_size == 4
+    assert [record.message for record in caplog.records] == [
+        f"cpu has too little memory for {tried} images of 64 x 85 pixels at once: CUDA out of memory. From now on it "
+        f"is given {left} at most; a smaller batch size avoids the failed attempts."
+        for tried, left in ((16, 8), (8, 4))
+    ]
+
+
+def test_an_image_too_large_for_the_device_s_memory_alone_is_an_error_that_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tiny = detector(batch_size=4)
+    device_with_memory_for(tiny, 0, monkeypatch)
+
+    with pytest.raises(
+        torch.OutOfMemoryError, match=r"^cpu has too little memory for one image of 64 x 85 pixels in fp32: CUDA out"
+    ):
+        tiny([picture(48, 64)] * 4)
+
+
+def test_a_batch_size_below_1_is_refused() -> None:
+    with pytest.raises(ValueError, match="batch size: 0 is less than 1"):
+        detector(batch_size=0)
+
+
 def test_the_path_of_an_unreadable_image_is_named(tmp_path: Path) -> None:
     path = tmp_path / "page.jpg"
     path.write_bytes(b"<!doctype html><html></html>")
@@ -310,11 +366,50 @@ def test_bf16_finds_about_the_same() -> None:
         torch.testing.assert_close(half.scores, full.scores, rtol=0, atol=0.05)
 
 
+def test_float32_is_exact_in_the_network_and_as_it_was_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    convolutions, products = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = convolutions.fp32_precision, products.fp32_precision
+    seen = []
+    tiny = detector()
+    compute = tiny._network.detect
+
+    def noting(*arguments: Tensor | None) -> DetrOutput:
+        seen.append((convolutions.fp32_precision, products.fp32_precision))
+        return compute(*arguments)
+
+    monkeypatch.setattr(tiny._network, "detect", noting)
+    tiny(picture(48, 64))
+
+    assert before[0] == "tf32"  # cuDNN's default, which rounds to 10 bits
+    assert seen == [("ieee", "ieee")]
+    assert (convolutions.fp32_precision, products.fp32_precision) == before
+
+
+@pytest.mark.parametrize(("sizes", "conversions"), [([(64, 85)] * 2, 7), ([(64, 85), (60, 80)], 11)])
+def test_half_precision_converts_no_weights(sizes: list[tuple[int, int]], conversions: int) -> None:
+    class Counting(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.count += func is torch.ops.aten._to_copy.default
+            return func(*args, **(kwargs or {}))
+
+    tiny = detector(precision="bf16")
+    batch = [Prepared(picture(height, width), height, width) for height, width in sizes]
+
+    with Counting() as counting:
+        tiny.detect(batch)
+
+    assert counting.count == conversions  # of pixels, positions, sizes, masks and what the heads read
+
+
 def test_precision_and_device_are_chosen_by_what_there_is() -> None:
     assert choose_precision("auto", torch.device("cpu")) == "fp32"
     assert choose_precision("bf16", torch.device("cpu")) == "bf16"
-    with pytest.raises(ValueError, match="precision: 'fp8' is none of auto, fp32, bf16, fp16"):
+    with pytest.raises(ValueError, match="precision: 'fp8' is none of auto, fp32, tf32, bf16, fp16"):
         choose_precision("fp8", torch.device("cpu"))
+    with pytest.raises(ValueError, match="precision: only GPUs have tf32, the device is cpu; use fp32"):
+        choose_precision("tf32", torch.device("cpu"))
     with pytest.raises(ValueError, match="device: 'gpu' is none of auto, cpu, cuda, cuda:N"):
         choose_device("gpu")
 
@@ -331,5 +426,5 @@ def test_a_network_that_gives_no_numbers_is_not_taken_for_one_that_finds_nothing
     network = Detr(TINY)
     torch.nn.init.constant_(network.class_embed.bias, float("nan"))
 
-    with pytest.raises(FloatingPointError, match="numbers that are none in fp32"):
+    with pytest.raises(FloatingPointError, match="the model produced NaN or infinite values in fp32"):
         Detector(network, device="cpu")(torch.zeros((3, 40, 50), dtype=torch.uint8))

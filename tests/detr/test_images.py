@@ -218,6 +218,47 @@ def test_sixteen_bits_of_big_endian_tiff_are_scaled() -> None:
     assert difference(encoded(image, "TIFF"), replicated(GREY)) == 0
 
 
+def significant_bits(png: bytes, bits: int) -> bytes:
+    """The PNG with an sBIT chunk behind its header."""
+    chunk = b"sBIT" + bytes([bits])
+    return png[:33] + struct.pack(">L", 1) + chunk + struct.pack(">L", zlib.crc32(chunk)) + png[33:]
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_values_of_fewer_bits_in_sixteen_are_scaled_by_what_the_file_says_is_white(bits: int) -> None:
+    white = 2**bits - 1
+    values = np.round(GREY.astype(np.float64) / 255 * white).astype(np.uint16)
+    values[0, 0] = white
+    tiff = encoded(Image.fromarray(values), "TIFF", tiffinfo={281: white})
+    png = significant_bits(encoded(Image.fromarray(values), "PNG"), bits)
+    scaled_up = significant_bits(encoded(Image.fromarray(values << (16 - bits)), "PNG"), bits)
+    expected = GREY.copy()
+    expected[0, 0] = 255
+
+    assert difference(tiff, replicated(expected)) <= 1
+    assert difference(png, replicated(expected)) <= 1
+    assert difference(scaled_up, replicated(expected)) <= 1
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "TIFF"])
+@pytest.mark.parametrize("white", [255, 1023, 4095])
+def test_values_that_may_be_of_fewer_bits_and_do_not_say_so_are_unsupported(image_format: str, white: int) -> None:
+    values = np.round(GREY.astype(np.float64) / GREY.max() * white).astype(np.uint16)
+
+    with pytest.raises(UnsupportedImage, match=rf"its values end at {white} of 65535.* set the TIFF's MaxSampleValue"):
+        decode(encoded(Image.fromarray(values), image_format))
+
+
+def test_a_black_picture_of_sixteen_bits_is_black_and_a_dark_one_that_says_so_is_dark() -> None:
+    black = np.zeros((48, 64), np.uint16)
+    dark = encoded(Image.fromarray(black + 2570), "TIFF", tiffinfo={281: 65535})
+
+    assert difference(encoded(Image.fromarray(black), "TIFF"), replicated(np.zeros((48, 64), np.uint8))) == 0
+    assert difference(dark, replicated(np.full((48, 64), 10, np.uint8))) == 0
+    grey = encoded(Image.fromarray(black + 2048), "TIFF", tiffinfo={281: 4095})
+    assert difference(grey, replicated(np.full((48, 64), 128, np.uint8))) == 0
+
+
 @pytest.mark.parametrize("white", [1.0, 255.0, 65535.0])
 def test_floats_are_scaled_by_what_must_be_their_white(white: float) -> None:
     floats = (GREY / np.float32(255) * np.float32(white)).astype(np.float32)

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from detr.classes import COCO_CATEGORIES, Category, UnknownClass
 from detr.model import DetrOutput
-from detr.postprocess import class_thresholds, postprocess, select
+from detr.postprocess import Detections, class_thresholds, postprocess, rank, read_detections
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "postprocess.safetensors"  # the original's PostProcess
 
@@ -49,36 +49,50 @@ def test_half_precision_logits_give_float32_scores() -> None:
     assert (scores.dtype, boxes.dtype) == (torch.float32, torch.float32)
 
 
-def test_detections_come_best_first_and_equal_scores_in_query_order() -> None:
-    scores = torch.tensor([0.2, 0.9, 0.5, 0.9, 0.5])
-    boxes = torch.arange(20.0).view(5, 4)
+def kept(scores: list[float], classes: list[int], boxes: torch.Tensor, threshold: float) -> Detections:
+    """What is kept of one image in which each query has one score, class and box."""
+    ranked = rank(torch.tensor([scores]), torch.tensor([classes]), boxes[None], torch.full((len(PETS),), threshold))
+    return read_detections(ranked, PETS)[0]
 
-    found = select(scores, torch.tensor([1, 1, 2, 3, 1]), boxes, thresholds=torch.full((4,), 0.3), categories=PETS)
+
+def test_detections_come_best_first_and_equal_scores_in_query_order() -> None:
+    found = kept([0.2, 0.9, 0.5, 0.9, 0.5], [1, 1, 2, 3, 1], torch.arange(20.0).view(5, 4), threshold=0.3)
 
     assert found.labels == ("cat", "horse", "dog", "cat")
     assert found.category_ids.tolist() == [17, 19, 18, 17]
     assert found.scores.tolist() == pytest.approx([0.9, 0.9, 0.5, 0.5])
-    assert found.boxes_xyxy[:, 0].tolist() == [4, 12, 8, 16]
+    assert found.boxes_xyxy.tolist() == [[4, 5, 6, 7], [12, 13, 14, 15], [8, 9, 10, 11], [16, 17, 18, 19]]
     assert len(found) == 4
 
 
 def test_a_score_equal_to_the_threshold_is_kept() -> None:
-    found = select(
-        torch.tensor([0.5, 0.49999]), torch.tensor([1, 1]), torch.zeros(2, 4),
-        thresholds=torch.full((4,), 0.5), categories=PETS,
-    )  # fmt: skip
-
-    assert found.scores.tolist() == [0.5]
+    assert kept([0.5, 0.49999], [1, 1], torch.zeros(2, 4), threshold=0.5).scores.tolist() == [0.5]
 
 
 def test_nothing_found_has_the_shapes_of_nothing() -> None:
-    found = select(torch.zeros(3), torch.ones(3, dtype=torch.int64), torch.zeros(3, 4),
-                   thresholds=torch.full((4,), 0.5), categories=PETS)  # fmt: skip
+    found = kept([0.0, 0.0, 0.0], [1, 1, 1], torch.zeros(3, 4), threshold=0.5)
 
     assert len(found) == 0
     assert found.labels == ()
     assert (found.category_ids.shape, found.category_ids.dtype) == ((0,), torch.int64)
     assert found.boxes_xyxy.shape == (0, 4)
+
+
+def test_each_image_of_a_batch_is_ranked_by_the_threshold_of_each_class() -> None:
+    thresholds = torch.tensor([INFINITE, 0.1, 0.6, 0.0])
+    boxes = torch.arange(24.0).view(2, 3, 4)
+
+    ranked = rank(
+        torch.tensor([[0.5, 0.2, 0.5], [0.7, 0.9, 0.0]]), torch.tensor([[2, 1, 3], [2, 0, 3]]), boxes, thresholds
+    )
+
+    assert ranked[..., 1].tolist() == [[3, 1, -1], [2, 3, -1]]
+    torch.testing.assert_close(ranked[..., 0], torch.tensor([[0.5, 0.2, 0.5], [0.7, 0.0, 0.9]]))
+    assert ranked[0, 0, 2:].tolist() == [8, 9, 10, 11]
+    first, second = read_detections(ranked, PETS)
+    assert (first.labels, second.labels) == (("horse", "cat"), ("dog", "horse"))
+    ranked.zero_()
+    assert second.boxes_xyxy.tolist() == [[12, 13, 14, 15], [20, 21, 22, 23]]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -17,12 +18,15 @@ from detr.matcher import NotFinite, Target
 from detr.model import Detr
 from detr.optimizer import build_optimizer
 from detr.training import (
+    Diverged,
     LossSettings,
     MicroBatch,
     NetworkWithLoss,
+    OutOfDeviceMemory,
     accumulate_gradients,
     seed_of,
     take_step,
+    upload_batch,
 )
 
 TINY = DetrConfig(
@@ -36,6 +40,7 @@ TINY = DetrConfig(
     queries=4,
     categories=(Category(7, "ball"), Category(40, "cube")),
 )
+CPU = torch.device("cpu")
 ONE = Target(torch.tensor([1]), torch.tensor([[0.5, 0.4, 0.3, 0.2]]))
 NONE = Target(torch.empty(0, dtype=torch.int64), torch.empty(0, 4))
 
@@ -51,7 +56,7 @@ def batch(number: int, targets: tuple[Target, ...] = (ONE, NONE), *, padded: boo
     extents = torch.tensor([[32, 48]] * len(targets))
     if padded:
         extents[-1] = torch.tensor([24, 40])
-    return MicroBatch(pixels, extents, targets, seed)
+    return upload_batch(pixels, extents, targets, seed=seed, device=CPU)
 
 
 def gradients(module: NetworkWithLoss) -> dict[str, Tensor]:
@@ -70,8 +75,8 @@ def test_what_lies_in_the_padding_does_not_matter() -> None:
     other[1, :, 24:] = 255
     other[1, :, :, 40:] = 77
 
-    one, _ = module(given_batch.pixels, given_batch.extents, given_batch.targets, 1.0)
-    same, _ = module(other, given_batch.extents, given_batch.targets, 1.0)
+    one, _ = module(given_batch, 1.0)
+    same, _ = module(replace(given_batch, pixels=other), 1.0)
 
     assert torch.equal(one, same)
 
@@ -82,7 +87,7 @@ def test_pixels_are_normalised_by_imagenets_mean_and_deviation() -> None:
     module.network.backbone[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
     pixels = torch.tensor([0, 128, 255], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 32, 32)
 
-    module(pixels, torch.tensor([[32, 32]]), (ONE,), 1.0)
+    module(upload_batch(pixels, torch.tensor([[32, 32]]), (ONE,), seed=0, device=CPU), 1.0)
 
     # by hand, such as (0 minus .485) over .229
     torch.testing.assert_close(seen[0][0, :, 0, 0], torch.tensor([-2.1179, 0.2052, 2.6400]), atol=1e-4, rtol=0)
@@ -134,8 +139,12 @@ def test_a_worker_counts_its_share_so_that_an_average_over_workers_is_the_mean()
 
 def test_box_losses_of_micro_batches_are_those_of_one_batch_and_the_class_loss_is_not() -> None:
     small = [batch(1, (ONE, ONE), padded=False), batch(2, (ONE, NONE), padded=False)]
-    joined = MicroBatch(
-        torch.cat([one.pixels for one in small]), torch.cat([one.extents for one in small]), (ONE, ONE, ONE, NONE), 0
+    joined = upload_batch(
+        torch.cat([one.pixels for one in small]),
+        torch.tensor([[32, 48]] * 4),
+        (ONE, ONE, ONE, NONE),
+        seed=0,
+        device=CPU,
     )
 
     apart, _ = accumulate_gradients(network(), small, num_boxes=3 / 2, micro_batches=2)
@@ -166,8 +175,52 @@ def test_a_nan_is_returned_with_its_place_and_makes_every_gradient_nan() -> None
     )
 
     assert len(computed) == 1
-    assert diverged is not None
+    assert isinstance(diverged, Diverged)
     assert (diverged.batch, diverged.image) == (1, 1)
+    assert all(gradient.isnan().all() for gradient in gradients(module).values())
+
+
+class Saved:
+    """What autograd keeps of a forward pass, so that a test sees when it lets go."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor.detach()  # an output of the graph would keep the graph
+
+
+@pytest.mark.parametrize("place", ["forward", "backward"])
+def test_a_micro_batch_that_does_not_fit_is_returned_and_what_it_left_is_freed(place: str) -> None:
+    module = network()
+    saved: weakref.WeakSet[Saved] = weakref.WeakSet()
+    errors = [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")]
+    alive: list[int] = []
+
+    def fail(*_: object) -> None:
+        alive.append(len(saved))
+        if errors:
+            raise errors.pop()
+
+    def keep(tensor: Tensor) -> Saved:
+        saved.add(one := Saved(tensor))
+        return one
+
+    if place == "forward":
+        module.network.class_embed.register_forward_hook(fail)
+    else:
+        module.network.query_embed.weight.register_hook(fail)
+    module.register_forward_pre_hook(lambda *_: alive.append(len(saved)))
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda one: one.tensor):
+        computed, problem = accumulate_gradients(module, [batch(1), batch(2)], num_boxes=1.0, micro_batches=2)
+
+    assert computed == []
+    assert isinstance(problem, OutOfDeviceMemory)
+    assert (problem.batch, problem.left_peers) == (0, False)
+    assert str(problem) == "a micro-batch of 2 images, padded to 32 x 48 pixels, does not fit"
+    before, when_it_failed, when_taking_part = alive[:3]
+    assert before == 0
+    assert when_it_failed > 20
+    if place == "forward":  # the CPU's engine keeps an interrupted backward pass until the next one begins
+        assert when_taking_part == 0
     assert all(gradient.isnan().all() for gradient in gradients(module).values())
 
 
@@ -176,13 +229,13 @@ def test_the_bare_network_raises_for_a_nan() -> None:
     one = batch(1, (broken,))
 
     with pytest.raises(NotFinite):
-        network()(one.pixels, one.extents, one.targets, 1.0)
+        network()(one, 1.0)
 
 
 def test_without_auxiliary_losses_only_the_last_layer_counts() -> None:
     one = batch(1)
 
-    _, parts = network(LossSettings(auxiliary=False))(one.pixels, one.extents, one.targets, 1.0)
+    _, parts = network(LossSettings(auxiliary=False))(one, 1.0)
 
     assert set(parts) == {"loss_ce", "loss_bbox", "loss_giou", "cardinality_error", "class_error"}
 
@@ -190,7 +243,7 @@ def test_without_auxiliary_losses_only_the_last_layer_counts() -> None:
 def test_warm_losses_are_added_with_their_factors() -> None:
     one = batch(1, padded=False)
 
-    total, parts = network(LossSettings(warm=True))(one.pixels, one.extents, one.targets, 1.0)
+    total, parts = network(LossSettings(warm=True))(one, 1.0)
 
     layers = ("", "_0")
     expected = sum(
@@ -204,8 +257,8 @@ def test_warm_losses_are_added_with_their_factors() -> None:
 def test_bfloat16_is_near_and_the_loss_is_float32(warm: bool) -> None:
     one, settings = batch(1, padded=False), LossSettings(warm=warm)
 
-    exact, _ = network(settings)(one.pixels, one.extents, one.targets, 1.0)
-    near, _ = network(settings, bf16=True)(one.pixels, one.extents, one.targets, 1.0)
+    exact, _ = network(settings)(one, 1.0)
+    near, _ = network(settings, bf16=True)(one, 1.0)
 
     assert near.dtype == torch.float32
     assert float(near.detach()) != float(exact.detach())
@@ -223,11 +276,11 @@ def test_names_of_the_network_do_not_change_by_compiling() -> None:
     assert all(name.startswith("network.") for name in compiled.state_dict())
 
 
-def plane(value: float) -> tuple[torch.nn.Linear, torch.optim.Optimizer]:
+def plane(value: float, *, fused: bool = True) -> tuple[torch.nn.Linear, torch.optim.Optimizer]:
     """Two weights with this gradient each."""
     layer = torch.nn.Linear(2, 1, bias=False)
     torch.nn.init.zeros_(layer.weight)
-    optimizer = build_optimizer(layer, lr=0.5, lr_backbone=0.0, weight_decay=0.0)
+    optimizer = build_optimizer(layer, lr=0.5, lr_backbone=0.0, weight_decay=0.0, fused=fused)
     layer.weight.grad = torch.full((1, 2), value)
     return layer, optimizer
 
@@ -237,7 +290,7 @@ def test_a_step_returns_the_norm_before_clipping_and_uses_the_factor() -> None:
 
     norm = take_step(optimizer, factor=0.1, clip_norm=0.5)
 
-    assert norm == pytest.approx(math.sqrt(18))
+    assert float(norm) == pytest.approx(math.sqrt(18))
     # AdamW's first step is the rate, whatever the gradient
     torch.testing.assert_close(layer.weight.detach(), torch.full((1, 2), -0.05), rtol=1e-4, atol=0)
     assert [group["lr"] for group in optimizer.param_groups] == [0.05, 0.0]
@@ -255,15 +308,16 @@ def test_gradients_are_clipped_together(clip_norm: float, expected: float) -> No
     assert float(moment.norm()) == pytest.approx(0.1 * expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_norm_that_is_not_finite_changes_nothing(value: float) -> None:
-    layer, optimizer = plane(value)
+def test_a_norm_that_is_not_finite_changes_nothing(value: float, fused: bool) -> None:
+    layer, optimizer = plane(value, fused=fused)
 
     norm = take_step(optimizer, factor=1.0, clip_norm=0.1)
 
     assert not math.isfinite(norm)
     assert layer.weight.count_nonzero() == 0
-    assert not optimizer.state
+    assert not any(value.count_nonzero() for state in optimizer.state.values() for value in state.values())
     assert layer.weight.grad is None
 
 

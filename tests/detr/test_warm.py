@@ -5,7 +5,7 @@ import torch
 
 from detr.backbone import ResidualNetwork
 from detr.config import SCENES_BACKBONE
-from detr.matcher import Target
+from detr.matcher import PaddedTargets, Target, pad_targets
 from detr.warm import assign_tokens, dense_loss, position_loss, token_centres
 
 # a picture of 32 x 32 pixels has a grid of 2 x 2 tokens, centred on pixels 0 and 16 of each axis
@@ -16,9 +16,14 @@ def target(labels: list[int], boxes: list[list[float]]) -> Target:
     return Target(torch.tensor(labels, dtype=torch.int64), torch.tensor(boxes).reshape(-1, 4))
 
 
+def padded(*targets: Target) -> PaddedTargets:
+    return pad_targets(targets, images=len(targets), device=torch.device("cpu"))
+
+
 def owners(*boxes: list[float]) -> list[int]:
     centres = token_centres(32, 32)
-    return assign_tokens(centres, target([0] * len(boxes), list(boxes)), (0.5, 0.5)).tolist()
+    [owners] = assign_tokens(centres, padded(target([0] * len(boxes), list(boxes))), (0.5, 0.5)).tolist()
+    return owners
 
 
 def test_tokens_look_at_every_sixteenth_pixel_row_by_row() -> None:
@@ -80,7 +85,7 @@ def test_dense_losses_by_hand() -> None:
     probabilities[0, 3] = torch.tensor([0.25, 0.50, 0.25])
     boxes = torch.full((2, 4, 4), 0.1)
     boxes[0, 3] = torch.tensor([0.5, 0.5, 0.2, 0.2])
-    targets = [target([1], [[0.6, 0.5, 0.2, 0.2]]), target([], [])]
+    targets = padded(target([1], [[0.6, 0.5, 0.2, 0.2]]), target([], []))
 
     losses = dense_loss(probabilities.log(), boxes, targets, 32, 32)
 
@@ -95,7 +100,9 @@ def test_a_token_without_object_weighs_a_quarter() -> None:
         1, 4, 3
     )  # 1 / 4 for no-object, 1 / 2 for the object's class
 
-    losses = dense_loss(probabilities.log(), torch.full((1, 4, 4), 0.5), [target([1], [[FAR, FAR, 0.2, 0.2]])], 32, 32)
+    losses = dense_loss(
+        probabilities.log(), torch.full((1, 4, 4), 0.5), padded(target([1], [[FAR, FAR, 0.2, 0.2]])), 32, 32
+    )
 
     expected = (math.log(2) + 3 * 0.25 * math.log(4)) / (1 + 3 * 0.25)
     assert losses["dense_ce"].item() == pytest.approx(expected, rel=1e-5)
@@ -106,7 +113,7 @@ def test_objects_of_the_second_image_are_not_taken_for_those_of_the_first() -> N
     boxes = torch.full((2, 4, 4), 0.9)
     boxes[0, 3], boxes[1, 0] = torch.tensor(first), torch.tensor(second)
 
-    losses = dense_loss(torch.zeros(2, 4, 3), boxes, [target([0], [first]), target([1], [second])], 32, 32)
+    losses = dense_loss(torch.zeros(2, 4, 3), boxes, padded(target([0], [first]), target([1], [second])), 32, 32)
 
     assert losses["dense_bbox"].item() == pytest.approx(0, abs=1e-6)
     assert losses["dense_giou"].item() == pytest.approx(0, abs=1e-6)
@@ -115,7 +122,7 @@ def test_objects_of_the_second_image_are_not_taken_for_those_of_the_first() -> N
 def test_without_any_object_boxes_cost_nothing_and_stay_in_the_graph() -> None:
     boxes = torch.full((1, 4, 4), 0.5, requires_grad=True)
 
-    losses = dense_loss(torch.zeros(1, 4, 3), boxes, [target([], [])], 32, 32)
+    losses = dense_loss(torch.zeros(1, 4, 3), boxes, padded(target([], [])), 32, 32)
     (losses["dense_bbox"] + losses["dense_giou"]).backward()  # type: ignore[no-untyped-call]
 
     assert losses["dense_bbox"].item() == losses["dense_giou"].item() == 0

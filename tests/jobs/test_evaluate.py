@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,8 @@ def test_the_twelve_numbers_and_the_counts_are_printed(
         "images: 2, of which 1 is labelled, with 1 detection of pets@0123456789ab\n"
         "1 image is an error in the table: nothing counts as found there (b.jpg)\n"
         "1 row of the table is of an image without annotations: left out\n"
+        "figures called none are undefined: no annotated box is small (below 32 x 32 pixels) or large (above 96 x 96 "
+        "pixels)\n"
     )
 
 
@@ -92,6 +96,8 @@ def test_a_results_file_is_measured_alike(results: str, annotations: str, capsys
         "class-agnostic AP 0.505\n"
         "images: 2, of which 1 has results: 1 detection\n"
         "1 image is not in the results: nothing counts as found there (b.jpg)\n"
+        "figures called none are undefined: no annotated box is small (below 32 x 32 pixels) or large (above 96 x 96 "
+        "pixels)\n"
     )
 
 
@@ -258,16 +264,49 @@ def test_a_model_is_evaluated_as_it_was_asked_for(
 
     main(["--model", "detr.pth", "--images", "s3://a/", "s3://b/", "--annotations", annotations])
     main(["--model", "detr.pth", "--images", "s3://a/", "--annotations", annotations, "--keep-table", "kept",
-          "--precision", "fp32", "--device", "cuda", "--actors", "2:4", "--verbose", "--anonymous"])  # fmt: skip
+          "--precision", "bf16", "--device", "cuda", "--batch-size", "3", "--actors", "2:4", "--verbose",
+          "--anonymous", "--evaluator", "pycocotools"])  # fmt: skip
 
     assert asked == [
-        ModelEvaluationConfig("detr.pth", ("s3://a/", "s3://b/")),
+        ModelEvaluationConfig("detr.pth", ("s3://a/", "s3://b/"), precision="fp32", evaluator="ultrafast"),
         ModelEvaluationConfig(
-            "detr.pth", ("s3://a/",), keep_table="kept", precision="fp32", device="cuda", least_actors=2, most_actors=4,
-            options=StoreOptions(anonymous=True), verbose=True,
+            "detr.pth", ("s3://a/",), keep_table="kept", precision="bf16", device="cuda", batch_size=3, least_actors=2,
+            most_actors=4, options=StoreOptions(anonymous=True), verbose=True, evaluator="pycocotools",
         ),
     ]  # fmt: skip
     assert "AP 0.505" in capfd.readouterr().out
+    assert ModelEvaluationConfig("detr.pth", ("s3://a/",)).precision == "fp32"  # on GPUs, too
+
+
+@pytest.mark.parametrize("source", ["table", "results"])
+def test_pycocotools_evaluates_where_it_is_asked_for(
+    source: str, table: str, results: str, annotations: str, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from pycocotools.cocoeval import COCOeval
+
+    evaluations = []
+    evaluate = COCOeval.evaluate
+    monkeypatch.setattr(COCOeval, "evaluate", lambda self: evaluations.append(self) or evaluate(self))
+    command = [f"--{source}", {"table": table, "results": results}[source], "--annotations", annotations]
+
+    main(command)
+    default = capsys.readouterr().out
+    assert evaluations == []
+    main([*command, "--evaluator", "pycocotools"])
+
+    assert len(evaluations) == 2  # by class, and as if all classes were one
+    assert capsys.readouterr().out == default
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["table", "results"])
+def test_torch_is_not_imported_to_measure_a_file(source: str, table: str, results: str, annotations: str) -> None:
+    """It takes seconds of CPU time and hundreds of megabytes, more than all the rest."""
+    command = [f"--{source}", {"table": table, "results": results}[source], "--annotations", annotations]
+    code = f"import sys; from jobs.evaluate import main; main({command}); sys.exit('torch' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", code], check=False, stdout=subprocess.DEVNULL).returncode == 0
 
 
 @pytest.mark.parametrize("text", ["-1", "100.5", "nan", "much"])

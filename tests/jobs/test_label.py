@@ -61,8 +61,8 @@ def test_the_shortest_line_has_the_defaults_of_the_library(asked: list[LabelConf
 def test_every_option_arrives(asked: list[LabelConfig]) -> None:
     line = (
         "--threshold 0.1 --classes cat dog=0.5 --run-id night --new-run --actors 2:8 --shard-images 100 --device cpu "
-        "--precision bf16 --max-error-rate 0.5 --sample 9 --seed 4 --keep station --via fsspec --anonymous "
-        "--endpoint http://127.0.0.1:9000 --region eu-west-1 --profile lake --request-payer "
+        "--precision bf16 --batch-size 3 --max-error-rate 0.5 --sample 9 --seed 4 --keep station --via fsspec "
+        "--anonymous --endpoint http://127.0.0.1:9000 --region eu-west-1 --profile lake --request-payer "
         "--table-endpoint http://127.0.0.1:9001 --table-region eu-west-2 --table-profile us --verbose"
     )
 
@@ -76,6 +76,7 @@ def test_every_option_arrives(asked: list[LabelConfig]) -> None:
             threshold=0.1,
             classes=(("cat", None), ("dog", 0.5)),
             precision="bf16",
+            batch_size=3,
             device="cpu",
             run_id="night",
             new_run=True,

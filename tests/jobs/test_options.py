@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,7 @@ from jobs.options import (
     actor_range,
     add_model_options,
     add_source_options,
+    check_stays,
     class_threshold,
     count,
     share,
@@ -169,3 +172,43 @@ def test_a_line_that_makes_no_sense_is_refused(capsys: pytest.CaptureFixture[str
 
     assert left.value.code == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_a_relative_place_in_the_folder_of_a_ray_job_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = CommandParser(prog="jobs.x", description=None)
+    folder = tmp_path / "session" / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    folder.mkdir(parents=True)
+    check_stays(parser, "--table", "table")
+    monkeypatch.chdir(folder)
+    for uri in ("/data/table", "s3://lake/table", f"file://{tmp_path}/table", None):
+        check_stays(parser, "--table", uri)
+
+    for uri in ("table", "file:table", str(folder / "table")):
+        with pytest.raises(SystemExit) as left:
+            check_stays(parser, "--table", uri)
+        assert left.value.code == 2
+        assert f"--table {uri}: the job runs in a temporary folder of Ray ({folder})" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        ("label", "--images /x --model scenes --table table"),
+        ("shard", "--annotations /x --images /x --out shards"),
+        ("train", "--train /x --name n --recipe scenes --storage runs"),
+        ("export", "--table /x --out rows"),
+    ],
+)
+def test_every_command_that_writes_refuses_such_a_place(
+    command: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+
+    with pytest.raises(SystemExit) as left:
+        import_module(f"jobs.{command}").main(line.split())
+    assert left.value.code == 2
+    assert not list(folder.iterdir())

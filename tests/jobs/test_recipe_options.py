@@ -94,6 +94,7 @@ LINES: dict[str, tuple[Sequence[str], Any]] = {
     "crop_scales": (["--crop-scales", "400,500"], (400, 500)),
     "crop_range": (["--crop-range", "100:200"], (100, 200)),
     "one_shape_a_batch": (["--no-one-shape-a-batch"], False),
+    "similar_sizes": (["--similar-sizes"], True),
     "bf16": (["--bf16"], True),
     "ema_decay": (["--ema-decay", "0.99"], 0.99),
     "seed": (["--seed", "0"], 0),

@@ -226,3 +226,8 @@ def test_what_is_wrong_with_the_line_is_wrong_use(
 
     assert left.value.code == 2
     assert sentence in capfd.readouterr().err
+
+
+def test_verifying_a_table_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunStopped, match=r"there is no table at file://.*/typo: it has neither runs nor rows"):
+        main(["--table", str(tmp_path / "typo"), "--verify"])

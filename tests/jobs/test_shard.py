@@ -56,12 +56,14 @@ def test_a_short_line_takes_the_defaults(given: list[ShardConfig]) -> None:
 def test_every_option_arrives(given: list[ShardConfig]) -> None:
     main([
         *LINE, "--shard-megabytes", "64", "--ambiguous_exif", "upright", "--no-decode-check", "--max-missing", "0.5",
+        "--max-unusable", "0.25",
         "--max-images", "9", "--via", "fsspec", "--anonymous", "--endpoint", "http://h:1", "--region", "eu",
         "--profile", "lake", "--request-payer", "--verbose", "--shared-folders",
     ])  # fmt: skip
 
-    expected = ShardConfig("x.json", "images", "out", 64, "upright", False, 0.5, 9, "fsspec", True, "http://h:1", "eu")
-    assert given == [replace(expected, profile="lake", request_payer=True, verbose=True, shared_folders=True)]
+    expected = ShardConfig("x.json", "images", "out", 64, "upright", False, 0.5, 0.25, 9, "fsspec", True, "http://h:1")
+    more = {"region": "eu", "profile": "lake", "request_payer": True, "verbose": True, "shared_folders": True}
+    assert given == [replace(expected, **more)]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -70,6 +72,7 @@ def test_every_option_arrives(given: list[ShardConfig]) -> None:
         (["--shard-megabytes", "0"], "0 is less than 1"),
         (["--shard-megabytes", "5000"], "shard megabytes: 5000 is not in 1..1024"),
         (["--max-missing", "2"], "2 is not in 0..1"),
+        (["--max-unusable", "1.5"], "1.5 is not in 0..1"),
         (["--shard-megabites", "3"], "Did you mean --shard-megabytes?"),
     ],
 )

@@ -80,6 +80,7 @@ FLAGS: dict[str, tuple[list[str], Any]] = {
     "log_steps": (["--log-steps", "50"], 50),
     "trackers": (["--log-to", "mlflow", "wandb"], ("mlflow", "wandb")),
     "fused": (["--no-fused"], False),
+    "tf32": (["--no-tf32"], False),
     "compiled": (["--compile"], True),
     "restarts": (["--restarts", "2"], 2),
     "collective_seconds": (["--collective-seconds", "30"], 30),

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from detr.average_precision import average_precision
+from pipelines.coco.text import read_coco
 from pipelines.evaluation.annotations import read_annotations
 from pipelines.evaluation.results_file import read_results
 from pipelines.shards.checks import check_annotations
-from pipelines.shards.coco import read_coco
 from pipelines.shards.left_out import write_left_out
 from pipelines.shards.plan import find_images, plan_shards
 from pipelines.shards.reader import SHARD_SCHEMA
@@ -35,6 +36,18 @@ COCO = json.dumps(
         "categories": [{"id": 1, "name": "disc", "supercategory": "shape"}, {"id": 2, "name": "ring"}],
     }
 ).encode()  # fmt: skip
+# as camera traps and exporters have it: ids as text, no sizes, numbers as text
+ODD = json.dumps(
+    {
+        "images": [{"id": f"cam-{number}", "file_name": f"{number}.jpg"} for number in range(4)],
+        "annotations": [
+            {"id": f"box-{number}", "image_id": f"cam-{number % 4}", "category_id": str(1 + number % 2),
+             "bbox": ["1.5", "2", "10", "12.25"], "area": None, "iscrowd": "0"}
+            for number in range(6)
+        ],
+        "categories": [{"id": "0", "name": "shapes"}, {"id": "1", "name": "disc"}, {"id": 2.0, "name": "ring"}],
+    }
+).encode()  # fmt: skip
 RESULTS = json.dumps(
     [{"image_id": number % 4, "category_id": 1, "bbox": [1, 2, 10, 12.5], "score": 0.5} for number in range(6)]
 ).encode()
@@ -49,11 +62,11 @@ class AnnotationsSuite:
 
     def data(self, number: int) -> bytes:
         """Return the damaged json."""
-        whole = RESULTS if number % 2 else COCO
+        whole = RESULTS if number % 2 else ODD if number % 4 else COCO
         random = random_of(self._seed, number)
         if number < 0:
             return whole
-        return damage_json(random, whole) if random.random() < 0.7 else mutate(random, whole, (COCO, RESULTS))
+        return damage_json(random, whole) if random.random() < 0.7 else mutate(random, whole, (COCO, ODD, RESULTS))
 
     def outcome(self, number: int) -> str:
         """Return which readers refuse it, or that none does."""
@@ -73,10 +86,12 @@ class AnnotationsSuite:
         return f"refused by {' and '.join(refused)}" if refused else f"read by {' and '.join(uses)}"
 
     def _results(self) -> None:
-        read_results(str(self._file), range(4))
+        read_results(str(self._file), {number: number for number in range(4)})
 
     def _evaluation(self) -> None:
-        read_annotations(str(self._file)).by_file_name()
+        read = read_annotations(str(self._file))
+        read.by_file_name()
+        average_precision(read.truth, [], image_ids=read.image_ids)
 
     def _shards(self) -> None:
         coco = read_coco(self._file.read_bytes(), name="damaged.json")
@@ -90,7 +105,8 @@ class AnnotationsSuite:
                 image = json.loads(coco.image(position))
                 annotations = [(place, json.loads(text)) for place, text in coco.annotations_of(position)]
                 check_annotations((one for _, one in annotations), 40, 60, category_ids=category_ids)
-                row = image_row(position, image, annotations, data=b"")
+                number = int(coco.image_ids[position])
+                row = image_row(position, image, annotations, data=b"", image_id=number, size=(40, 60))
                 back = pa.Table.from_pylist([row], schema=SHARD_SCHEMA).to_pylist()[0]
                 assert _comparable(coco_image(back)) == _comparable(image)
                 assert _comparable(dict(coco_annotations(back))) == _comparable(dict(annotations))

@@ -18,12 +18,15 @@ from pipelines.store import memory_store
 from tests.faults.fuzzing.mutations import mutate, random_of
 from tests.faults.fuzzing.structures import damage_json, damage_parquet
 
-NAMES = ("list.parquet", "list.csv", "list.jsonl", "list.csv.gz", "list.jsonl.gz")
-KEEP = ("camera",)
+NAMES = (
+    *("list.parquet", "list.csv", "list.jsonl", "list.csv.gz", "list.jsonl.gz"),
+    *("list.tsv", "list.txt", "list.json", "no header.csv", "bytes.parquet", "pictures.parquet", "utf-16.csv"),
+)
+WITH_CAMERA = NAMES[:5]
 
 
 class ListsSuite:
-    """A case is a list of one of five formats, damaged; packed ones are damaged before or after packing."""
+    """A case is a list of one of twelve kinds, damaged; packed ones are damaged before or after packing."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -36,13 +39,15 @@ class ListsSuite:
         if number < 0:
             return whole
         random = random_of(self._seed, number)
-        if name == "list.parquet" and random.random() < 0.6:
+        if name.endswith(".parquet") and random.random() < 0.6:
             return damage_parquet(random, whole)
         if name == "list.jsonl" and random.random() < 0.6:
             lines = whole.splitlines()
             place = random.randrange(len(lines))
             lines[place] = damage_json(random, lines[place]).replace(b"\n", b"")
             return b"\n".join(lines)
+        if name == "list.json" and random.random() < 0.6:
+            return damage_json(random, whole)
         if name.endswith(".gz") and random.random() < 0.5:
             inner = gzip.decompress(whole)
             return gzip.compress(mutate(random, inner, (inner,)), mtime=0)
@@ -53,7 +58,8 @@ class ListsSuite:
         name, table, lake = NAMES[number % len(NAMES)], memory_store("memory://table"), memory_store("memory://lake")
         lake.put(name, self.data(number))
         try:
-            listing = list_objects([f"memory://lake/{name}"], keep=KEEP, open_root=lambda _: lake)
+            keep = ("camera",) if name in WITH_CAMERA else ()
+            listing = list_objects([f"memory://lake/{name}"], keep=keep, open_root=lambda _: lake)
             images = [item for item in listing if isinstance(item, LakeObject)]
             segments = list(write_plan(table, "run", listing, lambda items: [False] * len(items), shard_images=3))
         except RunStopped as error:
@@ -76,14 +82,31 @@ def _lists() -> dict[str, bytes]:
         for number in range(7)
     ]
     table = pa.Table.from_pylist(rows)
-    parquet, csv = io.BytesIO(), io.BytesIO()
-    pq.write_table(table, parquet, write_page_checksum=True)
+    csv = io.BytesIO()
     pyarrow.csv.write_csv(table, csv)
+    addresses = [row["uri"] for row in rows]
+    bare = b"".join(f"{number},{uri}\n".encode() for number, uri in enumerate(addresses))
+    pictures = pa.array(
+        [{"bytes": None, "path": uri} for uri in addresses], pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    )
     jsonl = "".join(json.dumps(row) + "\n" for row in rows).encode()
     return {
-        "list.parquet": parquet.getvalue(),
+        "list.parquet": _parquet(table),
         "list.csv": csv.getvalue(),
         "list.jsonl": jsonl,
         "list.csv.gz": gzip.compress(csv.getvalue(), mtime=0),
         "list.jsonl.gz": gzip.compress(jsonl, mtime=0),
+        "list.tsv": csv.getvalue().replace(b",", b"\t"),
+        "list.txt": "\n".join(["# photographs", *addresses]).encode(),
+        "list.json": json.dumps(rows).encode(),
+        "no header.csv": bare,
+        "bytes.parquet": _parquet(pa.table({"uri": pa.array([uri.encode() for uri in addresses])})),
+        "pictures.parquet": _parquet(pa.table({"image": pictures, "label": ["fox"] * len(addresses)})),
+        "utf-16.csv": csv.getvalue().decode().encode("utf-16"),
     }
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, write_page_checksum=True)
+    return sink.getvalue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from random import Random
 from typing import Any
 
@@ -50,20 +51,20 @@ def damage_parquet(random: Random, data: bytes) -> bytes:
 def _damage_value(random: Random, document: Any) -> Any:
     """Walk down to a place drawn by chance and put something else there."""
     if not isinstance(document, (dict, list)) or not document or random.random() < 0.15:
-        return random.choice(_VALUES)
+        return deepcopy(random.choice(_VALUES))
     keys = list(document) if isinstance(document, dict) else list(range(len(document)))
     key = random.choice(keys)
     way = random.random()
     if way < 0.15:
         del document[key]
     elif way < 0.2 and isinstance(document, dict):
-        document[random.choice((f"{key}x", "x", "", "../x", key.upper()))] = document[key]
+        document[random.choice((f"{key}x", "x", "", "../x", key.upper()))] = deepcopy(document[key])
     elif way < 0.25 and isinstance(document, list):
-        document.append(document[key])
+        document.append(deepcopy(document[key]))
     elif way < 0.6 and isinstance(document[key], (dict, list)):
         document[key] = _damage_value(random, document[key])
     else:
-        document[key] = random.choice((*_VALUES, *_near(document[key])))
+        document[key] = deepcopy(random.choice((*_VALUES, *_near(document[key]))))  # damage must not change _VALUES
     return document
 
 

@@ -6,7 +6,7 @@ from tests.faults.fuzzing.running import fuzz
 
 
 @pytest.mark.slow  # to start, not to run
-@pytest.mark.parametrize(("suite", "cases"), [("table", 100), ("model", 150), ("annotations", 200), ("lists", 200)])
+@pytest.mark.parametrize(("suite", "cases"), [("table", 100), ("model", 150), ("annotations", 200), ("lists", 400)])
 def test_what_is_damaged_is_refused_in_one_sentence_or_harmless(suite: str, cases: int) -> None:
     refuse_findings(suite, seed=1, cases=cases)
 
@@ -14,7 +14,7 @@ def test_what_is_damaged_is_refused_in_one_sentence_or_harmless(suite: str, case
 @pytest.mark.long
 @pytest.mark.faults
 @pytest.mark.slow
-@pytest.mark.parametrize(("suite", "cases"), [("table", 1000), ("model", 600), ("annotations", 600), ("lists", 600)])
+@pytest.mark.parametrize(("suite", "cases"), [("table", 1000), ("model", 600), ("annotations", 600), ("lists", 1200)])
 def test_of_thousands_of_damaged_files_each_is_refused_in_one_sentence_or_harmless(suite: str, cases: int) -> None:
     refuse_findings(suite, seed=20261126, cases=cases)
 

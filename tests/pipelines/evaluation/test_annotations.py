@@ -1,6 +1,7 @@
 """A COCO json: what is refused of one, and when two are the same truth."""
 
 import copy
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -35,27 +36,30 @@ def test_all_images_are_measured_on_or_those_of_one_size(file: Path) -> None:
 
     assert (everything.truth, everything.image_ids) == (TRUTH, {1, 2})
     assert read_annotations(str(file), picture_size=(480, 640)).image_ids == {2}
-    assert {name: image["id"] for name, image in everything.by_file_name().items()} == {"a.jpg": 1, "b.jpg": 2}
+    assert {name: image["id"] for name, image in everything.by_file_name().items()} == {"val/a.jpg": 1, "val/b.jpg": 2}
     with pytest.raises(ValueError, match=r"no annotated image is 640 x 480 \(height x width\).*240 x 320 \(1\)"):
         read_annotations(str(file), picture_size=(640, 480))
 
 
 def test_two_images_of_one_file_name_are_refused(file: Path) -> None:
     truth = copy.deepcopy(TRUTH)
-    truth["images"][1]["file_name"] = "train/a.jpg"
+    truth["images"][1]["file_name"] = "val/a.jpg"
     file.write_text(json.dumps(truth))
 
-    with pytest.raises(RunStopped, match=r"the images 'val/a\.jpg' and 'train/a\.jpg' have the same file name"):
+    with pytest.raises(RunStopped, match=r"two images have the file name 'val/a\.jpg'"):
         read_annotations(str(file)).by_file_name()
 
 
-@pytest.mark.parametrize(("part", "name"), [("images", "id 1"), ("categories", "id 3")])
-def test_ids_that_are_given_twice_are_refused(file: Path, part: str, name: str) -> None:
+@pytest.mark.parametrize(
+    ("part", "sentence"),
+    [("images", "two images have the id 1"), ("categories", "the category id 3 is declared twice")],
+)
+def test_ids_that_are_given_twice_are_refused(file: Path, part: str, sentence: str) -> None:
     truth = copy.deepcopy(TRUTH)
     truth[part][1]["id"] = truth[part][0]["id"]
     file.write_text(json.dumps(truth))
 
-    with pytest.raises(RunStopped, match=f"2 {part} have the {name}"):
+    with pytest.raises(RunStopped, match=sentence):
         read_annotations(str(file))
 
 
@@ -63,14 +67,13 @@ def test_ids_that_are_given_twice_are_refused(file: Path, part: str, name: str) 
     ("text", "sentence"),
     [
         ("{", "this is not JSON"),
-        ("[]", "there are no images"),
-        ('{"images": [{"id": 1}]}', r"images\[0\] has no usable file_name and no usable height"),
-        ('{"images": [{"id": "1", "file_name": "a.jpg", "height": 2, "width": 3}]}', r"images\[0\] has no usable id"),
+        ("[]", "this is not a JSON object"),
+        ('{"images": [{"id": 1}]}', r"images\[0\] has no usable file_name"),
+        ('{"images": [{"id": "", "file_name": "a.jpg", "height": 2, "width": 3}]}', r"images\[0\] has no usable id"),
         ('{"images": [{"id": 1, "file_name": "a.jpg", "height": 2, "width": 3}]}', "there are no annotations"),
         (
-            '{"images": [{"id": 1, "file_name": "a.jpg", "height": 2, "width": 3}], '
-            '"annotations": [{"image_id": 1, "category_id": 3, "bbox": [1, 2, 3]}]}',
-            r"annotations\[0\] has no usable bbox",
+            '{"images": [{"id": 1, "file_name": "a"}], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}',
+            "there are no annotations",
         ),
     ],
 )
@@ -123,3 +126,39 @@ def test_the_digest_is_of_the_images_that_are_measured_on() -> None:
 
     assert truth_sha256(TRUTH, [1]) != truth_sha256(TRUTH, [1, 2])
     assert truth_sha256(other, [1]) == truth_sha256(TRUTH, [1])
+
+
+def test_annotations_are_read_as_sharding_reads_them(file: Path) -> None:
+    truth = copy.deepcopy(TRUTH)
+    truth["images"][0].update(id="a3f1-cam")
+    del truth["images"][1]["width"]
+    truth["annotations"] = [
+        {"id": "x", "image_id": "a3f1-cam", "category_id": "3", "bbox": ["1", 2, 3, 4], "area": None, "iscrowd": "1"},
+        {"image_id": 2.0, "category_id": 3.0, "bbox": "[1, 2, 3, 4]", "area": "12.5", "iscrowd": None},
+        {"image_id": 9, "category_id": 3, "bbox": [1, 2, 3, 4]},
+        {"image_id": 2, "category_id": 3, "bbox": {"x": 1}},
+        {"image_id": 2, "category_id": 0, "bbox": [1, 2, 3, 4]},
+    ]
+    file.write_bytes(gzip.compress(json.dumps(truth).encode("utf-16")))
+
+    read = read_annotations(str(file))
+
+    assert read.truth["images"] == [
+        {"id": 1, "file_name": "val/a.jpg", "height": 240, "width": 320, "original_id": "a3f1-cam"},
+        {"id": 2, "file_name": "val/b.jpg", "height": None, "width": None},
+    ]
+    assert read.truth["annotations"] == [
+        {"id": "x", "image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4], "iscrowd": 1},
+        {"image_id": 2, "category_id": 3, "bbox": [1, 2, 3, 4], "area": 12.5, "iscrowd": 0},
+        {"image_id": 2, "category_id": 0, "bbox": [1, 2, 3, 4]},
+    ]
+    assert read.numbers == {"a3f1-cam": 1, 2: 2}
+    assert read.findings == {
+        "annotations_of_no_image": 1,
+        "boxes_missing": 1,
+        "crowds": 1,
+        "undeclared_categories": 1,
+        "usable_annotations": 1,
+    }
+    with pytest.raises(ValueError, match=r"no annotated image is 10 x 10 .* are 240 x 320 \(1\)\."):
+        read_annotations(str(file), picture_size=(10, 10))

@@ -16,6 +16,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from detr.evaluators import EVALUATORS, Evaluator
 from pipelines.evaluation.annotations import read_annotations
 from pipelines.evaluation.evaluate import Evaluation, ThresholdCost, evaluate_results, evaluate_table
 from pipelines.evaluation.table_results import RowChoice
@@ -279,14 +280,15 @@ def by_hand(truth: dict[str, Any], rows: Sequence[Row]) -> list[float]:
     return [float(value) for value in evaluation.stats]
 
 
-def test_the_coco_api_s_own_check_gives_its_figures(tmp_path: Path) -> None:
+@pytest.mark.parametrize("evaluator", EVALUATORS)
+def test_the_coco_api_s_own_check_gives_its_figures(tmp_path: Path, evaluator: Evaluator) -> None:
     """Annotations and results of cocodataset/cocoapi, which publishes three digits; the rest is pycocotools 2.0.11."""
     files = []
     for name in ("cocoapi_bbox_results.json", "cocoapi_instances.json"):
         (tmp_path / name).write_bytes(gzip.decompress((GOLDEN / f"{name}.gz").read_bytes()))
         files.append(str(tmp_path / name))
 
-    evaluation = evaluate_results(*files)
+    evaluation = evaluate_results(*files, evaluator=evaluator)
 
     assert evaluation.average_precision.numbers() == {
         "AP": 0.5045806987249628, "AP50": 0.6969727247299577, "AP75": 0.5729816669904824,

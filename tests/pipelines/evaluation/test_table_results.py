@@ -109,12 +109,47 @@ def test_equal_names_do_not_matter_where_nothing_is_annotated(table: Path, annot
     assert (ap(evaluation), evaluation.unannotated) == (1.0, 2)
 
 
-def test_two_annotated_images_of_one_file_name_are_refused(table: Path, tmp_path: Path) -> None:
+def test_images_of_one_name_in_several_folders_are_told_apart(table: Path, tmp_path: Path) -> None:
+    annotations = write_annotations(tmp_path / "twice.json", {"1/a.jpg": (3, CAT_BOX), "2/a.jpg": (3, CAT_BOX)})
+    publish(table, [labelled("s3://lake/x/2/a.jpg", CAT), labelled("s3://lake/x/quite/other/a.jpg", CAT)])
+
+    evaluation = evaluate_table(str(table), annotations)
+
+    assert (evaluation.missing, evaluation.unannotated, evaluation.matched_otherwise) == (("1/a.jpg",), 1, ())
+
+
+def test_rows_that_may_be_of_two_annotated_images_are_refused(table: Path, tmp_path: Path) -> None:
     annotations = write_annotations(tmp_path / "twice.json", {"1/a.jpg": (3, CAT_BOX), "2/a.jpg": (3, CAT_BOX)})
     publish(table, [labelled("a.jpg", CAT)])
 
-    with pytest.raises(RunStopped, match=r"the images '1/a\.jpg' and '2/a\.jpg' have the same file name"):
-        evaluated(table, annotations)
+    with pytest.raises(RunStopped, match=r"a\.jpg may be of the annotated images '1/a\.jpg' and '2/a\.jpg', and no"):
+        evaluate_table(str(table), annotations)
+
+
+def test_images_that_are_spelled_otherwise_are_matched_and_said(table: Path, tmp_path: Path) -> None:
+    annotations = write_annotations(
+        tmp_path / "spelled.json", {"data\\A%20b.JPG": (3, CAT_BOX), "data\\u\u0308.jpg": (3, CAT_BOX)}
+    )
+    publish(table, [labelled("s3://lake/data/a b.jpg", CAT), labelled("s3://lake/data/\u00fc.jpg", CAT)])
+
+    evaluation = evaluate_table(str(table), annotations)
+
+    assert evaluation.missing == ()
+    assert evaluation.matched_otherwise == (
+        "data\\A%20b.JPG is s3://lake/data/a b.jpg",
+        "data\\u\u0308.jpg is s3://lake/data/\u00fc.jpg",
+    )
+
+
+def test_images_that_lie_in_other_folders_are_matched_where_all_do_and_said(table: Path, tmp_path: Path) -> None:
+    names = {"train/a.jpg": (3, CAT_BOX), "val/b.jpg": (3, CAT_BOX)}
+    annotations = write_annotations(tmp_path / "moved.json", names)
+    publish(table, [labelled("s3://lake/a.jpg", CAT), labelled("s3://lake/c.jpg", CAT)])
+
+    evaluation = evaluate_table(str(table), annotations)
+
+    assert (evaluation.missing, evaluation.unannotated) == (("val/b.jpg",), 1)
+    assert evaluation.matched_otherwise == ("train/a.jpg is s3://lake/a.jpg",)
 
 
 def test_rows_of_two_models_are_refused(table: Path, annotations: str) -> None:

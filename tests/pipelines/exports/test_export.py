@@ -187,3 +187,14 @@ def test_a_place_without_a_table_and_a_foreign_file_are_told(table: str, tmp_pat
 def test_what_cannot_be_written_is_refused(out: str, options: dict[str, object], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         ExportConfig("s3://lake/table", out, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("out", ["t.csv", "t.json", "exports/t.xlsx", "t.parquet.zst", "s3://lake/t.csv"])
+def test_a_file_of_another_kind_is_refused_and_does_not_become_a_folder(out: str) -> None:
+    with pytest.raises(ValueError, match=r"would be a folder, but ends as a file does, and files end in \.parquet or "):
+        ExportConfig("table", out)
+
+
+@pytest.mark.parametrize("out", ["exports", "exports/v1.2", "t.csv/", "2026.11.28"])
+def test_a_folder_may_have_a_dot_in_its_name(out: str) -> None:
+    assert ExportConfig("table", out).file_format is None

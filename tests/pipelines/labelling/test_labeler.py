@@ -15,11 +15,12 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
+from detr.batching import HostBatch
 from detr.config import BackboneConfig, DetrConfig
-from detr.detector import Detector, Prepared
-from detr.model import Detr
-from detr.postprocess import Detections
+from detr.detector import Detector, PendingDetections
+from detr.model import Detr, DetrOutput
 from pipelines.labelling.decoding import DecoderHere
 from pipelines.labelling.fetching import Fetcher, LakeUnreadable
 from pipelines.labelling.labeler import Labeler, windows
@@ -57,21 +58,27 @@ TINY = DetrConfig(
 
 
 class Careful(Detector):
-    """A detector that refuses two threads at once, and tells how many batches it saw."""
+    """A detector that refuses two threads in the network at once, and calls `before` for every batch."""
 
     def __init__(self, *, threshold: float = 0.0) -> None:
         torch.manual_seed(0)
-        super().__init__(Detr(TINY).eval(), device="cpu", threshold=threshold)
+        super().__init__(Detr(TINY).eval(), device="cpu", threshold=threshold, batch_size=4)
         self.before: Callable[[], None] = lambda: None
-        self._busy = threading.Lock()
+        busy = threading.Lock()
+        compute = self._network.detect
 
-    def detect(self, batch: Sequence[Prepared], *, shape: tuple[int, int] | None = None) -> list[Detections]:
-        assert self._busy.acquire(blocking=False), "two threads are in the network"
-        try:
-            self.before()
-            return super().detect(batch, shape=shape)
-        finally:
-            self._busy.release()
+        def alone(*arguments: Tensor | None) -> DetrOutput:
+            assert busy.acquire(blocking=False), "two threads are in the network"
+            try:
+                return compute(*arguments)
+            finally:
+                busy.release()
+
+        self._network.detect = alone  # type: ignore[method-assign]
+
+    def submit(self, batch: HostBatch) -> PendingDetections:
+        self.before()
+        return super().submit(batch)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -373,6 +380,36 @@ def test_two_shards_at_once_give_the_rows_that_each_gives_alone(lake: Lake) -> N
     assert [report.shard for report in reports] == [0, 1]
     for shard in range(2):
         assert rows(together, shard) == rows(alone, shard)
+
+
+def test_on_a_device_with_memory_for_seven_images_every_row_is_as_with_batches_of_one(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects = [lake.put(f"{n:02}.jpg", picture(40 + n % 3, 30)) for n in range(30)]
+    alone, small = memory_store(), memory_store()
+    one_by_one, detector = Careful(), Careful()
+    one_by_one.batch_size, detector.batch_size = 1, 32
+    compute = detector._network.detect
+
+    def at_most_seven(pixels: Tensor, *others: Tensor | None) -> DetrOutput:
+        if len(pixels) > 7:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return compute(pixels, *others)
+
+    monkeypatch.setattr(detector._network, "detect", at_most_seven)
+    labeler(alone, lake, one_by_one, [objects]).label(0)
+
+    report = labeler(small, lake, detector, [objects]).label(0)
+
+    assert (report.images, report.errors) == (30, {})
+    assert detector.batch_size <= 7
+    assert report.notes[-1].startswith("cpu has too little memory for 15 images of 32 x 44 pixels")
+    assert labeler(memory_store(), lake, detector, [objects]).label(0).notes == ()
+    for row, expected in zip(rows(small), rows(alone), strict=True):
+        assert row["uri"] == expected["uri"]
+        for found, other in zip(row["detections"], expected["detections"], strict=True):
+            assert found["label"] == other["label"]
+            assert list(found["box"].values()) == pytest.approx(list(other["box"].values()), abs=0.01)
 
 
 def test_the_second_attempt_at_a_shard_leaves_the_rows_of_the_first(lake: Lake, detector: Detector) -> None:

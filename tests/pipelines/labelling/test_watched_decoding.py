@@ -14,7 +14,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from detr.detector import Prepared
+from detr.batching import Prepared
 from detr.images import Header, TruncatedImage
 from pipelines.labelling import watched_decoding
 from pipelines.labelling.decoding import DecodingLimits

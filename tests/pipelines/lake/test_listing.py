@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from pipelines.lake.listing import (
     ARCHIVED,
     DUPLICATE,
+    NOT_UTF8,
     OWN_TABLE,
     WITHOUT_URI,
     LakeObject,
@@ -156,14 +158,16 @@ def test_an_image_that_several_sources_name_comes_once_as_the_first_has_it() -> 
 
 
 def test_what_a_folder_leaves_out_may_be_named_one_by_one() -> None:
-    stores = lake("a/1.jpg", "a/notes.txt")
+    stores = lake("a/1.jpg", a_mp4=b"\0\0\0\x18ftyp")
+    stores["s3://lake"].put("a/.hidden.jpg", b"12345")
 
-    assert uris(listed(stores, "s3://lake/a/", "s3://lake/a/notes.txt")) == [
+    assert uris(listed(stores, "s3://lake/", "s3://lake/a.mp4", "s3://lake/a/.hidden.jpg")) == [
+        "s3://lake/a.mp4",
+        "s3://lake/a/.hidden.jpg",
         "s3://lake/a/1.jpg",
-        "s3://lake/a/notes.txt",
     ]
-    assert skipped(listed(stores, "s3://lake/a/", "s3://lake/a/notes.txt")) == {}
-    assert skipped(listed(stores, "s3://lake/a/", "s3://lake/")) == {DUPLICATE: 1, ".txt": 1}
+    assert skipped(listed(stores, "s3://lake/", "s3://lake/a.mp4", "s3://lake/a/.hidden.jpg")) == {}
+    assert skipped(listed(stores, "s3://lake/a/", "s3://lake/")) == {DUPLICATE: 1, ".mp4": 1, "hidden": 1}
 
 
 @pytest.mark.parametrize(
@@ -186,10 +190,34 @@ def test_what_a_folder_leaves_out_may_be_named_one_by_one() -> None:
         ("all.tar", ".tar"),
         ("SHA256SUMS", "sha256sums"),
         ("a/json", None),
+        ("a/@eaDir/IMG_1.jpg/SYNOPHOTO_THUMB_XL.jpg", "@eaDir"),
+        ("#recycle/a.jpg", "#recycle"),
+        ("$RECYCLE.BIN/S-1-5-21/$R1.jpg", "$RECYCLE.BIN"),
+        ("a/$Recycle.Bin/x.jpg", "$Recycle.Bin"),
+        ("__MACOSX/a/b.jpg", "__MACOSX"),
+        (".Trashes/501/a.jpg", ".Trashes"),
+        (".Trash-1000/files/a.jpg", ".Trash-1000"),
+        ("lost+found/#123.jpg", "lost+found"),
+        ("@Recycle/a.jpg", "@Recycle"),
+        ("lost+found.jpg", None),
+        ("recycle/a.jpg", None),
+        ("a/data.arrow", ".arrow"),
     ],
 )
 def test_a_folder_leaves_out_only_what_is_certainly_no_image(path: str, reason: str | None) -> None:
     assert skip_reason(path) == reason
+
+
+def test_names_that_are_not_utf8_are_left_out_and_counted(tmp_path: Path) -> None:
+    for name in (b"a/1.jpg", b"a/\xfc.jpg", b"a/\xff.jpg", b"b/2.jpg", b"\xe4/3.jpg"):
+        path = os.path.join(os.fsencode(tmp_path), name)  # noqa: PTH118 - names that are not text
+        os.makedirs(os.path.dirname(path), exist_ok=True)  # noqa: PTH103, PTH120
+        Path(os.fsdecode(path)).write_bytes(b"12345")
+    stream = list_objects([str(tmp_path)])
+
+    assert uris(stream) == [f"file://{tmp_path}/a/1.jpg", f"file://{tmp_path}/b/2.jpg"]
+    assert skipped(stream) == {NOT_UTF8: 3}
+    assert [item.uri for item in stream.after(f"file://{tmp_path}/a/1.jpg")] == [f"file://{tmp_path}/b/2.jpg"]
 
 
 def test_names_above_the_given_folder_do_not_count_as_hidden() -> None:

@@ -83,7 +83,8 @@ def test_a_table_that_does_not_say_where_the_images_are_is_refused_with_its_colu
     store = store_with("x.csv", csv("species,station", "fox,north"))
 
     with pytest.raises(
-        RunStopped, match=r"s3://lists/x\.csv does not say .* columns species, station\. Name the column"
+        RunStopped,
+        match=r"s3://lists/x\.csv does not say .* columns species \(text\), station \(text\)\. Name the column",
     ):
         read_uri_table(store, "x.csv")
 
@@ -172,7 +173,6 @@ def test_nanoseconds_that_would_be_lost_are_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "data", "kind"),
     [
-        ("x.csv", b"", "CSV"),
         ("x.csv", b"uri,size\ns3://b/1,2,3\n", "CSV"),
         ("x.csv.gz", b"not gzip", "CSV"),
         ("x.jsonl", b'{"uri": ', "JSONL"),
@@ -190,10 +190,10 @@ def test_a_damaged_parquet_list_is_refused_in_a_sentence() -> None:
 
 
 def test_a_list_is_known_by_its_ending() -> None:
-    lists = ("s3://b/x.parquet", "x.CSV", "x.jsonl.gz", "https://h/x.csv?signature=a/b.jpg")
+    lists = ("s3://b/x.parquet", "x.CSV", "x.jsonl.gz", "https://h/x.csv?signature=a/b.jpg", "x.tsv", "x.txt", "x.json")
     others = ("s3://b/x.jpg", "https://h/x.jpg?list=a.csv", "x.csv/", "parquet")
 
-    assert [is_uri_table(uri) for uri in lists] == [True] * 4
+    assert [is_uri_table(uri) for uri in lists] == [True] * 7
     assert [is_uri_table(uri) for uri in others] == [False] * 4
 
 

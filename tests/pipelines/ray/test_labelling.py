@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
+import torch
+from torch import Tensor
 
 from detr.scene_files import write_scenes
 from pipelines.labelling import pool
@@ -54,6 +56,78 @@ def names(config: LabelConfig) -> list[str]:
 
 def lake_names(config: LabelConfig) -> list[str]:
     return sorted(path.name for path in Path(config.images[0]).glob("*.jpg"))
+
+
+class AtMostSeven(LabelShard):
+    """An actor on a device with too little memory for more than seven images."""
+
+    def __init__(self, spec: LabelerSpec) -> None:
+        super().__init__(spec)
+        network = self._labeler._detector._network
+        compute = network.detect
+
+        def small(pixels: Tensor, *others: Any) -> Any:
+            if len(pixels) > 7:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+            return compute(pixels, *others)
+
+        network.detect = small  # type: ignore[method-assign]
+
+
+class NoneAtAll(LabelShard):
+    """An actor on a device with too little memory for one image."""
+
+    def __init__(self, spec: LabelerSpec) -> None:
+        super().__init__(spec)
+
+        def none_fits(*_: Any) -> Any:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+        self._labeler._detector._network.detect = none_fits  # type: ignore[method-assign]
+
+
+@pytest.mark.ray
+def test_a_device_with_too_little_memory_labels_every_image_in_smaller_batches(
+    local_ray: str,
+    config: LabelConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    write_scenes(tmp_path / "scenes", 64, 4, sizes={(96, 128): 1})  # four shards of 16
+    whole = replace(config, images=(str(tmp_path / "scenes"),), shard_images=16, batch_size=16, threshold=0.0)
+    alone = replace(whole, table=str(tmp_path / "alone"), batch_size=1)
+    label(alone)
+    monkeypatch.setattr(pool, "LabelShard", AtMostSeven)
+
+    summary = label(whole)
+
+    assert [record.message.partition(":")[0] for record in caplog.records] == [
+        "cpu has too little memory for 16 images of 192 x 256 pixels at once",
+        "cpu has too little memory for 8 images of 192 x 256 pixels at once",
+    ]
+    assert (summary.images, summary.errors) == (64, {})
+    for row, expected in zip(rows(whole), rows(alone), strict=True):
+        assert (row["uri"], row["error_kind"]) == (expected["uri"], expected["error_kind"])
+        for one, other in zip(row["detections"] or (), expected["detections"] or (), strict=True):
+            assert one["label"] == other["label"]
+            assert list(one["box"].values()) == pytest.approx(list(other["box"].values()), abs=0.01)
+
+
+@pytest.mark.ray
+def test_an_image_is_not_given_up_for_the_memory_of_a_device_and_the_run_can_be_resumed(
+    local_ray: str, config: LabelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(pool, "LabelShard", NoneAtAll)
+        with pytest.raises(RunStopped, match=r"was lost 3 times.*cpu has too little memory for one image of 192 x 256"):
+            label(config)
+    assert not Path(config.table, "data").exists()
+
+    summary = label(config)
+
+    assert (summary.images, summary.resumed) == (15, True)
+    assert summary.errors == {"truncated": 1, "empty": 1, "not_an_image": 1}
 
 
 @pytest.mark.ray
@@ -233,6 +307,7 @@ def test_a_table_that_cannot_be_written_is_told_before_ray_is_started(config: La
         ({"least_actors": 0}, "actors: 0:None is not a range of at least 1 actor"),
         ({"least_actors": 3, "most_actors": 2}, "actors: 3:2 is not a range of at least 1 actor"),
         ({"most_actors": 0}, "actors: 1:0 is not a range"),
+        ({"batch_size": 0}, "batch size: 0 is less than 1"),
         ({"run_id": "a b"}, "run id: 'a b' cannot name a folder"),
         ({"max_images": 1, "sample": 1}, "max images and sample exclude each other"),
         ({"shard_images": 0}, "shard images"),

@@ -36,7 +36,9 @@ SPEC = LabelerSpec(
     image_options=StoreOptions(),
     table_options=StoreOptions(),
 )
-REPORT = ShardReport(3, 64, 120, {"truncated": 2, "missing": 1}, 1.5, 0.5, 0.25, 0.75, changed=4)
+REPORT = ShardReport(
+    3, 64, 120, {"truncated": 2, "missing": 1}, 1.5, 0.5, 0.25, 0.75, changed=4, notes=("cuda:0 is small.",)
+)
 
 
 def heard(outcomes: Iterator[Outcome]) -> list[str]:

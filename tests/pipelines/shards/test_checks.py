@@ -10,7 +10,8 @@ from PIL import Image
 
 from detr.augment import AugmentConfig, draw_augmentation, image_generator
 from detr.images import TooExtreme
-from pipelines.shards.checks import Picture, Problem, check_annotations, check_picture
+from pipelines.coco.text import USABLE
+from pipelines.shards.checks import UNUSABLE, Picture, Problem, check_annotations, check_picture
 
 TURNS = {1: "none", 2: "mirror", 3: "half", 4: "mirror", 5: "quarter", 6: "quarter", 7: "quarter", 8: "quarter"}
 
@@ -25,7 +26,7 @@ def jpeg(orientation: int = 1, size: tuple[int, int] = (64, 48)) -> bytes:
 
 
 def check(data: bytes, height: int, width: int, **options: bool) -> Picture | Problem:
-    return check_picture(data, height, width, **{"ambiguous_upright": False, "check_decodes": True, **options})
+    return check_picture(data, (height, width), **{"ambiguous_upright": False, "check_decodes": True, **options})
 
 
 @pytest.mark.parametrize(("orientation", "turn"), TURNS.items())
@@ -34,9 +35,9 @@ def test_a_picture_is_turned_only_where_the_json_has_the_turned_size(orientation
 
     as_stored, turned = check(data, 48, 64), check(data, 64, 48)
 
-    assert as_stored == Picture(upright=False, is_ambiguous=turn in ("mirror", "half"))
+    assert as_stored == Picture(upright=False, is_ambiguous=turn in ("mirror", "half"), height=48, width=64)
     if turn == "quarter":
-        assert turned == Picture(upright=True, is_ambiguous=False)
+        assert turned == Picture(upright=True, is_ambiguous=False, height=64, width=48)
     else:
         assert isinstance(turned, Problem)
         assert turned.kind == "other_size"
@@ -46,13 +47,25 @@ def test_a_picture_is_turned_only_where_the_json_has_the_turned_size(orientation
 def test_a_turn_that_the_size_does_not_tell_is_made_when_it_is_asked_for(orientation: int) -> None:
     data = jpeg(orientation, (48, 48))
 
-    assert check(data, 48, 48) == Picture(upright=False, is_ambiguous=True)
-    assert check(data, 48, 48, ambiguous_upright=True) == Picture(upright=True, is_ambiguous=True)
+    assert check(data, 48, 48) == Picture(upright=False, is_ambiguous=True, height=48, width=48)
+    turned = check(data, 48, 48, ambiguous_upright=True)
+    assert turned == Picture(upright=True, is_ambiguous=True, height=48, width=48)
 
 
 def test_asking_for_ambiguous_turns_changes_no_other() -> None:
-    assert check(jpeg(6), 48, 64, ambiguous_upright=True) == Picture(upright=False, is_ambiguous=False)
-    assert check(jpeg(1), 48, 64, ambiguous_upright=True) == Picture(upright=False, is_ambiguous=False)
+    as_stored = Picture(upright=False, is_ambiguous=False, height=48, width=64)
+
+    assert check(jpeg(6), 48, 64, ambiguous_upright=True) == as_stored
+    assert check(jpeg(1), 48, 64, ambiguous_upright=True) == as_stored
+
+
+@pytest.mark.parametrize(("upright", "size"), [(False, (48, 64)), (True, (64, 48))])
+def test_a_size_that_the_json_does_not_tell_is_that_of_the_picture(upright: bool, size: tuple[int, int]) -> None:
+    plain = check_picture(jpeg(1), None, ambiguous_upright=upright, check_decodes=True)
+    turned = check_picture(jpeg(6), None, ambiguous_upright=upright, check_decodes=True)
+
+    assert plain == Picture(upright=False, is_ambiguous=False, height=48, width=64)
+    assert turned == Picture(upright=upright, is_ambiguous=True, height=size[0], width=size[1])
 
 
 def test_another_size_names_both() -> None:
@@ -69,7 +82,7 @@ def test_a_picture_that_ends_early_is_found_by_decoding_it() -> None:
     assert isinstance(broken, Problem)
     assert broken.kind == "unreadable"
     assert broken.sentence.startswith("truncated: ")
-    assert check(data, 480, 640, check_decodes=False) == Picture(upright=False, is_ambiguous=False)
+    assert check(data, 480, 640, check_decodes=False) == Picture(False, False, height=480, width=640)
 
 
 @pytest.mark.parametrize("check_decodes", [True, False])
@@ -80,7 +93,7 @@ def test_a_picture_that_training_cannot_resize_is_a_problem_of_its_own(check_dec
     assert narrow.kind == "too_extreme"
     assert narrow.sentence.startswith("2666 x 1 pixels (width x height) are too narrow")
     assert check(jpeg(size=(2665, 1)), 1, 2665, check_decodes=check_decodes) == Picture(
-        upright=False, is_ambiguous=False
+        False, False, height=1, width=2665
     )
     with pytest.raises(TooExtreme):  # training's own rule, at the same size
         draw_augmentation(1, 2666, image_generator(0, 0, 0), AugmentConfig())
@@ -115,10 +128,14 @@ def test_what_is_no_picture_is_found_by_its_header(data: bytes, kind: str) -> No
         ({"bbox": [1, 1, 10]}, "boxes_missing"),
         ({"bbox": None}, "boxes_missing"),
         ({"category_id": 2}, "undeclared_categories"),
-        ({"category_id": "1"}, "undeclared_categories"),
+        ({"category_id": "cat"}, "undeclared_categories"),
+        ({"category_id": "1"}, "numbers_as_text"),
+        ({"bbox": ["1", "1", "10", "10"]}, "numbers_as_text"),
         ({"category_id": True}, "undeclared_categories"),
         ({"category_id": None}, "undeclared_categories"),
         ({"iscrowd": 1}, "crowds"),
+        ({"iscrowd": "1"}, "crowds"),
+        ({"iscrowd": "0"}, None),
     ],
 )
 def test_what_is_found_in_an_annotation(fields: dict[str, Any], finding: str | None) -> None:
@@ -126,7 +143,8 @@ def test_what_is_found_in_an_annotation(fields: dict[str, Any], finding: str | N
 
     counts, examples = check_annotations([annotation], 48, 64, category_ids={1})
 
-    assert counts == {"annotations": 1, **({} if finding is None else {finding: 1})}
+    usable = {} if finding == "crowds" or finding in UNUSABLE else {USABLE: 1}
+    assert +counts == {"annotations": 1, **({} if finding is None else {finding: 1}), **usable}
     assert set(examples) == {finding} - {None, "crowds"}
     assert all(example.startswith("annotation 3: ") for example in examples.values())
 
@@ -136,8 +154,8 @@ def test_an_annotation_can_have_several_faults_and_the_first_of_a_kind_is_the_ex
 
     counts, examples = check_annotations([{"id": 1, **bad}, {"id": 2, **bad}], 48, 64, category_ids={1})
 
-    assert counts == {"annotations": 2, "undeclared_categories": 2, "boxes_without_area": 2}
+    assert +counts == {"annotations": 2, "undeclared_categories": 2, "boxes_without_area": 2}
     assert examples == {
-        "undeclared_categories": "annotation 1: [0, 0, 0, 0]",
+        "undeclared_categories": "annotation 1: 9",
         "boxes_without_area": "annotation 1: [0, 0, 0, 0]",
     }

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.shards.coco import CocoText, read_coco
+from pipelines.coco.text import CocoText, read_coco
 from pipelines.shards.plan import PLAN_KEY, Found, find_images, hold_plan, plan_shards
 from pipelines.stopped import RunStopped
 from pipelines.store import Store, memory_store
@@ -42,6 +42,40 @@ def test_one_listing_gives_the_sizes_and_counts_what_the_json_does_not_name() ->
 
     assert found.size_bytes.tolist() == [5, -1, 7, 5]
     assert (found.strangers, found.stranger) == (2, "readme.txt")
+
+
+def test_an_image_that_is_spelled_otherwise_is_the_only_object_that_is_called_so() -> None:
+    names = [
+        "My%20Photo.JPG",
+        "x\\b.jpg",
+        "u\u0308.jpg",
+        "/data/local-files/?d=d.jpg",
+        "E.jpg",
+        "e.JPG",
+        "F.jpg",
+        "../g.jpg",
+    ]
+    coco = coco_of(list(enumerate(names)))
+    files = {
+        "my photo.jpg": 1,
+        "x/b.jpg": 2,
+        "\u00fc.jpg": 3,
+        "d.jpg": 4,
+        "e.jpg": 5,
+        "f.jpg": 6,
+        "f.JPG": 7,
+        "g.jpg": 8,
+    }
+
+    found = find_images(folder_of(files), coco)
+    plan = plan_shards(coco, found, most_bytes=100)
+
+    assert found.size_bytes.tolist() == [1, 2, 3, 4, -1, -1, -1, -1]
+    assert found.respelled == plan.respelled == {0: "my photo.jpg", 1: "x/b.jpg", 2: "\u00fc.jpg", 3: "d.jpg"}
+    assert found.strangers == 4
+    assert {position: kind for position, (kind, _) in plan.problems.items()} == {
+        4: "missing", 5: "missing", 6: "missing", 7: "outside_folder",
+    }  # fmt: skip
 
 
 def test_the_digest_knows_the_jsons_images_and_no_others() -> None:

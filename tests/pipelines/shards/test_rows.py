@@ -17,8 +17,6 @@ from pipelines.shards.rows import (
     coco_annotations,
     coco_image,
     image_row,
-    usable_box,
-    whole,
 )
 
 IMAGE = {"id": 7, "file_name": "a.jpg", "width": 64, "height": 48, "license": 4}
@@ -168,17 +166,3 @@ def test_equal_rows_are_equal_bytes_and_photographs_are_not_compressed() -> None
     assert data.count(photograph) == 3
     metadata = pq.read_metadata(pa.BufferReader(data)).metadata
     assert (metadata[b"ray_detr.schema_version"], metadata[b"ray_detr.word"]) == (b"1", b"x")
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [(5, 5), (5.0, 5), (-5, -5), (5.5, None), (True, None), ("5", None), (None, None), (2**63, None),
-     (float("inf"), None), (float("nan"), None)],
-)  # fmt: skip
-def test_whole_numbers(value: object, expected: int | None) -> None:
-    assert whole(value) == expected
-
-
-def test_a_box_is_a_list_of_four_numbers() -> None:
-    assert usable_box([1, 2.5, -3, 0]) == [1.0, 2.5, -3.0, 0.0]
-    assert [usable_box(value) for value in (None, [1, 2, 3], [1, 2, 3, "4"], "1234", [1, 2, 3, 4, 5])] == [None] * 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -17,10 +18,13 @@ import pytest
 from PIL import Image
 from ray.exceptions import RayTaskError
 
+from detr.classes import Category
+from detr.targets import image_target
 from pipelines import cluster
+from pipelines.coco.text import CocoText, read_coco
+from pipelines.coco.truth import normal_truth
 from pipelines.shards import sharding
 from pipelines.shards import tasks as shard_tasks
-from pipelines.shards.coco import CocoText
 from pipelines.shards.plan import ShardPlan
 from pipelines.shards.reader import ShardReader, read_index
 from pipelines.shards.rows import coco_json
@@ -108,7 +112,9 @@ def odd(tmp_path: Path) -> ShardConfig:
         "type": "instances",
     }
     (tmp_path / "odd.json").write_text(json.dumps(content))
-    return ShardConfig(str(tmp_path / "odd.json"), str(folder), str(tmp_path / "shards"), max_missing=0.6)
+    return ShardConfig(
+        str(tmp_path / "odd.json"), str(folder), str(tmp_path / "shards"), max_missing=0.6, max_unusable=1
+    )
 
 
 def digest(folder: str) -> dict[str, str]:
@@ -139,12 +145,126 @@ def test_every_image_is_in_one_shard_and_the_json_comes_back(config: ShardConfig
     assert read_images(config.out) == [(100, 2), (99, 2), (98, 2), (97, 2), (96, 3), (95, 3), (94, 3), (93, 3)]
     assert [file.rows for file in index.files] == [2, 2, 2, 2]
     assert (summary.images, summary.annotations, summary.files, summary.was_done) == (8, 20, 4, False)
-    assert index.report == {"annotations": 20, "images": 8}
+    assert index.report == {"annotations": 20, "images": 8, "usable_annotations": 20}
     for file in index.files:
         data = (Path(config.out) / file.key).read_bytes()
         assert (file.size_bytes, file.sha256) == (len(data), hashlib.sha256(data).hexdigest())
     assert coco_json(open_store(config.out)) == json.loads(Path(config.annotations).read_text())
     assert [one.images for one in shown if one.stage == "shard"] == [0, 2, 4, 6, 8]
+
+
+WILD_IMAGES = [{"id": f"cam-{number}", "file_name": f"{number}.JPG"} for number in range(8)]
+WILD_BOXES = [
+    {"id": f"box-{number}", "image_id": f"cam-{number}", "category_id": "18", "bbox": ["1", "2", 3, "4.5"],
+     "area": None, "iscrowd": crowd}
+    for number, crowd in enumerate(["0", "1", None, False, 2, "no", 0, 0.0])
+]  # fmt: skip
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_ids_and_numbers_as_text_and_missing_sizes_are_read_and_come_back(config: ShardConfig) -> None:
+    content = {
+        "images": WILD_IMAGES,
+        "annotations": WILD_BOXES,
+        "categories": [{"id": 0, "name": "dog"}, {"id": "18", "name": "dog"}],
+    }
+    data = gzip.compress(json.dumps(content).encode("utf-16"))
+    Path(config.annotations).write_bytes(data)
+
+    shard(config)
+
+    store = open_store(config.out)
+    index = read_index(store)
+    assert coco_json(store) == content
+    assert index.categories == (Category(18, "dog"),)
+    assert index.report == {
+        "annotations": 8,
+        "categories_left_out": 1,
+        "crowds": 2,
+        "images": 8,
+        "images_numbered": 8,
+        "images_respelled": 8,
+        "images_without_size": 8,
+        "numbers_as_text": 8,
+        "usable_annotations": 6,
+    }
+    reader = ShardReader(store, index)
+    images = [one for number, file in enumerate(index.files) for group in range(len(file.row_groups))
+              for one in reader.read_group(number, group)]  # fmt: skip
+    assert [(one.image_id, one.height, one.width) for one in images] == [(number, 12, 16) for number in range(1, 9)]
+    (box,) = images[0].annotations
+    assert (box["category_id"], box["bbox"], box["area"], box["iscrowd"]) == (18, [1.0, 2.0, 3.0, 4.5], 13.5, 0)
+    targets = [len(image_target(one.annotations, 12, 16, class_of={18: 0}).labels) for one in images]
+    assert targets == [1, 0, 1, 1, 0, 1, 1, 1]  # as the report counts crowds
+    assert normal_truth(coco_json(store)) == normal_truth(read_coco(data, name="x").document()) | {
+        "categories": [{"id": 0, "name": "dog"}, {"id": 18, "name": "dog"}]
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"category_id": "dog"},
+            r"none of the 20 annotations can be trained on: undeclared categories 20, such as annot",
+        ),
+        ({"category_id": 17}, r"annotation 0: category_id 17\. Ids must be those that are declared"),
+        ({"bbox": {"x": 1, "y": 2, "width": 3, "height": 4}}, r"boxes missing 20, such as annotation 0: bbox \{"),
+        ({"bbox": [5, 5, 0, 0]}, r"none of the 20 annotations can be trained on: boxes without area 20"),
+        ({"iscrowd": 1}, r"none of the 20 annotations can be trained on: crowds 20\."),
+    ],
+)
+def test_annotations_of_which_none_can_be_trained_on_stop_before_any_work(
+    config: ShardConfig, change: dict[str, object], sentence: str
+) -> None:
+    content = json.loads(Path(config.annotations).read_text())
+    content["annotations"] = [{**one, **change} for one in content["annotations"]]
+    Path(config.annotations).write_text(json.dumps(content))
+
+    with pytest.raises(RunStopped, match=sentence):
+        shard(config)
+    assert not list(Path(config.out).iterdir())
+
+
+def test_a_share_of_unusable_annotations_stops_with_examples(config: ShardConfig) -> None:
+    content = json.loads(Path(config.annotations).read_text())
+    content["annotations"][3]["category_id"] = content["annotations"][4]["category_id"] = 0
+    content["annotations"][5]["image_id"] = 1
+    Path(config.annotations).write_text(json.dumps(content))
+
+    sentence = (
+        r"3 of 20 annotations cannot be trained on, a share of 0\.15, and --max-unusable allows 0\.05: annotations "
+        r"of no image 1, such as annotation 5: image_id 1; undeclared categories 2, such as annotation 3: category_id 0"
+    )
+    with pytest.raises(RunStopped, match=sentence):
+        shard(config)
+
+
+@pytest.mark.parametrize(
+    ("categories", "sentence"),
+    [
+        ([{"id": 18, "name": ""}], r"x\.json: the category 18 is called '', which is not the name of a class"),
+        ([{"id": 18, "name": "N/A"}, {"id": 3, "name": "cat"}], r"the category 18 is called 'N/A'"),
+        ([{"id": 18, "name": " "}], r"the category 18 is called ' '"),
+    ],
+)
+def test_a_class_without_a_name_is_refused(config: ShardConfig, categories: list[object], sentence: str) -> None:
+    content = {**json.loads(Path(config.annotations).read_text()), "categories": categories}
+    Path(config.annotations).write_text(json.dumps(content))
+
+    with pytest.raises(RunStopped, match=sentence):
+        shard(config)
+
+
+def test_two_classes_of_one_name_are_refused(config: ShardConfig) -> None:
+    content = json.loads(Path(config.annotations).read_text())
+    content["categories"] = [{"id": 18, "name": "dog"}, {"id": 3, "name": "dog"}]
+    content["annotations"][0]["category_id"] = 3
+    Path(config.annotations).write_text(json.dumps(content))
+
+    with pytest.raises(RunStopped, match=r"the categories 18 and 3 are both called 'dog'"):
+        shard(config)
 
 
 @pytest.mark.ray
@@ -157,10 +277,10 @@ def test_nothing_of_an_odd_json_is_lost_and_all_of_it_is_told(odd: ShardConfig) 
     assert coco_json(store) == json.loads(Path(odd.annotations).read_text())
     assert read_images(odd.out) == [(3, 4), (9, 1), (7, 1), (2, 0)]
     assert index.report == {
-        "annotations": 8,
+        "annotations": 9,
         "annotations_left_out": 2,
-        "annotations_of_no_image": 3,
-        "boxes_missing": 2,
+        "annotations_of_no_image": 2,
+        "boxes_missing": 3,
         "boxes_outside": 1,
         "boxes_over_the_edge": 1,
         "boxes_without_area": 1,
@@ -173,7 +293,8 @@ def test_nothing_of_an_odd_json_is_lost_and_all_of_it_is_told(odd: ShardConfig) 
         "left_out_repeated_id": 1,
         "left_out_unreadable": 2,
         "objects_not_named": 1,
-        "undeclared_categories": 2,
+        "undeclared_categories": 3,
+        "usable_annotations": 2,
     }
     assert index.examples["duplicate_pictures"] == ("same.jpg is a.jpg",)
     assert index.examples["left_out_missing"] == ("image 6: there is no 'gone.jpg' in the images' folder",)

@@ -92,7 +92,12 @@ def test_images_become_rows_with_their_annotations(spec: ShardSpec, folder: Path
     rows = pq.read_table(Path(spec.out) / "shard-00003.parquet").to_pylist()
     assert [(row["position"], row["image_id"], len(row["annotations"])) for row in rows] == [(10, 7, 0), (11, 5, 1)]
     assert [row["image"] for row in rows] == [(folder / name).read_bytes() for name in ("0.jpg", "1.jpg")]
-    assert written.report.counts == {"annotations": 1, "images": 2, "images_without_annotations": 1}
+    assert written.report.counts == {
+        "annotations": 1,
+        "images": 2,
+        "images_without_annotations": 1,
+        "usable_annotations": 1,
+    }
 
 
 def test_images_that_cannot_be_trained_on_are_left_out_with_the_reason(spec: ShardSpec, folder: Path) -> None:

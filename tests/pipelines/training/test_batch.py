@@ -52,6 +52,17 @@ def test_an_image_is_prepared_alike_in_any_micro_batch(images: list[TrainingImag
     assert (together.step, together.reader) == (8, 1)
 
 
+@pytest.mark.parametrize("preparation", [COCO, SCENES, PLAIN], ids=lambda preparation: preparation.augmentation)
+def test_the_size_of_an_image_is_known_before_it_is_decoded(
+    images: list[TrainingImage], preparation: Preparation
+) -> None:
+    batch = preparation.prepare(images, epoch=2, step=8, reader=1)
+
+    sizes = [preparation.size(image.height, image.width, image.image_id, epoch=2) for image in images]
+
+    assert [list(size) for size in sizes] == batch.extents.tolist()
+
+
 @pytest.mark.parametrize("preparation", [COCO, SCENES], ids=lambda preparation: preparation.augmentation)
 def test_another_epoch_and_another_seed_augment_anew(images: list[TrainingImage], preparation: Preparation) -> None:
     first = preparation.prepare(images[:8], epoch=0, step=0, reader=0)

@@ -69,6 +69,8 @@ CASES = {
 }
 
 
+# where the second worker runs out of memory: it serves the micro-batches 1 and 3
+NO_MEMORY = {"first forward": 1, "last forward": 2, "first backward": 1}
 # the reader whose micro-batch has a NaN in it: workers serve 0 and 2, 1 and 3
 NAN = {"first worker": 0, "second worker": 1, "last micro-batch": 2}
 
@@ -293,6 +295,34 @@ def test_a_nan_at_one_worker_stops_both_and_names_its_image(two_workers_with_nan
     assert [one["is_unchanged"] for one in told] == [True, True]
 
 
+@pytest.fixture(scope="module")
+def two_workers_without_memory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder where two real workers left what they knew after the second ran out of memory in a forward pass."""
+    folder = tmp_path_factory.mktemp("memory")
+    run_workers("memory", folder, seconds=120)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", NO_MEMORY)
+def test_out_of_memory_at_one_worker_ends_both(two_workers_without_memory: Path, task: str) -> None:
+    told = [json.loads((two_workers_without_memory / f"{task}-{rank}.json").read_text()) for rank in range(2)]
+
+    assert told[1]["out_of_memory"] == "a micro-batch of 2 images, padded to 32 x 48 pixels, does not fit"
+    assert told[0]["out_of_memory"] is None
+    assert [one["is_finite"] for one in told] == [False, False]
+    assert [one["is_unchanged"] for one in told] == [True, True]
+
+
+@pytest.mark.slow
+def test_out_of_memory_while_gradients_are_averaged_is_raised_and_frees_the_peer(tmp_path: Path) -> None:
+    """The worker cannot take part any more: it ends, and with its connections the waiting of its peer."""
+    outputs = run_workers("averaging", tmp_path, seconds=120)
+
+    assert outputs[1] == "OutOfDeviceMemory: a micro-batch of 2 images, padded to 32 x 48 pixels, does not fit\n"
+    assert outputs[0].startswith("RuntimeError: ")
+
+
 def test_one_step_less_and_one_more_is_the_same_to_the_bit() -> None:
     case = CASES["dropout"]
     straight = learner_of(case.recipe)
@@ -445,6 +475,12 @@ def main(task: str, rank: int, folder: Path) -> None:
         learner = learner_of(WITH_NORMS, workers=2, config=NORMS)
         take_with_norms(learner, rank)
         safetensors.torch.save_file(learner.tensors(), folder / f"norms-{rank}.safetensors")
+    elif task == "memory":
+        for place in NO_MEMORY:
+            run_out_of_memory(place, rank, folder)
+    elif task == "averaging":
+        fail_while_averaging(rank)
+        return
     else:
         for nan in NAN:
             meet_nan(nan, rank, folder)
@@ -464,14 +500,61 @@ def meet_nan(task: str, rank: int, folder: Path) -> None:
 
     result = learner.step(own, step=2, num_boxes=boxes(every) / 4, micro_batches=4, factor=1.0)
 
+    tell(result, learner, before, folder / f"{task}-{rank}.json")
+
+
+def run_out_of_memory(task: str, rank: int, folder: Path) -> None:
+    """Take two good steps and one in which the second worker runs out of memory; say what is known after it."""
+    case = CASES["dropout"]
+    learner = learner_of(case.recipe, workers=2)
+    take(learner, case, range(2), worker=rank)
+    before = learner.tensors()
+    calls = 0
+
+    def fail(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == NO_MEMORY[task]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    if rank == 1 and task.endswith("forward"):
+        learner.network.register_forward_pre_hook(fail)
+    elif rank == 1:
+        learner.network.query_embed.weight.register_hook(fail)
+
+    every = [drawn_batch(2, reader) for reader in case.readers[2]]
+    own = [batch for batch in every if batch.reader % 2 == rank]
+    result = learner.step(own, step=2, num_boxes=boxes(every) / 4, micro_batches=4, factor=1.0)
+
+    tell(result, learner, before, folder / f"{task}-{rank}.json")
+
+
+def fail_while_averaging(rank: int) -> None:
+    """Run out of memory in the second worker's only backward pass; say how both end."""
+    learner = learner_of(RECIPE, workers=2)
+
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    if rank == 1:
+        learner.network.query_embed.weight.register_hook(fail)
+    try:
+        learner.step([drawn_batch(0, rank)], step=0, num_boxes=2.0, micro_batches=2, factor=1.0)
+    except RuntimeError as error:
+        sys.stdout.write(f"{type(error).__name__}: {str(error).splitlines()[0]}\n")
+        sys.stdout.flush()
+    os._exit(0)  # as a worker that Ray ends: nothing is said to the peer
+
+
+def tell(result: StepResult, learner: Learner, before: Mapping[str, Tensor], path: Path) -> None:
     after = learner.tensors()
     told = {
-        "rank": rank,
         "diverged": result.diverged,
+        "out_of_memory": result.out_of_memory,
         "is_finite": bool(torch.tensor(result.gradient_norm).isfinite()),
         "is_unchanged": all(torch.equal(value, after[name]) for name, value in before.items()),
     }
-    (folder / f"{task}-{rank}.json").write_text(json.dumps(told))
+    path.write_text(json.dumps(told))
 
 
 if __name__ == "__main__":

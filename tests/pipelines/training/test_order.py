@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain, groupby
 from math import ceil
 
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipelines.training.order import EpochOrder, plan_epoch, random_stream, served_readers, step_stream
+from pipelines.training.order import EpochOrder, Places, Similar, plan_epoch, random_stream, served_readers, step_stream
 
 ROWS = st.lists(st.integers(0, 6), max_size=30)
 SHAPES = ((480, 640), (640, 480), (500, 375))
@@ -31,6 +31,33 @@ def plan_by_shape(rows: Sequence[int], **others: int) -> EpochOrder:
     return plan_epoch(rows, shapes=shapes, **arguments)
 
 
+def size_of(group: int, row: int) -> tuple[int, int]:
+    stream = np.random.default_rng([group, row])
+    height, width = stream.integers(300, 900, size=2)
+    return int(height), int(width)
+
+
+def sizes_of(places: Places) -> np.ndarray:
+    return np.array([size_of(group, row) for group, row in places.tolist()], dtype=np.int64).reshape(-1, 2)
+
+
+def plan_similar(rows: Sequence[int], *, served: Sequence[int] | None = None, **others: int) -> EpochOrder:
+    arguments = {"seed": 7, "epoch": 1, "readers": 3, "batch_size": 2, "window_groups": 2} | others
+    readers = range(arguments["readers"]) if served is None else served
+    return plan_epoch(rows, similar=Similar(sizes_of, readers), **arguments)
+
+
+def pixels_of_steps(order: EpochOrder) -> tuple[float, float, float]:
+    """Pixels of all images, the same with padding, and what all readers would have if each had the largest's."""
+    own = padded = slowest = 0.0
+    for step in range(order.steps):
+        sizes = [sizes_of(order.micro_batch(reader, step)) for reader in range(order.readers)]
+        work = [float(len(one) * one.max(axis=0, initial=0).prod()) for one in sizes]
+        own, padded = own + sum(float(one.prod(axis=1).sum()) for one in sizes), padded + sum(work)
+        slowest += max(work) * len(work)
+    return own, padded, slowest
+
+
 def shape_of(group: int, row: int) -> tuple[int, int]:
     return SHAPES[(5 * group + row) % 3]
 
@@ -47,11 +74,19 @@ def everything(order: EpochOrder) -> list[list[Batch]]:
     return [batches_of(order, reader) for reader in range(order.readers)]
 
 
-@given(rows=ROWS, readers=st.integers(1, 9), batch=st.integers(1, 5), window=st.integers(1, 5), by_shape=st.booleans())
-@example(rows=[], readers=4, batch=2, window=1, by_shape=True)
-@example(rows=[1], readers=4, batch=2, window=1, by_shape=False)
-def test_an_epoch_has_every_image_once(rows: list[int], readers: int, batch: int, window: int, by_shape: bool) -> None:
-    make = plan_by_shape if by_shape else plan
+@given(
+    rows=ROWS,
+    readers=st.integers(1, 9),
+    batch=st.integers(1, 5),
+    window=st.integers(1, 5),
+    make=st.sampled_from([plan, plan_by_shape, plan_similar]),
+)
+@example(rows=[], readers=4, batch=2, window=1, make=plan_by_shape)
+@example(rows=[1], readers=4, batch=2, window=1, make=plan)
+@example(rows=[], readers=4, batch=2, window=1, make=plan_similar)
+def test_an_epoch_has_every_image_once(
+    rows: list[int], readers: int, batch: int, window: int, make: Callable[..., EpochOrder]
+) -> None:
     order = make(rows, readers=readers, batch_size=batch, window_groups=window)
 
     taken = [images_of(order, reader) for reader in range(readers)]
@@ -200,3 +235,42 @@ def test_a_large_epoch_is_shuffled_evenly(seed: int) -> None:
     # the mean row group of each reader's images is near the middle: 4 standard errors of 125 groups of 500
     means = [np.mean([group for group, _ in images_of(order, reader)]) for reader in range(4)]
     assert all(abs(mean - 249.5) < 60 for mean in means)
+
+
+def test_similar_sizes_pad_little_and_leave_no_reader_far_behind() -> None:
+    rows = [32] * 128
+    settings = {"readers": 8, "batch_size": 4, "window_groups": 16}
+
+    own, padded, slowest = pixels_of_steps(plan_similar(rows, **settings))
+    _, mixed_padded, mixed_slowest = pixels_of_steps(plan(rows, **settings))
+
+    assert padded / own < 1.15
+    assert slowest / own < 1.25
+    assert mixed_padded / own > 1.5  # as drawn
+    assert mixed_slowest / own > 1.9
+
+
+def test_similar_sizes_cut_the_same_micro_batches_for_whoever_serves_a_reader() -> None:
+    rows = [7, 5, 9, 6, 8, 7]
+
+    of_all = plan_similar(rows)
+    of_one = plan_similar(rows, served=[1])
+
+    assert batches_of(of_one, 1) == batches_of(of_all, 1)
+    assert [of_one.steps_of(reader) for reader in range(3)] == [of_all.steps_of(reader) for reader in range(3)]
+
+
+def test_similar_sizes_meet_other_images_in_another_epoch() -> None:
+    rows = [8] * 12
+
+    first, second = ({frozenset(one) for one in batches_of(plan_similar(rows, epoch=epoch), 0)} for epoch in (0, 1))
+
+    assert len(first & second) < len(first) / 4
+
+
+def test_one_shape_and_similar_sizes_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="either one shape or similar sizes"):
+        plan_epoch(
+            [1], seed=0, epoch=0, readers=1, batch_size=1, window_groups=1, shapes=[[(1, 1)]],
+            similar=Similar(sizes_of, [0]),
+        )  # fmt: skip

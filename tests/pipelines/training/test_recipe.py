@@ -79,7 +79,7 @@ def test_scales_grow_with_the_run(share: float, scales: tuple[int, ...]) -> None
 def test_a_preset_is_a_value_of_json(name: str) -> None:
     recipe = RECIPES[name]
 
-    assert json.loads(json.dumps(recipe.as_json())).keys() == asdict(recipe).keys()
+    assert json.loads(json.dumps(recipe.as_json())).keys() == asdict(recipe).keys() - {"similar_sizes"}
     assert recipe.micro_batches * recipe.batch_size == recipe.effective_batch
 
 
@@ -134,3 +134,15 @@ def test_another_effective_batch_than_the_presets_is_told() -> None:
         "the effective batch is 64 images, where the recipe paper-300 has 16: its learning rates (0.0001, backbone "
         "1e-05) are not scaled"
     )
+
+
+def test_a_record_names_similar_sizes_only_where_they_are_wanted() -> None:
+    """Runs that were begun before there was a choice go on."""
+    assert "similar_sizes" not in Recipe().as_json()
+    assert Recipe(similar_sizes=True).as_json()["similar_sizes"] is True
+    assert not any(recipe.similar_sizes for recipe in RECIPES.values())
+
+
+def test_one_shape_and_similar_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"similar sizes: .* give --no-one-shape-a-batch, too"):
+        replace(RECIPES["scenes"], similar_sizes=True)

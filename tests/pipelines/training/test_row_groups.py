@@ -73,6 +73,14 @@ def test_sizes_are_those_of_the_images(drawn_shards: str) -> None:
     assert groups.sizes() == [[(image.height, image.width) for image in groups.read(number)] for number in range(6)]
 
 
+def test_ids_are_those_of_the_images(drawn_shards: str) -> None:
+    groups = groups_of(drawn_shards)
+
+    assert groups.image_ids() == [
+        [image.image_id for image in groups.read(number)] for number in range(len(groups.rows))
+    ]
+
+
 @pytest.mark.parametrize("workers", [1, 2, 3, 6, 8])
 def test_all_workers_together_evaluate_each_image_once(drawn_shards: str, workers: int) -> None:
     groups = groups_of(drawn_shards)

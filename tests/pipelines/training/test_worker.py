@@ -9,9 +9,11 @@ import pytest
 
 from pipelines.stopped import RunStopped
 from pipelines.training.batch import TrainBatch
+from pipelines.training.begun_step import out_of_memory, refuse_step
 from pipelines.training.checkpoints import Position
 from pipelines.training.learner import StepResult
-from pipelines.training.worker import _next, _refuse_divergence
+from pipelines.training.recipe import Recipe
+from pipelines.training.worker import _next
 
 HERE = Position(epoch=2, step_in_epoch=5, step=1_205)
 
@@ -20,7 +22,7 @@ def test_the_worker_that_had_the_images_names_them() -> None:
     result = StepResult({}, 2, math.nan, ((40, 7), "the loss is NaN or infinite"))
 
     with pytest.raises(RunStopped) as raised:
-        _refuse_divergence(result, HERE, speaks_for_all=False)
+        refuse_step(result, HERE, Recipe(), speaks_for_all=False)
 
     assert str(raised.value) == (
         "training diverged in epoch 2, step 1,205: the loss is NaN or infinite. Images of that micro-batch: 40, 7. "
@@ -29,12 +31,31 @@ def test_the_worker_that_had_the_images_names_them() -> None:
 
 
 def test_the_others_say_nothing() -> None:
-    _refuse_divergence(StepResult({}, 2, math.nan, None), HERE, speaks_for_all=False)
+    refuse_step(StepResult({}, 2, math.nan, None), HERE, Recipe(), speaks_for_all=False)
 
 
 def test_gradients_that_overflow_though_every_loss_is_finite_are_told_by_one() -> None:
     with pytest.raises(RunStopped, match=r"epoch 2, step 1,205: the gradients are NaN or infinite, though every loss"):
-        _refuse_divergence(StepResult({"loss": 3.0}, 2, math.inf, None), HERE, speaks_for_all=True)
+        refuse_step(StepResult({"loss": 3.0}, 2, math.inf, None), HERE, Recipe(), speaks_for_all=True)
+
+
+def test_a_worker_without_memory_says_which_batch_size_to_try() -> None:
+    result = StepResult({}, 1, math.nan, None, "a micro-batch of 8 images, padded to 800 x 1333 pixels, does not fit")
+
+    with pytest.raises(RunStopped) as raised:
+        refuse_step(result, HERE, Recipe(effective_batch=48, batch_size=16), speaks_for_all=False)
+
+    assert str(raised.value) == (
+        "out of device memory in epoch 2, step 1,205: a micro-batch of 8 images, padded to 800 x 1333 pixels, does not "
+        "fit. Give --batch-size 8 (it is 16) and another --name: the effective batch stays 48 images, in more "
+        "micro-batches; the last checkpoint is kept."
+    )
+
+
+def test_where_one_image_is_too_much_a_smaller_one_is_asked_for() -> None:
+    said = out_of_memory("it does not fit", HERE, Recipe(effective_batch=4, batch_size=1))
+
+    assert "give smaller --scales, --bf16, or a larger GPU" in said
 
 
 def test_what_cannot_be_read_is_handed_on_and_not_raised() -> None:

@@ -1,0 +1,139 @@
+"""How tensors get to a device and back, and how exact its float32 is."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """A tensor that is on its way into host memory."""
+
+    host: Tensor
+    arrived: torch.cuda.Event | None = None
+
+    def result(self) -> Tensor:
+        """Wait until the tensor has arrived and return it."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.host
+
+
+class Transfer(Protocol):
+    """Moves tensors between host memory and one device. The only code that may use streams and pinned memory."""
+
+    def memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return uninitialised host memory from which `upload` copies without waiting."""
+        ...
+
+    def upload(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Return copies on the device that the calling thread's next operations may use. Does not wait for them.
+
+        `tensors` must come from `memory` and must not be written any more.
+        """
+        ...
+
+    def download(self, tensor: Tensor) -> Download:
+        """Start copying a tensor of the device into host memory. Does not wait for it."""
+        ...
+
+    def release(self) -> None:
+        """Give memory that the device's allocator keeps, but does not use, back to the device."""
+        ...
+
+
+class CpuTransfer:
+    """The device is the CPU, so nothing is copied."""
+
+    def memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """See `Transfer.memory`."""
+        return torch.empty(shape, dtype=dtype)
+
+    def upload(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """See `Transfer.upload`."""
+        return tensors
+
+    def download(self, tensor: Tensor) -> Download:
+        """See `Transfer.download`."""
+        return Download(tensor)
+
+    def release(self) -> None:
+        """See `Transfer.release`."""
+
+
+class CudaTransfer:
+    """Copies from and to pinned memory; uploads use a stream of their own, so that they overlap with computing.
+
+    PyTorch's allocator of pinned memory keeps freed blocks and hands them out again once the copies that read them have
+    ended. Therefore pinned memory does not grow beyond what is in use at once, rounded up to powers of two.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """See `Transfer.memory`."""
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
+
+    def upload(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """See `Transfer.upload`."""
+        with torch.cuda.stream(self._copies):
+            copies = tuple(tensor.to(self._device, non_blocking=True) for tensor in tensors)
+        computing = torch.cuda.current_stream(self._device)
+        computing.wait_stream(self._copies)
+        for copy in copies:
+            copy.record_stream(computing)  # their memory may be reused when this stream is done with them
+        return copies
+
+    def download(self, tensor: Tensor) -> Download:
+        """See `Transfer.download`."""
+        host = self.memory(tuple(tensor.shape), tensor.dtype)
+        host.copy_(tensor, non_blocking=True)
+        # blocking: the waiting thread sleeps, because decoding threads need its core
+        arrived = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        arrived.record(torch.cuda.current_stream(self._device))
+        return Download(host, arrived)
+
+    def release(self) -> None:
+        """See `Transfer.release`."""
+        torch.cuda.empty_cache()
+
+
+def transfer_for(device: torch.device) -> Transfer:
+    """Return what moves tensors to and from a device."""
+    return CudaTransfer(device) if device.type == "cuda" else CpuTransfer()
+
+
+@contextmanager
+def float32_arithmetic(*, tf32: bool) -> Iterator[None]:
+    """Compute float32 convolutions and matrix products exactly, or in TensorFloat-32, until the context ends.
+
+    TensorFloat-32 rounds the operands to 10 bits of mantissa (float32 has 23). PyTorch uses it for cuDNN's convolutions
+    unless told otherwise. The settings belong to the whole process; they are restored at the end.
+    """
+    # PyTorch 2.14 declares no types for these
+    cudnn: Any = torch.backends.cudnn
+    operators: tuple[Any, ...] = (cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul)
+    before = [operator.fp32_precision for operator in operators]
+    try:
+        for operator in operators:
+            operator.fp32_precision = "tf32" if tf32 else "ieee"
+        yield
+    finally:
+        for operator, setting in zip(operators, before, strict=True):
+            operator.fp32_precision = setting
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a copy of a tensor on a device, or the tensor itself where it is there already. Does not wait for it.
+
+    A tensor that is not in pinned memory is copied there first, which costs little for a small one.
+    """
+    if tensor.device.type == "cpu" and device.type == "cuda" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

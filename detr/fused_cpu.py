@@ -1,0 +1,140 @@
+"""Convolutions fused with bias, residual add and ReLU, by oneDNN, for inference on a CPU.
+
+They mend two weaknesses of plain modules on a CPU. With one thread, PyTorch computes many convolutions of small batches
+by `_slow_conv2d_forward`, without oneDNN (34 of 54 in ResNet-50). And each ReLU and each residual add reads and writes
+a whole feature map once more. The operators used here are those that `torch.compile` generates for CPUs. They are
+private: `tests/detr/test_fused_cpu.py` says what to do when they change.
+"""
+
+import logging
+import platform
+from collections.abc import Iterator
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from detr.backbone import BasicBlock, Bottleneck, Guard, ResidualBlock, ResidualNetwork
+from detr.model import Detr
+
+OPERATORS = ("_convolution_pointwise", "_convolution_pointwise_")
+"""Operators of `torch.ops.mkldnn` that this module calls."""
+
+MACHINES = ("x86_64", "AMD64")
+"""Processors on which they are tested, as `platform.machine` names them."""
+
+
+def fuse_convolutions(model: Detr) -> bool:
+    """Replace the convolutions of a folded network by fused ones, in place; return whether that was possible.
+
+    The fused network is the same function to rounding (1e-5). It cannot be trained or saved. The model stays as it is,
+    and the reason is logged once, where PyTorch lacks oneDNN or these operators, where oneDNN is switched off, on
+    processors other than x86, and for a model that is not on the CPU in float32 or bfloat16.
+
+    Args:
+        model: of `detr.folding.folded`, on the device that it will compute on.
+    """
+    reason = _reason_against(model)
+    if reason is not None:
+        _log_once(reason)
+        return False
+    network = model.backbone[0].get_submodule("body")
+    assert isinstance(network, ResidualNetwork)
+    network.add_module("conv1", FusedConvolution(network.conv1, relu=True))
+    network.add_module("relu", nn.Identity())
+    for name in network.stage_names:
+        stage = network.get_submodule(name)
+        for number, block in stage.named_children():
+            assert isinstance(block, (Bottleneck, BasicBlock))
+            stage.add_module(number, FusedBlock(block))
+    model.add_module("input_proj", FusedConvolution(model.input_proj))
+    return True
+
+
+class FusedConvolution(nn.Module):
+    """A convolution with its bias, followed by a ReLU if asked for, or by a residual add and a ReLU.
+
+    The weights stay in PyTorch's own layout, and oneDNN reorders them at each call. To prepare them in oneDNN's layout
+    gains 1.5 % at most, and that layout depends on the shape of the input (docs/measurements.md).
+    """
+
+    def __init__(self, convolution: nn.Conv2d, *, relu: bool = False) -> None:
+        """Take over the weights of a convolution that has a bias and one group."""
+        super().__init__()
+        assert convolution.bias is not None
+        assert convolution.groups == 1
+        assert isinstance(convolution.padding, tuple)
+        self.weight, self.bias = convolution.weight, convolution.bias
+        self.stride, self.kernel = convolution.stride[0], convolution.kernel_size[0]
+        self._geometry = (list(convolution.padding), list(convolution.stride), list(convolution.dilation), 1)
+        self._activation = "relu" if relu else "none"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve `(B, C, H, W)` in channels-last memory."""
+        return torch.ops.mkldnn._convolution_pointwise(  # noqa: SLF001 - see the module's docstring
+            x, self.weight, self.bias, *self._geometry, self._activation, [], ""
+        )
+
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        """Return relu(residual + convolution of `x`). The result is written into `residual`."""
+        return torch.ops.mkldnn._convolution_pointwise_.binary(
+            residual, x, self.weight, self.bias, *self._geometry, "add", 1.0, "relu", [], ""
+        )
+
+
+class FusedBlock(ResidualBlock):
+    """A `Bottleneck` or `BasicBlock` of fused convolutions."""
+
+    def __init__(self, block: Bottleneck | BasicBlock) -> None:
+        super().__init__()
+        self.stride = block.stride
+        *convolutions, last = _convolutions(block)
+        self.convolutions = nn.ModuleList(FusedConvolution(convolution, relu=True) for convolution in convolutions)
+        self.last = FusedConvolution(last)
+        self.shortcut = None
+        if block.downsample is not None:
+            self.shortcut = FusedConvolution(next(_convolutions(block.downsample)))
+
+    def forward(self, x: Tensor, guard: Guard | None, input_stride: int) -> Tensor:
+        """See `Bottleneck.forward`. Where the shortcut is the input itself, the result is written into `x`."""
+        residual, stride = x, input_stride
+        for convolution in self.convolutions:
+            assert isinstance(convolution, FusedConvolution)
+            residual = convolution(_guarded(residual, convolution, guard, stride))
+            stride *= convolution.stride
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        return self.last.add_to(shortcut, _guarded(residual, self.last, guard, stride))
+
+
+def _guarded(x: Tensor, convolution: FusedConvolution, guard: Guard | None, stride: int) -> Tensor:
+    """Zero what lies outside an image's own extent, before a convolution that would read it."""
+    return x if guard is None or convolution.kernel == 1 else guard(x, stride)
+
+
+def _convolutions(module: nn.Module) -> Iterator[nn.Conv2d]:
+    """Yield the convolutions directly in a module, in the order in which they are computed."""
+    return (child for child in module.children() if isinstance(child, nn.Conv2d))
+
+
+def _reason_against(model: Detr) -> str | None:
+    """Return why the convolutions of a model cannot be fused, or None."""
+    weight = model.input_proj.weight
+    if weight.device.type != "cpu":
+        return f"the model is on {weight.device}"
+    if weight.dtype not in (torch.float32, torch.bfloat16):
+        return f"its weights are {weight.dtype}"
+    if platform.machine() not in MACHINES:
+        return f"the processor is {platform.machine()}, which this is not tested on"
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return "PyTorch is built without oneDNN"
+    if not torch.backends.mkldnn.enabled:
+        return "oneDNN is switched off (torch.backends.mkldnn.enabled)"
+    missing = [name for name in OPERATORS if not hasattr(torch.ops.mkldnn, name)]
+    if missing:
+        return f"PyTorch {torch.__version__} has no torch.ops.mkldnn.{' and no '.join(missing)}"
+    return None
+
+
+@cache
+def _log_once(reason: str) -> None:
+    logging.getLogger(__name__).info("Convolutions are not fused, which is slower on a CPU: %s.", reason)

@@ -1,0 +1,315 @@
+"""One benchmark: what is asked for, the alternating rounds, and the report."""
+
+import contextlib
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pipelines.benchmarks.machine import installed, machine_facts
+from pipelines.benchmarks.records import Primary, Record, ratio, record
+from pipelines.benchmarks.report import Report, to_json, to_markdown
+from pipelines.benchmarks.roofline import known_card, most_images_per_s, usd_per_million
+from pipelines.benchmarks.rounds import OURS, Runner, Trial, Variant, alternate
+
+Mode = Literal["model", "label", "train", "decode", "evaluate", "start"]
+
+MODES: tuple[Mode, ...] = ("model", "label", "train", "decode", "evaluate", "start")
+PEERS: Mapping[str, tuple[str, ...]] = {
+    "transformers": ("transformers",),
+    "pipeline": ("transformers",),
+    "raydata": ("ray", "transformers"),
+    "daft": ("daft", "transformers"),
+    "openvino": ("openvino", "transformers"),
+    "onnxruntime": ("onnxruntime", "onnx", "onnxscript", "transformers"),
+}
+"""Peers by name, each with the packages that it needs."""
+
+PEERS_OF: Mapping[Mode, tuple[str, ...]] = {
+    "model": ("transformers", "openvino", "onnxruntime"),
+    "label": ("pipeline", "raydata", "daft"),
+    "train": ("transformers",),
+    "decode": ("transformers",),
+    "evaluate": (),
+    "start": (),
+}
+"""Which peers a mode can be measured beside."""
+
+HOW_TO_GET = "pip install .[bench]"
+
+
+@dataclass(frozen=True, slots=True)
+class BenchConfig:
+    """What is measured, and how often. Sizes that are None are chosen by the mode: small on a CPU, full on a GPU.
+
+    Attributes:
+        mode: what is measured.
+        peers: names of `PEERS`.
+        against: another checkout of this package, measured beside this one.
+        out: folder that receives `MODE.json` and `MODE.md`; None writes nothing.
+        rounds: alternating rounds.
+        device: "cpu" or "cuda".
+        precisions: "fp32", "bf16", "fp16".
+        shapes: (height, width) in pixels that the network sees.
+        batches: images in a batch.
+        parts: of `model`: "detect" from uint8 pixels to detections, "forward" the network alone.
+        compiled: whether the network alone is measured compiled as well.
+        threads: that a subject computes with.
+        images: how many different images; two numbers where whole commands are measured at two sizes.
+        folder: of photographs; None draws scenes.
+        annotations: a COCO json of the photographs, for their AP.
+        model: "random" or what `detr.load` takes.
+        shorter: pixels of the shorter side that the size rule of the random model aims at.
+        seconds: least wall time of a steady state.
+        actors: `--actors` of the label command; None leaves it to the command.
+        detections: of each image in `evaluate`.
+        price_per_hour: USD of this machine; None tells no cost.
+        timeout_s: of one subject.
+        command: for the report.
+    """
+
+    mode: Mode
+    peers: tuple[str, ...] = ()
+    against: Path | None = None
+    out: Path | None = None
+    rounds: int = 3
+    device: str = "cpu"
+    precisions: tuple[str, ...] = ("fp32",)
+    shapes: tuple[tuple[int, int], ...] = ((800, 1066),)
+    batches: tuple[int, ...] = (1,)
+    parts: tuple[str, ...] = ("detect",)
+    compiled: bool = False
+    threads: int = 1
+    images: tuple[int, ...] = (8,)
+    folder: Path | None = None
+    annotations: Path | None = None
+    model: str = "random"
+    shorter: int = 800
+    seconds: float = 1.0
+    actors: str | None = None
+    detections: int = 100
+    price_per_hour: float | None = None
+    timeout_s: float = 1800.0
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        strange = [peer for peer in self.peers if peer not in PEERS_OF[self.mode]]
+        if strange:
+            beside = ", ".join(PEERS_OF[self.mode]) or "no other library"
+            raise ValueError(f"--peers {' '.join(strange)}: {self.mode} is measured beside {beside}")
+        if self.price_per_hour is not None and not self.price_per_hour > 0:
+            raise ValueError(f"--price-per-hour: {self.price_per_hour:g} is not a price above 0")
+        if self.mode in ("label", "evaluate"):
+            two_sizes(self.images)
+
+    @property
+    def primary(self) -> Primary:
+        """The kind of cost that is compared: CPU seconds, or wall seconds on a GPU."""
+        return "wall" if self.device.startswith("cuda") else "cpu"
+
+    @property
+    def longest(self) -> int:
+        """The longer side of the size rule, in the proportion of the paper's."""
+        return round(self.shorter * 1333 / 800)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Variants that are compared with each other.
+
+    Attributes:
+        name: what is equal for all of them.
+        variants: the baseline among them.
+        agreement: returns how far a variant's results agree with the reference, or None; called after its trials.
+        sizes: numbers of images, each measured in a process of its own; `(0,)` where the subject decides.
+        of: whether the cost of an image or of the whole is compared.
+        shape: (height, width) that the network sees, for the roofline; None where it varies.
+        prepare: settings for one trial, made anew: (variant, round, size) to settings.
+        watch: for one trial: (variant, round, size) to what is called while it runs.
+        after: called with every trial that succeeded.
+    """
+
+    name: str
+    variants: tuple[Variant, ...]
+    agreement: Callable[[Variant, Sequence[Trial]], Mapping[str, Any] | None]
+    sizes: tuple[int, ...] = (0,)
+    of: Literal["image", "total"] = "image"
+    shape: tuple[int, int] | None = None
+    prepare: Callable[[Variant, int, int], Mapping[str, Any]] | None = None
+    watch: Callable[[Variant, int, int], Callable[[float], Mapping[str, float]]] | None = None
+    after: Callable[[Variant, Trial], None] | None = None
+
+
+@dataclass(slots=True)
+class Bench:
+    """One benchmark while it runs.
+
+    Attributes:
+        config: what is asked for.
+        folder: working folder, removed at the end.
+        on_progress: called with a line for each measurement.
+        missing: sentences about peers that are not installed.
+        reference: what agreement is measured against.
+        records: of the cases so far.
+    """
+
+    config: BenchConfig
+    folder: Path
+    on_progress: Callable[[str], None]
+    missing: list[str] = field(default_factory=list)
+    reference: str = ""
+    records: list[Record] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+    date: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
+
+    @property
+    def runner(self) -> Runner:
+        """What starts subjects."""
+        return Runner(self.folder, self.config.timeout_s, self._say)
+
+    def has(self, peer: str) -> bool:
+        """Return whether a peer is asked for and installed; say once what is missing."""
+        if peer not in self.config.peers:
+            return False
+        lacking = [package for package in PEERS[peer] if installed(package) is None]
+        if lacking:
+            sentence = f"{peer}: {', '.join(lacking)} not installed ({HOW_TO_GET})"
+            self.missing += [] if sentence in self.missing else [sentence]
+        return not lacking
+
+    def setup(self, subject: str, settings: Mapping[str, Any], *, name: str = "setup", code: Path = OURS) -> None:
+        """Run a subject that prepares something, with the code of a checkout.
+
+        Raises:
+            SubjectFailed: it failed.
+        """
+        trial = self.runner.run(Variant(name, subject, settings, code=code))
+        if trial.error is not None:
+            raise SubjectFailed(f"{subject} failed: {trial.error}")
+
+    def with_before(self, variant: Variant) -> list[Variant]:
+        """Return one of our variants, and the same of the other checkout where one is given."""
+        if self.config.against is None:
+            return [variant]
+        name = variant.name.replace("ours", "before", 1)
+        return [variant, replace(variant, name=name, code=self.config.against, baseline=variant.name)]
+
+    def run_case(self, case: Case) -> None:
+        """Measure all rounds of a case and add its records."""
+        config = self.config
+        trials: dict[str, list[Trial]] = {variant.name: [] for variant in case.variants}
+        for number, (variant, size) in alternate(
+            [(variant, size) for variant in case.variants for size in case.sizes], config.rounds
+        ):
+            trial = self.runner.run(
+                variant,
+                number=number,
+                size=size,
+                settings={
+                    "found": found_file(variant.name),
+                    **(case.prepare(variant, number, size) if case.prepare else {}),
+                },
+                watch=case.watch(variant, number, size) if case.watch else None,
+            )
+            trials[variant.name].append(trial)
+            if case.after is not None and trial.error is None:
+                case.after(variant, trial)
+        for variant in case.variants:
+            self.records.append(self._record(case, variant, trials))
+        self.write()
+
+    def report(self) -> Report:
+        """Return what is known so far."""
+        return Report(
+            mode=self.config.mode,
+            command=self.config.command,
+            date=self.date,
+            machine=machine_facts(),
+            records=tuple(self.records),
+            missing=tuple(self.missing),
+            reference=self.reference,
+            seconds=time.monotonic() - self.began,
+        )
+
+    def write(self) -> None:
+        """Write the report so far into the folder that was asked for."""
+        if self.config.out is None:
+            return
+        self.config.out.mkdir(parents=True, exist_ok=True)
+        report = self.report()
+        for name, text in ((f"{report.mode}.json", to_json(report)), (f"{report.mode}.md", to_markdown(report) + "\n")):
+            partial = self.config.out / f"{name}.part"
+            partial.write_text(text)
+            partial.replace(self.config.out / name)
+
+    def _record(self, case: Case, variant: Variant, trials: Mapping[str, Sequence[Trial]]) -> Record:
+        config = self.config
+        good = [trial for trial in trials[variant.name] if trial.error is None]
+        found = record(
+            config.mode,
+            case.name,
+            variant,
+            trials[variant.name],
+            primary=config.primary,
+            threads=config.threads,
+            agreement=case.agreement(variant, good) if good else None,
+        )
+        compared = None
+        if variant.baseline in trials:
+            compared = ratio(trials[variant.name], trials[variant.baseline], primary=config.primary, of=case.of)
+        found = replace(found, ratio=compared, baseline=variant.baseline)
+        each = found.wall_s_per_image
+        if each is None or each.median <= 0:
+            return found
+        if config.price_per_hour is not None:
+            found = replace(found, usd_per_million=usd_per_million(each.median, config.price_per_hour))
+        card = known_card(machine_facts()["gpu"] or "") if config.primary == "wall" and case.shape else None
+        if card is not None and case.shape is not None:
+            found = replace(found, roofline_share=1 / each.median / most_images_per_s(card, *case.shape))
+        return found
+
+    def _say(self, trial: Trial) -> None:
+        what = f"{trial.variant}, round {trial.round + 1}" + (f", {trial.size} images" if trial.size else "")
+        if trial.error is not None:
+            self.on_progress(f"{what}: failed: {trial.error.splitlines()[-1][:200]}")
+        else:
+            self.on_progress(f"{what}: {trial.use.cpu_s:.1f} CPU s, {trial.use.wall_s:.1f} s")
+
+
+def two_sizes(images: Sequence[int]) -> tuple[int, int]:
+    """Return two different numbers of images; the smaller is a third of the larger where one is given.
+
+    Raises:
+        ValueError: one image alone, from which fixed and marginal cost cannot be told apart.
+    """
+    if len(images) >= 2 and images[0] != images[1]:
+        return min(images[:2]), max(images[:2])
+    if images[0] < 2:
+        raise ValueError("--count: fixed cost and cost per image need two sizes, such as --count 4 12")
+    return max(1, images[0] // 3), images[0]
+
+
+class SubjectFailed(Exception):
+    """A subject that prepares a benchmark failed; the message ends with its output."""
+
+
+def found_file(variant: str) -> str:
+    """Return the name of the file that a variant's results are saved in."""
+    return "found_" + "".join(letter if letter.isalnum() else "_" for letter in variant) + ".npz"
+
+
+@contextlib.contextmanager
+def opened(config: BenchConfig, on_progress: Callable[[str], None]) -> Iterator[Bench]:
+    """Open a benchmark with a working folder that is removed at the end."""
+    with tempfile.TemporaryDirectory(prefix="ray-detr-bench-") as folder:
+        yield Bench(config, Path(folder), on_progress)
+
+
+def read_names(model: Path) -> dict[str, int]:
+    """Return class indices by name, from the config.json of a model folder."""
+    labels = json.loads((model / "config.json").read_text())["id2label"]
+    return {name: int(index) for index, name in labels.items()}

@@ -1,0 +1,78 @@
+"""The tests marked `gpu`, run by pytest within a time limit, resumed later where they were stopped."""
+
+import os
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipelines.benchmarks.machine import installed
+from pipelines.benchmarks.process_tree import run_measured
+from pipelines.benchmarks.rounds import python_path
+
+FOLDER = "tests/gpu"
+OUTCOME = re.compile(r"^(\S+::.+?) (PASSED|FAILED|SKIPPED|ERROR|XFAIL)\b", re.MULTILINE)
+OUTPUT_KEPT = 6000
+
+
+@dataclass(slots=True)
+class TestRun:
+    """Outcomes of the GPU tests so far.
+
+    Attributes:
+        root: of the checkout, where `tests/gpu` lies.
+        device: "cuda", or "cpu" in a rehearsal, where the tests skip themselves.
+        outcomes: by test.
+    """
+
+    __test__ = False  # of pytest: this is no test class
+
+    root: Path
+    device: str
+    outcomes: dict[str, str] = field(default_factory=dict)
+
+    def run(self, folder: Path, limit_s: float) -> dict[str, Any]:
+        """Run the tests that have no outcome yet, without those that need Ray, and return counts and failures.
+
+        `tests/conftest.py` is not read: it needs libraries that a GPU machine may not have. Warnings are no errors:
+        another version of torch has others.
+
+        Args:
+            folder: receives pytest's output.
+            limit_s: wall seconds until pytest is killed.
+        """
+        if not (self.root / FOLDER).is_dir():
+            return {"state": "skipped", "reason": f"there is no {FOLDER}"}
+        if installed("pytest") is None:
+            return {"state": "skipped", "reason": "pytest is not installed"}
+        output = folder / f"tests_{len(list(folder.glob('tests_*.txt'))) + 1}.txt"
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-v",
+            "-m",
+            "gpu and not ray",
+            "-W",
+            "default",
+            "--tb=short",
+            "-rfEs",
+        ]
+        command += ["-p", "no:cacheprovider", f"--confcutdir={self.root / FOLDER}", "--continue-on-collection-errors"]
+        command += [f"--deselect={test}" for test in self.outcomes]
+        use = run_measured(
+            [*command, FOLDER],
+            environment={**os.environ, "PYTHONPATH": python_path(self.root), "PYTHONUNBUFFERED": "1"},
+            folder=self.root,
+            output=output,
+            timeout_s=limit_s,
+        )
+        text = output.read_text(errors="replace")
+        found = dict(OUTCOME.findall(text))
+        self.outcomes |= found
+        counts = {outcome.lower(): list(found.values()).count(outcome) for outcome in sorted(set(found.values()))}
+        failed = [test for test, outcome in found.items() if outcome in ("FAILED", "ERROR")]
+        state = "not finished" if use.timed_out else "failed" if failed or use.exit_code not in (0, 5) else "done"
+        more = {"output": text[-OUTPUT_KEPT:]} if state == "failed" or not found else {}
+        return {"state": state, "seconds": round(use.wall_s, 1), "counts": counts, "failed": failed, **more}

@@ -1,0 +1,193 @@
+"""CPU time, memory and wall time of a command and of all processes that it starts (Linux, through /proc)."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SAMPLE_SECONDS = 0.05
+MEMORY_EVERY = 6  # samples between two readings of memory, which takes the kernel longer than reading CPU time
+LINGER_SECONDS = 10.0  # for processes of the tree that outlive its root
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True, slots=True)
+class TreeUse:
+    """Resources used by a process and its descendants.
+
+    Attributes:
+        exit_code: of the root process; negative is the signal that ended it.
+        timed_out: the root ran past its time limit and was killed with its descendants.
+        wall_s: from its start to its end.
+        cpu_s: user and system CPU seconds of all processes. It is the larger of two lower bounds: what the kernel
+            adds up for processes that were waited for, and what was sampled of every process while it ran.
+        peak_bytes: the largest sum of the processes' memory that was seen; shared pages count once where the kernel
+            reports proportional set sizes.
+        processes: how many were seen.
+    """
+
+    exit_code: int
+    timed_out: bool
+    wall_s: float
+    cpu_s: float
+    peak_bytes: int
+    processes: int
+
+
+@dataclass(slots=True)
+class _Tree:
+    """Every process of a tree that was seen: its CPU seconds so far, by process id and start time."""
+
+    root: int
+    cpu: dict[tuple[int, int], float] = field(default_factory=dict)
+    peak_bytes: int = 0
+
+    def sample(self, *, with_memory: bool) -> set[int]:
+        """Read /proc once; return the ids of the tree's processes that still run."""
+        table = _processes()
+        children: dict[int, list[int]] = {}
+        for pid, process in table.items():
+            children.setdefault(process.parent, []).append(pid)
+        # processes seen before stay in the tree: their parent may have ended since
+        pending = [pid for pid, process in table.items() if pid == self.root or (pid, process.started) in self.cpu]
+        living: set[int] = set()
+        while pending:
+            pid = pending.pop()
+            if pid not in living:
+                living.add(pid)
+                pending += children.get(pid, [])
+        for pid in living:
+            process = table[pid]
+            self.cpu[pid, process.started] = process.cpu_s
+        if with_memory:
+            together = sum(_memory_bytes(pid) for pid in living)
+            self.peak_bytes = max(self.peak_bytes, together, _peak_bytes(self.root))
+        return {pid for pid in living if not table[pid].is_zombie}
+
+
+@dataclass(frozen=True, slots=True)
+class _Process:
+    parent: int
+    started: int
+    cpu_s: float
+    is_zombie: bool
+
+
+def run_measured(
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    folder: Path,
+    output: Path,
+    timeout_s: float,
+    watch: Callable[[float], None] | None = None,
+) -> TreeUse:
+    """Run a command to its end and return what it and its descendants used.
+
+    Descendants that outlive the command are given ten seconds to end, then they are killed: the next measurement
+    must not share the machine with them.
+
+    Args:
+        command: program and arguments.
+        environment: all of the command's environment variables.
+        folder: its working directory.
+        output: the file that receives its standard output and standard error.
+        timeout_s: wall seconds until it is killed.
+        watch: called with the seconds since the start, about twenty times a second while it runs.
+    """
+    began = time.monotonic()
+    with output.open("wb") as stream:
+        process = subprocess.Popen(  # noqa: S603 - the commands are ours
+            command, env=dict(environment), cwd=folder, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream
+        )
+    tree, timed_out, samples = _Tree(process.pid), False, 0
+    waited, code, usage = os.wait4(process.pid, os.WNOHANG)
+    while not waited:
+        living = tree.sample(with_memory=samples % MEMORY_EVERY == 0)
+        samples += 1
+        elapsed = time.monotonic() - began
+        if watch is not None:
+            watch(elapsed)
+        if elapsed > timeout_s and not timed_out:
+            timed_out = True
+            _kill(living)
+        time.sleep(SAMPLE_SECONDS)
+        waited, code, usage = os.wait4(process.pid, os.WNOHANG)
+    exit_code = os.waitstatus_to_exitcode(code)
+    process.returncode = exit_code  # else Popen would wait for a process id that is free again
+    wall_s = time.monotonic() - began
+    _wait_for_rest(tree)
+    return TreeUse(
+        exit_code=exit_code,
+        timed_out=timed_out,
+        wall_s=wall_s,
+        cpu_s=max(sum(tree.cpu.values()), usage.ru_utime + usage.ru_stime),
+        peak_bytes=tree.peak_bytes,
+        processes=len(tree.cpu),
+    )
+
+
+def _wait_for_rest(tree: _Tree) -> None:
+    deadline = time.monotonic() + LINGER_SECONDS
+    while living := tree.sample(with_memory=False) - {tree.root}:
+        if time.monotonic() > deadline:
+            _kill(living)
+        time.sleep(SAMPLE_SECONDS)
+
+
+def _kill(processes: set[int]) -> None:
+    for pid in processes:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue  # it ended by itself
+
+
+def _processes() -> dict[int, _Process]:
+    """Return every process of this machine that can be read, by its id."""
+    found = {}
+    for name in os.listdir("/proc"):  # noqa: PTH208 - a path object for each process takes ten times as long
+        if not name.isdigit():
+            continue
+        try:
+            with open(f"/proc/{name}/stat", "rb") as file:  # noqa: PTH123 - as above
+                stat = file.read()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has just ended
+        # the name, in parentheses, may hold spaces and parentheses itself
+        fields = stat[stat.rindex(b")") + 2 :].split()
+        cpu_s = (int(fields[11]) + int(fields[12])) / _TICKS
+        found[int(name)] = _Process(int(fields[1]), int(fields[19]), cpu_s, is_zombie=fields[0] in (b"Z", b"X"))
+    return found
+
+
+def _peak_bytes(pid: int) -> int:
+    """Return the most resident memory that a process has had, or 0 where the kernel does not tell.
+
+    `wait4` tells it, too, but counts the memory of the process that forked it.
+    """
+    try:
+        for line in Path(f"/proc/{pid}/status").read_bytes().splitlines():
+            if line.startswith(b"VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        return 0
+    return 0
+
+
+def _memory_bytes(pid: int) -> int:
+    """Return a process's proportional set size, or its resident set size where the kernel does not tell the former."""
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_bytes().splitlines():
+            if line.startswith(b"Pss:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass  # ended, another user's, or a kernel without this file
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * _PAGE
+    except (OSError, IndexError, ValueError):
+        return 0

@@ -1,0 +1,14 @@
+"""Draws the scenes that a benchmark labels when no photographs are given."""
+
+from pathlib import Path
+from typing import Any
+
+from detr.scene_files import write_scenes
+
+SEED = 17
+
+
+def write(settings: dict[str, Any], _folder: Path) -> dict[str, Any]:
+    """Write `count` scenes to `folder`."""
+    write_scenes(Path(settings["folder"]), settings["count"], SEED)
+    return {}

@@ -1,0 +1,108 @@
+"""Time calls in a subject's process: phases of its start, warm-up, steady state. Imports torch for CUDA only."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence, Sized
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
+
+WARM_UP_CALLS = 8  # at most; the compiler may run again at the second call
+Batch = TypeVar("Batch", bound=Sized)
+ALIKE = 1.1  # two calls in a row that differ by less than this are warm
+
+
+@dataclass(slots=True)
+class Phases:
+    """CPU seconds of this process by the phases of its start: "import", "load", "first" ..."""
+
+    cpu_s: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add what happens inside to a phase."""
+        began = time.process_time()
+        yield
+        self.cpu_s[name] = self.cpu_s.get(name, 0.0) + time.process_time() - began
+
+
+@dataclass(frozen=True, slots=True)
+class Steady:
+    """What calls took once warm.
+
+    Attributes:
+        images: how many went through.
+        cpu_s: user and system CPU seconds of this process.
+        wall_s: wall seconds, on CUDA between two synchronisations.
+        gpu: clocks, power, temperature and busy share of the GPU while the calls ran; None without one.
+    """
+
+    images: int
+    cpu_s: float
+    wall_s: float
+    gpu: dict[str, Any] | None = None
+
+
+def steady(
+    call: Callable[[Batch], object], batches: Sequence[Batch], *, device: str, seconds: float, phases: Phases
+) -> Steady:
+    """Warm up on the first batch, then call with all batches, again and again for at least `seconds`.
+
+    The first call is the phase "first", the other calls of the warm-up "warm up".
+
+    Args:
+        call: takes a batch; the length of a batch is its number of images.
+        batches: at least one.
+        device: "cuda" synchronises and samples the GPU.
+        seconds: wall time of the steady state at least; every batch is used at least once.
+        phases: receives the CPU time of the warm-up.
+    """
+    on_gpu = device.startswith("cuda")
+    with phases.phase("first"):
+        call(batches[0])
+        _synchronize(on_gpu)
+    with phases.phase("warm up"):
+        _warm_up(lambda: call(batches[0]), on_gpu)
+    sampling: AbstractContextManager[list[list[str]] | None] = nullcontext()
+    if on_gpu:
+        from pipelines.benchmarks.gpu import gpu_samples  # here: it imports torch
+
+        sampling = gpu_samples()
+    images = 0
+    with sampling as samples:
+        cpu, wall = time.process_time(), time.perf_counter()
+        while images == 0 or time.perf_counter() - wall < seconds:
+            for batch in batches:
+                call(batch)
+                images += len(batch)
+            _synchronize(on_gpu)
+        spent = Steady(images, time.process_time() - cpu, time.perf_counter() - wall)
+    if samples is None:
+        return spent
+    from pipelines.benchmarks.gpu import busy_share, peak_mb, summary
+
+    gpu = {**summary(samples), "peak_mb": peak_mb(), **busy_share(lambda: call(batches[0]))}
+    return Steady(spent.images, spent.cpu_s, spent.wall_s, gpu)
+
+
+def result(phases: Phases, spent: Steady, **more: Any) -> dict[str, Any]:
+    """Return what a subject returns: the phases, the steady state, and anything else that is JSON."""
+    return {"phases": phases.cpu_s, "steady": asdict(spent), **more}
+
+
+def _warm_up(call: Callable[[], object], on_gpu: bool) -> None:
+    before = None
+    for _ in range(WARM_UP_CALLS):
+        began = time.process_time() if not on_gpu else time.perf_counter()
+        call()
+        _synchronize(on_gpu)
+        took = (time.process_time() if not on_gpu else time.perf_counter()) - began
+        if before is not None and before / ALIKE <= took <= before * ALIKE:
+            return
+        before = took
+
+
+def _synchronize(on_gpu: bool) -> None:
+    if on_gpu:
+        import torch
+
+        torch.cuda.synchronize()

@@ -1,0 +1,1 @@
+"""COCO's json as people have it: one reader for sharding and for evaluation."""

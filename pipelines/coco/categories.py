@@ -1,0 +1,57 @@
+"""The categories of a COCO json: which of them are classes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+
+from detr.classes import UNUSED_NAME, Category
+from pipelines.coco.values import MOST_INT32, shown, whole
+from pipelines.stopped import RunStopped
+
+
+def read_categories(entries: object, used: Collection[int], name: str) -> tuple[tuple[Category, ...], list[str]]:
+    """Return the categories, and a sentence for each that is left out.
+
+    Left out is what no annotation has and whose name is empty, N/A or also another's: exporters declare such a root.
+
+    Args:
+        entries: the json's field.
+        used: ids that annotations have.
+        name: what messages call the json.
+
+    Raises:
+        RunStopped: there are none, or one has no usable id, the id of another, or no name.
+    """
+    if not isinstance(entries, list) or not entries:
+        raise RunStopped(
+            f"annotations {name}: there are no categories, so this is not what COCO's instances files hold."
+        )
+    categories: list[Category] = []
+    for position, entry in enumerate(entries):
+        category_id = whole(entry.get("id"), MOST_INT32) if isinstance(entry, dict) else None
+        if category_id is None or not isinstance(entry.get("name"), str):
+            raise RunStopped(
+                f"annotations {name}: categories[{position}] needs a whole number below 2**31 as id, and a name."
+            )
+        categories.append(Category(category_id, entry["name"]))
+    ids = [category.id for category in categories]
+    twice = sorted({one for one in ids if ids.count(one) > 1})
+    if twice:
+        raise RunStopped(f"annotations {name}: the category id {twice[0]} is declared twice. Give each its own.")
+    names = Counter(category.name for category in categories)
+    kept: list[Category] = []
+    left_out: list[str] = []
+    for category in categories:
+        is_superfluous = not has_name(category) or names[category.name] > 1
+        if is_superfluous and category.id not in used and len(categories) > len(left_out) + 1:
+            names[category.name] -= 1
+            left_out.append(f"category {category.id}: {shown(category.name)}, which no annotation has")
+        else:
+            kept.append(category)
+    return tuple(kept), left_out
+
+
+def has_name(category: Category) -> bool:
+    """Return whether a class can be told by its name: it is not empty, and not what models call unused rows."""
+    return category.name.strip() not in ("", UNUSED_NAME)

@@ -1,0 +1,29 @@
+"""What a worker of a training run is started with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.training.config import TrainConfig
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """What a worker is started with.
+
+    Attributes:
+        config: of the run.
+        configuration: what the run's record says decides the outcome: the config's, and which shards these are.
+        start_id: of the driver's start; whoever claims the run later ends this one.
+        versions: of the code, for the records.
+        board: the driver's actor of `pipelines.training.board.Board`.
+        threads: that decode and augment.
+    """
+
+    config: TrainConfig
+    configuration: dict[str, Any]
+    start_id: str
+    versions: dict[str, str]
+    board: Any
+    threads: int

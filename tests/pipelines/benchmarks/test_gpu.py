@@ -1,0 +1,95 @@
+from pathlib import Path
+
+import pytest
+
+from pipelines.benchmarks.gpu import parse_samples, summary
+from pipelines.benchmarks.gpu_tests import OUTCOME, TestRun
+
+ROWS = """1980, 612.40, 55, 99, 0x0000000000000000
+1965, 640.00, 57, 100, 0x0000000000000004
+345, 110.00, 41, 0, 0x0000000000000001
+1980, 6"""
+
+
+def test_samples_of_the_driver_become_medians_and_extremes_and_the_last_cut_line_is_left_out() -> None:
+    found = summary(parse_samples(ROWS))
+
+    assert found == {
+        "samples": 3,
+        "sm_clock_mhz": {"median": 1965.0, "min": 345.0},
+        "power_w": {"median": 612.4, "max": 640.0},
+        "temperature_c": 57.0,
+        "utilization_percent": 99.0,
+        "throttle_reasons": ["0x0000000000000004"],
+    }
+
+
+def test_a_sensor_that_a_virtual_machine_hides_is_no_error() -> None:
+    assert summary(parse_samples("1980, [N/A], 55, 99, [N/A]"))["power_w"] == {"median": 0.0, "max": 0.0}
+
+
+def test_without_samples_nothing_is_claimed() -> None:
+    assert summary([]) == {"samples": 0}
+
+
+def test_outcomes_of_tests_are_read_from_the_lines_of_pytest() -> None:
+    output = """
+tests/gpu/test_parity.py::test_a_batch PASSED                            [ 50%]
+tests/gpu/test_parity.py::test_half[bf16 - padded] FAILED                [100%]
+tests/gpu/test_other.py::test_new
+"""
+
+    assert OUTCOME.findall(output) == [
+        ("tests/gpu/test_parity.py::test_a_batch", "PASSED"),
+        ("tests/gpu/test_parity.py::test_half[bf16 - padded]", "FAILED"),
+    ]
+
+
+def tree(tmp_path: Path) -> Path:
+    folder = tmp_path / "checkout" / "tests" / "gpu"
+    folder.mkdir(parents=True)
+    (tmp_path / "checkout" / "tests" / "conftest.py").write_text("raise ImportError('libraries that are not here')")
+    (tmp_path / "checkout" / "pyproject.toml").write_text("[tool.pytest.ini_options]\nmarkers = ['gpu', 'ray']\n")
+    (folder / "test_one.py").write_text(
+        """
+import pytest
+
+pytestmark = pytest.mark.gpu
+
+def test_good():
+    pass
+
+def test_bad():
+    assert 1 == 2
+
+@pytest.mark.ray
+def test_through_ray():
+    raise AssertionError
+"""
+    )
+    return tmp_path / "checkout"
+
+
+@pytest.mark.slow
+def test_gpu_tests_run_without_the_rest_of_the_tests_and_only_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    tests = TestRun(tree(tmp_path), device="cuda")
+
+    first = tests.run(tmp_path, 120)
+    second = tests.run(tmp_path, 120)
+
+    assert first["counts"] == {"failed": 1, "passed": 1}
+    assert first["failed"] == ["tests/gpu/test_one.py::test_bad"]
+    assert first["state"] == "failed"
+    assert "assert 1 == 2" in first["output"]
+    assert second["counts"] == {}
+    assert second["state"] == "done"
+
+
+def test_a_checkout_without_gpu_tests_is_told(tmp_path: Path) -> None:
+    assert TestRun(tmp_path, device="cuda").run(tmp_path, 10) == {
+        "state": "skipped",
+        "reason": "there is no tests/gpu",
+    }

@@ -1,0 +1,105 @@
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.benchmarks.process_tree import TreeUse, run_measured
+
+BURN = """
+import time
+def burn(seconds):
+    while time.process_time() < seconds:
+        sum(range(1000))
+"""
+
+
+def run(tmp_path: Path, code: str, *, timeout_s: float = 60.0) -> TreeUse:
+    return run_measured(
+        [sys.executable, "-c", BURN + code],
+        environment=dict(os.environ),
+        folder=tmp_path,
+        output=tmp_path / "output.txt",
+        timeout_s=timeout_s,
+    )
+
+
+def test_cpu_seconds_of_a_child_and_of_a_grandchild_are_counted(tmp_path: Path) -> None:
+    code = f"""
+import subprocess, sys
+inner = {BURN!r} + "burn(0.4)"
+outer = "import subprocess, sys; subprocess.run([sys.executable, '-c', " + repr(inner) + "])"
+burn(0.2)
+subprocess.run([sys.executable, "-c", outer])
+"""
+    use = run(tmp_path, code)
+
+    assert use.exit_code == 0
+    assert 0.6 <= use.cpu_s < 1.5
+    assert use.processes == 3
+
+
+def test_cpu_seconds_of_a_child_that_nobody_waits_for_are_counted(tmp_path: Path) -> None:
+    # the kernel adds a child's time to its parent only when the parent waits for it
+    code = f"""
+import signal, subprocess, sys, time
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", {BURN!r} + "burn(0.6)"])
+time.sleep(0.1)
+while not open(f"/proc/{{child.pid}}/stat").read().rpartition(")")[2].split()[0] in "ZX":
+    time.sleep(0.05)
+"""
+    use = run(tmp_path, "try:\n    exec(" + repr(code) + ")\nexcept FileNotFoundError:\n    pass")
+
+    assert use.exit_code == 0
+    assert use.cpu_s >= 0.5
+
+
+def test_memory_of_all_processes_is_added_up(tmp_path: Path) -> None:
+    code = """
+import subprocess, sys, time
+held = bytearray(60_000_000)
+subprocess.run([sys.executable, "-c", "import time; held = bytearray(60_000_000); time.sleep(1.5)"])
+"""
+    use = run(tmp_path, code)
+
+    assert 120e6 <= use.peak_bytes < 300e6
+
+
+def test_a_process_past_its_time_limit_is_killed_with_its_children(tmp_path: Path) -> None:
+    code = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+print(child.pid, flush=True)
+child.wait()
+"""
+    use = run(tmp_path, code, timeout_s=1.5)
+
+    assert use.timed_out
+    assert use.exit_code == -9
+    assert use.wall_s < 30
+    child = int((tmp_path / "output.txt").read_text())
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+
+
+def test_the_exit_code_and_the_output_are_kept(tmp_path: Path) -> None:
+    use = run(tmp_path, "import sys; print('out'); print('err', file=sys.stderr); sys.exit(7)")
+
+    assert use.exit_code == 7
+    assert sorted((tmp_path / "output.txt").read_text().split()) == ["err", "out"]
+
+
+def test_the_watch_is_called_while_the_command_runs(tmp_path: Path) -> None:
+    seen: list[float] = []
+    run_measured(
+        [sys.executable, "-c", "import time; time.sleep(0.4)"],
+        environment=dict(os.environ),
+        folder=tmp_path,
+        output=tmp_path / "output.txt",
+        timeout_s=60,
+        watch=seen.append,
+    )
+
+    assert len(seen) > 1
+    assert seen == sorted(seen)
