@@ -147,7 +147,8 @@ def _check(config: TrainConfig, index: ShardIndex) -> None:
     """Refuse data that cannot be trained or evaluated on, before anything is begun."""
     if not index.images:
         raise RunStopped(f"{without_secrets(config.train)} has no images.")
-    if not index.report.get(USABLE, index.annotations):  # shards of earlier releases do not say
+    worst = max(index.report.get(kind, 0) for kind in (*UNUSABLE, "crowds"))  # shards of earlier releases say no more
+    if not index.report.get(USABLE, index.annotations - worst):
         examples = "; ".join(some[0] for kind, some in index.examples.items() if kind in UNUSABLE and some)
         raise RunStopped(
             f"{without_secrets(config.train)} has no annotation that can be trained on, of {index.annotations:,}"

@@ -267,6 +267,7 @@ def test_auxiliary_loss_is_never_written_as_true_because_it_changes_transformers
     ("config", "message"),
     [
         (DetrConfig(pre_norm=True), "pre_norm cannot be saved"),
+        (DetrConfig(categories=(Category(1, "cat"), Category(2, ""))), "whose class 2 has no name"),
         (
             DetrConfig(backbone=BackboneConfig("narrow", stem_width=8, dilation=True)),
             "backbone narrow with dilation cannot be saved",

@@ -313,3 +313,40 @@ def test_torch_is_not_imported_to_measure_a_file(source: str, table: str, result
 def test_points_are_0_to_100(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=r"is not in 0\.\.100"):
         points(text)
+
+
+def test_what_is_wrong_with_the_annotations_is_printed_with_examples(
+    annotations: str, results: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads(Path(annotations).read_text())
+    content["annotations"] += [
+        {"id": 3, "image_id": 9, "category_id": 3, "bbox": [1, 2, 3, 4]},
+        {"id": 4, "image_id": 1, "category_id": 0, "bbox": [1, 2, 3, 4]},
+        {"id": 5, "image_id": 1, "category_id": 0, "bbox": [1, 2, 3, 4]},
+        {"id": 6, "image_id": 1, "category_id": 3, "bbox": None},
+    ]
+    Path(annotations).write_text(json.dumps(content))
+
+    main(["--results", results, "--annotations", annotations])
+
+    printed = capsys.readouterr().out
+    assert (
+        "1 annotation is of an image that the annotations do not declare: left out (annotation 3: image_id 9)\n"
+        "2 annotations have categories that the annotations do not declare: nothing counts as found there (annotation "
+        "4: category_id 0; annotation 5: category_id 0)\n"
+        "1 annotation has no box of four numbers: left out (annotation 6: bbox null)\n"
+    ) in printed
+
+
+def test_why_ap_is_undefined_is_said(annotations: str, results: str, capsys: pytest.CaptureFixture[str]) -> None:
+    content = json.loads(Path(annotations).read_text())
+    content["annotations"] = [{**one, "category_id": 0} for one in content["annotations"]]
+    Path(annotations).write_text(json.dumps(content))
+
+    main(["--results", results, "--annotations", annotations])
+
+    printed = capsys.readouterr().out
+    assert printed.startswith("AP none  AP50 none")
+    assert printed.endswith(
+        "AP is undefined: the images have no annotation that is of a declared category and not of a crowd\n"
+    )

@@ -69,6 +69,22 @@ def test_a_local_storage_becomes_absolute_for_workers_are_elsewhere() -> None:
     assert replace(BASE, storage="runs").run_uri == f"file://{os.fspath(Path.cwd())}/runs/first"
 
 
+def test_relative_shards_stay_where_they_were_when_the_configuration_was_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = replace(BASE, train="shards", val="./shards/val", storage="runs")
+    (tmp_path / "worker").mkdir()
+    monkeypatch.chdir(tmp_path / "worker")
+
+    assert config.places() == (
+        f"file://{tmp_path}/runs/first",
+        f"file://{tmp_path}/shards",
+        f"file://{tmp_path}/shards/val",
+    )
+    assert (config.train, config.val) == config.places()[1:]
+
+
 # what may differ from start to start, because the weights do not depend on it
 FREE = {
     "storage", "name", "recipe_name", "least_workers", "most_workers", "device", "ingest", "threads", "prefetch_steps",
