@@ -102,7 +102,9 @@ def test_two_processes_on_one_gpu_train_the_same_weights(device: torch.device, t
     assert [worker.returncode for worker in workers] == [0, 0], outputs
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert len(first) > 20
-    assert [name for name, value in first.items() if not torch.equal(value, second[name])] == []
+    differing = [name for name, value in first.items() if not torch.equal(value, second[name])]
+    # of its batches each worker's norms count their own
+    assert [name for name in differing if not name.endswith("num_batches_tracked")] == []
 
 
 def main(rank: int, folder: Path, device: torch.device) -> None:
