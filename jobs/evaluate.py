@@ -164,13 +164,14 @@ def _evaluate(
     parser: CommandParser, args: argparse.Namespace, annotations: "Annotations", options: "StoreOptions"
 ) -> "Evaluation":
     from pipelines.evaluation.evaluate import evaluate_results, evaluate_table
-    from pipelines.evaluation.table_results import RowChoice
 
     if args.model is not None:
         return _evaluate_model(parser, args, annotations, options)
     try:
         if args.results is not None:
             return evaluate_results(args.results, annotations, options=options, evaluator=args.evaluator)
+        from pipelines.evaluation.table_results import RowChoice
+
         return evaluate_table(
             args.table,
             annotations,

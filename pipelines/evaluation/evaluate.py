@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,8 +13,10 @@ from detr.coco_results import ResultColumns
 from detr.evaluators import Evaluator
 from pipelines.evaluation.annotations import Annotations, Json, read_annotations
 from pipelines.evaluation.results_file import read_results
-from pipelines.evaluation.table_results import RowChoice, read_table_results
 from pipelines.store import StoreOptions
+
+if TYPE_CHECKING:
+    from pipelines.evaluation.table_results import RowChoice
 
 OFFICIAL_QUERIES = 100
 """Detections that the official models have of every image where nothing is left out."""
@@ -135,6 +137,8 @@ def evaluate_table(
         RunStopped: the table or the annotations cannot be read, or one does not fit the other.
         ValueError: no annotated image has that size, or the rows left something out and that is not allowed.
     """
+    from pipelines.evaluation.table_results import read_table_results  # here: a results json needs no pyarrow
+
     read = _read(annotations, options, picture_size)
     found = read_table_results(
         table_uri,
