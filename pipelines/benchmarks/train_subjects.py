@@ -35,7 +35,7 @@ def drawn_batch(settings: dict[str, Any], classes: int) -> tuple[Any, list[tuple
 def step(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Time forward, loss, matching, backward, clipping and the optimiser's step over one batch.
 
-    The loss of the first forward without dropout is returned, for the comparison with other implementations.
+    The loss of the last decoder layer before training, without dropout, is returned for the comparison with others.
     """
     phases = Phases()
     with phases.phase("import"):
@@ -57,8 +57,9 @@ def step(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     targets = [Target(labels, boxes) for labels, boxes in truth]
     batch = _micro_batch(pixels, targets, device)
     boxes = float(OBJECTS * len(pixels))
-    module.eval()  # without dropout
-    computed, problem = accumulate_gradients(module, [batch], num_boxes=boxes, micro_batches=1)
+    # without dropout, and of the last layer alone: transformers computes the earlier ones in its own way
+    judged = NetworkWithLoss(network, LossSettings(auxiliary=False), bf16=settings["precision"] == "bf16").to(device)
+    computed, problem = accumulate_gradients(judged.eval(), [batch], num_boxes=boxes, micro_batches=1)
     assert problem is None, problem
     loss = float(computed[0][0])
     optimizer.zero_grad()

@@ -16,15 +16,14 @@ FROZEN = ("embedder", "stem", "conv1", "layer1", "stages.0")  # of the backbone,
 def step(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Time forward with its loss, backward, clipping and the optimiser's step over one batch.
 
-    With `auxiliary_loss` the decoder of some versions gives its normalised state to the next layer, which the original
-    does not. With the fresh norms of the random model that changes nothing to speak of.
+    With `auxiliary_loss` the decoder of 5.23 gives its normalised state to the next layer, which the original does not,
+    so the loss that is compared is that of the last layer without it.
     """
     phases = Phases()
     torch.set_num_threads(settings["threads"])
     device, bf16 = settings["device"], settings["precision"] == "bf16"
     with phases.phase("load"):
         model = load(folder, device, "fp32")
-        model.config.auxiliary_loss = True
         for name, parameter in model.named_parameters():
             if "backbone" in name and any(f".{part}." in name for part in FROZEN):
                 parameter.requires_grad_(requires_grad=False)
@@ -40,9 +39,11 @@ def step(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     ready = normalised(list(pixels), device).contiguous()
     mask = torch.ones(len(ready), *ready.shape[2:], dtype=torch.long, device=device)
     labels = [{"class_labels": classes.to(device), "boxes": boxes.to(device)} for classes, boxes in truth]
+    model.config.auxiliary_loss = False  # the loss of the last layer alone
     model.eval()
     with torch.no_grad():
         loss = float(model(pixel_values=ready, pixel_mask=mask, labels=labels).loss)
+    model.config.auxiliary_loss = True
     model.train()
 
     def run(_: Any) -> float:
@@ -52,7 +53,7 @@ def step(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
         torch.nn.utils.clip_grad_norm_([parameter for _, parameter in trained], CLIP_NORM)
         optimizer.step()
         optimizer.zero_grad()
-        return float(total)
+        return float(total.detach())
 
     spent = steady(run, [range(len(ready))], device=device, seconds=settings["seconds"], phases=phases)
     trained_count = sum(parameter.numel() for _, parameter in trained)
