@@ -263,7 +263,7 @@ class Detector:
             if extents is not None:
                 normalised *= ~outside(extents, 1, *pixels.shape[2:])[:, None]
             normalised = normalised.contiguous(memory_format=torch.channels_last)
-            output = self._network.detect(normalised, extents)
+            output = self._network.detect(normalised, extents, auxiliary=False)
             ranked = rank(*postprocess(output, sizes[:, 2:]), self._thresholds)
         return self._transfer.download(ranked)
 

@@ -81,20 +81,21 @@ class Detr(nn.Module):
         cells = F.interpolate(mask[:, None].float(), size=features.shape[-2:], mode="nearest")[:, 0].bool()
         return self._answer(features, cells, self.backbone[1](cells))
 
-    def detect(self, pixels: Tensor, extents: Tensor | None) -> DetrOutput:
+    def detect(self, pixels: Tensor, extents: Tensor | None, *, auxiliary: bool = True) -> DetrOutput:
         """Find objects, with exact padding (see `forward`).
 
         Args:
             pixels: `(B, 3, H, W)` float, normalised RGB, zero on padding, which is to the right and at the bottom only.
             extents: `(B, 2)` integers on the device of `pixels`: each image's own height and width in pixels; None
                 when no image is padded.
+            auxiliary: whether to compute the heads on the earlier decoder layers, too; only training needs them.
         """
         features = self.backbone[0](pixels, None if extents is None else padding_guard(extents))
         height, width = features.shape[-2:]
         cells = None if extents is None else outside(extents, self.config.backbone.stride, height, width)
         # without padding all images have the same positions
         where = torch.zeros((1, height, width), dtype=torch.bool, device=pixels.device) if cells is None else cells
-        return self._answer(features, cells, self.backbone[1](where))
+        return self._answer(features, cells, self.backbone[1](where), auxiliary=auxiliary)
 
     def cast_weights(self, dtype: torch.dtype) -> None:
         """Keep the weights in `dtype`, except those of the heads and of learned positions, which stay as they are.
@@ -105,8 +106,11 @@ class Detr(nn.Module):
         for part in (self.backbone[0], self.input_proj, self.transformer, self.query_embed):
             part.to(dtype)
 
-    def _answer(self, features: Tensor, cells: Tensor | None, positions: Tensor) -> DetrOutput:
+    def _answer(
+        self, features: Tensor, cells: Tensor | None, positions: Tensor, *, auxiliary: bool = True
+    ) -> DetrOutput:
         hidden, memory = self.transformer(self.input_proj(features), cells, self.query_embed.weight, positions)
+        hidden = hidden if auxiliary else hidden[-1:]
         # In bf16 a sigmoid is off by up to 3.4 pixels of a picture of 1,333: the heads compute in the precision of
         # their weights, which is float32 also where the rest of the network has less.
         with torch.autocast(hidden.device.type, enabled=False):

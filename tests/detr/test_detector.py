@@ -266,11 +266,11 @@ def device_with_memory_for(tiny: Detector, most: int, monkeypatch: pytest.Monkey
     given = []
     compute = tiny._network.detect
 
-    def limited(pixels: Tensor, *others: Tensor | None) -> DetrOutput:
+    def limited(pixels: Tensor, *others: Tensor | None, **options: bool) -> DetrOutput:
         given.append(len(pixels))
         if len(pixels) > most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has ...")
-        return compute(pixels, *others)
+        return compute(pixels, *others, **options)
 
     monkeypatch.setattr(tiny._network, "detect", limited)
     return given
@@ -373,9 +373,9 @@ def test_float32_is_exact_in_the_network_and_as_it_was_afterwards(monkeypatch: p
     tiny = detector()
     compute = tiny._network.detect
 
-    def noting(*arguments: Tensor | None) -> DetrOutput:
+    def noting(*arguments: Tensor | None, **options: bool) -> DetrOutput:
         seen.append((convolutions.fp32_precision, products.fp32_precision))
-        return compute(*arguments)
+        return compute(*arguments, **options)
 
     monkeypatch.setattr(tiny._network, "detect", noting)
     tiny(picture(48, 64))

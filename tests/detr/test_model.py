@@ -232,3 +232,20 @@ def test_cells_outside_an_image_are_counted_from_its_own_ceil_extent() -> None:
     cells = outside(torch.tensor([[64, 33]]), 32, 3, 3)
 
     assert cells.tolist() == [[[False, False, True], [False, False, True], [True, True, True]]]
+
+
+def test_detection_computes_the_heads_of_the_last_layer_only_and_gives_the_same() -> None:
+    model = narrow_model("plain")
+    pixels = torch.randn(2, 3, 65, 97, generator=torch.Generator().manual_seed(5))
+    computed: list[torch.Size] = []
+    handle = model.class_embed.register_forward_pre_hook(lambda _, inputs: computed.append(inputs[0].shape))
+
+    with torch.no_grad():
+        whole = model.detect(pixels, None)
+        last = model.detect(pixels, None, auxiliary=False)
+    handle.remove()
+
+    assert [shape[0] for shape in computed] == [2, 1]
+    assert last.aux == ()
+    assert torch.allclose(last.logits, whole.logits, atol=1e-6)
+    assert torch.allclose(last.boxes_cxcywh, whole.boxes_cxcywh, atol=1e-6)

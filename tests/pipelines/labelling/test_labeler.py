@@ -391,10 +391,10 @@ def test_on_a_device_with_memory_for_seven_images_every_row_is_as_with_batches_o
     one_by_one.batch_size, detector.batch_size = 1, 32
     compute = detector._network.detect
 
-    def at_most_seven(pixels: Tensor, *others: Tensor | None) -> DetrOutput:
+    def at_most_seven(pixels: Tensor, *others: Tensor | None, **options: bool) -> DetrOutput:
         if len(pixels) > 7:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return compute(pixels, *others)
+        return compute(pixels, *others, **options)
 
     monkeypatch.setattr(detector._network, "detect", at_most_seven)
     labeler(alone, lake, one_by_one, [objects]).label(0)

@@ -66,10 +66,10 @@ class AtMostSeven(LabelShard):
         network = self._labeler._detector._network
         compute = network.detect
 
-        def small(pixels: Tensor, *others: Any) -> Any:
+        def small(pixels: Tensor, *others: Any, **options: Any) -> Any:
             if len(pixels) > 7:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
-            return compute(pixels, *others)
+            return compute(pixels, *others, **options)
 
         network.detect = small  # type: ignore[method-assign]
 
@@ -80,7 +80,7 @@ class NoneAtAll(LabelShard):
     def __init__(self, spec: LabelerSpec) -> None:
         super().__init__(spec)
 
-        def none_fits(*_: Any) -> Any:
+        def none_fits(*_: Any, **__: Any) -> Any:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
         self._labeler._detector._network.detect = none_fits  # type: ignore[method-assign]
