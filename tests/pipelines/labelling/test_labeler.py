@@ -67,10 +67,10 @@ class Careful(Detector):
         busy = threading.Lock()
         compute = self._network.detect
 
-        def alone(*arguments: Tensor | None) -> DetrOutput:
+        def alone(*arguments: Tensor | None, **options: bool) -> DetrOutput:
             assert busy.acquire(blocking=False), "two threads are in the network"
             try:
-                return compute(*arguments)
+                return compute(*arguments, **options)
             finally:
                 busy.release()
 
