@@ -74,7 +74,7 @@ def pixels_of(batch: int, height: int, width: int) -> Tensor:
 
 def operators_of(network: nn.Module, pixels: Tensor) -> list[str]:
     """Return the names of the operators that a forward pass calls."""
-    with torch.no_grad(), profile(activities=[ProfilerActivity.CPU]) as recorded:
+    with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], acc_events=True) as recorded:
         network(pixels)
     return [event.name for event in recorded.events()]
 
@@ -146,7 +146,7 @@ def test_a_detector_on_a_cpu_computes_with_fused_convolutions() -> None:
     detector = Detector(drawn(TINY), device="cpu", precision="fp32")
     image = torch.zeros(3, 64, 96, dtype=torch.uint8)
 
-    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as recorded:
         detector(image)
 
     called = {event.name for event in recorded.events()}
