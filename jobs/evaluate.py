@@ -99,8 +99,8 @@ def _parser() -> CommandParser:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw precision over recall: .png, .pdf, .svg "
                         "(needs the extra `plot`)")  # fmt: skip
     parser.add_argument("--evaluator", choices=("ultrafast", "pycocotools"), default="ultrafast",
-                        help="which package computes the figures, which are the same; pycocotools takes 30 times the "
-                        "CPU time and far more memory (%(default)s)")  # fmt: skip
+                        help="which package computes the figures, which are the same; pycocotools takes more than "
+                        "20 times the CPU time and 4 times the memory (%(default)s)")  # fmt: skip
     _add_table_options(parser.add_argument_group("with --table"))
     _add_model_options(parser.add_argument_group("with --model"))
     _add_gate_options(parser.add_argument_group("exit code 3 unless the figures are good enough"))
