@@ -171,6 +171,7 @@ def test_a_peer_that_fails_has_a_row_with_its_reason_and_the_exit_code_is_1(tmp_
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.long
 def test_whole_labelling_commands_are_measured_beside_the_pipeline_of_transformers(tmp_path: Path) -> None:
     line = ["label", "--model", "scenes", "--rounds", "1", "--seconds", "0", "--count", "2", "4", "--actors", "1"]
     found = records(measured(tmp_path, *line, "--peers", "pipeline", "raydata"))
