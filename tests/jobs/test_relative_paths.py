@@ -45,5 +45,5 @@ def test_every_command_takes_relative_paths(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "metrics.json").read_text())["evaluated"] == 6
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["small"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        *("cache", "data", "drawn", "metrics.json", "rows.parquet", "runs", "shards", "table"),
+        *("data", "drawn", "metrics.json", "rows.parquet", "runs", "shards", "table"),
     ]

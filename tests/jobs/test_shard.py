@@ -136,7 +136,7 @@ def test_a_folder_becomes_shards_and_everything_found_has_its_line(tmp_path: Pat
     content: dict[str, Any] = {
         "images": [{"id": number, "file_name": f"{name}.jpg", "width": 16, "height": 12}
                    for number, name in enumerate("abc")],
-        "annotations": [{"id": 1, "image_id": 0, "category_id": 1, "bbox": [1, 1, 0, 2]}],
+        "annotations": [{"id": 1, "image_id": 0, "category_id": 1, "bbox": [1, 1, 4, 2]}],
         "categories": [{"id": 1, "name": "cat"}],
     }  # fmt: skip
     (tmp_path / "x.json").write_text(json.dumps(content))
