@@ -64,7 +64,7 @@ test-faults-s3: .venv/.ready ## whole runs on a real S3 server that misbehaves (
 	@settings="$$(scripts/s3-server.sh up $(S3_DIR))" || exit 1; eval "$$settings"; \
 	$(PYTEST) -s -m "long and s3"; status=$$?; scripts/s3-server.sh destroy $(S3_DIR); exit $$status
 
-bench: .venv/.ready ## every mode of jobs.bench with small sizes, beside transformers: about 10 minutes. BENCH=DIR keeps the reports
+bench: .venv/.ready ## every mode of jobs.bench with small sizes, beside transformers: minutes. BENCH=DIR keeps the reports
 	$(BIN)/python -m jobs.bench model --peers transformers --shapes 320x416 --count 4 --out $(BENCH)
 	$(BIN)/python -m jobs.bench train --peers transformers --shapes 256x320 --batch 2 --rounds 2 --out $(BENCH)
 	$(BIN)/python -m jobs.bench decode --peers transformers --count 24 --rounds 2 --out $(BENCH)
