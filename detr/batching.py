@@ -101,7 +101,7 @@ def order_batches(shapes: Sequence[tuple[int, int]], *, batch_size: int, grid: i
     Full batches of one exact shape come first: they need no padding, and so neither masks nor guards. The other images
     are sorted into buckets of shapes rounded up to `grid`; with a grid, buckets of similar aspect are joined until
     there are few shapes, as long as little is padded. What does not fill a batch of its bucket is joined with leftovers
-    of similar aspect likewise. A batch that is not full stays smaller.
+    of similar aspect in the same way. A batch that is not full stays smaller.
 
     Args:
         shapes: (height, width) in pixels of each image as the network will see it.

@@ -342,7 +342,7 @@ def choose_precision(precision: str, device: torch.device) -> Precision:
     for known in ("fp32", "tf32", "bf16", "fp16"):
         if precision == known:
             return known
-    raise ValueError(f"precision: {precision!r} is none of auto, fp32, tf32, bf16, fp16")
+    raise ValueError(f"precision: {precision!r} is not one of auto, fp32, tf32, bf16, fp16")
 
 
 def _encoded_or_tensor(image: AnyImage) -> bytes | Tensor:

@@ -30,7 +30,7 @@ class Record:
         fixed_cpu_s: CPU seconds that do not depend on the number of images: imports, loading, compiling, warm-up; where
             whole processes of two sizes were measured, the intercept of the fit.
         total_cpu_s: of the whole process tree, largest size.
-        total_wall_s: likewise.
+        total_wall_s: the same, wall seconds.
         peak_mb: most memory of the process tree, largest size.
         seen: seconds from the start of the process to events such as "first shard".
         phases: CPU seconds by phase of the start.

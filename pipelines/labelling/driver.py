@@ -143,7 +143,7 @@ def run_labelling(
 
     Raises:
         RunStopped: the run cannot go on; what is committed stays.
-        StoreError: the table's store refused; likewise.
+        StoreError: the table's store refused; what is committed stays.
     """
     start = _Start(table, request, listing, selection, runner, clock, tail, threads, show, watchdog or Watchdog(clock))
     found = start.begin_or_resume(new_run=new_run)

@@ -31,7 +31,7 @@ class Outcome:
     Attributes:
         report: it is labelled.
         failure: the sentence of a system failure, which stops the run.
-        loss: why it was given up, though nothing is wrong with the world; it is run again like one whose process died.
+        loss: why it was given up, though the store and the cluster work; it is run again like one whose process died.
     """
 
     report: ShardReport | None = None

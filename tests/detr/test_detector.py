@@ -406,7 +406,7 @@ def test_half_precision_converts_no_weights(sizes: list[tuple[int, int]], conver
 def test_precision_and_device_are_chosen_by_what_there_is() -> None:
     assert choose_precision("auto", torch.device("cpu")) == "fp32"
     assert choose_precision("bf16", torch.device("cpu")) == "bf16"
-    with pytest.raises(ValueError, match="precision: 'fp8' is none of auto, fp32, tf32, bf16, fp16"):
+    with pytest.raises(ValueError, match="precision: 'fp8' is not one of auto, fp32, tf32, bf16, fp16"):
         choose_precision("fp8", torch.device("cpu"))
     with pytest.raises(ValueError, match="precision: only GPUs have tf32, the device is cpu; use fp32"):
         choose_precision("tf32", torch.device("cpu"))
