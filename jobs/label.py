@@ -129,11 +129,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
 
-    with ExitStack() as afterwards:  # ends a local Ray, which takes a second or two, when the summary is printed
-        # Ray tells of dead workers on standard output, where a result is expected
-        with shown_progress(sys.stderr) as on_progress, redirect_stdout(sys.stderr):
+    result = sys.stdout
+    # Ray tells of dead workers on standard output, where a result is expected, until it has ended
+    with redirect_stdout(sys.stderr), ExitStack() as afterwards:  # ends a local Ray after the summary: it takes seconds
+        with shown_progress(sys.stderr) as on_progress:
             summary = label(config, on_progress=on_progress, afterwards=afterwards)
-        print(json.dumps(asdict(summary), indent=2) if args.json else report(summary), flush=True)
+        print(json.dumps(asdict(summary), indent=2) if args.json else report(summary), file=result, flush=True)
     if not summary.within_budget:
         raise BudgetExceeded(
             f"{sum(summary.errors.values()):,} of {summary.images:,} images are errors, a share of "

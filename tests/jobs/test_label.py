@@ -213,3 +213,19 @@ def test_nothing_to_do_is_success_in_one_line() -> None:
 )
 def test_a_duration_has_its_two_largest_units(seconds: float, shown: str) -> None:
     assert duration(seconds) == shown
+
+
+def test_what_ray_says_while_it_ends_goes_to_standard_error(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def label(config: LabelConfig, *, afterwards: ExitStack, **_: Any) -> LabelSummary:
+        afterwards.callback(print, "a worker died")
+        return SUMMARY
+
+    monkeypatch.setattr(pipelines.labelling.label, "label", label)
+
+    main([*NEEDED, "--json"])
+
+    out, err = capfd.readouterr()
+    assert json.loads(out)["run_id"] == SUMMARY.run_id
+    assert "a worker died" in err
