@@ -21,7 +21,7 @@ def read_categories(entries: object, used: Collection[int], name: str) -> tuple[
         name: what messages call the json.
 
     Raises:
-        RunStopped: there are none, or one has no usable id, the id of another, or no name.
+        RunStopped: the list is empty, or a category has no usable id, the id of another one, or no name.
     """
     if not isinstance(entries, list) or not entries:
         raise RunStopped(

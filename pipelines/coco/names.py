@@ -103,7 +103,7 @@ def _common_folders(names: Sequence[list[str]]) -> int:
 
 
 def _longest(candidates: Iterable[tuple[Sequence[str], str]], parts: Sequence[str]) -> str | None:
-    """Return the candidate whose parts a path ends in, the longest; None where there is none, or two are as long."""
+    """Return the candidate whose parts a path ends in, the longest; None where none matches, or where two match equally well."""
     fitting = sorted(
         ((len(wanted), name) for wanted, name in candidates if list(parts[-len(wanted) :]) == list(wanted)),
         reverse=True,
