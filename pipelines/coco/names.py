@@ -103,7 +103,7 @@ def _common_folders(names: Sequence[list[str]]) -> int:
 
 
 def _longest(candidates: Iterable[tuple[Sequence[str], str]], parts: Sequence[str]) -> str | None:
-    """Return the candidate whose parts a path ends in, the longest; None where none matches, or where two match equally well."""
+    """Return the longest candidate whose parts a path ends in; None if none does, or two are equally long."""
     fitting = sorted(
         ((len(wanted), name) for wanted, name in candidates if list(parts[-len(wanted) :]) == list(wanted)),
         reverse=True,
