@@ -8,7 +8,7 @@ BENCH ?= bench
 S3_DIR ?= /tmp/ray-detr-s3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check audit fix simulate mutate bench test-gpu test-faults test-faults-s3 test-s3 lock clean
+.PHONY: help demo test lint check audit fix simulate mutate bench test-gpu test-faults test-faults-s3 test-s3 lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,10 +27,12 @@ demo: .venv/.ready ## draw scenes, label them through Ray into a table, query it
 test: .venv/.ready ## everything that needs no service, no root and no GPU, under 20 minutes
 	$(PYTEST) -m "not s3 and not gpu and not long"
 
-check: .venv/.ready ## format, lint, strict types, fast tests, under 4 minutes of tests
+lint: .venv/.ready ## format, lint and strict types
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
+
+check: lint ## lint, and the fast tests: under 5 minutes
 	$(PYTEST) -m "not ray and not s3 and not slow and not faults and not gpu"
 	@$(MAKE) --no-print-directory audit
 
