@@ -1,12 +1,12 @@
-"""Measure ray-detr beside other libraries, or another checkout of itself, in alternating rounds of fresh processes.
+"""Compare the speed of ray-detr with other libraries, or with another checkout of itself.
 
-python -m jobs.bench model --peers transformers openvino onnxruntime --shapes 800x1066 --batch 1 4
-python -m jobs.bench label --peers pipeline raydata daft --count 4 16
-python -m jobs.bench start --against ../ray-detr-before
-python -m jobs.bench gpu-check --minutes 8 --out report
+ray-detr bench model --peers transformers openvino onnxruntime --shapes 800x1066 --batch 1 4
+ray-detr bench label --peers pipeline raydata daft --count 4 16
+ray-detr bench start --against ../ray-detr-before
+ray-detr bench gpu-check --minutes 8 --out report
 
-Prints a Markdown report. Costs are CPU seconds of the whole process tree, on a GPU wall seconds; the agreement of the
-results with a reference stands beside each.
+Every measurement is a fresh process; rounds alternate between the candidates. The Markdown report on standard output
+has the CPU seconds of the whole process tree (on a GPU, wall seconds) and how well the results agree.
 """
 
 import argparse
@@ -98,7 +98,7 @@ def _gpu_check(args: argparse.Namespace, command: str) -> None:
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser(prog="jobs.bench", description=__doc__)
+    parser = CommandParser("bench", __doc__)
     parser.add_argument("mode", choices=(*MODES, "gpu-check"), help="what is measured")
     parser.add_argument(
         "--peers", nargs="+", choices=PEERS, default=[], metavar="NAME",

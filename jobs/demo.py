@@ -1,8 +1,6 @@
-"""Draw a folder of scenes, label it through Ray into a table, query and measure the table, draw what was found.
+"""Label drawn scenes, measure the result and draw it; needs no network and no GPU.
 
-python -m jobs.demo --out demo
-
-Needs no network, no account and no GPU: the scenes are drawn, the model comes with the package.
+ray-detr demo --out demo
 """
 
 import shutil
@@ -21,7 +19,7 @@ MARK = ".ray-detr-demo"  # in a folder that this command made, and may empty
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, draw, label, query, measure, print."""
-    parser = CommandParser(prog="jobs.demo", description=__doc__)
+    parser = CommandParser("demo", __doc__)
     parser.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="made anew (%(default)s)")
     parser.add_argument("--count", type=count, default=120, metavar="N", help="scenes to draw (%(default)s)")
     parser.add_argument("--seed", type=int, default=20, metavar="S", help="of the scenes (%(default)s)")

@@ -1,6 +1,6 @@
-"""Show what a DETR finds in a few images: a line per detection, and pictures with boxes where asked.
+"""Print the objects found in a few images, and draw them.
 
-python -m jobs.detect photos/ --model facebook/detr-resnet-50 --draw drawn
+ray-detr detect photos/ --model facebook/detr-resnet-50 --draw drawn
 """
 
 import json
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, detect, print image by image."""
-    parser = CommandParser(prog="jobs.detect", description=__doc__)
+    parser = CommandParser("detect", __doc__)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders, and web or store addresses")
     parser.add_argument(
         "--model",

@@ -1,11 +1,11 @@
-"""Measure detections against COCO annotations of their images: COCO's twelve numbers, those of pycocotools to the bit.
+"""Measure detections against COCO annotations: the twelve figures of pycocotools.
 
-python -m jobs.evaluate --table s3://lake/detections --annotations instances_val2017.json --output metrics.json
-python -m jobs.evaluate --results detections.json --annotations instances_val2017.json --plot curves.png
-python -m jobs.evaluate --model facebook/detr-resnet-50 --images val2017/ --annotations instances_val2017.json
+ray-detr evaluate --table s3://lake/detections --annotations instances_val2017.json --output metrics.json
+ray-detr evaluate --results detections.json --annotations instances_val2017.json --plot curves.png
+ray-detr evaluate --model facebook/detr-resnet-50 --images val2017/ --annotations instances_val2017.json
 
-Images of tables are matched by the end of their path. For a model's own figure its table must have been labelled with
---threshold 0; --model labels so, and only images that are annotated.
+Table rows are matched to annotated images by the end of their path. To measure a model, label its table with
+--threshold 0; --model does so, and labels only the annotated images.
 """
 
 import argparse
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser(prog="jobs.evaluate", description=__doc__)
+    parser = CommandParser("evaluate", __doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--table", metavar="URI", help="measure the published rows of a detection table")
     what.add_argument(

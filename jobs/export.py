@@ -1,9 +1,9 @@
-"""Copy the rows of a detection table into one file or a folder: all of them, or the current one of each image.
+"""Copy the rows of a detection table to Parquet or JSON lines.
 
-python -m jobs.export --table s3://lake/detections --latest --out detections.parquet
-python -m jobs.export --table s3://lake/detections --out s3://exchange/detections --format jsonl
+ray-detr export --table s3://lake/detections --latest --out detections.parquet
+ray-detr export --table s3://lake/detections --out s3://exchange/detections --format jsonl
 
-The current row of an image is its newest `ok` row or error of a permanent kind; a passing error where it has no other.
+The current row of an image is its newest `ok` row or permanent error; if it has neither, its newest transient error.
 """
 
 import json
@@ -17,7 +17,7 @@ from jobs.options import CommandParser, add_s3_options, check_stays
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, export, print."""
-    parser = CommandParser(prog="jobs.export", description=__doc__)
+    parser = CommandParser("export", __doc__)
     parser.add_argument("--table", required=True, metavar="URI", help="the detection table")
     parser.add_argument(
         "--out",

@@ -1,8 +1,9 @@
-"""Label photographs with a DETR: one row per photograph in a Parquet table, the unreadable ones with the reason.
+"""Detect objects in images and write one table row for each image.
 
-python -m jobs.label --images s3://lake/2026/ --table s3://lake/detections --model facebook/detr-resnet-50
+ray-detr label --images s3://lake/2026/ --table s3://lake/detections --model facebook/detr-resnet-50
 
-The same command resumes a run that was stopped, and labels only what is new or changed when it is run again.
+Unreadable images get a row with the reason. Run the same command again to resume a stopped run, or to label what is
+new or changed since the last one.
 """
 
 import json
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, label, print."""
-    parser = CommandParser(prog="jobs.label", description=__doc__)
+    parser = CommandParser("label", __doc__)
     add_source_options(parser)
     add_model_options(parser)
     parser.add_argument(

@@ -1,8 +1,8 @@
-"""Say what `jobs.label` would do with these images and this table, and write nothing.
+"""Print what `ray-detr label` would do, without writing anything.
 
-python -m jobs.plan --images s3://lake/2026/ --table s3://lake/detections --model facebook/detr-resnet-50
+ray-detr plan --images s3://lake/2026/ --table s3://lake/detections --model facebook/detr-resnet-50
 
-Shards are counted as on GPUs, of 2,048 images each, unless --shard-images says otherwise.
+Shards are counted as on GPUs, 2,048 images each, unless --shard-images is given.
 """
 
 import json
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, list, print."""
-    parser = CommandParser(prog="jobs.plan", description=__doc__)
+    parser = CommandParser("plan", __doc__)
     add_source_options(parser)
     parser.add_argument(
         "--model",

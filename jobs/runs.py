@@ -1,8 +1,8 @@
-"""List the runs of a detection table, verify what they published, or abandon the unfinished one.
+"""List, verify or abandon the runs of a detection table.
 
-python -m jobs.runs --table s3://lake/detections
-python -m jobs.runs --table s3://lake/detections --verify --max-minutes 30
-python -m jobs.runs --table s3://lake/detections --abandon
+ray-detr runs --table s3://lake/detections
+ray-detr runs --table s3://lake/detections --verify --max-minutes 30
+ray-detr runs --table s3://lake/detections --abandon
 """
 
 import json
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, do one of the three, print."""
-    parser = CommandParser(prog="jobs.runs", description=__doc__)
+    parser = CommandParser("runs", __doc__)
     parser.add_argument("--table", required=True, metavar="URI", help="the detection table")
     one = parser.add_mutually_exclusive_group()
     one.add_argument(

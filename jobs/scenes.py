@@ -1,6 +1,8 @@
-"""Draw labelled scenes of plain shapes as JPEGs with a COCO instances.json: the pictures that the model `scenes` knows.
+"""Draw labelled scenes of plain shapes, with COCO annotations.
 
-python -m jobs.scenes --out scenes --count 200 --seed 1
+ray-detr scenes --out scenes --count 200 --seed 1
+
+The model `scenes`, which is part of the package, detects these shapes.
 """
 
 from collections.abc import Sequence
@@ -12,7 +14,7 @@ from jobs.options import CommandParser
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, draw and write, print."""
-    parser = CommandParser(prog="jobs.scenes", description=__doc__)
+    parser = CommandParser("scenes", __doc__)
     parser.add_argument(
         "--out",
         required=True,

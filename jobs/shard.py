@@ -1,8 +1,9 @@
-"""Make training shards of a COCO json and its images: Parquet files with photographs, boxes and an index.
+"""Convert COCO annotations and their images to training shards.
 
-python -m jobs.shard --annotations s3://coco/instances_train2017.json --images s3://coco/train2017/ --out s3://coco/shards/train
+ray-detr shard --annotations s3://coco/instances_train2017.json --images s3://coco/train2017/ --out s3://coco/shards/train
 
-The same command goes on with what was stopped. Nothing of the json is lost; what cannot be trained on is kept apart.
+A shard is a Parquet file of image bytes and annotations. Everything in the json is kept; what training cannot use is
+kept apart and reported. Run the same command again to resume a stopped one.
 """
 
 import json
@@ -57,7 +58,7 @@ FINDINGS: Mapping[str, tuple[str, str]] = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, shard, print."""
-    parser = CommandParser(prog="jobs.shard", description=__doc__)
+    parser = CommandParser("shard", __doc__)
     parser.add_argument("--annotations", required=True, metavar="URI", help="a COCO json; s3://, gs://, az://, a path")
     parser.add_argument(
         "--images", required=True, metavar="URI", help="the folder that the json's file names are relative to"

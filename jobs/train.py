@@ -1,7 +1,9 @@
-r"""Train or fine-tune a DETR on shards, on as many machines as the Ray cluster has; the same command goes on.
+r"""Train or fine-tune a DETR on training shards.
 
-python -m jobs.train --train s3://data/shards/train --val s3://data/shards/val --storage s3://runs --name first \
+ray-detr train --train s3://data/shards/train --val s3://data/shards/val --storage s3://runs --name first \
   --recipe finetune --finetune facebook/detr-resnet-50
+
+Uses all machines of the Ray cluster. Run the same command again to resume from the newest checkpoint.
 """
 
 import argparse
@@ -25,7 +27,7 @@ NO_WEIGHTS = "none"
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, train, print."""
-    parser = CommandParser(prog="jobs.train", description=__doc__)
+    parser = CommandParser("train", __doc__)
     _add_options(parser)
     add_recipe_options(parser)
     args = parser.parse_args(argv)

@@ -1,9 +1,9 @@
-"""Wait on a spot machine for the cloud's notice that it will be taken away, and have Ray drain the node then.
+"""Drain this Ray node when the cloud announces that it will take the machine away.
 
-python -m jobs.watch_preemption
+ray-detr watch-preemption
 
-To be started on every worker node after `ray start`. It reads the metadata service of AWS or Google Cloud; training
-writes a checkpoint when Ray hears of the notice. The command ends, with exit code 0, when the node is being drained.
+Start it on every worker node of spot machines, after `ray start`. It polls the instance metadata of AWS or Google
+Cloud. Training writes a checkpoint when Ray drains the node. Exits with code 0 once the node is being drained.
 """
 
 import argparse
@@ -18,7 +18,7 @@ METADATA_URL = "http://169.254.169.254"  # of both clouds
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, wait, drain."""
-    parser = CommandParser(prog="jobs.watch_preemption", description=__doc__)
+    parser = CommandParser("watch-preemption", __doc__)
     parser.add_argument(
         "--metadata-url", default=METADATA_URL, metavar="URL", help="the metadata service's address (%(default)s)"
     )

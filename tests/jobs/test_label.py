@@ -111,7 +111,7 @@ def test_every_option_arrives(asked: list[LabelConfig]) -> None:
         ("--device tpu", "device: 'tpu' is none of auto, cpu, cuda."),
         ("--run-id ../other", "run id: '../other' cannot name a folder"),
         ("--keep uri", "keep: 'uri' is a column of the detection table itself"),
-        ("--no-such-option", "unrecognized arguments: --no-such-option"),
+        ("--no-such-option", "--no-such-option is not an option"),
     ],
 )
 def test_wrong_use_is_told_before_anything_is_done(

@@ -75,5 +75,5 @@ print(sorted({"numpy", "torch", "PIL", "ray"} & set(sys.modules)))
 
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
 
-    assert "usage: jobs.scenes" in done.stdout
+    assert "usage: ray-detr scenes --out DIR " in done.stdout
     assert done.stdout.endswith("[]\n")
