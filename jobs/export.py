@@ -23,11 +23,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--out",
         required=True,
         metavar="URI",
-        help="a local file that ends in .parquet or .jsonl, or a folder, new or empty, at any URI",
+        help="a local file ending in .parquet or .jsonl, or a new or empty folder at any URI",
     )
     parser.add_argument("--latest", action="store_true", help="only the current row of each image (all rows)")
-    parser.add_argument("--model", metavar="NAME", help="only rows of this model, as the column `model` says it (any)")
-    parser.add_argument("--format", choices=("parquet", "jsonl"), help="of a folder's files (parquet)")
+    parser.add_argument("--model", metavar="NAME", help="only rows of this model, named as in the column `model` (all)")
+    parser.add_argument("--format", choices=("parquet", "jsonl"), help="file format in a folder (parquet)")
     add_s3_options(parser)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     args = parser.parse_args(argv)

@@ -92,36 +92,41 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--table", required=True, metavar="URI", help="the detection table, existing or new")
     parser.add_argument(
-        "--shard-images", type=count, metavar="N", help="images a shard (2048 on GPUs, 64 on CPUs, fewer in small runs)"
+        "--shard-images",
+        type=count,
+        metavar="N",
+        help="images in each shard (2048 on GPUs, 64 on CPUs, fewer in small runs)",
     )
     some = parser.add_mutually_exclusive_group()
-    some.add_argument("--max-images", type=count, metavar="N", help="label the first N images only (all)")
+    some.add_argument("--max-images", type=count, metavar="N", help="label only the first N images (all)")
     some.add_argument("--sample", type=count, metavar="N", help="label N images drawn at random (all)")
-    parser.add_argument("--seed", type=int, default=0, help="of --sample (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of --sample (%(default)s)")
     parser.add_argument(
-        "--keep", nargs="+", default=[], metavar="COLUMN", help="columns of the lists that rows shall carry (none)"
+        "--keep",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="columns of the lists of URIs to copy into the table (none)",
     )
     parser.add_argument(
         "--via",
         choices=("auto", "fsspec"),
         default="auto",
-        help="fsspec reads images through fsspec instead of the faster native client (%(default)s)",
+        help="fsspec: read images through fsspec instead of the faster native client (%(default)s)",
     )
-    parser.add_argument("--anonymous", action="store_true", help="read images without credentials: public buckets")
-    parser.add_argument(
-        "--request-payer", action="store_true", help="pay for reading images of buckets whose owner does not"
-    )
+    parser.add_argument("--anonymous", action="store_true", help="read images without credentials, for public buckets")
+    parser.add_argument("--request-payer", action="store_true", help="send requester-pays headers when reading images")
     add_s3_options(parser)
-    parser.add_argument("--table-endpoint", metavar="URL", help="the S3 server of table and model (--endpoint)")
-    parser.add_argument("--table-region", metavar="NAME", help="the S3 region of table and model (--region)")
-    parser.add_argument("--table-profile", metavar="NAME", help="the AWS profile for table and model (--profile)")
+    parser.add_argument("--table-endpoint", metavar="URL", help="S3 server of the table and the model (--endpoint)")
+    parser.add_argument("--table-region", metavar="NAME", help="S3 region of the table and the model (--region)")
+    parser.add_argument("--table-profile", metavar="NAME", help="AWS profile for the table and the model (--profile)")
 
 
 def add_s3_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add where S3 is, and who we are there."""
-    parser.add_argument("--endpoint", metavar="URL", help="the S3 server's address (AWS_ENDPOINT_URL)")
-    parser.add_argument("--region", metavar="NAME", help="the S3 region (AWS_REGION)")
-    parser.add_argument("--profile", metavar="NAME", help="the AWS profile (AWS_* keys, then AWS_PROFILE)")
+    parser.add_argument("--endpoint", metavar="URL", help="address of the S3 server (AWS_ENDPOINT_URL)")
+    parser.add_argument("--region", metavar="NAME", help="S3 region (AWS_REGION)")
+    parser.add_argument("--profile", metavar="NAME", help="AWS profile (keys in AWS_*, then AWS_PROFILE)")
 
 
 def add_retry_option(parser: argparse.ArgumentParser) -> None:
@@ -130,7 +135,7 @@ def add_retry_option(parser: argparse.ArgumentParser) -> None:
         "--retry-errors",
         choices=("passing", "all"),
         default="passing",
-        help="which error rows are tried again: those that the world was the reason of, or all (%(default)s)",
+        help="which images with error rows to label again: those with transient errors, or all (%(default)s)",
     )
 
 
@@ -140,14 +145,21 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--model",
         required=True,
         metavar="REF",
-        help="a hub id with optional @revision, a directory, a .pth, a URI, or scenes (the model that comes along)",
+        help="a hub id with optional @revision, a directory, a .pth, a URI, or scenes (the small model in the package)",
     )
-    parser.add_argument("--threshold", type=share, default=0.05, help="least score kept; 0 keeps all (%(default)s)")
+    parser.add_argument(
+        "--threshold",
+        type=share,
+        default=0.05,
+        metavar="SCORE",
+        help="lowest score to keep; 0 keeps all queries (%(default)s)",
+    )
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
         default="auto",
-        help="%(default)s: fp16 on GPUs, fp32 on CPUs; tf32 is fp32 with rounded operands on GPUs",
+        help="number format of the network; auto is fp16 on GPUs and fp32 on CPUs; tf32 is fp32 with "
+        "operands rounded to 10 bits on GPUs (%(default)s)",
     )
 
 
@@ -157,7 +169,7 @@ def add_batch_size_option(parser: argparse.ArgumentParser | argparse._ArgumentGr
         "--batch-size",
         type=count,
         metavar="N",
-        help="images in a batch at most (32 on GPUs, 1 on CPUs; halved by itself where a GPU has too little memory)",
+        help="largest batch (32 on GPUs, 1 on CPUs; halved automatically if a GPU runs out of memory)",
     )
 
 

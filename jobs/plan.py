@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--model",
         metavar="REF",
-        help="the model of the run, which is loaded to know its rows; left out, rows of any model count as labelled",
+        help="the model of the run, which is read to find its rows; without it, rows of any model count as labelled",
     )
     add_retry_option(parser)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def report(summary: "PlanSummary", config: "PlanConfig") -> str:
-    """Return what a person wants to know beforehand."""
+    """Return the summary as text."""
     some = f"{summary.shards:,} shard{'' if summary.shards == 1 else 's'}"
     shards = f"{some} of {config.shard_images:,} images at most"
     unknown = f" and {summary.unknown_sizes:,} of unknown size" if summary.unknown_sizes else ""

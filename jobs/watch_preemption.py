@@ -20,20 +20,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, wait, drain."""
     parser = CommandParser("watch-preemption", __doc__)
     parser.add_argument(
-        "--metadata-url", default=METADATA_URL, metavar="URL", help="the metadata service's address (%(default)s)"
+        "--metadata-url", default=METADATA_URL, metavar="URL", help="address of the metadata service (%(default)s)"
     )
     parser.add_argument(
-        "--poll-seconds", type=_seconds, default=5.0, metavar="N", help="from one question to the next (%(default)s)"
+        "--poll-seconds", type=_seconds, default=5.0, metavar="N", help="seconds between two requests (%(default)s)"
     )
     parser.add_argument(
         "--on-rebalance",
         action="store_true",
-        help="drain on AWS's recommendation to leave, too, which may come long before an interruption or without one",
+        help="also drain on AWS's rebalance recommendation, which can come long before an interruption or without one",
     )
     parser.add_argument(
-        "--address", metavar="HOST:PORT", help="the Ray cluster (RAY_ADDRESS, else the Ray of this machine)"
+        "--address", metavar="HOST:PORT", help="address of the Ray cluster (RAY_ADDRESS, else the Ray of this machine)"
     )
-    parser.add_argument("--node-id", metavar="ID", help="the node to drain (the one of this machine)")
+    parser.add_argument("--node-id", metavar="ID", help="node to drain (the one of this machine)")
     args = parser.parse_args(argv)
 
     from pipelines.training.instance_metadata import find_service
