@@ -1,4 +1,4 @@
-"""A run as a job of Ray's, as the README submits it: stopped as operators stop jobs, and submitted again."""
+"""A run as a job of Ray's, as docs/operations.md submits it: stopped as operators stop jobs, and submitted again."""
 
 from __future__ import annotations
 
