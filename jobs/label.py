@@ -82,6 +82,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="CPU seconds after which an image counts as undecodable: a decode_timeout row (%(default)g)",
     )
     parser.add_argument(
+        "--node-minutes",
+        type=float,
+        default=0.0,
+        metavar="N",
+        help="minutes to wait for nodes of an autoscaling cluster that cannot hold the actors yet (%(default)g)",
+    )
+    parser.add_argument(
         "--stall-minutes",
         type=float,
         default=60.0,
@@ -128,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             retry_errors=args.retry_errors,
             wait_minutes=args.wait_minutes,
             decode_seconds=args.decode_seconds,
+            node_minutes=args.node_minutes,
             stall_minutes=args.stall_minutes,
             verbose=args.verbose,
         )
