@@ -65,7 +65,9 @@ def load(ref: str | os.PathLike[str], *, variant: str | None = None) -> Detr:
     if path.is_file():
         return _load_original(path, variant, source)
     if variant is not None:
-        raise CheckpointError(f"checkpoint {source}: a directory says itself what it is; variant is for a .pth file.")
+        raise CheckpointError(
+            f"checkpoint {source}: variant is only for .pth files; a directory has its own configuration."
+        )
     return _load_directory(path, source)
 
 
@@ -152,8 +154,8 @@ def _variant(name: str, variant: str | None, source: str) -> str:
     named = None if official is None else f"detr-resnet-{official[1]}{'-dc5' if official[2] else ''}"
     if variant is None and named is None:
         raise CheckpointError(
-            f"checkpoint {source}: neither name nor content tells which DETR it is (plain and DC5 hold the same "
-            f"weights). Give variant, one of {', '.join(VARIANTS)}."
+            f"checkpoint {source}: neither its name nor its content shows which DETR it is (plain and DC5 hold the "
+            f"same weights). Give variant, one of {', '.join(VARIANTS)}."
         )
     if variant is not None and variant not in VARIANTS:
         near = difflib.get_close_matches(variant, VARIANTS, n=1)

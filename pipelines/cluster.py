@@ -110,7 +110,7 @@ def _connect(*, verbose: bool) -> None:
                 )
         except (ConnectionError, RuntimeError, OSError) as error:
             raise RunStopped(
-                f"a local Ray does not start: {first_line(error)}. `--verbose` shows its messages."
+                f"a local Ray could not be started: {first_line(error)}. `--verbose` shows its messages."
             ) from error
 
 
@@ -186,8 +186,8 @@ def refuse_local(uris: Sequence[str], *, are_shared: bool) -> None:
     count = len(hosts())
     if count > 1:
         raise RunStopped(
-            f"{local[0]} is a local folder, and the cluster has {count} machines: each would use a disk of its own. "
-            "Give an object store's address, such as s3://bucket/folder, or --shared-folders if this path is the same "
+            f"{local[0]} is a local folder, and the cluster has {count} machines: each would use its own disk. Use an "
+            "address of an object store, such as s3://bucket/folder, or --shared-folders if this path is the same "
             "folder on every machine."
         )
 

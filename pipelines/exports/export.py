@@ -63,7 +63,7 @@ class ExportConfig:
                 "piece. Name a folder there, or a file of this machine."
             )
         if self.format not in (None, self.file_format):
-            raise ValueError(f"out: {self.out} does not end in .{self.format}. Change the suffix, or leave the format.")
+            raise ValueError(f"out: {self.out} does not end in .{self.format}. Change the suffix, or omit --format.")
 
     @property
     def file_format(self) -> Format | None:
@@ -118,7 +118,7 @@ def copy_rows(
                 written += len(rows)
             if not written and config.model is not None:
                 raise RunStopped(
-                    f"table {table.uri} has no rows of model {config.model}. `python -m jobs.runs` tells its models."
+                    f"table {table.uri} has no rows of model {config.model}. `ray-detr runs` lists its models."
                 )
             out.finish({"table": table.uri, "rows": written, "latest": config.latest, "model": config.model})
     except OSError as error:  # of a file of this machine: reading the table's files has its own sentences

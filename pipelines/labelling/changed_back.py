@@ -56,7 +56,7 @@ def without_second_rows(
     said = {
         "status": "error",
         "error_kind": KIND,
-        "error": "the object changed while the run went on, back to a version whose row the table has already",
+        "error": "the object changed during the run, back to a version that already has a row in the table",
         "detections": None,
     }
     for name, value in said.items():

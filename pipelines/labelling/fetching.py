@@ -171,8 +171,8 @@ class Fetcher:
         if size in (None, len(blob.data)):
             return blob
         raise StoreDown(
-            f"{without_secrets(item.uri)} was cut off: {len(blob.data):,} of {size:,} bytes came. "
-            "Check what lies between here and the store, then run again."
+            f"{without_secrets(item.uri)} was cut off: {len(blob.data):,} of {size:,} bytes arrived. "
+            "Check proxies and the network, then run again."
         )
 
     def _refuse_if_all_is_denied(self, item: LakeObject, refusal: Denied) -> None:
@@ -188,8 +188,8 @@ class Fetcher:
             self._touch(canary, is_retryable=lambda error: isinstance(error, Denied) or is_passing(error))
         except Denied as error:
             raise LakeUnreadable(
-                f"{refusal} {without_secrets(canary)}, which was read before, is refused now too: the credentials "
-                "are over, or their rights were taken back."
+                f"{refusal} {without_secrets(canary)}, which was read before, is now refused, too: the credentials "
+                "have expired or their rights were revoked."
             ) from error
         except (NotFound, Archived):
             return

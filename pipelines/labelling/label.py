@@ -138,7 +138,7 @@ class LabelConfig:
                 raise ValueError(f"{name}: {value} is not in 0..1")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(
-                f"device: {self.device!r} is none of auto, cpu, cuda. Each actor takes the GPU that Ray gives it."
+                f"device: {self.device!r} is not one of auto, cpu, cuda. Each actor takes the GPU that Ray gives it."
             )
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch size: {self.batch_size} is less than 1")
@@ -148,13 +148,13 @@ class LabelConfig:
         if least < 1 or (most is not None and most < least):
             raise ValueError(f"actors: {least}:{most} is not a range of at least 1 actor")
         if self.wait_minutes < 0:
-            raise ValueError(f"wait minutes: {self.wait_minutes:g} is no time to wait; give 0 or more.")
+            raise ValueError(f"wait minutes: {self.wait_minutes:g} is not a waiting time; give 0 or more.")
         if self.decode_seconds <= 0:
-            raise ValueError(f"decode seconds: {self.decode_seconds:g} is no time to decode in; give more than 0.")
+            raise ValueError(f"decode seconds: {self.decode_seconds:g} is not a time limit; give more than 0.")
         if self.node_minutes < 0:
-            raise ValueError(f"node minutes: {self.node_minutes:g} is no time to wait; give 0 or more.")
+            raise ValueError(f"node minutes: {self.node_minutes:g} is not a waiting time; give 0 or more.")
         if self.stall_minutes <= 0:
-            raise ValueError(f"stall minutes: {self.stall_minutes:g} is no time to wait; give more than 0.")
+            raise ValueError(f"stall minutes: {self.stall_minutes:g} is not a waiting time; give more than 0.")
         if self.via not in ("auto", "fsspec"):
             raise ValueError(f"via: {self.via!r} is neither auto nor fsspec")
 
@@ -318,7 +318,7 @@ def label(
             if afterwards is not None:  # no actor works any more
                 afterwards.push(before_the_lease_ends.pop_all())
     except StoreError as error:
-        raise RunStopped(f"{error} What is done stays done; the same command goes on from there.") from error
+        raise RunStopped(f"{error} Run the same command again to resume.") from error
     return _summary(config, result, model, time.monotonic() - began)
 
 

@@ -200,7 +200,7 @@ def write_plan(
     if index and not ended and read_kept_schema(table, run_id) != listing.kept_schema:
         raise RunStopped(
             f"the kept columns have other types than when run {run_id} began ({read_kept_schema(table, run_id)}). "
-            "Restore the list of URIs, or give --new-run to seal the run and plan afresh."
+            "Restore the list of URIs, or use --new-run to seal the run and start a new one."
         )
     selection = selection or Selection()
     if index:

@@ -66,8 +66,8 @@ def _second_rows(table: Store, files: Sequence[Entry], repeated: Keys) -> Iterat
             rows = "a second row" if len(second) == 1 else f"{len(second):,} second rows"
             version = f"{uri} ({'no etag' if etag is None else f'etag {etag}'})"
             yield (
-                f"{join_uri(table.uri, entry.key)} has {rows} of what {model} has labelled already, such as {version}, "
-                f"which is in {join_uri(table.uri, files[before].key)}."
+                f"{join_uri(table.uri, entry.key)} has {rows} of images that {model} has already labelled, such as "
+                f"{version}, which is in {join_uri(table.uri, files[before].key)}."
             )
 
 

@@ -208,7 +208,7 @@ def _fetched(images: Store, work: ShardWork) -> Iterator[tuple[int, bytes | Prob
 
 def _fetch(images: Store, file_name: str, key: str | None, size: int) -> bytes | Problem:
     if key is None:
-        return Problem("outside_folder", f"the file name {file_name!r} leads out of the images' folder")
+        return Problem("outside_folder", f"the file name {file_name!r} leads outside the folder of images")
     try:
         data = retry(
             lambda: images.get(key).data,
@@ -220,7 +220,7 @@ def _fetch(images: Store, file_name: str, key: str | None, size: int) -> bytes |
     if size and len(data) != size:
         raise RunStopped(
             f"{join_uri(images.uri, key)} had {size:,} bytes when it was listed and has {len(data):,} now. Start again "
-            "with an empty place for the shards when the images do not change any more."
+            "with an empty folder for the shards once the images no longer change."
         )
     return data
 
@@ -275,9 +275,9 @@ def _read_shard(spec: ShardSpec, number: int, data: bytes, name: str) -> Written
         }
         is_ours, report = metadata["source"] == spec.source, _from_json(metadata["report"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RunStopped(f"{name} is in the way: no shard has this place. Move it away.") from error
+        raise RunStopped(f"{name} already exists and belongs to no shard. Move it away.") from error
     if not is_ours:
-        raise RunStopped(f"{name} is in the way: it is a shard of something else. Choose an empty place.")
+        raise RunStopped(f"{name} already exists: it is a shard of something else. Choose an empty folder.")
     footer = file.metadata
     groups = tuple(footer.row_group(group).num_rows for group in range(footer.num_row_groups))
     return WrittenShard(number, _shard_file(shard_key(number), data, groups), report)

@@ -145,7 +145,7 @@ class NativeStore:
         data = bytes(answer.bytes())
         if len(data) != meta["size"]:
             raise StoreDown(
-                f"{self._shown(path)} was cut off: {len(data)} of {meta['size']} bytes came. "
+                f"{self._shown(path)} was cut off: {len(data)} of {meta['size']} bytes arrived. "
                 "Check the network, then run again."
             )
         return Blob(data, plain_etag(meta["e_tag"]))
@@ -187,7 +187,7 @@ class NativeStore:
         """Replace where the condition is a generation number, not an etag: Google's store."""
         meta = self._call("replace", path, lambda: obstore.head(self._bucket, path))
         if plain_etag(meta["e_tag"]) != etag:
-            raise Changed(f"{self._shown(path)} cannot be replaced: it is not what it was when it was read.")
+            raise Changed(f"{self._shown(path)} cannot be replaced: it has changed since it was read.")
         condition = {"version": meta["version"]}
         return self._call("replace", path, lambda: self._put(path, data, condition))
 
@@ -219,7 +219,7 @@ class NativeStore:
             if not is_refused(path):
                 raise
             raise NotFound(
-                f"{self._shown(path)!r}: this client cannot take such a name. Read it with --via fsspec."
+                f"{self._shown(path)!r}: this client does not support such a name. Read it with --via fsspec."
             ) from error
         raise failure  # outside the `except`, without its cause: see native_error
 

@@ -104,7 +104,7 @@ class FsspecStore:
         if "\0" in key or (
             ".." in key and ".." in key.split("/")
         ):  # a folder to most of these, and none leads out of ours
-            raise NotFound(f"{uri!r}: no object can have this name.")
+            raise NotFound(f"{uri!r}: this is not a valid object name.")
 
         def explained() -> _Result:
             try:
@@ -213,8 +213,8 @@ def _file_system(root: str, options: StoreOptions) -> Any:
         raise Misconfigured(f"{without_secrets(root)}: {scheme}:// needs another package. {error}") from error
     except ValueError as error:
         raise Misconfigured(
-            f"{without_secrets(root)}: {scheme}:// is not a kind of store that is known here. "
-            "Use s3, gs, az, https, a path, or what fsspec knows."
+            f"{without_secrets(root)}: {scheme}:// is not a known kind of store. Use s3, gs, az, https, a path, or a "
+            "protocol of fsspec."
         ) from error
     except OSError as error:  # some connect at once
         failure = store_error(Answer(words=type(error).__name__), "read", without_secrets(root))

@@ -44,7 +44,7 @@ class WebStore:
         """Take the server's address and the folder ("" or with a slash at its end) below which keys are relative."""
         if not root.partition("://")[2]:
             raise Misconfigured(
-                f"{root}/{folder} is not a web address: a host is missing. Check the list that it is from."
+                f"{root}/{folder} is not a web address: a host is missing. Check the list that contains it."
             )
         self._root = root
         self._folder = folder
@@ -115,7 +115,9 @@ class WebStore:
                     "of them should be. Copy it into a bucket or a folder."
                 )
             except ValueError:
-                failure = Misconfigured(f"{without_secrets(url)} is not a web address. Check the list that it is from.")
+                failure = Misconfigured(
+                    f"{without_secrets(url)} is not a web address. Check the list that contains it."
+                )
             else:
                 if status == 416:
                     return b"", {"Content-Range": ""}

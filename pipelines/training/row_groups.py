@@ -101,4 +101,4 @@ def evaluation_images(groups: RowGroups, worker: int, workers: int) -> Generator
 
 def _unreadable(error: StoreError) -> str:
     """Return a sentence; what the store says has the shard's name."""
-    return f"{str(error).rstrip('.')}. What is trained is kept; the same command goes on from the newest checkpoint."
+    return f"{str(error).rstrip('.')}. Run the same command again to resume from the newest checkpoint."

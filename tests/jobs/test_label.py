@@ -108,7 +108,7 @@ def test_every_option_arrives(asked: list[LabelConfig]) -> None:
         ("--actors 0", "argument --actors: 0 is less than 1"),
         ("--max-error-rate 5", "argument --max-error-rate: 5 is not in 0..1"),
         ("--classes cat=7", "argument --classes: 7 is not in 0..1"),
-        ("--device tpu", "device: 'tpu' is none of auto, cpu, cuda."),
+        ("--device tpu", "device: 'tpu' is not one of auto, cpu, cuda."),
         ("--run-id ../other", "run id: '../other' cannot name a folder"),
         ("--keep uri", "keep: 'uri' is a column of the detection table itself"),
         ("--no-such-option", "--no-such-option is not an option"),

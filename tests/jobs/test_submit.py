@@ -182,7 +182,7 @@ class TestOnACluster:
         assert command.returncode == 130
         assert notes.splitlines() == [
             "job scenes-long continues without this command. `ray job stop scenes-long` stops it.",
-            "interrupted: the same command goes on from here.",
+            "interrupted: run the same command again to resume.",
         ]
 
 

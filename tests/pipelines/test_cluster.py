@@ -138,8 +138,8 @@ def test_a_local_folder_is_refused_on_several_machines(folder: str, monkeypatch:
         refuse_local(["s3://lake/images", folder], are_shared=False)
 
     assert str(stopped.value) == (
-        f"{folder} is a local folder, and the cluster has 2 machines: each would use a disk of its own. Give an object "
-        "store's address, such as s3://bucket/folder, or --shared-folders if this path is the same folder on every "
+        f"{folder} is a local folder, and the cluster has 2 machines: each would use its own disk. Use an address of "
+        "an object store, such as s3://bucket/folder, or --shared-folders if this path is the same folder on every "
         "machine."
     )
 
