@@ -9,7 +9,7 @@ BENCH ?= bench
 S3_DIR ?= /tmp/ray-detr-s3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check audit fix simulate mutate bench test-gpu test-faults test-faults-s3 test-s3 lock clean
+.PHONY: help demo test lint check audit fix simulate mutate bench docs test-gpu test-faults test-faults-s3 test-s3 lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -74,6 +74,9 @@ bench: .venv/.ready ## every mode of jobs.bench with small sizes, beside transfo
 	$(BIN)/python -m jobs.bench evaluate --count 200 1000 --rounds 2 --out $(BENCH)
 	$(BIN)/python -m jobs.bench label --peers pipeline raydata --count 2 6 --rounds 2 --shorter 320 --out $(BENCH)
 	$(BIN)/python -m jobs.bench start --rounds 2 --out $(BENCH)
+
+docs: .venv/.ready ## write docs/cli.md from the --help of every command
+	$(BIN)/python scripts/cli_reference.py
 
 lock: .venv/.ready ## resolve pyproject.toml anew into the lock files
 	$(BIN)/python scripts/lock.py

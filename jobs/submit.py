@@ -18,7 +18,7 @@ from jobs.options import CommandParser
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, submit, follow."""
-    parser = CommandParser(prog="jobs.submit", description=__doc__)
+    parser = CommandParser("submit", __doc__)
     parser.add_argument("--slot", required=True, metavar="NAME", help="the scheduled time, such as 2026-11-28T02:00")
     parser.add_argument(
         "--job", metavar="NAME", help="the job's name, for several jobs of one command in a slot (the command)"

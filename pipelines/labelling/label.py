@@ -277,7 +277,7 @@ def label(
     """
     began = time.monotonic()
     show = on_progress or (lambda _: None)
-    show(Progress("looking at images and table"))
+    show(Progress("listing images and reading the table"))
     check_answers([(uri, config.image_options) for uri in config.images])
     check_answers([(f"{config.table.rstrip('/')}/", config.table_options)])  # its folder is all that must be listed
     listing = list_objects(config.images, options=config.image_options, keep=config.keep, table=config.table)
