@@ -2,6 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
+FAST := not ray and not s3 and not slow and not faults and not gpu
 SOURCES := detr pipelines jobs tests scripts
 DEMO ?= demo
 BENCH ?= bench
@@ -34,7 +35,7 @@ lint: .venv/.ready ## format, lint and strict types
 	$(BIN)/mypy
 
 check: lint ## lint, and the fast tests: under 5 minutes
-	$(PYTEST) -m "not ray and not s3 and not slow and not faults and not gpu"
+	$(PYTEST) -n auto --dist worksteal -m "$(FAST)"
 	@$(MAKE) --no-print-directory audit
 
 audit: .venv/.ready ## ask for known vulnerabilities of the locked packages; says so where nobody answers
