@@ -49,12 +49,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-wait", action="store_true", help="submit the job and leave without following it")
     parser.add_argument(
         "command",
-        nargs="+",
-        metavar=("-- COMMAND", "OPTION"),
-        help="what the job runs: a command of ray-detr with its options",
+        nargs=argparse.REMAINDER,
+        metavar="-- COMMAND [OPTION ...]",
+        help="a command of ray-detr with its options",
     )
     args = parser.parse_args(argv)
-    command, *arguments = args.command
+    words = args.command[1:] if args.command[:1] == ["--"] else args.command
+    if not words:
+        parser.error("a command must follow the options, for example: -- label --images ... --table ...")
+    command, *arguments = words
     known = [name.replace("_", "-") for name in commands() if name != "submit"]
     if command not in known:
         near = difflib.get_close_matches(command, known, n=1)
