@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -27,18 +28,11 @@ on_ray = [pytest.mark.ray, pytest.mark.slow]
 def address() -> Iterator[str]:
     # the driver of a job is `python` of the path
     path = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    with own_ray({"num_cpus": 1, "include_dashboard": True}, environment=path) as cluster:
-        address = f"http://{cluster.dashboard}"
-        deadline = time.monotonic() + 120
-        while True:  # a head that has only just begun takes no job yet
-            try:
-                JobSubmissionClient(address).submit_job(entrypoint="true")
-                break
-            except RuntimeError as error:
-                if "No available agent" not in str(error) or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.5)
-        yield address
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    head = {"num_cpus": 1, "include_dashboard": True, "dashboard_port": port}
+    with own_ray(head, environment=path) as cluster:
+        yield f"http://{cluster.dashboard}"
 
 
 @pytest.fixture
