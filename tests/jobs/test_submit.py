@@ -175,7 +175,7 @@ class TestOnACluster:
 
         assert command.returncode == 130
         assert notes.splitlines() == [
-            "job scenes-long goes on without this command. `ray job stop scenes-long` stops it.",
+            "job scenes-long continues without this command. `ray job stop scenes-long` stops it.",
             "interrupted: the same command goes on from here.",
         ]
 
@@ -193,7 +193,7 @@ def test_a_slot_that_cannot_be_an_id_is_refused() -> None:
         (["--slot", "a/b", "--", "label"], "the slot 'a/b' cannot be part of a submission id"),
         (["--slot", "1", "--ok", "3;4", "--", "label"], "'3;4' is not a list of exit codes such as 3,4"),
         (["--slot", "1", "--env", "KEY", "--", "label"], "'KEY' is not NAME=VALUE"),
-        (["--slot", "1"], "a command must follow the options, for example: -- label"),
+        (["--slot", "1"], "the following arguments are required: COMMAND"),
     ],
 )
 def test_wrong_use_is_refused_before_a_cluster_is_asked(
