@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--model",
         required=True,
         metavar="REF",
-        help="a hub id with optional @revision, a directory, a .pth, a URI, or scenes (the model that comes along)",
+        help="a hub id with optional @revision, a directory, a .pth or .ckpt, a URI, or scenes (the embedded model)",
     )
     parser.add_argument("--threshold", type=share, default=0.9, help="least score shown (%(default)s)")
     parser.add_argument("--draw", type=Path, metavar="DIR", help="write each image with its boxes into this folder")

@@ -118,8 +118,7 @@ class TrainData:
             augment=recipe.augment(share),
             one_scale_a_batch=recipe.one_shape_a_batch,
             scene_sides=recipe.scales(share),
-            shorter=network.shorter,
-            longest=network.longest,
+            size_rule=network.size_rule,
         )
 
 

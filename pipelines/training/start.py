@@ -88,7 +88,7 @@ def initial_model(
             _load_backbone(model, config)
     if config.shorter or config.longest:
         shorter, longest = config.shorter or model.config.shorter, config.longest or model.config.longest
-        model.config = replace(model.config, shorter=shorter, longest=longest)
+        model.config = replace(model.config, shorter=shorter, longest=longest, resizing="original", box=(0, 0))
     return model, trainable_norm
 
 
