@@ -17,7 +17,7 @@ from jobs.options import CommandParser, add_s3_options, check_stays, count
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, write, print."""
-    parser = CommandParser(prog="jobs.report", description=__doc__)
+    parser = CommandParser("report", __doc__)
     parser.add_argument("--table", required=True, metavar="URI", help="the detection table")
     parser.add_argument(
         "--out", type=Path, default=Path("report.html"), metavar="FILE", help="the page; replaced (%(default)s)"

@@ -1,4 +1,4 @@
-"""Run a command as a job of a Ray cluster, once for each slot of a schedule, and leave with its exit code.
+"""Run a command as a Ray job, once for each slot of a schedule, and exit with its exit code.
 
 ray-detr submit --address http://HEAD:8265 --slot 2026-11-28 -- label --images s3://lake/ --table s3://tables/detections
 
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "command",
         nargs=argparse.REMAINDER,
-        metavar="-- COMMAND [OPTION ...]",
+        metavar="-- COMMAND",
         help="a command of ray-detr with its options",
     )
     args = parser.parse_args(argv)
