@@ -109,7 +109,7 @@ class TrainData:
 
     def _preparation(self, epoch: int, network: DetrConfig) -> Preparation:
         """Return what is done to the images of an epoch."""
-        recipe = self.config.recipe
+        recipe = self.config.recipe.for_model(network.shorter, network.longest)
         share = epoch / recipe.epochs
         return Preparation(
             augmentation=recipe.augmentation,
