@@ -7,9 +7,10 @@ SOURCES := detr pipelines jobs tests scripts
 DEMO ?= demo
 BENCH ?= bench
 S3_DIR ?= /tmp/ray-detr-s3
+AXE_DIR ?= /tmp/ray-detr-axe
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check audit fix simulate mutate bench docs test-gpu test-faults test-faults-s3 test-s3 lock clean
+.PHONY: help demo test lint check audit fix simulate mutate bench docs test-gpu test-browser test-faults test-faults-s3 test-s3 lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -58,6 +59,10 @@ test-s3: .venv/.ready ## the tests on a real S3 server (Ceph; installs Debian's 
 
 test-gpu: .venv/.ready ## the tests that need a GPU, on one: under 6 minutes; GPU_TESTS_DEVICE=cpu rehearses them without
 	$(PYTEST) -m gpu tests/gpu
+
+test-browser: .venv/.ready ## the report's page in Debian's Chromium, headless, with axe-core from npm (installs packages, needs root)
+	scripts/browser.sh install
+	AXE_CORE="$$(scripts/browser.sh axe $(AXE_DIR))" && AXE_CORE="$$AXE_CORE" $(PYTEST) -m browser tests/browser
 
 test-faults: .venv/.ready ## poison, fuzzing, killed processes and (as root) hosts on a real Ray: an hour and more. FAULTS_REPORT=FILE keeps figures
 	$(PYTEST) -s -m "long and not s3"

@@ -151,7 +151,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--model",
         required=True,
         metavar="REF",
-        help="a hub id with optional @revision, a directory, a .pth, a URI, or scenes (the small model in the package)",
+        help="a hub id with optional @revision, a directory, a .pth or .ckpt, a URI, or scenes (the embedded model)",
     )
     parser.add_argument(
         "--threshold",
