@@ -139,8 +139,9 @@ def add_retry_option(parser: argparse.ArgumentParser) -> None:
     """Add what decides which errors of earlier runs are tried again."""
     parser.add_argument(
         "--retry-errors",
-        choices=("passing", "all"),
-        default="passing",
+        type=lambda text: "transient" if text == "passing" else text,  # its former name
+        choices=("transient", "all"),
+        default="transient",
         help="which images with error rows to label again: those with transient errors, or all (%(default)s)",
     )
 

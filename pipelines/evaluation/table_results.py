@@ -23,7 +23,7 @@ from pipelines.parquet_files import open_listed, parquet_of
 from pipelines.stopped import RunStopped
 from pipelines.store import Entry, Store, StoreError, StoreOptions, Stores, join_uri, open_store, without_secrets
 from pipelines.strict_json import parse_object
-from pipelines.table import PASSING_KINDS, check_columns, read_metadata
+from pipelines.table import TRANSIENT_KINDS, check_columns, read_metadata
 
 HEADER_THREADS: Final = 16  # pictures whose headers are fetched at once
 
@@ -248,7 +248,7 @@ def _row(uri: str, value: Json, place: tuple[str, int, int]) -> _Row:
         width=value["width"],
         model=value["model"],
         threshold=value["threshold"],
-        rank=(value["error_kind"] not in PASSING_KINDS, value["labelled_at"], value["run_id"]),
+        rank=(value["error_kind"] not in TRANSIENT_KINDS, value["labelled_at"], value["run_id"]),
         place=place,
     )
 

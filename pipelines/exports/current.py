@@ -1,8 +1,7 @@
-"""Which row of a table is the current one of its image, where several runs or models have labelled it.
+"""Selects the current row of each image, for images that several runs or models have labelled.
 
-Of an image's rows the newest that says something of its picture: `ok`, or an error whose reason is the bytes. Rows of
-passing errors say that there was nothing to be had at that moment, and count where there are no others. Newest is by
-`labelled_at`, then by `run_id` and `shard`. `current_query` says the same in SQL.
+The current row is the newest one with status `ok` or a permanent error; if there is none, the newest transient error.
+Newest is by `labelled_at`, then by `run_id` and `shard`. `current_query` is the same in SQL.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import pyarrow.parquet as pq
 
 from pipelines.labelling.labelled import KEY_BYTES, Keys
 from pipelines.parquet_files import parquet_of
-from pipelines.table import PASSING_KINDS
+from pipelines.table import TRANSIENT_KINDS
 
 _SAYS_SOMETHING: Final = 2**62  # above all times, which are microseconds since 1970
 
@@ -47,12 +46,12 @@ def current_rows(files: Iterable[tuple[str, pq.ParquetFile]], model: str | None 
             rows = file.read(columns=["uri", "error_kind", "model", "labelled_at"])
             mask = _of_model(rows, model)
             rows = rows.filter(pa.array(mask))
-            is_passing = pc.is_in(rows["error_kind"].cast(pa.string()), value_set=pa.array(sorted(PASSING_KINDS)))
+            is_transient = pc.is_in(rows["error_kind"].cast(pa.string()), value_set=pa.array(sorted(TRANSIENT_KINDS)))
             times = rows["labelled_at"].cast(pa.int64()).to_numpy()
             uris = rows["uri"].to_pylist()
         masks.append(mask)
         keys.append(np.frombuffer(b"".join(map(_hash, uris)), f"S{KEY_BYTES}"))
-        ranks.append(times + np.where(is_passing.to_numpy(), 0, _SAYS_SOMETHING))
+        ranks.append(times + np.where(is_transient.to_numpy(), 0, _SAYS_SOMETHING))
     if keys:
         is_current = _is_current(np.concatenate(keys), np.concatenate(ranks))
         for mask, part in zip(masks, _cut(is_current, [len(one) for one in keys]), strict=True):
@@ -62,7 +61,7 @@ def current_rows(files: Iterable[tuple[str, pq.ParquetFile]], model: str | None 
 
 def current_query(table: str, model: str | None = None) -> str:
     """Return SQL for DuckDB that gives the same rows: of `table`, a URI without a slash at its end."""
-    kinds = ", ".join(f"'{kind}'" for kind in sorted(PASSING_KINDS))
+    kinds = ", ".join(f"'{kind}'" for kind in sorted(TRANSIENT_KINDS))
     only = "" if model is None else f" WHERE model = '{model.replace(chr(39), 2 * chr(39))}'"
     return (
         f"FROM read_parquet('{table}/data/**/*.parquet', union_by_name = true){only} "

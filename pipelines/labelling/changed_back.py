@@ -14,7 +14,7 @@ from pipelines.parquet_files import open_listed, parquet_of
 from pipelines.store import Entry, Store, join_uri
 from pipelines.table import check_columns
 
-KIND: Final = "fetch_failed"  # passing: whatever the object is at the next run, the plan of that run sees it
+KIND: Final = "fetch_failed"  # transient: whatever the object is at the next run, the plan of that run sees it
 
 _TEXT: Final = "BYTE_ARRAY"  # of Parquet
 

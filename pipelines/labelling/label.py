@@ -19,7 +19,7 @@ from detr.classes import UnknownClass, category_named
 from detr.image_header import MAX_PIXELS
 from pipelines.clock import SystemClock
 from pipelines.create_only import refuse_overwriting
-from pipelines.labelling.cutting import Selection
+from pipelines.labelling.cutting import RetryErrors, Selection
 from pipelines.labelling.driver import RunResult, run_labelling
 from pipelines.labelling.labeler_spec import LabelerSpec
 from pipelines.labelling.lease import TRIES_SECONDS, holding
@@ -122,7 +122,7 @@ class LabelConfig:
     table_region: str | None = None
     table_profile: str | None = None
     max_pixels: int = MAX_PIXELS
-    retry_errors: Literal["passing", "all"] = "passing"
+    retry_errors: RetryErrors = "transient"
     wait_minutes: float = 0.0
     decode_seconds: float = DECODE_SECONDS
     node_minutes: float = 0.0
@@ -211,7 +211,7 @@ class LabelConfig:
             "sample": self.sample,
             "seed": self.seed,
             "keep": list(self.keep),
-            "retry_errors": self.retry_errors,
+            "retry_errors": "all" if self.retry_errors == "all" else "passing",  # the stored name of "transient"
             "max_pixels": self.max_pixels,
         }
 

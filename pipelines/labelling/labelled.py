@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from threading import Lock
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.concurrently import map_concurrently
+from pipelines.labelling.cutting import RetryErrors
 from pipelines.lake.listing import LakeObject
 from pipelines.parquet_files import open_listed, parquet_of
 from pipelines.store import Entry, Store, join_uri
@@ -66,7 +67,7 @@ def labelled_keys(rows: Iterable[tuple[str, str | None]]) -> LabelledKeys:
 
 
 def read_labelled(
-    table: Store, model: str | None, *, retry_errors: Literal["passing", "all"] = "passing", threads: int = 4
+    table: Store, model: str | None, *, retry_errors: RetryErrors = "transient", threads: int = 4
 ) -> LabelledKeys:
     """Return the images that a model has labelled, as the published rows of a table say.
 
@@ -106,7 +107,7 @@ def _file_keys(table: Store, entry: Entry, model: str | None, retry_errors: str)
     with parquet_of(name):
         states = file.read(columns=["status", "error_kind", "model"])
         counts = pc.equal(states["status"].cast(pa.string()), "ok")
-        if retry_errors == "passing":
+        if retry_errors != "all":
             kinds = pa.array(sorted(PERMANENT_KINDS))
             counts = pc.or_(counts, pc.is_in(states["error_kind"].cast(pa.string()), value_set=kinds))
         if model is not None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from pipelines.labelling.cutting import IsLabelled, Look, Selection, cut_segments, select
+from pipelines.labelling.cutting import IsLabelled, Look, RetryErrors, Selection, cut_segments, select
 from pipelines.labelling.labelled import read_labelled
 from pipelines.labelling.manifest import (
     SEGMENT_SHARDS,
@@ -72,7 +72,7 @@ class PlanConfig:
     sample: int | None = None
     seed: int = 0
     keep: tuple[str, ...] = ()
-    retry_errors: Literal["passing", "all"] = "passing"
+    retry_errors: RetryErrors = "transient"
     options: StoreOptions = field(default_factory=StoreOptions)
     table_options: StoreOptions | None = None
 

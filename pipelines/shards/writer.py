@@ -21,7 +21,7 @@ from pipelines.shards.plan import shard_key
 from pipelines.shards.reader import METADATA_PREFIX, SHARD_SCHEMA, ShardFile
 from pipelines.shards.rows import RowsFile, image_row
 from pipelines.stopped import RunStopped
-from pipelines.store import Archived, Denied, NotFound, Store, StoreOptions, is_passing, join_uri, open_store
+from pipelines.store import Archived, Denied, NotFound, Store, StoreOptions, is_transient, join_uri, open_store
 
 GROUP_IMAGES: Final = 32
 GROUP_BYTES: Final = 8 * 1024**2
@@ -213,7 +213,7 @@ def _fetch(images: Store, file_name: str, key: str | None, size: int) -> bytes |
         data = retry(
             lambda: images.get(key).data,
             budget_seconds=FETCH_BUDGET_SECONDS,
-            is_retryable=is_passing,
+            is_retryable=is_transient,
         )
     except (NotFound, Denied, Archived) as error:
         return Problem(_OBJECT_PROBLEMS[type(error)], str(error))

@@ -18,7 +18,7 @@ from pipelines.store.interface import (
     Entry,
     NotFound,
     StoreDown,
-    is_passing,
+    is_transient,
     refuse_larger,
 )
 from pipelines.store.native_errors import NATIVE_ERRORS, native_answer, native_error
@@ -200,14 +200,14 @@ class NativeStore:
         return read() if self._slow is None else self._slow.told_apart(path, read)
 
     def _call(self, action: Action, path: str, request: Callable[[], _Result]) -> _Result:
-        """Make a request again while it fails for a passing reason; each is harmless to make twice.
+        """Make a request and retry transient failures; each request is harmless to make twice.
 
         obstore does so by itself for most, but neither for a conditional put nor a delete whose connection was reset.
         """
         return retry(
             lambda: self._explained(action, path, request),
             budget_seconds=self._retry_seconds,
-            is_retryable=is_passing,
+            is_retryable=is_transient,
         )
 
     def _explained(self, action: Action, path: str, request: Callable[[], _Result]) -> _Result:

@@ -22,7 +22,7 @@ from pipelines.store.interface import (
     StoreError,
     StoreOptions,
     TooLarge,
-    is_passing,
+    is_transient,
     refuse_larger,
 )
 from pipelines.store.slow_s3 import SlowS3, botocore_answer, plain_etag
@@ -113,7 +113,7 @@ class FsspecStore:
                 failure = _explained(error, action, uri)
             raise failure  # outside the `except`: theirs may show addresses with passwords and what a server repeated
 
-        return retry(explained, budget_seconds=self._retry_seconds, is_retryable=is_passing)
+        return retry(explained, budget_seconds=self._retry_seconds, is_retryable=is_transient)
 
 
 class FsspecS3:
@@ -191,7 +191,7 @@ class FsspecS3:
             raise failure
 
         return self._slow.told_apart(
-            path, lambda: retry(read, budget_seconds=self._retry_seconds, is_retryable=is_passing)
+            path, lambda: retry(read, budget_seconds=self._retry_seconds, is_retryable=is_transient)
         )
 
 

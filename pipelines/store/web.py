@@ -21,7 +21,7 @@ from pipelines.store.interface import (
     Entry,
     Misconfigured,
     TooLarge,
-    is_passing,
+    is_transient,
 )
 from pipelines.store.slow_s3 import plain_etag
 from pipelines.store.uris import join_uri, without_secrets
@@ -126,7 +126,7 @@ class WebStore:
                 failure = store_error(Answer(status), "read", without_secrets(url))
             raise failure  # outside the `except`: aiohttp's errors show the whole address, signature included
 
-        return retry(request, budget_seconds=self._retry_seconds, is_retryable=is_passing)
+        return retry(request, budget_seconds=self._retry_seconds, is_retryable=is_transient)
 
     async def _answer(
         self, url: str, headers: dict[str, str], most: int | None

@@ -124,7 +124,7 @@ class TrainLog:
         try:
             self._upload()
         except StoreError as error:
-            if not error.is_passing:
+            if not error.is_transient:
                 raise
             logger.warning("the training log could not be written; it will be written with the next lines: %s", error)
 

@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 from pipelines.labelling.cutting import Selection
 from pipelines.labelling.run import find_unfinished, list_runs
 from pipelines.stopped import RunStopped
-from pipelines.table import PASSING_KINDS
+from pipelines.table import TRANSIENT_KINDS
 from tests.simulation.world import Crash, Fault, World, Writer, small_segments
 
 LONG = "SIMULATION_SEEDS" in os.environ  # `make simulate`: other sequences each time
@@ -57,7 +57,7 @@ class Table(RuleBasedStateMachine):
         self.world.lake.pop(uri, None)
 
     @precondition(lambda self: find_unfinished(self.world.objects) is None)
-    @rule(model=st.sampled_from(MODELS), retry_errors=st.sampled_from(["passing", "all"]), new_run=st.booleans())
+    @rule(model=st.sampled_from(MODELS), retry_errors=st.sampled_from(["transient", "all"]), new_run=st.booleans())
     def run(self, model: str, retry_errors: Any, new_run: bool) -> None:
         """A night without trouble: each image that this model has not labelled gets its row, and nothing else does."""
         wanted = {
@@ -136,7 +136,7 @@ class Table(RuleBasedStateMachine):
         if find_unfinished(self.world.objects) is not None:
             self.resume()
         for model in MODELS:
-            self.run(model, "passing", new_run=False)
+            self.run(model, "transient", new_run=False)
 
     def writer(self, model: str, threshold: float = 0.5) -> Writer:
         self.world.clock.seconds += 1
@@ -151,7 +151,7 @@ class Table(RuleBasedStateMachine):
                 assert kind == "missing"
             else:
                 assert (uri, etag) in self.ever
-                # an image that changed back to a version of before has an error of a passing kind instead
+                # an image that changed back to a version of before has an error of a transient kind instead
                 assert kind in (_kind(etag), "fetch_failed")
         self.rows = lines
 
@@ -164,7 +164,7 @@ def _kind(etag: str) -> str:
 
 
 def _is_settled(kind: str, retry_errors: str) -> bool:
-    return kind == "ok" or (kind not in PASSING_KINDS and retry_errors == "passing")
+    return kind == "ok" or (kind not in TRANSIENT_KINDS and retry_errors == "transient")
 
 
 @pytest.mark.slow

@@ -71,6 +71,6 @@ def test_other_stores_have_no_codes_and_a_web_server_no_login_of_ours(
 
 def test_only_what_may_pass_is_tried_again() -> None:
     answers = [None, 400, 403, 410, 429, 500, 503]
-    passing = [store_error(Answer(status), "read", "s3://b/k").is_passing for status in answers]
+    transient = [store_error(Answer(status), "read", "s3://b/k").is_transient for status in answers]
 
-    assert passing == [True, False, False, False, True, True, True]
+    assert transient == [True, False, False, False, True, True, True]
