@@ -26,7 +26,7 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
     A system failure is one sentence on standard error; a bug keeps its traceback.
     """
     # imported here so that `--help` needs nothing heavy; both modules are light
-    from pipelines.stopped import LeaseHeld, RunStopped
+    from pipelines.stopped import LeaseHeld, RunStopped, WrongUse
 
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
@@ -34,7 +34,9 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
         sys.stdout.flush()  # here, where a reader that is gone is still ours to deal with
     except RunStopped as stopped:
         print(f"error: {stopped}", file=sys.stderr)
-        sys.exit(TABLE_BUSY if isinstance(stopped, LeaseHeld) else SYSTEM_FAILURE)
+        if isinstance(stopped, LeaseHeld):
+            sys.exit(TABLE_BUSY)
+        sys.exit(WRONG_USE if isinstance(stopped, WrongUse) else SYSTEM_FAILURE)
     except BudgetExceeded as exceeded:
         print(f"error: {exceeded}", file=sys.stderr)
         sys.exit(BUDGET_EXCEEDED)

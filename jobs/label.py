@@ -46,6 +46,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--new-run", action="store_true", help="seal the table's unfinished run and plan afresh instead of resuming it"
     )
     parser.add_argument(
+        "--relabel",
+        action="store_true",
+        help="label images again that the table has with another threshold, classes or precision: both rows stay, told "
+        "apart by the column settings (refuse)",
+    )
+    parser.add_argument(
         "--actors",
         type=actor_range,
         default=(None, None),
@@ -103,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             batch_size=args.batch_size,
             run_id=args.run_id,
             new_run=args.new_run,
+            relabel=args.relabel,
             least_actors=args.actors[0],
             most_actors=args.actors[1],
             shard_images=args.shard_images,

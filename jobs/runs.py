@@ -166,7 +166,7 @@ def report(table: str, runs: "Sequence[RunSummary]", holder: "Holder | None", no
         ended = f" to {_time(one.ended_at)}" if one.ended_at is not None else ""
         errors = sum(one.errors.values())
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in sorted(one.errors.items(), key=lambda item: -item[1]))
-        lines.append(f"{one.run_id}  {one.state}  {_time(one.started_at)}{ended}  {one.model}")
+        lines.append(f"{one.run_id}  {one.state}  {_time(one.started_at)}{ended}  {one.model}  {one.settings}")
         lines.append(
             f"  {one.rows:,} of {one.images_planned:,} planned images are published, {one.detections:,} detections"
             + (f", {errors:,} error{'' if errors == 1 else 's'}: {kinds}" if errors else "")

@@ -68,6 +68,7 @@ class LabelConfig:
         batch_size: Images in a batch at most; None is 32 on GPUs and 1 on CPUs.
         run_id: The run's name; None makes one of the time.
         new_run: Seal the table's unfinished run instead of resuming it.
+        relabel: Label images again that the table has with other settings of the model, instead of refusing.
         least_actors: Actors that must run; None is 1.
         most_actors: Actors that may run; None is what the cluster holds.
         shard_images: Images a shard; None is 2,048 on GPUs and 64 on CPUs, and fewer in a small run.
@@ -103,6 +104,7 @@ class LabelConfig:
     batch_size: int | None = None
     run_id: str | None = None
     new_run: bool = False
+    relabel: bool = False
     least_actors: int | None = None
     most_actors: int | None = None
     shard_images: int | None = None
@@ -303,6 +305,7 @@ def label(
                     config.selection,
                     runner,
                     new_run=config.new_run,
+                    relabel=config.relabel,
                     plan_ahead=lambda plan: Planner(plan, wave_shards=WAVE_SHARDS),
                     publisher=publisher,
                     clock=SystemClock(),

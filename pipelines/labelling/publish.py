@@ -20,7 +20,7 @@ from pipelines.parquet_files import open_bytes, open_listed, parquet_of
 from pipelines.stopped import RunStopped
 from pipelines.store import NotFound, Store, join_uri
 from pipelines.strict_json import count_field, counts_field, parse_object
-from pipelines.table import Totals, decode, encode, read_metadata, table_schema, total
+from pipelines.table import Totals, decode, encode, read_metadata, table_schema, total, with_settings
 
 THREADS: Final = 8
 
@@ -114,7 +114,7 @@ def publish_group(table: Store, run: Run, segment: PlannedSegment, *, threads: i
     if published is not None:
         return published
     try:
-        rows = _read_parts(table, run.run_id, segment, threads)
+        rows = _read_parts(table, run, segment, threads)
     except NotFound:
         # parts go when the run has ended: somebody else has published them
         published = read_totals(table, run.run_id, segment)
@@ -125,10 +125,10 @@ def publish_group(table: Store, run: Run, segment: PlannedSegment, *, threads: i
     data = encode(rows, {**_run_metadata(run, segment.index), "totals": json.dumps(asdict(totals))})
     written = put_once(table, key, data)
     if written != data:
-        # the same parts by another release of pyarrow, perhaps; else another run's hand in our folder
+        # the same parts by another release of pyarrow or of ours, perhaps; else another run's hand in our folder
         name = join_uri(table.uri, key)
         _check_not_sealed(table, run.run_id, open_bytes(written, name))
-        if not _plain(decode(written, name=name)).equals(_plain(rows)):
+        if not _plain(with_settings(decode(written, name=name), run.settings)).equals(_plain(rows)):
             raise RunStopped(
                 f"{name} exists with other rows than the parts of its shards. Move it away, or start with --new-run."
             )
@@ -211,10 +211,13 @@ def write_sealed_file(table: Store, run: Run, segment: int, kept_schema: pa.Sche
     )
 
 
-def _read_parts(table: Store, run_id: str, segment: PlannedSegment, threads: int) -> pa.Table:
+def _read_parts(table: Store, run: Run, segment: PlannedSegment, threads: int) -> pa.Table:
+    run_id = run.run_id
+
     def read(shard: int) -> pa.Table:
         key = part_key(run_id, shard)
-        return decode(table.get(key).data, name=join_uri(table.uri, key))
+        # an earlier release may have begun the run
+        return with_settings(decode(table.get(key).data, name=join_uri(table.uri, key)), run.settings)
 
     parts = list(map_concurrently(read, segment.shards, threads=threads))
     planned, kept = read_planned(table, run_id, segment.index)
@@ -231,7 +234,7 @@ def _read_parts(table: Store, run_id: str, segment: PlannedSegment, threads: int
         first += images
     with parquet_of(f"the parts of segment {segment.index} of {table.uri}"):
         rows = pa.concat_tables(parts)
-    return without_second_rows(table, run_id, rows, planned["etag"], threads=threads)
+    return without_second_rows(table, run_id, rows, planned["etag"], settings=run.settings, threads=threads)
 
 
 def _plain(table: pa.Table) -> pa.Table:

@@ -22,6 +22,7 @@ from pipelines.store import Store, open_store
 from pipelines.table import NO_COLUMNS, Detected, Origin, Row, rows_to_table
 from tests.pipelines.labelling.runs import start_run
 
+FP32 = '{"precision":"fp32"}'
 NOW = datetime(2026, 11, 22, 18, 15, 3, tzinfo=UTC)
 FOUND = Detected([1], ("dog",), [0.5], [[0, 0, 1, 1]])
 
@@ -71,9 +72,9 @@ def test_each_run_has_its_lines_oldest_first(labelled: Store, capfd: pytest.Capt
 
     assert capfd.readouterr().out.splitlines() == [
         f"table {labelled.uri}: 2 runs, nobody writes it now",
-        "night-1  finished  2026-11-22 18:15:03 to 2026-11-22 18:15:03  detr@1",
+        f"night-1  finished  2026-11-22 18:15:03 to 2026-11-22 18:15:03  detr@1  {FP32}",
         "  3 of 3 planned images are published, 2 detections, 1 error: truncated 1",
-        "night-2  labelling  2026-11-22 18:15:03  detr@1",
+        f"night-2  labelling  2026-11-22 18:15:03  detr@1  {FP32}",
         "  3 of 3 planned images are published, 2 detections, 1 error: truncated 1",
     ]
 
@@ -100,6 +101,7 @@ def test_json_is_one_document_of_the_same(labelled: Store, capfd: pytest.Capture
         "rows": 3,
         "detections": 2,
         "errors": {"truncated": 1},
+        "settings": FP32,
     }
     assert (record["runs"][1]["run_id"], record["runs"][1]["ended_at"]) == ("night-2", None)
 

@@ -16,6 +16,7 @@ from random import Random
 import pytest
 
 from pipelines.labelling.lease import LEASE_SECONDS
+from pipelines.labelling.run import find_unfinished
 from pipelines.labelling.verify import verify_table
 from pipelines.stopped import RunStopped
 from pipelines.store import StoreError
@@ -42,6 +43,9 @@ def simulate(seed: int) -> World:
     turns = Turns(random, {writer.name for writer in writers})
     trouble = random.choice((0.0, 0.01, 0.03, 0.1))
     is_leased = random.random() < 0.5
+    if random.random() < 0.25:  # each writer wants another threshold
+        for writer, threshold in zip(writers, (0.1, 0.5, 0.9), strict=False):
+            writer.threshold, writer.relabels = threshold, random.random() < 0.5
 
     def before(name: str, call: str) -> Fault | None:
         turns.wait(name)
@@ -68,10 +72,13 @@ def simulate(seed: int) -> World:
     world.before_call = lambda _name, _call: None
     assert verify_table(world.objects, clock=world.clock).findings == (), "what is unfinished is whole, too"
     world.clock.seconds += LEASE_SECONDS + 1  # whoever holds the lease is dead
-    last = Writer(world, "z", is_leased=is_leased)
+    last = Writer(world, "z", is_leased=is_leased, relabels=True)
+    unfinished = find_unfinished(world.objects)
+    if unfinished is not None:
+        last.threshold = float(str(unfinished.configuration["threshold"]))
     last.start()  # resumes what is unfinished, or completes its seal
     last.start()  # and labels what has changed since that was planned
-    check_whole(world, may_leave_parts=True)
+    check_whole(world, threshold=last.threshold, may_leave_parts=True)
     return world
 
 

@@ -301,7 +301,7 @@ def test_finishing_twice_is_finishing() -> None:
 
 
 GOOD = {
-    "record_version": 2,
+    "record_version": 3,
     "run_id": "x",
     "number": 1,
     "model": "m",
@@ -311,8 +311,10 @@ GOOD = {
     "versions": {},
     "started_at": "2026-11-22T18:15:03+00:00",
     "precision": "bf16",
+    "tells_settings_apart": True,
 }
-OLD = {**{name: value for name, value in GOOD.items() if name != "precision"}, "record_version": 1}
+SECOND = {**{name: value for name, value in GOOD.items() if name != "tells_settings_apart"}, "record_version": 2}
+OLD = {**{name: value for name, value in SECOND.items() if name != "precision"}, "record_version": 1}
 
 
 @pytest.mark.parametrize(
@@ -338,8 +340,11 @@ OLD = {**{name: value for name, value in GOOD.items() if name != "precision"}, "
         (json.dumps({**OLD, "record_version": 2}).encode(), "is damaged"),
         (json.dumps({**OLD, "precision": "bf16"}).encode(), "is damaged"),
         (json.dumps({**OLD, "configuration": None}).encode(), "is damaged"),
-        (json.dumps({**GOOD, "record_version": True}).encode(), "is a run record of version true, this is version 2"),
-        (json.dumps({**GOOD, "record_version": 3}).encode(), "is a run record of version 3, this is version 2"),
+        (json.dumps({**GOOD, "record_version": 2}).encode(), "is damaged"),
+        (json.dumps({**SECOND, "record_version": 3}).encode(), "is damaged"),
+        (json.dumps({**GOOD, "configuration": {"classes": [5]}}).encode(), "is damaged"),
+        (json.dumps({**GOOD, "record_version": True}).encode(), "is a run record of version true, this is version 3"),
+        (json.dumps({**GOOD, "record_version": 4}).encode(), "is a run record of version 4, this is version 3"),
         (json.dumps({**GOOD, "record_version": "x" * 18}).encode(), f'is a run record of version "{"x" * 18}", this'),
         (json.dumps({**GOOD, "record_version": "x" * 19}).encode(), f'is a run record of version "{"x" * 19}..., this'),
     ],
@@ -366,6 +371,19 @@ def test_a_record_of_before_precision_was_resolved_is_fp32_unless_another_was_as
 
     assert run is not None
     assert run.precision == precision
+
+
+@pytest.mark.parametrize("record", [OLD, SECOND])
+def test_a_record_of_before_settings_told_rows_apart_says_so(record: dict[str, object]) -> None:
+    table = memory_store()
+    table.put("_runs/_order/0000001.json", json.dumps({**record, "configuration": {"threshold": 0}}).encode())
+
+    run = latest_run(table)
+
+    assert run is not None
+    assert not run.tells_settings_apart
+    precision = "fp32" if record is OLD else "bf16"
+    assert run.settings == f'{{"precision":"{precision}","threshold":0.0}}'
 
 
 def test_a_run_is_begun_as_the_next_one_only() -> None:
