@@ -1,5 +1,6 @@
 """Exit codes: what the commands' outcomes are to a shell or a scheduler."""
 
+import io
 import os
 import signal
 import sys
@@ -28,6 +29,8 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
     # imported here so that `--help` needs nothing heavy; both modules are light
     from pipelines.stopped import LeaseHeld, RunStopped, WrongUse
 
+    for stream in (sys.stdout, sys.stderr):
+        _escape_what_it_cannot_encode(stream)
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
         main(argv)
@@ -55,6 +58,12 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
         sys.exit(SYSTEM_FAILURE)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _escape_what_it_cannot_encode(stream: object) -> None:
+    """Print letters that a terminal's encoding lacks, and names that are not UTF-8, as escapes."""
+    if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+        stream.reconfigure(errors="backslashreplace")
 
 
 def _terminated(_number: int, _frame: FrameType | None) -> NoReturn:

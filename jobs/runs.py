@@ -96,7 +96,7 @@ def verify(table: "Store", run_id: str | None, max_minutes: float | None, *, as_
     from jobs.progress import Drawing, shown
     from pipelines.clock import SystemClock
     from pipelines.labelling.verify import Verification, verify_table
-    from pipelines.stopped import RunStopped
+    from pipelines.stopped import RunStopped, WrongUse
 
     drawing: Drawing[Verification] = Drawing(
         is_running=lambda _: True,
@@ -104,7 +104,7 @@ def verify(table: "Store", run_id: str | None, max_minutes: float | None, *, as_
         done=lambda done: (done.images, done.images_total),
     )
     if all(next(iter(table.list(prefix)), None) is None for prefix in ("_runs/", "data/")):
-        raise RunStopped(f"there is no table at {table.uri}: it has neither runs nor rows. Check the address.")
+        raise WrongUse(f"there is no table at {table.uri}: it has neither runs nor rows. Check the address.")
     seconds = None if max_minutes is None else 60 * max_minutes
     with shown(sys.stderr, drawing) as on_progress:
         found = verify_table(table, run_id=run_id, max_seconds=seconds, clock=SystemClock(), show=on_progress)

@@ -20,7 +20,7 @@ from detr.image_header import read_header
 from pipelines.coco.names import ImageNames, NameMatch
 from pipelines.evaluation.annotations import Annotations, Json
 from pipelines.parquet_files import open_listed, parquet_of
-from pipelines.stopped import RunStopped
+from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import Entry, Store, StoreError, StoreOptions, Stores, join_uri, open_store, without_secrets
 from pipelines.strict_json import parse_object
 from pipelines.table import PASSING_KINDS, check_columns, read_metadata
@@ -180,7 +180,7 @@ def _table_files(table: Store, run_id: str | None) -> dict[str, Entry]:
     files = {entry.key: entry for entry in table.list(prefix) if entry.key.endswith(".parquet")}
     if not files:
         whose = "" if run_id is None else f" of run {run_id}"
-        raise RunStopped(f"table {table.uri} has no published rows{whose}. Check the address, or label images into it.")
+        raise WrongUse(f"table {table.uri} has no published rows{whose}. Check the address, or label images into it.")
     return files
 
 

@@ -18,7 +18,7 @@ from pipelines.exports.formats import FORMATS, Format
 from pipelines.exports.places import Folder, OneFile
 from pipelines.labelling.recorded_settings import COLUMN, RecordedSettings
 from pipelines.parquet_files import open_listed, parquet_of
-from pipelines.stopped import RunStopped
+from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import Entry, Store, StoreError, StoreOptions, join_uri, open_store, split_uri, without_secrets
 from pipelines.store.uris import LOCAL_ROOT
 from pipelines.table import FIRST_COLUMNS, ROW_GROUP_ROWS, SCHEMA, check_columns
@@ -125,7 +125,7 @@ def copy_rows(
                 counts = rows[COLUMN].cast(pa.string()).drop_null().value_counts().to_pylist()
                 settings.update({one["values"]: one["counts"] for one in counts})
             if not written and (config.model, config.settings) != (None, None):
-                raise RunStopped(
+                raise WrongUse(
                     f"table {table.uri} has no rows{_of(config)}. `python -m jobs.runs` tells its models and settings."
                 )
             chosen = {"latest": config.latest, "model": config.model, "settings": config.settings}
@@ -168,7 +168,7 @@ def _look(table: Store) -> _Files:
                     "export cannot hold both. Query the files themselves."
                 )
     if not entries:
-        raise RunStopped(f"table {table.uri} has no published rows. Check the address, or label images into it.")
+        raise WrongUse(f"table {table.uri} has no published rows. Check the address, or label images into it.")
     return _Files(entries, pa.schema(list(columns.values())), rows)
 
 

@@ -14,7 +14,7 @@ from pipelines.labelling.publish import read_done, table_file_key
 from pipelines.labelling.run import Run, State, list_runs, read_state, run_key
 from pipelines.labelling.second_rows import find_second_rows
 from pipelines.labelling.verify_file import check_parts, check_table_file
-from pipelines.stopped import RunStopped
+from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import Entry, NotFound, Store, join_uri
 from pipelines.strict_json import count_field, parse_object, text_field
 
@@ -143,7 +143,7 @@ def _look(table: Store, run_id: str | None) -> _Contents:
     entries = {entry.key: entry for entry in table.list("data/")}
     runs = {run.run_id: run for run in list_runs(table)}
     if run_id is not None and run_id not in runs:
-        raise RunStopped(f"table {table.uri} has no run {run_id}. `python -m jobs.runs` lists those that it has.")
+        raise WrongUse(f"table {table.uri} has no run {run_id}. `python -m jobs.runs` lists those that it has.")
     findings: list[str] = []
     unpublished: list[tuple[Run, PlannedSegment, list[int]]] = []
     files: dict[str, _File] = {}
