@@ -2,13 +2,15 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
+FAST := not ray and not s3 and not slow and not faults and not gpu
 SOURCES := detr pipelines jobs tests scripts
 DEMO ?= demo
 BENCH ?= bench
 S3_DIR ?= /tmp/ray-detr-s3
+AXE_DIR ?= /tmp/ray-detr-axe
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check audit fix simulate mutate bench test-gpu test-faults test-faults-s3 test-s3 lock clean
+.PHONY: help demo test lint check audit fix simulate mutate bench docs test-gpu test-browser test-faults test-faults-s3 test-s3 lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,7 +35,7 @@ lint: .venv/.ready ## format, lint and strict types
 	$(BIN)/mypy
 
 check: lint ## lint, and the fast tests: under 5 minutes
-	$(PYTEST) -m "not ray and not s3 and not slow and not faults and not gpu"
+	$(PYTEST) -n auto --dist worksteal -m "$(FAST)"
 	@$(MAKE) --no-print-directory audit
 
 audit: .venv/.ready ## ask for known vulnerabilities of the locked packages; says so where nobody answers
@@ -58,6 +60,10 @@ test-s3: .venv/.ready ## the tests on a real S3 server (Ceph; installs Debian's 
 test-gpu: .venv/.ready ## the tests that need a GPU, on one: under 6 minutes; GPU_TESTS_DEVICE=cpu rehearses them without
 	$(PYTEST) -m gpu tests/gpu
 
+test-browser: .venv/.ready ## the report's page in Debian's Chromium, headless, with axe-core from npm (installs packages, needs root)
+	scripts/browser.sh install
+	AXE_CORE="$$(scripts/browser.sh axe $(AXE_DIR))" && AXE_CORE="$$AXE_CORE" $(PYTEST) -m browser tests/browser
+
 test-faults: .venv/.ready ## poison, fuzzing, killed processes and (as root) hosts on a real Ray: an hour and more. FAULTS_REPORT=FILE keeps figures
 	$(PYTEST) -s -m "long and not s3"
 
@@ -73,6 +79,9 @@ bench: .venv/.ready ## every mode of jobs.bench with small sizes, beside transfo
 	$(BIN)/python -m jobs.bench evaluate --count 200 1000 --rounds 2 --out $(BENCH)
 	$(BIN)/python -m jobs.bench label --peers pipeline raydata --count 2 6 --rounds 2 --shorter 320 --out $(BENCH)
 	$(BIN)/python -m jobs.bench start --rounds 2 --out $(BENCH)
+
+docs: .venv/.ready ## write docs/cli.md from the --help of every command
+	$(BIN)/python scripts/cli_reference.py
 
 lock: .venv/.ready ## resolve pyproject.toml anew into the lock files
 	$(BIN)/python scripts/lock.py

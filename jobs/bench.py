@@ -1,12 +1,12 @@
-"""Measure ray-detr beside other libraries, or another checkout of itself, in alternating rounds of fresh processes.
+"""Compare the speed of ray-detr with other libraries, or with another checkout of itself.
 
-python -m jobs.bench model --peers transformers openvino onnxruntime --shapes 800x1066 --batch 1 4
-python -m jobs.bench label --peers pipeline raydata daft --count 4 16
-python -m jobs.bench start --against ../ray-detr-before
-python -m jobs.bench gpu-check --minutes 8 --out report
+ray-detr bench model --peers transformers openvino onnxruntime --shapes 800x1066 --batch 1 4
+ray-detr bench label --peers pipeline raydata daft --count 4 16
+ray-detr bench start --against ../ray-detr-before
+ray-detr bench gpu-check --minutes 8 --out report
 
-Prints a Markdown report. Costs are CPU seconds of the whole process tree, on a GPU wall seconds; the agreement of the
-results with a reference stands beside each.
+Every measurement is a fresh process; rounds alternate between the candidates. The Markdown report on standard output
+has the CPU seconds of the whole process tree (on a GPU, wall seconds) and how well the results agree.
 """
 
 import argparse
@@ -98,24 +98,28 @@ def _gpu_check(args: argparse.Namespace, command: str) -> None:
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser(prog="jobs.bench", description=__doc__)
-    parser.add_argument("mode", choices=(*MODES, "gpu-check"), help="what is measured")
+    parser = CommandParser("bench", __doc__)
+    parser.add_argument("mode", choices=(*MODES, "gpu-check"), help="what to measure")
     parser.add_argument(
         "--peers", nargs="+", choices=PEERS, default=[], metavar="NAME",
-        help=f"measure these beside it, where they are installed: {', '.join(PEERS)} (none)",
+        help=f"also measure these, if they are installed: {', '.join(PEERS)} (none)",
     )  # fmt: skip
     parser.add_argument(
-        "--against", type=Path, metavar="DIR", help="another checkout of ray-detr, measured beside this one (none)"
+        "--against", type=Path, metavar="DIR", help="another checkout of ray-detr to measure as well (none)"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="keep MODE.json and MODE.md there (nothing is kept)")
     parser.add_argument("--rounds", type=count, default=3, metavar="N", help="rounds of fresh processes (%(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
     parser.add_argument(
-        "--precision", nargs="+", choices=("fp32", "bf16", "fp16"), default=["fp32"], help="of the network (fp32)"
+        "--precision",
+        nargs="+",
+        choices=("fp32", "bf16", "fp16"),
+        default=["fp32"],
+        help="number format of the network (fp32)",
     )
     parser.add_argument(
         "--shapes", nargs="+", type=shape, default=[(800, 1066)], metavar="HxW",
-        help="model, train: pixels that the network sees (800x1066)",
+        help="model, train: image size at the network's input (800x1066)",
     )  # fmt: skip
     parser.add_argument("--batch", nargs="+", type=count, default=[1], metavar="N", help="images in a batch (1)")
     parser.add_argument(
@@ -123,14 +127,17 @@ def _parser() -> CommandParser:
         help="model: detect is from uint8 pixels to detections, forward is the network alone (detect)",
     )  # fmt: skip
     parser.add_argument("--compile", action="store_true", help="model: also measure compiled networks (forward)")
-    parser.add_argument("--threads", type=count, default=1, metavar="N", help="that a subject uses (%(default)s)")
+    parser.add_argument("--threads", type=count, default=1, metavar="N", help="threads of each candidate (%(default)s)")
     parser.add_argument(
         "--count", nargs="+", type=count, metavar="N",
-        help="how many images; two sizes for label and evaluate, from which fixed and marginal cost are computed",
+        help="number of images; label and evaluate take two, to compute the fixed and the marginal cost",
     )  # fmt: skip
     parser.add_argument("--images", type=Path, metavar="DIR", help="label, decode, start: photographs (drawn scenes)")
     parser.add_argument(
-        "--model", default="random", metavar="REF", help="label, start: a model as in jobs.label (a random DETR-R50)"
+        "--model",
+        default="random",
+        metavar="REF",
+        help="label, start: a model, as in `ray-detr label` (a random DETR-R50)",
     )
     parser.add_argument(
         "--shorter",
@@ -140,18 +147,26 @@ def _parser() -> CommandParser:
         help="pixels of the shorter side after resizing (%(default)s)",
     )
     parser.add_argument(
-        "--seconds", type=float, default=1.0, metavar="N", help="least seconds of a steady state (%(default)g)"
+        "--seconds",
+        type=float,
+        default=1.0,
+        metavar="N",
+        help="shortest time to measure in the steady state (%(default)g)",
     )
-    parser.add_argument("--actors", metavar="MIN:MAX", help="label, start: of the command (its own choice)")
-    parser.add_argument("--detections", type=count, default=100, metavar="N", help="evaluate: an image (%(default)s)")
-    parser.add_argument("--price-per-hour", type=float, metavar="USD", help="of this machine: cost of a million images")
+    parser.add_argument("--actors", metavar="MIN:MAX", help="label, start: --actors of the command (its default)")
     parser.add_argument(
-        "--timeout-minutes", type=minutes, default=30.0, metavar="N", help="for one process (%(default)g)"
+        "--detections", type=count, default=100, metavar="N", help="evaluate: detections in each image (%(default)s)"
     )
     parser.add_argument(
-        "--minutes", type=minutes, default=8.0, metavar="N", help="gpu-check: for all of it (%(default)g)"
+        "--price-per-hour", type=float, metavar="USD", help="price of this machine; adds the cost of a million images"
     )
-    parser.add_argument("--smoke", action="store_true", help="gpu-check: rehearse every line on the CPU, small")
+    parser.add_argument(
+        "--timeout-minutes", type=minutes, default=30.0, metavar="N", help="limit for one process (%(default)g)"
+    )
+    parser.add_argument(
+        "--minutes", type=minutes, default=8.0, metavar="N", help="gpu-check: limit for all of it (%(default)g)"
+    )
+    parser.add_argument("--smoke", action="store_true", help="gpu-check: run a small version on the CPU")
     return parser
 
 

@@ -1,8 +1,6 @@
-"""Draw a folder of scenes, label it through Ray into a table, query and measure the table, draw what was found.
+"""Label drawn scenes, measure the result and draw it; needs no network and no GPU.
 
-python -m jobs.demo --out demo
-
-Needs no network, no account and no GPU: the scenes are drawn, the model comes with the package.
+ray-detr demo --out demo
 """
 
 import shutil
@@ -21,10 +19,16 @@ MARK = ".ray-detr-demo"  # in a folder that this command made, and may empty
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, draw, label, query, measure, print."""
-    parser = CommandParser(prog="jobs.demo", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="made anew (%(default)s)")
-    parser.add_argument("--count", type=count, default=120, metavar="N", help="scenes to draw (%(default)s)")
-    parser.add_argument("--seed", type=int, default=20, metavar="S", help="of the scenes (%(default)s)")
+    parser = CommandParser("demo", __doc__)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("demo"),
+        metavar="DIR",
+        help="output folder; an earlier demo in it is replaced (%(default)s)",
+    )
+    parser.add_argument("--count", type=count, default=120, metavar="N", help="number of scenes (%(default)s)")
+    parser.add_argument("--seed", type=int, default=20, metavar="S", help="random seed of the scenes (%(default)s)")
     args = parser.parse_args(argv)
     images, table, pictures = args.out / "images", args.out / "table", args.out / "pictures"
     if args.out.exists() and not _is_ours(args.out):
@@ -57,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"\nfound with a score of {SHOWN_SCORE} and more:")
     print("\n".join(f"  {label:10} {number:5,}" for label, number in counted.most_common()))
 
-    print("\nagainst the truth (COCO metrics)   AP   AP50   AP75")
+    print("\nCOCO metrics                      AP     AP50   AP75")
     whole = evaluate_table(str(table), str(truth)).average_precision
     print(f"  all {args.count:4} scenes                {whole.AP:.3f}  {whole.AP50:.3f}  {whole.AP75:.3f}")
     for height, width in PICTURE_SIZES:
@@ -66,8 +70,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     drawn = draw_found(str(table), pictures, count=DRAWN_PICTURES, least_score=SHOWN_SCORE)
     print(f"\npictures with boxes: {', '.join(map(str, drawn))}")
-    print(f"all of it took {time.monotonic() - began:.0f} s\n")
-    print("your own photographs, with the official model where the hub can be reached:")
+    print(f"total time: {time.monotonic() - began:.0f} s\n")
+    print("To label your own photographs with the official model from the Hugging Face hub:")
     print("  .venv/bin/ray-detr label --images FOLDER --table TABLE --model facebook/detr-resnet-50")
 
 

@@ -1,6 +1,6 @@
-"""Show what a DETR finds in a few images: a line per detection, and pictures with boxes where asked.
+"""Print the objects found in a few images, and draw them.
 
-python -m jobs.detect photos/ --model facebook/detr-resnet-50 --draw drawn
+ray-detr detect photos/ --model facebook/detr-resnet-50 --draw drawn
 """
 
 import json
@@ -19,20 +19,28 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, detect, print image by image."""
-    parser = CommandParser(prog="jobs.detect", description=__doc__)
+    parser = CommandParser("detect", __doc__)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders, and web or store addresses")
     parser.add_argument(
         "--model",
         required=True,
         metavar="REF",
-        help="a hub id with optional @revision, a directory, a .pth, a URI, or scenes (the model that comes along)",
+        help="a hub id with optional @revision, a directory, a .pth, a URI, or scenes (the small model in the package)",
     )
-    parser.add_argument("--threshold", type=share, default=0.9, help="least score shown (%(default)s)")
+    parser.add_argument(
+        "--threshold", type=share, default=0.9, metavar="SCORE", help="lowest score to show (%(default)s)"
+    )
     parser.add_argument("--draw", type=Path, metavar="DIR", help="write each image with its boxes into this folder")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s: a GPU if there is one)")
-    parser.add_argument("--precision", choices=PRECISIONS, default="auto",
-                        help="%(default)s: fp16 on GPUs, fp32 on CPUs")  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print a line of JSON per image")
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu or cuda; auto uses a GPU if there is one (%(default)s)"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help="number format of the network; auto is fp16 on GPUs and fp32 on CPUs (%(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one line of JSON for each image")
     args = parser.parse_args(argv)
     from pipelines.detect import Unseen, detect, find_images, open_detector
     from pipelines.stopped import RunStopped

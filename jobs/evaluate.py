@@ -1,11 +1,11 @@
-"""Measure detections against COCO annotations of their images: COCO's twelve numbers, those of pycocotools to the bit.
+"""Measure detections against COCO annotations: the twelve figures of pycocotools.
 
-python -m jobs.evaluate --table s3://lake/detections --annotations instances_val2017.json --output metrics.json
-python -m jobs.evaluate --results detections.json --annotations instances_val2017.json --plot curves.png
-python -m jobs.evaluate --model facebook/detr-resnet-50 --images val2017/ --annotations instances_val2017.json
+ray-detr evaluate --table s3://lake/detections --annotations instances_val2017.json --output metrics.json
+ray-detr evaluate --results detections.json --annotations instances_val2017.json --plot curves.png
+ray-detr evaluate --model facebook/detr-resnet-50 --images val2017/ --annotations instances_val2017.json
 
-Images of tables are matched by the end of their path. For a model's own figure its table must have been labelled with
---threshold 0; --model labels so, and only images that are annotated.
+Table rows are matched to annotated images by the end of their path. To measure a model, label its table with
+--threshold 0; --model does so, and labels only the annotated images.
 """
 
 import argparse
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser(prog="jobs.evaluate", description=__doc__)
+    parser = CommandParser("evaluate", __doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--table", metavar="URI", help="measure the published rows of a detection table")
     what.add_argument(
@@ -93,21 +93,26 @@ def _parser() -> CommandParser:
                       "with optional @revision, a directory, a .pth, a URI, or scenes")  # fmt: skip
     parser.add_argument("--annotations", required=True, metavar="URI", help="a COCO json with the images' boxes")
     parser.add_argument("--picture-size", type=picture_size, metavar="HEIGHTxWIDTH",
-                        help="only annotated images of this size in pixels (all)")  # fmt: skip
+                        help="evaluate only images of this size in pixels (all)")  # fmt: skip
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the figures to this file, as JSON")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw precision over recall: .png, .pdf, .svg "
                         "(needs the extra `plot`)")  # fmt: skip
     parser.add_argument("--evaluator", choices=("ultrafast", "pycocotools"), default="ultrafast",
-                        help="which package computes the figures, which are the same; pycocotools takes more than "
+                        help="the package that computes the figures; both give the same, pycocotools takes more than "
                         "20 times the CPU time and 4 times the memory (%(default)s)")  # fmt: skip
     _add_table_options(parser.add_argument_group("with --table"))
     _add_model_options(parser.add_argument_group("with --model"))
     _add_gate_options(parser.add_argument_group("exit code 3 unless the figures are good enough"))
     stores = parser.add_argument_group("stores")
-    stores.add_argument("--via", choices=("auto", "fsspec"), default="auto", help="how stores are read (%(default)s)")
-    stores.add_argument("--anonymous", action="store_true", help="read without credentials: public buckets")
-    stores.add_argument("--request-payer", action="store_true", help="pay for reading requester-pays buckets")
+    stores.add_argument(
+        "--via",
+        choices=("auto", "fsspec"),
+        default="auto",
+        help="fsspec: read through fsspec instead of the faster native client (%(default)s)",
+    )
+    stores.add_argument("--anonymous", action="store_true", help="read without credentials, for public buckets")
+    stores.add_argument("--request-payer", action="store_true", help="send requester-pays headers when reading")
     add_s3_options(stores)
     return parser
 
@@ -115,33 +120,35 @@ def _parser() -> CommandParser:
 def _add_table_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--run-id", metavar="ID", help="only the rows of this run (the current row of every image)")
     group.add_argument("--allow-thresholded", action="store_true", default=None,
-                       help="measure a table that left out low scores or classes, too, and say what that costs: "
-                       "its AP is lower than the model's")  # fmt: skip
+                       help="also measure a table without low scores or without some classes, and print what that "
+                       "costs: its AP is lower than the model's")  # fmt: skip
 
 
 def _add_model_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--images", nargs="+", metavar="URI", help="folders, prefixes, globs, images, lists of URIs, or "
-                       "folders of web servers: those that are annotated are labelled")  # fmt: skip
-    group.add_argument("--keep-table", metavar="URI", help="label into this table, existing or new: the same command "
-                       "resumes, and labels nothing twice (one for the time of the command)")  # fmt: skip
+                       "folders of web servers; only annotated images are labelled")  # fmt: skip
+    group.add_argument("--keep-table", metavar="URI", help="keep the table, existing or new, so that the same command "
+                       "can be resumed (a temporary table)")  # fmt: skip
     group.add_argument("--precision", choices=PRECISIONS,
-                       help="numbers the network computes with (fp32, so that figures from different machines can be "
-                       "compared; auto is what jobs.label takes by default)")  # fmt: skip
-    group.add_argument("--device", help="auto, cpu or cuda (auto: GPUs where there are any)")
+                       help="number format of the network (fp32, so that results of different machines can be "
+                       "compared; `ray-detr label` uses auto by default)")  # fmt: skip
+    group.add_argument("--device", help="auto, cpu or cuda; auto uses GPUs if the cluster has any (auto)")
     add_batch_size_option(group)
     group.add_argument("--actors", type=actor_range, metavar="MIN:MAX",
-                       help="detectors that run at once (1 to as many as the cluster holds)")  # fmt: skip
-    group.add_argument("--verbose", action="store_true", default=None, help="let Ray's own messages through")
+                       help="number of detector processes (1 to as many as fit into the cluster)")  # fmt: skip
+    group.add_argument("--verbose", action="store_true", default=None, help="show Ray's own messages")
 
 
 def _add_gate_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--expect-ap", type=points, metavar="POINTS", help="AP must be this, as published: 42.0")
+    group.add_argument(
+        "--expect-ap", type=points, metavar="POINTS", help="the AP must be this, in points, such as 42.0"
+    )
     group.add_argument("--tolerance", type=points, metavar="POINTS",
-                       help=f"by which AP may differ from --expect-ap ({TOLERANCE_POINTS})")  # fmt: skip
-    group.add_argument("--baseline", metavar="URI", help="the --output of the model in use: AP must not be lower, on "
-                       "the same annotations")  # fmt: skip
+                       help=f"allowed difference from --expect-ap, in points ({TOLERANCE_POINTS})")  # fmt: skip
+    group.add_argument("--baseline", metavar="URI", help="an earlier --output, of the model in use: the AP must not be "
+                       "lower, on the same annotations")  # fmt: skip
     group.add_argument("--max-drop", type=share, metavar="AP",
-                       help=f"by which AP may be lower than the baseline's, 0..1 ({MAX_DROP})")  # fmt: skip
+                       help=f"allowed drop of the AP (0..1) below the baseline ({MAX_DROP})")  # fmt: skip
 
 
 def _check_fit(parser: CommandParser, args: argparse.Namespace) -> None:

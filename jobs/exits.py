@@ -44,13 +44,13 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
         print(f"error: {exceeded}", file=sys.stderr)
         sys.exit(BUDGET_EXCEEDED)
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here.", file=sys.stderr)
+        print("interrupted: run the same command again to resume.", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except SystemExit as left:
         # the number of the signal: once Ray is imported, its handler stands in place of ours and leaves with it
         if left.code not in (TERMINATED, int(signal.SIGTERM)):
             raise
-        print("terminated: the same command goes on from here.", file=sys.stderr)
+        print("terminated: run the same command again to resume.", file=sys.stderr)
         sys.exit(TERMINATED)
     except BrokenPipeError:
         # the reader of our output is gone (`| head`): leave without a second error from the flush at exit

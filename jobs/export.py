@@ -1,9 +1,9 @@
-"""Copy the rows of a detection table into one file or a folder: all of them, or the current one of each image.
+"""Copy the rows of a detection table to Parquet or JSON lines.
 
-python -m jobs.export --table s3://lake/detections --latest --out detections.parquet
-python -m jobs.export --table s3://lake/detections --out s3://exchange/detections --format jsonl
+ray-detr export --table s3://lake/detections --latest --out detections.parquet
+ray-detr export --table s3://lake/detections --out s3://exchange/detections --format jsonl
 
-The current row of an image is its newest `ok` row or error of a permanent kind; a passing error where it has no other.
+The current row of an image is its newest `ok` row or permanent error; if it has neither, its newest transient error.
 """
 
 import json
@@ -17,20 +17,20 @@ from jobs.options import CommandParser, add_s3_options, check_stays
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, export, print."""
-    parser = CommandParser(prog="jobs.export", description=__doc__)
+    parser = CommandParser("export", __doc__)
     parser.add_argument("--table", required=True, metavar="URI", help="the detection table")
     parser.add_argument(
         "--out",
         required=True,
         metavar="URI",
-        help="a local file that ends in .parquet or .jsonl, or a folder, new or empty, at any URI",
+        help="a local file ending in .parquet or .jsonl, or a new or empty folder at any URI",
     )
     parser.add_argument("--latest", action="store_true", help="only the current row of each image (all rows)")
-    parser.add_argument("--model", metavar="NAME", help="only rows of this model, as the column `model` says it (any)")
+    parser.add_argument("--model", metavar="NAME", help="only rows of this model, named as in the column `model` (all)")
     parser.add_argument(
-        "--settings", metavar="TEXT", help="only rows with these settings, as the column `settings` says them (any)"
+        "--settings", metavar="TEXT", help="only rows with these settings, as in the column `settings` (all)"
     )
-    parser.add_argument("--format", choices=("parquet", "jsonl"), help="of a folder's files (parquet)")
+    parser.add_argument("--format", choices=("parquet", "jsonl"), help="file format in a folder (parquet)")
     add_s3_options(parser)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     args = parser.parse_args(argv)

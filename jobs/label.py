@@ -1,8 +1,9 @@
-"""Label photographs with a DETR: one row per photograph in a Parquet table, the unreadable ones with the reason.
+"""Detect objects in images and write one table row for each image.
 
-python -m jobs.label --images s3://lake/2026/ --table s3://lake/detections --model facebook/detr-resnet-50
+ray-detr label --images s3://lake/2026/ --table s3://lake/detections --model facebook/detr-resnet-50
 
-The same command resumes a run that was stopped, and labels only what is new or changed when it is run again.
+Unreadable images get a row with the reason. Run the same command again to resume a stopped run, or to label what is
+new or changed since the last one.
 """
 
 import json
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, label, print."""
-    parser = CommandParser(prog="jobs.label", description=__doc__)
+    parser = CommandParser("label", __doc__)
     add_source_options(parser)
     add_model_options(parser)
     parser.add_argument(
@@ -39,16 +40,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         nargs="+",
         type=class_threshold,
         metavar="NAME[=THRESHOLD]",
-        help="keep these classes only, each from its own threshold on where one is given (all classes)",
+        help="keep only these classes; a class may have its own threshold (all classes)",
     )
-    parser.add_argument("--run-id", metavar="ID", help="the run's name (made of the time)")
+    parser.add_argument("--run-id", metavar="ID", help="name of the run (made from the time)")
     parser.add_argument(
-        "--new-run", action="store_true", help="seal the table's unfinished run and plan afresh instead of resuming it"
+        "--new-run",
+        action="store_true",
+        help="seal the unfinished run of the table and start a new one instead of resuming",
     )
     parser.add_argument(
         "--relabel",
         action="store_true",
-        help="label images again that the table has with another threshold, classes or precision: both rows stay, told "
+        help="label again images that the table has with another threshold, classes or precision; both rows are kept, told "
         "apart by the column settings (refuse)",
     )
     parser.add_argument(
@@ -56,16 +59,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         type=actor_range,
         default=(None, None),
         metavar="MIN:MAX",
-        help="detectors that run at once, one a GPU or core (1 to as many as the cluster holds)",
+        help="number of detector processes, one for each GPU or core (1 to as many as fit into the cluster)",
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s: GPUs where there are any)")
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu or cuda; auto uses GPUs if the cluster has any (%(default)s)"
+    )
     add_batch_size_option(parser)
     parser.add_argument(
         "--max-error-rate",
         type=share,
         default=0.05,
         metavar="SHARE",
-        help="exit code 3 when more than this share of the images are errors (%(default)s)",
+        help="exit with code 3 if more than this share of the images have errors (%(default)s)",
     )
     add_retry_option(parser)
     parser.add_argument(
@@ -73,24 +78,31 @@ def main(argv: Sequence[str] | None = None) -> None:
         type=float,
         default=0.0,
         metavar="N",
-        help="how long another start that writes the table is waited for before the exit code is 4 (%(default)g)",
+        help="minutes to wait for another process that is writing the table; then exit with code 4 (%(default)g)",
     )
     parser.add_argument(
         "--decode-seconds",
         type=float,
         default=120.0,
         metavar="N",
-        help="CPU time after which decoding an image is given up: a decode_timeout row (%(default)g)",
+        help="CPU seconds after which an image counts as undecodable: a decode_timeout row (%(default)g)",
+    )
+    parser.add_argument(
+        "--node-minutes",
+        type=float,
+        default=0.0,
+        metavar="N",
+        help="minutes to wait for nodes of an autoscaling cluster that cannot hold the actors yet (%(default)g)",
     )
     parser.add_argument(
         "--stall-minutes",
         type=float,
         default=60.0,
         metavar="N",
-        help="stop, resumable, when no shard has come back for N minutes, waiting for nodes included (%(default)g)",
+        help="stop, resumable, after N minutes without a finished shard, waiting for nodes included (%(default)g)",
     )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
-    parser.add_argument("--verbose", action="store_true", help="let Ray's own messages through")
+    parser.add_argument("--verbose", action="store_true", help="show Ray's own messages")
     args = parser.parse_args(argv)
     check_stays(parser, "--table", args.table)
 
@@ -130,6 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             retry_errors=args.retry_errors,
             wait_minutes=args.wait_minutes,
             decode_seconds=args.decode_seconds,
+            node_minutes=args.node_minutes,
             stall_minutes=args.stall_minutes,
             verbose=args.verbose,
         )
@@ -144,14 +157,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(json.dumps(asdict(summary), indent=2) if args.json else report(summary), file=result, flush=True)
     if not summary.within_budget:
         raise BudgetExceeded(
-            f"{sum(summary.errors.values()):,} of {summary.images:,} images are errors, a share of "
-            f"{summary.error_rate:.3g}, and --max-error-rate allows {config.max_error_rate:.3g}. "
-            "The table is complete; its rows say what each error is."
+            f"{sum(summary.errors.values()):,} of {summary.images:,} images have errors: a share of "
+            f"{summary.error_rate:.3g}, where --max-error-rate allows {config.max_error_rate:.3g}. "
+            "The table is complete; the column `error` has the reason of each."
         )
 
 
 def report(summary: "LabelSummary") -> str:
-    """Return what a person wants to know at the end."""
+    """Return the summary as text."""
     if summary.images == 0:
         return f"nothing to do: all {summary.already_labelled:,} images are labelled by {summary.model}"
     rate = summary.images_this_start / summary.seconds
@@ -167,16 +180,16 @@ def report(summary: "LabelSummary") -> str:
         lines.append(f"errors: {errors:,} ({100 * summary.error_rate:.3g} %): {kinds}")
     if summary.changed_this_start:
         lines.append(
-            f"changed: {summary.changed_this_start:,} images were another version than was listed when they were "
-            "read, and are labelled as they were read"
+            f"changed: {summary.changed_this_start:,} images changed between listing and reading; their rows "
+            "describe the version that was read"
         )
     if summary.resumed:
         lines.append(
-            f"resumed: {summary.images_this_start:,} images were left of run {summary.run_id}. "
-            "Images added since it was planned are labelled by the next start"
+            f"resumed: run {summary.run_id} had {summary.images_this_start:,} images left. Run the command "
+            "again to label images that were added after it was planned"
         )
     if summary.already_labelled:
-        lines.append(f"before: {summary.already_labelled:,} images were labelled already")
+        lines.append(f"skipped: {summary.already_labelled:,} images were already labelled")
     if summary.skipped:
         lines.append("left out: " + ", ".join(f"{reason} {count:,}" for reason, count in summary.skipped.items()))
     files = f"{summary.files:,} file" + ("" if summary.files == 1 else "s")

@@ -2,12 +2,15 @@
 
 import argparse
 import difflib
+import itertools
 import math
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
+
+from jobs.exits import WRONG_USE
 
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 
@@ -20,31 +23,63 @@ RAY_JOB_FOLDER = "/runtime_resources/working_dir_files/"
 
 
 class CommandParser(argparse.ArgumentParser):
-    """What reads a command's line: `--max_images` is `--max-images`, and an unknown option is told its nearest."""
+    """Parser of one command: `--max_images` means `--max-images`, and an error is one line.
 
-    def __init__(self, *, prog: str, description: str | None) -> None:
-        super().__init__(prog=prog, description=description, formatter_class=AS_WRITTEN)
+    Args:
+        command: the name behind `ray-detr`, such as `label`.
+        description: the docstring of the command's module, printed as it is written.
+    """
+
+    def __init__(self, command: str, description: str | None) -> None:
+        super().__init__(prog=typed_program(command), description=description, formatter_class=AS_WRITTEN)
+        self._words: list[str] = []
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:  # type: ignore[override]
-        """Read a line as argparse does, underscores in names of options taken for hyphens."""
-        return super().parse_known_args(
-            [_hyphened(word) for word in (sys.argv[1:] if args is None else args)], namespace
-        )
+        """Parse as argparse does, with underscores in option names read as hyphens."""
+        self._words = [_hyphened(word) for word in (sys.argv[1:] if args is None else args)]
+        return super().parse_known_args(self._words, namespace)
+
+    def format_usage(self) -> str:
+        """Return the usage in one line: what is required, and that there are options."""
+        return f"usage: {self._short_usage()}\n"
+
+    def format_help(self) -> str:
+        """Return the help; its usage has what is required only, because every option has a line of its own below."""
+        self.usage = self._short_usage().replace("%", "%%")
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
-        """Say how the command is used and what is wrong with the line, and leave with exit code 2.
+        """Print what is wrong in one line, with the nearest option if one is unknown, and exit with code 2.
 
-        argparse repeats words of the line, in which an address may have a password.
+        argparse quotes the command line, in which an address may contain a password.
         """
         from pipelines.store import without_secrets
 
+        names = [name for action in self._actions for name in action.option_strings]
+        ours = itertools.takewhile(lambda word: word != "--", self._words)  # what follows is another command's
+        given = [word.partition("=")[0] for word in ours if word.startswith("--")]
+        unknown = next((word for word in given if not any(name.startswith(word) for name in names)), None)
+        if unknown is not None:  # argparse would first demand the required options
+            near = difflib.get_close_matches(unknown, names, n=1)
+            hint = f"Did you mean {near[0]}?" if near else f"{self.prog} --help lists the options."
+            message = f"{unknown} is not an option. {hint}"
         message = _ADDRESS.sub(lambda found: without_secrets(f"{found[1]}://{found[2]}"), message)
-        unknown = re.search(r"unrecognized arguments: .*?(--[\w-]+)", message)
-        if unknown:
-            known = [name for action in self._actions for name in action.option_strings]
-            near = difflib.get_close_matches(unknown[1], known, n=1)
-            message += f". Did you mean {near[0]}?" if near else ""
-        super().error(message)
+        self.exit(WRONG_USE, f"{self.prog}: error: {message}\n")
+
+    def _short_usage(self) -> str:
+        exclusive = [group for group in self._mutually_exclusive_groups if group.required]
+        grouped = {action for group in exclusive for action in group._group_actions}  # noqa: SLF001 - argparse has no accessor
+        parts = [_usage(action) for action in self._actions if action.required and action not in grouped]
+        parts += [f"({' | '.join(map(_usage, group._group_actions))})" for group in exclusive]  # noqa: SLF001
+        return " ".join([self.prog, *parts, "[OPTION ...]"])
+
+
+def typed_program(command: str) -> str:
+    """Return how the user started a command: `python -m jobs.label` or `ray-detr label`."""
+    module = command.replace("-", "_")
+    if Path(sys.argv[0]).name == f"{module}.py":
+        return f"python -m jobs.{module}"
+    return f"ray-detr {command}"
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
@@ -59,36 +94,41 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--table", required=True, metavar="URI", help="the detection table, existing or new")
     parser.add_argument(
-        "--shard-images", type=count, metavar="N", help="images a shard (2048 on GPUs, 64 on CPUs, fewer in small runs)"
+        "--shard-images",
+        type=count,
+        metavar="N",
+        help="images in each shard (2048 on GPUs, 64 on CPUs, fewer in small runs)",
     )
     some = parser.add_mutually_exclusive_group()
-    some.add_argument("--max-images", type=count, metavar="N", help="label the first N images only (all)")
+    some.add_argument("--max-images", type=count, metavar="N", help="label only the first N images (all)")
     some.add_argument("--sample", type=count, metavar="N", help="label N images drawn at random (all)")
-    parser.add_argument("--seed", type=int, default=0, help="of --sample (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of --sample (%(default)s)")
     parser.add_argument(
-        "--keep", nargs="+", default=[], metavar="COLUMN", help="columns of the lists that rows shall carry (none)"
+        "--keep",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="columns of the lists of URIs to copy into the table (none)",
     )
     parser.add_argument(
         "--via",
         choices=("auto", "fsspec"),
         default="auto",
-        help="fsspec reads images through fsspec instead of the faster native client (%(default)s)",
+        help="fsspec: read images through fsspec instead of the faster native client (%(default)s)",
     )
-    parser.add_argument("--anonymous", action="store_true", help="read images without credentials: public buckets")
-    parser.add_argument(
-        "--request-payer", action="store_true", help="pay for reading images of buckets whose owner does not"
-    )
+    parser.add_argument("--anonymous", action="store_true", help="read images without credentials, for public buckets")
+    parser.add_argument("--request-payer", action="store_true", help="send requester-pays headers when reading images")
     add_s3_options(parser)
-    parser.add_argument("--table-endpoint", metavar="URL", help="the S3 server of table and model (--endpoint)")
-    parser.add_argument("--table-region", metavar="NAME", help="the S3 region of table and model (--region)")
-    parser.add_argument("--table-profile", metavar="NAME", help="the AWS profile for table and model (--profile)")
+    parser.add_argument("--table-endpoint", metavar="URL", help="S3 server of the table and the model (--endpoint)")
+    parser.add_argument("--table-region", metavar="NAME", help="S3 region of the table and the model (--region)")
+    parser.add_argument("--table-profile", metavar="NAME", help="AWS profile for the table and the model (--profile)")
 
 
 def add_s3_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add where S3 is, and who we are there."""
-    parser.add_argument("--endpoint", metavar="URL", help="the S3 server's address (AWS_ENDPOINT_URL)")
-    parser.add_argument("--region", metavar="NAME", help="the S3 region (AWS_REGION)")
-    parser.add_argument("--profile", metavar="NAME", help="the AWS profile (AWS_* keys, then AWS_PROFILE)")
+    parser.add_argument("--endpoint", metavar="URL", help="address of the S3 server (AWS_ENDPOINT_URL)")
+    parser.add_argument("--region", metavar="NAME", help="S3 region (AWS_REGION)")
+    parser.add_argument("--profile", metavar="NAME", help="AWS profile (keys in AWS_*, then AWS_PROFILE)")
 
 
 def add_retry_option(parser: argparse.ArgumentParser) -> None:
@@ -97,7 +137,7 @@ def add_retry_option(parser: argparse.ArgumentParser) -> None:
         "--retry-errors",
         choices=("passing", "all"),
         default="passing",
-        help="which error rows are tried again: those that the world was the reason of, or all (%(default)s)",
+        help="which images with error rows to label again: those with transient errors, or all (%(default)s)",
     )
 
 
@@ -107,14 +147,21 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--model",
         required=True,
         metavar="REF",
-        help="a hub id with optional @revision, a directory, a .pth, a URI, or scenes (the model that comes along)",
+        help="a hub id with optional @revision, a directory, a .pth, a URI, or scenes (the small model in the package)",
     )
-    parser.add_argument("--threshold", type=share, default=0.05, help="least score kept; 0 keeps all (%(default)s)")
+    parser.add_argument(
+        "--threshold",
+        type=share,
+        default=0.05,
+        metavar="SCORE",
+        help="lowest score to keep; 0 keeps all queries (%(default)s)",
+    )
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
         default="auto",
-        help="%(default)s: fp16 on GPUs, fp32 on CPUs; tf32 is fp32 with rounded operands on GPUs",
+        help="number format of the network; auto is fp16 on GPUs and fp32 on CPUs; tf32 is fp32 with "
+        "operands rounded to 10 bits on GPUs (%(default)s)",
     )
 
 
@@ -124,7 +171,7 @@ def add_batch_size_option(parser: argparse.ArgumentParser | argparse._ArgumentGr
         "--batch-size",
         type=count,
         metavar="N",
-        help="images in a batch at most (32 on GPUs, 1 on CPUs; halved by itself where a GPU has too little memory)",
+        help="largest batch (32 on GPUs, 1 on CPUs; halved automatically if a GPU runs out of memory)",
     )
 
 
@@ -182,6 +229,15 @@ def class_threshold(text: str) -> tuple[str, float | None]:
     """Return the name and the threshold of `NAME` or `NAME=THRESHOLD`."""
     name, equals, threshold = text.rpartition("=")
     return (name, share(threshold)) if equals else (text, None)
+
+
+def _usage(action: argparse.Action) -> str:
+    value = str(action.metavar or action.dest.upper())
+    if action.choices is not None and action.metavar is None:
+        value = f"{{{','.join(map(str, action.choices))}}}"
+    if action.nargs == "+":
+        value = f"{value} [{value} ...]"
+    return " ".join([*action.option_strings[:1], value])
 
 
 def _hyphened(word: str) -> str:

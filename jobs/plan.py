@@ -1,8 +1,8 @@
-"""Say what `jobs.label` would do with these images and this table, and write nothing.
+"""Print what `ray-detr label` would do, without writing anything.
 
-python -m jobs.plan --images s3://lake/2026/ --table s3://lake/detections --model facebook/detr-resnet-50
+ray-detr plan --images s3://lake/2026/ --table s3://lake/detections --model facebook/detr-resnet-50
 
-Shards are counted as on GPUs, of 2,048 images each, unless --shard-images says otherwise.
+Shards are counted as on GPUs, 2,048 images each, unless --shard-images is given.
 """
 
 import json
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, list, print."""
-    parser = CommandParser(prog="jobs.plan", description=__doc__)
+    parser = CommandParser("plan", __doc__)
     add_source_options(parser)
     parser.add_argument(
         "--model",
         metavar="REF",
-        help="the model of the run, which is loaded to know its rows; left out, rows of any model count as labelled",
+        help="the model of the run, which is read to find its rows; without it, rows of any model count as labelled",
     )
     add_retry_option(parser)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def report(summary: "PlanSummary", config: "PlanConfig") -> str:
-    """Return what a person wants to know beforehand."""
+    """Return the summary as text."""
     some = f"{summary.shards:,} shard{'' if summary.shards == 1 else 's'}"
     shards = f"{some} of {config.shard_images:,} images at most"
     unknown = f" and {summary.unknown_sizes:,} of unknown size" if summary.unknown_sizes else ""

@@ -13,15 +13,15 @@ AUGMENTATIONS = ("coco", "scenes", "none")
 # option without hyphens (the recipe's field) -> what its value is, and what it says
 _NUMBERS: dict[str, tuple[Callable[[str], Any], str, str]] = {
     "epochs": (count, "N", "passes over the data set"),
-    "lr": (float, "RATE", "learning rate of everything but the backbone; it does not change with the workers"),
-    "lr_backbone": (float, "RATE", "of the backbone; 0 freezes it"),
-    "lr_drop": (count, "N", "epochs after which the rates are divided by ten, again and again"),
-    "constant_share": (share, "SHARE", "share of the run at full rate, with --schedule cosine"),
-    "warm_up_steps": (int, "N", "steps over which the rates grow from nothing"),
-    "weight_decay": (float, "X", "AdamW's"),
-    "clip_max_norm": (float, "NORM", "of all gradients together; 0 does not clip"),
-    "effective_batch": (count, "N", "images a step, over all workers and micro-steps"),
-    "batch_size": (count, "N", "images that one worker computes at once"),
+    "lr": (float, "RATE", "learning rate, except of the backbone; does not change with the number of workers"),
+    "lr_backbone": (float, "RATE", "learning rate of the backbone; 0 freezes it"),
+    "lr_drop": (count, "N", "divide the learning rates by ten every N epochs"),
+    "constant_share": (share, "SHARE", "share of the run at the full rate, with --schedule cosine"),
+    "warm_up_steps": (int, "N", "steps over which the rates grow from 0"),
+    "weight_decay": (float, "X", "weight decay of AdamW"),
+    "clip_max_norm": (float, "NORM", "largest norm of all gradients together; 0 does not clip"),
+    "effective_batch": (count, "N", "images in each step, over all workers and micro-batches"),
+    "batch_size": (count, "N", "images in each micro-batch of a worker"),
     "set_cost_class": (float, "X", "factor of the class in the matching cost"),
     "set_cost_bbox": (float, "X", "factor of the L1 distance in the matching cost"),
     "set_cost_giou": (float, "X", "factor of the generalised IoU in the matching cost"),
@@ -29,12 +29,12 @@ _NUMBERS: dict[str, tuple[Callable[[str], Any], str, str]] = {
     "bbox_loss_coef": (float, "X", "factor of the L1 loss"),
     "giou_loss_coef": (float, "X", "factor of the generalised IoU loss"),
     "eos_coef": (float, "X", "weight of no-object in the class loss"),
-    "dropout": (share, "SHARE", "in the transformer (the network's own)"),
+    "dropout": (share, "SHARE", "dropout in the transformer (the network's own)"),
     "flip": (share, "P", "probability of a mirrored image"),
     "crop": (share, "P", "probability of a random crop"),
-    "longest": (count, "PIXELS", "longer side of a training image at most"),
-    "ema_decay": (share, "X", "of a moving average of the weights, which is kept then; 0 is none"),
-    "seed": (int, "N", "of weights, order, augmentation and dropout"),
+    "longest": (count, "PIXELS", "limit of the longer side of a training image"),
+    "ema_decay": (share, "X", "decay of a moving average of the weights, which is then the result; 0: no average"),
+    "seed": (int, "N", "random seed of weights, order, augmentation and dropout"),
 }
 
 
@@ -44,26 +44,26 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
         "--recipe",
         choices=RECIPE_NAMES,
         default="paper-300",
-        help="a preset for all options below: the paper's, the one behind the released weights, fine-tuning on a few "
-        "hundred images, the embedded model's (%(default)s)",
+        help="preset of the options below: the paper's; that of the released weights; fine-tuning on a few hundred "
+        "images; that of the model `scenes` (%(default)s)",
     )
-    group = parser.add_argument_group("recipe", "Each defaults to what the preset says.")
+    group = parser.add_argument_group("recipe", "The preset gives the defaults.")
     for name, (kind, metavar, text) in _NUMBERS.items():
         option = "--train-longest" if name == "longest" else f"--{name.replace('_', '-')}"
         group.add_argument(option, dest=f"recipe_{name}", type=kind, metavar=metavar, help=text)
     group.add_argument("--schedule", dest="recipe_schedule", choices=("step", "cosine"),
-                       help="step drops the rates as the paper, cosine lets them fall")  # fmt: skip
+                       help="step: drop the rates as in the paper; cosine: lower them gradually")  # fmt: skip
     group.add_argument("--freeze-backbone", dest="recipe_freeze_backbone", choices=FREEZING,
-                       help="which part of the backbone is not trained")  # fmt: skip
+                       help="part of the backbone that is not trained")  # fmt: skip
     group.add_argument("--augmentation", dest="recipe_augmentation", choices=AUGMENTATIONS,
-                       help="the paper's, that for drawn scenes, or none")  # fmt: skip
+                       help="that of the paper, that for drawn scenes, or none")  # fmt: skip
     group.add_argument(
         "--scales",
         dest="recipe_scale_phases",
         type=scale_phase,
         nargs="+",
         metavar="[UNTIL:]PIXELS,...",
-        help="shorter sides to draw from, such as 480,512,544; UNTIL, a share of the run, begins a new list after it",
+        help="shorter sides to choose from, such as 480,512,544; UNTIL is the share of the run at which the list ends",
     )
     group.add_argument("--crop-scales", dest="recipe_crop_scales", type=pixels, metavar="PIXELS,...",
                        help="shorter sides before a crop")  # fmt: skip
@@ -71,9 +71,9 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
                        help="width and height of a crop, in pixels")  # fmt: skip
     for name, text in (
         ("aux_loss", "train every decoder layer"),
-        ("warm_losses", "train the encoder's output, too: small networks from scratch"),
-        ("one_shape_a_batch", "batches of one shape and scale, so that nothing is padded"),
-        ("similar_sizes", "steps of images of similar sizes, so that little is padded and no worker waits long"),
+        ("warm_losses", "also train the output of the encoder: for small networks from scratch"),
+        ("one_shape_a_batch", "batches of one shape and scale, without padding"),
+        ("similar_sizes", "steps of images of similar sizes, for little padding and short waits between workers"),
         ("bf16", "compute the network in bfloat16"),
     ):
         group.add_argument(

@@ -1,8 +1,8 @@
-"""List the runs of a detection table, verify what they published, or abandon the unfinished one.
+"""List, verify or abandon the runs of a detection table.
 
-python -m jobs.runs --table s3://lake/detections
-python -m jobs.runs --table s3://lake/detections --verify --max-minutes 30
-python -m jobs.runs --table s3://lake/detections --abandon
+ray-detr runs --table s3://lake/detections
+ray-detr runs --table s3://lake/detections --verify --max-minutes 30
+ray-detr runs --table s3://lake/detections --abandon
 """
 
 import json
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, do one of the three, print."""
-    parser = CommandParser(prog="jobs.runs", description=__doc__)
+    parser = CommandParser("runs", __doc__)
     parser.add_argument("--table", required=True, metavar="URI", help="the detection table")
     one = parser.add_mutually_exclusive_group()
     one.add_argument(
@@ -34,26 +34,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         nargs="?",
         const="",
         metavar="RUN",
-        help="read every published file and compare it with its plan, of all runs or one; exit code 1 if any is wrong",
+        help="read every published file of all runs or one, and compare it with its plan; exit code 1 if any is wrong",
     )
     one.add_argument(
         "--abandon",
         nargs="?",
         const="",
         metavar="RUN",
-        help="seal the unfinished run: what it published stays, and the next start plans afresh",
+        help="seal the unfinished run: published rows stay, and the next command starts a new run",
     )
     parser.add_argument(
         "--max-minutes",
         type=minutes,
         metavar="N",
-        help="stop verifying after N minutes; the next --verify with --max-minutes goes on from there (verify all)",
+        help="stop verifying after N minutes; the next --verify with --max-minutes continues from there (verify all)",
     )
     add_s3_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of lines")
     args = parser.parse_args(argv)
     if args.max_minutes is not None and args.verify is None:
-        parser.error("--max-minutes is of --verify.")
+        parser.error("--max-minutes needs --verify.")
 
     from pipelines.stopped import RunStopped
     from pipelines.store import StoreError, StoreOptions, open_store, without_secrets
@@ -136,10 +136,10 @@ def share(done: "Verification") -> str:
 
 
 def outcome(found: "Verification") -> str:
-    """Return what a person wants to know behind the findings."""
+    """Return the last line of a verification."""
     before = ""
     if found.findings_before:
-        before = f"; the starts before this one told of {_findings(found.findings_before)}"
+        before = f"; earlier parts of this verification had {_findings(found.findings_before)}"
     if not found.is_complete:
         rest = "from there" if found.files < found.files_total else "with the search for second rows"
         return f"verified: {share(found)}{before}. The next --verify with --max-minutes goes on {rest}"
@@ -160,7 +160,7 @@ def farewell(table: str, run_id: str | None, done: "Abandoned | None") -> str:
 
 
 def report(table: str, runs: "Sequence[RunSummary]", holder: "Holder | None", now: datetime) -> str:
-    """Return what a person wants to know of the runs."""
+    """Return the list of runs as text."""
     lines = [f"table {table}: {len(runs):,} run{'' if len(runs) == 1 else 's'}, {_writer(holder, now)}"]
     for one in runs:
         ended = f" to {_time(one.ended_at)}" if one.ended_at is not None else ""
@@ -180,7 +180,7 @@ def _findings(count: int) -> str:
 
 def _writer(holder: "Holder | None", now: datetime) -> str:
     if holder is None:
-        return "nobody writes it now"
+        return "no process is writing it"
     ago = max(0.0, (now - holder.heartbeat_at).total_seconds())
     return f"being written by host {holder.process.host}, pid {holder.process.pid} (heartbeat {ago:.0f} s ago)"
 

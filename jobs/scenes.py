@@ -1,6 +1,8 @@
-"""Draw labelled scenes of plain shapes as JPEGs with a COCO instances.json: the pictures that the model `scenes` knows.
+"""Draw labelled scenes of plain shapes, with COCO annotations.
 
-python -m jobs.scenes --out scenes --count 200 --seed 1
+ray-detr scenes --out scenes --count 200 --seed 1
+
+The model `scenes`, which is part of the package, detects these shapes.
 """
 
 from collections.abc import Sequence
@@ -12,22 +14,22 @@ from jobs.options import CommandParser
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, draw and write, print."""
-    parser = CommandParser(prog="jobs.scenes", description=__doc__)
+    parser = CommandParser("scenes", __doc__)
     parser.add_argument(
         "--out",
         required=True,
         type=Path,
         metavar="DIR",
-        help="a new or empty folder, or one that holds these very scenes, of which the missing are added",
+        help="a new or empty folder, or one with some of these scenes; the missing ones are added",
     )
-    parser.add_argument("--count", type=int, default=200, metavar="N", help="scenes to draw (%(default)s)")
+    parser.add_argument("--count", type=int, default=200, metavar="N", help="number of scenes (%(default)s)")
     parser.add_argument(
         "--seed", type=int, default=0, metavar="S", help="the same seed gives the same scenes (%(default)s)"
     )
     parser.add_argument(
         "--training",
         action="store_true",
-        help="small landscape pictures of eleven ratios, which jobs.train with --recipe scenes turns and resizes",
+        help="small landscape pictures with eleven aspect ratios, for `ray-detr train --recipe scenes`",
     )
     args = parser.parse_args(argv)
     # after the arguments, so that --help needs no numpy
@@ -43,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"cannot write scenes to {args.out}: {error}. The same command goes on with what is missing."
         ) from error
 
-    print(f"{args.count:,} scenes of seed {args.seed} are in {args.out}, their truth in {truth}")
+    print(f"{args.count:,} scenes of seed {args.seed} are in {args.out}, their annotations in {truth}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Make training shards of a COCO json and its images: Parquet files with photographs, boxes and an index.
+"""Convert COCO annotations and their images to training shards.
 
-python -m jobs.shard --annotations s3://coco/instances_train2017.json --images s3://coco/train2017/ --out s3://coco/shards/train
+ray-detr shard --annotations s3://coco/instances_train2017.json --images s3://coco/train2017/ --out s3://coco/shards/train
 
-The same command goes on with what was stopped. Nothing of the json is lost; what cannot be trained on is kept apart.
+A shard is a Parquet file of image bytes and annotations. Everything in the json is kept; what training cannot use is
+kept apart and reported. Run the same command again to resume a stopped one.
 """
 
 import json
@@ -57,58 +58,58 @@ FINDINGS: Mapping[str, tuple[str, str]] = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, shard, print."""
-    parser = CommandParser(prog="jobs.shard", description=__doc__)
+    parser = CommandParser("shard", __doc__)
     parser.add_argument("--annotations", required=True, metavar="URI", help="a COCO json; s3://, gs://, az://, a path")
     parser.add_argument(
-        "--images", required=True, metavar="URI", help="the folder that the json's file names are relative to"
+        "--images", required=True, metavar="URI", help="the folder that contains the file names of the json"
     )
-    parser.add_argument("--out", required=True, metavar="URI", help="an empty place for the shards")
+    parser.add_argument("--out", required=True, metavar="URI", help="an empty folder for the shards")
     parser.add_argument(
-        "--shard-megabytes", type=count, default=256, metavar="N", help="photographs of a shard (%(default)s)"
+        "--shard-megabytes", type=count, default=256, metavar="N", help="size of the images in one shard (%(default)s)"
     )
     parser.add_argument(
         "--ambiguous-exif",
         choices=("stored", "upright"),
         default="stored",
-        help="pictures whose height and width do not tell whether the boxes were drawn before or after EXIF's turn: "
-        "leave them as stored or turn them upright (%(default)s)",
+        help="for images whose size does not show whether boxes were drawn before or after EXIF rotation: "
+        "take the boxes as drawn on the stored or on the upright image (%(default)s)",
     )
     parser.add_argument(
         "--no-decode-check",
         action="store_true",
-        help="read headers only: a broken picture then stops a training (every picture is decoded once)",
+        help="read only headers; a broken image then stops the training (every image is decoded once)",
     )
     parser.add_argument(
         "--max-missing",
         type=share,
         default=0.01,
         metavar="SHARE",
-        help="stop when more than this share of the images cannot be had (%(default)s)",
+        help="stop if more than this share of the images is missing or unreadable (%(default)s)",
     )
     parser.add_argument(
         "--max-unusable",
         type=share,
         default=0.05,
         metavar="SHARE",
-        help="stop when training could not use more than this share of the annotations (%(default)s)",
+        help="stop if training could not use more than this share of the annotations (%(default)s)",
     )
-    parser.add_argument("--max-images", type=count, metavar="N", help="the json's first N images only (all)")
+    parser.add_argument("--max-images", type=count, metavar="N", help="only the first N images of the json (all)")
     parser.add_argument(
         "--shared-folders",
         action="store_true",
-        help="local paths are the same folders on every node, as NFS is: else a cluster of several refuses them",
+        help="local paths are shared by all nodes, as with NFS; without it, a cluster of several nodes refuses them",
     )
     parser.add_argument(
         "--via",
         choices=("auto", "fsspec"),
         default="auto",
-        help="fsspec reads images through fsspec instead of the faster native client (%(default)s)",
+        help="fsspec: read images through fsspec instead of the faster native client (%(default)s)",
     )
-    parser.add_argument("--anonymous", action="store_true", help="read without credentials: public buckets")
-    parser.add_argument("--request-payer", action="store_true", help="pay for reading requester-pays buckets")
+    parser.add_argument("--anonymous", action="store_true", help="read without credentials, for public buckets")
+    parser.add_argument("--request-payer", action="store_true", help="send requester-pays headers when reading")
     add_s3_options(parser)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
-    parser.add_argument("--verbose", action="store_true", help="let Ray's own messages through")
+    parser.add_argument("--verbose", action="store_true", help="show Ray's own messages")
     args = parser.parse_args(argv)
     check_stays(parser, "--out", args.out)
 

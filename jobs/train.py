@@ -1,7 +1,9 @@
-r"""Train or fine-tune a DETR on shards, on as many machines as the Ray cluster has; the same command goes on.
+r"""Train or fine-tune a DETR on training shards.
 
-python -m jobs.train --train s3://data/shards/train --val s3://data/shards/val --storage s3://runs --name first \
+ray-detr train --train s3://data/shards/train --val s3://data/shards/val --storage s3://runs --name first \
   --recipe finetune --finetune facebook/detr-resnet-50
+
+Uses all machines of the Ray cluster. Run the same command again to resume from the newest checkpoint.
 """
 
 import argparse
@@ -25,7 +27,7 @@ NO_WEIGHTS = "none"
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, train, print."""
-    parser = CommandParser(prog="jobs.train", description=__doc__)
+    parser = CommandParser("train", __doc__)
     _add_options(parser)
     add_recipe_options(parser)
     args = parser.parse_args(argv)
@@ -83,63 +85,96 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--train", required=True, metavar="URI", help="shards to train on, of jobs.shard")
-    parser.add_argument("--val", metavar="URI", help="shards to evaluate on (none: never evaluated)")
-    parser.add_argument("--storage", required=True, metavar="URI", help="where runs keep checkpoints and logs")
-    parser.add_argument("--name", required=True, help="the run's; the same name goes on where it stopped")
+    parser.add_argument("--train", required=True, metavar="URI", help="training shards, written by `ray-detr shard`")
+    parser.add_argument("--val", metavar="URI", help="shards for evaluation (none)")
+    parser.add_argument("--storage", required=True, metavar="URI", help="folder of all runs, for checkpoints and logs")
+    parser.add_argument("--name", required=True, help="name of the run; an existing run of this name is resumed")
     parser.add_argument(
         "--finetune",
         metavar="REF",
-        help="start from this DETR, whatever its classes: a hub id, a directory, a .pth, a URI, or scenes",
+        help="start from this DETR, with any classes: a hub id, a directory, a .pth, a URI, or scenes",
     )
     parser.add_argument("--network", metavar="NAME",
-                        help="begin with random weights: detr-resnet-50[-dc5], -101[-dc5] or scenes")  # fmt: skip
+                        help="start from random weights: detr-resnet-50[-dc5], -101[-dc5] or scenes")  # fmt: skip
     parser.add_argument(
         "--backbone-weights",
         metavar="REF",
-        help="ImageNet weights of the backbone: a file or URI of torchvision's, its name such as resnet50, or none "
-        "(torchvision's of the network's backbone)",
+        help="ImageNet weights of the backbone: a file or URI in torchvision's format, a name such as resnet50, or "
+        "none (torchvision's weights of the same backbone)",
     )
-    parser.add_argument("--num-queries", type=count, metavar="N", help="objects that can be found at most (100)")
-    parser.add_argument("--position-embedding", choices=("sine", "learned"), help="of a new network (sine)")
+    parser.add_argument(
+        "--num-queries", type=count, metavar="N", help="queries: the largest number of objects in an image (100)"
+    )
+    parser.add_argument(
+        "--position-embedding", choices=("sine", "learned"), help="position embedding of a new network (sine)"
+    )
     parser.add_argument("--shorter", type=count, metavar="PIXELS",
-                        help="shorter side when evaluated and used (the network's, 800)")  # fmt: skip
+                        help="shorter image side in evaluation and use (the network's, 800)")  # fmt: skip
     parser.add_argument("--longest", type=count, metavar="PIXELS",
-                        help="longer side then, at most (the network's, 1333)")  # fmt: skip
-    parser.add_argument("--num-workers", type=actor_range, default=(None, None), metavar="MIN:MAX",
-                        help="workers, one a GPU or core (1 to as many as the cluster holds)")  # fmt: skip
+                        help="limit of the longer side in evaluation and use (the network's, 1333)")  # fmt: skip
+    parser.add_argument(
+        "--num-workers",
+        type=actor_range,
+        default=(None, None),
+        metavar="MIN:MAX",
+        help="number of workers, one for each GPU or core (1 to as many as fit into the cluster)",
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
-                        help="%(default)s: GPUs where there are any")  # fmt: skip
+                        help="auto uses GPUs if the cluster has any (%(default)s)")  # fmt: skip
     parser.add_argument(
         "--ingest",
         choices=("direct", "ray-data"),
         default="direct",
-        help="who decodes and augments: the workers themselves, or CPUs anywhere in the cluster (%(default)s)",
+        help="decode and augment in the workers (direct), or on any CPUs of the cluster (ray-data) (%(default)s)",
     )
-    parser.add_argument("--threads", type=count, metavar="N", help="decoding threads a worker (its CPUs)")
-    parser.add_argument("--prefetch-steps", type=count, default=2, metavar="N", help="steps made ready (%(default)s)")
+    parser.add_argument("--threads", type=count, metavar="N", help="decoding threads of each worker (its CPUs)")
+    parser.add_argument(
+        "--prefetch-steps", type=count, default=2, metavar="N", help="steps to prepare in advance (%(default)s)"
+    )
     parser.add_argument("--evaluate-epochs", type=int, default=1, metavar="N",
-                        help="evaluate every N epochs and at the end; 0 only at the end (%(default)s)")  # fmt: skip
+                        help="evaluate every N epochs and at the end; 0: only at the end (%(default)s)")  # fmt: skip
     parser.add_argument("--keep", type=count, default=3, metavar="N",
-                        help="newest checkpoints kept, beside the best (%(default)s)")  # fmt: skip
-    parser.add_argument("--checkpoint-minutes", type=float, default=10.0, metavar="N",
-                        help="a checkpoint at least so often, and after each epoch (%(default)s)")  # fmt: skip
-    parser.add_argument("--log-steps", type=count, default=10, metavar="N", help="steps a line of log (%(default)s)")
-    parser.add_argument("--log-to", nargs="+", choices=("mlflow", "wandb"), default=[], help="besides TensorBoard")
+                        help="number of newest checkpoints to keep, in addition to the best (%(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--checkpoint-minutes",
+        type=float,
+        default=10.0,
+        metavar="N",
+        help="minutes between checkpoints; there is also one after each epoch (%(default)s)",
+    )
+    parser.add_argument(
+        "--log-steps", type=count, default=10, metavar="N", help="write a log line every N steps (%(default)s)"
+    )
+    parser.add_argument(
+        "--log-to",
+        nargs="+",
+        choices=("mlflow", "wandb"),
+        default=[],
+        help="also log to these, in addition to TensorBoard",
+    )
     parser.add_argument("--fused", action=argparse.BooleanOptionalAction, default=True,
-                        help="AdamW as one kernel (%(default)s)")  # fmt: skip
-    parser.add_argument("--tf32", action=argparse.BooleanOptionalAction, default=True,
-                        help="float32 on GPUs in TensorFloat-32, 10 bits of mantissa (%(default)s)")  # fmt: skip
-    parser.add_argument("--compile", action="store_true", help="send the network through torch.compile")
-    parser.add_argument("--restarts", type=count, default=5, metavar="N",
-                        help="starts of workers without a new checkpoint before giving up (%(default)s)")  # fmt: skip
+                        help="run AdamW as one kernel (%(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--tf32",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compute float32 on GPUs in TensorFloat-32, with 10 bits of mantissa (%(default)s)",
+    )
+    parser.add_argument("--compile", action="store_true", help="compile the network with torch.compile")
+    parser.add_argument(
+        "--restarts",
+        type=count,
+        default=5,
+        metavar="N",
+        help="give up after the workers were started N times without a new checkpoint (%(default)s)",
+    )
     parser.add_argument("--collective-seconds", type=count, default=600, metavar="N",
-                        help="after which a silent worker counts as lost (%(default)s)")  # fmt: skip
+                        help="seconds without an answer after which a worker counts as lost (%(default)s)")  # fmt: skip
     parser.add_argument("--shared-folders", action="store_true",
-                        help="local paths are the same folders on every node, as with NFS")  # fmt: skip
+                        help="local paths are shared by all nodes, as with NFS")  # fmt: skip
     add_s3_options(parser)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
-    parser.add_argument("--verbose", action="store_true", help="let Ray's own messages through")
+    parser.add_argument("--verbose", action="store_true", help="show Ray's own messages")
 
 
 def _backbone_weights(args: argparse.Namespace, network: str) -> str | None:
@@ -152,7 +187,7 @@ def _backbone_weights(args: argparse.Namespace, network: str) -> str | None:
 
 
 def report(summary: "TrainSummary") -> str:
-    """Return what a person wants to know at the end."""
+    """Return the summary as text."""
     passed = f"{summary.epochs:,} epochs, {summary.steps:,} steps"
     if summary.was_finished:
         lines = [f"nothing to do: {summary.run} is finished, {passed}"]

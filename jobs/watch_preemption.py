@@ -1,9 +1,9 @@
-"""Wait on a spot machine for the cloud's notice that it will be taken away, and have Ray drain the node then.
+"""Drain this Ray node when the cloud announces that it will take the machine away.
 
-python -m jobs.watch_preemption
+ray-detr watch-preemption
 
-To be started on every worker node after `ray start`. It reads the metadata service of AWS or Google Cloud; training
-writes a checkpoint when Ray hears of the notice. The command ends, with exit code 0, when the node is being drained.
+Start it on every worker node of spot machines, after `ray start`. It polls the instance metadata of AWS or Google
+Cloud. Training writes a checkpoint when Ray drains the node. Exits with code 0 once the node is being drained.
 """
 
 import argparse
@@ -18,22 +18,22 @@ METADATA_URL = "http://169.254.169.254"  # of both clouds
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, wait, drain."""
-    parser = CommandParser(prog="jobs.watch_preemption", description=__doc__)
+    parser = CommandParser("watch-preemption", __doc__)
     parser.add_argument(
-        "--metadata-url", default=METADATA_URL, metavar="URL", help="the metadata service's address (%(default)s)"
+        "--metadata-url", default=METADATA_URL, metavar="URL", help="address of the metadata service (%(default)s)"
     )
     parser.add_argument(
-        "--poll-seconds", type=_seconds, default=5.0, metavar="N", help="from one question to the next (%(default)s)"
+        "--poll-seconds", type=_seconds, default=5.0, metavar="N", help="seconds between two requests (%(default)s)"
     )
     parser.add_argument(
         "--on-rebalance",
         action="store_true",
-        help="drain on AWS's recommendation to leave, too, which may come long before an interruption or without one",
+        help="also drain on AWS's rebalance recommendation, which can come long before an interruption or without one",
     )
     parser.add_argument(
-        "--address", metavar="HOST:PORT", help="the Ray cluster (RAY_ADDRESS, else the Ray of this machine)"
+        "--address", metavar="HOST:PORT", help="address of the Ray cluster (RAY_ADDRESS, else the Ray of this machine)"
     )
-    parser.add_argument("--node-id", metavar="ID", help="the node to drain (the one of this machine)")
+    parser.add_argument("--node-id", metavar="ID", help="node to drain (the one of this machine)")
     args = parser.parse_args(argv)
 
     from pipelines.training.instance_metadata import find_service

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ import ray
 import ray.data
 from ray._private import ray_constants, services
 from ray._raylet import Config  # type: ignore[attr-defined]  # compiled, its annotations lack it
+from ray.autoscaler.sdk import request_resources
 from ray.data import DataContext
 
 from pipelines.stopped import RunStopped
@@ -35,6 +36,7 @@ LOOPBACK = "127.0.0.1"
 ANSWER_SECONDS = 10.0  # for a cluster to accept a connection
 START_SECONDS = 300.0  # for a local Ray to start on a busy machine; Ray itself gives up after 30
 ASK_SECONDS = 0.2  # between two questions whether it has started
+NODE_POLL_SECONDS = 1.0
 MOST_ACTORS_PER_CPU_NODE = 8  # each holds the model; above that an actor gets several cores instead
 
 
@@ -253,6 +255,42 @@ def choose_pool(nodes: Sequence[Mapping[str, float]], least: int | None, most: i
             + (f"Ask for {room} at most with --actors, or add nodes." if room else "Add nodes.")
         )
     return Pool(least=wanted, most=max(wanted, most or room), cpus=cpus, gpus=gpus, threads=threads)
+
+
+def wait_for_pool(
+    least: int | None, most: int | None, *, device: str, minutes: float, on_wait: Callable[[], object]
+) -> Pool:
+    """Return the actors for the connected cluster, asking its autoscaler for nodes and waiting for them.
+
+    Args:
+        least: as in `choose_pool`.
+        most: as in `choose_pool`.
+        device: as in `choose_pool`.
+        minutes: how long nodes are waited for; 0 takes the cluster as it is.
+        on_wait: called once, when waiting begins.
+
+    Raises:
+        RunStopped: the cluster cannot hold `least` actors after that time.
+    """
+    deadline = time.monotonic() + 60 * minutes
+    is_waiting = False
+    while True:
+        try:
+            pool = choose_pool(node_resources(), least, most, device=device)
+        except RunStopped as too_small:
+            if time.monotonic() >= deadline:
+                waited = f" It did not grow within {minutes:g} minutes (--node-minutes)." if is_waiting else ""
+                raise RunStopped(f"{too_small}{waited}") from too_small
+        else:
+            if is_waiting:
+                request_resources(bundles=[])  # the pool's own actors keep the nodes from now on
+            return pool
+        if not is_waiting:
+            is_waiting = True
+            on_wait()
+            needs = {"CPU": 1, "GPU": 1} if device == "cuda" else {"CPU": 1}
+            request_resources(bundles=[needs] * (least or 1))
+        time.sleep(NODE_POLL_SECONDS)
 
 
 def room_sentence(pool: Pool) -> str:

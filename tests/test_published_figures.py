@@ -22,7 +22,7 @@ REASON = (
 @pytest.mark.slow
 @pytest.mark.skipif(not (COCO and R50), reason=REASON)
 def test_the_official_r50_has_ap_42_on_val2017(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What the README's command does; it leaves with exit code 3 where AP is another."""
+    """What the command in docs/training.md does; it exits with exit code 3 where AP is another."""
     folder = Path(COCO)
 
     main([

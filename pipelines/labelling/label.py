@@ -90,6 +90,7 @@ class LabelConfig:
         retry_errors: "all": images with errors of permanent kinds are labelled again, too.
         wait_minutes: How long another start that writes the table is waited for; 0: not at all.
         decode_seconds: CPU time, or time asleep, after which decoding an image is given up; not time without a core.
+        node_minutes: How long nodes of an autoscaling cluster are waited for when it cannot hold `least_actors` yet.
         stall_minutes: Give up, resumable, when no shard has come back for so long, waiting for nodes included.
         verbose: Let Ray's own messages through.
     """
@@ -126,6 +127,7 @@ class LabelConfig:
     retry_errors: Literal["passing", "all"] = "passing"
     wait_minutes: float = 0.0
     decode_seconds: float = DECODE_SECONDS
+    node_minutes: float = 0.0
     stall_minutes: float = 60.0
     verbose: bool = False
 
@@ -151,6 +153,8 @@ class LabelConfig:
             raise ValueError(f"wait minutes: {self.wait_minutes:g} is no time to wait; give 0 or more.")
         if self.decode_seconds <= 0:
             raise ValueError(f"decode seconds: {self.decode_seconds:g} is no time to decode in; give more than 0.")
+        if self.node_minutes < 0:
+            raise ValueError(f"node minutes: {self.node_minutes:g} is no time to wait; give 0 or more.")
         if self.stall_minutes <= 0:
             raise ValueError(f"stall minutes: {self.stall_minutes:g} is no time to wait; give more than 0.")
         if self.via not in ("auto", "fsspec"):
@@ -275,7 +279,7 @@ def label(
     """
     began = time.monotonic()
     show = on_progress or (lambda _: None)
-    show(Progress("looking at images and table"))
+    show(Progress("listing images and reading the table"))
     check_answers([(uri, config.image_options) for uri in config.images])
     check_answers([(f"{config.table.rstrip('/')}/", config.table_options)])  # its folder is all that must be listed
     listing = list_objects(config.images, options=config.image_options, keep=config.keep, table=config.table)
@@ -345,6 +349,7 @@ def _actors(config: LabelConfig) -> Actors:
         least=config.least_actors,
         most=config.most_actors,
         device=config.device,
+        node_minutes=config.node_minutes,
         stall_minutes=config.stall_minutes,
         verbose=config.verbose,
     )

@@ -36,6 +36,7 @@ class Actors:
         least: Actors that must run; None is 1.
         most: Actors that may run; None is what the cluster holds.
         device: "auto", "cpu" or "cuda".
+        node_minutes: How long an autoscaling cluster is waited for when it cannot hold `least` actors yet.
         stall_minutes: Give up when no shard has come back for so long.
         verbose: Let Ray's own messages through.
     """
@@ -43,6 +44,7 @@ class Actors:
     least: int | None
     most: int | None
     device: str
+    node_minutes: float
     stall_minutes: float
     verbose: bool
 
@@ -174,10 +176,16 @@ class RayRunner:
         self._is_closed.wait()
 
     def _connection(self) -> _Connection:
-        from pipelines.cluster import choose_pool, connected, node_resources
+        from pipelines.cluster import connected, wait_for_pool
 
         self._session.enter_context(connected(verbose=self._actors.verbose))
-        pool = choose_pool(node_resources(), self._actors.least, self._actors.most, device=self._actors.device)
+        pool = wait_for_pool(
+            self._actors.least,
+            self._actors.most,
+            device=self._actors.device,
+            minutes=self._actors.node_minutes,
+            on_wait=lambda: self._show(Progress("waiting for nodes")),
+        )
         asked = self._spec.precision
         return _Connection(pool, auto_precision("cuda" if pool.gpus else "cpu") if asked == "auto" else asked)
 

@@ -79,8 +79,8 @@ def test_a_run_whose_driver_is_killed_at_20_random_moments_loses_nothing_and_rep
 @pytest.mark.parametrize(
     ("number", "code", "said"),
     [
-        (signal.SIGTERM, 143, "terminated: the same command goes on from here."),
-        (signal.SIGINT, 130, "interrupted: the same command goes on from here."),
+        (signal.SIGTERM, 143, "terminated: run the same command again to resume."),
+        (signal.SIGINT, 130, "interrupted: run the same command again to resume."),
     ],
 )
 def test_a_driver_that_is_told_to_stop_says_so_and_the_same_command_goes_on(

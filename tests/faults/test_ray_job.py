@@ -1,4 +1,4 @@
-"""A run as a job of Ray's, as the README submits it: stopped as operators stop jobs, and submitted again."""
+"""A run as a job of Ray's, as docs/operations.md submits it: stopped as operators stop jobs, and submitted again."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_job_that_is_stopped_says_so_and_goes_on_when_it_is_submitted_again(
         seconds=round(time.monotonic() - started, 1),
     )
     assert "was stopped" in state
-    assert "terminated: the same command goes on from here." in log.splitlines()
+    assert "terminated: run the same command again to resume." in log.splitlines()
     assert "Traceback" not in log
     assert "resumed: " in again
     assert images == IMAGES

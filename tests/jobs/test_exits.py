@@ -26,9 +26,9 @@ def test_the_codes_are_those_that_are_documented() -> None:
         (RunStopped("s3://lake does not answer."), 1, "error: s3://lake does not answer.\n"),
         (WrongUse("there is nothing at s3://lake."), 2, "error: there is nothing at s3://lake.\n"),
         (BudgetExceeded("6 % of the images are errors."), 3, "error: 6 % of the images are errors.\n"),
-        (KeyboardInterrupt(), 130, "interrupted: the same command goes on from here.\n"),
+        (KeyboardInterrupt(), 130, "interrupted: run the same command again to resume.\n"),
         (SystemExit(2), 2, ""),
-        (SystemExit(15), 143, "terminated: the same command goes on from here.\n"),  # Ray's own handler of SIGTERM
+        (SystemExit(15), 143, "terminated: run the same command again to resume.\n"),  # Ray's own handler of SIGTERM
     ],
 )
 def test_each_outcome_has_its_code_and_its_sentence_on_standard_error(
@@ -75,7 +75,7 @@ def test_sigterm_ends_with_143_and_a_sentence() -> None:
 
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
 
-    assert (done.returncode, done.stderr) == (143, "terminated: the same command goes on from here.\n")
+    assert (done.returncode, done.stderr) == (143, "terminated: run the same command again to resume.\n")
 
 
 WHILE_CONNECTED = """
@@ -132,7 +132,7 @@ def test_sigterm_is_ours_while_ray_is_connected_and_afterwards(when: str, said: 
         process.terminate()
         _, err = process.communicate(timeout=60)
 
-    assert (process.returncode, err) == (143, f"{said}terminated: the same command goes on from here.\n")
+    assert (process.returncode, err) == (143, f"{said}terminated: run the same command again to resume.\n")
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])

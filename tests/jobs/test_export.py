@@ -17,7 +17,7 @@ from pipelines.store import open_store
 from pipelines.table import Detected, Origin, Row, encode, rows_to_table
 
 NOTHING = Detected([], (), [], [])
-README = (Path(__file__).parents[2] / "README.md").read_text()
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "table.md").read_text()
 
 
 @pytest.fixture
@@ -80,6 +80,6 @@ def test_what_is_wrong_with_the_world_stops_it(tmp_path: Path) -> None:
         main(["--table", str(tmp_path / "other"), "--out", str(tmp_path / "out.parquet")])
 
 
-def test_the_query_of_the_readme_is_the_one_that_gives_the_same_rows(table: str) -> None:
-    assert " ".join(current_query("TABLE").split()) in " ".join(README.split())
+def test_the_query_of_the_documentation_is_the_one_that_gives_the_same_rows(table: str) -> None:
+    assert " ".join(current_query("TABLE").split()) in " ".join(DOCUMENT.split())
     assert duckdb.sql(current_query(table)).to_arrow_table().num_rows == 2

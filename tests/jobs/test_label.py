@@ -111,7 +111,7 @@ def test_every_option_arrives(asked: list[LabelConfig]) -> None:
         ("--device tpu", "device: 'tpu' is none of auto, cpu, cuda."),
         ("--run-id ../other", "run id: '../other' cannot name a folder"),
         ("--keep uri", "keep: 'uri' is a column of the detection table itself"),
-        ("--no-such-option", "unrecognized arguments: --no-such-option"),
+        ("--no-such-option", "--no-such-option is not an option"),
     ],
 )
 def test_wrong_use_is_told_before_anything_is_done(
@@ -157,7 +157,7 @@ def test_json_is_the_whole_summary(asked: list[LabelConfig], capfd: pytest.Captu
 
 
 def test_too_many_errors_are_told_after_the_result(asked: list[LabelConfig], capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(BudgetExceeded, match=r"^41 of 1,204,113 images are errors, a share of 3\.4e-05, and --max-"):
+    with pytest.raises(BudgetExceeded, match=r"^41 of 1,204,113 images have errors: a share of 3\.4e-05, where --max-"):
         main([*NEEDED, "--max-error-rate", "0"])
 
     assert capfd.readouterr().out.startswith("done: ")
@@ -191,11 +191,10 @@ def test_what_was_left_out_what_had_changed_and_what_was_resumed_is_told_where_t
 
     assert lines[0] == "done: 10 images in 8.0 s (0.5 images/s), 9,810,552 detections"
     assert lines[1:-1] == [
-        "changed: 3 images were another version than was listed when they were read, and are labelled as they were "
-        "read",
-        "resumed: 4 images were left of run 20261122-181503-a1b2. Images added since it was planned are labelled by "
-        "the next start",
-        "before: 1,000 images were labelled already",
+        "changed: 3 images changed between listing and reading; their rows describe the version that was read",
+        "resumed: run 20261122-181503-a1b2 had 4 images left. Run the command again to label images that were added "
+        "after it was planned",
+        "skipped: 1,000 images were already labelled",
         "left out: .json 2, hidden 1",
         "table:  s3://lake/detections, 1 file of run 20261122-181503-a1b2",
     ]

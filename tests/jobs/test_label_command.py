@@ -73,8 +73,8 @@ def test_a_run_on_a_cluster_that_is_there_ends_with_its_report_and_too_many_erro
     assert names(lake) == lake_names(lake)
     # nothing of Ray's: what is not ours would be read as a message of ours
     said = done.stderr.splitlines()
-    assert said[-1].startswith("error: 1 of 4 images are errors, a share of 0.25, and --max-error-rate allows 0.05.")
-    stages = ["looking at images and table", "planning", "connecting to Ray"]
+    assert said[-1].startswith("error: 1 of 4 images have errors: a share of 0.25, where --max-error-rate allows 0.05.")
+    stages = ["listing images and reading the table", "planning", "connecting to Ray"]
     assert [line.strip() for line in said[:-1] if not line.startswith("  label ")] == stages
 
 
@@ -123,7 +123,7 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(local_ray: str, lake:
             os.killpg(running.pid, signal.SIGKILL)
 
     assert (running.returncode, out) == (130, "")
-    assert err.splitlines()[-1] == "interrupted: the same command goes on from here."
+    assert err.splitlines()[-1] == "interrupted: run the same command again to resume."
     assert "Traceback" not in err
 
     done = label(lake, "--shard-images", "4", "--actors", ":1", "--json", ray=local_ray)

@@ -69,7 +69,7 @@ def test_a_start_with_nothing_to_do_imports_neither_torch_nor_ray_and_writes_not
 
     assert done.stdout == "nothing to do: all 3 images are labelled by scenes@e6f655dc846c\n"
     assert json.loads(done.stderr.splitlines()[-1]) == []
-    assert done.stderr.splitlines()[:-1] == ["  looking at images and table", "  planning"]
+    assert done.stderr.splitlines()[:-1] == ["  listing images and reading the table", "  planning"]
     assert files(table) == before
 
 

@@ -21,7 +21,7 @@ from jobs.options import (
 
 
 def parser() -> CommandParser:
-    made = CommandParser(prog="jobs.some", description="Some command.")
+    made = CommandParser("some", "Some command.")
     add_source_options(made)
     add_model_options(made)
     return made
@@ -73,19 +73,51 @@ def test_underscores_in_the_names_of_options_are_hyphens() -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "hint"),
+    ("line", "message"),
     [
-        ("--treshold", "Did you mean --threshold?"),
-        ("--endpont=x", "Did you mean --endpoint?"),
-        ("--xyzzy", "unrecognized arguments: --xyzzy"),
+        ("--treshold 5", "--treshold is not an option. Did you mean --threshold?"),
+        ("--endpont=x", "--endpont is not an option. Did you mean --endpoint?"),
+        ("--max_imags 5", "--max-imags is not an option. Did you mean --max-images?"),
+        ("--xyzzy", "--xyzzy is not an option. ray-detr some --help lists the options."),
     ],
 )
-def test_an_unknown_option_is_told_the_nearest(capsys: pytest.CaptureFixture[str], option: str, hint: str) -> None:
+@pytest.mark.parametrize("before", [[], ["--images", "i", "--table", "t", "--model", "m"]])
+def test_an_unknown_option_is_one_line_with_the_nearest_option(
+    capsys: pytest.CaptureFixture[str], before: list[str], line: str, message: str
+) -> None:
     with pytest.raises(SystemExit) as left:
-        parser().parse_args(["--images", "i", "--table", "t", "--model", "m", option])
+        parser().parse_args([*before, *line.split()])
 
     assert left.value.code == 2
-    assert capsys.readouterr().err.rstrip().endswith(hint)
+    assert capsys.readouterr() == ("", f"ray-detr some: error: {message}\n")
+
+
+@pytest.mark.parametrize(
+    ("typed", "program"),
+    [
+        ("/usr/bin/ray-detr", "ray-detr watch-preemption"),
+        ("/code/jobs/watch_preemption.py", "python -m jobs.watch_preemption"),
+        ("/code/jobs/cli.py", "ray-detr watch-preemption"),
+    ],
+)
+def test_the_usage_names_the_program_that_was_typed(monkeypatch: pytest.MonkeyPatch, typed: str, program: str) -> None:
+    monkeypatch.setattr("sys.argv", [typed, "--help"])
+
+    assert CommandParser("watch-preemption", None).format_usage() == f"usage: {program} [OPTION ...]\n"
+
+
+def test_the_usage_has_what_is_required_and_nothing_else() -> None:
+    made = CommandParser("some", None)
+    made.add_argument("mode", choices=("fast", "slow"))
+    made.add_argument("--out", required=True, metavar="DIR")
+    one = made.add_mutually_exclusive_group(required=True)
+    one.add_argument("--table", metavar="URI")
+    one.add_argument("--share", metavar="100%")
+    made.add_argument("--seed")
+
+    usage = "usage: ray-detr some {fast,slow} --out DIR (--table URI | --share 100%) [OPTION ...]\n"
+    assert made.format_usage() == usage
+    assert made.format_help().startswith(usage)
 
 
 @pytest.mark.parametrize(("text", "value"), [("0", 0.0), ("1", 1.0), ("0.05", 0.05), ("5e-2", 0.05)])
@@ -177,7 +209,7 @@ def test_a_line_that_makes_no_sense_is_refused(capsys: pytest.CaptureFixture[str
 def test_a_relative_place_in_the_folder_of_a_ray_job_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    parser = CommandParser(prog="jobs.x", description=None)
+    parser = CommandParser("x", None)
     folder = tmp_path / "session" / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
     folder.mkdir(parents=True)
     check_stays(parser, "--table", "table")

@@ -56,12 +56,12 @@ def test_images_of_earlier_starts_count_as_done_and_not_as_fast() -> None:
 def test_a_log_file_gets_each_stage_once_and_as_it_begins(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with log.open("w") as stream, shown_progress(stream) as show:
-        for stage in ("looking at images and table", "planning", "planning"):
+        for stage in ("listing images and reading the table", "planning", "planning"):
             show(Progress(stage))
         seen = log.read_text()
         show(HALF)
 
-    assert seen == "  looking at images and table\n  planning\n"
+    assert seen == "  listing images and reading the table\n  planning\n"
     assert log.read_text() == seen  # the figures come with time
 
 

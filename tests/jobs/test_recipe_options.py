@@ -24,7 +24,7 @@ from pipelines.training.recipe import RECIPES, Recipe
 
 
 def parser() -> argparse.ArgumentParser:
-    made = CommandParser(prog="test", description="A test.")
+    made = CommandParser("test", "A test.")
     add_recipe_options(made)
     return made
 

@@ -71,7 +71,7 @@ def test_each_run_has_its_lines_oldest_first(labelled: Store, capfd: pytest.Capt
     main(["--table", labelled.uri])
 
     assert capfd.readouterr().out.splitlines() == [
-        f"table {labelled.uri}: 2 runs, nobody writes it now",
+        f"table {labelled.uri}: 2 runs, no process is writing it",
         f"night-1  finished  2026-11-22 18:15:03 to 2026-11-22 18:15:03  detr@1  {FP32}",
         "  3 of 3 planned images are published, 2 detections, 1 error: truncated 1",
         f"night-2  labelling  2026-11-22 18:15:03  detr@1  {FP32}",
@@ -149,7 +149,7 @@ def test_a_verification_that_time_ends_says_its_share_and_goes_on(
     ]
     main(line)
     assert capfd.readouterr().out.splitlines() == [
-        "verified: 2 of 2 files, 6 of 6 images (100.0%); the starts before this one told of 1 finding. "
+        "verified: 2 of 2 files, 6 of 6 images (100.0%); earlier parts of this verification had 1 finding. "
         "The next --verify with --max-minutes goes on with the search for second rows"
     ]
     with pytest.raises(RunStopped, match="is not whole: 1 finding"):
@@ -215,7 +215,7 @@ def test_a_run_that_is_being_written_is_not_abandoned_and_the_exit_code_is_4(
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (["--max-minutes", "3"], "--max-minutes is of --verify"),
+        (["--max-minutes", "3"], "--max-minutes needs --verify"),
         (["--verify", "--max-minutes", "0"], "0 is no number of minutes above 0"),
         (["--verify", "--abandon"], "not allowed with argument --verify"),
     ],

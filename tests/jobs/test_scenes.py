@@ -16,7 +16,9 @@ def test_the_command_writes_the_scenes_and_says_where(tmp_path: Path, capsys: py
     assert sorted(path.name for path in out.iterdir()) == [
         "instances.json", "scene_4_000000.jpg", "scene_4_000001.jpg",
     ]  # fmt: skip
-    assert capsys.readouterr().out == f"2 scenes of seed 4 are in {out}, their truth in {out / 'instances.json'}\n"
+    assert (
+        capsys.readouterr().out == f"2 scenes of seed 4 are in {out}, their annotations in {out / 'instances.json'}\n"
+    )
 
 
 def test_the_same_command_again_is_content_with_what_it_finds(tmp_path: Path) -> None:
@@ -75,5 +77,5 @@ print(sorted({"numpy", "torch", "PIL", "ray"} & set(sys.modules)))
 
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
 
-    assert "usage: jobs.scenes" in done.stdout
+    assert "usage: ray-detr scenes --out DIR " in done.stdout
     assert done.stdout.endswith("[]\n")

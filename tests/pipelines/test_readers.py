@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -150,3 +151,29 @@ def test_the_query_that_is_offered_counts_detections_by_label(table: Path) -> No
 
     assert command == f'duckdb -c "{query}"'
     assert duckdb.sql(query).fetchall() == [("dog", 2), ("person", 1)]
+
+
+def queries_of_the_documentation(table: Path) -> list[str]:
+    text = (Path(__file__).parents[2] / "docs" / "table.md").read_text()
+    return [block.replace("TABLE", str(table)) for block in re.findall(r"```sql\n(.*?)```", text, re.DOTALL)]
+
+
+def test_the_queries_of_the_documentation_give_what_it_says(table: Path) -> None:
+    by_class, by_kind, crowded, current = (
+        duckdb.sql(query).to_arrow_table().to_pylist() for query in queries_of_the_documentation(table)
+    )
+
+    assert by_class == [{"label": "dog", "detections": 2}, {"label": "person", "detections": 1}]
+    assert by_kind == [{"error_kind": "truncated", "images": 1, "example": "it ends early"}]
+    assert crowded == []
+    assert sorted(row["uri"] for row in current) == [f"s3://lake/{name}.jpg" for name in "abcd"]
+
+
+def test_the_query_for_people_counts_those_above_the_score(tmp_path: Path) -> None:
+    people = [{"label": "person", "score": score} for score in (0.95, 0.85, 0.5)] + [{"label": "dog", "score": 0.9}]
+    folder = tmp_path / "data" / "run"
+    folder.mkdir(parents=True)
+    rows = [{"uri": "two", "detections": people}, {"uri": "one", "detections": people[1:]}]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "a.parquet")
+
+    assert duckdb.sql(queries_of_the_documentation(tmp_path)[2]).fetchall() == [("two", 2)]

@@ -162,7 +162,7 @@ def test_each_image_has_one_row_and_a_second_start_labels_only_what_is_new(local
     assert {row["uri"].rpartition("/")[2]: row["error_kind"] for row in rows(config) if row["error_kind"]} == BROKEN
     assert first.detections == sum(len(row["detections"] or ()) for row in rows(config)) > 0
     assert {row["model"] for row in rows(config)} == {first.model}
-    assert (seen[0].stage, seen[-1].stage) == ("looking at images and table", "label")
+    assert (seen[0].stage, seen[-1].stage) == ("listing images and reading the table", "label")
     assert (seen[-1].images, seen[-1].images_planned, seen[-1].is_planned, seen[-1].errors) == (15, 15, True, 3)
     assert not list(Path(config.table).rglob("*.part"))
 

@@ -1,0 +1,125 @@
+"""Run a command as a job of a Ray cluster, once for each slot of a schedule, and leave with its exit code.
+
+ray-detr submit --address http://HEAD:8265 --slot 2026-11-28 -- label --images s3://lake/ --table s3://tables/detections
+
+A second call with the same slot follows the job that the first one submitted, or reports how it ended; after a failure
+it submits the job again.
+"""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+
+from jobs.cli import commands
+from jobs.exits import run
+from jobs.options import CommandParser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, submit, follow."""
+    parser = CommandParser("submit", __doc__)
+    parser.add_argument("--slot", required=True, metavar="NAME", help="the scheduled time, such as 2026-11-28T02:00")
+    parser.add_argument(
+        "--job", metavar="NAME", help="the job's name, for several jobs of one command in a slot (the command)"
+    )
+    parser.add_argument(
+        "--address", metavar="URL", help="the cluster's dashboard (RAY_ADDRESS, else http://127.0.0.1:8265)"
+    )
+    parser.add_argument(
+        "--ok",
+        type=_exit_codes,
+        default=frozenset(),
+        metavar="CODES",
+        help="exit codes of the job, separated by commas, that count as success: 3 where error rows are acceptable",
+    )
+    parser.add_argument(
+        "--working-dir",
+        metavar="DIR",
+        help="a folder or URI that is sent to the cluster as the job's working directory",
+    )
+    parser.add_argument(
+        "--env",
+        nargs="+",
+        type=_name_and_value,
+        default=[],
+        metavar="NAME=VALUE",
+        help="environment variables of the job; Ray's dashboard shows them, so no secrets",
+    )
+    parser.add_argument("--no-wait", action="store_true", help="submit the job and leave without following it")
+    parser.add_argument(
+        "command",
+        nargs=argparse.REMAINDER,
+        metavar="-- COMMAND [OPTION ...]",
+        help="a command of ray-detr with its options",
+    )
+    args = parser.parse_args(argv)
+    words = args.command[1:] if args.command[:1] == ["--"] else args.command
+    if not words:
+        parser.error("a command must follow the options, for example: -- label --images ... --table ...")
+    command, *arguments = words
+    known = [name.replace("_", "-") for name in commands() if name != "submit"]
+    if command not in known:
+        near = difflib.get_close_matches(command, known, n=1)
+        parser.error(
+            f"{command!r} is not a command. "
+            + (f"Did you mean {near[0]!r}?" if near else f"Commands: {', '.join(known)}")
+        )
+
+    from pipelines.submission import SlotTaken, connect, follow, submission_id, submit_once
+
+    job = args.job or command
+    try:
+        submission_id(job, args.slot)
+    except ValueError as error:
+        parser.error(str(error))
+    client = connect(args.address)
+    try:
+        submission = submit_once(
+            client,
+            ["python", "-m", f"jobs.{command.replace('-', '_')}", *arguments],
+            job=job,
+            slot=args.slot,
+            finished_codes=args.ok,
+            working_dir=args.working_dir,
+            environment=dict(args.env),
+        )
+    except SlotTaken as taken:
+        parser.error(str(taken))
+    print(f"{'submitted' if submission.is_new else 'found'} job {submission.id}", file=sys.stderr)
+    if args.no_wait:
+        return
+    try:
+        end = follow(client, submission.id, _print_now)
+    except (KeyboardInterrupt, SystemExit):
+        print(
+            f"job {submission.id} goes on without this command. `ray job stop {submission.id}` stops it.",
+            file=sys.stderr,
+        )
+        raise
+    if end.exit_code in args.ok:
+        print(f"job {submission.id}: exit code {end.exit_code} counts as success (--ok)", file=sys.stderr)
+    elif end.exit_code:
+        print(f"error: job {submission.id}: {end.message}", file=sys.stderr)
+        sys.exit(end.exit_code)
+
+
+def _exit_codes(text: str) -> frozenset[int]:
+    if not all(part.isdecimal() and int(part) < 256 for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of exit codes such as 3,4")
+    return frozenset(int(part) for part in text.split(","))
+
+
+def _name_and_value(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value
+
+
+def _print_now(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,143 @@
+"""Which pictures a report shows: the best, random ones, the least certain, the most crowded, and some of each class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.report.rows import Rows
+
+LEAST_SCORE: Final = 0.05  # detections below it are not drawn
+MOST_BOXES: Final = 100  # of one picture, the best
+PER_CLASS: Final = 3
+MOST_CLASSES: Final = 20
+
+Box = tuple[int, float, float, float, float, float]
+"""Class number, score, xmin, ymin, xmax, ymax in pixels of the upright picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One image to show, as its row describes it."""
+
+    uri: str
+    etag: str | None
+    size: int | None
+    width: int | None
+    height: int | None
+    boxes: tuple[Box, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Gallery:
+    """Pictures that are shown together, and why."""
+
+    id: str
+    title: str
+    note: str
+    examples: Sequence[Example]
+
+
+@dataclass(slots=True)
+class _Top:
+    """The few examples with the highest key."""
+
+    most: int
+    held: list[tuple[float, Example]] = field(default_factory=list)
+
+    def offer(self, keys: npt.NDArray[np.float64], example: Callable[[int], Example]) -> None:
+        """Take those rows whose key is high enough; a key of -inf is never taken."""
+        least = self.held[-1][0] if len(self.held) == self.most else -np.inf
+        candidates = np.flatnonzero(keys > least)
+        best = candidates[np.argsort(-keys[candidates], kind="stable")[: self.most]]
+        for row in best.tolist():
+            self.held.append((float(keys[row]), example(row)))
+        self.held.sort(key=lambda pair: -pair[0])
+        del self.held[self.most :]
+
+    def examples(self) -> list[Example]:
+        return [example for _, example in self.held]
+
+
+class Examples:
+    """Chooses pictures while the rows are read. Memory: the chosen rows."""
+
+    def __init__(self, *, threshold: float, most: int, seed: int) -> None:
+        """Take the score from which a detection counts, how many pictures a gallery has, and the seed of `random`."""
+        self._threshold, self._most, self._seed = threshold, most, seed
+        self._best, self._unsure, self._crowded, self._random = (_Top(most) for _ in range(4))
+        self._classes: dict[int, _Top] = {}
+
+    def add(self, rows: Rows) -> None:
+        """Look at some more rows."""
+        made: dict[int, Example] = {}
+
+        def example(row: int) -> Example:
+            if row not in made:
+                made[row] = example_of(rows, row)
+            return made[row]
+
+        count, owners = len(rows), rows.owners
+        found = rows.scores >= self._threshold
+        counts = np.bincount(owners[found], minlength=count)
+        sums = np.bincount(owners[found], weights=rows.scores[found], minlength=count)
+        never = np.full(count, -np.inf)
+        self._best.offer(np.divide(sums, counts, out=never.copy(), where=counts > 0), example)
+        self._crowded.offer(np.where(counts > 0, counts, -np.inf).astype(np.float64), example)
+        doubt = np.clip(1 - np.abs(rows.scores.astype(np.float64) - 0.5) / 0.3, 0, None)
+        doubts = np.bincount(owners, weights=doubt, minlength=count)
+        self._unsure.offer(np.where(doubts > 0, doubts, -np.inf), example)
+        self._random.offer(np.where(rows.is_ok, self._drawn(rows), -np.inf), example)
+        for number in np.unique(rows.classes[found]).tolist():
+            of_class = found & (rows.classes == number)
+            keys = never.copy()
+            np.maximum.at(keys, owners[of_class], rows.scores[of_class].astype(np.float64))
+            self._classes.setdefault(number, _Top(PER_CLASS)).offer(keys, example)
+
+    def galleries(self, names: Sequence[str], frequent: Sequence[int]) -> Iterator[Gallery]:
+        """Yield the galleries; of classes, the most frequent ones.
+
+        Args:
+            names: of classes, by number.
+            frequent: numbers of classes, the most frequent first.
+        """
+        shown = f"with a score of {self._threshold:g} or more"
+        yield Gallery("best", "Best", f"Highest mean score of the boxes {shown}.", self._best.examples())
+        yield Gallery("random", "Random", f"Drawn at random, with seed {self._seed}.", self._random.examples())
+        yield Gallery("least-certain", "Least certain", "Most boxes with a score near 0.5.", self._unsure.examples())
+        yield Gallery("crowded", "Most crowded", f"Most boxes {shown}.", self._crowded.examples())
+        for number in frequent[:MOST_CLASSES]:
+            if number in self._classes:
+                title = f"Class {names[number]}"
+                yield Gallery(
+                    f"class-{number}", title, "Highest score of this class.", self._classes[number].examples()
+                )
+
+    def _drawn(self, rows: Rows) -> npt.NDArray[np.float64]:
+        salt = str(self._seed).encode()
+        hashes = (blake2b(uri.encode(), digest_size=8, key=salt).digest() for uri in rows.words("uri"))
+        return np.frombuffer(b"".join(hashes), np.uint64).astype(np.float64)
+
+
+def example_of(rows: Rows, row: int) -> Example:
+    """Return one row as an example: its best boxes, at most 100, with a score of 0.05 or more."""
+    start = int(rows.starts[row])
+    part = slice(start, start + int(rows.counts[row]))
+    order = np.argsort(-rows.scores[part], kind="stable")[:MOST_BOXES]
+    boxes = tuple(
+        (number, round(score, 4), *(round(side, 2) for side in sides))
+        for number, score, sides in zip(
+            rows.classes[part][order].tolist(),
+            rows.scores[part][order].tolist(),
+            rows.boxes[part][order].tolist(),
+            strict=True,
+        )
+        if score >= LEAST_SCORE
+    )
+    values = {name: rows.table[name][row].as_py() for name in ("uri", "etag", "size", "width", "height")}
+    return Example(**values, boxes=boxes)

@@ -1,0 +1,206 @@
+"""The page of a report: figures and pictures put into the HTML template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from importlib.resources import files
+from typing import Any, Final
+
+from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup
+
+from pipelines.report.examples import Example
+from pipelines.report.figures import GRID, MOST_BOXES, Figures, RunFigures
+from pipelines.report.pictures import Picture
+from pipelines.report.rows import Classes
+
+ROLES: Final = ("found", "truth", "appeared", "vanished", "moved")
+"""What a box of a picture is; the page draws each in its own way."""
+
+_PICTURE_SIZES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One picture of a gallery: an image, and boxes of class, score (None for truth), four sides and `ROLES` number."""
+
+    example: Example
+    boxes: Sequence[Sequence[object]] | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PictureRow:
+    """Pictures that are shown together below a heading."""
+
+    id: str
+    title: str
+    note: str
+    items: Sequence[Item]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A part of the page about another run or about annotations: a template, its values and its pictures."""
+
+    template: str
+    values: Mapping[str, Any]
+    galleries: Sequence[PictureRow] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """All that a page shows."""
+
+    table: str
+    run_id: str | None
+    figures: Figures
+    classes: Classes
+    threshold: float
+    galleries: Sequence[PictureRow]
+    pictures: Mapping[str, Picture]
+    made: datetime
+    started: Mapping[str, datetime] = field(default_factory=dict)
+    price_per_hour: float | None = None
+    comparisons: Sequence[Comparison] = ()
+
+
+def render(page: Page) -> str:
+    """Return the page as HTML that loads nothing: styles, script, figures and pictures are inside."""
+    places = {uri: number for number, uri in enumerate(page.pictures)}
+    shown = [*page.galleries, *(gallery for part in page.comparisons for gallery in part.galleries)]
+    order = page.figures.frequent(page.classes, page.threshold)
+    names = page.classes.names
+    runs = [_run(run_id, run, page) for run_id, run in sorted(page.figures.runs.items())]
+    values = {
+        "title": "Detection report",
+        "table": page.table,
+        "run_id": page.run_id,
+        "made": page.made.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "style": Markup(_resource("page.css")),  # noqa: S704 - our own file
+        "script": Markup(_resource("page.js")),  # noqa: S704 - our own file
+        "threshold": page.threshold,
+        "classes": names,
+        "class_rows": [(number, names[number]) for number in order],
+        "totals": _totals(page, runs),
+        "errors": [
+            (kind, count, page.figures.error_examples[kind]) for kind, count in page.figures.errors.most_common()
+        ],
+        "runs": runs,
+        "has_cost": page.price_per_hour is not None,
+        "has_settings": any(settings is not None for _, _, settings in page.figures.origins),
+        "origins": [(*origin, count) for origin, count in page.figures.origins.most_common(20)],
+        "rates": _rates(page),
+        "most_boxes": MOST_BOXES,
+        "grid": GRID,
+        "picture_sizes": page.figures.pictures.most_common(_PICTURE_SIZES),
+        "more_sizes": max(0, len(page.figures.pictures) - _PICTURE_SIZES),
+        "galleries": [gallery for gallery in page.galleries if gallery.items],
+        "comparisons": [
+            Markup(_template(part.template).render(**part.values, galleries=part.galleries))  # noqa: S704 - escaped
+            for part in page.comparisons
+        ],
+        "data": {
+            "classes": names,
+            "order": order,
+            "threshold": page.threshold,
+            "figures": page.figures.as_json(),
+            "pictures": [
+                {"uri": one.uri, "source": one.source, "width": one.width, "height": one.height, "problem": one.problem}
+                for one in page.pictures.values()
+            ],
+            "galleries": [
+                {"id": gallery.id, "items": [_item(item, places) for item in gallery.items]}
+                for gallery in shown
+                if gallery.items
+            ],
+        },
+    }
+    return _template("page.html.j2").render(values)
+
+
+def duration(seconds: float) -> str:
+    """Return a time in its two largest units: `1 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _totals(page: Page, runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    figures = page.figures
+    failed = figures.images - figures.ok
+    totals = [
+        ("images", f"{figures.images:,}"),
+        ("without error", f"{figures.ok:,}"),
+        ("errors", f"{failed:,} ({100 * failed / max(1, figures.images):.3g} %)"),
+        ("detections", f"{figures.detections:,}"),
+        ("classes", f"{len(page.classes.names):,}"),
+        ("runs", f"{len(runs):,}"),
+    ]
+    if page.price_per_hour is not None:
+        totals.append(("cost", f"{sum(run['cost'] for run in runs):,.2f} USD"))
+    return totals
+
+
+def _run(run_id: str, run: RunFigures, page: Page) -> dict[str, Any]:
+    first, last = run.span
+    started = page.started.get(run_id)
+    seconds = max(1.0, last - (first if started is None else started.timestamp()))
+    price = page.price_per_hour
+    return {
+        "run_id": run_id,
+        "images": run.images,
+        "errors": run.errors,
+        "detections": run.detections,
+        "first": datetime.fromtimestamp(first, UTC).strftime("%Y-%m-%d %H:%M:%S"),
+        "last": datetime.fromtimestamp(last, UTC).strftime("%Y-%m-%d %H:%M:%S"),
+        "duration": duration(seconds),
+        "rate": f"{run.images / seconds:,.1f}",
+        "cost": None if price is None else round(seconds / 3600 * price, 2),
+    }
+
+
+def _rates(page: Page) -> dict[str, Any] | None:
+    """Return the chart of the newest run."""
+    runs = page.figures.runs
+    if not runs:
+        return None
+    run_id = max(runs, key=lambda one: runs[one].span[1])
+    rates = page.figures.rates(run_id, page.started.get(run_id))
+    most = max(images for _, images in rates)
+    width = rates[0][0]
+    return {
+        "run_id": run_id,
+        "end": duration(rates[-1][0]),
+        "sentence": f"Images that became rows in each {duration(width)}; the most were {most:,}. The rows of a shard "
+        "get their time together.",
+        "bars": [
+            (round(100 * images / most, 2), f"{duration(end - width)} to {duration(end)}: {images:,} images")
+            for end, images in rates
+        ],
+    }
+
+
+def _item(item: Item, places: Mapping[str, int]) -> dict[str, object]:
+    boxes = item.example.boxes if item.boxes is None else item.boxes
+    return {"picture": places[item.example.uri], "boxes": boxes, "note": item.note}
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+
+
+def _template(name: str) -> Template:
+    return _environment().from_string(_resource(name))
+
+
+@cache
+def _resource(name: str) -> str:
+    return (files("pipelines.report") / "template" / name).read_text(encoding="utf-8")

@@ -1,0 +1,109 @@
+"""The pictures of a report: fetched from their addresses, made small, and kept as text inside the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from pipelines.report.examples import Example
+from pipelines.store import NotFound, StoreError, Stores, without_secrets
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MOST_BYTES: Final = 3_400_000  # of all pictures as base64: the page stays under 5 MB
+MOST_PIXELS: Final = 640  # of the longer side
+LEAST_PIXELS: Final = 96
+QUALITY: Final = 70
+THREADS: Final = 4
+LARGEST_FILE: Final = 256 * 1024**2
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One picture of the page.
+
+    Attributes:
+        uri: its address without secrets.
+        source: a `data:` address of a WebP file, or None.
+        width: pixels of the upright original, in which boxes are.
+        height: likewise.
+        problem: why there is no picture; None where there is one.
+    """
+
+    uri: str
+    source: str | None
+    width: int
+    height: int
+    problem: str | None = None
+
+
+def load_pictures(
+    examples: Iterable[Example], stores: Stores, *, as_stored: frozenset[str] = frozenset()
+) -> list[Picture]:
+    """Return the picture of each example, in order; together at most 3.4 MB of text.
+
+    A picture that is gone, or is another version than was labelled, has no `source` and says why.
+
+    Args:
+        examples: what to show; each image once.
+        stores: how images are read.
+        as_stored: addresses of images whose boxes are on the picture as it is stored, not turned by EXIF.
+    """
+    chosen = list(examples)
+    budget = MOST_BYTES // max(1, len(chosen))
+    with ThreadPoolExecutor(THREADS) as threads:
+        return list(threads.map(lambda one: _load(one, stores, budget, one.uri not in as_stored), chosen))
+
+
+def shrink(image: Image.Image, most_bytes: int) -> bytes:
+    """Return a WebP file of a picture, at most 640 pixels long, that has at most so many bytes.
+
+    A picture of 96 pixels may have more.
+    """
+    small, longest = image.copy(), MOST_PIXELS
+    while True:
+        small.thumbnail((longest, longest))
+        sink = io.BytesIO()
+        small.save(sink, "WEBP", quality=QUALITY, method=2)
+        size = sink.tell()
+        if size <= most_bytes or max(small.size) <= LEAST_PIXELS:
+            return sink.getvalue()
+        longest = max(LEAST_PIXELS, int(max(small.size) * 0.95 * math.sqrt(most_bytes / size)))
+
+
+def _load(example: Example, stores: Stores, budget: int, is_upright: bool) -> Picture:
+    from PIL import Image
+
+    from detr.images import ImageError, decode
+
+    shown = without_secrets(example.uri)
+    width, height = example.width or 0, example.height or 0
+    try:
+        blob = stores.get(example.uri, most_bytes=LARGEST_FILE)
+        if _is_changed(example, blob.etag, len(blob.data)):
+            return Picture(shown, None, width, height, "The image has changed since it was labelled.")
+        pixels = decode(blob.data, upright=is_upright)
+    except NotFound:
+        return Picture(shown, None, width, height, "The image is not there any more.")
+    except (StoreError, ImageError) as error:
+        return Picture(shown, None, width, height, f"The image cannot be read: {without_secrets(str(error))}")
+    height, width = pixels.shape[1:]
+    data = shrink(Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()), budget * 3 // 4 - 100)
+    return Picture(shown, f"data:image/webp;base64,{base64.b64encode(data).decode()}", width, height)
+
+
+def _is_changed(example: Example, etag: str | None, size: int) -> bool:
+    if example.etag is not None and etag is not None:
+        return example.etag != etag
+    return example.size not in (None, size)
+
+
+def unique(galleries: Sequence[Sequence[Example]]) -> dict[str, Example]:
+    """Return each image of some galleries once, by its address."""
+    return {example.uri: example for examples in galleries for example in examples}

@@ -1,0 +1,144 @@
+"""Write the report of a table: read its rows once, fetch the pictures to show, render the page."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from pipelines.clock import Clock, SystemClock
+from pipelines.labelling.run import list_runs
+from pipelines.report.examples import Examples
+from pipelines.report.figures import Figures
+from pipelines.report.page import Item, Page, PictureRow, render
+from pipelines.report.pictures import load_pictures, unique
+from pipelines.report.rows import Classes, table_files
+from pipelines.stopped import RunStopped
+from pipelines.store import Store, StoreError, StoreOptions, Stores, open_store, without_secrets
+
+THRESHOLD: Final = 0.5
+PICTURES: Final = 12
+
+
+@dataclass(frozen=True, slots=True)
+class ReportConfig:
+    """What a report covers and where it is written.
+
+    Args:
+        table: The detection table.
+        out: The HTML file to write, on this machine; an earlier one is replaced.
+        run_id: Only the rows of this run; None is the current row of each image.
+        threshold: The score at which the page's slider begins, a whole number of hundredths.
+        pictures: How many pictures a gallery has.
+        seed: Of the random pictures.
+        price_per_hour: US dollars that all machines of a run cost per hour; None leaves out the cost.
+        options: How the table is reached.
+        picture_options: How pictures are reached; None is as the table.
+    """
+
+    table: str
+    out: Path
+    run_id: str | None = None
+    threshold: float = THRESHOLD
+    pictures: int = PICTURES
+    seed: int = 0
+    price_per_hour: float | None = None
+    options: StoreOptions | None = None
+    picture_options: StoreOptions | None = None
+
+    def __post_init__(self) -> None:
+        if abs(self.threshold * 100 - round(self.threshold * 100)) > 1e-6 or not 0 <= self.threshold < 1:
+            raise ValueError(f"threshold: {self.threshold:g} is not one of 0, 0.01, ... 0.99.")
+
+
+@dataclass(frozen=True, slots=True)
+class ReportSummary:
+    """What was written.
+
+    Attributes:
+        out: the file.
+        bytes: its size.
+        images: rows that it covers.
+        pictures: images that it shows.
+        unreadable: how many of these are gone, changed or cannot be read.
+    """
+
+    out: Path
+    bytes: int
+    images: int
+    pictures: int
+    unreadable: int
+
+
+def write_report(
+    config: ReportConfig, *, clock: Clock | None = None, show: Callable[[int], None] = lambda _rows: None
+) -> ReportSummary:
+    """Write one HTML page about a table and return what it covers.
+
+    Reads the table once, and the images that the page shows. Memory: one row group, some 70 bytes for each row of the
+    table while the current rows are found, and the pictures of the page.
+
+    Args:
+        config: What to write.
+        clock: Tells when the page was made.
+        show: Called with the number of rows read so far.
+
+    Raises:
+        RunStopped: the table is empty or damaged, or the file cannot be written.
+    """
+    try:
+        page = _page(open_store(config.table, config.options), config, clock or SystemClock(), show)
+    except StoreError as error:
+        raise RunStopped(f"cannot report on {without_secrets(config.table)}: {error}") from error
+    data = render(page).encode()
+    _write(config.out, data)
+    unreadable = sum(picture.source is None for picture in page.pictures.values())
+    return ReportSummary(config.out, len(data), page.figures.images, len(page.pictures), unreadable)
+
+
+def _page(table: Store, config: ReportConfig, clock: Clock, show: Callable[[int], None]) -> Page:
+    classes, figures = Classes(), Figures()
+    examples = Examples(threshold=config.threshold, most=config.pictures, seed=config.seed)
+    for rows in table_files(table, config.run_id).rows(classes):
+        figures.add(rows)
+        examples.add(rows)
+        show(figures.images)
+    frequent = figures.frequent(classes, config.threshold)
+    galleries = [
+        PictureRow(one.id, one.title, one.note, [Item(example) for example in one.examples])
+        for one in examples.galleries(classes.names, frequent)
+    ]
+    shown = unique([[item.example for item in gallery.items] for gallery in galleries])
+    stores = Stores(config.picture_options or config.options)
+    pictures = dict(zip(shown, load_pictures(shown.values(), stores), strict=True))
+    return Page(
+        table=without_secrets(config.table),
+        run_id=config.run_id,
+        figures=figures,
+        classes=classes,
+        threshold=config.threshold,
+        galleries=galleries,
+        pictures=pictures,
+        made=clock.now(),
+        started=_started(table),
+        price_per_hour=config.price_per_hour,
+    )
+
+
+def _started(table: Store) -> dict[str, datetime]:
+    """Return when each run began; exported tables have no records."""
+    return {run.run_id: run.started_at for run in list_runs(table)}
+
+
+def _write(out: Path, data: bytes) -> None:
+    unfinished = out.parent / f".ray-detr-unfinished-{secrets.token_hex(8)}"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_bytes(data)
+        unfinished.replace(out)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise RunStopped(f"cannot write the report to {out}: {error.strerror or error}.") from error

@@ -1,0 +1,173 @@
+"""The rows that a report covers, read one row group at a time as numpy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.exports.current import current_rows
+from pipelines.parquet_files import open_listed, parquet_of
+from pipelines.stopped import RunStopped
+from pipelines.store import Entry, Store, join_uri
+from pipelines.table import check_columns
+
+SETTINGS: Final = "settings"  # a column of newer tables
+
+_COLUMNS: Final = (
+    "uri", "etag", "size", "status", "error_kind", "error", "width", "height", "detections", "model", "threshold",
+    "run_id", "labelled_at",
+)  # fmt: skip
+_SIDES: Final = ("xmin", "ymin", "xmax", "ymax")
+
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class Classes:
+    """The class names seen so far, numbered in the order in which they appeared."""
+
+    numbers: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        """All names, by number."""
+        return list(self.numbers)
+
+    def number(self, name: str) -> int:
+        """Return the number of a class, a new one for a new name."""
+        return self.numbers.setdefault(name, len(self.numbers))
+
+    def encode(self, labels: pa.StringArray) -> Integers:
+        """Return the numbers of N names, `(N,)`."""
+        coded = labels.dictionary_encode()
+        numbers = np.array([self.number(name) for name in coded.dictionary.to_pylist()], np.int64)
+        return numbers[coded.indices.to_numpy()] if len(labels) else np.empty(0, np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """M rows of one row group with their N detections.
+
+    Attributes:
+        table: the columns other than `detections`, M rows.
+        is_ok: `(M,)`; False for errors, which have no detections.
+        counts: `(M,)`, detections of each row; they add up to N.
+        classes: `(N,)`, numbers of `Classes`.
+        category_ids: `(N,)`, the data set's own.
+        scores: `(N,)` in 0..1.
+        boxes: `(N, 4)`: xmin, ymin, xmax, ymax in pixels of the upright picture.
+    """
+
+    table: pa.Table
+    is_ok: npt.NDArray[np.bool_]
+    counts: Integers
+    classes: Integers
+    category_ids: Integers
+    scores: Floats
+    boxes: Floats
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    @property
+    def owners(self) -> Integers:
+        """The row of each detection, `(N,)`."""
+        return np.repeat(np.arange(len(self.counts)), self.counts)
+
+    @property
+    def starts(self) -> Integers:
+        """The first detection of each row, `(M,)`."""
+        return np.concatenate(([0], np.cumsum(self.counts)[:-1])).astype(np.int64)
+
+    def words(self, column: str) -> list[Any]:
+        """Return a column as Python values; None where the table does not have it."""
+        if column not in self.table.column_names:
+            return [None] * len(self)
+        values: list[Any] = self.table[column].to_pylist()
+        return values
+
+
+@dataclass(frozen=True, slots=True)
+class TableFiles:
+    """The files of a table that a report reads: all of them, or those of one run."""
+
+    table: Store
+    entries: Sequence[Entry]
+    run_id: str | None
+
+    def rows(self, classes: Classes) -> Iterator[Rows]:
+        """Yield the rows by row group: of one run all, of a whole table the current row of each image.
+
+        Memory: one row group, and of a whole table some 70 bytes a row for a moment (`current_rows`).
+
+        Raises:
+            RunStopped: a file is damaged.
+            StoreError: the store refused.
+        """
+        current = current_rows(self._opened()) if self.run_id is None else None
+        for number, (name, file) in enumerate(self._opened()):
+            first = 0
+            columns = [*_COLUMNS, *(one for one in (SETTINGS,) if one in file.schema_arrow.names)]
+            for group in range(file.num_row_groups):
+                with parquet_of(name):
+                    read = file.read_row_group(group, columns=columns)
+                    mask = None if current is None else pa.array(current[number][first : first + len(read)])
+                    first += len(read)
+                    if self.run_id is not None:  # tables with all runs in one folder
+                        mask = pc.equal(read["run_id"].cast(pa.string()), self.run_id)
+                    chosen = read if mask is None else read.filter(mask)
+                    rows = _rows(chosen, classes) if len(chosen) else None
+                if rows is not None:
+                    yield rows
+
+    def _opened(self) -> Iterator[tuple[str, pq.ParquetFile]]:
+        for entry in self.entries:
+            name = join_uri(self.table.uri, entry.key)
+            file = open_listed(self.table, entry)
+            check_columns(file, _COLUMNS, name=name)
+            yield name, file
+
+
+def table_files(table: Store, run_id: str | None = None) -> TableFiles:
+    """Return the published files of a table, or of one of its runs.
+
+    Raises:
+        RunStopped: there are none.
+        StoreError: the store refused.
+    """
+    entries = [entry for entry in table.list("data/") if entry.key.endswith(".parquet")]
+    if run_id is not None:
+        folder, flat = f"data/{run_id}/", f"data/{run_id}-"
+        entries = [entry for entry in entries if entry.key.startswith((folder, flat))]
+    if not entries:
+        whose = "" if run_id is None else f" of run {run_id}"
+        raise RunStopped(
+            f"table {table.uri} has no published rows{whose}. Check the address, or list the runs with "
+            f"`ray-detr runs --table {table.uri}`."
+        )
+    return TableFiles(table, sorted(entries, key=lambda entry: entry.key.split("/")), run_id)
+
+
+def _rows(read: pa.Table, classes: Classes) -> Rows:
+    column = read["detections"].combine_chunks()
+    if isinstance(column, pa.ChunkedArray):  # pyarrow returns this of an empty column
+        column = pa.concat_arrays(column.chunks)
+    found = column.flatten()
+    box = found.field("box")
+    return Rows(
+        table=read.drop_columns(["detections"]),
+        is_ok=pc.equal(read["status"].cast(pa.string()), "ok").to_numpy(),
+        counts=pc.list_value_length(column).fill_null(0).to_numpy().astype(np.int64),
+        classes=classes.encode(found.field("label")),
+        category_ids=found.field("category_id").to_numpy().astype(np.int64),
+        scores=found.field("score").to_numpy(),
+        boxes=np.stack([box.field(side).to_numpy() for side in _SIDES], axis=1),
+    )

@@ -1,0 +1,238 @@
+"use strict";
+const data = JSON.parse(document.getElementById("data").textContent);
+const BINS = 100;
+const ROLES = ["found", "truth", "appeared", "vanished", "moved"];
+const state = { threshold: data.threshold, hidden: new Set(), labels: true };
+const whole = new Intl.NumberFormat("en-US");
+const byId = (id) => document.getElementById(id);
+
+function element(name, attributes = {}, ...children) {
+  const made = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  made.append(...children);
+  return made;
+}
+
+function drawn(name, attributes, text = "") {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  made.textContent = text;
+  return made;
+}
+
+function colour(number) {
+  const hue = Math.round(((number * 0.61803398875) % 1) * 360);
+  return `hsl(${hue} 85% ${[62, 72, 54][number % 3]}%)`;
+}
+
+const firstBin = () => Math.round(state.threshold * BINS);
+const sumFrom = (bins, first) => bins.slice(first).reduce((sum, count) => sum + count, 0);
+const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0)} %`;
+
+// Whether a box is shown. The annotations have no score, so only the class filter applies to them.
+function isShown(box) {
+  return !state.hidden.has(box[0]) && (box[1] === null || box[1] >= state.threshold);
+}
+
+function describe(item) {
+  const shown = item.boxes.filter(isShown);
+  const counts = new Map();
+  for (const box of shown) {
+    const role = ROLES[box[6] || 0];
+    const name = data.classes[box[0]] + (role === "found" ? "" : ` (${role})`);
+    counts.set(name, (counts.get(name) || 0) + 1);
+  }
+  const listed = [...counts].sort((one, other) => other[1] - one[1]).map(([name, count]) => `${count} ${name}`);
+  return { shown, text: listed.length ? listed.join(", ") : "no box at this threshold" };
+}
+
+// Draws the boxes of one picture; the best lies on top.
+function drawBoxes(svg, item, holder) {
+  const picture = data.pictures[item.picture];
+  const { shown, text } = describe(item);
+  // pixels of the picture for a pixel of the screen: the picture fits into its holder
+  const unit = Math.max(picture.width / (holder.clientWidth || 300), picture.height / (holder.clientHeight || 225));
+  const parts = [];
+  for (const box of [...shown].reverse()) {
+    const [number, score, x1, y1, x2, y2, role = 0] = box;
+    const place = { x: x1, y: y1, width: Math.max(x2 - x1, 1), height: Math.max(y2 - y1, 1) };
+    const dashes = { 1: "6 4", 3: "2 4" }[role] || "none";
+    parts.push(drawn("rect", { ...place, stroke: "#000b", "stroke-width": 4, "stroke-dasharray": dashes }));
+    const line = { ...place, stroke: role === 1 ? "#fff" : colour(number), "stroke-width": 2, "stroke-dasharray": dashes };
+    parts.push(drawn("rect", { ...line, class: "box", "data-class": number, "data-role": ROLES[role] }));
+  }
+  if (state.labels) {
+    for (const box of [...shown].reverse()) {
+      const [number, score, x1, y1, , , role = 0] = box;
+      const words = `${role > 1 ? ROLES[role] + " " : ""}${data.classes[number]}${score === null ? "" : " " + score.toFixed(2)}`;
+      const high = 15 * unit;
+      const wide = (words.length * 6.6 + 6) * unit;
+      const x = Math.max(0, Math.min(x1, picture.width - wide));
+      const y = y1 >= high ? y1 - high : y1;
+      parts.push(drawn("rect", { x, y, width: wide, height: high, style: `fill:${role === 1 ? "#fff" : colour(number)}` }));
+      const style = `font:${11 * unit}px ui-monospace,monospace;fill:#000`;
+      parts.push(drawn("text", { x: x + 3 * unit, y: y + 11 * unit, style }, words));
+    }
+  }
+  svg.replaceChildren(...parts);
+  return { count: shown.length, text };
+}
+
+function drawing(item) {
+  const picture = data.pictures[item.picture];
+  const holder = element("span", { class: "drawing" });
+  if (picture.source === null) {
+    holder.append(element("span", { class: "gone", style: "display:block;line-height:1.5" }, picture.problem));
+    return { holder, svg: null };
+  }
+  const size = { width: picture.width, height: picture.height };
+  const image = element("img", { alt: "", src: picture.source, ...size });
+  const svg = drawn("svg", { viewBox: `0 0 ${picture.width} ${picture.height}`, "aria-hidden": "true" });
+  holder.append(image, svg);
+  return { holder, svg };
+}
+
+const views = [];
+
+function buildGallery(place, gallery) {
+  for (const item of gallery.items) {
+    const picture = data.pictures[item.picture];
+    const { holder, svg } = drawing(item);
+    const words = element("span", {});
+    const name = picture.uri.split("/").pop();
+    const caption = element("figcaption", {}, element("strong", {}, name), element("br"), words);
+    if (item.note) caption.append(element("br"), element("span", { class: "soft" }, item.note));
+    let button = null;
+    if (svg) {
+      button = element("button", { type: "button" });
+      holder.append(button);
+      button.addEventListener("click", () => enlarge(item));
+    }
+    const figure = element("figure", { class: "picture" }, holder, caption);
+    place.append(figure);
+    views.push({ item, svg, holder, button, words, name });
+  }
+}
+
+function drawViews() {
+  for (const view of views) {
+    if (view.svg === null) {
+      view.words.textContent = describe(view.item).text;
+      continue;
+    }
+    const result = drawBoxes(view.svg, view.item, view.holder);
+    view.words.textContent = result.text;
+    view.button.setAttribute("aria-label", `Enlarge ${view.name}: ${result.text}`);
+  }
+}
+
+function enlarge(item) {
+  const picture = data.pictures[item.picture];
+  const dialog = byId("large");
+  const { holder, svg } = drawing(item);
+  dialog.style.setProperty("--ratio", picture.width / picture.height);
+  byId("large-title").textContent = picture.uri;
+  byId("large-picture").replaceChildren(holder);
+  const rows = item.boxes.filter(isShown).map((box) => {
+    const cells = [ROLES[box[6] || 0], data.classes[box[0]], box[1] === null ? "" : box[1].toFixed(4)];
+    return element("tr", {}, ...cells.map((text) => element("td", {}, text)), element("td", {}, box.slice(2, 6).map((side) => side.toFixed(1)).join(", ")));
+  });
+  byId("large-boxes").replaceChildren(...rows);
+  if (!dialog.open) dialog.showModal();
+  drawBoxes(svg, item, holder);
+}
+
+function numbersTable(names, rows) {
+  const head = element("tr", {}, ...names.map((name) => element("th", { scope: "col" }, name)));
+  const lines = rows.map((row) => element("tr", {}, ...row.map((cell) => element("td", {}, cell))));
+  return element("table", {}, element("thead", {}, head), element("tbody", {}, ...lines));
+}
+
+// A chart of columns with a sentence for screen readers; the numbers are in the table below it.
+function columns(id, values, sentence, isBelow = () => false) {
+  // tables with all scores have most of them near 0: such columns are cut off at the top
+  const most = Math.max(1, ...values.filter((_, index) => !isBelow(index)));
+  const place = byId(id);
+  const bars = values.map((value, index) => {
+    const bar = element("i", { style: `height:${Math.min(100, (100 * value) / most)}%`, title: whole.format(value) });
+    if (isBelow(index)) bar.className = "below";
+    return bar;
+  });
+  place.replaceChildren(...bars);
+  place.setAttribute("aria-label", sentence);
+}
+
+function drawCharts() {
+  const first = firstBin();
+  const figures = data.figures;
+  const classes = data.order.map((number) => [number, sumFrom(figures.classes[number], first)]);
+  const most = Math.max(1, ...classes.map((pair) => pair[1]));
+  for (const [number, count] of classes) {
+    byId(`count-${number}`).textContent = whole.format(count);
+    byId(`bar-${number}`).style.width = `${(100 * count) / most}%`;
+  }
+  const visible = data.order.filter((number) => !state.hidden.has(number));
+  const scores = Array(BINS).fill(0);
+  for (const number of visible) figures.classes[number].forEach((count, bin) => { scores[bin] += count; });
+  const kept = sumFrom(scores, first);
+  byId("shown").textContent = whole.format(kept);
+  columns("scores", scores, `${whole.format(kept)} detections with a score of ${state.threshold.toFixed(2)} or more, ${whole.format(sumFrom(scores, 0) - kept)} below.`, (bin) => bin < first);
+  const perImage = figures.boxes_per_image[Math.min(first, BINS - 1)];
+  const images = Math.max(1, sumFrom(perImage, 0));
+  columns("boxes-per-image", perImage, `${percent(perImage[0] / images)} of the images have no box at this threshold.`);
+  byId("empty").textContent = percent(perImage[0] / images);
+  byId("boxes-per-image-numbers").replaceChildren(numbersTable(["boxes", "images"], perImage.map((count, boxes) => [boxes === perImage.length - 1 ? `${boxes} or more` : `${boxes}`, whole.format(count)])));
+  const sizes = figures.sizes.map((bins) => sumFrom(bins, first));
+  const total = Math.max(1, sumFrom(sizes, 0));
+  columns("sizes", sizes, `${percent(sizes.slice(0, 3).reduce((a, b) => a + b, 0) / total)} of the boxes are narrower than 8 % of the picture's side.`);
+  byId("sizes-numbers").replaceChildren(numbersTable(["side of the box, share of the picture's", "boxes"], sizes.map((count, index) => [`${percent(figures.size_edges[index])} to ${percent(figures.size_edges[index + 1])}`, whole.format(count)])));
+  const positions = figures.positions.map((bins) => sumFrom(bins, first));
+  const highest = Math.max(1, ...positions);
+  const cells = positions.map((count) => element("i", { style: `--share:${count / highest}`, title: whole.format(count) }));
+  byId("positions").replaceChildren(...cells);
+  const [lines, across] = figures.grid;
+  const upper = positions.slice(0, across * Math.floor(lines / 2)).reduce((a, b) => a + b, 0);
+  byId("positions").setAttribute("aria-label", `Centres of boxes: ${percent(upper / Math.max(1, sumFrom(positions, 0)))} in the upper ${Math.floor(lines / 2)} of ${lines} rows.`);
+}
+
+function redraw() {
+  byId("threshold-value").textContent = state.threshold.toFixed(2);
+  drawCharts();
+  drawViews();
+}
+
+function buildFilters() {
+  const place = byId("classes");
+  for (const number of data.order) {
+    const box = element("input", { type: "checkbox", value: number });
+    box.checked = true;
+    box.addEventListener("change", () => {
+      if (box.checked) state.hidden.delete(number);
+      else state.hidden.add(number);
+      redraw();
+    });
+    const dot = element("b", { style: `background:${colour(number)}` });
+    place.append(element("label", {}, box, dot, data.classes[number]));
+  }
+  for (const [id, isChecked] of [["all", true], ["none", false]]) {
+    byId(id).addEventListener("click", () => {
+      place.querySelectorAll("input").forEach((box) => { box.checked = isChecked; });
+      state.hidden = new Set(isChecked ? [] : data.order);
+      redraw();
+    });
+  }
+}
+
+function start() {
+  const slider = byId("threshold");
+  slider.addEventListener("input", () => { state.threshold = Number(slider.value); redraw(); });
+  byId("labels").addEventListener("change", (event) => { state.labels = event.target.checked; drawViews(); });
+  byId("close").addEventListener("click", () => byId("large").close());
+  buildFilters();
+  for (const gallery of data.galleries) buildGallery(byId(`pictures-${gallery.id}`), gallery);
+  redraw();
+  let waiting = 0;
+  window.addEventListener("resize", () => { cancelAnimationFrame(waiting); waiting = requestAnimationFrame(drawViews); });
+}
+
+start();

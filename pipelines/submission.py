@@ -1,0 +1,222 @@
+"""Jobs on a Ray cluster, submitted once for each slot of a schedule and followed to their end."""
+
+import asyncio
+import re
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import aiohttp
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+
+from pipelines.cluster import first_line
+from pipelines.stopped import RunStopped
+
+STOP_SECONDS = 60  # between SIGTERM and SIGKILL when a job is stopped; Ray's default is 3
+UNREACHABLE_SECONDS = 600.0  # without an answer of the cluster, after which following ends
+POLL_SECONDS = 2.0
+STOPPED_EXIT_CODE = 143  # a stopped job's driver is sent SIGTERM; Ray records no exit code of it
+
+_SLOT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+-]*")
+_PUNCTUATION = str.maketrans(":+", "..")
+
+
+class SlotTaken(ValueError):
+    """Another command has been submitted under the same job name and slot."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A job that stands for one slot of a schedule.
+
+    Attributes:
+        id: Ray's submission id, made of the job's name and the slot; `-r1`, `-r2`, ... from the second attempt on.
+        is_new: whether this call has submitted it; otherwise an earlier one has.
+    """
+
+    id: str
+    is_new: bool
+
+
+@dataclass(frozen=True, slots=True)
+class JobEnd:
+    """How a job ended.
+
+    Attributes:
+        exit_code: the driver's; 143 where the job was stopped; 1 where Ray knows none, as after the loss of the node.
+        message: what Ray says of it.
+    """
+
+    exit_code: int
+    message: str
+
+
+def submission_id(job: str, slot: str) -> str:
+    """Return the submission id of a job's first attempt at a slot, such as `label-2026-11-28`.
+
+    Args:
+        job: the job's name: letters, digits, `.`, `_`, `-`.
+        slot: the scheduled time or any other name of the slot; `:` and `+` are allowed, too, and become `.`.
+
+    Raises:
+        ValueError: a character cannot stand in a submission id.
+    """
+    for what, text in (("the job name", job), ("the slot", slot)):
+        if not _SLOT.fullmatch(text):
+            raise ValueError(
+                f"{what} {text!r} cannot be part of a submission id. Use letters, digits, '.', '_', '-' and ':', "
+                "for example 2026-11-28T02:00."
+            )
+    return f"{job}-{slot}".translate(_PUNCTUATION)
+
+
+def connect(address: str | None = None) -> JobSubmissionClient:
+    """Connect to the job server of a cluster, which is its dashboard.
+
+    Args:
+        address: such as `http://head:8265`; None takes `RAY_API_SERVER_ADDRESS` or `RAY_ADDRESS`, else this machine.
+
+    Raises:
+        RunStopped: no job server answers, or it refuses the token.
+    """
+    try:
+        return JobSubmissionClient(address)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise RunStopped(
+            f"no Ray job server answers at {address or 'the address of this environment'}: {first_line(error)}. "
+            "Give the dashboard's address, for example --address http://HEAD:8265, and RAY_AUTH_TOKEN where the "
+            "cluster has a token."
+        ) from error
+
+
+def submit_once(
+    client: JobSubmissionClient,
+    command: Sequence[str],
+    *,
+    job: str,
+    slot: str,
+    finished_codes: frozenset[int] = frozenset(),
+    working_dir: str | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Submission:
+    """Submit a command for a slot, unless an attempt at this slot waits, runs or has finished.
+
+    An attempt that failed or was stopped is followed by the next one. Two callers at once submit one job: Ray accepts
+    a submission id only once.
+
+    Args:
+        client: the cluster's job server.
+        command: program and arguments of the driver; it runs on the head node.
+        job: the job's name.
+        slot: the slot of the schedule.
+        finished_codes: exit codes other than 0 that finish a slot, so that it is not attempted again.
+        working_dir: a folder or URI that becomes the driver's working directory.
+        environment: environment variables of the driver. Ray's dashboard shows them: no secrets.
+
+    Raises:
+        SlotTaken: an attempt at this slot has another command.
+        RunStopped: the cluster refuses the job.
+    """
+    entrypoint = shlex.join(command)
+    runtime_env: dict[str, object] = {
+        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), **(environment or {})}
+    }
+    if working_dir is not None:
+        runtime_env["working_dir"] = working_dir
+    while True:
+        base, attempts = submission_id(job, slot), _by_id(client)
+        number = 0
+        while (known := attempts.get(_attempt_id(base, number))) is not None:
+            if known.entrypoint != entrypoint:
+                raise SlotTaken(
+                    f"slot {slot} of job {job} has been submitted with another command: {known.entrypoint}. "
+                    "Give this one another --job name, or another slot."
+                )
+            if not known.status.is_terminal() or _exit_code(known) in {0, *finished_codes}:
+                return Submission(_attempt_id(base, number), is_new=False)
+            number += 1
+        attempt = _attempt_id(base, number)
+        try:
+            client.submit_job(
+                entrypoint=entrypoint,
+                submission_id=attempt,
+                runtime_env=runtime_env,
+                metadata={"job": job, "slot": slot},
+            )
+        except RuntimeError as error:
+            if attempt in _by_id(client):
+                continue  # another caller was first
+            raise RunStopped(f"the cluster refuses job {attempt}: {first_line(error)}") from error
+        return Submission(attempt, is_new=True)
+
+
+def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], object]) -> JobEnd:
+    """Pass a job's log on until the job ends, and return how it ended.
+
+    Interrupted connections are opened again, and what was passed on already is left out.
+
+    Args:
+        client: the cluster's job server.
+        job_id: the submission id.
+        write: called with each piece of the log, as it comes.
+
+    Raises:
+        RunStopped: the cluster does not answer for ten minutes, or no longer knows the job.
+    """
+    passed_on = 0
+    reached = time.monotonic()
+    while True:
+        try:
+            passed_on = asyncio.run(_pass_on(client, job_id, write, passed_on))
+            details = client.get_job_info(job_id)
+            reached = time.monotonic()
+            if details.status.is_terminal():
+                rest = client.get_job_logs(job_id)
+                write(rest[passed_on:])
+                return JobEnd(_exit_code(details), details.message or str(details.status))
+        except (OSError, RuntimeError, aiohttp.ClientError) as error:
+            if "status code 404" in str(error):
+                raise RunStopped(
+                    f"the cluster does not know job {job_id} any more: its head node was probably replaced. "
+                    "The same command submits it again."
+                ) from error
+            if time.monotonic() - reached > UNREACHABLE_SECONDS:
+                raise RunStopped(
+                    f"the cluster has not answered for {UNREACHABLE_SECONDS / 60:.0f} minutes ({first_line(error)}). "
+                    f"Job {job_id} may still run; the same command follows it again."
+                ) from error
+        time.sleep(POLL_SECONDS)
+
+
+async def _pass_on(client: JobSubmissionClient, job_id: str, write: Callable[[str], object], passed_on: int) -> int:
+    """Write a job's log from a position on until the connection ends; return the position where it ended."""
+    position = 0
+    try:
+        async for piece in client.tail_job_logs(job_id):
+            position += len(piece)
+            if position > passed_on:
+                write(piece[max(0, len(piece) - (position - passed_on)) :])
+                passed_on = position
+    except (OSError, RuntimeError, aiohttp.ClientError):
+        pass  # the caller asks how the job is, and comes back
+    return passed_on
+
+
+def _attempt_id(base: str, number: int) -> str:
+    return base if number == 0 else f"{base}-r{number}"
+
+
+def _by_id(client: JobSubmissionClient) -> dict[str, JobDetails]:
+    try:
+        return {details.submission_id: details for details in client.list_jobs() if details.submission_id}
+    except (OSError, RuntimeError) as error:
+        raise RunStopped(f"the Ray job server does not list its jobs: {first_line(error)}") from error
+
+
+def _exit_code(details: JobDetails) -> int:
+    if details.status == JobStatus.SUCCEEDED:
+        return 0
+    if details.status == JobStatus.STOPPED:
+        return STOPPED_EXIT_CODE
+    return details.driver_exit_code or 1

@@ -1,0 +1,190 @@
+"""The report of a table: its figures, which pictures it shows, and a page that loads nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.report import main
+from pipelines.report.figures import Figures, score_bins
+from pipelines.report.pictures import shrink
+from pipelines.report.report import ReportConfig, ReportSummary, write_report
+from pipelines.report.rows import Classes, table_files
+from pipelines.stopped import RunStopped
+from pipelines.store import open_store
+from pipelines.table import Detected, Row
+from tests.pipelines.report.tables import NOW, dog_and_cat, picture, publish, row, write_table
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_table(tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="module")
+def html(table: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = tmp_path_factory.mktemp("page") / "report.html"
+    write_report(ReportConfig(table, out, price_per_hour=36))
+    return out.read_text()
+
+
+def data_of(html: str) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)
+    assert found is not None
+    data: dict[str, Any] = json.loads(found[1])
+    return data
+
+
+def shown(data: dict[str, Any], gallery: str) -> list[str]:
+    items = next(one["items"] for one in data["galleries"] if one["id"] == gallery)
+    return [Path(data["pictures"][item["picture"]]["uri"]).name for item in items]
+
+
+def test_figures_are_counted_by_score(table: str) -> None:
+    classes, figures = Classes(), Figures()
+    for rows in table_files(open_store(table)).rows(classes):
+        figures.add(rows)
+
+    assert (figures.images, figures.ok, figures.detections) == (7, 5, 7)
+    assert dict(figures.errors) == {"truncated": 1, "missing": 1}
+    assert figures.error_examples["missing"] == [("s3://lake/d.jpg", "no such object")]
+    dog, cat = classes.numbers["dog"], classes.numbers["cat"]
+    assert np.flatnonzero(figures.scores[dog]).tolist() == [50, 70, 80, 90]
+    assert np.flatnonzero(figures.scores[cat]).tolist() == [30, 60, 80]
+    assert figures.frequent(classes, 0.75) == [dog, cat]
+    # of five images without error: at 0.5 one has no box, two have one, two have two; at 0.95 none has any
+    assert figures.boxes_per_image[50, :4].tolist() == [1, 2, 2, 0]
+    assert figures.boxes_per_image[95, :2].tolist() == [5, 0]
+    assert figures.sizes.sum() == figures.positions.sum() == 7
+    assert dict(figures.origins) == {("detr@1", 0.05, None): 7}
+
+
+def test_a_score_is_in_the_bin_of_its_first_two_decimals() -> None:
+    scores = np.array([0, 0.29, 0.57, 0.58, 0.289, 0.99, 1], np.float32)
+
+    assert score_bins(scores).tolist() == [0, 29, 57, 58, 28, 99, 99]
+
+
+def test_the_page_holds_everything_and_names_no_other_place(html: str) -> None:
+    tags = re.sub(r'<script type="application/json" id="data">.*?</script>', "", html, flags=re.DOTALL)
+
+    assert not re.findall(r'(?:src|href)="(?!#)[^"]*"|url\(|@import|https?://(?!www\.w3\.org/2000/svg)', tags)
+    assert "default-src 'none'" in tags
+
+
+def test_totals_errors_cost_and_models_are_in_the_text(html: str) -> None:
+    for words in (
+        "<dd>7</dd>", "<dd>2 (28.6 %)</dd>", "0.01 USD", "s3://lake/c.jpg", "the JPEG ends before its picture does",
+        "detr@1", "run-1", "the current row of each image",
+    ):  # fmt: skip
+        assert words in html
+
+
+def test_names_of_files_are_text_and_never_markup(html: str) -> None:
+    assert "<img src=x" not in html
+    assert any("<img src=x onerror=alert(1)>" in one["uri"] for one in data_of(html)["pictures"])
+
+
+def test_galleries_show_what_they_say(html: str) -> None:
+    data = data_of(html)
+
+    assert shown(data, "best")[:2] == ["gone.png", "a.png"]
+    assert shown(data, "crowded")[:2] == ["a.png", "gone.png"]
+    assert shown(data, "least-certain")[0] == "b.png"
+    assert len(shown(data, "random")) == 5
+    names = data["classes"]
+    assert shown(data, f"class-{names.index('cat')}") == ["gone.png", "a.png"]
+
+
+def test_a_picture_that_is_gone_says_so(html: str) -> None:
+    pictures = {Path(one["uri"]).name: one for one in data_of(html)["pictures"]}
+
+    assert pictures["gone.png"]["problem"] == "The image is not there any more."
+    assert pictures["a.png"]["source"].startswith("data:image/webp;base64,")
+    assert (pictures["b.png"]["width"], pictures["b.png"]["height"]) == (40, 90)
+
+
+def test_a_picture_that_has_changed_is_not_shown_with_boxes_of_the_old_one(tmp_path: Path) -> None:
+    one = picture(tmp_path / "images", "a.png")
+    publish(str(tmp_path / "table"), [row(one, dog_and_cat(0.9, 0.6))])
+    picture(tmp_path / "images", "a.png", (81, 60))
+
+    summary = write_report(ReportConfig(str(tmp_path / "table"), tmp_path / "r.html"))
+
+    assert (summary.pictures, summary.unreadable) == (1, 1)
+    assert data_of((tmp_path / "r.html").read_text())["pictures"][0]["problem"] == (
+        "The image has changed since it was labelled."
+    )
+
+
+def test_one_run_or_the_current_row_of_each_image(tmp_path: Path) -> None:
+    place, one = str(tmp_path / "table"), picture(tmp_path / "images", "a.png")
+    publish(place, [row(one, dog_and_cat(0.9, 0.6))])
+    publish(place, [row(one, Detected([18], ("dog",), [0.7], [[1, 1, 9, 9]]))], "run-2", now=NOW + timedelta(days=1))
+
+    def boxes(run_id: str | None) -> list[int]:
+        write_report(ReportConfig(place, tmp_path / "r.html", run_id=run_id))
+        data = data_of((tmp_path / "r.html").read_text())
+        return [len(item["boxes"]) for item in data["galleries"][0]["items"]]
+
+    assert boxes(None) == [1]
+    assert boxes("run-1") == [2]
+    with pytest.raises(RunStopped, match=r"has no published rows of run run-3\. Check the address, or list the runs"):
+        boxes("run-3")
+
+
+def test_all_pictures_together_keep_to_their_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.report.pictures.MOST_BYTES", 60_000)
+    images = [picture(tmp_path / "images", f"{number}.png", (200, 150)) for number in range(8)]
+    publish(str(tmp_path / "table"), [row(one, dog_and_cat(0.9, 0.6), (200, 150)) for one in images])
+
+    write_report(ReportConfig(str(tmp_path / "table"), tmp_path / "r.html"))
+
+    sources = [one["source"] for one in data_of((tmp_path / "r.html").read_text())["pictures"]]
+    assert len(sources) == 8
+    assert 30_000 < sum(map(len, sources)) <= 60_000
+
+
+def test_a_picture_that_does_not_fit_is_made_smaller_and_keeps_its_shape() -> None:
+    noise = Image.effect_noise((1000, 500), 60).convert("RGB")
+
+    small = shrink(noise, 9_000)
+
+    with Image.open(io.BytesIO(small)) as read:
+        assert len(small) <= 9_000
+        assert 96 <= read.width <= 640
+        assert read.width / read.height == pytest.approx(2, abs=0.05)
+
+
+def test_a_table_of_errors_only_has_a_page(tmp_path: Path) -> None:
+    publish(str(tmp_path / "table"), [Row("s3://lake/c.jpg", error_kind="empty", error="0 bytes")])
+
+    summary = write_report(ReportConfig(str(tmp_path / "table"), tmp_path / "r.html"))
+
+    assert (summary.images, summary.pictures) == (1, 0)
+
+
+def test_the_command_prints_what_it_wrote(table: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "r.html"
+
+    main(["--table", table, "--out", str(out), "--json"])
+
+    written = ReportSummary(**json.loads(capfd.readouterr().out))
+    assert (written.images, written.pictures, written.unreadable) == (7, 5, 1)
+    assert written.bytes == out.stat().st_size
+
+
+def test_a_threshold_between_hundredths_is_wrong_use(table: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--table", table, "--threshold", "0.505"])
+
+    assert left.value.code == 2
+    assert "threshold: 0.505 is not one of 0, 0.01, ... 0.99" in capfd.readouterr().err
