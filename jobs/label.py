@@ -51,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--relabel",
         action="store_true",
-        help="label again images that the table has with another threshold, classes or precision; both rows are kept, told "
-        "apart by the column settings (refuse)",
+        help="label again images that the table has with another threshold, classes or precision; both rows are kept, "
+        "told apart by the column settings (refuse)",
     )
     parser.add_argument(
         "--actors",
