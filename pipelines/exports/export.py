@@ -17,6 +17,7 @@ from pipelines.exports.current import current_rows, of_model, with_settings
 from pipelines.exports.formats import FORMATS, Format
 from pipelines.exports.places import Folder, OneFile
 from pipelines.labelling.recorded_settings import COLUMN, RecordedSettings
+from pipelines.labelling.table_files import in_order_of_runs
 from pipelines.parquet_files import open_listed, parquet_of
 from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import Entry, Store, StoreError, StoreOptions, join_uri, open_store, split_uri, without_secrets
@@ -151,8 +152,7 @@ class _Files:
 
 def _look(table: Store) -> _Files:
     entries = [entry for entry in table.list("data/") if entry.key.endswith(".parquet")]
-    # by run, then by number: as whole strings, run `a-b` would come before run `a`
-    entries.sort(key=lambda entry: entry.key.split("/"))
+    entries.sort(key=lambda entry: in_order_of_runs(entry.key))
     columns = {column.name: column for column in SCHEMA}
     rows = 0
     for name, file in _opened(table, entries):

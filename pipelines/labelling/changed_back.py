@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from pipelines.concurrently import map_concurrently
 from pipelines.labelling.recorded_settings import RecordedSettings, columns_of
+from pipelines.labelling.table_files import parse_table_file_key
 from pipelines.parquet_files import open_listed, parquet_of
 from pipelines.store import Entry, Store, join_uri
 from pipelines.table import check_columns
@@ -103,7 +104,7 @@ def _labelled_before(
     entries = [
         entry
         for entry in table.list("data/")
-        if entry.key.endswith(".parquet") and not entry.key.startswith(f"data/{run_id}/")
+        if entry.key.endswith(".parquet") and (parse_table_file_key(entry.key) or ("", 0))[0] != run_id
     ]
     return frozenset().union(*map_concurrently(in_file, entries, threads=threads))
 

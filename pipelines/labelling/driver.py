@@ -163,7 +163,7 @@ def run_labelling(
     count = _Count(plan, Progress("label", began=began), show)
     for segments in plan.waves():
         still_ours()
-        count.add(images_before=read_done(table, run.run_id).count_images(segments))
+        count.add(images_before=read_done(table, run.run_id, run.layout).count_images(segments))
         with start.watchdog.stage("labelling", detail=runner.why_no_shard) as moved:
 
             def on_report(report: ShardReport, moved: Callable[..., None] = moved) -> None:
@@ -185,7 +185,7 @@ def run_labelling(
     labelling_seconds = clock.monotonic() - began
     segments = [planned for planned in read_manifest(table, run.run_id) if planned.ending is None]
     with start.watchdog.stage("counting what is published"):
-        totals = verify_run(table, run.run_id, segments)
+        totals = verify_run(table, run.run_id, run.layout, segments)
     finish_run(table, run.run_id, now=clock.now(), totals=_record(totals))
     try:
         remove_parts(table, run.run_id, threads=threads)

@@ -8,8 +8,9 @@ from datetime import datetime
 
 from pipelines.concurrently import map_concurrently
 from pipelines.labelling.manifest import read_complete, read_manifest
-from pipelines.labelling.publish import THREADS, footer_totals, is_sealed_file, read_done, table_file_key
+from pipelines.labelling.publish import THREADS, footer_totals, is_sealed_file, read_done
 from pipelines.labelling.run import End, Run, State, list_runs, list_runs_backwards, read_end, read_state, run_key
+from pipelines.labelling.table_files import table_file_key
 from pipelines.parquet_files import open_listed
 from pipelines.stopped import RunStopped
 from pipelines.store import NotFound, Store, join_uri
@@ -106,12 +107,12 @@ def _recorded(table: Store, run: Run, totals: Mapping[str, object]) -> Totals:
 
 def _published(table: Store, run: Run, threads: int) -> Totals:
     def read(segment: int) -> Totals:
-        key = table_file_key(run.run_id, segment)
+        key = table_file_key(run.run_id, segment, run.layout)
         entry = table.head(key)
         file = open_listed(table, entry)
         return Totals() if is_sealed_file(file) else footer_totals(file, join_uri(table.uri, key))
 
-    published = sorted(read_done(table, run.run_id).published)
+    published = sorted(read_done(table, run.run_id, run.layout).published)
     return sum(map_concurrently(read, published, threads=threads), start=Totals())
 
 

@@ -10,12 +10,13 @@ from datetime import datetime
 from typing import Any, Final, Literal
 
 from pipelines.labelling.settings import AUTO, settings_text
+from pipelines.labelling.table_files import LAYOUTS, Layout, layout_without_runs
 from pipelines.once import put_once
 from pipelines.stopped import RunStopped
 from pipelines.store import NotFound, Store, join_uri
 from pipelines.strict_json import parse_object, text_field
 
-RECORD_VERSION: Final = 3  # version 1 has no `precision`, versions 1 and 2 have no `tells_settings_apart`
+RECORD_VERSION: Final = 3  # version 1 has no `precision`, versions 1 and 2 no `tells_settings_apart` and `layout`
 
 OLD_PRECISION: Final = "fp32"  # of unfinished runs from before "auto" was resolved once for all nodes
 PRECISIONS: Final = ("fp32", "tf32", "bf16", "fp16")
@@ -88,6 +89,7 @@ class Run:
             asked for "auto" have none in their record: fp32.
         tells_settings_apart: Whether an image that its model has labelled with other settings is planned again. Runs
             that an earlier release began leave such images out.
+        layout: Where its table files are, the same for all runs of a table.
     """
 
     run_id: str
@@ -100,6 +102,7 @@ class Run:
     started_at: datetime
     precision: str = OLD_PRECISION
     tells_settings_apart: bool = True
+    layout: Layout = "flat"
 
     @property
     def settings(self) -> str:
@@ -186,6 +189,7 @@ def begin_run(
         versions=dict(request.versions),
         started_at=now,
         precision=precision,
+        layout=after.layout if after else layout_without_runs(table),
     )
     if _exists(table, run_key(run.run_id, "run.json")):
         raise RunStopped(f"run {run.run_id} of {table.uri} has ended already. Give another --run-id, or none.")
@@ -388,21 +392,21 @@ def _decode(table: Store, key: str) -> Run:
     # the name becomes part of keys: a damaged record must not lead out of the run's folder
     kinds = {"run_id": str, "number": int, "shard_images": int, "model": str, "model_sha256": str,
              "configuration": dict, "versions": dict, "started_at": str, "precision": str,
-             "tells_settings_apart": bool}  # fmt: skip
+             "tells_settings_apart": bool, "layout": str}  # fmt: skip
     if version == 1:
         if "precision" in record or not isinstance(record.get("configuration"), dict):
             raise _damaged(uri)
         asked = record["configuration"].get("precision")
         record["precision"] = asked if asked in PRECISIONS else OLD_PRECISION
     if version != RECORD_VERSION:
-        if "tells_settings_apart" in record:
+        if "tells_settings_apart" in record or "layout" in record:
             raise _damaged(uri)
-        record["tells_settings_apart"] = False
+        record |= {"tells_settings_apart": False, "layout": "folders"}
     if record.keys() != kinds.keys() or any(type(record[name]) is not kind for name, kind in kinds.items()):
         raise _damaged(uri)
     if record["shard_images"] < 1 or not _RUN_ID.fullmatch(record["run_id"]):
         raise _damaged(uri)
-    if record["precision"] not in PRECISIONS:
+    if record["precision"] not in PRECISIONS or record["layout"] not in LAYOUTS:
         raise _damaged(uri)
     try:
         settings_text(record["configuration"], record["precision"])  # can be told

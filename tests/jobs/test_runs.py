@@ -121,7 +121,7 @@ def test_a_whole_table_verifies_with_no_findings(labelled: Store, capfd: pytest.
 
 def test_every_finding_is_a_line_and_the_exit_code_is_1(labelled: Store, capfd: pytest.CaptureFixture[str]) -> None:
     labelled.put("data/export.parquet", b"")
-    labelled.delete("data/night-1/00000.parquet")
+    labelled.delete("data/night-1-00000.parquet")
 
     with pytest.raises(SystemExit) as left:
         run_command(main, ["--table", labelled.uri, "--verify"])
@@ -129,7 +129,7 @@ def test_every_finding_is_a_line_and_the_exit_code_is_1(labelled: Store, capfd: 
     out, err = capfd.readouterr()
     assert left.value.code == 1
     assert out.splitlines() == [
-        f"{labelled.uri}/data/night-1/00000.parquet is missing: its 3 images have no row.",
+        f"{labelled.uri}/data/night-1-00000.parquet is missing: its 3 images have no row.",
         f"{labelled.uri}/data/export.parquet is of no run of this table. Move it out of data/.",
         "verified: 1 of 1 files, 3 of 3 images (100.0%): 2 findings",
     ]
@@ -139,7 +139,7 @@ def test_every_finding_is_a_line_and_the_exit_code_is_1(labelled: Store, capfd: 
 def test_a_verification_that_time_ends_says_its_share_and_goes_on(
     labelled: Store, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    labelled.put("data/night-1/00000.parquet", b"")
+    labelled.put("data/night-1-00000.parquet", b"")
     line = ["--table", labelled.uri, "--verify", "--max-minutes", "1e-9"]
 
     with pytest.raises(RunStopped, match="is not whole: 1 finding"):

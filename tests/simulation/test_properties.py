@@ -44,8 +44,10 @@ class Table(RuleBasedStateMachine):
         self.rows: Counter[Line] = Counter()
         self.ever: set[tuple[str, str]] = set()  # versions that the lake has had
 
-    @initialize(lake=st.dictionaries(st.sampled_from(URIS), st.sampled_from(VERSIONS)))
-    def begin(self, lake: dict[str, str]) -> None:
+    @initialize(lake=st.dictionaries(st.sampled_from(URIS), st.sampled_from(VERSIONS)), is_earlier=st.booleans())
+    def begin(self, lake: dict[str, str], is_earlier: bool) -> None:
+        if is_earlier:
+            self.world.begin_as_an_earlier_release()
         self.world.lake.update(lake)
         self.ever |= set(lake.items())
 

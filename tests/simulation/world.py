@@ -134,12 +134,32 @@ class World:
             return None
         return record
 
+    def begin_as_an_earlier_release(self) -> None:
+        """Have a first run of a release that put the files of each run into a folder; it was sealed without rows."""
+        record = {
+            "record_version": 2,
+            "run_id": "earlier",
+            "number": 1,
+            "model": "detr@0",
+            "model_sha256": "detr@0",
+            "configuration": {},
+            "shard_images": 1,
+            "versions": {},
+            "started_at": "2026-11-25T00:00:00+00:00",
+            "precision": "fp32",
+        }
+        end = {"state": "sealed", "ended_at": "2026-11-25T00:01:00+00:00", "totals": {}}
+        for key, value in (("_order/0000001.json", record), ("earlier/run.json", record), ("earlier/end.json", end)):
+            self.objects.put(f"_runs/{key}", json.dumps(value).encode())
+
     def read(self) -> list[dict[str, Any]]:
         """Return the rows that any reader sees now: of whole files, that never change or vanish, each image once."""
         now = {entry.key: self.objects.get(entry.key).data for entry in self.objects.list("data/")}
         for key, data in self.seen.items():
             assert now.get(key) == data, f"{key} changed or vanished under its readers"
         self.seen = now
+        in_folders = {"/" in key.removeprefix("data/") for key in now}
+        assert len(in_folders) <= 1, f"the table has two layouts: {sorted(now)}"
         rows = [row for key, data in now.items() for row in decode(data, name=key).to_pylist()]
         keys = [(row["uri"], row["etag"], row["model"], row["settings"]) for row in rows if row["status"] == "ok"]
         assert len(set(keys)) == len(keys), f"an image has two rows: {sorted(keys)}"

@@ -61,7 +61,7 @@ def test_runs_are_told_oldest_first_with_their_states_and_what_readers_see_of_th
     segments = list(plan(store, first))
     for segment in segments:
         publish(store, first, segment)
-    totals = verify_run(store, "z", segments)
+    totals = verify_run(store, "z", "flat", segments)
     finish_run(store, "z", now=LATER, totals={"rows": 7, "detections": 6, "errors": dict(totals.errors)})
     second = start(store, "y")
     publish(store, second, next(plan(store, second)))

@@ -28,7 +28,7 @@ from tests.pipelines.labelling.runs import start_run
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 KEPT = pa.schema([("station", pa.string())])
 FOUND = Detected([1], ("dog",), [0.5], [[0, 0, 1, 1]])
-FIRST, SECOND, THIRD = "data/night-1/00000.parquet", "data/night-1/00001.parquet", "data/night-2/00000.parquet"
+FIRST, SECOND, THIRD = "data/night-1-00000.parquet", "data/night-1-00001.parquet", "data/night-2-00000.parquet"
 PLANNED = ["s3://b/night-1/0", "s3://b/night-1/1", "s3://b/night-1/2", "s3://b/night-1/3"]  # of FIRST
 PART = part_key("night-3", 1)
 ANOTHERS = "has rows that say another run, model, settings or shard than that of the file"
@@ -89,7 +89,7 @@ def whole_run(table: Store, run_id: str, names: Sequence[str]) -> None:
     for segment in segments:
         commit(table, run, segment.shards)
         publish_group(table, run, segment)
-    totals = verify_run(table, run_id, segments)
+    totals = verify_run(table, run_id, "flat", segments)
     finish_run(table, run_id, now=NOW, totals={"rows": totals.rows, "detections": 0, "errors": {}})
     remove_parts(table, run_id)
 
@@ -258,7 +258,7 @@ def test_a_version_that_is_labelled_again_by_another_run_is_found() -> None:
     publish_group(table, run, segment)
 
     assert verify(table) == (
-        "memory://store/data/night-4/00000.parquet has 2 second rows of what detr@1 with the settings "
+        "memory://store/data/night-4-00000.parquet has 2 second rows of what detr@1 with the settings "
         '{"precision":"fp32"} has labelled already, such as '
         f"s3://b/night-1/1 (etag e), which is in memory://store/{FIRST}.",
     )
@@ -276,9 +276,9 @@ def test_a_version_that_is_labelled_again_with_other_settings_is_no_second_row()
         seal_run(table, run, now=NOW)
 
     assert verify(table) == (
-        "memory://store/data/run-2/00000.parquet has a second row of what detr@1 with the settings "
+        "memory://store/data/run-2-00000.parquet has a second row of what detr@1 with the settings "
         '{"precision":"fp32","threshold":0.5} has labelled already, such as s3://b/b (etag e), which is in '
-        "memory://store/data/run-0/00000.parquet.",
+        "memory://store/data/run-0-00000.parquet.",
     )
 
 
@@ -336,7 +336,7 @@ def test_second_rows_are_those_that_a_set_has_already(
         assert f"data/run/{number}.parquet has {'a second row' if count == 1 else f'{count} second rows'} " in sentence
 
 
-@pytest.mark.parametrize("key", ["data/export.parquet", "data/night-9/00000.parquet", "data/night-1/0.parquet",
+@pytest.mark.parametrize("key", ["data/export.parquet", "data/night-9-00000.parquet", "data/night-1/0.parquet",
                                  "data/night-1/more/00000.parquet", "data/night-2/notes.txt"])  # fmt: skip
 def test_a_file_of_no_run_is_named(key: str) -> None:
     table = fill(memory_store())
@@ -347,10 +347,10 @@ def test_a_file_of_no_run_is_named(key: str) -> None:
 
 def test_a_file_that_its_run_did_not_plan_is_named() -> None:
     table = fill(memory_store())
-    table.put("data/night-2/00001.parquet", table.get(THIRD).data)
+    table.put("data/night-2-00001.parquet", table.get(THIRD).data)
 
     assert verify(table)[0] == (
-        "memory://store/data/night-2/00001.parquet is not in the plan of its run. Move it out of data/."
+        "memory://store/data/night-2-00001.parquet is not in the plan of its run. Move it out of data/."
     )
 
 
