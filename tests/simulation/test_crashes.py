@@ -10,6 +10,7 @@ import pytest
 
 from pipelines.stopped import RunStopped
 from pipelines.store import StoreError
+from tests.pipelines.labelling.runs import begin_as_an_earlier_release
 from tests.simulation.world import Crash, Fault, World, Writer, check_whole, small_segments
 
 FAULTS: tuple[Fault, ...] = ("crash before", "crash after", "answer lost", "refused")
@@ -62,7 +63,7 @@ def test_a_failure_at_any_call_loses_nothing_and_doubles_nothing(fault: Fault) -
     for place in range(1, CALLS + 1):
         world = World(lake())
         if place % 2:
-            world.begin_as_an_earlier_release()
+            begin_as_an_earlier_release(world.objects)
         world.before_call = lambda _writer, _call, world=world, place=place: fault if world.calls == place else None  # type: ignore[misc]
         writer = Writer(world)
         try:

@@ -22,6 +22,7 @@ from pipelines.labelling.cutting import Selection
 from pipelines.labelling.run import find_unfinished, list_runs
 from pipelines.stopped import RunStopped, WrongUse
 from pipelines.table import PASSING_KINDS
+from tests.pipelines.labelling.runs import begin_as_an_earlier_release
 from tests.simulation.world import Crash, Fault, World, Writer, small_segments
 
 LONG = "SIMULATION_SEEDS" in os.environ  # `make simulate`: other sequences each time
@@ -47,7 +48,7 @@ class Table(RuleBasedStateMachine):
     @initialize(lake=st.dictionaries(st.sampled_from(URIS), st.sampled_from(VERSIONS)), is_earlier=st.booleans())
     def begin(self, lake: dict[str, str], is_earlier: bool) -> None:
         if is_earlier:
-            self.world.begin_as_an_earlier_release()
+            begin_as_an_earlier_release(self.world.objects)
         self.world.lake.update(lake)
         self.ever |= set(lake.items())
 

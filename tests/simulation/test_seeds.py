@@ -20,6 +20,7 @@ from pipelines.labelling.run import find_unfinished
 from pipelines.labelling.verify import verify_table
 from pipelines.stopped import RunStopped
 from pipelines.store import StoreError
+from tests.pipelines.labelling.runs import begin_as_an_earlier_release
 from tests.simulation.turns import Turns
 from tests.simulation.world import Crash, Fault, World, Writer, check_whole, small_segments
 
@@ -40,7 +41,7 @@ def simulate(seed: int) -> World:
     random = Random(seed)  # noqa: S311 - it is to be repeated
     world = World({f"s3://lake/{number:02d}.jpg": "v0" for number in range(random.randint(1, 14))})
     if seed % 3 == 0:
-        world.begin_as_an_earlier_release()
+        begin_as_an_earlier_release(world.objects)
     writers = [Writer(world, name) for name in "abc"[: random.choice((1, 1, 2, 2, 3))]]
     turns = Turns(random, {writer.name for writer in writers})
     trouble = random.choice((0.0, 0.01, 0.03, 0.1))

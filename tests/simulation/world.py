@@ -134,24 +134,6 @@ class World:
             return None
         return record
 
-    def begin_as_an_earlier_release(self) -> None:
-        """Have a first run of a release that put the files of each run into a folder; it was sealed without rows."""
-        record = {
-            "record_version": 2,
-            "run_id": "earlier",
-            "number": 1,
-            "model": "detr@0",
-            "model_sha256": "detr@0",
-            "configuration": {},
-            "shard_images": 1,
-            "versions": {},
-            "started_at": "2026-11-25T00:00:00+00:00",
-            "precision": "fp32",
-        }
-        end = {"state": "sealed", "ended_at": "2026-11-25T00:01:00+00:00", "totals": {}}
-        for key, value in (("_order/0000001.json", record), ("earlier/run.json", record), ("earlier/end.json", end)):
-            self.objects.put(f"_runs/{key}", json.dumps(value).encode())
-
     def read(self) -> list[dict[str, Any]]:
         """Return the rows that any reader sees now: of whole files, that never change or vanish, each image once."""
         now = {entry.key: self.objects.get(entry.key).data for entry in self.objects.list("data/")}
