@@ -94,8 +94,7 @@ class Overtaken(RunStopped):
     def __init__(self, store: Store, *, is_unseen: bool) -> None:
         super().__init__(
             f"another process has taken over run {run_name(store)} of {store.uri}: this process can write nothing "
-            "more. "
-            "Let the other process continue, or stop it and run the same command again."
+            "more. Let the other process continue, or stop it and run the same command again."
         )
         self.is_unseen = is_unseen
 
