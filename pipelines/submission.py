@@ -1,6 +1,7 @@
 """Jobs on a Ray cluster, submitted once for each slot of a schedule and followed to their end."""
 
 import asyncio
+import logging
 import re
 import shlex
 import time
@@ -14,6 +15,7 @@ from pipelines.cluster import first_line
 from pipelines.stopped import RunStopped
 
 STOP_SECONDS = 60  # between SIGTERM and SIGKILL when a job is stopped; Ray's default is 3
+AGENT_SECONDS = 120.0  # for a cluster that has only just begun to take jobs
 UNREACHABLE_SECONDS = 600.0  # without an answer of the cluster, after which following ends
 POLL_SECONDS = 2.0
 STOPPED_EXIT_CODE = 143  # a stopped job's driver is sent SIGTERM; Ray records no exit code of it
@@ -80,6 +82,7 @@ def connect(address: str | None = None) -> JobSubmissionClient:
     Raises:
         RunStopped: no job server answers, or it refuses the token.
     """
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # it logs each closed connection
     try:
         return JobSubmissionClient(address)
     except (OSError, RuntimeError, ValueError) as error:
@@ -124,6 +127,7 @@ def submit_once(
     }
     if working_dir is not None:
         runtime_env["working_dir"] = working_dir
+    deadline = time.monotonic() + AGENT_SECONDS
     while True:
         base, attempts = submission_id(job, slot), _by_id(client)
         number = 0
@@ -147,6 +151,9 @@ def submit_once(
         except RuntimeError as error:
             if attempt in _by_id(client):
                 continue  # another caller was first
+            if "No available agent" in str(error) and time.monotonic() < deadline:
+                time.sleep(POLL_SECONDS)
+                continue
             raise RunStopped(f"the cluster refuses job {attempt}: {first_line(error)}") from error
         return Submission(attempt, is_new=True)
 
