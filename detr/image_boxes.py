@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+MOST_PIECES = 100_000  # of all items; a photograph of a telephone has some 50
+
+
 @dataclass(slots=True)
 class Meta:
     """What the meta box says of the items of a file."""
@@ -125,6 +128,7 @@ def _places(data: bytes, start: int) -> dict[int, list[tuple[int, int]]]:
         return int.from_bytes(data[position - size : position])
 
     places = {}
+    left = MOST_PIECES
     for _ in range(number(widths)):
         item = number(widths)
         in_file = version == 0 or number(2) & 15 == 0
@@ -132,6 +136,9 @@ def _places(data: bytes, start: int) -> dict[int, list[tuple[int, int]]]:
         base = number(base_size)
         pieces = []
         for _ in range(number(2)):
+            left -= 1  # a piece may take no bytes, so the length of the file does not bound them
+            if position > len(data) or left < 0:
+                raise UnreadableImage("the list of places in the file is damaged")
             if version:
                 number(index_size)
             pieces.append((base + number(offset_size), number(length_size)))

@@ -24,6 +24,7 @@ from pipelines.labelling.driver import RunResult, run_labelling
 from pipelines.labelling.labeler_spec import LabelerSpec
 from pipelines.labelling.lease import TRIES_SECONDS, holding
 from pipelines.labelling.limits import DECODE_SECONDS
+from pipelines.labelling.model_names import named_as_before
 from pipelines.labelling.plan import PlanConfig
 from pipelines.labelling.planning import Planner
 from pipelines.labelling.progress import Progress
@@ -298,7 +299,7 @@ def label(
         ):
             runner = RayRunner(_spec(config), _actors(config), show=show, watchdog=watchdog)
             before_the_lease_ends.callback(runner.close)
-            model = _identify(config, runner)
+            model = named_as_before(table, _identify(config, runner))
             with publishing() as publisher:
                 result = run_labelling(
                     table,

@@ -28,6 +28,7 @@ class LabelerSpec:
 
     `isolated`: the shards were lost before, so their images are decoded where they can kill a child process only.
     `pool`: a random name of the pool that the actor belongs to.
+    `model_id`: the name of the model in rows; empty is the model's own.
     """
 
     table: str
@@ -45,6 +46,7 @@ class LabelerSpec:
     batch_size: int | None = None
     isolated: bool = False
     pool: str = ""
+    model_id: str = ""
     decode_seconds: float = DECODE_SECONDS
 
 
@@ -122,7 +124,7 @@ def build_labeler(spec: LabelerSpec) -> Labeler:
         decoder=build_decoder(spec, detector),
         detector=detector,
         run_id=spec.run_id,
-        model_id=info.id,
+        model_id=spec.model_id or info.id,
         threshold=spec.threshold,
         read_shard=read,
         kept_schema=read_kept_schema(table, spec.run_id),

@@ -156,3 +156,13 @@ def test_without_the_package_the_sentence_says_what_to_install(monkeypatch: pyte
 @pytest.mark.skipif(not PHOTO.exists(), reason=f"no {PHOTO}")
 def test_a_photograph_of_another_encoder_is_read() -> None:
     assert decode(PHOTO.read_bytes()).shape == (3, 128, 128)
+
+
+def test_a_list_of_places_without_end_is_refused() -> None:
+    data = heic()
+    place = data.index(b"iloc")
+    # numbers of 0 bytes, and 3 items of 65,535 pieces each, which so take no room in the file
+    endless = data[: place + 4] + bytes(4) + b"\0\0" + b"\0\3" + (b"\0\1\0\0\xff\xff" * 3)
+    endless += data[len(endless) :]
+
+    assert refusal(endless) == ("unreadable", "the list of places in the file is damaged")
