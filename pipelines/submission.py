@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import re
 import shlex
 import time
@@ -9,11 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import aiohttp
+from ray.exceptions import RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from pipelines.cluster import first_line
 from pipelines.stopped import RunStopped
 
+LOCAL_DASHBOARD = "http://127.0.0.1:8265"
 STOP_SECONDS = 60  # between SIGTERM and SIGKILL when a job is stopped; Ray's default is 3
 AGENT_SECONDS = 120.0  # for a cluster that has only just begun to take jobs
 UNREACHABLE_SECONDS = 600.0  # without an answer of the cluster, after which following ends
@@ -77,17 +80,20 @@ def connect(address: str | None = None) -> JobSubmissionClient:
     """Connect to the job server of a cluster, which is its dashboard.
 
     Args:
-        address: such as `http://head:8265`; None takes `RAY_API_SERVER_ADDRESS` or `RAY_ADDRESS`, else this machine.
+        address: such as `http://head:8265`; None takes `RAY_API_SERVER_ADDRESS` or `RAY_ADDRESS` of the environment,
+            else `http://127.0.0.1:8265`.
 
     Raises:
         RunStopped: no job server answers, or it refuses the token.
     """
     logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # it logs each closed connection
+    variables = (os.environ.get(name) for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"))
+    address = address or next(filter(None, variables), LOCAL_DASHBOARD)
     try:
         return JobSubmissionClient(address)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, RayError) as error:
         raise RunStopped(
-            f"no Ray job server answers at {address or 'the address of this environment'}: {first_line(error)}. "
+            f"no Ray job server answers at {address}: {first_line(error)}. "
             "Give the dashboard's address, for example --address http://HEAD:8265, and RAY_AUTH_TOKEN where the "
             "cluster has a token."
         ) from error

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -12,14 +13,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.exports.current import current_rows
+from pipelines.exports.current import current_rows, of_model, with_settings
 from pipelines.exports.formats import FORMATS, Format
 from pipelines.exports.places import Folder, OneFile
+from pipelines.labelling.recorded_settings import COLUMN, RecordedSettings
+from pipelines.labelling.table_files import in_order_of_runs
 from pipelines.parquet_files import open_listed, parquet_of
-from pipelines.stopped import RunStopped
+from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import Entry, Store, StoreError, StoreOptions, join_uri, open_store, split_uri, without_secrets
 from pipelines.store.uris import LOCAL_ROOT
-from pipelines.table import ROW_GROUP_ROWS, SCHEMA, check_columns
+from pipelines.table import FIRST_COLUMNS, ROW_GROUP_ROWS, SCHEMA, check_columns
 
 _FILE_SUFFIX: Final = re.compile(r"\.[a-zA-Z][a-zA-Z0-9]{0,7}$")  # not that of a version, such as v1.2
 
@@ -33,6 +36,7 @@ class ExportConfig:
         out: A file of this machine that ends in .parquet or .jsonl, or a folder at any URI.
         latest: Only the current row of each image (`exports.current`).
         model: Only rows of this model, as rows name it; None means any.
+        settings: Only rows with these settings, as the column `settings` has them; None means any.
         format: Of a folder's files; None is Parquet. A file's suffix says its own.
         options: How the table is reached, and a folder in a store.
     """
@@ -41,6 +45,7 @@ class ExportConfig:
     out: str
     latest: bool = False
     model: str | None = None
+    settings: str | None = None
     format: Format | None = None
     options: StoreOptions | None = None
 
@@ -73,12 +78,13 @@ class ExportConfig:
 
 @dataclass(frozen=True, slots=True)
 class ExportSummary:
-    """What was written: rows, into how many files, of how many rows of the table."""
+    """What was written: rows, into how many files, of how many rows of the table; and rows by their settings."""
 
     out: str
     rows: int
     files: int
     rows_total: int
+    settings: Mapping[str, int] = field(default_factory=dict)
 
 
 def export(config: ExportConfig, *, show: Callable[[int, int], None] = lambda _rows, _total: None) -> ExportSummary:
@@ -111,19 +117,28 @@ def copy_rows(
     """
     files = _look(table)
     written = 0
+    settings: Counter[str] = Counter()
     try:
         with _place(config, files.schema) as out:
             for rows in _row_groups(_chosen(table, files, config, show)):
                 out.add(rows)
                 written += len(rows)
-            if not written and config.model is not None:
-                raise RunStopped(
-                    f"table {table.uri} has no rows of model {config.model}. `python -m jobs.runs` tells its models."
+                counts = rows[COLUMN].cast(pa.string()).drop_null().value_counts().to_pylist()
+                settings.update({one["values"]: one["counts"] for one in counts})
+            if not written and (config.model, config.settings) != (None, None):
+                raise WrongUse(
+                    f"table {table.uri} has no rows{_of(config)}. `python -m jobs.runs` tells its models and settings."
                 )
-            out.finish({"table": table.uri, "rows": written, "latest": config.latest, "model": config.model})
+            chosen = {"latest": config.latest, "model": config.model, "settings": config.settings}
+            out.finish({"table": table.uri, "rows": written, **chosen})
     except OSError as error:  # of a file of this machine: reading the table's files has its own sentences
         raise RunStopped(f"cannot write {config.out}: {error.strerror or error}.") from error
-    return ExportSummary(without_secrets(config.out), written, out.files, files.rows)
+    return ExportSummary(without_secrets(config.out), written, out.files, files.rows, dict(settings))
+
+
+def _of(config: ExportConfig) -> str:
+    model = "" if config.model is None else f" of model {config.model}"
+    return model if config.settings is None else f"{model} with the settings {config.settings}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,15 +152,14 @@ class _Files:
 
 def _look(table: Store) -> _Files:
     entries = [entry for entry in table.list("data/") if entry.key.endswith(".parquet")]
-    # by run, then by number: as whole strings, run `a-b` would come before run `a`
-    entries.sort(key=lambda entry: entry.key.split("/"))
+    entries.sort(key=lambda entry: in_order_of_runs(entry.key))
     columns = {column.name: column for column in SCHEMA}
     rows = 0
     for name, file in _opened(table, entries):
         with parquet_of(name):
             schema = file.schema_arrow
             rows += file.metadata.num_rows
-        check_columns(file, SCHEMA.names, name=name)
+        check_columns(file, FIRST_COLUMNS, name=name)
         for column in schema:
             known = columns.setdefault(column.name, column)
             if known.type != column.type:
@@ -154,7 +168,7 @@ def _look(table: Store) -> _Files:
                     "export cannot hold both. Query the files themselves."
                 )
     if not entries:
-        raise RunStopped(f"table {table.uri} has no published rows. Check the address, or label images into it.")
+        raise WrongUse(f"table {table.uri} has no published rows. Check the address, or label images into it.")
     return _Files(entries, pa.schema(list(columns.values())), rows)
 
 
@@ -167,7 +181,11 @@ def _place(config: ExportConfig, schema: pa.Schema) -> OneFile | Folder:
 
 def _chosen(table: Store, files: _Files, config: ExportConfig, show: Callable[[int, int], None]) -> Iterator[pa.Table]:
     """Yield what is to be written of each row group, with all columns."""
-    current = current_rows(_opened(table, files.entries), config.model) if config.latest else None
+    recorded = RecordedSettings(table)
+    current = None
+    if config.latest:
+        opened = _opened(table, files.entries)
+        current = current_rows(opened, config.model, settings=config.settings, recorded=recorded)
     seen = 0
     for number, (name, file) in enumerate(_opened(table, files.entries)):
         first = 0
@@ -178,9 +196,12 @@ def _chosen(table: Store, files: _Files, config: ExportConfig, show: Callable[[i
             if mask is None or pc.any(mask).as_py():
                 with parquet_of(name):
                     rows = file.read_row_group(group)
-                    if mask is None and config.model is not None:
-                        mask = pc.equal(rows["model"].cast(pa.string()), config.model)
-                    yield _with_columns(rows if mask is None else rows.filter(mask), files.schema)
+                    if mask is None:
+                        chosen = of_model(rows, config.model)
+                        if config.settings is not None:
+                            chosen = chosen & with_settings(rows, config.settings, recorded)
+                        mask = pa.array(chosen)
+                    yield _with_columns(rows.filter(mask), files.schema, recorded)
             show(seen, files.rows)
 
 
@@ -196,8 +217,13 @@ def _row_groups(parts: Iterator[pa.Table]) -> Iterator[pa.Table]:
         yield pa.concat_tables(held)
 
 
-def _with_columns(rows: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return the rows with the columns of all files, null where their own file has none."""
+def _with_columns(rows: pa.Table, schema: pa.Schema, recorded: RecordedSettings) -> pa.Table:
+    """Return the rows with the columns of all files, null where their own file has none; settings of their run."""
+    settings = recorded.of_rows(rows).dictionary_encode()
+    if COLUMN in rows.column_names:
+        rows = rows.set_column(rows.schema.get_field_index(COLUMN), COLUMN, settings)
+    else:
+        rows = rows.append_column(COLUMN, settings)
     columns = [
         rows[column.name] if column.name in rows.column_names else pa.nulls(len(rows), column.type) for column in schema
     ]

@@ -124,6 +124,7 @@ class RayRunner:
             run_id=run.run_id,
             model_sha256=run.model_sha256,
             model_id=run.model,
+            settings=run.settings,
             isolated=isolated,
         )
         # what was lost may have been lost with its host: as many actors as before may not fit any more

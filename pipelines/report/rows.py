@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.exports.current import current_rows
+from pipelines.labelling.table_files import in_order_of_runs
 from pipelines.parquet_files import open_listed, parquet_of
 from pipelines.stopped import RunStopped
 from pipelines.store import Entry, Store, join_uri
@@ -145,15 +146,14 @@ def table_files(table: Store, run_id: str | None = None) -> TableFiles:
     """
     entries = [entry for entry in table.list("data/") if entry.key.endswith(".parquet")]
     if run_id is not None:
-        folder, flat = f"data/{run_id}/", f"data/{run_id}-"
-        entries = [entry for entry in entries if entry.key.startswith((folder, flat))]
+        entries = [entry for entry in entries if in_order_of_runs(entry.key)[0] == run_id]
     if not entries:
         whose = "" if run_id is None else f" of run {run_id}"
         raise RunStopped(
             f"table {table.uri} has no published rows{whose}. Check the address, or list the runs with "
             f"`ray-detr runs --table {table.uri}`."
         )
-    return TableFiles(table, sorted(entries, key=lambda entry: entry.key.split("/")), run_id)
+    return TableFiles(table, sorted(entries, key=lambda entry: in_order_of_runs(entry.key)), run_id)
 
 
 def _rows(read: pa.Table, classes: Classes) -> Rows:

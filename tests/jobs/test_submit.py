@@ -65,10 +65,10 @@ class TestOnACluster:
         words = ("--slot", "2026-11-28T02:00+00:00", "--", "scenes", "--out", str(tmp_path / "scenes"), "--count", "2")
 
         first = submitted(address, *words)
-        log, notes = first.communicate(timeout=120)
+        log, notes = first.communicate(timeout=300)
         written = (tmp_path / "scenes" / "instances.json").stat().st_mtime_ns
         second = submitted(address, *words)
-        log_again, notes_again = second.communicate(timeout=120)
+        log_again, notes_again = second.communicate(timeout=300)
 
         assert (first.returncode, second.returncode) == (0, 0)
         assert notes == "submitted job scenes-2026-11-28T02.00.00.00\n"
@@ -170,7 +170,7 @@ class TestOnACluster:
         assert command.stderr.readline() == "submitted job scenes-long\n"
         time.sleep(1)  # it follows now
         command.send_signal(signal.SIGINT)
-        _, notes = command.communicate(timeout=60)
+        _, notes = command.communicate(timeout=300)
         JobSubmissionClient(address).stop_job("scenes-long")
 
         assert command.returncode == 130
