@@ -67,9 +67,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         table = str(Path(folder) / "table")
         write_table(table, args.images, args.boxes)
-        print(
-            f"{args.images * args.boxes:,} boxes of {args.images:,} images\n\n| format | MB at most | CPU s |\n|---|---|---|"
-        )
+        print(f"{args.images * args.boxes:,} boxes of {args.images:,} images\n")
+        print("| format | MB at most | CPU s |\n|---|---|---|", flush=True)
         for kind in args.formats:
             megabytes, seconds = measure(table, str(Path(folder) / kind / ""), kind)
             print(f"| {kind} | {megabytes} | {seconds:.1f} |", flush=True)

@@ -26,6 +26,8 @@ from pipelines.store.uris import LOCAL_ROOT
 from pipelines.table import ROW_GROUP_ROWS, SCHEMA, check_columns
 
 _PIECE_ROWS: Final = 512
+_BATCH_ROWS: Final = 2048
+_ROW_GROUP_BYTES: Final = 64_000_000  # in memory, where rows have many boxes
 _FILE_IMAGES: Final[Mapping[str, int]] = {"labelstudio": 1000}  # larger imports time out, as people report
 
 _FILE_SUFFIX: Final = re.compile(r"\.[a-zA-Z][a-zA-Z0-9]{0,7}$")  # not that of a version, such as v1.2
@@ -257,12 +259,29 @@ def _chosen(table: Store, files: _Files, config: ExportConfig, show: Callable[[i
             mask = None if current is None else pa.array(current[number][first : first + count])
             first, seen = first + count, seen + count
             if mask is None or pc.any(mask).as_py():
-                with parquet_of(name):
-                    rows = file.read_row_group(group)
-                    if mask is None and config.model is not None:
-                        mask = pc.equal(rows["model"].cast(pa.string()), config.model)
-                    yield _with_columns(rows if mask is None else rows.filter(mask), files.schema)
+                yield from _batches(file, name, group, mask, config, files.schema)
             show(seen, files.rows)
+
+
+def _batches(
+    file: pq.ParquetFile, name: str, group: int, mask: pa.Array | None, config: ExportConfig, schema: pa.Schema
+) -> Iterator[pa.Table]:
+    """Yield what is to be written of a row group, 2,048 rows at a time: a whole one may hold millions of boxes."""
+    start = 0
+    batches = file.iter_batches(_BATCH_ROWS, row_groups=[group])
+    while True:
+        with parquet_of(name):
+            batch = next(batches, None)
+            if batch is None:
+                return
+            rows = pa.Table.from_batches([batch])
+            chosen = None if mask is None else mask.slice(start, len(rows))
+            start += len(rows)
+            if chosen is None and config.model is not None:
+                chosen = pc.equal(rows["model"].cast(pa.string()), config.model)
+            rows = _with_columns(rows if chosen is None else rows.filter(chosen), schema)
+        if len(rows):
+            yield rows
 
 
 def _pieces(parts: Iterator[pa.Table], config: ExportConfig) -> Iterator[pa.Table]:
@@ -280,7 +299,7 @@ def _row_groups(parts: Iterator[pa.Table]) -> Iterator[pa.Table]:
     held: list[pa.Table] = []
     for part in parts:
         held.append(part)
-        if sum(map(len, held)) >= ROW_GROUP_ROWS:
+        if sum(map(len, held)) >= ROW_GROUP_ROWS or sum(part.nbytes for part in held) >= _ROW_GROUP_BYTES:
             yield pa.concat_tables(held)
             held = []
     if sum(map(len, held)):

@@ -147,8 +147,8 @@ class VocTree(Tree):
             ElementTree.SubElement(found, "score").text = f"{score:.6f}"
             sides = ElementTree.SubElement(found, "bndbox")
             # VOC counts pixels from 1 and includes the last: only the low sides move
-            for side, pixels, shift in zip(("xmin", "ymin", "xmax", "ymax"), box, (1, 1, 0, 0), strict=True):
-                ElementTree.SubElement(sides, side).text = f"{pixels + shift:.3f}"
+            for side, value, shift in zip(("xmin", "ymin", "xmax", "ymax"), box, (1, 1, 0, 0), strict=True):
+                ElementTree.SubElement(sides, side).text = f"{value + shift:.3f}"
         self.put(f"Annotations/{self.stem(image)}.xml", ElementTree.tostring(root, encoding="utf-8") + b"\n")
 
     def add_end(self) -> None:
