@@ -26,6 +26,7 @@ from detr.model_directory import (
     PROCESSOR_FILE,
     WEIGHT_FILES,
     CheckpointError,
+    ModelUnreachable,
     model_files,
     shard_names,
 )
@@ -81,7 +82,7 @@ def fetch(repo: str, revision: str | None) -> Path:
     else:
         return directory
     # outside the `except`: the hub's errors show signed addresses, to which it sends its clients for large files
-    raise CheckpointError(f"model {source}: the download failed ({reason}). Try again; what is complete is kept.")
+    raise ModelUnreachable(f"model {source}: the download failed ({reason}). Try again; what is complete is kept.")
 
 
 def _cached(repo: str, revision: str | None, source: str, cause: Exception) -> Path:
@@ -105,8 +106,8 @@ def _cached(repo: str, revision: str | None, source: str, cause: Exception) -> P
     return directory
 
 
-def _unreachable(source: str, cause: Exception) -> CheckpointError:
-    return CheckpointError(
+def _unreachable(source: str, cause: Exception) -> ModelUnreachable:
+    return ModelUnreachable(
         f"model {source}: the hub cannot be reached ({_brief(cause)}), and its cache has not got all of the model. "
         "Connect, or give a local directory."
     )

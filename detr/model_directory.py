@@ -21,6 +21,10 @@ class CheckpointError(ValueError):
     """A model that cannot be read or written, and why."""
 
 
+class ModelUnreachable(CheckpointError):
+    """A model that cannot be had now, because its hub does not answer: trying again may help."""
+
+
 def model_files(names: Iterable[str], *, source: str) -> tuple[str, ...]:
     """Return which of the files of a model directory `detr.load` reads, config.json first.
 

@@ -1,5 +1,6 @@
 """Exit codes: what the commands' outcomes are to a shell or a scheduler."""
 
+import io
 import os
 import signal
 import sys
@@ -26,15 +27,19 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
     A system failure is one sentence on standard error; a bug keeps its traceback.
     """
     # imported here so that `--help` needs nothing heavy; both modules are light
-    from pipelines.stopped import LeaseHeld, RunStopped
+    from pipelines.stopped import LeaseHeld, RunStopped, WrongUse
 
+    for stream in (sys.stdout, sys.stderr):
+        _escape_what_it_cannot_encode(stream)
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
         main(argv)
         sys.stdout.flush()  # here, where a reader that is gone is still ours to deal with
     except RunStopped as stopped:
         print(f"error: {stopped}", file=sys.stderr)
-        sys.exit(TABLE_BUSY if isinstance(stopped, LeaseHeld) else SYSTEM_FAILURE)
+        if isinstance(stopped, LeaseHeld):
+            sys.exit(TABLE_BUSY)
+        sys.exit(WRONG_USE if isinstance(stopped, WrongUse) else SYSTEM_FAILURE)
     except BudgetExceeded as exceeded:
         print(f"error: {exceeded}", file=sys.stderr)
         sys.exit(BUDGET_EXCEEDED)
@@ -53,6 +58,12 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
         sys.exit(SYSTEM_FAILURE)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _escape_what_it_cannot_encode(stream: object) -> None:
+    """Print letters that a terminal's encoding lacks, and names that are not UTF-8, as escapes."""
+    if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+        stream.reconfigure(errors="backslashreplace")
 
 
 def _terminated(_number: int, _frame: FrameType | None) -> NoReturn:

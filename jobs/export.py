@@ -32,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--latest", action="store_true", help="only the current row of each image (all rows)")
     parser.add_argument("--model", metavar="NAME", help="only rows of this model, named as in the column `model` (all)")
     parser.add_argument(
+        "--settings", metavar="TEXT", help="only rows with these settings, as in the column `settings` (all)"
+    )
+    parser.add_argument(
         "--to",
         "--format",
         dest="format",
@@ -67,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             out=args.out,
             latest=args.latest,
             model=args.model,
+            settings=args.settings,
             format=args.format,
             file_images=args.file_images,
             catalog=args.catalog,
@@ -83,6 +87,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with shown(sys.stderr, drawing) as on_progress:
         summary = export(config, show=lambda rows, total: on_progress((rows, total)))
 
+    if args.latest and len(summary.settings) > 1:
+        found = "; ".join(f"{count:,} with {settings}" for settings, count in summary.settings.items())
+        print(f"note: the current rows have several settings ({found}). --settings chooses one.", file=sys.stderr)
     if args.json:
         print(json.dumps(asdict(summary), indent=2))
         return

@@ -49,6 +49,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="seal the unfinished run of the table and start a new one instead of resuming",
     )
     parser.add_argument(
+        "--relabel",
+        action="store_true",
+        help="label again images that the table has with another threshold, classes or precision; both rows are kept, "
+        "told apart by the column settings (refuse)",
+    )
+    parser.add_argument(
         "--actors",
         type=actor_range,
         default=(None, None),
@@ -115,6 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             batch_size=args.batch_size,
             run_id=args.run_id,
             new_run=args.new_run,
+            relabel=args.relabel,
             least_actors=args.actors[0],
             most_actors=args.actors[1],
             shard_images=args.shard_images,

@@ -96,7 +96,7 @@ def verify(table: "Store", run_id: str | None, max_minutes: float | None, *, as_
     from jobs.progress import Drawing, shown
     from pipelines.clock import SystemClock
     from pipelines.labelling.verify import Verification, verify_table
-    from pipelines.stopped import RunStopped
+    from pipelines.stopped import RunStopped, WrongUse
 
     drawing: Drawing[Verification] = Drawing(
         is_running=lambda _: True,
@@ -104,7 +104,7 @@ def verify(table: "Store", run_id: str | None, max_minutes: float | None, *, as_
         done=lambda done: (done.images, done.images_total),
     )
     if all(next(iter(table.list(prefix)), None) is None for prefix in ("_runs/", "data/")):
-        raise RunStopped(f"there is no table at {table.uri}: it has neither runs nor rows. Check the address.")
+        raise WrongUse(f"there is no table at {table.uri}: it has neither runs nor rows. Check the address.")
     seconds = None if max_minutes is None else 60 * max_minutes
     with shown(sys.stderr, drawing) as on_progress:
         found = verify_table(table, run_id=run_id, max_seconds=seconds, clock=SystemClock(), show=on_progress)
@@ -166,7 +166,7 @@ def report(table: str, runs: "Sequence[RunSummary]", holder: "Holder | None", no
         ended = f" to {_time(one.ended_at)}" if one.ended_at is not None else ""
         errors = sum(one.errors.values())
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in sorted(one.errors.items(), key=lambda item: -item[1]))
-        lines.append(f"{one.run_id}  {one.state}  {_time(one.started_at)}{ended}  {one.model}")
+        lines.append(f"{one.run_id}  {one.state}  {_time(one.started_at)}{ended}  {one.model}  {one.settings}")
         lines.append(
             f"  {one.rows:,} of {one.images_planned:,} planned images are published, {one.detections:,} detections"
             + (f", {errors:,} error{'' if errors == 1 else 's'}: {kinds}" if errors else "")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import ray
 import ray.data
-from ray._private import ray_constants
+from ray._private import ray_constants, services
 from ray._raylet import Config  # type: ignore[attr-defined]  # compiled, its annotations lack it
 from ray.autoscaler.sdk import request_resources
 from ray.data import DataContext
@@ -34,6 +34,8 @@ _set_action = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)(
 OBJECT_STORE_BYTES = 200 * 1024**2  # status rows of a kilobyte are all that travels
 LOOPBACK = "127.0.0.1"
 ANSWER_SECONDS = 10.0  # for a cluster to accept a connection
+START_SECONDS = 300.0  # for a local Ray to start on a busy machine; Ray itself gives up after 30
+ASK_SECONDS = 0.2  # between two questions whether it has started
 NODE_POLL_SECONDS = 1.0
 MOST_ACTORS_PER_CPU_NODE = 8  # each holds the model; above that an actor gets several cores instead
 
@@ -98,7 +100,7 @@ def _connect(*, verbose: bool) -> None:
         # Ray's own is 15: beside busy processes of others its workers get one part in thirty of what is theirs
         os.environ.setdefault("RAY_worker_niceness", "0")
         try:
-            with on_loopback():
+            with on_loopback(), _patiently(START_SECONDS):
                 ray.init(
                     address="local",
                     logging_level=level,
@@ -108,10 +110,39 @@ def _connect(*, verbose: bool) -> None:
                     _node_ip_address=LOOPBACK,
                     _temp_dir=_temporary_folder(),
                 )
-        except (ConnectionError, RuntimeError, OSError) as error:
+        except Exception as error:
+            # Ray 2.60 raises a bare `Exception` where its node does not register in time
+            if not isinstance(error, ConnectionError | RuntimeError | OSError) and type(error) is not Exception:
+                raise
             raise RunStopped(
-                f"a local Ray does not start: {first_line(error)}. `--verbose` shows its messages."
+                f"a local Ray does not start: {first_line(error)} Run the same command again when the machine is less "
+                "busy; `--verbose` shows Ray's messages."
             ) from error
+
+
+@contextmanager
+def _patiently(seconds: float) -> Iterator[None]:
+    """Let a node that `ray.init` starts take so long to register with its head: Ray 2.60 has 30 s written down.
+
+    It asks again and again whether the node is there, so an answer may wait.
+    """
+    get_node = services.get_node
+
+    def get_node_in_time(*arguments: object) -> object:
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                return get_node(*arguments)  # type: ignore[no-untyped-call]
+            except RuntimeError:  # not registered yet
+                if time.monotonic() >= deadline:
+                    raise
+            time.sleep(ASK_SECONDS)
+
+    services.get_node = get_node_in_time
+    try:
+        yield
+    finally:
+        services.get_node = get_node
 
 
 @contextmanager

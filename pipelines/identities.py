@@ -16,7 +16,7 @@ from pathlib import Path
 
 import detr
 from detr.classes import Category
-from pipelines.stopped import RunStopped
+from pipelines.stopped import RunStopped, WrongUse
 
 SETTLED_SECONDS = 2.0  # a file that changed more recently may change again without a new time stamp
 
@@ -48,7 +48,8 @@ def identify_by_loading(path: Path, *, cache: Path) -> Identified:
         cache: a folder, made if it is missing; where it cannot be written nothing is remembered.
 
     Raises:
-        RunStopped: the model does not load.
+        WrongUse: it is not a model that loads.
+        RunStopped: the process that loaded it was killed.
     """
     before = _look(path)
     entry = None if before is None else cache / f"{before}.json"
@@ -85,7 +86,7 @@ def _ask(place: str) -> Identified:
         )
     record = json.loads(done.stdout)
     if "error" in record:
-        raise RunStopped(record["error"])
+        raise WrongUse(record["error"])
     return _decode(record)
 
 

@@ -11,11 +11,20 @@ from typing import TYPE_CHECKING
 
 from detr.classes import Category
 from detr.identity import identify_directory
-from detr.model_directory import CheckpointError, model_files
+from detr.model_directory import CheckpointError, ModelUnreachable, model_files
 from detr.references import locate
 from pipelines.identities import identify_by_loading
-from pipelines.stopped import RunStopped
-from pipelines.store import StoreError, StoreOptions, check_no_secret, join_uri, open_store, split_uri, without_secrets
+from pipelines.stopped import RunStopped, WrongUse
+from pipelines.store import (
+    NotFound,
+    StoreError,
+    StoreOptions,
+    check_no_secret,
+    join_uri,
+    open_store,
+    split_uri,
+    without_secrets,
+)
 
 if TYPE_CHECKING:
     from detr.model import Detr
@@ -39,7 +48,8 @@ def load_model(reference: str, options: StoreOptions) -> tuple[Detr, ModelInfo]:
     """Load what `detr.load` takes, or a model directory at the URI of an object store.
 
     Raises:
-        RunStopped: it cannot be had or is no DETR, in one sentence.
+        WrongUse: there is no such model, or it is not a DETR, in one sentence.
+        RunStopped: it cannot be had now.
     """
     from detr.checkpoint import fingerprint, load  # here: identifying a model needs no torch
 
@@ -47,7 +57,7 @@ def load_model(reference: str, options: StoreOptions) -> tuple[Detr, ModelInfo]:
     try:
         model = load(place)
     except CheckpointError as error:
-        raise RunStopped(str(error)) from error
+        raise _refusal(error) from error
     return model, _info(reference, fingerprint(model), model.config.categories)
 
 
@@ -65,13 +75,17 @@ def identify_model(reference: str, options: StoreOptions) -> ModelInfo:
     try:
         path = locate(place)
     except CheckpointError as error:
-        raise RunStopped(str(error)) from error
+        raise _refusal(error) from error
     found = identify_directory(path) if path.is_dir() else None
     if found is not None:
         config, sha256 = found
         return _info(reference, sha256, config.categories)
     identified = identify_by_loading(path, cache=_cache().parent / "identities")
     return _info(reference, identified.sha256, identified.categories)
+
+
+def _refusal(error: CheckpointError) -> RunStopped:
+    return RunStopped(str(error)) if isinstance(error, ModelUnreachable) else WrongUse(str(error))
 
 
 def _place(reference: str, options: StoreOptions) -> str:
@@ -81,7 +95,7 @@ def _place(reference: str, options: StoreOptions) -> str:
     try:
         check_no_secret("model", reference, instead=FETCH_FIRST)
     except ValueError as error:
-        raise RunStopped(str(error)) from error
+        raise WrongUse(str(error)) from error
     return str(_fetch(reference, options))
 
 
@@ -120,7 +134,9 @@ def _fetch(uri: str, options: StoreOptions) -> Path:
                 partial.write_bytes(store.get(name).data)
                 partial.replace(target)  # several actors of one machine may do this at once
     except CheckpointError as error:
-        raise RunStopped(str(error)) from error
+        raise _refusal(error) from error
+    except NotFound as error:
+        raise WrongUse(f"the model cannot be fetched: {error}") from error
     except StoreError as error:
         raise RunStopped(f"the model cannot be fetched: {error}") from error
     except OSError as error:

@@ -5,5 +5,9 @@ class RunStopped(Exception):
     """What is wrong with the world, in a sentence; what is done stays done and the same command resumes."""
 
 
+class WrongUse(RunStopped):
+    """The command asks for what cannot be had: it must be changed before it can go on."""
+
+
 class LeaseHeld(RunStopped):
     """Another start writes the table; the sentence says which."""

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pipelines.parquet_files import open_bytes, parquet_of
 from pipelines.stopped import RunStopped
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2  # files of version 1 have no column `settings`
 
 # The bytes are the reason: not tried again until asked.
 PERMANENT_KINDS: Final = frozenset(
@@ -73,6 +73,7 @@ SCHEMA: Final = pa.schema(
         pa.field("detections", pa.list_(pa.field("element", _DETECTION, nullable=False))),  # best first; null = error
         pa.field("model", _WORD, nullable=False),  # name@sha256[:12]
         pa.field("threshold", pa.float32(), nullable=False),  # below it nothing was kept
+        pa.field("settings", _WORD),  # `labelling.settings.settings_text`; null: as the record of the run says
         pa.field("run_id", _WORD, nullable=False),
         pa.field("shard", pa.int32(), nullable=False),
         pa.field("labelled_at", pa.timestamp("us", tz="UTC"), nullable=False),
@@ -80,6 +81,8 @@ SCHEMA: Final = pa.schema(
 )
 
 NO_COLUMNS: Final = pa.schema([])
+LATER_COLUMNS: Final = ("settings",)  # that files of earlier releases do not have
+FIRST_COLUMNS: Final = tuple(name for name in SCHEMA.names if name not in LATER_COLUMNS)  # that all files have
 _METADATA_PREFIX = "ray_detr."
 
 
@@ -124,13 +127,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where the rows of one part come from."""
+    """Where the rows of one part come from. `settings` is None where only the run's record says them."""
 
     model: str
     threshold: float
     run_id: str
     shard: int
     labelled_at: datetime
+    settings: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +174,30 @@ def table_schema(kept: pa.Schema = NO_COLUMNS) -> pa.Schema:
     return pa.schema([*SCHEMA, *(pa.field(column.name, column.type) for column in kept)])
 
 
+def with_settings(rows: pa.Table, settings: str) -> pa.Table:
+    """Return the rows of a run with its settings, as parts and files of earlier releases do not have them.
+
+    Args:
+        rows: Rows of one run, with or without the column.
+        settings: The settings of that run, which every row without its own gets.
+    """
+    field, place = SCHEMA.field("settings"), SCHEMA.get_field_index("settings")
+    if rows.column_names[:place] != SCHEMA.names[:place]:
+        return rows  # not of a detection table, which whoever reads it finds
+    value = pa.scalar(settings, pa.string())
+    if rows.column_names[place : place + 1] != ["settings"]:
+        return rows.add_column(place, field, pa.repeat(value, len(rows)).dictionary_encode())
+    if rows.schema.field(place).type != field.type or not rows["settings"].null_count:
+        return rows
+    return rows.set_column(place, field, pc.fill_null(rows["settings"].cast(pa.string()), value).dictionary_encode())
+
+
+def is_of_table(columns: pa.Schema, kept: pa.Schema) -> bool:
+    """Return whether columns are those of this release's files, or of an earlier release's."""
+    known = table_schema(kept)
+    return columns in (known, pa.schema([field for field in known if field.name not in LATER_COLUMNS]))
+
+
 def rows_to_table(rows: Sequence[Row], kept_schema: pa.Schema = NO_COLUMNS, *, origin: Origin) -> pa.Table:
     """Return the rows as they will be stored, in their order. No Python object is made per detection.
 
@@ -193,11 +221,12 @@ def rows_to_table(rows: Sequence[Row], kept_schema: pa.Schema = NO_COLUMNS, *, o
         "detections": _detections_column([row.detections for row in rows]),
         "model": pa.repeat(pa.scalar(origin.model), count),
         "threshold": pa.repeat(pa.scalar(origin.threshold, pa.float32()), count),
+        "settings": pa.repeat(pa.scalar(origin.settings, pa.string()), count),
         "run_id": pa.repeat(pa.scalar(origin.run_id), count),
         "shard": pa.repeat(pa.scalar(origin.shard, pa.int32()), count),
         "labelled_at": pa.repeat(pa.scalar(origin.labelled_at, SCHEMA.field("labelled_at").type), count),
     }
-    for name in ("status", "error_kind", "model", "run_id"):
+    for name in ("status", "error_kind", "model", "settings", "run_id"):
         columns[name] = columns[name].dictionary_encode()
     kept = [pa.array([row.kept[index] for row in rows], column.type) for index, column in enumerate(kept_schema)]
     return pa.Table.from_arrays([*columns.values(), *kept], schema=table_schema(kept_schema))

@@ -207,7 +207,7 @@ def first_shard_watch(table: Path) -> Callable[[float], Mapping[str, float]]:
     seen: dict[str, float] = {}
 
     def watch(elapsed: float) -> Mapping[str, float]:
-        if not seen and any(any(table.glob(pattern)) for pattern in ("_runs/*/parts/*", "data/*/*.parquet")):
+        if not seen and any(any(table.glob(pattern)) for pattern in ("_runs/*/parts/*", "data/**/*.parquet")):
             seen["first shard"] = elapsed
         return seen
 
@@ -219,7 +219,7 @@ def read_table(table: Path) -> dict[str, list[Any]]:
     import pyarrow.parquet as pq
 
     found: dict[str, list[Any]] = {}
-    for file in sorted(table.glob("data/*/*.parquet")):
+    for file in sorted(table.glob("data/**/*.parquet")):
         for row in pq.ParquetFile(file).read(columns=["uri", "detections"]).to_pylist():
             found[row["uri"].rsplit("/", 1)[-1]] = [
                 (one["label"], one["score"], [one["box"][side] for side in ("xmin", "ymin", "xmax", "ymax")])

@@ -19,8 +19,9 @@ from detr.image_file import ImageError
 from detr.image_header import read_header
 from pipelines.coco.names import ImageNames, NameMatch
 from pipelines.evaluation.annotations import Annotations, Json
+from pipelines.labelling.table_files import DATA, LAYOUTS, SUFFIX, in_order_of_runs, table_files_prefix
 from pipelines.parquet_files import open_listed, parquet_of
-from pipelines.stopped import RunStopped
+from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import Entry, Store, StoreError, StoreOptions, Stores, join_uri, open_store, without_secrets
 from pipelines.strict_json import parse_object
 from pipelines.table import PASSING_KINDS, check_columns, read_metadata
@@ -176,11 +177,16 @@ def read_table_results(
 
 
 def _table_files(table: Store, run_id: str | None) -> dict[str, Entry]:
-    prefix = "data/" if run_id is None else f"data/{run_id}/"
-    files = {entry.key: entry for entry in table.list(prefix) if entry.key.endswith(".parquet")}
+    prefixes = [DATA] if run_id is None else [table_files_prefix(run_id, layout) for layout in LAYOUTS]
+    files = {
+        entry.key: entry
+        for prefix in prefixes
+        for entry in table.list(prefix)
+        if entry.key.endswith(SUFFIX) and (run_id is None or in_order_of_runs(entry.key)[0] == run_id)
+    }
     if not files:
         whose = "" if run_id is None else f" of run {run_id}"
-        raise RunStopped(f"table {table.uri} has no published rows{whose}. Check the address, or label images into it.")
+        raise WrongUse(f"table {table.uri} has no published rows{whose}. Check the address, or label images into it.")
     return files
 
 

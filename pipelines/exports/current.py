@@ -2,7 +2,8 @@
 
 Of an image's rows the newest that says something of its picture: `ok`, or an error whose reason is the bytes. Rows of
 passing errors say that there was nothing to be had at that moment, and count where there are no others. Newest is by
-`labelled_at`, then by `run_id` and `shard`. `current_query` says the same in SQL.
+`labelled_at`, then by `run_id` and `shard`. `current_query` says the same in SQL. Rows of one model and other settings
+are chosen among in the same way, unless one settings value is named.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.labelling.labelled import KEY_BYTES, Keys
+from pipelines.labelling.recorded_settings import RecordedSettings, columns_of
 from pipelines.parquet_files import parquet_of
 from pipelines.table import PASSING_KINDS
 
@@ -26,7 +28,13 @@ _SAYS_SOMETHING: Final = 2**62  # above all times, which are microseconds since 
 Mask = npt.NDArray[np.bool_]
 
 
-def current_rows(files: Iterable[tuple[str, pq.ParquetFile]], model: str | None = None) -> list[Mask]:
+def current_rows(
+    files: Iterable[tuple[str, pq.ParquetFile]],
+    model: str | None = None,
+    *,
+    settings: str | None = None,
+    recorded: RecordedSettings | None = None,
+) -> list[Mask]:
     """Return for each file which of its rows are current.
 
     Fetches the columns of names and times. Needs some 70 bytes a row of the table for a moment, one afterwards.
@@ -34,6 +42,8 @@ def current_rows(files: Iterable[tuple[str, pq.ParquetFile]], model: str | None 
     Args:
         files: Names and open files, in the order of runs and shards.
         model: Whose rows alone count; None: an image labelled by several models has one current row.
+        settings: Only rows with these settings count; None: an image labelled with several has one current row.
+        recorded: Gives the settings of rows that do not say them; needed where `settings` is given.
 
     Raises:
         RunStopped: a file is damaged.
@@ -44,8 +54,11 @@ def current_rows(files: Iterable[tuple[str, pq.ParquetFile]], model: str | None 
     ranks: list[npt.NDArray[np.int64]] = []
     for name, file in files:
         with parquet_of(name):
-            rows = file.read(columns=["uri", "error_kind", "model", "labelled_at"])
-            mask = _of_model(rows, model)
+            rows = file.read(columns=["uri", "error_kind", "model", "labelled_at", *columns_of(file)])
+            mask = of_model(rows, model)
+            if settings is not None:
+                assert recorded is not None, "whoever names settings knows the table"
+                mask = mask & with_settings(rows, settings, recorded)
             rows = rows.filter(pa.array(mask))
             is_passing = pc.is_in(rows["error_kind"].cast(pa.string()), value_set=pa.array(sorted(PASSING_KINDS)))
             times = rows["labelled_at"].cast(pa.int64()).to_numpy()
@@ -60,10 +73,14 @@ def current_rows(files: Iterable[tuple[str, pq.ParquetFile]], model: str | None 
     return masks
 
 
-def current_query(table: str, model: str | None = None) -> str:
+def current_query(table: str, model: str | None = None, settings: str | None = None) -> str:
     """Return SQL for DuckDB that gives the same rows: of `table`, a URI without a slash at its end."""
     kinds = ", ".join(f"'{kind}'" for kind in sorted(PASSING_KINDS))
-    only = "" if model is None else f" WHERE model = '{model.replace(chr(39), 2 * chr(39))}'"
+    wanted = {"model": model, "settings": settings}
+    chosen = [
+        f"{name} = '{value.replace(chr(39), 2 * chr(39))}'" for name, value in wanted.items() if value is not None
+    ]
+    only = f" WHERE {' AND '.join(chosen)}" if chosen else ""
     return (
         f"FROM read_parquet('{table}/data/**/*.parquet', union_by_name = true){only} "
         "QUALIFY row_number() OVER (PARTITION BY uri ORDER BY "
@@ -82,10 +99,17 @@ def _is_current(keys: Keys, ranks: npt.NDArray[np.int64]) -> Mask:
     return is_current
 
 
-def _of_model(rows: pa.Table, model: str | None) -> Mask:
+def of_model(rows: pa.Table, model: str | None) -> Mask:
+    """Return which rows are of a model, all of them for None."""
     if model is None:
         return np.ones(len(rows), np.bool_)
     mask: Mask = pc.equal(rows["model"].cast(pa.string()), model).to_numpy().copy()
+    return mask
+
+
+def with_settings(rows: pa.Table, settings: str, recorded: RecordedSettings) -> Mask:
+    """Return which rows have these settings, by their column or by the record of their run."""
+    mask: Mask = pc.fill_null(pc.equal(recorded.of_rows(rows), settings), fill_value=False).to_numpy()
     return mask
 
 

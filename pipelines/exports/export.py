@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final
 
@@ -12,22 +13,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.exports.current import current_rows
+from pipelines.exports.current import current_rows, of_model, with_settings
 from pipelines.exports.documents import DOCUMENTS
 from pipelines.exports.formats import SUFFIXES, WRITERS, Format, RowsWriter
 from pipelines.exports.iceberg import register_files
 from pipelines.exports.images import Names, common_names
 from pipelines.exports.places import Folder, OneFile
 from pipelines.exports.trees import TREES, Tree
+from pipelines.labelling.recorded_settings import COLUMN, RecordedSettings
+from pipelines.labelling.table_files import in_order_of_runs
 from pipelines.parquet_files import open_listed, parquet_of
-from pipelines.stopped import RunStopped
+from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import Entry, Store, StoreError, StoreOptions, join_uri, open_store, split_uri, without_secrets
 from pipelines.store.uris import LOCAL_ROOT
-from pipelines.table import ROW_GROUP_ROWS, SCHEMA, check_columns
+from pipelines.table import FIRST_COLUMNS, ROW_GROUP_ROWS, SCHEMA, check_columns
 
 _PIECE_ROWS: Final = 512
-_BATCH_ROWS: Final = 2048
-_ROW_GROUP_BYTES: Final = 64_000_000  # in memory, where rows have many boxes
+_BATCH_ROWS: Final = 1024
+_ROW_GROUP_BYTES: Final = 32_000_000  # in memory, where rows have many boxes
 _FILE_IMAGES: Final[Mapping[str, int]] = {"labelstudio": 1000}  # larger imports time out, as people report
 
 _FILE_SUFFIX: Final = re.compile(r"\.[a-zA-Z][a-zA-Z0-9]{0,7}$")  # not that of a version, such as v1.2
@@ -44,6 +47,7 @@ class ExportConfig:
         latest: Only the current row of each image (`exports.current`). Formats that know images and not rows always
             have these only.
         model: Only rows of this model, as rows name it; None means any.
+        settings: Only rows with these settings, as the column `settings` has them; None means any.
         format: None is what the file's suffix says, and Parquet for a folder. A file that ends in .json needs it.
         file_images: How many images a file of a folder has at most, for importers that cannot take more; None: files
             of about 128 MB.
@@ -55,6 +59,7 @@ class ExportConfig:
     out: str
     latest: bool = False
     model: str | None = None
+    settings: str | None = None
     format: Format | None = None
     file_images: int | None = None
     catalog: str = "default"
@@ -64,8 +69,10 @@ class ExportConfig:
         if self.format == "iceberg":
             if not re.fullmatch(r"[^./]+(\.[^./]+)+", self.out):
                 raise ValueError(f"out: {self.out} does not name an Iceberg table: write NAMESPACE.TABLE.")
-            if self.latest or self.model is not None:
-                raise ValueError("latest, model: whole files are registered in Iceberg. Choose rows in the query.")
+            if self.latest or (self.model, self.settings) != (None, None):
+                raise ValueError(
+                    "latest, model, settings: whole files are registered in Iceberg. Choose rows in the query."
+                )
             return
         out, table = (join_uri(*split_uri(uri)).rstrip("/") + "/" for uri in (self.out, self.table))
         if out.startswith(table):
@@ -125,12 +132,13 @@ class ExportConfig:
 
 @dataclass(frozen=True, slots=True)
 class ExportSummary:
-    """What was written: rows, into how many files, of how many rows of the table."""
+    """What was written: rows, into how many files, of how many rows of the table; and rows by their settings."""
 
     out: str
     rows: int
     files: int
     rows_total: int
+    settings: Mapping[str, int] = field(default_factory=dict)
 
 
 def export(config: ExportConfig, *, show: Callable[[int, int], None] = lambda _rows, _total: None) -> ExportSummary:
@@ -167,26 +175,32 @@ def copy_rows(
         added = register_files(config.catalog, config.out, uris, files.schema)
         return ExportSummary(config.out, files.rows, added, files.rows)
     written = 0
+    settings: Counter[str] = Counter()
     try:
         with _place(config, table, files) as out:
             for rows in _pieces(_chosen(table, files, config, show), config):
                 out.add(rows)
                 written += len(rows)
-            if not written and config.model is not None:
-                raise RunStopped(
-                    f"table {table.uri} has no rows of model {config.model}. `python -m jobs.runs` tells its models."
+                counts = rows[COLUMN].cast(pa.string()).drop_null().value_counts().to_pylist()
+                settings.update({one["values"]: one["counts"] for one in counts})
+            if not written and (config.model, config.settings) != (None, None):
+                raise WrongUse(
+                    f"table {table.uri} has no rows{_of(config)}. `python -m jobs.runs` tells its models and settings."
                 )
-            out.finish(
-                {
-                    "table": table.uri,
-                    "rows": written,
-                    "latest": config.latest or config.is_of_images,
-                    "model": config.model,
-                }
-            )
+            chosen = {
+                "latest": config.latest or config.is_of_images,
+                "model": config.model,
+                "settings": config.settings,
+            }
+            out.finish({"table": table.uri, "rows": written, **chosen})
     except OSError as error:  # of a file of this machine: reading the table's files has its own sentences
         raise RunStopped(f"cannot write {config.out}: {error.strerror or error}.") from error
-    return ExportSummary(without_secrets(config.out), written, out.files, files.rows)
+    return ExportSummary(without_secrets(config.out), written, out.files, files.rows, dict(settings))
+
+
+def _of(config: ExportConfig) -> str:
+    model = "" if config.model is None else f" of model {config.model}"
+    return model if config.settings is None else f"{model} with the settings {config.settings}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,15 +214,14 @@ class _Files:
 
 def _look(table: Store) -> _Files:
     entries = [entry for entry in table.list("data/") if entry.key.endswith(".parquet")]
-    # by run, then by number: as whole strings, run `a-b` would come before run `a`
-    entries.sort(key=lambda entry: entry.key.split("/"))
+    entries.sort(key=lambda entry: in_order_of_runs(entry.key))
     columns = {column.name: column for column in SCHEMA}
     rows = 0
     for name, file in _opened(table, entries):
         with parquet_of(name):
             schema = file.schema_arrow
             rows += file.metadata.num_rows
-        check_columns(file, SCHEMA.names, name=name)
+        check_columns(file, FIRST_COLUMNS, name=name)
         for column in schema:
             known = columns.setdefault(column.name, column)
             if known.type != column.type:
@@ -217,7 +230,7 @@ def _look(table: Store) -> _Files:
                     "export cannot hold both. Query the files themselves."
                 )
     if not entries:
-        raise RunStopped(f"table {table.uri} has no published rows. Check the address, or label images into it.")
+        raise WrongUse(f"table {table.uri} has no published rows. Check the address, or label images into it.")
     return _Files(entries, pa.schema(list(columns.values())), rows)
 
 
@@ -248,9 +261,11 @@ def _uris(table: Store, files: _Files) -> Iterator[pa.ChunkedArray]:
 
 def _chosen(table: Store, files: _Files, config: ExportConfig, show: Callable[[int, int], None]) -> Iterator[pa.Table]:
     """Yield what is to be written of each row group, with all columns."""
-    current = (
-        current_rows(_opened(table, files.entries), config.model) if config.latest or config.is_of_images else None
-    )
+    recorded = RecordedSettings(table)
+    current = None
+    if config.latest or config.is_of_images:
+        opened = _opened(table, files.entries)
+        current = current_rows(opened, config.model, settings=config.settings, recorded=recorded)
     seen = 0
     for number, (name, file) in enumerate(_opened(table, files.entries)):
         first = 0
@@ -259,14 +274,20 @@ def _chosen(table: Store, files: _Files, config: ExportConfig, show: Callable[[i
             mask = None if current is None else pa.array(current[number][first : first + count])
             first, seen = first + count, seen + count
             if mask is None or pc.any(mask).as_py():
-                yield from _batches(file, name, group, mask, config, files.schema)
+                yield from _batches(file, name, group, mask, config, files.schema, recorded)
             show(seen, files.rows)
 
 
 def _batches(
-    file: pq.ParquetFile, name: str, group: int, mask: pa.Array | None, config: ExportConfig, schema: pa.Schema
+    file: pq.ParquetFile,
+    name: str,
+    group: int,
+    mask: pa.Array | None,
+    config: ExportConfig,
+    schema: pa.Schema,
+    recorded: RecordedSettings,
 ) -> Iterator[pa.Table]:
-    """Yield what is to be written of a row group, 2,048 rows at a time: a whole one may hold millions of boxes."""
+    """Yield what is to be written of a row group, 1,024 rows at a time: a whole one may hold millions of boxes."""
     start = 0
     batches = file.iter_batches(_BATCH_ROWS, row_groups=[group])
     while True:
@@ -275,11 +296,15 @@ def _batches(
             if batch is None:
                 return
             rows = pa.Table.from_batches([batch])
-            chosen = None if mask is None else mask.slice(start, len(rows))
+            if mask is None:
+                chosen = of_model(rows, config.model)
+                if config.settings is not None:
+                    chosen = chosen & with_settings(rows, config.settings, recorded)
+                kept = pa.array(chosen)
+            else:
+                kept = mask.slice(start, len(rows))
             start += len(rows)
-            if chosen is None and config.model is not None:
-                chosen = pc.equal(rows["model"].cast(pa.string()), config.model)
-            rows = _with_columns(rows if chosen is None else rows.filter(chosen), schema)
+            rows = _with_columns(rows.filter(kept), schema, recorded)
         if len(rows):
             yield rows
 
@@ -306,8 +331,13 @@ def _row_groups(parts: Iterator[pa.Table]) -> Iterator[pa.Table]:
         yield pa.concat_tables(held)
 
 
-def _with_columns(rows: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return the rows with the columns of all files, null where their own file has none."""
+def _with_columns(rows: pa.Table, schema: pa.Schema, recorded: RecordedSettings) -> pa.Table:
+    """Return the rows with the columns of all files, null where their own file has none; settings of their run."""
+    settings = recorded.of_rows(rows).dictionary_encode()
+    if COLUMN in rows.column_names:
+        rows = rows.set_column(rows.schema.get_field_index(COLUMN), COLUMN, settings)
+    else:
+        rows = rows.append_column(COLUMN, settings)
     columns = [
         rows[column.name] if column.name in rows.column_names else pa.nulls(len(rows), column.type) for column in schema
     ]

@@ -10,7 +10,7 @@ from pipelines.labelling.lease import holding
 from pipelines.labelling.publish import remove_parts
 from pipelines.labelling.run import End, Run, find_unfinished, list_runs
 from pipelines.labelling.seal import seal_run
-from pipelines.stopped import RunStopped
+from pipelines.stopped import WrongUse
 from pipelines.store import Store
 
 
@@ -36,11 +36,11 @@ def abandon_run(table: Store, run_id: str | None = None, *, token: str, clock: C
 
     Raises:
         LeaseHeld: another start writes the table.
-        RunStopped: there is no run of that name.
+        WrongUse: there is no run of that name.
         StoreError: the store refused.
     """
     if run_id is not None and all(run.run_id != run_id for run in list_runs(table)):
-        raise RunStopped(f"table {table.uri} has no run {run_id}. `python -m jobs.runs` lists those that it has.")
+        raise WrongUse(f"table {table.uri} has no run {run_id}. `python -m jobs.runs` lists those that it has.")
     if _unfinished(table, run_id) is None:
         return None  # before anything is written, such as a lease to a place that is no table
     store = refuse_overwriting(table, what="a table", loss="two runs could lose each other's rows")

@@ -10,6 +10,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.concurrently import map_concurrently
+from pipelines.labelling.recorded_settings import RecordedSettings, columns_of
+from pipelines.labelling.table_files import parse_table_file_key
 from pipelines.parquet_files import open_listed, parquet_of
 from pipelines.store import Entry, Store, join_uri
 from pipelines.table import check_columns
@@ -23,12 +25,19 @@ Version = tuple[str, str]
 
 
 def without_second_rows(
-    table: Store, run_id: str, rows: pa.Table, planned_etags: pa.ChunkedArray, *, threads: int
+    table: Store,
+    run_id: str,
+    rows: pa.Table,
+    planned_etags: pa.ChunkedArray,
+    *,
+    settings: str | None = None,
+    threads: int,
 ) -> pa.Table:
     """Return a run's rows with those that the table has already, from an earlier run, turned into errors.
 
     A plan leaves out what is labelled, by the etag of the listing. An object that was overwritten afterwards is
-    labelled as what was read; where that is a version of before, its row would be the second of one (uri, etag, model).
+    labelled as what was read; where that is a version of before, its row would be the second of one (uri, etag, model,
+    settings).
     The rows of runs before this one do not change any more, so every caller gets the same. Fetches the names in those
     row groups of earlier files that may hold such an image, nothing if no object changed.
 
@@ -37,6 +46,7 @@ def without_second_rows(
         run_id: of the rows.
         rows: of one segment.
         planned_etags: as listed, one for each row.
+        settings: of the rows; None: rows of any settings count as the same.
         threads: how many files are read at once.
 
     Raises:
@@ -48,7 +58,7 @@ def without_second_rows(
     if not len(changed):
         return rows
     wanted = set(zip(changed["uri"].to_pylist(), changed["etag"].to_pylist(), strict=True))
-    found = _labelled_before(table, run_id, changed["model"][0].as_py(), wanted, threads)
+    found = _labelled_before(table, run_id, changed["model"][0].as_py(), settings, wanted, threads)
     if not found:
         return rows
     pairs = zip(rows["uri"].to_pylist(), rows["etag"].to_pylist(), strict=True)
@@ -68,28 +78,33 @@ def without_second_rows(
 
 
 def _labelled_before(
-    table: Store, run_id: str, model: str, wanted: Collection[Version], threads: int
+    table: Store, run_id: str, model: str, settings: str | None, wanted: Collection[Version], threads: int
 ) -> frozenset[Version]:
-    """Return which versions have an `ok` row in the table's files of other runs."""
+    """Return which versions have an `ok` row of a model and settings in the table's files of other runs."""
     uris = sorted(uri for uri, _ in wanted)
+    recorded = RecordedSettings(table)
 
     def in_file(entry: Entry) -> set[Version]:
         with parquet_of(join_uri(table.uri, entry.key)):
             file = open_listed(table, entry)
-            check_columns(file, ("uri", "etag", "status", "model"), name=join_uri(table.uri, entry.key))
+            columns = ["uri", "etag", "status", "model", *(() if settings is None else columns_of(file))]
+            check_columns(file, columns, name=join_uri(table.uri, entry.key))
             groups = [group for group in range(file.num_row_groups) if _may_hold(file, group, uris)]
             if not groups:
                 return set()
-            rows = file.read_row_groups(groups, columns=["uri", "etag", "status", "model"])
+            rows = file.read_row_groups(groups, columns=columns)
             is_ok = pc.equal(rows["status"].cast(pa.string()), "ok")
             rows = rows.filter(pc.and_(is_ok, pc.equal(rows["model"].cast(pa.string()), model)))
+            if settings is not None:
+                is_same = pc.fill_null(pc.equal(recorded.of_rows(rows), settings), fill_value=True)
+                rows = rows.filter(is_same)
             rows = rows.filter(pc.is_in(rows["uri"], value_set=pa.array(uris, pa.string())))
             return set(zip(rows["uri"].to_pylist(), rows["etag"].to_pylist(), strict=True)) & set(wanted)
 
     entries = [
         entry
         for entry in table.list("data/")
-        if entry.key.endswith(".parquet") and not entry.key.startswith(f"data/{run_id}/")
+        if entry.key.endswith(".parquet") and (parse_table_file_key(entry.key) or ("", 0))[0] != run_id
     ]
     return frozenset().union(*map_concurrently(in_file, entries, threads=threads))
 

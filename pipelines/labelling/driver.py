@@ -10,6 +10,7 @@ from typing import Protocol
 
 from pipelines.clock import Clock
 from pipelines.labelling.cutting import Look, Selection
+from pipelines.labelling.history import last_settings
 from pipelines.labelling.labelled import LabelledKeys, read_labelled
 from pipelines.labelling.manifest import Counts, PlannedSegment, read_complete, read_manifest
 from pipelines.labelling.outcome import Outcome, ShardReport
@@ -19,7 +20,9 @@ from pipelines.labelling.publish import THREADS, read_done, remove_parts, verify
 from pipelines.labelling.run import Run, RunRequest, begin_run, finish_run, latest_run, read_end, resume_run
 from pipelines.labelling.seal import is_seal_begun, seal_run
 from pipelines.labelling.segments import label_segments
+from pipelines.labelling.settings import AUTO, precision_of, settings_differences
 from pipelines.lake.listing import LakeObject, Listing
+from pipelines.stopped import WrongUse
 from pipelines.store import Store, StoreError
 from pipelines.table import Totals
 from pipelines.watchdog import Watchdog
@@ -111,6 +114,7 @@ def run_labelling(
     runner: ShardRunner,
     *,
     new_run: bool,
+    relabel: bool = False,
     plan_ahead: Callable[[Iterator[PlannedSegment]], Plan],
     publisher: Executor,
     clock: Clock,
@@ -132,6 +136,7 @@ def run_labelling(
         selection: Which of them.
         runner: Labels and commits.
         new_run: Seal the unfinished run instead of resuming it. One whose sealing was begun before is sealed anyway.
+        relabel: Label the images again that the model has labelled with other settings, instead of refusing.
         plan_ahead: Makes the plan while what is durable of it is labelled.
         publisher: What table files are published in, beside labelling.
         clock: What time it is.
@@ -142,10 +147,13 @@ def run_labelling(
         still_ours: Called now and then; stops a start that has lost the table's lease by raising `RunStopped`.
 
     Raises:
+        WrongUse: the table's last rows of this model have other settings.
         RunStopped: the run cannot go on; what is committed stays.
         StoreError: the table's store refused; what is committed stays.
     """
-    start = _Start(table, request, listing, selection, runner, clock, tail, threads, show, watchdog or Watchdog(clock))
+    start = _Start(
+        table, request, listing, selection, runner, relabel, clock, tail, threads, show, watchdog or Watchdog(clock)
+    )
     found = start.begin_or_resume(new_run=new_run)
     if isinstance(found, Counts):
         return RunResult(None, False, Totals(), found, 0, 0, 0, 0.0)
@@ -155,7 +163,7 @@ def run_labelling(
     count = _Count(plan, Progress("label", began=began), show)
     for segments in plan.waves():
         still_ours()
-        count.add(images_before=read_done(table, run.run_id).count_images(segments))
+        count.add(images_before=read_done(table, run.run_id, run.layout).count_images(segments))
         with start.watchdog.stage("labelling", detail=runner.why_no_shard) as moved:
 
             def on_report(report: ShardReport, moved: Callable[..., None] = moved) -> None:
@@ -177,7 +185,7 @@ def run_labelling(
     labelling_seconds = clock.monotonic() - began
     segments = [planned for planned in read_manifest(table, run.run_id) if planned.ending is None]
     with start.watchdog.stage("counting what is published"):
-        totals = verify_run(table, run.run_id, segments)
+        totals = verify_run(table, run.run_id, run.layout, segments)
     finish_run(table, run.run_id, now=clock.now(), totals=_record(totals))
     try:
         remove_parts(table, run.run_id, threads=threads)
@@ -215,6 +223,7 @@ class _Start:
     listing: Listing
     selection: Selection
     runner: ShardRunner
+    relabel: bool
     clock: Clock
     tail: str
     threads: int
@@ -239,12 +248,17 @@ class _Start:
                 self.runner.prepare()  # nothing is labelled
             # All runs have ended and published what they ever will: the rows that are read now are all there are until
             # the next run begins, and `begin_run` tells whether that is ours.
-            labelled = self._read_labelled()
-            with self.watchdog.stage("planning") as moved:
-                look = Look(self.listing, _contains(labelled, moved), self.selection)
+            last = self._last_settings()
+            # "auto" is not resolved for a start that has nothing to do: the last rows' precision is taken for it
+            settings = None if last is None else self._check_settings(last, precision_of(last))
+            labelled, look = self._look(settings)
             if not look.has_new:
                 return look.counts
             workforce = self.runner.workforce()
+            if last is not None and settings != self._check_settings(last, workforce.precision):
+                labelled, look = self._look(self.request.settings(workforce.precision))
+                if not look.has_new:
+                    return look.counts
             begun = begin_run(
                 self.table,
                 self.request,
@@ -260,7 +274,9 @@ class _Start:
     def plan(self, begun: _Begun) -> Iterator[PlannedSegment]:
         """Yield the segments of the plan, each when it is durable. Does nothing before it is iterated."""
         # of a run that was resumed, read after that: from then on no other run adds rows
-        labelled = begun.labelled if begun.labelled is not None else self._read_labelled()
+        labelled = begun.labelled
+        if labelled is None:
+            labelled = self._read_labelled(begun.run.settings if begun.run.tells_settings_apart else None)
         with self.watchdog.stage("planning") as moved:
             yield from write_plan(
                 self.table,
@@ -281,6 +297,8 @@ class _Start:
         if read_end(self.table, latest.run_id) is None:
             if not new_run and not is_seal_begun(self.table, latest.run_id):
                 return latest, True
+            if new_run:  # before anything is sealed
+                self._check_before_sealing()
             self.runner.try_model()
             seal_run(self.table, latest, now=self.clock.now())
         remove_parts(
@@ -288,10 +306,46 @@ class _Start:
         )  # the start that ended it may have died before it had
         return latest, False
 
-    def _read_labelled(self) -> LabelledKeys:
+    def _last_settings(self) -> str | None:
+        return last_settings(self.table, self.request.model, threads=self.threads)
+
+    def _check_before_sealing(self) -> None:
+        last = self._last_settings()
+        if last is not None:
+            is_open = self.request.precision == AUTO and not self.relabel
+            self._check_settings(last, self.runner.workforce().precision if is_open else precision_of(last))
+
+    def _check_settings(self, last: str, precision: str) -> str:
+        """Return the settings of this start, where `precision` is what "auto" is.
+
+        Raises:
+            WrongUse: they are not the `last` ones of the table, and it was not told to label again.
+        """
+        settings = self.request.settings(precision)
+        if settings != last and not self.relabel:
+            differing = settings_differences(last, settings)
+            raise WrongUse(
+                f"table {self.table.uri} was labelled by {self.request.model} with other settings "
+                f"({'; '.join(differing)}). Give the old {'value' if len(differing) == 1 else 'values'} to label what "
+                "is new, filter the rows that are there by SQL if fewer detections are wanted (WHERE score >= ...), "
+                "name another --table, or give --relabel to label its images again: both rows stay, told apart by the "
+                "column settings."
+            )
+        return settings
+
+    def _look(self, settings: str | None) -> tuple[LabelledKeys, Look]:
+        labelled = self._read_labelled(settings)
+        with self.watchdog.stage("planning") as moved:
+            return labelled, Look(self.listing, _contains(labelled, moved), self.selection)
+
+    def _read_labelled(self, settings: str | None) -> LabelledKeys:
         with self.watchdog.stage("reading what is labelled already"):
             return read_labelled(
-                self.table, self.request.model, retry_errors=self.selection.retry_errors, threads=self.threads
+                self.table,
+                self.request.model,
+                settings=settings,
+                retry_errors=self.selection.retry_errors,
+                threads=self.threads,
             )
 
 

@@ -8,8 +8,9 @@ from datetime import datetime
 
 from pipelines.concurrently import map_concurrently
 from pipelines.labelling.manifest import read_complete, read_manifest
-from pipelines.labelling.publish import THREADS, footer_totals, is_sealed_file, read_done, table_file_key
-from pipelines.labelling.run import Run, State, list_runs, read_end, read_state, run_key
+from pipelines.labelling.publish import THREADS, footer_totals, is_sealed_file, read_done
+from pipelines.labelling.run import End, Run, State, list_runs, list_runs_backwards, read_end, read_state, run_key
+from pipelines.labelling.table_files import table_file_key
 from pipelines.parquet_files import open_listed
 from pipelines.stopped import RunStopped
 from pipelines.store import NotFound, Store, join_uri
@@ -31,6 +32,7 @@ class RunSummary:
         rows: that readers see of it.
         detections: of these rows.
         errors: how many of these rows are errors, by kind.
+        settings: of these rows, as their column says them.
     """
 
     run_id: str
@@ -42,6 +44,7 @@ class RunSummary:
     rows: int
     detections: int
     errors: Mapping[str, int]
+    settings: str
 
 
 def summarise_runs(table: Store, *, threads: int = THREADS) -> Iterator[RunSummary]:
@@ -57,10 +60,7 @@ def summarise_runs(table: Store, *, threads: int = THREADS) -> Iterator[RunSumma
     for run in list_runs(table):
         end = read_end(table, run.run_id)
         state = end.state if end is not None else read_state(table, run.run_id)
-        if end is not None and end.state == "finished":
-            totals = _recorded(table, run, end.totals)
-        else:
-            totals = _published(table, run, threads)
+        totals = _totals(table, run, end, threads)
         yield RunSummary(
             run_id=run.run_id,
             state=state,
@@ -71,7 +71,29 @@ def summarise_runs(table: Store, *, threads: int = THREADS) -> Iterator[RunSumma
             rows=totals.rows,
             detections=totals.detections,
             errors=totals.errors,
+            settings=run.settings,
         )
+
+
+def last_settings(table: Store, model: str, *, threads: int = THREADS) -> str | None:
+    """Return the settings of the last run of a model that has published rows, None where there is no such run.
+
+    Reads the records of runs from the newest back to that one.
+
+    Raises:
+        RunStopped: a record or a file is damaged.
+        StoreError: the store refused.
+    """
+    for run in list_runs_backwards(table):
+        if run.model == model and _totals(table, run, read_end(table, run.run_id), threads).rows:
+            return run.settings
+    return None
+
+
+def _totals(table: Store, run: Run, end: End | None, threads: int) -> Totals:
+    if end is not None and end.state == "finished":
+        return _recorded(table, run, end.totals)
+    return _published(table, run, threads)
 
 
 def _recorded(table: Store, run: Run, totals: Mapping[str, object]) -> Totals:
@@ -85,12 +107,12 @@ def _recorded(table: Store, run: Run, totals: Mapping[str, object]) -> Totals:
 
 def _published(table: Store, run: Run, threads: int) -> Totals:
     def read(segment: int) -> Totals:
-        key = table_file_key(run.run_id, segment)
+        key = table_file_key(run.run_id, segment, run.layout)
         entry = table.head(key)
         file = open_listed(table, entry)
         return Totals() if is_sealed_file(file) else footer_totals(file, join_uri(table.uri, key))
 
-    published = sorted(read_done(table, run.run_id).published)
+    published = sorted(read_done(table, run.run_id, run.layout).published)
     return sum(map_concurrently(read, published, threads=threads), start=Totals())
 
 

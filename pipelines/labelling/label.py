@@ -33,7 +33,7 @@ from pipelines.labelling.run import RunRequest, check_run_id
 from pipelines.labelling.segments import publishing
 from pipelines.lake.listing import list_objects
 from pipelines.models import FETCH_FIRST, ModelInfo, identify_model
-from pipelines.stopped import RunStopped
+from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import (
     StoreError,
     StoreOptions,
@@ -68,6 +68,7 @@ class LabelConfig:
         batch_size: Images in a batch at most; None is 32 on GPUs and 1 on CPUs.
         run_id: The run's name; None makes one of the time.
         new_run: Seal the table's unfinished run instead of resuming it.
+        relabel: Label images again that the table has with other settings of the model, instead of refusing.
         least_actors: Actors that must run; None is 1.
         most_actors: Actors that may run; None is what the cluster holds.
         shard_images: Images a shard; None is 2,048 on GPUs and 64 on CPUs, and fewer in a small run.
@@ -104,6 +105,7 @@ class LabelConfig:
     batch_size: int | None = None
     run_id: str | None = None
     new_run: bool = False
+    relabel: bool = False
     least_actors: int | None = None
     most_actors: int | None = None
     shard_images: int | None = None
@@ -282,24 +284,24 @@ def label(
     check_answers([(f"{config.table.rstrip('/')}/", config.table_options)])  # its folder is all that must be listed
     listing = list_objects(config.images, options=config.image_options, keep=config.keep, table=config.table)
     try:
-        table = open_store(config.table, config.table_options)
-        store = refuse_overwriting(table, what="a table", loss="two runs could lose each other's rows")
-        with (
-            holding(
-                table,
-                can_swap=store.swap is not None,
-                token=secrets.token_hex(16),
-                wait_seconds=60 * config.wait_minutes,
-                say=lambda sentence: show(Progress(sentence)),
-                impatient=open_store(config.table, replace(config.table_options, retry_seconds=TRIES_SECONDS)),
-            ) as still_ours,
-            ExitStack() as before_the_lease_ends,
-            watching() as watchdog,
-        ):
+        with watching() as watchdog, ExitStack() as before_the_lease:
             runner = RayRunner(_spec(config), _actors(config), show=show, watchdog=watchdog)
-            before_the_lease_ends.callback(runner.close)
-            model = _identify(config, runner)
-            with publishing() as publisher:
+            before_the_lease.callback(runner.close)
+            model = _identify(config, runner)  # before anything is written
+            table = open_store(config.table, config.table_options)
+            store = refuse_overwriting(table, what="a table", loss="two runs could lose each other's rows")
+            with (
+                holding(
+                    table,
+                    can_swap=store.swap is not None,
+                    token=secrets.token_hex(16),
+                    wait_seconds=60 * config.wait_minutes,
+                    say=lambda sentence: show(Progress(sentence)),
+                    impatient=open_store(config.table, replace(config.table_options, retry_seconds=TRIES_SECONDS)),
+                ) as still_ours,
+                before_the_lease.pop_all() as before_the_lease_ends,
+                publishing() as publisher,
+            ):
                 result = run_labelling(
                     table,
                     _request(config, model),
@@ -307,6 +309,7 @@ def label(
                     config.selection,
                     runner,
                     new_run=config.new_run,
+                    relabel=config.relabel,
                     plan_ahead=lambda plan: Planner(plan, wave_shards=WAVE_SHARDS),
                     publisher=publisher,
                     clock=SystemClock(),
@@ -315,8 +318,8 @@ def label(
                     watchdog=watchdog,
                     still_ours=still_ours,
                 )
-            if afterwards is not None:  # no actor works any more
-                afterwards.push(before_the_lease_ends.pop_all())
+                if afterwards is not None:  # no actor works any more
+                    afterwards.push(before_the_lease_ends.pop_all())
     except StoreError as error:
         raise RunStopped(f"{error} What is done stays done; the same command goes on from there.") from error
     return _summary(config, result, model, time.monotonic() - began)
@@ -356,7 +359,8 @@ def _identify(config: LabelConfig, runner: RayRunner) -> ModelInfo:
     """Return what the model is, as this machine reads it, else as a node of the cluster loads it.
 
     Raises:
-        RunStopped: it cannot be had, or has no class of a name that is wanted.
+        WrongUse: there is no such model, or it has no class of a name that is wanted.
+        RunStopped: it cannot be had now.
     """
     try:
         model = identify_model(config.model, config.table_options)
@@ -368,7 +372,7 @@ def _identify(config: LabelConfig, runner: RayRunner) -> ModelInfo:
         for name, _ in config.classes or ():
             category_named(name, model.categories, model=config.model)
     except UnknownClass as error:
-        raise RunStopped(str(error)) from error
+        raise WrongUse(str(error)) from error
     return model
 
 

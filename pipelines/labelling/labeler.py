@@ -70,6 +70,7 @@ class Labeler:
         run_id: str,
         model_id: str,
         threshold: float,
+        settings: str,
         read_shard: Callable[[int], Sequence[LakeObject]],
         kept_schema: pa.Schema,
         decode_threads: int,
@@ -85,13 +86,14 @@ class Labeler:
             run_id: of the run that the shards belong to.
             model_id: `name@sha256[:12]`, for the rows.
             threshold: for the rows; the detector applies it.
+            settings: for the rows, as the run's record has them.
             read_shard: gives the objects of a shard by its number.
             kept_schema: columns that are carried from the source.
             decode_threads: images decoded at once.
             clock: what rows are stamped with .
         """
         self._table, self._fetcher, self._decoder, self._detector = table, fetcher, decoder, detector
-        self._run_id, self._model_id, self._threshold = run_id, model_id, threshold
+        self._run_id, self._model_id, self._threshold, self._settings = run_id, model_id, threshold, settings
         self._read_shard, self._kept_schema = read_shard, kept_schema
         self._clock = clock or SystemClock()
         self._fetchers = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch")
@@ -117,7 +119,7 @@ class Labeler:
             del seen  # before the next window is fetched
         if len(without) == len(objects):
             self._fetcher.refuse_all_denied(without)
-        origin = Origin(self._model_id, self._threshold, self._run_id, shard, labelled_at=self._clock.now())
+        origin = Origin(self._model_id, self._threshold, self._run_id, shard, self._clock.now(), self._settings)
         table = rows_to_table(rows, self._kept_schema, origin=origin)
         commit_part(self._table, self._run_id, shard, table, token=uuid.uuid4().hex)
         return ShardReport(

@@ -27,7 +27,7 @@ class LabelerSpec:
     """Everything that an actor needs, without secrets: stores are opened and credentials found where it runs.
 
     `isolated`: the shards were lost before, so their images are decoded where they can kill a child process only.
-    `pool`: a random name of the pool that the actor belongs to.
+    `settings`: of the run, for the rows. `pool`: a random name of the pool that the actor belongs to.
     """
 
     table: str
@@ -43,6 +43,7 @@ class LabelerSpec:
     image_options: StoreOptions
     table_options: StoreOptions
     batch_size: int | None = None
+    settings: str = ""
     isolated: bool = False
     pool: str = ""
     decode_seconds: float = DECODE_SECONDS
@@ -124,6 +125,7 @@ def build_labeler(spec: LabelerSpec) -> Labeler:
         run_id=spec.run_id,
         model_id=info.id,
         threshold=spec.threshold,
+        settings=spec.settings,
         read_shard=read,
         kept_schema=read_kept_schema(table, spec.run_id),
         decode_threads=spec.threads,

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.concurrently import map_concurrently
+from pipelines.labelling.recorded_settings import RecordedSettings, columns_of
 from pipelines.lake.listing import LakeObject
 from pipelines.parquet_files import open_listed, parquet_of
 from pipelines.store import Entry, Store, join_uri
@@ -66,9 +67,14 @@ def labelled_keys(rows: Iterable[tuple[str, str | None]]) -> LabelledKeys:
 
 
 def read_labelled(
-    table: Store, model: str | None, *, retry_errors: Literal["passing", "all"] = "passing", threads: int = 4
+    table: Store,
+    model: str | None,
+    *,
+    settings: str | None = None,
+    retry_errors: Literal["passing", "all"] = "passing",
+    threads: int = 4,
 ) -> LabelledKeys:
-    """Return the images that a model has labelled, as the published rows of a table say.
+    """Return the images that a model has labelled with some settings, as the published rows of a table say.
 
     Labelled are `ok` rows, and errors of permanent kinds unless all errors are to be tried again. Fetches the columns
     of keys only. Needs 16 bytes a row, and of one file in every thread these columns as they are stored and some
@@ -77,6 +83,7 @@ def read_labelled(
     Args:
         table: The table, which may not exist yet.
         model: As rows name it; None means any.
+        settings: As rows have them; None means any. Rows whose settings nothing tells count as labelled.
         retry_errors: Which errors do not count as labelled.
         threads: How many files are read at once.
 
@@ -87,9 +94,10 @@ def read_labelled(
     files = (entry for entry in table.list("data/") if entry.key.endswith(".parquet"))
     joined = bytearray()  # grows where it is: large blocks are not copied but mapped anew
     lock = Lock()
+    recorded = RecordedSettings(table)
 
     def add_file(entry: Entry) -> None:
-        for keys in _file_keys(table, entry, model, retry_errors):
+        for keys in _file_keys(table, entry, model, settings, recorded, retry_errors):
             with lock:
                 joined.extend(keys)
 
@@ -98,19 +106,29 @@ def read_labelled(
     return _sorted(joined)
 
 
-def _file_keys(table: Store, entry: Entry, model: str | None, retry_errors: str) -> Iterator[bytes]:
+def _file_keys(
+    table: Store,
+    entry: Entry,
+    model: str | None,
+    settings: str | None,
+    recorded: RecordedSettings,
+    retry_errors: str,
+) -> Iterator[bytes]:
     """Yield the keys of a file's rows that count, of some thousand rows at once."""
     name = join_uri(table.uri, entry.key)
     file = open_listed(table, entry)
-    check_columns(file, ("uri", "etag", "status", "error_kind", "model"), name=name)
+    of_settings = () if settings is None else columns_of(file)
+    check_columns(file, ("uri", "etag", "status", "error_kind", "model", *of_settings), name=name)
     with parquet_of(name):
-        states = file.read(columns=["status", "error_kind", "model"])
+        states = file.read(columns=["status", "error_kind", "model", *of_settings])
         counts = pc.equal(states["status"].cast(pa.string()), "ok")
         if retry_errors == "passing":
             kinds = pa.array(sorted(PERMANENT_KINDS))
             counts = pc.or_(counts, pc.is_in(states["error_kind"].cast(pa.string()), value_set=kinds))
         if model is not None:
             counts = pc.and_(counts, pc.equal(states["model"].cast(pa.string()), model))
+        if settings is not None:
+            counts = pc.and_(counts, pc.fill_null(pc.equal(recorded.of_rows(states), settings), fill_value=True))
         if not pc.any(counts).as_py():
             return
         first = 0

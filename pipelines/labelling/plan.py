@@ -132,7 +132,7 @@ def summarise_plan(config: PlanConfig) -> PlanSummary:
     try:
         unfinished = find_unfinished(table)
         left = list(read_manifest(table, unfinished.run_id)) if unfinished else []
-        done = read_done(table, unfinished.run_id).count_images(left) if unfinished else 0
+        done = read_done(table, unfinished.run_id, unfinished.layout).count_images(left) if unfinished else 0
         labelled = read_labelled(table, config.model, retry_errors=config.retry_errors)
     except StoreError as error:
         raise RunStopped(f"cannot read the table {table.uri}: {error}") from error

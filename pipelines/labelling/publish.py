@@ -15,17 +15,17 @@ from pipelines.concurrently import map_concurrently
 from pipelines.labelling.changed_back import without_second_rows
 from pipelines.labelling.manifest import PlannedSegment, read_planned
 from pipelines.labelling.run import Run, run_key, sealed_sentence
+from pipelines.labelling.table_files import Layout, parse_table_file_key, table_file_key, table_files_prefix
 from pipelines.once import put_once
 from pipelines.parquet_files import open_bytes, open_listed, parquet_of
 from pipelines.stopped import RunStopped
 from pipelines.store import NotFound, Store, join_uri
 from pipelines.strict_json import count_field, counts_field, parse_object
-from pipelines.table import Totals, decode, encode, read_metadata, table_schema, total
+from pipelines.table import Totals, decode, encode, read_metadata, table_schema, total, with_settings
 
 THREADS: Final = 8
 
 _PART = ".part"
-_TABLE_FILE = ".parquet"
 
 
 class Commit(Enum):
@@ -63,11 +63,6 @@ def part_key(run_id: str, shard: int) -> str:
     return run_key(run_id, f"parts/{shard:07d}{_PART}")
 
 
-def table_file_key(run_id: str, segment: int) -> str:
-    """Return the key of the table file of a segment."""
-    return f"data/{run_id}/{segment:05d}{_TABLE_FILE}"
-
-
 def commit_part(table: Store, run_id: str, shard: int, rows: pa.Table, *, token: str) -> Commit:
     """Write the rows of one shard, once, whoever else tries.
 
@@ -87,9 +82,11 @@ def commit_part(table: Store, run_id: str, shard: int, rows: pa.Table, *, token:
     return Commit.WON if found.get("token") == token else Commit.LOST
 
 
-def read_done(table: Store, run_id: str) -> Done:
+def read_done(table: Store, run_id: str, layout: Layout) -> Done:
     """Return what exists of a run: two listings. Memory: 100 bytes a shard that is not published yet."""
-    published = frozenset(_numbers(table, f"data/{run_id}/", _TABLE_FILE))
+    keys = (entry.key for entry in table.list(table_files_prefix(run_id, layout)))
+    # the names of other runs may begin with this one's
+    published = frozenset(found[1] for found in map(parse_table_file_key, keys) if found and found[0] == run_id)
     return Done(frozenset(_numbers(table, run_key(run_id, "parts/"), _PART)), published)
 
 
@@ -109,15 +106,15 @@ def publish_group(table: Store, run: Run, segment: PlannedSegment, *, threads: i
         RunStopped: the parts are not the planned images, each in one row; or the run was sealed.
         StoreError: the store refused; nothing is known about the file.
     """
-    key = table_file_key(run.run_id, segment.index)
-    published = read_totals(table, run.run_id, segment)
+    key = table_file_key(run.run_id, segment.index, run.layout)
+    published = read_totals(table, run.run_id, run.layout, segment)
     if published is not None:
         return published
     try:
-        rows = _read_parts(table, run.run_id, segment, threads)
+        rows = _read_parts(table, run, segment, threads)
     except NotFound:
         # parts go when the run has ended: somebody else has published them
-        published = read_totals(table, run.run_id, segment)
+        published = read_totals(table, run.run_id, run.layout, segment)
         if published is None:
             raise
         return published
@@ -125,23 +122,23 @@ def publish_group(table: Store, run: Run, segment: PlannedSegment, *, threads: i
     data = encode(rows, {**_run_metadata(run, segment.index), "totals": json.dumps(asdict(totals))})
     written = put_once(table, key, data)
     if written != data:
-        # the same parts by another release of pyarrow, perhaps; else another run's hand in our folder
+        # the same parts by another release of pyarrow or of ours, perhaps; else another run's hand in our folder
         name = join_uri(table.uri, key)
         _check_not_sealed(table, run.run_id, open_bytes(written, name))
-        if not _plain(decode(written, name=name)).equals(_plain(rows)):
+        if not _plain(with_settings(decode(written, name=name), run.settings)).equals(_plain(rows)):
             raise RunStopped(
                 f"{name} exists with other rows than the parts of its shards. Move it away, or start with --new-run."
             )
     return totals
 
 
-def read_totals(table: Store, run_id: str, segment: PlannedSegment) -> Totals | None:
+def read_totals(table: Store, run_id: str, layout: Layout, segment: PlannedSegment) -> Totals | None:
     """Return what the rows of a segment's table file add up to, None where it is not published. Fetches its footer.
 
     Raises:
         RunStopped: the file has not one row for each planned image, or the run was sealed.
     """
-    key = table_file_key(run_id, segment.index)
+    key = table_file_key(run_id, segment.index, layout)
     try:
         entry = table.head(key)
     except NotFound:
@@ -175,7 +172,7 @@ def is_sealed_file(file: pq.ParquetFile) -> bool:
     return "sealed" in read_metadata(file)
 
 
-def verify_run(table: Store, run_id: str, segments: Iterable[PlannedSegment]) -> Totals:
+def verify_run(table: Store, run_id: str, layout: Layout, segments: Iterable[PlannedSegment]) -> Totals:
     """Return what a run has published, after counting that each planned image has its row in each segment's file.
 
     Raises:
@@ -183,12 +180,12 @@ def verify_run(table: Store, run_id: str, segments: Iterable[PlannedSegment]) ->
     """
     totals = Totals()
     for segment in segments:
-        found = None if segment.ending else read_totals(table, run_id, segment)
+        found = None if segment.ending else read_totals(table, run_id, layout, segment)
         if found is not None:
             totals += found
         elif segment.ending is None:
             raise RunStopped(
-                f"{join_uri(table.uri, table_file_key(run_id, segment.index))} is missing. The same command "
+                f"{join_uri(table.uri, table_file_key(run_id, segment.index, layout))} is missing. The same command "
                 "publishes it."
             )
     return totals
@@ -206,15 +203,17 @@ def remove_parts(table: Store, run_id: str, *, threads: int = THREADS) -> int:
 def write_sealed_file(table: Store, run: Run, segment: int, kept_schema: pa.Schema) -> None:
     """Create the table file of a segment without rows, unless it is published: nobody can publish it after this."""
     empty = table_schema(kept_schema).empty_table()
-    put_once(
-        table, table_file_key(run.run_id, segment), encode(empty, {**_run_metadata(run, segment), "sealed": "true"})
-    )
+    data = encode(empty, {**_run_metadata(run, segment), "sealed": "true"})
+    put_once(table, table_file_key(run.run_id, segment, run.layout), data)
 
 
-def _read_parts(table: Store, run_id: str, segment: PlannedSegment, threads: int) -> pa.Table:
+def _read_parts(table: Store, run: Run, segment: PlannedSegment, threads: int) -> pa.Table:
+    run_id = run.run_id
+
     def read(shard: int) -> pa.Table:
         key = part_key(run_id, shard)
-        return decode(table.get(key).data, name=join_uri(table.uri, key))
+        # an earlier release may have begun the run
+        return with_settings(decode(table.get(key).data, name=join_uri(table.uri, key)), run.settings)
 
     parts = list(map_concurrently(read, segment.shards, threads=threads))
     planned, kept = read_planned(table, run_id, segment.index)
@@ -231,7 +230,7 @@ def _read_parts(table: Store, run_id: str, segment: PlannedSegment, threads: int
         first += images
     with parquet_of(f"the parts of segment {segment.index} of {table.uri}"):
         rows = pa.concat_tables(parts)
-    return without_second_rows(table, run_id, rows, planned["etag"], threads=threads)
+    return without_second_rows(table, run_id, rows, planned["etag"], settings=run.settings, threads=threads)
 
 
 def _plain(table: pa.Table) -> pa.Table:

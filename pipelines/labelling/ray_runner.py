@@ -123,6 +123,7 @@ class RayRunner:
             self._placed(connection, run.precision),  # type: ignore[arg-type]  # `run` has checked it
             run_id=run.run_id,
             model_sha256=run.model_sha256,
+            settings=run.settings,
             isolated=isolated,
         )
         # what was lost may have been lost with its host: as many actors as before may not fit any more

@@ -9,12 +9,14 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
 
+from pipelines.labelling.settings import AUTO, settings_text
+from pipelines.labelling.table_files import LAYOUTS, Layout, layout_without_runs
 from pipelines.once import put_once
 from pipelines.stopped import RunStopped
 from pipelines.store import NotFound, Store, join_uri
 from pipelines.strict_json import parse_object, text_field
 
-RECORD_VERSION: Final = 2  # version 1 has no `precision`
+RECORD_VERSION: Final = 3  # version 1 has no `precision`, versions 1 and 2 no `tells_settings_apart` and `layout`
 
 OLD_PRECISION: Final = "fp32"  # of unfinished runs from before "auto" was resolved once for all nodes
 PRECISIONS: Final = ("fp32", "tf32", "bf16", "fp16")
@@ -60,6 +62,15 @@ class RunRequest:
         if self.run_id is not None:
             check_run_id(self.run_id)
 
+    @property
+    def precision(self) -> str:
+        """What the network computes in, as it was asked for: "auto" depends on the cluster's devices."""
+        return str(self.configuration.get("precision", AUTO))
+
+    def settings(self, precision: str) -> str:
+        """Return the settings of the rows that come out where `precision` is what "auto" is."""
+        return settings_text(self.configuration, precision if self.precision == AUTO else self.precision)
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -76,6 +87,9 @@ class Run:
         started_at: When it began, UTC.
         precision: What the network computes in on every node, "auto" resolved. Runs of earlier releases that were
             asked for "auto" have none in their record: fp32.
+        tells_settings_apart: Whether an image that its model has labelled with other settings is planned again. Runs
+            that an earlier release began leave such images out.
+        layout: Where its table files are, the same for all runs of a table.
     """
 
     run_id: str
@@ -87,6 +101,13 @@ class Run:
     versions: Mapping[str, str]
     started_at: datetime
     precision: str = OLD_PRECISION
+    tells_settings_apart: bool = True
+    layout: Layout = "flat"
+
+    @property
+    def settings(self) -> str:
+        """The settings of its rows."""
+        return settings_text(self.configuration, self.precision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +189,7 @@ def begin_run(
         versions=dict(request.versions),
         started_at=now,
         precision=precision,
+        layout=after.layout if after else layout_without_runs(table),
     )
     if _exists(table, run_key(run.run_id, "run.json")):
         raise RunStopped(f"run {run.run_id} of {table.uri} has ended already. Give another --run-id, or none.")
@@ -195,6 +217,27 @@ def list_runs(table: Store) -> Iterator[Run]:
     """Yield all runs of a table, oldest first."""
     for number in _sequence(table):
         yield _read(table, number)
+
+
+def list_runs_backwards(table: Store) -> Iterator[Run]:
+    """Yield all runs of a table, newest first; each record is read when it is asked for."""
+    for number in reversed(list(_sequence(table))):
+        yield _read(table, number)
+
+
+def read_run(table: Store, run_id: str) -> Run | None:
+    """Return the run of a name, None where the table has none.
+
+    Raises:
+        RunStopped: its record is damaged.
+        StoreError: the store refused.
+    """
+    if not _RUN_ID.fullmatch(run_id):
+        return None  # of a damaged row: it must not lead out of the runs' folder
+    try:
+        return _decode(table, run_key(run_id, "run.json"))
+    except NotFound:
+        return None
 
 
 def read_end(table: Store, run_id: str) -> End | None:
@@ -327,36 +370,48 @@ def _sequence(table: Store) -> Iterator[int]:
 
 
 def _read(table: Store, number: int) -> Run:
-    key = _sequence_key(number)
+    run = _decode(table, _sequence_key(number))
+    # another number than its name's would let a starter look for the next run for ever
+    if run.number != number:
+        raise _damaged(join_uri(table.uri, _sequence_key(number)))
+    return run
+
+
+def _decode(table: Store, key: str) -> Run:
     uri = join_uri(table.uri, key)
     try:
         record = parse_object(table.get(key).data)
     except ValueError as error:
         raise _damaged(uri) from error
     version = record.pop("record_version", None)
-    if version not in (1, RECORD_VERSION) or isinstance(version, bool):
+    if version not in (1, 2, RECORD_VERSION) or isinstance(version, bool):
         raise RunStopped(
             f"{uri} is a run record of version {_brief(version)}, this is version {RECORD_VERSION}. Use the release "
             "that began the run."
         )
     # the name becomes part of keys: a damaged record must not lead out of the run's folder
     kinds = {"run_id": str, "number": int, "shard_images": int, "model": str, "model_sha256": str,
-             "configuration": dict, "versions": dict, "started_at": str, "precision": str}  # fmt: skip
+             "configuration": dict, "versions": dict, "started_at": str, "precision": str,
+             "tells_settings_apart": bool, "layout": str}  # fmt: skip
     if version == 1:
         if "precision" in record or not isinstance(record.get("configuration"), dict):
             raise _damaged(uri)
         asked = record["configuration"].get("precision")
         record["precision"] = asked if asked in PRECISIONS else OLD_PRECISION
+    if version != RECORD_VERSION:
+        if "tells_settings_apart" in record or "layout" in record:
+            raise _damaged(uri)
+        record |= {"tells_settings_apart": False, "layout": "folders"}
     if record.keys() != kinds.keys() or any(type(record[name]) is not kind for name, kind in kinds.items()):
         raise _damaged(uri)
-    # another number than its name's would let a starter look for the next run for ever
-    if record["number"] != number or record["shard_images"] < 1 or not _RUN_ID.fullmatch(record["run_id"]):
+    if record["shard_images"] < 1 or not _RUN_ID.fullmatch(record["run_id"]):
         raise _damaged(uri)
-    if record["precision"] not in PRECISIONS:
+    if record["precision"] not in PRECISIONS or record["layout"] not in LAYOUTS:
         raise _damaged(uri)
     try:
+        settings_text(record["configuration"], record["precision"])  # can be told
         return Run(**{**record, "started_at": datetime.fromisoformat(record["started_at"])})
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise _damaged(uri) from error
 
 

@@ -1,4 +1,4 @@
-"""Whether any version of an image has two `ok` rows of one model, over all files of a table."""
+"""Whether any version of an image has two `ok` rows of one model and settings, over all files of a table."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.labelling.labelled import KEY_BYTES, Keys
+from pipelines.labelling.recorded_settings import RecordedSettings, columns_of
 from pipelines.parquet_files import open_listed, parquet_of
 from pipelines.stopped import RunStopped
 from pipelines.store import Entry, Store, join_uri
 
-Version = tuple[str, str | None, str]
-"""The URI, etag and model of a row. An unknown etag is a value like any other: such an image is labelled once, too."""
+Version = tuple[str, str | None, str, str | None]
+"""The URI, etag, model and settings of a row. An unknown etag is a value like any other: it is labelled once, too."""
 
 
 def find_second_rows(table: Store, files: Sequence[Entry]) -> Iterator[str]:
@@ -30,9 +31,10 @@ def find_second_rows(table: Store, files: Sequence[Entry]) -> Iterator[str]:
     """
     readable: list[Entry] = []
     parts: list[Keys] = []
+    recorded = RecordedSettings(table)
     for entry in files:
         try:
-            parts.append(_hashes(_ok_versions(table, entry)))
+            parts.append(_hashes(_ok_versions(table, entry, recorded)))
         except RunStopped as damaged:
             yield str(damaged)
         else:
@@ -43,14 +45,14 @@ def find_second_rows(table: Store, files: Sequence[Entry]) -> Iterator[str]:
     repeated = np.unique(keys[1:][keys[1:] == keys[:-1]])
     del keys
     if len(repeated):
-        yield from _second_rows(table, readable, repeated)
+        yield from _second_rows(table, readable, repeated, recorded)
 
 
-def _second_rows(table: Store, files: Sequence[Entry], repeated: Keys) -> Iterator[str]:
+def _second_rows(table: Store, files: Sequence[Entry], repeated: Keys, recorded: RecordedSettings) -> Iterator[str]:
     """Yield the sentences, of which each names one file and one row of it; `repeated` is sorted."""
     first_file = np.full(len(repeated), -1, np.int32)
     for number, entry in enumerate(files):
-        versions = _ok_versions(table, entry)
+        versions = _ok_versions(table, entry, recorded)
         hashes = _hashes(versions)
         places = np.searchsorted(repeated, hashes)
         places[places == len(repeated)] = 0
@@ -62,27 +64,32 @@ def _second_rows(table: Store, files: Sequence[Entry], repeated: Keys) -> Iterat
             else:
                 second.append((versions[row], first_file[place]))
         if second:
-            (uri, etag, model), before = second[0]
+            (uri, etag, model, settings), before = second[0]
             rows = "a second row" if len(second) == 1 else f"{len(second):,} second rows"
             version = f"{uri} ({'no etag' if etag is None else f'etag {etag}'})"
+            labeller = model if settings is None else f"{model} with the settings {settings}"
             yield (
-                f"{join_uri(table.uri, entry.key)} has {rows} of what {model} has labelled already, such as {version}, "
-                f"which is in {join_uri(table.uri, files[before].key)}."
+                f"{join_uri(table.uri, entry.key)} has {rows} of what {labeller} has labelled already, such as "
+                f"{version}, which is in {join_uri(table.uri, files[before].key)}."
             )
 
 
-def _ok_versions(table: Store, entry: Entry) -> list[Version]:
+def _ok_versions(table: Store, entry: Entry, recorded: RecordedSettings) -> list[Version]:
     name = join_uri(table.uri, entry.key)
     file = open_listed(table, entry)
     with parquet_of(name):
-        rows = file.read(columns=["uri", "etag", "status", "model"])
-        is_ok = pc.equal(rows["status"].cast(pa.string()), "ok")
-        columns = [rows[column].filter(is_ok).cast(pa.string()).to_pylist() for column in ("uri", "etag", "model")]
+        rows = file.read(columns=["uri", "etag", "status", "model", *columns_of(file)])
+        rows = rows.filter(pc.equal(rows["status"].cast(pa.string()), "ok"))
+        columns = [rows[column].cast(pa.string()).to_pylist() for column in ("uri", "etag", "model")]
+        columns.append(recorded.of_rows(rows).to_pylist())
     return list(zip(*columns, strict=True))
 
 
 def _hashes(versions: Iterable[Version]) -> Keys:
-    # no name of an object holds a NUL: the three cannot run into each other, and a missing etag is no empty one
-    texts = (f"{uri}\0{model}" if etag is None else f"{uri}\0{model}\0{etag}" for uri, etag, model in versions)
+    # no name of an object holds a NUL: the four cannot run into each other, and a missing etag is no empty one
+    texts = (
+        f"{uri}\0{model}\0{settings or ''}" + ("" if etag is None else f"\0{etag}")
+        for uri, etag, model, settings in versions
+    )
     hashes = b"".join(blake2b(text.encode(), digest_size=KEY_BYTES).digest() for text in texts)
     return np.frombuffer(hashes, dtype=f"S{KEY_BYTES}")

@@ -50,7 +50,7 @@ def label_segments(
     loss = "its process died; Ray's logs may say why, such as an image that kills it, or memory"
     for turn in range(MOST_PASSES + 1):
         # a process may have died between its commit and its report: the store decides what is there
-        done = read_done(table, run.run_id)
+        done = read_done(table, run.run_id, run.layout)
         missing = missing_shards(segments, done)
         left = {segment.index: set(done.missing_shards(segment)) for segment in segments}
         ready = [by_index[index] for index, shards in left.items() if not shards and index not in done.published]

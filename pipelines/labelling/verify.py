@@ -10,11 +10,12 @@ from typing import Final
 
 from pipelines.clock import Clock
 from pipelines.labelling.manifest import PlannedSegment, read_manifest
-from pipelines.labelling.publish import read_done, table_file_key
+from pipelines.labelling.publish import read_done
 from pipelines.labelling.run import Run, State, list_runs, read_state, run_key
 from pipelines.labelling.second_rows import find_second_rows
+from pipelines.labelling.table_files import parse_table_file_key, table_file_key
 from pipelines.labelling.verify_file import check_parts, check_table_file
-from pipelines.stopped import RunStopped
+from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import Entry, NotFound, Store, join_uri
 from pipelines.strict_json import count_field, parse_object, text_field
 
@@ -143,7 +144,7 @@ def _look(table: Store, run_id: str | None) -> _Contents:
     entries = {entry.key: entry for entry in table.list("data/")}
     runs = {run.run_id: run for run in list_runs(table)}
     if run_id is not None and run_id not in runs:
-        raise RunStopped(f"table {table.uri} has no run {run_id}. `python -m jobs.runs` lists those that it has.")
+        raise WrongUse(f"table {table.uri} has no run {run_id}. `python -m jobs.runs` lists those that it has.")
     findings: list[str] = []
     unpublished: list[tuple[Run, PlannedSegment, list[int]]] = []
     files: dict[str, _File] = {}
@@ -159,13 +160,13 @@ def _look(table: Store, run_id: str | None) -> _Contents:
             damaged.add(run.run_id)
             continue
         for segment in segments:
-            key = table_file_key(run.run_id, segment.index)
+            key = table_file_key(run.run_id, segment.index, run.layout)
             if key in entries:
                 files[key] = _File(entries[key], run, state, segment)
             elif state in ("finished", "sealed"):
                 findings.append(f"{join_uri(table.uri, key)} is missing: its {segment.images:,} images have no row.")
         if state in ("planning", "labelling"):
-            done = read_done(table, run.run_id)
+            done = read_done(table, run.run_id, run.layout)
             unpublished += [
                 (run, segment, shards)
                 for segment in segments
@@ -174,8 +175,10 @@ def _look(table: Store, run_id: str | None) -> _Contents:
             ]
     of_runs: list[Entry] = []
     for key, entry in entries.items():
-        owner = runs.get(key.split("/")[1])
-        if owner is None or not _is_table_file(key, owner.run_id):
+        found = parse_table_file_key(key)
+        owner = None if found is None else runs.get(found[0])
+        # in the other layout than the table's, some engines would not see it
+        if found is None or owner is None or key != table_file_key(*found, owner.layout):
             findings.append(f"{join_uri(table.uri, key)} is of no run of this table. Move it out of data/.")
             continue
         of_runs.append(entry)
@@ -184,12 +187,6 @@ def _look(table: Store, run_id: str | None) -> _Contents:
         elif key not in files and run_id in (None, owner.run_id):
             findings.append(f"{join_uri(table.uri, key)} is not in the plan of its run. Move it out of data/.")
     return _Contents([files[key] for key in sorted(files)], of_runs, unpublished, findings)
-
-
-def _is_table_file(key: str, run_id: str) -> bool:
-    """Return whether a key is one that `table_file_key` gives."""
-    number = key.removeprefix(f"data/{run_id}/").removesuffix(".parquet")
-    return number.isascii() and number.isdigit() and key == table_file_key(run_id, int(number))
 
 
 def _images(files: Iterable[_File]) -> int:

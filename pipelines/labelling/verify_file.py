@@ -14,7 +14,7 @@ from pipelines.labelling.run import Run
 from pipelines.parquet_files import open_listed, parquet_of
 from pipelines.stopped import RunStopped
 from pipelines.store import Entry, NotFound, Store, join_uri
-from pipelines.table import NO_COLUMNS, Totals, decode, table_schema, total
+from pipelines.table import FIRST_COLUMNS, NO_COLUMNS, Totals, decode, is_of_table, total
 
 
 def check_table_file(
@@ -66,7 +66,7 @@ def check_parts(table: Store, run: Run, segment: PlannedSegment, shards: list[in
             continue
         except NotFound:  # the run has ended since its parts were listed
             return
-        is_planned = rows.schema.remove_metadata() == table_schema(kept) and rows["uri"].equals(
+        is_planned = is_of_table(rows.schema.remove_metadata(), kept) and rows["uri"].equals(
             planned["uri"].slice(firsts[shard], images[shard])
         )
         if not is_planned:
@@ -88,7 +88,7 @@ def _check(table: Store, entry: Entry, run: Run, segment: PlannedSegment | None,
     planned, kept = (None, NO_COLUMNS) if segment is None else read_planned(table, run.run_id, segment.index)
     with parquet_of(name):
         columns = file.schema_arrow.remove_metadata()
-    if columns != table_schema(kept) if planned is not None else not set(table_schema().names) <= set(columns.names):
+    if not is_of_table(columns, kept) if planned is not None else not set(FIRST_COLUMNS) <= set(columns.names):
         yield f"{name} has other columns than its run planned: {', '.join(columns.names)}."
         return
     found = _Rows(run, segment, planned)
@@ -119,6 +119,8 @@ class _Rows:
         halves = [pc.xor(is_ok, rows["detections"].is_valid()), pc.xor(is_ok, rows["error_kind"].is_null())]
         self._is_halved |= any(pc.any(half).as_py() for half in halves)
         origins = [pc.equal(rows[name].cast(pa.string()), getattr(self._run, name)) for name in ("run_id", "model")]
+        if "settings" in rows.column_names:  # null: the record of the run says them
+            origins.append(pc.equal(rows["settings"].cast(pa.string()), self._run.settings))
         self._is_foreign |= not all(pc.all(origin, min_count=0).as_py() for origin in origins)
         if self._planned is None or self._departure is not None:
             return
@@ -135,7 +137,7 @@ class _Rows:
                 f"{self._segment.images:,} images{self._departure or ''}."
             )
         if self._is_foreign:
-            yield f"{name} has rows that say another run, model or shard than that of the file."
+            yield f"{name} has rows that say another run, model, settings or shard than that of the file."
         if self._is_halved:
             yield f"{name} has rows that are neither `ok` with detections nor an error with its kind."
 

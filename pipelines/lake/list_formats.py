@@ -20,7 +20,7 @@ import pyarrow.csv
 import pyarrow.json
 
 from pipelines.lake.skipping import IMAGE_SUFFIXES, TABLE_SUFFIXES
-from pipelines.stopped import RunStopped
+from pipelines.stopped import RunStopped, WrongUse
 from pipelines.strict_json import parse_json
 
 URI_COLUMNS: Final = ("uri", "url", "image", "path")
@@ -95,7 +95,7 @@ def read_list(data: bytes, file_name: str, name: str) -> ParsedList:
     try:
         text = _in_utf8(gzip.decompress(data) if lowered.endswith(".gz") else data, name)
         if not text.strip():
-            raise RunStopped(f"{name} is empty: it names no images.")
+            raise WrongUse(f"{name} is empty: it names no images.")
         if suffix in (".csv", ".tsv"):
             return _read_csv(text, "\t" if suffix == ".tsv" else None)
         if suffix == ".txt":
@@ -307,7 +307,7 @@ def _shown(document: Mapping[str, object]) -> str:
 
 def _rows_table(rows: object, name: str) -> pa.Table:
     if not isinstance(rows, list) or not rows:
-        raise RunStopped(f"{name} is empty: it names no images.")
+        raise WrongUse(f"{name} is empty: it names no images.")
     if all(isinstance(row, str) for row in rows):
         return pa.table({"uri": pa.array(rows, pa.string())})
     if not all(isinstance(row, dict) for row in rows):

@@ -24,7 +24,7 @@ from pipelines.lake.listing_ahead import list_ahead
 from pipelines.lake.skipping import is_image_name, skip_reason
 from pipelines.lake.uri_tables import WITHOUT_SECRETS_INSTEAD, UriTable, is_uri_table, read_uri_table
 from pipelines.parquet_files import stored_schema
-from pipelines.stopped import RunStopped
+from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import (
     Entry,
     ListsAnywhere,
@@ -203,7 +203,7 @@ def _resolve(
             _check_may_be_an_image(urlsplit(text).path, b"", name)
             yield LakeObject(text)
         else:
-            raise RunStopped(f"cannot list {name}: web servers have no listings. Name images, or a list of them.")
+            raise WrongUse(f"cannot list {name}: web servers have no listings. Name images, or a list of them.")
         return
     store = opened(root)
     entry = None if not key or key.endswith("/") or "*" in key else _head(store, key)
@@ -223,7 +223,7 @@ def _resolve(
             return
         tables = [found.key for found in _matching(folder, None)]
         if not tables:
-            raise RunStopped(f"there is no table of URIs at {name}. Check the address.")
+            raise WrongUse(f"there is no table of URIs at {name}. Check the address.")
         for table in tables:
             yield read_uri_table(store, table, keep=keep)
     else:
@@ -238,7 +238,7 @@ def _check_may_be_an_image(path: str, beginning: bytes, name: str) -> None:
     """
     kind = unreadable_kind(path.rpartition("/")[2], beginning)
     if kind is not None:
-        raise RunStopped(f"{name} is not an image but {kind}, and cannot be read as a list of images. {READABLE}")
+        raise WrongUse(f"{name} is not an image but {kind}, and cannot be read as a list of images. {READABLE}")
 
 
 def _head(store: Store, key: str) -> Entry | None:
@@ -337,11 +337,11 @@ def _with_images(
     name = without_secrets(text)
     if skipped:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in skipped.most_common(_SHOWN_REASONS))
-        raise RunStopped(
+        raise WrongUse(
             f"there is no image at {name} (left out: {reasons}). Check the address, or name images in a list of URIs."
         )
     hint = "" if text.endswith("/") or is_glob(text) else f" Names that begin so are meant by {name}*."
-    raise RunStopped(f"there is nothing at {name}. Check the address.{hint}")
+    raise WrongUse(f"there is nothing at {name}. Check the address.{hint}")
 
 
 def _lists_in(folder: _Folder) -> list[str]:

@@ -22,7 +22,7 @@ from pipelines.lake.list_formats import (
     read_list,
 )
 from pipelines.parquet_files import open_bytes, open_object, parquet_of
-from pipelines.stopped import RunStopped
+from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import GIVES_ACCESS, Store, has_secret, join_uri, split_uri, without_secrets
 
 WITHOUT_SECRETS_INSTEAD: Final = (
@@ -95,7 +95,7 @@ def read_uri_table(store: Store, key: str, *, keep: Sequence[str] = ()) -> UriTa
     table = parsed.table
     _check_whole(table, name)
     if not table.num_rows:
-        raise RunStopped(f"{name} is empty: it has the columns {_shown(names)} and no rows.")
+        raise WrongUse(f"{name} is empty: it has the columns {_shown(names)} and no rows.")
     etag_column = _first(table.schema, ETAG_COLUMNS, _is_text)
     size_column = _first(table.schema, ("size",), pa.types.is_integer)
     count = table.num_rows
@@ -259,12 +259,12 @@ def _uri_column(sample: pa.Table, name: str, schema: pa.Schema | None = None, *,
     shown = _shown([f"{column.name} ({_kind(column.type)})" for column in schema])
     if named:
         _check_once(schema.names, [named], name)
-        raise RunStopped(
+        raise WrongUse(
             f"{name} does not say where the images are: its column {named} is {_kind(schema.field(named).type)}, and "
             f"addresses are text. It has the columns {shown}."
         )
     header = "" if is_header_certain else " If its first line is an image and not the header, give it a header."
-    raise RunStopped(
+    raise WrongUse(
         f"{name} does not say where the images are: it has the columns {shown}. Name the column of their addresses "
         f"uri, url, image or path.{header}"
     )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipelines.coco.text import CocoText, image_key, name_hash, plain_hash
 from pipelines.once import put_once
-from pipelines.stopped import RunStopped
+from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import Entry, NotFound, Store, join_uri
 from pipelines.strict_json import parse_json
 
@@ -158,7 +158,7 @@ def hold_plan(out: Store, plan: Json) -> None:
     except NotFound:
         stranger = next(iter(out.list()), None)
         if stranger is not None:
-            raise RunStopped(
+            raise WrongUse(
                 f"{out.uri} is not empty, it holds {stranger.key}. Shards need a place of their own: choose an empty "
                 "one."
             ) from None
@@ -175,7 +175,7 @@ def hold_plan(out: Store, plan: Json) -> None:
             f"{join_uri(out.uri, PLAN_KEY)} is damaged: it cannot be read as the plan of shards. Choose an empty place."
         ) from error
     if differences:
-        raise RunStopped(
+        raise WrongUse(
             f"{out.uri} holds shards of something else: {'; '.join(differences)}. Give what it was begun with, or "
             "choose an empty place."
         )

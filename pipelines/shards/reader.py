@@ -19,7 +19,7 @@ from detr.images import ImageError, decode
 from pipelines.once import put_once
 from pipelines.parquet_files import open_object, parquet_of
 from pipelines.shards.parquet_groups import read_row_group
-from pipelines.stopped import RunStopped
+from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import NotFound, Store, join_uri
 from pipelines.strict_json import parse_json
 
@@ -155,7 +155,7 @@ def read_index(store: Store) -> ShardIndex:
     try:
         data = store.get(INDEX_KEY).data
     except NotFound as error:
-        raise RunStopped(
+        raise WrongUse(
             f"there are no training shards at {store.uri}: {INDEX_KEY} is missing. Check the address; shards that are "
             "being written get it last, and the same command of jobs.shard goes on with unfinished ones."
         ) from error

@@ -22,7 +22,7 @@ from pipelines.shards.plan import NOT_LISTED, PLAN_VERSION, Found, ShardPlan, fi
 from pipelines.shards.reader import INDEX_KEY, ShardIndex, read_index, write_index
 from pipelines.shards.tasks import write_by_tasks
 from pipelines.shards.writer import PICTURE_HASH_BYTES, ShardSpec, WrittenShard
-from pipelines.stopped import RunStopped
+from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import (
     NotFound,
     Store,
@@ -224,14 +224,14 @@ def _check_answers(config: ShardConfig) -> None:
     refuse_overwriting(out, what="shards", loss="two jobs could mix theirs", folder="")
     images = open_store(config.images, replace(config.image_options, retry_seconds=REACH_SECONDS))
     if next(iter(images.list()), None) is None:
-        raise RunStopped(f"there are no images at {without_secrets(config.images)}. Check the address of --images.")
+        raise WrongUse(f"there are no images at {without_secrets(config.images)}. Check the address of --images.")
 
 
 def _find_images(config: ShardConfig, coco: CocoText) -> Found:
     found = find_images(open_store(config.images, config.image_options), coco)
     if (found.size_bytes == NOT_LISTED).all() and found.stranger is not None:
         name = json.loads(coco.image(0))["file_name"]
-        raise RunStopped(
+        raise WrongUse(
             f"none of the json's images is at {without_secrets(config.images)}: the json says {name!r}, there is "
             f"{found.stranger!r}. Give as --images the folder that the json's file names are relative to."
         )

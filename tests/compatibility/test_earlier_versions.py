@@ -63,7 +63,9 @@ def label(command: Command, restored: str, table: str, *more: str, images: str =
 def rows(moto: S3Server, table: str) -> list[dict[str, Any]]:
     store = open_store(f"s3://{BUCKET}/tables/{table}", moto.options())
     files = [decode(store.get(entry.key).data) for entry in store.list("data/")]
-    return sorted(pa.concat_tables(files).to_pylist(), key=lambda row: str(row["uri"]))
+    # files of the earlier version have no column `settings`
+    together = pa.concat_tables(files, promote_options="default")
+    return sorted(together.to_pylist(), key=lambda row: str(row["uri"]))
 
 
 def assert_same_labels(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:

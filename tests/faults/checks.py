@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.labelling.manifest import PlannedSegment, read_complete, read_manifest, read_planned
-from pipelines.labelling.publish import table_file_key
+from pipelines.labelling.table_files import table_file_key
 from pipelines.store import open_store
 from tests.faults.reader import read_once, table_files
 
@@ -63,7 +63,7 @@ def check_table(table: Path | str, run_id: str) -> int:
     assert planned
     assert max(planned.values()) == 1
     assert set(reading["files"]) == {
-        table_file_key(run_id, segment.index).removeprefix("data/") for segment in segments
+        table_file_key(run_id, segment.index, "flat").removeprefix("data/") for segment in segments
     }, "files that no segment has, or segments without their file"
     assert reading["twice"] == []
     assert labelled_uris(table) == planned

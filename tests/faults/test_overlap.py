@@ -71,7 +71,7 @@ def test_a_job_that_overlaps_itself_three_times_labels_each_image_once(
     codes = [driver.returncode for driver in (first, *others)]
     assert codes == [-signal.SIGKILL if is_killed else 0, 0, 0, 0], done
     check_history(seen)
-    (run_id,) = {path.parent.name for path in job.table.glob("data/*/*.parquet")}
+    (run_id,) = {path.stem.rpartition("-")[0] for path in job.table.glob("data/*.parquet")}
     images = check_table(job.table, run_id)
     work = images_begun(job.ray.work, job.table, run_id)
     labelled = sorted(json.loads(out)["images_this_start"] for out, _ in done if out)

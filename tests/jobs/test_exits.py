@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from jobs.exits import BUDGET_EXCEEDED, DONE, INTERRUPTED, SYSTEM_FAILURE, TERMINATED, WRONG_USE, BudgetExceeded, run
-from pipelines.stopped import RunStopped
+from pipelines.stopped import RunStopped, WrongUse
 
 
 def raising(error: BaseException) -> Callable[[Sequence[str] | None], None]:
@@ -24,6 +24,7 @@ def test_the_codes_are_those_that_are_documented() -> None:
     ("error", "code", "said"),
     [
         (RunStopped("s3://lake does not answer."), 1, "error: s3://lake does not answer.\n"),
+        (WrongUse("there is nothing at s3://lake."), 2, "error: there is nothing at s3://lake.\n"),
         (BudgetExceeded("6 % of the images are errors."), 3, "error: 6 % of the images are errors.\n"),
         (KeyboardInterrupt(), 130, "interrupted: run the same command again to resume.\n"),
         (SystemExit(2), 2, ""),
@@ -132,3 +133,14 @@ def test_sigterm_is_ours_while_ray_is_connected_and_afterwards(when: str, said: 
         _, err = process.communicate(timeout=60)
 
     assert (process.returncode, err) == (143, f"{said}terminated: run the same command again to resume.\n")
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_letters_that_the_terminal_lacks_are_escaped(stream: str) -> None:
+    script = f"import sys\nfrom jobs.exits import run\nrun(lambda argv: print('gr\\xfcn \\udcff', file=sys.{stream}))"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert getattr(done, stream) == "gr\\xfcn \\udcff\n"

@@ -45,7 +45,26 @@ def test_json_is_the_summary(table: str, tmp_path: Path, capfd: pytest.CaptureFi
 
     main(["--table", table, "--model", "detr@22", "--format", "jsonl", "--out", out, "--json"])
 
-    assert json.loads(capfd.readouterr().out) == {"out": out, "rows": 2, "files": 1, "rows_total": 3}
+    assert json.loads(capfd.readouterr().out) == {"out": out, "rows": 2, "files": 1, "rows_total": 3, "settings": {}}
+
+
+def test_current_rows_of_several_settings_are_told_on_standard_error(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    table, out = str(tmp_path / "table"), str(tmp_path / "out.jsonl")
+    for day, (uri, settings) in enumerate((("a", "{1}"), ("b", "{2}"), ("c", "{2}")), 1):
+        origin = Origin("m", 0.5, f"run-{day}", 0, datetime(2026, 11, day, tzinfo=UTC), settings)
+        rows = rows_to_table([Row(uri, detections=NOTHING)], origin=origin)
+        open_store(table).put(f"data/run-{day}/00000.parquet", encode(rows))
+
+    main(["--table", table, "--latest", "--out", out])
+
+    said = "note: the current rows have several settings (1 with {1}; 2 with {2}). --settings chooses one.\n"
+    assert said in capfd.readouterr().err
+    main(["--table", table, "--latest", "--settings", "{2}", "--out", f"{out}.jsonl"])
+    captured = capfd.readouterr()
+    assert captured.out == f"exported: 2 of 3 rows, 1 file: {out}.jsonl\n"
+    assert "note" not in captured.err
 
 
 def test_what_cannot_be_written_is_wrong_use(table: str, capfd: pytest.CaptureFixture[str]) -> None:

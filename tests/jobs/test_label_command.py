@@ -82,7 +82,8 @@ def test_a_run_on_a_cluster_that_is_there_ends_with_its_report_and_too_many_erro
 def test_a_class_that_is_mistyped_is_told_with_the_nearest(local_ray: str, lake: Path) -> None:
     done = label(lake, "--classes", "sqare", ray=local_ray)
 
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert not (lake / "table").exists()
     assert "'sqare' is not a class of scenes. Did you mean 'square'?" in done.stderr.splitlines()[-1]
 
 
@@ -90,7 +91,7 @@ def test_a_class_that_is_mistyped_is_told_with_the_nearest(local_ray: str, lake:
 def test_a_folder_that_is_not_there_is_told_and_no_table_is_made(lake: Path) -> None:
     done = label(lake / "other")
 
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines()[-1].startswith(f"error: there is nothing at {lake}/other. Check the address.")
     assert not (lake / "table").exists()
 

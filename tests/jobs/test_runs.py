@@ -22,6 +22,7 @@ from pipelines.store import Store, open_store
 from pipelines.table import NO_COLUMNS, Detected, Origin, Row, rows_to_table
 from tests.pipelines.labelling.runs import start_run
 
+FP32 = '{"precision":"fp32"}'
 NOW = datetime(2026, 11, 22, 18, 15, 3, tzinfo=UTC)
 FOUND = Detected([1], ("dog",), [0.5], [[0, 0, 1, 1]])
 
@@ -71,9 +72,9 @@ def test_each_run_has_its_lines_oldest_first(labelled: Store, capfd: pytest.Capt
 
     assert capfd.readouterr().out.splitlines() == [
         f"table {labelled.uri}: 2 runs, no process is writing it",
-        "night-1  finished  2026-11-22 18:15:03 to 2026-11-22 18:15:03  detr@1",
+        f"night-1  finished  2026-11-22 18:15:03 to 2026-11-22 18:15:03  detr@1  {FP32}",
         "  3 of 3 planned images are published, 2 detections, 1 error: truncated 1",
-        "night-2  labelling  2026-11-22 18:15:03  detr@1",
+        f"night-2  labelling  2026-11-22 18:15:03  detr@1  {FP32}",
         "  3 of 3 planned images are published, 2 detections, 1 error: truncated 1",
     ]
 
@@ -100,6 +101,7 @@ def test_json_is_one_document_of_the_same(labelled: Store, capfd: pytest.Capture
         "rows": 3,
         "detections": 2,
         "errors": {"truncated": 1},
+        "settings": FP32,
     }
     assert (record["runs"][1]["run_id"], record["runs"][1]["ended_at"]) == ("night-2", None)
 
@@ -119,7 +121,7 @@ def test_a_whole_table_verifies_with_no_findings(labelled: Store, capfd: pytest.
 
 def test_every_finding_is_a_line_and_the_exit_code_is_1(labelled: Store, capfd: pytest.CaptureFixture[str]) -> None:
     labelled.put("data/export.parquet", b"")
-    labelled.delete("data/night-1/00000.parquet")
+    labelled.delete("data/night-1-00000.parquet")
 
     with pytest.raises(SystemExit) as left:
         run_command(main, ["--table", labelled.uri, "--verify"])
@@ -127,7 +129,7 @@ def test_every_finding_is_a_line_and_the_exit_code_is_1(labelled: Store, capfd: 
     out, err = capfd.readouterr()
     assert left.value.code == 1
     assert out.splitlines() == [
-        f"{labelled.uri}/data/night-1/00000.parquet is missing: its 3 images have no row.",
+        f"{labelled.uri}/data/night-1-00000.parquet is missing: its 3 images have no row.",
         f"{labelled.uri}/data/export.parquet is of no run of this table. Move it out of data/.",
         "verified: 1 of 1 files, 3 of 3 images (100.0%): 2 findings",
     ]
@@ -137,7 +139,7 @@ def test_every_finding_is_a_line_and_the_exit_code_is_1(labelled: Store, capfd: 
 def test_a_verification_that_time_ends_says_its_share_and_goes_on(
     labelled: Store, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    labelled.put("data/night-1/00000.parquet", b"")
+    labelled.put("data/night-1-00000.parquet", b"")
     line = ["--table", labelled.uri, "--verify", "--max-minutes", "1e-9"]
 
     with pytest.raises(RunStopped, match="is not whole: 1 finding"):

@@ -11,10 +11,13 @@ from collections.abc import Mapping
 
 import pytest
 import ray
+from ray._private import services
 
 from pipelines.cluster import (
     Pool,
     _check_answers,
+    _connect,
+    _patiently,
     choose_pool,
     first_line,
     hosts,
@@ -178,6 +181,46 @@ NO_PACKAGE = (
     "ray.exceptions.RaySystemError: System error: No module named 'pipelines'\ntraceback: Traceback (most recent call "
     "last):\n          ^^^^^^^^\nModuleNotFoundError: No module named 'pipelines'"
 )
+
+
+def test_a_local_ray_that_is_slow_to_start_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([RuntimeError("not there"), RuntimeError("not there"), {"node_id": "1"}])
+
+    def get_node(address: str, node_id: str) -> dict[str, str]:
+        answer = next(answers)
+        if isinstance(answer, RuntimeError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(services, "get_node", get_node)
+    monkeypatch.setattr("pipelines.cluster.ASK_SECONDS", 0.0)
+
+    with _patiently(60):
+        assert services.get_node("127.0.0.1:6379", "1") == {"node_id": "1"}
+    assert services.get_node is get_node
+
+
+def test_a_node_that_does_not_register_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def get_node(address: str, node_id: str) -> None:
+        raise RuntimeError("not there")
+
+    monkeypatch.setattr(services, "get_node", get_node)
+    monkeypatch.setattr("pipelines.cluster.ASK_SECONDS", 0.01)
+
+    with pytest.raises(RuntimeError, match="not there"), _patiently(0.05):
+        services.get_node("127.0.0.1:6379", "1")
+
+
+def test_a_local_ray_that_does_not_start_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        raise Exception("The current node timed out during startup.")  # noqa: TRY002 - as Ray raises it
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setattr(ray, "init", init)
+
+    with pytest.raises(RunStopped, match=r"a local Ray does not start: The current node timed out .* less busy"):
+        _connect(verbose=True)
 
 
 def test_a_node_without_the_package_is_named_with_what_to_do() -> None:

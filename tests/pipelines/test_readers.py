@@ -1,4 +1,4 @@
-"""What others read of a table: DuckDB, pandas and a plain glob see the same rows, and nothing that is not published."""
+"""What others read of a table: each engine sees the same rows, and nothing that is not published; in both layouts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any
 
 import duckdb
 import pandas as pd
+import polars
 import pyarrow as pa
+import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
@@ -19,10 +21,11 @@ from pipelines.labelling.manifest import read_shard
 from pipelines.labelling.plan import write_plan
 from pipelines.labelling.publish import commit_part, publish_group
 from pipelines.labelling.run import RunRequest, finish_run
+from pipelines.labelling.table_files import LAYOUTS
 from pipelines.lake.listing import LakeObject, Listing
 from pipelines.store import open_store
 from pipelines.table import Detected, Origin, Row, rows_to_table
-from tests.pipelines.labelling.runs import start_run
+from tests.pipelines.labelling.runs import begin_as_an_earlier_release, start_run
 
 NOW = datetime(2026, 11, 22, 18, 15, tzinfo=UTC)
 TAKEN = datetime(2024, 2, 29, 6, 30)  # noqa: DTZ001 - a camera's clock has no zone
@@ -35,11 +38,13 @@ FOUND = {
 }
 
 
-@pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=LAYOUTS)
+def table(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """Two runs of two images each, one of them an error; and a third run that has a part and no table file yet."""
     place = tmp_path_factory.mktemp("tables") / "detections"
     store = open_store(str(place))
+    if request.param == "folders":
+        begin_as_an_earlier_release(store)
     for run_id, names in (("run-1", ["a.jpg", "b.jpg"]), ("run-2", ["c.jpg", "d.jpg"]), ("run-3", ["e.jpg"])):
         run, _ = start_run(store, RunRequest("detr@1", "1", {}, 64, {}, run_id=run_id), now=NOW, tail="a1b2")
 
@@ -76,9 +81,20 @@ def by_pandas(table: Path) -> list[dict[str, Any]]:
     return pd.read_parquet(table, dtype_backend="pyarrow").sort_values("uri").to_dict("records")  # type: ignore[return-value]
 
 
+def by_arrow(table: Path) -> list[dict[str, Any]]:
+    return pyarrow.dataset.dataset(table / "data").to_table().sort_by("uri").to_pylist()
+
+
+def by_polars(table: Path) -> list[dict[str, Any]]:
+    return polars.scan_parquet(table / "data").sort("uri").collect().to_dicts()
+
+
 def by_glob(table: Path) -> list[dict[str, Any]]:
     read = [row for path in sorted(table.glob("**/*.parquet")) for row in pq.read_table(path).to_pylist()]
     return sorted(read, key=lambda row: str(row["uri"]))
+
+
+READERS = (by_duckdb, by_pandas, by_arrow, by_polars, by_glob)
 
 
 def plain(value: Any) -> Any:
@@ -95,7 +111,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-@pytest.mark.parametrize("read", [by_duckdb, by_pandas, by_glob])
+@pytest.mark.parametrize("read", READERS)
 def test_every_reader_sees_the_published_rows(table: Path, read: Callable[[Path], list[dict[str, Any]]]) -> None:
     rows = [{name: plain(value) for name, value in row.items()} for row in read(table)]
 
@@ -138,11 +154,18 @@ def test_every_reader_sees_the_published_rows(table: Path, read: Callable[[Path]
 
 
 def test_every_reader_sees_the_same_columns_in_the_same_order(table: Path) -> None:
-    columns = [list(read(table)[0]) for read in (by_duckdb, by_pandas, by_glob)]
+    columns = [list(read(table)[0]) for read in READERS]
 
-    assert columns[0] == columns[1] == columns[2]
+    assert all(names == columns[0] for names in columns)
     assert columns[0][:4] == ["uri", "etag", "size", "status"]
     assert columns[0][-1] == "station"
+
+
+def test_a_new_table_has_its_files_in_one_folder_for_engines_that_read_no_others(table: Path) -> None:
+    inside = sorted(path.name for path in (table / "data").iterdir())
+
+    assert inside in (["run-1-00000.parquet", "run-2-00000.parquet"], ["run-1", "run-2"])  # flat, folders
+    assert [row["settings"] for row in by_arrow(table)] == ['{"precision":"fp32"}'] * 4
 
 
 def test_the_query_that_is_offered_counts_detections_by_label(table: Path) -> None:

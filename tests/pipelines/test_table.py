@@ -49,7 +49,7 @@ ROWS = [
 def test_the_columns_are_those_that_are_documented() -> None:
     assert SCHEMA.names == [
         *("uri", "etag", "size", "status", "error_kind", "error", "width", "height", "taken_at", "detections"),
-        *("model", "threshold", "run_id", "shard", "labelled_at"),
+        *("model", "threshold", "settings", "run_id", "shard", "labelled_at"),
     ]
     detection = SCHEMA.field("detections").type.value_type
     assert [(child.name, str(child.type)) for child in detection][:3] == [
@@ -79,6 +79,7 @@ def test_a_row_comes_back_with_every_value() -> None:
         ],
         "model": "detr@0123456789ab",
         "threshold": 0.5,
+        "settings": None,
         "run_id": "run-1",
         "shard": 3,
         "labelled_at": datetime(2026, 11, 22, 18, 15, 3, 250, tzinfo=UTC),
@@ -225,7 +226,7 @@ def test_a_file_says_its_schema_version_and_what_it_was_given() -> None:
 
     file = pq.ParquetFile(pa.BufferReader(data))
 
-    assert read_metadata(file) == {"schema_version": "1", "configuration": '{"threshold": 0.5}'}
+    assert read_metadata(file) == {"schema_version": "2", "configuration": '{"threshold": 0.5}'}
 
 
 def test_a_file_has_statistics_a_page_index_checksums_and_zstd() -> None:

@@ -63,7 +63,7 @@ def test_a_command_refuses_it_in_a_sentence(
     with pytest.raises(SystemExit) as left:
         run(importlib.import_module(f"jobs.{name}").main, [*words, model])
 
-    assert left.value.code == 1
+    assert left.value.code == 2
     assert SENTENCE in capfd.readouterr().err
     assert not (bomb / "exploded").exists()
 

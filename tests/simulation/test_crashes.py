@@ -10,6 +10,7 @@ import pytest
 
 from pipelines.stopped import RunStopped
 from pipelines.store import StoreError
+from tests.pipelines.labelling.runs import begin_as_an_earlier_release
 from tests.simulation.world import Crash, Fault, World, Writer, check_whole, small_segments
 
 FAULTS: tuple[Fault, ...] = ("crash before", "crash after", "answer lost", "refused")
@@ -61,6 +62,8 @@ def test_a_run_has_enough_calls_for_this_to_mean_something() -> None:
 def test_a_failure_at_any_call_loses_nothing_and_doubles_nothing(fault: Fault) -> None:
     for place in range(1, CALLS + 1):
         world = World(lake())
+        if place % 2:
+            begin_as_an_earlier_release(world.objects)
         world.before_call = lambda _writer, _call, world=world, place=place: fault if world.calls == place else None  # type: ignore[misc]
         writer = Writer(world)
         try:

@@ -20,8 +20,9 @@ from hypothesis.stateful import (
 
 from pipelines.labelling.cutting import Selection
 from pipelines.labelling.run import find_unfinished, list_runs
-from pipelines.stopped import RunStopped
+from pipelines.stopped import RunStopped, WrongUse
 from pipelines.table import PASSING_KINDS
+from tests.pipelines.labelling.runs import begin_as_an_earlier_release
 from tests.simulation.world import Crash, Fault, World, Writer, small_segments
 
 LONG = "SIMULATION_SEEDS" in os.environ  # `make simulate`: other sequences each time
@@ -29,8 +30,10 @@ MODELS = ("detr@1", "detr@2")
 URIS = [f"s3://lake/{number}.jpg" for number in range(6)]
 VERSIONS = ["v0", "v1", "v2", "truncated 0", "crashed 1", "fetch_failed 0", "denied 1"]
 
-Line = tuple[str, str | None, str, str]
-"""The URI, etag, model and kind ("ok", or of the error) of a row."""
+THRESHOLDS = [0.5, 0.5, 0.9]
+
+Line = tuple[str, str | None, str, float, str]
+"""The URI, etag, model, threshold and kind ("ok", or of the error) of a row."""
 
 
 class Table(RuleBasedStateMachine):
@@ -42,8 +45,10 @@ class Table(RuleBasedStateMachine):
         self.rows: Counter[Line] = Counter()
         self.ever: set[tuple[str, str]] = set()  # versions that the lake has had
 
-    @initialize(lake=st.dictionaries(st.sampled_from(URIS), st.sampled_from(VERSIONS)))
-    def begin(self, lake: dict[str, str]) -> None:
+    @initialize(lake=st.dictionaries(st.sampled_from(URIS), st.sampled_from(VERSIONS)), is_earlier=st.booleans())
+    def begin(self, lake: dict[str, str], is_earlier: bool) -> None:
+        if is_earlier:
+            begin_as_an_earlier_release(self.world.objects)
         self.world.lake.update(lake)
         self.ever |= set(lake.items())
 
@@ -57,18 +62,34 @@ class Table(RuleBasedStateMachine):
         self.world.lake.pop(uri, None)
 
     @precondition(lambda self: find_unfinished(self.world.objects) is None)
-    @rule(model=st.sampled_from(MODELS), retry_errors=st.sampled_from(["passing", "all"]), new_run=st.booleans())
-    def run(self, model: str, retry_errors: Any, new_run: bool) -> None:
-        """A night without trouble: each image that this model has not labelled gets its row, and nothing else does."""
+    @rule(
+        model=st.sampled_from(MODELS),
+        threshold=st.sampled_from(THRESHOLDS),
+        relabel=st.booleans(),
+        retry_errors=st.sampled_from(["passing", "all"]),
+        new_run=st.booleans(),
+    )
+    def run(self, model: str, threshold: float, relabel: bool, retry_errors: Any, new_run: bool) -> None:
+        """A night without trouble: each image that has no row of this model and threshold gets it, nothing else does.
+
+        Another threshold than that of the model's last rows is refused unless it is to label again.
+        """
+        selection = Selection(retry_errors=retry_errors)
+        if self.last_threshold(model) not in (None, threshold) and not relabel:
+            before = list(self.world.objects.list())
+            with pytest.raises(WrongUse, match=rf"labelled by {model} with other settings \(threshold 0\..*--relabel"):
+                self.writer(model, threshold).start(new_run=new_run, selection=selection)
+            assert list(self.world.objects.list()) == before
+            return
         wanted = {
-            (uri, etag, model, _kind(etag))
+            (uri, etag, model, threshold, _kind(etag))
             for uri, etag in self.world.lake.items()
             if not any(
-                count and line[:3] == (uri, etag, model) and _is_settled(line[3], retry_errors)
+                count and line[:4] == (uri, etag, model, threshold) and _is_settled(line[4], retry_errors)
                 for line, count in self.rows.items()
             )
         }
-        finished = self.writer(model).start(new_run=new_run, selection=Selection(retry_errors=retry_errors))
+        finished = self.writer(model, threshold, relabel).start(new_run=new_run, selection=selection)
         self.rows.update(wanted)
         assert not finished.resumed
         assert finished.planned.images == len(wanted)
@@ -77,22 +98,23 @@ class Table(RuleBasedStateMachine):
 
     @rule(
         model=st.sampled_from(MODELS),
+        threshold=st.sampled_from(THRESHOLDS),
         call=st.integers(0, 90),
         fault=st.sampled_from(["crash before", "crash after"]),
         new_run=st.booleans(),
         uri=st.sampled_from(URIS),
         version=st.sampled_from(VERSIONS),
     )
-    def die(self, model: str, call: int, fault: Fault, new_run: bool, uri: str, version: str) -> None:
+    def die(self, model: str, threshold: float, call: int, fault: Fault, new_run: bool, uri: str, version: str) -> None:
         """A start dies at some call, and an image changes in that moment."""
         place = self.world.calls + 1 + call
         self.world.before_call = lambda _writer, _call: fault if self.world.calls == place else None
         try:
-            self.writer(model).start(new_run=new_run)
+            self.writer(model, threshold, relabels=True).start(new_run=new_run)
         except Crash:
             self.put(uri, version)
         except RunStopped as stopped:
-            assert "used another configuration (model " in str(stopped)  # noqa: PT017 - one of three ways
+            assert "used another configuration (" in str(stopped)  # noqa: PT017 - one of three ways
         finally:
             self.world.before_call = lambda _writer, _call: None
         self.take_over()
@@ -102,14 +124,15 @@ class Table(RuleBasedStateMachine):
     def resume(self) -> None:
         run = find_unfinished(self.world.objects)
         assert run is not None
-        finished = self.writer(run.model).start()
+        threshold = float(str(run.configuration["threshold"]))
+        finished = self.writer(run.model, threshold, relabels=True).start()
         self.take_over()
         # a run whose seal was begun is sealed by it, and another one begun
         assert (finished.run.run_id == run.run_id) == finished.resumed
         assert find_unfinished(self.world.objects) is None
 
     @precondition(lambda self: find_unfinished(self.world.objects) is not None)
-    @rule(threshold=st.sampled_from([0.1, 0.9]), other_model=st.booleans())
+    @rule(threshold=st.sampled_from([0.1, 0.2]), other_model=st.booleans())
     def ask_for_something_else(self, threshold: float, other_model: bool) -> None:
         run = find_unfinished(self.world.objects)
         assert run is not None
@@ -122,7 +145,7 @@ class Table(RuleBasedStateMachine):
         ) as stopped:
             self.writer(model, threshold).start()
         assert ("model detr@" in str(stopped.value)) == other_model
-        assert f"threshold 0.5, now {threshold}" in str(stopped.value)
+        assert f"threshold {run.configuration['threshold']}, now {threshold}" in str(stopped.value)
         assert list(self.world.objects.list()) == before
 
     @invariant()
@@ -136,17 +159,24 @@ class Table(RuleBasedStateMachine):
         if find_unfinished(self.world.objects) is not None:
             self.resume()
         for model in MODELS:
-            self.run(model, "passing", new_run=False)
+            threshold = self.last_threshold(model) or 0.5
+            self.run(model, threshold, relabel=False, retry_errors="passing", new_run=False)
 
-    def writer(self, model: str, threshold: float = 0.5) -> Writer:
+    def writer(self, model: str, threshold: float = 0.5, relabels: bool = False) -> Writer:
         self.world.clock.seconds += 1
-        return Writer(self.world, model=model, threshold=threshold)
+        return Writer(self.world, model=model, threshold=threshold, relabels=relabels)
+
+    def last_threshold(self, model: str) -> float | None:
+        """Return the threshold of the rows of the last run of a model that has any."""
+        thresholds = {row["run_id"]: row["threshold"] for row in self.world.read()}
+        runs = [run.run_id for run in list_runs(self.world.objects) if run.model == model]
+        return next((round(thresholds[run_id], 6) for run_id in reversed(runs) if run_id in thresholds), None)
 
     def take_over(self) -> None:
         """Take the rows of a start that died, and of the one that resumed it, into the model: of what was read."""
         lines = self.lines()
         assert not self.rows - lines, "rows vanished"
-        for uri, etag, _, kind in lines - self.rows:
+        for uri, etag, _, _, kind in lines - self.rows:
             if etag is None:
                 assert kind == "missing"
             else:
@@ -156,7 +186,10 @@ class Table(RuleBasedStateMachine):
         self.rows = lines
 
     def lines(self) -> Counter[Line]:
-        return Counter((row["uri"], row["etag"], row["model"], row["error_kind"] or "ok") for row in self.world.read())
+        return Counter(
+            (row["uri"], row["etag"], row["model"], round(row["threshold"], 6), row["error_kind"] or "ok")
+            for row in self.world.read()
+        )
 
 
 def _kind(etag: str) -> str:

@@ -16,9 +16,11 @@ from random import Random
 import pytest
 
 from pipelines.labelling.lease import LEASE_SECONDS
+from pipelines.labelling.run import find_unfinished
 from pipelines.labelling.verify import verify_table
 from pipelines.stopped import RunStopped
 from pipelines.store import StoreError
+from tests.pipelines.labelling.runs import begin_as_an_earlier_release
 from tests.simulation.turns import Turns
 from tests.simulation.world import Crash, Fault, World, Writer, check_whole, small_segments
 
@@ -38,10 +40,15 @@ def simulate(seed: int) -> World:
     """Run a world to its end and check it; whatever is raised is a finding."""
     random = Random(seed)  # noqa: S311 - it is to be repeated
     world = World({f"s3://lake/{number:02d}.jpg": "v0" for number in range(random.randint(1, 14))})
+    if seed % 3 == 0:
+        begin_as_an_earlier_release(world.objects)
     writers = [Writer(world, name) for name in "abc"[: random.choice((1, 1, 2, 2, 3))]]
     turns = Turns(random, {writer.name for writer in writers})
     trouble = random.choice((0.0, 0.01, 0.03, 0.1))
     is_leased = random.random() < 0.5
+    if random.random() < 0.25:  # each writer wants another threshold
+        for writer, threshold in zip(writers, (0.1, 0.5, 0.9), strict=False):
+            writer.threshold, writer.relabels = threshold, random.random() < 0.5
 
     def before(name: str, call: str) -> Fault | None:
         turns.wait(name)
@@ -68,10 +75,14 @@ def simulate(seed: int) -> World:
     world.before_call = lambda _name, _call: None
     assert verify_table(world.objects, clock=world.clock).findings == (), "what is unfinished is whole, too"
     world.clock.seconds += LEASE_SECONDS + 1  # whoever holds the lease is dead
-    last = Writer(world, "z", is_leased=is_leased)
+    last = Writer(world, "z", is_leased=is_leased, relabels=True)
+    unfinished = find_unfinished(world.objects)
+    if unfinished is not None:
+        last.threshold = float(str(unfinished.configuration["threshold"]))
     last.start()  # resumes what is unfinished, or completes its seal
     last.start()  # and labels what has changed since that was planned
-    check_whole(world, may_leave_parts=True)
+    check_whole(world, threshold=last.threshold, may_leave_parts=True)
+    assert all(("/" in key.removeprefix("data/")) == (seed % 3 == 0) for key in world.seen)
     return world
 
 

@@ -24,6 +24,7 @@ from pipelines.labelling.manifest import PlannedSegment, read_manifest, read_sha
 from pipelines.labelling.outcome import Outcome, ShardReport
 from pipelines.labelling.publish import commit_part
 from pipelines.labelling.run import Run, RunRequest, find_unfinished, list_runs
+from pipelines.labelling.settings import settings_text
 from pipelines.labelling.verify import verify_table
 from pipelines.lake.listing import LakeObject, Listing
 from pipelines.store import Blob, Entry, NotFound, StoreDown
@@ -139,8 +140,10 @@ class World:
         for key, data in self.seen.items():
             assert now.get(key) == data, f"{key} changed or vanished under its readers"
         self.seen = now
+        in_folders = {"/" in key.removeprefix("data/") for key in now}
+        assert len(in_folders) <= 1, f"the table has two layouts: {sorted(now)}"
         rows = [row for key, data in now.items() for row in decode(data, name=key).to_pylist()]
-        keys = [(row["uri"], row["etag"], row["model"]) for row in rows if row["status"] == "ok"]
+        keys = [(row["uri"], row["etag"], row["model"], row["settings"]) for row in rows if row["status"] == "ok"]
         assert len(set(keys)) == len(keys), f"an image has two rows: {sorted(keys)}"
         return rows
 
@@ -186,7 +189,8 @@ class Writer:
     """A command that is started again and again; `starts` numbers its processes, each of which has tokens of its own.
 
     `dies` tells of a shard whether the process of its actor dies before its commit, after it, or not at all. With
-    `is_leased` each start takes the table's lease, and beats where a start asks whether it is still its own.
+    `is_leased` each start takes the table's lease, and beats where a start asks whether it is still its own. With
+    `relabels` it labels what the table has with another threshold again.
     """
 
     world: World
@@ -197,6 +201,7 @@ class Writer:
     labelled: list[tuple[str, int]] = field(default_factory=list)
     dies: Callable[[int, bool], Literal["before", "after"] | None] = lambda _shard, _isolated: None
     is_leased: bool = False
+    relabels: bool = False
 
     def start(self, *, new_run: bool = False, selection: Selection | None = None) -> RunResult:
         """Run the command once: to its end, its crash, or a sentence."""
@@ -215,6 +220,7 @@ class Writer:
             selection,
             self,
             new_run=new_run,
+            relabel=self.relabels,
             plan_ahead=LazyPlan,
             publisher=Inline(),
             clock=self.world.clock,
@@ -273,7 +279,8 @@ class Writer:
             if death == "before":
                 continue
             rows = [row_of(item.uri, self.world.lake.get(item.uri)) for item in read_shard(store, run.run_id, shard)]
-            origin = Origin(run.model, 0.5, run.run_id, shard, self.world.clock.now())
+            threshold = run.configuration.get("threshold", 0.5)
+            origin = Origin(run.model, threshold, run.run_id, shard, self.world.clock.now(), run.settings)  # type: ignore[arg-type]
             token = f"{self.name}-{self.starts}-{shard}-{isolated}"
             try:
                 commit_part(store, run.run_id, shard, rows_to_table(rows, origin=origin), token=token)
@@ -333,13 +340,15 @@ def check_end(world: World) -> None:
             assert abs(row["detections"][0]["score"] - expected(row["uri"], row["etag"])) < 1e-6
 
 
-def check_whole(world: World, model: str = "detr@1", *, may_leave_parts: bool = False) -> None:
-    """After `check_end`: every image of the lake, as it is now, has its row.
+def check_whole(world: World, model: str = "detr@1", *, threshold: float = 0.5, may_leave_parts: bool = False) -> None:
+    """After `check_end`: every image of the lake, as it is now, has its row with this threshold.
 
     A zombie may commit a part when its run has ended, and removing parts may fail: nobody reads what stays.
     """
     check_end(world)
-    has = {(row["uri"], row["etag"]) for row in world.read() if row["status"] == "ok" and row["model"] == model}
+    wanted = ("ok", model, settings_text({"threshold": threshold}, "fp32"))
+    rows = [row for row in world.read() if (row["status"], row["model"], row["settings"]) == wanted]
+    has = {(row["uri"], row["etag"]) for row in rows}
     assert has >= set(world.lake.items()), f"not labelled: {sorted(set(world.lake.items()) - has)}"
     assert not list(world.objects.list("data/.")), "orphans"
     parts = [entry.key for entry in world.objects.list("_runs/") if entry.key.endswith(".part")]

@@ -126,9 +126,9 @@ def _read(table: Store) -> None:
             for shard in segment.shards:
                 read_shard(table, run.run_id, shard)
         if read_state(table, run.run_id) == "finished":
-            verify_run(table, run.run_id, segments)
+            verify_run(table, run.run_id, run.layout, segments)
             read_complete(table, run.run_id)
-        read_done(table, run.run_id).count_images(segment for segment in segments if segment.ending is None)
+        read_done(table, run.run_id, run.layout).count_images(segment for segment in segments if segment.ending is None)
         read_kept_schema(table, run.run_id)
     read_labelled(table, REQUEST.model, threads=1)
     for _, file in published_files(table):
@@ -256,7 +256,7 @@ def _stages() -> dict[str, dict[str, bytes]]:
     for segment in segments:
         publish_group(table, run, segment, threads=1)
     stages["published"] = _objects(table)
-    totals = verify_run(table, run.run_id, segments)
+    totals = verify_run(table, run.run_id, run.layout, segments)
     finish_run(table, run.run_id, now=NOW, totals={"rows": totals.rows, "detections": totals.detections, "errors": {}})
     remove_parts(table, run.run_id, threads=1)
     stages["finished"] = _objects(table)

@@ -13,6 +13,7 @@ import pytest
 
 from pipelines.exports.current import current_query
 from pipelines.exports.export import ExportConfig, ExportSummary, export
+from pipelines.labelling.run import RunRequest, begin_run, finish_run, latest_run
 from pipelines.stopped import RunStopped
 from pipelines.store import open_store
 from pipelines.table import NO_COLUMNS, SCHEMA, Detected, Origin, Row, encode, rows_to_table
@@ -74,7 +75,8 @@ def test_json_lines_hold_the_same_values(table: str, tmp_path: Path) -> None:
     first, second, third = map(json.loads, out.read_text().splitlines())
     assert first == {
         "uri": "a", "etag": "1", "size": 9, "status": "ok", "error_kind": None, "error": None, "width": 8, "height": 4,
-        "taken_at": "2024-02-29T06:30:00", "model": "detr@1", "threshold": pytest.approx(0.05), "run_id": "run-1",
+        "taken_at": "2024-02-29T06:30:00", "model": "detr@1", "threshold": pytest.approx(0.05), "settings": None,
+        "run_id": "run-1",
         "detections": [
             {"category_id": 18, "label": "dog", "score": 0.75, "box": {"xmin": 0, "ymin": 0, "xmax": 8, "ymax": 4}}
         ],
@@ -98,7 +100,7 @@ def test_a_folder_gets_files_of_a_size_and_a_record_at_last(
     ]
     assert [row["uri"] for row in pq.read_table(tmp_path / "out").to_pylist()] == ["a", "b", "a"]
     assert json.loads((tmp_path / "out" / "_export.json").read_text()) == {
-        "table": open_store(table).uri, "rows": 3, "latest": False, "model": None, "files": 2,
+        "table": open_store(table).uri, "rows": 3, "latest": False, "model": None, "settings": None, "files": 2,
     }  # fmt: skip
 
 
@@ -205,3 +207,48 @@ def test_a_file_of_another_kind_is_refused_and_does_not_become_a_folder(out: str
 @pytest.mark.parametrize("out", ["exports", "exports/v1.2", "t.csv/", "2026.11.28"])
 def test_a_folder_may_have_a_dot_in_its_name(out: str) -> None:
     assert not ExportConfig("table", out).is_file
+
+
+FP32, BF16 = '{"precision":"fp32","threshold":0.05}', '{"precision":"bf16","threshold":0.05}'
+
+
+@pytest.fixture
+def of_two_settings(tmp_path: Path) -> str:
+    """Image `a` labelled by an earlier release in fp32, whose file has no settings, and `a` and `b` in bf16."""
+    place = str(tmp_path / "two")
+    store = open_store(place)
+    for day, (precision, uris) in enumerate((("fp32", "a"), ("bf16", "ab")), 1):
+        request = RunRequest("detr@1", "1", {"threshold": 0.05, "precision": precision}, 64, {}, f"run-{day}")
+        run = begin_run(
+            store, request, after=latest_run(store), shard_images=64, precision=precision, now=NOW, tail="0001"
+        )
+        assert run is not None
+        finish_run(store, run.run_id, now=NOW, totals={"rows": 1, "detections": 0, "errors": {}})
+        origin = Origin("detr@1", 0.05, run.run_id, 0, NOW + timedelta(days=day), run.settings)
+        rows = rows_to_table([Row(uri, detections=Detected([], (), [], [])) for uri in uris], origin=origin)
+        rows = rows.drop_columns(["settings"]) if day == 1 else rows
+        store.put(f"data/run-{day}/00000.parquet", encode(rows))
+    return place
+
+
+def test_rows_of_an_earlier_release_are_exported_with_the_settings_of_their_run(
+    of_two_settings: str, tmp_path: Path
+) -> None:
+    rows = exported(of_two_settings, tmp_path / "all.parquet")
+
+    assert [(row["uri"], row["settings"]) for row in rows] == [("a", FP32), ("a", BF16), ("b", BF16)]
+
+
+def test_settings_choose_rows_and_what_is_current_among_them(of_two_settings: str, tmp_path: Path) -> None:
+    summary = export(ExportConfig(of_two_settings, str(tmp_path / "latest.parquet"), latest=True))
+    assert summary.settings == {BF16: 2}
+
+    for settings, expected in ((FP32, [("a", "run-1")]), (BF16, [("a", "run-2"), ("b", "run-2")])):
+        for latest in (True, False):
+            out = tmp_path / f"{settings[14]}{latest}.parquet"
+            rows = exported(of_two_settings, out, settings=settings, latest=latest)
+            assert [(row["uri"], row["run_id"]) for row in rows] == expected
+    query = current_query(of_two_settings, settings=BF16)
+    assert sorted(duckdb.sql(query).to_arrow_table()["uri"].to_pylist()) == ["a", "b"]
+    with pytest.raises(RunStopped, match=r"has no rows of model detr@1 with the settings \{\}\."):
+        export(ExportConfig(of_two_settings, str(tmp_path / "no.parquet"), model="detr@1", settings="{}"))

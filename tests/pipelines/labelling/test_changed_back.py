@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.labelling.changed_back import without_second_rows
-from pipelines.labelling.publish import table_file_key
+from pipelines.labelling.table_files import table_file_key
 from pipelines.stopped import RunStopped
 from pipelines.store import Blob, Entry, memory_store
 from pipelines.store.memory import MemoryStore
@@ -46,7 +46,7 @@ class Counted(MemoryStore):
 
 
 def publish(table: MemoryStore, run_id: str, segment: int, rows: pa.Table) -> None:
-    table.put(table_file_key(run_id, segment), encode(rows))
+    table.put(table_file_key(run_id, segment, "flat"), encode(rows))
 
 
 def settle(table: MemoryStore, rows: pa.Table, planned: Sequence[str | None], *, threads: int = 1) -> list[str]:
@@ -114,12 +114,12 @@ def test_nothing_is_read_where_nothing_changed_and_of_files_that_cannot_hold_it_
     settle(table, rows_of("now", ("b", "1"), ("c", "1")), ["1", "1"])
     assert table.read == {}
     settle(table, rows_of("now", ("b", "1"), ("c", "1")), ["2", "1"])
-    assert table.read[table_file_key("before", 0)] > 1_000
+    assert table.read[table_file_key("before", 0, "flat")] > 1_000
     settle(table, rows_of("now", ("x5", "1"), ("c", "1")), ["2", "1"])
-    footer = table.read[table_file_key("before", 1)]
+    footer = table.read[table_file_key("before", 1, "flat")]
     table.read.clear()
     settle(table, rows_of("now", ("a", "1"), ("y", "1")), ["2", "2"])
-    assert table.read[table_file_key("before", 1)] < footer / 2
+    assert table.read[table_file_key("before", 1, "flat")] < footer / 2
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_files_without_statistics_or_sizes_are_looked_at_all_the_same() -> None:
     table = NoSizes("memory://table")
     sink = pa.BufferOutputStream()
     pq.write_table(rows_of("before", ("b", "1")), sink, write_statistics=False)
-    table.put(table_file_key("before", 0), sink.getvalue().to_pybytes())
+    table.put(table_file_key("before", 0, "flat"), sink.getvalue().to_pybytes())
 
     assert settle(table, rows_of("now", ("b", "1")), ["2"]) == ["fetch_failed"]
 
@@ -160,9 +160,9 @@ def test_files_without_statistics_or_sizes_are_looked_at_all_the_same() -> None:
 def test_a_damaged_file_is_named(table: Counted, place: str) -> None:
     data = bytearray(encode(rows_of("earlier", *((f"b{number}", "1") for number in range(100)))))
     data[-8 if place == "footer" else 40] ^= 0xFF
-    table.put(table_file_key("earlier", 3), bytes(data))
+    table.put(table_file_key("earlier", 3, "flat"), bytes(data))
 
-    with pytest.raises(RunStopped, match=r"memory://table/data/earlier/00003.parquet is damaged"):
+    with pytest.raises(RunStopped, match=r"memory://table/data/earlier-00003\.parquet is damaged"):
         settle(table, rows_of("now", ("b5", "1")), ["2"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from pipelines.labelling.outcome import Outcome
 from pipelines.labelling.publish import part_key
 from pipelines.labelling.run import Run, RunRequest, find_unfinished, latest_run, read_end
 from pipelines.lake.listing import LakeObject, Listing
-from pipelines.stopped import RunStopped
+from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import StoreDown
 from pipelines.store.memory import MemoryStore
 from pipelines.table import NO_COLUMNS
@@ -68,6 +69,8 @@ class Start:
     refuses: str | None = None
     precision: str = "fp32"
     spread: int = 1
+    configuration: dict[str, object] = field(default_factory=dict)
+    relabel: bool = False
     did: list[str] = field(default_factory=list)
     writer: Writer = field(init=False)
 
@@ -76,11 +79,12 @@ class Start:
         self.world.clock.seconds += 1
         return run_labelling(
             self.world.objects,
-            RunRequest(model, model, {}, None, {}),
+            RunRequest(model, model, self.configuration, None, {}),
             Listing((self.writer._list,), NO_COLUMNS),
             self.selection,
             self,
             new_run=new_run,
+            relabel=self.relabel,
             plan_ahead=self.plan,
             publisher=Inline(),
             clock=self.world.clock,
@@ -482,3 +486,122 @@ def test_a_listing_is_read_once_though_it_is_looked_at_before_the_run_begins() -
 
     assert listings == [None]
     assert uris(world) == sorted(world.lake)
+
+
+LOW, HIGH = {"threshold": 0.05, "classes": None}, {"threshold": 0.5, "classes": [["cat", None], ["ant", 0.9]]}
+OTHER_SETTINGS = (
+    r"table memory://table was labelled by detr@1 with other settings \(threshold 0\.05, now 0\.5; "
+    r"classes all, now ant=0\.9 cat=0\.5\)\. Give the old values .* by SQL .* another --table, or give --relabel"
+)
+
+
+def settings_of(world: World) -> list[tuple[str, str]]:
+    return sorted((row["uri"][-7:], row["settings"]) for row in world.read())
+
+
+def test_each_row_has_the_settings_of_its_run() -> None:
+    world = lake(1)
+    Start(world, configuration=HIGH, precision="fp16").run()
+
+    assert settings_of(world) == [
+        ("000.jpg", '{"classes":{"ant":0.9,"cat":0.5},"precision":"fp16","threshold":0.5}'),
+    ]
+
+
+@pytest.mark.parametrize("is_new", [False, True])
+def test_other_settings_on_a_finished_table_are_refused_with_the_difference_and_leave_nothing(is_new: bool) -> None:
+    world = lake(3)
+    Start(world, configuration=LOW).run()
+    if is_new:
+        world.lake["s3://lake/new.jpg"] = "v0"
+    before = list(world.objects.list())
+    start = Start(world, configuration=HIGH)
+
+    with pytest.raises(WrongUse, match=OTHER_SETTINGS):
+        start.run()
+
+    assert start.did == []  # not even connected
+    assert list(world.objects.list()) == before
+
+
+def test_other_settings_label_the_images_again_where_that_is_asked_for() -> None:
+    world = lake(2)
+    Start(world, configuration=LOW).run()
+    finished = Start(world, configuration=HIGH, relabel=True).run()
+
+    assert finished.planned.images == 2
+    low = '{"precision":"fp32","threshold":0.05}'
+    high = '{"classes":{"ant":0.9,"cat":0.5},"precision":"fp32","threshold":0.5}'
+    assert settings_of(world) == [("000.jpg", high), ("000.jpg", low), ("001.jpg", high), ("001.jpg", low)]
+    again = Start(world, configuration=HIGH, relabel=True)
+    assert again.run().planned.labelled == 2
+    assert again.did == []
+    world.lake["s3://lake/new.jpg"] = "v0"
+    assert Start(world, configuration=HIGH).run().planned.images == 1  # the last settings are the table's now
+    with pytest.raises(WrongUse, match=r"threshold 0\.5, now 0\.05; classes ant=0\.9 cat=0\.5, now all"):
+        Start(world, configuration=LOW).run()
+
+
+def test_an_unfinished_run_that_published_nothing_does_not_decide_the_settings() -> None:
+    world = lake(2)
+    with pytest.raises(RunStopped):
+        Start(world, configuration=LOW, dies=True).run()
+
+    assert Start(world, configuration=HIGH).run(new_run=True).planned.images == 2
+
+
+def test_a_run_that_published_something_is_not_sealed_for_other_settings() -> None:
+    world = lake(13)  # two segments, of which the first is published
+    start = Start(world, configuration=LOW)
+    start.label = lambda run, shards, *, isolated: (  # type: ignore[method-assign]
+        iter([Outcome(failure="the power went.")])
+        if 6 in shards
+        else Start.label(start, run, shards, isolated=isolated)
+    )
+    with pytest.raises(RunStopped):
+        start.run()
+    run = find_unfinished(world.objects)
+
+    with pytest.raises(WrongUse, match=OTHER_SETTINGS):
+        Start(world, configuration=HIGH).run(new_run=True)
+
+    assert find_unfinished(world.objects) == run
+
+
+def test_auto_is_the_tables_precision_where_there_is_nothing_to_do() -> None:
+    world = lake(2)
+    Start(world, precision="fp16").run()
+    again = Start(world, precision="fp32")
+
+    assert again.run().planned.labelled == 2
+    assert again.did == []
+
+
+def test_auto_that_is_another_precision_than_the_tables_is_refused_before_a_run_is_begun() -> None:
+    world = lake(2)
+    Start(world, precision="fp16").run()
+    world.lake["s3://lake/new.jpg"] = "v0"
+
+    with pytest.raises(WrongUse, match=r"\(precision fp16, now fp32\)\. Give the old value to"):
+        Start(world, precision="fp32").run()
+
+    assert find_unfinished(world.objects) is None
+    assert Start(world, precision="fp32", relabel=True).run().planned.images == 3
+    assert Start(world, precision="fp32").run().planned.labelled == 3
+
+
+def test_an_unfinished_run_of_an_earlier_release_leaves_out_what_has_other_settings() -> None:
+    world = lake(3)
+    Start(world, configuration=LOW, selection=Selection(max_images=1)).run()
+    with pytest.raises(RunStopped):
+        Start(world, configuration=HIGH, relabel=True, dies=True).run()
+    run = find_unfinished(world.objects)
+    assert run is not None
+    for entry in list(world.objects.list(f"_runs/{run.run_id}/plan/")):
+        world.objects.delete(entry.key)
+    for key in ("_runs/_order/0000002.json", f"_runs/{run.run_id}/run.json"):
+        record = json.loads(world.objects.get(key).data)
+        del record["tells_settings_apart"], record["layout"]
+        world.objects.put(key, json.dumps({**record, "record_version": 2}).encode())
+
+    assert Start(world, configuration=HIGH).run().totals.rows == 2

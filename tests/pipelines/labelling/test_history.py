@@ -19,6 +19,7 @@ from pipelines.store import Store, memory_store
 from pipelines.table import NO_COLUMNS, Detected, Origin, Row, rows_to_table
 from tests.pipelines.labelling.runs import start_run
 
+FP32 = '{"precision":"fp32"}'
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 LATER = NOW + timedelta(hours=1)
 FOUND = Detected([1, 1], ("dog", "dog"), [0.5, 0.5], [[0, 0, 1, 1]] * 2)
@@ -60,7 +61,7 @@ def test_runs_are_told_oldest_first_with_their_states_and_what_readers_see_of_th
     segments = list(plan(store, first))
     for segment in segments:
         publish(store, first, segment)
-    totals = verify_run(store, "z", segments)
+    totals = verify_run(store, "z", "flat", segments)
     finish_run(store, "z", now=LATER, totals={"rows": 7, "detections": 6, "errors": dict(totals.errors)})
     second = start(store, "y")
     publish(store, second, next(plan(store, second)))
@@ -69,9 +70,9 @@ def test_runs_are_told_oldest_first_with_their_states_and_what_readers_see_of_th
     publish(store, third, list(plan(store, third))[1])
 
     assert list(summarise_runs(store)) == [
-        RunSummary("z", "finished", "detr@1", NOW, LATER, 7, 7, 6, {"truncated": 4}),
-        RunSummary("y", "sealed", "detr@1", NOW, LATER, 4, 4, 4, {"truncated": 2}),
-        RunSummary("x", "labelling", "detr@1", NOW, None, 7, 3, 2, {"truncated": 2}),
+        RunSummary("z", "finished", "detr@1", NOW, LATER, 7, 7, 6, {"truncated": 4}, FP32),
+        RunSummary("y", "sealed", "detr@1", NOW, LATER, 4, 4, 4, {"truncated": 2}, FP32),
+        RunSummary("x", "labelling", "detr@1", NOW, None, 7, 3, 2, {"truncated": 2}, FP32),
     ]
 
 
@@ -80,7 +81,7 @@ def test_a_run_that_is_still_planned_is_told_with_what_there_is_of_its_plan() ->
     planner = plan(table, start(table, "z"))
     next(planner)
 
-    assert list(summarise_runs(table)) == [RunSummary("z", "planning", "detr@1", NOW, None, 4, 0, 0, {})]
+    assert list(summarise_runs(table)) == [RunSummary("z", "planning", "detr@1", NOW, None, 4, 0, 0, {}, FP32)]
 
 
 def test_a_table_without_runs_has_none() -> None:

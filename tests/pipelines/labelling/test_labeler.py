@@ -43,6 +43,7 @@ from pipelines.store import (
 from pipelines.table import NO_COLUMNS, decode
 from tests.pipelines.labelling.failing_lake import NOW, Clock, Lake
 
+SETTINGS = '{"precision":"fp32","threshold":0.0}'
 QUERIES = 5
 TINY = DetrConfig(
     backbone=BackboneConfig("tiny", "basic", 8, (8, 16), (1, 1)),
@@ -120,6 +121,7 @@ def labeler(
         run_id="run-1",
         model_id="tiny@0123456789ab",
         threshold=threshold,
+        settings=SETTINGS,
         read_shard=shards.__getitem__,
         kept_schema=kept,
         decode_threads=2,

@@ -21,10 +21,10 @@ from pipelines.labelling.publish import (
     read_done,
     read_totals,
     remove_parts,
-    table_file_key,
     verify_run,
 )
 from pipelines.labelling.run import Run
+from pipelines.labelling.table_files import table_file_key
 from pipelines.lake.listing import LakeObject, Listing
 from pipelines.stopped import RunStopped
 from pipelines.store import AlreadyExists, NotFound, Store, StoreDown, memory_store
@@ -84,7 +84,7 @@ def commit_all(table: Store, segment: PlannedSegment, kept: pa.Schema = NO_COLUM
 
 def test_parts_and_table_files_are_named_by_the_plan_alone() -> None:
     assert part_key("run-1", 7) == "_runs/run-1/parts/0000007.part"
-    assert table_file_key("run-1", 3) == "data/run-1/00003.parquet"
+    assert table_file_key("run-1", 3, "flat") == "data/run-1-00003.parquet"
 
 
 def test_the_second_attempt_at_a_shard_loses_and_leaves_the_first_rows(store: Store) -> None:
@@ -159,7 +159,7 @@ def test_a_group_is_published_as_one_file_in_the_order_of_the_plan(store: Store)
 
     totals = publish_group(store, RUN, segment)
 
-    data = store.get("data/run-1/00000.parquet").data
+    data = store.get("data/run-1-00000.parquet").data
     rows = decode(data)
     assert totals == Totals(5, 3, {"truncated": 2})
     assert rows["uri"].to_pylist() == [f"s3://b/{number:03d}" for number in range(5)]
@@ -182,10 +182,10 @@ def test_publishing_again_changes_nothing_and_says_the_same() -> None:
     (segment,) = planned(table)
     commit_all(table, segment)
     first = publish_group(table, RUN, segment)
-    before = table.get("data/run-1/00000.parquet")
+    before = table.get("data/run-1-00000.parquet")
 
     assert publish_group(table, RUN, segment, threads=1) == first
-    assert table.get("data/run-1/00000.parquet") == before
+    assert table.get("data/run-1-00000.parquet") == before
 
 
 def test_publishing_is_not_disturbed_by_another_who_does_the_same_at_the_same_moment() -> None:
@@ -219,7 +219,7 @@ def test_a_file_of_equal_rows_by_another_release_is_fine_and_one_of_other_rows_i
         rows = Raced.rows.set_column(2, Raced.rows.schema.field("size"), pa.array([1] * 5, pa.int64()))
 
     assert publish_group(Raced(table, StoreDown("")), RUN, segment).rows == 5
-    table.delete("data/run-1/00000.parquet")
+    table.delete("data/run-1-00000.parquet")
     with pytest.raises(RunStopped, match="exists with other rows than the parts of its shards"):
         publish_group(RacedByOthers(table, StoreDown("")), RUN, segment)
 
@@ -285,7 +285,7 @@ def test_what_exists_says_which_shards_are_missing() -> None:
     table.put("_runs/run-1/parts/notes.txt", b"")
     table.put("_runs/run-1/parts/x.part", b"")
 
-    done = read_done(table, "run-1")
+    done = read_done(table, "run-1", "flat")
 
     assert done == Done(frozenset({0, 5, 64}), frozenset())
     assert done.missing_shards(first) == tuple(shard for shard in range(64) if shard not in (0, 5))
@@ -302,30 +302,30 @@ def test_a_run_is_verified_by_counting_its_files_against_the_plan(monkeypatch: p
         commit_all(table, segment)
         publish_group(table, RUN, segment)
 
-    with pytest.raises(RunStopped, match=r"data/run-1/00002\.parquet is missing\. The same command publishes it"):
-        verify_run(table, "run-1", read_manifest(table, "run-1"))
+    with pytest.raises(RunStopped, match=r"data/run-1-00002\.parquet is missing\. The same command publishes it"):
+        verify_run(table, "run-1", "flat", read_manifest(table, "run-1"))
     commit_all(table, segments[-1])
     publish_group(table, RUN, segments[-1])
 
-    assert verify_run(table, "run-1", read_manifest(table, "run-1")) == Totals(20, 14, {"truncated": 6})
+    assert verify_run(table, "run-1", "flat", read_manifest(table, "run-1")) == Totals(20, 14, {"truncated": 6})
 
 
 def test_a_published_file_with_another_number_of_rows_is_noticed() -> None:
     table = memory_store()
     (segment,) = planned(table)
-    table.put("data/run-1/00000.parquet", encode(ROWS))
+    table.put("data/run-1-00000.parquet", encode(ROWS))
 
     with pytest.raises(RunStopped, match=r"00000\.parquet has 2 rows for 5 planned images"):
-        verify_run(table, "run-1", [segment])
+        verify_run(table, "run-1", "flat", [segment])
 
 
 def test_a_published_file_that_does_not_say_its_totals_is_noticed() -> None:
     table = memory_store()
     (segment,) = planned(table, 2)
-    table.put("data/run-1/00000.parquet", encode(ROWS))
+    table.put("data/run-1-00000.parquet", encode(ROWS))
 
     with pytest.raises(RunStopped, match="does not say what its rows add up to"):
-        read_totals(table, "run-1", segment)
+        read_totals(table, "run-1", "flat", segment)
 
 
 def test_parts_are_removed_and_nothing_else() -> None:

@@ -301,7 +301,7 @@ def test_finishing_twice_is_finishing() -> None:
 
 
 GOOD = {
-    "record_version": 2,
+    "record_version": 3,
     "run_id": "x",
     "number": 1,
     "model": "m",
@@ -311,8 +311,12 @@ GOOD = {
     "versions": {},
     "started_at": "2026-11-22T18:15:03+00:00",
     "precision": "bf16",
+    "tells_settings_apart": True,
+    "layout": "flat",
 }
-OLD = {**{name: value for name, value in GOOD.items() if name != "precision"}, "record_version": 1}
+LATER = ("tells_settings_apart", "layout")
+SECOND = {**{name: value for name, value in GOOD.items() if name not in LATER}, "record_version": 2}
+OLD = {**{name: value for name, value in SECOND.items() if name != "precision"}, "record_version": 1}
 
 
 @pytest.mark.parametrize(
@@ -338,8 +342,13 @@ OLD = {**{name: value for name, value in GOOD.items() if name != "precision"}, "
         (json.dumps({**OLD, "record_version": 2}).encode(), "is damaged"),
         (json.dumps({**OLD, "precision": "bf16"}).encode(), "is damaged"),
         (json.dumps({**OLD, "configuration": None}).encode(), "is damaged"),
-        (json.dumps({**GOOD, "record_version": True}).encode(), "is a run record of version true, this is version 2"),
-        (json.dumps({**GOOD, "record_version": 3}).encode(), "is a run record of version 3, this is version 2"),
+        (json.dumps({**GOOD, "record_version": 2}).encode(), "is damaged"),
+        (json.dumps({**SECOND, "record_version": 3}).encode(), "is damaged"),
+        (json.dumps({**SECOND, "layout": "flat"}).encode(), "is damaged"),
+        (json.dumps({**GOOD, "layout": "deep"}).encode(), "is damaged"),
+        (json.dumps({**GOOD, "configuration": {"classes": [5]}}).encode(), "is damaged"),
+        (json.dumps({**GOOD, "record_version": True}).encode(), "is a run record of version true, this is version 3"),
+        (json.dumps({**GOOD, "record_version": 4}).encode(), "is a run record of version 4, this is version 3"),
         (json.dumps({**GOOD, "record_version": "x" * 18}).encode(), f'is a run record of version "{"x" * 18}", this'),
         (json.dumps({**GOOD, "record_version": "x" * 19}).encode(), f'is a run record of version "{"x" * 19}..., this'),
     ],
@@ -366,6 +375,19 @@ def test_a_record_of_before_precision_was_resolved_is_fp32_unless_another_was_as
 
     assert run is not None
     assert run.precision == precision
+
+
+@pytest.mark.parametrize("record", [OLD, SECOND])
+def test_a_record_of_before_settings_told_rows_apart_says_so(record: dict[str, object]) -> None:
+    table = memory_store()
+    table.put("_runs/_order/0000001.json", json.dumps({**record, "configuration": {"threshold": 0}}).encode())
+
+    run = latest_run(table)
+
+    assert run is not None
+    assert (run.tells_settings_apart, run.layout) == (False, "folders")
+    precision = "fp32" if record is OLD else "bf16"
+    assert run.settings == f'{{"precision":"{precision}","threshold":0.0}}'
 
 
 def test_a_run_is_begun_as_the_next_one_only() -> None:
@@ -412,3 +434,31 @@ def test_the_good_record_of_these_tests_is_good() -> None:
     table.put("_runs/_order/0000001.json", json.dumps(GOOD).encode())
 
     assert latest_run(table) == Run("x", 1, "m", "s", {}, 1, {}, NOW, "bf16")
+
+
+def test_all_runs_of_a_table_have_the_layout_of_the_first() -> None:
+    table = memory_store()
+    table.put("_runs/_order/0000001.json", json.dumps(SECOND).encode())
+    old, resumed = start_run(table, replace(REQUEST, model="m", model_sha256="s", configuration={}), now=NOW, tail="1")
+    assert (old.layout, resumed) == ("folders", True)
+    finish(table, old)
+    second, _ = start(table, tail="2")
+    assert second.layout == "folders"
+    finish(table, second)
+    assert start(table, tail="3")[0].layout == "folders"
+
+    new = memory_store()
+    first, _ = start(new)
+    finish(new, first)
+    assert [first.layout, start(new, tail="2")[0].layout] == ["flat", "flat"]
+
+
+@pytest.mark.parametrize(
+    ("key", "layout"),
+    [("data/x/0.parquet", "folders"), ("data/x-0.parquet", "flat"), ("data/x/notes.txt", "flat")],
+)
+def test_a_table_that_somebody_has_put_files_into_keeps_their_layout(key: str, layout: str) -> None:
+    table = memory_store()
+    table.put(key, b"x")
+
+    assert start(table)[0].layout == layout

@@ -72,7 +72,7 @@ def test_a_sealed_run_keeps_what_it_published_and_the_next_labels_the_rest() -> 
 
     assert not resumed
     assert sorted(rows(store)) == [item.uri for item in LAKE]
-    assert len(list(store.list(f"data/{old.run_id}/"))) == 4
+    assert len(list(store.list(f"data/{old.run_id}-"))) == 4
 
 
 def test_a_zombie_of_a_sealed_run_can_publish_nothing() -> None:
@@ -90,7 +90,7 @@ def test_a_zombie_of_a_sealed_run_can_publish_nothing() -> None:
         ):
             publish_group(table, old, segment)
     with pytest.raises(RunStopped, match="was sealed"):
-        verify_run(table, old.run_id, read_manifest(table, old.run_id))
+        verify_run(table, old.run_id, "flat", read_manifest(table, old.run_id))
     with pytest.raises(RunStopped, match="was sealed"):
         finish_run(table, old.run_id, now=NOW, totals={})
 

@@ -10,10 +10,11 @@ import pytest
 from pipelines.labelling.manifest import PlannedSegment, read_shard
 from pipelines.labelling.outcome import Outcome, ShardReport
 from pipelines.labelling.plan import write_plan
-from pipelines.labelling.publish import commit_part, read_done, remove_parts, table_file_key, verify_run
+from pipelines.labelling.publish import commit_part, read_done, remove_parts, verify_run
 from pipelines.labelling.run import Run
 from pipelines.labelling.seal import seal_run
 from pipelines.labelling.segments import label_segments, publishing
+from pipelines.labelling.table_files import table_file_key
 from pipelines.lake.listing import LakeObject, Listing
 from pipelines.stopped import RunStopped
 from pipelines.store import Blob, Denied, NotFound, Store, memory_store
@@ -92,7 +93,7 @@ def test_all_segments_are_labelled_and_published(store: Store) -> None:
 
     assert pool.given == [list(range(5))]
     assert published_uris(store) == [f"s3://b/{number:03d}" for number in range(5)]
-    assert verify_run(store, "run-1", segments).rows == 5
+    assert verify_run(store, "run-1", "flat", segments).rows == 5
 
 
 def test_lost_shards_are_run_again_and_each_report_counts_once() -> None:
@@ -105,7 +106,7 @@ def test_lost_shards_are_run_again_and_each_report_counts_once() -> None:
     assert pool.given == [list(range(70)), [3, 66], [3, 66]]
     assert pool.isolated == [False, True, True]
     assert sorted(reported) == list(range(70))
-    assert verify_run(table, "run-1", segments).rows == 70
+    assert verify_run(table, "run-1", "flat", segments).rows == 70
 
 
 def test_a_shard_that_died_after_its_commit_is_not_labelled_again() -> None:
@@ -150,10 +151,10 @@ def test_images_that_are_done_are_counted_once_whether_published_or_not() -> Non
     label(table, [first], Pool(table))
     list(Pool(table)([64, 65]))
 
-    assert read_done(table, "run-1").count_images([first, second]) == 66
+    assert read_done(table, "run-1", "flat").count_images([first, second]) == 66
 
     remove_parts(table, "run-1")
-    assert read_done(table, "run-1").count_images([first, second]) == 64
+    assert read_done(table, "run-1", "flat").count_images([first, second]) == 64
 
 
 def test_parts_that_are_all_there_are_published_without_labelling_anything() -> None:
@@ -175,7 +176,7 @@ def test_a_segment_is_published_when_its_last_part_is_there_and_not_at_the_end()
     def script(shard: int, turn: int) -> str | Outcome:
         if shard < 64 and turn == 1:
             return "die"
-        seen.append(read_done(table, "run-1").published)
+        seen.append(read_done(table, "run-1", "flat").published)
         return "report"
 
     label(table, segments, Pool(table, script))
@@ -192,7 +193,7 @@ def test_a_shard_that_is_lost_every_time_stops_the_run_and_all_else_is_done() ->
         label(table, segments, pool)
 
     assert pool.given == [list(range(70)), [65, 67, 69], [65, 67, 69]]
-    assert read_done(table, "run-1").published == {0}
+    assert read_done(table, "run-1", "flat").published == {0}
 
 
 def test_the_sentence_says_what_a_lost_shard_said() -> None:
@@ -220,8 +221,8 @@ def test_a_system_failure_stops_at_once_and_says_that_the_run_goes_on() -> None:
     with pytest.raises(RunStopped, match=r"^the lake is gone\. What is done stays done; the same command goes on"):
         label(table, segments, pool)
 
-    assert read_done(table, "run-1").parts == {61, 62, 63, *range(64, 70)}
-    assert read_done(table, "run-1").published == {1}  # was complete before
+    assert read_done(table, "run-1", "flat").parts == {61, 62, 63, *range(64, 70)}
+    assert read_done(table, "run-1", "flat").published == {1}  # was complete before
 
 
 def test_a_run_that_was_sealed_meanwhile_is_not_labelled_to_its_end() -> None:
@@ -233,21 +234,21 @@ def test_a_run_that_was_sealed_meanwhile_is_not_labelled_to_its_end() -> None:
     with pytest.raises(RunStopped, match="was sealed"):
         label(table, segments, pool)
 
-    assert 0 not in read_done(table, "run-1").parts
+    assert 0 not in read_done(table, "run-1", "flat").parts
     assert published_uris(table) == []
 
 
 def test_a_table_file_that_cannot_be_written_stops_the_run() -> None:
     class Refusing(type(memory_store())):  # type: ignore[misc]
         def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
-            if key == table_file_key("run-1", 0):
+            if key == table_file_key("run-1", 0, "flat"):
                 raise Denied(f"{key} is refused")
             found: str | None = super().put(key, data, create=create, if_match=if_match)
             return found
 
     table = Refusing("memory://table")
 
-    with pytest.raises(Denied, match=r"data/run-1/00000\.parquet is refused"):
+    with pytest.raises(Denied, match=r"data/run-1-00000\.parquet is refused"):
         label(table, planned(table, images=3), Pool(table))
 
 

@@ -28,10 +28,10 @@ from tests.pipelines.labelling.runs import start_run
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 KEPT = pa.schema([("station", pa.string())])
 FOUND = Detected([1], ("dog",), [0.5], [[0, 0, 1, 1]])
-FIRST, SECOND, THIRD = "data/night-1/00000.parquet", "data/night-1/00001.parquet", "data/night-2/00000.parquet"
+FIRST, SECOND, THIRD = "data/night-1-00000.parquet", "data/night-1-00001.parquet", "data/night-2-00000.parquet"
 PLANNED = ["s3://b/night-1/0", "s3://b/night-1/1", "s3://b/night-1/2", "s3://b/night-1/3"]  # of FIRST
 PART = part_key("night-3", 1)
-ANOTHERS = "has rows that say another run, model or shard than that of the file"
+ANOTHERS = "has rows that say another run, model, settings or shard than that of the file"
 
 
 class Watch:
@@ -89,7 +89,7 @@ def whole_run(table: Store, run_id: str, names: Sequence[str]) -> None:
     for segment in segments:
         commit(table, run, segment.shards)
         publish_group(table, run, segment)
-    totals = verify_run(table, run_id, segments)
+    totals = verify_run(table, run_id, "flat", segments)
     finish_run(table, run_id, now=NOW, totals={"rows": totals.rows, "detections": 0, "errors": {}})
     remove_parts(table, run_id)
 
@@ -258,27 +258,68 @@ def test_a_version_that_is_labelled_again_by_another_run_is_found() -> None:
     publish_group(table, run, segment)
 
     assert verify(table) == (
-        "memory://store/data/night-4/00000.parquet has 2 second rows of what detr@1 has labelled already, such as "
+        "memory://store/data/night-4-00000.parquet has 2 second rows of what detr@1 with the settings "
+        '{"precision":"fp32"} has labelled already, such as '
         f"s3://b/night-1/1 (etag e), which is in memory://store/{FIRST}.",
     )
     assert verify(table, run_id="night-2") == verify(table)  # over all runs, whichever is verified
 
 
+def test_a_version_that_is_labelled_again_with_other_settings_is_no_second_row() -> None:
+    table = memory_store()
+    for number, threshold in enumerate((0.5, 0.9, 0.5)):
+        request = RunRequest("detr@1", "1", {"threshold": threshold}, 2, {}, run_id=f"run-{number}")
+        run = start_run(table, request, now=NOW, tail="0001")[0]
+        (segment,) = plan(table, run, ["s3://b/a", "s3://b/b"])
+        commit(table, run, segment.shards)
+        publish_group(table, run, segment)
+        seal_run(table, run, now=NOW)
+
+    assert verify(table) == (
+        "memory://store/data/run-2-00000.parquet has a second row of what detr@1 with the settings "
+        '{"precision":"fp32","threshold":0.5} has labelled already, such as s3://b/b (etag e), which is in '
+        "memory://store/data/run-0-00000.parquet.",
+    )
+
+
+def test_files_of_an_earlier_release_have_the_settings_of_their_runs_record() -> None:
+    table = fill(memory_store())
+    for key in (FIRST, SECOND, THIRD):
+        rewrite(table, key, lambda rows: rows.drop_columns(["settings"]))
+
+    assert verify(table) == ()
+    table.put(THIRD.replace("night-2", "night-1").replace("00000", "00009"), table.get(FIRST).data)
+    assert any("with the settings {" in sentence and "s3://b/night-1/1" in sentence for sentence in verify(table))
+
+
+def test_rows_of_other_settings_than_their_runs_are_found() -> None:
+    table = fill(memory_store())
+    rewrite(table, SECOND, lambda rows: replaced(rows, "settings", ['{"precision":"bf16"}'] * len(rows)))
+
+    assert verify(table) == (f"memory://store/{SECOND} {ANOTHERS}.",)
+
+
 VERSIONS = st.tuples(
-    st.sampled_from("ab"), st.sampled_from([None, "", "1"]), st.sampled_from(["m", "n"]), st.booleans()
+    st.sampled_from("ab"),
+    st.sampled_from([None, "", "1"]),
+    st.sampled_from(["m", "n"]),
+    st.sampled_from([None, "{}", "1"]),
+    st.booleans(),
 )
 
 
 @given(files=st.lists(st.lists(VERSIONS, max_size=4), max_size=4))
-def test_second_rows_are_those_that_a_set_has_already(files: list[list[tuple[str, str | None, str, bool]]]) -> None:
+def test_second_rows_are_those_that_a_set_has_already(
+    files: list[list[tuple[str, str | None, str, str | None, bool]]],
+) -> None:
     table, seen, expected = memory_store(), set(), {}
     for number, versions in enumerate(files):
         parts = [
             rows_to_table(
                 [Row(uri, etag, detections=FOUND) if is_ok else Row(uri, etag, error_kind="missing")],
-                origin=Origin(model, 0.5, "run", 0, NOW),
+                origin=Origin(model, 0.5, "run", 0, NOW, settings),
             )
-            for uri, etag, model, is_ok in versions
+            for uri, etag, model, settings, is_ok in versions
         ]
         if parts:
             table.put(f"data/run/{number}.parquet", encode(pa.concat_tables(parts)))
@@ -295,7 +336,7 @@ def test_second_rows_are_those_that_a_set_has_already(files: list[list[tuple[str
         assert f"data/run/{number}.parquet has {'a second row' if count == 1 else f'{count} second rows'} " in sentence
 
 
-@pytest.mark.parametrize("key", ["data/export.parquet", "data/night-9/00000.parquet", "data/night-1/0.parquet",
+@pytest.mark.parametrize("key", ["data/export.parquet", "data/night-9-00000.parquet", "data/night-1/0.parquet",
                                  "data/night-1/more/00000.parquet", "data/night-2/notes.txt"])  # fmt: skip
 def test_a_file_of_no_run_is_named(key: str) -> None:
     table = fill(memory_store())
@@ -306,10 +347,10 @@ def test_a_file_of_no_run_is_named(key: str) -> None:
 
 def test_a_file_that_its_run_did_not_plan_is_named() -> None:
     table = fill(memory_store())
-    table.put("data/night-2/00001.parquet", table.get(THIRD).data)
+    table.put("data/night-2-00001.parquet", table.get(THIRD).data)
 
     assert verify(table)[0] == (
-        "memory://store/data/night-2/00001.parquet is not in the plan of its run. Move it out of data/."
+        "memory://store/data/night-2-00001.parquet is not in the plan of its run. Move it out of data/."
     )
 
 

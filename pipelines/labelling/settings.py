@@ -1,0 +1,58 @@
+"""The settings of a labelling run that decide what its rows say: one canonical text, part of a row's identity.
+
+An `ok` row is identified by its image's URI and etag, its model and its settings. A later release may add options: they
+are written only where they differ from their default, so that the texts of earlier rows stay the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+AUTO: Final = "auto"
+
+
+def settings_text(configuration: Mapping[str, object], precision: str) -> str:
+    """Return the settings of a run as JSON with sorted keys, such as `{"precision":"fp32","threshold":0.05}`.
+
+    Classes are an object of names and thresholds; a class without a threshold of its own has the run's. They are left
+    out where all classes are kept.
+
+    Args:
+        configuration: What decides which rows come out, as the run's record has it.
+        precision: What the network computes in, "auto" resolved.
+    """
+    settings: dict[str, Any] = {"precision": precision}
+    threshold = configuration.get("threshold")
+    if threshold is not None:
+        settings["threshold"] = _number(threshold)
+    classes = configuration.get("classes")
+    if isinstance(classes, list | tuple):
+        settings["classes"] = {name: _number(threshold if own is None else own) for name, own in classes}
+    return json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def settings_differences(old: str, new: str) -> list[str]:
+    """Return what differs between two settings, as `threshold 0.05, now 0.1`."""
+    before, after = json.loads(old), json.loads(new)
+    return [
+        f"{name} {_shown(before.get(name))}, now {_shown(after.get(name))}"
+        for name in ("threshold", "classes", "precision")
+        if before.get(name) != after.get(name)
+    ]
+
+
+def precision_of(settings: str) -> str:
+    """Return the precision that settings name."""
+    return str(json.loads(settings)["precision"])
+
+
+def _number(value: object) -> object:
+    return float(value) if isinstance(value, int | float) else value  # 0 and 0.0 are the same threshold
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{name}={threshold}" for name, threshold in value.items())
+    return "all" if value is None else str(value)
