@@ -133,7 +133,9 @@ def test_the_result_is_on_standard_output_and_the_progress_on_standard_error(
 ) -> None:
     main(NEEDED)
 
-    assert capfd.readouterr() == (report(SUMMARY) + "\n", "  planning\n")
+    printed = capfd.readouterr()
+    assert printed.out == report(SUMMARY, 0.05) + "\n"
+    assert printed.err.splitlines()[-1] == "  planning"
 
 
 def test_the_result_is_printed_before_a_local_ray_is_ended(
@@ -148,7 +150,36 @@ def test_the_result_is_printed_before_a_local_ray_is_ended(
     monkeypatch.setattr(pipelines.labelling.label, "label", label)
     main(NEEDED)
 
-    assert printed == [report(SUMMARY) + "\n"]
+    assert printed == [report(SUMMARY, 0.05) + "\n"]
+
+
+def test_a_table_that_is_no_basis_for_ap_is_told_how_to_make_one() -> None:
+    hint = (
+        "note:   detections below 0.05 are not kept. For AP (ray-detr evaluate), label into another table with "
+        "--threshold 0"
+    )
+
+    assert report(SUMMARY, 0.05).splitlines()[-1] == hint
+    assert "--threshold" not in report(SUMMARY, 0.0)
+
+
+def test_the_model_of_the_package_says_what_it_knows(
+    asked: list[LabelConfig], capfd: pytest.CaptureFixture[str]
+) -> None:
+    main(["--images", "lake", "--table", "table", "--model", "scenes", "--json"])
+
+    printed = capfd.readouterr()
+    assert printed.err.splitlines()[0] == (
+        "note: the model scenes knows six drawn shapes only (disc, square, triangle, star, ring and cross). For "
+        "photographs give another, such as --model facebook/detr-resnet-50"
+    )
+    assert json.loads(printed.out)
+
+
+def test_another_model_says_nothing_of_shapes(asked: list[LabelConfig], capfd: pytest.CaptureFixture[str]) -> None:
+    main(["--images", "lake", "--table", "table", "--model", "facebook/detr-resnet-50"])
+
+    assert "shapes" not in capfd.readouterr().err
 
 
 def test_json_is_the_whole_summary(asked: list[LabelConfig], capfd: pytest.CaptureFixture[str]) -> None:
