@@ -13,13 +13,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.exports.current import current_rows
-from pipelines.labelling.recorded_settings import COLUMN as SETTINGS
-from pipelines.labelling.recorded_settings import RecordedSettings
+from pipelines.labelling.recorded_settings import COLUMN, RecordedSettings
 from pipelines.labelling.table_files import in_order_of_runs
 from pipelines.parquet_files import open_listed, parquet_of
 from pipelines.stopped import RunStopped
 from pipelines.store import Entry, Store, join_uri
 from pipelines.table import check_columns
+
+SETTINGS: Final = COLUMN
 
 _COLUMNS: Final = (
     "uri", "etag", "size", "status", "error_kind", "error", "width", "height", "detections", "model", "threshold",

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from jobs.exits import BudgetExceeded
 from jobs.label import duration, main, report
 from pipelines.labelling.label import LabelConfig, LabelSummary, duckdb_query
 from pipelines.labelling.progress import Progress
+from pipelines.table import Row
+from tests.pipelines.report.tables import dog_and_cat, publish, row
 
 NEEDED = ["--images", "s3://lake/2026/", "--table", "s3://lake/detections", "--model", "scenes"]
 SUMMARY = LabelSummary(
@@ -185,6 +188,20 @@ def test_json_is_the_whole_summary(asked: list[LabelConfig], capfd: pytest.Captu
     summary: dict[str, Any] = json.loads(capfd.readouterr().out)
     assert (summary["images"], summary["errors"]["truncated"], summary["files"]) == (1_204_113, 22, 37)
     assert set(summary) == set(SUMMARY.__dataclass_fields__)
+
+
+def test_a_report_of_the_run_is_written_after_the_result(
+    asked: list[LabelConfig], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    table, page = str(tmp_path / "table"), tmp_path / "r.html"
+    publish(table, [row("s3://lake/2026/a.jpg", dog_and_cat(0.9, 0.6))], "earlier")
+    publish(table, [Row("s3://lake/2026/b.jpg", error_kind="empty")], SUMMARY.run_id)
+
+    main(["--images", "s3://lake/2026/", "--table", table, "--model", "scenes", "--report", str(page)])
+
+    assert capfd.readouterr().out.splitlines()[-1] == f"report: {page}"
+    assert f"run {SUMMARY.run_id}" in page.read_text()
+    assert "<dd>1 (100 %)</dd>" in page.read_text()
 
 
 def test_too_many_errors_are_told_after_the_result(asked: list[LabelConfig], capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,8 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const BINS = 100;
+// the classes of the rows, the most frequent first, then those of another run or of annotations only
+const ALL = [...data.order, ...data.classes.keys()].filter((number, place, all) => all.indexOf(number) === place);
 const ROLES = ["found", "truth", "appeared", "vanished", "moved"];
 const state = { threshold: data.threshold, hidden: new Set(), labels: true };
 const whole = new Intl.NumberFormat("en-US");
@@ -206,7 +208,7 @@ function redraw() {
 
 function buildFilters() {
   const place = byId("classes");
-  for (const number of data.order) {
+  for (const number of ALL) {
     const box = element("input", { type: "checkbox", value: number });
     box.checked = true;
     box.addEventListener("change", () => {
@@ -220,7 +222,7 @@ function buildFilters() {
   for (const [id, isChecked] of [["all", true], ["none", false]]) {
     byId(id).addEventListener("click", () => {
       place.querySelectorAll("input").forEach((box) => { box.checked = isChecked; });
-      state.hidden = new Set(isChecked ? [] : data.order);
+      state.hidden = new Set(isChecked ? [] : ALL);
       redraw();
     });
   }
