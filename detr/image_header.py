@@ -18,6 +18,8 @@ from detr.image_file import (
 )
 from detr.image_gif import SIGNATURES as GIF_SIGNATURES
 from detr.image_gif import read_gif
+from detr.image_heic import BRANDS as HEIC_BRANDS
+from detr.image_heic import read_heic
 from detr.image_icon import SIGNATURE as ICON_SIGNATURE
 from detr.image_icon import read_icon
 from detr.image_pillow import open_picture
@@ -65,10 +67,7 @@ _UNSUPPORTED = {
     b"FOVb": "camera raw (Sigma)",
     b"\0\0\2\0": "Windows cursor or Targa",
 }
-_UNSUPPORTED_BRANDS = {
-    **dict.fromkeys((b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1"), "HEIC"),
-    b"crx ": "camera raw (Canon)",
-}
+_UNSUPPORTED_BRANDS = {b"crx ": "camera raw (Canon)"}
 # What is often found under the name of an image.
 _OTHERS = {
     b"%PDF": "a PDF document",
@@ -135,11 +134,13 @@ def _reader(data: bytes) -> Callable[[bytes], Header]:
 
 
 def _box_reader(data: bytes) -> Callable[[bytes], Header]:
-    """Return the reader of AVIF, whose container HEIC, raw files and videos have too."""
+    """Return the reader of AVIF or HEIC, whose container raw files and videos have, too."""
     end = min(int.from_bytes(data[:4]), 256)
     brands = [data[start : start + 4] for start in (8, *range(16, end, 4))]
     if b"avif" in brands or b"avis" in brands:
         return read_avif
+    if not HEIC_BRANDS.isdisjoint(brands):
+        return read_heic
     for brand in brands:
         if brand in _UNSUPPORTED_BRANDS:
             raise UnsupportedImage(f"{_UNSUPPORTED_BRANDS[brand]} cannot be decoded here; convert it to JPEG first")

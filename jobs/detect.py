@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.exits import run
-from jobs.options import PRECISIONS, CommandParser, share
+from jobs.options import PRECISIONS, CommandParser, note_on_model, share
 
 if TYPE_CHECKING:
     from pipelines.detect import Seen
@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
 
+    note_on_model(args.model)
     seen = 0
     for result in detect(images, detector, draw=args.draw):
         if args.json:

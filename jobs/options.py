@@ -170,6 +170,16 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def note_on_model(reference: str) -> None:
+    """Say on standard error what the model of the package can and cannot do."""
+    if reference == "scenes":
+        print(
+            "note: the model scenes knows six drawn shapes only (disc, square, triangle, star, ring and cross). For "
+            "photographs give another, such as --model facebook/detr-resnet-50",
+            file=sys.stderr,
+        )
+
+
 def add_batch_size_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add how many images go through the network together."""
     parser.add_argument(

@@ -24,6 +24,7 @@ from pipelines.labelling.driver import RunResult, run_labelling
 from pipelines.labelling.labeler_spec import LabelerSpec
 from pipelines.labelling.lease import TRIES_SECONDS, holding
 from pipelines.labelling.limits import DECODE_SECONDS
+from pipelines.labelling.model_names import named_as_before
 from pipelines.labelling.plan import PlanConfig
 from pipelines.labelling.planning import Planner
 from pipelines.labelling.progress import Progress
@@ -302,6 +303,7 @@ def label(
                 before_the_lease.pop_all() as before_the_lease_ends,
                 publishing() as publisher,
             ):
+                model = named_as_before(table, model)
                 result = run_labelling(
                     table,
                     _request(config, model),

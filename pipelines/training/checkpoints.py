@@ -225,6 +225,19 @@ class TrainingRun:
         self._sweep()
         return chosen.name
 
+    def reopen(self) -> None:
+        """Mark a finished run as unfinished, so that it can be trained for more epochs; do nothing to another.
+
+        `model/` stays as it is until the run is finished again.
+
+        Raises:
+            Overtaken: a later start owns the run.
+            StoreError: the store refused; call again.
+        """
+        if self.is_finished:
+            self._check_owned()
+            self._commit(lambda manifest: replace(manifest, finished=False))
+
     def _kept(self, name: str) -> SavedCheckpoint:
         saved = self._manifest.find(name)
         if saved is None:

@@ -27,7 +27,7 @@ from pipelines.training.fit import fit
 from pipelines.training.group import choose_group
 from pipelines.training.manifest import Manifest, read_manifest
 from pipelines.training.recipe import differing_batch
-from pipelines.training.run_record import check_same, read_record
+from pipelines.training.run_record import check_same, extended_epochs, read_record
 from pipelines.training.start import write_start
 
 PACKAGES: Final = ("ray-detr", "ray", "torch", "torchvision", "pillow", "pyarrow", "obstore")
@@ -97,9 +97,13 @@ def train(
             config = replace(config, recipe=replace(config.recipe, sized_for=0))
         configuration = {**config.decisive(), **_fingerprints(config)}
         if record is not None:
+            configuration |= extended_epochs(record, config.recipe, run=config.name)
+        if record is not None:
             check_same(record, configuration, store)
-        if manifest is not None and manifest.finished:
+        if manifest is not None and manifest.finished and _epochs(manifest) >= config.recipe.epochs:
             return _summary(config, manifest, (), began, resumed=True, was_finished=True)
+        if manifest is not None and manifest.finished:
+            tell(f"the run was finished after {_epochs(manifest)} epochs; it goes on to {config.recipe.epochs}")
         sentence = differing_batch(config.recipe_name, config.recipe)
         if sentence is not None:
             tell(sentence)
@@ -135,6 +139,10 @@ def train(
         return _summary(config, manifest, starts, began, resumed=resumed, was_finished=False)
     except StoreError as error:
         raise RunStopped(f"{error} Every complete checkpoint is kept; run the same command again to resume.") from error
+
+
+def _epochs(manifest: Manifest) -> int:
+    return 0 if manifest.latest is None else manifest.latest.epoch
 
 
 def _precision(config: TrainConfig) -> str:

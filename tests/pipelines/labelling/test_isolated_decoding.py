@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image
 
@@ -187,6 +188,17 @@ def test_a_good_image_is_decoded_as_it_is_elsewhere(decoder: DecoderInChild, kin
     assert header.taken_at.isoformat() == "2024-02-29T06:30:00"
     assert found.pixels.equal(expected)
     assert found.pixels.stride() == expected.stride()
+
+
+@pytest.mark.slow
+def test_a_heic_is_decoded_as_it_is_elsewhere(decoder: DecoderInChild) -> None:
+    sink = io.BytesIO()
+    pillow_heif.from_pillow(Image.open(io.BytesIO(picture(kind="PNG")))).save(sink)
+    upright = decode(sink.getvalue())
+    expected = resize(upright, *resize_shape(*upright.shape[1:], shorter=64, longest=128))
+
+    assert decoder.look(sink.getvalue()).format == "HEIC"
+    assert decoder.prepare(sink.getvalue()).pixels.equal(expected)
 
 
 @pytest.mark.slow

@@ -245,6 +245,22 @@ def test_a_finished_run_has_its_best_model_beside_it(
         save(again, files, 30)
 
 
+def test_a_finished_run_takes_checkpoints_again_once_it_is_reopened(store: Store, files: dict[str, bytes]) -> None:
+    run = opened(store)
+    save(run, files, 10, ap=0.5)
+    run.finish()
+
+    again = opened(store, "b")
+    again.reopen()
+    save(again, files, 20, ap=0.6)
+
+    assert not again.is_finished
+    assert not opened(store, "c").is_finished  # a start that dies leaves a run to resume
+    last = opened(store, "d")
+    assert last.finish() == "000000020-b-4"  # claim 4: manifests 1 to 3 are the first start's
+    assert last.is_finished
+
+
 def test_a_run_that_was_never_evaluated_ends_with_its_newest(files: dict[str, bytes]) -> None:
     run = opened(memory_store())
     with pytest.raises(ValueError, match="no checkpoint to finish with"):
