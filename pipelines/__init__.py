@@ -1,4 +1,4 @@
-"""What happens to data: list, plan, fetch, label, commit, publish. The only place that knows Ray and object stores."""
+"""Data pipelines on Ray: label, shard, train, evaluate, export. The only package that uses Ray and object stores."""
 
 from typing import TYPE_CHECKING, Any
 

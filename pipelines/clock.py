@@ -1,4 +1,4 @@
-"""What time it is, as a value that tests can replace."""
+"""The current time, as a value that tests can replace."""
 
 from __future__ import annotations
 

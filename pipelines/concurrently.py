@@ -1,4 +1,4 @@
-"""The same for many things, a few of them at once."""
+"""Maps a function over many items with a bounded number of threads."""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""Stores that write over what was to be created only once: nothing that two could write at once may lie there."""
+"""Refuses stores that overwrite objects which must be created only once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Detections of a few images, one after the other on this machine, to be read and looked at; for lakes: `label`."""
+"""Detections of a few images, one after the other on this machine; `label` is for image lakes."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass

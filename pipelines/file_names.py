@@ -1,4 +1,4 @@
-"""The file name at the end of a URI: what a picture is called outside its store."""
+"""The file name at the end of a URI."""
 
 from urllib.parse import unquote
 

@@ -1,4 +1,4 @@
-"""Fingerprints of models that only torch can read: found by a process of its own, and remembered on this machine."""
+"""Fingerprints of models that only torch can read, computed in a child process and cached on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writing an object once, whoever else tries and whichever answers get lost."""
+"""Creates an object exactly once, despite other writers and lost answers."""
 
 from __future__ import annotations
 

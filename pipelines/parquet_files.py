@@ -1,4 +1,4 @@
-"""Parquet files in stores: read by column without being fetched whole, their damage told in one sentence."""
+"""Parquet files in stores: reads columns without fetching whole files, and reports damage in one sentence."""
 
 from __future__ import annotations
 

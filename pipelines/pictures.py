@@ -1,4 +1,4 @@
-"""Pictures of what a table says: its detections drawn on the images that they were found in."""
+"""Draws the detections of a table on their images."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""How a process that runs a network on a CPU allocates memory."""
+"""Memory allocation of a process that runs a network on a CPU."""
 
 import ctypes
 import platform

@@ -1,4 +1,4 @@
-"""What readers see of a table: its published files, one after the other."""
+"""The published files of a table, one after the other."""
 
 from collections import Counter
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""How the world ends a run: with a sentence, and so that the same command goes on."""
+"""Errors that end a command with a message. Run the command again to resume."""
 
 
 class RunStopped(Exception):

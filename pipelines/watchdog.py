@@ -1,4 +1,4 @@
-"""A watchdog over the stages of a run: whichever does not move for two minutes is named."""
+"""A watchdog for the stages of a run: reports each stage without progress for two minutes."""
 
 from __future__ import annotations
 

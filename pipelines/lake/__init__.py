@@ -1,1 +1,1 @@
-"""Which images there are: prefixes, globs, tables of URIs as one ordered stream."""
+"""The images to label: prefixes, globs and lists of URIs as one ordered stream."""

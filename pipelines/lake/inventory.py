@@ -1,4 +1,4 @@
-"""S3 Inventory: a bucket's own report of its objects, in place of a listing."""
+"""S3 Inventory: a bucket's own report of its objects, used instead of a listing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The images that a run is pointed at: prefixes, globs, single images and tables of URIs as one ordered stream."""
+"""Lists the images of a run: prefixes, globs, single images and lists of URIs as one ordered stream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drawing some images of a listing at random."""
+"""Draws a random sample of a listing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which objects of a folder are not taken for images."""
+"""Rules for objects in folders that are not images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lists of images: files that name images by their URIs, read instead of a listing."""
+"""Lists of images: files with the URIs of images, read instead of a listing."""
 
 from __future__ import annotations
 

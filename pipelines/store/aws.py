@@ -1,4 +1,4 @@
-"""Where S3 is and who we are there: endpoint, region and credentials, found as other AWS tools find them."""
+"""S3 endpoint, region and credentials, found as other AWS tools find them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AWS credentials in files that somebody renews while a run goes on: read again every few minutes."""
+"""AWS credentials in files that are renewed during a run: read again every few minutes."""
 
 from __future__ import annotations
 

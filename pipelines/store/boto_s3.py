@@ -1,4 +1,4 @@
-"""S3 through botocore: exact for every key there can be, and five times the cost of the native client."""
+"""S3 through botocore: correct for every possible key, at five times the cost of obstore."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Opening buckets: of S3, of Google's and of Azure's stores."""
+"""Opens buckets of S3, Google Cloud Storage and Azure."""
 
 from __future__ import annotations
 

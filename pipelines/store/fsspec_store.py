@@ -1,4 +1,4 @@
-"""Every other kind of store, through fsspec; and S3 where fsspec is asked for."""
+"""All other stores, through fsspec; also S3 if fsspec is requested."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every object store can do, and how it fails."""
+"""The store interface, and the errors of stores."""
 
 from __future__ import annotations
 

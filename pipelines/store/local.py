@@ -1,4 +1,4 @@
-"""Folders of this machine as a store."""
+"""Local folders as a store."""
 
 from __future__ import annotations
 

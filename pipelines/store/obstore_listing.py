@@ -1,4 +1,4 @@
-"""Listing a bucket in order, at obstore's speed, whatever its keys are called."""
+"""Lists a bucket in key order at obstore's speed, for all possible keys."""
 
 from __future__ import annotations
 

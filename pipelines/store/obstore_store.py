@@ -1,4 +1,4 @@
-"""S3, Google's and Azure's stores through obstore: a fifth of botocore's CPU per object, a twentieth per listed key."""
+"""S3, GCS and Azure through obstore: a fifth of botocore's CPU per object, a twentieth per listed key."""
 
 from __future__ import annotations
 

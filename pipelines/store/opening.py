@@ -1,4 +1,4 @@
-"""From a URI to the store that it lies in."""
+"""Opens the store of a URI."""
 
 from __future__ import annotations
 

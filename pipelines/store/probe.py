@@ -1,4 +1,4 @@
-"""Finding out what a store can do before a table is trusted to it."""
+"""Checks what a store supports before a table is written to it."""
 
 from __future__ import annotations
 

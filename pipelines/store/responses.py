@@ -1,4 +1,4 @@
-"""What the answers of object stores mean: from status and code to our errors."""
+"""Maps status codes and error codes of object stores to store errors."""
 
 from __future__ import annotations
 

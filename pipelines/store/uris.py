@@ -1,4 +1,4 @@
-"""Taking the addresses of objects apart, and writing them without secrets."""
+"""Splits and joins URIs of objects, and writes them without secrets."""
 
 from __future__ import annotations
 

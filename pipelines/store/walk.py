@@ -1,4 +1,4 @@
-"""The order of an object store's listing, for trees of folders."""
+"""Walks a folder tree in the key order of an object store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all workers of a training run decide together: one small sum a step, over CPU memory, whatever trains."""
+"""Values that all workers of a training run agree on: one small sum for each step, in CPU memory."""
 
 from __future__ import annotations
 

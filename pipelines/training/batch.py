@@ -1,4 +1,4 @@
-"""How the images of a micro-batch become the tensors that training takes."""
+"""Converts the images of a micro-batch to the tensors of a training step."""
 
 from __future__ import annotations
 

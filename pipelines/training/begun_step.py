@@ -1,4 +1,4 @@
-"""A step of training that the device may still be computing, and what is said when it could not be taken."""
+"""A training step that the device may still be computing, and its error messages."""
 
 from __future__ import annotations
 

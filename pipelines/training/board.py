@@ -1,4 +1,4 @@
-"""What the workers of a training run tell its driver: how far they are, and why they stop for good."""
+"""Status of a training run that workers report to the driver: progress, and reasons to stop."""
 
 from __future__ import annotations
 

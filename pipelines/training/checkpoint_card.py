@@ -1,4 +1,4 @@
-"""The card of a checkpoint: what it was trained on, how, how far, and what it knows."""
+"""The model card of a checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run in an object store: complete or not there, written by one start at a time."""
+"""Checkpoints of a training run in an object store: complete or absent, with one writer at a time."""
 
 from __future__ import annotations
 

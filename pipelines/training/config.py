@@ -1,4 +1,4 @@
-"""What a training run is given: data, where it starts, the recipe, and with how much machinery."""
+"""Configuration of a training run: data, initial weights, recipe, and resources."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one worker trains and evaluates on: its share of the shards, in the order of the run."""
+"""The training and evaluation data of one worker: its share of the shards, in the order of the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The AP of a model while it trains: its images shared by all workers, the official evaluator asked once."""
+"""Evaluation during training: images are shared by all workers, the figures computed once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MLflow and Weights & Biases: told what the training log is told, in a thread of their own, and never in its way."""
+"""MLflow and Weights & Biases: they receive the training log in their own thread and never delay training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ray Train at work: workers started, and started again, until the run is finished or has to stop."""
+"""Runs Ray Train: starts workers, and starts them again, until the run is finished or must stop."""
 
 from __future__ import annotations
 

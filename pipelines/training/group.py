@@ -1,4 +1,4 @@
-"""How many workers train, and what each takes of the cluster."""
+"""The number of workers, and the resources of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sizes that images have after augmentation, known before anything is read or decoded."""
+"""Image sizes after augmentation, computed before anything is read or decoded."""
 
 from __future__ import annotations
 

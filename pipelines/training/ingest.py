@@ -1,4 +1,4 @@
-"""Training batches from shards, read, decoded and augmented by threads of the worker that trains."""
+"""Training batches from shards, read, decoded and augmented by threads of the worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one worker trains: network, loss, optimiser and moving average; made of a checkpoint, and turned into one."""
+"""Training state of one worker: network, loss, optimiser and moving average, loaded from and saved to checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The log of a training run: figures by step, for TensorBoard, as JSON lines, and for trackers that are asked for."""
+"""The log of a training run: figures by step as TensorBoard files, JSON lines, and for experiment trackers."""
 
 from __future__ import annotations
 

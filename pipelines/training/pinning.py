@@ -1,4 +1,4 @@
-"""Training batches in pinned memory, copied there by a thread of its own."""
+"""Copies training batches to pinned memory in a separate thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Telling Ray that this machine is about to be taken away, so that training writes a checkpoint before it is."""
+"""Tells Ray that the cloud will take this machine away, so that training writes a checkpoint first."""
 
 from __future__ import annotations
 

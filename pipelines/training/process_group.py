@@ -1,4 +1,4 @@
-"""The workers' process group: over the network that Ray itself uses, whatever the hosts' names resolve to."""
+"""The process group of the workers, on the network interface that Ray uses."""
 
 from __future__ import annotations
 

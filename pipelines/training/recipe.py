@@ -1,4 +1,4 @@
-"""How a model is trained: every number that decides what comes out, and the recipes that are known to work."""
+"""Recipes: every number that determines the result of a training, and presets that work."""
 
 from __future__ import annotations
 

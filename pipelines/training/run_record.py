@@ -1,4 +1,4 @@
-"""The record of a training run: written once at its first start, compared at every later one."""
+"""The record of a training run: written once at the start, compared whenever the run is resumed."""
 
 from __future__ import annotations
 

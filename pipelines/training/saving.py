@@ -1,4 +1,4 @@
-"""Checkpoints while training goes on: copied to memory between two steps, uploaded beside the next ones."""
+"""Saves checkpoints during training: copied to memory between two steps, uploaded during the next ones."""
 
 from __future__ import annotations
 

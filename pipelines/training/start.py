@@ -1,4 +1,4 @@
-"""What a training run begins with: a model for the data's classes, as its checkpoint of step 0."""
+"""The initial checkpoint (step 0) of a training run: a model for the classes of the data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training run from start to end: begun or resumed, its workers started and started again, its outcome read."""
+"""A training run from start to end: begins or resumes it, starts its workers, reads the outcome."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all workers' steps gave between two lines of the training log."""
+"""Figures of all workers' steps between two lines of the training log."""
 
 from __future__ import annotations
 

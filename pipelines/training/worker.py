@@ -1,4 +1,4 @@
-"""One worker of a training run: what Ray Train starts on every GPU, from the newest checkpoint to the last epoch."""
+"""One training worker: Ray Train starts it on every GPU, and it runs from the newest checkpoint to the last epoch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a worker of a training run is started with."""
+"""Arguments of a training worker."""
 
 from __future__ import annotations
 
