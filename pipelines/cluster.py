@@ -272,25 +272,27 @@ def wait_for_pool(
     Raises:
         RunStopped: the cluster cannot hold `least` actors after that time.
     """
-    deadline = time.monotonic() + 60 * minutes
-    is_waiting = False
-    while True:
-        try:
-            pool = choose_pool(node_resources(), least, most, device=device)
-        except RunStopped as too_small:
-            if time.monotonic() >= deadline:
-                waited = f" It did not grow within {minutes:g} minutes (--node-minutes)." if is_waiting else ""
-                raise RunStopped(f"{too_small}{waited}") from too_small
-        else:
-            if is_waiting:
-                request_resources(bundles=[])  # the pool's own actors keep the nodes from now on
-            return pool
-        if not is_waiting:
-            is_waiting = True
-            on_wait()
-            needs = {"CPU": 1, "GPU": 1} if device == "cuda" else {"CPU": 1}
-            request_resources(bundles=[needs] * (least or 1))
-        time.sleep(NODE_POLL_SECONDS)
+    try:
+        return choose_pool(node_resources(), least, most, device=device)
+    except RunStopped:
+        if not minutes:
+            raise
+    needs = {"CPU": 1, "GPU": 1} if device == "cuda" else {"CPU": 1}
+    request_resources(bundles=[needs] * (least or 1))
+    try:
+        on_wait()
+        deadline = time.monotonic() + 60 * minutes
+        while True:
+            try:
+                return choose_pool(node_resources(), least, most, device=device)
+            except RunStopped as too_small:
+                if time.monotonic() > deadline:
+                    raise RunStopped(
+                        f"{too_small} It did not grow within {minutes:g} minutes (--node-minutes)."
+                    ) from too_small
+            time.sleep(NODE_POLL_SECONDS)
+    finally:
+        request_resources(bundles=[])  # the autoscaler would keep the nodes for ever; actors hold them from now on
 
 
 def room_sentence(pool: Pool) -> str:
