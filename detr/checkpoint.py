@@ -1,40 +1,38 @@
 """Models from anywhere, and models for anybody: load, save, and what tells one network from another."""
 
-import difflib
 import json
+import logging
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from detr.classes import Category
-from detr.config import VARIANTS, DetrConfig
-from detr.hub_config import read_config, write_config, write_preprocessor
-from detr.identity import digest
+from detr.config import DetrConfig
+from detr.hub_config import MODEL_TYPES, read_config, write_config, write_preprocessor
+from detr.identity import CLASS_BIAS, digest
 from detr.layouts import from_file, to_file, weights_of
 from detr.model import Detr
 from detr.model_directory import (
     CONFIG_FILE,
     PREPROCESSOR_FILE,
+    PROCESSOR_FILE,
     WEIGHT_FILES,
     CheckpointError,
     model_files,
     read_json,
+    read_preprocessor,
 )
 from detr.references import EMBEDDED, locate
-from detr.tensor_files import read_directory_tensors, read_original
+from detr.tensor_files import read_directory_tensors
+from detr.weight_names import bare_names
+from detr.weights_file import read_weights_file
 
 __all__ = ["EMBEDDED", "CheckpointError", "fingerprint", "load", "model_files", "save"]
-
-_OFFICIAL_FILE = re.compile(r"detr[-_](?:r|resnet[-_]?)(50|101)([-_]dc5)?(?:[-_][0-9a-f]{8,64})?\.pth", re.IGNORECASE)
-_PANOPTIC_FILE = re.compile(r"detr[-_].*panoptic.*\.pth", re.IGNORECASE)
 
 
 def load(ref: str | os.PathLike[str], *, variant: str | None = None) -> Detr:
@@ -44,18 +42,20 @@ def load(ref: str | os.PathLike[str], *, variant: str | None = None) -> Detr:
     - a name of an embedded model: "scenes" (a directory of that name is "./scenes");
     - a local directory as `save` writes it, or `transformers`' save_pretrained, today's and older ones, in the timm or
       the no_timm layout, safetensors or bin, whole or in shards;
-    - an original `.pth`, also one of a training run. Nothing in it tells plain from DC5, so the file's name must
-      (`detr-r50-dc5-f0fb7ef5.pth`) or `variant`. Where the name ends in a part of the sha256, that is checked. The
-      numbers of classes and of queries are those of its weights. The file names no class: as many as COCO's are COCO's,
-      others are called LABEL_0, LABEL_1, ..., with ids from 0, which are the original's labels;
+    - an original `.pth`, also one of a training run, whose `args` say which DETR it is, or a `.ckpt` of Lightning.
+      Nothing in weights tells plain from DC5, so without `args` the file's name must (`detr-r50-dc5-f0fb7ef5.pth`) or
+      `variant`. Where the name ends in a part of the sha256, that is checked. The numbers of classes and of queries are
+      those of its weights. The file names no class: as many as COCO's are COCO's, others are called LABEL_0, LABEL_1,
+      ..., with ids from 0, which are the original's labels;
     - a hub id, `owner/name` or `owner/name@revision`. A path that exists wins.
 
-    Every key must be there, known, and of the right shape. Nothing is ever unpickled beyond tensors. What a
+    Every key must be there, known, and of the right shape. What wrappers such as DDP put before each key (`module.`) is
+    left out, and logged as a warning. Nothing is ever unpickled beyond tensors. What a
     config.json means where versions differ: `detr.hub_config.read_config`.
 
     Args:
         ref: see above.
-        variant: for a `.pth`, a name of `detr.config.VARIANTS`, such as "detr-resnet-50-dc5".
+        variant: for a `.pth` or `.ckpt`, a name of `detr.config.VARIANTS`, such as "detr-resnet-50-dc5".
 
     Raises:
         CheckpointError: there is no such model, it cannot be read, or it is not a DETR; a sentence that says why.
@@ -63,7 +63,10 @@ def load(ref: str | os.PathLike[str], *, variant: str | None = None) -> Detr:
     source = os.fspath(ref)
     path = locate(ref)
     if path.is_file():
-        return _load_original(path, variant, source)
+        config, layout, tensors = read_weights_file(path, variant, source=source)
+        _mention_wrappers(bare_names(tensors), source)
+        network = _empty(config)
+        return _filled(network, from_file(tensors, network, layout, source=source))
     if variant is not None:
         raise CheckpointError(f"checkpoint {source}: a directory says itself what it is; variant is for a .pth file.")
     return _load_directory(path, source)
@@ -111,57 +114,25 @@ def fingerprint(model: Detr) -> str:
 
 def _load_directory(directory: Path, source: str) -> Detr:
     tensors = read_directory_tensors(directory, source=source)
-    preprocessor = directory / PREPROCESSOR_FILE
+    names = bare_names(tensors)
+    _mention_wrappers(names, source)
     config, layout = read_config(
         read_json(directory / CONFIG_FILE, source=source),
-        read_json(preprocessor, source=source) if preprocessor.exists() else {},
-        class_rows=tensors["class_labels_classifier.bias"].numel() if "class_labels_classifier.bias" in tensors else 0,
+        read_preprocessor(directory, source=source),
+        class_rows=next((tensors[name].numel() for name, bare in names.items() if bare == CLASS_BIAS), 0),
         source=source,
     )
     network = _empty(config)
     return _filled(network, from_file(tensors, network, layout, source=source))
 
 
-def _load_original(path: Path, variant: str | None, source: str) -> Detr:
-    if path.suffix != ".pth":
-        raise CheckpointError(f"checkpoint {source}: a single file must be an original .pth; else give its directory.")
-    if _PANOPTIC_FILE.fullmatch(path.name):
-        raise CheckpointError(f"checkpoint {source}: it is a panoptic model; only detection models are read.")
-    config = VARIANTS[_variant(path.name, variant, source)]
-    tensors = read_original(path, source=source)
-    network = _empty(_with_heads_of(tensors, config))
-    return _filled(network, from_file(tensors, network, "original", source=source))
-
-
-def _with_heads_of(tensors: Mapping[str, Tensor], config: DetrConfig) -> DetrConfig:
-    """Return the configuration with as many classes and queries as the weights have, wherever those can be."""
-    rows = _row_count(tensors, "class_embed.weight") - 1  # the last is no-object's
-    queries = _row_count(tensors, "query_embed.weight")
-    if rows >= 1 and rows != config.class_count:
-        config = replace(config, categories=tuple(Category(index, f"LABEL_{index}") for index in range(rows)))
-    return replace(config, queries=queries) if queries >= 1 else config
-
-
-def _row_count(tensors: Mapping[str, Tensor], name: str) -> int:
-    return tensors[name].shape[0] if name in tensors and tensors[name].dim() == 2 else 0
-
-
-def _variant(name: str, variant: str | None, source: str) -> str:
-    """Return the name of VARIANTS that the user or the file's name gives."""
-    official = _OFFICIAL_FILE.fullmatch(name)
-    named = None if official is None else f"detr-resnet-{official[1]}{'-dc5' if official[2] else ''}"
-    if variant is None and named is None:
-        raise CheckpointError(
-            f"checkpoint {source}: neither name nor content tells which DETR it is (plain and DC5 hold the same "
-            f"weights). Give variant, one of {', '.join(VARIANTS)}."
+def _mention_wrappers(names: Mapping[str, str], source: str) -> None:
+    """Log it when names in a file are not those of the network."""
+    changed = next(((name, bare) for name, bare in names.items() if name != bare), None)
+    if changed is not None:
+        logging.getLogger(__name__).warning(
+            "checkpoint %s: its weights are read without prefix: %s as %s.", source, *changed
         )
-    if variant is not None and variant not in VARIANTS:
-        near = difflib.get_close_matches(variant, VARIANTS, n=1)
-        hint = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(VARIANTS)}."
-        raise CheckpointError(f"checkpoint {source}: {variant!r} is not a variant. {hint}")
-    if variant is not None and named is not None and variant != named:
-        raise CheckpointError(f"checkpoint {source}: its name says {named}, but variant is {variant}. Rename the file.")
-    return variant or named or ""
 
 
 def _empty(config: DetrConfig) -> Detr:
@@ -180,7 +151,7 @@ def _may_be_replaced(target: Path) -> bool:
     if not any(target.iterdir()):
         return True
     try:
-        return read_json(target / CONFIG_FILE, source=str(target)).get("model_type") == "detr"
+        return read_json(target / CONFIG_FILE, source=str(target)).get("model_type") in MODEL_TYPES
     except CheckpointError:
         return False
 
@@ -194,7 +165,8 @@ def _put_in_place(fresh: Path, target: Path) -> None:
     target.rename(old)
     fresh.rename(target)
     for path in old.iterdir():
-        if not (target / path.name).exists():
+        # settings of an image processor in it would take the place of ours
+        if path.name != PROCESSOR_FILE and not (target / path.name).exists():
             path.rename(target / path.name)
     shutil.rmtree(old)
 

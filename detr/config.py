@@ -4,10 +4,14 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from detr.classes import COCO_CATEGORIES, SCENE_CATEGORIES, Category
+from detr.size_rule import Resizing, SizeRule
 
 Block = Literal["bottleneck", "basic"]
 Norm = Literal["frozen", "batch"]
 Positions = Literal["sine", "learned"]
+
+IMAGE_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, RGB in 0..1, which DETR was trained with
+IMAGE_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,10 @@ class BackboneConfig:
 
 @dataclass(frozen=True, slots=True)
 class DetrConfig:
-    """Everything that decides which network a DETR is, what its classes are called, and how pictures are resized."""
+    """Everything that decides which network a DETR is, its classes, and how pictures are resized and normalised.
+
+    `shorter` and `longest` are also the sizes that fine-tuning goes by where `resizing` uses `box` instead.
+    """
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     hidden_dim: int = 256
@@ -58,6 +65,10 @@ class DetrConfig:
     categories: tuple[Category, ...] = COCO_CATEGORIES
     shorter: int = 800  # pictures are resized to this shorter side, in pixels,
     longest: int = 1333  # unless the longer side would pass this one
+    resizing: Resizing = "original"  # see `detr.size_rule.SizeRule`
+    box: tuple[int, int] = (0, 0)  # height and width in pixels, where `resizing` is "fit" or "stretch"
+    image_mean: tuple[float, float, float] = IMAGE_MEAN  # subtracted from RGB in 0..1,
+    image_std: tuple[float, float, float] = IMAGE_STD  # which is then divided by this
 
     def __post_init__(self) -> None:
         if self.hidden_dim % (2 * self.heads):
@@ -70,6 +81,11 @@ class DetrConfig:
     def class_count(self) -> int:
         """Classes without no-object: the class head has one row more."""
         return len(self.categories)
+
+    @property
+    def size_rule(self) -> SizeRule:
+        """The size that pictures are resized to."""
+        return SizeRule(self.resizing, self.shorter, self.longest, *self.box)
 
 
 _RESNET101 = BackboneConfig(name="resnet101", depths=(3, 4, 23, 3))

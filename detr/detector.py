@@ -1,20 +1,16 @@
 """Images in, detections out: the one object that a notebook, the labelling job and the evaluation share."""
 
-import io
 import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import overload
+from typing import cast, overload
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from detr.batching import Batch, HostBatch, Prepared, ahead, order_batches
@@ -22,18 +18,15 @@ from detr.checkpoint import load
 from detr.device import Download, float32_arithmetic, transfer_for
 from detr.folding import folded
 from detr.fused_cpu import fuse_convolutions
-from detr.hub_config import IMAGE_MEAN, IMAGE_STD
-from detr.images import ImageError, decode, read_header, resize, resize_shape
+from detr.image_input import AnyImage, encoded_or_tensor, is_image, naming, not_an_image
+from detr.images import decode, read_header, resize
 from detr.model import Detr, outside
 from detr.postprocess import Detections, class_thresholds, postprocess, rank, read_detections
 from detr.precision import Precision, auto_precision
 
-AnyImage = bytes | str | Path | Image.Image | Tensor
-
 WINDOW_IMAGES = 256  # images whose encoded bytes are held at once to be sorted by shape
 BATCHES_AHEAD = 2  # batches that are decoded while one is in the network
 DECODE_THREADS = min(8, os.cpu_count() or 1)  # of `Detector.__call__`
-_NOT_IN_TIFF = {"HSV": "RGB", "RGBa": "RGBA", "La": "LA"}  # modes of PIL images, and which holds the same colours
 _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -62,8 +55,10 @@ class PendingDetections:
 class Detector:
     """A DETR on a device: callable on one image or many.
 
-    An image is encoded bytes, a path, a PIL image or a uint8 `(3, H, W)` RGB tensor. Encoded and PIL images are turned
-    upright by their EXIF orientation; tensors are taken as they are. Images of one call are sorted by shape and padded
+    An image is encoded bytes (`bytes`, `bytearray`, `memoryview`), a path, a binary file that is open for reading, a
+    PIL image, a uint8 `(3, H, W)` RGB tensor or a uint8 `(H, W, 3)` RGB array of numpy. Encoded and PIL images are
+    turned upright by their EXIF orientation; tensors and arrays are taken as they are. A file is read from where it
+    stands to its end, and not closed. Images of one call are sorted by shape and padded
     exactly, so that an image gives the same detections alone and among others, to rounding. Threads may share a
     detector.
 
@@ -120,7 +115,9 @@ class Detector:
         self._notes: list[str] = []
         self._most_images: int | None = None  # in a batch, once the device's memory was too small for more
         self._turn = threading.Lock()  # the network computes one batch after the other
-        mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (IMAGE_MEAN, IMAGE_STD))
+        mean, std = (
+            torch.tensor(values).view(3, 1, 1) * 255 for values in (self.config.image_mean, self.config.image_std)
+        )
         self._scale, self._shift = (1 / std).to(self.device), (-mean / std).to(self.device)
 
     @overload
@@ -135,10 +132,14 @@ class Detector:
 
         Raises:
             ImageError: an image cannot be read; its message says which.
+            TypeError: an image is of a type that is not taken.
+            ValueError: a tensor or an array has another shape or type than those of an image.
         """
-        if isinstance(images, (bytes, str, Path, Image.Image, Tensor)):
-            return self.detect([self._prepare_any(_encoded_or_tensor(images), images)])[0]
-        return list(self._stream(images))
+        if is_image(images):
+            return self.detect([self._prepare_any(encoded_or_tensor(images), images)])[0]
+        if not isinstance(images, Iterable):
+            raise not_an_image(images)
+        return list(self._stream(cast("Iterable[AnyImage]", images)))
 
     def prepare(self, image: Tensor) -> Prepared:
         """Resize an upright uint8 `(3, H, W)` RGB image by the size rule of the model.
@@ -155,7 +156,7 @@ class Detector:
         Raises:
             TooExtreme: a side would become 0 pixels.
         """
-        return resize_shape(height, width, shorter=self.config.shorter, longest=self.config.longest)
+        return self.config.size_rule.shape(height, width)
 
     def host_batch(self, count: int, height: int, width: int) -> HostBatch:
         """Return host memory for a batch of `count` images padded to `height` x `width` pixels.
@@ -267,7 +268,7 @@ class Detector:
             ranked = rank(*postprocess(output, sizes[:, 2:]), self._thresholds)
         return self._transfer.download(ranked)
 
-    def _stream(self, images: Sequence[AnyImage]) -> Iterator[Detections]:
+    def _stream(self, images: Iterable[AnyImage]) -> Iterator[Detections]:
         remaining = iter(images)
         with ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode") as decoders:
             while window := list(islice(remaining, WINDOW_IMAGES)):
@@ -275,7 +276,7 @@ class Detector:
 
     def _detect_window(self, window: Sequence[AnyImage], decoders: ThreadPoolExecutor) -> list[Detections]:
         """Return the detections of images that are sorted by shape together; decoding runs ahead of the network."""
-        sources = [_encoded_or_tensor(image) for image in window]
+        sources = [encoded_or_tensor(image) for image in window]
         shapes = [self._shape_of(source, image) for source, image in zip(sources, window, strict=True)]
 
         def write(host: HostBatch, place: int, index: int) -> None:
@@ -301,14 +302,14 @@ class Detector:
         return [found[index] for index in range(len(window))]
 
     def _shape_of(self, source: bytes | Tensor, image: AnyImage) -> tuple[int, int]:
-        with _naming(image):
+        with naming(image):
             if isinstance(source, Tensor):
                 return self.target_shape(source.shape[1], source.shape[2])
             header = read_header(source)
             return self.target_shape(header.height, header.width)
 
     def _prepare_any(self, source: bytes | Tensor, image: AnyImage) -> Prepared:
-        with _naming(image):
+        with naming(image):
             return self.prepare(source if isinstance(source, Tensor) else decode(source))
 
 
@@ -343,32 +344,3 @@ def choose_precision(precision: str, device: torch.device) -> Precision:
         if precision == known:
             return known
     raise ValueError(f"precision: {precision!r} is not one of auto, fp32, tf32, bf16, fp16")
-
-
-def _encoded_or_tensor(image: AnyImage) -> bytes | Tensor:
-    if isinstance(image, (str, Path)):
-        return Path(image).read_bytes()
-    if isinstance(image, Image.Image):
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode in _NOT_IN_TIFF:
-            upright = upright.convert(_NOT_IN_TIFF[upright.mode])
-        if upright.mode == "RGB":
-            return torch.from_numpy(np.array(upright)).permute(2, 0, 1)
-        # other modes take the way of encoded images, which knows about depth, palettes and transparency
-        buffer = io.BytesIO()
-        upright.save(buffer, "TIFF")
-        return buffer.getvalue()
-    if isinstance(image, Tensor) and (image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3):
-        raise ValueError(f"an image tensor is uint8 (3, H, W), not {image.dtype} {tuple(image.shape)}")
-    return image
-
-
-@contextmanager
-def _naming(image: AnyImage) -> Iterator[None]:
-    """Put the path of an image, where it has one, before the message of an `ImageError`."""
-    try:
-        yield
-    except ImageError as error:
-        if isinstance(image, (str, Path)):
-            raise type(error)(f"{image}: {error}") from error
-        raise

@@ -23,6 +23,7 @@ from detr.model_directory import (
     CONFIG_FILE,
     INDEX_ENDING,
     PREPROCESSOR_FILE,
+    PROCESSOR_FILE,
     WEIGHT_FILES,
     CheckpointError,
     ModelUnreachable,
@@ -99,7 +100,7 @@ def _cached(repo: str, revision: str | None, source: str, cause: Exception) -> P
         )
     except (LocalEntryNotFoundError, StopIteration, OSError) as error:
         raise _unreachable(source, cause) from error
-    if not complete or PREPROCESSOR_FILE not in present:
+    if not complete or present.isdisjoint((PREPROCESSOR_FILE, PROCESSOR_FILE)):
         # without its size the pictures might be resized otherwise than when the hub answers
         raise _unreachable(source, cause)
     return directory

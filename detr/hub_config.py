@@ -1,20 +1,25 @@
 """`transformers`' config.json and preprocessor_config.json, read into a DetrConfig and written from one.
 
-Beside its own keys, our config.json has two that `transformers` carries along untouched: `category_ids`, the data set's
-own id of each class index, and `backbone_name`.
+Beside its own keys, our config.json has three that `transformers` carries along untouched: `category_ids`, the data
+set's own id of each class index, `backbone_name`, and `size_arithmetic`, where it is not the usual one of the model.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
+import numpy as np
+
 from detr.classes import COCO_CATEGORIES, Category
-from detr.config import BackboneConfig, Block, DetrConfig, Positions
+from detr.config import IMAGE_MEAN, IMAGE_STD, BackboneConfig, Block, DetrConfig, Positions
 from detr.json_fields import Fields, Json, is_integer
 from detr.model_directory import CheckpointError
+from detr.size_rule import Resizing
 from detr.weight_names import Layout
 
-IMAGE_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, RGB in 0..1: the only normalisation that is ours
-IMAGE_STD = (0.229, 0.224, 0.225)
+MODEL_TYPES: dict[str, bool] = {"detr": False, "table-transformer": True}
+"""The model types of `transformers` that are DETR, and whether their norms come first (pre-norm)."""
 
 TIMM_BACKBONES = {
     "resnet18": BackboneConfig("resnet18", "basic", 64, (64, 128, 256, 512), (2, 2, 2, 2)),
@@ -36,7 +41,7 @@ def read_config(config: Json, preprocessor: Json, *, class_rows: int, source: st
 
     Args:
         config: of config.json.
-        preprocessor: of preprocessor_config.json; empty where there is none.
+        preprocessor: the image processor's settings, of `detr.model_directory.read_preprocessor`.
         class_rows: rows of the class head in the weights; used when config.json names no classes.
         source: what messages call the model.
 
@@ -61,13 +66,13 @@ def write_config(config: DetrConfig) -> tuple[dict[str, Any], Layout]:
     nameless = next((category for category in config.categories if not category.name), None)
     if nameless is not None:
         raise CheckpointError(f"a model cannot be saved whose class {nameless.id} has no name. Give it one.")
-    if config.pre_norm:
-        raise CheckpointError("a model with pre_norm cannot be saved: transformers' DETR has post-norm only.")
     backbone, layout = _write_backbone(config.backbone)
     names = [category.name for category in config.categories]
+    usual = _usual_arithmetic(pre_norm=config.pre_norm)
+    is_usual = config.resizing in (usual, "fit", "stretch", "none")
     return {
-        "architectures": ["DetrForObjectDetection"],
-        "model_type": "detr",
+        "architectures": [f"{'TableTransformer' if config.pre_norm else 'Detr'}ForObjectDetection"],
+        "model_type": next(name for name, is_pre_norm in MODEL_TYPES.items() if is_pre_norm == config.pre_norm),
         "activation_function": "relu",
         # true would make transformers feed normed outputs from one decoder layer to the next: another network
         "auxiliary_loss": False,
@@ -89,34 +94,43 @@ def write_config(config: DetrConfig) -> tuple[dict[str, Any], Layout]:
         "num_queries": config.queries,
         "position_embedding_type": config.positions,
         **({} if layout == "timm" else {"use_timm_backbone": False}),
+        **({} if is_usual else {"size_arithmetic": config.resizing}),
     }, layout
 
 
 def write_preprocessor(config: DetrConfig) -> dict[str, Any]:
     """Return the preprocessor_config.json of `transformers`' image processor that does what ours does.
 
-    But for the size rule: where the longer side is capped its version may give one or two pixels more or less.
+    But for the size rule "original": where the longer side is capped its version may give one or two pixels more or
+    less.
     """
+    height, width = config.box
+    size = {
+        "fit": {"max_height": height, "max_width": width},
+        "stretch": {"height": height, "width": width},
+    }.get(config.resizing, {"shortest_edge": config.shorter, "longest_edge": config.longest})
     return {
         "image_processor_type": "DetrImageProcessor",
         "format": "coco_detection",
-        "do_resize": True,
-        "size": {"shortest_edge": config.shorter, "longest_edge": config.longest},
+        "do_resize": config.resizing != "none",
+        "size": size,
         "resample": 2,  # bilinear
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(IMAGE_MEAN),
-        "image_std": list(IMAGE_STD),
+        "image_mean": list(config.image_mean),
+        "image_std": list(config.image_std),
         "do_pad": True,
     }
 
 
 def _read_config(fields: Fields, preprocessor: Fields, class_rows: int) -> tuple[DetrConfig, Layout]:
-    fields.require("model_type", "detr", default="detr")
+    fields.require("model_type", *MODEL_TYPES, default="detr")
+    pre_norm = MODEL_TYPES[fields.text("model_type", "detr")]
     fields.require("activation_function", "relu", default="relu")
     backbone, layout = _read_backbone(fields)
-    shorter, longest = _read_size(preprocessor)
+    resizing, shorter, longest, box = _read_size(preprocessor, _read_arithmetic(fields, pre_norm=pre_norm))
+    mean, std = _read_normalisation(preprocessor)
     config = DetrConfig(
         backbone=backbone,
         hidden_dim=fields.integer("d_model", 256),
@@ -127,9 +141,14 @@ def _read_config(fields: Fields, preprocessor: Fields, class_rows: int) -> tuple
         dropout=fields.number("dropout", 0.1),
         queries=fields.integer("num_queries", 100),
         positions=_read_positions(fields),
+        pre_norm=pre_norm,
         categories=_read_categories(fields, class_rows),
         shorter=shorter,
         longest=longest,
+        resizing=resizing,
+        box=box,
+        image_mean=mean,
+        image_std=std,
     )
     return config, layout
 
@@ -219,22 +238,89 @@ def _read_categories(fields: Fields, class_rows: int) -> tuple[Category, ...]:
     return tuple(Category(number, name) for number, name in zip(ids, named, strict=True))
 
 
-def _read_size(fields: Fields) -> tuple[int, int]:
-    """Return the shorter and the longest side that pictures are resized to, if the rest is as ours."""
-    for name in ("do_resize", "do_rescale", "do_normalize"):
-        fields.require(name, True, default=True)
+def _read_arithmetic(fields: Fields, *, pre_norm: bool) -> Resizing:
+    usual = _usual_arithmetic(pre_norm=pre_norm)
+    fields.require("size_arithmetic", "original", "transformers", default=usual)
+    return "transformers" if fields.text("size_arithmetic", usual) == "transformers" else "original"
+
+
+def _usual_arithmetic(*, pre_norm: bool) -> Resizing:
+    """Return the arithmetic of sizes that a model is used with: the original's, which has no Table Transformer."""
+    return "transformers" if pre_norm else "original"
+
+
+def _read_size(fields: Fields, arithmetic: Resizing) -> tuple[Resizing, int, int, tuple[int, int]]:
+    """Return the size rule: its kind, the shorter and the longest side, and the box of "fit" and "stretch".
+
+    The order of the forms is that of `transformers`' DetrImageProcessor. It refuses `longest_edge` alone, which is
+    read as a box of that height and width, as older versions did. `fields` may name some keys with null.
+    """
     fields.require("resample", 2, default=2)
-    for name, wanted in (("image_mean", IMAGE_MEAN), ("image_std", IMAGE_STD)):
-        fields.require(name, list(wanted), default=list(wanted))
-    scale = fields.get("rescale_factor")
-    if scale is not None and (not isinstance(scale, float) or abs(scale * 255 - 1) > 1e-6):
-        raise fields.unusable("rescale_factor", "only 1/255 is supported")
-    if not isinstance(fields.get("size"), dict):
-        return fields.integer("size", 800), fields.integer("max_size", 1333)
-    size = fields.within("size")
-    if size.get("shortest_edge") is None:
-        raise fields.unusable("size", "expected shortest_edge and longest_edge")
-    return size.integer("shortest_edge", 800), size.integer("longest_edge", fields.integer("max_size", 1333))
+    if not fields.boolean("do_resize", default=True):
+        return "none", 800, 1333, (0, 0)
+    given = fields.get("size")
+    if isinstance(given, list) and len(given) == 2:
+        given = {"height": given[0], "width": given[1]}
+    if not isinstance(given, dict):
+        return arithmetic, fields.integer("size", 800), fields.integer("max_size", 1333), (0, 0)
+    size = Fields(given, f"{fields.where}: size")
+    if size.get("shortest_edge") is not None:
+        longest = size.integer("longest_edge", fields.integer("max_size", 1333))
+        return arithmetic, size.integer("shortest_edge", 800), longest, (0, 0)
+    forms: tuple[tuple[Resizing, str, str], ...] = (
+        ("fit", "max_height", "max_width"),
+        ("stretch", "height", "width"),
+        ("fit", "longest_edge", "longest_edge"),
+    )
+    for resizing, high, wide in forms:
+        if size.get(high) is not None and size.get(wide) is not None:
+            box = size.integer(high, 0), size.integer(wide, 0)
+            return resizing, min(box), max(box), box
+    raise fields.unusable(
+        "size", "expected shortest_edge and longest_edge, max_height and max_width, height and width, or longest_edge"
+    )
+
+
+def _read_normalisation(fields: Fields) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Return mean and standard deviation of RGB in 0..1, whatever range the processor scales pixels to first."""
+    mean, std = _read_channels(fields, "image_mean", IMAGE_MEAN), _read_channels(fields, "image_std", IMAGE_STD)
+    if not all(std):
+        raise fields.unusable("image_std", "pixels cannot be divided by 0")
+    if not fields.boolean("do_normalize", default=True):
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    factor = fields.get("rescale_factor")
+    if factor is None:
+        factor = 1 / 255
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < math.inf:
+        raise fields.unusable("rescale_factor", "expected a number above 0")
+    if not fields.boolean("do_rescale", default=True):
+        factor = 1.0
+    # 1/255 may be rounded through float32, too
+    scale = 1.0 if abs(factor * 255 - 1) < 1e-6 else 1 / (255 * factor)
+    return _three([value * scale for value in mean]), _three([value * scale for value in std])
+
+
+def _read_channels(fields: Fields, name: str, usual: tuple[float, float, float]) -> tuple[float, float, float]:
+    """Return three numbers; those that were rounded through float32 (0.48500001430511475) as they were before."""
+    given = fields.get(name)
+    if given is None:
+        return usual
+    values = given if isinstance(given, list) else [given] * 3
+    if len(values) != 3 or not all(_is_number(value) for value in values):
+        raise fields.unusable(name, "expected a list of three numbers")
+    rounded = [np.float32(value) for value in values]
+    return _three(
+        [float(str(short) if float(short) == value else value) for short, value in zip(rounded, values, strict=True)]
+    )
+
+
+def _three(values: Sequence[float]) -> tuple[float, float, float]:
+    first, second, third = values
+    return first, second, third
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
 
 
 def _write_backbone(backbone: BackboneConfig) -> tuple[dict[str, Any], Layout]:

@@ -17,13 +17,13 @@ from detr.hub_config import read_config
 from detr.model_directory import (
     CONFIG_FILE,
     INDEX_ENDING,
-    PREPROCESSOR_FILE,
     CheckpointError,
     read_json,
+    read_preprocessor,
     shard_names,
     weights_file,
 )
-from detr.weight_names import Layout, is_counter, names_in_file, usual_name
+from detr.weight_names import Layout, bare_names, is_counter, names_in_file, usual_name
 from detr.weight_shapes import weight_shapes
 
 _DTYPES = ("F64", "F32", "F16")  # whose rounding to float32 is the same in numpy and torch
@@ -74,11 +74,10 @@ def _identify(directory: Path, holders: Sequence[tuple[str, Any]], source: str) 
     by_name = dict(holders)
     if len(by_name) != len(holders):
         return None  # a weight is in two files
-    preprocessor = directory / PREPROCESSOR_FILE
     config, layout = read_config(
         read_json(directory / CONFIG_FILE, source=source),
-        read_json(preprocessor, source=source) if preprocessor.exists() else {},
-        class_rows=int(np.prod(by_name[CLASS_BIAS].get_slice(CLASS_BIAS).get_shape())) if CLASS_BIAS in by_name else 0,
+        read_preprocessor(directory, source=source),
+        class_rows=_class_rows(by_name),
         source=source,
     )
     shapes = weight_shapes(config)
@@ -90,18 +89,26 @@ def _identify(directory: Path, holders: Sequence[tuple[str, Any]], source: str) 
     return (config, fingerprint) if values.are_finite else None
 
 
+def _class_rows(by_name: Mapping[str, Any]) -> int:
+    """Return how many rows the class head has, 0 if there is none."""
+    for name, bare in bare_names(by_name).items():
+        if bare == CLASS_BIAS:
+            return int(np.prod(by_name[name].get_slice(name).get_shape()))
+    return 0
+
+
 def _find(
     by_name: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], layout: Layout
 ) -> dict[str, list[tuple[str, Any]]] | None:
     """Return for each weight of the network the names and files of its one part or three; None: they do not fit."""
     given: dict[str, tuple[str, Any]] = {}
-    for name, file in by_name.items():
+    for name, bare in bare_names(by_name).items():
         if is_counter(name):
             continue
-        usual = usual_name(name, layout)
+        usual = usual_name(bare, layout)
         if usual in given:
             return None
-        given[usual] = (name, file)
+        given[usual] = (name, by_name[name])
     found = {}
     for key, shape in shapes.items():
         names = names_in_file(key, layout)
@@ -135,4 +142,9 @@ def _deciding(config: DetrConfig) -> dict[str, object]:
     identity = asdict(config)
     # what a network is called, and what only training does
     del identity["dropout"], identity["backbone"]["name"], identity["backbone"]["norm"]
+    # settings that came later: models that do not use them keep the fingerprint that tables know them by
+    usual = asdict(DetrConfig())
+    for name in ("resizing", "box", "image_mean", "image_std"):
+        if identity[name] == usual[name]:
+            del identity[name]
     return identity

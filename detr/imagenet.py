@@ -55,7 +55,8 @@ def load_backbone(model: Detr, reference: str | os.PathLike[str]) -> None:
 
 def _read(path: Path, source: str) -> Mapping[str, Tensor]:
     if path.suffix != ".safetensors":
-        return read_original(path, source=source)
+        tensors, _ = read_original(path, source=source)
+        return tensors
     try:
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError, ValueError) as error:

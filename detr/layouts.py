@@ -7,7 +7,7 @@ from torch import Tensor
 
 from detr.model import Detr
 from detr.model_directory import CheckpointError
-from detr.weight_names import Layout, is_counter, names_in_file, usual_name
+from detr.weight_names import Layout, bare_names, is_counter, names_in_file, usual_name
 
 __all__ = [
     "CheckpointError",
@@ -103,13 +103,13 @@ def _given(tensors: Mapping[str, Tensor], layout: Layout, source: str) -> dict[s
     if any(name.startswith(("detr.", "bbox_attention.", "mask_head.")) for name in tensors):
         raise CheckpointError(f"checkpoint {source}: it is a panoptic model; only detection models are read.")
     given: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
+    for name, bare in bare_names(tensors).items():
         if is_counter(name):
             continue
-        usual = usual_name(name, layout)
+        usual = usual_name(bare, layout)
         if usual in given:
             raise CheckpointError(f"checkpoint {source}: {usual!r} is there twice, in two spellings.")
-        given[usual] = tensor
+        given[usual] = tensors[name]
     return given
 
 

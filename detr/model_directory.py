@@ -8,6 +8,8 @@ from typing import Any
 
 CONFIG_FILE = "config.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
+PROCESSOR_FILE = "processor_config.json"
+"""Newer versions of `transformers` may keep the image processor's settings in it, as `image_processor`."""
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """Where the weights of a model directory are, best first; each may instead be an index of shards."""
 INDEX_ENDING = ".index.json"
@@ -38,7 +40,7 @@ def model_files(names: Iterable[str], *, source: str) -> tuple[str, ...]:
     present = set(names)
     if CONFIG_FILE not in present:
         raise CheckpointError(f"checkpoint {source}: it has no {CONFIG_FILE}, so it is not a model directory.")
-    needed = [CONFIG_FILE, *({PREPROCESSOR_FILE} & present)]
+    needed = [CONFIG_FILE, *sorted({PREPROCESSOR_FILE, PROCESSOR_FILE} & present)]
     for weights in WEIGHT_FILES:
         if weights in present:
             return (*needed, weights)
@@ -60,6 +62,20 @@ def read_json(path: Path, *, source: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"checkpoint {source}: {path.name} is not a json object.")
     return value
+
+
+def read_preprocessor(directory: Path, *, source: str) -> dict[str, Any]:
+    """Return the settings of a model directory's image processor; empty where it has none.
+
+    As in `transformers`, those in processor_config.json come first.
+    """
+    processor = directory / PROCESSOR_FILE
+    if processor.exists():
+        nested = read_json(processor, source=source).get("image_processor")
+        if isinstance(nested, dict):
+            return nested
+    preprocessor = directory / PREPROCESSOR_FILE
+    return read_json(preprocessor, source=source) if preprocessor.exists() else {}
 
 
 def shard_names(index: Path, *, source: str) -> tuple[str, ...]:

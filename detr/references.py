@@ -35,7 +35,7 @@ def _fetched(ref: str) -> Path:
         raise CheckpointError(
             f"model {ref}: only local files and the hub are read here. Copy the directory, then load it."
         )
-    if hub_id is None or ref.endswith((".pth", ".bin", ".safetensors")):
+    if hub_id is None or ref.endswith((".pth", ".ckpt", ".bin", ".safetensors")):
         embedded = sorted(path.parent.name for path in EMBEDDED.glob(f"*/{CONFIG_FILE}"))
         raise CheckpointError(
             f"model {ref}: there is no such file or directory, and it is not a hub id (owner/name[@revision])"

@@ -51,10 +51,11 @@ def read_directory_tensors(directory: Path, *, source: str) -> dict[str, Tensor]
     return tensors
 
 
-def read_original(path: Path, *, source: str) -> dict[str, Tensor]:
-    """Return the weights of an original `.pth`: a state dict, or a checkpoint that holds one as `model`.
+def read_original(path: Path, *, source: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the weights of an original `.pth`, and the `args` of the training that wrote it, empty if it has none.
 
-    Of a training checkpoint's other entries `argparse.Namespace` is the one class that may be in the file.
+    The file is a state dict, or a checkpoint that holds one as `model`, `state_dict` or `model_state_dict`. Of a
+    training checkpoint's other entries `argparse.Namespace` is the one class that may be in the file.
 
     Raises:
         CheckpointError: unreadable, something else, or not the file that torch hub's `-<sha256>.pth` name promises.
@@ -63,8 +64,47 @@ def read_original(path: Path, *, source: str) -> dict[str, Tensor]:
     if hashed is not None:
         _check_sha256(path, hashed[1], source)
     content = _unpickle(path, source, allowed=[argparse.Namespace])
-    state = content.get("model", content) if isinstance(content, dict) else content
-    return _only_tensors(state, source)
+    args = content.get("args") if isinstance(content, dict) else None
+    return _only_tensors(_state_of(content), source), vars(args) if isinstance(args, argparse.Namespace) else {}
+
+
+def read_lightning(path: Path, *, source: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the weights of a Lightning `.ckpt`, and the `hyper_parameters` of its module, empty if it has none.
+
+    The file may name classes of anybody's. Each is replaced by `_Ignored`, so nothing of them is imported or run.
+
+    Raises:
+        CheckpointError: unreadable, or something else.
+    """
+    try:
+        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except _DAMAGED as error:
+        raise _damaged(path, source, error) from error
+    ignored = [(_Ignored, name) for name in foreign if name != "argparse.Namespace"]
+    content = _unpickle(path, source, allowed=[argparse.Namespace, *ignored])
+    settings = content.get("hyper_parameters") if isinstance(content, dict) else None
+    if isinstance(settings, dict) and isinstance(settings.get("args"), argparse.Namespace):
+        settings = vars(settings["args"])
+    return _only_tensors(_state_of(content), source), dict(settings) if isinstance(settings, dict) else {}
+
+
+class _Ignored(dict[Any, Any]):
+    """Takes the place of an object of a foreign class in a pickle; keeps the items of what was a mapping."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def _state_of(content: object) -> object:
+    """Return the state dict of a checkpoint, or the content itself where it may be one."""
+    if isinstance(content, dict):
+        for name in ("model", "state_dict", "model_state_dict"):
+            if isinstance(content.get(name), dict):
+                return content[name]
+    return content
 
 
 def _check_sha256(path: Path, expected: str, source: str) -> None:

@@ -14,7 +14,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from detr.criterion import Losses, LossWeights, criterion, refuse_bad_labels
 from detr.device import upload
-from detr.hub_config import IMAGE_MEAN, IMAGE_STD
 from detr.matcher import MatchWeights, NotFinite, PaddedTargets, Target, pad_targets
 from detr.model import Detr, outside
 from detr.warm import dense_loss, position_loss
@@ -56,8 +55,8 @@ class NetworkWithLoss(nn.Module):
         self.position_head = nn.Linear(network.config.hidden_dim, 2) if settings.warm else None
         # not a submodule: names in checkpoints must not depend on it
         self._call = [torch.compile(network, dynamic=True) if compiled else network]
-        self.register_buffer("mean", torch.tensor(IMAGE_MEAN).view(3, 1, 1) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGE_STD).view(3, 1, 1) * 255, persistent=False)
+        self.register_buffer("mean", torch.tensor(network.config.image_mean).view(3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(network.config.image_std).view(3, 1, 1) * 255, persistent=False)
 
     def forward(self, batch: "MicroBatch | None", num_boxes: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of one micro-batch, and its unweighted parts by the original's names, detached.

@@ -6,6 +6,7 @@ one `in_proj` into q, k and v.
 """
 
 import re
+from collections.abc import Iterable
 from typing import Literal
 
 Layout = Literal["original", "timm", "resnet"]
@@ -39,6 +40,31 @@ def usual_name(name: str, layout: Layout) -> str:
     return name
 
 
+def bare_names(names: Iterable[str]) -> dict[str, str]:
+    """Return for each name in a file the one without what wrappers of PyTorch and training scripts put around it.
+
+    DDP, `torch.compile` and FSDP add a part to each name (`module.`, `_orig_mod.`, ...). A module of Lightning that
+    holds the network as `model` adds that, and keeps the criterion's weights of the classes beside it, which decide no
+    detection and are left out. A prefix is only removed where every name has it and the class head is behind it.
+    """
+    bare = {name: ".".join(part for part in name.split(".") if part not in _WRAPPERS) for name in names}
+    bare = {name: short for name, short in bare.items() if not short.startswith("criterion.")}
+    heads = [short for short in bare.values() if short.endswith(_CLASS_BIASES)]
+    if len(heads) == 1:
+        prefix = heads[0].removesuffix("class_embed.bias").removesuffix("class_labels_classifier.bias")
+        if re.fullmatch(_HOLDERS, prefix) and all(short.startswith(prefix) for short in bare.values()):
+            bare = {name: short.removeprefix(prefix) for name, short in bare.items()}
+    return bare
+
+
+def layout_of(names: Iterable[str]) -> Layout:
+    """Return whose names a file uses, given the names without wrappers."""
+    names = list(names)
+    if not any(name.startswith(("class_labels_classifier.", "model.input_projection.")) for name in names):
+        return "original"
+    return "resnet" if any(".embedder.embedder." in name for name in names) else "timm"
+
+
 def is_counter(key: str) -> bool:
     """Return whether a weight is the counter `num_batches_tracked` of a trainable norm, which decides nothing."""
     return key.rpartition(".")[2] == "num_batches_tracked"
@@ -58,6 +84,9 @@ def _resnet_name(key: str) -> str:
     return f"{place}.{'normalization' if is_norm else 'convolution'}.{kind}"
 
 
+_WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+_HOLDERS = r"((model|net|network|detector)\.)+"  # attributes that training scripts keep a network in
+_CLASS_BIASES = ("class_embed.bias", "class_labels_classifier.bias")
 _NETWORK = "model.backbone.conv_encoder.model."
 _RULES = (
     (r"^input_proj\.", "model.input_projection."),
@@ -67,7 +96,7 @@ _RULES = (
     (r"^backbone\.1\.row_embed\.", "model.position_embedding.row_embeddings."),
     (r"^backbone\.1\.col_embed\.", "model.position_embedding.column_embeddings."),
     (r"^backbone\.0\.body\.", _NETWORK),
-    (r"^transformer\.decoder\.norm\.", "model.decoder.layernorm."),
+    (r"^transformer\.((?:en|de)coder)\.norm\.", r"model.\1.layernorm."),
     (r"^transformer\.((?:en|de)coder\.layers\.\d+)\.linear([12])\.", r"model.\1.fc\2."),
     (r"^transformer\.((?:en|de)coder\.layers\.\d+)\.norm1\.", r"model.\1.self_attn_layer_norm."),
     (r"^transformer\.(encoder\.layers\.\d+)\.norm2\.", r"model.\1.final_layer_norm."),

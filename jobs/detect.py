@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--model",
         required=True,
         metavar="REF",
-        help="a hub id with optional @revision, a directory, a .pth, a URI, or scenes (the small model in the package)",
+        help="a hub id with optional @revision, a directory, a .pth or .ckpt, a URI, or scenes (the embedded model)",
     )
     parser.add_argument(
         "--threshold", type=share, default=0.9, metavar="SCORE", help="lowest score to show (%(default)s)"

@@ -2,11 +2,11 @@
 
 import argparse
 import difflib
-import itertools
 import math
 import re
 import sys
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,10 +28,12 @@ class CommandParser(argparse.ArgumentParser):
     Args:
         command: the name behind `ray-detr`, such as `label`.
         description: the docstring of the command's module, printed as it is written.
+        usage: what follows the program's name in the usage; by default what is required and `[OPTION ...]`.
     """
 
-    def __init__(self, command: str, description: str | None) -> None:
+    def __init__(self, command: str, description: str | None, *, usage: str | None = None) -> None:
         super().__init__(prog=typed_program(command), description=description, formatter_class=AS_WRITTEN)
+        self._usage = usage
         self._words: list[str] = []
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:  # type: ignore[override]
@@ -56,8 +58,8 @@ class CommandParser(argparse.ArgumentParser):
         from pipelines.store import without_secrets
 
         names = [name for action in self._actions for name in action.option_strings]
-        ours = itertools.takewhile(lambda word: word != "--", self._words)  # what follows is another command's
-        given = [word.partition("=")[0] for word in ours if word.startswith("--")]
+        own = takewhile(lambda word: word != "--", self._words)  # behind it are values, such as another command's line
+        given = [word.partition("=")[0] for word in own if word.startswith("--")]
         unknown = next((word for word in given if not any(name.startswith(word) for name in names)), None)
         if unknown is not None:  # argparse would first demand the required options
             near = difflib.get_close_matches(unknown, names, n=1)
@@ -67,6 +69,8 @@ class CommandParser(argparse.ArgumentParser):
         self.exit(WRONG_USE, f"{self.prog}: error: {message}\n")
 
     def _short_usage(self) -> str:
+        if self._usage is not None:
+            return f"{self.prog} {self._usage}"
         exclusive = [group for group in self._mutually_exclusive_groups if group.required]
         grouped = {action for group in exclusive for action in group._group_actions}  # noqa: SLF001 - argparse has no accessor
         parts = [_usage(action) for action in self._actions if action.required and action not in grouped]
@@ -147,7 +151,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--model",
         required=True,
         metavar="REF",
-        help="a hub id with optional @revision, a directory, a .pth, a URI, or scenes (the small model in the package)",
+        help="a hub id with optional @revision, a directory, a .pth or .ckpt, a URI, or scenes (the embedded model)",
     )
     parser.add_argument(
         "--threshold",

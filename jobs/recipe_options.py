@@ -9,6 +9,7 @@ from jobs.options import count, share
 RECIPE_NAMES = ("paper-300", "released-500", "finetune", "scenes")
 FREEZING = ("none", "stem_and_first", "all")
 AUGMENTATIONS = ("coco", "scenes", "none")
+_SIZES = ("scale_phases", "crop_scales", "crop_range", "longest")
 
 # option without hyphens (the recipe's field) -> what its value is, and what it says
 _NUMBERS: dict[str, tuple[Callable[[str], Any], str, str]] = {
@@ -33,6 +34,12 @@ _NUMBERS: dict[str, tuple[Callable[[str], Any], str, str]] = {
     "flip": (share, "P", "probability of a mirrored image"),
     "crop": (share, "P", "probability of a random crop"),
     "longest": (count, "PIXELS", "limit of the longer side of a training image"),
+    "sized_for": (
+        int,
+        "PIXELS",
+        "shorter side of models that the preset's sizes are for; for others they are scaled; 0 does not scale (0 if "
+        "one of --scales, --crop-scales, --crop-range and --train-longest is given)",
+    ),
     "ema_decay": (share, "X", "decay of a moving average of the weights, which is then the result; 0: no average"),
     "seed": (int, "N", "random seed of weights, order, augmentation and dropout"),
 }
@@ -84,11 +91,12 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
 def recipe_values(args: argparse.Namespace) -> dict[str, Any]:
     """Return the recipe's fields that the line gives."""
     prefix = "recipe_"
-    return {
+    values = {
         name.removeprefix(prefix): value
         for name, value in vars(args).items()
         if name.startswith(prefix) and value is not None
     } | ({"scale_phases": _phases(args.recipe_scale_phases)} if args.recipe_scale_phases else {})
+    return ({} if values.keys().isdisjoint(_SIZES) else {"sized_for": 0}) | values
 
 
 def scale_phase(text: str) -> tuple[float, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Run a command as a job of a Ray cluster, once for each slot of a schedule, and leave with its exit code.
+"""Submit a command to a Ray cluster, once for each slot of a schedule, and exit with its exit code.
 
 ray-detr submit --address http://HEAD:8265 --slot 2026-11-28 -- label --images s3://lake/ --table s3://tables/detections
 
@@ -18,25 +18,25 @@ from jobs.options import CommandParser
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, submit, follow."""
-    parser = CommandParser("submit", __doc__)
-    parser.add_argument("--slot", required=True, metavar="NAME", help="the scheduled time, such as 2026-11-28T02:00")
+    parser = CommandParser("submit", __doc__, usage="--slot NAME [OPTION ...] -- COMMAND [OPTION ...]")
+    parser.add_argument("--slot", required=True, metavar="NAME", help="scheduled time, such as 2026-11-28T02:00")
     parser.add_argument(
-        "--job", metavar="NAME", help="the job's name, for several jobs of one command in a slot (the command)"
+        "--job", metavar="NAME", help="name of the job, for several jobs of one command in a slot (the command)"
     )
     parser.add_argument(
-        "--address", metavar="URL", help="the cluster's dashboard (RAY_ADDRESS, else http://127.0.0.1:8265)"
+        "--address", metavar="URL", help="dashboard of the cluster (RAY_ADDRESS, else http://127.0.0.1:8265)"
     )
     parser.add_argument(
         "--ok",
         type=_exit_codes,
         default=frozenset(),
         metavar="CODES",
-        help="exit codes of the job, separated by commas, that count as success: 3 where error rows are acceptable",
+        help="exit codes of the job that count as success, separated by commas, such as 3 if error rows are acceptable",
     )
     parser.add_argument(
         "--working-dir",
         metavar="DIR",
-        help="a folder or URI that is sent to the cluster as the job's working directory",
+        help="folder or URI to send to the cluster as the working directory of the job",
     )
     parser.add_argument(
         "--env",
@@ -46,18 +46,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="NAME=VALUE",
         help="environment variables of the job; Ray's dashboard shows them, so no secrets",
     )
-    parser.add_argument("--no-wait", action="store_true", help="submit the job and leave without following it")
+    parser.add_argument("--no-wait", action="store_true", help="submit the job and exit without following it")
     parser.add_argument(
         "command",
-        nargs=argparse.REMAINDER,
-        metavar="-- COMMAND [OPTION ...]",
-        help="a command of ray-detr with its options",
+        nargs="+",
+        metavar="COMMAND",
+        help="after --: the command of ray-detr to run, with its options",
     )
     args = parser.parse_args(argv)
-    words = args.command[1:] if args.command[:1] == ["--"] else args.command
-    if not words:
-        parser.error("a command must follow the options, for example: -- label --images ... --table ...")
-    command, *arguments = words
+    command, *arguments = args.command
     known = [name.replace("_", "-") for name in commands() if name != "submit"]
     if command not in known:
         near = difflib.get_close_matches(command, known, n=1)
@@ -93,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         end = follow(client, submission.id, _print_now)
     except (KeyboardInterrupt, SystemExit):
         print(
-            f"job {submission.id} goes on without this command. `ray job stop {submission.id}` stops it.",
+            f"job {submission.id} continues without this command. `ray job stop {submission.id}` stops it.",
             file=sys.stderr,
         )
         raise

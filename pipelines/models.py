@@ -29,6 +29,9 @@ from pipelines.store import (
 if TYPE_CHECKING:
     from detr.model import Detr
 
+SINGLE_FILES = (".pth", ".ckpt")
+"""Endings of models that are one file."""
+
 FETCH_FIRST = "Fetch the model first and give its path, or its s3:// address."
 
 
@@ -103,17 +106,17 @@ def _info(reference: str, sha256: str, categories: tuple[Category, ...]) -> Mode
 def short_name(reference: str) -> str:
     """Return the last part of a reference, bare: `facebook/detr-resnet-50@main` -> `detr-resnet-50`."""
     last = reference.rstrip("/").rsplit("/", 1)[-1]
-    return last.split("@", 1)[0].removesuffix(".pth") or "model"
+    return last.split("@", 1)[0].removesuffix(".pth").removesuffix(".ckpt") or "model"
 
 
 def _fetch(uri: str, options: StoreOptions) -> Path:
-    """Copy the files of a model directory, or one `.pth`, into this user's cache; return where they are.
+    """Copy the files of a model directory, or one `.pth` or `.ckpt`, into this user's cache; return where they are.
 
     The folder is named by the address and the objects' etags, so a changed model is fetched anew.
     """
     try:
         root, key = split_uri(uri)
-        if uri.endswith(".pth"):
+        if uri.endswith(SINGLE_FILES):
             folder, _, name = key.rpartition("/")
             store = open_store(join_uri(root, folder), options)
             names: tuple[str, ...] = (name,)
@@ -141,7 +144,7 @@ def _fetch(uri: str, options: StoreOptions) -> Path:
             f"the model {without_secrets(uri)} cannot be kept on this machine: {error}. "
             "Make room, or name another folder in XDG_CACHE_HOME."
         ) from error
-    return local / names[0] if uri.endswith(".pth") else local
+    return local / names[0] if uri.endswith(SINGLE_FILES) else local
 
 
 def _cache() -> Path:

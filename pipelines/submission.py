@@ -1,6 +1,8 @@
 """Jobs on a Ray cluster, submitted once for each slot of a schedule and followed to their end."""
 
 import asyncio
+import logging
+import os
 import re
 import shlex
 import time
@@ -8,12 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import aiohttp
+from ray.exceptions import RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from pipelines.cluster import first_line
 from pipelines.stopped import RunStopped
 
+LOCAL_DASHBOARD = "http://127.0.0.1:8265"
 STOP_SECONDS = 60  # between SIGTERM and SIGKILL when a job is stopped; Ray's default is 3
+AGENT_SECONDS = 120.0  # for a cluster that has only just begun to take jobs
 UNREACHABLE_SECONDS = 600.0  # without an answer of the cluster, after which following ends
 POLL_SECONDS = 2.0
 STOPPED_EXIT_CODE = 143  # a stopped job's driver is sent SIGTERM; Ray records no exit code of it
@@ -75,16 +80,20 @@ def connect(address: str | None = None) -> JobSubmissionClient:
     """Connect to the job server of a cluster, which is its dashboard.
 
     Args:
-        address: such as `http://head:8265`; None takes `RAY_API_SERVER_ADDRESS` or `RAY_ADDRESS`, else this machine.
+        address: such as `http://head:8265`; None takes `RAY_API_SERVER_ADDRESS` or `RAY_ADDRESS` of the environment,
+            else `http://127.0.0.1:8265`.
 
     Raises:
         RunStopped: no job server answers, or it refuses the token.
     """
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # it logs each closed connection
+    variables = (os.environ.get(name) for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"))
+    address = address or next(filter(None, variables), LOCAL_DASHBOARD)
     try:
         return JobSubmissionClient(address)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, RayError) as error:
         raise RunStopped(
-            f"no Ray job server answers at {address or 'the address of this environment'}: {first_line(error)}. "
+            f"no Ray job server answers at {address}: {first_line(error)}. "
             "Give the dashboard's address, for example --address http://HEAD:8265, and RAY_AUTH_TOKEN where the "
             "cluster has a token."
         ) from error
@@ -124,6 +133,7 @@ def submit_once(
     }
     if working_dir is not None:
         runtime_env["working_dir"] = working_dir
+    deadline = time.monotonic() + AGENT_SECONDS
     while True:
         base, attempts = submission_id(job, slot), _by_id(client)
         number = 0
@@ -147,6 +157,9 @@ def submit_once(
         except RuntimeError as error:
             if attempt in _by_id(client):
                 continue  # another caller was first
+            if "No available agent" in str(error) and time.monotonic() < deadline:
+                time.sleep(POLL_SECONDS)
+                continue
             raise RunStopped(f"the cluster refuses job {attempt}: {first_line(error)}") from error
         return Submission(attempt, is_new=True)
 

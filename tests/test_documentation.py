@@ -16,7 +16,7 @@ GUIDES = [  # for users: what they say of options has to be true today
     ROOT / "README.md",
     *(ROOT / "docs" / f"{name}.md" for name in ("operations", "security", "table", "training", "tutorial")),
 ]
-OPTIONS_OF_OTHERS = {"--runtime-env-json", "--working-dir", "--generate"}  # of Ray's commands
+OPTIONS_OF_OTHERS = {"--runtime-env-json", "--generate"}  # of Ray's commands
 NAMES = {path: str(path.relative_to(ROOT)) for path in DOCUMENTS}
 REFERENCE = (ROOT / "docs" / "cli.md").read_text()
 TABLE = (ROOT / "docs" / "table.md").read_text()

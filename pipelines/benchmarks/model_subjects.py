@@ -113,7 +113,7 @@ def normalised(batch: Sequence[Any], device: str) -> Any:
     """Return uint8 `(3, H, W)` images as one float32 `(B, 3, H, W)` batch on a device, normalised, channels last."""
     import torch
 
-    from detr.hub_config import IMAGE_MEAN, IMAGE_STD
+    from detr.config import IMAGE_MEAN, IMAGE_STD
 
     mean = torch.tensor(IMAGE_MEAN).view(3, 1, 1) * 255
     std = torch.tensor(IMAGE_STD).view(3, 1, 1) * 255

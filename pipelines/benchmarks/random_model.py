@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from detr.backbone import FrozenBatchNorm
 from detr.checkpoint import load, save
-from detr.config import VARIANTS
-from detr.hub_config import IMAGE_MEAN, IMAGE_STD
+from detr.config import IMAGE_MEAN, IMAGE_STD, VARIANTS
 from detr.model import Detr
 from detr.scenes import draw_scene
 

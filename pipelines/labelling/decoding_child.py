@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from detr.images import ImageError, decode, read_header, resize, resize_shape
+from detr.images import ImageError, SizeRule, decode, read_header, resize
 from pipelines.labelling.process_time import Stopwatch
 
 PACKET_BYTES = 64 * 1024  # more than a request or an answer has
@@ -38,8 +38,7 @@ class Settings:
     """What the children of one decoder know: their sockets, the model's size rule, and what an image may take."""
 
     sockets: tuple[int, ...]
-    shorter: int
-    longest: int | None
+    size_rule: SizeRule
     max_pixels: int
     cpu_seconds: float
     asleep_seconds: float
@@ -53,7 +52,7 @@ class Settings:
     def from_json(cls, text: str) -> "Settings":
         """Read what `to_json` wrote."""
         fields = json.loads(text)
-        return cls(**{**fields, "sockets": tuple(fields["sockets"])})
+        return cls(**{**fields, "sockets": tuple(fields["sockets"]), "size_rule": SizeRule(**fields["size_rule"])})
 
 
 def main(argv: Sequence[str]) -> None:
@@ -216,7 +215,7 @@ def _look(image: int, settings: Settings) -> Mapping[str, Any]:
     try:
         data = os.pread(image, os.fstat(image).st_size, 0)
         header = read_header(data, max_pixels=settings.max_pixels)
-        resize_shape(header.height, header.width, shorter=settings.shorter, longest=settings.longest)
+        settings.size_rule.shape(header.height, header.width)
     except Exception as error:  # noqa: BLE001 - the boundary of a process: it becomes an answer
         return _failure(error)
     taken_at = None if header.taken_at is None else header.taken_at.isoformat()
@@ -228,7 +227,7 @@ def _prepare(image: int, pixels: int, settings: Settings) -> Mapping[str, Any]:
         data = os.pread(image, os.fstat(image).st_size, 0)
         picture = decode(data, max_pixels=settings.max_pixels)
         height, width = picture.shape[1:]
-        shape = resize_shape(height, width, shorter=settings.shorter, longest=settings.longest)
+        shape = settings.size_rule.shape(height, width)
         small = resize(picture, *shape).permute(1, 2, 0).contiguous().numpy().tobytes()
     except Exception as error:  # noqa: BLE001 - the boundary of a process: it becomes an answer
         return _failure(error)

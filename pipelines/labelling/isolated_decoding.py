@@ -24,6 +24,7 @@ from detr.images import (
     Header,
     ImageError,
     NotAnImage,
+    SizeRule,
     TooExtreme,
     TooLarge,
     TruncatedImage,
@@ -112,14 +113,11 @@ class DecoderInChild:
     operator did is never blamed on an image: it is tried again, then `DecoderLost` is raised.
     """
 
-    def __init__(
-        self, *, shorter: int, longest: int | None, max_pixels: int, threads: int, limits: DecodingLimits
-    ) -> None:
+    def __init__(self, *, size_rule: SizeRule, max_pixels: int, threads: int, limits: DecodingLimits) -> None:
         """Start the processes; the first image waits the seconds that they take to import torch.
 
         Args:
-            shorter: of the model's size rule, see `detr.images.resize_shape`.
-            longest: likewise.
+            size_rule: the model's.
             max_pixels: larger pictures are refused by their header.
             threads: how many images are decoded at once.
             limits: what an image may take.
@@ -130,8 +128,7 @@ class DecoderInChild:
         self._limits = limits
         self._settings = Settings(
             sockets=(),
-            shorter=shorter,
-            longest=longest,
+            size_rule=size_rule,
             max_pixels=max_pixels,
             cpu_seconds=limits.cpu_seconds,
             asleep_seconds=limits.asleep_seconds,

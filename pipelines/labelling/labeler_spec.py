@@ -92,8 +92,7 @@ def build_decoder(spec: LabelerSpec, detector: Detector) -> Decoder:
     if not spec.isolated:
         return WatchedDecoder(DecoderHere(detector, max_pixels=spec.max_pixels), limits, on_hang=end_process)
     return DecoderInChild(
-        shorter=detector.config.shorter,
-        longest=detector.config.longest,
+        size_rule=detector.config.size_rule,
         max_pixels=spec.max_pixels,
         threads=spec.threads,
         limits=limits,

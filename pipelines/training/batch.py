@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from detr.augment import AugmentConfig, augment_image, augment_target, draw_augmentation, image_generator
 from detr.batching import pad
 from detr.image_file import ImageError
-from detr.images import resize, resize_shape
+from detr.images import SizeRule, resize
 from detr.matcher import Target
 from detr.scene_augment import SceneAugmentation, augment_scene_image, augment_scene_target, draw_scene_augmentation
 from detr.targets import image_target
@@ -65,8 +65,7 @@ class Preparation:
         one_scale_a_batch: All images of a micro-batch are resized to one shorter side, so that less is padded; scenes
             are then also turned all or none, so that equal shapes stay equal.
         scene_sides: The shorter sides that "scenes" draws from.
-        shorter: The shorter side that "none" resizes to.
-        longest: What the longer side may then be.
+        size_rule: What "none" resizes to.
     """
 
     augmentation: Literal["coco", "scenes", "none"]
@@ -75,8 +74,7 @@ class Preparation:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     one_scale_a_batch: bool = False
     scene_sides: tuple[int, ...] = ()
-    shorter: int = 800
-    longest: int = 1333
+    size_rule: SizeRule = field(default_factory=SizeRule)
 
     def __post_init__(self) -> None:
         if self.augmentation not in ("coco", "scenes", "none"):
@@ -139,7 +137,7 @@ class Preparation:
                 scene = self._draw_scene(height, width, generator, None, None)
                 return scene.height, scene.width
             case "none":
-                return resize_shape(height, width, shorter=self.shorter, longest=self.longest)
+                return self.size_rule.shape(height, width)
 
     def _prepare_image(
         self,
@@ -161,7 +159,7 @@ class Preparation:
                 target = augment_scene_target(target, scene)
                 return augment_scene_image(decode_training_image(image), scene), target.normalised()
             case "none":
-                height, width = resize_shape(image.height, image.width, shorter=self.shorter, longest=self.longest)
+                height, width = self.size_rule.shape(image.height, image.width)
                 return resize(decode_training_image(image), height, width), target.normalised()
 
     def _draw_scene(

@@ -109,7 +109,7 @@ class TrainData:
 
     def _preparation(self, epoch: int, network: DetrConfig) -> Preparation:
         """Return what is done to the images of an epoch."""
-        recipe = self.config.recipe
+        recipe = self.config.recipe.for_model(network.shorter, network.longest)
         share = epoch / recipe.epochs
         return Preparation(
             augmentation=recipe.augmentation,
@@ -118,8 +118,7 @@ class TrainData:
             augment=recipe.augment(share),
             one_scale_a_batch=recipe.one_shape_a_batch,
             scene_sides=recipe.scales(share),
-            shorter=network.shorter,
-            longest=network.longest,
+            size_rule=network.size_rule,
         )
 
 

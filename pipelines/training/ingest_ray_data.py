@@ -178,7 +178,7 @@ def longest_side(preparation: Preparation) -> int:
         case "scenes":
             return int(SCENE_LONGEST_SHARE * max(preparation.scene_sides))
         case "none":
-            return preparation.longest
+            return preparation.size_rule.longest
 
 
 def most_task_steps(order: EpochOrder, readers: Sequence[int], side: int, limit: float) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ SCENE_SCALES = ((0.34, (80, 96, 112)), (0.64, (96, 128, 144, 160)), (1.0, (144, 
 _RATES_AND_FACTORS = (
     "lr", "lr_backbone", "warm_up_steps", "weight_decay", "clip_max_norm", "set_cost_class", "set_cost_bbox",
     "set_cost_giou", "class_loss_coef", "bbox_loss_coef", "giou_loss_coef", "eos_coef", "seed",
+    "sized_for",
 )  # fmt: skip
 
 ScalePhases = tuple[tuple[float, tuple[int, ...]], ...]
@@ -60,6 +61,8 @@ class Recipe:
         crop: Probability of a random crop.
         scale_phases: (until this share of the run, shorter sides in pixels to draw from).
         longest: The longer side in pixels, unless the crop is taken first.
+        sized_for: Shorter side, in pixels, of models that all these sizes are meant for; for a model that is used at
+            another size they are scaled (`for_model`). 0 never scales: give it with sizes of your own.
         crop_scales: Shorter sides in pixels before a crop.
         crop_range: Least and most width and height of a crop, in pixels.
         one_shape_a_batch: Whether a micro-batch has images of one shape and one scale only, so that nothing is padded.
@@ -100,6 +103,7 @@ class Recipe:
     crop_scales: tuple[int, ...] = (400, 500, 600)
     crop_range: tuple[int, int] = (384, 600)
     one_shape_a_batch: bool = False
+    sized_for: int = 0
     similar_sizes: bool = False
     bf16: bool = False
     ema_decay: float = 0.0
@@ -187,22 +191,47 @@ class Recipe:
             crop_range=self.crop_range,
         )
 
+    def for_model(self, shorter: int, longest: int) -> Recipe:
+        """Return the recipe with the sizes for a model that is used with pictures of these sides, in pixels.
+
+        A DETR learns objects at the sizes at which it sees them: trained at 480 to 800 pixels, one that is used at 192
+        finds less afterwards than before (docs/measurements/training.md).
+        """
+        if not self.sized_for:
+            return self
+        share = shorter / self.sized_for
+
+        def scaled(sides: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(sorted({max(1, round(side * share)) for side in sides}))
+
+        least, most = self.crop_range
+        return replace(
+            self,
+            scale_phases=tuple((until, scaled(sides)) for until, sides in self.scale_phases),
+            crop_scales=scaled(self.crop_scales),
+            crop_range=(max(1, round(least * share)), max(1, round(most * share))),
+            longest=longest,
+            sized_for=0,
+        )
+
     def as_json(self) -> dict[str, Any]:
         """Return all values, for the run's record."""
         values = asdict(self)
         if not self.similar_sizes:
             del values["similar_sizes"]  # runs that were begun before there was one have records without it
+        if not self.sized_for:
+            del values["sized_for"]  # as above
         return values
 
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         # the paper's and the model card's: 40.6 AP with R50 (published)
-        "paper-300": Recipe(),
+        "paper-300": Recipe(sized_for=800),
         # behind the released weights: 42.0 AP with R50 (published), batch 64
-        "released-500": Recipe(epochs=500, lr_drop=400, effective_batch=64),
+        "released-500": Recipe(epochs=500, lr_drop=400, effective_batch=64, sized_for=800),
         # from a trained DETR to own classes and a few hundred images
-        "finetune": Recipe(epochs=60, lr_drop=40, effective_batch=8),
+        "finetune": Recipe(epochs=60, lr_drop=40, effective_batch=8, sized_for=800),
         # the embedded model's, from scratch: see detr/weights/scenes/README.md
         "scenes": Recipe(
             epochs=29,
@@ -219,6 +248,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             freeze_backbone="none",
             augmentation="scenes",
             scale_phases=SCENE_SCALES,
+            sized_for=192,
             one_shape_a_batch=True,
             ema_decay=0.998,
             seed=0,

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from detr.checkpoint import CheckpointError
 from detr.classes import Category
+from detr.config import DetrConfig
 from detr.finetune import with_categories
 from detr.imagenet import load_backbone
 from detr.model import Detr
@@ -44,6 +45,9 @@ def write_start(run: TrainingRun, config: TrainConfig, index: ShardIndex, *, say
             f"{index.images:,} images are few for training a DETR from the beginning (its authors: 10,000 at least): "
             "--finetune a trained one instead"
         )
+    sentence = training_sizes(config, model.config)
+    if sentence is not None:
+        say(sentence)
     record: dict[str, Any] = {
         "recipe": config.recipe.as_json(),
         "seed": config.recipe.seed,
@@ -88,8 +92,25 @@ def initial_model(
             _load_backbone(model, config)
     if config.shorter or config.longest:
         shorter, longest = config.shorter or model.config.shorter, config.longest or model.config.longest
-        model.config = replace(model.config, shorter=shorter, longest=longest)
+        model.config = replace(model.config, shorter=shorter, longest=longest, resizing="original", box=(0, 0))
     return model, trainable_norm
+
+
+def training_sizes(config: TrainConfig, network: DetrConfig) -> str | None:
+    """Return a sentence on the sizes of training pictures where they are scaled, or do not fit the model's."""
+    recipe = config.recipe
+    if recipe.augmentation == "none":
+        return None  # pictures have the model's size
+    given, sides = recipe.scale_phases[-1][1], recipe.for_model(network.shorter, network.longest).scale_phases[-1][1]
+    trained = f"images are trained with shorter sides of {min(sides)} to {max(sides)} pixels"
+    if not min(sides) <= network.shorter <= max(sides):
+        return (
+            f"{trained}, but the model is used at {network.shorter}, where it may find less afterwards than before. "
+            f"Omit --scales, --crop-scales, --crop-range and --train-longest, or give --shorter {max(sides)}, too"
+        )
+    if sides != given:
+        return f"{trained}, because the model is used at {network.shorter} (the recipe is for {recipe.sized_for})"
+    return None
 
 
 def _load_backbone(model: Detr, config: TrainConfig) -> None:

@@ -8,7 +8,7 @@ import platform
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -93,8 +93,11 @@ def train(
         _check(config, index)
         store = open_store(config.run_uri, config.options)
         refuse_overwriting(store, what="a run", loss="two starts could lose each other's checkpoints")
-        configuration = {**config.decisive(), **_fingerprints(config)}
         record, manifest = read_record(store), read_manifest(store)
+        if record is not None and "sized_for" not in record.configuration:
+            # begun with sizes of its own, or by a release whose sizes did not follow the model's
+            config = replace(config, recipe=replace(config.recipe, sized_for=0))
+        configuration = {**config.decisive(), **_fingerprints(config)}
         if record is not None:
             check_same(record, configuration, store)
         if manifest is not None and manifest.finished:

@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from detr.batching import Prepared
 from detr.classes import Category, UnknownClass
 from detr.config import BackboneConfig, DetrConfig
-from detr.detector import WINDOW_IMAGES, AnyImage, Detector, choose_device, choose_precision
+from detr.detector import WINDOW_IMAGES, Detector, choose_device, choose_precision
+from detr.image_input import AnyImage
 from detr.images import EmptyImage, NotAnImage, TooExtreme, resize
 from detr.model import Detr, DetrOutput
 from detr.postprocess import Detections
@@ -160,6 +161,43 @@ def test_bytes_paths_pil_images_and_tensors_give_the_same(tmp_path: Path) -> Non
         assert_same(found, expected)
     for kind in kinds:
         assert_same(detector()(kind), expected)
+
+
+def test_arrays_buffers_and_open_files_give_the_same(tmp_path: Path) -> None:
+    image = picture(60, 90)
+    data = png(image)
+    (tmp_path / "picture.png").write_bytes(data)
+    array = image.permute(1, 2, 0).numpy()
+    frozen = array.copy()
+    frozen.flags.writeable = False
+    mirrored_twice = np.ascontiguousarray(array[:, ::-1])[:, ::-1]  # negative strides, as OpenCV's BGR turned to RGB
+    expected = detector()(image)
+
+    with (tmp_path / "picture.png").open("rb") as file:
+        assert_same(detector()(file), expected)
+        assert not file.closed
+    kinds = [array, frozen, mirrored_twice, bytearray(data), memoryview(data), io.BytesIO(data)]
+    for kind in kinds[:-1]:
+        assert_same(detector()(kind), expected)
+    for found in detector()(kinds):
+        assert_same(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "message"),
+    [
+        (np.zeros((4, 5), np.uint8), ValueError, r"an image array is uint8 \(H, W, 3\) RGB, not uint8 \(4, 5\)"),
+        (np.zeros((3, 4, 5), np.uint8), ValueError, r"not uint8 \(3, 4, 5\)"),
+        (np.zeros((2, 4, 5, 3), np.uint8), ValueError, r"not uint8 \(2, 4, 5, 3\)"),
+        (np.zeros((4, 5, 3), np.float32), ValueError, r"not float32 \(4, 5, 3\)"),
+        (7, TypeError, "int is not an image; give encoded bytes, a path, an open binary file"),
+        ([None], TypeError, "NoneType is not an image"),
+        (io.StringIO("x"), TypeError, r"must be opened in binary mode \('rb'\); read\(\) gave str"),
+    ],
+)
+def test_what_is_not_an_image_is_refused_with_what_is(image: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        detector()(image)
 
 
 @pytest.mark.parametrize(

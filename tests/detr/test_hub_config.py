@@ -7,8 +7,9 @@ import pytest
 
 from detr.classes import COCO_CATEGORIES, Category
 from detr.config import SCENES_CONFIG, VARIANTS, BackboneConfig, DetrConfig
-from detr.hub_config import read_config, write_config, write_preprocessor
+from detr.hub_config import TIMM_BACKBONES, read_config, write_config, write_preprocessor
 from detr.layouts import CheckpointError, Layout
+from detr.size_rule import SizeRule
 
 # as facebook/detr-resnet-50 had it in 2021, less what DETR does not need
 OLD = {
@@ -170,9 +171,75 @@ def test_sizes_are_read_from_every_form(preprocessor: dict[str, Any], sizes: tup
 
 
 @pytest.mark.parametrize(
+    ("preprocessor", "rule"),
+    [
+        ({"size": {"max_height": 480, "max_width": 640}}, SizeRule("fit", 480, 640, 480, 640)),
+        ({"size": {"height": 640, "width": 480}}, SizeRule("stretch", 480, 640, 640, 480)),
+        ({"size": [640, 480]}, SizeRule("stretch", 480, 640, 640, 480)),
+        ({"size": {"longest_edge": 1000}}, SizeRule("fit", 1000, 1000, 1000, 1000)),
+        (
+            {"size": {"shortest_edge": None, "longest_edge": None, "height": 9, "width": 9}},
+            SizeRule("stretch", 9, 9, 9, 9),
+        ),
+        # the order in which DetrImageProcessor looks
+        ({"size": {"shortest_edge": 8, "longest_edge": 9, "height": 7, "width": 7}}, SizeRule("original", 8, 9)),
+        ({"do_resize": False, "size": {"shortest_edge": 8, "longest_edge": 9}}, SizeRule("none")),
+    ],
+)
+def test_every_size_rule_of_an_image_processor_is_read(preprocessor: dict[str, Any], rule: SizeRule) -> None:
+    assert read(OLD, preprocessor)[0].size_rule == rule
+
+
+@pytest.mark.parametrize(
+    ("preprocessor", "mean", "std"),
+    [
+        ({"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.5, 1]}, (0.5, 0.4, 0.3), (0.5, 0.5, 1.0)),
+        ({"image_mean": 0.5, "image_std": 0.25}, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+        ({"do_normalize": False}, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+        ({"do_rescale": False, "image_mean": [127.5] * 3, "image_std": [255] * 3}, (0.5, 0.5, 0.5), (1.0, 1.0, 1.0)),
+        (
+            {"rescale_factor": 2 / 255, "image_mean": [1, 1, 1], "image_std": [2, 2, 2]},
+            (0.5, 0.5, 0.5),
+            (1.0, 1.0, 1.0),
+        ),
+    ],
+)
+def test_every_normalisation_is_read_as_one_of_pixels_from_0_to_1(
+    preprocessor: dict[str, Any], mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    config, _ = read(OLD, preprocessor)
+
+    assert config.image_mean == pytest.approx(mean, abs=1e-12)
+    assert config.image_std == pytest.approx(std, abs=1e-12)
+
+
+def test_statistics_that_went_through_float32_are_the_ones_they_were_before() -> None:
+    rounded = {
+        "image_mean": [0.48500001430511475, 0.4560000002384186, 0.4059999883174896],
+        "image_std": [0.2290000021457672, 0.2240000069141388, 0.22499999403953552],
+        "rescale_factor": 0.003921568859368563,
+    }
+
+    assert read(OLD, rounded) == read(OLD, {})
+
+
+def test_a_table_transformer_is_a_detr_whose_norms_come_first() -> None:
+    size = {"size": 800, "max_size": 800}
+    config, layout = read({**OLD, "model_type": "table-transformer", "backbone": "resnet18"}, size)
+
+    assert config == DetrConfig(
+        backbone=TIMM_BACKBONES["resnet18"], pre_norm=True, shorter=800, longest=800, resizing="transformers"
+    )
+    assert layout == "timm"
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "conditional_detr"}, "model_type is 'conditional_detr'; only 'detr' is supported"),
+        (
+            {"model_type": "conditional_detr"},
+            "model_type is 'conditional_detr'; only 'detr' or 'table-transformer' is supported",
+        ),
         ({"activation_function": "gelu"}, "activation_function is 'gelu'"),
         ({"position_embedding_type": "rope"}, "position_embedding_type is 'rope'"),
         ({"decoder_attention_heads": 4}, "encoder_attention_heads and decoder_attention_heads differ"),
@@ -211,12 +278,14 @@ def test_a_setting_without_a_meaning_here_is_refused_and_named(change: dict[str,
 @pytest.mark.parametrize(
     ("preprocessor", "message"),
     [
-        ({"do_resize": False}, "do_resize is False"),
-        ({"do_normalize": False}, "do_normalize is False"),
+        ({"do_resize": "no"}, "do_resize is 'no'; expected true or false"),
         ({"resample": 3}, "resample is 3"),
-        ({"image_mean": [0.5, 0.5, 0.5]}, "image_mean is [0.5, 0.5, 0.5]"),
-        ({"rescale_factor": 1}, "rescale_factor is 1; only 1/255"),
-        ({"size": {"height": 800, "width": 800}}, "expected shortest_edge and longest_edge"),
+        ({"image_mean": [0.5, 0.5]}, "image_mean is [0.5, 0.5]; expected a list of three numbers"),
+        ({"image_mean": [0.5, 0.5, float("nan")]}, "image_mean is [0.5, 0.5, nan]"),
+        ({"image_std": [0.5, 0.5, 0]}, "image_std is [0.5, 0.5, 0]; pixels cannot be divided by 0"),
+        ({"rescale_factor": 0}, "rescale_factor is 0; expected a number above 0"),
+        ({"size": {"height": 800}}, "expected shortest_edge and longest_edge, max_height and max_width"),
+        ({"size": {"height": 800, "width": "800"}}, "size: width is '800'; expected an integer"),
         ({"size": -1}, "size is -1"),
     ],
 )
@@ -241,8 +310,25 @@ def test_a_message_says_of_which_file_it_speaks() -> None:
             ),
             "timm",
         ),
+        (DetrConfig(pre_norm=True, resizing="transformers", shorter=800, longest=800), "timm"),
+        (DetrConfig(pre_norm=True), "timm"),
+        (DetrConfig(resizing="fit", box=(480, 640), shorter=480, longest=640), "timm"),
+        (DetrConfig(resizing="stretch", box=(640, 480), shorter=480, longest=640), "timm"),
+        (DetrConfig(resizing="none"), "timm"),
+        (DetrConfig(image_mean=(0.0, 0.0, 0.0), image_std=(1.0, 0.5, 0.48145466)), "timm"),
     ],
-    ids=[*VARIANTS, "renamed", "scenes", "learned"],
+    ids=[
+        *VARIANTS,
+        "renamed",
+        "scenes",
+        "learned",
+        "table transformer",
+        "another arithmetic",
+        "fit",
+        "stretch",
+        "as it is",
+        "other statistics",
+    ],
 )
 def test_what_is_written_is_read_back_the_same(config: DetrConfig, layout: Layout) -> None:
     written, written_layout = write_config(config)
@@ -266,7 +352,6 @@ def test_auxiliary_loss_is_never_written_as_true_because_it_changes_transformers
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (DetrConfig(pre_norm=True), "pre_norm cannot be saved"),
         (DetrConfig(categories=(Category(1, "cat"), Category(2, ""))), "whose class 2 has no name"),
         (
             DetrConfig(backbone=BackboneConfig("narrow", stem_width=8, dilation=True)),

@@ -92,6 +92,18 @@ def test_an_unknown_option_is_one_line_with_the_nearest_option(
     assert capsys.readouterr() == ("", f"ray-detr some: error: {message}\n")
 
 
+def test_what_follows_two_hyphens_is_not_taken_for_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    made = CommandParser("some", None, usage="--slot NAME -- COMMAND")
+    made.add_argument("--slot", required=True)
+    made.add_argument("command", nargs="+", metavar="COMMAND")
+
+    with pytest.raises(SystemExit):
+        made.parse_args(["--", "label", "--imagess", "lake"])
+
+    assert capsys.readouterr().err.endswith("error: the following arguments are required: --slot\n")
+    assert made.format_usage() == "usage: ray-detr some --slot NAME -- COMMAND\n"
+
+
 @pytest.mark.parametrize(
     ("typed", "program"),
     [

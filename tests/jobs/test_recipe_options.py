@@ -91,6 +91,7 @@ LINES: dict[str, tuple[Sequence[str], Any]] = {
     "crop": (["--crop", "0"], 0.0),
     "scale_phases": (["--scales", "480,512"], ((1.0, (480, 512)),)),
     "longest": (["--train-longest", "1000"], 1000),
+    "sized_for": (["--sized-for", "400"], 400),
     "crop_scales": (["--crop-scales", "400,500"], (400, 500)),
     "crop_range": (["--crop-range", "100:200"], (100, 200)),
     "one_shape_a_batch": (["--no-one-shape-a-batch"], False),
@@ -107,7 +108,8 @@ def test_an_option_sets_its_field_zeros_included(name: str) -> None:
 
     found = values(*line)
 
-    assert found == {name: expected}
+    is_size = name in ("scale_phases", "longest", "crop_scales", "crop_range")
+    assert found == {name: expected, **({"sized_for": 0} if is_size else {})}  # a size of one's own is not scaled
     assert type(found[name]) is type(expected)
     if name not in ("warm_losses", "schedule"):
         replace(RECIPES["paper-300"], **{"batch_size": 1, **found})
@@ -124,7 +126,7 @@ def test_an_option_sets_its_field_zeros_included(name: str) -> None:
     ],
 )
 def test_scales_may_grow_with_the_run(line: list[str], phases: Any) -> None:
-    assert values("--scales", *line) == {"scale_phases": phases}
+    assert values("--scales", *line) == {"scale_phases": phases, "sized_for": 0}
 
 
 def test_lists_are_read() -> None:

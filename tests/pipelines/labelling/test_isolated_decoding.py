@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr.images import ImageError, decode, resize, resize_shape
+from detr.images import ImageError, SizeRule, decode, resize, resize_shape
 from pipelines.labelling.decoding import DecodingLimits, limits_for
+from pipelines.labelling.decoding_child import Settings
 from pipelines.labelling.isolated_decoding import (
     DecoderCrashed,
     DecoderInChild,
@@ -47,7 +48,9 @@ def picture(*, width: int = 120, height: int = 90, seed: int = 0, kind: str = "J
 
 
 def decoder_in_child(threads: int = 1, limits: DecodingLimits = LIMITS, max_pixels: int = 10**6) -> DecoderInChild:
-    return DecoderInChild(shorter=64, longest=128, max_pixels=max_pixels, threads=threads, limits=limits)
+    return DecoderInChild(
+        size_rule=SizeRule(shorter=64, longest=128), max_pixels=max_pixels, threads=threads, limits=limits
+    )
 
 
 @pytest.fixture(scope="module")
@@ -294,9 +297,10 @@ def test_children_end_with_the_process_that_started_them_even_while_they_decode(
     (tmp_path / "hangs").write_bytes(poison(picture(), "grip", log=tmp_path / "deaths"))
     code = (
         "import pathlib, sys; from pipelines.labelling.decoding import DecodingLimits;"
-        "from pipelines.labelling.isolated_decoding import DecoderInChild;"
+        "from detr.images import SizeRule; from pipelines.labelling.isolated_decoding import DecoderInChild;"
         "limits = DecodingLimits(10**9, 1000, 1000);"
-        "decoder = DecoderInChild(shorter=64, longest=128, max_pixels=10**6, threads=2, limits=limits);"
+        "rule = SizeRule(shorter=64, longest=128);"
+        "decoder = DecoderInChild(size_rule=rule, max_pixels=10**6, threads=2, limits=limits);"
         "decoder.prepare(pathlib.Path(sys.argv[1]).read_bytes())"
     )
     parent = subprocess.Popen(
@@ -334,3 +338,14 @@ def test_a_good_image_that_waits_long_for_a_core_is_waited_for() -> None:
             process.kill()
             process.wait()
     assert seconds > 3  # else the machine was not busy, and nothing is shown
+
+
+@pytest.mark.parametrize(
+    ("rule", "shape"),
+    [(SizeRule("fit", height=30, width=90), (30, 45)), (SizeRule("stretch", height=20, width=50), (20, 50))],
+)
+def test_every_size_rule_of_a_model_reaches_the_children(rule: SizeRule, shape: tuple[int, int]) -> None:
+    settings = Settings((), rule, 10**6, 1.0, 1.0, 10**9)
+
+    assert Settings.from_json(settings.to_json()) == settings
+    assert settings.size_rule.shape(60, 90) == shape

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from detr.images import SizeRule
 from pipelines.stopped import RunStopped
 from pipelines.store import StoreOptions
 from pipelines.training.batch import Preparation, TrainBatch
@@ -82,8 +83,8 @@ def test_a_stretch_has_about_as_many_images_as_asked_for() -> None:
     ("preparation", "side"),
     [
         (SCENES, 40),  # 5/3 of the largest shorter side
-        (Preparation("none", (), seed=0, shorter=48, longest=80), 80),
-        (Preparation("coco", (), seed=0, longest=80), 1333),
+        (Preparation("none", (), seed=0, size_rule=SizeRule(shorter=48, longest=80)), 80),
+        (Preparation("coco", (), seed=0, size_rule=SizeRule(longest=80)), 1333),
     ],
 )
 def test_the_longest_side_is_that_of_the_augmentation(preparation: Preparation, side: int) -> None:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from detr.augment import AugmentConfig
+from detr.images import SizeRule
 from pipelines.shards.reader import TrainingImage, read_index
 from pipelines.store import open_store
 from pipelines.training.batch import Preparation, TrainBatch, UnusableImage
@@ -20,7 +21,7 @@ CLASSES = ((7, 0), (9, 1))
 SMALL = AugmentConfig(scales=(32, 40, 48), longest=80, crop_scales=(40, 50), crop_range=(24, 40))
 COCO = Preparation("coco", CLASSES, seed=3, augment=SMALL)
 SCENES = Preparation("scenes", CLASSES, seed=3, scene_sides=(32, 40, 48))
-PLAIN = Preparation("none", CLASSES, seed=3, shorter=24, longest=30)
+PLAIN = Preparation("none", CLASSES, seed=3, size_rule=SizeRule(shorter=24, longest=30))
 
 
 @pytest.fixture(scope="module")

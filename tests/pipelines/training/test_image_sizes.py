@@ -19,6 +19,7 @@ RECIPE = replace(
     longest=96,
     crop_scales=(40, 50),
     crop_range=(30, 40),
+    sized_for=0,
     similar_sizes=True,
 )
 

@@ -14,6 +14,7 @@ from weakref import ref
 import pytest
 import torch
 
+from detr.images import SizeRule
 from pipelines.clock import Clock
 from pipelines.shards.reader import TrainingImage, read_index
 from pipelines.stopped import RunStopped
@@ -23,7 +24,7 @@ from pipelines.training.ingest import FETCH_AHEAD_STEPS, train_batches
 from pipelines.training.order import EpochOrder, plan_epoch, served_readers
 from pipelines.training.row_groups import RowGroups
 
-PLAIN = Preparation("none", ((7, 0), (9, 1)), seed=0, shorter=20, longest=30)
+PLAIN = Preparation("none", ((7, 0), (9, 1)), seed=0, size_rule=SizeRule(shorter=20, longest=30))
 SCENES = Preparation("scenes", ((7, 0), (9, 1)), seed=0, scene_sides=(20, 24))
 
 Named = list[list[tuple[int, int, tuple[int, ...]]]]

@@ -21,9 +21,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from detr.classes import Category
-from detr.config import BackboneConfig, DetrConfig
+from detr.config import IMAGE_MEAN, IMAGE_STD, BackboneConfig, DetrConfig
 from detr.criterion import criterion
-from detr.hub_config import IMAGE_MEAN, IMAGE_STD
 from detr.matcher import Target
 from detr.model import Detr
 from pipelines.stopped import RunStopped

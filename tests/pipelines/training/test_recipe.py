@@ -146,3 +146,36 @@ def test_a_record_names_similar_sizes_only_where_they_are_wanted() -> None:
 def test_one_shape_and_similar_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"similar sizes: .* give --no-one-shape-a-batch, too"):
         replace(RECIPES["scenes"], similar_sizes=True)
+
+
+def test_sizes_follow_those_of_the_model() -> None:
+    scaled = RECIPES["finetune"].for_model(192, 320)
+
+    assert scaled.scale_phases == ((1.0, (115, 123, 131, 138, 146, 154, 161, 169, 177, 184, 192)),)
+    assert (scaled.longest, scaled.crop_scales, scaled.crop_range) == (320, (96, 120, 144), (92, 144))
+
+
+def test_sizes_stay_the_papers_for_a_model_of_the_papers_size() -> None:
+    same = RECIPES["finetune"].for_model(800, 1333)
+
+    assert same == replace(RECIPES["finetune"], sized_for=0)
+
+
+def test_the_recipe_of_scenes_is_for_the_size_of_that_model_and_grows_with_a_larger_one() -> None:
+    assert RECIPES["scenes"].for_model(192, 320).scales(1.0) == (144, 160, 176, 192, 208)
+    assert RECIPES["scenes"].for_model(384, 640).scales(1.0) == (288, 320, 352, 384, 416)
+
+
+def test_sizes_of_ones_own_are_not_scaled() -> None:
+    own = replace(RECIPES["finetune"], scale_phases=((1.0, (300,)),), sized_for=0)
+
+    assert own.for_model(192, 320) == own
+
+
+def test_sizes_of_a_tiny_model_are_whole_pixels_each_once() -> None:
+    assert RECIPES["finetune"].for_model(8, 12).scales(0.5) == (5, 6, 7, 8)
+
+
+def test_a_record_of_a_recipe_without_scaling_is_that_of_earlier_releases() -> None:
+    assert "sized_for" not in Recipe().as_json()
+    assert RECIPES["finetune"].as_json()["sized_for"] == 800

@@ -11,7 +11,7 @@ import torch
 
 import detr
 from detr.classes import SCENE_CATEGORIES, Category
-from detr.config import SCENES_CONFIG
+from detr.config import SCENES_CONFIG, DetrConfig
 from detr.positions import LearnedPositions
 from pipelines.shards.reader import ShardIndex
 from pipelines.stopped import RunStopped
@@ -19,8 +19,8 @@ from pipelines.store import memory_store
 from pipelines.training.checkpoints import Position, open_run
 from pipelines.training.config import TrainConfig
 from pipelines.training.learner import Learner
-from pipelines.training.recipe import RECIPES
-from pipelines.training.start import initial_model, write_start
+from pipelines.training.recipe import RECIPES, Recipe
+from pipelines.training.start import initial_model, training_sizes, write_start
 
 CATEGORIES = (Category(1000, "Disc"), Category(7, "boat"), Category(40, "star"))
 FINETUNE = TrainConfig(train="/data", storage="/runs", name="a", finetune="scenes", recipe=RECIPES["finetune"])
@@ -115,7 +115,8 @@ def test_the_start_is_a_checkpoint_of_step_0_that_a_learner_begins_from(tmp_path
 
 @pytest.mark.parametrize(("images", "is_told"), [(9_999, True), (10_000, False)])
 def test_few_images_for_a_beginning_are_told(images: int, is_told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = replace(SCENES_CONFIG, backbone=replace(SCENES_CONFIG.backbone, norm="frozen"))
+    backbone = replace(SCENES_CONFIG.backbone, norm="frozen")
+    small = replace(SCENES_CONFIG, backbone=backbone, shorter=800, longest=1333)
     monkeypatch.setattr("pipelines.training.config.NETWORKS", {"detr-resnet-50": small})
     config = replace(FINETUNE, finetune=None, network="detr-resnet-50")
     run = open_run(
@@ -126,3 +127,49 @@ def test_few_images_for_a_beginning_are_told(images: int, is_told: bool, monkeyp
     write_start(run, config, ShardIndex((), CATEGORIES, images=images, annotations=9, other={}), say=said.append)
 
     assert [sentence.partition(" are few")[0] for sentence in said] == (["9,999 images"] if is_told else [])
+
+
+def test_training_at_the_model_s_own_sizes_is_said() -> None:
+    sentence = training_sizes(FINETUNE, SCENES_CONFIG)
+
+    assert sentence == (
+        "images are trained with shorter sides of 115 to 192 pixels, because the model is used at 192 (the recipe is "
+        "for 800)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("scales", "network", "message"),
+    [
+        ((480, 800), SCENES_CONFIG, "of 480 to 800 pixels, but the model is used at 192, where it may find less"),
+        (
+            (480, 800),
+            SCENES_CONFIG,
+            "Omit --scales, --crop-scales, --crop-range and --train-longest, or give --shorter 800",
+        ),
+        ((96, 128), SCENES_CONFIG, "of 96 to 128 pixels, but the model is used at 192"),
+        ((480, 640), DetrConfig(), "of 480 to 640 pixels, but the model is used at 800"),
+    ],
+)
+def test_sizes_that_do_not_fit_the_model_are_said_out_loud(
+    scales: tuple[int, ...], network: DetrConfig, message: str
+) -> None:
+    recipe = replace(RECIPES["finetune"], scale_phases=((1.0, scales),), sized_for=0)
+
+    sentence = training_sizes(replace(FINETUNE, recipe=recipe), network)
+
+    assert sentence is not None
+    assert message in sentence
+
+
+@pytest.mark.parametrize(
+    ("recipe", "network"),
+    [
+        (RECIPES["finetune"], DetrConfig()),
+        (RECIPES["scenes"], SCENES_CONFIG),
+        (replace(RECIPES["finetune"], scale_phases=((1.0, (128, 192)),), sized_for=0), SCENES_CONFIG),
+        (replace(RECIPES["finetune"], augmentation="none", sized_for=0), SCENES_CONFIG),
+    ],
+)
+def test_nothing_is_said_of_sizes_that_fit(recipe: Recipe, network: DetrConfig) -> None:
+    assert training_sizes(replace(FINETUNE, recipe=recipe), network) is None

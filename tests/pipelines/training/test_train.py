@@ -42,6 +42,7 @@ RECIPE = replace(
     dropout=0.1,
     augmentation="scenes",
     scale_phases=((1.0, (96, 128)),),
+    sized_for=0,
 )
 STEPS = 12  # six an epoch
 

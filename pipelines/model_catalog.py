@@ -1,0 +1,109 @@
+"""Published checkpoints that `detr.load` takes, which of them this machine has, and copies of them for clusters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from detr.model_directory import CheckpointError, model_files
+from detr.references import locate
+from pipelines.models import ModelInfo, identify_model
+from pipelines.stopped import RunStopped
+from pipelines.store import StoreError, StoreOptions, open_store, without_secrets
+
+Task = Literal["objects", "tables", "table structure", "drawn shapes"]
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedModel:
+    """A checkpoint that is known to load.
+
+    Attributes:
+        name: hub id, or the name of a model in the package.
+        task: what it detects.
+        classes: number of classes that it can report.
+        ap: published COCO AP on val2017 (0..100); None where its authors publish another figure.
+        license: SPDX identifier, as its authors publish it.
+    """
+
+    name: str
+    task: Task
+    classes: int
+    ap: float | None
+    license: str
+
+
+# AP: table of the original's README (facebookresearch/detr), val2017
+CATALOG = (
+    PublishedModel("facebook/detr-resnet-50", "objects", 80, 42.0, "Apache-2.0"),
+    PublishedModel("facebook/detr-resnet-50-dc5", "objects", 80, 43.3, "Apache-2.0"),
+    PublishedModel("facebook/detr-resnet-101", "objects", 80, 43.5, "Apache-2.0"),
+    PublishedModel("facebook/detr-resnet-101-dc5", "objects", 80, 44.9, "Apache-2.0"),
+    PublishedModel("microsoft/table-transformer-detection", "tables", 2, None, "MIT"),
+    PublishedModel("microsoft/table-transformer-structure-recognition", "table structure", 6, None, "MIT"),
+    PublishedModel("scenes", "drawn shapes", 6, None, "Apache-2.0"),
+)
+
+
+def is_available(model: PublishedModel) -> bool:
+    """Return whether a model loads without the network: it is in the package, or complete in the hub's cache."""
+    from huggingface_hub import constants, scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    if "/" not in model.name:
+        return True
+    try:
+        cached = scan_cache_dir(constants.HF_HUB_CACHE)
+    except CacheNotFound:
+        return False
+    for repo in cached.repos:
+        if repo.repo_id == model.name and repo.repo_type == "model":
+            return any(_is_complete([file.file_name for file in revision.files]) for revision in repo.revisions)
+    return False
+
+
+def copy_model(reference: str, out: str, options: StoreOptions) -> ModelInfo:
+    """Copy the files that `detr.load` reads of a model to a folder or bucket, and check the copy.
+
+    Args:
+        reference: what `--model` takes, except a single file.
+        out: URI of a folder that is new or holds the same files.
+        options: how both are reached.
+
+    Returns:
+        The model, identified from its copy.
+
+    Raises:
+        RunStopped: the model cannot be read, `out` holds another model, or the copy differs from the model.
+    """
+    wanted = identify_model(reference, options)
+    try:
+        folder = locate(reference)
+        names = model_files([path.name for path in folder.iterdir()], source=reference)
+        store = open_store(out, options)
+        present = {entry.key: entry.size for entry in store.list()}
+        if others := sorted(present.keys() - names):
+            raise RunStopped(
+                f"{without_secrets(out)} holds {others[0]}, which is not part of the model. Give a new folder."
+            )
+        for name in names:
+            store.put(name, (folder / name).read_bytes())
+    except CheckpointError as error:
+        raise RunStopped(str(error)) from error
+    except StoreError as error:
+        raise RunStopped(f"the model cannot be copied: {error}") from error
+    copied = identify_model(out, options)
+    if copied.sha256 != wanted.sha256:
+        raise RunStopped(
+            f"the copy at {without_secrets(out)} is not the model {wanted.id}: its fingerprint is "
+            f"{copied.sha256[:12]}. Another program has probably written there. Copy it again, into a new folder."
+        )
+    return copied
+
+
+def _is_complete(names: list[str]) -> bool:
+    try:
+        model_files(names, source="cache")
+    except CheckpointError:
+        return False
+    return True

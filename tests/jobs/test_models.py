@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from detr.references import EMBEDDED
+from jobs.models import main
+from pipelines.models import identify_model
+from pipelines.stopped import RunStopped
+from pipelines.store import StoreOptions
+from tests.conftest import S3Server
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub, instead of this user's."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def cached(hub_cache: Path, repo: str, *files: str) -> None:
+    folder = hub_cache / f"models--{repo.replace('/', '--')}" / "snapshots" / ("a" * 40)
+    folder.mkdir(parents=True)
+    for name in files:
+        (folder / name).write_text("{}")
+
+
+def test_the_list_says_what_loads_without_the_network(hub_cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cached(hub_cache, "facebook/detr-resnet-50", "config.json", "model.safetensors")
+    cached(hub_cache, "facebook/detr-resnet-101", "config.json")  # its download was interrupted
+    main(["--json"])
+    available = {model["name"]: model["available"] for model in json.loads(capsys.readouterr().out)}
+
+    assert available == {
+        "facebook/detr-resnet-50": True,
+        "facebook/detr-resnet-50-dc5": False,
+        "facebook/detr-resnet-101": False,
+        "facebook/detr-resnet-101-dc5": False,
+        "microsoft/table-transformer-detection": False,
+        "microsoft/table-transformer-structure-recognition": False,
+        "scenes": True,
+    }
+
+
+def test_the_list_has_a_line_for_each_model(hub_cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([])
+    lines = capsys.readouterr().out.splitlines()
+
+    assert lines[0].split() == ["model", "detects", "classes", "AP", "license", "here"]
+    assert lines[1].split() == ["facebook/detr-resnet-50", "objects", "80", "42.0", "Apache-2.0", "no"]
+    assert lines[7].split() == ["scenes", "drawn", "shapes", "6", "Apache-2.0", "yes"]
+
+
+def test_a_copy_in_a_bucket_is_the_same_model(moto: S3Server, capsys: pytest.CaptureFixture[str]) -> None:
+    out = f"{moto.bucket()}/models/scenes"
+    place = ["--out", out, "--endpoint", moto.endpoint, "--region", "us-east-1"]
+    main(["--download", "scenes", *place])
+    main(["--download", "scenes", *place])  # again: nothing changes
+    first, second = capsys.readouterr().out.split("copied: ")[1:]
+
+    assert first == second
+    assert first.startswith("scenes@")
+    copied, original = (identify_model(ref, moto.options()) for ref in (out, "scenes"))
+    assert copied == original
+    assert len(copied.categories) == 6
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+
+    with pytest.raises(RunStopped, match=r"holds notes\.txt, which is not part of the model\. Give a new folder\."):
+        main(["--download", "scenes", "--out", str(tmp_path)])
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_copy_that_something_else_changed_is_not_reported_as_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(EMBEDDED / "scenes", other)
+    config = json.loads((other / "config.json").read_text())
+    config["id2label"]["0"] = "another"
+    (other / "config.json").write_text(json.dumps(config))
+    found = identify_model(str(other), StoreOptions())
+    answers = iter([identify_model("scenes", StoreOptions()), found])
+    monkeypatch.setattr("pipelines.model_catalog.identify_model", lambda *_: next(answers))
+
+    with pytest.raises(RunStopped, match=r"is not the model scenes@\w{12}: its fingerprint is"):
+        main(["--download", "scenes", "--out", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize("words", [["--download", "scenes"], ["--out", "folder"]])
+def test_download_and_out_belong_together(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(words)
+
+    assert left.value.code == 2
+    assert "--download and --out belong together" in capsys.readouterr().err
