@@ -23,6 +23,7 @@ from detr.image_file import (
     UnsupportedImage,
 )
 from detr.image_header import MAX_PIXELS, read_header
+from detr.image_heic import decode_heic
 from detr.image_library import load_image_library
 from detr.image_pillow import decode_picture, open_picture
 from detr.size_rule import SizeRule, resize_shape
@@ -64,13 +65,19 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, upright: bool = True) -
         max_pixels: larger pictures are refused by their header.
         upright: False leaves the pixels as they are stored, whatever EXIF says: where EXIF's orientation is 5 or more,
             height and width are those of the header exchanged. Boxes that were drawn on such pixels fit no others.
+            HEIC is upright in either case: its turning is a part of decoding, and EXIF's is for information only.
 
     Raises:
         ImageError: of the kind that says what is wrong.
         MemoryError: the machine has no room for this picture now; another one may have.
     """
     header = read_header(data, max_pixels=max_pixels)
-    stored = _decode_jpeg(data) if header.format == "JPEG" else decode_picture(open_picture(header.format, data), data)
+    if header.format == "JPEG":
+        stored = _decode_jpeg(data)
+    elif header.format == "HEIC":
+        stored = decode_heic(data, header)
+    else:
+        stored = decode_picture(open_picture(header.format, data), data)
     image = _upright(stored, header.orientation if upright else 1)
     shape = (header.height, header.width) if upright or header.orientation < 5 else (header.width, header.height)
     if image.shape[1:] != shape:

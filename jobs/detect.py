@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.exits import run
-from jobs.options import PRECISIONS, CommandParser, share
+from jobs.options import PRECISIONS, CommandParser, note_on_model, share
 
 if TYPE_CHECKING:
     from pipelines.detect import Seen
@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         done=lambda done: (done, len(images)),
     )
     output, errors = sys.stdout, sys.stderr  # a bar takes their names over
+    note_on_model(args.model)
     seen = 0
     # on a terminal the results themselves show how far it is
     with nullcontext(_ignore) if output.isatty() else shown(errors, drawing) as on_progress:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.exits import BudgetExceeded, run
@@ -23,6 +24,7 @@ from jobs.options import (
     add_source_options,
     check_stays,
     class_threshold,
+    note_on_model,
     share,
 )
 
@@ -101,10 +103,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="N",
         help="stop, resumable, after N minutes without a finished shard, waiting for nodes included (%(default)g)",
     )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help="then write an HTML page about this run, as `ray-detr report` (none)",
+    )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.add_argument("--verbose", action="store_true", help="show Ray's own messages")
     args = parser.parse_args(argv)
     check_stays(parser, "--table", args.table)
+    check_stays(parser, "--report", None if args.report is None else str(args.report))
 
     from jobs.progress import shown_progress
     from pipelines.labelling.label import LabelConfig, label
@@ -149,12 +158,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
 
+    note_on_model(args.model)
     result = sys.stdout
     # Ray tells of dead workers on standard output, where a result is expected, until it has ended
     with redirect_stdout(sys.stderr), ExitStack() as afterwards:  # ends a local Ray after the summary: it takes seconds
         with shown_progress(sys.stderr) as on_progress:
             summary = label(config, on_progress=on_progress, afterwards=afterwards)
-        print(json.dumps(asdict(summary), indent=2) if args.json else report(summary), file=result, flush=True)
+        print(
+            json.dumps(asdict(summary), indent=2) if args.json else report(summary, config.threshold),
+            file=result,
+            flush=True,
+        )
+        if args.report is not None and summary.images:
+            from pipelines.report.report import ReportConfig, write_report  # here: nothing else needs its half second
+
+            page = ReportConfig(
+                table=config.table,
+                out=args.report,
+                run_id=summary.run_id,
+                options=config.table_options,
+                picture_options=config.image_options,
+            )
+            print(f"report: {write_report(page).out}", file=sys.stderr if args.json else result, flush=True)
     if not summary.within_budget:
         raise BudgetExceeded(
             f"{sum(summary.errors.values()):,} of {summary.images:,} images have errors: a share of "
@@ -163,8 +188,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
 
 
-def report(summary: "LabelSummary") -> str:
-    """Return the summary as text."""
+def report(summary: "LabelSummary", threshold: float = 0.0) -> str:
+    """Return the summary as text, with a hint where a table of that `threshold` is no basis for an evaluation."""
     if summary.images == 0:
         return f"nothing to do: all {summary.already_labelled:,} images are labelled by {summary.model}"
     rate = summary.images_this_start / summary.seconds
@@ -194,6 +219,11 @@ def report(summary: "LabelSummary") -> str:
         lines.append("left out: " + ", ".join(f"{reason} {count:,}" for reason, count in summary.skipped.items()))
     files = f"{summary.files:,} file" + ("" if summary.files == 1 else "s")
     lines += [f"table:  {summary.table}, {files} of run {summary.run_id}", f"query:  {summary.query}"]
+    if threshold > 0:
+        lines.append(
+            f"note:   detections below {threshold:g} are not kept. For AP (ray-detr evaluate), label into another "
+            "table with --threshold 0"
+        )
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,9 +105,20 @@ def _info(reference: str, sha256: str, categories: tuple[Category, ...]) -> Mode
 
 
 def short_name(reference: str) -> str:
-    """Return the last part of a reference, bare: `facebook/detr-resnet-50@main` -> `detr-resnet-50`."""
-    last = reference.rstrip("/").rsplit("/", 1)[-1]
+    """Return a name for a model: the last part of its reference that says something, bare.
+
+    `facebook/detr-resnet-50@main` is `detr-resnet-50`. A training run keeps its model at `RUN/model` and its
+    checkpoints at `RUN/checkpoints/000001200-...`, and others at `RUN/checkpoint-500`: the name is that of the run.
+    """
+    parts = [part for part in reference.rstrip("/").split("/") if part]
+    while len(parts) > 1 and _SAYS_NOTHING.fullmatch(parts[-1]) and _IS_NAME.fullmatch(parts[-2]):
+        parts.pop()
+    last = parts[-1] if parts else ""
     return last.split("@", 1)[0].removesuffix(".pth").removesuffix(".ckpt") or "model"
+
+
+_SAYS_NOTHING = re.compile(r"model|checkpoints|checkpoint-\d+|\d{9}-[\w-]+")
+_IS_NAME = re.compile(r"[^:]*\w[^:]*")  # neither . nor .. nor the scheme of a URI
 
 
 def _fetch(uri: str, options: StoreOptions) -> Path:
@@ -142,7 +154,7 @@ def _fetch(uri: str, options: StoreOptions) -> Path:
     except OSError as error:
         raise RunStopped(
             f"the model {without_secrets(uri)} cannot be kept on this machine: {error}. "
-            "Make room, or name another folder in XDG_CACHE_HOME."
+            "Free some space, or set XDG_CACHE_HOME to another folder."
         ) from error
     return local / names[0] if uri.endswith(SINGLE_FILES) else local
 

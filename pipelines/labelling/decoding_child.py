@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from detr.image_heic import load_decoder
 from detr.images import ImageError, SizeRule, decode, read_header, resize
 from pipelines.labelling.process_time import Stopwatch
 
@@ -58,6 +59,7 @@ class Settings:
 def main(argv: Sequence[str]) -> None:
     """Fork a warden for each socket, and wait until all have ended: they do when the actor has closed its ends."""
     settings = Settings.from_json(argv[0])
+    load_decoder()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # inherited, and we want to know how children end
     for place, number in enumerate(settings.sockets):
         if os.fork() == 0:

@@ -28,6 +28,7 @@ class LabelerSpec:
 
     `isolated`: the shards were lost before, so their images are decoded where they can kill a child process only.
     `settings`: of the run, for the rows. `pool`: a random name of the pool that the actor belongs to.
+    `model_id`: the name of the model in rows; empty is the model's own.
     """
 
     table: str
@@ -46,6 +47,7 @@ class LabelerSpec:
     settings: str = ""
     isolated: bool = False
     pool: str = ""
+    model_id: str = ""
     decode_seconds: float = DECODE_SECONDS
 
 
@@ -123,7 +125,7 @@ def build_labeler(spec: LabelerSpec) -> Labeler:
         decoder=build_decoder(spec, detector),
         detector=detector,
         run_id=spec.run_id,
-        model_id=info.id,
+        model_id=spec.model_id or info.id,
         threshold=spec.threshold,
         settings=spec.settings,
         read_shard=read,

@@ -131,6 +131,7 @@ class RayRunner:
             self._placed(connection, run.precision),  # type: ignore[arg-type]  # `run` has checked it
             run_id=run.run_id,
             model_sha256=run.model_sha256,
+            model_id=run.model,
             settings=run.settings,
             isolated=isolated,
         )

@@ -225,6 +225,19 @@ class TrainingRun:
         self._sweep()
         return chosen.name
 
+    def reopen(self) -> None:
+        """Mark a finished run as unfinished, so that it can be trained for more epochs; do nothing to another.
+
+        `model/` stays as it is until the run is finished again.
+
+        Raises:
+            Overtaken: a later start owns the run.
+            StoreError: the store refused; call again.
+        """
+        if self.is_finished:
+            self._check_owned()
+            self._commit(lambda manifest: replace(manifest, finished=False))
+
     def _kept(self, name: str) -> SavedCheckpoint:
         saved = self._manifest.find(name)
         if saved is None:
@@ -412,8 +425,8 @@ def _read(store: Store, saved: SavedCheckpoint, file: str) -> bytes:
         data = store.get(key).data
     except NotFound as error:
         raise RunStopped(
-            f"{join_uri(store.uri, key)} is missing: something else than this run removed it. "
-            "Restore it, or give another --name."
+            f"{join_uri(store.uri, key)} is missing: it was removed by something else. Restore it, or give another "
+            "--name."
         ) from error
     if len(data) != saved.files[file]:
         raise damaged(store, key)

@@ -13,6 +13,7 @@ from pipelines.once import put_once
 from pipelines.stopped import RunStopped
 from pipelines.store import NotFound, Store, join_uri
 from pipelines.strict_json import parse_object
+from pipelines.training.recipe import Recipe
 
 RECORD_VERSION: Final = 1
 RECORD_KEY: Final = "run.json"
@@ -86,9 +87,38 @@ def check_same(record: RunRecord, configuration: Mapping[str, object], store: St
     if found:
         values = "value" if len(found) == 1 else "values"
         raise RunStopped(
-            f"run {run_name(store)} exists with another configuration ({'; '.join(found)}). "
-            f"Give the old {values} to resume it, or another --name."
+            f"run {run_name(store)} exists with another configuration ({'; '.join(found)}). Use the old {values} to "
+            "resume it, or another --name."
         )
+
+
+def extended_epochs(record: RunRecord, recipe: Recipe, *, run: str) -> dict[str, object]:
+    """Return the epochs that a run was begun with, as part of a configuration, where the recipe extends it.
+
+    The longer run takes the same steps as one of so many epochs from the beginning. Empty where nothing is extended.
+
+    Args:
+        record: of the run.
+        recipe: that it is to go on with.
+        run: its name, for the message.
+
+    Raises:
+        RunStopped: with more epochs the steps that were taken already would have been others.
+    """
+    begun = record.configuration.get("epochs")
+    if not isinstance(begun, int) or recipe.epochs <= begun:
+        return {}
+    reason = None
+    if recipe.schedule != "step":
+        reason = f"with --schedule {recipe.schedule} the learning rates of all epochs depend on how many there are"
+    elif len(recipe.scale_phases) > 1:
+        reason = "its picture sizes (--scales) change at shares of the run"
+    if reason is not None:
+        raise RunStopped(
+            f"run {run} was begun with --epochs {begun} and cannot be extended to {recipe.epochs}: {reason}. "
+            "Train anew under another --name, or go on from its model with --finetune."
+        )
+    return {"epochs": begun}
 
 
 def run_name(store: Store) -> str:
@@ -104,7 +134,8 @@ def to_json(value: Mapping[str, object]) -> bytes:
 def damaged(store: Store, key: str) -> RunStopped:
     """Return what is raised for an object of the run that is not what was written."""
     return RunStopped(
-        f"{join_uri(store.uri, key)} is damaged: it is not what was written. Restore it, or give another --name."
+        f"{join_uri(store.uri, key)} is damaged: its contents have changed since it was written. Restore it, or give "
+        "another --name."
     )
 
 

@@ -29,7 +29,7 @@ from pipelines.training.fit import fit
 from pipelines.training.group import choose_group
 from pipelines.training.manifest import Manifest, read_manifest
 from pipelines.training.recipe import differing_batch
-from pipelines.training.run_record import check_same, read_record
+from pipelines.training.run_record import check_same, extended_epochs, read_record
 from pipelines.training.start import write_start
 
 PACKAGES: Final = ("ray-detr", "ray", "torch", "torchvision", "pillow", "pyarrow", "obstore")
@@ -86,7 +86,7 @@ def train(
     """
     began = time.monotonic()
     show, tell = on_progress or (lambda _: None), say or (lambda _: None)
-    show(TrainProgress("looking at shards and run"))
+    show(TrainProgress("reading shards and run"))
     try:
         check_trackers(config.trackers)
         index = read_index(open_store(config.train, config.options))
@@ -99,9 +99,13 @@ def train(
             config = replace(config, recipe=replace(config.recipe, sized_for=0))
         configuration = {**config.decisive(), **_fingerprints(config)}
         if record is not None:
+            configuration |= extended_epochs(record, config.recipe, run=config.name)
+        if record is not None:
             check_same(record, configuration, store)
-        if manifest is not None and manifest.finished:
+        if manifest is not None and manifest.finished and _epochs(manifest) >= config.recipe.epochs:
             return _summary(config, manifest, (), began, resumed=True, was_finished=True)
+        if manifest is not None and manifest.finished:
+            tell(f"the run was finished after {_epochs(manifest)} epochs; it goes on to {config.recipe.epochs}")
         sentence = differing_batch(config.recipe_name, config.recipe)
         if sentence is not None:
             tell(sentence)
@@ -126,8 +130,8 @@ def train(
             )
             if group.idle:
                 tell(
-                    f"a step has {config.recipe.micro_batches} micro-batches, so {group.idle} more workers than that "
-                    "have nothing to do: raise --effective-batch, or lower --batch-size, to use them"
+                    f"a step has {config.recipe.micro_batches} micro-batches, so {group.idle} further workers have "
+                    "nothing to do: raise --effective-batch, or lower --batch-size, to use them"
                 )
             if group.uses_gpu:
                 tell(_precision(config))
@@ -142,7 +146,11 @@ def train(
         assert manifest is not None
         return _summary(config, manifest, starts, began, resumed=resumed, was_finished=False)
     except StoreError as error:
-        raise RunStopped(f"{error} Every complete checkpoint is kept; the same command goes on from there.") from error
+        raise RunStopped(f"{error} Every complete checkpoint is kept; run the same command again to resume.") from error
+
+
+def _epochs(manifest: Manifest) -> int:
+    return 0 if manifest.latest is None else manifest.latest.epoch
 
 
 def _precision(config: TrainConfig) -> str:
@@ -163,7 +171,7 @@ def _check(config: TrainConfig, index: ShardIndex) -> None:
         examples = "; ".join(some[0] for kind, some in index.examples.items() if kind in UNUSABLE and some)
         raise RunStopped(
             f"{without_secrets(config.train)} has no annotation that can be trained on, of {index.annotations:,}"
-            f"{': ' * bool(examples)}{examples}. Correct the json, and write the shards again at an empty place."
+            f"{': ' * bool(examples)}{examples}. Correct the json, and write the shards again to an empty folder."
         )
     if config.val is None:
         return

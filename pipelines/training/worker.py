@@ -176,6 +176,9 @@ class _Worker:
                 now=datetime.now(UTC),
                 versions=self.spec.versions,
             )
+            newest = run.latest()
+            if newest is not None and newest.epoch < self.recipe.epochs:
+                run.reopen()  # it was finished with fewer epochs
             self._open(run)
 
     def _load(self, saved: SavedCheckpoint) -> tuple[TrainData, LoadedCheckpoint]:

@@ -191,7 +191,7 @@ def test_a_side_of_no_pixels_is_unreadable(image_format: str) -> None:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "not_an_image"),
         (b'{"error": "forbidden"}', "not_an_image"),
         (b"\0\0\0\x18ftypisom\0\0\0\0isommp42", "not_an_image"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "unsupported"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "unreadable"),
         (b"\0\0\0\x18ftypcrx \0\0\0\0crx isom", "unsupported"),
         (b"\xff\x0a\0\0", "unsupported"),
         (b"\0\0\0\x0cJXL \r\n\x87\n", "unsupported"),

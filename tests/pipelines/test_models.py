@@ -64,9 +64,19 @@ def upload(store: Store, folder: Path) -> None:
         ("/models/ours/", "ours"),
         ("s3://bucket/models/detr-r50-e632da11.pth", "detr-r50-e632da11"),
         ("gs://bucket/models/night", "night"),
+        ("file:///runs/cells/model", "cells"),
+        ("s3://bucket/runs/cells/model/", "cells"),
+        ("s3://cells/model", "cells"),
+        ("/runs/cells/checkpoints/000000080-20261128-212633-a4b3-3", "cells"),
+        ("runs/pets/checkpoint-500", "pets"),
+        ("runs/pets/last.ckpt", "last"),
+        ("model", "model"),
+        ("./model", "model"),
+        ("../model", "model"),
+        ("s3://model", "model"),
     ],
 )
-def test_a_model_is_called_by_the_last_part_of_its_reference(reference: str, name: str) -> None:
+def test_a_model_is_called_by_the_last_part_of_its_reference_that_says_something(reference: str, name: str) -> None:
     assert short_name(reference) == name
 
 

@@ -6,9 +6,10 @@ import io
 from functools import cache
 
 import numpy as np
+import pillow_heif
 from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "others")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "HEIC", "others")
 
 
 @cache
@@ -20,6 +21,7 @@ def seeds() -> dict[str, tuple[bytes, ...]]:
         "WEBP": tuple(_webps()),
         "GIF": tuple(_gifs()),
         "TIFF": tuple(_tiffs()),
+        "HEIC": tuple(_heics()),
         "others": tuple(_others()),
     }
 
@@ -138,6 +140,25 @@ def _tiled_tiff() -> bytes:
     offsets = b"".join((8 + index * side * side).to_bytes(4) for index in range(4))
     sizes = (side * side).to_bytes(4) * 4
     return b"MM\0*" + start.to_bytes(4) + b"".join(tiles) + directory + bytes(4) + offsets + sizes
+
+
+def _heics() -> list[bytes]:
+    return [
+        _heic([picture()], exif=_exif().tobytes(), quality=50),
+        _heic([picture("RGBA")], quality=90),
+        _heic([picture("L")], chroma=444, quality=-1),
+        _heic([picture(height=200, width=8)], quality=20),
+        _heic([picture(), picture("RGBA").rotate(180)], primary_index=1),
+    ]
+
+
+def _heic(images: list[Image.Image], **options: object) -> bytes:
+    file = pillow_heif.from_pillow(images[0])
+    for image in images[1:]:
+        file.add_from_pillow(image)
+    sink = io.BytesIO()
+    file.save(sink, **options)
+    return sink.getvalue()
 
 
 def _others() -> list[bytes]:

@@ -14,7 +14,7 @@ MAX_PIXELS = 4_000_000  # RGB and a few copies of it fit into the memory that a 
 
 
 class ImageSuite:
-    """Case i is of format i modulo 6: five of the common ones to one of the others."""
+    """Case i is of format i modulo 7: six of the common ones to one of the others."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed

@@ -245,6 +245,22 @@ def test_a_finished_run_has_its_best_model_beside_it(
         save(again, files, 30)
 
 
+def test_a_finished_run_takes_checkpoints_again_once_it_is_reopened(store: Store, files: dict[str, bytes]) -> None:
+    run = opened(store)
+    save(run, files, 10, ap=0.5)
+    run.finish()
+
+    again = opened(store, "b")
+    again.reopen()
+    save(again, files, 20, ap=0.6)
+
+    assert not again.is_finished
+    assert not opened(store, "c").is_finished  # a start that dies leaves a run to resume
+    last = opened(store, "d")
+    assert last.finish() == "000000020-b-4"  # claim 4: manifests 1 to 3 are the first start's
+    assert last.is_finished
+
+
 def test_a_run_that_was_never_evaluated_ends_with_its_newest(files: dict[str, bytes]) -> None:
     run = opened(memory_store())
     with pytest.raises(ValueError, match="no checkpoint to finish with"):
@@ -267,7 +283,7 @@ def test_the_earlier_of_two_starts_can_write_nothing_any_more(store: Store, file
         lambda: first.set_metrics(name, {"AP": 1.0}),
         lambda: first.finish(),
     ):
-        with pytest.raises(Overtaken, match="another start has taken over run"):
+        with pytest.raises(Overtaken, match="another process has taken over run"):
             write()
 
     save(second, files, 15)
@@ -528,9 +544,9 @@ class Breaking:
 @pytest.mark.parametrize(
     ("file", "data", "sentence"),
     [
-        ("model.safetensors", b"short", "model.safetensors is damaged: it is not what was written"),
-        ("training.json", b"{}", "training.json is damaged: it is not what was written"),
-        ("training.safetensors", None, "training.safetensors is missing: something else than this run removed it"),
+        ("model.safetensors", b"short", "model.safetensors is damaged: its contents have changed since it was written"),
+        ("training.json", b"{}", "training.json is damaged: its contents have changed since it was written"),
+        ("training.safetensors", None, "training.safetensors is missing: it was removed by something else"),
     ],
 )
 def test_a_checkpoint_that_was_meddled_with_stops_the_run(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
 from pipelines.stopped import RunStopped
 from pipelines.store import Store, memory_store
-from pipelines.training.run_record import RunRecord, read_record, start_record
+from pipelines.training.recipe import RECIPES
+from pipelines.training.run_record import RunRecord, extended_epochs, read_record, start_record
 
 NOW = datetime(2026, 11, 22, 18, 15, 3, tzinfo=UTC)
 CONFIGURATION = {"lr": 1e-4, "scales": (480, 512), "augment": {"flip": 0.5, "crop": {"share": 0.5}}, "ema": None}
@@ -53,12 +56,12 @@ def test_a_later_start_is_given_the_first_ones_record() -> None:
         (
             {"lr": 2e-4},
             "run r50 exists with another configuration (lr 0.0001, now 0.0002). "
-            "Give the old value to resume it, or another --name.",
+            "Use the old value to resume it, or another --name.",
         ),
         (
             {"augment": {"flip": 0.5, "crop": {"share": 0.0}}, "ema": 0.9997, "epochs": 500},
             "run r50 exists with another configuration (augment.crop.share 0.5, now 0.0; ema none, now 0.9997; "
-            "epochs none, now 500). Give the old values to resume it, or another --name.",
+            "epochs none, now 500). Use the old values to resume it, or another --name.",
         ),
     ],
 )
@@ -89,3 +92,35 @@ def test_a_record_of_another_release_is_not_guessed_at() -> None:
 
     with pytest.raises(RunStopped, match="version 2, this is version 1"):
         start(store)
+
+
+def begun(epochs: int, **changes: Any) -> RunRecord:
+    recipe = replace(RECIPES["finetune"], epochs=epochs, **changes)
+    return RunRecord(recipe.as_json(), {}, datetime(2026, 11, 28, tzinfo=UTC))
+
+
+@pytest.mark.parametrize(("epochs", "expected"), [(80, {"epochs": 60}), (60, {}), (40, {})])
+def test_more_epochs_go_on_with_the_record_of_fewer(epochs: int, expected: dict[str, object]) -> None:
+    assert extended_epochs(begun(60), replace(RECIPES["finetune"], epochs=epochs), run="cells") == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (
+            {"schedule": "cosine"},
+            "with --schedule cosine the learning rates of all epochs depend on how many there are",
+        ),
+        ({"scale_phases": ((0.5, (96,)), (1.0, (128,)))}, "its picture sizes (--scales) change at shares of the run"),
+    ],
+)
+def test_epochs_that_would_have_been_others_are_not_added(changes: dict[str, Any], reason: str) -> None:
+    recipe = replace(RECIPES["finetune"], epochs=80, **changes)
+
+    with pytest.raises(RunStopped) as stopped:
+        extended_epochs(begun(60, **changes), recipe, run="cells")
+
+    assert str(stopped.value) == (
+        f"run cells was begun with --epochs 60 and cannot be extended to 80: {reason}. Train anew under another "
+        "--name, or go on from its model with --finetune."
+    )

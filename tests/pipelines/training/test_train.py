@@ -146,6 +146,22 @@ def test_every_step_is_logged_once(data: Data, straight: TrainSummary) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
+def test_a_finished_run_goes_on_with_more_epochs_and_ends_as_one_that_had_them_from_the_beginning(
+    data: Data, straight: TrainSummary
+) -> None:
+    said: list[str] = []
+    short = train(config_of(data, "extended", replace(RECIPE, epochs=1), val=data.shards))
+
+    longer = train(config_of(data, "extended", val=data.shards), say=said.append)
+
+    assert (short.epochs, longer.epochs, longer.starts, longer.was_finished) == (1, 2, (STEPS // 2,), False)
+    assert "the run was finished after 1 epochs; it goes on to 2" in said
+    assert largest_difference(weights(data, "extended"), weights(data, "straight")) < 1e-5
+    assert train(config_of(data, "extended", val=data.shards)).was_finished
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_the_same_command_finds_nothing_to_do(data: Data, straight: TrainSummary) -> None:
     again = train(config_of(data, "straight", val=data.shards))
 
