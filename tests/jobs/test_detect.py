@@ -88,7 +88,7 @@ def test_images_come_in_the_order_given_those_of_folders_by_name_and_others_go_o
         str(photos / name) for name in ("more/b.jpg", "a.png", "b.jpg")
     ]
     assert err.startswith(f"  loading the model\ncannot read {photos / 'page.jpg'}: not_an_image: ")
-    assert err.count("\n") == 1
+    assert err.count("\n") == 2
 
 
 def test_pictures_are_drawn_beside_each_other_and_never_over_the_images(
