@@ -8,9 +8,10 @@ DEMO ?= demo
 BENCH ?= bench
 S3_DIR ?= /tmp/ray-detr-s3
 AXE_DIR ?= /tmp/ray-detr-axe
+READERS_DIR ?= /tmp/ray-detr-readers
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check audit fix simulate mutate bench docs test-gpu test-browser test-faults test-faults-s3 test-s3 lock clean
+.PHONY: help demo test lint check audit fix simulate mutate bench docs test-gpu test-browser test-readers test-faults test-faults-s3 test-s3 lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -63,6 +64,11 @@ test-gpu: .venv/.ready ## the tests that need a GPU, on one: under 6 minutes; GP
 test-browser: .venv/.ready ## the report's page in Debian's Chromium, headless, with axe-core from npm (installs packages, needs root)
 	scripts/browser.sh install
 	AXE_CORE="$$(scripts/browser.sh axe $(AXE_DIR))" && AXE_CORE="$$AXE_CORE" $(PYTEST) -m browser tests/browser
+
+test-readers: .venv/.ready ## every export read back by the tool that receives it; those tools in $(READERS_DIR), not in .venv
+	@test -x $(READERS_DIR)/bin/python || { $(PYTHON) -m venv $(READERS_DIR) && $(READERS_DIR)/bin/python -m pip install --quiet \
+	  "supervision==0.31.2" "pyiceberg[sql-sqlite,pyarrow]==0.12.0" "label-studio-sdk==2.1.2" "megadetector-utils==10.0.28"; }
+	READERS_PYTHON=$(READERS_DIR)/bin/python $(PYTEST) tests/readers
 
 test-faults: .venv/.ready ## poison, fuzzing, killed processes and (as root) hosts on a real Ray: an hour and more. FAULTS_REPORT=FILE keeps figures
 	$(PYTEST) -s -m "long and not s3"

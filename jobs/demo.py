@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pipelines.labelling.label import LabelConfig, label
     from pipelines.pictures import draw_found
     from pipelines.published import count_labels
+    from pipelines.report.report import ReportConfig, write_report
 
     began = time.monotonic()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -70,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     drawn = draw_found(str(table), pictures, count=DRAWN_PICTURES, least_score=SHOWN_SCORE)
     print(f"\npictures with boxes: {', '.join(map(str, drawn))}")
+    page = write_report(ReportConfig(str(table), args.out / "report.html", annotations=str(truth)))
+    print(f"report: {page.out}")
     print(f"total time: {time.monotonic() - began:.0f} s\n")
     print("To label your own photographs with the official model from the Hugging Face hub:")
     print("  .venv/bin/ray-detr label --images FOLDER --table TABLE --model facebook/detr-resnet-50")

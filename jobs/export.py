@@ -1,7 +1,8 @@
-"""Copy the rows of a detection table to Parquet or JSON lines.
+"""Copy the rows of a detection table to Parquet, or to the formats of other tools.
 
 ray-detr export --table s3://lake/detections --latest --out detections.parquet
-ray-detr export --table s3://lake/detections --out s3://exchange/detections --format jsonl
+ray-detr export --table s3://lake/detections --out s3://exchange/detections --to jsonl
+ray-detr export --table s3://lake/detections --out instances.json --to coco-dataset
 
 The current row of an image is its newest `ok` row or permanent error; if it has neither, its newest transient error.
 """
@@ -12,7 +13,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from jobs.exits import run
-from jobs.options import CommandParser, add_s3_options, check_stays
+from jobs.options import CommandParser, add_s3_options, check_stays, count
+
+FORMATS = ("parquet", "jsonl", "csv", "coco", "coco-dataset", "yolo", "voc", "labelstudio", "megadetector", "iceberg")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -23,18 +26,39 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--out",
         required=True,
         metavar="URI",
-        help="a local file ending in .parquet or .jsonl, or a new or empty folder at any URI",
+        help="a local file ending in .parquet, .jsonl, .csv or .json, or a new or empty folder at any URI; yolo, voc "
+        "and coco are always folders; NAMESPACE.TABLE for iceberg",
     )
     parser.add_argument("--latest", action="store_true", help="only the current row of each image (all rows)")
     parser.add_argument("--model", metavar="NAME", help="only rows of this model, named as in the column `model` (all)")
     parser.add_argument(
         "--settings", metavar="TEXT", help="only rows with these settings, as in the column `settings` (all)"
     )
-    parser.add_argument("--format", choices=("parquet", "jsonl"), help="file format in a folder (parquet)")
+    parser.add_argument(
+        "--to",
+        "--format",
+        dest="format",
+        choices=FORMATS,
+        help="what to write (what the suffix of --out says; parquet for a folder): csv has a line a box, coco is "
+        "results files with their images, coco-dataset is for CVAT and FiftyOne",
+    )
+    parser.add_argument(
+        "--file-images",
+        type=count,
+        metavar="N",
+        help="most images in each file of a folder (labelstudio: 1000; otherwise files of about 128 MB)",
+    )
+    parser.add_argument(
+        "--catalog",
+        default="default",
+        metavar="NAME",
+        help="of iceberg: a catalog that pyiceberg's configuration names (%(default)s)",
+    )
     add_s3_options(parser)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     args = parser.parse_args(argv)
-    check_stays(parser, "--out", args.out)
+    if args.format != "iceberg":
+        check_stays(parser, "--out", args.out)
 
     from jobs.progress import Drawing, shown
     from pipelines.exports.export import ExportConfig, export
@@ -48,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             model=args.model,
             settings=args.settings,
             format=args.format,
+            file_images=args.file_images,
+            catalog=args.catalog,
             options=StoreOptions(endpoint=args.endpoint, region=args.region, profile=args.profile),
         )
     except ValueError as error:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.exits import BudgetExceeded, run
@@ -102,10 +103,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="N",
         help="stop, resumable, after N minutes without a finished shard, waiting for nodes included (%(default)g)",
     )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help="then write an HTML page about this run, as `ray-detr report` (none)",
+    )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.add_argument("--verbose", action="store_true", help="show Ray's own messages")
     args = parser.parse_args(argv)
     check_stays(parser, "--table", args.table)
+    check_stays(parser, "--report", None if args.report is None else str(args.report))
 
     from jobs.progress import shown_progress
     from pipelines.labelling.label import LabelConfig, label
@@ -161,6 +169,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             file=result,
             flush=True,
         )
+        if args.report is not None and summary.images:
+            from pipelines.report.report import ReportConfig, write_report  # here: nothing else needs its half second
+
+            page = ReportConfig(
+                table=config.table,
+                out=args.report,
+                run_id=summary.run_id,
+                options=config.table_options,
+                picture_options=config.image_options,
+            )
+            print(f"report: {write_report(page).out}", file=sys.stderr if args.json else result, flush=True)
     if not summary.within_budget:
         raise BudgetExceeded(
             f"{sum(summary.errors.values()):,} of {summary.images:,} images have errors: a share of "

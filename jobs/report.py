@@ -1,6 +1,7 @@
 """Write one HTML page about a detection table: figures, errors, and pictures with their boxes.
 
-python -m jobs.report --table s3://lake/detections --out report.html
+ray-detr report --table s3://lake/detections --out report.html
+ray-detr report --table s3://lake/detections --run NEW --against OLD --max-drift 0.1
 
 The page holds everything that it shows, loads nothing, and opens from a file.
 """
@@ -10,9 +11,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from jobs.exits import run
-from jobs.options import CommandParser, add_s3_options, check_stays, count
+from jobs.exits import BudgetExceeded, run
+from jobs.options import CommandParser, add_s3_options, check_stays, count, share
+
+if TYPE_CHECKING:
+    from pipelines.report.report import ReportSummary
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -23,6 +28,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--out", type=Path, default=Path("report.html"), metavar="FILE", help="the page; replaced (%(default)s)"
     )
     parser.add_argument("--run", metavar="ID", help="only the rows of this run (the current row of each image)")
+    parser.add_argument(
+        "--against", metavar="RUN", help="compare with this run: boxes that appeared, vanished or moved (no comparison)"
+    )
+    parser.add_argument(
+        "--max-drift",
+        type=share,
+        metavar="SHARE",
+        help="with --against: exit code 3 when a larger share of the boxes appeared, vanished or moved (no limit)",
+    )
+    parser.add_argument(
+        "--annotations", metavar="URI", help="a COCO json: AP, confusion, and the worst mistakes as pictures (none)"
+    )
     parser.add_argument(
         "--threshold", type=float, default=0.5, metavar="SCORE", help="least score at first; hundredths (%(default)s)"
     )
@@ -35,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     args = parser.parse_args(argv)
     check_stays(parser, "--out", str(args.out))
+    if args.max_drift is not None and args.against is None:
+        parser.error("--max-drift needs --against")
 
     from jobs.progress import Drawing, shown
     from pipelines.report.report import ReportConfig, write_report
@@ -45,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             table=args.table,
             out=args.out,
             run_id=args.run,
+            against=args.against,
+            annotations=args.annotations,
             threshold=args.threshold,
             pictures=args.pictures,
             seed=args.seed,
@@ -62,12 +83,35 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if args.json:
         print(json.dumps({**asdict(summary), "out": str(summary.out)}, indent=2))
-        return
-    print(
-        f"report: {summary.images:,} images, {summary.pictures:,} pictures, {summary.bytes / 1e6:.1f} MB: {summary.out}"
-    )
+    else:
+        print(sentences(summary))
+    if args.max_drift is not None:
+        check_drift(summary, args.max_drift)
+
+
+def sentences(summary: "ReportSummary") -> str:
+    """Return what a person wants to know at the end."""
+    size = f"{summary.bytes / 1e6:.1f} MB"
+    lines = [f"report: {summary.images:,} images, {summary.pictures:,} pictures, {size}: {summary.out}"]
+    if summary.drift is not None:
+        lines.append(f"drift: {100 * summary.drift:.1f} % of the boxes changed, over {summary.compared:,} images")
+    if summary.AP is not None:
+        lines.append(f"AP: {summary.AP:.3f}")
     if summary.unreadable:
-        print(f"{summary.unreadable:,} of the pictures are gone, changed or unreadable; the page says why.")
+        lines.append(f"{summary.unreadable:,} of the pictures are gone, changed or unreadable; the page says why.")
+    return "\n".join(lines)
+
+
+def check_drift(summary: "ReportSummary", most: float) -> None:
+    """Leave with exit code 3 where more changed than is allowed, or nothing could be compared."""
+    if not summary.compared:
+        raise BudgetExceeded("--max-drift: both runs have no image in common, so nothing was compared.")
+    assert summary.drift is not None
+    if summary.drift > most:
+        raise BudgetExceeded(
+            f"{100 * summary.drift:.1f} % of the boxes appeared, vanished or moved, and --max-drift allows "
+            f"{100 * most:g} %. {summary.out} shows which."
+        )
 
 
 if __name__ == "__main__":

@@ -115,8 +115,8 @@ def _connect(*, verbose: bool) -> None:
             if not isinstance(error, ConnectionError | RuntimeError | OSError) and type(error) is not Exception:
                 raise
             raise RunStopped(
-                f"a local Ray does not start: {first_line(error)} Run the same command again when the machine is less "
-                "busy; `--verbose` shows Ray's messages."
+                f"a local Ray could not be started: {first_line(error)} Run the same command again when the machine is "
+                "less busy; `--verbose` shows Ray's messages."
             ) from error
 
 
@@ -217,8 +217,8 @@ def refuse_local(uris: Sequence[str], *, are_shared: bool) -> None:
     count = len(hosts())
     if count > 1:
         raise RunStopped(
-            f"{local[0]} is a local folder, and the cluster has {count} machines: each would use a disk of its own. "
-            "Give an object store's address, such as s3://bucket/folder, or --shared-folders if this path is the same "
+            f"{local[0]} is a local folder, and the cluster has {count} machines: each would use its own disk. Use an "
+            "address of an object store, such as s3://bucket/folder, or --shared-folders if this path is the same "
             "folder on every machine."
         )
 

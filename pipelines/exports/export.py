@@ -7,15 +7,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.exports.current import current_rows, of_model, with_settings
-from pipelines.exports.formats import FORMATS, Format
+from pipelines.exports.documents import DOCUMENTS
+from pipelines.exports.formats import SUFFIXES, WRITERS, Format, RowsWriter
+from pipelines.exports.iceberg import register_files
+from pipelines.exports.images import Names, common_names
 from pipelines.exports.places import Folder, OneFile
+from pipelines.exports.trees import TREES, Tree
 from pipelines.labelling.recorded_settings import COLUMN, RecordedSettings
 from pipelines.labelling.table_files import in_order_of_runs
 from pipelines.parquet_files import open_listed, parquet_of
@@ -23,6 +27,11 @@ from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import Entry, Store, StoreError, StoreOptions, join_uri, open_store, split_uri, without_secrets
 from pipelines.store.uris import LOCAL_ROOT
 from pipelines.table import FIRST_COLUMNS, ROW_GROUP_ROWS, SCHEMA, check_columns
+
+_PIECE_ROWS: Final = 512
+_BATCH_ROWS: Final = 1024
+_ROW_GROUP_BYTES: Final = 32_000_000  # in memory, where rows have many boxes
+_FILE_IMAGES: Final[Mapping[str, int]] = {"labelstudio": 1000}  # larger imports time out, as people report
 
 _FILE_SUFFIX: Final = re.compile(r"\.[a-zA-Z][a-zA-Z0-9]{0,7}$")  # not that of a version, such as v1.2
 
@@ -33,11 +42,16 @@ class ExportConfig:
 
     Args:
         table: The detection table.
-        out: A file of this machine that ends in .parquet or .jsonl, or a folder at any URI.
-        latest: Only the current row of each image (`exports.current`).
+        out: A file of this machine that ends as the format does, or a folder at any URI. YOLO, VOC and COCO results
+            are always folders.
+        latest: Only the current row of each image (`exports.current`). Formats that know images and not rows always
+            have these only.
         model: Only rows of this model, as rows name it; None means any.
         settings: Only rows with these settings, as the column `settings` has them; None means any.
-        format: Of a folder's files; None is Parquet. A file's suffix says its own.
+        format: None is what the file's suffix says, and Parquet for a folder. A file that ends in .json needs it.
+        file_images: How many images a file of a folder has at most, for importers that cannot take more; None: files
+            of about 128 MB.
+        catalog: Of an Iceberg table, as pyiceberg's configuration names it; `out` is NAMESPACE.TABLE then.
         options: How the table is reached, and a folder in a store.
     """
 
@@ -47,19 +61,35 @@ class ExportConfig:
     model: str | None = None
     settings: str | None = None
     format: Format | None = None
+    file_images: int | None = None
+    catalog: str = "default"
     options: StoreOptions | None = None
 
     def __post_init__(self) -> None:
+        if self.format == "iceberg":
+            if not re.fullmatch(r"[^./]+(\.[^./]+)+", self.out):
+                raise ValueError(f"out: {self.out} does not name an Iceberg table: write NAMESPACE.TABLE.")
+            if self.latest or (self.model, self.settings) != (None, None):
+                raise ValueError(
+                    "latest, model, settings: whole files are registered in Iceberg. Choose rows in the query."
+                )
+            return
         out, table = (join_uri(*split_uri(uri)).rstrip("/") + "/" for uri in (self.out, self.table))
         if out.startswith(table):
             raise ValueError(f"out: {without_secrets(self.out)} is inside the table. Name a place beside it.")
-        if self.file_format is None:
-            suffix = _FILE_SUFFIX.search(self.out)
+        suffix = _FILE_SUFFIX.search(self.out)
+        if self.format in TREES:
+            if suffix is not None:
+                raise ValueError(
+                    f"out: {self.format} is a folder of files, and {without_secrets(self.out)} is named as a file."
+                )
+            return
+        if not self.is_file:
             if suffix is not None:
                 raise ValueError(
                     f"out: {without_secrets(self.out)} would be a folder, but ends as a file does, and files end in "
-                    f"{' or '.join(f'.{one}' for one in FORMATS)}. Change {suffix[0]}, or end a folder's name with a "
-                    "slash."
+                    f"{' or '.join(sorted({f'.{one}' for one in SUFFIXES.values()}))}. Change {suffix[0]}, or end a "
+                    "folder's name with a slash."
                 )
             return
         if split_uri(self.out)[0] != LOCAL_ROOT:
@@ -67,13 +97,37 @@ class ExportConfig:
                 f"out: {without_secrets(self.out)} is one file in an object store, which cannot be written piece by "
                 "piece. Name a folder there, or a file of this machine."
             )
-        if self.format not in (None, self.file_format):
-            raise ValueError(f"out: {self.out} does not end in .{self.format}. Change the suffix, or leave the format.")
+        if self.format is None and suffix is not None and suffix[0] == ".json":
+            kinds = ", ".join(kind for kind, one in SUFFIXES.items() if one == "json")
+            raise ValueError(f"out: {self.out} may be one of several formats. Choose one with --to: {kinds}.")
+        if self.format is not None and not self.out.endswith(f".{SUFFIXES[self.format]}"):
+            raise ValueError(
+                f"out: {self.out} does not end in .{SUFFIXES[self.format]}. Change the suffix, or omit the format."
+            )
+        if self.file_images is not None:
+            raise ValueError("file images: one file holds all images. Name a folder, whose files are numbered.")
 
     @property
-    def file_format(self) -> Format | None:
-        """The format of the one file that is written, None where it is a folder."""
-        return next((one for one in FORMATS if self.out.endswith(f".{one}")), None)
+    def is_file(self) -> bool:
+        """Whether one file is written, and not a folder."""
+        return self.format not in TREES and any(self.out.endswith(f".{suffix}") for suffix in SUFFIXES.values())
+
+    @property
+    def kind(self) -> Format:
+        """The format that is written."""
+        if self.format is not None:
+            return self.format
+        return next((kind for kind, suffix in SUFFIXES.items() if self.out.endswith(f".{suffix}")), "parquet")
+
+    @property
+    def most_images(self) -> int | None:
+        """How many images a file of a folder has at most."""
+        return _FILE_IMAGES.get(self.kind) if self.file_images is None else self.file_images
+
+    @property
+    def is_of_images(self) -> bool:
+        """Whether the format knows images, so that each must come once."""
+        return self.kind in TREES or (self.kind in DOCUMENTS and self.kind != "csv")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,20 +170,28 @@ def copy_rows(
         StoreError: a store refused.
     """
     files = _look(table)
+    if config.kind == "iceberg":
+        uris = [join_uri(table.uri, entry.key) for entry in files.entries]
+        added = register_files(config.catalog, config.out, uris, files.schema)
+        return ExportSummary(config.out, files.rows, added, files.rows)
     written = 0
     settings: Counter[str] = Counter()
     try:
-        with _place(config, files.schema) as out:
-            for rows in _row_groups(_chosen(table, files, config, show)):
+        with _place(config, table, files) as out:
+            for rows in _pieces(_chosen(table, files, config, show), config):
                 out.add(rows)
                 written += len(rows)
                 counts = rows[COLUMN].cast(pa.string()).drop_null().value_counts().to_pylist()
                 settings.update({one["values"]: one["counts"] for one in counts})
             if not written and (config.model, config.settings) != (None, None):
                 raise WrongUse(
-                    f"table {table.uri} has no rows{_of(config)}. `python -m jobs.runs` tells its models and settings."
+                    f"table {table.uri} has no rows{_of(config)}. `ray-detr runs` lists its models and settings."
                 )
-            chosen = {"latest": config.latest, "model": config.model, "settings": config.settings}
+            chosen = {
+                "latest": config.latest or config.is_of_images,
+                "model": config.model,
+                "settings": config.settings,
+            }
             out.finish({"table": table.uri, "rows": written, **chosen})
     except OSError as error:  # of a file of this machine: reading the table's files has its own sentences
         raise RunStopped(f"cannot write {config.out}: {error.strerror or error}.") from error
@@ -172,18 +234,36 @@ def _look(table: Store) -> _Files:
     return _Files(entries, pa.schema(list(columns.values())), rows)
 
 
-def _place(config: ExportConfig, schema: pa.Schema) -> OneFile | Folder:
-    if config.file_format is not None:
+def _place(config: ExportConfig, table: Store, files: _Files) -> OneFile | Folder | Tree:
+    kind = config.kind
+    names = Names()
+    if kind in TREES or kind in DOCUMENTS:
+        names = common_names(_uris(table, files))
+    if kind in TREES:
+        return TREES[kind](open_store(config.out, config.options), names)
+
+    def writer(sink: IO[bytes]) -> RowsWriter:
+        return DOCUMENTS[kind](sink, names) if kind in DOCUMENTS else WRITERS[kind](sink, files.schema)
+
+    if config.is_file:
         root, key = split_uri(config.out)
-        return OneFile(Path(join_uri(root, key).removeprefix("file://")), config.file_format, schema)
-    return Folder(open_store(config.out, config.options), config.format or "parquet", schema)
+        return OneFile(Path(join_uri(root, key).removeprefix("file://")), writer)
+    return Folder(open_store(config.out, config.options), SUFFIXES[kind], writer, config.most_images)
+
+
+def _uris(table: Store, files: _Files) -> Iterator[pa.ChunkedArray]:
+    for name, file in _opened(table, files.entries):
+        for group in range(file.num_row_groups):
+            with parquet_of(name):
+                column = file.read_row_group(group, columns=["uri"])["uri"]
+            yield column
 
 
 def _chosen(table: Store, files: _Files, config: ExportConfig, show: Callable[[int, int], None]) -> Iterator[pa.Table]:
     """Yield what is to be written of each row group, with all columns."""
     recorded = RecordedSettings(table)
     current = None
-    if config.latest:
+    if config.latest or config.is_of_images:
         opened = _opened(table, files.entries)
         current = current_rows(opened, config.model, settings=config.settings, recorded=recorded)
     seen = 0
@@ -194,15 +274,49 @@ def _chosen(table: Store, files: _Files, config: ExportConfig, show: Callable[[i
             mask = None if current is None else pa.array(current[number][first : first + count])
             first, seen = first + count, seen + count
             if mask is None or pc.any(mask).as_py():
-                with parquet_of(name):
-                    rows = file.read_row_group(group)
-                    if mask is None:
-                        chosen = of_model(rows, config.model)
-                        if config.settings is not None:
-                            chosen = chosen & with_settings(rows, config.settings, recorded)
-                        mask = pa.array(chosen)
-                    yield _with_columns(rows.filter(mask), files.schema, recorded)
+                yield from _batches(file, name, group, mask, config, files.schema, recorded)
             show(seen, files.rows)
+
+
+def _batches(
+    file: pq.ParquetFile,
+    name: str,
+    group: int,
+    mask: pa.Array | None,
+    config: ExportConfig,
+    schema: pa.Schema,
+    recorded: RecordedSettings,
+) -> Iterator[pa.Table]:
+    """Yield what is to be written of a row group, 1,024 rows at a time: a whole one may hold millions of boxes."""
+    start = 0
+    batches = file.iter_batches(_BATCH_ROWS, row_groups=[group])
+    while True:
+        with parquet_of(name):
+            batch = next(batches, None)
+            if batch is None:
+                return
+            rows = pa.Table.from_batches([batch])
+            if mask is None:
+                chosen = of_model(rows, config.model)
+                if config.settings is not None:
+                    chosen = chosen & with_settings(rows, config.settings, recorded)
+                kept = pa.array(chosen)
+            else:
+                kept = mask.slice(start, len(rows))
+            start += len(rows)
+            rows = _with_columns(rows.filter(kept), schema, recorded)
+        if len(rows):
+            yield rows
+
+
+def _pieces(parts: Iterator[pa.Table], config: ExportConfig) -> Iterator[pa.Table]:
+    """Yield the rows as they are written at once: row groups of Parquet, else some hundred rows."""
+    if config.kind == "parquet":
+        yield from _row_groups(parts)
+        return
+    most = min(_PIECE_ROWS, config.most_images or _PIECE_ROWS)
+    for rows in parts:
+        yield from (rows.slice(first, most) for first in range(0, len(rows), most))
 
 
 def _row_groups(parts: Iterator[pa.Table]) -> Iterator[pa.Table]:
@@ -210,7 +324,7 @@ def _row_groups(parts: Iterator[pa.Table]) -> Iterator[pa.Table]:
     held: list[pa.Table] = []
     for part in parts:
         held.append(part)
-        if sum(map(len, held)) >= ROW_GROUP_ROWS:
+        if sum(map(len, held)) >= ROW_GROUP_ROWS or sum(part.nbytes for part in held) >= _ROW_GROUP_BYTES:
             yield pa.concat_tables(held)
             held = []
     if sum(map(len, held)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from datetime import date, time
+from itertools import chain
 from typing import IO, Final, Literal, Protocol
 
 import pyarrow as pa
@@ -12,8 +13,16 @@ import pyarrow.parquet as pq
 
 from pipelines.stopped import RunStopped
 
-Format = Literal["parquet", "jsonl"]
-FORMATS: Final[tuple[Format, ...]] = ("parquet", "jsonl")
+Format = Literal[
+    "parquet", "jsonl", "csv", "coco", "coco-dataset", "yolo", "voc", "labelstudio", "megadetector", "iceberg"
+]
+SUFFIXES: Final[Mapping[Format, str]] = {
+    "parquet": "parquet", "jsonl": "jsonl", "csv": "csv", "coco-dataset": "json", "labelstudio": "json",
+    "megadetector": "json",
+}  # fmt: skip
+"""The formats of which one file holds all, and how its name ends; the others are folders, or a table elsewhere."""
+
+_SLICE_ROWS: Final = 256  # that are Python objects at once
 
 
 class RowsWriter(Protocol):
@@ -58,7 +67,8 @@ class JsonLinesRows:
         Raises:
             RunStopped: a kept column holds what JSON has no form for.
         """
-        for row in rows.to_pylist():
+        parts = (rows.slice(first, _SLICE_ROWS).to_pylist() for first in range(0, len(rows), _SLICE_ROWS))
+        for row in chain.from_iterable(parts):
             try:
                 line = json.dumps(row, ensure_ascii=False, allow_nan=False, default=_as_text)
             except (TypeError, ValueError) as error:
@@ -71,7 +81,7 @@ class JsonLinesRows:
         """Write nothing more: each line ends itself."""
 
 
-WRITERS: Final[Mapping[Format, Callable[[IO[bytes], pa.Schema], RowsWriter]]] = {
+WRITERS: Final[Mapping[str, Callable[[IO[bytes], pa.Schema], RowsWriter]]] = {
     "parquet": ParquetRows,
     "jsonl": JsonLinesRows,
 }

@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import pyarrow as pa
 
-from pipelines.exports.formats import WRITERS, Format
+from pipelines.exports.formats import RowsWriter
 from pipelines.stopped import WrongUse
 from pipelines.store import Store
 
@@ -22,7 +22,7 @@ INDEX_KEY: Final = "_export.json"
 class OneFile:
     """A file that has its name when it is whole; leaving the context before that removes what there is of it."""
 
-    def __init__(self, path: Path, kind: Format, schema: pa.Schema) -> None:
+    def __init__(self, path: Path, writer: Callable[[IO[bytes]], RowsWriter]) -> None:
         if path.exists():
             raise WrongUse(f"{path} exists already. Remove it, or name another file.")
         self.files = 1
@@ -30,7 +30,7 @@ class OneFile:
         self._unfinished = path.parent / f".ray-detr-unfinished-{secrets.token_hex(8)}"
         path.parent.mkdir(parents=True, exist_ok=True)
         self._sink = self._unfinished.open("xb")
-        self._writer = WRITERS[kind](self._sink, schema)
+        self._writer = writer(self._sink)
 
     def __enter__(self) -> OneFile:
         """Give itself."""
@@ -58,11 +58,14 @@ class OneFile:
 class Folder:
     """Files of one format, numbered, of about 128 MB; a record beside them is written last."""
 
-    def __init__(self, store: Store, kind: Format, schema: pa.Schema) -> None:
+    def __init__(
+        self, store: Store, suffix: str, writer: Callable[[IO[bytes]], RowsWriter], most_images: int | None = None
+    ) -> None:
         if next(iter(store.list()), None) is not None:
             raise WrongUse(f"{store.uri} is not empty. Empty it, or name another folder.")
         self.files = 0
-        self._store, self._kind, self._schema = store, kind, schema
+        self._store, self._suffix, self._new_writer = store, suffix, writer
+        self._most_images, self._images = most_images, 0
         self._open()
 
     def __enter__(self) -> Folder:
@@ -75,10 +78,12 @@ class Folder:
 
     def add(self, rows: pa.Table) -> None:
         """Write some more rows."""
-        if self._sink.tell() >= FILE_BYTES:
+        is_full = self._most_images is not None and self._images + len(rows) > self._most_images
+        if self._sink.tell() >= FILE_BYTES or is_full:
             self._put()
             self._open()
         self._writer.add(rows)
+        self._images += len(rows)
 
     def finish(self, record: Mapping[str, object]) -> None:
         """Write the last file, and the record."""
@@ -87,10 +92,10 @@ class Folder:
         self._store.put(INDEX_KEY, (json.dumps(said, indent=2, ensure_ascii=False) + "\n").encode(), create=True)
 
     def _open(self) -> None:
-        self._sink = io.BytesIO()
-        self._writer = WRITERS[self._kind](self._sink, self._schema)
+        self._sink, self._images = io.BytesIO(), 0
+        self._writer = self._new_writer(self._sink)
 
     def _put(self) -> None:
         self._writer.close()
-        self._store.put(f"{self.files:05d}.{self._kind}", self._sink.getvalue())
+        self._store.put(f"{self.files:05d}.{self._suffix}", self._sink.getvalue())
         self.files += 1

@@ -101,7 +101,7 @@ def _recorded(table: Store, run: Run, totals: Mapping[str, object]) -> Totals:
         return Totals(count_field(totals, "rows"), count_field(totals, "detections"), counts_field(totals, "errors"))
     except ValueError as error:
         raise RunStopped(
-            f"{join_uri(table.uri, run_key(run.run_id, 'end.json'))} is damaged: it does not say what was published."
+            f"{join_uri(table.uri, run_key(run.run_id, 'end.json'))} is damaged: its totals cannot be read."
         ) from error
 
 

@@ -173,17 +173,17 @@ def label_shards(
         ) from error
     except ExecutionTimeoutError as error:
         raise RunStopped(
-            f"no shard has come back for {stall_seconds / 60:.0f} min: {room_sentence(pool)}. Ray's logs may say why; "
-            "the same command goes on, and --stall-minutes waits longer."
+            f"no shard has come back for {stall_seconds / 60:.0f} min: {room_sentence(pool)}. Ray's logs may show why. "
+            "Run the same command again to resume; --stall-minutes sets a longer limit."
         ) from error
     except ray.exceptions.ObjectStoreFullError as error:
         raise RunStopped(
-            "Ray's object store is full: other jobs of the cluster fill it, and it does not spill to a disk. "
+            "Ray's object store is full: other jobs of the cluster use it, and it does not spill to disk. "
             "Wait for them, or start Ray with a larger --object-store-memory."
         ) from error
     except ray.exceptions.OutOfDiskError as error:
         raise RunStopped(
-            "the disk below Ray's temporary folder is full. Make room, or start Ray with another --temp-dir."
+            "the disk of Ray's temporary folder is full. Free some space, or start Ray with another --temp-dir."
         ) from error
     except RayError as error:
         raise RunStopped(f"the actor pool cannot go on: {remote_sentence(error)}") from error

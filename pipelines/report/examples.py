@@ -44,8 +44,8 @@ class Gallery:
 
 
 @dataclass(slots=True)
-class _Top:
-    """The few examples with the highest key."""
+class Top:
+    """The few examples with the highest key, of any number that are offered."""
 
     most: int
     held: list[tuple[float, Example]] = field(default_factory=list)
@@ -61,6 +61,7 @@ class _Top:
         del self.held[self.most :]
 
     def examples(self) -> list[Example]:
+        """Return them, the highest key first."""
         return [example for _, example in self.held]
 
 
@@ -70,8 +71,8 @@ class Examples:
     def __init__(self, *, threshold: float, most: int, seed: int) -> None:
         """Take the score from which a detection counts, how many pictures a gallery has, and the seed of `random`."""
         self._threshold, self._most, self._seed = threshold, most, seed
-        self._best, self._unsure, self._crowded, self._random = (_Top(most) for _ in range(4))
-        self._classes: dict[int, _Top] = {}
+        self._best, self._unsure, self._crowded, self._random = (Top(most) for _ in range(4))
+        self._classes: dict[int, Top] = {}
 
     def add(self, rows: Rows) -> None:
         """Look at some more rows."""
@@ -97,7 +98,7 @@ class Examples:
             of_class = found & (rows.classes == number)
             keys = never.copy()
             np.maximum.at(keys, owners[of_class], rows.scores[of_class].astype(np.float64))
-            self._classes.setdefault(number, _Top(PER_CLASS)).offer(keys, example)
+            self._classes.setdefault(number, Top(PER_CLASS)).offer(keys, example)
 
     def galleries(self, names: Sequence[str], frequent: Sequence[int]) -> Iterator[Gallery]:
         """Yield the galleries; of classes, the most frequent ones.

@@ -43,9 +43,7 @@ class Picture:
     problem: str | None = None
 
 
-def load_pictures(
-    examples: Iterable[Example], stores: Stores, *, as_stored: frozenset[str] = frozenset()
-) -> list[Picture]:
+def load_pictures(examples: Iterable[Example], stores: Stores) -> list[Picture]:
     """Return the picture of each example, in order; together at most 3.4 MB of text.
 
     A picture that is gone, or is another version than was labelled, has no `source` and says why.
@@ -53,12 +51,11 @@ def load_pictures(
     Args:
         examples: what to show; each image once.
         stores: how images are read.
-        as_stored: addresses of images whose boxes are on the picture as it is stored, not turned by EXIF.
     """
     chosen = list(examples)
     budget = MOST_BYTES // max(1, len(chosen))
     with ThreadPoolExecutor(THREADS) as threads:
-        return list(threads.map(lambda one: _load(one, stores, budget, one.uri not in as_stored), chosen))
+        return list(threads.map(lambda one: _load(one, stores, budget), chosen))
 
 
 def shrink(image: Image.Image, most_bytes: int) -> bytes:
@@ -77,7 +74,7 @@ def shrink(image: Image.Image, most_bytes: int) -> bytes:
         longest = max(LEAST_PIXELS, int(max(small.size) * 0.95 * math.sqrt(most_bytes / size)))
 
 
-def _load(example: Example, stores: Stores, budget: int, is_upright: bool) -> Picture:
+def _load(example: Example, stores: Stores, budget: int) -> Picture:
     from PIL import Image
 
     from detr.images import ImageError, decode
@@ -88,7 +85,7 @@ def _load(example: Example, stores: Stores, budget: int, is_upright: bool) -> Pi
         blob = stores.get(example.uri, most_bytes=LARGEST_FILE)
         if _is_changed(example, blob.etag, len(blob.data)):
             return Picture(shown, None, width, height, "The image has changed since it was labelled.")
-        pixels = decode(blob.data, upright=is_upright)
+        pixels = decode(blob.data)
     except NotFound:
         return Picture(shown, None, width, height, "The image is not there any more.")
     except (StoreError, ImageError) as error:

@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Final
 
 from pipelines.clock import Clock, SystemClock
+from pipelines.evaluation.annotations import read_annotations
+from pipelines.evaluation.evaluate import Evaluation
 from pipelines.labelling.run import list_runs
+from pipelines.report.drift import Drift, read_earlier
 from pipelines.report.examples import Examples
 from pipelines.report.figures import Figures
-from pipelines.report.page import Item, Page, PictureRow, render
+from pipelines.report.page import Comparison, Item, Page, PictureRow, render
 from pipelines.report.pictures import load_pictures, unique
 from pipelines.report.rows import Classes, table_files
+from pipelines.report.truth import AnnotatedRows, compare_with_truth
 from pipelines.stopped import RunStopped
 from pipelines.store import Store, StoreError, StoreOptions, Stores, open_store, without_secrets
 
@@ -31,6 +35,8 @@ class ReportConfig:
         table: The detection table.
         out: The HTML file to write, on this machine; an earlier one is replaced.
         run_id: Only the rows of this run; None is the current row of each image.
+        against: A run of the table to compare with.
+        annotations: A COCO json of the same images to measure by.
         threshold: The score at which the page's slider begins, a whole number of hundredths.
         pictures: How many pictures a gallery has.
         seed: Of the random pictures.
@@ -42,6 +48,8 @@ class ReportConfig:
     table: str
     out: Path
     run_id: str | None = None
+    against: str | None = None
+    annotations: str | None = None
     threshold: float = THRESHOLD
     pictures: int = PICTURES
     seed: int = 0
@@ -52,6 +60,8 @@ class ReportConfig:
     def __post_init__(self) -> None:
         if abs(self.threshold * 100 - round(self.threshold * 100)) > 1e-6 or not 0 <= self.threshold < 1:
             raise ValueError(f"threshold: {self.threshold:g} is not one of 0, 0.01, ... 0.99.")
+        if self.against is not None and self.against == self.run_id:
+            raise ValueError(f"against: {self.against} is the run of the report itself. Name an earlier one.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +74,9 @@ class ReportSummary:
         images: rows that it covers.
         pictures: images that it shows.
         unreadable: how many of these are gone, changed or cannot be read.
+        drift: the share of boxes that appeared, vanished or moved, and
+        compared: over how many images; None without `against`.
+        AP: against the annotations; None without them.
     """
 
     out: Path
@@ -71,6 +84,9 @@ class ReportSummary:
     images: int
     pictures: int
     unreadable: int
+    drift: float | None = None
+    compared: int | None = None
+    AP: float | None = None
 
 
 def write_report(
@@ -90,42 +106,85 @@ def write_report(
         RunStopped: the table is empty or damaged, or the file cannot be written.
     """
     try:
-        page = _page(open_store(config.table, config.options), config, clock or SystemClock(), show)
+        made = _Made(config, open_store(config.table, config.options), show)
+        page = made.page(clock or SystemClock())
     except StoreError as error:
         raise RunStopped(f"cannot report on {without_secrets(config.table)}: {error}") from error
     data = render(page).encode()
     _write(config.out, data)
     unreadable = sum(picture.source is None for picture in page.pictures.values())
-    return ReportSummary(config.out, len(data), page.figures.images, len(page.pictures), unreadable)
-
-
-def _page(table: Store, config: ReportConfig, clock: Clock, show: Callable[[int], None]) -> Page:
-    classes, figures = Classes(), Figures()
-    examples = Examples(threshold=config.threshold, most=config.pictures, seed=config.seed)
-    for rows in table_files(table, config.run_id).rows(classes):
-        figures.add(rows)
-        examples.add(rows)
-        show(figures.images)
-    frequent = figures.frequent(classes, config.threshold)
-    galleries = [
-        PictureRow(one.id, one.title, one.note, [Item(example) for example in one.examples])
-        for one in examples.galleries(classes.names, frequent)
-    ]
-    shown = unique([[item.example for item in gallery.items] for gallery in galleries])
-    stores = Stores(config.picture_options or config.options)
-    pictures = dict(zip(shown, load_pictures(shown.values(), stores), strict=True))
-    return Page(
-        table=without_secrets(config.table),
-        run_id=config.run_id,
-        figures=figures,
-        classes=classes,
-        threshold=config.threshold,
-        galleries=galleries,
-        pictures=pictures,
-        made=clock.now(),
-        started=_started(table),
-        price_per_hour=config.price_per_hour,
+    drift, evaluation = made.drift, made.evaluation
+    return ReportSummary(
+        out=config.out,
+        bytes=len(data),
+        images=page.figures.images,
+        pictures=len(page.pictures),
+        unreadable=unreadable,
+        drift=None if drift is None else drift.share,
+        compared=None if drift is None else drift.images,
+        AP=None if evaluation is None else evaluation.average_precision.AP,
     )
+
+
+class _Made:
+    """What is computed for one page."""
+
+    def __init__(self, config: ReportConfig, table: Store, show: Callable[[int], None]) -> None:
+        self._config, self._table = config, table
+        self.classes, self.figures = Classes(), Figures()
+        self.drift: Drift | None = None
+        self.evaluation: Evaluation | None = None
+        self._examples = Examples(threshold=config.threshold, most=config.pictures, seed=config.seed)
+        annotated = None
+        if config.annotations is not None:
+            annotated = AnnotatedRows(read_annotations(config.annotations, options=config.options))
+        if config.against is not None:
+            earlier = read_earlier(table_files(table, config.against), self.classes, config.threshold)
+            self.drift = Drift(earlier, config.threshold, config.pictures)
+        for rows in table_files(table, config.run_id).rows(self.classes):
+            for part in (self.figures, self._examples, self.drift, annotated):
+                if part is not None:
+                    part.add(rows)
+            show(self.figures.images)
+        self._comparisons: list[Comparison] = []
+        if self.drift is not None:
+            self._comparisons.append(self.drift.comparison(self.classes))
+        if annotated is not None:
+            self.evaluation, comparison = compare_with_truth(
+                config.table,
+                annotated,
+                self.classes,
+                run_id=config.run_id,
+                threshold=config.threshold,
+                most=config.pictures,
+                options=config.options,
+            )
+            self._comparisons.append(comparison)
+
+    def page(self, clock: Clock) -> Page:
+        """Return the page with its pictures."""
+        config = self._config
+        frequent = self.figures.frequent(self.classes, config.threshold)
+        galleries = [
+            PictureRow(one.id, one.title, one.note, [Item(example) for example in one.examples])
+            for one in self._examples.galleries(self.classes.names, frequent)
+        ]
+        rows = [*galleries, *(gallery for part in self._comparisons for gallery in part.galleries)]
+        shown = unique([[item.example for item in gallery.items] for gallery in rows])
+        stores = Stores(config.picture_options or config.options)
+        return Page(
+            table=without_secrets(config.table),
+            run_id=config.run_id,
+            figures=self.figures,
+            classes=self.classes,
+            threshold=config.threshold,
+            galleries=galleries,
+            pictures=dict(zip(shown, load_pictures(shown.values(), stores), strict=True)),
+            made=clock.now(),
+            started=_started(self._table),
+            price_per_hour=config.price_per_hour,
+            comparisons=self._comparisons,
+        )
 
 
 def _started(table: Store) -> dict[str, datetime]:

@@ -13,13 +13,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.exports.current import current_rows
+from pipelines.labelling.recorded_settings import COLUMN, RecordedSettings
 from pipelines.labelling.table_files import in_order_of_runs
 from pipelines.parquet_files import open_listed, parquet_of
 from pipelines.stopped import RunStopped
 from pipelines.store import Entry, Store, join_uri
 from pipelines.table import check_columns
 
-SETTINGS: Final = "settings"  # a column of newer tables
+SETTINGS: Final = COLUMN
 
 _COLUMNS: Final = (
     "uri", "etag", "size", "status", "error_kind", "error", "width", "height", "detections", "model", "threshold",
@@ -114,6 +115,7 @@ class TableFiles:
             StoreError: the store refused.
         """
         current = current_rows(self._opened()) if self.run_id is None else None
+        recorded = RecordedSettings(self.table)
         for number, (name, file) in enumerate(self._opened()):
             first = 0
             columns = [*_COLUMNS, *(one for one in (SETTINGS,) if one in file.schema_arrow.names)]
@@ -125,7 +127,10 @@ class TableFiles:
                     if self.run_id is not None:  # tables with all runs in one folder
                         mask = pc.equal(read["run_id"].cast(pa.string()), self.run_id)
                     chosen = read if mask is None else read.filter(mask)
-                    rows = _rows(chosen, classes) if len(chosen) else None
+                    settings = recorded.of_rows(chosen)  # of earlier releases, as their run's record has them
+                    if SETTINGS in chosen.column_names:
+                        chosen = chosen.drop_columns([SETTINGS])
+                    rows = _rows(chosen.append_column(SETTINGS, settings), classes) if len(chosen) else None
                 if rows is not None:
                     yield rows
 

@@ -18,7 +18,7 @@ from pipelines.store.interface import (
     Entry,
     NotFound,
     StoreDown,
-    is_passing,
+    is_transient,
     refuse_larger,
 )
 from pipelines.store.native_errors import NATIVE_ERRORS, native_answer, native_error
@@ -145,7 +145,7 @@ class NativeStore:
         data = bytes(answer.bytes())
         if len(data) != meta["size"]:
             raise StoreDown(
-                f"{self._shown(path)} was cut off: {len(data)} of {meta['size']} bytes came. "
+                f"{self._shown(path)} was cut off: {len(data)} of {meta['size']} bytes arrived. "
                 "Check the network, then run again."
             )
         return Blob(data, plain_etag(meta["e_tag"]))
@@ -187,7 +187,7 @@ class NativeStore:
         """Replace where the condition is a generation number, not an etag: Google's store."""
         meta = self._call("replace", path, lambda: obstore.head(self._bucket, path))
         if plain_etag(meta["e_tag"]) != etag:
-            raise Changed(f"{self._shown(path)} cannot be replaced: it is not what it was when it was read.")
+            raise Changed(f"{self._shown(path)} cannot be replaced: it has changed since it was read.")
         condition = {"version": meta["version"]}
         return self._call("replace", path, lambda: self._put(path, data, condition))
 
@@ -200,14 +200,14 @@ class NativeStore:
         return read() if self._slow is None else self._slow.told_apart(path, read)
 
     def _call(self, action: Action, path: str, request: Callable[[], _Result]) -> _Result:
-        """Make a request again while it fails for a passing reason; each is harmless to make twice.
+        """Make a request and retry transient failures; each request is harmless to make twice.
 
         obstore does so by itself for most, but neither for a conditional put nor a delete whose connection was reset.
         """
         return retry(
             lambda: self._explained(action, path, request),
             budget_seconds=self._retry_seconds,
-            is_retryable=is_passing,
+            is_retryable=is_transient,
         )
 
     def _explained(self, action: Action, path: str, request: Callable[[], _Result]) -> _Result:
@@ -219,7 +219,7 @@ class NativeStore:
             if not is_refused(path):
                 raise
             raise NotFound(
-                f"{self._shown(path)!r}: this client cannot take such a name. Read it with --via fsspec."
+                f"{self._shown(path)!r}: this client does not support such a name. Read it with --via fsspec."
             ) from error
         raise failure  # outside the `except`, without its cause: see native_error
 

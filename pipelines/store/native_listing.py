@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import obstore
 from obstore.exceptions import InvalidPathError
 
-from pipelines.store.interface import Denied, Entry, Misconfigured, StoreError, is_passing
+from pipelines.store.interface import Denied, Entry, Misconfigured, StoreError, is_transient
 from pipelines.store.native_errors import NATIVE_ERRORS, native_error
 from pipelines.store.slow_s3 import PAGE_KEYS, SlowS3, plain_etag, unsorted_sentence
 
@@ -80,7 +80,7 @@ def list_bucket(
         except StoreError as error:
             # obstore does not try again when the body of a page breaks off
             tries = tries + 1 if position == reached else 1
-            if not (patient and is_passing(error) and tries < _TRIES_WITHOUT_PROGRESS):
+            if not (patient and is_transient(error) and tries < _TRIES_WITHOUT_PROGRESS):
                 raise
 
 

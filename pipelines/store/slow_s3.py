@@ -22,7 +22,7 @@ from pipelines.store.interface import (
     NotFound,
     StoreDown,
     StoreError,
-    is_passing,
+    is_transient,
     refuse_larger,
 )
 from pipelines.store.uris import join_uri
@@ -140,7 +140,7 @@ class SlowS3:
         Raises:
             NotFound: the listing does not have it.
             Denied: it has, and reading is refused again; or the listing is refused, too.
-            StoreError: the listing fails for a passing reason, so that nothing is known.
+            StoreError: the listing fails for a transient reason, so the answer is unknown.
         """
         try:
             return read()
@@ -149,7 +149,7 @@ class SlowS3:
         try:
             found = self._call("list", key, lambda: self._list(key, "", 1)).get("Contents", ())
         except StoreError as error:
-            raise (error if is_passing(error) else refusal) from None
+            raise (error if is_transient(error) else refusal) from None
         if any(item["Key"] == key for item in found):
             return read()  # perhaps it came in between
         raise NotFound(f"{join_uri(f's3://{self._bucket}', key)} cannot be read: no such object (it is not listed).")
@@ -206,13 +206,13 @@ class SlowS3:
                 failure = store_error(Answer(words=type(error).__name__), action, uri)
             raise failure  # outside the `except`: what the server said may repeat what it was sent
 
-        return retry(explained, budget_seconds=self._retry_seconds, is_retryable=is_passing)
+        return retry(explained, budget_seconds=self._retry_seconds, is_retryable=is_transient)
 
 
 class PastTheEnd(StoreDown):
     """A range that begins behind the end of the object."""
 
-    is_passing = False
+    is_transient = False
 
 
 def plain_etag(etag: str | None) -> str | None:

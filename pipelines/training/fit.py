@@ -72,7 +72,7 @@ def fit(
             if finished:
                 return tuple(starts)
             # Ray Train gives up where workers are lost while they find each other (2.60): start it again, but count
-            ray.get(board.fail.remote(_last_line(failed) if failed else "the workers ended without a word"))
+            ray.get(board.fail.remote(_last_line(failed) if failed else "the workers ended without a message"))
 
 
 class _Trainer(TorchTrainer):

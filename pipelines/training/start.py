@@ -42,8 +42,8 @@ def write_start(run: TrainingRun, config: TrainConfig, index: ShardIndex, *, say
     model, trainable_norm = initial_model(config, index.categories, say=say)
     if config.network is not None and config.network != "scenes" and index.images < FEW_IMAGES:
         say(
-            f"{index.images:,} images are few for training a DETR from the beginning (its authors: 10,000 at least): "
-            "--finetune a trained one instead"
+            f"{index.images:,} images are few for training a DETR from random weights (its authors: at least 10,000); "
+            "use --finetune with a trained model instead"
         )
     sentence = training_sizes(config, model.config)
     if sentence is not None:
@@ -76,7 +76,7 @@ def initial_model(
             names = ", ".join(transfer.new[:MENTIONED]) + (", ..." if len(transfer.new) > MENTIONED else "")
             say(
                 f"{len(transfer.kept)} of {len(categories)} classes are known to {short_name(config.finetune)}, "
-                f"{len(transfer.new)} begin anew: {names}"
+                f"{len(transfer.new)} start from random weights: {names}"
             )
         trainable_norm = False
     else:

@@ -84,7 +84,7 @@ def train(
     """
     began = time.monotonic()
     show, tell = on_progress or (lambda _: None), say or (lambda _: None)
-    show(TrainProgress("looking at shards and run"))
+    show(TrainProgress("reading shards and run"))
     try:
         check_trackers(config.trackers)
         index = read_index(open_store(config.train, config.options))
@@ -122,8 +122,8 @@ def train(
             )
             if group.idle:
                 tell(
-                    f"a step has {config.recipe.micro_batches} micro-batches, so {group.idle} more workers than that "
-                    "have nothing to do: raise --effective-batch, or lower --batch-size, to use them"
+                    f"a step has {config.recipe.micro_batches} micro-batches, so {group.idle} further workers have "
+                    "nothing to do: raise --effective-batch, or lower --batch-size, to use them"
                 )
             if group.uses_gpu:
                 tell(_precision(config))
@@ -138,7 +138,7 @@ def train(
         assert manifest is not None
         return _summary(config, manifest, starts, began, resumed=resumed, was_finished=False)
     except StoreError as error:
-        raise RunStopped(f"{error} Every complete checkpoint is kept; the same command goes on from there.") from error
+        raise RunStopped(f"{error} Every complete checkpoint is kept; run the same command again to resume.") from error
 
 
 def _epochs(manifest: Manifest) -> int:
@@ -163,7 +163,7 @@ def _check(config: TrainConfig, index: ShardIndex) -> None:
         examples = "; ".join(some[0] for kind, some in index.examples.items() if kind in UNUSABLE and some)
         raise RunStopped(
             f"{without_secrets(config.train)} has no annotation that can be trained on, of {index.annotations:,}"
-            f"{': ' * bool(examples)}{examples}. Correct the json, and write the shards again at an empty place."
+            f"{': ' * bool(examples)}{examples}. Correct the json, and write the shards again to an empty folder."
         )
     if config.val is None:
         return

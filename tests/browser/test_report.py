@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page
 
 from pipelines.report.report import ReportConfig, write_report
-from tests.pipelines.report.tables import write_table
+from pipelines.table import Detected
+from tests.pipelines.report.tables import NOW, dog_and_cat, picture, publish, row, write_table
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -40,6 +43,39 @@ def page(request: pytest.FixtureRequest, browser: Browser, report: Path) -> Iter
     assert said == []
     assert [url for url in asked if not url.startswith("data:")] == [report.as_uri()]
     context.close()
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page about two runs and annotations: a dog stayed, a cat vanished, and a truth was missed."""
+    folder = tmp_path_factory.mktemp("comparison")
+    table, one = str(folder / "table"), picture(folder / "images", "a.png")
+    publish(table, [row(one, dog_and_cat(0.9, 0.6))])
+    publish(table, [row(one, Detected([18], ("dog",), [0.9], [[4, 4, 40, 30]]))], "run-2", now=NOW + timedelta(days=1))
+    coco = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 80, "height": 60}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 17, "bbox": [50, 20, 20, 30], "area": 600, "iscrowd": 0},
+            {"id": 2, "image_id": 1, "category_id": 18, "bbox": [4, 4, 36, 26], "area": 936, "iscrowd": 0},
+        ],
+        "categories": [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}],
+    }
+    (folder / "instances.json").write_text(json.dumps(coco))
+    page = folder / "report.html"
+    write_report(ReportConfig(table, page, run_id="run-2", against="run-1", annotations=str(folder / "instances.json")))
+    return page
+
+
+@pytest.fixture
+def compared(browser: Browser, comparison: Path) -> Iterator[Page]:
+    opened = browser.new_page()
+    said: list[str] = []
+    opened.on("console", lambda message: said.append(message.text))
+    opened.on("pageerror", lambda error: said.append(str(error)))
+    opened.goto(comparison.as_uri())
+    yield opened
+    assert said == []
+    opened.close()
 
 
 def set_threshold(page: Page, value: float) -> None:
@@ -110,6 +146,33 @@ def test_a_box_lies_where_its_row_says(page: Page) -> None:
 def test_a_missing_picture_says_so_and_the_page_is_no_wider_than_the_screen(page: Page) -> None:
     assert "The image is not there any more." in page.locator("#pictures-best").inner_text()
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def roles(page: Page, gallery: str) -> list[str | None]:
+    boxes = page.locator(f"#pictures-{gallery} rect.box").all()
+    return sorted(str(box.get_attribute("data-role")) for box in boxes)
+
+
+def test_what_vanished_and_what_was_annotated_is_drawn_and_follows_slider_and_filters(compared: Page) -> None:
+    assert roles(compared, "drift") == ["found", "vanished"]
+    assert roles(compared, "misses") == ["found", "truth", "truth"]
+
+    set_threshold(compared, 0.7)
+    assert roles(compared, "drift") == ["found"]  # the cat had 0.6
+    set_threshold(compared, 0.95)
+    assert roles(compared, "misses") == ["truth", "truth"]  # annotations have no score
+
+    compared.locator("summary", has_text="Classes").click()
+    compared.get_by_label("cat", exact=True).uncheck()
+    assert roles(compared, "misses") == ["truth"]
+
+
+@pytest.mark.skipif(AXE is None, reason="no axe-core: `make test-browser` fetches it and sets AXE_CORE")
+def test_nobody_is_left_out_of_a_comparison(compared: Page) -> None:
+    assert AXE is not None
+    compared.evaluate(Path(AXE).read_text())
+
+    assert [(one["impact"], one["id"]) for one in compared.evaluate("axe.run()")["violations"]] == []
 
 
 @pytest.mark.skipif(AXE is None, reason="no axe-core: `make test-browser` fetches it and sets AXE_CORE")

@@ -165,7 +165,7 @@ def test_a_token_that_expires_in_the_middle_stops_the_run_and_is_nobodys_row(
 
     started = time.monotonic()
     with watched(behind.drivers.table, tmp_path / "history") as seen:
-        stopped = stops(behind, expire, "The session is over: log in again.")
+        stopped = stops(behind, expire, "The session has expired: log in again.")
         behind.proxy.faults = Faults()
         out = behind.drivers.finish()
     check("token expired", behind, out, seen, time.monotonic() - started, report, stopped=stopped)

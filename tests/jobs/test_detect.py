@@ -138,7 +138,7 @@ def test_exit_code_1_when_no_image_could_be_read(photos: Path, model: str, capsy
         (["PHOTOS/a.png", "nowhere.jpg"], "there is no file nowhere.jpg"),
         (["PHOTOS/empty"], "there is no image in the folder"),
         (["PHOTOS/a.png", "--threshold", "90"], "90 is not in 0..1"),
-        (["PHOTOS/a.png", "--device", "gpu"], "device: 'gpu' is none of auto, cpu, cuda, cuda:N"),
+        (["PHOTOS/a.png", "--device", "gpu"], "device: 'gpu' is not one of auto, cpu, cuda, cuda:N"),
     ],
 )
 def test_wrong_use_is_refused_with_a_sentence_and_code_2(

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from jobs.exits import BudgetExceeded
 from jobs.label import duration, main, report
 from pipelines.labelling.label import LabelConfig, LabelSummary, duckdb_query
 from pipelines.labelling.progress import Progress
+from pipelines.table import Row
+from tests.pipelines.report.tables import dog_and_cat, publish, row
 
 NEEDED = ["--images", "s3://lake/2026/", "--table", "s3://lake/detections", "--model", "scenes"]
 SUMMARY = LabelSummary(
@@ -108,7 +111,7 @@ def test_every_option_arrives(asked: list[LabelConfig]) -> None:
         ("--actors 0", "argument --actors: 0 is less than 1"),
         ("--max-error-rate 5", "argument --max-error-rate: 5 is not in 0..1"),
         ("--classes cat=7", "argument --classes: 7 is not in 0..1"),
-        ("--device tpu", "device: 'tpu' is none of auto, cpu, cuda."),
+        ("--device tpu", "device: 'tpu' is not one of auto, cpu, cuda."),
         ("--run-id ../other", "run id: '../other' cannot name a folder"),
         ("--keep uri", "keep: 'uri' is a column of the detection table itself"),
         ("--no-such-option", "--no-such-option is not an option"),
@@ -187,6 +190,20 @@ def test_json_is_the_whole_summary(asked: list[LabelConfig], capfd: pytest.Captu
     assert set(summary) == set(SUMMARY.__dataclass_fields__)
 
 
+def test_a_report_of_the_run_is_written_after_the_result(
+    asked: list[LabelConfig], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    table, page = str(tmp_path / "table"), tmp_path / "r.html"
+    publish(table, [row("s3://lake/2026/a.jpg", dog_and_cat(0.9, 0.6))], "earlier")
+    publish(table, [Row("s3://lake/2026/b.jpg", error_kind="empty")], SUMMARY.run_id)
+
+    main(["--images", "s3://lake/2026/", "--table", table, "--model", "scenes", "--report", str(page)])
+
+    assert capfd.readouterr().out.splitlines()[-1] == f"report: {page}"
+    assert f"run {SUMMARY.run_id}" in page.read_text()
+    assert "<dd>1 (100 %)</dd>" in page.read_text()
+
+
 def test_too_many_errors_are_told_after_the_result(asked: list[LabelConfig], capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(BudgetExceeded, match=r"^41 of 1,204,113 images have errors: a share of 3\.4e-05, where --max-"):
         main([*NEEDED, "--max-error-rate", "0"])
@@ -259,3 +276,21 @@ def test_what_ray_says_while_it_ends_goes_to_standard_error(
     out, err = capfd.readouterr()
     assert json.loads(out)["run_id"] == SUMMARY.run_id
     assert "a worker died" in err
+
+
+@pytest.mark.parametrize("name", ["transient", "passing"])
+def test_the_former_name_of_transient_errors_means_the_same(asked: list[LabelConfig], name: str) -> None:
+    main([*NEEDED, "--retry-errors", name])
+
+    assert asked[0].retry_errors == "transient"
+    assert asked[0].decisive()["retry_errors"] == "passing"  # as in the records of unfinished runs
+    assert replace(asked[0], retry_errors="passing").decisive() == asked[0].decisive()
+    assert replace(asked[0], retry_errors="all").decisive() != asked[0].decisive()
+
+
+def test_the_former_name_is_not_offered(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*NEEDED, "--retry-errors", "some"])
+
+    said = capfd.readouterr().err
+    assert "(choose from 'transient', 'all')" in said.replace("transient, all", "'transient', 'all'")

@@ -141,8 +141,8 @@ def test_a_local_folder_is_refused_on_several_machines(folder: str, monkeypatch:
         refuse_local(["s3://lake/images", folder], are_shared=False)
 
     assert str(stopped.value) == (
-        f"{folder} is a local folder, and the cluster has 2 machines: each would use a disk of its own. Give an object "
-        "store's address, such as s3://bucket/folder, or --shared-folders if this path is the same folder on every "
+        f"{folder} is a local folder, and the cluster has 2 machines: each would use its own disk. Use an address of "
+        "an object store, such as s3://bucket/folder, or --shared-folders if this path is the same folder on every "
         "machine."
     )
 
@@ -219,7 +219,7 @@ def test_a_local_ray_that_does_not_start_is_a_sentence(monkeypatch: pytest.Monke
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setattr(ray, "init", init)
 
-    with pytest.raises(RunStopped, match=r"a local Ray does not start: The current node timed out .* less busy"):
+    with pytest.raises(RunStopped, match=r"a local Ray could not be started: The current node timed out .* less busy"):
         _connect(verbose=True)
 
 

@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 from pipelines.labelling.cutting import Selection
 from pipelines.labelling.run import find_unfinished, list_runs
 from pipelines.stopped import RunStopped, WrongUse
-from pipelines.table import PASSING_KINDS
+from pipelines.table import TRANSIENT_KINDS
 from tests.pipelines.labelling.runs import begin_as_an_earlier_release
 from tests.simulation.world import Crash, Fault, World, Writer, small_segments
 
@@ -66,7 +66,7 @@ class Table(RuleBasedStateMachine):
         model=st.sampled_from(MODELS),
         threshold=st.sampled_from(THRESHOLDS),
         relabel=st.booleans(),
-        retry_errors=st.sampled_from(["passing", "all"]),
+        retry_errors=st.sampled_from(["transient", "all"]),
         new_run=st.booleans(),
     )
     def run(self, model: str, threshold: float, relabel: bool, retry_errors: Any, new_run: bool) -> None:
@@ -160,7 +160,7 @@ class Table(RuleBasedStateMachine):
             self.resume()
         for model in MODELS:
             threshold = self.last_threshold(model) or 0.5
-            self.run(model, threshold, relabel=False, retry_errors="passing", new_run=False)
+            self.run(model, threshold, relabel=False, retry_errors="transient", new_run=False)
 
     def writer(self, model: str, threshold: float = 0.5, relabels: bool = False) -> Writer:
         self.world.clock.seconds += 1
@@ -181,7 +181,7 @@ class Table(RuleBasedStateMachine):
                 assert kind == "missing"
             else:
                 assert (uri, etag) in self.ever
-                # an image that changed back to a version of before has an error of a passing kind instead
+                # an image that changed back to a version of before has an error of a transient kind instead
                 assert kind in (_kind(etag), "fetch_failed")
         self.rows = lines
 
@@ -197,7 +197,7 @@ def _kind(etag: str) -> str:
 
 
 def _is_settled(kind: str, retry_errors: str) -> bool:
-    return kind == "ok" or (kind not in PASSING_KINDS and retry_errors == "passing")
+    return kind == "ok" or (kind not in TRANSIENT_KINDS and retry_errors == "transient")
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const BINS = 100;
+// the classes of the rows, the most frequent first, then those of another run or of annotations only
+const ALL = [...data.order, ...data.classes.keys()].filter((number, place, all) => all.indexOf(number) === place);
 const ROLES = ["found", "truth", "appeared", "vanished", "moved"];
 const state = { threshold: data.threshold, hidden: new Set(), labels: true };
 const whole = new Intl.NumberFormat("en-US");
@@ -53,22 +55,25 @@ function drawBoxes(svg, item, holder) {
   // pixels of the picture for a pixel of the screen: the picture fits into its holder
   const unit = Math.max(picture.width / (holder.clientWidth || 300), picture.height / (holder.clientHeight || 225));
   const parts = [];
+  const onlyChanges = item.boxes.some((box) => box[6] > 1); // boxes that did not change are drawn faintly there
   for (const box of [...shown].reverse()) {
     const [number, score, x1, y1, x2, y2, role = 0] = box;
     const place = { x: x1, y: y1, width: Math.max(x2 - x1, 1), height: Math.max(y2 - y1, 1) };
     const dashes = { 1: "6 4", 3: "2 4" }[role] || "none";
-    parts.push(drawn("rect", { ...place, stroke: "#000b", "stroke-width": 4, "stroke-dasharray": dashes }));
-    const line = { ...place, stroke: role === 1 ? "#fff" : colour(number), "stroke-width": 2, "stroke-dasharray": dashes };
+    parts.push(drawn("rect", { ...place, stroke: "#000b", "stroke-width": 4, "stroke-dasharray": dashes, opacity: onlyChanges && !role ? 0.4 : 1 }));
+    const line = { ...place, stroke: role === 1 ? "#fff" : colour(number), "stroke-width": 2, "stroke-dasharray": dashes, opacity: onlyChanges && !role ? 0.4 : 1 };
     parts.push(drawn("rect", { ...line, class: "box", "data-class": number, "data-role": ROLES[role] }));
   }
   if (state.labels) {
     for (const box of [...shown].reverse()) {
-      const [number, score, x1, y1, , , role = 0] = box;
+      const [number, score, x1, y1, , y2, role = 0] = box;
+      if (onlyChanges && !role) continue;
       const words = `${role > 1 ? ROLES[role] + " " : ""}${data.classes[number]}${score === null ? "" : " " + score.toFixed(2)}`;
       const high = 15 * unit;
       const wide = (words.length * 6.6 + 6) * unit;
       const x = Math.max(0, Math.min(x1, picture.width - wide));
-      const y = y1 >= high ? y1 - high : y1;
+      const above = y1 >= high ? y1 - high : y1;
+      const y = role === 1 ? Math.min(y2, picture.height - high) : above; // annotations have theirs below
       parts.push(drawn("rect", { x, y, width: wide, height: high, style: `fill:${role === 1 ? "#fff" : colour(number)}` }));
       const style = `font:${11 * unit}px ui-monospace,monospace;fill:#000`;
       parts.push(drawn("text", { x: x + 3 * unit, y: y + 11 * unit, style }, words));
@@ -203,7 +208,7 @@ function redraw() {
 
 function buildFilters() {
   const place = byId("classes");
-  for (const number of data.order) {
+  for (const number of ALL) {
     const box = element("input", { type: "checkbox", value: number });
     box.checked = true;
     box.addEventListener("change", () => {
@@ -217,7 +222,7 @@ function buildFilters() {
   for (const [id, isChecked] of [["all", true], ["none", false]]) {
     byId(id).addEventListener("click", () => {
       place.querySelectorAll("input").forEach((box) => { box.checked = isChecked; });
-      state.hidden = new Set(isChecked ? [] : data.order);
+      state.hidden = new Set(isChecked ? [] : ALL);
       redraw();
     });
   }

@@ -147,7 +147,7 @@ def test_an_export_that_fails_leaves_no_file(table: str, tmp_path: Path) -> None
     with pytest.raises(RunStopped, match=r"data/run-2/00000\.parquet is damaged"):
         export(ExportConfig(table, str(tmp_path / "out.parquet")))
     store.put("data/run-2/00000.parquet", data)
-    with pytest.raises(RunStopped, match=r"has no rows of model other@1\. `python -m jobs\.runs` tells its models"):
+    with pytest.raises(RunStopped, match=r"has no rows of model other@1\. `ray-detr runs` lists its models"):
         export(ExportConfig(table, str(tmp_path / "out.parquet"), model="other@1"))
     assert sorted(tmp_path.iterdir()) == before
 
@@ -184,6 +184,13 @@ def test_a_place_without_a_table_and_a_foreign_file_are_told(table: str, tmp_pat
         ("s3://lake/table/data/out", {}, "is inside the table"),
         ("s3://lake/table", {}, "is inside the table"),
         ("out.jsonl", {"format": "parquet"}, r"out\.jsonl does not end in \.parquet"),
+        (
+            "out.json",
+            {},
+            "may be one of several formats. Choose one with --to: coco-dataset, labelstudio, megadetector",
+        ),
+        ("out.json", {"format": "yolo"}, r"yolo is a folder of files, and out\.json is named as a file"),
+        ("out.csv", {"file_images": 5}, "one file holds all images. Name a folder"),
     ],
 )
 def test_what_cannot_be_written_is_refused(out: str, options: dict[str, object], sentence: str) -> None:
@@ -191,15 +198,15 @@ def test_what_cannot_be_written_is_refused(out: str, options: dict[str, object],
         ExportConfig("s3://lake/table", out, **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("out", ["t.csv", "t.json", "exports/t.xlsx", "t.parquet.zst", "s3://lake/t.csv"])
+@pytest.mark.parametrize("out", ["t.tsv", "exports/t.xlsx", "t.parquet.zst", "s3://lake/t.csv.gz"])
 def test_a_file_of_another_kind_is_refused_and_does_not_become_a_folder(out: str) -> None:
-    with pytest.raises(ValueError, match=r"would be a folder, but ends as a file does, and files end in \.parquet or "):
+    with pytest.raises(ValueError, match=r"would be a folder, but ends as a file does, and files end in \.csv or "):
         ExportConfig("table", out)
 
 
 @pytest.mark.parametrize("out", ["exports", "exports/v1.2", "t.csv/", "2026.11.28"])
 def test_a_folder_may_have_a_dot_in_its_name(out: str) -> None:
-    assert ExportConfig("table", out).file_format is None
+    assert not ExportConfig("table", out).is_file
 
 
 FP32, BF16 = '{"precision":"fp32","threshold":0.05}', '{"precision":"bf16","threshold":0.05}'

@@ -284,7 +284,7 @@ def test_one_bad_object_alone_in_a_shard_does_not_stop_the_runs_of_every_night(l
     assert [row["error_kind"] for row in rows(table)] == ["fetch_failed"]
 
 
-def test_a_passing_failure_leaves_no_trace(lake: Lake, detector: Detector) -> None:
+def test_a_transient_failure_leaves_no_trace(lake: Lake, detector: Detector) -> None:
     objects = [lake.put("a.jpg", picture())]
     lake.failures = {"a.jpg": [Throttled("slow down"), StoreDown("reset"), StoreDown("cut")]}
     table = memory_store()

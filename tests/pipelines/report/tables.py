@@ -11,6 +11,7 @@ from pipelines.store import open_store
 from pipelines.table import Detected, Origin, Row, encode, rows_to_table
 
 NOW = datetime(2026, 11, 28, 12, 0, tzinfo=UTC)
+HOSTILE_URI = "s3://lake/<script>alert(2)</script>.jpg"
 HOSTILE = "</script><img src=x onerror=alert(1)>&.png"
 
 
@@ -48,7 +49,7 @@ def write_table(folder: Path) -> str:
             row(picture(images, HOSTILE.replace("/", "_")), Detected([18], ("dog",), [0.7], [[1, 1, 9, 9]])),
             row(picture(images, "empty.png"), Detected([], (), [], [])),
             Row("s3://lake/c.jpg", error_kind="truncated", error="the JPEG ends before its picture does"),
-            Row("s3://lake/d.jpg", error_kind="missing", error="no such object"),
+            Row(HOSTILE_URI, error_kind="missing", error="no such object"),
         ],
     )
     return table

@@ -21,7 +21,7 @@ from pipelines.report.rows import Classes, table_files
 from pipelines.stopped import RunStopped
 from pipelines.store import open_store
 from pipelines.table import Detected, Row
-from tests.pipelines.report.tables import NOW, dog_and_cat, picture, publish, row, write_table
+from tests.pipelines.report.tables import HOSTILE_URI, NOW, dog_and_cat, picture, publish, row, write_table
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_figures_are_counted_by_score(table: str) -> None:
 
     assert (figures.images, figures.ok, figures.detections) == (7, 5, 7)
     assert dict(figures.errors) == {"truncated": 1, "missing": 1}
-    assert figures.error_examples["missing"] == [("s3://lake/d.jpg", "no such object")]
+    assert figures.error_examples["missing"] == [(HOSTILE_URI, "no such object")]
     dog, cat = classes.numbers["dog"], classes.numbers["cat"]
     assert np.flatnonzero(figures.scores[dog]).tolist() == [50, 70, 80, 90]
     assert np.flatnonzero(figures.scores[cat]).tolist() == [30, 60, 80]
@@ -90,6 +90,8 @@ def test_totals_errors_cost_and_models_are_in_the_text(html: str) -> None:
 
 def test_names_of_files_are_text_and_never_markup(html: str) -> None:
     assert "<img src=x" not in html
+    assert "<script>alert(2)" not in html
+    assert "s3://lake/&lt;script&gt;alert(2)&lt;/script&gt;.jpg" in html
     assert any("<img src=x onerror=alert(1)>" in one["uri"] for one in data_of(html)["pictures"])
 
 

@@ -1,0 +1,53 @@
+"""Register the files of a detection table in an Iceberg table, without a copy; only this file knows pyiceberg."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from pipelines.stopped import RunStopped
+
+
+def register_files(catalog: str, identifier: str, uris: Sequence[str], schema: pa.Schema) -> int:
+    """Add those files to an Iceberg table that it does not have yet, and return how many that are.
+
+    The table is made where there is none. A file of the detection table that is deleted later is missing in Iceberg.
+
+    Args:
+        catalog: a catalog that pyiceberg's own configuration names (`~/.pyiceberg.yaml`, `PYICEBERG_CATALOG__...`).
+        identifier: `NAMESPACE.TABLE`.
+        uris: addresses of Parquet files.
+        schema: the columns of all files.
+
+    Raises:
+        RunStopped: pyiceberg is not installed, or it refused.
+    """
+    try:
+        from pyiceberg.catalog import load_catalog
+        from pyiceberg.exceptions import NoSuchTableError
+    except ImportError as error:
+        raise RunStopped(
+            "an export to Iceberg needs pyiceberg, which is not installed: pip install 'ray-detr[iceberg]'."
+        ) from error
+    try:
+        opened = load_catalog(catalog)
+        try:
+            table = opened.load_table(identifier)
+        except NoSuchTableError:
+            opened.create_namespace_if_not_exists(identifier.rpartition(".")[0])
+            table = opened.create_table(identifier, schema=_plain(schema))
+        known = set(table.inspect.files()["file_path"].to_pylist())
+        new = [uri for uri in uris if uri not in known]
+        if new:
+            table.add_files(new)
+    except Exception as error:  # catalogs raise errors of many libraries
+        raise RunStopped(f"cannot register the files in {identifier} of catalog {catalog}: {error}") from error
+    return len(new)
+
+
+def _plain(schema: pa.Schema) -> pa.Schema:
+    """Return the columns without dictionaries, which Iceberg does not know."""
+    return pa.schema(
+        [field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field for field in schema]
+    )

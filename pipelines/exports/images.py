@@ -1,0 +1,140 @@
+"""The rows of an export as images with their boxes, for formats that know images and not columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.stopped import RunStopped
+from pipelines.store import without_secrets
+
+SLICE_ROWS: Final = 256  # that are Python objects at once
+DECIMALS: Final = 3  # of pixels; scores have 6
+
+_SIDES: Final = ("xmin", "ymin", "xmax", "ymax")
+_COLUMNS: Final = ("uri", "error_kind", "error", "width", "height", "model")
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledImage:
+    """One image and its N boxes, best first.
+
+    Attributes:
+        uri: its address without secrets.
+        width: pixels of the upright picture; None where an error has none.
+        height: likewise.
+        error_kind: of the detection table; None where there is no error.
+        error: the sentence that goes with it.
+        model: `name@sha256[:12]`.
+        category_ids: N.
+        labels: N.
+        scores: N, 0..1, six decimals.
+        boxes: N times xmin, ymin, xmax, ymax in pixels, three decimals.
+    """
+
+    uri: str
+    width: int | None
+    height: int | None
+    error_kind: str | None
+    error: str | None
+    model: str
+    category_ids: list[int]
+    labels: list[str]
+    scores: list[float]
+    boxes: list[list[float]]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height; images without error have both.
+
+        Raises:
+            RunStopped: one is missing.
+        """
+        if self.width is None or self.height is None:
+            raise RunStopped(
+                f"the row of {self.uri} has boxes and no width and height. Restore its file, or label again."
+            )
+        return self.width, self.height
+
+
+def labelled_images(rows: pa.Table) -> Iterator[LabelledImage]:
+    """Yield the rows one by one; 256 of them are Python objects at once."""
+    for first in range(0, len(rows), SLICE_ROWS):
+        part = rows.slice(first, SLICE_ROWS).combine_chunks()
+        columns = [part[name].to_pylist() for name in _COLUMNS]
+        column = part["detections"].combine_chunks()
+        column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
+        found = column.flatten()
+        category_ids, labels = found.field("category_id").to_pylist(), found.field("label").to_pylist()
+        scores = found.field("score").to_numpy().astype(np.float64).round(6).tolist()
+        sides = [found.field("box").field(side).to_numpy() for side in _SIDES]
+        boxes = np.stack(sides, axis=1).astype(np.float64).round(DECIMALS).tolist()
+        stops = np.cumsum(column.value_lengths().fill_null(0).to_numpy()).tolist()
+        for (start, stop), values in zip(pairwise([0, *stops]), zip(*columns, strict=True), strict=True):
+            uri, kind, error, width, height, model = values
+            of_image = slice(start, stop)
+            yield LabelledImage(
+                without_secrets(uri), width, height, kind, error, model,
+                category_ids[of_image], labels[of_image], scores[of_image], boxes[of_image],
+            )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Names of images relative to the folder that all of them lie in.
+
+    Attributes:
+        folder: the address of that folder with a slash at its end, or "" where they share none.
+    """
+
+    folder: str = ""
+
+    def of(self, uri: str) -> str:
+        """Return the name of an image: a relative path that stays inside."""
+        rest = uri.removeprefix(self.folder).replace("://", "/")
+        return "/".join(part if part not in ("", ".", "..") else "_" for part in rest.split("/"))
+
+
+def common_names(uris: Iterable[pa.ChunkedArray]) -> Names:
+    """Return the names of images whose addresses are in some columns."""
+    shared: str | None = None
+    for column in uris:
+        for uri in column.to_pylist():
+            if shared is not None and uri.startswith(shared):
+                continue
+            shown = without_secrets(uri)
+            shared = _parent(shown) if shared is None else shared
+            while not shown.startswith(shared):
+                shared = _parent(shared)
+    return Names(shared or "")
+
+
+def _parent(path: str) -> str:
+    folder, slash, _ = path.removesuffix("/").rpartition("/")
+    return folder + slash
+
+
+class Categories:
+    """The classes of an export, as the rows number and name them."""
+
+    def __init__(self) -> None:
+        self.names: dict[int, str] = {}
+
+    def add(self, image: LabelledImage) -> None:
+        """Take the classes of an image.
+
+        Raises:
+            RunStopped: a number has two names, as with rows of two models.
+        """
+        for number, name in zip(image.category_ids, image.labels, strict=True):
+            known = self.names.setdefault(number, name)
+            if known != name:
+                raise RunStopped(
+                    f"class {number} is {known!r} in some rows and {name!r} in that of {image.uri}: this format has "
+                    "one name for a class. Give --model to export the rows of one model."
+                )

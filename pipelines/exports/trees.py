@@ -1,0 +1,210 @@
+"""Formats of many files: YOLO and Pascal VOC, a file an image, and COCO results beside their images.
+
+Images with an error are left out.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import PurePosixPath
+from typing import Final
+from xml.etree import ElementTree
+
+import pyarrow as pa
+
+from pipelines.exports.documents import coco_boxes, coco_categories, coco_image
+from pipelines.exports.images import Categories, LabelledImage, Names, labelled_images
+from pipelines.exports.places import FILE_BYTES, INDEX_KEY
+from pipelines.stopped import RunStopped
+from pipelines.store import Store
+
+
+class Tree:
+    """A folder that gets files as rows come; a record is written last."""
+
+    def __init__(self, store: Store, names: Names) -> None:
+        """Take an empty folder.
+
+        Raises:
+            RunStopped: it is not empty.
+        """
+        if next(iter(store.list()), None) is not None:
+            raise RunStopped(f"{store.uri} is not empty. Empty it, or name another folder.")
+        self.files = 0
+        self.names, self.categories = names, Categories()
+        self._store = store
+        self._keys: set[int] = set()
+
+    def __enter__(self) -> Tree:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave what is written: without the record it is an unfinished export."""
+
+    def add(self, rows: pa.Table) -> None:
+        """Write some more images."""
+        for image in labelled_images(rows):
+            if image.error_kind is None:
+                self.categories.add(image)
+                self.add_image(image)
+
+    def finish(self, record: Mapping[str, object]) -> None:
+        """Write what belongs at the end, and the record."""
+        self.add_end()
+        whole = {**record, "image_folder": self.names.folder, "files": self.files}
+        self._store.put(INDEX_KEY, _json(whole), create=True)
+
+    @abstractmethod
+    def add_image(self, image: LabelledImage) -> None:
+        """Write one image without error."""
+
+    @abstractmethod
+    def add_end(self) -> None:
+        """Write what only the whole export tells, such as its classes."""
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write one file."""
+        self._store.put(key, data)
+        self.files += 1
+
+    def stem(self, image: LabelledImage) -> str:
+        """Return the name of an image without its suffix, by which such formats pair pictures and labels.
+
+        Raises:
+            RunStopped: another image has the same.
+        """
+        stem = PurePosixPath(self.names.of(image.uri)).with_suffix("").as_posix()
+        if hash(stem) in self._keys:
+            raise RunStopped(
+                f"{image.uri} and another image are both called {stem} without their suffix, and this format pairs "
+                "pictures and labels by that. Export to coco-dataset instead, or rename one."
+            )
+        self._keys.add(hash(stem))
+        return stem
+
+
+class YoloTree(Tree):
+    """YOLO: `labels/NAME.txt` with class, centre and size as shares; `predictions/NAME.txt` with the score, too.
+
+    Loaders of data sets take lines of five numbers, and ultralytics writes a sixth, the score, into predictions.
+    """
+
+    def __init__(self, store: Store, names: Names) -> None:
+        """Take an empty folder."""
+        super().__init__(store, names)
+        self._numbers: dict[int, int] = {}
+
+    def add_image(self, image: LabelledImage) -> None:
+        """Write the labels of an image."""
+        width, height = image.size
+        lines = []
+        for category_id, (xmin, ymin, xmax, ymax) in zip(image.category_ids, image.boxes, strict=True):
+            number = self._numbers.setdefault(category_id, len(self._numbers))
+            shares = (
+                (xmin + xmax) / 2 / width,
+                (ymin + ymax) / 2 / height,
+                (xmax - xmin) / width,
+                (ymax - ymin) / height,
+            )
+            lines.append(f"{number} " + " ".join(f"{share:.9f}" for share in shares))
+        stem = self.stem(image)
+        self.put(f"labels/{stem}.txt", "".join(f"{line}\n" for line in lines).encode())
+        scored = zip(lines, image.scores, strict=True)
+        self.put(f"predictions/{stem}.txt", "".join(f"{line} {score:.6f}\n" for line, score in scored).encode())
+
+    def add_end(self) -> None:
+        """Write `data.yaml`; JSON is YAML, and quotes every name."""
+        names = [self.categories.names[category_id] for category_id in self._numbers]
+        described = {"path": ".", "train": "images", "val": "images", "nc": len(names), "names": names}
+        self.put("data.yaml", "".join(f"{key}: {json.dumps(value)}\n" for key, value in described.items()).encode())
+
+
+class VocTree(Tree):
+    """Pascal VOC: `Annotations/NAME.xml`, sides in pixels from 1 on as VOC counts, and a `score` for each object."""
+
+    def add_image(self, image: LabelledImage) -> None:
+        """Write the objects of an image."""
+        name = self.names.of(image.uri)
+        root = ElementTree.Element("annotation")
+        ElementTree.SubElement(root, "folder").text = PurePosixPath(name).parent.as_posix()
+        ElementTree.SubElement(root, "filename").text = _xml_text(PurePosixPath(name).name)
+        size = ElementTree.SubElement(root, "size")
+        for side, pixels in zip(("width", "height", "depth"), (*image.size, 3), strict=True):
+            ElementTree.SubElement(size, side).text = str(pixels)
+        ElementTree.SubElement(root, "segmented").text = "0"
+        for label, score, box in zip(image.labels, image.scores, image.boxes, strict=True):
+            found = ElementTree.SubElement(root, "object")
+            for key, text in (
+                ("name", _xml_text(label)),
+                ("pose", "Unspecified"),
+                ("truncated", "0"),
+                ("difficult", "0"),
+            ):
+                ElementTree.SubElement(found, key).text = text
+            ElementTree.SubElement(found, "score").text = f"{score:.6f}"
+            sides = ElementTree.SubElement(found, "bndbox")
+            # VOC counts pixels from 1 and includes the last: only the low sides move
+            for side, value, shift in zip(("xmin", "ymin", "xmax", "ymax"), box, (1, 1, 0, 0), strict=True):
+                ElementTree.SubElement(sides, side).text = f"{value + shift:.3f}"
+        self.put(f"Annotations/{self.stem(image)}.xml", ElementTree.tostring(root, encoding="utf-8") + b"\n")
+
+    def add_end(self) -> None:
+        """Write the names of the classes."""
+        self.put("labels.txt", "".join(f"{name}\n" for _, name in sorted(self.categories.names.items())).encode())
+
+
+class CocoTree(Tree):
+    """COCO results in numbered files, and `images.json`: the data set without annotations that they refer to."""
+
+    def __init__(self, store: Store, names: Names) -> None:
+        """Take an empty folder."""
+        super().__init__(store, names)
+        self._images: list[bytes] = []
+        self._results: list[bytes] = []
+        self._bytes = 0
+        self._part = 0
+
+    def add_image(self, image: LabelledImage) -> None:
+        """Take the boxes of an image; a file of results is written when it has about 128 MB."""
+        number = len(self._images) + 1
+        self._images.append(_line(coco_image(image, number, self.names)))
+        for box in coco_boxes(image, number):
+            self._results.append(_line(box))
+            self._bytes += len(self._results[-1]) + 80  # what Python adds to each
+        if self._bytes >= FILE_BYTES:
+            self._put_results()
+
+    def add_end(self) -> None:
+        """Write the last results, and the images."""
+        if self._results or not self._part:
+            self._put_results()
+        categories = _line(coco_categories(self.categories))
+        images = b",\n".join(self._images)
+        self.put(
+            "images.json", b'{"images": [\n' + images + b'\n], "annotations": [], "categories": ' + categories + b"}\n"
+        )
+
+    def _put_results(self) -> None:
+        self.put(f"results-{self._part:05d}.json", b"[\n" + b",\n".join(self._results) + b"\n]\n")
+        self._results, self._bytes = [], 0
+        self._part += 1
+
+
+TREES: Final[Mapping[str, Callable[[Store, Names], Tree]]] = {"yolo": YoloTree, "voc": VocTree, "coco": CocoTree}
+"""What writes each format into a folder."""
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _line(entry: object) -> bytes:
+    return json.dumps(entry, ensure_ascii=False, allow_nan=False).encode()
+
+
+def _xml_text(text: str) -> str:
+    # XML 1.0 has no form for control characters
+    return "".join(letter if letter >= " " or letter in "\t\n" else "?" for letter in text)

@@ -1,0 +1,200 @@
+"""What changed between two runs of a table: boxes that appeared, vanished or moved."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.report.examples import Box, Example, Top, example_of
+from pipelines.report.overlaps import box_iou
+from pipelines.report.page import ROLES, Comparison, Item, PictureRow
+from pipelines.report.rows import Classes, Rows, TableFiles
+
+SAME_IOU: Final = 0.9  # boxes of one class that overlap so much are the same
+FOUND_IOU: Final = 0.5  # that overlap less than that are different objects; between the two, the object moved
+
+Counts = npt.NDArray[np.int64]
+_SAME, _MOVED, _APPEARED, _VANISHED = range(4)
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierRun:
+    """The boxes of a run that reach a score, as columns: 24 bytes a box and 25 a row.
+
+    Attributes:
+        run_id: its name.
+        keys: `(M,)`, rising hashes of addresses.
+        is_ok: `(M,)`; False for errors.
+        starts: `(M + 1,)`, where the boxes of each row begin.
+        classes: `(N,)`, scores `(N,)` and boxes `(N, 4)`: as `Rows` has them.
+    """
+
+    run_id: str
+    keys: npt.NDArray[np.uint64]
+    is_ok: npt.NDArray[np.bool_]
+    starts: Counts
+    classes: Counts
+    scores: npt.NDArray[np.float32]
+    boxes: npt.NDArray[np.float32]
+
+
+def read_earlier(files: TableFiles, classes: Classes, threshold: float) -> EarlierRun:
+    """Read a run to compare with.
+
+    Raises:
+        RunStopped: a file is damaged.
+        StoreError: the store refused.
+    """
+    parts = [
+        (_keys(rows), rows.is_ok, np.bincount(rows.owners[kept], minlength=len(rows)), rows.classes[kept],
+         rows.scores[kept], rows.boxes[kept])
+        for rows in files.rows(classes)
+        for kept in (reaches(rows.scores, threshold),)
+    ]  # fmt: skip
+    keys, is_ok, counts, numbers, scores, boxes = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.argsort(keys, kind="stable")
+    owners = np.repeat(np.arange(len(keys)), counts)
+    places = np.empty_like(order)
+    places[order] = np.arange(len(order))
+    by_row = np.argsort(places[owners], kind="stable")
+    starts = np.concatenate(([0], np.cumsum(counts[order]))).astype(np.int64)
+    run_id = files.run_id
+    assert run_id is not None, "an earlier run is read by its name"
+    return EarlierRun(run_id, keys[order], is_ok[order], starts, numbers[by_row], scores[by_row], boxes[by_row])
+
+
+def reaches(scores: npt.NDArray[np.float32], threshold: float) -> npt.NDArray[np.bool_]:
+    """Return which scores reach a threshold, rounded as the page rounds them."""
+    reached: npt.NDArray[np.bool_] = np.round(scores.astype(np.float64), 4) >= threshold - 1e-9
+    return reached
+
+
+@dataclass(slots=True)
+class Drift:
+    """Compares the rows of a report with an earlier run, one row group at a time."""
+
+    earlier: EarlierRun
+    threshold: float
+    most: int
+    images: int = 0
+    only_here: int = 0
+    errors_here: int = 0
+    errors_before: int = 0
+    by_class: defaultdict[int, Counts] = field(default_factory=lambda: defaultdict(lambda: np.zeros(4, np.int64)))
+    _top: Top = field(init=False)
+    _items: dict[str, tuple[tuple[object, ...], ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._top = Top(self.most)
+
+    @property
+    def share(self) -> float:
+        """Boxes that appeared, vanished or moved, of all boxes of both runs; a matched pair counts once."""
+        totals = sum(self.by_class.values(), np.zeros(4, np.int64))
+        return float(totals[1:].sum() / max(1, totals.sum()))
+
+    @property
+    def only_before(self) -> int:
+        """Images of the earlier run that the report does not cover."""
+        return len(self.earlier.keys) - self.images - self.errors_here - self.errors_before
+
+    def add(self, rows: Rows) -> None:
+        """Compare some more rows; those of the earlier run itself are passed over."""
+        run_ids, keys = rows.words("run_id"), _keys(rows)
+        places = np.minimum(np.searchsorted(self.earlier.keys, keys), len(self.earlier.keys) - 1)
+        is_there = self.earlier.keys[places] == keys
+        changes = np.full(len(rows), -np.inf)
+        found: dict[int, tuple[Box, ...]] = {}
+        starts = rows.starts
+        for row, (place, known) in enumerate(zip(places.tolist(), is_there.tolist(), strict=True)):
+            if run_ids[row] == self.earlier.run_id:
+                continue
+            if not known:
+                self.only_here += 1
+            elif not rows.is_ok[row]:
+                self.errors_here += 1
+            elif not self.earlier.is_ok[place]:
+                self.errors_before += 1
+            else:
+                self.images += 1
+                part = slice(starts[row], starts[row] + rows.counts[row])
+                found[row], changes[row] = self._compare(rows, part, place)
+        changes[changes == 0] = -np.inf
+        self._top.offer(changes, lambda row: _with_boxes(example_of(rows, row), found[row]))
+
+    def comparison(self, classes: Classes) -> Comparison:
+        """Return the part of the page about the difference."""
+        names = classes.names
+        order = sorted(self.by_class, key=lambda number: -int(self.by_class[number][1:].sum()))
+        items = [Item(example) for example in self._top.examples()]
+        gallery = PictureRow(
+            "drift", "Most changed", "Images with the most boxes that appeared, vanished or moved.", items
+        )
+        totals = sum(self.by_class.values(), np.zeros(4, np.int64)).tolist()
+        values = {
+            "run_id": self.earlier.run_id,
+            "threshold": self.threshold,
+            "images": self.images,
+            "only_here": self.only_here,
+            "only_before": self.only_before,
+            "errors_here": self.errors_here,
+            "errors_before": self.errors_before,
+            "share": self.share,
+            "totals": totals,
+            "rows": [(names[number], self.by_class[number].tolist()) for number in order],
+            "same_iou": SAME_IOU,
+            "found_iou": FOUND_IOU,
+        }
+        return Comparison("drift.html.j2", values, [gallery])
+
+    def _compare(self, rows: Rows, part: slice, place: int) -> tuple[tuple[Box, ...], int]:
+        """Return the boxes of both rows, each with what became of it, and how many changed."""
+        old = slice(self.earlier.starts[place], self.earlier.starts[place + 1])
+        kept = np.flatnonzero(reaches(rows.scores[part], self.threshold))
+        here = [array[part][kept] for array in (rows.classes, rows.scores, rows.boxes)]
+        before = [array[old] for array in (self.earlier.classes, self.earlier.scores, self.earlier.boxes)]
+        overlaps = box_iou(before[2], here[2])
+        overlaps[before[0][:, None] != here[0][None]] = 0
+        kinds = np.full(len(kept), _APPEARED)
+        is_lost = np.ones(len(before[0]), np.bool_)
+        for index in np.argsort(-overlaps, axis=None, kind="stable").tolist():
+            one, other = divmod(index, len(kept))
+            if overlaps[one, other] < FOUND_IOU:
+                break
+            if is_lost[one] and kinds[other] == _APPEARED:
+                is_lost[one] = False
+                kinds[other] = _SAME if overlaps[one, other] >= SAME_IOU else _MOVED
+        for number, kind in zip(here[0].tolist(), kinds.tolist(), strict=True):
+            self.by_class[number][kind] += 1
+        for number in before[0][is_lost].tolist():
+            self.by_class[number][_VANISHED] += 1
+        roles = np.array([ROLES.index(role) for role in ("found", "moved", "appeared")])[kinds]
+        boxes = [
+            *_boxes(here, roles),
+            *_boxes([array[is_lost] for array in before], [ROLES.index("vanished")] * len(is_lost)),
+        ]
+        return tuple(boxes), int((kinds != _SAME).sum() + is_lost.sum())
+
+
+def _boxes(columns: Sequence[npt.NDArray[Any]], roles: npt.ArrayLike) -> list[Box]:
+    numbers, scores, boxes = (column.tolist() for column in columns)
+    return [
+        (number, round(score, 4), *(round(side, 2) for side in sides), role)
+        for number, score, sides, role in zip(numbers, scores, boxes, np.asarray(roles).tolist(), strict=False)
+    ]
+
+
+def _with_boxes(example: Example, boxes: tuple[Box, ...]) -> Example:
+    return Example(example.uri, example.etag, example.size, example.width, example.height, boxes)
+
+
+def _keys(rows: Rows) -> npt.NDArray[np.uint64]:
+    return np.frombuffer(
+        b"".join(blake2b(uri.encode(), digest_size=8).digest() for uri in rows.words("uri")), np.uint64
+    )

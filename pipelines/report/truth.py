@@ -1,0 +1,290 @@
+"""A report's rows against COCO annotations: AP, confusion, the worst false positives and misses."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from detr.average_precision import NUMBERS, RECALLS
+from detr.coco_results import ResultColumns
+from pipelines.coco.names import ImageNames
+from pipelines.evaluation.annotations import Annotations
+from pipelines.evaluation.evaluate import Evaluation, evaluate_table
+from pipelines.evaluation.table_results import RowChoice, read_table_results
+from pipelines.report.examples import Example
+from pipelines.report.overlaps import areas, box_iou, intersections
+from pipelines.report.page import ROLES, Comparison, Item, PictureRow
+from pipelines.report.rows import Classes, Rows
+from pipelines.store import StoreOptions
+
+MATCH_IOU: Final = 0.5
+CONFUSION_CLASSES: Final = 12
+NOTHING: Final = -1
+"""The place of "nothing found" and "nothing annotated" in a confusion matrix."""
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(slots=True)
+class AnnotatedRows:
+    """The rows of annotated images, collected while the table is read: which address is of which annotated image."""
+
+    annotations: Annotations
+    examples: dict[str, Example] = field(default_factory=dict)
+    _names: ImageNames = field(init=False)
+    _is_placed: dict[str, bool] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._names = ImageNames(self.annotations.by_file_name())
+
+    def add(self, rows: Rows) -> None:
+        """Look at some more rows."""
+        for row, uri in enumerate(rows.words("uri")):
+            match = self._names.find(uri)
+            if match is None or not rows.is_ok[row]:
+                continue
+            if match.name in self.examples and self._is_placed[match.name] >= match.is_placed_alike:
+                continue
+            values = {name: rows.table[name][row].as_py() for name in ("etag", "size", "width", "height")}
+            self.examples[match.name] = Example(uri=uri, boxes=(), **values)
+            self._is_placed[match.name] = match.is_placed_alike
+
+
+@dataclass(slots=True)
+class Mistakes:
+    """What was found where, against the truth, at one score and an IoU of 0.5.
+
+    Attributes:
+        confusion: how often a truth of one class was found as another; `NOTHING` stands for no truth, and not found.
+        false: by image, the detections without truth of their class, best first: rows of that image's detections.
+        missed: by image, truth that no detection of its class found.
+    """
+
+    confusion: Counter[tuple[int, int]] = field(default_factory=Counter)
+    false: dict[int, list[int]] = field(default_factory=dict)
+    missed: dict[int, list[int]] = field(default_factory=dict)
+
+    def add(self, image_id: int, found: tuple[Array, Array], truth: tuple[Array, Array, Array]) -> None:
+        """Compare one image.
+
+        Args:
+            image_id: its number.
+            found: category ids `(N,)` and corners `(N, 4)` of the detections, best first.
+            truth: category ids `(M,)`, corners `(M, 4)`, and which are crowds `(M,)`.
+        """
+        (classes, boxes), (true_classes, true_boxes, is_crowd) = found, truth
+        overlaps = box_iou(boxes, true_boxes)
+        is_free: npt.NDArray[np.bool_] = np.logical_not(is_crowd)
+        false, missed = [], set(np.flatnonzero(is_free).tolist())
+        in_crowd = (intersections(boxes, true_boxes[is_crowd]) >= MATCH_IOU * areas(boxes)[:, None]).any(axis=1)
+        for row, number in enumerate(classes.tolist()):
+            candidates = np.flatnonzero(is_free & (overlaps[row] >= MATCH_IOU)).tolist()
+            if not candidates:
+                if not in_crowd[row]:
+                    self.confusion[NOTHING, number] += 1
+                    false.append(row)
+                continue
+            best = max(candidates, key=lambda one: (true_classes[one] == number, overlaps[row, one]))
+            is_free[best] = False
+            self.confusion[int(true_classes[best]), number] += 1
+            if true_classes[best] == number:
+                missed.discard(best)
+            else:
+                false.append(row)
+        for one in np.flatnonzero(is_free).tolist():
+            self.confusion[int(true_classes[one]), NOTHING] += 1
+        if false:
+            self.false[image_id] = false
+        if missed:
+            self.missed[image_id] = sorted(missed)
+
+
+def compare_with_truth(
+    table_uri: str,
+    rows: AnnotatedRows,
+    classes: Classes,
+    *,
+    run_id: str | None,
+    threshold: float,
+    most: int,
+    options: StoreOptions | None,
+) -> tuple[Evaluation, Comparison]:
+    """Return the figures of a table against annotations, and the part of the page about them.
+
+    Raises:
+        RunStopped: the table does not fit the annotations.
+    """
+    choice = RowChoice(run_id=run_id)
+    annotations = rows.annotations
+    evaluation = evaluate_table(table_uri, annotations, options=options, choice=choice, allow_thresholded=True)
+    results = read_table_results(table_uri, annotations, options=options, choice=choice, allow_thresholded=True)
+    names = {category["id"]: category["name"] for category in annotations.truth["categories"]}
+    found = results.detections.where(results.detections.scores.round(4) >= threshold - 1e-9)
+    found = found.where(np.isin(found.category_ids, list(names)))
+    by_image = _by_image(found)
+    truth = _truth(annotations)
+    mistakes = Mistakes()
+    evaluated = annotations.image_ids - {
+        image["id"]
+        for image in annotations.truth["images"]
+        if image["file_name"] in {*results.missing, *results.errors}
+    }
+    for image_id in sorted(evaluated):
+        parts = by_image.get(image_id, _NO_RESULTS)
+        mistakes.add(image_id, (parts.category_ids, _corners(parts.boxes_xywh)), truth[image_id])
+    # turned pictures would be shown with boxes of another orientation
+    images = {
+        image["id"]: rows.examples[image["file_name"]]
+        for image in annotations.truth["images"]
+        if image["file_name"] in rows.examples and image["file_name"] not in results.turned_back
+    }
+    gallery = _Gallery(images, by_image, truth, mistakes, names, classes)
+    values = {
+        "annotations": annotations.name,
+        "evaluation": evaluation,
+        "numbers": [(name, evaluation.average_precision.numbers()[name]) for name in NUMBERS],
+        "curves": _curves(evaluation),
+        "threshold": threshold,
+        "confusion": _confusion(mistakes.confusion, names),
+    }
+    return evaluation, Comparison("truth.html.j2", values, [gallery.false(most), gallery.missed(most)])
+
+
+@dataclass(frozen=True, slots=True)
+class _Gallery:
+    """Chooses pictures of mistakes and draws detections beside truth."""
+
+    images: dict[int, Example]
+    found: dict[int, ResultColumns]
+    truth: dict[int, tuple[Array, Array, Array]]
+    mistakes: Mistakes
+    names: dict[int, str]
+    classes: Classes
+
+    def false(self, most: int) -> PictureRow:
+        scores = {
+            image_id: float(self.found[image_id].scores[rows[0]]) for image_id, rows in self.mistakes.false.items()
+        }
+        items = [self._item(image_id, self._false_note(image_id)) for image_id in _highest(scores, self.images, most)]
+        note = "Highest score of a box without an annotation of its class. Dashed white: annotations."
+        return PictureRow("false-positives", "Worst false positives", note, items)
+
+    def missed(self, most: int) -> PictureRow:
+        sizes = {
+            image_id: float(areas(self.truth[image_id][1][rows]).max())
+            for image_id, rows in self.mistakes.missed.items()
+        }
+        items = []
+        for image_id in _highest(sizes, self.images, most):
+            lost = Counter(self.names[int(self.truth[image_id][0][row])] for row in self.mistakes.missed[image_id])
+            items.append(
+                self._item(image_id, "missed: " + ", ".join(f"{count} {name}" for name, count in lost.items()))
+            )
+        note = "Largest annotation that no box of its class found. Dashed white: annotations."
+        return PictureRow("misses", "Worst misses", note, items)
+
+    def _false_note(self, image_id: int) -> str:
+        found = self.found[image_id]
+        row = self.mistakes.false[image_id][0]
+        return f"false: {self.names[int(found.category_ids[row])]} {found.scores[row]:.2f}"
+
+    def _item(self, image_id: int, note: str) -> Item:
+        found, (true_classes, true_boxes, _) = self.found.get(image_id, _NO_RESULTS), self.truth[image_id]
+        boxes: list[list[object]] = [
+            [self._number(number), round(score, 4), *np.round(box, 2).tolist(), ROLES.index("found")]
+            for number, score, box in zip(
+                found.category_ids.tolist(), found.scores.tolist(), _corners(found.boxes_xywh), strict=True
+            )
+        ]
+        boxes += [
+            [self._number(number), None, *np.round(box, 2).tolist(), ROLES.index("truth")]
+            for number, box in zip(true_classes.tolist(), true_boxes, strict=True)
+        ]
+        return Item(self.images[image_id], boxes, note)
+
+    def _number(self, category_id: int) -> int:
+        return self.classes.number(self.names[category_id])
+
+
+_NO_RESULTS = ResultColumns.of_rows([])
+
+
+def _highest(keys: dict[int, float], images: dict[int, Example], most: int) -> list[int]:
+    return sorted((one for one in keys if one in images), key=lambda one: (-keys[one], one))[:most]
+
+
+def _by_image(found: ResultColumns) -> dict[int, ResultColumns]:
+    """Return the detections of each image, best first."""
+    ordered = np.lexsort((-found.scores, found.image_ids))
+    found = ResultColumns(
+        *(getattr(found, name)[ordered] for name in ("image_ids", "category_ids", "boxes_xywh", "scores"))
+    )
+    ids, starts = np.unique(found.image_ids, return_index=True)
+    stops = [*starts[1:].tolist(), len(found)]
+    return {
+        image_id: ResultColumns(
+            *(getattr(found, name)[start:stop] for name in ("image_ids", "category_ids", "boxes_xywh", "scores"))
+        )
+        for image_id, start, stop in zip(ids.tolist(), starts.tolist(), stops, strict=True)
+    }
+
+
+def _truth(annotations: Annotations) -> dict[int, tuple[Array, Array, Array]]:
+    """Return category ids, corners and which are crowds, of each image."""
+    rows: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
+    for annotation in annotations.truth["annotations"]:
+        rows[annotation["image_id"]].append(annotation)
+    return {
+        image_id: (
+            np.array([one["category_id"] for one in rows[image_id]], np.int64),
+            _corners(np.array([one["bbox"] for one in rows[image_id]], np.float64).reshape(-1, 4)),
+            np.array([bool(one.get("iscrowd", 0)) for one in rows[image_id]], np.bool_),
+        )
+        for image_id in annotations.image_ids
+    }
+
+
+def _corners(boxes_xywh: Array) -> Array:
+    return np.concatenate([boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]], axis=1)
+
+
+def _curves(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Return precision over recall as paths in a square of 100."""
+    curves = evaluation.average_precision.curves
+    return [
+        {
+            "name": name,
+            "path": "M"
+            + " L".join(
+                f"{100 * recall:g} {100 - 100 * max(0.0, value):.1f}"
+                for recall, value in zip(RECALLS, getattr(curves, name), strict=True)
+            ),
+        }
+        for name in ("AP50", "AP75", "AP")
+    ]
+
+
+def _confusion(counts: Counter[tuple[int, int]], names: dict[int, str]) -> dict[str, Any]:
+    """Return a table of the classes that take part in most mistakes."""
+    wrong: Counter[int] = Counter()
+    for (true, found), count in counts.items():
+        for one in {true, found} - {NOTHING} if true != found else set():
+            wrong[one] += count
+    seen = {one for pair in counts for one in pair} - {NOTHING}
+    shown = sorted(seen, key=lambda one: (-wrong[one], names[one]))[:CONFUSION_CLASSES]
+    places = [*sorted(shown, key=lambda one: names[one]), NOTHING]
+    return {
+        "columns": [names.get(one, "not found") for one in places],
+        "rows": [
+            (
+                names.get(true, "nothing annotated"),
+                [counts[true, found] if (true, found) != (NOTHING, NOTHING) else None for found in places],
+            )
+            for true in places
+        ],
+        "left_out": len(seen) - len(shown),
+    }

@@ -1,0 +1,204 @@
+"""Formats of other tools: what their files hold, which rows come, and what is refused; reading back: tests/readers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from pipelines.exports.export import ExportConfig, export
+from pipelines.exports.images import common_names
+from pipelines.stopped import RunStopped
+from pipelines.store import open_store
+from pipelines.table import Detected, Origin, Row, encode, rows_to_table
+from tests.conftest import S3Server
+
+NOW = datetime(2026, 11, 28, 12, 0, tzinfo=UTC)
+DOG = Detected([18], ("dog",), [0.75], [[10, 20, 60, 40]])
+
+
+def publish(table: str, run_id: str, rows: list[Row], *, days: int = 0) -> None:
+    origin = Origin("detr@1", 0.05, run_id, 0, NOW + timedelta(days=days))
+    open_store(table).put(f"data/{run_id}/00000.parquet", encode(rows_to_table(rows, origin=origin)))
+
+
+def row(uri: str, found: Detected = DOG) -> Row:
+    return Row(uri, width=100, height=50, detections=found)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> str:
+    """Two pictures, one of which two runs labelled, and an error."""
+    place = str(tmp_path / "table")
+    publish(place, "run-1", [row("s3://lake/x/a.jpg"), row("s3://lake/x/sub/b.jpg")])
+    publish(place, "run-2", [row("s3://lake/x/a.jpg"), Row("s3://lake/x/c.jpg", error_kind="denied")], days=1)
+    return place
+
+
+def exported(table: str, out: Path, kind: str, **options: object) -> Path:
+    export(ExportConfig(table, str(out), format=kind, **options))  # type: ignore[arg-type]
+    return out
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_csv_is_a_line_a_box_of_every_row(table: str, tmp_path: Path) -> None:
+    assert exported(table, tmp_path / "out.csv", "csv").read_text() == (
+        "uri,width,height,category_id,label,score,xmin,ymin,xmax,ymax,model\n"
+        "s3://lake/x/a.jpg,100,50,18,dog,0.75,10.0,20.0,60.0,40.0,detr@1\n"
+        "s3://lake/x/sub/b.jpg,100,50,18,dog,0.75,10.0,20.0,60.0,40.0,detr@1\n"
+        "s3://lake/x/a.jpg,100,50,18,dog,0.75,10.0,20.0,60.0,40.0,detr@1\n"
+    )
+
+
+def test_a_coco_data_set_has_each_image_once_and_no_errors(table: str, tmp_path: Path) -> None:
+    data = json.loads(exported(table, tmp_path / "out.json", "coco-dataset").read_text())
+
+    assert data["images"] == [
+        {"id": 1, "file_name": "sub/b.jpg", "width": 100, "height": 50},
+        {"id": 2, "file_name": "a.jpg", "width": 100, "height": 50},
+    ]
+    assert data["categories"] == [{"id": 18, "name": "dog"}]
+    assert data["annotations"][0] == {
+        "id": 1, "image_id": 1, "category_id": 18, "bbox": [10.0, 20.0, 50.0, 20.0], "score": 0.75, "area": 1000.0,
+        "iscrowd": 0,
+    }  # fmt: skip
+    assert data["info"] == {"image_folder": "s3://lake/x/"}
+
+
+def test_megadetector_has_shares_of_the_picture_and_failures(table: str, tmp_path: Path) -> None:
+    data = json.loads(exported(table, tmp_path / "out.json", "megadetector").read_text())
+
+    assert data["images"][0]["detections"] == [{"category": "18", "conf": 0.75, "bbox": [0.1, 0.4, 0.5, 0.4]}]
+    assert data["images"][2] == {"file": "c.jpg", "failure": "denied", "detections": None}
+    assert data["detection_categories"] == {"18": "dog"}
+    assert data["info"]["format_version"] == "1.5"
+
+
+def test_label_studio_tasks_have_percent_and_a_score_for_each_box(table: str, tmp_path: Path) -> None:
+    task = json.loads(exported(table, tmp_path / "out.json", "labelstudio").read_text())[0]
+
+    assert task["data"] == {"image": "s3://lake/x/sub/b.jpg"}
+    (result,) = task["predictions"][0]["result"]
+    assert (result["score"], result["original_width"], result["original_height"]) == (0.75, 100, 50)
+    assert result["value"] == {
+        "x": 10.0, "y": 40.0, "width": 50.0, "height": 40.0, "rotation": 0, "rectanglelabels": ["dog"],
+    }  # fmt: skip
+
+
+def test_yolo_has_a_file_an_image_in_folders_as_the_pictures_are(table: str, tmp_path: Path) -> None:
+    out = exported(table, tmp_path / "out", "yolo")
+
+    assert files(out) == [
+        "_export.json", "data.yaml", "labels/a.txt", "labels/sub/b.txt", "predictions/a.txt", "predictions/sub/b.txt",
+    ]  # fmt: skip
+    assert (out / "labels/a.txt").read_text() == "0 0.350000000 0.600000000 0.500000000 0.400000000\n"
+    assert (out / "predictions/a.txt").read_text() == "0 0.350000000 0.600000000 0.500000000 0.400000000 0.750000\n"
+    assert '"dog"' in (out / "data.yaml").read_text()
+    assert json.loads((out / "_export.json").read_text())["files"] == 5
+
+
+def test_voc_counts_pixels_from_one_to_the_last_one_inside(table: str, tmp_path: Path) -> None:
+    text = (exported(table, tmp_path / "out", "voc") / "Annotations/a.xml").read_text()
+
+    assert "<bndbox><xmin>11.000</xmin><ymin>21.000</ymin><xmax>60.000</xmax><ymax>40.000</ymax></bndbox>" in text
+    assert "<score>0.750000</score>" in text
+
+
+def test_a_folder_of_a_bucket_takes_such_files_too(table: str, moto: S3Server) -> None:
+    out = f"{moto.bucket()}/out"
+    export(ExportConfig(table, out, format="voc", options=moto.options()))
+
+    keys = [entry.key for entry in open_store(out, moto.options()).list()]
+    assert keys == ["Annotations/a.xml", "Annotations/sub/b.xml", "_export.json", "labels.txt"]
+
+
+def test_files_of_a_folder_have_as_many_images_as_importers_take(table: str, tmp_path: Path) -> None:
+    publish(table, "run-3", [row(f"s3://lake/x/{number}.jpg") for number in range(5)])
+
+    out = exported(table, tmp_path / "out", "labelstudio", file_images=3)
+
+    tasks = [len(json.loads((out / name).read_text())) for name in files(out) if name != "_export.json"]
+    assert sum(tasks) == 7
+    assert max(tasks) == 3
+
+
+def test_two_pictures_that_differ_in_their_suffix_are_refused_where_labels_pair_by_name(
+    table: str, tmp_path: Path
+) -> None:
+    publish(table, "run-3", [row("s3://lake/x/a.png")])
+
+    with pytest.raises(RunStopped, match=r"are both called a without their suffix.*coco-dataset instead"):
+        exported(table, tmp_path / "out", "yolo")
+
+
+def test_a_class_number_with_two_names_is_refused(table: str, tmp_path: Path) -> None:
+    publish(table, "run-3", [row("s3://lake/x/d.jpg", Detected([18], ("cat",), [0.5], [[0, 0, 9, 9]]))])
+
+    with pytest.raises(RunStopped, match=r"class 18 is 'dog' in some rows and 'cat' in that of .*Give --model"):
+        exported(table, tmp_path / "out.json", "coco-dataset")
+    assert not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("uris", "names"),
+    [
+        (["s3://b/x/1.jpg", "s3://b/x/y/2.jpg"], ["1.jpg", "y/2.jpg"]),
+        (["s3://b/xy/1.jpg", "s3://b/xz/1.jpg"], ["xy/1.jpg", "xz/1.jpg"]),
+        (["s3://a/1.jpg", "s3://b/1.jpg"], ["a/1.jpg", "b/1.jpg"]),
+        (["s3://a/1.jpg", "file:///d/1.jpg"], ["s3/a/1.jpg", "file/_/d/1.jpg"]),
+        (["s3://b/x/../../1.jpg", "s3://b/2.jpg"], ["x/_/_/1.jpg", "2.jpg"]),
+        (["https://h/1.jpg?X-Amz-Signature=abc", "https://h/2.jpg"], ["1.jpg?X-Amz-Signature=...", "2.jpg"]),
+    ],
+)
+def test_names_are_relative_to_the_folder_of_all_and_stay_inside(uris: list[str], names: list[str]) -> None:
+    from pipelines.store import without_secrets
+
+    found = common_names([pa.chunked_array([pa.array([uri])]) for uri in uris])
+
+    assert [found.of(without_secrets(uri)) for uri in uris] == names
+
+
+@pytest.mark.parametrize(
+    ("out", "options", "sentence"),
+    [
+        ("s3://lake/detections", {}, "does not name an Iceberg table: write NAMESPACE.TABLE"),
+        ("lake.detections", {"latest": True}, "whole files are registered"),
+    ],
+)
+def test_what_iceberg_cannot_have_is_refused(out: str, options: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        ExportConfig("table", out, format="iceberg", **options)  # type: ignore[arg-type]
+
+
+MEMORY = """
+import sys
+from jobs.export import main
+def peak(): return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) // 1024
+main(["--table", sys.argv[1], "--to", sys.argv[2], "--out", sys.argv[3] + "/few"])
+before = peak()
+main(["--table", sys.argv[1] + "-many", "--to", sys.argv[2], "--out", sys.argv[3] + "/many"])
+print(peak() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["csv", "megadetector"])
+def test_memory_does_not_grow_with_the_boxes(kind: str, tmp_path: Path) -> None:
+    """Two hundred thousand boxes; ten million are measured by scripts/measure_exports.py."""
+    found = Detected([18] * 100, ("dog",) * 100, [0.75] * 100, [[10, 20, 60, 40]] * 100)
+    publish(str(tmp_path / "table"), "run-1", [row("s3://lake/x/a.jpg", found)])
+    publish(str(tmp_path / "table-many"), "run-1", [row(f"s3://lake/x/{number}.jpg", found) for number in range(2000)])
+
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(tmp_path / "table"), kind, str(tmp_path / "out")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert int(done.stdout.split()[-1]) < 120

@@ -1,0 +1,92 @@
+"""A report against annotations: AP, confusion, and which mistakes are shown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.evaluation.evaluate import evaluate_table
+from pipelines.report.report import ReportConfig, write_report
+from pipelines.report.truth import NOTHING, Mistakes
+from pipelines.table import Detected
+from tests.pipelines.report.tables import picture, publish, row
+from tests.pipelines.report.test_drift import FOUND, TRUTH, data_of
+
+DOG, CAT = 18, 17
+
+
+@pytest.fixture
+def annotated(tmp_path: Path) -> tuple[str, str]:
+    """In `a` a dog is found and a cat is taken for a dog; in `b` a dog is missed and another invented."""
+    a, b = (picture(tmp_path / "images", f"{name}.png") for name in "ab")
+    publish(
+        str(tmp_path / "table"),
+        [
+            row(a, Detected([DOG, DOG], ("dog", "dog"), [0.9, 0.6], [[0, 0, 20, 20], [40, 0, 60, 20]])),
+            row(b, Detected([DOG], ("dog",), [0.8], [[50, 40, 70, 60]])),
+        ],
+    )
+    boxes = [(1, DOG, [0, 0, 20, 20]), (1, CAT, [40, 0, 20, 20]), (2, DOG, [0, 0, 30, 30])]
+    coco = {
+        "images": [
+            {"id": number, "file_name": f"{name}.png", "width": 80, "height": 60}
+            for number, name in ((1, "a"), (2, "b"))
+        ],
+        "annotations": [
+            {
+                "id": number,
+                "image_id": image,
+                "category_id": category,
+                "bbox": box,
+                "area": box[2] * box[3],
+                "iscrowd": 0,
+            }
+            for number, (image, category, box) in enumerate(boxes, start=1)
+        ],
+        "categories": [{"id": DOG, "name": "dog"}, {"id": CAT, "name": "cat"}],
+    }
+    (tmp_path / "instances.json").write_text(json.dumps(coco))
+    return str(tmp_path / "table"), str(tmp_path / "instances.json")
+
+
+def test_the_figures_are_those_of_the_evaluation(annotated: tuple[str, str], tmp_path: Path) -> None:
+    table, annotations = annotated
+
+    summary = write_report(ReportConfig(table, tmp_path / "r.html", annotations=annotations))
+
+    assert summary.AP == evaluate_table(table, annotations, allow_thresholded=True).average_precision.AP
+    assert f"<dd>{summary.AP:.3f}</dd>" in (tmp_path / "r.html").read_text()
+
+
+def test_false_positives_and_misses_are_shown_beside_the_truth(annotated: tuple[str, str], tmp_path: Path) -> None:
+    write_report(ReportConfig(annotated[0], tmp_path / "r.html", annotations=annotated[1]))
+
+    data = data_of((tmp_path / "r.html").read_text())
+    galleries = {one["id"]: one["items"] for one in data["galleries"]}
+    notes = [
+        (Path(data["pictures"][item["picture"]]["uri"]).name, item["note"]) for item in galleries["false-positives"]
+    ]
+    assert notes == [("b.png", "false: dog 0.80"), ("a.png", "false: dog 0.60")]
+    assert [item["note"] for item in galleries["misses"]] == ["missed: 1 dog", "missed: 1 cat"]
+    names = data["classes"]
+    assert [[names[box[0]], *box[1:]] for box in galleries["misses"][0]["boxes"]] == [
+        ["dog", 0.8, 50, 40, 70, 60, FOUND],
+        ["dog", None, 0, 0, 30, 30, TRUTH],
+    ]
+
+
+def test_confusion_counts_what_was_annotated_and_what_was_found() -> None:
+    mistakes = Mistakes()
+    boxes = np.array([[0, 0, 10, 10], [20, 0, 30, 10], [50, 50, 60, 60], [81, 81, 89, 89]], np.float64)
+    truth = np.array([[0, 0, 10, 10], [20, 0, 30, 10], [70, 0, 79, 9], [80, 80, 99, 99]], np.float64)
+    is_crowd = np.array([False, False, False, True])
+
+    mistakes.add(7, (np.array([1, 1, 2, 1]), boxes), (np.array([1, 2, 1, 1]), truth, is_crowd))
+
+    # the last box lies in a crowd: neither right nor wrong
+    assert dict(mistakes.confusion) == {(1, 1): 1, (2, 1): 1, (NOTHING, 2): 1, (1, NOTHING): 1}
+    assert mistakes.false == {7: [1, 2]}
+    assert mistakes.missed == {7: [1, 2]}
