@@ -226,7 +226,7 @@ def test_a_lightning_checkpoint_is_loaded_by_its_hyper_parameters(small: DetrCon
         assert loaded.config == model.config
         assert same(loaded, model)
     nameless = lightning(tmp_path / "last.ckpt", to_file(model, "original"), lr=1e-4)
-    assert "or name the file so: detr-resnet-50.ckpt" in refusal(nameless)
+    assert "or name the file detr-resnet-50.ckpt" in refusal(nameless)
 
 
 class Bomb:
