@@ -32,7 +32,7 @@ def test_fine_tuning_keeps_what_is_known_by_name_and_says_what_is_new() -> None:
 
     model, trainable_norm = initial_model(FINETUNE, CATEGORIES, say=said.append)
 
-    assert said == ["2 of 3 classes are known to scenes, 1 begin anew: boat"]
+    assert said == ["2 of 3 classes are known to scenes, 1 start from random weights: boat"]
     assert not trainable_norm
     assert model.config.categories == CATEGORIES
     before = detr.load("scenes")
@@ -91,7 +91,7 @@ def test_weights_that_cannot_be_had_stop_the_run(config: TrainConfig, message: s
 
 
 def test_classes_that_cannot_be_told_apart_stop_the_run() -> None:
-    with pytest.raises(RunStopped, match=r"scenes cannot be given the classes: .*'boat' is there 2 times"):
+    with pytest.raises(RunStopped, match=r"scenes cannot be given the classes: .*'boat' appears 2 times"):
         initial_model(FINETUNE, [Category(1, "boat"), Category(2, "boat")], say=print)
 
 
