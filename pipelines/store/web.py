@@ -13,7 +13,7 @@ import fsspec.asyn
 import yarl
 
 from pipelines.retry import retry
-from pipelines.store.answers import Answer, store_error
+from pipelines.store.boto_s3 import plain_etag
 from pipelines.store.interface import (
     CONNECT_SECONDS,
     REQUEST_SECONDS,
@@ -23,7 +23,7 @@ from pipelines.store.interface import (
     TooLarge,
     is_transient,
 )
-from pipelines.store.slow_s3 import plain_etag
+from pipelines.store.responses import Answer, store_error
 from pipelines.store.uris import join_uri, without_secrets
 
 # A server among thousands in a list of images: not worth the minutes that a run's own store is

@@ -176,7 +176,7 @@ def test_a_store_that_is_lost_stops_the_run_and_the_same_command_goes_on_when_it
 ) -> None:
     started = time.monotonic()
     with watched(behind.drivers.table, tmp_path / "history") as seen:
-        stopped = stops(behind, lambda: behind.proxy.go_down(3600.0), "the same command goes on")
+        stopped = stops(behind, lambda: behind.proxy.go_down(3600.0), "un the same command again")
         behind.proxy.come_back()
         out = behind.drivers.finish()
     check("lost", behind, out, seen, time.monotonic() - started, report, stopped=stopped)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipelines.store import AlreadyExists, Archived, Changed, Denied, Misconfigured, NotFound, StoreDown, Throttled
-from pipelines.store.answers import Action, Answer, store_error
+from pipelines.store.responses import Action, Answer, store_error
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def store_error(answer: Answer, action: Action, uri: str) -> StoreError:
     return _about_the_object(status, action, failed, said)
 
 
-def login_is_over(uri: str) -> StoreError:
+def credentials_expired(uri: str) -> StoreError:
     """Return the error for credentials that cannot be renewed."""
     return Misconfigured(f"{uri} cannot be reached: the credentials cannot be renewed. Log in again.")
 

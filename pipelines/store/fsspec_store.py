@@ -11,8 +11,8 @@ import fsspec.asyn
 import s3fs
 
 from pipelines.retry import retry
-from pipelines.store.answers import Action, Answer, store_error
 from pipelines.store.aws import S3Access, client_config
+from pipelines.store.boto_s3 import BotoS3, botocore_answer, plain_etag
 from pipelines.store.interface import (
     AlreadyExists,
     Blob,
@@ -25,7 +25,7 @@ from pipelines.store.interface import (
     is_transient,
     refuse_larger,
 )
-from pipelines.store.slow_s3 import SlowS3, botocore_answer, plain_etag
+from pipelines.store.responses import Action, Answer, store_error
 from pipelines.store.uris import join_uri, scheme_of, without_secrets
 from pipelines.store.walk import Child, walk
 
@@ -120,7 +120,7 @@ class FsspecS3:
     """S3 read through s3fs, for those who must; listed and written through botocore, which s3fs itself is made of."""
 
     def __init__(
-        self, slow: SlowS3, bucket: str, root: str, folder: str, *, access: S3Access, retry_seconds: float
+        self, slow: BotoS3, bucket: str, root: str, folder: str, *, access: S3Access, retry_seconds: float
     ) -> None:
         """Take the bucket, its URI, and the folder ("" or with a slash at its end) below which keys are relative."""
         self._slow = slow
@@ -190,7 +190,7 @@ class FsspecS3:
                 return Blob(data, plain_etag(answer.get("ETag")))
             raise failure
 
-        return self._slow.told_apart(
+        return self._slow.not_found_or_denied(
             path, lambda: retry(read, budget_seconds=self._retry_seconds, is_retryable=is_transient)
         )
 
