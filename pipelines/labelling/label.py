@@ -27,7 +27,7 @@ from pipelines.labelling.limits import DECODE_SECONDS
 from pipelines.labelling.model_names import named_as_before
 from pipelines.labelling.plan import PlanConfig
 from pipelines.labelling.planning import Planner
-from pipelines.labelling.progress import Progress
+from pipelines.labelling.progress import Progress, WithUnfinishedShards
 from pipelines.labelling.ray_runner import Actors, RayRunner, cluster_is_given
 from pipelines.labelling.reach import check_answers
 from pipelines.labelling.run import RunRequest, check_run_id
@@ -270,7 +270,7 @@ def label(
 
     Args:
         config: What to label with what.
-        on_progress: Called whenever something is done, mostly in this thread.
+        on_progress: Called whenever something is done, mostly in this thread, never by two threads at once.
         afterwards: Takes over ending a local Ray, which takes a second or two: it is ended when this is closed. None:
             before this function returns.
 
@@ -279,14 +279,21 @@ def label(
         RunStopped: the run cannot go on; a sentence says why. What is committed stays, the same call goes on there.
     """
     began = time.monotonic()
-    show = on_progress or (lambda _: None)
+    progress = WithUnfinishedShards(on_progress or (lambda _: None))
+    show = progress.show
     show(Progress("listing images and reading the table"))
     check_answers([(uri, config.image_options) for uri in config.images])
     check_answers([(f"{config.table.rstrip('/')}/", config.table_options)])  # its folder is all that must be listed
     listing = list_objects(config.images, options=config.image_options, keep=config.keep, table=config.table)
     try:
         with watching() as watchdog, ExitStack() as before_the_lease:
-            runner = RayRunner(_spec(config), _actors(config), show=show, watchdog=watchdog)
+            runner = RayRunner(
+                _spec(config),
+                _actors(config),
+                show=show,
+                show_unfinished=progress.show_unfinished,
+                watchdog=watchdog,
+            )
             before_the_lease.callback(runner.close)
             model = _identify(config, runner)  # before anything is written
             table = open_store(config.table, config.table_options)

@@ -14,6 +14,7 @@ from detr.config import DetrConfig
 from detr.finetune import with_categories
 from detr.imagenet import load_backbone
 from detr.model import Detr
+from detr.size_rule import Resizing
 from pipelines.models import load_model, short_name
 from pipelines.shards.reader import ShardIndex
 from pipelines.stopped import RunStopped
@@ -92,7 +93,9 @@ def initial_model(
             _load_backbone(model, config)
     if config.shorter or config.longest:
         shorter, longest = config.shorter or model.config.shorter, config.longest or model.config.longest
-        model.config = replace(model.config, shorter=shorter, longest=longest, resizing="original", box=(0, 0))
+        kept = model.config.resizing == "transformers"  # else these sides replace a box
+        resizing: Resizing = "transformers" if kept else "original"
+        model.config = replace(model.config, shorter=shorter, longest=longest, resizing=resizing, box=(0, 0))
     return model, trainable_norm
 
 

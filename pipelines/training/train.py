@@ -10,11 +10,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from pipelines.cluster import connected, node_resources, refuse_local
 from pipelines.coco.text import USABLE
 from pipelines.create_only import refuse_overwriting
+from pipelines.models import identify_model
 from pipelines.shards.checks import UNUSABLE
 from pipelines.shards.reader import INDEX_KEY, ShardIndex, read_index
 from pipelines.stopped import RunStopped
@@ -108,8 +110,14 @@ def train(
         if sentence is not None:
             tell(sentence)
         resumed = manifest is not None and manifest.latest is not None
+        if not resumed and config.finetune is not None:
+            identify_model(config.finetune, config.options)  # before Ray, which takes long to start
         show(TrainProgress("connecting to Ray"))
-        with connected(verbose=config.verbose):
+        # outside: workers that are killed leave theirs, and they live until Ray has ended
+        with (
+            TemporaryDirectory(prefix="ray-detr-train-", ignore_cleanup_errors=True) as scratch,
+            connected(verbose=config.verbose),
+        ):
             refuse_local(config.places(), are_shared=config.shared_folders)
             group = choose_group(
                 node_resources(),
@@ -133,7 +141,7 @@ def train(
                 run = open_run(store, configuration, start_id=start_id, now=datetime.now(UTC), versions=_versions())
                 write_start(run, config, index, say=tell)
             show(TrainProgress("starting workers"))
-            starts = fit(config, group, configuration, show, start_id=start_id, versions=_versions())
+            starts = fit(config, group, configuration, show, start_id=start_id, versions=_versions(), scratch=scratch)
         manifest = read_manifest(store)
         assert manifest is not None
         return _summary(config, manifest, starts, began, resumed=resumed, was_finished=False)
