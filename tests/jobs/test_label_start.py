@@ -30,7 +30,9 @@ def labelled(folder: Path) -> tuple[str, str]:
     write_scenes(lake, 3, 4, sizes={(96, 128): 1})
     store, model = open_store(str(table)), identify_model("scenes", StoreOptions())
     now = SystemClock().now()
-    run, _ = start_run(store, RunRequest(model.id, model.sha256, {}, 2, {}), now=now, tail="0001")
+    run, _ = start_run(
+        store, RunRequest(model.id, model.sha256, {"threshold": 0.05, "precision": "fp32"}, 2, {}), now=now, tail="0001"
+    )
     listing = list_objects([str(lake)])
     segments: list[PlannedSegment] = list(
         write_plan(store, run.run_id, listing, lambda objects: [False] * len(objects), shard_images=2)
@@ -69,7 +71,9 @@ def test_a_start_with_nothing_to_do_imports_neither_torch_nor_ray_and_writes_not
 
     assert done.stdout == "nothing to do: all 3 images are labelled by scenes@e6f655dc846c\n"
     assert json.loads(done.stderr.splitlines()[-1]) == []
-    assert done.stderr.splitlines()[:-1] == ["  listing images and reading the table", "  planning"]
+    note, *stages = done.stderr.splitlines()[:-1]
+    assert note.startswith("note: the model scenes knows six drawn shapes only")
+    assert stages == ["  listing images and reading the table", "  planning"]
     assert files(table) == before
 
 
