@@ -2,6 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
+ON_ALL_CORES := -n auto --maxprocesses 4
 FAST := not ray and not s3 and not slow and not faults and not gpu
 SOURCES := detr pipelines jobs tests scripts
 DEMO ?= demo
@@ -28,7 +29,8 @@ demo: .venv/.ready ## draw scenes, label them through Ray into a table, query it
 	@$(BIN)/python -m jobs.demo --out $(DEMO)
 
 test: .venv/.ready ## everything that needs no service, no root and no GPU, under 20 minutes
-	$(PYTEST) -m "not s3 and not gpu and not long"
+	$(PYTEST) $(ON_ALL_CORES) --dist worksteal -m "$(FAST)"
+	$(PYTEST) $(ON_ALL_CORES) --dist loadfile -m "(ray or slow or faults) and not s3 and not gpu and not long"
 
 lint: .venv/.ready ## format, lint and strict types
 	$(BIN)/ruff format --check $(SOURCES)
@@ -36,7 +38,7 @@ lint: .venv/.ready ## format, lint and strict types
 	$(BIN)/mypy
 
 check: lint ## lint, and the fast tests: under 5 minutes
-	$(PYTEST) -n auto --dist worksteal -m "$(FAST)"
+	$(PYTEST) $(ON_ALL_CORES) --dist worksteal -m "$(FAST)"
 	@$(MAKE) --no-print-directory audit
 
 audit: .venv/.ready ## ask for known vulnerabilities of the locked packages; says so where nobody answers

@@ -68,7 +68,9 @@ def load(ref: str | os.PathLike[str], *, variant: str | None = None) -> Detr:
         network = _empty(config)
         return _filled(network, from_file(tensors, network, layout, source=source))
     if variant is not None:
-        raise CheckpointError(f"checkpoint {source}: a directory says itself what it is; variant is for a .pth file.")
+        raise CheckpointError(
+            f"checkpoint {source}: variant is only for .pth files; a directory has its own configuration."
+        )
     return _load_directory(path, source)
 
 

@@ -248,8 +248,7 @@ class Detector:
         self.batch_size = min(self.batch_size, self._most_images)
         note = (
             f"{self.device} has too little memory for {len(batch)} images of {height} x {width} pixels at once: "
-            f"{reason}. From now on it is given {self._most_images} at most; a smaller batch size avoids the failed "
-            "attempts."
+            f"{reason}. The batch size is now {self._most_images}; a smaller --batch-size avoids the failed attempts."
         )
         logging.getLogger(__name__).warning("%s", note)
         self._notes.append(note)
@@ -324,9 +323,9 @@ def choose_device(device: str) -> torch.device:
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"device: {device!r} is none of auto, cpu, cuda, cuda:N") from error
+        raise ValueError(f"device: {device!r} is not one of auto, cpu, cuda, cuda:N") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device: {device!r} was asked for, but torch {torch.__version__} sees no GPU here")
+        raise ValueError(f"device: {device!r} was asked for, but torch {torch.__version__} finds no GPU")
     return chosen
 
 

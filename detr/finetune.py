@@ -101,8 +101,8 @@ def _refuse_doubles(categories: Sequence[Category]) -> None:
     twice = sorted(name for name, count in names.items() if count > 1)
     if twice:
         raise ValueError(
-            f"categories: {twice[0]!r} is there {names[twice[0]]} times under different ids; detections could not be "
-            "told apart. Rename or merge them."
+            f"categories: {twice[0]!r} appears {names[twice[0]]} times with different ids, so detections would be "
+            "ambiguous. Rename or merge them."
         )
 
 

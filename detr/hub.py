@@ -61,7 +61,7 @@ def fetch(repo: str, revision: str | None) -> Path:
         info = HfApi().model_info(repo, revision=revision, timeout=ANSWER_SECONDS)
     except GatedRepoError as error:
         raise CheckpointError(
-            f"model {source}: the hub wants its terms accepted first. Accept them on its page, and set HF_TOKEN."
+            f"model {source}: its terms must be accepted first. Accept them on its page, and set HF_TOKEN."
         ) from error
     except RevisionNotFoundError as error:
         raise CheckpointError(f"model {source}: {repo} has no revision {revision!r}.") from error
@@ -82,7 +82,7 @@ def fetch(repo: str, revision: str | None) -> Path:
     else:
         return directory
     # outside the `except`: the hub's errors show signed addresses, to which it sends its clients for large files
-    raise ModelUnreachable(f"model {source}: the download failed ({reason}). Try again; what is complete is kept.")
+    raise ModelUnreachable(f"model {source}: the download failed ({reason}). Try again; complete files are kept.")
 
 
 def _cached(repo: str, revision: str | None, source: str, cause: Exception) -> Path:
@@ -108,8 +108,8 @@ def _cached(repo: str, revision: str | None, source: str, cause: Exception) -> P
 
 def _unreachable(source: str, cause: Exception) -> ModelUnreachable:
     return ModelUnreachable(
-        f"model {source}: the hub cannot be reached ({_brief(cause)}), and its cache has not got all of the model. "
-        "Connect, or give a local directory."
+        f"model {source}: the hub cannot be reached ({_brief(cause)}), and the local cache does not have the whole "
+        "model. Connect to the network, or give a local directory."
     )
 
 

@@ -29,7 +29,7 @@ def read_avif(data: bytes) -> Header:
         elif kind == b"imir" and content:
             mirror = 1 + (content[0] & 1)
     if size is None:
-        raise UnreadableImage("the AVIF does not say how large its picture is")
+        raise UnreadableImage("the AVIF does not contain its picture size")
     width, height = size
     return upright_header("AVIF", height, width, exif=exif_of(data, meta), orientation=_ORIENTATIONS[turns][mirror])
 

@@ -157,12 +157,12 @@ def _stranger(data: bytes) -> NotAnImage | UnsupportedImage:
         if b"<svg" in start:
             return NotAnImage("the file is a drawing (SVG), not pixels; render it to PNG first")
         if b"<html" in start or b"<!doctype html" in start:
-            return NotAnImage("the file is a web page: whatever fetched it was given a page, perhaps of an error")
+            return NotAnImage("the file is a web page: the server sent a page, perhaps an error message")
         return NotAnImage("the file is XML, perhaps the error of an object store saved under the name of an image")
     for signature, name in _OTHERS.items():
         if data.startswith(signature):
             return NotAnImage(f"the file is {name}")
-    return NotAnImage(f"the file begins with {data[:8]!r}, which no known image format does")
+    return NotAnImage(f"the file begins with {data[:8]!r}, which is not a known image format")
 
 
 def _read_jpeg(data: bytes) -> Header:
@@ -202,7 +202,7 @@ def _read_jpeg(data: bytes) -> Header:
     if components not in (1, 3, 4):
         raise UnsupportedImage(f"a JPEG of {components} components, which no colour space has")
     if height == 0:
-        raise UnsupportedImage("a JPEG that tells its height after its first scan (DNL); write it anew")
+        raise UnsupportedImage("a JPEG with its height after the first scan (DNL); save it again")
     return upright_header("JPEG", height, width, exif=exif)
 
 
@@ -219,7 +219,7 @@ def _read_webp(data: bytes) -> Header:
         bits = int.from_bytes(data[21:25], "little")
         return upright_header("WEBP", 1 + (bits >> 14 & 0x3FFF), 1 + (bits & 0x3FFF))
     if kind != b"VP8X":
-        raise UnreadableImage(f"the WebP begins with a chunk {kind!r}, which is no picture")
+        raise UnreadableImage(f"the WebP begins with a chunk {kind!r}, which is not a picture")
     width, height = (1 + int.from_bytes(data[start : start + 3], "little") for start in (24, 27))
     exif, start = None, 12
     while start + 8 <= riff_end and exif is None:

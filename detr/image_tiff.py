@@ -45,9 +45,9 @@ def read_tiff(data: bytes) -> Header:
     if _DNG in numbers or data[8:10] == b"CR" or (numbers.get(_REDUCED) == 1 and _SUB_DIRECTORIES in numbers):
         raise UnsupportedImage("a camera's raw file; develop it to JPEG or TIFF first")
     if _WIDTH not in numbers or _HEIGHT not in numbers:
-        raise UnreadableImage("the TIFF does not say how large its picture is")
+        raise UnreadableImage("the TIFF does not contain its picture size")
     if numbers.get(_TILE_WIDTH, 1) * numbers.get(_TILE_HEIGHT, 1) > _TILE_PIXELS:
-        raise UnreadableImage("the TIFF claims tiles larger than any picture")
+        raise UnreadableImage("the TIFF has tiles larger than any picture")
     orientation, taken_at = read_directory(data, offset, order, big=big)
     header = upright_header("TIFF", numbers[_HEIGHT], numbers[_WIDTH], orientation=orientation)
     return Header(header.height, header.width, orientation, "TIFF", taken_at)
@@ -88,7 +88,7 @@ def picture_of_tiff(data: bytes) -> bytes:
             raise TruncatedImage("the TIFF ends before its pixels do")
         kept[entry.tag] = entry
     if value_bytes > len(data):
-        raise UnreadableImage("the tags of the TIFF claim more bytes than it has")
+        raise UnreadableImage("the tags of the TIFF refer to more bytes than it has")
     entries = b"".join(struct.pack(order + ("HHQ8s" if big else "HHL4s"), *kept[tag]) for tag in sorted(kept))
     count = struct.pack(order + ("Q" if big else "H"), len(kept))
     # In place of the old one, which is never shorter: if the file grew, a cut strip would go on into what was added.
@@ -125,5 +125,5 @@ def _values(data: bytes, entry: Entry, order: str) -> bytes:
 def _integers(data: bytes, entry: Entry, order: str) -> tuple[int, ...]:
     letter = _INTEGERS.get(entry.kind)
     if letter is None or entry.values == 0:
-        raise UnreadableImage(f"tag {entry.tag} of the TIFF is no number")
+        raise UnreadableImage(f"tag {entry.tag} of the TIFF is not a number")
     return struct.unpack(f"{order}{entry.values}{letter}", _values(data, entry, order))

@@ -60,7 +60,7 @@ def _read(path: Path, source: str) -> Mapping[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"backbone {source}: it is damaged or no safetensors file ({error}).") from error
+        raise CheckpointError(f"backbone {source}: it is damaged or not a safetensors file ({error}).") from error
 
 
 def _download(name: str) -> Mapping[str, Tensor]:

@@ -108,7 +108,7 @@ def _given(tensors: Mapping[str, Tensor], layout: Layout, source: str) -> dict[s
             continue
         usual = usual_name(bare, layout)
         if usual in given:
-            raise CheckpointError(f"checkpoint {source}: {usual!r} is there twice, in two spellings.")
+            raise CheckpointError(f"checkpoint {source}: {usual!r} appears twice, in two spellings.")
         given[usual] = tensors[name]
     return given
 

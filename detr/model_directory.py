@@ -85,7 +85,9 @@ def shard_names(index: Path, *, source: str) -> tuple[str, ...]:
         raise CheckpointError(f"checkpoint {source}: {index.name} has no weight_map.")
     for shard in weight_map.values():
         if not isinstance(shard, str) or not _SHARD.fullmatch(shard):  # never a path that leads elsewhere
-            raise CheckpointError(f"checkpoint {source}: {index.name} names {shard!r}, which is no shard's name.")
+            raise CheckpointError(
+                f"checkpoint {source}: {index.name} names {shard!r}, which is not the name of a shard."
+            )
     return tuple(sorted(set(weight_map.values())))
 
 

@@ -50,8 +50,8 @@ def read_weights_file(path: Path, variant: str | None, *, source: str) -> tuple[
         _check_agreement(config, named, variant, source)
     if config is None and named is None:
         raise CheckpointError(
-            f"checkpoint {source}: neither name nor content tells which DETR it is (plain and DC5 hold the same "
-            f"weights). Give variant, one of {', '.join(VARIANTS)}, or name the file so: detr-resnet-50{path.suffix}."
+            f"checkpoint {source}: neither its name nor its content shows which DETR it is (plain and DC5 hold the "
+            f"same weights). Give variant, one of {', '.join(VARIANTS)}, or name the file detr-resnet-50{path.suffix}."
         )
     if config is None:
         config = VARIANTS[named or ""]

@@ -29,18 +29,21 @@ def report(evaluation: "Evaluation") -> str:
     ]
     if evaluation.matched_otherwise:
         others = _counted(len(evaluation.matched_otherwise), "image is", "images are")
-        lines.append(f"{others} spelled or placed otherwise than annotated ({_some(evaluation.matched_otherwise)})")
+        lines.append(
+            f"{others} spelled or placed differently from the annotations ({_some(evaluation.matched_otherwise)})"
+        )
     if evaluation.turned_back:
         turned = _counted(len(evaluation.turned_back), "image was", "images were")
         lines.append(
-            f"{turned} annotated as stored, unturned by EXIF: boxes were turned back ({_some(evaluation.turned_back)})"
+            f"{turned} annotated as stored, before EXIF rotation: boxes were rotated back "
+            f"({_some(evaluation.turned_back)})"
         )
     if evaluation.other_size:
         sizes = _counted(len(evaluation.other_size), "image has", "images have")
-        lines.append(f"{sizes} another size than the annotations say ({_some(evaluation.other_size)})")
+        lines.append(f"{sizes} another size than in the annotations ({_some(evaluation.other_size)})")
     if evaluation.unread:
         unread = _some(evaluation.unread)
-        lines.append(f"{len(evaluation.unread):,} of these could not be read again to see how it is turned ({unread})")
+        lines.append(f"{len(evaluation.unread):,} of these could not be read again to check their rotation ({unread})")
     return "\n".join([*lines, *_threshold_cost(evaluation)])
 
 
@@ -57,7 +60,7 @@ def _left_out(evaluation: "Evaluation") -> list[str]:
         (evaluation.errors, f"image is an error in {where}", f"images are errors in {where}"),
     ):
         if names:
-            lines.append(f"{_counted(len(names), one, several)}: nothing counts as found there ({_some(names)})")
+            lines.append(f"{_counted(len(names), one, several)}: nothing counts as detected there ({_some(names)})")
     if evaluation.unannotated:
         rows = _counted(evaluation.unannotated, "row of the table is of an image", "rows of the table are of images")
         lines.append(f"{rows} without annotations: left out")
@@ -71,7 +74,7 @@ def _left_out(evaluation: "Evaluation") -> list[str]:
 FINDINGS = {
     "annotations_of_no_image": ("is of an image", "are of images", "that the annotations do not declare: left out"),
     "undeclared_categories": (
-        "has a category", "have categories", "that the annotations do not declare: nothing counts as found there"),
+        "has a category", "have categories", "that the annotations do not declare: nothing counts as detected there"),
     "boxes_missing": ("has no box", "have no box", "of four numbers: left out"),
     "boxes_not_finite": ("has a box", "have boxes", "with a side that is not a finite number: left out"),
     "boxes_without_area": ("has a box", "have boxes", "without area: never found"),
@@ -96,21 +99,22 @@ def _of_annotations(evaluation: "Evaluation") -> list[str]:
     if numbers["AP"] < 0:
         lines.append("AP is undefined: the images have no annotation that is of a declared category and not of a crowd")
     elif sizes:
-        lines.append(f"figures called none are undefined: no annotated box is {' or '.join(sizes)}")
+        lines.append(f"figures shown as none are undefined: no annotated box is {' or '.join(sizes)}")
     return lines
 
 
 def _threshold_cost(evaluation: "Evaluation") -> list[str]:
     lines = []
     if evaluation.kept_classes is not None:
-        lines.append(f"only {_some(evaluation.kept_classes)} were kept: of other classes nothing counts as found")
+        lines.append(f"only {_some(evaluation.kept_classes)} were kept: nothing counts as detected for other classes")
     cost = evaluation.threshold_cost
     if cost is not None:
         lower = evaluation.average_precision.AP - cost.AP_doubled
         short = _counted(cost.short_images, "image has", "images have")
         lines += [
-            f"below score {cost.threshold:.3g} nothing was kept: AP is lower than the model's, by how much is unknown",
-            f"{short} fewer than the 100 detections that official models begin with; a threshold of "
+            f"detections with a score below {cost.threshold:.3g} were not kept: the AP is lower than the model's by an "
+            "unknown amount",
+            f"{short} fewer than the 100 detections of an official model; a threshold of "
             f"{cost.doubled:.3g} would cost {lower:.4f} more",
         ]
     return lines

@@ -6,6 +6,7 @@ ray-detr detect photos/ --model facebook/detr-resnet-50 --draw drawn
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,28 +43,46 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one line of JSON for each image")
     args = parser.parse_args(argv)
+    from jobs.progress import Drawing, shown
     from pipelines.detect import Unseen, detect, find_images, open_detector
     from pipelines.stopped import RunStopped
 
     try:
         images = find_images(args.images)
-        detector = open_detector(args.model, threshold=args.threshold, device=args.device, precision=args.precision)
     except ValueError as error:
         parser.error(str(error))
-
+    drawing: Drawing[int] = Drawing(
+        is_running=lambda done: done >= 0,
+        line=lambda done: "  loading the model" if done < 0 else f"  detect  {done:,} of {len(images):,} images",
+        done=lambda done: (done, len(images)),
+    )
+    output, errors = sys.stdout, sys.stderr  # a bar takes their names over
     note_on_model(args.model)
     seen = 0
-    for result in detect(images, detector, draw=args.draw):
-        if args.json:
-            print(json.dumps(asdict(result), default=str), flush=True)
-        if isinstance(result, Unseen):
-            print(f"cannot read {result.image}: {result.error_kind}: {result.error}", file=sys.stderr)
-            continue
-        seen += 1
-        if not args.json:
-            print(report(result), flush=True)
+    # on a terminal the results themselves show how far it is
+    with nullcontext(_ignore) if output.isatty() else shown(errors, drawing) as on_progress:
+        on_progress(-1)
+        try:
+            detector = open_detector(args.model, threshold=args.threshold, device=args.device, precision=args.precision)
+        except ValueError as error:
+            parser.error(str(error))
+        on_progress(0)
+        for done, result in enumerate(detect(images, detector, draw=args.draw), 1):
+            on_progress(done)
+            if args.json:
+                print(json.dumps(asdict(result), default=str), file=output, flush=True)
+            if isinstance(result, Unseen):
+                print(f"cannot read {result.image}: {result.error_kind}: {result.error}", file=sys.stderr)
+                continue
+            seen += 1
+            if not args.json:
+                print(report(result), file=output, flush=True)
     if not seen:
         raise RunStopped(f"none of the {len(images):,} images could be read.")
+
+
+def _ignore(_: int) -> None:
+    """Show nothing."""
 
 
 def report(seen: "Seen") -> str:

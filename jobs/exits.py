@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NoReturn
 
+from jobs._interrupts import Interrupts
+
 DONE = 0
 SYSTEM_FAILURE = 1  # the world is the reason; the same command goes on from there
 WRONG_USE = 2  # argparse's own
@@ -24,7 +26,7 @@ class BudgetExceeded(Exception):
 def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> None:
     """Call a command and leave the process with its exit code.
 
-    A system failure is one sentence on standard error; a bug keeps its traceback.
+    A system failure is one sentence on standard error; a bug keeps its traceback. Ctrl-C is `jobs._interrupts`.
     """
     # imported here so that `--help` needs nothing heavy; both modules are light
     from pipelines.stopped import LeaseHeld, RunStopped, WrongUse
@@ -32,6 +34,7 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
     for stream in (sys.stdout, sys.stderr):
         _escape_what_it_cannot_encode(stream)
     before = signal.signal(signal.SIGTERM, _terminated)
+    interrupts = Interrupts(INTERRUPTED)
     try:
         main(argv)
         sys.stdout.flush()  # here, where a reader that is gone is still ours to deal with
@@ -58,6 +61,7 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
         sys.exit(SYSTEM_FAILURE)
     finally:
         signal.signal(signal.SIGTERM, before)
+        interrupts.restore()
 
 
 def _escape_what_it_cannot_encode(stream: object) -> None:

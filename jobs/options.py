@@ -139,8 +139,9 @@ def add_retry_option(parser: argparse.ArgumentParser) -> None:
     """Add what decides which errors of earlier runs are tried again."""
     parser.add_argument(
         "--retry-errors",
-        choices=("passing", "all"),
-        default="passing",
+        type=lambda text: "transient" if text == "passing" else text,  # its former name
+        choices=("transient", "all"),
+        default="transient",
         help="which images with error rows to label again: those with transient errors, or all (%(default)s)",
     )
 
@@ -200,7 +201,8 @@ def check_stays(parser: argparse.ArgumentParser, option: str, uri: str | None) -
     if RAY_JOB_FOLDER in path.as_posix():
         parser.error(
             f"{option} {uri}: the job runs in a temporary folder of Ray ({Path.cwd()}), which Ray removes with all "
-            "that is written there. Give a path that begins with /, or the address of a store, such as s3://bucket/folder."
+            "that is written there. Give a path that begins with /, or the address of a store, such as "
+            "s3://bucket/folder."
         )
 
 
@@ -224,7 +226,7 @@ def minutes(text: str) -> float:
     """Return a time above 0."""
     value = _number(text, float)
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is no number of minutes above 0")
+        raise argparse.ArgumentTypeError(f"{text} is not a number of minutes above 0")
     return value
 
 

@@ -44,7 +44,12 @@ def shown(stream: TextIO, drawing: Drawing[P], *, line_seconds: float = LINE_SEC
     Between two calls the time goes on and is shown: a shard or an evaluation may take minutes.
     """
     # a descriptor of its own: Ray's C++ lines are kept off descriptor 2 while a pool starts
-    own = os.fdopen(os.dup(stream.fileno()), "w", buffering=1, encoding=stream.encoding, errors="backslashreplace")
+    try:
+        descriptor = stream.fileno()
+    except OSError:  # not of the operating system: a notebook's, or a test's
+        yield from _show(stream, drawing, line_seconds)
+        return
+    own = os.fdopen(os.dup(descriptor), "w", buffering=1, encoding=stream.encoding, errors="backslashreplace")
     with own:
         yield from _show(own, drawing, line_seconds)
 

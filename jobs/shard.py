@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from jobs.exits import run
 from jobs.options import CommandParser, add_s3_options, check_stays, count, share
+from jobs.plan import size
 
 if TYPE_CHECKING:
     from pipelines.shards.sharding import ShardProgress, ShardSummary
@@ -23,36 +24,36 @@ SHOWN_EXAMPLES = 3
 
 # what can be found, in the order in which it is printed, and what is done about it
 FINDINGS: Mapping[str, tuple[str, str]] = {
-    "left_out_missing": ("images that are not there", "left out"),
-    "left_out_denied": ("images refused to these credentials", "left out"),
+    "left_out_missing": ("images that do not exist", "left out"),
+    "left_out_denied": ("images that these credentials may not read", "left out"),
     "left_out_archived": ("images in an archive class", "left out"),
     "left_out_unreadable": ("images that cannot be decoded", "left out"),
-    "left_out_too_extreme": ("images too narrow for training, which would have a side of 0 pixels", "left out"),
-    "left_out_other_size": ("images of another size than the json says", "left out"),
+    "left_out_too_extreme": ("images too narrow for training: a side would have 0 pixels", "left out"),
+    "left_out_other_size": ("images whose size differs from the json", "left out"),
     "left_out_repeated_id": ("images with the id of an earlier one", "left out"),
-    "left_out_outside_folder": ("images whose names lead out of the folder", "left out"),
+    "left_out_outside_folder": ("images whose names lead outside the folder", "left out"),
     "annotations_left_out": ("annotations of images that are left out", "left out with them"),
     "annotations_of_no_image": ("annotations of images that the json does not declare", "left out"),
-    "categories_left_out": ("categories that no annotation has and that no name tells apart", "left out"),
+    "categories_left_out": ("unused categories without a name of their own", "left out"),
     "images_numbered": ("images whose ids are not numbers", "numbered 1, 2, ...; the ids are kept"),
-    "images_respelled": ("images whose files are spelled otherwise than in the json", "matched"),
-    "images_without_size": ("images whose height and width the json does not tell", "read from the picture"),
+    "images_respelled": ("images whose file names are spelled differently in the json", "matched"),
+    "images_without_size": ("images without height and width in the json", "read from the picture"),
     "numbers_as_text": ("annotations with numbers written as text", "read as numbers"),
     "duplicate_pictures": ("images with the same bytes as another one", "kept"),
-    "objects_not_named": ("objects in the folder that the json does not name", "not read"),
-    "images_turned_upright": ("images annotated upright, as their EXIF turns them", "training will turn them"),
+    "objects_not_named": ("objects in the folder that are not in the json", "not read"),
+    "images_turned_upright": ("images annotated upright, after EXIF rotation", "training will turn them"),
     "images_of_ambiguous_turn": (
-        "images turned by EXIF whose size does not tell how they were annotated",
-        "as --ambiguous-exif says",
+        "images rotated by EXIF whose size does not show how they were annotated",
+        "taken as --ambiguous-exif says",
     ),
     "images_without_annotations": ("images without annotations", "kept"),
-    "crowds": ("annotations of crowds", "kept as such, training will pass over them"),
-    "undeclared_categories": ("annotations of a category that is not declared", "kept, training will drop them"),
-    "boxes_missing": ("annotations without a box of four numbers", "kept, training will drop them"),
-    "boxes_not_finite": ("boxes with a side that is no finite number", "kept, training will drop them"),
-    "boxes_without_area": ("boxes without area", "kept, training will drop them"),
-    "boxes_outside": ("boxes outside of their image", "kept, training will drop them"),
-    "boxes_over_the_edge": ("boxes over the edge of their image", "kept, training will cut them off there"),
+    "crowds": ("annotations of crowds", "kept, training will ignore them"),
+    "undeclared_categories": ("annotations of a category that is not declared", "kept, training will ignore them"),
+    "boxes_missing": ("annotations without a box of four numbers", "kept, training will ignore them"),
+    "boxes_not_finite": ("boxes with a side that is not a finite number", "kept, training will ignore them"),
+    "boxes_without_area": ("boxes without area", "kept, training will ignore them"),
+    "boxes_outside": ("boxes outside of their image", "kept, training will ignore them"),
+    "boxes_over_the_edge": ("boxes over the edge of their image", "kept, training will clip them"),
 }
 
 
@@ -152,10 +153,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def report(summary: "ShardSummary") -> str:
     """Return what was found, and what was done about it."""
-    size = f"{summary.size_bytes / 1e9:,.2f} GB"
     files = f"{summary.files:,} file" + ("" if summary.files == 1 else "s")
     if summary.was_done:
-        return f"nothing to do: {summary.out} has all {summary.images:,} images, {size} in {files}"
+        return f"nothing to do: {summary.out} has all {summary.images:,} images, {size(summary.size_bytes)} in {files}"
     lines = [
         f"found: {what}: {summary.report[kind]:,}, {done}{_some(summary.examples.get(kind, ()))}"
         for kind, (what, done) in FINDINGS.items()
@@ -167,7 +167,7 @@ def report(summary: "ShardSummary") -> str:
     lines += [
         f"done: {summary.images:,} images with {summary.annotations:,} annotations in {duration(summary.seconds)} "
         f"({rate:,.1f} images/s)",
-        f"shards: {summary.out}, {size} in {files}",
+        f"shards: {summary.out}, {size(summary.size_bytes)} in {files}",
     ]
     return "\n".join(lines)
 

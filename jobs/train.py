@@ -200,7 +200,7 @@ def report(summary: "TrainSummary") -> str:
         lines.append("  ".join(f"{name} {shown_figure(value)}" for name, value in list(numbers.items())[:6]))
     lines += [
         f"model: {summary.model}, checkpoint {summary.checkpoint}",
-        f"label: python -m jobs.label --model {summary.model} --images URI --table URI",
+        f"label: ray-detr label --model {summary.model} --images URI --table URI",
     ]
     return "\n".join(lines)
 

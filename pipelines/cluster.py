@@ -23,6 +23,7 @@ from ray._private import ray_constants, services
 from ray._raylet import Config  # type: ignore[attr-defined]  # compiled, its annotations lack it
 from ray.autoscaler.sdk import request_resources
 from ray.data import DataContext
+from ray.exceptions import AuthenticationError
 
 from pipelines.stopped import RunStopped
 from pipelines.store.uris import LOCAL_ROOT, split_uri
@@ -88,6 +89,8 @@ def _connect(*, verbose: bool) -> None:
         _check_answers(address)
         try:
             ray.init(address=address, logging_level=level, log_to_driver=verbose)
+        except AuthenticationError as error:
+            raise RunStopped(_token_sentence(error)) from error
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise RunStopped(
                 f"no Ray cluster answers at {address} ({first_line(error)}). "
@@ -110,14 +113,26 @@ def _connect(*, verbose: bool) -> None:
                     _node_ip_address=LOOPBACK,
                     _temp_dir=_temporary_folder(),
                 )
+        except AuthenticationError as error:
+            raise RunStopped(_token_sentence(error)) from error
         except Exception as error:
             # Ray 2.60 raises a bare `Exception` where its node does not register in time
             if not isinstance(error, ConnectionError | RuntimeError | OSError) and type(error) is not Exception:
                 raise
             raise RunStopped(
-                f"a local Ray does not start: {first_line(error)} Run the same command again when the machine is less "
-                "busy; `--verbose` shows Ray's messages."
+                f"a local Ray could not be started: {first_line(error)} Run the same command again when the machine is "
+                "less busy; `--verbose` shows Ray's messages."
             ) from error
+
+
+def _token_sentence(error: AuthenticationError) -> str:
+    """Return what is wrong with the token that processes of a cluster show each other, and what to do."""
+    reason = first_line(error).partition(" Ensure that ")[0].removesuffix(".")
+    mode = os.environ.get("RAY_AUTH_MODE")
+    return (
+        f"Ray's token is missing or not that of the cluster ({reason}). RAY_AUTH_MODE is {mode}: "
+        "set RAY_AUTH_TOKEN_PATH to the file that holds the cluster's token, as docs/security.md says."
+    )
 
 
 @contextmanager
@@ -217,8 +232,8 @@ def refuse_local(uris: Sequence[str], *, are_shared: bool) -> None:
     count = len(hosts())
     if count > 1:
         raise RunStopped(
-            f"{local[0]} is a local folder, and the cluster has {count} machines: each would use a disk of its own. "
-            "Give an object store's address, such as s3://bucket/folder, or --shared-folders if this path is the same "
+            f"{local[0]} is a local folder, and the cluster has {count} machines: each would use its own disk. Use an "
+            "address of an object store, such as s3://bucket/folder, or --shared-folders if this path is the same "
             "folder on every machine."
         )
 
@@ -272,25 +287,27 @@ def wait_for_pool(
     Raises:
         RunStopped: the cluster cannot hold `least` actors after that time.
     """
-    deadline = time.monotonic() + 60 * minutes
-    is_waiting = False
-    while True:
-        try:
-            pool = choose_pool(node_resources(), least, most, device=device)
-        except RunStopped as too_small:
-            if time.monotonic() >= deadline:
-                waited = f" It did not grow within {minutes:g} minutes (--node-minutes)." if is_waiting else ""
-                raise RunStopped(f"{too_small}{waited}") from too_small
-        else:
-            if is_waiting:
-                request_resources(bundles=[])  # the pool's own actors keep the nodes from now on
-            return pool
-        if not is_waiting:
-            is_waiting = True
-            on_wait()
-            needs = {"CPU": 1, "GPU": 1} if device == "cuda" else {"CPU": 1}
-            request_resources(bundles=[needs] * (least or 1))
-        time.sleep(NODE_POLL_SECONDS)
+    try:
+        return choose_pool(node_resources(), least, most, device=device)
+    except RunStopped:
+        if not minutes:
+            raise
+    needs = {"CPU": 1, "GPU": 1} if device == "cuda" else {"CPU": 1}
+    request_resources(bundles=[needs] * (least or 1))
+    try:
+        on_wait()
+        deadline = time.monotonic() + 60 * minutes
+        while True:
+            try:
+                return choose_pool(node_resources(), least, most, device=device)
+            except RunStopped as too_small:
+                if time.monotonic() > deadline:
+                    raise RunStopped(
+                        f"{too_small} It did not grow within {minutes:g} minutes (--node-minutes)."
+                    ) from too_small
+            time.sleep(NODE_POLL_SECONDS)
+    finally:
+        request_resources(bundles=[])  # the autoscaler would keep the nodes for ever; actors hold them from now on
 
 
 def room_sentence(pool: Pool) -> str:

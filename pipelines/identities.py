@@ -77,7 +77,12 @@ def answer(place: str) -> dict[str, object]:
 def _ask(place: str) -> Identified:
     request = json.dumps({"path": sys.path, "place": place})
     done = subprocess.run(  # noqa: S603 - this Python, with code of ours
-        [sys.executable, "-c", _CHILD], input=request, stdout=subprocess.PIPE, text=True, check=False
+        [sys.executable, "-c", _CHILD],
+        input=request,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+        start_new_session=True,  # Ctrl-C of a terminal is this process's to answer
     )
     if done.returncode:
         raise RunStopped(

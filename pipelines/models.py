@@ -154,7 +154,7 @@ def _fetch(uri: str, options: StoreOptions) -> Path:
     except OSError as error:
         raise RunStopped(
             f"the model {without_secrets(uri)} cannot be kept on this machine: {error}. "
-            "Make room, or name another folder in XDG_CACHE_HOME."
+            "Free some space, or set XDG_CACHE_HOME to another folder."
         ) from error
     return local / names[0] if uri.endswith(SINGLE_FILES) else local
 

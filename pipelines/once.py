@@ -24,7 +24,7 @@ def put_once(store: Store, key: str, data: bytes) -> bytes:
         except AlreadyExists:
             return store.get(key).data
         except StoreError as error:
-            if not error.is_passing or not left:
+            if not error.is_transient or not left:
                 raise
         else:
             return data

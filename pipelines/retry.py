@@ -1,4 +1,4 @@
-"""Calling again what failed for a passing reason, within a budget of time."""
+"""Retries of transient failures within a time budget."""
 
 from __future__ import annotations
 

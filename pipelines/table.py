@@ -35,8 +35,8 @@ PERMANENT_KINDS: Final = frozenset(
     }
 )
 # The world is the reason: the next run tries again.
-PASSING_KINDS: Final = frozenset({"missing", "denied", "archived", "fetch_failed"})
-ERROR_KINDS: Final = PERMANENT_KINDS | PASSING_KINDS
+TRANSIENT_KINDS: Final = frozenset({"missing", "denied", "archived", "fetch_failed"})
+ERROR_KINDS: Final = PERMANENT_KINDS | TRANSIENT_KINDS
 
 ROW_GROUP_ROWS: Final = 32_768  # four to a file of a GPU run: engines that know no page index skip something too
 

@@ -72,9 +72,7 @@ class Watchdog:
             if still >= max(stage.patience_seconds, 2 * stage.named_after_seconds):
                 stage.named_after_seconds = still
                 detail = stage.detail()
-                self._tell(
-                    f"{stage.name}: nothing has moved for {still / 60:.0f} min" + (f"; {detail}" if detail else "")
-                )
+                self._tell(f"{stage.name}: no progress for {still / 60:.0f} min" + (f"; {detail}" if detail else ""))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import pytest
 from obstore.store import MemoryStore
 
 from pipelines.store import Store, StoreOptions, memory_store, open_store
-from pipelines.store.native import NativeStore
+from pipelines.store.obstore_store import ObstoreStore
 
 # before torch is imported: on busy cores its threads wait for each other, 20 times as long with these small networks
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -99,7 +99,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if kind == "local":
         return open_store(str(tmp_path / "store"))
     if kind == "native":
-        return NativeStore(MemoryStore(), "az://container", "a folder/", slow=None, retry_seconds=0.0)
+        return ObstoreStore(MemoryStore(), "az://container", "a folder/", slow=None, retry_seconds=0.0)
     server: S3Server = request.getfixturevalue(kind.partition("-")[0])
     via = "fsspec" if kind.endswith("fsspec") else "auto"
     return open_store(f"{server.bucket()}/a folder", server.options(via=via))

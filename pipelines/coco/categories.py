@@ -24,9 +24,7 @@ def read_categories(entries: object, used: Collection[int], name: str) -> tuple[
         RunStopped: the list is empty, or a category has no usable id, the id of another one, or no name.
     """
     if not isinstance(entries, list) or not entries:
-        raise RunStopped(
-            f"annotations {name}: there are no categories, so this is not what COCO's instances files hold."
-        )
+        raise RunStopped(f"annotations {name}: there are no categories, so this is not a COCO instances file.")
     categories: list[Category] = []
     for position, entry in enumerate(entries):
         category_id = whole(entry.get("id"), MOST_INT32) if isinstance(entry, dict) else None

@@ -123,7 +123,7 @@ def read_coco(data: bytes, *, name: str) -> CocoText:
     except RecursionError as error:
         raise RunStopped(f"annotations {name}: a value is nested too deeply to be COCO's.") from error
     if not images.hashes:
-        raise RunStopped(f"annotations {name}: there are no images, so this is not what COCO's instances files hold.")
+        raise RunStopped(f"annotations {name}: there are no images, so this is not a COCO instances file.")
     hashes = np.array(images.hashes, np.int64)
     is_repeated, nearest = _places(hashes, np.array(annotations.hashes, np.int64))
     place = np.where(np.array(annotations.has_image, np.bool_), nearest, NOWHERE)
@@ -203,7 +203,7 @@ class _Images:
     def add(self, image: object, start: int, end: int) -> None:
         position = len(self.hashes)
         if not isinstance(image, dict):
-            raise RunStopped(f"annotations {self._name}: images[{position}] is no object.")
+            raise RunStopped(f"annotations {self._name}: images[{position}] is not an object.")
         key, file_name = id_key(image.get("id")), image.get("file_name")
         wrong = [] if key is not None else ["id"]
         if not isinstance(file_name, str) or not file_name:
@@ -238,7 +238,7 @@ class _Annotations:
 
     def add(self, annotation: object, start: int, end: int) -> None:
         if not isinstance(annotation, dict):
-            raise RunStopped(f"annotations {self._name}: annotations[{len(self.hashes)}] is no object.")
+            raise RunStopped(f"annotations {self._name}: annotations[{len(self.hashes)}] is not an object.")
         key = id_key(annotation.get("image_id"))
         self.has_image.append(key is not None)
         self.hashes.append(0 if key is None else id_hash(key))
@@ -308,14 +308,14 @@ def _walk(text: str, lists: dict[str, Callable[[object, int, int], None]], name:
         key, place = _DECODER.raw_decode(text, place)
         place = _after_space(text, _after(text, ":", place))
         if key in seen:
-            raise RunStopped(f"annotations {name}: the field {key!r} is there twice, and only one can be meant.")
+            raise RunStopped(f"annotations {name}: the field {key!r} appears twice. Keep one of them.")
         seen.add(key)
         if key not in lists:
             other[key], place = _DECODER.raw_decode(text, place)
         elif text.startswith("[", place):
             place = _walk_list(text, place, lists[key])
         else:
-            raise RunStopped(f"annotations {name}: {key} is no list, so this is not what COCO's instances files hold.")
+            raise RunStopped(f"annotations {name}: {key} is not a list, so this is not a COCO instances file.")
         place = _next(text, place, "}")
     place = _after_space(text, place + 1)
     if place != len(text):
@@ -323,8 +323,7 @@ def _walk(text: str, lists: dict[str, Callable[[object, int, int], None]], name:
     missing = [key for key in lists if key not in seen]
     if missing:
         raise RunStopped(
-            f"annotations {name}: there are no {' and no '.join(missing)}, so this is not what COCO's instances files "
-            "hold."
+            f"annotations {name}: there are no {' and no '.join(missing)}, so this is not a COCO instances file."
         )
     return other
 

@@ -82,7 +82,7 @@ def read_annotations(
         repeated = document["images"][int(coco.is_repeated.argmax())]["id"]
         raise RunStopped(f"annotations {name}: two images have the id {repeated!r:.80}. Give each an id of its own.")
     if not coco.annotations:
-        raise RunStopped(f"annotations {name}: there are no annotations, so there is nothing to measure by.")
+        raise RunStopped(f"annotations {name}: there are no annotations, so nothing can be measured.")
     truth = normal_truth(document)
     chosen = frozenset(
         image["id"] for image in truth["images"] if picture_size in (None, (image["height"], image["width"]))
@@ -120,4 +120,4 @@ def _no_such_size(truth: Json, picture_size: tuple[int, int] | None) -> str:
     height, width = picture_size or (0, 0)
     sizes = Counter((image["height"], image["width"]) for image in truth["images"] if image["height"] is not None)
     shown = ", ".join(f"{one} x {other} ({count:,})" for (one, other), count in sizes.most_common(6))
-    return f"no annotated image is {height} x {width} (height x width). The most frequent are {shown or 'not told'}."
+    return f"no annotated image is {height} x {width} (height x width). The most frequent are {shown or 'unknown'}."

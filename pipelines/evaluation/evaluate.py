@@ -55,7 +55,7 @@ class Evaluation:
         turned_back: file names of those that were annotated as stored: their boxes were turned back by EXIF.
         other_size: file names of those whose row and annotation disagree about height and width and that could not be
             turned back.
-        unread: those of `other_size` whose picture could not be read again to see how it is turned.
+        unread: those of `other_size` whose picture could not be read again to check their rotation.
         unannotated: rows of images that are not annotated; they play no part.
         undeclared: detections of categories that the annotations do not declare; they play no part.
         detections: how many were measured.
@@ -65,7 +65,7 @@ class Evaluation:
         kept_classes: where the rows keep some classes only: of the others nothing counts as found.
         models: whose detections these are, as rows name it; none where there are no rows of any of the images.
         annotations_sha256: what the figures can be compared by: equal for equal images, boxes and classes.
-        matched_otherwise: sentences about images whose file is spelled or placed otherwise than annotated.
+        matched_otherwise: sentences about images whose file is spelled or placed differently from the annotations.
         annotation_findings: what is wrong with the annotations, as sharding finds it: counts by kind.
         annotation_examples: a few sentences for each.
     """

@@ -213,8 +213,8 @@ def _write_list(images: Sequence[LakeObject]) -> Path:
         Path(partial.name).replace(file)  # two evaluations may write the same list at once
     except OSError as error:
         raise RunStopped(
-            f"the list of images cannot be kept in {folder}: {error.strerror}. Make room, or name another folder in "
-            "XDG_CACHE_HOME."
+            f"the list of images cannot be kept in {folder}: {error.strerror}. Free some space, or set XDG_CACHE_HOME "
+            "to another folder."
         ) from error
     return file
 

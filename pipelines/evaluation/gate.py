@@ -80,12 +80,12 @@ def check_comparable(baseline: Baseline, annotations: Annotations) -> None:
     if baseline.images != images:
         raise RunStopped(
             f"baseline {baseline.name} was measured on {baseline.images:,} images, and {images:,} are annotated here: "
-            "figures over other images cannot be compared. Measure the model in use on these."
+            "figures for different images cannot be compared. Measure the model in use on these."
         )
     if baseline.annotations_sha256 != annotations.sha256:
         raise RunStopped(
-            f"baseline {baseline.name} was measured by other annotations than {annotations.name} (their digests are "
-            f"{baseline.annotations_sha256[:12]} and {annotations.sha256[:12]}). Measure the model in use by these."
+            f"baseline {baseline.name} was measured with other annotations than {annotations.name} (their digests are "
+            f"{baseline.annotations_sha256[:12]} and {annotations.sha256[:12]}). Measure the model in use with these."
         )
 
 
@@ -99,7 +99,8 @@ def compare_with_baseline(evaluation: Evaluation, baseline: Baseline, *, max_dro
     if evaluation.threshold != baseline.threshold:
         raise RunStopped(
             f"baseline {baseline.name} is of detections with threshold {_threshold(baseline.threshold)}, these have "
-            f"{_threshold(evaluation.threshold)}: their figures cannot be compared. Measure both alike."
+            f"{_threshold(evaluation.threshold)}: their figures cannot be compared. Measure both with the same "
+            "threshold."
         )
     _check_measured(baseline.AP, f"baseline {baseline.name}")
     now = evaluation.average_precision.AP

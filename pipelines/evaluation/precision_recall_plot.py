@@ -24,7 +24,7 @@ def check_can_plot(file: Path) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
     except ImportError as error:
         raise RunStopped(
-            "a plot needs matplotlib, which is not installed: pip install 'ray-detr[plot]', or leave --plot away."
+            "a plot needs matplotlib, which is not installed: pip install 'ray-detr[plot]', or omit --plot."
         ) from error
     known = FigureCanvasAgg.get_supported_filetypes()
     if file.suffix.removeprefix(".").lower() not in known:
@@ -40,7 +40,7 @@ def plot_precision_recall(measured: AveragePrecision, file: Path, *, title: str)
     from matplotlib.figure import Figure  # a figure of its own: no window, nothing global
 
     if measured.AP < 0:
-        raise RunStopped("there are no annotations to measure precision by, so there is no curve to draw.")
+        raise RunStopped("there are no annotations, so there is no curve to draw.")
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.add_subplot()
     for name, words, colour in _LINES:

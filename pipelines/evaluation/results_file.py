@@ -96,7 +96,7 @@ def _read_row(row: object, image_numbers: Mapping[int | str, int]) -> ResultRow:
         raise ValueError("is not an object")  # noqa: TRY004 - the file is wrong, not who calls
     missing = [field for field in FIELDS if field not in row]
     if missing:
-        hint = ": results of masks or key points have no AP of boxes" if missing == ["bbox"] else ""
+        hint = ": results of masks or key points have no box AP" if missing == ["bbox"] else ""
         raise ValueError(f"has no {' and no '.join(missing)}{hint}")
     key, category_id = id_key(row["image_id"]), whole(row["category_id"])
     if key is None:

@@ -24,7 +24,7 @@ from pipelines.parquet_files import open_listed, parquet_of
 from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import Entry, Store, StoreError, StoreOptions, Stores, join_uri, open_store, without_secrets
 from pipelines.strict_json import parse_object
-from pipelines.table import PASSING_KINDS, check_columns, read_metadata
+from pipelines.table import TRANSIENT_KINDS, check_columns, read_metadata
 
 HEADER_THREADS: Final = 16  # pictures whose headers are fetched at once
 
@@ -61,7 +61,7 @@ class TableResults:
         unread: those of `other_size` whose height and width are exchanged and whose picture could not be read again,
             to see by which EXIF orientation.
         unannotated: rows of images that are not annotated.
-        matched_otherwise: sentences about images whose file is spelled or placed otherwise than annotated.
+        matched_otherwise: sentences about images whose file is spelled or placed differently from the annotations.
         short: images with fewer detections than `queries`.
         threshold: the highest of the rows.
         classes: names of the classes that were kept, where a run kept some only; None is all.
@@ -228,7 +228,7 @@ def _current_rows(
             one, other = names.of_the_same_last_part(ambiguous)[:2]
             raise RunStopped(
                 f"{ambiguous} may be of the annotated images {one!r} and {other!r}, and no row of the table lies in "
-                "the folders that the annotations name. Label the images where their paths end as annotated."
+                "the folders that the annotations name. Label images whose paths end in the annotated names."
             )
         sentences = tuple(f"{name} is {uri}" for name, uri in sorted(respelled.items()))
         return placed, total - counted[True], sentences
@@ -254,7 +254,7 @@ def _row(uri: str, value: Json, place: tuple[str, int, int]) -> _Row:
         width=value["width"],
         model=value["model"],
         threshold=value["threshold"],
-        rank=(value["error_kind"] not in PASSING_KINDS, value["labelled_at"], value["run_id"]),
+        rank=(value["error_kind"] not in TRANSIENT_KINDS, value["labelled_at"], value["run_id"]),
         place=place,
     )
 
@@ -264,7 +264,7 @@ def _keep_current(current: dict[str, _Row], match: NameMatch, row: _Row) -> None
     if known.uri != row.uri:
         raise RunStopped(
             f"the table has two images of the file name {match.name!r}, by which rows are matched: {known.uri} and "
-            f"{row.uri}. Choose one run by --run-id, or evaluate a table that has one of them."
+            f"{row.uri}. Choose one run with --run-id, or evaluate a table that has one of them."
         )
     if row.rank > known.rank:
         current[match.name] = row
@@ -274,8 +274,8 @@ def _models(rows: Mapping[str, _Row]) -> tuple[str, ...]:
     models = tuple(sorted({row.model for row in rows.values()}))
     if len(models) > 1:
         raise RunStopped(
-            f"the current rows are of {len(models)} models, {', '.join(models)}: the figure would be nobody's. "
-            "Choose one run by --run-id."
+            f"the current rows are of {len(models)} models, {', '.join(models)}: the figures would belong to none of "
+            "them. Choose one run with --run-id."
         )
     return models
 

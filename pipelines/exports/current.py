@@ -1,9 +1,8 @@
-"""Which row of a table is the current one of its image, where several runs or models have labelled it.
+"""Selects the current row of each image, for images that several runs or models have labelled.
 
-Of an image's rows the newest that says something of its picture: `ok`, or an error whose reason is the bytes. Rows of
-passing errors say that there was nothing to be had at that moment, and count where there are no others. Newest is by
-`labelled_at`, then by `run_id` and `shard`. `current_query` says the same in SQL. Rows of one model and other settings
-are chosen among in the same way, unless one settings value is named.
+The current row is the newest one with status `ok` or a permanent error; if there is none, the newest transient error.
+Newest is by `labelled_at`, then by `run_id` and `shard`. Rows of one model with several settings compete with each
+other, unless one settings value is given. `current_query` is the same in SQL.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import pyarrow.parquet as pq
 from pipelines.labelling.labelled import KEY_BYTES, Keys
 from pipelines.labelling.recorded_settings import RecordedSettings, columns_of
 from pipelines.parquet_files import parquet_of
-from pipelines.table import PASSING_KINDS
+from pipelines.table import TRANSIENT_KINDS
 
 _SAYS_SOMETHING: Final = 2**62  # above all times, which are microseconds since 1970
 
@@ -60,12 +59,12 @@ def current_rows(
                 assert recorded is not None, "whoever names settings knows the table"
                 mask = mask & with_settings(rows, settings, recorded)
             rows = rows.filter(pa.array(mask))
-            is_passing = pc.is_in(rows["error_kind"].cast(pa.string()), value_set=pa.array(sorted(PASSING_KINDS)))
+            is_transient = pc.is_in(rows["error_kind"].cast(pa.string()), value_set=pa.array(sorted(TRANSIENT_KINDS)))
             times = rows["labelled_at"].cast(pa.int64()).to_numpy()
             uris = rows["uri"].to_pylist()
         masks.append(mask)
         keys.append(np.frombuffer(b"".join(map(_hash, uris)), f"S{KEY_BYTES}"))
-        ranks.append(times + np.where(is_passing.to_numpy(), 0, _SAYS_SOMETHING))
+        ranks.append(times + np.where(is_transient.to_numpy(), 0, _SAYS_SOMETHING))
     if keys:
         is_current = _is_current(np.concatenate(keys), np.concatenate(ranks))
         for mask, part in zip(masks, _cut(is_current, [len(one) for one in keys]), strict=True):
@@ -75,7 +74,7 @@ def current_rows(
 
 def current_query(table: str, model: str | None = None, settings: str | None = None) -> str:
     """Return SQL for DuckDB that gives the same rows: of `table`, a URI without a slash at its end."""
-    kinds = ", ".join(f"'{kind}'" for kind in sorted(PASSING_KINDS))
+    kinds = ", ".join(f"'{kind}'" for kind in sorted(TRANSIENT_KINDS))
     wanted = {"model": model, "settings": settings}
     chosen = [
         f"{name} = '{value.replace(chr(39), 2 * chr(39))}'" for name, value in wanted.items() if value is not None

@@ -102,7 +102,7 @@ class ExportConfig:
             raise ValueError(f"out: {self.out} may be one of several formats. Choose one with --to: {kinds}.")
         if self.format is not None and not self.out.endswith(f".{SUFFIXES[self.format]}"):
             raise ValueError(
-                f"out: {self.out} does not end in .{SUFFIXES[self.format]}. Change the suffix, or leave the format."
+                f"out: {self.out} does not end in .{SUFFIXES[self.format]}. Change the suffix, or omit the format."
             )
         if self.file_images is not None:
             raise ValueError("file images: one file holds all images. Name a folder, whose files are numbered.")
@@ -185,7 +185,7 @@ def copy_rows(
                 settings.update({one["values"]: one["counts"] for one in counts})
             if not written and (config.model, config.settings) != (None, None):
                 raise WrongUse(
-                    f"table {table.uri} has no rows{_of(config)}. `python -m jobs.runs` tells its models and settings."
+                    f"table {table.uri} has no rows{_of(config)}. `ray-detr runs` lists its models and settings."
                 )
             chosen = {
                 "latest": config.latest or config.is_of_images,

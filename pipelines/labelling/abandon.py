@@ -40,7 +40,7 @@ def abandon_run(table: Store, run_id: str | None = None, *, token: str, clock: C
         StoreError: the store refused.
     """
     if run_id is not None and all(run.run_id != run_id for run in list_runs(table)):
-        raise WrongUse(f"table {table.uri} has no run {run_id}. `python -m jobs.runs` lists those that it has.")
+        raise WrongUse(f"table {table.uri} has no run {run_id}. `ray-detr runs` lists its runs.")
     if _unfinished(table, run_id) is None:
         return None  # before anything is written, such as a lease to a place that is no table
     store = refuse_overwriting(table, what="a table", loss="two runs could lose each other's rows")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, TypeVar
 
-from pipelines.store import StoreError, is_passing
+from pipelines.store import StoreError, is_transient
 
 SUCCESSES_A_STEP: Final = 50
 
@@ -57,7 +57,7 @@ class AdaptiveLimit:
         try:
             result = attempt()
         except StoreError as error:
-            if is_passing(error):
+            if is_transient(error):
                 self._cut(cuts)
             raise
         self._succeeded()

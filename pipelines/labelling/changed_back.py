@@ -16,7 +16,7 @@ from pipelines.parquet_files import open_listed, parquet_of
 from pipelines.store import Entry, Store, join_uri
 from pipelines.table import check_columns
 
-KIND: Final = "fetch_failed"  # passing: whatever the object is at the next run, the plan of that run sees it
+KIND: Final = "fetch_failed"  # transient: whatever the object is at the next run, the plan of that run sees it
 
 _TEXT: Final = "BYTE_ARRAY"  # of Parquet
 
@@ -66,7 +66,7 @@ def without_second_rows(
     said = {
         "status": "error",
         "error_kind": KIND,
-        "error": "the object changed while the run went on, back to a version whose row the table has already",
+        "error": "the object changed during the run, back to a version that already has a row in the table",
         "detections": None,
     }
     for name, value in said.items():

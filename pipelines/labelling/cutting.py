@@ -22,6 +22,9 @@ _LOOKUP_IMAGES = 8_192  # looked up in the labelled keys at once
 
 IsLabelled = Callable[[Sequence[LakeObject]], Iterable[bool]]
 
+# which images with error rows are labelled again; "passing" is the former name of "transient" and still accepted
+RetryErrors = Literal["transient", "all", "passing"]
+
 
 @dataclass(frozen=True, slots=True)
 class Selection:
@@ -37,7 +40,7 @@ class Selection:
     max_images: int | None = None
     sample: int | None = None
     seed: int = 0
-    retry_errors: Literal["passing", "all"] = "passing"
+    retry_errors: RetryErrors = "transient"
 
 
 def cut_segments(

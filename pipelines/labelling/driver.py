@@ -184,13 +184,13 @@ def run_labelling(
             )
     labelling_seconds = clock.monotonic() - began
     segments = [planned for planned in read_manifest(table, run.run_id) if planned.ending is None]
-    with start.watchdog.stage("counting what is published"):
+    with start.watchdog.stage("counting published rows"):
         totals = verify_run(table, run.run_id, run.layout, segments)
     finish_run(table, run.run_id, now=clock.now(), totals=_record(totals))
     try:
         remove_parts(table, run.run_id, threads=threads)
     except StoreError as error:  # the run is finished all the same, and the next start removes them first of all
-        logging.getLogger(__name__).warning("parts of run %s could not be removed: %s", run.run_id, error)
+        logging.getLogger(__name__).warning("parts of run %s could not be deleted: %s", run.run_id, error)
     return RunResult(
         run=run,
         resumed=found.resumed,
@@ -339,7 +339,7 @@ class _Start:
             return labelled, Look(self.listing, _contains(labelled, moved), self.selection)
 
     def _read_labelled(self, settings: str | None) -> LabelledKeys:
-        with self.watchdog.stage("reading what is labelled already"):
+        with self.watchdog.stage("reading the table"):
             return read_labelled(
                 self.table,
                 self.request.model,

@@ -20,7 +20,7 @@ from pipelines.store import (
     Stores,
     Throttled,
     TooLarge,
-    is_passing,
+    is_transient,
     split_uri,
     without_secrets,
 )
@@ -148,12 +148,12 @@ class Fetcher:
         return blob
 
     def _read_for(self, item: LakeObject, seconds: float) -> Blob:
-        """Read an object, again while it fails for a passing reason, for so long."""
+        """Read an object; retry transient failures for so long."""
         read = partial(self._read, item)
         return retry(
             read if is_web(item) else partial(self._limit.learn, read),
             budget_seconds=seconds,
-            is_retryable=is_passing,
+            is_retryable=is_transient,
             clock=self._clock,
         )
 
@@ -171,8 +171,8 @@ class Fetcher:
         if size in (None, len(blob.data)):
             return blob
         raise StoreDown(
-            f"{without_secrets(item.uri)} was cut off: {len(blob.data):,} of {size:,} bytes came. "
-            "Check what lies between here and the store, then run again."
+            f"{without_secrets(item.uri)} was cut off: {len(blob.data):,} of {size:,} bytes arrived. "
+            "Check proxies and the network, then run again."
         )
 
     def _refuse_if_all_is_denied(self, item: LakeObject, refusal: Denied) -> None:
@@ -185,11 +185,11 @@ class Fetcher:
         if canary is None:
             return
         try:
-            self._touch(canary, is_retryable=lambda error: isinstance(error, Denied) or is_passing(error))
+            self._touch(canary, is_retryable=lambda error: isinstance(error, Denied) or is_transient(error))
         except Denied as error:
             raise LakeUnreadable(
-                f"{refusal} {without_secrets(canary)}, which was read before, is refused now too: the credentials "
-                "are over, or their rights were taken back."
+                f"{refusal} {without_secrets(canary)}, which was read before, is now refused, too: the credentials "
+                "have expired or their rights were revoked."
             ) from error
         except (NotFound, Archived):
             return
@@ -200,9 +200,9 @@ class Fetcher:
         """Whether the store of an image that keeps failing answers for others, be it that it has no such object."""
         uri = self._canaries.get(split_uri(item.uri)[0], f"{item.uri}.{uuid.uuid4().hex}")
         try:
-            self._touch(uri, is_retryable=is_passing)
+            self._touch(uri, is_retryable=is_transient)
         except StoreError as error:
-            return not (is_passing(error) or isinstance(error, Misconfigured))
+            return not (is_transient(error) or isinstance(error, Misconfigured))
         return True
 
     def _touch(self, uri: str, *, is_retryable: Callable[[Exception], bool]) -> None:

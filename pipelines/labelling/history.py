@@ -48,7 +48,7 @@ class RunSummary:
 
 
 def summarise_runs(table: Store, *, threads: int = THREADS) -> Iterator[RunSummary]:
-    """Yield what became of each run of a table, oldest first.
+    """Yield what became of each run of a table, oldest first; ended runs of no image, as of earlier releases, not.
 
     Of a finished run its record says it; of another the footers of its table files are fetched, one after the other in
     each thread.
@@ -61,13 +61,16 @@ def summarise_runs(table: Store, *, threads: int = THREADS) -> Iterator[RunSumma
         end = read_end(table, run.run_id)
         state = end.state if end is not None else read_state(table, run.run_id)
         totals = _totals(table, run, end, threads)
+        planned = _planned(table, run)
+        if end is not None and not planned and not totals.rows:
+            continue
         yield RunSummary(
             run_id=run.run_id,
             state=state,
             model=run.model,
             started_at=run.started_at,
             ended_at=None if end is None else end.ended_at,
-            images_planned=_planned(table, run),
+            images_planned=planned,
             rows=totals.rows,
             detections=totals.detections,
             errors=totals.errors,
@@ -101,7 +104,7 @@ def _recorded(table: Store, run: Run, totals: Mapping[str, object]) -> Totals:
         return Totals(count_field(totals, "rows"), count_field(totals, "detections"), counts_field(totals, "errors"))
     except ValueError as error:
         raise RunStopped(
-            f"{join_uri(table.uri, run_key(run.run_id, 'end.json'))} is damaged: it does not say what was published."
+            f"{join_uri(table.uri, run_key(run.run_id, 'end.json'))} is damaged: its totals cannot be read."
         ) from error
 
 

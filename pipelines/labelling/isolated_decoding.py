@@ -194,7 +194,7 @@ class DecoderInChild:
         finally:
             self._wardens.put(warden)
         raise DecoderLost(
-            f"an image of {len(data):,} bytes could not be decoded in {MOST_TRIES} tries, none of which says anything "
+            f"an image of {len(data):,} bytes could not be decoded in {MOST_TRIES} tries, none of which shows anything "
             f"about the image: {'; '.join(reasons)}"
         )
 
@@ -262,8 +262,8 @@ def judge(report: Report, limits: DecodingLimits) -> Mapping[str, Any] | ImageEr
         said = f"; it said: {report.said.splitlines()[-1][:300]}" if report.said else ""
         return DecoderCrashed(f"decoding it ended its process by {_how(report.exit_code)} ({_evidence(report)}{said})")
     if report.ended == "lost":
-        return "its process had ended before it came"
-    return f"its process was ended by {_how(report.exit_code)}, which somebody else sent"
+        return "its process had already ended"
+    return f"its process was ended by {_how(report.exit_code)}, sent by another process"
 
 
 def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -296,7 +296,7 @@ def _exchange(warden: socket.socket, work: str, data: bytes) -> tuple[Report, to
         socket.send_fds(warden, [json.dumps({"work": work}).encode()], [image, pixels])
         packet = warden.recv(PACKET_BYTES)
         if not packet:
-            raise ConnectionResetError("the warden has ended")
+            raise ConnectionResetError("the supervisor has ended")
         size = os.fstat(pixels).st_size
         mapped = torch.frombuffer(mmap.mmap(pixels, size), dtype=torch.uint8) if size else None
     finally:

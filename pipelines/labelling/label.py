@@ -19,7 +19,7 @@ from detr.classes import UnknownClass, category_named
 from detr.image_header import MAX_PIXELS
 from pipelines.clock import SystemClock
 from pipelines.create_only import refuse_overwriting
-from pipelines.labelling.cutting import Selection
+from pipelines.labelling.cutting import RetryErrors, Selection
 from pipelines.labelling.driver import RunResult, run_labelling
 from pipelines.labelling.labeler_spec import LabelerSpec
 from pipelines.labelling.lease import TRIES_SECONDS, holding
@@ -27,7 +27,7 @@ from pipelines.labelling.limits import DECODE_SECONDS
 from pipelines.labelling.model_names import named_as_before
 from pipelines.labelling.plan import PlanConfig
 from pipelines.labelling.planning import Planner
-from pipelines.labelling.progress import Progress
+from pipelines.labelling.progress import Progress, WithUnfinishedShards
 from pipelines.labelling.ray_runner import Actors, RayRunner, cluster_is_given
 from pipelines.labelling.reach import check_answers
 from pipelines.labelling.run import RunRequest, check_run_id
@@ -125,7 +125,7 @@ class LabelConfig:
     table_region: str | None = None
     table_profile: str | None = None
     max_pixels: int = MAX_PIXELS
-    retry_errors: Literal["passing", "all"] = "passing"
+    retry_errors: RetryErrors = "transient"
     wait_minutes: float = 0.0
     decode_seconds: float = DECODE_SECONDS
     node_minutes: float = 0.0
@@ -141,7 +141,7 @@ class LabelConfig:
                 raise ValueError(f"{name}: {value} is not in 0..1")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(
-                f"device: {self.device!r} is none of auto, cpu, cuda. Each actor takes the GPU that Ray gives it."
+                f"device: {self.device!r} is not one of auto, cpu, cuda. Each actor takes the GPU that Ray gives it."
             )
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch size: {self.batch_size} is less than 1")
@@ -151,13 +151,13 @@ class LabelConfig:
         if least < 1 or (most is not None and most < least):
             raise ValueError(f"actors: {least}:{most} is not a range of at least 1 actor")
         if self.wait_minutes < 0:
-            raise ValueError(f"wait minutes: {self.wait_minutes:g} is no time to wait; give 0 or more.")
+            raise ValueError(f"wait minutes: {self.wait_minutes:g} is not a waiting time; give 0 or more.")
         if self.decode_seconds <= 0:
-            raise ValueError(f"decode seconds: {self.decode_seconds:g} is no time to decode in; give more than 0.")
+            raise ValueError(f"decode seconds: {self.decode_seconds:g} is not a time limit; give more than 0.")
         if self.node_minutes < 0:
-            raise ValueError(f"node minutes: {self.node_minutes:g} is no time to wait; give 0 or more.")
+            raise ValueError(f"node minutes: {self.node_minutes:g} is not a waiting time; give 0 or more.")
         if self.stall_minutes <= 0:
-            raise ValueError(f"stall minutes: {self.stall_minutes:g} is no time to wait; give more than 0.")
+            raise ValueError(f"stall minutes: {self.stall_minutes:g} is not a waiting time; give more than 0.")
         if self.via not in ("auto", "fsspec"):
             raise ValueError(f"via: {self.via!r} is neither auto nor fsspec")
 
@@ -214,7 +214,7 @@ class LabelConfig:
             "sample": self.sample,
             "seed": self.seed,
             "keep": list(self.keep),
-            "retry_errors": self.retry_errors,
+            "retry_errors": "all" if self.retry_errors == "all" else "passing",  # the stored name of "transient"
             "max_pixels": self.max_pixels,
         }
 
@@ -270,7 +270,7 @@ def label(
 
     Args:
         config: What to label with what.
-        on_progress: Called whenever something is done, mostly in this thread.
+        on_progress: Called whenever something is done, mostly in this thread, never by two threads at once.
         afterwards: Takes over ending a local Ray, which takes a second or two: it is ended when this is closed. None:
             before this function returns.
 
@@ -279,14 +279,21 @@ def label(
         RunStopped: the run cannot go on; a sentence says why. What is committed stays, the same call goes on there.
     """
     began = time.monotonic()
-    show = on_progress or (lambda _: None)
+    progress = WithUnfinishedShards(on_progress or (lambda _: None))
+    show = progress.show
     show(Progress("listing images and reading the table"))
     check_answers([(uri, config.image_options) for uri in config.images])
     check_answers([(f"{config.table.rstrip('/')}/", config.table_options)])  # its folder is all that must be listed
     listing = list_objects(config.images, options=config.image_options, keep=config.keep, table=config.table)
     try:
         with watching() as watchdog, ExitStack() as before_the_lease:
-            runner = RayRunner(_spec(config), _actors(config), show=show, watchdog=watchdog)
+            runner = RayRunner(
+                _spec(config),
+                _actors(config),
+                show=show,
+                show_unfinished=progress.show_unfinished,
+                watchdog=watchdog,
+            )
             before_the_lease.callback(runner.close)
             model = _identify(config, runner)  # before anything is written
             table = open_store(config.table, config.table_options)
@@ -323,7 +330,7 @@ def label(
                 if afterwards is not None:  # no actor works any more
                     afterwards.push(before_the_lease_ends.pop_all())
     except StoreError as error:
-        raise RunStopped(f"{error} What is done stays done; the same command goes on from there.") from error
+        raise RunStopped(f"{error} Run the same command again to resume.") from error
     return _summary(config, result, model, time.monotonic() - began)
 
 

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import pyarrow as pa
 
@@ -99,8 +100,12 @@ class Labeler:
         self._fetchers = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch")
         self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
 
-    def label(self, shard: int) -> ShardReport:
+    def label(self, shard: int, *, on_images: Callable[[int], None] = lambda _: None) -> ShardReport:
         """Label every object of a shard and commit its part, once, whoever else tries.
+
+        Args:
+            shard: Its number.
+            on_images: Called behind every batch with how many images of the shard are done.
 
         Raises:
             LakeUnreadable: the images' store fails as a whole; nothing was committed.
@@ -115,7 +120,7 @@ class Labeler:
             seen = list(self._fetchers.map(lambda item: self._see(item, clocked), window))
             without += [one.fetched for one in seen if one.fetched.blob is None]
             changed += sum(one.fetched.is_changed for one in seen)
-            rows += self._detect(seen, clocked)
+            rows += self._detect(seen, clocked, on_images=partial(_add, len(rows), on_images))
             del seen  # before the next window is fetched
         if len(without) == len(objects):
             self._fetcher.refuse_all_denied(without)
@@ -146,7 +151,7 @@ class Labeler:
         except ImageError as error:
             return _Seen(fetched, failed=error)
 
-    def _detect(self, seen: Sequence[_Seen], clocked: _Clocked) -> list[Row]:
+    def _detect(self, seen: Sequence[_Seen], clocked: _Clocked, *, on_images: Callable[[int], None]) -> list[Row]:
         """Return the rows of one window, in its order.
 
         Decoding runs a few batches ahead of the network, and the network has the next batch before the detections of
@@ -178,6 +183,7 @@ class Labeler:
             if pending is not None:
                 found.update(zip(indices, pending.result(), strict=True))
                 clocked.add("detect", pending.seconds)
+            on_images(len(found) + len(failed))
         return [_row(one, found.get(index), one.failed or failed.get(index)) for index, one in enumerate(seen)]
 
     def _write(self, one: _Seen, host: HostBatch, place: int, clocked: _Clocked) -> ImageError | None:
@@ -206,6 +212,10 @@ def windows(objects: Sequence[LakeObject], *, most_bytes: int = WINDOW_BYTES) ->
         held += size
     if window:
         yield window
+
+
+def _add(before: int, on_images: Callable[[int], None], images: int) -> None:
+    on_images(before + images)
 
 
 def _size(one: _Seen) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from threading import Lock
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.concurrently import map_concurrently
+from pipelines.labelling.cutting import RetryErrors
 from pipelines.labelling.recorded_settings import RecordedSettings, columns_of
 from pipelines.lake.listing import LakeObject
 from pipelines.parquet_files import open_listed, parquet_of
@@ -71,7 +72,7 @@ def read_labelled(
     model: str | None,
     *,
     settings: str | None = None,
-    retry_errors: Literal["passing", "all"] = "passing",
+    retry_errors: RetryErrors = "transient",
     threads: int = 4,
 ) -> LabelledKeys:
     """Return the images that a model has labelled with some settings, as the published rows of a table say.
@@ -122,7 +123,7 @@ def _file_keys(
     with parquet_of(name):
         states = file.read(columns=["status", "error_kind", "model", *of_settings])
         counts = pc.equal(states["status"].cast(pa.string()), "ok")
-        if retry_errors == "passing":
+        if retry_errors != "all":
             kinds = pa.array(sorted(PERMANENT_KINDS))
             counts = pc.or_(counts, pc.is_in(states["error_kind"].cast(pa.string()), value_set=kinds))
         if model is not None:

@@ -184,7 +184,7 @@ def holding(
     elif can_swap:
         take = lambda: acquire(table, this_process(), token=token, now=clock.now())  # noqa: E731
     else:
-        _logger.warning("%s cannot hold a lease: starts that overlap do work twice there, and harm nothing", table.uri)
+        _logger.warning("%s cannot hold a lease: overlapping commands on it repeat work, but lose nothing", table.uri)
         yield lambda: None
         return
     held = _wait_for(take, wait_seconds, say, clock)
@@ -207,7 +207,7 @@ class _Keeper:
 
     def check(self) -> None:
         if self._lost is not None:
-            raise RunStopped(f"this start has lost its lease: {self._lost} What is done stays done.")
+            raise RunStopped(f"this process has lost its lease: {self._lost} Run the same command again to resume.")
 
     def end(self) -> None:
         self._ended.set()
@@ -219,7 +219,7 @@ class _Keeper:
             elif self._lost is None:
                 release(self._table, held, now=self._clock.now())
         except StoreError as error:  # the run's own outcome is what counts; the lease ends by silence
-            _logger.warning("the lease of %s could not be given up: %s", self._table.uri, error)
+            _logger.warning("the lease of %s could not be released: %s", self._table.uri, error)
 
     def _run(self) -> None:
         try:
@@ -266,7 +266,7 @@ def _lock(table: LocalStore, token: str, clock: Clock) -> _LocalLease:
         try:
             holder, _ = _read(table)
         except NotFound:  # it has the lock and has not written who it is yet
-            raise LeaseHeld(f"table {table.uri} is being written by another start. {_ADVICE}") from None
+            raise LeaseHeld(f"another process is writing table {table.uri}. {_ADVICE}") from None
         raise LeaseHeld(held_sentence(table.uri, holder, now))
     lease = _LocalLease(table, descriptor, Holder(token, this_process(), acquired_at=now, heartbeat_at=now))
     try:
@@ -290,7 +290,7 @@ def _wait_for(take: Callable[[], Any], wait_seconds: float, say: Callable[[str],
         clock.sleep(min(WAIT_SECONDS, left))
 
 
-_ADVICE = "Wait for it (jobs.label has --wait-minutes), or stop it."
+_ADVICE = "Wait for it (--wait-minutes), or stop it."
 
 
 def held_sentence(uri: str, holder: Holder, now: datetime) -> str:
@@ -298,10 +298,10 @@ def held_sentence(uri: str, holder: Holder, now: datetime) -> str:
     process, ago = holder.process, max(0.0, (now - holder.heartbeat_at).total_seconds())
     who = f"host {process.host}, pid {process.pid}"
     if holder.is_released:
-        return f"table {uri} was written by another start meanwhile ({who}), which ended {ago:.0f} s ago."
+        return f"table {uri} was written by another process meanwhile ({who}), which ended {ago:.0f} s ago."
     return (
-        f"table {uri} is being written by another start ({who}, heartbeat {ago:.0f} s ago). {_ADVICE} "
-        f"A dead holder is taken over at once on its own host, elsewhere after {LEASE_SECONDS:.0f} s."
+        f"table {uri} is being written by another process ({who}, heartbeat {ago:.0f} s ago). {_ADVICE} "
+        f"A dead holder is replaced at once on its own host, elsewhere after {LEASE_SECONDS:.0f} s."
     )
 
 
@@ -342,8 +342,8 @@ def _read(table: Store) -> tuple[Holder, str | None]:
             raise ValueError("a time without its zone")  # noqa: TRY301 - as the other faults of the record
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise Misconfigured(
-            f"{join_uri(table.uri, LEASE_KEY)} is damaged: it does not say who writes the table. "
-            "Remove it when nobody does."
+            f"{join_uri(table.uri, LEASE_KEY)} is damaged: the process that writes the table cannot be read from it. "
+            "Remove it if no process is writing."
         ) from error
     return holder, blob.etag
 

@@ -136,7 +136,7 @@ def read_manifest(table: Store, run_id: str) -> Iterator[PlannedSegment]:
             added = (counts.images - before.images, counts.shards - before.shards)
             if added != (planned.images, len(planned.shard_images)) or _kept(file) != kept:
                 raise RunStopped(
-                    f"{name} is damaged: it does not go on from the segment before it. Restore it, or start with "
+                    f"{name} is damaged: it does not continue the segment before it. Restore it, or start with "
                     "--new-run."
                 )
             before = counts
@@ -194,7 +194,7 @@ def read_complete(table: Store, run_id: str) -> Counts:
     try:
         return _counts(parse_object(table.get(key).data))
     except ValueError as error:
-        raise RunStopped(f"{join_uri(table.uri, key)} is damaged: it does not say what was planned.") from error
+        raise RunStopped(f"{join_uri(table.uri, key)} is damaged: it cannot be read as a plan.") from error
 
 
 def _open(table: Store, run_id: str, index: int) -> tuple[pq.ParquetFile, str]:
@@ -216,7 +216,9 @@ def _check_columns(file: pq.ParquetFile, name: str) -> None:
         RunStopped: its columns are others.
     """
     if pa.schema(list(file.schema_arrow)[: len(_OBJECT_COLUMNS)]) != pa.schema(_OBJECT_COLUMNS):
-        raise RunStopped(f"{name} is damaged: it has not the columns of a plan. Restore it, or start with --new-run.")
+        raise RunStopped(
+            f"{name} is damaged: it does not have the columns of a plan. Restore it, or start with --new-run."
+        )
 
 
 def _counts(record: Mapping[str, Any]) -> Counts:
@@ -268,7 +270,7 @@ def _planned(file: pq.ParquetFile, index: int, name: str) -> PlannedSegment:
         position = Position(last_uri, _counts(counts))
     except ValueError as error:
         raise RunStopped(
-            f"{name} is damaged: it does not say what was planned. Restore it, or start with --new-run."
+            f"{name} is damaged: it cannot be read as a plan. Restore it, or start with --new-run."
         ) from error
     if version != MANIFEST_VERSION:
         raise RunStopped(

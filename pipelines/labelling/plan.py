@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from pipelines.labelling.cutting import IsLabelled, Look, Selection, cut_segments, select
+from pipelines.labelling.cutting import IsLabelled, Look, RetryErrors, Selection, cut_segments, select
 from pipelines.labelling.labelled import read_labelled
 from pipelines.labelling.manifest import (
     SEGMENT_SHARDS,
@@ -72,7 +72,7 @@ class PlanConfig:
     sample: int | None = None
     seed: int = 0
     keep: tuple[str, ...] = ()
-    retry_errors: Literal["passing", "all"] = "passing"
+    retry_errors: RetryErrors = "transient"
     options: StoreOptions = field(default_factory=StoreOptions)
     table_options: StoreOptions | None = None
 
@@ -200,7 +200,7 @@ def write_plan(
     if index and not ended and read_kept_schema(table, run_id) != listing.kept_schema:
         raise RunStopped(
             f"the kept columns have other types than when run {run_id} began ({read_kept_schema(table, run_id)}). "
-            "Restore the list of URIs, or give --new-run to seal the run and plan afresh."
+            "Restore the list of URIs, or use --new-run to seal the run and start a new one."
         )
     selection = selection or Selection()
     if index:

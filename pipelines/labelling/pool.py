@@ -4,10 +4,12 @@ What Ray 2.60 does when actors die, and why these settings, is in docs/decisions
 """
 
 import logging
+import threading
+import time
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from typing import Any, cast
 
@@ -19,7 +21,9 @@ from ray.exceptions import RayError
 from ray.experimental.internal_kv import (
     _internal_kv_del,
     _internal_kv_exists,
+    _internal_kv_get,
     _internal_kv_initialized,
+    _internal_kv_list,
     _internal_kv_put,
 )
 
@@ -36,6 +40,7 @@ SHARDS_IN_FLIGHT = 4  # per actor: with fewer than 1.75 times what runs at once 
 LEAST_RESTARTS = 50  # per actor; an endless number would hide a node on which the model kills its process
 ACTORS_WAIT_SECONDS = 600  # for the first actors to start, model loading included
 STALL_SECONDS = 3600.0  # without any shard, nodes that are waited for included, before the pool is given up
+TELL_SECONDS = 2.0  # between two looks at how much of a shard is done
 PROBE_SECONDS = 900  # for one actor to load the model, a download from the hub included
 
 
@@ -53,14 +58,16 @@ class LabelShard:
         except (StoreError, RunStopped, ValueError, RuntimeError, OSError) as error:  # RuntimeError: CUDA's
             self._failure = first_line(error)  # raised here, it would reach the driver as an actor's death
             return
+        self._done = _ImagesDone(spec.pool)
         loading.has_loaded()
 
     def __call__(self, row: Mapping[str, int]) -> dict[str, Any]:
         """Label the shard whose number the row carries; answer with a row of figures."""
         if self._failure:
             return _to_row(Outcome(failure=self._failure))
+        shard = int(row["shard"])
         try:
-            report = self._labeler.label(int(row["shard"]))
+            report = self._labeler.label(shard, on_images=self._done.teller(shard))
         except (LakeUnreadable, StoreError, RunStopped) as error:
             # an exception would be dropped with its block (max_errored_blocks); as a row it stops the driver
             return _to_row(Outcome(failure=str(error)))
@@ -97,6 +104,68 @@ class _Loading:
         """Remove what the actors said, in the driver."""
         if self._is_shared and ray.is_initialized():
             _internal_kv_del(self._prefix, del_by_prefix=True)
+
+
+class _ImagesDone:
+    """How many images of unfinished shards are done: actors tell Ray's head, the driver asks it."""
+
+    def __init__(self, pool: str) -> None:
+        self._prefix = f"ray-detr/{pool}/images/"
+        self._is_shared = bool(pool) and bool(_internal_kv_initialized())  # type: ignore[no-untyped-call]
+        self._read: dict[int, int] = {}
+        self._reported: set[int] = set()
+        self._lock = threading.Lock()
+
+    def teller(self, shard: int) -> Callable[[int], None]:
+        """Return what an actor calls with the number of images that are done; the head is told now and then."""
+        told_at = time.monotonic()
+
+        def tell(images: int) -> None:
+            nonlocal told_at
+            if self._is_shared and time.monotonic() >= told_at + TELL_SECONDS:
+                told_at = time.monotonic()
+                _internal_kv_put(f"{self._prefix}{shard}", str(images).encode())
+
+        return tell
+
+    def report(self, shard: int) -> int:
+        """Take a shard out that is committed; return how many images are done of the others."""
+        with self._lock:
+            self._reported.add(shard)
+            return self._unfinished()
+
+    def read(self) -> int:
+        """Ask the head; return how many images are done of shards that are not committed."""
+        keys = _internal_kv_list(self._prefix) if self._is_shared else []
+        read = {int(key.removeprefix(self._prefix.encode())): int(_internal_kv_get(key) or b"0") for key in keys}
+        with self._lock:
+            self._read = read
+            return self._unfinished()
+
+    def _unfinished(self) -> int:
+        return sum(images for shard, images in self._read.items() if shard not in self._reported)
+
+
+@contextmanager
+def _told(done: _ImagesDone, show: Callable[[int], None]) -> Iterator[None]:
+    """Show how many images of unfinished shards are done, from a thread that ends with this."""
+    ended = threading.Event()
+
+    def go_on() -> None:
+        while not ended.wait(TELL_SECONDS):
+            try:
+                show(done.read())
+            except (RayError, RuntimeError, ValueError):  # the head is gone, which the pool notices by itself
+                return
+
+    thread = threading.Thread(target=go_on, name="images done", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        show(0)
 
 
 def killed_sentence(spec: LabelerSpec) -> str:
@@ -137,6 +206,7 @@ def label_shards(
     *,
     stall_seconds: float = STALL_SECONDS,
     verbose: bool = False,
+    show_unfinished: Callable[[int], None] = lambda _: None,
 ) -> Iterator[Outcome]:
     """Yield the outcome of each shard as it is done, in no order.
 
@@ -148,7 +218,7 @@ def label_shards(
         RunStopped: the pool cannot go on.
     """
     name = uuid.uuid4().hex
-    loading = _Loading(name)
+    loading, done = _Loading(name), _ImagesDone(name)
     try:
         with warnings.catch_warnings():
             # 2.60 announces the end of max_restarts and max_task_retries for 2.64 and has no other name for them yet
@@ -161,11 +231,15 @@ def label_shards(
         context.memory_usage_poll_interval_s = None
         # iter_rows holds every row back until the next one arrives; this does not (measured: 20 ms)
         batches = iter(dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"))
-        with nullcontext() if verbose else silenced():
-            batch = cast("Any", next(batches, None))
-        while batch is not None:
-            yield from map(_from_row, batch.to_pylist())
-            batch = cast("Any", next(batches, None))
+        with _told(done, show_unfinished):
+            with nullcontext() if verbose else silenced():
+                batch = cast("Any", next(batches, None))
+            while batch is not None:
+                for outcome in map(_from_row, batch.to_pylist()):
+                    if outcome.report is not None:
+                        show_unfinished(done.report(outcome.report.shard))
+                    yield outcome
+                batch = cast("Any", next(batches, None))
     except ray.exceptions.GetTimeoutError as error:
         raise RunStopped(
             f"no actor was ready within {ACTORS_WAIT_SECONDS} s: {room_sentence(pool)}. Ask for fewer with --actors, "
@@ -173,17 +247,17 @@ def label_shards(
         ) from error
     except ExecutionTimeoutError as error:
         raise RunStopped(
-            f"no shard has come back for {stall_seconds / 60:.0f} min: {room_sentence(pool)}. Ray's logs may say why; "
-            "the same command goes on, and --stall-minutes waits longer."
+            f"no shard has come back for {stall_seconds / 60:.0f} min: {room_sentence(pool)}. Ray's logs may show why. "
+            "Run the same command again to resume; --stall-minutes sets a longer limit."
         ) from error
     except ray.exceptions.ObjectStoreFullError as error:
         raise RunStopped(
-            "Ray's object store is full: other jobs of the cluster fill it, and it does not spill to a disk. "
+            "Ray's object store is full: other jobs of the cluster use it, and it does not spill to disk. "
             "Wait for them, or start Ray with a larger --object-store-memory."
         ) from error
     except ray.exceptions.OutOfDiskError as error:
         raise RunStopped(
-            "the disk below Ray's temporary folder is full. Make room, or start Ray with another --temp-dir."
+            "the disk of Ray's temporary folder is full. Free some space, or start Ray with another --temp-dir."
         ) from error
     except RayError as error:
         raise RunStopped(f"the actor pool cannot go on: {remote_sentence(error)}") from error

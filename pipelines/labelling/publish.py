@@ -164,7 +164,7 @@ def footer_totals(file: pq.ParquetFile, name: str) -> Totals:
         record = parse_object(read_metadata(file).get("totals", ""))
         return Totals(count_field(record, "rows"), count_field(record, "detections"), counts_field(record, "errors"))
     except ValueError as error:
-        raise RunStopped(f"{name} is damaged: it does not say what its rows add up to.") from error
+        raise RunStopped(f"{name} is damaged: its totals cannot be read.") from error
 
 
 def is_sealed_file(file: pq.ParquetFile) -> bool:

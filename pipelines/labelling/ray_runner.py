@@ -59,7 +59,13 @@ class RayRunner:
     """A `driver.ShardRunner` on Ray. Neither Ray nor torch is imported before the first call of a method."""
 
     def __init__(
-        self, spec: LabelerSpec, actors: Actors, *, show: Callable[[Progress], None], watchdog: Watchdog
+        self,
+        spec: LabelerSpec,
+        actors: Actors,
+        *,
+        show: Callable[[Progress], None],
+        watchdog: Watchdog,
+        show_unfinished: Callable[[int], None] = lambda _: None,
     ) -> None:
         """Hold what actors will be given.
 
@@ -68,8 +74,10 @@ class RayRunner:
             actors: how many of which.
             show: is told of what is waited for.
             watchdog: names what is waited for too long.
+            show_unfinished: is told how many images are done of shards that are not committed.
         """
         self._spec, self._actors, self._show, self._watchdog = spec, actors, show, watchdog
+        self._show_unfinished = show_unfinished
         self._session = ExitStack()
         self._lock = threading.Lock()
         self._connecting: Future[_Connection] | None = None
@@ -130,7 +138,12 @@ class RayRunner:
         # what was lost may have been lost with its host: as many actors as before may not fit any more
         pool = replace(connection.pool, least=1) if isolated else connection.pool
         return label_shards(
-            shards, spec, pool, stall_seconds=60 * self._actors.stall_minutes, verbose=self._actors.verbose
+            shards,
+            spec,
+            pool,
+            stall_seconds=60 * self._actors.stall_minutes,
+            verbose=self._actors.verbose,
+            show_unfinished=self._show_unfinished,
         )
 
     def why_no_shard(self) -> str:

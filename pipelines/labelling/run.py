@@ -192,7 +192,7 @@ def begin_run(
         layout=after.layout if after else layout_without_runs(table),
     )
     if _exists(table, run_key(run.run_id, "run.json")):
-        raise RunStopped(f"run {run.run_id} of {table.uri} has ended already. Give another --run-id, or none.")
+        raise RunStopped(f"run {run.run_id} of {table.uri} has already ended. Use another --run-id, or omit it.")
     if put_once(table, _sequence_key(run.number), _encode(run)) != _encode(run):
         return None
     put_once(table, run_key(run.run_id, "run.json"), _encode(run))
@@ -291,8 +291,8 @@ def read_state(table: Store, run_id: str) -> State:
 def sealed_sentence(table: Store, run_id: str) -> str:
     """Return what is said to whoever still works on a sealed run."""
     return (
-        f"run {run_id} of {table.uri} was sealed by a start with --new-run, and can write nothing any more. "
-        "Start with --new-run if nobody else did."
+        f"run {run_id} of {table.uri} was sealed by another command with --new-run or --abandon and can write nothing "
+        "more. Use --new-run if no other process is labelling."
     )
 
 
@@ -310,7 +310,7 @@ def _check_same(run: Run, request: RunRequest) -> None:
     if request.run_id is not None and request.run_id != run.run_id:
         raise RunStopped(
             f"the unfinished run of this table is {run.run_id}, not {request.run_id}. "
-            "Leave --run-id away to resume it, or give --new-run to seal it and plan afresh."
+            "Omit --run-id to resume it, or use --new-run to seal it and start a new run."
         )
     model = {"model": run.model, "model_sha256": run.model_sha256}
     found = differences(model, {"model": request.model, "model_sha256": request.model_sha256})[:1]
@@ -318,8 +318,8 @@ def _check_same(run: Run, request: RunRequest) -> None:
     if found:
         values = "value" if len(found) == 1 else "values"
         raise RunStopped(
-            f"the unfinished run {run.run_id} used another configuration ({'; '.join(found)}). "
-            f"Give the old {values} to resume it, or --new-run to seal it and plan afresh."
+            f"the unfinished run {run.run_id} used another configuration ({'; '.join(found)}). Use the old {values} to "
+            "resume it, or --new-run to seal it and start a new run."
         )
 
 
@@ -422,5 +422,5 @@ def _brief(value: object) -> str:
 
 def _damaged(uri: str) -> RunStopped:
     return RunStopped(
-        f"{uri} is damaged: it is not the record that was written. Restore it, or write to another table."
+        f"{uri} is damaged: its contents have changed since it was written. Restore it, or write to another table."
     )

@@ -47,7 +47,7 @@ def label_segments(
     """
     by_index = {segment.index: segment for segment in segments}
     missing: list[int] = []
-    loss = "its process died; Ray's logs may say why, such as an image that kills it, or memory"
+    loss = "its process died; Ray's logs may show why, such as an image that kills it or too little memory"
     for turn in range(MOST_PASSES + 1):
         # a process may have died between its commit and its report: the store decides what is there
         done = read_done(table, run.run_id, run.layout)
@@ -58,7 +58,7 @@ def label_segments(
         # the last look runs nothing: a process may have died between its commit and its report
         for outcome in label_shards(missing, turn > 0) if missing and turn < MOST_PASSES else ():
             if outcome.failure is not None:
-                raise RunStopped(f"{outcome.failure} What is done stays done; the same command goes on from there.")
+                raise RunStopped(f"{outcome.failure} Run the same command again to resume.")
             if outcome.report is None:
                 loss = outcome.loss or loss
                 continue
@@ -77,7 +77,7 @@ def label_segments(
     others = f", and so were {len(missing) - 1:,} others" if len(missing) > 1 else ""
     raise RunStopped(
         f"shard {missing[0]} of run {run.run_id} was lost {MOST_PASSES} times{others} ({loss}). "
-        "All else is labelled; the same command tries again."
+        "All other images are labelled; run the same command again to retry."
     )
 
 

@@ -144,7 +144,7 @@ def _look(table: Store, run_id: str | None) -> _Contents:
     entries = {entry.key: entry for entry in table.list("data/")}
     runs = {run.run_id: run for run in list_runs(table)}
     if run_id is not None and run_id not in runs:
-        raise WrongUse(f"table {table.uri} has no run {run_id}. `python -m jobs.runs` lists those that it has.")
+        raise WrongUse(f"table {table.uri} has no run {run_id}. `ray-detr runs` lists its runs.")
     findings: list[str] = []
     unpublished: list[tuple[Run, PlannedSegment, list[int]]] = []
     files: dict[str, _File] = {}
@@ -179,7 +179,7 @@ def _look(table: Store, run_id: str | None) -> _Contents:
         owner = None if found is None else runs.get(found[0])
         # in the other layout than the table's, some engines would not see it
         if found is None or owner is None or key != table_file_key(*found, owner.layout):
-            findings.append(f"{join_uri(table.uri, key)} is of no run of this table. Move it out of data/.")
+            findings.append(f"{join_uri(table.uri, key)} belongs to no run of this table. Move it out of data/.")
             continue
         of_runs.append(entry)
         if owner.run_id in damaged:
@@ -217,8 +217,8 @@ def _read_position(table: Store, run_id: str | None) -> _Position:
         return _Position()
     except ValueError as error:
         raise RunStopped(
-            f"{join_uri(table.uri, key)} is damaged: it does not say where the last verification stopped. Remove it, "
-            "and the next begins at the first file."
+            f"{join_uri(table.uri, key)} is damaged: the position of the last verification cannot be read from it. "
+            "Remove it to verify from the first file."
         ) from error
 
 

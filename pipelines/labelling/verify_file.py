@@ -62,7 +62,7 @@ def check_parts(table: Store, run: Run, segment: PlannedSegment, shards: list[in
         try:
             rows = decode(table.get(key).data, name=name)
         except RunStopped as damaged:
-            yield f"{damaged} Delete it: the next start labels its shard again."
+            yield f"{damaged} Delete it: the next run labels its shard again."
             continue
         except NotFound:  # the run has ended since its parts were listed
             return
@@ -72,7 +72,7 @@ def check_parts(table: Store, run: Run, segment: PlannedSegment, shards: list[in
         if not is_planned:
             yield (
                 f"{name} does not hold its {images[shard]:,} planned images, each in one row ({rows.num_rows:,} rows). "
-                "Delete it: the next start labels its shard again."
+                "Delete it: the next run labels its shard again."
             )
 
 
@@ -98,7 +98,7 @@ def _check(table: Store, entry: Entry, run: Run, segment: PlannedSegment | None,
     yield from found.findings(name)
     said = footer_totals(file, name)
     if said != found.totals:
-        yield f"{name} says that its rows add up to {_told(said)}, and they are {_told(found.totals)}."
+        yield f"{name} records totals of {_told(said)}, but its rows have {_told(found.totals)}."
 
 
 class _Rows:

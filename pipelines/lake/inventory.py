@@ -104,7 +104,8 @@ def read_inventory(store: Store, key: str) -> Inventory:
         shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, OSError):
             raise RunStopped(
-                f"{name} cannot be sorted in {folder} ({error.strerror or error}). Make room there, or set TMPDIR."
+                f"{name} cannot be sorted in {folder} ({error.strerror or error}). Free some space there, or set "
+                "TMPDIR."
             ) from error
         raise
     weakref.finalize(inventory, shutil.rmtree, folder, ignore_errors=True)

@@ -340,7 +340,7 @@ def _with_images(
         raise WrongUse(
             f"there is no image at {name} (left out: {reasons}). Check the address, or name images in a list of URIs."
         )
-    hint = "" if text.endswith("/") or is_glob(text) else f" Names that begin so are meant by {name}*."
+    hint = "" if text.endswith("/") or is_glob(text) else f" To match names that begin with it, use {name}*."
     raise WrongUse(f"there is nothing at {name}. Check the address.{hint}")
 
 

@@ -162,7 +162,7 @@ def _check_whole(table: pa.Table, name: str) -> None:
         table.validate(full=True)
     except pa.ArrowInvalid as error:
         reason = " ".join(str(error).split())[:200]
-        raise RunStopped(f"{name} is damaged, or not in UTF-8: {reason}. Write it anew.") from error
+        raise RunStopped(f"{name} is damaged, or not in UTF-8: {reason}. Write it again.") from error
 
 
 def _check_once(names: Sequence[str], wanted: Sequence[str], name: str) -> None:
@@ -173,7 +173,7 @@ def _check_once(names: Sequence[str], wanted: Sequence[str], name: str) -> None:
     """
     twice = sorted({column for column in wanted if names.count(column) > 1})
     if twice:
-        raise RunStopped(f"{name} has two columns {twice[0]!r}, and only one can be meant. Rename one.")
+        raise RunStopped(f"{name} has two columns {twice[0]!r}. Rename one.")
 
 
 def _shown(names: Sequence[str]) -> str:

@@ -74,8 +74,7 @@ def check_picture(
     if upright is None:
         return Problem(
             "other_size",
-            f"the json says {width} x {height} pixels (width x height), the picture has {header.width} x "
-            f"{header.height}",
+            f"the json has {width} x {height} pixels (width x height), the image has {header.width} x {header.height}",
         )
     does_not_tell = size is None or _stored_size(header) == (header.height, header.width)
     return Picture(upright, header.orientation > 1 and does_not_tell, height, width)

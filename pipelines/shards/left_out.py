@@ -59,8 +59,8 @@ def write_left_out(out: Store, coco: CocoText, problems: Mapping[int, tuple[str,
     data, groups = file.finish({})
     if put_once(out, LEFT_OUT_KEY, data) != data:
         raise RunStopped(
-            f"{join_uri(out.uri, LEFT_OUT_KEY)} is in the way: it says something else than this job found. Was an "
-            "image mended meanwhile, or is another release of pyarrow in use? Choose an empty place."
+            f"{join_uri(out.uri, LEFT_OUT_KEY)} already exists and differs from what this job found. Was an "
+            "image repaired meanwhile, or is another release of pyarrow in use? Choose an empty folder."
         )
     listed = ShardFile(LEFT_OUT_KEY, count, hashlib.sha256(data).hexdigest(), len(data), groups)
     return LeftOut(listed, annotations, homeless)

@@ -159,7 +159,7 @@ def hold_plan(out: Store, plan: Json) -> None:
         stranger = next(iter(out.list()), None)
         if stranger is not None:
             raise WrongUse(
-                f"{out.uri} is not empty, it holds {stranger.key}. Shards need a place of their own: choose an empty "
+                f"{out.uri} is not empty, it holds {stranger.key}. Shards need a folder of their own: choose an empty "
                 "one."
             ) from None
         found = put_once(out, PLAN_KEY, _encode(plan))
@@ -172,25 +172,26 @@ def hold_plan(out: Store, plan: Json) -> None:
         ]
     except (ValueError, AttributeError) as error:
         raise RunStopped(
-            f"{join_uri(out.uri, PLAN_KEY)} is damaged: it cannot be read as the plan of shards. Choose an empty place."
+            f"{join_uri(out.uri, PLAN_KEY)} is damaged: it cannot be read as the plan of shards. Choose an empty "
+            "folder."
         ) from error
     if differences:
         raise WrongUse(
-            f"{out.uri} holds shards of something else: {'; '.join(differences)}. Give what it was begun with, or "
-            "choose an empty place."
+            f"{out.uri} holds shards of something else: {'; '.join(differences)}. Use the configuration that it was "
+            "started with, or choose an empty folder."
         )
 
 
 def _problem(coco: CocoText, position: int, size: int) -> tuple[str, str] | None:
     """Return why an image cannot be in a shard, as far as it is known without reading it."""
     if coco.is_repeated[position]:
-        return "repeated_id", f"an earlier image has the same id, {coco.image_ids[position]}; its annotations are there"
+        return "repeated_id", f"an earlier image has the same id, {coco.image_ids[position]}, and gets the annotations"
     if size != NOT_LISTED:
         return None
     file_name = json.loads(coco.image(position))["file_name"]
     if image_key(file_name) is None:
-        return "outside_folder", f"the file name {file_name!r} leads out of the images' folder"
-    return "missing", f"there is no {file_name!r} in the images' folder"
+        return "outside_folder", f"the file name {file_name!r} leads outside the folder of images"
+    return "missing", f"there is no {file_name!r} in the folder of images"
 
 
 def _encode(plan: Json) -> bytes:

@@ -140,7 +140,7 @@ def write_index(store: Store, index: ShardIndex) -> None:
     if put_once(store, INDEX_KEY, data) != data:
         raise RunStopped(
             f"{join_uri(store.uri, INDEX_KEY)} exists already with other contents: two jobs wrote shards to one place. "
-            "Choose an empty place and start again."
+            "Choose an empty folder and start again."
         )
 
 
@@ -157,7 +157,7 @@ def read_index(store: Store) -> ShardIndex:
     except NotFound as error:
         raise WrongUse(
             f"there are no training shards at {store.uri}: {INDEX_KEY} is missing. Check the address; shards that are "
-            "being written get it last, and the same command of jobs.shard goes on with unfinished ones."
+            "being written get it last, and `ray-detr shard` with the same options resumes unfinished ones."
         ) from error
     try:
         fields = parse_json(data)
@@ -270,7 +270,7 @@ def decode_training_image(image: TrainingImage) -> Tensor:
     except ImageError as error:
         raise RunStopped(
             f"image {image.image_id} ({image.file_name}) cannot be decoded: {error}. Write the shards without "
-            "--no-decode-check: such images are found and left out then."
+            "--no-decode-check: it finds and leaves out such images."
         ) from error
     if pixels.shape[1:] != (image.height, image.width):
         raise RunStopped(

@@ -204,7 +204,7 @@ def shard(config: ShardConfig, *, on_progress: Callable[[ShardProgress], None] |
             index = _index(config, coco, plan, found, out, written)
             write_index(out, index)
     except StoreError as error:
-        raise RunStopped(f"{error} Shards that are written stay; the same command goes on from there.") from error
+        raise RunStopped(f"{error} Written shards are kept; run the same command again to resume.") from error
     return ShardSummary(
         out=without_secrets(config.out),
         images=index.images,
@@ -265,8 +265,8 @@ def _check_share(config: ShardConfig, plan: ShardPlan, problems: Mapping[int, tu
     kinds = ", ".join(f"{kind.replace('_', ' ')} {count:,}" for kind, count in counts.most_common())
     first = problems[min(problems)][1]
     raise RunStopped(
-        f"{len(problems):,} of {plan.images:,} images cannot be had ({kinds}), a share of "
-        f"{len(problems) / plan.images:.3g}, and --max-missing allows {config.max_missing:.3g}. The first: {first}. "
+        f"{len(problems):,} of {plan.images:,} images are missing or unreadable ({kinds}): a share of "
+        f"{len(problems) / plan.images:.3g}, where --max-missing allows {config.max_missing:.3g}. The first: {first}. "
         "Give the right folder, or a larger share to train without them."
     )
 
@@ -297,8 +297,9 @@ def _check_usable(
             "and boxes lists of four numbers. Correct the json."
         )
     raise RunStopped(
-        f"{unusable:,} of {annotations:,} annotations cannot be trained on, a share of {unusable / annotations:.3g}, "
-        f"and --max-unusable allows {config.max_unusable:.3g}: {found}. Correct the json, or give a larger share to "
+        f"{unusable:,} of {annotations:,} annotations cannot be used for training: a share of "
+        f"{unusable / annotations:.3g}, where --max-unusable allows {config.max_unusable:.3g}: {found}. Correct the "
+        "json, or give a larger share to "
         "train without them."
     )
 

@@ -71,7 +71,7 @@ def write_by_tasks(
                 raise RunStopped(
                     f"the process that wrote {shard_key(number)} was lost {ATTEMPTS} times ({outcome.sentence}). Its "
                     f"images are {_names(coco, plan, number)}. Smaller shards need less memory: --shard-megabytes, "
-                    "with an empty place for them."
+                    "with an empty folder for them."
                 )
             else:
                 to_do.append((number, attempt + 1))

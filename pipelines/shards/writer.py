@@ -21,7 +21,7 @@ from pipelines.shards.plan import shard_key
 from pipelines.shards.reader import METADATA_PREFIX, SHARD_SCHEMA, ShardFile
 from pipelines.shards.rows import RowsFile, image_row
 from pipelines.stopped import RunStopped
-from pipelines.store import Archived, Denied, NotFound, Store, StoreOptions, is_passing, join_uri, open_store
+from pipelines.store import Archived, Denied, NotFound, Store, StoreOptions, is_transient, join_uri, open_store
 
 GROUP_IMAGES: Final = 32
 GROUP_BYTES: Final = 8 * 1024**2
@@ -208,19 +208,19 @@ def _fetched(images: Store, work: ShardWork) -> Iterator[tuple[int, bytes | Prob
 
 def _fetch(images: Store, file_name: str, key: str | None, size: int) -> bytes | Problem:
     if key is None:
-        return Problem("outside_folder", f"the file name {file_name!r} leads out of the images' folder")
+        return Problem("outside_folder", f"the file name {file_name!r} leads outside the folder of images")
     try:
         data = retry(
             lambda: images.get(key).data,
             budget_seconds=FETCH_BUDGET_SECONDS,
-            is_retryable=is_passing,
+            is_retryable=is_transient,
         )
     except (NotFound, Denied, Archived) as error:
         return Problem(_OBJECT_PROBLEMS[type(error)], str(error))
     if size and len(data) != size:
         raise RunStopped(
             f"{join_uri(images.uri, key)} had {size:,} bytes when it was listed and has {len(data):,} now. Start again "
-            "with an empty place for the shards when the images do not change any more."
+            "with an empty folder for the shards once the images no longer change."
         )
     return data
 
@@ -275,9 +275,9 @@ def _read_shard(spec: ShardSpec, number: int, data: bytes, name: str) -> Written
         }
         is_ours, report = metadata["source"] == spec.source, _from_json(metadata["report"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RunStopped(f"{name} is in the way: no shard has this place. Move it away.") from error
+        raise RunStopped(f"{name} already exists and belongs to no shard. Move it away.") from error
     if not is_ours:
-        raise RunStopped(f"{name} is in the way: it is a shard of something else. Choose an empty place.")
+        raise RunStopped(f"{name} already exists: it is a shard of something else. Choose an empty folder.")
     footer = file.metadata
     groups = tuple(footer.row_group(group).num_rows for group in range(footer.num_row_groups))
     return WrittenShard(number, _shard_file(shard_key(number), data, groups), report)

@@ -17,7 +17,7 @@ from pipelines.store.interface import (
     StoreOptions,
     Throttled,
     TooLarge,
-    is_passing,
+    is_transient,
 )
 from pipelines.store.memory import memory_store
 from pipelines.store.opening import Stores, open_store
@@ -46,7 +46,7 @@ __all__ = [
     "TooLarge",
     "check_no_secret",
     "has_secret",
-    "is_passing",
+    "is_transient",
     "join_uri",
     "memory_store",
     "open_store",

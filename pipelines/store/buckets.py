@@ -12,9 +12,9 @@ import obstore.store
 from obstore.exceptions import BaseError
 
 from pipelines.store.aws import CREDENTIALS_GOOD_FOR, S3Access, s3_access
+from pipelines.store.boto_s3 import BotoS3
 from pipelines.store.interface import CONNECT_SECONDS, REQUEST_SECONDS, Misconfigured, Store, StoreOptions
-from pipelines.store.native import NativeStore
-from pipelines.store.slow_s3 import SlowS3
+from pipelines.store.obstore_store import ObstoreStore
 from pipelines.store.uris import scheme_of, without_secrets
 
 _QUOTED = re.compile(r"\"[^\"]*\"|`[^`]*`|'[^']*'")
@@ -26,13 +26,13 @@ def open_s3(root: str, options: StoreOptions) -> Callable[[str], Store]:
     if not name:
         raise Misconfigured(f"{root}: a bucket is missing, as in s3://bucket/folder/")
     access = s3_access(options)
-    slow = SlowS3(name, access, options.retry_seconds)
+    slow = BotoS3(name, access, options.retry_seconds)
     if options.via == "fsspec":
-        from pipelines.store.through_fsspec import FsspecS3
+        from pipelines.store.fsspec_store import FsspecS3
 
         return partial(FsspecS3, slow, name, root, access=access, retry_seconds=options.retry_seconds)
     return partial(
-        NativeStore,
+        ObstoreStore,
         _native_s3(name, access, options, REQUEST_SECONDS),
         root,
         slow=slow,
@@ -49,7 +49,7 @@ def open_cloud(root: str, options: StoreOptions) -> Callable[[str], Store]:
     except (BaseError, ValueError) as error:
         reason = _reason(error)
     else:
-        return partial(NativeStore, bucket, root, slow=None, retry_seconds=options.retry_seconds, patient=opened)
+        return partial(ObstoreStore, bucket, root, slow=None, retry_seconds=options.retry_seconds, patient=opened)
     hint = "" if scheme_of(root) in ("gs", "gcs") else " Set AZURE_STORAGE_ACCOUNT_NAME."
     raise Misconfigured(f"{without_secrets(root)} cannot be opened: {reason}.{hint}")
 

@@ -84,7 +84,7 @@ class StoreOptions:
 class StoreError(Exception):
     """A store did not do what it was asked. The message is a sentence for the user and holds no secret."""
 
-    is_passing: ClassVar[bool] = False
+    is_transient: ClassVar[bool] = False
 
 
 class NotFound(StoreError):
@@ -114,22 +114,22 @@ class Archived(StoreError):
 class Throttled(StoreError):
     """The store asks for fewer requests, and did so until the client gave up."""
 
-    is_passing = True
+    is_transient = True
 
 
 class StoreDown(StoreError):
     """No answer, broken answers or server errors, until the client gave up."""
 
-    is_passing = True
+    is_transient = True
 
 
 class Misconfigured(StoreError):
     """Nothing in this store can work: no bucket, credentials missing or refused, another region, no right to list."""
 
 
-def is_passing(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     """Whether the same request may succeed later without anybody's doing: what `retry` should try again."""
-    return isinstance(error, StoreError) and error.is_passing
+    return isinstance(error, StoreError) and error.is_transient
 
 
 def refuse_larger(uri: str, size: int | None, most_bytes: int | None) -> None:

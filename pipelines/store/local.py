@@ -135,7 +135,7 @@ class LocalStore:
     def _path(self, key: str) -> str:
         """Return where a key's file is: below the folder, whatever a manifest or a record calls it."""
         if ".." in key and ".." in key.split("/"):
-            raise NotFound(f"{key!r} is no name of a file below {self._folder}: it leads out of it")
+            raise NotFound(f"{key!r} is not the name of a file below {self._folder}: it leads outside")
         return self._folder + key
 
     def _read(
@@ -189,7 +189,7 @@ def _child(entry: os.DirEntry[str]) -> Child | None:
     if entry.name.startswith(_UNFINISHED):
         return None
     if not entry.name.isprintable() and not _is_utf8(entry.name):
-        logger.warning("left out %r: its name is not UTF-8, so no table can hold it; rename it", entry.path)
+        logger.warning("left out %r: its name is not UTF-8, so a table cannot store it; rename it", entry.path)
         return Child("", is_folder=False, unnameable=1)
     try:
         if entry.is_dir():
@@ -253,12 +253,12 @@ def _link(unfinished: str, path: str) -> None:
 
 def _explained(error: OSError | ValueError, path: str, action: str) -> StoreError:
     if isinstance(error, ValueError):
-        return NotFound(f"{path!r} cannot be {action}: no file can have this name")
+        return NotFound(f"{path!r} cannot be {action}: this is not a valid file name")
     code = error.errno or 0
     if code == errno.EEXIST:
         return AlreadyExists(f"{path} exists already")
     if code in _FULL:
-        return Misconfigured(f"{path} cannot be {action}: {_FULL[code]}. Make room, or choose another place.")
+        return Misconfigured(f"{path} cannot be {action}: {_FULL[code]}. Free some space, or choose another folder.")
     if code in (errno.EACCES, errno.EPERM):
         return Denied(f"{path} cannot be {action}: permission denied. Check its owner and mode.")
     if code in _NOT_THERE:

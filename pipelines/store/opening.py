@@ -75,7 +75,7 @@ def _opener(root: str, options: StoreOptions) -> Callable[[str], Store]:
         from pipelines.store.buckets import open_cloud
 
         return open_cloud(root, options)
-    from pipelines.store.through_fsspec import FsspecStore
+    from pipelines.store.fsspec_store import FsspecStore
 
     return partial(FsspecStore, root, options=options)
 

@@ -13,7 +13,7 @@ import fsspec.asyn
 import yarl
 
 from pipelines.retry import retry
-from pipelines.store.answers import Answer, store_error
+from pipelines.store.boto_s3 import plain_etag
 from pipelines.store.interface import (
     CONNECT_SECONDS,
     REQUEST_SECONDS,
@@ -21,9 +21,9 @@ from pipelines.store.interface import (
     Entry,
     Misconfigured,
     TooLarge,
-    is_passing,
+    is_transient,
 )
-from pipelines.store.slow_s3 import plain_etag
+from pipelines.store.responses import Answer, store_error
 from pipelines.store.uris import join_uri, without_secrets
 
 # A server among thousands in a list of images: not worth the minutes that a run's own store is
@@ -44,7 +44,7 @@ class WebStore:
         """Take the server's address and the folder ("" or with a slash at its end) below which keys are relative."""
         if not root.partition("://")[2]:
             raise Misconfigured(
-                f"{root}/{folder} is not a web address: a host is missing. Check the list that it is from."
+                f"{root}/{folder} is not a web address: a host is missing. Check the list that contains it."
             )
         self._root = root
         self._folder = folder
@@ -115,7 +115,9 @@ class WebStore:
                     "of them should be. Copy it into a bucket or a folder."
                 )
             except ValueError:
-                failure = Misconfigured(f"{without_secrets(url)} is not a web address. Check the list that it is from.")
+                failure = Misconfigured(
+                    f"{without_secrets(url)} is not a web address. Check the list that contains it."
+                )
             else:
                 if status == 416:
                     return b"", {"Content-Range": ""}
@@ -124,7 +126,7 @@ class WebStore:
                 failure = store_error(Answer(status), "read", without_secrets(url))
             raise failure  # outside the `except`: aiohttp's errors show the whole address, signature included
 
-        return retry(request, budget_seconds=self._retry_seconds, is_retryable=is_passing)
+        return retry(request, budget_seconds=self._retry_seconds, is_retryable=is_transient)
 
     async def _answer(
         self, url: str, headers: dict[str, str], most: int | None

@@ -78,7 +78,7 @@ class Preparation:
 
     def __post_init__(self) -> None:
         if self.augmentation not in ("coco", "scenes", "none"):
-            raise ValueError(f"augmentation: {self.augmentation!r} is none of coco, scenes, none")
+            raise ValueError(f"augmentation: {self.augmentation!r} is not one of coco, scenes, none")
         if self.augmentation == "scenes" and not self.scene_sides:
             raise ValueError("scene sides: give at least one shorter side to resize scenes to")
 

@@ -69,7 +69,7 @@ def out_of_memory(what: str, position: Position, recipe: Recipe) -> str:
         f"Give --batch-size {smaller} (it is {recipe.batch_size}) and another --name: the effective batch stays "
         f"{recipe.effective_batch} images, in more micro-batches"
         if smaller is not None
-        else "Already one image at a time is too much: give smaller --scales, --bf16, or a larger GPU"
+        else "Even one image at a time is too much: use smaller --scales, --bf16, or a larger GPU"
     )
     return (
         f"out of device memory in epoch {position.epoch}, step {position.step:,}: {what}. {remedy}; "

@@ -64,7 +64,7 @@ class Board:
         if len(same) > self._most and self._stopped is None:
             self._stopped = (
                 f"the workers were started {len(same)} times at step {step:,} and failed every time before the next "
-                f"checkpoint ({self._last_failures()}). Mend that; the same command goes on from there."
+                f"checkpoint ({self._last_failures()}). Fix the cause, then run the same command again to resume."
             )
         return self._stopped
 
@@ -75,7 +75,8 @@ class Board:
         if self._failed_before > self._most and self._stopped is None:
             self._stopped = (
                 f"the workers failed {self._failed_before} times before they could begin ({self._last_failures()}). "
-                "Is the same package installed on every node? The same command goes on from the newest checkpoint."
+                "Is the same package installed on every node? Run the same command again to resume from the newest "
+                "checkpoint."
             )
 
     def stop(self, sentence: str) -> None:

@@ -32,8 +32,8 @@ def checkpoint_card(
         [
             f"# {run}, step {saved.step:,}",
             "",
-            f"A DETR after {where}, written by ray-detr. `python -m jobs.label --model` takes this directory as it is, "
-            "and so does `transformers`.",
+            f"A DETR after {where}, written by ray-detr. `ray-detr label --model` and `transformers` load this "
+            "directory directly.",
             "",
             *_metrics(saved.metrics),
             f"Classes, {len(class_names):,}: {', '.join(class_names)}.",

@@ -425,8 +425,8 @@ def _read(store: Store, saved: SavedCheckpoint, file: str) -> bytes:
         data = store.get(key).data
     except NotFound as error:
         raise RunStopped(
-            f"{join_uri(store.uri, key)} is missing: something else than this run removed it. "
-            "Restore it, or give another --name."
+            f"{join_uri(store.uri, key)} is missing: it was removed by something else. Restore it, or give another "
+            "--name."
         ) from error
     if len(data) != saved.files[file]:
         raise damaged(store, key)

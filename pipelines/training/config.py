@@ -100,7 +100,7 @@ class TrainConfig:
         if (self.finetune is None) == (self.network is None):
             raise ValueError("finetune, network: give one of them, a model to start from or a network to begin with")
         if self.network is not None and self.network not in NETWORKS:
-            raise ValueError(f"network: {self.network!r} is none of {', '.join(NETWORKS)}")
+            raise ValueError(f"network: {self.network!r} is not one of {', '.join(NETWORKS)}")
         if self.finetune is not None and self.backbone_weights is not None:
             raise ValueError("backbone weights: a model that is fine-tuned has its own")
         if self.finetune is not None and self.queries is not None:
@@ -110,7 +110,7 @@ class TrainConfig:
         if self.position_embedding not in (None, "sine", "learned"):
             raise ValueError(f"position embedding: {self.position_embedding!r} is neither sine nor learned")
         if self.device not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"device: {self.device!r} is none of auto, cpu, cuda")
+            raise ValueError(f"device: {self.device!r} is not one of auto, cpu, cuda")
         if self.ingest not in ("direct", "ray-data"):
             raise ValueError(f"ingest: {self.ingest!r} is neither direct nor ray-data")
         least, most = 1 if self.least_workers is None else self.least_workers, self.most_workers
@@ -129,12 +129,12 @@ class TrainConfig:
         is_frozen = self.recipe.freeze_backbone != "none" or self.recipe.lr_backbone == 0
         if begun is not None and begun.backbone.norm == "batch" and is_frozen:
             raise ValueError(
-                f"freeze backbone: {self.network} begins with norms that are trained, so nothing of its backbone can "
-                "be frozen. Give --freeze-backbone none and an --lr-backbone above 0, or --recipe scenes."
+                f"freeze backbone: {self.network} has trainable norms, so its backbone cannot be frozen. Give "
+                "--freeze-backbone none and an --lr-backbone above 0, or --recipe scenes."
             )
         unknown = sorted(set(self.trackers) - set(TRACKERS))
         if unknown:
-            raise ValueError(f"log to: {unknown[0]!r} is none of {', '.join(TRACKERS)}")
+            raise ValueError(f"log to: {unknown[0]!r} is not one of {', '.join(TRACKERS)}")
         _ = self.options  # checks what it is made of
         for name in ("train", "val", "storage"):
             value = getattr(self, name)

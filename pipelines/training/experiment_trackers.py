@@ -55,8 +55,8 @@ def check_trackers(names: Sequence[str]) -> None:
         make_tracker(name)
         if importlib.util.find_spec(name) is None:
             raise RunStopped(
-                f"tracker {name} is not installed. `pip install {name}` on every node, or leave it away: "
-                "TensorBoard's files are written in any case."
+                f"tracker {name} is not installed. `pip install {name}` on every node, or omit it: TensorBoard files "
+                "are always written."
             )
 
 
@@ -171,7 +171,7 @@ class TrackerThread:
         if not self._failed:
             self._failed = True
             logger.warning(
-                "tracker %s is told nothing more in this start (%s); the run's own logs have everything",
+                "tracker %s gets nothing more from this process (%s); the run's own logs are complete",
                 self._name,
                 reason,
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -38,6 +37,7 @@ def fit(
     *,
     start_id: str,
     versions: dict[str, str],
+    scratch: str,
 ) -> tuple[int, ...]:
     """Have Ray Train run the workers until the last epoch; return at which steps they were started.
 
@@ -48,18 +48,18 @@ def fit(
         show: told what the workers tell.
         start_id: of this start of the command.
         versions: of the code, for the records.
+        scratch: a folder for temporary files, which is removed when Ray has ended.
 
     Raises:
         RunStopped: a worker said that there is no going on, or they failed too often.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board: Any = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote(config.restarts)
-    spec = WorkerSpec(config, configuration, start_id, versions, board, group.threads)
+    spec = WorkerSpec(config, configuration, start_id, versions, board, group.threads, scratch)
     quiet = nullcontext() if config.verbose else silenced()
-    # Ray Train wants a place for checkpoints of its own; ours are written by the workers, so it stays empty
-    with tempfile.TemporaryDirectory(prefix="ray-detr-train-", ignore_cleanup_errors=True) as folder, quiet:
+    with quiet:
         while True:
-            trainer = _trainer(group, spec, folder)
+            trainer = _trainer(group, spec)
             failed = None
             with _watched(trainer, board, show):
                 try:
@@ -72,7 +72,7 @@ def fit(
             if finished:
                 return tuple(starts)
             # Ray Train gives up where workers are lost while they find each other (2.60): start it again, but count
-            ray.get(board.fail.remote(_last_line(failed) if failed else "the workers ended without a word"))
+            ray.get(board.fail.remote(_last_line(failed) if failed else "the workers ended without a message"))
 
 
 class _Trainer(TorchTrainer):
@@ -84,7 +84,7 @@ class _Trainer(TorchTrainer):
         self.controller = controller
 
 
-def _trainer(group: Group, spec: WorkerSpec, folder: str) -> _Trainer:
+def _trainer(group: Group, spec: WorkerSpec) -> _Trainer:
     """Return what starts the workers, again and again, until they end by themselves."""
     return _Trainer(
         lambda given: train_worker(given["spec"]),
@@ -100,7 +100,7 @@ def _trainer(group: Group, spec: WorkerSpec, folder: str) -> _Trainer:
         ),
         run_config=RunConfig(
             name=f"{spec.start_id}-{secrets.token_hex(2)}",
-            storage_path=folder,
+            storage_path=spec.scratch,  # for checkpoints of Ray's own; ours are written by the workers
             failure_config=FailureConfig(max_failures=-1),
             callbacks=[_Failures(spec.board)],  # type: ignore[list-item]
         ),

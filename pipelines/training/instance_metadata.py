@@ -76,7 +76,7 @@ class AwsMetadata:
             except (KeyError, TypeError, ValueError) as error:
                 raise MetadataUnavailable(f"the notice {action!r} is not understood") from error
         if self._on_rebalance and self._get("/latest/meta-data/events/recommendations/rebalance") is not None:
-            return Notice("AWS recommends to leave this instance: it is likely to be interrupted", None)
+            return Notice("AWS recommends leaving this instance: it is likely to be interrupted", None)
         return None
 
     def ask_token(self) -> bool:
@@ -155,7 +155,7 @@ def find_service(url: str, *, on_rebalance: bool = False, clock: Clock | None = 
     if status != http.client.OK:
         raise RunStopped(
             f"what answers at {url} is neither AWS's metadata service nor Google's (status {status}). "
-            "Notices of other clouds are not known here."
+            "Other clouds are not supported."
         )
     return GoogleMetadata(url)
 

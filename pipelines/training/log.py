@@ -124,9 +124,9 @@ class TrainLog:
         try:
             self._upload()
         except StoreError as error:
-            if not error.is_passing:
+            if not error.is_transient:
                 raise
-            logger.warning("the training log was not written just now and will be with the next lines: %s", error)
+            logger.warning("the training log could not be written; it will be written with the next lines: %s", error)
 
     def close(self) -> None:
         """Write the rest, and let the trackers end.

@@ -93,8 +93,8 @@ class Overtaken(RunStopped):
 
     def __init__(self, store: Store, *, is_unseen: bool) -> None:
         super().__init__(
-            f"another start has taken over run {run_name(store)} of {store.uri}: this one may not write any more. "
-            "Let the other one go on, or stop it and give the same command again."
+            f"another process has taken over run {run_name(store)} of {store.uri}: this process can write nothing "
+            "more. Let the other process continue, or stop it and run the same command again."
         )
         self.is_unseen = is_unseen
 
@@ -230,7 +230,7 @@ def _decode(data: bytes, store: Store, number: int) -> Manifest:
         version = record["manifest_version"]
         if version != MANIFEST_VERSION:
             raise RunStopped(
-                f"run {run_name(store)} of {store.uri} is kept by manifests of version {version}, this is version "
+                f"run {run_name(store)} of {store.uri} has manifests of version {version}, this is version "
                 f"{MANIFEST_VERSION}. Use the release that began the run."
             )
         checkpoints = tuple(SavedCheckpoint(**saved) for saved in record["checkpoints"])

@@ -39,7 +39,7 @@ def wait_for_notice(service: MetadataService, *, poll_seconds: float, clock: Clo
             notice = service.read_notice()
         except MetadataUnavailable as error:
             if not is_away:
-                logger.warning("%s's metadata service gives no answer, it is asked again: %s", service.cloud, error)
+                logger.warning("%s's metadata service does not answer; trying again: %s", service.cloud, error)
             is_away = True
         else:
             if is_away:
@@ -65,7 +65,7 @@ def own_node(address: str | None = None) -> tuple[str, str]:
         ray.init(address=address or "auto", logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise RunStopped(
-            f"this machine is no node of a Ray cluster ({first_line(error)}). Start this after `ray start`."
+            f"this machine is not part of a Ray cluster ({first_line(error)}). Start this after `ray start`."
         ) from error
     try:
         context = ray.get_runtime_context()
@@ -111,4 +111,4 @@ def drain(address: str, node_id: str, notice: Notice, *, clock: Clock | None = N
         if done.returncode == 0:
             return
         said = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
-    raise RunStopped(f"Ray does not drain node {node_id} ({said}). What runs there will be lost with the machine.")
+    raise RunStopped(f"Ray did not drain node {node_id} ({said}). Its tasks will be lost with the machine.")

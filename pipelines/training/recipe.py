@@ -115,17 +115,17 @@ class Recipe:
                 raise ValueError(f"{_flag(name)}: {getattr(self, name)} is not at least 1")
         for name in _RATES_AND_FACTORS:
             if not 0 <= getattr(self, name) < math.inf:  # NaN, too, which is below nothing
-                raise ValueError(f"{_flag(name)}: {getattr(self, name)} is not a number from 0 on")
+                raise ValueError(f"{_flag(name)}: {getattr(self, name)} is not a number of 0 or more")
         for name in ("flip", "crop", "constant_share", "dropout"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{_flag(name)}: {value} is not in 0..1")
         if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema decay: {self.ema_decay} is not in 0..1, below 1")
+            raise ValueError(f"ema decay: {self.ema_decay} is not in 0..1 and below 1")
         if self.augmentation not in ("coco", "scenes", "none"):
-            raise ValueError(f"augmentation: {self.augmentation!r} is none of coco, scenes, none")
+            raise ValueError(f"augmentation: {self.augmentation!r} is not one of coco, scenes, none")
         if self.freeze_backbone not in ("none", "stem_and_first", "all"):
-            raise ValueError(f"freeze backbone: {self.freeze_backbone!r} is none of none, stem_and_first, all")
+            raise ValueError(f"freeze backbone: {self.freeze_backbone!r} is not one of none, stem_and_first, all")
         if self.effective_batch % self.batch_size:
             raise ValueError(
                 f"effective batch: {self.effective_batch} images are not a whole number of micro-batches of "

@@ -11,7 +11,7 @@ from pipelines.clock import Clock
 from pipelines.retry import retry
 from pipelines.shards.reader import ShardIndex, ShardReader, TrainingImage
 from pipelines.stopped import RunStopped
-from pipelines.store import Store, StoreError, is_passing, join_uri
+from pipelines.store import Store, StoreError, is_transient, join_uri
 
 # beyond what the store's client does by itself: a store that is restarted costs a wait, not a run
 OUTAGE_SECONDS: Final = 300.0
@@ -45,7 +45,7 @@ class RowGroups:
             RunStopped: a shard is damaged, or the store cannot be read.
         """
         try:
-            return retry(self._reader.read_sizes, budget_seconds=self._outage_seconds, is_retryable=is_passing)
+            return retry(self._reader.read_sizes, budget_seconds=self._outage_seconds, is_retryable=is_transient)
         except StoreError as error:
             raise RunStopped(_unreadable(error)) from error
 
@@ -56,12 +56,12 @@ class RowGroups:
             RunStopped: a shard is damaged, or the store cannot be read.
         """
         try:
-            return retry(self._reader.read_image_ids, budget_seconds=self._outage_seconds, is_retryable=is_passing)
+            return retry(self._reader.read_image_ids, budget_seconds=self._outage_seconds, is_retryable=is_transient)
         except StoreError as error:
             raise RunStopped(_unreadable(error)) from error
 
     def read(self, number: int, *, clock: Clock | None = None) -> list[TrainingImage]:
-        """Return the images of a row group, in one request or a few; passing failures are waited for.
+        """Return the images of a row group, in one request or a few; transient failures are retried.
 
         Raises:
             RunStopped: the shard is damaged, or the store cannot be read.
@@ -71,7 +71,7 @@ class RowGroups:
             return retry(
                 lambda: self._reader.read_group(file, group),
                 budget_seconds=self._outage_seconds,
-                is_retryable=is_passing,
+                is_retryable=is_transient,
                 clock=clock,
             )
         except StoreError as error:
@@ -101,4 +101,4 @@ def evaluation_images(groups: RowGroups, worker: int, workers: int) -> Generator
 
 def _unreadable(error: StoreError) -> str:
     """Return a sentence; what the store says has the shard's name."""
-    return f"{str(error).rstrip('.')}. What is trained is kept; the same command goes on from the newest checkpoint."
+    return f"{str(error).rstrip('.')}. Run the same command again to resume from the newest checkpoint."

@@ -87,8 +87,8 @@ def check_same(record: RunRecord, configuration: Mapping[str, object], store: St
     if found:
         values = "value" if len(found) == 1 else "values"
         raise RunStopped(
-            f"run {run_name(store)} exists with another configuration ({'; '.join(found)}). "
-            f"Give the old {values} to resume it, or another --name."
+            f"run {run_name(store)} exists with another configuration ({'; '.join(found)}). Use the old {values} to "
+            "resume it, or another --name."
         )
 
 
@@ -134,7 +134,8 @@ def to_json(value: Mapping[str, object]) -> bytes:
 def damaged(store: Store, key: str) -> RunStopped:
     """Return what is raised for an object of the run that is not what was written."""
     return RunStopped(
-        f"{join_uri(store.uri, key)} is damaged: it is not what was written. Restore it, or give another --name."
+        f"{join_uri(store.uri, key)} is damaged: its contents have changed since it was written. Restore it, or give "
+        "another --name."
     )
 
 

@@ -66,8 +66,8 @@ class Saver:
             raise
         except StoreError as error:
             self._failure = RunStopped(
-                f"a checkpoint cannot be written: {error} Training stops at the last complete one; the same command "
-                "goes on from there."
+                f"a checkpoint cannot be written: {error} Training stops at the last complete one; run the same "
+                "command again to resume."
             )
             raise self._failure from error
 

@@ -14,6 +14,7 @@ from detr.config import DetrConfig
 from detr.finetune import with_categories
 from detr.imagenet import load_backbone
 from detr.model import Detr
+from detr.size_rule import Resizing
 from pipelines.models import load_model, short_name
 from pipelines.shards.reader import ShardIndex
 from pipelines.stopped import RunStopped
@@ -42,8 +43,8 @@ def write_start(run: TrainingRun, config: TrainConfig, index: ShardIndex, *, say
     model, trainable_norm = initial_model(config, index.categories, say=say)
     if config.network is not None and config.network != "scenes" and index.images < FEW_IMAGES:
         say(
-            f"{index.images:,} images are few for training a DETR from the beginning (its authors: 10,000 at least): "
-            "--finetune a trained one instead"
+            f"{index.images:,} images are few for training a DETR from random weights (its authors: at least 10,000); "
+            "use --finetune with a trained model instead"
         )
     sentence = training_sizes(config, model.config)
     if sentence is not None:
@@ -76,7 +77,7 @@ def initial_model(
             names = ", ".join(transfer.new[:MENTIONED]) + (", ..." if len(transfer.new) > MENTIONED else "")
             say(
                 f"{len(transfer.kept)} of {len(categories)} classes are known to {short_name(config.finetune)}, "
-                f"{len(transfer.new)} begin anew: {names}"
+                f"{len(transfer.new)} start from random weights: {names}"
             )
         trainable_norm = False
     else:
@@ -92,7 +93,9 @@ def initial_model(
             _load_backbone(model, config)
     if config.shorter or config.longest:
         shorter, longest = config.shorter or model.config.shorter, config.longest or model.config.longest
-        model.config = replace(model.config, shorter=shorter, longest=longest, resizing="original", box=(0, 0))
+        kept = model.config.resizing == "transformers"  # else these sides replace a box
+        resizing: Resizing = "transformers" if kept else "original"
+        model.config = replace(model.config, shorter=shorter, longest=longest, resizing=resizing, box=(0, 0))
     return model, trainable_norm
 
 

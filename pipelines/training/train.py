@@ -10,11 +10,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from pipelines.cluster import connected, node_resources, refuse_local
 from pipelines.coco.text import USABLE
 from pipelines.create_only import refuse_overwriting
+from pipelines.models import identify_model
 from pipelines.shards.checks import UNUSABLE
 from pipelines.shards.reader import INDEX_KEY, ShardIndex, read_index
 from pipelines.stopped import RunStopped
@@ -84,7 +86,7 @@ def train(
     """
     began = time.monotonic()
     show, tell = on_progress or (lambda _: None), say or (lambda _: None)
-    show(TrainProgress("looking at shards and run"))
+    show(TrainProgress("reading shards and run"))
     try:
         check_trackers(config.trackers)
         index = read_index(open_store(config.train, config.options))
@@ -108,8 +110,14 @@ def train(
         if sentence is not None:
             tell(sentence)
         resumed = manifest is not None and manifest.latest is not None
+        if not resumed and config.finetune is not None:
+            identify_model(config.finetune, config.options)  # before Ray, which takes long to start
         show(TrainProgress("connecting to Ray"))
-        with connected(verbose=config.verbose):
+        # outside: workers that are killed leave theirs, and they live until Ray has ended
+        with (
+            TemporaryDirectory(prefix="ray-detr-train-", ignore_cleanup_errors=True) as scratch,
+            connected(verbose=config.verbose),
+        ):
             refuse_local(config.places(), are_shared=config.shared_folders)
             group = choose_group(
                 node_resources(),
@@ -122,8 +130,8 @@ def train(
             )
             if group.idle:
                 tell(
-                    f"a step has {config.recipe.micro_batches} micro-batches, so {group.idle} more workers than that "
-                    "have nothing to do: raise --effective-batch, or lower --batch-size, to use them"
+                    f"a step has {config.recipe.micro_batches} micro-batches, so {group.idle} further workers have "
+                    "nothing to do: raise --effective-batch, or lower --batch-size, to use them"
                 )
             if group.uses_gpu:
                 tell(_precision(config))
@@ -133,12 +141,12 @@ def train(
                 run = open_run(store, configuration, start_id=start_id, now=datetime.now(UTC), versions=_versions())
                 write_start(run, config, index, say=tell)
             show(TrainProgress("starting workers"))
-            starts = fit(config, group, configuration, show, start_id=start_id, versions=_versions())
+            starts = fit(config, group, configuration, show, start_id=start_id, versions=_versions(), scratch=scratch)
         manifest = read_manifest(store)
         assert manifest is not None
         return _summary(config, manifest, starts, began, resumed=resumed, was_finished=False)
     except StoreError as error:
-        raise RunStopped(f"{error} Every complete checkpoint is kept; the same command goes on from there.") from error
+        raise RunStopped(f"{error} Every complete checkpoint is kept; run the same command again to resume.") from error
 
 
 def _epochs(manifest: Manifest) -> int:
@@ -163,7 +171,7 @@ def _check(config: TrainConfig, index: ShardIndex) -> None:
         examples = "; ".join(some[0] for kind, some in index.examples.items() if kind in UNUSABLE and some)
         raise RunStopped(
             f"{without_secrets(config.train)} has no annotation that can be trained on, of {index.annotations:,}"
-            f"{': ' * bool(examples)}{examples}. Correct the json, and write the shards again at an empty place."
+            f"{': ' * bool(examples)}{examples}. Correct the json, and write the shards again to an empty folder."
         )
     if config.val is None:
         return

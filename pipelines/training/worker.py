@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 import ray
@@ -53,6 +55,8 @@ def train_worker(spec: WorkerSpec) -> None:
 
     What does raise - a lost peer, a bug - makes Ray Train start all workers again from the newest checkpoint.
     """
+    if Path(spec.scratch).is_dir():
+        tempfile.tempdir = spec.scratch  # a worker that is killed removes nothing
     agreement = Agreement(seconds=spec.config.collective_seconds)
     # before anything that can fail, so that a failure which comes again and again is counted
     if agreement.spread(agreement.rank == 0 and _is_stopped(spec)):

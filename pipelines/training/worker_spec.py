@@ -19,6 +19,7 @@ class WorkerSpec:
         versions: of the code, for the records.
         board: the driver's actor of `pipelines.training.board.Board`.
         threads: that decode and augment.
+        scratch: a folder on the driver's machine for temporary files, which the driver removes in the end.
     """
 
     config: TrainConfig
@@ -27,3 +28,4 @@ class WorkerSpec:
     versions: dict[str, str]
     board: Any
     threads: int
+    scratch: str

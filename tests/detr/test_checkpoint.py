@@ -228,7 +228,7 @@ def test_an_index_that_points_elsewhere_is_refused(saved: Path) -> None:
     index = {"weight_map": {"class_embed.bias": "../model-00001-of-00001.safetensors"}}
     (saved / "model.safetensors.index.json").write_text(json.dumps(index))
 
-    assert "which is no shard's name" in refusal(saved)
+    assert "which is not the name of a shard" in refusal(saved)
 
 
 @pytest.mark.parametrize(
@@ -497,7 +497,7 @@ def test_a_single_weights_file_of_a_directory_is_refused(saved: Path) -> None:
 
 
 def test_a_variant_for_a_directory_is_refused(saved: Path) -> None:
-    assert "variant is for a .pth file" in refusal(saved, "detr-resnet-50-dc5")
+    assert "variant is only for .pth files" in refusal(saved, "detr-resnet-50-dc5")
 
 
 # fingerprints

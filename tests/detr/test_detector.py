@@ -329,8 +329,8 @@ def test_a_batch_too_large_for_the_device_s_memory_is_halved_for_good_and_said_o
     assert given == [16, 8, 4, 4, 4, 4, 4, 4, 4, 1]
     assert tiny.batch_size == 4
     assert [record.message for record in caplog.records] == [
-        f"cpu has too little memory for {tried} images of 64 x 85 pixels at once: CUDA out of memory. From now on it "
-        f"is given {left} at most; a smaller batch size avoids the failed attempts."
+        f"cpu has too little memory for {tried} images of 64 x 85 pixels at once: CUDA out of memory. The batch "
+        f"size is now {left}; a smaller --batch-size avoids the failed attempts."
         for tried, left in ((16, 8), (8, 4))
     ]
 
@@ -448,14 +448,14 @@ def test_precision_and_device_are_chosen_by_what_there_is() -> None:
         choose_precision("fp8", torch.device("cpu"))
     with pytest.raises(ValueError, match="precision: only GPUs have tf32, the device is cpu; use fp32"):
         choose_precision("tf32", torch.device("cpu"))
-    with pytest.raises(ValueError, match="device: 'gpu' is none of auto, cpu, cuda, cuda:N"):
+    with pytest.raises(ValueError, match="device: 'gpu' is not one of auto, cpu, cuda, cuda:N"):
         choose_device("gpu")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_gpu_that_is_not_there_is_refused() -> None:
     assert choose_device("auto").type == "cpu"
-    with pytest.raises(ValueError, match=r"device: 'cuda' was asked for, but torch .* sees no GPU here"):
+    with pytest.raises(ValueError, match=r"device: 'cuda' was asked for, but torch .* finds no GPU"):
         choose_device("cuda")
 
 

@@ -171,7 +171,7 @@ def test_half_a_model_in_the_cache_is_not_taken_for_a_model(
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
-    assert "its cache has not got all of the model" in refusal("owner/detr")
+    assert "the local cache does not have the whole model" in refusal("owner/detr")
 
 
 def test_what_the_hub_refuses_is_said(hub: Hub, tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_what_the_hub_refuses_is_said(hub: Hub, tmp_path: Path) -> None:
     assert "the hub has no such model, or it is private" in refusal("owner/nothing")
     assert "owner/detr has no revision 'v2'" in refusal("owner/detr@v2")
     hub.gated = True
-    assert "the hub wants its terms accepted first" in refusal("owner/detr")
+    assert "its terms must be accepted first" in refusal("owner/detr")
 
 
 def test_a_repository_without_a_model_is_refused(hub: Hub, tmp_path: Path) -> None:

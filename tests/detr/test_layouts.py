@@ -203,7 +203,7 @@ def test_a_key_in_both_spellings_is_refused() -> None:
     tensors = to_file(Detr(TINY), "timm")
     name = "model.encoder.layers.0.fc1.bias"
 
-    with pytest.raises(CheckpointError, match="is there twice, in two spellings"):
+    with pytest.raises(CheckpointError, match="appears twice, in two spellings"):
         from_file({**tensors, name.replace("fc1", "mlp.fc1"): tensors[name]}, Detr(TINY), "timm", source="/m")
 
 

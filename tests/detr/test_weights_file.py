@@ -103,7 +103,7 @@ def test_the_arguments_of_a_training_say_which_detr_it_is(
 @pytest.mark.parametrize(
     ("name", "args", "message"),
     [
-        ("checkpoint.pth", {}, "neither name nor content tells which DETR it is"),
+        ("checkpoint.pth", {}, "neither its name nor its content shows which DETR it is"),
         ("checkpoint.pth", {"backbone": "vgg16", "dilation": False}, "args: backbone is 'vgg16'; only 'resnet18' or"),
         ("checkpoint.pth", {"backbone": "resnet18", "dilation": 1}, "args: dilation is 1; expected true or false"),
         ("checkpoint.pth", {"backbone": "resnet18", "dilation": True}, "args: backbone resnet18: a basic block cannot"),
@@ -226,7 +226,7 @@ def test_a_lightning_checkpoint_is_loaded_by_its_hyper_parameters(small: DetrCon
         assert loaded.config == model.config
         assert same(loaded, model)
     nameless = lightning(tmp_path / "last.ckpt", to_file(model, "original"), lr=1e-4)
-    assert "or name the file so: detr-resnet-50.ckpt" in refusal(nameless)
+    assert "or name the file detr-resnet-50.ckpt" in refusal(nameless)
 
 
 class Bomb:

@@ -36,7 +36,7 @@ def test_a_second_start_leaves_with_4_and_names_the_holder_and_the_first_goes_on
         _, err = first.communicate(timeout=300)
     assert first.returncode == 0, err
     assert second.returncode == 4, refusal
-    assert f"is being written by another start (host {socket.gethostname()}, pid {first.pid}," in refusal
+    assert f"is being written by another process (host {socket.gethostname()}, pid {first.pid}," in refusal
     assert "Traceback" not in refusal
     check_history(seen)
     images = check_table(run.table, run.run_id)

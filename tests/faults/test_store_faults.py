@@ -165,7 +165,7 @@ def test_a_token_that_expires_in_the_middle_stops_the_run_and_is_nobodys_row(
 
     started = time.monotonic()
     with watched(behind.drivers.table, tmp_path / "history") as seen:
-        stopped = stops(behind, expire, "The session is over: log in again.")
+        stopped = stops(behind, expire, "The session has expired: log in again.")
         behind.proxy.faults = Faults()
         out = behind.drivers.finish()
     check("token expired", behind, out, seen, time.monotonic() - started, report, stopped=stopped)
@@ -176,7 +176,7 @@ def test_a_store_that_is_lost_stops_the_run_and_the_same_command_goes_on_when_it
 ) -> None:
     started = time.monotonic()
     with watched(behind.drivers.table, tmp_path / "history") as seen:
-        stopped = stops(behind, lambda: behind.proxy.go_down(3600.0), "the same command goes on")
+        stopped = stops(behind, lambda: behind.proxy.go_down(3600.0), "un the same command again")
         behind.proxy.come_back()
         out = behind.drivers.finish()
     check("lost", behind, out, seen, time.monotonic() - started, report, stopped=stopped)

@@ -140,7 +140,7 @@ def test_a_publisher_that_stood_still_while_its_run_was_sealed_changes_nothing_w
     check_history(seen)
     if sealed:
         assert (zombie.returncode, rows) == (1, 0)
-        assert err.startswith(f"error: run {run.run_id} of file://{table} was sealed by a start with --new-run")
+        assert err.startswith(f"error: run {run.run_id} of file://{table} was sealed by another command")
     else:  # the same without the seal: it is the seal that holds it
         assert (zombie.returncode, rows, err) == (0, len(LAKE), "")
 

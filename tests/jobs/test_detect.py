@@ -1,5 +1,7 @@
 import json
 import re
+from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from detr.classes import Category
 from detr.config import BackboneConfig
 from jobs.detect import main
 from jobs.exits import run
+from jobs.progress import shown
 from pipelines.stopped import RunStopped
 
 TINY = DetrConfig(
@@ -84,8 +87,8 @@ def test_images_come_in_the_order_given_those_of_folders_by_name_and_others_go_o
     assert [line.split(": ")[0] for line in out.splitlines()] == [
         str(photos / name) for name in ("more/b.jpg", "a.png", "b.jpg")
     ]
-    assert err.startswith(f"cannot read {photos / 'page.jpg'}: not_an_image: ")
-    assert err.count("\n") == 1
+    assert err.startswith(f"  loading the model\ncannot read {photos / 'page.jpg'}: not_an_image: ")
+    assert err.count("\n") == 2
 
 
 def test_pictures_are_drawn_beside_each_other_and_never_over_the_images(
@@ -138,7 +141,7 @@ def test_exit_code_1_when_no_image_could_be_read(photos: Path, model: str, capsy
         (["PHOTOS/a.png", "nowhere.jpg"], "there is no file nowhere.jpg"),
         (["PHOTOS/empty"], "there is no image in the folder"),
         (["PHOTOS/a.png", "--threshold", "90"], "90 is not in 0..1"),
-        (["PHOTOS/a.png", "--device", "gpu"], "device: 'gpu' is none of auto, cpu, cuda, cuda:N"),
+        (["PHOTOS/a.png", "--device", "gpu"], "device: 'gpu' is not one of auto, cpu, cuda, cuda:N"),
     ],
 )
 def test_wrong_use_is_refused_with_a_sentence_and_code_2(
@@ -165,3 +168,16 @@ def test_a_model_that_is_none_stops_before_any_image(photos: Path, capsys: pytes
 def test_a_folder_that_cannot_be_written_stops_with_a_sentence(photos: Path, model: str) -> None:
     with pytest.raises(RunStopped, match=r"cannot write the picture .*notes\.txt/a\.jpg: File exists"):
         main([str(photos / "a.png"), "--model", model, "--draw", str(photos / "notes.txt")])
+
+
+def test_progress_is_told_on_standard_error_while_results_go_to_a_file(
+    photos: Path, model: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.progress.shown", partial(shown, line_seconds=0.0))
+    with (tmp_path / "out").open("w") as out, redirect_stdout(out):
+        main([str(photos), "--model", model])
+
+    said = capfd.readouterr().err.splitlines()
+    assert said[0] == "  loading the model"
+    assert any(re.fullmatch(r"  detect  \d of 4 images", line) for line in said)
+    assert (tmp_path / "out").read_text().count("3 detections") == 3

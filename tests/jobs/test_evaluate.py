@@ -80,9 +80,9 @@ def test_the_twelve_numbers_and_the_counts_are_printed(
         "AR1 0.500  AR10 0.500  AR100 0.500  ARs none  ARm 0.500  ARl none\n"
         "class-agnostic AP 0.505\n"
         "images: 2, of which 1 is labelled, with 1 detection of pets@0123456789ab\n"
-        "1 image is an error in the table: nothing counts as found there (b.jpg)\n"
+        "1 image is an error in the table: nothing counts as detected there (b.jpg)\n"
         "1 row of the table is of an image without annotations: left out\n"
-        "figures called none are undefined: no annotated box is small (below 32 x 32 pixels) or large (above 96 x 96 "
+        "figures shown as none are undefined: no annotated box is small (below 32 x 32 pixels) or large (above 96 x 96 "
         "pixels)\n"
     )
 
@@ -95,8 +95,8 @@ def test_a_results_file_is_measured_alike(results: str, annotations: str, capsys
         "AR1 0.500  AR10 0.500  AR100 0.500  ARs none  ARm 0.500  ARl none\n"
         "class-agnostic AP 0.505\n"
         "images: 2, of which 1 has results: 1 detection\n"
-        "1 image is not in the results: nothing counts as found there (b.jpg)\n"
-        "figures called none are undefined: no annotated box is small (below 32 x 32 pixels) or large (above 96 x 96 "
+        "1 image is not in the results: nothing counts as detected there (b.jpg)\n"
+        "figures shown as none are undefined: no annotated box is small (below 32 x 32 pixels) or large (above 96 x 96 "
         "pixels)\n"
     )
 
@@ -128,8 +128,8 @@ def test_a_table_with_a_threshold_is_refused_unless_it_is_allowed(
     out = capsys.readouterr().out
     assert out.startswith("AP 0.505")
     assert out.endswith(
-        "below score 0.5 nothing was kept: AP is lower than the model's, by how much is unknown\n"
-        "1 image has fewer than the 100 detections that official models begin with; a threshold of 1 would cost "
+        "detections with a score below 0.5 were not kept: the AP is lower than the model's by an unknown amount\n"
+        "1 image has fewer than the 100 detections of an official model; a threshold of 1 would cost "
         "0.5050 more\n"
     )
 
@@ -146,7 +146,7 @@ def test_a_table_of_some_classes_is_refused_unless_it_is_allowed(
     assert "the rows keep the classes cat only" in capsys.readouterr().err
 
     main([*command, "--allow-thresholded"])
-    assert "\nonly cat were kept: of other classes nothing counts as found\n" in capsys.readouterr().out
+    assert "\nonly cat were kept: nothing counts as detected for other classes\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_table_of_some_classes_is_refused_unless_it_is_allowed(
         (["--table", "t", "--plot", "curves.txt"], "plot: 'curves.txt' has none of the endings"),
         (["--table", "t", "--picture-size", "240"], "'240' is not HEIGHTxWIDTH, such as 480x640"),
         (["--table", "t", "--picture-size", "320x240"], "no annotated image is 320 x 240 (height x width)"),
-        (["--model", "scenes", "--images", "lake", "--device", "tpu"], "device: 'tpu' is none of auto, cpu, cuda"),
+        (["--model", "scenes", "--images", "lake", "--device", "tpu"], "device: 'tpu' is not one of auto, cpu, cuda"),
     ],
 )
 def test_wrong_use_is_refused_with_a_sentence_and_code_2(
@@ -332,7 +332,8 @@ def test_what_is_wrong_with_the_annotations_is_printed_with_examples(
     printed = capsys.readouterr().out
     assert (
         "1 annotation is of an image that the annotations do not declare: left out (annotation 3: image_id 9)\n"
-        "2 annotations have categories that the annotations do not declare: nothing counts as found there (annotation "
+        "2 annotations have categories that the annotations do not declare: nothing counts as detected there "
+        "(annotation "
         "4: category_id 0; annotation 5: category_id 0)\n"
         "1 annotation has no box of four numbers: left out (annotation 6: bbox null)\n"
     ) in printed

@@ -1,7 +1,9 @@
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -133,6 +135,53 @@ def test_sigterm_is_ours_while_ray_is_connected_and_afterwards(when: str, said: 
         _, err = process.communicate(timeout=60)
 
     assert (process.returncode, err) == (143, f"{said}terminated: run the same command again to resume.\n")
+
+
+WORK = """
+import os, signal, sys, time
+from pathlib import Path
+from jobs.exits import run
+
+def main(argv):
+    try:
+        print("working", flush=True)
+        time.sleep(60)
+    finally:
+        print("clearing up", flush=True)
+        deadline = time.monotonic() + 3
+        while time.monotonic() < deadline:
+            time.sleep(0.1)
+        Path(sys.argv[1]).touch()
+
+run(main)
+"""
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_ctrl_c_ends_in_order_a_second_one_changes_nothing_and_a_third_ends_at_once(tmp_path: Path, times: int) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", WORK, str(tmp_path / "cleared")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # what runs in the background of a shell is started with SIGINT ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline() == "working\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline() == "stopping, this may take some seconds\n"
+    assert process.stdout.readline() == "clearing up\n"
+    for number in range(1, times):
+        process.send_signal(signal.SIGINT)
+        if number == 1:
+            assert process.stderr.readline().startswith("still stopping; a third Ctrl-C ends")
+    _, rest = process.communicate(timeout=60)
+
+    assert process.returncode == 130
+    assert rest == ("" if times == 3 else "interrupted: run the same command again to resume.\n")
+    assert (tmp_path / "cleared").exists() == (times < 3)
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])

@@ -111,7 +111,7 @@ def test_every_option_arrives(asked: list[LabelConfig]) -> None:
         ("--actors 0", "argument --actors: 0 is less than 1"),
         ("--max-error-rate 5", "argument --max-error-rate: 5 is not in 0..1"),
         ("--classes cat=7", "argument --classes: 7 is not in 0..1"),
-        ("--device tpu", "device: 'tpu' is none of auto, cpu, cuda."),
+        ("--device tpu", "device: 'tpu' is not one of auto, cpu, cuda."),
         ("--run-id ../other", "run id: '../other' cannot name a folder"),
         ("--keep uri", "keep: 'uri' is a column of the detection table itself"),
         ("--no-such-option", "--no-such-option is not an option"),
@@ -276,3 +276,21 @@ def test_what_ray_says_while_it_ends_goes_to_standard_error(
     out, err = capfd.readouterr()
     assert json.loads(out)["run_id"] == SUMMARY.run_id
     assert "a worker died" in err
+
+
+@pytest.mark.parametrize("name", ["transient", "passing"])
+def test_the_former_name_of_transient_errors_means_the_same(asked: list[LabelConfig], name: str) -> None:
+    main([*NEEDED, "--retry-errors", name])
+
+    assert asked[0].retry_errors == "transient"
+    assert asked[0].decisive()["retry_errors"] == "passing"  # as in the records of unfinished runs
+    assert replace(asked[0], retry_errors="passing").decisive() == asked[0].decisive()
+    assert replace(asked[0], retry_errors="all").decisive() != asked[0].decisive()
+
+
+def test_the_former_name_is_not_offered(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*NEEDED, "--retry-errors", "some"])
+
+    said = capfd.readouterr().err
+    assert "(choose from 'transient', 'all')" in said.replace("transient, all", "'transient', 'all'")

@@ -169,8 +169,8 @@ def test_a_second_start_leaves_with_4_and_names_the_first_and_one_that_waits_fin
 
     assert first.returncode == 0
     assert (second.returncode, second.stdout) == (4, "")
-    assert f"is being written by another start (host {os.uname().nodename}, pid {first.pid}, " in second.stderr
+    assert f"is being written by another process (host {os.uname().nodename}, pid {first.pid}, " in second.stderr
     assert third.returncode == 0, err
-    assert f"waiting: table file://{table} is being written by another start" in waiting[-1]
+    assert f"waiting: table file://{table} is being written by another process" in waiting[-1]
     assert out.startswith("nothing to do: all 4 images are labelled by ")
     assert names(lake) == lake_names(lake)

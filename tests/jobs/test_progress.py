@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from jobs.progress import line, shown_progress
-from pipelines.labelling.progress import Progress
+from pipelines.labelling.progress import Progress, WithUnfinishedShards
 
 HALF = Progress("label", images=600, images_this_start=400, images_planned=1_200, is_planned=True, errors=25)
 
@@ -108,3 +108,19 @@ def test_an_exception_of_the_run_passes_through(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run()
     assert log.read_text() == "  planning\n"
+
+
+def test_images_of_unfinished_shards_are_counted_once_and_never_taken_back() -> None:
+    seen: list[Progress] = []
+    progress = WithUnfinishedShards(seen.append)
+    progress.show_unfinished(7)  # before anything is labelled: told by nobody
+    progress.show_unfinished(0)
+    progress.show(Progress("planning"))
+    progress.show(Progress("label", images=10, images_this_start=4, images_planned=20))
+    progress.show_unfinished(3)
+    progress.show_unfinished(0)  # its shard is committed, and told next
+    progress.show(Progress("label", images=15, images_this_start=9, images_planned=20))
+    progress.show_unfinished(50)  # no more than there are
+
+    assert seen[0] == Progress("planning")
+    assert [(one.images, one.images_this_start) for one in seen[1:]] == [(10, 4), (13, 7), (13, 7), (15, 9), (20, 14)]

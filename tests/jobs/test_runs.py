@@ -130,7 +130,7 @@ def test_every_finding_is_a_line_and_the_exit_code_is_1(labelled: Store, capfd: 
     assert left.value.code == 1
     assert out.splitlines() == [
         f"{labelled.uri}/data/night-1-00000.parquet is missing: its 3 images have no row.",
-        f"{labelled.uri}/data/export.parquet is of no run of this table. Move it out of data/.",
+        f"{labelled.uri}/data/export.parquet belongs to no run of this table. Move it out of data/.",
         "verified: 1 of 1 files, 3 of 3 images (100.0%): 2 findings",
     ]
     assert err.endswith(f"error: table {labelled.uri} is not whole: 2 findings.\n")
@@ -209,14 +209,14 @@ def test_a_run_that_is_being_written_is_not_abandoned_and_the_exit_code_is_4(
         run_command(main, ["--table", labelled.uri, "--abandon"])
 
     assert left.value.code == 4
-    assert f"error: table {labelled.uri} is being written by another start (host " in capfd.readouterr().err
+    assert f"error: table {labelled.uri} is being written by another process (host " in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
         (["--max-minutes", "3"], "--max-minutes needs --verify"),
-        (["--verify", "--max-minutes", "0"], "0 is no number of minutes above 0"),
+        (["--verify", "--max-minutes", "0"], "0 is not a number of minutes above 0"),
         (["--verify", "--abandon"], "not allowed with argument --verify"),
     ],
 )

@@ -62,7 +62,9 @@ def test_wrong_use_is_refused_with_a_sentence_before_any_work(
 def test_a_folder_that_cannot_be_made_stops_the_command_with_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
 
-    with pytest.raises(RunStopped, match=r"cannot write scenes to .*/file/set: .*Not a directory.*The same command"):
+    with pytest.raises(
+        RunStopped, match=r"cannot write scenes to .*/file/set: .*Not a directory.*Run the same command again"
+    ):
         main(["--out", str(tmp_path / "file" / "set"), "--count", "1"])
 
 

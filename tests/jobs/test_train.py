@@ -144,8 +144,8 @@ def test_a_recipe_is_a_preset_with_what_the_line_changes(asked: Callable[..., Tr
         (["--finetune", "scenes", "--network", "scenes"], "give one of them"),
         (["--finetune", "scenes", "--num-queries", "50"], "queries: a model that is fine-tuned has its own"),
         (["--finetune", "scenes", "--backbone-weights", "resnet50"], "has its own"),
-        (["--network", "resnet"], "network: 'resnet' is none of detr-resnet-50"),
-        (["--network", "scenes"], "freeze backbone: scenes begins with norms that are trained"),
+        (["--network", "resnet"], "network: 'resnet' is not one of detr-resnet-50"),
+        (["--network", "scenes"], "freeze backbone: scenes has trainable norms"),
         (["--name", "a/b"], "name: 'a/b' is not"),
         (["--effective-batch", "3"], "3 images are not a whole number of micro-batches of 2"),
         (["--lr", "nan"], "lr: nan is not"),
@@ -187,7 +187,7 @@ def test_the_report_says_what_came_out_and_what_to_do_with_it() -> None:
         "done: 3 epochs, 900 steps in 1 h 2 min",
         "AP 0.421  AP50 0.624  AP75 0.400  APs none  APm 0.500  APl 0.600",
         "model: s3://runs/first/model, checkpoint 000000900-a-1",
-        "label: python -m jobs.label --model s3://runs/first/model --images URI --table URI",
+        "label: ray-detr label --model s3://runs/first/model --images URI --table URI",
     ]
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import pytest
 import ray
 from ray._private import services
+from ray.exceptions import AuthenticationError
 
 from pipelines.cluster import (
     Pool,
@@ -141,8 +142,8 @@ def test_a_local_folder_is_refused_on_several_machines(folder: str, monkeypatch:
         refuse_local(["s3://lake/images", folder], are_shared=False)
 
     assert str(stopped.value) == (
-        f"{folder} is a local folder, and the cluster has 2 machines: each would use a disk of its own. Give an object "
-        "store's address, such as s3://bucket/folder, or --shared-folders if this path is the same folder on every "
+        f"{folder} is a local folder, and the cluster has 2 machines: each would use its own disk. Use an address of "
+        "an object store, such as s3://bucket/folder, or --shared-folders if this path is the same folder on every "
         "machine."
     )
 
@@ -219,8 +220,28 @@ def test_a_local_ray_that_does_not_start_is_a_sentence(monkeypatch: pytest.Monke
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setattr(ray, "init", init)
 
-    with pytest.raises(RunStopped, match=r"a local Ray does not start: The current node timed out .* less busy"):
+    with pytest.raises(RunStopped, match=r"a local Ray could not be started: The current node timed out .* less busy"):
         _connect(verbose=True)
+
+
+@pytest.mark.parametrize("address", [None, "127.0.0.1:1"])
+def test_a_missing_token_is_called_that(monkeypatch: pytest.MonkeyPatch, address: str | None) -> None:
+    def init(**_: object) -> None:
+        raise AuthenticationError("RAY_AUTH_TOKEN_PATH is set but file cannot be opened: /x. Ensure that the token is.")
+
+    monkeypatch.setattr("pipelines.cluster._check_answers", lambda _: None)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_ADDRESS", address or "")
+
+    with pytest.raises(RunStopped) as stopped:
+        _connect(verbose=True)
+
+    assert str(stopped.value) == (
+        "Ray's token is missing or not that of the cluster (RAY_AUTH_TOKEN_PATH is set but file cannot be opened: /x). "
+        "RAY_AUTH_MODE is token: set RAY_AUTH_TOKEN_PATH to the file that holds the cluster's token, as "
+        "docs/security.md says."
+    )
 
 
 def test_a_node_without_the_package_is_named_with_what_to_do() -> None:

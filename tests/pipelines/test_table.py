@@ -16,9 +16,9 @@ from pipelines.stopped import RunStopped
 from pipelines.table import (
     ERROR_KINDS,
     NO_COLUMNS,
-    PASSING_KINDS,
     PERMANENT_KINDS,
     SCHEMA,
+    TRANSIENT_KINDS,
     Detected,
     Origin,
     Row,
@@ -153,10 +153,10 @@ def test_a_row_is_either_labelled_or_an_error() -> None:
         Row("s3://b/a", error_kind="broken")
 
 
-def test_error_kinds_are_permanent_or_passing() -> None:
-    assert {"missing", "denied", "archived", "fetch_failed"} == PASSING_KINDS
-    assert not PASSING_KINDS & PERMANENT_KINDS
-    assert PASSING_KINDS | PERMANENT_KINDS == ERROR_KINDS
+def test_error_kinds_are_permanent_or_transient() -> None:
+    assert {"missing", "denied", "archived", "fetch_failed"} == TRANSIENT_KINDS
+    assert not TRANSIENT_KINDS & PERMANENT_KINDS
+    assert TRANSIENT_KINDS | PERMANENT_KINDS == ERROR_KINDS
 
 
 @pytest.mark.parametrize(

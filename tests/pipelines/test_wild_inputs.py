@@ -84,7 +84,7 @@ def test_annotations_are_sharded_and_come_back(name: str, report: dict[str, int]
         ("36-empty-category-name", r"the category 2 is called ''"),
         (
             "38-category-0-undeclared",
-            r"3 of 6 annotations cannot be trained on.* undeclared categories 3, such as annot",
+            r"3 of 6 annotations cannot be used for training.* undeclared categories 3, such as annot",
         ),
     ],
 )

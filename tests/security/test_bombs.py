@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import pillow_heif
 import pytest
 from PIL import Image, PngImagePlugin
 
@@ -41,6 +42,13 @@ def packed(size: int) -> bytes:
 def drawn(image_format: str, **options: object) -> bytes:
     sink = io.BytesIO()
     Image.new("RGB", (8, 8), (200, 30, 30)).save(sink, image_format, **options)
+    return sink.getvalue()
+
+
+@cache
+def heic(width: int, height: int) -> bytes:
+    sink = io.BytesIO()
+    pillow_heif.from_pillow(Image.new("RGB", (width, height), (200, 30, 30))).save(sink, quality=10)
     return sink.getvalue()
 
 
@@ -89,7 +97,10 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "bmp": (lambda: claiming(drawn("BMP"), 18, "<ii", 60_000, 60_000), "too_large"),
     "ppm": (lambda: b"P6 60000 60000 255\n" + bytes(100), "too_large"),
     "psd": (lambda: b"8BPS" + struct.pack(">H6xHLLHH", 1, 3, 30_000, 30_000, 8, 3) + bytes(100), "too_large"),
+    "heic": (lambda: claiming(heic(8, 8), heic(8, 8).index(b"ispe") + 8, ">LL", 60_000, 60_000), "too_large"),
     # the header says little, and what is packed in it is much
+    "heic of a larger picture": (
+        lambda: claiming(heic(8_000, 6_000), heic(8_000, 6_000).index(b"ispe") + 8, ">LL", 8, 8), "unreadable"),
     "png of a longer picture": (lambda: png(8, 8, packed(GIGABYTE)), "(3, 8, 8)"),
     "png of a packed text": (lambda: png(8, 8, zlib.compress(bytes(72)), chunk(b"zTXt", b"a\0\0" + packed(GIGABYTE))),
                              "(3, 8, 8)"),

@@ -51,7 +51,7 @@ def test_no_key_reads_writes_or_removes_what_is_beside_the_store(folder: Path, k
 
 @pytest.mark.parametrize("prefix", ["../", "data/../../"])
 def test_no_prefix_lists_what_is_beside_the_store(folder: Path, prefix: str) -> None:
-    with pytest.raises(NotFound, match="leads out of it"):
+    with pytest.raises(NotFound, match="leads outside"):
         list(open_store(str(folder)).list(prefix))
 
 

@@ -51,7 +51,7 @@ def test_a_web_server_s_folder_is_taken_to_hold_all() -> None:
 
 
 def test_what_labelling_refuses_is_refused_at_once() -> None:
-    with pytest.raises(ValueError, match="device: 'tpu' is none of auto, cpu, cuda"):
+    with pytest.raises(ValueError, match="device: 'tpu' is not one of auto, cpu, cuda"):
         ModelEvaluationConfig("scenes", ("lake/",), device="tpu")
 
 

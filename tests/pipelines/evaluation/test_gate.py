@@ -54,7 +54,9 @@ def test_figures_of_other_images_or_by_another_truth_are_not_compared() -> None:
 
     with pytest.raises(RunStopped, match=r"measured on 5,000 images, and 2 are annotated here"):
         check_comparable(BASELINE, replace(ANNOTATIONS, image_ids=frozenset({1, 2})))
-    with pytest.raises(RunStopped, match=r"by other annotations than instances\.json .*abababababab and cdcdcdcdcdcd"):
+    with pytest.raises(
+        RunStopped, match=r"with other annotations than instances\.json .*abababababab and cdcdcdcdcdcd"
+    ):
         check_comparable(BASELINE, replace(ANNOTATIONS, sha256=OTHER_SHA))
 
 

@@ -147,7 +147,7 @@ def test_an_export_that_fails_leaves_no_file(table: str, tmp_path: Path) -> None
     with pytest.raises(RunStopped, match=r"data/run-2/00000\.parquet is damaged"):
         export(ExportConfig(table, str(tmp_path / "out.parquet")))
     store.put("data/run-2/00000.parquet", data)
-    with pytest.raises(RunStopped, match=r"has no rows of model other@1\. `python -m jobs\.runs` tells its models"):
+    with pytest.raises(RunStopped, match=r"has no rows of model other@1\. `ray-detr runs` lists its models"):
         export(ExportConfig(table, str(tmp_path / "out.parquet"), model="other@1"))
     assert sorted(tmp_path.iterdir()) == before
 

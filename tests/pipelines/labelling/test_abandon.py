@@ -69,7 +69,7 @@ def test_where_nothing_is_unfinished_nothing_is_written() -> None:
 
     assert abandon(table) is None
     assert abandon(table, "night-1") is None
-    with pytest.raises(RunStopped, match=r"table memory://store has no run night-2\. `python -m jobs\.runs` lists"):
+    with pytest.raises(RunStopped, match=r"table memory://store has no run night-2\. `ray-detr runs` lists"):
         abandon(table, "night-2")
     assert list(table.list()) == before
 
@@ -89,7 +89,7 @@ def test_a_run_whose_table_is_being_written_is_left_alone_and_its_holder_named()
     start(table, "night-1")
     acquire(table, this_process(), token="b", now=SystemClock().now())
 
-    with pytest.raises(LeaseHeld, match="is being written by another start"):
+    with pytest.raises(LeaseHeld, match="is being written by another process"):
         abandon(table)
     assert read_state(table, "night-1") == "labelling"
 

@@ -87,7 +87,7 @@ def test_the_row_says_what_happened(table: Counted) -> None:
 
     second, other = settled.to_pylist()
     assert second["error"] == (
-        "the object changed while the run went on, back to a version whose row the table has already"
+        "the object changed during the run, back to a version that already has a row in the table"
     )
     assert (second["status"], second["detections"], second["etag"]) == ("error", None, "1")
     assert (other["status"], other["error"], len(other["detections"])) == ("ok", None, 1)

@@ -172,7 +172,7 @@ def test_progress_adds_up_and_says_what_is_going_on() -> None:
 
 def test_a_resumed_run_counts_what_was_there_before() -> None:
     world = lake(13)
-    with pytest.raises(RunStopped, match=r"the power went\. What is done stays done"):
+    with pytest.raises(RunStopped, match=r"the power went\. Run the same command again to resume"):
         Start(world, dies=True).run()
     run = find_unfinished(world.objects)
     assert run is not None
@@ -231,7 +231,7 @@ def test_the_watchdog_knows_each_stage_and_what_may_be_the_reason() -> None:
     start.run()
 
     assert list(start.watchdog.moves) == [
-        "reading what is labelled already", "planning", "labelling", "counting what is published",
+        "reading the table", "planning", "labelling", "counting published rows",
     ]  # fmt: skip
     assert start.watchdog.moves["labelling"] == 7  # by shard
     assert start.watchdog.moves["planning"] >= 1
@@ -336,7 +336,7 @@ def test_parts_that_a_start_could_not_remove_are_removed_by_the_next_and_said(
     assert run is not None
     parts = f"_runs/{run.run_id}/parts/"
 
-    assert f"parts of run {run.run_id} could not be removed: {parts}0000000.part: no answer" in caplog.text
+    assert f"parts of run {run.run_id} could not be deleted: {parts}0000000.part: no answer" in caplog.text
     assert len(list(world.objects.list(parts))) == 2
     Start(world).run()
     assert list(world.objects.list(parts)) == []

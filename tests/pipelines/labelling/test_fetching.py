@@ -63,8 +63,8 @@ def test_when_what_was_read_before_is_refused_too_it_is_the_credentials(lake: La
         fetcher.fetch(item)
 
     assert str(stopped.value) == (
-        "a.jpg is refused. memory://lake/canary.jpg, which was read before, is refused now too: the credentials are "
-        "over, or their rights were taken back."
+        "a.jpg is refused. memory://lake/canary.jpg, which was read before, is now refused, too: the credentials have "
+        "expired or their rights were revoked."
     )
 
 
@@ -176,7 +176,7 @@ def test_bytes_that_are_never_all_are_no_truncated_image(lake: Lake, fetcher: Fe
 
     assert fetched.error_kind == "fetch_failed"
     assert fetched.error is not None
-    assert fetched.error.startswith("memory://lake/a.jpg was cut off: 3 of 7 bytes came.")
+    assert fetched.error.startswith("memory://lake/a.jpg was cut off: 3 of 7 bytes arrived.")
 
 
 @pytest.mark.parametrize(

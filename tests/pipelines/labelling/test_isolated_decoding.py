@@ -119,9 +119,9 @@ def test_what_an_image_did_is_its_error(report: Report, kind: str) -> None:
 @pytest.mark.parametrize(
     ("report", "reason"),
     [
-        (Report("died", exit_code=-signal.SIGKILL), "its process was ended by SIGKILL, which somebody else sent"),
-        (Report("died", exit_code=-signal.SIGTERM), "its process was ended by SIGTERM, which somebody else sent"),
-        (Report("lost", exit_code=-signal.SIGSEGV), "its process had ended before it came"),
+        (Report("died", exit_code=-signal.SIGKILL), "its process was ended by SIGKILL, sent by another process"),
+        (Report("died", exit_code=-signal.SIGTERM), "its process was ended by SIGTERM, sent by another process"),
+        (Report("lost", exit_code=-signal.SIGSEGV), "its process had already ended"),
         (
             Report("answered", {"kind": "out_of_memory", "text": "MemoryError"}, peak_bytes=10**8, free_bytes=10**8),
             "the machine had 100 MB of memory left",
@@ -271,7 +271,9 @@ def test_a_child_that_somebody_kills_is_tried_again_and_then_the_machine_is_blam
     always = poison(picture(), "kill", log=tmp_path / "always")
 
     assert decoder.prepare(once).height == 90
-    with pytest.raises(DecoderLost, match=r"could not be decoded in 3 tries, none of which says anything about the im"):
+    with pytest.raises(
+        DecoderLost, match=r"could not be decoded in 3 tries, none of which shows anything about the im"
+    ):
         decoder.prepare(always)
 
     assert len(victims(tmp_path / "once")) == 1

@@ -176,6 +176,15 @@ def test_each_row_has_the_detections_of_its_own_image(lake: Lake, detector: Dete
         assert torch.allclose(torch.tensor(boxes), alone.boxes_xyxy, atol=1e-2)
 
 
+def test_images_are_told_batch_by_batch(lake: Lake, detector: Detector) -> None:
+    objects = [lake.put(f"{number}.jpg", picture()) for number in range(9)]
+    told: list[int] = []
+
+    labeler(memory_store(), lake, detector, [objects]).label(0, on_images=told.append)
+
+    assert told == [4, 8, 9]  # batches of four
+
+
 def test_threshold_0_keeps_all_queries_and_a_higher_one_may_keep_none(lake: Lake, detector: Detector) -> None:
     objects, table = [lake.put("a.jpg", picture())], memory_store()
     labeler(table, lake, detector, [objects]).label(0)
@@ -284,7 +293,7 @@ def test_one_bad_object_alone_in_a_shard_does_not_stop_the_runs_of_every_night(l
     assert [row["error_kind"] for row in rows(table)] == ["fetch_failed"]
 
 
-def test_a_passing_failure_leaves_no_trace(lake: Lake, detector: Detector) -> None:
+def test_a_transient_failure_leaves_no_trace(lake: Lake, detector: Detector) -> None:
     objects = [lake.put("a.jpg", picture())]
     lake.failures = {"a.jpg": [Throttled("slow down"), StoreDown("reset"), StoreDown("cut")]}
     table = memory_store()

@@ -45,7 +45,7 @@ def test_many_keys_are_told_apart() -> None:
 ROWS = [
     Row("s3://b/ok", "e", detections=NOTHING),
     Row("s3://b/permanent", "e", error_kind="truncated"),
-    Row("s3://b/passing", "e", error_kind="missing"),
+    Row("s3://b/transient", "e", error_kind="missing"),
 ]
 
 
@@ -55,7 +55,7 @@ def publish(table: Store, name: str, model: str, rows: list[Row]) -> None:
 
 
 def names(table: Store, model: str | None, **options: str) -> list[str]:
-    asked = ["ok", "permanent", "passing", "other"]
+    asked = ["ok", "permanent", "transient", "other"]
     keys = read_labelled(table, model, threads=2, **options)  # type: ignore[arg-type]
     return [
         name
@@ -74,6 +74,7 @@ def test_ok_rows_and_permanent_errors_of_the_model_count() -> None:
     assert names(table, "other@2") == ["other"]
     assert names(table, None) == ["ok", "permanent", "other"]
     assert names(table, "detr@1", retry_errors="all") == ["ok"]
+    assert names(table, "detr@1", retry_errors="passing") == names(table, "detr@1")  # its former name
     assert names(table, "third@3") == []
 
 

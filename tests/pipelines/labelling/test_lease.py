@@ -77,7 +77,7 @@ def test_the_second_is_told_who_holds_the_lease_and_how_long_ago_it_was_alive() 
 
     with pytest.raises(
         LeaseHeld,
-        match=r"table memory://store is being written by another start \(host gpu-7, pid 4121, heartbeat 8 s ago",
+        match=r"table memory://store is being written by another process \(host gpu-7, pid 4121, heartbeat 8 s ago",
     ):
         acquire(table, HERE, token="b", now=later(8))
 
@@ -112,7 +112,7 @@ def test_whoever_lost_a_lease_that_is_given_up_again_is_told_so() -> None:
     release(table, second, now=later(1010))
 
     with pytest.raises(
-        LeaseHeld, match=rf"was written by another start meanwhile \(.*pid {os.getpid()}\), which ended 5 s"
+        LeaseHeld, match=rf"was written by another process meanwhile \(.*pid {os.getpid()}\), which ended 5 s"
     ):
         renew(table, first, now=later(1015))
 
@@ -202,7 +202,7 @@ def test_every_kind_of_store_knows_one_writer(store: Store) -> None:
             pass
     with held(store, "c"):
         pass
-    assert said[0].startswith(f"waiting: table {store.uri} is being written by another start")
+    assert said[0].startswith(f"waiting: table {store.uri} is being written by another process")
 
 
 def test_a_start_that_has_lost_its_lease_stops(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,7 +262,9 @@ def test_a_damaged_lease_is_told(record: bytes) -> None:
     table = memory_store()
     table.put(LEASE_KEY, record)
 
-    with pytest.raises(Misconfigured, match=r"memory://store/_lease.json is damaged: .*Remove it when nobody does"):
+    with pytest.raises(
+        Misconfigured, match=r"memory://store/_lease.json is damaged: .*Remove it if no process is writing"
+    ):
         acquire(table, HERE, token="b", now=NOW)
 
 
@@ -279,7 +281,7 @@ def test_a_store_that_can_hold_no_lease_is_warned_about(caplog: pytest.LogCaptur
     with holding(table, can_swap=False, token="a", wait_seconds=0, say=lambda _: None) as still_ours:
         still_ours()
 
-    assert "memory://store cannot hold a lease: starts that overlap do work twice there" in caplog.text
+    assert "memory://store cannot hold a lease: overlapping commands on it repeat work" in caplog.text
     assert list(table.list()) == []
 
 

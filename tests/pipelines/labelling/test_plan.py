@@ -404,7 +404,7 @@ def test_a_sealed_plan_stops_the_planner() -> None:
     first = next(planner)
     write_segment(table, "run", Segment(1, (), first.position), NO_COLUMNS, ending="sealed")
 
-    with pytest.raises(RunStopped, match="run run of memory://store was sealed by a start with --new-run"):
+    with pytest.raises(RunStopped, match="run run of memory://store was sealed by another command"):
         next(planner)
     with pytest.raises(RunStopped, match="was sealed"):
         list(write_plan(table, "run", listing_of(images(100)), none_labelled, shard_images=1))
@@ -457,7 +457,7 @@ def test_a_segment_that_does_not_go_on_from_the_one_before_is_noticed() -> None:
     table.put(segment_key("run", 1), other.get(segment_key("run", 1)).data)  # 6 shards, where 64 were planned before
     table.put(segment_key("run", 0), other.get(segment_key("run", 1)).data)
 
-    with pytest.raises(RunStopped, match=r"00000\.plan is damaged: it does not go on"):
+    with pytest.raises(RunStopped, match=r"00000\.plan is damaged: it does not continue"):
         list(read_manifest(table, "run"))
 
 
@@ -468,7 +468,7 @@ def test_a_segment_with_other_columns_is_noticed_by_whoever_labels_its_shards() 
     pq.write_table(file.read().drop_columns(["etag"]), sink, row_group_size=1)
     table.put(segment_key("run", 1), sink.getvalue().to_pybytes())
 
-    with pytest.raises(RunStopped, match=r"00001\.plan is damaged: it has not the columns of a plan"):
+    with pytest.raises(RunStopped, match=r"00001\.plan is damaged: it does not have the columns of a plan"):
         read_shard(table, "run", 64)
 
 
@@ -478,7 +478,7 @@ def test_a_parquet_file_that_is_no_segment_is_noticed() -> None:
     pq.write_table(pa.table({"uri": ["a"]}), sink)
     table.put(segment_key("run", 1), sink.getvalue().to_pybytes())
 
-    with pytest.raises(RunStopped, match=r"00001\.plan is damaged: it does not say what was planned"):
+    with pytest.raises(RunStopped, match=r"00001\.plan is damaged: it cannot be read as a plan"):
         list(read_manifest(table, "run"))
 
 

@@ -324,7 +324,7 @@ def test_a_published_file_that_does_not_say_its_totals_is_noticed() -> None:
     (segment,) = planned(table, 2)
     table.put("data/run-1-00000.parquet", encode(ROWS))
 
-    with pytest.raises(RunStopped, match="does not say what its rows add up to"):
+    with pytest.raises(RunStopped, match="its totals cannot be read"):
         read_totals(table, "run-1", "flat", segment)
 
 

@@ -103,24 +103,25 @@ def test_a_table_without_runs_has_none() -> None:
         (
             replace(REQUEST, configuration={"threshold": 0.1, "images": ["s3://lake"]}),
             "the unfinished run 20261122-181503-a1b2 used another configuration (threshold 0.05, now 0.1). "
-            "Give the old value to resume it, or --new-run to seal it and plan afresh.",
+            "Use the old value to resume it, or --new-run to seal it and start a new run.",
         ),
         (
             replace(
                 REQUEST, model="detr@9c1e", model_sha256="9c1e", configuration={"threshold": 0.05, "images": ["a", "b"]}
             ),
             "the unfinished run 20261122-181503-a1b2 used another configuration (model detr@3f2a, now detr@9c1e; "
-            "images s3://lake, now a b). Give the old values to resume it, or --new-run to seal it and plan afresh.",
+            "images s3://lake, now a b). Use the old values to resume it, or --new-run to seal it and start a new "
+            "run.",
         ),
         (
             replace(REQUEST, model_sha256="9c1e"),
             "the unfinished run 20261122-181503-a1b2 used another configuration (model sha256 3f2a91, now 9c1e). "
-            "Give the old value to resume it, or --new-run to seal it and plan afresh.",
+            "Use the old value to resume it, or --new-run to seal it and start a new run.",
         ),
         (
             replace(REQUEST, run_id="night"),
             "the unfinished run of this table is 20261122-181503-a1b2, not night. "
-            "Leave --run-id away to resume it, or give --new-run to seal it and plan afresh.",
+            "Omit --run-id to resume it, or use --new-run to seal it and start a new run.",
         ),
     ],
 )
@@ -193,7 +194,7 @@ def test_a_name_that_was_used_is_refused() -> None:
         run, _ = start(table, replace(REQUEST, run_id=name))
         finish(table, run)
 
-    with pytest.raises(RunStopped, match="run night-1 of memory://store has ended already"):
+    with pytest.raises(RunStopped, match="run night-1 of memory://store has already ended"):
         start(table, replace(REQUEST, run_id="night-1"))
 
 
@@ -285,7 +286,7 @@ def test_how_a_run_ended_is_written_once() -> None:
 
     assert end_run(table, run.run_id, End("sealed", NOW, {})).state == "sealed"
     assert end_run(table, run.run_id, End("finished", NOW, {"rows": 1})) == End("sealed", NOW, {})
-    with pytest.raises(RunStopped, match="was sealed by a start with --new-run"):
+    with pytest.raises(RunStopped, match="was sealed by another command"):
         finish(table, run)
     assert read_state(table, run.run_id) == "sealed"
 

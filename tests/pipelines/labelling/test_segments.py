@@ -218,7 +218,7 @@ def test_a_system_failure_stops_at_once_and_says_that_the_run_goes_on() -> None:
     segments = planned(table)
     pool = Pool(table, lambda shard, turn: Outcome(failure="the lake is gone.") if shard == 60 else "report")
 
-    with pytest.raises(RunStopped, match=r"^the lake is gone\. What is done stays done; the same command goes on"):
+    with pytest.raises(RunStopped, match=r"^the lake is gone\. Run the same command again to resume"):
         label(table, segments, pool)
 
     assert read_done(table, "run-1", "flat").parts == {61, 62, 63, *range(64, 70)}

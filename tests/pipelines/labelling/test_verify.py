@@ -179,7 +179,7 @@ def test_rows_that_are_not_the_plan_are_found(change: Callable[[pa.Table], pa.Ta
     sentence, *others = verify(table)
 
     assert sentence == f"memory://store/{FIRST} does not hold its planned images, each in one row: {found}."
-    assert all(f"memory://store/{FIRST} says that its rows add up to" in other for other in others)
+    assert all(f"memory://store/{FIRST} records totals of" in other for other in others)
 
 
 @pytest.mark.parametrize(
@@ -205,9 +205,9 @@ def test_totals_that_the_rows_do_not_add_up_to_are_found() -> None:
     rewrite(table, SECOND, lambda rows: rows, totals="{}")
 
     assert verify(table) == (
-        f"memory://store/{FIRST} says that its rows add up to 4 rows with 3 detections and truncated 1, and they are "
-        "4 rows with 2 detections and truncated 2.",
-        f"memory://store/{SECOND} is damaged: it does not say what its rows add up to.",
+        f"memory://store/{FIRST} records totals of 4 rows with 3 detections and truncated 1, but its rows "
+        "have 4 rows with 2 detections and truncated 2.",
+        f"memory://store/{SECOND} is damaged: its totals cannot be read.",
     )
 
 
@@ -342,7 +342,7 @@ def test_a_file_of_no_run_is_named(key: str) -> None:
     table = fill(memory_store())
     table.put(key, table.get(THIRD).data)
 
-    assert verify(table) == (f"memory://store/{key} is of no run of this table. Move it out of data/.",)
+    assert verify(table) == (f"memory://store/{key} belongs to no run of this table. Move it out of data/.",)
 
 
 def test_a_file_that_its_run_did_not_plan_is_named() -> None:
@@ -377,12 +377,12 @@ def test_a_damaged_part_of_the_unfinished_run_is_found_and_so_is_one_of_other_im
 
     (sentence,) = verify(table)
     assert sentence.startswith(f"memory://store/{PART} is damaged: it cannot be read as Parquet (")
-    assert sentence.endswith("Delete it: the next start labels its shard again.")
+    assert sentence.endswith("Delete it: the next run labels its shard again.")
 
     table.put(PART, table.get(part_key("night-3", 0)).data)
     assert verify(table) == (
         f"memory://store/{PART} does not hold its 2 planned images, each in one row (2 rows). "
-        "Delete it: the next start labels its shard again.",
+        "Delete it: the next run labels its shard again.",
     )
 
 
@@ -394,7 +394,7 @@ def test_a_damaged_plan_is_named_and_its_files_are_verified_without_it() -> None
     plan_sentence, file_sentence = verify(table)
 
     assert plan_sentence.startswith(f"memory://store/{segment_key('night-1', 0)} is damaged")
-    assert file_sentence == f"memory://store/{SECOND} is damaged: it does not say what its rows add up to."
+    assert file_sentence == f"memory://store/{SECOND} is damaged: its totals cannot be read."
 
 
 def test_one_run_is_verified_alone() -> None:

@@ -244,7 +244,7 @@ def test_a_full_disk_is_told_and_nothing_is_left_there(tmp_path: Path, monkeypat
 
     monkeypatch.setattr("pipelines.lake.inventory._write_run", full)
 
-    with pytest.raises(RunStopped, match=r"cannot be sorted in .* \(No space left on device\). Make room"):
+    with pytest.raises(RunStopped, match=r"cannot be sorted in .* \(No space left on device\). Free some space"):
         read_inventory(report({"key": ["a"]}), MANIFEST)
     assert list(tmp_path.iterdir()) == []
 

@@ -185,7 +185,9 @@ def test_what_stops_a_task_stops_the_run_in_the_same_sentence(
 
     with pytest.raises(RunStopped, match=r"^there are no training shards at .*nowhere"):
         next(train_batches_by_ray_data(nowhere, order, SCENES, epoch=0, readers=[0]))
-    with pytest.raises(RunStopped, match=r"^/.*cut/shard-00001.parquet cannot be read: .*\. What is trained is kept"):
+    with pytest.raises(
+        RunStopped, match=r"^/.*cut/shard-00001.parquet cannot be read: .*\. Run the same command again"
+    ):
         list(train_batches_by_ray_data(cut, order, SCENES, epoch=0, readers=[0, 1, 2]))
 
 

@@ -219,7 +219,7 @@ def test_a_run_that_was_stopped_is_resumed_by_the_same_configuration_only(
     night = replace(config, run_id="night")
     with monkeypatch.context() as patched:
         patched.setattr(pool, "LabelShard", Lost)
-        with pytest.raises(RunStopped, match=r"^the lake is gone\. What is done stays done; the same command goes on"):
+        with pytest.raises(RunStopped, match=r"^the lake is gone\. Run the same command again to resume"):
             label(night)
     assert not Path(table, "data").exists()
 
@@ -227,7 +227,7 @@ def test_a_run_that_was_stopped_is_resumed_by_the_same_configuration_only(
         label(replace(config, threshold=0.5))
     assert str(refused.value) == (
         "the unfinished run night used another configuration (threshold 0.05, now 0.5). "
-        "Give the old value to resume it, or --new-run to seal it and plan afresh."
+        "Use the old value to resume it, or --new-run to seal it and start a new run."
     )
 
     summary = label(config)
@@ -304,7 +304,7 @@ def test_a_table_that_cannot_be_written_is_told_before_ray_is_started(config: La
     [
         ({"threshold": 1.5}, "threshold: 1.5 is not in 0..1"),
         ({"max_error_rate": -0.1}, "max error rate: -0.1 is not in 0..1"),
-        ({"device": "cuda:1"}, "device: 'cuda:1' is none of auto, cpu, cuda. "),
+        ({"device": "cuda:1"}, "device: 'cuda:1' is not one of auto, cpu, cuda. "),
         ({"via": "s3fs"}, "via: 's3fs' is neither auto nor fsspec"),
         ({"least_actors": 0}, "actors: 0:None is not a range of at least 1 actor"),
         ({"least_actors": 3, "most_actors": 2}, "actors: 3:2 is not a range of at least 1 actor"),

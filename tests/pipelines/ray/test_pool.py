@@ -64,7 +64,7 @@ def shard_of(monkeypatch: pytest.MonkeyPatch, label: Callable[[int], Any]) -> La
     """Return what an actor holds, with a labeler that does as it is told."""
 
     class Told:
-        def label(self, shard: int) -> ShardReport:
+        def label(self, shard: int, *, on_images: Callable[[int], None]) -> ShardReport:
             found: ShardReport = label(shard)
             return found
 
@@ -93,6 +93,25 @@ def test_what_became_of_a_shard_travels_as_a_row(
     monkeypatch: pytest.MonkeyPatch, label: Callable[[int], Any], outcome: Outcome
 ) -> None:
     assert pool._from_row(shard_of(monkeypatch, label)({"shard": 3})) == outcome
+
+
+def test_the_driver_reads_how_many_images_of_unfinished_shards_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    head: dict[bytes, bytes] = {b"ray-detr/another/images/1": b"9"}
+    monkeypatch.setattr(pool, "TELL_SECONDS", 0.0)
+    monkeypatch.setattr(pool, "_internal_kv_initialized", lambda: True)
+    monkeypatch.setattr(pool, "_internal_kv_put", lambda key, value: head.update({key.encode(): value}))
+    monkeypatch.setattr(pool, "_internal_kv_list", lambda prefix: [k for k in head if k.startswith(prefix.encode())])
+    monkeypatch.setattr(pool, "_internal_kv_get", head.get)
+    actor, driver = pool._ImagesDone("p"), pool._ImagesDone("p")
+
+    first, second = actor.teller(1), actor.teller(2)
+    assert driver.read() == 0
+    first(3)
+    second(20)
+    first(5)
+    assert driver.read() == 25
+    assert driver.report(2) == 5  # its images are counted by its report now
+    assert driver.read() == 5
 
 
 def test_an_actor_that_cannot_begin_says_why_for_each_shard(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,9 +133,9 @@ def test_what_is_left_out_before_anything_is_read() -> None:
     problems = plan_shards(coco, found_of([5, 5, -1, -1]), most_bytes=100).problems
 
     assert problems == {
-        1: ("repeated_id", "an earlier image has the same id, 1; its annotations are there"),
-        2: ("missing", "there is no 'gone.jpg' in the images' folder"),
-        3: ("outside_folder", "the file name '../c.jpg' leads out of the images' folder"),
+        1: ("repeated_id", "an earlier image has the same id, 1, and gets the annotations"),
+        2: ("missing", "there is no 'gone.jpg' in the folder of images"),
+        3: ("outside_folder", "the file name '../c.jpg' leads outside the folder of images"),
     }
 
 
@@ -146,7 +146,9 @@ def test_a_place_is_held_by_its_plan() -> None:
 
     hold_plan(out, PLAN)
 
-    with pytest.raises(RunStopped, match=r"holds shards of something else: shard megabytes 256, now 128\. Give what"):
+    with pytest.raises(
+        RunStopped, match=r"holds shards of something else: shard megabytes 256, now 128\. Use the configuration"
+    ):
         hold_plan(out, {**PLAN, "shard_megabytes": 128})
 
 

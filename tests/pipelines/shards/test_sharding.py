@@ -234,8 +234,9 @@ def test_a_share_of_unusable_annotations_stops_with_examples(config: ShardConfig
     Path(config.annotations).write_text(json.dumps(content))
 
     sentence = (
-        r"3 of 20 annotations cannot be trained on, a share of 0\.15, and --max-unusable allows 0\.05: annotations "
-        r"of no image 1, such as annotation 5: image_id 1; undeclared categories 2, such as annotation 3: category_id 0"
+        r"3 of 20 annotations cannot be used for training: a share of 0\.15, where --max-unusable allows 0\.05: "
+        r"annotations of no image 1, such as annotation 5: image_id 1; undeclared categories 2, such as annotation 3: "
+        r"category_id 0"
     )
     with pytest.raises(RunStopped, match=sentence):
         shard(config)
@@ -297,7 +298,7 @@ def test_nothing_of_an_odd_json_is_lost_and_all_of_it_is_told(odd: ShardConfig) 
         "usable_annotations": 2,
     }
     assert index.examples["duplicate_pictures"] == ("same.jpg is a.jpg",)
-    assert index.examples["left_out_missing"] == ("image 6: there is no 'gone.jpg' in the images' folder",)
+    assert index.examples["left_out_missing"] == ("image 6: there is no 'gone.jpg' in the folder of images",)
     assert index.examples["boxes_without_area"] == ("a.jpg, annotation 3: [1, 1, 0, 5]",)
 
 
@@ -566,7 +567,9 @@ def test_from_and_to_a_bucket(config: ShardConfig, moto: S3Server, monkeypatch: 
 def test_images_that_are_not_there_stop_the_job_before_anything_is_written(config: ShardConfig) -> None:
     (Path(config.images) / "2.jpg").unlink()
 
-    with pytest.raises(RunStopped, match=r"1 of 8 images cannot be had \(missing 1\).*The first: there is no '2\.jpg'"):
+    with pytest.raises(
+        RunStopped, match=r"1 of 8 images are missing or unreadable \(missing 1\).*The first: there is no '2\.jpg'"
+    ):
         shard(config)
     assert list(Path(config.out).glob("*")) == []
 

@@ -229,7 +229,7 @@ def test_a_parquet_file_without_a_report_is_in_the_way(spec: ShardSpec, tmp_path
     Path(spec.out).mkdir()
     pq.write_table(pa.table({"a": [1]}), Path(spec.out) / "shard-00003.parquet")
 
-    with pytest.raises(RunStopped, match="is in the way"):
+    with pytest.raises(RunStopped, match="already exists"):
         keep_shard(spec, 3)
 
 

@@ -6,7 +6,7 @@ import pytest
 from obstore.store import MemoryStore
 
 from pipelines.store import Misconfigured, NotFound, StoreOptions, open_store
-from pipelines.store.native import QUICK_BYTES, NativeStore, put_seconds
+from pipelines.store.obstore_store import QUICK_BYTES, ObstoreStore, put_seconds
 
 ANONYMOUS = StoreOptions(anonymous=True, retry_seconds=0.0)
 
@@ -33,7 +33,7 @@ def test_what_is_missing_is_told_at_opening(uri: str, words: str, monkeypatch: p
 
 
 def test_a_name_that_the_only_client_cannot_take_is_not_found() -> None:
-    store = NativeStore(MemoryStore(), "gs://bucket", "", slow=None, retry_seconds=0.0)
+    store = ObstoreStore(MemoryStore(), "gs://bucket", "", slow=None, retry_seconds=0.0)
 
     with pytest.raises(NotFound, match=r"gs://bucket/a//b.*--via fsspec"):
         store.get("a//b")
@@ -54,7 +54,7 @@ def test_large_puts_go_through_a_client_of_more_patience_which_is_opened_once() 
         opened.append(seconds)
         return patient
 
-    store = NativeStore(quick, "gs://bucket", "", slow=None, retry_seconds=0.0, patient=open_patient)
+    store = ObstoreStore(quick, "gs://bucket", "", slow=None, retry_seconds=0.0, patient=open_patient)
     large = bytes(QUICK_BYTES + 1)
     store.put("small", large[:QUICK_BYTES])
     store.put("large", large)

@@ -173,7 +173,7 @@ def test_an_image_that_cannot_be_used_is_named(images: list[TrainingImage]) -> N
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"augmentation": "mixup"}, "none of coco, scenes, none"), ({"augmentation": "scenes"}, "scene sides")],
+    [({"augmentation": "mixup"}, "not one of coco, scenes, none"), ({"augmentation": "scenes"}, "scene sides")],
 )
 def test_a_preparation_that_cannot_be_is_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

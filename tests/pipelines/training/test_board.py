@@ -42,7 +42,7 @@ def test_starts_without_a_checkpoint_between_them_are_counted(most: int) -> None
 
     assert board.begin(40) == (
         f"the workers were started {most + 1} times at step 40 and failed every time before the next checkpoint "
-        "(worker 1: out of memory). Mend that; the same command goes on from there."
+        "(worker 1: out of memory). Fix the cause, then run the same command again to resume."
     )
 
 

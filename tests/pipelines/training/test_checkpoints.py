@@ -283,7 +283,7 @@ def test_the_earlier_of_two_starts_can_write_nothing_any_more(store: Store, file
         lambda: first.set_metrics(name, {"AP": 1.0}),
         lambda: first.finish(),
     ):
-        with pytest.raises(Overtaken, match="another start has taken over run"):
+        with pytest.raises(Overtaken, match="another process has taken over run"):
             write()
 
     save(second, files, 15)
@@ -544,9 +544,9 @@ class Breaking:
 @pytest.mark.parametrize(
     ("file", "data", "sentence"),
     [
-        ("model.safetensors", b"short", "model.safetensors is damaged: it is not what was written"),
-        ("training.json", b"{}", "training.json is damaged: it is not what was written"),
-        ("training.safetensors", None, "training.safetensors is missing: something else than this run removed it"),
+        ("model.safetensors", b"short", "model.safetensors is damaged: its contents have changed since it was written"),
+        ("training.json", b"{}", "training.json is damaged: its contents have changed since it was written"),
+        ("training.safetensors", None, "training.safetensors is missing: it was removed by something else"),
     ],
 )
 def test_a_checkpoint_that_was_meddled_with_stops_the_run(

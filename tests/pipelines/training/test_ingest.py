@@ -221,7 +221,7 @@ def test_a_store_that_stays_away_stops_the_consumer_in_a_sentence(drawn_shards: 
     store = open_store(drawn_shards)
     groups = RowGroups(Down(store), read_index(store), outage_seconds=0.0)
 
-    with pytest.raises(RunStopped, match=r"no answer\. What is trained is kept"):
+    with pytest.raises(RunStopped, match=r"no answer\. Run the same command again"):
         next(train_batches(groups, plan(groups), PLAIN, epoch=0, readers=range(3)))
     assert threads_of_ours() == []
 

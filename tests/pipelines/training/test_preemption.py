@@ -62,7 +62,7 @@ def test_an_outage_is_said_once_and_waited_through(caplog: pytest.LogCaptureFixt
         assert wait_for_notice(Service(away, away, None, NOTICE), poll_seconds=5, clock=Stepped()) == NOTICE
 
     assert [record.message for record in caplog.records] == [
-        "AWS's metadata service gives no answer, it is asked again: timed out",
+        "AWS's metadata service does not answer; trying again: timed out",
         "AWS's metadata service answers again",
     ]
 
@@ -104,8 +104,8 @@ def test_a_drain_is_tried_again_and_then_given_up_with_rays_words(monkeypatch: p
         drain("10.0.0.1:6379", "ab12", NOTICE, clock=clock)
 
     assert str(caught.value) == (
-        "Ray does not drain node ab12 (Error: The drain request is not accepted: busy). "
-        "What runs there will be lost with the machine."
+        "Ray did not drain node ab12 (Error: The drain request is not accepted: busy). "
+        "Its tasks will be lost with the machine."
     )
     assert tries == [drain_command("10.0.0.1:6379", "ab12", NOTICE)] * 3
     assert clock.slept == [1, 1]
@@ -133,5 +133,5 @@ def test_a_machine_without_ray_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(ray, "init", nobody)
 
-    with pytest.raises(RunStopped, match=r"is no node of a Ray cluster \(Could not find any running Ray instance\.\)"):
+    with pytest.raises(RunStopped, match=r"is not part of a Ray cluster \(Could not find any running Ray instance\.\)"):
         own_node()

@@ -107,7 +107,7 @@ def test_a_store_that_comes_back_costs_a_wait(drawn_shards: str) -> None:
 def test_a_store_that_stays_away_stops_the_run_in_a_sentence(drawn_shards: str) -> None:
     clock = Stepped()
 
-    with pytest.raises(RunStopped, match=r"no answer\. What is trained is kept"):
+    with pytest.raises(RunStopped, match=r"no answer\. Run the same command again"):
         failing(drawn_shards, StoreDown("no answer."), times=10**6).read(0, clock=clock)
 
     assert clock.seconds >= 30

@@ -56,12 +56,12 @@ def test_a_later_start_is_given_the_first_ones_record() -> None:
         (
             {"lr": 2e-4},
             "run r50 exists with another configuration (lr 0.0001, now 0.0002). "
-            "Give the old value to resume it, or another --name.",
+            "Use the old value to resume it, or another --name.",
         ),
         (
             {"augment": {"flip": 0.5, "crop": {"share": 0.0}}, "ema": 0.9997, "epochs": 500},
             "run r50 exists with another configuration (augment.crop.share 0.5, now 0.0; ema none, now 0.9997; "
-            "epochs none, now 500). Give the old values to resume it, or another --name.",
+            "epochs none, now 500). Use the old values to resume it, or another --name.",
         ),
     ],
 )

@@ -139,7 +139,7 @@ def test_a_store_that_refuses_comes_up_at_the_next_call(gate: Gate, saver: Saver
         "finish": saver.finish,
     }
 
-    with pytest.raises(RunStopped, match=r"a checkpoint cannot be written: .*denied.* the same command goes on"):
+    with pytest.raises(RunStopped, match=r"a checkpoint cannot be written: .*denied.* run the same command again"):
         calls[call]()
 
 
@@ -148,7 +148,7 @@ def test_a_later_start_ends_this_one(gate: Gate, saver: Saver) -> None:
 
     saver.save(Position(0, 3, 3), learner())
 
-    with pytest.raises(RunStopped, match="another start has taken over"):
+    with pytest.raises(RunStopped, match="another process has taken over"):
         saver.wait()
 
 

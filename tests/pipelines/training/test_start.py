@@ -10,9 +10,12 @@ import pytest
 import torch
 
 import detr
+import detr.checkpoint
 from detr.classes import SCENE_CATEGORIES, Category
 from detr.config import SCENES_CONFIG, DetrConfig
+from detr.model import Detr
 from detr.positions import LearnedPositions
+from detr.size_rule import SizeRule
 from pipelines.shards.reader import ShardIndex
 from pipelines.stopped import RunStopped
 from pipelines.store import memory_store
@@ -32,7 +35,7 @@ def test_fine_tuning_keeps_what_is_known_by_name_and_says_what_is_new() -> None:
 
     model, trainable_norm = initial_model(FINETUNE, CATEGORIES, say=said.append)
 
-    assert said == ["2 of 3 classes are known to scenes, 1 begin anew: boat"]
+    assert said == ["2 of 3 classes are known to scenes, 1 start from random weights: boat"]
     assert not trainable_norm
     assert model.config.categories == CATEGORIES
     before = detr.load("scenes")
@@ -91,7 +94,7 @@ def test_weights_that_cannot_be_had_stop_the_run(config: TrainConfig, message: s
 
 
 def test_classes_that_cannot_be_told_apart_stop_the_run() -> None:
-    with pytest.raises(RunStopped, match=r"scenes cannot be given the classes: .*'boat' is there 2 times"):
+    with pytest.raises(RunStopped, match=r"scenes cannot be given the classes: .*'boat' appears 2 times"):
         initial_model(FINETUNE, [Category(1, "boat"), Category(2, "boat")], say=print)
 
 
@@ -173,3 +176,24 @@ def test_sizes_that_do_not_fit_the_model_are_said_out_loud(
 )
 def test_nothing_is_said_of_sizes_that_fit(recipe: Recipe, network: DetrConfig) -> None:
     assert training_sizes(replace(FINETUNE, recipe=recipe), network) is None
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (SizeRule("transformers", 192, 320), SizeRule("transformers", 96, 320)),
+        (SizeRule("fit", 192, 320, 320, 192), SizeRule("original", 96, 320)),
+        (SizeRule("none", 192, 320), SizeRule("original", 96, 1333)),  # the file says no sides then
+    ],
+)
+def test_a_shorter_side_that_is_asked_for_replaces_what_it_can(
+    tmp_path: Path, before: SizeRule, after: SizeRule
+) -> None:
+    backbone = replace(SCENES_CONFIG.backbone, norm="frozen")
+    box = (before.height, before.width)
+    config = replace(SCENES_CONFIG, backbone=backbone, resizing=before.resizing, box=box, pre_norm=True)
+    detr.checkpoint.save(Detr(config), tmp_path / "model")
+
+    model, _ = initial_model(replace(FINETUNE, finetune=str(tmp_path / "model"), shorter=96), CATEGORIES, say=print)
+
+    assert model.config.size_rule == after

@@ -55,7 +55,7 @@ def test_a_worker_without_memory_says_which_batch_size_to_try() -> None:
 def test_where_one_image_is_too_much_a_smaller_one_is_asked_for() -> None:
     said = out_of_memory("it does not fit", HERE, Recipe(effective_batch=4, batch_size=1))
 
-    assert "give smaller --scales, --bf16, or a larger GPU" in said
+    assert "use smaller --scales, --bf16, or a larger GPU" in said
 
 
 def test_what_cannot_be_read_is_handed_on_and_not_raised() -> None:

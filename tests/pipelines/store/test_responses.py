@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from pipelines.store import AlreadyExists, Archived, Changed, Denied, Misconfigured, NotFound, StoreDown, Throttled
-from pipelines.store.answers import Action, Answer, store_error
+from pipelines.store.responses import Action, Answer, store_error
 
 
 @pytest.mark.parametrize(
     ("action", "status", "code", "expected", "words"),
     [
         ("read", 404, "NoSuchKey", NotFound, "no such object"),
-        ("read", 404, None, StoreDown, "not the store's own"),
+        ("read", 404, None, StoreDown, "did not come from the store"),
         ("read", 410, None, NotFound, "no such object"),
         ("read", 404, "NoSuchBucket", Misconfigured, "no such bucket"),
         ("read", 404, "ContainerNotFound", Misconfigured, "no such bucket"),
@@ -24,7 +24,7 @@ from pipelines.store.answers import Action, Answer, store_error
         ("list", 403, "AccessDenied", Misconfigured, "Grant s3:ListBucket"),
         ("read", 403, "SignatureDoesNotMatch", Misconfigured, "Check AWS_ACCESS_KEY_ID"),
         ("create", 403, "InvalidAccessKeyId", Misconfigured, "Check AWS_ACCESS_KEY_ID"),
-        ("read", 403, "RequestTimeTooSkewed", Misconfigured, "Set this machine's clock"),
+        ("read", 403, "RequestTimeTooSkewed", Misconfigured, "Correct this machine's clock"),
         ("read", 400, "ExpiredToken", Misconfigured, "log in again"),
         ("read", 403, "InvalidObjectState", Archived, "Restore"),
         ("read", 409, "BlobArchived", Archived, "Restore"),
@@ -38,8 +38,8 @@ from pipelines.store.answers import Action, Answer, store_error
         ("create", 412, "PreconditionFailed", AlreadyExists, "exists already"),
         ("create", 409, "BlobAlreadyExists", AlreadyExists, "exists already"),
         ("create", 409, "ConditionalRequestConflict", StoreDown, "busy"),
-        ("replace", 412, "PreconditionFailed", Changed, "not what it was"),
-        ("replace", 404, "NoSuchKey", Changed, "not what it was"),
+        ("replace", 412, "PreconditionFailed", Changed, "has changed since it was read"),
+        ("replace", 404, "NoSuchKey", Changed, "has changed since it was read"),
         ("replace", 404, "NoSuchBucket", Misconfigured, "no such bucket"),
     ],
 )
@@ -71,6 +71,6 @@ def test_other_stores_have_no_codes_and_a_web_server_no_login_of_ours(
 
 def test_only_what_may_pass_is_tried_again() -> None:
     answers = [None, 400, 403, 410, 429, 500, 503]
-    passing = [store_error(Answer(status), "read", "s3://b/k").is_passing for status in answers]
+    transient = [store_error(Answer(status), "read", "s3://b/k").is_transient for status in answers]
 
-    assert passing == [True, False, False, False, True, True, True]
+    assert transient == [True, False, False, False, True, True, True]

@@ -90,13 +90,13 @@ def store_error(answer: Answer, action: Action, uri: str) -> StoreError:
     if (status, code, action) == (404, "", "read") and uri.startswith("s3"):
         # S3 says NoSuchKey; anybody's page would turn images into missing ones
         return StoreDown(
-            f"{failed}: the answer is not the store's own ({said} without a code). "
-            "Check the endpoint and what lies before it, then run again."
+            f"{failed}: the answer did not come from the store ({said} without a code). "
+            "Check the endpoint and any proxy before it, then run again."
         )
     return _about_the_object(status, action, failed, said)
 
 
-def login_is_over(uri: str) -> StoreError:
+def credentials_expired(uri: str) -> StoreError:
     """Return the error for credentials that cannot be renewed."""
     return Misconfigured(f"{uri} cannot be reached: the credentials cannot be renewed. Log in again.")
 
@@ -105,31 +105,31 @@ def _about_the_object(status: int, action: Action, failed: str, said: str) -> St
     if action == "create" and status in (409, 412):
         return AlreadyExists(f"{failed}: it exists already ({said}).")
     if action == "replace" and status in (404, 409, 412):
-        return Changed(f"{failed}: it is not what it was when it was read ({said}).")
+        return Changed(f"{failed}: it has changed since it was read ({said}).")
     if status in (404, 410):
         return NotFound(f"{failed}: no such object ({said}).")
     if action == "list":
         return Misconfigured(
             f"{failed}: the store refuses ({said}). "
-            "Grant s3:ListBucket, or what the store calls it, or give a list of URIs instead."
+            "Grant s3:ListBucket or its equivalent, or give a list of URIs instead."
         )
     return Denied(f"{failed}: the store refuses ({said}). {_permission(status, action, failed)}")
 
 
 def _permission(status: int, action: Action, failed: str) -> str:
     if failed.startswith("http"):
-        return "Check whether the address is public, and its signature not over."
+        return "Check that the address is public and that its signature has not expired."
     if not failed.startswith("s3"):
-        return "Check the credentials and what they may do there."
+        return "Check the credentials and their permissions."
     grant = f"Grant {_S3_RIGHT.get(action, 's3:PutObject')}."
     return f"{grant} A missing object looks the same without s3:ListBucket." if status == 403 else grant
 
 
 def _advice(code: str, uri: str) -> str:
     if code == "RequestTimeTooSkewed":
-        return "Set this machine's clock."
+        return "Correct this machine's clock."
     if code in ("ExpiredToken", "TokenRefreshRequired", "InvalidToken"):
-        return "The session is over: log in again."
+        return "The session has expired: log in again."
     if not uri.startswith("s3"):
-        return "Log in again, or check what the credentials are for."
-    return "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, the profile, and that the endpoint is theirs."
+        return "Log in again, or check which account the credentials belong to."
+    return "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, the profile, and that the endpoint belongs to them."

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import obstore
 from obstore.exceptions import InvalidPathError
 
-from pipelines.store.interface import Denied, Entry, Misconfigured, StoreError, is_passing
-from pipelines.store.native_errors import NATIVE_ERRORS, native_error
-from pipelines.store.slow_s3 import PAGE_KEYS, SlowS3, plain_etag, unsorted_sentence
+from pipelines.store.boto_s3 import PAGE_KEYS, BotoS3, plain_etag, unsorted_sentence
+from pipelines.store.interface import Denied, Entry, Misconfigured, StoreError, is_transient
+from pipelines.store.obstore_errors import NATIVE_ERRORS, native_error
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -32,7 +32,7 @@ def is_refused(key: str) -> bool:
 
 
 def list_bucket(
-    bucket: ObjectStore, slow: SlowS3 | None, uri: str, prefix: str, after: str, *, patient: bool = True
+    bucket: ObjectStore, slow: BotoS3 | None, uri: str, prefix: str, after: str, *, patient: bool = True
 ) -> Iterator[Entry]:
     """Yield the objects whose key begins with `prefix` and is greater than `after`, in the byte order of keys.
 
@@ -80,7 +80,7 @@ def list_bucket(
         except StoreError as error:
             # obstore does not try again when the body of a page breaks off
             tries = tries + 1 if position == reached else 1
-            if not (patient and is_passing(error) and tries < _TRIES_WITHOUT_PROGRESS):
+            if not (patient and is_transient(error) and tries < _TRIES_WITHOUT_PROGRESS):
                 raise
 
 

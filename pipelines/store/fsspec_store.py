@@ -11,8 +11,8 @@ import fsspec.asyn
 import s3fs
 
 from pipelines.retry import retry
-from pipelines.store.answers import Action, Answer, store_error
 from pipelines.store.aws import S3Access, client_config
+from pipelines.store.boto_s3 import BotoS3, botocore_answer, plain_etag
 from pipelines.store.interface import (
     AlreadyExists,
     Blob,
@@ -22,10 +22,10 @@ from pipelines.store.interface import (
     StoreError,
     StoreOptions,
     TooLarge,
-    is_passing,
+    is_transient,
     refuse_larger,
 )
-from pipelines.store.slow_s3 import SlowS3, botocore_answer, plain_etag
+from pipelines.store.responses import Action, Answer, store_error
 from pipelines.store.uris import join_uri, scheme_of, without_secrets
 from pipelines.store.walk import Child, walk
 
@@ -104,7 +104,7 @@ class FsspecStore:
         if "\0" in key or (
             ".." in key and ".." in key.split("/")
         ):  # a folder to most of these, and none leads out of ours
-            raise NotFound(f"{uri!r}: no object can have this name.")
+            raise NotFound(f"{uri!r}: this is not a valid object name.")
 
         def explained() -> _Result:
             try:
@@ -113,14 +113,14 @@ class FsspecStore:
                 failure = _explained(error, action, uri)
             raise failure  # outside the `except`: theirs may show addresses with passwords and what a server repeated
 
-        return retry(explained, budget_seconds=self._retry_seconds, is_retryable=is_passing)
+        return retry(explained, budget_seconds=self._retry_seconds, is_retryable=is_transient)
 
 
 class FsspecS3:
     """S3 read through s3fs, for those who must; listed and written through botocore, which s3fs itself is made of."""
 
     def __init__(
-        self, slow: SlowS3, bucket: str, root: str, folder: str, *, access: S3Access, retry_seconds: float
+        self, slow: BotoS3, bucket: str, root: str, folder: str, *, access: S3Access, retry_seconds: float
     ) -> None:
         """Take the bucket, its URI, and the folder ("" or with a slash at its end) below which keys are relative."""
         self._slow = slow
@@ -190,8 +190,8 @@ class FsspecS3:
                 return Blob(data, plain_etag(answer.get("ETag")))
             raise failure
 
-        return self._slow.told_apart(
-            path, lambda: retry(read, budget_seconds=self._retry_seconds, is_retryable=is_passing)
+        return self._slow.not_found_or_denied(
+            path, lambda: retry(read, budget_seconds=self._retry_seconds, is_retryable=is_transient)
         )
 
 
@@ -213,8 +213,8 @@ def _file_system(root: str, options: StoreOptions) -> Any:
         raise Misconfigured(f"{without_secrets(root)}: {scheme}:// needs another package. {error}") from error
     except ValueError as error:
         raise Misconfigured(
-            f"{without_secrets(root)}: {scheme}:// is not a kind of store that is known here. "
-            "Use s3, gs, az, https, a path, or what fsspec knows."
+            f"{without_secrets(root)}: {scheme}:// is not a known kind of store. Use s3, gs, az, https, a path, or a "
+            "protocol of fsspec."
         ) from error
     except OSError as error:  # some connect at once
         failure = store_error(Answer(words=type(error).__name__), "read", without_secrets(root))

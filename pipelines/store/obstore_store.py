@@ -10,7 +10,7 @@ import obstore
 from obstore.exceptions import BaseError
 
 from pipelines.retry import retry
-from pipelines.store.answers import Action
+from pipelines.store.boto_s3 import BotoS3, EtagForm, plain_etag, replace_either_way
 from pipelines.store.interface import (
     REQUEST_SECONDS,
     Blob,
@@ -18,12 +18,12 @@ from pipelines.store.interface import (
     Entry,
     NotFound,
     StoreDown,
-    is_passing,
+    is_transient,
     refuse_larger,
 )
-from pipelines.store.native_errors import NATIVE_ERRORS, native_answer, native_error
-from pipelines.store.native_listing import is_refused, list_bucket
-from pipelines.store.slow_s3 import EtagForm, SlowS3, plain_etag, replace_either_way
+from pipelines.store.obstore_errors import NATIVE_ERRORS, native_answer, native_error
+from pipelines.store.obstore_listing import is_refused, list_bucket
+from pipelines.store.responses import Action
 from pipelines.store.uris import join_uri, scheme_of
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ SLOWEST_BYTES = 10**6  # a second, which a put may be as slow as
 QUICK_BYTES = REQUEST_SECONDS * SLOWEST_BYTES  # of a put that the time-out of every request is long enough for
 
 
-class NativeStore:
+class ObstoreStore:
     """The objects of a bucket below a folder: obstore's store of the bucket, and for S3 a slow client for odd keys."""
 
     def __init__(
@@ -45,7 +45,7 @@ class NativeStore:
         root: str,
         folder: str,
         *,
-        slow: SlowS3 | None,
+        slow: BotoS3 | None,
         retry_seconds: float,
         patient: Callable[[int], ObjectStore] | None = None,
     ) -> None:
@@ -135,7 +135,7 @@ class NativeStore:
         except NotFound:
             return
 
-    def _slow_for(self, path: str) -> SlowS3 | None:
+    def _slow_for(self, path: str) -> BotoS3 | None:
         return self._slow if self._slow is not None and is_refused(path) else None
 
     def _get(self, path: str, most_bytes: int | None) -> Blob:
@@ -145,7 +145,7 @@ class NativeStore:
         data = bytes(answer.bytes())
         if len(data) != meta["size"]:
             raise StoreDown(
-                f"{self._shown(path)} was cut off: {len(data)} of {meta['size']} bytes came. "
+                f"{self._shown(path)} was cut off: {len(data)} of {meta['size']} bytes arrived. "
                 "Check the network, then run again."
             )
         return Blob(data, plain_etag(meta["e_tag"]))
@@ -187,7 +187,7 @@ class NativeStore:
         """Replace where the condition is a generation number, not an etag: Google's store."""
         meta = self._call("replace", path, lambda: obstore.head(self._bucket, path))
         if plain_etag(meta["e_tag"]) != etag:
-            raise Changed(f"{self._shown(path)} cannot be replaced: it is not what it was when it was read.")
+            raise Changed(f"{self._shown(path)} cannot be replaced: it has changed since it was read.")
         condition = {"version": meta["version"]}
         return self._call("replace", path, lambda: self._put(path, data, condition))
 
@@ -197,17 +197,17 @@ class NativeStore:
         def read() -> _Result:
             return self._call("read", path, request)
 
-        return read() if self._slow is None else self._slow.told_apart(path, read)
+        return read() if self._slow is None else self._slow.not_found_or_denied(path, read)
 
     def _call(self, action: Action, path: str, request: Callable[[], _Result]) -> _Result:
-        """Make a request again while it fails for a passing reason; each is harmless to make twice.
+        """Make a request and retry transient failures; each request is harmless to make twice.
 
         obstore does so by itself for most, but neither for a conditional put nor a delete whose connection was reset.
         """
         return retry(
             lambda: self._explained(action, path, request),
             budget_seconds=self._retry_seconds,
-            is_retryable=is_passing,
+            is_retryable=is_transient,
         )
 
     def _explained(self, action: Action, path: str, request: Callable[[], _Result]) -> _Result:
@@ -219,7 +219,7 @@ class NativeStore:
             if not is_refused(path):
                 raise
             raise NotFound(
-                f"{self._shown(path)!r}: this client cannot take such a name. Read it with --via fsspec."
+                f"{self._shown(path)!r}: this client does not support such a name. Read it with --via fsspec."
             ) from error
         raise failure  # outside the `except`, without its cause: see native_error
 

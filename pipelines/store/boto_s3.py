@@ -11,7 +11,6 @@ from typing import Any, Literal, TypeVar
 import botocore.exceptions
 
 from pipelines.retry import retry
-from pipelines.store.answers import Action, Answer, login_is_over, store_error
 from pipelines.store.aws import S3Access, s3_client
 from pipelines.store.interface import (
     Blob,
@@ -22,9 +21,10 @@ from pipelines.store.interface import (
     NotFound,
     StoreDown,
     StoreError,
-    is_passing,
+    is_transient,
     refuse_larger,
 )
+from pipelines.store.responses import Action, Answer, credentials_expired, store_error
 from pipelines.store.uris import join_uri
 
 _Result = TypeVar("_Result")
@@ -44,7 +44,7 @@ _NO_LOGIN = (
 EtagForm = Literal["quoted", "bare"]
 
 
-class SlowS3:
+class BotoS3:
     """One bucket. Keys are whole: slashes and dots at any place, control characters, folder markers."""
 
     def __init__(self, bucket: str, access: S3Access, retry_seconds: float) -> None:
@@ -131,7 +131,7 @@ class SlowS3:
             return b""
         return read.data
 
-    def told_apart(self, key: str, read: Callable[[], _Result]) -> _Result:
+    def not_found_or_denied(self, key: str, read: Callable[[], _Result]) -> _Result:
         """Call what reads a key; where it is refused and a listing does not have the key, then it is missing.
 
         S3 says of a missing object that it is refused unless there is a right to list without a condition: one to list
@@ -140,7 +140,7 @@ class SlowS3:
         Raises:
             NotFound: the listing does not have it.
             Denied: it has, and reading is refused again; or the listing is refused, too.
-            StoreError: the listing fails for a passing reason, so that nothing is known.
+            StoreError: the listing fails for a transient reason, so the answer is unknown.
         """
         try:
             return read()
@@ -149,7 +149,7 @@ class SlowS3:
         try:
             found = self._call("list", key, lambda: self._list(key, "", 1)).get("Contents", ())
         except StoreError as error:
-            raise (error if is_passing(error) else refusal) from None
+            raise (error if is_transient(error) else refusal) from None
         if any(item["Key"] == key for item in found):
             return read()  # perhaps it came in between
         raise NotFound(f"{join_uri(f's3://{self._bucket}', key)} cannot be read: no such object (it is not listed).")
@@ -175,7 +175,7 @@ class SlowS3:
         )
 
     def _reading(self, key: str, request: Callable[[], _Result]) -> _Result:
-        return self.told_apart(key, lambda: self._call("read", key, request))
+        return self.not_found_or_denied(key, lambda: self._call("read", key, request))
 
     def _get_object(self, key: str, **how: str) -> Any:
         return self._client.get_object(Bucket=self._bucket, Key=key, **how, **self._payer)
@@ -201,18 +201,18 @@ class SlowS3:
                 answer = botocore_answer(error.response)
                 failure = PastTheEnd(uri) if answer.status == 416 else store_error(answer, action, uri)
             except _NO_LOGIN:
-                failure = login_is_over(uri)
+                failure = credentials_expired(uri)
             except (botocore.exceptions.BotoCoreError, botocore.exceptions.HTTPClientError, OSError) as error:
                 failure = store_error(Answer(words=type(error).__name__), action, uri)
             raise failure  # outside the `except`: what the server said may repeat what it was sent
 
-        return retry(explained, budget_seconds=self._retry_seconds, is_retryable=is_passing)
+        return retry(explained, budget_seconds=self._retry_seconds, is_retryable=is_transient)
 
 
 class PastTheEnd(StoreDown):
     """A range that begins behind the end of the object."""
 
-    is_passing = False
+    is_transient = False
 
 
 def plain_etag(etag: str | None) -> str | None:

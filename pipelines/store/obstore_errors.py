@@ -6,8 +6,8 @@ import re
 
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError, UnauthenticatedError
 
-from pipelines.store.answers import Action, Answer, login_is_over, store_error
 from pipelines.store.interface import Misconfigured, StoreError
+from pipelines.store.responses import Action, Answer, credentials_expired, store_error
 
 # obstore's own exceptions, and the two of Python's that it raises: FileNotFoundError, PermissionError
 NATIVE_ERRORS = (BaseError, OSError)
@@ -50,5 +50,5 @@ def native_error(error: BaseException, action: Action, uri: str) -> StoreError:
             "Set them, or read a public bucket anonymously."
         )
     if isinstance(error, UnauthenticatedError):
-        return login_is_over(uri)
+        return credentials_expired(uri)
     return store_error(native_answer(error), action, uri)

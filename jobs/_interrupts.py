@@ -1,0 +1,49 @@
+"""What Ctrl-C does: the first ends the command in order, the second changes nothing, the third ends it at once."""
+
+import os
+import signal
+from types import FrameType
+from typing import Any
+
+STOPPING = "stopping, this may take some seconds"
+STILL_STOPPING = "still stopping; a third Ctrl-C ends the command at once and may leave temporary files"
+
+
+class Interrupts:
+    """The handler of SIGINT while a command runs, unless the command was started with SIGINT ignored.
+
+    It writes to a descriptor of its own: standard error is silenced while Ray starts and trains.
+    """
+
+    def __init__(self, exit_code: int) -> None:
+        """Install the handler.
+
+        Args:
+            exit_code: Of the process that a third Ctrl-C ends.
+        """
+        self.count = 0
+        self._exit_code = exit_code
+        self._before: Any = signal.getsignal(signal.SIGINT)
+        if self._before is signal.default_int_handler:
+            self._descriptor = os.dup(2)
+            signal.signal(signal.SIGINT, self._handle)
+
+    def restore(self) -> None:
+        """Give SIGINT its handler back, unless the command was interrupted: then the process is about to end."""
+        if self.count or self._before is not signal.default_int_handler:
+            return
+        signal.signal(signal.SIGINT, self._before)
+        os.close(self._descriptor)
+
+    def _handle(self, _number: int, _frame: FrameType | None) -> None:
+        self.count += 1
+        if self.count > 2:
+            os._exit(self._exit_code)
+        self._say(STOPPING if self.count == 1 else STILL_STOPPING)
+        if self.count == 1:
+            raise KeyboardInterrupt
+
+    def _say(self, sentence: str) -> None:
+        # behind the "^C" and the progress of a terminal
+        before = "\n" if os.isatty(self._descriptor) else ""
+        os.write(self._descriptor, f"{before}{sentence}\n".encode())
