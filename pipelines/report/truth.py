@@ -80,9 +80,10 @@ class Mistakes:
         overlaps = box_iou(boxes, true_boxes)
         is_free: npt.NDArray[np.bool_] = np.logical_not(is_crowd)
         false, missed = [], set(np.flatnonzero(is_free).tolist())
-        in_crowd = (intersections(boxes, true_boxes[is_crowd]) >= MATCH_IOU * areas(boxes)[:, None]).any(axis=1)
+        shared = intersections(boxes, true_boxes[is_crowd])
+        in_crowd: npt.NDArray[np.bool_] = np.any(shared >= MATCH_IOU * areas(boxes)[:, None], axis=1)
         for row, number in enumerate(classes.tolist()):
-            candidates = np.flatnonzero(is_free & (overlaps[row] >= MATCH_IOU)).tolist()
+            candidates = np.flatnonzero(np.logical_and(is_free, overlaps[row] >= MATCH_IOU)).tolist()
             if not candidates:
                 if not in_crowd[row]:
                     self.confusion[NOTHING, number] += 1
