@@ -235,4 +235,5 @@ def _exit_code(details: JobDetails) -> int:
         return 0
     if details.status == JobStatus.STOPPED:
         return STOPPED_EXIT_CODE
-    return details.driver_exit_code or 1
+    code = details.driver_exit_code or 1
+    return 128 - code if code < 0 else code  # -9 of a driver that was killed is a shell's 137

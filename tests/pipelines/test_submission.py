@@ -15,17 +15,18 @@ from pipelines.stopped import RunStopped
 
 
 class Cluster:
-    """A job server with one job, which has succeeded."""
+    """A job server with one job, which has ended."""
 
-    def __init__(self, refusal: Exception | None = None) -> None:
-        self.refusal = refusal
+    def __init__(self, refusal: Exception | None = None, exit_code: int = 0) -> None:
+        self.refusal, self.exit_code = refusal, exit_code
 
     async def tail_job_logs(self, _job_id: str) -> AsyncIterator[str]:
         yield "begun\n"
         yield "ended\n"
 
     def get_job_info(self, _job_id: str) -> Any:
-        return SimpleNamespace(status=JobStatus.SUCCEEDED, message="", driver_exit_code=0)
+        status = JobStatus.FAILED if self.exit_code else JobStatus.SUCCEEDED
+        return SimpleNamespace(status=status, message="", driver_exit_code=self.exit_code)
 
     def get_job_logs(self, _job_id: str) -> str:
         return "begun\nended\nlast\n"
@@ -38,8 +39,8 @@ class Cluster:
         raise self.refusal
 
 
-def client(refusal: Exception | None = None) -> JobSubmissionClient:
-    return cast("JobSubmissionClient", Cluster(refusal))
+def client(refusal: Exception | None = None, exit_code: int = 0) -> JobSubmissionClient:
+    return cast("JobSubmissionClient", Cluster(refusal, exit_code))
 
 
 def test_the_log_is_passed_on_once() -> None:
@@ -47,6 +48,11 @@ def test_the_log_is_passed_on_once() -> None:
     end = submission.follow(client(), "job", pieces.append)
 
     assert (end.exit_code, "".join(pieces)) == (0, "begun\nended\nlast\n")
+
+
+@pytest.mark.parametrize(("driver", "shell"), [(3, 3), (-9, 137)])
+def test_the_exit_code_is_that_of_a_shell(driver: int, shell: int) -> None:
+    assert submission.follow(client(exit_code=driver), "job", lambda _: None).exit_code == shell
 
 
 @pytest.mark.parametrize("fails_at", ["begun", "last"])
