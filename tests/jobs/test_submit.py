@@ -173,6 +173,7 @@ class TestOnACluster:
 
         assert command.returncode == 130
         assert notes.splitlines() == [
+            "stopping, this may take some seconds",
             "job scenes-long continues without this command. `ray job stop scenes-long` stops it.",
             "interrupted: run the same command again to resume.",
         ]
