@@ -185,9 +185,7 @@ def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], obje
         try:
             details = client.get_job_info(job_id)
             reached = time.monotonic()
-            if details.status.is_terminal():
-                rest = client.get_job_logs(job_id)
-                break
+            rest = client.get_job_logs(job_id) if details.status.is_terminal() else None
         except (OSError, RuntimeError, aiohttp.ClientError) as error:
             if "status code 404" in str(error):
                 raise RunStopped(
@@ -199,9 +197,11 @@ def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], obje
                     f"the cluster has not answered for {UNREACHABLE_SECONDS / 60:.0f} minutes ({first_line(error)}). "
                     f"Job {job_id} may still run; the same command follows it again."
                 ) from error
+        else:
+            if rest is not None:
+                write(rest[passed_on:])
+                return JobEnd(_exit_code(details), details.message or str(details.status))
         time.sleep(POLL_SECONDS)
-    write(rest[passed_on:])
-    return JobEnd(_exit_code(details), details.message or str(details.status))
 
 
 async def _pass_on(client: JobSubmissionClient, job_id: str, write: Callable[[str], object], passed_on: int) -> int:
