@@ -20,6 +20,7 @@ LOCAL_DASHBOARD = "http://127.0.0.1:8265"
 STOP_SECONDS = 60  # between SIGTERM and SIGKILL when a job is stopped; Ray's default is 3
 AGENT_SECONDS = 120.0  # for a cluster that has only just begun to take jobs
 UNREACHABLE_SECONDS = 600.0  # without an answer of the cluster, after which following ends
+SILENT_SECONDS = 300.0  # without a piece of the log, after which the connection is made anew
 POLL_SECONDS = 2.0
 STOPPED_EXIT_CODE = 143  # a stopped job's driver is sent SIGTERM; Ray records no exit code of it
 
@@ -185,9 +186,7 @@ def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], obje
         try:
             details = client.get_job_info(job_id)
             reached = time.monotonic()
-            if details.status.is_terminal():
-                rest = client.get_job_logs(job_id)
-                break
+            rest = client.get_job_logs(job_id) if details.status.is_terminal() else None
         except (OSError, RuntimeError, aiohttp.ClientError) as error:
             if "status code 404" in str(error):
                 raise RunStopped(
@@ -199,9 +198,11 @@ def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], obje
                     f"the cluster has not answered for {UNREACHABLE_SECONDS / 60:.0f} minutes ({first_line(error)}). "
                     f"Job {job_id} may still run; the same command follows it again."
                 ) from error
+        else:
+            if rest is not None:
+                write(rest[passed_on:])
+                return JobEnd(_exit_code(details), details.message or str(details.status))
         time.sleep(POLL_SECONDS)
-    write(rest[passed_on:])
-    return JobEnd(_exit_code(details), details.message or str(details.status))
 
 
 async def _pass_on(client: JobSubmissionClient, job_id: str, write: Callable[[str], object], passed_on: int) -> int:
@@ -210,8 +211,10 @@ async def _pass_on(client: JobSubmissionClient, job_id: str, write: Callable[[st
     pieces = aiter(client.tail_job_logs(job_id))
     while True:
         try:
-            piece = await anext(pieces)
-        except (StopAsyncIteration, OSError, RuntimeError, aiohttp.ClientError):
+            # a head node that is lost closes no connection: without this its silence would be waited out for ever
+            async with asyncio.timeout(SILENT_SECONDS):
+                piece = await anext(pieces)
+        except (StopAsyncIteration, OSError, RuntimeError, aiohttp.ClientError):  # a TimeoutError is an OSError
             return passed_on  # the caller asks how the job is, and comes back
         position += len(piece)
         if position > passed_on:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any, cast
@@ -46,6 +47,19 @@ def client(refusal: Exception | None = None, exit_code: int = 0) -> JobSubmissio
 def test_the_log_is_passed_on_once() -> None:
     pieces: list[str] = []
     end = submission.follow(client(), "job", pieces.append)
+
+    assert (end.exit_code, "".join(pieces)) == (0, "begun\nended\nlast\n")
+
+
+def test_a_connection_that_says_nothing_more_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lost(Cluster):
+        async def tail_job_logs(self, _job_id: str) -> AsyncIterator[str]:
+            yield "begun\n"
+            await asyncio.sleep(3600)
+
+    monkeypatch.setattr(submission, "SILENT_SECONDS", 0.05)
+    pieces: list[str] = []
+    end = submission.follow(cast("JobSubmissionClient", Lost()), "job", pieces.append)
 
     assert (end.exit_code, "".join(pieces)) == (0, "begun\nended\nlast\n")
 
