@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,12 @@ class OwnRay:
     raylets: tuple[int, ...]
 
 
+def _free_ports(*names: str) -> dict[str, int]:
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in names]
+        return {name: one.getsockname()[1] for name, one in zip(names, sockets, strict=True)}
+
+
 @contextmanager
 def own_ray(*nodes: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> Iterator[OwnRay]:
     """Start a Ray, and end all of it with the block.
@@ -48,9 +55,12 @@ def own_ray(*nodes: Mapping[str, Any], environment: Mapping[str, str] | None = N
         nodes: what each is given, the head first: `num_cpus`, `object_store_memory`, `env_vars` ...
         environment: what all of them have in their environment besides.
     """
+    head, *others = nodes
+    # Ray's fixed ports are taken by another Ray of this machine: its agent would take no jobs then, or those of others
+    head = {**_free_ports("dashboard_port", "dashboard_agent_listen_port"), **head}
     quiet = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", **LOOPBACK}
     holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, json.dumps(nodes)],
+        [sys.executable, "-c", HOLDER, json.dumps([head, *others])],
         cwd=ROOT,
         env={**os.environ, **quiet, **(environment or {})},
         stdin=subprocess.PIPE,

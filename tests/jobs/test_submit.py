@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -27,10 +26,7 @@ on_ray = [pytest.mark.ray, pytest.mark.slow]
 def address() -> Iterator[str]:
     # the driver of a job is `python` of the path
     path = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    head = {"num_cpus": 1, "include_dashboard": True, "dashboard_port": port}
-    with own_ray(head, environment=path) as cluster:
+    with own_ray({"num_cpus": 1, "include_dashboard": True}, environment=path) as cluster:
         yield f"http://{cluster.dashboard}"
 
 
