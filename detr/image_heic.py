@@ -55,9 +55,10 @@ def read_heic(data: bytes) -> Header:
     meta = read_meta(data)
     height, width = _size_of(meta, meta.primary)
     claimed = height * width
+    joining = {source for kind, source, _ in meta.references if kind == b"dimg"}
     coded = 0
     for item in _decoded_with(meta, meta.primary):
-        coded += _check_item(data, meta, item)
+        coded += _check_item(data, meta, item, is_joining=item in joining)
     if coded > _MOST_SHARE * claimed + _SPARE_PIXELS:
         raise UnreadableImage(
             f"its header says {claimed:,} pixels, its parts have {coded:,}: the file contradicts itself"
@@ -135,16 +136,21 @@ def _size_of(meta: Meta, item: int) -> tuple[int, int]:
 
 def _decoded_with(meta: Meta, primary: int) -> set[int]:
     """Return the items that are decoded for a picture: itself, its tiles, and what belongs to it, such as its mask."""
-    found = {primary}
-    while True:
-        more = {to for kind, item, to in meta.references if kind == b"dimg" and item in found}
-        more |= {item for kind, item, to in meta.references if kind == b"auxl" and to in found}
-        if more <= found:
-            return found
+    linked: dict[int, list[int]] = {}
+    for kind, item, to in meta.references:
+        if kind == b"dimg":
+            linked.setdefault(item, []).append(to)
+        elif kind == b"auxl":
+            linked.setdefault(to, []).append(item)
+    found, left = {primary}, [primary]
+    while left:
+        more = set(linked.get(left.pop(), ())) - found
         found |= more
+        left += more
+    return found
 
 
-def _check_item(data: bytes, meta: Meta, item: int) -> int:
+def _check_item(data: bytes, meta: Meta, item: int, *, is_joining: bool) -> int:
     """Return how many pixels are coded in an item, 0 in one that only joins others.
 
     Raises:
@@ -152,7 +158,7 @@ def _check_item(data: bytes, meta: Meta, item: int) -> int:
     """
     settings = next((content for kind, content in meta.properties_of(item) if kind == b"hvcC"), None)
     if settings is None:
-        if any(kind == b"dimg" and source == item for kind, source, _ in meta.references):
+        if is_joining:
             return 0
         raise UnsupportedImage("a HEIF whose picture is not coded in HEVC; convert it to JPEG first")
     height, width = _size_of(meta, item)
@@ -188,6 +194,9 @@ def _units_of_item(data: bytes, meta: Meta, item: int, settings: bytes) -> Itera
     width = 1 + (settings[21] & 3)
     if item not in meta.places:
         raise UnsupportedImage("a HEIC that keeps its picture in an unusual place; convert it to JPEG first")
+    # first: pieces may lie on one another, and all together take much more than the file has
+    if sum(length for _, length in meta.places[item]) > len(data):
+        raise TruncatedImage("the file ends before its picture does")
     coded = b"".join(data[start : start + length] for start, length in meta.places[item])
     if sum(length for _, length in meta.places[item]) > len(coded):
         raise TruncatedImage("the file ends before its picture does")

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -24,8 +25,10 @@ class Interrupts:
         self.count = 0
         self._exit_code = exit_code
         self._before: Any = signal.getsignal(signal.SIGINT)
+        self._descriptor = -1
         if self._before is signal.default_int_handler:
-            self._descriptor = os.dup(2)
+            with suppress(OSError):  # standard error may be closed
+                self._descriptor = os.dup(2)
             signal.signal(signal.SIGINT, self._handle)
 
     def restore(self) -> None:
@@ -33,7 +36,8 @@ class Interrupts:
         if self.count or self._before is not signal.default_int_handler:
             return
         signal.signal(signal.SIGINT, self._before)
-        os.close(self._descriptor)
+        with suppress(OSError):
+            os.close(self._descriptor)
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
         self.count += 1
@@ -46,4 +50,7 @@ class Interrupts:
     def _say(self, sentence: str) -> None:
         # behind the "^C" and the progress of a terminal
         before = "\n" if os.isatty(self._descriptor) else ""
-        os.write(self._descriptor, f"{before}{sentence}\n".encode())
+        # the reader may be gone, as `tee` is, which the same Ctrl-C ends: an error in place of the KeyboardInterrupt
+        # would be taken for one of whatever runs now
+        with suppress(OSError):
+            os.write(self._descriptor, f"{before}{sentence}\n".encode())

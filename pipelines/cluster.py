@@ -253,13 +253,11 @@ def choose_pool(nodes: Sequence[Mapping[str, float]], least: int | None, most: i
     gpu_count = int(sum(node.get("GPU", 0) for node in nodes))
     if device.startswith("cuda") and not gpu_count:
         raise RunStopped(f"device {device} was asked for, but no node of the cluster has a GPU: {_figures(nodes)}.")
-    if gpu_count and device != "cpu":
-        cpus, gpus = 1.0, 1.0
+    cpus, gpus = _actor_needs(nodes, device=device)
+    if gpus:
         threads = max(1, int(min(node.get("CPU", 1) // node["GPU"] for node in nodes if node.get("GPU"))))
     else:
-        largest = max((int(node.get("CPU", 0)) for node in nodes), default=0)
-        threads = max(1, math.ceil(largest / MOST_ACTORS_PER_CPU_NODE))
-        cpus, gpus = float(threads), 0.0
+        threads = int(cpus)
     room = _room(nodes, cpus, gpus)
     wanted = least or 1
     if wanted > room:
@@ -272,8 +270,22 @@ def choose_pool(nodes: Sequence[Mapping[str, float]], least: int | None, most: i
     return Pool(least=wanted, most=max(wanted, most or room), cpus=cpus, gpus=gpus, threads=threads)
 
 
+def _actor_needs(nodes: Sequence[Mapping[str, float]], *, device: str) -> tuple[float, float]:
+    """Return the CPUs and the GPUs that an actor takes on a cluster of such nodes."""
+    if device.startswith("cuda") or (device != "cpu" and int(sum(node.get("GPU", 0) for node in nodes))):
+        return 1.0, 1.0
+    largest = max((int(node.get("CPU", 0)) for node in nodes), default=0)
+    return float(max(1, math.ceil(largest / MOST_ACTORS_PER_CPU_NODE))), 0.0
+
+
 def wait_for_pool(
-    least: int | None, most: int | None, *, device: str, minutes: float, on_wait: Callable[[], object]
+    least: int | None,
+    most: int | None,
+    *,
+    device: str,
+    minutes: float,
+    on_wait: Callable[[], object],
+    is_given_up: threading.Event | None = None,
 ) -> Pool:
     """Return the actors for the connected cluster, asking its autoscaler for nodes and waiting for them.
 
@@ -283,17 +295,18 @@ def wait_for_pool(
         device: as in `choose_pool`.
         minutes: how long nodes are waited for; 0 takes the cluster as it is.
         on_wait: called once, when waiting begins.
+        is_given_up: ends waiting when it is set.
 
     Raises:
-        RunStopped: the cluster cannot hold `least` actors after that time.
+        RunStopped: the cluster cannot hold `least` actors after that time, or waiting was given up.
     """
     try:
         return choose_pool(node_resources(), least, most, device=device)
     except RunStopped:
         if not minutes:
             raise
-    needs = {"CPU": 1, "GPU": 1} if device == "cuda" else {"CPU": 1}
-    request_resources(bundles=[needs] * (least or 1))
+    given_up = is_given_up or threading.Event()
+    asked = _ask_for_nodes(least, device=device)
     try:
         on_wait()
         deadline = time.monotonic() + 60 * minutes
@@ -305,9 +318,24 @@ def wait_for_pool(
                     raise RunStopped(
                         f"{too_small} It did not grow within {minutes:g} minutes (--node-minutes)."
                     ) from too_small
-            time.sleep(NODE_POLL_SECONDS)
+            asked = _ask_for_nodes(least, device=device, asked=asked)
+            if given_up.wait(NODE_POLL_SECONDS):
+                raise RunStopped("waiting for nodes was given up.")
     finally:
         request_resources(bundles=[])  # the autoscaler would keep the nodes for ever; actors hold them from now on
+
+
+def _ask_for_nodes(least: int | None, *, device: str, asked: tuple[float, float] | None = None) -> tuple[float, float]:
+    """Ask the autoscaler for room for so many actors, unless it was asked for that; return what an actor needs.
+
+    The request is for the whole cluster, what it holds already included: asked for less than actors take, it would
+    not grow. A node that comes may be larger, or the first with a GPU, and then they take more.
+    """
+    cpus, gpus = needs = _actor_needs(node_resources(), device=device)
+    if needs != asked:
+        bundle = {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
+        request_resources(bundles=[dict(bundle) for _ in range(least or 1)])
+    return needs
 
 
 def room_sentence(pool: Pool) -> str:

@@ -8,7 +8,7 @@ from typing import Literal
 from detr.model_directory import CheckpointError, model_files
 from detr.references import locate
 from pipelines.models import ModelInfo, identify_model
-from pipelines.stopped import RunStopped
+from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import StoreError, StoreOptions, open_store, without_secrets
 
 Task = Literal["objects", "tables", "table structure", "drawn shapes"]
@@ -74,7 +74,8 @@ def copy_model(reference: str, out: str, options: StoreOptions) -> ModelInfo:
         The model, identified from its copy.
 
     Raises:
-        RunStopped: the model cannot be read, `out` holds another model, or the copy differs from the model.
+        WrongUse: there is no such model, or `out` holds something else.
+        RunStopped: the model cannot be read now, or the copy differs from the model.
     """
     wanted = identify_model(reference, options)
     try:
@@ -83,11 +84,17 @@ def copy_model(reference: str, out: str, options: StoreOptions) -> ModelInfo:
         store = open_store(out, options)
         present = {entry.key: entry.size for entry in store.list()}
         if others := sorted(present.keys() - names):
-            raise RunStopped(
+            raise WrongUse(
                 f"{without_secrets(out)} holds {others[0]}, which is not part of the model. Give a new folder."
             )
-        for name in names:
-            store.put(name, (folder / name).read_bytes())
+        contents = {name: (folder / name).read_bytes() for name in names}
+        for name in sorted(present.keys() & names):  # before anything is written: it may be another model, in use
+            if present[name] not in (None, len(contents[name])) or store.get(name).data != contents[name]:
+                raise WrongUse(
+                    f"{without_secrets(out)} holds another {name} than that of the model. Give a new folder."
+                )
+        for name in contents.keys() - present.keys():
+            store.put(name, contents[name])
     except CheckpointError as error:
         raise RunStopped(str(error)) from error
     except StoreError as error:

@@ -111,10 +111,15 @@ def short_name(reference: str) -> str:
     checkpoints at `RUN/checkpoints/000001200-...`, and others at `RUN/checkpoint-500`: the name is that of the run.
     """
     parts = [part for part in reference.rstrip("/").split("/") if part]
-    while len(parts) > 1 and _SAYS_NOTHING.fullmatch(parts[-1]) and _IS_NAME.fullmatch(parts[-2]):
+    while len(parts) > 1 and says_nothing(parts[-1]) and _IS_NAME.fullmatch(parts[-2]):
         parts.pop()
     last = parts[-1] if parts else ""
     return last.split("@", 1)[0].removesuffix(".pth").removesuffix(".ckpt") or "model"
+
+
+def says_nothing(name: str) -> bool:
+    """Return whether models of many runs have this name."""
+    return _SAYS_NOTHING.fullmatch(name) is not None
 
 
 _SAYS_NOTHING = re.compile(r"model|checkpoints|checkpoint-\d+|\d{9}-[\w-]+")

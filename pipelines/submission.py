@@ -20,6 +20,7 @@ LOCAL_DASHBOARD = "http://127.0.0.1:8265"
 STOP_SECONDS = 60  # between SIGTERM and SIGKILL when a job is stopped; Ray's default is 3
 AGENT_SECONDS = 120.0  # for a cluster that has only just begun to take jobs
 UNREACHABLE_SECONDS = 600.0  # without an answer of the cluster, after which following ends
+SILENT_SECONDS = 300.0  # without a piece of the log, after which the connection is made anew
 POLL_SECONDS = 2.0
 STOPPED_EXIT_CODE = 143  # a stopped job's driver is sent SIGTERM; Ray records no exit code of it
 
@@ -154,9 +155,9 @@ def submit_once(
                 runtime_env=runtime_env,
                 metadata={"job": job, "slot": slot},
             )
-        except RuntimeError as error:
+        except (OSError, RuntimeError, ValueError) as error:  # ValueError: of a working directory that is not there
             if attempt in _by_id(client):
-                continue  # another caller was first
+                continue  # another caller was first, or the answer was lost
             if "No available agent" in str(error) and time.monotonic() < deadline:
                 time.sleep(POLL_SECONDS)
                 continue
@@ -180,14 +181,12 @@ def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], obje
     passed_on = 0
     reached = time.monotonic()
     while True:
+        # whatever `write` raises ends following: taken for the cluster's, it would be tried again for ever
+        passed_on = asyncio.run(_pass_on(client, job_id, write, passed_on))
         try:
-            passed_on = asyncio.run(_pass_on(client, job_id, write, passed_on))
             details = client.get_job_info(job_id)
             reached = time.monotonic()
-            if details.status.is_terminal():
-                rest = client.get_job_logs(job_id)
-                write(rest[passed_on:])
-                return JobEnd(_exit_code(details), details.message or str(details.status))
+            rest = client.get_job_logs(job_id) if details.status.is_terminal() else None
         except (OSError, RuntimeError, aiohttp.ClientError) as error:
             if "status code 404" in str(error):
                 raise RunStopped(
@@ -199,21 +198,28 @@ def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], obje
                     f"the cluster has not answered for {UNREACHABLE_SECONDS / 60:.0f} minutes ({first_line(error)}). "
                     f"Job {job_id} may still run; the same command follows it again."
                 ) from error
+        else:
+            if rest is not None:
+                write(rest[passed_on:])
+                return JobEnd(_exit_code(details), details.message or str(details.status))
         time.sleep(POLL_SECONDS)
 
 
 async def _pass_on(client: JobSubmissionClient, job_id: str, write: Callable[[str], object], passed_on: int) -> int:
     """Write a job's log from a position on until the connection ends; return the position where it ended."""
     position = 0
-    try:
-        async for piece in client.tail_job_logs(job_id):
-            position += len(piece)
-            if position > passed_on:
-                write(piece[max(0, len(piece) - (position - passed_on)) :])
-                passed_on = position
-    except (OSError, RuntimeError, aiohttp.ClientError):
-        pass  # the caller asks how the job is, and comes back
-    return passed_on
+    pieces = aiter(client.tail_job_logs(job_id))
+    while True:
+        try:
+            # a head node that is lost closes no connection: without this its silence would be waited out for ever
+            async with asyncio.timeout(SILENT_SECONDS):
+                piece = await anext(pieces)
+        except (StopAsyncIteration, OSError, RuntimeError, aiohttp.ClientError):  # a TimeoutError is an OSError
+            return passed_on  # the caller asks how the job is, and comes back
+        position += len(piece)
+        if position > passed_on:
+            write(piece[max(0, len(piece) - (position - passed_on)) :])
+            passed_on = position
 
 
 def _attempt_id(base: str, number: int) -> str:
@@ -232,4 +238,5 @@ def _exit_code(details: JobDetails) -> int:
         return 0
     if details.status == JobStatus.STOPPED:
         return STOPPED_EXIT_CODE
-    return details.driver_exit_code or 1
+    code = details.driver_exit_code or 1
+    return 128 - code if code < 0 else code  # -9 of a driver that was killed is a shell's 137

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pipelines.labelling.run import latest_run
+from pipelines.labelling.run import list_runs_backwards
+from pipelines.models import says_nothing
 
 if TYPE_CHECKING:
     from pipelines.models import ModelInfo
@@ -13,15 +14,17 @@ if TYPE_CHECKING:
 
 
 def named_as_before(table: Store, model: ModelInfo) -> ModelInfo:
-    """Return the model by the name that the table's newest run gave it, where that is `model@...`.
+    """Return the model by the name of its last run in the table, where that is `model@...`, `checkpoint-500@...`.
 
-    Earlier releases called every fine-tuned model so. Under another name all images would be labelled again.
+    Earlier releases called fine-tuned models and checkpoints so. Under another name all images would be labelled again,
+    and their unfinished runs could not be resumed. Reads the records of runs from the newest back to one of this model.
 
     Raises:
+        RunStopped: a run's record is damaged.
         StoreError: the table cannot be read.
     """
-    old = f"model@{model.sha256[:12]}"
-    newest = latest_run(table)
-    if newest is not None and newest.model == old and newest.model_sha256 == model.sha256:
-        return replace(model, id=old)
+    for run in list_runs_backwards(table):
+        if run.model_sha256 == model.sha256:
+            name, _, digest = run.model.partition("@")
+            return replace(model, id=run.model) if says_nothing(name) and digest == model.sha256[:12] else model
     return model

@@ -9,7 +9,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from typing import Any, cast
 
@@ -124,7 +124,8 @@ class _ImagesDone:
             nonlocal told_at
             if self._is_shared and time.monotonic() >= told_at + TELL_SECONDS:
                 told_at = time.monotonic()
-                _internal_kv_put(f"{self._prefix}{shard}", str(images).encode())
+                with suppress(RayError, RuntimeError, ValueError, OSError):  # only shown: no shard is lost for it
+                    _internal_kv_put(f"{self._prefix}{shard}", str(images).encode())
 
         return tell
 

@@ -81,6 +81,7 @@ class RayRunner:
         self._session = ExitStack()
         self._lock = threading.Lock()
         self._connecting: Future[_Connection] | None = None
+        self._is_closing = threading.Event()
         self._is_closed = threading.Event()
 
     def prepare(self) -> None:
@@ -157,7 +158,8 @@ class RayRunner:
         return room_sentence(connecting.result().pool)
 
     def close(self) -> None:
-        """Disconnect, ending a local Ray and all actors; wait for a connection that is being made."""
+        """Disconnect, ending a local Ray and all actors; wait for a connection that is being made, not for nodes."""
+        self._is_closing.set()
         with self._lock:
             connecting = self._connecting
         if connecting is not None:
@@ -199,6 +201,7 @@ class RayRunner:
             device=self._actors.device,
             minutes=self._actors.node_minutes,
             on_wait=lambda: self._show(Progress("waiting for nodes")),
+            is_given_up=self._is_closing,
         )
         asked = self._spec.precision
         return _Connection(pool, auto_precision("cuda" if pool.gpus else "cpu") if asked == "auto" else asked)

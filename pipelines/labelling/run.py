@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 from pipelines.labelling.settings import AUTO, settings_text
 from pipelines.labelling.table_files import LAYOUTS, Layout, layout_without_runs
 from pipelines.once import put_once
-from pipelines.stopped import RunStopped
+from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import NotFound, Store, join_uri
 from pipelines.strict_json import parse_object, text_field
 
@@ -147,7 +147,7 @@ def resume_run(table: Store, run: Run, request: RunRequest) -> Run:
     What is labelled already is to be read after this: from here on no earlier run adds rows to the table.
 
     Raises:
-        RunStopped: the run was asked for something else.
+        WrongUse: the run was asked for something else.
         StoreError: the store refused.
     """
     _check_same(run, request)
@@ -173,7 +173,7 @@ def begin_run(
         tail: Four random hexadecimal digits.
 
     Raises:
-        RunStopped: the run's name is taken.
+        WrongUse: the run's name is taken.
         StoreError: the store refused; nothing is begun, or the same start resumes it.
     """
     number = after.number + 1 if after else 1
@@ -192,7 +192,7 @@ def begin_run(
         layout=after.layout if after else layout_without_runs(table),
     )
     if _exists(table, run_key(run.run_id, "run.json")):
-        raise RunStopped(f"run {run.run_id} of {table.uri} has already ended. Use another --run-id, or omit it.")
+        raise WrongUse(f"run {run.run_id} of {table.uri} has already ended. Use another --run-id, or omit it.")
     if put_once(table, _sequence_key(run.number), _encode(run)) != _encode(run):
         return None
     put_once(table, run_key(run.run_id, "run.json"), _encode(run))
@@ -308,7 +308,7 @@ def differences(old: Mapping[str, object], new: Mapping[str, object]) -> list[st
 
 def _check_same(run: Run, request: RunRequest) -> None:
     if request.run_id is not None and request.run_id != run.run_id:
-        raise RunStopped(
+        raise WrongUse(
             f"the unfinished run of this table is {run.run_id}, not {request.run_id}. "
             "Omit --run-id to resume it, or use --new-run to seal it and start a new run."
         )
@@ -317,7 +317,7 @@ def _check_same(run: Run, request: RunRequest) -> None:
     found += differences(run.configuration, request.configuration)
     if found:
         values = "value" if len(found) == 1 else "values"
-        raise RunStopped(
+        raise WrongUse(
             f"the unfinished run {run.run_id} used another configuration ({'; '.join(found)}). Use the old {values} to "
             "resume it, or --new-run to seal it and start a new run."
         )

@@ -152,7 +152,7 @@ def test_dropout_can_be_another_and_precision_and_mode_stay(model: Detr) -> None
     [
         ((), "there must be one at least"),
         ((Category(1, "a"), Category(1, "b")), "ids must be unique"),
-        ((Category(1, "a"), Category(2, "a")), "'a' is there 2 times under different ids"),
+        ((Category(1, "a"), Category(2, "a")), "'a' appears 2 times with different ids"),
     ],
 )
 def test_categories_that_cannot_be_are_refused(model: Detr, categories: tuple[Category, ...], message: str) -> None:

@@ -2,6 +2,8 @@
 
 import io
 import struct
+import time
+import tracemalloc
 from datetime import datetime
 from pathlib import Path
 
@@ -166,3 +168,41 @@ def test_a_list_of_places_without_end_is_refused() -> None:
     endless += data[len(endless) :]
 
     assert refusal(endless) == ("unreadable", "the list of places in the file is damaged")
+
+
+def box(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">L4s", 8 + len(content), kind) + content
+
+
+def of_boxes(*others: bytes, pieces: bytes = struct.pack(">LL", 0, 8)) -> bytes:
+    """Return a file whose item 1 has some pieces, a size, and settings without a unit of HEVC."""
+    size = box(b"ispe", bytes(4) + struct.pack(">LL", 64, 64))
+    settings = box(b"hvcC", bytes(21) + b"\3\0")
+    assigned = box(b"ipma", bytes(4) + struct.pack(">LHBBB", 1, 1, 2, 1, 2))
+    places = struct.pack(">HHHH", 1, 1, 0, len(pieces) // 8) + pieces
+    meta = (
+        box(b"pitm", bytes(4) + struct.pack(">H", 1)),
+        box(b"iloc", bytes(4) + b"\x44\0" + places),
+        box(b"iprp", box(b"ipco", size + settings) + assigned),
+        *others,
+    )
+    return box(b"ftyp", b"heic" + bytes(4) + b"heic") + box(b"meta", bytes(4) + b"".join(meta))
+
+
+def test_pieces_that_lie_on_one_another_are_refused_before_they_are_joined() -> None:
+    whole = struct.pack(">LL", 0, 400_000)
+    data = of_boxes(box(b"free", bytes(400_000)), pieces=whole * 5_000)  # two gigabytes
+    tracemalloc.start()
+    try:
+        assert refusal(data)[0] == "truncated"
+        assert tracemalloc.get_traced_memory()[1] < 10 * len(data)
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_long_chain_of_references_takes_no_long_time() -> None:
+    chain = b"".join(box(b"dimg", struct.pack(">HHH", item, 1, item + 1)) for item in reversed(range(1, 30_000)))
+    began = time.process_time()
+
+    assert refusal(of_boxes(box(b"iref", bytes(4) + chain)))[0] == "unsupported"
+    assert time.process_time() - began < 10

@@ -184,6 +184,54 @@ def test_ctrl_c_ends_in_order_a_second_one_changes_nothing_and_a_third_ends_at_o
     assert (tmp_path / "cleared").exists() == (times < 3)
 
 
+SWALLOWS = """
+import time
+from jobs.exits import run
+
+def main(argv):
+    for turn in range(100):
+        try:
+            if turn == 0:
+                print("working", flush=True)
+            time.sleep(0.1)
+        except OSError:  # such as of a connection, which is tried again
+            pass
+
+run(main)
+"""
+
+
+def test_ctrl_c_ends_a_command_whose_standard_error_has_no_reader_any_more() -> None:
+    reader, writer = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-c", SWALLOWS],
+        stdout=subprocess.PIPE,
+        stderr=writer,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    os.close(writer)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "working\n"
+    os.close(reader)  # as the Ctrl-C ends `tee` of `2>&1 | tee log`
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=5)
+
+    assert process.returncode != 0
+
+
+def test_a_command_runs_with_standard_error_closed() -> None:
+    script = "import sys\nfrom jobs.exits import run\nrun(lambda argv: print('done'))"
+    done = subprocess.run(
+        ["/bin/sh", "-c", 'exec "$0" "$@" 2>&-', sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+    assert (done.returncode, done.stdout) == (0, "done\n")
+
+
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_letters_that_the_terminal_lacks_are_escaped(stream: str) -> None:
     script = f"import sys\nfrom jobs.exits import run\nrun(lambda argv: print('gr\\xfcn \\udcff', file=sys.{stream}))"

@@ -9,7 +9,7 @@ import pytest
 from detr.references import EMBEDDED
 from jobs.models import main
 from pipelines.models import identify_model
-from pipelines.stopped import RunStopped
+from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import StoreOptions
 from tests.conftest import S3Server
 
@@ -74,6 +74,16 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunStopped, match=r"holds notes\.txt, which is not part of the model\. Give a new folder\."):
         main(["--download", "scenes", "--out", str(tmp_path)])
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_another_model_is_not_overwritten(tmp_path: Path) -> None:
+    main(["--download", "scenes", "--out", str(tmp_path / "other")])
+    config = (tmp_path / "other" / "config.json").read_text().replace('"detr"', '"table-transformer"')
+    (tmp_path / "other" / "config.json").write_text(config)
+
+    with pytest.raises(WrongUse, match=r"holds another config\.json than that of the model\. Give a new folder\."):
+        main(["--download", "scenes", "--out", str(tmp_path / "other")])
+    assert (tmp_path / "other" / "config.json").read_text() == config
 
 
 def test_a_copy_that_something_else_changed_is_not_reported_as_the_model(

@@ -65,11 +65,12 @@ class TestOnACluster:
 
         first = submitted(address, *words)
         log, notes = first.communicate(timeout=300)
+        assert first.returncode == 0, notes + log
         written = (tmp_path / "scenes" / "instances.json").stat().st_mtime_ns
         second = submitted(address, *words)
         log_again, notes_again = second.communicate(timeout=300)
 
-        assert (first.returncode, second.returncode) == (0, 0)
+        assert second.returncode == 0, notes_again
         assert notes == "submitted job scenes-2026-11-28T02.00.00.00\n"
         assert notes_again == "found job scenes-2026-11-28T02.00.00.00\n"
         assert str(tmp_path / "scenes") in log
@@ -173,6 +174,7 @@ class TestOnACluster:
 
         assert command.returncode == 130
         assert notes.splitlines() == [
+            "stopping, this may take some seconds",
             "job scenes-long continues without this command. `ray job stop scenes-long` stops it.",
             "interrupted: run the same command again to resume.",
         ]

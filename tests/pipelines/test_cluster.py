@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 
@@ -25,6 +26,7 @@ from pipelines.cluster import (
     is_given,
     refuse_local,
     remote_sentence,
+    wait_for_pool,
 )
 from pipelines.stopped import RunStopped
 
@@ -283,3 +285,55 @@ with connected():
     )
 
     assert int(done.stdout) == niceness
+
+
+class Growing:
+    """A cluster whose autoscaler adds a node of a kind until all bundles fit, one a look, as Ray's does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *kinds: Mapping[str, float]) -> None:
+        self.nodes = [dict(kinds[0])]
+        self.requests: list[list[dict[str, float]]] = []
+        self.kinds = kinds
+        monkeypatch.setattr("pipelines.cluster.request_resources", lambda bundles: self.requests.append(bundles))
+        monkeypatch.setattr("pipelines.cluster.node_resources", self.look)
+        monkeypatch.setattr("pipelines.cluster.NODE_POLL_SECONDS", 0.001)
+
+    def look(self) -> list[dict[str, float]]:
+        if self.requests and self.requests[-1]:
+            bundle, count = self.requests[-1][0], len(self.requests[-1])
+            room = sum(min(node.get(name, 0) // need for name, need in bundle.items()) for node in self.nodes)
+            if room < count:
+                self.nodes.append(dict(self.kinds[-1]))
+        return self.nodes
+
+
+@pytest.mark.parametrize(
+    ("kinds", "device", "least", "bundle"),
+    [
+        ([{"CPU": 16, "GPU": 1}], "auto", 2, {"CPU": 1, "GPU": 1}),
+        ([{"CPU": 16}, {"CPU": 16, "GPU": 1}], "cuda", 2, {"CPU": 1, "GPU": 1}),
+        ([{"CPU": 16}], "auto", 12, {"CPU": 2}),
+        ([{"CPU": 2}, {"CPU": 32}], "auto", 9, {"CPU": 4}),
+        ([{"CPU": 0}, {"CPU": 4, "GPU": 1}], "auto", 3, {"CPU": 1, "GPU": 1}),
+    ],
+)
+def test_nodes_are_asked_for_what_the_actors_take(
+    kinds: list[dict[str, float]], device: str, least: int, bundle: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Growing(monkeypatch, *kinds)
+    pool = wait_for_pool(least, None, device=device, minutes=0.05, on_wait=lambda: None)
+
+    assert pool.least == least
+    assert cluster.requests[-2:] == [[bundle] * least, []]
+
+
+def test_waiting_for_nodes_ends_when_it_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Growing(monkeypatch, {"CPU": 2})
+    cluster.look = lambda: cluster.nodes  # type: ignore[method-assign]  # an autoscaler that has reached its limit
+    monkeypatch.setattr("pipelines.cluster.node_resources", cluster.look)
+    given_up = threading.Event()
+
+    with pytest.raises(RunStopped, match="waiting for nodes was given up"):
+        wait_for_pool(3, None, device="auto", minutes=60, on_wait=given_up.set, is_given_up=given_up)
+
+    assert cluster.requests[-1] == []

@@ -33,9 +33,9 @@ def test_a_stage_is_named_after_two_minutes_and_again_whenever_the_time_has_doub
             watchdog.look()
 
     assert told == [
-        "planning: nothing has moved for 2 min; s3://lake is being listed",
-        "planning: nothing has moved for 4 min; s3://lake is being listed",
-        "planning: nothing has moved for 8 min; s3://lake is being listed",
+        "planning: no progress for 2 min; s3://lake is being listed",
+        "planning: no progress for 4 min; s3://lake is being listed",
+        "planning: no progress for 8 min; s3://lake is being listed",
     ]
 
 
@@ -50,7 +50,7 @@ def test_what_moves_is_not_named_and_what_is_over_neither() -> None:
     clock.sleep(1000)
     watchdog.look()
 
-    assert told == ["labelling: nothing has moved for 2 min", "labelling: nothing has moved for 4 min"]
+    assert told == ["labelling: no progress for 2 min", "labelling: no progress for 4 min"]
 
 
 def test_a_stage_that_moved_is_named_afresh_when_it_stands_still_again() -> None:
@@ -66,7 +66,7 @@ def test_a_stage_that_moved_is_named_afresh_when_it_stands_still_again() -> None
         clock.sleep(1)
         watchdog.look()
 
-    assert told == ["publishing: nothing has moved for 2 min"] * 2
+    assert told == ["publishing: no progress for 2 min"] * 2
 
 
 def test_shards_that_take_five_minutes_are_given_fifteen() -> None:
@@ -80,7 +80,7 @@ def test_shards_that_take_five_minutes_are_given_fifteen() -> None:
         clock.sleep(1)
         watchdog.look()
 
-    assert told == ["labelling: nothing has moved for 15 min"]
+    assert told == ["labelling: no progress for 15 min"]
 
 
 def test_it_looks_by_itself_and_says_it_on_standard_error(
@@ -94,4 +94,4 @@ def test_it_looks_by_itself_and_says_it_on_standard_error(
                 break
             module.threading.Event().wait(0.01)
 
-    assert caplog.messages[0].startswith("connecting to Ray: nothing has moved for 0 min")
+    assert caplog.messages[0].startswith("connecting to Ray: no progress for 0 min")

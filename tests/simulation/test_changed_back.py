@@ -44,7 +44,7 @@ def test_a_version_of_an_earlier_run_becomes_no_second_row_and_is_not_planned_ag
     ]  # fmt: skip
     error = rows[FIRST, "a", "error"]
     assert (error["error_kind"], error["detections"]) == ("fetch_failed", None)
-    assert "has already" in error["error"]
+    assert "already has" in error["error"]
     finished = writer.start()
     assert (finished.planned.images, finished.planned.labelled) == (0, 2)
     check_end(world)

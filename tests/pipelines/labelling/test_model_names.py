@@ -15,11 +15,13 @@ SHA256 = "0123456789ab" + "c" * 52
 CELLS = ModelInfo(f"cells@{SHA256[:12]}", SHA256, ())
 
 
-def table_of(model: str, sha256: str = SHA256) -> Store:
+def table_of(*models: tuple[str, str]) -> Store:
     store = memory_store()
-    request = RunRequest(model, sha256, {}, shard_images=8, versions={}, run_id="a")
     now = datetime(2026, 11, 28, tzinfo=UTC)
-    begin_run(store, request, after=None, shard_images=8, precision="fp32", now=now, tail="ab12")
+    run = None
+    for number, (model, sha256) in enumerate(models):
+        request = RunRequest(model, sha256, {}, shard_images=8, versions={}, run_id=f"r{number}")
+        run = begin_run(store, request, after=run, shard_images=8, precision="fp32", now=now, tail="ab12")
     return store
 
 
@@ -27,10 +29,18 @@ def test_a_new_table_has_the_name_of_the_training_run() -> None:
     assert named_as_before(memory_store(), CELLS) == CELLS
 
 
-def test_a_table_of_an_earlier_release_keeps_its_name_so_that_nothing_is_labelled_again() -> None:
-    table = table_of(f"model@{SHA256[:12]}")
+@pytest.mark.parametrize("name", ["model", "checkpoint-500", "000001200-20261128-211811-bf05-3"])
+def test_a_table_of_an_earlier_release_keeps_its_name_so_that_nothing_is_labelled_again(name: str) -> None:
+    table = table_of((f"{name}@{SHA256[:12]}", SHA256))
+
+    assert named_as_before(table, CELLS).id == f"{name}@0123456789ab"
+
+
+def test_each_of_two_models_that_label_one_table_keeps_its_name() -> None:
+    table = table_of((f"model@{SHA256[:12]}", SHA256), ("model@ffffffffffff", "f" * 64))
 
     assert named_as_before(table, CELLS).id == "model@0123456789ab"
+    assert named_as_before(table, ModelInfo("night@ffffffffffff", "f" * 64, ())).id == "model@ffffffffffff"
 
 
 @pytest.mark.parametrize(
@@ -42,4 +52,4 @@ def test_a_table_of_an_earlier_release_keeps_its_name_so_that_nothing_is_labelle
     ],
 )
 def test_any_other_name_changes_nothing(model: str, sha256: str) -> None:
-    assert named_as_before(table_of(model, sha256), CELLS) == CELLS
+    assert named_as_before(table_of((model, sha256)), CELLS) == CELLS

@@ -26,7 +26,7 @@ from pipelines.labelling.run import (
     read_end,
     read_state,
 )
-from pipelines.stopped import RunStopped
+from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import Store, StoreDown, memory_store
 from tests.pipelines.labelling.runs import start_run
 
@@ -129,7 +129,7 @@ def test_another_configuration_is_refused_with_the_difference(request_: RunReque
     table = memory_store()
     start(table)
 
-    with pytest.raises(RunStopped) as refusal:
+    with pytest.raises(WrongUse) as refusal:
         start(table, request_)
 
     assert str(refusal.value) == sentence
@@ -194,7 +194,7 @@ def test_a_name_that_was_used_is_refused() -> None:
         run, _ = start(table, replace(REQUEST, run_id=name))
         finish(table, run)
 
-    with pytest.raises(RunStopped, match="run night-1 of memory://store has already ended"):
+    with pytest.raises(WrongUse, match="run night-1 of memory://store has already ended"):
         start(table, replace(REQUEST, run_id="night-1"))
 
 

@@ -279,7 +279,7 @@ def test_an_address_that_holds_a_secret_is_refused_since_plan_and_table_would_ho
 @pytest.mark.parametrize(
     ("source", "sentence"),
     [
-        ("s3://lake/2025", r"there is nothing at s3://lake/2025\. .* meant by s3://lake/2025\*"),
+        ("s3://lake/2025", r"there is nothing at s3://lake/2025\. .* begin with it, use s3://lake/2025\*"),
         ("s3://lake/2025/", r"there is nothing at s3://lake/2025/\. Check the address\.$"),
         ("s3://lake/*.png", r"there is nothing at s3://lake/\*\.png"),
         ("s3://lake/notes/", r"there is no image at s3://lake/notes/ \(left out: 2 \.txt, 1 \.json\)"),

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import RpcError
 
 from pipelines.cluster import Pool, choose_pool, node_resources
 from pipelines.labelling import pool
@@ -112,6 +113,18 @@ def test_the_driver_reads_how_many_images_of_unfinished_shards_are_done(monkeypa
     assert driver.read() == 25
     assert driver.report(2) == 5  # its images are counted by its report now
     assert driver.read() == 5
+
+
+def test_a_head_that_cannot_be_told_costs_no_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "TELL_SECONDS", 0.0)
+    monkeypatch.setattr(pool, "_internal_kv_initialized", lambda: True)
+
+    def refuse(_key: str, _value: bytes) -> None:
+        raise RpcError("the head restarts", 14)  # type: ignore[no-untyped-call]
+
+    monkeypatch.setattr(pool, "_internal_kv_put", refuse)
+
+    pool._ImagesDone("p").teller(1)(3)
 
 
 def test_an_actor_that_cannot_begin_says_why_for_each_shard(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,7 @@ def test_a_size_that_the_json_does_not_tell_is_that_of_the_picture(upright: bool
 def test_another_size_names_both() -> None:
     problem = check(jpeg(), 47, 64)
 
-    assert problem == Problem("other_size", "the json says 64 x 47 pixels (width x height), the picture has 64 x 48")
+    assert problem == Problem("other_size", "the json has 64 x 47 pixels (width x height), the image has 64 x 48")
 
 
 def test_a_picture_that_ends_early_is_found_by_decoding_it() -> None:

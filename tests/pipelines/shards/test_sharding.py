@@ -381,7 +381,7 @@ def test_images_that_cannot_be_read_stop_the_job_until_they_are_allowed(config: 
     path.write_bytes(b"x" * path.stat().st_size)
 
     with pytest.raises(
-        RunStopped, match=r"1 of 8 images cannot be had \(unreadable 1\), a share of 0.125, and --max-mis"
+        RunStopped, match=r"1 of 8 images are missing or unreadable \(unreadable 1\): a share of 0.125, where --max-mis"
     ):
         shard(config)
     assert not (Path(config.out) / "index.json").exists()
@@ -512,7 +512,7 @@ def test_a_picture_that_is_too_narrow_for_training_is_left_out_and_counted(confi
     content["images"][2] |= {"width": 2666, "height": 1}
     Path(config.annotations).write_text(json.dumps(content))
 
-    with pytest.raises(RunStopped, match=r"1 of 8 images cannot be had \(too extreme 1\)"):
+    with pytest.raises(RunStopped, match=r"1 of 8 images are missing or unreadable \(too extreme 1\)"):
         shard(config)
     summary = shard(replace(config, max_missing=0.5))
 
