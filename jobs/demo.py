@@ -42,10 +42,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pipelines.pictures import draw_found
     from pipelines.published import count_labels
     from pipelines.report.report import ReportConfig, write_report
+    from pipelines.stopped import RunStopped
 
     began = time.monotonic()
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / MARK).touch()
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / MARK).touch()
+    except OSError as error:
+        raise RunStopped(f"cannot write to --out {args.out}: {error.strerror}.") from error
     for folder in (images, table, pictures):
         shutil.rmtree(folder, ignore_errors=True)
     truth = write_scenes(images, args.count, args.seed)
@@ -57,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             LabelConfig((str(images),), table=str(table), model="scenes", threshold=0.0), on_progress=on_progress
         )
     print(report(summary))
+    print("note:   all that the model proposes is kept, whatever its score, because AP is measured on it")
 
     counted = count_labels(str(table), least_score=SHOWN_SCORE)
     print(f"\nfound with a score of {SHOWN_SCORE} and more:")

@@ -78,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             if not args.json:
                 print(report(result), file=output, flush=True)
     if not seen:
-        raise RunStopped(f"none of the {len(images):,} images could be read.")
+        which = "the image could not" if len(images) == 1 else f"none of the {len(images):,} images could"
+        raise RunStopped(f"{which} be read.")
 
 
 def _ignore(_: int) -> None:

@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     _check_fit(parser, args)
     from pipelines.evaluation.annotations import read_annotations
+    from pipelines.evaluation.evaluate import check_has_images
     from pipelines.evaluation.gate import check_comparable, read_baseline
     from pipelines.evaluation.precision_recall_plot import check_can_plot, plot_precision_recall
     from pipelines.file_names import file_name
@@ -67,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     evaluation = _evaluate(parser, args, annotations, options)
+    if args.table is not None:
+        check_has_images(evaluation)
 
     figures = json.dumps(evaluation.as_json(), indent=2)
     if args.output is not None:

@@ -87,9 +87,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     with shown(sys.stderr, drawing) as on_progress:
         summary = export(config, show=lambda rows, total: on_progress((rows, total)))
 
-    if args.latest and len(summary.settings) > 1:
+    if len(summary.settings) > 1:
         found = "; ".join(f"{count:,} with {settings}" for settings, count in summary.settings.items())
-        print(f"note: the current rows have several settings ({found}). --settings chooses one.", file=sys.stderr)
+        if config.latest or config.is_of_images:
+            print(f"note: the current rows have several settings ({found}). --settings chooses one.", file=sys.stderr)
+        elif config.kind == "csv":
+            print(
+                f"note: the rows have several settings ({found}), which a CSV does not tell apart. --settings chooses "
+                "one, --latest the current row of each image.",
+                file=sys.stderr,
+            )
     if args.json:
         print(json.dumps(asdict(summary), indent=2))
         return

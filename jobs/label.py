@@ -165,7 +165,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         with shown_progress(sys.stderr) as on_progress:
             summary = label(config, on_progress=on_progress, afterwards=afterwards)
         print(
-            json.dumps(asdict(summary), indent=2) if args.json else report(summary, config.threshold),
+            json.dumps(asdict(summary), indent=2)
+            if args.json
+            else report(summary, config.threshold, relabel=config.relabel),
             file=result,
             flush=True,
         )
@@ -188,8 +190,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
 
 
-def report(summary: "LabelSummary", threshold: float = 0.0) -> str:
-    """Return the summary as text, with a hint where a table of that `threshold` is no basis for an evaluation."""
+def report(summary: "LabelSummary", threshold: float = 0.0, *, relabel: bool = False) -> str:
+    """Return the summary as text.
+
+    It has hints where a table of that `threshold` is no basis for an evaluation, and where images have several rows.
+    """
     if summary.images == 0:
         return f"nothing to do: all {summary.already_labelled:,} images are labelled by {summary.model}"
     rate = summary.images_this_start / summary.seconds
@@ -223,6 +228,11 @@ def report(summary: "LabelSummary", threshold: float = 0.0) -> str:
         lines.append(
             f"note:   detections below {threshold:g} are not kept. For AP (ray-detr evaluate), label into another "
             "table with --threshold 0"
+        )
+    if relabel:
+        lines.append(
+            "note:   images that had rows with other settings have several now, and the query counts all of them. "
+            "Copy the newest of each with ray-detr export --latest"
         )
     return "\n".join(lines)
 

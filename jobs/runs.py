@@ -83,6 +83,8 @@ def show(table: "Store", *, as_json: bool) -> None:
     now = SystemClock().now()
     holder = current_holder(table, this_process(), now)
     runs = list(summarise_runs(table))
+    if not runs and holder is None:
+        _check_is_table(table)
     if as_json:
         held_by = None if holder is None else asdict(holder)
         record = {"table": table.uri, "holder": held_by, "runs": [asdict(one) for one in runs]}
@@ -96,15 +98,14 @@ def verify(table: "Store", run_id: str | None, max_minutes: float | None, *, as_
     from jobs.progress import Drawing, shown
     from pipelines.clock import SystemClock
     from pipelines.labelling.verify import Verification, verify_table
-    from pipelines.stopped import RunStopped, WrongUse
+    from pipelines.stopped import RunStopped
 
     drawing: Drawing[Verification] = Drawing(
         is_running=lambda _: True,
         line=lambda done: f"  verify  {share(done)}",
         done=lambda done: (done.images, done.images_total),
     )
-    if all(next(iter(table.list(prefix)), None) is None for prefix in ("_runs/", "data/")):
-        raise WrongUse(f"there is no table at {table.uri}: it has neither runs nor rows. Check the address.")
+    _check_is_table(table)
     seconds = None if max_minutes is None else 60 * max_minutes
     with shown(sys.stderr, drawing) as on_progress:
         found = verify_table(table, run_id=run_id, max_seconds=seconds, clock=SystemClock(), show=on_progress)
@@ -172,6 +173,13 @@ def report(table: str, runs: "Sequence[RunSummary]", holder: "Holder | None", no
             + (f", {errors:,} error{'' if errors == 1 else 's'}: {kinds}" if errors else "")
         )
     return "\n".join(lines)
+
+
+def _check_is_table(table: "Store") -> None:
+    from pipelines.stopped import WrongUse
+
+    if all(next(iter(table.list(prefix)), None) is None for prefix in ("_runs/", "data/")):
+        raise WrongUse(f"there is no table at {table.uri}: it has neither runs nor rows. Check the address.")
 
 
 def _findings(count: int) -> str:

@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     except OSError as error:
         raise RunStopped(
-            f"cannot write scenes to {args.out}: {error}. Run the same command again to add what is missing."
+            f"cannot write scenes to {args.out}: {error.strerror or error}. Run the same command again to add what is "
+            "missing."
         ) from error
 
     print(f"{args.count:,} scenes of seed {args.seed} are in {args.out}, their annotations in {truth}")

@@ -94,7 +94,7 @@ def connect(address: str | None = None) -> JobSubmissionClient:
         return JobSubmissionClient(address)
     except (OSError, RuntimeError, ValueError, RayError) as error:
         raise RunStopped(
-            f"no Ray job server answers at {address}: {first_line(error)}. "
+            f"no Ray job server answers at {address}: {first_line(error).rstrip('.')}. "
             "Give the dashboard's address, for example --address http://HEAD:8265, and RAY_AUTH_TOKEN where the "
             "cluster has a token."
         ) from error

@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from detr.classes import UNUSED_NAME, Category
 from pipelines.coco.values import MOST_INT32, shown, whole
-from pipelines.stopped import RunStopped
+from pipelines.stopped import RunStopped, WrongUse
 
 
 def read_categories(entries: object, used: Collection[int], name: str) -> tuple[tuple[Category, ...], list[str]]:
@@ -24,7 +24,7 @@ def read_categories(entries: object, used: Collection[int], name: str) -> tuple[
         RunStopped: the list is empty, or a category has no usable id, the id of another one, or no name.
     """
     if not isinstance(entries, list) or not entries:
-        raise RunStopped(f"annotations {name}: there are no categories, so this is not a COCO instances file.")
+        raise WrongUse(f"annotations {name}: there are no categories, so this is not a COCO instances file.")
     categories: list[Category] = []
     for position, entry in enumerate(entries):
         category_id = whole(entry.get("id"), MOST_INT32) if isinstance(entry, dict) else None

@@ -30,7 +30,7 @@ from pipelines.coco.values import (
     shown,
     whole,
 )
-from pipelines.stopped import RunStopped
+from pipelines.stopped import RunStopped, WrongUse
 
 NOWHERE: Final = -1  # the image of an annotation whose image the json does not declare
 
@@ -123,7 +123,7 @@ def read_coco(data: bytes, *, name: str) -> CocoText:
     except RecursionError as error:
         raise RunStopped(f"annotations {name}: a value is nested too deeply to be COCO's.") from error
     if not images.hashes:
-        raise RunStopped(f"annotations {name}: there are no images, so this is not a COCO instances file.")
+        raise WrongUse(f"annotations {name}: there are no images, so this is not a COCO instances file.")
     hashes = np.array(images.hashes, np.int64)
     is_repeated, nearest = _places(hashes, np.array(annotations.hashes, np.int64))
     place = np.where(np.array(annotations.has_image, np.bool_), nearest, NOWHERE)
@@ -300,7 +300,7 @@ def _walk(text: str, lists: dict[str, Callable[[object, int, int], None]], name:
     seen: set[str] = set()
     place = _after_space(text, 0)
     if not text.startswith("{", place):
-        raise RunStopped(f"annotations {name}: this is not a JSON object, so it is not a COCO instances file.")
+        raise WrongUse(f"annotations {name}: this is not a JSON object, so it is not a COCO instances file.")
     place = _after_space(text, place + 1)
     while not text.startswith("}", place):
         if not text.startswith('"', place):
@@ -315,7 +315,7 @@ def _walk(text: str, lists: dict[str, Callable[[object, int, int], None]], name:
         elif text.startswith("[", place):
             place = _walk_list(text, place, lists[key])
         else:
-            raise RunStopped(f"annotations {name}: {key} is not a list, so this is not a COCO instances file.")
+            raise WrongUse(f"annotations {name}: {key} is not a list, so this is not a COCO instances file.")
         place = _next(text, place, "}")
     place = _after_space(text, place + 1)
     if place != len(text):

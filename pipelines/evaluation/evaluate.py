@@ -13,6 +13,7 @@ from detr.coco_results import ResultColumns
 from detr.evaluators import Evaluator
 from pipelines.evaluation.annotations import Annotations, Json, read_annotations
 from pipelines.evaluation.results_file import read_results
+from pipelines.stopped import WrongUse
 from pipelines.store import StoreOptions
 
 if TYPE_CHECKING:
@@ -173,6 +174,19 @@ def evaluate_table(
         annotation_findings=read.findings,
         annotation_examples=read.examples,
     )
+
+
+def check_has_images(evaluation: Evaluation) -> None:
+    """Refuse what was measured on a table of other images.
+
+    Raises:
+        WrongUse: the table has none of the annotated images.
+    """
+    if len(evaluation.missing) == evaluation.images:
+        raise WrongUse(
+            f"none of the {evaluation.images:,} annotated images, such as {evaluation.missing[0]}, is in the table: "
+            "rows are found by file name. Check both addresses."
+        )
 
 
 def evaluate_results(

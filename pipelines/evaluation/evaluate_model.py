@@ -25,7 +25,7 @@ from pipelines.evaluation.table_results import RowChoice
 from pipelines.labelling.label import LabelConfig, label
 from pipelines.labelling.progress import Progress
 from pipelines.lake.listing import LakeObject, check_addresses, list_objects
-from pipelines.stopped import RunStopped
+from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import StoreOptions, without_secrets
 
 _EVERY_ERROR_RATE = 1.0  # errors are counted in the evaluation, and count as missed there
@@ -171,7 +171,7 @@ def find_annotated(
         found += placed or [item for match, item in matched if match is not None]
     if not found:
         where = ", ".join(map(without_secrets, images))
-        raise RunStopped(
+        raise WrongUse(
             f"none of the {len(names):,} annotated images, such as {min(names)}, is at {where}: images are found by "
             "file name. Check both addresses."
         )

@@ -17,7 +17,7 @@ import pyarrow as pa
 from pipelines.exports.documents import coco_boxes, coco_categories, coco_image
 from pipelines.exports.images import Categories, LabelledImage, Names, labelled_images
 from pipelines.exports.places import FILE_BYTES, INDEX_KEY
-from pipelines.stopped import RunStopped
+from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import Store
 
 
@@ -28,10 +28,10 @@ class Tree:
         """Take an empty folder.
 
         Raises:
-            RunStopped: it is not empty.
+            WrongUse: it is not empty.
         """
         if next(iter(store.list()), None) is not None:
-            raise RunStopped(f"{store.uri} is not empty. Empty it, or name another folder.")
+            raise WrongUse(f"{store.uri} is not empty. Empty it, or name another folder.")
         self.files = 0
         self.names, self.categories = names, Categories()
         self._store = store

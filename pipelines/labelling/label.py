@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import re
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -420,7 +421,9 @@ def _summary(config: LabelConfig, result: RunResult, model: ModelInfo, seconds: 
 
 def duckdb_query(table: str) -> str:
     """Return a shell command that counts the detections of a table by label."""
-    place = table.removeprefix("file://").rstrip("/")
+    place = re.sub(r"([\[*?])", r"[\1]", table.removeprefix("file://").rstrip("/"))  # letters that a glob has too
+    place = place.replace("'", "''")  # in a string of SQL
+    place = re.sub(r'(["$`])', r"\\\1", place)  # between double quotes of a shell
     files = f"'{place}/data/**/*.parquet'"
     return (  # a command for the user to copy, which is not run here
         f'duckdb -c "FROM (SELECT unnest(detections) AS d FROM {files}) '  # noqa: S608

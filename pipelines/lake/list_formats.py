@@ -291,7 +291,7 @@ def _read_json(data: bytes, name: str, *, is_lines: bool) -> pa.Table:
                 raise
         else:
             if isinstance(document, dict) and not any(key.casefold() in URI_COLUMNS for key in document):
-                raise RunStopped(
+                raise WrongUse(
                     f"{name} is not a list of images but an object with the fields {_shown(document)}. A list in JSON "
                     "is an array of addresses, or of objects with a field uri, url, image or path."
                 )

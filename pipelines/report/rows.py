@@ -16,7 +16,7 @@ from pipelines.exports.current import current_rows
 from pipelines.labelling.recorded_settings import COLUMN, RecordedSettings
 from pipelines.labelling.table_files import in_order_of_runs
 from pipelines.parquet_files import open_listed, parquet_of
-from pipelines.stopped import RunStopped
+from pipelines.stopped import WrongUse
 from pipelines.store import Entry, Store, join_uri
 from pipelines.table import check_columns
 
@@ -146,7 +146,7 @@ def table_files(table: Store, run_id: str | None = None) -> TableFiles:
     """Return the published files of a table, or of one of its runs.
 
     Raises:
-        RunStopped: there are none.
+        WrongUse: there are none.
         StoreError: the store refused.
     """
     entries = [entry for entry in table.list("data/") if entry.key.endswith(".parquet")]
@@ -154,7 +154,7 @@ def table_files(table: Store, run_id: str | None = None) -> TableFiles:
         entries = [entry for entry in entries if in_order_of_runs(entry.key)[0] == run_id]
     if not entries:
         whose = "" if run_id is None else f" of run {run_id}"
-        raise RunStopped(
+        raise WrongUse(
             f"table {table.uri} has no published rows{whose}. Check the address, or list the runs with "
             f"`ray-detr runs --table {table.uri}`."
         )

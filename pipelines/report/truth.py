@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -13,7 +14,7 @@ from detr.average_precision import NUMBERS, RECALLS
 from detr.coco_results import ResultColumns
 from pipelines.coco.names import ImageNames
 from pipelines.evaluation.annotations import Annotations
-from pipelines.evaluation.evaluate import Evaluation, evaluate_table
+from pipelines.evaluation.evaluate import Evaluation, check_has_images, evaluate_table
 from pipelines.evaluation.table_results import RowChoice, read_table_results
 from pipelines.report.examples import Example
 from pipelines.report.overlaps import areas, box_iou, intersections
@@ -122,6 +123,7 @@ def compare_with_truth(
     choice = RowChoice(run_id=run_id)
     annotations = rows.annotations
     evaluation = evaluate_table(table_uri, annotations, options=options, choice=choice, allow_thresholded=True)
+    check_has_images(evaluation)
     results = read_table_results(table_uri, annotations, options=options, choice=choice, allow_thresholded=True)
     names = {category["id"]: category["name"] for category in annotations.truth["categories"]}
     found = results.detections.where(results.detections.scores.round(4) >= threshold - 1e-9)
@@ -225,12 +227,11 @@ def _by_image(found: ResultColumns) -> dict[int, ResultColumns]:
         *(getattr(found, name)[ordered] for name in ("image_ids", "category_ids", "boxes_xywh", "scores"))
     )
     ids, starts = np.unique(found.image_ids, return_index=True)
-    stops = [*starts[1:].tolist(), len(found)]
     return {
         image_id: ResultColumns(
             *(getattr(found, name)[start:stop] for name in ("image_ids", "category_ids", "boxes_xywh", "scores"))
         )
-        for image_id, start, stop in zip(ids.tolist(), starts.tolist(), stops, strict=True)
+        for image_id, (start, stop) in zip(ids.tolist(), pairwise([*starts.tolist(), len(found)]), strict=True)
     }
 
 

@@ -131,7 +131,7 @@ def test_exit_code_1_when_no_image_could_be_read(photos: Path, model: str, capsy
         run(main, [str(photos / "page.jpg"), "--model", model])
 
     assert left.value.code == 1
-    assert capsys.readouterr().err.endswith("error: none of the 1 images could be read.\n")
+    assert capsys.readouterr().err.endswith("error: the image could not be read.\n")
 
 
 @pytest.mark.parametrize(

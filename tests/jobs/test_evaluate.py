@@ -15,7 +15,7 @@ from jobs.evaluate import main, points
 from jobs.exits import BUDGET_EXCEEDED, BudgetExceeded, run
 from pipelines.evaluation.evaluate import evaluate_table
 from pipelines.evaluation.evaluate_model import ModelEvaluationConfig
-from pipelines.stopped import RunStopped
+from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import StoreOptions
 from pipelines.table import Detected, Origin, Row, encode, rows_to_table
 
@@ -179,6 +179,18 @@ def test_wrong_use_is_refused_with_a_sentence_and_code_2(
 
     assert left.value.code == 2
     assert sentence in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_table_of_other_images_is_refused(tmp_path: Path, table: str, annotations: str) -> None:
+    document = json.loads(Path(annotations).read_text())
+    for image in document["images"]:
+        image["file_name"] = f"other-{image['file_name']}"
+    Path(annotations).write_text(json.dumps(document))
+
+    with pytest.raises(WrongUse, match=r"none of the 2 annotated images, such as other-a\.jpg, is in the table"):
+        main(["--table", table, "--annotations", annotations, "--output", str(tmp_path / "metrics.json")])
+
+    assert not (tmp_path / "metrics.json").exists()
 
 
 def test_one_picture_size_and_one_run_can_be_asked_for(

@@ -67,6 +67,24 @@ def test_current_rows_of_several_settings_are_told_on_standard_error(
     assert "note" not in captured.err
 
 
+def test_a_csv_of_several_settings_says_that_it_mixes_them(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    table = str(tmp_path / "table")
+    for day, settings in enumerate(("{1}", "{2}"), 1):
+        origin = Origin("m", 0.5, f"run-{day}", 0, datetime(2026, 11, day, tzinfo=UTC), settings)
+        rows = rows_to_table([Row("a", detections=NOTHING)], origin=origin)
+        open_store(table).put(f"data/run-{day}/00000.parquet", encode(rows))
+
+    main(["--table", table, "--out", str(tmp_path / "all.csv")])
+
+    assert capfd.readouterr().err.splitlines()[-1] == (
+        "note: the rows have several settings (1 with {1}; 1 with {2}), which a CSV does not tell apart. --settings "
+        "chooses one, --latest the current row of each image."
+    )
+    main(["--table", table, "--latest", "--out", str(tmp_path / "current.csv")])
+    main(["--table", table, "--out", str(tmp_path / "all.jsonl")])  # has the column
+    assert "note" not in capfd.readouterr().err
+
+
 def test_what_cannot_be_written_is_wrong_use(table: str, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["--table", table, "--out", "s3://exchange/out.parquet"])

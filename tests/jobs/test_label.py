@@ -163,6 +163,16 @@ def test_a_table_that_is_no_basis_for_ap_is_told_how_to_make_one() -> None:
     assert "--threshold" not in report(SUMMARY, 0.0)
 
 
+def test_whoever_labels_again_is_told_that_images_have_several_rows() -> None:
+    hint = (
+        "note:   images that had rows with other settings have several now, and the query counts all of them. "
+        "Copy the newest of each with ray-detr export --latest"
+    )
+
+    assert report(SUMMARY, 0.0, relabel=True).splitlines()[-1] == hint
+    assert hint not in report(SUMMARY)
+
+
 def test_the_model_of_the_package_says_what_it_knows(
     asked: list[LabelConfig], capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,7 +17,7 @@ from pipelines.labelling.plan import write_plan
 from pipelines.labelling.publish import commit_part, publish_group
 from pipelines.labelling.run import Run, RunRequest, finish_run
 from pipelines.lake.listing import LakeObject, Listing
-from pipelines.stopped import RunStopped
+from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import Store, open_store
 from pipelines.table import NO_COLUMNS, Detected, Origin, Row, rows_to_table
 from tests.pipelines.labelling.runs import start_run
@@ -230,6 +230,7 @@ def test_what_is_wrong_with_the_line_is_wrong_use(
     assert sentence in capfd.readouterr().err
 
 
-def test_verifying_a_table_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunStopped, match=r"there is no table at file://.*/typo: it has neither runs nor rows"):
-        main(["--table", str(tmp_path / "typo"), "--verify"])
+@pytest.mark.parametrize("more", [[], ["--json"], ["--verify"]])
+def test_a_table_that_is_not_there_is_refused(tmp_path: Path, more: list[str]) -> None:
+    with pytest.raises(WrongUse, match=r"there is no table at file://.*/typo: it has neither runs nor rows"):
+        main(["--table", str(tmp_path / "typo"), *more])

@@ -206,6 +206,7 @@ def test_a_cluster_that_does_not_answer_is_named() -> None:
     from pipelines.stopped import RunStopped
 
     with pytest.raises(
-        RunStopped, match=r"no Ray job server answers at http://127\.0\.0\.1:9: .*--address http://HEAD:8265"
+        RunStopped,
+        match=r"no Ray job server answers at http://127\.0\.0\.1:9: .*[^.]\. Give .*--address http://HEAD:8265",
     ):
         main(["--address", "http://127.0.0.1:9", "--slot", "1", "--", "runs", "--table", "t"])

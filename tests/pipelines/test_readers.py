@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -174,6 +176,14 @@ def test_the_query_that_is_offered_counts_detections_by_label(table: Path) -> No
 
     assert command == f'duckdb -c "{query}"'
     assert duckdb.sql(query).fetchall() == [("dog", 2), ("person", 1)]
+
+
+def test_the_query_that_is_offered_can_be_copied_whatever_the_table_is_called(table: Path, tmp_path: Path) -> None:
+    named = shutil.copytree(table, tmp_path / """it's "$HOME" `a` [2*?]""")
+    printing = duckdb_query(str(named)).replace("duckdb -c ", "printf %s ")
+    words = subprocess.run(["bash", "-c", printing], capture_output=True, check=True)  # noqa: S607
+
+    assert sorted(duckdb.sql(words.stdout.decode()).fetchall()) == [("dog", 2), ("person", 1)]
 
 
 def queries_of_the_documentation(table: Path) -> list[str]:

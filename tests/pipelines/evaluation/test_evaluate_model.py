@@ -8,7 +8,7 @@ import pytest
 from pipelines.evaluation import evaluate_model as module
 from pipelines.evaluation.evaluate_model import ModelEvaluationConfig, find_annotated
 from pipelines.labelling.label import LabelConfig
-from pipelines.stopped import RunStopped
+from pipelines.stopped import RunStopped, WrongUse
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_two_images_of_one_name_are_refused_with_both_addresses(lake: Path) -> N
 
 
 def test_none_of_the_images_stops_with_an_example(lake: Path) -> None:
-    with pytest.raises(RunStopped, match=r"none of the 2 annotated images, such as x\.jpg, is at .*lake: images are"):
+    with pytest.raises(WrongUse, match=r"none of the 2 annotated images, such as x\.jpg, is at .*lake: images are"):
         find_annotated([str(lake)], {"y.jpg", "x.jpg"})
 
 

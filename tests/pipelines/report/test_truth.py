@@ -11,6 +11,7 @@ import pytest
 from pipelines.evaluation.evaluate import evaluate_table
 from pipelines.report.report import ReportConfig, write_report
 from pipelines.report.truth import NOTHING, Mistakes
+from pipelines.stopped import WrongUse
 from pipelines.table import Detected
 from tests.pipelines.report.tables import picture, publish, row
 from tests.pipelines.report.test_drift import FOUND, TRUTH, data_of
@@ -59,6 +60,22 @@ def test_the_figures_are_those_of_the_evaluation(annotated: tuple[str, str], tmp
 
     assert summary.AP == evaluate_table(table, annotations, allow_thresholded=True).average_precision.AP
     assert f"<dd>{summary.AP:.3f}</dd>" in (tmp_path / "r.html").read_text()
+
+
+def test_where_nothing_reaches_the_threshold_all_is_missed(annotated: tuple[str, str], tmp_path: Path) -> None:
+    write_report(ReportConfig(annotated[0], tmp_path / "r.html", annotations=annotated[1], threshold=0.95))
+
+    galleries = {one["id"]: one["items"] for one in data_of((tmp_path / "r.html").read_text())["galleries"]}
+    assert len(galleries["misses"]) == 2
+    assert "false-positives" not in galleries
+
+
+def test_annotations_of_other_images_are_refused(annotated: tuple[str, str], tmp_path: Path) -> None:
+    annotations = Path(annotated[1])
+    annotations.write_text(annotations.read_text().replace(".png", ".jpg"))
+
+    with pytest.raises(WrongUse, match=r"none of the 2 annotated images, such as a\.jpg, is in the table"):
+        write_report(ReportConfig(annotated[0], tmp_path / "r.html", annotations=str(annotations)))
 
 
 def test_false_positives_and_misses_are_shown_beside_the_truth(annotated: tuple[str, str], tmp_path: Path) -> None:
