@@ -9,5 +9,9 @@ class WrongUse(RunStopped):
     """The command asks for what cannot be had: it must be changed before it can go on."""
 
 
+class OtherSettings(WrongUse):
+    """The table was labelled with other settings, such as another threshold."""
+
+
 class LeaseHeld(RunStopped):
     """Another start writes the table; the sentence says which."""

@@ -25,7 +25,7 @@ from pipelines.evaluation.table_results import RowChoice
 from pipelines.labelling.label import LabelConfig, label
 from pipelines.labelling.progress import Progress
 from pipelines.lake.listing import LakeObject, check_addresses, list_objects
-from pipelines.stopped import RunStopped, WrongUse
+from pipelines.stopped import OtherSettings, RunStopped, WrongUse
 from pipelines.store import StoreOptions, without_secrets
 
 _EVERY_ERROR_RATE = 1.0  # errors are counted in the evaluation, and count as missed there
@@ -106,7 +106,8 @@ def evaluate_model(
         on_progress: Called in this thread whenever something is done.
 
     Raises:
-        RunStopped: the world is in the way; a sentence says how.
+        WrongUse: the `keep_table` has rows of the model with other settings.
+        RunStopped: the environment failed; the message says how.
     """
     known = annotations.by_file_name()
     names = {name for name, image in known.items() if image["id"] in annotations.image_ids}
@@ -119,7 +120,13 @@ def evaluate_model(
         labelling = config.label_config((str(_write_list(found)),), table=table)
         with connected(verbose=config.verbose):
             _check_is_reached(config.keep_table)
-            summary = label(labelling, on_progress=on_progress)
+            try:
+                summary = label(labelling, on_progress=on_progress)
+            except OtherSettings as error:
+                raise WrongUse(
+                    f"table {without_secrets(table)} has rows of this model with other settings than evaluation needs: "
+                    "a threshold of 0, all classes and the same precision. Name another --keep-table."
+                ) from error
         choice = RowChoice(model=summary.model, uris=frozenset(item.uri for item in found))
         evaluation = evaluate_table(
             table,

@@ -22,7 +22,7 @@ from pipelines.labelling.seal import is_seal_begun, seal_run
 from pipelines.labelling.segments import label_segments
 from pipelines.labelling.settings import AUTO, precision_of, settings_differences
 from pipelines.lake.listing import LakeObject, Listing
-from pipelines.stopped import WrongUse
+from pipelines.stopped import OtherSettings
 from pipelines.store import Store, StoreError
 from pipelines.table import Totals
 from pipelines.watchdog import Watchdog
@@ -147,7 +147,7 @@ def run_labelling(
         still_ours: Called now and then; stops a start that has lost the table's lease by raising `RunStopped`.
 
     Raises:
-        WrongUse: the table's last rows of this model have other settings.
+        OtherSettings: the table's last rows of this model do.
         RunStopped: the run cannot go on; what is committed stays.
         StoreError: the table's store refused; what is committed stays.
     """
@@ -319,12 +319,12 @@ class _Start:
         """Return the settings of this start, where `precision` is what "auto" is.
 
         Raises:
-            WrongUse: they are not the `last` ones of the table, and it was not told to label again.
+            OtherSettings: they are not the `last` ones of the table, and it was not told to label again.
         """
         settings = self.request.settings(precision)
         if settings != last and not self.relabel:
             differing = settings_differences(last, settings)
-            raise WrongUse(
+            raise OtherSettings(
                 f"table {self.table.uri} was labelled by {self.request.model} with other settings "
                 f"({'; '.join(differing)}). Give the old {'value' if len(differing) == 1 else 'values'} to label what "
                 "is new, filter the rows that are there by SQL if fewer detections are wanted (WHERE score >= ...), "

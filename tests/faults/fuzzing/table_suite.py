@@ -102,7 +102,9 @@ def _sentence(objects: dict[str, bytes], key: str, use: Callable[[Store], None],
         strange = [
             one.key
             for one in table.list()
-            if not re.fullmatch(r"(data|_runs)/[A-Za-z0-9][^/]*/.*|_runs/_order/\d+\.json", one.key)
+            if not re.fullmatch(
+                r"(data|_runs)/[A-Za-z0-9][^/]*/.*|data/[A-Za-z0-9][^/]*\.parquet|_runs/_order/\d+\.json", one.key
+            )
         ]
         assert not strange, f"written outside of the run's folders: {strange}"
     return None

@@ -66,7 +66,7 @@ def test_rows_that_are_there_with_a_threshold_are_refused(
     table = str(tmp_path / "kept")
     label(LabelConfig((str(lake),), table, "scenes", threshold=0.5, device="cpu", most_actors=1))
 
-    with pytest.raises(RunStopped, match=r"kept has rows of scenes@\w+ already that left out .* another --keep-table"):
+    with pytest.raises(RunStopped, match=r"kept has rows of this model with other settings .* another --keep-table"):
         evaluate_model(
             ModelEvaluationConfig("scenes", (str(lake),), keep_table=table, device="cpu", most_actors=1), annotations
         )
