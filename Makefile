@@ -58,7 +58,7 @@ mutate: .venv/.ready ## whether tests notice two thousand small faults in plan, 
 test-s3: .venv/.ready ## the tests on a real S3 server (Ceph; installs Debian's packages, needs root)
 	scripts/s3-server.sh install
 	@settings="$$(scripts/s3-server.sh up $(S3_DIR))" || exit 1; eval "$$settings"; \
-	$(PYTEST) -m "s3 and not long"; status=$$?; scripts/s3-server.sh destroy $(S3_DIR); exit $$status
+	$(PYTEST) $(ON_ALL_CORES) --dist loadfile -m "s3 and not long"; status=$$?; scripts/s3-server.sh destroy $(S3_DIR); exit $$status
 
 test-gpu: .venv/.ready ## the tests that need a GPU, on one: under 6 minutes; GPU_TESTS_DEVICE=cpu rehearses them without
 	$(PYTEST) -m gpu tests/gpu
