@@ -102,7 +102,7 @@ def draw_augmentation(
 
     Args:
         height: of the picture, in pixels.
-        width: likewise.
+        width: of the picture, in pixels.
         generator: all chance comes from it.
         config: what is drawn from.
         scale: the shorter side to end with where the caller has drawn it, one for a whole batch.

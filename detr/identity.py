@@ -90,7 +90,7 @@ def _identify(directory: Path, holders: Sequence[tuple[str, Any]], source: str) 
 
 
 def _class_rows(by_name: Mapping[str, Any]) -> int:
-    """Return how many rows the class head has, 0 if there is none."""
+    """Return the number of rows of the class head, 0 if the weights have no class head."""
     for name, bare in bare_names(by_name).items():
         if bare == CLASS_BIAS:
             return int(np.prod(by_name[name].get_slice(name).get_shape()))

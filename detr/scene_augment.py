@@ -20,16 +20,16 @@ class SceneAugmentation:
     """What is done to one scene, in the order of the attributes; drawn before its pixels are read.
 
     Attributes:
-        resized_height: the size that it is brought to first.
-        resized_width: likewise.
+        resized_height: height after the first resize, in pixels.
+        resized_width: width after the first resize, in pixels.
         columns_mirrored: left and right are exchanged.
         rows_mirrored: top and bottom are exchanged.
         transposed: rows and columns are exchanged.
         channels: which of the old channels becomes each of the new ones.
         inverted: 255 minus the value.
         gain: what the values are multiplied by.
-        height: the size in the end.
-        width: likewise.
+        height: final height, in pixels.
+        width: final width, in pixels.
     """
 
     resized_height: int
@@ -50,8 +50,8 @@ def draw_scene_augmentation(
     """Draw what is done to a scene of this size, each change with chance 1/2.
 
     Args:
-        height: of the scene in pixels.
-        width: likewise.
+        height: of the scene, in pixels.
+        width: of the scene, in pixels.
         generator: all chance comes from it; how much is drawn depends on nothing.
         shorter: the shorter side to resize to, and
         longest: what the longer one may be, by the rule of `detr.images.resize_shape`.

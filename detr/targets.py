@@ -22,7 +22,7 @@ class ImageTarget:
         area: `(T,)` float32, square pixels of this picture: as annotated, after a crop that of the box.
         iscrowd: `(T,)` int64, all 0, since crowds are no targets; COCO has the column.
         height: of the picture, in pixels.
-        width: likewise.
+        width: of the picture, in pixels.
     """
 
     labels: Tensor
@@ -49,8 +49,8 @@ def image_target(
     Args:
         annotations: COCO's: `bbox` (x, y, width, height in pixels) and `category_id`; `iscrowd` is 0 and `area` that of
             the box where they are missing.
-        height: of the picture that the boxes were drawn on.
-        width: likewise.
+        height: of the picture that the boxes were drawn on, in pixels.
+        width: of the same picture, in pixels.
         class_of: class index of each category id.
 
     Raises:

@@ -12,7 +12,7 @@ def turn_back(boxes_xyxy: Tensor, height: int, width: int, orientation: int) -> 
     Args:
         boxes_xyxy: on the upright picture; may reach outside it.
         height: of the upright picture, in pixels.
-        width: likewise.
+        width: of the upright picture, in pixels.
         orientation: EXIF's, 1..8, by which the stored picture was turned upright.
 
     Raises:

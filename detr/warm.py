@@ -63,7 +63,7 @@ def dense_loss(
         boxes_cxcywh: `(B, D, 4)`, the box head on it, after the sigmoid.
         targets: of the B images, on the same device.
         height: of the unpadded batch, in pixels.
-        width: likewise.
+        width: of the unpadded batch, in pixels.
         stride: pixels from token to token.
 
     Returns:

@@ -1,6 +1,6 @@
 """Selects the current row of each image, for images that several runs or models have labelled.
 
-The current row is the newest one with status `ok` or a permanent error; if there is none, the newest transient error.
+The current row is the newest one with status `ok` or a permanent error; otherwise the newest transient error.
 Newest is by `labelled_at`, then by `run_id` and `shard`. Rows of one model with several settings compete with each
 other, unless one settings value is given. `current_query` is the same in SQL.
 """

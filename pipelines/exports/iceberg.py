@@ -12,7 +12,7 @@ from pipelines.stopped import RunStopped
 def register_files(catalog: str, identifier: str, uris: Sequence[str], schema: pa.Schema) -> int:
     """Add those files to an Iceberg table that it does not have yet, and return how many that are.
 
-    The table is made where there is none. A file of the detection table that is deleted later is missing in Iceberg.
+    The Iceberg table is created if it does not exist. A file that is deleted later is missing in Iceberg.
 
     Args:
         catalog: a catalog that pyiceberg's own configuration names (`~/.pyiceberg.yaml`, `PYICEBERG_CATALOG__...`).

@@ -26,8 +26,8 @@ class LabelledImage:
 
     Attributes:
         uri: its address without secrets.
-        width: pixels of the upright picture; None where an error has none.
-        height: likewise.
+        width: pixels of the upright picture; None for an error row without a size.
+        height: pixels of the upright picture; None for an error row without a size.
         error_kind: of the detection table; None where there is no error.
         error: the sentence that goes with it.
         model: `name@sha256[:12]`.

@@ -86,8 +86,8 @@ class LabelConfig:
         profile: The AWS profile; None is as the environment says.
         request_payer: Pay for reading images of requester-pays buckets.
         table_endpoint: The S3 server of the table and of a model in a store; None is the images'.
-        table_region: Likewise.
-        table_profile: Likewise.
+        table_region: The S3 region of the table; None is the region of the images.
+        table_profile: The AWS profile for the table; None is the profile of the images.
         max_pixels: Larger pictures become a `too_large` row, decided from the header.
         retry_errors: "all": images with errors of permanent kinds are labelled again, too.
         wait_minutes: How long another start that writes the table is waited for; 0: not at all.

@@ -32,8 +32,8 @@ class Picture:
         uri: its address without secrets.
         source: a `data:` address of a WebP file, or None.
         width: pixels of the upright original, in which boxes are.
-        height: likewise.
-        problem: why there is no picture; None where there is one.
+        height: pixels of the upright original.
+        problem: why the picture is missing; None if it was read.
     """
 
     uri: str

@@ -31,7 +31,7 @@ class Picture:
         upright: whether it is turned by its EXIF.
         is_ambiguous: EXIF turns it, and sizes do not tell whether the boxes were drawn before or after that.
         height: pixels, turned as `upright` says.
-        width: likewise.
+        width: pixels, turned as `upright` says.
     """
 
     upright: bool

@@ -112,7 +112,7 @@ class TrainingImage:
         image_id: the data set's own.
         file_name: as in the json.
         height: pixels, of the picture that `decode_training_image` gives and that the boxes were drawn on.
-        width: likewise.
+        width: pixels of the same picture.
         data: the encoded file.
         upright: whether the picture is turned by its EXIF when it is decoded.
         annotations: as in COCO's json, in its order: `id` (None where there is none), `category_id`, `bbox` (x, y,

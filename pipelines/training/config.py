@@ -35,7 +35,7 @@ class TrainConfig:
         queries: Of the network; None is its own. More or fewer than the start has are not possible.
         position_embedding: "sine" or "learned"; None is the network's own.
         shorter: Side that images are resized to when evaluated, and by whoever uses the model; None is the network's.
-        longest: Likewise.
+        longest: Upper bound of the longer side; None is the network's.
         least_workers: Workers that must run; None is 1.
         most_workers: Workers that may run; None is what the cluster holds.
         device: "auto", "cpu" or "cuda".
