@@ -48,7 +48,7 @@ from pipelines.store import (
 from pipelines.watchdog import watching
 
 if TYPE_CHECKING:
-    from detr.precision import Precision
+    from detr.precision import Precision, family_precision
 
 WAVE_SHARDS = 4_000  # one Ray Data execution; driver memory grows by 10-17 kB a shard (measured, Ray 2.60)
 
@@ -297,6 +297,8 @@ def label(
             )
             before_the_lease.callback(runner.close)
             model = _identify(config, runner)  # before anything is written
+            config = _with_precision(config, model)
+            runner.use_precision(config.precision)
             table = open_store(config.table, config.table_options)
             store = refuse_overwriting(table, what="a table", loss="two runs could lose each other's rows")
             with (
@@ -384,6 +386,20 @@ def _identify(config: LabelConfig, runner: RayRunner) -> ModelInfo:
     except UnknownClass as error:
         raise WrongUse(str(error)) from error
     return model
+
+
+def _with_precision(config: LabelConfig, model: ModelInfo) -> LabelConfig:
+    """Return the configuration with the precision of a model of `transformers`, which is the same on every device.
+
+    Raises:
+        WrongUse: it does not have the precision that is asked for.
+    """
+    if model.is_native:
+        return config
+    try:
+        return replace(config, precision=family_precision(config.precision, model.family, name=config.model))
+    except ValueError as error:
+        raise WrongUse(str(error)) from error
 
 
 def _request(config: LabelConfig, model: ModelInfo) -> RunRequest:

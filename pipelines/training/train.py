@@ -16,7 +16,7 @@ from typing import Any, Final
 from pipelines.cluster import connected, node_resources, refuse_local
 from pipelines.coco.text import USABLE
 from pipelines.create_only import refuse_overwriting
-from pipelines.models import identify_model
+from pipelines.models import check_trainable, identify_model
 from pipelines.shards.checks import UNUSABLE
 from pipelines.shards.reader import INDEX_KEY, ShardIndex, read_index
 from pipelines.stopped import RunStopped
@@ -111,7 +111,7 @@ def train(
             tell(sentence)
         resumed = manifest is not None and manifest.latest is not None
         if not resumed and config.finetune is not None:
-            identify_model(config.finetune, config.options)  # before Ray, which takes long to start
+            check_trainable(identify_model(config.finetune, config.options))  # before Ray, which takes long to start
         show(TrainProgress("connecting to Ray"))
         # outside: workers that are killed leave theirs, and they live until Ray has ended
         with (
