@@ -260,12 +260,18 @@ def _identity(directory: Path, config: dict[str, Any], weights: Sequence[Path], 
     """Return the sha256 of weights, configuration and image processor: of all that decides detections."""
     hashed = hashlib.sha256()
     for part in (config, *_processor_settings(directory, source)):
-        deciding = {name: value for name, value in part.items() if name not in _NOT_DECIDING}
-        hashed.update(json.dumps(deciding, sort_keys=True).encode() + b"\n")
+        hashed.update(json.dumps(_deciding(part), sort_keys=True).encode() + b"\n")
     for name, tensor in _tensors(weights, source):
         hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         hashed.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     return hashed.hexdigest()
+
+
+def _deciding(part: Any) -> Any:
+    """Return settings without those that say where they come from only, at every depth."""
+    if isinstance(part, dict):
+        return {name: _deciding(value) for name, value in part.items() if name not in _NOT_DECIDING}
+    return part
 
 
 def _processor_settings(directory: Path, source: str) -> list[dict[str, Any]]:

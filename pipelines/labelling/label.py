@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from detr.classes import UnknownClass, category_named
 from detr.image_header import MAX_PIXELS
+from detr.precision import family_precision
 from pipelines.clock import SystemClock
 from pipelines.create_only import refuse_overwriting
 from pipelines.labelling.cutting import RetryErrors, Selection
@@ -48,7 +49,7 @@ from pipelines.store import (
 from pipelines.watchdog import watching
 
 if TYPE_CHECKING:
-    from detr.precision import Precision, family_precision
+    from detr.precision import Precision
 
 WAVE_SHARDS = 4_000  # one Ray Data execution; driver memory grows by 10-17 kB a shard (measured, Ray 2.60)
 
