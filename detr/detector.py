@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from detr.batching import Batch, HostBatch, Prepared, order_batches
-from detr.checkpoint import fingerprint, load
+from detr.checkpoints.checkpoint import fingerprint, load
 from detr.classes import Category
 from detr.device import float32_arithmetic, transfer_for
 from detr.families import NATIVE
 from detr.folding import folded
 from detr.fused_cpu import fuse_convolutions
-from detr.image_input import AnyImage
+from detr.images.inputs import AnyImage
 from detr.image_stream import detect_batch, detect_images
-from detr.images import resize
+from detr.images.decoding import resize
 from detr.launcher import Launcher, PendingDetections, Read
 from detr.model import Detr, outside
 from detr.postprocess import Detections, class_thresholds, postprocess, rank, read_detections

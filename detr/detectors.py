@@ -12,12 +12,12 @@ from detr.batching import Batch, HostBatch, Prepared
 from detr.classes import Category
 from detr.detector import Detector
 from detr.families import NATIVE, family_of
-from detr.image_input import AnyImage
+from detr.images.inputs import AnyImage
 from detr.launcher import PendingDetections
-from detr.model_directory import CONFIG_FILE, read_json
+from detr.checkpoints.model_directory import CONFIG_FILE, read_json
 from detr.postprocess import Detections
 from detr.precision import Precision
-from detr.references import locate
+from detr.checkpoints.references import locate
 from detr.size_rule import SizeRule
 
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from detr.classes import COCO_CATEGORIES, Category
-from detr.hub_config import MODEL_TYPES
-from detr.model_directory import CheckpointError
+from detr.checkpoints.hub_config import MODEL_TYPES
+from detr.checkpoints.model_directory import CheckpointError
 
 FAMILIES: Mapping[str, str] = {
     "conditional_detr": "Conditional DETR",

@@ -9,7 +9,7 @@ from torch import Tensor
 from detr.batching import Batch, HostBatch, Prepared, equal_batches
 from detr.detector import choose_device, choose_precision
 from detr.device import float32_arithmetic, transfer_for
-from detr.image_input import AnyImage
+from detr.images.inputs import AnyImage
 from detr.image_stream import detect_batch, detect_images
 from detr.launcher import Launcher, PendingDetections, Read
 from detr.model import outside

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from detr.classes import Category
 from detr.families import FAMILIES, ONE_SIZE, family_categories
-from detr.image_file import TooExtreme
-from detr.model_directory import (
+from detr.images.results import TooExtreme
+from detr.checkpoints.model_directory import (
     CONFIG_FILE,
     INDEX_ENDING,
     PREPROCESSOR_FILE,

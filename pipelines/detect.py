@@ -7,15 +7,15 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from detr.detectors import DetectorLike
-from detr.drawing import draw_detections
-from detr.images import ImageError, decode
+from detr.images.drawing import draw_detections
+from detr.images.decoding import ImageError, decode
 from detr.postprocess import Detections
 from detr.precision import Precision
-from pipelines.file_names import file_name
+from pipelines.store.uris import file_name
 from pipelines.labelling.fetching import OBJECT_KINDS
 from pipelines.lake.skipping import skip_reason
 from pipelines.models import load_detector
-from pipelines.stopped import RunStopped
+from pipelines.errors import RayDetrError
 from pipelines.store import StoreError, StoreOptions, Stores, without_secrets
 
 JPEG_QUALITY = 92
@@ -32,7 +32,7 @@ class Detection:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ImageResult:
     """What was found in an image of this upright size, best first, and the file that it was drawn into."""
 
     image: str
@@ -43,7 +43,7 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class Unseen:
+class ImageFailure:
     """An image that could not be read: the kind of error is one of those of the detection table."""
 
     image: str
@@ -77,13 +77,13 @@ def open_detector(model: str, *, threshold: float, device: str = "auto", precisi
     """Return the detector of a model reference, as `label` takes it.
 
     Raises:
-        RunStopped: the model cannot be had.
+        RayDetrError: the model cannot be had.
         ValueError: the threshold is outside 0..1, or there is no such device.
     """
     return load_detector(model, StoreOptions(), threshold=threshold, device=device, precision=precision)[0]
 
 
-def detect(images: Sequence[str], detector: DetectorLike, *, draw: Path | None = None) -> Iterator[Seen | Unseen]:
+def detect(images: Sequence[str], detector: DetectorLike, *, draw: Path | None = None) -> Iterator[ImageResult | ImageFailure]:
     """Yield what is in each image, in order, one image in memory at a time.
 
     Args:
@@ -93,7 +93,7 @@ def detect(images: Sequence[str], detector: DetectorLike, *, draw: Path | None =
             replaced, the images themselves never.
 
     Raises:
-        RunStopped: a picture cannot be written.
+        RayDetrError: a picture cannot be written.
     """
     stores = Stores()
     taken = {Path(image).resolve() for image in images if "://" not in image}
@@ -103,17 +103,17 @@ def detect(images: Sequence[str], detector: DetectorLike, *, draw: Path | None =
             picture = decode(stores.get(image).data)
             found = detector(picture)
         except ImageError as error:
-            yield Unseen(name, error.kind, str(error))
+            yield ImageFailure(name, error.kind, str(error))
             continue
         except StoreError as error:
-            yield Unseen(name, OBJECT_KINDS.get(type(error), "fetch_failed"), str(error))
+            yield ImageFailure(name, OBJECT_KINDS.get(type(error), "fetch_failed"), str(error))
             continue
         drawn = None
         if draw is not None:
             drawn = _free_path(draw, PurePosixPath(file_name(image)).stem, taken)
             taken.add(drawn.resolve())
             _write(draw_detections(picture, found), drawn)
-        yield Seen(name, picture.shape[1], picture.shape[2], _plain(found), drawn)
+        yield ImageResult(name, picture.shape[1], picture.shape[2], _plain(found), drawn)
 
 
 def _write(picture: Image.Image, path: Path) -> None:
@@ -121,7 +121,7 @@ def _write(picture: Image.Image, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path, quality=JPEG_QUALITY)
     except OSError as error:
-        raise RunStopped(f"cannot write the picture {path}: {error.strerror or error}.") from error
+        raise RayDetrError(f"cannot write the picture {path}: {error.strerror or error}.") from error
 
 
 def _free_path(folder: Path, stem: str, taken: Collection[Path]) -> Path:

@@ -18,8 +18,8 @@ from detr.classes import UnknownClass
 from detr.detector import Detector
 from detr.detectors import DetectorLike, load_detector
 from detr.families import FAMILIES
-from detr.image_file import TooExtreme
-from detr.model_directory import CheckpointError
+from detr.images.results import TooExtreme
+from detr.checkpoints.model_directory import CheckpointError
 from detr.transformers_detector import TransformersDetector
 from tests.families import BUILD, EDGES, LABELS, differences, own_detections, random_images, write_family
 

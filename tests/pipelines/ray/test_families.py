@@ -16,14 +16,14 @@ import torch
 from PIL import Image
 
 from detr.postprocess import Detections
-from detr.scene_files import write_scenes
+from detr.scenes.files import write_scenes
 from pipelines.evaluation.annotations import read_annotations
 from pipelines.evaluation.evaluate_model import ModelEvaluationConfig, evaluate_model
-from pipelines.labelling import pool
+from pipelines.labelling import actor_pool as pool
 from pipelines.labelling.label import LabelConfig, label
-from pipelines.labelling.pool import LabelShard
+from pipelines.labelling.actor_pool import ShardActor
 from pipelines.models import identify_model
-from pipelines.stopped import WrongUse
+from pipelines.errors import UsageError
 from pipelines.store import StoreOptions
 from tests.families import LABELS, differences, own_detections, write_family
 
@@ -75,7 +75,7 @@ def test_a_labelled_folder_has_the_rows_of_the_model_s_own_pipeline_though_an_ac
 ) -> None:
     folder, died = write_family(family, tmp_path / family), tmp_path / "died"
 
-    class DiesOnce(LabelShard):
+    class DiesOnce(ShardActor):
         def __call__(self, row: Any) -> dict[str, Any]:
             done = super().__call__(row)  # committed, and not reported
             if not died.exists():
@@ -83,7 +83,7 @@ def test_a_labelled_folder_has_the_rows_of_the_model_s_own_pipeline_though_an_ac
                 os.kill(os.getpid(), signal.SIGKILL)
             return done
 
-    monkeypatch.setattr(pool, "LabelShard", DiesOnce)
+    monkeypatch.setattr(pool, "ShardActor", DiesOnce)
     config = LabelConfig(
         (str(lake),), table=str(tmp_path / "table"), model=str(folder), threshold=0.0, device="cpu", most_actors=1,
         shard_images=4, batch_size=4, max_error_rate=1.0,
@@ -124,7 +124,7 @@ def test_a_model_of_another_family_is_evaluated_and_its_half_precision_refused(
     evaluation = evaluate_model(config, read_annotations(str(path)))
 
     assert (evaluation.images, evaluation.evaluated, evaluation.threshold) == (8, 8, 0.0)
-    with pytest.raises(WrongUse, match=r"precision: bf16 is not offered for .*rt, a RT-DETR model"):
+    with pytest.raises(UsageError, match=r"precision: bf16 is not offered for .*rt, a RT-DETR model"):
         label(LabelConfig((str(lake),), table=str(tmp_path / "other"), model=str(folder), precision="bf16"))
     info = identify_model(str(folder), StoreOptions())
     assert (info.family, info.is_native) == ("rt_detr", False)

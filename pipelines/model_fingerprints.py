@@ -17,7 +17,7 @@ from pathlib import Path
 import detr
 from detr.classes import Category
 from detr.families import NATIVE
-from pipelines.stopped import RunStopped, WrongUse
+from pipelines.errors import RayDetrError, UsageError
 
 SETTLED_SECONDS = 2.0  # a file that changed more recently may change again without a new time stamp
 
@@ -25,7 +25,7 @@ _CHILD = """
 import json, sys
 request = json.load(sys.stdin)
 sys.path[:] = request["path"]
-from pipelines.identities import answer
+from pipelines.model_fingerprints import answer
 sys.stdout.write(json.dumps(answer(request["place"])))
 """
 
@@ -50,8 +50,8 @@ def identify_by_loading(path: Path, *, cache: Path) -> Identified:
         cache: a folder, made if it is missing; where it cannot be written nothing is remembered.
 
     Raises:
-        WrongUse: it is not a model that loads.
-        RunStopped: the process that loaded it was killed.
+        UsageError: it is not a model that loads.
+        RayDetrError: the process that loaded it was killed.
     """
     before = _look(path)
     entry = None if before is None else cache / f"{before}.json"
@@ -67,9 +67,9 @@ def identify_by_loading(path: Path, *, cache: Path) -> Identified:
 
 def answer(place: str) -> dict[str, object]:
     """Return, in the process that loads the model, what it found or the sentence why it did not."""
-    from detr.checkpoint import CheckpointError, fingerprint, load
+    from detr.checkpoints.checkpoint import CheckpointError, fingerprint, load
     from detr.detectors import model_family
-    from detr.references import locate
+    from detr.checkpoints.references import locate
 
     try:
         path = locate(place)
@@ -96,13 +96,13 @@ def _ask(place: str) -> Identified:
         start_new_session=True,  # Ctrl-C of a terminal is this process's to answer
     )
     if done.returncode:
-        raise RunStopped(
+        raise RayDetrError(
             f"the process that loaded {place} on this machine ended with {done.returncode}: not enough memory, or a "
             "broken library."
         )
     record = json.loads(done.stdout)
     if "error" in record:
-        raise WrongUse(record["error"])
+        raise UsageError(record["error"])
     return _decode(record)
 
 
