@@ -14,9 +14,9 @@ from detr.device import float32_arithmetic, transfer_for
 from detr.families import NATIVE
 from detr.folding import folded
 from detr.fused_cpu import fuse_convolutions
-from detr.images.inputs import AnyImage
 from detr.image_stream import detect_batch, detect_images
 from detr.images.decoding import resize
+from detr.images.inputs import AnyImage
 from detr.launcher import Launcher, PendingDetections, Read
 from detr.model import Detr, outside
 from detr.postprocess import Detections, class_thresholds, postprocess, rank, read_detections

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from detr.batching import Batch, HostBatch, Prepared
+from detr.checkpoints.model_directory import CONFIG_FILE, read_json
+from detr.checkpoints.references import locate
 from detr.classes import Category
 from detr.detector import Detector
 from detr.families import NATIVE, family_of
 from detr.images.inputs import AnyImage
 from detr.launcher import PendingDetections
-from detr.checkpoints.model_directory import CONFIG_FILE, read_json
 from detr.postprocess import Detections
 from detr.precision import Precision
-from detr.checkpoints.references import locate
 from detr.size_rule import SizeRule
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from detr.classes import COCO_CATEGORIES, Category
 from detr.checkpoints.hub_config import MODEL_TYPES
 from detr.checkpoints.model_directory import CheckpointError
+from detr.classes import COCO_CATEGORIES, Category
 
 FAMILIES: Mapping[str, str] = {
     "conditional_detr": "Conditional DETR",

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, cast
 from torch import Tensor
 
 from detr.batching import Batch, HostBatch, Prepared, ahead
-from detr.images.inputs import AnyImage, encoded_or_tensor, is_image, naming, not_an_image
 from detr.images.decoding import decode, read_header
+from detr.images.inputs import AnyImage, encoded_or_tensor, is_image, naming, not_an_image
 from detr.launcher import PendingDetections
 from detr.postprocess import Detections
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from detr.batching import Batch, HostBatch, Prepared, equal_batches
 from detr.detector import choose_device, choose_precision
 from detr.device import float32_arithmetic, transfer_for
-from detr.images.inputs import AnyImage
 from detr.image_stream import detect_batch, detect_images
+from detr.images.inputs import AnyImage
 from detr.launcher import Launcher, PendingDetections, Read
 from detr.model import outside
 from detr.postprocess import Detections, class_thresholds

@@ -13,9 +13,6 @@ import safetensors
 import torch
 from torch import Tensor
 
-from detr.classes import Category
-from detr.families import FAMILIES, ONE_SIZE, family_categories
-from detr.images.results import TooExtreme
 from detr.checkpoints.model_directory import (
     CONFIG_FILE,
     INDEX_ENDING,
@@ -27,6 +24,9 @@ from detr.checkpoints.model_directory import (
     shard_names,
     weights_file,
 )
+from detr.classes import Category
+from detr.families import FAMILIES, ONE_SIZE, family_categories
+from detr.images.results import TooExtreme
 
 INSTALL = "pip install 'ray-detr[transformers]'"
 # What says where a configuration comes from, not what it computes.

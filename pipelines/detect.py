@@ -4,19 +4,19 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from detr.images.decoding import ImageError, decode
+from detr.images.drawing import draw_detections
 from PIL import Image
 
 from detr.detectors import DetectorLike
-from detr.images.drawing import draw_detections
-from detr.images.decoding import ImageError, decode
 from detr.postprocess import Detections
 from detr.precision import Precision
-from pipelines.store.uris import file_name
+from pipelines.errors import RayDetrError
 from pipelines.labelling.fetching import OBJECT_KINDS
 from pipelines.lake.skipping import skip_reason
 from pipelines.models import load_detector
-from pipelines.errors import RayDetrError
 from pipelines.store import StoreError, StoreOptions, Stores, without_secrets
+from pipelines.store.uris import file_name
 
 JPEG_QUALITY = 92
 
@@ -83,7 +83,9 @@ def open_detector(model: str, *, threshold: float, device: str = "auto", precisi
     return load_detector(model, StoreOptions(), threshold=threshold, device=device, precision=precision)[0]
 
 
-def detect(images: Sequence[str], detector: DetectorLike, *, draw: Path | None = None) -> Iterator[ImageResult | ImageFailure]:
+def detect(
+    images: Sequence[str], detector: DetectorLike, *, draw: Path | None = None
+) -> Iterator[ImageResult | ImageFailure]:
     """Yield what is in each image, in order, one image in memory at a time.
 
     Args:

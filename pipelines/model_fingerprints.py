@@ -68,8 +68,9 @@ def identify_by_loading(path: Path, *, cache: Path) -> Identified:
 def answer(place: str) -> dict[str, object]:
     """Return, in the process that loads the model, what it found or the sentence why it did not."""
     from detr.checkpoints.checkpoint import CheckpointError, fingerprint, load
-    from detr.detectors import model_family
     from detr.checkpoints.references import locate
+
+    from detr.detectors import model_family
 
     try:
         path = locate(place)

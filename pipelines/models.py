@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detr.classes import Category
-from detr.families import FAMILIES, NATIVE
 from detr.checkpoints.identity import identify_directory
 from detr.checkpoints.model_directory import CheckpointError, ModelUnreachable, model_files
 from detr.checkpoints.references import locate
-from pipelines.model_fingerprints import identify_by_loading
+
+from detr.classes import Category
+from detr.families import FAMILIES, NATIVE
 from pipelines.errors import RayDetrError, UsageError
+from pipelines.model_fingerprints import identify_by_loading
 from pipelines.store import (
     NotFound,
     StoreError,

@@ -16,19 +16,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from detr.classes import UnknownClass, category_named
 from detr.images.header import MAX_PIXELS
+
+from detr.classes import UnknownClass, category_named
 from detr.precision import family_precision
 from pipelines.clock import SystemClock
-from pipelines.store.create_only import require_create_only
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.labelling.cutting import RetryErrors, Selection
 from pipelines.labelling.driver import RunResult, run_labelling
 from pipelines.labelling.labeler_spec import LabelerSpec
 from pipelines.labelling.lease import TRIES_SECONDS, holding
-from pipelines.labelling.process_time import DECODE_SECONDS
 from pipelines.labelling.model_names import with_recorded_name
 from pipelines.labelling.plan import PlanConfig
 from pipelines.labelling.planning import Planner
+from pipelines.labelling.process_time import DECODE_SECONDS
 from pipelines.labelling.progress import Progress, WithUnfinishedShards
 from pipelines.labelling.ray_runner import Actors, RayRunner, cluster_is_given
 from pipelines.labelling.reach import check_answers
@@ -36,7 +37,6 @@ from pipelines.labelling.run import RunRequest, check_run_id
 from pipelines.labelling.segments import publishing
 from pipelines.lake.listing import list_objects
 from pipelines.models import FETCH_FIRST, ModelInfo, identify_model
-from pipelines.errors import RayDetrError, UsageError
 from pipelines.store import (
     StoreError,
     StoreOptions,
@@ -46,6 +46,7 @@ from pipelines.store import (
     split_uri,
     without_secrets,
 )
+from pipelines.store.create_only import require_create_only
 from pipelines.watchdog import watching
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pipelines.clock import SystemClock
-from pipelines.labelling.process_time import DECODE_SECONDS
+from pipelines.errors import RayDetrError
 from pipelines.labelling.manifest import read_kept_schema, read_shard
+from pipelines.labelling.process_time import DECODE_SECONDS
 from pipelines.lake.listing import LakeObject
 from pipelines.models import ModelInfo, load_detector
 from pipelines.process_memory import keep_freed_memory
-from pipelines.errors import RayDetrError
 from pipelines.store import StoreOptions, Stores, open_store
 
 if TYPE_CHECKING:

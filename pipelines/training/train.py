@@ -15,22 +15,22 @@ from typing import Any, Final
 
 from pipelines.cluster import connected, node_resources, refuse_local
 from pipelines.coco.text import USABLE
-from pipelines.store.create_only import require_create_only
+from pipelines.errors import RayDetrError
 from pipelines.models import check_trainable, identify_model
 from pipelines.shards.checks import UNUSABLE
 from pipelines.shards.reader import INDEX_KEY, ShardIndex, read_index
-from pipelines.errors import RayDetrError
 from pipelines.store import StoreError, open_store, without_secrets
-from pipelines.training.run_status import TrainProgress
+from pipelines.store.create_only import require_create_only
+from pipelines.training.checkpoint_index import Manifest, read_manifest
 from pipelines.training.checkpoints import open_run
 from pipelines.training.config import TrainConfig
 from pipelines.training.experiment_trackers import check_trackers
+from pipelines.training.initial_checkpoint import write_initial_checkpoint
 from pipelines.training.ray_trainer import fit
-from pipelines.training.worker_group import choose_group
-from pipelines.training.checkpoint_index import Manifest, read_manifest
 from pipelines.training.recipe import differing_batch
 from pipelines.training.run_record import check_same, extended_epochs, read_record
-from pipelines.training.initial_checkpoint import write_initial_checkpoint
+from pipelines.training.run_status import TrainProgress
+from pipelines.training.worker_group import choose_group
 
 PACKAGES: Final = ("ray-detr", "ray", "torch", "torchvision", "pillow", "pyarrow", "obstore")
 
@@ -146,7 +146,9 @@ def train(
         assert manifest is not None
         return _summary(config, manifest, starts, began, resumed=resumed, was_finished=False)
     except StoreError as error:
-        raise RayDetrError(f"{error} Every complete checkpoint is kept; run the same command again to resume.") from error
+        raise RayDetrError(
+            f"{error} Every complete checkpoint is kept; run the same command again to resume."
+        ) from error
 
 
 def _epochs(manifest: Manifest) -> int:

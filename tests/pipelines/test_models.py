@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from pipelines.identities import Identified, identify_by_loading
 from safetensors.torch import load_file
 
 import detr.checkpoint
@@ -15,7 +16,6 @@ from detr.classes import Category
 from detr.config import BackboneConfig, DetrConfig
 from detr.model import Detr
 from pipelines import identities, models
-from pipelines.identities import Identified, identify_by_loading
 from pipelines.models import identify_model, load_model, short_name
 from pipelines.stopped import RunStopped
 from pipelines.store import Store, StoreOptions, open_store
