@@ -43,6 +43,7 @@ from pipelines.store import (
     check_no_secret,
     join_uri,
     open_store,
+    require_create_only,
     split_uri,
     without_secrets,
 )

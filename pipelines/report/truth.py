@@ -10,8 +10,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from detr.average_precision import NUMBERS, RECALLS
-from detr.coco_results import ResultColumns
+from detr.evaluation.average_precision import NUMBERS, RECALLS
+from detr.evaluation.coco_results import ResultColumns
 from pipelines.coco.names import ImageNames
 from pipelines.evaluation.annotations import Annotations
 from pipelines.evaluation.evaluate import Evaluation, check_has_images, evaluate_table
@@ -118,7 +118,7 @@ def compare_with_truth(
     """Return the figures of a table against annotations, and the part of the page about them.
 
     Raises:
-        RunStopped: the table does not fit the annotations.
+        RayDetrError: the table does not fit the annotations.
     """
     choice = RowChoice(run_id=run_id)
     annotations = rows.annotations

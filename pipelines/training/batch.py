@@ -9,15 +9,15 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from detr.augment import AugmentConfig, augment_image, augment_target, draw_augmentation, image_generator
 from detr.batching import pad
-from detr.image_file import ImageError
-from detr.images import SizeRule, resize
-from detr.matcher import Target
-from detr.scene_augment import SceneAugmentation, augment_scene_image, augment_scene_target, draw_scene_augmentation
-from detr.targets import image_target
+from detr.images.decoding import SizeRule, resize
+from detr.images.results import ImageError
+from detr.scenes.augment import SceneAugmentation, augment_scene_image, augment_scene_target, draw_scene_augmentation
+from detr.training.augment import AugmentConfig, augment_image, augment_target, draw_augmentation, image_generator
+from detr.training.matcher import Target
+from detr.training.targets import image_target
+from pipelines.errors import RayDetrError
 from pipelines.shards.reader import TrainingImage, decode_training_image
-from pipelines.stopped import RunStopped
 from pipelines.training.order import step_stream
 
 SCENE_LONGEST_SHARE = 5 / 3  # of the shorter side: the proportion of 1333 to 800
@@ -106,7 +106,7 @@ class Preparation:
             generator = image_generator(self.seed, epoch, image.image_id)
             try:
                 picture, target = self._prepare_image(image, class_of, generator, scale, turned)
-            except RunStopped as error:
+            except RayDetrError as error:
                 raise UnusableImage(str(error), index) from error
             except (ImageError, ValueError) as error:
                 raise UnusableImage(

@@ -12,13 +12,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from detr.checkpoint import CheckpointError
+from detr.checkpoints.checkpoint import CheckpointError
 from detr.config import DetrConfig
 from detr.device import Download, float32_arithmetic, transfer_for
-from detr.ema import MovingAverage
 from detr.model import Detr
-from detr.optimizer import build_optimizer, freeze_backbone, load_optimizer_tensors, optimizer_tensors
-from detr.training import (
+from detr.training.ema import MovingAverage
+from detr.training.optimizer import build_optimizer, freeze_backbone, load_optimizer_tensors, optimizer_tensors
+from detr.training.step import (
     Diverged,
     MicroBatch,
     NetworkWithLoss,
@@ -28,7 +28,7 @@ from detr.training import (
     take_step,
     upload_batch,
 )
-from pipelines.stopped import RunStopped
+from pipelines.errors import RayDetrError
 from pipelines.training.batch import TrainBatch
 from pipelines.training.recipe import Recipe
 
@@ -238,7 +238,7 @@ class Learner:
         """Go on from what `tensors` returned; without any, from the model that the learner was made with.
 
         Raises:
-            RunStopped: they are of another network or recipe.
+            RayDetrError: they are of another network or recipe.
         """
         if not tensors:
             return
@@ -248,7 +248,7 @@ class Learner:
             if self.average is not None:
                 self.average.load_state_dict(_within(tensors, OF_AVERAGE), source=source)
         except (CheckpointError, RuntimeError) as error:
-            raise RunStopped(f"checkpoint {source} does not fit the run: {error}") from error
+            raise RayDetrError(f"checkpoint {source} does not fit the run: {error}") from error
 
     def _share_statistics(self, share: float) -> None:
         """Give all workers the mean of what their trained norms have seen, so that all evaluate the same model.

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.exits import BUDGET_EXCEEDED, DONE, INTERRUPTED, SYSTEM_FAILURE, TERMINATED, WRONG_USE, BudgetExceeded, run
-from pipelines.stopped import RunStopped, WrongUse
+from pipelines.errors import RayDetrError, UsageError
 
 
 def raising(error: BaseException) -> Callable[[Sequence[str] | None], None]:
@@ -25,8 +25,8 @@ def test_the_codes_are_those_that_are_documented() -> None:
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (RunStopped("s3://lake does not answer."), 1, "error: s3://lake does not answer.\n"),
-        (WrongUse("there is nothing at s3://lake."), 2, "error: there is nothing at s3://lake.\n"),
+        (RayDetrError("s3://lake does not answer."), 1, "error: s3://lake does not answer.\n"),
+        (UsageError("there is nothing at s3://lake."), 2, "error: there is nothing at s3://lake.\n"),
         (BudgetExceeded("6 % of the images are errors."), 3, "error: 6 % of the images are errors.\n"),
         (KeyboardInterrupt(), 130, "interrupted: run the same command again to resume.\n"),
         (SystemExit(2), 2, ""),
