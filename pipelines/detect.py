@@ -4,11 +4,11 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from detr.images.decoding import ImageError, decode
-from detr.images.drawing import draw_detections
 from PIL import Image
 
 from detr.detectors import DetectorLike
+from detr.images.decoding import ImageError, decode
+from detr.images.drawing import draw_detections
 from detr.postprocess import Detections
 from detr.precision import Precision
 from pipelines.errors import RayDetrError

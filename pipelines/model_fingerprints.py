@@ -69,7 +69,6 @@ def answer(place: str) -> dict[str, object]:
     """Return, in the process that loads the model, what it found or the sentence why it did not."""
     from detr.checkpoints.checkpoint import CheckpointError, fingerprint, load
     from detr.checkpoints.references import locate
-
     from detr.detectors import model_family
 
     try:

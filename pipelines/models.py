@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from detr.checkpoints.identity import identify_directory
 from detr.checkpoints.model_directory import CheckpointError, ModelUnreachable, model_files
 from detr.checkpoints.references import locate
-
 from detr.classes import Category
 from detr.families import FAMILIES, NATIVE
 from pipelines.errors import RayDetrError, UsageError

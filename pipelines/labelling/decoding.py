@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from detr.images.decoding import Header, decode, read_header
-
 from detr.batching import Prepared
 from detr.detectors import DetectorLike
+from detr.images.decoding import Header, decode, read_header
 from pipelines.labelling.process_time import DECODE_SECONDS
 
 BYTES_A_PIXEL = 32

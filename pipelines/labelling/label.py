@@ -16,9 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from detr.images.header import MAX_PIXELS
-
 from detr.classes import UnknownClass, category_named
+from detr.images.header import MAX_PIXELS
 from detr.precision import family_precision
 from pipelines.clock import SystemClock
 from pipelines.errors import RayDetrError, UsageError
@@ -47,7 +46,6 @@ from pipelines.store import (
     split_uri,
     without_secrets,
 )
-from pipelines.store.create_only import require_create_only
 from pipelines.watchdog import watching
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import pyarrow as pa
-from detr.images.decoding import Header, ImageError
 
 from detr.batching import Batch, HostBatch, ahead
 from detr.detectors import DetectorLike
 from detr.image_stream import BATCHES_AHEAD
+from detr.images.decoding import Header, ImageError
 from detr.launcher import PendingDetections
 from detr.postprocess import Detections
 from pipelines.clock import Clock, SystemClock

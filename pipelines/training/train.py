@@ -19,8 +19,7 @@ from pipelines.errors import RayDetrError
 from pipelines.models import check_trainable, identify_model
 from pipelines.shards.checks import UNUSABLE
 from pipelines.shards.reader import INDEX_KEY, ShardIndex, read_index
-from pipelines.store import StoreError, open_store, without_secrets
-from pipelines.store.create_only import require_create_only
+from pipelines.store import StoreError, open_store, require_create_only, without_secrets
 from pipelines.training.checkpoint_index import Manifest, read_manifest
 from pipelines.training.checkpoints import open_run
 from pipelines.training.config import TrainConfig

@@ -2,7 +2,6 @@ import random
 
 import pytest
 import torch
-from detr.images.decoding import resize_shape
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from detr.batching import (
     order_batches,
     pad,
 )
+from detr.images.decoding import resize_shape
 
 SHAPES = st.lists(st.tuples(st.integers(1, 400), st.integers(1, 400)), max_size=60)
 FEW_SHAPES = st.lists(st.sampled_from([(96, 128), (128, 96), (100, 130), (64, 64), (120, 100)]), max_size=60)

@@ -6,8 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from detr.images.decoding import EmptyImage, NotAnImage, TooExtreme, resize
-from detr.images.inputs import AnyImage
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,6 +15,8 @@ from detr.classes import Category, UnknownClass
 from detr.config import BackboneConfig, DetrConfig
 from detr.detector import Detector, choose_device, choose_precision
 from detr.image_stream import WINDOW_IMAGES
+from detr.images.decoding import EmptyImage, NotAnImage, TooExtreme, resize
+from detr.images.inputs import AnyImage
 from detr.model import Detr, DetrOutput
 from detr.postprocess import Detections
 

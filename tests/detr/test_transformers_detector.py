@@ -12,14 +12,14 @@ import pytest
 import safetensors.torch
 import torch
 import transformers as hf
-from detr.checkpoints.model_directory import CheckpointError
-from detr.images.results import TooExtreme
 from PIL import Image
 
+from detr.checkpoints.model_directory import CheckpointError
 from detr.classes import UnknownClass
 from detr.detector import Detector
 from detr.detectors import DetectorLike, load_detector
 from detr.families import FAMILIES
+from detr.images.results import TooExtreme
 from detr.transformers_detector import TransformersDetector
 from tests.families import BUILD, EDGES, LABELS, differences, own_detections, random_images, write_family
 

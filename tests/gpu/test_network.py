@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from detr.checkpoints.checkpoint import save
 from torch import Tensor
 
+from detr.checkpoints.checkpoint import save
 from detr.detector import Detector, choose_precision
 from detr.device import float32_arithmetic
 from detr.folding import folded

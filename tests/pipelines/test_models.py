@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from pipelines.identities import Identified, identify_by_loading
 from safetensors.torch import load_file
 
 import detr.checkpoints.checkpoint
 from detr.classes import Category
 from detr.config import BackboneConfig, DetrConfig
 from detr.model import Detr
-from pipelines import identities, models
+from pipelines import model_fingerprints, models
+from pipelines.errors import RayDetrError
+from pipelines.model_fingerprints import Identified, identify_by_loading
 from pipelines.models import identify_model, load_model, short_name
 from pipelines.store import Store, StoreOptions, open_store
 

@@ -15,7 +15,6 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
-from pipelines.table.schema import NO_COLUMNS, decode
 from torch import Tensor
 
 from detr.batching import HostBatch
@@ -42,6 +41,7 @@ from pipelines.store import (
     memory_store,
     open_store,
 )
+from pipelines.table.schema import NO_COLUMNS, decode
 from tests.pipelines.labelling.failing_lake import NOW, Clock, Lake
 
 SETTINGS = '{"precision":"fp32","threshold":0.0}'

@@ -13,15 +13,15 @@ import numpy as np
 import pyarrow.dataset
 import pytest
 import torch
-from detr.scenes.files import write_scenes
 from PIL import Image
-from pipelines.errors import UsageError
-from pipelines.labelling.actor_pool import ShardActor
 
 from detr.postprocess import Detections
+from detr.scenes.files import write_scenes
+from pipelines.errors import UsageError
 from pipelines.evaluation.annotations import read_annotations
 from pipelines.evaluation.evaluate_model import ModelEvaluationConfig, evaluate_model
 from pipelines.labelling import actor_pool as pool
+from pipelines.labelling.actor_pool import ShardActor
 from pipelines.labelling.label import LabelConfig, label
 from pipelines.models import identify_model
 from pipelines.store import StoreOptions
