@@ -2,18 +2,16 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Protocol, overload
 
 import torch
 from torch import Tensor
 
 from detr.batching import Batch, HostBatch, Prepared
-from detr.checkpoints.model_directory import CONFIG_FILE, read_json
 from detr.checkpoints.references import locate
 from detr.classes import Category
 from detr.detector import Detector
-from detr.families import NATIVE, family_of
+from detr.families import NATIVE, model_family
 from detr.images.inputs import AnyImage
 from detr.launcher import PendingDetections
 from detr.postprocess import Detections
@@ -146,15 +144,3 @@ def load_detector(
         batch_size=batch_size,
         name=name,
     )
-
-
-def model_family(path: Path, *, source: str) -> str:
-    """Return `NATIVE`, or the key of `FAMILIES` of a model directory; files of weights are native.
-
-    Raises:
-        CheckpointError: the model does something else than detecting boxes.
-    """
-    config = path / CONFIG_FILE
-    if not config.is_file():  # a .pth or .ckpt, or something that `load` refuses
-        return NATIVE
-    return family_of(read_json(config, source=source), source=source) or NATIVE

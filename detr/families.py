@@ -1,10 +1,11 @@
 """Model types of `transformers`: DETR itself, the other detectors that label, and what is refused. Needs no torch."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from detr.checkpoints.hub_config import MODEL_TYPES
-from detr.checkpoints.model_directory import CheckpointError
+from detr.checkpoints.model_directory import CONFIG_FILE, CheckpointError, read_json
 from detr.classes import COCO_CATEGORIES, Category
 
 FAMILIES: Mapping[str, str] = {
@@ -69,6 +70,18 @@ def family_of(config: Mapping[str, Any], *, source: str) -> str | None:
         f"checkpoint {source}: a model of type {model_type!r} cannot be used: {reason}. Model types that can: "
         f"{', '.join(sorted((*MODEL_TYPES, *FAMILIES)))}."
     )
+
+
+def model_family(path: Path, *, source: str) -> str:
+    """Return `NATIVE`, or the key of `FAMILIES` of a model directory; files of weights are native.
+
+    Raises:
+        CheckpointError: the model does something else than detecting boxes.
+    """
+    config = path / CONFIG_FILE
+    if not config.is_file():  # a .pth or .ckpt, or something that `load` refuses
+        return NATIVE
+    return family_of(read_json(config, source=source), source=source) or NATIVE
 
 
 def family_categories(config: Mapping[str, Any], names: Mapping[int, str], *, source: str) -> tuple[Category, ...]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import detr
 from detr.classes import Category
-from detr.families import NATIVE
+from detr.families import NATIVE, model_family
 from pipelines.errors import RayDetrError, UsageError
 
 SETTLED_SECONDS = 2.0  # a file that changed more recently may change again without a new time stamp
@@ -69,7 +69,6 @@ def answer(place: str) -> dict[str, object]:
     """Return, in the process that loads the model, what it found or the sentence why it did not."""
     from detr.checkpoints.checkpoint import CheckpointError, fingerprint, load
     from detr.checkpoints.references import locate
-    from detr.detectors import model_family
 
     try:
         path = locate(place)

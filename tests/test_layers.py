@@ -33,6 +33,7 @@ NEVER = {"transformers", "timm", "duckdb", "pandas", "pytest", "hypothesis", "mo
 PEERS = {"transformers", "openvino", "onnxruntime", "daft"}
 PEER_FILES = {
     "detr/transformers_model.py": {"transformers"},  # other detectors, behind an extra
+    "pipelines/benchmarks/peers/transformers_family.py": {"transformers"},
     "pipelines/benchmarks/peers/transformers_model.py": {"transformers"},
     "pipelines/benchmarks/peers/transformers_decode.py": {"transformers"},
     "pipelines/benchmarks/peers/transformers_pipeline.py": {"transformers"},

@@ -70,10 +70,18 @@ class InProcessDecoder:
         return self._detector.prepare(decode(data, max_pixels=self._max_pixels))
 
 
+class ClosableDecoder(ImageDecoder, Protocol):
+    """A decoder that runs something of its own, such as processes."""
+
+    def close(self) -> None:
+        """End it."""
+        ...
+
+
 class PreparedHere:
     """Prepares in this process what another decoder has decoded: for models whose size rule only they know."""
 
-    def __init__(self, decoder: ImageDecoder, detector: DetectorLike) -> None:
+    def __init__(self, decoder: ClosableDecoder, detector: DetectorLike) -> None:
         """Take a decoder that does not resize, and the detector that images are made ready for."""
         self._decoder, self._detector = decoder, detector
 
@@ -86,3 +94,7 @@ class PreparedHere:
     def prepare(self, data: bytes) -> Prepared:
         """Return the image decoded, upright and prepared by the detector."""
         return self._detector.prepare(self._decoder.prepare(data).pixels)
+
+    def close(self) -> None:
+        """End what the other decoder runs."""
+        self._decoder.close()
