@@ -27,7 +27,8 @@ def whole(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     batches = batches_of(images, settings["batch"])
     spent = steady(run, batches, device=settings["device"], seconds=settings["seconds"], phases=phases)
-    rows = [_row(found, detect.model.config.label2id) for batch in batches for found in run(batch)]
+    indices = {name: index for index, name in detect.model.config.id2label.items()}
+    rows = [_row(found, indices) for batch in batches for found in run(batch)]
     height, width = settings["shape"]
     save_rows(folder / settings["found"], rows, (height, width))
     return result(phases, spent)
