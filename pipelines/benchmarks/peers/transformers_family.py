@@ -53,9 +53,9 @@ def network(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     spent = steady(run, batches, device=device, seconds=settings["seconds"], phases=phases)
     rows = []
     for inputs in batches:
-        sizes = torch.tensor([(height, width)] * len(inputs))
-        found = processor.post_process_object_detection(run(inputs).to("cpu"), threshold=THRESHOLD, target_sizes=sizes)
-        rows += [(one["labels"], one["scores"], one["boxes"]) for one in found]
+        sizes = torch.tensor([(height, width)] * len(inputs), device=device)
+        found = processor.post_process_object_detection(run(inputs), threshold=THRESHOLD, target_sizes=sizes)
+        rows += [(one["labels"].cpu(), one["scores"].cpu(), one["boxes"].cpu()) for one in found]
     save_rows(folder / settings["found"], rows, (height, width))
     return result(phases, spent)
 
