@@ -19,6 +19,7 @@ from jobs.options import (
     CommandParser,
     actor_range,
     add_batch_size_option,
+    add_cap_options,
     add_model_options,
     add_retry_option,
     add_source_options,
@@ -103,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="N",
         help="stop, resumable, after N minutes without a finished shard, waiting for nodes included (%(default)g)",
     )
+    add_cap_options(parser, on_stop="shards in progress are finished")
     parser.add_argument(
         "--report",
         type=Path,
@@ -116,6 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_stays(parser, "--report", None if args.report is None else str(args.report))
 
     from jobs.progress import shown_progress
+    from pipelines.caps import Caps
     from pipelines.labelling.label import LabelConfig, label
 
     try:
@@ -153,6 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             decode_seconds=args.decode_seconds,
             node_minutes=args.node_minutes,
             stall_minutes=args.stall_minutes,
+            caps=Caps(args.max_minutes, args.max_cost, args.price_per_hour),
             verbose=args.verbose,
         )
     except ValueError as error:

@@ -180,6 +180,28 @@ def note_on_model(reference: str) -> None:
         )
 
 
+def add_cap_options(parser: argparse.ArgumentParser, *, on_stop: str) -> None:
+    """Add the limits on the time and the cost of one call; `on_stop` says what is finished before it stops."""
+    parser.add_argument(
+        "--max-minutes",
+        type=minutes,
+        metavar="N",
+        help=f"stop after N minutes, resumable, with exit code 5; {on_stop} first (no limit)",
+    )
+    parser.add_argument(
+        "--max-cost",
+        type=price,
+        metavar="X",
+        help="the same when the nodes have cost X; needs --price-per-hour (no limit)",
+    )
+    parser.add_argument(
+        "--price-per-hour",
+        type=price,
+        metavar="P",
+        help="price of one node for an hour, in any currency (none)",
+    )
+
+
 def add_batch_size_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add how many images go through the network together."""
     parser.add_argument(
@@ -227,6 +249,14 @@ def minutes(text: str) -> float:
     value = _number(text, float)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not a number of minutes above 0")
+    return value
+
+
+def price(text: str) -> float:
+    """Return a price above 0."""
+    value = _number(text, float)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a price above 0")
     return value
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from jobs._evaluation_report import shown_figure
 from jobs.exits import run
 from jobs.label import duration
-from jobs.options import CommandParser, actor_range, add_s3_options, check_stays, count
+from jobs.options import CommandParser, actor_range, add_cap_options, add_s3_options, check_stays, count
 from jobs.recipe_options import add_recipe_options, recipe_values
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_stays(parser, "--storage", args.storage)
 
     from jobs.train_progress import shown_training
+    from pipelines.caps import Caps
     from pipelines.training.config import TrainConfig
     from pipelines.training.recipe import RECIPES
     from pipelines.training.train import train
@@ -74,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             endpoint=args.endpoint,
             region=args.region,
             profile=args.profile,
+            caps=Caps(args.max_minutes, args.max_cost, args.price_per_hour),
             verbose=args.verbose,
         )
     except ValueError as error:
@@ -172,6 +174,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
                         help="seconds without an answer after which a worker counts as lost (%(default)s)")  # fmt: skip
     parser.add_argument("--shared-folders", action="store_true",
                         help="local paths are shared by all nodes, as with NFS")  # fmt: skip
+    add_cap_options(parser, on_stop="the step in progress is finished and a checkpoint written")
     add_s3_options(parser)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.add_argument("--verbose", action="store_true", help="show Ray's own messages")

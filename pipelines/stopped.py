@@ -15,3 +15,7 @@ class OtherSettings(WrongUse):
 
 class LeaseHeld(RunStopped):
     """Another start writes the table; the sentence says which."""
+
+
+class CapReached(RunStopped):
+    """A limit that the user set on time or cost is reached; the same command resumes."""

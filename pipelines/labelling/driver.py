@@ -8,6 +8,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from pipelines.caps import Meter
 from pipelines.clock import Clock
 from pipelines.labelling.cutting import Look, Selection
 from pipelines.labelling.history import last_settings
@@ -22,7 +23,7 @@ from pipelines.labelling.seal import is_seal_begun, seal_run
 from pipelines.labelling.segments import label_segments
 from pipelines.labelling.settings import AUTO, precision_of, settings_differences
 from pipelines.lake.listing import LakeObject, Listing
-from pipelines.stopped import OtherSettings
+from pipelines.stopped import CapReached, OtherSettings
 from pipelines.store import Store, StoreError
 from pipelines.table import Totals
 from pipelines.watchdog import Watchdog
@@ -123,6 +124,7 @@ def run_labelling(
     show: Callable[[Progress], None] = lambda _: None,
     watchdog: Watchdog | None = None,
     still_ours: Callable[[], None] = lambda: None,
+    meter: Meter | None = None,
 ) -> RunResult:
     """Begin a run or resume the table's unfinished one, and return when each planned image has its published row.
 
@@ -145,8 +147,10 @@ def run_labelling(
         show: Called in this thread whenever something is done.
         watchdog: Names the stages that do not move; None names none.
         still_ours: Called now and then; stops a start that has lost the table's lease by raising `RunStopped`.
+        meter: Tells when a limit on time or cost is reached; None has no limits.
 
     Raises:
+        CapReached: a limit is reached. The shards that were in progress then are committed.
         OtherSettings: the table's last rows of this model do.
         RunStopped: the run cannot go on; what is committed stays.
         StoreError: the table's store refused; what is committed stays.
@@ -161,6 +165,7 @@ def run_labelling(
     plan = plan_ahead(start.plan(found))
     began = clock.monotonic()
     count = _Count(plan, Progress("label", began=began), show)
+    meter = meter or Meter()
     for segments in plan.waves():
         still_ours()
         count.add(images_before=read_done(table, run.run_id, run.layout).count_images(segments))
@@ -173,7 +178,7 @@ def run_labelling(
                 for note in report.notes:
                     logging.getLogger(__name__).warning("%s", note)
 
-            label_segments(
+            is_complete = label_segments(
                 table,
                 run,
                 segments,
@@ -181,7 +186,10 @@ def run_labelling(
                 on_report=on_report,
                 publisher=publisher,
                 threads=threads,
+                is_to_stop=meter.reached.is_set,
             )
+        if not is_complete:
+            raise CapReached(f"{meter.reason}. {count.sentence(run.run_id)} Run the same command again to resume.")
     labelling_seconds = clock.monotonic() - began
     segments = [planned for planned in read_manifest(table, run.run_id) if planned.ending is None]
     with start.watchdog.stage("counting published rows"):
@@ -378,6 +386,13 @@ class _Count:
             is_planned=self.plan.is_complete,
         )
         self.show(self.progress)
+
+    def sentence(self, run_id: str) -> str:
+        progress = self.progress
+        planned = f"{'' if self.plan.is_complete else 'more than '}{self.plan.images_planned:,} planned"
+        return (
+            f"{progress.images:,} of {planned} images of run {run_id} are labelled, {progress.images_this_start:,} now."
+        )
 
 
 def _record(totals: Totals) -> dict[str, object]:

@@ -12,12 +12,13 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from detr.classes import UnknownClass, category_named
 from detr.image_header import MAX_PIXELS
+from pipelines.caps import Caps, metering
 from pipelines.clock import SystemClock
 from pipelines.create_only import refuse_overwriting
 from pipelines.labelling.cutting import RetryErrors, Selection
@@ -94,6 +95,7 @@ class LabelConfig:
         decode_seconds: CPU time, or time asleep, after which decoding an image is given up; not time without a core.
         node_minutes: How long nodes of an autoscaling cluster are waited for when it cannot hold `least_actors` yet.
         stall_minutes: Give up, resumable, when no shard has come back for so long, waiting for nodes included.
+        caps: Limits on the time and the cost of one call.
         verbose: Let Ray's own messages through.
     """
 
@@ -131,6 +133,7 @@ class LabelConfig:
     decode_seconds: float = DECODE_SECONDS
     node_minutes: float = 0.0
     stall_minutes: float = 60.0
+    caps: Caps = field(default_factory=Caps)
     verbose: bool = False
 
     def __post_init__(self) -> None:
@@ -277,6 +280,7 @@ def label(
 
     Raises:
         LeaseHeld: another start writes the table.
+        CapReached: a limit of `caps` is reached; the same call resumes.
         RunStopped: the run cannot go on; a sentence says why. What is committed stays, the same call goes on there.
     """
     began = time.monotonic()
@@ -287,13 +291,14 @@ def label(
     check_answers([(f"{config.table.rstrip('/')}/", config.table_options)])  # its folder is all that must be listed
     listing = list_objects(config.images, options=config.image_options, keep=config.keep, table=config.table)
     try:
-        with watching() as watchdog, ExitStack() as before_the_lease:
+        with metering(config.caps) as meter, watching() as watchdog, ExitStack() as before_the_lease:
             runner = RayRunner(
                 _spec(config),
                 _actors(config),
                 show=show,
                 show_unfinished=progress.show_unfinished,
                 watchdog=watchdog,
+                meter=meter,
             )
             before_the_lease.callback(runner.close)
             model = _identify(config, runner)  # before anything is written
@@ -304,7 +309,7 @@ def label(
                     table,
                     can_swap=store.swap is not None,
                     token=secrets.token_hex(16),
-                    wait_seconds=60 * config.wait_minutes,
+                    wait_seconds=60 * min(config.wait_minutes, meter.minutes_left),
                     say=lambda sentence: show(Progress(sentence)),
                     impatient=open_store(config.table, replace(config.table_options, retry_seconds=TRIES_SECONDS)),
                 ) as still_ours,
@@ -327,7 +332,9 @@ def label(
                     show=show,
                     watchdog=watchdog,
                     still_ours=still_ours,
+                    meter=meter,
                 )
+                meter.count_nodes(None)
                 if afterwards is not None:  # no actor works any more
                     afterwards.push(before_the_lease_ends.pop_all())
     except StoreError as error:

@@ -26,7 +26,7 @@ class ShardReport:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one shard: one of the three is there.
+    """What became of one shard: one of the three is there, none of them if the run stops and it was not begun.
 
     Attributes:
         report: it is labelled.

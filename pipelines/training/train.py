@@ -7,13 +7,15 @@ import importlib.metadata
 import platform
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from pipelines.cluster import connected, node_resources, refuse_local
+from pipelines.caps import Meter, metering
+from pipelines.cluster import connected, count_nodes_for, node_resources, refuse_local
 from pipelines.coco.text import USABLE
 from pipelines.create_only import refuse_overwriting
 from pipelines.models import identify_model
@@ -26,7 +28,7 @@ from pipelines.training.checkpoints import open_run
 from pipelines.training.config import TrainConfig
 from pipelines.training.experiment_trackers import check_trackers
 from pipelines.training.fit import fit
-from pipelines.training.group import choose_group
+from pipelines.training.group import Group, choose_group
 from pipelines.training.manifest import Manifest, read_manifest
 from pipelines.training.recipe import differing_batch
 from pipelines.training.run_record import check_same, extended_epochs, read_record
@@ -81,8 +83,9 @@ def train(
         say: Called with a sentence that the user should know but need not act on.
 
     Raises:
-        RunStopped: the world, the data or the loss is in the way; a sentence says how. The same call goes on from the
-            newest checkpoint.
+        CapReached: a limit of `config.caps` is reached; a checkpoint is written.
+        RunStopped: the cluster, a store, the data or the loss stops the run; a sentence says how. The same call
+            resumes from the newest checkpoint.
     """
     began = time.monotonic()
     show, tell = on_progress or (lambda _: None), say or (lambda _: None)
@@ -115,6 +118,7 @@ def train(
         show(TrainProgress("connecting to Ray"))
         # outside: workers that are killed leave theirs, and they live until Ray has ended
         with (
+            metering(config.caps) as meter,
             TemporaryDirectory(prefix="ray-detr-train-", ignore_cleanup_errors=True) as scratch,
             connected(verbose=config.verbose),
         ):
@@ -141,12 +145,32 @@ def train(
                 run = open_run(store, configuration, start_id=start_id, now=datetime.now(UTC), versions=_versions())
                 write_start(run, config, index, say=tell)
             show(TrainProgress("starting workers"))
-            starts = fit(config, group, configuration, show, start_id=start_id, versions=_versions(), scratch=scratch)
+            with _counted_nodes(meter, group):
+                starts = fit(
+                    config,
+                    group,
+                    configuration,
+                    show,
+                    start_id=start_id,
+                    versions=_versions(),
+                    scratch=scratch,
+                    meter=meter,
+                )
         manifest = read_manifest(store)
         assert manifest is not None
         return _summary(config, manifest, starts, began, resumed=resumed, was_finished=False)
     except StoreError as error:
         raise RunStopped(f"{error} Every complete checkpoint is kept; run the same command again to resume.") from error
+
+
+@contextmanager
+def _counted_nodes(meter: Meter, group: Group) -> Iterator[None]:
+    cpus, gpus = group.resources.get("CPU", 0.0), group.resources.get("GPU", 0.0)
+    meter.count_nodes(lambda: count_nodes_for(cpus, gpus, most=group.most))
+    try:
+        yield
+    finally:
+        meter.count_nodes(None)  # Ray would start anew if it were asked for its nodes after its end
 
 
 def _epochs(manifest: Manifest) -> int:

@@ -14,6 +14,7 @@ import pytest
 import pipelines.labelling.label
 from jobs.exits import BudgetExceeded
 from jobs.label import duration, main, report
+from pipelines.caps import Caps
 from pipelines.labelling.label import LabelConfig, LabelSummary, duckdb_query
 from pipelines.labelling.progress import Progress
 from pipelines.table import Row
@@ -66,7 +67,8 @@ def test_every_option_arrives(asked: list[LabelConfig]) -> None:
         "--threshold 0.1 --classes cat dog=0.5 --run-id night --new-run --actors 2:8 --shard-images 100 --device cpu "
         "--precision bf16 --batch-size 3 --max-error-rate 0.5 --sample 9 --seed 4 --keep station --via fsspec "
         "--anonymous --endpoint http://127.0.0.1:9000 --region eu-west-1 --profile lake --request-payer "
-        "--table-endpoint http://127.0.0.1:9001 --table-region eu-west-2 --table-profile us --verbose"
+        "--table-endpoint http://127.0.0.1:9001 --table-region eu-west-2 --table-profile us --max-minutes 9 "
+        "--max-cost 7 --price-per-hour 3.5 --verbose"
     )
 
     main([*NEEDED, *line.split()])
@@ -99,6 +101,7 @@ def test_every_option_arrives(asked: list[LabelConfig]) -> None:
             table_endpoint="http://127.0.0.1:9001",
             table_region="eu-west-2",
             table_profile="us",
+            caps=Caps(9, 7, 3.5),
             verbose=True,
         )
     ]
@@ -114,6 +117,7 @@ def test_every_option_arrives(asked: list[LabelConfig]) -> None:
         ("--device tpu", "device: 'tpu' is not one of auto, cpu, cuda."),
         ("--run-id ../other", "run id: '../other' cannot name a folder"),
         ("--keep uri", "keep: 'uri' is a column of the detection table itself"),
+        ("--max-cost 5", "max cost: give --price-per-hour, the price of one node for an hour, too."),
         ("--no-such-option", "--no-such-option is not an option"),
     ],
 )
