@@ -123,6 +123,11 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--anonymous", action="store_true", help="read images without credentials, for public buckets")
     parser.add_argument("--request-payer", action="store_true", help="send requester-pays headers when reading images")
     add_s3_options(parser)
+    add_table_s3_options(parser)
+
+
+def add_table_s3_options(parser: argparse.ArgumentParser) -> None:
+    """Add where S3 is for table and model, where they are not with the images."""
     parser.add_argument("--table-endpoint", metavar="URL", help="S3 server of the table and the model (--endpoint)")
     parser.add_argument("--table-region", metavar="NAME", help="S3 region of the table and the model (--region)")
     parser.add_argument("--table-profile", metavar="NAME", help="AWS profile for the table and the model (--profile)")

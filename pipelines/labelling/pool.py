@@ -161,7 +161,9 @@ class _Begun:
 
     def __init__(self, pool: str) -> None:
         self._prefix = f"ray-detr/{pool}/begun/"
-        self._stop = f"ray-detr-stopped/{pool}"  # not removed with the others: actors live a little longer than the pool
+        self._stop = (
+            f"ray-detr-stopped/{pool}"  # not removed with the others: actors live a little longer than the pool
+        )
         self._reported: set[int] = set()
         self._in_progress: set[int] | None = None
         self._lock = threading.Lock()
