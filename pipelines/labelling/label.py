@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from detr.classes import UnknownClass, category_named
-from detr.image_header import MAX_PIXELS
+from detr.images.header import MAX_PIXELS
 from pipelines.caps import Caps, metering
 from pipelines.clock import SystemClock
 from pipelines.create_only import refuse_overwriting

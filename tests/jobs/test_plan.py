@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-import detr.checkpoint
+import detr.checkpoints.checkpoint
 from detr.config import BackboneConfig, DetrConfig
 from detr.model import Detr
 from jobs.plan import main, report, size
@@ -78,7 +78,7 @@ def test_without_a_model_the_rows_of_any_count_and_with_one_its_own(
 ) -> None:
     torch.manual_seed(0)
     network = Detr(DetrConfig(BackboneConfig("tiny", "bottleneck", 8, (32, 64), (1, 1)), 16, 2, 1, 1, 16, queries=3))
-    detr.checkpoint.save(network.eval(), tmp_path / "tiny")
+    detr.checkpoints.checkpoint.save(network.eval(), tmp_path / "tiny")
     model = load_model(str(tmp_path / "tiny"), StoreOptions())[1].id
     publish(table, lake, ["0.jpg", "1.jpg"], model)
     publish(table, lake, ["1.jpg", "2.jpg"], "other@1")

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from detr.scene_files import write_scenes
+from detr.scenes.files import write_scenes
 from pipelines.caps import Caps, Meter
 from pipelines.labelling import label as label_module
 from pipelines.labelling import pool
