@@ -85,7 +85,7 @@ def check_versions(own: MachineFacts, others: dict[str, MachineFacts]) -> Findin
                 )
     if not fails and not warns:
         shown = ", ".join(f"{name} {version}" for name, version in own.versions.items())
-        return Finding("versions", "ok", f"{shown} on all {len(others)} nodes")
+        return Finding("versions", "ok", f"{shown}; {len(others)} node{'' if len(others) == 1 else 's'} compared")
     return Finding(
         "versions", "fail" if fails else "warn", "; ".join(fails + warns), "Install the same versions on every node."
     )

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from pipelines.doctor.findings import Finding, Level
 from pipelines.store import AlreadyExists, Changed, Misconfigured, NotFound, Store, StoreError
+from pipelines.store.local import LocalStore
 
 FOLDER = "_doctor/"
 """Where everything is written, below the table; readers of the table take no folder that begins with `_` for data."""
 
 MANY = 1_100  # objects in one folder: S3 lists 1,000 a page
+THREADS = 32
 LARGE_BYTES = 24 * 1024**2
 SPECIAL = "a b+c%41=&ä/日本.parquet"
 
@@ -69,6 +72,8 @@ def check_store(store: Store) -> Iterator[Finding]:
 
 
 def _run(check: _Check, place: _Place) -> Finding:
+    if check.run in (_if_match, _if_match_stale) and isinstance(place.store, LocalStore):
+        return Finding(f"store: {check.name}", "ok", "not needed: folders have a lock file for the lease")
     try:
         check.run(place)
     except _Wrong as wrong:
@@ -82,9 +87,14 @@ def _run(check: _Check, place: _Place) -> Finding:
 def _clean(place: _Place) -> Finding:
     name = "store: everything deleted again"
     try:
-        for entry in list(place.store.list(place.folder)):
-            place.store.delete(entry.key)
-        left = len(list(place.store.list(place.folder)))
+        left = 0
+        with ThreadPoolExecutor(THREADS) as threads:
+            while keys := [entry.key for entry in place.store.list(place.folder)]:
+                if len(keys) == left:  # they stay
+                    break
+                left = len(keys)
+                list(threads.map(place.store.delete, keys))
+        left = len(keys)
     except StoreError as error:
         left, reason = 1, f" ({error})"
     else:
@@ -118,7 +128,10 @@ def _create_only(place: _Place) -> None:
 
 
 def _loser_changes_nothing(place: _Place) -> None:
-    _expect(place.store.get(place.key("one")).data == b"first", "a refused put changed the object")
+    found = place.store.get(place.key("one")).data
+    if found != b"first":
+        place.store.put(place.key("one"), b"first")  # for the checks that follow
+        raise _Wrong("a refused put changed the object")
 
 
 def _head(place: _Place) -> None:
@@ -248,10 +261,8 @@ def _prefix(place: _Place) -> None:
 
 
 def _many(place: _Place) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
     expected = [f"many/{number:05d}" for number in range(MANY)]
-    with ThreadPoolExecutor(32) as threads:
+    with ThreadPoolExecutor(THREADS) as threads:
         list(threads.map(lambda name: place.store.put(place.key(name), b"x"), expected))
     found = place.names("many/")
     _expect(len(found) == MANY, f"{MANY:,} objects were written, and {len(found):,} are listed")

@@ -189,12 +189,7 @@ class RayRunner:
         if not connecting.done():
             self._show(Progress("connecting to Ray"))
         with self._watchdog.stage("connecting to Ray"):
-            try:
-                return connecting.result()
-            except RunStopped as stopped:
-                if self._meter.reached.is_set():
-                    raise CapReached(f"{self._meter.reason}; {stopped}") from stopped
-                raise
+            return connecting.result()
 
     def _connect(self, connecting: Future[_Connection]) -> None:
         try:
@@ -206,16 +201,23 @@ class RayRunner:
 
     def _connection(self) -> _Connection:
         from pipelines.cluster import connected, count_nodes_for, wait_for_pool
+        from pipelines.doctor.at_start import check_at_start
 
         self._session.enter_context(connected(verbose=self._actors.verbose))
-        pool = wait_for_pool(
-            self._actors.least,
-            self._actors.most,
-            device=self._actors.device,
-            minutes=self._actors.node_minutes,
-            on_wait=lambda: self._show(Progress("waiting for nodes")),
-            is_given_up=self._is_given_up,
-        )
+        check_at_start()
+        try:
+            pool = wait_for_pool(
+                self._actors.least,
+                self._actors.most,
+                device=self._actors.device,
+                minutes=self._actors.node_minutes,
+                on_wait=lambda: self._show(Progress("waiting for nodes")),
+                is_given_up=self._is_given_up,
+            )
+        except RunStopped as stopped:
+            if self._meter.reached.is_set():
+                raise CapReached(f"{self._meter.reason}; {stopped}") from stopped
+            raise
         self._meter.count_nodes(lambda: count_nodes_for(pool.cpus, pool.gpus, most=pool.most))
         asked = self._spec.precision
         return _Connection(pool, auto_precision("cuda" if pool.gpus else "cpu") if asked == "auto" else asked)

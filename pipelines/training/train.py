@@ -18,6 +18,7 @@ from pipelines.caps import Meter, metering
 from pipelines.cluster import connected, count_nodes_for, node_resources, refuse_local
 from pipelines.coco.text import USABLE
 from pipelines.create_only import refuse_overwriting
+from pipelines.doctor.at_start import check_at_start
 from pipelines.models import identify_model
 from pipelines.shards.checks import UNUSABLE
 from pipelines.shards.reader import INDEX_KEY, ShardIndex, read_index
@@ -122,6 +123,7 @@ def train(
             TemporaryDirectory(prefix="ray-detr-train-", ignore_cleanup_errors=True) as scratch,
             connected(verbose=config.verbose),
         ):
+            check_at_start()
             refuse_local(config.places(), are_shared=config.shared_folders)
             group = choose_group(
                 node_resources(),
