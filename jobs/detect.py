@@ -15,7 +15,7 @@ from jobs.exits import run
 from jobs.options import PRECISIONS, CommandParser, note_on_model, share
 
 if TYPE_CHECKING:
-    from pipelines.detect import Seen
+    from pipelines.detect import ImageResult
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -44,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print one line of JSON for each image")
     args = parser.parse_args(argv)
     from jobs.progress import Drawing, shown
-    from pipelines.detect import Unseen, detect, find_images, open_detector
-    from pipelines.stopped import RunStopped
+    from pipelines.detect import ImageFailure, detect, find_images, open_detector
+    from pipelines.errors import RayDetrError
 
     try:
         images = find_images(args.images)
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             on_progress(done)
             if args.json:
                 print(json.dumps(asdict(result), default=str), file=output, flush=True)
-            if isinstance(result, Unseen):
+            if isinstance(result, ImageFailure):
                 print(f"cannot read {result.image}: {result.error_kind}: {result.error}", file=sys.stderr)
                 continue
             seen += 1
@@ -79,14 +79,14 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(report(result), file=output, flush=True)
     if not seen:
         which = "the image could not" if len(images) == 1 else f"none of the {len(images):,} images could"
-        raise RunStopped(f"{which} be read.")
+        raise RayDetrError(f"{which} be read.")
 
 
 def _ignore(_: int) -> None:
     """Show nothing."""
 
 
-def report(seen: "Seen") -> str:
+def report(seen: "ImageResult") -> str:
     """Return the image's name and a line per detection, in the words of DETR's model card."""
     drawn = "" if seen.drawn is None else f", drawn in {seen.drawn}"
     count = len(seen.detections)

@@ -30,7 +30,7 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
     A system failure is one sentence on standard error; a bug keeps its traceback. Ctrl-C is `jobs._interrupts`.
     """
     # imported here so that `--help` needs nothing heavy; both modules are light
-    from pipelines.stopped import CapReached, LeaseHeld, RunStopped, WrongUse
+    from pipelines.errors import CapReached, LeaseHeld, RayDetrError, UsageError
 
     for stream in (sys.stdout, sys.stderr):
         _escape_what_it_cannot_encode(stream)
@@ -42,11 +42,11 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
     except CapReached as reached:
         print(f"stopped: {reached}", file=sys.stderr)
         sys.exit(CAP_REACHED)
-    except RunStopped as stopped:
+    except RayDetrError as stopped:
         print(f"error: {stopped}", file=sys.stderr)
         if isinstance(stopped, LeaseHeld):
             sys.exit(TABLE_BUSY)
-        sys.exit(WRONG_USE if isinstance(stopped, WrongUse) else SYSTEM_FAILURE)
+        sys.exit(WRONG_USE if isinstance(stopped, UsageError) else SYSTEM_FAILURE)
     except BudgetExceeded as exceeded:
         print(f"error: {exceeded}", file=sys.stderr)
         sys.exit(BUDGET_EXCEEDED)

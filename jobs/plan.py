@@ -60,12 +60,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     if args.model is not None:
-        from pipelines.labelling.model_names import named_as_before
+        from pipelines.labelling.model_names import with_recorded_name
         from pipelines.models import identify_model
         from pipelines.store import open_store
 
         model = identify_model(args.model, table_options)
-        config = replace(config, model=named_as_before(open_store(args.table, table_options), model).id)
+        config = replace(config, model=with_recorded_name(open_store(args.table, table_options), model).id)
 
     summary = summarise_plan(config)
 

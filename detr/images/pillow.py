@@ -28,7 +28,7 @@ from detr.images.gif import picture_of_gif
 from detr.images.icon import picture_of_icon
 from detr.images.png import SIGNATURE as PNG_SIGNATURE
 from detr.images.png import picture_of_png, white_of_png
-from detr.images.results import ImageError, TooLarge, TruncatedImage, UnreadableImage, UnsupportedImage
+from detr.images.results import ImageError, ImageTooLarge, TruncatedImage, UnreadableImage, UnsupportedImage
 from detr.images.tiff import picture_of_tiff, white_of_tiff
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _verdict(error: Exception, otherwise: ImageError) -> ImageError | MemoryErro
     if "out of memory" in text:  # libavif's
         return MemoryError(str(error))
     if isinstance(error, Image.DecompressionBombError):
-        return TooLarge("the picture has more pixels than Pillow decodes; scale it down")
+        return ImageTooLarge("the picture has more pixels than Pillow decodes; scale it down")
     if any(hint in text for hint in ("truncated", "not enough image data", "reached eof")):
         return TruncatedImage("the file ends before its picture does")
     return otherwise

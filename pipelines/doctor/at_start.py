@@ -9,7 +9,7 @@ import ray
 from pipelines.cluster import is_given
 from pipelines.doctor.cluster_checks import ask_nodes
 from pipelines.doctor.machine import check_machine, check_versions, machine_facts
-from pipelines.stopped import RunStopped
+from pipelines.errors import RayDetrError
 
 START_SECONDS = 30.0  # that a run waits for the answers of nodes; who is slower is named
 
@@ -22,7 +22,7 @@ def check_at_start() -> None:
     Costs nothing on a cluster of one node, else the start of a worker on each, all at once.
 
     Raises:
-        RunStopped: a node has another version of ray-detr, Python or Ray, or lacks one of them.
+        RayDetrError: a node has another version of ray-detr, Python or Ray, or lacks one of them.
     """
     own = machine_facts()
     findings = check_machine(own)
@@ -31,6 +31,6 @@ def check_at_start() -> None:
         findings += [*nodes.findings, check_versions(own, nodes.facts)]
     for finding in findings:
         if finding.check in ("versions", "nodes") and finding.level == "fail":
-            raise RunStopped(f"{finding.text}. {finding.remedy}".removesuffix(". "))
+            raise RayDetrError(f"{finding.text}. {finding.remedy}".removesuffix(". "))
         if finding.level != "ok":
             _logger.warning("%s: %s. %s", finding.check, finding.text, finding.remedy)

@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipelines.cluster import LOOPBACK, Pool, choose_pool, node_resources, remote_sentence
 from pipelines.doctor.findings import Finding
 from pipelines.doctor.machine import MachineFacts, check_machine, check_versions, machine_facts
-from pipelines.stopped import RunStopped
+from pipelines.errors import RayDetrError
 
 FACTS_SECONDS = 90.0  # for a worker to start on each node
 LEAST_OBJECT_STORE = 75 * 1024**2  # Ray's own smallest size
@@ -71,7 +71,7 @@ def check_room(least: int | None, most: int | None, *, device: str) -> tuple[lis
     """Return whether the actors fit into the cluster, and into what other jobs leave of it; and the actors."""
     try:
         pool = choose_pool(node_resources(), least, most, device=device)
-    except RunStopped as too_small:
+    except RayDetrError as too_small:
         return [Finding("room for actors", "fail", str(too_small), "See --actors, --device and --node-minutes.")], None
     needs = f"each needs {pool.cpus:g} CPU" + (f" and {pool.gpus:g} GPU" if pool.gpus else "")
     findings = [Finding("room for actors", "ok", f"{pool.least} to {pool.most} actors; {needs}")]

@@ -11,10 +11,10 @@ from pipelines.doctor.clock_skew import check_clock
 from pipelines.doctor.findings import Finding
 from pipelines.doctor.machine import check_machine, machine_facts
 from pipelines.doctor.store_checks import check_store
+from pipelines.errors import RayDetrError
 from pipelines.labelling.labeler_spec import LabelerSpec
 from pipelines.labelling.reach import REACH_SECONDS, check_answers
 from pipelines.lake.listing import LakeObject, list_objects
-from pipelines.stopped import RunStopped
 from pipelines.store import StoreError, StoreOptions, Stores, check_no_secret, open_store, without_secrets
 
 
@@ -87,7 +87,7 @@ def _images(config: DoctorConfig) -> Finding:
             return Finding("images", "fail", f"{shown} has no images", remedy)
         store, key = Stores(config.image_options).find(first.uri)
         size = len(store.get_range(key, 0, 65_536))
-    except (RunStopped, StoreError) as error:
+    except (RayDetrError, StoreError) as error:
         return Finding("images", "fail", str(error), remedy)
     return Finding("images", "ok", f"{size:,} bytes of {without_secrets(first.uri)} were read")
 
@@ -123,5 +123,5 @@ def _cluster(config: DoctorConfig) -> Iterator[Finding]:
                     batch_size=config.batch_size,
                 )
                 yield from check_model(spec, pool)
-    except RunStopped as error:
+    except RayDetrError as error:
         yield Finding("cluster", "fail", str(error), "See docs/operations.md, Clusters.")

@@ -11,9 +11,9 @@ from ray.exceptions import RayError
 
 from pipelines.cluster import Pool, first_line, remote_sentence
 from pipelines.doctor.findings import Finding
+from pipelines.errors import RayDetrError
 from pipelines.labelling.labeler_spec import LabelerSpec, build_detector
 from pipelines.models import identify_model
-from pipelines.stopped import RunStopped
 
 FORWARD_SECONDS = 900.0  # for a worker to start, fetch the model and compute a batch
 HEIGHT, WIDTH = 960, 1280  # of the images; a usual camera's shape
@@ -39,7 +39,7 @@ def check_model(spec: LabelerSpec, pool: Pool | None) -> Iterator[Finding]:
     """
     try:
         info = identify_model(spec.model, spec.table_options)
-    except RunStopped as error:
+    except RayDetrError as error:
         yield Finding("model", "fail", str(error), "See `ray-detr models`, or give a path or an address.")
         return
     yield Finding("model", "ok", f"{info.id}, {len(info.categories)} classes")
@@ -77,7 +77,7 @@ def try_forward(spec: LabelerSpec) -> Forward | str:
         batch = [detector.prepare(torch.full((3, HEIGHT, WIDTH), 114, dtype=torch.uint8))] * detector.batch_size
         began = time.perf_counter()
         detector.detect(batch)
-    except (RunStopped, ValueError, RuntimeError, OSError, MemoryError, FloatingPointError) as error:
+    except (RayDetrError, ValueError, RuntimeError, OSError, MemoryError, FloatingPointError) as error:
         return first_line(error)  # a RuntimeError may be CUDA's
     is_cuda = detector.device.type == "cuda"
     return Forward(

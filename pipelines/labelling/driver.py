@@ -10,22 +10,22 @@ from typing import Protocol
 
 from pipelines.caps import Meter
 from pipelines.clock import Clock
+from pipelines.errors import CapReached, SettingsMismatch
 from pipelines.labelling.cutting import Look, Selection
-from pipelines.labelling.history import last_settings
-from pipelines.labelling.labelled import LabelledKeys, read_labelled
+from pipelines.labelling.labelled_keys import LabelledKeys, read_labelled
 from pipelines.labelling.manifest import Counts, PlannedSegment, read_complete, read_manifest
 from pipelines.labelling.outcome import Outcome, ShardReport
 from pipelines.labelling.plan import write_plan
 from pipelines.labelling.progress import Progress
 from pipelines.labelling.publish import THREADS, read_done, remove_parts, verify_run
 from pipelines.labelling.run import Run, RunRequest, begin_run, finish_run, latest_run, read_end, resume_run
+from pipelines.labelling.run_summaries import last_settings
 from pipelines.labelling.seal import is_seal_begun, seal_run
 from pipelines.labelling.segments import label_segments
 from pipelines.labelling.settings import AUTO, precision_of, settings_differences
 from pipelines.lake.listing import LakeObject, Listing
-from pipelines.stopped import CapReached, OtherSettings
 from pipelines.store import Store, StoreError
-from pipelines.table import Totals
+from pipelines.table.schema import Totals
 from pipelines.watchdog import Watchdog
 
 
@@ -66,7 +66,7 @@ class ShardRunner(Protocol):
         """Return what the actors will be, when the cluster is connected. May be called from any thread.
 
         Raises:
-            RunStopped: there is no cluster, or it cannot hold the actors.
+            RayDetrError: there is no cluster, or it cannot hold the actors.
         """
         ...
 
@@ -74,7 +74,7 @@ class ShardRunner(Protocol):
         """Load the model once where actors will, before something is done that cannot be undone.
 
         Raises:
-            RunStopped: it does not load there.
+            RayDetrError: it does not load there.
         """
         ...
 
@@ -146,13 +146,13 @@ def run_labelling(
         threads: How many objects of the table are read at once.
         show: Called in this thread whenever something is done.
         watchdog: Names the stages that do not move; None names none.
-        still_ours: Called now and then; stops a start that has lost the table's lease by raising `RunStopped`.
+        still_ours: Called now and then; stops a start that has lost the table's lease by raising `RayDetrError`.
         meter: Tells when a limit on time or cost is reached; None has no limits.
 
     Raises:
         CapReached: a limit is reached. The shards that were in progress then are committed.
-        OtherSettings: the table's last rows of this model do.
-        RunStopped: the run cannot go on; what is committed stays.
+        SettingsMismatch: the table's last rows of this model do.
+        RayDetrError: the run cannot go on; what is committed stays.
         StoreError: the table's store refused; what is committed stays.
     """
     start = _Start(
@@ -327,12 +327,12 @@ class _Start:
         """Return the settings of this start, where `precision` is what "auto" is.
 
         Raises:
-            OtherSettings: they are not the `last` ones of the table, and it was not told to label again.
+            SettingsMismatch: they are not the `last` ones of the table, and it was not told to label again.
         """
         settings = self.request.settings(precision)
         if settings != last and not self.relabel:
             differing = settings_differences(last, settings)
-            raise OtherSettings(
+            raise SettingsMismatch(
                 f"table {self.table.uri} was labelled by {self.request.model} with other settings "
                 f"({'; '.join(differing)}). Give the old {'value' if len(differing) == 1 else 'values'} to label what "
                 "is new, filter the rows that are there by SQL if fewer detections are wanted (WHERE score >= ...), "

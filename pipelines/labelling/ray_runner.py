@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 from detr.precision import Precision, auto_precision
 from pipelines.caps import Meter
+from pipelines.errors import CapReached, RayDetrError
 from pipelines.labelling.driver import Workforce
 from pipelines.labelling.outcome import Outcome
 from pipelines.labelling.plan import CPU_SHARD_IMAGES, GPU_SHARD_IMAGES
 from pipelines.labelling.progress import Progress
 from pipelines.labelling.run import Run
 from pipelines.models import ModelInfo
-from pipelines.stopped import CapReached, RunStopped
 from pipelines.store import without_secrets
 from pipelines.watchdog import Watchdog
 
@@ -101,7 +101,7 @@ class RayRunner:
         """Return what the actors will be, when Ray is connected.
 
         Raises:
-            RunStopped: no Ray answers, or the cluster cannot hold the actors.
+            RayDetrError: no Ray answers, or the cluster cannot hold the actors.
         """
         connection = self._wait()
         return Workforce(
@@ -114,10 +114,10 @@ class RayRunner:
         """Load the model once where actors will, and return what it is there.
 
         Raises:
-            RunStopped: it does not load there, or is another one than on this machine.
+            RayDetrError: it does not load there, or is another one than on this machine.
         """
         from pipelines.cluster import room_sentence
-        from pipelines.labelling.pool import probe
+        from pipelines.labelling.actor_pool import probe
 
         connection = self._wait()
         loading = f"loading {without_secrets(self._spec.model)}"
@@ -129,9 +129,9 @@ class RayRunner:
         """Yield the outcome of each shard; see `pool.label_shards`.
 
         Raises:
-            RunStopped: the pool cannot go on.
+            RayDetrError: the pool cannot go on.
         """
-        from pipelines.labelling.pool import label_shards
+        from pipelines.labelling.actor_pool import label_shards
 
         connection = self._wait()
         spec = replace(
@@ -214,7 +214,7 @@ class RayRunner:
                 on_wait=lambda: self._show(Progress("waiting for nodes")),
                 is_given_up=self._is_given_up,
             )
-        except RunStopped as stopped:
+        except RayDetrError as stopped:
             if self._meter.reached.is_set():
                 raise CapReached(f"{self._meter.reason}; {stopped}") from stopped
             raise

@@ -10,7 +10,7 @@ import pytest
 
 from jobs import exits
 from jobs.exits import BudgetExceeded, run
-from pipelines.stopped import CapReached, LeaseHeld, RunStopped, WrongUse
+from pipelines.errors import CapReached, LeaseHeld, RayDetrError, UsageError
 
 
 def raising(error: BaseException) -> Callable[[Sequence[str] | None], None]:
@@ -40,8 +40,8 @@ def test_the_codes_are_those_that_are_documented() -> None:
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (RunStopped("s3://lake does not answer."), 1, "error: s3://lake does not answer.\n"),
-        (WrongUse("there is nothing at s3://lake."), 2, "error: there is nothing at s3://lake.\n"),
+        (RayDetrError("s3://lake does not answer."), 1, "error: s3://lake does not answer.\n"),
+        (UsageError("there is nothing at s3://lake."), 2, "error: there is nothing at s3://lake.\n"),
         (BudgetExceeded("6 % of the images are errors."), 3, "error: 6 % of the images are errors.\n"),
         (LeaseHeld("host b writes the table."), 4, "error: host b writes the table.\n"),
         (CapReached("the limit of 3 minutes is reached."), 5, "stopped: the limit of 3 minutes is reached.\n"),

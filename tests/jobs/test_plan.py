@@ -14,15 +14,15 @@ import detr.checkpoints.checkpoint
 from detr.config import BackboneConfig, DetrConfig
 from detr.model import Detr
 from jobs.plan import main, report, size
-from pipelines.labelling.labelled import labelled_keys
+from pipelines.errors import RayDetrError
+from pipelines.labelling.labelled_keys import labelled_keys
 from pipelines.labelling.plan import PlanConfig, PlanSummary, write_plan
 from pipelines.labelling.publish import commit_part
 from pipelines.labelling.run import RunRequest
 from pipelines.lake.listing import LakeObject, list_objects
 from pipelines.models import load_model
-from pipelines.stopped import RunStopped
 from pipelines.store import StoreOptions, open_store
-from pipelines.table import Detected, Origin, Row, encode, rows_to_table
+from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
 from tests.pipelines.labelling.runs import start_run
 
 if TYPE_CHECKING:
@@ -153,9 +153,9 @@ def test_what_is_wrong_with_the_line_is_wrong_use(lake: Path, table: Store, caps
 
 
 def test_what_is_wrong_with_the_world_stops_it(lake: Path, table: Store, tmp_path: Path) -> None:
-    with pytest.raises(RunStopped, match="there is nothing at"):
+    with pytest.raises(RayDetrError, match="there is nothing at"):
         main(line(tmp_path / "other", table))
-    with pytest.raises(RunStopped, match="no-model"):
+    with pytest.raises(RayDetrError, match="no-model"):
         main(line(lake, table, "--model", str(tmp_path / "no-model")))
 
 

@@ -27,7 +27,7 @@ from pipelines.doctor.cluster_checks import Nodes
 from pipelines.doctor.examine import DoctorConfig, examine
 from pipelines.doctor.findings import Finding
 from pipelines.doctor.machine import MachineFacts, check_machine, check_versions, machine_facts
-from pipelines.stopped import RunStopped
+from pipelines.errors import RayDetrError
 from pipelines.store import StoreOptions
 from tests.conftest import S3Server
 
@@ -270,7 +270,7 @@ def test_a_job_refuses_nodes_of_another_release_and_warns_of_another_torch(
     monkeypatch.setattr(at_start, "ask_nodes", lambda seconds: Nodes({"n1": own, "n2": other}, []))
 
     if level == "fail":
-        with pytest.raises(RunStopped, match=r"^node n2 has ray-detr 0\.0\.1, this process .* Install the same"):
+        with pytest.raises(RayDetrError, match=r"^node n2 has ray-detr 0\.0\.1, this process .* Install the same"):
             at_start.check_at_start()
     else:
         at_start.check_at_start()

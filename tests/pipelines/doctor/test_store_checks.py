@@ -11,7 +11,17 @@ import pytest
 from pipelines.doctor import store_checks
 from pipelines.doctor.findings import Finding
 from pipelines.doctor.store_checks import check_store
-from pipelines.store import AlreadyExists, Blob, Changed, Entry, NotFound, Store, StoreDown, memory_store, open_store
+from pipelines.store import (
+    AlreadyExists,
+    Blob,
+    Changed,
+    NotFound,
+    Store,
+    StoreDown,
+    StoreEntry,
+    memory_store,
+    open_store,
+)
 from tests.conftest import S3Server
 
 
@@ -43,12 +53,12 @@ class Broken:
     def __init__(self) -> None:
         self.inner = memory_store()
         self.uri = self.inner.uri
-        self.gone: dict[str, Entry] = {}
+        self.gone: dict[str, StoreEntry] = {}
 
-    def list(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
+    def list(self, prefix: str = "", after: str | None = None) -> Iterator[StoreEntry]:
         yield from self.inner.list(prefix, after)
 
-    def head(self, key: str) -> Entry:
+    def head(self, key: str) -> StoreEntry:
         return self.inner.head(key)
 
     def get(self, key: str, *, most_bytes: int | None = None) -> Blob:
@@ -81,7 +91,7 @@ class RefusesAndWrites(Broken):
 class ListsLate(Broken):
     """As S3 before December 2020: a new object is in the second listing only."""
 
-    def list(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
+    def list(self, prefix: str = "", after: str | None = None) -> Iterator[StoreEntry]:
         for entry in list(self.inner.list(prefix, after)):
             if entry.key in self.gone:
                 yield entry
@@ -94,23 +104,23 @@ class ListsDeleted(Broken):
             self.gone[key] = self.inner.head(key)
         super().delete(key)
 
-    def list(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
+    def list(self, prefix: str = "", after: str | None = None) -> Iterator[StoreEntry]:
         yield from super().list(prefix, after)
         yield from (entry for key, entry in self.gone.items() if key.startswith(prefix))
 
 
 class OnePage(Broken):
-    def list(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
+    def list(self, prefix: str = "", after: str | None = None) -> Iterator[StoreEntry]:
         yield from list(super().list(prefix, after))[:30]
 
 
 class Unordered(Broken):
-    def list(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
+    def list(self, prefix: str = "", after: str | None = None) -> Iterator[StoreEntry]:
         yield from reversed(list(super().list(prefix, after)))
 
 
 class IgnoresAfter(Broken):
-    def list(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
+    def list(self, prefix: str = "", after: str | None = None) -> Iterator[StoreEntry]:
         yield from super().list(prefix)
 
 
@@ -133,7 +143,7 @@ class Cut(Broken):
 
 
 class NoEtags(Broken):
-    def head(self, key: str) -> Entry:
+    def head(self, key: str) -> StoreEntry:
         return replace(super().head(key), etag=None)
 
 
@@ -151,7 +161,7 @@ class OneCase(Broken):
 
 
 class EncodedNames(Broken):
-    def list(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
+    def list(self, prefix: str = "", after: str | None = None) -> Iterator[StoreEntry]:
         yield from (replace(entry, key=entry.key.replace("%", "%25")) for entry in super().list(prefix, after))
 
 
@@ -164,17 +174,17 @@ class FindsAll(Broken):
 
 
 class WrongSizes(Broken):
-    def list(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
+    def list(self, prefix: str = "", after: str | None = None) -> Iterator[StoreEntry]:
         yield from (replace(entry, size=0) for entry in super().list(prefix, after))
 
 
 class WrongHead(Broken):
-    def head(self, key: str) -> Entry:
+    def head(self, key: str) -> StoreEntry:
         return replace(super().head(key), size=7)
 
 
 class FoldersOnly(Broken):
-    def list(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
+    def list(self, prefix: str = "", after: str | None = None) -> Iterator[StoreEntry]:
         for entry in super().list(prefix, after):
             if not prefix or prefix.endswith("/") or entry.key.startswith(f"{prefix}/") or entry.key == prefix:
                 yield entry

@@ -20,7 +20,7 @@ from detr.evaluation.evaluators import EVALUATORS, Evaluator
 from pipelines.evaluation.annotations import read_annotations
 from pipelines.evaluation.evaluate import Evaluation, ThresholdCost, evaluate_results, evaluate_table
 from pipelines.evaluation.table_results import RowChoice
-from pipelines.table import Detected, Origin, Row, encode, rows_to_table
+from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 

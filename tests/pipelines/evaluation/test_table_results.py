@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from pipelines.errors import RayDetrError
 from pipelines.evaluation import table_results
 from pipelines.evaluation.evaluate import Evaluation, evaluate_table
 from pipelines.evaluation.table_results import RowChoice
-from pipelines.stopped import RunStopped
 from pipelines.store import StoreOptions
-from pipelines.table import Detected, Origin, Row, encode, rows_to_table
+from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
 
 ORIENTATION = 274  # EXIF's tag
 
@@ -95,7 +95,7 @@ def test_two_images_of_one_file_name_are_refused_with_both_addresses(table: Path
     publish(table, [labelled("s3://lake/1/a.jpg", CAT), labelled("s3://lake/2/a.jpg", CAT)])
 
     with pytest.raises(
-        RunStopped, match=r"two images of the file name 'a\.jpg'.* s3://lake/1/a\.jpg and s3://lake/2/a"
+        RayDetrError, match=r"two images of the file name 'a\.jpg'.* s3://lake/1/a\.jpg and s3://lake/2/a"
     ):
         evaluated(table, annotations)
 
@@ -122,7 +122,7 @@ def test_rows_that_may_be_of_two_annotated_images_are_refused(table: Path, tmp_p
     annotations = write_annotations(tmp_path / "twice.json", {"1/a.jpg": (3, CAT_BOX), "2/a.jpg": (3, CAT_BOX)})
     publish(table, [labelled("a.jpg", CAT)])
 
-    with pytest.raises(RunStopped, match=r"a\.jpg may be of the annotated images '1/a\.jpg' and '2/a\.jpg', and no"):
+    with pytest.raises(RayDetrError, match=r"a\.jpg may be of the annotated images '1/a\.jpg' and '2/a\.jpg', and no"):
         evaluate_table(str(table), annotations)
 
 
@@ -156,7 +156,7 @@ def test_rows_of_two_models_are_refused(table: Path, annotations: str) -> None:
     publish(table, [labelled("a.jpg", CAT)], model="one@111111111111")
     publish(table, [labelled("b.jpg", DOG)], model="two@222222222222", run_id="run-2")
 
-    with pytest.raises(RunStopped, match="rows are of 2 models, one@111111111111, two@222222222222"):
+    with pytest.raises(RayDetrError, match="rows are of 2 models, one@111111111111, two@222222222222"):
         evaluated(table, annotations)
     assert evaluated(table, annotations, choice=RowChoice(run_id="run-2")).models == ("two@222222222222",)
 
@@ -180,7 +180,7 @@ def test_rows_that_keep_some_classes_only_are_told_and_refused_where_it_is_not_a
 def test_metadata_that_no_run_wrote_is_named(table: Path, annotations: str) -> None:
     publish(table, [labelled("a.jpg", CAT)], configuration={"classes": ["cat"]})
 
-    with pytest.raises(RunStopped, match=r"00000\.parquet is damaged: its metadata"):
+    with pytest.raises(RayDetrError, match=r"00000\.parquet is damaged: its metadata"):
         evaluated(table, annotations)
 
 
@@ -292,11 +292,11 @@ def write_turned(
 def test_a_table_that_is_not_there_and_a_run_that_it_does_not_have_stop_with_a_sentence(
     table: Path, annotations: str
 ) -> None:
-    with pytest.raises(RunStopped, match=r"has no published rows\. Check the address"):
+    with pytest.raises(RayDetrError, match=r"has no published rows\. Check the address"):
         evaluated(table, annotations)
 
     publish(table, [labelled("a.jpg", CAT)])
-    with pytest.raises(RunStopped, match="has no published rows of run run-9"):
+    with pytest.raises(RayDetrError, match="has no published rows of run run-9"):
         evaluated(table, annotations, choice=RowChoice(run_id="run-9"))
 
 
@@ -304,5 +304,5 @@ def test_a_damaged_table_file_is_named(table: Path, annotations: str) -> None:
     publish(table, [labelled("a.jpg", CAT)])
     (table / "data" / "run-1" / "00001.parquet").write_bytes(b"PAR1 no PAR1")
 
-    with pytest.raises(RunStopped, match=r"data/run-1/00001\.parquet is damaged"):
+    with pytest.raises(RayDetrError, match=r"data/run-1/00001\.parquet is damaged"):
         evaluated(table, annotations)

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from pipelines.errors import LeaseHeld, RayDetrError
 from pipelines.labelling import lease as module
 from pipelines.labelling.lease import (
     LEASE_KEY,
@@ -31,7 +32,6 @@ from pipelines.labelling.lease import (
     renew,
     this_process,
 )
-from pipelines.stopped import LeaseHeld, RunStopped
 from pipelines.store import Misconfigured, Store, StoreDown, memory_store, open_store
 from pipelines.store.memory import MemoryStore
 
@@ -212,7 +212,7 @@ def test_a_start_that_has_lost_its_lease_stops(monkeypatch: pytest.MonkeyPatch) 
         still_ours()
         table.put(LEASE_KEY, module._encode(module.Holder("b", ELSEWHERE, NOW, NOW)))
         module.threading.Event().wait(1)
-        with pytest.raises(RunStopped, match=r"has lost its lease: table memory://store is being written .*gpu-7"):
+        with pytest.raises(RayDetrError, match=r"has lost its lease: table memory://store is being written .*gpu-7"):
             still_ours()
 
 
@@ -295,7 +295,7 @@ def test_a_heart_that_stops_for_an_unforeseen_reason_is_a_lost_lease(monkeypatch
         deadline = time.monotonic() + 20
         while not seen and time.monotonic() < deadline:
             time.sleep(0.01)
-        with pytest.raises(RunStopped, match="its heartbeat has stopped"):
+        with pytest.raises(RayDetrError, match="its heartbeat has stopped"):
             still_ours()
     assert isinstance(seen[0], TypeError)
 

@@ -21,15 +21,15 @@ import torch
 import detr
 from detr.scenes.files import write_scenes
 from pipelines.caps import Caps, Meter
+from pipelines.errors import CapReached, RayDetrError
 from pipelines.evaluation.evaluate import evaluate_results
 from pipelines.models import load_model
 from pipelines.shards.sharding import ShardConfig, shard
-from pipelines.stopped import CapReached, RunStopped
 from pipelines.store import StoreOptions, open_store
-from pipelines.training.board import TrainProgress
 from pipelines.training.checkpoints import latest_checkpoint
 from pipelines.training.config import TrainConfig
 from pipelines.training.recipe import RECIPES, Recipe
+from pipelines.training.run_status import TrainProgress
 from pipelines.training.train import TrainSummary, train
 
 ROOT = Path(__file__).parents[3]
@@ -184,7 +184,7 @@ def test_the_same_command_finds_nothing_to_do(data: Data, straight: TrainSummary
 def test_another_configuration_is_refused(
     data: Data, straight: TrainSummary, others: dict[str, Any], difference: str
 ) -> None:
-    with pytest.raises(RunStopped, match=r"run straight exists with another configuration") as raised:
+    with pytest.raises(RayDetrError, match=r"run straight exists with another configuration") as raised:
         train(config_of(data, "straight", **{"val": data.shards, **others}))
 
     assert difference in str(raised.value)
