@@ -8,18 +8,22 @@ new or changed since the last one.
 
 import json
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobs._json_log import write_shard
+from jobs._notifications import notifying
 from jobs.exits import BudgetExceeded, run
 from jobs.options import (
     CommandParser,
     actor_range,
     add_batch_size_option,
     add_cap_options,
+    add_metrics_option,
     add_model_options,
     add_retry_option,
     add_source_options,
@@ -31,6 +35,9 @@ from jobs.options import (
 
 if TYPE_CHECKING:
     from pipelines.labelling.label import LabelSummary
+    from pipelines.labelling.outcome import ShardReport
+    from pipelines.labelling.progress import Progress
+    from pipelines.run_metrics import RunMetrics
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -111,6 +118,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="FILE",
         help="then write an HTML page about this run, as `ray-detr report` (none)",
     )
+    add_metrics_option(parser)
+    parser.add_argument(
+        "--log-json", action="store_true", help="write one JSON line to standard error for each shard that is done"
+    )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.add_argument("--verbose", action="store_true", help="show Ray's own messages")
     args = parser.parse_args(argv)
@@ -120,6 +131,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from jobs.progress import shown_progress
     from pipelines.caps import Caps
     from pipelines.labelling.label import LabelConfig, label
+    from pipelines.run_metrics import RunMetrics
+    from pipelines.store import without_secrets
 
     try:
         config = LabelConfig(
@@ -162,12 +175,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
 
+    metrics = RunMetrics("label") if args.metrics else None
     note_on_model(args.model)
     result = sys.stdout
     # Ray tells of dead workers on standard output, where a result is expected, until it has ended
-    with redirect_stdout(sys.stderr), ExitStack() as afterwards:  # ends a local Ray after the summary: it takes seconds
-        with shown_progress(sys.stderr) as on_progress:
-            summary = label(config, on_progress=on_progress, afterwards=afterwards)
+    with (
+        notifying("label", without_secrets(config.table)) as details,
+        redirect_stdout(sys.stderr),
+        ExitStack() as afterwards,  # ends a local Ray after the summary: it takes seconds
+    ):
+        with shown_progress(sys.stderr) as show:
+            summary = label(
+                config,
+                on_progress=show if metrics is None else _both(show, metrics),
+                afterwards=afterwards,
+                on_shard=_on_shard(metrics, log_json=args.log_json),
+            )
+        details |= {"run_id": summary.run_id, "images": summary.images, "errors": sum(summary.errors.values())}
         print(
             json.dumps(asdict(summary), indent=2)
             if args.json
@@ -186,12 +210,30 @@ def main(argv: Sequence[str] | None = None) -> None:
                 picture_options=config.image_options,
             )
             print(f"report: {write_report(page).out}", file=sys.stderr if args.json else result, flush=True)
-    if not summary.within_budget:
-        raise BudgetExceeded(
-            f"{sum(summary.errors.values()):,} of {summary.images:,} images have errors: a share of "
-            f"{summary.error_rate:.3g}, where --max-error-rate allows {config.max_error_rate:.3g}. "
-            "The table is complete; the column `error` has the reason of each."
-        )
+        if not summary.within_budget:
+            raise BudgetExceeded(
+                f"{sum(summary.errors.values()):,} of {summary.images:,} images have errors: a share of "
+                f"{summary.error_rate:.3g}, where --max-error-rate allows {config.max_error_rate:.3g}. "
+                "The table is complete; the column `error` has the reason of each."
+            )
+
+
+def _both(show: "Callable[[Progress], None]", metrics: "RunMetrics") -> "Callable[[Progress], None]":
+    def on_progress(progress: "Progress") -> None:
+        show(progress)
+        metrics.labelling(progress, time.monotonic())
+
+    return on_progress
+
+
+def _on_shard(metrics: "RunMetrics | None", *, log_json: bool) -> "Callable[[str, ShardReport], None]":
+    def on_shard(run_id: str, report: "ShardReport") -> None:
+        if metrics is not None:
+            metrics.shard(report)
+        if log_json:
+            write_shard(run_id, report)
+
+    return on_shard
 
 
 def report(summary: "LabelSummary", threshold: float = 0.0, *, relabel: bool = False) -> str:

@@ -207,6 +207,15 @@ def add_cap_options(parser: argparse.ArgumentParser, *, on_stop: str) -> None:
     )
 
 
+def add_metrics_option(parser: argparse.ArgumentParser) -> None:
+    """Add whether Prometheus metrics are exported."""
+    parser.add_argument(
+        "--metrics",
+        action="store_true",
+        help="export Prometheus metrics through Ray's exporter (docs/operations.md lists them)",
+    )
+
+
 def add_batch_size_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add how many images go through the network together."""
     parser.add_argument(

@@ -125,6 +125,7 @@ def run_labelling(
     watchdog: Watchdog | None = None,
     still_ours: Callable[[], None] = lambda: None,
     meter: Meter | None = None,
+    on_shard: Callable[[str, ShardReport], None] = lambda _run_id, _report: None,
 ) -> RunResult:
     """Begin a run or resume the table's unfinished one, and return when each planned image has its published row.
 
@@ -148,6 +149,7 @@ def run_labelling(
         watchdog: Names the stages that do not move; None names none.
         still_ours: Called now and then; stops a start that has lost the table's lease by raising `RayDetrError`.
         meter: Tells when a limit on time or cost is reached; None has no limits.
+        on_shard: Called with the run's name for every shard that is labelled, when it is committed.
 
     Raises:
         CapReached: a limit is reached. The shards that were in progress then are committed.
@@ -175,6 +177,7 @@ def run_labelling(
                 moved(report.seconds)
                 still_ours()
                 count.add(report=report)
+                on_shard(run.run_id, report)
                 for note in report.notes:
                     logging.getLogger(__name__).warning("%s", note)
 

@@ -26,6 +26,7 @@ from pipelines.labelling.driver import RunResult, run_labelling
 from pipelines.labelling.labeler_spec import LabelerSpec
 from pipelines.labelling.lease import TRIES_SECONDS, holding
 from pipelines.labelling.model_names import with_recorded_name
+from pipelines.labelling.outcome import ShardReport
 from pipelines.labelling.plan import PlanConfig
 from pipelines.labelling.planning import Planner
 from pipelines.labelling.process_time import DECODE_SECONDS
@@ -265,6 +266,7 @@ def label(
     *,
     on_progress: Callable[[Progress], None] | None = None,
     afterwards: ExitStack | None = None,
+    on_shard: Callable[[str, ShardReport], None] | None = None,
 ) -> LabelSummary:
     """Label what is not labelled yet; resume the table's unfinished run if there is one.
 
@@ -277,6 +279,7 @@ def label(
         on_progress: Called whenever something is done, mostly in this thread, never by two threads at once.
         afterwards: Takes over ending a local Ray, which takes a second or two: it is ended when this is closed. None:
             before this function returns.
+        on_shard: Called with the run's name and the report of each shard, when the shard is committed.
 
     Raises:
         LeaseHeld: another start writes the table.
@@ -333,6 +336,7 @@ def label(
                     watchdog=watchdog,
                     still_ours=still_ours,
                     meter=meter,
+                    on_shard=on_shard or (lambda _run_id, _report: None),
                 )
                 meter.count_nodes(None)
                 if afterwards is not None:  # no actor works any more

@@ -24,6 +24,7 @@ class TrainProgress:
         losses: means over the last log interval.
         AP: of the last evaluation; None before the first.
         best: AP of the best so far.
+        figures: the last line of the log.
     """
 
     stage: str
@@ -37,6 +38,7 @@ class TrainProgress:
     losses: Mapping[str, float] = field(default_factory=dict)
     AP: float | None = None
     best: float | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 class RunStatus:

@@ -412,7 +412,10 @@ class _Worker:
             if self.log is not None:
                 self.log.add({"step": position.step, "epoch": position.epoch, **line})
             self.progress = replace(
-                self.progress, images_per_second=line["images_per_second"], losses={"loss": line["loss"]}
+                self.progress,
+                images_per_second=line["images_per_second"],
+                losses={"loss": line["loss"]},
+                figures=line,
             )
         self.progress = replace(
             self.progress,

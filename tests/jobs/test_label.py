@@ -16,6 +16,7 @@ from jobs.exits import BudgetExceeded
 from jobs.label import duration, main, report
 from pipelines.caps import Caps
 from pipelines.labelling.label import LabelConfig, LabelSummary, duckdb_query
+from pipelines.labelling.outcome import ShardReport
 from pipelines.labelling.progress import Progress
 from pipelines.table.schema import Row
 from tests.pipelines.report.tables import dog_and_cat, publish, row
@@ -47,7 +48,14 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[LabelConfig]:
     """What the command asked the pipeline for, which answers with `SUMMARY`."""
     configs: list[LabelConfig] = []
 
-    def label(config: LabelConfig, *, on_progress: Callable[[Progress], None], afterwards: ExitStack) -> LabelSummary:
+    def label(
+        config: LabelConfig,
+        *,
+        on_progress: Callable[[Progress], None],
+        afterwards: ExitStack,
+        on_shard: Callable[[str, ShardReport], None],
+    ) -> LabelSummary:
+        on_shard("night", ShardReport(3, 64, 320, {}, 1.0, 0.5, 0.25, 0.125))
         on_progress(Progress("planning"))
         configs.append(config)
         return replace(SUMMARY, max_error_rate=config.max_error_rate)
@@ -147,7 +155,7 @@ def test_the_result_is_printed_before_a_local_ray_is_ended(
 ) -> None:
     printed: list[str] = []
 
-    def label(config: LabelConfig, *, on_progress: object, afterwards: ExitStack) -> LabelSummary:
+    def label(config: LabelConfig, *, afterwards: ExitStack, **_: object) -> LabelSummary:
         afterwards.callback(lambda: printed.append(capfd.readouterr().out))
         return SUMMARY
 
@@ -308,3 +316,15 @@ def test_the_former_name_is_not_offered(capfd: pytest.CaptureFixture[str]) -> No
 
     said = capfd.readouterr().err
     assert "(choose from 'transient', 'all')" in said.replace("transient, all", "'transient', 'all'")
+
+
+def test_shards_are_logged_as_json_where_that_is_asked_for(
+    asked: list[LabelConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(NEEDED)
+    assert '"shard": 3' not in capsys.readouterr().err
+
+    main([*NEEDED, "--log-json"])
+    said = capsys.readouterr()
+    assert '"event": "shard", "run_id": "night", "shard": 3, "images": 64' in said.err
+    assert '"shard": 3' not in said.out
