@@ -231,8 +231,8 @@ def report(summary: "LabelSummary", threshold: float = 0.0, *, relabel: bool = F
         )
     if relabel:
         lines.append(
-            "note:   images that had rows with other settings have several now, and the query counts all of them. "
-            "Copy the newest of each with ray-detr export --latest"
+            "note:   images that had rows with other settings have several now. The query counts the newest of each, "
+            "as ray-detr export --latest copies them"
         )
     return "\n".join(lines)
 
