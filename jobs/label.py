@@ -19,11 +19,12 @@ from jobs.options import (
     CommandParser,
     actor_range,
     add_batch_size_option,
+    add_classes_option,
     add_model_options,
+    add_relabel_option,
     add_retry_option,
     add_source_options,
     check_stays,
-    class_threshold,
     note_on_model,
     share,
 )
@@ -37,25 +38,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = CommandParser("label", __doc__)
     add_source_options(parser)
     add_model_options(parser)
-    parser.add_argument(
-        "--classes",
-        nargs="+",
-        type=class_threshold,
-        metavar="NAME[=THRESHOLD]",
-        help="keep only these classes; a class may have its own threshold (all classes)",
-    )
+    add_classes_option(parser)
     parser.add_argument("--run-id", metavar="ID", help="name of the run (made from the time)")
     parser.add_argument(
         "--new-run",
         action="store_true",
         help="seal the unfinished run of the table and start a new one instead of resuming",
     )
-    parser.add_argument(
-        "--relabel",
-        action="store_true",
-        help="label again images that the table has with another threshold, classes or precision; both rows are kept, "
-        "told apart by the column settings (refuse)",
-    )
+    add_relabel_option(parser)
     parser.add_argument(
         "--actors",
         type=actor_range,

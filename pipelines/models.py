@@ -6,11 +6,12 @@ import hashlib
 import os
 import re
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detr.classes import Category
+from detr.classes import Category, UnknownClass, category_named
 from detr.identity import identify_directory
 from detr.model_directory import CheckpointError, ModelUnreachable, model_files
 from detr.references import locate
@@ -83,6 +84,19 @@ def identify_model(reference: str, options: StoreOptions) -> ModelInfo:
         return _info(reference, sha256, config.categories)
     identified = identify_by_loading(path, cache=_cache().parent / "identities")
     return _info(reference, identified.sha256, identified.categories)
+
+
+def check_classes(model: ModelInfo, classes: Iterable[str], *, reference: str) -> None:
+    """Refuse names that are not classes of a model.
+
+    Raises:
+        WrongUse: with the name that is nearest.
+    """
+    try:
+        for name in classes:
+            category_named(name, model.categories, model=reference)
+    except UnknownClass as error:
+        raise WrongUse(str(error)) from error
 
 
 def _refusal(error: CheckpointError) -> RunStopped:

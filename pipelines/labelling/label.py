@@ -16,7 +16,6 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Literal
 
-from detr.classes import UnknownClass, category_named
 from detr.image_header import MAX_PIXELS
 from pipelines.clock import SystemClock
 from pipelines.create_only import refuse_overwriting
@@ -34,8 +33,8 @@ from pipelines.labelling.reach import check_answers
 from pipelines.labelling.run import RunRequest, check_run_id
 from pipelines.labelling.segments import publishing
 from pipelines.lake.listing import list_objects
-from pipelines.models import FETCH_FIRST, ModelInfo, identify_model
-from pipelines.stopped import RunStopped, WrongUse
+from pipelines.models import FETCH_FIRST, ModelInfo, check_classes, identify_model
+from pipelines.stopped import RunStopped
 from pipelines.store import (
     StoreError,
     StoreOptions,
@@ -378,11 +377,7 @@ def _identify(config: LabelConfig, runner: RayRunner) -> ModelInfo:
         if not cluster_is_given():
             raise
         model = runner.try_model()  # nodes may reach what this machine does not
-    try:
-        for name, _ in config.classes or ():
-            category_named(name, model.categories, model=config.model)
-    except UnknownClass as error:
-        raise WrongUse(str(error)) from error
+    check_classes(model, [name for name, _ in config.classes or ()], reference=config.model)
     return model
 
 
