@@ -3,7 +3,7 @@
 import typing
 
 if typing.TYPE_CHECKING:
-    from detr.checkpoint import load, save
+    from detr.checkpoints.checkpoint import load, save
     from detr.config import DetrConfig
     from detr.detector import Detector
     from detr.model import Detr
@@ -16,8 +16,8 @@ _MODULES = {
     "Detector": "detector",
     "Detr": "model",
     "DetrConfig": "config",
-    "load": "checkpoint",
-    "save": "checkpoint",
+    "load": "checkpoints.checkpoint",
+    "save": "checkpoints.checkpoint",
 }
 
 

@@ -114,4 +114,4 @@ SCENES_CONFIG = DetrConfig(
     shorter=192,
     longest=320,
 )
-"""The embedded default: a small DETR of stride 16 for the drawn scenes, trained from scratch (`detr/scenes.py`)."""
+"""The embedded default: a small DETR of stride 16 for the drawn scenes, trained from scratch (`detr/scenes`)."""

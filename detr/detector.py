@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from detr.batching import Batch, HostBatch, Prepared, ahead, order_batches
-from detr.checkpoint import load
+from detr.checkpoints.checkpoint import load
 from detr.device import Download, float32_arithmetic, transfer_for
 from detr.folding import folded
 from detr.fused_cpu import fuse_convolutions
-from detr.image_input import AnyImage, encoded_or_tensor, is_image, naming, not_an_image
-from detr.images import decode, read_header, resize
+from detr.images.decoding import decode, read_header, resize
+from detr.images.inputs import AnyImage, encoded_or_tensor, is_image, naming, not_an_image
 from detr.model import Detr, outside
 from detr.postprocess import Detections, class_thresholds, postprocess, rank, read_detections
 from detr.precision import Precision, auto_precision

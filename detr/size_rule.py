@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from detr.image_file import TooExtreme
+from detr.images.results import TooExtreme
 
 Resizing = Literal["original", "transformers", "fit", "stretch", "none"]
 """Which rule: see `SizeRule`."""

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.out.exists() and not _is_ours(args.out):
         parser.error(f"--out {args.out} exists and was not made by this command: name a new folder")
 
-    from detr.scene_files import PICTURE_SIZES, write_scenes
+    from detr.scenes.files import PICTURE_SIZES, write_scenes
     from jobs.label import report
     from jobs.progress import shown_progress
     from pipelines.evaluation.evaluate import evaluate_table

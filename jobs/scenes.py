@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     # after the arguments, so that --help needs no numpy
-    from detr.scene_files import PICTURE_SIZES, TRAINING_SIZES, write_scenes
+    from detr.scenes.files import PICTURE_SIZES, TRAINING_SIZES, write_scenes
     from pipelines.stopped import RunStopped
 
     try:

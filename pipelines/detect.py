@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from detr.detector import Detector
-from detr.drawing import draw_detections
-from detr.images import ImageError, decode
+from detr.images.decoding import ImageError, decode
+from detr.images.drawing import draw_detections
 from detr.postprocess import Detections
 from detr.precision import Precision
 from pipelines.file_names import file_name

@@ -65,7 +65,7 @@ def identify_by_loading(path: Path, *, cache: Path) -> Identified:
 
 def answer(place: str) -> dict[str, object]:
     """Return, in the process that loads the model, what it found or the sentence why it did not."""
-    from detr.checkpoint import CheckpointError, fingerprint, load
+    from detr.checkpoints.checkpoint import CheckpointError, fingerprint, load
 
     try:
         model = load(place)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from detr.model_directory import CheckpointError, model_files
-from detr.references import locate
+from detr.checkpoints.model_directory import CheckpointError, model_files
+from detr.checkpoints.references import locate
 from pipelines.models import ModelInfo, identify_model
 from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import StoreError, StoreOptions, open_store, without_secrets

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from detr.checkpoints.identity import identify_directory
+from detr.checkpoints.model_directory import CheckpointError, ModelUnreachable, model_files
+from detr.checkpoints.references import locate
 from detr.classes import Category, UnknownClass, category_named
-from detr.identity import identify_directory
-from detr.model_directory import CheckpointError, ModelUnreachable, model_files
-from detr.references import locate
 from pipelines.identities import identify_by_loading
 from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import (
@@ -53,7 +53,7 @@ def load_model(reference: str, options: StoreOptions) -> tuple[Detr, ModelInfo]:
         WrongUse: there is no such model, or it is not a DETR, in one sentence.
         RunStopped: it cannot be had now.
     """
-    from detr.checkpoint import fingerprint, load  # here: identifying a model needs no torch
+    from detr.checkpoints.checkpoint import fingerprint, load  # here: identifying a model needs no torch
 
     place = _place(reference, options)
     try:

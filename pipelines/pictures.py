@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from detr.drawing import draw_detections
-from detr.images import decode
+from detr.images.decoding import decode
+from detr.images.drawing import draw_detections
 from detr.postprocess import Detections
 from pipelines.parquet_files import parquet_of
 from pipelines.published import published_files

@@ -71,7 +71,7 @@ def main(folder: Path) -> None:
     import pyarrow.parquet as pq
     import ray
 
-    from detr.scene_files import write_scenes
+    from detr.scenes.files import write_scenes
 
     lake, listed = folder / "lake", folder / "listed"
     write_scenes(lake, PHOTOGRAPHS, 1, sizes={(96, 128): 1})

@@ -19,11 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 import detr
-from detr.average_precision import average_precision
-from detr.coco_results import result_rows
 from detr.config import VARIANTS
 from detr.detector import Detector
-from detr.images import decode
+from detr.evaluation.average_precision import average_precision
+from detr.evaluation.coco_results import result_rows
+from detr.images.decoding import decode
 from detr.model import Detr
 from detr.postprocess import Detections
 

@@ -13,7 +13,7 @@ import pyarrow.dataset
 import torch
 from PIL import Image
 
-from detr.drawing import draw_detections
+from detr.images.drawing import draw_detections
 from detr.postprocess import Detections
 
 TARGET = Path(__file__).parents[1] / "docs" / "pictures" / "demo.jpg"

@@ -19,7 +19,7 @@ FORBIDDEN = {
     "jobs": {"torch", "torchvision", "ray", "pyarrow", *STORE_CLIENTS},
 }
 ALLOWED = {
-    "detr/tensor_files.py": {"argparse"},  # the class of the options that original checkpoints hold
+    "detr/checkpoints/tensor_files.py": {"argparse"},  # the class of the options that original checkpoints hold
     "pipelines/submission.py": {"aiohttp"},  # Ray's client of the job server raises its errors
 }
 # the model as a library: what it needs, and not more

@@ -134,7 +134,7 @@ def _iou(box: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.fl
 
 def _ap(found: Found, reference: Found) -> float | None:
     try:
-        from detr.average_precision import average_precision
+        from detr.evaluation.average_precision import average_precision
     except ImportError:
         return None  # no evaluator here: the other columns still tell
     sure = np.flatnonzero(reference.scores > SURE)

@@ -52,7 +52,7 @@ def ours(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     with phases.phase("import"):
         import torch
 
-        from detr.images import decode, resize, resize_shape
+        from detr.images.decoding import decode, resize, resize_shape
     torch.set_num_threads(1)
     shorter, longest = settings["shorter"], settings["longest"]
 
@@ -71,7 +71,7 @@ def pillow(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 
         from PIL import Image, ImageOps
 
-        from detr.images import resize_shape
+        from detr.images.decoding import resize_shape
     shorter, longest = settings["shorter"], settings["longest"]
 
     def run(data: bytes) -> Image.Image:

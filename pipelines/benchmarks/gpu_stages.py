@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from detr.scene_files import write_scenes
+from detr.scenes.files import write_scenes
 from pipelines.benchmarks import model_subjects, train_subjects
 from pipelines.benchmarks.agreement import compare, read_found
 from pipelines.benchmarks.gpu import device_facts

@@ -44,7 +44,7 @@ def network_alone(settings: dict[str, Any], _folder: Path) -> dict[str, Any]:
 
         from detr.batching import order_batches
         from detr.detector import Detector
-        from detr.images import decode
+        from detr.images.decoding import decode
     torch.set_num_threads(settings["threads"])
     with phases.phase("load"):
         detector = Detector(settings["model"], device=settings["device"], precision=settings["precision"])

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from detr.images import MAX_PIXELS
+from detr.images.decoding import MAX_PIXELS
 from pipelines.labelling.labeler_spec import LabelerSpec, build_labeler
 from pipelines.labelling.outcome import ShardReport
 from pipelines.labelling.plan import write_plan

@@ -31,7 +31,7 @@ def drawn_pixels(settings: dict[str, Any]) -> list[Any]:
 def _drawn(number: int, height: int, width: int) -> Any:
     import torch
 
-    from detr.scenes import draw_scene
+    from detr.scenes.scene import draw_scene
 
     image = draw_scene(SEED + number, height, width).image
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
@@ -80,7 +80,7 @@ def forward(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     with phases.phase("import"):
         import torch
 
-        from detr.checkpoint import load
+        from detr.checkpoints.checkpoint import load
         from detr.folding import folded
         from detr.model import DetrOutput
         from detr.postprocess import postprocess

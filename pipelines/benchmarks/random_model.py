@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from detr.backbone import FrozenBatchNorm
-from detr.checkpoint import load, save
+from detr.checkpoints.checkpoint import load, save
 from detr.config import IMAGE_MEAN, IMAGE_STD, VARIANTS
 from detr.model import Detr
-from detr.scenes import draw_scene
+from detr.scenes.scene import draw_scene
 
 CALIBRATION = (192, 256)  # height and width of the drawn images that the norms' statistics are taken from
 CALIBRATION_IMAGES = 4

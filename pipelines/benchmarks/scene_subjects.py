@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from detr.scene_files import write_scenes
+from detr.scenes.files import write_scenes
 
 SEED = 17
 

@@ -41,10 +41,10 @@ def step(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     with phases.phase("import"):
         import torch
 
-        from detr.checkpoint import load
-        from detr.matcher import Target
-        from detr.optimizer import build_optimizer, freeze_backbone
-        from detr.training import LossSettings, NetworkWithLoss, accumulate_gradients, take_step
+        from detr.checkpoints.checkpoint import load
+        from detr.training.matcher import Target
+        from detr.training.optimizer import build_optimizer, freeze_backbone
+        from detr.training.step import LossSettings, NetworkWithLoss, accumulate_gradients, take_step
     torch.set_num_threads(settings["threads"])
     device = settings["device"]
     with phases.phase("load"):
@@ -79,7 +79,7 @@ def _micro_batch(pixels: Any, targets: list[Any], device: str) -> Any:
     """Return the batch on its device, in the form that the measured checkout has for it."""
     import torch
 
-    from detr import training
+    from detr.training import step as training
 
     extents = torch.tensor([tuple(pixels.shape[-2:])] * len(pixels))
     if hasattr(training, "upload_batch"):

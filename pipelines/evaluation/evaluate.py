@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detr.average_precision import AveragePrecision, average_precision
-from detr.coco_results import ResultColumns
-from detr.evaluators import Evaluator
+from detr.evaluation.average_precision import AveragePrecision, average_precision
+from detr.evaluation.coco_results import ResultColumns
+from detr.evaluation.evaluators import Evaluator
 from pipelines.evaluation.annotations import Annotations, Json, read_annotations
 from pipelines.evaluation.results_file import read_results
 from pipelines.stopped import WrongUse

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from detr.evaluators import Evaluator
+from detr.evaluation.evaluators import Evaluator
 from detr.precision import Precision
 from pipelines.cluster import connected, node_resources
 from pipelines.coco.names import ImageNames

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from detr.average_precision import RECALLS, AveragePrecision
+from detr.evaluation.average_precision import RECALLS, AveragePrecision
 from pipelines.stopped import RunStopped
 
 DOTS_PER_INCH = 150

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from detr.coco_results import ResultColumns, ResultRow
+from detr.evaluation.coco_results import ResultColumns, ResultRow
 from pipelines.coco.text import json_text
 from pipelines.coco.values import box, id_key, is_finite_box, number, whole
 from pipelines.stopped import RunStopped

@@ -14,9 +14,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from detr.coco_results import ResultColumns
-from detr.image_file import ImageError
-from detr.image_header import read_header
+from detr.evaluation.coco_results import ResultColumns
+from detr.images.header import read_header
+from detr.images.results import ImageError
 from pipelines.coco.names import ImageNames, NameMatch
 from pipelines.evaluation.annotations import Annotations, Json
 from pipelines.labelling.recorded_settings import RecordedSettings, columns_of
@@ -394,7 +394,7 @@ def _columns(image_id: int, found: _Found, row: _Row, orientation: int) -> Resul
     if orientation != 1:
         import torch  # here: seconds and hundreds of megabytes, for pictures that hardly a data set has
 
-        from detr.turning import turn_back
+        from detr.images.orientation import turn_back
 
         assert row.height is not None
         assert row.width is not None

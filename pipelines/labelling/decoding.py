@@ -5,7 +5,7 @@ from typing import Protocol
 
 from detr.batching import Prepared
 from detr.detector import Detector
-from detr.images import Header, decode, read_header
+from detr.images.decoding import Header, decode, read_header
 from pipelines.labelling.limits import DECODE_SECONDS
 
 BYTES_A_PIXEL = 32

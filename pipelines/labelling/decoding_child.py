@@ -22,8 +22,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from detr.image_heic import load_decoder
-from detr.images import ImageError, SizeRule, decode, read_header, resize
+from detr.images.decoding import ImageError, SizeRule, decode, read_header, resize
+from detr.images.heic import load_decoder
 from pipelines.labelling.process_time import Stopwatch
 
 PACKET_BYTES = 64 * 1024  # more than a request or an answer has

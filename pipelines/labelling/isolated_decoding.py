@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from detr.batching import Prepared
-from detr.images import (
+from detr.images.decoding import (
     EmptyImage,
     Header,
     ImageError,
@@ -162,7 +162,7 @@ class DecoderInChild:
         """
         answer, pixels = self._ask("prepare", data)
         assert pixels is not None
-        # channels-last, as `detr.images.resize` gives it
+        # channels-last, as `detr.images.decoding.resize` gives it
         return Prepared(pixels.view(*answer["shape"], 3).permute(2, 0, 1), answer["height"], answer["width"])
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Literal
 
-from detr.image_header import MAX_PIXELS
+from detr.images.header import MAX_PIXELS
 from pipelines.clock import SystemClock
 from pipelines.create_only import refuse_overwriting
 from pipelines.labelling.cutting import RetryErrors, Selection

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from detr.batching import Batch, HostBatch, ahead, order_batches
 from detr.detector import BATCHES_AHEAD, Detector, PendingDetections
-from detr.images import Header, ImageError
+from detr.images.decoding import Header, ImageError
 from detr.postprocess import Detections
 from pipelines.clock import Clock, SystemClock
 from pipelines.labelling.decoding import Decoder

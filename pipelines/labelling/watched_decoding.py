@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from detr.batching import Prepared
-from detr.images import Header
+from detr.images.decoding import Header
 from pipelines.labelling.decoding import Decoder, DecodingLimits
 from pipelines.labelling.process_time import Spent, Stopwatch
 

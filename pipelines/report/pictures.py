@@ -77,7 +77,7 @@ def shrink(image: Image.Image, most_bytes: int) -> bytes:
 def _load(example: Example, stores: Stores, budget: int) -> Picture:
     from PIL import Image
 
-    from detr.images import ImageError, decode
+    from detr.images.decoding import ImageError, decode
 
     shown = without_secrets(example.uri)
     width, height = example.width or 0, example.height or 0

@@ -10,8 +10,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from detr.average_precision import NUMBERS, RECALLS
-from detr.coco_results import ResultColumns
+from detr.evaluation.average_precision import NUMBERS, RECALLS
+from detr.evaluation.coco_results import ResultColumns
 from pipelines.coco.names import ImageNames
 from pipelines.evaluation.annotations import Annotations
 from pipelines.evaluation.evaluate import Evaluation, check_has_images, evaluate_table

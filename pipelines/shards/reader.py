@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from detr.classes import Category
-from detr.images import ImageError, decode
+from detr.images.decoding import ImageError, decode
 from pipelines.once import put_once
 from pipelines.parquet_files import open_object, parquet_of
 from pipelines.shards.parquet_groups import read_row_group

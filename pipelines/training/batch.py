@@ -9,13 +9,13 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from detr.augment import AugmentConfig, augment_image, augment_target, draw_augmentation, image_generator
 from detr.batching import pad
-from detr.image_file import ImageError
-from detr.images import SizeRule, resize
-from detr.matcher import Target
-from detr.scene_augment import SceneAugmentation, augment_scene_image, augment_scene_target, draw_scene_augmentation
-from detr.targets import image_target
+from detr.images.decoding import SizeRule, resize
+from detr.images.results import ImageError
+from detr.scenes.augment import SceneAugmentation, augment_scene_image, augment_scene_target, draw_scene_augmentation
+from detr.training.augment import AugmentConfig, augment_image, augment_target, draw_augmentation, image_generator
+from detr.training.matcher import Target
+from detr.training.targets import image_target
 from pipelines.shards.reader import TrainingImage, decode_training_image
 from pipelines.stopped import RunStopped
 from pipelines.training.order import step_stream

@@ -19,9 +19,9 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from detr.checkpoint import CheckpointError, load, save
+from detr.checkpoints.checkpoint import CheckpointError, load, save
+from detr.checkpoints.model_directory import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHT_FILES
 from detr.model import Detr
-from detr.model_directory import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHT_FILES
 from pipelines.labelling.run import check_run_id
 from pipelines.stopped import RunStopped
 from pipelines.store import NotFound, Store, join_uri

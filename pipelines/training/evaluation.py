@@ -7,10 +7,10 @@ from dataclasses import asdict
 from itertools import islice
 from typing import Any, Final
 
-from detr.average_precision import average_precision
-from detr.coco_results import ResultRow, merge_results, result_rows
 from detr.detector import Detector
-from detr.images import ImageError
+from detr.evaluation.average_precision import average_precision
+from detr.evaluation.coco_results import ResultRow, merge_results, result_rows
+from detr.images.decoding import ImageError
 from detr.model import Detr
 from detr.precision import Precision
 from pipelines.evaluation.annotations import truth_sha256

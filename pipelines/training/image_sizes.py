@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from detr.images import TooExtreme
+from detr.images.decoding import TooExtreme
 from pipelines.training.batch import Preparation
 from pipelines.training.order import Places
 

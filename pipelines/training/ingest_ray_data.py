@@ -33,7 +33,7 @@ import torch
 from ray.data import ExecutionResources
 from ray.exceptions import RayError
 
-from detr.matcher import Target
+from detr.training.matcher import Target
 from pipelines.cluster import first_line
 from pipelines.shards.reader import read_index
 from pipelines.stopped import RunStopped

@@ -12,13 +12,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from detr.checkpoint import CheckpointError
+from detr.checkpoints.checkpoint import CheckpointError
 from detr.config import DetrConfig
 from detr.device import Download, float32_arithmetic, transfer_for
-from detr.ema import MovingAverage
 from detr.model import Detr
-from detr.optimizer import build_optimizer, freeze_backbone, load_optimizer_tensors, optimizer_tensors
-from detr.training import (
+from detr.training.ema import MovingAverage
+from detr.training.optimizer import build_optimizer, freeze_backbone, load_optimizer_tensors, optimizer_tensors
+from detr.training.step import (
     Diverged,
     MicroBatch,
     NetworkWithLoss,

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
-from detr.augment import AugmentConfig
-from detr.criterion import LossWeights
-from detr.matcher import MatchWeights
-from detr.schedule import Schedule
-from detr.training import LossSettings
+from detr.training.augment import AugmentConfig
+from detr.training.criterion import LossWeights
+from detr.training.matcher import MatchWeights
+from detr.training.schedule import Schedule
+from detr.training.step import LossSettings
 
 PAPER_SCALES = tuple(range(480, 801, 32))
 SCENE_SCALES = ((0.34, (80, 96, 112)), (0.64, (96, 128, 144, 160)), (1.0, (144, 160, 176, 192, 208)))
@@ -53,7 +53,7 @@ class Recipe:
         giou_loss_coef: Factor of the generalised IoU loss.
         eos_coef: What a query without object weighs in the class loss.
         aux_loss: Whether every decoder layer is trained.
-        warm_losses: Whether the encoder's output is trained directly, too (`detr.warm`): small networks from scratch.
+        warm_losses: Whether the encoder's output is trained directly, too (`detr.training.dense_losses`).
         dropout: In the transformer; None is the network's own.
         freeze_backbone: "stem_and_first" as the paper, "none", or "all".
         augmentation: "coco" is the paper's (flip, several scales, crop), "scenes" for drawn shapes, "none".

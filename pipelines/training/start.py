@@ -8,13 +8,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from detr.checkpoint import CheckpointError
+from detr.checkpoints.checkpoint import CheckpointError
+from detr.checkpoints.imagenet import load_backbone
 from detr.classes import Category
 from detr.config import DetrConfig
-from detr.finetune import with_categories
-from detr.imagenet import load_backbone
 from detr.model import Detr
 from detr.size_rule import Resizing
+from detr.training.finetune import with_categories
 from pipelines.models import load_model, short_name
 from pipelines.shards.reader import ShardIndex
 from pipelines.stopped import RunStopped

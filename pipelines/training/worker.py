@@ -17,7 +17,7 @@ import ray.train
 import ray.train.torch
 import torch
 
-from detr.training import OutOfDeviceMemory
+from detr.training.step import OutOfDeviceMemory
 from pipelines.stopped import RunStopped
 from pipelines.store import StoreError, open_store
 from pipelines.training.agreement import Agreement

@@ -63,7 +63,7 @@ save(Detr(config), sys.argv[1])
 """
 DRAW_SCENES = """
 import sys, pathlib
-from detr.scene_files import write_scenes
+from detr.scenes.files import write_scenes
 write_scenes(pathlib.Path(sys.argv[1]), int(sys.argv[2]), 11, sizes={(96, 128): 1, (128, 96): 1})
 """
 

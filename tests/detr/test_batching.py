@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detr.batching import LEFTOVER_PADDING, MOST_EXACT_SHAPES, Batch, HostBatch, Prepared, ahead, order_batches, pad
-from detr.images import resize_shape
+from detr.images.decoding import resize_shape
 
 SHAPES = st.lists(st.tuples(st.integers(1, 400), st.integers(1, 400)), max_size=60)
 FEW_SHAPES = st.lists(st.sampled_from([(96, 128), (128, 96), (100, 130), (64, 64), (120, 100)]), max_size=60)

@@ -14,8 +14,8 @@ from detr.batching import Prepared
 from detr.classes import Category, UnknownClass
 from detr.config import BackboneConfig, DetrConfig
 from detr.detector import WINDOW_IMAGES, Detector, choose_device, choose_precision
-from detr.image_input import AnyImage
-from detr.images import EmptyImage, NotAnImage, TooExtreme, resize
+from detr.images.decoding import EmptyImage, NotAnImage, TooExtreme, resize
+from detr.images.inputs import AnyImage
 from detr.model import Detr, DetrOutput
 from detr.postprocess import Detections
 

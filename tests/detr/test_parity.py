@@ -15,11 +15,11 @@ from transformers import DetrForObjectDetection, DetrImageProcessor, ResNetConfi
 from transformers.utils import logging
 
 from detr.backbone import FrozenBatchNorm
-from detr.checkpoint import CheckpointError, fingerprint, load, save
+from detr.checkpoints.checkpoint import CheckpointError, fingerprint, load, save
 from detr.classes import COCO_CATEGORIES, Category
 from detr.config import SCENES_BACKBONE, VARIANTS, BackboneConfig, DetrConfig
 from detr.detector import Detector
-from detr.images import resize, resize_shape
+from detr.images.decoding import resize, resize_shape
 from detr.model import Detr, DetrOutput
 
 logging.disable_progress_bar()

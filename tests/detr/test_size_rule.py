@@ -3,7 +3,7 @@ import torch
 from transformers import DetrImageProcessor
 from transformers.image_transforms import get_size_with_aspect_ratio
 
-from detr.images import TooExtreme
+from detr.images.decoding import TooExtreme
 from detr.size_rule import SizeRule
 
 SIZES = [(480, 640), (640, 480), (1000, 708), (707, 1000), (100, 333), (30, 500), (800, 800), (37, 41), (2339, 1653)]

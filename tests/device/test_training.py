@@ -13,11 +13,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-import detr.training
+import detr.training.step
 import pipelines.training.learner
 from detr.classes import Category
 from detr.config import BackboneConfig, DetrConfig
-from detr.matcher import Target
+from detr.training.matcher import Target
 from pipelines.training.batch import TrainBatch
 from pipelines.training.evaluation import evaluate_on_all
 from pipelines.training.learner import Learner, StepResult, empty_network
@@ -155,7 +155,7 @@ def test_the_host_waits_once_a_micro_batch_for_the_matching_costs(name: str, cud
 
     # besides, the last of the five steps is waited for, because none follows
     assert dict(cuda.waits) == {"download": 5 * case.micro_batches, "event": 1}
-    assert {line.partition(":")[0] for kind, line in cuda.lines if kind == "download"} == {"detr/matcher.py"}
+    assert {line.partition(":")[0] for kind, line in cuda.lines if kind == "download"} == {"detr/training/matcher.py"}
 
 
 def test_an_optimiser_that_is_not_fused_waits_once_more_to_see_whether_the_norm_is_finite(cuda: SimulatedCuda) -> None:
@@ -273,7 +273,7 @@ class DistributedLike(nn.Module):
 def ddp(monkeypatch: pytest.MonkeyPatch) -> None:
     """DDP's handling of arguments without its buckets, which simulated tensors have no memory for."""
     monkeypatch.setattr(pipelines.training.learner, "DistributedDataParallel", DistributedLike)
-    monkeypatch.setattr(detr.training, "DistributedDataParallel", DistributedLike)
+    monkeypatch.setattr(detr.training.step, "DistributedDataParallel", DistributedLike)
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "all_reduce", lambda tensor: None)
 

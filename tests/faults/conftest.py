@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from detr.scene_files import write_scenes
+from detr.scenes.files import write_scenes
 from pipelines.store import open_store
 
 ROOT = Path(__file__).parents[2]

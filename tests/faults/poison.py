@@ -2,8 +2,8 @@
 
 No decoder that we use is known to do so, and product code has no hooks for tests. So the harm is done by
 `poison_site/sitecustomize.py`, which Python runs at the start of every process that has its folder in PYTHONPATH: it
-wraps `detr.images` when (and only when) a process imports it, and acts when the picture carries an order in its JPEG
-comment. To any other process, poison is a good photograph.
+wraps `detr.images.decoding` when (and only when) a process imports it, and acts when the picture carries an order in
+its JPEG comment. To any other process, poison is a good photograph.
 
     data = poison(jpeg, "segfault", log=tmp_path / "deaths")     # the bytes of a poison image
     subprocess.run([sys.executable, "-m", "jobs.label", ...], env=environment())

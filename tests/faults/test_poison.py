@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from detr.images import decode
+from detr.images.decoding import decode
 from tests.faults.poison import Harm, Victim, environment, poison, victims
 
-DECODE = "import sys, pathlib; from detr.images import decode; decode(pathlib.Path(sys.argv[1]).read_bytes())"
+DECODE = "import sys, pathlib; from detr.images.decoding import decode; decode(pathlib.Path(sys.argv[1]).read_bytes())"
 
 
 def jpeg() -> bytes:

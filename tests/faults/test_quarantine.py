@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow.dataset
 import pytest
 
-from detr.scene_files import write_scenes
+from detr.scenes.files import write_scenes
 from tests.faults.poison import Harm, environment, poison, victims
 
 pytestmark = [pytest.mark.long, pytest.mark.faults, pytest.mark.ray, pytest.mark.slow]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from detr.checkpoint import save
+from detr.checkpoints.checkpoint import save
 from detr.detector import Detector, choose_precision
 from detr.device import float32_arithmetic
 from detr.folding import folded
@@ -177,9 +177,9 @@ def test_float32_evaluation_has_the_ap_of_the_cpu(device: torch.device, tmp_path
     """The embedded model on drawn scenes, by the official evaluator."""
     import json
 
-    from detr.average_precision import average_precision
-    from detr.coco_results import merge_results, result_rows
-    from detr.scene_files import write_scenes
+    from detr.evaluation.average_precision import average_precision
+    from detr.evaluation.coco_results import merge_results, result_rows
+    from detr.scenes.files import write_scenes
 
     truth = json.loads(write_scenes(tmp_path, 24, 5, sizes={(240, 320): 1, (320, 240): 1}).read_text())
 

@@ -34,7 +34,7 @@ def run(*command: str) -> str:
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with 16 drawn pictures and their json."""
-    from detr.scene_files import write_scenes
+    from detr.scenes.files import write_scenes
 
     folder = tmp_path_factory.mktemp("scenes")
     write_scenes(folder, 16, 5, sizes={(96, 128): 1, (128, 96): 1})
@@ -112,7 +112,7 @@ def main(rank: int, folder: Path, device: torch.device) -> None:
     import torch.distributed as dist
 
     from detr.config import SCENES_CONFIG
-    from detr.matcher import Target
+    from detr.training.matcher import Target
     from pipelines.training.batch import TrainBatch
     from pipelines.training.learner import Learner, empty_network
     from pipelines.training.recipe import Recipe

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from detr.device import float32_arithmetic, upload
-from detr.ema import MovingAverage
-from detr.matcher import Target
 from detr.model import Detr
-from detr.optimizer import build_optimizer, freeze_backbone, load_optimizer_tensors, optimizer_tensors
-from detr.training import (
+from detr.training.ema import MovingAverage
+from detr.training.matcher import Target
+from detr.training.optimizer import build_optimizer, freeze_backbone, load_optimizer_tensors, optimizer_tensors
+from detr.training.step import (
     LossSettings,
     MicroBatch,
     NetworkWithLoss,

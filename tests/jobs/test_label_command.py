@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow.dataset
 import pytest
 
-from detr.scene_files import write_scenes
+from detr.scenes.files import write_scenes
 
 ROOT = Path(__file__).parents[2]
 MANY = 200

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.dataset
 import pytest
 
-from detr.scene_files import write_scenes
+from detr.scenes.files import write_scenes
 from pipelines.store import open_store
 from pipelines.table import decode
 from tests.conftest import S3Server

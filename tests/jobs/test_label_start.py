@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from detr.scene_files import write_scenes
+from detr.scenes.files import write_scenes
 from pipelines.clock import SystemClock
 from pipelines.labelling.manifest import PlannedSegment, read_shard
 from pipelines.labelling.plan import write_plan

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from detr.references import EMBEDDED
+from detr.checkpoints.references import EMBEDDED
 from jobs.models import main
 from pipelines.models import identify_model
 from pipelines.stopped import RunStopped, WrongUse

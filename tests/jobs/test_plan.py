@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-import detr.checkpoint
+import detr.checkpoints.checkpoint
 from detr.config import BackboneConfig, DetrConfig
 from detr.model import Detr
 from jobs.plan import main, report, size
@@ -79,7 +79,7 @@ def tiny(tmp_path: Path) -> tuple[str, str]:
     """The place of a small model, and what rows call it."""
     torch.manual_seed(0)
     network = Detr(DetrConfig(BackboneConfig("tiny", "bottleneck", 8, (32, 64), (1, 1)), 16, 2, 1, 1, 16, queries=3))
-    detr.checkpoint.save(network.eval(), tmp_path / "tiny")
+    detr.checkpoints.checkpoint.save(network.eval(), tmp_path / "tiny")
     return str(tmp_path / "tiny"), load_model(str(tmp_path / "tiny"), StoreOptions())[1].id
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import detr.checkpoint
+import detr.checkpoints.checkpoint
 from detr.classes import Category
 from detr.config import BackboneConfig, DetrConfig
 from detr.model import Detr
@@ -42,7 +42,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def saved(folder: Path, seed: int = 0) -> Path:
     torch.manual_seed(seed)
-    detr.checkpoint.save(Detr(TINY).eval(), folder)
+    detr.checkpoints.checkpoint.save(Detr(TINY).eval(), folder)
     return folder
 
 

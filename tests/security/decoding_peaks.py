@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from detr.images import ImageError, decode
+from detr.images.decoding import ImageError, decode
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from detr.checkpoint import load, save
+from detr.checkpoints.checkpoint import load, save
 from jobs.exits import run
 from pipelines.labelling.labeler_spec import LabelerSpec, build_detector
 from pipelines.stopped import RunStopped

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from detr.scene_files import write_scenes
+from detr.scenes.files import write_scenes
 from tests.conftest import S3Server
 
 pytestmark = [pytest.mark.s3, pytest.mark.ray, pytest.mark.slow]

@@ -22,7 +22,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-from detr.scene_files import write_scenes
+from detr.scenes.files import write_scenes
 from tests.conftest import S3Server
 from tests.pipelines.store.conftest import Between, _handler
 from tests.security.conftest import HUB_TOKEN, KEY_ID, SECRET_KEY, SESSION_TOKEN, SIGNED, leaked, leaked_in_files

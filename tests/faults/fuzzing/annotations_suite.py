@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from detr.average_precision import average_precision
+from detr.evaluation.average_precision import average_precision
 from pipelines.coco.text import read_coco
 from pipelines.evaluation.annotations import read_annotations
 from pipelines.evaluation.results_file import read_results

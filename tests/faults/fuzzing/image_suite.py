@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from detr.detector import Detector
-from detr.images import ImageError
+from detr.images.decoding import ImageError
 from pipelines.labelling.decoding import DecoderHere
 from tests.faults.fuzzing.image_seeds import FORMATS, seeds
 from tests.faults.fuzzing.mutations import mutate, random_of

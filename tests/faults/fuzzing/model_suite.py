@@ -11,10 +11,10 @@ from random import Random
 import safetensors.torch
 import torch
 
-from detr.checkpoint import save
+from detr.checkpoints.checkpoint import save
+from detr.checkpoints.model_directory import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHT_FILES
 from detr.config import BackboneConfig, DetrConfig
 from detr.model import Detr
-from detr.model_directory import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHT_FILES
 from pipelines.models import load_model
 from pipelines.stopped import RunStopped
 from pipelines.store import StoreOptions

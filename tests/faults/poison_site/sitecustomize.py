@@ -1,4 +1,4 @@
-"""Makes poison images act in this process, when it ever imports `detr.images`: see `tests/faults/poison.py`."""
+"""Makes poison images act in a process that imports `detr.images.decoding`: see `tests/faults/poison.py`."""
 
 import ctypes
 import importlib.abc
@@ -31,7 +31,7 @@ class _Wrap(importlib.abc.Loader):
 
 class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "detr.images":
+        if name != "detr.images.decoding":
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         spec.loader = _Wrap(spec.loader)

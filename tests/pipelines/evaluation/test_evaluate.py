@@ -16,7 +16,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detr.evaluators import EVALUATORS, Evaluator
+from detr.evaluation.evaluators import EVALUATORS, Evaluator
 from pipelines.evaluation.annotations import read_annotations
 from pipelines.evaluation.evaluate import Evaluation, ThresholdCost, evaluate_results, evaluate_table
 from pipelines.evaluation.table_results import RowChoice

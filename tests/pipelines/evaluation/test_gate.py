@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from detr.average_precision import NUMBERS, AveragePrecision, PrecisionCurves
+from detr.evaluation.average_precision import NUMBERS, AveragePrecision, PrecisionCurves
 from pipelines.evaluation.annotations import Annotations
 from pipelines.evaluation.evaluate import Evaluation
 from pipelines.evaluation.gate import (

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from detr.average_precision import average_precision
+from detr.evaluation.average_precision import average_precision
 from pipelines.evaluation.precision_recall_plot import check_can_plot, plot_precision_recall
 from pipelines.stopped import RunStopped
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from detr.coco_results import ResultColumns
+from detr.evaluation.coco_results import ResultColumns
 from pipelines.evaluation.results_file import read_results
 from pipelines.stopped import RunStopped
 

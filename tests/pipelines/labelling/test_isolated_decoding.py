@@ -18,7 +18,7 @@ import pillow_heif
 import pytest
 from PIL import Image
 
-from detr.images import ImageError, SizeRule, decode, resize, resize_shape
+from detr.images.decoding import ImageError, SizeRule, decode, resize, resize_shape
 from pipelines.labelling.decoding import DecodingLimits, limits_for
 from pipelines.labelling.decoding_child import Settings
 from pipelines.labelling.isolated_decoding import (
@@ -311,7 +311,7 @@ def test_children_end_with_the_process_that_started_them_even_while_they_decode(
     (tmp_path / "hangs").write_bytes(poison(picture(), "grip", log=tmp_path / "deaths"))
     code = (
         "import pathlib, sys; from pipelines.labelling.decoding import DecodingLimits;"
-        "from detr.images import SizeRule; from pipelines.labelling.isolated_decoding import DecoderInChild;"
+        "from detr.images.decoding import SizeRule; from pipelines.labelling.isolated_decoding import DecoderInChild;"
         "limits = DecodingLimits(10**9, 1000, 1000);"
         "rule = SizeRule(shorter=64, longest=128);"
         "decoder = DecoderInChild(size_rule=rule, max_pixels=10**6, threads=2, limits=limits);"

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from detr.batching import Prepared
-from detr.images import Header, TruncatedImage
+from detr.images.decoding import Header, TruncatedImage
 from pipelines.labelling import watched_decoding
 from pipelines.labelling.decoding import DecodingLimits
 from pipelines.labelling.watched_decoding import WatchedDecoder

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.dataset
 import pytest
 
-from detr.scene_files import write_scenes
+from detr.scenes.files import write_scenes
 from pipelines.evaluation import evaluate_model as module
 from pipelines.evaluation.annotations import Annotations, read_annotations
 from pipelines.evaluation.evaluate import evaluate_table

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detr.images import SizeRule
+from detr.images.decoding import SizeRule
 from pipelines.stopped import RunStopped
 from pipelines.store import StoreOptions
 from pipelines.training.batch import Preparation, TrainBatch

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from detr.scene_files import write_scenes
+from detr.scenes.files import write_scenes
 from pipelines.labelling import pool
 from pipelines.labelling.label import LabelConfig, label
 from pipelines.labelling.labeler_spec import LabelerSpec

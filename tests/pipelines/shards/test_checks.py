@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from detr.augment import AugmentConfig, draw_augmentation, image_generator
-from detr.images import TooExtreme
+from detr.images.decoding import TooExtreme
+from detr.training.augment import AugmentConfig, draw_augmentation, image_generator
 from pipelines.coco.text import USABLE
 from pipelines.shards.checks import UNUSABLE, Picture, Problem, check_annotations, check_picture
 

@@ -19,7 +19,7 @@ from PIL import Image
 from ray.exceptions import RayTaskError
 
 from detr.classes import Category
-from detr.targets import image_target
+from detr.training.targets import image_target
 from pipelines import cluster
 from pipelines.coco.text import CocoText, read_coco
 from pipelines.coco.truth import normal_truth

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from detr.augment import AugmentConfig
-from detr.images import SizeRule
+from detr.images.decoding import SizeRule
+from detr.training.augment import AugmentConfig
 from pipelines.shards.reader import TrainingImage, read_index
 from pipelines.store import open_store
 from pipelines.training.batch import Preparation, TrainBatch, UnusableImage

@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from detr.checkpoint import fingerprint, load
+from detr.checkpoints.checkpoint import fingerprint, load
 from detr.classes import Category
 from detr.config import BackboneConfig, DetrConfig
 from detr.model import Detr

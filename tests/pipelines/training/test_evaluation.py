@@ -15,10 +15,10 @@ import torch
 
 import detr
 from detr.classes import Category
-from detr.coco_results import ResultRow, result_rows
 from detr.detector import Detector
-from detr.finetune import with_categories
+from detr.evaluation.coco_results import ResultRow, result_rows
 from detr.model import Detr
+from detr.training.finetune import with_categories
 from pipelines.evaluation.evaluate import evaluate_results
 from pipelines.shards.reader import TrainingImage, decode_training_image, read_index
 from pipelines.shards.rows import coco_json

@@ -14,7 +14,7 @@ from weakref import ref
 import pytest
 import torch
 
-from detr.images import SizeRule
+from detr.images.decoding import SizeRule
 from pipelines.clock import Clock
 from pipelines.shards.reader import TrainingImage, read_index
 from pipelines.stopped import RunStopped

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from detr.classes import Category
 from detr.config import IMAGE_MEAN, IMAGE_STD, BackboneConfig, DetrConfig
-from detr.criterion import criterion
-from detr.matcher import Target
 from detr.model import Detr
+from detr.training.criterion import criterion
+from detr.training.matcher import Target
 from pipelines.stopped import RunStopped
 from pipelines.training.batch import TrainBatch
 from pipelines.training.learner import Learner, StepResult, empty_network

@@ -11,10 +11,10 @@ from torch import nn
 
 from detr.boxes import xyxy_to_cxcywh
 from detr.config import SCENES_CONFIG
-from detr.images import resize
-from detr.matcher import Target
+from detr.images.decoding import resize
 from detr.model import Detr
-from detr.scenes import draw_scene
+from detr.scenes.scene import draw_scene
+from detr.training.matcher import Target
 from pipelines.training.batch import TrainBatch
 from pipelines.training.learner import Learner
 from pipelines.training.recipe import RECIPES

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import detr
-import detr.checkpoint
+import detr.checkpoints.checkpoint
 from detr.classes import SCENE_CATEGORIES, Category
 from detr.config import SCENES_CONFIG, DetrConfig
 from detr.model import Detr
@@ -192,7 +192,7 @@ def test_a_shorter_side_that_is_asked_for_replaces_what_it_can(
     backbone = replace(SCENES_CONFIG.backbone, norm="frozen")
     box = (before.height, before.width)
     config = replace(SCENES_CONFIG, backbone=backbone, resizing=before.resizing, box=box, pre_norm=True)
-    detr.checkpoint.save(Detr(config), tmp_path / "model")
+    detr.checkpoints.checkpoint.save(Detr(config), tmp_path / "model")
 
     model, _ = initial_model(replace(FINETUNE, finetune=str(tmp_path / "model"), shorter=96), CATEGORIES, say=print)
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import detr
-from detr.scene_files import write_scenes
+from detr.scenes.files import write_scenes
 from pipelines.evaluation.evaluate import evaluate_results
 from pipelines.models import load_model
 from pipelines.shards.sharding import ShardConfig, shard

@@ -1,0 +1,1 @@
+"""Checkpoints: models loaded and saved in the layouts of the original, of transformers and of this package."""

@@ -1,0 +1,184 @@
+"""Models from anywhere, and models for anybody: load, save, and what tells one network from another."""
+
+import json
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from detr.checkpoints.hub_config import MODEL_TYPES, read_config, write_config, write_preprocessor
+from detr.checkpoints.identity import CLASS_BIAS, digest
+from detr.checkpoints.layouts import from_file, to_file, weights_of
+from detr.checkpoints.model_directory import (
+    CONFIG_FILE,
+    PREPROCESSOR_FILE,
+    PROCESSOR_FILE,
+    WEIGHT_FILES,
+    CheckpointError,
+    model_files,
+    read_json,
+    read_preprocessor,
+)
+from detr.checkpoints.references import EMBEDDED, locate
+from detr.checkpoints.tensor_files import read_directory_tensors
+from detr.checkpoints.weight_names import bare_names
+from detr.checkpoints.weights_file import read_weights_file
+from detr.config import DetrConfig
+from detr.model import Detr
+
+__all__ = ["EMBEDDED", "CheckpointError", "fingerprint", "load", "model_files", "save"]
+
+
+def load(ref: str | os.PathLike[str], *, variant: str | None = None) -> Detr:
+    """Return a network with its weights: on the CPU, float32, in evaluation mode.
+
+    `ref` is one of
+    - a name of an embedded model: "scenes" (a directory of that name is "./scenes");
+    - a local directory as `save` writes it, or `transformers`' save_pretrained, today's and older ones, in the timm or
+      the no_timm layout, safetensors or bin, whole or in shards;
+    - an original `.pth`, also one of a training run, whose `args` say which DETR it is, or a `.ckpt` of Lightning.
+      Nothing in weights tells plain from DC5, so without `args` the file's name must (`detr-r50-dc5-f0fb7ef5.pth`) or
+      `variant`. Where the name ends in a part of the sha256, that is checked. The numbers of classes and of queries are
+      those of its weights. The file names no class: as many as COCO's are COCO's, others are called LABEL_0, LABEL_1,
+      ..., with ids from 0, which are the original's labels;
+    - a hub id, `owner/name` or `owner/name@revision`. A path that exists wins.
+
+    Every key must be there, known, and of the right shape. What wrappers such as DDP put before each key (`module.`) is
+    left out, and logged as a warning. Nothing is ever unpickled beyond tensors. What a
+    config.json means where versions differ: `detr.checkpoints.hub_config.read_config`.
+
+    Args:
+        ref: see above.
+        variant: for a `.pth` or `.ckpt`, a name of `detr.config.VARIANTS`, such as "detr-resnet-50-dc5".
+
+    Raises:
+        CheckpointError: there is no such model, it cannot be read, or it is not a DETR; a sentence that says why.
+    """
+    source = os.fspath(ref)
+    path = locate(ref)
+    if path.is_file():
+        config, layout, tensors = read_weights_file(path, variant, source=source)
+        _mention_wrappers(bare_names(tensors), source)
+        network = _empty(config)
+        return _filled(network, from_file(tensors, network, layout, source=source))
+    if variant is not None:
+        raise CheckpointError(
+            f"checkpoint {source}: variant is only for .pth files; a directory has its own configuration."
+        )
+    return _load_directory(path, source)
+
+
+def save(model: Detr, directory: str | os.PathLike[str]) -> None:
+    """Write a model directory that `load` and `transformers` read alike: weights, configuration, preprocessing.
+
+    The directory appears whole or not at all. One that is a model directory already is replaced; files in it that this
+    does not write (a card, metrics) are carried over. A trainable norm is saved as the frozen one that it is in
+    evaluation.
+
+    Raises:
+        CheckpointError: `transformers` has no words for the network, or `directory` holds something else than a model.
+    """
+    target = Path(directory).expanduser().resolve()
+    config, layout = write_config(model.config)
+    if target.exists() and not _may_be_replaced(target):
+        raise CheckpointError(f"cannot save to {target}: it is not empty, and not a model directory. Choose another.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = target.with_name(f".{target.name}.{secrets.token_hex(4)}.new")
+    fresh.mkdir()
+    try:
+        weights = safetensors.torch.save(to_file(model, layout), metadata={"format": "pt"})
+        _write(fresh / WEIGHT_FILES[0], weights)
+        _write(fresh / CONFIG_FILE, _json(config))
+        _write(fresh / PREPROCESSOR_FILE, _json(write_preprocessor(model.config)))
+        _put_in_place(fresh, target)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)  # nothing is left to remove when all went well
+
+
+def fingerprint(model: Detr) -> str:
+    """Return the sha256, in hex, of everything that decides a model's detections: network, classes, sizes, weights.
+
+    The same model has the same fingerprint whichever file it came from; plain and DC5 differ, and so do two sets of
+    category ids. A model in another precision than float32 has another one.
+    """
+    weights = sorted(weights_of(model).items())
+    return digest(
+        model.config,
+        ((name, tensor.detach().to("cpu", torch.float32).contiguous().numpy()) for name, tensor in weights),
+    )
+
+
+def _load_directory(directory: Path, source: str) -> Detr:
+    tensors = read_directory_tensors(directory, source=source)
+    names = bare_names(tensors)
+    _mention_wrappers(names, source)
+    config, layout = read_config(
+        read_json(directory / CONFIG_FILE, source=source),
+        read_preprocessor(directory, source=source),
+        class_rows=next((tensors[name].numel() for name, bare in names.items() if bare == CLASS_BIAS), 0),
+        source=source,
+    )
+    network = _empty(config)
+    return _filled(network, from_file(tensors, network, layout, source=source))
+
+
+def _mention_wrappers(names: Mapping[str, str], source: str) -> None:
+    """Log it when names in a file are not those of the network."""
+    changed = next(((name, bare) for name, bare in names.items() if name != bare), None)
+    if changed is not None:
+        logging.getLogger(__name__).warning(
+            "checkpoint %s: its weights are read without prefix: %s as %s.", source, *changed
+        )
+
+
+def _empty(config: DetrConfig) -> Detr:
+    with torch.device("meta"):  # nothing is allocated or drawn at random only to be overwritten
+        return Detr(config)
+
+
+def _filled(network: Detr, state: dict[str, Tensor]) -> Detr:
+    network.load_state_dict(state, assign=True)
+    return network.eval()
+
+
+def _may_be_replaced(target: Path) -> bool:
+    if not target.is_dir():
+        return False
+    if not any(target.iterdir()):
+        return True
+    try:
+        return read_json(target / CONFIG_FILE, source=str(target)).get("model_type") in MODEL_TYPES
+    except CheckpointError:
+        return False
+
+
+def _put_in_place(fresh: Path, target: Path) -> None:
+    """Rename `fresh` to `target`; what else an older directory of that name held moves over."""
+    if not target.exists():
+        fresh.rename(target)
+        return
+    old = fresh.with_suffix(".old")
+    target.rename(old)
+    fresh.rename(target)
+    for path in old.iterdir():
+        # settings of an image processor in it would take the place of ours
+        if path.name != PROCESSOR_FILE and not (target / path.name).exists():
+            path.rename(target / path.name)
+    shutil.rmtree(old)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())  # the rename must not come before the content, should the power fail
+
+
+def _json(value: dict[str, object]) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()

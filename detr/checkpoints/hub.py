@@ -1,0 +1,121 @@
+"""Fetches a model directory from the Hugging Face hub into its cache: only the files that are read, of one commit.
+
+`HF_HOME`, `HF_TOKEN`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` mean what they mean elsewhere.
+"""
+
+import re
+from pathlib import Path
+
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined] # exported, but lazily
+
+from detr.checkpoints.model_directory import (
+    CONFIG_FILE,
+    INDEX_ENDING,
+    PREPROCESSOR_FILE,
+    PROCESSOR_FILE,
+    WEIGHT_FILES,
+    CheckpointError,
+    ModelUnreachable,
+    model_files,
+    shard_names,
+)
+
+ANSWER_SECONDS = 10.0  # the hub is taken for unreachable when it has not answered by then
+
+_QUERY = re.compile(r"\?[^\s'\"]+=[^\s'\"]*")
+_HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
+
+
+def split_hub_id(ref: str) -> tuple[str, str | None] | None:
+    """Return (owner/name, revision or None) of `owner/name[@revision]`; None when it is nothing of the kind."""
+    found = _HUB_ID.fullmatch(ref)
+    return None if found is None else (found[1], found[2])
+
+
+def fetch(repo: str, revision: str | None) -> Path:
+    """Return a local directory with the files that `detr.load` reads of a model on the hub.
+
+    All are of one commit, also if the repository changes meanwhile. When the hub cannot be reached, what the cache has
+    of that revision is taken.
+
+    Args:
+        repo: owner/name.
+        revision: a branch, tag or commit; None is the default branch.
+
+    Raises:
+        CheckpointError: no such model or revision, no access to it, not a model directory, or hub not reachable.
+    """
+    source = repo if revision is None else f"{repo}@{revision}"
+    try:
+        info = HfApi().model_info(repo, revision=revision, timeout=ANSWER_SECONDS)
+    except GatedRepoError as error:
+        raise CheckpointError(
+            f"model {source}: its terms must be accepted first. Accept them on its page, and set HF_TOKEN."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise CheckpointError(f"model {source}: {repo} has no revision {revision!r}.") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise CheckpointError(
+            f"model {source}: the hub has no such model, or it is private. Check the name, or set HF_TOKEN."
+        ) from error
+    except (HfHubHTTPError, httpx.HTTPError, OfflineModeIsEnabled) as error:
+        return _cached(repo, revision, source, error)
+    names = model_files([file.rfilename for file in info.siblings or ()], source=source)
+    try:
+        # by its name, because that is what writes down for later which commit the name stands for; the rest by commit
+        directory = Path(hf_hub_download(repo, CONFIG_FILE, revision=revision)).parent
+        for name in names:
+            hf_hub_download(repo, name, revision=directory.name)
+    except (HfHubHTTPError, httpx.HTTPError, EntryNotFoundError, OSError) as error:
+        reason = _brief(error)
+    else:
+        return directory
+    # outside the `except`: the hub's errors show signed addresses, to which it sends its clients for large files
+    raise ModelUnreachable(f"model {source}: the download failed ({reason}). Try again; complete files are kept.")
+
+
+def _cached(repo: str, revision: str | None, source: str, cause: Exception) -> Path:
+    """Return the cache's directory of a revision, if all is there that is read."""
+
+    def find(name: str) -> Path:
+        return Path(hf_hub_download(repo, name, revision=revision, local_files_only=True))
+
+    try:
+        directory = find(CONFIG_FILE).parent
+        present = {path.name for path in directory.iterdir()}
+        weights = next(name for name in _CANDIDATES if name in present)
+        complete = not weights.endswith(INDEX_ENDING) or present.issuperset(
+            shard_names(directory / weights, source=source)
+        )
+    except (LocalEntryNotFoundError, StopIteration, OSError) as error:
+        raise _unreachable(source, cause) from error
+    if not complete or present.isdisjoint((PREPROCESSOR_FILE, PROCESSOR_FILE)):
+        # without its size the pictures might be resized otherwise than when the hub answers
+        raise _unreachable(source, cause)
+    return directory
+
+
+def _unreachable(source: str, cause: Exception) -> ModelUnreachable:
+    return ModelUnreachable(
+        f"model {source}: the hub cannot be reached ({_brief(cause)}), and the local cache does not have the whole "
+        "model. Connect to the network, or give a local directory."
+    )
+
+
+def _brief(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return _QUERY.sub("?...", lines[0])[:120] if lines else type(error).__name__
+
+
+_CANDIDATES = tuple(name for weights in WEIGHT_FILES for name in (weights, weights + INDEX_ENDING))

@@ -1,0 +1,176 @@
+"""Tensors out of files, and never anything else: safetensors, and pickles opened for tensors only."""
+
+import argparse
+import hashlib
+import pickle
+import re
+import struct
+import warnings
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from detr.checkpoints.model_directory import INDEX_ENDING, CheckpointError, brief, shard_names, weights_file
+
+_HASHED_NAME = re.compile(r".*-([0-9a-f]{8,64})\.pth")
+_GLOBAL = re.compile(r"GLOBAL (\S+)")
+_LFS_POINTER = b"version https://git-lfs"
+# whatever a damaged pickle or zip makes torch's restricted unpickler stumble over
+_DAMAGED = (
+    pickle.UnpicklingError,
+    struct.error,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+)
+
+
+def read_directory_tensors(directory: Path, *, source: str) -> dict[str, Tensor]:
+    """Return all weights of a model directory, from one file or from shards, by the names in the files."""
+    weights = weights_file(directory, source=source)
+    if not weights.name.endswith(INDEX_ENDING):
+        return _read(weights, source)
+    tensors: dict[str, Tensor] = {}
+    for shard in shard_names(weights, source=source):
+        for name, tensor in _read(directory / shard, source).items():
+            if name in tensors:
+                raise CheckpointError(f"checkpoint {source}: {name!r} is in two shards.")
+            tensors[name] = tensor
+    return tensors
+
+
+def read_original(path: Path, *, source: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the weights of an original `.pth`, and the `args` of the training that wrote it, empty if it has none.
+
+    The file is a state dict, or a checkpoint that holds one as `model`, `state_dict` or `model_state_dict`. Of a
+    training checkpoint's other entries `argparse.Namespace` is the one class that may be in the file.
+
+    Raises:
+        CheckpointError: unreadable, something else, or not the file that torch hub's `-<sha256>.pth` name promises.
+    """
+    hashed = _HASHED_NAME.fullmatch(path.name)
+    if hashed is not None:
+        _check_sha256(path, hashed[1], source)
+    content = _unpickle(path, source, allowed=[argparse.Namespace])
+    args = content.get("args") if isinstance(content, dict) else None
+    return _only_tensors(_state_of(content), source), vars(args) if isinstance(args, argparse.Namespace) else {}
+
+
+def read_lightning(path: Path, *, source: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the weights of a Lightning `.ckpt`, and the `hyper_parameters` of its module, empty if it has none.
+
+    The file may name classes of anybody's. Each is replaced by `_Ignored`, so nothing of them is imported or run.
+
+    Raises:
+        CheckpointError: unreadable, or something else.
+    """
+    try:
+        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except _DAMAGED as error:
+        raise _damaged(path, source, error) from error
+    ignored = [(_Ignored, name) for name in foreign if name != "argparse.Namespace"]
+    content = _unpickle(path, source, allowed=[argparse.Namespace, *ignored])
+    settings = content.get("hyper_parameters") if isinstance(content, dict) else None
+    if isinstance(settings, dict) and isinstance(settings.get("args"), argparse.Namespace):
+        settings = vars(settings["args"])
+    return _only_tensors(_state_of(content), source), dict(settings) if isinstance(settings, dict) else {}
+
+
+class _Ignored(dict[Any, Any]):
+    """Takes the place of an object of a foreign class in a pickle; keeps the items of what was a mapping."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def _state_of(content: object) -> object:
+    """Return the state dict of a checkpoint, or the content itself where it may be one."""
+    if isinstance(content, dict):
+        for name in ("model", "state_dict", "model_state_dict"):
+            if isinstance(content.get(name), dict):
+                return content[name]
+    return content
+
+
+def _check_sha256(path: Path, expected: str, source: str) -> None:
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {source}: {path.name} cannot be read ({_brief(error)}).") from error
+    if not found.startswith(expected):
+        raise CheckpointError(
+            f"checkpoint {source}: its sha256 is {found[: len(expected)]}.., its name says {expected}. "
+            "Download it again, or rename it if it was changed on purpose."
+        )
+
+
+def _read(path: Path, source: str) -> dict[str, Tensor]:
+    if path.suffix == ".bin":
+        return _only_tensors(_unpickle(path, source, allowed=[]), source)
+    try:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        raise _damaged(path, source, error) from error
+
+
+def _unpickle(path: Path, source: str, *, allowed: list[Any]) -> object:
+    try:
+        with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch's about pickle protocols: it reads or refuses them
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except _DAMAGED as error:
+        forbidden = _GLOBAL.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if forbidden is not None:
+            raise CheckpointError(
+                f"checkpoint {source}: {path.name} is refused, because it holds more than tensors "
+                f"({forbidden[1]}) and opening that may run code. Ask for a safetensors file."
+            ) from error
+        raise _damaged(path, source, error) from error
+
+
+def _damaged(path: Path, source: str, error: Exception) -> CheckpointError:
+    if _starts_with(path, _LFS_POINTER):
+        return CheckpointError(f"checkpoint {source}: {path.name} is a Git LFS pointer; fetch the file with git lfs.")
+    return CheckpointError(
+        f"checkpoint {source}: {path.name} cannot be read, it is damaged or incomplete ({_brief(error)})."
+    )
+
+
+def _starts_with(path: Path, magic: bytes) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(magic)) == magic
+    except OSError:  # then that is what the message says
+        return False
+
+
+def _only_tensors(state: object, source: str) -> dict[str, Tensor]:
+    if not isinstance(state, dict) or not state:
+        raise CheckpointError(f"checkpoint {source}: it holds no state dict.")
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise CheckpointError(f"checkpoint {source}: {name!r} is not a tensor.")
+    return dict(state)
+
+
+def _brief(error: BaseException) -> str:
+    """Return the first line of an error's message; torch's go on for pages."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "not a pickle of tensors"  # torch's text advises to read the file without the protection
+    return brief(error)

@@ -1,0 +1,1 @@
+"""COCO evaluation: detections as results rows, and their average precision."""

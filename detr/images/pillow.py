@@ -1,0 +1,175 @@
+"""Pillow as the decoder of everything but JPEG: bytes of a known format -> RGB.
+
+Plugins are called by name and are given the picture alone (`picture_of_png` and its like), because `Image.open` and
+some plugins warn about sizes and tags, and warnings can be silenced for the whole process only, not for a thread.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+from PIL.AvifImagePlugin import AvifImageFile
+from PIL.BmpImagePlugin import BmpImageFile, DibImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
+from PIL.PsdImagePlugin import PsdImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from detr.images.avif import picture_of_avif
+from detr.images.gif import picture_of_gif
+from detr.images.icon import picture_of_icon
+from detr.images.png import SIGNATURE as PNG_SIGNATURE
+from detr.images.png import picture_of_png, white_of_png
+from detr.images.results import ImageError, TooLarge, TruncatedImage, UnreadableImage, UnsupportedImage
+from detr.images.tiff import picture_of_tiff, white_of_tiff
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+    from PIL.ImageFile import ImageFile
+
+_PLUGINS: dict[str, tuple[Callable[[BytesIO], ImageFile], Callable[[bytes], bytes]]] = {
+    "AVIF": (AvifImageFile, picture_of_avif),
+    "BMP": (BmpImageFile, bytes),
+    "DIB": (DibImageFile, bytes),
+    "GIF": (GifImageFile, picture_of_gif),
+    "JPEG2000": (Jpeg2KImageFile, bytes),
+    "PNG": (PngImageFile, picture_of_png),
+    "PPM": (PpmImageFile, bytes),
+    "PSD": (PsdImageFile, bytes),
+    "TIFF": (TiffImageFile, picture_of_tiff),
+    "WEBP": (WebPImageFile, bytes),
+}
+# What Pillow 13 was seen to raise on damaged bytes. Not MemoryError: that is the machine's fault.
+_DAMAGE = (
+    Image.DecompressionBombError,
+    SyntaxError,
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+)
+_WHITES: dict[str, Callable[[bytes], int | None]] = {"PNG": white_of_png, "TIFF": white_of_tiff}
+_TWELVE_BITS = 4095
+_EIGHT_BITS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
+# What stands for white: nothing says it in the file, so it is the least of these that no value passes. Pillow gives
+# integers (I) only to 16-bit PPM, already of this scale, and to 32-bit TIFF.
+_FULL_SCALES = {"I": (65535.0,), "F": (1.0, 255.0, 65535.0)}
+
+
+def open_picture(image_format: str, data: bytes) -> ImageFile:
+    """Return the picture, not decoded yet.
+
+    Raises:
+        ImageError: the header is damaged or of a variant that Pillow does not know.
+    """
+    if image_format == "ICO":
+        data = picture_of_icon(data)
+        image_format = "PNG" if data.startswith(PNG_SIGNATURE) else "DIB"
+    plugin, picture_of = _PLUGINS[image_format]
+    picture = picture_of(data)
+    try:
+        return plugin(BytesIO(picture))
+    except _DAMAGE as error:
+        # The directory of a TIFF is sound by now: what Pillow misses is a way to show such pixels.
+        kind = UnsupportedImage if image_format == "TIFF" else UnreadableImage
+        raise _verdict(error, kind(f"Pillow cannot open this {image_format}: {error}")) from error
+
+
+def decode_picture(image: ImageFile, data: bytes = b"") -> NDArray[np.uint8]:
+    """Decode once and return `(H, W, 3)` RGB as stored, not turned: alpha dropped, 16 bits and floats scaled to 8.
+
+    Grey values of 10 or 12 bits in 16 are scaled by what the file says is white (`MaxSampleValue`, `sBIT`).
+
+    An image whose decoding failed must not be decoded again: Pillow 13 then succeeds, with half a picture.
+
+    Args:
+        image: of `open_picture`.
+        data: the encoded file, which says what is white.
+
+    Raises:
+        ImageError: cut, damaged, or of values that have no known scale.
+    """
+    image_format = image.format
+    try:
+        if image_format == "TIFF":
+            # Made here, because the plugin would warn about more than 89 megapixels when it makes it.
+            image.im = Image.new(image.mode, image.size).im
+        image.load()
+    except _DAMAGE as error:
+        raise _verdict(error, UnreadableImage(f"the pixels of the {image_format} are damaged: {error}")) from error
+    return _rgb(image, _WHITES[image_format](data) if data and image_format in _WHITES else None)
+
+
+def _verdict(error: Exception, otherwise: ImageError) -> ImageError | MemoryError:
+    """Return what an exception of Pillow means; often only its text tells."""
+    text = str(error).lower()
+    if "out of memory" in text:  # libavif's
+        return MemoryError(str(error))
+    if isinstance(error, Image.DecompressionBombError):
+        return TooLarge("the picture has more pixels than Pillow decodes; scale it down")
+    if any(hint in text for hint in ("truncated", "not enough image data", "reached eof")):
+        return TruncatedImage("the file ends before its picture does")
+    return otherwise
+
+
+def _rgb(image: Image.Image, white: int | None) -> NDArray[np.uint8]:
+    mode = image.mode
+    if mode in _EIGHT_BITS:
+        return np.array(image if mode == "RGB" else image.convert("RGB"))
+    grey = np.asarray(image)
+    if mode.startswith("I;16"):
+        eight = _scaled(grey, _full_scale(grey, white, image.format))
+    elif mode in _FULL_SCALES:
+        low, high = float(grey.min()), float(grey.max())
+        full = next((scale for scale in _FULL_SCALES[mode] if high <= scale), None)
+        if full is None or not low >= 0:  # NaN too
+            raise UnsupportedImage(
+                f"its values run from {low:g} to {high:g}; scale them to 0..65535, or floats to 0..1"
+            )
+        eight = _scaled(grey, full)
+    else:
+        raise UnsupportedImage(f"Pillow cannot convert {mode} pixels to RGB; convert the image first")
+    return np.repeat(eight[..., None], 3, axis=2)
+
+
+def _full_scale(grey: NDArray[np.generic], white: int | None, image_format: str | None) -> float:
+    """Return the value of white in 16-bit grey.
+
+    Args:
+        grey: the values.
+        white: what the file says that it is, None where it does not.
+        image_format: of the file.
+
+    Raises:
+        UnsupportedImage: the picture would be nearly black, and nothing tells whether it is.
+    """
+    high = int(grey.max())
+    if white is None and 0 < high <= _TWELVE_BITS:
+        raise UnsupportedImage(
+            f"its values end at {high} of 65535, so it is nearly black, or has fewer bits than 16 and does not say so: "
+            "scale them to 0..65535, or set the TIFF's MaxSampleValue or the PNG's sBIT"
+        )
+    if white is None or high > white:
+        return 65535.0
+    # a writer of PNG that keeps to the standard has scaled the values up: dark ones are multiples of this then
+    step = 65536 // (white + 1)
+    is_scaled_up = image_format == "PNG" and not np.any(np.asarray(grey) % step)
+    return 65535.0 if is_scaled_up else float(white)
+
+
+def _scaled(grey: NDArray[np.generic], full: float) -> NDArray[np.uint8]:
+    return (grey.astype(np.float32) * np.float32(255 / full) + np.float32(0.5)).astype(np.uint8)

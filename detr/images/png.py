@@ -1,0 +1,82 @@
+"""PNG: its size and EXIF without decoding, and the chunks that its picture is made of."""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING, NamedTuple
+
+from detr.images.results import Header, TruncatedImage, UnreadableImage, upright_header
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PICTURE_CHUNKS = (b"IHDR", b"PLTE", b"IDAT")
+_END = b"\0\0\0\0IEND\xaeB`\x82"
+_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}  # by colour type
+
+
+class _Chunk(NamedTuple):
+    name: bytes
+    start: int  # of its four bytes of length
+    end: int  # after its four bytes of checksum
+
+
+def read_png(data: bytes) -> Header:
+    """Return the header; its EXIF counts wherever it stands, also after the pixels.
+
+    Raises:
+        ImageError: the header is cut or impossible.
+    """
+    if len(data) < 33:
+        raise TruncatedImage(f"a PNG of {len(data)} bytes ends inside its header")
+    if data[12:16] != b"IHDR":
+        raise UnreadableImage("a PNG that does not begin with its header chunk (IHDR)")
+    depth, colour_type = data[24], data[25]
+    if depth not in _DEPTHS.get(colour_type, ()):
+        raise UnreadableImage(f"no PNG has colour type {colour_type} with {depth} bits: its header is damaged")
+    width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
+    exif = next((data[chunk.start + 8 : chunk.end - 4] for chunk in _chunks(data) if chunk.name == b"eXIf"), None)
+    return upright_header("PNG", height, width, exif=exif)
+
+
+def white_of_png(data: bytes) -> int | None:
+    """Return the largest value of the bits that are significant by the PNG's sBIT chunk; None where it has none."""
+    for chunk in _chunks(data):
+        if chunk.name == b"sBIT" and chunk.start + 12 < chunk.end <= len(data):
+            bits = data[chunk.start + 8]
+            return 2**bits - 1 if 1 <= bits <= 16 else None
+    return None
+
+
+def picture_of_png(data: bytes) -> bytes:
+    """Return a PNG of the chunks that the picture needs, and only them: no text, animation, profile or transparency.
+
+    A text chunk can unpack to gigabytes, and Pillow refuses the whole file for it.
+
+    Raises:
+        TruncatedImage: the file ends inside one of these chunks.
+        UnreadableImage: a checksum does not agree. libpng and the browsers refuse such a file too; Pillow shows it.
+    """
+    parts = [SIGNATURE]
+    for name, start, end in _chunks(data):
+        if name not in _PICTURE_CHUNKS:
+            continue
+        if end > len(data):
+            raise TruncatedImage(f"the PNG ends inside its {name.decode()} chunk")
+        if zlib.crc32(memoryview(data)[start + 4 : end - 4]) != int.from_bytes(data[end - 4 : end]):
+            raise UnreadableImage(f"the checksum of the PNG's {name.decode()} chunk is wrong: the file is damaged")
+        parts.append(data[start:end])
+    return b"".join((*parts, _END))
+
+
+def _chunks(data: bytes) -> Iterator[_Chunk]:
+    """Yield the chunks up to the end chunk; the last may be cut."""
+    start = len(SIGNATURE)
+    while start + 8 <= len(data):
+        name = data[start + 4 : start + 8]
+        if name == b"IEND":
+            return
+        end = start + 12 + int.from_bytes(data[start : start + 4])
+        yield _Chunk(name, start, end)
+        start = end

@@ -1,0 +1,129 @@
+"""TIFF: its size and orientation without decoding, and a copy that holds its first picture only."""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from detr.images.exif import Entry, directory_entries, read_directory
+from detr.images.results import Header, TruncatedImage, UnreadableImage, UnsupportedImage, upright_header
+
+SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# bytes of one value of each kind
+_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_INTEGERS = {1: "B", 3: "H", 4: "L", 13: "L", 16: "Q", 18: "Q"}
+_REDUCED, _WIDTH, _HEIGHT, _STRIP_OFFSETS, _TILE_OFFSETS, _SUB_DIRECTORIES, _DNG = 254, 256, 257, 273, 324, 330, 50706
+_TILE_WIDTH, _TILE_HEIGHT = 322, 323
+_MAX_SAMPLE_VALUE = 281
+# All that tells how pixels are stored: layout, palette, compression and its tables. First what has one value.
+_SINGLE = {_WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT}
+_SINGLE |= {259, 262, 266, 277, 278, 284, 292, 293, 317, 332, 512, 513, 514, 515, 531}
+_PICTURE = _SINGLE | {_STRIP_OFFSETS, _TILE_OFFSETS}
+_PICTURE |= {258, 279, 320, 325, 338, 339, 347, 517, 518, 519, 520, 521, 529, 530, 532}
+_TILE_PIXELS = 2**26  # a tile is decoded whole, however small the picture: 65,536 x 1,024 is more than any that we know
+
+
+class _Layout(NamedTuple):
+    order: str  # of bytes, for struct
+    big: bool  # BigTIFF: 64-bit offsets
+    offset: int  # of the first directory
+
+
+def read_tiff(data: bytes) -> Header:
+    """Return the header of the first picture.
+
+    Raises:
+        UnsupportedImage: a camera's raw file, whose first picture is a thumbnail.
+        ImageError: the directory is cut or impossible.
+    """
+    order, big, offset = _layout(data)
+    numbers = {
+        entry.tag: _integers(data, entry, order)[0]
+        for entry in _directory(data)
+        if entry.tag in (_REDUCED, _WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT, _SUB_DIRECTORIES, _DNG)
+    }
+    if _DNG in numbers or data[8:10] == b"CR" or (numbers.get(_REDUCED) == 1 and _SUB_DIRECTORIES in numbers):
+        raise UnsupportedImage("a camera's raw file; develop it to JPEG or TIFF first")
+    if _WIDTH not in numbers or _HEIGHT not in numbers:
+        raise UnreadableImage("the TIFF does not contain its picture size")
+    if numbers.get(_TILE_WIDTH, 1) * numbers.get(_TILE_HEIGHT, 1) > _TILE_PIXELS:
+        raise UnreadableImage("the TIFF has tiles larger than any picture")
+    orientation, taken_at = read_directory(data, offset, order, big=big)
+    header = upright_header("TIFF", numbers[_HEIGHT], numbers[_WIDTH], orientation=orientation)
+    return Header(header.height, header.width, orientation, "TIFF", taken_at)
+
+
+def white_of_tiff(data: bytes) -> int | None:
+    """Return the largest value that the TIFF says its pixels have (MaxSampleValue); None where it does not.
+
+    Raises:
+        ImageError: the tag is cut, or not a number.
+    """
+    for entry in _directory(data):
+        if entry.tag == _MAX_SAMPLE_VALUE:
+            return max(_integers(data, entry, _layout(data).order))
+    return None
+
+
+def picture_of_tiff(data: bytes) -> bytes:
+    """Return the file with a directory that has only what shows the first picture.
+
+    Pillow warns about tags that a picture does not need, turns by orientation itself (in some of its paths), and goes
+    on to other directories. Its warnings could be silenced for the whole process only.
+
+    Raises:
+        TruncatedImage: the values of a tag, or the pixels, would stand after the end of the file.
+        UnreadableImage: tags contradict each other.
+    """
+    order, big, offset = _layout(data)
+    kept: dict[int, Entry] = {}
+    value_bytes = 0
+    for entry in _directory(data):
+        if entry.tag not in _PICTURE or entry.tag in kept:
+            continue
+        value_bytes += len(_values(data, entry, order))
+        if entry.tag in _SINGLE and entry.values != 1:
+            raise UnreadableImage(f"tag {entry.tag} of the TIFF has {entry.values} values instead of one")
+        if entry.tag in (_STRIP_OFFSETS, _TILE_OFFSETS) and max(_integers(data, entry, order)) >= len(data):
+            raise TruncatedImage("the TIFF ends before its pixels do")
+        kept[entry.tag] = entry
+    if value_bytes > len(data):
+        raise UnreadableImage("the tags of the TIFF refer to more bytes than it has")
+    entries = b"".join(struct.pack(order + ("HHQ8s" if big else "HHL4s"), *kept[tag]) for tag in sorted(kept))
+    count = struct.pack(order + ("Q" if big else "H"), len(kept))
+    # In place of the old one, which is never shorter: if the file grew, a cut strip would go on into what was added.
+    directory = b"".join((count, entries, b"\0" * (8 if big else 4)))
+    return b"".join((data[:offset], directory, data[offset + len(directory) :]))
+
+
+def _layout(data: bytes) -> _Layout:
+    order, big = "<" if data[:2] == b"II" else ">", 43 in data[2:4]
+    if len(data) < (16 if big else 8):
+        raise TruncatedImage(f"a TIFF of {len(data)} bytes ends inside its header")
+    offset = struct.unpack_from(order + "Q", data, 8)[0] if big else struct.unpack_from(order + "L", data, 4)[0]
+    if offset + 2 > len(data):
+        raise TruncatedImage("the TIFF ends before the directory of its picture")
+    return _Layout(order, big, offset)
+
+
+def _directory(data: bytes) -> list[Entry]:
+    order, big, offset = _layout(data)
+    return list(directory_entries(data, offset, order, big=big))
+
+
+def _values(data: bytes, entry: Entry, order: str) -> bytes:
+    """Return the bytes of an entry's values."""
+    size = entry.values * _SIZES.get(entry.kind, 1)
+    if size <= len(entry.value):
+        return entry.value[:size]
+    (offset,) = struct.unpack(order + ("Q" if len(entry.value) == 8 else "L"), entry.value)
+    if offset + size > len(data):
+        raise TruncatedImage(f"the TIFF ends before the values of its tag {entry.tag}")
+    return data[offset : offset + size]
+
+
+def _integers(data: bytes, entry: Entry, order: str) -> tuple[int, ...]:
+    letter = _INTEGERS.get(entry.kind)
+    if letter is None or entry.values == 0:
+        raise UnreadableImage(f"tag {entry.tag} of the TIFF is not a number")
+    return struct.unpack(f"{order}{entry.values}{letter}", _values(data, entry, order))

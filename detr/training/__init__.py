@@ -1,0 +1,1 @@
+"""Training: targets, augmentation, matching, loss, optimiser and one step over them."""

@@ -1,0 +1,225 @@
+"""The paper's training augmentation: mirror, then resize, or resize, crop and resize again (section 4).
+
+First everything is drawn from the picture's size alone, so that batches can be planned before a picture is decoded;
+then the same steps are done to its pixels and to its target. No function changes its arguments.
+"""
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Generator, Tensor
+
+from detr.boxes import area
+from detr.images.decoding import resize, resize_shape
+from detr.training.targets import ImageTarget
+
+
+@dataclass(frozen=True, slots=True)
+class AugmentConfig:
+    """What is drawn from; the defaults are the paper's. All sides are in pixels.
+
+    Attributes:
+        flip: the chance of a mirror image.
+        scales: the shorter sides that a picture ends with, one is drawn.
+        longest: what the longer side may then be.
+        crop: the chance of the longer way: resized to one of `crop_scales`, cropped, resized again.
+        crop_scales: the shorter sides before the crop.
+        crop_range: least and most side of the crop; where the picture is smaller, the picture's.
+    """
+
+    flip: float = 0.5
+    scales: tuple[int, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+    longest: int = 1333
+    crop: float = 0.5
+    crop_scales: tuple[int, ...] = (400, 500, 600)
+    crop_range: tuple[int, int] = (384, 600)
+
+    def __post_init__(self) -> None:
+        for name, chance in (("flip", self.flip), ("crop", self.crop)):
+            if not 0 <= chance <= 1:
+                raise ValueError(f"{name} is {chance}, expected a chance from 0 to 1")
+        for name, sides in (("scales", self.scales), ("crop_scales", self.crop_scales)):
+            _check_sides(name, sides)
+            if list(sides) != sorted(set(sides)):
+                raise ValueError(f"{name} is {sides}, expected ascending sides, each once")
+        _check_sides("longest", (self.longest,))
+        _check_sides("crop_range", self.crop_range)
+        least, most = self.crop_range
+        if least > most:
+            raise ValueError(f"crop_range is {self.crop_range}, expected the least side and the most")
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """Left and right are exchanged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resize:
+    """The picture becomes `height` x `width` pixels."""
+
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """Of the picture remain `height` rows from `top` on and `width` columns from `left` on."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Augmentation:
+    """What is done to a picture of `source_height` x `source_width` pixels, and the size that comes of it."""
+
+    steps: tuple[Mirror | Resize | Crop, ...]
+    height: int
+    width: int
+    source_height: int
+    source_width: int
+
+
+def image_generator(seed: int, epoch: int, image_id: int) -> Generator:
+    """Return the source of an image's chance in an epoch, a function of the three numbers on every machine."""
+    digest = hashlib.sha256(f"{seed} {epoch} {image_id}".encode()).digest()
+    # 32 bits: torch's generator on the CPU looks at no more of a seed (2.14.1)
+    return Generator().manual_seed(int.from_bytes(digest[:4], "big"))
+
+
+def draw_augmentation(
+    height: int, width: int, generator: Generator, config: AugmentConfig, *, scale: int | None = None
+) -> Augmentation:
+    """Draw, in the original's order, what is done to a picture: mirror, which of the two ways, its sizes.
+
+    Two differences to the original, both where it fails. The crop's range ends at the picture's sides where they are
+    smaller. And a picture of an aspect beyond `longest` to the least of `crop_scales` (1333 to 400) goes the shorter
+    way always: on the longer one nothing bounds the long side, 60,000 pixels at an aspect of 100.
+
+    Args:
+        height: of the picture, in pixels.
+        width: of the picture, in pixels.
+        generator: all chance comes from it.
+        config: what is drawn from.
+        scale: the shorter side to end with where the caller has drawn it, one for a whole batch.
+
+    Raises:
+        TooExtreme: of a picture whose aspect is twice `longest` or more, whatever is drawn: nothing is to be trained
+            from it.
+    """
+    steps: list[Mirror | Resize | Crop] = []
+    final_height, final_width = height, width
+    if _chance(config.flip, generator):
+        steps.append(Mirror())
+    cropped = _chance(config.crop, generator)
+    if cropped and max(height, width) * min(config.crop_scales) <= config.longest * min(height, width):
+        side = config.crop_scales[_integer(0, len(config.crop_scales) - 1, generator)]
+        before = Resize(*resize_shape(height, width, shorter=side, longest=None))
+        crop = _draw_crop(before.height, before.width, generator, config)
+        steps += [before, crop]
+        final_height, final_width = crop.height, crop.width
+    if scale is None:
+        scale = config.scales[_integer(0, len(config.scales) - 1, generator)]
+    last = Resize(*resize_shape(final_height, final_width, shorter=scale, longest=config.longest))
+    return Augmentation((*steps, last), last.height, last.width, height, width)
+
+
+def augment_image(image: Tensor, augmentation: Augmentation) -> Tensor:
+    """Return `image`, uint8 `(3, H, W)`, after all steps: uint8 `(3, height, width)`.
+
+    Raises:
+        ValueError: the picture is not of the size that the augmentation was drawn for.
+    """
+    _check_size(augmentation, image.shape[1], image.shape[2])
+    for step in augmentation.steps:
+        match step:
+            case Mirror():
+                image = image.flip(2)
+            case Resize(height, width):
+                image = resize(image, height, width)
+            case Crop(top, left, height, width):
+                image = image[:, top : top + height, left : left + width]
+    return image
+
+
+def augment_target(target: ImageTarget, augmentation: Augmentation) -> ImageTarget:
+    """Return `target` after all steps, in the original's float32 arithmetic.
+
+    A crop cuts boxes at its edges, drops what is left without area, however thin a sliver stays, and replaces areas by
+    those of the boxes. It may leave no target at all.
+
+    Raises:
+        ValueError: the target is not of the size that the augmentation was drawn for.
+    """
+    _check_size(augmentation, target.height, target.width)
+    for step in augmentation.steps:
+        match step:
+            case Mirror():
+                target = _mirror_target(target)
+            case Resize():
+                target = _resize_target(target, step)
+            case Crop():
+                target = _crop_target(target, step)
+    return target
+
+
+def _draw_crop(height: int, width: int, generator: Generator, config: AugmentConfig) -> Crop:
+    least, most = config.crop_range
+    crop_width = _integer(min(least, width), min(most, width), generator)
+    crop_height = _integer(min(least, height), min(most, height), generator)
+    top = _integer(0, height - crop_height, generator)
+    left = _integer(0, width - crop_width, generator)
+    return Crop(top, left, crop_height, crop_width)
+
+
+def _chance(probability: float, generator: Generator) -> bool:
+    return float(torch.rand((), generator=generator, dtype=torch.float64)) < probability
+
+
+def _integer(least: int, most: int, generator: Generator) -> int:
+    """A uniform draw with both ends included."""
+    return int(torch.randint(least, most + 1, (), generator=generator))
+
+
+def _mirror_target(target: ImageTarget) -> ImageTarget:
+    x0, y0, x1, y1 = target.boxes_xyxy.unbind(-1)
+    boxes = torch.stack((target.width - x1, y0, target.width - x0, y1), dim=-1)
+    return replace(target, boxes_xyxy=boxes)
+
+
+def _resize_target(target: ImageTarget, step: Resize) -> ImageTarget:
+    along_x, along_y = step.width / target.width, step.height / target.height
+    return replace(
+        target,
+        boxes_xyxy=target.boxes_xyxy * torch.tensor([along_x, along_y, along_x, along_y]),
+        area=target.area * (along_x * along_y),
+        height=step.height,
+        width=step.width,
+    )
+
+
+def _crop_target(target: ImageTarget, step: Crop) -> ImageTarget:
+    boxes = target.boxes_xyxy - torch.tensor([step.left, step.top, step.left, step.top])
+    edges = torch.tensor([step.width, step.height, step.width, step.height], dtype=torch.float32)
+    boxes = boxes.minimum(edges).clamp(min=0)
+    kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    return ImageTarget(
+        target.labels[kept], boxes[kept], area(boxes[kept]), target.iscrowd[kept], step.height, step.width
+    )
+
+
+def _check_sides(name: str, sides: tuple[int, ...]) -> None:
+    if not sides or any(side != int(side) or side < 1 for side in sides):
+        raise ValueError(f"{name} is {sides}, expected whole numbers of pixels from 1")
+
+
+def _check_size(augmentation: Augmentation, height: int, width: int) -> None:
+    if (height, width) != (augmentation.source_height, augmentation.source_width):
+        raise ValueError(
+            f"the augmentation was drawn for {augmentation.source_width} x {augmentation.source_height} pixels "
+            f"(width x height), this picture has {width} x {height}: draw it from the size of the picture as decoded"
+        )

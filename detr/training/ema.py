@@ -1,0 +1,80 @@
+"""The moving average of a model's weights, which detects better than the weights of the last step."""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from detr.checkpoints.layouts import CheckpointError, summary, wrong_tensors
+from detr.model import Detr
+
+UPDATES = "updates"
+"""The name under which `MovingAverage.state_dict` keeps how often it was updated."""
+
+
+class MovingAverage:
+    """An exponential moving average of everything that decides detections, the batch-norms' statistics included.
+
+    The decay rises with the steps, so that the random weights of the first ones are soon forgotten:
+    min(decay, (1 + updates) / (20 + updates)).
+    """
+
+    def __init__(self, model: Detr, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"the decay of the moving average is {decay}; it must be in 0 .. 1, below 1")
+        self.decay = decay
+        self.updates = 0
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)  # in evaluation mode
+
+    @torch.no_grad()
+    def update(self, model: Detr, *, was_taken: Tensor | None = None) -> None:
+        """Take in the weights after one more step, on the average's device.
+
+        Args:
+            model: whose weights.
+            was_taken: `()` bool, on the device: where it is False the averages stay as they are, though the update
+                counts until `forget_update`. None is True.
+        """
+        decay = min(self.decay, (1 + self.updates) / (20 + self.updates))
+        current = model.state_dict()
+        averages, values = [], []
+        for name, average in self.model.state_dict().items():
+            if average.is_floating_point():
+                averages.append(average)
+                values.append(current[name])
+            else:  # a trainable norm's count of batches
+                average.copy_(current[name])
+        if was_taken is None:
+            torch._foreach_lerp_(averages, values, 1 - decay)
+        else:  # a weight that only the device knows
+            changes = torch._foreach_sub(values, averages)  # noqa: SLF001 - as torch.optim's own average does
+            torch._foreach_mul_(changes, was_taken * (1 - decay))
+            torch._foreach_add_(averages, changes)
+        self.updates += 1
+
+    def forget_update(self) -> None:
+        """Do not count the last update: its step was not taken."""
+        self.updates -= 1
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the averaged weights by the model's names, not copied, and the number of updates as `UPDATES`."""
+        return {UPDATES: torch.tensor(self.updates), **self.model.state_dict()}
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor], *, source: str) -> None:
+        """Go on from what `state_dict` returned.
+
+        Args:
+            tensors: complete, and nothing else.
+            source: what messages call the file.
+
+        Raises:
+            CheckpointError: a tensor is missing, unknown, or of a wrong shape.
+        """
+        wrong = wrong_tensors(
+            tensors, {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}, floating=False
+        )
+        if wrong:
+            raise CheckpointError(f"checkpoint {source}: {summary(wrong)}. Its moving average is of another network.")
+        self.model.load_state_dict({name: tensor for name, tensor in tensors.items() if name != UPDATES})
+        self.updates = int(tensors[UPDATES])

@@ -1,0 +1,81 @@
+"""What an image's annotations ask of the model: COCO's boxes as tensors, by the original's rules."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detr.boxes import xyxy_to_cxcywh
+from detr.training.matcher import Target
+
+
+@dataclass(frozen=True, slots=True)
+class ImageTarget:
+    """The objects of a picture as it is now, T of them; `normalised` makes of it what the loss takes.
+
+    Attributes:
+        labels: `(T,)` int64, class indices.
+        boxes_xyxy: `(T, 4)` float32, corners in pixels of this picture.
+        area: `(T,)` float32, square pixels of this picture: as annotated, after a crop that of the box.
+        iscrowd: `(T,)` int64, all 0, since crowds are no targets; COCO has the column.
+        height: of the picture, in pixels.
+        width: of the picture, in pixels.
+    """
+
+    labels: Tensor
+    boxes_xyxy: Tensor
+    area: Tensor
+    iscrowd: Tensor
+    height: int
+    width: int
+
+    def normalised(self) -> Target:
+        """Return centre-and-size boxes as shares of this picture, whatever it will be padded to."""
+        scale = torch.tensor([self.width, self.height, self.width, self.height], dtype=torch.float32)
+        return Target(self.labels, xyxy_to_cxcywh(self.boxes_xyxy) / scale)
+
+
+def image_target(
+    annotations: Sequence[Mapping[str, Any]], height: int, width: int, *, class_of: Mapping[int, int]
+) -> ImageTarget:
+    """Return the targets of one image, in the order of its annotations; none at all is a target too.
+
+    Boxes are cut at the image's edges in float32. Left out are crowds, boxes without area inside the image, boxes with
+    a number that is not finite, and categories that `class_of` does not know.
+
+    Args:
+        annotations: COCO's: `bbox` (x, y, width, height in pixels) and `category_id`; `iscrowd` is 0 and `area` that of
+            the box where they are missing.
+        height: of the picture that the boxes were drawn on, in pixels.
+        width: of the same picture, in pixels.
+        class_of: class index of each category id.
+
+    Raises:
+        ValueError: a `bbox` has not four numbers.
+    """
+    wanted = [one for one in annotations if not one.get("iscrowd", 0) and one["category_id"] in class_of]
+    for annotation in wanted:
+        if len(annotation["bbox"]) != 4:
+            raise ValueError(
+                f"annotation {annotation.get('id', 'without id')}: bbox is {annotation['bbox']!r}, expected the four "
+                "numbers x, y, width, height"
+            )
+    wanted = [one for one in wanted if all(math.isfinite(number) for number in one["bbox"])]
+    boxes = torch.tensor([one["bbox"] for one in wanted], dtype=torch.float32).reshape(len(wanted), 4)
+    boxes[:, 2:] += boxes[:, :2]
+    boxes[:, 0::2].clamp_(min=0, max=width)
+    boxes[:, 1::2].clamp_(min=0, max=height)
+    kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    labels = torch.tensor([class_of[one["category_id"]] for one in wanted], dtype=torch.int64)
+    area = torch.tensor([_area(one) for one in wanted], dtype=torch.float32)
+    return ImageTarget(
+        labels[kept], boxes[kept], area[kept], torch.zeros(int(kept.sum()), dtype=torch.int64), height, width
+    )
+
+
+def _area(annotation: Mapping[str, Any]) -> float:
+    _, _, width, height = annotation["bbox"]
+    return float(annotation.get("area", width * height))

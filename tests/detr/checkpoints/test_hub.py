@@ -1,0 +1,225 @@
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from detr.checkpoints.checkpoint import CheckpointError, fingerprint, load, save
+from detr.checkpoints.hub import split_hub_id
+from detr.classes import Category
+from detr.config import BackboneConfig, DetrConfig
+from detr.model import Detr
+
+TINY = DetrConfig(
+    backbone=BackboneConfig("tiny", "basic", 4, (8, 16), (1, 1)),
+    hidden_dim=16,
+    heads=2,
+    encoder_layers=1,
+    decoder_layers=1,
+    feedforward_dim=8,
+    queries=3,
+    categories=(Category(3, "cat"),),
+)
+
+
+@dataclass
+class Hub:
+    """A hub of one model, `owner/detr`: as much of the real one's protocol as its client needs."""
+
+    revisions: dict[str, Path] = field(default_factory=dict)
+    gated: bool = False
+    downloaded: list[str] = field(default_factory=list)
+
+    def commit(self, revision: str) -> str:
+        return hashlib.sha1(revision.encode(), usedforsecurity=False).hexdigest()
+
+    def answer(self, method: str, path: str) -> tuple[int, dict[str, str], bytes]:
+        if not path.startswith(("/api/models/owner/detr", "/owner/detr/resolve/")):
+            return 404, {"X-Error-Code": "RepoNotFound"}, b""
+        if self.gated:
+            return 403, {"X-Error-Code": "GatedRepo"}, b""
+        if path.startswith("/api/"):
+            revision = path.partition("/revision/")[2] or "main"
+            if revision not in self.revisions:
+                return 404, {"X-Error-Code": "RevisionNotFound"}, b""
+            files = [{"rfilename": file.name} for file in self.revisions[revision].iterdir()]
+            return 200, {}, json.dumps({"id": "owner/detr", "sha": self.commit(revision), "siblings": files}).encode()
+        wanted, name = path.removeprefix("/owner/detr/resolve/").split("/")
+        revision = next(known for known in self.revisions if wanted in (known, self.commit(known)))
+        directory, commit = self.revisions[revision], self.commit(revision)
+        content = (directory / name).read_bytes()
+        if method == "GET":
+            self.downloaded.append(name)
+        return 200, {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": commit}, content
+
+
+def use_endpoint(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Do what HF_ENDPOINT does when the client is imported."""
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """Serve a hub on the loopback, and have the client use it and an empty cache."""
+    hub = Hub()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, headers, content = hub.answer(self.command, self.path)
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(content))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    use_endpoint(monkeypatch, f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    yield hub
+    server.shutdown()
+    server.server_close()
+
+
+def publish(hub: Hub, directory: Path, revision: str = "main", *, seed: int = 0) -> Detr:
+    torch.manual_seed(seed)
+    model = Detr(TINY)
+    save(model, directory)
+    hub.revisions[revision] = directory
+    return model
+
+
+def refusal(ref: str) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        load(ref)
+    assert "\n" not in str(caught.value)
+    assert ref in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_hub_id_brings_the_files_that_are_read_and_no_others(hub: Hub, tmp_path: Path) -> None:
+    model = publish(hub, tmp_path / "model")
+    (tmp_path / "model" / "pytorch_model.bin").write_bytes(b"the same again, for older versions")
+    (tmp_path / "model" / "README.md").write_text("the card")
+
+    assert fingerprint(load("owner/detr")) == fingerprint(model)
+    assert sorted(hub.downloaded) == ["config.json", "model.safetensors", "preprocessor_config.json"]
+
+    load("owner/detr")
+    assert len(hub.downloaded) == 3  # from the cache
+
+
+def test_the_revision_is_the_one_that_is_asked_for(hub: Hub, tmp_path: Path) -> None:
+    publish(hub, tmp_path / "main")
+    other = publish(hub, tmp_path / "other", "no_timm", seed=1)
+
+    assert fingerprint(load("owner/detr@no_timm")) == fingerprint(other)
+    assert fingerprint(load("owner/detr")) != fingerprint(other)
+
+
+def test_bin_files_are_brought_where_there_is_no_safetensors_file(hub: Hub, tmp_path: Path) -> None:
+    model = publish(hub, tmp_path / "model")
+    torch.save(load_file(tmp_path / "model" / "model.safetensors"), tmp_path / "model" / "pytorch_model.bin")
+    (tmp_path / "model" / "model.safetensors").unlink()
+
+    assert fingerprint(load("owner/detr")) == fingerprint(model)
+
+
+def test_without_the_hub_the_cache_serves(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = publish(hub, tmp_path / "model")
+    load("owner/detr")
+
+    use_endpoint(monkeypatch, "http://127.0.0.1:9")
+
+    assert fingerprint(load("owner/detr")) == fingerprint(model)
+    assert "the hub cannot be reached" in refusal("owner/detr@v2")
+
+
+def test_offline_mode_asks_nobody(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = publish(hub, tmp_path / "model")
+    load("owner/detr")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+    assert fingerprint(load("owner/detr")) == fingerprint(model)
+    assert "the hub cannot be reached" in refusal("owner/another")
+
+
+@pytest.mark.parametrize("missing", ["config.json", "preprocessor_config.json", "model.safetensors"])
+def test_half_a_model_in_the_cache_is_not_taken_for_a_model(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    publish(hub, tmp_path / "model")
+    load("owner/detr")
+    for path in (tmp_path / "cache").rglob(missing):
+        path.unlink()
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+    assert "the local cache does not have the whole model" in refusal("owner/detr")
+
+
+def test_what_the_hub_refuses_is_said(hub: Hub, tmp_path: Path) -> None:
+    publish(hub, tmp_path / "model")
+
+    assert "the hub has no such model, or it is private" in refusal("owner/nothing")
+    assert "owner/detr has no revision 'v2'" in refusal("owner/detr@v2")
+    hub.gated = True
+    assert "its terms must be accepted first" in refusal("owner/detr")
+
+
+def test_a_repository_without_a_model_is_refused(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    hub.revisions["main"] = tmp_path / "model"
+
+    assert "it has no config.json" in refusal("owner/detr")
+
+
+@pytest.mark.parametrize(
+    ("ref", "parts"),
+    [
+        ("facebook/detr-resnet-50", ("facebook/detr-resnet-50", None)),
+        ("facebook/detr-resnet-50@no_timm", ("facebook/detr-resnet-50", "no_timm")),
+        ("a/b@refs/pr/3", ("a/b", "refs/pr/3")),
+        ("detr-resnet-50", None),
+        ("a/b/c", None),
+        ("../b", None),
+        ("a/b@", None),
+    ],
+)
+def test_a_hub_id_is_owner_and_name_and_perhaps_a_revision(ref: str, parts: tuple[str, str | None] | None) -> None:
+    assert split_hub_id(ref) == parts
+
+
+def test_the_signed_address_of_a_file_is_not_shown_when_its_download_fails(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(Detr(TINY), tmp_path / "main")
+    hub.revisions["main"] = tmp_path / "main"
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("Client error '403' for url 'https://cdn/x?X-Amz-Signature=opensesame&b=1'")
+
+    monkeypatch.setattr("detr.checkpoints.hub.hf_hub_download", fail)
+
+    with pytest.raises(CheckpointError, match="the download failed") as failed:
+        load("owner/detr")
+
+    assert "https://cdn/x?..." in str(failed.value)
+    assert failed.value.__cause__ is None
+    assert failed.value.__context__ is None
