@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.exits import run
+from jobs.exits import run_process
 from jobs.options import PRECISIONS, CommandParser, note_on_model, share
 
 if TYPE_CHECKING:
@@ -98,4 +98,4 @@ def report(seen: "Seen") -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_process(main)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from jobs._evaluation_report import report
-from jobs.exits import BudgetExceeded, run
+from jobs.exits import BudgetExceeded, run_process
 from jobs.options import PRECISIONS, CommandParser, actor_range, add_batch_size_option, add_s3_options, share
 
 if TYPE_CHECKING:
@@ -265,4 +265,4 @@ def points(text: str) -> float:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_process(main)

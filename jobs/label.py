@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.exits import BudgetExceeded, run
+from jobs.exits import BudgetExceeded, run_process
 from jobs.options import (
     CommandParser,
     actor_range,
@@ -238,4 +238,4 @@ def duration(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_process(main)

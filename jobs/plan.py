@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from jobs.exits import run
+from jobs.exits import run_process
 from jobs.options import (
     CommandParser,
     add_classes_option,
@@ -131,4 +131,4 @@ def size(size_bytes: int) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_process(main)

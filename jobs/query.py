@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.exits import run
+from jobs.exits import run_process
 from jobs.options import CommandParser, add_s3_options, check_stays, count
 
 if TYPE_CHECKING:
@@ -93,4 +93,4 @@ def _shown(value: str | None) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_process(main)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.cli import commands
 from jobs.exits import BUDGET_EXCEEDED, DONE, INTERRUPTED, SYSTEM_FAILURE, TERMINATED, WRONG_USE, BudgetExceeded, run
 from pipelines.stopped import RunStopped, WrongUse
 
@@ -55,6 +56,55 @@ def test_a_command_that_is_done_leaves_nothing_to_say(capsys: pytest.CaptureFixt
 def test_a_bug_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         run(raising(ZeroDivisionError()))
+
+
+ENDS = """
+import atexit, os, sys, threading, time
+from jobs.exits import run_process
+from pipelines.stopped import WrongUse
+
+class AfterPython:
+    def __del__(self):
+        os.abort()  # as a thread of C++ does that meets an interpreter that is gone
+
+last = AfterPython()
+atexit.register(lambda: print("atexit", flush=False))
+def work():
+    time.sleep(0.2)
+    print("thread")
+def main(argv):
+    threading.Thread(target=work).start()
+    print("main")
+    {end}
+run_process(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "said"),
+    [
+        ("pass", 0, ""),
+        ("raise WrongUse('no.')", 2, "error: no.\n"),
+        ("sys.exit()", 0, ""),
+        ("sys.exit(3)", 3, ""),
+        ("sys.exit('no.')", 1, "no.\n"),
+        ("1 / 0", 1, "ZeroDivisionError: division by zero\n"),
+    ],
+)
+def test_a_process_ends_after_threads_atexit_and_output_and_before_the_interpreter_is_finalised(
+    end: str, code: int, said: str
+) -> None:
+    done = subprocess.run([sys.executable, "-c", ENDS.format(end=end)], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stdout) == (code, "main\nthread\natexit\n")
+    assert done.stderr.splitlines(keepends=True)[-1:] == ([said] if said else [])
+
+
+def test_every_command_ends_its_process_so() -> None:
+    folder = Path(__file__).parents[2] / "jobs"
+    for command in commands():
+        assert (folder / f"{command}.py").read_text().endswith('if __name__ == "__main__":\n    run_process(main)\n')
+    assert "\ndef main() -> NoReturn:" in (folder / "cli.py").read_text()
 
 
 @pytest.mark.parametrize("flush", [True, False])
