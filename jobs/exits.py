@@ -22,6 +22,10 @@ INTERRUPTED = 130  # Ctrl-C, as shells say it
 TERMINATED = 143  # SIGTERM: `ray job stop`, `kubectl delete`, a schedule's time limit
 
 
+class _Terminated(SystemExit):
+    """SIGTERM, and not a command that leaves with the same exit code, as of another process."""
+
+
 class BudgetExceeded(Exception):
     """A run finished, but more of its images are errors than was allowed."""
 
@@ -54,7 +58,7 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
         sys.exit(INTERRUPTED)
     except SystemExit as left:
         # the number of the signal: once Ray is imported, its handler stands in place of ours and leaves with it
-        if left.code not in (TERMINATED, int(signal.SIGTERM)):
+        if not isinstance(left, _Terminated) and left.code != int(signal.SIGTERM):
             raise
         print("terminated: run the same command again to resume.", file=sys.stderr)
         sys.exit(TERMINATED)
@@ -108,4 +112,4 @@ def _escape_what_it_cannot_encode(stream: object) -> None:
 
 
 def _terminated(_number: int, _frame: FrameType | None) -> NoReturn:
-    sys.exit(TERMINATED)
+    raise _Terminated(TERMINATED)

@@ -186,7 +186,7 @@ def report(summary: "LabelSummary", threshold: float = 0.0, *, relabel: bool = F
     It has hints where a table of that `threshold` is no basis for an evaluation, and where images have several rows.
     """
     if summary.images == 0:
-        return f"nothing to do: all {summary.already_labelled:,} images are labelled by {summary.model}"
+        return f"nothing to do: all {summary.already_labelled:,} images have rows of {summary.model} already"
     rate = summary.images_this_start / summary.seconds
     lines = [
         f"done: {summary.images:,} images in {duration(summary.seconds)} ({rate:,.1f} images/s), "
@@ -209,7 +209,7 @@ def report(summary: "LabelSummary", threshold: float = 0.0, *, relabel: bool = F
             "again to label images that were added after it was planned"
         )
     if summary.already_labelled:
-        lines.append(f"skipped: {summary.already_labelled:,} images were already labelled")
+        lines.append(f"skipped: {summary.already_labelled:,} images have rows already")
     if summary.skipped:
         lines.append("left out: " + ", ".join(f"{reason} {count:,}" for reason, count in summary.skipped.items()))
     files = f"{summary.files:,} file" + ("" if summary.files == 1 else "s")

@@ -23,10 +23,10 @@ def refuse_overwriting(store: Store, *, what: str, loss: str, folder: str = "_ru
     try:
         capabilities = probe(store, folder)
     except StoreError as error:
-        raise RunStopped(f"{store.uri} cannot store {what}, because it cannot be written: {error}") from error
+        raise RunStopped(f"{what} cannot be kept at {store.uri}: {error}") from error
     if not capabilities.create_only:
         raise RunStopped(
-            f"{store.uri} cannot store {what}: its store overwrites an object that should be created only once, so "
-            f"{loss}. Use a bucket without versioning, or another store."
+            f"{what} cannot be kept at {store.uri}: its store overwrites an object that should be created only once, "
+            f"so {loss}. Use a bucket without versioning, or another store."
         )
     return capabilities

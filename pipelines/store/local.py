@@ -265,7 +265,7 @@ def _explained(error: OSError | ValueError, path: str, action: str) -> StoreErro
     if code in (errno.EACCES, errno.EPERM):
         return Denied(f"{path} cannot be {action}: permission denied. Check its owner and mode.")
     if code in _NOT_THERE:
-        return NotFound(f"{path} cannot be {action}: {os.strerror(code)}")
+        return NotFound(f"{path} cannot be {action}: {os.strerror(code)}.")
     return StoreDown(f"{path} cannot be {action}: {os.strerror(code)}. Check the disk.")
 
 

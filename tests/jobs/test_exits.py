@@ -31,6 +31,7 @@ def test_the_codes_are_those_that_are_documented() -> None:
         (BudgetExceeded("6 % of the images are errors."), 3, "error: 6 % of the images are errors.\n"),
         (KeyboardInterrupt(), 130, "interrupted: run the same command again to resume.\n"),
         (SystemExit(2), 2, ""),
+        (SystemExit(143), 143, ""),  # of a job that was stopped, whose code `submit` leaves with
         (SystemExit(15), 143, "terminated: run the same command again to resume.\n"),  # Ray's own handler of SIGTERM
     ],
 )
@@ -249,6 +250,50 @@ def main(argv):
 
 run(main)
 """
+
+
+FORGETS = """
+import sys, time
+from jobs.exits import run_process
+
+def main(argv):
+    try:
+        print("working", flush=True)
+        time.sleep(60)
+    except BaseException:  # as callbacks of C libraries do
+        pass
+    print("forgotten", flush=True)
+    try:
+        time.sleep(60)
+    finally:
+        try:
+            raise OSError
+        except OSError:
+            print("clearing up", flush=True)
+            time.sleep(float(sys.argv[1]))
+
+run_process(main)
+"""
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_ctrl_c_that_was_forgotten_can_be_repeated(times: int) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", FORGETS, "0" if times == 2 else "50"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout is not None
+    for line in ["working\n", "forgotten\n", "clearing up\n"][:times]:
+        assert process.stdout.readline() == line
+        process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+
+    stopping = "stopping, this may take some seconds\n"
+    assert process.returncode == 130
+    assert err == 2 * stopping + ("interrupted: run the same command again to resume.\n" if times == 2 else "")
 
 
 def test_ctrl_c_ends_a_command_whose_standard_error_has_no_reader_any_more() -> None:

@@ -253,7 +253,7 @@ def test_what_was_left_out_what_had_changed_and_what_was_resumed_is_told_where_t
         "changed: 3 images changed between listing and reading; their rows describe the version that was read",
         "resumed: run 20261122-181503-a1b2 had 4 images left. Run the command again to label images that were added "
         "after it was planned",
-        "skipped: 1,000 images were already labelled",
+        "skipped: 1,000 images have rows already",
         "left out: .json 2, hidden 1",
         "table:  s3://lake/detections, 1 file of run 20261122-181503-a1b2",
     ]
@@ -262,7 +262,7 @@ def test_what_was_left_out_what_had_changed_and_what_was_resumed_is_told_where_t
 def test_nothing_to_do_is_success_in_one_line() -> None:
     summary = replace(SUMMARY, images=0, images_this_start=0, errors={}, files=0, already_labelled=1_204_113)
 
-    assert report(summary) == "nothing to do: all 1,204,113 images are labelled by scenes@0123456789ab"
+    assert report(summary) == "nothing to do: all 1,204,113 images have rows of scenes@0123456789ab already"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipelines.evaluation.annotations import read_annotations, truth_sha256
-from pipelines.stopped import RunStopped
+from pipelines.stopped import RunStopped, WrongUse
 
 TRUTH: dict[str, Any] = {
     "images": [
@@ -85,7 +85,7 @@ def test_annotations_of_another_format_stop_with_a_sentence(file: Path, text: st
 
 
 def test_annotations_that_are_not_there_stop_with_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(RunStopped, match=r"cannot read the annotations: .*nowhere\.json"):
+    with pytest.raises(WrongUse, match=r"cannot read the annotations: .*nowhere\.json"):
         read_annotations(str(tmp_path / "nowhere.json"))
 
 

@@ -25,7 +25,7 @@ from pipelines.lake.listing import (
     list_objects,
 )
 from pipelines.lake.skipping import skip_reason
-from pipelines.stopped import RunStopped
+from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import Entry, Misconfigured, Store, StoreDown, memory_store
 
 
@@ -414,5 +414,10 @@ def test_a_local_table_among_the_photographs_is_left_out(photos: Path, monkeypat
 
 
 def test_a_local_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
-    with pytest.raises(RunStopped, match=f"there is nothing at {tmp_path}/photos"):
+    with pytest.raises(RunStopped, match=rf"^there is nothing at {tmp_path}/photos\. .* use {tmp_path}/photos\*\.$"):
         list_objects([f"{tmp_path}/photos"])
+
+
+def test_an_empty_folder_is_called_that(tmp_path: Path) -> None:
+    with pytest.raises(WrongUse, match=rf"^the folder {tmp_path} is empty\. Check the address\.$"):
+        list_objects([str(tmp_path)])
