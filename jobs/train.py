@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from jobs._evaluation_report import shown_figure
-from jobs.exits import run
+from jobs.exits import run_process
 from jobs.label import duration
 from jobs.options import CommandParser, actor_range, add_s3_options, check_stays, count
 from jobs.recipe_options import add_recipe_options, recipe_values
@@ -210,4 +210,4 @@ def _listed(steps: Sequence[int]) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_process(main)
