@@ -12,7 +12,7 @@ from contextlib import redirect_stdout
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from jobs.exits import WRONG_USE, run
+from jobs.exits import WRONG_USE, run_process
 from jobs.options import CommandParser, actor_range, add_batch_size_option, add_s3_options, add_table_s3_options
 
 if TYPE_CHECKING:
@@ -92,4 +92,4 @@ def outcome(findings: "Sequence[Finding]") -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_process(main)

@@ -17,18 +17,19 @@ from typing import TYPE_CHECKING
 
 from jobs._json_log import write_shard
 from jobs._notifications import notifying
-from jobs.exits import BudgetExceeded, run
+from jobs.exits import BudgetExceeded, run_process
 from jobs.options import (
     CommandParser,
     actor_range,
     add_batch_size_option,
     add_cap_options,
+    add_classes_option,
     add_metrics_option,
     add_model_options,
+    add_relabel_option,
     add_retry_option,
     add_source_options,
     check_stays,
-    class_threshold,
     note_on_model,
     share,
 )
@@ -45,25 +46,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = CommandParser("label", __doc__)
     add_source_options(parser)
     add_model_options(parser)
-    parser.add_argument(
-        "--classes",
-        nargs="+",
-        type=class_threshold,
-        metavar="NAME[=THRESHOLD]",
-        help="keep only these classes; a class may have its own threshold (all classes)",
-    )
+    add_classes_option(parser)
     parser.add_argument("--run-id", metavar="ID", help="name of the run (made from the time)")
     parser.add_argument(
         "--new-run",
         action="store_true",
         help="seal the unfinished run of the table and start a new one instead of resuming",
     )
-    parser.add_argument(
-        "--relabel",
-        action="store_true",
-        help="label again images that the table has with another threshold, classes or precision; both rows are kept, "
-        "told apart by the column settings (refuse)",
-    )
+    add_relabel_option(parser)
     parser.add_argument(
         "--actors",
         type=actor_range,
@@ -242,7 +232,7 @@ def report(summary: "LabelSummary", threshold: float = 0.0, *, relabel: bool = F
     It has hints where a table of that `threshold` is no basis for an evaluation, and where images have several rows.
     """
     if summary.images == 0:
-        return f"nothing to do: all {summary.already_labelled:,} images are labelled by {summary.model}"
+        return f"nothing to do: all {summary.already_labelled:,} images have rows of {summary.model} already"
     rate = summary.images_this_start / summary.seconds
     lines = [
         f"done: {summary.images:,} images in {duration(summary.seconds)} ({rate:,.1f} images/s), "
@@ -265,7 +255,7 @@ def report(summary: "LabelSummary", threshold: float = 0.0, *, relabel: bool = F
             "again to label images that were added after it was planned"
         )
     if summary.already_labelled:
-        lines.append(f"skipped: {summary.already_labelled:,} images were already labelled")
+        lines.append(f"skipped: {summary.already_labelled:,} images have rows already")
     if summary.skipped:
         lines.append("left out: " + ", ".join(f"{reason} {count:,}" for reason, count in summary.skipped.items()))
     files = f"{summary.files:,} file" + ("" if summary.files == 1 else "s")
@@ -277,8 +267,8 @@ def report(summary: "LabelSummary", threshold: float = 0.0, *, relabel: bool = F
         )
     if relabel:
         lines.append(
-            "note:   images that had rows with other settings have several now, and the query counts all of them. "
-            "Copy the newest of each with ray-detr export --latest"
+            "note:   images that had rows with other settings have several now. The query counts the newest of each, "
+            "as ray-detr export --latest copies them"
         )
     return "\n".join(lines)
 
@@ -294,4 +284,4 @@ def duration(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_process(main)

@@ -159,6 +159,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="REF",
         help="a hub id with optional @revision, a directory, a .pth or .ckpt, a URI, or scenes (the embedded model)",
     )
+    add_settings_options(parser)
+
+
+def add_settings_options(parser: argparse.ArgumentParser) -> None:
+    """Add what decides which detections of a model are kept, and how they are computed."""
     parser.add_argument(
         "--threshold",
         type=share,
@@ -172,6 +177,27 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="number format of the network; auto is fp16 on GPUs and fp32 on CPUs; tf32 is fp32 with "
         "operands rounded to 10 bits on GPUs (%(default)s)",
+    )
+
+
+def add_classes_option(parser: argparse.ArgumentParser) -> None:
+    """Add which classes are kept."""
+    parser.add_argument(
+        "--classes",
+        nargs="+",
+        type=class_threshold,
+        metavar="NAME[=THRESHOLD]",
+        help="keep only these classes; a class may have its own threshold (all classes)",
+    )
+
+
+def add_relabel_option(parser: argparse.ArgumentParser) -> None:
+    """Add whether a table may get rows with other settings."""
+    parser.add_argument(
+        "--relabel",
+        action="store_true",
+        help="label again images that the table has with another threshold, classes or precision; both rows are kept, "
+        "told apart by the column settings (refuse)",
     )
 
 

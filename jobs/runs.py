@@ -15,7 +15,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from jobs.exits import run
+from jobs.exits import run_process
 from jobs.options import CommandParser, add_s3_options, minutes
 
 if TYPE_CHECKING:
@@ -226,4 +226,4 @@ def _time(at: datetime) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_process(main)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from jobs._evaluation_report import shown_figure
 from jobs._notifications import notifying
-from jobs.exits import run
+from jobs.exits import run_process
 from jobs.label import duration
 from jobs.options import (
     CommandParser,
@@ -234,4 +234,4 @@ def _listed(steps: Sequence[int]) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_process(main)

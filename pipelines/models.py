@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from detr.checkpoints.identity import identify_directory
 from detr.checkpoints.model_directory import CheckpointError, ModelUnreachable, model_files
 from detr.checkpoints.references import locate
-from detr.classes import Category
+from detr.classes import Category, UnknownClass, category_named
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.model_fingerprints import identify_by_loading
 from pipelines.store import (
@@ -83,6 +84,19 @@ def identify_model(reference: str, options: StoreOptions) -> ModelInfo:
         return _info(reference, sha256, config.categories)
     identified = identify_by_loading(path, cache=_cache().parent / "identities")
     return _info(reference, identified.sha256, identified.categories)
+
+
+def check_classes(model: ModelInfo, classes: Iterable[str], *, reference: str) -> None:
+    """Refuse names that are not classes of a model.
+
+    Raises:
+        UsageError: with the name that is nearest.
+    """
+    try:
+        for name in classes:
+            category_named(name, model.categories, model=reference)
+    except UnknownClass as error:
+        raise UsageError(str(error)) from error
 
 
 def _refusal(error: CheckpointError) -> RayDetrError:

@@ -64,7 +64,7 @@ _DAMAGE = (
 )
 _WHITES: dict[str, Callable[[bytes], int | None]] = {"PNG": white_of_png, "TIFF": white_of_tiff}
 _TWELVE_BITS = 4095
-_EIGHT_BITS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
+EIGHT_BITS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
 # What stands for white: nothing says it in the file, so it is the least of these that no value passes. Pillow gives
 # integers (I) only to 16-bit PPM, already of this scale, and to 32-bit TIFF.
 _FULL_SCALES = {"I": (65535.0,), "F": (1.0, 255.0, 65535.0)}
@@ -111,7 +111,7 @@ def decode_picture(image: ImageFile, data: bytes = b"") -> NDArray[np.uint8]:
         image.load()
     except _DAMAGE as error:
         raise _verdict(error, UnreadableImage(f"the pixels of the {image_format} are damaged: {error}")) from error
-    return _rgb(image, _WHITES[image_format](data) if data and image_format in _WHITES else None)
+    return to_rgb(image, _WHITES[image_format](data) if data and image_format in _WHITES else None)
 
 
 def _verdict(error: Exception, otherwise: ImageError) -> ImageError | MemoryError:
@@ -126,9 +126,20 @@ def _verdict(error: Exception, otherwise: ImageError) -> ImageError | MemoryErro
     return otherwise
 
 
-def _rgb(image: Image.Image, white: int | None) -> NDArray[np.uint8]:
+def to_rgb(image: Image.Image, white: int | None) -> NDArray[np.uint8]:
+    """Convert a decoded image to RGB of shape (height, width, 3); alpha is dropped.
+
+    Args:
+        image: Of any of Pillow's modes.
+        white: The value of white in 16-bit grey, None where the file does not state it.
+
+    Raises:
+        UnsupportedImage: its values have no known scale, or Pillow cannot convert its mode.
+    """
+    if image.mode == "La":  # grey premultiplied by alpha: Pillow converts it to LA only
+        image = image.convert("LA")
     mode = image.mode
-    if mode in _EIGHT_BITS:
+    if mode in EIGHT_BITS:
         return np.array(image if mode == "RGB" else image.convert("RGB"))
     grey = np.asarray(image)
     if mode.startswith("I;16"):

@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import re
 import secrets
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Literal
 
-from detr.classes import UnknownClass, category_named
 from detr.images.header import MAX_PIXELS
 from pipelines.caps import Caps, metering
 from pipelines.clock import SystemClock
-from pipelines.errors import RayDetrError, UsageError
+from pipelines.errors import RayDetrError
 from pipelines.labelling.cutting import RetryErrors, Selection
 from pipelines.labelling.driver import RunResult, run_labelling
 from pipelines.labelling.labeler_spec import LabelerSpec
@@ -36,7 +35,7 @@ from pipelines.labelling.reach import check_answers
 from pipelines.labelling.run import RunRequest, check_run_id
 from pipelines.labelling.segments import publishing
 from pipelines.lake.listing import list_objects
-from pipelines.models import FETCH_FIRST, ModelInfo, identify_model
+from pipelines.models import FETCH_FIRST, ModelInfo, check_classes, identify_model
 from pipelines.store import (
     StoreError,
     StoreOptions,
@@ -389,11 +388,7 @@ def _identify(config: LabelConfig, runner: RayRunner) -> ModelInfo:
         if not cluster_is_given():
             raise
         model = runner.try_model()  # nodes may reach what this machine does not
-    try:
-        for name, _ in config.classes or ():
-            category_named(name, model.categories, model=config.model)
-    except UnknownClass as error:
-        raise UsageError(str(error)) from error
+    check_classes(model, [name for name, _ in config.classes or ()], reference=config.model)
     return model
 
 
@@ -426,20 +421,17 @@ def _summary(config: LabelConfig, result: RunResult, model: ModelInfo, seconds: 
         labelling_seconds=result.labelling_seconds,
         resumed=result.resumed,
         max_error_rate=config.max_error_rate,
-        query=duckdb_query(without_secrets(config.table)),
+        query=query_command(without_secrets(config.table), model.id, config.table_options),
     )
 
 
-def duckdb_query(table: str) -> str:
-    """Return a shell command that counts the detections of a table by label."""
-    place = re.sub(r"([\[*?])", r"[\1]", table.removeprefix("file://").rstrip("/"))  # letters that a glob has too
-    place = place.replace("'", "''")  # in a string of SQL
-    place = re.sub(r'(["$`])', r"\\\1", place)  # between double quotes of a shell
-    files = f"'{place}/data/**/*.parquet'"
-    return (  # a command for the user to copy, which is not run here
-        f'duckdb -c "FROM (SELECT unnest(detections) AS d FROM {files}) '  # noqa: S608
-        'SELECT d.label, count(*) AS detections GROUP BY ALL ORDER BY 2 DESC"'
-    )
+def query_command(table: str, model: str, options: StoreOptions) -> str:
+    """Return a shell command that counts the current detections of a model in a table by label."""
+    stores = {"endpoint": options.endpoint, "region": options.region, "profile": options.profile}
+    given = [f"--{name} {quote(value)}" for name, value in stores.items() if value is not None]
+    words = ["ray-detr query", f"--table {quote(table)}", f"--model {quote(model)}", *given]
+    sql = "SELECT label, count(*) AS detections FROM detections GROUP BY ALL ORDER BY 2 DESC"
+    return f'{" ".join(words)} "{sql}"'
 
 
 def _everywhere(model: str) -> str:

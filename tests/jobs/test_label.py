@@ -15,9 +15,10 @@ import pipelines.labelling.label
 from jobs.exits import BudgetExceeded
 from jobs.label import duration, main, report
 from pipelines.caps import Caps
-from pipelines.labelling.label import LabelConfig, LabelSummary, duckdb_query
+from pipelines.labelling.label import LabelConfig, LabelSummary, query_command
 from pipelines.labelling.outcome import ShardReport
 from pipelines.labelling.progress import Progress
+from pipelines.store import StoreOptions
 from pipelines.table.schema import Row
 from tests.pipelines.report.tables import dog_and_cat, publish, row
 
@@ -39,7 +40,7 @@ SUMMARY = LabelSummary(
     labelling_seconds=2_900.0,
     resumed=False,
     max_error_rate=0.05,
-    query=duckdb_query("s3://lake/detections"),
+    query=query_command("s3://lake/detections", "detr@1", StoreOptions(profile="lake")),
 )
 
 
@@ -177,8 +178,8 @@ def test_a_table_that_is_no_basis_for_ap_is_told_how_to_make_one() -> None:
 
 def test_whoever_labels_again_is_told_that_images_have_several_rows() -> None:
     hint = (
-        "note:   images that had rows with other settings have several now, and the query counts all of them. "
-        "Copy the newest of each with ray-detr export --latest"
+        "note:   images that had rows with other settings have several now. The query counts the newest of each, as "
+        "ray-detr export --latest copies them"
     )
 
     assert report(SUMMARY, 0.0, relabel=True).splitlines()[-1] == hint
@@ -238,8 +239,8 @@ def test_a_person_is_told_images_errors_and_where_they_are() -> None:
         "done: 1,204,113 images in 48 min 51 s (410.8 images/s), 9,810,552 detections",
         "errors: 41 (0.0034 %): truncated 22, not_an_image 11, missing 8",
         "table:  s3://lake/detections, 37 files of run 20261122-181503-a1b2",
-        "query:  duckdb -c \"FROM (SELECT unnest(detections) AS d FROM 's3://lake/detections/data/**/*.parquet') "
-        'SELECT d.label, count(*) AS detections GROUP BY ALL ORDER BY 2 DESC"',
+        "query:  ray-detr query --table s3://lake/detections --model detr@1 --profile lake "
+        '"SELECT label, count(*) AS detections FROM detections GROUP BY ALL ORDER BY 2 DESC"',
     ]
 
 
@@ -264,7 +265,7 @@ def test_what_was_left_out_what_had_changed_and_what_was_resumed_is_told_where_t
         "changed: 3 images changed between listing and reading; their rows describe the version that was read",
         "resumed: run 20261122-181503-a1b2 had 4 images left. Run the command again to label images that were added "
         "after it was planned",
-        "skipped: 1,000 images were already labelled",
+        "skipped: 1,000 images have rows already",
         "left out: .json 2, hidden 1",
         "table:  s3://lake/detections, 1 file of run 20261122-181503-a1b2",
     ]
@@ -273,7 +274,7 @@ def test_what_was_left_out_what_had_changed_and_what_was_resumed_is_told_where_t
 def test_nothing_to_do_is_success_in_one_line() -> None:
     summary = replace(SUMMARY, images=0, images_this_start=0, errors={}, files=0, already_labelled=1_204_113)
 
-    assert report(summary) == "nothing to do: all 1,204,113 images are labelled by scenes@0123456789ab"
+    assert report(summary) == "nothing to do: all 1,204,113 images have rows of scenes@0123456789ab already"
 
 
 @pytest.mark.parametrize(

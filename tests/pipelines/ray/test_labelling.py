@@ -299,7 +299,7 @@ def test_a_folder_that_is_not_there_is_told_before_ray_is_started(config: LabelC
 def test_a_table_that_cannot_be_written_is_told_before_ray_is_started(config: LabelConfig) -> None:
     table = f"{config.images[0]}/cut.jpg/table"
 
-    with pytest.raises(RayDetrError, match=r"cut\.jpg/table cannot store a table, because it cannot be written: "):
+    with pytest.raises(RayDetrError, match=r"a table cannot be kept at .*cut\.jpg/table: .*cannot be written: "):
         label(replace(config, table=table))
 
 
