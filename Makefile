@@ -12,7 +12,7 @@ AXE_DIR ?= /tmp/ray-detr-axe
 READERS_DIR ?= /tmp/ray-detr-readers
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check audit fix simulate mutate bench docs test-gpu test-browser test-readers test-faults test-faults-s3 test-s3 lock clean
+.PHONY: help demo test lint check audit fix simulate mutate bench docs test-gpu test-browser test-readers test-metrics test-faults test-faults-s3 test-s3 lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -71,6 +71,10 @@ test-readers: .venv/.ready ## every export read back by the tool that receives i
 	@test -x $(READERS_DIR)/bin/python || { $(PYTHON) -m venv $(READERS_DIR) && $(READERS_DIR)/bin/python -m pip install --quiet \
 	  "supervision==0.31.2" "pyiceberg[sql-sqlite,pyarrow]==0.12.0" "label-studio-sdk==2.1.2" "megadetector-utils==10.0.28"; }
 	READERS_PYTHON=$(READERS_DIR)/bin/python $(PYTEST) tests/readers
+
+test-metrics: .venv/.ready ## metrics, alert rules and dashboard against Debian's Prometheus and a live run (installs it, needs root)
+	scripts/prometheus.sh
+	$(PYTEST) tests/metrics
 
 test-faults: .venv/.ready ## poison, fuzzing, killed processes and (as root) hosts on a real Ray: an hour and more. FAULTS_REPORT=FILE keeps figures
 	$(PYTEST) -s -m "long and not s3"

@@ -109,13 +109,13 @@ def _threshold_cost(evaluation: "Evaluation") -> list[str]:
         lines.append(f"only {_some(evaluation.kept_classes)} were kept: nothing counts as detected for other classes")
     cost = evaluation.threshold_cost
     if cost is not None:
-        lower = evaluation.average_precision.AP - cost.AP_doubled
         short = _counted(cost.short_images, "image has", "images have")
         lines += [
             f"detections with a score below {cost.threshold:.3g} were not kept: the AP is lower than the model's by an "
             "unknown amount",
-            f"{short} fewer than the 100 detections of an official model; a threshold of "
-            f"{cost.doubled:.3g} would cost {lower:.4f} more",
+            f"{short} fewer than 100 detections, which official models give with --threshold 0",
+            f"for comparison: without the detections below {cost.doubled:.3g}, too, the AP would be "
+            f"{shown_figure(cost.AP_doubled)}",
         ]
     return lines
 

@@ -1,7 +1,11 @@
-"""What Ctrl-C does: the first ends the command in order, the second changes nothing, the third ends it at once."""
+"""What Ctrl-C does: the first ends the command in order, the second changes nothing, the third ends it at once.
+
+A second one after a first that some library has caught and forgotten ends the command in order, as the first should.
+"""
 
 import os
 import signal
+import sys
 from contextlib import suppress
 from types import FrameType
 from typing import Any
@@ -23,6 +27,7 @@ class Interrupts:
             exit_code: Of the process that a third Ctrl-C ends.
         """
         self.count = 0
+        self._is_over = False
         self._exit_code = exit_code
         self._before: Any = signal.getsignal(signal.SIGINT)
         self._descriptor = -1
@@ -33,6 +38,7 @@ class Interrupts:
 
     def restore(self) -> None:
         """Give SIGINT its handler back, unless the command was interrupted: then the process is about to end."""
+        self._is_over = True
         if self.count or self._before is not signal.default_int_handler:
             return
         signal.signal(signal.SIGINT, self._before)
@@ -43,8 +49,9 @@ class Interrupts:
         self.count += 1
         if self.count > 2:
             os._exit(self._exit_code)
-        self._say(STOPPING if self.count == 1 else STILL_STOPPING)
-        if self.count == 1:
+        is_ending = self._is_over or (self.count > 1 and _is_handled(sys.exception()))
+        self._say(STILL_STOPPING if is_ending else STOPPING)
+        if not is_ending:
             raise KeyboardInterrupt
 
     def _say(self, sentence: str) -> None:
@@ -54,3 +61,10 @@ class Interrupts:
         # would be taken for one of whatever runs now
         with suppress(OSError):
             os.write(self._descriptor, f"{before}{sentence}\n".encode())
+
+
+def _is_handled(error: BaseException | None) -> bool:
+    """Return whether a KeyboardInterrupt is on its way: code that clears up runs, and may handle errors of its own."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.exits import run
+from jobs.exits import run_process
 from jobs.options import CommandParser, count, minutes
 
 MODES = ("model", "label", "train", "decode", "evaluate", "start")
@@ -180,4 +180,4 @@ def shape(text: str) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_process(main)

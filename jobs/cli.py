@@ -4,10 +4,12 @@ import difflib
 import importlib
 import re
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import NoReturn
 
-from jobs.exits import WRONG_USE, run
+from jobs.exits import WRONG_USE, run_process
 
 _FOLDER = Path(__file__).parent
 _NOT_COMMANDS = {"__init__", "cli", "exits", "options", "progress", "recipe_options", "train_progress"}
@@ -19,15 +21,20 @@ def commands() -> list[str]:
     return sorted(name for name in names if name not in _NOT_COMMANDS and not name.startswith("_"))
 
 
-def main() -> None:
-    """Run the command that is named first and exit with its code."""
-    words = sys.argv[1:] or ["--help"]
+def main() -> NoReturn:
+    """Run the command that is named first and end the process with its exit code: what the console script calls."""
+    run_process(dispatch)
+
+
+def dispatch(words: Sequence[str] | None = None) -> None:
+    """Run the command that is named first, in this process; None: as it was typed."""
+    words = list(sys.argv[1:] if words is None else words) or ["--help"]
     if words[0] == "help":  # `ray-detr help label` is `ray-detr label --help`
         words = [words[1], "--help"] if len(words) > 1 else ["--help"]
     known = commands()
     name = words[0].replace("-", "_")
     if name in known:
-        run(importlib.import_module(f"jobs.{name}").main, words[1:])
+        importlib.import_module(f"jobs.{name}").main(words[1:])
         return
     if words[0] in ("-h", "--help"):
         print(overview())

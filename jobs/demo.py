@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.exits import run
+from jobs.exits import run_process
 from jobs.options import CommandParser, count
 
 DRAWN_PICTURES = 5
@@ -87,4 +87,4 @@ def _is_ours(folder: Path) -> bool:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_process(main)

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.exits import run
+from jobs.exits import run_process
 from jobs.options import PRECISIONS, CommandParser, note_on_model, share
 
 if TYPE_CHECKING:
@@ -46,8 +46,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     from jobs.progress import Drawing, shown
     from pipelines.detect import ImageFailure, detect, find_images, open_detector
-    from pipelines.errors import RayDetrError
+    from pipelines.errors import RayDetrError, UsageError
+    from pipelines.table.schema import TRANSIENT_KINDS
 
+    if args.draw is not None and args.draw.exists() and not args.draw.is_dir():
+        parser.error(f"--draw {args.draw} is a file: name a folder, which is made if it is missing")
     try:
         images = find_images(args.images)
     except ValueError as error:
@@ -59,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     output, errors = sys.stdout, sys.stderr  # a bar takes their names over
     note_on_model(args.model)
-    seen = 0
+    seen, failures = 0, set[str]()
     # on a terminal the results themselves show how far it is
     with nullcontext(_ignore) if output.isatty() else shown(errors, drawing) as on_progress:
         on_progress(-1)
@@ -74,13 +77,16 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(json.dumps(asdict(result), default=str), file=output, flush=True)
             if isinstance(result, ImageFailure):
                 print(f"cannot read {result.image}: {result.error_kind}: {result.error}", file=sys.stderr)
+                failures.add(result.error_kind)
                 continue
             seen += 1
             if not args.json:
                 print(report(result), file=output, flush=True)
     if not seen:
         which = "the image could not" if len(images) == 1 else f"none of the {len(images):,} images could"
-        raise RayDetrError(f"{which} be read.")
+        # what a store did not give may be there the next time; what is missing or no image is wrong use
+        kind = RayDetrError if failures & (TRANSIENT_KINDS - {"missing"}) else UsageError
+        raise kind(f"{which} be read.")
 
 
 def _ignore(_: int) -> None:
@@ -99,4 +105,4 @@ def report(seen: "ImageResult") -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_process(main)

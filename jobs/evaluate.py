@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from jobs._evaluation_report import report
-from jobs.exits import BudgetExceeded, run
+from jobs.exits import BudgetExceeded, run_process
 from jobs.options import PRECISIONS, CommandParser, actor_range, add_batch_size_option, add_s3_options, share
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ MAX_DROP = 0.002
 
 # options that say something about one source only
 BELONGS: dict[str, tuple[str, ...]] = {
-    "table": ("run_id", "allow_thresholded"),
+    "table": ("run_id", "settings", "allow_thresholded"),
     "model": ("images", "keep_table", "precision", "device", "batch_size", "actors", "verbose"),
 }
 
@@ -126,6 +126,8 @@ def _parser() -> CommandParser:
 
 def _add_table_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--run-id", metavar="ID", help="only the rows of this run (the current row of every image)")
+    group.add_argument("--settings", metavar="TEXT", help="only rows with these settings, as in the column `settings` "
+                       "(all, if they have the same)")  # fmt: skip
     group.add_argument("--allow-thresholded", action="store_true", default=None,
                        help="also measure a table without low scores or without some classes, and print what that "
                        "costs: its AP is lower than the model's")  # fmt: skip
@@ -190,7 +192,7 @@ def _evaluate(
             args.table,
             annotations,
             options=options,
-            choice=RowChoice(run_id=args.run_id),
+            choice=RowChoice(run_id=args.run_id, settings=args.settings),
             allow_thresholded=bool(args.allow_thresholded),
             evaluator=args.evaluator,
         )
@@ -267,4 +269,4 @@ def points(text: str) -> float:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_process(main)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from jobs.exits import run
+from jobs.exits import run_process
 from jobs.options import CommandParser, add_s3_options, check_stays, count
 
 FORMATS = ("parquet", "jsonl", "csv", "coco", "coco-dataset", "yolo", "voc", "labelstudio", "megadetector", "iceberg")
@@ -105,4 +105,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_process(main)

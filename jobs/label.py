@@ -8,28 +8,37 @@ new or changed since the last one.
 
 import json
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.exits import BudgetExceeded, run
+from jobs._json_log import write_shard
+from jobs._notifications import notifying
+from jobs.exits import BudgetExceeded, run_process
 from jobs.options import (
     CommandParser,
     actor_range,
     add_batch_size_option,
+    add_cap_options,
+    add_classes_option,
+    add_metrics_option,
     add_model_options,
+    add_relabel_option,
     add_retry_option,
     add_source_options,
     check_stays,
-    class_threshold,
     note_on_model,
     share,
 )
 
 if TYPE_CHECKING:
     from pipelines.labelling.label import LabelSummary
+    from pipelines.labelling.outcome import ShardReport
+    from pipelines.labelling.progress import Progress
+    from pipelines.run_metrics import RunMetrics
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -37,25 +46,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = CommandParser("label", __doc__)
     add_source_options(parser)
     add_model_options(parser)
-    parser.add_argument(
-        "--classes",
-        nargs="+",
-        type=class_threshold,
-        metavar="NAME[=THRESHOLD]",
-        help="keep only these classes; a class may have its own threshold (all classes)",
-    )
+    add_classes_option(parser)
     parser.add_argument("--run-id", metavar="ID", help="name of the run (made from the time)")
     parser.add_argument(
         "--new-run",
         action="store_true",
         help="seal the unfinished run of the table and start a new one instead of resuming",
     )
-    parser.add_argument(
-        "--relabel",
-        action="store_true",
-        help="label again images that the table has with another threshold, classes or precision; both rows are kept, "
-        "told apart by the column settings (refuse)",
-    )
+    add_relabel_option(parser)
     parser.add_argument(
         "--actors",
         type=actor_range,
@@ -103,11 +101,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="N",
         help="stop, resumable, after N minutes without a finished shard, waiting for nodes included (%(default)g)",
     )
+    add_cap_options(parser, on_stop="shards in progress are finished")
     parser.add_argument(
         "--report",
         type=Path,
         metavar="FILE",
         help="then write an HTML page about this run, as `ray-detr report` (none)",
+    )
+    add_metrics_option(parser)
+    parser.add_argument(
+        "--log-json", action="store_true", help="write one JSON line to standard error for each shard that is done"
     )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.add_argument("--verbose", action="store_true", help="show Ray's own messages")
@@ -116,7 +119,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_stays(parser, "--report", None if args.report is None else str(args.report))
 
     from jobs.progress import shown_progress
+    from pipelines.caps import Caps
     from pipelines.labelling.label import LabelConfig, label
+    from pipelines.run_metrics import RunMetrics
+    from pipelines.store import without_secrets
 
     try:
         config = LabelConfig(
@@ -153,17 +159,29 @@ def main(argv: Sequence[str] | None = None) -> None:
             decode_seconds=args.decode_seconds,
             node_minutes=args.node_minutes,
             stall_minutes=args.stall_minutes,
+            caps=Caps(args.max_minutes, args.max_cost, args.price_per_hour),
             verbose=args.verbose,
         )
     except ValueError as error:
         parser.error(str(error))
 
+    metrics = RunMetrics("label") if args.metrics else None
     note_on_model(args.model)
     result = sys.stdout
     # Ray tells of dead workers on standard output, where a result is expected, until it has ended
-    with redirect_stdout(sys.stderr), ExitStack() as afterwards:  # ends a local Ray after the summary: it takes seconds
-        with shown_progress(sys.stderr) as on_progress:
-            summary = label(config, on_progress=on_progress, afterwards=afterwards)
+    with (
+        notifying("label", without_secrets(config.table)) as details,
+        redirect_stdout(sys.stderr),
+        ExitStack() as afterwards,  # ends a local Ray after the summary: it takes seconds
+    ):
+        with shown_progress(sys.stderr) as show:
+            summary = label(
+                config,
+                on_progress=show if metrics is None else _both(show, metrics),
+                afterwards=afterwards,
+                on_shard=_on_shard(metrics, log_json=args.log_json),
+            )
+        details |= {"run_id": summary.run_id, "images": summary.images, "errors": sum(summary.errors.values())}
         print(
             json.dumps(asdict(summary), indent=2)
             if args.json
@@ -182,12 +200,30 @@ def main(argv: Sequence[str] | None = None) -> None:
                 picture_options=config.image_options,
             )
             print(f"report: {write_report(page).out}", file=sys.stderr if args.json else result, flush=True)
-    if not summary.within_budget:
-        raise BudgetExceeded(
-            f"{sum(summary.errors.values()):,} of {summary.images:,} images have errors: a share of "
-            f"{summary.error_rate:.3g}, where --max-error-rate allows {config.max_error_rate:.3g}. "
-            "The table is complete; the column `error` has the reason of each."
-        )
+        if not summary.within_budget:
+            raise BudgetExceeded(
+                f"{sum(summary.errors.values()):,} of {summary.images:,} images have errors: a share of "
+                f"{summary.error_rate:.3g}, where --max-error-rate allows {config.max_error_rate:.3g}. "
+                "The table is complete; the column `error` has the reason of each."
+            )
+
+
+def _both(show: "Callable[[Progress], None]", metrics: "RunMetrics") -> "Callable[[Progress], None]":
+    def on_progress(progress: "Progress") -> None:
+        show(progress)
+        metrics.labelling(progress, time.monotonic())
+
+    return on_progress
+
+
+def _on_shard(metrics: "RunMetrics | None", *, log_json: bool) -> "Callable[[str, ShardReport], None]":
+    def on_shard(run_id: str, report: "ShardReport") -> None:
+        if metrics is not None:
+            metrics.shard(report)
+        if log_json:
+            write_shard(run_id, report)
+
+    return on_shard
 
 
 def report(summary: "LabelSummary", threshold: float = 0.0, *, relabel: bool = False) -> str:
@@ -196,7 +232,7 @@ def report(summary: "LabelSummary", threshold: float = 0.0, *, relabel: bool = F
     It has hints where a table of that `threshold` is no basis for an evaluation, and where images have several rows.
     """
     if summary.images == 0:
-        return f"nothing to do: all {summary.already_labelled:,} images are labelled by {summary.model}"
+        return f"nothing to do: all {summary.already_labelled:,} images have rows of {summary.model} already"
     rate = summary.images_this_start / summary.seconds
     lines = [
         f"done: {summary.images:,} images in {duration(summary.seconds)} ({rate:,.1f} images/s), "
@@ -219,7 +255,7 @@ def report(summary: "LabelSummary", threshold: float = 0.0, *, relabel: bool = F
             "again to label images that were added after it was planned"
         )
     if summary.already_labelled:
-        lines.append(f"skipped: {summary.already_labelled:,} images were already labelled")
+        lines.append(f"skipped: {summary.already_labelled:,} images have rows already")
     if summary.skipped:
         lines.append("left out: " + ", ".join(f"{reason} {count:,}" for reason, count in summary.skipped.items()))
     files = f"{summary.files:,} file" + ("" if summary.files == 1 else "s")
@@ -231,8 +267,8 @@ def report(summary: "LabelSummary", threshold: float = 0.0, *, relabel: bool = F
         )
     if relabel:
         lines.append(
-            "note:   images that had rows with other settings have several now, and the query counts all of them. "
-            "Copy the newest of each with ray-detr export --latest"
+            "note:   images that had rows with other settings have several now. The query counts the newest of each, "
+            "as ray-detr export --latest copies them"
         )
     return "\n".join(lines)
 
@@ -248,4 +284,4 @@ def duration(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_process(main)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from jobs.exits import run
+from jobs.exits import run_process
 from jobs.options import CommandParser, add_s3_options, check_stays
 
 
@@ -56,4 +56,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_process(main)

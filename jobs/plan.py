@@ -2,7 +2,8 @@
 
 ray-detr plan --images s3://lake/2026/ --table s3://lake/detections --model facebook/detr-resnet-50
 
-Shards are counted as on GPUs, 2,048 images each, unless --shard-images is given.
+Shards are counted as on GPUs, 2,048 images each, unless --shard-images is given. With --model it takes the options of
+`ray-detr label`, and refuses what that refuses: a threshold, classes or a precision that the table has no rows of.
 """
 
 import json
@@ -10,11 +11,20 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from jobs.exits import run
-from jobs.options import CommandParser, add_retry_option, add_source_options
+from jobs.exits import run_process
+from jobs.options import (
+    CommandParser,
+    add_classes_option,
+    add_relabel_option,
+    add_retry_option,
+    add_settings_options,
+    add_source_options,
+)
 
 if TYPE_CHECKING:
     from pipelines.labelling.plan import PlanConfig, PlanSummary
+
+SETTINGS = ("threshold", "classes", "precision", "relabel")  # what tells rows of one model apart
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -26,9 +36,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="REF",
         help="the model of the run, which is read to find its rows; without it, rows of any model count as labelled",
     )
+    add_settings_options(parser)
+    add_classes_option(parser)
+    add_relabel_option(parser)
     add_retry_option(parser)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     args = parser.parse_args(argv)
+    given = [name for name in SETTINGS if getattr(args, name) != parser.get_default(name)]
+    if args.model is None and given:
+        parser.error(f"--{given[0]} goes with --model, whose rows it tells apart")
 
     from pipelines.labelling.plan import GPU_SHARD_IMAGES, PlanConfig, summarise_plan
     from pipelines.store import StoreOptions
@@ -61,11 +77,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     if args.model is not None:
         from pipelines.labelling.model_names import with_recorded_name
-        from pipelines.models import identify_model
+        from pipelines.models import check_classes, identify_model
         from pipelines.store import open_store
 
         model = identify_model(args.model, table_options)
-        config = replace(config, model=with_recorded_name(open_store(args.table, table_options), model).id)
+        check_classes(model, [name for name, _ in args.classes or ()], reference=args.model)
+        config = replace(
+            config,
+            model=with_recorded_name(open_store(args.table, table_options), model).id,
+            configuration={
+                "threshold": args.threshold,
+                "classes": args.classes,
+                "precision": args.precision,
+            },
+            relabel=args.relabel,
+        )
 
     summary = summarise_plan(config)
 
@@ -105,4 +131,4 @@ def size(size_bytes: int) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_process(main)

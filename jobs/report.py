@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.exits import BudgetExceeded, run
+from jobs.exits import BudgetExceeded, run_process
 from jobs.options import CommandParser, add_s3_options, check_stays, count, share
 
 if TYPE_CHECKING:
@@ -115,4 +115,4 @@ def check_drift(summary: "ReportSummary", most: float) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_process(main)

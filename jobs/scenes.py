@@ -8,7 +8,7 @@ The model `scenes`, which is part of the package, detects these shapes.
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.exits import run
+from jobs.exits import run_process
 from jobs.options import CommandParser
 
 
@@ -50,4 +50,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_process(main)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from jobs.exits import run
+from jobs.exits import run_process
 from jobs.options import CommandParser, add_s3_options, check_stays, count, share
 from jobs.plan import size
 
@@ -194,4 +194,4 @@ def duration(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_process(main)

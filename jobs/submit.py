@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from jobs.cli import commands
-from jobs.exits import run
+from jobs.exits import run_process
 from jobs.options import CommandParser
 
 
@@ -119,4 +119,4 @@ def _print_now(text: str) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_process(main)

@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from jobs.exits import run
+from jobs.exits import run_process
 from jobs.options import CommandParser
 
 METADATA_URL = "http://169.254.169.254"  # of both clouds
@@ -64,4 +64,4 @@ def _seconds(text: str) -> float:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_process(main)

@@ -23,7 +23,7 @@ from ray._private import ray_constants, services
 from ray._raylet import Config  # type: ignore[attr-defined]  # compiled, its annotations lack it
 from ray.autoscaler.sdk import request_resources
 from ray.data import DataContext
-from ray.exceptions import AuthenticationError
+from ray.exceptions import AuthenticationError, RayError
 
 from pipelines.errors import RayDetrError
 from pipelines.store.uris import LOCAL_ROOT, split_uri
@@ -342,6 +342,17 @@ def room_sentence(pool: Pool) -> str:
     """Return for how many actors the connected cluster has room now: what to look at when none comes back."""
     nodes = node_resources()
     return f"the cluster has room for {_room(nodes, pool.cpus, pool.gpus)} actors ({_figures(nodes)})"
+
+
+def count_nodes_for(cpus: float, gpus: float, *, most: int) -> int | None:
+    """Return how many nodes of the connected cluster could hold an actor of such needs, at most one for each actor.
+
+    None: the head does not answer.
+    """
+    try:
+        return min(most, sum(_room([node], cpus, gpus) > 0 for node in node_resources()))
+    except (RayError, RuntimeError):
+        return None
 
 
 def _room(nodes: Sequence[Mapping[str, float]], cpus: float, gpus: float) -> int:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from detr.checkpoints.identity import identify_directory
 from detr.checkpoints.model_directory import CheckpointError, ModelUnreachable, model_files
 from detr.checkpoints.references import locate
-from detr.classes import Category
+from detr.classes import Category, UnknownClass, category_named
 from detr.families import FAMILIES, NATIVE
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.model_fingerprints import identify_by_loading
@@ -158,6 +158,19 @@ def check_trainable(model: ModelInfo) -> None:
             "Transformer are. Fine-tune it with transformers' Trainer (docs/models.md); `ray-detr label` takes the "
             "checkpoint that this writes as it is."
         )
+
+
+def check_classes(model: ModelInfo, classes: Iterable[str], *, reference: str) -> None:
+    """Refuse names that are not classes of a model.
+
+    Raises:
+        UsageError: with the name that is nearest.
+    """
+    try:
+        for name in classes:
+            category_named(name, model.categories, model=reference)
+    except UnknownClass as error:
+        raise UsageError(str(error)) from error
 
 
 def _refusal(error: CheckpointError) -> RayDetrError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +10,7 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import RayDetrError
 from pipelines.store import Store, StoreEntry, join_uri
+from pipelines.store.object_file import ObjectFile
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def open_object(store: Store, key: str, size: int) -> pq.ParquetFile:
     """
     with parquet_of(join_uri(store.uri, key)):
         return pq.ParquetFile(
-            pa.PythonFile(_ObjectFile(store, key, size), mode="r"), pre_buffer=True, page_checksum_verification=True
+            pa.PythonFile(ObjectFile(store, key, size), mode="r"), pre_buffer=True, page_checksum_verification=True
         )
 
 
@@ -57,30 +57,3 @@ def stored_schema(schema: pa.Schema) -> pa.Schema:
     sink = pa.BufferOutputStream()
     pq.write_table(schema.empty_table(), sink)
     return pq.read_schema(pa.BufferReader(sink.getvalue())).remove_metadata()
-
-
-class _ObjectFile(io.RawIOBase):
-    """One object as a file that can be read from anywhere; what is read is one request."""
-
-    def __init__(self, store: Store, key: str, size: int) -> None:
-        self._store, self._key, self._size, self._position = store, key, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def read(self, length: int | None = -1) -> bytes:
-        rest = max(self._size - self._position, 0)
-        wanted = rest if length is None or length < 0 else min(length, rest)
-        data = self._store.get_range(self._key, self._position, wanted) if wanted else b""
-        self._position += len(data)
-        return data

@@ -28,9 +28,9 @@ OF_DETR = {
     "huggingface_hub", "httpx",
 }  # fmt: skip
 # judges and tools of tests
-NEVER = {"transformers", "timm", "duckdb", "pandas", "pytest", "hypothesis", "moto"}
-# libraries that jobs.bench measures beside ours: each in the files that are named after it, and nowhere else
-PEERS = {"transformers", "openvino", "onnxruntime", "daft"}
+NEVER = {"transformers", "timm", "pandas", "pytest", "hypothesis", "moto"}
+# libraries that jobs.bench measures beside ours, and the engine of jobs.query: each in these files, and nowhere else
+PEERS = {"transformers", "openvino", "onnxruntime", "daft", "duckdb"}
 PEER_FILES = {
     "detr/transformers_model.py": {"transformers"},  # other detectors, behind an extra
     "pipelines/benchmarks/peers/transformers_family.py": {"transformers"},
@@ -41,6 +41,7 @@ PEER_FILES = {
     "pipelines/benchmarks/peers/openvino_model.py": {"openvino"},
     "pipelines/benchmarks/peers/onnxruntime_model.py": {"onnxruntime"},
     "pipelines/benchmarks/peers/daft_script.py": {"daft"},
+    "pipelines/exports/query.py": {"duckdb"},
 }
 
 

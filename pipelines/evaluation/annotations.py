@@ -9,10 +9,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipelines.coco.documents import read_document
 from pipelines.coco.text import read_coco
 from pipelines.coco.truth import image_numbers, normal_truth
 from pipelines.errors import RayDetrError
-from pipelines.store import StoreError, StoreOptions, Stores, without_secrets
+from pipelines.store import StoreOptions, without_secrets
 
 Json = dict[str, Any]
 
@@ -72,10 +73,7 @@ def read_annotations(
         ValueError: no annotated image has that size.
     """
     name = without_secrets(uri)
-    try:
-        data = Stores(options).get(uri).data
-    except StoreError as error:
-        raise RayDetrError(f"cannot read the annotations: {error}") from error
+    data = read_document(uri, what="the annotations", options=options)
     coco = read_coco(data, name=name)
     document = coco.document()
     if coco.is_repeated.any():

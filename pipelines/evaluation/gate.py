@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
+from pipelines.coco.documents import read_document
 from pipelines.errors import RayDetrError
 from pipelines.evaluation.annotations import Annotations
 from pipelines.evaluation.evaluate import Evaluation
-from pipelines.store import StoreError, StoreOptions, Stores, without_secrets
+from pipelines.store import StoreOptions, without_secrets
 from pipelines.strict_json import parse_json
 
 _ROUNDING: Final = 1e-9  # of differences of decimal fractions: 42.2 - 42.0 is 0.2000000000000028
@@ -48,10 +49,7 @@ def read_baseline(uri: str, *, options: StoreOptions | None = None) -> Baseline:
         RayDetrError: it cannot be read, or is something else.
     """
     name = without_secrets(uri)
-    try:
-        data = Stores(options).get(uri).data
-    except StoreError as error:
-        raise RayDetrError(f"cannot read the baseline: {error}") from error
+    data = read_document(uri, what="the baseline", options=options)
     try:
         metrics: Any = parse_json(data)
     except ValueError as error:

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from detr.evaluation.coco_results import ResultColumns, ResultRow
+from pipelines.coco.documents import read_document
 from pipelines.coco.text import json_text
 from pipelines.coco.values import box, id_key, is_finite_box, number, whole
 from pipelines.errors import RayDetrError
-from pipelines.store import StoreError, StoreOptions, Stores, without_secrets
+from pipelines.store import StoreOptions, without_secrets
 from pipelines.strict_json import parse_json
 
 FIELDS = ("image_id", "category_id", "bbox", "score")
@@ -35,10 +36,7 @@ def read_results(
         RayDetrError: it cannot be read, a row is not one of COCO's, or is of an image that the annotations do not have.
     """
     name = without_secrets(uri)
-    try:
-        data = Stores(options).get(uri).data
-    except StoreError as error:
-        raise RayDetrError(f"cannot read the results: {error}") from error
+    data = read_document(uri, what="the results", options=options)
     try:
         rows = parse_json(json_text(data, name=f"results {name}"))
     except ValueError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from detr.images.results import ImageError
 from pipelines.coco.names import ImageNames, NameMatch
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.evaluation.annotations import Annotations, Json
+from pipelines.labelling.recorded_settings import RecordedSettings, columns_of
 from pipelines.parquet_files import open_listed, parquet_of
 from pipelines.store import Store, StoreEntry, StoreError, StoreOptions, Stores, join_uri, open_store, without_secrets
 from pipelines.strict_json import parse_object
@@ -39,11 +40,13 @@ class RowChoice:
     Attributes:
         run_id: of this run.
         model: of this model, as rows name it.
+        settings: with these settings, as the column `settings` has them.
         uris: of these images.
     """
 
     run_id: str | None = None
     model: str | None = None
+    settings: str | None = None
     uris: Collection[str] | None = None
 
 
@@ -92,6 +95,7 @@ class _Row:
     width: int | None
     model: str
     threshold: float
+    settings: str | None
     rank: tuple[bool, datetime, str]  # the highest is the current one, as `exports.current` has it
     place: tuple[str, int, int]
 
@@ -143,6 +147,7 @@ def read_table_results(
         rows, unannotated, otherwise = _current_rows(table, files, ImageNames(known), chosen_rows)
         rows = {name: row for name, row in sorted(rows.items()) if name in chosen}
         models = _models(rows)
+        _check_settings(rows)
         threshold = max((row.threshold for row in rows.values()), default=0.0)
         classes = _kept_classes(table, files, rows)
         if not allow_thresholded:
@@ -203,6 +208,7 @@ def _current_rows(
     respelled: dict[str, str] = {}
     total = 0
     ambiguous: str | None = None
+    recorded = RecordedSettings(table)
     counted = {True: 0, False: 0}  # rows of annotated images, by whether they are placed as annotated
     for key, entry in files.items():
         file = _open(table, entry)
@@ -214,15 +220,22 @@ def _current_rows(
                 ambiguous = ambiguous or next((uri for uri in uris if len(names.of_the_same_last_part(uri)) > 1), None)
                 if not found:
                     continue
-                values = file.read_row_group(group, columns=[*_KEYS]).take(list(found)).to_pylist()
-                for (index, match), value in zip(found.items(), values, strict=True):
+                columns = list(dict.fromkeys([*_KEYS, *columns_of(file)]))
+                taken = file.read_row_group(group, columns=columns).take(list(found))
+                settings = recorded.of_rows(taken).to_pylist()
+                for (index, match), value, own in zip(found.items(), taken.to_pylist(), settings, strict=True):
                     counted[match.is_placed_alike] += 1
-                    if not _counts(uris[index], value, choice):
+                    if not _counts(uris[index], value, own, choice):
                         continue
-                    row = _row(uris[index], value, (key, group, index))
+                    row = _row(uris[index], value, own, (key, group, index))
                     _keep_current(placed if match.is_placed_alike else elsewhere, match, row)
                     if not match.is_spelled_alike:
                         respelled[match.name] = uris[index]
+    if choice.settings is not None and not placed and not elsewhere and any(counted.values()):
+        raise UsageError(
+            f"no row of an annotated image has the settings {choice.settings}. `ray-detr runs` lists the settings of "
+            "the table's runs."
+        )
     if placed or not elsewhere:
         if not placed and ambiguous is not None:
             one, other = names.of_the_same_last_part(ambiguous)[:2]
@@ -236,8 +249,9 @@ def _current_rows(
     return elsewhere, total - counted[False], sentences
 
 
-def _counts(uri: str, value: Json, choice: RowChoice) -> bool:
-    return choice.model in (None, value["model"]) and (choice.uris is None or uri in choice.uris)
+def _counts(uri: str, value: Json, settings: str | None, choice: RowChoice) -> bool:
+    is_chosen = choice.model in (None, value["model"]) and choice.settings in (None, settings)
+    return is_chosen and (choice.uris is None or uri in choice.uris)
 
 
 def _open(table: Store, entry: StoreEntry) -> pq.ParquetFile:
@@ -246,7 +260,7 @@ def _open(table: Store, entry: StoreEntry) -> pq.ParquetFile:
     return file
 
 
-def _row(uri: str, value: Json, place: tuple[str, int, int]) -> _Row:
+def _row(uri: str, value: Json, settings: str | None, place: tuple[str, int, int]) -> _Row:
     return _Row(
         uri=uri,
         is_error=value["status"] != "ok",
@@ -254,6 +268,7 @@ def _row(uri: str, value: Json, place: tuple[str, int, int]) -> _Row:
         width=value["width"],
         model=value["model"],
         threshold=value["threshold"],
+        settings=settings,
         rank=(value["error_kind"] not in TRANSIENT_KINDS, value["labelled_at"], value["run_id"]),
         place=place,
     )
@@ -273,11 +288,21 @@ def _keep_current(current: dict[str, _Row], match: NameMatch, row: _Row) -> None
 def _models(rows: Mapping[str, _Row]) -> tuple[str, ...]:
     models = tuple(sorted({row.model for row in rows.values()}))
     if len(models) > 1:
-        raise RayDetrError(
+        raise UsageError(
             f"the current rows are of {len(models)} models, {', '.join(models)}: the figures would belong to none of "
             "them. Choose one run with --run-id."
         )
     return models
+
+
+def _check_settings(rows: Mapping[str, _Row]) -> None:
+    counts = Counter(row.settings or "unknown settings" for row in rows.values())
+    if len(counts) > 1:
+        found = ", ".join(f"{count:,} with {settings}" for settings, count in sorted(counts.items()))
+        raise UsageError(
+            f"the current rows have several settings ({found}): the figures would belong to none of them. Choose one "
+            "with --settings of ray-detr evaluate, or one run."
+        )
 
 
 def _kept_classes(table: Store, files: Mapping[str, StoreEntry], rows: Mapping[str, _Row]) -> tuple[str, ...] | None:
@@ -302,12 +327,12 @@ def _check_complete(threshold: float, classes: tuple[str, ...] | None) -> None:
     if classes is not None:
         raise ValueError(
             f"the rows keep the classes {', '.join(classes)} only: nothing would count as found of the others. "
-            "Label without --classes, or give --allow-thresholded to measure what there is."
+            "Label into another table without --classes, or give --allow-thresholded to measure what there is."
         )
     if threshold > 0:
         raise ValueError(
             f"the rows have threshold {threshold:.3g}: without the detections below it, AP is lower than the model's. "
-            "Label with --threshold 0, or give --allow-thresholded to measure what there is."
+            "Label into another table with --threshold 0, or give --allow-thresholded to measure what there is."
         )
 
 

@@ -7,7 +7,7 @@ other, unless one settings value is given. `current_query` is the same in SQL.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Final
 
@@ -21,6 +21,13 @@ from pipelines.labelling.labelled_keys import KEY_BYTES, Keys
 from pipelines.labelling.recorded_settings import RecordedSettings, columns_of
 from pipelines.parquet_files import parquet_of
 from pipelines.table.schema import TRANSIENT_KINDS
+
+_KINDS = ", ".join(f"'{kind}'" for kind in sorted(TRANSIENT_KINDS))
+CURRENT: Final = (
+    "QUALIFY row_number() OVER (PARTITION BY uri ORDER BY "
+    f"coalesce(error_kind IN ({_KINDS}), false), labelled_at DESC, run_id DESC, shard DESC) = 1"
+)
+"""What a query of rows ends with, in DuckDB, to give the current ones."""
 
 _SAYS_SOMETHING: Final = 2**62  # above all times, which are microseconds since 1970
 
@@ -72,19 +79,47 @@ def current_rows(
     return masks
 
 
-def current_query(table: str, model: str | None = None, settings: str | None = None) -> str:
-    """Return SQL for DuckDB that gives the same rows: of `table`, a URI without a slash at its end."""
-    kinds = ", ".join(f"'{kind}'" for kind in sorted(TRANSIENT_KINDS))
+def current_query(
+    table: str, model: str | None = None, settings: str | None = None, recorded: Mapping[str, str] | None = None
+) -> str:
+    """Return SQL for DuckDB that gives the same rows.
+
+    Args:
+        table: A URI without a slash at its end.
+        model: As for `current_rows`.
+        settings: As for `current_rows`.
+        recorded: The settings of runs whose rows do not say them; without it, such rows have none.
+    """
+    files = f"read_parquet('{table}/data/**/*.parquet', union_by_name = true)"
+    if settings is not None:
+        return f"{rows_query(files, model, settings, recorded)} {CURRENT}"
+    only = "" if model is None else f" WHERE model = {_quoted(model)}"
+    return f"FROM {files}{only} {CURRENT}"
+
+
+def rows_query(
+    files: str, model: str | None = None, settings: str | None = None, recorded: Mapping[str, str] | None = None
+) -> str:
+    """Return SQL for DuckDB that gives all rows of some files, each with its settings.
+
+    Args:
+        files: What is read, such as a call of read_parquet.
+        model: As for `current_rows`.
+        settings: As for `current_rows`.
+        recorded: As for `current_query`.
+    """
+    cases = " ".join(f"WHEN {_quoted(run_id)} THEN {_quoted(text)}" for run_id, text in (recorded or {}).items())
+    own = f"coalesce(settings, CASE run_id {cases} END)" if cases else "settings"
     wanted = {"model": model, "settings": settings}
-    chosen = [
-        f"{name} = '{value.replace(chr(39), 2 * chr(39))}'" for name, value in wanted.items() if value is not None
-    ]
+    chosen = [f"{name} = {_quoted(value)}" for name, value in wanted.items() if value is not None]
+    # files of earlier releases have no column `settings`, and a table may have no other files
+    with_column = f"(FROM {files} UNION ALL BY NAME SELECT NULL::VARCHAR AS settings WHERE false)"
     only = f" WHERE {' AND '.join(chosen)}" if chosen else ""
-    return (
-        f"FROM read_parquet('{table}/data/**/*.parquet', union_by_name = true){only} "
-        "QUALIFY row_number() OVER (PARTITION BY uri ORDER BY "
-        f"coalesce(error_kind IN ({kinds}), false), labelled_at DESC, run_id DESC, shard DESC) = 1"
-    )
+    return f"FROM (SELECT * REPLACE ({own} AS settings) FROM {with_column}){only}"  # noqa: S608 - names are quoted
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
 
 
 def _is_current(keys: Keys, ranks: npt.NDArray[np.int64]) -> Mask:

@@ -8,20 +8,21 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from pipelines.caps import Meter
 from pipelines.clock import Clock
-from pipelines.errors import SettingsMismatch
+from pipelines.errors import CapReached
 from pipelines.labelling.cutting import Look, Selection
 from pipelines.labelling.labelled_keys import LabelledKeys, read_labelled
 from pipelines.labelling.manifest import Counts, PlannedSegment, read_complete, read_manifest
 from pipelines.labelling.outcome import Outcome, ShardReport
+from pipelines.labelling.past_settings import PastSettings
 from pipelines.labelling.plan import write_plan
 from pipelines.labelling.progress import Progress
 from pipelines.labelling.publish import THREADS, read_done, remove_parts, verify_run
 from pipelines.labelling.run import Run, RunRequest, begin_run, finish_run, latest_run, read_end, resume_run
-from pipelines.labelling.run_summaries import last_settings
 from pipelines.labelling.seal import is_seal_begun, seal_run
 from pipelines.labelling.segments import label_segments
-from pipelines.labelling.settings import AUTO, precision_of, settings_differences
+from pipelines.labelling.settings import AUTO
 from pipelines.lake.listing import LakeObject, Listing
 from pipelines.store import Store, StoreError
 from pipelines.table.schema import Totals
@@ -123,6 +124,8 @@ def run_labelling(
     show: Callable[[Progress], None] = lambda _: None,
     watchdog: Watchdog | None = None,
     still_ours: Callable[[], None] = lambda: None,
+    meter: Meter | None = None,
+    on_shard: Callable[[str, ShardReport], None] = lambda _run_id, _report: None,
 ) -> RunResult:
     """Begin a run or resume the table's unfinished one, and return when each planned image has its published row.
 
@@ -145,9 +148,12 @@ def run_labelling(
         show: Called in this thread whenever something is done.
         watchdog: Names the stages that do not move; None names none.
         still_ours: Called now and then; stops a start that has lost the table's lease by raising `RayDetrError`.
+        meter: Tells when a limit on time or cost is reached; None has no limits.
+        on_shard: Called with the run's name for every shard that is labelled, when it is committed.
 
     Raises:
-        SettingsMismatch: the table's last rows of this model do.
+        CapReached: a limit is reached. The shards that were in progress then are committed.
+        SettingsMismatch: the table has rows of this model, none of them with these settings.
         RayDetrError: the run cannot go on; what is committed stays.
         StoreError: the table's store refused; what is committed stays.
     """
@@ -161,6 +167,7 @@ def run_labelling(
     plan = plan_ahead(start.plan(found))
     began = clock.monotonic()
     count = _Count(plan, Progress("label", began=began), show)
+    meter = meter or Meter()
     for segments in plan.waves():
         still_ours()
         count.add(images_before=read_done(table, run.run_id, run.layout).count_images(segments))
@@ -170,10 +177,11 @@ def run_labelling(
                 moved(report.seconds)
                 still_ours()
                 count.add(report=report)
+                on_shard(run.run_id, report)
                 for note in report.notes:
                     logging.getLogger(__name__).warning("%s", note)
 
-            label_segments(
+            is_complete = label_segments(
                 table,
                 run,
                 segments,
@@ -181,7 +189,10 @@ def run_labelling(
                 on_report=on_report,
                 publisher=publisher,
                 threads=threads,
+                is_to_stop=meter.reached.is_set,
             )
+        if not is_complete:
+            raise CapReached(f"{meter.reason}. {count.sentence(run.run_id)} Run the same command again to resume.")
     labelling_seconds = clock.monotonic() - began
     segments = [planned for planned in read_manifest(table, run.run_id) if planned.ending is None]
     with start.watchdog.stage("counting published rows"):
@@ -248,17 +259,22 @@ class _Start:
                 self.runner.prepare()  # nothing is labelled
             # All runs have ended and published what they ever will: the rows that are read now are all there are until
             # the next run begins, and `begin_run` tells whether that is ours.
-            last = self._last_settings()
-            # "auto" is not resolved for a start that has nothing to do: the last rows' precision is taken for it
-            settings = None if last is None else self._check_settings(last, precision_of(last))
+            past = PastSettings(self.table, self.request.model, threads=self.threads)
+            # "auto" is not resolved for a start that has nothing to do: the rows' precision is taken for it
+            guess = past.guess_precision(self.request)
+            settings = None if guess is None else past.check(self.request, guess, relabel=self.relabel)
             labelled, look = self._look(settings)
             if not look.has_new:
                 return look.counts
             workforce = self.runner.workforce()
-            if last is not None and settings != self._check_settings(last, workforce.precision):
-                labelled, look = self._look(self.request.settings(workforce.precision))
+            if settings is not None:
+                resolved = past.check(self.request, workforce.precision, relabel=self.relabel)
+                if resolved != settings:
+                    labelled, look = self._look(resolved)
                 if not look.has_new:
                     return look.counts
+                if not self.relabel and (note := past.note(resolved)):
+                    logging.getLogger(__name__).warning("%s", note)
             begun = begin_run(
                 self.table,
                 self.request,
@@ -306,32 +322,12 @@ class _Start:
         )  # the start that ended it may have died before it had
         return latest, False
 
-    def _last_settings(self) -> str | None:
-        return last_settings(self.table, self.request.model, threads=self.threads)
-
     def _check_before_sealing(self) -> None:
-        last = self._last_settings()
-        if last is not None:
+        past = PastSettings(self.table, self.request.model, threads=self.threads)
+        guess = past.guess_precision(self.request)
+        if guess is not None:
             is_open = self.request.precision == AUTO and not self.relabel
-            self._check_settings(last, self.runner.workforce().precision if is_open else precision_of(last))
-
-    def _check_settings(self, last: str, precision: str) -> str:
-        """Return the settings of this start, where `precision` is what "auto" is.
-
-        Raises:
-            SettingsMismatch: they are not the `last` ones of the table, and it was not told to label again.
-        """
-        settings = self.request.settings(precision)
-        if settings != last and not self.relabel:
-            differing = settings_differences(last, settings)
-            raise SettingsMismatch(
-                f"table {self.table.uri} was labelled by {self.request.model} with other settings "
-                f"({'; '.join(differing)}). Give the old {'value' if len(differing) == 1 else 'values'} to label what "
-                "is new, filter the rows that are there by SQL if fewer detections are wanted (WHERE score >= ...), "
-                "name another --table, or give --relabel to label its images again: both rows stay, told apart by the "
-                "column settings."
-            )
-        return settings
+            past.check(self.request, self.runner.workforce().precision if is_open else guess, relabel=self.relabel)
 
     def _look(self, settings: str | None) -> tuple[LabelledKeys, Look]:
         labelled = self._read_labelled(settings)
@@ -378,6 +374,13 @@ class _Count:
             is_planned=self.plan.is_complete,
         )
         self.show(self.progress)
+
+    def sentence(self, run_id: str) -> str:
+        progress = self.progress
+        planned = f"{'' if self.plan.is_complete else 'more than '}{self.plan.images_planned:,} planned"
+        return (
+            f"{progress.images:,} of {planned} images of run {run_id} are labelled, {progress.images_this_start:,} now."
+        )
 
 
 def _record(totals: Totals) -> dict[str, object]:

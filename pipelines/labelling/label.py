@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import re
 import secrets
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Literal
 
-from detr.classes import UnknownClass, category_named
 from detr.images.header import MAX_PIXELS
 from detr.precision import family_precision
+from pipelines.caps import Caps, metering
 from pipelines.clock import SystemClock
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.labelling.cutting import RetryErrors, Selection
@@ -26,6 +26,7 @@ from pipelines.labelling.driver import RunResult, run_labelling
 from pipelines.labelling.labeler_spec import LabelerSpec
 from pipelines.labelling.lease import TRIES_SECONDS, holding
 from pipelines.labelling.model_names import with_recorded_name
+from pipelines.labelling.outcome import ShardReport
 from pipelines.labelling.plan import PlanConfig
 from pipelines.labelling.planning import Planner
 from pipelines.labelling.process_time import DECODE_SECONDS
@@ -35,7 +36,7 @@ from pipelines.labelling.reach import check_answers
 from pipelines.labelling.run import RunRequest, check_run_id
 from pipelines.labelling.segments import publishing
 from pipelines.lake.listing import list_objects
-from pipelines.models import FETCH_FIRST, ModelInfo, identify_model
+from pipelines.models import FETCH_FIRST, ModelInfo, check_classes, identify_model
 from pipelines.store import (
     StoreError,
     StoreOptions,
@@ -95,6 +96,7 @@ class LabelConfig:
         decode_seconds: CPU time, or time asleep, after which decoding an image is given up; not time without a core.
         node_minutes: How long nodes of an autoscaling cluster are waited for when it cannot hold `least_actors` yet.
         stall_minutes: Give up, resumable, when no shard has come back for so long, waiting for nodes included.
+        caps: Limits on the time and the cost of one call.
         verbose: Let Ray's own messages through.
     """
 
@@ -132,6 +134,7 @@ class LabelConfig:
     decode_seconds: float = DECODE_SECONDS
     node_minutes: float = 0.0
     stall_minutes: float = 60.0
+    caps: Caps = field(default_factory=Caps)
     verbose: bool = False
 
     def __post_init__(self) -> None:
@@ -263,6 +266,7 @@ def label(
     *,
     on_progress: Callable[[Progress], None] | None = None,
     afterwards: ExitStack | None = None,
+    on_shard: Callable[[str, ShardReport], None] | None = None,
 ) -> LabelSummary:
     """Label what is not labelled yet; resume the table's unfinished run if there is one.
 
@@ -275,9 +279,11 @@ def label(
         on_progress: Called whenever something is done, mostly in this thread, never by two threads at once.
         afterwards: Takes over ending a local Ray, which takes a second or two: it is ended when this is closed. None:
             before this function returns.
+        on_shard: Called with the run's name and the report of each shard, when the shard is committed.
 
     Raises:
         LeaseHeld: another start writes the table.
+        CapReached: a limit of `caps` is reached; the same call resumes.
         RayDetrError: the run cannot go on; a sentence says why. What is committed stays, the same call goes on there.
     """
     began = time.monotonic()
@@ -288,13 +294,14 @@ def label(
     check_answers([(f"{config.table.rstrip('/')}/", config.table_options)])  # its folder is all that must be listed
     listing = list_objects(config.images, options=config.image_options, keep=config.keep, table=config.table)
     try:
-        with watching() as watchdog, ExitStack() as before_the_lease:
+        with metering(config.caps) as meter, watching() as watchdog, ExitStack() as before_the_lease:
             runner = RayRunner(
                 _spec(config),
                 _actors(config),
                 show=show,
                 show_unfinished=progress.show_unfinished,
                 watchdog=watchdog,
+                meter=meter,
             )
             before_the_lease.callback(runner.close)
             model = _identify(config, runner)  # before anything is written
@@ -307,7 +314,7 @@ def label(
                     table,
                     can_swap=store.swap is not None,
                     token=secrets.token_hex(16),
-                    wait_seconds=60 * config.wait_minutes,
+                    wait_seconds=60 * min(config.wait_minutes, meter.minutes_left),
                     say=lambda sentence: show(Progress(sentence)),
                     impatient=open_store(config.table, replace(config.table_options, retry_seconds=TRIES_SECONDS)),
                 ) as still_ours,
@@ -330,7 +337,10 @@ def label(
                     show=show,
                     watchdog=watchdog,
                     still_ours=still_ours,
+                    meter=meter,
+                    on_shard=on_shard or (lambda _run_id, _report: None),
                 )
+                meter.count_nodes(None)
                 if afterwards is not None:  # no actor works any more
                     afterwards.push(before_the_lease_ends.pop_all())
     except StoreError as error:
@@ -381,11 +391,7 @@ def _identify(config: LabelConfig, runner: RayRunner) -> ModelInfo:
         if not cluster_is_given():
             raise
         model = runner.try_model()  # nodes may reach what this machine does not
-    try:
-        for name, _ in config.classes or ():
-            category_named(name, model.categories, model=config.model)
-    except UnknownClass as error:
-        raise UsageError(str(error)) from error
+    check_classes(model, [name for name, _ in config.classes or ()], reference=config.model)
     return model
 
 
@@ -432,20 +438,17 @@ def _summary(config: LabelConfig, result: RunResult, model: ModelInfo, seconds: 
         labelling_seconds=result.labelling_seconds,
         resumed=result.resumed,
         max_error_rate=config.max_error_rate,
-        query=duckdb_query(without_secrets(config.table)),
+        query=query_command(without_secrets(config.table), model.id, config.table_options),
     )
 
 
-def duckdb_query(table: str) -> str:
-    """Return a shell command that counts the detections of a table by label."""
-    place = re.sub(r"([\[*?])", r"[\1]", table.removeprefix("file://").rstrip("/"))  # letters that a glob has too
-    place = place.replace("'", "''")  # in a string of SQL
-    place = re.sub(r'(["$`])', r"\\\1", place)  # between double quotes of a shell
-    files = f"'{place}/data/**/*.parquet'"
-    return (  # a command for the user to copy, which is not run here
-        f'duckdb -c "FROM (SELECT unnest(detections) AS d FROM {files}) '  # noqa: S608
-        'SELECT d.label, count(*) AS detections GROUP BY ALL ORDER BY 2 DESC"'
-    )
+def query_command(table: str, model: str, options: StoreOptions) -> str:
+    """Return a shell command that counts the current detections of a model in a table by label."""
+    stores = {"endpoint": options.endpoint, "region": options.region, "profile": options.profile}
+    given = [f"--{name} {quote(value)}" for name, value in stores.items() if value is not None]
+    words = ["ray-detr query", f"--table {quote(table)}", f"--model {quote(model)}", *given]
+    sql = "SELECT label, count(*) AS detections FROM detections GROUP BY ALL ORDER BY 2 DESC"
+    return f'{" ".join(words)} "{sql}"'
 
 
 def _everywhere(model: str) -> str:

@@ -28,7 +28,8 @@ class LabelerSpec:
 
     `isolated`: the shards were lost before, so their images are decoded where they can kill a child process only.
     `settings`: of the run, for the rows. `pool`: a random name of the pool that the actor belongs to.
-    `model_id`: the name of the model in rows; empty is the model's own.
+    `model_id`: the name of the model in rows; empty is the model's own. `may_stop`: whether shards are begun only until
+    the driver says so.
     """
 
     table: str
@@ -49,6 +50,7 @@ class LabelerSpec:
     pool: str = ""
     model_id: str = ""
     decode_seconds: float = DECODE_SECONDS
+    may_stop: bool = False
 
 
 def build_detector(spec: LabelerSpec) -> tuple[DetectorLike, ModelInfo]:

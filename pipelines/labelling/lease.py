@@ -1,7 +1,8 @@
 """One writer per table: a lease with a heartbeat. It saves work and money; commits are safe without it.
 
-Object stores: `_lease.json`, taken, renewed and given up by conditional puts, never deleted. Folders: a lock on
-`_lease.lock`, which the kernel gives up with the process, and the same record to name the holder by.
+Object stores: `_lease.json`, taken, renewed and given up by conditional puts. Folders: a lock on `_lease.lock`, which
+the kernel gives up with the process, and the same record to name the holder by. Both files are deleted only by the
+holder of a table that has nothing else: a start that failed before it had begun a run leaves nothing.
 """
 
 from __future__ import annotations
@@ -59,10 +60,11 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A lease that is held: its record, and the etag that it had when it was written."""
+    """A lease that is held: its record, the etag that it had when it was written, and whether there was none before."""
 
     holder: Holder
     etag: str | None
+    is_new: bool = False
 
 
 def this_process() -> Process:
@@ -110,7 +112,7 @@ def acquire(table: Store, here: Process, *, token: str, now: datetime) -> Lease:
     """
     mine = Holder(token, here, acquired_at=now, heartbeat_at=now)
     try:
-        return Lease(mine, table.put(LEASE_KEY, _encode(mine), create=True))
+        return Lease(mine, table.put(LEASE_KEY, _encode(mine), create=True), is_new=True)
     except AlreadyExists:
         pass
     holder, etag = _read(table)
@@ -199,7 +201,7 @@ class _Keeper:
     """The heart of a lease: beats in a thread of its own until it is ended or the lease is lost."""
 
     def __init__(self, table: Store, held: Lease | _LocalLease, clock: Clock) -> None:
-        self._table, self._held, self._clock = table, held, clock
+        self._table, self._held, self._clock, self._is_new = table, held, clock, held.is_new
         self._lost: str | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
@@ -214,12 +216,27 @@ class _Keeper:
         self._thread.join()
         held = self._held
         try:
-            if isinstance(held, _LocalLease):
+            if self._is_alone():
+                for key in (LEASE_KEY, LOCK_KEY):  # still held, so that nobody takes it meanwhile
+                    self._table.delete(key)
+                if isinstance(held, _LocalLease):
+                    held.close()
+            elif isinstance(held, _LocalLease):
                 held.give_up(self._clock.now())
             elif self._lost is None:
                 release(self._table, held, now=self._clock.now())
         except StoreError as error:  # the run's own outcome is what counts; the lease ends by silence
             _logger.warning("the lease of %s could not be released: %s", self._table.uri, error)
+
+    def _is_alone(self) -> bool:
+        """Return whether the lease is certainly held and the table has nothing else, not even files of others."""
+        silent_seconds = (self._clock.now() - self._held.holder.heartbeat_at).total_seconds()
+        if not self._is_new or self._lost is not None or silent_seconds > LEASE_SECONDS / 2:
+            return False
+        try:
+            return all(entry.key in (LEASE_KEY, LOCK_KEY) for entry in self._table.list())
+        except StoreError:
+            return False
 
     def _run(self) -> None:
         try:
@@ -245,18 +262,21 @@ class _Keeper:
 class _LocalLease:
     """A lock that ends with this process, and the record beside it."""
 
-    def __init__(self, table: LocalStore, descriptor: int, holder: Holder) -> None:
-        self._table, self._descriptor, self._holder = table, descriptor, holder
+    def __init__(self, table: LocalStore, descriptor: int, holder: Holder, *, is_new: bool) -> None:
+        self._table, self._descriptor, self.holder, self.is_new = table, descriptor, holder, is_new
 
     def write(self, now: datetime, *, is_released: bool = False) -> None:
-        self._holder = replace(self._holder, heartbeat_at=now, is_released=is_released)
-        self._table.put(LEASE_KEY, _encode(self._holder))
+        self.holder = replace(self.holder, heartbeat_at=now, is_released=is_released)
+        self._table.put(LEASE_KEY, _encode(self.holder))
 
     def give_up(self, now: datetime) -> None:
         try:
             self.write(now, is_released=True)
         finally:
-            os.close(self._descriptor)
+            self.close()
+
+    def close(self) -> None:
+        os.close(self._descriptor)
 
 
 def _lock(table: LocalStore, token: str, clock: Clock) -> _LocalLease:
@@ -268,8 +288,10 @@ def _lock(table: LocalStore, token: str, clock: Clock) -> _LocalLease:
         except NotFound:  # it has the lock and has not written who it is yet
             raise LeaseHeld(f"another process is writing table {table.uri}. {_ADVICE}") from None
         raise LeaseHeld(held_sentence(table.uri, holder, now))
-    lease = _LocalLease(table, descriptor, Holder(token, this_process(), acquired_at=now, heartbeat_at=now))
     try:
+        is_new = next(iter(table.list(LEASE_KEY)), None) is None
+        holder = Holder(token, this_process(), acquired_at=now, heartbeat_at=now)
+        lease = _LocalLease(table, descriptor, holder, is_new=is_new)
         lease.write(now)
     except StoreError:
         os.close(descriptor)

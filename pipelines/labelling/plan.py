@@ -20,8 +20,9 @@ from pipelines.labelling.manifest import (
     write_complete,
     write_segment,
 )
+from pipelines.labelling.past_settings import PastSettings
 from pipelines.labelling.publish import read_done
-from pipelines.labelling.run import find_unfinished, sealed_sentence
+from pipelines.labelling.run import RunRequest, find_unfinished, sealed_sentence
 from pipelines.lake.listing import Listing, check_addresses, list_objects
 from pipelines.store import Store, StoreError, StoreOptions, check_no_secret, open_store
 from pipelines.table.schema import check_kept
@@ -60,6 +61,10 @@ class PlanConfig:
         seed: What the draw depends on, besides the URIs.
         keep: Columns of tables of URIs to carry into the rows.
         retry_errors: "all": images with errors of permanent kinds are labelled again, too.
+        configuration: Threshold, classes and precision of the run, as its record would have them; rows with other
+            settings do not count as labelled then, and are refused without `relabel`. None: rows with any settings
+            count. Needs a model.
+        relabel: Whether the run would label again what has other settings.
         options: How the images' stores are reached.
         table_options: How the table's store is reached; None: as the images'.
     """
@@ -73,6 +78,8 @@ class PlanConfig:
     seed: int = 0
     keep: tuple[str, ...] = ()
     retry_errors: RetryErrors = "transient"
+    configuration: Mapping[str, object] | None = None
+    relabel: bool = False
     options: StoreOptions = field(default_factory=StoreOptions)
     table_options: StoreOptions | None = None
 
@@ -125,6 +132,7 @@ def summarise_plan(config: PlanConfig) -> PlanSummary:
     """Return what a run would do, and write nothing. Memory as for `write_plan`.
 
     Raises:
+        SettingsMismatch: the run would be refused, because the table has rows of the model with other settings only.
         RayDetrError: images or table cannot be read.
     """
     listing = list_objects(config.images, options=config.options, keep=config.keep, table=config.table)
@@ -133,7 +141,8 @@ def summarise_plan(config: PlanConfig) -> PlanSummary:
         unfinished = find_unfinished(table)
         left = list(read_manifest(table, unfinished.run_id)) if unfinished else []
         done = read_done(table, unfinished.run_id, unfinished.layout).count_images(left) if unfinished else 0
-        labelled = read_labelled(table, config.model, retry_errors=config.retry_errors)
+        settings = _settings(table, config)
+        labelled = read_labelled(table, config.model, settings=settings, retry_errors=config.retry_errors)
     except StoreError as error:
         raise RayDetrError(f"cannot read the table {table.uri}: {error}") from error
     segments, position = 0, ListingPosition()
@@ -159,6 +168,16 @@ def summarise_plan(config: PlanConfig) -> PlanSummary:
         unfinished_images=sum(segment.images for segment in left),
         unfinished_done=done,
     )
+
+
+def _settings(table: Store, config: PlanConfig) -> str | None:
+    """Return the settings of the rows that would come out, None where rows with any settings count as labelled."""
+    if config.configuration is None or config.model is None:
+        return None
+    request = RunRequest(config.model, "", config.configuration, config.shard_images, {})
+    past = PastSettings(table, config.model)
+    guess = past.guess_precision(request)
+    return None if guess is None else past.check(request, guess, relabel=config.relabel)
 
 
 def write_plan(

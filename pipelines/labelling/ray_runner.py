@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from detr.precision import Precision, auto_precision
+from pipelines.caps import Meter
+from pipelines.errors import CapReached, RayDetrError
 from pipelines.labelling.driver import Workforce
 from pipelines.labelling.outcome import Outcome
 from pipelines.labelling.plan import CPU_SHARD_IMAGES, GPU_SHARD_IMAGES
@@ -65,6 +67,7 @@ class RayRunner:
         show: Callable[[Progress], None],
         watchdog: Watchdog,
         show_unfinished: Callable[[int], None] = lambda _: None,
+        meter: Meter | None = None,
     ) -> None:
         """Hold what actors will be given.
 
@@ -74,13 +77,16 @@ class RayRunner:
             show: is told of what is waited for.
             watchdog: names what is waited for too long.
             show_unfinished: is told how many images are done of shards that are not committed.
+            meter: counts the cluster's nodes, and says when the run is to stop.
         """
         self._spec, self._actors, self._show, self._watchdog = spec, actors, show, watchdog
         self._show_unfinished = show_unfinished
         self._session = ExitStack()
         self._lock = threading.Lock()
         self._connecting: Future[_Connection] | None = None
-        self._is_closing = threading.Event()
+        self._meter = meter or Meter()
+        self._is_given_up = threading.Event()
+        self._meter.when_reached(self._is_given_up.set)
         self._is_closed = threading.Event()
 
     def prepare(self) -> None:
@@ -149,6 +155,7 @@ class RayRunner:
             stall_seconds=60 * self._actors.stall_minutes,
             verbose=self._actors.verbose,
             show_unfinished=self._show_unfinished,
+            stop=self._meter.reached if self._meter.caps.are_set else None,
         )
 
     def why_no_shard(self) -> str:
@@ -163,7 +170,8 @@ class RayRunner:
 
     def close(self) -> None:
         """Disconnect, ending a local Ray and all actors; wait for a connection that is being made, not for nodes."""
-        self._is_closing.set()
+        self._meter.count_nodes(None)  # Ray would start anew if it were asked for its nodes after its end
+        self._is_given_up.set()
         with self._lock:
             connecting = self._connecting
         if connecting is not None:
@@ -200,17 +208,25 @@ class RayRunner:
         self._is_closed.wait()
 
     def _connection(self) -> _Connection:
-        from pipelines.cluster import connected, wait_for_pool
+        from pipelines.cluster import connected, count_nodes_for, wait_for_pool
+        from pipelines.doctor.at_start import check_at_start
 
         self._session.enter_context(connected(verbose=self._actors.verbose))
-        pool = wait_for_pool(
-            self._actors.least,
-            self._actors.most,
-            device=self._actors.device,
-            minutes=self._actors.node_minutes,
-            on_wait=lambda: self._show(Progress("waiting for nodes")),
-            is_given_up=self._is_closing,
-        )
+        check_at_start()
+        try:
+            pool = wait_for_pool(
+                self._actors.least,
+                self._actors.most,
+                device=self._actors.device,
+                minutes=self._actors.node_minutes,
+                on_wait=lambda: self._show(Progress("waiting for nodes")),
+                is_given_up=self._is_given_up,
+            )
+        except RayDetrError as stopped:
+            if self._meter.reached.is_set():
+                raise CapReached(f"{self._meter.reason}; {stopped}") from stopped
+            raise
+        self._meter.count_nodes(lambda: count_nodes_for(pool.cpus, pool.gpus, most=pool.most))
         return _Connection(pool)
 
 

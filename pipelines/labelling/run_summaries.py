@@ -78,10 +78,10 @@ def summarise_runs(table: Store, *, threads: int = THREADS) -> Iterator[RunSumma
         )
 
 
-def last_settings(table: Store, model: str, *, threads: int = THREADS) -> str | None:
-    """Return the settings of the last run of a model that has published rows, None where there is no such run.
+def settings_of_runs(table: Store, model: str, *, threads: int = THREADS) -> Iterator[str]:
+    """Yield the settings of a model's runs that have published rows, from the newest back.
 
-    Reads the records of runs from the newest back to that one.
+    Reads the records of runs as far as it is iterated.
 
     Raises:
         RayDetrError: a record or a file is damaged.
@@ -89,8 +89,7 @@ def last_settings(table: Store, model: str, *, threads: int = THREADS) -> str | 
     """
     for run in list_runs_backwards(table):
         if run.model == model and _totals(table, run, read_end(table, run.run_id), threads).rows:
-            return run.settings
-    return None
+            yield run.settings
 
 
 def _totals(table: Store, run: Run, end: End | None, threads: int) -> Totals:

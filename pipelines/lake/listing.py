@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import groupby
 from operator import attrgetter
+from pathlib import Path
 from typing import Final, TypeAlias
 from urllib.parse import urlsplit
 
@@ -340,6 +341,8 @@ def _with_images(
         raise UsageError(
             f"there is no image at {name} (left out: {reasons}). Check the address, or name images in a list of URIs."
         )
+    if text == name and not is_glob(text) and Path(text).is_dir():
+        raise UsageError(f"the folder {name} is empty. Check the address.")
     hint = "" if text.endswith("/") or is_glob(text) else f" To match names that begin with it, use {name}*."
     raise UsageError(f"there is nothing at {name}. Check the address.{hint}")
 

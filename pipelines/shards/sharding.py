@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from pipelines.cluster import connected, is_given, refuse_local
+from pipelines.coco.documents import read_document
 from pipelines.coco.text import USABLE, CocoText, read_coco
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.shards.checks import UNUSABLE, check_class_names
@@ -27,7 +28,6 @@ from pipelines.store import (
     Store,
     StoreError,
     StoreOptions,
-    Stores,
     join_uri,
     open_store,
     require_create_only,
@@ -183,9 +183,9 @@ def shard(config: ShardConfig, *, on_progress: Callable[[ShardProgress], None] |
                 refuse_local([config.images, config.out], are_shared=config.shared_folders)
         _check_answers(config)
         show(ShardProgress(f"reading {without_secrets(config.annotations)}"))
-        coco = read_coco(
-            Stores(config.image_options).get(config.annotations).data, name=without_secrets(config.annotations)
-        )
+        data = read_document(config.annotations, what="the annotations", options=config.image_options)
+        coco = read_coco(data, name=without_secrets(config.annotations))
+        del data
         check_class_names(coco, name=without_secrets(config.annotations))
         _check_usable(config, coco.annotations, coco.findings, coco.examples)
         show(ShardProgress(f"listing {without_secrets(config.images)}"))

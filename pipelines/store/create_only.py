@@ -66,11 +66,11 @@ def require_create_only(store: Store, *, what: str, loss: str, folder: str = "_r
     try:
         capabilities = probe(store, folder)
     except StoreError as error:
-        raise RayDetrError(f"{store.uri} cannot store {what}, because it cannot be written: {error}") from error
+        raise RayDetrError(f"{what} cannot be kept at {store.uri}: {error}") from error
     if not capabilities.create_only:
         raise RayDetrError(
-            f"{store.uri} cannot store {what}: its store overwrites an object that should be created only once, so "
-            f"{loss}. Use a bucket without versioning, or another store."
+            f"{what} cannot be kept at {store.uri}: its store overwrites an object that should be created only once, "
+            f"so {loss}. Use a bucket without versioning, or another store."
         )
     return capabilities
 

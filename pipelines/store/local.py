@@ -108,20 +108,23 @@ class LocalStore:
         children that it forked meanwhile and that have not executed another program.
         """
         path = self._path(key)
-        try:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except (OSError, ValueError) as error:
-            raise _explained(error, path, "locked") from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        except OSError as error:
-            os.close(descriptor)
-            raise _explained(error, path, "locked") from error
-        return descriptor
+        while True:
+            try:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            except (OSError, ValueError) as error:
+                raise _explained(error, path, "locked") from error
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                return None
+            except OSError as error:
+                os.close(descriptor)
+                raise _explained(error, path, "locked") from error
+            if _is_at(path, descriptor):
+                return descriptor
+            os.close(descriptor)  # the holder before has removed the file: others lock the one that is there now
 
     def delete(self, key: str) -> None:
         """Remove the file; that there was none is success."""
@@ -262,5 +265,13 @@ def _explained(error: OSError | ValueError, path: str, action: str) -> StoreErro
     if code in (errno.EACCES, errno.EPERM):
         return Denied(f"{path} cannot be {action}: permission denied. Check its owner and mode.")
     if code in _NOT_THERE:
-        return NotFound(f"{path} cannot be {action}: {os.strerror(code)}")
+        return NotFound(f"{path} cannot be {action}: {os.strerror(code)}.")
     return StoreDown(f"{path} cannot be {action}: {os.strerror(code)}. Check the disk.")
+
+
+def _is_at(path: str, descriptor: int) -> bool:
+    """Return whether an open file is the one that has this path now."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))  # noqa: PTH116
+    except FileNotFoundError:
+        return False

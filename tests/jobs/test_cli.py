@@ -5,7 +5,8 @@ from importlib import metadata
 
 import pytest
 
-from jobs.cli import commands, main, overview, versions
+from jobs.cli import commands, dispatch, overview, versions
+from jobs.exits import run
 
 HEAVY = {"torch", "torchvision", "ray", "pyarrow", "numpy", "PIL", "obstore", "fsspec", "boto3", "rich", "detr"}
 
@@ -18,10 +19,10 @@ print(sorted(name for name in sys.argv[2:] if name in sys.modules))
 
 SHOW_VERSION = """
 import sys, time
-from jobs.cli import main
+from jobs.cli import dispatch
 names, sys.argv[1:] = sys.argv[1:], ["--version"]
 before = time.process_time()
-main()
+dispatch()
 seconds = time.process_time() - before
 print(sorted(name for name in names if name in sys.modules))
 print(seconds)
@@ -30,7 +31,7 @@ print(seconds)
 
 def asked(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     monkeypatch.setattr(sys, "argv", ["ray-detr", *words])
-    main()
+    run(dispatch, words)
 
 
 def test_every_file_of_a_command_is_a_command() -> None:

@@ -126,12 +126,23 @@ def test_json_is_a_line_per_image_the_unreadable_ones_included(
     assert len(image["detections"][0]["box"]) == 4
 
 
-def test_exit_code_1_when_no_image_could_be_read(photos: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("name", "code"), [("PHOTOS/page.jpg", 2), ("http://127.0.0.1:9/a.jpg", 1)])
+def test_no_image_at_all_is_wrong_use_unless_a_store_is_the_reason(
+    photos: Path, model: str, capsys: pytest.CaptureFixture[str], name: str, code: int
+) -> None:
     with pytest.raises(SystemExit) as left:
-        run(main, [str(photos / "page.jpg"), "--model", model])
+        run(main, [name.replace("PHOTOS", str(photos)), "--model", model])
 
-    assert left.value.code == 1
+    assert left.value.code == code
     assert capsys.readouterr().err.endswith("error: the image could not be read.\n")
+
+
+def test_pictures_are_not_drawn_into_a_file(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([str(photos / "a.png"), "--model", "/not/looked/at", "--draw", str(photos / "a.png")])
+
+    assert left.value.code == 2
+    assert f"--draw {photos}/a.png is a file: name a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -166,8 +177,8 @@ def test_a_model_that_is_none_stops_before_any_image(photos: Path, capsys: pytes
 
 
 def test_a_folder_that_cannot_be_written_stops_with_a_sentence(photos: Path, model: str) -> None:
-    with pytest.raises(RayDetrError, match=r"cannot write the picture .*notes\.txt/a\.jpg: File exists"):
-        main([str(photos / "a.png"), "--model", model, "--draw", str(photos / "notes.txt")])
+    with pytest.raises(RayDetrError, match=r"cannot write the picture .*notes\.txt/new/a\.jpg: Not a directory"):
+        main([str(photos / "a.png"), "--model", model, "--draw", str(photos / "notes.txt" / "new")])
 
 
 def test_progress_is_told_on_standard_error_while_results_go_to_a_file(

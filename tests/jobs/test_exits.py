@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -7,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.exits import BUDGET_EXCEEDED, DONE, INTERRUPTED, SYSTEM_FAILURE, TERMINATED, WRONG_USE, BudgetExceeded, run
-from pipelines.errors import RayDetrError, UsageError
+from jobs import exits
+from jobs.cli import commands
+from jobs.exits import BudgetExceeded, run
+from pipelines.errors import CapReached, LeaseHeld, RayDetrError, UsageError
 
 
 def raising(error: BaseException) -> Callable[[Sequence[str] | None], None]:
@@ -19,7 +22,20 @@ def raising(error: BaseException) -> Callable[[Sequence[str] | None], None]:
 
 
 def test_the_codes_are_those_that_are_documented() -> None:
-    assert (DONE, SYSTEM_FAILURE, WRONG_USE, BUDGET_EXCEEDED, INTERRUPTED, TERMINATED) == (0, 1, 2, 3, 130, 143)
+    codes = {name: value for name, value in vars(exits).items() if name.isupper()}
+    assert codes == {
+        "DONE": 0,
+        "SYSTEM_FAILURE": 1,
+        "WRONG_USE": 2,
+        "BUDGET_EXCEEDED": 3,
+        "TABLE_BUSY": 4,
+        "CAP_REACHED": 5,
+        "INTERRUPTED": 130,
+        "TERMINATED": 143,
+    }
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    table = page.partition("## Exit codes")[2].partition("## ")[0]
+    assert [int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)] == sorted(codes.values())
 
 
 @pytest.mark.parametrize(
@@ -28,8 +44,11 @@ def test_the_codes_are_those_that_are_documented() -> None:
         (RayDetrError("s3://lake does not answer."), 1, "error: s3://lake does not answer.\n"),
         (UsageError("there is nothing at s3://lake."), 2, "error: there is nothing at s3://lake.\n"),
         (BudgetExceeded("6 % of the images are errors."), 3, "error: 6 % of the images are errors.\n"),
+        (LeaseHeld("host b writes the table."), 4, "error: host b writes the table.\n"),
+        (CapReached("the limit of 3 minutes is reached."), 5, "stopped: the limit of 3 minutes is reached.\n"),
         (KeyboardInterrupt(), 130, "interrupted: run the same command again to resume.\n"),
         (SystemExit(2), 2, ""),
+        (SystemExit(143), 143, ""),  # of a job that was stopped, whose code `submit` leaves with
         (SystemExit(15), 143, "terminated: run the same command again to resume.\n"),  # Ray's own handler of SIGTERM
     ],
 )
@@ -55,6 +74,55 @@ def test_a_command_that_is_done_leaves_nothing_to_say(capsys: pytest.CaptureFixt
 def test_a_bug_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         run(raising(ZeroDivisionError()))
+
+
+ENDS = """
+import atexit, os, sys, threading, time
+from jobs.exits import run_process
+from pipelines.errors import UsageError
+
+class AfterPython:
+    def __del__(self):
+        os.abort()  # as a thread of C++ does that meets an interpreter that is gone
+
+last = AfterPython()
+atexit.register(lambda: print("atexit", flush=False))
+def work():
+    time.sleep(0.2)
+    print("thread")
+def main(argv):
+    threading.Thread(target=work).start()
+    print("main")
+    {end}
+run_process(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "said"),
+    [
+        ("pass", 0, ""),
+        ("raise UsageError('no.')", 2, "error: no.\n"),
+        ("sys.exit()", 0, ""),
+        ("sys.exit(3)", 3, ""),
+        ("sys.exit('no.')", 1, "no.\n"),
+        ("1 / 0", 1, "ZeroDivisionError: division by zero\n"),
+    ],
+)
+def test_a_process_ends_after_threads_atexit_and_output_and_before_the_interpreter_is_finalised(
+    end: str, code: int, said: str
+) -> None:
+    done = subprocess.run([sys.executable, "-c", ENDS.format(end=end)], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stdout) == (code, "main\nthread\natexit\n")
+    assert done.stderr.splitlines(keepends=True)[-1:] == ([said] if said else [])
+
+
+def test_every_command_ends_its_process_so() -> None:
+    folder = Path(__file__).parents[2] / "jobs"
+    for command in commands():
+        assert (folder / f"{command}.py").read_text().endswith('if __name__ == "__main__":\n    run_process(main)\n')
+    assert "\ndef main() -> NoReturn:" in (folder / "cli.py").read_text()
 
 
 @pytest.mark.parametrize("flush", [True, False])
@@ -199,6 +267,50 @@ def main(argv):
 
 run(main)
 """
+
+
+FORGETS = """
+import sys, time
+from jobs.exits import run_process
+
+def main(argv):
+    try:
+        print("working", flush=True)
+        time.sleep(60)
+    except BaseException:  # as callbacks of C libraries do
+        pass
+    print("forgotten", flush=True)
+    try:
+        time.sleep(60)
+    finally:
+        try:
+            raise OSError
+        except OSError:
+            print("clearing up", flush=True)
+            time.sleep(float(sys.argv[1]))
+
+run_process(main)
+"""
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_ctrl_c_that_was_forgotten_can_be_repeated(times: int) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", FORGETS, "0" if times == 2 else "50"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout is not None
+    for line in ["working\n", "forgotten\n", "clearing up\n"][:times]:
+        assert process.stdout.readline() == line
+        process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+
+    stopping = "stopping, this may take some seconds\n"
+    assert process.returncode == 130
+    assert err == 2 * stopping + ("interrupted: run the same command again to resume.\n" if times == 2 else "")
 
 
 def test_ctrl_c_ends_a_command_whose_standard_error_has_no_reader_any_more() -> None:

@@ -14,8 +14,11 @@ import pytest
 import pipelines.labelling.label
 from jobs.exits import BudgetExceeded
 from jobs.label import duration, main, report
-from pipelines.labelling.label import LabelConfig, LabelSummary, duckdb_query
+from pipelines.caps import Caps
+from pipelines.labelling.label import LabelConfig, LabelSummary, query_command
+from pipelines.labelling.outcome import ShardReport
 from pipelines.labelling.progress import Progress
+from pipelines.store import StoreOptions
 from pipelines.table.schema import Row
 from tests.pipelines.report.tables import dog_and_cat, publish, row
 
@@ -37,7 +40,7 @@ SUMMARY = LabelSummary(
     labelling_seconds=2_900.0,
     resumed=False,
     max_error_rate=0.05,
-    query=duckdb_query("s3://lake/detections"),
+    query=query_command("s3://lake/detections", "detr@1", StoreOptions(profile="lake")),
 )
 
 
@@ -46,7 +49,14 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[LabelConfig]:
     """What the command asked the pipeline for, which answers with `SUMMARY`."""
     configs: list[LabelConfig] = []
 
-    def label(config: LabelConfig, *, on_progress: Callable[[Progress], None], afterwards: ExitStack) -> LabelSummary:
+    def label(
+        config: LabelConfig,
+        *,
+        on_progress: Callable[[Progress], None],
+        afterwards: ExitStack,
+        on_shard: Callable[[str, ShardReport], None],
+    ) -> LabelSummary:
+        on_shard("night", ShardReport(3, 64, 320, {}, 1.0, 0.5, 0.25, 0.125))
         on_progress(Progress("planning"))
         configs.append(config)
         return replace(SUMMARY, max_error_rate=config.max_error_rate)
@@ -66,7 +76,8 @@ def test_every_option_arrives(asked: list[LabelConfig]) -> None:
         "--threshold 0.1 --classes cat dog=0.5 --run-id night --new-run --actors 2:8 --shard-images 100 --device cpu "
         "--precision bf16 --batch-size 3 --max-error-rate 0.5 --sample 9 --seed 4 --keep station --via fsspec "
         "--anonymous --endpoint http://127.0.0.1:9000 --region eu-west-1 --profile lake --request-payer "
-        "--table-endpoint http://127.0.0.1:9001 --table-region eu-west-2 --table-profile us --verbose"
+        "--table-endpoint http://127.0.0.1:9001 --table-region eu-west-2 --table-profile us --max-minutes 9 "
+        "--max-cost 7 --price-per-hour 3.5 --verbose"
     )
 
     main([*NEEDED, *line.split()])
@@ -99,6 +110,7 @@ def test_every_option_arrives(asked: list[LabelConfig]) -> None:
             table_endpoint="http://127.0.0.1:9001",
             table_region="eu-west-2",
             table_profile="us",
+            caps=Caps(9, 7, 3.5),
             verbose=True,
         )
     ]
@@ -114,6 +126,7 @@ def test_every_option_arrives(asked: list[LabelConfig]) -> None:
         ("--device tpu", "device: 'tpu' is not one of auto, cpu, cuda."),
         ("--run-id ../other", "run id: '../other' cannot name a folder"),
         ("--keep uri", "keep: 'uri' is a column of the detection table itself"),
+        ("--max-cost 5", "max cost: give --price-per-hour, the price of one node for an hour, too."),
         ("--no-such-option", "--no-such-option is not an option"),
     ],
 )
@@ -143,7 +156,7 @@ def test_the_result_is_printed_before_a_local_ray_is_ended(
 ) -> None:
     printed: list[str] = []
 
-    def label(config: LabelConfig, *, on_progress: object, afterwards: ExitStack) -> LabelSummary:
+    def label(config: LabelConfig, *, afterwards: ExitStack, **_: object) -> LabelSummary:
         afterwards.callback(lambda: printed.append(capfd.readouterr().out))
         return SUMMARY
 
@@ -165,8 +178,8 @@ def test_a_table_that_is_no_basis_for_ap_is_told_how_to_make_one() -> None:
 
 def test_whoever_labels_again_is_told_that_images_have_several_rows() -> None:
     hint = (
-        "note:   images that had rows with other settings have several now, and the query counts all of them. "
-        "Copy the newest of each with ray-detr export --latest"
+        "note:   images that had rows with other settings have several now. The query counts the newest of each, as "
+        "ray-detr export --latest copies them"
     )
 
     assert report(SUMMARY, 0.0, relabel=True).splitlines()[-1] == hint
@@ -226,8 +239,8 @@ def test_a_person_is_told_images_errors_and_where_they_are() -> None:
         "done: 1,204,113 images in 48 min 51 s (410.8 images/s), 9,810,552 detections",
         "errors: 41 (0.0034 %): truncated 22, not_an_image 11, missing 8",
         "table:  s3://lake/detections, 37 files of run 20261122-181503-a1b2",
-        "query:  duckdb -c \"FROM (SELECT unnest(detections) AS d FROM 's3://lake/detections/data/**/*.parquet') "
-        'SELECT d.label, count(*) AS detections GROUP BY ALL ORDER BY 2 DESC"',
+        "query:  ray-detr query --table s3://lake/detections --model detr@1 --profile lake "
+        '"SELECT label, count(*) AS detections FROM detections GROUP BY ALL ORDER BY 2 DESC"',
     ]
 
 
@@ -252,7 +265,7 @@ def test_what_was_left_out_what_had_changed_and_what_was_resumed_is_told_where_t
         "changed: 3 images changed between listing and reading; their rows describe the version that was read",
         "resumed: run 20261122-181503-a1b2 had 4 images left. Run the command again to label images that were added "
         "after it was planned",
-        "skipped: 1,000 images were already labelled",
+        "skipped: 1,000 images have rows already",
         "left out: .json 2, hidden 1",
         "table:  s3://lake/detections, 1 file of run 20261122-181503-a1b2",
     ]
@@ -261,7 +274,7 @@ def test_what_was_left_out_what_had_changed_and_what_was_resumed_is_told_where_t
 def test_nothing_to_do_is_success_in_one_line() -> None:
     summary = replace(SUMMARY, images=0, images_this_start=0, errors={}, files=0, already_labelled=1_204_113)
 
-    assert report(summary) == "nothing to do: all 1,204,113 images are labelled by scenes@0123456789ab"
+    assert report(summary) == "nothing to do: all 1,204,113 images have rows of scenes@0123456789ab already"
 
 
 @pytest.mark.parametrize(
@@ -304,3 +317,15 @@ def test_the_former_name_is_not_offered(capfd: pytest.CaptureFixture[str]) -> No
 
     said = capfd.readouterr().err
     assert "(choose from 'transient', 'all')" in said.replace("transient, all", "'transient', 'all'")
+
+
+def test_shards_are_logged_as_json_where_that_is_asked_for(
+    asked: list[LabelConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(NEEDED)
+    assert '"shard": 3' not in capsys.readouterr().err
+
+    main([*NEEDED, "--log-json"])
+    said = capsys.readouterr()
+    assert '"event": "shard", "run_id": "night", "shard": 3, "images": 64' in said.err
+    assert '"shard": 3' not in said.out

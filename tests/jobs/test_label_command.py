@@ -172,5 +172,5 @@ def test_a_second_start_leaves_with_4_and_names_the_first_and_one_that_waits_fin
     assert f"is being written by another process (host {os.uname().nodename}, pid {first.pid}, " in second.stderr
     assert third.returncode == 0, err
     assert f"waiting: table file://{table} is being written by another process" in waiting[-1]
-    assert out.startswith("nothing to do: all 4 images are labelled by ")
+    assert out.startswith("nothing to do: all 4 images have rows of ")
     assert names(lake) == lake_names(lake)

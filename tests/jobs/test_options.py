@@ -243,6 +243,7 @@ def test_a_relative_place_in_the_folder_of_a_ray_job_is_refused(
         ("shard", "--annotations /x --images /x --out shards"),
         ("train", "--train /x --name n --recipe scenes --storage runs"),
         ("export", "--table /x --out rows"),
+        ("query", "--table /x --out rows.csv SQL"),
     ],
 )
 def test_every_command_that_writes_refuses_such_a_place(

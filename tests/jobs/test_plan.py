@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,15 +15,15 @@ import detr.checkpoints.checkpoint
 from detr.config import BackboneConfig, DetrConfig
 from detr.model import Detr
 from jobs.plan import main, report, size
-from pipelines.errors import RayDetrError
+from pipelines.errors import RayDetrError, SettingsMismatch, UsageError
 from pipelines.labelling.labelled_keys import labelled_keys
 from pipelines.labelling.plan import PlanConfig, PlanSummary, write_plan
 from pipelines.labelling.publish import commit_part
-from pipelines.labelling.run import RunRequest
+from pipelines.labelling.run import RunRequest, finish_run
 from pipelines.lake.listing import LakeObject, list_objects
 from pipelines.models import load_model
 from pipelines.store import StoreOptions, open_store
-from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
+from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table, with_settings
 from tests.pipelines.labelling.runs import start_run
 
 if TYPE_CHECKING:
@@ -73,13 +74,19 @@ def test_it_says_what_a_run_would_do_and_writes_nothing(
     assert not (tmp_path / "table").exists()
 
 
-def test_without_a_model_the_rows_of_any_count_and_with_one_its_own(
-    lake: Path, table: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def tiny(tmp_path: Path) -> tuple[str, str]:
+    """The place of a small model, and what rows call it."""
     torch.manual_seed(0)
     network = Detr(DetrConfig(BackboneConfig("tiny", "bottleneck", 8, (32, 64), (1, 1)), 16, 2, 1, 1, 16, queries=3))
     detr.checkpoints.checkpoint.save(network.eval(), tmp_path / "tiny")
-    model = load_model(str(tmp_path / "tiny"), StoreOptions())[1].id
+    return str(tmp_path / "tiny"), load_model(str(tmp_path / "tiny"), StoreOptions())[1].id
+
+
+def test_without_a_model_the_rows_of_any_count_and_with_one_its_own(
+    lake: Path, table: Store, tiny: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, model = tiny
     publish(table, lake, ["0.jpg", "1.jpg"], model)
     publish(table, lake, ["1.jpg", "2.jpg"], "other@1")
 
@@ -89,11 +96,47 @@ def test_without_a_model_the_rows_of_any_count_and_with_one_its_own(
         "labelled:   3 images have rows of some model",
     ]
 
-    main(line(lake, table, "--model", str(tmp_path / "tiny")))
+    main(line(lake, table, "--model", place))
     assert capsys.readouterr().out.splitlines()[:2] == [
         "to label:   3 images, 900 bytes, 1 shard of 2,048 images at most",
         f"labelled:   2 images have rows of {model}",
     ]
+
+
+def test_the_options_of_label_predict_what_label_would_do(
+    lake: Path, table: Store, tiny: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, model = tiny
+    request = RunRequest(model, "1", {"threshold": 0.05, "classes": None, "precision": "auto"}, 2, {}, run_id="old")
+    run, _ = start_run(table, request, now=NOW, tail="a1b2")
+    table.put("data/old-00000.parquet", encode(with_settings(rows_of(lake, ["0.jpg", "1.jpg"], model), run.settings)))
+    finish_run(table, "old", now=NOW, totals={"rows": 2, "detections": 0, "errors": {}})
+
+    def planned(*more: str) -> str:
+        main(line(lake, table, "--model", place, *more))
+        return capsys.readouterr().out.partition(",")[0]
+
+    assert planned() == "to label:   3 images"
+    assert planned("--precision", "fp32") == "to label:   3 images"
+    assert planned("--threshold", "0", "--relabel") == "to label:   5 images"
+    assert planned("--precision", "bf16", "--relabel") == "to label:   5 images"
+    for more, difference in (
+        (["--threshold", "0.5"], "threshold 0.05, now 0.5"),
+        (["--classes", "cat=0.3"], "classes all, now cat=0.3"),
+        (["--precision", "bf16"], "precision fp32, now bf16"),
+    ):
+        with pytest.raises(SettingsMismatch, match=re.escape(f"with other settings ({difference})")):
+            planned(*more)
+    with pytest.raises(UsageError, match="'dgo' is not a class of"):
+        planned("--classes", "dgo")
+
+
+def test_settings_without_a_model_are_refused(lake: Path, table: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    for more in (["--threshold", "0"], ["--classes", "cat"], ["--relabel"], ["--precision", "fp32"]):
+        with pytest.raises(SystemExit) as left:
+            main(line(lake, table, *more))
+        assert left.value.code == 2
+        assert f"{more[0]} goes with --model" in capsys.readouterr().err
 
 
 def test_a_run_that_would_be_resumed_is_told_with_what_it_has_done(

@@ -63,6 +63,7 @@ ON_S3 = {
     "runs": "--table s3://lake/table",
     "runs verified": "--table s3://lake/table --verify --json",
     "export": "--table s3://lake/table --out {tmp}/out.parquet",
+    "query": "--table s3://lake/table SELECT",
     "label an inventory": "--images s3://lake/x/manifest.json --table {tmp}/table --model scenes",
 }
 WEB = f"http://user:{PASSWORD}@127.0.0.1:9"
@@ -103,6 +104,9 @@ ADDRESSES = {
     "runs of a share": f"--table ftp://user:{PASSWORD}@127.0.0.1:9/table",
     "runs at an endpoint": f"--table s3://lake/table --endpoint {WEB}",
     "export": f"--table ftp://user:{PASSWORD}@127.0.0.1:9/table --out {{tmp}}/out.parquet",
+    "query": f"--table ftp://user:{PASSWORD}@127.0.0.1:9/table SELECT",
+    "query in a bucket": f"--table s3://{KEY_ID}:{SECRET_KEY}@lake/table SELECT",
+    "query at an endpoint": f"--table s3://lake/table --endpoint {WEB} SELECT",
     "export into": f"--table {{tmp}}/table --out s3://{KEY_ID}:{SECRET_KEY}@lake/out",
     "export at an endpoint": f"--table s3://lake/table --out {{tmp}}/out.parquet --endpoint {WEB}",
     "evaluate with a model": f"--annotations {{tmp}}/a.json --images {{tmp}} --model {WEB}/m.pth",

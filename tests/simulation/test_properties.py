@@ -73,10 +73,11 @@ class Table(RuleBasedStateMachine):
     def run(self, model: str, threshold: float, relabel: bool, retry_errors: Any, new_run: bool) -> None:
         """A night without trouble: each image that has no row of this model and threshold gets it, nothing else does.
 
-        Another threshold than that of the model's last rows is refused unless it is to label again.
+        A threshold that no rows of the model have is refused where it has others, unless it is to label again.
         """
         selection = Selection(retry_errors=retry_errors)
-        if self.last_threshold(model) not in (None, threshold) and not relabel:
+        known = self.thresholds(model)
+        if known and threshold not in known and not relabel:
             before = self.without_parts()
             with pytest.raises(
                 UsageError, match=rf"labelled by {model} with other settings \(threshold 0\..*--relabel"
@@ -162,7 +163,7 @@ class Table(RuleBasedStateMachine):
         if find_unfinished(self.world.objects) is not None:
             self.resume()
         for model in MODELS:
-            threshold = self.last_threshold(model) or 0.5
+            threshold = next(iter(self.thresholds(model)), 0.5)
             self.run(model, threshold, relabel=False, retry_errors="transient", new_run=False)
 
     def writer(self, model: str, threshold: float = 0.5, relabels: bool = False) -> Writer:
@@ -173,11 +174,9 @@ class Table(RuleBasedStateMachine):
         """Return all objects but the parts of ended runs: each start removes those that a dead one has left."""
         return [entry for entry in self.world.objects.list() if "/parts/" not in entry.key]
 
-    def last_threshold(self, model: str) -> float | None:
-        """Return the threshold of the rows of the last run of a model that has any."""
-        thresholds = {row["run_id"]: row["threshold"] for row in self.world.read()}
-        runs = [run.run_id for run in list_runs(self.world.objects) if run.model == model]
-        return next((round(thresholds[run_id], 6) for run_id in reversed(runs) if run_id in thresholds), None)
+    def thresholds(self, model: str) -> list[float]:
+        """Return the thresholds that rows of a model have."""
+        return sorted({round(row["threshold"], 6) for row in self.world.read() if row["model"] == model})
 
     def take_over(self) -> None:
         """Take the rows of a start that died, and of the one that resumed it, into the model: of what was read."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.errors import RayDetrError
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.evaluation.annotations import read_annotations, truth_sha256
 
 TRUTH: dict[str, Any] = {
@@ -85,7 +85,7 @@ def test_annotations_of_another_format_stop_with_a_sentence(file: Path, text: st
 
 
 def test_annotations_that_are_not_there_stop_with_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(RayDetrError, match=r"cannot read the annotations: .*nowhere\.json"):
+    with pytest.raises(UsageError, match=r"cannot read the annotations: .*nowhere\.json"):
         read_annotations(str(tmp_path / "nowhere.json"))
 
 

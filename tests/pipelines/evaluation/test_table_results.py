@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from pipelines.errors import RayDetrError
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.evaluation import table_results
 from pipelines.evaluation.evaluate import Evaluation, evaluate_table
 from pipelines.evaluation.table_results import RowChoice
-from pipelines.store import StoreOptions
+from pipelines.labelling.run import RunRequest, begin_run
+from pipelines.store import StoreOptions, open_store
 from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
 
 ORIENTATION = 274  # EXIF's tag
@@ -67,9 +68,9 @@ def labelled(uri: str, *found: Found, height: int = 240, width: int = 320) -> Ro
 
 def publish(
     table: Path, rows: Sequence[Row], *, run_id: str = "run-1", file: int = 0, threshold: float = 0.0, hours: int = 0,
-    model: str = "pets@0123456789ab", configuration: Mapping[str, object] | None = None,
+    model: str = "pets@0123456789ab", configuration: Mapping[str, object] | None = None, settings: str | None = None,
 ) -> None:  # fmt: skip
-    origin = Origin(model, threshold, run_id, file, NOON + timedelta(hours=hours))
+    origin = Origin(model, threshold, run_id, file, NOON + timedelta(hours=hours), settings)
     path = table / "data" / run_id / f"{file:05d}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = None if configuration is None else {"configuration": json.dumps(configuration)}
@@ -89,6 +90,35 @@ def test_annotations_may_name_folders(table: Path, tmp_path: Path) -> None:
     publish(table, [labelled("https://host/bucket/a.jpg?signature=abc", CAT)])
 
     assert ap(evaluated(table, annotations)) == 1.0
+
+
+def test_rows_of_several_settings_are_refused_and_one_can_be_chosen(table: Path, annotations: str) -> None:
+    all_scores, high = '{"precision":"fp32","threshold":0.0}', '{"precision":"fp32","threshold":0.5}'
+    publish(table, [labelled("a.jpg", CAT), labelled("b.jpg", DOG)], settings=all_scores)
+    publish(table, [labelled("a.jpg")], run_id="run-2", hours=1, threshold=0.5, settings=high)
+
+    with pytest.raises(
+        UsageError, match=r"have several settings \(1 with .*0\.0\}, 1 with .*0\.5\}\).* Choose one with --settings"
+    ):
+        evaluated(table, annotations)
+    chosen = evaluated(table, annotations, choice=RowChoice(settings=all_scores))
+    assert (ap(chosen), chosen.missing) == (1.0, ())
+    other = evaluated(table, annotations, choice=RowChoice(settings=high), allow_thresholded=True)
+    assert (other.missing, other.detections) == (("b.jpg",), 0)
+    with pytest.raises(UsageError, match=r"no row of an annotated image has the settings \{\}\. `ray-detr runs`"):
+        evaluated(table, annotations, choice=RowChoice(settings="{}"))
+
+
+def test_rows_without_settings_have_those_of_their_run(table: Path, annotations: str) -> None:
+    store = open_store(str(table))
+    request = RunRequest("pets@0123456789ab", "1", {"threshold": 0.0, "precision": "fp32"}, 64, {}, "run-1")
+    run = begin_run(store, request, after=None, shard_images=64, precision="fp32", now=NOON, tail="0001")
+    assert run is not None
+    publish(table, [labelled("a.jpg", CAT)])  # as an earlier release
+    publish(table, [labelled("b.jpg", DOG)], run_id="run-2", hours=1, settings=run.settings)
+
+    assert ap(evaluated(table, annotations)) == 1.0
+    assert ap(evaluated(table, annotations, choice=RowChoice(settings=run.settings))) == 1.0
 
 
 def test_two_images_of_one_file_name_are_refused_with_both_addresses(table: Path, annotations: str) -> None:
@@ -169,7 +199,7 @@ def test_rows_that_keep_some_classes_only_are_told_and_refused_where_it_is_not_a
     publish(table, [labelled("b.jpg", DOG)], file=1, configuration=restricted)
     publish(table, [labelled("z.jpg", DOG)], file=2, configuration={"classes": [["horse", None]]})
 
-    with pytest.raises(ValueError, match=r"the rows keep the classes cat, dog only: .* Label without --classes"):
+    with pytest.raises(ValueError, match=r"the classes cat, dog only: .* Label into another table without --classes"):
         evaluated(table, annotations)
     assert evaluated(table, annotations, allow_thresholded=True).kept_classes == ("cat", "dog")
 

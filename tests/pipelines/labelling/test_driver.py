@@ -537,9 +537,39 @@ def test_other_settings_label_the_images_again_where_that_is_asked_for() -> None
     assert again.run().planned.labelled == 2
     assert again.did == []
     world.lake["s3://lake/new.jpg"] = "v0"
-    assert Start(world, configuration=HIGH).run().planned.images == 1  # the last settings are the table's now
-    with pytest.raises(UsageError, match=r"threshold 0\.5, now 0\.05; classes ant=0\.9 cat=0\.5, now all"):
-        Start(world, configuration=LOW).run()
+    assert Start(world, configuration=HIGH).run().planned.images == 1
+
+
+def test_a_nightly_run_goes_on_after_somebody_has_labelled_again_with_other_settings(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = lake(1)
+    Start(world, configuration=LOW).run()
+    Start(world, configuration=HIGH, relabel=True).run()
+    night = Start(world, configuration=LOW)
+
+    assert night.run().planned.labelled == 1
+    assert (night.did, caplog.messages) == ([], [])  # nothing to do, and nothing to say
+    world.lake["s3://lake/new.jpg"] = "v0"
+    assert Start(world, configuration=LOW).run().planned.images == 1
+    low, high = '{"precision":"fp32","threshold":0.05}', settings_of(world)[0][1]
+    assert settings_of(world) == [("000.jpg", high), ("000.jpg", low), ("new.jpg", low)]
+    assert caplog.messages == [
+        "the newest rows of detr@1 in table memory://table have other settings (threshold 0.5, now 0.05; classes "
+        "ant=0.9 cat=0.5, now all). This run labels what has no row with its own."
+    ]
+    with pytest.raises(UsageError, match=r"threshold 0\.05, now 0\.3\)"):  # that nobody has labelled with
+        Start(world, configuration={**LOW, "threshold": 0.3}).run()
+
+
+def test_auto_is_the_precision_of_rows_with_the_same_threshold_not_of_the_newest() -> None:
+    world = lake(1)
+    Start(world, configuration=LOW, precision="fp16").run()
+    Start(world, configuration=HIGH, precision="fp32", relabel=True).run()
+    again = Start(world, configuration=LOW, precision="fp32")
+
+    assert again.run().planned.labelled == 1
+    assert again.did == []
 
 
 def test_an_unfinished_run_that_published_nothing_does_not_decide_the_settings() -> None:

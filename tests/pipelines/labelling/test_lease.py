@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -32,7 +33,8 @@ from pipelines.labelling.lease import (
     renew,
     this_process,
 )
-from pipelines.store import Misconfigured, Store, StoreDown, memory_store, open_store
+from pipelines.store import Misconfigured, Store, StoreDown, StoreEntry, memory_store, open_store
+from pipelines.store.local import LocalStore
 from pipelines.store.memory import MemoryStore
 
 NOW = datetime(2026, 11, 26, tzinfo=UTC)
@@ -228,6 +230,10 @@ def test_heartbeats_and_giving_up_go_through_the_store_that_is_not_waited_for_lo
             puts.append(key)
             return table.put(key, data, create=create, if_match=if_match)
 
+        def list(self, prefix: str = "", after: str | None = None) -> Iterator[StoreEntry]:
+            return table.list(prefix, after)
+
+    table.put("_runs/_order/0000001.json", b"{}")
     with holding(
         table, can_swap=True, token="a", wait_seconds=0, say=lambda _: None, impatient=Impatient("memory://table")
     ):
@@ -320,6 +326,7 @@ def test_the_record_of_a_folder_says_who_writes_since_when_and_that_it_was_given
 ) -> None:
     monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.01)
     table = open_store(str(tmp_path))
+    table.put("_runs/_order/0000001.json", b"{}")
 
     def record() -> dict[str, Any]:
         read: dict[str, Any] = json.loads(table.get(LEASE_KEY).data)
@@ -370,3 +377,43 @@ def test_a_local_lease_that_could_not_be_written_is_not_held(tmp_path: Path, mon
 
     with held(table):
         pass
+
+
+def test_a_start_that_wrote_nothing_leaves_no_table(store: Store) -> None:
+    with pytest.raises(RayDetrError), held(store):
+        raise RayDetrError("no cluster.")
+
+    assert list(store.list()) == []
+    with held(store):  # and nothing is in the way of the next
+        store.put("_runs/_order/0000001.json", b"{}")
+    assert LEASE_KEY in {entry.key for entry in store.list()}
+    with held(store):
+        pass
+    assert LEASE_KEY in {entry.key for entry in store.list()}
+
+
+def test_a_lease_of_somebody_else_is_not_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = memory_store()
+    with held(table, "a"):
+        table.put(LEASE_KEY, module._encode(module.Holder("b", ELSEWHERE, NOW, NOW)))
+        monkeypatch.setattr(module, "LEASE_SECONDS", -1.0)  # as after a heartbeat that was refused for so long
+
+    assert json.loads(table.get(LEASE_KEY).data)["token"] == "b"
+
+
+def test_a_lock_on_a_file_that_was_removed_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = open_store(str(tmp_path / "table"))
+    assert isinstance(table, LocalStore)
+    flock = fcntl.flock
+
+    def removed_meanwhile(descriptor: int, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        flock(descriptor, how)
+        table.delete("lock")
+
+    monkeypatch.setattr(fcntl, "flock", removed_meanwhile)
+    descriptor = table.lock("lock")
+
+    assert descriptor is not None
+    assert table.lock("lock") is None  # the file that is there is locked
+    os.close(descriptor)

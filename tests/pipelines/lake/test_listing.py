@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.errors import RayDetrError
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.lake.listing import (
     ARCHIVED,
     DUPLICATE,
@@ -414,5 +414,10 @@ def test_a_local_table_among_the_photographs_is_left_out(photos: Path, monkeypat
 
 
 def test_a_local_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
-    with pytest.raises(RayDetrError, match=f"there is nothing at {tmp_path}/photos"):
+    with pytest.raises(RayDetrError, match=rf"^there is nothing at {tmp_path}/photos\. .* use {tmp_path}/photos\*\.$"):
         list_objects([f"{tmp_path}/photos"])
+
+
+def test_an_empty_folder_is_called_that(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=rf"^the folder {tmp_path} is empty\. Check the address\.$"):
+        list_objects([str(tmp_path)])

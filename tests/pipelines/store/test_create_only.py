@@ -93,12 +93,12 @@ class ReadOnly(Overwriting):
 
 
 def test_a_store_that_writes_over_is_refused_and_what_could_be_lost_is_said() -> None:
-    with pytest.raises(RayDetrError, match=r"cannot store a table: .* so rows could be lost\. Use a bucket without"):
+    with pytest.raises(RayDetrError, match=r"^a table cannot be kept at .*: .* rows could be lost\. Use a bucket"):
         require_create_only(Overwriting(memory_store()), what="a table", loss="rows could be lost")
 
 
 def test_a_store_that_cannot_be_written_is_refused() -> None:
-    with pytest.raises(RayDetrError, match=r"cannot store a table, because it cannot be written: .*denied"):
+    with pytest.raises(RayDetrError, match=r"^a table cannot be kept at .*: .*denied"):
         require_create_only(ReadOnly(memory_store()), what="a table", loss="rows could be lost")
 
 

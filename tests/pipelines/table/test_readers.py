@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,13 +19,13 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.labelling.label import duckdb_query
+from pipelines.labelling.label import query_command
 from pipelines.labelling.manifest import read_shard
 from pipelines.labelling.plan import write_plan
 from pipelines.labelling.publish import commit_part, publish_group
 from pipelines.labelling.run import RunRequest, finish_run
 from pipelines.lake.listing import LakeObject, Listing
-from pipelines.store import open_store
+from pipelines.store import StoreOptions, open_store
 from pipelines.table.files import LAYOUTS
 from pipelines.table.schema import Detected, Origin, Row, rows_to_table
 from tests.pipelines.labelling.runs import begin_as_an_earlier_release, start_run
@@ -170,20 +171,16 @@ def test_a_new_table_has_its_files_in_one_folder_for_engines_that_read_no_others
     assert [row["settings"] for row in by_arrow(table)] == ['{"precision":"fp32"}'] * 4
 
 
-def test_the_query_that_is_offered_counts_detections_by_label(table: Path) -> None:
-    command = duckdb_query(str(table))
-    query = command.removeprefix('duckdb -c "').removesuffix('"')
-
-    assert command == f'duckdb -c "{query}"'
-    assert duckdb.sql(query).fetchall() == [("dog", 2), ("person", 1)]
-
-
 def test_the_query_that_is_offered_can_be_copied_whatever_the_table_is_called(table: Path, tmp_path: Path) -> None:
     named = shutil.copytree(table, tmp_path / """it's "$HOME" `a` [2*?]""")
-    printing = duckdb_query(str(named)).replace("duckdb -c ", "printf %s ")
-    words = subprocess.run(["bash", "-c", printing], capture_output=True, check=True)  # noqa: S607
+    printed = query_command(str(named), "detr@1", StoreOptions())
+    assert printed.startswith("ray-detr query --table ")
+    run_here = printed.replace("ray-detr query", f"{sys.executable} -m jobs.query", 1)
 
-    assert sorted(duckdb.sql(words.stdout.decode()).fetchall()) == [("dog", 2), ("person", 1)]
+    done = subprocess.run(["bash", "-c", run_here], capture_output=True, text=True, check=False)  # noqa: S607
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split() for line in done.stdout.splitlines()[2:]] == [["dog", "2"], ["person", "1"]]
 
 
 def queries_of_the_documentation(table: Path) -> list[str]:

@@ -1,0 +1,96 @@
+"""Run a SQL query on a detection table.
+
+ray-detr query --table s3://lake/detections "SELECT label, count(*) FROM detections GROUP BY ALL"
+ray-detr query --table s3://lake/detections "FROM images WHERE status = 'error'" --out errors.csv
+
+The query can use three tables: detections (one row for each detected object), images (the current row of each image)
+and rows (all published rows). It is DuckDB's SQL; install it with pip install 'ray-detr[query]'.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.exits import run_process
+from jobs.options import CommandParser, add_s3_options, check_stays, count
+
+if TYPE_CHECKING:
+    from pipelines.exports.query import QueryResult
+
+WIDEST = 120  # letters of a value in the printed table
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, query, print."""
+    parser = CommandParser("query", __doc__)
+    parser.add_argument("sql", metavar="SQL", help="the query")
+    parser.add_argument("--table", required=True, metavar="URI", help="the detection table")
+    parser.add_argument("--model", metavar="NAME", help="only rows of this model, named as in the column `model` (all)")
+    parser.add_argument(
+        "--settings", metavar="TEXT", help="only rows with these settings, as in the column `settings` (all)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="write the whole result to a new file ending in .csv, .jsonl or .parquet (print it)",
+    )
+    parser.add_argument(
+        "--max-rows", type=count, default=1_000, metavar="N", help="largest number of rows to print (%(default)s)"
+    )
+    add_s3_options(parser)
+    args = parser.parse_args(argv)
+    check_stays(parser, "--out", None if args.out is None else str(args.out))
+
+    from pipelines.exports.query import QueryConfig, query_table
+    from pipelines.store import StoreOptions
+
+    try:
+        config = QueryConfig(
+            table=args.table,
+            sql=args.sql,
+            model=args.model,
+            settings=args.settings,
+            out=args.out,
+            most_rows=args.max_rows,
+            options=StoreOptions(endpoint=args.endpoint, region=args.region, profile=args.profile),
+        )
+    except ValueError as error:
+        parser.error(str(error))
+    result = query_table(config)
+    if args.out is not None:
+        print(f"wrote: {args.out}")
+    else:
+        print(report(result))
+    if result.is_cut:
+        print(
+            f"note: only the first {config.most_rows:,} rows are printed. --max-rows N prints more, --out FILE writes "
+            "all.",
+            file=sys.stderr,
+        )
+
+
+def report(result: "QueryResult") -> str:
+    """Return the result as a table of text: numbers at the right, long values cut with `...`."""
+    rows = [[_shown(value) for value in row] for row in result.rows]
+    widths = [max(map(len, column)) for column in zip(result.columns, *rows, strict=True)]
+    lines = [result.columns, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "  ".join(
+            text.rjust(width) if is_number else text.ljust(width)
+            for text, width, is_number in zip(line, widths, result.is_number, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _shown(value: str | None) -> str:
+    if value is None:
+        return "NULL"
+    line = " ".join(value.split("\n"))
+    return line if len(line) <= WIDEST else f"{line[: WIDEST - 3]}..."
+
+
+if __name__ == "__main__":
+    run_process(main)

@@ -1,0 +1,80 @@
+"""The settings that a model has labelled a table with, and whether a new run may use other ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipelines.errors import SettingsMismatch
+from pipelines.labelling.publish import THREADS
+from pipelines.labelling.run import RunRequest
+from pipelines.labelling.run_summaries import settings_of_runs
+from pipelines.labelling.settings import AUTO, precision_of, settings_differences
+from pipelines.store import Store
+
+
+class PastSettings:
+    """Settings of a model's runs that have published rows, the newest first. Reads their records when it is asked."""
+
+    def __init__(self, table: Store, model: str, *, threads: int = THREADS) -> None:
+        """Read nothing yet.
+
+        Args:
+            table: The table.
+            model: As rows name it.
+            threads: How many files are read at once, of runs that did not finish.
+        """
+        self._table, self._model = table, model
+        self._unread = settings_of_runs(table, model, threads=threads)
+        self._read: list[str] = []
+
+    def __iter__(self) -> Iterator[str]:
+        """Give each settings once."""
+        yield from self._read
+        for settings in self._unread:
+            if settings not in self._read:
+                self._read.append(settings)
+                yield settings
+
+    @property
+    def last(self) -> str | None:
+        """Those of the newest run, None where there is no such run."""
+        return next(iter(self), None)
+
+    def guess_precision(self, request: RunRequest) -> str | None:
+        """Return what "auto" is taken for before the cluster is asked: the precision of rows with the same settings.
+
+        Without such rows it is the precision of the newest rows, and None of a table without rows of the model.
+        """
+        if self.last is None:
+            return None
+        same = (one for one in self if request.settings(precision_of(one)) == one)
+        return precision_of(next(same, self.last)) if request.precision == AUTO else request.precision
+
+    def check(self, request: RunRequest, precision: str, *, relabel: bool) -> str:
+        """Return the settings of a request, where `precision` is what "auto" is.
+
+        Raises:
+            SettingsMismatch: the model has labelled the table, never with these settings, and it is not to label again.
+        """
+        settings = request.settings(precision)
+        last = self.last
+        if last is None or relabel or settings in self:
+            return settings
+        differing = settings_differences(last, settings)
+        raise SettingsMismatch(
+            f"table {self._table.uri} was labelled by {self._model} with other settings "
+            f"({'; '.join(differing)}). Give the old {'value' if len(differing) == 1 else 'values'} to label what "
+            "is new, filter the rows that are there by SQL if fewer detections are wanted (WHERE score >= ...), "
+            "name another --table, or give --relabel to label its images again: both rows stay, told apart by the "
+            "column settings."
+        )
+
+    def note(self, settings: str) -> str:
+        """Return a sentence about newer rows with other settings, "" where there are none."""
+        if self.last in (None, settings):
+            return ""
+        assert self.last is not None
+        return (
+            f"the newest rows of {self._model} in table {self._table.uri} have other settings "
+            f"({'; '.join(settings_differences(self.last, settings))}). This run labels what has no row with its own."
+        )

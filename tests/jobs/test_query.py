@@ -1,0 +1,48 @@
+"""What `ray-detr query` prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.query import main, report
+from pipelines.exports.query import QueryResult
+from tests.pipelines.report.tables import write_table
+
+
+def test_a_result_is_a_table_of_text(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    table = write_table(tmp_path)
+    sql = "SELECT label, count(*) AS number, round(avg(score), 2) AS score FROM detections GROUP BY ALL ORDER BY 2 DESC"
+
+    main(["--table", table, sql, "--model", "detr@1"])
+
+    assert capsys.readouterr() == (
+        "label  number  score\n"
+        "-----  ------  -----\n"
+        "dog         4   0.72\n"
+        "cat         3   0.57\n",
+        "",
+    )  # fmt: skip
+
+
+def test_a_cut_result_and_a_file_are_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    table = write_table(tmp_path)
+
+    main(["--table", table, "SELECT uri FROM rows ORDER BY 1", "--max-rows", "2"])
+    assert capsys.readouterr().err == (
+        "note: only the first 2 rows are printed. --max-rows N prints more, --out FILE writes all.\n"
+    )
+    main(["--table", table, "FROM rows", "--out", str(tmp_path / "rows.csv")])
+    assert capsys.readouterr() == (f"wrote: {tmp_path}/rows.csv\n", "")
+    with pytest.raises(SystemExit) as left:
+        main(["--table", table, "FROM rows", "--out", "rows.xlsx"])
+    assert left.value.code == 2
+
+
+def test_null_long_values_and_lines_fit_into_the_table() -> None:
+    result = QueryResult(("a", "b"), (False, True), [("x\ny", None), ("z" * 200, "1")])
+
+    lines = report(result).splitlines()
+    assert lines[2].split() == ["x", "y", "NULL"]
+    assert lines[3] == "z" * 117 + "...     1"
