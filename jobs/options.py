@@ -157,7 +157,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--model",
         required=True,
         metavar="REF",
-        help="a hub id with optional @revision, a directory, a .pth or .ckpt, a URI, or scenes (the embedded model)",
+        help="DETR or another detector (docs/models.md): a hub id with optional @revision, a directory, a .pth or "
+        ".ckpt, a URI, or scenes (the embedded model)",
     )
     add_settings_options(parser)
 

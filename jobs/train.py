@@ -114,7 +114,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--finetune",
         metavar="REF",
-        help="start from this DETR, with any classes: a hub id, a directory, a .pth or .ckpt, a URI, or scenes",
+        help="start from this DETR or Table Transformer, with any classes: a hub id, a directory, a .pth or .ckpt, "
+        "a URI, or scenes",
     )
     parser.add_argument("--network", metavar="NAME",
                         help="start from random weights: detr-resnet-50[-dc5], -101[-dc5] or scenes")  # fmt: skip

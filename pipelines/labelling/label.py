@@ -17,9 +17,10 @@ from shlex import quote
 from typing import TYPE_CHECKING, Literal
 
 from detr.images.header import MAX_PIXELS
+from detr.precision import family_precision
 from pipelines.caps import Caps, metering
 from pipelines.clock import SystemClock
-from pipelines.errors import RayDetrError
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.labelling.cutting import RetryErrors, Selection
 from pipelines.labelling.driver import RunResult, run_labelling
 from pipelines.labelling.labeler_spec import LabelerSpec
@@ -304,6 +305,8 @@ def label(
             )
             before_the_lease.callback(runner.close)
             model = _identify(config, runner)  # before anything is written
+            config = _with_precision(config, model)
+            runner.use_precision(config.precision)
             table = open_store(config.table, config.table_options)
             store = require_create_only(table, what="a table", loss="two runs could lose each other's rows")
             with (
@@ -390,6 +393,20 @@ def _identify(config: LabelConfig, runner: RayRunner) -> ModelInfo:
         model = runner.try_model()  # nodes may reach what this machine does not
     check_classes(model, [name for name, _ in config.classes or ()], reference=config.model)
     return model
+
+
+def _with_precision(config: LabelConfig, model: ModelInfo) -> LabelConfig:
+    """Return the configuration with the precision of a model of `transformers`, which is the same on every device.
+
+    Raises:
+        UsageError: it does not have the precision that is asked for.
+    """
+    if model.is_native:
+        return config
+    try:
+        return replace(config, precision=family_precision(config.precision, model.family, name=config.model))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _request(config: LabelConfig, model: ModelInfo) -> RunRequest:

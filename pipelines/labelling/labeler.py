@@ -11,9 +11,11 @@ from functools import partial
 
 import pyarrow as pa
 
-from detr.batching import Batch, HostBatch, ahead, order_batches
-from detr.detector import BATCHES_AHEAD, Detector, PendingDetections
+from detr.batching import Batch, HostBatch, ahead
+from detr.detectors import DetectorLike
+from detr.image_stream import BATCHES_AHEAD
 from detr.images.decoding import Header, ImageError
+from detr.launcher import PendingDetections
 from detr.postprocess import Detections
 from pipelines.clock import Clock, SystemClock
 from pipelines.labelling.decoding import ImageDecoder
@@ -68,7 +70,7 @@ class Labeler:
         table: Store,
         fetcher: Fetcher,
         decoder: ImageDecoder,
-        detector: Detector,
+        detector: DetectorLike,
         run_id: str,
         model_id: str,
         threshold: float,
@@ -163,7 +165,7 @@ class Labeler:
         """
         readable = [index for index, one in enumerate(seen) if one.header is not None]
         shapes = [self._detector.target_shape(*_size(seen[index])) for index in readable]
-        batches = order_batches(shapes, batch_size=self._detector.batch_size, grid=self._detector.grid)
+        batches = self._detector.batches(shapes)
         failed: dict[int, ImageError] = {}
 
         def begin_decoding(batch: Batch) -> _Decoding:

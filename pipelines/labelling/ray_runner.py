@@ -54,7 +54,6 @@ class Actors:
 @dataclass(frozen=True, slots=True)
 class _Connection:
     pool: Pool
-    precision: Precision
 
 
 class RayRunner:
@@ -97,6 +96,10 @@ class RayRunner:
                 self._connecting = Future()
                 threading.Thread(target=self._connect, args=(self._connecting,), name="connect", daemon=True).start()
 
+    def use_precision(self, precision: Precision) -> None:
+        """Compute in this precision, where the model leaves no choice. To be called before `prepare`."""
+        self._spec = replace(self._spec, precision=precision)
+
     def workforce(self) -> Workforce:
         """Return what the actors will be, when Ray is connected.
 
@@ -107,7 +110,7 @@ class RayRunner:
         return Workforce(
             shard_images=GPU_SHARD_IMAGES if connection.pool.gpus else CPU_SHARD_IMAGES,
             spread=connection.pool.most * SHARDS_AN_ACTOR,
-            precision=connection.precision,
+            precision=self._precision(connection),
         )
 
     def try_model(self) -> ModelInfo:
@@ -123,7 +126,8 @@ class RayRunner:
         loading = f"loading {without_secrets(self._spec.model)}"
         self._show(Progress(loading))
         with self._watchdog.stage(loading, detail=lambda: room_sentence(connection.pool)):
-            return probe(self._placed(connection, connection.precision), connection.pool)
+            # as it was asked for: what "auto" is depends on the model, too
+            return probe(self._placed(connection, self._spec.precision), connection.pool)
 
     def label(self, run: Run, shards: Sequence[int], *, isolated: bool) -> Iterator[Outcome]:
         """Yield the outcome of each shard; see `pool.label_shards`.
@@ -182,6 +186,10 @@ class RayRunner:
         device = "cuda" if pool.gpus else "cpu"
         return replace(self._spec, device=device, threads=pool.threads, precision=precision)
 
+    def _precision(self, connection: _Connection) -> Precision:
+        asked = self._spec.precision
+        return auto_precision("cuda" if connection.pool.gpus else "cpu") if asked == "auto" else asked
+
     def _wait(self) -> _Connection:
         self.prepare()
         connecting = self._connecting
@@ -219,8 +227,7 @@ class RayRunner:
                 raise CapReached(f"{self._meter.reason}; {stopped}") from stopped
             raise
         self._meter.count_nodes(lambda: count_nodes_for(pool.cpus, pool.gpus, most=pool.most))
-        asked = self._spec.precision
-        return _Connection(pool, auto_precision("cuda" if pool.gpus else "cpu") if asked == "auto" else asked)
+        return _Connection(pool)
 
 
 def cluster_is_given() -> bool:

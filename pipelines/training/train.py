@@ -19,7 +19,7 @@ from pipelines.cluster import connected, count_nodes_for, node_resources, refuse
 from pipelines.coco.text import USABLE
 from pipelines.doctor.at_start import check_at_start
 from pipelines.errors import RayDetrError
-from pipelines.models import identify_model
+from pipelines.models import check_trainable, identify_model
 from pipelines.shards.checks import UNUSABLE
 from pipelines.shards.reader import INDEX_KEY, ShardIndex, read_index
 from pipelines.store import StoreError, open_store, require_create_only, without_secrets
@@ -114,7 +114,7 @@ def train(
             tell(sentence)
         resumed = manifest is not None and manifest.latest is not None
         if not resumed and config.finetune is not None:
-            identify_model(config.finetune, config.options)  # before Ray, which takes long to start
+            check_trainable(identify_model(config.finetune, config.options))  # before Ray, which takes long to start
         show(TrainProgress("connecting to Ray"))
         # outside: workers that are killed leave theirs, and they live until Ray has ended
         with (
