@@ -244,6 +244,8 @@ def report(summary: "LabelSummary", threshold: float = 0.0, *, relabel: bool = F
             f"{kind} {count:,}" for kind, count in sorted(summary.errors.items(), key=lambda item: -item[1])
         )
         lines.append(f"errors: {errors:,} ({100 * summary.error_rate:.3g} %): {kinds}")
+    if summary.work.requests:
+        lines.append(f"work:   {work(summary)}")
     if summary.changed_this_start:
         lines.append(
             f"changed: {summary.changed_this_start:,} images changed between listing and reading; their rows "
@@ -271,6 +273,17 @@ def report(summary: "LabelSummary", threshold: float = 0.0, *, relabel: bool = F
             "as ray-detr export --latest copies them"
         )
     return "\n".join(lines)
+
+
+def work(summary: "LabelSummary") -> str:
+    """Return what this start took: seconds over all threads, requests, bytes, cost."""
+    spent = summary.work
+    cost = "" if summary.cost is None else f", cost {summary.cost:.2f} for {summary.node_hours:.3g} node hours"
+    return (
+        f"reading {duration(spent.fetch_seconds)}, decoding {duration(spent.decode_seconds)}, network "
+        f"{duration(spent.network_seconds)} over all threads; {spent.requests:,} requests, "
+        f"{spent.size_bytes / 1e6:,.1f} MB{cost}"
+    )
 
 
 def duration(seconds: float) -> str:

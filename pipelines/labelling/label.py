@@ -17,7 +17,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Literal
 
 from detr.images.header import MAX_PIXELS
-from pipelines.caps import Caps, metering
+from pipelines.caps import Caps, Meter, metering
 from pipelines.clock import SystemClock
 from pipelines.errors import RayDetrError
 from pipelines.labelling.cutting import RetryErrors, Selection
@@ -25,7 +25,7 @@ from pipelines.labelling.driver import RunResult, run_labelling
 from pipelines.labelling.labeler_spec import LabelerSpec
 from pipelines.labelling.lease import TRIES_SECONDS, holding
 from pipelines.labelling.model_names import with_recorded_name
-from pipelines.labelling.outcome import ShardReport
+from pipelines.labelling.outcome import ShardReport, Work
 from pipelines.labelling.plan import PlanConfig
 from pipelines.labelling.planning import Planner
 from pipelines.labelling.process_time import DECODE_SECONDS
@@ -228,6 +228,8 @@ class LabelSummary:
     """What a run did, all its starts together; `images_this_start`, `changed_this_start`, `seconds` are of this one.
 
     `changed_this_start`: images that were another version than was listed; they are labelled as they were read.
+    `work`, `nodes`, `node_hours` and `cost` are of this start, too: seconds, requests and bytes; the most nodes that
+    could hold an actor; their hours, and what these cost by `caps.price_per_hour`.
     `run_id` is None where there was nothing to do: no run was begun then.
     """
 
@@ -248,6 +250,10 @@ class LabelSummary:
     resumed: bool
     max_error_rate: float
     query: str
+    work: Work = field(default_factory=Work)
+    nodes: int = 0
+    node_hours: float = 0.0
+    cost: float | None = None
 
     @property
     def error_rate(self) -> float:
@@ -342,7 +348,7 @@ def label(
                     afterwards.push(before_the_lease_ends.pop_all())
     except StoreError as error:
         raise RayDetrError(f"{error} Run the same command again to resume.") from error
-    return _summary(config, result, model, time.monotonic() - began)
+    return _summary(config, result, model, time.monotonic() - began, meter)
 
 
 def _spec(config: LabelConfig) -> LabelerSpec:
@@ -403,7 +409,7 @@ def _request(config: LabelConfig, model: ModelInfo) -> RunRequest:
     )
 
 
-def _summary(config: LabelConfig, result: RunResult, model: ModelInfo, seconds: float) -> LabelSummary:
+def _summary(config: LabelConfig, result: RunResult, model: ModelInfo, seconds: float, meter: Meter) -> LabelSummary:
     return LabelSummary(
         table=without_secrets(config.table),
         run_id=None if result.run is None else result.run.run_id,
@@ -422,6 +428,10 @@ def _summary(config: LabelConfig, result: RunResult, model: ModelInfo, seconds: 
         resumed=result.resumed,
         max_error_rate=config.max_error_rate,
         query=query_command(without_secrets(config.table), model.id, config.table_options),
+        work=result.work,
+        nodes=meter.most_nodes,
+        node_hours=meter.node_hours,
+        cost=meter.cost,
     )
 
 
