@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 from jobs.exits import run_process
 from jobs.options import (
     CommandParser,
+    above_zero,
     add_classes_option,
     add_relabel_option,
     add_retry_option,
     add_settings_options,
     add_source_options,
     count,
-    price,
 )
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "--price-per-hour",
-        type=price,
+        type=above_zero,
         metavar="P",
         help="with --trial: price of one node for an hour, to predict the price (none)",
     )

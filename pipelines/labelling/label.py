@@ -74,6 +74,8 @@ class LabelConfig:
         relabel: Label images again that the table has with other settings of the model, instead of refusing.
         least_actors: Actors that must run; None is 1.
         most_actors: Actors that may run; None is what the cluster holds.
+        cpus_per_actor: CPUs that each actor takes of its node; None is 1 on GPUs, else cores so that eight fill a node.
+        gpus_per_actor: GPUs that each actor takes, such as 0.5 for two on a GPU; None is 1.
         shard_images: Images a shard; None is 2,048 on GPUs and 64 on CPUs, and fewer in a small run.
         max_error_rate: Above this share of error rows `LabelSummary.within_budget` is false.
         max_images: Label the first N images of the listing only.
@@ -112,6 +114,8 @@ class LabelConfig:
     relabel: bool = False
     least_actors: int | None = None
     most_actors: int | None = None
+    cpus_per_actor: int | None = None
+    gpus_per_actor: float | None = None
     shard_images: int | None = None
     max_error_rate: float = 0.05
     max_images: int | None = None
@@ -154,6 +158,10 @@ class LabelConfig:
         least, most = 1 if self.least_actors is None else self.least_actors, self.most_actors
         if least < 1 or (most is not None and most < least):
             raise ValueError(f"actors: {least}:{most} is not a range of at least 1 actor")
+        for name in ("cpus_per_actor", "gpus_per_actor"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name.replace('_', ' ')}: {value:g} is not above 0")
         if self.wait_minutes < 0:
             raise ValueError(f"wait minutes: {self.wait_minutes:g} is not a waiting time; give 0 or more.")
         if self.decode_seconds <= 0:
@@ -378,6 +386,8 @@ def _actors(config: LabelConfig) -> Actors:
         node_minutes=config.node_minutes,
         stall_minutes=config.stall_minutes,
         verbose=config.verbose,
+        cpus=config.cpus_per_actor,
+        gpus=config.gpus_per_actor,
     )
 
 
