@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     args = parser.parse_args(argv)
     command = "python -m jobs.bench " + shlex.join(sys.argv[1:] if argv is None else list(argv))
-    from pipelines.stopped import RunStopped
+    from pipelines.errors import RayDetrError
 
     if args.mode == "gpu-check":
         if args.out is None:
@@ -74,15 +74,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         report = run_benchmark(config, on_progress=lambda line: print(line, file=sys.stderr, flush=True))
     except SubjectFailed as failed:
-        raise RunStopped(str(failed)) from failed
+        raise RayDetrError(str(failed)) from failed
     print(to_markdown(report))
     if report.failures:
-        raise RunStopped("not everything could be measured: " + "; ".join(report.failures))
+        raise RayDetrError("not everything could be measured: " + "; ".join(report.failures))
 
 
 def _gpu_check(args: argparse.Namespace, command: str) -> None:
     from pipelines.benchmarks.gpu_check import gpu_check
-    from pipelines.stopped import RunStopped
+    from pipelines.errors import RayDetrError
 
     try:
         report = gpu_check(
@@ -93,7 +93,7 @@ def _gpu_check(args: argparse.Namespace, command: str) -> None:
             on_progress=lambda line: print(line, flush=True),
         )
     except OSError as error:
-        raise RunStopped(f"figures cannot be kept in {args.out}: {error}") from error
+        raise RayDetrError(f"figures cannot be kept in {args.out}: {error}") from error
     print(f"figures: {report}")
 
 

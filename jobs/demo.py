@@ -37,19 +37,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     from detr.scenes.files import PICTURE_SIZES, write_scenes
     from jobs.label import report
     from jobs.progress import shown_progress
+    from pipelines.errors import RayDetrError
     from pipelines.evaluation.evaluate import evaluate_table
     from pipelines.labelling.label import LabelConfig, label
-    from pipelines.pictures import draw_found
-    from pipelines.published import count_labels
     from pipelines.report.report import ReportConfig, write_report
-    from pipelines.stopped import RunStopped
+    from pipelines.table.preview import count_labels, draw_found
 
     began = time.monotonic()
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / MARK).touch()
     except OSError as error:
-        raise RunStopped(f"cannot write to --out {args.out}: {error.strerror}.") from error
+        raise RayDetrError(f"cannot write to --out {args.out}: {error.strerror}.") from error
     for folder in (images, table, pictures):
         shutil.rmtree(folder, ignore_errors=True)
     truth = write_scenes(images, args.count, args.seed)

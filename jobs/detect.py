@@ -15,7 +15,7 @@ from jobs.exits import run_process
 from jobs.options import PRECISIONS, CommandParser, note_on_model, share
 
 if TYPE_CHECKING:
-    from pipelines.detect import Seen
+    from pipelines.detect import ImageResult
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -44,9 +44,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print one line of JSON for each image")
     args = parser.parse_args(argv)
     from jobs.progress import Drawing, shown
-    from pipelines.detect import Unseen, detect, find_images, open_detector
-    from pipelines.stopped import RunStopped, WrongUse
-    from pipelines.table import TRANSIENT_KINDS
+    from pipelines.detect import ImageFailure, detect, find_images, open_detector
+    from pipelines.errors import RayDetrError, UsageError
+    from pipelines.table.schema import TRANSIENT_KINDS
 
     if args.draw is not None and args.draw.exists() and not args.draw.is_dir():
         parser.error(f"--draw {args.draw} is a file: name a folder, which is made if it is missing")
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             on_progress(done)
             if args.json:
                 print(json.dumps(asdict(result), default=str), file=output, flush=True)
-            if isinstance(result, Unseen):
+            if isinstance(result, ImageFailure):
                 print(f"cannot read {result.image}: {result.error_kind}: {result.error}", file=sys.stderr)
                 failures.add(result.error_kind)
                 continue
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not seen:
         which = "the image could not" if len(images) == 1 else f"none of the {len(images):,} images could"
         # what a store did not give may be there the next time; what is missing or no image is wrong use
-        kind = RunStopped if failures & (TRANSIENT_KINDS - {"missing"}) else WrongUse
+        kind = RayDetrError if failures & (TRANSIENT_KINDS - {"missing"}) else UsageError
         raise kind(f"{which} be read.")
 
 
@@ -92,7 +92,7 @@ def _ignore(_: int) -> None:
     """Show nothing."""
 
 
-def report(seen: "Seen") -> str:
+def report(seen: "ImageResult") -> str:
     """Return the image's name and a line per detection, in the words of DETR's model card."""
     drawn = "" if seen.drawn is None else f", drawn in {seen.drawn}"
     count = len(seen.detections)

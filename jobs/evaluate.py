@@ -42,13 +42,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     args = parser.parse_args(argv)
     _check_fit(parser, args)
+    from pipelines.errors import RayDetrError
     from pipelines.evaluation.annotations import read_annotations
     from pipelines.evaluation.evaluate import check_has_images
     from pipelines.evaluation.gate import check_comparable, read_baseline
     from pipelines.evaluation.precision_recall_plot import check_can_plot, plot_precision_recall
-    from pipelines.file_names import file_name
-    from pipelines.stopped import RunStopped
     from pipelines.store import StoreOptions
+    from pipelines.store.uris import file_name
 
     try:
         options = StoreOptions(
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             args.output.write_text(figures + "\n")
         except OSError as error:
-            raise RunStopped(f"cannot write the figures to {args.output}: {error.strerror}.") from error
+            raise RayDetrError(f"cannot write the figures to {args.output}: {error.strerror}.") from error
     print(figures if args.json else report(evaluation))
     if args.plot is not None:
         whose = " and ".join(evaluation.models) or file_name(args.results or args.table or args.model)

@@ -36,7 +36,7 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
     A system failure is one sentence on standard error; a bug keeps its traceback. Ctrl-C is `jobs._interrupts`.
     """
     # imported here so that `--help` needs nothing heavy; both modules are light
-    from pipelines.stopped import LeaseHeld, RunStopped, WrongUse
+    from pipelines.errors import LeaseHeld, RayDetrError, UsageError
 
     for stream in (sys.stdout, sys.stderr):
         _escape_what_it_cannot_encode(stream)
@@ -45,11 +45,11 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
     try:
         main(argv)
         sys.stdout.flush()  # here, where a reader that is gone is still ours to deal with
-    except RunStopped as stopped:
+    except RayDetrError as stopped:
         print(f"error: {stopped}", file=sys.stderr)
         if isinstance(stopped, LeaseHeld):
             sys.exit(TABLE_BUSY)
-        sys.exit(WRONG_USE if isinstance(stopped, WrongUse) else SYSTEM_FAILURE)
+        sys.exit(WRONG_USE if isinstance(stopped, UsageError) else SYSTEM_FAILURE)
     except BudgetExceeded as exceeded:
         print(f"error: {exceeded}", file=sys.stderr)
         sys.exit(BUDGET_EXCEEDED)

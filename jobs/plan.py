@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     if args.model is not None:
-        from pipelines.labelling.model_names import named_as_before
+        from pipelines.labelling.model_names import with_recorded_name
         from pipelines.models import check_classes, identify_model
         from pipelines.store import open_store
 
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_classes(model, [name for name, _ in args.classes or ()], reference=args.model)
         config = replace(
             config,
-            model=named_as_before(open_store(args.table, table_options), model).id,
+            model=with_recorded_name(open_store(args.table, table_options), model).id,
             configuration={
                 "threshold": args.threshold,
                 "classes": args.classes,

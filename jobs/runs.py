@@ -18,8 +18,8 @@ from jobs.options import CommandParser, add_s3_options, minutes
 
 if TYPE_CHECKING:
     from pipelines.labelling.abandon import Abandoned
-    from pipelines.labelling.history import RunSummary
     from pipelines.labelling.lease import Holder
+    from pipelines.labelling.run_summaries import RunSummary
     from pipelines.labelling.verify import Verification
     from pipelines.store import Store
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.max_minutes is not None and args.verify is None:
         parser.error("--max-minutes needs --verify.")
 
-    from pipelines.stopped import RunStopped
+    from pipelines.errors import RayDetrError
     from pipelines.store import StoreError, StoreOptions, open_store, without_secrets
 
     try:
@@ -71,14 +71,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             show(table, as_json=args.json)
     except StoreError as error:
-        raise RunStopped(f"table {without_secrets(args.table)}: {error}") from error
+        raise RayDetrError(f"table {without_secrets(args.table)}: {error}") from error
 
 
 def show(table: "Store", *, as_json: bool) -> None:
     """Print what the runs are and who writes the table."""
     from pipelines.clock import SystemClock
-    from pipelines.labelling.history import summarise_runs
     from pipelines.labelling.lease import current_holder, this_process
+    from pipelines.labelling.run_summaries import summarise_runs
 
     now = SystemClock().now()
     holder = current_holder(table, this_process(), now)
@@ -97,8 +97,8 @@ def verify(table: "Store", run_id: str | None, max_minutes: float | None, *, as_
     """Verify, and print what is wrong and how much was looked at."""
     from jobs.progress import Drawing, shown
     from pipelines.clock import SystemClock
+    from pipelines.errors import RayDetrError
     from pipelines.labelling.verify import Verification, verify_table
-    from pipelines.stopped import RunStopped
 
     drawing: Drawing[Verification] = Drawing(
         is_running=lambda _: True,
@@ -114,7 +114,7 @@ def verify(table: "Store", run_id: str | None, max_minutes: float | None, *, as_
     else:
         print("\n".join([*found.findings, outcome(found)]))
     if found.findings:
-        raise RunStopped(f"table {table.uri} is not whole: {_findings(len(found.findings))}.")
+        raise RayDetrError(f"table {table.uri} is not whole: {_findings(len(found.findings))}.")
 
 
 def abandon(table: "Store", run_id: str | None, *, as_json: bool) -> None:
@@ -176,10 +176,10 @@ def report(table: str, runs: "Sequence[RunSummary]", holder: "Holder | None", no
 
 
 def _check_is_table(table: "Store") -> None:
-    from pipelines.stopped import WrongUse
+    from pipelines.errors import UsageError
 
     if all(next(iter(table.list(prefix)), None) is None for prefix in ("_runs/", "data/")):
-        raise WrongUse(f"there is no table at {table.uri}: it has neither runs nor rows. Check the address.")
+        raise UsageError(f"there is no table at {table.uri}: it has neither runs nor rows. Check the address.")
 
 
 def _findings(count: int) -> str:

@@ -34,14 +34,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     # after the arguments, so that --help needs no numpy
     from detr.scenes.files import PICTURE_SIZES, TRAINING_SIZES, write_scenes
-    from pipelines.stopped import RunStopped
+    from pipelines.errors import RayDetrError
 
     try:
         truth = write_scenes(args.out, args.count, args.seed, sizes=TRAINING_SIZES if args.training else PICTURE_SIZES)
     except (ValueError, FileExistsError) as error:
         parser.error(str(error))
     except OSError as error:
-        raise RunStopped(
+        raise RayDetrError(
             f"cannot write scenes to {args.out}: {error.strerror or error}. Run the same command again to add what is "
             "missing."
         ) from error

@@ -8,7 +8,7 @@ from jobs._evaluation_report import shown_figure
 from jobs.progress import Drawing, shown
 
 if TYPE_CHECKING:
-    from pipelines.training.board import TrainProgress
+    from pipelines.training.run_status import TrainProgress
 
 
 @contextmanager

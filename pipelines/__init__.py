@@ -10,7 +10,7 @@ __all__ = ["LabelConfig", "LabelSummary", "Progress", "label"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is offered when it is asked for: Ray and torch take seconds, `pipelines.stopped` needs neither."""
+    """Import what is offered when it is asked for: Ray and torch take seconds, `pipelines.errors` needs neither."""
     if name in __all__:
         import importlib
 

@@ -25,7 +25,7 @@ from ray.autoscaler.sdk import request_resources
 from ray.data import DataContext
 from ray.exceptions import AuthenticationError
 
-from pipelines.stopped import RunStopped
+from pipelines.errors import RayDetrError
 from pipelines.store.uris import LOCAL_ROOT, split_uri
 
 # of Python's C interface: signal.signal works in the main thread only
@@ -65,7 +65,7 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
         verbose: whether Ray's own messages and the actors' output come through.
 
     Raises:
-        RunStopped: no Ray answers at `RAY_ADDRESS`, or the local one does not start.
+        RayDetrError: no Ray answers at `RAY_ADDRESS`, or the local one does not start.
     """
     _quiet(verbose=verbose)
     if ray.is_initialized():
@@ -90,9 +90,9 @@ def _connect(*, verbose: bool) -> None:
         try:
             ray.init(address=address, logging_level=level, log_to_driver=verbose)
         except AuthenticationError as error:
-            raise RunStopped(_token_sentence(error)) from error
+            raise RayDetrError(_token_sentence(error)) from error
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise RunStopped(
+            raise RayDetrError(
                 f"no Ray cluster answers at {address} ({first_line(error)}). "
                 "Start it, or unset RAY_ADDRESS for a local one."
             ) from error
@@ -114,12 +114,12 @@ def _connect(*, verbose: bool) -> None:
                     _temp_dir=_temporary_folder(),
                 )
         except AuthenticationError as error:
-            raise RunStopped(_token_sentence(error)) from error
+            raise RayDetrError(_token_sentence(error)) from error
         except Exception as error:
             # Ray 2.60 raises a bare `Exception` where its node does not register in time
             if not isinstance(error, ConnectionError | RuntimeError | OSError) and type(error) is not Exception:
                 raise
-            raise RunStopped(
+            raise RayDetrError(
                 f"a local Ray could not be started: {first_line(error)} Run the same command again when the machine is "
                 "less busy; `--verbose` shows Ray's messages."
             ) from error
@@ -224,14 +224,14 @@ def refuse_local(uris: Sequence[str], *, are_shared: bool) -> None:
         are_shared: whether the user says that a local path is the same folder everywhere, as with NFS.
 
     Raises:
-        RunStopped: one of them is local, and there is more than one machine now.
+        RayDetrError: one of them is local, and there is more than one machine now.
     """
     local = [uri for uri in uris if split_uri(uri)[0] == LOCAL_ROOT]
     if are_shared or not local:
         return
     count = len(hosts())
     if count > 1:
-        raise RunStopped(
+        raise RayDetrError(
             f"{local[0]} is a local folder, and the cluster has {count} machines: each would use its own disk. Use an "
             "address of an object store, such as s3://bucket/folder, or --shared-folders if this path is the same "
             "folder on every machine."
@@ -248,11 +248,11 @@ def choose_pool(nodes: Sequence[Mapping[str, float]], least: int | None, most: i
         device: "cpu" keeps to CPUs though there are GPUs; "cuda" wants GPUs; "auto" takes what is there.
 
     Raises:
-        RunStopped: the cluster cannot hold `least` actors, or has no GPU where GPUs are wanted.
+        RayDetrError: the cluster cannot hold `least` actors, or has no GPU where GPUs are wanted.
     """
     gpu_count = int(sum(node.get("GPU", 0) for node in nodes))
     if device.startswith("cuda") and not gpu_count:
-        raise RunStopped(f"device {device} was asked for, but no node of the cluster has a GPU: {_figures(nodes)}.")
+        raise RayDetrError(f"device {device} was asked for, but no node of the cluster has a GPU: {_figures(nodes)}.")
     cpus, gpus = _actor_needs(nodes, device=device)
     if gpus:
         threads = max(1, int(min(node.get("CPU", 1) // node["GPU"] for node in nodes if node.get("GPU"))))
@@ -262,7 +262,7 @@ def choose_pool(nodes: Sequence[Mapping[str, float]], least: int | None, most: i
     wanted = least or 1
     if wanted > room:
         needs = "1 GPU and 1 CPU" if gpus else f"{cpus:g} CPU"
-        raise RunStopped(
+        raise RayDetrError(
             f"{wanted} actor{'s do' if wanted > 1 else ' does'} not fit: each needs {needs}, and the cluster has room "
             f"for {room} ({_figures(nodes)}). "
             + (f"Ask for {room} at most with --actors, or add nodes." if room else "Add nodes.")
@@ -298,11 +298,11 @@ def wait_for_pool(
         is_given_up: ends waiting when it is set.
 
     Raises:
-        RunStopped: the cluster cannot hold `least` actors after that time, or waiting was given up.
+        RayDetrError: the cluster cannot hold `least` actors after that time, or waiting was given up.
     """
     try:
         return choose_pool(node_resources(), least, most, device=device)
-    except RunStopped:
+    except RayDetrError:
         if not minutes:
             raise
     given_up = is_given_up or threading.Event()
@@ -313,14 +313,14 @@ def wait_for_pool(
         while True:
             try:
                 return choose_pool(node_resources(), least, most, device=device)
-            except RunStopped as too_small:
+            except RayDetrError as too_small:
                 if time.monotonic() > deadline:
-                    raise RunStopped(
+                    raise RayDetrError(
                         f"{too_small} It did not grow within {minutes:g} minutes (--node-minutes)."
                     ) from too_small
             asked = _ask_for_nodes(least, device=device, asked=asked)
             if given_up.wait(NODE_POLL_SECONDS):
-                raise RunStopped("waiting for nodes was given up.")
+                raise RayDetrError("waiting for nodes was given up.")
     finally:
         request_resources(bundles=[])  # the autoscaler would keep the nodes for ever; actors hold them from now on
 
@@ -353,10 +353,10 @@ def _check_answers(address: str) -> None:
     """Try a connection first: Ray itself tries for minutes where nobody listens (more than 3, measured, 2.60).
 
     Raises:
-        RunStopped: nobody listens there.
+        RayDetrError: nobody listens there.
     """
     if address.startswith(("http://", "https://")):
-        raise RunStopped(
+        raise RayDetrError(
             f"{address} is Ray's dashboard, which takes jobs: give RAY_ADDRESS as host:6379 or ray://host:10001."
         )
     host, colon, port = address.removeprefix("ray://").rpartition(":")
@@ -365,7 +365,7 @@ def _check_answers(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
     except OSError as error:
-        raise RunStopped(
+        raise RayDetrError(
             f"no Ray cluster answers at {address} ({first_line(error)}). "
             "Start it, or unset RAY_ADDRESS for a local one."
         ) from error

@@ -11,12 +11,12 @@ from detr.images.decoding import ImageError, decode
 from detr.images.drawing import draw_detections
 from detr.postprocess import Detections
 from detr.precision import Precision
-from pipelines.file_names import file_name
+from pipelines.errors import RayDetrError
 from pipelines.labelling.fetching import OBJECT_KINDS
 from pipelines.lake.skipping import skip_reason
 from pipelines.models import load_model
-from pipelines.stopped import RunStopped
 from pipelines.store import StoreError, StoreOptions, Stores, without_secrets
+from pipelines.store.uris import file_name
 
 JPEG_QUALITY = 92
 
@@ -32,7 +32,7 @@ class Detection:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ImageResult:
     """What was found in an image of this upright size, best first, and the file that it was drawn into."""
 
     image: str
@@ -43,7 +43,7 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class Unseen:
+class ImageFailure:
     """An image that could not be read: the kind of error is one of those of the detection table."""
 
     image: str
@@ -77,14 +77,16 @@ def open_detector(model: str, *, threshold: float, device: str = "auto", precisi
     """Return the detector of a model reference, as `label` takes it.
 
     Raises:
-        RunStopped: the model cannot be had.
+        RayDetrError: the model cannot be had.
         ValueError: the threshold is outside 0..1, or there is no such device.
     """
     network, info = load_model(model, StoreOptions())
     return Detector(network, name=info.id, threshold=threshold, device=device, precision=precision)
 
 
-def detect(images: Sequence[str], detector: Detector, *, draw: Path | None = None) -> Iterator[Seen | Unseen]:
+def detect(
+    images: Sequence[str], detector: Detector, *, draw: Path | None = None
+) -> Iterator[ImageResult | ImageFailure]:
     """Yield what is in each image, in order, one image in memory at a time.
 
     Args:
@@ -94,7 +96,7 @@ def detect(images: Sequence[str], detector: Detector, *, draw: Path | None = Non
             replaced, the images themselves never.
 
     Raises:
-        RunStopped: a picture cannot be written.
+        RayDetrError: a picture cannot be written.
     """
     stores = Stores()
     taken = {Path(image).resolve() for image in images if "://" not in image}
@@ -104,17 +106,17 @@ def detect(images: Sequence[str], detector: Detector, *, draw: Path | None = Non
             picture = decode(stores.get(image).data)
             found = detector(picture)
         except ImageError as error:
-            yield Unseen(name, error.kind, str(error))
+            yield ImageFailure(name, error.kind, str(error))
             continue
         except StoreError as error:
-            yield Unseen(name, OBJECT_KINDS.get(type(error), "fetch_failed"), str(error))
+            yield ImageFailure(name, OBJECT_KINDS.get(type(error), "fetch_failed"), str(error))
             continue
         drawn = None
         if draw is not None:
             drawn = _free_path(draw, PurePosixPath(file_name(image)).stem, taken)
             taken.add(drawn.resolve())
             _write(draw_detections(picture, found), drawn)
-        yield Seen(name, picture.shape[1], picture.shape[2], _plain(found), drawn)
+        yield ImageResult(name, picture.shape[1], picture.shape[2], _plain(found), drawn)
 
 
 def _write(picture: Image.Image, path: Path) -> None:
@@ -122,7 +124,7 @@ def _write(picture: Image.Image, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path, quality=JPEG_QUALITY)
     except OSError as error:
-        raise RunStopped(f"cannot write the picture {path}: {error.strerror or error}.") from error
+        raise RayDetrError(f"cannot write the picture {path}: {error.strerror or error}.") from error
 
 
 def _free_path(folder: Path, stem: str, taken: Collection[Path]) -> Path:

@@ -7,8 +7,8 @@ from typing import Literal
 
 from detr.checkpoints.model_directory import CheckpointError, model_files
 from detr.checkpoints.references import locate
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.models import ModelInfo, identify_model
-from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import StoreError, StoreOptions, open_store, without_secrets
 
 Task = Literal["objects", "tables", "table structure", "drawn shapes"]
@@ -74,8 +74,8 @@ def copy_model(reference: str, out: str, options: StoreOptions) -> ModelInfo:
         The model, identified from its copy.
 
     Raises:
-        WrongUse: there is no such model, or `out` holds something else.
-        RunStopped: the model cannot be read now, or the copy differs from the model.
+        UsageError: there is no such model, or `out` holds something else.
+        RayDetrError: the model cannot be read now, or the copy differs from the model.
     """
     wanted = identify_model(reference, options)
     try:
@@ -84,24 +84,24 @@ def copy_model(reference: str, out: str, options: StoreOptions) -> ModelInfo:
         store = open_store(out, options)
         present = {entry.key: entry.size for entry in store.list()}
         if others := sorted(present.keys() - names):
-            raise WrongUse(
+            raise UsageError(
                 f"{without_secrets(out)} holds {others[0]}, which is not part of the model. Give a new folder."
             )
         contents = {name: (folder / name).read_bytes() for name in names}
         for name in sorted(present.keys() & names):  # before anything is written: it may be another model, in use
             if present[name] not in (None, len(contents[name])) or store.get(name).data != contents[name]:
-                raise WrongUse(
+                raise UsageError(
                     f"{without_secrets(out)} holds another {name} than that of the model. Give a new folder."
                 )
         for name in contents.keys() - present.keys():
             store.put(name, contents[name])
     except CheckpointError as error:
-        raise RunStopped(str(error)) from error
+        raise RayDetrError(str(error)) from error
     except StoreError as error:
-        raise RunStopped(f"the model cannot be copied: {error}") from error
+        raise RayDetrError(f"the model cannot be copied: {error}") from error
     copied = identify_model(out, options)
     if copied.sha256 != wanted.sha256:
-        raise RunStopped(
+        raise RayDetrError(
             f"the copy at {without_secrets(out)} is not the model {wanted.id}: its fingerprint is "
             f"{copied.sha256[:12]}. Another program has probably written there. Copy it again, into a new folder."
         )

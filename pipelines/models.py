@@ -15,8 +15,8 @@ from detr.checkpoints.identity import identify_directory
 from detr.checkpoints.model_directory import CheckpointError, ModelUnreachable, model_files
 from detr.checkpoints.references import locate
 from detr.classes import Category, UnknownClass, category_named
-from pipelines.identities import identify_by_loading
-from pipelines.stopped import RunStopped, WrongUse
+from pipelines.errors import RayDetrError, UsageError
+from pipelines.model_fingerprints import identify_by_loading
 from pipelines.store import (
     NotFound,
     StoreError,
@@ -50,8 +50,8 @@ def load_model(reference: str, options: StoreOptions) -> tuple[Detr, ModelInfo]:
     """Load what `detr.load` takes, or a model directory at the URI of an object store.
 
     Raises:
-        WrongUse: there is no such model, or it is not a DETR, in one sentence.
-        RunStopped: it cannot be had now.
+        UsageError: there is no such model, or it is not a DETR, in one sentence.
+        RayDetrError: it cannot be had now.
     """
     from detr.checkpoints.checkpoint import fingerprint, load  # here: identifying a model needs no torch
 
@@ -71,7 +71,7 @@ def identify_model(reference: str, options: StoreOptions) -> ModelInfo:
     which takes three seconds; what that found is remembered for as long as the files are the same.
 
     Raises:
-        RunStopped: as `load_model` raises it.
+        RayDetrError: as `load_model` raises it.
     """
     place = _place(reference, options)
     try:
@@ -90,17 +90,17 @@ def check_classes(model: ModelInfo, classes: Iterable[str], *, reference: str) -
     """Refuse names that are not classes of a model.
 
     Raises:
-        WrongUse: with the name that is nearest.
+        UsageError: with the name that is nearest.
     """
     try:
         for name in classes:
             category_named(name, model.categories, model=reference)
     except UnknownClass as error:
-        raise WrongUse(str(error)) from error
+        raise UsageError(str(error)) from error
 
 
-def _refusal(error: CheckpointError) -> RunStopped:
-    return RunStopped(str(error)) if isinstance(error, ModelUnreachable) else WrongUse(str(error))
+def _refusal(error: CheckpointError) -> RayDetrError:
+    return RayDetrError(str(error)) if isinstance(error, ModelUnreachable) else UsageError(str(error))
 
 
 def _place(reference: str, options: StoreOptions) -> str:
@@ -110,7 +110,7 @@ def _place(reference: str, options: StoreOptions) -> str:
     try:
         check_no_secret("model", reference, instead=FETCH_FIRST)
     except ValueError as error:
-        raise WrongUse(str(error)) from error
+        raise UsageError(str(error)) from error
     return str(_fetch(reference, options))
 
 
@@ -125,13 +125,13 @@ def short_name(reference: str) -> str:
     checkpoints at `RUN/checkpoints/000001200-...`, and others at `RUN/checkpoint-500`: the name is that of the run.
     """
     parts = [part for part in reference.rstrip("/").split("/") if part]
-    while len(parts) > 1 and says_nothing(parts[-1]) and _IS_NAME.fullmatch(parts[-2]):
+    while len(parts) > 1 and is_generic_name(parts[-1]) and _IS_NAME.fullmatch(parts[-2]):
         parts.pop()
     last = parts[-1] if parts else ""
     return last.split("@", 1)[0].removesuffix(".pth").removesuffix(".ckpt") or "model"
 
 
-def says_nothing(name: str) -> bool:
+def is_generic_name(name: str) -> bool:
     """Return whether models of many runs have this name."""
     return _SAYS_NOTHING.fullmatch(name) is not None
 
@@ -167,11 +167,11 @@ def _fetch(uri: str, options: StoreOptions) -> Path:
     except CheckpointError as error:
         raise _refusal(error) from error
     except NotFound as error:
-        raise WrongUse(f"the model cannot be fetched: {error}") from error
+        raise UsageError(f"the model cannot be fetched: {error}") from error
     except StoreError as error:
-        raise RunStopped(f"the model cannot be fetched: {error}") from error
+        raise RayDetrError(f"the model cannot be fetched: {error}") from error
     except OSError as error:
-        raise RunStopped(
+        raise RayDetrError(
             f"the model {without_secrets(uri)} cannot be kept on this machine: {error}. "
             "Free some space, or set XDG_CACHE_HOME to another folder."
         ) from error

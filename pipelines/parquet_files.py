@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.stopped import RunStopped
-from pipelines.store import Entry, Store, join_uri
+from pipelines.errors import RayDetrError
+from pipelines.store import Store, StoreEntry, join_uri
 from pipelines.store.object_file import ObjectFile
 
 
@@ -21,14 +21,14 @@ def parquet_of(name: str) -> Iterator[None]:
     except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
         # MemoryError: a damaged header asks for more than there is
         reason = " ".join(str(error).split())[:200]
-        raise RunStopped(f"{name} is damaged: it cannot be read as Parquet ({reason}).") from error
+        raise RayDetrError(f"{name} is damaged: it cannot be read as Parquet ({reason}).") from error
 
 
 def open_bytes(data: bytes, name: str) -> pq.ParquetFile:
     """Return a Parquet file that is in memory already.
 
     Raises:
-        RunStopped: the bytes are damaged.
+        RayDetrError: the bytes are damaged.
     """
     with parquet_of(name):
         return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
@@ -38,7 +38,7 @@ def open_object(store: Store, key: str, size: int) -> pq.ParquetFile:
     """Return a Parquet file of a store: its footer is fetched now, later the columns that are asked for.
 
     Raises:
-        RunStopped: the footer is damaged.
+        RayDetrError: the footer is damaged.
         StoreError: the store refused.
     """
     with parquet_of(join_uri(store.uri, key)):
@@ -47,7 +47,7 @@ def open_object(store: Store, key: str, size: int) -> pq.ParquetFile:
         )
 
 
-def open_listed(store: Store, entry: Entry) -> pq.ParquetFile:
+def open_listed(store: Store, entry: StoreEntry) -> pq.ParquetFile:
     """Return a Parquet file of a store as `open_object` does, whether or not the listing told its size."""
     return open_object(store, entry.key, entry.size if entry.size is not None else len(store.get(entry.key).data))
 

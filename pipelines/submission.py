@@ -14,7 +14,7 @@ from ray.exceptions import RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from pipelines.cluster import first_line
-from pipelines.stopped import RunStopped
+from pipelines.errors import RayDetrError
 
 LOCAL_DASHBOARD = "http://127.0.0.1:8265"
 STOP_SECONDS = 60  # between SIGTERM and SIGKILL when a job is stopped; Ray's default is 3
@@ -85,7 +85,7 @@ def connect(address: str | None = None) -> JobSubmissionClient:
             else `http://127.0.0.1:8265`.
 
     Raises:
-        RunStopped: no job server answers, or it refuses the token.
+        RayDetrError: no job server answers, or it refuses the token.
     """
     logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # it logs each closed connection
     variables = (os.environ.get(name) for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"))
@@ -93,7 +93,7 @@ def connect(address: str | None = None) -> JobSubmissionClient:
     try:
         return JobSubmissionClient(address)
     except (OSError, RuntimeError, ValueError, RayError) as error:
-        raise RunStopped(
+        raise RayDetrError(
             f"no Ray job server answers at {address}: {first_line(error).rstrip('.')}. "
             "Give the dashboard's address, for example --address http://HEAD:8265, and RAY_AUTH_TOKEN where the "
             "cluster has a token."
@@ -126,7 +126,7 @@ def submit_once(
 
     Raises:
         SlotTaken: an attempt at this slot has another command.
-        RunStopped: the cluster refuses the job.
+        RayDetrError: the cluster refuses the job.
     """
     entrypoint = shlex.join(command)
     runtime_env: dict[str, object] = {
@@ -161,7 +161,7 @@ def submit_once(
             if "No available agent" in str(error) and time.monotonic() < deadline:
                 time.sleep(POLL_SECONDS)
                 continue
-            raise RunStopped(f"the cluster refuses job {attempt}: {first_line(error)}") from error
+            raise RayDetrError(f"the cluster refuses job {attempt}: {first_line(error)}") from error
         return Submission(attempt, is_new=True)
 
 
@@ -176,7 +176,7 @@ def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], obje
         write: called with each piece of the log, as it comes.
 
     Raises:
-        RunStopped: the cluster does not answer for ten minutes, or no longer knows the job.
+        RayDetrError: the cluster does not answer for ten minutes, or no longer knows the job.
     """
     passed_on = 0
     reached = time.monotonic()
@@ -189,12 +189,12 @@ def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], obje
             rest = client.get_job_logs(job_id) if details.status.is_terminal() else None
         except (OSError, RuntimeError, aiohttp.ClientError) as error:
             if "status code 404" in str(error):
-                raise RunStopped(
+                raise RayDetrError(
                     f"the cluster does not know job {job_id} any more: its head node was probably replaced. "
                     "The same command submits it again."
                 ) from error
             if time.monotonic() - reached > UNREACHABLE_SECONDS:
-                raise RunStopped(
+                raise RayDetrError(
                     f"the cluster has not answered for {UNREACHABLE_SECONDS / 60:.0f} minutes ({first_line(error)}). "
                     f"Job {job_id} may still run; the same command follows it again."
                 ) from error
@@ -230,7 +230,7 @@ def _by_id(client: JobSubmissionClient) -> dict[str, JobDetails]:
     try:
         return {details.submission_id: details for details in client.list_jobs() if details.submission_id}
     except (OSError, RuntimeError) as error:
-        raise RunStopped(f"the Ray job server does not list its jobs: {first_line(error)}") from error
+        raise RayDetrError(f"the Ray job server does not list its jobs: {first_line(error)}") from error
 
 
 def _exit_code(details: JobDetails) -> int:

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.table import Detected, Origin, Row, encode, rows_to_table
+from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
 
 IMAGES = 5_000
 QUERIES = 100  # detections that DETR makes of each image

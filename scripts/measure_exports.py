@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.store import open_store
-from pipelines.table import Detected, Origin, Row, encode, rows_to_table
+from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
 
 FORMATS = ("parquet", "jsonl", "csv", "coco", "coco-dataset", "yolo", "voc", "labelstudio", "megadetector")
 FILE_ROWS = 32_768

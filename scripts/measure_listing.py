@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pipelines.lake.listing_ahead import LIST_THREADS, list_ahead
-from pipelines.store import Entry
+from pipelines.store import StoreEntry
 
 PAGE_KEYS = 1_000
 
@@ -40,7 +40,7 @@ def main() -> None:
     print(next(line for line in status.splitlines() if line.startswith("VmHWM")))
 
 
-def measure(bucket: Bucket, listed: Iterator[Entry]) -> tuple[float, list[str], int, int]:
+def measure(bucket: Bucket, listed: Iterator[StoreEntry]) -> tuple[float, list[str], int, int]:
     """Return the seconds of a listing, its keys, the pages that were asked for and how many of them at once."""
     bucket.pages = bucket.most = 0
     began = time.monotonic()
@@ -56,14 +56,14 @@ class Bucket:
         self._lock = threading.Lock()
         self.pages = self.most = self._now = 0
 
-    def list(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
+    def list(self, prefix: str = "", after: str | None = None) -> Iterator[StoreEntry]:
         """Yield what is greater than `after`."""
         assert not prefix
         place = bisect_right(self._keys, after or "")
         while True:
             self._wait()
             for key in self._keys[place : place + PAGE_KEYS]:
-                yield Entry(key, 150_000, "d41d8cd98f00b204e9800998ecf8427e")
+                yield StoreEntry(key, 150_000, "d41d8cd98f00b204e9800998ecf8427e")
             place += PAGE_KEYS
             if place >= len(self._keys):
                 return

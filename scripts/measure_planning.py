@@ -26,11 +26,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.labelling.labelled import read_labelled
+from pipelines.labelling.labelled_keys import read_labelled
 from pipelines.labelling.plan import GPU_SHARD_IMAGES, write_plan
 from pipelines.lake.listing import list_objects
-from pipelines.store import Entry, Store, memory_store, open_store
-from pipelines.table import SCHEMA, encode
+from pipelines.store import Store, StoreEntry, memory_store, open_store
+from pipelines.table.schema import SCHEMA, encode
 
 FILE_ROWS = 131_072  # as 64 shards of a GPU run
 CHANGED_EVERY = 100
@@ -117,7 +117,7 @@ class Lake:
     def __init__(self, count: int) -> None:
         self.uri, self._count = "s3://lake", count
 
-    def list(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
+    def list(self, prefix: str = "", after: str | None = None) -> Iterator[StoreEntry]:
         """Yield all of them."""
         assert not prefix
         assert after is None
@@ -126,7 +126,7 @@ class Lake:
             for number in range(first, min(first + FILE_ROWS, self._count)):
                 place = 32 * (number - first)
                 etag = "changed" if number % CHANGED_EVERY == 0 else etags[place : place + 32]
-                yield Entry(key(number), 150_000 + number % 1000, etag)
+                yield StoreEntry(key(number), 150_000 + number % 1000, etag)
 
 
 def key(number: int) -> str:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from jobs.cli import commands
-from pipelines.table import ERROR_KINDS, PERMANENT_KINDS, SCHEMA
+from pipelines.table.schema import ERROR_KINDS, PERMANENT_KINDS, SCHEMA
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

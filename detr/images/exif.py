@@ -20,7 +20,7 @@ _SHORT, _LONG, _ASCII = 3, 4, 2
 _CLOCK = re.compile(rb"(\d{4})[:/-](\d\d)[:/-](\d\d)[ T](\d\d):(\d\d):(\d\d)")
 
 
-class Entry(NamedTuple):
+class ExifEntry(NamedTuple):
     """One entry of a directory of a TIFF structure, which EXIF is too."""
 
     tag: int
@@ -29,7 +29,7 @@ class Entry(NamedTuple):
     value: bytes  # 4 bytes (8 in BigTIFF): the values themselves where they fit, else where they stand
 
 
-def directory_entries(block: bytes, offset: int, order: str, *, big: bool = False) -> Iterator[Entry]:
+def directory_entries(block: bytes, offset: int, order: str, *, big: bool = False) -> Iterator[ExifEntry]:
     """Yield the entries of the directory at `offset`, as many of them as `block` holds.
 
     `order` is `<` or `>`. `big` is BigTIFF's layout.
@@ -42,7 +42,7 @@ def directory_entries(block: bytes, offset: int, order: str, *, big: bool = Fals
     size = struct.calcsize(entry_format)
     count = min(claimed, (len(block) - start) // size)
     for entry in struct.iter_unpack(entry_format, block[start : start + count * size]):
-        yield Entry(*entry)
+        yield ExifEntry(*entry)
 
 
 def read_exif(block: bytes) -> tuple[int, datetime | None]:
@@ -79,7 +79,7 @@ def read_directory(block: bytes, offset: int, order: str, *, big: bool = False) 
     return orientation, next((clocks[tag] for tag in _TAKEN_TAGS if tag in clocks), None)
 
 
-def _number(entry: Entry, order: str) -> int:
+def _number(entry: ExifEntry, order: str) -> int:
     """Return the one integer of an entry, or 0 where it is something else."""
     if entry.values != 1 or entry.kind not in (_SHORT, _LONG):
         return 0
@@ -87,12 +87,12 @@ def _number(entry: Entry, order: str) -> int:
     return number
 
 
-def _offset(entry: Entry, order: str) -> int:
+def _offset(entry: ExifEntry, order: str) -> int:
     offset: int = struct.unpack(order + ("Q" if len(entry.value) == 8 else "L"), entry.value)[0]
     return offset
 
 
-def _clock(block: bytes, entry: Entry, order: str) -> datetime | None:
+def _clock(block: bytes, entry: ExifEntry, order: str) -> datetime | None:
     if entry.kind != _ASCII or not 19 <= entry.values <= 64:
         return None
     offset = _offset(entry, order)

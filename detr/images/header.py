@@ -18,8 +18,8 @@ from detr.images.png import read_png
 from detr.images.results import (
     EmptyImage,
     Header,
+    ImageTooLarge,
     NotAnImage,
-    TooLarge,
     TruncatedImage,
     UnreadableImage,
     UnsupportedImage,
@@ -99,7 +99,7 @@ def read_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Header:
         raise EmptyImage("the file has no bytes; upload it again")
     header = _reader(data)(data)
     if header.height * header.width > max_pixels:
-        raise TooLarge(
+        raise ImageTooLarge(
             f"{header.width} x {header.height} pixels (width x height) are more than the limit of {max_pixels:,}; "
             "scale the image down, or raise the limit"
         )

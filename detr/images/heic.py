@@ -17,7 +17,7 @@ from detr.images.isobmff import Meta, exif_of, read_meta
 from detr.images.results import (
     Header,
     ImageError,
-    TooLarge,
+    ImageTooLarge,
     TruncatedImage,
     UnreadableImage,
     UnsupportedImage,
@@ -122,7 +122,7 @@ def _verdict(error: Exception) -> ImageError | MemoryError:
     text = str(error)
     lower = text.lower()
     if "security limit" in lower:
-        return TooLarge(f"libheif refuses it: {text}")
+        return ImageTooLarge(f"libheif refuses it: {text}")
     if "memory" in lower:
         return MemoryError(text)
     if "unsupported" in lower:

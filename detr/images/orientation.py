@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-def turn_back(boxes_xyxy: Tensor, height: int, width: int, orientation: int) -> Tensor:
+def to_stored_orientation(boxes_xyxy: Tensor, height: int, width: int, orientation: int) -> Tensor:
     """Return where boxes of the upright picture lie on the picture as stored: `(..., 4)` xyxy in pixels, both.
 
     From orientation 5 on, the stored picture is `width` high and `height` wide.

@@ -28,7 +28,7 @@ from detr.images.gif import picture_of_gif
 from detr.images.icon import picture_of_icon
 from detr.images.png import SIGNATURE as PNG_SIGNATURE
 from detr.images.png import picture_of_png, white_of_png
-from detr.images.results import ImageError, TooLarge, TruncatedImage, UnreadableImage, UnsupportedImage
+from detr.images.results import ImageError, ImageTooLarge, TruncatedImage, UnreadableImage, UnsupportedImage
 from detr.images.tiff import picture_of_tiff, white_of_tiff
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ _DAMAGE = (
 )
 _WHITES: dict[str, Callable[[bytes], int | None]] = {"PNG": white_of_png, "TIFF": white_of_tiff}
 _TWELVE_BITS = 4095
-_EIGHT_BITS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
+EIGHT_BITS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
 # What stands for white: nothing says it in the file, so it is the least of these that no value passes. Pillow gives
 # integers (I) only to 16-bit PPM, already of this scale, and to 32-bit TIFF.
 _FULL_SCALES = {"I": (65535.0,), "F": (1.0, 255.0, 65535.0)}
@@ -111,7 +111,7 @@ def decode_picture(image: ImageFile, data: bytes = b"") -> NDArray[np.uint8]:
         image.load()
     except _DAMAGE as error:
         raise _verdict(error, UnreadableImage(f"the pixels of the {image_format} are damaged: {error}")) from error
-    return _rgb(image, _WHITES[image_format](data) if data and image_format in _WHITES else None)
+    return to_rgb(image, _WHITES[image_format](data) if data and image_format in _WHITES else None)
 
 
 def _verdict(error: Exception, otherwise: ImageError) -> ImageError | MemoryError:
@@ -120,15 +120,26 @@ def _verdict(error: Exception, otherwise: ImageError) -> ImageError | MemoryErro
     if "out of memory" in text:  # libavif's
         return MemoryError(str(error))
     if isinstance(error, Image.DecompressionBombError):
-        return TooLarge("the picture has more pixels than Pillow decodes; scale it down")
+        return ImageTooLarge("the picture has more pixels than Pillow decodes; scale it down")
     if any(hint in text for hint in ("truncated", "not enough image data", "reached eof")):
         return TruncatedImage("the file ends before its picture does")
     return otherwise
 
 
-def _rgb(image: Image.Image, white: int | None) -> NDArray[np.uint8]:
+def to_rgb(image: Image.Image, white: int | None) -> NDArray[np.uint8]:
+    """Convert a decoded image to RGB of shape (height, width, 3); alpha is dropped.
+
+    Args:
+        image: Of any of Pillow's modes.
+        white: The value of white in 16-bit grey, None where the file does not state it.
+
+    Raises:
+        UnsupportedImage: its values have no known scale, or Pillow cannot convert its mode.
+    """
+    if image.mode == "La":  # grey premultiplied by alpha: Pillow converts it to LA only
+        image = image.convert("LA")
     mode = image.mode
-    if mode in _EIGHT_BITS:
+    if mode in EIGHT_BITS:
         return np.array(image if mode == "RGB" else image.convert("RGB"))
     grey = np.asarray(image)
     if mode.startswith("I;16"):

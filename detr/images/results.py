@@ -51,7 +51,7 @@ class UnreadableImage(ImageError):
     kind = "unreadable"
 
 
-class TooLarge(ImageError):
+class ImageTooLarge(ImageError):
     """The header claims more pixels than allowed; nothing was decoded."""
 
     kind = "too_large"

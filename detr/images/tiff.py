@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from detr.images.exif import Entry, directory_entries, read_directory
+from detr.images.exif import ExifEntry, directory_entries, read_directory
 from detr.images.results import Header, TruncatedImage, UnreadableImage, UnsupportedImage, upright_header
 
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -76,7 +76,7 @@ def picture_of_tiff(data: bytes) -> bytes:
         UnreadableImage: tags contradict each other.
     """
     order, big, offset = _layout(data)
-    kept: dict[int, Entry] = {}
+    kept: dict[int, ExifEntry] = {}
     value_bytes = 0
     for entry in _directory(data):
         if entry.tag not in _PICTURE or entry.tag in kept:
@@ -106,12 +106,12 @@ def _layout(data: bytes) -> _Layout:
     return _Layout(order, big, offset)
 
 
-def _directory(data: bytes) -> list[Entry]:
+def _directory(data: bytes) -> list[ExifEntry]:
     order, big, offset = _layout(data)
     return list(directory_entries(data, offset, order, big=big))
 
 
-def _values(data: bytes, entry: Entry, order: str) -> bytes:
+def _values(data: bytes, entry: ExifEntry, order: str) -> bytes:
     """Return the bytes of an entry's values."""
     size = entry.values * _SIZES.get(entry.kind, 1)
     if size <= len(entry.value):
@@ -122,7 +122,7 @@ def _values(data: bytes, entry: Entry, order: str) -> bytes:
     return data[offset : offset + size]
 
 
-def _integers(data: bytes, entry: Entry, order: str) -> tuple[int, ...]:
+def _integers(data: bytes, entry: ExifEntry, order: str) -> tuple[int, ...]:
     letter = _INTEGERS.get(entry.kind)
     if letter is None or entry.values == 0:
         raise UnreadableImage(f"tag {entry.tag} of the TIFF is not a number")

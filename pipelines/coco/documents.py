@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.stopped import RunStopped, WrongUse
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.store import NotFound, StoreError, StoreOptions, Stores
 
 
@@ -15,12 +15,12 @@ def read_document(uri: str, *, what: str, options: StoreOptions | None) -> bytes
         options: how stores are reached.
 
     Raises:
-        WrongUse: there is no such file.
-        RunStopped: it cannot be read now.
+        UsageError: there is no such file.
+        RayDetrError: it cannot be read now.
     """
     try:
         return Stores(options).get(uri).data
     except NotFound as error:
-        raise WrongUse(f"cannot read {what}: {error}") from error
+        raise UsageError(f"cannot read {what}: {error}") from error
     except StoreError as error:
-        raise RunStopped(f"cannot read {what}: {error}") from error
+        raise RayDetrError(f"cannot read {what}: {error}") from error

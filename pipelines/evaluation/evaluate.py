@@ -11,9 +11,9 @@ import numpy as np
 from detr.evaluation.average_precision import AveragePrecision, average_precision
 from detr.evaluation.coco_results import ResultColumns
 from detr.evaluation.evaluators import Evaluator
+from pipelines.errors import UsageError
 from pipelines.evaluation.annotations import Annotations, Json, read_annotations
 from pipelines.evaluation.results_file import read_results
-from pipelines.stopped import WrongUse
 from pipelines.store import StoreOptions
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def evaluate_table(
         evaluator: which package computes the figures, which are the same.
 
     Raises:
-        RunStopped: the table or the annotations cannot be read, or one does not fit the other.
+        RayDetrError: the table or the annotations cannot be read, or one does not fit the other.
         ValueError: no annotated image has that size, or the rows left something out and that is not allowed.
     """
     from pipelines.evaluation.table_results import read_table_results  # here: a results json needs no pyarrow
@@ -180,10 +180,10 @@ def check_has_images(evaluation: Evaluation) -> None:
     """Refuse what was measured on a table of other images.
 
     Raises:
-        WrongUse: the table has none of the annotated images.
+        UsageError: the table has none of the annotated images.
     """
     if len(evaluation.missing) == evaluation.images:
-        raise WrongUse(
+        raise UsageError(
             f"none of the {evaluation.images:,} annotated images, such as {evaluation.missing[0]}, is in the table: "
             "rows are found by file name. Check both addresses."
         )
@@ -208,7 +208,7 @@ def evaluate_results(
         evaluator: which package computes the figures, which are the same.
 
     Raises:
-        RunStopped: one of the two cannot be read, or they do not fit.
+        RayDetrError: one of the two cannot be read, or they do not fit.
         ValueError: no annotated image has that size.
     """
     read = _read(annotations, options, picture_size)

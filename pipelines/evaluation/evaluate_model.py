@@ -19,13 +19,13 @@ from detr.evaluation.evaluators import Evaluator
 from detr.precision import Precision
 from pipelines.cluster import connected, node_resources
 from pipelines.coco.names import ImageNames
+from pipelines.errors import RayDetrError, SettingsMismatch, UsageError
 from pipelines.evaluation.annotations import Annotations
 from pipelines.evaluation.evaluate import Evaluation, evaluate_table
 from pipelines.evaluation.table_results import RowChoice
 from pipelines.labelling.label import LabelConfig, label
 from pipelines.labelling.progress import Progress
 from pipelines.lake.listing import LakeObject, check_addresses, list_objects
-from pipelines.stopped import OtherSettings, RunStopped, WrongUse
 from pipelines.store import StoreOptions, without_secrets
 
 _EVERY_ERROR_RATE = 1.0  # errors are counted in the evaluation, and count as missed there
@@ -106,8 +106,8 @@ def evaluate_model(
         on_progress: Called in this thread whenever something is done.
 
     Raises:
-        WrongUse: the `keep_table` has rows of the model with other settings.
-        RunStopped: the environment failed; the message says how.
+        UsageError: the `keep_table` has rows of the model with other settings.
+        RayDetrError: the environment failed; the message says how.
     """
     known = annotations.by_file_name()
     names = {name for name, image in known.items() if image["id"] in annotations.image_ids}
@@ -122,8 +122,8 @@ def evaluate_model(
             _check_is_reached(config.keep_table)
             try:
                 summary = label(labelling, on_progress=on_progress)
-            except OtherSettings as error:
-                raise WrongUse(
+            except SettingsMismatch as error:
+                raise UsageError(
                     f"table {without_secrets(table)} has rows of this model with other settings than evaluation needs: "
                     "a threshold of 0, all classes and the same precision. Name another --keep-table."
                 ) from error
@@ -138,7 +138,7 @@ def evaluate_model(
             evaluator=config.evaluator,
         )
     if evaluation.threshold or evaluation.kept_classes:
-        raise RunStopped(
+        raise RayDetrError(
             f"table {without_secrets(table)} has rows of {summary.model} already that left out low scores or classes, "
             "so it was not labelled again: the figures would be lower than the model's. Name another --keep-table."
         )
@@ -159,12 +159,12 @@ def find_annotated(
         options: how stores are reached.
 
     Raises:
-        RunStopped: none of the images is there, or two have the same file name.
+        RayDetrError: none of the images is there, or two have the same file name.
     """
     try:
         check_addresses(images)
     except ValueError as error:
-        raise RunStopped(str(error)) from error
+        raise RayDetrError(str(error)) from error
     folders = [uri for uri in images if uri.startswith(("http://", "https://")) and uri.endswith("/")]
     others = [uri for uri in images if uri not in folders]
     image_names = ImageNames(names)
@@ -178,7 +178,7 @@ def find_annotated(
         found += placed or [item for match, item in matched if match is not None]
     if not found:
         where = ", ".join(map(without_secrets, images))
-        raise WrongUse(
+        raise UsageError(
             f"none of the {len(names):,} annotated images, such as {min(names)}, is at {where}: images are found by "
             "file name. Check both addresses."
         )
@@ -188,7 +188,7 @@ def find_annotated(
         assert match is not None
         before = by_name.setdefault(match.name, item)
         if before.uri != item.uri:
-            raise RunStopped(
+            raise RayDetrError(
                 f"there are two images of the file name {match.name!r}, by which annotations are found: "
                 f"{without_secrets(before.uri)} and {without_secrets(item.uri)}. Name the folder of one of them."
             )
@@ -219,7 +219,7 @@ def _write_list(images: Sequence[LakeObject]) -> Path:
             partial.write(data)
         Path(partial.name).replace(file)  # two evaluations may write the same list at once
     except OSError as error:
-        raise RunStopped(
+        raise RayDetrError(
             f"the list of images cannot be kept in {folder}: {error.strerror}. Free some space, or set XDG_CACHE_HOME "
             "to another folder."
         ) from error
@@ -229,7 +229,7 @@ def _write_list(images: Sequence[LakeObject]) -> Path:
 def _check_is_reached(keep_table: str | None) -> None:
     machines = len(node_resources())
     if keep_table is None and machines > 1:
-        raise RunStopped(
+        raise RayDetrError(
             f"the Ray cluster has {machines} machines, which do not share a temporary folder: name a table that all of "
             "them reach with --keep-table."
         )

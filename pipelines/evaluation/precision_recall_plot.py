@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from detr.evaluation.average_precision import RECALLS, AveragePrecision
-from pipelines.stopped import RunStopped
+from pipelines.errors import RayDetrError
 
 DOTS_PER_INCH = 150
 
@@ -17,13 +17,13 @@ def check_can_plot(file: Path) -> None:
     """Refuse what `plot_precision_recall` could not do: to be called before anything is measured.
 
     Raises:
-        RunStopped: matplotlib is not installed.
+        RayDetrError: matplotlib is not installed.
         ValueError: it writes no files of this ending.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
     except ImportError as error:
-        raise RunStopped(
+        raise RayDetrError(
             "a plot needs matplotlib, which is not installed: pip install 'ray-detr[plot]', or omit --plot."
         ) from error
     known = FigureCanvasAgg.get_supported_filetypes()
@@ -35,12 +35,12 @@ def plot_precision_recall(measured: AveragePrecision, file: Path, *, title: str)
     """Draw the mean curves over all classes at IoU .50, .75 and .50:.95, and write them in the format of the ending.
 
     Raises:
-        RunStopped: the file cannot be written, or there is no truth to draw a curve by.
+        RayDetrError: the file cannot be written, or there is no truth to draw a curve by.
     """
     from matplotlib.figure import Figure  # a figure of its own: no window, nothing global
 
     if measured.AP < 0:
-        raise RunStopped("there are no annotations, so there is no curve to draw.")
+        raise RayDetrError("there are no annotations, so there is no curve to draw.")
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.add_subplot()
     for name, words, colour in _LINES:
@@ -52,4 +52,4 @@ def plot_precision_recall(measured: AveragePrecision, file: Path, *, title: str)
     try:
         figure.savefig(file, dpi=DOTS_PER_INCH)
     except OSError as error:
-        raise RunStopped(f"cannot write the plot to {file}: {error.strerror}.") from error
+        raise RayDetrError(f"cannot write the plot to {file}: {error.strerror}.") from error

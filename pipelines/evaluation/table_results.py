@@ -18,14 +18,14 @@ from detr.evaluation.coco_results import ResultColumns
 from detr.images.header import read_header
 from detr.images.results import ImageError
 from pipelines.coco.names import ImageNames, NameMatch
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.evaluation.annotations import Annotations, Json
 from pipelines.labelling.recorded_settings import RecordedSettings, columns_of
-from pipelines.labelling.table_files import DATA, LAYOUTS, SUFFIX, in_order_of_runs, table_files_prefix
 from pipelines.parquet_files import open_listed, parquet_of
-from pipelines.stopped import RunStopped, WrongUse
-from pipelines.store import Entry, Store, StoreError, StoreOptions, Stores, join_uri, open_store, without_secrets
+from pipelines.store import Store, StoreEntry, StoreError, StoreOptions, Stores, join_uri, open_store, without_secrets
 from pipelines.strict_json import parse_object
-from pipelines.table import TRANSIENT_KINDS, check_columns, read_metadata
+from pipelines.table.files import DATA, LAYOUTS, SUFFIX, in_order_of_runs, table_files_prefix
+from pipelines.table.schema import TRANSIENT_KINDS, check_columns, read_metadata
 
 HEADER_THREADS: Final = 16  # pictures whose headers are fetched at once
 
@@ -135,7 +135,7 @@ def read_table_results(
         queries: an image has as many detections where nothing was left out; the official models have 100.
 
     Raises:
-        RunStopped: the table cannot be read, or does not fit the annotations.
+        RayDetrError: the table cannot be read, or does not fit the annotations.
         ValueError: rows left something out and that is not allowed.
     """
     opened, chosen_rows = options or StoreOptions(), choice or RowChoice()
@@ -155,7 +155,7 @@ def read_table_results(
         names = {row.place: name for name, row in rows.items() if not row.is_error}
         found = {names[place]: part for place, part in _detections(table, files, names.keys())}
     except StoreError as error:
-        raise RunStopped(f"cannot read the table {without_secrets(table_uri)}: {error}") from error
+        raise RayDetrError(f"cannot read the table {without_secrets(table_uri)}: {error}") from error
     differing = {name: row for name, row in rows.items() if _size_differs(row, known[name])}
     exchanged = {name: row for name, row in differing.items() if name in found and _is_exchanged(row, known[name])}
     orientations = _orientations(exchanged, picture_options or opened)
@@ -181,7 +181,7 @@ def read_table_results(
     )
 
 
-def _table_files(table: Store, run_id: str | None) -> dict[str, Entry]:
+def _table_files(table: Store, run_id: str | None) -> dict[str, StoreEntry]:
     prefixes = [DATA] if run_id is None else [table_files_prefix(run_id, layout) for layout in LAYOUTS]
     files = {
         entry.key: entry
@@ -191,12 +191,12 @@ def _table_files(table: Store, run_id: str | None) -> dict[str, Entry]:
     }
     if not files:
         whose = "" if run_id is None else f" of run {run_id}"
-        raise WrongUse(f"table {table.uri} has no published rows{whose}. Check the address, or label images into it.")
+        raise UsageError(f"table {table.uri} has no published rows{whose}. Check the address, or label images into it.")
     return files
 
 
 def _current_rows(
-    table: Store, files: Mapping[str, Entry], names: ImageNames, choice: RowChoice
+    table: Store, files: Mapping[str, StoreEntry], names: ImageNames, choice: RowChoice
 ) -> tuple[dict[str, _Row], int, tuple[str, ...]]:
     """Return the current row of every annotated image, how many rows are of other images, and how some were matched.
 
@@ -232,14 +232,14 @@ def _current_rows(
                     if not match.is_spelled_alike:
                         respelled[match.name] = uris[index]
     if choice.settings is not None and not placed and not elsewhere and any(counted.values()):
-        raise WrongUse(
+        raise UsageError(
             f"no row of an annotated image has the settings {choice.settings}. `ray-detr runs` lists the settings of "
             "the table's runs."
         )
     if placed or not elsewhere:
         if not placed and ambiguous is not None:
             one, other = names.of_the_same_last_part(ambiguous)[:2]
-            raise RunStopped(
+            raise RayDetrError(
                 f"{ambiguous} may be of the annotated images {one!r} and {other!r}, and no row of the table lies in "
                 "the folders that the annotations name. Label images whose paths end in the annotated names."
             )
@@ -254,7 +254,7 @@ def _counts(uri: str, value: Json, settings: str | None, choice: RowChoice) -> b
     return is_chosen and (choice.uris is None or uri in choice.uris)
 
 
-def _open(table: Store, entry: Entry) -> pq.ParquetFile:
+def _open(table: Store, entry: StoreEntry) -> pq.ParquetFile:
     file = open_listed(table, entry)
     check_columns(file, ("uri", "detections", *_KEYS), name=join_uri(table.uri, entry.key))
     return file
@@ -277,7 +277,7 @@ def _row(uri: str, value: Json, settings: str | None, place: tuple[str, int, int
 def _keep_current(current: dict[str, _Row], match: NameMatch, row: _Row) -> None:
     known = current.setdefault(match.name, row)
     if known.uri != row.uri:
-        raise RunStopped(
+        raise RayDetrError(
             f"the table has two images of the file name {match.name!r}, by which rows are matched: {known.uri} and "
             f"{row.uri}. Choose one run with --run-id, or evaluate a table that has one of them."
         )
@@ -288,7 +288,7 @@ def _keep_current(current: dict[str, _Row], match: NameMatch, row: _Row) -> None
 def _models(rows: Mapping[str, _Row]) -> tuple[str, ...]:
     models = tuple(sorted({row.model for row in rows.values()}))
     if len(models) > 1:
-        raise WrongUse(
+        raise UsageError(
             f"the current rows are of {len(models)} models, {', '.join(models)}: the figures would belong to none of "
             "them. Choose one run with --run-id."
         )
@@ -299,13 +299,13 @@ def _check_settings(rows: Mapping[str, _Row]) -> None:
     counts = Counter(row.settings or "unknown settings" for row in rows.values())
     if len(counts) > 1:
         found = ", ".join(f"{count:,} with {settings}" for settings, count in sorted(counts.items()))
-        raise WrongUse(
+        raise UsageError(
             f"the current rows have several settings ({found}): the figures would belong to none of them. Choose one "
             "with --settings of ray-detr evaluate, or one run."
         )
 
 
-def _kept_classes(table: Store, files: Mapping[str, Entry], rows: Mapping[str, _Row]) -> tuple[str, ...] | None:
+def _kept_classes(table: Store, files: Mapping[str, StoreEntry], rows: Mapping[str, _Row]) -> tuple[str, ...] | None:
     """Return the names of the classes that the runs of these rows kept, None where all did keep all.
 
     Every published file says so in its metadata.
@@ -317,7 +317,7 @@ def _kept_classes(table: Store, files: Mapping[str, Entry], rows: Mapping[str, _
             classes = None if configuration is None else parse_object(configuration).get("classes")
             kept.update(name for name, _ in classes or ())
         except (ValueError, TypeError, AttributeError) as error:
-            raise RunStopped(
+            raise RayDetrError(
                 f"{join_uri(table.uri, key)} is damaged: its metadata does not hold the configuration of its run."
             ) from error
     return tuple(sorted(kept)) or None
@@ -361,7 +361,7 @@ def _orientation(stores: Stores, row: _Row) -> int | None:
 
 
 def _detections(
-    table: Store, files: Mapping[str, Entry], rows: Collection[tuple[str, int, int]]
+    table: Store, files: Mapping[str, StoreEntry], rows: Collection[tuple[str, int, int]]
 ) -> Iterator[tuple[tuple[str, int, int], _Found]]:
     """Yield the detections of the rows at these places, one row group in memory at a time."""
     places: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
@@ -394,10 +394,12 @@ def _columns(image_id: int, found: _Found, row: _Row, orientation: int) -> Resul
     if orientation != 1:
         import torch  # here: seconds and hundreds of megabytes, for pictures that hardly a data set has
 
-        from detr.images.orientation import turn_back
+        from detr.images.orientation import to_stored_orientation
 
         assert row.height is not None
         assert row.width is not None
-        boxes = turn_back(torch.from_numpy(boxes.astype(np.float64)), row.height, row.width, orientation).numpy()
+        boxes = to_stored_orientation(
+            torch.from_numpy(boxes.astype(np.float64)), row.height, row.width, orientation
+        ).numpy()
     image_ids = np.full(len(found.scores), image_id, np.int64)
     return ResultColumns.of_corners(image_ids, found.category_ids, found.scores, boxes)

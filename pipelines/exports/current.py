@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.labelling.labelled import KEY_BYTES, Keys
+from pipelines.labelling.labelled_keys import KEY_BYTES, Keys
 from pipelines.labelling.recorded_settings import RecordedSettings, columns_of
 from pipelines.parquet_files import parquet_of
-from pipelines.table import TRANSIENT_KINDS
+from pipelines.table.schema import TRANSIENT_KINDS
 
 _KINDS = ", ".join(f"'{kind}'" for kind in sorted(TRANSIENT_KINDS))
 CURRENT: Final = (
@@ -52,7 +52,7 @@ def current_rows(
         recorded: Gives the settings of rows that do not say them; needed where `settings` is given.
 
     Raises:
-        RunStopped: a file is damaged.
+        RayDetrError: a file is damaged.
         StoreError: the store refused.
     """
     masks: list[Mask] = []

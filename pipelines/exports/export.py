@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.exports.current import current_rows, of_model, with_settings
 from pipelines.exports.documents import DOCUMENTS
 from pipelines.exports.formats import SUFFIXES, WRITERS, Format, RowsWriter
@@ -21,12 +22,20 @@ from pipelines.exports.images import Names, common_names
 from pipelines.exports.places import Folder, OneFile
 from pipelines.exports.trees import TREES, Tree
 from pipelines.labelling.recorded_settings import COLUMN, RecordedSettings
-from pipelines.labelling.table_files import in_order_of_runs
 from pipelines.parquet_files import open_listed, parquet_of
-from pipelines.stopped import RunStopped, WrongUse
-from pipelines.store import Entry, Store, StoreError, StoreOptions, join_uri, open_store, split_uri, without_secrets
+from pipelines.store import (
+    Store,
+    StoreEntry,
+    StoreError,
+    StoreOptions,
+    join_uri,
+    open_store,
+    split_uri,
+    without_secrets,
+)
 from pipelines.store.uris import LOCAL_ROOT
-from pipelines.table import FIRST_COLUMNS, ROW_GROUP_ROWS, SCHEMA, check_columns
+from pipelines.table.files import in_order_of_runs
+from pipelines.table.schema import FIRST_COLUMNS, ROW_GROUP_ROWS, SCHEMA, check_columns
 
 _PIECE_ROWS: Final = 512
 _BATCH_ROWS: Final = 1024
@@ -152,12 +161,12 @@ def export(config: ExportConfig, *, show: Callable[[int, int], None] = lambda _r
         show: Called in this thread with how many rows of the table were looked at, and how many there are.
 
     Raises:
-        RunStopped: the table is damaged or has no such rows, or there is something at `out` already.
+        RayDetrError: the table is damaged or has no such rows, or there is something at `out` already.
     """
     try:
         return copy_rows(open_store(config.table, config.options), config, show=show)
     except StoreError as error:
-        raise RunStopped(f"cannot export {without_secrets(config.table)}: {error}") from error
+        raise RayDetrError(f"cannot export {without_secrets(config.table)}: {error}") from error
 
 
 def copy_rows(
@@ -166,7 +175,7 @@ def copy_rows(
     """Do what `export` does with a table that is open already.
 
     Raises:
-        RunStopped: as `export`.
+        RayDetrError: as `export`.
         StoreError: a store refused.
     """
     files = _look(table)
@@ -184,7 +193,7 @@ def copy_rows(
                 counts = rows[COLUMN].cast(pa.string()).drop_null().value_counts().to_pylist()
                 settings.update({one["values"]: one["counts"] for one in counts})
             if not written and (config.model, config.settings) != (None, None):
-                raise WrongUse(
+                raise UsageError(
                     f"table {table.uri} has no rows{_of(config)}. `ray-detr runs` lists its models and settings."
                 )
             chosen = {
@@ -194,7 +203,7 @@ def copy_rows(
             }
             out.finish({"table": table.uri, "rows": written, **chosen})
     except OSError as error:  # of a file of this machine: reading the table's files has its own sentences
-        raise RunStopped(f"cannot write {config.out}: {error.strerror or error}.") from error
+        raise RayDetrError(f"cannot write {config.out}: {error.strerror or error}.") from error
     return ExportSummary(without_secrets(config.out), written, out.files, files.rows, dict(settings))
 
 
@@ -207,7 +216,7 @@ def _of(config: ExportConfig) -> str:
 class _Files:
     """The files of a table, in the order of runs and shards, the columns of all of them, and how many rows."""
 
-    entries: Sequence[Entry]
+    entries: Sequence[StoreEntry]
     schema: pa.Schema
     rows: int
 
@@ -225,12 +234,12 @@ def _look(table: Store) -> _Files:
         for column in schema:
             known = columns.setdefault(column.name, column)
             if known.type != column.type:
-                raise RunStopped(
+                raise RayDetrError(
                     f"{name} has the column {column.name} as {column.type}, and files before it as {known.type}: one "
                     "export cannot hold both. Query the files themselves."
                 )
     if not entries:
-        raise WrongUse(f"table {table.uri} has no published rows. Check the address, or label images into it.")
+        raise UsageError(f"table {table.uri} has no published rows. Check the address, or label images into it.")
     return _Files(entries, pa.schema(list(columns.values())), rows)
 
 
@@ -344,6 +353,6 @@ def _with_columns(rows: pa.Table, schema: pa.Schema, recorded: RecordedSettings)
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _opened(table: Store, entries: Sequence[Entry]) -> Iterator[tuple[str, pq.ParquetFile]]:
+def _opened(table: Store, entries: Sequence[StoreEntry]) -> Iterator[tuple[str, pq.ParquetFile]]:
     for entry in entries:
         yield join_uri(table.uri, entry.key), open_listed(table, entry)

@@ -11,7 +11,7 @@ from typing import IO, Final, Literal, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.stopped import RunStopped
+from pipelines.errors import RayDetrError
 
 Format = Literal[
     "parquet", "jsonl", "csv", "coco", "coco-dataset", "yolo", "voc", "labelstudio", "megadetector", "iceberg"
@@ -65,14 +65,14 @@ class JsonLinesRows:
         """Write a line for each row.
 
         Raises:
-            RunStopped: a kept column holds what JSON has no form for.
+            RayDetrError: a kept column holds what JSON has no form for.
         """
         parts = (rows.slice(first, _SLICE_ROWS).to_pylist() for first in range(0, len(rows), _SLICE_ROWS))
         for row in chain.from_iterable(parts):
             try:
                 line = json.dumps(row, ensure_ascii=False, allow_nan=False, default=_as_text)
             except (TypeError, ValueError) as error:
-                raise RunStopped(
+                raise RayDetrError(
                     f"the row of {row['uri']} holds a value that JSON has no form for ({error}). Export it as Parquet."
                 ) from error
             self._sink.write(line.encode() + b"\n")

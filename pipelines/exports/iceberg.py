@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from pipelines.stopped import RunStopped
+from pipelines.errors import RayDetrError
 
 
 def register_files(catalog: str, identifier: str, uris: Sequence[str], schema: pa.Schema) -> int:
@@ -21,13 +21,13 @@ def register_files(catalog: str, identifier: str, uris: Sequence[str], schema: p
         schema: the columns of all files.
 
     Raises:
-        RunStopped: pyiceberg is not installed, or it refused.
+        RayDetrError: pyiceberg is not installed, or it refused.
     """
     try:
         from pyiceberg.catalog import load_catalog
         from pyiceberg.exceptions import NoSuchTableError
     except ImportError as error:
-        raise RunStopped(
+        raise RayDetrError(
             "an export to Iceberg needs pyiceberg, which is not installed: pip install 'ray-detr[iceberg]'."
         ) from error
     try:
@@ -42,7 +42,7 @@ def register_files(catalog: str, identifier: str, uris: Sequence[str], schema: p
         if new:
             table.add_files(new)
     except Exception as error:  # catalogs raise errors of many libraries
-        raise RunStopped(f"cannot register the files in {identifier} of catalog {catalog}: {error}") from error
+        raise RayDetrError(f"cannot register the files in {identifier} of catalog {catalog}: {error}") from error
     return len(new)
 
 

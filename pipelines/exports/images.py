@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 
-from pipelines.stopped import RunStopped
+from pipelines.errors import RayDetrError
 from pipelines.store import without_secrets
 
 SLICE_ROWS: Final = 256  # that are Python objects at once
@@ -53,10 +53,10 @@ class LabelledImage:
         """Width and height; images without error have both.
 
         Raises:
-            RunStopped: one is missing.
+            RayDetrError: one is missing.
         """
         if self.width is None or self.height is None:
-            raise RunStopped(
+            raise RayDetrError(
                 f"the row of {self.uri} has boxes and no width and height. Restore its file, or label again."
             )
         return self.width, self.height
@@ -129,12 +129,12 @@ class Categories:
         """Take the classes of an image.
 
         Raises:
-            RunStopped: a number has two names, as with rows of two models.
+            RayDetrError: a number has two names, as with rows of two models.
         """
         for number, name in zip(image.category_ids, image.labels, strict=True):
             known = self.names.setdefault(number, name)
             if known != name:
-                raise RunStopped(
+                raise RayDetrError(
                     f"class {number} is {known!r} in some rows and {name!r} in that of {image.uri}: this format has "
                     "one name for a class. Give --model to export the rows of one model."
                 )

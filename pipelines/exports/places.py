@@ -11,8 +11,8 @@ from typing import IO, Final
 
 import pyarrow as pa
 
+from pipelines.errors import UsageError
 from pipelines.exports.formats import RowsWriter
-from pipelines.stopped import WrongUse
 from pipelines.store import Store
 
 FILE_BYTES: Final = 128_000_000  # of a folder's files, about: each is put in one request
@@ -24,7 +24,7 @@ class OneFile:
 
     def __init__(self, path: Path, writer: Callable[[IO[bytes]], RowsWriter]) -> None:
         if path.exists():
-            raise WrongUse(f"{path} exists already. Remove it, or name another file.")
+            raise UsageError(f"{path} exists already. Remove it, or name another file.")
         self.files = 1
         self._path = path
         self._unfinished = path.parent / f".ray-detr-unfinished-{secrets.token_hex(8)}"
@@ -62,7 +62,7 @@ class Folder:
         self, store: Store, suffix: str, writer: Callable[[IO[bytes]], RowsWriter], most_images: int | None = None
     ) -> None:
         if next(iter(store.list()), None) is not None:
-            raise WrongUse(f"{store.uri} is not empty. Empty it, or name another folder.")
+            raise UsageError(f"{store.uri} is not empty. Empty it, or name another folder.")
         self.files = 0
         self._store, self._suffix, self._new_writer = store, suffix, writer
         self._most_images, self._images = most_images, 0

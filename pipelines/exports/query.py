@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.exports.current import CURRENT, rows_query
 from pipelines.labelling.recorded_settings import RecordedSettings
-from pipelines.labelling.table_files import DATA, SUFFIX, in_order_of_runs
-from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import (
-    Entry,
     Store,
+    StoreEntry,
     StoreError,
     StoreOptions,
     check_no_secret,
@@ -27,6 +26,7 @@ from pipelines.store import (
 )
 from pipelines.store.object_file import TABLE_PROTOCOL, StoreFileSystem
 from pipelines.store.uris import LOCAL_ROOT
+from pipelines.table.files import DATA, SUFFIX, in_order_of_runs
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection, DuckDBPyRelation
@@ -90,15 +90,15 @@ def query_table(config: QueryConfig) -> QueryResult:
     Files of a folder are read by DuckDB itself, others through our stores, only the parts that the query needs.
 
     Raises:
-        WrongUse: DuckDB is not installed, refuses the SQL, or there is no table; or `out` exists already.
-        RunStopped: the table is damaged or cannot be read, or `out` cannot be written.
+        UsageError: DuckDB is not installed, refuses the SQL, or there is no table; or `out` exists already.
+        RayDetrError: the table is damaged or cannot be read, or `out` cannot be written.
     """
     try:
         import duckdb  # here: an extra
     except ImportError as error:
-        raise WrongUse(INSTALL) from error
+        raise UsageError(INSTALL) from error
     if config.out is not None and config.out.exists():
-        raise WrongUse(f"{config.out} exists already. Remove it, or name another file.")
+        raise UsageError(f"{config.out} exists already. Remove it, or name another file.")
     files, is_asked = None, False
     try:
         table = open_store(config.table, config.options)
@@ -108,34 +108,34 @@ def query_table(config: QueryConfig) -> QueryResult:
             is_asked = True
             return _answer(engine.sql(config.sql), config)
     except StoreError as error:
-        raise RunStopped(f"cannot query {without_secrets(config.table)}: {error}") from error
+        raise RayDetrError(f"cannot query {without_secrets(config.table)}: {error}") from error
     except OSError as error:
-        raise RunStopped(f"cannot write {config.out}: {error.strerror or error}.") from error
+        raise RayDetrError(f"cannot write {config.out}: {error.strerror or error}.") from error
     except duckdb.Error as error:
         if files is not None and files.failure is not None:  # what DuckDB says is a traceback of it
-            raise RunStopped(f"cannot query {without_secrets(config.table)}: {files.failure}") from files.failure
+            raise RayDetrError(f"cannot query {without_secrets(config.table)}: {files.failure}") from files.failure
         if not is_asked or isinstance(error, duckdb.OperationalError):  # nothing that another query would mend
-            raise RunStopped(f"cannot query {without_secrets(config.table)}: {_one_line(error)}.") from error
+            raise RayDetrError(f"cannot query {without_secrets(config.table)}: {_one_line(error)}.") from error
         hint = f" The tables are {', '.join(TABLES)}." if isinstance(error, duckdb.CatalogException) else ""
-        raise WrongUse(f"the query is refused: {_one_line(error)}{hint}") from error
+        raise UsageError(f"the query is refused: {_one_line(error)}{hint}") from error
 
 
 def _published(table: Store) -> StoreFileSystem:
     """Return the files of a table, in the order of runs.
 
     Raises:
-        WrongUse: there is none.
+        UsageError: there is none.
     """
     entries = [entry for entry in table.list(DATA) if entry.key.endswith(SUFFIX)]
     if not entries:
-        raise WrongUse(f"table {table.uri} has no published rows. Check the address, or label images into it.")
+        raise UsageError(f"table {table.uri} has no published rows. Check the address, or label images into it.")
     entries.sort(key=lambda entry: in_order_of_runs(entry.key))
     return StoreFileSystem(table, {entry.key: _size(table, entry) for entry in entries})
 
 
 def _answer(found: DuckDBPyRelation | None, config: QueryConfig) -> QueryResult:
     if found is None:
-        raise WrongUse("the query is empty.")
+        raise UsageError("the query is empty.")
     if config.out is not None:
         _write(found, config.out)
         return QueryResult(tuple(found.columns), (), ())
@@ -145,7 +145,7 @@ def _answer(found: DuckDBPyRelation | None, config: QueryConfig) -> QueryResult:
     return QueryResult(tuple(found.columns), is_number, texts[: config.most_rows], is_cut=len(texts) > config.most_rows)
 
 
-def _size(table: Store, entry: Entry) -> int:
+def _size(table: Store, entry: StoreEntry) -> int:
     return entry.size if entry.size is not None else len(table.get(entry.key).data)
 
 

@@ -14,10 +14,10 @@ from xml.etree import ElementTree
 
 import pyarrow as pa
 
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.exports.documents import coco_boxes, coco_categories, coco_image
 from pipelines.exports.images import Categories, LabelledImage, Names, labelled_images
 from pipelines.exports.places import FILE_BYTES, INDEX_KEY
-from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import Store
 
 
@@ -28,10 +28,10 @@ class Tree:
         """Take an empty folder.
 
         Raises:
-            WrongUse: it is not empty.
+            UsageError: it is not empty.
         """
         if next(iter(store.list()), None) is not None:
-            raise WrongUse(f"{store.uri} is not empty. Empty it, or name another folder.")
+            raise UsageError(f"{store.uri} is not empty. Empty it, or name another folder.")
         self.files = 0
         self.names, self.categories = names, Categories()
         self._store = store
@@ -74,11 +74,11 @@ class Tree:
         """Return the name of an image without its suffix, by which such formats pair pictures and labels.
 
         Raises:
-            RunStopped: another image has the same.
+            RayDetrError: another image has the same.
         """
         stem = PurePosixPath(self.names.of(image.uri)).with_suffix("").as_posix()
         if hash(stem) in self._keys:
-            raise RunStopped(
+            raise RayDetrError(
                 f"{image.uri} and another image are both called {stem} without their suffix, and this format pairs "
                 "pictures and labels by that. Export to coco-dataset instead, or rename one."
             )

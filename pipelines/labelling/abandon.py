@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipelines.clock import Clock
-from pipelines.create_only import refuse_overwriting
+from pipelines.errors import UsageError
 from pipelines.labelling.lease import holding
 from pipelines.labelling.publish import remove_parts
 from pipelines.labelling.run import End, Run, find_unfinished, list_runs
 from pipelines.labelling.seal import seal_run
-from pipelines.stopped import WrongUse
-from pipelines.store import Store
+from pipelines.store import Store, require_create_only
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +35,14 @@ def abandon_run(table: Store, run_id: str | None = None, *, token: str, clock: C
 
     Raises:
         LeaseHeld: another start writes the table.
-        WrongUse: there is no run of that name.
+        UsageError: there is no run of that name.
         StoreError: the store refused.
     """
     if run_id is not None and all(run.run_id != run_id for run in list_runs(table)):
-        raise WrongUse(f"table {table.uri} has no run {run_id}. `ray-detr runs` lists its runs.")
+        raise UsageError(f"table {table.uri} has no run {run_id}. `ray-detr runs` lists its runs.")
     if _unfinished(table, run_id) is None:
         return None  # before anything is written, such as a lease to a place that is no table
-    store = refuse_overwriting(table, what="a table", loss="two runs could lose each other's rows")
+    store = require_create_only(table, what="a table", loss="two runs could lose each other's rows")
     with holding(
         table, can_swap=store.swap is not None, token=token, wait_seconds=0.0, say=lambda _: None, clock=clock
     ):

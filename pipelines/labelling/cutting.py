@@ -9,10 +9,10 @@ from itertools import chain, islice
 from math import ceil
 from typing import Final, Literal
 
-from pipelines.labelling.manifest import SEGMENT_SHARDS, Counts, Position, Segment
+from pipelines.errors import RayDetrError
+from pipelines.labelling.manifest import SEGMENT_SHARDS, Counts, ListingPosition, Segment
 from pipelines.lake.listing import DUPLICATE, LakeObject, Listed, Listing, Skipped
 from pipelines.lake.sample import draw_sample
-from pipelines.stopped import RunStopped
 
 # Of a lake of which little is new, a few images are worth a segment after so many that were listed: labelling begins
 # within seconds, and an interrupted planning has not to list the whole lake again.
@@ -50,7 +50,7 @@ def cut_segments(
     shard_images: int,
     max_images: int | None = None,
     spread: int = 1,
-    start: tuple[int, Position] = (0, Position()),
+    start: tuple[int, ListingPosition] = (0, ListingPosition()),
 ) -> Iterator[Segment]:
     """Cut what is not labelled yet into shards of `shard_images`, and these into segments of 64, in listing order.
 
@@ -66,7 +66,7 @@ def cut_segments(
         start: The number of the first segment, and the position behind the segment before.
 
     Raises:
-        RunStopped: the listing is not in the order of URIs.
+        RayDetrError: the listing is not in the order of URIs.
     """
     index, position = start
     pairs = _with_labelled(listed, is_labelled)
@@ -86,10 +86,10 @@ class Look:
         """Read so far; memory is that of some thousand images.
 
         Raises:
-            RunStopped: the listing is not in the order of URIs, or a source cannot be listed.
+            RayDetrError: the listing is not in the order of URIs, or a source cannot be listed.
         """
         self._max_images = selection.max_images
-        self._counts = _Tally(Position())
+        self._counts = _Tally(ListingPosition())
         self._pairs = _with_labelled(select(listing, None, selection), is_labelled)
         self.has_new = False
         for item, done in self._pairs:
@@ -166,7 +166,7 @@ def _cut(images: Sequence[LakeObject], shard_images: int, spread: int) -> tuple[
 class _Tally:
     """Counts along a listing, going on from a position."""
 
-    def __init__(self, position: Position) -> None:
+    def __init__(self, position: ListingPosition) -> None:
         counts = position.counts
         self._last_uri, self._last_image = position.last_uri, position.last_uri
         self._images, self._size_bytes, self._unknown = counts.images, counts.size_bytes, counts.unknown_sizes
@@ -181,7 +181,7 @@ class _Tally:
         is_image = isinstance(item, LakeObject)
         before = self._last_image if is_image else self._last_uri
         if before is not None and (item.uri <= before if is_image else item.uri < before):
-            raise RunStopped(
+            raise RayDetrError(
                 f"the listing is out of order: {item.uri} came after {before}. "
                 "Two runs would not see the same images; give a list of URIs instead."
             )
@@ -200,7 +200,7 @@ class _Tally:
         self._size_bytes += item.size or 0
         self._unknown += item.size is None
 
-    def position(self, *, shards: int) -> Position:
+    def position(self, *, shards: int) -> ListingPosition:
         """Return where the listing stands, with `shards` cut since this was last asked."""
         self._shards += shards
         counts = Counts(
@@ -212,4 +212,4 @@ class _Tally:
             self._duplicates,
             dict(self._skipped),
         )
-        return Position(self._last_uri, counts)
+        return ListingPosition(self._last_uri, counts)

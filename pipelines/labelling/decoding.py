@@ -6,7 +6,7 @@ from typing import Protocol
 from detr.batching import Prepared
 from detr.detector import Detector
 from detr.images.decoding import Header, decode, read_header
-from pipelines.labelling.limits import DECODE_SECONDS
+from pipelines.labelling.process_time import DECODE_SECONDS
 
 BYTES_A_PIXEL = 32
 BASE_BYTES = 512 * 1024**2  # what does not grow with the picture, the encoded bytes and a copy of them among it
@@ -32,7 +32,7 @@ def limits_for(max_pixels: int, seconds: float) -> DecodingLimits:
     return DecodingLimits(BASE_BYTES + BYTES_A_PIXEL * max_pixels, cpu_seconds=seconds, asleep_seconds=seconds)
 
 
-class Decoder(Protocol):
+class ImageDecoder(Protocol):
     """What makes encoded images ready for the network; called from many threads at once."""
 
     def look(self, data: bytes) -> Header:
@@ -52,7 +52,7 @@ class Decoder(Protocol):
         ...
 
 
-class DecoderHere:
+class InProcessDecoder:
     """Decodes in the calling thread: fastest, and an image that crashes its decoder takes this process along."""
 
     def __init__(self, detector: Detector, *, max_pixels: int) -> None:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from pipelines.clock import Clock
 from pipelines.labelling.cutting import Look, Selection
-from pipelines.labelling.labelled import LabelledKeys, read_labelled
+from pipelines.labelling.labelled_keys import LabelledKeys, read_labelled
 from pipelines.labelling.manifest import Counts, PlannedSegment, read_complete, read_manifest
 from pipelines.labelling.outcome import Outcome, ShardReport
 from pipelines.labelling.past_settings import PastSettings
@@ -23,7 +23,7 @@ from pipelines.labelling.segments import label_segments
 from pipelines.labelling.settings import AUTO
 from pipelines.lake.listing import LakeObject, Listing
 from pipelines.store import Store, StoreError
-from pipelines.table import Totals
+from pipelines.table.schema import Totals
 from pipelines.watchdog import Watchdog
 
 
@@ -64,7 +64,7 @@ class ShardRunner(Protocol):
         """Return what the actors will be, when the cluster is connected. May be called from any thread.
 
         Raises:
-            RunStopped: there is no cluster, or it cannot hold the actors.
+            RayDetrError: there is no cluster, or it cannot hold the actors.
         """
         ...
 
@@ -72,7 +72,7 @@ class ShardRunner(Protocol):
         """Load the model once where actors will, before something is done that cannot be undone.
 
         Raises:
-            RunStopped: it does not load there.
+            RayDetrError: it does not load there.
         """
         ...
 
@@ -143,11 +143,11 @@ def run_labelling(
         threads: How many objects of the table are read at once.
         show: Called in this thread whenever something is done.
         watchdog: Names the stages that do not move; None names none.
-        still_ours: Called now and then; stops a start that has lost the table's lease by raising `RunStopped`.
+        still_ours: Called now and then; stops a start that has lost the table's lease by raising `RayDetrError`.
 
     Raises:
-        OtherSettings: the table has rows of this model, none of them with these settings.
-        RunStopped: the run cannot go on; what is committed stays.
+        SettingsMismatch: the table has rows of this model, none of them with these settings.
+        RayDetrError: the run cannot go on; what is committed stays.
         StoreError: the table's store refused; what is committed stays.
     """
     start = _Start(

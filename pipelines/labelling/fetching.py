@@ -8,22 +8,22 @@ from functools import partial
 from pipelines.clock import Clock
 from pipelines.labelling.adaptive_limit import AdaptiveLimit
 from pipelines.lake.listing import LakeObject
-from pipelines.retry import retry
 from pipelines.store import (
     Archived,
     Blob,
     Denied,
     Misconfigured,
     NotFound,
+    ObjectTooLarge,
     StoreDown,
     StoreError,
     Stores,
     Throttled,
-    TooLarge,
     is_transient,
     split_uri,
     without_secrets,
 )
+from pipelines.store.retry import retry
 
 FETCH_THREADS = 32  # waiting for a store costs no core; obstore is 0.6 ms of CPU a GET at 32 (object-store notes)
 CLIENT_SECONDS = 2.0  # of the client's own tries, which get over what happens now and then; more hides a throttle
@@ -89,7 +89,7 @@ class Fetcher:
             )
         try:
             blob = self._read_unless_denied(item)
-        except TooLarge as error:
+        except ObjectTooLarge as error:
             # of an object that a list says something of, another version was met, which must not condemn the listed one
             is_condemned = (item.etag, item.size) == (None, None)
             return Fetched(item, error_kind="too_large" if is_condemned else "fetch_failed", error=str(error))

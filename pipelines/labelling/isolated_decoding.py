@@ -23,10 +23,10 @@ from detr.images.decoding import (
     EmptyImage,
     Header,
     ImageError,
+    ImageTooLarge,
     NotAnImage,
     SizeRule,
     TooExtreme,
-    TooLarge,
     TruncatedImage,
     UnreadableImage,
     UnsupportedImage,
@@ -75,7 +75,7 @@ class DecoderLost(Exception):
 
 _BY_KIND = {
     error.kind: error
-    for error in (EmptyImage, NotAnImage, UnsupportedImage, TruncatedImage, UnreadableImage, TooLarge, TooExtreme)
+    for error in (EmptyImage, NotAnImage, UnsupportedImage, TruncatedImage, UnreadableImage, ImageTooLarge, TooExtreme)
 }
 
 

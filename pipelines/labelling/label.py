@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Literal
 
 from detr.images.header import MAX_PIXELS
 from pipelines.clock import SystemClock
-from pipelines.create_only import refuse_overwriting
+from pipelines.errors import RayDetrError
 from pipelines.labelling.cutting import RetryErrors, Selection
 from pipelines.labelling.driver import RunResult, run_labelling
 from pipelines.labelling.labeler_spec import LabelerSpec
 from pipelines.labelling.lease import TRIES_SECONDS, holding
-from pipelines.labelling.limits import DECODE_SECONDS
-from pipelines.labelling.model_names import named_as_before
+from pipelines.labelling.model_names import with_recorded_name
 from pipelines.labelling.plan import PlanConfig
 from pipelines.labelling.planning import Planner
+from pipelines.labelling.process_time import DECODE_SECONDS
 from pipelines.labelling.progress import Progress, WithUnfinishedShards
 from pipelines.labelling.ray_runner import Actors, RayRunner, cluster_is_given
 from pipelines.labelling.reach import check_answers
@@ -34,13 +34,13 @@ from pipelines.labelling.run import RunRequest, check_run_id
 from pipelines.labelling.segments import publishing
 from pipelines.lake.listing import list_objects
 from pipelines.models import FETCH_FIRST, ModelInfo, check_classes, identify_model
-from pipelines.stopped import RunStopped
 from pipelines.store import (
     StoreError,
     StoreOptions,
     check_no_secret,
     join_uri,
     open_store,
+    require_create_only,
     split_uri,
     without_secrets,
 )
@@ -200,7 +200,7 @@ class LabelConfig:
             table_options=self.table_options,
         )
 
-    def decisive(self) -> dict[str, object]:
+    def resume_identity(self) -> dict[str, object]:
         """Return what decides which rows come out, for the run's record: a resumed run must be given the same.
 
         How fast and where they come out - actors, device, ways to a store - may differ from start to start.
@@ -276,7 +276,7 @@ def label(
 
     Raises:
         LeaseHeld: another start writes the table.
-        RunStopped: the run cannot go on; a sentence says why. What is committed stays, the same call goes on there.
+        RayDetrError: the run cannot go on; a sentence says why. What is committed stays, the same call goes on there.
     """
     began = time.monotonic()
     progress = WithUnfinishedShards(on_progress or (lambda _: None))
@@ -297,7 +297,7 @@ def label(
             before_the_lease.callback(runner.close)
             model = _identify(config, runner)  # before anything is written
             table = open_store(config.table, config.table_options)
-            store = refuse_overwriting(table, what="a table", loss="two runs could lose each other's rows")
+            store = require_create_only(table, what="a table", loss="two runs could lose each other's rows")
             with (
                 holding(
                     table,
@@ -310,7 +310,7 @@ def label(
                 before_the_lease.pop_all() as before_the_lease_ends,
                 publishing() as publisher,
             ):
-                model = named_as_before(table, model)
+                model = with_recorded_name(table, model)
                 result = run_labelling(
                     table,
                     _request(config, model),
@@ -330,7 +330,7 @@ def label(
                 if afterwards is not None:  # no actor works any more
                     afterwards.push(before_the_lease_ends.pop_all())
     except StoreError as error:
-        raise RunStopped(f"{error} Run the same command again to resume.") from error
+        raise RayDetrError(f"{error} Run the same command again to resume.") from error
     return _summary(config, result, model, time.monotonic() - began)
 
 
@@ -368,12 +368,12 @@ def _identify(config: LabelConfig, runner: RayRunner) -> ModelInfo:
     """Return what the model is, as this machine reads it, else as a node of the cluster loads it.
 
     Raises:
-        WrongUse: there is no such model, or it has no class of a name that is wanted.
-        RunStopped: it cannot be had now.
+        UsageError: there is no such model, or it has no class of a name that is wanted.
+        RayDetrError: it cannot be had now.
     """
     try:
         model = identify_model(config.model, config.table_options)
-    except RunStopped:
+    except RayDetrError:
         if not cluster_is_given():
             raise
         model = runner.try_model()  # nodes may reach what this machine does not
@@ -385,7 +385,7 @@ def _request(config: LabelConfig, model: ModelInfo) -> RunRequest:
     return RunRequest(
         model=model.id,
         model_sha256=model.sha256,
-        configuration=config.decisive(),
+        configuration=config.resume_identity(),
         shard_images=config.shard_images,
         versions=_versions(),
         run_id=config.run_id,

@@ -16,20 +16,20 @@ from detr.detector import BATCHES_AHEAD, Detector, PendingDetections
 from detr.images.decoding import Header, ImageError
 from detr.postprocess import Detections
 from pipelines.clock import Clock, SystemClock
-from pipelines.labelling.decoding import Decoder
+from pipelines.labelling.decoding import ImageDecoder
 from pipelines.labelling.fetching import FETCH_THREADS, Fetched, Fetcher
 from pipelines.labelling.outcome import ShardReport
 from pipelines.labelling.publish import commit_part
 from pipelines.lake.listing import LakeObject
 from pipelines.store import Store
-from pipelines.table import Detected, Origin, Row, rows_to_table
+from pipelines.table.schema import Detected, Origin, Row, rows_to_table
 
 WINDOW_BYTES = 256 * 1024**2  # encoded bytes held at once by one shard
 UNKNOWN_BYTES = 1024**2  # what an object of unknown size is taken for
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
+class _Opened:
     """One object of a shard with its bytes and its header, or the reason why it has none."""
 
     fetched: Fetched
@@ -66,7 +66,7 @@ class Labeler:
         *,
         table: Store,
         fetcher: Fetcher,
-        decoder: Decoder,
+        decoder: ImageDecoder,
         detector: Detector,
         run_id: str,
         model_id: str,
@@ -140,18 +140,18 @@ class Labeler:
             notes=self._detector.take_notes(),
         )
 
-    def _see(self, item: LakeObject, clocked: _Clocked) -> _Seen:
+    def _see(self, item: LakeObject, clocked: _Clocked) -> _Opened:
         started = time.perf_counter()
         fetched = self._fetcher.fetch(item)
         clocked.add("fetch", time.perf_counter() - started)
         if fetched.blob is None:
-            return _Seen(fetched)
+            return _Opened(fetched)
         try:
-            return _Seen(fetched, self._decoder.look(fetched.blob.data))
+            return _Opened(fetched, self._decoder.look(fetched.blob.data))
         except ImageError as error:
-            return _Seen(fetched, failed=error)
+            return _Opened(fetched, failed=error)
 
-    def _detect(self, seen: Sequence[_Seen], clocked: _Clocked, *, on_images: Callable[[int], None]) -> list[Row]:
+    def _detect(self, seen: Sequence[_Opened], clocked: _Clocked, *, on_images: Callable[[int], None]) -> list[Row]:
         """Return the rows of one window, in its order.
 
         Decoding runs a few batches ahead of the network, and the network has the next batch before the detections of
@@ -186,7 +186,7 @@ class Labeler:
             on_images(len(found) + len(failed))
         return [_row(one, found.get(index), one.failed or failed.get(index)) for index, one in enumerate(seen)]
 
-    def _write(self, one: _Seen, host: HostBatch, place: int, clocked: _Clocked) -> ImageError | None:
+    def _write(self, one: _Opened, host: HostBatch, place: int, clocked: _Clocked) -> ImageError | None:
         """Decode an image into its place of a batch; return what is wrong with it."""
         assert one.fetched.blob is not None
         started = time.perf_counter()
@@ -218,12 +218,12 @@ def _add(before: int, on_images: Callable[[int], None], images: int) -> None:
     on_images(before + images)
 
 
-def _size(one: _Seen) -> tuple[int, int]:
+def _size(one: _Opened) -> tuple[int, int]:
     assert one.header is not None
     return one.header.height, one.header.width
 
 
-def _row(one: _Seen, found: Detections | None, failed: ImageError | None) -> Row:
+def _row(one: _Opened, found: Detections | None, failed: ImageError | None) -> Row:
     fetched, header = one.fetched, one.header
     blob, item = fetched.blob, fetched.item
     return Row(

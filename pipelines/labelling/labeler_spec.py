@@ -7,18 +7,18 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pipelines.clock import SystemClock
-from pipelines.labelling.limits import DECODE_SECONDS
+from pipelines.errors import RayDetrError
 from pipelines.labelling.manifest import read_kept_schema, read_shard
+from pipelines.labelling.process_time import DECODE_SECONDS
 from pipelines.lake.listing import LakeObject
 from pipelines.models import ModelInfo, load_model
 from pipelines.process_memory import keep_freed_memory
-from pipelines.stopped import RunStopped
 from pipelines.store import StoreOptions, Stores, open_store
 
 if TYPE_CHECKING:
     from detr.detector import Detector
     from detr.precision import Precision
-    from pipelines.labelling.decoding import Decoder
+    from pipelines.labelling.decoding import ImageDecoder
     from pipelines.labelling.labeler import Labeler
 
 
@@ -55,7 +55,7 @@ def build_detector(spec: LabelerSpec) -> tuple[Detector, ModelInfo]:
     """Load the model onto the device.
 
     Raises:
-        RunStopped: the model, a class name or the device is wrong, or the model is not the one of the run.
+        RayDetrError: the model, a class name or the device is wrong, or the model is not the one of the run.
     """
     import torch
 
@@ -64,7 +64,7 @@ def build_detector(spec: LabelerSpec) -> tuple[Detector, ModelInfo]:
     torch.set_num_threads(spec.threads)
     network, info = load_model(spec.model, spec.table_options)
     if spec.model_sha256 and info.sha256 != spec.model_sha256:
-        raise RunStopped(
+        raise RayDetrError(
             f"the model {spec.model} is another one on this node than when the run began "
             f"({info.sha256[:12]}, not {spec.model_sha256[:12]}). "
             "Use a revision or a path that means the same everywhere."
@@ -80,19 +80,19 @@ def build_detector(spec: LabelerSpec) -> tuple[Detector, ModelInfo]:
             name=spec.model,
         )
     except ValueError as error:
-        raise RunStopped(str(error)) from error
+        raise RayDetrError(str(error)) from error
     return detector, info
 
 
-def build_decoder(spec: LabelerSpec, detector: Detector) -> Decoder:
+def build_decoder(spec: LabelerSpec, detector: Detector) -> ImageDecoder:
     """Return what decodes the images: in this process, or where they can kill a child process only."""
-    from pipelines.labelling.decoding import DecoderHere, limits_for
+    from pipelines.labelling.decoding import InProcessDecoder, limits_for
     from pipelines.labelling.isolated_decoding import DecoderInChild
     from pipelines.labelling.watched_decoding import WatchedDecoder, end_process
 
     limits = limits_for(spec.max_pixels, spec.decode_seconds)
     if not spec.isolated:
-        return WatchedDecoder(DecoderHere(detector, max_pixels=spec.max_pixels), limits, on_hang=end_process)
+        return WatchedDecoder(InProcessDecoder(detector, max_pixels=spec.max_pixels), limits, on_hang=end_process)
     return DecoderInChild(
         size_rule=detector.config.size_rule,
         max_pixels=spec.max_pixels,
@@ -105,7 +105,7 @@ def build_labeler(spec: LabelerSpec) -> Labeler:
     """Open the stores, load the model and return what labels shards of the run.
 
     Raises:
-        RunStopped: see `build_detector`.
+        RayDetrError: see `build_detector`.
         StoreError: the table's store refused.
     """
     from pipelines.labelling.fetching import CLIENT_SECONDS, Fetcher

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipelines.clock import Clock, SystemClock
-from pipelines.stopped import LeaseHeld, RunStopped
+from pipelines.errors import LeaseHeld, RayDetrError
 from pipelines.store import AlreadyExists, Changed, Misconfigured, NotFound, Store, StoreError, join_uri
 from pipelines.store.local import LocalStore
 
@@ -164,7 +164,7 @@ def holding(
 ) -> Iterator[Callable[[], None]]:
     """Hold a table's lease as long as the context is open.
 
-    What it gives is to be called now and then: it raises `RunStopped` when another start has taken the lease over.
+    What it gives is to be called now and then: it raises `RayDetrError` when another start has taken the lease over.
 
     Args:
         table: The table.
@@ -209,7 +209,7 @@ class _Keeper:
 
     def check(self) -> None:
         if self._lost is not None:
-            raise RunStopped(f"this process has lost its lease: {self._lost} Run the same command again to resume.")
+            raise RayDetrError(f"this process has lost its lease: {self._lost} Run the same command again to resume.")
 
     def end(self) -> None:
         self._ended.set()

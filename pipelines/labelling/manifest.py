@@ -15,12 +15,11 @@ from typing import Any, Final, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.errors import RayDetrError
 from pipelines.labelling.run import run_key
 from pipelines.lake.listing import LakeObject
-from pipelines.once import put_once
 from pipelines.parquet_files import open_bytes, open_listed, parquet_of
-from pipelines.stopped import RunStopped
-from pipelines.store import NotFound, Store, join_uri
+from pipelines.store import NotFound, Store, join_uri, put_if_absent
 from pipelines.strict_json import count_field, counts_field, parse_object
 
 SEGMENT_SHARDS: Final = 64
@@ -50,7 +49,7 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
-class Position:
+class ListingPosition:
     """Where a listing stands: behind the image `last_uri` (None: at the start), with what was counted so far."""
 
     last_uri: str | None = None
@@ -63,7 +62,7 @@ class Segment:
 
     index: int
     shards: tuple[tuple[LakeObject, ...], ...]
-    position: Position
+    position: ListingPosition
     is_last: bool = False
 
 
@@ -76,7 +75,7 @@ class PlannedSegment:
 
     index: int
     shard_images: tuple[int, ...]
-    position: Position
+    position: ListingPosition
     ending: Ending | None = None
 
     @property
@@ -106,7 +105,7 @@ def write_segment(
     assert (ending is None) == bool(segment.shards), "only the file that ends a manifest is empty"
     key = segment_key(run_id, segment.index)
     data = _encode(segment, kept_schema, ending)
-    written = put_once(table, key, data)
+    written = put_if_absent(table, key, data)
     name = join_uri(table.uri, key)
     return _planned(open_bytes(written, name), segment.index, name), written == data
 
@@ -115,7 +114,7 @@ def read_manifest(table: Store, run_id: str) -> Iterator[PlannedSegment]:
     """Yield what there is of a run's manifest, in order, the ending too. Fetches no image's name.
 
     Raises:
-        RunStopped: a file is missing or damaged.
+        RayDetrError: a file is missing or damaged.
     """
     folder = run_key(run_id, "plan/")
     expected = 0
@@ -125,7 +124,7 @@ def read_manifest(table: Store, run_id: str) -> Iterator[PlannedSegment]:
             continue
         name = join_uri(table.uri, entry.key)
         if entry.key != segment_key(run_id, expected):
-            raise RunStopped(
+            raise RayDetrError(
                 f"{join_uri(table.uri, segment_key(run_id, expected))} is missing. Restore it, or start with --new-run."
             )
         file = open_listed(table, entry)
@@ -135,7 +134,7 @@ def read_manifest(table: Store, run_id: str) -> Iterator[PlannedSegment]:
             counts = planned.position.counts
             added = (counts.images - before.images, counts.shards - before.shards)
             if added != (planned.images, len(planned.shard_images)) or _kept(file) != kept:
-                raise RunStopped(
+                raise RayDetrError(
                     f"{name} is damaged: it does not continue the segment before it. Restore it, or start with "
                     "--new-run."
                 )
@@ -151,14 +150,14 @@ def read_shard(table: Store, run_id: str, shard: int) -> tuple[LakeObject, ...]:
     three) and decodes the shard's row group.
 
     Raises:
-        RunStopped: the file is damaged or has no such shard.
+        RayDetrError: the file is damaged or has no such shard.
         StoreError: the store refused.
     """
     index, place = divmod(shard, SEGMENT_SHARDS)
     file, name = _open(table, run_id, index)
     with parquet_of(name):
         if place >= file.metadata.num_row_groups:
-            raise RunStopped(f"{name} has no shard {shard}: it is not of this plan.")
+            raise RayDetrError(f"{name} has no shard {shard}: it is not of this plan.")
         uris, etags, sizes, *kept = (column.to_pylist() for column in file.read_row_group(place).columns)
     values = zip(*kept, strict=True) if kept else ((),) * len(uris)
     return tuple(map(LakeObject, uris, etags, sizes, values))
@@ -180,21 +179,21 @@ def read_kept_schema(table: Store, run_id: str) -> pa.Schema:
 def write_complete(table: Store, run_id: str, segments: int, counts: Counts) -> None:
     """Write what the ended manifest adds up to, for people and dashboards."""
     record = {"segments": segments, **asdict(counts), "skipped": dict(counts.skipped)}
-    put_once(table, run_key(run_id, "plan/complete.json"), (json.dumps(record, indent=2) + "\n").encode())
+    put_if_absent(table, run_key(run_id, "plan/complete.json"), (json.dumps(record, indent=2) + "\n").encode())
 
 
 def read_complete(table: Store, run_id: str) -> Counts:
     """Return what `write_complete` wrote.
 
     Raises:
-        RunStopped: it is damaged.
+        RayDetrError: it is damaged.
         NotFound: the planning has not ended.
     """
     key = run_key(run_id, "plan/complete.json")
     try:
         return _counts(parse_object(table.get(key).data))
     except ValueError as error:
-        raise RunStopped(f"{join_uri(table.uri, key)} is damaged: it cannot be read as a plan.") from error
+        raise RayDetrError(f"{join_uri(table.uri, key)} is damaged: it cannot be read as a plan.") from error
 
 
 def _open(table: Store, run_id: str, index: int) -> tuple[pq.ParquetFile, str]:
@@ -203,7 +202,7 @@ def _open(table: Store, run_id: str, index: int) -> tuple[pq.ParquetFile, str]:
     try:
         data = table.get(key).data
     except NotFound as error:
-        raise RunStopped(f"{name} is missing. Restore it, or start with --new-run.") from error
+        raise RayDetrError(f"{name} is missing. Restore it, or start with --new-run.") from error
     file = open_bytes(data, name)
     _check_columns(file, name)
     return file, name
@@ -213,10 +212,10 @@ def _check_columns(file: pq.ParquetFile, name: str) -> None:
     """Refuse what has not the columns of a plan.
 
     Raises:
-        RunStopped: its columns are others.
+        RayDetrError: its columns are others.
     """
     if pa.schema(list(file.schema_arrow)[: len(_OBJECT_COLUMNS)]) != pa.schema(_OBJECT_COLUMNS):
-        raise RunStopped(
+        raise RayDetrError(
             f"{name} is damaged: it does not have the columns of a plan. Restore it, or start with --new-run."
         )
 
@@ -267,13 +266,13 @@ def _planned(file: pq.ParquetFile, index: int, name: str) -> PlannedSegment:
         version, ending, last_uri, counts = (record.get(name) for name in ("version", "ending", "last_uri", "counts"))
         if not isinstance(counts, dict) or not isinstance(last_uri, str | None):
             raise ValueError("other types")  # noqa: TRY004, TRY301 - told like all else
-        position = Position(last_uri, _counts(counts))
+        position = ListingPosition(last_uri, _counts(counts))
     except ValueError as error:
-        raise RunStopped(
+        raise RayDetrError(
             f"{name} is damaged: it cannot be read as a plan. Restore it, or start with --new-run."
         ) from error
     if version != MANIFEST_VERSION:
-        raise RunStopped(
+        raise RayDetrError(
             f"{name} is a plan of version {str(version)[:20]}, this is version {MANIFEST_VERSION}. Use the release "
             "that began the run."
         )
@@ -281,5 +280,7 @@ def _planned(file: pq.ParquetFile, index: int, name: str) -> PlannedSegment:
     _check_columns(file, name)
     is_segment = 0 < len(shard_images) <= SEGMENT_SHARDS and all(shard_images)
     if ending not in ("complete", "sealed", None) or (ending is None) != is_segment or (ending and any(shard_images)):
-        raise RunStopped(f"{name} is damaged: it is neither a segment nor an end. Restore it, or start with --new-run.")
+        raise RayDetrError(
+            f"{name} is damaged: it is neither a segment nor an end. Restore it, or start with --new-run."
+        )
     return PlannedSegment(index, () if ending else shard_images, position, ending)

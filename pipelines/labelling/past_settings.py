@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipelines.labelling.history import settings_of_runs
+from pipelines.errors import SettingsMismatch
 from pipelines.labelling.publish import THREADS
 from pipelines.labelling.run import RunRequest
+from pipelines.labelling.run_summaries import settings_of_runs
 from pipelines.labelling.settings import AUTO, precision_of, settings_differences
-from pipelines.stopped import OtherSettings
 from pipelines.store import Store
 
 
@@ -54,14 +54,14 @@ class PastSettings:
         """Return the settings of a request, where `precision` is what "auto" is.
 
         Raises:
-            OtherSettings: the model has labelled the table, never with these settings, and it is not to label again.
+            SettingsMismatch: the model has labelled the table, never with these settings, and it is not to label again.
         """
         settings = request.settings(precision)
         last = self.last
         if last is None or relabel or settings in self:
             return settings
         differing = settings_differences(last, settings)
-        raise OtherSettings(
+        raise SettingsMismatch(
             f"table {self._table.uri} was labelled by {self._model} with other settings "
             f"({'; '.join(differing)}). Give the old {'value' if len(differing) == 1 else 'values'} to label what "
             "is new, filter the rows that are there by SQL if fewer detections are wanted (WHERE score >= ...), "

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from pipelines.errors import RayDetrError
 from pipelines.labelling.cutting import IsLabelled, Look, RetryErrors, Selection, cut_segments, select
-from pipelines.labelling.labelled import read_labelled
+from pipelines.labelling.labelled_keys import read_labelled
 from pipelines.labelling.manifest import (
     SEGMENT_SHARDS,
+    ListingPosition,
     PlannedSegment,
-    Position,
     Segment,
     read_kept_schema,
     read_manifest,
@@ -23,9 +24,8 @@ from pipelines.labelling.past_settings import PastSettings
 from pipelines.labelling.publish import read_done
 from pipelines.labelling.run import RunRequest, find_unfinished, sealed_sentence
 from pipelines.lake.listing import Listing, check_addresses, list_objects
-from pipelines.stopped import RunStopped
 from pipelines.store import Store, StoreError, StoreOptions, check_no_secret, open_store
-from pipelines.table import check_kept
+from pipelines.table.schema import check_kept
 
 __all__ = [
     "SEGMENT_SHARDS",
@@ -132,8 +132,8 @@ def summarise_plan(config: PlanConfig) -> PlanSummary:
     """Return what a run would do, and write nothing. Memory as for `write_plan`.
 
     Raises:
-        OtherSettings: the run would be refused, because the table has rows of the model with other settings only.
-        RunStopped: images or table cannot be read.
+        SettingsMismatch: the run would be refused, because the table has rows of the model with other settings only.
+        RayDetrError: images or table cannot be read.
     """
     listing = list_objects(config.images, options=config.options, keep=config.keep, table=config.table)
     table = open_store(config.table, config.table_options or config.options)
@@ -144,8 +144,8 @@ def summarise_plan(config: PlanConfig) -> PlanSummary:
         settings = _settings(table, config)
         labelled = read_labelled(table, config.model, settings=settings, retry_errors=config.retry_errors)
     except StoreError as error:
-        raise RunStopped(f"cannot read the table {table.uri}: {error}") from error
-    segments, position = 0, Position()
+        raise RayDetrError(f"cannot read the table {table.uri}: {error}") from error
+    segments, position = 0, ListingPosition()
     for segment in cut_segments(
         select(listing, None, Selection(sample=config.sample, seed=config.seed)),
         labelled.contains,
@@ -209,15 +209,15 @@ def write_plan(
         look: What was read of the listing before the run was begun, where nothing was added to the table since.
 
     Raises:
-        RunStopped: the run was sealed, or a source cannot be listed further.
+        RayDetrError: the run was sealed, or a source cannot be listed further.
         StoreError: the table's store refused.
     """
-    index, position, ended = 0, Position(), False
+    index, position, ended = 0, ListingPosition(), False
     for planned in read_manifest(table, run_id):
         yield from _open_segment(table, run_id, planned)
         index, position, ended = planned.index + 1, planned.position, planned.ending is not None
     if index and not ended and read_kept_schema(table, run_id) != listing.kept_schema:
-        raise RunStopped(
+        raise RayDetrError(
             f"the kept columns have other types than when run {run_id} began ({read_kept_schema(table, run_id)}). "
             "Restore the list of URIs, or use --new-run to seal the run and start a new one."
         )
@@ -257,6 +257,6 @@ def _with_ending(segments: Iterable[Segment]) -> Iterator[tuple[Segment, Literal
 
 def _open_segment(table: Store, run_id: str, planned: PlannedSegment) -> Iterator[PlannedSegment]:
     if planned.ending == "sealed":
-        raise RunStopped(sealed_sentence(table, run_id))
+        raise RayDetrError(sealed_sentence(table, run_id))
     if planned.ending is None:
         yield planned

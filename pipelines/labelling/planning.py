@@ -30,7 +30,7 @@ class Planner:
         ends the planning behind the segment that is being written.
 
         Raises:
-            RunStopped: of the planning, as whatever else stopped it.
+            RayDetrError: of the planning, as whatever else stopped it.
         """
         try:
             yield from self._waves()

@@ -4,6 +4,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+DECODE_SECONDS = 120.0
+"""Default limit for decoding one image, of CPU time or asleep; waiting for a core, a disk or the GIL does not count."""
+
 # a longer time between two looks was not watched: we were starved ourselves, or the whole machine stood still
 MOST_UNWATCHED_SECONDS = 2.0
 

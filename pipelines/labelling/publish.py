@@ -12,16 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.concurrently import map_concurrently
-from pipelines.labelling.changed_back import without_second_rows
+from pipelines.errors import RayDetrError
+from pipelines.labelling.duplicates import reject_republished_versions
 from pipelines.labelling.manifest import PlannedSegment, read_planned
 from pipelines.labelling.run import Run, run_key, sealed_sentence
-from pipelines.labelling.table_files import Layout, parse_table_file_key, table_file_key, table_files_prefix
-from pipelines.once import put_once
 from pipelines.parquet_files import open_bytes, open_listed, parquet_of
-from pipelines.stopped import RunStopped
-from pipelines.store import NotFound, Store, join_uri
+from pipelines.store import NotFound, Store, join_uri, put_if_absent
 from pipelines.strict_json import count_field, counts_field, parse_object
-from pipelines.table import Totals, decode, encode, read_metadata, table_schema, total, with_settings
+from pipelines.table.files import Layout, parse_table_file_key, table_file_key, table_files_prefix
+from pipelines.table.schema import Totals, decode, encode, read_metadata, table_schema, total, with_settings
 
 THREADS: Final = 8
 
@@ -71,11 +70,11 @@ def commit_part(table: Store, run_id: str, shard: int, rows: pa.Table, *, token:
 
     Raises:
         StoreError: the store refused, or gave no answer; nothing is known about the part.
-        RunStopped: the part that is there is damaged.
+        RayDetrError: the part that is there is damaged.
     """
     key = part_key(run_id, shard)
     data = encode(rows, {"token": token})
-    written = put_once(table, key, data)
+    written = put_if_absent(table, key, data)
     if written == data:
         return Commit.WON
     found = read_metadata(open_bytes(written, join_uri(table.uri, key)))
@@ -103,7 +102,7 @@ def publish_group(table: Store, run: Run, segment: PlannedSegment, *, threads: i
         threads: How many parts are read at once.
 
     Raises:
-        RunStopped: the parts are not the planned images, each in one row; or the run was sealed.
+        RayDetrError: the parts are not the planned images, each in one row; or the run was sealed.
         StoreError: the store refused; nothing is known about the file.
     """
     key = table_file_key(run.run_id, segment.index, run.layout)
@@ -120,13 +119,13 @@ def publish_group(table: Store, run: Run, segment: PlannedSegment, *, threads: i
         return published
     totals = total(rows)
     data = encode(rows, {**_run_metadata(run, segment.index), "totals": json.dumps(asdict(totals))})
-    written = put_once(table, key, data)
+    written = put_if_absent(table, key, data)
     if written != data:
         # the same parts by another release of pyarrow or of ours, perhaps; else another run's hand in our folder
         name = join_uri(table.uri, key)
         _check_not_sealed(table, run.run_id, open_bytes(written, name))
         if not _plain(with_settings(decode(written, name=name), run.settings)).equals(_plain(rows)):
-            raise RunStopped(
+            raise RayDetrError(
                 f"{name} exists with other rows than the parts of its shards. Move it away, or start with --new-run."
             )
     return totals
@@ -136,7 +135,7 @@ def read_totals(table: Store, run_id: str, layout: Layout, segment: PlannedSegme
     """Return what the rows of a segment's table file add up to, None where it is not published. Fetches its footer.
 
     Raises:
-        RunStopped: the file has not one row for each planned image, or the run was sealed.
+        RayDetrError: the file has not one row for each planned image, or the run was sealed.
     """
     key = table_file_key(run_id, segment.index, layout)
     try:
@@ -147,7 +146,7 @@ def read_totals(table: Store, run_id: str, layout: Layout, segment: PlannedSegme
     file = open_listed(table, entry)
     _check_not_sealed(table, run_id, file)
     if file.metadata.num_rows != segment.images:
-        raise RunStopped(
+        raise RayDetrError(
             f"{name} has {file.metadata.num_rows:,} rows for {segment.images:,} planned images. Move it away, "
             "or start with --new-run."
         )
@@ -158,13 +157,13 @@ def footer_totals(file: pq.ParquetFile, name: str) -> Totals:
     """Return what the rows of a published table file add up to, as its footer says.
 
     Raises:
-        RunStopped: it does not; the sentence calls the file `name`.
+        RayDetrError: it does not; the sentence calls the file `name`.
     """
     try:
         record = parse_object(read_metadata(file).get("totals", ""))
         return Totals(count_field(record, "rows"), count_field(record, "detections"), counts_field(record, "errors"))
     except ValueError as error:
-        raise RunStopped(f"{name} is damaged: its totals cannot be read.") from error
+        raise RayDetrError(f"{name} is damaged: its totals cannot be read.") from error
 
 
 def is_sealed_file(file: pq.ParquetFile) -> bool:
@@ -176,7 +175,7 @@ def verify_run(table: Store, run_id: str, layout: Layout, segments: Iterable[Pla
     """Return what a run has published, after counting that each planned image has its row in each segment's file.
 
     Raises:
-        RunStopped: a file is missing or has not as many rows as planned.
+        RayDetrError: a file is missing or has not as many rows as planned.
     """
     totals = Totals()
     for segment in segments:
@@ -184,7 +183,7 @@ def verify_run(table: Store, run_id: str, layout: Layout, segments: Iterable[Pla
         if found is not None:
             totals += found
         elif segment.ending is None:
-            raise RunStopped(
+            raise RayDetrError(
                 f"{join_uri(table.uri, table_file_key(run_id, segment.index, layout))} is missing. The same command "
                 "publishes it."
             )
@@ -204,7 +203,7 @@ def write_sealed_file(table: Store, run: Run, segment: int, kept_schema: pa.Sche
     """Create the table file of a segment without rows, unless it is published: nobody can publish it after this."""
     empty = table_schema(kept_schema).empty_table()
     data = encode(empty, {**_run_metadata(run, segment), "sealed": "true"})
-    put_once(table, table_file_key(run.run_id, segment, run.layout), data)
+    put_if_absent(table, table_file_key(run.run_id, segment, run.layout), data)
 
 
 def _read_parts(table: Store, run: Run, segment: PlannedSegment, threads: int) -> pa.Table:
@@ -222,7 +221,7 @@ def _read_parts(table: Store, run: Run, segment: PlannedSegment, threads: int) -
     for shard, images, part in zip(segment.shards, segment.shard_images, parts, strict=True):
         # not the labels of columns alone: a file of other columns could be read by nobody beside the table's others
         if part.schema.remove_metadata() != schema or not part["uri"].equals(planned["uri"].slice(first, images)):
-            raise RunStopped(
+            raise RayDetrError(
                 f"{join_uri(table.uri, part_key(run_id, shard))} does not hold its {images:,} planned images, "
                 "each in one row "
                 f"({part.num_rows:,} rows). Delete it and run the same command: the shard is labelled again."
@@ -230,7 +229,7 @@ def _read_parts(table: Store, run: Run, segment: PlannedSegment, threads: int) -
         first += images
     with parquet_of(f"the parts of segment {segment.index} of {table.uri}"):
         rows = pa.concat_tables(parts)
-    return without_second_rows(table, run_id, rows, planned["etag"], settings=run.settings, threads=threads)
+    return reject_republished_versions(table, run_id, rows, planned["etag"], settings=run.settings, threads=threads)
 
 
 def _plain(table: pa.Table) -> pa.Table:
@@ -241,7 +240,7 @@ def _plain(table: pa.Table) -> pa.Table:
 
 def _check_not_sealed(table: Store, run_id: str, file: pq.ParquetFile) -> None:
     if is_sealed_file(file):
-        raise RunStopped(sealed_sentence(table, run_id))
+        raise RayDetrError(sealed_sentence(table, run_id))
 
 
 def _run_metadata(run: Run, segment: int) -> Mapping[str, str]:

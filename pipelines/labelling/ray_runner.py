@@ -95,7 +95,7 @@ class RayRunner:
         """Return what the actors will be, when Ray is connected.
 
         Raises:
-            RunStopped: no Ray answers, or the cluster cannot hold the actors.
+            RayDetrError: no Ray answers, or the cluster cannot hold the actors.
         """
         connection = self._wait()
         return Workforce(
@@ -108,10 +108,10 @@ class RayRunner:
         """Load the model once where actors will, and return what it is there.
 
         Raises:
-            RunStopped: it does not load there, or is another one than on this machine.
+            RayDetrError: it does not load there, or is another one than on this machine.
         """
         from pipelines.cluster import room_sentence
-        from pipelines.labelling.pool import probe
+        from pipelines.labelling.actor_pool import probe
 
         connection = self._wait()
         loading = f"loading {without_secrets(self._spec.model)}"
@@ -123,9 +123,9 @@ class RayRunner:
         """Yield the outcome of each shard; see `pool.label_shards`.
 
         Raises:
-            RunStopped: the pool cannot go on.
+            RayDetrError: the pool cannot go on.
         """
-        from pipelines.labelling.pool import label_shards
+        from pipelines.labelling.actor_pool import label_shards
 
         connection = self._wait()
         spec = replace(

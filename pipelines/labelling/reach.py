@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import replace
 
+from pipelines.errors import RayDetrError
 from pipelines.lake.globs import literal_start
-from pipelines.stopped import RunStopped
 from pipelines.store import StoreError, StoreOptions, open_store, split_uri, without_secrets
 
 REACH_SECONDS = 10.0  # that a store may fail for at the start, when nothing is lost yet
@@ -17,7 +17,7 @@ def check_answers(sources: Iterable[tuple[str, StoreOptions]]) -> None:
         sources: what is to be read or written, and how it is reached.
 
     Raises:
-        RunStopped: with the reason.
+        RayDetrError: with the reason.
     """
     for uri, options in sources:
         root, key = split_uri(uri)
@@ -27,4 +27,4 @@ def check_answers(sources: Iterable[tuple[str, StoreOptions]]) -> None:
             store = open_store(root, replace(options, retry_seconds=REACH_SECONDS))
             next(iter(store.list(literal_start(key))), None)
         except StoreError as error:
-            raise RunStopped(f"cannot list {without_secrets(uri)}: {error}") from error
+            raise RayDetrError(f"cannot list {without_secrets(uri)}: {error}") from error

@@ -32,7 +32,7 @@ class RecordedSettings:
             rows: With the columns of `columns_of`.
 
         Raises:
-            RunStopped: a run's record is damaged.
+            RayDetrError: a run's record is damaged.
             StoreError: the store refused.
         """
         own = rows[COLUMN].cast(pa.string()) if COLUMN in rows.column_names else None
@@ -48,7 +48,7 @@ class RecordedSettings:
         """Return what the record of a run says, None where there is no such run.
 
         Raises:
-            RunStopped: the record is damaged.
+            RayDetrError: the record is damaged.
             StoreError: the store refused.
         """
         with self._lock:

@@ -9,12 +9,11 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
 
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.labelling.settings import AUTO, settings_text
-from pipelines.labelling.table_files import LAYOUTS, Layout, layout_without_runs
-from pipelines.once import put_once
-from pipelines.stopped import RunStopped, WrongUse
-from pipelines.store import NotFound, Store, join_uri
+from pipelines.store import NotFound, Store, join_uri, put_if_absent
 from pipelines.strict_json import parse_object, text_field
+from pipelines.table.files import LAYOUTS, Layout, layout_without_runs
 
 RECORD_VERSION: Final = 3  # version 1 has no `precision`, versions 1 and 2 no `tells_settings_apart` and `layout`
 
@@ -147,11 +146,11 @@ def resume_run(table: Store, run: Run, request: RunRequest) -> Run:
     What is labelled already is to be read after this: from here on no earlier run adds rows to the table.
 
     Raises:
-        WrongUse: the run was asked for something else.
+        UsageError: the run was asked for something else.
         StoreError: the store refused.
     """
     _check_same(run, request)
-    put_once(table, run_key(run.run_id, "run.json"), _encode(run))  # its starter may have died before
+    put_if_absent(table, run_key(run.run_id, "run.json"), _encode(run))  # its starter may have died before
     return run
 
 
@@ -173,7 +172,7 @@ def begin_run(
         tail: Four random hexadecimal digits.
 
     Raises:
-        WrongUse: the run's name is taken.
+        UsageError: the run's name is taken.
         StoreError: the store refused; nothing is begun, or the same start resumes it.
     """
     number = after.number + 1 if after else 1
@@ -192,10 +191,10 @@ def begin_run(
         layout=after.layout if after else layout_without_runs(table),
     )
     if _exists(table, run_key(run.run_id, "run.json")):
-        raise WrongUse(f"run {run.run_id} of {table.uri} has already ended. Use another --run-id, or omit it.")
-    if put_once(table, _sequence_key(run.number), _encode(run)) != _encode(run):
+        raise UsageError(f"run {run.run_id} of {table.uri} has already ended. Use another --run-id, or omit it.")
+    if put_if_absent(table, _sequence_key(run.number), _encode(run)) != _encode(run):
         return None
-    put_once(table, run_key(run.run_id, "run.json"), _encode(run))
+    put_if_absent(table, run_key(run.run_id, "run.json"), _encode(run))
     return run
 
 
@@ -229,7 +228,7 @@ def read_run(table: Store, run_id: str) -> Run | None:
     """Return the run of a name, None where the table has none.
 
     Raises:
-        RunStopped: its record is damaged.
+        RayDetrError: its record is damaged.
         StoreError: the store refused.
     """
     if not _RUN_ID.fullmatch(run_id):
@@ -264,7 +263,7 @@ def end_run(table: Store, run_id: str, end: End) -> End:
         StoreError: the store refused.
     """
     record = {"state": end.state, "ended_at": end.ended_at.isoformat(), "totals": _as_json(end.totals)}
-    put_once(table, run_key(run_id, "end.json"), _to_bytes(record))
+    put_if_absent(table, run_key(run_id, "end.json"), _to_bytes(record))
     written = read_end(table, run_id)
     assert written is not None, "an end is never deleted"
     return written
@@ -274,10 +273,10 @@ def finish_run(table: Store, run_id: str, *, now: datetime, totals: Mapping[str,
     """Write that everything is published; to be called when `publish.verify_run` has counted it.
 
     Raises:
-        RunStopped: another start sealed the run.
+        RayDetrError: another start sealed the run.
     """
     if end_run(table, run_id, End("finished", now, totals)).state == "sealed":
-        raise RunStopped(sealed_sentence(table, run_id))
+        raise RayDetrError(sealed_sentence(table, run_id))
 
 
 def read_state(table: Store, run_id: str) -> State:
@@ -308,7 +307,7 @@ def differences(old: Mapping[str, object], new: Mapping[str, object]) -> list[st
 
 def _check_same(run: Run, request: RunRequest) -> None:
     if request.run_id is not None and request.run_id != run.run_id:
-        raise WrongUse(
+        raise UsageError(
             f"the unfinished run of this table is {run.run_id}, not {request.run_id}. "
             "Omit --run-id to resume it, or use --new-run to seal it and start a new run."
         )
@@ -317,7 +316,7 @@ def _check_same(run: Run, request: RunRequest) -> None:
     found += differences(run.configuration, request.configuration)
     if found:
         values = "value" if len(found) == 1 else "values"
-        raise WrongUse(
+        raise UsageError(
             f"the unfinished run {run.run_id} used another configuration ({'; '.join(found)}). Use the old {values} to "
             "resume it, or --new-run to seal it and start a new run."
         )
@@ -385,7 +384,7 @@ def _decode(table: Store, key: str) -> Run:
         raise _damaged(uri) from error
     version = record.pop("record_version", None)
     if version not in (1, 2, RECORD_VERSION) or isinstance(version, bool):
-        raise RunStopped(
+        raise RayDetrError(
             f"{uri} is a run record of version {_brief(version)}, this is version {RECORD_VERSION}. Use the release "
             "that began the run."
         )
@@ -420,7 +419,7 @@ def _brief(value: object) -> str:
     return text if len(text) <= 20 else f"{text[:20]}..."
 
 
-def _damaged(uri: str) -> RunStopped:
-    return RunStopped(
+def _damaged(uri: str) -> RayDetrError:
+    return RayDetrError(
         f"{uri} is damaged: its contents have changed since it was written. Restore it, or write to another table."
     )

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from datetime import datetime
 
-from pipelines.labelling.manifest import Position, Segment, read_kept_schema, read_manifest, write_segment
+from pipelines.labelling.manifest import ListingPosition, Segment, read_kept_schema, read_manifest, write_segment
 from pipelines.labelling.publish import write_sealed_file
 from pipelines.labelling.run import End, Run, end_run, run_key
-from pipelines.once import put_once
-from pipelines.store import NotFound, Store
-from pipelines.table import NO_COLUMNS
+from pipelines.store import NotFound, Store, put_if_absent
+from pipelines.table.schema import NO_COLUMNS
 
 
 def seal_run(table: Store, run: Run, *, now: datetime) -> End:
@@ -21,15 +20,15 @@ def seal_run(table: Store, run: Run, *, now: datetime) -> End:
     moment is right: how it ended is returned.
 
     Raises:
-        RunStopped: the manifest is damaged.
+        RayDetrError: the manifest is damaged.
         StoreError: the store refused; seal again.
     """
     record = {"sealed_at": now.isoformat()}
-    put_once(table, _begun_key(run.run_id), (json.dumps(record, indent=2) + "\n").encode())
+    put_if_absent(table, _begun_key(run.run_id), (json.dumps(record, indent=2) + "\n").encode())
     segments = list(read_manifest(table, run.run_id))
     while not segments or segments[-1].ending is None:
         # a planner that is still alive may be faster: then there is one segment more to close behind
-        position = segments[-1].position if segments else Position()
+        position = segments[-1].position if segments else ListingPosition()
         planned, _ = write_segment(table, run.run_id, Segment(len(segments), (), position), NO_COLUMNS, ending="sealed")
         segments.append(planned)
     kept = read_kept_schema(table, run.run_id)

@@ -4,17 +4,17 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 
+from pipelines.errors import RayDetrError
 from pipelines.labelling.manifest import SEGMENT_SHARDS, PlannedSegment
 from pipelines.labelling.outcome import Outcome, ShardReport
 from pipelines.labelling.publish import THREADS, Done, publish_group, read_done
 from pipelines.labelling.run import Run
-from pipelines.stopped import RunStopped
 from pipelines.store import Store
 
 MOST_PASSES = 3  # times that a shard is run that is lost each time
 
 
-LabelMissing = Callable[[Sequence[int], bool], Iterator[Outcome]]
+ShardLabeler = Callable[[Sequence[int], bool], Iterator[Outcome]]
 """Labels shards by number, isolated or not, and yields their outcomes in any order, none of one whose process died."""
 
 
@@ -23,7 +23,7 @@ def label_segments(
     run: Run,
     segments: Sequence[PlannedSegment],
     *,
-    label_shards: LabelMissing,
+    label_shards: ShardLabeler,
     on_report: Callable[[ShardReport], None],
     publisher: Executor,
     threads: int = THREADS,
@@ -42,7 +42,7 @@ def label_segments(
         threads: How many parts are read at once.
 
     Raises:
-        RunStopped: a system failure, or a shard that is lost every time.
+        RayDetrError: a system failure, or a shard that is lost every time.
         StoreError: the table's store refused.
     """
     by_index = {segment.index: segment for segment in segments}
@@ -58,7 +58,7 @@ def label_segments(
         # the last look runs nothing: a process may have died between its commit and its report
         for outcome in label_shards(missing, turn > 0) if missing and turn < MOST_PASSES else ():
             if outcome.failure is not None:
-                raise RunStopped(f"{outcome.failure} Run the same command again to resume.")
+                raise RayDetrError(f"{outcome.failure} Run the same command again to resume.")
             if outcome.report is None:
                 loss = outcome.loss or loss
                 continue
@@ -75,7 +75,7 @@ def label_segments(
         if not any(left.values()):
             return
     others = f", and so were {len(missing) - 1:,} others" if len(missing) > 1 else ""
-    raise RunStopped(
+    raise RayDetrError(
         f"shard {missing[0]} of run {run.run_id} was lost {MOST_PASSES} times{others} ({loss}). "
         "All other images are labelled; run the same command again to retry."
     )

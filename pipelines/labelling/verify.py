@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from pipelines.clock import Clock
+from pipelines.errors import RayDetrError, UsageError
+from pipelines.labelling.duplicates import find_duplicate_rows
 from pipelines.labelling.manifest import PlannedSegment, read_manifest
 from pipelines.labelling.publish import read_done
 from pipelines.labelling.run import Run, State, list_runs, read_state, run_key
-from pipelines.labelling.second_rows import find_second_rows
-from pipelines.labelling.table_files import parse_table_file_key, table_file_key
 from pipelines.labelling.verify_file import check_parts, check_table_file
-from pipelines.stopped import RunStopped, WrongUse
-from pipelines.store import Entry, NotFound, Store, join_uri
+from pipelines.store import NotFound, Store, StoreEntry, join_uri
 from pipelines.strict_json import count_field, parse_object, text_field
+from pipelines.table.files import parse_table_file_key, table_file_key
 
 POSITION_VERSION: Final = 1
 SAVE_SECONDS: Final = 60.0  # how much of a start that is killed is verified again
@@ -76,7 +76,7 @@ def verify_table(
         show: Called in this thread behind every file.
 
     Raises:
-        RunStopped: there is no such run, a run's record is damaged, or where an earlier verification stopped is.
+        RayDetrError: there is no such run, a run's record is damaged, or where an earlier verification stopped is.
         StoreError: the store refused.
     """
     deadline = math.inf if max_seconds is None else clock.monotonic() + max_seconds
@@ -111,7 +111,7 @@ def verify_table(
     if left and clock.monotonic() >= deadline:
         _write_position(table, run_id, position)
         return replace(done, findings=tuple(findings))
-    findings.extend(sentence for sentence in find_second_rows(table, contents.of_runs) if sentence not in findings)
+    findings.extend(sentence for sentence in find_duplicate_rows(table, contents.of_runs) if sentence not in findings)
     if is_partial:
         _write_position(table, run_id, _Position())
     return replace(done, findings=tuple(findings), is_complete=True)
@@ -121,7 +121,7 @@ def verify_table(
 class _File:
     """A published file of a run; `segment` is None where the run's plan is damaged."""
 
-    entry: Entry
+    entry: StoreEntry
     run: Run
     state: State
     segment: PlannedSegment | None
@@ -132,7 +132,7 @@ class _Contents:
     """What a table holds by its listings: files to verify by key, those of all runs, and parts not published yet."""
 
     files: Sequence[_File]
-    of_runs: Sequence[Entry]
+    of_runs: Sequence[StoreEntry]
     unpublished: Sequence[tuple[Run, PlannedSegment, list[int]]]
     findings: Sequence[str]
 
@@ -144,7 +144,7 @@ def _look(table: Store, run_id: str | None) -> _Contents:
     entries = {entry.key: entry for entry in table.list("data/")}
     runs = {run.run_id: run for run in list_runs(table)}
     if run_id is not None and run_id not in runs:
-        raise WrongUse(f"table {table.uri} has no run {run_id}. `ray-detr runs` lists its runs.")
+        raise UsageError(f"table {table.uri} has no run {run_id}. `ray-detr runs` lists its runs.")
     findings: list[str] = []
     unpublished: list[tuple[Run, PlannedSegment, list[int]]] = []
     files: dict[str, _File] = {}
@@ -155,7 +155,7 @@ def _look(table: Store, run_id: str | None) -> _Contents:
         state = states.get(run.run_id, "planning")
         try:
             segments = [segment for segment in read_manifest(table, run.run_id) if segment.ending is None]
-        except RunStopped as error:
+        except RayDetrError as error:
             findings.append(str(error))
             damaged.add(run.run_id)
             continue
@@ -173,7 +173,7 @@ def _look(table: Store, run_id: str | None) -> _Contents:
                 if segment.index not in done.published
                 and (shards := [shard for shard in segment.shards if shard in done.parts])
             ]
-    of_runs: list[Entry] = []
+    of_runs: list[StoreEntry] = []
     for key, entry in entries.items():
         found = parse_table_file_key(key)
         owner = None if found is None else runs.get(found[0])
@@ -216,7 +216,7 @@ def _read_position(table: Store, run_id: str | None) -> _Position:
     except NotFound:
         return _Position()
     except ValueError as error:
-        raise RunStopped(
+        raise RayDetrError(
             f"{join_uri(table.uri, key)} is damaged: the position of the last verification cannot be read from it. "
             "Remove it to verify from the first file."
         ) from error

@@ -8,17 +8,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.errors import RayDetrError
 from pipelines.labelling.manifest import PlannedSegment, read_planned
 from pipelines.labelling.publish import footer_totals, is_sealed_file, part_key
 from pipelines.labelling.run import Run
 from pipelines.parquet_files import open_listed, parquet_of
-from pipelines.stopped import RunStopped
-from pipelines.store import Entry, NotFound, Store, join_uri
-from pipelines.table import FIRST_COLUMNS, NO_COLUMNS, Totals, decode, is_of_table, total
+from pipelines.store import NotFound, Store, StoreEntry, join_uri
+from pipelines.table.schema import FIRST_COLUMNS, NO_COLUMNS, Totals, decode, is_of_table, total
 
 
 def check_table_file(
-    table: Store, entry: Entry, run: Run, segment: PlannedSegment | None, *, is_finished: bool
+    table: Store, entry: StoreEntry, run: Run, segment: PlannedSegment | None, *, is_finished: bool
 ) -> Iterator[str]:
     """Yield what is wrong with the table file of a segment, after reading all its pages, whose checksums are verified.
 
@@ -39,7 +39,7 @@ def check_table_file(
     """
     try:
         yield from _check(table, entry, run, segment, is_finished=is_finished)
-    except RunStopped as damaged:
+    except RayDetrError as damaged:
         yield str(damaged)
 
 
@@ -51,7 +51,7 @@ def check_parts(table: Store, run: Run, segment: PlannedSegment, shards: list[in
     """
     try:
         planned, kept = read_planned(table, run.run_id, segment.index)
-    except RunStopped as damaged:
+    except RayDetrError as damaged:
         yield str(damaged)
         return
     firsts = dict(zip(segment.shards, np.cumsum([0, *segment.shard_images]).tolist(), strict=False))
@@ -61,7 +61,7 @@ def check_parts(table: Store, run: Run, segment: PlannedSegment, shards: list[in
         name = join_uri(table.uri, key)
         try:
             rows = decode(table.get(key).data, name=name)
-        except RunStopped as damaged:
+        except RayDetrError as damaged:
             yield f"{damaged} Delete it: the next run labels its shard again."
             continue
         except NotFound:  # the run has ended since its parts were listed
@@ -76,7 +76,9 @@ def check_parts(table: Store, run: Run, segment: PlannedSegment, shards: list[in
             )
 
 
-def _check(table: Store, entry: Entry, run: Run, segment: PlannedSegment | None, *, is_finished: bool) -> Iterator[str]:
+def _check(
+    table: Store, entry: StoreEntry, run: Run, segment: PlannedSegment | None, *, is_finished: bool
+) -> Iterator[str]:
     name = join_uri(table.uri, entry.key)
     file = open_listed(table, entry)
     if is_sealed_file(file):

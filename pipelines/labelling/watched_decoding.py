@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from detr.batching import Prepared
 from detr.images.decoding import Header
-from pipelines.labelling.decoding import Decoder, DecodingLimits
+from pipelines.labelling.decoding import DecodingLimits, ImageDecoder
 from pipelines.labelling.process_time import Spent, Stopwatch
 
 TICK_SECONDS = 0.5  # between two looks at the threads
@@ -36,7 +36,7 @@ class WatchedDecoder:
     hardly ever mistaken for that, and costs a repetition where it is.
     """
 
-    def __init__(self, decoder: Decoder, limits: DecodingLimits, *, on_hang: Callable[[str], None]) -> None:
+    def __init__(self, decoder: ImageDecoder, limits: DecodingLimits, *, on_hang: Callable[[str], None]) -> None:
         """Watch a decoder until `close` is called; `on_hang` is called from a thread of the watch, once."""
         self._decoder, self._limits, self._on_hang = decoder, limits, on_hang
         self._calls: set[_Call] = set()

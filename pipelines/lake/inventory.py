@@ -19,9 +19,9 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from pipelines.errors import RayDetrError
 from pipelines.parquet_files import parquet_of
-from pipelines.stopped import RunStopped
-from pipelines.store import Entry, NotFound, Store, join_uri, without_secrets
+from pipelines.store import NotFound, Store, StoreEntry, join_uri, without_secrets
 from pipelines.strict_json import count_field, parse_object, text_field
 
 ARCHIVE_CLASSES: Final = ("GLACIER", "DEEP_ARCHIVE")
@@ -66,7 +66,7 @@ class Inventory:
     bucket: str
     runs: tuple[Path, ...]
 
-    def list(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
+    def list(self, prefix: str = "", after: str | None = None) -> Iterator[StoreEntry]:
         """Yield the objects whose key begins with `prefix` and is greater than `after`, in byte order of UTF-8 keys.
 
         Holds some thousand rows of every run.
@@ -91,7 +91,7 @@ def read_inventory(store: Store, key: str) -> Inventory:
         key: The manifest's key there.
 
     Raises:
-        RunStopped: it is no such manifest, of a format that is not read, or its files are missing or damaged.
+        RayDetrError: it is no such manifest, of a format that is not read, or its files are missing or damaged.
         StoreError: the store refused.
     """
     name = without_secrets(join_uri(store.uri, key))
@@ -103,7 +103,7 @@ def read_inventory(store: Store, key: str) -> Inventory:
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, OSError):
-            raise RunStopped(
+            raise RayDetrError(
                 f"{name} cannot be sorted in {folder} ({error.strerror or error}). Free some space there, or set "
                 "TMPDIR."
             ) from error
@@ -138,18 +138,20 @@ def _read_manifest(store: Store, key: str, name: str) -> _Manifest:
     except NotFound:  # a copy without it: what counts are the checksums of the files
         expected = None
     if expected is not None and hashlib.md5(data, usedforsecurity=False).hexdigest() != expected:
-        raise RunStopped(f"{name} does not match manifest.checksum beside it. Copy both again, or take a newer report.")
+        raise RayDetrError(
+            f"{name} does not match manifest.checksum beside it. Copy both again, or take a newer report."
+        )
     try:
         record = parse_object(data)
         bucket, kind, schema = (text_field(record, field) for field in ("sourceBucket", "fileFormat", "fileSchema"))
         files = tuple(_file(one) for one in record["files"])
     except (ValueError, KeyError, TypeError) as error:
-        raise RunStopped(
+        raise RayDetrError(
             f"{name} is not the manifest of an S3 Inventory: it has no sourceBucket, fileFormat, fileSchema and files "
             "with key, size and MD5checksum. Give such a manifest, a folder, or a list of URIs."
         ) from error
     if kind not in ("CSV", "Parquet"):
-        raise RunStopped(
+        raise RayDetrError(
             f"{name} is a report in {kind[:20]}, which is not read. Configure the inventory as Parquet or CSV, or give "
             "a folder to list."
         )
@@ -175,9 +177,9 @@ def _read_file(store: Store, file: _File, manifest: _Manifest, name: str, folder
     try:
         found = _fetch(store, file, path)
     except NotFound as error:
-        raise RunStopped(f"{name} names {uri}, which is not there. Restore it, or take a newer report.") from error
+        raise RayDetrError(f"{name} names {uri}, which is not there. Restore it, or take a newer report.") from error
     if found != file.md5:
-        raise RunStopped(
+        raise RayDetrError(
             f"{uri} does not match {name}: its MD5 is {found}, expected {file.md5}. Copy it again, or take a newer "
             "report."
         )
@@ -187,7 +189,7 @@ def _read_file(store: Store, file: _File, manifest: _Manifest, name: str, folder
                 yield _rows(pa.table(batch), name, is_encoded=True)
         except (pa.ArrowException, OSError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise RunStopped(f"{uri} cannot be read as CSV: {reason}. Take a newer report.") from error
+            raise RayDetrError(f"{uri} cannot be read as CSV: {reason}. Take a newer report.") from error
     else:
         with parquet_of(uri), pq.ParquetFile(path) as opened:
             columns = [column for column in opened.schema_arrow.names if column in _COLUMNS]
@@ -229,9 +231,9 @@ def _open_csv(path: Path, key: str, columns: Sequence[str], name: str) -> Iterat
 
 def _check_columns(columns: Sequence[str], name: str) -> None:
     if "key" not in columns:
-        raise RunStopped(f"{name} is a report without the column Key. Take one that has it.")
+        raise RayDetrError(f"{name} is a report without the column Key. Take one that has it.")
     if "version_id" in columns and "is_latest" not in columns:
-        raise RunStopped(f"{name} reports on all versions, and not which are the latest. Add IsLatest to the report.")
+        raise RayDetrError(f"{name} reports on all versions, and not which are the latest. Add IsLatest to the report.")
 
 
 def _rows(report: pa.Table, name: str, *, is_encoded: bool) -> pa.Table:
@@ -249,7 +251,7 @@ def _rows(report: pa.Table, name: str, *, is_encoded: bool) -> pa.Table:
     )
     keys = _decoded(column("key")) if is_encoded else column("key")
     if keys.null_count:
-        raise RunStopped(f"{name} is a report that has rows without a key. Take a newer one.")
+        raise RayDetrError(f"{name} is a report that has rows without a key. Take a newer one.")
     is_marker = pc.and_(pc.ends_with(keys, "/"), pc.equal(pc.fill_null(column("size"), -1), 0))
     etags = pc.replace_substring_regex(column("e_tag"), '^(W/)?"(.*)"$', r"\2")
     is_archived = pc.or_(
@@ -288,9 +290,9 @@ def _write_run(pieces: Sequence[pa.Table], path: Path) -> Path:
     return path
 
 
-def _read_run(run: Path, prefix: str, after: str | None) -> Iterator[Entry]:
+def _read_run(run: Path, prefix: str, after: str | None) -> Iterator[StoreEntry]:
     with pa.OSFile(str(run), "rb") as source, pa.ipc.open_stream(source) as reader:
         for batch in reader:
             rows = batch if after is None else batch.filter(pc.greater(batch["key"], after))
             rows = rows.filter(pc.starts_with(rows["key"], prefix)) if prefix else rows
-            yield from map(Entry, *(column.to_pylist() for column in rows.columns))
+            yield from map(StoreEntry, *(column.to_pylist() for column in rows.columns))

@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
 
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.lake.skipping import IMAGE_SUFFIXES, TABLE_SUFFIXES
-from pipelines.stopped import RunStopped, WrongUse
 from pipelines.strict_json import parse_json
 
 URI_COLUMNS: Final = ("uri", "url", "image", "path")
@@ -87,7 +87,7 @@ def read_list(data: bytes, file_name: str, name: str) -> ParsedList:
         name: the file's address in messages.
 
     Raises:
-        RunStopped: the file is empty, damaged, in another encoding, or not a list.
+        RayDetrError: the file is empty, damaged, in another encoding, or not a list.
     """
     lowered = file_name.lower()
     suffix = next(one for one in TEXT_SUFFIXES if lowered.removesuffix(".gz").endswith(one))
@@ -95,14 +95,14 @@ def read_list(data: bytes, file_name: str, name: str) -> ParsedList:
     try:
         text = _in_utf8(gzip.decompress(data) if lowered.endswith(".gz") else data, name)
         if not text.strip():
-            raise WrongUse(f"{name} is empty: it names no images.")
+            raise UsageError(f"{name} is empty: it names no images.")
         if suffix in (".csv", ".tsv"):
             return _read_csv(text, "\t" if suffix == ".tsv" else None)
         if suffix == ".txt":
             return _read_text(text, name)
         return ParsedList(_read_json(text, name, is_lines=suffix != ".json"))
     except (pa.ArrowException, OSError, EOFError, ValueError, zlib.error, csv.Error) as error:
-        raise RunStopped(f"{name} cannot be read as {kind}: {' '.join(str(error).split())[:200]}") from error
+        raise RayDetrError(f"{name} cannot be read as {kind}: {' '.join(str(error).split())[:200]}") from error
 
 
 def unreadable_kind(file_name: str, beginning: bytes) -> str | None:
@@ -146,7 +146,7 @@ def _in_utf8(data: bytes, name: str) -> bytes:
         pa.array([data], pa.large_binary()).cast(pa.large_string())  # checks without a copy of the text
     except pa.ArrowInvalid:
         line = _broken_line(data)
-        raise RunStopped(f"{name} is damaged, or not in UTF-8: see line {line:,}. Save it in UTF-8.") from None
+        raise RayDetrError(f"{name} is damaged, or not in UTF-8: see line {line:,}. Save it in UTF-8.") from None
     return data
 
 
@@ -268,7 +268,7 @@ def _read_text(data: bytes, name: str) -> ParsedList:
         return _read_csv(data, None)
     named = [line for line in lines if line and not is_comment(line)]
     if named and all(map(_LABELLED_LINE.fullmatch, named)):
-        raise RunStopped(
+        raise RayDetrError(
             f"{name} has a number behind every address, as in {named[0]!r:.100}, but a text list holds addresses only. "
             "Remove the numbers, or write a CSV file with the columns uri and label."
         )
@@ -291,7 +291,7 @@ def _read_json(data: bytes, name: str, *, is_lines: bool) -> pa.Table:
                 raise
         else:
             if isinstance(document, dict) and not any(key.casefold() in URI_COLUMNS for key in document):
-                raise WrongUse(
+                raise UsageError(
                     f"{name} is not a list of images but an object with the fields {_shown(document)}. A list in JSON "
                     "is an array of addresses, or of objects with a field uri, url, image or path."
                 )
@@ -307,11 +307,11 @@ def _shown(document: Mapping[str, object]) -> str:
 
 def _rows_table(rows: object, name: str) -> pa.Table:
     if not isinstance(rows, list) or not rows:
-        raise WrongUse(f"{name} is empty: it names no images.")
+        raise UsageError(f"{name} is empty: it names no images.")
     if all(isinstance(row, str) for row in rows):
         return pa.table({"uri": pa.array(rows, pa.string())})
     if not all(isinstance(row, dict) for row in rows):
-        raise RunStopped(
+        raise RayDetrError(
             f"{name} is not a list of images: its array holds neither addresses only nor objects only. Write an array "
             "of addresses, or of objects with a field uri, url, image or path."
         )

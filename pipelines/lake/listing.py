@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.lake.globs import glob_to_regex, is_glob, literal_start
 from pipelines.lake.inventory import Inventory, is_inventory, read_inventory
 from pipelines.lake.list_formats import READABLE, unreadable_kind
@@ -25,13 +26,12 @@ from pipelines.lake.listing_ahead import list_ahead
 from pipelines.lake.skipping import is_image_name, skip_reason
 from pipelines.lake.uri_tables import WITHOUT_SECRETS_INSTEAD, UriTable, is_uri_table, read_uri_table
 from pipelines.parquet_files import stored_schema
-from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import (
-    Entry,
     ListsAnywhere,
     ListsUnnameable,
     NotFound,
     Store,
+    StoreEntry,
     StoreError,
     StoreOptions,
     check_no_secret,
@@ -102,7 +102,7 @@ class Listing:
         """Yield what is listed beyond a URI. Memory does not grow with the listing, but for the tables of URIs.
 
         Raises:
-            RunStopped: a source cannot be listed further.
+            RayDetrError: a source cannot be listed further.
         """
         begun = [stream(uri) for stream in self.streams]
         merged = begun[0] if len(begun) == 1 else heapq.merge(*begun, key=attrgetter("uri"))
@@ -133,12 +133,12 @@ def list_objects(
         open_root: What opens a store by its root, such as `s3://bucket`; made of `options` when None.
 
     Raises:
-        RunStopped: a source does not exist, is empty, or cannot be read: nothing was begun.
+        RayDetrError: a source does not exist, is empty, or cannot be read: nothing was begun.
     """
     try:
         check_addresses(sources)
     except ValueError as error:
-        raise RunStopped(str(error)) from error
+        raise RayDetrError(str(error)) from error
     opened = cache(open_root or partial(open_store, options=options or StoreOptions()))
     own = None if table is None else join_uri(*split_uri(table)).removesuffix("/") + "/"
     found: list[_Folder | UriTable | LakeObject] = []
@@ -147,7 +147,7 @@ def list_objects(
             for source in _resolve(text, opened, keep):
                 found += _with_images(text, source, own, keep)
         except StoreError as error:
-            raise RunStopped(f"cannot list {without_secrets(text)}: {error}") from error
+            raise RayDetrError(f"cannot list {without_secrets(text)}: {error}") from error
     schema = _kept_schema([source for source in found if isinstance(source, UriTable)], keep)
     nulls = (None,) * len(schema)
     singles = [replace(source, kept=nulls) for source in found if isinstance(source, LakeObject)]
@@ -204,7 +204,7 @@ def _resolve(
             _check_may_be_an_image(urlsplit(text).path, b"", name)
             yield LakeObject(text)
         else:
-            raise WrongUse(f"cannot list {name}: web servers have no listings. Name images, or a list of them.")
+            raise UsageError(f"cannot list {name}: web servers have no listings. Name images, or a list of them.")
         return
     store = opened(root)
     entry = None if not key or key.endswith("/") or "*" in key else _head(store, key)
@@ -224,7 +224,7 @@ def _resolve(
             return
         tables = [found.key for found in _matching(folder, None)]
         if not tables:
-            raise WrongUse(f"there is no table of URIs at {name}. Check the address.")
+            raise UsageError(f"there is no table of URIs at {name}. Check the address.")
         for table in tables:
             yield read_uri_table(store, table, keep=keep)
     else:
@@ -235,21 +235,21 @@ def _check_may_be_an_image(path: str, beginning: bytes, name: str) -> None:
     """Refuse a file that was named for labelling and is a list or table of a kind that is not read.
 
     Raises:
-        RunStopped: it is.
+        RayDetrError: it is.
     """
     kind = unreadable_kind(path.rpartition("/")[2], beginning)
     if kind is not None:
-        raise WrongUse(f"{name} is not an image but {kind}, and cannot be read as a list of images. {READABLE}")
+        raise UsageError(f"{name} is not an image but {kind}, and cannot be read as a list of images. {READABLE}")
 
 
-def _head(store: Store, key: str) -> Entry | None:
+def _head(store: Store, key: str) -> StoreEntry | None:
     try:
         return store.head(key)
     except NotFound:
         return None
 
 
-def _matching(folder: _Folder, after: str | None) -> Iterator[Entry]:
+def _matching(folder: _Folder, after: str | None) -> Iterator[StoreEntry]:
     pattern, store = folder.pattern, folder.store
     is_s3 = folder.root.startswith(("s3://", "s3a://"))  # Azure's and Google's are reached by the same class
     if is_s3 and isinstance(store, ListsAnywhere):
@@ -282,7 +282,7 @@ def _list_folder(folder: _Folder, kept: tuple[None, ...], own: str | None, after
                 reason = ARCHIVED
             yield LakeObject(uri, entry.etag, entry.size, kept) if reason is None else Skipped(uri, reason)
     except StoreError as error:
-        raise RunStopped(f"cannot list {folder.name}: {error}") from error
+        raise RayDetrError(f"cannot list {folder.name}: {error}") from error
 
 
 def _list_table(table: UriTable, names: Sequence[str], after: str | None) -> Iterator[Listed]:
@@ -321,7 +321,7 @@ def _with_images(
     """Return a source that holds an image; of a folder that holds lists and no images, the lists.
 
     Raises:
-        RunStopped: it holds no image.
+        RayDetrError: it holds no image.
     """
     if isinstance(source, LakeObject):
         return [source]
@@ -338,13 +338,13 @@ def _with_images(
     name = without_secrets(text)
     if skipped:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in skipped.most_common(_SHOWN_REASONS))
-        raise WrongUse(
+        raise UsageError(
             f"there is no image at {name} (left out: {reasons}). Check the address, or name images in a list of URIs."
         )
     if text == name and not is_glob(text) and Path(text).is_dir():
-        raise WrongUse(f"the folder {name} is empty. Check the address.")
+        raise UsageError(f"the folder {name} is empty. Check the address.")
     hint = "" if text.endswith("/") or is_glob(text) else f" To match names that begin with it, use {name}*."
-    raise WrongUse(f"there is nothing at {name}. Check the address.{hint}")
+    raise UsageError(f"there is nothing at {name}. Check the address.{hint}")
 
 
 def _lists_in(folder: _Folder) -> list[str]:
@@ -371,7 +371,7 @@ def _kept_schema(tables: Sequence[UriTable], keep: Sequence[str]) -> pa.Schema:
         if not having:
             where = ", ".join(table.name for table in tables) or "the images: no table of URIs is among them"
             near = difflib.get_close_matches(name, [column for table in tables for column in table.columns], 1)
-            raise RunStopped(
+            raise RayDetrError(
                 f"keep: there is no column {name!r} in {where}." + (f" Did you mean {near[0]!r}?" if near else "")
             )
         kinds: dict[pa.DataType, str] = {}
@@ -379,6 +379,6 @@ def _kept_schema(tables: Sequence[UriTable], keep: Sequence[str]) -> pa.Schema:
             kinds.setdefault(table.rows.schema.field(name).type, table.name)
         if len(kinds) > 1:
             said = ", ".join(f"{kind} in {table}" for kind, table in kinds.items())
-            raise RunStopped(f"keep: column {name!r} has several types: {said}. Give it one.")
+            raise RayDetrError(f"keep: column {name!r} has several types: {said}. Give it one.")
         fields.append(pa.field(name, next(iter(kinds))))
     return stored_schema(pa.schema(fields))

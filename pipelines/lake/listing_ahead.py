@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import islice, pairwise
 from typing import Any, Final
 
-from pipelines.store import Entry, ListsAnywhere, StoreError
+from pipelines.store import ListsAnywhere, StoreEntry, StoreError
 
 LIST_THREADS: Final = 16
 
@@ -32,7 +32,9 @@ _DEPTH = 24  # letters that count, behind what is common to both ends of a range
 _SAMPLED = 20  # one key of so many is looked at for the letters that there are
 
 
-def list_ahead(store: ListsAnywhere, prefix: str, after: str | None, *, threads: int = LIST_THREADS) -> Iterator[Entry]:
+def list_ahead(
+    store: ListsAnywhere, prefix: str, after: str | None, *, threads: int = LIST_THREADS
+) -> Iterator[StoreEntry]:
     """Yield what `store.list` would, in the same order. Holds at most some hundred thousand keys.
 
     Args:
@@ -45,7 +47,7 @@ def list_ahead(store: ListsAnywhere, prefix: str, after: str | None, *, threads:
         StoreError: the listing cannot go on behind the last key that was given.
     """
     listing = store.list(prefix, after)
-    page: deque[Entry] = deque(maxlen=_PAGE)
+    page: deque[StoreEntry] = deque(maxlen=_PAGE)
     count = 0
     for entry in islice(listing, _ALONE):
         page.append(entry)
@@ -76,16 +78,16 @@ class _Range:
     position: str
     end: str | None
     folder: str | None
-    listing: Iterator[Entry] | None = None
-    waiting: deque[Entry] = field(default_factory=deque)
+    listing: Iterator[StoreEntry] | None = None
+    waiting: deque[StoreEntry] = field(default_factory=deque)
     pages: int = 0
-    page: Sequence[Entry] = ()
+    page: Sequence[StoreEntry] = ()
     is_listed: bool = False
     error: Exception | None = None
-    request: Future[list[Entry]] | None = None
+    request: Future[list[StoreEntry]] | None = None
     look: Future[tuple[Sequence[str], bool]] | None = None
 
-    def add(self, page: Sequence[Entry]) -> None:
+    def add(self, page: Sequence[StoreEntry]) -> None:
         """Take a page, as far as it is of this range: its end may have come nearer since the page was asked for."""
         end = self.end
         self.is_listed = len(page) < _PAGE or (end is not None and page[-1].key > end)
@@ -141,7 +143,7 @@ class _Ahead:
         self._ranges = [head]
         self._pages = self._in_vain = 0
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[StoreEntry]:
         """Yield all keys in order."""
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="list")
         try:
@@ -217,7 +219,7 @@ class _Ahead:
         one.request = pool.submit(_page, one.listing)
 
 
-def _page(listing: Iterator[Entry]) -> list[Entry]:
+def _page(listing: Iterator[StoreEntry]) -> list[StoreEntry]:
     return list(islice(listing, _PAGE))
 
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.lake.list_formats import (
     ETAG_COLUMNS,
     LIST_SUFFIXES,
@@ -22,7 +23,6 @@ from pipelines.lake.list_formats import (
     read_list,
 )
 from pipelines.parquet_files import open_bytes, open_object, parquet_of
-from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import GIVES_ACCESS, Store, has_secret, join_uri, split_uri, without_secrets
 
 WITHOUT_SECRETS_INSTEAD: Final = (
@@ -80,7 +80,7 @@ def read_uri_table(store: Store, key: str, *, keep: Sequence[str] = ()) -> UriTa
     such. Holds all rows: about 150 bytes each.
 
     Raises:
-        RunStopped: the file cannot be read, is empty, or does not say which column holds the URIs.
+        RayDetrError: the file cannot be read, is empty, or does not say which column holds the URIs.
         StoreError: the store refused.
     """
     is_web = store.uri.startswith(("http://", "https://"))
@@ -95,7 +95,7 @@ def read_uri_table(store: Store, key: str, *, keep: Sequence[str] = ()) -> UriTa
     table = parsed.table
     _check_whole(table, name)
     if not table.num_rows:
-        raise WrongUse(f"{name} is empty: it has the columns {_shown(names)} and no rows.")
+        raise UsageError(f"{name} is empty: it has the columns {_shown(names)} and no rows.")
     etag_column = _first(table.schema, ETAG_COLUMNS, _is_text)
     size_column = _first(table.schema, ("size",), pa.types.is_integer)
     count = table.num_rows
@@ -148,32 +148,32 @@ def _column_names(table: pa.Table, name: str) -> list[str]:
     try:
         return list(table.column_names)
     except ValueError as error:  # names that are no text show here
-        raise RunStopped(f"{name} cannot be read: the name of a column is not UTF-8.") from error
+        raise RayDetrError(f"{name} cannot be read: the name of a column is not UTF-8.") from error
 
 
 def _check_whole(table: pa.Table, name: str) -> None:
     """Refuse what cannot be carried into a plan.
 
     Raises:
-        RunStopped: a column is there twice, or holds text that is not UTF-8.
+        RayDetrError: a column is there twice, or holds text that is not UTF-8.
     """
     _check_once(table.column_names, table.column_names, name)
     try:
         table.validate(full=True)
     except pa.ArrowInvalid as error:
         reason = " ".join(str(error).split())[:200]
-        raise RunStopped(f"{name} is damaged, or not in UTF-8: {reason}. Write it again.") from error
+        raise RayDetrError(f"{name} is damaged, or not in UTF-8: {reason}. Write it again.") from error
 
 
 def _check_once(names: Sequence[str], wanted: Sequence[str], name: str) -> None:
     """Refuse a column that is there twice.
 
     Raises:
-        RunStopped: one of the wanted ones is.
+        RayDetrError: one of the wanted ones is.
     """
     twice = sorted({column for column in wanted if names.count(column) > 1})
     if twice:
-        raise RunStopped(f"{name} has two columns {twice[0]!r}. Rename one.")
+        raise RayDetrError(f"{name} has two columns {twice[0]!r}. Rename one.")
 
 
 def _shown(names: Sequence[str]) -> str:
@@ -186,12 +186,12 @@ def _check_sizes(rows: pa.Table, name: str) -> None:
     """Refuse sizes that no object can have: a plan adds them up.
 
     Raises:
-        RunStopped: with the first one.
+        RayDetrError: with the first one.
     """
     wrong = rows.filter(pc.or_(pc.less(rows["size"], 0), pc.greater(rows["size"], _LARGEST_OBJECT)))
     if len(wrong):
         size, uri = wrong["size"][0].as_py(), wrong["uri"][0].as_py()
-        raise RunStopped(
+        raise RayDetrError(
             f"{name} says that {uri} has {size:,} bytes, which no object can have. "
             "Leave the column empty where sizes are not known."
         )
@@ -201,13 +201,13 @@ def _check_no_secrets(uris: pa.ChunkedArray, name: str) -> None:
     """Refuse addresses that hold a secret: plan and table would hold it too.
 
     Raises:
-        RunStopped: with the first one.
+        RayDetrError: with the first one.
     """
     suspects = uris.filter(pc.match_substring_regex(uris, "[@?]"))
     for batch in suspects.chunks:
         found = next((uri for uri in batch.to_pylist() if has_secret(uri)), None)
         if found is not None:
-            raise RunStopped(f"{name}: the address {without_secrets(found)} {GIVES_ACCESS} {WITHOUT_SECRETS_INSTEAD}")
+            raise RayDetrError(f"{name}: the address {without_secrets(found)} {GIVES_ACCESS} {WITHOUT_SECRETS_INSTEAD}")
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -240,7 +240,7 @@ def _uri_column(sample: pa.Table, name: str, schema: pa.Schema | None = None, *,
         is_header_certain: False where the names of the columns may be a row.
 
     Raises:
-        RunStopped: no column, or more than one, can be meant.
+        RayDetrError: no column, or more than one, can be meant.
     """
     schema = schema or sample.schema
     found = _first(schema, URI_COLUMNS, _is_text) or _first(schema, ("uri", "url", "path"), _is_bytes)
@@ -259,12 +259,12 @@ def _uri_column(sample: pa.Table, name: str, schema: pa.Schema | None = None, *,
     shown = _shown([f"{column.name} ({_kind(column.type)})" for column in schema])
     if named:
         _check_once(schema.names, [named], name)
-        raise WrongUse(
+        raise UsageError(
             f"{name} does not say where the images are: its column {named} is {_kind(schema.field(named).type)}, and "
             f"addresses are text. It has the columns {shown}."
         )
     header = "" if is_header_certain else " If its first line is an image and not the header, give it a header."
-    raise WrongUse(
+    raise UsageError(
         f"{name} does not say where the images are: it has the columns {shown}. Name the column of their addresses "
         f"uri, url, image or path.{header}"
     )
@@ -299,7 +299,7 @@ def _texts(column: pa.ChunkedArray, uri_column: str, name: str) -> pa.ChunkedArr
     """Return addresses as text: databases export theirs as bytes, and pictures of Hugging Face have a path.
 
     Raises:
-        RunStopped: the bytes are not addresses.
+        RayDetrError: the bytes are not addresses.
     """
     if pa.types.is_struct(column.type):
         return pc.struct_field(column, "path").cast(pa.large_string())
@@ -317,7 +317,7 @@ def _texts(column: pa.ChunkedArray, uri_column: str, name: str) -> pa.ChunkedArr
         )
         if not pc.any(is_wrong).as_py():
             return texts
-    raise RunStopped(
+    raise RayDetrError(
         f"{name}: the column {uri_column} holds bytes that are not addresses ({reason}). Pictures inside a list cannot "
         "be labelled: save each as a file, and name the files in a column uri."
     )
@@ -327,7 +327,7 @@ def _check_pictures_have_files(file: pq.ParquetFile, column: str, name: str) -> 
     """Refuse pictures whose bytes are in the list: their paths are only what the files were once called.
 
     Raises:
-        RunStopped: there are bytes, and paths that do not stand for themselves.
+        RayDetrError: there are bytes, and paths that do not stand for themselves.
     """
     with parquet_of(name):
         paths = pc.struct_field(file.read(columns=[f"{column}.path"])[column], "path")
@@ -336,7 +336,7 @@ def _check_pictures_have_files(file: pq.ParquetFile, column: str, name: str) -> 
     with parquet_of(name):
         for batch in file.iter_batches(_PICTURES_AT_ONCE, columns=[f"{column}.bytes"]):
             if pc.struct_field(batch.column(0), "bytes").null_count < batch.num_rows:
-                raise RunStopped(
+                raise RayDetrError(
                     f"{name}: the column {column} holds pictures themselves, in bytes. Pictures inside a list cannot "
                     "be labelled: save each as a file, and name the files in a column uri."
                 )
@@ -382,6 +382,6 @@ def _microseconds(column: pa.ChunkedArray, name: str, table: str) -> pa.ChunkedA
     try:
         return column.cast(wanted)
     except pa.ArrowInvalid as error:
-        raise RunStopped(
+        raise RayDetrError(
             f"keep: column {name!r} of {table} has fractions of a microsecond. Store it as text or rounded."
         ) from error

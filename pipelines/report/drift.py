@@ -48,7 +48,7 @@ def read_earlier(files: TableFiles, classes: Classes, threshold: float) -> Earli
     """Read a run to compare with.
 
     Raises:
-        RunStopped: a file is damaged.
+        RayDetrError: a file is damaged.
         StoreError: the store refused.
     """
     parts = [

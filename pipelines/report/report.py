@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from pipelines.clock import Clock, SystemClock
+from pipelines.errors import RayDetrError
 from pipelines.evaluation.annotations import read_annotations
 from pipelines.evaluation.evaluate import Evaluation
 from pipelines.labelling.run import list_runs
@@ -20,7 +21,6 @@ from pipelines.report.page import Comparison, Item, Page, PictureRow, render
 from pipelines.report.pictures import load_pictures, unique
 from pipelines.report.rows import Classes, table_files
 from pipelines.report.truth import AnnotatedRows, compare_with_truth
-from pipelines.stopped import RunStopped
 from pipelines.store import Store, StoreError, StoreOptions, Stores, open_store, without_secrets
 
 THRESHOLD: Final = 0.5
@@ -103,13 +103,13 @@ def write_report(
         show: Called with the number of rows read so far.
 
     Raises:
-        RunStopped: the table is empty or damaged, or the file cannot be written.
+        RayDetrError: the table is empty or damaged, or the file cannot be written.
     """
     try:
         made = _Made(config, open_store(config.table, config.options), show)
         page = made.page(clock or SystemClock())
     except StoreError as error:
-        raise RunStopped(f"cannot report on {without_secrets(config.table)}: {error}") from error
+        raise RayDetrError(f"cannot report on {without_secrets(config.table)}: {error}") from error
     data = render(page).encode()
     _write(config.out, data)
     unreadable = sum(picture.source is None for picture in page.pictures.values())
@@ -200,4 +200,4 @@ def _write(out: Path, data: bytes) -> None:
         unfinished.replace(out)
     except OSError as error:
         unfinished.unlink(missing_ok=True)
-        raise RunStopped(f"cannot write the report to {out}: {error.strerror or error}.") from error
+        raise RayDetrError(f"cannot write the report to {out}: {error.strerror or error}.") from error

@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipelines.errors import UsageError
 from pipelines.exports.current import current_rows
 from pipelines.labelling.recorded_settings import COLUMN, RecordedSettings
-from pipelines.labelling.table_files import in_order_of_runs
 from pipelines.parquet_files import open_listed, parquet_of
-from pipelines.stopped import WrongUse
-from pipelines.store import Entry, Store, join_uri
-from pipelines.table import check_columns
+from pipelines.store import Store, StoreEntry, join_uri
+from pipelines.table.files import in_order_of_runs
+from pipelines.table.schema import check_columns
 
 SETTINGS: Final = COLUMN
 
@@ -102,7 +102,7 @@ class TableFiles:
     """The files of a table that a report reads: all of them, or those of one run."""
 
     table: Store
-    entries: Sequence[Entry]
+    entries: Sequence[StoreEntry]
     run_id: str | None
 
     def rows(self, classes: Classes) -> Iterator[Rows]:
@@ -111,7 +111,7 @@ class TableFiles:
         Memory: one row group, and of a whole table some 70 bytes a row for a moment (`current_rows`).
 
         Raises:
-            RunStopped: a file is damaged.
+            RayDetrError: a file is damaged.
             StoreError: the store refused.
         """
         current = current_rows(self._opened()) if self.run_id is None else None
@@ -146,7 +146,7 @@ def table_files(table: Store, run_id: str | None = None) -> TableFiles:
     """Return the published files of a table, or of one of its runs.
 
     Raises:
-        WrongUse: there are none.
+        UsageError: there are none.
         StoreError: the store refused.
     """
     entries = [entry for entry in table.list("data/") if entry.key.endswith(".parquet")]
@@ -154,7 +154,7 @@ def table_files(table: Store, run_id: str | None = None) -> TableFiles:
         entries = [entry for entry in entries if in_order_of_runs(entry.key)[0] == run_id]
     if not entries:
         whose = "" if run_id is None else f" of run {run_id}"
-        raise WrongUse(
+        raise UsageError(
             f"table {table.uri} has no published rows{whose}. Check the address, or list the runs with "
             f"`ray-detr runs --table {table.uri}`."
         )

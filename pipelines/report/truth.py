@@ -118,7 +118,7 @@ def compare_with_truth(
     """Return the figures of a table against annotations, and the part of the page about them.
 
     Raises:
-        RunStopped: the table does not fit the annotations.
+        RayDetrError: the table does not fit the annotations.
     """
     choice = RowChoice(run_id=run_id)
     annotations = rows.annotations

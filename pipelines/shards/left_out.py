@@ -12,11 +12,10 @@ from typing import Any, Final
 
 from pipelines.coco.text import NOWHERE, CocoText
 from pipelines.coco.values import id_key
-from pipelines.once import put_once
+from pipelines.errors import RayDetrError
 from pipelines.shards.reader import ShardFile
 from pipelines.shards.rows import LEFT_OUT_KEY, LEFT_OUT_SCHEMA, RowsFile, image_row
-from pipelines.stopped import RunStopped
-from pipelines.store import Store, join_uri
+from pipelines.store import Store, join_uri, put_if_absent
 
 GROUP_ROWS: Final = 256
 
@@ -43,7 +42,7 @@ def write_left_out(out: Store, coco: CocoText, problems: Mapping[int, tuple[str,
         problems: kind and sentence by the image's position in the json.
 
     Raises:
-        RunStopped: there is another such file.
+        RayDetrError: there is another such file.
         StoreError: the store refused, or gave no answer.
     """
     rows = _rows(coco, problems)
@@ -57,8 +56,8 @@ def write_left_out(out: Store, coco: CocoText, problems: Mapping[int, tuple[str,
     if not count:
         return LeftOut(None, 0, 0)
     data, groups = file.finish({})
-    if put_once(out, LEFT_OUT_KEY, data) != data:
-        raise RunStopped(
+    if put_if_absent(out, LEFT_OUT_KEY, data) != data:
+        raise RayDetrError(
             f"{join_uri(out.uri, LEFT_OUT_KEY)} already exists and differs from what this job found. Was an "
             "image repaired meanwhile, or is another release of pyarrow in use? Choose an empty folder."
         )

@@ -21,7 +21,7 @@ def read_row_group(
     Memory: the group as it is stored, and once more as it is returned. Any number of threads may read at once.
 
     Raises:
-        RunStopped: the object is damaged.
+        RayDetrError: the object is damaged.
         StoreError: the store refused, or gave no answer.
     """
     start, end = _stretch(footer, group)

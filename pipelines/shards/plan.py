@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.coco.text import CocoText, image_key, name_hash, plain_hash
-from pipelines.once import put_once
-from pipelines.stopped import RunStopped, WrongUse
-from pipelines.store import Entry, NotFound, Store, join_uri
+from pipelines.errors import RayDetrError, UsageError
+from pipelines.store import NotFound, Store, StoreEntry, join_uri, put_if_absent
 from pipelines.strict_json import parse_json
 
 PLAN_KEY: Final = "_plan.json"
@@ -86,7 +85,7 @@ def find_images(images: Store, coco: CocoText) -> Found:
     digest = hashlib.sha256()
     strangers, stranger = 0, None
     plain = np.unique(coco.plain_hashes)
-    alike: dict[int, list[Entry]] = {}
+    alike: dict[int, list[StoreEntry]] = {}
     for entry in images.list():
         wanted = np.uint64(name_hash(entry.key))
         first, end = np.searchsorted(hashes, wanted, "left"), np.searchsorted(hashes, wanted, "right")
@@ -150,7 +149,7 @@ def hold_plan(out: Store, plan: Json) -> None:
     """Write the plan down before its work starts, or find that it is the one that is there.
 
     Raises:
-        RunStopped: the place belongs to another plan, or to something else.
+        RayDetrError: the place belongs to another plan, or to something else.
         StoreError: the store refused, or gave no answer.
     """
     try:
@@ -158,11 +157,11 @@ def hold_plan(out: Store, plan: Json) -> None:
     except NotFound:
         stranger = next(iter(out.list()), None)
         if stranger is not None:
-            raise WrongUse(
+            raise UsageError(
                 f"{out.uri} is not empty, it holds {stranger.key}. Shards need a folder of their own: choose an empty "
                 "one."
             ) from None
-        found = put_once(out, PLAN_KEY, _encode(plan))
+        found = put_if_absent(out, PLAN_KEY, _encode(plan))
     try:
         there: Json = parse_json(found)
         differences = [
@@ -171,12 +170,12 @@ def hold_plan(out: Store, plan: Json) -> None:
             if there.get(name) != plan.get(name)
         ]
     except (ValueError, AttributeError) as error:
-        raise RunStopped(
+        raise RayDetrError(
             f"{join_uri(out.uri, PLAN_KEY)} is damaged: it cannot be read as the plan of shards. Choose an empty "
             "folder."
         ) from error
     if differences:
-        raise WrongUse(
+        raise UsageError(
             f"{out.uri} holds shards of something else: {'; '.join(differences)}. Use the configuration that it was "
             "started with, or choose an empty folder."
         )

@@ -16,11 +16,10 @@ from torch import Tensor
 
 from detr.classes import Category
 from detr.images.decoding import ImageError, decode
-from pipelines.once import put_once
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.parquet_files import open_object, parquet_of
 from pipelines.shards.parquet_groups import read_row_group
-from pipelines.stopped import RunStopped, WrongUse
-from pipelines.store import NotFound, Store, join_uri
+from pipelines.store import NotFound, Store, join_uri, put_if_absent
 from pipelines.strict_json import parse_json
 
 INDEX_KEY: Final = "index.json"
@@ -133,12 +132,12 @@ def write_index(store: Store, index: ShardIndex) -> None:
     """Create the index, which makes the shards exist.
 
     Raises:
-        RunStopped: there is another index.
+        RayDetrError: there is another index.
         StoreError: the store refused, or gave no answer.
     """
     data = json.dumps({"version": INDEX_VERSION, **asdict(index)}, ensure_ascii=False, indent=1).encode()
-    if put_once(store, INDEX_KEY, data) != data:
-        raise RunStopped(
+    if put_if_absent(store, INDEX_KEY, data) != data:
+        raise RayDetrError(
             f"{join_uri(store.uri, INDEX_KEY)} exists already with other contents: two jobs wrote shards to one place. "
             "Choose an empty folder and start again."
         )
@@ -148,14 +147,14 @@ def read_index(store: Store) -> ShardIndex:
     """Return the index of the shards in `store`.
 
     Raises:
-        RunStopped: there is none, or it is damaged.
+        RayDetrError: there is none, or it is damaged.
         StoreError: the store refused, or gave no answer.
     """
     name = join_uri(store.uri, INDEX_KEY)
     try:
         data = store.get(INDEX_KEY).data
     except NotFound as error:
-        raise WrongUse(
+        raise UsageError(
             f"there are no training shards at {store.uri}: {INDEX_KEY} is missing. Check the address; shards that are "
             "being written get it last, and `ray-detr shard` with the same options resumes unfinished ones."
         ) from error
@@ -163,7 +162,7 @@ def read_index(store: Store) -> ShardIndex:
         fields = parse_json(data)
         version = fields.pop("version")
         if version != INDEX_VERSION:
-            raise RunStopped(
+            raise RayDetrError(
                 f"{name} has version {version}, and this release reads {INDEX_VERSION}: take the release that wrote "
                 "it, or write the shards again."
             )
@@ -178,7 +177,9 @@ def read_index(store: Store) -> ShardIndex:
             examples={name: tuple(some) for name, some in fields["examples"].items()},
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunStopped(f"{name} is damaged: it cannot be read as the index of training shards ({error}).") from error
+        raise RayDetrError(
+            f"{name} is damaged: it cannot be read as the index of training shards ({error})."
+        ) from error
 
 
 class ShardReader:
@@ -197,7 +198,7 @@ class ShardReader:
         """Return the images of one row group of one file, both counted from 0 as in the index, by one request.
 
         Raises:
-            RunStopped: the file is damaged, or not the one that the index lists.
+            RayDetrError: the file is damaged, or not the one that the index lists.
             StoreError: the store refused, or gave no answer.
         """
         key, footer = self._index.files[file].key, self._footer(file)
@@ -210,7 +211,7 @@ class ShardReader:
         Reads footers only, which have them.
 
         Raises:
-            RunStopped: a file is damaged, or not the one that the index lists.
+            RayDetrError: a file is damaged, or not the one that the index lists.
             StoreError: the store refused, or gave no answer.
         """
         sizes: list[list[tuple[int, int]]] = []
@@ -228,7 +229,7 @@ class ShardReader:
         Reads one column of 8 bytes an image.
 
         Raises:
-            RunStopped: a file is damaged, or not the one that the index lists.
+            RayDetrError: a file is damaged, or not the one that the index lists.
             StoreError: the store refused, or gave no answer.
         """
         ids: list[list[int]] = []
@@ -263,17 +264,17 @@ def decode_training_image(image: TrainingImage) -> Tensor:
     """Return the picture, `(3, height, width)` uint8 RGB, turned upright or as stored as the boxes want it.
 
     Raises:
-        RunStopped: the bytes are no picture of that size.
+        RayDetrError: the bytes are no picture of that size.
     """
     try:
         pixels = decode(image.data, upright=image.upright)
     except ImageError as error:
-        raise RunStopped(
+        raise RayDetrError(
             f"image {image.image_id} ({image.file_name}) cannot be decoded: {error}. Write the shards without "
             "--no-decode-check: it finds and leaves out such images."
         ) from error
     if pixels.shape[1:] != (image.height, image.width):
-        raise RunStopped(
+        raise RayDetrError(
             f"image {image.image_id} ({image.file_name}) has {pixels.shape[2]} x {pixels.shape[1]} pixels (width x "
             f"height), and its boxes are of {image.width} x {image.height}. Write the shards again."
         )
@@ -310,7 +311,7 @@ def _training_annotation(one: Json) -> Mapping[str, Any]:
 def _check_is_listed(footer: pq.FileMetaData, listed: ShardFile, name: str) -> None:
     found = tuple(footer.row_group(group).num_rows for group in range(footer.num_row_groups))
     if found != listed.row_groups or SIZES_KEY.encode() not in (footer.metadata or {}):
-        raise RunStopped(
+        raise RayDetrError(
             f"{name} does not match {INDEX_KEY}: it has {footer.num_rows:,} rows in {len(found):,} row groups, "
             f"expected {listed.rows:,} in {len(listed.row_groups):,}, or was not written by this job. "
             "Write the shards again."

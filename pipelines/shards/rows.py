@@ -136,7 +136,7 @@ def coco_json(store: Store) -> Json:
     Where only its first images were sharded, it has those and their annotations. Memory: all of it.
 
     Raises:
-        RunStopped: there are no shards, or a file is damaged.
+        RayDetrError: there are no shards, or a file is damaged.
         StoreError: the store refused, or gave no answer.
     """
     index = read_index(store)

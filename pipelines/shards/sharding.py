@@ -16,14 +16,13 @@ import numpy as np
 from pipelines.cluster import connected, is_given, refuse_local
 from pipelines.coco.documents import read_document
 from pipelines.coco.text import USABLE, CocoText, read_coco
-from pipelines.create_only import refuse_overwriting
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.shards.checks import UNUSABLE, check_class_names
 from pipelines.shards.left_out import write_left_out
 from pipelines.shards.plan import NOT_LISTED, PLAN_VERSION, Found, ShardPlan, find_images, hold_plan, plan_shards
 from pipelines.shards.reader import INDEX_KEY, ShardIndex, read_index, write_index
 from pipelines.shards.tasks import write_by_tasks
 from pipelines.shards.writer import PICTURE_HASH_BYTES, ShardSpec, WrittenShard
-from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import (
     NotFound,
     Store,
@@ -31,6 +30,7 @@ from pipelines.store import (
     StoreOptions,
     join_uri,
     open_store,
+    require_create_only,
     split_uri,
     without_secrets,
 )
@@ -119,7 +119,7 @@ class ShardConfig:
         """How the shards are reached."""
         return self.image_options.of_table()
 
-    def decisive(self) -> Json:
+    def resume_identity(self) -> Json:
         """Return what decides which bytes the shards have, beside the input."""
         return {
             "shard_megabytes": self.shard_megabytes,
@@ -172,7 +172,7 @@ def shard(config: ShardConfig, *, on_progress: Callable[[ShardProgress], None] |
         on_progress: Called in this thread whenever something is done.
 
     Raises:
-        RunStopped: the input is of no use, or the world is in the way; a sentence says how. Shards that are written
+        RayDetrError: the input is of no use, or the world is in the way; a sentence says how. Shards that are written
             stay, the same call goes on there.
     """
     began = time.monotonic()
@@ -204,7 +204,7 @@ def shard(config: ShardConfig, *, on_progress: Callable[[ShardProgress], None] |
             index = _index(config, coco, plan, found, out, written)
             write_index(out, index)
     except StoreError as error:
-        raise RunStopped(f"{error} Written shards are kept; run the same command again to resume.") from error
+        raise RayDetrError(f"{error} Written shards are kept; run the same command again to resume.") from error
     return ShardSummary(
         out=without_secrets(config.out),
         images=index.images,
@@ -221,17 +221,17 @@ def shard(config: ShardConfig, *, on_progress: Callable[[ShardProgress], None] |
 def _check_answers(config: ShardConfig) -> None:
     """Refuse stores that give no answer, with little patience, and a place that could not hold shards safely."""
     out = open_store(config.out, replace(config.out_options, retry_seconds=REACH_SECONDS))
-    refuse_overwriting(out, what="shards", loss="two jobs could mix theirs", folder="")
+    require_create_only(out, what="shards", loss="two jobs could mix theirs", folder="")
     images = open_store(config.images, replace(config.image_options, retry_seconds=REACH_SECONDS))
     if next(iter(images.list()), None) is None:
-        raise WrongUse(f"there are no images at {without_secrets(config.images)}. Check the address of --images.")
+        raise UsageError(f"there are no images at {without_secrets(config.images)}. Check the address of --images.")
 
 
 def _find_images(config: ShardConfig, coco: CocoText) -> Found:
     found = find_images(open_store(config.images, config.image_options), coco)
     if (found.size_bytes == NOT_LISTED).all() and found.stranger is not None:
         name = json.loads(coco.image(0))["file_name"]
-        raise WrongUse(
+        raise UsageError(
             f"none of the json's images is at {without_secrets(config.images)}: the json says {name!r}, there is "
             f"{found.stranger!r}. Give as --images the folder that the json's file names are relative to."
         )
@@ -245,7 +245,7 @@ def _plan_record(config: ShardConfig, coco: CocoText, found: Found, plan: ShardP
         "images": without_secrets(join_uri(*split_uri(config.images))),
         "images_listing": found.digest,
         "shards": len(plan.shards),
-        **config.decisive(),
+        **config.resume_identity(),
     }
 
 
@@ -264,7 +264,7 @@ def _check_share(config: ShardConfig, plan: ShardPlan, problems: Mapping[int, tu
     counts = Counter(kind for kind, _ in problems.values())
     kinds = ", ".join(f"{kind.replace('_', ' ')} {count:,}" for kind, count in counts.most_common())
     first = problems[min(problems)][1]
-    raise RunStopped(
+    raise RayDetrError(
         f"{len(problems):,} of {plan.images:,} images are missing or unreadable ({kinds}): a share of "
         f"{len(problems) / plan.images:.3g}, where --max-missing allows {config.max_missing:.3g}. The first: {first}. "
         "Give the right folder, or a larger share to train without them."
@@ -292,11 +292,11 @@ def _check_usable(
         if counts.get(kind)
     )
     if not usable:
-        raise RunStopped(
+        raise RayDetrError(
             f"none of the {annotations:,} annotations can be trained on: {found}. Ids must be those that are declared, "
             "and boxes lists of four numbers. Correct the json."
         )
-    raise RunStopped(
+    raise RayDetrError(
         f"{unusable:,} of {annotations:,} annotations cannot be used for training: a share of "
         f"{unusable / annotations:.3g}, where --max-unusable allows {config.max_unusable:.3g}: {found}. Correct the "
         "json, or give a larger share to "
@@ -337,7 +337,7 @@ def _write_shards(
 
 def _source(config: ShardConfig, coco: CocoText) -> str:
     """Return what the shards are made of, in a few letters: the same wherever the input lies."""
-    return hashlib.sha256(json.dumps([coco.sha256, config.decisive()]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([coco.sha256, config.resume_identity()]).encode()).hexdigest()[:16]
 
 
 def _index(
@@ -346,7 +346,7 @@ def _index(
     """Return the index of all shards, having written what is left out of them.
 
     Raises:
-        RunStopped: more images cannot be had than is allowed.
+        RayDetrError: more images cannot be had than is allowed.
     """
     problems = dict(plan.problems)
     report: Counter[str] = Counter()

@@ -13,9 +13,9 @@ from ray.exceptions import RayError, RaySystemError, RayTaskError
 
 from pipelines.cluster import first_line, node_resources
 from pipelines.coco.text import CocoText
+from pipelines.errors import RayDetrError
 from pipelines.shards.plan import ShardPlan, shard_key
 from pipelines.shards.writer import ShardSpec, ShardWork, WrittenShard, keep_shard, write_shard
-from pipelines.stopped import RunStopped
 from pipelines.store import StoreError
 
 ATTEMPTS: Final = 3  # at a shard whose process dies
@@ -43,7 +43,7 @@ def write_by_tasks(
         memory: bytes that a task is given room for.
 
     Raises:
-        RunStopped: a shard cannot be written, or no node has room for a task.
+        RayDetrError: a shard cannot be written, or no node has room for a task.
     """
     # no retries of Ray's: it would repeat a task that the node had no memory for without end
     answer = ray.remote(num_cpus=1, memory=memory, max_retries=0)(_answer)
@@ -66,9 +66,9 @@ def write_by_tasks(
             if isinstance(outcome, WrittenShard):
                 yield outcome
             elif not outcome.is_loss:
-                raise RunStopped(outcome.sentence)
+                raise RayDetrError(outcome.sentence)
             elif attempt == ATTEMPTS:
-                raise RunStopped(
+                raise RayDetrError(
                     f"the process that wrote {shard_key(number)} was lost {ATTEMPTS} times ({outcome.sentence}). Its "
                     f"images are {_names(coco, plan, number)}. Smaller shards need less memory: --shard-megabytes, "
                     "with an empty folder for them."
@@ -84,7 +84,7 @@ def _answer(write: Callable[..., WrittenShard], *arguments: object) -> WrittenSh
     """Call what writes or reads a shard; what is wrong with the world is an answer, because Ray prints exceptions."""
     try:
         return write(*arguments)
-    except (RunStopped, StoreError) as error:
+    except (RayDetrError, StoreError) as error:
         return _Failure(str(error), is_loss=False)
     except MemoryError:
         return _Failure("not enough memory", is_loss=True)
@@ -119,7 +119,7 @@ def _tasks_at_once(memory: int) -> int:
     room = sum(int(min(node.get("CPU", 0), node.get("memory", 0) // memory)) for node in nodes)
     if not room:
         largest = max((node.get("memory", 0) for node in nodes if node.get("CPU", 0) >= 1), default=0)
-        raise RunStopped(
+        raise RayDetrError(
             f"writing a shard needs a CPU and {memory / 1e9:.1f} GB of memory, and no node of the cluster has that: "
             f"{largest / 1e9:.1f} GB is the most that Ray gives out. Give a smaller --shard-megabytes, or larger nodes."
         )

@@ -13,15 +13,24 @@ from typing import Any, Final
 
 from pipelines.coco.text import image_key
 from pipelines.coco.values import picture_size
-from pipelines.once import put_once
+from pipelines.errors import RayDetrError
 from pipelines.parquet_files import open_bytes
-from pipelines.retry import retry
 from pipelines.shards.checks import Problem, check_annotations, check_picture
 from pipelines.shards.plan import shard_key
 from pipelines.shards.reader import METADATA_PREFIX, SHARD_SCHEMA, ShardFile
 from pipelines.shards.rows import RowsFile, image_row
-from pipelines.stopped import RunStopped
-from pipelines.store import Archived, Denied, NotFound, Store, StoreOptions, is_transient, join_uri, open_store
+from pipelines.store import (
+    Archived,
+    Denied,
+    NotFound,
+    Store,
+    StoreOptions,
+    is_transient,
+    join_uri,
+    open_store,
+    put_if_absent,
+)
+from pipelines.store.retry import retry
 
 GROUP_IMAGES: Final = 32
 GROUP_BYTES: Final = 8 * 1024**2
@@ -85,7 +94,7 @@ class ShardWork:
 
 
 @dataclass(frozen=True, slots=True)
-class ShardReport:
+class ShardFindings:
     """What was found in the images of one shard; it is in the file's metadata, so that a later start need not look.
 
     Attributes:
@@ -109,7 +118,7 @@ class WrittenShard:
 
     number: int
     file: ShardFile
-    report: ShardReport
+    report: ShardFindings
 
 
 @dataclass
@@ -128,8 +137,8 @@ class _Findings:
         if len(some) < MOST_EXAMPLES:
             some.append(sentence)
 
-    def report(self) -> ShardReport:
-        return ShardReport(
+    def report(self) -> ShardFindings:
+        return ShardFindings(
             {kind: count for kind, count in sorted(self.counts.items()) if count},
             {kind: tuple(some) for kind, some in sorted(self.examples.items())},
             tuple(self.left_out),
@@ -144,7 +153,7 @@ def write_shard(spec: ShardSpec, work: ShardWork) -> WrittenShard:
     Memory: the file, `AHEAD_BYTES` of images, one decoded picture.
 
     Raises:
-        RunStopped: an image has changed since it was listed, or the file that is there is another job's.
+        RayDetrError: an image has changed since it was listed, or the file that is there is another job's.
         StoreError: a store refused, or gave no answer for `FETCH_BUDGET_SECONDS`.
     """
     out, images = open_store(spec.out, spec.out_options), open_store(spec.images, spec.image_options)
@@ -167,7 +176,7 @@ def write_shard(spec: ShardSpec, work: ShardWork) -> WrittenShard:
     metadata = {"source": spec.source, "sizes": json.dumps(findings.sizes), "report": _to_json(report)}
     data, groups = file.finish(metadata)
     key = shard_key(work.number)
-    there = put_once(out, key, data)
+    there = put_if_absent(out, key, data)
     if there != data:  # the same by another release of pyarrow, or somebody else's
         return _read_shard(spec, work.number, there, join_uri(out.uri, key))
     return WrittenShard(work.number, _shard_file(key, data, groups), report)
@@ -177,7 +186,7 @@ def keep_shard(spec: ShardSpec, number: int) -> WrittenShard:
     """Return what is known of a shard that an earlier start has written. Memory: the file.
 
     Raises:
-        RunStopped: it is damaged, or another job's.
+        RayDetrError: it is damaged, or another job's.
         StoreError: the store refused, or gave no answer.
     """
     out, key = open_store(spec.out, spec.out_options), shard_key(number)
@@ -218,7 +227,7 @@ def _fetch(images: Store, file_name: str, key: str | None, size: int) -> bytes |
     except (NotFound, Denied, Archived) as error:
         return Problem(_OBJECT_PROBLEMS[type(error)], str(error))
     if size and len(data) != size:
-        raise RunStopped(
+        raise RayDetrError(
             f"{join_uri(images.uri, key)} had {size:,} bytes when it was listed and has {len(data):,} now. Start again "
             "with an empty folder for the shards once the images no longer change."
         )
@@ -275,9 +284,9 @@ def _read_shard(spec: ShardSpec, number: int, data: bytes, name: str) -> Written
         }
         is_ours, report = metadata["source"] == spec.source, _from_json(metadata["report"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RunStopped(f"{name} already exists and belongs to no shard. Move it away.") from error
+        raise RayDetrError(f"{name} already exists and belongs to no shard. Move it away.") from error
     if not is_ours:
-        raise RunStopped(f"{name} already exists: it is a shard of something else. Choose an empty folder.")
+        raise RayDetrError(f"{name} already exists: it is a shard of something else. Choose an empty folder.")
     footer = file.metadata
     groups = tuple(footer.row_group(group).num_rows for group in range(footer.num_row_groups))
     return WrittenShard(number, _shard_file(shard_key(number), data, groups), report)
@@ -287,7 +296,7 @@ def _shard_file(key: str, data: bytes, groups: Sequence[int]) -> ShardFile:
     return ShardFile(key, sum(groups), hashlib.sha256(data).hexdigest(), len(data), tuple(groups))
 
 
-def _to_json(report: ShardReport) -> str:
+def _to_json(report: ShardFindings) -> str:
     return json.dumps(
         {
             "counts": report.counts,
@@ -300,9 +309,9 @@ def _to_json(report: ShardReport) -> str:
     )
 
 
-def _from_json(text: str) -> ShardReport:
+def _from_json(text: str) -> ShardFindings:
     fields = json.loads(text)
-    return ShardReport(
+    return ShardFindings(
         fields["counts"],
         {kind: tuple(some) for kind, some in fields["examples"].items()},
         tuple((position, kind, sentence) for position, kind, sentence in fields["left_out"]),

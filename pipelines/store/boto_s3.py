@@ -10,21 +10,21 @@ from typing import Any, Literal, TypeVar
 
 import botocore.exceptions
 
-from pipelines.retry import retry
 from pipelines.store.aws import S3Access, s3_client
 from pipelines.store.interface import (
     Blob,
     Changed,
     Denied,
-    Entry,
     Misconfigured,
     NotFound,
     StoreDown,
+    StoreEntry,
     StoreError,
     is_transient,
     refuse_larger,
 )
 from pipelines.store.responses import Action, Answer, credentials_expired, store_error
+from pipelines.store.retry import retry
 from pipelines.store.uris import join_uri
 
 _Result = TypeVar("_Result")
@@ -67,7 +67,7 @@ class BotoS3:
         answer = self._call("list", prefix, lambda: self._list(prefix, "", 1))
         return bool(answer.get("Contents"))
 
-    def page(self, prefix: str, after: str) -> tuple[list[Entry], str | None]:
+    def page(self, prefix: str, after: str) -> tuple[list[StoreEntry], str | None]:
         """Return the next thousand objects or fewer, and the last key looked at; None for that at the end.
 
         Folder markers, empty objects whose name ends in a slash, are left out.
@@ -81,7 +81,7 @@ class BotoS3:
             restores = {"OptionalObjectAttributes": ["RestoreStatus"]}
             answer = self._call("list", prefix, lambda: self._list(prefix, start, PAGE_KEYS, **restores))
         found = [
-            Entry(item["Key"], item["Size"], plain_etag(item.get("ETag")), _is_archived(item))
+            StoreEntry(item["Key"], item["Size"], plain_etag(item.get("ETag")), _is_archived(item))
             for item in answer.get("Contents", ())
         ]
         found = found if start == after else [entry for entry in found if entry.key > after]
@@ -97,7 +97,7 @@ class BotoS3:
         entries = [entry for entry in found if entry.size or not entry.key.endswith("/")]
         return entries, last if answer.get("IsTruncated") else None
 
-    def list(self, prefix: str, after: str) -> Iterator[Entry]:
+    def list(self, prefix: str, after: str) -> Iterator[StoreEntry]:
         """Yield the objects whose key begins with `prefix` and is greater than `after`, in order."""
         last: str | None = after
         while last is not None:
@@ -110,11 +110,11 @@ class BotoS3:
         found = [one["Prefix"] for one in answer.get("CommonPrefixes", ())]
         return [name for name in found if name > after and not after.startswith(name)], not answer.get("IsTruncated")
 
-    def head(self, key: str) -> Entry:
+    def head(self, key: str) -> StoreEntry:
         """Return what a listing would say of this key."""
         answer = self._reading(key, lambda: self._get_object(key))
         answer["Body"].close()  # a HEAD would hide why it failed
-        return Entry(key, answer["ContentLength"], plain_etag(answer.get("ETag")))
+        return StoreEntry(key, answer["ContentLength"], plain_etag(answer.get("ETag")))
 
     def get(self, key: str, *, most_bytes: int | None = None) -> Blob:
         """Return the whole object."""

@@ -10,22 +10,22 @@ import fsspec
 import fsspec.asyn
 import s3fs
 
-from pipelines.retry import retry
 from pipelines.store.aws import S3Access, client_config
 from pipelines.store.boto_s3 import BotoS3, botocore_answer, plain_etag
 from pipelines.store.interface import (
     AlreadyExists,
     Blob,
-    Entry,
     Misconfigured,
     NotFound,
+    ObjectTooLarge,
+    StoreEntry,
     StoreError,
     StoreOptions,
-    TooLarge,
     is_transient,
     refuse_larger,
 )
 from pipelines.store.responses import Action, Answer, store_error
+from pipelines.store.retry import retry
 from pipelines.store.uris import join_uri, scheme_of, without_secrets
 from pipelines.store.walk import Child, walk
 
@@ -42,15 +42,15 @@ class FsspecStore:
         self._retry_seconds = options.retry_seconds
         self.uri = without_secrets(join_uri(root, folder).rstrip("/"))
 
-    def list(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
+    def list(self, prefix: str = "", after: str | None = None) -> Iterator[StoreEntry]:
         """Yield the files whose path begins with `prefix`, folder by folder, in the byte order of paths."""
         self._files.invalidate_cache()
         return walk(self._read_folder, prefix, after)
 
-    def head(self, key: str) -> Entry:
+    def head(self, key: str) -> StoreEntry:
         """Return what a listing would say of this key."""
         info = self._call("read", key, lambda: self._files.info(self._base + key))
-        return Entry(key, info.get("size"), _etag(info))
+        return StoreEntry(key, info.get("size"), _etag(info))
 
     def get(self, key: str, *, most_bytes: int | None = None) -> Blob:
         """Return the whole file. Its etag is not known: fsspec hands over bytes only.
@@ -142,21 +142,21 @@ class FsspecS3:
         self._files.retries = 1  # ours are counted in seconds
         self.uri = join_uri(root, folder).rstrip("/")
 
-    def list(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
+    def list(self, prefix: str = "", after: str | None = None) -> Iterator[StoreEntry]:
         """Yield the objects whose key begins with `prefix` and is greater than `after`, in order, page by page."""
         folder = self._folder
         for entry in self._slow.list(folder + prefix, f"{folder}{after}" if after else ""):
-            yield Entry(entry.key[len(folder) :], entry.size, entry.etag, entry.is_archived)
+            yield StoreEntry(entry.key[len(folder) :], entry.size, entry.etag, entry.is_archived)
 
     def folders(self, folder: str, after: str) -> tuple[Sequence[str], bool]:
         """Return folders within a folder that are greater than a key: see `ListsAnywhere`."""
         found, is_all = self._slow.folders(self._folder + folder, self._folder + after)
         return [name[len(self._folder) :] for name in found], is_all
 
-    def head(self, key: str) -> Entry:
+    def head(self, key: str) -> StoreEntry:
         """Return what a listing would say of this key."""
         entry = self._slow.head(self._folder + key)
-        return Entry(key, entry.size, entry.etag)
+        return StoreEntry(key, entry.size, entry.etag)
 
     def get(self, key: str, *, most_bytes: int | None = None) -> Blob:
         """Return the whole object."""
@@ -182,7 +182,7 @@ class FsspecS3:
             try:
                 answer = self._files.call_s3("get_object", Bucket=self._bucket, Key=path, **self._payer)
                 data = fsspec.asyn.sync(self._files.loop, _read_body, answer, uri, most_bytes)
-            except TooLarge:
+            except ObjectTooLarge:
                 raise
             except Exception as error:  # noqa: BLE001 - s3fs lets through what botocore, aiohttp and its own code raise
                 failure = _explained(error, "read", uri)

@@ -16,7 +16,7 @@ KEYS_INSTEAD = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile."
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class StoreEntry:
     """One object of a listing.
 
     `size` and `etag` are None where the source does not tell. Etags carry no quotes and no `W/`, wherever they come
@@ -103,7 +103,7 @@ class Changed(StoreError):
     """A conditional put met another etag than the expected one, or no object."""
 
 
-class TooLarge(StoreError):
+class ObjectTooLarge(StoreError):
     """The object has more bytes than its reader takes; what there is of it was not kept."""
 
 
@@ -136,10 +136,10 @@ def refuse_larger(uri: str, size: int | None, most_bytes: int | None) -> None:
     """Refuse an object of a size, where it is known, that its reader does not take.
 
     Raises:
-        TooLarge: it has more than `most_bytes`.
+        ObjectTooLarge: it has more than `most_bytes`.
     """
     if size is not None and most_bytes is not None and size > most_bytes:
-        raise TooLarge(f"{uri} has {size:,} bytes, more than {most_bytes:,}; it was not read.")
+        raise ObjectTooLarge(f"{uri} has {size:,} bytes, more than {most_bytes:,}; it was not read.")
 
 
 class Store(Protocol):
@@ -153,7 +153,7 @@ class Store(Protocol):
         """The URI below which the keys lie, without a slash at its end."""
         ...
 
-    def list(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
+    def list(self, prefix: str = "", after: str | None = None) -> Iterator[StoreEntry]:
         """Yield the objects whose key begins with `prefix` and is greater than `after`, in byte order of UTF-8 keys.
 
         Every depth, hidden names too; folders and folder markers are left out. It streams: memory does not grow with
@@ -165,7 +165,7 @@ class Store(Protocol):
         """
         ...
 
-    def head(self, key: str) -> Entry:
+    def head(self, key: str) -> StoreEntry:
         """Return what a listing would say of this key."""
         ...
 
@@ -173,7 +173,7 @@ class Store(Protocol):
         """Return the whole object; its length agrees with what the store announced.
 
         Raises:
-            TooLarge: it has more than `most_bytes`; nothing is read where the store announces the size.
+            ObjectTooLarge: it has more than `most_bytes`; nothing is read where the store announces the size.
         """
         ...
 
@@ -204,7 +204,7 @@ class Store(Protocol):
 class ListsUnnameable(Protocol):
     """A store that also tells how many files it does not list because their names are not UTF-8, as folders do."""
 
-    def list_all(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
+    def list_all(self, prefix: str = "", after: str | None = None) -> Iterator[StoreEntry]:
         """As `Store.list`, with an entry before the files of each folder that has such names."""
         ...
 
@@ -213,7 +213,7 @@ class ListsUnnameable(Protocol):
 class ListsAnywhere(Protocol):
     """A store that begins a listing behind any key at no cost, as S3 does; others look at all that lies before."""
 
-    def list(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
+    def list(self, prefix: str = "", after: str | None = None) -> Iterator[StoreEntry]:
         """As `Store.list`."""
         ...
 

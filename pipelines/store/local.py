@@ -16,10 +16,10 @@ from pipelines.store.interface import (
     AlreadyExists,
     Blob,
     Denied,
-    Entry,
     Misconfigured,
     NotFound,
     StoreDown,
+    StoreEntry,
     StoreError,
     refuse_larger,
 )
@@ -48,15 +48,15 @@ class LocalStore:
         self._folder = folder.rstrip("/") + "/"
         self.uri = LOCAL_ROOT + self._folder.strip("/")
 
-    def list(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
+    def list(self, prefix: str = "", after: str | None = None) -> Iterator[StoreEntry]:
         """Yield the files whose path begins with `prefix`, in the byte order of paths."""
         return (entry for entry in self.list_all(prefix, after) if not entry.unnameable)
 
-    def list_all(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
+    def list_all(self, prefix: str = "", after: str | None = None) -> Iterator[StoreEntry]:
         """Yield the same, and for each folder how many names in it are not UTF-8: see `ListsUnnameable`."""
         return walk(self._read_folder, prefix, after)
 
-    def head(self, key: str) -> Entry:
+    def head(self, key: str) -> StoreEntry:
         """Return size and etag of a file."""
         try:
             status = os.stat(self._path(key))  # noqa: PTH116 - a Path for every call would cost as much as the call
@@ -66,7 +66,7 @@ class LocalStore:
             raise NotFound(
                 f"{self._path(key)} is not a file: name files, or the folder they are in with a slash at its end"
             )
-        return Entry(key, status.st_size, _etag(status))
+        return StoreEntry(key, status.st_size, _etag(status))
 
     def get(self, key: str, *, most_bytes: int | None = None) -> Blob:
         """Return the whole file."""

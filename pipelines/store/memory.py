@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 
-from pipelines.store.interface import AlreadyExists, Blob, Changed, Entry, NotFound, Store, refuse_larger
+from pipelines.store.interface import AlreadyExists, Blob, Changed, NotFound, Store, StoreEntry, refuse_larger
 
 
 def memory_store(uri: str = "memory://store") -> Store:
@@ -22,7 +22,7 @@ class MemoryStore:
         self._writes = 0
         self._lock = threading.Lock()
 
-    def list(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
+    def list(self, prefix: str = "", after: str | None = None) -> Iterator[StoreEntry]:
         """Yield what was there when the listing began."""
         with self._lock:
             found = sorted(
@@ -31,12 +31,12 @@ class MemoryStore:
                 if key.startswith(prefix) and key > (after or "")
             )
         for key, size, etag in found:
-            yield Entry(key, size, etag)
+            yield StoreEntry(key, size, etag)
 
-    def head(self, key: str) -> Entry:
+    def head(self, key: str) -> StoreEntry:
         """Return what a listing would say of this key."""
         blob = self.get(key)
-        return Entry(key, len(blob.data), blob.etag)
+        return StoreEntry(key, len(blob.data), blob.etag)
 
     def get(self, key: str, *, most_bytes: int | None = None) -> Blob:
         """Return the object."""

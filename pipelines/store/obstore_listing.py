@@ -10,7 +10,7 @@ import obstore
 from obstore.exceptions import InvalidPathError
 
 from pipelines.store.boto_s3 import PAGE_KEYS, BotoS3, plain_etag, unsorted_sentence
-from pipelines.store.interface import Denied, Entry, Misconfigured, StoreError, is_transient
+from pipelines.store.interface import Denied, Misconfigured, StoreEntry, StoreError, is_transient
 from pipelines.store.obstore_errors import NATIVE_ERRORS, native_error
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def is_refused(key: str) -> bool:
 
 def list_bucket(
     bucket: ObjectStore, slow: BotoS3 | None, uri: str, prefix: str, after: str, *, patient: bool = True
-) -> Iterator[Entry]:
+) -> Iterator[StoreEntry]:
     """Yield the objects whose key begins with `prefix` and is greater than `after`, in the byte order of keys.
 
     Pages come from obstore; one that holds a key which obstore cannot take from `slow` instead, where there is one.
@@ -84,7 +84,7 @@ def list_bucket(
                 raise
 
 
-def _list_native(bucket: ObjectStore, uri: str, prefix: str, after: str) -> Iterator[Entry]:
+def _list_native(bucket: ObjectStore, uri: str, prefix: str, after: str) -> Iterator[StoreEntry]:
     # obstore's prefix is a folder: the rest of ours is a filter, between its first and its last key
     folder = prefix[: prefix.rfind("/") + 1]
     try:
@@ -102,7 +102,7 @@ def _list_native(bucket: ObjectStore, uri: str, prefix: str, after: str) -> Iter
                 if key <= last:
                     raise _MisreadError(unsorted_sentence(uri))
                 last = key
-                yield Entry(key, size, plain_etag(meta["e_tag"]))
+                yield StoreEntry(key, size, plain_etag(meta["e_tag"]))
     except InvalidPathError as error:
         raise _MisreadError("its name has empty or dotted segments, or control characters. Rename it.") from error
     except NATIVE_ERRORS as error:

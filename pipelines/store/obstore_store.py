@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import obstore
 from obstore.exceptions import BaseError
 
-from pipelines.retry import retry
 from pipelines.store.boto_s3 import BotoS3, EtagForm, plain_etag, replace_either_way
 from pipelines.store.interface import (
     REQUEST_SECONDS,
     Blob,
     Changed,
-    Entry,
     NotFound,
     StoreDown,
+    StoreEntry,
     is_transient,
     refuse_larger,
 )
 from pipelines.store.obstore_errors import NATIVE_ERRORS, native_answer, native_error
 from pipelines.store.obstore_listing import is_refused, list_bucket
 from pipelines.store.responses import Action
+from pipelines.store.retry import retry
 from pipelines.store.uris import join_uri, scheme_of
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class ObstoreStore:
         self.uri = join_uri(root, folder).rstrip("/")
         self.etag_form: EtagForm = "quoted"
 
-    def list(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
+    def list(self, prefix: str = "", after: str | None = None) -> Iterator[StoreEntry]:
         """Yield the objects whose key begins with `prefix` and is greater than `after`, in order, page by page."""
         folder = self._folder
         entries = list_bucket(
@@ -75,7 +75,7 @@ class ObstoreStore:
             patient=self._retry_seconds > 0,
         )
         for entry in entries:
-            yield Entry(entry.key[len(folder) :], entry.size, entry.etag, entry.is_archived) if folder else entry
+            yield StoreEntry(entry.key[len(folder) :], entry.size, entry.etag, entry.is_archived) if folder else entry
 
     def folders(self, folder: str, after: str) -> tuple[Sequence[str], bool]:
         """Return folders within a folder that are greater than a key, of S3 only: see `ListsAnywhere`."""
@@ -83,20 +83,20 @@ class ObstoreStore:
         found, is_all = self._slow.folders(self._folder + folder, self._folder + after)
         return [name[len(self._folder) :] for name in found], is_all
 
-    def head(self, key: str) -> Entry:
+    def head(self, key: str) -> StoreEntry:
         """Return what a listing would say of this key."""
         path = self._folder + key
         if slow := self._slow_for(path):
             entry = slow.head(path)
-            return Entry(key, entry.size, entry.etag)
+            return StoreEntry(key, entry.size, entry.etag)
         with suppress(*NATIVE_ERRORS):
             return self._entry(key, obstore.head(self._bucket, path))
         # the answer to a HEAD has no code: a GET tells a missing object from a missing bucket
         return self._entry(key, self._reading(path, lambda: obstore.get(self._bucket, path).meta))
 
     @staticmethod
-    def _entry(key: str, meta: ObjectMeta) -> Entry:
-        return Entry(key, meta["size"], plain_etag(meta["e_tag"]))
+    def _entry(key: str, meta: ObjectMeta) -> StoreEntry:
+        return StoreEntry(key, meta["size"], plain_etag(meta["e_tag"]))
 
     def get(self, key: str, *, most_bytes: int | None = None) -> Blob:
         """Return the whole object."""

@@ -39,7 +39,7 @@ class Stores:
         """Return the object at a URI.
 
         Raises:
-            TooLarge: it has more than `most_bytes`.
+            ObjectTooLarge: it has more than `most_bytes`.
         """
         store, key = self.find(uri)
         return store.get(key, most_bytes=most_bytes)

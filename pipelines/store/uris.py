@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from urllib.parse import unquote
 
 LOCAL_ROOT = "file:///"
 GIVES_ACCESS = "carries a password, token or signature, which would be written down with it."
@@ -54,6 +55,14 @@ def scheme_of(uri: str) -> str:
 def join_uri(root: str, key: str) -> str:
     """Return the URI of a key: what `split_uri` takes apart."""
     return f"{root}{key}" if root == LOCAL_ROOT else f"{root}/{key}"
+
+
+def file_name(uri: str) -> str:
+    """Return the last part of a URI or path; of a web address without its query, and with `%20` as a space."""
+    root, key = split_uri(uri)
+    if root.startswith(("http://", "https://")):
+        key = unquote(key.partition("#")[0].partition("?")[0])
+    return key.rstrip("/").rpartition("/")[2]
 
 
 def without_secrets(uri: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from pipelines.store.interface import Entry
+from pipelines.store.interface import StoreEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Child:
     unnameable: int = 0
 
 
-def walk(read_folder: Callable[[str], Iterable[Child]], prefix: str, after: str | None) -> Iterator[Entry]:
+def walk(read_folder: Callable[[str], Iterable[Child]], prefix: str, after: str | None) -> Iterator[StoreEntry]:
     """Yield the files of a tree whose path begins with `prefix` and is greater than `after`, in byte order of paths.
 
     Holds the names of one folder and of those above it. Folders that can hold nothing of interest are not read.
@@ -46,7 +46,7 @@ def walk(read_folder: Callable[[str], Iterable[Child]], prefix: str, after: str 
             if (path > after or after.startswith(path)) and path.startswith(prefix):
                 folders.append(_sorted_paths(read_folder, path))
         elif path > after and path.startswith(prefix):
-            yield Entry(path, child.size, child.etag, unnameable=child.unnameable)
+            yield StoreEntry(path, child.size, child.etag, unnameable=child.unnameable)
 
 
 def _sorted_paths(read_folder: Callable[[str], Iterable[Child]], folder: str) -> Iterator[tuple[str, Child]]:

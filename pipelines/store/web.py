@@ -12,18 +12,18 @@ import fsspec
 import fsspec.asyn
 import yarl
 
-from pipelines.retry import retry
 from pipelines.store.boto_s3 import plain_etag
 from pipelines.store.interface import (
     CONNECT_SECONDS,
     REQUEST_SECONDS,
     Blob,
-    Entry,
     Misconfigured,
-    TooLarge,
+    ObjectTooLarge,
+    StoreEntry,
     is_transient,
 )
 from pipelines.store.responses import Answer, store_error
+from pipelines.store.retry import retry
 from pipelines.store.uris import join_uri, without_secrets
 
 # A server among thousands in a list of images: not worth the minutes that a run's own store is
@@ -59,15 +59,15 @@ class WebStore:
         fsspec.asyn.sync(self._files.loop, self._files.set_session)  # now: two threads would make two, and leak one
         self.uri = without_secrets(join_uri(root, folder).rstrip("/"))
 
-    def list(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:  # noqa: ARG002
+    def list(self, prefix: str = "", after: str | None = None) -> Iterator[StoreEntry]:  # noqa: ARG002
         """Refuse: web servers do not list."""
         raise Misconfigured(f"{self.uri} cannot be listed: web servers have no listing. Give a list of URIs instead.")
 
-    def head(self, key: str) -> Entry:
+    def head(self, key: str) -> StoreEntry:
         """Return size and etag as far as the server tells them."""
         _, headers = self._request(key, {}, whole=False)
         length = headers.get("Content-Length")
-        return Entry(
+        return StoreEntry(
             key, int(length) if length and "Content-Encoding" not in headers else None, plain_etag(headers.get("ETag"))
         )
 
@@ -110,7 +110,7 @@ class WebStore:
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 failure = store_error(Answer(words=type(error).__name__), "read", without_secrets(url))
             except _TooLongError:
-                failure = TooLarge(
+                failure = ObjectTooLarge(
                     f"{without_secrets(url)} is longer than {most:,} bytes, which no photograph and no list "
                     "of them should be. Copy it into a bucket or a folder."
                 )

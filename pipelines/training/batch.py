@@ -16,8 +16,8 @@ from detr.scenes.augment import SceneAugmentation, augment_scene_image, augment_
 from detr.training.augment import AugmentConfig, augment_image, augment_target, draw_augmentation, image_generator
 from detr.training.matcher import Target
 from detr.training.targets import image_target
+from pipelines.errors import RayDetrError
 from pipelines.shards.reader import TrainingImage, decode_training_image
-from pipelines.stopped import RunStopped
 from pipelines.training.order import step_stream
 
 SCENE_LONGEST_SHARE = 5 / 3  # of the shorter side: the proportion of 1333 to 800
@@ -106,7 +106,7 @@ class Preparation:
             generator = image_generator(self.seed, epoch, image.image_id)
             try:
                 picture, target = self._prepare_image(image, class_of, generator, scale, turned)
-            except RunStopped as error:
+            except RayDetrError as error:
                 raise UnusableImage(str(error), index) from error
             except (ImageError, ValueError) as error:
                 raise UnusableImage(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipelines.stopped import RunStopped
-from pipelines.training.checkpoints import Position
+from pipelines.errors import RayDetrError
+from pipelines.training.checkpoints import TrainingPosition
 from pipelines.training.learner import PendingStep, StepResult
+from pipelines.training.metrics import StepTotals
 from pipelines.training.recipe import Recipe
-from pipelines.training.window import Agreed
 
 
-class LeftPeers(RunStopped):
+class LeftPeers(RayDetrError):
     """This worker cannot take part in a step that its peers are in: they wait until somebody ends them."""
 
 
@@ -28,13 +28,13 @@ class BegunStep:
     """
 
     step: PendingStep
-    position: Position
-    agreed: Agreed
+    position: TrainingPosition
+    agreed: StepTotals
     waited: float
     seconds: float
 
 
-def refuse_step(result: StepResult, position: Position, recipe: Recipe, *, speaks_for_all: bool) -> None:
+def refuse_step(result: StepResult, position: TrainingPosition, recipe: Recipe, *, speaks_for_all: bool) -> None:
     """Stop all workers, which see the same gradients; who had the images that gave them says which they were.
 
     Args:
@@ -44,25 +44,25 @@ def refuse_step(result: StepResult, position: Position, recipe: Recipe, *, speak
         speaks_for_all: no worker's losses are to blame, and this one says so.
 
     Raises:
-        RunStopped: this worker had them, or speaks for all.
+        RayDetrError: this worker had them, or speaks for all.
     """
     if speaks_for_all:
-        raise RunStopped(
+        raise RayDetrError(
             f"training diverged in epoch {position.epoch}, step {position.step:,}: the gradients are NaN or infinite, "
             "though every loss is finite. Lower the learning rate or the factors of the losses; the last checkpoint is "
             "kept."
         )
     if result.out_of_memory is not None:
-        raise RunStopped(out_of_memory(result.out_of_memory, position, recipe))
+        raise RayDetrError(out_of_memory(result.out_of_memory, position, recipe))
     if result.diverged is not None:
         ids, why = result.diverged
-        raise RunStopped(
+        raise RayDetrError(
             f"training diverged in epoch {position.epoch}, step {position.step:,}: {why}. Images of that micro-batch: "
             f"{', '.join(map(str, ids))}. Look at their boxes, or lower the learning rate; the last checkpoint is kept."
         )
 
 
-def out_of_memory(what: str, position: Position, recipe: Recipe) -> str:
+def out_of_memory(what: str, position: TrainingPosition, recipe: Recipe) -> str:
     """Return what a run is stopped with when a micro-batch does not fit into the memory of a device."""
     smaller = next((size for size in range(recipe.batch_size // 2, 0, -1) if recipe.effective_batch % size == 0), None)
     remedy = (

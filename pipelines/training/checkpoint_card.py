@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from pipelines.training.manifest import SavedCheckpoint
+from pipelines.training.checkpoint_index import SavedCheckpoint
 
 FIGURES: Final = (
     "AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl",

@@ -22,11 +22,11 @@ from torch import Tensor
 from detr.checkpoints.checkpoint import CheckpointError, load, save
 from detr.checkpoints.model_directory import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHT_FILES
 from detr.model import Detr
+from pipelines.errors import RayDetrError
 from pipelines.labelling.run import check_run_id
-from pipelines.stopped import RunStopped
 from pipelines.store import NotFound, Store, join_uri
 from pipelines.training.checkpoint_card import checkpoint_card
-from pipelines.training.manifest import (
+from pipelines.training.checkpoint_index import (
     Manifest,
     Overtaken,
     SavedCheckpoint,
@@ -50,7 +50,7 @@ _MODEL_FILES = (WEIGHTS_FILE, PREPROCESSOR_FILE, CONFIG_FILE)
 
 
 @dataclass(frozen=True, slots=True)
-class Position:
+class TrainingPosition:
     """Where training stands: `step_in_epoch` steps of epoch `epoch` are done (both from 0), `step` in all."""
 
     epoch: int
@@ -62,7 +62,7 @@ class Position:
 class LoadedCheckpoint:
     """What resuming needs; the model is on the CPU, float32, in evaluation mode, its norms frozen."""
 
-    position: Position
+    position: TrainingPosition
     record: Mapping[str, Any]
     training_tensors: dict[str, Tensor]
     model: Detr
@@ -118,14 +118,14 @@ class TrainingRun:
         """Return a checkpoint that is kept.
 
         Raises:
-            RunStopped: it is damaged.
+            RayDetrError: it is damaged.
             StoreError: it cannot be read.
         """
         return load_checkpoint(self._store, self._kept(name))
 
     def save(
         self,
-        position: Position,
+        position: TrainingPosition,
         model_files: Mapping[str, bytes],
         training_tensors: Mapping[str, Tensor],
         record: Mapping[str, Any],
@@ -347,7 +347,7 @@ def open_run(
         versions: Of the code and its packages, for the records.
 
     Raises:
-        RunStopped: the run was begun with another configuration, or its records are damaged.
+        RayDetrError: the run was begun with another configuration, or its records are damaged.
         StoreError: the store refused; the same call may be made again.
         ValueError: `start_id` cannot name a folder.
     """
@@ -371,7 +371,7 @@ def load_checkpoint(store: Store, saved: SavedCheckpoint) -> LoadedCheckpoint:
     """Return what a checkpoint holds. Memory: the checkpoint once more while it is read.
 
     Raises:
-        RunStopped: a file is missing or damaged.
+        RayDetrError: a file is missing or damaged.
         StoreError: it cannot be read.
     """
     training = json.loads(_read(store, saved, TRAINING_FILE))
@@ -387,8 +387,10 @@ def load_checkpoint(store: Store, saved: SavedCheckpoint) -> LoadedCheckpoint:
         except CheckpointError as error:
             place = join_uri(store.uri, f"{_CHECKPOINTS}{saved.name}")
             reason = str(error).replace(folder, place)
-            raise RunStopped(f"the model of {place} cannot be loaded: {reason}") from error
-    return LoadedCheckpoint(Position(saved.epoch, saved.step_in_epoch, saved.step), training["record"], tensors, model)
+            raise RayDetrError(f"the model of {place} cannot be loaded: {reason}") from error
+    return LoadedCheckpoint(
+        TrainingPosition(saved.epoch, saved.step_in_epoch, saved.step), training["record"], tensors, model
+    )
 
 
 def model_directory_files(model: Detr) -> dict[str, bytes]:
@@ -424,7 +426,7 @@ def _read(store: Store, saved: SavedCheckpoint, file: str) -> bytes:
     try:
         data = store.get(key).data
     except NotFound as error:
-        raise RunStopped(
+        raise RayDetrError(
             f"{join_uri(store.uri, key)} is missing: it was removed by something else. Restore it, or give another "
             "--name."
         ) from error

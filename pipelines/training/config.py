@@ -159,7 +159,7 @@ class TrainConfig:
         """Return the configuration of the network to begin with; None where a model is fine-tuned."""
         return None if self.network is None else NETWORKS[self.network]
 
-    def decisive(self) -> dict[str, Any]:
+    def resume_identity(self) -> dict[str, Any]:
         """Return what decides the outcome, for the run's record; the rest may differ from start to start."""
         recipe = self.recipe.as_json()
         recipe["train_longest"] = recipe.pop("longest")  # as its option is called: the network has another

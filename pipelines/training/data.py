@@ -12,7 +12,7 @@ from pipelines.shards.reader import ShardIndex, read_index
 from pipelines.shards.rows import coco_json
 from pipelines.store import open_store
 from pipelines.training.batch import Preparation, TrainBatch
-from pipelines.training.checkpoints import Position
+from pipelines.training.checkpoints import TrainingPosition
 from pipelines.training.config import TrainConfig
 from pipelines.training.image_sizes import ImageSizes
 from pipelines.training.ingest import train_batches
@@ -73,7 +73,7 @@ class TrainData:
             similar=similar,
         )
 
-    def batches(self, order: EpochOrder, position: Position, network: DetrConfig, *, threads: int) -> Batches:
+    def batches(self, order: EpochOrder, position: TrainingPosition, network: DetrConfig, *, threads: int) -> Batches:
         """Yield this worker's micro-batches, step after step, from a position to the end of its epoch.
 
         Args:
@@ -126,7 +126,7 @@ def open_data(config: TrainConfig, *, worker: int, workers: int) -> TrainData:
     """Open the shards of a run.
 
     Raises:
-        RunStopped: shards are missing or damaged.
+        RayDetrError: shards are missing or damaged.
         StoreError: they cannot be read.
     """
     store = open_store(config.train, config.options)

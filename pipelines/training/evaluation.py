@@ -13,10 +13,10 @@ from detr.evaluation.coco_results import ResultRow, merge_results, result_rows
 from detr.images.decoding import ImageError
 from detr.model import Detr
 from detr.precision import Precision
+from pipelines.errors import RayDetrError
 from pipelines.evaluation.annotations import truth_sha256
 from pipelines.shards.reader import decode_training_image
-from pipelines.stopped import RunStopped
-from pipelines.training.agreement import Agreement
+from pipelines.training.collective import Collective
 from pipelines.training.row_groups import RowGroups, evaluation_images
 
 WINDOW_IMAGES: Final = 32  # decoded at a time, so that they can be sorted by shape
@@ -30,7 +30,7 @@ def evaluate_on_all(
     model: Detr,
     groups: RowGroups,
     truth: Json | None,
-    agreement: Agreement,
+    collective: Collective,
     *,
     device: str,
     precision: Precision,
@@ -47,33 +47,33 @@ def evaluate_on_all(
         model: stays unchanged.
         groups: of the shards to evaluate on.
         truth: what COCO's json of these images holds; needed at rank 0 only.
-        agreement: the workers' channel.
+        collective: the workers' channel.
         device: where this worker detects.
         precision: "fp32" gives the figure of the labelling job on a CPU.
 
     Raises:
-        RunStopped: an image cannot be read or the model gives NaN, on whichever worker; every worker raises it.
+        RayDetrError: an image cannot be read or the model gives NaN, on whichever worker; every worker raises it.
     """
     problem = None
     part: Part = {}
     try:
         detector = Detector(model, device=device, precision=precision, threshold=0.0)
-        own = evaluation_images(groups, agreement.rank, agreement.workers)
+        own = evaluation_images(groups, collective.rank, collective.workers)
         while images := list(islice(own, WINDOW_IMAGES)):
             pictures = [decode_training_image(image) for image in images]
             for image, found in zip(images, detector(pictures), strict=True):
                 part[image.image_id] = result_rows(
                     image.image_id, found.category_ids.tolist(), found.scores.tolist(), found.boxes_xyxy.tolist()
                 )
-    except RunStopped as error:
+    except RayDetrError as error:
         problem = str(error)
     except (ImageError, FloatingPointError) as error:  # of the network: told, because the others wait for this worker
         problem = f"the model cannot be evaluated: {error}"
-    gathered = agreement.gather((part, problem))
-    problem = agreement.spread(next((sentence for _, sentence in gathered if sentence is not None), None))
+    gathered = collective.gather((part, problem))
+    problem = collective.broadcast(next((sentence for _, sentence in gathered if sentence is not None), None))
     if problem is not None:
-        raise RunStopped(problem)
-    if agreement.rank != 0:
+        raise RayDetrError(problem)
+    if collective.rank != 0:
         return None
     assert truth is not None
     parts = [part for part, _ in gathered]

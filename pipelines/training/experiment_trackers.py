@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from pipelines.stopped import RunStopped
+from pipelines.errors import RayDetrError
 
 logger = logging.getLogger(__name__)
 
@@ -48,13 +48,13 @@ def check_trackers(names: Sequence[str]) -> None:
     """Refuse trackers whose package is missing: to be asked before a run begins, where it will run.
 
     Raises:
-        RunStopped: with the command that installs it.
+        RayDetrError: with the command that installs it.
         ValueError: no such tracker.
     """
     for name in names:
         make_tracker(name)
         if importlib.util.find_spec(name) is None:
-            raise RunStopped(
+            raise RayDetrError(
                 f"tracker {name} is not installed. `pip install {name}` on every node, or omit it: TensorBoard files "
                 "are always written."
             )

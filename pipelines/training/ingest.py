@@ -11,8 +11,8 @@ from typing import Final
 import numpy as np
 
 from pipelines.clock import SystemClock
+from pipelines.errors import RayDetrError
 from pipelines.shards.reader import TrainingImage
-from pipelines.stopped import RunStopped
 from pipelines.training.batch import Preparation, TrainBatch, UnusableImage
 from pipelines.training.order import EpochOrder, Places
 from pipelines.training.row_groups import RowGroups
@@ -55,7 +55,7 @@ def train_batches(
         prefetch_steps: Steps that are made ready before they are asked for.
 
     Raises:
-        RunStopped: the store cannot be read, a shard is damaged, or an image cannot be used.
+        RayDetrError: the store cannot be read, a shard is damaged, or an image cannot be used.
         ValueError: `threads` or `prefetch_steps` is out of range.
     """
     if threads < 1 or prefetch_steps < 0:
@@ -71,7 +71,7 @@ def train_batches(
         try:
             return preparation.prepare(taken, epoch=epoch, step=step, reader=reader)
         except UnusableImage as error:
-            raise RunStopped(f"{groups.name(int(places[error.index, 0]))}: {error.message}") from error
+            raise RayDetrError(f"{groups.name(int(places[error.index, 0]))}: {error.message}") from error
 
     def ask(step: int) -> list[Future[TrainBatch]]:
         batches = []

@@ -35,8 +35,8 @@ from ray.exceptions import RayError
 
 from detr.training.matcher import Target
 from pipelines.cluster import first_line
+from pipelines.errors import RayDetrError
 from pipelines.shards.reader import read_index
-from pipelines.stopped import RunStopped
 from pipelines.store import StoreError, StoreOptions, open_store
 from pipelines.training.batch import SCENE_LONGEST_SHARE, Preparation, TrainBatch
 from pipelines.training.ingest import train_batches
@@ -77,7 +77,7 @@ class ShardSource:
         """Read the index.
 
         Raises:
-            RunStopped: there is none, or it is damaged.
+            RayDetrError: there is none, or it is damaged.
             StoreError: the store refused, or gave no answer.
         """
         store = open_store(self.uri, self.options)
@@ -113,7 +113,7 @@ def train_batches_by_ray_data(
         task_images: Images of one task, of all readers together; fewer where Ray's object store is small.
 
     Raises:
-        RunStopped: the store cannot be read, a shard is damaged, an image cannot be used, tasks keep dying, or Ray's
+        RayDetrError: the store cannot be read, a shard is damaged, an image cannot be used, tasks keep dying, or Ray's
             object store is too small for one step.
     """
     cluster = ray.cluster_resources()  # type: ignore[no-untyped-call]
@@ -133,7 +133,7 @@ def train_batches_by_ray_data(
             assert all(batch.step == step for batch in batches), "tasks came out of order"
             yield batches
     except RayError as error:
-        raise RunStopped(f"images cannot be prepared by Ray's tasks: {first_line(error)}") from error
+        raise RayDetrError(f"images cannot be prepared by Ray's tasks: {first_line(error)}") from error
     finally:
         rows.close()
 
@@ -191,12 +191,12 @@ def most_task_steps(order: EpochOrder, readers: Sequence[int], side: int, limit:
         limit: See `worker_limit`.
 
     Raises:
-        RunStopped: the batches of one step may take more than all of it.
+        RayDetrError: the batches of one step may take more than all of it.
     """
     images = sum(int(np.diff(order.bounds[reader]).max(initial=0)) for reader in readers)
     step_bytes = images * 3 * side**2
     if step_bytes > limit:
-        raise RunStopped(
+        raise RayDetrError(
             f"Ray's object store is too small for --ingest ray-data: the {images:,} images of a worker's step may take "
             f"{step_bytes / 1e6:,.1f} MB, and {limit / 1e6:,.1f} MB are a worker's part. Give Ray more (`ray start "
             "--object-store-memory`), lower --effective-batch, or use --ingest direct."
@@ -263,7 +263,7 @@ def _make_batches(
             )  # fmt: skip
             for batches in steps:
                 yield from map(_to_row, batches)
-        except (RunStopped, StoreError) as error:
+        except (RayDetrError, StoreError) as error:
             # raised here it would come back as Ray's error with a traceback in it, after several more tries
             yield pa.Table.from_pylist([{"failure": str(error)}], schema=_SCHEMA)
             return
@@ -300,7 +300,7 @@ def _to_batch(table: pa.Table | None) -> TrainBatch:
     assert table is not None, "Ray Data lost rows"
     column = {name: table.column(name)[0] for name in table.column_names}
     if column["failure"].is_valid:
-        raise RunStopped(column["failure"].as_py())
+        raise RayDetrError(column["failure"].as_py())
     ids = tuple(column["image_ids"].as_py())
     counts = column["targets"].as_py()
     shape = (len(ids), column["height"].as_py(), column["width"].as_py(), 3)

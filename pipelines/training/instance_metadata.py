@@ -10,7 +10,7 @@ from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 from pipelines.clock import Clock, SystemClock
-from pipelines.stopped import RunStopped
+from pipelines.errors import RayDetrError
 
 ANSWER_SECONDS: Final = 2.0  # the service is on the same host
 TOKEN_SECONDS: Final = 21_600  # the most that AWS gives a token
@@ -136,7 +136,7 @@ def find_service(url: str, *, on_rebalance: bool = False, clock: Clock | None = 
         clock: What time it is.
 
     Raises:
-        RunStopped: neither is there.
+        RayDetrError: neither is there.
         ValueError: the address is not one of HTTP.
     """
     parts = urlsplit(url)
@@ -148,12 +148,12 @@ def find_service(url: str, *, on_rebalance: bool = False, clock: Clock | None = 
             return aws
         status, _ = _request(url, "GET", "/computeMetadata/v1/instance/id", _GOOGLE)
     except MetadataUnavailable as error:
-        raise RunStopped(
+        raise RayDetrError(
             f"no metadata service answers at {url} ({error}). Run this on a machine of AWS or Google Cloud; in a "
             "container on AWS the instance's metadata hop limit must be 2."
         ) from error
     if status != http.client.OK:
-        raise RunStopped(
+        raise RayDetrError(
             f"what answers at {url} is neither AWS's metadata service nor Google's (status {status}). "
             "Other clouds are not supported."
         )

@@ -28,7 +28,7 @@ from detr.training.step import (
     take_step,
     upload_batch,
 )
-from pipelines.stopped import RunStopped
+from pipelines.errors import RayDetrError
 from pipelines.training.batch import TrainBatch
 from pipelines.training.recipe import Recipe
 
@@ -238,7 +238,7 @@ class Learner:
         """Go on from what `tensors` returned; without any, from the model that the learner was made with.
 
         Raises:
-            RunStopped: they are of another network or recipe.
+            RayDetrError: they are of another network or recipe.
         """
         if not tensors:
             return
@@ -248,7 +248,7 @@ class Learner:
             if self.average is not None:
                 self.average.load_state_dict(_within(tensors, OF_AVERAGE), source=source)
         except (CheckpointError, RuntimeError) as error:
-            raise RunStopped(f"checkpoint {source} does not fit the run: {error}") from error
+            raise RayDetrError(f"checkpoint {source} does not fit the run: {error}") from error
 
     def _share_statistics(self, share: float) -> None:
         """Give all workers the mean of what their trained norms have seen, so that all evaluate the same model.

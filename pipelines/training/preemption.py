@@ -12,7 +12,7 @@ import ray
 
 from pipelines.clock import Clock, SystemClock
 from pipelines.cluster import first_line
-from pipelines.stopped import RunStopped
+from pipelines.errors import RayDetrError
 from pipelines.training.instance_metadata import MetadataService, MetadataUnavailable, Notice
 
 logger = logging.getLogger(__name__)
@@ -59,12 +59,12 @@ def own_node(address: str | None = None) -> tuple[str, str]:
         address: Of the cluster; None is `RAY_ADDRESS`, else the Ray that runs on this machine.
 
     Raises:
-        RunStopped: no Ray runs here.
+        RayDetrError: no Ray runs here.
     """
     try:
         ray.init(address=address or "auto", logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise RunStopped(
+        raise RayDetrError(
             f"this machine is not part of a Ray cluster ({first_line(error)}). Start this after `ray start`."
         ) from error
     try:
@@ -95,7 +95,7 @@ def drain(address: str, node_id: str, notice: Notice, *, clock: Clock | None = N
     """Have a node drained.
 
     Raises:
-        RunStopped: Ray did not accept it.
+        RayDetrError: Ray did not accept it.
     """
     clock = clock or SystemClock()
     command = drain_command(address, node_id, notice)
@@ -111,4 +111,4 @@ def drain(address: str, node_id: str, notice: Notice, *, clock: Clock | None = N
         if done.returncode == 0:
             return
         said = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
-    raise RunStopped(f"Ray did not drain node {node_id} ({said}). Its tasks will be lost with the machine.")
+    raise RayDetrError(f"Ray did not drain node {node_id} ({said}). Its tasks will be lost with the machine.")

@@ -8,10 +8,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
 from pipelines.clock import Clock
-from pipelines.retry import retry
+from pipelines.errors import RayDetrError
 from pipelines.shards.reader import ShardIndex, ShardReader, TrainingImage
-from pipelines.stopped import RunStopped
 from pipelines.store import Store, StoreError, is_transient, join_uri
+from pipelines.store.retry import retry
 
 # beyond what the store's client does by itself: a store that is restarted costs a wait, not a run
 OUTAGE_SECONDS: Final = 300.0
@@ -42,29 +42,29 @@ class RowGroups:
         """Return (height, width) of every image of every row group, without reading images.
 
         Raises:
-            RunStopped: a shard is damaged, or the store cannot be read.
+            RayDetrError: a shard is damaged, or the store cannot be read.
         """
         try:
             return retry(self._reader.read_sizes, budget_seconds=self._outage_seconds, is_retryable=is_transient)
         except StoreError as error:
-            raise RunStopped(_unreadable(error)) from error
+            raise RayDetrError(_unreadable(error)) from error
 
     def image_ids(self) -> list[list[int]]:
         """Return the id of every image of every row group, without reading images.
 
         Raises:
-            RunStopped: a shard is damaged, or the store cannot be read.
+            RayDetrError: a shard is damaged, or the store cannot be read.
         """
         try:
             return retry(self._reader.read_image_ids, budget_seconds=self._outage_seconds, is_retryable=is_transient)
         except StoreError as error:
-            raise RunStopped(_unreadable(error)) from error
+            raise RayDetrError(_unreadable(error)) from error
 
     def read(self, number: int, *, clock: Clock | None = None) -> list[TrainingImage]:
         """Return the images of a row group, in one request or a few; transient failures are retried.
 
         Raises:
-            RunStopped: the shard is damaged, or the store cannot be read.
+            RayDetrError: the shard is damaged, or the store cannot be read.
         """
         file, group = self._places[number]
         try:
@@ -75,7 +75,7 @@ class RowGroups:
                 clock=clock,
             )
         except StoreError as error:
-            raise RunStopped(_unreadable(error)) from error
+            raise RayDetrError(_unreadable(error)) from error
 
 
 def evaluation_images(groups: RowGroups, worker: int, workers: int) -> Generator[TrainingImage, None, None]:
@@ -84,7 +84,7 @@ def evaluation_images(groups: RowGroups, worker: int, workers: int) -> Generator
     Holds two row groups: the next is read while one is used.
 
     Raises:
-        RunStopped: a shard is damaged, or the store cannot be read.
+        RayDetrError: a shard is damaged, or the store cannot be read.
         ValueError: there is no such worker.
     """
     if not 0 <= worker < workers:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+from pipelines.errors import RayDetrError
 from pipelines.labelling.run import differences
-from pipelines.once import put_once
-from pipelines.stopped import RunStopped
-from pipelines.store import NotFound, Store, join_uri
+from pipelines.store import NotFound, Store, join_uri, put_if_absent
 from pipelines.strict_json import parse_object
 from pipelines.training.recipe import Recipe
 
@@ -45,10 +44,10 @@ def start_record(
         now: The time, UTC.
 
     Raises:
-        RunStopped: the run was begun with another configuration; every difference is named.
+        RayDetrError: the run was begun with another configuration; every difference is named.
         StoreError: the store refused; nothing is begun, or the same start resumes it.
     """
-    written = put_once(
+    written = put_if_absent(
         store,
         RECORD_KEY,
         to_json(
@@ -69,7 +68,7 @@ def read_record(store: Store) -> RunRecord | None:
     """Return the run's record, None where no run was begun.
 
     Raises:
-        RunStopped: it is damaged, or another release's.
+        RayDetrError: it is damaged, or another release's.
     """
     try:
         return _decode(store.get(RECORD_KEY).data, store)
@@ -81,12 +80,12 @@ def check_same(record: RunRecord, configuration: Mapping[str, object], store: St
     """Refuse another configuration than the one that a run was begun with.
 
     Raises:
-        RunStopped: every difference is named.
+        RayDetrError: every difference is named.
     """
     found = differences(dict(_flat(record.configuration)), dict(_flat(configuration)))
     if found:
         values = "value" if len(found) == 1 else "values"
-        raise RunStopped(
+        raise RayDetrError(
             f"run {run_name(store)} exists with another configuration ({'; '.join(found)}). Use the old {values} to "
             "resume it, or another --name."
         )
@@ -103,7 +102,7 @@ def extended_epochs(record: RunRecord, recipe: Recipe, *, run: str) -> dict[str,
         run: its name, for the message.
 
     Raises:
-        RunStopped: with more epochs the steps that were taken already would have been others.
+        RayDetrError: with more epochs the steps that were taken already would have been others.
     """
     begun = record.configuration.get("epochs")
     if not isinstance(begun, int) or recipe.epochs <= begun:
@@ -114,7 +113,7 @@ def extended_epochs(record: RunRecord, recipe: Recipe, *, run: str) -> dict[str,
     elif len(recipe.scale_phases) > 1:
         reason = "its picture sizes (--scales) change at shares of the run"
     if reason is not None:
-        raise RunStopped(
+        raise RayDetrError(
             f"run {run} was begun with --epochs {begun} and cannot be extended to {recipe.epochs}: {reason}. "
             "Train anew under another --name, or go on from its model with --finetune."
         )
@@ -131,9 +130,9 @@ def to_json(value: Mapping[str, object]) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def damaged(store: Store, key: str) -> RunStopped:
+def damaged(store: Store, key: str) -> RayDetrError:
     """Return what is raised for an object of the run that is not what was written."""
-    return RunStopped(
+    return RayDetrError(
         f"{join_uri(store.uri, key)} is damaged: its contents have changed since it was written. Restore it, or give "
         "another --name."
     )
@@ -144,7 +143,7 @@ def _decode(data: bytes, store: Store) -> RunRecord:
         record = parse_object(data)
         version = record["record_version"]
         if version != RECORD_VERSION:
-            raise RunStopped(
+            raise RayDetrError(
                 f"{join_uri(store.uri, RECORD_KEY)} is a record of version {version}, this is version "
                 f"{RECORD_VERSION}. Use the release that began the run."
             )

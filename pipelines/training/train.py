@@ -15,22 +15,21 @@ from typing import Any, Final
 
 from pipelines.cluster import connected, node_resources, refuse_local
 from pipelines.coco.text import USABLE
-from pipelines.create_only import refuse_overwriting
+from pipelines.errors import RayDetrError
 from pipelines.models import identify_model
 from pipelines.shards.checks import UNUSABLE
 from pipelines.shards.reader import INDEX_KEY, ShardIndex, read_index
-from pipelines.stopped import RunStopped
-from pipelines.store import StoreError, open_store, without_secrets
-from pipelines.training.board import TrainProgress
+from pipelines.store import StoreError, open_store, require_create_only, without_secrets
+from pipelines.training.checkpoint_index import Manifest, read_manifest
 from pipelines.training.checkpoints import open_run
 from pipelines.training.config import TrainConfig
 from pipelines.training.experiment_trackers import check_trackers
-from pipelines.training.fit import fit
-from pipelines.training.group import choose_group
-from pipelines.training.manifest import Manifest, read_manifest
+from pipelines.training.initial_checkpoint import write_initial_checkpoint
+from pipelines.training.ray_trainer import fit
 from pipelines.training.recipe import differing_batch
 from pipelines.training.run_record import check_same, extended_epochs, read_record
-from pipelines.training.start import write_start
+from pipelines.training.run_status import TrainProgress
+from pipelines.training.worker_group import choose_group
 
 PACKAGES: Final = ("ray-detr", "ray", "torch", "torchvision", "pillow", "pyarrow", "obstore")
 
@@ -81,7 +80,7 @@ def train(
         say: Called with a sentence that the user should know but need not act on.
 
     Raises:
-        RunStopped: the world, the data or the loss is in the way; a sentence says how. The same call goes on from the
+        RayDetrError: the world, the data or the loss is in the way; a sentence says how. The same call goes on from the
             newest checkpoint.
     """
     began = time.monotonic()
@@ -92,12 +91,12 @@ def train(
         index = read_index(open_store(config.train, config.options))
         _check(config, index)
         store = open_store(config.run_uri, config.options)
-        refuse_overwriting(store, what="a run", loss="two starts could lose each other's checkpoints")
+        require_create_only(store, what="a run", loss="two starts could lose each other's checkpoints")
         record, manifest = read_record(store), read_manifest(store)
         if record is not None and "sized_for" not in record.configuration:
             # begun with sizes of its own, or by a release whose sizes did not follow the model's
             config = replace(config, recipe=replace(config.recipe, sized_for=0))
-        configuration = {**config.decisive(), **_fingerprints(config)}
+        configuration = {**config.resume_identity(), **_fingerprints(config)}
         if record is not None:
             configuration |= extended_epochs(record, config.recipe, run=config.name)
         if record is not None:
@@ -139,14 +138,16 @@ def train(
             if not resumed:  # else the workers claim the run, when they are there
                 show(TrainProgress("preparing the model"))
                 run = open_run(store, configuration, start_id=start_id, now=datetime.now(UTC), versions=_versions())
-                write_start(run, config, index, say=tell)
+                write_initial_checkpoint(run, config, index, say=tell)
             show(TrainProgress("starting workers"))
             starts = fit(config, group, configuration, show, start_id=start_id, versions=_versions(), scratch=scratch)
         manifest = read_manifest(store)
         assert manifest is not None
         return _summary(config, manifest, starts, began, resumed=resumed, was_finished=False)
     except StoreError as error:
-        raise RunStopped(f"{error} Every complete checkpoint is kept; run the same command again to resume.") from error
+        raise RayDetrError(
+            f"{error} Every complete checkpoint is kept; run the same command again to resume."
+        ) from error
 
 
 def _epochs(manifest: Manifest) -> int:
@@ -165,11 +166,11 @@ def _precision(config: TrainConfig) -> str:
 def _check(config: TrainConfig, index: ShardIndex) -> None:
     """Refuse data that cannot be trained or evaluated on, before anything is begun."""
     if not index.images:
-        raise RunStopped(f"{without_secrets(config.train)} has no images.")
+        raise RayDetrError(f"{without_secrets(config.train)} has no images.")
     worst = max(index.report.get(kind, 0) for kind in (*UNUSABLE, "crowds"))  # shards of earlier releases say no more
     if not index.report.get(USABLE, index.annotations - worst):
         examples = "; ".join(some[0] for kind, some in index.examples.items() if kind in UNUSABLE and some)
-        raise RunStopped(
+        raise RayDetrError(
             f"{without_secrets(config.train)} has no annotation that can be trained on, of {index.annotations:,}"
             f"{': ' * bool(examples)}{examples}. Correct the json, and write the shards again to an empty folder."
         )
@@ -180,7 +181,7 @@ def _check(config: TrainConfig, index: ShardIndex) -> None:
     theirs = {category.id: category.name for category in other.categories}
     wrong = sorted(number for number in theirs if ours.get(number) != theirs[number])
     if wrong:
-        raise RunStopped(
+        raise RayDetrError(
             f"{without_secrets(config.val)} has the category {wrong[0]} {theirs[wrong[0]]!r}, which is "
             f"{ours.get(wrong[0], 'unknown')!r} in {without_secrets(config.train)}. Use the same categories in both."
         )

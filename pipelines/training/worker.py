@@ -18,29 +18,29 @@ import ray.train.torch
 import torch
 
 from detr.training.step import OutOfDeviceMemory
-from pipelines.stopped import RunStopped
+from pipelines.errors import RayDetrError
 from pipelines.store import StoreError, open_store
-from pipelines.training.agreement import Agreement
 from pipelines.training.batch import TrainBatch
 from pipelines.training.begun_step import BegunStep, LeftPeers, out_of_memory, refuse_step
-from pipelines.training.board import TrainProgress
+from pipelines.training.checkpoint_index import SavedCheckpoint
+from pipelines.training.checkpoint_saver import Saver
 from pipelines.training.checkpoints import (
     LoadedCheckpoint,
-    Position,
+    TrainingPosition,
     TrainingRun,
     latest_checkpoint,
     load_checkpoint,
     open_run,
 )
+from pipelines.training.collective import Collective
 from pipelines.training.data import Batches, TrainData, open_data
 from pipelines.training.evaluation import evaluate_on_all
 from pipelines.training.learner import Learner
-from pipelines.training.log import TrainLog
-from pipelines.training.manifest import SavedCheckpoint
+from pipelines.training.metrics import MetricsWindow, StepTotals
 from pipelines.training.order import EpochOrder
 from pipelines.training.pinning import pinned_batches
-from pipelines.training.saving import Saver
-from pipelines.training.window import Agreed, LogWindow
+from pipelines.training.run_status import TrainProgress
+from pipelines.training.training_log import TrainLog
 from pipelines.training.worker_spec import WorkerSpec
 
 T = TypeVar("T")
@@ -57,18 +57,18 @@ def train_worker(spec: WorkerSpec) -> None:
     """
     if Path(spec.scratch).is_dir():
         tempfile.tempdir = spec.scratch  # a worker that is killed removes nothing
-    agreement = Agreement(seconds=spec.config.collective_seconds)
+    collective = Collective(seconds=spec.config.collective_seconds)
     # before anything that can fail, so that a failure which comes again and again is counted
-    if agreement.spread(agreement.rank == 0 and _is_stopped(spec)):
+    if collective.broadcast(collective.rank == 0 and _is_stopped(spec)):
         return
     sentence = None
     try:
         with ExitStack() as stack:
-            _Worker(spec, agreement, stack).run()
+            _Worker(spec, collective, stack).run()
     except LeftPeers as error:
         ray.get(spec.board.stop.remote(str(error)))
         raise  # so that Ray Train ends the others, which wait for this worker
-    except (RunStopped, StoreError) as error:
+    except (RayDetrError, StoreError) as error:
         sentence = str(error)
     except StoppedElsewhere:
         pass  # whoever knows why tells the board
@@ -90,17 +90,17 @@ class StoppedElsewhere(Exception):
 class _Worker:
     """All state of one worker."""
 
-    def __init__(self, spec: WorkerSpec, agreement: Agreement, stack: ExitStack) -> None:
+    def __init__(self, spec: WorkerSpec, collective: Collective, stack: ExitStack) -> None:
         self.spec, self.config, self.recipe = spec, spec.config, spec.config.recipe
-        self.agreement, self.stack = agreement, stack
-        self.is_first = agreement.rank == 0
+        self.collective, self.stack = collective, stack
+        self.is_first = collective.rank == 0
         self.run_store = open_store(self.config.run_uri, self.config.options)
-        self.progress = TrainProgress("train", epochs=self.recipe.epochs, workers=agreement.workers)
-        self.window = LogWindow()
+        self.progress = TrainProgress("train", epochs=self.recipe.epochs, workers=collective.workers)
+        self.window = MetricsWindow()
         self.told = self.looked = self.saved = time.monotonic()
         self.answered: object = None  # the last preemption notice that a checkpoint was written for
         self.pending: BegunStep | None = None  # the step that the device may still be computing
-        self.agreed: Agreed | None = None  # about the last step that was begun
+        self.agreed: StepTotals | None = None  # about the last step that was begun
         self.problem: str | None = None  # what this worker has to stop all for
         self.saver: Saver | None = None  # this and the next at rank 0 only
         self.log: TrainLog | None = None
@@ -109,19 +109,19 @@ class _Worker:
         """Train to the end.
 
         Raises:
-            RunStopped: the run must stop for good, and this worker knows why.
+            RayDetrError: the run must stop for good, and this worker knows why.
             StoppedElsewhere: another worker does.
         """
         self._together(self._claim)
         # rank 0's word counts: two workers must never go on from two checkpoints
-        saved = self.agreement.spread(latest_checkpoint(self.run_store) if self.is_first else None)
+        saved = self.collective.broadcast(latest_checkpoint(self.run_store) if self.is_first else None)
         assert saved is not None, "the driver writes the first"
         self.data, checkpoint = self._together(lambda: self._load(saved))
         learner = Learner(
             checkpoint.model,
             self.recipe,
             device=_own_device(),
-            workers=self.agreement.workers,
+            workers=self.collective.workers,
             trainable_norm=bool(checkpoint.record["trainable_norm"]),
             fused=self.config.fused,
             compiled=self.config.compiled,
@@ -142,7 +142,7 @@ class _Worker:
         """Mark the run as finished; at rank 0."""
         self._note(saver.finish)
         if self.problem is not None:
-            raise RunStopped(self.problem)
+            raise RayDetrError(self.problem)
         assert self.log is not None
         self.log.finish()
         ray.get(self.spec.board.finish.remote())
@@ -151,15 +151,15 @@ class _Worker:
         """Do what may fail at one worker only, and go on if it failed at none, so that none waits for another.
 
         Raises:
-            RunStopped: it failed here.
+            RayDetrError: it failed here.
             StoppedElsewhere: it failed at another worker.
         """
         value = problem = None
         try:
             value = work()
-        except (RunStopped, StoreError) as error:
+        except (RayDetrError, StoreError) as error:
             problem = error
-        stopped = self.agreement.sum([problem is not None])[0]
+        stopped = self.collective.sum([problem is not None])[0]
         if problem is not None:
             raise problem
         if stopped:
@@ -183,7 +183,7 @@ class _Worker:
 
     def _load(self, saved: SavedCheckpoint) -> tuple[TrainData, LoadedCheckpoint]:
         """Open the shards, and read a checkpoint."""
-        data = open_data(self.config, worker=self.agreement.rank, workers=self.agreement.workers)
+        data = open_data(self.config, worker=self.collective.rank, workers=self.collective.workers)
         return data, load_checkpoint(self.run_store, saved)
 
     def _open(self, run: TrainingRun) -> None:
@@ -193,11 +193,11 @@ class _Worker:
         self.progress = replace(self.progress, step=newest.step, best=None if best is None else _ap(best.metrics))
         self.saver = Saver(run, keep=self.config.keep)
         self.stack.callback(self.saver.close)
-        position = Position(newest.epoch, newest.step_in_epoch, newest.step)
+        position = TrainingPosition(newest.epoch, newest.step_in_epoch, newest.step)
         log_id = f"{self.spec.start_id}-{run.claim_number}"
         self.log = self.stack.enter_context(TrainLog(self.run_store, self.config, position, log_id))
 
-    def _train_epoch(self, learner: Learner, position: Position) -> Position:
+    def _train_epoch(self, learner: Learner, position: TrainingPosition) -> TrainingPosition:
         """Train from a position to the end of its epoch, and return where that is."""
         order = self.data.order(position.epoch, learner.network.config)
         batches = self.data.batches(order, position, learner.network.config, threads=self.spec.threads)
@@ -209,19 +209,19 @@ class _Worker:
                 position = replace(position, step_in_epoch=position.step_in_epoch + 1, step=position.step + 1)
                 self._tell(learner, position, order)
                 if position.step_in_epoch == order.steps:
-                    position = Position(position.epoch + 1, 0, position.step)
+                    position = TrainingPosition(position.epoch + 1, 0, position.step)
                 self._between_steps(learner, position)
                 if position.step_in_epoch == 0:
                     return position
-        return Position(position.epoch + 1, 0, position.step)
+        return TrainingPosition(position.epoch + 1, 0, position.step)
 
-    def _train_step(self, learner: Learner, position: Position, order: EpochOrder, batches: Batches) -> None:
+    def _train_step(self, learner: Learner, position: TrainingPosition, order: EpochOrder, batches: Batches) -> None:
         """Begin the step at a position, and then look at what the one before it gave.
 
         While the device computes a step, the host agrees with the others about the next one and begins it.
 
         Raises:
-            RunStopped: this worker cannot go on.
+            RayDetrError: this worker cannot go on.
             LeftPeers: this worker cannot, and the others wait for it.
             StoppedElsewhere: another one cannot.
         """
@@ -251,7 +251,7 @@ class _Worker:
         """Wait for the last step that was begun, and look at what it gave; at the same places in every worker.
 
         Raises:
-            RunStopped: it was not taken, and this worker says why.
+            RayDetrError: it was not taken, and this worker says why.
             StoppedElsewhere: it was not taken, and another worker says why.
         """
         pending, self.pending = self.pending, None
@@ -261,13 +261,13 @@ class _Worker:
         result = pending.step.result()
         if not math.isfinite(result.gradient_norm):
             is_told = result.diverged is not None or result.out_of_memory is not None
-            known = self.agreement.sum([is_told])[0]
+            known = self.collective.sum([is_told])[0]
             refuse_step(result, pending.position, self.recipe, speaks_for_all=self.is_first and not known)
             raise StoppedElsewhere
         seconds = pending.seconds + time.monotonic() - began
         self.window.add(result, pending.agreed, waited=pending.waited, seconds=seconds)
 
-    def _agree(self, own: Sequence[TrainBatch], problem: str | None) -> Agreed:
+    def _agree(self, own: Sequence[TrainBatch], problem: str | None) -> StepTotals:
         """Add up what all workers know before a step and what rank 0's clock wants.
 
         Args:
@@ -275,7 +275,7 @@ class _Worker:
             problem: why it has none.
 
         Raises:
-            RunStopped: this worker cannot go on.
+            RayDetrError: this worker cannot go on.
             StoppedElsewhere: another one cannot.
         """
         now = time.monotonic()
@@ -283,8 +283,8 @@ class _Worker:
             self._note(self.saver.check)
             problem = problem or self.problem
         counts = [len(target.labels) for batch in own for target in batch.targets]
-        agreed = Agreed(
-            *self.agreement.sum(
+        agreed = StepTotals(
+            *self.collective.sum(
                 [
                     sum(counts),
                     len(own),
@@ -298,12 +298,12 @@ class _Worker:
             )
         )
         if problem is not None:
-            raise RunStopped(problem)
+            raise RayDetrError(problem)
         if agreed.stopped:
             raise StoppedElsewhere
         return agreed
 
-    def _between_steps(self, learner: Learner, position: Position) -> None:
+    def _between_steps(self, learner: Learner, position: TrainingPosition) -> None:
         """Write a checkpoint when it is time, or when a machine is about to be taken away."""
         assert self.agreed is not None, "a step was taken"
         wants = bool(self.agreed.checkpoint)
@@ -323,7 +323,7 @@ class _Worker:
         if notice is not None:
             self.answered = notice
 
-    def _save(self, learner: Learner, position: Position) -> None:
+    def _save(self, learner: Learner, position: TrainingPosition) -> None:
         assert self.saver is not None
         self.saved = time.monotonic()
         if self.log is not None:
@@ -331,7 +331,7 @@ class _Worker:
         saver = self.saver
         self._note(lambda: saver.save(position, learner))
 
-    def _end_epoch(self, learner: Learner, position: Position) -> None:
+    def _end_epoch(self, learner: Learner, position: TrainingPosition) -> None:
         """Write a checkpoint, unless the last one is very young, and evaluate it when it is time."""
         evaluates = self._is_evaluated(position)
         is_young = time.monotonic() - self.saved < LEAST_SECONDS
@@ -340,13 +340,13 @@ class _Worker:
         if evaluates:
             self._evaluate(learner, position)
 
-    def _is_evaluated(self, position: Position) -> bool:
+    def _is_evaluated(self, position: TrainingPosition) -> bool:
         """Whether the end of an epoch is one at which the model is measured."""
         every = self.config.evaluate_epochs
         is_due = position.epoch == self.recipe.epochs or (every > 0 and position.epoch % every == 0)
         return self.config.val is not None and position.epoch > 0 and is_due
 
-    def _evaluate(self, learner: Learner, position: Position) -> None:
+    def _evaluate(self, learner: Learner, position: TrainingPosition) -> None:
         """Measure the newest checkpoint's model, and tell."""
         assert self.data.val is not None
         self.progress = replace(self.progress, stage="evaluate")
@@ -355,11 +355,11 @@ class _Worker:
             learner.kept,
             self.data.val,
             self.data.truth,
-            self.agreement,
+            self.collective,
             device=str(learner.device),
             precision="fp32",  # bf16 loses 0.017 to 0.03 of AP (docs/measurements.md)
         )
-        self.agreement.meet()  # rank 0 asks the official evaluator alone, which may take long
+        self.collective.barrier()  # rank 0 asks the official evaluator alone, which may take long
         self.progress = replace(self.progress, stage="train")
         if metrics is None:
             return
@@ -377,15 +377,15 @@ class _Worker:
         """Do what only rank 0 does; where it fails, all workers hear of it before the next step, so that none waits."""
         try:
             work()
-        except RunStopped as error:
+        except RayDetrError as error:
             self.problem = self.problem or str(error)
 
-    def _tell(self, learner: Learner, position: Position, order: EpochOrder) -> None:
+    def _tell(self, learner: Learner, position: TrainingPosition, order: EpochOrder) -> None:
         """Log what the last steps gave when it is time, and tell the driver now and then."""
         at_end = position.step_in_epoch == order.steps
         if position.step % self.config.log_steps == 0 or at_end:
             self._settle()
-            line = self.window.close(self.agreement, learner)
+            line = self.window.close(self.collective, learner)
             if self.log is not None:
                 self.log.add({"step": position.step, "epoch": position.epoch, **line})
             self.progress = replace(
@@ -419,7 +419,7 @@ def _next(batches: Iterator[list[TrainBatch]]) -> tuple[list[TrainBatch], str | 
     """Return the batches of a step, or why there are none: the others must hear of it before anybody stops."""
     try:
         return next(batches), None
-    except RunStopped as error:
+    except RayDetrError as error:
         return [], str(error)
 
 

@@ -17,7 +17,7 @@ class WorkerSpec:
         configuration: what the run's record says decides the outcome: the config's, and which shards these are.
         start_id: of the driver's start; whoever claims the run later ends this one.
         versions: of the code, for the records.
-        board: the driver's actor of `pipelines.training.board.Board`.
+        board: the driver's actor of `pipelines.training.run_status.RunStatus`.
         threads: that decode and augment.
         scratch: a folder on the driver's machine for temporary files, which the driver removes in the end.
     """

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from pipelines.report.report import ReportConfig, write_report
-from pipelines.table import Detected
+from pipelines.table.schema import Detected
 from tests.pipelines.report.tables import NOW, dog_and_cat, picture, publish, row, write_table
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.store import open_store
-from pipelines.table import decode
+from pipelines.table.schema import decode
 from tests.conftest import S3Server
 
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ from collections.abc import Generator
 import pytest
 import torch
 
-from pipelines.stopped import RunStopped
+from pipelines.errors import RayDetrError
 from pipelines.training.batch import TrainBatch
 from pipelines.training.pinning import pinned_batches
 from tests.device.simulated_cuda import SimulatedCuda
@@ -31,12 +31,12 @@ def test_every_step_comes_pinned_in_order_and_in_the_same_memory_layout(cuda: Si
 def test_what_the_batches_raise_is_raised_in_its_place(cuda: SimulatedCuda) -> None:
     def batches() -> Generator[list[TrainBatch], None, None]:
         yield [batch(0)]
-        raise RunStopped("the store is gone.")
+        raise RayDetrError("the store is gone.")
 
     pinned = pinned_batches(batches())
 
     assert next(pinned)[0].step == 0
-    with pytest.raises(RunStopped, match=r"the store is gone\."):
+    with pytest.raises(RayDetrError, match=r"the store is gone\."):
         next(pinned)
 
 

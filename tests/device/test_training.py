@@ -312,7 +312,7 @@ class OneWorker:
     def gather(self, value: Any) -> list[Any]:
         return [value]
 
-    def spread(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         return value
 
 

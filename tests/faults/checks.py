@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.labelling.manifest import PlannedSegment, read_complete, read_manifest, read_planned
-from pipelines.labelling.table_files import table_file_key
 from pipelines.store import open_store
+from pipelines.table.files import table_file_key
 from tests.faults.reader import read_once, table_files
 
 READER = Path(__file__).with_name("reader.py")

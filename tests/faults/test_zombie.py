@@ -24,7 +24,7 @@ from pipelines.labelling.run import Run, RunRequest
 from pipelines.labelling.seal import seal_run
 from pipelines.lake.listing import LakeObject, Listing
 from pipelines.store import Store, open_store
-from pipelines.table import NO_COLUMNS, Detected, Origin, Row, rows_to_table
+from pipelines.table.schema import NO_COLUMNS, Detected, Origin, Row, rows_to_table
 from tests.conftest import S3Server
 from tests.faults.checks import check_history, images_begun, labelled_uris, watched
 from tests.faults.conftest import ROOT, Drivers, wait_until
@@ -44,21 +44,21 @@ from datetime import UTC, datetime
 from pipelines.labelling import publish
 from pipelines.labelling.manifest import read_manifest
 from pipelines.labelling.run import find_unfinished
-from pipelines.stopped import RunStopped
+from pipelines.errors import RayDetrError
 from pipelines.store import open_store
 
-put_once = publish.put_once
+put_if_absent = publish.put_if_absent
 def stand_still(*arguments):
     os.kill(os.getpid(), signal.SIGSTOP)
-    return put_once(*arguments)
-publish.put_once = stand_still
+    return put_if_absent(*arguments)
+publish.put_if_absent = stand_still
 
 table = open_store(sys.argv[1])
 run = find_unfinished(table)
 segment = next(iter(read_manifest(table, run.run_id)))
 try:
     publish.publish_group(table, run, segment)
-except RunStopped as stopped:
+except RayDetrError as stopped:
     sys.exit(f"error: {stopped}")
 """
 
@@ -68,12 +68,12 @@ import os, signal
 from jobs import exits, label
 from pipelines.labelling import publish
 
-put_once = publish.put_once
+put_if_absent = publish.put_if_absent
 def stand_still(*arguments):
-    publish.put_once = put_once
+    publish.put_if_absent = put_if_absent
     os.kill(os.getpid(), signal.SIGSTOP)
-    return put_once(*arguments)
-publish.put_once = stand_still
+    return put_if_absent(*arguments)
+publish.put_if_absent = stand_still
 exits.run(label.main)
 """
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from jobs.demo import main
-from pipelines.stopped import RunStopped
+from pipelines.errors import RayDetrError
 
 
 def test_a_folder_that_the_demo_did_not_make_is_refused_and_left_as_it_is(
@@ -35,5 +35,5 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path, capsys: py
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("a file")
 
-    with pytest.raises(RunStopped, match=r"cannot write to --out .*/file/demo: Not a directory\.$"):
+    with pytest.raises(RayDetrError, match=r"cannot write to --out .*/file/demo: Not a directory\.$"):
         main(["--out", str(tmp_path / "file" / "demo")])

@@ -14,7 +14,7 @@ from detr.config import BackboneConfig
 from jobs.detect import main
 from jobs.exits import run
 from jobs.progress import shown
-from pipelines.stopped import RunStopped
+from pipelines.errors import RayDetrError
 
 TINY = DetrConfig(
     backbone=BackboneConfig("tiny", "basic", 8, (8, 16), (1, 1), norm="batch"),
@@ -170,14 +170,14 @@ def test_wrong_use_is_refused_with_a_sentence_and_code_2(
 
 
 def test_a_model_that_is_none_stops_before_any_image(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(RunStopped, match=r"photos"):
+    with pytest.raises(RayDetrError, match=r"photos"):
         main([str(photos / "a.png"), "--model", str(photos)])
 
     assert capsys.readouterr().out == ""
 
 
 def test_a_folder_that_cannot_be_written_stops_with_a_sentence(photos: Path, model: str) -> None:
-    with pytest.raises(RunStopped, match=r"cannot write the picture .*notes\.txt/new/a\.jpg: Not a directory"):
+    with pytest.raises(RayDetrError, match=r"cannot write the picture .*notes\.txt/new/a\.jpg: Not a directory"):
         main([str(photos / "a.png"), "--model", model, "--draw", str(photos / "notes.txt" / "new")])
 
 

@@ -13,11 +13,11 @@ import pytest
 import pipelines.evaluation.evaluate_model
 from jobs.evaluate import main, points
 from jobs.exits import BUDGET_EXCEEDED, BudgetExceeded, run
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.evaluation.evaluate import evaluate_table
 from pipelines.evaluation.evaluate_model import ModelEvaluationConfig
-from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import StoreOptions
-from pipelines.table import Detected, Origin, Row, encode, rows_to_table
+from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
 
 BOX = [10.0, 10.0, 50.0, 50.0]
 
@@ -187,7 +187,7 @@ def test_a_table_of_other_images_is_refused(tmp_path: Path, table: str, annotati
         image["file_name"] = f"other-{image['file_name']}"
     Path(annotations).write_text(json.dumps(document))
 
-    with pytest.raises(WrongUse, match=r"none of the 2 annotated images, such as other-a\.jpg, is in the table"):
+    with pytest.raises(UsageError, match=r"none of the 2 annotated images, such as other-a\.jpg, is in the table"):
         main(["--table", table, "--annotations", annotations, "--output", str(tmp_path / "metrics.json")])
 
     assert not (tmp_path / "metrics.json").exists()
@@ -199,12 +199,12 @@ def test_one_picture_size_and_one_run_can_be_asked_for(
     main(["--table", table, "--annotations", annotations, "--picture-size", "240x320", "--run-id", "run-1"])
 
     assert "images: 2," in capsys.readouterr().out
-    with pytest.raises(RunStopped, match="no published rows of run run-2"):
+    with pytest.raises(RayDetrError, match="no published rows of run run-2"):
         main(["--table", table, "--annotations", annotations, "--run-id", "run-2"])
 
 
 def test_a_file_that_cannot_be_written_stops_with_a_sentence(tmp_path: Path, table: str, annotations: str) -> None:
-    with pytest.raises(RunStopped, match=r"cannot write the figures to .*nowhere/metrics\.json: No such file"):
+    with pytest.raises(RayDetrError, match=r"cannot write the figures to .*nowhere/metrics\.json: No such file"):
         main(["--table", table, "--annotations", annotations, "--output", str(tmp_path / "nowhere" / "metrics.json")])
 
 
@@ -259,7 +259,7 @@ def test_a_baseline_of_other_images_is_refused_before_the_table_is_read(tmp_path
     metrics = tmp_path / "metrics.json"
     metrics.write_text(json.dumps({"AP": 0.4, "images": 3, "annotations_sha256": "00"}))
 
-    with pytest.raises(RunStopped, match="was measured on 3 images, and 2 are annotated here"):
+    with pytest.raises(RayDetrError, match="was measured on 3 images, and 2 are annotated here"):
         main(["--table", "no-table", "--annotations", annotations, "--baseline", str(metrics)])
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from jobs.cli import commands
 from jobs.exits import BUDGET_EXCEEDED, DONE, INTERRUPTED, SYSTEM_FAILURE, TERMINATED, WRONG_USE, BudgetExceeded, run
-from pipelines.stopped import RunStopped, WrongUse
+from pipelines.errors import RayDetrError, UsageError
 
 
 def raising(error: BaseException) -> Callable[[Sequence[str] | None], None]:
@@ -26,8 +26,8 @@ def test_the_codes_are_those_that_are_documented() -> None:
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (RunStopped("s3://lake does not answer."), 1, "error: s3://lake does not answer.\n"),
-        (WrongUse("there is nothing at s3://lake."), 2, "error: there is nothing at s3://lake.\n"),
+        (RayDetrError("s3://lake does not answer."), 1, "error: s3://lake does not answer.\n"),
+        (UsageError("there is nothing at s3://lake."), 2, "error: there is nothing at s3://lake.\n"),
         (BudgetExceeded("6 % of the images are errors."), 3, "error: 6 % of the images are errors.\n"),
         (KeyboardInterrupt(), 130, "interrupted: run the same command again to resume.\n"),
         (SystemExit(2), 2, ""),
@@ -62,7 +62,7 @@ def test_a_bug_keeps_its_traceback() -> None:
 ENDS = """
 import atexit, os, sys, threading, time
 from jobs.exits import run_process
-from pipelines.stopped import WrongUse
+from pipelines.errors import UsageError
 
 class AfterPython:
     def __del__(self):
@@ -85,7 +85,7 @@ run_process(main)
     ("end", "code", "said"),
     [
         ("pass", 0, ""),
-        ("raise WrongUse('no.')", 2, "error: no.\n"),
+        ("raise UsageError('no.')", 2, "error: no.\n"),
         ("sys.exit()", 0, ""),
         ("sys.exit(3)", 3, ""),
         ("sys.exit('no.')", 1, "no.\n"),

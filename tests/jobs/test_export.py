@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.export import main
+from pipelines.errors import RayDetrError
 from pipelines.exports.current import current_query
-from pipelines.stopped import RunStopped
 from pipelines.store import open_store
-from pipelines.table import Detected, Origin, Row, encode, rows_to_table
+from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
 
 NOTHING = Detected([], (), [], [])
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "table.md").read_text()
@@ -94,7 +94,7 @@ def test_what_cannot_be_written_is_wrong_use(table: str, capfd: pytest.CaptureFi
 
 
 def test_what_is_wrong_with_the_world_stops_it(tmp_path: Path) -> None:
-    with pytest.raises(RunStopped, match="has no published rows"):
+    with pytest.raises(RayDetrError, match="has no published rows"):
         main(["--table", str(tmp_path / "other"), "--out", str(tmp_path / "out.parquet")])
 
 

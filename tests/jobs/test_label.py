@@ -17,7 +17,7 @@ from jobs.label import duration, main, report
 from pipelines.labelling.label import LabelConfig, LabelSummary, query_command
 from pipelines.labelling.progress import Progress
 from pipelines.store import StoreOptions
-from pipelines.table import Row
+from pipelines.table.schema import Row
 from tests.pipelines.report.tables import dog_and_cat, publish, row
 
 NEEDED = ["--images", "s3://lake/2026/", "--table", "s3://lake/detections", "--model", "scenes"]
@@ -294,9 +294,9 @@ def test_the_former_name_of_transient_errors_means_the_same(asked: list[LabelCon
     main([*NEEDED, "--retry-errors", name])
 
     assert asked[0].retry_errors == "transient"
-    assert asked[0].decisive()["retry_errors"] == "passing"  # as in the records of unfinished runs
-    assert replace(asked[0], retry_errors="passing").decisive() == asked[0].decisive()
-    assert replace(asked[0], retry_errors="all").decisive() != asked[0].decisive()
+    assert asked[0].resume_identity()["retry_errors"] == "passing"  # as in the records of unfinished runs
+    assert replace(asked[0], retry_errors="passing").resume_identity() == asked[0].resume_identity()
+    assert replace(asked[0], retry_errors="all").resume_identity() != asked[0].resume_identity()
 
 
 def test_the_former_name_is_not_offered(capfd: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from detr.scenes.files import write_scenes
 from pipelines.store import open_store
-from pipelines.table import decode
+from pipelines.table.schema import decode
 from tests.conftest import S3Server
 
 pytestmark = [pytest.mark.s3, pytest.mark.ray, pytest.mark.slow]

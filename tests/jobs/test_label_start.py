@@ -18,7 +18,7 @@ from pipelines.labelling.run import RunRequest, finish_run
 from pipelines.lake.listing import list_objects
 from pipelines.models import identify_model
 from pipelines.store import StoreOptions, open_store
-from pipelines.table import Detected, Origin, Row, rows_to_table
+from pipelines.table.schema import Detected, Origin, Row, rows_to_table
 from tests.pipelines.labelling.runs import start_run
 
 HEAVY = ("torch", "torchvision", "ray", "scipy", "transformers", "boto3", "fsspec", "huggingface_hub")
@@ -93,8 +93,8 @@ def test_a_wrong_model_or_class_is_told_without_torch_and_ray_and_leaves_no_run(
     write_scenes(tmp_path / "lake", 1, 4, sizes={(96, 128): 1})
     line = ["--images", str(tmp_path / "lake"), "--table", str(tmp_path / "table"), "--model", "scenes", *wrong]
     code = (
-        "import sys\nfrom jobs.label import main\nfrom pipelines.stopped import RunStopped\n"
-        "try:\n    main(sys.argv[1:])\nexcept RunStopped as stopped:\n    print(stopped)\n"
+        "import sys\nfrom jobs.label import main\nfrom pipelines.errors import RayDetrError\n"
+        "try:\n    main(sys.argv[1:])\nexcept RayDetrError as stopped:\n    print(stopped)\n"
         f"print([name for name in {HEAVY[:3]} if name in sys.modules])"
     )
 

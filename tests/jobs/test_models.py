@@ -8,8 +8,8 @@ import pytest
 
 from detr.checkpoints.references import EMBEDDED
 from jobs.models import main
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.models import identify_model
-from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import StoreOptions
 from tests.conftest import S3Server
 
@@ -71,7 +71,7 @@ def test_a_copy_in_a_bucket_is_the_same_model(moto: S3Server, capsys: pytest.Cap
 def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
 
-    with pytest.raises(RunStopped, match=r"holds notes\.txt, which is not part of the model\. Give a new folder\."):
+    with pytest.raises(RayDetrError, match=r"holds notes\.txt, which is not part of the model\. Give a new folder\."):
         main(["--download", "scenes", "--out", str(tmp_path)])
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
@@ -81,7 +81,7 @@ def test_another_model_is_not_overwritten(tmp_path: Path) -> None:
     config = (tmp_path / "other" / "config.json").read_text().replace('"detr"', '"table-transformer"')
     (tmp_path / "other" / "config.json").write_text(config)
 
-    with pytest.raises(WrongUse, match=r"holds another config\.json than that of the model\. Give a new folder\."):
+    with pytest.raises(UsageError, match=r"holds another config\.json than that of the model\. Give a new folder\."):
         main(["--download", "scenes", "--out", str(tmp_path / "other")])
     assert (tmp_path / "other" / "config.json").read_text() == config
 
@@ -98,7 +98,7 @@ def test_a_copy_that_something_else_changed_is_not_reported_as_the_model(
     answers = iter([identify_model("scenes", StoreOptions()), found])
     monkeypatch.setattr("pipelines.model_catalog.identify_model", lambda *_: next(answers))
 
-    with pytest.raises(RunStopped, match=r"is not the model scenes@\w{12}: its fingerprint is"):
+    with pytest.raises(RayDetrError, match=r"is not the model scenes@\w{12}: its fingerprint is"):
         main(["--download", "scenes", "--out", str(tmp_path / "out")])
 
 

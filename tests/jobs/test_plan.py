@@ -15,15 +15,15 @@ import detr.checkpoints.checkpoint
 from detr.config import BackboneConfig, DetrConfig
 from detr.model import Detr
 from jobs.plan import main, report, size
-from pipelines.labelling.labelled import labelled_keys
+from pipelines.errors import RayDetrError, SettingsMismatch, UsageError
+from pipelines.labelling.labelled_keys import labelled_keys
 from pipelines.labelling.plan import PlanConfig, PlanSummary, write_plan
 from pipelines.labelling.publish import commit_part
 from pipelines.labelling.run import RunRequest, finish_run
 from pipelines.lake.listing import LakeObject, list_objects
 from pipelines.models import load_model
-from pipelines.stopped import OtherSettings, RunStopped, WrongUse
 from pipelines.store import StoreOptions, open_store
-from pipelines.table import Detected, Origin, Row, encode, rows_to_table, with_settings
+from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table, with_settings
 from tests.pipelines.labelling.runs import start_run
 
 if TYPE_CHECKING:
@@ -125,9 +125,9 @@ def test_the_options_of_label_predict_what_label_would_do(
         (["--classes", "cat=0.3"], "classes all, now cat=0.3"),
         (["--precision", "bf16"], "precision fp32, now bf16"),
     ):
-        with pytest.raises(OtherSettings, match=re.escape(f"with other settings ({difference})")):
+        with pytest.raises(SettingsMismatch, match=re.escape(f"with other settings ({difference})")):
             planned(*more)
-    with pytest.raises(WrongUse, match="'dgo' is not a class of"):
+    with pytest.raises(UsageError, match="'dgo' is not a class of"):
         planned("--classes", "dgo")
 
 
@@ -196,9 +196,9 @@ def test_what_is_wrong_with_the_line_is_wrong_use(lake: Path, table: Store, caps
 
 
 def test_what_is_wrong_with_the_world_stops_it(lake: Path, table: Store, tmp_path: Path) -> None:
-    with pytest.raises(RunStopped, match="there is nothing at"):
+    with pytest.raises(RayDetrError, match="there is nothing at"):
         main(line(tmp_path / "other", table))
-    with pytest.raises(RunStopped, match="no-model"):
+    with pytest.raises(RayDetrError, match="no-model"):
         main(line(lake, table, "--model", str(tmp_path / "no-model")))
 
 

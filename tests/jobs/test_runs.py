@@ -11,15 +11,15 @@ import pytest
 
 from jobs.exits import run as run_command
 from jobs.runs import main
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.labelling.lease import holding
 from pipelines.labelling.manifest import read_shard
 from pipelines.labelling.plan import write_plan
 from pipelines.labelling.publish import commit_part, publish_group
 from pipelines.labelling.run import Run, RunRequest, finish_run
 from pipelines.lake.listing import LakeObject, Listing
-from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import Store, open_store
-from pipelines.table import NO_COLUMNS, Detected, Origin, Row, rows_to_table
+from pipelines.table.schema import NO_COLUMNS, Detected, Origin, Row, rows_to_table
 from tests.pipelines.labelling.runs import start_run
 
 FP32 = '{"precision":"fp32"}'
@@ -109,7 +109,7 @@ def test_json_is_one_document_of_the_same(labelled: Store, capfd: pytest.Capture
 def test_a_damaged_record_stops_it_with_a_sentence(labelled: Store) -> None:
     labelled.put("_runs/_order/0000001.json", b"{")
 
-    with pytest.raises(RunStopped, match=r"_order/0000001\.json is damaged"):
+    with pytest.raises(RayDetrError, match=r"_order/0000001\.json is damaged"):
         main(["--table", labelled.uri])
 
 
@@ -142,7 +142,7 @@ def test_a_verification_that_time_ends_says_its_share_and_goes_on(
     labelled.put("data/night-1-00000.parquet", b"")
     line = ["--table", labelled.uri, "--verify", "--max-minutes", "1e-9"]
 
-    with pytest.raises(RunStopped, match="is not whole: 1 finding"):
+    with pytest.raises(RayDetrError, match="is not whole: 1 finding"):
         main(line)
     assert capfd.readouterr().out.splitlines()[1:] == [
         "verified: 1 of 2 files, 3 of 6 images (50.0%). The next --verify with --max-minutes goes on from there"
@@ -152,7 +152,7 @@ def test_a_verification_that_time_ends_says_its_share_and_goes_on(
         "verified: 2 of 2 files, 6 of 6 images (100.0%); earlier parts of this verification had 1 finding. "
         "The next --verify with --max-minutes goes on with the search for second rows"
     ]
-    with pytest.raises(RunStopped, match="is not whole: 1 finding"):
+    with pytest.raises(RayDetrError, match="is not whole: 1 finding"):
         main(line)
 
 
@@ -195,7 +195,7 @@ def test_where_no_run_is_unfinished_nothing_is_abandoned(table: Store, capfd: py
     finish(table, "night-1")
     main(["--table", table.uri, "--abandon", "night-1"])
     assert capfd.readouterr().out == f"nothing to abandon: run night-1 of table {table.uri} has ended\n"
-    with pytest.raises(RunStopped, match="has no run night-2"):
+    with pytest.raises(RayDetrError, match="has no run night-2"):
         main(["--table", table.uri, "--abandon", "night-2"])
 
 
@@ -232,5 +232,5 @@ def test_what_is_wrong_with_the_line_is_wrong_use(
 
 @pytest.mark.parametrize("more", [[], ["--json"], ["--verify"]])
 def test_a_table_that_is_not_there_is_refused(tmp_path: Path, more: list[str]) -> None:
-    with pytest.raises(WrongUse, match=r"there is no table at file://.*/typo: it has neither runs nor rows"):
+    with pytest.raises(UsageError, match=r"there is no table at file://.*/typo: it has neither runs nor rows"):
         main(["--table", str(tmp_path / "typo"), *more])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from jobs.scenes import main
-from pipelines.stopped import RunStopped
+from pipelines.errors import RayDetrError
 
 
 def test_the_command_writes_the_scenes_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,7 +63,7 @@ def test_a_folder_that_cannot_be_made_stops_the_command_with_a_sentence(tmp_path
     (tmp_path / "file").write_bytes(b"")
 
     with pytest.raises(
-        RunStopped, match=r"cannot write scenes to .*/file/set: .*Not a directory.*Run the same command again"
+        RayDetrError, match=r"cannot write scenes to .*/file/set: .*Not a directory.*Run the same command again"
     ):
         main(["--out", str(tmp_path / "file" / "set"), "--count", "1"])
 

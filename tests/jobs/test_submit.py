@@ -203,10 +203,10 @@ def test_wrong_use_is_refused_before_a_cluster_is_asked(
 
 
 def test_a_cluster_that_does_not_answer_is_named() -> None:
-    from pipelines.stopped import RunStopped
+    from pipelines.errors import RayDetrError
 
     with pytest.raises(
-        RunStopped,
+        RayDetrError,
         match=r"no Ray job server answers at http://127\.0\.0\.1:9: .*[^.]\. Give .*--address http://HEAD:8265",
     ):
         main(["--address", "http://127.0.0.1:9", "--slot", "1", "--", "runs", "--table", "t"])

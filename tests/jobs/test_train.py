@@ -16,10 +16,10 @@ import pytest
 
 from jobs.exits import run
 from jobs.train import main, report
-from pipelines.stopped import RunStopped
-from pipelines.training.board import TrainProgress
+from pipelines.errors import RayDetrError
 from pipelines.training.config import TrainConfig
 from pipelines.training.recipe import RECIPES
+from pipelines.training.run_status import TrainProgress
 from pipelines.training.train import TrainSummary
 
 ROOT = Path(__file__).parents[2]
@@ -221,7 +221,7 @@ def test_stages_and_notes_go_to_standard_error_and_a_stopped_run_ends_with_1(
     ) -> TrainSummary:
         on_progress(TrainProgress("starting workers"))
         say("few images")
-        raise RunStopped("the store is gone.")
+        raise RayDetrError("the store is gone.")
 
     monkeypatch.setattr("pipelines.training.train.train", train)
     with (tmp_path / "stderr").open("w") as stream, monkeypatch.context() as patched:

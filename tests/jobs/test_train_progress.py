@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs.train_progress import line, shown_training
-from pipelines.training.board import TrainProgress
+from pipelines.training.run_status import TrainProgress
 
 HALF = TrainProgress(
     "train", epoch=1, epochs=12, step=1_500, steps_done=500, steps=1_000, workers=2, images_per_second=31.26,

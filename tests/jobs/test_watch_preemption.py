@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jobs.watch_preemption import main
-from pipelines.stopped import RunStopped
+from pipelines.errors import RayDetrError
 from pipelines.training import instance_metadata, preemption
 from pipelines.training.instance_metadata import Notice
 
@@ -57,5 +57,5 @@ def test_wrong_use_is_refused(line: list[str], capsys: pytest.CaptureFixture[str
 
 
 def test_a_machine_that_is_not_in_a_cloud_is_refused() -> None:
-    with pytest.raises(RunStopped, match=r"no metadata service answers at http://127\.0\.0\.1:1 "):
+    with pytest.raises(RayDetrError, match=r"no metadata service answers at http://127\.0\.0\.1:1 "):
         main(["--metadata-url", "http://127.0.0.1:1"])

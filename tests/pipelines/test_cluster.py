@@ -28,7 +28,7 @@ from pipelines.cluster import (
     remote_sentence,
     wait_for_pool,
 )
-from pipelines.stopped import RunStopped
+from pipelines.errors import RayDetrError
 
 LAPTOP: Mapping[str, float] = {"CPU": 8, "memory": 1e10}
 GPU_HOST: Mapping[str, float] = {"CPU": 16, "GPU": 4}
@@ -48,7 +48,7 @@ def test_more_at_most_than_there_is_stays_so_because_the_cluster_may_grow() -> N
 
 
 def test_more_at_least_than_there_is_is_refused_with_the_figures() -> None:
-    with pytest.raises(RunStopped) as stopped:
+    with pytest.raises(RayDetrError) as stopped:
         choose_pool([GPU_HOST, LAPTOP], 5, None, device="auto")
 
     assert str(stopped.value) == (
@@ -67,7 +67,7 @@ def test_a_gpu_without_a_core_beside_it_is_no_room() -> None:
     nodes = [{"CPU": 2, "GPU": 4}]
 
     assert choose_pool(nodes, None, None, device="auto") == Pool(least=1, most=2, cpus=1, gpus=1, threads=1)
-    with pytest.raises(RunStopped, match="3 actors do not fit"):
+    with pytest.raises(RayDetrError, match="3 actors do not fit"):
         choose_pool(nodes, 3, None, device="auto")
 
 
@@ -95,12 +95,14 @@ def test_what_is_left_over_of_a_node_is_no_room() -> None:
 
 
 def test_gpus_that_are_asked_for_and_not_there_are_refused() -> None:
-    with pytest.raises(RunStopped, match=r"device cuda was asked for, but no node .* has a GPU: 1 node, 8 CPU, 0 GPU"):
+    with pytest.raises(
+        RayDetrError, match=r"device cuda was asked for, but no node .* has a GPU: 1 node, 8 CPU, 0 GPU"
+    ):
         choose_pool([LAPTOP], None, None, device="cuda")
 
 
 def test_a_cluster_without_any_core_is_refused() -> None:
-    with pytest.raises(RunStopped) as stopped:
+    with pytest.raises(RayDetrError) as stopped:
         choose_pool([{"memory": 1e9}], None, None, device="auto")
 
     assert str(stopped.value) == (
@@ -115,7 +117,7 @@ def test_an_address_where_nobody_listens_is_told_at_once(scheme: str) -> None:
         _check_answers(address)
     began = time.monotonic()
 
-    with pytest.raises(RunStopped, match=rf"^no Ray cluster answers at {address} \(.*refused\)\. Start it, or unset"):
+    with pytest.raises(RayDetrError, match=rf"^no Ray cluster answers at {address} \(.*refused\)\. Start it, or unset"):
         _check_answers(address)
 
     assert time.monotonic() - began < 5
@@ -140,7 +142,7 @@ def test_hosts_are_machines_that_live(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_local_folder_is_refused_on_several_machines(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     nodes_of(monkeypatch, "10.0.0.1", "10.0.0.2")
 
-    with pytest.raises(RunStopped) as stopped:
+    with pytest.raises(RayDetrError) as stopped:
         refuse_local(["s3://lake/images", folder], are_shared=False)
 
     assert str(stopped.value) == (
@@ -178,7 +180,7 @@ def test_a_cluster_is_given_by_the_environment_or_by_a_connection(monkeypatch: p
 
 # what Ray 2.60 says of an actor whose class is not to be found on its node, shortened
 NO_PACKAGE = (
-    "The actor died because of an error raised in its creation task, \x1b[36mray::MapWorker(Map(LabelShard)).__init__()"
+    "The actor died because of an error raised in its creation task, \x1b[36mray::MapWorker(Map(ShardActor)).__init__()"
     "\x1b[39m (pid=11951, ip=10.0.0.7, actor_id=0b9d4d1e, repr=MapWorker(<initializing>))\n"
     "  At least one of the input arguments for this task could not be computed:\n"
     "ray.exceptions.RaySystemError: System error: No module named 'pipelines'\ntraceback: Traceback (most recent call "
@@ -222,7 +224,9 @@ def test_a_local_ray_that_does_not_start_is_a_sentence(monkeypatch: pytest.Monke
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setattr(ray, "init", init)
 
-    with pytest.raises(RunStopped, match=r"a local Ray could not be started: The current node timed out .* less busy"):
+    with pytest.raises(
+        RayDetrError, match=r"a local Ray could not be started: The current node timed out .* less busy"
+    ):
         _connect(verbose=True)
 
 
@@ -236,7 +240,7 @@ def test_a_missing_token_is_called_that(monkeypatch: pytest.MonkeyPatch, address
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_ADDRESS", address or "")
 
-    with pytest.raises(RunStopped) as stopped:
+    with pytest.raises(RayDetrError) as stopped:
         _connect(verbose=True)
 
     assert str(stopped.value) == (
@@ -333,7 +337,7 @@ def test_waiting_for_nodes_ends_when_it_is_given_up(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("pipelines.cluster.node_resources", cluster.look)
     given_up = threading.Event()
 
-    with pytest.raises(RunStopped, match="waiting for nodes was given up"):
+    with pytest.raises(RayDetrError, match="waiting for nodes was given up"):
         wait_for_pool(3, None, device="auto", minutes=60, on_wait=given_up.set, is_given_up=given_up)
 
     assert cluster.requests[-1] == []

@@ -14,10 +14,10 @@ import detr.checkpoints.checkpoint
 from detr.classes import Category
 from detr.config import BackboneConfig, DetrConfig
 from detr.model import Detr
-from pipelines import identities, models
-from pipelines.identities import Identified, identify_by_loading
+from pipelines import model_fingerprints, models
+from pipelines.errors import RayDetrError
+from pipelines.model_fingerprints import Identified, identify_by_loading
 from pipelines.models import identify_model, load_model, short_name
-from pipelines.stopped import RunStopped
 from pipelines.store import Store, StoreOptions, open_store
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def test_a_download_that_broke_off_is_not_taken_for_the_model(
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "write_bytes", full)
-        with pytest.raises(RunStopped, match=r"cannot be kept on this machine: .*No space left .* XDG_CACHE_HOME"):
+        with pytest.raises(RayDetrError, match=r"cannot be kept on this machine: .*No space left .* XDG_CACHE_HOME"):
             load_model(uri, moto.options())
 
     assert load_model(uri, moto.options())[1].sha256 == load_model(str(tmp_path / "one"), StoreOptions())[1].sha256
@@ -142,11 +142,11 @@ def test_a_download_that_broke_off_is_not_taken_for_the_model(
 def test_a_place_without_a_model_is_refused_in_one_sentence(tmp_path: Path, moto: S3Server) -> None:
     uri = f"{moto.bucket()}/nothing"
 
-    with pytest.raises(RunStopped, match="nothing"):
+    with pytest.raises(RayDetrError, match="nothing"):
         load_model(uri, moto.options())
-    with pytest.raises(RunStopped, match=r"the model cannot be fetched: .*no-such-bucket"):
+    with pytest.raises(RayDetrError, match=r"the model cannot be fetched: .*no-such-bucket"):
         load_model("s3://no-such-bucket/model", moto.options())
-    with pytest.raises(RunStopped, match="not-here"):
+    with pytest.raises(RayDetrError, match="not-here"):
         load_model(str(tmp_path / "not-here"), StoreOptions())
 
 
@@ -163,7 +163,7 @@ def test_a_model_is_identified_as_it_is_loaded_without_a_process(
 ) -> None:
     uri = f"{moto.bucket()}/ours"
     upload(open_store(uri, moto.options()), saved(tmp_path / "ours"))
-    monkeypatch.setattr(identities, "_ask", forbidden)
+    monkeypatch.setattr(model_fingerprints, "_ask", forbidden)
 
     assert (
         identify_model(str(tmp_path / "ours"), StoreOptions()) == load_model(str(tmp_path / "ours"), StoreOptions())[1]
@@ -176,11 +176,11 @@ def test_a_model_is_identified_as_it_is_loaded_without_a_process(
 def test_a_model_that_is_not_there_is_refused_without_a_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(identities, "_ask", forbidden)
+    monkeypatch.setattr(model_fingerprints, "_ask", forbidden)
 
-    with pytest.raises(RunStopped, match="not-here: there is no such file or directory"):
+    with pytest.raises(RayDetrError, match="not-here: there is no such file or directory"):
         identify_model(str(tmp_path / "not-here"), StoreOptions())
-    with pytest.raises(RunStopped, match=r"^model: the address s3://bucket/model carries a password"):
+    with pytest.raises(RayDetrError, match=r"^model: the address s3://bucket/model carries a password"):
         identify_model("s3://key:secret@bucket/model", StoreOptions())
 
 
@@ -189,7 +189,7 @@ def test_a_pickled_model_is_identified_by_a_process_of_its_own(tmp_path: Path) -
     folder = saved(tmp_path / "ours")
     torch.save(load_model(str(folder), StoreOptions())[0].state_dict(), tmp_path / "detr-r50.pth")
 
-    with pytest.raises(RunStopped, match=r"^checkpoint .*detr-r50\.pth: .* It is not a DETR of this configuration"):
+    with pytest.raises(RayDetrError, match=r"^checkpoint .*detr-r50\.pth: .* It is not a DETR of this configuration"):
         identify_model(str(tmp_path / "detr-r50.pth"), StoreOptions())
 
     weights = load_file(folder / "model.safetensors")
@@ -208,8 +208,8 @@ def test_what_a_process_found_is_remembered_for_as_long_as_the_file_is_the_same(
         asked.append(place)
         return Identified(f"{len(asked)}" * 64, (Category(7, "cat"),))
 
-    monkeypatch.setattr(identities, "_ask", ask)
-    monkeypatch.setattr(identities, "SETTLED_SECONDS", 0.0)
+    monkeypatch.setattr(model_fingerprints, "_ask", ask)
+    monkeypatch.setattr(model_fingerprints, "SETTLED_SECONDS", 0.0)
     pth.write_bytes(b"one")
 
     first = identify_by_loading(pth, cache=cache)
@@ -224,7 +224,7 @@ def test_what_a_process_found_is_remembered_for_as_long_as_the_file_is_the_same(
     pth.rename(tmp_path / "detr-r50-dc5.pth")  # the name decides which network it is
     assert identify_by_loading(tmp_path / "detr-r50-dc5.pth", cache=cache).sha256 == "3" * 64
 
-    monkeypatch.setattr(identities, "_code", lambda: "another version")
+    monkeypatch.setattr(model_fingerprints, "_code", lambda: "another version")
     assert identify_by_loading(tmp_path / "detr-r50-dc5.pth", cache=cache).sha256 == "4" * 64
 
     for entry in cache.iterdir():
@@ -243,11 +243,11 @@ def test_what_a_process_found_of_a_file_that_may_be_changing_is_not_remembered(
         pth.write_bytes(b"another")
         return Identified("1" * 64, ())
 
-    monkeypatch.setattr(identities, "_ask", ask)
+    monkeypatch.setattr(model_fingerprints, "_ask", ask)
     identify_by_loading(pth, cache=cache)  # it is younger than two seconds
     assert not cache.exists()
 
-    monkeypatch.setattr(identities, "SETTLED_SECONDS", 0.0)
+    monkeypatch.setattr(model_fingerprints, "SETTLED_SECONDS", 0.0)
     identify_by_loading(pth, cache=cache)  # it changed while it was loaded
     assert not cache.exists()
     assert len(asked) == 2
@@ -258,14 +258,16 @@ def test_where_nothing_can_be_kept_a_model_is_identified_all_the_same(
 ) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "model.pth").touch()
-    monkeypatch.setattr(identities, "_ask", lambda _place: Identified("1" * 64, ()))
-    monkeypatch.setattr(identities, "SETTLED_SECONDS", 0.0)
+    monkeypatch.setattr(model_fingerprints, "_ask", lambda _place: Identified("1" * 64, ()))
+    monkeypatch.setattr(model_fingerprints, "SETTLED_SECONDS", 0.0)
 
     assert identify_by_loading(tmp_path / "model.pth", cache=tmp_path / "file").sha256 == "1" * 64
 
 
 def test_a_process_that_dies_is_told_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(identities, "_CHILD", "import os; os._exit(9)")
+    monkeypatch.setattr(model_fingerprints, "_CHILD", "import os; os._exit(9)")
 
-    with pytest.raises(RunStopped, match=r"^the process that loaded /m\.pth on this machine ended with 9: not enough"):
-        identities._ask("/m.pth")
+    with pytest.raises(
+        RayDetrError, match=r"^the process that loaded /m\.pth on this machine ended with 9: not enough"
+    ):
+        model_fingerprints._ask("/m.pth")

@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.errors import RayDetrError
 from pipelines.parquet_files import open_bytes, open_object, parquet_of, stored_schema
-from pipelines.stopped import RunStopped
 from pipelines.store import Store, StoreDown, memory_store
 
 TABLE = pa.table({"a": list(range(1000)), "b": [f"text {number * 7919 % 1000}" for number in range(1000)]})
@@ -48,13 +48,13 @@ def test_an_object_that_is_shorter_than_listed_is_damaged() -> None:
     store = memory_store()
     store.put("x.parquet", parquet())
 
-    with pytest.raises(RunStopped, match=r"^memory://store/x\.parquet is damaged: it cannot be read as Parquet \("):
+    with pytest.raises(RayDetrError, match=r"^memory://store/x\.parquet is damaged: it cannot be read as Parquet \("):
         open_object(store, "x.parquet", len(parquet()) + 100)
 
 
 def test_damage_that_shows_while_reading_is_told_in_the_same_sentence() -> None:
     with (
-        pytest.raises(RunStopped, match=r"^x is damaged: it cannot be read as Parquet \(no column\)\.$"),
+        pytest.raises(RayDetrError, match=r"^x is damaged: it cannot be read as Parquet \(no column\)\.$"),
         parquet_of("x"),
     ):
         raise pa.ArrowInvalid("no\n column")

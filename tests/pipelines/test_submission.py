@@ -12,7 +12,7 @@ import requests
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from pipelines import submission
-from pipelines.stopped import RunStopped
+from pipelines.errors import RayDetrError
 
 
 class Cluster:
@@ -92,5 +92,5 @@ def test_an_output_that_cannot_be_written_ends_following(
     "refusal", [requests.ConnectionError("gone"), ValueError("directory nowhere must be an existing directory")]
 )
 def test_whatever_keeps_a_job_from_being_submitted_is_a_sentence(refusal: Exception) -> None:
-    with pytest.raises(RunStopped, match=f"the cluster refuses job label-1: {refusal}"):
+    with pytest.raises(RayDetrError, match=f"the cluster refuses job label-1: {refusal}"):
         submission.submit_once(client(refusal), ["true"], job="label", slot="1")

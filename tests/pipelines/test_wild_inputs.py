@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.errors import RayDetrError
 from pipelines.evaluation.evaluate import evaluate_results, evaluate_table
 from pipelines.lake.listing import LakeObject, list_objects
 from pipelines.shards.reader import read_index
 from pipelines.shards.rows import coco_json
 from pipelines.shards.sharding import ShardConfig, shard
-from pipelines.stopped import RunStopped
 from pipelines.store import open_store
-from pipelines.table import Detected, Origin, Row, encode, rows_to_table
+from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
 
 FOLDER = Path(__file__).parents[3] / "shared" / "data" / "wild"
 
@@ -89,7 +89,7 @@ def test_annotations_are_sharded_and_come_back(name: str, report: dict[str, int]
     ],
 )
 def test_annotations_that_cannot_be_trained_on_are_refused(name: str, sentence: str, tmp_path: Path) -> None:
-    with pytest.raises(RunStopped, match=sentence):
+    with pytest.raises(RayDetrError, match=sentence):
         shard(sharded(name, tmp_path))
 
 

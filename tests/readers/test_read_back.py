@@ -23,7 +23,7 @@ from pycocotools.coco import COCO
 
 from pipelines.exports.export import ExportConfig, export
 from pipelines.store import open_store
-from pipelines.table import Detected, Origin, Row, encode, rows_to_table
+from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
 
 Boxes = Mapping[str, Sequence[Sequence[Any]]]
 

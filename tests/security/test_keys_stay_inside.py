@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.errors import RayDetrError
 from pipelines.labelling.run import latest_run, read_end
 from pipelines.lake.listing import list_objects
-from pipelines.stopped import RunStopped
 from pipelines.store import NotFound, StoreError, open_store
 
 OUTSIDE = ["../outside", "data/../../outside", "..", "data/..", "../store/../outside", "./../outside"]
@@ -73,7 +73,7 @@ def test_a_run_of_such_a_name_is_a_damaged_record(folder: Path, run_id: str) -> 
     }  # fmt: skip
     store.put("_runs/_order/0000001.json", json.dumps(record).encode())
 
-    with pytest.raises(RunStopped, match="is damaged"):
+    with pytest.raises(RayDetrError, match="is damaged"):
         latest_run(store)
 
 

@@ -14,12 +14,12 @@ import torch
 
 from detr.checkpoints.checkpoint import load, save
 from jobs.exits import run
+from pipelines.errors import RayDetrError
 from pipelines.labelling.labeler_spec import LabelerSpec, build_detector
-from pipelines.stopped import RunStopped
 from pipelines.store import StoreOptions
 from pipelines.training.config import TrainConfig
+from pipelines.training.initial_checkpoint import initial_model
 from pipelines.training.recipe import RECIPES
-from pipelines.training.start import initial_model
 from tests.conftest import S3Server
 
 SENTENCE = "holds more than tensors (posix.system)"
@@ -75,7 +75,7 @@ def test_an_actor_refuses_it(bomb: Path, model: str) -> None:
         precision="auto", threads=1, max_pixels=1, image_options=StoreOptions(), table_options=StoreOptions(),
     )  # fmt: skip
 
-    with pytest.raises(RunStopped) as stopped:
+    with pytest.raises(RayDetrError) as stopped:
         build_detector(spec)
 
     assert SENTENCE in str(stopped.value)
@@ -90,7 +90,7 @@ def test_a_training_refuses_to_begin_with_it(bomb: Path, option: str) -> None:
         replace(start, network=None, finetune=file) if option == "finetune" else replace(start, backbone_weights=file)
     )
 
-    with pytest.raises(RunStopped) as stopped:
+    with pytest.raises(RayDetrError) as stopped:
         initial_model(config, load("scenes").config.categories, say=lambda _: None)
 
     assert "holds more than tensors" in str(stopped.value)

@@ -19,10 +19,10 @@ import pipelines.shards.sharding
 import pipelines.store.web
 from jobs.exits import run
 from pipelines.clock import SystemClock
+from pipelines.errors import LeaseHeld, RayDetrError
 from pipelines.labelling.label import LabelConfig
 from pipelines.labelling.lease import holding
 from pipelines.labelling.run import RunRequest
-from pipelines.stopped import LeaseHeld, RunStopped
 from pipelines.store import open_store
 from tests.pipelines.labelling.runs import start_run
 from tests.security.conftest import (
@@ -175,12 +175,12 @@ def test_the_record_of_a_run_and_what_is_said_of_another_configuration(folder: P
     def begin(signed: str, threshold: float) -> None:
         images = (f"https://user:{PASSWORD}@host/list.csv?{signed}",)
         config = LabelConfig(images, str(folder / "table"), "scenes", threshold=threshold)
-        request = RunRequest("m@1", "1", config.decisive(), shard_images=4, versions={})
+        request = RunRequest("m@1", "1", config.resume_identity(), shard_images=4, versions={})
         start_run(table, request, now=datetime(2026, 11, 26, tzinfo=UTC), tail="a1b2")
 
     begin(SIGNED, 0.5)
     begin(SIGNED.replace("77", "88"), 0.5)  # signed anew, it is the same list
-    with pytest.raises(RunStopped, match="another configuration") as refused:
+    with pytest.raises(RayDetrError, match="another configuration") as refused:
         begin(SIGNED, 0.1)
 
     assert leaked(told(refused.value)) == set()

@@ -10,8 +10,8 @@ from typing import Literal
 import pytest
 
 from jobs.plan import main as plan
+from pipelines.errors import RayDetrError
 from pipelines.labelling.label import LabelConfig
-from pipelines.stopped import RunStopped
 from pipelines.store import Store, StoreError, StoreOptions, open_store
 from tests.security.conftest import KEY_ID, Gossip, planted
 
@@ -187,7 +187,7 @@ def test_a_command_asks_the_server_of_images_and_that_of_the_table_as_two_users(
         f"--table-endpoint {table_endpoint} --table-profile us --table-region eu-west-2"
     )
 
-    with pytest.raises(RunStopped):
+    with pytest.raises(RayDetrError):
         plan(line.format(gossip=gossip.endpoint, folder=tmp_path).split())
 
     assert scopes(dict(gossip.requests)) == {who}

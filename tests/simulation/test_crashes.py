@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipelines.stopped import RunStopped
+from pipelines.errors import RayDetrError
 from pipelines.store import StoreError
 from tests.pipelines.labelling.runs import begin_as_an_earlier_release
 from tests.simulation.world import Crash, Fault, World, Writer, check_whole, small_segments
@@ -46,7 +46,7 @@ def run_until_finished(world: World, writer: Writer) -> None:
             writer.start()
         except Crash:
             continue
-        except (RunStopped, StoreError):
+        except (RayDetrError, StoreError):
             continue  # a sentence, and the same command again
         writer.start()  # as the next night: it finds nothing to do, and clears up
         return
@@ -92,7 +92,7 @@ def test_a_call_that_always_fails_ends_in_a_sentence_and_is_finished_when_it_wor
         for _ in range(2):
             try:
                 writer.start()
-            except (Crash, RunStopped, StoreError):
+            except (Crash, RayDetrError, StoreError):
                 continue
         world.before_call = lambda _writer, _call: None
         try:
@@ -119,7 +119,7 @@ def test_a_seal_that_fails_anywhere_is_completed_by_a_start_that_does_not_ask_fo
             writer.start(new_run=True)
             if world.calls < calls + place:
                 return  # the whole start without a failure
-        except (Crash, RunStopped, StoreError):
+        except (Crash, RayDetrError, StoreError):
             pass
         try:
             run_until_finished(world, writer)

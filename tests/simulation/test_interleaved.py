@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from pipelines.stopped import RunStopped
+from pipelines.errors import RayDetrError
 from pipelines.store import StoreError
 from tests.simulation.turns import Turns
 from tests.simulation.world import Fault, World, Writer, check_whole, small_segments
@@ -58,7 +58,7 @@ def run_legs(legs: Sequence[Leg], sealing: frozenset[str], changes: bool) -> Wor
 
     def work(writer: Writer) -> None:
         turns.wait(writer.name)
-        with suppress(RunStopped, StoreError):  # sealed by another, with a sentence
+        with suppress(RayDetrError, StoreError):  # sealed by another, with a sentence
             writer.start(new_run=writer.name in sealing)
 
     world.before_call = before

@@ -18,11 +18,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.labelling.cutting import Selection
 from pipelines.labelling.run import find_unfinished, list_runs
-from pipelines.stopped import RunStopped, WrongUse
-from pipelines.store import Entry
-from pipelines.table import TRANSIENT_KINDS
+from pipelines.store import StoreEntry
+from pipelines.table.schema import TRANSIENT_KINDS
 from tests.pipelines.labelling.runs import begin_as_an_earlier_release
 from tests.simulation.world import Crash, Fault, World, Writer, small_segments
 
@@ -79,7 +79,9 @@ class Table(RuleBasedStateMachine):
         known = self.thresholds(model)
         if known and threshold not in known and not relabel:
             before = self.without_parts()
-            with pytest.raises(WrongUse, match=rf"labelled by {model} with other settings \(threshold 0\..*--relabel"):
+            with pytest.raises(
+                UsageError, match=rf"labelled by {model} with other settings \(threshold 0\..*--relabel"
+            ):
                 self.writer(model, threshold).start(new_run=new_run, selection=selection)
             assert self.without_parts() == before
             return
@@ -115,7 +117,7 @@ class Table(RuleBasedStateMachine):
             self.writer(model, threshold, relabels=True).start(new_run=new_run)
         except Crash:
             self.put(uri, version)
-        except RunStopped as stopped:
+        except RayDetrError as stopped:
             assert "used another configuration (" in str(stopped)  # noqa: PT017 - one of three ways
         finally:
             self.world.before_call = lambda _writer, _call: None
@@ -143,7 +145,7 @@ class Table(RuleBasedStateMachine):
             return  # it is not resumed, whoever asks
         before = list(self.world.objects.list())
         with pytest.raises(
-            RunStopped, match=rf"the unfinished run {run.run_id} used another configuration \(.*now"
+            RayDetrError, match=rf"the unfinished run {run.run_id} used another configuration \(.*now"
         ) as stopped:
             self.writer(model, threshold).start()
         assert ("model detr@" in str(stopped.value)) == other_model
@@ -168,7 +170,7 @@ class Table(RuleBasedStateMachine):
         self.world.clock.seconds += 1
         return Writer(self.world, model=model, threshold=threshold, relabels=relabels)
 
-    def without_parts(self) -> list[Entry]:
+    def without_parts(self) -> list[StoreEntry]:
         """Return all objects but the parts of ended runs: each start removes those that a dead one has left."""
         return [entry for entry in self.world.objects.list() if "/parts/" not in entry.key]
 

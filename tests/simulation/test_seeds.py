@@ -15,10 +15,10 @@ from random import Random
 
 import pytest
 
+from pipelines.errors import RayDetrError
 from pipelines.labelling.lease import LEASE_SECONDS
 from pipelines.labelling.run import find_unfinished
 from pipelines.labelling.verify import verify_table
-from pipelines.stopped import RunStopped
 from pipelines.store import StoreError
 from tests.pipelines.labelling.runs import begin_as_an_earlier_release
 from tests.simulation.turns import Turns
@@ -65,7 +65,7 @@ def simulate(seed: int) -> World:
     def work(writer: Writer) -> None:
         for _ in range(STARTS):
             turns.wait(writer.name)  # what a start draws and when it begins is of the seed, too
-            with suppress(Crash, RunStopped, StoreError):
+            with suppress(Crash, RayDetrError, StoreError):
                 writer.start(new_run=random.random() < 0.15)
 
     world.before_call = before

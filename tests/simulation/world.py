@@ -27,9 +27,9 @@ from pipelines.labelling.run import Run, RunRequest, find_unfinished, list_runs
 from pipelines.labelling.settings import settings_text
 from pipelines.labelling.verify import verify_table
 from pipelines.lake.listing import LakeObject, Listing
-from pipelines.store import Blob, Entry, NotFound, StoreDown
+from pipelines.store import Blob, NotFound, StoreDown, StoreEntry
 from pipelines.store.memory import MemoryStore
-from pipelines.table import ERROR_KINDS, NO_COLUMNS, Detected, Origin, Row, decode, rows_to_table
+from pipelines.table.schema import ERROR_KINDS, NO_COLUMNS, Detected, Origin, Row, decode, rows_to_table
 
 SEGMENT_SHARDS = 6  # so that 20 shards are four segments
 
@@ -154,12 +154,12 @@ class WriterStore:
     def __init__(self, world: World, writer: str) -> None:
         self._world, self._writer, self.uri = world, writer, world.objects.uri
 
-    def list(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
+    def list(self, prefix: str = "", after: str | None = None) -> Iterator[StoreEntry]:
         found = self._call(f"list {prefix}", lambda: list(self._world.objects.list(prefix, after)))
         yield from found
 
-    def head(self, key: str) -> Entry:
-        found: Entry = self._call(f"head {key}", lambda: self._world.objects.head(key))
+    def head(self, key: str) -> StoreEntry:
+        found: StoreEntry = self._call(f"head {key}", lambda: self._world.objects.head(key))
         return found
 
     def get(self, key: str, *, most_bytes: int | None = None) -> Blob:

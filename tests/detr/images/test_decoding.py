@@ -17,6 +17,7 @@ from PIL import Image
 from PIL.AvifImagePlugin import AvifImageFile
 from safetensors.torch import load_file
 
+from detr.images import pillow
 from detr.images.decoding import (
     TooExtreme,
     TruncatedImage,
@@ -553,3 +554,8 @@ def test_resized_pixels_are_pillows_up_and_down(height: int, width: int) -> None
         resized = resize(image, height, width).permute(1, 2, 0).numpy()
 
         assert np.abs(resized.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("mode", pillow.EIGHT_BITS)
+def test_every_mode_of_eight_bits_becomes_rgb(mode: str) -> None:
+    assert pillow.to_rgb(Image.new(mode, (3, 2)), None).shape == (2, 3, 3)

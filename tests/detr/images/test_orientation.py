@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from detr.images.orientation import turn_back
+from detr.images.orientation import to_stored_orientation
 
 BOX = (5, 2, 11, 6)  # xyxy on the picture as stored, which is 20 wide and 12 high
 ORIENTATION = 274
@@ -31,19 +31,19 @@ def test_a_box_of_the_upright_picture_is_found_again_on_the_stored_one(orientati
     assert stored.getbbox() == BOX
     seen = torch.tensor([upright.getbbox()], dtype=torch.float64)
 
-    turned = turn_back(seen, upright.height, upright.width, orientation)
+    turned = to_stored_orientation(seen, upright.height, upright.width, orientation)
 
     assert turned.tolist() == [list(BOX)]
     assert (upright.height, upright.width) == ((20, 12) if orientation >= 5 else (12, 20))
 
 
 def test_boxes_may_be_none_and_may_reach_outside() -> None:
-    assert turn_back(torch.empty(0, 4), 20, 12, 6).shape == (0, 4)
+    assert to_stored_orientation(torch.empty(0, 4), 20, 12, 6).shape == (0, 4)
     # orientation 6: the stored picture was turned clockwise, so its left is the upright one's top
-    assert turn_back(torch.tensor([-1.0, -2.0, 13.0, 21.0]), 20, 12, 6).tolist() == [-2.0, -1.0, 21.0, 13.0]
+    assert to_stored_orientation(torch.tensor([-1.0, -2.0, 13.0, 21.0]), 20, 12, 6).tolist() == [-2.0, -1.0, 21.0, 13.0]
 
 
 @pytest.mark.parametrize("orientation", [0, 9])
 def test_what_is_no_orientation_is_refused(orientation: int) -> None:
     with pytest.raises(ValueError, match=f"orientation {orientation} is not in 1..8"):
-        turn_back(torch.zeros(1, 4), 20, 12, orientation)
+        to_stored_orientation(torch.zeros(1, 4), 20, 12, orientation)

@@ -1,9 +1,12 @@
 """TIFF files written tag by tag: the damage that Pillow would warn of, or show half of."""
 
 import struct
+from io import BytesIO
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from detr.images.decoding import ImageError, decode, read_header
 
@@ -101,3 +104,20 @@ def test_a_canon_raw_file_is_unsupported() -> None:
     data[8:10] = b"CR"
 
     assert kind_of(bytes(data)) == "unsupported"
+
+
+@pytest.mark.parametrize(
+    ("mode", "premultiplied", "colours"), [("LA", (64, 128), 127.5), ("RGBA", (64, 64, 64, 128), 127.5)]
+)
+def test_colours_that_are_premultiplied_by_alpha_are_divided_by_it(
+    mode: str, premultiplied: tuple[int, ...], colours: float
+) -> None:
+    file = BytesIO()
+    Image.new(mode, (4, 4), premultiplied).save(file, "TIFF")
+    unassociated, associated = (struct.pack("<HHIHH", 338, 3, 1, value, 0) for value in (2, 1))  # tag ExtraSamples
+    assert file.getvalue().count(unassociated) == 1
+
+    decoded = decode(file.getvalue().replace(unassociated, associated))
+
+    assert torch.allclose(decoded.float(), torch.tensor(colours), atol=1)
+    assert decode(file.getvalue())[0, 0, 0] == 64

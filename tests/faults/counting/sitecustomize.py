@@ -39,10 +39,10 @@ class _Counting(importlib.abc.MetaPathFinder):
 def _count(module: Any) -> None:
     label = module.Labeler.label
 
-    def counted(self: Any, shard: int) -> Any:
+    def counted(self: Any, shard: int, **options: Any) -> Any:
         with Path(os.environ["FAULTS_WORK"]).open("a", encoding="ascii") as file:  # one short write: appended whole
             file.write(f"{self._run_id} {shard} {os.getpid()} {os.uname().nodename}\n")
-        return label(self, shard)
+        return label(self, shard, **options)
 
     module.Labeler.label = counted
 

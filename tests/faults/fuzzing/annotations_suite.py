@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from detr.evaluation.average_precision import average_precision
 from pipelines.coco.text import read_coco
+from pipelines.errors import RayDetrError
 from pipelines.evaluation.annotations import read_annotations
 from pipelines.evaluation.results_file import read_results
 from pipelines.shards.checks import check_annotations
@@ -17,7 +18,6 @@ from pipelines.shards.left_out import write_left_out
 from pipelines.shards.plan import find_images, plan_shards
 from pipelines.shards.reader import SHARD_SCHEMA
 from pipelines.shards.rows import coco_annotations, coco_image, image_row
-from pipelines.stopped import RunStopped
 from pipelines.store import memory_store
 from tests.faults.fuzzing.mutations import mutate, random_of
 from tests.faults.fuzzing.structures import damage_json
@@ -77,7 +77,7 @@ class AnnotationsSuite:
         for name, use in uses.items():
             try:
                 use()
-            except RunStopped as error:
+            except RayDetrError as error:
                 sentence = str(error)
                 sentence.encode()
                 assert "damaged.json" in sentence, sentence

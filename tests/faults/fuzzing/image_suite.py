@@ -6,7 +6,7 @@ import torch
 
 from detr.detector import Detector
 from detr.images.decoding import ImageError
-from pipelines.labelling.decoding import DecoderHere
+from pipelines.labelling.decoding import InProcessDecoder
 from tests.faults.fuzzing.image_seeds import FORMATS, seeds
 from tests.faults.fuzzing.mutations import mutate, random_of
 
@@ -19,7 +19,7 @@ class ImageSuite:
     def __init__(self, seed: int) -> None:
         self._seed = seed
         self._detector = Detector("scenes", device="cpu")
-        self._decoder = DecoderHere(self._detector, max_pixels=MAX_PIXELS)
+        self._decoder = InProcessDecoder(self._detector, max_pixels=MAX_PIXELS)
 
     def data(self, number: int) -> bytes:
         """Return a damaged image; -1 is a whole one."""

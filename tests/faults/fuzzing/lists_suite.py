@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from pipelines.errors import RayDetrError
 from pipelines.labelling.manifest import read_shard
 from pipelines.labelling.plan import write_plan
 from pipelines.lake.listing import LakeObject, list_objects
-from pipelines.stopped import RunStopped
 from pipelines.store import memory_store
 from tests.faults.fuzzing.mutations import mutate, random_of
 from tests.faults.fuzzing.structures import damage_json, damage_parquet
@@ -62,7 +62,7 @@ class ListsSuite:
             listing = list_objects([f"memory://lake/{name}"], keep=keep, open_root=lambda _: lake)
             images = [item for item in listing if isinstance(item, LakeObject)]
             segments = list(write_plan(table, "run", listing, lambda items: [False] * len(items), shard_images=3))
-        except RunStopped as error:
+        except RayDetrError as error:
             sentence = str(error)
             sentence.encode()
             assert name in sentence, sentence

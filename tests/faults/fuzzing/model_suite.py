@@ -15,8 +15,8 @@ from detr.checkpoints.checkpoint import save
 from detr.checkpoints.model_directory import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHT_FILES
 from detr.config import BackboneConfig, DetrConfig
 from detr.model import Detr
+from pipelines.errors import RayDetrError
 from pipelines.models import load_model
-from pipelines.stopped import RunStopped
 from pipelines.store import StoreOptions
 from tests.faults.fuzzing.mutations import mutate, random_of
 from tests.faults.fuzzing.structures import damage_json
@@ -47,7 +47,7 @@ class ModelSuite:
         (folder / name).write_bytes(data)
         try:
             network, info = load_model(str(folder), StoreOptions())
-        except RunStopped as error:
+        except RayDetrError as error:
             sentence = str(error)
             sentence.encode()
             if str(folder) not in sentence or len(sentence) > 2000:

@@ -11,23 +11,23 @@ from tempfile import TemporaryDirectory
 import pyarrow as pa
 
 from pipelines.clock import SystemClock
+from pipelines.errors import RayDetrError
 from pipelines.exports.export import ExportConfig, copy_rows
-from pipelines.labelling.changed_back import without_second_rows
 from pipelines.labelling.cutting import Selection
 from pipelines.labelling.driver import Workforce, run_labelling
-from pipelines.labelling.history import summarise_runs
-from pipelines.labelling.labelled import read_labelled
+from pipelines.labelling.duplicates import reject_republished_versions
+from pipelines.labelling.labelled_keys import read_labelled
 from pipelines.labelling.manifest import PlannedSegment, read_complete, read_kept_schema, read_manifest, read_shard
 from pipelines.labelling.outcome import Outcome, ShardReport
 from pipelines.labelling.plan import write_plan
 from pipelines.labelling.publish import commit_part, publish_group, read_done, remove_parts, verify_run
 from pipelines.labelling.run import Run, RunRequest, finish_run, list_runs, read_state
+from pipelines.labelling.run_summaries import summarise_runs
 from pipelines.labelling.verify import verify_table
 from pipelines.lake.listing import LakeObject, Listing
-from pipelines.published import published_files
-from pipelines.stopped import RunStopped
 from pipelines.store import Store, StoreError, join_uri, memory_store
-from pipelines.table import NO_COLUMNS, Detected, Origin, Row, decode, rows_to_table, table_schema
+from pipelines.table.preview import published_files
+from pipelines.table.schema import NO_COLUMNS, Detected, Origin, Row, decode, rows_to_table, table_schema
 from tests.faults.fuzzing.mutations import mutate, random_of
 from tests.faults.fuzzing.structures import damage_json, damage_parquet
 from tests.pipelines.labelling.runs import start_run
@@ -91,7 +91,7 @@ def _sentence(objects: dict[str, bytes], key: str, use: Callable[[Store], None],
         use(table)
         if check is not None and use is _start:
             check(table)  # a reader may refuse what a start has no reason to read: the boxes of a finished run
-    except (RunStopped, StoreError) as error:
+    except (RayDetrError, StoreError) as error:
         sentence = str(error)
         sentence.encode()  # it is printed
         assert "memory://table" in sentence or "run run-1" in sentence or "unfinished run" in sentence, sentence
@@ -162,7 +162,7 @@ def _settle(table: Store) -> None:
         [Row(uri, "e", detections=FOUND) for uri in URIS], origin=Origin(REQUEST.model, 0.5, "run-2", 0, NOW)
     )
     listed = pa.chunked_array([["other"] * len(URIS)], pa.string())
-    without_second_rows(table, "run-2", rows, listed, threads=1)
+    reject_republished_versions(table, "run-2", rows, listed, threads=1)
 
 
 _USES: dict[str, Callable[[Store], None]] = {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.table import PERMANENT_KINDS
+from pipelines.table.schema import PERMANENT_KINDS
 from tests.faults.fuzzing.awkward_suite import FOLDER, awkward_files
 from tests.faults.fuzzing.running import Fuzzed, fuzz
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.dataset
 import pytest
 
-from pipelines.table import PERMANENT_KINDS
+from pipelines.table.schema import PERMANENT_KINDS
 from tests.faults.fuzzing.image_suite import ImageSuite
 from tests.faults.fuzzing.running import ROOT
 

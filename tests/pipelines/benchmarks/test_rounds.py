@@ -52,12 +52,12 @@ def test_another_checkout_is_measured_with_the_benchmarks_of_this_one(tmp_path: 
     code = other_checkout(tmp_path / "before")
 
     theirs = run(tmp_path, "label_subjects:imports", code, module="detr").returned
-    ours = run(tmp_path, "label_subjects:imports", module="pipelines.stopped").returned
+    ours = run(tmp_path, "label_subjects:imports", module="pipelines.errors").returned
 
     assert theirs is not None
     assert theirs["file"] == str(code / "detr" / "__init__.py")
     assert ours is not None
-    assert ours["file"] == str(OURS / "pipelines" / "stopped.py")
+    assert ours["file"] == str(OURS / "pipelines" / "errors.py")
 
 
 def test_a_subject_that_fails_is_a_trial_with_the_end_of_its_output(tmp_path: Path) -> None:

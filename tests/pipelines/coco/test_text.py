@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.coco.text import NOWHERE, CocoText, image_key, name_hash, read_coco
-from pipelines.stopped import RunStopped
+from pipelines.errors import RayDetrError
 
 CATEGORIES = [{"id": 7, "name": "cat", "supercategory": "animal"}, {"id": -3, "name": "dog"}]
 
@@ -128,7 +128,7 @@ def test_a_byte_order_mark_is_no_part_of_the_json() -> None:
     ],
 )
 def test_what_is_no_coco_json_is_refused(data: bytes, sentence: str) -> None:
-    with pytest.raises(RunStopped, match=sentence):
+    with pytest.raises(RayDetrError, match=sentence):
         read_coco(data, name="x.json")
 
 
@@ -141,12 +141,12 @@ def test_what_is_no_coco_json_is_refused(data: bytes, sentence: str) -> None:
     ],
 )
 def test_an_image_without_a_usable_field_is_named(field: str, value: object) -> None:
-    with pytest.raises(RunStopped, match=rf"x.json: images\[1\] has no usable {field}\. Every"):
+    with pytest.raises(RayDetrError, match=rf"x.json: images\[1\] has no usable {field}\. Every"):
         read(coco([image(1), {**image(2), field: value}], []))
 
 
 def test_an_image_without_any_field_is_told_what_it_needs() -> None:
-    with pytest.raises(RunStopped, match=r"images\[0\] has no usable id and no usable file_name\. Every image"):
+    with pytest.raises(RayDetrError, match=r"images\[0\] has no usable id and no usable file_name\. Every image"):
         read(coco([{}], []))
 
 
@@ -162,7 +162,7 @@ def test_an_image_without_any_field_is_told_what_it_needs() -> None:
     ],
 )
 def test_categories_that_cannot_be_trained_on_are_refused(categories: object, sentence: str) -> None:
-    with pytest.raises(RunStopped, match=sentence):
+    with pytest.raises(RayDetrError, match=sentence):
         read({"images": [image(1)], "annotations": [], "categories": categories})
 
 
@@ -201,7 +201,7 @@ def test_a_json_may_be_in_any_encoding_of_unicode_and_packed(encoding: str, is_p
 
 
 def test_a_json_that_cannot_be_unpacked_is_refused() -> None:
-    with pytest.raises(RunStopped, match=r"annotations x\.json: this cannot be unpacked with gzip"):
+    with pytest.raises(RayDetrError, match=r"annotations x\.json: this cannot be unpacked with gzip"):
         read_coco(gzip.compress(b"{}")[:-5], name="x.json")
 
 

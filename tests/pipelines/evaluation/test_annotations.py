@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.evaluation.annotations import read_annotations, truth_sha256
-from pipelines.stopped import RunStopped, WrongUse
 
 TRUTH: dict[str, Any] = {
     "images": [
@@ -46,7 +46,7 @@ def test_two_images_of_one_file_name_are_refused(file: Path) -> None:
     truth["images"][1]["file_name"] = "val/a.jpg"
     file.write_text(json.dumps(truth))
 
-    with pytest.raises(RunStopped, match=r"two images have the file name 'val/a\.jpg'"):
+    with pytest.raises(RayDetrError, match=r"two images have the file name 'val/a\.jpg'"):
         read_annotations(str(file)).by_file_name()
 
 
@@ -59,7 +59,7 @@ def test_ids_that_are_given_twice_are_refused(file: Path, part: str, sentence: s
     truth[part][1]["id"] = truth[part][0]["id"]
     file.write_text(json.dumps(truth))
 
-    with pytest.raises(RunStopped, match=sentence):
+    with pytest.raises(RayDetrError, match=sentence):
         read_annotations(str(file))
 
 
@@ -80,12 +80,12 @@ def test_ids_that_are_given_twice_are_refused(file: Path, part: str, sentence: s
 def test_annotations_of_another_format_stop_with_a_sentence(file: Path, text: str, sentence: str) -> None:
     file.write_text(text)
 
-    with pytest.raises(RunStopped, match=rf"annotations .*instances\.json: {sentence}"):
+    with pytest.raises(RayDetrError, match=rf"annotations .*instances\.json: {sentence}"):
         read_annotations(str(file))
 
 
 def test_annotations_that_are_not_there_stop_with_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(WrongUse, match=r"cannot read the annotations: .*nowhere\.json"):
+    with pytest.raises(UsageError, match=r"cannot read the annotations: .*nowhere\.json"):
         read_annotations(str(tmp_path / "nowhere.json"))
 
 

@@ -20,7 +20,7 @@ from detr.evaluation.evaluators import EVALUATORS, Evaluator
 from pipelines.evaluation.annotations import read_annotations
 from pipelines.evaluation.evaluate import Evaluation, ThresholdCost, evaluate_results, evaluate_table
 from pipelines.evaluation.table_results import RowChoice
-from pipelines.table import Detected, Origin, Row, encode, rows_to_table
+from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -162,7 +162,7 @@ def test_a_threshold_is_told_and_refused_where_it_is_not_allowed(table: Path, an
     publish(table, [labelled("b.jpg", DOG)], file=1, threshold=0.05)
 
     assert evaluated(table, annotations, allow_thresholded=True).threshold == pytest.approx(0.05)
-    with pytest.raises(ValueError, match=r"the rows have threshold 0\.05: .* Label with --threshold 0"):
+    with pytest.raises(ValueError, match=r"threshold 0\.05: .* Label into another table with --threshold 0"):
         evaluated(table, annotations)
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.evaluation import evaluate_model as module
 from pipelines.evaluation.evaluate_model import ModelEvaluationConfig, find_annotated
 from pipelines.labelling.label import LabelConfig
-from pipelines.stopped import RunStopped, WrongUse
 
 
 @pytest.fixture
@@ -30,14 +30,14 @@ def test_the_annotated_images_are_found_and_no_other(lake: Path) -> None:
 
 def test_two_images_of_one_name_are_refused_with_both_addresses(lake: Path) -> None:
     with pytest.raises(
-        RunStopped, match=r"two images of the file name 'd\.jpg'.*/train/d\.jpg and .*/val/d\.jpg\. Name"
+        RayDetrError, match=r"two images of the file name 'd\.jpg'.*/train/d\.jpg and .*/val/d\.jpg\. Name"
     ):
         find_annotated([str(lake)], {"d.jpg"})
     assert len(find_annotated([str(lake / "val"), str(lake / "val" / "d.jpg")], {"d.jpg"})) == 1
 
 
 def test_none_of_the_images_stops_with_an_example(lake: Path) -> None:
-    with pytest.raises(WrongUse, match=r"none of the 2 annotated images, such as x\.jpg, is at .*lake: images are"):
+    with pytest.raises(UsageError, match=r"none of the 2 annotated images, such as x\.jpg, is at .*lake: images are"):
         find_annotated([str(lake)], {"y.jpg", "x.jpg"})
 
 
@@ -95,5 +95,5 @@ def test_a_cache_that_cannot_be_written_stops_with_a_sentence(
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
 
-    with pytest.raises(RunStopped, match=r"cannot be kept in .*file/ray-detr/lists: Not a directory"):
+    with pytest.raises(RayDetrError, match=r"cannot be kept in .*file/ray-detr/lists: Not a directory"):
         module._write_list(find_annotated([str(lake)], {"a.jpg"}))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from detr.evaluation.average_precision import NUMBERS, AveragePrecision, PrecisionCurves
+from pipelines.errors import RayDetrError
 from pipelines.evaluation.annotations import Annotations
 from pipelines.evaluation.evaluate import Evaluation
 from pipelines.evaluation.gate import (
@@ -16,7 +17,6 @@ from pipelines.evaluation.gate import (
     compare_with_expected,
     read_baseline,
 )
-from pipelines.stopped import RunStopped
 
 SHA, OTHER_SHA = "ab" * 32, "cd" * 32
 BASELINE = Baseline("old.json", AP=0.42, images=5000, annotations_sha256=SHA, threshold=0.0)
@@ -52,17 +52,17 @@ def test_both_numbers_are_said() -> None:
 def test_figures_of_other_images_or_by_another_truth_are_not_compared() -> None:
     check_comparable(BASELINE, ANNOTATIONS)
 
-    with pytest.raises(RunStopped, match=r"measured on 5,000 images, and 2 are annotated here"):
+    with pytest.raises(RayDetrError, match=r"measured on 5,000 images, and 2 are annotated here"):
         check_comparable(BASELINE, replace(ANNOTATIONS, image_ids=frozenset({1, 2})))
     with pytest.raises(
-        RunStopped, match=r"with other annotations than instances\.json .*abababababab and cdcdcdcdcdcd"
+        RayDetrError, match=r"with other annotations than instances\.json .*abababababab and cdcdcdcdcdcd"
     ):
         check_comparable(BASELINE, replace(ANNOTATIONS, sha256=OTHER_SHA))
 
 
 @pytest.mark.parametrize(("threshold", "said"), [(0.05, "0.05"), (None, "unknown")])
 def test_figures_with_another_threshold_are_not_compared(threshold: float | None, said: str) -> None:
-    with pytest.raises(RunStopped, match=f"with threshold 0, these have {said}"):
+    with pytest.raises(RayDetrError, match=f"with threshold 0, these have {said}"):
         compare_with_baseline(measured(0.42, threshold=threshold), BASELINE, max_drop=0.002)
 
 
@@ -78,11 +78,11 @@ def test_an_expected_ap_is_met_from_both_sides(ap: float, passed: bool) -> None:
 
 
 def test_without_truth_there_is_nothing_to_pass() -> None:
-    with pytest.raises(RunStopped, match=r"^baseline old\.json has no AP"):
+    with pytest.raises(RayDetrError, match=r"^baseline old\.json has no AP"):
         compare_with_baseline(measured(0.42), replace(BASELINE, AP=-1), max_drop=0.002)
-    with pytest.raises(RunStopped, match=r"^this evaluation has no AP"):
+    with pytest.raises(RayDetrError, match=r"^this evaluation has no AP"):
         compare_with_baseline(measured(-1.0), replace(BASELINE, AP=0.0), max_drop=1.0)
-    with pytest.raises(RunStopped, match=r"^this evaluation has no AP"):
+    with pytest.raises(RayDetrError, match=r"^this evaluation has no AP"):
         compare_with_expected(measured(-1.0), 2.0, tolerance=100.0)
     assert compare_with_baseline(measured(0.0), replace(BASELINE, AP=0.0), max_drop=0.0).passed
 
@@ -106,7 +106,7 @@ def test_another_file_is_no_baseline(tmp_path: Path, text: str, sentence: str) -
     path = tmp_path / "metrics.json"
     path.write_text(text)
 
-    with pytest.raises(RunStopped, match=rf"baseline .*metrics\.json: {sentence}"):
+    with pytest.raises(RayDetrError, match=rf"baseline .*metrics\.json: {sentence}"):
         read_baseline(str(path))
-    with pytest.raises(RunStopped, match="cannot read the baseline"):
+    with pytest.raises(RayDetrError, match="cannot read the baseline"):
         read_baseline(str(tmp_path / "nowhere.json"))

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from detr.evaluation.average_precision import average_precision
+from pipelines.errors import RayDetrError
 from pipelines.evaluation.precision_recall_plot import check_can_plot, plot_precision_recall
-from pipelines.stopped import RunStopped
 
 TRUTH = {
     "images": [{"id": 1}],
@@ -47,13 +47,13 @@ def test_an_ending_that_is_no_picture_is_refused_before_anything_is_measured(tmp
 def test_without_matplotlib_it_is_said_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
 
-    with pytest.raises(RunStopped, match=r"not installed: pip install 'ray-detr\[plot\]'"):
+    with pytest.raises(RayDetrError, match=r"not installed: pip install 'ray-detr\[plot\]'"):
         check_can_plot(tmp_path / "curves.png")
 
 
 def test_what_cannot_be_drawn_or_written_stops_with_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(RunStopped, match=r"cannot write the plot to .*nowhere/curves\.png: No such file"):
+    with pytest.raises(RayDetrError, match=r"cannot write the plot to .*nowhere/curves\.png: No such file"):
         plot_precision_recall(average_precision(TRUTH, [ROW]), tmp_path / "nowhere" / "curves.png", title="cats")
     nothing = average_precision({**TRUTH, "annotations": []}, [])
-    with pytest.raises(RunStopped, match="there is no curve to draw"):
+    with pytest.raises(RayDetrError, match="there is no curve to draw"):
         plot_precision_recall(nothing, tmp_path / "curves.png", title="cats")

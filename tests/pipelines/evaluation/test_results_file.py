@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from detr.evaluation.coco_results import ResultColumns
+from pipelines.errors import RayDetrError
 from pipelines.evaluation.results_file import read_results
-from pipelines.stopped import RunStopped
 
 ROW: dict[str, Any] = {"image_id": 4, "category_id": 18, "bbox": [258.15, 41, 348.26, 0], "score": 0.236}
 
@@ -54,7 +54,7 @@ def test_rows_come_as_they_are_in_the_order_of_the_file(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_row_is_named_with_its_number(tmp_path: Path, row: object, sentence: str) -> None:
-    with pytest.raises(RunStopped, match=rf"results .*detections\.json: row 1 {sentence}"):
+    with pytest.raises(RayDetrError, match=rf"results .*detections\.json: row 1 {sentence}"):
         read(tmp_path, ROW, row)
 
 
@@ -65,12 +65,12 @@ def test_another_format_is_refused(tmp_path: Path, text: str, sentence: str) -> 
     path = tmp_path / "detections.json"
     path.write_text(text)
 
-    with pytest.raises(RunStopped, match=rf"results .*detections\.json: {sentence}"):
+    with pytest.raises(RayDetrError, match=rf"results .*detections\.json: {sentence}"):
         read_results(str(path), [4])
 
 
 def test_a_file_that_is_not_there_stops_with_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(RunStopped, match=r"cannot read the results: .*nowhere\.json"):
+    with pytest.raises(RayDetrError, match=r"cannot read the results: .*nowhere\.json"):
         read_results(str(tmp_path / "nowhere.json"), [4])
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.evaluation import table_results
 from pipelines.evaluation.evaluate import Evaluation, evaluate_table
 from pipelines.evaluation.table_results import RowChoice
 from pipelines.labelling.run import RunRequest, begin_run
-from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import StoreOptions, open_store
-from pipelines.table import Detected, Origin, Row, encode, rows_to_table
+from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
 
 ORIENTATION = 274  # EXIF's tag
 
@@ -98,14 +98,14 @@ def test_rows_of_several_settings_are_refused_and_one_can_be_chosen(table: Path,
     publish(table, [labelled("a.jpg")], run_id="run-2", hours=1, threshold=0.5, settings=high)
 
     with pytest.raises(
-        WrongUse, match=r"have several settings \(1 with .*0\.0\}, 1 with .*0\.5\}\).* Choose one with --settings"
+        UsageError, match=r"have several settings \(1 with .*0\.0\}, 1 with .*0\.5\}\).* Choose one with --settings"
     ):
         evaluated(table, annotations)
     chosen = evaluated(table, annotations, choice=RowChoice(settings=all_scores))
     assert (ap(chosen), chosen.missing) == (1.0, ())
     other = evaluated(table, annotations, choice=RowChoice(settings=high), allow_thresholded=True)
     assert (other.missing, other.detections) == (("b.jpg",), 0)
-    with pytest.raises(WrongUse, match=r"no row of an annotated image has the settings \{\}\. `ray-detr runs`"):
+    with pytest.raises(UsageError, match=r"no row of an annotated image has the settings \{\}\. `ray-detr runs`"):
         evaluated(table, annotations, choice=RowChoice(settings="{}"))
 
 
@@ -125,7 +125,7 @@ def test_two_images_of_one_file_name_are_refused_with_both_addresses(table: Path
     publish(table, [labelled("s3://lake/1/a.jpg", CAT), labelled("s3://lake/2/a.jpg", CAT)])
 
     with pytest.raises(
-        RunStopped, match=r"two images of the file name 'a\.jpg'.* s3://lake/1/a\.jpg and s3://lake/2/a"
+        RayDetrError, match=r"two images of the file name 'a\.jpg'.* s3://lake/1/a\.jpg and s3://lake/2/a"
     ):
         evaluated(table, annotations)
 
@@ -152,7 +152,7 @@ def test_rows_that_may_be_of_two_annotated_images_are_refused(table: Path, tmp_p
     annotations = write_annotations(tmp_path / "twice.json", {"1/a.jpg": (3, CAT_BOX), "2/a.jpg": (3, CAT_BOX)})
     publish(table, [labelled("a.jpg", CAT)])
 
-    with pytest.raises(RunStopped, match=r"a\.jpg may be of the annotated images '1/a\.jpg' and '2/a\.jpg', and no"):
+    with pytest.raises(RayDetrError, match=r"a\.jpg may be of the annotated images '1/a\.jpg' and '2/a\.jpg', and no"):
         evaluate_table(str(table), annotations)
 
 
@@ -186,7 +186,7 @@ def test_rows_of_two_models_are_refused(table: Path, annotations: str) -> None:
     publish(table, [labelled("a.jpg", CAT)], model="one@111111111111")
     publish(table, [labelled("b.jpg", DOG)], model="two@222222222222", run_id="run-2")
 
-    with pytest.raises(RunStopped, match="rows are of 2 models, one@111111111111, two@222222222222"):
+    with pytest.raises(RayDetrError, match="rows are of 2 models, one@111111111111, two@222222222222"):
         evaluated(table, annotations)
     assert evaluated(table, annotations, choice=RowChoice(run_id="run-2")).models == ("two@222222222222",)
 
@@ -199,7 +199,7 @@ def test_rows_that_keep_some_classes_only_are_told_and_refused_where_it_is_not_a
     publish(table, [labelled("b.jpg", DOG)], file=1, configuration=restricted)
     publish(table, [labelled("z.jpg", DOG)], file=2, configuration={"classes": [["horse", None]]})
 
-    with pytest.raises(ValueError, match=r"the rows keep the classes cat, dog only: .* Label without --classes"):
+    with pytest.raises(ValueError, match=r"the classes cat, dog only: .* Label into another table without --classes"):
         evaluated(table, annotations)
     assert evaluated(table, annotations, allow_thresholded=True).kept_classes == ("cat", "dog")
 
@@ -210,7 +210,7 @@ def test_rows_that_keep_some_classes_only_are_told_and_refused_where_it_is_not_a
 def test_metadata_that_no_run_wrote_is_named(table: Path, annotations: str) -> None:
     publish(table, [labelled("a.jpg", CAT)], configuration={"classes": ["cat"]})
 
-    with pytest.raises(RunStopped, match=r"00000\.parquet is damaged: its metadata"):
+    with pytest.raises(RayDetrError, match=r"00000\.parquet is damaged: its metadata"):
         evaluated(table, annotations)
 
 
@@ -322,11 +322,11 @@ def write_turned(
 def test_a_table_that_is_not_there_and_a_run_that_it_does_not_have_stop_with_a_sentence(
     table: Path, annotations: str
 ) -> None:
-    with pytest.raises(RunStopped, match=r"has no published rows\. Check the address"):
+    with pytest.raises(RayDetrError, match=r"has no published rows\. Check the address"):
         evaluated(table, annotations)
 
     publish(table, [labelled("a.jpg", CAT)])
-    with pytest.raises(RunStopped, match="has no published rows of run run-9"):
+    with pytest.raises(RayDetrError, match="has no published rows of run run-9"):
         evaluated(table, annotations, choice=RowChoice(run_id="run-9"))
 
 
@@ -334,5 +334,5 @@ def test_a_damaged_table_file_is_named(table: Path, annotations: str) -> None:
     publish(table, [labelled("a.jpg", CAT)])
     (table / "data" / "run-1" / "00001.parquet").write_bytes(b"PAR1 no PAR1")
 
-    with pytest.raises(RunStopped, match=r"data/run-1/00001\.parquet is damaged"):
+    with pytest.raises(RayDetrError, match=r"data/run-1/00001\.parquet is damaged"):
         evaluated(table, annotations)

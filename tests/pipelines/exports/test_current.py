@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.exports.current import current_query, current_rows
-from pipelines.table import Detected, Origin, Row, encode, rows_to_table
+from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 NOTHING = Detected([], (), [], [])

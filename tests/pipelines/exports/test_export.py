@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.errors import RayDetrError
 from pipelines.exports.current import current_query
 from pipelines.exports.export import ExportConfig, ExportSummary, export
 from pipelines.labelling.run import RunRequest, begin_run, finish_run, latest_run
-from pipelines.stopped import RunStopped
 from pipelines.store import open_store
-from pipelines.table import NO_COLUMNS, SCHEMA, Detected, Origin, Row, encode, rows_to_table
+from pipelines.table.schema import NO_COLUMNS, SCHEMA, Detected, Origin, Row, encode, rows_to_table
 from tests.conftest import S3Server
 
 NOW = datetime(2026, 11, 22, 18, 15, tzinfo=UTC)
@@ -132,9 +132,9 @@ def test_what_is_there_already_is_not_written_over(table: str, tmp_path: Path) -
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_bytes(b"mine")
 
-    with pytest.raises(RunStopped, match=r"out\.parquet exists already"):
+    with pytest.raises(RayDetrError, match=r"out\.parquet exists already"):
         export(ExportConfig(table, str(tmp_path / "out.parquet")))
-    with pytest.raises(RunStopped, match="out is not empty"):
+    with pytest.raises(RayDetrError, match="out is not empty"):
         export(ExportConfig(table, str(tmp_path / "out")))
 
 
@@ -144,10 +144,10 @@ def test_an_export_that_fails_leaves_no_file(table: str, tmp_path: Path) -> None
     store.put("data/run-2/00000.parquet", data[:50] + bytes([data[50] ^ 1]) + data[51:])
     before = sorted(tmp_path.iterdir())
 
-    with pytest.raises(RunStopped, match=r"data/run-2/00000\.parquet is damaged"):
+    with pytest.raises(RayDetrError, match=r"data/run-2/00000\.parquet is damaged"):
         export(ExportConfig(table, str(tmp_path / "out.parquet")))
     store.put("data/run-2/00000.parquet", data)
-    with pytest.raises(RunStopped, match=r"has no rows of model other@1\. `ray-detr runs` lists its models"):
+    with pytest.raises(RayDetrError, match=r"has no rows of model other@1\. `ray-detr runs` lists its models"):
         export(ExportConfig(table, str(tmp_path / "out.parquet"), model="other@1"))
     assert sorted(tmp_path.iterdir()) == before
 
@@ -157,7 +157,7 @@ def test_a_kept_column_of_two_types_is_told(table: str, tmp_path: Path) -> None:
     publish(table, "run-3", [Row("c", detections=DOG, kept=(7,))], number)
 
     with pytest.raises(
-        RunStopped, match=r"run-3/00000\.parquet has the column station as int64, and files before it as"
+        RayDetrError, match=r"run-3/00000\.parquet has the column station as int64, and files before it as"
     ):
         export(ExportConfig(table, str(tmp_path / "out.parquet")))
 
@@ -165,15 +165,15 @@ def test_a_kept_column_of_two_types_is_told(table: str, tmp_path: Path) -> None:
 def test_a_value_without_a_form_in_json_is_told(table: str, tmp_path: Path) -> None:
     publish(table, "run-3", [Row("c", detections=DOG, kept=(b"x",))], pa.schema([("key", pa.binary())]))
 
-    with pytest.raises(RunStopped, match=r"the row of c holds a value that JSON has no form for \(a bytes\)"):
+    with pytest.raises(RayDetrError, match=r"the row of c holds a value that JSON has no form for \(a bytes\)"):
         export(ExportConfig(table, str(tmp_path / "out.jsonl")))
 
 
 def test_a_place_without_a_table_and_a_foreign_file_are_told(table: str, tmp_path: Path) -> None:
-    with pytest.raises(RunStopped, match="has no published rows"):
+    with pytest.raises(RayDetrError, match="has no published rows"):
         export(ExportConfig(str(tmp_path / "other"), str(tmp_path / "out.parquet")))
     pq.write_table(pa.table({"x": [1]}), Path(table) / "data" / "x.parquet")
-    with pytest.raises(RunStopped, match=r"x\.parquet has no column detections, .*Move it out of data/"):
+    with pytest.raises(RayDetrError, match=r"x\.parquet has no column detections, .*Move it out of data/"):
         export(ExportConfig(table, str(tmp_path / "out.parquet")))
 
 
@@ -250,5 +250,5 @@ def test_settings_choose_rows_and_what_is_current_among_them(of_two_settings: st
             assert [(row["uri"], row["run_id"]) for row in rows] == expected
     query = current_query(of_two_settings, settings=BF16)
     assert sorted(duckdb.sql(query).to_arrow_table()["uri"].to_pylist()) == ["a", "b"]
-    with pytest.raises(RunStopped, match=r"has no rows of model detr@1 with the settings \{\}\."):
+    with pytest.raises(RayDetrError, match=r"has no rows of model detr@1 with the settings \{\}\."):
         export(ExportConfig(of_two_settings, str(tmp_path / "no.parquet"), model="detr@1", settings="{}"))

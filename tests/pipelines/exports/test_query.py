@@ -11,12 +11,12 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.exports.current import current_query
 from pipelines.exports.query import QueryConfig, QueryResult, query_table
 from pipelines.labelling.run import RunRequest, begin_run, finish_run, latest_run
-from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import Store, StoreError, StoreOptions, open_store
-from pipelines.table import Detected, Origin, Row, encode, rows_to_table
+from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
 from tests.conftest import S3Server
 from tests.pipelines.report.tables import dog_and_cat, publish
 
@@ -123,9 +123,9 @@ def test_what_the_store_refuses_is_said_by_the_store(moto: S3Server, monkeypatch
         raise StoreError("s3://x does not answer.")
 
     monkeypatch.setattr(type(store), "get_range", refused)
-    with pytest.raises(RunStopped, match=rf"^cannot query {place}: s3://x does not answer\.$") as stopped:
+    with pytest.raises(RayDetrError, match=rf"^cannot query {place}: s3://x does not answer\.$") as stopped:
         asked(place, COUNTS, options=options)
-    assert not isinstance(stopped.value, WrongUse)
+    assert not isinstance(stopped.value, UsageError)
 
 
 @pytest.mark.parametrize(
@@ -139,22 +139,22 @@ def test_what_the_store_refuses_is_said_by_the_store(moto: S3Server, monkeypatch
     ],
 )
 def test_a_wrong_query_is_refused_in_one_line(table: str, sql: str, sentence: str) -> None:
-    with pytest.raises(WrongUse, match=sentence) as refused:
+    with pytest.raises(UsageError, match=sentence) as refused:
         asked(table, sql)
     assert "\n" not in str(refused.value)
 
 
 def test_a_table_without_rows_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(WrongUse, match="has no published rows"):
+    with pytest.raises(UsageError, match="has no published rows"):
         asked(str(tmp_path / "nothing"), "FROM rows")
 
 
 def test_damage_is_no_wrong_use(table: str) -> None:
     open_store(table).put("data/run-1/00000.parquet", b"PAR1 and nothing that follows it")
 
-    with pytest.raises(RunStopped, match=r"^cannot query .*run-1/00000\.parquet") as stopped:
+    with pytest.raises(RayDetrError, match=r"^cannot query .*run-1/00000\.parquet") as stopped:
         asked(table, "FROM rows")
-    assert not isinstance(stopped.value, WrongUse)
+    assert not isinstance(stopped.value, UsageError)
 
 
 def test_a_long_result_is_cut_and_says_so(table: str) -> None:
@@ -176,9 +176,9 @@ def test_files_have_all_rows_and_their_name_when_they_are_whole(table: str, tmp_
     assert pq.read_table(out.with_suffix(".parquet")).to_pylist() == [
         {"label": "cat", "total": 17}, {"label": "dog", "total": 36},
     ]  # fmt: skip
-    with pytest.raises(WrongUse, match="exists already"):
+    with pytest.raises(UsageError, match="exists already"):
         query_table(QueryConfig(table, sql, out=out.with_suffix(".csv")))
-    with pytest.raises(WrongUse, match="Conversion Error"):
+    with pytest.raises(UsageError, match="Conversion Error"):
         query_table(QueryConfig(table, "SELECT uri::INT FROM rows", out=out.with_name("no.csv")))
     assert sorted(path.name for path in out.parent.iterdir()) == ["it's.csv", "it's.jsonl", "it's.parquet"]
     with pytest.raises(ValueError, match="does not end in one of"):
@@ -188,6 +188,6 @@ def test_files_have_all_rows_and_their_name_when_they_are_whole(table: str, tmp_
 def test_without_duckdb_it_says_what_to_install(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "duckdb", None)
 
-    with pytest.raises(WrongUse, match=r"pip install 'ray-detr\[query\]'"):
+    with pytest.raises(UsageError, match=r"pip install 'ray-detr\[query\]'"):
         asked(table, "FROM rows")
     QueryConfig(table, "FROM rows", options=StoreOptions())

@@ -11,11 +11,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from pipelines.errors import RayDetrError
 from pipelines.exports.export import ExportConfig, export
 from pipelines.exports.images import common_names
-from pipelines.stopped import RunStopped
 from pipelines.store import open_store
-from pipelines.table import Detected, Origin, Row, encode, rows_to_table
+from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
 from tests.conftest import S3Server
 
 NOW = datetime(2026, 11, 28, 12, 0, tzinfo=UTC)
@@ -135,14 +135,14 @@ def test_two_pictures_that_differ_in_their_suffix_are_refused_where_labels_pair_
 ) -> None:
     publish(table, "run-3", [row("s3://lake/x/a.png")])
 
-    with pytest.raises(RunStopped, match=r"are both called a without their suffix.*coco-dataset instead"):
+    with pytest.raises(RayDetrError, match=r"are both called a without their suffix.*coco-dataset instead"):
         exported(table, tmp_path / "out", "yolo")
 
 
 def test_a_class_number_with_two_names_is_refused(table: str, tmp_path: Path) -> None:
     publish(table, "run-3", [row("s3://lake/x/d.jpg", Detected([18], ("cat",), [0.5], [[0, 0, 9, 9]]))])
 
-    with pytest.raises(RunStopped, match=r"class 18 is 'dog' in some rows and 'cat' in that of .*Give --model"):
+    with pytest.raises(RayDetrError, match=r"class 18 is 'dog' in some rows and 'cat' in that of .*Give --model"):
         exported(table, tmp_path / "out.json", "coco-dataset")
     assert not (tmp_path / "out.json").exists()
 

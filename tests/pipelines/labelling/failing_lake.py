@@ -6,7 +6,7 @@ import threading
 from datetime import UTC, datetime, timedelta
 
 from pipelines.lake.listing import LakeObject
-from pipelines.store import Blob, Entry, Store, StoreDown, StoreError, Stores
+from pipelines.store import Blob, Store, StoreDown, StoreEntry, StoreError, Stores
 
 NOW = datetime(2026, 11, 22, 18, 15, tzinfo=UTC)
 
@@ -30,7 +30,7 @@ class Lake(Stores):
         self.fetched += 1
         return self.store.get(key, most_bytes=most_bytes)
 
-    def head(self, key: str) -> Entry:
+    def head(self, key: str) -> StoreEntry:
         self._fail(key)
         return self.store.head(key)
 

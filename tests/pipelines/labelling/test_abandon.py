@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from pipelines.clock import SystemClock
+from pipelines.errors import LeaseHeld, RayDetrError
 from pipelines.labelling.abandon import Abandoned, abandon_run
 from pipelines.labelling.lease import LEASE_KEY, acquire, this_process
 from pipelines.labelling.manifest import PlannedSegment, read_shard
@@ -15,9 +16,8 @@ from pipelines.labelling.plan import write_plan
 from pipelines.labelling.publish import commit_part, publish_group
 from pipelines.labelling.run import Run, RunRequest, finish_run, read_state
 from pipelines.lake.listing import LakeObject, Listing
-from pipelines.stopped import LeaseHeld, RunStopped
 from pipelines.store import Store, memory_store
-from pipelines.table import NO_COLUMNS, Detected, Origin, Row, rows_to_table
+from pipelines.table.schema import NO_COLUMNS, Detected, Origin, Row, rows_to_table
 from tests.pipelines.labelling.runs import start_run
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
@@ -55,7 +55,7 @@ def test_an_abandoned_run_is_sealed_and_its_parts_are_gone(store: Store) -> None
     assert done is not None
     assert (done.run_id, done.end.state, done.parts) == ("night-1", "sealed", 2)
     assert read_state(store, "night-1") == "sealed"
-    with pytest.raises(RunStopped, match="was sealed"):
+    with pytest.raises(RayDetrError, match="was sealed"):
         publish_group(store, run, segment)
     assert start_run(store, RunRequest("other@1", "1", {}, 2, {}), now=NOW, tail="0002")[0].number == 2
 
@@ -69,7 +69,7 @@ def test_where_nothing_is_unfinished_nothing_is_written() -> None:
 
     assert abandon(table) is None
     assert abandon(table, "night-1") is None
-    with pytest.raises(RunStopped, match=r"table memory://store has no run night-2\. `ray-detr runs` lists"):
+    with pytest.raises(RayDetrError, match=r"table memory://store has no run night-2\. `ray-detr runs` lists"):
         abandon(table, "night-2")
     assert list(table.list()) == before
 

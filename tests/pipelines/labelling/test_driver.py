@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.labelling.cutting import Selection
 from pipelines.labelling.driver import RunResult, Workforce, run_labelling
 from pipelines.labelling.manifest import PlannedSegment, read_manifest
@@ -18,10 +19,9 @@ from pipelines.labelling.outcome import Outcome
 from pipelines.labelling.publish import part_key
 from pipelines.labelling.run import Run, RunRequest, find_unfinished, latest_run, read_end
 from pipelines.lake.listing import LakeObject, Listing
-from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import StoreDown
 from pipelines.store.memory import MemoryStore
-from pipelines.table import NO_COLUMNS
+from pipelines.table.schema import NO_COLUMNS
 from pipelines.watchdog import Watchdog
 from tests.simulation.world import Inline, LazyPlan, World, Writer, small_segments
 
@@ -104,12 +104,12 @@ class Start:
     def try_model(self) -> None:
         self.did.append("try the model")
         if self.refuses == "model":
-            raise RunStopped("the model does not load there.")
+            raise RayDetrError("the model does not load there.")
 
     def workforce(self) -> Workforce:
         self.did.append("workforce")
         if self.refuses == "workforce":
-            raise RunStopped("99 actors do not fit.")
+            raise RayDetrError("99 actors do not fit.")
         return Workforce(shard_images=2, spread=self.spread, precision=self.precision)
 
     def label(self, run: Run, shards: Sequence[int], *, isolated: bool) -> Iterator[Outcome]:
@@ -172,7 +172,7 @@ def test_progress_adds_up_and_says_what_is_going_on() -> None:
 
 def test_a_resumed_run_counts_what_was_there_before() -> None:
     world = lake(13)
-    with pytest.raises(RunStopped, match=r"the power went\. Run the same command again to resume"):
+    with pytest.raises(RayDetrError, match=r"the power went\. Run the same command again to resume"):
         Start(world, dies=True).run()
     run = find_unfinished(world.objects)
     assert run is not None
@@ -191,7 +191,7 @@ def test_a_resumed_run_counts_what_was_there_before() -> None:
 
 def test_rows_of_earlier_starts_are_shown_as_done() -> None:
     world = lake(4)
-    with pytest.raises(RunStopped):
+    with pytest.raises(RayDetrError):
         Start(world, dies=True).run()
     run = find_unfinished(world.objects)
     assert run is not None
@@ -289,7 +289,7 @@ def test_a_small_plan_is_cut_for_as_many_as_work() -> None:
 
 def test_a_new_run_seals_the_unfinished_one_and_clears_its_parts() -> None:
     world = lake(4)
-    with pytest.raises(RunStopped):
+    with pytest.raises(RayDetrError):
         Start(world, dies=True).run()
     old = find_unfinished(world.objects)
     assert old is not None
@@ -308,7 +308,7 @@ def test_a_new_run_seals_the_unfinished_one_and_clears_its_parts() -> None:
 
 def test_a_run_whose_sealing_was_begun_is_sealed_and_not_resumed() -> None:
     world = lake(4)
-    with pytest.raises(RunStopped):
+    with pytest.raises(RayDetrError):
         Start(world, dies=True).run()
     old = find_unfinished(world.objects)
     assert old is not None
@@ -380,7 +380,7 @@ def test_a_new_run_where_nothing_is_unfinished_and_nothing_is_new_does_nothing()
 def test_the_first_run_connects_while_it_looks_and_a_later_one_when_it_has_found_something() -> None:
     world = lake(4)
     first, resumed, later = Start(world, dies=True), Start(world), Start(world)
-    with pytest.raises(RunStopped):
+    with pytest.raises(RayDetrError):
         first.run()
     resumed.run()
     world.lake["s3://lake/new.jpg"] = "v0"
@@ -394,7 +394,7 @@ def test_the_first_run_connects_while_it_looks_and_a_later_one_when_it_has_found
 def test_a_cluster_that_cannot_hold_the_actors_is_told_before_a_run_begins() -> None:
     world = lake(4)
 
-    with pytest.raises(RunStopped, match="99 actors do not fit"):
+    with pytest.raises(RayDetrError, match="99 actors do not fit"):
         Start(world, refuses="workforce").run()
 
     assert list(world.objects.list()) == []
@@ -402,11 +402,11 @@ def test_a_cluster_that_cannot_hold_the_actors_is_told_before_a_run_begins() -> 
 
 def test_a_run_is_sealed_only_when_the_model_has_been_loaded_where_actors_are() -> None:
     world = lake(4)
-    with pytest.raises(RunStopped):
+    with pytest.raises(RayDetrError):
         Start(world, dies=True).run()
     before = objects(world)
 
-    with pytest.raises(RunStopped, match="does not load there"):
+    with pytest.raises(RayDetrError, match="does not load there"):
         Start(world, refuses="model").run(new_run=True)
     assert objects(world) == before
 
@@ -417,7 +417,7 @@ def test_a_run_is_sealed_only_when_the_model_has_been_loaded_where_actors_are() 
 
 def test_the_precision_of_a_run_is_that_of_its_beginning() -> None:
     world = lake(13)
-    with pytest.raises(RunStopped):
+    with pytest.raises(RayDetrError):
         Start(world, dies=True, precision="bf16").run()
     resumed = Start(world, precision="fp32")
 
@@ -443,7 +443,7 @@ def test_what_another_start_labels_between_the_look_and_the_beginning_is_not_lab
                 other = Start(world, dies=not is_finished)
                 try:
                     other.run()
-                except RunStopped:
+                except RayDetrError:
                     assert not is_finished
                 world.lake["s3://lake/new.jpg"] = "v0"
             return super().workforce()
@@ -465,11 +465,11 @@ def test_another_start_that_is_not_what_was_asked_for_is_refused_after_the_look(
 
     class Slow(Start):
         def workforce(self) -> Workforce:
-            with pytest.raises(RunStopped, match="the power went"):
+            with pytest.raises(RayDetrError, match="the power went"):
                 Start(world, dies=True).run(model="detr@2")
             return super().workforce()
 
-    with pytest.raises(RunStopped, match=r"used another configuration \(model detr@2, now detr@1\)"):
+    with pytest.raises(RayDetrError, match=r"used another configuration \(model detr@2, now detr@1\)"):
         Slow(world).run()
 
 
@@ -517,7 +517,7 @@ def test_other_settings_on_a_finished_table_are_refused_with_the_difference_and_
     before = list(world.objects.list())
     start = Start(world, configuration=HIGH)
 
-    with pytest.raises(WrongUse, match=OTHER_SETTINGS):
+    with pytest.raises(UsageError, match=OTHER_SETTINGS):
         start.run()
 
     assert start.did == []  # not even connected
@@ -558,7 +558,7 @@ def test_a_nightly_run_goes_on_after_somebody_has_labelled_again_with_other_sett
         "the newest rows of detr@1 in table memory://table have other settings (threshold 0.5, now 0.05; classes "
         "ant=0.9 cat=0.5, now all). This run labels what has no row with its own."
     ]
-    with pytest.raises(WrongUse, match=r"threshold 0\.05, now 0\.3\)"):  # that nobody has labelled with
+    with pytest.raises(UsageError, match=r"threshold 0\.05, now 0\.3\)"):  # that nobody has labelled with
         Start(world, configuration={**LOW, "threshold": 0.3}).run()
 
 
@@ -574,7 +574,7 @@ def test_auto_is_the_precision_of_rows_with_the_same_threshold_not_of_the_newest
 
 def test_an_unfinished_run_that_published_nothing_does_not_decide_the_settings() -> None:
     world = lake(2)
-    with pytest.raises(RunStopped):
+    with pytest.raises(RayDetrError):
         Start(world, configuration=LOW, dies=True).run()
 
     assert Start(world, configuration=HIGH).run(new_run=True).planned.images == 2
@@ -588,11 +588,11 @@ def test_a_run_that_published_something_is_not_sealed_for_other_settings() -> No
         if 6 in shards
         else Start.label(start, run, shards, isolated=isolated)
     )
-    with pytest.raises(RunStopped):
+    with pytest.raises(RayDetrError):
         start.run()
     run = find_unfinished(world.objects)
 
-    with pytest.raises(WrongUse, match=OTHER_SETTINGS):
+    with pytest.raises(UsageError, match=OTHER_SETTINGS):
         Start(world, configuration=HIGH).run(new_run=True)
 
     assert find_unfinished(world.objects) == run
@@ -612,7 +612,7 @@ def test_auto_that_is_another_precision_than_the_tables_is_refused_before_a_run_
     Start(world, precision="fp16").run()
     world.lake["s3://lake/new.jpg"] = "v0"
 
-    with pytest.raises(WrongUse, match=r"\(precision fp16, now fp32\)\. Give the old value to"):
+    with pytest.raises(UsageError, match=r"\(precision fp16, now fp32\)\. Give the old value to"):
         Start(world, precision="fp32").run()
 
     assert find_unfinished(world.objects) is None
@@ -623,7 +623,7 @@ def test_auto_that_is_another_precision_than_the_tables_is_refused_before_a_run_
 def test_an_unfinished_run_of_an_earlier_release_leaves_out_what_has_other_settings() -> None:
     world = lake(3)
     Start(world, configuration=LOW, selection=Selection(max_images=1)).run()
-    with pytest.raises(RunStopped):
+    with pytest.raises(RayDetrError):
         Start(world, configuration=HIGH, relabel=True, dies=True).run()
     run = find_unfinished(world.objects)
     assert run is not None

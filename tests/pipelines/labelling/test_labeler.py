@@ -21,7 +21,7 @@ from detr.batching import HostBatch
 from detr.config import BackboneConfig, DetrConfig
 from detr.detector import Detector, PendingDetections
 from detr.model import Detr, DetrOutput
-from pipelines.labelling.decoding import DecoderHere
+from pipelines.labelling.decoding import InProcessDecoder
 from pipelines.labelling.fetching import Fetcher, LakeUnreadable
 from pipelines.labelling.labeler import Labeler, windows
 from pipelines.labelling.publish import part_key
@@ -40,7 +40,7 @@ from pipelines.store import (
     memory_store,
     open_store,
 )
-from pipelines.table import NO_COLUMNS, decode
+from pipelines.table.schema import NO_COLUMNS, decode
 from tests.pipelines.labelling.failing_lake import NOW, Clock, Lake
 
 SETTINGS = '{"precision":"fp32","threshold":0.0}'
@@ -116,7 +116,7 @@ def labeler(
     return Labeler(
         table=table,
         fetcher=Fetcher(lake, clock),
-        decoder=DecoderHere(detector, max_pixels=max_pixels),
+        decoder=InProcessDecoder(detector, max_pixels=max_pixels),
         detector=detector,
         run_id="run-1",
         model_id="tiny@0123456789ab",

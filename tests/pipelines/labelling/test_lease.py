@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from pipelines.errors import LeaseHeld, RayDetrError
 from pipelines.labelling import lease as module
 from pipelines.labelling.lease import (
     LEASE_KEY,
@@ -32,8 +33,7 @@ from pipelines.labelling.lease import (
     renew,
     this_process,
 )
-from pipelines.stopped import LeaseHeld, RunStopped
-from pipelines.store import Entry, Misconfigured, Store, StoreDown, memory_store, open_store
+from pipelines.store import Misconfigured, Store, StoreDown, StoreEntry, memory_store, open_store
 from pipelines.store.local import LocalStore
 from pipelines.store.memory import MemoryStore
 
@@ -214,7 +214,7 @@ def test_a_start_that_has_lost_its_lease_stops(monkeypatch: pytest.MonkeyPatch) 
         still_ours()
         table.put(LEASE_KEY, module._encode(module.Holder("b", ELSEWHERE, NOW, NOW)))
         module.threading.Event().wait(1)
-        with pytest.raises(RunStopped, match=r"has lost its lease: table memory://store is being written .*gpu-7"):
+        with pytest.raises(RayDetrError, match=r"has lost its lease: table memory://store is being written .*gpu-7"):
             still_ours()
 
 
@@ -230,7 +230,7 @@ def test_heartbeats_and_giving_up_go_through_the_store_that_is_not_waited_for_lo
             puts.append(key)
             return table.put(key, data, create=create, if_match=if_match)
 
-        def list(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
+        def list(self, prefix: str = "", after: str | None = None) -> Iterator[StoreEntry]:
             return table.list(prefix, after)
 
     table.put("_runs/_order/0000001.json", b"{}")
@@ -301,7 +301,7 @@ def test_a_heart_that_stops_for_an_unforeseen_reason_is_a_lost_lease(monkeypatch
         deadline = time.monotonic() + 20
         while not seen and time.monotonic() < deadline:
             time.sleep(0.01)
-        with pytest.raises(RunStopped, match="its heartbeat has stopped"):
+        with pytest.raises(RayDetrError, match="its heartbeat has stopped"):
             still_ours()
     assert isinstance(seen[0], TypeError)
 
@@ -380,8 +380,8 @@ def test_a_local_lease_that_could_not_be_written_is_not_held(tmp_path: Path, mon
 
 
 def test_a_start_that_wrote_nothing_leaves_no_table(store: Store) -> None:
-    with pytest.raises(RunStopped), held(store):
-        raise RunStopped("no cluster.")
+    with pytest.raises(RayDetrError), held(store):
+        raise RayDetrError("no cluster.")
 
     assert list(store.list()) == []
     with held(store):  # and nothing is in the way of the next

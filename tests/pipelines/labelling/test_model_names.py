@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from pipelines.labelling.model_names import named_as_before
+from pipelines.labelling.model_names import with_recorded_name
 from pipelines.labelling.run import RunRequest, begin_run
 from pipelines.models import ModelInfo
 from pipelines.store import Store, memory_store
@@ -26,21 +26,21 @@ def table_of(*models: tuple[str, str]) -> Store:
 
 
 def test_a_new_table_has_the_name_of_the_training_run() -> None:
-    assert named_as_before(memory_store(), CELLS) == CELLS
+    assert with_recorded_name(memory_store(), CELLS) == CELLS
 
 
 @pytest.mark.parametrize("name", ["model", "checkpoint-500", "000001200-20261128-211811-bf05-3"])
 def test_a_table_of_an_earlier_release_keeps_its_name_so_that_nothing_is_labelled_again(name: str) -> None:
     table = table_of((f"{name}@{SHA256[:12]}", SHA256))
 
-    assert named_as_before(table, CELLS).id == f"{name}@0123456789ab"
+    assert with_recorded_name(table, CELLS).id == f"{name}@0123456789ab"
 
 
 def test_each_of_two_models_that_label_one_table_keeps_its_name() -> None:
     table = table_of((f"model@{SHA256[:12]}", SHA256), ("model@ffffffffffff", "f" * 64))
 
-    assert named_as_before(table, CELLS).id == "model@0123456789ab"
-    assert named_as_before(table, ModelInfo("night@ffffffffffff", "f" * 64, ())).id == "model@ffffffffffff"
+    assert with_recorded_name(table, CELLS).id == "model@0123456789ab"
+    assert with_recorded_name(table, ModelInfo("night@ffffffffffff", "f" * 64, ())).id == "model@ffffffffffff"
 
 
 @pytest.mark.parametrize(
@@ -52,4 +52,4 @@ def test_each_of_two_models_that_label_one_table_keeps_its_name() -> None:
     ],
 )
 def test_any_other_name_changes_nothing(model: str, sha256: str) -> None:
-    assert named_as_before(table_of((model, sha256)), CELLS) == CELLS
+    assert with_recorded_name(table_of((model, sha256)), CELLS) == CELLS

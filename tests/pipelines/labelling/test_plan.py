@@ -16,13 +16,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from pipelines.errors import RayDetrError
 from pipelines.labelling.cutting import Look, Selection, select
-from pipelines.labelling.labelled import labelled_keys
+from pipelines.labelling.labelled_keys import labelled_keys
 from pipelines.labelling.manifest import (
     SEGMENT_SHARDS,
     Counts,
+    ListingPosition,
     PlannedSegment,
-    Position,
     Segment,
     read_complete,
     read_kept_schema,
@@ -35,9 +36,8 @@ from pipelines.labelling.manifest import (
 from pipelines.labelling.plan import PlanConfig, PlanSummary, cut_segments, summarise_plan, write_plan
 from pipelines.labelling.run import RunRequest
 from pipelines.lake.listing import LakeObject, Listed, Listing, Skipped, list_objects
-from pipelines.stopped import RunStopped
 from pipelines.store import Store, StoreDown, memory_store, open_store
-from pipelines.table import NO_COLUMNS, Detected, Origin, Row, encode, rows_to_table
+from pipelines.table.schema import NO_COLUMNS, Detected, Origin, Row, encode, rows_to_table
 from tests.pipelines.labelling.runs import start_run
 
 NAMES = st.lists(st.tuples(st.text("abc", max_size=4), st.sampled_from(["new", "labelled", "skipped"])), max_size=40)
@@ -222,7 +222,7 @@ def test_the_first_images_are_those_listed_first_labelled_or_not(names: list[tup
 
 @pytest.mark.parametrize("second", ["s3://b/b", "s3://b/a"])
 def test_a_listing_out_of_order_is_refused(second: str) -> None:
-    with pytest.raises(RunStopped, match=f"out of order: {second} came after s3://b/b"):
+    with pytest.raises(RayDetrError, match=f"out of order: {second} came after s3://b/b"):
         list(cut_segments([LakeObject("s3://b/b"), LakeObject(second)], none_labelled, shard_images=3))
 
 
@@ -404,9 +404,9 @@ def test_a_sealed_plan_stops_the_planner() -> None:
     first = next(planner)
     write_segment(table, "run", Segment(1, (), first.position), NO_COLUMNS, ending="sealed")
 
-    with pytest.raises(RunStopped, match="run run of memory://store was sealed by another command"):
+    with pytest.raises(RayDetrError, match="run run of memory://store was sealed by another command"):
         next(planner)
-    with pytest.raises(RunStopped, match="was sealed"):
+    with pytest.raises(RayDetrError, match="was sealed"):
         list(write_plan(table, "run", listing_of(images(100)), none_labelled, shard_images=1))
 
 
@@ -416,7 +416,7 @@ def test_a_list_whose_kept_column_changed_its_type_is_refused_on_resume() -> Non
     next(write_plan(table, "run", listing_of(listed, pa.schema([("n", pa.int64())])), none_labelled, shard_images=1))
     changed = listing_of(listed, pa.schema([("n", pa.string())]))
 
-    with pytest.raises(RunStopped, match=r"other types than when run run began \(n: int64\)"):
+    with pytest.raises(RayDetrError, match=r"other types than when run run began \(n: int64\)"):
         list(write_plan(table, "run", changed, none_labelled, shard_images=1))
 
 
@@ -430,9 +430,9 @@ def test_a_missing_segment_is_noticed() -> None:
     table = planned_table()
     table.delete(segment_key("run", 1))
 
-    with pytest.raises(RunStopped, match=r"memory://store/_runs/run/plan/00001\.plan is missing"):
+    with pytest.raises(RayDetrError, match=r"memory://store/_runs/run/plan/00001\.plan is missing"):
         list(read_manifest(table, "run"))
-    with pytest.raises(RunStopped, match=r"00001\.plan is missing"):
+    with pytest.raises(RayDetrError, match=r"00001\.plan is missing"):
         read_shard(table, "run", 64)
 
 
@@ -441,9 +441,9 @@ def test_a_damaged_segment_is_noticed(data: bytes | None) -> None:
     table = planned_table()
     table.put(segment_key("run", 1), table.get(segment_key("run", 1)).data[:-7] if data is None else data)
 
-    with pytest.raises(RunStopped, match=r"00001\.plan is damaged"):
+    with pytest.raises(RayDetrError, match=r"00001\.plan is damaged"):
         list(read_manifest(table, "run"))
-    with pytest.raises(RunStopped, match=r"00001\.plan is damaged"):
+    with pytest.raises(RayDetrError, match=r"00001\.plan is damaged"):
         read_shard(table, "run", 64)
 
 
@@ -457,7 +457,7 @@ def test_a_segment_that_does_not_go_on_from_the_one_before_is_noticed() -> None:
     table.put(segment_key("run", 1), other.get(segment_key("run", 1)).data)  # 6 shards, where 64 were planned before
     table.put(segment_key("run", 0), other.get(segment_key("run", 1)).data)
 
-    with pytest.raises(RunStopped, match=r"00000\.plan is damaged: it does not continue"):
+    with pytest.raises(RayDetrError, match=r"00000\.plan is damaged: it does not continue"):
         list(read_manifest(table, "run"))
 
 
@@ -468,7 +468,7 @@ def test_a_segment_with_other_columns_is_noticed_by_whoever_labels_its_shards() 
     pq.write_table(file.read().drop_columns(["etag"]), sink, row_group_size=1)
     table.put(segment_key("run", 1), sink.getvalue().to_pybytes())
 
-    with pytest.raises(RunStopped, match=r"00001\.plan is damaged: it does not have the columns of a plan"):
+    with pytest.raises(RayDetrError, match=r"00001\.plan is damaged: it does not have the columns of a plan"):
         read_shard(table, "run", 64)
 
 
@@ -478,17 +478,17 @@ def test_a_parquet_file_that_is_no_segment_is_noticed() -> None:
     pq.write_table(pa.table({"uri": ["a"]}), sink)
     table.put(segment_key("run", 1), sink.getvalue().to_pybytes())
 
-    with pytest.raises(RunStopped, match=r"00001\.plan is damaged: it cannot be read as a plan"):
+    with pytest.raises(RayDetrError, match=r"00001\.plan is damaged: it cannot be read as a plan"):
         list(read_manifest(table, "run"))
 
 
 def test_a_shard_that_was_not_planned_is_refused() -> None:
-    with pytest.raises(RunStopped, match="has no shard 150"):
+    with pytest.raises(RayDetrError, match="has no shard 150"):
         read_shard(planned_table(), "run", 150)
 
 
 def test_positions_begin_before_the_first_image() -> None:
-    assert Position() == Position(None, Counts())
+    assert ListingPosition() == ListingPosition(None, Counts())
 
 
 @pytest.mark.parametrize(
@@ -574,5 +574,5 @@ def test_a_summary_is_of_what_the_run_would_be_given(tmp_path: Path) -> None:
     assert (summary(sample=10).images + summary(sample=10).labelled, len(drawn)) == (10, 4)
     uris = tmp_path / "uris.csv"
     uris.write_text("uri\n/lake/a.jpg\n")
-    with pytest.raises(RunStopped, match="there is no column 'camera'"):
+    with pytest.raises(RayDetrError, match="there is no column 'camera'"):
         summarise_plan(PlanConfig((str(uris),), table.uri, keep=("camera",)))

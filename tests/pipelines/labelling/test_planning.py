@@ -8,16 +8,16 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from pipelines.errors import RayDetrError
 from pipelines.labelling import planning
-from pipelines.labelling.manifest import PlannedSegment, Position
+from pipelines.labelling.manifest import ListingPosition, PlannedSegment
 from pipelines.labelling.planning import Planner
 from pipelines.lake.listing import Listed, Listing
-from pipelines.stopped import RunStopped
-from pipelines.table import NO_COLUMNS
+from pipelines.table.schema import NO_COLUMNS
 
 
 def segment(index: int, shards: int = 64, images: int = 10) -> PlannedSegment:
-    return PlannedSegment(index, (images,) * shards, Position())
+    return PlannedSegment(index, (images,) * shards, ListingPosition())
 
 
 def listing_of(*listed: Listed) -> Listing:
@@ -75,13 +75,13 @@ def test_the_first_wave_begins_while_the_rest_is_being_listed(monkeypatch: pytes
 def test_what_stops_the_planning_is_raised_in_the_run_when_what_is_planned_is_labelled() -> None:
     def plan() -> Iterator[PlannedSegment]:
         yield segment(0)
-        raise RunStopped("the listing cannot go on")
+        raise RayDetrError("the listing cannot go on")
 
     planner = Planner(plan(), wave_shards=64)
     waves = planner.waves()
 
     assert [one.index for one in next(waves)] == [0]
-    with pytest.raises(RunStopped, match="the listing cannot go on"):
+    with pytest.raises(RayDetrError, match="the listing cannot go on"):
         next(waves)
     assert not planner.is_complete
 
@@ -99,10 +99,10 @@ def test_a_run_that_stops_does_not_leave_a_planner_behind() -> None:
 
     def run(planner: Planner) -> None:
         for _ in planner.waves():
-            raise RunStopped("the lake is gone")
+            raise RayDetrError("the lake is gone")
 
     planner = Planner(plan(), wave_shards=64)
-    with pytest.raises(RunStopped):
+    with pytest.raises(RayDetrError):
         run(planner)
     is_left.set()
 

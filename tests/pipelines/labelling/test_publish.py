@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.errors import RayDetrError
 from pipelines.labelling.manifest import PlannedSegment, read_manifest, read_shard
 from pipelines.labelling.plan import write_plan
 from pipelines.labelling.publish import (
@@ -24,11 +25,10 @@ from pipelines.labelling.publish import (
     verify_run,
 )
 from pipelines.labelling.run import Run
-from pipelines.labelling.table_files import table_file_key
 from pipelines.lake.listing import LakeObject, Listing
-from pipelines.stopped import RunStopped
 from pipelines.store import AlreadyExists, NotFound, Store, StoreDown, memory_store
-from pipelines.table import (
+from pipelines.table.files import table_file_key
+from pipelines.table.schema import (
     NO_COLUMNS,
     Detected,
     Origin,
@@ -141,7 +141,7 @@ def test_a_part_of_other_columns_is_not_published() -> None:
     rows = decode(table.get(key).data)
     table.put(key, encode(rows.drop_columns(["error"])))
 
-    with pytest.raises(RunStopped, match=r"parts/0000001\.part does not hold its 2 planned images"):
+    with pytest.raises(RayDetrError, match=r"parts/0000001\.part does not hold its 2 planned images"):
         publish_group(table, RUN, segment)
 
 
@@ -149,7 +149,7 @@ def test_a_damaged_part_stops_the_run() -> None:
     table = memory_store()
     table.put(part_key("run-1", 7), b"damaged")
 
-    with pytest.raises(RunStopped, match=r"_runs/run-1/parts/0000007\.part is damaged"):
+    with pytest.raises(RayDetrError, match=r"_runs/run-1/parts/0000007\.part is damaged"):
         commit_part(table, "run-1", 7, ROWS, token="first")
 
 
@@ -220,7 +220,7 @@ def test_a_file_of_equal_rows_by_another_release_is_fine_and_one_of_other_rows_i
 
     assert publish_group(Raced(table, StoreDown("")), RUN, segment).rows == 5
     table.delete("data/run-1-00000.parquet")
-    with pytest.raises(RunStopped, match="exists with other rows than the parts of its shards"):
+    with pytest.raises(RayDetrError, match="exists with other rows than the parts of its shards"):
         publish_group(RacedByOthers(table, StoreDown("")), RUN, segment)
 
 
@@ -242,7 +242,7 @@ def test_a_part_that_is_not_the_planned_images_is_not_published(rows: object) ->
     assert callable(rows)
     commit_part(table, "run-1", 1, rows(rows_of(read_shard(table, "run-1", 1), 1)), token="t")
 
-    with pytest.raises(RunStopped, match=r"parts/0000001\.part does not hold its 2 planned images, each in one row"):
+    with pytest.raises(RayDetrError, match=r"parts/0000001\.part does not hold its 2 planned images, each in one row"):
         publish_group(table, RUN, segment)
     assert list(table.list("data/")) == []
 
@@ -302,7 +302,7 @@ def test_a_run_is_verified_by_counting_its_files_against_the_plan(monkeypatch: p
         commit_all(table, segment)
         publish_group(table, RUN, segment)
 
-    with pytest.raises(RunStopped, match=r"data/run-1-00002\.parquet is missing\. The same command publishes it"):
+    with pytest.raises(RayDetrError, match=r"data/run-1-00002\.parquet is missing\. The same command publishes it"):
         verify_run(table, "run-1", "flat", read_manifest(table, "run-1"))
     commit_all(table, segments[-1])
     publish_group(table, RUN, segments[-1])
@@ -315,7 +315,7 @@ def test_a_published_file_with_another_number_of_rows_is_noticed() -> None:
     (segment,) = planned(table)
     table.put("data/run-1-00000.parquet", encode(ROWS))
 
-    with pytest.raises(RunStopped, match=r"00000\.parquet has 2 rows for 5 planned images"):
+    with pytest.raises(RayDetrError, match=r"00000\.parquet has 2 rows for 5 planned images"):
         verify_run(table, "run-1", "flat", [segment])
 
 
@@ -324,7 +324,7 @@ def test_a_published_file_that_does_not_say_its_totals_is_noticed() -> None:
     (segment,) = planned(table, 2)
     table.put("data/run-1-00000.parquet", encode(ROWS))
 
-    with pytest.raises(RunStopped, match="its totals cannot be read"):
+    with pytest.raises(RayDetrError, match="its totals cannot be read"):
         read_totals(table, "run-1", "flat", segment)
 
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.labelling.run import (
     End,
     Run,
@@ -26,7 +27,6 @@ from pipelines.labelling.run import (
     read_end,
     read_state,
 )
-from pipelines.stopped import RunStopped, WrongUse
 from pipelines.store import Store, StoreDown, memory_store
 from tests.pipelines.labelling.runs import start_run
 
@@ -129,7 +129,7 @@ def test_another_configuration_is_refused_with_the_difference(request_: RunReque
     table = memory_store()
     start(table)
 
-    with pytest.raises(WrongUse) as refusal:
+    with pytest.raises(UsageError) as refusal:
         start(table, request_)
 
     assert str(refusal.value) == sentence
@@ -194,7 +194,7 @@ def test_a_name_that_was_used_is_refused() -> None:
         run, _ = start(table, replace(REQUEST, run_id=name))
         finish(table, run)
 
-    with pytest.raises(WrongUse, match="run night-1 of memory://store has already ended"):
+    with pytest.raises(UsageError, match="run night-1 of memory://store has already ended"):
         start(table, replace(REQUEST, run_id="night-1"))
 
 
@@ -286,7 +286,7 @@ def test_how_a_run_ended_is_written_once() -> None:
 
     assert end_run(table, run.run_id, End("sealed", NOW, {})).state == "sealed"
     assert end_run(table, run.run_id, End("finished", NOW, {"rows": 1})) == End("sealed", NOW, {})
-    with pytest.raises(RunStopped, match="was sealed by another command"):
+    with pytest.raises(RayDetrError, match="was sealed by another command"):
         finish(table, run)
     assert read_state(table, run.run_id) == "sealed"
 
@@ -358,7 +358,7 @@ def test_a_damaged_record_is_said(record: bytes, sentence: str) -> None:
     table = memory_store()
     table.put("_runs/_order/0000001.json", record)
 
-    with pytest.raises(RunStopped, match=f"memory://store/_runs/_order/0000001.json {sentence}"):
+    with pytest.raises(RayDetrError, match=f"memory://store/_runs/_order/0000001.json {sentence}"):
         start(table)
 
 
@@ -418,7 +418,7 @@ def test_a_damaged_end_is_said(record: bytes) -> None:
     run, _ = start(table)
     table.put(f"_runs/{run.run_id}/end.json", record)
 
-    with pytest.raises(RunStopped, match=r"end\.json is damaged"):
+    with pytest.raises(RayDetrError, match=r"end\.json is damaged"):
         start(table)
 
 

@@ -7,16 +7,16 @@ from datetime import UTC, datetime
 
 import pytest
 
-from pipelines.labelling.labelled import read_labelled
+from pipelines.errors import RayDetrError
+from pipelines.labelling.labelled_keys import read_labelled
 from pipelines.labelling.manifest import PlannedSegment, read_manifest, read_shard
 from pipelines.labelling.plan import write_plan
 from pipelines.labelling.publish import commit_part, publish_group, verify_run
 from pipelines.labelling.run import End, Run, RunRequest, find_unfinished, finish_run, read_end, read_state
 from pipelines.labelling.seal import is_seal_begun, seal_run
 from pipelines.lake.listing import LakeObject, Listing
-from pipelines.stopped import RunStopped
 from pipelines.store import Store, StoreDown, memory_store
-from pipelines.table import NO_COLUMNS, Detected, Origin, Row, decode, rows_to_table
+from pipelines.table.schema import NO_COLUMNS, Detected, Origin, Row, decode, rows_to_table
 from tests.pipelines.labelling.runs import start_run
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
@@ -85,11 +85,11 @@ def test_a_zombie_of_a_sealed_run_can_publish_nothing() -> None:
 
     label(table, old, second)  # a part is nothing that a reader sees
     for segment in (first, second):
-        with pytest.raises(RunStopped, match=f"run {old.run_id} of memory://store was sealed by another command"):
+        with pytest.raises(RayDetrError, match=f"run {old.run_id} of memory://store was sealed by another command"):
             publish_group(table, old, segment)
-    with pytest.raises(RunStopped, match="was sealed"):
+    with pytest.raises(RayDetrError, match="was sealed"):
         verify_run(table, old.run_id, "flat", read_manifest(table, old.run_id))
-    with pytest.raises(RunStopped, match="was sealed"):
+    with pytest.raises(RayDetrError, match="was sealed"):
         finish_run(table, old.run_id, now=NOW, totals={})
 
     assert {entry: table.get(entry.key) for entry in table.list("data/")} == before
@@ -104,7 +104,7 @@ def test_a_zombie_that_still_plans_can_plan_nothing() -> None:
 
     seal_run(table, old, now=NOW)
 
-    with pytest.raises(RunStopped, match="was sealed"):
+    with pytest.raises(RayDetrError, match="was sealed"):
         next(planner)
     assert [planned.ending for planned in read_manifest(table, old.run_id)] == [None, "sealed"]
     assert len(list(table.list("data/"))) == 1
@@ -117,7 +117,7 @@ def test_a_run_that_planned_nothing_can_be_sealed() -> None:
 
     seal_run(table, old, now=NOW)
 
-    with pytest.raises(RunStopped, match="was sealed"):
+    with pytest.raises(RayDetrError, match="was sealed"):
         next(planner)
     assert read_state(table, old.run_id) == "sealed"
 
@@ -140,7 +140,7 @@ def test_a_planner_that_is_faster_than_the_seal_is_closed_behind() -> None:
     seal_run(Slow(), old, now=NOW)  # type: ignore[arg-type]
 
     assert list_segments(table, old) == [None, None, "sealed"]
-    with pytest.raises(RunStopped, match="was sealed"):
+    with pytest.raises(RayDetrError, match="was sealed"):
         next(planner)
     assert len(list(table.list("data/"))) == 2
 

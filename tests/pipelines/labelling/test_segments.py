@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from pipelines.errors import RayDetrError
 from pipelines.labelling.manifest import PlannedSegment, read_shard
 from pipelines.labelling.outcome import Outcome, ShardReport
 from pipelines.labelling.plan import write_plan
@@ -14,11 +15,10 @@ from pipelines.labelling.publish import commit_part, read_done, remove_parts, ve
 from pipelines.labelling.run import Run
 from pipelines.labelling.seal import seal_run
 from pipelines.labelling.segments import label_segments, publishing
-from pipelines.labelling.table_files import table_file_key
 from pipelines.lake.listing import LakeObject, Listing
-from pipelines.stopped import RunStopped
 from pipelines.store import Blob, Denied, NotFound, Store, memory_store
-from pipelines.table import NO_COLUMNS, Detected, Origin, Row, decode, rows_to_table
+from pipelines.table.files import table_file_key
+from pipelines.table.schema import NO_COLUMNS, Detected, Origin, Row, decode, rows_to_table
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 RUN = Run("run-1", 1, "detr@1", "1", {"threshold": 0.5}, 1, {}, NOW)
@@ -189,7 +189,9 @@ def test_a_shard_that_is_lost_every_time_stops_the_run_and_all_else_is_done() ->
     segments = planned(table)
     pool = Pool(table, lambda shard, turn: "die" if shard in (65, 67, 69) else "report")
 
-    with pytest.raises(RunStopped, match=r"shard 65 of run run-1 was lost 3 times, and so were 2 others \(its process"):
+    with pytest.raises(
+        RayDetrError, match=r"shard 65 of run run-1 was lost 3 times, and so were 2 others \(its process"
+    ):
         label(table, segments, pool)
 
     assert pool.given == [list(range(70)), [65, 67, 69], [65, 67, 69]]
@@ -201,7 +203,9 @@ def test_the_sentence_says_what_a_lost_shard_said() -> None:
     lost = Outcome(loss="ZeroDivisionError: division by zero")
     pool = Pool(table, lambda shard, turn: lost if shard == 1 else "report")
 
-    with pytest.raises(RunStopped, match=r"shard 1 .* was lost 3 times \(ZeroDivisionError: division by zero\)\. All"):
+    with pytest.raises(
+        RayDetrError, match=r"shard 1 .* was lost 3 times \(ZeroDivisionError: division by zero\)\. All"
+    ):
         label(table, planned(table, images=3), pool)
 
 
@@ -218,7 +222,7 @@ def test_a_system_failure_stops_at_once_and_says_that_the_run_goes_on() -> None:
     segments = planned(table)
     pool = Pool(table, lambda shard, turn: Outcome(failure="the lake is gone.") if shard == 60 else "report")
 
-    with pytest.raises(RunStopped, match=r"^the lake is gone\. Run the same command again to resume"):
+    with pytest.raises(RayDetrError, match=r"^the lake is gone\. Run the same command again to resume"):
         label(table, segments, pool)
 
     assert read_done(table, "run-1", "flat").parts == {61, 62, 63, *range(64, 70)}
@@ -231,7 +235,7 @@ def test_a_run_that_was_sealed_meanwhile_is_not_labelled_to_its_end() -> None:
     pool = Pool(table)
     pool.before = lambda shard: seal_run(table, RUN, now=NOW) if shard == 195 else None  # type: ignore[func-returns-value]
 
-    with pytest.raises(RunStopped, match="was sealed"):
+    with pytest.raises(RayDetrError, match="was sealed"):
         label(table, segments, pool)
 
     assert 0 not in read_done(table, "run-1", "flat").parts

@@ -12,17 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.errors import RayDetrError
+from pipelines.labelling.duplicates import find_duplicate_rows
 from pipelines.labelling.manifest import PlannedSegment, read_shard, segment_key
 from pipelines.labelling.plan import write_plan
 from pipelines.labelling.publish import commit_part, part_key, publish_group, remove_parts, verify_run
 from pipelines.labelling.run import Run, RunRequest, finish_run
 from pipelines.labelling.seal import seal_run
-from pipelines.labelling.second_rows import find_second_rows
 from pipelines.labelling.verify import Verification, verify_table
 from pipelines.lake.listing import LakeObject, Listing
-from pipelines.stopped import RunStopped
 from pipelines.store import Store, memory_store
-from pipelines.table import Detected, Origin, Row, decode, encode, read_metadata, rows_to_table
+from pipelines.table.schema import Detected, Origin, Row, decode, encode, read_metadata, rows_to_table
 from tests.pipelines.labelling.runs import start_run
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
@@ -329,7 +329,7 @@ def test_second_rows_are_those_that_a_set_has_already(
             elif is_ok:
                 seen.add(tuple(version))
 
-    said = list(find_second_rows(table, list(table.list())))
+    said = list(find_duplicate_rows(table, list(table.list())))
 
     assert len(said) == len(expected)
     for sentence, (number, count) in zip(said, expected.items(), strict=True):
@@ -405,7 +405,7 @@ def test_one_run_is_verified_alone() -> None:
 
     assert whole == Verification((), 0, files=1, files_total=1, images=2, images_total=2, is_complete=True)
     assert len(verify(table, run_id="night-1")) == 1
-    with pytest.raises(RunStopped, match="table memory://store has no run night-9"):
+    with pytest.raises(RayDetrError, match="table memory://store has no run night-9"):
         verify(table, run_id="night-9")
 
 
@@ -444,7 +444,7 @@ def test_a_damaged_place_where_it_stopped_is_named(data: bytes) -> None:
     table = fill(memory_store())
     table.put("_runs/_verified.json", data)
 
-    with pytest.raises(RunStopped, match=r"_runs/_verified\.json is damaged.*Remove it"):
+    with pytest.raises(RayDetrError, match=r"_runs/_verified\.json is damaged.*Remove it"):
         verify_table(table, max_seconds=1.0, clock=Watch())
     assert verify(table) == ()
 

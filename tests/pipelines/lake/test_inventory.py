@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.errors import RayDetrError
 from pipelines.lake.inventory import is_inventory, read_inventory
 from pipelines.lake.listing import ARCHIVED, LakeObject, Skipped, list_objects
-from pipelines.stopped import RunStopped
-from pipelines.store import Entry, Store, memory_store
+from pipelines.store import Store, StoreEntry, memory_store
 
 MANIFEST = "lake/all/2026-11-26T01-00Z/manifest.json"
 
@@ -105,11 +105,11 @@ def test_objects_come_with_size_etag_and_class_in_the_order_of_their_keys(kind: 
 
     assert inventory.bucket == "s3://lake"
     assert list(inventory.list()) == [
-        Entry("a.jpg", 1, "d41d", is_archived=True),
-        Entry("a/1.jpg", 3, "abc-2"),
-        Entry("b/ü +%2B.jpg", 3, "abc-2"),
-        Entry("c.jpg", 4, "c"),
-        Entry("z.jpg", None, None, is_archived=True),
+        StoreEntry("a.jpg", 1, "d41d", is_archived=True),
+        StoreEntry("a/1.jpg", 3, "abc-2"),
+        StoreEntry("b/ü +%2B.jpg", 3, "abc-2"),
+        StoreEntry("c.jpg", 4, "c"),
+        StoreEntry("z.jpg", None, None, is_archived=True),
     ]
     assert [entry.key for entry in inventory.list(after="b/ü +%2B.jpg")] == ["c.jpg", "z.jpg"]
     assert [entry.key for entry in inventory.list("a")] == ["a.jpg", "a/1.jpg"]
@@ -126,13 +126,13 @@ def test_old_versions_delete_markers_and_folder_markers_are_no_objects(kind: str
 
     inventory = read_inventory(report(columns, kind=kind), MANIFEST)
 
-    assert list(inventory.list()) == [Entry("a.jpg", 2, None), Entry("d/", 5, None)]
+    assert list(inventory.list()) == [StoreEntry("a.jpg", 2, None), StoreEntry("d/", 5, None)]
 
 
 def test_a_report_of_keys_alone_is_enough(kind: str) -> None:
     inventory = read_inventory(report({"key": ["b.jpg", "a.jpg"]}, kind=kind), MANIFEST)
 
-    assert list(inventory.list()) == [Entry("a.jpg", None, None), Entry("b.jpg", None, None)]
+    assert list(inventory.list()) == [StoreEntry("a.jpg", None, None), StoreEntry("b.jpg", None, None)]
 
 
 def test_a_large_report_is_sorted_piece_by_piece(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +212,7 @@ def test_what_is_missing_or_damaged_is_told_in_a_sentence(harm: Callable[[Store]
     store = report({"key": ["a"]})
     harm(store)
 
-    with pytest.raises(RunStopped, match=sentence):
+    with pytest.raises(RayDetrError, match=sentence):
         read_inventory(store, MANIFEST)
 
 
@@ -232,7 +232,7 @@ def test_what_is_missing_or_damaged_is_told_in_a_sentence(harm: Callable[[Store]
     ],
 )
 def test_a_report_that_cannot_be_used_is_refused(store: Store, sentence: str) -> None:
-    with pytest.raises(RunStopped, match=sentence):
+    with pytest.raises(RayDetrError, match=sentence):
         read_inventory(store, MANIFEST)
 
 
@@ -244,7 +244,7 @@ def test_a_full_disk_is_told_and_nothing_is_left_there(tmp_path: Path, monkeypat
 
     monkeypatch.setattr("pipelines.lake.inventory._write_run", full)
 
-    with pytest.raises(RunStopped, match=r"cannot be sorted in .* \(No space left on device\). Free some space"):
+    with pytest.raises(RayDetrError, match=r"cannot be sorted in .* \(No space left on device\). Free some space"):
         read_inventory(report({"key": ["a"]}), MANIFEST)
     assert list(tmp_path.iterdir()) == []
 

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.errors import RayDetrError
 from pipelines.lake.list_formats import is_comment, looks_like_address
 from pipelines.lake.listing import COMMENT, WITHOUT_URI, LakeObject, Skipped, list_objects
-from pipelines.stopped import RunStopped
 from pipelines.store import Store, memory_store
 
 A, B, C = "s3://lake/images/a.jpg", "s3://lake/images/b.jpg", "s3://lake/images/c.jpg"
@@ -136,7 +136,7 @@ def test_comments_and_rows_without_address_are_counted() -> None:
     ],
 )  # fmt: skip
 def test_a_list_that_is_not_one_is_refused_by_name(name: str, data: bytes, sentence: str) -> None:
-    with pytest.raises(RunStopped, match=sentence):
+    with pytest.raises(RayDetrError, match=sentence):
         listed(name, data)
 
 
@@ -183,7 +183,7 @@ def test_addresses_beside_pictures_are_preferred_to_the_pictures() -> None:
     ],
 )
 def test_a_column_of_something_else_is_refused_with_what_it_holds(column: pa.Array, sentence: str) -> None:
-    with pytest.raises(RunStopped, match=rf"s3://lake/list\.parquet.*{sentence}"):
+    with pytest.raises(RayDetrError, match=rf"s3://lake/list\.parquet.*{sentence}"):
         listed("list.parquet", parquet(pa.table({"image": column})))
 
 
@@ -206,7 +206,7 @@ def test_a_folder_of_photographs_and_lists_is_one_of_photographs() -> None:
 
 
 def test_a_folder_of_different_lists_is_refused() -> None:
-    with pytest.raises(RunStopped, match=r"there is no image at s3://lake/a/ \(left out: 1 \.csv, 1 \.parquet\)"):
+    with pytest.raises(RayDetrError, match=r"there is no image at s3://lake/a/ \(left out: 1 \.csv, 1 \.parquet\)"):
         read("a/x.csv", b"uri\na.jpg\n", ("a/y.parquet", parquet(pa.table({"uri": [A]}))), source="s3://lake/a/")
 
 
@@ -226,13 +226,15 @@ def test_a_folder_of_different_lists_is_refused() -> None:
     ],
 )
 def test_a_list_of_another_kind_is_never_taken_for_a_photograph(name: str, data: bytes, kind: str) -> None:
-    with pytest.raises(RunStopped, match=rf"s3://lake/{name} is not an image but {kind}, and .* Lists are \.parquet, "):
+    with pytest.raises(
+        RayDetrError, match=rf"s3://lake/{name} is not an image but {kind}, and .* Lists are \.parquet, "
+    ):
         listed(name, data)
 
 
 @pytest.mark.parametrize("name", ["https://host/list.xlsx", "https://host/lists/photos.arrow?x=1.jpg"])
 def test_a_list_of_another_kind_on_a_web_server_is_refused_by_its_ending(name: str) -> None:
-    with pytest.raises(RunStopped, match=r"is not an image but a \.(xlsx|arrow) file"):
+    with pytest.raises(RayDetrError, match=r"is not an image but a \.(xlsx|arrow) file"):
         list_objects([name])
 
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.lake.listing import (
     ARCHIVED,
     DUPLICATE,
@@ -25,8 +26,7 @@ from pipelines.lake.listing import (
     list_objects,
 )
 from pipelines.lake.skipping import skip_reason
-from pipelines.stopped import RunStopped, WrongUse
-from pipelines.store import Entry, Misconfigured, Store, StoreDown, memory_store
+from pipelines.store import Misconfigured, Store, StoreDown, StoreEntry, memory_store
 
 
 def lake(*keys: str, root: str = "s3://lake", **files: bytes) -> dict[str, Store]:
@@ -76,7 +76,7 @@ def test_what_the_listing_says_is_archived_is_left_out_unless_a_list_names_it() 
     class Archive:
         uri, head, get = store.uri, store.head, store.get
 
-        def list(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
+        def list(self, prefix: str = "", after: str | None = None) -> Iterator[StoreEntry]:
             return (replace(entry, is_archived=entry.key.startswith("a/")) for entry in store.list(prefix, after))
 
     archive: dict[str, Store] = {"s3://lake": Archive()}  # type: ignore[dict-item]
@@ -86,7 +86,7 @@ def test_what_the_listing_says_is_archived_is_left_out_unless_a_list_names_it() 
         Skipped("s3://lake/a/2.jpg", ARCHIVED),
         LakeObject("s3://lake/b.jpg", "3", 5),
     ]
-    with pytest.raises(RunStopped, match=r"no image at s3://lake/a/ \(left out: 2 archived\)"):
+    with pytest.raises(RayDetrError, match=r"no image at s3://lake/a/ \(left out: 2 archived\)"):
         listed(archive, "s3://lake/a/")
 
 
@@ -270,7 +270,7 @@ def test_a_listing_can_be_taken_up_in_another_store(after: str) -> None:
     ["https://user:opensesame@host/a.jpg", "https://host/a.jpg?X-Amz-Signature=opensesame", "ftp://u:opensesame@host/"],
 )
 def test_an_address_that_holds_a_secret_is_refused_since_plan_and_table_would_hold_it(source: str) -> None:
-    with pytest.raises(RunStopped, match="would be written down") as refused:
+    with pytest.raises(RayDetrError, match="would be written down") as refused:
         list_objects([source])
 
     assert "opensesame" not in str(refused.value)
@@ -292,7 +292,7 @@ def test_an_address_that_holds_a_secret_is_refused_since_plan_and_table_would_ho
 def test_what_is_not_there_is_said_before_any_work(source: str, sentence: str) -> None:
     stores = lake("2026/a.jpg", "notes/a.txt", "notes/b.txt", "notes/c.json")
 
-    with pytest.raises(RunStopped, match=sentence):
+    with pytest.raises(RayDetrError, match=sentence):
         listed(stores, "s3://lake/2026/", source)
 
 
@@ -318,14 +318,14 @@ class Failing:
 def test_a_store_that_cannot_be_listed_is_named_with_its_reason() -> None:
     refused = Failing(Misconfigured("no such bucket"), after=0)
 
-    with pytest.raises(RunStopped, match=r"^cannot list s3://lake/: no such bucket$"):
+    with pytest.raises(RayDetrError, match=r"^cannot list s3://lake/: no such bucket$"):
         list_objects(["s3://lake/"], open_root=lambda _: refused)  # type: ignore[arg-type, return-value]
 
 
 def test_a_listing_that_breaks_stops_the_run_with_its_reason() -> None:
     stream = list_objects(["s3://lake/"], open_root=lambda _: Failing(StoreDown("no answer"), after=2))  # type: ignore[arg-type, return-value]
 
-    with pytest.raises(RunStopped, match=r"^cannot list s3://lake/: no answer$"):
+    with pytest.raises(RayDetrError, match=r"^cannot list s3://lake/: no answer$"):
         list(stream)
 
 
@@ -333,7 +333,7 @@ def test_a_store_that_cannot_be_opened_is_named_with_its_reason() -> None:
     def refuse(root: str) -> Store:
         raise Misconfigured("no credentials")
 
-    with pytest.raises(RunStopped, match=r"^cannot list s3://lake/a: no credentials$"):
+    with pytest.raises(RayDetrError, match=r"^cannot list s3://lake/a: no credentials$"):
         list_objects(["s3://lake/a"], open_root=refuse)
 
 
@@ -358,7 +358,7 @@ def test_kept_columns_must_be_there_and_of_one_type(keep: list[str], lists: list
     for number, data in enumerate(lists):
         stores["s3://lake"].put(f"{number}.csv", data)
 
-    with pytest.raises(RunStopped, match=sentence):
+    with pytest.raises(RayDetrError, match=sentence):
         listed(stores, "s3://lake/a.jpg", *(f"s3://lake/{number}.csv" for number in range(len(lists))), keep=keep)
 
 
@@ -414,10 +414,10 @@ def test_a_local_table_among_the_photographs_is_left_out(photos: Path, monkeypat
 
 
 def test_a_local_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
-    with pytest.raises(RunStopped, match=rf"^there is nothing at {tmp_path}/photos\. .* use {tmp_path}/photos\*\.$"):
+    with pytest.raises(RayDetrError, match=rf"^there is nothing at {tmp_path}/photos\. .* use {tmp_path}/photos\*\.$"):
         list_objects([f"{tmp_path}/photos"])
 
 
 def test_an_empty_folder_is_called_that(tmp_path: Path) -> None:
-    with pytest.raises(WrongUse, match=rf"^the folder {tmp_path} is empty\. Check the address\.$"):
+    with pytest.raises(UsageError, match=rf"^the folder {tmp_path} is empty\. Check the address\.$"):
         list_objects([str(tmp_path)])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipelines.lake import listing_ahead
 from pipelines.lake.listing_ahead import list_ahead
-from pipelines.store import Entry, ListsAnywhere, StoreDown, open_store
+from pipelines.store import ListsAnywhere, StoreDown, StoreEntry, open_store
 
 if TYPE_CHECKING:
     from tests.conftest import S3Server
@@ -48,14 +48,14 @@ class Bucket:
         self.given = self.begun = 0
         self._broken_from = broken_from
 
-    def list(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
+    def list(self, prefix: str = "", after: str | None = None) -> Iterator[StoreEntry]:
         self.begun += 1
         for key in self.keys:
             if key.startswith(prefix) and key > (after or ""):
                 if self._broken_from is not None and key >= self._broken_from:
                     raise StoreDown("no answer")
                 self.given += 1
-                yield Entry(key, 1, key)
+                yield StoreEntry(key, 1, key)
 
     def folders(self, folder: str, after: str) -> tuple[Sequence[str], bool]:
         below = (key[len(folder) :] for key in self.keys if key.startswith(folder) and key > after)
@@ -111,7 +111,7 @@ def test_many_requests_run_at_once(keys: list[str]) -> None:
     together, passed = threading.Barrier(4, timeout=30), threading.Event()
 
     class Waiting(Bucket):
-        def list(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
+        def list(self, prefix: str = "", after: str | None = None) -> Iterator[StoreEntry]:
             for number, entry in enumerate(super().list(prefix, after)):
                 if after is not None and number == 0 and not passed.is_set():
                     together.wait()  # in vain, unless four listings have begun

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.errors import RayDetrError
 from pipelines.lake.uri_tables import is_uri_table, read_uri_table
-from pipelines.stopped import RunStopped
 from pipelines.store import Store, memory_store, open_store
 
 
@@ -84,7 +84,7 @@ def test_a_table_that_does_not_say_where_the_images_are_is_refused_with_its_colu
     store = store_with("x.csv", csv("species,station", "fox,north"))
 
     with pytest.raises(
-        RunStopped,
+        RayDetrError,
         match=r"s3://lists/x\.csv does not say .* columns species \(text\), station \(text\)\. Name the column",
     ):
         read_uri_table(store, "x.csv")
@@ -106,7 +106,7 @@ def test_sizes_and_etags_may_be_unknown_and_etags_lose_their_quotes() -> None:
 def test_a_size_that_no_object_can_have_is_refused(size: int) -> None:
     data = csv("uri,size", "s3://b/1,5", f"s3://b/2,{size}", "s3://b/3,")
 
-    with pytest.raises(RunStopped, match=rf"x\.csv says that s3://b/2 has {size:,} bytes, which no object can have"):
+    with pytest.raises(RayDetrError, match=rf"x\.csv says that s3://b/2 has {size:,} bytes, which no object can have"):
         read_uri_table(store_with("x.csv", data), "x.csv")
 
 
@@ -167,7 +167,7 @@ def test_kept_columns_come_along_with_their_types() -> None:
 def test_nanoseconds_that_would_be_lost_are_refused() -> None:
     data = parquet({"uri": ["s3://b/1"], "seen": pa.array([1], pa.timestamp("ns"))})
 
-    with pytest.raises(RunStopped, match=r"column 'seen' of s3://lists/x\.parquet has fractions of a microsecond"):
+    with pytest.raises(RayDetrError, match=r"column 'seen' of s3://lists/x\.parquet has fractions of a microsecond"):
         read_uri_table(store_with("x.parquet", data), "x.parquet", keep=("seen",))
 
 
@@ -181,12 +181,12 @@ def test_nanoseconds_that_would_be_lost_are_refused() -> None:
     ],
 )
 def test_a_damaged_list_is_refused_in_a_sentence(name: str, data: bytes, kind: str) -> None:
-    with pytest.raises(RunStopped, match=rf"s3://lists/{name} cannot be read as {kind}: "):
+    with pytest.raises(RayDetrError, match=rf"s3://lists/{name} cannot be read as {kind}: "):
         read_uri_table(store_with(name, data), name)
 
 
 def test_a_damaged_parquet_list_is_refused_in_a_sentence() -> None:
-    with pytest.raises(RunStopped, match=r"s3://lists/x\.parquet is damaged"):
+    with pytest.raises(RayDetrError, match=r"s3://lists/x\.parquet is damaged"):
         read_uri_table(store_with("x.parquet", parquet({"uri": ["s3://b/1"]})[:-5]), "x.parquet")
 
 
@@ -201,7 +201,7 @@ def test_a_list_is_known_by_its_ending() -> None:
 def test_a_list_with_one_signed_address_is_refused_without_showing_the_signature() -> None:
     store = store_with("x.csv", csv("uri", "https://h/a.jpg?w=1", "https://h/b.jpg?X-Amz-Signature=opensesame"))
 
-    with pytest.raises(RunStopped, match=r"s3://lists/x\.csv: the address https://h/b\.jpg\?X-Amz-Sig") as refused:
+    with pytest.raises(RayDetrError, match=r"s3://lists/x\.csv: the address https://h/b\.jpg\?X-Amz-Sig") as refused:
         read_uri_table(store, "x.csv")
 
     assert "opensesame" not in str(refused.value)

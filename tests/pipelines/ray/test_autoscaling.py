@@ -27,7 +27,7 @@ try:
     from ray.experimental.internal_kv import _internal_kv_get
 
     from pipelines.cluster import connected, node_resources, wait_for_pool
-    from pipelines.stopped import RunStopped
+    from pipelines.errors import RayDetrError
 
     requests = []
 
@@ -46,7 +46,7 @@ try:
         requested()
         try:
             wait_for_pool(9, None, device="cpu", minutes=0.05, on_wait=lambda: None)
-        except RunStopped as stopped:
+        except RayDetrError as stopped:
             refused = str(stopped)
         requested()
     found = {"least": pool.least, "most": pool.most, "cpus": pool.cpus}

@@ -7,12 +7,12 @@ import pyarrow.dataset
 import pytest
 
 from detr.scenes.files import write_scenes
+from pipelines.errors import RayDetrError
 from pipelines.evaluation import evaluate_model as module
 from pipelines.evaluation.annotations import Annotations, read_annotations
 from pipelines.evaluation.evaluate import evaluate_table
 from pipelines.evaluation.evaluate_model import ModelEvaluationConfig, evaluate_model
 from pipelines.labelling.label import LabelConfig, label
-from pipelines.stopped import RunStopped
 
 SCENES = 4
 
@@ -66,7 +66,7 @@ def test_rows_that_are_there_with_a_threshold_are_refused(
     table = str(tmp_path / "kept")
     label(LabelConfig((str(lake),), table, "scenes", threshold=0.5, device="cpu", most_actors=1))
 
-    with pytest.raises(RunStopped, match=r"kept has rows of this model with other settings .* another --keep-table"):
+    with pytest.raises(RayDetrError, match=r"kept has rows of this model with other settings .* another --keep-table"):
         evaluate_model(
             ModelEvaluationConfig("scenes", (str(lake),), keep_table=table, device="cpu", most_actors=1), annotations
         )
@@ -79,5 +79,5 @@ def test_a_cluster_of_several_machines_needs_a_table_that_all_reach(
     lake, annotations = scenes
     monkeypatch.setattr(module, "node_resources", lambda: [{"CPU": 4.0}, {"CPU": 4.0}])
 
-    with pytest.raises(RunStopped, match=r"the Ray cluster has 2 machines.*--keep-table"):
+    with pytest.raises(RayDetrError, match=r"the Ray cluster has 2 machines.*--keep-table"):
         evaluate_model(ModelEvaluationConfig("scenes", (str(lake),)), annotations)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detr.images.decoding import SizeRule
-from pipelines.stopped import RunStopped
+from pipelines.errors import RayDetrError
 from pipelines.store import StoreOptions
 from pipelines.training.batch import Preparation, TrainBatch
 from pipelines.training.ingest import train_batches
@@ -99,7 +99,9 @@ def test_half_of_the_object_store_is_shared_by_workers_and_half_of_a_share_is_fo
     assert most_task_steps(order, [0, 2], 10, 8 * step) == 4
     assert most_task_steps(order, [0, 2], 10, 8 * step - 1) == 3
     assert most_task_steps(order, [0, 2], 10, step) == 1  # it must be made, though it is more than half
-    with pytest.raises(RunStopped, match=r"the 4 images of a worker's step may take 0\.0 MB, .* --object-store-memory"):
+    with pytest.raises(
+        RayDetrError, match=r"the 4 images of a worker's step may take 0\.0 MB, .* --object-store-memory"
+    ):
         most_task_steps(order, [0, 2], 10, step - 1)
 
 
@@ -183,10 +185,10 @@ def test_what_stops_a_task_stops_the_run_in_the_same_sentence(
     (tmp_path / "cut" / "shard-00001.parquet").unlink()
     cut = ShardSource(str(tmp_path / "cut"), StoreOptions())
 
-    with pytest.raises(RunStopped, match=r"^there are no training shards at .*nowhere"):
+    with pytest.raises(RayDetrError, match=r"^there are no training shards at .*nowhere"):
         next(train_batches_by_ray_data(nowhere, order, SCENES, epoch=0, readers=[0]))
     with pytest.raises(
-        RunStopped, match=r"^/.*cut/shard-00001.parquet cannot be read: .*\. Run the same command again"
+        RayDetrError, match=r"^/.*cut/shard-00001.parquet cannot be read: .*\. Run the same command again"
     ):
         list(train_batches_by_ray_data(cut, order, SCENES, epoch=0, readers=[0, 1, 2]))
 

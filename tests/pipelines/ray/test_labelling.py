@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from detr.scenes.files import write_scenes
-from pipelines.labelling import pool
+from pipelines.errors import RayDetrError
+from pipelines.labelling import actor_pool as pool
+from pipelines.labelling.actor_pool import ShardActor
 from pipelines.labelling.label import LabelConfig, label
 from pipelines.labelling.labeler_spec import LabelerSpec
 from pipelines.labelling.outcome import Outcome
-from pipelines.labelling.pool import LabelShard
 from pipelines.labelling.progress import Progress
 from pipelines.labelling.run import list_runs, read_state
-from pipelines.stopped import RunStopped
 from pipelines.store import open_store
 
 SCENES = 12
@@ -58,7 +58,7 @@ def lake_names(config: LabelConfig) -> list[str]:
     return sorted(path.name for path in Path(config.images[0]).glob("*.jpg"))
 
 
-class AtMostSeven(LabelShard):
+class AtMostSeven(ShardActor):
     """An actor on a device with too little memory for more than seven images."""
 
     def __init__(self, spec: LabelerSpec) -> None:
@@ -74,7 +74,7 @@ class AtMostSeven(LabelShard):
         network.detect = small  # type: ignore[method-assign]
 
 
-class NoneAtAll(LabelShard):
+class NoneAtAll(ShardActor):
     """An actor on a device with too little memory for one image."""
 
     def __init__(self, spec: LabelerSpec) -> None:
@@ -98,7 +98,7 @@ def test_a_device_with_too_little_memory_labels_every_image_in_smaller_batches(
     whole = replace(config, images=(str(tmp_path / "scenes"),), shard_images=16, batch_size=16, threshold=0.0)
     alone = replace(whole, table=str(tmp_path / "alone"), batch_size=1)
     label(alone)
-    monkeypatch.setattr(pool, "LabelShard", AtMostSeven)
+    monkeypatch.setattr(pool, "ShardActor", AtMostSeven)
 
     summary = label(whole)
 
@@ -119,9 +119,9 @@ def test_an_image_is_not_given_up_for_the_memory_of_a_device_and_the_run_can_be_
     local_ray: str, config: LabelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(pool, "LabelShard", NoneAtAll)
+        patched.setattr(pool, "ShardActor", NoneAtAll)
         with pytest.raises(
-            RunStopped, match=r"was lost 3 times.*cpu has too little memory for one image of (192 x|256 x)"
+            RayDetrError, match=r"was lost 3 times.*cpu has too little memory for one image of (192 x|256 x)"
         ):
             label(config)
     assert not Path(config.table, "data").exists()
@@ -186,7 +186,7 @@ def test_an_actor_that_is_killed_in_the_middle_costs_no_row_and_doubles_none(
 ) -> None:
     marker = tmp_path / "died"
 
-    class DiesOnce(LabelShard):
+    class DiesOnce(ShardActor):
         def __call__(self, row: Any) -> dict[str, Any]:
             done = super().__call__(row)  # committed, and not reported
             if not marker.exists():
@@ -194,7 +194,7 @@ def test_an_actor_that_is_killed_in_the_middle_costs_no_row_and_doubles_none(
                 os.kill(os.getpid(), signal.SIGKILL)
             return done
 
-    monkeypatch.setattr(pool, "LabelShard", DiesOnce)
+    monkeypatch.setattr(pool, "ShardActor", DiesOnce)
 
     summary = label(config)
 
@@ -207,7 +207,7 @@ def test_an_actor_that_is_killed_in_the_middle_costs_no_row_and_doubles_none(
 def test_a_run_that_was_stopped_is_resumed_by_the_same_configuration_only(
     local_ray: str, config: LabelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Lost(LabelShard):
+    class Lost(ShardActor):
         """Labels the first shard; then the lake is gone."""
 
         def __call__(self, row: Any) -> dict[str, Any]:
@@ -218,12 +218,12 @@ def test_a_run_that_was_stopped_is_resumed_by_the_same_configuration_only(
     table = config.table
     night = replace(config, run_id="night")
     with monkeypatch.context() as patched:
-        patched.setattr(pool, "LabelShard", Lost)
-        with pytest.raises(RunStopped, match=r"^the lake is gone\. Run the same command again to resume"):
+        patched.setattr(pool, "ShardActor", Lost)
+        with pytest.raises(RayDetrError, match=r"^the lake is gone\. Run the same command again to resume"):
             label(night)
     assert not Path(table, "data").exists()
 
-    with pytest.raises(RunStopped) as refused:
+    with pytest.raises(RayDetrError) as refused:
         label(replace(config, threshold=0.5))
     assert str(refused.value) == (
         "the unfinished run night used another configuration (threshold 0.05, now 0.5). "
@@ -240,13 +240,13 @@ def test_a_run_that_was_stopped_is_resumed_by_the_same_configuration_only(
 def test_a_new_run_seals_the_unfinished_one(
     local_ray: str, config: LabelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Lost(LabelShard):
+    class Lost(ShardActor):
         def __init__(self, spec: LabelerSpec) -> None:
             self._failure = "the lake is gone."
 
     with monkeypatch.context() as patched:
-        patched.setattr(pool, "LabelShard", Lost)
-        with pytest.raises(RunStopped, match="the lake is gone"):
+        patched.setattr(pool, "ShardActor", Lost)
+        with pytest.raises(RayDetrError, match="the lake is gone"):
             label(replace(config, run_id="old"))
 
     summary = label(replace(config, threshold=0.5, new_run=True, run_id="new"))
@@ -265,7 +265,7 @@ def test_a_new_run_seals_the_unfinished_one(
 def test_more_actors_than_fit_are_refused_within_seconds(local_ray: str, config: LabelConfig) -> None:
     began = time.monotonic()
 
-    with pytest.raises(RunStopped) as refused:
+    with pytest.raises(RayDetrError) as refused:
         label(replace(config, least_actors=99, most_actors=None))
 
     assert time.monotonic() - began < 5
@@ -277,16 +277,16 @@ def test_more_actors_than_fit_are_refused_within_seconds(local_ray: str, config:
 
 @pytest.mark.ray
 def test_what_is_wrong_with_the_model_is_told_before_a_run_begins(local_ray: str, config: LabelConfig) -> None:
-    with pytest.raises(RunStopped, match=r"/nowhere/model"):
+    with pytest.raises(RayDetrError, match=r"/nowhere/model"):
         label(replace(config, model="/nowhere/model"))
-    with pytest.raises(RunStopped, match=r"'sqare' is not a class of scenes.*'square'"):
+    with pytest.raises(RayDetrError, match=r"'sqare' is not a class of scenes.*'square'"):
         label(replace(config, classes=(("sqare", None),)))
 
     assert list(list_runs(open_store(config.table))) == []
 
 
 def test_a_folder_that_is_not_there_is_told_before_ray_is_started(config: LabelConfig) -> None:
-    with pytest.raises(RunStopped, match=r"there is nothing at .*lake2\. Check the address"):
+    with pytest.raises(RayDetrError, match=r"there is nothing at .*lake2\. Check the address"):
         label(replace(config, images=(f"{config.images[0]}2",)))
 
     assert not Path(config.table).exists()
@@ -295,7 +295,7 @@ def test_a_folder_that_is_not_there_is_told_before_ray_is_started(config: LabelC
 def test_a_table_that_cannot_be_written_is_told_before_ray_is_started(config: LabelConfig) -> None:
     table = f"{config.images[0]}/cut.jpg/table"
 
-    with pytest.raises(RunStopped, match=r"a table cannot be kept at .*cut\.jpg/table: .*cannot be written: "):
+    with pytest.raises(RayDetrError, match=r"a table cannot be kept at .*cut\.jpg/table: .*cannot be written: "):
         label(replace(config, table=table))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from pipelines.store import open_store
-from pipelines.table import Detected, Origin, Row, encode, rows_to_table
+from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
 
 NOW = datetime(2026, 11, 28, 12, 0, tzinfo=UTC)
 HOSTILE_URI = "s3://lake/<script>alert(2)</script>.jpg"

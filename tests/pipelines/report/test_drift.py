@@ -15,7 +15,7 @@ from jobs.exits import BudgetExceeded
 from jobs.report import main
 from pipelines.report.overlaps import box_iou
 from pipelines.report.report import ReportConfig, write_report
-from pipelines.table import Detected, Row
+from pipelines.table.schema import Detected, Row
 from tests.pipelines.report.tables import NOW, picture, publish, row
 
 FOUND, TRUTH, APPEARED, VANISHED, MOVED = range(5)

@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 
 from jobs.report import main
+from pipelines.errors import RayDetrError
 from pipelines.report.figures import Figures, score_bins
 from pipelines.report.pictures import shrink
 from pipelines.report.report import ReportConfig, ReportSummary, write_report
 from pipelines.report.rows import Classes, table_files
-from pipelines.stopped import RunStopped
 from pipelines.store import open_store
-from pipelines.table import Detected, Row
+from pipelines.table.schema import Detected, Row
 from tests.pipelines.report.tables import HOSTILE_URI, NOW, dog_and_cat, picture, publish, row, write_table
 
 
@@ -139,7 +139,7 @@ def test_one_run_or_the_current_row_of_each_image(tmp_path: Path) -> None:
 
     assert boxes(None) == [1]
     assert boxes("run-1") == [2]
-    with pytest.raises(RunStopped, match=r"has no published rows of run run-3\. Check the address, or list the runs"):
+    with pytest.raises(RayDetrError, match=r"has no published rows of run run-3\. Check the address, or list the runs"):
         boxes("run-3")
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipelines.errors import UsageError
 from pipelines.evaluation.evaluate import evaluate_table
 from pipelines.report.report import ReportConfig, write_report
 from pipelines.report.truth import NOTHING, Mistakes
-from pipelines.stopped import WrongUse
-from pipelines.table import Detected
+from pipelines.table.schema import Detected
 from tests.pipelines.report.tables import picture, publish, row
 from tests.pipelines.report.test_drift import FOUND, TRUTH, data_of
 
@@ -74,7 +74,7 @@ def test_annotations_of_other_images_are_refused(annotated: tuple[str, str], tmp
     annotations = Path(annotated[1])
     annotations.write_text(annotations.read_text().replace(".png", ".jpg"))
 
-    with pytest.raises(WrongUse, match=r"none of the 2 annotated images, such as a\.jpg, is in the table"):
+    with pytest.raises(UsageError, match=r"none of the 2 annotated images, such as a\.jpg, is in the table"):
         write_report(ReportConfig(annotated[0], tmp_path / "r.html", annotations=str(annotations)))
 
 

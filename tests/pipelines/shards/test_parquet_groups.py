@@ -6,9 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.errors import RayDetrError
 from pipelines.parquet_files import open_object
 from pipelines.shards.parquet_groups import read_row_group
-from pipelines.stopped import RunStopped
 from pipelines.store import Store, memory_store
 
 ROWS = pa.table({"number": list(range(10)), "word": ["x", "yy"] * 5, "list": [[one, one] for one in range(10)]})
@@ -45,5 +45,5 @@ def test_an_object_that_was_replaced_by_another_is_damaged() -> None:
     footer = stored(store, use_dictionary=True)
     store.put("a.parquet", b"PAR1 something else")
 
-    with pytest.raises(RunStopped, match=r"memory://store/a\.parquet is damaged"):
+    with pytest.raises(RayDetrError, match=r"memory://store/a\.parquet is damaged"):
         read_row_group(store, "a.parquet", footer, 1)

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.coco.text import CocoText, read_coco
+from pipelines.errors import RayDetrError
 from pipelines.shards.plan import PLAN_KEY, Found, find_images, hold_plan, plan_shards
-from pipelines.stopped import RunStopped
 from pipelines.store import Store, memory_store
 
 PLAN: dict[str, Any] = {"version": 1, "images": "s3://b/images", "shard_megabytes": 256}
@@ -147,7 +147,7 @@ def test_a_place_is_held_by_its_plan() -> None:
     hold_plan(out, PLAN)
 
     with pytest.raises(
-        RunStopped, match=r"holds shards of something else: shard megabytes 256, now 128\. Use the configuration"
+        RayDetrError, match=r"holds shards of something else: shard megabytes 256, now 128\. Use the configuration"
     ):
         hold_plan(out, {**PLAN, "shard_megabytes": 128})
 
@@ -156,7 +156,7 @@ def test_a_place_with_strangers_is_refused() -> None:
     out = memory_store()
     out.put("notes.txt", b"x")
 
-    with pytest.raises(RunStopped, match=r"is not empty, it holds notes\.txt"):
+    with pytest.raises(RayDetrError, match=r"is not empty, it holds notes\.txt"):
         hold_plan(out, PLAN)
     assert [entry.key for entry in out.list()] == ["notes.txt"]
 
@@ -166,5 +166,5 @@ def test_a_damaged_plan_is_told(data: bytes) -> None:
     out = memory_store()
     out.put(PLAN_KEY, data)
 
-    with pytest.raises(RunStopped, match=r"_plan\.json is damaged"):
+    with pytest.raises(RayDetrError, match=r"_plan\.json is damaged"):
         hold_plan(out, PLAN)

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from detr.classes import Category
+from pipelines.errors import RayDetrError
 from pipelines.shards.reader import (
     INDEX_KEY,
     SHARD_SCHEMA,
@@ -24,7 +25,6 @@ from pipelines.shards.reader import (
     write_index,
 )
 from pipelines.shards.rows import LEFT_OUT_KEY, LEFT_OUT_SCHEMA, RowsFile, coco_json, image_row
-from pipelines.stopped import RunStopped
 from pipelines.store import Store, memory_store
 from pipelines.store.memory import MemoryStore
 
@@ -98,12 +98,12 @@ def test_an_index_comes_back_as_it_was_written(store: Store, index: ShardIndex) 
 def test_a_second_index_is_refused(store: Store, index: ShardIndex) -> None:
     write_index(store, index)
 
-    with pytest.raises(RunStopped, match=r"index\.json exists already with other contents"):
+    with pytest.raises(RayDetrError, match=r"index\.json exists already with other contents"):
         write_index(store, replace(index, images=4))
 
 
 def test_a_place_without_index_has_no_shards(store: Store) -> None:
-    with pytest.raises(RunStopped, match=r"no training shards at memory://store: index\.json is missing"):
+    with pytest.raises(RayDetrError, match=r"no training shards at memory://store: index\.json is missing"):
         read_index(store)
 
 
@@ -120,7 +120,7 @@ def test_a_place_without_index_has_no_shards(store: Store) -> None:
 def test_an_index_that_cannot_be_read_is_told(store: Store, data: bytes, sentence: str) -> None:
     store.put(INDEX_KEY, data)
 
-    with pytest.raises(RunStopped, match=sentence):
+    with pytest.raises(RayDetrError, match=sentence):
         read_index(store)
 
 
@@ -202,7 +202,9 @@ def test_many_threads_read_at_once(store: Store, index: ShardIndex) -> None:
 def test_a_file_that_is_not_the_listed_one_is_refused(store: Store, index: ShardIndex) -> None:
     swapped = replace(index, files=(replace(index.files[0], row_groups=(2,)), index.files[1]))
 
-    with pytest.raises(RunStopped, match=r"shard-00000\.parquet does not match index\.json: it has 2 rows in 2 row gr"):
+    with pytest.raises(
+        RayDetrError, match=r"shard-00000\.parquet does not match index\.json: it has 2 rows in 2 row gr"
+    ):
         ShardReader(store, swapped).read_group(0, 0)
 
 
@@ -211,16 +213,16 @@ def test_damaged_bytes_are_told_with_the_file(store: Store, index: ShardIndex) -
     data[data.index(b"\xff\xd8\xff") + 100] ^= 1  # in the photograph
     store.put("shard-00001.parquet", bytes(data))
 
-    with pytest.raises(RunStopped, match=r"memory://store/shard-00001\.parquet is damaged"):
+    with pytest.raises(RayDetrError, match=r"memory://store/shard-00001\.parquet is damaged"):
         ShardReader(store, index).read_group(1, 0)
 
 
 def test_a_picture_that_is_none_or_of_another_size_stops_the_training(store: Store, index: ShardIndex) -> None:
     (found,) = ShardReader(store, index).read_group(0, 0)
 
-    with pytest.raises(RunStopped, match=r"image 70 \(70\.jpg\) cannot be decoded: .*--no-decode-check"):
+    with pytest.raises(RayDetrError, match=r"image 70 \(70\.jpg\) cannot be decoded: .*--no-decode-check"):
         decode_training_image(replace(found, data=found.data[:50]))
-    with pytest.raises(RunStopped, match=r"has 12 x 8 pixels \(width x height\), and its boxes are of 12 x 9"):
+    with pytest.raises(RayDetrError, match=r"has 12 x 8 pixels \(width x height\), and its boxes are of 12 x 9"):
         decode_training_image(replace(found, height=9))
 
 

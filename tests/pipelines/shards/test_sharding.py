@@ -23,6 +23,7 @@ from detr.training.targets import image_target
 from pipelines import cluster
 from pipelines.coco.text import CocoText, read_coco
 from pipelines.coco.truth import normal_truth
+from pipelines.errors import RayDetrError
 from pipelines.shards import sharding
 from pipelines.shards import tasks as shard_tasks
 from pipelines.shards.plan import ShardPlan
@@ -30,7 +31,6 @@ from pipelines.shards.reader import ShardReader, read_index
 from pipelines.shards.rows import coco_json
 from pipelines.shards.sharding import ShardConfig, ShardProgress, shard
 from pipelines.shards.writer import ShardSpec, ShardWork, WrittenShard, write_shard
-from pipelines.stopped import RunStopped
 from pipelines.store import NotFound, Store, open_store, split_uri
 from tests.conftest import S3Server
 
@@ -222,7 +222,7 @@ def test_annotations_of_which_none_can_be_trained_on_stop_before_any_work(
     content["annotations"] = [{**one, **change} for one in content["annotations"]]
     Path(config.annotations).write_text(json.dumps(content))
 
-    with pytest.raises(RunStopped, match=sentence):
+    with pytest.raises(RayDetrError, match=sentence):
         shard(config)
     assert not list(Path(config.out).iterdir())
 
@@ -238,7 +238,7 @@ def test_a_share_of_unusable_annotations_stops_with_examples(config: ShardConfig
         r"annotations of no image 1, such as annotation 5: image_id 1; undeclared categories 2, such as annotation 3: "
         r"category_id 0"
     )
-    with pytest.raises(RunStopped, match=sentence):
+    with pytest.raises(RayDetrError, match=sentence):
         shard(config)
 
 
@@ -254,7 +254,7 @@ def test_a_class_without_a_name_is_refused(config: ShardConfig, categories: list
     content = {**json.loads(Path(config.annotations).read_text()), "categories": categories}
     Path(config.annotations).write_text(json.dumps(content))
 
-    with pytest.raises(RunStopped, match=sentence):
+    with pytest.raises(RayDetrError, match=sentence):
         shard(config)
 
 
@@ -264,7 +264,7 @@ def test_two_classes_of_one_name_are_refused(config: ShardConfig) -> None:
     content["annotations"][0]["category_id"] = 3
     Path(config.annotations).write_text(json.dumps(content))
 
-    with pytest.raises(RunStopped, match=r"the categories 18 and 3 are both called 'dog'"):
+    with pytest.raises(RayDetrError, match=r"the categories 18 and 3 are both called 'dog'"):
         shard(config)
 
 
@@ -353,10 +353,10 @@ def test_a_finished_job_has_nothing_to_do_and_another_is_refused(config: ShardCo
         (replace(config, check_decodes=False), "check decodes True, now False"),
         (replace(config, ambiguous_exif="upright"), "ambiguous exif 'stored', now 'upright'"),
     ):
-        with pytest.raises(RunStopped, match=what):
+        with pytest.raises(RayDetrError, match=what):
             shard(other)
     picture(Path(config.images) / "3.jpg", 8, kilobytes=400)
-    with pytest.raises(RunStopped, match="images listing"):
+    with pytest.raises(RayDetrError, match="images listing"):
         shard(config)
     assert digest(config.out) == before
 
@@ -381,7 +381,8 @@ def test_images_that_cannot_be_read_stop_the_job_until_they_are_allowed(config: 
     path.write_bytes(b"x" * path.stat().st_size)
 
     with pytest.raises(
-        RunStopped, match=r"1 of 8 images are missing or unreadable \(unreadable 1\): a share of 0.125, where --max-mis"
+        RayDetrError,
+        match=r"1 of 8 images are missing or unreadable \(unreadable 1\): a share of 0.125, where --max-mis",
     ):
         shard(config)
     assert not (Path(config.out) / "index.json").exists()
@@ -425,7 +426,9 @@ def test_a_process_that_always_dies_stops_the_job_with_its_shard(
 
     monkeypatch.setattr(shard_tasks, "write_shard", dies)
 
-    with pytest.raises(RunStopped, match=r"wrote shard-00001\.parquet was lost 3 times .* images are 2\.jpg to 3\.jpg"):
+    with pytest.raises(
+        RayDetrError, match=r"wrote shard-00001\.parquet was lost 3 times .* images are 2\.jpg to 3\.jpg"
+    ):
         shard(config)
 
 
@@ -439,7 +442,7 @@ def test_what_a_task_finds_wrong_with_the_world_is_one_sentence(
 
     monkeypatch.setattr(shard_tasks, "write_shard", fails)
 
-    with pytest.raises(RunStopped, match=r"^the bucket is gone\."):
+    with pytest.raises(RayDetrError, match=r"^the bucket is gone\."):
         shard(config)
 
 
@@ -450,7 +453,7 @@ def test_what_a_task_finds_wrong_with_the_world_is_one_sentence(
     ("module", "reason"),
     [
         ("only_here", r"ModuleNotFoundError: No module named 'only_here'"),
-        ("pipelines.once", r"AttributeError: Can't get attribute 'newer' on <module 'pipelines\.once' .*"),
+        ("pipelines.store.create_only", r"AttributeError: Can't get attribute 'newer' on <module 'pipelines\.once' .*"),
     ],
 )
 def test_nodes_without_this_version_of_the_package_are_told_in_one_sentence(
@@ -466,7 +469,9 @@ def test_nodes_without_this_version_of_the_package_are_told_in_one_sentence(
     monkeypatch.setattr(sys.modules[module], "newer", newer, raising=False)
     monkeypatch.setattr(shard_tasks, name, newer)
 
-    with pytest.raises(RunStopped, match=rf"^the cluster's nodes cannot run this version of ray-detr \({reason}\)\. "):
+    with pytest.raises(
+        RayDetrError, match=rf"^the cluster's nodes cannot run this version of ray-detr \({reason}\)\. "
+    ):
         shard(config)
 
 
@@ -491,7 +496,7 @@ def test_a_local_folder_is_refused_on_several_machines_before_any_work(
     monkeypatch.setattr(cluster, "hosts", lambda: {"10.0.0.1", "10.0.0.2"})
     elsewhere = {"images": "s3://lake/images", "out": "s3://lake/shards"} | {local: getattr(config, local)}
 
-    with pytest.raises(RunStopped, match=r"is a local folder, and the cluster has 2 machines: .*--shared-folders"):
+    with pytest.raises(RayDetrError, match=r"is a local folder, and the cluster has 2 machines: .*--shared-folders"):
         shard(replace(config, **elsewhere))
     assert not Path(config.out).exists()
 
@@ -512,7 +517,7 @@ def test_a_picture_that_is_too_narrow_for_training_is_left_out_and_counted(confi
     content["images"][2] |= {"width": 2666, "height": 1}
     Path(config.annotations).write_text(json.dumps(content))
 
-    with pytest.raises(RunStopped, match=r"1 of 8 images are missing or unreadable \(too extreme 1\)"):
+    with pytest.raises(RayDetrError, match=r"1 of 8 images are missing or unreadable \(too extreme 1\)"):
         shard(config)
     summary = shard(replace(config, max_missing=0.5))
 
@@ -525,7 +530,7 @@ def test_a_picture_that_is_too_narrow_for_training_is_left_out_and_counted(confi
 def test_a_task_that_fits_on_no_node_is_not_waited_for(config: ShardConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sharding, "TASK_BYTES", 2**50)
 
-    with pytest.raises(RunStopped, match=r"needs a CPU and .* GB of memory, and no node of the cluster has that"):
+    with pytest.raises(RayDetrError, match=r"needs a CPU and .* GB of memory, and no node of the cluster has that"):
         shard(config)
 
 
@@ -568,21 +573,21 @@ def test_images_that_are_not_there_stop_the_job_before_anything_is_written(confi
     (Path(config.images) / "2.jpg").unlink()
 
     with pytest.raises(
-        RunStopped, match=r"1 of 8 images are missing or unreadable \(missing 1\).*The first: there is no '2\.jpg'"
+        RayDetrError, match=r"1 of 8 images are missing or unreadable \(missing 1\).*The first: there is no '2\.jpg'"
     ):
         shard(config)
     assert list(Path(config.out).glob("*")) == []
 
 
 def test_a_wrong_folder_is_told_by_a_name_of_each(config: ShardConfig, tmp_path: Path) -> None:
-    with pytest.raises(RunStopped, match=r"the json says '0\.jpg', there is 'images/0\.jpg'"):
+    with pytest.raises(RayDetrError, match=r"the json says '0\.jpg', there is 'images/0\.jpg'"):
         shard(replace(config, images=str(tmp_path)))
 
 
 def test_an_empty_folder_is_told(config: ShardConfig) -> None:
     shutil.rmtree(config.images)
 
-    with pytest.raises(RunStopped, match="there are no images at"):
+    with pytest.raises(RayDetrError, match="there are no images at"):
         shard(config)
 
 
@@ -590,12 +595,12 @@ def test_a_place_that_holds_something_else_is_refused(config: ShardConfig) -> No
     Path(config.out).mkdir()
     (Path(config.out) / "notes.txt").write_text("x")
 
-    with pytest.raises(RunStopped, match=r"is not empty, it holds notes\.txt"):
+    with pytest.raises(RayDetrError, match=r"is not empty, it holds notes\.txt"):
         shard(config)
 
 
 def test_annotations_that_are_not_there_are_told(config: ShardConfig) -> None:
-    with pytest.raises(RunStopped, match=r"gone\.json"):
+    with pytest.raises(RayDetrError, match=r"gone\.json"):
         shard(replace(config, annotations=str(Path(config.annotations).with_name("gone.json"))))
 
 

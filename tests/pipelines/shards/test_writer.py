@@ -15,10 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
+from pipelines.errors import RayDetrError
 from pipelines.shards import writer as shard_writer
 from pipelines.shards.reader import ShardIndex, ShardReader, decode_training_image
 from pipelines.shards.writer import ShardSpec, ShardWork, keep_shard, write_shard
-from pipelines.stopped import RunStopped
 from pipelines.store import Blob, StoreOptions, open_store
 from pipelines.store.memory import MemoryStore
 
@@ -215,13 +215,13 @@ def test_a_file_of_something_else_is_not_taken(spec: ShardSpec, folder: Path) ->
     work = work_of(folder, [image(7, "0.jpg")], {})
     write_shard(spec, work)
 
-    with pytest.raises(RunStopped, match="is a shard of something else"):
+    with pytest.raises(RayDetrError, match="is a shard of something else"):
         write_shard(replace(spec, source="other"), work)
-    with pytest.raises(RunStopped, match="is a shard of something else"):
+    with pytest.raises(RayDetrError, match="is a shard of something else"):
         keep_shard(replace(spec, source="other"), 3)
 
     (Path(spec.out) / "shard-00003.parquet").write_bytes(b"x")
-    with pytest.raises(RunStopped, match="is damaged"):
+    with pytest.raises(RayDetrError, match="is damaged"):
         keep_shard(spec, 3)
 
 
@@ -229,7 +229,7 @@ def test_a_parquet_file_without_a_report_is_in_the_way(spec: ShardSpec, tmp_path
     Path(spec.out).mkdir()
     pq.write_table(pa.table({"a": [1]}), Path(spec.out) / "shard-00003.parquet")
 
-    with pytest.raises(RunStopped, match="already exists"):
+    with pytest.raises(RayDetrError, match="already exists"):
         keep_shard(spec, 3)
 
 
@@ -237,7 +237,7 @@ def test_an_image_that_changes_meanwhile_stops_the_shard(spec: ShardSpec, folder
     work = work_of(folder, [image(7, "0.jpg")], {})
     (folder / "0.jpg").write_bytes(b"shorter")
 
-    with pytest.raises(RunStopped, match=r"0\.jpg had \d+ bytes when it was listed and has 7 now"):
+    with pytest.raises(RayDetrError, match=r"0\.jpg had \d+ bytes when it was listed and has 7 now"):
         write_shard(spec, work)
     assert not Path(spec.out).exists()
 

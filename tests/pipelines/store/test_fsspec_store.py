@@ -11,10 +11,10 @@ from pipelines.store import (
     AlreadyExists,
     Misconfigured,
     NotFound,
+    ObjectTooLarge,
     Store,
     StoreOptions,
     Stores,
-    TooLarge,
     open_store,
     probe,
 )
@@ -47,7 +47,7 @@ def test_files_are_read_whole_and_in_parts(store: Store) -> None:
     assert store.get_range("a/c/d.jpg", 2, 3) == b"c/d"
     assert store.head("a/c/d.jpg").size == 9
     assert Stores().get("memory://lake/photos/a0").data == b"a0"
-    with pytest.raises(TooLarge, match="photos/a0 has 2 bytes, more than 1"):
+    with pytest.raises(ObjectTooLarge, match="photos/a0 has 2 bytes, more than 1"):
         store.get("a0", most_bytes=1)
 
 

@@ -19,13 +19,13 @@ from pipelines.store import (
     ListsAnywhere,
     Misconfigured,
     NotFound,
+    ObjectTooLarge,
     Store,
     StoreDown,
     StoreError,
     StoreOptions,
     Stores,
     Throttled,
-    TooLarge,
     open_store,
     probe,
 )
@@ -385,7 +385,7 @@ def test_an_object_with_an_odd_name_that_is_too_large_is_refused(moto: S3Server)
     store = open_store(moto.bucket(), moto.options())
     store.put("d//a.jpg", b"12345")
 
-    with pytest.raises(TooLarge, match=r"d//a\.jpg has 5 bytes, more than 4"):
+    with pytest.raises(ObjectTooLarge, match=r"d//a\.jpg has 5 bytes, more than 4"):
         store.get("d//a.jpg", most_bytes=4)
     assert store.get("d//a.jpg", most_bytes=5).data == b"12345"
 

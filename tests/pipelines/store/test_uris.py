@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.store import has_secret, join_uri, split_uri, without_secrets
+from pipelines.store import file_name, has_secret, join_uri, split_uri, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -85,3 +85,18 @@ def test_names_that_only_look_like_secrets_are_shown_whole(uri: str) -> None:
 
 def test_the_query_of_a_web_address_is_no_secret_by_itself() -> None:
     assert not has_secret("https://host:8080/a@b.jpg?width=600&page=2")
+
+
+@pytest.mark.parametrize(
+    ("uri", "name"),
+    [
+        ("s3://lake/2026/a b?.jpg", "a b?.jpg"),
+        ("/photos/a%20b.jpg", "a%20b.jpg"),
+        ("file:///photos/a.jpg", "a.jpg"),
+        ("a.jpg", "a.jpg"),
+        ("https://host/x/a%20b.jpg?key=1/2#top", "a b.jpg"),
+        ("gs://bucket/a.tar#member.jpg", "a.tar#member.jpg"),
+    ],
+)
+def test_the_file_name_is_the_last_part_of_an_address(uri: str, name: str) -> None:
+    assert file_name(uri) == name

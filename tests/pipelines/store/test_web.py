@@ -14,12 +14,12 @@ from pipelines.store import (
     Denied,
     Misconfigured,
     NotFound,
+    ObjectTooLarge,
     StoreDown,
     StoreError,
     StoreOptions,
     Stores,
     Throttled,
-    TooLarge,
     open_store,
 )
 
@@ -110,9 +110,9 @@ def test_a_file_is_read_however_it_is_sent(web: str, key: str) -> None:
 def test_a_file_that_would_fill_the_memory_is_given_up(web: str, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.store.web.LARGEST_BYTES", 1024**2)
 
-    with pytest.raises(TooLarge, match=rf"{key} is longer than 1,048,576 bytes"):
+    with pytest.raises(ObjectTooLarge, match=rf"{key} is longer than 1,048,576 bytes"):
         Stores(ONE_TRY).get(f"{web}/{key}")
-    with pytest.raises(TooLarge, match=rf"{key} is longer than 1,000 bytes"):
+    with pytest.raises(ObjectTooLarge, match=rf"{key} is longer than 1,000 bytes"):
         Stores(ONE_TRY).get(f"{web}/{key}", most_bytes=1_000)
 
 

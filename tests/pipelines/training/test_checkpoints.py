@@ -17,17 +17,17 @@ from detr.checkpoints.checkpoint import fingerprint, load
 from detr.classes import Category
 from detr.config import BackboneConfig, DetrConfig
 from detr.model import Detr
-from pipelines.stopped import RunStopped
+from pipelines.errors import RayDetrError
 from pipelines.store import Store, StoreDown, memory_store
+from pipelines.training.checkpoint_index import Overtaken, SavedCheckpoint, advance, read_manifest
 from pipelines.training.checkpoints import (
-    Position,
+    TrainingPosition,
     TrainingRun,
     latest_checkpoint,
     model_directory_files,
     open_run,
     without_nan,
 )
-from pipelines.training.manifest import Overtaken, SavedCheckpoint, advance, read_manifest
 
 NOW = datetime(2026, 11, 22, 18, 15, 3, tzinfo=UTC)
 CONFIGURATION = {"train": "s3://shards", "lr": 1e-4}
@@ -69,7 +69,7 @@ def opened(store: Store, start_id: str = "a") -> TrainingRun:
 
 def save(run: TrainingRun, files: Mapping[str, bytes], step: int, *, ap: float | None = None, keep: int = 2) -> str:
     metrics = None if ap is None else {"AP": ap}
-    return run.save(Position(step // 10, step % 10, step), files, TENSORS, {"seed": 5}, metrics, keep=keep)
+    return run.save(TrainingPosition(step // 10, step % 10, step), files, TENSORS, {"seed": 5}, metrics, keep=keep)
 
 
 def kept(run: TrainingRun) -> list[str]:
@@ -89,7 +89,7 @@ def test_what_was_saved_is_loaded(store: Store, model: Detr, files: dict[str, by
     assert latest is not None
     assert (latest.name, latest.epoch, latest.step_in_epoch, latest.step, latest.metrics) == (name, 2, 5, 25, None)
     loaded = run.load(name)
-    assert loaded.position == Position(2, 5, 25)
+    assert loaded.position == TrainingPosition(2, 5, 25)
     assert loaded.record == {"seed": 5}
     assert fingerprint(loaded.model) == fingerprint(model)
     assert loaded.training_tensors.keys() == TENSORS.keys()
@@ -557,7 +557,7 @@ def test_a_checkpoint_that_was_meddled_with_stops_the_run(
     key = f"checkpoints/{name}/{file}"
     store.delete(key) if data is None else store.put(key, data)
 
-    with pytest.raises(RunStopped, match=f"^memory://lake/runs/r50/{key.replace('.', '[.]')}") as caught:
+    with pytest.raises(RayDetrError, match=f"^memory://lake/runs/r50/{key.replace('.', '[.]')}") as caught:
         opened(store, "b").load(name)
 
     assert sentence in str(caught.value)
@@ -568,7 +568,7 @@ def test_a_damaged_manifest_is_said_to_be_damaged(data: bytes) -> None:
     store = memory_store("memory://lake/runs/r50")
     store.put("manifests/000000007.json", data)
 
-    with pytest.raises(RunStopped, match=r"memory://lake/runs/r50/manifests/000000007.json is damaged"):
+    with pytest.raises(RayDetrError, match=r"memory://lake/runs/r50/manifests/000000007.json is damaged"):
         read_manifest(store)
 
 

@@ -1,4 +1,4 @@
-"""What a training run is given: checked at once, and its decisive part recorded."""
+"""What a training run is given: checked at once, and its resume_identity part recorded."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ OTHERS: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_decides_the_weights_is_recorded(name: str) -> None:
-    before, after = BASE.decisive(), replace(BASE, **{name: OTHERS[name]}).decisive()
+    before, after = BASE.resume_identity(), replace(BASE, **{name: OTHERS[name]}).resume_identity()
 
     assert [key for key in before if before[key] != after[key]] == [name]
 
@@ -125,7 +125,7 @@ def test_every_value_of_the_recipe_is_recorded(field: str) -> None:
             values = {field: default + 1}
         elif isinstance(default, float) and not default:
             values = {field: 0.25}
-    before, after = BASE.decisive(), replace(BASE, recipe=replace(Recipe(), **values)).decisive()
+    before, after = BASE.resume_identity(), replace(BASE, recipe=replace(Recipe(), **values)).resume_identity()
 
     changed = {key for key in before | after if before.get(key) != after.get(key)}
     assert changed == {"train_longest" if key == "longest" else key for key in values}
@@ -140,7 +140,7 @@ def test_every_field_decides_or_is_known_not_to() -> None:
 def test_the_record_is_json_without_secrets() -> None:
     config = replace(BASE, train="https://user:secret@host/train?X-Amz-Signature=secret", finetune="scenes")
 
-    record = config.decisive()
+    record = config.resume_identity()
 
     assert json.loads(json.dumps(record)) == record
     assert "secret" not in json.dumps(record)

@@ -19,12 +19,12 @@ from detr.detector import Detector
 from detr.evaluation.coco_results import ResultRow, result_rows
 from detr.model import Detr
 from detr.training.finetune import with_categories
+from pipelines.errors import RayDetrError
 from pipelines.evaluation.evaluate import evaluate_results
 from pipelines.shards.reader import TrainingImage, decode_training_image, read_index
 from pipelines.shards.rows import coco_json
-from pipelines.stopped import RunStopped
 from pipelines.store import open_store
-from pipelines.training.agreement import Agreement
+from pipelines.training.collective import Collective
 from pipelines.training.evaluation import evaluate_on_all
 from pipelines.training.row_groups import RowGroups
 
@@ -40,8 +40,8 @@ class Table:
         self.barrier = threading.Barrier(self.workers, timeout=30)
 
 
-class Threads(Agreement):
-    """An agreement between threads."""
+class Threads(Collective):
+    """An collective between threads."""
 
     def __init__(self, table: Table, rank: int) -> None:
         self.table, self.rank, self.workers = table, rank, table.workers
@@ -50,7 +50,7 @@ class Threads(Agreement):
         everywhere = self._exchange(value)
         return everywhere if self.rank == 0 else []
 
-    def spread(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         return self._exchange(value)[0]
 
     def _exchange(self, value: Any) -> list[Any]:
@@ -76,7 +76,7 @@ def model() -> Detr:
     return embedded
 
 
-def on_workers(count: int, work: Callable[[Agreement], Any]) -> list[Any]:
+def on_workers(count: int, work: Callable[[Collective], Any]) -> list[Any]:
     table = Table(count)
     with ThreadPoolExecutor(count) as pool:
         futures = [pool.submit(work, Threads(table, rank)) for rank in range(count)]
@@ -119,9 +119,9 @@ def evaluate(
     store = open_store(folder)
     groups = kind(store, read_index(store))
 
-    def work(agreement: Agreement) -> Any:
-        own = (truth or {}) if agreement.rank == 0 else None
-        return evaluate_on_all(model, groups, own, agreement, device="cpu", precision="fp32")
+    def work(collective: Collective) -> Any:
+        own = (truth or {}) if collective.rank == 0 else None
+        return evaluate_on_all(model, groups, own, collective, device="cpu", precision="fp32")
 
     return on_workers(count, work)
 
@@ -178,7 +178,7 @@ def test_the_model_stays_as_it_is(drawn_shards: str, model: Detr) -> None:
 def test_an_image_that_cannot_be_read_stops_every_worker(drawn_shards: str, model: Detr) -> None:
     found = evaluate(drawn_shards, model, 2, kind=Broken)
 
-    assert [type(one) for one in found] == [RunStopped, RunStopped]
+    assert [type(one) for one in found] == [RayDetrError, RayDetrError]
     assert len({str(one) for one in found}) == 1
     assert str(found[0]).startswith("image 104 (4.jpg) cannot be decoded: ")
 
@@ -189,5 +189,5 @@ def test_a_network_that_gives_nan_stops_every_worker(drawn_shards: str, model: D
 
     found = evaluate(drawn_shards, broken, 2)
 
-    assert [type(one) for one in found] == [RunStopped, RunStopped]
+    assert [type(one) for one in found] == [RayDetrError, RayDetrError]
     assert "the model cannot be evaluated: " in str(found[1])

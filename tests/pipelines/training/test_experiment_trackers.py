@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
-from pipelines.stopped import RunStopped
+from pipelines.errors import RayDetrError
 from pipelines.store import memory_store
-from pipelines.training.checkpoints import Position
+from pipelines.training.checkpoints import TrainingPosition
 from pipelines.training.config import TrainConfig
 from pipelines.training.experiment_trackers import TrackedRun, TrackerThread, check_trackers, make_tracker
-from pipelines.training.log import TrainLog
+from pipelines.training.training_log import TrainLog
 
 RUN = TrackedRun("r50", {"lr": 1e-4}, None)
 
@@ -108,12 +108,12 @@ def test_a_run_and_its_resume_are_one_run_in_every_tracker(mlflow: StandInMlflow
         train="s3://shards", storage="s3://runs", name="r50", finetune="scenes", trackers=("mlflow", "wandb")
     )
 
-    with TrainLog(store, config, Position(0, 0, 0), "a") as log:
+    with TrainLog(store, config, TrainingPosition(0, 0, 0), "a") as log:
         log.add({"step": 10, "epoch": 0, "loss": 4.5})
         log.add({"step": 20, "epoch": 0, "loss": 4.0})
     assert next(iter(mlflow.runs.values()))["status"] == "KILLED"
     assert next(iter(wandb.runs.values())).exit_code == 1
-    with TrainLog(store, config, Position(0, 10, 10), "b") as log:
+    with TrainLog(store, config, TrainingPosition(0, 10, 10), "b") as log:
         log.add({"step": 20, "epoch": 0, "loss": 4.25})
         log.evaluated(20, {"AP": 0.5})
         log.finish()
@@ -126,11 +126,11 @@ def test_a_run_and_its_resume_are_one_run_in_every_tracker(mlflow: StandInMlflow
     ]
     ((mlflow_id, of_mlflow),) = mlflow.runs.items()
     assert of_mlflow["name"] == "r50"
-    assert of_mlflow["params"] == config.decisive()
+    assert of_mlflow["params"] == config.resume_identity()
     assert of_mlflow["metrics"] == told
     assert of_mlflow["status"] == "FINISHED"
     ((wandb_id, of_wandb),) = wandb.runs.items()
-    assert (of_wandb.name, of_wandb.config, of_wandb.exit_code) == ("r50", config.decisive(), 0)
+    assert (of_wandb.name, of_wandb.config, of_wandb.exit_code) == ("r50", config.resume_identity(), 0)
     assert of_wandb.axis == ("*", "step")
     assert of_wandb.lines == [{**values, "step": step} for step, values in told]
     assert json.loads(store.get("logs/mlflow.json").data) == {"id": mlflow_id}
@@ -214,7 +214,7 @@ def test_a_tracker_that_is_too_slow_is_left_behind(
 
 def test_a_tracker_that_is_not_installed_is_said_so_before_the_run(wandb: StandInWandb) -> None:
     check_trackers(["wandb"])
-    with pytest.raises(RunStopped, match=r"tracker mlflow is not installed. `pip install mlflow` on every node"):
+    with pytest.raises(RayDetrError, match=r"tracker mlflow is not installed. `pip install mlflow` on every node"):
         check_trackers(["wandb", "mlflow"])
     with pytest.raises(ValueError, match="tracker: 'neptune' is not known; there are mlflow and wandb"):
         make_tracker("neptune")

@@ -16,8 +16,8 @@ import torch
 
 from detr.images.decoding import SizeRule
 from pipelines.clock import Clock
+from pipelines.errors import RayDetrError
 from pipelines.shards.reader import TrainingImage, read_index
-from pipelines.stopped import RunStopped
 from pipelines.store import Store, StoreDown, open_store
 from pipelines.training.batch import Preparation, TrainBatch
 from pipelines.training.ingest import FETCH_AHEAD_STEPS, train_batches
@@ -221,7 +221,7 @@ def test_a_store_that_stays_away_stops_the_consumer_in_a_sentence(drawn_shards: 
     store = open_store(drawn_shards)
     groups = RowGroups(Down(store), read_index(store), outage_seconds=0.0)
 
-    with pytest.raises(RunStopped, match=r"no answer\. Run the same command again"):
+    with pytest.raises(RayDetrError, match=r"no answer\. Run the same command again"):
         next(train_batches(groups, plan(groups), PLAIN, epoch=0, readers=range(3)))
     assert threads_of_ours() == []
 
@@ -251,7 +251,7 @@ def test_an_image_that_cannot_be_used_is_named_with_its_shard(drawn_shards: str)
 
     groups = Damaged(drawn_shards)
 
-    with pytest.raises(RunStopped, match=r"shard-00001.parquet: image 115 \(15.jpg\) cannot be decoded"):
+    with pytest.raises(RayDetrError, match=r"shard-00001.parquet: image 115 \(15.jpg\) cannot be decoded"):
         list(train_batches(groups, plan(groups), PLAIN, epoch=0, readers=range(3)))
 
 

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from pipelines.stopped import RunStopped
+from pipelines.errors import RayDetrError
 from pipelines.training.instance_metadata import (
     AwsMetadata,
     GoogleMetadata,
@@ -169,12 +169,12 @@ def test_a_notice_that_is_not_understood_is_no_notice(played: PlayedServer, text
 
 def test_a_machine_of_neither_cloud_is_refused(played: PlayedServer) -> None:
     played.cloud = "another"
-    with pytest.raises(RunStopped, match=r"is neither AWS's metadata service nor Google's \(status 404\)"):
+    with pytest.raises(RayDetrError, match=r"is neither AWS's metadata service nor Google's \(status 404\)"):
         find_service(played.url)
 
 
 def test_a_machine_without_the_service_is_refused() -> None:
-    with pytest.raises(RunStopped, match=r"no metadata service answers at http://127\.0\.0\.1:1 \(.*refused"):
+    with pytest.raises(RayDetrError, match=r"no metadata service answers at http://127\.0\.0\.1:1 \(.*refused"):
         find_service("http://127.0.0.1:1")
 
 

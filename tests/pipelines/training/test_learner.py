@@ -25,7 +25,7 @@ from detr.config import IMAGE_MEAN, IMAGE_STD, BackboneConfig, DetrConfig
 from detr.model import Detr
 from detr.training.criterion import criterion
 from detr.training.matcher import Target
-from pipelines.stopped import RunStopped
+from pipelines.errors import RayDetrError
 from pipelines.training.batch import TrainBatch
 from pipelines.training.learner import Learner, StepResult, empty_network
 from pipelines.training.order import served_readers
@@ -377,7 +377,7 @@ def test_a_checkpoint_of_the_beginning_has_nothing_to_restore() -> None:
 def test_tensors_of_another_network_or_recipe_are_refused(recipe: Recipe, config: DetrConfig) -> None:
     tensors = learner_of(RECIPE).tensors()
 
-    with pytest.raises(RunStopped, match="checkpoint s3://runs/a/000000004 does not fit the run: "):
+    with pytest.raises(RayDetrError, match="checkpoint s3://runs/a/000000004 does not fit the run: "):
         learner_of(recipe, config=config).restore(tensors, source="s3://runs/a/000000004")
 
 

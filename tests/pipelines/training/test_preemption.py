@@ -11,7 +11,7 @@ import click
 import pytest
 import ray
 
-from pipelines.stopped import RunStopped
+from pipelines.errors import RayDetrError
 from pipelines.training.instance_metadata import MetadataUnavailable, Notice
 from pipelines.training.preemption import drain, drain_command, own_node, wait_for_notice
 
@@ -100,7 +100,7 @@ def test_a_drain_is_tried_again_and_then_given_up_with_rays_words(monkeypatch: p
     monkeypatch.setattr(subprocess, "run", refuse)
     clock = Stepped()
 
-    with pytest.raises(RunStopped) as caught:
+    with pytest.raises(RayDetrError) as caught:
         drain("10.0.0.1:6379", "ab12", NOTICE, clock=clock)
 
     assert str(caught.value) == (
@@ -133,5 +133,7 @@ def test_a_machine_without_ray_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(ray, "init", nobody)
 
-    with pytest.raises(RunStopped, match=r"is not part of a Ray cluster \(Could not find any running Ray instance\.\)"):
+    with pytest.raises(
+        RayDetrError, match=r"is not part of a Ray cluster \(Could not find any running Ray instance\.\)"
+    ):
         own_node()

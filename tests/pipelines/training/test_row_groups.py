@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from pipelines.clock import SystemClock
+from pipelines.errors import RayDetrError
 from pipelines.shards.reader import read_index
-from pipelines.stopped import RunStopped
 from pipelines.store import Denied, Store, StoreDown, StoreError, open_store
 from pipelines.training.row_groups import RowGroups, evaluation_images
 
@@ -107,7 +107,7 @@ def test_a_store_that_comes_back_costs_a_wait(drawn_shards: str) -> None:
 def test_a_store_that_stays_away_stops_the_run_in_a_sentence(drawn_shards: str) -> None:
     clock = Stepped()
 
-    with pytest.raises(RunStopped, match=r"no answer\. Run the same command again"):
+    with pytest.raises(RayDetrError, match=r"no answer\. Run the same command again"):
         failing(drawn_shards, StoreDown("no answer."), times=10**6).read(0, clock=clock)
 
     assert clock.seconds >= 30
@@ -117,9 +117,9 @@ def test_what_no_waiting_mends_stops_the_run_at_once(drawn_shards: str) -> None:
     groups = failing(drawn_shards, Denied("refused"), times=2)
     clock = Stepped()
 
-    with pytest.raises(RunStopped, match="refused"):
+    with pytest.raises(RayDetrError, match="refused"):
         groups.read(0, clock=clock)
-    with pytest.raises(RunStopped, match="refused"):
+    with pytest.raises(RayDetrError, match="refused"):
         groups.sizes()
 
     assert clock.seconds == 0

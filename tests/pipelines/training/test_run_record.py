@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.stopped import RunStopped
+from pipelines.errors import RayDetrError
 from pipelines.store import Store, memory_store
 from pipelines.training.recipe import RECIPES
 from pipelines.training.run_record import RunRecord, extended_epochs, read_record, start_record
@@ -70,7 +70,7 @@ def test_another_configuration_is_refused_with_every_difference(changes: dict[st
     start(store)
     before = store.get("run.json").data
 
-    with pytest.raises(RunStopped) as caught:
+    with pytest.raises(RayDetrError) as caught:
         start(store, {**CONFIGURATION, **changes})
 
     assert str(caught.value) == sentence
@@ -82,7 +82,7 @@ def test_a_damaged_record_is_said_to_be_damaged(data: bytes) -> None:
     store = memory_store("memory://lake/runs/r50")
     store.put("run.json", data)
 
-    with pytest.raises(RunStopped, match=r"memory://lake/runs/r50/run.json is damaged"):
+    with pytest.raises(RayDetrError, match=r"memory://lake/runs/r50/run.json is damaged"):
         read_record(store)
 
 
@@ -90,7 +90,7 @@ def test_a_record_of_another_release_is_not_guessed_at() -> None:
     store = memory_store()
     store.put("run.json", b'{"record_version": 2}')
 
-    with pytest.raises(RunStopped, match="version 2, this is version 1"):
+    with pytest.raises(RayDetrError, match="version 2, this is version 1"):
         start(store)
 
 
@@ -117,7 +117,7 @@ def test_more_epochs_go_on_with_the_record_of_fewer(epochs: int, expected: dict[
 def test_epochs_that_would_have_been_others_are_not_added(changes: dict[str, Any], reason: str) -> None:
     recipe = replace(RECIPES["finetune"], epochs=80, **changes)
 
-    with pytest.raises(RunStopped) as stopped:
+    with pytest.raises(RayDetrError) as stopped:
         extended_epochs(begun(60, **changes), recipe, run="cells")
 
     assert str(stopped.value) == (

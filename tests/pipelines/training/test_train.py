@@ -20,10 +20,10 @@ import torch
 
 import detr
 from detr.scenes.files import write_scenes
+from pipelines.errors import RayDetrError
 from pipelines.evaluation.evaluate import evaluate_results
 from pipelines.models import load_model
 from pipelines.shards.sharding import ShardConfig, shard
-from pipelines.stopped import RunStopped
 from pipelines.store import StoreOptions, open_store
 from pipelines.training.checkpoints import latest_checkpoint
 from pipelines.training.config import TrainConfig
@@ -182,7 +182,7 @@ def test_the_same_command_finds_nothing_to_do(data: Data, straight: TrainSummary
 def test_another_configuration_is_refused(
     data: Data, straight: TrainSummary, others: dict[str, Any], difference: str
 ) -> None:
-    with pytest.raises(RunStopped, match=r"run straight exists with another configuration") as raised:
+    with pytest.raises(RayDetrError, match=r"run straight exists with another configuration") as raised:
         train(config_of(data, "straight", **{"val": data.shards, **others}))
 
     assert difference in str(raised.value)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from detr.classes import Category
+from pipelines.errors import RayDetrError
 from pipelines.shards.reader import ShardIndex, write_index
-from pipelines.stopped import RunStopped
 from pipelines.store import open_store
 from pipelines.training.config import TrainConfig
 from pipelines.training.train import train
@@ -30,6 +30,6 @@ def test_shards_without_a_box_that_can_be_trained_on_are_refused(report: dict[st
     config = TrainConfig(str(tmp_path / "shards"), str(tmp_path / "runs"), "first", finetune="scenes")
 
     said = r"has no annotation that can be trained on, of \d" + (": 1.jpg, annotation 1: 0" if examples else "")
-    with pytest.raises(RunStopped, match=said):
+    with pytest.raises(RayDetrError, match=said):
         train(config)
     assert not (tmp_path / "runs").exists()

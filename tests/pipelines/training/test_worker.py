@@ -7,21 +7,21 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipelines.stopped import RunStopped
+from pipelines.errors import RayDetrError
 from pipelines.training.batch import TrainBatch
 from pipelines.training.begun_step import out_of_memory, refuse_step
-from pipelines.training.checkpoints import Position
+from pipelines.training.checkpoints import TrainingPosition
 from pipelines.training.learner import StepResult
 from pipelines.training.recipe import Recipe
 from pipelines.training.worker import _next
 
-HERE = Position(epoch=2, step_in_epoch=5, step=1_205)
+HERE = TrainingPosition(epoch=2, step_in_epoch=5, step=1_205)
 
 
 def test_the_worker_that_had_the_images_names_them() -> None:
     result = StepResult({}, 2, math.nan, ((40, 7), "the loss is NaN or infinite"))
 
-    with pytest.raises(RunStopped) as raised:
+    with pytest.raises(RayDetrError) as raised:
         refuse_step(result, HERE, Recipe(), speaks_for_all=False)
 
     assert str(raised.value) == (
@@ -35,14 +35,16 @@ def test_the_others_say_nothing() -> None:
 
 
 def test_gradients_that_overflow_though_every_loss_is_finite_are_told_by_one() -> None:
-    with pytest.raises(RunStopped, match=r"epoch 2, step 1,205: the gradients are NaN or infinite, though every loss"):
+    with pytest.raises(
+        RayDetrError, match=r"epoch 2, step 1,205: the gradients are NaN or infinite, though every loss"
+    ):
         refuse_step(StepResult({"loss": 3.0}, 2, math.inf, None), HERE, Recipe(), speaks_for_all=True)
 
 
 def test_a_worker_without_memory_says_which_batch_size_to_try() -> None:
     result = StepResult({}, 1, math.nan, None, "a micro-batch of 8 images, padded to 800 x 1333 pixels, does not fit")
 
-    with pytest.raises(RunStopped) as raised:
+    with pytest.raises(RayDetrError) as raised:
         refuse_step(result, HERE, Recipe(effective_batch=48, batch_size=16), speaks_for_all=False)
 
     assert str(raised.value) == (
@@ -61,7 +63,7 @@ def test_where_one_image_is_too_much_a_smaller_one_is_asked_for() -> None:
 def test_what_cannot_be_read_is_handed_on_and_not_raised() -> None:
     def batches() -> Iterator[list[TrainBatch]]:
         yield []
-        raise RunStopped("the store is gone.")
+        raise RayDetrError("the store is gone.")
 
     iterator = batches()
 

@@ -1,0 +1,26 @@
+"""Errors that end a command with one line on standard error. Finished work stays; the same command resumes.
+
+    RayDetrError            the run cannot go on: a resource is missing, broken or in use            exit code 1
+    |- UsageError           the command or its arguments must be changed first                       exit code 2
+    |  `- SettingsMismatch  the table was labelled with other settings, such as another threshold    exit code 2
+    `- LeaseHeld            another process is writing the table                                     exit code 4
+
+Errors of single images are rows, not exceptions of this tree: `detr.images.results.ImageError`. Errors of object stores
+are `pipelines.store.StoreError`, which says whether it is transient.
+"""
+
+
+class RayDetrError(Exception):
+    """The run cannot go on. The message says what happened, to which thing, and what to do."""
+
+
+class UsageError(RayDetrError):
+    """The command asks for something that is not possible; it must be changed before it can go on."""
+
+
+class SettingsMismatch(UsageError):
+    """The table was labelled with other settings, such as another threshold."""
+
+
+class LeaseHeld(RayDetrError):
+    """Another process is writing the table; the message names it."""

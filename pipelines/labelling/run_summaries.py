@@ -1,0 +1,125 @@
+"""What the runs of a table are and did, for people: from their records, and from what is published of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from pipelines.concurrently import map_concurrently
+from pipelines.errors import RayDetrError
+from pipelines.labelling.manifest import read_complete, read_manifest
+from pipelines.labelling.publish import THREADS, footer_totals, is_sealed_file, read_done
+from pipelines.labelling.run import End, Run, State, list_runs, list_runs_backwards, read_end, read_state, run_key
+from pipelines.parquet_files import open_listed
+from pipelines.store import NotFound, Store, join_uri
+from pipelines.strict_json import count_field, counts_field
+from pipelines.table.files import table_file_key
+from pipelines.table.schema import Totals
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """One run, as `python -m jobs.runs` tells of it.
+
+    Attributes:
+        run_id: its name.
+        state: how far it has come.
+        model: as rows say it.
+        started_at: when it was begun.
+        ended_at: when it was finished or sealed; None: it is the one that the next start resumes.
+        images_planned: in its plan, of an unfinished planning so far.
+        rows: that readers see of it.
+        detections: of these rows.
+        errors: how many of these rows are errors, by kind.
+        settings: of these rows, as their column says them.
+    """
+
+    run_id: str
+    state: State
+    model: str
+    started_at: datetime
+    ended_at: datetime | None
+    images_planned: int
+    rows: int
+    detections: int
+    errors: Mapping[str, int]
+    settings: str
+
+
+def summarise_runs(table: Store, *, threads: int = THREADS) -> Iterator[RunSummary]:
+    """Yield what became of each run of a table, oldest first; ended runs of no image, as of earlier releases, not.
+
+    Of a finished run its record says it; of another the footers of its table files are fetched, one after the other in
+    each thread.
+
+    Raises:
+        RayDetrError: a record or a file is damaged.
+        StoreError: the store refused.
+    """
+    for run in list_runs(table):
+        end = read_end(table, run.run_id)
+        state = end.state if end is not None else read_state(table, run.run_id)
+        totals = _totals(table, run, end, threads)
+        planned = _planned(table, run)
+        if end is not None and not planned and not totals.rows:
+            continue
+        yield RunSummary(
+            run_id=run.run_id,
+            state=state,
+            model=run.model,
+            started_at=run.started_at,
+            ended_at=None if end is None else end.ended_at,
+            images_planned=planned,
+            rows=totals.rows,
+            detections=totals.detections,
+            errors=totals.errors,
+            settings=run.settings,
+        )
+
+
+def settings_of_runs(table: Store, model: str, *, threads: int = THREADS) -> Iterator[str]:
+    """Yield the settings of a model's runs that have published rows, from the newest back.
+
+    Reads the records of runs as far as it is iterated.
+
+    Raises:
+        RayDetrError: a record or a file is damaged.
+        StoreError: the store refused.
+    """
+    for run in list_runs_backwards(table):
+        if run.model == model and _totals(table, run, read_end(table, run.run_id), threads).rows:
+            yield run.settings
+
+
+def _totals(table: Store, run: Run, end: End | None, threads: int) -> Totals:
+    if end is not None and end.state == "finished":
+        return _recorded(table, run, end.totals)
+    return _published(table, run, threads)
+
+
+def _recorded(table: Store, run: Run, totals: Mapping[str, object]) -> Totals:
+    try:
+        return Totals(count_field(totals, "rows"), count_field(totals, "detections"), counts_field(totals, "errors"))
+    except ValueError as error:
+        raise RayDetrError(
+            f"{join_uri(table.uri, run_key(run.run_id, 'end.json'))} is damaged: its totals cannot be read."
+        ) from error
+
+
+def _published(table: Store, run: Run, threads: int) -> Totals:
+    def read(segment: int) -> Totals:
+        key = table_file_key(run.run_id, segment, run.layout)
+        entry = table.head(key)
+        file = open_listed(table, entry)
+        return Totals() if is_sealed_file(file) else footer_totals(file, join_uri(table.uri, key))
+
+    published = sorted(read_done(table, run.run_id, run.layout).published)
+    return sum(map_concurrently(read, published, threads=threads), start=Totals())
+
+
+def _planned(table: Store, run: Run) -> int:
+    try:
+        return read_complete(table, run.run_id).images
+    except NotFound:
+        return sum(segment.images for segment in read_manifest(table, run.run_id))

@@ -1,0 +1,1 @@
+"""The detection table: columns, file names, and a first look at its rows."""

@@ -1,0 +1,156 @@
+"""Runs Ray Train: starts workers, and starts them again, until the run is finished or must stop."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Final
+
+import ray
+import ray.exceptions
+import ray.train
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipelines.cluster import silenced
+from pipelines.errors import RayDetrError
+from pipelines.training.config import TrainConfig
+from pipelines.training.process_group import ProcessGroupConfig
+from pipelines.training.run_status import RunStatus, TrainProgress
+from pipelines.training.worker import train_worker
+from pipelines.training.worker_group import Group
+from pipelines.training.worker_spec import WorkerSpec
+
+POLL_SECONDS: Final = 0.5
+LEAVE_SECONDS: Final = 60.0  # for workers to end by themselves when the run has to stop
+
+
+def fit(
+    config: TrainConfig,
+    group: Group,
+    configuration: dict[str, Any],
+    show: Callable[[TrainProgress], None],
+    *,
+    start_id: str,
+    versions: dict[str, str],
+    scratch: str,
+) -> tuple[int, ...]:
+    """Have Ray Train run the workers until the last epoch; return at which steps they were started.
+
+    Args:
+        config: of the run.
+        group: how many workers.
+        configuration: what the run's record says decides the outcome.
+        show: told what the workers tell.
+        start_id: of this start of the command.
+        versions: of the code, for the records.
+        scratch: a folder for temporary files, which is removed when Ray has ended.
+
+    Raises:
+        RayDetrError: a worker said that there is no going on, or they failed too often.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board: Any = ray.remote(RunStatus).options(num_cpus=0, scheduling_strategy=here).remote(config.restarts)
+    spec = WorkerSpec(config, configuration, start_id, versions, board, group.threads, scratch)
+    quiet = nullcontext() if config.verbose else silenced()
+    with quiet:
+        while True:
+            trainer = _trainer(group, spec)
+            failed = None
+            with _watched(trainer, board, show):
+                try:
+                    trainer.fit()
+                except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+                    failed = error
+            _, stopped, finished, starts = ray.get(board.read.remote())
+            if stopped is not None:
+                raise RayDetrError(stopped)
+            if finished:
+                return tuple(starts)
+            # Ray Train gives up where workers are lost while they find each other (2.60): start it again, but count
+            ray.get(board.fail.remote(_last_line(failed) if failed else "the workers ended without a message"))
+
+
+class _Trainer(TorchTrainer):
+    """Ray Train's, but that Ctrl-C stays Python's: Ray's own handler ends the process with a code that says nothing."""
+
+    controller: Any = None
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        self.controller = controller
+
+
+def _trainer(group: Group, spec: WorkerSpec) -> _Trainer:
+    """Return what starts the workers, again and again, until they end by themselves."""
+    return _Trainer(
+        lambda given: train_worker(given["spec"]),
+        train_loop_config={"spec": spec},
+        torch_config=ProcessGroupConfig(
+            backend="nccl" if group.uses_gpu else "gloo", timeout_s=spec.config.collective_seconds
+        ),
+        scaling_config=ScalingConfig(
+            # (least, most) is elastic; the annotations that ray.train shows are those of its first version
+            num_workers=(group.least, group.most) if group.most > group.least else group.most,  # type: ignore[arg-type]
+            use_gpu=group.uses_gpu,
+            resources_per_worker=dict(group.resources),
+        ),
+        run_config=RunConfig(
+            name=f"{spec.start_id}-{secrets.token_hex(2)}",
+            storage_path=spec.scratch,  # for checkpoints of Ray's own; ours are written by the workers
+            failure_config=FailureConfig(max_failures=-1),
+            callbacks=[_Failures(spec.board)],  # type: ignore[list-item]
+        ),
+    )
+
+
+@contextmanager
+def _watched(trainer: _Trainer, board: Any, show: Callable[[TrainProgress], None]) -> Iterator[None]:
+    """Show what is on the board while the driver waits for Ray Train, and end that when the run has to stop.
+
+    Workers that have to stop end by themselves within a minute; those that never began do not.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        ends: float | None = None
+        while not over.wait(POLL_SECONDS):
+            try:
+                progress, stopped, _, _ = ray.get(board.read.remote())
+            except ray.exceptions.RayError:  # the cluster is gone: whoever waits for Ray Train hears of it
+                return
+            if progress is not None:
+                show(progress)
+            if stopped is not None and ends is None:
+                ends = time.monotonic() + LEAVE_SECONDS
+            if ends is not None and time.monotonic() > ends and trainer.controller is not None:
+                ray.kill(trainer.controller)
+                return
+
+    thread = threading.Thread(target=watch, name="watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+class _Failures(UserCallback):
+    """Brings what workers died of to the board; runs in Ray Train's controller."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
+        said = [f"worker {rank}: {_last_line(error)}" for rank, error in sorted(worker_exceptions.items())]
+        self._board.fail.remote("; ".join(dict.fromkeys(said)))
+
+
+def _last_line(error: BaseException) -> str:
+    """Return what an error says in the end: remote ones come with the traceback before it."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__

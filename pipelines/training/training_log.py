@@ -1,0 +1,182 @@
+"""The log of a training run: figures by step as TensorBoard files, JSON lines, and for experiment trackers."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Any, Final
+
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+
+from pipelines.clock import Clock, SystemClock
+from pipelines.store import NotFound, Store, StoreError
+from pipelines.training.checkpoints import TrainingPosition, without_nan
+from pipelines.training.config import TrainConfig
+from pipelines.training.experiment_trackers import TrackedRun, TrackerThread, make_tracker
+from pipelines.training.run_record import run_name
+
+logger = logging.getLogger(__name__)
+
+LOGS: Final = "logs/"
+NEW_FILE_BYTES: Final = 8_000_000  # every flush writes its files anew, so they must not grow for weeks
+
+
+class TrainLog:
+    """What rank 0 tells of training. Files are written in a folder of this machine, and by `flush` into the run's.
+
+    TensorBoard reads `RUN/logs/`: each start has files of its own, and what an earlier start told of steps that are
+    repeated now is hidden. `steps-<first step>-<start id>.jsonl` beside them has the same figures, a line a step.
+    Leaving the context writes the rest and ends the trackers.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        config: TrainConfig,
+        position: TrainingPosition,
+        start_id: str,
+        *,
+        clock: Clock | None = None,
+        new_file_bytes: int = NEW_FILE_BYTES,
+    ) -> None:
+        """Begin the log of a start.
+
+        Args:
+            store: The run's directory.
+            config: Its trackers are told, too, and what it was decided by: their packages must be there, see
+                `check_trackers`.
+            position: Where this start begins: steps after it are repeated if they were logged before.
+            start_id: Names the start of the command.
+            clock: What time it is.
+            new_file_bytes: How large the files grow before new ones are begun.
+        """
+        self._store = store
+        self._start_id = start_id
+        self._clock = clock or SystemClock()
+        self._new_file_bytes = new_file_bytes
+        self._is_finished = False
+        self._folder = TemporaryDirectory(prefix="ray-detr-log-")
+        self._trackers = [self._tracker(name, config.resume_identity()) for name in config.trackers]
+        self._open_files(position.step + 1)
+        restarted = SessionLog(status=SessionLog.START)
+        self._events.write_event(Event(wall_time=self._now(), step=position.step + 1, session_log=restarted))
+
+    def __enter__(self) -> TrainLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except StoreError as late:
+            if error is None:
+                raise
+            logger.warning("the end of the training log was not written: %s", late)  # the other reason counts
+
+    def add(self, line: Mapping[str, float]) -> None:
+        """Add the figures of a step: numbers by name, `step` and `epoch` among them."""
+        values = {f"train/{name}": value for name, value in line.items() if name not in ("step", "epoch")}
+        self._write(int(line["step"]), {**values, "train/epoch": line["epoch"]}, line)
+
+    def evaluated(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Add the figures of an evaluation: the numbers among the metrics, as `val/AP` and so on.
+
+        Negative ones are left out: pycocotools' -1 says that there was nothing to measure by.
+        """
+        values = {
+            f"val/{name}": value
+            for name, value in metrics.items()
+            if isinstance(value, int | float) and not isinstance(value, bool) and not value < 0  # NaN stays
+        }
+        self._write(step, values, {"step": step, **values})
+
+    def finish(self) -> None:
+        """Note that the run has come to its end: trackers are told so when the log is closed, else that it stopped."""
+        self._is_finished = True
+
+    def _write(self, step: int, values: Mapping[str, float], line: Mapping[str, Any]) -> None:
+        if self._lines.tell() > self._new_file_bytes:
+            self.flush()
+            self._close_files()
+            self._open_files(step)
+        summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+        self._events.write_event(Event(wall_time=self._now(), step=step, summary=summary))
+        time = self._clock.now().isoformat(timespec="seconds")
+        self._lines.write((json.dumps(without_nan({**line, "time": time}), allow_nan=False) + "\n").encode())
+        for tracker in self._trackers:
+            tracker.log(step, values)
+
+    def flush(self) -> None:
+        """Write what was logged into the run's directory.
+
+        A store that does not answer now is no reason to stop: a warning, and the next flush writes it all.
+
+        Raises:
+            StoreError: the store refuses.
+        """
+        try:
+            self._upload()
+        except StoreError as error:
+            if not error.is_transient:
+                raise
+            logger.warning("the training log could not be written; it will be written with the next lines: %s", error)
+
+    def close(self) -> None:
+        """Write the rest, and let the trackers end.
+
+        Raises:
+            StoreError: the store refuses, or does not answer.
+        """
+        try:
+            self._upload()
+        finally:
+            for tracker in self._trackers:
+                tracker.close(is_finished=self._is_finished)
+            self._close_files()
+            self._folder.cleanup()
+
+    def _open_files(self, first_step: int) -> None:
+        self._files_step = first_step
+        name = f"{first_step:09d}-{self._start_id}"
+        # the writer puts time and host into the name, and TensorBoard reads files in the order of names
+        self._events = EventsWriter(str(Path(self._folder.name) / "events"), filename_suffix=f".{name}")
+        self._events_file = next(Path(self._folder.name).glob(f"events*.{name}"))
+        self._lines_file = Path(self._folder.name) / f"steps-{name}.jsonl"
+        self._lines = self._lines_file.open("wb")
+
+    def _close_files(self) -> None:
+        self._events.close()
+        self._lines.close()
+
+    def _upload(self) -> None:
+        self._events.flush()
+        self._lines.flush()
+        for file in (self._events_file, self._lines_file):
+            self._store.put(LOGS + file.name, file.read_bytes())
+
+    def _tracker(self, name: str, configuration: Mapping[str, Any]) -> TrackerThread:
+        key = f"{LOGS}{name}.json"
+        try:
+            tracker_id: str | None = json.loads(self._store.get(key).data)["id"]
+        except NotFound:
+            tracker_id = None
+
+        def keep(new_id: str) -> None:
+            self._store.put(key, json.dumps({"id": new_id}).encode())
+
+        return TrackerThread(
+            name,
+            make_tracker(name),
+            TrackedRun(run_name(self._store), configuration, tracker_id),
+            on_open=keep,
+        )
+
+    def _now(self) -> float:
+        return self._clock.now().timestamp()

@@ -1,0 +1,78 @@
+"""The number of workers, and the resources of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pipelines.errors import RayDetrError
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """How many workers train, and what each takes of the cluster."""
+
+    least: int
+    most: int
+    resources: Mapping[str, float]
+    threads: int
+    idle: int = 0  # workers that the cluster has room for, or that were asked for, beyond those of use
+
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether each worker has a GPU of its own."""
+        return self.resources.get("GPU", 0) > 0
+
+
+def choose_group(
+    nodes: Sequence[Mapping[str, float]],
+    least: int | None,
+    most: int | None,
+    *,
+    device: str,
+    micro_batches: int,
+    threads: int | None,
+    decodes_elsewhere: bool = False,
+) -> Group:
+    """Return the workers for a cluster: one a GPU where there are GPUs, else one a core.
+
+    Args:
+        nodes: what each node has, as `node_resources` returns it.
+        least: workers that must run; None is 1.
+        most: workers that may run, though more than the cluster holds now; None is what it holds.
+        device: "cpu" keeps to CPUs though there are GPUs; "cuda" wants GPUs; "auto" takes what is there.
+        micro_batches: of a step: more workers than that would have nothing to do.
+        threads: that decode and augment for each; None is the worker's CPUs.
+        decodes_elsewhere: whether other processes decode: each worker then leaves a CPU free, since a task that
+            waits for room keeps its own.
+
+    Raises:
+        RayDetrError: the cluster cannot hold `least` workers, or a step has fewer micro-batches than that.
+    """
+    spare = int(decodes_elsewhere)
+    gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    if device == "cuda" and not gpus:
+        raise RayDetrError("device cuda was asked for, but no node of the cluster has a GPU.")
+    if gpus and device != "cpu":
+        own = max(1, int(min(node.get("CPU", 1) // node["GPU"] for node in nodes if node.get("GPU"))))
+        cpus = max(1, own - spare)
+        resources = {"CPU": float(cpus), "GPU": 1.0}
+        room = sum(int(min(node.get("GPU", 0), node.get("CPU", 0) // (cpus + spare))) for node in nodes)
+    else:
+        cpus = 1
+        resources = {"CPU": 1.0}
+        room = sum(int(node.get("CPU", 0) // (cpus + spare)) for node in nodes)
+    wanted = least or 1
+    if wanted > micro_batches:
+        raise RayDetrError(
+            f"{wanted} workers are too many for a step of {micro_batches} micro-batches: "
+            "raise --effective-batch, or lower --batch-size or --num-workers."
+        )
+    if wanted > room:
+        raise RayDetrError(
+            f"{wanted} workers do not fit: each needs {'1 GPU' if 'GPU' in resources else '1 CPU'}, and the cluster "
+            f"has room for {room}. Ask for {room} at most with --num-workers, or add nodes."
+        )
+    possible = max(wanted, most or room)
+    of_use = min(possible, micro_batches)
+    return Group(wanted, of_use, resources, threads or cpus, idle=possible - of_use)

@@ -1,0 +1,311 @@
+"""The actor pool on a real Ray: where actors are placed, how many there are, and what is lost with one that dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import RpcError
+
+from pipelines.cluster import Pool, choose_pool, node_resources
+from pipelines.errors import RayDetrError
+from pipelines.labelling import actor_pool as pool
+from pipelines.labelling.actor_pool import ShardActor, label_shards, probe
+from pipelines.labelling.fetching import LakeUnreadable
+from pipelines.labelling.labeler_spec import LabelerSpec
+from pipelines.labelling.outcome import Outcome, ShardReport
+from pipelines.store import StoreOptions
+
+SPEC = LabelerSpec(
+    table="/nowhere",
+    run_id="run-1",
+    model="/nowhere/model",
+    model_sha256="",
+    threshold=0.0,
+    classes=None,
+    device="cpu",
+    precision="fp32",
+    threads=1,
+    max_pixels=1_000_000,
+    image_options=StoreOptions(),
+    table_options=StoreOptions(),
+)
+REPORT = ShardReport(
+    3, 64, 120, {"truncated": 2, "missing": 1}, 1.5, 0.5, 0.25, 0.75, changed=4, notes=("cuda:0 is small.",)
+)
+
+
+def heard(outcomes: Iterator[Outcome]) -> list[str]:
+    """Return what the shards of stand-ins have to say, which travels as a loss."""
+    return [outcome.loss or "" for outcome in outcomes]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def wait_until(predicate: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not predicate():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.05)
+
+
+def shard_of(monkeypatch: pytest.MonkeyPatch, label: Callable[[int], Any]) -> ShardActor:
+    """Return what an actor holds, with a labeler that does as it is told."""
+
+    class Told:
+        def label(self, shard: int, *, on_images: Callable[[int], None]) -> ShardReport:
+            found: ShardReport = label(shard)
+            return found
+
+    monkeypatch.setattr(pool, "build_labeler", lambda spec: Told())
+    return ShardActor(SPEC)
+
+
+def raising(error: Exception) -> Callable[[int], Any]:
+    def label(shard: int) -> Any:
+        raise error
+
+    return label
+
+
+@pytest.mark.parametrize(
+    ("label", "outcome"),
+    [
+        (lambda shard: REPORT, Outcome(REPORT)),
+        (raising(LakeUnreadable("the lake is gone")), Outcome(failure="the lake is gone")),
+        (raising(RayDetrError("the plan is damaged")), Outcome(failure="the plan is damaged")),
+        (raising(ValueError("one\ntwo")), Outcome(loss="ValueError: one")),
+        (raising(MemoryError()), Outcome(loss="MemoryError: MemoryError")),
+    ],
+)
+def test_what_became_of_a_shard_travels_as_a_row(
+    monkeypatch: pytest.MonkeyPatch, label: Callable[[int], Any], outcome: Outcome
+) -> None:
+    assert pool._from_row(shard_of(monkeypatch, label)({"shard": 3})) == outcome
+
+
+def test_the_driver_reads_how_many_images_of_unfinished_shards_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    head: dict[bytes, bytes] = {b"ray-detr/another/images/1": b"9"}
+    monkeypatch.setattr(pool, "TELL_SECONDS", 0.0)
+    monkeypatch.setattr(pool, "_internal_kv_initialized", lambda: True)
+    monkeypatch.setattr(pool, "_internal_kv_put", lambda key, value: head.update({key.encode(): value}))
+    monkeypatch.setattr(pool, "_internal_kv_list", lambda prefix: [k for k in head if k.startswith(prefix.encode())])
+    monkeypatch.setattr(pool, "_internal_kv_get", head.get)
+    actor, driver = pool._ImagesDone("p"), pool._ImagesDone("p")
+
+    first, second = actor.teller(1), actor.teller(2)
+    assert driver.read() == 0
+    first(3)
+    second(20)
+    first(5)
+    assert driver.read() == 25
+    assert driver.report(2) == 5  # its images are counted by its report now
+    assert driver.read() == 5
+
+
+def test_a_head_that_cannot_be_told_costs_no_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "TELL_SECONDS", 0.0)
+    monkeypatch.setattr(pool, "_internal_kv_initialized", lambda: True)
+
+    def refuse(_key: str, _value: bytes) -> None:
+        raise RpcError("the head restarts", 14)  # type: ignore[no-untyped-call]
+
+    monkeypatch.setattr(pool, "_internal_kv_put", refuse)
+
+    pool._ImagesDone("p").teller(1)(3)
+
+
+def test_an_actor_that_cannot_begin_says_why_for_each_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(spec: LabelerSpec) -> None:
+        raise RayDetrError("the model is another one on this node")
+
+    monkeypatch.setattr(pool, "build_labeler", refuse)
+
+    assert pool._from_row(ShardActor(SPEC)({"shard": 3})) == Outcome(failure="the model is another one on this node")
+
+
+@pytest.mark.ray
+def test_the_pool_grows_to_one_actor_on_each_gpu_which_labels_two_shards_at_once(
+    local_ray: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Waiting:
+        """Its shards wait until there are four actors, so that nothing depends on how fast they start."""
+
+        def __init__(self, spec: object) -> None:
+            (tmp_path / str(os.getpid())).touch()
+            self.now = 0
+
+        def __call__(self, row: Mapping[str, int]) -> dict[str, Any]:
+            self.now += 1
+            deadline = time.monotonic() + 120
+            while len(list(tmp_path.iterdir())) < 4 and time.monotonic() < deadline:
+                time.sleep(0.05)
+            time.sleep(0.2)
+            seen = f"{os.environ['CUDA_VISIBLE_DEVICES']} {self.now}"
+            self.now -= 1
+            return {"failure": None, "loss": seen, "report": None}
+
+    monkeypatch.setattr(pool, "ShardActor", Waiting)
+    one_to_four = choose_pool(node_resources(), 1, None, device="auto")
+
+    seen = [text.split() for text in heard(label_shards(range(40), SPEC, one_to_four))]
+
+    assert one_to_four == Pool(least=1, most=4, cpus=1, gpus=1, threads=2)
+    assert len(seen) == 40
+    assert {gpus for gpus, _ in seen} == {"0", "1", "2", "3"}
+    assert {at_once for _, at_once in seen} <= {"1", "2"}
+    assert "2" in {at_once for _, at_once in seen}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_actors_may_die_as_often_as_they_like_and_only_shards_in_flight_are_lost(
+    local_ray: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Mortal:
+        def __init__(self, spec: object) -> None: ...
+
+        def __call__(self, row: Mapping[str, int]) -> dict[str, Any]:
+            if row["shard"] < 9:  # three deaths at least, with four shards in flight each
+                os.kill(os.getpid(), signal.SIGKILL)
+            return {"failure": None, "loss": str(row["shard"]), "report": None}
+
+    monkeypatch.setattr(pool, "ShardActor", Mortal)
+    monkeypatch.setattr(pool, "LEAST_RESTARTS", 1)
+
+    found = [int(text) for text in heard(label_shards(range(20), SPEC, Pool(1, 1, cpus=1, gpus=0, threads=1)))]
+
+    assert len(found) == len(set(found))
+    assert set(found) <= set(range(9, 20))
+    assert len(found) >= 20 - 9 - (pool.SHARDS_IN_FLIGHT - 1)
+
+
+@pytest.mark.ray
+def test_leaving_the_loop_ends_the_actors(local_ray: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Where:
+        def __init__(self, spec: object) -> None: ...
+
+        def __call__(self, row: Mapping[str, int]) -> dict[str, Any]:
+            time.sleep(0.2)
+            return {"failure": None, "loss": str(os.getpid()), "report": None}
+
+    monkeypatch.setattr(pool, "ShardActor", Where)
+    outcomes = label_shards(range(200), SPEC, Pool(1, 1, cpus=1, gpus=0, threads=1))
+
+    pid = int(next(outcomes).loss or "")
+    assert is_alive(pid)
+    outcomes.close()  # type: ignore[attr-defined]  # a generator's
+
+    wait_until(lambda: not is_alive(pid))
+
+
+@pytest.mark.ray
+def test_a_model_that_does_not_load_is_told_before_the_pool_starts(local_ray: str) -> None:
+    with pytest.raises(RayDetrError, match=r"/nowhere/model"):
+        probe(SPEC, Pool(1, 1, cpus=1, gpus=0, threads=1))
+
+
+@pytest.mark.ray
+def test_a_model_that_kills_its_process_is_tried_once(
+    local_ray: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def deadly(spec: object) -> None:
+        with (tmp_path / "tries").open("a") as tries:
+            tries.write("x")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(pool, "_probe", deadly)
+
+    with pytest.raises(RayDetrError, match=r"the process that loaded /nowhere/model was killed"):
+        probe(SPEC, Pool(1, 1, cpus=1, gpus=0, threads=1))
+    assert (tmp_path / "tries").read_text() == "x"
+
+
+@pytest.mark.ray
+def test_a_model_that_kills_the_actor_that_loads_it_is_loaded_once_and_told(
+    local_ray: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Deadly(ShardActor):
+        def __init__(self, spec: LabelerSpec) -> None:
+            def deadly(_: LabelerSpec) -> None:
+                with (tmp_path / "tries").open("a") as tries:
+                    tries.write("x")
+                os.kill(os.getpid(), signal.SIGKILL)
+
+            # in the actor's process, which has a copy of the class: `pool` names another one there
+            ShardActor.__init__.__globals__["build_labeler"] = deadly
+            super().__init__(spec)
+
+    monkeypatch.setattr(pool, "ShardActor", Deadly)
+
+    outcome = next(label_shards(range(3), SPEC, Pool(1, 1, cpus=1, gpus=0, threads=1)))
+
+    assert outcome.failure == (
+        "the process that loaded /nowhere/model was killed: not enough memory, or a broken library on the node."
+    )
+    assert (tmp_path / "tries").read_text() == "x"
+
+
+@pytest.mark.ray
+def test_an_actor_that_does_not_load_its_model_says_why(local_ray: str) -> None:
+    outcome = next(label_shards(range(3), SPEC, Pool(1, 1, cpus=1, gpus=0, threads=1)))
+
+    assert outcome.failure is not None
+    assert outcome.failure.startswith("model /nowhere/model: there is no such file or directory")
+
+
+@pytest.mark.ray
+def test_an_actor_that_never_fits_ends_the_run_and_does_not_wait_for_ever(
+    local_ray: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Idle:
+        def __init__(self, spec: object) -> None: ...
+
+        def __call__(self, row: Mapping[str, int]) -> dict[str, Any]:
+            return {"failure": None, "loss": "", "report": None}
+
+    monkeypatch.setattr(pool, "ShardActor", Idle)
+    monkeypatch.setattr(pool, "ACTORS_WAIT_SECONDS", 2)
+    began = time.monotonic()
+
+    with pytest.raises(
+        RayDetrError, match=r"no actor was ready within 2 s: the cluster has room for 0 actors \(1 node, 8 CPU"
+    ):
+        heard(label_shards([1], SPEC, Pool(1, 1, cpus=1, gpus=5, threads=1)))
+    assert time.monotonic() - began < 30
+    assert ray.is_initialized()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_shard_that_never_comes_back_ends_the_run_when_nothing_has_moved_for_long(
+    local_ray: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hanging:
+        def __init__(self, spec: object) -> None: ...
+
+        def __call__(self, row: Mapping[str, int]) -> dict[str, Any]:
+            if row["shard"] == 3:
+                time.sleep(600)
+            return {"failure": None, "loss": str(row["shard"]), "report": None}
+
+    monkeypatch.setattr(pool, "ShardActor", Hanging)
+    came: list[str] = []
+    outcomes = label_shards(range(6), SPEC, Pool(1, 1, cpus=1, gpus=0, threads=1), stall_seconds=5)
+
+    with pytest.raises(RayDetrError, match=r"no shard has come back for 0 min: the cluster has room for 8 actors"):
+        came.extend(outcome.loss or "" for outcome in outcomes)
+
+    assert sorted(came) == ["0", "1", "2", "4", "5"]

@@ -1,0 +1,110 @@
+"""Objects that two writers could create at once are created only once; stores that overwrite them are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipelines.errors import RayDetrError
+from pipelines.store import AlreadyExists, Denied, Store, StoreDown, StoreError, Throttled, memory_store
+from pipelines.store.create_only import ATTEMPTS, put_if_absent, require_create_only
+
+
+class Unreliable:
+    """A store whose first writes go wrong: before anything is written, or after."""
+
+    def __init__(self, inner: Store, failures: list[tuple[str, StoreError]]) -> None:
+        self._inner, self._failures = inner, failures
+        self.uri, self.list, self.head = inner.uri, inner.list, inner.head
+        self.get, self.get_range, self.delete = inner.get, inner.get_range, inner.delete
+
+    def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
+        if not self._failures:
+            return self._inner.put(key, data, create=create, if_match=if_match)
+        when, error = self._failures.pop(0)
+        if when == "after":
+            self._inner.put(key, data, create=create, if_match=if_match)
+        raise error
+
+
+def test_the_first_writer_gets_its_own_bytes_and_the_second_those_of_the_first() -> None:
+    store = memory_store()
+
+    assert put_if_absent(store, "a", b"first") == b"first"
+    assert put_if_absent(store, "a", b"second") == b"first"
+    assert store.get("a").data == b"first"
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_lost_answer_is_asked_for_again(when: str) -> None:
+    store = memory_store()
+
+    assert put_if_absent(Unreliable(store, [(when, StoreDown("no answer"))]), "a", b"ours") == b"ours"
+    assert store.get("a").data == b"ours"
+
+
+def test_a_lost_answer_of_one_who_lost_is_not_taken_for_a_success() -> None:
+    store = memory_store()
+    store.put("a", b"theirs")
+
+    assert put_if_absent(Unreliable(store, [("before", StoreDown("no answer"))]), "a", b"ours") == b"theirs"
+
+
+def test_it_gives_up_after_some_attempts() -> None:
+    with pytest.raises(Throttled):
+        put_if_absent(Unreliable(memory_store(), [("before", Throttled("slow down"))] * ATTEMPTS), "a", b"ours")
+    failures: list[tuple[str, StoreError]] = [("before", Throttled("slow down"))] * (ATTEMPTS - 1)
+    assert put_if_absent(Unreliable(memory_store(), failures), "a", b"ours") == b"ours"
+
+
+def test_a_refusal_is_not_repeated() -> None:
+    store = Unreliable(memory_store(), [("before", Denied("no right to write"))])
+
+    with pytest.raises(Denied):
+        put_if_absent(store, "a", b"ours")
+    with pytest.raises(StoreError):
+        store.get("a")
+
+
+def test_a_store_that_says_exists_of_its_own_accord_is_believed() -> None:
+    store = memory_store()
+    store.put("a", b"theirs")
+
+    assert put_if_absent(Unreliable(store, [("before", AlreadyExists("a exists"))]), "a", b"ours") == b"theirs"
+
+
+class Overwriting:
+    """A store that forgets that an object was to be created only, as a versioned bucket of Ceph 16 does."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
+        return self._store.put(key, data, if_match=if_match)
+
+
+class ReadOnly(Overwriting):
+    def put(self, key: str, data: bytes, **others: Any) -> str | None:
+        raise Denied(f"{key}: denied.")
+
+
+def test_a_store_that_writes_over_is_refused_and_what_could_be_lost_is_said() -> None:
+    with pytest.raises(RayDetrError, match=r"^a table cannot be kept at .*: .* rows could be lost\. Use a bucket"):
+        require_create_only(Overwriting(memory_store()), what="a table", loss="rows could be lost")
+
+
+def test_a_store_that_cannot_be_written_is_refused() -> None:
+    with pytest.raises(RayDetrError, match=r"^a table cannot be kept at .*: .*denied"):
+        require_create_only(ReadOnly(memory_store()), what="a table", loss="rows could be lost")
+
+
+def test_a_store_that_keeps_its_word_is_taken_and_left_as_it_was() -> None:
+    store = memory_store()
+
+    require_create_only(store, what="a table", loss="rows could be lost", folder="")
+
+    assert list(store.list()) == []

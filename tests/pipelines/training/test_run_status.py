@@ -1,0 +1,85 @@
+"""What workers leave for the driver: why they must not start again, and when it is enough."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipelines.training.run_status import RunStatus, TrainProgress
+
+
+def test_a_board_begins_empty() -> None:
+    assert RunStatus(3).read() == (None, None, False, [])
+
+
+def test_progress_is_replaced_and_the_end_noted() -> None:
+    board = RunStatus(3)
+
+    board.tell(TrainProgress("train", step=4))
+    board.tell(TrainProgress("train", step=5))
+    board.finish()
+
+    assert board.read() == (TrainProgress("train", step=5), None, True, [])
+
+
+def test_the_first_reason_to_stop_counts_and_keeps_workers_from_starting() -> None:
+    board = RunStatus(3)
+    assert board.begin(0) is None
+
+    board.stop("training diverged")
+    board.stop("a peer was lost")
+
+    assert board.begin(4) == "training diverged"
+    assert board.read() == (None, "training diverged", False, [0, 4])
+
+
+@pytest.mark.parametrize("most", [1, 5])
+def test_starts_without_a_checkpoint_between_them_are_counted(most: int) -> None:
+    board = RunStatus(most)
+
+    for _ in range(most):
+        assert board.begin(40) is None
+        board.fail("worker 1: out of memory")
+
+    assert board.begin(40) == (
+        f"the workers were started {most + 1} times at step 40 and failed every time before the next checkpoint "
+        "(worker 1: out of memory). Fix the cause, then run the same command again to resume."
+    )
+
+
+def test_starts_with_checkpoints_between_them_are_not_too_many() -> None:
+    board = RunStatus(2)
+
+    begun = [board.begin(step) for step in (0, 0, 10, 10, 20, 30, 30)]
+
+    assert begun == [None] * 7
+    assert board.read()[3] == [0, 0, 10, 10, 20, 30, 30]
+
+
+def test_the_last_few_different_failures_are_mentioned() -> None:
+    board = RunStatus(5)
+    for sentence in ("one", "two", "three", "four", "four"):
+        board.begin(7)
+        board.fail(sentence)
+
+    assert "(three; four)" in str(board.begin(7))
+
+
+def test_workers_that_fail_before_they_begin_end_the_run_too() -> None:
+    board = RunStatus(2)
+    board.begin(7)
+    board.fail("worker 0: killed")  # it had begun
+    board.begin(9)
+    for _ in range(2):
+        board.fail("worker 1: No module named 'pipelines'")
+    assert board.read()[1] is None
+
+    board.fail("worker 1: No module named 'pipelines'")
+
+    assert "failed 3 times before they could begin (worker 1: No module named 'pipelines')" in str(board.read()[1])
+
+
+def test_failures_without_a_word_are_no_secret() -> None:
+    board = RunStatus(1)
+    board.begin(7)
+
+    assert "(no message)" in str(board.begin(7))
