@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-TRAIN = "train --train {out}/shards --storage {out}/runs --name r --recipe scenes --finetune scenes --epochs 1 --batch-size 3"
+TRAIN = "train --train {out}/shards --storage {out}/runs --name r --recipe scenes --finetune scenes --epochs 1"
 EVALUATE = "evaluate --results {in}/results.json --annotations {in}/ann.json"
 SHARD = "shard --annotations {in}/ann.json --images {in}/images --out {out}/shards"
 LABEL = "label --images {in}/LIST --table {out}/table --model scenes --threshold 0 --device cpu"
