@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from detr.images.results import TooExtreme, TooLarge
+from detr.images.results import ImageTooLarge, TooExtreme
 
 Resizing = Literal["original", "transformers", "fit", "stretch", "none"]
 """Which rule: see `SizeRule`."""
@@ -38,7 +38,7 @@ class SizeRule:
 
         Raises:
             TooExtreme: a side would become 0 pixels.
-            TooLarge: the picture is not resized and has more than `MOST_UNRESIZED` pixels.
+            ImageTooLarge: the picture is not resized and has more than `MOST_UNRESIZED` pixels.
         """
         match self.resizing:
             case "original":
@@ -55,7 +55,7 @@ class SizeRule:
                 return self.height, self.width
             case "none":
                 if height * width > MOST_UNRESIZED:
-                    raise TooLarge(
+                    raise ImageTooLarge(
                         f"{width} x {height} pixels (width x height) are more than {MOST_UNRESIZED:,}, and this model "
                         "takes pictures as they are (do_resize is false); scale the image down"
                     )

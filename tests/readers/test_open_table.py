@@ -1,6 +1,7 @@
 """A table, opened by engines that this project does not need otherwise: each sees every published row.
 
-`make test-readers` makes their environment. DuckDB, pandas, Arrow and Polars are in tests/pipelines/test_readers.py.
+`make test-readers` makes their environment. DuckDB, pandas, Arrow and Polars are in
+tests/pipelines/table/test_readers.py.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from pipelines.store import open_store
-from pipelines.table import Detected, Origin, Row, encode, rows_to_table
+from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
 
 READERS = os.environ.get("READERS_PYTHON")
 NEEDS_READERS = pytest.mark.skipif(READERS is None, reason="no environment of the readers: run `make test-readers`")
