@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from jobs.progress import shown_progress
     from pipelines.errors import RayDetrError
     from pipelines.evaluation.evaluate import evaluate_table
-    from pipelines.labelling.label import LabelConfig, label
+    from pipelines.labelling.config import LabelConfig
+    from pipelines.labelling.label import label
     from pipelines.report.report import ReportConfig, write_report
     from pipelines.table.preview import count_labels, draw_found
 

@@ -135,7 +135,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from jobs.progress import shown_progress
     from pipelines.caps import Caps
-    from pipelines.labelling.label import LabelConfig, label
+    from pipelines.labelling.config import LabelConfig
+    from pipelines.labelling.label import label
     from pipelines.run_metrics import RunMetrics
     from pipelines.store import without_secrets
 

@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     prediction = None
     if args.trial is not None and summary.images:
         from jobs.progress import shown_progress
-        from pipelines.labelling.label import LabelConfig
+        from pipelines.labelling.config import LabelConfig
         from pipelines.labelling.trial import predict
 
         trial = LabelConfig(

@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipelines.labelling.label import LabelConfig, LabelSummary, label
+    from pipelines.labelling.config import LabelConfig
+    from pipelines.labelling.label import LabelSummary, label
     from pipelines.labelling.progress import Progress
 
 __all__ = ["LabelConfig", "LabelSummary", "Progress", "label"]

@@ -23,7 +23,8 @@ from pipelines.errors import RayDetrError, SettingsMismatch, UsageError
 from pipelines.evaluation.annotations import Annotations
 from pipelines.evaluation.evaluate import Evaluation, evaluate_table
 from pipelines.evaluation.table_results import RowChoice
-from pipelines.labelling.label import LabelConfig, label
+from pipelines.labelling.config import LabelConfig
+from pipelines.labelling.label import label
 from pipelines.labelling.progress import Progress
 from pipelines.lake.listing import LakeObject, check_addresses, list_objects
 from pipelines.store import StoreOptions, without_secrets

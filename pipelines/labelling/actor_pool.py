@@ -31,7 +31,7 @@ from pipelines.cluster import Pool, first_line, remote_sentence, room_sentence, 
 from pipelines.errors import RayDetrError
 from pipelines.labelling.fetching import LakeUnreadable
 from pipelines.labelling.labeler_spec import LabelerSpec, build_detector, build_labeler
-from pipelines.labelling.outcome import Outcome, ShardReport
+from pipelines.labelling.outcome import Failed, Lost, NotStarted, Outcome, ShardReport
 from pipelines.models import ModelInfo
 from pipelines.store import StoreError, without_secrets
 
@@ -42,7 +42,6 @@ ACTORS_WAIT_SECONDS = 600  # for the first actors to start, model loading includ
 STALL_SECONDS = 3600.0  # without any shard, nodes that are waited for included, before the pool is given up
 STOP_POLL_SECONDS = 0.5
 TELL_SECONDS = 2.0  # between two looks at how much of a shard is done
-NOT_BEGUN = Outcome()
 PROBE_SECONDS = 900  # for one actor to load the model, a download from the hub included
 
 
@@ -65,21 +64,21 @@ class ShardActor:
         loading.has_loaded()
 
     def __call__(self, row: Mapping[str, int]) -> dict[str, Any]:
-        """Label the shard whose number the row carries; answer with a row of figures."""
+        """Label the shard whose number the row has; return its outcome as a row."""
         if self._failure:
-            return _to_row(Outcome(failure=self._failure))
+            return _to_row(Failed(self._failure))
         shard = int(row["shard"])
         if self._begun is not None and not self._begun.begin(shard):
-            return _to_row(Outcome())
+            return _to_row(NotStarted())
         try:
             report = self._labeler.label(shard, on_images=self._done.teller(shard))
         except (LakeUnreadable, StoreError, RayDetrError) as error:
             # an exception would be dropped with its block (max_errored_blocks); as a row it stops the driver
-            return _to_row(Outcome(failure=str(error)))
+            return _to_row(Failed(str(error)))
         except Exception as error:  # the driver runs the shard again, and stops with this when that does not help
             logging.getLogger(__name__).exception("shard %s is lost", row["shard"])  # into this actor's log file
-            return _to_row(Outcome(loss=f"{type(error).__name__}: {first_line(error)}"))
-        return _to_row(Outcome(report))
+            return _to_row(Lost(f"{type(error).__name__}: {first_line(error)}"))
+        return _to_row(report)
 
 
 class _Loading:
@@ -310,10 +309,10 @@ def label_shards(
                 batch = cast("Any", next(batches, None))
             while batch is not None:
                 for outcome in map(_from_row, batch.to_pylist()):
-                    if outcome.report is not None:
-                        begun.report(outcome.report.shard)
-                        show_unfinished(done.report(outcome.report.shard))
-                    if outcome != NOT_BEGUN:
+                    if isinstance(outcome, ShardReport):
+                        begun.report(outcome.shard)
+                        show_unfinished(done.report(outcome.shard))
+                    if not isinstance(outcome, NotStarted):
                         yield outcome
                 if begun.is_over:
                     return
@@ -371,17 +370,25 @@ def _probe(spec: LabelerSpec) -> ModelInfo | str:
 
 
 def _to_row(outcome: Outcome) -> dict[str, Any]:
-    report = outcome.report
-    row: dict[str, Any] = {"failure": outcome.failure, "loss": outcome.loss, "report": None}
-    if report is not None:
-        errors = [{"kind": kind, "count": count} for kind, count in report.errors.items()]
-        row["report"] = {**asdict(report), "errors": errors}
+    row: dict[str, Any] = {"failure": None, "loss": None, "report": None}
+    match outcome:
+        case Failed(message):
+            row["failure"] = message
+        case Lost(reason):
+            row["loss"] = reason
+        case ShardReport():
+            errors = [{"kind": kind, "count": count} for kind, count in outcome.errors.items()]
+            row["report"] = {**asdict(outcome), "errors": errors}
     return row
 
 
 def _from_row(row: Mapping[str, Any]) -> Outcome:
+    if row["failure"] is not None:
+        return Failed(row["failure"])
+    if row["loss"] is not None:
+        return Lost(row["loss"])
+    if row["report"] is None:
+        return NotStarted()
     fields = row["report"]
-    if fields is None:
-        return Outcome(failure=row["failure"], loss=row["loss"])
     errors = {error["kind"]: error["count"] for error in fields["errors"] or []}
-    return Outcome(ShardReport(**{**fields, "errors": errors, "notes": tuple(fields["notes"] or ())}))
+    return ShardReport(**{**fields, "errors": errors, "notes": tuple(fields["notes"] or ())})

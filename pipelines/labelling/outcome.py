@@ -1,4 +1,4 @@
-"""What became of one shard, as an actor tells the driver."""
+"""The outcome of a shard, as its actor reports it to the driver: completed, failed, lost or not started."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,13 +6,25 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ShardReport:
-    """What became of one shard, for the driver: counts, and where the time went (seconds summed over threads).
+    """A completed shard: its rows are committed.
 
-    `changed`: images that were another version than was listed when they were read. `notes`: sentences that the user
-    should read, such as that the device has too little memory for the batch size; each is told by one shard.
-    `size_bytes`: of encoded images that were read. `requests`: to the images' stores; they are more than images where
-    reading was tried again. `batched` of `places`: images in the network's batches, and what those could hold. `pixels`
-    of `padded_pixels`: of resized images, and of their batches with padding.
+    Attributes:
+        shard: Its number.
+        images: Rows of the shard.
+        detections: Detections of all rows.
+        errors: Error rows by kind.
+        seconds: Wall time of the shard.
+        fetch_seconds: Time in fetching images, summed over threads.
+        decode_seconds: Time in decoding, summed over threads.
+        detect_seconds: Time in the network, summed over threads.
+        changed: Images that had another version when they were read than when they were listed.
+        notes: Sentences for the user, such as a batch size that was reduced for lack of memory; one shard reports each.
+        size_bytes: Encoded bytes that were read.
+        requests: Requests to the images' stores, retries included.
+        batched: Images in the network's batches.
+        places: Images that these batches could have held.
+        pixels: Pixels of the resized images.
+        padded_pixels: Pixels of their batches, with padding.
     """
 
     shard: int
@@ -35,7 +47,7 @@ class ShardReport:
 
 @dataclass
 class Work:
-    """What shards took together: seconds summed over threads, requests and bytes of the images' stores."""
+    """Totals of completed shards: seconds summed over threads, requests to the images' stores, bytes read."""
 
     fetch_seconds: float = 0.0
     decode_seconds: float = 0.0
@@ -53,15 +65,22 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one shard: one of the three is there, none of them if the run stops and it was not begun.
+class Failed:
+    """The environment failed (store, credentials, model): the run stops with this message and can be resumed."""
 
-    Attributes:
-        report: it is labelled.
-        failure: the sentence of a system failure, which stops the run.
-        loss: why it was given up, though the store and the cluster work; it is run again like one whose process died.
-    """
+    message: str
 
-    report: ShardReport | None = None
-    failure: str | None = None
-    loss: str | None = None
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The shard was given up though store and cluster work. It is run again, like a shard whose process died."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotStarted:
+    """The run is stopping, and the shard was not started."""
+
+
+Outcome = ShardReport | Failed | Lost | NotStarted

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from pipelines.errors import RayDetrError
 from pipelines.labelling.manifest import SEGMENT_SHARDS, PlannedSegment
-from pipelines.labelling.outcome import Outcome, ShardReport
+from pipelines.labelling.outcome import Failed, Lost, Outcome, ShardReport
 from pipelines.labelling.publish import THREADS, Done, publish_group, read_done
 from pipelines.labelling.run import Run
 from pipelines.store import Store
@@ -61,16 +61,17 @@ def label_segments(
         # the last look runs nothing: a process may have died between its commit and its report
         labels = missing and turn < MOST_PASSES and not is_to_stop()
         for outcome in label_shards(missing, turn > 0) if labels else ():
-            if outcome.failure is not None:
-                raise RayDetrError(f"{outcome.failure} Run the same command again to resume.")
-            if outcome.report is None:
-                loss = outcome.loss or loss
+            if isinstance(outcome, Failed):
+                raise RayDetrError(f"{outcome.message} Run the same command again to resume.")
+            if isinstance(outcome, Lost):
+                loss = outcome.reason
+            if not isinstance(outcome, ShardReport):
                 continue
-            index = outcome.report.shard // SEGMENT_SHARDS
-            left[index].discard(outcome.report.shard)
+            index = outcome.shard // SEGMENT_SHARDS
+            left[index].discard(outcome.shard)
             if not left[index]:
                 published.append(publisher.submit(publish_group, table, run, by_index[index], threads=threads))
-            on_report(outcome.report)
+            on_report(outcome)
             for future in published:
                 if future.done():
                     future.result()  # raises what stopped it: a sealed run is not labelled to its end

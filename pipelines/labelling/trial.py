@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from pipelines.labelling.label import LabelConfig, label
+from pipelines.labelling.config import LabelConfig
+from pipelines.labelling.label import label
 from pipelines.labelling.outcome import ShardReport
 from pipelines.labelling.progress import Progress
 from pipelines.store import open_store

@@ -15,7 +15,8 @@ import pipelines.labelling.label
 from jobs.exits import BudgetExceeded
 from jobs.label import duration, main, report
 from pipelines.caps import Caps
-from pipelines.labelling.label import LabelConfig, LabelSummary, query_command
+from pipelines.labelling.config import LabelConfig
+from pipelines.labelling.label import LabelSummary, query_command
 from pipelines.labelling.outcome import ShardReport
 from pipelines.labelling.progress import Progress
 from pipelines.store import StoreOptions

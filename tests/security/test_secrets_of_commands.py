@@ -20,7 +20,7 @@ import pipelines.store.web
 from jobs.exits import run
 from pipelines.clock import SystemClock
 from pipelines.errors import LeaseHeld, RayDetrError
-from pipelines.labelling.label import LabelConfig
+from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.lease import holding
 from pipelines.labelling.run import RunRequest
 from pipelines.store import open_store

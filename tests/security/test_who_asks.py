@@ -11,7 +11,7 @@ import pytest
 
 from jobs.plan import main as plan
 from pipelines.errors import RayDetrError
-from pipelines.labelling.label import LabelConfig
+from pipelines.labelling.config import LabelConfig
 from pipelines.store import Store, StoreError, StoreOptions, open_store
 from tests.security.conftest import KEY_ID, Gossip, planted
 

@@ -21,7 +21,7 @@ from pipelines.labelling.cutting import Selection
 from pipelines.labelling.driver import RunResult, Workforce, run_labelling
 from pipelines.labelling.lease import LEASE_KEY, LEASE_SECONDS, Lease, Process, acquire, release, renew
 from pipelines.labelling.manifest import PlannedSegment, read_manifest, read_shard
-from pipelines.labelling.outcome import Outcome, ShardReport
+from pipelines.labelling.outcome import Failed, Outcome, ShardReport
 from pipelines.labelling.publish import commit_part
 from pipelines.labelling.run import Run, RunRequest, find_unfinished, list_runs
 from pipelines.labelling.settings import settings_text
@@ -285,11 +285,11 @@ class Writer:
             try:
                 commit_part(store, run.run_id, shard, rows_to_table(rows, origin=origin), token=token)
             except StoreDown as error:
-                yield Outcome(failure=str(error))
+                yield Failed(str(error))
                 continue
             self.labelled.append((run.run_id, shard))
             if death != "after":
-                yield Outcome(ShardReport(shard, len(rows), len(rows), {}, 0.0, 0.0, 0.0, 0.0))
+                yield ShardReport(shard, len(rows), len(rows), {}, 0.0, 0.0, 0.0, 0.0)
 
 
 def row_of(uri: str, etag: str | None) -> Row:

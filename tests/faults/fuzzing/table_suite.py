@@ -234,7 +234,7 @@ def _label(table: Store, run: Run, shards: Sequence[int]) -> Iterator[Outcome]:
         commit_part(
             table, run.run_id, shard, rows_to_table(rows, read_kept_schema(table, run.run_id), origin=origin), token="t"
         )
-        yield Outcome(ShardReport(shard, len(rows), len(rows), {}, 0.0, 0.0, 0.0, 0.0))
+        yield ShardReport(shard, len(rows), len(rows), {}, 0.0, 0.0, 0.0, 0.0)
 
 
 def _listing() -> Listing:

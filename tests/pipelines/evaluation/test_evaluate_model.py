@@ -8,7 +8,7 @@ import pytest
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.evaluation import evaluate_model as module
 from pipelines.evaluation.evaluate_model import ModelEvaluationConfig, find_annotated
-from pipelines.labelling.label import LabelConfig
+from pipelines.labelling.config import LabelConfig
 
 
 @pytest.fixture

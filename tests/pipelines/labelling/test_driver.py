@@ -15,7 +15,7 @@ from pipelines.errors import RayDetrError, UsageError
 from pipelines.labelling.cutting import Selection
 from pipelines.labelling.driver import RunResult, Workforce, run_labelling
 from pipelines.labelling.manifest import PlannedSegment, read_manifest
-from pipelines.labelling.outcome import Outcome
+from pipelines.labelling.outcome import Failed, Lost, Outcome, ShardReport
 from pipelines.labelling.publish import part_key
 from pipelines.labelling.run import Run, RunRequest, find_unfinished, latest_run, read_end
 from pipelines.lake.listing import LakeObject, Listing
@@ -117,15 +117,15 @@ class Start:
         self.shards.append(list(shards))
         self.isolated.append(isolated)
         if self.dies:
-            yield Outcome(failure="the power went.")
+            yield Failed("the power went.")
             return
         if self.loses in shards and not isolated:
-            yield Outcome(loss="its process died")
+            yield Lost("its process died")
             shards = [shard for shard in shards if shard != self.loses]
         for outcome in self.writer.label(run, shards, isolated=isolated):
-            assert outcome.report is not None
+            assert isinstance(outcome, ShardReport)
             self.world.clock.seconds += 2
-            yield replace(outcome, report=replace(outcome.report, errors={"missing": 1}, changed=2))
+            yield replace(outcome, errors={"missing": 1}, changed=2)
 
     def why_no_shard(self) -> str:
         return "no GPU is free"
@@ -589,9 +589,7 @@ def test_a_run_that_published_something_is_not_sealed_for_other_settings() -> No
     world = lake(13)  # two segments, of which the first is published
     start = Start(world, configuration=LOW)
     start.label = lambda run, shards, *, isolated: (  # type: ignore[method-assign]
-        iter([Outcome(failure="the power went.")])
-        if 6 in shards
-        else Start.label(start, run, shards, isolated=isolated)
+        iter([Failed("the power went.")]) if 6 in shards else Start.label(start, run, shards, isolated=isolated)
     )
     with pytest.raises(RayDetrError):
         start.run()

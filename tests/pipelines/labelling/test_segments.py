@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.errors import RayDetrError
 from pipelines.labelling.manifest import SEGMENT_SHARDS, PlannedSegment, read_shard
-from pipelines.labelling.outcome import Outcome, ShardReport
+from pipelines.labelling.outcome import Failed, Lost, Outcome, ShardReport
 from pipelines.labelling.plan import write_plan
 from pipelines.labelling.publish import commit_part, read_done, remove_parts, verify_run
 from pipelines.labelling.run import Run
@@ -52,12 +52,12 @@ class Pool:
         for shard in reversed(shards):  # in no order
             self.before(shard)
             what = self.script(shard, len(self.given))
-            if isinstance(what, Outcome):
+            if not isinstance(what, str):
                 yield what
             elif what != "die":
                 self._commit(shard)
                 if what == "report":
-                    yield Outcome(ShardReport(shard, 1, 2, {}, 0.1, 0.0, 0.0, 0.1))
+                    yield ShardReport(shard, 1, 2, {}, 0.1, 0.0, 0.0, 0.1)
 
     def _commit(self, shard: int) -> None:
         found = Detected([1, 1], ("cat", "cat"), [0.9, 0.8], [[0, 0, 1, 1]] * 2)
@@ -209,7 +209,7 @@ def test_a_shard_that_is_lost_every_time_stops_the_run_and_all_else_is_done() ->
 
 def test_the_sentence_says_what_a_lost_shard_said() -> None:
     table = memory_store()
-    lost = Outcome(loss="ZeroDivisionError: division by zero")
+    lost = Lost("ZeroDivisionError: division by zero")
     pool = Pool(table, lambda shard, turn: lost if shard == 1 else "report")
 
     with pytest.raises(
@@ -221,7 +221,7 @@ def test_the_sentence_says_what_a_lost_shard_said() -> None:
 def test_a_shard_that_is_lost_once_with_a_reason_is_run_again() -> None:
     table = memory_store()
     segments = planned(table, images=3)
-    pool = Pool(table, lambda shard, turn: Outcome(loss="memory") if turn == 1 else "report")
+    pool = Pool(table, lambda shard, turn: Lost("memory") if turn == 1 else "report")
 
     assert sorted(label(table, segments, pool)) == [0, 1, 2]
 
@@ -229,7 +229,7 @@ def test_a_shard_that_is_lost_once_with_a_reason_is_run_again() -> None:
 def test_a_system_failure_stops_at_once_and_says_that_the_run_goes_on() -> None:
     table = memory_store()
     segments = planned(table)
-    pool = Pool(table, lambda shard, turn: Outcome(failure="the lake is gone.") if shard == 60 else "report")
+    pool = Pool(table, lambda shard, turn: Failed("the lake is gone.") if shard == 60 else "report")
 
     with pytest.raises(RayDetrError, match=r"^the lake is gone\. Run the same command again to resume"):
         label(table, segments, pool)

@@ -9,7 +9,8 @@ import pytest
 
 from pipelines.caps import Caps
 from pipelines.labelling import trial
-from pipelines.labelling.label import LabelConfig, LabelSummary
+from pipelines.labelling.config import LabelConfig
+from pipelines.labelling.label import LabelSummary
 from pipelines.labelling.outcome import ShardReport
 from pipelines.labelling.trial import predict, steady_rate
 

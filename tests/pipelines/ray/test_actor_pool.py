@@ -19,7 +19,7 @@ from pipelines.labelling import actor_pool as pool
 from pipelines.labelling.actor_pool import ShardActor, label_shards, probe
 from pipelines.labelling.fetching import LakeUnreadable
 from pipelines.labelling.labeler_spec import LabelerSpec
-from pipelines.labelling.outcome import Outcome, ShardReport
+from pipelines.labelling.outcome import Failed, Lost, Outcome, ShardReport
 from pipelines.store import StoreOptions
 
 SPEC = LabelerSpec(
@@ -43,7 +43,7 @@ REPORT = ShardReport(
 
 def heard(outcomes: Iterator[Outcome]) -> list[str]:
     """Return what the shards of stand-ins have to say, which travels as a loss."""
-    return [outcome.loss or "" for outcome in outcomes]
+    return [outcome.reason if isinstance(outcome, Lost) else "" for outcome in outcomes]
 
 
 def is_alive(pid: int) -> bool:
@@ -83,11 +83,11 @@ def raising(error: Exception) -> Callable[[int], Any]:
 @pytest.mark.parametrize(
     ("label", "outcome"),
     [
-        (lambda shard: REPORT, Outcome(REPORT)),
-        (raising(LakeUnreadable("the lake is gone")), Outcome(failure="the lake is gone")),
-        (raising(RayDetrError("the plan is damaged")), Outcome(failure="the plan is damaged")),
-        (raising(ValueError("one\ntwo")), Outcome(loss="ValueError: one")),
-        (raising(MemoryError()), Outcome(loss="MemoryError: MemoryError")),
+        (lambda shard: REPORT, REPORT),
+        (raising(LakeUnreadable("the lake is gone")), Failed("the lake is gone")),
+        (raising(RayDetrError("the plan is damaged")), Failed("the plan is damaged")),
+        (raising(ValueError("one\ntwo")), Lost("ValueError: one")),
+        (raising(MemoryError()), Lost("MemoryError: MemoryError")),
     ],
 )
 def test_what_became_of_a_shard_travels_as_a_row(
@@ -133,7 +133,7 @@ def test_an_actor_that_cannot_begin_says_why_for_each_shard(monkeypatch: pytest.
 
     monkeypatch.setattr(pool, "build_labeler", refuse)
 
-    assert pool._from_row(ShardActor(SPEC)({"shard": 3})) == Outcome(failure="the model is another one on this node")
+    assert pool._from_row(ShardActor(SPEC)({"shard": 3})) == Failed("the model is another one on this node")
 
 
 @pytest.mark.ray
@@ -204,7 +204,9 @@ def test_leaving_the_loop_ends_the_actors(local_ray: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(pool, "ShardActor", Where)
     outcomes = label_shards(range(200), SPEC, Pool(1, 1, cpus=1, gpus=0, threads=1))
 
-    pid = int(next(outcomes).loss or "")
+    first = next(outcomes)
+    assert isinstance(first, Lost)
+    pid = int(first.reason)
     assert is_alive(pid)
     outcomes.close()  # type: ignore[attr-defined]  # a generator's
 
@@ -252,7 +254,7 @@ def test_a_model_that_kills_the_actor_that_loads_it_is_loaded_once_and_told(
 
     outcome = next(label_shards(range(3), SPEC, Pool(1, 1, cpus=1, gpus=0, threads=1)))
 
-    assert outcome.failure == (
+    assert outcome == Failed(
         "the process that loaded /nowhere/model was killed: not enough memory, or a broken library on the node."
     )
     assert (tmp_path / "tries").read_text() == "x"
@@ -262,8 +264,8 @@ def test_a_model_that_kills_the_actor_that_loads_it_is_loaded_once_and_told(
 def test_an_actor_that_does_not_load_its_model_says_why(local_ray: str) -> None:
     outcome = next(label_shards(range(3), SPEC, Pool(1, 1, cpus=1, gpus=0, threads=1)))
 
-    assert outcome.failure is not None
-    assert outcome.failure.startswith("model /nowhere/model: there is no such file or directory")
+    assert isinstance(outcome, Failed)
+    assert outcome.message.startswith("model /nowhere/model: there is no such file or directory")
 
 
 @pytest.mark.ray
@@ -306,6 +308,6 @@ def test_a_shard_that_never_comes_back_ends_the_run_when_nothing_has_moved_for_l
     outcomes = label_shards(range(6), SPEC, Pool(1, 1, cpus=1, gpus=0, threads=1), stall_seconds=5)
 
     with pytest.raises(RayDetrError, match=r"no shard has come back for 0 min: the cluster has room for 8 actors"):
-        came.extend(outcome.loss or "" for outcome in outcomes)
+        came.extend(outcome.reason if isinstance(outcome, Lost) else "" for outcome in outcomes)
 
     assert sorted(came) == ["0", "1", "2", "4", "5"]

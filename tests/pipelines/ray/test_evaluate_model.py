@@ -12,7 +12,8 @@ from pipelines.evaluation import evaluate_model as module
 from pipelines.evaluation.annotations import Annotations, read_annotations
 from pipelines.evaluation.evaluate import evaluate_table
 from pipelines.evaluation.evaluate_model import ModelEvaluationConfig, evaluate_model
-from pipelines.labelling.label import LabelConfig, label
+from pipelines.labelling.config import LabelConfig
+from pipelines.labelling.label import label
 
 SCENES = 4
 

@@ -22,7 +22,8 @@ from pipelines.evaluation.annotations import read_annotations
 from pipelines.evaluation.evaluate_model import ModelEvaluationConfig, evaluate_model
 from pipelines.labelling import actor_pool as pool
 from pipelines.labelling.actor_pool import ShardActor
-from pipelines.labelling.label import LabelConfig, label
+from pipelines.labelling.config import LabelConfig
+from pipelines.labelling.label import label
 from pipelines.models import identify_model
 from pipelines.store import StoreOptions
 from tests.families import LABELS, differences, own_detections, write_family

@@ -24,9 +24,10 @@ from pipelines.errors import CapReached, RayDetrError
 from pipelines.labelling import actor_pool as pool
 from pipelines.labelling import label as label_module
 from pipelines.labelling.actor_pool import ShardActor
-from pipelines.labelling.label import LabelConfig, label
+from pipelines.labelling.config import LabelConfig
+from pipelines.labelling.label import label
 from pipelines.labelling.labeler_spec import LabelerSpec
-from pipelines.labelling.outcome import Outcome
+from pipelines.labelling.outcome import Failed
 from pipelines.labelling.progress import Progress
 from pipelines.labelling.run import list_runs, read_state
 from pipelines.store import open_store
@@ -217,7 +218,7 @@ def test_a_run_that_was_stopped_is_resumed_by_the_same_configuration_only(
         def __call__(self, row: Any) -> dict[str, Any]:
             # whichever comes first: waiting for another call would be for ever, where both places of the actor wait
             first = super().__call__({"shard": 0})
-            return first if row["shard"] == 0 else pool._to_row(Outcome(failure="the lake is gone."))
+            return first if row["shard"] == 0 else pool._to_row(Failed("the lake is gone."))
 
     table = config.table
     night = replace(config, run_id="night")
