@@ -14,7 +14,7 @@ READERS := "supervision==0.31.2" "pyiceberg[sql-sqlite,pyarrow]==0.12.0" "label-
   "datafusion==55.0.0" "chdb==4.4.0" "datasets==5.2.0" "deltalake==1.6.6" "daft==0.7.26" "pyspark==4.3.0"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check audit fix simulate mutate bench docs test-gpu test-browser test-readers test-faults test-faults-s3 test-s3 lock clean
+.PHONY: help demo test lint check audit fix simulate mutate bench docs test-gpu test-browser test-readers test-metrics test-faults test-faults-s3 test-s3 lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -74,6 +74,10 @@ test-readers: .venv/.ready ## tables and exports read by other tools, which are 
 	  $(READERS_DIR)/bin/python -m pip install --quiet $(READERS) && echo '$(READERS)' > $(READERS_DIR)/packages; }
 	@command -v java > /dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends default-jre-headless; }
 	READERS_PYTHON=$(READERS_DIR)/bin/python $(PYTEST) tests/readers
+
+test-metrics: .venv/.ready ## metrics, alert rules and dashboard against Debian's Prometheus and a live run (installs it, needs root)
+	scripts/prometheus.sh
+	$(PYTEST) tests/metrics
 
 test-faults: .venv/.ready ## poison, fuzzing, killed processes and (as root) hosts on a real Ray: an hour and more. FAULTS_REPORT=FILE keeps figures
 	$(PYTEST) -s -m "long and not s3"

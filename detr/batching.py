@@ -33,7 +33,10 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """An image ready for the network: uint8 `(3, h, w)` after the size rule, and its upright (height, width) before."""
+    """An image ready for the network: `(3, h, w)` after the size rule, and its upright (height, width) before.
+
+    The pixels are uint8, or float32 where the detector normalises as it prepares.
+    """
 
     pixels: Tensor
     height: int
@@ -45,7 +48,8 @@ class HostBatch:
     """Images of one batch in host memory, each at the top left of its place.
 
     Attributes:
-        pixels: uint8 `(B, 3, H, W)` in channels-last memory; anything to the right of an image and below it.
+        pixels: `(B, 3, H, W)` in channels-last memory, uint8, or float32 where a detector normalises as it prepares;
+            anything to the right of an image and below it.
         sizes: int64 `(B, 4)`: the height and width of each image in `pixels`, then its upright height and width.
     """
 
@@ -54,13 +58,19 @@ class HostBatch:
 
     @classmethod
     def allocate(
-        cls, count: int, height: int, width: int, memory: Callable[[tuple[int, ...], torch.dtype], Tensor]
+        cls,
+        count: int,
+        height: int,
+        width: int,
+        memory: Callable[[tuple[int, ...], torch.dtype], Tensor],
+        *,
+        dtype: torch.dtype = torch.uint8,
     ) -> "HostBatch":
         """Return a batch of `count` places of `height` x `width` pixels that nothing is written into yet.
 
         `memory` gives an uninitialised tensor of a shape and dtype.
         """
-        pixels = memory((count, height, width, 3), torch.uint8).permute(0, 3, 1, 2)
+        pixels = memory((count, height, width, 3), dtype).permute(0, 3, 1, 2)
         return cls(pixels, memory((count, 4), torch.int64))
 
     def __len__(self) -> int:
@@ -135,6 +145,23 @@ def order_batches(shapes: Sequence[tuple[int, int]], *, batch_size: int, grid: i
         if rest:
             leftovers.append(rest)
     return batches + _join(leftovers, shapes, batch_size)
+
+
+def equal_batches(shapes: Sequence[tuple[int, int]], *, batch_size: int) -> list[Batch]:
+    """Cut images into batches of exactly one shape each; nothing is ever padded.
+
+    Args:
+        shapes: (height, width) in pixels of each image as the network will see it.
+        batch_size: images in a batch at most.
+    """
+    by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for index, shape in enumerate(shapes):
+        by_shape[shape].append(index)
+    batches: list[Batch] = []
+    for (height, width), indices in by_shape.items():
+        full, rest = _cut(Batch(tuple(indices), height, width), batch_size)
+        batches += full + ([rest] if rest else [])
+    return batches
 
 
 def pad(images: Sequence[Tensor], height: int, width: int) -> tuple[Tensor, Tensor]:

@@ -1,55 +1,29 @@
 """Images in, detections out: the one object that a notebook, the labelling job and the evaluation share."""
 
-import logging
-import os
-import threading
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast, overload
+from typing import overload
 
 import torch
 from torch import Tensor
 
-from detr.batching import Batch, HostBatch, Prepared, ahead, order_batches
-from detr.checkpoints.checkpoint import load
-from detr.device import Download, float32_arithmetic, transfer_for
+from detr.batching import Batch, HostBatch, Prepared, order_batches
+from detr.checkpoints.checkpoint import fingerprint, load
+from detr.classes import Category
+from detr.device import float32_arithmetic, transfer_for
+from detr.families import NATIVE
 from detr.folding import folded
 from detr.fused_cpu import fuse_convolutions
-from detr.images.decoding import decode, read_header, resize
-from detr.images.inputs import AnyImage, encoded_or_tensor, is_image, naming, not_an_image
+from detr.image_stream import detect_batch, detect_images
+from detr.images.decoding import resize
+from detr.images.inputs import AnyImage
+from detr.launcher import Launcher, PendingDetections, Read
 from detr.model import Detr, outside
 from detr.postprocess import Detections, class_thresholds, postprocess, rank, read_detections
 from detr.precision import Precision, auto_precision
+from detr.size_rule import SizeRule
 
-WINDOW_IMAGES = 256  # images whose encoded bytes are held at once to be sorted by shape
-BATCHES_AHEAD = 2  # batches that are decoded while one is in the network
-DECODE_THREADS = min(8, os.cpu_count() or 1)  # of `Detector.__call__`
 _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class PendingDetections:
-    """Detections of a batch that the device may still be computing."""
-
-    def __init__(self, detector: "Detector", downloads: Sequence[Download], seconds: float) -> None:
-        self._detector, self._downloads = detector, downloads
-        self.seconds = seconds
-        """Seconds of the calling threads: to submit the batch, and to wait for it and read the result."""
-
-    def result(self) -> list[Detections]:
-        """Wait for the device and return the detections of each image, in order.
-
-        Raises:
-            FloatingPointError: the network returned NaN or infinity, as half precision can.
-        """
-        started = time.perf_counter()
-        found: list[Detections] = []
-        for download in self._downloads:
-            found += self._detector.read(download.result())
-        self.seconds += time.perf_counter() - started
-        return found
 
 
 class Detector:
@@ -64,6 +38,8 @@ class Detector:
 
     While a batch is in the network, `float32_arithmetic` sets how exact float32 is, for the whole process.
     """
+
+    family = NATIVE
 
     def __init__(
         self,
@@ -97,12 +73,13 @@ class Detector:
         network = model if isinstance(model, Detr) else load(model)
         self.name = name or ("the model" if isinstance(model, Detr) else str(model))
         self.config = network.config
+        self.identity = fingerprint(network)
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch size: {batch_size} is less than 1")
-        # on a CPU larger batches take more time an image, not less (docs/measurements.md)
-        self.batch_size = batch_size or (1 if self.device.type == "cpu" else 32)
+        self._transfer = transfer_for(self.device)
+        self._launcher = Launcher(
+            self._transfer.release, device=self.device, precision=self.precision, batch_size=batch_size
+        )
         self.grid = 1 if self.device.type == "cpu" else 32
         self._thresholds = class_thresholds(self.config.categories, threshold, classes=classes, model=self.name).to(
             self.device
@@ -111,10 +88,6 @@ class Detector:
         self._network.cast_weights(_DTYPES[self.precision])
         if self.device.type == "cpu":
             fuse_convolutions(self._network)  # last: what it does depends on the dtype of the weights
-        self._transfer = transfer_for(self.device)
-        self._notes: list[str] = []
-        self._most_images: int | None = None  # in a batch, once the device's memory was too small for more
-        self._turn = threading.Lock()  # the network computes one batch after the other
         mean, std = (
             torch.tensor(values).view(3, 1, 1) * 255 for values in (self.config.image_mean, self.config.image_std)
         )
@@ -135,11 +108,30 @@ class Detector:
             TypeError: an image is of a type that is not taken.
             ValueError: a tensor or an array has another shape or type than those of an image.
         """
-        if is_image(images):
-            return self.detect([self._prepare_any(encoded_or_tensor(images), images)])[0]
-        if not isinstance(images, Iterable):
-            raise not_an_image(images)
-        return list(self._stream(cast("Iterable[AnyImage]", images)))
+        return detect_images(self, images)
+
+    @property
+    def categories(self) -> tuple[Category, ...]:
+        """The classes of the model; the place of a class is its index in the network."""
+        return self.config.categories
+
+    @property
+    def size_rule(self) -> SizeRule:
+        """What `prepare` resizes by."""
+        return self.config.size_rule
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a batch at most; halved where the device has too little memory."""
+        return self._launcher.batch_size
+
+    @batch_size.setter
+    def batch_size(self, images: int) -> None:
+        self._launcher.batch_size = images
+
+    def batches(self, shapes: Sequence[tuple[int, int]]) -> list[Batch]:
+        """Cut images into batches, by the (height, width) of each as `target_shape` gives it."""
+        return order_batches(shapes, batch_size=self.batch_size, grid=self.grid)
 
     def prepare(self, image: Tensor) -> Prepared:
         """Resize an upright uint8 `(3, H, W)` RGB image by the size rule of the model.
@@ -176,12 +168,7 @@ class Detector:
             FloatingPointError: the network returned NaN or infinity, as half precision can.
             torch.OutOfMemoryError: as `submit`.
         """
-        shapes = [image.pixels.shape[1:] for image in batch]
-        height, width = shape or (max(h for h, _ in shapes), max(w for _, w in shapes))
-        host = self.host_batch(len(batch), height, width)
-        for place, image in enumerate(batch):
-            host.write(place, image)
-        return self.submit(host).result()
+        return detect_batch(self, batch, shape)
 
     def submit(self, batch: HostBatch) -> PendingDetections:
         """Start the network on a batch; on a GPU, return before it is done.
@@ -194,15 +181,11 @@ class Detector:
         Raises:
             torch.OutOfMemoryError: the device has too little memory for one image.
         """
-        with self._turn:
-            started = time.perf_counter()
-            return PendingDetections(self, self._launch_in_parts(batch), time.perf_counter() - started)
+        return self._launcher.submit(batch, self._launch)
 
     def take_notes(self) -> tuple[str, ...]:
         """Return the warnings that were logged since the last call of this, for whoever does not see the log."""
-        with self._turn:
-            notes, self._notes = tuple(self._notes), []
-        return notes
+        return self._launcher.take_notes()
 
     def read(self, ranked: Tensor) -> list[Detections]:
         """Return the detections of each image of `detr.postprocess.rank`'s result.
@@ -218,43 +201,8 @@ class Detector:
             raise FloatingPointError(f"{self.name} produced NaN or infinite values in {self.precision}; {advice}")
         return read_detections(ranked, self.config.categories)
 
-    def _launch_in_parts(self, batch: HostBatch) -> list[Download]:
-        """Queue a batch in as few parts as the device's memory allows."""
-        downloads: list[Download] = []
-        start = 0
-        while start < len(batch):
-            part = batch.part(start, start + (self._most_images or len(batch)))
-            try:
-                downloads.append(self._launch(part))
-            except torch.OutOfMemoryError as error:
-                reason = str(error).partition(". ")[0]
-            else:
-                start += len(part)
-                continue
-            # outside of the handler, because the error's traceback holds the network's tensors
-            self._transfer.release()
-            self._halve(part, reason)
-        return downloads
-
-    def _halve(self, batch: HostBatch, reason: str) -> None:
-        """Remember that a batch does not fit into the device's memory."""
-        height, width = batch.pixels.shape[2:]
-        if len(batch) == 1:
-            raise torch.OutOfMemoryError(
-                f"{self.device} has too little memory for one image of {height} x {width} pixels in {self.precision}: "
-                f"{reason}. End other processes that use it, or use a device with more memory."
-            )
-        self._most_images = len(batch) // 2
-        self.batch_size = min(self.batch_size, self._most_images)
-        note = (
-            f"{self.device} has too little memory for {len(batch)} images of {height} x {width} pixels at once: "
-            f"{reason}. The batch size is now {self._most_images}; a smaller --batch-size avoids the failed attempts."
-        )
-        logging.getLogger(__name__).warning("%s", note)
-        self._notes.append(note)
-
     @torch.no_grad()
-    def _launch(self, batch: HostBatch) -> Download:
+    def _launch(self, batch: HostBatch) -> Read:
         """Queue a batch on the device. The calling thread waits for nothing."""
         pixels, sizes = self._transfer.upload(batch.pixels, batch.sizes)
         with float32_arithmetic(tf32=self.precision == "tf32"):
@@ -265,51 +213,8 @@ class Detector:
             normalised = normalised.contiguous(memory_format=torch.channels_last)
             output = self._network.detect(normalised, extents, auxiliary=False)
             ranked = rank(*postprocess(output, sizes[:, 2:]), self._thresholds)
-        return self._transfer.download(ranked)
-
-    def _stream(self, images: Iterable[AnyImage]) -> Iterator[Detections]:
-        remaining = iter(images)
-        with ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode") as decoders:
-            while window := list(islice(remaining, WINDOW_IMAGES)):
-                yield from self._detect_window(window, decoders)
-
-    def _detect_window(self, window: Sequence[AnyImage], decoders: ThreadPoolExecutor) -> list[Detections]:
-        """Return the detections of images that are sorted by shape together; decoding runs ahead of the network."""
-        sources = [encoded_or_tensor(image) for image in window]
-        shapes = [self._shape_of(source, image) for source, image in zip(sources, window, strict=True)]
-
-        def write(host: HostBatch, place: int, index: int) -> None:
-            host.write(place, self._prepare_any(sources[index], window[index]))
-
-        def begin_decoding(batch: Batch) -> tuple[Batch, HostBatch, list[Future[None]]]:
-            host = self.host_batch(len(batch.indices), batch.height, batch.width)
-            written = [decoders.submit(write, host, place, index) for place, index in enumerate(batch.indices)]
-            return batch, host, written
-
-        def begin_detecting(
-            decoded: tuple[Batch, HostBatch, list[Future[None]]],
-        ) -> tuple[Sequence[int], PendingDetections]:
-            batch, host, written = decoded
-            for future in written:
-                future.result()
-            return batch.indices, self.submit(host)
-
-        batches = order_batches(shapes, batch_size=self.batch_size, grid=self.grid)
-        found: dict[int, Detections] = {}
-        for indices, pending in ahead(ahead(batches, begin_decoding, BATCHES_AHEAD), begin_detecting, 1):
-            found.update(zip(indices, pending.result(), strict=True))
-        return [found[index] for index in range(len(window))]
-
-    def _shape_of(self, source: bytes | Tensor, image: AnyImage) -> tuple[int, int]:
-        with naming(image):
-            if isinstance(source, Tensor):
-                return self.target_shape(source.shape[1], source.shape[2])
-            header = read_header(source)
-            return self.target_shape(header.height, header.width)
-
-    def _prepare_any(self, source: bytes | Tensor, image: AnyImage) -> Prepared:
-        with naming(image):
-            return self.prepare(source if isinstance(source, Tensor) else decode(source))
+        download = self._transfer.download(ranked)
+        return lambda: self.read(download.result())
 
 
 def choose_device(device: str) -> torch.device:

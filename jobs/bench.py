@@ -1,6 +1,7 @@
 """Compare the speed of ray-detr with other libraries, or with another checkout of itself.
 
 ray-detr bench model --peers transformers openvino onnxruntime --shapes 800x1066 --batch 1 4
+ray-detr bench model --model run/checkpoint-500 --shapes 480x640
 ray-detr bench label --peers pipeline raydata daft --count 4 16
 ray-detr bench start --against ../ray-detr-before
 ray-detr bench gpu-check --minutes 8 --out report
@@ -137,7 +138,7 @@ def _parser() -> CommandParser:
         "--model",
         default="random",
         metavar="REF",
-        help="label, start: a model, as in `ray-detr label` (a random DETR-R50)",
+        help="model, label, start: a model, as in `ray-detr label` (a random DETR-R50)",
     )
     parser.add_argument(
         "--shorter",

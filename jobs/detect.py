@@ -26,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--model",
         required=True,
         metavar="REF",
-        help="a hub id with optional @revision, a directory, a .pth or .ckpt, a URI, or scenes (the embedded model)",
+        help="DETR or another detector (docs/models.md): a hub id with optional @revision, a directory, a .pth or "
+        ".ckpt, a URI, or scenes (the embedded model)",
     )
     parser.add_argument(
         "--threshold", type=share, default=0.9, metavar="SCORE", help="lowest score to show (%(default)s)"

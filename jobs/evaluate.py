@@ -92,8 +92,12 @@ def _parser() -> CommandParser:
     what.add_argument(
         "--results", metavar="URI", help="measure a COCO results json: image_id, category_id, bbox, score"
     )
-    what.add_argument("--model", metavar="REF", help="label --images with this model, and measure its rows: a hub id "
-                      "with optional @revision, a directory, a .pth or .ckpt, a URI, or scenes")  # fmt: skip
+    what.add_argument(
+        "--model",
+        metavar="REF",
+        help="label --images with this model (docs/models.md), and measure its rows: a hub id with optional @revision, "
+        "a directory, a .pth or .ckpt, a URI, or scenes",
+    )
     parser.add_argument("--annotations", required=True, metavar="URI", help="a COCO json with the images' boxes")
     parser.add_argument("--picture-size", type=picture_size, metavar="HEIGHTxWIDTH",
                         help="evaluate only images of this size in pixels (all)")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Exit codes: what the commands' outcomes are to a shell or a scheduler."""
+"""Exit codes: what the commands' outcomes are to a shell or a scheduler. docs/operations.md has the same list."""
 
 import atexit
 import io
@@ -14,10 +14,11 @@ from typing import NoReturn, TextIO
 from jobs._interrupts import Interrupts
 
 DONE = 0
-SYSTEM_FAILURE = 1  # the world is the reason; the same command goes on from there
+SYSTEM_FAILURE = 1  # store, credentials, disk or cluster; the same command resumes
 WRONG_USE = 2  # argparse's own
 BUDGET_EXCEEDED = 3  # finished, but not well enough: more error rows than allowed, or figures that a gate refuses
-TABLE_BUSY = 4  # another start writes the table
+TABLE_BUSY = 4  # another process is writing the table
+CAP_REACHED = 5  # stopped by --max-minutes or --max-cost; the same command resumes
 INTERRUPTED = 130  # Ctrl-C, as shells say it
 TERMINATED = 143  # SIGTERM: `ray job stop`, `kubectl delete`, a schedule's time limit
 
@@ -36,7 +37,7 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
     A system failure is one sentence on standard error; a bug keeps its traceback. Ctrl-C is `jobs._interrupts`.
     """
     # imported here so that `--help` needs nothing heavy; both modules are light
-    from pipelines.errors import LeaseHeld, RayDetrError, UsageError
+    from pipelines.errors import CapReached, LeaseHeld, RayDetrError, UsageError
 
     for stream in (sys.stdout, sys.stderr):
         _escape_what_it_cannot_encode(stream)
@@ -45,6 +46,9 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
     try:
         main(argv)
         sys.stdout.flush()  # here, where a reader that is gone is still ours to deal with
+    except CapReached as reached:
+        print(f"stopped: {reached}", file=sys.stderr)
+        sys.exit(CAP_REACHED)
     except RayDetrError as stopped:
         print(f"error: {stopped}", file=sys.stderr)
         if isinstance(stopped, LeaseHeld):

@@ -8,29 +8,39 @@ new or changed since the last one.
 
 import json
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobs._json_log import write_shard
+from jobs._notifications import notifying
 from jobs.exits import BudgetExceeded, run_process
 from jobs.options import (
     CommandParser,
+    above_zero,
     actor_range,
     add_batch_size_option,
+    add_cap_options,
     add_classes_option,
+    add_metrics_option,
     add_model_options,
     add_relabel_option,
     add_retry_option,
     add_source_options,
     check_stays,
+    count,
     note_on_model,
     share,
 )
 
 if TYPE_CHECKING:
     from pipelines.labelling.label import LabelSummary
+    from pipelines.labelling.outcome import ShardReport
+    from pipelines.labelling.progress import Progress
+    from pipelines.run_metrics import RunMetrics
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -52,6 +62,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         default=(None, None),
         metavar="MIN:MAX",
         help="number of detector processes, one for each GPU or core (1 to as many as fit into the cluster)",
+    )
+    parser.add_argument(
+        "--cpus-per-actor",
+        type=count,
+        metavar="N",
+        help="CPUs that each actor takes and decodes with (1 on GPUs, which it decodes beside with all cores of its "
+        "share; without GPUs, cores so that 8 actors fill a node)",
+    )
+    parser.add_argument(
+        "--gpus-per-actor",
+        type=above_zero,
+        metavar="X",
+        help="GPUs that each actor takes, such as 0.5 for two on a GPU (1)",
     )
     parser.add_argument(
         "--device", default="auto", help="auto, cpu or cuda; auto uses GPUs if the cluster has any (%(default)s)"
@@ -93,11 +116,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="N",
         help="stop, resumable, after N minutes without a finished shard, waiting for nodes included (%(default)g)",
     )
+    add_cap_options(parser, on_stop="shards in progress are finished")
     parser.add_argument(
         "--report",
         type=Path,
         metavar="FILE",
         help="then write an HTML page about this run, as `ray-detr report` (none)",
+    )
+    add_metrics_option(parser)
+    parser.add_argument(
+        "--log-json", action="store_true", help="write one JSON line to standard error for each shard that is done"
     )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.add_argument("--verbose", action="store_true", help="show Ray's own messages")
@@ -106,7 +134,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_stays(parser, "--report", None if args.report is None else str(args.report))
 
     from jobs.progress import shown_progress
+    from pipelines.caps import Caps
     from pipelines.labelling.label import LabelConfig, label
+    from pipelines.run_metrics import RunMetrics
+    from pipelines.store import without_secrets
 
     try:
         config = LabelConfig(
@@ -123,6 +154,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             relabel=args.relabel,
             least_actors=args.actors[0],
             most_actors=args.actors[1],
+            cpus_per_actor=args.cpus_per_actor,
+            gpus_per_actor=args.gpus_per_actor,
             shard_images=args.shard_images,
             max_error_rate=args.max_error_rate,
             max_images=args.max_images,
@@ -143,17 +176,29 @@ def main(argv: Sequence[str] | None = None) -> None:
             decode_seconds=args.decode_seconds,
             node_minutes=args.node_minutes,
             stall_minutes=args.stall_minutes,
+            caps=Caps(args.max_minutes, args.max_cost, args.price_per_hour),
             verbose=args.verbose,
         )
     except ValueError as error:
         parser.error(str(error))
 
+    metrics = RunMetrics("label") if args.metrics else None
     note_on_model(args.model)
     result = sys.stdout
     # Ray tells of dead workers on standard output, where a result is expected, until it has ended
-    with redirect_stdout(sys.stderr), ExitStack() as afterwards:  # ends a local Ray after the summary: it takes seconds
-        with shown_progress(sys.stderr) as on_progress:
-            summary = label(config, on_progress=on_progress, afterwards=afterwards)
+    with (
+        notifying("label", without_secrets(config.table)) as details,
+        redirect_stdout(sys.stderr),
+        ExitStack() as afterwards,  # ends a local Ray after the summary: it takes seconds
+    ):
+        with shown_progress(sys.stderr) as show:
+            summary = label(
+                config,
+                on_progress=show if metrics is None else _both(show, metrics),
+                afterwards=afterwards,
+                on_shard=_on_shard(metrics, log_json=args.log_json),
+            )
+        details |= {"run_id": summary.run_id, "images": summary.images, "errors": sum(summary.errors.values())}
         print(
             json.dumps(asdict(summary), indent=2)
             if args.json
@@ -172,12 +217,30 @@ def main(argv: Sequence[str] | None = None) -> None:
                 picture_options=config.image_options,
             )
             print(f"report: {write_report(page).out}", file=sys.stderr if args.json else result, flush=True)
-    if not summary.within_budget:
-        raise BudgetExceeded(
-            f"{sum(summary.errors.values()):,} of {summary.images:,} images have errors: a share of "
-            f"{summary.error_rate:.3g}, where --max-error-rate allows {config.max_error_rate:.3g}. "
-            "The table is complete; the column `error` has the reason of each."
-        )
+        if not summary.within_budget:
+            raise BudgetExceeded(
+                f"{sum(summary.errors.values()):,} of {summary.images:,} images have errors: a share of "
+                f"{summary.error_rate:.3g}, where --max-error-rate allows {config.max_error_rate:.3g}. "
+                "The table is complete; the column `error` has the reason of each."
+            )
+
+
+def _both(show: "Callable[[Progress], None]", metrics: "RunMetrics") -> "Callable[[Progress], None]":
+    def on_progress(progress: "Progress") -> None:
+        show(progress)
+        metrics.labelling(progress, time.monotonic())
+
+    return on_progress
+
+
+def _on_shard(metrics: "RunMetrics | None", *, log_json: bool) -> "Callable[[str, ShardReport], None]":
+    def on_shard(run_id: str, report: "ShardReport") -> None:
+        if metrics is not None:
+            metrics.shard(report)
+        if log_json:
+            write_shard(run_id, report)
+
+    return on_shard
 
 
 def report(summary: "LabelSummary", threshold: float = 0.0, *, relabel: bool = False) -> str:
@@ -198,6 +261,8 @@ def report(summary: "LabelSummary", threshold: float = 0.0, *, relabel: bool = F
             f"{kind} {count:,}" for kind, count in sorted(summary.errors.items(), key=lambda item: -item[1])
         )
         lines.append(f"errors: {errors:,} ({100 * summary.error_rate:.3g} %): {kinds}")
+    if summary.work.requests:
+        lines.append(f"work:   {work(summary)}")
     if summary.changed_this_start:
         lines.append(
             f"changed: {summary.changed_this_start:,} images changed between listing and reading; their rows "
@@ -225,6 +290,17 @@ def report(summary: "LabelSummary", threshold: float = 0.0, *, relabel: bool = F
             "as ray-detr export --latest copies them"
         )
     return "\n".join(lines)
+
+
+def work(summary: "LabelSummary") -> str:
+    """Return what this start took: seconds over all threads, requests, bytes, cost."""
+    spent = summary.work
+    cost = "" if summary.cost is None else f", cost {summary.cost:.2f} for {summary.node_hours:.3g} node hours"
+    return (
+        f"reading {duration(spent.fetch_seconds)}, decoding {duration(spent.decode_seconds)}, network "
+        f"{duration(spent.network_seconds)} over all threads; {spent.requests:,} requests, "
+        f"{spent.size_bytes / 1e6:,.1f} MB{cost}"
+    )
 
 
 def duration(seconds: float) -> str:

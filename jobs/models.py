@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("--download and --out belong together")
     check_stays(parser, "--out", args.out)
 
+    from detr.families import FAMILIES
     from pipelines.model_catalog import CATALOG, copy_model, is_available
     from pipelines.store import StoreOptions
 
@@ -48,6 +49,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         here = "yes" if is_available(model) else "no"
         print(f"{model.name:52}{model.task:17}{model.classes:>7}{ap:>7}  {model.license:12}{here}")
     print("\nAP: COCO val2017, as published by the authors. here: loads without the network.")
+    print(
+        f"Other checkpoints of {', '.join(FAMILIES.values())} load through transformers (docs/models.md): "
+        "pip install 'ray-detr[transformers]'"
+    )
 
 
 if __name__ == "__main__":

@@ -123,6 +123,11 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--anonymous", action="store_true", help="read images without credentials, for public buckets")
     parser.add_argument("--request-payer", action="store_true", help="send requester-pays headers when reading images")
     add_s3_options(parser)
+    add_table_s3_options(parser)
+
+
+def add_table_s3_options(parser: argparse.ArgumentParser) -> None:
+    """Add where S3 is for table and model, where they are not with the images."""
     parser.add_argument("--table-endpoint", metavar="URL", help="S3 server of the table and the model (--endpoint)")
     parser.add_argument("--table-region", metavar="NAME", help="S3 region of the table and the model (--region)")
     parser.add_argument("--table-profile", metavar="NAME", help="AWS profile for the table and the model (--profile)")
@@ -152,7 +157,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--model",
         required=True,
         metavar="REF",
-        help="a hub id with optional @revision, a directory, a .pth or .ckpt, a URI, or scenes (the embedded model)",
+        help="DETR or another detector (docs/models.md): a hub id with optional @revision, a directory, a .pth or "
+        ".ckpt, a URI, or scenes (the embedded model)",
     )
     add_settings_options(parser)
 
@@ -206,6 +212,37 @@ def note_on_model(reference: str) -> None:
         )
 
 
+def add_cap_options(parser: argparse.ArgumentParser, *, on_stop: str) -> None:
+    """Add the limits on the time and the cost of one call; `on_stop` says what is finished before it stops."""
+    parser.add_argument(
+        "--max-minutes",
+        type=minutes,
+        metavar="N",
+        help=f"stop after N minutes, resumable, with exit code 5; {on_stop} first (no limit)",
+    )
+    parser.add_argument(
+        "--max-cost",
+        type=above_zero,
+        metavar="X",
+        help="the same when the nodes have cost X; needs --price-per-hour (no limit)",
+    )
+    parser.add_argument(
+        "--price-per-hour",
+        type=above_zero,
+        metavar="P",
+        help="price of one node for an hour, in any currency (none)",
+    )
+
+
+def add_metrics_option(parser: argparse.ArgumentParser) -> None:
+    """Add whether Prometheus metrics are exported."""
+    parser.add_argument(
+        "--metrics",
+        action="store_true",
+        help="export Prometheus metrics through Ray's exporter (docs/operations.md lists them)",
+    )
+
+
 def add_batch_size_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add how many images go through the network together."""
     parser.add_argument(
@@ -253,6 +290,14 @@ def minutes(text: str) -> float:
     value = _number(text, float)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not a number of minutes above 0")
+    return value
+
+
+def above_zero(text: str) -> float:
+    """Return a number above 0."""
+    value = _number(text, float)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
     return value
 
 

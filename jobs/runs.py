@@ -2,12 +2,14 @@
 
 ray-detr runs --table s3://lake/detections
 ray-detr runs --table s3://lake/detections --verify --max-minutes 30
+ray-detr runs --table s3://lake/detections --watch
 ray-detr runs --table s3://lake/detections --abandon
 """
 
 import json
 import secrets
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, do one of the three, print."""
+    """Parse, do one of the four, print."""
     parser = CommandParser("runs", __doc__)
     parser.add_argument("--table", required=True, metavar="URI", help="the detection table")
     one = parser.add_mutually_exclusive_group()
@@ -42,6 +44,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         const="",
         metavar="RUN",
         help="seal the unfinished run: published rows stay, and the next command starts a new run",
+    )
+    one.add_argument(
+        "--watch",
+        action="store_true",
+        help="show how far the unfinished run is, whichever process works on it, until it ends",
     )
     parser.add_argument(
         "--max-minutes",
@@ -66,6 +73,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         table = open_store(args.table, options)
         if args.verify is not None:
             verify(table, args.verify or None, args.max_minutes, as_json=args.json)
+        elif args.watch:
+            watch(table)
+            show(table, as_json=args.json)
         elif args.abandon is not None:
             abandon(table, args.abandon or None, as_json=args.json)
         else:
@@ -91,6 +101,24 @@ def show(table: "Store", *, as_json: bool) -> None:
         print(json.dumps(record, indent=2, default=datetime.isoformat))
     else:
         print(report(table.uri, runs, holder, now))
+
+
+def watch(table: "Store") -> None:
+    """Show the progress of the unfinished run until it has ended; return at once where there is none."""
+    from jobs.progress import Drawing, line, shown
+    from pipelines.labelling.progress import Progress
+    from pipelines.labelling.watch import watch_run
+
+    drawing: Drawing[Progress] = Drawing(
+        is_running=lambda _: True,
+        # parts are not read, so nothing is known of errors
+        line=lambda progress: line(progress, time.monotonic() - progress.began).replace("  0 errors", "", 1),
+        done=lambda progress: (progress.images, progress.images_planned),
+    )
+    _check_is_table(table)
+    with shown(sys.stderr, drawing) as on_progress:
+        for progress in watch_run(table, sleep=time.sleep):
+            on_progress(progress)
 
 
 def verify(table: "Store", run_id: str | None, max_minutes: float | None, *, as_json: bool) -> None:

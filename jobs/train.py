@@ -14,12 +14,22 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from jobs._evaluation_report import shown_figure
+from jobs._notifications import notifying
 from jobs.exits import run_process
 from jobs.label import duration
-from jobs.options import CommandParser, actor_range, add_s3_options, check_stays, count
+from jobs.options import (
+    CommandParser,
+    actor_range,
+    add_cap_options,
+    add_metrics_option,
+    add_s3_options,
+    check_stays,
+    count,
+)
 from jobs.recipe_options import add_recipe_options, recipe_values
 
 if TYPE_CHECKING:
+    from pipelines.training.run_status import TrainProgress
     from pipelines.training.train import TrainSummary
 
 NO_WEIGHTS = "none"
@@ -34,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_stays(parser, "--storage", args.storage)
 
     from jobs.train_progress import shown_training
+    from pipelines.caps import Caps
+    from pipelines.run_metrics import RunMetrics
+    from pipelines.store import without_secrets
     from pipelines.training.config import TrainConfig
     from pipelines.training.recipe import RECIPES
     from pipelines.training.train import train
@@ -74,13 +87,22 @@ def main(argv: Sequence[str] | None = None) -> None:
             endpoint=args.endpoint,
             region=args.region,
             profile=args.profile,
+            caps=Caps(args.max_minutes, args.max_cost, args.price_per_hour),
             verbose=args.verbose,
         )
     except ValueError as error:
         parser.error(str(error))
 
-    with shown_training(sys.stderr) as (on_progress, say):
+    metrics = RunMetrics("train") if args.metrics else None
+    with notifying("train", without_secrets(config.run_uri)) as details, shown_training(sys.stderr) as (show, say):
+
+        def on_progress(progress: "TrainProgress") -> None:
+            show(progress)
+            if metrics is not None and progress.stage in ("train", "evaluate"):
+                metrics.training(progress.step, progress.images_per_second, progress.figures, progress.AP)
+
         summary = train(config, on_progress=on_progress, say=say)
+        details |= {"epochs": summary.epochs, "steps": summary.steps, "AP": (summary.metrics or {}).get("AP")}
     print(json.dumps(asdict(summary), indent=2) if args.json else report(summary))
 
 
@@ -92,7 +114,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--finetune",
         metavar="REF",
-        help="start from this DETR, with any classes: a hub id, a directory, a .pth or .ckpt, a URI, or scenes",
+        help="start from this DETR or Table Transformer, with any classes: a hub id, a directory, a .pth or .ckpt, "
+        "a URI, or scenes",
     )
     parser.add_argument("--network", metavar="NAME",
                         help="start from random weights: detr-resnet-50[-dc5], -101[-dc5] or scenes")  # fmt: skip
@@ -172,6 +195,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
                         help="seconds without an answer after which a worker counts as lost (%(default)s)")  # fmt: skip
     parser.add_argument("--shared-folders", action="store_true",
                         help="local paths are shared by all nodes, as with NFS")  # fmt: skip
+    add_cap_options(parser, on_stop="the step in progress is finished and a checkpoint written")
+    add_metrics_option(parser)
     add_s3_options(parser)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.add_argument("--verbose", action="store_true", help="show Ray's own messages")

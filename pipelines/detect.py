@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from detr.detector import Detector
+from detr.detectors import DetectorLike
 from detr.images.decoding import ImageError, decode
 from detr.images.drawing import draw_detections
 from detr.postprocess import Detections
@@ -14,7 +14,7 @@ from detr.precision import Precision
 from pipelines.errors import RayDetrError
 from pipelines.labelling.fetching import OBJECT_KINDS
 from pipelines.lake.skipping import skip_reason
-from pipelines.models import load_model
+from pipelines.models import load_detector
 from pipelines.store import StoreError, StoreOptions, Stores, without_secrets
 from pipelines.store.uris import file_name
 
@@ -73,19 +73,18 @@ def find_images(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(images))
 
 
-def open_detector(model: str, *, threshold: float, device: str = "auto", precision: Precision = "auto") -> Detector:
+def open_detector(model: str, *, threshold: float, device: str = "auto", precision: Precision = "auto") -> DetectorLike:
     """Return the detector of a model reference, as `label` takes it.
 
     Raises:
         RayDetrError: the model cannot be had.
         ValueError: the threshold is outside 0..1, or there is no such device.
     """
-    network, info = load_model(model, StoreOptions())
-    return Detector(network, name=info.id, threshold=threshold, device=device, precision=precision)
+    return load_detector(model, StoreOptions(), threshold=threshold, device=device, precision=precision)[0]
 
 
 def detect(
-    images: Sequence[str], detector: Detector, *, draw: Path | None = None
+    images: Sequence[str], detector: DetectorLike, *, draw: Path | None = None
 ) -> Iterator[ImageResult | ImageFailure]:
     """Yield what is in each image, in order, one image in memory at a time.
 

@@ -3,7 +3,8 @@
     RayDetrError            the run cannot go on: a resource is missing, broken or in use            exit code 1
     |- UsageError           the command or its arguments must be changed first                       exit code 2
     |  `- SettingsMismatch  the table was labelled with other settings, such as another threshold    exit code 2
-    `- LeaseHeld            another process is writing the table                                     exit code 4
+    |- LeaseHeld            another process is writing the table                                     exit code 4
+    `- CapReached           a limit that the user set on time or cost is reached                     exit code 5
 
 Errors of single images are rows, not exceptions of this tree: `detr.images.results.ImageError`. Errors of object stores
 are `pipelines.store.StoreError`, which says whether it is transient.
@@ -24,3 +25,7 @@ class SettingsMismatch(UsageError):
 
 class LeaseHeld(RayDetrError):
     """Another process is writing the table; the message names it."""
+
+
+class CapReached(RayDetrError):
+    """A limit that the user set on time or cost is reached; the same command resumes."""

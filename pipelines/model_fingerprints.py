@@ -16,6 +16,7 @@ from pathlib import Path
 
 import detr
 from detr.classes import Category
+from detr.families import NATIVE, model_family
 from pipelines.errors import RayDetrError, UsageError
 
 SETTLED_SECONDS = 2.0  # a file that changed more recently may change again without a new time stamp
@@ -31,10 +32,11 @@ sys.stdout.write(json.dumps(answer(request["place"])))
 
 @dataclass(frozen=True, slots=True)
 class Identified:
-    """The fingerprint of a model, and its classes."""
+    """The fingerprint of a model, its classes, and its family: `detr.families.NATIVE` or one of `transformers`."""
 
     sha256: str
     categories: tuple[Category, ...]
+    family: str = NATIVE
 
 
 def identify_by_loading(path: Path, *, cache: Path) -> Identified:
@@ -66,8 +68,16 @@ def identify_by_loading(path: Path, *, cache: Path) -> Identified:
 def answer(place: str) -> dict[str, object]:
     """Return, in the process that loads the model, what it found or the sentence why it did not."""
     from detr.checkpoints.checkpoint import CheckpointError, fingerprint, load
+    from detr.checkpoints.references import locate
 
     try:
+        path = locate(place)
+        family = model_family(path, source=place)
+        if family != NATIVE:
+            from detr.transformers_model import load_transformers_model
+
+            other = load_transformers_model(path, family, source=place)
+            return _encode(Identified(other.identity, other.categories, family))
         model = load(place)
     except CheckpointError as error:
         return {"error": str(error)}
@@ -137,11 +147,11 @@ def _write(entry: Path, found: Identified) -> None:
 
 def _encode(found: Identified) -> dict[str, object]:
     categories: Sequence[object] = [[category.id, category.name] for category in found.categories]
-    return {"sha256": found.sha256, "categories": categories}
+    return {"sha256": found.sha256, "categories": categories, "family": found.family}
 
 
 def _decode(record: dict[str, object]) -> Identified:
-    sha256, categories = record["sha256"], record["categories"]
-    if not isinstance(sha256, str) or not isinstance(categories, list):
+    sha256, categories, family = record["sha256"], record["categories"], record["family"]
+    if not isinstance(sha256, str) or not isinstance(categories, list) or not isinstance(family, str):
         raise TypeError("not a record of a model")
-    return Identified(sha256, tuple(Category(int(number), str(name)) for number, name in categories))
+    return Identified(sha256, tuple(Category(int(number), str(name)) for number, name in categories), family)

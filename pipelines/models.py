@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from detr.checkpoints.identity import identify_directory
 from detr.checkpoints.model_directory import CheckpointError, ModelUnreachable, model_files
 from detr.checkpoints.references import locate
 from detr.classes import Category, UnknownClass, category_named
+from detr.families import FAMILIES, NATIVE
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.model_fingerprints import identify_by_loading
 from pipelines.store import (
@@ -29,7 +30,9 @@ from pipelines.store import (
 )
 
 if TYPE_CHECKING:
+    from detr.detectors import DetectorLike
     from detr.model import Detr
+    from detr.precision import Precision
 
 SINGLE_FILES = (".pth", ".ckpt")
 """Endings of models that are one file."""
@@ -39,11 +42,24 @@ FETCH_FIRST = "Fetch the model first and give its path, or its s3:// address."
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a run has to know of its model: `id` is `name@sha256[:12]`, what rows say."""
+    """What a run has to know of its model.
+
+    Attributes:
+        id: `name@sha256[:12]`, what rows say.
+        sha256: in hex, of everything that decides its detections.
+        categories: its classes by index.
+        family: `detr.families.NATIVE`, or the model type of a detector of `transformers`.
+    """
 
     id: str
     sha256: str
     categories: tuple[Category, ...]
+    family: str = NATIVE
+
+    @property
+    def is_native(self) -> bool:
+        """Whether it is a DETR or a Table Transformer, which this package computes and trains itself."""
+        return self.family == NATIVE
 
 
 def load_model(reference: str, options: StoreOptions) -> tuple[Detr, ModelInfo]:
@@ -60,18 +76,62 @@ def load_model(reference: str, options: StoreOptions) -> tuple[Detr, ModelInfo]:
         model = load(place)
     except CheckpointError as error:
         raise _refusal(error) from error
-    return model, _info(reference, fingerprint(model), model.config.categories)
+    return model, _info(reference, fingerprint(model), model.config.categories, NATIVE)
+
+
+def load_detector(
+    reference: str,
+    options: StoreOptions,
+    *,
+    device: str = "auto",
+    precision: Precision = "auto",
+    threshold: float = 0.05,
+    classes: Mapping[str, float | None] | None = None,
+    batch_size: int | None = None,
+) -> tuple[DetectorLike, ModelInfo]:
+    """Put a model onto a device: anything that `detr.detectors.load_detector` takes, or a directory in a store.
+
+    Args:
+        reference: of the model.
+        options: how a model in a store is reached.
+        device: as for `detr.Detector`, like the others.
+        precision: see there.
+        threshold: see there.
+        classes: see there.
+        batch_size: see there.
+
+    Raises:
+        UsageError: there is no such model, or it does not detect boxes, in one sentence.
+        RayDetrError: it cannot be had now.
+        ValueError: as `detr.Detector` raises it.
+    """
+    from detr import detectors
+
+    place = _place(reference, options)
+    try:
+        detector = detectors.load_detector(
+            place,
+            device=device,
+            precision=precision,
+            threshold=threshold,
+            classes=classes,
+            batch_size=batch_size,
+            name=reference,
+        )
+    except CheckpointError as error:
+        raise _refusal(error) from error
+    return detector, _info(reference, detector.identity, detector.categories, detector.family)
 
 
 def identify_model(reference: str, options: StoreOptions) -> ModelInfo:
-    """Return what `load_model` tells of a model, without torch in this process.
+    """Return what `load_detector` tells of a model, without torch in this process.
 
-    A directory in safetensors is read with numpy: 0.2 s of CPU for 160 MB. Anything else - a `.pth`, a
-    `pytorch_model.bin`, weights in bfloat16, a model that `detr.load` may refuse - is loaded in a process of its own,
-    which takes three seconds; what that found is remembered for as long as the files are the same.
+    A DETR in safetensors is read with numpy: 0.2 s of CPU for 160 MB. Anything else - a `.pth`, a
+    `pytorch_model.bin`, weights in bfloat16, a model of `transformers`, one that may be refused - is loaded in a
+    process of its own, which takes some seconds; what that found is remembered for as long as the files are the same.
 
     Raises:
-        RayDetrError: as `load_model` raises it.
+        RayDetrError: as `load_detector` raises it.
     """
     place = _place(reference, options)
     try:
@@ -81,9 +141,23 @@ def identify_model(reference: str, options: StoreOptions) -> ModelInfo:
     found = identify_directory(path) if path.is_dir() else None
     if found is not None:
         config, sha256 = found
-        return _info(reference, sha256, config.categories)
+        return _info(reference, sha256, config.categories, NATIVE)
     identified = identify_by_loading(path, cache=_cache().parent / "identities")
-    return _info(reference, identified.sha256, identified.categories)
+    return _info(reference, identified.sha256, identified.categories, identified.family)
+
+
+def check_trainable(model: ModelInfo) -> None:
+    """Refuse to fine-tune what is not a DETR.
+
+    Raises:
+        UsageError: the model is one of `transformers`.
+    """
+    if not model.is_native:
+        raise UsageError(
+            f"{model.id} is a {FAMILIES[model.family]} model, which is not trained here, only DETR and Table "
+            "Transformer are. Fine-tune it with transformers' Trainer (docs/models.md); `ray-detr label` takes the "
+            "checkpoint that this writes as it is."
+        )
 
 
 def check_classes(model: ModelInfo, classes: Iterable[str], *, reference: str) -> None:
@@ -114,8 +188,8 @@ def _place(reference: str, options: StoreOptions) -> str:
     return str(_fetch(reference, options))
 
 
-def _info(reference: str, sha256: str, categories: tuple[Category, ...]) -> ModelInfo:
-    return ModelInfo(f"{short_name(reference)}@{sha256[:12]}", sha256, categories)
+def _info(reference: str, sha256: str, categories: tuple[Category, ...], family: str) -> ModelInfo:
+    return ModelInfo(f"{short_name(reference)}@{sha256[:12]}", sha256, categories, family)
 
 
 def short_name(reference: str) -> str:

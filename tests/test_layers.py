@@ -32,6 +32,8 @@ NEVER = {"transformers", "timm", "pandas", "pytest", "hypothesis", "moto"}
 # libraries that jobs.bench measures beside ours, and the engine of jobs.query: each in these files, and nowhere else
 PEERS = {"transformers", "openvino", "onnxruntime", "daft", "duckdb"}
 PEER_FILES = {
+    "detr/transformers_model.py": {"transformers"},  # other detectors, behind an extra
+    "pipelines/benchmarks/peers/transformers_family.py": {"transformers"},
     "pipelines/benchmarks/peers/transformers_model.py": {"transformers"},
     "pipelines/benchmarks/peers/transformers_decode.py": {"transformers"},
     "pipelines/benchmarks/peers/transformers_pipeline.py": {"transformers"},
@@ -84,7 +86,15 @@ def test_files_of_peers_are_imported_when_a_peer_is_measured_and_not_before(path
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.parts[0] == "detr"], ids=str)
 def test_the_model_library_needs_these_packages_only(path: Path) -> None:
-    assert imported((ROOT / path).read_text()) - sys.stdlib_module_names - OF_DETR == set()
+    extra = PEER_FILES.get(path.as_posix(), set())
+    assert imported((ROOT / path).read_text()) - sys.stdlib_module_names - OF_DETR == extra
+
+
+def test_transformers_is_imported_when_one_of_its_models_is_loaded_and_not_before() -> None:
+    tree = ast.parse((ROOT / "detr" / "transformers_model.py").read_text())
+
+    assert "transformers" not in {name for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))
+                                  for name in imported(ast.unparse(node))}  # fmt: skip
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.parts[0] != "jobs"], ids=str)

@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from detr.checkpoints.model_directory import CheckpointError
+from detr.checkpoints.references import locate
+from detr.families import NATIVE, model_family
 from pipelines.benchmarks.agreement import compare, read_found
-from pipelines.benchmarks.benchmark import Bench, Case, found_file
+from pipelines.benchmarks.benchmark import Bench, Case, SubjectFailed, found_file
 from pipelines.benchmarks.machine import installed
 from pipelines.benchmarks.photographs import photograph_files
 from pipelines.benchmarks.rounds import Trial, Variant
@@ -34,6 +37,9 @@ def write_model(bench: Bench) -> None:
 def model_cases(bench: Bench) -> Iterator[Case]:
     """Yield a case for each shape, batch, precision and part of `model`."""
     config = bench.config
+    if config.model != "random" and other_family(config.model):
+        yield from family_cases(bench)
+        return
     write_model(bench)
     for shape in config.shapes:
         reference = _reference(bench, shape)
@@ -55,6 +61,51 @@ def model_cases(bench: Bench) -> Iterator[Case]:
                         agreement=partial(_detections_agree, bench.folder, reference),
                         shape=shape if precision != "fp32" else None,
                     )
+
+
+def other_family(reference: str) -> bool:
+    """Return whether a model runs through `transformers`, not in our own network.
+
+    Raises:
+        SubjectFailed: there is no such model, or it does not detect boxes.
+    """
+    try:
+        return model_family(locate(reference), source=reference) != NATIVE
+    except CheckpointError as error:
+        raise SubjectFailed(str(error)) from error
+
+
+def family_cases(bench: Bench) -> Iterator[Case]:
+    """Yield a case for each picture size and batch of a model of `transformers`: ours, its pipeline, its network."""
+    config = bench.config
+    if config.precisions != ("fp32",):
+        raise SubjectFailed(f"{config.model} is measured in fp32 only, as models of transformers are not run in others")
+    version = installed("transformers") or ""
+    bench.reference = "the pipeline of `transformers` in fp32, boxes not cut to whole pixels"
+    for shape in config.shapes:
+        for batch in config.batches:
+            settings = {
+                "model": str(locate(config.model)),
+                "shape": list(shape),
+                "batch": batch,
+                "device": config.device,
+                "threads": config.threads,
+                "images": max(config.images[0], batch),
+                "seconds": config.seconds,
+            }
+            reference = f"reference_{shape[0]}x{shape[1]}.npz"
+            alone = {**settings, "batch": 1, "seconds": 0.0, "found": reference, "device": "cpu"}
+            bench.setup("peers.transformers_family:whole", alone, name="reference")
+            subject = "peers.transformers_family"
+            yield Case(
+                name=f"{config.model}, pictures of {shape[0]}x{shape[1]}, batch {batch}, fp32, {config.device}",
+                variants=(
+                    Variant("ours", "family_subjects:detect", settings),
+                    Variant("transformers, pipeline", f"{subject}:whole", settings, version),
+                    Variant("transformers, network alone", f"{subject}:network", settings, version),
+                ),
+                agreement=partial(_detections_agree, bench.folder, bench.folder / reference),
+            )
 
 
 def train_cases(bench: Bench) -> Iterator[Case]:

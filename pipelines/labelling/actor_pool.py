@@ -40,7 +40,9 @@ SHARDS_IN_FLIGHT = 4  # per actor: with fewer than 1.75 times what runs at once 
 LEAST_RESTARTS = 50  # per actor; an endless number would hide a node on which the model kills its process
 ACTORS_WAIT_SECONDS = 600  # for the first actors to start, model loading included
 STALL_SECONDS = 3600.0  # without any shard, nodes that are waited for included, before the pool is given up
+STOP_POLL_SECONDS = 0.5
 TELL_SECONDS = 2.0  # between two looks at how much of a shard is done
+NOT_BEGUN = Outcome()
 PROBE_SECONDS = 900  # for one actor to load the model, a download from the hub included
 
 
@@ -59,6 +61,7 @@ class ShardActor:
             self._failure = first_line(error)  # raised here, it would reach the driver as an actor's death
             return
         self._done = _ImagesDone(spec.pool)
+        self._begun = _Begun(spec.pool) if spec.may_stop else None
         loading.has_loaded()
 
     def __call__(self, row: Mapping[str, int]) -> dict[str, Any]:
@@ -66,6 +69,8 @@ class ShardActor:
         if self._failure:
             return _to_row(Outcome(failure=self._failure))
         shard = int(row["shard"])
+        if self._begun is not None and not self._begun.begin(shard):
+            return _to_row(Outcome())
         try:
             report = self._labeler.label(shard, on_images=self._done.teller(shard))
         except (LakeUnreadable, StoreError, RayDetrError) as error:
@@ -147,6 +152,72 @@ class _ImagesDone:
         return sum(images for shard, images in self._read.items() if shard not in self._reported)
 
 
+class _Begun:
+    """Which shards have been begun, for a run that stops early: actors tell Ray's head, the driver asks it.
+
+    An actor says that it begins a shard before it asks whether the run stops; the driver says that the run stops before
+    it asks what has begun. So the driver knows of every shard that is in progress.
+    """
+
+    def __init__(self, pool: str) -> None:
+        self._prefix = f"ray-detr/{pool}/begun/"
+        self._stop = (
+            f"ray-detr-stopped/{pool}"  # not removed with the others: actors live a little longer than the pool
+        )
+        self._reported: set[int] = set()
+        self._in_progress: set[int] | None = None
+        self._lock = threading.Lock()
+
+    def begin(self, shard: int) -> bool:
+        """Return whether an actor may begin a shard."""
+        try:
+            _internal_kv_put(f"{self._prefix}{shard}", b"")
+            return not _internal_kv_exists(self._stop)
+        except (RayError, RuntimeError, ValueError, OSError):  # the head is away, so nothing says that the run stops
+            return True
+
+    def stop(self) -> None:
+        """Let no further shard begin, and find out which are in progress; in the driver."""
+        _internal_kv_put(self._stop, b"")
+        begun = {int(key.removeprefix(self._prefix.encode())) for key in _internal_kv_list(self._prefix)}
+        with self._lock:
+            self._in_progress = begun - self._reported
+
+    def report(self, shard: int) -> None:
+        """Note that a shard is committed; in the driver."""
+        with self._lock:
+            self._reported.add(shard)
+            if self._in_progress is not None:
+                self._in_progress.discard(shard)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run stops and no shard is in progress."""
+        with self._lock:
+            return self._in_progress is not None and not self._in_progress
+
+
+@contextmanager
+def _stopping(begun: _Begun, stop: threading.Event | None) -> Iterator[None]:
+    """Tell the actors when the run is to stop, from a thread that ends with this."""
+    ended = threading.Event()
+
+    def go_on() -> None:
+        while stop is not None and not ended.is_set():
+            if stop.wait(STOP_POLL_SECONDS):
+                with suppress(RayError, RuntimeError, ValueError):  # the head is gone, which the pool notices by itself
+                    begun.stop()
+                return
+
+    thread = threading.Thread(target=go_on, name="stop", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 @contextmanager
 def _told(done: _ImagesDone, show: Callable[[int], None]) -> Iterator[None]:
     """Show how many images of unfinished shards are done, from a thread that ends with this."""
@@ -208,23 +279,25 @@ def label_shards(
     stall_seconds: float = STALL_SECONDS,
     verbose: bool = False,
     show_unfinished: Callable[[int], None] = lambda _: None,
+    stop: threading.Event | None = None,
 ) -> Iterator[Outcome]:
     """Yield the outcome of each shard as it is done, in no order.
 
     A shard whose actor died yields nothing: who calls compares with what it asked for. Leaving the loop kills the
     actors. What Ray's C++ says while the pool starts is shown only if `verbose`. When no shard has come back for
-    `stall_seconds`, for want of nodes as for any other reason, the pool is given up.
+    `stall_seconds`, for want of nodes as for any other reason, the pool is given up. When `stop` is set, no further
+    shard is begun; those in progress are finished.
 
     Raises:
         RayDetrError: the pool cannot go on.
     """
     name = uuid.uuid4().hex
-    loading, done = _Loading(name), _ImagesDone(name)
+    loading, done, begun = _Loading(name), _ImagesDone(name), _Begun(name)
     try:
         with warnings.catch_warnings():
             # 2.60 announces the end of max_restarts and max_task_retries for 2.64 and has no other name for them yet
             warnings.simplefilter("ignore")
-            dataset = _dataset(shards, replace(spec, pool=name), pool)
+            dataset = _dataset(shards, replace(spec, pool=name, may_stop=stop is not None), pool)
         context = dataset.context  # its own copy: other pipelines of this process keep their settings
         context.max_errored_blocks = -1  # a dead actor costs the shards in flight on it, not the run
         context.wait_for_min_actors_s = ACTORS_WAIT_SECONDS
@@ -232,14 +305,18 @@ def label_shards(
         context.memory_usage_poll_interval_s = None
         # iter_rows holds every row back until the next one arrives; this does not (measured: 20 ms)
         batches = iter(dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"))
-        with _told(done, show_unfinished):
+        with _told(done, show_unfinished), _stopping(begun, stop):
             with nullcontext() if verbose else silenced():
                 batch = cast("Any", next(batches, None))
             while batch is not None:
                 for outcome in map(_from_row, batch.to_pylist()):
                     if outcome.report is not None:
+                        begun.report(outcome.report.shard)
                         show_unfinished(done.report(outcome.report.shard))
-                    yield outcome
+                    if outcome != NOT_BEGUN:
+                        yield outcome
+                if begun.is_over:
+                    return
                 batch = cast("Any", next(batches, None))
     except ray.exceptions.GetTimeoutError as error:
         raise RayDetrError(

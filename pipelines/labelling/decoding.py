@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from detr.batching import Prepared
-from detr.detector import Detector
+from detr.detectors import DetectorLike
 from detr.images.decoding import Header, decode, read_header
 from pipelines.labelling.process_time import DECODE_SECONDS
 
@@ -55,7 +55,7 @@ class ImageDecoder(Protocol):
 class InProcessDecoder:
     """Decodes in the calling thread: fastest, and an image that crashes its decoder takes this process along."""
 
-    def __init__(self, detector: Detector, *, max_pixels: int) -> None:
+    def __init__(self, detector: DetectorLike, *, max_pixels: int) -> None:
         """Take the detector that images are made ready for, and above how many pixels they are refused."""
         self._detector, self._max_pixels = detector, max_pixels
 
@@ -68,3 +68,33 @@ class InProcessDecoder:
     def prepare(self, data: bytes) -> Prepared:
         """Return the image decoded, upright and resized."""
         return self._detector.prepare(decode(data, max_pixels=self._max_pixels))
+
+
+class ClosableDecoder(ImageDecoder, Protocol):
+    """A decoder that runs something of its own, such as processes."""
+
+    def close(self) -> None:
+        """End it."""
+        ...
+
+
+class PreparedHere:
+    """Prepares in this process what another decoder has decoded: for models whose size rule only they know."""
+
+    def __init__(self, decoder: ClosableDecoder, detector: DetectorLike) -> None:
+        """Take a decoder that does not resize, and the detector that images are made ready for."""
+        self._decoder, self._detector = decoder, detector
+
+    def look(self, data: bytes) -> Header:
+        """Return what the header says of an image that can be decoded and resized."""
+        header = self._decoder.look(data)
+        self._detector.target_shape(header.height, header.width)
+        return header
+
+    def prepare(self, data: bytes) -> Prepared:
+        """Return the image decoded, upright and prepared by the detector."""
+        return self._detector.prepare(self._decoder.prepare(data).pixels)
+
+    def close(self) -> None:
+        """End what the other decoder runs."""
+        self._decoder.close()

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
+from pipelines.caps import Meter
 from pipelines.clock import Clock
+from pipelines.errors import CapReached
 from pipelines.labelling.cutting import Look, Selection
 from pipelines.labelling.labelled_keys import LabelledKeys, read_labelled
 from pipelines.labelling.manifest import Counts, PlannedSegment, read_complete, read_manifest
-from pipelines.labelling.outcome import Outcome, ShardReport
+from pipelines.labelling.outcome import Outcome, ShardReport, Work
 from pipelines.labelling.past_settings import PastSettings
 from pipelines.labelling.plan import write_plan
 from pipelines.labelling.progress import Progress
@@ -103,6 +105,7 @@ class RunResult:
     images_this_start: int
     changed_this_start: int
     labelling_seconds: float
+    work: Work
 
 
 def run_labelling(
@@ -122,6 +125,8 @@ def run_labelling(
     show: Callable[[Progress], None] = lambda _: None,
     watchdog: Watchdog | None = None,
     still_ours: Callable[[], None] = lambda: None,
+    meter: Meter | None = None,
+    on_shard: Callable[[str, ShardReport], None] = lambda _run_id, _report: None,
 ) -> RunResult:
     """Begin a run or resume the table's unfinished one, and return when each planned image has its published row.
 
@@ -144,8 +149,11 @@ def run_labelling(
         show: Called in this thread whenever something is done.
         watchdog: Names the stages that do not move; None names none.
         still_ours: Called now and then; stops a start that has lost the table's lease by raising `RayDetrError`.
+        meter: Tells when a limit on time or cost is reached; None has no limits.
+        on_shard: Called with the run's name for every shard that is labelled, when it is committed.
 
     Raises:
+        CapReached: a limit is reached. The shards that were in progress then are committed.
         SettingsMismatch: the table has rows of this model, none of them with these settings.
         RayDetrError: the run cannot go on; what is committed stays.
         StoreError: the table's store refused; what is committed stays.
@@ -155,11 +163,12 @@ def run_labelling(
     )
     found = start.begin_or_resume(new_run=new_run)
     if isinstance(found, Counts):
-        return RunResult(None, False, Totals(), found, 0, 0, 0, 0.0)
+        return RunResult(None, False, Totals(), found, 0, 0, 0, 0.0, Work())
     run = found.run
     plan = plan_ahead(start.plan(found))
     began = clock.monotonic()
     count = _Count(plan, Progress("label", began=began), show)
+    meter, work = meter or Meter(), Work()
     for segments in plan.waves():
         still_ours()
         count.add(images_before=read_done(table, run.run_id, run.layout).count_images(segments))
@@ -169,10 +178,12 @@ def run_labelling(
                 moved(report.seconds)
                 still_ours()
                 count.add(report=report)
+                work.add(report)
+                on_shard(run.run_id, report)
                 for note in report.notes:
                     logging.getLogger(__name__).warning("%s", note)
 
-            label_segments(
+            is_complete = label_segments(
                 table,
                 run,
                 segments,
@@ -180,12 +191,17 @@ def run_labelling(
                 on_report=on_report,
                 publisher=publisher,
                 threads=threads,
+                is_to_stop=meter.reached.is_set,
             )
+        if not is_complete:
+            raise CapReached(f"{meter.reason}. {count.sentence(run.run_id)} Run the same command again to resume.")
     labelling_seconds = clock.monotonic() - began
     segments = [planned for planned in read_manifest(table, run.run_id) if planned.ending is None]
     with start.watchdog.stage("counting published rows"):
         totals = verify_run(table, run.run_id, run.layout, segments)
-    finish_run(table, run.run_id, now=clock.now(), totals=_record(totals))
+    meter.look()
+    spent = {**asdict(work), "node_hours": meter.node_hours, "cost": meter.cost}
+    finish_run(table, run.run_id, now=clock.now(), totals={**_record(totals), "last_start": spent})
     try:
         remove_parts(table, run.run_id, threads=threads)
     except StoreError as error:  # the run is finished all the same, and the next start removes them first of all
@@ -199,6 +215,7 @@ def run_labelling(
         images_this_start=count.progress.images_this_start,
         changed_this_start=count.progress.changed,
         labelling_seconds=labelling_seconds,
+        work=work,
     )
 
 
@@ -362,6 +379,13 @@ class _Count:
             is_planned=self.plan.is_complete,
         )
         self.show(self.progress)
+
+    def sentence(self, run_id: str) -> str:
+        progress = self.progress
+        planned = f"{'' if self.plan.is_complete else 'more than '}{self.plan.images_planned:,} planned"
+        return (
+            f"{progress.images:,} of {planned} images of run {run_id} are labelled, {progress.images_this_start:,} now."
+        )
 
 
 def _record(totals: Totals) -> dict[str, object]:

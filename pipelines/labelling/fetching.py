@@ -1,5 +1,6 @@
 """The bytes of a shard's images, each fetched with patience; told apart is who fails: one object, or the store."""
 
+import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -76,6 +77,8 @@ class Fetcher:
         self._limit = limit or AdaptiveLimit(FETCH_THREADS)
         self._canaries: dict[str, str] = {}  # of each bucket, disk or server an image that was read
         self._denied_in_a_row = 0
+        self._requests = 0
+        self._counting = threading.Lock()
 
     def fetch(self, item: LakeObject) -> Fetched:
         """Return the bytes of an object, or what is wrong with it among healthy ones.
@@ -105,6 +108,12 @@ class Fetcher:
             return Fetched(item, error_kind="fetch_failed", error=str(error))
         self._canaries[split_uri(item.uri)[0]] = item.uri
         return Fetched(item, blob)
+
+    def take_requests(self) -> int:
+        """Return how many requests were made since the last call of this."""
+        with self._counting:
+            requests, self._requests = self._requests, 0
+        return requests
 
     def refuse_all_denied(self, fetched: Sequence[Fetched]) -> None:
         """Refuse a shard of which every object is denied where none was ever read: then it is the credentials.
@@ -163,6 +172,8 @@ class Fetcher:
         Raises:
             StoreDown: fewer bytes came than the object has, though the answer itself is whole.
         """
+        with self._counting:
+            self._requests += 1
         blob = self._images.get(item.uri, most_bytes=MOST_BYTES)  # a list may not tell, and an object may have changed
         if item.size in (None, len(blob.data)):
             return blob

@@ -11,19 +11,22 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Literal
 
 from detr.images.header import MAX_PIXELS
+from detr.precision import family_precision
+from pipelines.caps import Caps, Meter, metering
 from pipelines.clock import SystemClock
-from pipelines.errors import RayDetrError
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.labelling.cutting import RetryErrors, Selection
 from pipelines.labelling.driver import RunResult, run_labelling
 from pipelines.labelling.labeler_spec import LabelerSpec
 from pipelines.labelling.lease import TRIES_SECONDS, holding
 from pipelines.labelling.model_names import with_recorded_name
+from pipelines.labelling.outcome import ShardReport, Work
 from pipelines.labelling.plan import PlanConfig
 from pipelines.labelling.planning import Planner
 from pipelines.labelling.process_time import DECODE_SECONDS
@@ -72,6 +75,8 @@ class LabelConfig:
         relabel: Label images again that the table has with other settings of the model, instead of refusing.
         least_actors: Actors that must run; None is 1.
         most_actors: Actors that may run; None is what the cluster holds.
+        cpus_per_actor: CPUs that each actor takes of its node; None is 1 on GPUs, else cores so that eight fill a node.
+        gpus_per_actor: GPUs that each actor takes, such as 0.5 for two on a GPU; None is 1.
         shard_images: Images a shard; None is 2,048 on GPUs and 64 on CPUs, and fewer in a small run.
         max_error_rate: Above this share of error rows `LabelSummary.within_budget` is false.
         max_images: Label the first N images of the listing only.
@@ -93,6 +98,7 @@ class LabelConfig:
         decode_seconds: CPU time, or time asleep, after which decoding an image is given up; not time without a core.
         node_minutes: How long nodes of an autoscaling cluster are waited for when it cannot hold `least_actors` yet.
         stall_minutes: Give up, resumable, when no shard has come back for so long, waiting for nodes included.
+        caps: Limits on the time and the cost of one call.
         verbose: Let Ray's own messages through.
     """
 
@@ -109,6 +115,8 @@ class LabelConfig:
     relabel: bool = False
     least_actors: int | None = None
     most_actors: int | None = None
+    cpus_per_actor: int | None = None
+    gpus_per_actor: float | None = None
     shard_images: int | None = None
     max_error_rate: float = 0.05
     max_images: int | None = None
@@ -130,6 +138,7 @@ class LabelConfig:
     decode_seconds: float = DECODE_SECONDS
     node_minutes: float = 0.0
     stall_minutes: float = 60.0
+    caps: Caps = field(default_factory=Caps)
     verbose: bool = False
 
     def __post_init__(self) -> None:
@@ -150,6 +159,10 @@ class LabelConfig:
         least, most = 1 if self.least_actors is None else self.least_actors, self.most_actors
         if least < 1 or (most is not None and most < least):
             raise ValueError(f"actors: {least}:{most} is not a range of at least 1 actor")
+        for name in ("cpus_per_actor", "gpus_per_actor"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name.replace('_', ' ')}: {value:g} is not above 0")
         if self.wait_minutes < 0:
             raise ValueError(f"wait minutes: {self.wait_minutes:g} is not a waiting time; give 0 or more.")
         if self.decode_seconds <= 0:
@@ -224,6 +237,8 @@ class LabelSummary:
     """What a run did, all its starts together; `images_this_start`, `changed_this_start`, `seconds` are of this one.
 
     `changed_this_start`: images that were another version than was listed; they are labelled as they were read.
+    `work`, `nodes`, `node_hours` and `cost` are of this start, too: seconds, requests and bytes; the most nodes that
+    could hold an actor; their hours, and what these cost by `caps.price_per_hour`.
     `run_id` is None where there was nothing to do: no run was begun then.
     """
 
@@ -244,6 +259,10 @@ class LabelSummary:
     resumed: bool
     max_error_rate: float
     query: str
+    work: Work = field(default_factory=Work)
+    nodes: int = 0
+    node_hours: float = 0.0
+    cost: float | None = None
 
     @property
     def error_rate(self) -> float:
@@ -261,6 +280,7 @@ def label(
     *,
     on_progress: Callable[[Progress], None] | None = None,
     afterwards: ExitStack | None = None,
+    on_shard: Callable[[str, ShardReport], None] | None = None,
 ) -> LabelSummary:
     """Label what is not labelled yet; resume the table's unfinished run if there is one.
 
@@ -273,9 +293,11 @@ def label(
         on_progress: Called whenever something is done, mostly in this thread, never by two threads at once.
         afterwards: Takes over ending a local Ray, which takes a second or two: it is ended when this is closed. None:
             before this function returns.
+        on_shard: Called with the run's name and the report of each shard, when the shard is committed.
 
     Raises:
         LeaseHeld: another start writes the table.
+        CapReached: a limit of `caps` is reached; the same call resumes.
         RayDetrError: the run cannot go on; a sentence says why. What is committed stays, the same call goes on there.
     """
     began = time.monotonic()
@@ -286,16 +308,19 @@ def label(
     check_answers([(f"{config.table.rstrip('/')}/", config.table_options)])  # its folder is all that must be listed
     listing = list_objects(config.images, options=config.image_options, keep=config.keep, table=config.table)
     try:
-        with watching() as watchdog, ExitStack() as before_the_lease:
+        with metering(config.caps) as meter, watching() as watchdog, ExitStack() as before_the_lease:
             runner = RayRunner(
                 _spec(config),
                 _actors(config),
                 show=show,
                 show_unfinished=progress.show_unfinished,
                 watchdog=watchdog,
+                meter=meter,
             )
             before_the_lease.callback(runner.close)
             model = _identify(config, runner)  # before anything is written
+            config = _with_precision(config, model)
+            runner.use_precision(config.precision)
             table = open_store(config.table, config.table_options)
             store = require_create_only(table, what="a table", loss="two runs could lose each other's rows")
             with (
@@ -303,7 +328,7 @@ def label(
                     table,
                     can_swap=store.swap is not None,
                     token=secrets.token_hex(16),
-                    wait_seconds=60 * config.wait_minutes,
+                    wait_seconds=60 * min(config.wait_minutes, meter.minutes_left),
                     say=lambda sentence: show(Progress(sentence)),
                     impatient=open_store(config.table, replace(config.table_options, retry_seconds=TRIES_SECONDS)),
                 ) as still_ours,
@@ -326,12 +351,15 @@ def label(
                     show=show,
                     watchdog=watchdog,
                     still_ours=still_ours,
+                    meter=meter,
+                    on_shard=on_shard or (lambda _run_id, _report: None),
                 )
+                meter.count_nodes(None)
                 if afterwards is not None:  # no actor works any more
                     afterwards.push(before_the_lease_ends.pop_all())
     except StoreError as error:
         raise RayDetrError(f"{error} Run the same command again to resume.") from error
-    return _summary(config, result, model, time.monotonic() - began)
+    return _summary(config, result, model, time.monotonic() - began, meter)
 
 
 def _spec(config: LabelConfig) -> LabelerSpec:
@@ -361,6 +389,8 @@ def _actors(config: LabelConfig) -> Actors:
         node_minutes=config.node_minutes,
         stall_minutes=config.stall_minutes,
         verbose=config.verbose,
+        cpus=config.cpus_per_actor,
+        gpus=config.gpus_per_actor,
     )
 
 
@@ -381,6 +411,20 @@ def _identify(config: LabelConfig, runner: RayRunner) -> ModelInfo:
     return model
 
 
+def _with_precision(config: LabelConfig, model: ModelInfo) -> LabelConfig:
+    """Return the configuration with the precision of a model of `transformers`, which is the same on every device.
+
+    Raises:
+        UsageError: it does not have the precision that is asked for.
+    """
+    if model.is_native:
+        return config
+    try:
+        return replace(config, precision=family_precision(config.precision, model.family, name=config.model))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
 def _request(config: LabelConfig, model: ModelInfo) -> RunRequest:
     return RunRequest(
         model=model.id,
@@ -392,7 +436,7 @@ def _request(config: LabelConfig, model: ModelInfo) -> RunRequest:
     )
 
 
-def _summary(config: LabelConfig, result: RunResult, model: ModelInfo, seconds: float) -> LabelSummary:
+def _summary(config: LabelConfig, result: RunResult, model: ModelInfo, seconds: float, meter: Meter) -> LabelSummary:
     return LabelSummary(
         table=without_secrets(config.table),
         run_id=None if result.run is None else result.run.run_id,
@@ -411,6 +455,10 @@ def _summary(config: LabelConfig, result: RunResult, model: ModelInfo, seconds: 
         resumed=result.resumed,
         max_error_rate=config.max_error_rate,
         query=query_command(without_secrets(config.table), model.id, config.table_options),
+        work=result.work,
+        nodes=meter.most_nodes,
+        node_hours=meter.node_hours,
+        cost=meter.cost,
     )
 
 

@@ -11,9 +11,11 @@ from functools import partial
 
 import pyarrow as pa
 
-from detr.batching import Batch, HostBatch, ahead, order_batches
-from detr.detector import BATCHES_AHEAD, Detector, PendingDetections
+from detr.batching import Batch, HostBatch, ahead
+from detr.detectors import DetectorLike
+from detr.image_stream import BATCHES_AHEAD
 from detr.images.decoding import Header, ImageError
+from detr.launcher import PendingDetections
 from detr.postprocess import Detections
 from pipelines.clock import Clock, SystemClock
 from pipelines.labelling.decoding import ImageDecoder
@@ -25,6 +27,7 @@ from pipelines.store import Store
 from pipelines.table.schema import Detected, Origin, Row, rows_to_table
 
 WINDOW_BYTES = 256 * 1024**2  # encoded bytes held at once by one shard
+COUNTED = ("size_bytes", "batched", "places", "pixels", "padded_pixels")  # fields of a shard's report
 UNKNOWN_BYTES = 1024**2  # what an object of unknown size is taken for
 
 
@@ -39,7 +42,7 @@ class _Opened:
 
 @dataclass
 class _Clocked:
-    """Seconds spent by kind of work, added up by several threads."""
+    """Seconds spent by kind of work, and counts, added up by several threads."""
 
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -67,7 +70,7 @@ class Labeler:
         table: Store,
         fetcher: Fetcher,
         decoder: ImageDecoder,
-        detector: Detector,
+        detector: DetectorLike,
         run_id: str,
         model_id: str,
         threshold: float,
@@ -138,6 +141,8 @@ class Labeler:
             detect_seconds=clocked.seconds["detect"],
             changed=changed,
             notes=self._detector.take_notes(),
+            requests=self._fetcher.take_requests(),
+            **{name: int(clocked.seconds[name]) for name in COUNTED},
         )
 
     def _see(self, item: LakeObject, clocked: _Clocked) -> _Opened:
@@ -146,6 +151,7 @@ class Labeler:
         clocked.add("fetch", time.perf_counter() - started)
         if fetched.blob is None:
             return _Opened(fetched)
+        clocked.add("size_bytes", len(fetched.blob.data))
         try:
             return _Opened(fetched, self._decoder.look(fetched.blob.data))
         except ImageError as error:
@@ -159,12 +165,16 @@ class Labeler:
         """
         readable = [index for index, one in enumerate(seen) if one.header is not None]
         shapes = [self._detector.target_shape(*_size(seen[index])) for index in readable]
-        batches = order_batches(shapes, batch_size=self._detector.batch_size, grid=self._detector.grid)
+        batches = self._detector.batches(shapes)
         failed: dict[int, ImageError] = {}
 
         def begin_decoding(batch: Batch) -> _Decoding:
             host = self._detector.host_batch(len(batch.indices), batch.height, batch.width)
             indices = [readable[index] for index in batch.indices]
+            clocked.add("batched", len(indices))
+            clocked.add("places", self._detector.batch_size)
+            clocked.add("pixels", sum(shapes[index][0] * shapes[index][1] for index in batch.indices))
+            clocked.add("padded_pixels", len(indices) * batch.height * batch.width)
             written = [
                 self._decoders.submit(self._write, seen[index], host, place, clocked)
                 for place, index in enumerate(indices)

@@ -11,12 +11,12 @@ from pipelines.errors import RayDetrError
 from pipelines.labelling.manifest import read_kept_schema, read_shard
 from pipelines.labelling.process_time import DECODE_SECONDS
 from pipelines.lake.listing import LakeObject
-from pipelines.models import ModelInfo, load_model
+from pipelines.models import ModelInfo, load_detector
 from pipelines.process_memory import keep_freed_memory
 from pipelines.store import StoreOptions, Stores, open_store
 
 if TYPE_CHECKING:
-    from detr.detector import Detector
+    from detr.detectors import DetectorLike
     from detr.precision import Precision
     from pipelines.labelling.decoding import ImageDecoder
     from pipelines.labelling.labeler import Labeler
@@ -28,7 +28,8 @@ class LabelerSpec:
 
     `isolated`: the shards were lost before, so their images are decoded where they can kill a child process only.
     `settings`: of the run, for the rows. `pool`: a random name of the pool that the actor belongs to.
-    `model_id`: the name of the model in rows; empty is the model's own.
+    `model_id`: the name of the model in rows; empty is the model's own. `may_stop`: whether shards are begun only until
+    the driver says so.
     """
 
     table: str
@@ -49,9 +50,10 @@ class LabelerSpec:
     pool: str = ""
     model_id: str = ""
     decode_seconds: float = DECODE_SECONDS
+    may_stop: bool = False
 
 
-def build_detector(spec: LabelerSpec) -> tuple[Detector, ModelInfo]:
+def build_detector(spec: LabelerSpec) -> tuple[DetectorLike, ModelInfo]:
     """Load the model onto the device.
 
     Raises:
@@ -59,46 +61,45 @@ def build_detector(spec: LabelerSpec) -> tuple[Detector, ModelInfo]:
     """
     import torch
 
-    from detr.detector import Detector
-
     torch.set_num_threads(spec.threads)
-    network, info = load_model(spec.model, spec.table_options)
+    try:
+        detector, info = load_detector(
+            spec.model,
+            spec.table_options,
+            device=spec.device,
+            precision=spec.precision,
+            threshold=spec.threshold,
+            classes=None if spec.classes is None else dict(spec.classes),
+            batch_size=spec.batch_size,
+        )
+    except ValueError as error:
+        raise RayDetrError(str(error)) from error
     if spec.model_sha256 and info.sha256 != spec.model_sha256:
         raise RayDetrError(
             f"the model {spec.model} is another one on this node than when the run began "
             f"({info.sha256[:12]}, not {spec.model_sha256[:12]}). "
             "Use a revision or a path that means the same everywhere."
         )
-    try:
-        detector = Detector(
-            network,
-            device=spec.device,
-            precision=spec.precision,
-            threshold=spec.threshold,
-            classes=None if spec.classes is None else dict(spec.classes),
-            batch_size=spec.batch_size,
-            name=spec.model,
-        )
-    except ValueError as error:
-        raise RayDetrError(str(error)) from error
     return detector, info
 
 
-def build_decoder(spec: LabelerSpec, detector: Detector) -> ImageDecoder:
+def build_decoder(spec: LabelerSpec, detector: DetectorLike) -> ImageDecoder:
     """Return what decodes the images: in this process, or where they can kill a child process only."""
-    from pipelines.labelling.decoding import InProcessDecoder, limits_for
+    from detr.size_rule import SizeRule
+    from pipelines.labelling.decoding import InProcessDecoder, PreparedHere, limits_for
     from pipelines.labelling.isolated_decoding import DecoderInChild
     from pipelines.labelling.watched_decoding import WatchedDecoder, end_process
 
     limits = limits_for(spec.max_pixels, spec.decode_seconds)
     if not spec.isolated:
         return WatchedDecoder(InProcessDecoder(detector, max_pixels=spec.max_pixels), limits, on_hang=end_process)
-    return DecoderInChild(
-        size_rule=detector.config.size_rule,
+    in_child = DecoderInChild(
+        size_rule=detector.size_rule or SizeRule("none"),
         max_pixels=spec.max_pixels,
         threads=spec.threads,
         limits=limits,
     )
+    return in_child if detector.size_rule is not None else PreparedHere(in_child, detector)
 
 
 def build_labeler(spec: LabelerSpec) -> Labeler:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from detr.precision import Precision, auto_precision
+from pipelines.caps import Meter
+from pipelines.errors import CapReached, RayDetrError
 from pipelines.labelling.driver import Workforce
 from pipelines.labelling.outcome import Outcome
 from pipelines.labelling.plan import CPU_SHARD_IMAGES, GPU_SHARD_IMAGES
@@ -39,6 +41,8 @@ class Actors:
         node_minutes: How long an autoscaling cluster is waited for when it cannot hold `least` actors yet.
         stall_minutes: Give up when no shard has come back for so long.
         verbose: Let Ray's own messages through.
+        cpus: CPUs that each takes; None is the default of `pipelines.cluster.choose_pool`.
+        gpus: GPUs that each takes on GPUs; None is 1.
     """
 
     least: int | None
@@ -47,12 +51,13 @@ class Actors:
     node_minutes: float
     stall_minutes: float
     verbose: bool
+    cpus: float | None = None
+    gpus: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Connection:
     pool: Pool
-    precision: Precision
 
 
 class RayRunner:
@@ -66,6 +71,7 @@ class RayRunner:
         show: Callable[[Progress], None],
         watchdog: Watchdog,
         show_unfinished: Callable[[int], None] = lambda _: None,
+        meter: Meter | None = None,
     ) -> None:
         """Hold what actors will be given.
 
@@ -75,13 +81,16 @@ class RayRunner:
             show: is told of what is waited for.
             watchdog: names what is waited for too long.
             show_unfinished: is told how many images are done of shards that are not committed.
+            meter: counts the cluster's nodes, and says when the run is to stop.
         """
         self._spec, self._actors, self._show, self._watchdog = spec, actors, show, watchdog
         self._show_unfinished = show_unfinished
         self._session = ExitStack()
         self._lock = threading.Lock()
         self._connecting: Future[_Connection] | None = None
-        self._is_closing = threading.Event()
+        self._meter = meter or Meter()
+        self._is_given_up = threading.Event()
+        self._meter.when_reached(self._is_given_up.set)
         self._is_closed = threading.Event()
 
     def prepare(self) -> None:
@@ -90,6 +99,10 @@ class RayRunner:
             if self._connecting is None:
                 self._connecting = Future()
                 threading.Thread(target=self._connect, args=(self._connecting,), name="connect", daemon=True).start()
+
+    def use_precision(self, precision: Precision) -> None:
+        """Compute in this precision, where the model leaves no choice. To be called before `prepare`."""
+        self._spec = replace(self._spec, precision=precision)
 
     def workforce(self) -> Workforce:
         """Return what the actors will be, when Ray is connected.
@@ -101,7 +114,7 @@ class RayRunner:
         return Workforce(
             shard_images=GPU_SHARD_IMAGES if connection.pool.gpus else CPU_SHARD_IMAGES,
             spread=connection.pool.most * SHARDS_AN_ACTOR,
-            precision=connection.precision,
+            precision=self._precision(connection),
         )
 
     def try_model(self) -> ModelInfo:
@@ -117,7 +130,8 @@ class RayRunner:
         loading = f"loading {without_secrets(self._spec.model)}"
         self._show(Progress(loading))
         with self._watchdog.stage(loading, detail=lambda: room_sentence(connection.pool)):
-            return probe(self._placed(connection, connection.precision), connection.pool)
+            # as it was asked for: what "auto" is depends on the model, too
+            return probe(self._placed(connection, self._spec.precision), connection.pool)
 
     def label(self, run: Run, shards: Sequence[int], *, isolated: bool) -> Iterator[Outcome]:
         """Yield the outcome of each shard; see `pool.label_shards`.
@@ -145,6 +159,7 @@ class RayRunner:
             stall_seconds=60 * self._actors.stall_minutes,
             verbose=self._actors.verbose,
             show_unfinished=self._show_unfinished,
+            stop=self._meter.reached if self._meter.caps.are_set else None,
         )
 
     def why_no_shard(self) -> str:
@@ -159,7 +174,8 @@ class RayRunner:
 
     def close(self) -> None:
         """Disconnect, ending a local Ray and all actors; wait for a connection that is being made, not for nodes."""
-        self._is_closing.set()
+        self._meter.count_nodes(None)  # Ray would start anew if it were asked for its nodes after its end
+        self._is_given_up.set()
         with self._lock:
             connecting = self._connecting
         if connecting is not None:
@@ -173,6 +189,10 @@ class RayRunner:
         pool = connection.pool
         device = "cuda" if pool.gpus else "cpu"
         return replace(self._spec, device=device, threads=pool.threads, precision=precision)
+
+    def _precision(self, connection: _Connection) -> Precision:
+        asked = self._spec.precision
+        return auto_precision("cuda" if connection.pool.gpus else "cpu") if asked == "auto" else asked
 
     def _wait(self) -> _Connection:
         self.prepare()
@@ -192,19 +212,27 @@ class RayRunner:
         self._is_closed.wait()
 
     def _connection(self) -> _Connection:
-        from pipelines.cluster import connected, wait_for_pool
+        from pipelines.cluster import ActorShare, connected, count_nodes_for, wait_for_pool
+        from pipelines.doctor.at_start import check_at_start
 
         self._session.enter_context(connected(verbose=self._actors.verbose))
-        pool = wait_for_pool(
-            self._actors.least,
-            self._actors.most,
-            device=self._actors.device,
-            minutes=self._actors.node_minutes,
-            on_wait=lambda: self._show(Progress("waiting for nodes")),
-            is_given_up=self._is_closing,
-        )
-        asked = self._spec.precision
-        return _Connection(pool, auto_precision("cuda" if pool.gpus else "cpu") if asked == "auto" else asked)
+        check_at_start()
+        try:
+            pool = wait_for_pool(
+                self._actors.least,
+                self._actors.most,
+                device=self._actors.device,
+                minutes=self._actors.node_minutes,
+                on_wait=lambda: self._show(Progress("waiting for nodes")),
+                is_given_up=self._is_given_up,
+                own=ActorShare(self._actors.cpus, self._actors.gpus),
+            )
+        except RayDetrError as stopped:
+            if self._meter.reached.is_set():
+                raise CapReached(f"{self._meter.reason}; {stopped}") from stopped
+            raise
+        self._meter.count_nodes(lambda: count_nodes_for(pool.cpus, pool.gpus, most=pool.most))
+        return _Connection(pool)
 
 
 def cluster_is_given() -> bool:

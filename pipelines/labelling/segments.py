@@ -27,10 +27,12 @@ def label_segments(
     on_report: Callable[[ShardReport], None],
     publisher: Executor,
     threads: int = THREADS,
-) -> None:
+    is_to_stop: Callable[[], bool] = lambda: False,
+) -> bool:
     """Label what is missing of some segments, and publish each when its last part is there.
 
     Shards that were lost with their process are run again, a few times; the store decides what is missing, not memory.
+    Returns whether all segments are published; False only if `is_to_stop`.
 
     Args:
         table: Where parts and table files are.
@@ -40,6 +42,7 @@ def label_segments(
         on_report: Called for every shard that this call labelled.
         publisher: What files are published in; it is not shut down.
         threads: How many parts are read at once.
+        is_to_stop: Whether nothing more is to be labelled; `label_shards` then ends after the shards in progress.
 
     Raises:
         RayDetrError: a system failure, or a shard that is lost every time.
@@ -56,7 +59,8 @@ def label_segments(
         ready = [by_index[index] for index, shards in left.items() if not shards and index not in done.published]
         published = [publisher.submit(publish_group, table, run, segment, threads=threads) for segment in ready]
         # the last look runs nothing: a process may have died between its commit and its report
-        for outcome in label_shards(missing, turn > 0) if missing and turn < MOST_PASSES else ():
+        labels = missing and turn < MOST_PASSES and not is_to_stop()
+        for outcome in label_shards(missing, turn > 0) if labels else ():
             if outcome.failure is not None:
                 raise RayDetrError(f"{outcome.failure} Run the same command again to resume.")
             if outcome.report is None:
@@ -73,7 +77,9 @@ def label_segments(
         for future in published:
             future.result()
         if not any(left.values()):
-            return
+            return True
+        if is_to_stop():
+            return False
     others = f", and so were {len(missing) - 1:,} others" if len(missing) > 1 else ""
     raise RayDetrError(
         f"shard {missing[0]} of run {run.run_id} was lost {MOST_PASSES} times{others} ({loss}). "

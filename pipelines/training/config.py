@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from detr.config import SCENES_CONFIG, VARIANTS, DetrConfig
+from pipelines.caps import Caps
 from pipelines.store import StoreOptions, join_uri, split_uri, without_secrets
 from pipelines.training.recipe import Recipe
 
@@ -56,6 +57,7 @@ class TrainConfig:
         endpoint: The S3 server; None is as the environment says.
         region: The S3 region; None is as the environment says.
         profile: The AWS profile; None is as the environment says.
+        caps: Limits on the time and the cost of one call.
         verbose: Let Ray's own messages through.
     """
 
@@ -92,6 +94,7 @@ class TrainConfig:
     endpoint: str | None = None
     region: str | None = None
     profile: str | None = None
+    caps: Caps = field(default_factory=Caps)
     verbose: bool = False
 
     def __post_init__(self) -> None:

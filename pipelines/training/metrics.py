@@ -28,6 +28,7 @@ class StepTotals:
         stopped: workers that cannot go on.
         checkpoint: 1 when rank 0 finds that it is time for one.
         notice: 1 when rank 0 finds that it is time to ask for a preemption notice.
+        capped: 1 when rank 0 knows that a limit of time or cost is reached.
     """
 
     targets: float
@@ -38,6 +39,7 @@ class StepTotals:
     stopped: float
     checkpoint: float
     notice: float
+    capped: float
 
 
 class MetricsWindow:

@@ -16,8 +16,9 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipelines.caps import Meter
 from pipelines.cluster import silenced
-from pipelines.errors import RayDetrError
+from pipelines.errors import CapReached, RayDetrError
 from pipelines.training.config import TrainConfig
 from pipelines.training.process_group import ProcessGroupConfig
 from pipelines.training.run_status import RunStatus, TrainProgress
@@ -38,6 +39,7 @@ def fit(
     start_id: str,
     versions: dict[str, str],
     scratch: str,
+    meter: Meter,
 ) -> tuple[int, ...]:
     """Have Ray Train run the workers until the last epoch; return at which steps they were started.
 
@@ -49,8 +51,10 @@ def fit(
         start_id: of this start of the command.
         versions: of the code, for the records.
         scratch: a folder for temporary files, which is removed when Ray has ended.
+        meter: tells when a limit on time or cost is reached.
 
     Raises:
+        CapReached: a limit is reached; a checkpoint is written.
         RayDetrError: a worker said that there is no going on, or they failed too often.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -61,14 +65,14 @@ def fit(
         while True:
             trainer = _trainer(group, spec)
             failed = None
-            with _watched(trainer, board, show):
+            with _watched(trainer, board, show, meter):
                 try:
                     trainer.fit()
                 except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
                     failed = error
             _, stopped, finished, starts = ray.get(board.read.remote())
             if stopped is not None:
-                raise RayDetrError(stopped)
+                raise CapReached(stopped) if ray.get(board.is_stopped_by_cap.remote()) else RayDetrError(stopped)
             if finished:
                 return tuple(starts)
             # Ray Train gives up where workers are lost while they find each other (2.60): start it again, but count
@@ -108,7 +112,7 @@ def _trainer(group: Group, spec: WorkerSpec) -> _Trainer:
 
 
 @contextmanager
-def _watched(trainer: _Trainer, board: Any, show: Callable[[TrainProgress], None]) -> Iterator[None]:
+def _watched(trainer: _Trainer, board: Any, show: Callable[[TrainProgress], None], meter: Meter) -> Iterator[None]:
     """Show what is on the board while the driver waits for Ray Train, and end that when the run has to stop.
 
     Workers that have to stop end by themselves within a minute; those that never began do not.
@@ -119,6 +123,8 @@ def _watched(trainer: _Trainer, board: Any, show: Callable[[TrainProgress], None
         ends: float | None = None
         while not over.wait(POLL_SECONDS):
             try:
+                if meter.reached.is_set():
+                    board.cap.remote(meter.reason)
                 progress, stopped, _, _ = ray.get(board.read.remote())
             except ray.exceptions.RayError:  # the cluster is gone: whoever waits for Ray Train hears of it
                 return

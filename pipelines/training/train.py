@@ -7,16 +7,19 @@ import importlib.metadata
 import platform
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from pipelines.cluster import connected, node_resources, refuse_local
+from pipelines.caps import Meter, metering
+from pipelines.cluster import connected, count_nodes_for, node_resources, refuse_local
 from pipelines.coco.text import USABLE
+from pipelines.doctor.at_start import check_at_start
 from pipelines.errors import RayDetrError
-from pipelines.models import identify_model
+from pipelines.models import check_trainable, identify_model
 from pipelines.shards.checks import UNUSABLE
 from pipelines.shards.reader import INDEX_KEY, ShardIndex, read_index
 from pipelines.store import StoreError, open_store, require_create_only, without_secrets
@@ -29,7 +32,7 @@ from pipelines.training.ray_trainer import fit
 from pipelines.training.recipe import differing_batch
 from pipelines.training.run_record import check_same, extended_epochs, read_record
 from pipelines.training.run_status import TrainProgress
-from pipelines.training.worker_group import choose_group
+from pipelines.training.worker_group import Group, choose_group
 
 PACKAGES: Final = ("ray-detr", "ray", "torch", "torchvision", "pillow", "pyarrow", "obstore")
 
@@ -80,8 +83,9 @@ def train(
         say: Called with a sentence that the user should know but need not act on.
 
     Raises:
-        RayDetrError: the world, the data or the loss is in the way; a sentence says how. The same call goes on from the
-            newest checkpoint.
+        CapReached: a limit of `config.caps` is reached; a checkpoint is written.
+        RayDetrError: the cluster, a store, the data or the loss stops the run; a sentence says how. The same call
+            resumes from the newest checkpoint.
     """
     began = time.monotonic()
     show, tell = on_progress or (lambda _: None), say or (lambda _: None)
@@ -110,13 +114,15 @@ def train(
             tell(sentence)
         resumed = manifest is not None and manifest.latest is not None
         if not resumed and config.finetune is not None:
-            identify_model(config.finetune, config.options)  # before Ray, which takes long to start
+            check_trainable(identify_model(config.finetune, config.options))  # before Ray, which takes long to start
         show(TrainProgress("connecting to Ray"))
         # outside: workers that are killed leave theirs, and they live until Ray has ended
         with (
+            metering(config.caps) as meter,
             TemporaryDirectory(prefix="ray-detr-train-", ignore_cleanup_errors=True) as scratch,
             connected(verbose=config.verbose),
         ):
+            check_at_start()
             refuse_local(config.places(), are_shared=config.shared_folders)
             group = choose_group(
                 node_resources(),
@@ -140,7 +146,17 @@ def train(
                 run = open_run(store, configuration, start_id=start_id, now=datetime.now(UTC), versions=_versions())
                 write_initial_checkpoint(run, config, index, say=tell)
             show(TrainProgress("starting workers"))
-            starts = fit(config, group, configuration, show, start_id=start_id, versions=_versions(), scratch=scratch)
+            with _counted_nodes(meter, group):
+                starts = fit(
+                    config,
+                    group,
+                    configuration,
+                    show,
+                    start_id=start_id,
+                    versions=_versions(),
+                    scratch=scratch,
+                    meter=meter,
+                )
         manifest = read_manifest(store)
         assert manifest is not None
         return _summary(config, manifest, starts, began, resumed=resumed, was_finished=False)
@@ -148,6 +164,16 @@ def train(
         raise RayDetrError(
             f"{error} Every complete checkpoint is kept; run the same command again to resume."
         ) from error
+
+
+@contextmanager
+def _counted_nodes(meter: Meter, group: Group) -> Iterator[None]:
+    cpus, gpus = group.resources.get("CPU", 0.0), group.resources.get("GPU", 0.0)
+    meter.count_nodes(lambda: count_nodes_for(cpus, gpus, most=group.most))
+    try:
+        yield
+    finally:
+        meter.count_nodes(None)  # Ray would start anew if it were asked for its nodes after its end
 
 
 def _epochs(manifest: Manifest) -> int:

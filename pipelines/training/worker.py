@@ -98,6 +98,7 @@ class _Worker:
         self.progress = TrainProgress("train", epochs=self.recipe.epochs, workers=collective.workers)
         self.window = MetricsWindow()
         self.told = self.looked = self.saved = time.monotonic()
+        self.capped: Any = None  # the board's last answer, which comes later: whether a limit is reached
         self.answered: object = None  # the last preemption notice that a checkpoint was written for
         self.pending: BegunStep | None = None  # the step that the device may still be computing
         self.agreed: StepTotals | None = None  # about the last step that was begun
@@ -294,6 +295,7 @@ class _Worker:
                     problem is not None,
                     self.is_first and now - self.saved >= self.config.checkpoint_minutes * 60,
                     self.is_first and now - self.looked >= NOTICE_SECONDS,
+                    self.is_first and self._is_capped(),
                 ]
             )
         )
@@ -306,7 +308,7 @@ class _Worker:
     def _between_steps(self, learner: Learner, position: TrainingPosition) -> None:
         """Write a checkpoint when it is time, or when a machine is about to be taken away."""
         assert self.agreed is not None, "a step was taken"
-        wants = bool(self.agreed.checkpoint)
+        wants = bool(self.agreed.checkpoint or self.agreed.capped)
         if wants or position.step_in_epoch == 0:
             self._settle()  # a checkpoint is written, or an epoch ends
         notice = None
@@ -322,6 +324,27 @@ class _Worker:
                 self._note(self.saver.wait)  # the machine may be gone soon
         if notice is not None:
             self.answered = notice
+        if self.agreed.capped and position.epoch < self.recipe.epochs:
+            self._stop_at_cap(position)
+
+    def _stop_at_cap(self, position: TrainingPosition) -> None:
+        """End all workers; rank 0 waits for the checkpoint first, and tells why.
+
+        Raises:
+            RayDetrError: the checkpoint cannot be written.
+            StoppedElsewhere: it is written.
+        """
+        if self.saver is not None:
+            self._note(self.saver.wait)
+            if self.problem is not None:
+                raise RayDetrError(self.problem)
+            ray.get(self.spec.board.stop_at_cap.remote(position.step))
+        raise StoppedElsewhere
+
+    def _is_capped(self) -> bool:
+        if self.capped is None or not ray.wait([self.capped], timeout=0)[0]:
+            return False
+        return bool(ray.get(self.capped))
 
     def _save(self, learner: Learner, position: TrainingPosition) -> None:
         assert self.saver is not None
@@ -389,7 +412,10 @@ class _Worker:
             if self.log is not None:
                 self.log.add({"step": position.step, "epoch": position.epoch, **line})
             self.progress = replace(
-                self.progress, images_per_second=line["images_per_second"], losses={"loss": line["loss"]}
+                self.progress,
+                images_per_second=line["images_per_second"],
+                losses={"loss": line["loss"]},
+                figures=line,
             )
         self.progress = replace(
             self.progress,
@@ -404,7 +430,7 @@ class _Worker:
     def _post(self) -> None:
         self.told = time.monotonic()
         if self.is_first:
-            self.spec.board.tell.remote(self.progress)
+            self.capped = self.spec.board.tell.remote(self.progress)
 
 
 def _own_device() -> torch.device:

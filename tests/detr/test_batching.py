@@ -5,7 +5,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detr.batching import LEFTOVER_PADDING, MOST_EXACT_SHAPES, Batch, HostBatch, Prepared, ahead, order_batches, pad
+from detr.batching import (
+    LEFTOVER_PADDING,
+    MOST_EXACT_SHAPES,
+    Batch,
+    HostBatch,
+    Prepared,
+    ahead,
+    equal_batches,
+    order_batches,
+    pad,
+)
 from detr.images.decoding import resize_shape
 
 SHAPES = st.lists(st.tuples(st.integers(1, 400), st.integers(1, 400)), max_size=60)
@@ -198,3 +208,15 @@ def test_items_are_begun_ahead_and_come_in_order() -> None:
     results = [(result, len(begun)) for result in ahead(range(5), begin, 2)]
 
     assert results == [(0, 3), (10, 4), (20, 5), (30, 5), (40, 5)]
+
+
+def test_batches_of_equal_shape_pad_nothing_and_hold_every_image_once() -> None:
+    shapes = [(64, 96), (96, 64), (64, 96), (64, 95), (64, 96)]
+
+    assert equal_batches(shapes, batch_size=2) == [
+        Batch((0, 2), 64, 96),
+        Batch((4,), 64, 96),
+        Batch((1,), 96, 64),
+        Batch((3,), 64, 95),
+    ]
+    assert equal_batches([], batch_size=2) == []

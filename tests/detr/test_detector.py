@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from detr.batching import Prepared
 from detr.classes import Category, UnknownClass
 from detr.config import BackboneConfig, DetrConfig
-from detr.detector import WINDOW_IMAGES, Detector, choose_device, choose_precision
+from detr.detector import Detector, choose_device, choose_precision
+from detr.image_stream import WINDOW_IMAGES
 from detr.images.decoding import EmptyImage, NotAnImage, TooExtreme, resize
 from detr.images.inputs import AnyImage
 from detr.model import Detr, DetrOutput

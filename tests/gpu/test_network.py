@@ -152,8 +152,8 @@ def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same(
         found = detect(images)
 
     assert_same(found, expected, pixels=0.05)
-    assert detect._most_images is not None
-    assert detect._most_images < 16
+    assert detect._launcher.most_images is not None
+    assert detect._launcher.most_images < 16
 
 
 def test_auto_is_a_precision_that_the_gpu_has(device: torch.device) -> None:

@@ -13,10 +13,21 @@ import pytest
 
 from jobs.bench import MODES, PEERS, main
 from pipelines.benchmarks import benchmark
+from tests.families import write_family
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--model", "scenes", "--shapes", "96x128", "--rounds", "1", "--seconds", "0"]
 BLOCKED = ("ray", "obstore", "boto3", "botocore", "s3fs", "fsspec", "tensorboardX", "rich", "daft")
+
+# accelerate, which transformers imports where it is installed, imports boto3 where it finds it
+ABSENT = """
+import sys
+frame = sys._getframe()
+while frame is not None and not frame.f_globals.get("__name__", "").startswith("accelerate."):
+    frame = frame.f_back
+if frame is None:
+    raise ImportError("{name} is not installed here")
+"""
 
 
 def bench(*line: str, path: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
@@ -48,7 +59,7 @@ def without_ray(tmp_path: Path) -> str:
     folder = tmp_path / "blocked"
     folder.mkdir()
     for name in BLOCKED:
-        (folder / f"{name}.py").write_text(f"raise ImportError('{name} is not installed here')")
+        (folder / f"{name}.py").write_text(ABSENT.format(name=name))
     return str(folder)
 
 
@@ -114,6 +125,25 @@ def test_the_network_is_measured_beside_transformers_without_ray(tmp_path: Path,
         assert record["usd_per_million"] == pytest.approx(1000 * record["wall_s_per_image"]["median"])
         assert record["peak_mb"]["median"] > 100
         assert set(record["phases"]) >= {"load", "first", "warm up"}
+
+
+@pytest.mark.slow
+def test_a_model_of_another_family_is_measured_beside_its_pipeline_and_its_network_alone(
+    tmp_path: Path, without_ray: str
+) -> None:
+    model = str(write_family("deformable_detr", tmp_path / "model"))
+    line = ["model", "--model", model, "--shapes", "96x128", "--rounds", "1", "--seconds", "0", "--count", "2"]
+    found = records(measured(tmp_path, *line, path=without_ray))
+
+    assert set(found) == {"ours", "transformers, pipeline", "transformers, network alone"}
+    for record in found.values():
+        assert record["agreement"]["matched"] == record["agreement"]["back"] == 1.0
+        assert record["agreement"]["max px"] < 0.05
+        assert record["agreement"]["boxes"] > 0
+        assert record["cpu_s_per_image"]["median"] > 0
+    refused = bench(*line, "--precision", "bf16", path=without_ray)
+    assert refused.returncode == 1
+    assert "is measured in fp32 only" in refused.stderr
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -7,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from jobs import exits
 from jobs.cli import commands
-from jobs.exits import BUDGET_EXCEEDED, DONE, INTERRUPTED, SYSTEM_FAILURE, TERMINATED, WRONG_USE, BudgetExceeded, run
-from pipelines.errors import RayDetrError, UsageError
+from jobs.exits import BudgetExceeded, run
+from pipelines.errors import CapReached, LeaseHeld, RayDetrError, UsageError
 
 
 def raising(error: BaseException) -> Callable[[Sequence[str] | None], None]:
@@ -20,7 +22,20 @@ def raising(error: BaseException) -> Callable[[Sequence[str] | None], None]:
 
 
 def test_the_codes_are_those_that_are_documented() -> None:
-    assert (DONE, SYSTEM_FAILURE, WRONG_USE, BUDGET_EXCEEDED, INTERRUPTED, TERMINATED) == (0, 1, 2, 3, 130, 143)
+    codes = {name: value for name, value in vars(exits).items() if name.isupper()}
+    assert codes == {
+        "DONE": 0,
+        "SYSTEM_FAILURE": 1,
+        "WRONG_USE": 2,
+        "BUDGET_EXCEEDED": 3,
+        "TABLE_BUSY": 4,
+        "CAP_REACHED": 5,
+        "INTERRUPTED": 130,
+        "TERMINATED": 143,
+    }
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    table = page.partition("## Exit codes")[2].partition("## ")[0]
+    assert [int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)] == sorted(codes.values())
 
 
 @pytest.mark.parametrize(
@@ -29,6 +44,8 @@ def test_the_codes_are_those_that_are_documented() -> None:
         (RayDetrError("s3://lake does not answer."), 1, "error: s3://lake does not answer.\n"),
         (UsageError("there is nothing at s3://lake."), 2, "error: there is nothing at s3://lake.\n"),
         (BudgetExceeded("6 % of the images are errors."), 3, "error: 6 % of the images are errors.\n"),
+        (LeaseHeld("host b writes the table."), 4, "error: host b writes the table.\n"),
+        (CapReached("the limit of 3 minutes is reached."), 5, "stopped: the limit of 3 minutes is reached.\n"),
         (KeyboardInterrupt(), 130, "interrupted: run the same command again to resume.\n"),
         (SystemExit(2), 2, ""),
         (SystemExit(143), 143, ""),  # of a job that was stopped, whose code `submit` leaves with

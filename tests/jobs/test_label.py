@@ -14,7 +14,9 @@ import pytest
 import pipelines.labelling.label
 from jobs.exits import BudgetExceeded
 from jobs.label import duration, main, report
+from pipelines.caps import Caps
 from pipelines.labelling.label import LabelConfig, LabelSummary, query_command
+from pipelines.labelling.outcome import ShardReport
 from pipelines.labelling.progress import Progress
 from pipelines.store import StoreOptions
 from pipelines.table.schema import Row
@@ -47,7 +49,14 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[LabelConfig]:
     """What the command asked the pipeline for, which answers with `SUMMARY`."""
     configs: list[LabelConfig] = []
 
-    def label(config: LabelConfig, *, on_progress: Callable[[Progress], None], afterwards: ExitStack) -> LabelSummary:
+    def label(
+        config: LabelConfig,
+        *,
+        on_progress: Callable[[Progress], None],
+        afterwards: ExitStack,
+        on_shard: Callable[[str, ShardReport], None],
+    ) -> LabelSummary:
+        on_shard("night", ShardReport(3, 64, 320, {}, 1.0, 0.5, 0.25, 0.125))
         on_progress(Progress("planning"))
         configs.append(config)
         return replace(SUMMARY, max_error_rate=config.max_error_rate)
@@ -67,7 +76,9 @@ def test_every_option_arrives(asked: list[LabelConfig]) -> None:
         "--threshold 0.1 --classes cat dog=0.5 --run-id night --new-run --actors 2:8 --shard-images 100 --device cpu "
         "--precision bf16 --batch-size 3 --max-error-rate 0.5 --sample 9 --seed 4 --keep station --via fsspec "
         "--anonymous --endpoint http://127.0.0.1:9000 --region eu-west-1 --profile lake --request-payer "
-        "--table-endpoint http://127.0.0.1:9001 --table-region eu-west-2 --table-profile us --verbose"
+        "--table-endpoint http://127.0.0.1:9001 --table-region eu-west-2 --table-profile us --max-minutes 9 "
+        "--cpus-per-actor 4 --gpus-per-actor 0.5 "
+        "--max-cost 7 --price-per-hour 3.5 --verbose"
     )
 
     main([*NEEDED, *line.split()])
@@ -86,6 +97,8 @@ def test_every_option_arrives(asked: list[LabelConfig]) -> None:
             new_run=True,
             least_actors=2,
             most_actors=8,
+            cpus_per_actor=4,
+            gpus_per_actor=0.5,
             shard_images=100,
             max_error_rate=0.5,
             sample=9,
@@ -100,6 +113,7 @@ def test_every_option_arrives(asked: list[LabelConfig]) -> None:
             table_endpoint="http://127.0.0.1:9001",
             table_region="eu-west-2",
             table_profile="us",
+            caps=Caps(9, 7, 3.5),
             verbose=True,
         )
     ]
@@ -115,6 +129,7 @@ def test_every_option_arrives(asked: list[LabelConfig]) -> None:
         ("--device tpu", "device: 'tpu' is not one of auto, cpu, cuda."),
         ("--run-id ../other", "run id: '../other' cannot name a folder"),
         ("--keep uri", "keep: 'uri' is a column of the detection table itself"),
+        ("--max-cost 5", "max cost: give --price-per-hour, the price of one node for an hour, too."),
         ("--no-such-option", "--no-such-option is not an option"),
     ],
 )
@@ -144,7 +159,7 @@ def test_the_result_is_printed_before_a_local_ray_is_ended(
 ) -> None:
     printed: list[str] = []
 
-    def label(config: LabelConfig, *, on_progress: object, afterwards: ExitStack) -> LabelSummary:
+    def label(config: LabelConfig, *, afterwards: ExitStack, **_: object) -> LabelSummary:
         afterwards.callback(lambda: printed.append(capfd.readouterr().out))
         return SUMMARY
 
@@ -305,3 +320,15 @@ def test_the_former_name_is_not_offered(capfd: pytest.CaptureFixture[str]) -> No
 
     said = capfd.readouterr().err
     assert "(choose from 'transient', 'all')" in said.replace("transient, all", "'transient', 'all'")
+
+
+def test_shards_are_logged_as_json_where_that_is_asked_for(
+    asked: list[LabelConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(NEEDED)
+    assert '"shard": 3' not in capsys.readouterr().err
+
+    main([*NEEDED, "--log-json"])
+    said = capsys.readouterr()
+    assert '"event": "shard", "run_id": "night", "shard": 3, "images": 64' in said.err
+    assert '"shard": 3' not in said.out

@@ -52,6 +52,7 @@ def test_the_list_has_a_line_for_each_model(hub_cache: Path, capsys: pytest.Capt
     assert lines[0].split() == ["model", "detects", "classes", "AP", "license", "here"]
     assert lines[1].split() == ["facebook/detr-resnet-50", "objects", "80", "42.0", "Apache-2.0", "no"]
     assert lines[7].split() == ["scenes", "drawn", "shapes", "6", "Apache-2.0", "yes"]
+    assert lines[-1].startswith("Other checkpoints of Conditional DETR, D-FINE, DAB-DETR, Deformable DETR, DEIMv2, LW-")
 
 
 def test_a_copy_in_a_bucket_is_the_same_model(moto: S3Server, capsys: pytest.CaptureFixture[str]) -> None:

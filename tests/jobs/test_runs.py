@@ -17,6 +17,7 @@ from pipelines.labelling.manifest import read_shard
 from pipelines.labelling.plan import write_plan
 from pipelines.labelling.publish import commit_part, publish_group
 from pipelines.labelling.run import Run, RunRequest, finish_run
+from pipelines.labelling.watch import watch_run
 from pipelines.lake.listing import LakeObject, Listing
 from pipelines.store import Store, open_store
 from pipelines.table.schema import NO_COLUMNS, Detected, Origin, Row, rows_to_table
@@ -234,3 +235,23 @@ def test_what_is_wrong_with_the_line_is_wrong_use(
 def test_a_table_that_is_not_there_is_refused(tmp_path: Path, more: list[str]) -> None:
     with pytest.raises(UsageError, match=r"there is no table at file://.*/typo: it has neither runs nor rows"):
         main(["--table", str(tmp_path / "typo"), *more])
+
+
+def test_a_run_of_another_process_is_watched_until_it_ends(table: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    run = start(table, "night")
+    looks: list[tuple[int, int, bool]] = []
+
+    def work(_: float) -> None:
+        """What the other process does between two looks."""
+        if len(looks) == 1:
+            label(table, run)
+        if len(looks) == 2:
+            finish(table, "night")
+
+    for progress in watch_run(table, sleep=work):
+        looks.append((progress.images, progress.images_planned, progress.is_planned))  # noqa: PERF401 - `work` reads it
+
+    assert looks == [(0, 0, False), (3, 3, True)]
+
+    main(["--table", table.uri, "--watch"])  # has ended
+    assert "night  finished" in capsys.readouterr().out

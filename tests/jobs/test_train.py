@@ -16,6 +16,7 @@ import pytest
 
 from jobs.exits import run
 from jobs.train import main, report
+from pipelines.caps import Caps
 from pipelines.errors import RayDetrError
 from pipelines.training.config import TrainConfig
 from pipelines.training.recipe import RECIPES
@@ -77,6 +78,7 @@ FLAGS: dict[str, tuple[list[str], Any]] = {
     "evaluate_epochs": (["--evaluate-epochs", "0"], 0),
     "keep": (["--keep", "1"], 1),
     "checkpoint_minutes": (["--checkpoint-minutes", "0.5"], 0.5),
+    "caps": (["--max-minutes", "9", "--max-cost", "7", "--price-per-hour", "3.5"], Caps(9, 7, 3.5)),
     "log_steps": (["--log-steps", "50"], 50),
     "trackers": (["--log-to", "mlflow", "wandb"], ("mlflow", "wandb")),
     "fused": (["--no-fused"], False),

@@ -18,8 +18,8 @@ import pillow_heif
 import pytest
 from PIL import Image
 
-from detr.images.decoding import ImageError, SizeRule, decode, resize, resize_shape
-from pipelines.labelling.decoding import DecodingLimits, limits_for
+from detr.images.decoding import ImageError, SizeRule, TooExtreme, decode, resize, resize_shape
+from pipelines.labelling.decoding import DecodingLimits, InProcessDecoder, PreparedHere, limits_for
 from pipelines.labelling.decoding_child import Settings
 from pipelines.labelling.isolated_decoding import (
     DecoderCrashed,
@@ -31,6 +31,9 @@ from pipelines.labelling.isolated_decoding import (
     child_environment,
     judge,
 )
+from pipelines.labelling.labeler_spec import LabelerSpec, build_decoder, build_detector
+from pipelines.store import StoreOptions
+from tests.families import write_family
 from tests.faults.poison import SITE, Harm, poison, victims
 
 LIMITS = DecodingLimits(memory_bytes=10**9, cpu_seconds=1.5, asleep_seconds=1.5)
@@ -188,6 +191,28 @@ def test_a_good_image_is_decoded_as_it_is_elsewhere(decoder: DecoderInChild, kin
     assert header.taken_at.isoformat() == "2024-02-29T06:30:00"
     assert found.pixels.equal(expected)
     assert found.pixels.stride() == expected.stride()
+
+
+@pytest.mark.slow
+def test_what_only_the_model_can_resize_is_decoded_in_a_child_and_prepared_here(tmp_path: Path) -> None:
+    spec = LabelerSpec(
+        table="", run_id="", model=str(write_family("yolos", tmp_path)), model_sha256="", threshold=0.0, classes=None,
+        device="cpu", precision="fp32", threads=1, max_pixels=10**6, image_options=StoreOptions(),
+        table_options=StoreOptions(), isolated=True,
+    )  # fmt: skip
+    detector, _ = build_detector(spec)
+    isolated, here = build_decoder(spec, detector), InProcessDecoder(detector, max_pixels=10**6)
+    assert isinstance(isolated, PreparedHere)
+    data, narrow = picture(kind="PNG", exif=6), picture(kind="PNG", width=600, height=3)
+
+    assert isolated.look(data) == here.look(data)
+    found, expected = isolated.prepare(data), here.prepare(data)
+    assert found.pixels.equal(expected.pixels)
+    assert (found.height, found.width) == (expected.height, expected.width) == (120, 90)
+    for decoder in (isolated, here):
+        with pytest.raises(TooExtreme, match="cannot be resized by the image processor"):
+            decoder.look(narrow)
+    isolated.close()
 
 
 @pytest.mark.slow

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from detr.batching import HostBatch
 from detr.config import BackboneConfig, DetrConfig
-from detr.detector import Detector, PendingDetections
+from detr.detector import Detector
+from detr.launcher import PendingDetections
 from detr.model import Detr, DetrOutput
 from pipelines.labelling.decoding import InProcessDecoder
 from pipelines.labelling.fetching import Fetcher, LakeUnreadable

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from pipelines.errors import RayDetrError
-from pipelines.labelling.manifest import PlannedSegment, read_shard
+from pipelines.labelling.manifest import SEGMENT_SHARDS, PlannedSegment, read_shard
 from pipelines.labelling.outcome import Outcome, ShardReport
 from pipelines.labelling.plan import write_plan
 from pipelines.labelling.publish import commit_part, read_done, remove_parts, verify_run
@@ -66,17 +66,26 @@ class Pool:
         commit_part(self.table, "run-1", shard, rows_to_table(rows, origin=origin), token=str(shard))
 
 
-def label(table: Store, segments: Sequence[PlannedSegment], pool: Pool) -> list[int]:
+def label(
+    table: Store,
+    segments: Sequence[PlannedSegment],
+    pool: Pool,
+    *,
+    is_to_stop: Callable[[], bool] = lambda: False,
+    is_complete: bool = True,
+) -> list[int]:
     reported: list[int] = []
     with publishing() as publisher:
-        label_segments(
+        complete = label_segments(
             table,
             RUN,
             segments,
             label_shards=pool,
             on_report=lambda report: reported.append(report.shard),
             publisher=publisher,
+            is_to_stop=is_to_stop,
         )
+    assert complete is is_complete
     return reported
 
 
@@ -275,3 +284,31 @@ def test_a_part_that_vanished_before_its_segment_was_published_is_found_missing(
     table.forgets = False
     label(table, segments, Pool(table))  # the same command mends it
     assert len(published_uris(table)) == 3
+
+
+def test_a_run_that_is_to_stop_publishes_what_is_whole_and_begins_nothing_more(store: Store) -> None:
+    segments = planned(store, images=SEGMENT_SHARDS + 3)
+    pool = Pool(store, lambda shard, turn: "report" if shard < SEGMENT_SHARDS + 1 else "die")
+
+    assert (
+        len(label(store, segments, pool, is_to_stop=lambda: bool(pool.given), is_complete=False)) == SEGMENT_SHARDS + 1
+    )
+    assert len(published_uris(store)) == SEGMENT_SHARDS
+    assert label(store, segments, pool, is_to_stop=lambda: True, is_complete=False) == []
+    assert len(pool.given) == 1
+
+    pool.script = lambda shard, turn: "report"
+    assert sorted(label(store, segments, pool)) == [SEGMENT_SHARDS + 1, SEGMENT_SHARDS + 2]
+    assert len(published_uris(store)) == SEGMENT_SHARDS + 3
+
+
+def test_what_is_whole_already_is_published_though_the_run_is_to_stop(store: Store) -> None:
+    segments = planned(store, images=3)
+    pool = Pool(store, lambda shard, turn: "commit")
+    label(store, segments, pool)
+    for entry in list(store.list("data/")):
+        store.delete(entry.key)
+
+    label(store, segments, pool, is_to_stop=lambda: True)
+
+    assert len(published_uris(store)) == 3

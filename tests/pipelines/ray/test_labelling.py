@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
+import uuid
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,10 @@ import torch
 from torch import Tensor
 
 from detr.scenes.files import write_scenes
-from pipelines.errors import RayDetrError
+from pipelines.caps import Caps, Meter
+from pipelines.errors import CapReached, RayDetrError
 from pipelines.labelling import actor_pool as pool
+from pipelines.labelling import label as label_module
 from pipelines.labelling.actor_pool import ShardActor
 from pipelines.labelling.label import LabelConfig, label
 from pipelines.labelling.labeler_spec import LabelerSpec
@@ -320,3 +324,84 @@ def test_a_table_that_cannot_be_written_is_told_before_ray_is_started(config: La
 def test_what_makes_no_sense_is_refused_when_it_is_said(wrong: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=f"^{sentence}"):
         LabelConfig(**{"images": ("lake",), "table": "table", "model": "scenes", **wrong})
+
+
+@pytest.fixture
+def meter(monkeypatch: pytest.MonkeyPatch) -> Meter:
+    """The meter of the labelling call, whose limit is reached when the test says so."""
+    meter = Meter(Caps(max_minutes=1_000))
+    monkeypatch.setattr(label_module, "metering", lambda caps: nullcontext(meter))
+    return meter
+
+
+@pytest.mark.ray
+def test_a_limit_lets_shards_in_progress_end_and_begins_no_other(
+    local_ray: str, config: LabelConfig, meter: Meter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = tmp_path / "begun"
+    begun.mkdir()
+
+    class Noted(ShardActor):
+        """Notes each shard that is labelled; the second one takes until the run is to stop, and two seconds more."""
+
+        def __init__(self, spec: LabelerSpec) -> None:
+            super().__init__(spec)
+            labelled = self._labeler.label
+
+            def noted(shard: int, **options: Any) -> Any:
+                (begun / f"{shard} {uuid.uuid4().hex}").touch()
+                report = labelled(shard, **options)
+                deadline = time.monotonic() + 60
+                while shard == 1 and not (tmp_path / "reached").exists() and time.monotonic() < deadline:
+                    time.sleep(0.05)
+                time.sleep(2 if shard == 1 else 0)
+                return report
+
+            self._labeler.label = noted  # type: ignore[method-assign]
+
+    def stop_when_a_shard_is_done(progress: Progress) -> None:
+        if progress.images_this_start and not meter.reached.is_set():
+            meter.caps = Caps(max_minutes=1e-9)
+            meter.look()
+            (tmp_path / "reached").touch()
+
+    small = replace(config, shard_images=1, caps=Caps(max_minutes=1_000))
+    monkeypatch.setattr(pool, "ShardActor", Noted)
+    with pytest.raises(CapReached) as reached:
+        label(small, on_progress=stop_when_a_shard_is_done)
+
+    numbers = [path.name.partition(" ")[0] for path in begun.iterdir()]
+    assert "1" in numbers
+    assert len(numbers) < 15
+    assert str(reached.value).startswith(
+        f"the limit of 1e-09 minutes (--max-minutes) is reached. {len(numbers)} of 15 planned images of run "
+    )
+    meter.reached.clear()
+    meter.caps = Caps()
+    (tmp_path / "reached").touch()
+    summary = label(small)
+    again = [path.name.partition(" ")[0] for path in begun.iterdir()]
+    assert (summary.resumed, summary.images, summary.images_this_start) == (True, 15, 15 - len(numbers))
+    assert sorted(again, key=int) == [str(shard) for shard in range(15)]  # each shard was begun once, in both starts
+    assert names(config) == lake_names(config)
+
+
+@pytest.mark.ray
+def test_a_limit_that_is_reached_at_once_leaves_a_run_to_resume(local_ray: str, config: LabelConfig) -> None:
+    with pytest.raises(CapReached, match=r"0 of 15 planned images of run .* are labelled, 0 now\. Run the same"):
+        label(replace(config, caps=Caps(max_minutes=1e-6)))
+
+    summary = label(replace(config, caps=Caps(max_cost=1_000, price_per_hour=1)))
+
+    assert (summary.resumed, summary.images) == (True, 15)
+
+
+@pytest.mark.ray
+def test_a_limit_ends_waiting_for_nodes(local_ray: str, config: LabelConfig, meter: Meter) -> None:
+    def stop(progress: Progress) -> None:
+        if progress.stage == "waiting for nodes":
+            meter.caps = Caps(max_minutes=1e-9)
+            meter.look()
+
+    with pytest.raises(CapReached, match=r"^the limit of 1e-09 minutes \(--max-minutes\) is reached; waiting for"):
+        label(replace(config, least_actors=99, most_actors=99, node_minutes=5), on_progress=stop)

@@ -83,3 +83,52 @@ def test_failures_without_a_word_are_no_secret() -> None:
     board.begin(7)
 
     assert "(no message)" in str(board.begin(7))
+
+
+def test_workers_hear_of_a_limit_with_their_next_word_and_the_run_stops_with_the_checkpoint() -> None:
+    board = RunStatus(3)
+    assert board.begin(0) is None
+    assert not board.tell(TrainProgress("train", step=4))
+
+    board.cap("the limit of 5 minutes (--max-minutes) is reached")
+
+    assert board.read()[1] is None  # a checkpoint comes first
+    assert board.tell(TrainProgress("train", step=5))
+    board.stop_at_cap(1_006)
+    sentence = (
+        "the limit of 5 minutes (--max-minutes) is reached. The newest checkpoint is of step 1,006. "
+        "Run the same command again to resume."
+    )
+    assert (board.read()[1], board.is_stopped_by_cap(), board.begin(1_006)) == (sentence, True, sentence)
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_limit_stops_a_run_without_workers_at_once(begun: bool) -> None:
+    board = RunStatus(3)
+    if begun:
+        board.begin(0)
+        board.fail("worker 1: its node was lost")
+
+    board.cap("the limit is reached")
+
+    assert board.read()[1] == "the limit is reached, and no worker is running. Run the same command again to resume."
+    assert board.is_stopped_by_cap()
+
+
+def test_workers_that_are_lost_behind_a_limit_are_not_started_again() -> None:
+    board = RunStatus(3)
+    board.begin(0)
+    board.cap("the limit is reached")
+    board.fail("worker 1: its node was lost")
+
+    assert board.is_stopped_by_cap()
+
+
+def test_another_reason_to_stop_is_no_limit() -> None:
+    board = RunStatus(3)
+    board.begin(0)
+    board.stop("training diverged")
+    board.cap("the limit is reached")
+    board.stop_at_cap(5)
+
+    assert (board.read()[1], board.is_stopped_by_cap()) == ("training diverged", False)

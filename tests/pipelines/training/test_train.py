@@ -20,7 +20,8 @@ import torch
 
 import detr
 from detr.scenes.files import write_scenes
-from pipelines.errors import RayDetrError
+from pipelines.caps import Caps, Meter
+from pipelines.errors import CapReached, RayDetrError
 from pipelines.evaluation.evaluate import evaluate_results
 from pipelines.models import load_model
 from pipelines.shards.sharding import ShardConfig, shard
@@ -28,6 +29,7 @@ from pipelines.store import StoreOptions, open_store
 from pipelines.training.checkpoints import latest_checkpoint
 from pipelines.training.config import TrainConfig
 from pipelines.training.recipe import RECIPES, Recipe
+from pipelines.training.run_status import TrainProgress
 from pipelines.training.train import TrainSummary, train
 
 ROOT = Path(__file__).parents[3]
@@ -328,3 +330,33 @@ def _ancestors(number: int, parents: Mapping[int, int]) -> list[int]:
 
 def _command(number: int) -> bytes:
     return Path(f"/proc/{number}/cmdline").read_bytes()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_limit_stops_behind_a_checkpoint_and_the_same_call_resumes(
+    data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meter = Meter(Caps(max_minutes=1_000))
+    config = config_of(data, "capped", recipe=replace(RECIPE, epochs=8), evaluate_epochs=0)
+
+    def stop(progress: TrainProgress) -> None:
+        if progress.step and not meter.reached.is_set():
+            meter.caps = Caps(max_minutes=1e-9)
+            meter.look()
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pipelines.training.train.metering", lambda caps: contextlib.nullcontext(meter))
+        with pytest.raises(CapReached) as reached:
+            train(config, on_progress=stop)
+
+    saved = latest_checkpoint(open_store(f"{data.runs}/capped"))
+    assert saved is not None
+    assert 1 <= saved.step < 48
+    assert str(reached.value) == (
+        "the limit of 1e-09 minutes (--max-minutes) is reached. The newest checkpoint is of step "
+        f"{saved.step}. Run the same command again to resume."
+    )
+    summary = train(config)
+    assert (summary.resumed, summary.steps, summary.starts) == (True, 48, (saved.step,))
+    assert logged_steps(data, "capped") == [list(range(1, saved.step + 1)), list(range(saved.step + 1, 49))]

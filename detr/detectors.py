@@ -1,0 +1,146 @@
+"""What every detector offers, and the detector of any reference: DETR's own, or one of `transformers`."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Protocol, overload
+
+import torch
+from torch import Tensor
+
+from detr.batching import Batch, HostBatch, Prepared
+from detr.checkpoints.references import locate
+from detr.classes import Category
+from detr.detector import Detector
+from detr.families import NATIVE, model_family
+from detr.images.inputs import AnyImage
+from detr.launcher import PendingDetections
+from detr.postprocess import Detections
+from detr.precision import Precision
+from detr.size_rule import SizeRule
+
+
+class DetectorLike(Protocol):
+    """A model on a device, whatever its architecture: all that labelling, `detect` and evaluation know of a model.
+
+    What the methods do and raise is said at `detr.detector.Detector`.
+    """
+
+    name: str
+    """What messages call the model."""
+
+    device: torch.device
+    precision: Precision
+    """What it computes in, "auto" resolved."""
+
+    @property
+    def identity(self) -> str:
+        """The sha256, in hex, of everything that decides its detections."""
+        ...
+
+    @property
+    def family(self) -> str:
+        """`detr.families.NATIVE`, or the model type of a detector of `transformers`."""
+        ...
+
+    @property
+    def categories(self) -> tuple[Category, ...]:
+        """Its classes by index."""
+        ...
+
+    @property
+    def size_rule(self) -> SizeRule | None:
+        """How pictures are resized; None where only `prepare` knows."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a batch at most; halved where the device has too little memory."""
+        ...
+
+    @overload
+    def __call__(self, images: AnyImage) -> Detections: ...  # type: ignore[overload-overlap]  # bytes: a Sequence
+    @overload
+    def __call__(self, images: Sequence[AnyImage]) -> list[Detections]: ...
+    def __call__(self, images: AnyImage | Sequence[AnyImage]) -> Detections | list[Detections]:
+        """Return the detections of one image, or of several in the same order."""
+        ...
+
+    def target_shape(self, height: int, width: int) -> tuple[int, int]:
+        """Return the (height, width) that the network sees of an upright image of `height` x `width` pixels."""
+        ...
+
+    def prepare(self, image: Tensor) -> Prepared:
+        """Make an upright uint8 `(3, H, W)` RGB image ready for the network."""
+        ...
+
+    def batches(self, shapes: Sequence[tuple[int, int]]) -> list[Batch]:
+        """Cut images into batches, by the (height, width) of each as `target_shape` gives it."""
+        ...
+
+    def host_batch(self, count: int, height: int, width: int) -> HostBatch:
+        """Return host memory for a batch of `count` images padded to `height` x `width` pixels."""
+        ...
+
+    def submit(self, batch: HostBatch) -> PendingDetections:
+        """Start the network on a batch; on a GPU, return before it is done."""
+        ...
+
+    def detect(self, batch: Sequence[Prepared], *, shape: tuple[int, int] | None = None) -> list[Detections]:
+        """Run the network once on a batch, in order."""
+        ...
+
+    def take_notes(self) -> tuple[str, ...]:
+        """Return the warnings that were logged since the last call of this."""
+        ...
+
+
+def load_detector(
+    ref: str | os.PathLike[str],
+    *,
+    device: str = "auto",
+    precision: Precision = "auto",
+    threshold: float = 0.05,
+    classes: Mapping[str, float | None] | None = None,
+    batch_size: int | None = None,
+    name: str | None = None,
+) -> DetectorLike:
+    """Return the detector of a model: a `Detector` for DETR and Table Transformer, else one of `transformers`.
+
+    Args:
+        ref: what `detr.load` takes, or a model directory or hub id of a type of `detr.families.FAMILIES`.
+        device: as for `Detector`.
+        precision: as for `Detector`; models of `transformers` have fp32, and tf32 on GPUs.
+        threshold: the least score that is kept.
+        classes: names of the classes that are wanted, each with its own threshold or None; None wants all.
+        batch_size: images in a batch at most.
+        name: what messages call the model; None is `ref`.
+
+    Raises:
+        CheckpointError: the model cannot be loaded, or does not detect boxes.
+        ValueError: as `Detector` raises it.
+    """
+    source = os.fspath(ref)
+    path = locate(ref)
+    family = model_family(path, source=source)
+    if family == NATIVE:
+        return Detector(
+            source,
+            device=device,
+            precision=precision,
+            threshold=threshold,
+            classes=classes,
+            batch_size=batch_size,
+            name=name,
+        )
+    from detr.transformers_detector import TransformersDetector
+    from detr.transformers_model import load_transformers_model
+
+    return TransformersDetector(
+        load_transformers_model(path, family, source=source),
+        device=device,
+        precision=precision,
+        threshold=threshold,
+        classes=classes,
+        batch_size=batch_size,
+        name=name,
+    )

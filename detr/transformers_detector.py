@@ -1,0 +1,166 @@
+"""A detector of `transformers` on a device, with the interface of `detr.detector.Detector`."""
+
+from collections.abc import Mapping, Sequence
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from detr.batching import Batch, HostBatch, Prepared, equal_batches
+from detr.detector import choose_device, choose_precision
+from detr.device import float32_arithmetic, transfer_for
+from detr.image_stream import detect_batch, detect_images
+from detr.images.inputs import AnyImage
+from detr.launcher import Launcher, PendingDetections, Read
+from detr.model import outside
+from detr.postprocess import Detections, class_thresholds
+from detr.precision import Precision, family_precision
+from detr.size_rule import SizeRule
+from detr.transformers_model import TransformersModel
+
+SHAPES_KEPT = 65_536  # sizes of pictures whose target shape is remembered
+
+
+class TransformersDetector:
+    """A detector of `transformers` on a device: callable on one image or many, as `detr.detector.Detector` is.
+
+    The model's own image processor resizes, normalises and turns outputs into boxes. Images are batched with images of
+    the same shape only and never padded for each other's sake, so an image gives the same detections alone and among
+    others, to rounding. Scores and boxes are those of that library's `pipeline("object-detection")` in float32, before
+    it cuts boxes to whole pixels. Threads may share a detector.
+    """
+
+    size_rule: SizeRule | None = None
+    """None: only the image processor knows how pictures are resized."""
+
+    def __init__(
+        self,
+        model: TransformersModel,
+        *,
+        device: str = "auto",
+        precision: Precision = "auto",
+        threshold: float = 0.05,
+        classes: Mapping[str, float | None] | None = None,
+        batch_size: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        """Put a model on a device; it must not be used elsewhere afterwards.
+
+        Args:
+            model: of `detr.transformers_model.load_transformers_model`.
+            device: as for `Detector`.
+            precision: "fp32", on GPUs also "tf32"; "auto" is fp32 on every device.
+            threshold: the least score that is kept; 0 keeps everything that the model's processor returns.
+            classes: as for `Detector`.
+            batch_size: as for `Detector`.
+            name: what messages call the model; None is what it was loaded from.
+
+        Raises:
+            ValueError: an unknown class name, precision or device, a threshold outside 0..1, or a batch size below 1.
+        """
+        self.name = name or model.name
+        self.identity, self.categories, self.family = model.identity, model.categories, model.family
+        self.device = choose_device(device)
+        self.precision = choose_precision(family_precision(precision, model.family, name=self.name), self.device)
+        self._transfer = transfer_for(self.device)
+        self._launcher = Launcher(
+            self._transfer.release, device=self.device, precision=self.precision, batch_size=batch_size
+        )
+        self._thresholds = class_thresholds(model.categories, threshold, classes=classes, model=self.name)
+        self._model = model
+        self._network = model.network.to(self.device)
+        self._shapes: dict[tuple[int, int], tuple[int, int]] = {}
+
+    @overload
+    def __call__(self, images: AnyImage) -> Detections: ...  # type: ignore[overload-overlap]  # bytes: a Sequence
+    @overload
+    def __call__(self, images: Sequence[AnyImage]) -> list[Detections]: ...
+    def __call__(self, images: AnyImage | Sequence[AnyImage]) -> Detections | list[Detections]:
+        """Return the detections of one image, or of several in the same order; see `Detector.__call__`."""
+        return detect_images(self, images)
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a batch at most; halved where the device has too little memory."""
+        return self._launcher.batch_size
+
+    def batches(self, shapes: Sequence[tuple[int, int]]) -> list[Batch]:
+        """Cut images into batches of equal (height, width), as `target_shape` gives it."""
+        return equal_batches(shapes, batch_size=self.batch_size)
+
+    def target_shape(self, height: int, width: int) -> tuple[int, int]:
+        """Return the (height, width) that the network sees of an upright image of `height` x `width` pixels.
+
+        Raises:
+            TooExtreme: a side would become 0 pixels.
+        """
+        found = self._shapes.get((height, width))
+        if found is None:
+            if len(self._shapes) >= SHAPES_KEPT:
+                self._shapes = {}
+            found = self._shapes[height, width] = self._model.shape(height, width)
+        return found
+
+    def prepare(self, image: Tensor) -> Prepared:
+        """Resize and normalise an upright uint8 `(3, H, W)` RGB image; its pixels are float32.
+
+        Raises:
+            TooExtreme: a side would become 0 pixels.
+        """
+        return Prepared(self._model.process(image), *image.shape[1:])
+
+    def host_batch(self, count: int, height: int, width: int) -> HostBatch:
+        """Return host memory for a batch of `count` images padded to `height` x `width` pixels, of float32."""
+        return HostBatch.allocate(count, height, width, self._transfer.memory, dtype=torch.float32)
+
+    def detect(self, batch: Sequence[Prepared], *, shape: tuple[int, int] | None = None) -> list[Detections]:
+        """Run the network once on a batch, in order; see `Detector.detect`."""
+        return detect_batch(self, batch, shape)
+
+    def submit(self, batch: HostBatch) -> PendingDetections:
+        """Start the network on a batch; see `Detector.submit`."""
+        return self._launcher.submit(batch, self._launch)
+
+    def take_notes(self) -> tuple[str, ...]:
+        """Return the warnings that were logged since the last call of this, for whoever does not see the log."""
+        return self._launcher.take_notes()
+
+    @torch.no_grad()
+    def _launch(self, batch: HostBatch) -> Read:
+        """Queue a batch on the device. The calling thread waits for nothing."""
+        pixels, sizes = self._transfer.upload(batch.pixels, batch.sizes)
+        inputs = {}
+        padding = outside(sizes[:, :2], 1, *pixels.shape[2:]) if batch.is_padded else None
+        if padding is not None:
+            pixels = pixels.masked_fill(padding[:, None], 0.0)  # after normalising, as processors pad
+        if self._model.gives_mask:
+            shape = (len(batch), *pixels.shape[2:])
+            mask = torch.ones(shape, dtype=torch.int64, device=self.device) if padding is None else (~padding).long()
+            inputs["pixel_mask"] = mask
+        with float32_arithmetic(tf32=self.precision == "tf32"):
+            output = self._network(pixel_values=pixels, **inputs)
+        download = self._transfer.download(torch.cat((output.logits, output.pred_boxes), dim=2))
+        upright = batch.sizes[:, 2:].clone()
+        return lambda: self._read(download.result(), upright)
+
+    def _read(self, rows: Tensor, upright: Tensor) -> list[Detections]:
+        """Return the detections of each image of the network's `(B, Q, K + 4)` logits and boxes."""
+        if not rows.isfinite().all():  # it would pass for "nothing found"
+            raise FloatingPointError(
+                f"{self.name} produced NaN or infinite values in {self.precision}; its weights are damaged, or its "
+                "training diverged"
+            )
+        return [self._ranked(found) for found in self._model.postprocess(rows[..., :-4], rows[..., -4:], upright)]
+
+    def _ranked(self, found: Mapping[str, Tensor]) -> Detections:
+        """Return what reaches the threshold of its class, best first."""
+        scores, classes, boxes = found["scores"], found["labels"], found["boxes"]
+        order = scores.argsort(descending=True, stable=True)
+        order = order[scores[order] >= self._thresholds[classes[order]]]
+        kept = [self.categories[index] for index in classes[order].tolist()]
+        return Detections(
+            category_ids=torch.tensor([category.id for category in kept], dtype=torch.int64),
+            labels=tuple(category.name for category in kept),
+            scores=scores[order].clone(),
+            boxes_xyxy=boxes[order].clone(),
+        )

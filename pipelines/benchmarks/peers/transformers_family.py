@@ -1,0 +1,76 @@
+"""Any object detector of `transformers`: its pipeline, and its network without anything around it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForObjectDetection, pipeline
+
+from pipelines.benchmarks.model_subjects import THRESHOLD, batches_of, drawn_pixels, save_rows
+from pipelines.benchmarks.timing import Phases, result, steady
+
+
+def whole(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Time `pipeline("object-detection")` on pictures in memory."""
+    phases = Phases()
+    torch.set_num_threads(settings["threads"])
+    transformers.utils.logging.disable_progress_bar()
+    with phases.phase("load"):
+        detect = pipeline("object-detection", model=settings["model"], device=settings["device"], dtype=torch.float32)
+        detect._get_bounding_box = lambda box: box.tolist()  # noqa: SLF001 - to compare boxes before they are cut to whole pixels
+    images = [Image.fromarray(pixels.permute(1, 2, 0).numpy()) for pixels in drawn_pixels(settings)]
+
+    def run(batch: Any) -> Any:
+        return detect(batch, threshold=THRESHOLD, batch_size=len(batch))
+
+    batches = batches_of(images, settings["batch"])
+    spent = steady(run, batches, device=settings["device"], seconds=settings["seconds"], phases=phases)
+    indices = {name: index for index, name in detect.model.config.id2label.items()}
+    rows = [_row(found, indices) for batch in batches for found in run(batch)]
+    height, width = settings["shape"]
+    save_rows(folder / settings["found"], rows, (height, width))
+    return result(phases, spent)
+
+
+def network(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Time the network alone, on pixels that its image processor has prepared."""
+    phases = Phases()
+    torch.set_num_threads(settings["threads"])
+    transformers.utils.logging.disable_progress_bar()
+    device, (height, width) = settings["device"], settings["shape"]
+    with phases.phase("load"):
+        model = AutoModelForObjectDetection.from_pretrained(settings["model"], dtype=torch.float32).to(device).eval()
+        processor = AutoImageProcessor.from_pretrained(settings["model"])
+    groups = batches_of(drawn_pixels(settings), settings["batch"])
+    batches = [_Inputs(processor(images=group, return_tensors="pt").to(device)) for group in groups]
+
+    def run(inputs: "_Inputs") -> Any:
+        with torch.no_grad():
+            return model(**inputs.values)
+
+    spent = steady(run, batches, device=device, seconds=settings["seconds"], phases=phases)
+    rows = []
+    for inputs in batches:
+        sizes = torch.tensor([(height, width)] * len(inputs), device=device)
+        found = processor.post_process_object_detection(run(inputs), threshold=THRESHOLD, target_sizes=sizes)
+        rows += [(one["labels"].cpu(), one["scores"].cpu(), one["boxes"].cpu()) for one in found]
+    save_rows(folder / settings["found"], rows, (height, width))
+    return result(phases, spent)
+
+
+class _Inputs:
+    """What a network is called with, and for how many images."""
+
+    def __init__(self, values: Any) -> None:
+        self.values = values
+
+    def __len__(self) -> int:
+        return len(self.values["pixel_values"])
+
+
+def _row(found: Any, indices: Any) -> tuple[Any, Any, Any]:
+    classes = torch.tensor([indices[one["label"]] for one in found], dtype=torch.int64)
+    scores = torch.tensor([one["score"] for one in found])
+    return classes, scores, torch.tensor([one["box"] for one in found]).reshape(-1, 4)

@@ -1,0 +1,144 @@
+"""Limits on the time and the cost of a command, and the meter that tells when one is reached. Knows no Ray."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from pipelines.clock import Clock, SystemClock
+
+LOOK_SECONDS = 1.0  # between two looks at the time and at the nodes
+
+
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """Limits of one call of a command; a call that resumes a run has them anew.
+
+    Args:
+        max_minutes: minutes after which nothing more is begun; None: no limit.
+        max_cost: cost after which nothing more is begun, in the currency of `price_per_hour`; None: no limit.
+        price_per_hour: price of one node for an hour; None: the cost is not counted.
+    """
+
+    max_minutes: float | None = None
+    max_cost: float | None = None
+    price_per_hour: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_minutes", "max_cost", "price_per_hour"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name.replace('_', ' ')}: {value:g} is not a number above 0.")
+        if self.max_cost is not None and self.price_per_hour is None:
+            raise ValueError("max cost: give --price-per-hour, the price of one node for an hour, too.")
+
+    @property
+    def are_set(self) -> bool:
+        """Whether a command can be stopped by them."""
+        return self.max_minutes is not None or self.max_cost is not None
+
+
+class Meter:
+    """Measures the time and the node hours of one call. Several threads may use it.
+
+    Attributes:
+        reached: set when a limit is reached.
+        most_nodes: that were counted at once.
+    """
+
+    def __init__(self, caps: Caps | None = None, clock: Clock | None = None) -> None:
+        """Begin to measure."""
+        self.caps = caps or Caps()
+        self.reached = threading.Event()
+        self._clock = clock or SystemClock()
+        self._began = self._looked = self._clock.monotonic()
+        self._count: Callable[[], int | None] | None = None
+        self._nodes = 0  # at the last look
+        self.most_nodes = 0
+        self._node_seconds = 0.0
+        self._reason = ""
+        self._callbacks: list[Callable[[], object]] = []
+        self._lock = threading.Lock()
+
+    def count_nodes(self, count: Callable[[], int | None] | None) -> None:
+        """Count nodes from now on by calling this, which may answer None for "as before"; None stops counting.
+
+        When this returns, what counted before is not called any more.
+        """
+        self.look()
+        with self._lock:
+            self._count, self._nodes = count, 0
+
+    def when_reached(self, callback: Callable[[], object]) -> None:
+        """Call this, in the meter's thread, when a limit is reached."""
+        self._callbacks.append(callback)
+
+    def look(self) -> None:
+        """Add the time since the last look, and compare with the limits."""
+        with self._lock:
+            now = self._clock.monotonic()
+            if self._count is not None:
+                counted = self._count()
+                self._nodes = self._nodes if counted is None else counted
+                self.most_nodes = max(self.most_nodes, self._nodes)
+                self._node_seconds += self._nodes * (now - self._looked)
+            self._looked = now
+            is_new = not self.reached.is_set() and self._compare(now)
+            if is_new:
+                self.reached.set()
+        if is_new:
+            for callback in self._callbacks:
+                callback()
+
+    @property
+    def minutes_left(self) -> float:
+        """Minutes until `max_minutes`; infinite without that limit."""
+        if self.caps.max_minutes is None:
+            return math.inf
+        return max(0.0, self.caps.max_minutes - (self._clock.monotonic() - self._began) / 60)
+
+    @property
+    def node_hours(self) -> float:
+        """Hours of all nodes together until the last look."""
+        return self._node_seconds / 3600
+
+    @property
+    def cost(self) -> float | None:
+        """Cost until the last look; None without a price."""
+        return None if self.caps.price_per_hour is None else self.node_hours * self.caps.price_per_hour
+
+    @property
+    def reason(self) -> str:
+        """Which limit is reached, as the beginning of a sentence; "" for none."""
+        return self._reason
+
+    def _compare(self, now: float) -> bool:
+        if self.caps.max_minutes is not None and now - self._began >= 60 * self.caps.max_minutes:
+            self._reason = f"the limit of {self.caps.max_minutes:g} minutes (--max-minutes) is reached"
+        elif self.caps.max_cost is not None and self.cost is not None and self.cost >= self.caps.max_cost:
+            self._reason = (
+                f"the cost limit of {self.caps.max_cost:g} (--max-cost) is reached, after {self.node_hours:.3g} node "
+                f"hours at {self.caps.price_per_hour:g}"
+            )
+        return bool(self._reason)
+
+
+@contextmanager
+def metering(caps: Caps) -> Iterator[Meter]:
+    """Give a meter that looks every second, in a thread that ends with the context."""
+    meter, ended = Meter(caps), threading.Event()
+
+    def go_on() -> None:
+        while not ended.wait(LOOK_SECONDS):
+            meter.look()
+
+    thread = threading.Thread(target=go_on, name="meter", daemon=True)
+    thread.start()
+    try:
+        yield meter
+    finally:
+        ended.set()
+        thread.join()

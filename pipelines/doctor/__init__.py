@@ -1,0 +1,1 @@
+"""Checks of an installation before a run: cluster, machine, stores and model."""

@@ -1,0 +1,138 @@
+"""Checks of the connected Ray cluster: versions and machines of all nodes, room for the actors, token, object store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipelines.cluster import LOOPBACK, Pool, choose_pool, node_resources, remote_sentence
+from pipelines.doctor.findings import Finding
+from pipelines.doctor.machine import MachineFacts, check_machine, check_versions, machine_facts
+from pipelines.errors import RayDetrError
+
+FACTS_SECONDS = 90.0  # for a worker to start on each node
+LEAST_OBJECT_STORE = 75 * 1024**2  # Ray's own smallest size
+FEW_OBJECT_STORE = 150 * 1024**2
+NODE_SKEW_SECONDS = 30.0  # between nodes: leases compare their clocks
+
+
+@dataclass(frozen=True, slots=True)
+class Nodes:
+    """What the nodes of a cluster answered: facts by address, and a finding for each node without facts."""
+
+    facts: dict[str, MachineFacts]
+    findings: list[Finding]
+
+
+def ask_nodes(seconds: float = FACTS_SECONDS) -> Nodes:
+    """Ask every living node of the connected cluster for its facts, all at once, and wait so long for answers."""
+    remote = ray.remote(num_cpus=0, max_retries=0)(machine_facts)
+    pending = {}
+    for node in ray.nodes():  # type: ignore[no-untyped-call]
+        if node["Alive"]:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            name = f"{node['NodeManagerAddress']} ({node['NodeID'][:6]})"
+            pending[name] = remote.options(scheduling_strategy=there).remote()
+    ray.wait(list(pending.values()), num_returns=len(pending), timeout=seconds)
+    facts, findings = dict[str, MachineFacts](), list[Finding]()
+    for name, answer in pending.items():
+        try:
+            facts[name] = ray.get(answer, timeout=0)
+        except ray.exceptions.GetTimeoutError:
+            text = f"node {name} started no worker within {seconds:g} s"
+            findings.append(Finding("nodes", "warn", text, "Look at its Ray logs."))
+        except (RayError, ImportError) as error:
+            findings.append(Finding("nodes", "fail", remote_sentence(error)))
+    return Nodes(facts, findings)
+
+
+def check_nodes(nodes: Nodes) -> list[Finding]:
+    """Return findings about the versions, clocks and machines of all nodes."""
+    own = machine_facts()
+    findings = [*nodes.findings, check_versions(own, nodes.facts)]
+    for name, facts in nodes.facts.items():
+        skew = facts.time - own.time
+        if abs(skew) > NODE_SKEW_SECONDS + FACTS_SECONDS:  # its answer may have waited for so long
+            findings.append(
+                Finding("clocks of nodes", "warn", f"the clock of node {name} differs by {skew:.0f} s", "Use NTP.")
+            )
+        if facts.host != own.host:  # whose machine is checked already
+            findings += check_machine(facts, where=f"node {name}: ")
+    return findings
+
+
+def check_room(least: int | None, most: int | None, *, device: str) -> tuple[list[Finding], Pool | None]:
+    """Return whether the actors fit into the cluster, and into what other jobs leave of it; and the actors."""
+    try:
+        pool = choose_pool(node_resources(), least, most, device=device)
+    except RayDetrError as too_small:
+        return [Finding("room for actors", "fail", str(too_small), "See --actors, --device and --node-minutes.")], None
+    needs = f"each needs {pool.cpus:g} CPU" + (f" and {pool.gpus:g} GPU" if pool.gpus else "")
+    findings = [Finding("room for actors", "ok", f"{pool.least} to {pool.most} actors; {needs}")]
+    free = ray.available_resources()  # type: ignore[no-untyped-call]
+    cpus, gpus = free.get("CPU", 0.0), free.get("GPU", 0.0)
+    if cpus < pool.least * pool.cpus or gpus < pool.least * pool.gpus:
+        findings.append(
+            Finding(
+                "free resources",
+                "fail",
+                f"other jobs hold all but {cpus:g} CPU and {gpus:g} GPU, and {pool.least} actors need "
+                f"{pool.least * pool.cpus:g} CPU and {pool.least * pool.gpus:g} GPU: Ray would wait without an error",
+                "Wait for those jobs, or end them: `ray status` and `ray job list` show them.",
+            )
+        )
+    else:
+        findings.append(Finding("free resources", "ok", f"{cpus:g} CPU and {gpus:g} GPU are free"))
+    return findings, pool
+
+
+def check_object_store(nodes: Sequence[dict[str, float]] | None = None) -> Finding:
+    """Return whether Ray's object store is large enough on every node."""
+    least = min(node.get("object_store_memory", 0.0) for node in nodes or node_resources())
+    text = f"{least / 1e6:.0f} MB on the node with the least"
+    remedy = "Start Ray with --object-store-memory 200000000 or more."
+    if least < LEAST_OBJECT_STORE:
+        return Finding("object store", "fail", text, remedy)
+    return (
+        Finding("object store", "warn", text, remedy)
+        if least < FEW_OBJECT_STORE
+        else Finding("object store", "ok", text)
+    )
+
+
+def check_token(address: str | None) -> Finding:
+    """Return whether the cluster asks for a token; whoever reaches a cluster without one can run code on it.
+
+    Args:
+        address: of the cluster, as `RAY_ADDRESS` gives it; None: Ray runs on this machine for this command only.
+    """
+    mode = os.environ.get("RAY_AUTH_MODE")
+    if address is None:
+        return Finding("token", "ok", "Ray runs for this command only, on loopback")
+    if mode == "token":
+        return Finding("token", "ok", "RAY_AUTH_MODE=token")
+    host = address.removeprefix("ray://").rpartition(":")[0]
+    if mode is None and (Path.home() / ".ray" / "auth_token").exists():
+        return Finding(
+            "token",
+            "warn",
+            "RAY_AUTH_MODE is not set, and ~/.ray/auth_token is left over: `ray start --head` would ask for that "
+            "token, and nodes that join would not send it",
+            "Set RAY_AUTH_MODE=token (or disabled) on every node, in every driver and submitter.",
+        )
+    if host in (LOOPBACK, "localhost"):
+        return Finding(
+            "token", "ok", "the cluster has no token and listens on loopback; users of this machine reach it"
+        )
+    return Finding(
+        "token",
+        "warn",
+        f"the cluster at {address} has no token: whoever reaches it runs code on it",
+        "Set RAY_AUTH_MODE=token everywhere (docs/security.md), or close its ports to others.",
+    )

@@ -1,0 +1,127 @@
+"""All checks of an installation, in the order of their cost."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pipelines.doctor.clock_skew import check_clock
+from pipelines.doctor.findings import Finding
+from pipelines.doctor.machine import check_machine, machine_facts
+from pipelines.doctor.store_checks import check_store
+from pipelines.errors import RayDetrError
+from pipelines.labelling.labeler_spec import LabelerSpec
+from pipelines.labelling.reach import REACH_SECONDS, check_answers
+from pipelines.lake.listing import LakeObject, list_objects
+from pipelines.store import StoreError, StoreOptions, Stores, check_no_secret, open_store, without_secrets
+
+
+@dataclass(frozen=True, slots=True)
+class DoctorConfig:
+    """What is checked. A part that is not given is not checked; cluster and machine always are.
+
+    Args:
+        images: Sources of images, as `LabelConfig` has them.
+        table: The detection table's URI, existing or new.
+        model: What `detr.load` takes, or the URI of a model directory.
+        least_actors: Actors that must fit; None is 1.
+        most_actors: Actors that may run; None is what the cluster holds.
+        device: "auto", "cpu" or "cuda".
+        batch_size: Images in the batch that is tried; None is 32 on GPUs and 1 on CPUs.
+        image_options: How images are reached.
+        table_options: How the table and a model in a store are reached.
+    """
+
+    images: tuple[str, ...] = ()
+    table: str | None = None
+    model: str | None = None
+    least_actors: int | None = None
+    most_actors: int | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    batch_size: int | None = None
+    image_options: StoreOptions = field(default_factory=StoreOptions)
+    table_options: StoreOptions = field(default_factory=StoreOptions)
+
+    def __post_init__(self) -> None:
+        for name, uri in (("table", self.table), ("model", self.model)):
+            if uri is not None:
+                check_no_secret(name, uri, instead="Give credentials in the environment.")
+
+
+def examine(config: DoctorConfig) -> Iterator[Finding]:
+    """Yield what each check finds, as it is found."""
+    yield from check_machine(machine_facts())
+    yield from _stores(config)
+    yield from _cluster(config)
+
+
+def _stores(config: DoctorConfig) -> Iterator[Finding]:
+    if config.images:
+        yield check_clock(config.images[0], config.image_options)
+        yield _images(config)
+    if config.table is not None:
+        yield check_clock(config.table, config.table_options)
+        options = StoreOptions(
+            endpoint=config.table_options.endpoint,
+            region=config.table_options.region,
+            profile=config.table_options.profile,
+            retry_seconds=REACH_SECONDS,
+        )
+        try:
+            yield from check_store(open_store(config.table, options))
+        except StoreError as error:
+            yield Finding("store: put", "fail", str(error), "See docs/operations.md, Credentials and stores.")
+
+
+def _images(config: DoctorConfig) -> Finding:
+    """Read the header of one image of the sources."""
+    shown = " ".join(without_secrets(uri) for uri in config.images)
+    remedy = "See docs/operations.md, Image sources and Credentials and stores."
+    try:
+        check_answers([(uri, config.image_options) for uri in config.images])
+        listing = list_objects(config.images, options=config.image_options, table=config.table)
+        first = next((item for item in listing if isinstance(item, LakeObject)), None)
+        if first is None:
+            return Finding("images", "fail", f"{shown} has no images", remedy)
+        store, key = Stores(config.image_options).find(first.uri)
+        size = len(store.get_range(key, 0, 65_536))
+    except (RayDetrError, StoreError) as error:
+        return Finding("images", "fail", str(error), remedy)
+    return Finding("images", "ok", f"{size:,} bytes of {without_secrets(first.uri)} were read")
+
+
+def _cluster(config: DoctorConfig) -> Iterator[Finding]:
+    from pipelines.cluster import connected
+    from pipelines.doctor.cluster_checks import ask_nodes, check_nodes, check_object_store, check_room, check_token
+
+    yield check_token(os.environ.get("RAY_ADDRESS"))
+    try:
+        with connected():
+            yield from check_nodes(ask_nodes())
+            yield check_object_store()
+            findings, pool = check_room(config.least_actors, config.most_actors, device=config.device)
+            yield from findings
+            if config.model is not None:
+                from pipelines.doctor.model_check import check_model
+
+                device = "cuda" if pool is not None and pool.gpus else "cpu"
+                spec = LabelerSpec(
+                    table="",
+                    run_id="",
+                    model=config.model,
+                    model_sha256="",
+                    threshold=0.0,
+                    classes=None,
+                    device=device,
+                    precision="fp16" if device == "cuda" else "fp32",
+                    threads=1 if pool is None else pool.threads,
+                    max_pixels=1,
+                    image_options=config.image_options,
+                    table_options=config.table_options,
+                    batch_size=config.batch_size,
+                )
+                yield from check_model(spec, pool)
+    except RayDetrError as error:
+        yield Finding("cluster", "fail", str(error), "See docs/operations.md, Clusters.")

@@ -1,0 +1,89 @@
+"""Checks of a model: that it can be had, loads where actors run, and fits there at the batch size."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import ray
+from ray.exceptions import RayError
+
+from pipelines.cluster import Pool, first_line, remote_sentence
+from pipelines.doctor.findings import Finding
+from pipelines.errors import RayDetrError
+from pipelines.labelling.labeler_spec import LabelerSpec, build_detector
+from pipelines.models import identify_model
+
+FORWARD_SECONDS = 900.0  # for a worker to start, fetch the model and compute a batch
+HEIGHT, WIDTH = 960, 1280  # of the images; a usual camera's shape
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """One batch through the network: how large, how long, on what, and what the detector noted."""
+
+    images: int
+    seconds: float
+    device: str
+    gpu_bytes: int | None
+    notes: tuple[str, ...]
+
+
+def check_model(spec: LabelerSpec, pool: Pool | None) -> Iterator[Finding]:
+    """Yield findings about a model; the second comes from a worker of the cluster with the resources of an actor.
+
+    Args:
+        spec: of the actors; the run may be empty.
+        pool: what an actor takes; None: the actors do not fit, so nothing is tried on the cluster.
+    """
+    try:
+        info = identify_model(spec.model, spec.table_options)
+    except RayDetrError as error:
+        yield Finding("model", "fail", str(error), "See `ray-detr models`, or give a path or an address.")
+        return
+    yield Finding("model", "ok", f"{info.id}, {len(info.categories)} classes")
+    if pool is None:
+        return
+    remote = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus, max_retries=0)(try_forward)
+    try:
+        found: Forward | str = ray.get(remote.remote(spec), timeout=FORWARD_SECONDS)
+    except ray.exceptions.GetTimeoutError:
+        found = f"no worker computed a batch within {FORWARD_SECONDS:g} s"
+    except (RayError, ImportError) as error:
+        found = remote_sentence(error)
+    if isinstance(found, str):
+        yield Finding(
+            "model on a node",
+            "fail",
+            found,
+            "Use a smaller --batch-size, a node with more memory, or another --device.",
+        )
+        return
+    memory = "" if found.gpu_bytes is None else f", {found.gpu_bytes / 1e9:.1f} GB of GPU memory"
+    text = f"{found.images} images of {WIDTH} x {HEIGHT} in {found.seconds:.2f} s on {found.device}{memory}"
+    if found.notes:
+        yield Finding("model on a node", "warn", f"{text}: {'; '.join(found.notes)}", "Use a smaller --batch-size.")
+    else:
+        yield Finding("model on a node", "ok", text)
+
+
+def try_forward(spec: LabelerSpec) -> Forward | str:
+    """Load the model and compute one batch of grey images; return a sentence where that fails."""
+    import torch
+
+    try:
+        detector, _ = build_detector(spec)
+        batch = [detector.prepare(torch.full((3, HEIGHT, WIDTH), 114, dtype=torch.uint8))] * detector.batch_size
+        began = time.perf_counter()
+        detector.detect(batch)
+    except (RayDetrError, ValueError, RuntimeError, OSError, MemoryError, FloatingPointError) as error:
+        return first_line(error)  # a RuntimeError may be CUDA's
+    is_cuda = detector.device.type == "cuda"
+    return Forward(
+        images=len(batch),
+        seconds=time.perf_counter() - began,
+        device=torch.cuda.get_device_name(detector.device) if is_cuda else "the CPU",
+        gpu_bytes=torch.cuda.max_memory_allocated(detector.device) if is_cuda else None,
+        notes=detector.take_notes(),
+    )

@@ -1,0 +1,79 @@
+"""Commands with a model of `transformers`: what they print, and what they refuse in a sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs import detect, plan
+from pipelines.errors import UsageError
+from pipelines.training.config import TrainConfig
+from pipelines.training.recipe import RECIPES
+from pipelines.training.train import train as train_run
+from tests.families import own_detections, random_images, write_family
+from tests.pipelines.conftest import write_drawn_shards
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_family("rt_detr", tmp_path_factory.mktemp("models") / "herd")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_detect_prints_what_the_pipeline_finds(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (image,) = random_images((50, 70))
+    image.save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"<html>")
+
+    detect.main([str(tmp_path / "a.png"), str(tmp_path / "b.png"), "--model", str(model), "--threshold", "0", "--json"])
+
+    seen, unseen = map(json.loads, capsys.readouterr().out.splitlines())
+    (own,) = own_detections(model, [image])
+    expected = sorted((one["score"], one["label"]) for one in own)
+    assert unseen["error_kind"] == "not_an_image"
+    assert sorted(one["label"] for one in seen["detections"]) == sorted(label for _, label in expected)
+    assert sorted(one["score"] for one in seen["detections"]) == pytest.approx(
+        [score for score, _ in expected], abs=1e-4
+    )
+
+
+def test_half_precision_is_refused_by_the_command_line(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    random_images((50, 70))[0].save(tmp_path / "a.png")
+
+    with pytest.raises(SystemExit) as ended:
+        detect.main([str(tmp_path / "a.png"), "--model", str(model), "--precision", "bf16"])
+
+    assert ended.value.code == 2
+    assert "precision: bf16 is not offered for" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_plan_finds_its_rows_and_train_refuses_it_with_what_does_train_it(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    random_images((50, 70))[0].save(tmp_path / "a.png")
+    write_drawn_shards(str(tmp_path / "shards"), ((2, 2),))
+
+    plan.main(
+        ["--images", str(tmp_path / "a.png"), "--table", str(tmp_path / "table"), "--model", str(model), "--json"]
+    )
+    planned = json.loads(capsys.readouterr().out)
+
+    assert planned["model"].startswith("herd@")
+    assert planned["images"] == 1
+    config = TrainConfig(
+        train=str(tmp_path / "shards"), storage=str(tmp_path / "runs"), name="a", recipe=RECIPES["finetune"],
+        finetune=str(model),
+    )  # fmt: skip
+    with pytest.raises(
+        UsageError, match=r"herd@\w{12} is a RT-DETR model, which is not trained here, .* transformers' T"
+    ):
+        train_run(config)
