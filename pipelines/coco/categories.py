@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from detr.classes import UNUSED_NAME, Category
 from pipelines.coco.values import MOST_INT32, shown, whole
-from pipelines.errors import RayDetrError, UsageError
+from pipelines.errors import UsageError
 
 
 def read_categories(entries: object, used: Collection[int], name: str) -> tuple[tuple[Category, ...], list[str]]:
@@ -21,7 +21,7 @@ def read_categories(entries: object, used: Collection[int], name: str) -> tuple[
         name: what messages call the json.
 
     Raises:
-        RayDetrError: the list is empty, or a category has no usable id, the id of another one, or no name.
+        UsageError: the list is empty, or a category has no usable id, the id of another one, or no name.
     """
     if not isinstance(entries, list) or not entries:
         raise UsageError(f"annotations {name}: there are no categories, so this is not a COCO instances file.")
@@ -29,14 +29,14 @@ def read_categories(entries: object, used: Collection[int], name: str) -> tuple[
     for position, entry in enumerate(entries):
         category_id = whole(entry.get("id"), MOST_INT32) if isinstance(entry, dict) else None
         if category_id is None or not isinstance(entry.get("name"), str):
-            raise RayDetrError(
+            raise UsageError(
                 f"annotations {name}: categories[{position}] needs a whole number below 2**31 as id, and a name."
             )
         categories.append(Category(category_id, entry["name"]))
     ids = [category.id for category in categories]
     twice = sorted({one for one in ids if ids.count(one) > 1})
     if twice:
-        raise RayDetrError(f"annotations {name}: the category id {twice[0]} is declared twice. Give each its own.")
+        raise UsageError(f"annotations {name}: the category id {twice[0]} is declared twice. Give each its own.")
     names = Counter(category.name for category in categories)
     kept: list[Category] = []
     left_out: list[str] = []

@@ -30,7 +30,7 @@ from pipelines.coco.values import (
     shown,
     whole,
 )
-from pipelines.errors import RayDetrError, UsageError
+from pipelines.errors import UsageError
 
 NOWHERE: Final = -1  # the image of an annotation whose image the json does not declare
 
@@ -112,16 +112,16 @@ def read_coco(data: bytes, *, name: str) -> CocoText:
         name: what messages call it.
 
     Raises:
-        RayDetrError: this is no COCO json that could be trained on; the sentence says where and why.
+        UsageError: this is no COCO json that could be trained on; the sentence says where and why.
     """
     text = json_text(data, name=f"annotations {name}")
     images, annotations = _Images(name), _Annotations(name)
     try:
         other = _walk(text, {"images": images.add, "annotations": annotations.add}, name)
     except json.JSONDecodeError as error:
-        raise RayDetrError(f"annotations {name}: this is not JSON ({error}).") from error
+        raise UsageError(f"annotations {name}: this is not JSON ({error}).") from error
     except RecursionError as error:
-        raise RayDetrError(f"annotations {name}: a value is nested too deeply to be COCO's.") from error
+        raise UsageError(f"annotations {name}: a value is nested too deeply to be COCO's.") from error
     if not images.hashes:
         raise UsageError(f"annotations {name}: there are no images, so this is not a COCO instances file.")
     hashes = np.array(images.hashes, np.int64)
@@ -162,16 +162,16 @@ def json_text(data: bytes, *, name: str) -> str:
     """Return the text of a json file: in UTF-8, UTF-16 or UTF-32, with or without a byte order mark, packed or not.
 
     Raises:
-        RayDetrError: it is in another encoding, or damaged.
+        UsageError: it is in another encoding, or damaged.
     """
     try:
         if data.startswith(_PACKED):
             data = gzip.decompress(data)
         return data.decode(json.detect_encoding(data))
     except UnicodeDecodeError as error:
-        raise RayDetrError(f"{name}: this is not JSON in UTF-8 or UTF-16 ({error}).") from error
+        raise UsageError(f"{name}: this is not JSON in UTF-8 or UTF-16 ({error}).") from error
     except (OSError, EOFError, zlib.error) as error:
-        raise RayDetrError(f"{name}: this cannot be unpacked with gzip ({error}).") from error
+        raise UsageError(f"{name}: this cannot be unpacked with gzip ({error}).") from error
 
 
 def image_key(file_name: str) -> str | None:
@@ -203,7 +203,7 @@ class _Images:
     def add(self, image: object, start: int, end: int) -> None:
         position = len(self.hashes)
         if not isinstance(image, dict):
-            raise RayDetrError(f"annotations {self._name}: images[{position}] is not an object.")
+            raise UsageError(f"annotations {self._name}: images[{position}] is not an object.")
         key, file_name = id_key(image.get("id")), image.get("file_name")
         wrong = [] if key is not None else ["id"]
         if not isinstance(file_name, str) or not file_name:
@@ -213,7 +213,7 @@ class _Images:
         except ValueError as error:
             wrong.append(str(error))
         if wrong or key is None or not isinstance(file_name, str):
-            raise RayDetrError(
+            raise UsageError(
                 f"annotations {self._name}: images[{position}] has no usable {' and no usable '.join(wrong)}. Every "
                 "image needs an id, a file_name, and its width and height in pixels or neither of them."
             )
@@ -238,7 +238,7 @@ class _Annotations:
 
     def add(self, annotation: object, start: int, end: int) -> None:
         if not isinstance(annotation, dict):
-            raise RayDetrError(f"annotations {self._name}: annotations[{len(self.hashes)}] is not an object.")
+            raise UsageError(f"annotations {self._name}: annotations[{len(self.hashes)}] is not an object.")
         key = id_key(annotation.get("image_id"))
         self.has_image.append(key is not None)
         self.hashes.append(0 if key is None else id_hash(key))
@@ -294,7 +294,7 @@ def _walk(text: str, lists: dict[str, Callable[[object, int, int], None]], name:
 
     Raises:
         JSONDecodeError: this is no json.
-        RayDetrError: it is none of COCO's.
+        UsageError: it is none of COCO's.
     """
     other: Json = {}
     seen: set[str] = set()
@@ -308,7 +308,7 @@ def _walk(text: str, lists: dict[str, Callable[[object, int, int], None]], name:
         key, place = _DECODER.raw_decode(text, place)
         place = _after_space(text, _after(text, ":", place))
         if key in seen:
-            raise RayDetrError(f"annotations {name}: the field {key!r} appears twice. Keep one of them.")
+            raise UsageError(f"annotations {name}: the field {key!r} appears twice. Keep one of them.")
         seen.add(key)
         if key not in lists:
             other[key], place = _DECODER.raw_decode(text, place)
@@ -322,7 +322,7 @@ def _walk(text: str, lists: dict[str, Callable[[object, int, int], None]], name:
         raise json.JSONDecodeError("Extra data", text, place)
     missing = [key for key in lists if key not in seen]
     if missing:
-        raise RayDetrError(
+        raise UsageError(
             f"annotations {name}: there are no {' and no '.join(missing)}, so this is not a COCO instances file."
         )
     return other

@@ -12,7 +12,7 @@ from detr.training.augment import AugmentConfig
 from pipelines.coco.categories import has_name
 from pipelines.coco.text import USABLE, CocoText
 from pipelines.coco.values import MOST_INT32, annotation_problem, box, has_numbers_as_text, is_crowd, shown, whole
-from pipelines.errors import RayDetrError
+from pipelines.errors import UsageError
 
 EDGE_PIXELS: Final = 0.01  # boxes are often rounded, and so reach over an edge by less
 
@@ -109,17 +109,17 @@ def check_class_names(coco: CocoText, *, name: str) -> None:
         name: what messages call it.
 
     Raises:
-        RayDetrError: a class has no name, is called N/A as unused rows of models are, or has another's name.
+        UsageError: a class has no name, is called N/A as unused rows of models are, or has another's name.
     """
     ids: dict[str, int] = {}
     for category in coco.categories:
         if not has_name(category):
-            raise RayDetrError(
+            raise UsageError(
                 f"annotations {name}: the category {category.id} is called {category.name!r}, which is not the name of "
                 "a class. Give it a name."
             )
         if category.name in ids:
-            raise RayDetrError(
+            raise UsageError(
                 f"annotations {name}: the categories {ids[category.name]} and {category.id} are both called "
                 f"{category.name!r}. Give each class a name of its own, or their annotations one category."
             )

@@ -292,11 +292,11 @@ def _check_usable(
         if counts.get(kind)
     )
     if not usable:
-        raise RayDetrError(
+        raise UsageError(
             f"none of the {annotations:,} annotations can be trained on: {found}. Ids must be those that are declared, "
             "and boxes lists of four numbers. Correct the json."
         )
-    raise RayDetrError(
+    raise UsageError(
         f"{unusable:,} of {annotations:,} annotations cannot be used for training: a share of "
         f"{unusable / annotations:.3g}, where --max-unusable allows {config.max_unusable:.3g}: {found}. Correct the "
         "json, or give a larger share to "

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.errors import RayDetrError
+from pipelines.errors import UsageError
 from pipelines.evaluation.evaluate import evaluate_results, evaluate_table
 from pipelines.lake.listing import LakeObject, list_objects
 from pipelines.shards.reader import read_index
@@ -89,7 +89,7 @@ def test_annotations_are_sharded_and_come_back(name: str, report: dict[str, int]
     ],
 )
 def test_annotations_that_cannot_be_trained_on_are_refused(name: str, sentence: str, tmp_path: Path) -> None:
-    with pytest.raises(RayDetrError, match=sentence):
+    with pytest.raises(UsageError, match=sentence):
         shard(sharded(name, tmp_path))
 
 
