@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from detr.batching import Batch, HostBatch, Prepared
-from detr.checkpoints.checkpoint import load_located
 from detr.checkpoints.references import locate
 from detr.classes import Category
 from detr.detector import Detector
@@ -125,13 +124,13 @@ def load_detector(
     family = model_family(path, source=source)
     if family == NATIVE:
         return Detector(
-            load_located(path, source=source),
+            source,
             device=device,
             precision=precision,
             threshold=threshold,
             classes=classes,
             batch_size=batch_size,
-            name=name or source,
+            name=name,
         )
     from detr.transformers_detector import TransformersDetector
     from detr.transformers_model import load_transformers_model

@@ -138,7 +138,7 @@ def _parser() -> CommandParser:
         "--model",
         default="random",
         metavar="REF",
-        help="model, label, start: a model, as in `ray-detr label`; DETR only in label and start (a random DETR-R50)",
+        help="model, label, start: a model, as in `ray-detr label` (a random DETR-R50)",
     )
     parser.add_argument(
         "--shorter",

@@ -67,7 +67,7 @@ def identify_by_loading(path: Path, *, cache: Path) -> Identified:
 
 def answer(place: str) -> dict[str, object]:
     """Return, in the process that loads the model, what it found or the sentence why it did not."""
-    from detr.checkpoints.checkpoint import CheckpointError, fingerprint, load_located
+    from detr.checkpoints.checkpoint import CheckpointError, fingerprint, load
     from detr.checkpoints.references import locate
 
     try:
@@ -78,7 +78,7 @@ def answer(place: str) -> dict[str, object]:
 
             other = load_transformers_model(path, family, source=place)
             return _encode(Identified(other.identity, other.categories, family))
-        model = load_located(path, source=place)
+        model = load(place)
     except CheckpointError as error:
         return {"error": str(error)}
     return _encode(Identified(fingerprint(model), model.config.categories))

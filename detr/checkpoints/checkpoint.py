@@ -60,20 +60,8 @@ def load(ref: str | os.PathLike[str], *, variant: str | None = None) -> Detr:
     Raises:
         CheckpointError: there is no such model, it cannot be read, or it is not a DETR; a sentence that says why.
     """
-    return load_located(locate(ref), variant=variant, source=os.fspath(ref))
-
-
-def load_located(path: Path, *, variant: str | None = None, source: str) -> Detr:
-    """Return a network as `load` does, from where `detr.checkpoints.references.locate` has found it.
-
-    Args:
-        path: a file of weights or a model directory on this machine.
-        variant: as for `load`.
-        source: what messages call the model.
-
-    Raises:
-        CheckpointError: it cannot be read, or it is not a DETR.
-    """
+    source = os.fspath(ref)
+    path = locate(ref)
     if path.is_file():
         config, layout, tensors = read_weights_file(path, variant, source=source)
         _mention_wrappers(bare_names(tensors), source)

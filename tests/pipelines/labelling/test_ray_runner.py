@@ -8,10 +8,8 @@ from typing import Any, cast
 
 import pytest
 
-from pipelines.labelling.labeler_spec import LabelerSpec
 from pipelines.labelling.progress import Progress
 from pipelines.labelling.ray_runner import Actors, RayRunner, cluster_is_given
-from pipelines.store import StoreOptions
 from pipelines.watchdog import Watchdog
 
 
@@ -40,25 +38,3 @@ def test_closing_does_not_wait_for_nodes(monkeypatch: pytest.MonkeyPatch) -> Non
     closing.join(10)
 
     assert not closing.is_alive()
-
-
-@pytest.mark.parametrize(("gpus", "auto"), [(1.0, "fp16"), (0.0, "fp32")])
-def test_auto_depends_on_the_device_unless_the_model_has_one_precision(
-    gpus: float, auto: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pipelines.cluster.connected", lambda **_: nullcontext())
-    monkeypatch.setattr("pipelines.cluster.node_resources", lambda: [{"CPU": 4.0, "GPU": gpus}])
-    actors = Actors(least=1, most=1, device="auto", node_minutes=0, stall_minutes=60, verbose=False)
-    spec = LabelerSpec(
-        table="", run_id="", model="m", model_sha256="", threshold=0.0, classes=None, device="cpu", precision="auto",
-        threads=1, max_pixels=1, image_options=StoreOptions(), table_options=StoreOptions(),
-    )  # fmt: skip
-
-    found = []
-    for precision in ("auto", "fp32"):
-        runner = RayRunner(spec, actors, show=lambda _: None, watchdog=Watchdog())
-        runner.use_precision(cast("Any", precision))
-        found.append(runner.workforce().precision)
-        runner.close()
-
-    assert found == [auto, "fp32"]
