@@ -10,6 +10,8 @@ BENCH ?= bench
 S3_DIR ?= /tmp/ray-detr-s3
 AXE_DIR ?= /tmp/ray-detr-axe
 READERS_DIR ?= /tmp/ray-detr-readers
+READERS := "supervision==0.31.2" "pyiceberg[sql-sqlite,pyarrow]==0.12.0" "label-studio-sdk==2.1.2" "megadetector-utils==10.0.28" \
+  "datafusion==55.0.0" "chdb==4.4.0" "datasets==5.2.0" "deltalake==1.6.6" "daft==0.7.26" "pyspark==4.3.0"
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint check audit fix simulate mutate bench docs test-gpu test-browser test-readers test-metrics test-faults test-faults-s3 test-s3 lock clean
@@ -67,9 +69,10 @@ test-browser: .venv/.ready ## the report's page in Debian's Chromium, headless, 
 	scripts/browser.sh install
 	AXE_CORE="$$(scripts/browser.sh axe $(AXE_DIR))" && AXE_CORE="$$AXE_CORE" $(PYTEST) -m browser tests/browser
 
-test-readers: .venv/.ready ## every export read back by the tool that receives it; those tools in $(READERS_DIR), not in .venv
-	@test -x $(READERS_DIR)/bin/python || { $(PYTHON) -m venv $(READERS_DIR) && $(READERS_DIR)/bin/python -m pip install --quiet \
-	  "supervision==0.31.2" "pyiceberg[sql-sqlite,pyarrow]==0.12.0" "label-studio-sdk==2.1.2" "megadetector-utils==10.0.28"; }
+test-readers: .venv/.ready ## tables and exports read by other tools, which are in $(READERS_DIR); Spark needs Debian's Java (root)
+	@echo '$(READERS)' | cmp -s - $(READERS_DIR)/packages || { $(PYTHON) -m venv --clear $(READERS_DIR) && \
+	  $(READERS_DIR)/bin/python -m pip install --quiet $(READERS) && echo '$(READERS)' > $(READERS_DIR)/packages; }
+	@command -v java > /dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends default-jre-headless; }
 	READERS_PYTHON=$(READERS_DIR)/bin/python $(PYTEST) tests/readers
 
 test-metrics: .venv/.ready ## metrics, alert rules and dashboard against Debian's Prometheus and a live run (installs it, needs root)

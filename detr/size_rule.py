@@ -1,12 +1,15 @@
 """The size that pictures are resized to before the network sees them. Needs no torch."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
-from detr.images.results import TooExtreme
+from detr.images.results import ImageTooLarge, TooExtreme
 
 Resizing = Literal["original", "transformers", "fit", "stretch", "none"]
 """Which rule: see `SizeRule`."""
+
+MOST_UNRESIZED: Final = 2**24
+"""Pixels of a picture that is not resized: its attention has 16,384 x 16,384 scores a head, 8.6 GB in fp32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,7 @@ class SizeRule:
 
         Raises:
             TooExtreme: a side would become 0 pixels.
+            ImageTooLarge: the picture is not resized and has more than `MOST_UNRESIZED` pixels.
         """
         match self.resizing:
             case "original":
@@ -50,6 +54,11 @@ class SizeRule:
             case "stretch":
                 return self.height, self.width
             case "none":
+                if height * width > MOST_UNRESIZED:
+                    raise ImageTooLarge(
+                        f"{width} x {height} pixels (width x height) are more than {MOST_UNRESIZED:,}, and this model "
+                        "takes pictures as they are (do_resize is false); scale the image down"
+                    )
                 return height, width
 
 

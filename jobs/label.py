@@ -20,6 +20,7 @@ from jobs._notifications import notifying
 from jobs.exits import BudgetExceeded, run_process
 from jobs.options import (
     CommandParser,
+    above_zero,
     actor_range,
     add_batch_size_option,
     add_cap_options,
@@ -30,6 +31,7 @@ from jobs.options import (
     add_retry_option,
     add_source_options,
     check_stays,
+    count,
     note_on_model,
     share,
 )
@@ -60,6 +62,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         default=(None, None),
         metavar="MIN:MAX",
         help="number of detector processes, one for each GPU or core (1 to as many as fit into the cluster)",
+    )
+    parser.add_argument(
+        "--cpus-per-actor",
+        type=count,
+        metavar="N",
+        help="CPUs that each actor takes and decodes with (1 on GPUs, which it decodes beside with all cores of its "
+        "share; without GPUs, cores so that 8 actors fill a node)",
+    )
+    parser.add_argument(
+        "--gpus-per-actor",
+        type=above_zero,
+        metavar="X",
+        help="GPUs that each actor takes, such as 0.5 for two on a GPU (1)",
     )
     parser.add_argument(
         "--device", default="auto", help="auto, cpu or cuda; auto uses GPUs if the cluster has any (%(default)s)"
@@ -139,6 +154,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             relabel=args.relabel,
             least_actors=args.actors[0],
             most_actors=args.actors[1],
+            cpus_per_actor=args.cpus_per_actor,
+            gpus_per_actor=args.gpus_per_actor,
             shard_images=args.shard_images,
             max_error_rate=args.max_error_rate,
             max_images=args.max_images,
@@ -244,6 +261,8 @@ def report(summary: "LabelSummary", threshold: float = 0.0, *, relabel: bool = F
             f"{kind} {count:,}" for kind, count in sorted(summary.errors.items(), key=lambda item: -item[1])
         )
         lines.append(f"errors: {errors:,} ({100 * summary.error_rate:.3g} %): {kinds}")
+    if summary.work.requests:
+        lines.append(f"work:   {work(summary)}")
     if summary.changed_this_start:
         lines.append(
             f"changed: {summary.changed_this_start:,} images changed between listing and reading; their rows "
@@ -271,6 +290,17 @@ def report(summary: "LabelSummary", threshold: float = 0.0, *, relabel: bool = F
             "as ray-detr export --latest copies them"
         )
     return "\n".join(lines)
+
+
+def work(summary: "LabelSummary") -> str:
+    """Return what this start took: seconds over all threads, requests, bytes, cost."""
+    spent = summary.work
+    cost = "" if summary.cost is None else f", cost {summary.cost:.2f} for {summary.node_hours:.3g} node hours"
+    return (
+        f"reading {duration(spent.fetch_seconds)}, decoding {duration(spent.decode_seconds)}, network "
+        f"{duration(spent.network_seconds)} over all threads; {spent.requests:,} requests, "
+        f"{spent.size_bytes / 1e6:,.1f} MB{cost}"
+    )
 
 
 def duration(seconds: float) -> str:

@@ -222,13 +222,13 @@ def add_cap_options(parser: argparse.ArgumentParser, *, on_stop: str) -> None:
     )
     parser.add_argument(
         "--max-cost",
-        type=price,
+        type=above_zero,
         metavar="X",
         help="the same when the nodes have cost X; needs --price-per-hour (no limit)",
     )
     parser.add_argument(
         "--price-per-hour",
-        type=price,
+        type=above_zero,
         metavar="P",
         help="price of one node for an hour, in any currency (none)",
     )
@@ -293,11 +293,11 @@ def minutes(text: str) -> float:
     return value
 
 
-def price(text: str) -> float:
-    """Return a price above 0."""
+def above_zero(text: str) -> float:
+    """Return a number above 0."""
     value = _number(text, float)
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a price above 0")
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
     return value
 
 

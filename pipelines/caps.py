@@ -46,6 +46,7 @@ class Meter:
 
     Attributes:
         reached: set when a limit is reached.
+        most_nodes: that were counted at once.
     """
 
     def __init__(self, caps: Caps | None = None, clock: Clock | None = None) -> None:
@@ -56,6 +57,7 @@ class Meter:
         self._began = self._looked = self._clock.monotonic()
         self._count: Callable[[], int | None] | None = None
         self._nodes = 0  # at the last look
+        self.most_nodes = 0
         self._node_seconds = 0.0
         self._reason = ""
         self._callbacks: list[Callable[[], object]] = []
@@ -81,6 +83,7 @@ class Meter:
             if self._count is not None:
                 counted = self._count()
                 self._nodes = self._nodes if counted is None else counted
+                self.most_nodes = max(self.most_nodes, self._nodes)
                 self._node_seconds += self._nodes * (now - self._looked)
             self._looked = now
             is_new = not self.reached.is_set() and self._compare(now)

@@ -36,6 +36,8 @@ INSTALL = "HEIC needs the package pillow-heif: pip install 'ray-detr[heif]' on e
 _PARAMETER_SET = 33  # the sort of a unit of HEVC that says how large pictures are (SPS)
 _ROUNDING = 128  # pixels: a coded picture ends at a whole block, at most this far behind the picture
 _SPARE_PIXELS = 4 * 1024**2  # that tiles may have beyond the picture, besides a share
+_MOST_SHARED = 2  # times the length of the file: what all items of a picture may take from it
+_MOST_UNITS = 10_000  # of one item; encoders make some ten for a picture
 _MOST_SHARE = 8  # of the pixels of the picture that all its tiles, depths and masks may have together
 # What pillow-heif 1.8 was seen to raise on damaged bytes. Not MemoryError: that is the machine's fault.
 _DAMAGE = (OSError, ValueError, RuntimeError, SyntaxError, EOFError, LookupError, TypeError)
@@ -56,8 +58,13 @@ def read_heic(data: bytes) -> Header:
     height, width = _size_of(meta, meta.primary)
     claimed = height * width
     joining = {source for kind, source, _ in meta.references if kind == b"dimg"}
+    items = _decoded_with(meta, meta.primary)
+    # before any is joined: items may share their bytes, and each of thousands may be the whole file
+    taken = (sum(length for _, length in meta.places.get(item, ())) for item in items)
+    if sum(min(length, len(data)) for length in taken) > _MOST_SHARED * len(data):
+        raise UnreadableImage("the parts of the HEIC lie on one another")
     coded = 0
-    for item in _decoded_with(meta, meta.primary):
+    for item in items:
         coded += _check_item(data, meta, item, is_joining=item in joining)
     if coded > _MOST_SHARE * claimed + _SPARE_PIXELS:
         raise UnreadableImage(
@@ -200,8 +207,13 @@ def _units_of_item(data: bytes, meta: Meta, item: int, settings: bytes) -> Itera
     coded = b"".join(data[start : start + length] for start, length in meta.places[item])
     if sum(length for _, length in meta.places[item]) > len(coded):
         raise TruncatedImage("the file ends before its picture does")
-    position = 0
+    if not coded:  # libheif leaves such a tile out, and the rest of the picture would count as all of it
+        raise UnreadableImage("a part of the HEIC has no data")
+    position, left = 0, _MOST_UNITS
     while position + width <= len(coded):
+        left -= 1  # a unit may take no bytes
+        if left < 0:
+            raise UnreadableImage("the HEIC has too many units of HEVC")
         length = int.from_bytes(coded[position : position + width])
         position += width
         yield coded[position : position + min(length, 256)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
 from pipelines.caps import Meter
@@ -14,7 +14,7 @@ from pipelines.errors import CapReached
 from pipelines.labelling.cutting import Look, Selection
 from pipelines.labelling.labelled_keys import LabelledKeys, read_labelled
 from pipelines.labelling.manifest import Counts, PlannedSegment, read_complete, read_manifest
-from pipelines.labelling.outcome import Outcome, ShardReport
+from pipelines.labelling.outcome import Outcome, ShardReport, Work
 from pipelines.labelling.past_settings import PastSettings
 from pipelines.labelling.plan import write_plan
 from pipelines.labelling.progress import Progress
@@ -105,6 +105,7 @@ class RunResult:
     images_this_start: int
     changed_this_start: int
     labelling_seconds: float
+    work: Work
 
 
 def run_labelling(
@@ -162,12 +163,12 @@ def run_labelling(
     )
     found = start.begin_or_resume(new_run=new_run)
     if isinstance(found, Counts):
-        return RunResult(None, False, Totals(), found, 0, 0, 0, 0.0)
+        return RunResult(None, False, Totals(), found, 0, 0, 0, 0.0, Work())
     run = found.run
     plan = plan_ahead(start.plan(found))
     began = clock.monotonic()
     count = _Count(plan, Progress("label", began=began), show)
-    meter = meter or Meter()
+    meter, work = meter or Meter(), Work()
     for segments in plan.waves():
         still_ours()
         count.add(images_before=read_done(table, run.run_id, run.layout).count_images(segments))
@@ -177,6 +178,7 @@ def run_labelling(
                 moved(report.seconds)
                 still_ours()
                 count.add(report=report)
+                work.add(report)
                 on_shard(run.run_id, report)
                 for note in report.notes:
                     logging.getLogger(__name__).warning("%s", note)
@@ -197,7 +199,9 @@ def run_labelling(
     segments = [planned for planned in read_manifest(table, run.run_id) if planned.ending is None]
     with start.watchdog.stage("counting published rows"):
         totals = verify_run(table, run.run_id, run.layout, segments)
-    finish_run(table, run.run_id, now=clock.now(), totals=_record(totals))
+    meter.look()
+    spent = {**asdict(work), "node_hours": meter.node_hours, "cost": meter.cost}
+    finish_run(table, run.run_id, now=clock.now(), totals={**_record(totals), "last_start": spent})
     try:
         remove_parts(table, run.run_id, threads=threads)
     except StoreError as error:  # the run is finished all the same, and the next start removes them first of all
@@ -211,6 +215,7 @@ def run_labelling(
         images_this_start=count.progress.images_this_start,
         changed_this_start=count.progress.changed,
         labelling_seconds=labelling_seconds,
+        work=work,
     )
 
 

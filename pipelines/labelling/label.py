@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from detr.images.header import MAX_PIXELS
 from detr.precision import family_precision
-from pipelines.caps import Caps, metering
+from pipelines.caps import Caps, Meter, metering
 from pipelines.clock import SystemClock
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.labelling.cutting import RetryErrors, Selection
@@ -26,7 +26,7 @@ from pipelines.labelling.driver import RunResult, run_labelling
 from pipelines.labelling.labeler_spec import LabelerSpec
 from pipelines.labelling.lease import TRIES_SECONDS, holding
 from pipelines.labelling.model_names import with_recorded_name
-from pipelines.labelling.outcome import ShardReport
+from pipelines.labelling.outcome import ShardReport, Work
 from pipelines.labelling.plan import PlanConfig
 from pipelines.labelling.planning import Planner
 from pipelines.labelling.process_time import DECODE_SECONDS
@@ -75,6 +75,8 @@ class LabelConfig:
         relabel: Label images again that the table has with other settings of the model, instead of refusing.
         least_actors: Actors that must run; None is 1.
         most_actors: Actors that may run; None is what the cluster holds.
+        cpus_per_actor: CPUs that each actor takes of its node; None is 1 on GPUs, else cores so that eight fill a node.
+        gpus_per_actor: GPUs that each actor takes, such as 0.5 for two on a GPU; None is 1.
         shard_images: Images a shard; None is 2,048 on GPUs and 64 on CPUs, and fewer in a small run.
         max_error_rate: Above this share of error rows `LabelSummary.within_budget` is false.
         max_images: Label the first N images of the listing only.
@@ -113,6 +115,8 @@ class LabelConfig:
     relabel: bool = False
     least_actors: int | None = None
     most_actors: int | None = None
+    cpus_per_actor: int | None = None
+    gpus_per_actor: float | None = None
     shard_images: int | None = None
     max_error_rate: float = 0.05
     max_images: int | None = None
@@ -155,6 +159,10 @@ class LabelConfig:
         least, most = 1 if self.least_actors is None else self.least_actors, self.most_actors
         if least < 1 or (most is not None and most < least):
             raise ValueError(f"actors: {least}:{most} is not a range of at least 1 actor")
+        for name in ("cpus_per_actor", "gpus_per_actor"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name.replace('_', ' ')}: {value:g} is not above 0")
         if self.wait_minutes < 0:
             raise ValueError(f"wait minutes: {self.wait_minutes:g} is not a waiting time; give 0 or more.")
         if self.decode_seconds <= 0:
@@ -229,6 +237,8 @@ class LabelSummary:
     """What a run did, all its starts together; `images_this_start`, `changed_this_start`, `seconds` are of this one.
 
     `changed_this_start`: images that were another version than was listed; they are labelled as they were read.
+    `work`, `nodes`, `node_hours` and `cost` are of this start, too: seconds, requests and bytes; the most nodes that
+    could hold an actor; their hours, and what these cost by `caps.price_per_hour`.
     `run_id` is None where there was nothing to do: no run was begun then.
     """
 
@@ -249,6 +259,10 @@ class LabelSummary:
     resumed: bool
     max_error_rate: float
     query: str
+    work: Work = field(default_factory=Work)
+    nodes: int = 0
+    node_hours: float = 0.0
+    cost: float | None = None
 
     @property
     def error_rate(self) -> float:
@@ -345,7 +359,7 @@ def label(
                     afterwards.push(before_the_lease_ends.pop_all())
     except StoreError as error:
         raise RayDetrError(f"{error} Run the same command again to resume.") from error
-    return _summary(config, result, model, time.monotonic() - began)
+    return _summary(config, result, model, time.monotonic() - began, meter)
 
 
 def _spec(config: LabelConfig) -> LabelerSpec:
@@ -375,6 +389,8 @@ def _actors(config: LabelConfig) -> Actors:
         node_minutes=config.node_minutes,
         stall_minutes=config.stall_minutes,
         verbose=config.verbose,
+        cpus=config.cpus_per_actor,
+        gpus=config.gpus_per_actor,
     )
 
 
@@ -420,7 +436,7 @@ def _request(config: LabelConfig, model: ModelInfo) -> RunRequest:
     )
 
 
-def _summary(config: LabelConfig, result: RunResult, model: ModelInfo, seconds: float) -> LabelSummary:
+def _summary(config: LabelConfig, result: RunResult, model: ModelInfo, seconds: float, meter: Meter) -> LabelSummary:
     return LabelSummary(
         table=without_secrets(config.table),
         run_id=None if result.run is None else result.run.run_id,
@@ -439,6 +455,10 @@ def _summary(config: LabelConfig, result: RunResult, model: ModelInfo, seconds: 
         resumed=result.resumed,
         max_error_rate=config.max_error_rate,
         query=query_command(without_secrets(config.table), model.id, config.table_options),
+        work=result.work,
+        nodes=meter.most_nodes,
+        node_hours=meter.node_hours,
+        cost=meter.cost,
     )
 
 

@@ -33,6 +33,25 @@ class ShardReport:
     padded_pixels: int = 0
 
 
+@dataclass
+class Work:
+    """What shards took together: seconds summed over threads, requests and bytes of the images' stores."""
+
+    fetch_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    network_seconds: float = 0.0
+    requests: int = 0
+    size_bytes: int = 0
+
+    def add(self, report: ShardReport) -> None:
+        """Add a shard."""
+        self.fetch_seconds += report.fetch_seconds
+        self.decode_seconds += report.decode_seconds
+        self.network_seconds += report.detect_seconds
+        self.requests += report.requests
+        self.size_bytes += report.size_bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What became of one shard: one of the three is there, none of them if the run stops and it was not begun.

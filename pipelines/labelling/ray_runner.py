@@ -41,6 +41,8 @@ class Actors:
         node_minutes: How long an autoscaling cluster is waited for when it cannot hold `least` actors yet.
         stall_minutes: Give up when no shard has come back for so long.
         verbose: Let Ray's own messages through.
+        cpus: CPUs that each takes; None is the default of `pipelines.cluster.choose_pool`.
+        gpus: GPUs that each takes on GPUs; None is 1.
     """
 
     least: int | None
@@ -49,6 +51,8 @@ class Actors:
     node_minutes: float
     stall_minutes: float
     verbose: bool
+    cpus: float | None = None
+    gpus: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +212,7 @@ class RayRunner:
         self._is_closed.wait()
 
     def _connection(self) -> _Connection:
-        from pipelines.cluster import connected, count_nodes_for, wait_for_pool
+        from pipelines.cluster import ActorShare, connected, count_nodes_for, wait_for_pool
         from pipelines.doctor.at_start import check_at_start
 
         self._session.enter_context(connected(verbose=self._actors.verbose))
@@ -221,6 +225,7 @@ class RayRunner:
                 minutes=self._actors.node_minutes,
                 on_wait=lambda: self._show(Progress("waiting for nodes")),
                 is_given_up=self._is_given_up,
+                own=ActorShare(self._actors.cpus, self._actors.gpus),
             )
         except RayDetrError as stopped:
             if self._meter.reached.is_set():

@@ -4,6 +4,7 @@ from transformers import DetrImageProcessor
 from transformers.image_transforms import get_size_with_aspect_ratio
 
 from detr.images.decoding import TooExtreme
+from detr.images.results import ImageTooLarge
 from detr.size_rule import SizeRule
 
 SIZES = [(480, 640), (640, 480), (1000, 708), (707, 1000), (100, 333), (30, 500), (800, 800), (37, 41), (2339, 1653)]
@@ -22,6 +23,12 @@ SIZES = [(480, 640), (640, 480), (1000, 708), (707, 1000), (100, 333), (30, 500)
 )
 def test_each_rule_gives_its_sizes(rule: SizeRule, expected: list[tuple[int, int]]) -> None:
     assert [rule.shape(height, width) for height, width in SIZES[:3]] == expected
+
+
+def test_a_picture_that_is_not_resized_has_a_limit() -> None:
+    assert SizeRule("none").shape(4096, 4096) == (4096, 4096)
+    with pytest.raises(ImageTooLarge, match=r"5000 x 4000 pixels \(width x height\) are more than 16,777,216, and"):
+        SizeRule("none").shape(4000, 5000)
 
 
 def test_the_arithmetic_of_transformers_is_theirs_on_every_shape() -> None:

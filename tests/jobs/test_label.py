@@ -77,6 +77,7 @@ def test_every_option_arrives(asked: list[LabelConfig]) -> None:
         "--precision bf16 --batch-size 3 --max-error-rate 0.5 --sample 9 --seed 4 --keep station --via fsspec "
         "--anonymous --endpoint http://127.0.0.1:9000 --region eu-west-1 --profile lake --request-payer "
         "--table-endpoint http://127.0.0.1:9001 --table-region eu-west-2 --table-profile us --max-minutes 9 "
+        "--cpus-per-actor 4 --gpus-per-actor 0.5 "
         "--max-cost 7 --price-per-hour 3.5 --verbose"
     )
 
@@ -96,6 +97,8 @@ def test_every_option_arrives(asked: list[LabelConfig]) -> None:
             new_run=True,
             least_actors=2,
             most_actors=8,
+            cpus_per_actor=4,
+            gpus_per_actor=0.5,
             shard_images=100,
             max_error_rate=0.5,
             sample=9,

@@ -14,12 +14,13 @@ import torch
 import detr.checkpoints.checkpoint
 from detr.config import BackboneConfig, DetrConfig
 from detr.model import Detr
-from jobs.plan import main, report, size
+from jobs.plan import main, predicted, report, size
 from pipelines.errors import RayDetrError, SettingsMismatch, UsageError
 from pipelines.labelling.labelled_keys import labelled_keys
 from pipelines.labelling.plan import PlanConfig, PlanSummary, write_plan
 from pipelines.labelling.publish import commit_part
 from pipelines.labelling.run import RunRequest, finish_run
+from pipelines.labelling.trial import Prediction
 from pipelines.lake.listing import LakeObject, list_objects
 from pipelines.models import load_model
 from pipelines.store import StoreOptions, open_store
@@ -229,3 +230,29 @@ def test_all_that_is_left_out_has_its_line() -> None:
 )
 def test_a_size_has_the_unit_that_suits_it(size_bytes: int, shown: str) -> None:
     assert size(size_bytes) == shown
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("--trial 100", "--trial needs --model"),
+        ("--model scenes --trial 100 --max-images 5", "omit --max-images and --sample"),
+        ("--model scenes --price-per-hour 3", "--price-per-hour goes with --trial"),
+    ],
+)
+def test_a_trial_needs_what_it_is_of(capsys: pytest.CaptureFixture[str], options: str, sentence: str) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--images", "s3://lake/", "--table", "s3://lake/t", *options.split()])
+
+    assert left.value.code == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_prediction_is_shown_with_its_intervals() -> None:
+    found = Prediction(500, 25.0, (20.0, 30.0), 11.2, (9.3, 14.0), 2, 91.84, (76.26, 114.8))
+
+    assert predicted(found).splitlines() == [
+        "trial:      500 images: 25.00 images/s (20.00 to 30.00) on 2 nodes",
+        "predicted:  11.20 hours (9.30 to 14.00)",
+        "price:      91.84 (76.26 to 114.80)",
+    ]

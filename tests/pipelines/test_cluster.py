@@ -16,6 +16,7 @@ from ray._private import services
 from ray.exceptions import AuthenticationError
 
 from pipelines.cluster import (
+    ActorShare,
     Pool,
     _check_answers,
     _connect,
@@ -341,3 +342,26 @@ def test_waiting_for_nodes_ends_when_it_is_given_up(monkeypatch: pytest.MonkeyPa
         wait_for_pool(3, None, device="auto", minutes=60, on_wait=given_up.set, is_given_up=given_up)
 
     assert cluster.requests[-1] == []
+
+
+@pytest.mark.parametrize(
+    ("node", "device", "own", "expected"),
+    [
+        (GPU_HOST, "auto", ActorShare(cpus=4), Pool(1, 4, cpus=4, gpus=1, threads=4)),
+        (GPU_HOST, "auto", ActorShare(gpus=0.5), Pool(1, 8, cpus=1, gpus=0.5, threads=4)),
+        (GPU_HOST, "auto", ActorShare(cpus=2, gpus=0.5), Pool(1, 8, cpus=2, gpus=0.5, threads=2)),
+        (LAPTOP, "auto", ActorShare(cpus=4), Pool(1, 2, cpus=4, gpus=0, threads=4)),
+        (GPU_HOST, "cpu", ActorShare(cpus=8, gpus=0.5), Pool(1, 2, cpus=8, gpus=0, threads=8)),
+    ],
+)
+def test_actors_take_what_is_asked_for_each(
+    node: Mapping[str, float], device: str, own: ActorShare, expected: Pool
+) -> None:
+    assert choose_pool([node], None, None, device=device, own=own) == expected
+
+
+def test_actors_that_ask_for_more_than_a_node_has_do_not_fit() -> None:
+    with pytest.raises(
+        RayDetrError, match=r"^1 actor does not fit: each needs 2 GPU and 32 CPU, and the cluster has room"
+    ):
+        choose_pool([GPU_HOST], None, None, device="auto", own=ActorShare(32, 2))

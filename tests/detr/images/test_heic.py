@@ -14,6 +14,7 @@ from PIL import Image
 
 from detr.images import heic as image_heic
 from detr.images.decoding import ImageError, decode, read_header
+from tests.detr.images.heic_grid import coded, grid_heic, grid_of
 
 PHOTO = Path(__file__).parents[4] / "shared" / "data" / "awkward" / "photo.heic"
 
@@ -158,6 +159,43 @@ def test_without_the_package_the_sentence_says_what_to_install(monkeypatch: pyte
 @pytest.mark.skipif(not PHOTO.exists(), reason=f"no {PHOTO}")
 def test_a_photograph_of_another_encoder_is_read() -> None:
     assert decode(PHOTO.read_bytes()).shape == (3, 128, 128)
+
+
+def test_tiles_are_joined_cut_and_turned_as_iphones_write_them() -> None:
+    image = gradient(150, 200)  # 3 rows and 4 columns, of which the last are cut
+    for quarters, size in ((0, (150, 200)), (1, (200, 150))):
+        data = grid_heic(image, quarters)
+
+        header, pixels = read_header(data), decode(data)
+
+        assert (header.height, header.width) == size
+        expected = np.rot90(np.asarray(image), quarters).transpose(2, 0, 1).astype(int)
+        assert pixels.shape == (3, *size)
+        assert np.abs(pixels.numpy().astype(int) - expected).mean() < 2
+
+
+@pytest.mark.parametrize(
+    ("file", "kind"),
+    [
+        ("empty", "unreadable"),  # thousands of items that share an empty piece
+        ("some empty", "unreadable"),  # libheif leaves these out, so half of a picture would be taken for all of it
+        ("shared", "unreadable"),  # each tile would be read as the whole file: 30 gigabytes
+        ("empty units", "unreadable"),
+    ],
+)
+def test_tiles_that_cost_much_more_than_their_file_are_refused(file: str, kind: str) -> None:
+    settings, units = coded(gradient(64, 64))
+    files = {
+        "empty": lambda: grid_of(60, 60, (3840, 3840), settings, [units], [-1] * 3600),
+        "some empty": lambda: grid_of(4, 4, (256, 256), settings, [units], [0, *[-1] * 15]),
+        "shared": lambda: grid_of(100, 100, (6400, 6400), settings, [units + bytes(3_000_000)], [0] * 10_000),
+        "empty units": lambda: grid_of(1, 1, (64, 64), settings, [units + bytes(20_000_000)], [0]),
+    }
+    data = files[file]()
+    began = time.process_time()
+
+    assert refusal(data)[0] == kind
+    assert time.process_time() - began < 2
 
 
 def test_a_list_of_places_without_end_is_refused() -> None:

@@ -9,6 +9,8 @@ import numpy as np
 import pillow_heif
 from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin
 
+from tests.detr.images.heic_grid import grid_heic
+
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "HEIC", "others")
 
 
@@ -149,6 +151,7 @@ def _heics() -> list[bytes]:
         _heic([picture("L")], chroma=444, quality=-1),
         _heic([picture(height=200, width=8)], quality=20),
         _heic([picture(), picture("RGBA").rotate(180)], primary_index=1),
+        grid_heic(picture(height=100, width=130), quarters=3),  # tiles, as iPhones write them
     ]
 
 
