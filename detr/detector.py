@@ -73,7 +73,8 @@ class Detector:
         network = model if isinstance(model, Detr) else load(model)
         self.name = name or ("the model" if isinstance(model, Detr) else str(model))
         self.config = network.config
-        self.identity = fingerprint(network)
+        # hashing 160 MB takes 0.2 s, which evaluation during training need not spend
+        self.identity = None if isinstance(model, Detr) else fingerprint(network)
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
         self._transfer = transfer_for(self.device)

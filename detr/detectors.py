@@ -33,8 +33,8 @@ class DetectorLike(Protocol):
     """What it computes in, "auto" resolved."""
 
     @property
-    def identity(self) -> str:
-        """The sha256, in hex, of everything that decides its detections."""
+    def identity(self) -> str | None:
+        """The sha256, in hex, of everything that determines its detections; None for a network that was passed in."""
         ...
 
     @property

@@ -120,6 +120,7 @@ def load_detector(
         )
     except CheckpointError as error:
         raise _refusal(error) from error
+    assert detector.identity is not None, "it was loaded from a reference"
     return detector, _info(reference, detector.identity, detector.categories, detector.family)
 
 

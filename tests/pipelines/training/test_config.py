@@ -89,7 +89,7 @@ def test_relative_shards_stay_where_they_were_when_the_configuration_was_made(
 FREE = {
     "storage", "name", "recipe_name", "least_workers", "most_workers", "device", "ingest", "threads", "prefetch_steps",
     "evaluate_epochs", "keep", "checkpoint_minutes", "log_steps", "trackers", "fused", "compiled", "restarts",
-    "collective_seconds", "endpoint", "region", "profile", "verbose", "shared_folders", "tf32",
+    "caps", "collective_seconds", "endpoint", "region", "profile", "verbose", "shared_folders", "tf32",
 }  # fmt: skip
 
 OTHERS: dict[str, Any] = {
