@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pipelines.clock import Clock, SystemClock
+from pipelines.concurrently import repeating
 
 LOOK_SECONDS = 1.0  # between two looks at the time and at the nodes
 
@@ -128,17 +129,7 @@ class Meter:
 
 @contextmanager
 def metering(caps: Caps) -> Iterator[Meter]:
-    """Give a meter that looks every second, in a thread that ends with the context."""
-    meter, ended = Meter(caps), threading.Event()
-
-    def go_on() -> None:
-        while not ended.wait(LOOK_SECONDS):
-            meter.look()
-
-    thread = threading.Thread(target=go_on, name="meter", daemon=True)
-    thread.start()
-    try:
+    """Yield a meter that is updated every second in a background thread."""
+    meter = Meter(caps)
+    with repeating(meter.look, seconds=LOOK_SECONDS, name="meter"):
         yield meter
-    finally:
-        ended.set()
-        thread.join()

@@ -1,7 +1,9 @@
-"""Maps a function over many items with a bounded number of threads."""
+"""Functions in background threads: mapped over many items, or called at intervals."""
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -9,12 +11,39 @@ R = TypeVar("R")
 
 
 def map_concurrently(function: Callable[[T], R], things: Iterable[T], *, threads: int) -> Iterator[R]:
-    """Yield what a function makes of each thing, in their order, and raise what it raises in its place.
+    """Yield the results of a function for each item, in order; an exception is raised in the place of its result.
 
-    With one thread it is the calling one, and nothing is begun behind a failure: then all is done in one order.
+    With `threads=1` the calling thread is used, and no item after a failed one is started.
     """
     if threads == 1:
         yield from map(function, things)
         return
     with ThreadPoolExecutor(threads) as pool:
         yield from pool.map(function, things)
+
+
+@contextmanager
+def repeating(function: Callable[[], bool | None], *, seconds: float, name: str) -> Iterator[None]:
+    """Call a function every `seconds` in a background thread while the context lasts, or until it returns False.
+
+    The first call is after `seconds`. A call in progress is waited for when the context ends. An exception ends the
+    thread and is reported by `threading.excepthook`.
+
+    Args:
+        function: Called without arguments.
+        seconds: Between the end of a call and the next one.
+        name: Name of the thread.
+    """
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(seconds) and function() is not False:
+            pass
+
+    thread = threading.Thread(target=repeat, name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

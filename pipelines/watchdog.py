@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pipelines.clock import Clock, SystemClock
+from pipelines.concurrently import repeating
 
 STALL_SECONDS = 120.0
 LOOK_SECONDS = 5.0
@@ -77,17 +78,7 @@ class Watchdog:
 
 @contextmanager
 def watching() -> Iterator[Watchdog]:
-    """Give a watchdog that looks by itself, in a thread that ends with the context."""
-    watchdog, ended = Watchdog(), threading.Event()
-
-    def go_on() -> None:
-        while not ended.wait(LOOK_SECONDS):
-            watchdog.look()
-
-    thread = threading.Thread(target=go_on, name="watchdog", daemon=True)
-    thread.start()
-    try:
+    """Yield a watchdog that looks every few seconds in a background thread."""
+    watchdog = Watchdog()
+    with repeating(watchdog.look, seconds=LOOK_SECONDS, name="watchdog"):
         yield watchdog
-    finally:
-        ended.set()
-        thread.join()

@@ -28,6 +28,7 @@ from ray.experimental.internal_kv import (
 )
 
 from pipelines.cluster import Pool, first_line, remote_sentence, room_sentence, silenced
+from pipelines.concurrently import repeating
 from pipelines.errors import RayDetrError
 from pipelines.labelling.fetching import LakeUnreadable
 from pipelines.labelling.labeler_spec import LabelerSpec, build_detector, build_labeler
@@ -198,44 +199,34 @@ class _Begun:
 
 @contextmanager
 def _stopping(begun: _Begun, stop: threading.Event | None) -> Iterator[None]:
-    """Tell the actors when the run is to stop, from a thread that ends with this."""
-    ended = threading.Event()
+    """Tell the actors when the run is to stop."""
 
-    def go_on() -> None:
-        while stop is not None and not ended.is_set():
-            if stop.wait(STOP_POLL_SECONDS):
-                with suppress(RayError, RuntimeError, ValueError):  # the head is gone, which the pool notices by itself
-                    begun.stop()
-                return
+    def look() -> bool:
+        assert stop is not None
+        if stop.is_set():
+            with suppress(RayError, RuntimeError, ValueError):  # the head is gone, which the pool notices by itself
+                begun.stop()
+        return not stop.is_set()
 
-    thread = threading.Thread(target=go_on, name="stop", daemon=True)
-    thread.start()
-    try:
+    with nullcontext() if stop is None else repeating(look, seconds=STOP_POLL_SECONDS, name="stop"):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 @contextmanager
 def _told(done: _ImagesDone, show: Callable[[int], None]) -> Iterator[None]:
-    """Show how many images of unfinished shards are done, from a thread that ends with this."""
-    ended = threading.Event()
+    """Show how many images of unfinished shards are done; 0 at the end."""
 
-    def go_on() -> None:
-        while not ended.wait(TELL_SECONDS):
-            try:
-                show(done.read())
-            except (RayError, RuntimeError, ValueError):  # the head is gone, which the pool notices by itself
-                return
+    def tell() -> bool:
+        try:
+            show(done.read())
+        except (RayError, RuntimeError, ValueError):  # the head is gone, which the pool notices by itself
+            return False
+        return True
 
-    thread = threading.Thread(target=go_on, name="images done", daemon=True)
-    thread.start()
     try:
-        yield
+        with repeating(tell, seconds=TELL_SECONDS, name="images done"):
+            yield
     finally:
-        ended.set()
-        thread.join()
         show(0)
 
 

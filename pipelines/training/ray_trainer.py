@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -18,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.caps import Meter
 from pipelines.cluster import silenced
+from pipelines.concurrently import repeating
 from pipelines.errors import CapReached, RayDetrError
 from pipelines.training.config import TrainConfig
 from pipelines.training.process_group import ProcessGroupConfig
@@ -117,32 +117,27 @@ def _watched(trainer: _Trainer, board: Any, show: Callable[[TrainProgress], None
 
     Workers that have to stop end by themselves within a minute; those that never began do not.
     """
-    over = threading.Event()
+    ends: float | None = None
 
-    def watch() -> None:
-        ends: float | None = None
-        while not over.wait(POLL_SECONDS):
-            try:
-                if meter.reached.is_set():
-                    board.cap.remote(meter.reason)
-                progress, stopped, _, _ = ray.get(board.read.remote())
-            except ray.exceptions.RayError:  # the cluster is gone: whoever waits for Ray Train hears of it
-                return
-            if progress is not None:
-                show(progress)
-            if stopped is not None and ends is None:
-                ends = time.monotonic() + LEAVE_SECONDS
-            if ends is not None and time.monotonic() > ends and trainer.controller is not None:
-                ray.kill(trainer.controller)
-                return
+    def watch() -> bool:
+        nonlocal ends
+        try:
+            if meter.reached.is_set():
+                board.cap.remote(meter.reason)
+            progress, stopped, _, _ = ray.get(board.read.remote())
+        except ray.exceptions.RayError:  # the cluster is gone: whoever waits for Ray Train hears of it
+            return False
+        if progress is not None:
+            show(progress)
+        if stopped is not None and ends is None:
+            ends = time.monotonic() + LEAVE_SECONDS
+        if ends is not None and time.monotonic() > ends and trainer.controller is not None:
+            ray.kill(trainer.controller)
+            return False
+        return True
 
-    thread = threading.Thread(target=watch, name="watch", daemon=True)
-    thread.start()
-    try:
+    with repeating(watch, seconds=POLL_SECONDS, name="watch"):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 class _Failures(UserCallback):
