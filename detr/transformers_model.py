@@ -97,6 +97,9 @@ class TransformersModel:
         try:
             found = self._processor(images=[image], return_tensors="pt", input_data_format="channels_first")
         except (ValueError, RuntimeError, ZeroDivisionError) as error:
+            if isinstance(error, RuntimeError) and image.device.type != "meta":
+                self.shape(*image.shape[1:])  # raises where the size is the reason
+                raise  # such as for lack of memory
             height, width = image.shape[1:]
             raise TooExtreme(
                 f"{width} x {height} pixels (width x height) cannot be resized by the image processor of {self.name}: "

@@ -70,6 +70,11 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
         # the reader of our output is gone (`| head`): leave without a second error from the flush at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(SYSTEM_FAILURE)
+    except Exception as error:
+        if not _is_store_error(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(SYSTEM_FAILURE)
     finally:
         signal.signal(signal.SIGTERM, before)
         interrupts.restore()
@@ -107,6 +112,12 @@ def _flush(stream: TextIO | None) -> None:
     if stream is not None:
         with suppress(OSError, ValueError):
             stream.flush()
+
+
+def _is_store_error(error: Exception) -> bool:
+    """Return whether an object store refused; its clients are not imported to find out."""
+    interface = sys.modules.get("pipelines.store.interface")
+    return interface is not None and isinstance(error, interface.StoreError)
 
 
 def _escape_what_it_cannot_encode(stream: object) -> None:

@@ -67,8 +67,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--cpus-per-actor",
         type=count,
         metavar="N",
-        help="CPUs that each actor takes and decodes with (1 on GPUs, which it decodes beside with all cores of its "
-        "share; without GPUs, cores so that 8 actors fill a node)",
+        help="CPUs that each actor reserves and decodes with (with GPUs: reserves 1, decodes with all cores of "
+        "its share of the node; without GPUs: cores so that 8 actors fill a node)",
     )
     parser.add_argument(
         "--gpus-per-actor",

@@ -271,7 +271,8 @@ def choose_pool(
         raise RayDetrError(f"device {device} was asked for, but no node of the cluster has a GPU: {_figures(nodes)}.")
     cpus, gpus = _actor_needs(nodes, device=device, own=own)
     if gpus and own.cpus is None:
-        threads = max(1, int(min(node.get("CPU", 1) // node["GPU"] for node in nodes if node.get("GPU"))))
+        per_gpu = min(node.get("CPU", 1) / node["GPU"] for node in nodes if node.get("GPU"))
+        threads = max(1, int(per_gpu * min(1.0, gpus)))
     else:
         threads = int(cpus)
     room = _room(nodes, cpus, gpus)
@@ -378,8 +379,15 @@ def count_nodes_for(cpus: float, gpus: float, *, most: int) -> int | None:
 
 
 def _room(nodes: Sequence[Mapping[str, float]], cpus: float, gpus: float) -> int:
-    by_node = (min(node.get("CPU", 0) // cpus, node.get("GPU", 0) // gpus if gpus else math.inf) for node in nodes)
+    by_node = (min(node.get("CPU", 0) // cpus, _room_on_gpus(node.get("GPU", 0), gpus)) for node in nodes)
     return int(sum(by_node))
+
+
+def _room_on_gpus(count: float, gpus: float) -> float:
+    """Return how many actors fit on a node's GPUs: Ray gives shares below 1 of one GPU each, else whole GPUs."""
+    if not gpus:
+        return math.inf
+    return int(count) * math.floor(1 / gpus + 1e-9) if gpus < 1 else count // gpus
 
 
 def _check_answers(address: str) -> None:

@@ -126,7 +126,7 @@ def _look(path: Path) -> str | None:
 @cache
 def _code() -> str:
     """Return a digest of the code that reads models: what it decides may change with it."""
-    sources = sorted(Path(file) for folder in detr.__path__ for file in Path(folder).glob("*.py"))
+    sources = sorted(Path(file) for folder in detr.__path__ for file in Path(folder).rglob("*.py"))
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
 

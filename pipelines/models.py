@@ -62,6 +62,12 @@ class ModelInfo:
         return self.family == NATIVE
 
 
+def absolute_reference(reference: str) -> str:
+    """Return a model reference that means the same in any folder: workers run in another one."""
+    is_path = "://" not in reference and Path(reference).exists() and reference != "scenes"
+    return str(Path(reference).resolve()) if is_path else reference
+
+
 def load_model(reference: str, options: StoreOptions) -> tuple[Detr, ModelInfo]:
     """Load what `detr.load` takes, or a model directory at the URI of an object store.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -69,9 +70,11 @@ class RunMetrics:
 
     def labelling(self, progress: Progress, now: float) -> None:
         """Show how far labelling is; `now` is `time.monotonic()`."""
-        if progress.stage != "label" or not progress.images_this_start:
-            return  # Ray may not be connected
-        self._set("detr_running", 1, {"command": self._command})
+        if not self._is_connected():
+            return
+        self._set("detr_running", 1, {"command": self._command})  # also while it waits for nodes
+        if progress.stage != "label":
+            return
         self._set("detr_images_planned", progress.images_planned)
         self._set("detr_images_done", progress.images)
         if now > progress.began:
@@ -98,6 +101,10 @@ class RunMetrics:
                 self._set(f"detr_train_{name}", figures[name])
         if ap is not None:
             self._set("detr_train_ap", ap)
+
+    def _is_connected(self) -> bool:
+        ray = sys.modules.get("ray")  # imported where there is something to label
+        return ray is not None and bool(ray.is_initialized())
 
     def _count(self, name: str, value: float, tags: Mapping[str, str] | None = None) -> None:
         from ray.util.metrics import Counter  # here: Ray is imported where there is something to label

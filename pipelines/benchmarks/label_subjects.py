@@ -1,7 +1,6 @@
 """Whole commands, and the network alone on the same photographs: subjects of the `label` and `start` benchmarks."""
 
 import importlib
-import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,16 +9,17 @@ from pipelines.benchmarks.timing import Phases, result, steady
 
 
 def command(settings: dict[str, Any], _folder: Path) -> dict[str, Any]:
-    """Run one of the commands in this process as `python -m` does; return its exit code.
+    """Run one of the commands in this process, which does not end with it; return its exit code.
 
     Args:
         settings: `module`, such as "jobs.label", and `arguments`, a list of strings.
         _folder: the benchmark's working folder, which the arguments name where they need it.
     """
     sys.argv = [settings["module"], *settings["arguments"]]
+    main, run = importlib.import_module(settings["module"]).main, importlib.import_module("jobs.exits").run
     code: Any = 0
     try:
-        runpy.run_module(settings["module"], run_name="__main__", alter_sys=True)
+        run(main, settings["arguments"])
     except SystemExit as left:
         code = left.code or 0
     return {"exit_code": code if isinstance(code, int) else 1}

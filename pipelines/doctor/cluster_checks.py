@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import (
+    LocalRayletDiedError,
+    NodeDiedError,
+    OutOfMemoryError,
+    RayError,
+    TaskUnschedulableError,
+    WorkerCrashedError,
+)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.cluster import LOOPBACK, Pool, choose_pool, node_resources, remote_sentence
@@ -20,6 +27,7 @@ FACTS_SECONDS = 90.0  # for a worker to start on each node
 LEAST_OBJECT_STORE = 75 * 1024**2  # Ray's own smallest size
 FEW_OBJECT_STORE = 150 * 1024**2
 NODE_SKEW_SECONDS = 30.0  # between nodes: leases compare their clocks
+_NODE_LOST = (TaskUnschedulableError, NodeDiedError, WorkerCrashedError, OutOfMemoryError, LocalRayletDiedError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +55,8 @@ def ask_nodes(seconds: float = FACTS_SECONDS) -> Nodes:
         except ray.exceptions.GetTimeoutError:
             text = f"node {name} started no worker within {seconds:g} s"
             findings.append(Finding("nodes", "warn", text, "Look at its Ray logs."))
+        except _NODE_LOST as error:  # such as a spot instance: the cluster goes on without it
+            findings.append(Finding("nodes", "warn", f"node {name} left: {remote_sentence(error)}"))
         except (RayError, ImportError) as error:
             findings.append(Finding("nodes", "fail", remote_sentence(error)))
     return Nodes(facts, findings)

@@ -15,6 +15,7 @@ from pipelines.errors import RayDetrError
 from pipelines.labelling.labeler_spec import LabelerSpec
 from pipelines.labelling.reach import REACH_SECONDS, check_answers
 from pipelines.lake.listing import LakeObject, list_objects
+from pipelines.models import absolute_reference
 from pipelines.store import StoreError, StoreOptions, Stores, check_no_secret, open_store, without_secrets
 
 
@@ -110,12 +111,12 @@ def _cluster(config: DoctorConfig) -> Iterator[Finding]:
                 spec = LabelerSpec(
                     table="",
                     run_id="",
-                    model=config.model,
+                    model=absolute_reference(config.model),
                     model_sha256="",
                     threshold=0.0,
                     classes=None,
                     device=device,
-                    precision="fp16" if device == "cuda" else "fp32",
+                    precision="auto",
                     threads=1 if pool is None else pool.threads,
                     max_pixels=1,
                     image_options=config.image_options,

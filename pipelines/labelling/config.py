@@ -124,6 +124,8 @@ class LabelConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name.replace('_', ' ')}: {value:g} is not above 0")
+        if self.gpus_per_actor is not None and self.gpus_per_actor > 1 and self.gpus_per_actor % 1:
+            raise ValueError(f"gpus per actor: {self.gpus_per_actor:g} is neither a share below 1 nor a whole number")
         if self.wait_minutes < 0:
             raise ValueError(f"wait minutes: {self.wait_minutes:g} is not a waiting time; give 0 or more.")
         if self.decode_seconds <= 0:

@@ -35,7 +35,7 @@ def limits_for(max_pixels: int, seconds: float) -> DecodingLimits:
 class ImageDecoder(Protocol):
     """What makes encoded images ready for the network; called from many threads at once."""
 
-    def look(self, data: bytes) -> Header:
+    def read_header(self, data: bytes) -> Header:
         """Return what the header says of an image that can be decoded and resized.
 
         Raises:
@@ -59,7 +59,7 @@ class InProcessDecoder:
         """Take the detector that images are made ready for, and above how many pixels they are refused."""
         self._detector, self._max_pixels = detector, max_pixels
 
-    def look(self, data: bytes) -> Header:
+    def read_header(self, data: bytes) -> Header:
         """Return what the header says of an image that can be decoded and resized."""
         header = read_header(data, max_pixels=self._max_pixels)
         self._detector.target_shape(header.height, header.width)
@@ -85,9 +85,9 @@ class PreparedHere:
         """Take a decoder that does not resize, and the detector that images are made ready for."""
         self._decoder, self._detector = decoder, detector
 
-    def look(self, data: bytes) -> Header:
+    def read_header(self, data: bytes) -> Header:
         """Return what the header says of an image that can be decoded and resized."""
-        header = self._decoder.look(data)
+        header = self._decoder.read_header(data)
         self._detector.target_shape(header.height, header.width)
         return header
 

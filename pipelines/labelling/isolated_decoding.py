@@ -1,4 +1,4 @@
-"""Decoding where an image can kill a child process only: for shards that were lost before."""
+"""Decoding in child processes, so that a harmful image kills only its child: for shards that were lost before."""
 
 import json
 import mmap
@@ -35,9 +35,9 @@ from pipelines.labelling.decoding import DecodingLimits
 from pipelines.labelling.decoding_child import PACKET_BYTES, Settings, machine_bytes
 
 CHILD = "pipelines.labelling.decoding_child"
-MOST_TRIES = 3  # of an image whose decoder is ended by somebody else each time
-# What a process dies of by its own doing. Any other signal is sent: by an operator, or by a machine without memory.
-_OWN_DOING = {
+MOST_TRIES = 3  # for an image whose decoder is killed from outside each time
+# Signals that a process causes itself. All others come from outside: an operator, or the out-of-memory killer.
+_OWN_SIGNALS = {
     Signals.SIGSEGV,
     Signals.SIGABRT,
     Signals.SIGBUS,
@@ -46,31 +46,31 @@ _OWN_DOING = {
     Signals.SIGTRAP,
     Signals.SIGSYS,
 }
-# What children need of our environment: credentials are none of their business.
+# Environment variables that children get; no credentials.
 _KEPT = ("PATH", "HOME", "TMPDIR", "LANG", "TZ", "SYSTEMROOT")
 _KEPT_PREFIXES = ("LC_", "LD_", "PYTHON")
 
 
 class DecoderCrashed(ImageError):
-    """Decoding it kills the process, or raises what no damaged file should."""
+    """Decoding the image kills its process, or raises an exception that no damaged file should."""
 
     kind = "crashed"
 
 
 class DecodeTimeout(ImageError):
-    """Decoding it does not come to an end, though it has a core, or sleeps."""
+    """Decoding the image exceeds its limit of CPU time, or of time asleep."""
 
     kind = "decode_timeout"
 
 
 class OutOfMemory(ImageError):
-    """Decoding it takes more memory than the largest picture that is allowed."""
+    """Decoding the image takes more memory than the largest allowed image."""
 
     kind = "out_of_memory"
 
 
 class DecoderLost(Exception):
-    """The machine ends the processes that decode, again and again: nothing is known about the image."""
+    """Decoding processes were killed from outside again and again: nothing is known about the image."""
 
 
 _BY_KIND = {
@@ -81,18 +81,18 @@ _BY_KIND = {
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """How one request to a worker ended, as its warden saw it; see `decoding_child`.
+    """How one request to a worker ended, as reported by its supervisor; see `decoding_child`.
 
     Attributes:
-        ended: answered, died, lost, or too long computing or asleep.
-        answer: what it found, when it answered.
-        exit_code: of the process; negative is a signal. It is killed after its answer, too.
-        cpu_seconds: of the process.
-        asleep_seconds: how long it waited for nothing that would come.
-        wall_seconds: of the request.
-        peak_bytes: of the process, with some 700 MB of libraries.
-        free_bytes: memory of the machine that was free at the end.
-        said: the last that it wrote.
+        ended: "answered", "died", "lost", or "computing" or "asleep" for too long.
+        answer: The response, if it answered.
+        exit_code: Of the process; negative is a signal. It is killed after its response as well.
+        cpu_seconds: CPU time of the process.
+        asleep_seconds: How long no thread of it ran or waited for a core or a disk.
+        wall_seconds: Wall time of the request.
+        peak_bytes: Peak memory of the process, of which libraries take some 700 MB.
+        free_bytes: Memory of the machine that was available at the end.
+        said: Its standard error.
     """
 
     ended: str
@@ -107,23 +107,22 @@ class Report:
 
 
 class DecoderInChild:
-    """Decodes each image in a process that nothing else is decoded in; as many at once as threads call.
+    """Decodes each image in a process of its own; as many at once as threads call.
 
-    An image that kills, hangs or starves its process becomes an `ImageError` with its evidence. What the machine or an
-    operator did is never blamed on an image: it is tried again, then `DecoderLost` is raised.
+    An image that kills its process, hangs it or exhausts its memory becomes an `ImageError` with the evidence. If the
+    machine or an operator killed the process, the image is tried again; after `MOST_TRIES`, `DecoderLost` is raised.
     """
 
-    def __init__(self, *, size_rule: SizeRule, max_pixels: int, threads: int, limits: DecodingLimits) -> None:
-        """Start the processes; the first image waits the seconds that they take to import torch.
+    def __init__(self, *, size_rule: SizeRule | None, max_pixels: int, threads: int, limits: DecodingLimits) -> None:
+        """Start the processes. The first image waits some seconds until they have imported torch.
 
         Args:
-            size_rule: the model's.
-            max_pixels: larger pictures are refused by their header.
-            threads: how many images are decoded at once.
-            limits: what an image may take.
+            size_rule: The model's; None does not resize.
+            max_pixels: Larger images are refused by their header.
+            threads: How many images are decoded at once.
+            limits: For one image.
         """
-        # where the largest picture would not fit, the machine's own out-of-memory killer must not come first: its
-        # victims are never blamed
+        # the limit must be reached before the kernel's out-of-memory killer acts, whose kills are not blamed on images
         limits = replace(limits, memory_bytes=min(limits.memory_bytes, machine_bytes() // 2))
         self._limits = limits
         self._settings = Settings(
@@ -134,21 +133,21 @@ class DecoderInChild:
             asleep_seconds=limits.asleep_seconds,
             memory_bytes=limits.memory_bytes,
         )
-        self._nurseries: list[subprocess.Popen[bytes]] = []
-        self._wardens: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
+        self._fork_servers: list[subprocess.Popen[bytes]] = []
+        self._supervisors: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
         self._alone = threading.Lock()
         self._threads = threads
-        for warden in self._start(threads):
-            self._wardens.put(warden)
+        for supervisor in self._start(threads):
+            self._supervisors.put(supervisor)
 
-    def look(self, data: bytes) -> Header:
+    def read_header(self, data: bytes) -> Header:
         """Return what the header says of an image that can be decoded and resized.
 
         Raises:
             ImageError: it cannot.
-            DecoderLost: the machine does not let us know.
+            DecoderLost: its processes were killed from outside.
         """
-        answer, _ = self._ask("look", data)
+        answer, _ = self._ask("header", data)
         header: dict[str, Any] = answer["header"]
         taken_at = header["taken_at"]
         return Header(**{**header, "taken_at": None if taken_at is None else datetime.fromisoformat(taken_at)})
@@ -158,7 +157,7 @@ class DecoderInChild:
 
         Raises:
             ImageError: what is wrong with it.
-            DecoderLost: the machine does not let us know.
+            DecoderLost: its processes were killed from outside.
         """
         answer, pixels = self._ask("prepare", data)
         assert pixels is not None
@@ -166,24 +165,24 @@ class DecoderInChild:
         return Prepared(pixels.view(*answer["shape"], 3).permute(2, 0, 1), answer["height"], answer["width"])
 
     def close(self) -> None:
-        """End the processes. They end with this one in any case."""
+        """End the processes. They also end with this process."""
         for _ in range(self._threads):
-            self._wardens.get().close()
-        for nursery in self._nurseries:
-            nursery.wait()
+            self._supervisors.get().close()
+        for server in self._fork_servers:
+            server.wait()
 
-    def _ask(self, work: str, data: bytes) -> tuple[Mapping[str, Any], torch.Tensor | None]:
-        warden = self._wardens.get()
+    def _ask(self, request: str, data: bytes) -> tuple[Mapping[str, Any], torch.Tensor | None]:
+        supervisor = self._supervisors.get()
         reasons = []
         try:
             for attempt in range(MOST_TRIES):
                 with self._first_or_alone(attempt):
                     try:
-                        report, pixels = _exchange(warden, work, data)
+                        report, pixels = _exchange(supervisor, request, data)
                     except ConnectionError:
-                        reasons.append("the process that watches over them ended")
-                        warden.close()
-                        (warden,) = self._start(1)
+                        reasons.append("its supervisor process ended")
+                        supervisor.close()
+                        (supervisor,) = self._start(1)
                         continue
                 verdict = judge(report, self._limits)
                 if isinstance(verdict, ImageError):
@@ -192,7 +191,7 @@ class DecoderInChild:
                     return verdict, pixels
                 reasons.append(verdict)
         finally:
-            self._wardens.put(warden)
+            self._supervisors.put(supervisor)
         raise DecoderLost(
             f"an image of {len(data):,} bytes could not be decoded in {MOST_TRIES} tries, none of which shows anything "
             f"about the image: {'; '.join(reasons)}"
@@ -200,7 +199,7 @@ class DecoderInChild:
 
     @contextmanager
     def _first_or_alone(self, attempt: int) -> Iterator[None]:
-        """Let later tries run one after the other: it may be that there was no room for so many at once."""
+        """Run retries one at a time: the machine may have lacked memory for several."""
         if attempt == 0:
             yield
             return
@@ -208,26 +207,26 @@ class DecoderInChild:
             yield
 
     def _start(self, count: int) -> list[socket.socket]:
-        """Start a nursery with `count` wardens, and return the connections to them."""
+        """Start a fork server with `count` supervisors and return the connections to them."""
         pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(count)]
         theirs = [pair[1].fileno() for pair in pairs]
         settings = replace(self._settings, sockets=tuple(theirs))
-        nursery = subprocess.Popen(  # noqa: S603 - our own program
+        server = subprocess.Popen(  # noqa: S603 - our own program
             [sys.executable, "-P", "-m", CHILD, settings.to_json()],
             pass_fds=theirs,
             stdin=subprocess.DEVNULL,
             stdout=2,
             env=child_environment(os.environ),
-            start_new_session=True,  # Ctrl-C is the actor's to answer
+            start_new_session=True,  # Ctrl-C is handled by the actor
         )
-        self._nurseries.append(nursery)
+        self._fork_servers.append(server)
         for _, other in pairs:
             other.close()
         return [ours for ours, _ in pairs]
 
 
 def judge(report: Report, limits: DecodingLimits) -> Mapping[str, Any] | ImageError | str:
-    """Return the answer, what is wrong with the image, or in a sentence why this try says nothing about the image."""
+    """Return the response, the error of the image, or as text why this attempt says nothing about the image."""
     answer = report.answer or {}
     if "machine" in answer:
         return str(answer["machine"])
@@ -257,7 +256,7 @@ def judge(report: Report, limits: DecodingLimits) -> Mapping[str, Any] | ImageEr
     if (
         report.ended == "died"
         and report.exit_code is not None
-        and (report.exit_code >= 0 or -report.exit_code in _OWN_DOING)
+        and (report.exit_code >= 0 or -report.exit_code in _OWN_SIGNALS)
     ):
         said = f"; it said: {report.said.splitlines()[-1][:300]}" if report.said else ""
         return DecoderCrashed(f"decoding it ended its process by {_how(report.exit_code)} ({_evidence(report)}{said})")
@@ -267,10 +266,10 @@ def judge(report: Report, limits: DecodingLimits) -> Mapping[str, Any] | ImageEr
 
 
 def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return what children are given of our environment: what Python needs, and no credentials.
+    """Return the environment of child processes: what Python needs, without credentials.
 
-    Our `sys.path` goes along, which Ray may have extended. One thread each: there is a child for every core. The memory
-    of what is imported in huge pages, so that a fork copies fewer of their tables.
+    `sys.path`, which Ray may have extended, is passed as PYTHONPATH. Libraries use one thread, because there is a child
+    for every core. Heap memory is in huge pages, so that a fork copies fewer page tables.
     """
     kept = {name: value for name, value in environment.items() if name in _KEPT or name.startswith(_KEPT_PREFIXES)}
     paths = [str(Path(path).absolute()) for path in sys.path]  # "" is the current folder
@@ -285,16 +284,16 @@ def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _exchange(warden: socket.socket, work: str, data: bytes) -> tuple[Report, torch.Tensor | None]:
-    """Have a warden look at or prepare an image; return how it went, and the pixels as `(bytes,)` uint8 if any."""
+def _exchange(supervisor: socket.socket, request: str, data: bytes) -> tuple[Report, torch.Tensor | None]:
+    """Send a request with an image to a supervisor; return its report, and the pixels as `(bytes,)` uint8 if any."""
     image = os.memfd_create("image", os.MFD_CLOEXEC)
     pixels = os.memfd_create("pixels", os.MFD_CLOEXEC)
     try:
         left = memoryview(data)
         while left:
             left = left[os.write(image, left) :]
-        socket.send_fds(warden, [json.dumps({"work": work}).encode()], [image, pixels])
-        packet = warden.recv(PACKET_BYTES)
+        socket.send_fds(supervisor, [json.dumps({"request": request}).encode()], [image, pixels])
+        packet = supervisor.recv(PACKET_BYTES)
         if not packet:
             raise ConnectionResetError("the supervisor has ended")
         size = os.fstat(pixels).st_size

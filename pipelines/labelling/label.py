@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
@@ -33,7 +32,7 @@ from pipelines.labelling.reach import check_answers
 from pipelines.labelling.run import RunRequest
 from pipelines.labelling.segments import publishing
 from pipelines.lake.listing import list_objects
-from pipelines.models import ModelInfo, check_classes, identify_model
+from pipelines.models import ModelInfo, absolute_reference, check_classes, identify_model
 from pipelines.store import (
     StoreError,
     StoreOptions,
@@ -187,7 +186,7 @@ def _spec(config: LabelConfig) -> LabelerSpec:
     return LabelerSpec(
         table=join_uri(*split_uri(config.table)),  # a relative path would be another folder where actors run
         run_id="",
-        model=_everywhere(config.model),
+        model=absolute_reference(config.model),
         model_sha256="",
         threshold=config.threshold,
         classes=config.classes,
@@ -290,12 +289,6 @@ def query_command(table: str, model: str, options: StoreOptions) -> str:
     words = ["ray-detr query", f"--table {quote(table)}", f"--model {quote(model)}", *given]
     sql = "SELECT label, count(*) AS detections FROM detections GROUP BY ALL ORDER BY 2 DESC"
     return f'{" ".join(words)} "{sql}"'
-
-
-def _everywhere(model: str) -> str:
-    """Return a model's reference as it is understood from any folder: actors run in another one."""
-    is_path = "://" not in model and Path(model).exists() and model != "scenes"
-    return str(Path(model).resolve()) if is_path else model
 
 
 def _versions() -> dict[str, str]:

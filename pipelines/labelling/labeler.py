@@ -153,7 +153,7 @@ class Labeler:
             return _Opened(fetched)
         clocked.add("size_bytes", len(fetched.blob.data))
         try:
-            return _Opened(fetched, self._decoder.look(fetched.blob.data))
+            return _Opened(fetched, self._decoder.read_header(fetched.blob.data))
         except ImageError as error:
             return _Opened(fetched, failed=error)
 

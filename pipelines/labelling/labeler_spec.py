@@ -85,7 +85,6 @@ def build_detector(spec: LabelerSpec) -> tuple[DetectorLike, ModelInfo]:
 
 def build_decoder(spec: LabelerSpec, detector: DetectorLike) -> ImageDecoder:
     """Return what decodes the images: in this process, or where they can kill a child process only."""
-    from detr.size_rule import SizeRule
     from pipelines.labelling.decoding import InProcessDecoder, PreparedHere, limits_for
     from pipelines.labelling.isolated_decoding import DecoderInChild
     from pipelines.labelling.watched_decoding import WatchedDecoder, end_process
@@ -94,7 +93,7 @@ def build_decoder(spec: LabelerSpec, detector: DetectorLike) -> ImageDecoder:
     if not spec.isolated:
         return WatchedDecoder(InProcessDecoder(detector, max_pixels=spec.max_pixels), limits, on_hang=end_process)
     in_child = DecoderInChild(
-        size_rule=detector.size_rule or SizeRule("none"),
+        size_rule=detector.size_rule,
         max_pixels=spec.max_pixels,
         threads=spec.threads,
         limits=limits,

@@ -115,18 +115,27 @@ def acquire(table: Store, here: Process, *, token: str, now: datetime) -> Lease:
         return Lease(mine, table.put(LEASE_KEY, _encode(mine), create=True), is_new=True)
     except AlreadyExists:
         pass
-    holder, etag = _read(table)
-    if holder.token == token:  # an answer was lost, and the put that was sent again met the first
-        return Lease(holder, etag)
-    if not is_free(holder, here, now):
-        raise LeaseHeld(held_sentence(table.uri, holder, now))
     try:
-        return Lease(mine, table.put(LEASE_KEY, _encode(mine), if_match=etag))
-    except Changed:
         holder, etag = _read(table)
-        if holder.token == token:
+        if holder.token == token:  # a response was lost, and the put that was sent again met the first
             return Lease(holder, etag)
-        raise LeaseHeld(held_sentence(table.uri, holder, now)) from None
+        if not is_free(holder, here, now):
+            raise LeaseHeld(held_sentence(table.uri, holder, now))
+        try:
+            return Lease(mine, table.put(LEASE_KEY, _encode(mine), if_match=etag))
+        except Changed:
+            holder, etag = _read(table)
+            if holder.token == token:
+                return Lease(holder, etag)
+            raise LeaseHeld(held_sentence(table.uri, holder, now)) from None
+    except NotFound:  # its holder wrote nothing and has deleted it meanwhile; if another one takes it now, that is told
+        try:
+            return Lease(mine, table.put(LEASE_KEY, _encode(mine), create=True), is_new=True)
+        except AlreadyExists:
+            holder, etag = _read(table)
+            if holder.token == token:
+                return Lease(holder, etag)
+            raise LeaseHeld(held_sentence(table.uri, holder, now)) from None
 
 
 def renew(table: Store, lease: Lease, *, now: datetime) -> Lease:
@@ -216,9 +225,7 @@ class _Keeper:
         self._thread.join()
         held = self._held
         try:
-            if self._is_alone():
-                for key in (LEASE_KEY, LOCK_KEY):  # still held, so that nobody takes it meanwhile
-                    self._table.delete(key)
+            if self._is_alone() and self._delete():
                 if isinstance(held, _LocalLease):
                     held.close()
             elif isinstance(held, _LocalLease):
@@ -227,6 +234,15 @@ class _Keeper:
                 release(self._table, held, now=self._clock.now())
         except StoreError as error:  # the run's own outcome is what counts; the lease ends by silence
             _logger.warning("the lease of %s could not be released: %s", self._table.uri, error)
+
+    def _delete(self) -> bool:
+        """Delete a lease that is still held; return whether that was possible: credentials may not allow it."""
+        try:
+            for key in (LEASE_KEY, LOCK_KEY):
+                self._table.delete(key)
+        except StoreError:
+            return False
+        return True
 
     def _is_alone(self) -> bool:
         """Return whether the lease is certainly held and the table has nothing else, not even files of others."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import secrets
 import time
@@ -14,7 +15,9 @@ from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.label import label
 from pipelines.labelling.outcome import ShardReport
 from pipelines.labelling.progress import Progress
-from pipelines.store import open_store
+from pipelines.store import StoreError, join_uri, open_store
+
+_logger = logging.getLogger(__name__)
 
 FOLDER: Final = "_trial-"  # below the table; readers take no folder that begins with `_` for data
 SHARDS: Final = 24  # that a trial is cut into, so that its speed is seen to vary
@@ -77,8 +80,11 @@ def predict(config: LabelConfig, *, images: int, on_progress: Callable[[Progress
     try:
         summary = label(trial, on_progress=on_progress, on_shard=on_shard)
     finally:
-        for entry in list(table.list(f"{folder}/")):
-            table.delete(entry.key)
+        try:
+            for entry in list(table.list(f"{folder}/")):
+                table.delete(entry.key)
+        except StoreError as refused:
+            _logger.warning("delete the trial's folder %s yourself: %s", join_uri(table.uri, folder), refused)
     rate, error = steady_rate(done, labelling_seconds=summary.labelling_seconds)
     overhead = max(0.0, summary.seconds - summary.images_this_start / rate)
     slow, fast = max(rate - DEVIATIONS * error, rate / 10), rate + DEVIATIONS * error

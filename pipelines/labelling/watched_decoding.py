@@ -46,10 +46,10 @@ class WatchedDecoder:
         _end_if_silent()  # here, too: the first image may hold the lock before the watch has had it once
         self._watch.start()
 
-    def look(self, data: bytes) -> Header:
+    def read_header(self, data: bytes) -> Header:
         """Return what the header says of an image that can be decoded and resized."""
         with self._watched(data):
-            return self._decoder.look(data)
+            return self._decoder.read_header(data)
 
     def prepare(self, data: bytes) -> Prepared:
         """Return the image decoded, upright and resized."""

@@ -190,6 +190,6 @@ def test_a_driver_that_stood_still_in_mid_publish_while_another_start_sealed_its
     assert err.splitlines()[-1].startswith("error: ")
     assert "first" in err.splitlines()[-1] or "has lost its lease" in err.splitlines()[-1]
     assert "Traceback" not in err
-    assert {name.partition("/")[0] for name, count in rows.items() if count} == {"second"}
+    assert {name.rpartition("-")[0] for name, count in rows.items() if count} == {"second"}
     uris = labelled_uris(table)
     assert (len(uris), uris.total()) == (images, images)

@@ -12,6 +12,7 @@ from jobs import exits
 from jobs.cli import commands
 from jobs.exits import BudgetExceeded, run
 from pipelines.errors import CapReached, LeaseHeld, RayDetrError, UsageError
+from pipelines.store import StoreDown
 
 
 def raising(error: BaseException) -> Callable[[Sequence[str] | None], None]:
@@ -43,6 +44,7 @@ def test_the_codes_are_those_that_are_documented() -> None:
     [
         (RayDetrError("s3://lake does not answer."), 1, "error: s3://lake does not answer.\n"),
         (UsageError("there is nothing at s3://lake."), 2, "error: there is nothing at s3://lake.\n"),
+        (StoreDown("s3://lake: no answer."), 1, "error: s3://lake: no answer.\n"),
         (BudgetExceeded("6 % of the images are errors."), 3, "error: 6 % of the images are errors.\n"),
         (LeaseHeld("host b writes the table."), 4, "error: host b writes the table.\n"),
         (CapReached("the limit of 3 minutes is reached."), 5, "stopped: the limit of 3 minutes is reached.\n"),

@@ -64,6 +64,15 @@ def test_the_cores_of_the_weakest_gpu_host_count() -> None:
     assert choose_pool(nodes, None, None, device="auto") == Pool(least=1, most=8, cpus=1, gpus=1, threads=2)
 
 
+@pytest.mark.parametrize(
+    ("gpus", "most"), [(0.1, 40), (0.2, 20), (0.3, 12), (0.5, 8), (0.6, 4), (1, 4), (2, 2), (3, 1)]
+)
+def test_shares_of_a_gpu_are_of_one_gpu_each_and_more_than_one_are_whole_ones(gpus: float, most: int) -> None:
+    host = {"CPU": 64, "GPU": 4}
+
+    assert choose_pool([host], None, None, device="cuda", own=ActorShare(gpus=gpus)).most == most
+
+
 def test_a_gpu_without_a_core_beside_it_is_no_room() -> None:
     nodes = [{"CPU": 2, "GPU": 4}]
 
@@ -348,7 +357,7 @@ def test_waiting_for_nodes_ends_when_it_is_given_up(monkeypatch: pytest.MonkeyPa
     ("node", "device", "own", "expected"),
     [
         (GPU_HOST, "auto", ActorShare(cpus=4), Pool(1, 4, cpus=4, gpus=1, threads=4)),
-        (GPU_HOST, "auto", ActorShare(gpus=0.5), Pool(1, 8, cpus=1, gpus=0.5, threads=4)),
+        (GPU_HOST, "auto", ActorShare(gpus=0.5), Pool(1, 8, cpus=1, gpus=0.5, threads=2)),  # two share a GPU's cores
         (GPU_HOST, "auto", ActorShare(cpus=2, gpus=0.5), Pool(1, 8, cpus=2, gpus=0.5, threads=2)),
         (LAPTOP, "auto", ActorShare(cpus=4), Pool(1, 2, cpus=4, gpus=0, threads=4)),
         (GPU_HOST, "cpu", ActorShare(cpus=8, gpus=0.5), Pool(1, 2, cpus=8, gpus=0, threads=8)),

@@ -271,3 +271,29 @@ def test_a_process_that_dies_is_told_in_one_sentence(monkeypatch: pytest.MonkeyP
         RayDetrError, match=r"^the process that loaded /m\.pth on this machine ended with 9: not enough"
     ):
         model_fingerprints._ask("/m.pth")
+
+
+def test_a_cached_identity_is_of_the_code_that_reads_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    read_bytes = Path.read_bytes
+
+    def noted(path: Path) -> bytes:
+        read.append(path.name)
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", noted)
+    model_fingerprints._code.__wrapped__()
+
+    assert {"identity.py", "hub_config.py", "weight_names.py", "model.py"} <= set(read)
+
+
+def test_a_reference_to_a_folder_means_the_same_in_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+
+    assert models.absolute_reference("model") == str(tmp_path / "model")
+    assert [models.absolute_reference(name) for name in ("facebook/detr-resnet-50", "scenes", "s3://b/model")] == [
+        "facebook/detr-resnet-50", "scenes", "s3://b/model",
+    ]  # fmt: skip

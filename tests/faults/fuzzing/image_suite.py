@@ -33,7 +33,7 @@ class ImageSuite:
         """Return `ok` or the error kind."""
         data = self.data(number)
         try:
-            header = self._decoder.look(data)
+            header = self._decoder.read_header(data)
             prepared = self._decoder.prepare(data)
         except ImageError as error:
             return error.kind if str(error) else "an error without a sentence"

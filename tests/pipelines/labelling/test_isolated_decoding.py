@@ -183,7 +183,7 @@ def test_a_good_image_is_decoded_as_it_is_elsewhere(decoder: DecoderInChild, kin
     upright = decode(data)
     expected = resize(upright, *resize_shape(*upright.shape[1:], shorter=64, longest=128))
 
-    header, found = decoder.look(data), decoder.prepare(data)
+    header, found = decoder.read_header(data), decoder.prepare(data)
 
     assert (header.height, header.width) == tuple(upright.shape[1:]) == (found.height, found.width)
     assert (header.format, header.orientation) == (kind, orientation)
@@ -197,21 +197,23 @@ def test_a_good_image_is_decoded_as_it_is_elsewhere(decoder: DecoderInChild, kin
 def test_what_only_the_model_can_resize_is_decoded_in_a_child_and_prepared_here(tmp_path: Path) -> None:
     spec = LabelerSpec(
         table="", run_id="", model=str(write_family("yolos", tmp_path)), model_sha256="", threshold=0.0, classes=None,
-        device="cpu", precision="fp32", threads=1, max_pixels=10**6, image_options=StoreOptions(),
+        device="cpu", precision="fp32", threads=1, max_pixels=10**8, image_options=StoreOptions(),
         table_options=StoreOptions(), isolated=True,
     )  # fmt: skip
     detector, _ = build_detector(spec)
-    isolated, here = build_decoder(spec, detector), InProcessDecoder(detector, max_pixels=10**6)
+    isolated, here = build_decoder(spec, detector), InProcessDecoder(detector, max_pixels=10**8)
     assert isinstance(isolated, PreparedHere)
     data, narrow = picture(kind="PNG", exif=6), picture(kind="PNG", width=600, height=3)
+    large = picture(kind="PNG", width=5_000, height=4_000)  # more than a model takes whose images are not resized
 
-    assert isolated.look(data) == here.look(data)
+    assert isolated.read_header(large).width == 5_000
+    assert isolated.read_header(data) == here.read_header(data)
     found, expected = isolated.prepare(data), here.prepare(data)
     assert found.pixels.equal(expected.pixels)
     assert (found.height, found.width) == (expected.height, expected.width) == (120, 90)
     for decoder in (isolated, here):
         with pytest.raises(TooExtreme, match="cannot be resized by the image processor"):
-            decoder.look(narrow)
+            decoder.read_header(narrow)
     isolated.close()
 
 
@@ -222,7 +224,7 @@ def test_a_heic_is_decoded_as_it_is_elsewhere(decoder: DecoderInChild) -> None:
     upright = decode(sink.getvalue())
     expected = resize(upright, *resize_shape(*upright.shape[1:], shorter=64, longest=128))
 
-    assert decoder.look(sink.getvalue()).format == "HEIC"
+    assert decoder.read_header(sink.getvalue()).format == "HEIC"
     assert decoder.prepare(sink.getvalue()).pixels.equal(expected)
 
 
@@ -279,7 +281,7 @@ def test_poison_costs_one_child_and_the_next_image_is_decoded(
         decoder = decoder_in_child(limits=replace(LIMITS, cpu_seconds=60))
 
     with pytest.raises(error, match=text):
-        decoder.look(data) if when == "header" else decoder.prepare(data)
+        decoder.read_header(data) if when == "header" else decoder.prepare(data)
 
     assert len(victims(tmp_path / "deaths")) == 1
     assert decoder.prepare(picture()).height == 90
@@ -311,7 +313,7 @@ def test_all_children_may_be_killed_between_images() -> None:
     decoder = decoder_in_child()
     decoder.prepare(picture())
 
-    assert len(children_of(os.getpid())) >= 1 + 2 + 2  # the nursery, wardens, workers
+    assert len(children_of(os.getpid())) >= 1 + 2 + 2  # the fork server, supervisors, workers
     for pid in children_of(os.getpid()):
         if "decoding_child" in Path("/proc", str(pid), "cmdline").read_text():
             os.kill(pid, signal.SIGKILL)
@@ -349,7 +351,7 @@ def test_children_end_with_the_process_that_started_them_even_while_they_decode(
         wait_until(lambda: bool(victims(tmp_path / "deaths")))
         children = children_of(parent.pid)
         assert {pid for _, pid, _ in victims(tmp_path / "deaths")} <= children
-        wait_until(lambda: len(children_of(parent.pid)) == 1 + 2 + 2)  # the nursery, wardens, workers
+        wait_until(lambda: len(children_of(parent.pid)) == 1 + 2 + 2)  # the fork server, supervisors, workers
         children = children_of(parent.pid)
     finally:
         parent.kill()
@@ -387,4 +389,11 @@ def test_every_size_rule_of_a_model_reaches_the_children(rule: SizeRule, shape: 
     settings = Settings((), rule, 10**6, 1.0, 1.0, 10**9)
 
     assert Settings.from_json(settings.to_json()) == settings
-    assert settings.size_rule.shape(60, 90) == shape
+    assert settings.shape(60, 90) == shape
+
+
+def test_children_without_a_size_rule_have_no_limit_of_their_own() -> None:
+    settings = Settings((), None, 10**9, 1.0, 1.0, 10**9)
+
+    assert Settings.from_json(settings.to_json()) == settings
+    assert settings.shape(5_000, 4_000) == (5_000, 4_000)  # more than a model without resizing takes

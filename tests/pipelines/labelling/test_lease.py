@@ -33,7 +33,7 @@ from pipelines.labelling.lease import (
     renew,
     this_process,
 )
-from pipelines.store import Misconfigured, Store, StoreDown, StoreEntry, memory_store, open_store
+from pipelines.store import Blob, Denied, Misconfigured, Store, StoreDown, StoreEntry, memory_store, open_store
 from pipelines.store.local import LocalStore
 from pipelines.store.memory import MemoryStore
 
@@ -417,3 +417,29 @@ def test_a_lock_on_a_file_that_was_removed_is_not_held(tmp_path: Path, monkeypat
     assert descriptor is not None
     assert table.lock("lock") is None  # the file that is there is locked
     os.close(descriptor)
+
+
+def test_a_lease_that_may_not_be_deleted_is_released() -> None:
+    class Undeletable(MemoryStore):
+        def delete(self, key: str) -> None:
+            raise Denied(f"{key}: denied.")
+
+    table = Undeletable("memory://store")
+
+    with held(table, "a"):
+        pass
+
+    with held(table, "b"):  # is not in the way of the next
+        pass
+
+
+def test_a_lease_that_its_holder_deletes_meanwhile_is_taken() -> None:
+    class Vanishing(MemoryStore):
+        def get(self, key: str, **options: Any) -> Blob:
+            self.delete(key)  # between the refused put and this
+            return super().get(key, **options)
+
+    table = Vanishing("memory://store")
+    table.put(LEASE_KEY, module._encode(module.Holder("b", ELSEWHERE, NOW, NOW)))
+
+    assert acquire(table, HERE, token="a", now=later(1)).is_new

@@ -30,7 +30,7 @@ class Doing:
     def __init__(self, what: Callable[[], object]) -> None:
         self.what = what
 
-    def look(self, data: bytes) -> Header:
+    def read_header(self, data: bytes) -> Header:
         self.what()
         return Header(4, 4, 1, "JPEG", None)
 
@@ -64,7 +64,7 @@ def compute(stop: threading.Event) -> None:
         sum(range(1000))
 
 
-@pytest.mark.parametrize("call", ["look", "prepare"])
+@pytest.mark.parametrize("call", ["read_header", "prepare"])
 def test_a_decoder_that_computes_for_ever_is_reported_with_its_evidence(call: str) -> None:
     said = hang_of(compute, call)
 
@@ -94,8 +94,8 @@ def test_a_good_decoder_answers_and_its_errors_come_through() -> None:
 
     assert good.prepare(b"x") is PREPARED
     with pytest.raises(TruncatedImage, match="cut"):
-        bad.look(b"x")
-    assert (good.look(b"x").format, called) == ("JPEG", [])
+        bad.read_header(b"x")
+    assert (good.read_header(b"x").format, called) == ("JPEG", [])
     good.close()
     bad.close()
 
