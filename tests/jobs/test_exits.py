@@ -281,8 +281,8 @@ def main(argv):
         time.sleep(60)
     except BaseException:  # as callbacks of C libraries do
         pass
-    print("forgotten", flush=True)
     try:
+        print("forgotten", flush=True)
         time.sleep(60)
     finally:
         try:
