@@ -134,9 +134,10 @@ class RayRunner:
             return probe(self._placed(connection, self._spec.precision), connection.pool)
 
     def label(self, run: Run, shards: Sequence[int], *, isolated: bool) -> Iterator[Outcome]:
-        """Yield the outcome of each shard; see `pool.label_shards`.
+        """Yield the outcome of each shard; see `actor_pool.label_shards`.
 
         Raises:
+            CapReached: a limit was reached while the pool did not go on.
             RayDetrError: the pool cannot go on.
         """
         from pipelines.labelling.actor_pool import label_shards
@@ -152,15 +153,20 @@ class RayRunner:
         )
         # what was lost may have been lost with its host: as many actors as before may not fit any more
         pool = replace(connection.pool, least=1) if isolated else connection.pool
-        return label_shards(
-            shards,
-            spec,
-            pool,
-            stall_seconds=60 * self._actors.stall_minutes,
-            verbose=self._actors.verbose,
-            show_unfinished=self._show_unfinished,
-            stop=self._meter.reached if self._meter.caps.are_set else None,
-        )
+        try:
+            yield from label_shards(
+                shards,
+                spec,
+                pool,
+                stall_seconds=60 * self._actors.stall_minutes,
+                verbose=self._actors.verbose,
+                show_unfinished=self._show_unfinished,
+                stop=self._meter.reached if self._meter.caps.are_set else None,
+            )
+        except RayDetrError as stopped:
+            if self._meter.reached.is_set():
+                raise CapReached(f"{self._meter.reason}; {stopped}") from stopped
+            raise
 
     def why_no_shard(self) -> str:
         """Return for how many actors the cluster has room."""

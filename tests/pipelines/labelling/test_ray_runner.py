@@ -3,14 +3,46 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from pipelines.caps import Caps, Meter
+from pipelines.errors import CapReached, RayDetrError
+from pipelines.labelling.outcome import Outcome
 from pipelines.labelling.progress import Progress
 from pipelines.labelling.ray_runner import Actors, RayRunner, cluster_is_given
 from pipelines.watchdog import Watchdog
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Stands for the settings of actors."""
+
+    run_id: str = ""
+    model_sha256: str = ""
+    model_id: str = ""
+    settings: str = ""
+    isolated: bool = False
+
+
+class SimulatedTime:
+    """A clock that is at 0 when it is first read, and some minutes later from then on."""
+
+    def __init__(self, minutes: float) -> None:
+        self._times = iter([0.0])
+        self._later = 60.0 * minutes
+
+    def monotonic(self) -> float:
+        return next(self._times, self._later)
+
+    def now(self) -> datetime:
+        return datetime(2026, 11, 29, tzinfo=UTC)
 
 
 def test_a_cluster_is_given_by_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,3 +70,31 @@ def test_closing_does_not_wait_for_nodes(monkeypatch: pytest.MonkeyPatch) -> Non
     closing.join(10)
 
     assert not closing.is_alive()
+
+
+@pytest.mark.parametrize(("is_reached", "error"), [(True, CapReached), (False, RayDetrError)])
+def test_a_pool_that_does_not_go_on_after_the_limit_is_a_run_that_the_limit_has_stopped(
+    monkeypatch: pytest.MonkeyPatch, is_reached: bool, error: type[Exception]
+) -> None:
+    def stalls(*_: Any, **__: Any) -> Iterator[Outcome]:
+        raise RayDetrError("no actor was ready within 600 s.")
+        yield
+
+    monkeypatch.setattr("pipelines.labelling.actor_pool.label_shards", stalls)
+    monkeypatch.setattr(RayRunner, "_wait", lambda _: SimpleNamespace(pool=None))
+    monkeypatch.setattr(RayRunner, "_placed", lambda *_: Placed())
+    meter = Meter(Caps(max_minutes=5), SimulatedTime(minutes=6 if is_reached else 1))
+    meter.look()
+    actors = Actors(least=1, most=None, device="cpu", node_minutes=0, stall_minutes=60, verbose=False)
+    runner = RayRunner(cast("Any", None), actors, show=lambda _: None, watchdog=Watchdog(), meter=meter)
+
+    with pytest.raises(RayDetrError, match=r"no actor was ready within 600 s\.$") as stopped:
+        next(
+            runner.label(
+                cast("Any", SimpleNamespace(precision="fp32", run_id="r", model="m", model_sha256="0", settings="{}")),
+                [0],
+                isolated=False,
+            )
+        )
+
+    assert type(stopped.value) is error
