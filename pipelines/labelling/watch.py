@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from pipelines.labelling.manifest import read_manifest
+from pipelines.labelling.manifest import PlannedSegment, read_manifest
 from pipelines.labelling.progress import Progress
 from pipelines.labelling.publish import read_done
 from pipelines.labelling.run import find_unfinished, read_end
 from pipelines.store import Store
 
-POLL_SECONDS: Final = 5.0  # two listings of the run and its new manifest entries each
+POLL_SECONDS: Final = 5.0  # two listings of the run each, and while it plans its whole plan
 
 
 def watch_run(table: Store, *, sleep: Callable[[float], object]) -> Iterator[Progress]:
@@ -33,8 +33,10 @@ def watch_run(table: Store, *, sleep: Callable[[float], object]) -> Iterator[Pro
         return
     began = time.monotonic()
     first: int | None = None
+    planned: list[PlannedSegment] = []
     while read_end(table, run.run_id) is None:
-        planned = list(read_manifest(table, run.run_id))
+        if not planned or planned[-1].ending is None:  # the plan still grows
+            planned = list(read_manifest(table, run.run_id))
         segments = [segment for segment in planned if segment.ending is None]
         images = read_done(table, run.run_id, run.layout).count_images(segments)
         first = images if first is None else first
