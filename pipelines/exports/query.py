@@ -24,7 +24,7 @@ from pipelines.store import (
     split_uri,
     without_secrets,
 )
-from pipelines.store.object_file import TABLE_PROTOCOL, StoreFileSystem
+from pipelines.store.duckdb_files import TABLE_PROTOCOL, StoreFileSystem
 from pipelines.store.uris import LOCAL_ROOT
 from pipelines.table.files import DATA, SUFFIX, in_order_of_runs
 

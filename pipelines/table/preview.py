@@ -25,7 +25,7 @@ def count_labels(table_uri: str, *, options: StoreOptions | None = None, least_s
     """
     counted: Counter[str] = Counter()
     least = pa.scalar(least_score, pa.float32())
-    for name, file in _published_files(open_store(table_uri, options)):
+    for name, file in published_files(open_store(table_uri, options)):
         with parquet_of(name):
             found = pc.list_flatten(file.read(columns=["detections"])["detections"].combine_chunks())
             labels = found.field("label").filter(pc.greater_equal(found.field("score"), least))
@@ -52,7 +52,7 @@ def draw_found(
     table, images = open_store(table_uri, options), Stores(options)
     folder.mkdir(parents=True, exist_ok=True)
     drawn: list[Path] = []
-    for name, file in _published_files(table):
+    for name, file in published_files(table):
         with parquet_of(name):
             rows = file.read(columns=["uri", "status", "detections"]).to_pylist()
         for row in rows:
@@ -73,7 +73,7 @@ def draw_found(
     return drawn
 
 
-def _published_files(table: Store) -> Iterator[tuple[str, pq.ParquetFile]]:
+def published_files(table: Store) -> Iterator[tuple[str, pq.ParquetFile]]:
     """Yield the name and the open file of everything below `data/`; columns are fetched when they are read.
 
     Raises:

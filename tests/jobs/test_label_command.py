@@ -69,7 +69,7 @@ def test_a_run_on_a_cluster_that_is_there_ends_with_its_report_and_too_many_erro
     report = done.stdout.splitlines()
     assert report[0].startswith("done: 4 images in ")
     assert report[1] == "errors: 1 (25 %): not_an_image 1"
-    assert [line.partition(":")[0] for line in report[2:]] == ["left out", "table", "query", "note"]
+    assert [line.partition(":")[0] for line in report[2:]] == ["work", "left out", "table", "query", "note"]
     assert names(lake) == lake_names(lake)
     # nothing of Ray's: what is not ours would be read as a message of ours
     said = done.stderr.splitlines()

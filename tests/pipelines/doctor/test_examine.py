@@ -109,9 +109,8 @@ def test_cpus_that_another_job_holds_are_told(local_ray: str, good: DoctorConfig
 
 @pytest.mark.ray
 def test_a_gpu_that_ray_counts_and_torch_does_not_have_is_told(local_ray: str, good: DoctorConfig) -> None:
-    (finding,) = failed(replace(good, device="cuda", table=None))
+    (finding,) = [one for one in failed(replace(good, device="cuda", table=None)) if one.check == "model on a node"]
 
-    assert finding.check == "model on a node"
     assert "cuda" in finding.text.lower() or "nvidia" in finding.text.lower()
 
 

@@ -453,7 +453,10 @@ def test_what_a_task_finds_wrong_with_the_world_is_one_sentence(
     ("module", "reason"),
     [
         ("only_here", r"ModuleNotFoundError: No module named 'only_here'"),
-        ("pipelines.store.create_only", r"AttributeError: Can't get attribute 'newer' on <module 'pipelines\.once' .*"),
+        (
+            "pipelines.store.create_only",
+            r"AttributeError: Can't get attribute 'newer' on <module 'pipelines\.store\.create_only' .*",
+        ),
     ],
 )
 def test_nodes_without_this_version_of_the_package_are_told_in_one_sentence(
