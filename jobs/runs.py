@@ -104,7 +104,7 @@ def show(table: "Store", *, as_json: bool) -> None:
 
 
 def watch(table: "Store") -> None:
-    """Show the progress of the unfinished run until it has ended; return at once where there is none."""
+    """Show the progress of the unfinished run until it ends; return immediately if no run is unfinished."""
     from jobs.progress import Drawing, line, shown
     from pipelines.labelling.progress import Progress
     from pipelines.labelling.watch import watch_run

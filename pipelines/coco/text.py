@@ -294,7 +294,7 @@ def _walk(text: str, lists: dict[str, Callable[[object, int, int], None]], name:
 
     Raises:
         JSONDecodeError: this is no json.
-        UsageError: it is none of COCO's.
+        UsageError: the file does not have COCO's layout.
     """
     other: Json = {}
     seen: set[str] = set()

@@ -31,7 +31,7 @@ class MachineFacts:
         versions: of Python and the packages; "none" where one is missing.
         disk_free: bytes in the folder for temporary files.
         disk_total: bytes there.
-        shared_free: bytes of /dev/shm; None where there is none.
+        shared_free: free bytes of /dev/shm; None if the machine has no /dev/shm.
         open_files: that a process may have.
         time: of its clock, seconds since 1970.
     """

@@ -90,7 +90,7 @@ def query_table(config: QueryConfig) -> QueryResult:
     Files of a folder are read by DuckDB itself, others through our stores, only the parts that the query needs.
 
     Raises:
-        UsageError: DuckDB is not installed, refuses the SQL, or there is no table; or `out` exists already.
+        UsageError: DuckDB is not installed or refuses the SQL, the table does not exist, or `out` exists already.
         RayDetrError: the table is damaged or cannot be read, or `out` cannot be written.
     """
     try:
@@ -124,7 +124,7 @@ def _published(table: Store) -> StoreFileSystem:
     """Return the files of a table, in the order of runs.
 
     Raises:
-        UsageError: there is none.
+        UsageError: the table does not exist.
     """
     entries = [entry for entry in table.list(DATA) if entry.key.endswith(SUFFIX)]
     if not entries:

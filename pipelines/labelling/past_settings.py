@@ -70,7 +70,7 @@ class PastSettings:
         )
 
     def note(self, settings: str) -> str:
-        """Return a sentence about newer rows with other settings, "" where there are none."""
+        """Return a sentence about newer rows with other settings, or an empty string."""
         if self.last in (None, settings):
             return ""
         assert self.last is not None
