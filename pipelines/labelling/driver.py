@@ -11,7 +11,8 @@ from typing import Protocol
 from pipelines.caps import Meter
 from pipelines.clock import Clock
 from pipelines.errors import CapReached
-from pipelines.labelling.cutting import Look, Selection
+from pipelines.labelling.config import Selection
+from pipelines.labelling.cutting import Look
 from pipelines.labelling.labelled_keys import LabelledKeys, read_labelled
 from pipelines.labelling.manifest import Counts, PlannedSegment, read_complete, read_manifest
 from pipelines.labelling.outcome import Outcome, ShardReport, Work

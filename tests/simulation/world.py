@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 from unittest.mock import patch
 
-from pipelines.labelling.cutting import Selection
+from pipelines.labelling.config import Selection
 from pipelines.labelling.driver import RunResult, Workforce, run_labelling
 from pipelines.labelling.lease import LEASE_KEY, LEASE_SECONDS, Lease, Process, acquire, release, renew
 from pipelines.labelling.manifest import PlannedSegment, read_manifest, read_shard

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipelines.errors import RayDetrError, UsageError
-from pipelines.labelling.cutting import Selection
+from pipelines.labelling.config import Selection
 from pipelines.labelling.driver import RunResult, Workforce, run_labelling
 from pipelines.labelling.manifest import PlannedSegment, read_manifest
 from pipelines.labelling.outcome import Failed, Lost, Outcome, ShardReport
