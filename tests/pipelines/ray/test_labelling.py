@@ -331,6 +331,27 @@ def test_what_makes_no_sense_is_refused_when_it_is_said(wrong: dict[str, Any], s
         LabelConfig(**{"images": ("lake",), "table": "table", "model": "scenes", **wrong})
 
 
+@pytest.mark.ray
+def test_actors_end_with_the_call_though_its_error_is_kept(local_ray: str, config: LabelConfig) -> None:
+    """As in a notebook, whose last error keeps all local variables of the call."""
+    import ray  # here, as other tests of this file do not need it
+
+    free = ray.cluster_resources()["CPU"]
+
+    def fail(progress: Progress) -> None:
+        if progress.images_this_start:
+            raise ConnectionError("the terminal is gone")
+
+    with pytest.raises(ConnectionError) as kept:
+        label(config, on_progress=fail)
+
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU") != free and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert ray.available_resources().get("CPU") == free
+    assert kept.value.args == ("the terminal is gone",)
+
+
 @pytest.fixture
 def meter(monkeypatch: pytest.MonkeyPatch) -> Meter:
     """The meter of the labelling call, whose limit is reached when the test says so."""
