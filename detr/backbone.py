@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from detr.config import BackboneConfig
 
@@ -98,6 +99,9 @@ class ResidualNetwork(nn.Module):
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
+        self.checkpoints_gradients = False
+        """Whether training computes each block again in the backward pass; see `Detr.checkpoint_gradients`."""
+        self.trainable_norm = config.norm == "batch"
         block = {"bottleneck": Bottleneck, "basic": BasicBlock}[config.block]
         norm = {"frozen": FrozenBatchNorm, "batch": nn.BatchNorm2d}[config.norm]
         self.conv1 = nn.Conv2d(3, config.stem_width, 7, 2, padding=3, bias=False)
@@ -131,10 +135,15 @@ class ResidualNetwork(nn.Module):
             x = guard(x, 2)  # after the ReLU, where every window holds a real cell, 0 acts as the pool's minus infinity
         x = F.max_pool2d(x, 3, 2, padding=1)
         stride = 4
+        # a norm that is trained would count the batch again
+        is_recomputed = self.checkpoints_gradients and self.training and not self.trainable_norm
         for name in self.stage_names:
             for block in self.get_submodule(name).children():
                 assert isinstance(block, ResidualBlock)
-                x = block(x, guard, stride)
+                if is_recomputed:
+                    x = checkpoint(block, x, guard, stride, use_reentrant=False)
+                else:
+                    x = block(x, guard, stride)
                 stride *= block.stride
         return x
 

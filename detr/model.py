@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detr.backbone import Backbone, Guard
+from detr.backbone import Backbone, Guard, ResidualNetwork
 from detr.config import DetrConfig
 from detr.positions import LearnedPositions, SinePositions
 from detr.transformer import Transformer
@@ -30,6 +30,10 @@ class DetrOutput:
     boxes_cxcywh: Tensor
     aux: tuple["DetrOutput", ...] = ()
     memory: Tensor | None = None
+
+
+# torch.export takes only classes that it knows as outputs
+torch.export.register_dataclass(DetrOutput, serialized_type_name="detr.model.DetrOutput")
 
 
 class BoxHead(nn.Module):
@@ -61,7 +65,7 @@ class Detr(nn.Module):
         self.class_embed = nn.Linear(dim, config.class_count + 1)
         self.bbox_embed = BoxHead(dim)
 
-    def forward(self, pixels: Tensor, mask: Tensor | None, *, padding: PaddingMode = "plain") -> DetrOutput:
+    def forward(self, pixels: Tensor, mask: Tensor | None = None, *, padding: PaddingMode = "plain") -> DetrOutput:
         """Find objects.
 
         With "plain" padding the result of an image depends on the padding beside it, as in the original: padded pixels
@@ -96,6 +100,18 @@ class Detr(nn.Module):
         # without padding all images have the same positions
         where = torch.zeros((1, height, width), dtype=torch.bool, device=pixels.device) if cells is None else cells
         return self._answer(features, cells, self.backbone[1](where), auxiliary=auxiliary)
+
+    def checkpoint_gradients(self, *, enabled: bool = True) -> None:
+        """Choose whether training keeps less in memory and computes more (gradient checkpointing).
+
+        Enabled, the forward pass keeps only the input of each residual block and encoder layer, and the backward pass
+        computes what lies between again, with the same dropout. Gradients are the same. Blocks with trainable norms are
+        not included: they would count a batch twice.
+        """
+        body = self.backbone[0].get_submodule("body")
+        assert isinstance(body, ResidualNetwork)
+        body.checkpoints_gradients = enabled
+        self.transformer.encoder.checkpoints_gradients = enabled
 
     def cast_weights(self, dtype: torch.dtype) -> None:
         """Keep the weights in `dtype`, except those of the heads and of learned positions, which stay as they are.

@@ -81,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             fused=args.fused,
             tf32=args.tf32,
             compiled=args.compile,
+            gradient_checkpointing=args.gradient_checkpointing,
             restarts=args.restarts,
             collective_seconds=args.collective_seconds,
             shared_folders=args.shared_folders,
@@ -184,6 +185,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="compute float32 on GPUs in TensorFloat-32, with 10 bits of mantissa (%(default)s)",
     )
     parser.add_argument("--compile", action="store_true", help="compile the network with torch.compile")
+    parser.add_argument("--gradient-checkpointing", action="store_true",
+                        help="save memory: compute activations again in the backward pass")  # fmt: skip
     parser.add_argument(
         "--restarts",
         type=count,

@@ -1,10 +1,11 @@
 """`transformers`' config.json and preprocessor_config.json, read into a DetrConfig and written from one.
 
 Beside its own keys, our config.json has three that `transformers` carries along untouched: `category_ids`, the data
-set's own id of each class index, `backbone_name`, and `size_arithmetic`, where it is not the usual one of the model.
+set's own id of each class index, `backbone_name`, and `size_arithmetic`, where it is not the usual one.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, get_args
@@ -20,6 +21,9 @@ from detr.size_rule import Resizing
 
 MODEL_TYPES: dict[str, bool] = {"detr": False, "table-transformer": True}
 """The model types of `transformers` that are DETR, and whether their norms come first (pre-norm)."""
+
+_SINCE = (4, 42)
+"""The version of `transformers` that began to compute sizes otherwise than the original (its pull request 30902)."""
 
 TIMM_BACKBONES = {
     "resnet18": BackboneConfig("resnet18", "basic", 64, (64, 128, 256, 512), (2, 2, 2, 2)),
@@ -68,7 +72,8 @@ def write_config(config: DetrConfig) -> tuple[dict[str, Any], Layout]:
         raise CheckpointError(f"a model cannot be saved whose class {nameless.id} has no name. Give it one.")
     backbone, layout = _write_backbone(config.backbone)
     names = [category.name for category in config.categories]
-    usual = _usual_arithmetic(pre_norm=config.pre_norm)
+    # of what this writes, which has `category_ids`
+    usual: Resizing = "transformers" if config.pre_norm else "original"
     is_usual = config.resizing in (usual, "fit", "stretch", "none")
     return {
         "architectures": [f"{'TableTransformer' if config.pre_norm else 'Detr'}ForObjectDetection"],
@@ -129,7 +134,9 @@ def _read_config(fields: Fields, preprocessor: Fields, class_rows: int) -> tuple
     pre_norm = MODEL_TYPES[fields.text("model_type", "detr")]
     fields.require("activation_function", "relu", default="relu")
     backbone, layout = _read_backbone(fields)
-    resizing, shorter, longest, box = _read_size(preprocessor, _read_arithmetic(fields, pre_norm=pre_norm))
+    categories = _read_categories(fields, class_rows)
+    arithmetic = _read_arithmetic(fields, categories, pre_norm=pre_norm)
+    resizing, shorter, longest, box = _read_size(preprocessor, arithmetic)
     mean, std = _read_normalisation(preprocessor)
     config = DetrConfig(
         backbone=backbone,
@@ -142,7 +149,7 @@ def _read_config(fields: Fields, preprocessor: Fields, class_rows: int) -> tuple
         queries=fields.integer("num_queries", 100),
         positions=_read_positions(fields),
         pre_norm=pre_norm,
-        categories=_read_categories(fields, class_rows),
+        categories=categories,
         shorter=shorter,
         longest=longest,
         resizing=resizing,
@@ -238,15 +245,19 @@ def _read_categories(fields: Fields, class_rows: int) -> tuple[Category, ...]:
     return tuple(Category(number, name) for number, name in zip(ids, named, strict=True))
 
 
-def _read_arithmetic(fields: Fields, *, pre_norm: bool) -> Resizing:
-    usual = _usual_arithmetic(pre_norm=pre_norm)
+def _read_arithmetic(fields: Fields, categories: tuple[Category, ...], *, pre_norm: bool) -> Resizing:
+    """Return the arithmetic of sizes that a model was trained with: `size_arithmetic`, or what the rest tells.
+
+    A Table Transformer was trained with that of `transformers`, and so was a DETR that a version of `transformers` wrote
+    which has it, unless its classes are COCO's: those are the original's own checkpoints. What `write_config` writes
+    has `category_ids`, and says so where the arithmetic is not the original's.
+    """
+    version = re.match(r"(\d+)\.(\d+)", fields.text("transformers_version", ""))
+    is_new = version is not None and (int(version[1]), int(version[2])) >= _SINCE
+    is_theirs = is_new and fields.get("category_ids") is None and categories != COCO_CATEGORIES
+    usual: Resizing = "transformers" if pre_norm or is_theirs else "original"
     fields.require("size_arithmetic", "original", "transformers", default=usual)
     return "transformers" if fields.text("size_arithmetic", usual) == "transformers" else "original"
-
-
-def _usual_arithmetic(*, pre_norm: bool) -> Resizing:
-    """Return the arithmetic of sizes that a model is used with: the original's, which has no Table Transformer."""
-    return "transformers" if pre_norm else "original"
 
 
 def _read_size(fields: Fields, arithmetic: Resizing) -> tuple[Resizing, int, int, tuple[int, int]]:

@@ -51,6 +51,7 @@ class TrainConfig:
         fused: Whether AdamW runs as one kernel.
         tf32: Whether float32 on GPUs may round the operands of convolutions and matrix products to 10 bits of mantissa.
         compiled: Whether the network goes through torch.compile.
+        gradient_checkpointing: Whether the backward pass computes activations again instead of keeping them.
         restarts: Starts of the workers without a new checkpoint between them, before the run gives up.
         collective_seconds: That a worker may keep the others waiting before it counts as lost.
         shared_folders: Whether local paths are the same folders on every node, as with NFS.
@@ -88,6 +89,7 @@ class TrainConfig:
     fused: bool = True
     tf32: bool = True
     compiled: bool = False
+    gradient_checkpointing: bool = False
     restarts: int = 5
     collective_seconds: int = 600
     shared_folders: bool = False
