@@ -63,12 +63,17 @@ def lake_names(config: LabelConfig) -> list[str]:
     return sorted(path.name for path in Path(config.images[0]).glob("*.jpg"))
 
 
+def network_of(actor: ShardActor) -> Any:
+    detector: Any = actor._labeler._detector
+    return detector._network
+
+
 class AtMostSeven(ShardActor):
     """An actor on a device with too little memory for more than seven images."""
 
     def __init__(self, spec: LabelerSpec) -> None:
         super().__init__(spec)
-        network = self._labeler._detector._network
+        network = network_of(self)
         compute = network.detect
 
         def small(pixels: Tensor, *others: Any, **options: Any) -> Any:
@@ -76,7 +81,7 @@ class AtMostSeven(ShardActor):
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
             return compute(pixels, *others, **options)
 
-        network.detect = small  # type: ignore[method-assign]
+        network.detect = small
 
 
 class NoneAtAll(ShardActor):
@@ -88,7 +93,7 @@ class NoneAtAll(ShardActor):
         def none_fits(*_: Any, **__: Any) -> Any:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
-        self._labeler._detector._network.detect = none_fits  # type: ignore[method-assign]
+        network_of(self).detect = none_fits
 
 
 @pytest.mark.ray
