@@ -25,6 +25,7 @@ from jobs.options import (
     add_batch_size_option,
     add_cap_options,
     add_classes_option,
+    add_masks_option,
     add_metrics_option,
     add_model_options,
     add_relabel_option,
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_source_options(parser)
     add_model_options(parser)
     add_classes_option(parser)
+    add_masks_option(parser)
     parser.add_argument("--run-id", metavar="ID", help="name of the run (made from the time)")
     parser.add_argument(
         "--new-run",
@@ -153,6 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             run_id=args.run_id,
             new_run=args.new_run,
             relabel=args.relabel,
+            masks=args.masks,
             least_actors=args.actors[0],
             most_actors=args.actors[1],
             cpus_per_actor=args.cpus_per_actor,

@@ -202,6 +202,15 @@ def add_relabel_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_masks_option(parser: argparse.ArgumentParser) -> None:
+    """Add whether detections get masks."""
+    parser.add_argument(
+        "--masks",
+        action="store_true",
+        help="with a panoptic DETR: a column `masks` with COCO's run-length code of each detection",
+    )
+
+
 def note_on_model(reference: str) -> None:
     """Say on standard error what the model of the package can and cannot do."""
     if reference == "scenes":

@@ -19,6 +19,7 @@ from jobs.options import (
     CommandParser,
     above_zero,
     add_classes_option,
+    add_masks_option,
     add_relabel_option,
     add_retry_option,
     add_settings_options,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from pipelines.labelling.plan import PlanConfig, PlanSummary
     from pipelines.labelling.trial import Prediction
 
-SETTINGS = ("threshold", "classes", "precision", "relabel")  # what tells rows of one model apart
+SETTINGS = ("threshold", "classes", "precision", "masks", "relabel")  # what tells rows of one model apart
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add_settings_options(parser)
     add_classes_option(parser)
+    add_masks_option(parser)
     add_relabel_option(parser)
     add_retry_option(parser)
     parser.add_argument(
@@ -101,11 +103,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     if args.model is not None:
         from pipelines.labelling.model_names import with_recorded_name
-        from pipelines.models import check_classes, identify_model
+        from pipelines.models import check_classes, check_masks, identify_model
         from pipelines.store import open_store
 
         model = identify_model(args.model, table_options)
         check_classes(model, [name for name, _ in args.classes or ()], reference=args.model)
+        if args.masks:
+            check_masks(model, reference=args.model)
         config = replace(
             config,
             model=with_recorded_name(open_store(args.table, table_options), model).id,
@@ -113,6 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "threshold": args.threshold,
                 "classes": args.classes,
                 "precision": args.precision,
+                "masks": args.masks,
             },
             relabel=args.relabel,
         )
@@ -131,6 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             threshold=args.threshold,
             classes=None if args.classes is None else tuple(args.classes),
             precision=args.precision,
+            masks=args.masks,
             sample=args.trial,
             seed=args.seed,
             keep=config.keep,

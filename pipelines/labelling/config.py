@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Literal
 from detr.images.header import MAX_PIXELS
 from pipelines.caps import Caps
 from pipelines.labelling.cutting import RetryErrors, Selection
+from pipelines.labelling.mask_column import MASKS
 from pipelines.labelling.plan import PlanConfig
 from pipelines.labelling.process_time import DECODE_SECONDS
 from pipelines.labelling.run import check_run_id
 from pipelines.models import FETCH_FIRST
 from pipelines.store import StoreOptions, check_no_secret, join_uri, split_uri, without_secrets
+from pipelines.table.schema import check_kept
 
 if TYPE_CHECKING:
     from detr.precision import Precision
@@ -33,6 +35,7 @@ class LabelConfig:
         batch_size: Images in a batch at most; None is 32 on GPUs and 1 on CPUs.
         run_id: The run's name; None: made from the current time.
         new_run: Seal the table's unfinished run instead of resuming it.
+        masks: Whether each detection gets a mask, in the column `masks`; the model must be panoptic.
         relabel: Label images again that the table has with other settings of the model, instead of refusing.
         least_actors: Actors that must run; None is 1.
         most_actors: Actors that may run; None is what the cluster holds.
@@ -74,6 +77,7 @@ class LabelConfig:
     run_id: str | None = None
     new_run: bool = False
     relabel: bool = False
+    masks: bool = False
     least_actors: int | None = None
     most_actors: int | None = None
     cpus_per_actor: int | None = None
@@ -105,6 +109,8 @@ class LabelConfig:
     def __post_init__(self) -> None:
         shard_images = 1 if self.shard_images is None else self.shard_images
         self.plan_config(model=None, shard_images=shard_images)  # checks what both have
+        if self.masks:
+            check_kept((*self.keep, MASKS.name))
         check_no_secret("model", self.model, instead=FETCH_FIRST)
         for name, value in (("threshold", self.threshold), ("max error rate", self.max_error_rate)):
             if not 0 <= value <= 1:
@@ -192,4 +198,5 @@ class LabelConfig:
             "keep": list(self.keep),
             "retry_errors": "all" if self.retry_errors == "all" else "passing",  # the stored name of "transient"
             "max_pixels": self.max_pixels,
+            **({"masks": True} if self.masks else {}),  # records of other runs stay as they are
         }
