@@ -208,14 +208,17 @@ class Detector:
         pixels, sizes = self._transfer.upload(batch.pixels, batch.sizes)
         with float32_arithmetic(tf32=self.precision == "tf32"):
             extents = sizes[:, :2] if batch.is_padded else None
-            normalised = torch.addcmul(self._shift, pixels, self._scale).to(_DTYPES[self.precision])
-            if extents is not None:
-                normalised *= ~outside(extents, 1, *pixels.shape[2:])[:, None]
-            normalised = normalised.contiguous(memory_format=torch.channels_last)
-            output = self._network.detect(normalised, extents, auxiliary=False)
+            output = self._network.detect(self._normalised(pixels, extents), extents, auxiliary=False)
             ranked = rank(*postprocess(output, sizes[:, 2:]), self._thresholds)
         download = self._transfer.download(ranked)
         return lambda: self.read(download.result())
+
+    def _normalised(self, pixels: Tensor, extents: Tensor | None) -> Tensor:
+        """Return what the network takes for uint8 pixels: zero on padding, in its dtype and memory format."""
+        normalised = torch.addcmul(self._shift, pixels, self._scale).to(_DTYPES[self.precision])
+        if extents is not None:
+            normalised *= ~outside(extents, 1, *pixels.shape[2:])[:, None]
+        return normalised.contiguous(memory_format=torch.channels_last)
 
 
 def choose_device(device: str) -> torch.device:

@@ -78,6 +78,9 @@ class PlanConfig:
         "bits on GPUs",
         default="auto",
     )
+    masks: bool = option(
+        "with a panoptic DETR: a column `masks` with COCO's run-length code of each detection", default=False
+    )
     relabel: bool = option(
         "label again images that the table has with another threshold, classes or precision; both rows are kept, told "
         "apart by the column settings (refuse)",
@@ -100,6 +103,7 @@ class PlanConfig:
     table_access: TableOptions = group(TableOptions, prefix="table_")
 
     def __post_init__(self) -> None:
+        from pipelines.labelling.mask_column import MASKS
         from pipelines.lake.listing import check_addresses
         from pipelines.models import FETCH_FIRST
         from pipelines.table.schema import check_kept
@@ -109,7 +113,7 @@ class PlanConfig:
             raise ValueError("images: name at least one folder, glob, image or list of URIs.")
         if self.max_images is not None and self.sample is not None:
             raise ValueError("max images and sample exclude each other: the first N or N at random, give one of them.")
-        check_kept(self.keep)
+        check_kept((*self.keep, MASKS.name) if self.masks else self.keep)
         check_addresses(self.images)
         check_no_secret("table", self.table, instead=NO_CREDENTIALS)
         if self.model is not None:
@@ -129,7 +133,8 @@ class PlanConfig:
     def configuration(self) -> dict[str, object]:
         """What tells rows of one model apart, as the record of a run has it."""
         classes = None if self.classes is None else [[name, own] for name, own in self.classes]
-        return {"threshold": self.threshold, "classes": classes, "precision": self.precision}
+        masks = {"masks": True} if self.masks else {}  # records of other runs stay as they are
+        return {"threshold": self.threshold, "classes": classes, "precision": self.precision, **masks}
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.driver import RunResult, run_labelling
 from pipelines.labelling.labeler_spec import LabelerSpec
 from pipelines.labelling.lease import TRIES_SECONDS, holding
+from pipelines.labelling.mask_column import with_mask_column
 from pipelines.labelling.model_names import with_recorded_name
 from pipelines.labelling.outcome import ShardReport, Work
 from pipelines.labelling.planning import Planner
@@ -32,7 +33,7 @@ from pipelines.labelling.reach import check_answers
 from pipelines.labelling.run import RunRequest
 from pipelines.labelling.segments import publishing
 from pipelines.lake.listing import list_objects
-from pipelines.models import ModelInfo, absolute_reference, check_classes, identify_model
+from pipelines.models import ModelInfo, absolute_reference, check_classes, check_masks, identify_model
 from pipelines.store import (
     StoreError,
     StoreOptions,
@@ -127,6 +128,8 @@ def label(
     check_answers([(uri, config.image_options) for uri in config.images])
     check_answers([(f"{config.table.rstrip('/')}/", config.table_options)])  # its folder is all that must be listed
     listing = list_objects(config.images, options=config.image_options, keep=config.keep, table=config.table)
+    if config.masks:
+        listing = with_mask_column(listing)
     try:
         with metering(config.caps) as meter, watching() as watchdog, ExitStack() as before_the_lease:
             runner = RayRunner(
@@ -198,6 +201,7 @@ def _spec(config: LabelConfig) -> LabelerSpec:
         image_options=config.image_options,
         table_options=config.table_options,
         decode_seconds=config.decode_seconds,
+        masks=config.masks,
     )
 
 
@@ -228,6 +232,8 @@ def _identify(config: LabelConfig, runner: RayRunner) -> ModelInfo:
             raise
         model = runner.try_model()  # nodes may reach what this machine does not
     check_classes(model, [name for name, _ in config.classes or ()], reference=config.model)
+    if config.masks:
+        check_masks(model, reference=config.model)
     return model
 
 
