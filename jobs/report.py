@@ -1,11 +1,13 @@
-"""Write one HTML page about a detection table: figures, errors, and pictures with their boxes.
+"""Write one HTML page about a detection table or a training run: figures, and pictures with their boxes.
 
 ray-detr report --table s3://lake/detections --out report.html
 ray-detr report --table s3://lake/detections --run NEW --against OLD --max-drift 0.1
+ray-detr report --training s3://runs/first --out training.html
 
 The page holds everything that it shows, loads nothing, and opens from a file.
 """
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -20,12 +22,21 @@ from pipelines.store import S3, StoreOptions
 
 if TYPE_CHECKING:
     from pipelines.report.report import ReportSummary
+    from pipelines.report.training import TrainingReportSummary
+
+TABLE_ONLY = ("run", "against", "max_drift", "annotations", "price_per_hour")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, write, print."""
     parser = CommandParser("report", __doc__)
-    parser.add_argument("--table", required=True, metavar="URI", help="the detection table")
+    subject = parser.add_mutually_exclusive_group(required=True)
+    subject.add_argument("--table", metavar="URI", help="the detection table")
+    subject.add_argument(
+        "--training",
+        metavar="URI",
+        help="the folder of a training run: losses, rates, AP, and validation pictures with what its model finds",
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("report.html"), metavar="FILE", help="the page; replaced (%(default)s)"
     )
@@ -56,6 +67,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_stays(parser, "--out", str(args.out))
     if args.max_drift is not None and args.against is None:
         parser.error("--max-drift needs --against")
+    if args.training is not None:
+        report_training(parser, args)
+        return
 
     from jobs.progress import Drawing, shown
     from pipelines.report.report import ReportConfig, write_report
@@ -88,6 +102,38 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(sentences(summary))
     if args.max_drift is not None:
         check_drift(summary, args.max_drift)
+
+
+def report_training(parser: CommandParser, args: argparse.Namespace) -> None:
+    """Write the page of a training run, and print what was written."""
+    unfit = [name for name in TABLE_ONLY if getattr(args, name) is not None]
+    if unfit:
+        parser.error(f"--{unfit[0].replace('_', '-')} is for --table, not for --training")
+
+    from pipelines.report.training import TrainingReportConfig, write_training_report
+
+    try:
+        config = TrainingReportConfig(
+            run=args.training,
+            out=args.out,
+            threshold=args.threshold,
+            pictures=args.pictures,
+            options=make_config(parser, StoreOptions, args),
+        )
+    except ValueError as error:
+        parser.error(str(error))
+    summary = write_training_report(config)
+    print(
+        json.dumps({**asdict(summary), "out": str(summary.out)}, indent=2) if args.json else training_sentence(summary)
+    )
+
+
+def training_sentence(summary: "TrainingReportSummary") -> str:
+    """Return what a person wants to know of the page of a training run."""
+    size = f"{summary.bytes / 1e6:.1f} MB"
+    done = f"{summary.epochs:,} epochs, {summary.steps:,} steps, {summary.pictures:,} pictures"
+    note = "" if summary.problem is None else f"\nno pictures: {summary.problem}"
+    return f"report: {done}, {size}: {summary.out}{note}"
 
 
 def sentences(summary: "ReportSummary") -> str:

@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs._evaluation_report import shown_figure
@@ -34,11 +35,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, train, print."""
     parser = CommandParser("train", __doc__)
     add_options(parser, TrainConfig)
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help="then write an HTML page about this run, as `ray-detr report --training` (none)",
+    )
     add_metrics_option(parser)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     add_recipe_options(parser)
     args = parser.parse_args(argv)
     check_stays(parser, "--storage", args.storage)
+    check_stays(parser, "--report", None if args.report is None else str(args.report))
     network = args.network or ("scenes" if args.recipe == "scenes" else "detr-resnet-50")
     try:
         recipe = replace(RECIPES[args.recipe], **recipe_values(args))
@@ -69,7 +77,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         summary = train(config, on_progress=on_progress, say=say)
         details |= {"epochs": summary.epochs, "steps": summary.steps, "AP": (summary.metrics or {}).get("AP")}
-    print(json.dumps(asdict(summary), indent=2) if args.json else report(summary))
+    print(json.dumps(asdict(summary), indent=2) if args.json else report(summary), flush=True)
+    if args.report is not None:
+        from jobs.report import training_sentence
+        from pipelines.report.training import TrainingReportConfig, write_training_report
+
+        page = write_training_report(TrainingReportConfig(config.run_uri, args.report, options=config.options))
+        print(training_sentence(page), file=sys.stderr if args.json else sys.stdout, flush=True)
 
 
 def add_recipe_options(parser: argparse.ArgumentParser) -> None:

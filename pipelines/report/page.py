@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
 from typing import Any, Final
 
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from pipelines.report.examples import Example
@@ -76,12 +76,8 @@ def render(page: Page) -> str:
     names = page.classes.names
     runs = [_run(run_id, run, page) for run_id, run in sorted(page.figures.runs.items())]
     values = {
-        "title": "Detection report",
         "table": page.table,
         "run_id": page.run_id,
-        "made": page.made.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "style": Markup(_resource("page.css")),  # noqa: S704 - our own file
-        "script": Markup(_resource("page.js")),  # noqa: S704 - our own file
         "threshold": page.threshold,
         "classes": names,
         "class_rows": [(number, names[number]) for number in order],
@@ -108,10 +104,7 @@ def render(page: Page) -> str:
             "order": order,
             "threshold": page.threshold,
             "figures": page.figures.as_json(),
-            "pictures": [
-                {"uri": one.uri, "source": one.source, "width": one.width, "height": one.height, "problem": one.problem}
-                for one in page.pictures.values()
-            ],
+            "pictures": [asdict(one) for one in page.pictures.values()],
             "galleries": [
                 {"id": gallery.id, "items": [_item(item, places) for item in gallery.items]}
                 for gallery in shown
@@ -119,7 +112,28 @@ def render(page: Page) -> str:
             ],
         },
     }
-    return _template("page.html.j2").render(values)
+    return render_page("table.html.j2", "Detection report", page.made, values)
+
+
+def render_page(template: str, title: str, made: datetime, values: Mapping[str, Any]) -> str:
+    """Return a page of a template that extends `base.html.j2`.
+
+    Args:
+        template: of the folder `template`.
+        title: of the page.
+        made: when it was made.
+        values: of the template; `data` is for the script: `classes` (names), `order` (class numbers), `threshold`,
+            `figures` (None where the page has no charts that follow the controls), `pictures` and `galleries`.
+    """
+    return _template(template).render(
+        {
+            "title": title,
+            "made": made.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            "style": Markup(_resource("page.css")),  # noqa: S704 - our own file
+            "script": Markup(_resource("page.js")),  # noqa: S704 - our own file
+            **values,
+        }
+    )
 
 
 def duration(seconds: float) -> str:
@@ -194,11 +208,11 @@ def _item(item: Item, places: Mapping[str, int]) -> dict[str, object]:
 
 @cache
 def _environment() -> Environment:
-    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    return Environment(loader=FunctionLoader(_resource), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
 
 
 def _template(name: str) -> Template:
-    return _environment().from_string(_resource(name))
+    return _environment().get_template(name)
 
 
 @cache

@@ -15,6 +15,7 @@ from pipelines.store import NotFound, StoreError, Stores, without_secrets
 
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import Tensor
 
 MOST_BYTES: Final = 3_400_000  # of all pictures as base64: the page stays under 5 MB
 MOST_PIXELS: Final = 640  # of the longer side
@@ -53,9 +54,29 @@ def load_pictures(examples: Iterable[Example], stores: Stores) -> list[Picture]:
         stores: how images are read.
     """
     chosen = list(examples)
-    budget = MOST_BYTES // max(1, len(chosen))
+    budget = picture_budget(len(chosen))
     with ThreadPoolExecutor(THREADS) as threads:
         return list(threads.map(lambda one: _load(one, stores, budget), chosen))
+
+
+def picture_budget(count: int) -> int:
+    """Return how many characters each of so many pictures may take."""
+    return MOST_BYTES // max(1, count)
+
+
+def picture_of(uri: str, pixels: Tensor, budget: int) -> Picture:
+    """Return a picture of the page.
+
+    Args:
+        uri: its address, without secrets.
+        pixels: `(3, height, width)` uint8 RGB.
+        budget: how many characters it may take.
+    """
+    from PIL import Image
+
+    height, width = pixels.shape[1:]
+    data = shrink(Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()), budget * 3 // 4 - 100)
+    return Picture(uri, f"data:image/webp;base64,{base64.b64encode(data).decode()}", width, height)
 
 
 def shrink(image: Image.Image, most_bytes: int) -> bytes:
@@ -75,8 +96,6 @@ def shrink(image: Image.Image, most_bytes: int) -> bytes:
 
 
 def _load(example: Example, stores: Stores, budget: int) -> Picture:
-    from PIL import Image
-
     from detr.images.decoding import ImageError, decode
 
     shown = without_secrets(example.uri)
@@ -90,9 +109,7 @@ def _load(example: Example, stores: Stores, budget: int) -> Picture:
         return Picture(shown, None, width, height, "The image is not there any more.")
     except (StoreError, ImageError) as error:
         return Picture(shown, None, width, height, f"The image cannot be read: {without_secrets(str(error))}")
-    height, width = pixels.shape[1:]
-    data = shrink(Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()), budget * 3 // 4 - 100)
-    return Picture(shown, f"data:image/webp;base64,{base64.b64encode(data).decode()}", width, height)
+    return picture_of(shown, pixels, budget)
 
 
 def _is_changed(example: Example, etag: str | None, size: int) -> bool:

@@ -58,8 +58,7 @@ class ReportConfig:
     picture_options: StoreOptions | None = None
 
     def __post_init__(self) -> None:
-        if abs(self.threshold * 100 - round(self.threshold * 100)) > 1e-6 or not 0 <= self.threshold < 1:
-            raise ValueError(f"threshold: {self.threshold:g} is not one of 0, 0.01, ... 0.99.")
+        check_threshold(self.threshold)
         if self.against is not None and self.against == self.run_id:
             raise ValueError(f"against: {self.against} is the run of the report itself. Name an earlier one.")
 
@@ -111,7 +110,7 @@ def write_report(
     except StoreError as error:
         raise RayDetrError(f"cannot report on {without_secrets(config.table)}: {error}") from error
     data = render(page).encode()
-    _write(config.out, data)
+    write_page(config.out, data)
     unreadable = sum(picture.source is None for picture in page.pictures.values())
     drift, evaluation = made.drift, made.evaluation
     return ReportSummary(
@@ -192,7 +191,22 @@ def _started(table: Store) -> dict[str, datetime]:
     return {run.run_id: run.started_at for run in list_runs(table)}
 
 
-def _write(out: Path, data: bytes) -> None:
+def check_threshold(threshold: float) -> None:
+    """Refuse a threshold that the page's slider cannot show.
+
+    Raises:
+        ValueError: it is not a whole number of hundredths in 0 .. 0.99.
+    """
+    if abs(threshold * 100 - round(threshold * 100)) > 1e-6 or not 0 <= threshold < 1:
+        raise ValueError(f"threshold: {threshold:g} is not one of 0, 0.01, ... 0.99.")
+
+
+def write_page(out: Path, data: bytes) -> None:
+    """Write a page at once: an earlier one is replaced.
+
+    Raises:
+        RayDetrError: it cannot be written.
+    """
     unfinished = out.parent / f".ray-detr-unfinished-{secrets.token_hex(8)}"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from jobs.exits import run
 from jobs.train import main, report
 from pipelines.caps import Caps
 from pipelines.errors import RayDetrError
+from pipelines.report.training import TrainingReportConfig, TrainingReportSummary
 from pipelines.store import StoreOptions
 from pipelines.training.config import TrainConfig
 from pipelines.training.recipe import RECIPES
@@ -215,6 +216,34 @@ def test_the_summary_comes_as_json(asked: Callable[..., TrainConfig], capsys: py
     found = json.loads(capsys.readouterr().out)
     assert found.keys() == {field.name for field in fields(TrainSummary)}
     assert (found["metrics"]["AP"], found["starts"]) == (0.4206, [0])
+
+
+def test_a_report_is_written_of_the_run_and_named_last(
+    asked: Callable[..., TrainConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    written: list[TrainingReportConfig] = []
+
+    def write_training_report(config: TrainingReportConfig) -> TrainingReportSummary:
+        written.append(config)
+        return TrainingReportSummary(
+            config.out, 1_234_567, epochs=3, steps=900, pictures=0, problem="no shards", AP=0.42
+        )
+
+    monkeypatch.setattr("pipelines.report.training.write_training_report", write_training_report)
+    out = tmp_path / "page.html"
+
+    config = asked("--report", str(out), "--region", "eu-1")
+
+    assert written == [TrainingReportConfig("s3://runs/first", out, options=config.options)]
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        f"report: 3 epochs, 900 steps, 0 pictures, 1.2 MB: {out}",
+        "no pictures: no shards",
+    ]
+    asked("--report", str(out), "--json")
+    assert json.loads(capsys.readouterr().out)["steps"] == 900  # the report is named on standard error
 
 
 def test_stages_and_notes_go_to_standard_error_and_a_stopped_run_ends_with_1(

@@ -168,6 +168,7 @@ function columns(id, values, sentence, isBelow = () => false) {
 }
 
 function drawCharts() {
+  if (!data.figures) return; // a page whose charts do not follow the controls
   const first = firstBin();
   const figures = data.figures;
   const classes = data.order.map((number) => [number, sumFrom(figures.classes[number], first)]);

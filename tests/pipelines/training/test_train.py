@@ -24,6 +24,7 @@ from pipelines.caps import Caps, Meter
 from pipelines.errors import CapReached, RayDetrError
 from pipelines.evaluation.evaluate import evaluate_results
 from pipelines.models import load_model
+from pipelines.report.training import TrainingReportConfig, write_training_report
 from pipelines.shards.config import ShardConfig
 from pipelines.shards.sharding import shard
 from pipelines.store import StoreOptions, open_store
@@ -144,6 +145,22 @@ def test_the_weights_have_moved(data: Data, straight: TrainSummary) -> None:
 @pytest.mark.slow
 def test_every_step_is_logged_once(data: Data, straight: TrainSummary) -> None:
     assert logged_steps(data, "straight") == [list(range(1, STEPS + 1))]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_report_shows_what_the_run_logged_and_what_its_model_finds(
+    data: Data, straight: TrainSummary, tmp_path: Path
+) -> None:
+    summary = write_training_report(TrainingReportConfig(straight.run, tmp_path / "training.html", pictures=4))
+
+    html = (tmp_path / "training.html").read_text()
+    assert straight.metrics is not None
+    assert (summary.epochs, summary.steps, summary.pictures, summary.problem) == (2, STEPS, 4, None)
+    assert summary.AP == straight.metrics["AP"]
+    assert f"<dt>best AP</dt><dd>{straight.metrics['AP']:.3f}</dd>" in html
+    assert "<dt>worker restarts</dt><dd>0</dd>" in html
+    assert all(title in html for title in ("AP over epochs", "Learning rates (logarithmic)", "Images per second"))
 
 
 @pytest.mark.ray

@@ -1,0 +1,116 @@
+"""Validation pictures of a training run: annotations and what the run's model finds, on the CPU."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipelines.errors import RayDetrError
+from pipelines.models import load_detector
+from pipelines.report.examples import LEAST_SCORE, MOST_BOXES
+from pipelines.report.pictures import Picture, picture_budget, picture_of
+from pipelines.shards.reader import INDEX_KEY, ShardReader, TrainingImage, decode_training_image, read_index
+from pipelines.store import StoreOptions, open_store
+
+if TYPE_CHECKING:
+    from detr.postprocess import Detections
+
+Box = tuple[object, ...]
+"""Class number, score (None for truth), four sides in pixels, and 1 for truth, else 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationPictures:
+    """Pictures with found and annotated boxes.
+
+    Attributes:
+        pictures: as the page shows them.
+        boxes: of each picture.
+        classes: names, which the boxes' class numbers are places in: the most frequent first.
+        images: how many images the shards have.
+    """
+
+    pictures: Sequence[Picture]
+    boxes: Sequence[Sequence[Box]]
+    classes: Sequence[str]
+    images: int
+
+
+def predict_pictures(
+    model: str, shards: str, *, index_sha256: str | None, most: int, options: StoreOptions
+) -> ValidationPictures:
+    """Detect objects in a few images of shards, evenly spread over them.
+
+    Args:
+        model: what `load_model` takes.
+        shards: URI of training shards.
+        index_sha256: hash of the shards' index; others are refused. None takes any.
+        most: how many images.
+        options: how both are reached.
+
+    Raises:
+        RayDetrError: the model or the shards cannot be read, or are others.
+        StoreError: a store refused, or gave no answer.
+        FloatingPointError: the model gives NaN.
+    """
+    store = open_store(shards, options)
+    index = read_index(store)
+    if index_sha256 not in (None, hashlib.sha256(store.get(INDEX_KEY).data).hexdigest()):
+        raise RayDetrError(f"the shards at {store.uri} are others than those of the run.")
+    reader = ShardReader(store, index)
+    groups = [(file, group, rows) for file, one in enumerate(index.files) for group, rows in enumerate(one.row_groups)]
+    images: list[TrainingImage] = []
+    wanted, first = spread(index.images, most), 0
+    for file, group, rows in groups:
+        places = [place - first for place in wanted if first <= place < first + rows]
+        if places:
+            read = reader.read_group(file, group)
+            images += [read[place] for place in places]
+        first += rows
+    detector, _ = load_detector(model, options, device="cpu", precision="fp32", threshold=LEAST_SCORE)
+    pixels = [decode_training_image(image) for image in images]
+    found = detector(pixels) if pixels else []
+    names = {category.id: category.name for category in index.categories}
+    counts = Counter(name for one in found for name in one.labels)
+    counts.update(_name(one, names) for image in images for one in image.annotations)
+    classes = sorted(counts, key=lambda name: (-counts[name], name))
+    numbers = {name: number for number, name in enumerate(classes)}
+    budget = picture_budget(len(images))
+    return ValidationPictures(
+        pictures=[picture_of(image.file_name, one, budget) for image, one in zip(images, pixels, strict=True)],
+        boxes=[
+            [*_found(one, numbers), *_annotated(image, names, numbers)]
+            for image, one in zip(images, found, strict=True)
+        ],
+        classes=classes,
+        images=index.images,
+    )
+
+
+def spread(count: int, most: int) -> list[int]:
+    """Return at most `most` of the places 0 .. `count` - 1, evenly spread."""
+    shown = min(count, most)
+    return [place * count // shown for place in range(shown)]
+
+
+def _name(annotation: Mapping[str, Any], names: Mapping[int, str]) -> str:
+    number = annotation["category_id"]
+    return names.get(number, f"category {number}")
+
+
+def _found(found: Detections, numbers: Mapping[str, int]) -> list[Box]:
+    rows = zip(found.labels, found.scores.tolist(), found.boxes_xyxy.tolist(), strict=True)
+    return [(numbers[name], round(score, 4), *(round(side, 2) for side in box), 0) for name, score, box in rows][
+        :MOST_BOXES
+    ]
+
+
+def _annotated(image: TrainingImage, names: Mapping[int, str], numbers: Mapping[str, int]) -> list[Box]:
+    return [
+        (numbers[_name(one, names)], None, *(round(side, 2) for side in (x, y, x + width, y + height)), 1)
+        for one in image.annotations
+        for x, y, width, height in [one["bbox"]]
+    ]

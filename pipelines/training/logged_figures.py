@@ -1,0 +1,150 @@
+"""The figures that a training run logged, read back from the JSON lines in its folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from pipelines.store import Store
+from pipelines.training.run_record import damaged
+from pipelines.training.training_log import LOGS
+
+_FILE: Final = re.compile(r"steps-(?P<first>\d+)-(?P<start>.+)-(?P<claim>\d+)\.jsonl")
+_KEPT: Final = re.compile(
+    r"step|epoch|loss|loss_(ce|bbox|giou)|lr_\w+|gradient_norm|images_per_second|data_wait_share|gpu_memory_gib"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStart:
+    """One start of the workers, as its log shows it.
+
+    Attributes:
+        command: the start of the command that it belongs to; several starts of one command mean that workers were lost.
+        first_step: the first step that it took.
+        last_step: the last step that it logged; `first_step - 1` if it logged none.
+        first_time: time of its first line, ISO 8601; None if it has no line.
+        last_time: time of its last line.
+    """
+
+    command: str
+    first_step: int
+    last_step: int
+    first_time: str | None
+    last_time: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Figures of one evaluation, by pycocotools' names, after `epoch` epochs."""
+
+    step: int
+    epoch: int
+    figures: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedFigures:
+    """The log of a run, without the steps that were repeated after a restart.
+
+    Attributes:
+        lines: numbers by name for each log line, by rising step: `step`, `epoch` (from 0) and means since the line
+            before. Of the losses only the total and the parts of the last decoder layer. NaN for what was not finite.
+        steps: how many steps each line is the mean of.
+        evaluations: by rising step.
+        starts: of the workers, the first one first.
+    """
+
+    lines: Sequence[Mapping[str, float]]
+    steps: Sequence[int]
+    evaluations: Sequence[Evaluation]
+    starts: Sequence[WorkerStart]
+
+    @property
+    def mean_rates(self) -> tuple[float | None, float | None]:
+        """Return images per second of all workers, and the share of the time that they waited for data.
+
+        Both are means over the time that the steps took, for steps of equally many images. None where nothing was
+        logged.
+        """
+        timed = [
+            (line, steps / line["images_per_second"])
+            for line, steps in zip(self.lines, self.steps, strict=True)
+            if line["images_per_second"] > 0
+        ]
+        if not timed:
+            return None, None
+        total = sum(time for _, time in timed)
+        rate = sum(time * line["images_per_second"] for line, time in timed) / total
+        return rate, sum(time * line["data_wait_share"] for line, time in timed) / total
+
+
+def read_logged(store: Store) -> LoggedFigures:
+    """Return what a run logged. Memory: some 1.5 kB for each line.
+
+    A start repeats the steps after its checkpoint: its lines replace those of earlier starts.
+
+    Args:
+        store: The run's directory.
+
+    Raises:
+        RayDetrError: a file of the log is damaged.
+        StoreError: the store refused, or gave no answer.
+    """
+    files = []
+    for entry in store.list(LOGS + "steps-"):
+        name = _FILE.fullmatch(entry.key.removeprefix(LOGS))
+        if name is not None:
+            files.append((int(name["claim"]), int(name["first"]), name["start"], entry.key))
+    trained: dict[int, tuple[dict[str, float], int]] = {}  # by step: the line, and how many steps it is the mean of
+    evaluated: dict[int, Mapping[str, float]] = {}
+    starts: dict[int, WorkerStart] = {}
+    for claim, first, start, key in sorted(files):
+        if claim not in starts:
+            starts[claim] = WorkerStart(start, first, first - 1, None, None)
+            trained = {step: line for step, line in trained.items() if step < first}
+            evaluated = {step: figures for step, figures in evaluated.items() if step < first}
+        before = starts[claim].last_step
+        for line in _lines(store, key):
+            step = int(line["step"])
+            figures = {name[4:]: _number(value) for name, value in line.items() if name.startswith("val/")}
+            if figures:
+                evaluated[step] = figures
+            else:
+                numbers = {name: _number(value) for name, value in line.items() if _KEPT.fullmatch(name)}
+                trained[step] = numbers, step - before
+                before = step
+            one = starts[claim]
+            starts[claim] = WorkerStart(start, one.first_step, before, one.first_time or line["time"], line["time"])
+    ordered = sorted(trained)
+    return LoggedFigures(
+        lines=[trained[step][0] for step in ordered],
+        steps=[trained[step][1] for step in ordered],
+        evaluations=[Evaluation(step, _epoch(step, trained), evaluated[step]) for step in sorted(evaluated)],
+        starts=list(starts.values()),
+    )
+
+
+def _lines(store: Store, key: str) -> list[dict[str, str]]:
+    try:
+        lines = [json.loads(text) for text in store.get(key).data.splitlines()]
+        is_whole = all({"step", "time"} <= line.keys() for line in lines)
+    except (ValueError, AttributeError) as error:
+        raise damaged(store, key) from error
+    if not is_whole:
+        raise damaged(store, key)
+    return lines
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _epoch(step: int, trained: Mapping[int, tuple[Mapping[str, float], int]]) -> int:
+    """Return how many epochs were done at the step of an evaluation, which is at an epoch's end."""
+    before = [logged for logged in trained if logged <= step]
+    return 0 if not before else int(trained[max(before)][0]["epoch"]) + 1
