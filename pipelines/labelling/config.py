@@ -102,8 +102,8 @@ class PlanConfig:
         default="transient", metavar="{transient,all}", parse=which_errors,
     )  # fmt: skip
     skip_labelled: SkipLabelled = option(
-        "which images count as labelled: those with rows of the same model and settings, or of any; after another model "
-        "is promoted, any labels only what is new",
+        "which images count as labelled: those with rows of the same model and settings, or of any; after a promotion "
+        "of another model, any labels only what is new",
         default="same",
     )
     image_options: StoreOptions = group(StoreOptions)
