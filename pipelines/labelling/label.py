@@ -153,7 +153,7 @@ def label(
                     token=secrets.token_hex(16),
                     wait_seconds=60 * min(config.wait_minutes, meter.minutes_left),
                     say=lambda sentence: show(Progress(sentence)),
-                    impatient=open_store(config.table, replace(config.table_options, retry_seconds=TRIES_SECONDS)),
+                    quick=open_store(config.table, replace(config.table_options, retry_seconds=TRIES_SECONDS)),
                 ) as still_ours,
                 before_the_lease.pop_all() as before_the_lease_ends,
                 publishing() as publisher,
