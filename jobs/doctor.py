@@ -13,7 +13,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from jobs.exits import WRONG_USE, run_process
-from jobs.options import CommandParser, actor_range, add_batch_size_option, add_s3_options, add_table_s3_options
+from jobs.options import (
+    CommandParser,
+    actor_range,
+    add_batch_size_option,
+    add_image_column_option,
+    add_s3_options,
+    add_table_s3_options,
+)
 
 if TYPE_CHECKING:
     from pipelines.doctor.findings import Finding
@@ -23,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, check, print each finding as it comes."""
     parser = CommandParser("doctor", __doc__)
     parser.add_argument("--images", nargs="+", default=[], metavar="URI", help="sources of images, as of label (none)")
+    add_image_column_option(parser)
     parser.add_argument("--table", metavar="URI", help="the detection table, existing or new (none)")
     parser.add_argument("--model", metavar="REF", help="model to load and to try on a worker, as of label (none)")
     parser.add_argument(
@@ -49,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         config = DoctorConfig(
             images=tuple(args.images),
+            image_column=args.image_column,
             table=args.table,
             model=args.model,
             least_actors=args.actors[0],

@@ -163,6 +163,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             sample=args.sample,
             seed=args.seed,
             keep=tuple(args.keep),
+            image_column=args.image_column,
             via=args.via,
             anonymous=args.anonymous,
             endpoint=args.endpoint,

@@ -93,8 +93,8 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar="URI",
-        help="folders, prefixes, globs, images, lists of URIs (.parquet, .csv, .tsv, .txt, .json, .jsonl), "
-        "or the manifest.json of an S3 Inventory; s3://, gs://, az://, local paths, http(s):// in lists",
+        help="folders, prefixes, globs, images, .tar archives, lists of URIs (.parquet, .csv, .tsv, .txt, .json, "
+        ".jsonl), or the manifest.json of an S3 Inventory; s3://, gs://, az://, local paths, http(s):// in lists",
     )
     parser.add_argument("--table", required=True, metavar="URI", help="the detection table, existing or new")
     parser.add_argument(
@@ -114,6 +114,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         metavar="COLUMN",
         help="columns of the lists of URIs to copy into the table (none)",
     )
+    add_image_column_option(parser)
     parser.add_argument(
         "--via",
         choices=("auto", "fsspec"),
@@ -124,6 +125,16 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--request-payer", action="store_true", help="send requester-pays headers when reading images")
     add_s3_options(parser)
     add_table_s3_options(parser)
+
+
+def add_image_column_option(parser: argparse.ArgumentParser) -> None:
+    """Add which column of Parquet files holds images."""
+    parser.add_argument(
+        "--image-column",
+        metavar="COLUMN",
+        help="read the images themselves from this column of the Parquet files: bytes, or a struct of bytes and path "
+        "(Parquet files are lists of URIs)",
+    )
 
 
 def add_table_s3_options(parser: argparse.ArgumentParser) -> None:

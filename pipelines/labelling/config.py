@@ -44,6 +44,7 @@ class LabelConfig:
         sample: Label N images drawn at random.
         seed: Seed of the random draw.
         keep: Columns of lists of URIs that are copied to the rows.
+        image_column: Parquet files hold images in this column; None: they are lists of URIs.
         via: "fsspec" reads images through fsspec.
         anonymous: Read images without credentials.
         endpoint: The S3 server; None: as the environment says.
@@ -84,6 +85,7 @@ class LabelConfig:
     sample: int | None = None
     seed: int = 0
     keep: tuple[str, ...] = ()
+    image_column: str | None = None
     via: Literal["auto", "fsspec"] = "auto"
     anonymous: bool = False
     endpoint: str | None = None
@@ -172,6 +174,7 @@ class LabelConfig:
             sample=self.sample,
             seed=self.seed,
             keep=self.keep,
+            image_column=self.image_column,
             options=self.image_options,
             table_options=self.table_options,
         )
@@ -192,4 +195,5 @@ class LabelConfig:
             "keep": list(self.keep),
             "retry_errors": "all" if self.retry_errors == "all" else "passing",  # the stored name of "transient"
             "max_pixels": self.max_pixels,
+            **({} if self.image_column is None else {"image_column": self.image_column}),
         }

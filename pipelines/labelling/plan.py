@@ -24,6 +24,7 @@ from pipelines.labelling.past_settings import PastSettings
 from pipelines.labelling.publish import read_done
 from pipelines.labelling.run import RunRequest, find_unfinished, sealed_sentence
 from pipelines.lake.listing import Listing, check_addresses, list_objects
+from pipelines.lake.member_files import MemberIndexes
 from pipelines.store import Store, StoreError, StoreOptions, check_no_secret, open_store
 from pipelines.table.schema import check_kept
 
@@ -60,6 +61,7 @@ class PlanConfig:
         sample: Draw N images of the listing at random instead.
         seed: What the draw depends on, besides the URIs.
         keep: Columns of tables of URIs to carry into the rows.
+        image_column: Parquet files hold images in this column; None: they are tables of URIs.
         retry_errors: "all": images with errors of permanent kinds are labelled again, too.
         configuration: Threshold, classes and precision of the run, as its record would have them; rows with other
             settings do not count as labelled then, and are refused without `relabel`. None: rows with any settings
@@ -77,6 +79,7 @@ class PlanConfig:
     sample: int | None = None
     seed: int = 0
     keep: tuple[str, ...] = ()
+    image_column: str | None = None
     retry_errors: RetryErrors = "transient"
     configuration: Mapping[str, object] | None = None
     relabel: bool = False
@@ -135,8 +138,15 @@ def summarise_plan(config: PlanConfig) -> PlanSummary:
         SettingsMismatch: the run would be refused, because the table has rows of the model with other settings only.
         RayDetrError: images or table cannot be read.
     """
-    listing = list_objects(config.images, options=config.options, keep=config.keep, table=config.table)
     table = open_store(config.table, config.table_options or config.options)
+    listing = list_objects(
+        config.images,
+        options=config.options,
+        keep=config.keep,
+        table=config.table,
+        image_column=config.image_column,
+        indexes=MemberIndexes(table),
+    )
     try:
         unfinished = find_unfinished(table)
         left = list(read_manifest(table, unfinished.run_id)) if unfinished else []

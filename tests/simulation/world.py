@@ -26,7 +26,8 @@ from pipelines.labelling.publish import commit_part
 from pipelines.labelling.run import Run, RunRequest, find_unfinished, list_runs
 from pipelines.labelling.settings import settings_text
 from pipelines.labelling.verify import verify_table
-from pipelines.lake.listing import LakeObject, Listing
+from pipelines.lake.lake_object import LakeObject
+from pipelines.lake.listing import Listing
 from pipelines.store import Blob, NotFound, StoreDown, StoreEntry
 from pipelines.store.memory import MemoryStore
 from pipelines.table.schema import ERROR_KINDS, NO_COLUMNS, Detected, Origin, Row, decode, rows_to_table
@@ -166,8 +167,9 @@ class WriterStore:
         found: Blob = self._call(f"get {key}", lambda: self._world.objects.get(key, most_bytes=most_bytes))
         return found
 
-    def get_range(self, key: str, start: int, length: int) -> bytes:
-        found: bytes = self._call(f"get {key}", lambda: self._world.objects.get_range(key, start, length))
+    def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
+        objects = self._world.objects
+        found: bytes = self._call(f"get {key}", lambda: objects.get_range(key, start, length, if_match=if_match))
         return found
 
     def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:

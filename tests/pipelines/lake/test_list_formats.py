@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.errors import RayDetrError
+from pipelines.lake.lake_object import COMMENT, WITHOUT_URI, LakeObject, Skipped
 from pipelines.lake.list_formats import is_comment, looks_like_address
-from pipelines.lake.listing import COMMENT, WITHOUT_URI, LakeObject, Skipped, list_objects
+from pipelines.lake.listing import list_objects
 from pipelines.store import Store, memory_store
 
 A, B, C = "s3://lake/images/a.jpg", "s3://lake/images/b.jpg", "s3://lake/images/c.jpg"
