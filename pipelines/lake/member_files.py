@@ -45,7 +45,7 @@ class _Slot:
 class MemberIndexes:
     """The indexes of files that hold images, each read once for a version of its file; for any number of threads.
 
-    They are kept in a table as `_members/<hash>.parquet`, where they may be removed at any time. Without a table, or
+    They are kept in a table as `_members/<hash>.index`, where they may be removed at any time. Without a table, or
     for a file without an etag, the last few are remembered.
     """
 
@@ -68,7 +68,7 @@ class MemberIndexes:
             StoreError: the store refused.
         """
         name = "\0".join([join_uri(store.uri, entry.key), entry.etag or "", str(entry.size), column or ""])
-        key = f"_members/{blake2b(name.encode(), digest_size=16).hexdigest()}.parquet"
+        key = f"_members/{blake2b(name.encode(), digest_size=16).hexdigest()}.index"
         with self._lock:
             slot = self._remembered.setdefault(key, _Slot())
             self._remembered.move_to_end(key)

@@ -226,7 +226,7 @@ def test_a_damaged_index_is_reported_and_its_removal_helps() -> None:
     (kept,) = table.list()
     table.put(kept.key, b"damaged")
 
-    with pytest.raises(RayDetrError, match=r"_members/\w+\.parquet is damaged"):
+    with pytest.raises(RayDetrError, match=r"_members/\w+\.index is damaged"):
         uris(listed(store, "s3://lake/a.tar", indexes=MemberIndexes(table, keep=True)))
 
     table.delete(kept.key)

@@ -184,7 +184,7 @@ def test_an_archive_of_another_version_is_refused() -> None:
 def test_an_index_is_read_as_it_was_written() -> None:
     index = index_of(tar_of([("b.jpg", b"b"), ("a.jpg", b"a"), ("a.json", b"{}")])[:-10_000])
 
-    again = decode_index(encode_index(index), "s3://table/_members/1.parquet")
+    again = decode_index(encode_index(index), "s3://table/_members/1.index")
 
     assert again.rows.equals(index.rows)
     assert (again.skipped, again.damaged_at) == (index.skipped, index.damaged_at)
