@@ -41,6 +41,7 @@ def test_what_is_left_out_has_its_default() -> None:
         "sample": None,
         "seed": 0,
         "keep": [],
+        "image_column": None,
         "via": "auto",
         "anonymous": False,
         "endpoint": None,

@@ -146,6 +146,15 @@ def test_a_header_that_claims_gigabytes_is_not_read() -> None:
     assert max(length for _, length in store.ranges) <= 64 << 10
 
 
+def test_a_member_of_negative_size_does_not_lead_back() -> None:
+    first, second = tarfile.TarInfo("a.jpg"), tarfile.TarInfo("b.jpg")
+    second.size = -1024
+
+    index = index_of(first.tobuf(tarfile.GNU_FORMAT) + second.tobuf(tarfile.GNU_FORMAT) + bytes(2048))
+
+    assert index.damaged_at == 512
+
+
 def test_of_large_images_only_headers_are_read(tmp_path: Path) -> None:
     store = CountingStore(open_store(str(tmp_path)))
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
