@@ -16,8 +16,8 @@ from pipelines.labelling.config import LabelConfig
 from pipelines.options import check_options, group, option
 
 SOME = (
-    "images", "table", "model", "threshold", "precision", "shard_images", "max_images", "sample", "seed", "keep", "image_column",
-    "image_options", "table_access",
+    "images", "table", "model", "threshold", "precision", "shard_images", "max_images", "sample", "seed", "keep",
+    "image_column", "image_options", "table_access",
 )  # fmt: skip
 
 

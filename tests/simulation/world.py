@@ -304,9 +304,9 @@ class Writer:
 
 
 def place_of(uri: str) -> int | None:
-    """Return where an image is in its file: every third one is inside a file."""
-    number = int(uri.rpartition("/")[2].removesuffix(".jpg"))
-    return 512 * number if number % 3 == 2 else None
+    """Return where an image is in its file; of those with numbers for names, every third one is inside a file."""
+    name = uri.rpartition("/")[2].removesuffix(".jpg")
+    return 512 * int(name) if name.isdecimal() and int(name) % 3 == 2 else None
 
 
 def row_of(uri: str, etag: str | None) -> Row:
