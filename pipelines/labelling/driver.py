@@ -24,7 +24,8 @@ from pipelines.labelling.run import Run, RunRequest, begin_run, finish_run, late
 from pipelines.labelling.seal import is_seal_begun, seal_run
 from pipelines.labelling.segments import label_segments
 from pipelines.labelling.settings import AUTO
-from pipelines.lake.listing import LakeObject, Listing
+from pipelines.lake.lake_object import LakeObject
+from pipelines.lake.listing import Listing
 from pipelines.store import Store, StoreError
 from pipelines.table.schema import Totals
 from pipelines.watchdog import Watchdog
