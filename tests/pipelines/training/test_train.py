@@ -157,7 +157,7 @@ def test_the_report_shows_what_the_run_logged_and_what_its_model_finds(
     html = (tmp_path / "training.html").read_text()
     assert straight.metrics is not None
     assert (summary.epochs, summary.steps, summary.pictures, summary.problem) == (2, STEPS, 4, None)
-    assert summary.AP == straight.metrics["AP"]
+    assert straight.metrics["AP"] == summary.AP
     assert f"<dt>best AP</dt><dd>{straight.metrics['AP']:.3f}</dd>" in html
     assert "<dt>worker restarts</dt><dd>0</dd>" in html
     assert all(title in html for title in ("AP over epochs", "Learning rates (logarithmic)", "Images per second"))
