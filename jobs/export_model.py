@@ -11,7 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from jobs.exits import run_process
-from jobs.options import CommandParser, add_s3_options, check_stays
+from jobs.options import add_options, check_stays, make_config
+from jobs.parser import CommandParser
+from pipelines.store import S3, StoreOptions
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -33,15 +35,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         default="exact",
         help="exact: an image gives the same in a padded batch and alone; plain: as in the original DETR (%(default)s)",
     )
-    add_s3_options(parser)
+    add_options(parser, StoreOptions, only=S3)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     args = parser.parse_args(argv)
     check_stays(parser, "--out", args.out)
 
     from pipelines.model_export import export_model
-    from pipelines.store import StoreOptions
 
-    options = StoreOptions(endpoint=args.endpoint, region=args.region, profile=args.profile)
+    options = make_config(parser, StoreOptions, args)
     summary = export_model(args.model, Path(args.out), form=args.to, padding=args.padding, options=options)
     if args.json:
         print(json.dumps(asdict(summary), indent=2))

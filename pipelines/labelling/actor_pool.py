@@ -8,7 +8,7 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from typing import Any, cast
@@ -270,7 +270,7 @@ def label_shards(
     verbose: bool = False,
     show_unfinished: Callable[[int], None] = lambda _: None,
     stop: threading.Event | None = None,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Yield the outcome of each shard as it is done, in no order.
 
     A shard whose actor died yields nothing: who calls compares with what it asked for. Leaving the loop kills the
@@ -330,6 +330,7 @@ def label_shards(
     except RayError as error:
         raise RayDetrError(f"the actor pool cannot go on: {remote_sentence(error)}") from error
     finally:
+        batches = dataset = None  # type: ignore[assignment]  # an error that is kept has this frame: it must not keep the actors
         loading.forget()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -133,7 +133,7 @@ class RayRunner:
             # as it was asked for: what "auto" is depends on the model, too
             return probe(self._placed(connection, self._spec.precision), connection.pool)
 
-    def label(self, run: Run, shards: Sequence[int], *, isolated: bool) -> Iterator[Outcome]:
+    def label(self, run: Run, shards: Sequence[int], *, isolated: bool) -> Generator[Outcome, None, None]:
         """Yield the outcome of each shard; see `actor_pool.label_shards`.
 
         Raises:

@@ -126,8 +126,7 @@ def train(
             refuse_local(config.places(), are_shared=config.shared_folders)
             group = choose_group(
                 node_resources(),
-                config.least_workers,
-                config.most_workers,
+                *config.workers,
                 device=config.device,
                 micro_batches=config.recipe.micro_batches,
                 threads=config.threads,

@@ -11,9 +11,10 @@ import pytest
 from pipelines.errors import UsageError
 from pipelines.evaluation.evaluate import evaluate_results, evaluate_table
 from pipelines.lake.listing import LakeObject, list_objects
+from pipelines.shards.config import ShardConfig
 from pipelines.shards.reader import read_index
 from pipelines.shards.rows import coco_json
-from pipelines.shards.sharding import ShardConfig, shard
+from pipelines.shards.sharding import shard
 from pipelines.store import open_store
 from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
 

@@ -27,7 +27,7 @@ def test_a_folder_is_labelled_with_masks(
     write_scenes(tmp_path / "lake", 3, 4, sizes={(96, 128): 1, (128, 96): 1})
     config = LabelConfig(
         images=(str(tmp_path / "lake"),), table=str(tmp_path / "table"), model=str(tmp_path / "panoptic"),
-        threshold=0.001, masks=True, device="cpu", most_actors=1,
+        threshold=0.001, masks=True, device="cpu", actors=(None, 1),
     )  # fmt: skip
 
     summary = label(config)
