@@ -27,13 +27,15 @@ from ray.experimental.internal_kv import (
     _internal_kv_put,
 )
 
-from pipelines.cluster import Pool, first_line, remote_sentence, room_sentence, silenced
+from pipelines.actor_resources import Pool, room_sentence
+from pipelines.cluster import silenced
 from pipelines.concurrently import repeating
 from pipelines.errors import RayDetrError
 from pipelines.labelling.fetching import LakeUnreadable
 from pipelines.labelling.labeler_spec import LabelerSpec, build_detector, build_labeler
 from pipelines.labelling.outcome import Failed, Lost, NotStarted, Outcome, ShardReport
 from pipelines.models import ModelInfo
+from pipelines.remote_errors import first_line, remote_sentence
 from pipelines.store import StoreError, without_secrets
 
 SHARDS_AT_ONCE = 2  # per actor: one is fetched while the other is in the network

@@ -18,6 +18,7 @@ from pipelines.store import StoreOptions, TableOptions, check_no_secret, join_ur
 NO_CREDENTIALS: Final = "Omit them: credentials are found as docs/security.md says."
 
 RetryErrors = Literal["transient", "all"]
+SkipLabelled = Literal["same", "any"]
 ClassThreshold = tuple[str, float | None]
 
 
@@ -50,6 +51,7 @@ class Selection:
     sample: int | None = None
     seed: int = 0
     retry_errors: RetryErrors = "transient"
+    skip_labelled: SkipLabelled = "same"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +101,16 @@ class PlanConfig:
         "which images with error rows to label again: those with transient errors, or all (transient)",
         default="transient", metavar="{transient,all}", parse=which_errors,
     )  # fmt: skip
+    skip_labelled: SkipLabelled = option(
+        "which images count as labelled: those with rows of the same model and settings, or of any; after another model "
+        "is promoted, any labels only what is new",
+        default="same",
+    )
     image_options: StoreOptions = group(StoreOptions)
     table_access: TableOptions = group(TableOptions, prefix="table_")
 
     def __post_init__(self) -> None:
+        from pipelines.labelling.mask_column import MASKS
         from pipelines.lake.listing import check_addresses
         from pipelines.models import FETCH_FIRST
         from pipelines.table.schema import check_kept
@@ -112,7 +120,9 @@ class PlanConfig:
             raise ValueError("images: name at least one folder, glob, image or list of URIs.")
         if self.max_images is not None and self.sample is not None:
             raise ValueError("max images and sample exclude each other: the first N or N at random, give one of them.")
-        check_kept((*self.keep, *(["masks"] if self.masks else [])))
+        if self.relabel and self.skip_labelled == "any":
+            raise ValueError("relabel and skip labelled any exclude each other: label such images again, or skip them.")
+        check_kept((*self.keep, MASKS.name) if self.masks else self.keep)
         check_addresses(self.images)
         check_no_secret("table", self.table, instead=NO_CREDENTIALS)
         if self.model is not None:
@@ -126,7 +136,7 @@ class PlanConfig:
     @property
     def selection(self) -> Selection:
         """Which of the listed images are labelled."""
-        return Selection(self.max_images, self.sample, self.seed, self.retry_errors)
+        return Selection(self.max_images, self.sample, self.seed, self.retry_errors, self.skip_labelled)
 
     @property
     def configuration(self) -> dict[str, object]:
@@ -216,4 +226,7 @@ class LabelConfig(PlanConfig):
             "keep": list(self.keep),
             "retry_errors": "all" if self.retry_errors == "all" else "passing",  # the stored name of "transient"
             "max_pixels": self.max_pixels,
+            **(
+                {"skip_labelled": "any"} if self.skip_labelled == "any" else {}
+            ),  # records of other runs stay as they are
         }

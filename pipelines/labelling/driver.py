@@ -268,18 +268,18 @@ class _Start:
             past = PastSettings(self.table, self.request.model, threads=self.threads)
             # "auto" is not resolved for a start that has nothing to do: the rows' precision is taken for it
             guess = past.guess_precision(self.request)
-            settings = None if guess is None else past.check(self.request, guess, relabel=self.relabel)
+            settings = None if guess is None else past.check(self.request, guess, relabel=self._mixes_settings)
             labelled, look = self._look(settings)
             if not look.has_new:
                 return look.counts
             workforce = self.runner.workforce()
             if settings is not None:
-                resolved = past.check(self.request, workforce.precision, relabel=self.relabel)
+                resolved = past.check(self.request, workforce.precision, relabel=self._mixes_settings)
                 if resolved != settings:
                     labelled, look = self._look(resolved)
                 if not look.has_new:
                     return look.counts
-                if not self.relabel and (note := past.note(resolved)):
+                if not self._mixes_settings and (note := past.note(resolved)):
                     logging.getLogger(__name__).warning("%s", note)
             begun = begin_run(
                 self.table,
@@ -332,8 +332,15 @@ class _Start:
         past = PastSettings(self.table, self.request.model, threads=self.threads)
         guess = past.guess_precision(self.request)
         if guess is not None:
-            is_open = self.request.precision == AUTO and not self.relabel
-            past.check(self.request, self.runner.workforce().precision if is_open else guess, relabel=self.relabel)
+            is_open = self.request.precision == AUTO and not self._mixes_settings
+            past.check(
+                self.request, self.runner.workforce().precision if is_open else guess, relabel=self._mixes_settings
+            )
+
+    @property
+    def _mixes_settings(self) -> bool:
+        """Whether the table may get rows of this model with other settings than it has."""
+        return self.relabel or self.selection.skip_labelled == "any"
 
     def _look(self, settings: str | None) -> tuple[LabelledKeys, Look]:
         labelled = self._read_labelled(settings)
@@ -342,10 +349,11 @@ class _Start:
 
     def _read_labelled(self, settings: str | None) -> LabelledKeys:
         with self.watchdog.stage("reading the table"):
+            skips_any = self.selection.skip_labelled == "any"
             return read_labelled(
                 self.table,
-                self.request.model,
-                settings=settings,
+                None if skips_any else self.request.model,
+                settings=None if skips_any else settings,
                 retry_errors=self.selection.retry_errors,
                 threads=self.threads,
             )

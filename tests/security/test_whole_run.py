@@ -75,7 +75,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory, moto_server: S3Server) -> It
     }
     table = ["--table", f"{uri}/table"]
     before = [
-        ["label", "--images", f"{uri}/lake/nothing/", *table, "--model", "scenes"],
+        ["label", "--images", f"{uri}/lake/", *table, "--model", "scenes", "--actors", "99"],
         ["doctor", *table],
         ["plan", "--images", f"{uri}/lake/", *table, "--model", "scenes", "--trial", "1"],
     ]

@@ -53,8 +53,8 @@ def test_a_cluster_is_given_by_its_address(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_closing_does_not_wait_for_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.cluster.connected", lambda **_: nullcontext())
-    monkeypatch.setattr("pipelines.cluster.node_resources", lambda: [{"CPU": 1.0}])
-    monkeypatch.setattr("pipelines.cluster.request_resources", lambda **_: None)
+    monkeypatch.setattr("pipelines.actor_resources.node_resources", lambda: [{"CPU": 1.0}])
+    monkeypatch.setattr("pipelines.actor_resources.request_resources", lambda **_: None)
     waits = threading.Event()
 
     def show(progress: Progress) -> None:
