@@ -34,14 +34,25 @@ def randomise(model: nn.Module) -> None:
             if "query_position" in key:
                 parameter.normal_()
             elif parameter.dim() == 2:
-                nn.init.xavier_uniform_(parameter)
+                sharp = 3.0 if ".q_proj." in key or ".k_proj." in key else 1.0  # else attention is nearly uniform
+                nn.init.xavier_uniform_(parameter, gain=sharp)
             elif parameter.dim() == 1 and "backbone" not in key:
                 parameter.add_(0.1 * torch.randn_like(parameter))
-        for key, buffer in model.named_buffers():
-            if key.endswith("running_var"):
-                buffer.uniform_(0.5, 2)
-            elif key.endswith("running_mean"):
-                buffer.normal_(0, 0.1)
+        hooks = [
+            module.register_forward_pre_hook(_calibrate)
+            for module in model.modules()
+            if isinstance(getattr(module, "running_var", None), torch.Tensor)
+        ]
+        model(torch.randn(1, 3, 96, 128))
+    for hook in hooks:
+        hook.remove()
+
+
+def _calibrate(norm: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+    """Give a frozen norm statistics around those of its input, so that signals keep their size."""
+    mean, variance = inputs[0].mean((0, 2, 3)), inputs[0].var((0, 2, 3)) + 1e-3
+    norm.get_buffer("running_mean").copy_(mean + 0.5 * variance.sqrt() * torch.randn_like(mean))
+    norm.get_buffer("running_var").copy_(variance * torch.empty_like(variance).uniform_(0.5, 2))
 
 
 def main() -> None:

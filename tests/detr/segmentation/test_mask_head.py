@@ -65,7 +65,7 @@ def theirs() -> DetrForSegmentation:
             if "query_position" in name:
                 parameter.normal_()  # else all queries find the same
             elif parameter.dim() == 2:
-                torch.nn.init.xavier_uniform_(parameter)
+                torch.nn.init.xavier_uniform_(parameter, gain=3.0 if ".q_proj." in name or ".k_proj." in name else 1.0)
             elif parameter.dim() == 1 and "backbone" not in name:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     for name, buffer in model.named_buffers():
