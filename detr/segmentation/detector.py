@@ -12,7 +12,7 @@ from detr.detector import Detector
 from detr.device import float32_arithmetic
 from detr.images.decoding import decode
 from detr.images.inputs import AnyImage, encoded_or_tensor
-from detr.launcher import Read
+from detr.launcher import ReadDetections
 from detr.model import Detr
 from detr.postprocess import Detections, postprocess, rank, ranking
 from detr.precision import Precision
@@ -98,7 +98,7 @@ class MaskDetector(Detector):
         )
 
     @torch.no_grad()
-    def _launch(self, batch: HostBatch) -> Read:
+    def _launch(self, batch: HostBatch) -> ReadDetections:
         """Compute a batch. The calling thread waits for the device, because it needs to know what is kept."""
         network = self._network
         assert isinstance(network, PanopticDetr)
