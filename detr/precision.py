@@ -2,8 +2,6 @@
 
 from typing import Literal
 
-from detr.families import FAMILIES
-
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 
 
@@ -19,6 +17,8 @@ def family_precision(precision: Precision, family: str, *, name: str) -> Precisi
         ValueError: half precision, which is not offered.
     """
     if precision in ("bf16", "fp16"):
+        from detr.families import FAMILIES  # loads numpy, which the command line does not need
+
         raise ValueError(
             f"precision: {precision} is not offered for {name}, a {FAMILIES[family]} model, because its effect on "
             "their accuracy was not measured; use fp32, or tf32 on GPUs"

@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.exits import run_process
-from jobs.options import CommandParser, count, minutes
+from jobs.options import count, minutes
+from jobs.parser import CommandParser
 
 MODES = ("model", "label", "train", "decode", "evaluate", "start")
 PEERS = ("transformers", "pipeline", "raydata", "daft", "openvino", "onnxruntime")

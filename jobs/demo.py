@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.exits import run_process
-from jobs.options import CommandParser, count
+from jobs.options import count
+from jobs.parser import CommandParser
 
 DRAWN_PICTURES = 5
 SHOWN_SCORE = 0.5

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
+from detr.precision import Precision
 from jobs.exits import run_process
-from jobs.options import PRECISIONS, CommandParser, note_on_model, share
+from jobs.options import note_on_model, share
+from jobs.parser import CommandParser
 
 if TYPE_CHECKING:
     from pipelines.detect import ImageResult
@@ -38,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "--precision",
-        choices=PRECISIONS,
+        choices=get_args(Precision),
         default="auto",
         help="number format of the network; auto is fp16 on GPUs and fp32 on CPUs (%(default)s)",
     )

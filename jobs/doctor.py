@@ -13,14 +13,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from jobs.exits import WRONG_USE, run_process
-from jobs.options import (
-    CommandParser,
-    actor_range,
-    add_batch_size_option,
-    add_image_column_option,
-    add_s3_options,
-    add_table_s3_options,
-)
+from jobs.options import add_options, make_config, option_values
+from jobs.parser import CommandParser
+from pipelines.labelling.config import LabelConfig
+from pipelines.store import S3, StoreOptions, TableOptions
 
 if TYPE_CHECKING:
     from pipelines.doctor.findings import Finding
@@ -30,44 +26,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, check, print each finding as it comes."""
     parser = CommandParser("doctor", __doc__)
     parser.add_argument("--images", nargs="+", default=[], metavar="URI", help="sources of images, as of label (none)")
-    add_image_column_option(parser)
     parser.add_argument("--table", metavar="URI", help="the detection table, existing or new (none)")
     parser.add_argument("--model", metavar="REF", help="model to load and to try on a worker, as of label (none)")
-    parser.add_argument(
-        "--actors",
-        type=actor_range,
-        default=(None, None),
-        metavar="MIN:MAX",
-        help="number of detector processes that must fit (1 to as many as fit)",
-    )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="as of label (%(default)s)")
-    add_batch_size_option(parser)
-    parser.add_argument("--anonymous", action="store_true", help="read images without credentials, for public buckets")
-    add_s3_options(parser)
-    add_table_s3_options(parser)
+    add_options(parser, LabelConfig, only=("image_column", "actors", "device", "batch_size"))
+    add_options(parser, StoreOptions, only=("anonymous", *S3))
+    add_options(parser, TableOptions, prefix="table_")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of lines")
     args = parser.parse_args(argv)
 
     from pipelines.doctor.examine import DoctorConfig, examine
-    from pipelines.store import StoreOptions
 
+    options = make_config(parser, StoreOptions, args)
     try:
-        options = StoreOptions(
-            anonymous=args.anonymous, endpoint=args.endpoint, region=args.region, profile=args.profile
-        )
         config = DoctorConfig(
             images=tuple(args.images),
             image_column=args.image_column,
             table=args.table,
             model=args.model,
-            least_actors=args.actors[0],
-            most_actors=args.actors[1],
+            actors=args.actors,
             device=args.device,
             batch_size=args.batch_size,
             image_options=options,
-            table_options=options.of_table(
-                endpoint=args.table_endpoint, region=args.table_region, profile=args.table_profile
-            ),
+            table_options=options.of_table(TableOptions(**option_values(args, TableOptions, prefix="table_"))),
         )
     except ValueError as error:
         parser.error(str(error))

@@ -15,17 +15,20 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, get_args
 
+from detr.precision import Precision
 from jobs._evaluation_report import report
 from jobs.exits import BudgetExceeded, run_process
-from jobs.options import PRECISIONS, CommandParser, actor_range, add_batch_size_option, add_s3_options, share
+from jobs.options import add_options, make_config, share
+from jobs.parser import CommandParser
+from pipelines.labelling.config import LabelConfig
+from pipelines.store import StoreOptions
 
 if TYPE_CHECKING:
     from pipelines.evaluation.annotations import Annotations
     from pipelines.evaluation.evaluate import Evaluation
     from pipelines.evaluation.gate import Baseline, Verdict
-    from pipelines.store import StoreOptions
 
 TOLERANCE_POINTS = 0.2
 MAX_DROP = 0.002
@@ -47,18 +50,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pipelines.evaluation.evaluate import check_has_images
     from pipelines.evaluation.gate import check_comparable, read_baseline
     from pipelines.evaluation.precision_recall_plot import check_can_plot, plot_precision_recall
-    from pipelines.store import StoreOptions
     from pipelines.store.uris import file_name
 
+    options = make_config(parser, StoreOptions, args)
     try:
-        options = StoreOptions(
-            via=args.via,
-            anonymous=args.anonymous,
-            endpoint=args.endpoint,
-            region=args.region,
-            profile=args.profile,
-            request_payer=args.request_payer,
-        )
         if args.plot is not None:
             check_can_plot(args.plot)
         baseline = None if args.baseline is None else read_baseline(args.baseline, options=options)
@@ -111,16 +106,7 @@ def _parser() -> CommandParser:
     _add_table_options(parser.add_argument_group("with --table"))
     _add_model_options(parser.add_argument_group("with --model"))
     _add_gate_options(parser.add_argument_group("exit code 3 unless the figures are good enough"))
-    stores = parser.add_argument_group("stores")
-    stores.add_argument(
-        "--via",
-        choices=("auto", "fsspec"),
-        default="auto",
-        help="fsspec: read through fsspec instead of the faster native client (%(default)s)",
-    )
-    stores.add_argument("--anonymous", action="store_true", help="read without credentials, for public buckets")
-    stores.add_argument("--request-payer", action="store_true", help="send requester-pays headers when reading")
-    add_s3_options(stores)
+    add_options(parser.add_argument_group("stores"), StoreOptions)
     return parser
 
 
@@ -138,13 +124,10 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
                        "folders of web servers; only annotated images are labelled")  # fmt: skip
     group.add_argument("--keep-table", metavar="URI", help="keep the table, existing or new, so that the same command "
                        "can be resumed (a temporary table)")  # fmt: skip
-    group.add_argument("--precision", choices=PRECISIONS,
+    group.add_argument("--precision", choices=get_args(Precision),
                        help="number format of the network (fp32, so that results of different machines can be "
                        "compared; `ray-detr label` uses auto by default)")  # fmt: skip
-    group.add_argument("--device", help="auto, cpu or cuda; auto uses GPUs if the cluster has any (auto)")
-    add_batch_size_option(group)
-    group.add_argument("--actors", type=actor_range, metavar="MIN:MAX",
-                       help="number of detector processes (1 to as many as fit into the cluster)")  # fmt: skip
+    add_options(group, LabelConfig, only=("device", "batch_size", "actors"), use_defaults=False)
     group.add_argument("--verbose", action="store_true", default=None, help="show Ray's own messages")
 
 
@@ -206,7 +189,6 @@ def _evaluate_model(
     from jobs.progress import shown_progress
     from pipelines.evaluation.evaluate_model import ModelEvaluationConfig, evaluate_model
 
-    least, most = args.actors or (None, None)
     try:
         config = ModelEvaluationConfig(
             model=args.model,
@@ -215,8 +197,7 @@ def _evaluate_model(
             precision=args.precision or "fp32",
             device=args.device or "auto",
             batch_size=args.batch_size,
-            least_actors=least,
-            most_actors=most,
+            actors=args.actors or (None, None),
             options=options,
             verbose=bool(args.verbose),
             evaluator=args.evaluator,

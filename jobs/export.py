@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from jobs.exits import run_process
-from jobs.options import CommandParser, add_s3_options, check_stays, count
+from jobs.options import add_options, check_stays, count, make_config
+from jobs.parser import CommandParser
+from pipelines.store import S3, StoreOptions
 
 FORMATS = ("parquet", "jsonl", "csv", "coco", "coco-dataset", "yolo", "voc", "labelstudio", "megadetector", "iceberg")
 
@@ -54,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="NAME",
         help="of iceberg: a catalog that pyiceberg's configuration names (%(default)s)",
     )
-    add_s3_options(parser)
+    add_options(parser, StoreOptions, only=S3)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     args = parser.parse_args(argv)
     if args.format != "iceberg":
@@ -62,7 +64,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from jobs.progress import Drawing, shown
     from pipelines.exports.export import ExportConfig, export
-    from pipelines.store import StoreOptions
 
     try:
         config = ExportConfig(
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             format=args.format,
             file_images=args.file_images,
             catalog=args.catalog,
-            options=StoreOptions(endpoint=args.endpoint, region=args.region, profile=args.profile),
+            options=make_config(parser, StoreOptions, args),
         )
     except ValueError as error:
         parser.error(str(error))

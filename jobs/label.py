@@ -18,23 +18,9 @@ from typing import TYPE_CHECKING
 from jobs._json_log import write_shard
 from jobs._notifications import notifying
 from jobs.exits import BudgetExceeded, run_process
-from jobs.options import (
-    CommandParser,
-    above_zero,
-    actor_range,
-    add_batch_size_option,
-    add_cap_options,
-    add_classes_option,
-    add_metrics_option,
-    add_model_options,
-    add_relabel_option,
-    add_retry_option,
-    add_source_options,
-    check_stays,
-    count,
-    note_on_model,
-    share,
-)
+from jobs.options import add_metrics_option, add_options, check_stays, make_config, note_on_model
+from jobs.parser import CommandParser
+from pipelines.labelling.config import LabelConfig
 
 if TYPE_CHECKING:
     from pipelines.labelling.label import LabelSummary
@@ -46,77 +32,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, label, print."""
     parser = CommandParser("label", __doc__)
-    add_source_options(parser)
-    add_model_options(parser)
-    add_classes_option(parser)
-    parser.add_argument("--run-id", metavar="ID", help="name of the run (made from the time)")
-    parser.add_argument(
-        "--new-run",
-        action="store_true",
-        help="seal the unfinished run of the table and start a new one instead of resuming",
-    )
-    add_relabel_option(parser)
-    parser.add_argument(
-        "--actors",
-        type=actor_range,
-        default=(None, None),
-        metavar="MIN:MAX",
-        help="number of detector processes, one for each GPU or core (1 to as many as fit into the cluster)",
-    )
-    parser.add_argument(
-        "--cpus-per-actor",
-        type=count,
-        metavar="N",
-        help="CPUs that each actor reserves and decodes with (with GPUs: reserves 1, decodes with all cores of "
-        "its share of the node; without GPUs: cores so that 8 actors fill a node)",
-    )
-    parser.add_argument(
-        "--gpus-per-actor",
-        type=above_zero,
-        metavar="X",
-        help="GPUs that each actor takes, such as 0.5 for two on a GPU (1)",
-    )
-    parser.add_argument(
-        "--device", default="auto", help="auto, cpu or cuda; auto uses GPUs if the cluster has any (%(default)s)"
-    )
-    add_batch_size_option(parser)
-    parser.add_argument(
-        "--max-error-rate",
-        type=share,
-        default=0.05,
-        metavar="SHARE",
-        help="exit with code 3 if more than this share of the images have errors (%(default)s)",
-    )
-    add_retry_option(parser)
-    parser.add_argument(
-        "--wait-minutes",
-        type=float,
-        default=0.0,
-        metavar="N",
-        help="minutes to wait for another process that is writing the table; then exit with code 4 (%(default)g)",
-    )
-    parser.add_argument(
-        "--decode-seconds",
-        type=float,
-        default=120.0,
-        metavar="N",
-        help="CPU seconds after which an image counts as undecodable: a decode_timeout row (%(default)g)",
-    )
-    parser.add_argument(
-        "--node-minutes",
-        type=float,
-        default=0.0,
-        metavar="N",
-        help="minutes to wait for nodes of an autoscaling cluster that cannot hold the actors yet (%(default)g)",
-    )
-    parser.add_argument(
-        "--stall-minutes",
-        type=float,
-        default=60.0,
-        metavar="N",
-        help="stop, resumable, after N minutes without a finished shard, waiting for nodes included (%(default)g)",
-    )
-    add_cap_options(parser, on_stop="shards in progress are finished")
+    add_options(parser, LabelConfig)
     parser.add_argument(
         "--report",
         type=Path,
@@ -128,61 +44,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--log-json", action="store_true", help="write one JSON line to standard error for each shard that is done"
     )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
-    parser.add_argument("--verbose", action="store_true", help="show Ray's own messages")
     args = parser.parse_args(argv)
     check_stays(parser, "--table", args.table)
     check_stays(parser, "--report", None if args.report is None else str(args.report))
 
+    config = make_config(parser, LabelConfig, args)
+
     from jobs.progress import shown_progress
-    from pipelines.caps import Caps
-    from pipelines.labelling.config import LabelConfig
     from pipelines.labelling.label import label
     from pipelines.run_metrics import RunMetrics
     from pipelines.store import without_secrets
-
-    try:
-        config = LabelConfig(
-            images=tuple(args.images),
-            table=args.table,
-            model=args.model,
-            threshold=args.threshold,
-            classes=None if args.classes is None else tuple(args.classes),
-            precision=args.precision,
-            device=args.device,
-            batch_size=args.batch_size,
-            run_id=args.run_id,
-            new_run=args.new_run,
-            relabel=args.relabel,
-            least_actors=args.actors[0],
-            most_actors=args.actors[1],
-            cpus_per_actor=args.cpus_per_actor,
-            gpus_per_actor=args.gpus_per_actor,
-            shard_images=args.shard_images,
-            max_error_rate=args.max_error_rate,
-            max_images=args.max_images,
-            sample=args.sample,
-            seed=args.seed,
-            keep=tuple(args.keep),
-            image_column=args.image_column,
-            via=args.via,
-            anonymous=args.anonymous,
-            endpoint=args.endpoint,
-            region=args.region,
-            profile=args.profile,
-            request_payer=args.request_payer,
-            table_endpoint=args.table_endpoint,
-            table_region=args.table_region,
-            table_profile=args.table_profile,
-            retry_errors=args.retry_errors,
-            wait_minutes=args.wait_minutes,
-            decode_seconds=args.decode_seconds,
-            node_minutes=args.node_minutes,
-            stall_minutes=args.stall_minutes,
-            caps=Caps(args.max_minutes, args.max_cost, args.price_per_hour),
-            verbose=args.verbose,
-        )
-    except ValueError as error:
-        parser.error(str(error))
 
     metrics = RunMetrics("label") if args.metrics else None
     note_on_model(args.model)

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from jobs.exits import run_process
-from jobs.options import CommandParser, add_s3_options, check_stays
+from jobs.options import add_options, check_stays, make_config
+from jobs.parser import CommandParser
+from pipelines.store import S3, StoreOptions
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -21,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--download", metavar="REF", help="model to copy: a hub id with optional @revision, or a folder"
     )
     parser.add_argument("--out", metavar="URI", help="where to copy it: a new folder, local or in a bucket")
-    add_s3_options(parser)
+    add_options(parser, StoreOptions, only=S3)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     args = parser.parse_args(argv)
     if (args.download is None) != (args.out is None):
@@ -30,10 +32,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from detr.families import FAMILIES
     from pipelines.model_catalog import CATALOG, copy_model, is_available
-    from pipelines.store import StoreOptions
 
     if args.download is not None:
-        options = StoreOptions(endpoint=args.endpoint, region=args.region, profile=args.profile)
+        options = make_config(parser, StoreOptions, args)
         info = copy_model(args.download, args.out, options)
         if args.json:
             print(json.dumps({"model": info.id, "sha256": info.sha256, "out": args.out}, indent=2))

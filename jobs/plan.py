@@ -6,28 +6,20 @@ Shards are counted as on GPUs, 2,048 images each, unless --shard-images is given
 `ray-detr label`, and refuses what that refuses: a threshold, classes or a precision that the table has no rows of.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from jobs.exits import run_process
-from jobs.options import (
-    CommandParser,
-    above_zero,
-    add_classes_option,
-    add_relabel_option,
-    add_retry_option,
-    add_settings_options,
-    add_source_options,
-    count,
-)
+from jobs.options import above_zero, add_options, count, make_config
+from jobs.parser import CommandParser
+from pipelines.labelling.config import PlanConfig
 
 if TYPE_CHECKING:
-    from pipelines.labelling.plan import PlanConfig, PlanSummary
+    from pipelines.labelling.plan import PlanSummary
     from pipelines.labelling.trial import Prediction
 
 SETTINGS = ("threshold", "classes", "precision", "relabel")  # what tells rows of one model apart
@@ -36,16 +28,7 @@ SETTINGS = ("threshold", "classes", "precision", "relabel")  # what tells rows o
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, list, print."""
     parser = CommandParser("plan", __doc__)
-    add_source_options(parser)
-    parser.add_argument(
-        "--model",
-        metavar="REF",
-        help="the model of the run, which is read to find its rows; without it, rows of any model count as labelled",
-    )
-    add_settings_options(parser)
-    add_classes_option(parser)
-    add_relabel_option(parser)
-    add_retry_option(parser)
+    add_options(parser, PlanConfig)
     parser.add_argument(
         "--trial",
         type=count,
@@ -69,89 +52,51 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.price_per_hour is not None and args.trial is None:
         parser.error("--price-per-hour goes with --trial")
 
-    from pipelines.caps import Caps
-    from pipelines.labelling.plan import GPU_SHARD_IMAGES, PlanConfig, summarise_plan
-    from pipelines.store import StoreOptions
+    config = make_config(parser, PlanConfig, args)
 
-    try:
-        options = StoreOptions(
-            via=args.via,
-            anonymous=args.anonymous,
-            endpoint=args.endpoint,
-            region=args.region,
-            profile=args.profile,
-            request_payer=args.request_payer,
-        )
-        table_options = options.of_table(
-            endpoint=args.table_endpoint, region=args.table_region, profile=args.table_profile
-        )
-        config = PlanConfig(
-            images=tuple(args.images),
-            table=args.table,
-            shard_images=args.shard_images or GPU_SHARD_IMAGES,
-            max_images=args.max_images,
-            sample=args.sample,
-            seed=args.seed,
-            keep=tuple(args.keep),
-            image_column=args.image_column,
-            retry_errors=args.retry_errors,
-            options=options,
-            table_options=table_options,
-        )
-    except ValueError as error:
-        parser.error(str(error))
-    if args.model is not None:
-        from pipelines.labelling.model_names import with_recorded_name
-        from pipelines.models import check_classes, identify_model
-        from pipelines.store import open_store
+    from pipelines.labelling.plan import GPU_SHARD_IMAGES, summarise_plan
 
-        model = identify_model(args.model, table_options)
-        check_classes(model, [name for name, _ in args.classes or ()], reference=args.model)
-        config = replace(
-            config,
-            model=with_recorded_name(open_store(args.table, table_options), model).id,
-            configuration={
-                "threshold": args.threshold,
-                "classes": args.classes,
-                "precision": args.precision,
-            },
-            relabel=args.relabel,
-        )
-
-    summary = summarise_plan(config)
+    model = None if config.model is None else _recorded_name(config)
+    summary = summarise_plan(config, model=model)
     prediction = None
     if args.trial is not None and summary.images:
-        from jobs.progress import shown_progress
-        from pipelines.labelling.config import LabelConfig
-        from pipelines.labelling.trial import predict
-
-        trial = LabelConfig(
-            images=config.images,
-            table=config.table,
-            model=args.model,
-            threshold=args.threshold,
-            classes=None if args.classes is None else tuple(args.classes),
-            precision=args.precision,
-            sample=args.trial,
-            seed=args.seed,
-            keep=config.keep,
-            image_column=config.image_column,
-            max_error_rate=1.0,
-            caps=Caps(price_per_hour=args.price_per_hour),
-            **_store_options(args),
-        )
-        with redirect_stdout(sys.stderr), shown_progress(sys.stderr) as on_progress:
-            prediction = predict(trial, images=summary.images, on_progress=on_progress)
+        prediction = _predict(config, summary.images, trial=args.trial, price_per_hour=args.price_per_hour)
 
     if args.json:
-        record = {**asdict(summary), "model": config.model, "shard_images": config.shard_images}
+        record = {**asdict(summary), "model": model, "shard_images": config.shard_images or GPU_SHARD_IMAGES}
         if prediction is not None:
             record["prediction"] = asdict(prediction)
         print(json.dumps(record, indent=2))
     else:
-        print(report(summary, config))
+        print(report(summary, model=model, shard_images=config.shard_images or GPU_SHARD_IMAGES))
         if prediction is not None:
             print(predicted(prediction))
+
+
+def _recorded_name(config: PlanConfig) -> str:
+    """Return the name under which the model's rows are recorded; reads the model."""
+    from pipelines.labelling.model_names import with_recorded_name
+    from pipelines.models import check_classes, identify_model
+    from pipelines.store import open_store
+
+    assert config.model is not None
+    model = identify_model(config.model, config.table_options)
+    check_classes(model, [name for name, _ in config.classes or ()], reference=config.model)
+    return with_recorded_name(open_store(config.table, config.table_options), model).id
+
+
+def _predict(config: PlanConfig, images: int, *, trial: int, price_per_hour: float | None) -> "Prediction":
+    """Label `trial` images drawn at random, and predict a run of so many `images`."""
+    from jobs.progress import shown_progress
+    from pipelines.caps import Caps
+    from pipelines.labelling.config import LabelConfig
+    from pipelines.labelling.trial import predict
+
+    options: dict[str, Any] = {one.name: getattr(config, one.name) for one in fields(config)}
+    options |= {"sample": trial, "shard_images": None, "max_error_rate": 1.0, "retry_errors": "transient"}
+    drawn = LabelConfig(**options, caps=Caps(price_per_hour=price_per_hour))
+    with redirect_stdout(sys.stderr), shown_progress(sys.stderr) as on_progress:
+        return predict(drawn, images=images, on_progress=on_progress)
 
 
 def predicted(prediction: "Prediction") -> str:
@@ -170,19 +115,14 @@ def predicted(prediction: "Prediction") -> str:
     return "\n".join(lines)
 
 
-def _store_options(args: argparse.Namespace) -> dict[str, Any]:
-    names = ("via", "anonymous", "endpoint", "region", "profile", "request_payer")
-    return {name: getattr(args, name) for name in (*names, "table_endpoint", "table_region", "table_profile")}
-
-
-def report(summary: "PlanSummary", config: "PlanConfig") -> str:
+def report(summary: "PlanSummary", *, model: str | None, shard_images: int) -> str:
     """Return the summary as text."""
     some = f"{summary.shards:,} shard{'' if summary.shards == 1 else 's'}"
-    shards = f"{some} of {config.shard_images:,} images at most"
+    shards = f"{some} of {shard_images:,} images at most"
     unknown = f" and {summary.unknown_sizes:,} of unknown size" if summary.unknown_sizes else ""
     lines = [f"to label:   {summary.images:,} images, {size(summary.size_bytes)}{unknown}, {shards}"]
     if summary.labelled:
-        lines.append(f"labelled:   {summary.labelled:,} images have rows of {config.model or 'some model'}")
+        lines.append(f"labelled:   {summary.labelled:,} images have rows of {model or 'some model'}")
     if summary.duplicates:
         lines.append(f"duplicates: {summary.duplicates:,} further mentions of the same images")
     if summary.skipped:

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.exits import run_process
-from jobs.options import CommandParser, add_s3_options, check_stays, count
+from jobs.options import add_options, check_stays, count, make_config
+from jobs.parser import CommandParser
+from pipelines.store import S3, StoreOptions
 
 if TYPE_CHECKING:
     from pipelines.exports.query import QueryResult
@@ -39,12 +41,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--max-rows", type=count, default=1_000, metavar="N", help="largest number of rows to print (%(default)s)"
     )
-    add_s3_options(parser)
+    add_options(parser, StoreOptions, only=S3)
     args = parser.parse_args(argv)
     check_stays(parser, "--out", None if args.out is None else str(args.out))
 
     from pipelines.exports.query import QueryConfig, query_table
-    from pipelines.store import StoreOptions
 
     try:
         config = QueryConfig(
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             settings=args.settings,
             out=args.out,
             most_rows=args.max_rows,
-            options=StoreOptions(endpoint=args.endpoint, region=args.region, profile=args.profile),
+            options=make_config(parser, StoreOptions, args),
         )
     except ValueError as error:
         parser.error(str(error))

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.exits import BudgetExceeded, run_process
-from jobs.options import CommandParser, add_s3_options, check_stays, count, share
+from jobs.options import add_options, check_stays, count, make_config, share
+from jobs.parser import CommandParser
+from pipelines.store import S3, StoreOptions
 
 if TYPE_CHECKING:
     from pipelines.report.report import ReportSummary
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--price-per-hour", type=float, metavar="USD", help="of all machines of a run together: adds the cost"
     )
-    add_s3_options(parser)
+    add_options(parser, StoreOptions, only=S3)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     args = parser.parse_args(argv)
     check_stays(parser, "--out", str(args.out))
@@ -57,7 +59,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from jobs.progress import Drawing, shown
     from pipelines.report.report import ReportConfig, write_report
-    from pipelines.store import StoreOptions
 
     try:
         config = ReportConfig(
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             pictures=args.pictures,
             seed=args.seed,
             price_per_hour=args.price_per_hour,
-            options=StoreOptions(endpoint=args.endpoint, region=args.region, profile=args.profile),
+            options=make_config(parser, StoreOptions, args),
         )
     except ValueError as error:
         parser.error(str(error))

@@ -16,7 +16,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from jobs.exits import run_process
-from jobs.options import CommandParser, add_s3_options, minutes
+from jobs.options import add_options, make_config, minutes
+from jobs.parser import CommandParser
+from pipelines.store import S3, StoreOptions
 
 if TYPE_CHECKING:
     from pipelines.labelling.abandon import Abandoned
@@ -56,17 +58,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="N",
         help="stop verifying after N minutes; the next --verify with --max-minutes continues from there (verify all)",
     )
-    add_s3_options(parser)
+    add_options(parser, StoreOptions, only=S3)
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of lines")
     args = parser.parse_args(argv)
     if args.max_minutes is not None and args.verify is None:
         parser.error("--max-minutes needs --verify.")
 
     from pipelines.errors import RayDetrError
-    from pipelines.store import StoreError, StoreOptions, open_store, without_secrets
+    from pipelines.store import StoreError, open_store, without_secrets
 
     try:
-        options = StoreOptions(endpoint=args.endpoint, region=args.region, profile=args.profile)
+        options = make_config(parser, StoreOptions, args)
     except ValueError as error:
         parser.error(str(error))
     try:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.exits import run_process
-from jobs.options import CommandParser
+from jobs.parser import CommandParser
 
 
 def main(argv: Sequence[str] | None = None) -> None:

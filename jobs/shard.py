@@ -14,8 +14,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from jobs.exits import run_process
-from jobs.options import CommandParser, add_s3_options, check_stays, count, share
+from jobs.options import add_options, check_stays, make_config
+from jobs.parser import CommandParser
 from jobs.plan import size
+from pipelines.shards.config import ShardConfig
 
 if TYPE_CHECKING:
     from pipelines.shards.sharding import ShardProgress, ShardSummary
@@ -60,85 +62,15 @@ FINDINGS: Mapping[str, tuple[str, str]] = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, shard, print."""
     parser = CommandParser("shard", __doc__)
-    parser.add_argument("--annotations", required=True, metavar="URI", help="a COCO json; s3://, gs://, az://, a path")
-    parser.add_argument(
-        "--images", required=True, metavar="URI", help="the folder that contains the file names of the json"
-    )
-    parser.add_argument("--out", required=True, metavar="URI", help="an empty folder for the shards")
-    parser.add_argument(
-        "--shard-megabytes", type=count, default=256, metavar="N", help="size of the images in one shard (%(default)s)"
-    )
-    parser.add_argument(
-        "--ambiguous-exif",
-        choices=("stored", "upright"),
-        default="stored",
-        help="for images whose size does not show whether boxes were drawn before or after EXIF rotation: "
-        "take the boxes as drawn on the stored or on the upright image (%(default)s)",
-    )
-    parser.add_argument(
-        "--no-decode-check",
-        action="store_true",
-        help="read only headers; a broken image then stops the training (every image is decoded once)",
-    )
-    parser.add_argument(
-        "--max-missing",
-        type=share,
-        default=0.01,
-        metavar="SHARE",
-        help="stop if more than this share of the images is missing or unreadable (%(default)s)",
-    )
-    parser.add_argument(
-        "--max-unusable",
-        type=share,
-        default=0.05,
-        metavar="SHARE",
-        help="stop if training could not use more than this share of the annotations (%(default)s)",
-    )
-    parser.add_argument("--max-images", type=count, metavar="N", help="only the first N images of the json (all)")
-    parser.add_argument(
-        "--shared-folders",
-        action="store_true",
-        help="local paths are shared by all nodes, as with NFS; without it, a cluster of several nodes refuses them",
-    )
-    parser.add_argument(
-        "--via",
-        choices=("auto", "fsspec"),
-        default="auto",
-        help="fsspec: read images through fsspec instead of the faster native client (%(default)s)",
-    )
-    parser.add_argument("--anonymous", action="store_true", help="read without credentials, for public buckets")
-    parser.add_argument("--request-payer", action="store_true", help="send requester-pays headers when reading")
-    add_s3_options(parser)
+    add_options(parser, ShardConfig)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
-    parser.add_argument("--verbose", action="store_true", help="show Ray's own messages")
     args = parser.parse_args(argv)
     check_stays(parser, "--out", args.out)
 
-    from jobs.progress import Drawing, shown
-    from pipelines.shards.sharding import ShardConfig, shard
+    config = make_config(parser, ShardConfig, args)
 
-    try:
-        config = ShardConfig(
-            annotations=args.annotations,
-            images=args.images,
-            out=args.out,
-            shard_megabytes=args.shard_megabytes,
-            ambiguous_exif=args.ambiguous_exif,
-            check_decodes=not args.no_decode_check,
-            max_missing=args.max_missing,
-            max_unusable=args.max_unusable,
-            max_images=args.max_images,
-            via=args.via,
-            anonymous=args.anonymous,
-            endpoint=args.endpoint,
-            region=args.region,
-            profile=args.profile,
-            request_payer=args.request_payer,
-            verbose=args.verbose,
-            shared_folders=args.shared_folders,
-        )
-    except ValueError as error:
-        parser.error(str(error))
+    from jobs.progress import Drawing, shown
+    from pipelines.shards.sharding import shard
 
     drawing: Drawing[ShardProgress] = Drawing(
         is_running=lambda progress: progress.stage == "shard",

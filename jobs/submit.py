@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from jobs.cli import commands
 from jobs.exits import run_process
-from jobs.options import CommandParser
+from jobs.parser import CommandParser
 
 
 def main(argv: Sequence[str] | None = None) -> None:

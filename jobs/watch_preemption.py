@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from jobs.exits import run_process
-from jobs.options import CommandParser
+from jobs.parser import CommandParser
 
 METADATA_URL = "http://169.254.169.254"  # of both clouds
 

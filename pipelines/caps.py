@@ -10,29 +10,28 @@ from dataclasses import dataclass
 
 from pipelines.clock import Clock, SystemClock
 from pipelines.concurrently import repeating
+from pipelines.options import check_options, option
 
 LOOK_SECONDS = 1.0  # between two looks at the time and at the nodes
 
 
 @dataclass(frozen=True, slots=True)
 class Caps:
-    """Limits of one call of a command; a call that resumes a run has them anew.
+    """Limits of one call of a command; a call that resumes a run has them anew."""
 
-    Args:
-        max_minutes: minutes after which nothing more is begun; None: no limit.
-        max_cost: cost after which nothing more is begun, in the currency of `price_per_hour`; None: no limit.
-        price_per_hour: price of one node for an hour; None: the cost is not counted.
-    """
-
-    max_minutes: float | None = None
-    max_cost: float | None = None
-    price_per_hour: float | None = None
+    max_minutes: float | None = option(
+        "stop after N minutes, resumable, with exit code 5; what is in progress is finished first (no limit)",
+        default=None, metavar="N", above=0,
+    )  # fmt: skip
+    max_cost: float | None = option(
+        "the same when the nodes have cost X; needs --price-per-hour (no limit)", default=None, metavar="X", above=0
+    )
+    price_per_hour: float | None = option(
+        "price of one node for an hour, in any currency (none)", default=None, metavar="P", above=0
+    )
 
     def __post_init__(self) -> None:
-        for name in ("max_minutes", "max_cost", "price_per_hour"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name.replace('_', ' ')}: {value:g} is not a number above 0.")
+        check_options(self)
         if self.max_cost is not None and self.price_per_hour is None:
             raise ValueError("max cost: give --price-per-hour, the price of one node for an hour, too.")
 
@@ -87,10 +86,11 @@ class Meter:
                 self.most_nodes = max(self.most_nodes, self._nodes)
                 self._node_seconds += self._nodes * (now - self._looked)
             self._looked = now
-            is_new = not self.reached.is_set() and self._compare(now)
-            if is_new:
+            reason = "" if self.reached.is_set() else self._limit_reached(now)
+            if reason:
+                self._reason = reason
                 self.reached.set()
-        if is_new:
+        if reason:
             for callback in self._callbacks:
                 callback()
 
@@ -116,15 +116,16 @@ class Meter:
         """Which limit is reached, as the beginning of a sentence; "" for none."""
         return self._reason
 
-    def _compare(self, now: float) -> bool:
+    def _limit_reached(self, now: float) -> str:
+        """Return the beginning of a sentence that names the limit; "" if none is reached."""
         if self.caps.max_minutes is not None and now - self._began >= 60 * self.caps.max_minutes:
-            self._reason = f"the limit of {self.caps.max_minutes:g} minutes (--max-minutes) is reached"
-        elif self.caps.max_cost is not None and self.cost is not None and self.cost >= self.caps.max_cost:
-            self._reason = (
+            return f"the limit of {self.caps.max_minutes:g} minutes (--max-minutes) is reached"
+        if self.caps.max_cost is not None and self.cost is not None and self.cost >= self.caps.max_cost:
+            return (
                 f"the cost limit of {self.caps.max_cost:g} (--max-cost) is reached, after {self.node_hours:.3g} node "
                 f"hours at {self.caps.price_per_hour:g}"
             )
-        return bool(self._reason)
+        return ""
 
 
 @contextmanager

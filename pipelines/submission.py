@@ -13,8 +13,8 @@ import aiohttp
 from ray.exceptions import RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from pipelines.cluster import first_line
 from pipelines.errors import RayDetrError
+from pipelines.remote_errors import first_line
 
 LOCAL_DASHBOARD = "http://127.0.0.1:8265"
 STOP_SECONDS = 60  # between SIGTERM and SIGKILL when a job is stopped; Ray's default is 3

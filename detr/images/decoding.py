@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from detr.images.header import MAX_PIXELS, read_header
+from detr.images import MAX_PIXELS
+from detr.images.header import read_header
 from detr.images.heic import decode_heic
 from detr.images.library import load_image_library
 from detr.images.pillow import decode_picture, open_picture

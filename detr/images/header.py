@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+from detr.images import MAX_PIXELS
 from detr.images.avif import read_avif
 from detr.images.gif import SIGNATURES as GIF_SIGNATURES
 from detr.images.gif import read_gif
@@ -31,7 +32,6 @@ from detr.images.tiff import read_tiff
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-MAX_PIXELS = 178_956_970  # where Pillow itself refuses; as RGB half a gigabyte
 
 _JPEG_SIGNATURE = b"\xff\xd8"
 _START_OF_SCAN, _END_OF_IMAGE, _APP1 = 0xDA, 0xD9, 0xE1

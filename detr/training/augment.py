@@ -12,42 +12,8 @@ from torch import Generator, Tensor
 
 from detr.boxes import area
 from detr.images.decoding import resize, resize_shape
+from detr.training.augment_config import AugmentConfig
 from detr.training.targets import ImageTarget
-
-
-@dataclass(frozen=True, slots=True)
-class AugmentConfig:
-    """What is drawn from; the defaults are the paper's. All sides are in pixels.
-
-    Attributes:
-        flip: the chance of a mirror image.
-        scales: the shorter sides that a picture ends with, one is drawn.
-        longest: what the longer side may then be.
-        crop: the chance of the longer way: resized to one of `crop_scales`, cropped, resized again.
-        crop_scales: the shorter sides before the crop.
-        crop_range: least and most side of the crop; where the picture is smaller, the picture's.
-    """
-
-    flip: float = 0.5
-    scales: tuple[int, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
-    longest: int = 1333
-    crop: float = 0.5
-    crop_scales: tuple[int, ...] = (400, 500, 600)
-    crop_range: tuple[int, int] = (384, 600)
-
-    def __post_init__(self) -> None:
-        for name, chance in (("flip", self.flip), ("crop", self.crop)):
-            if not 0 <= chance <= 1:
-                raise ValueError(f"{name} is {chance}, expected a chance from 0 to 1")
-        for name, sides in (("scales", self.scales), ("crop_scales", self.crop_scales)):
-            _check_sides(name, sides)
-            if list(sides) != sorted(set(sides)):
-                raise ValueError(f"{name} is {sides}, expected ascending sides, each once")
-        _check_sides("longest", (self.longest,))
-        _check_sides("crop_range", self.crop_range)
-        least, most = self.crop_range
-        if least > most:
-            raise ValueError(f"crop_range is {self.crop_range}, expected the least side and the most")
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,11 +176,6 @@ def _crop_target(target: ImageTarget, step: Crop) -> ImageTarget:
     return ImageTarget(
         target.labels[kept], boxes[kept], area(boxes[kept]), target.iscrowd[kept], step.height, step.width
     )
-
-
-def _check_sides(name: str, sides: tuple[int, ...]) -> None:
-    if not sides or any(side != int(side) or side < 1 for side in sides):
-        raise ValueError(f"{name} is {sides}, expected whole numbers of pixels from 1")
 
 
 def _check_size(augmentation: Augmentation, height: int, width: int) -> None:

@@ -18,10 +18,12 @@ from ray.exceptions import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipelines.cluster import LOOPBACK, Pool, choose_pool, node_resources, remote_sentence
+from pipelines.actor_resources import Pool, choose_pool
+from pipelines.cluster import LOOPBACK, node_resources
 from pipelines.doctor.findings import Finding
 from pipelines.doctor.machine import MachineFacts, check_machine, check_versions, machine_facts
 from pipelines.errors import RayDetrError
+from pipelines.remote_errors import remote_sentence
 
 FACTS_SECONDS = 90.0  # for a worker to start on each node
 LEAST_OBJECT_STORE = 75 * 1024**2  # Ray's own smallest size

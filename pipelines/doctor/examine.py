@@ -30,8 +30,7 @@ class DoctorConfig:
         image_column: The column of images in Parquet files; None: they are lists of URIs.
         table: The detection table's URI, existing or new.
         model: What `detr.load` takes, or the URI of a model directory.
-        least_actors: Actors that must fit; None is 1.
-        most_actors: Actors that may run; None is what the cluster holds.
+        actors: Actors that must fit and that may run; None is 1 and what the cluster holds.
         device: "auto", "cpu" or "cuda".
         batch_size: Images in the batch that is tried; None is 32 on GPUs and 1 on CPUs.
         image_options: How images are reached.
@@ -42,8 +41,7 @@ class DoctorConfig:
     image_column: str | None = None
     table: str | None = None
     model: str | None = None
-    least_actors: int | None = None
-    most_actors: int | None = None
+    actors: tuple[int | None, int | None] = (None, None)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     batch_size: int | None = None
     image_options: StoreOptions = field(default_factory=StoreOptions)
@@ -108,7 +106,7 @@ def _cluster(config: DoctorConfig) -> Iterator[Finding]:
         with connected():
             yield from check_nodes(ask_nodes())
             yield check_object_store()
-            findings, pool = check_room(config.least_actors, config.most_actors, device=config.device)
+            findings, pool = check_room(*config.actors, device=config.device)
             yield from findings
             if config.model is not None:
                 from pipelines.doctor.model_check import check_model

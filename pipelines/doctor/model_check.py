@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import ray
 from ray.exceptions import RayError
 
-from pipelines.cluster import Pool, first_line, remote_sentence
+from pipelines.actor_resources import Pool
 from pipelines.doctor.findings import Finding
 from pipelines.errors import RayDetrError
 from pipelines.labelling.labeler_spec import LabelerSpec, build_detector
 from pipelines.models import identify_model
+from pipelines.remote_errors import first_line, remote_sentence
 
 FORWARD_SECONDS = 900.0  # for a worker to start, fetch the model and compute a batch
 HEIGHT, WIDTH = 960, 1280  # of the images; a usual camera's shape

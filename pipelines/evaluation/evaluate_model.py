@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -47,8 +48,7 @@ class ModelEvaluationConfig:
             in "fp32" from different machines can be compared.
         device: "auto", "cpu" or "cuda".
         batch_size: Images in a batch at most; None is as for labelling.
-        least_actors: Actors that must run; None is 1.
-        most_actors: Actors that may run; None is what the cluster holds.
+        actors: Fewest and most actors; None is 1 and what the cluster holds.
         options: How images are reached.
         verbose: Let Ray's own messages through.
         evaluator: Which package computes the figures, which are the same.
@@ -58,10 +58,9 @@ class ModelEvaluationConfig:
     images: tuple[str, ...]
     keep_table: str | None = None
     precision: Precision = "fp32"
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     batch_size: int | None = None
-    least_actors: int | None = None
-    most_actors: int | None = None
+    actors: tuple[int | None, int | None] = (None, None)
     options: StoreOptions = field(default_factory=StoreOptions)
     verbose: bool = False
     evaluator: Evaluator = "ultrafast"
@@ -79,15 +78,9 @@ class ModelEvaluationConfig:
             precision=self.precision,
             device=self.device,
             batch_size=self.batch_size,
-            least_actors=self.least_actors,
-            most_actors=self.most_actors,
+            actors=self.actors,
             max_error_rate=_EVERY_ERROR_RATE,
-            via=self.options.via,
-            anonymous=self.options.anonymous,
-            endpoint=self.options.endpoint,
-            region=self.options.region,
-            profile=self.options.profile,
-            request_payer=self.options.request_payer,
+            image_options=self.options,
             verbose=self.verbose,
         )
 

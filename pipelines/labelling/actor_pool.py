@@ -8,7 +8,7 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from typing import Any, cast
@@ -27,13 +27,15 @@ from ray.experimental.internal_kv import (
     _internal_kv_put,
 )
 
-from pipelines.cluster import Pool, first_line, remote_sentence, room_sentence, silenced
+from pipelines.actor_resources import Pool, room_sentence
+from pipelines.cluster import silenced
 from pipelines.concurrently import repeating
 from pipelines.errors import RayDetrError
 from pipelines.labelling.fetching import LakeUnreadable
 from pipelines.labelling.labeler_spec import LabelerSpec, build_detector, build_labeler
 from pipelines.labelling.outcome import Failed, Lost, NotStarted, Outcome, ShardReport
 from pipelines.models import ModelInfo
+from pipelines.remote_errors import first_line, remote_sentence
 from pipelines.store import StoreError, without_secrets
 
 SHARDS_AT_ONCE = 2  # per actor: one is fetched while the other is in the network
@@ -270,7 +272,7 @@ def label_shards(
     verbose: bool = False,
     show_unfinished: Callable[[int], None] = lambda _: None,
     stop: threading.Event | None = None,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Yield the outcome of each shard as it is done, in no order.
 
     A shard whose actor died yields nothing: who calls compares with what it asked for. Leaving the loop kills the
@@ -330,6 +332,7 @@ def label_shards(
     except RayError as error:
         raise RayDetrError(f"the actor pool cannot go on: {remote_sentence(error)}") from error
     finally:
+        batches = dataset = None  # type: ignore[assignment]  # an error that is kept has this frame: it must not keep the actors
         loading.forget()
 
 

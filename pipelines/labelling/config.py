@@ -1,183 +1,207 @@
-"""Configuration of a labelling run: images, table, model, what is kept, and resources."""
+"""Configurations of labelling: which images, which table and model, which rows are kept, and the resources.
+
+Needs the standard library only, because the command line follows from it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from typing import Final, Literal
 
-from detr.images.header import MAX_PIXELS
+from detr.images import MAX_PIXELS
+from detr.precision import Precision
 from pipelines.caps import Caps
-from pipelines.labelling.cutting import RetryErrors, Selection
-from pipelines.labelling.plan import PlanConfig
 from pipelines.labelling.process_time import DECODE_SECONDS
-from pipelines.labelling.run import check_run_id
-from pipelines.models import FETCH_FIRST
-from pipelines.store import StoreOptions, check_no_secret, join_uri, split_uri, without_secrets
+from pipelines.options import check_options, group, number_range, option
+from pipelines.store import StoreOptions, TableOptions, check_no_secret, join_uri, split_uri, without_secrets
 
-if TYPE_CHECKING:
-    from detr.precision import Precision
+NO_CREDENTIALS: Final = "Omit them: credentials are found as docs/security.md says."
+
+RetryErrors = Literal["transient", "all"]
+ClassThreshold = tuple[str, float | None]
+
+
+def class_threshold(text: str) -> ClassThreshold:
+    """Return the name and the threshold of `NAME` or `NAME=THRESHOLD`."""
+    name, equals, threshold = text.rpartition("=")
+    if not equals:
+        return text, None
+    try:
+        value = float(threshold)
+    except ValueError:
+        raise ValueError(f"{threshold!r} is not a number") from None
+    if not 0 <= value <= 1:
+        raise ValueError(f"{threshold} is not in 0..1")
+    return name, value
+
+
+def which_errors(text: str) -> RetryErrors:
+    """Return which errors are tried again; "passing" is the former name of "transient"."""
+    if text not in ("transient", "passing", "all"):
+        raise ValueError(f"{text!r} is not one of transient, all")
+    return "all" if text == "all" else "transient"
 
 
 @dataclass(frozen=True, slots=True)
-class LabelConfig:
-    """Configuration of a labelling run.
+class Selection:
+    """Which of the listed images a run labels; the fields are those of `PlanConfig`."""
 
-    Args:
-        images: Folders, prefixes, globs, single images, or lists of URIs.
-        table: The detection table's URI, existing or new.
-        model: A reference as `load_detector` takes it, or the URI of a model directory.
-        threshold: Lowest score that is kept, 0..1; 0 keeps all queries.
-        classes: (name, own threshold or None) of the classes that are kept; None keeps all.
-        precision: "auto", "fp32", "tf32", "bf16" or "fp16".
-        device: "auto", "cpu" or "cuda".
-        batch_size: Images in a batch at most; None is 32 on GPUs and 1 on CPUs.
-        run_id: The run's name; None: made from the current time.
-        new_run: Seal the table's unfinished run instead of resuming it.
-        relabel: Label images again that the table has with other settings of the model, instead of refusing.
-        least_actors: Actors that must run; None is 1.
-        most_actors: Actors that may run; None is what the cluster holds.
-        cpus_per_actor: CPUs that each actor takes of its node; None is 1 on GPUs, else cores so that eight fill a node.
-        gpus_per_actor: GPUs that each actor takes, such as 0.5 for two on a GPU; None is 1.
-        shard_images: Images a shard; None is 2,048 on GPUs and 64 on CPUs, and fewer in a small run.
-        max_error_rate: Above this share of error rows `LabelSummary.within_budget` is false.
-        max_images: Label only the first N images of the listing.
-        sample: Label N images drawn at random.
-        seed: Seed of the random draw.
-        keep: Columns of lists of URIs that are copied to the rows.
-        image_column: Parquet files hold images in this column; None: they are lists of URIs.
-        via: "fsspec" reads images through fsspec.
-        anonymous: Read images without credentials.
-        endpoint: The S3 server; None: as the environment says.
-        region: The S3 region; None: as the environment says.
-        profile: The AWS profile; None: as the environment says.
-        request_payer: Send requester-pays headers when reading images.
-        table_endpoint: The S3 server of the table and of a model in a store; None is the images'.
-        table_region: The S3 region of the table; None is the region of the images.
-        table_profile: The AWS profile for the table; None is the profile of the images.
-        max_pixels: Larger images become `too_large` rows, decided from the header.
-        retry_errors: "transient", or "all": images with permanent errors are labelled again as well.
-        wait_minutes: How long to wait for another process that is writing the table.
-        decode_seconds: Limit for decoding one image, in CPU time or time asleep; waiting for a core does not count.
-        node_minutes: How long to wait for nodes of an autoscaling cluster that cannot hold `least_actors` yet.
-        stall_minutes: Stop, resumably, when no shard was finished for so long, waiting for nodes included.
-        caps: Limits on the time and the cost of one call.
-        verbose: Show Ray's own messages.
-    """
-
-    images: tuple[str, ...]
-    table: str
-    model: str
-    threshold: float = 0.05
-    classes: tuple[tuple[str, float | None], ...] | None = None
-    precision: Precision = "auto"
-    device: str = "auto"
-    batch_size: int | None = None
-    run_id: str | None = None
-    new_run: bool = False
-    relabel: bool = False
-    least_actors: int | None = None
-    most_actors: int | None = None
-    cpus_per_actor: int | None = None
-    gpus_per_actor: float | None = None
-    shard_images: int | None = None
-    max_error_rate: float = 0.05
     max_images: int | None = None
     sample: int | None = None
     seed: int = 0
-    keep: tuple[str, ...] = ()
-    image_column: str | None = None
-    via: Literal["auto", "fsspec"] = "auto"
-    anonymous: bool = False
-    endpoint: str | None = None
-    region: str | None = None
-    profile: str | None = None
-    request_payer: bool = False
-    table_endpoint: str | None = None
-    table_region: str | None = None
-    table_profile: str | None = None
-    max_pixels: int = MAX_PIXELS
     retry_errors: RetryErrors = "transient"
-    wait_minutes: float = 0.0
-    decode_seconds: float = DECODE_SECONDS
-    node_minutes: float = 0.0
-    stall_minutes: float = 60.0
-    caps: Caps = field(default_factory=Caps)
-    verbose: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PlanConfig:
+    """Which images are labelled into which table, and what is kept of them: the options of `ray-detr plan`."""
+
+    images: tuple[str, ...] = option(
+        "folders, prefixes, globs, images, .tar archives, lists of URIs (.parquet, .csv, .tsv, .txt, .json, .jsonl), "
+        "or the manifest.json of an S3 Inventory; s3://, gs://, az://, local paths, http(s):// in lists",
+        metavar="URI",
+    )
+    table: str = option("the detection table, existing or new", metavar="URI")
+    model: str | None = option(
+        "the model of the run, which is read to find its rows; without it, rows of any model count as labelled",
+        default=None, metavar="REF",
+    )  # fmt: skip
+    threshold: float = option(
+        "lowest score to keep; 0 keeps all queries", default=0.05, metavar="SCORE", at_least=0, at_most=1
+    )
+    classes: tuple[ClassThreshold, ...] | None = option(
+        "keep only these classes; a class may have its own threshold (all classes)",
+        default=None, metavar="NAME[=THRESHOLD]", parse=class_threshold, is_list=True,
+    )  # fmt: skip
+    precision: Precision = option(
+        "number format of the network; auto is fp16 on GPUs and fp32 on CPUs; tf32 is fp32 with operands rounded to 10 "
+        "bits on GPUs",
+        default="auto",
+    )
+    relabel: bool = option(
+        "label again images that the table has with another threshold, classes or precision; both rows are kept, told "
+        "apart by the column settings (refuse)",
+        default=False,
+    )
+    shard_images: int | None = option(
+        "images in each shard (2048 on GPUs, 64 on CPUs, fewer in small runs)", default=None, metavar="N", at_least=1
+    )
+    max_images: int | None = option("label only the first N images (all)", default=None, metavar="N", at_least=1)
+    sample: int | None = option("label N images drawn at random (all)", default=None, metavar="N", at_least=1)
+    seed: int = option("random seed of --sample", default=0)
+    keep: tuple[str, ...] = option(
+        "columns of the lists of URIs to copy into the table (none)", default=(), metavar="COLUMN"
+    )
+    image_column: str | None = option(
+        "read the images themselves from this column of the Parquet files: bytes, or a struct of bytes and path "
+        "(Parquet files are lists of URIs)",
+        default=None, metavar="COLUMN",
+    )  # fmt: skip
+    retry_errors: RetryErrors = option(
+        "which images with error rows to label again: those with transient errors, or all (transient)",
+        default="transient", metavar="{transient,all}", parse=which_errors,
+    )  # fmt: skip
+    image_options: StoreOptions = group(StoreOptions)
+    table_access: TableOptions = group(TableOptions, prefix="table_")
 
     def __post_init__(self) -> None:
-        shard_images = 1 if self.shard_images is None else self.shard_images
-        self.plan_config(model=None, shard_images=shard_images)  # checks what both have
-        check_no_secret("model", self.model, instead=FETCH_FIRST)
-        for name, value in (("threshold", self.threshold), ("max error rate", self.max_error_rate)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name}: {value} is not in 0..1")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise ValueError(
-                f"device: {self.device!r} is not one of auto, cpu, cuda. Each actor takes the GPU that Ray gives it."
-            )
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"batch size: {self.batch_size} is less than 1")
-        if self.run_id is not None:
-            check_run_id(self.run_id)
-        least, most = 1 if self.least_actors is None else self.least_actors, self.most_actors
-        if least < 1 or (most is not None and most < least):
-            raise ValueError(f"actors: {least}:{most} is not a range of at least 1 actor")
-        for name in ("cpus_per_actor", "gpus_per_actor"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name.replace('_', ' ')}: {value:g} is not above 0")
-        if self.gpus_per_actor is not None and self.gpus_per_actor > 1 and self.gpus_per_actor % 1:
-            raise ValueError(f"gpus per actor: {self.gpus_per_actor:g} is neither a share below 1 nor a whole number")
-        if self.wait_minutes < 0:
-            raise ValueError(f"wait minutes: {self.wait_minutes:g} is not a waiting time; give 0 or more.")
-        if self.decode_seconds <= 0:
-            raise ValueError(f"decode seconds: {self.decode_seconds:g} is not a time limit; give more than 0.")
-        if self.node_minutes < 0:
-            raise ValueError(f"node minutes: {self.node_minutes:g} is not a waiting time; give 0 or more.")
-        if self.stall_minutes <= 0:
-            raise ValueError(f"stall minutes: {self.stall_minutes:g} is not a waiting time; give more than 0.")
-        if self.via not in ("auto", "fsspec"):
-            raise ValueError(f"via: {self.via!r} is neither auto nor fsspec")
+        from pipelines.lake.listing import check_addresses
+        from pipelines.models import FETCH_FIRST
+        from pipelines.table.schema import check_kept
+
+        check_options(self)
+        if not self.images:
+            raise ValueError("images: name at least one folder, glob, image or list of URIs.")
+        if self.max_images is not None and self.sample is not None:
+            raise ValueError("max images and sample exclude each other: the first N or N at random, give one of them.")
+        check_kept(self.keep)
+        check_addresses(self.images)
+        check_no_secret("table", self.table, instead=NO_CREDENTIALS)
+        if self.model is not None:
+            check_no_secret("model", self.model, instead=FETCH_FIRST)
 
     @property
     def table_options(self) -> StoreOptions:
         """How the table and a model in a store are reached."""
-        return self.image_options.of_table(
-            endpoint=self.table_endpoint, region=self.table_region, profile=self.table_profile
-        )
-
-    @property
-    def image_options(self) -> StoreOptions:
-        """How the images are reached."""
-        return StoreOptions(
-            via=self.via,
-            anonymous=self.anonymous,
-            endpoint=self.endpoint,
-            region=self.region,
-            profile=self.profile,
-            request_payer=self.request_payer,
-        )
+        return self.image_options.of_table(self.table_access)
 
     @property
     def selection(self) -> Selection:
-        """Which of the listed images are meant."""
+        """Which of the listed images are labelled."""
         return Selection(self.max_images, self.sample, self.seed, self.retry_errors)
 
-    def plan_config(self, *, model: str | None, shard_images: int) -> PlanConfig:
-        """Return the options that determine which images are labelled."""
-        return PlanConfig(
-            images=self.images,
-            table=self.table,
-            model=model,
-            shard_images=shard_images,
-            max_images=self.max_images,
-            sample=self.sample,
-            seed=self.seed,
-            keep=self.keep,
-            image_column=self.image_column,
-            options=self.image_options,
-            table_options=self.table_options,
-        )
+    @property
+    def configuration(self) -> dict[str, object]:
+        """What tells rows of one model apart, as the record of a run has it."""
+        classes = None if self.classes is None else [[name, own] for name, own in self.classes]
+        return {"threshold": self.threshold, "classes": classes, "precision": self.precision}
+
+
+@dataclass(frozen=True, slots=True)
+class LabelConfig(PlanConfig):
+    """Configuration of a labelling run: the options of `ray-detr label`."""
+
+    model: str = option(
+        "DETR or another detector (docs/models.md): a hub id with optional @revision, a directory, a .pth or .ckpt, a "
+        "URI, or scenes (the embedded model)",
+        metavar="REF",
+    )
+    device: Literal["auto", "cpu", "cuda"] = option("auto uses GPUs if the cluster has any", default="auto")
+    batch_size: int | None = option(
+        "largest batch (32 on GPUs, 1 on CPUs; halved automatically if a GPU runs out of memory)",
+        default=None, metavar="N", at_least=1,
+    )  # fmt: skip
+    run_id: str | None = option("name of the run (made from the time)", default=None, metavar="ID")
+    new_run: bool = option(
+        "seal the unfinished run of the table and start a new one instead of resuming", default=False
+    )
+    actors: tuple[int | None, int | None] = option(
+        "number of detector processes, one for each GPU or core (1 to as many as fit into the cluster)",
+        default=(None, None), metavar="MIN:MAX", parse=number_range,
+    )  # fmt: skip
+    cpus_per_actor: int | None = option(
+        "CPUs that each actor reserves and decodes with (with GPUs: reserves 1, decodes with all cores of its share of "
+        "the node; without GPUs: cores so that 8 actors fill a node)",
+        default=None, metavar="N", at_least=1,
+    )  # fmt: skip
+    gpus_per_actor: float | None = option(
+        "GPUs that each actor takes, such as 0.5 for two on a GPU (1)", default=None, metavar="X", above=0
+    )
+    max_error_rate: float = option(
+        "exit with code 3 if more than this share of the images have errors",
+        default=0.05, metavar="SHARE", at_least=0, at_most=1,
+    )  # fmt: skip
+    wait_minutes: float = option(
+        "minutes to wait for another process that is writing the table; then exit with code 4",
+        default=0.0, metavar="N", at_least=0,
+    )  # fmt: skip
+    decode_seconds: float = option(
+        "CPU seconds, or seconds asleep, after which an image counts as undecodable: a decode_timeout row",
+        default=DECODE_SECONDS, metavar="N", above=0,
+    )  # fmt: skip
+    node_minutes: float = option(
+        "minutes to wait for nodes of an autoscaling cluster that cannot hold the actors yet",
+        default=0.0, metavar="N", at_least=0,
+    )  # fmt: skip
+    stall_minutes: float = option(
+        "stop, resumable, after N minutes without a finished shard, waiting for nodes included",
+        default=60.0, metavar="N", above=0,
+    )  # fmt: skip
+    max_pixels: int = MAX_PIXELS  # larger images become `too_large` rows
+    caps: Caps = group(Caps)
+    verbose: bool = option("show Ray's own messages", default=False)
+
+    def __post_init__(self) -> None:
+        from pipelines.labelling.run import check_run_id
+
+        PlanConfig.__post_init__(self)  # super() does not work in a dataclass with slots
+        if self.run_id is not None:
+            check_run_id(self.run_id)
+        least, most = 1 if self.actors[0] is None else self.actors[0], self.actors[1]
+        if least < 1 or (most is not None and most < least):
+            raise ValueError(f"actors: {least}:{most} is not a range of at least 1 actor")
+        if self.gpus_per_actor is not None and self.gpus_per_actor > 1 and self.gpus_per_actor % 1:
+            raise ValueError(f"gpus per actor: {self.gpus_per_actor:g} is neither a share below 1 nor a whole number")
 
     def resume_identity(self) -> dict[str, object]:
         """Return the options that determine the rows, for the run's record. A resumed run must have the same.
@@ -186,9 +210,7 @@ class LabelConfig:
         """
         return {
             "images": [without_secrets(join_uri(*split_uri(uri))) for uri in self.images],
-            "threshold": self.threshold,
-            "classes": None if self.classes is None else [[name, own] for name, own in self.classes],
-            "precision": self.precision,
+            **self.configuration,
             "max_images": self.max_images,
             "sample": self.sample,
             "seed": self.seed,

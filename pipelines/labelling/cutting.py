@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain, islice
 from math import ceil
-from typing import Final, Literal
+from typing import Final
 
 from pipelines.errors import RayDetrError
+from pipelines.labelling.config import Selection
 from pipelines.labelling.manifest import SEGMENT_SHARDS, Counts, ListingPosition, Segment
 from pipelines.lake.lake_object import DUPLICATE, LakeObject, Listed, Skipped
 from pipelines.lake.listing import Listing
@@ -22,26 +22,6 @@ SEGMENT_LISTED: Final = 1_000_000
 _LOOKUP_IMAGES = 8_192  # looked up in the labelled keys at once
 
 IsLabelled = Callable[[Sequence[LakeObject]], Iterable[bool]]
-
-# which images with error rows are labelled again; "passing" is the former name of "transient" and still accepted
-RetryErrors = Literal["transient", "all", "passing"]
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """Which of the listed images a run is about.
-
-    Args:
-        max_images: Take the first N of the listing, labelled ones included.
-        sample: Draw N at random instead.
-        seed: What the draw depends on, besides the URIs.
-        retry_errors: "all": images with errors of permanent kinds are labelled again, too.
-    """
-
-    max_images: int | None = None
-    sample: int | None = None
-    seed: int = 0
-    retry_errors: RetryErrors = "transient"
 
 
 def cut_segments(

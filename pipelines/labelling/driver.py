@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, replace
 from typing import Protocol
@@ -11,7 +11,8 @@ from typing import Protocol
 from pipelines.caps import Meter
 from pipelines.clock import Clock
 from pipelines.errors import CapReached
-from pipelines.labelling.cutting import Look, Selection
+from pipelines.labelling.config import Selection
+from pipelines.labelling.cutting import Look
 from pipelines.labelling.labelled_keys import LabelledKeys, read_labelled
 from pipelines.labelling.manifest import Counts, PlannedSegment, read_complete, read_manifest
 from pipelines.labelling.outcome import Outcome, ShardReport, Work
@@ -79,7 +80,7 @@ class ShardRunner(Protocol):
         """
         ...
 
-    def label(self, run: Run, shards: Sequence[int], *, isolated: bool) -> Iterator[Outcome]:
+    def label(self, run: Run, shards: Sequence[int], *, isolated: bool) -> Generator[Outcome, None, None]:
         """Yield the outcome of each shard, in any order; a shard whose process died has none.
 
         `isolated` shards were lost before and are given no chance to kill again.

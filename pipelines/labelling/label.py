@@ -211,8 +211,8 @@ def _spec(config: LabelConfig) -> LabelerSpec:
 
 def _actors(config: LabelConfig) -> Actors:
     return Actors(
-        least=config.least_actors,
-        most=config.most_actors,
+        least=config.actors[0],
+        most=config.actors[1],
         device=config.device,
         node_minutes=config.node_minutes,
         stall_minutes=config.stall_minutes,

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.concurrently import map_concurrently
-from pipelines.labelling.cutting import RetryErrors
+from pipelines.labelling.config import RetryErrors
 from pipelines.labelling.recorded_settings import RecordedSettings, columns_of
 from pipelines.lake.lake_object import LakeObject
 from pipelines.parquet_files import open_listed, parquet_of

@@ -238,7 +238,7 @@ class _Keeper:
     def _delete(self) -> bool:
         """Delete a lease that is still held; return whether that was possible: credentials may not allow it."""
         try:
-            for key in (LEASE_KEY, LOCK_KEY):
+            for key in (LEASE_KEY, LOCK_KEY) if isinstance(self._held, _LocalLease) else (LEASE_KEY,):
                 self._table.delete(key)
         except StoreError:
             return False

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Literal
 
 from pipelines.errors import RayDetrError
-from pipelines.labelling.cutting import IsLabelled, Look, RetryErrors, Selection, cut_segments, select
+from pipelines.labelling.config import PlanConfig, Selection
+from pipelines.labelling.cutting import IsLabelled, Look, cut_segments, select
 from pipelines.labelling.labelled_keys import read_labelled
 from pipelines.labelling.manifest import (
     SEGMENT_SHARDS,
@@ -23,18 +24,15 @@ from pipelines.labelling.manifest import (
 from pipelines.labelling.past_settings import PastSettings
 from pipelines.labelling.publish import read_done
 from pipelines.labelling.run import RunRequest, find_unfinished, sealed_sentence
-from pipelines.lake.listing import Listing, check_addresses, list_objects
+from pipelines.lake.listing import Listing, list_objects
 from pipelines.lake.member_files import MemberIndexes
-from pipelines.store import Store, StoreError, StoreOptions, check_no_secret, open_store
-from pipelines.table.schema import check_kept
+from pipelines.store import Store, StoreError, open_store
 
 __all__ = [
     "SEGMENT_SHARDS",
     "Look",
-    "PlanConfig",
     "PlanSummary",
     "PlannedSegment",
-    "Selection",
     "cut_segments",
     "read_kept_schema",
     "read_manifest",
@@ -45,62 +43,6 @@ __all__ = [
 
 GPU_SHARD_IMAGES: Final = 2_048  # fewer than a thousand cannot fill shape buckets
 CPU_SHARD_IMAGES: Final = 64
-
-
-@dataclass(frozen=True, slots=True)
-class PlanConfig:
-    """What a run would be given.
-
-    Args:
-        images: Folders, globs, images, tables of URIs (`listing.list_objects`).
-        table: The detection table's URI, existing or new.
-        model: `name@sha256[:12]` whose rows count as labelled; None: any model's.
-        shard_images: How many images a shard has.
-        max_images: Take the first N images of the listing, labelled ones included, so that a second run finds nothing
-            to do.
-        sample: Draw N images of the listing at random instead.
-        seed: What the draw depends on, besides the URIs.
-        keep: Columns of tables of URIs to carry into the rows.
-        image_column: Parquet files hold images in this column; None: they are tables of URIs.
-        retry_errors: "all": images with errors of permanent kinds are labelled again, too.
-        configuration: Threshold, classes and precision of the run, as its record would have them; rows with other
-            settings do not count as labelled then, and are refused without `relabel`. None: rows with any settings
-            count. Needs a model.
-        relabel: Whether the run would label again what has other settings.
-        options: How the images' stores are reached.
-        table_options: How the table's store is reached; None: as the images'.
-    """
-
-    images: tuple[str, ...]
-    table: str
-    model: str | None = None
-    shard_images: int = GPU_SHARD_IMAGES
-    max_images: int | None = None
-    sample: int | None = None
-    seed: int = 0
-    keep: tuple[str, ...] = ()
-    image_column: str | None = None
-    retry_errors: RetryErrors = "transient"
-    configuration: Mapping[str, object] | None = None
-    relabel: bool = False
-    options: StoreOptions = field(default_factory=StoreOptions)
-    table_options: StoreOptions | None = None
-
-    def __post_init__(self) -> None:
-        if not self.images:
-            raise ValueError("images: name at least one folder, glob, image or table of URIs.")
-        for name, value in (
-            ("shard images", self.shard_images),
-            ("max images", self.max_images),
-            ("sample", self.sample),
-        ):
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: {value} is not a number of images; give 1 or more.")
-        if self.max_images is not None and self.sample is not None:
-            raise ValueError("max images and sample exclude each other: the first N or N at random, give one of them.")
-        check_kept(self.keep)
-        check_addresses(self.images)
-        check_no_secret("table", self.table, instead="Leave it out: credentials are found as docs/security.md says.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,17 +73,22 @@ class PlanSummary:
     unfinished_done: int = 0
 
 
-def summarise_plan(config: PlanConfig) -> PlanSummary:
+def summarise_plan(config: PlanConfig, *, model: str | None = None) -> PlanSummary:
     """Return what a run would do, and write nothing. Memory as for `write_plan`.
+
+    Args:
+        config: images and table.
+        model: `name@sha256[:12]` whose rows with the settings of `config` count as labelled; None: any model's rows.
 
     Raises:
         SettingsMismatch: the run would be refused, because the table has rows of the model with other settings only.
         RayDetrError: images or table cannot be read.
     """
-    table = open_store(config.table, config.table_options or config.options)
+    shard_images = config.shard_images or GPU_SHARD_IMAGES
+    table = open_store(config.table, config.table_options)
     listing = list_objects(
         config.images,
-        options=config.options,
+        options=config.image_options,
         keep=config.keep,
         table=config.table,
         image_column=config.image_column,
@@ -151,15 +98,15 @@ def summarise_plan(config: PlanConfig) -> PlanSummary:
         unfinished = find_unfinished(table)
         left = list(read_manifest(table, unfinished.run_id)) if unfinished else []
         done = read_done(table, unfinished.run_id, unfinished.layout).count_images(left) if unfinished else 0
-        settings = _settings(table, config)
-        labelled = read_labelled(table, config.model, settings=settings, retry_errors=config.retry_errors)
+        settings = None if model is None else _settings(table, config, model, shard_images)
+        labelled = read_labelled(table, model, settings=settings, retry_errors=config.retry_errors)
     except StoreError as error:
         raise RayDetrError(f"cannot read the table {table.uri}: {error}") from error
     segments, position = 0, ListingPosition()
     for segment in cut_segments(
         select(listing, None, Selection(sample=config.sample, seed=config.seed)),
         labelled.contains,
-        shard_images=config.shard_images,
+        shard_images=shard_images,
         max_images=config.max_images,
     ):
         segments += bool(segment.shards)
@@ -180,12 +127,10 @@ def summarise_plan(config: PlanConfig) -> PlanSummary:
     )
 
 
-def _settings(table: Store, config: PlanConfig) -> str | None:
+def _settings(table: Store, config: PlanConfig, model: str, shard_images: int) -> str | None:
     """Return the settings of the rows that would come out, None where rows with any settings count as labelled."""
-    if config.configuration is None or config.model is None:
-        return None
-    request = RunRequest(config.model, "", config.configuration, config.shard_images, {})
-    past = PastSettings(table, config.model)
+    request = RunRequest(model, "", config.configuration, shard_images, {})
+    past = PastSettings(table, model)
     guess = past.guess_precision(request)
     return None if guess is None else past.check(request, guess, relabel=config.relabel)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ from pipelines.store import without_secrets
 from pipelines.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from pipelines.cluster import Pool
+    from pipelines.actor_resources import Pool
     from pipelines.labelling.labeler_spec import LabelerSpec
 
 SHARDS_AN_ACTOR = 4  # that the end of a plan is cut into at least, so that no actor is idle
@@ -41,7 +41,7 @@ class Actors:
         node_minutes: How long an autoscaling cluster is waited for when it cannot hold `least` actors yet.
         stall_minutes: Give up when no shard has come back for so long.
         verbose: Let Ray's own messages through.
-        cpus: CPUs that each takes; None is the default of `pipelines.cluster.choose_pool`.
+        cpus: CPUs that each takes; None is the default of `pipelines.actor_resources.choose_pool`.
         gpus: GPUs that each takes on GPUs; None is 1.
     """
 
@@ -123,7 +123,7 @@ class RayRunner:
         Raises:
             RayDetrError: it does not load there, or is another one than on this machine.
         """
-        from pipelines.cluster import room_sentence
+        from pipelines.actor_resources import room_sentence
         from pipelines.labelling.actor_pool import probe
 
         connection = self._wait()
@@ -133,7 +133,7 @@ class RayRunner:
             # as it was asked for: what "auto" is depends on the model, too
             return probe(self._placed(connection, self._spec.precision), connection.pool)
 
-    def label(self, run: Run, shards: Sequence[int], *, isolated: bool) -> Iterator[Outcome]:
+    def label(self, run: Run, shards: Sequence[int], *, isolated: bool) -> Generator[Outcome, None, None]:
         """Yield the outcome of each shard; see `actor_pool.label_shards`.
 
         Raises:
@@ -174,7 +174,7 @@ class RayRunner:
             connecting = self._connecting
         if connecting is None or not connecting.done() or connecting.exception() is not None:
             return ""
-        from pipelines.cluster import room_sentence
+        from pipelines.actor_resources import room_sentence
 
         return room_sentence(connecting.result().pool)
 
@@ -218,7 +218,8 @@ class RayRunner:
         self._is_closed.wait()
 
     def _connection(self) -> _Connection:
-        from pipelines.cluster import ActorShare, connected, count_nodes_for, wait_for_pool
+        from pipelines.actor_resources import ActorShare, count_nodes_for, wait_for_pool
+        from pipelines.cluster import connected
         from pipelines.doctor.at_start import check_at_start
 
         self._session.enter_context(connected(verbose=self._actors.verbose))

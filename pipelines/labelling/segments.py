@@ -1,8 +1,8 @@
 """Labelling and publishing segments of a plan, whatever dies meanwhile. Knows no Ray: what labels shards is given."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 
 from pipelines.errors import RayDetrError
 from pipelines.labelling.manifest import SEGMENT_SHARDS, PlannedSegment
@@ -14,7 +14,7 @@ from pipelines.store import Store
 MOST_PASSES = 3  # times that a shard is run that is lost each time
 
 
-ShardLabeler = Callable[[Sequence[int], bool], Iterator[Outcome]]
+ShardLabeler = Callable[[Sequence[int], bool], Generator[Outcome, None, None]]
 """Labels shards by number, isolated or not, and yields their outcomes in any order, none of one whose process died."""
 
 
@@ -60,21 +60,23 @@ def label_segments(
         published = [publisher.submit(publish_group, table, run, segment, threads=threads) for segment in ready]
         # the last look runs nothing: a process may have died between its commit and its report
         labels = missing and turn < MOST_PASSES and not is_to_stop()
-        for outcome in label_shards(missing, turn > 0) if labels else ():
-            if isinstance(outcome, Failed):
-                raise RayDetrError(f"{outcome.message} Run the same command again to resume.")
-            if isinstance(outcome, Lost):
-                loss = outcome.reason
-            if not isinstance(outcome, ShardReport):
-                continue
-            index = outcome.shard // SEGMENT_SHARDS
-            left[index].discard(outcome.shard)
-            if not left[index]:
-                published.append(publisher.submit(publish_group, table, run, by_index[index], threads=threads))
-            on_report(outcome)
-            for future in published:
-                if future.done():
-                    future.result()  # raises what stopped it: a sealed run is not labelled to its end
+        # closed at once, whatever is raised: an error that is kept would keep the actors
+        with closing(label_shards(missing, turn > 0)) if labels else nullcontext(()) as outcomes:
+            for outcome in outcomes:
+                if isinstance(outcome, Failed):
+                    raise RayDetrError(f"{outcome.message} Run the same command again to resume.")
+                if isinstance(outcome, Lost):
+                    loss = outcome.reason
+                if not isinstance(outcome, ShardReport):
+                    continue
+                index = outcome.shard // SEGMENT_SHARDS
+                left[index].discard(outcome.shard)
+                if not left[index]:
+                    published.append(publisher.submit(publish_group, table, run, by_index[index], threads=threads))
+                on_report(outcome)
+                for future in published:
+                    if future.done():
+                        future.result()  # raises what stopped it: a sealed run is not labelled to its end
         for future in published:
             future.result()
         if not any(left.values()):

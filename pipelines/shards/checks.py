@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from detr.images.decoding import Header, ImageError, TooExtreme, decode, read_header, resize_shape
-from detr.training.augment import AugmentConfig
+from detr.training.augment_config import AugmentConfig
 from pipelines.coco.categories import has_name
 from pipelines.coco.text import USABLE, CocoText
 from pipelines.coco.values import MOST_INT32, annotation_problem, box, has_numbers_as_text, is_crowd, shown, whole

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from pipelines.coco.documents import read_document
 from pipelines.coco.text import USABLE, CocoText, read_coco
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.shards.checks import UNUSABLE, check_class_names
+from pipelines.shards.config import ShardConfig
 from pipelines.shards.left_out import write_left_out
 from pipelines.shards.plan import NOT_LISTED, PLAN_VERSION, Found, ShardPlan, find_images, hold_plan, plan_shards
 from pipelines.shards.reader import INDEX_KEY, ShardIndex, read_index, write_index
@@ -27,7 +28,6 @@ from pipelines.store import (
     NotFound,
     Store,
     StoreError,
-    StoreOptions,
     join_uri,
     open_store,
     require_create_only,
@@ -36,97 +36,11 @@ from pipelines.store import (
 )
 
 MEGABYTE: Final = 1024**2
-MOST_MEGABYTES: Final = 1024  # a shard is held in memory, and written by one request
 TASK_BYTES: Final = 700 * MEGABYTE  # of a process that has imported what it needs, with images fetched ahead
 REACH_SECONDS: Final = 20.0  # for the first answer of a store
 EXAMPLES: Final = 5
 
 Json = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class ShardConfig:
-    """What is made into shards.
-
-    Args:
-        annotations: path or URI of a COCO json.
-        images: path or URI of the folder that its file names are relative to.
-        out: path or URI of an empty place, or of one where the same command was stopped.
-        shard_megabytes: photographs of a shard, in 2**20 bytes.
-        ambiguous_exif: what is done with pictures that EXIF turns without changing height and width, so that these do
-            not tell which way the boxes were drawn: left as they are stored, or turned upright.
-        check_decodes: decode every picture once, so that none that is broken reaches a training.
-        max_missing: stop when more than this share of the images cannot be had.
-        max_unusable: stop when training could not use more than this share of the annotations.
-        max_images: the json's first so many images only.
-        via: "fsspec" reads images and annotations through fsspec.
-        anonymous: read images and annotations without credentials.
-        endpoint: the S3 server; None is as the environment says.
-        region: the S3 region; None is as the environment says.
-        profile: the AWS profile; None is as the environment says.
-        request_payer: pay for reading images of requester-pays buckets.
-        verbose: let Ray's own messages through.
-        shared_folders: local paths are the same folders on every machine, as with NFS.
-    """
-
-    annotations: str
-    images: str
-    out: str
-    shard_megabytes: int = 256
-    ambiguous_exif: Literal["stored", "upright"] = "stored"
-    check_decodes: bool = True
-    max_missing: float = 0.01
-    max_unusable: float = 0.05
-    max_images: int | None = None
-    via: Literal["auto", "fsspec"] = "auto"
-    anonymous: bool = False
-    endpoint: str | None = None
-    region: str | None = None
-    profile: str | None = None
-    request_payer: bool = False
-    verbose: bool = False
-    shared_folders: bool = False
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.shard_megabytes <= MOST_MEGABYTES:
-            raise ValueError(f"shard megabytes: {self.shard_megabytes} is not in 1..{MOST_MEGABYTES}")
-        if not 0 <= self.max_missing <= 1:
-            raise ValueError(f"max missing: {self.max_missing} is not in 0..1")
-        if not 0 <= self.max_unusable <= 1:
-            raise ValueError(f"max unusable: {self.max_unusable} is not in 0..1")
-        if self.max_images is not None and self.max_images < 1:
-            raise ValueError(f"max images: {self.max_images} is not a number of images; give 1 or more.")
-        if self.ambiguous_exif not in ("stored", "upright"):
-            raise ValueError(f"ambiguous exif: {self.ambiguous_exif!r} is neither stored nor upright")
-        if self.via not in ("auto", "fsspec"):
-            raise ValueError(f"via: {self.via!r} is neither auto nor fsspec")
-        _ = self.image_options  # checks what it is made of
-
-    @property
-    def image_options(self) -> StoreOptions:
-        """How images and annotations are reached."""
-        return StoreOptions(
-            via=self.via,
-            anonymous=self.anonymous,
-            endpoint=self.endpoint,
-            region=self.region,
-            profile=self.profile,
-            request_payer=self.request_payer,
-        )
-
-    @property
-    def out_options(self) -> StoreOptions:
-        """How the shards are reached."""
-        return self.image_options.of_table()
-
-    def resume_identity(self) -> Json:
-        """Return what decides which bytes the shards have, beside the input."""
-        return {
-            "shard_megabytes": self.shard_megabytes,
-            "ambiguous_exif": self.ambiguous_exif,
-            "check_decodes": self.check_decodes,
-            "max_images": self.max_images,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,7 +234,7 @@ def _write_shards(
         source=_source(config, coco),
         category_ids=frozenset(category.id for category in coco.categories),
         ambiguous_upright=config.ambiguous_exif == "upright",
-        check_decodes=config.check_decodes,
+        check_decodes=config.decode_check,
         is_numbered=coco.is_numbered,
     )
     there = {entry.key for entry in out.list("shard-")}

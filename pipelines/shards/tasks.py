@@ -11,9 +11,10 @@ from typing import Final
 import ray
 from ray.exceptions import RayError, RaySystemError, RayTaskError
 
-from pipelines.cluster import first_line, node_resources
+from pipelines.cluster import node_resources
 from pipelines.coco.text import CocoText
 from pipelines.errors import RayDetrError
+from pipelines.remote_errors import first_line
 from pipelines.shards.plan import ShardPlan, shard_key
 from pipelines.shards.writer import ShardSpec, ShardWork, WrittenShard, keep_shard, write_shard
 from pipelines.store import StoreError

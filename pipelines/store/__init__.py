@@ -2,6 +2,7 @@
 
 from pipelines.store.create_only import Capabilities, probe, put_if_absent, require_create_only
 from pipelines.store.interface import (
+    S3,
     AlreadyExists,
     Archived,
     Blob,
@@ -17,6 +18,7 @@ from pipelines.store.interface import (
     StoreEntry,
     StoreError,
     StoreOptions,
+    TableOptions,
     Throttled,
     is_transient,
 )
@@ -34,6 +36,7 @@ from pipelines.store.uris import (
 
 __all__ = [
     "GIVES_ACCESS",
+    "S3",
     "AlreadyExists",
     "Archived",
     "Blob",
@@ -51,6 +54,7 @@ __all__ = [
     "StoreError",
     "StoreOptions",
     "Stores",
+    "TableOptions",
     "Throttled",
     "check_no_secret",
     "file_name",

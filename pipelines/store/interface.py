@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
+from pipelines.options import check_options, option
 from pipelines.store.uris import check_no_secret
 
 CLIENT_RETRY_SECONDS = 120.0
@@ -47,38 +48,50 @@ class StoreOptions:
     Holds no secret: it may travel and be written down, and stores are made from it where they are used.
 
     Args:
-        via: "fsspec" reads through fsspec where "auto" takes the faster native client.
-        anonymous: Send unsigned requests: public buckets.
-        endpoint: The server's address, for S3 that is not Amazon's. None: as `AWS_ENDPOINT_URL` says.
-        region: The region. None: as `AWS_REGION` or the profile says.
-        profile: The AWS profile that credentials are of, also where the environment has keys. None: as the environment
-            says.
-        request_payer: Say with every request that we pay for it: requester-pays buckets.
-        retry_seconds: How long one request is tried again by the client itself before it is an error.
+        retry_seconds: how long the client itself repeats a request before it raises an error.
     """
 
-    via: Literal["auto", "fsspec"] = "auto"
-    anonymous: bool = False
-    endpoint: str | None = None
-    region: str | None = None
-    profile: str | None = None
-    request_payer: bool = False
+    via: Literal["auto", "fsspec"] = option(
+        "fsspec: read through fsspec instead of the faster native client", default="auto"
+    )
+    anonymous: bool = option("read without credentials, for public buckets", default=False)
+    endpoint: str | None = option("address of the S3 server (AWS_ENDPOINT_URL)", default=None, metavar="URL")
+    region: str | None = option("S3 region (AWS_REGION)", default=None, metavar="NAME")
+    profile: str | None = option("AWS profile (keys in AWS_*, then AWS_PROFILE)", default=None, metavar="NAME")
+    request_payer: bool = option("send requester-pays headers when reading", default=False)
     retry_seconds: float = CLIENT_RETRY_SECONDS
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.endpoint is not None:
+            check_no_secret("endpoint", self.endpoint, instead=KEYS_INSTEAD)
+
+    def of_table(self, table: TableOptions | None = None) -> StoreOptions:
+        """Return how to reach a table of what is read with these options: natively and with credentials."""
+        table = table or TableOptions()
+        return StoreOptions(
+            endpoint=table.endpoint or self.endpoint,
+            region=table.region or self.region,
+            profile=table.profile or self.profile,
+            retry_seconds=self.retry_seconds,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TableOptions:
+    """Where the table and the model are, if not in the store of the images."""
+
+    endpoint: str | None = option("S3 server of the table and the model (--endpoint)", default=None, metavar="URL")
+    region: str | None = option("S3 region of the table and the model (--region)", default=None, metavar="NAME")
+    profile: str | None = option("AWS profile for the table and the model (--profile)", default=None, metavar="NAME")
 
     def __post_init__(self) -> None:
         if self.endpoint is not None:
             check_no_secret("endpoint", self.endpoint, instead=KEYS_INSTEAD)
 
-    def of_table(
-        self, *, endpoint: str | None = None, region: str | None = None, profile: str | None = None
-    ) -> StoreOptions:
-        """Return how a table of what is read with these is reached: natively, with credentials; None is as here."""
-        return StoreOptions(
-            endpoint=endpoint or self.endpoint,
-            region=region or self.region,
-            profile=profile or self.profile,
-            retry_seconds=self.retry_seconds,
-        )
+
+S3 = ("endpoint", "region", "profile")
+"""The options of commands that read and write one store, with credentials."""
 
 
 class StoreError(Exception):

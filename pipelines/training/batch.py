@@ -13,7 +13,8 @@ from detr.batching import pad
 from detr.images.decoding import SizeRule, resize
 from detr.images.results import ImageError
 from detr.scenes.augment import SceneAugmentation, augment_scene_image, augment_scene_target, draw_scene_augmentation
-from detr.training.augment import AugmentConfig, augment_image, augment_target, draw_augmentation, image_generator
+from detr.training.augment import augment_image, augment_target, draw_augmentation, image_generator
+from detr.training.augment_config import AugmentConfig
 from detr.training.matcher import Target
 from detr.training.targets import image_target
 from pipelines.errors import RayDetrError

@@ -9,95 +9,93 @@ from typing import Any, Literal
 
 from detr.config import SCENES_CONFIG, VARIANTS, DetrConfig
 from pipelines.caps import Caps
-from pipelines.store import StoreOptions, join_uri, split_uri, without_secrets
+from pipelines.options import check_options, group, number_range, option
+from pipelines.store import S3, StoreOptions, join_uri, split_uri, without_secrets
 from pipelines.training.recipe import Recipe
 
 NETWORKS = {**VARIANTS, "scenes": SCENES_CONFIG}
 """What can be trained from the beginning: the official variants, and the small network of the embedded model."""
 
-TRACKERS = ("mlflow", "wandb")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """What a training run is given. Relative paths of shards and storage become absolute when it is made.
+    """Configuration of a training run: the options of `ray-detr train`. Relative paths are made absolute."""
 
-    Args:
-        train: URI of the shards to train on.
-        val: URI of the shards to evaluate on; None evaluates never.
-        storage: URI below which runs keep their checkpoints and logs.
-        name: The run's: the same name goes on where it stopped.
-        recipe: What decides the outcome.
-        recipe_name: Which preset it was made from.
-        finetune: A DETR to start from: what `detr.load` takes, or a URI.
-        network: A name of `NETWORKS`; None with `finetune`.
-        backbone_weights: ImageNet weights of the backbone: a file, a URI, torchvision's name, or None.
-        queries: Of the network; None is its own. More or fewer than the start has are not possible.
-        position_embedding: "sine" or "learned"; None is the network's own.
-        shorter: Side that images are resized to when evaluated, and by whoever uses the model; None is the network's.
-        longest: Upper bound of the longer side; None is the network's.
-        least_workers: Workers that must run; None is 1.
-        most_workers: Workers that may run; None is what the cluster holds.
-        device: "auto", "cpu" or "cuda".
-        ingest: "direct", or "ray-data": CPUs anywhere in the cluster decode and augment.
-        threads: That decode and augment for each worker; None is the worker's CPUs.
-        prefetch_steps: Steps that are ready before they are needed.
-        evaluate_epochs: Evaluate every so many epochs, and at the end; 0 only at the end.
-        keep: Newest checkpoints that are kept; the best is kept besides.
-        checkpoint_minutes: A checkpoint at least as often, and after every epoch of half a minute or more.
-        log_steps: Steps between two lines of the log; each is the mean over those steps.
-        trackers: Of `TRACKERS`, besides TensorBoard.
-        fused: Whether AdamW runs as one kernel.
-        tf32: Whether float32 on GPUs may round the operands of convolutions and matrix products to 10 bits of mantissa.
-        compiled: Whether the network goes through torch.compile.
-        restarts: Starts of the workers without a new checkpoint between them, before the run gives up.
-        collective_seconds: That a worker may keep the others waiting before it counts as lost.
-        shared_folders: Whether local paths are the same folders on every node, as with NFS.
-        endpoint: The S3 server; None is as the environment says.
-        region: The S3 region; None is as the environment says.
-        profile: The AWS profile; None is as the environment says.
-        caps: Limits on the time and the cost of one call.
-        verbose: Let Ray's own messages through.
-    """
-
-    train: str
-    storage: str
-    name: str
-    val: str | None = None
+    train: str = option("training shards, written by `ray-detr shard`", metavar="URI")
+    storage: str = option("folder of all runs, for checkpoints and logs", metavar="URI")
+    name: str = option("name of the run; an existing run of this name is resumed")
+    val: str | None = option("shards for evaluation (none)", default=None, metavar="URI")
     recipe: Recipe = field(default_factory=Recipe)
     recipe_name: str = "paper-300"
-    finetune: str | None = None
-    network: str | None = None
-    backbone_weights: str | None = None
-    queries: int | None = None
-    position_embedding: Literal["sine", "learned"] | None = None
-    shorter: int | None = None
-    longest: int | None = None
-    least_workers: int | None = None
-    most_workers: int | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    ingest: Literal["direct", "ray-data"] = "direct"
-    threads: int | None = None
-    prefetch_steps: int = 2
-    evaluate_epochs: int = 1
-    keep: int = 3
-    checkpoint_minutes: float = 10.0
-    log_steps: int = 10
-    trackers: tuple[Literal["mlflow", "wandb"], ...] = ()
-    fused: bool = True
-    tf32: bool = True
-    compiled: bool = False
-    restarts: int = 5
-    collective_seconds: int = 600
-    shared_folders: bool = False
-    endpoint: str | None = None
-    region: str | None = None
-    profile: str | None = None
-    caps: Caps = field(default_factory=Caps)
-    verbose: bool = False
+    finetune: str | None = option(
+        "start from this DETR or Table Transformer, with any classes: a hub id, a directory, a .pth or .ckpt, a URI, "
+        "or scenes",
+        default=None, metavar="REF",
+    )  # fmt: skip
+    network: str | None = option(
+        "start from random weights: detr-resnet-50[-dc5], -101[-dc5] or scenes", default=None, metavar="NAME"
+    )
+    backbone_weights: str | None = option(
+        "ImageNet weights of the backbone: a file or URI in torchvision's format, a name such as resnet50, or none "
+        "(torchvision's weights of the same backbone)",
+        default=None, metavar="REF",
+    )  # fmt: skip
+    queries: int | None = option(
+        "queries: the largest number of objects in an image (100)",
+        default=None, flag="--num-queries", metavar="N", at_least=1,
+    )  # fmt: skip
+    position_embedding: Literal["sine", "learned"] | None = option(
+        "position embedding of a new network (sine)", default=None
+    )
+    shorter: int | None = option(
+        "shorter image side in evaluation and use (the network's, 800)", default=None, metavar="PIXELS", at_least=1
+    )
+    longest: int | None = option(
+        "limit of the longer side in evaluation and use (the network's, 1333)",
+        default=None, metavar="PIXELS", at_least=1,
+    )  # fmt: skip
+    workers: tuple[int | None, int | None] = option(
+        "number of workers, one for each GPU or core (1 to as many as fit into the cluster)",
+        default=(None, None), flag="--num-workers", metavar="MIN:MAX", parse=number_range,
+    )  # fmt: skip
+    device: Literal["auto", "cpu", "cuda"] = option("auto uses GPUs if the cluster has any", default="auto")
+    ingest: Literal["direct", "ray-data"] = option(
+        "decode and augment in the workers (direct), or on any CPUs of the cluster (ray-data)", default="direct"
+    )
+    threads: int | None = option("decoding threads of each worker (its CPUs)", default=None, metavar="N", at_least=1)
+    prefetch_steps: int = option("steps to prepare in advance", default=2, metavar="N", at_least=1)
+    evaluate_epochs: int = option(
+        "evaluate every N epochs and at the end; 0: only at the end", default=1, metavar="N", at_least=0
+    )
+    keep: int = option(
+        "number of newest checkpoints to keep, in addition to the best", default=3, metavar="N", at_least=1
+    )
+    checkpoint_minutes: float = option(
+        "minutes between checkpoints; there is also one after each epoch of half a minute or more",
+        default=10.0, metavar="N", above=0,
+    )  # fmt: skip
+    log_steps: int = option("write a log line every N steps, with their means", default=10, metavar="N", at_least=1)
+    trackers: tuple[Literal["mlflow", "wandb"], ...] = option(
+        "also log to these, in addition to TensorBoard", default=(), flag="--log-to"
+    )
+    fused: bool = option("run AdamW as one kernel", default=True)
+    tf32: bool = option("compute float32 on GPUs in TensorFloat-32, with 10 bits of mantissa", default=True)
+    compiled: bool = option("compile the network with torch.compile", default=False, flag="--compile")
+    restarts: int = option(
+        "give up after the workers were started N times without a new checkpoint", default=5, metavar="N", at_least=1
+    )
+    collective_seconds: int = option(
+        "seconds without an answer after which a worker counts as lost", default=600, metavar="N", at_least=1
+    )
+    shared_folders: bool = option("local paths are shared by all nodes, as with NFS", default=False)
+    caps: Caps = group(Caps)
+    options: StoreOptions = group(StoreOptions, only=S3)
+    verbose: bool = option("show Ray's own messages", default=False)
 
     def __post_init__(self) -> None:
+        check_options(self)
         if not _NAME.fullmatch(self.name):
             raise ValueError(f"name: {self.name!r} is not letters, digits, '.', '_' and '-', at most 100 of them")
         if (self.finetune is None) == (self.network is None):
@@ -110,24 +108,9 @@ class TrainConfig:
             raise ValueError("queries: a model that is fine-tuned has its own")
         if self.finetune is not None and self.position_embedding is not None:
             raise ValueError("position embedding: a model that is fine-tuned has its own")
-        if self.position_embedding not in (None, "sine", "learned"):
-            raise ValueError(f"position embedding: {self.position_embedding!r} is neither sine nor learned")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"device: {self.device!r} is not one of auto, cpu, cuda")
-        if self.ingest not in ("direct", "ray-data"):
-            raise ValueError(f"ingest: {self.ingest!r} is neither direct nor ray-data")
-        least, most = 1 if self.least_workers is None else self.least_workers, self.most_workers
+        least, most = 1 if self.workers[0] is None else self.workers[0], self.workers[1]
         if least < 1 or (most is not None and most < least):
             raise ValueError(f"num workers: {least}:{most} is not a range of at least 1 worker")
-        for name in (
-            "queries", "shorter", "longest", "threads", "prefetch_steps", "keep", "log_steps", "restarts",
-            "collective_seconds",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name.replace('_', ' ')}: {value} is not at least 1")
-        if self.evaluate_epochs < 0 or not self.checkpoint_minutes > 0:
-            raise ValueError("evaluate epochs, checkpoint minutes: they must not be negative, and minutes not 0")
         begun = self.network_config()
         is_frozen = self.recipe.freeze_backbone != "none" or self.recipe.lr_backbone == 0
         if begun is not None and begun.backbone.norm == "batch" and is_frozen:
@@ -135,19 +118,10 @@ class TrainConfig:
                 f"freeze backbone: {self.network} has trainable norms, so its backbone cannot be frozen. Give "
                 "--freeze-backbone none and an --lr-backbone above 0, or --recipe scenes."
             )
-        unknown = sorted(set(self.trackers) - set(TRACKERS))
-        if unknown:
-            raise ValueError(f"log to: {unknown[0]!r} is not one of {', '.join(TRACKERS)}")
-        _ = self.options  # checks what it is made of
         for name in ("train", "val", "storage"):
             value = getattr(self, name)
             if value is not None:  # workers have other working directories
                 object.__setattr__(self, name, join_uri(*split_uri(value)))
-
-    @property
-    def options(self) -> StoreOptions:
-        """How stores are reached."""
-        return StoreOptions(endpoint=self.endpoint, region=self.region, profile=self.profile)
 
     @property
     def run_uri(self) -> str:

@@ -34,8 +34,8 @@ from ray.data import ExecutionResources
 from ray.exceptions import RayError
 
 from detr.training.matcher import Target
-from pipelines.cluster import first_line
 from pipelines.errors import RayDetrError
+from pipelines.remote_errors import first_line
 from pipelines.shards.reader import read_index
 from pipelines.store import StoreError, StoreOptions, open_store
 from pipelines.training.batch import SCENE_LONGEST_SHARE, Preparation, TrainBatch

@@ -11,8 +11,8 @@ from typing import Final
 import ray
 
 from pipelines.clock import Clock, SystemClock
-from pipelines.cluster import first_line
 from pipelines.errors import RayDetrError
+from pipelines.remote_errors import first_line
 from pipelines.training.instance_metadata import MetadataService, MetadataUnavailable, Notice
 
 logger = logging.getLogger(__name__)

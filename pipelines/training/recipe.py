@@ -2,130 +2,137 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from detr.training.augment import AugmentConfig
-from detr.training.criterion import LossWeights
-from detr.training.matcher import MatchWeights
+from detr.training.augment_config import AugmentConfig
 from detr.training.schedule import Schedule
-from detr.training.step import LossSettings
+from pipelines.options import check_options, option
+
+if TYPE_CHECKING:
+    from detr.training.step import LossSettings
 
 PAPER_SCALES = tuple(range(480, 801, 32))
 SCENE_SCALES = ((0.34, (80, 96, 112)), (0.64, (96, 128, 144, 160)), (1.0, (144, 160, 176, 192, 208)))
 
-# 0 or more, and finite
-_RATES_AND_FACTORS = (
-    "lr", "lr_backbone", "warm_up_steps", "weight_decay", "clip_max_norm", "set_cost_class", "set_cost_bbox",
-    "set_cost_giou", "class_loss_coef", "bbox_loss_coef", "giou_loss_coef", "eos_coef", "seed",
-    "sized_for",
-)  # fmt: skip
-
 ScalePhases = tuple[tuple[float, tuple[int, ...]], ...]
+
+
+def scale_phase(text: str) -> tuple[float, tuple[int, ...]]:
+    """Return (until which share of the run, shorter sides) of `UNTIL:480,512`; without UNTIL it is the whole run."""
+    until, colon, sides = text.rpartition(":")
+    if not colon:
+        return 1.0, pixels(sides)
+    share = _number(until, float)
+    if not 0 <= share <= 1:
+        raise ValueError(f"{until} is not in 0..1")
+    return share, pixels(sides)
+
+
+def pixels(text: str) -> tuple[int, ...]:
+    """Return the numbers of `400,500,600`."""
+    sides = tuple(int(_number(one, int)) for one in text.split(","))
+    if min(sides) < 1:
+        raise ValueError(f"{min(sides)} is less than 1")
+    return sides
+
+
+def pixel_range(text: str) -> tuple[int, int]:
+    """Return the bounds of `384:600`."""
+    least, _, most = text.partition(":")
+    return pixels(least)[0], pixels(most)[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What decides which weights come out of a data set, given where it starts; a resumed run must be given the same.
+    """The numbers that determine the result of a training, given where it starts. A resumed run must have the same.
 
-    The defaults are the paper's (spec: section 4 and appendix A.4; flags of the original by their names).
-
-    Args:
-        epochs: Passes over the data set.
-        lr: AdamW's rate of everything but the backbone. It does not change with the number of workers.
-        lr_backbone: Of the backbone; 0 freezes it.
-        lr_drop: Epochs after which the rates are divided by ten, again and again.
-        schedule: "step" as the paper, or "cosine": full rate until `constant_share`, then down to a hundredth.
-        constant_share: Share of the run at full rate; cosine only.
-        warm_up_steps: Over which the rates grow from nothing.
-        weight_decay: AdamW's, on every parameter.
-        clip_max_norm: Of all gradients together; 0 does not clip.
-        effective_batch: Images a step of the optimiser, over all workers and micro-steps.
-        batch_size: Images of a micro-batch: what one worker computes at once.
-        set_cost_class: Of the matching; so are the two that follow.
-        set_cost_bbox: See `set_cost_class`.
-        set_cost_giou: See `set_cost_class`.
-        class_loss_coef: Factor of the class loss; the original's is fixed at 1.
-        bbox_loss_coef: Factor of the L1 loss.
-        giou_loss_coef: Factor of the generalised IoU loss.
-        eos_coef: What a query without object weighs in the class loss.
-        aux_loss: Whether every decoder layer is trained.
-        warm_losses: Whether the encoder's output is trained directly, too (`detr.training.dense_losses`).
-        dropout: In the transformer; None is the network's own.
-        freeze_backbone: "stem_and_first" as the paper, "none", or "all".
-        augmentation: "coco" is the paper's (flip, several scales, crop), "scenes" for drawn shapes, "none".
-        flip: Probability of a mirrored image.
-        crop: Probability of a random crop.
-        scale_phases: (until this share of the run, shorter sides in pixels to draw from).
-        longest: The longer side in pixels, unless the crop is taken first.
-        sized_for: Shorter side, in pixels, of models that all these sizes are meant for; for a model that is used at
-            another size they are scaled (`for_model`). 0 never scales: give it with sizes of your own.
-        crop_scales: Shorter sides in pixels before a crop.
-        crop_range: Least and most width and height of a crop, in pixels.
-        one_shape_a_batch: Whether a micro-batch has images of one shape and one scale only, so that nothing is padded.
-        similar_sizes: Whether images of similar sizes share a step, in all micro-batches, so that little is padded and
-            no worker waits long for another. Each image is augmented as without it; which ones meet changes.
-        bf16: Whether the network computes in bfloat16 (autocast); the loss never does.
-        ema_decay: Of a moving average of the weights, which is what is evaluated and kept then; 0 is none.
-        seed: Of the initial weights, order, augmentation and dropout.
+    The defaults are the paper's (section 4 and appendix A.4); loss and matching factors have the original's names.
     """
 
-    epochs: int = 300
-    lr: float = 1e-4
-    lr_backbone: float = 1e-5
-    lr_drop: int = 200
-    schedule: Literal["step", "cosine"] = "step"
-    constant_share: float = 0.0
-    warm_up_steps: int = 0
-    weight_decay: float = 1e-4
-    clip_max_norm: float = 0.1
-    effective_batch: int = 16
-    batch_size: int = 2
-    set_cost_class: float = 1.0
-    set_cost_bbox: float = 5.0
-    set_cost_giou: float = 2.0
-    class_loss_coef: float = 1.0
-    bbox_loss_coef: float = 5.0
-    giou_loss_coef: float = 2.0
-    eos_coef: float = 0.1
-    aux_loss: bool = True
-    warm_losses: bool = False
-    dropout: float | None = None
-    freeze_backbone: Literal["none", "stem_and_first", "all"] = "stem_and_first"
-    augmentation: Literal["coco", "scenes", "none"] = "coco"
-    flip: float = 0.5
-    crop: float = 0.5
-    scale_phases: ScalePhases = ((1.0, PAPER_SCALES),)
-    longest: int = 1333
-    crop_scales: tuple[int, ...] = (400, 500, 600)
-    crop_range: tuple[int, int] = (384, 600)
-    one_shape_a_batch: bool = False
-    sized_for: int = 0
-    similar_sizes: bool = False
-    bf16: bool = False
-    ema_decay: float = 0.0
-    seed: int = 42
+    epochs: int = option("passes over the data set", default=300, metavar="N", at_least=1)
+    lr: float = option(
+        "learning rate, except of the backbone; does not change with the number of workers",
+        default=1e-4, metavar="RATE", at_least=0,
+    )  # fmt: skip
+    lr_backbone: float = option("learning rate of the backbone; 0 freezes it", default=1e-5, metavar="RATE", at_least=0)
+    lr_drop: int = option("divide the learning rates by ten every N epochs", default=200, metavar="N", at_least=1)
+    schedule: Literal["step", "cosine"] = option(
+        "step: drop the rates as in the paper; cosine: lower them gradually to a hundredth", default="step"
+    )
+    constant_share: float = option(
+        "share of the run at the full rate, with --schedule cosine",
+        default=0.0, metavar="SHARE", at_least=0, at_most=1,
+    )  # fmt: skip
+    warm_up_steps: int = option("steps over which the rates grow from 0", default=0, metavar="N", at_least=0)
+    weight_decay: float = option("weight decay of AdamW", default=1e-4, metavar="X", at_least=0)
+    clip_max_norm: float = option(
+        "largest norm of all gradients together; 0 does not clip", default=0.1, metavar="NORM", at_least=0
+    )
+    effective_batch: int = option(
+        "images in each step, over all workers and micro-batches", default=16, metavar="N", at_least=1
+    )
+    batch_size: int = option("images in each micro-batch of a worker", default=2, metavar="N", at_least=1)
+    set_cost_class: float = option("factor of the class in the matching cost", default=1.0, metavar="X", at_least=0)
+    set_cost_bbox: float = option(
+        "factor of the L1 distance in the matching cost", default=5.0, metavar="X", at_least=0
+    )
+    set_cost_giou: float = option(
+        "factor of the generalised IoU in the matching cost", default=2.0, metavar="X", at_least=0
+    )
+    class_loss_coef: float = option("factor of the class loss", default=1.0, metavar="X", at_least=0)
+    bbox_loss_coef: float = option("factor of the L1 loss", default=5.0, metavar="X", at_least=0)
+    giou_loss_coef: float = option("factor of the generalised IoU loss", default=2.0, metavar="X", at_least=0)
+    eos_coef: float = option("weight of no-object in the class loss", default=0.1, metavar="X", at_least=0)
+    aux_loss: bool = option("train every decoder layer", default=True)
+    warm_losses: bool = option("also train the output of the encoder: for small networks from scratch", default=False)
+    dropout: float | None = option(
+        "dropout in the transformer (the network's own)", default=None, metavar="SHARE", at_least=0, at_most=1
+    )
+    freeze_backbone: Literal["none", "stem_and_first", "all"] = option(
+        "part of the backbone that is not trained", default="stem_and_first"
+    )
+    augmentation: Literal["coco", "scenes", "none"] = option(
+        "that of the paper, that for drawn scenes, or none", default="coco"
+    )
+    flip: float = option("probability of a mirrored image", default=0.5, metavar="P", at_least=0, at_most=1)
+    crop: float = option("probability of a random crop", default=0.5, metavar="P", at_least=0, at_most=1)
+    scale_phases: ScalePhases = option(
+        "shorter sides to choose from, such as 480,512,544; UNTIL is the share of the run at which the list ends",
+        default=((1.0, PAPER_SCALES),), flag="--scales", metavar="[UNTIL:]PIXELS,...", parse=scale_phase, is_list=True,
+    )  # fmt: skip
+    longest: int = option(
+        "limit of the longer side of a training image, unless it is cropped first",
+        default=1333, flag="--train-longest", metavar="PIXELS", at_least=1,
+    )  # fmt: skip
+    crop_scales: tuple[int, ...] = option(
+        "shorter sides before a crop", default=(400, 500, 600), metavar="PIXELS,...", parse=pixels
+    )
+    crop_range: tuple[int, int] = option(
+        "width and height of a crop, in pixels", default=(384, 600), metavar="MIN:MAX", parse=pixel_range
+    )
+    one_shape_a_batch: bool = option("batches of one shape and scale, without padding", default=False)
+    sized_for: int = option(
+        "shorter side of models that the sizes of the preset are for; for others they are scaled; 0 does not scale (0 "
+        "if one of --scales, --crop-scales, --crop-range and --train-longest is given)",
+        default=0, metavar="PIXELS", at_least=0,
+    )  # fmt: skip
+    similar_sizes: bool = option(
+        "steps of images of similar sizes, for little padding and short waits between workers", default=False
+    )
+    bf16: bool = option("compute the network in bfloat16; the losses stay in float32", default=False)
+    ema_decay: float = option(
+        "decay of a moving average of the weights, which is then the result; 0: no average",
+        default=0.0, metavar="X", at_least=0, at_most=1,
+    )  # fmt: skip
+    seed: int = option("random seed of weights, order, augmentation and dropout", default=42, metavar="N", at_least=0)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "lr_drop", "effective_batch", "batch_size", "longest"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{_flag(name)}: {getattr(self, name)} is not at least 1")
-        for name in _RATES_AND_FACTORS:
-            if not 0 <= getattr(self, name) < math.inf:  # NaN, too, which is below nothing
-                raise ValueError(f"{_flag(name)}: {getattr(self, name)} is not a number of 0 or more")
-        for name in ("flip", "crop", "constant_share", "dropout"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"{_flag(name)}: {value} is not in 0..1")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema decay: {self.ema_decay} is not in 0..1 and below 1")
-        if self.augmentation not in ("coco", "scenes", "none"):
-            raise ValueError(f"augmentation: {self.augmentation!r} is not one of coco, scenes, none")
-        if self.freeze_backbone not in ("none", "stem_and_first", "all"):
-            raise ValueError(f"freeze backbone: {self.freeze_backbone!r} is not one of none, stem_and_first, all")
+        check_options(self)
+        if self.ema_decay == 1:
+            raise ValueError("ema decay: 1.0 is not in 0..1 and below 1")
         if self.effective_batch % self.batch_size:
             raise ValueError(
                 f"effective batch: {self.effective_batch} images are not a whole number of micro-batches of "
@@ -145,7 +152,7 @@ class Recipe:
             raise ValueError("scales: the phases must end at growing shares of the run, the last at 1")
         for phase in range(len(self.scale_phases)):
             self._augment_of(self.scale_phases[phase][1])  # has its own checks
-        self.learning_schedule  # noqa: B018 - likewise
+        self.learning_schedule  # noqa: B018 - as above
 
     @property
     def micro_batches(self) -> int:
@@ -166,6 +173,10 @@ class Recipe:
     @property
     def losses(self) -> LossSettings:
         """What is added up to the loss."""
+        from detr.training.criterion import LossWeights
+        from detr.training.matcher import MatchWeights
+        from detr.training.step import LossSettings
+
         return LossSettings(
             weights=LossWeights(self.class_loss_coef, self.bbox_loss_coef, self.giou_loss_coef, self.eos_coef),
             match_weights=MatchWeights(self.set_cost_class, self.set_cost_bbox, self.set_cost_giou),
@@ -182,6 +193,8 @@ class Recipe:
         return self._augment_of(self.scales(share))
 
     def _augment_of(self, scales: tuple[int, ...]) -> AugmentConfig:
+        from detr.training.augment_config import AugmentConfig
+
         return AugmentConfig(
             flip=self.flip,
             scales=scales,
@@ -269,5 +282,8 @@ def differing_batch(name: str, recipe: Recipe) -> str | None:
     )
 
 
-def _flag(name: str) -> str:
-    return name.replace("_", " ")
+def _number(text: str, kind: type[float] | type[int]) -> float:
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a number") from None

@@ -14,8 +14,9 @@ from datetime import UTC, datetime
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
+from pipelines.actor_resources import count_nodes_for
 from pipelines.caps import Meter, metering
-from pipelines.cluster import connected, count_nodes_for, node_resources, refuse_local
+from pipelines.cluster import connected, node_resources, refuse_local
 from pipelines.coco.text import USABLE
 from pipelines.doctor.at_start import check_at_start
 from pipelines.errors import RayDetrError
@@ -126,8 +127,7 @@ def train(
             refuse_local(config.places(), are_shared=config.shared_folders)
             group = choose_group(
                 node_resources(),
-                config.least_workers,
-                config.most_workers,
+                *config.workers,
                 device=config.device,
                 micro_batches=config.recipe.micro_batches,
                 threads=config.threads,

@@ -12,7 +12,7 @@ import pytest
 import ray
 import yaml
 
-from jobs.options import CommandParser
+from jobs.parser import CommandParser
 from tests.deploy.kuberay import findings, pod_templates
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"

@@ -406,7 +406,8 @@ def test_bf16_finds_about_the_same() -> None:
 
 
 def test_float32_is_exact_in_the_network_and_as_it_was_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
-    convolutions, products = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    convolutions, products = cudnn.conv, torch.backends.cuda.matmul
     before = convolutions.fp32_precision, products.fp32_precision
     seen = []
     tiny = detector()

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -5,8 +7,9 @@ from detr.device import CpuTransfer, float32_arithmetic, transfer_for
 
 
 def settings() -> tuple[str, str, str]:
-    cudnn = torch.backends.cudnn
-    return cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+    cudnn: Any = torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
+    return cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, matmul.fp32_precision
 
 
 @pytest.mark.parametrize(("tf32", "meant"), [(False, "ieee"), (True, "tf32")])

@@ -8,7 +8,7 @@ import pytest
 from jobs.cli import commands, dispatch, overview, versions
 from jobs.exits import run
 
-HEAVY = {"torch", "torchvision", "ray", "pyarrow", "numpy", "PIL", "obstore", "fsspec", "boto3", "rich", "detr"}
+HEAVY = {"torch", "torchvision", "ray", "pyarrow", "numpy", "PIL", "obstore", "fsspec", "boto3", "rich"}
 
 SHOW_HELP = """
 import contextlib, importlib, sys

@@ -168,7 +168,7 @@ def test_a_table_of_some_classes_is_refused_unless_it_is_allowed(
         (["--table", "t", "--plot", "curves.txt"], "plot: 'curves.txt' has none of the endings"),
         (["--table", "t", "--picture-size", "240"], "'240' is not HEIGHTxWIDTH, such as 480x640"),
         (["--table", "t", "--picture-size", "320x240"], "no annotated image is 320 x 240 (height x width)"),
-        (["--model", "scenes", "--images", "lake", "--device", "tpu"], "device: 'tpu' is not one of auto, cpu, cuda"),
+        (["--model", "scenes", "--images", "lake", "--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
     ],
 )
 def test_wrong_use_is_refused_with_a_sentence_and_code_2(
@@ -282,8 +282,8 @@ def test_a_model_is_evaluated_as_it_was_asked_for(
     assert asked == [
         ModelEvaluationConfig("detr.pth", ("s3://a/", "s3://b/"), precision="fp32", evaluator="ultrafast"),
         ModelEvaluationConfig(
-            "detr.pth", ("s3://a/",), keep_table="kept", precision="bf16", device="cuda", batch_size=3, least_actors=2,
-            most_actors=4, options=StoreOptions(anonymous=True), verbose=True, evaluator="pycocotools",
+            "detr.pth", ("s3://a/",), keep_table="kept", precision="bf16", device="cuda", batch_size=3, actors=(2, 4),
+            options=StoreOptions(anonymous=True), verbose=True, evaluator="pycocotools",
         ),
     ]  # fmt: skip
     assert "AP 0.505" in capfd.readouterr().out

@@ -1,29 +1,29 @@
-"""What the values of shared options mean, and what is refused."""
+"""Options that configurations declare, what the values of single options mean, and what is refused."""
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from jobs.options import (
-    CommandParser,
-    actor_range,
-    add_model_options,
-    add_source_options,
-    check_stays,
-    class_threshold,
-    count,
-    share,
-)
+from jobs.options import add_options, check_stays, count, make_config, share
+from jobs.parser import CommandParser
+from pipelines.labelling.config import LabelConfig
+from pipelines.options import check_options, group, option
+
+SOME = (
+    "images", "table", "model", "threshold", "precision", "shard_images", "max_images", "sample", "seed", "keep",
+    "image_column", "image_options", "table_access",
+)  # fmt: skip
 
 
 def parser() -> CommandParser:
     made = CommandParser("some", "Some command.")
-    add_source_options(made)
-    add_model_options(made)
+    add_options(made, LabelConfig, only=SOME)
     return made
 
 
@@ -64,73 +64,92 @@ def test_options_that_take_several_values_take_them_in_one_go() -> None:
     assert (args.sample, args.seed) == (5, -3)
 
 
-def test_underscores_in_the_names_of_options_are_hyphens() -> None:
-    line = "--images my_lake --table=my_table --model a_model --max_images 5 --shard_images=7"
+@dataclass(frozen=True, slots=True)
+class Where:
+    """A group of options."""
 
-    args = parser().parse_args(line.split())
+    server: str | None = option("address of the server (none)", default=None, metavar="URL")
 
-    assert (args.images, args.table, args.model) == (["my_lake"], "my_table", "a_model")
-    assert (args.max_images, args.shard_images) == (5, 7)
+
+@dataclass(frozen=True, slots=True)
+class Cooking:
+    """A configuration that uses every way to declare an option."""
+
+    dish: str = option("name of the dish")
+    minutes: int = option("how long 100 % of it takes", default=5, metavar="N", at_least=1, at_most=90)
+    spice: float = option("grams of spice", default=0.5, above=0)
+    style: Literal["fried", "boiled"] = option("how it is cooked", default="fried")
+    herbs: tuple[str, ...] = option("herbs to add (none)", default=())
+    sizes: tuple[int, int] = option("width and height", default=(1, 2), parse=lambda text: tuple(map(int, text)))
+    vegan: bool = option("without meat", default=False)
+    lid: bool = option("with a lid", default=True)
+    notes: str = "not an option"
+    kitchen: Where = group(Where)
+    table: Where = group(Where, prefix="table_")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+def cook(*line: str) -> Cooking:
+    made = CommandParser("cook", None)
+    add_options(made, Cooking)
+    return make_config(made, Cooking, made.parse_args(["--dish", "soup", *line]))
+
+
+def test_a_configuration_follows_from_its_declared_options() -> None:
+    line = "--minutes 90 --spice 2 --style boiled --herbs dill mint --sizes 34 --vegan --no-lid --server a"
+
+    assert cook() == Cooking("soup")
+    assert cook(*line.split(), "--table-server", "b") == Cooking(
+        "soup", 90, 2.0, "boiled", ("dill", "mint"), (3, 4), True, False, "not an option", Where("a"), Where("b")
+    )
+
+
+def test_the_help_has_choices_percent_signs_and_defaults() -> None:
+    made = CommandParser("cook", None)
+    add_options(made, Cooking)
+    text = " ".join(made.format_help().split())
+
+    assert "--dish DISH name of the dish --minutes N how long 100 % of it takes (5)" in text
+    assert "--style {fried,boiled} how it is cooked (fried) --herbs HERBS [HERBS ...] herbs to add (none)" in text
+    assert "--vegan without meat --lid, --no-lid with a lid (True)" in text
+    assert "grams of spice (0.5)" in text
+    assert made.format_usage() == "usage: ray-detr cook --dish DISH [OPTION ...]\n"
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
+    ("line", "sentence"),
     [
-        ("--treshold 5", "--treshold is not an option. Did you mean --threshold?"),
-        ("--endpont=x", "--endpont is not an option. Did you mean --endpoint?"),
-        ("--max_imags 5", "--max-imags is not an option. Did you mean --max-images?"),
-        ("--xyzzy", "--xyzzy is not an option. ray-detr some --help lists the options."),
+        ("--minutes 0", "--minutes: 0 is not in 1..90"),
+        ("--minutes soon", "--minutes: 'soon' is not a number"),
+        ("--minutes 1.5", "--minutes: '1.5' is not a number"),
+        ("--spice 0", "--spice: 0 is not above 0"),
+        ("--spice nan", "--spice: nan is not above 0"),
+        ("--style raw", "--style: invalid choice: 'raw'"),
+        ("--sizes x", "--sizes: invalid literal"),
     ],
 )
-@pytest.mark.parametrize("before", [[], ["--images", "i", "--table", "t", "--model", "m"]])
-def test_an_unknown_option_is_one_line_with_the_nearest_option(
-    capsys: pytest.CaptureFixture[str], before: list[str], line: str, message: str
+def test_values_beyond_the_limits_are_refused_by_the_command_line(
+    line: str, sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as left:
-        parser().parse_args([*before, *line.split()])
+        cook(*line.split())
 
     assert left.value.code == 2
-    assert capsys.readouterr() == ("", f"ray-detr some: error: {message}\n")
+    assert sentence in capsys.readouterr().err
 
 
-def test_what_follows_two_hyphens_is_not_taken_for_an_option(capsys: pytest.CaptureFixture[str]) -> None:
-    made = CommandParser("some", None, usage="--slot NAME -- COMMAND")
-    made.add_argument("--slot", required=True)
-    made.add_argument("command", nargs="+", metavar="COMMAND")
+def test_what_a_configuration_refuses_ends_a_command_with_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    made = CommandParser("label", None)
+    add_options(made, LabelConfig)
+    args = made.parse_args(["--images", "i", "--table", "t", "--model", "m", "--max-images", "5", "--sample", "5"])
 
-    with pytest.raises(SystemExit):
-        made.parse_args(["--", "label", "--imagess", "lake"])
+    with pytest.raises(SystemExit) as left:
+        make_config(made, LabelConfig, args)
 
-    assert capsys.readouterr().err.endswith("error: the following arguments are required: --slot\n")
-    assert made.format_usage() == "usage: ray-detr some --slot NAME -- COMMAND\n"
-
-
-@pytest.mark.parametrize(
-    ("typed", "program"),
-    [
-        ("/usr/bin/ray-detr", "ray-detr watch-preemption"),
-        ("/code/jobs/watch_preemption.py", "python -m jobs.watch_preemption"),
-        ("/code/jobs/cli.py", "ray-detr watch-preemption"),
-    ],
-)
-def test_the_usage_names_the_program_that_was_typed(monkeypatch: pytest.MonkeyPatch, typed: str, program: str) -> None:
-    monkeypatch.setattr("sys.argv", [typed, "--help"])
-
-    assert CommandParser("watch-preemption", None).format_usage() == f"usage: {program} [OPTION ...]\n"
-
-
-def test_the_usage_has_what_is_required_and_nothing_else() -> None:
-    made = CommandParser("some", None)
-    made.add_argument("mode", choices=("fast", "slow"))
-    made.add_argument("--out", required=True, metavar="DIR")
-    one = made.add_mutually_exclusive_group(required=True)
-    one.add_argument("--table", metavar="URI")
-    one.add_argument("--share", metavar="100%")
-    made.add_argument("--seed")
-
-    usage = "usage: ray-detr some {fast,slow} --out DIR (--table URI | --share 100%) [OPTION ...]\n"
-    assert made.format_usage() == usage
-    assert made.format_help().startswith(usage)
+    assert left.value.code == 2
+    assert "max images and sample exclude each other" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("text", "value"), [("0", 0.0), ("1", 1.0), ("0.05", 0.05), ("5e-2", 0.05)])
@@ -160,53 +179,11 @@ def test_a_count_is_a_whole_number_from_1_on() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "bounds"),
-    [("2:8", (2, 8)), ("4", (4, 4)), ("2:", (2, None)), (":8", (None, 8)), ("3:3", (3, 3)), (":", (None, None))],
-)
-def test_a_range_of_actors(text: str, bounds: tuple[int | None, int | None]) -> None:
-    assert actor_range(text) == bounds
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ("8:2", "8:2: MIN is larger than MAX"),
-        ("0:2", "0 is less than 1"),
-        ("a:b", "'a' is not a number"),
-        ("1:2:3", "'2:3' is not"),
-    ],
-)
-def test_what_is_no_range_of_actors_is_refused(text: str, sentence: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match=sentence):
-        actor_range(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "meaning"),
-    [
-        ("cat", ("cat", None)),
-        ("cat=0.5", ("cat", 0.5)),
-        ("traffic light=0", ("traffic light", 0.0)),
-        ("a=b=0.25", ("a=b", 0.25)),
-    ],
-)
-def test_a_class_may_have_its_own_threshold(text: str, meaning: tuple[str, float | None]) -> None:
-    assert class_threshold(text) == meaning
-
-
-def test_a_threshold_that_is_none_is_refused() -> None:
-    for text, sentence in (("cat=2", "2 is not in"), ("cat=high", "'high'"), ("cat=", "''")):
-        with pytest.raises(argparse.ArgumentTypeError, match=sentence):
-            class_threshold(text)
-
-
-@pytest.mark.parametrize(
     ("line", "sentence"),
     [
         ("--table t --model m", "required: --images"),
         ("--images i --model m", "required: --table"),
         ("--images i --table t", "required: --model"),
-        ("--images i --table t --model m --max-images 5 --sample 5", "not allowed with argument"),
         ("--images i --table t --model m --precision int8", "invalid choice: 'int8'"),
         ("--images i --table t --model m --threshold 5", "5 is not in 0..1"),
     ],

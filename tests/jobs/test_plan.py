@@ -17,7 +17,7 @@ from detr.model import Detr
 from jobs.plan import main, predicted, report, size
 from pipelines.errors import RayDetrError, SettingsMismatch, UsageError
 from pipelines.labelling.labelled_keys import labelled_keys
-from pipelines.labelling.plan import PlanConfig, PlanSummary, write_plan
+from pipelines.labelling.plan import PlanSummary, write_plan
 from pipelines.labelling.publish import commit_part
 from pipelines.labelling.run import RunRequest, finish_run
 from pipelines.labelling.trial import Prediction
@@ -187,7 +187,7 @@ def test_json_is_the_whole_summary(lake: Path, table: Store, capsys: pytest.Capt
 
 def test_what_is_wrong_with_the_line_is_wrong_use(lake: Path, table: Store, capsys: pytest.CaptureFixture[str]) -> None:
     for more, sentence in (
-        (["--shard-images", "0"], "0 is less than 1"),
+        (["--shard-images", "0"], "0 is not at least 1"),
         (["--keep", "uri"], "keep: 'uri' is a column"),
     ):
         with pytest.raises(SystemExit) as left:
@@ -217,7 +217,7 @@ def test_all_that_is_left_out_has_its_line() -> None:
         unfinished_run=None,
     )
 
-    assert report(summary, PlanConfig(("lake",), "table", model="detr@1")).splitlines() == [
+    assert report(summary, model="detr@1", shard_images=2_048).splitlines() == [
         "to label:   1,204,113 images, 391.2 GB and 12 of unknown size, 588 shards of 2,048 images at most",
         "labelled:   738,122 images have rows of detr@1",
         "duplicates: 3 further mentions of the same images",

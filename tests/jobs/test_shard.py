@@ -16,7 +16,9 @@ from PIL import Image
 
 from jobs.shard import line, main, report
 from pipelines.shards import sharding
-from pipelines.shards.sharding import ShardConfig, ShardProgress, ShardSummary
+from pipelines.shards.config import ShardConfig
+from pipelines.shards.sharding import ShardProgress, ShardSummary
+from pipelines.store import StoreOptions
 
 SUMMARY = ShardSummary(
     out="s3://b/shards",
@@ -62,16 +64,15 @@ def test_every_option_arrives(given: list[ShardConfig]) -> None:
         "--profile", "lake", "--request-payer", "--verbose", "--shared-folders",
     ])  # fmt: skip
 
-    expected = ShardConfig("x.json", "images", "out", 64, "upright", False, 0.5, 0.25, 9, "fsspec", True, "http://h:1")
-    more = {"region": "eu", "profile": "lake", "request_payer": True, "verbose": True, "shared_folders": True}
-    assert given == [replace(expected, **more)]  # type: ignore[arg-type]
+    store = StoreOptions("fsspec", True, "http://h:1", "eu", "lake", True)
+    assert given == [ShardConfig("x.json", "images", "out", 64, "upright", False, 0.5, 0.25, 9, True, store, True)]
 
 
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (["--shard-megabytes", "0"], "0 is less than 1"),
-        (["--shard-megabytes", "5000"], "shard megabytes: 5000 is not in 1..1024"),
+        (["--shard-megabytes", "0"], "0 is not in 1..1024"),
+        (["--shard-megabytes", "5000"], "--shard-megabytes: 5000 is not in 1..1024"),
         (["--max-missing", "2"], "2 is not in 0..1"),
         (["--max-unusable", "1.5"], "1.5 is not in 0..1"),
         (["--shard-megabites", "3"], "Did you mean --shard-megabytes?"),

@@ -18,6 +18,7 @@ from jobs.exits import run
 from jobs.train import main, report
 from pipelines.caps import Caps
 from pipelines.errors import RayDetrError
+from pipelines.store import StoreOptions
 from pipelines.training.config import TrainConfig
 from pipelines.training.recipe import RECIPES
 from pipelines.training.run_status import TrainProgress
@@ -69,8 +70,7 @@ FLAGS: dict[str, tuple[list[str], Any]] = {
     "position_embedding": (["--position-embedding", "learned"], "learned"),
     "shorter": (["--shorter", "600"], 600),
     "longest": (["--longest", "900"], 900),
-    "least_workers": (["--num-workers", "2:"], 2),
-    "most_workers": (["--num-workers", ":4"], 4),
+    "workers": (["--num-workers", "2:4"], (2, 4)),
     "device": (["--device", "cpu"], "cpu"),
     "ingest": (["--ingest", "ray-data"], "ray-data"),
     "threads": (["--threads", "6"], 6),
@@ -86,9 +86,10 @@ FLAGS: dict[str, tuple[list[str], Any]] = {
     "compiled": (["--compile"], True),
     "restarts": (["--restarts", "2"], 2),
     "collective_seconds": (["--collective-seconds", "30"], 30),
-    "endpoint": (["--endpoint", "http://localhost:9000"], "http://localhost:9000"),
-    "region": (["--region", "eu-1"], "eu-1"),
-    "profile": (["--profile", "lake"], "lake"),
+    "options": (
+        ["--endpoint", "http://localhost:9000", "--region", "eu-1", "--profile", "lake"],
+        StoreOptions(endpoint="http://localhost:9000", region="eu-1", profile="lake"),
+    ),
     "shared_folders": (["--shared-folders"], True),
     "verbose": (["--verbose"], True),
     "backbone_weights": (["--backbone-weights", "s3://weights/resnet50.pth"], "s3://weights/resnet50.pth"),
@@ -110,7 +111,7 @@ def test_a_flag_sets_its_field_and_no_other(asked: Callable[..., TrainConfig], n
 def test_one_number_of_workers_is_both_bounds(asked: Callable[..., TrainConfig]) -> None:
     config = asked("--num-workers", "2")
 
-    assert (config.least_workers, config.most_workers) == (2, 2)
+    assert config.workers == (2, 2)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +155,7 @@ def test_a_recipe_is_a_preset_with_what_the_line_changes(asked: Callable[..., Tr
         (["--ema-decay", "1"], "ema decay: 1.0 is not"),
         (["--num-workers", "3:2"], "MIN is larger than MAX"),
         (["--num-workers", "0"], "0 is less than 1"),
-        (["--evaluate-epochs", "-1"], "evaluate epochs"),
+        (["--evaluate-epochs", "-1"], "--evaluate-epochs: -1 is not at least 0"),
         (["--checkpoint-minutes", "0"], "minutes"),
         (["--crop-range", "600:384"], "crop_range"),
         (["--scales", "0.5:480"], "the last at 1"),

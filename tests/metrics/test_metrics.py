@@ -69,7 +69,7 @@ def test_the_rules_are_valid_and_fire_when_they_should(promtool: str) -> None:
 
 
 @contextmanager
-def prometheus(folder: Path, exporter: str) -> Iterator[Callable[[str, str], Any]]:
+def prometheus(folder: Path, exporter: str) -> Iterator[Callable[..., Any]]:
     """A Prometheus that scrapes an exporter every second, with the rules at a pace for tests; gives its API."""
     quick = re.sub(r"\bfor: \w+", "for: 0s", RULES.read_text())
     (folder / "rules.yml").write_text(re.sub(r"\[\d+m\]", "[20s]", quick))

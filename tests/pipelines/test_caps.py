@@ -103,9 +103,9 @@ def test_a_running_meter_looks_by_itself(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("caps", "sentence"),
     [
-        ({"max_minutes": 0}, "max minutes: 0 is not a number above 0."),
-        ({"price_per_hour": -1}, "price per hour: -1 is not a number above 0."),
-        ({"max_cost": math.inf, "price_per_hour": 1}, "max cost: inf is not a number above 0."),
+        ({"max_minutes": 0}, "max minutes: 0 is not above 0"),
+        ({"price_per_hour": -1}, "price per hour: -1 is not above 0"),
+        ({"max_cost": math.inf, "price_per_hour": 1}, "max cost: inf is not above 0"),
         ({"max_cost": 5}, "max cost: give --price-per-hour, the price of one node for an hour, too."),
     ],
 )

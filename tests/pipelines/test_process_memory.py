@@ -1,3 +1,4 @@
+import ctypes
 import platform
 import subprocess
 import sys
@@ -5,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import process_memory
 from pipelines.process_memory import keep_freed_memory
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ def test_freed_memory_is_used_again_without_page_faults() -> None:
 
 
 def test_nothing_is_changed_on_other_c_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process_memory.platform, "libc_ver", lambda: ("", ""))
-    monkeypatch.setattr(process_memory.ctypes, "CDLL", None)  # fails when it is called
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr(ctypes, "CDLL", None)  # fails when it is called
 
     assert keep_freed_memory() is False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import UTC, datetime
 
 import pytest
@@ -92,6 +93,6 @@ def test_it_looks_by_itself_and_says_it_on_standard_error(
         for _ in range(500):
             if caplog.messages:
                 break
-            module.threading.Event().wait(0.01)
+            threading.Event().wait(0.01)
 
     assert caplog.messages[0].startswith("connecting to Ray: no progress for 0 min")

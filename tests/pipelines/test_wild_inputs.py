@@ -12,9 +12,10 @@ from pipelines.errors import UsageError
 from pipelines.evaluation.evaluate import evaluate_results, evaluate_table
 from pipelines.lake.lake_object import LakeObject
 from pipelines.lake.listing import list_objects
+from pipelines.shards.config import ShardConfig
 from pipelines.shards.reader import read_index
 from pipelines.shards.rows import coco_json
-from pipelines.shards.sharding import ShardConfig, shard
+from pipelines.shards.sharding import shard
 from pipelines.store import open_store
 from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
 

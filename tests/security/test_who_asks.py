@@ -12,7 +12,7 @@ import pytest
 from jobs.plan import main as plan
 from pipelines.errors import RayDetrError
 from pipelines.labelling.config import LabelConfig
-from pipelines.store import Store, StoreError, StoreOptions, open_store
+from pipelines.store import Store, StoreError, StoreOptions, TableOptions, open_store
 from tests.security.conftest import KEY_ID, Gossip, planted
 
 Via = Literal["auto", "fsspec"]
@@ -150,17 +150,18 @@ def test_no_such_profile_is_a_sentence(profiles: None) -> None:
 
 def test_images_and_table_have_options_of_their_own() -> None:
     config = LabelConfig(
-        ("s3://lake/",), "s3://table", "scenes", anonymous=True, request_payer=True, via="fsspec", endpoint="http://a",
-        region="r", profile="lake", table_endpoint="http://b", table_region="s", table_profile="us",
+        ("s3://lake/",), "s3://table", "scenes",
+        image_options=StoreOptions("fsspec", True, "http://a", "r", "lake", True),
+        table_access=TableOptions("http://b", "s", "us"),
     )  # fmt: skip
 
-    assert config.image_options == StoreOptions("fsspec", True, "http://a", "r", "lake", True)
     assert config.table_options == StoreOptions(endpoint="http://b", region="s", profile="us")
-    assert config.plan_config(model=None, shard_images=1).table_options == config.table_options
 
 
 def test_a_table_is_reached_as_the_images_are_where_nothing_else_is_said() -> None:
-    config = LabelConfig(("s3://lake/",), "s3://t", "scenes", endpoint="http://a", region="r", profile="lake")
+    config = LabelConfig(
+        ("s3://lake/",), "s3://t", "scenes", image_options=StoreOptions(endpoint="http://a", region="r", profile="lake")
+    )
 
     assert config.table_options == StoreOptions(endpoint="http://a", region="r", profile="lake")
 

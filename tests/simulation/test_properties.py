@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 )
 
 from pipelines.errors import RayDetrError, UsageError
-from pipelines.labelling.cutting import Selection
+from pipelines.labelling.config import Selection
 from pipelines.labelling.run import find_unfinished, list_runs
 from pipelines.store import StoreEntry
 from pipelines.table.schema import TRANSIENT_KINDS

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 from unittest.mock import patch
 
-from pipelines.labelling.cutting import Selection
+from pipelines.labelling.config import Selection
 from pipelines.labelling.driver import RunResult, Workforce, run_labelling
 from pipelines.labelling.lease import LEASE_KEY, LEASE_SECONDS, Lease, Process, acquire, release, renew
 from pipelines.labelling.manifest import PlannedSegment, read_manifest, read_shard
@@ -283,7 +283,7 @@ class Writer:
         """Return no reason."""
         return ""
 
-    def label(self, run: Run, shards: Sequence[int], *, isolated: bool) -> Iterator[Outcome]:
+    def label(self, run: Run, shards: Sequence[int], *, isolated: bool) -> Generator[Outcome, None, None]:
         store = WriterStore(self.world, self.name)
         for shard in shards:
             death = self.dies(shard, isolated)
@@ -304,9 +304,9 @@ class Writer:
 
 
 def place_of(uri: str) -> int | None:
-    """Return where an image is in its file: every third one is inside a file."""
-    number = int(uri.rpartition("/")[2].removesuffix(".jpg"))
-    return 512 * number if number % 3 == 2 else None
+    """Return where an image is in its file; of those with numbers for names, every third one is inside a file."""
+    name = uri.rpartition("/")[2].removesuffix(".jpg")
+    return 512 * int(name) if name.isdecimal() and int(name) % 3 == 2 else None
 
 
 def row_of(uri: str, etag: str | None) -> Row:

@@ -58,7 +58,7 @@ def draw_data_set(seed: int) -> DataSet:
             continue
         for _ in range(draw.choice((0, 1, 2, 5, 12))):
             category_id = UNDECLARED if draw.random() < 0.05 else draw.choice(used)
-            annotation = {"image_id": image_id, "category_id": category_id, "bbox": box()}
+            annotation: dict[str, Any] = {"image_id": image_id, "category_id": category_id, "bbox": box()}
             if draw.random() < 0.9:
                 width, height = annotation["bbox"][2:]
                 annotation["area"] = draw.choice(AREA_EDGES) if draw.random() < 0.2 else width * height

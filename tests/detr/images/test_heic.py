@@ -14,6 +14,7 @@ from PIL import Image
 
 from detr.images import heic as image_heic
 from detr.images.decoding import ImageError, decode, read_header
+from detr.images.isobmff import read_meta
 from tests.detr.images.heic_grid import coded, grid_heic, grid_of
 
 PHOTO = Path(__file__).parents[4] / "shared" / "data" / "awkward" / "photo.heic"
@@ -127,7 +128,7 @@ def test_a_parameter_set_within_the_picture_counts_too(monkeypatch: pytest.Monke
     start = large.index(b"hvcC") + 4
     settings = large[start : start - 8 + int.from_bytes(large[start - 8 : start - 4])]
     (unit,) = [one for one in image_heic._units_of_settings(settings) if one[0] >> 1 & 63 == 33]
-    meta = image_heic.read_meta(small)
+    meta = read_meta(small)
     ((offset, length),) = meta.places[meta.primary]
     hidden = struct.pack(">L", len(unit)) + unit
     assert length > len(hidden)  # it takes the place of what is coded there

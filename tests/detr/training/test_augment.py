@@ -13,7 +13,6 @@ from torch import Generator, Tensor
 from detr.images.decoding import TooExtreme, resize_shape
 from detr.training.augment import (
     Augmentation,
-    AugmentConfig,
     Crop,
     Mirror,
     Resize,
@@ -22,6 +21,7 @@ from detr.training.augment import (
     draw_augmentation,
     image_generator,
 )
+from detr.training.augment_config import AugmentConfig
 from detr.training.targets import ImageTarget
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "target_transforms.safetensors"  # made by the original's transforms

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
@@ -78,7 +79,7 @@ SUITE = ListsSuite
 
 
 def _lists() -> dict[str, bytes]:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"uri": f"s3://lake/{number}.jpg", "etag": f'"{number}"', "size": 10 + number, "camera": f"c{number}"}
         for number in range(7)
     ]

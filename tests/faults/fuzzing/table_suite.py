@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from tempfile import TemporaryDirectory
@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipelines.clock import SystemClock
 from pipelines.errors import RayDetrError
 from pipelines.exports.export import ExportConfig, copy_rows
-from pipelines.labelling.cutting import Selection
+from pipelines.labelling.config import Selection
 from pipelines.labelling.driver import Workforce, run_labelling
 from pipelines.labelling.duplicates import reject_republished_versions
 from pipelines.labelling.labelled_keys import read_labelled
@@ -199,7 +199,7 @@ class _Runner:
     def workforce(self) -> Workforce:
         return Workforce(shard_images=1, spread=1, precision="fp32")
 
-    def label(self, run: Run, shards: Sequence[int], *, isolated: bool) -> Iterator[Outcome]:
+    def label(self, run: Run, shards: Sequence[int], *, isolated: bool) -> Generator[Outcome, None, None]:
         return _label(self._table, run, shards)
 
     def why_no_shard(self) -> str:
@@ -227,7 +227,7 @@ def _fields(request: RunRequest) -> dict[str, object]:
     return {name: getattr(request, name) for name in request.__slots__}
 
 
-def _label(table: Store, run: Run, shards: Sequence[int]) -> Iterator[Outcome]:
+def _label(table: Store, run: Run, shards: Sequence[int]) -> Generator[Outcome, None, None]:
     for shard in shards:
         objects = read_shard(table, run.run_id, shard)
         origin = Origin(run.model, 0.5, run.run_id, shard, NOW)

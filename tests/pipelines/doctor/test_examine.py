@@ -50,7 +50,7 @@ def good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DoctorConfig:
     write_scenes(tmp_path / "lake", 1, 4, sizes={(96, 128): 1})
     (tmp_path / "table").mkdir()
     return DoctorConfig(
-        images=(str(tmp_path / "lake"),), table=str(tmp_path / "table"), model="scenes", device="cpu", most_actors=2
+        images=(str(tmp_path / "lake"),), table=str(tmp_path / "table"), model="scenes", device="cpu", actors=(None, 2)
     )
 
 
@@ -85,7 +85,7 @@ def test_a_good_set_up_passes_and_nothing_is_left(local_ray: str, good: DoctorCo
 
 @pytest.mark.ray
 def test_actors_that_do_not_fit_are_told(local_ray: str, good: DoctorConfig) -> None:
-    (finding,) = failed(replace(good, least_actors=99, most_actors=99, model=None, table=None))
+    (finding,) = failed(replace(good, actors=(99, 99), model=None, table=None))
 
     assert finding.check == "room for actors"
     assert finding.text.startswith("99 actors do not fit: each needs 1 CPU, and the cluster has room for 8")

@@ -56,7 +56,7 @@ def test_what_labelling_refuses_is_refused_at_once() -> None:
 
 
 def test_all_detections_are_asked_for_and_errors_do_not_end_it() -> None:
-    asked = ModelEvaluationConfig("scenes", ("lake/",), precision="fp32", batch_size=2, most_actors=3).label_config(
+    asked = ModelEvaluationConfig("scenes", ("lake/",), precision="fp32", batch_size=2, actors=(None, 3)).label_config(
         ("list.parquet",), table="t"
     )
 
@@ -67,7 +67,7 @@ def test_all_detections_are_asked_for_and_errors_do_not_end_it() -> None:
         threshold=0.0,
         precision="fp32",
         batch_size=2,
-        most_actors=3,
+        actors=(None, 3),
         max_error_rate=1.0,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipelines.errors import RayDetrError, UsageError
-from pipelines.labelling.cutting import Selection
+from pipelines.labelling.config import Selection
 from pipelines.labelling.driver import RunResult, Workforce, run_labelling
 from pipelines.labelling.manifest import PlannedSegment, read_manifest
 from pipelines.labelling.outcome import Failed, Lost, Outcome, ShardReport
@@ -113,7 +113,7 @@ class Start:
             raise RayDetrError("99 actors do not fit.")
         return Workforce(shard_images=2, spread=self.spread, precision=self.precision)
 
-    def label(self, run: Run, shards: Sequence[int], *, isolated: bool) -> Iterator[Outcome]:
+    def label(self, run: Run, shards: Sequence[int], *, isolated: bool) -> Generator[Outcome, None, None]:
         self.did.append(f"label in {run.precision}")
         self.shards.append(list(shards))
         self.isolated.append(isolated)
@@ -590,7 +590,9 @@ def test_a_run_that_published_something_is_not_sealed_for_other_settings() -> No
     world = lake(13)  # two segments, of which the first is published
     start = Start(world, configuration=LOW)
     start.label = lambda run, shards, *, isolated: (  # type: ignore[method-assign]
-        iter([Failed("the power went.")]) if 6 in shards else Start.label(start, run, shards, isolated=isolated)
+        (one for one in [Failed("the power went.")])
+        if 6 in shards
+        else Start.label(start, run, shards, isolated=isolated)
     )
     with pytest.raises(RayDetrError):
         start.run()

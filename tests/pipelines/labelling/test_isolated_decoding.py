@@ -328,7 +328,7 @@ def test_many_threads_decode_different_images_at_once(decoder: DecoderInChild) -
     expected = [decode(data).shape[2] for data in images]
 
     with ThreadPoolExecutor(8) as threads:
-        assert [found.width for found in threads.map(decoder.look, images)] == expected
+        assert [found.width for found in threads.map(decoder.read_header, images)] == expected
         assert [found.width for found in threads.map(decoder.prepare, images)] == expected
 
 

@@ -213,7 +213,7 @@ def test_a_start_that_has_lost_its_lease_stops(monkeypatch: pytest.MonkeyPatch) 
     with holding(table, can_swap=True, token="a", wait_seconds=0, say=lambda _: None) as still_ours:
         still_ours()
         table.put(LEASE_KEY, module._encode(module.Holder("b", ELSEWHERE, NOW, NOW)))
-        module.threading.Event().wait(1)
+        threading.Event().wait(1)
         with pytest.raises(RayDetrError, match=r"has lost its lease: table memory://store is being written .*gpu-7"):
             still_ours()
 
@@ -256,8 +256,8 @@ def test_a_store_that_is_down_for_a_while_loses_no_lease(monkeypatch: pytest.Mon
                 raise StoreDown("no answer")
 
             patched.setattr(MemoryStore, "put", fail)
-            module.threading.Event().wait(0.1)
-        module.threading.Event().wait(0.1)
+            threading.Event().wait(0.1)
+        threading.Event().wait(0.1)
         still_ours()
         with pytest.raises(LeaseHeld):
             acquire(table, ELSEWHERE, token="b", now=datetime.now(UTC))

@@ -17,7 +17,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipelines.errors import RayDetrError
-from pipelines.labelling.cutting import Look, Selection, select
+from pipelines.labelling.config import PlanConfig, Selection
+from pipelines.labelling.cutting import Look, select
 from pipelines.labelling.labelled_keys import labelled_keys
 from pipelines.labelling.manifest import (
     SEGMENT_SHARDS,
@@ -33,7 +34,7 @@ from pipelines.labelling.manifest import (
     segment_key,
     write_segment,
 )
-from pipelines.labelling.plan import PlanConfig, PlanSummary, cut_segments, summarise_plan, write_plan
+from pipelines.labelling.plan import PlanSummary, cut_segments, summarise_plan, write_plan
 from pipelines.labelling.run import RunRequest
 from pipelines.lake.lake_object import LakeObject, Listed, Skipped
 from pipelines.lake.listing import Listing, list_objects
@@ -514,22 +515,6 @@ def test_positions_begin_before_the_first_image() -> None:
     assert ListingPosition() == ListingPosition(None, Counts())
 
 
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ({"images": ()}, "images: name at least one"),
-        ({"shard_images": 0}, "shard images: 0 is not a number of images"),
-        ({"max_images": 0}, "max images: 0 is not"),
-        ({"sample": -1}, "sample: -1 is not"),
-        ({"sample": 1, "max_images": 1}, "exclude each other"),
-        ({"keep": ("uri",)}, "'uri' is a column of the detection table"),
-    ],
-)
-def test_a_configuration_that_means_nothing_is_refused(options: dict[str, object], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        PlanConfig(**{"images": ("a",), "table": "t", **options})  # type: ignore[arg-type]
-
-
 def test_a_summary_says_what_a_run_would_do_and_writes_nothing(tmp_path: Path) -> None:
     lake = tmp_path / "lake"
     lake.mkdir()
@@ -568,7 +553,7 @@ def test_a_summary_counts_labelled_images_and_names_the_unfinished_run(tmp_path:
     start_run(table, RunRequest("detr@1", "1", {}, 2, {}, "night"), now=now, tail="")
 
     def summary(model: str) -> PlanSummary:
-        return summarise_plan(PlanConfig((str(lake),), table.uri, model=model, shard_images=2))
+        return summarise_plan(PlanConfig((str(lake),), table.uri, threshold=0.5, shard_images=2), model=model)
 
     assert (summary("detr@1").images, summary("detr@1").labelled, summary("detr@1").unfinished_run) == (3, 2, "night")
     assert (summary("detr@2").images, summary("detr@2").labelled) == (5, 0)

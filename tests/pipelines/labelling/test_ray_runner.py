@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -53,8 +53,8 @@ def test_a_cluster_is_given_by_its_address(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_closing_does_not_wait_for_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.cluster.connected", lambda **_: nullcontext())
-    monkeypatch.setattr("pipelines.cluster.node_resources", lambda: [{"CPU": 1.0}])
-    monkeypatch.setattr("pipelines.cluster.request_resources", lambda **_: None)
+    monkeypatch.setattr("pipelines.actor_resources.node_resources", lambda: [{"CPU": 1.0}])
+    monkeypatch.setattr("pipelines.actor_resources.request_resources", lambda **_: None)
     waits = threading.Event()
 
     def show(progress: Progress) -> None:
@@ -76,7 +76,7 @@ def test_closing_does_not_wait_for_nodes(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_pool_that_does_not_go_on_after_the_limit_is_a_run_that_the_limit_has_stopped(
     monkeypatch: pytest.MonkeyPatch, is_reached: bool, error: type[Exception]
 ) -> None:
-    def stalls(*_: Any, **__: Any) -> Iterator[Outcome]:
+    def stalls(*_: Any, **__: Any) -> Generator[Outcome, None, None]:
         raise RayDetrError("no actor was ready within 600 s.")
         yield
 

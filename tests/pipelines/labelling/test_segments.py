@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from datetime import UTC, datetime
 
 import pytest
@@ -47,7 +47,7 @@ class Pool:
         self.isolated: list[bool] = []
         self.before: Callable[[int], None] = lambda shard: None
 
-    def __call__(self, shards: Sequence[int], isolated: bool = False) -> Iterator[Outcome]:
+    def __call__(self, shards: Sequence[int], isolated: bool = False) -> Generator[Outcome, None, None]:
         self.given.append(list(shards))
         self.isolated.append(isolated)
         for shard in reversed(shards):  # in no order

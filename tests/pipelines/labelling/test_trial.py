@@ -13,6 +13,7 @@ from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.label import LabelSummary
 from pipelines.labelling.outcome import ShardReport
 from pipelines.labelling.trial import predict, steady_rate
+from pipelines.store import open_store
 
 
 def test_the_start_is_left_out_and_steady_work_has_no_error() -> None:
@@ -42,7 +43,7 @@ def test_hours_and_price_follow_from_the_trial_and_nothing_is_left(
 
     def label(config: LabelConfig, *, on_progress: object, on_shard: object) -> LabelSummary:
         tables.append(config)
-        trial.open_store(config.table).put("_runs/x.json", b"{}")
+        open_store(config.table).put("_runs/x.json", b"{}")
         for number in range(25):
             now[0] = 20.0 + number  # 20 s to start, then 4 images/s
             on_shard("run", ShardReport(number, 4, 0, {}, 1.0, 0.0, 0.0, 0.0))  # type: ignore[operator]
@@ -59,7 +60,7 @@ def test_hours_and_price_follow_from_the_trial_and_nothing_is_left(
 
     assert (tables[0].shard_images, tables[0].sample) == (4, 100)
     assert tables[0].table.startswith(f"{tmp_path}/_trial-")
-    assert list(trial.open_store(str(tmp_path)).list()) == []
+    assert list(open_store(str(tmp_path)).list()) == []
     assert (found.trial_images, found.images_per_second, found.nodes) == (100, pytest.approx(4), 2)
     assert found.hours == pytest.approx(10 + 30 / 3600)  # 30 s beside the labelling
     assert found.price == pytest.approx(found.hours * 2 * 3)

@@ -13,7 +13,8 @@ import pytest
 import ray
 from ray.exceptions import RpcError
 
-from pipelines.cluster import Pool, choose_pool, node_resources
+from pipelines.actor_resources import Pool, choose_pool
+from pipelines.cluster import node_resources
 from pipelines.errors import RayDetrError
 from pipelines.labelling import actor_pool as pool
 from pipelines.labelling.actor_pool import ShardActor, label_shards, probe

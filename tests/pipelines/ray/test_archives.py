@@ -46,7 +46,7 @@ def test_images_inside_files_have_rows_as_loose_ones_and_are_labelled_again_when
         table=str(tmp_path / "table"),
         model="scenes",
         device="cpu",
-        most_actors=1,
+        actors=(1, 1),
         shard_images=4,
         image_column="image",
         max_error_rate=0.5,

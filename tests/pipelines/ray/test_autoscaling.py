@@ -26,7 +26,8 @@ try:
     from ray.autoscaler._private.constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
     from ray.experimental.internal_kv import _internal_kv_get
 
-    from pipelines.cluster import connected, node_resources, wait_for_pool
+    from pipelines.actor_resources import wait_for_pool
+    from pipelines.cluster import connected, node_resources
     from pipelines.errors import RayDetrError
 
     requests = []

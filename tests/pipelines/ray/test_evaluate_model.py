@@ -41,7 +41,7 @@ def test_a_model_is_worth_what_its_table_at_threshold_0_is_worth(
 ) -> None:
     lake, annotations = scenes
     config = ModelEvaluationConfig(
-        "scenes", (str(lake),), keep_table=str(tmp_path / "kept"), device="cpu", most_actors=1
+        "scenes", (str(lake),), keep_table=str(tmp_path / "kept"), device="cpu", actors=(None, 1)
     )
 
     evaluation = evaluate_model(config, annotations)
@@ -65,11 +65,11 @@ def test_rows_that_are_there_with_a_threshold_are_refused(
 ) -> None:
     lake, annotations = scenes
     table = str(tmp_path / "kept")
-    label(LabelConfig((str(lake),), table, "scenes", threshold=0.5, device="cpu", most_actors=1))
+    label(LabelConfig((str(lake),), table, "scenes", threshold=0.5, device="cpu", actors=(None, 1)))
 
     with pytest.raises(RayDetrError, match=r"kept has rows of this model with other settings .* another --keep-table"):
         evaluate_model(
-            ModelEvaluationConfig("scenes", (str(lake),), keep_table=table, device="cpu", most_actors=1), annotations
+            ModelEvaluationConfig("scenes", (str(lake),), keep_table=table, device="cpu", actors=(None, 1)), annotations
         )
 
 

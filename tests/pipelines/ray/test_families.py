@@ -86,7 +86,7 @@ def test_a_labelled_folder_has_the_rows_of_the_model_s_own_pipeline_though_an_ac
 
     monkeypatch.setattr(pool, "ShardActor", DiesOnce)
     config = LabelConfig(
-        (str(lake),), table=str(tmp_path / "table"), model=str(folder), threshold=0.0, device="cpu", most_actors=1,
+        (str(lake),), table=str(tmp_path / "table"), model=str(folder), threshold=0.0, device="cpu", actors=(None, 1),
         shard_images=4, batch_size=4, max_error_rate=1.0,
     )  # fmt: skip
 
@@ -119,7 +119,7 @@ def test_a_model_of_another_family_is_evaluated_and_its_half_precision_refused(
     truth["annotations"] = [one | {"category_id": one["category_id"] % 3} for one in truth["annotations"]]
     path.write_text(json.dumps(truth))
     config = ModelEvaluationConfig(
-        str(folder), (str(lake),), keep_table=str(tmp_path / "kept"), device="cpu", most_actors=1
+        str(folder), (str(lake),), keep_table=str(tmp_path / "kept"), device="cpu", actors=(None, 1)
     )
 
     evaluation = evaluate_model(config, read_annotations(str(path)))

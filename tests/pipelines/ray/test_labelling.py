@@ -46,7 +46,7 @@ def config(tmp_path: Path) -> LabelConfig:
     (lake / "empty.jpg").write_bytes(b"")
     (lake / "page.jpg").write_bytes(b"<html>not found</html>")
     return LabelConfig(
-        (str(lake),), table=str(tmp_path / "table"), model="scenes", device="cpu", most_actors=1, shard_images=4
+        (str(lake),), table=str(tmp_path / "table"), model="scenes", device="cpu", actors=(None, 1), shard_images=4
     )
 
 
@@ -63,12 +63,17 @@ def lake_names(config: LabelConfig) -> list[str]:
     return sorted(path.name for path in Path(config.images[0]).glob("*.jpg"))
 
 
+def network_of(actor: ShardActor) -> Any:
+    detector: Any = actor._labeler._detector
+    return detector._network
+
+
 class AtMostSeven(ShardActor):
     """An actor on a device with too little memory for more than seven images."""
 
     def __init__(self, spec: LabelerSpec) -> None:
         super().__init__(spec)
-        network = self._labeler._detector._network
+        network = network_of(self)
         compute = network.detect
 
         def small(pixels: Tensor, *others: Any, **options: Any) -> Any:
@@ -76,7 +81,7 @@ class AtMostSeven(ShardActor):
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
             return compute(pixels, *others, **options)
 
-        network.detect = small  # type: ignore[method-assign]
+        network.detect = small
 
 
 class NoneAtAll(ShardActor):
@@ -88,7 +93,7 @@ class NoneAtAll(ShardActor):
         def none_fits(*_: Any, **__: Any) -> Any:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
-        self._labeler._detector._network.detect = none_fits  # type: ignore[method-assign]
+        network_of(self).detect = none_fits
 
 
 @pytest.mark.ray
@@ -271,7 +276,7 @@ def test_more_actors_than_fit_are_refused_within_seconds(local_ray: str, config:
     began = time.monotonic()
 
     with pytest.raises(RayDetrError) as refused:
-        label(replace(config, least_actors=99, most_actors=None))
+        label(replace(config, actors=(99, None)))
 
     assert time.monotonic() - began < 5
     assert str(refused.value) == (
@@ -309,12 +314,11 @@ def test_a_table_that_cannot_be_written_is_told_before_ray_is_started(config: La
     [
         ({"threshold": 1.5}, "threshold: 1.5 is not in 0..1"),
         ({"max_error_rate": -0.1}, "max error rate: -0.1 is not in 0..1"),
-        ({"device": "cuda:1"}, "device: 'cuda:1' is not one of auto, cpu, cuda. "),
-        ({"via": "s3fs"}, "via: 's3fs' is neither auto nor fsspec"),
-        ({"least_actors": 0}, "actors: 0:None is not a range of at least 1 actor"),
-        ({"least_actors": 3, "most_actors": 2}, "actors: 3:2 is not a range of at least 1 actor"),
-        ({"most_actors": 0}, "actors: 1:0 is not a range"),
-        ({"batch_size": 0}, "batch size: 0 is less than 1"),
+        ({"device": "cuda:1"}, "device: 'cuda:1' is not one of auto, cpu, cuda"),
+        ({"actors": (0, None)}, "actors: 0:None is not a range of at least 1 actor"),
+        ({"actors": (3, 2)}, "actors: 3:2 is not a range of at least 1 actor"),
+        ({"actors": (None, 0)}, "actors: 1:0 is not a range"),
+        ({"batch_size": 0}, "batch size: 0 is not at least 1"),
         ({"run_id": "a b"}, "run id: 'a b' cannot name a folder"),
         ({"max_images": 1, "sample": 1}, "max images and sample exclude each other"),
         ({"shard_images": 0}, "shard images"),
@@ -325,6 +329,27 @@ def test_a_table_that_cannot_be_written_is_told_before_ray_is_started(config: La
 def test_what_makes_no_sense_is_refused_when_it_is_said(wrong: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=f"^{sentence}"):
         LabelConfig(**{"images": ("lake",), "table": "table", "model": "scenes", **wrong})
+
+
+@pytest.mark.ray
+def test_actors_end_with_the_call_though_its_error_is_kept(local_ray: str, config: LabelConfig) -> None:
+    """As in a notebook, whose last error keeps all local variables of the call."""
+    import ray  # here, as other tests of this file do not need it
+
+    free = ray.cluster_resources()["CPU"]
+
+    def fail(progress: Progress) -> None:
+        if progress.images_this_start:
+            raise ConnectionError("the terminal is gone")
+
+    with pytest.raises(ConnectionError) as kept:
+        label(config, on_progress=fail)
+
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU") != free and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert ray.available_resources().get("CPU") == free
+    assert kept.value.args == ("the terminal is gone",)
 
 
 @pytest.fixture
@@ -405,4 +430,4 @@ def test_a_limit_ends_waiting_for_nodes(local_ray: str, config: LabelConfig, met
             meter.look()
 
     with pytest.raises(CapReached, match=r"^the limit of 1e-09 minutes \(--max-minutes\) is reached; waiting for"):
-        label(replace(config, least_actors=99, most_actors=99, node_minutes=5), on_progress=stop)
+        label(replace(config, actors=(99, 99), node_minutes=5), on_progress=stop)

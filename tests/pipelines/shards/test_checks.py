@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from detr.images.decoding import TooExtreme
-from detr.training.augment import AugmentConfig, draw_augmentation, image_generator
+from detr.training.augment import draw_augmentation, image_generator
+from detr.training.augment_config import AugmentConfig
 from pipelines.coco.text import USABLE
 from pipelines.shards.checks import UNUSABLE, Picture, Problem, check_annotations, check_picture
 

@@ -26,12 +26,13 @@ from pipelines.coco.truth import normal_truth
 from pipelines.errors import RayDetrError
 from pipelines.shards import sharding
 from pipelines.shards import tasks as shard_tasks
+from pipelines.shards.config import ShardConfig
 from pipelines.shards.plan import ShardPlan
 from pipelines.shards.reader import ShardReader, read_index
 from pipelines.shards.rows import coco_json
-from pipelines.shards.sharding import ShardConfig, ShardProgress, shard
+from pipelines.shards.sharding import ShardProgress, shard
 from pipelines.shards.writer import ShardSpec, ShardWork, WrittenShard, write_shard
-from pipelines.store import NotFound, Store, open_store, split_uri
+from pipelines.store import NotFound, Store, StoreOptions, open_store, split_uri
 from tests.conftest import S3Server
 
 MEGABYTE = 2**20
@@ -350,7 +351,7 @@ def test_a_finished_job_has_nothing_to_do_and_another_is_refused(config: ShardCo
     for other, what in (
         (replace(config, shard_megabytes=2), "shard megabytes 1, now 2"),
         (replace(config, max_images=3), "max images None, now 3"),
-        (replace(config, check_decodes=False), "check decodes True, now False"),
+        (replace(config, decode_check=False), "check decodes True, now False"),
         (replace(config, ambiguous_exif="upright"), "ambiguous exif 'stored', now 'upright'"),
     ):
         with pytest.raises(RayDetrError, match=what):
@@ -560,8 +561,7 @@ def test_from_and_to_a_bucket(config: ShardConfig, moto: S3Server, monkeypatch: 
             annotations=f"{source}/x.json",
             images=f"{source}/train/",
             out=f"{target}/a folder/shards",
-            endpoint=moto.endpoint,
-            region="us-east-1",
+            image_options=StoreOptions(endpoint=moto.endpoint, region="us-east-1"),
         )
     )
 
@@ -610,7 +610,7 @@ def test_annotations_that_are_not_there_are_told(config: ShardConfig) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [("shard_megabytes", 0), ("shard_megabytes", 2000), ("max_missing", 1.5), ("max_missing", -0.1),
-     ("max_images", 0), ("ambiguous_exif", "both"), ("via", "ftp")],
+     ("max_images", 0), ("ambiguous_exif", "both")],
 )  # fmt: skip
 def test_a_value_out_of_range_is_refused(config: ShardConfig, field: str, value: object) -> None:
     with pytest.raises(ValueError, match=field.replace("_", " ")):

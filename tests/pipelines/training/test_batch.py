@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from detr.images.decoding import SizeRule
-from detr.training.augment import AugmentConfig
+from detr.training.augment_config import AugmentConfig
 from pipelines.shards.reader import TrainingImage, read_index
 from pipelines.store import open_store
 from pipelines.training.batch import Preparation, TrainBatch, UnusableImage

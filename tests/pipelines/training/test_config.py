@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from detr.config import SCENES_CONFIG, VARIANTS
+from pipelines.store import StoreOptions
 from pipelines.training.config import TrainConfig
 from pipelines.training.recipe import RECIPES, Recipe
 
@@ -32,12 +33,12 @@ def test_names_that_can_be_folders_are_taken(name: str) -> None:
         ({"backbone_weights": "resnet50"}, "a model that is fine-tuned has its own"),
         ({"queries": 50}, "a model that is fine-tuned has its own"),
         ({"position_embedding": "learned"}, "a model that is fine-tuned has its own"),
-        ({"finetune": None, "network": "scenes", "position_embedding": "rotary"}, "neither sine nor learned"),
+        ({"finetune": None, "network": "scenes", "position_embedding": "rotary"}, "is not one of sine, learned"),
         ({"device": "tpu"}, "'tpu' is not one of auto, cpu, cuda"),
-        ({"ingest": "dataloader"}, "neither direct nor ray-data"),
-        ({"least_workers": 0}, "0:None is not a range"),
-        ({"least_workers": 3, "most_workers": 2}, "3:2 is not a range"),
-        ({"most_workers": 0}, "1:0 is not a range"),
+        ({"ingest": "dataloader"}, "is not one of direct, ray-data"),
+        ({"workers": (0, None)}, "0:None is not a range"),
+        ({"workers": (3, 2)}, "3:2 is not a range"),
+        ({"workers": (None, 0)}, "1:0 is not a range"),
         *(
             ({name: 0}, f"{name.replace('_', ' ')}: 0 is not at least 1")
             for name in ("shorter", "longest", "threads", "prefetch_steps", "keep", "log_steps", "restarts",
@@ -87,9 +88,9 @@ def test_relative_shards_stay_where_they_were_when_the_configuration_was_made(
 
 # what may differ from start to start, because the weights do not depend on it
 FREE = {
-    "storage", "name", "recipe_name", "least_workers", "most_workers", "device", "ingest", "threads", "prefetch_steps",
+    "storage", "name", "recipe_name", "workers", "device", "ingest", "threads", "prefetch_steps",
     "evaluate_epochs", "keep", "checkpoint_minutes", "log_steps", "trackers", "fused", "compiled", "restarts",
-    "caps", "collective_seconds", "endpoint", "region", "profile", "verbose", "shared_folders", "tf32",
+    "caps", "collective_seconds", "options", "verbose", "shared_folders", "tf32",
 }  # fmt: skip
 
 OTHERS: dict[str, Any] = {
@@ -147,6 +148,6 @@ def test_the_record_is_json_without_secrets() -> None:
 
 
 def test_the_options_reach_the_server() -> None:
-    options = replace(BASE, endpoint="http://localhost:9000", region="eu-1").options
+    options = replace(BASE, options=StoreOptions(endpoint="http://localhost:9000", region="eu-1")).options
 
     assert (options.endpoint, options.region) == ("http://localhost:9000", "eu-1")

@@ -103,7 +103,7 @@ def test_a_preset_is_a_value_of_json(name: str) -> None:
         ({"seed": -1}, "seed"),
         ({"ema_decay": 1.0}, "ema decay: 1.0"),  # it would never move
         ({"constant_share": 1.0, "schedule": "cosine"}, "constant_share"),
-        ({"schedule": "linear"}, "'linear' is not known"),
+        ({"schedule": "linear"}, "'linear' is not one of step, cosine"),
         ({"effective_batch": 16, "batch_size": 3}, "16 images are not a whole number of micro-batches of 3"),
         ({"effective_batch": 4, "batch_size": 8}, "4 images are not a whole number of micro-batches of 8"),
         ({"warm_losses": True}, "give --one-shape-a-batch, too"),

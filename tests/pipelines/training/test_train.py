@@ -24,7 +24,8 @@ from pipelines.caps import Caps, Meter
 from pipelines.errors import CapReached, RayDetrError
 from pipelines.evaluation.evaluate import evaluate_results
 from pipelines.models import load_model
-from pipelines.shards.sharding import ShardConfig, shard
+from pipelines.shards.config import ShardConfig
+from pipelines.shards.sharding import shard
 from pipelines.store import StoreOptions, open_store
 from pipelines.training.checkpoints import latest_checkpoint
 from pipelines.training.config import TrainConfig
@@ -86,8 +87,7 @@ def config_of(data: Data, name: str, recipe: Recipe = RECIPE, **others: Any) -> 
         finetune="scenes",
         shorter=96,
         longest=160,
-        least_workers=workers,
-        most_workers=workers,
+        workers=(workers, workers),
         device="cpu",
         log_steps=1,
         **others,

@@ -1,0 +1,184 @@
+"""How many actors fit into the connected Ray cluster, what each takes of its node, and waiting until they fit."""
+
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ray.autoscaler.sdk import request_resources
+from ray.exceptions import RayError
+
+from pipelines.cluster import node_resources
+from pipelines.errors import RayDetrError
+
+NODE_POLL_SECONDS = 1.0
+MOST_ACTORS_PER_CPU_NODE = 8  # each holds the model; above that an actor gets several cores instead
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """How many actors run, and what each of them takes of the cluster."""
+
+    least: int
+    most: int
+    cpus: float
+    gpus: float
+    threads: int  # that an actor decodes with, and computes with where it has no GPU
+
+
+@dataclass(frozen=True, slots=True)
+class ActorShare:
+    """What each actor takes of its node; None: 1 CPU and 1 GPU, or cores so that eight actors fill a node."""
+
+    cpus: float | None = None
+    gpus: float | None = None
+
+
+def choose_pool(
+    nodes: Sequence[Mapping[str, float]],
+    least: int | None,
+    most: int | None,
+    *,
+    device: str,
+    own: ActorShare = ActorShare(),
+) -> Pool:
+    """Return the actors for a cluster: one a GPU where there are GPUs, else one a core up to eight a node.
+
+    Args:
+        nodes: what each node has, as `node_resources` returns it.
+        least: actors that must run; None is 1.
+        most: actors that may run, though more than the cluster holds now: it may grow; None is what it holds.
+        device: "cpu" keeps to CPUs though there are GPUs; "cuda" wants GPUs; "auto" takes what is there.
+        own: what each actor takes, where that is said.
+
+    Raises:
+        RayDetrError: the cluster cannot hold `least` actors, or has no GPU where GPUs are wanted.
+    """
+    gpu_count = int(sum(node.get("GPU", 0) for node in nodes))
+    if device.startswith("cuda") and not gpu_count:
+        raise RayDetrError(f"device {device} was asked for, but no node of the cluster has a GPU: {_figures(nodes)}.")
+    cpus, gpus = _actor_needs(nodes, device=device, own=own)
+    if gpus and own.cpus is None:
+        per_gpu = min(node.get("CPU", 1) / node["GPU"] for node in nodes if node.get("GPU"))
+        threads = max(1, int(per_gpu * min(1.0, gpus)))
+    else:
+        threads = int(cpus)
+    room = _room(nodes, cpus, gpus)
+    wanted = least or 1
+    if wanted > room:
+        needs = f"{gpus:g} GPU and {cpus:g} CPU" if gpus else f"{cpus:g} CPU"
+        raise RayDetrError(
+            f"{wanted} actor{'s do' if wanted > 1 else ' does'} not fit: each needs {needs}, and the cluster has room "
+            f"for {room} ({_figures(nodes)}). "
+            + (f"Ask for {room} at most with --actors, or add nodes." if room else "Add nodes.")
+        )
+    return Pool(least=wanted, most=max(wanted, most or room), cpus=cpus, gpus=gpus, threads=threads)
+
+
+def _actor_needs(nodes: Sequence[Mapping[str, float]], *, device: str, own: ActorShare) -> tuple[float, float]:
+    """Return the CPUs and the GPUs that an actor takes on a cluster of such nodes."""
+    if device.startswith("cuda") or (device != "cpu" and int(sum(node.get("GPU", 0) for node in nodes))):
+        return own.cpus or 1.0, own.gpus or 1.0
+    if own.cpus is not None:
+        return own.cpus, 0.0
+    largest = max((int(node.get("CPU", 0)) for node in nodes), default=0)
+    return float(max(1, math.ceil(largest / MOST_ACTORS_PER_CPU_NODE))), 0.0
+
+
+def wait_for_pool(
+    least: int | None,
+    most: int | None,
+    *,
+    device: str,
+    minutes: float,
+    on_wait: Callable[[], object],
+    own: ActorShare = ActorShare(),
+    is_given_up: threading.Event | None = None,
+) -> Pool:
+    """Return the actors for the connected cluster, asking its autoscaler for nodes and waiting for them.
+
+    Args:
+        least: as in `choose_pool`.
+        most: as in `choose_pool`.
+        device: as in `choose_pool`.
+        own: as in `choose_pool`.
+        minutes: how long nodes are waited for; 0 takes the cluster as it is.
+        on_wait: called once, when waiting begins.
+        is_given_up: ends waiting when it is set.
+
+    Raises:
+        RayDetrError: the cluster cannot hold `least` actors after that time, or waiting was given up.
+    """
+    try:
+        return choose_pool(node_resources(), least, most, device=device, own=own)
+    except RayDetrError:
+        if not minutes:
+            raise
+    given_up = is_given_up or threading.Event()
+    asked = _ask_for_nodes(least, device=device, own=own)
+    try:
+        on_wait()
+        deadline = time.monotonic() + 60 * minutes
+        while True:
+            try:
+                return choose_pool(node_resources(), least, most, device=device, own=own)
+            except RayDetrError as too_small:
+                if time.monotonic() > deadline:
+                    raise RayDetrError(
+                        f"{too_small} It did not grow within {minutes:g} minutes (--node-minutes)."
+                    ) from too_small
+            asked = _ask_for_nodes(least, device=device, own=own, asked=asked)
+            if given_up.wait(NODE_POLL_SECONDS):
+                raise RayDetrError("waiting for nodes was given up.")
+    finally:
+        request_resources(bundles=[])  # the autoscaler would keep the nodes for ever; actors hold them from now on
+
+
+def _ask_for_nodes(
+    least: int | None, *, device: str, own: ActorShare, asked: tuple[float, float] | None = None
+) -> tuple[float, float]:
+    """Ask the autoscaler for room for so many actors, unless it was asked for that; return what an actor needs.
+
+    The request is for the whole cluster, what it holds already included: asked for less than actors take, it would
+    not grow. A node that comes may be larger, or the first with a GPU, and then they take more.
+    """
+    cpus, gpus = needs = _actor_needs(node_resources(), device=device, own=own)
+    if needs != asked:
+        bundle = {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
+        request_resources(bundles=[dict(bundle) for _ in range(least or 1)])
+    return needs
+
+
+def room_sentence(pool: Pool) -> str:
+    """Return for how many actors the connected cluster has room now: what to look at when none comes back."""
+    nodes = node_resources()
+    return f"the cluster has room for {_room(nodes, pool.cpus, pool.gpus)} actors ({_figures(nodes)})"
+
+
+def count_nodes_for(cpus: float, gpus: float, *, most: int) -> int | None:
+    """Return how many nodes of the connected cluster could hold an actor of such needs, at most one for each actor.
+
+    None: the head does not answer.
+    """
+    try:
+        return min(most, sum(_room([node], cpus, gpus) > 0 for node in node_resources()))
+    except (RayError, RuntimeError):
+        return None
+
+
+def _room(nodes: Sequence[Mapping[str, float]], cpus: float, gpus: float) -> int:
+    by_node = (min(node.get("CPU", 0) // cpus, _room_on_gpus(node.get("GPU", 0), gpus)) for node in nodes)
+    return int(sum(by_node))
+
+
+def _room_on_gpus(count: float, gpus: float) -> float:
+    """Return how many actors fit on a node's GPUs: Ray gives shares below 1 of one GPU each, else whole GPUs."""
+    if not gpus:
+        return math.inf
+    return int(count) * math.floor(1 / gpus + 1e-9) if gpus < 1 else count // gpus
+
+
+def _figures(nodes: Sequence[Mapping[str, float]]) -> str:
+    cpus, gpus = sum(node.get("CPU", 0) for node in nodes), sum(node.get("GPU", 0) for node in nodes)
+    return f"{len(nodes)} node{'' if len(nodes) == 1 else 's'}, {cpus:g} CPU, {gpus:g} GPU"

@@ -1,0 +1,68 @@
+"""Configurations of labelling: which values are refused, and what the record of a run keeps."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipelines.labelling.config import LabelConfig, PlanConfig, class_threshold, which_errors
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"images": ()}, "images: name at least one"),
+        ({"shard_images": 0}, "shard images: 0 is not at least 1"),
+        ({"max_images": 0}, "max images: 0 is not at least 1"),
+        ({"sample": -1}, "sample: -1 is not at least 1"),
+        ({"sample": 1, "max_images": 1}, "exclude each other"),
+        ({"keep": ("uri",)}, "'uri' is a column of the detection table"),
+    ],
+)
+def test_a_configuration_that_means_nothing_is_refused(options: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        PlanConfig(**{"images": ("a",), "table": "t", **options})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "meaning"),
+    [
+        ("cat", ("cat", None)),
+        ("cat=0.5", ("cat", 0.5)),
+        ("traffic light=0", ("traffic light", 0.0)),
+        ("a=b=0.25", ("a=b", 0.25)),
+    ],
+)
+def test_a_class_may_have_its_own_threshold(text: str, meaning: tuple[str, float | None]) -> None:
+    assert class_threshold(text) == meaning
+
+
+def test_a_threshold_that_is_none_is_refused() -> None:
+    for text, sentence in (("cat=2", "2 is not in"), ("cat=high", "'high'"), ("cat=", "''")):
+        with pytest.raises(ValueError, match=sentence):
+            class_threshold(text)
+
+
+def test_passing_is_the_former_name_of_transient() -> None:
+    assert [which_errors(text) for text in ("transient", "passing", "all")] == ["transient", "transient", "all"]
+    with pytest.raises(ValueError, match=r"'some' is not one of transient, all"):
+        which_errors("some")
+
+
+def test_the_record_of_a_run_is_what_earlier_versions_wrote() -> None:
+    config = LabelConfig(
+        ("s3://lake/a", "/photographs"), "s3://t", "scenes", threshold=0.25, classes=(("cat", None), ("dog", 0.5)),
+        precision="fp32", sample=9, seed=3, keep=("camera",),
+    )  # fmt: skip
+
+    assert config.resume_identity() == {
+        "images": ["s3://lake/a", "file:///photographs"],
+        "threshold": 0.25,
+        "classes": [["cat", None], ["dog", 0.5]],
+        "precision": "fp32",
+        "max_images": None,
+        "sample": 9,
+        "seed": 3,
+        "keep": ["camera"],
+        "retry_errors": "passing",
+        "max_pixels": 178_956_970,
+    }
