@@ -180,6 +180,18 @@ def test_a_damaged_parquet_file_is_an_image_that_cannot_be_read() -> None:
     ]
 
 
+@pytest.mark.parametrize("count", [b"\x78", b"\x80\xa0\x94\xa5\x8d\x1d"], ids=["60", "a hundred billion"])
+def test_a_footer_that_claims_other_rows_than_there_are_is_damage(count: bytes) -> None:
+    whole = parquet_of_images([b"1", b"2", b"3", b"4"], paths=["1.jpg", None, "3.jpg", None])
+    data = bytearray(whole[:-8].replace(b"\x16\x08\x19", b"\x16" + count + b"\x19"))  # of the file's four rows
+    data += (len(data) - len(whole) + 8 + int.from_bytes(whole[-8:-4], "little")).to_bytes(4, "little") + b"PAR1"
+
+    found = list(listed(lake(a_parquet=bytes(data)), "s3://lake/a.parquet", column="image"))
+
+    assert bytes(data) != whole
+    assert [(item.uri, item.offset) for item in found if isinstance(item, LakeObject)] == [("s3://lake/a.parquet", 0)]
+
+
 @pytest.mark.parametrize(("column", "reason"), [("picture", "does not have one column"), ("label", "is int64, not")])
 def test_a_column_that_holds_no_images_is_refused(column: str, reason: str) -> None:
     with pytest.raises(UsageError, match=f"{reason}.*Check --image-column"):
