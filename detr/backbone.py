@@ -3,13 +3,17 @@
 Modules carry torchvision's names (`conv1`, `bn1`, `layer1.0.downsample.0`), which are also those of the checkpoints.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from detr.config import BackboneConfig
+
+BLOCKS_TOGETHER = 4
+"""Residual blocks of which gradient checkpointing keeps one input: few inputs, and few blocks in memory at once."""
 
 Guard = Callable[[Tensor, int], Tensor]
 """`guard(x, stride)` zeroes what lies outside each picture's own extent in `x` `(B, C, h, w)`, a map of that stride."""
@@ -98,6 +102,9 @@ class ResidualNetwork(nn.Module):
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
+        self.checkpoints_gradients = False
+        """Whether training computes blocks again in the backward pass; see `Detr.checkpoint_gradients`."""
+        self.trainable_norm = config.norm == "batch"
         block = {"bottleneck": Bottleneck, "basic": BasicBlock}[config.block]
         norm = {"frozen": FrozenBatchNorm, "batch": nn.BatchNorm2d}[config.norm]
         self.conv1 = nn.Conv2d(3, config.stem_width, 7, 2, padding=3, bias=False)
@@ -120,22 +127,32 @@ class ResidualNetwork(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, pixels: Tensor, guard: Guard | None = None) -> Tensor:
+    def forward(self, pixels: Tensor, guard: Guard | None = None, *, maps: list[Tensor] | None = None) -> Tensor:
         """Map normalised `(B, 3, H, W)` to `(B, channels, ceil(H / S), ceil(W / S))` for the stride S.
 
         With a `guard`, padded pixels stay what the border of an unpadded picture would be: nothing for the max-pool,
-        zero before every 3x3; the pixels themselves must be zero on padding.
+        zero before every 3x3; the pixels themselves must be zero on padding. Where `maps` is given, the map of each
+        stage is added to it.
         """
         x = self.relu(self.bn1(self.conv1(pixels)))
         if guard is not None:
             x = guard(x, 2)  # after the ReLU, where every window holds a real cell, 0 acts as the pool's minus infinity
         x = F.max_pool2d(x, 3, 2, padding=1)
         stride = 4
+        # a norm that is trained would count the batch again
+        is_recomputed = self.checkpoints_gradients and self.training and not self.trainable_norm
         for name in self.stage_names:
-            for block in self.get_submodule(name).children():
-                assert isinstance(block, ResidualBlock)
-                x = block(x, guard, stride)
-                stride *= block.stride
+            blocks = [block for block in self.get_submodule(name).children() if isinstance(block, ResidualBlock)]
+            if is_recomputed:
+                for start in range(0, len(blocks), BLOCKS_TOGETHER):
+                    part = blocks[start : start + BLOCKS_TOGETHER]
+                    x = checkpoint(_through, part, x, guard, stride, use_reentrant=False)
+                    stride *= part[0].stride
+            else:
+                x = _through(blocks, x, guard, stride)
+                stride *= blocks[0].stride
+            if maps is not None:
+                maps.append(x)
         return x
 
 
@@ -146,9 +163,17 @@ class Backbone(nn.Module):
         super().__init__()
         self.body = ResidualNetwork(config)
 
-    def forward(self, pixels: Tensor, guard: Guard | None = None) -> Tensor:
+    def forward(self, pixels: Tensor, guard: Guard | None = None, *, maps: list[Tensor] | None = None) -> Tensor:
         """See `ResidualNetwork.forward`."""
-        return self.body(pixels, guard)
+        return self.body(pixels, guard, maps=maps)
+
+
+def _through(blocks: Sequence[ResidualBlock], x: Tensor, guard: Guard | None, stride: int) -> Tensor:
+    """Return what blocks of one stage make of `x`, a map of `stride`; only the first can change the stride."""
+    for block in blocks:
+        x = block(x, guard, stride)
+        stride *= block.stride
+    return x
 
 
 def _shortcut(inputs: int, outputs: int, stride: int, norm: Callable[[int], nn.Module]) -> nn.Sequential | None:

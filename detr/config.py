@@ -69,10 +69,13 @@ class DetrConfig:
     box: tuple[int, int] = (0, 0)  # height and width in pixels, where `resizing` is "fit" or "stretch"
     image_mean: tuple[float, float, float] = IMAGE_MEAN  # subtracted from RGB in 0..1,
     image_std: tuple[float, float, float] = IMAGE_STD  # which is then divided by this
+    mask_head: bool = False  # whether it has that of `detr.segmentation`, which boxes do not need
 
     def __post_init__(self) -> None:
         if self.hidden_dim % (2 * self.heads):
             raise ValueError(f"hidden_dim {self.hidden_dim} is not a multiple of twice the {self.heads} heads")
+        if self.mask_head and len(self.backbone.depths) != 4:
+            raise ValueError(f"backbone {self.backbone.name}: a mask head needs four stages")
         ids = [category.id for category in self.categories if category.is_used]
         if len(set(ids)) != len(ids) or not ids:
             raise ValueError("categories: ids must be unique, and there must be one at least")

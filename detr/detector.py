@@ -17,7 +17,7 @@ from detr.fused_cpu import fuse_convolutions
 from detr.image_stream import detect_batch, detect_images
 from detr.images.decoding import resize
 from detr.images.inputs import AnyImage
-from detr.launcher import Launcher, PendingDetections, Read
+from detr.launcher import Launcher, PendingDetections, ReadDetections
 from detr.model import Detr, outside
 from detr.postprocess import Detections, class_thresholds, postprocess, rank, read_detections
 from detr.precision import Precision, auto_precision
@@ -203,19 +203,22 @@ class Detector:
         return read_detections(ranked, self.config.categories)
 
     @torch.no_grad()
-    def _launch(self, batch: HostBatch) -> Read:
+    def _launch(self, batch: HostBatch) -> ReadDetections:
         """Queue a batch on the device. The calling thread waits for nothing."""
         pixels, sizes = self._transfer.upload(batch.pixels, batch.sizes)
         with float32_arithmetic(tf32=self.precision == "tf32"):
             extents = sizes[:, :2] if batch.is_padded else None
-            normalised = torch.addcmul(self._shift, pixels, self._scale).to(_DTYPES[self.precision])
-            if extents is not None:
-                normalised *= ~outside(extents, 1, *pixels.shape[2:])[:, None]
-            normalised = normalised.contiguous(memory_format=torch.channels_last)
-            output = self._network.detect(normalised, extents, auxiliary=False)
+            output = self._network.detect(self._normalised(pixels, extents), extents, auxiliary=False)
             ranked = rank(*postprocess(output, sizes[:, 2:]), self._thresholds)
         download = self._transfer.download(ranked)
         return lambda: self.read(download.result())
+
+    def _normalised(self, pixels: Tensor, extents: Tensor | None) -> Tensor:
+        """Return what the network takes for uint8 pixels: zero on padding, in its dtype and memory format."""
+        normalised = torch.addcmul(self._shift, pixels, self._scale).to(_DTYPES[self.precision])
+        if extents is not None:
+            normalised *= ~outside(extents, 1, *pixels.shape[2:])[:, None]
+        return normalised.contiguous(memory_format=torch.channels_last)
 
 
 def choose_device(device: str) -> torch.device:

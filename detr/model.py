@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detr.backbone import Backbone, Guard
+from detr.backbone import Backbone, Guard, ResidualNetwork
 from detr.config import DetrConfig
 from detr.positions import LearnedPositions, SinePositions
 from detr.transformer import Transformer
@@ -24,12 +24,18 @@ class DetrOutput:
         boxes_cxcywh: `(B, Q, 4)` in 0..1 of the image without its padding.
         aux: the same of every earlier decoder layer, first layer first; their own `aux` is empty.
         memory: `(B, h * w, D)`, what the encoder made of the image, row by row; None in `aux`.
+        queries: `(B, Q, D)`, the last output of the decoder, which the heads read; None in `aux`.
     """
 
     logits: Tensor
     boxes_cxcywh: Tensor
     aux: tuple["DetrOutput", ...] = ()
     memory: Tensor | None = None
+    queries: Tensor | None = None
+
+
+# torch.export takes only classes that it knows as outputs
+torch.export.register_dataclass(DetrOutput, serialized_type_name="detr.model.DetrOutput")
 
 
 class BoxHead(nn.Module):
@@ -61,7 +67,7 @@ class Detr(nn.Module):
         self.class_embed = nn.Linear(dim, config.class_count + 1)
         self.bbox_embed = BoxHead(dim)
 
-    def forward(self, pixels: Tensor, mask: Tensor | None, *, padding: PaddingMode = "plain") -> DetrOutput:
+    def forward(self, pixels: Tensor, mask: Tensor | None = None, *, padding: PaddingMode = "plain") -> DetrOutput:
         """Find objects.
 
         With "plain" padding the result of an image depends on the padding beside it, as in the original: padded pixels
@@ -81,7 +87,9 @@ class Detr(nn.Module):
         cells = F.interpolate(mask[:, None].float(), size=features.shape[-2:], mode="nearest")[:, 0].bool()
         return self._answer(features, cells, self.backbone[1](cells))
 
-    def detect(self, pixels: Tensor, extents: Tensor | None, *, auxiliary: bool = True) -> DetrOutput:
+    def detect(
+        self, pixels: Tensor, extents: Tensor | None, *, auxiliary: bool = True, maps: list[Tensor] | None = None
+    ) -> DetrOutput:
         """Find objects, with exact padding (see `forward`).
 
         Args:
@@ -89,13 +97,26 @@ class Detr(nn.Module):
             extents: `(B, 2)` integers on the device of `pixels`: each image's own height and width in pixels; None
                 when no image is padded.
             auxiliary: whether to compute the heads on the earlier decoder layers, too; only training needs them.
+            maps: where it is given, the backbone's map of each stage is added to it.
         """
-        features = self.backbone[0](pixels, None if extents is None else padding_guard(extents))
+        features = self.backbone[0](pixels, None if extents is None else padding_guard(extents), maps=maps)
         height, width = features.shape[-2:]
         cells = None if extents is None else outside(extents, self.config.backbone.stride, height, width)
         # without padding all images have the same positions
         where = torch.zeros((1, height, width), dtype=torch.bool, device=pixels.device) if cells is None else cells
         return self._answer(features, cells, self.backbone[1](where), auxiliary=auxiliary)
+
+    def checkpoint_gradients(self, *, enabled: bool = True) -> None:
+        """Choose whether training keeps less in memory and computes more (gradient checkpointing).
+
+        Enabled, the forward pass keeps only the input of every fourth residual block and of each encoder layer, and the
+        backward pass computes what lies between again, with the same dropout. Gradients are the same. Blocks with
+        trainable norms are not included: they would count a batch twice.
+        """
+        body = self.backbone[0].get_submodule("body")
+        assert isinstance(body, ResidualNetwork)
+        body.checkpoints_gradients = enabled
+        self.transformer.encoder.checkpoints_gradients = enabled
 
     def cast_weights(self, dtype: torch.dtype) -> None:
         """Keep the weights in `dtype`, except those of the heads and of learned positions, which stay as they are.
@@ -118,7 +139,7 @@ class Detr(nn.Module):
             logits = self.class_embed(hidden)
             boxes = self.bbox_embed(hidden).sigmoid()
         aux = tuple(DetrOutput(*layer) for layer in zip(logits[:-1], boxes[:-1], strict=True))
-        return DetrOutput(logits[-1], boxes[-1], aux, memory)
+        return DetrOutput(logits[-1], boxes[-1], aux, memory, hidden[-1])
 
 
 def outside(extents: Tensor, stride: int, height: int, width: int) -> Tensor:

@@ -90,11 +90,16 @@ def rank(scores: Tensor, classes: Tensor, boxes_xyxy: Tensor, thresholds: Tensor
         boxes_xyxy: `(B, Q, 4)` float32.
         thresholds: `(K,)`, of `class_thresholds`, on the same device.
     """
-    is_kept = scores >= thresholds[classes]
-    order = torch.where(is_kept, scores, -1.0).argsort(dim=1, descending=True, stable=True)
+    order, is_kept = ranking(scores, classes, thresholds)
     kept_classes = torch.where(is_kept, classes, -1).to(scores.dtype)
     rows = torch.cat((torch.stack((scores, kept_classes), dim=2), boxes_xyxy), dim=2)
     return rows.gather(1, order[:, :, None].expand(-1, -1, 6))
+
+
+def ranking(scores: Tensor, classes: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the order of queries in `rank`, `(B, Q)` int64, and which queries are kept, `(B, Q)` bool."""
+    is_kept = scores >= thresholds[classes]
+    return torch.where(is_kept, scores, -1.0).argsort(dim=1, descending=True, stable=True), is_kept
 
 
 def read_detections(ranked: Tensor, categories: Sequence[Category]) -> list[Detections]:

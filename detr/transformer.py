@@ -7,6 +7,7 @@ Positions are added to queries and keys, in every layer, never to values.
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from detr.config import DetrConfig
 
@@ -98,11 +99,16 @@ class Encoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
         self.norm = nn.LayerNorm(config.hidden_dim) if config.pre_norm else None
+        self.checkpoints_gradients = False
+        """Whether training computes each layer again in the backward pass; see `Detr.checkpoint_gradients`."""
 
     def forward(self, x: Tensor, positions: Tensor, padding: Tensor | None) -> Tensor:
         """Return the memory, `(B, L, D)`; arguments as `EncoderLayer.forward`."""
         for layer in self.layers:
-            x = layer(x, positions, padding)
+            if self.checkpoints_gradients and self.training:
+                x = checkpoint(layer, x, positions, padding, use_reentrant=False)
+            else:
+                x = layer(x, positions, padding)
         return x if self.norm is None else self.norm(x)
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipelines.labelling.plan import PlanSummary
     from pipelines.labelling.trial import Prediction
 
-SETTINGS = ("threshold", "classes", "precision", "relabel")  # what tells rows of one model apart
+SETTINGS = ("threshold", "classes", "precision", "masks", "relabel")  # what tells rows of one model apart
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -76,12 +76,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _recorded_name(config: PlanConfig) -> str:
     """Return the name under which the model's rows are recorded; reads the model."""
     from pipelines.labelling.model_names import with_recorded_name
-    from pipelines.models import check_classes, identify_model
+    from pipelines.models import check_classes, check_masks, identify_model
     from pipelines.store import open_store
 
     assert config.model is not None
     model = identify_model(config.model, config.table_options)
     check_classes(model, [name for name, _ in config.classes or ()], reference=config.model)
+    if config.masks:
+        check_masks(model, reference=config.model)
     return with_recorded_name(open_store(config.table, config.table_options), model).id
 
 

@@ -32,11 +32,12 @@ sys.stdout.write(json.dumps(answer(request["place"])))
 
 @dataclass(frozen=True, slots=True)
 class Identified:
-    """The fingerprint of a model, its classes, and its family: `detr.families.NATIVE` or one of `transformers`."""
+    """The fingerprint of a model, its classes, its family and whether it is panoptic; see `pipelines.models`."""
 
     sha256: str
     categories: tuple[Category, ...]
     family: str = NATIVE
+    has_masks: bool = False
 
 
 def identify_by_loading(path: Path, *, cache: Path) -> Identified:
@@ -81,7 +82,7 @@ def answer(place: str) -> dict[str, object]:
         model = load(place)
     except CheckpointError as error:
         return {"error": str(error)}
-    return _encode(Identified(fingerprint(model), model.config.categories))
+    return _encode(Identified(fingerprint(model), model.config.categories, has_masks=model.config.mask_head))
 
 
 def _ask(place: str) -> Identified:
@@ -147,11 +148,12 @@ def _write(entry: Path, found: Identified) -> None:
 
 def _encode(found: Identified) -> dict[str, object]:
     categories: Sequence[object] = [[category.id, category.name] for category in found.categories]
-    return {"sha256": found.sha256, "categories": categories, "family": found.family}
+    return {"sha256": found.sha256, "categories": categories, "family": found.family, "has_masks": found.has_masks}
 
 
 def _decode(record: dict[str, object]) -> Identified:
     sha256, categories, family = record["sha256"], record["categories"], record["family"]
+    has_masks = record["has_masks"] is True
     if not isinstance(sha256, str) or not isinstance(categories, list) or not isinstance(family, str):
         raise TypeError("not a record of a model")
-    return Identified(sha256, tuple(Category(int(number), str(name)) for number, name in categories), family)
+    return Identified(sha256, tuple(Category(int(number), str(name)) for number, name in categories), family, has_masks)

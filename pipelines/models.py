@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,12 +49,14 @@ class ModelInfo:
         sha256: in hex, of everything that decides its detections.
         categories: its classes by index.
         family: `detr.families.NATIVE`, or the model type of a detector of `transformers`.
+        has_masks: whether it is panoptic, so that it can give a mask with each detection.
     """
 
     id: str
     sha256: str
     categories: tuple[Category, ...]
     family: str = NATIVE
+    has_masks: bool = False
 
     @property
     def is_native(self) -> bool:
@@ -82,7 +84,7 @@ def load_model(reference: str, options: StoreOptions) -> tuple[Detr, ModelInfo]:
         model = load(place)
     except CheckpointError as error:
         raise _refusal(error) from error
-    return model, _info(reference, fingerprint(model), model.config.categories, NATIVE)
+    return model, _info(reference, fingerprint(model), model.config.categories, NATIVE, model.config.mask_head)
 
 
 def load_detector(
@@ -94,6 +96,7 @@ def load_detector(
     threshold: float = 0.05,
     classes: Mapping[str, float | None] | None = None,
     batch_size: int | None = None,
+    masks: bool = False,
 ) -> tuple[DetectorLike, ModelInfo]:
     """Put a model onto a device: anything that `detr.detectors.load_detector` takes, or a directory in a store.
 
@@ -105,6 +108,7 @@ def load_detector(
         threshold: see there.
         classes: see there.
         batch_size: see there.
+        masks: whether it gives a mask with each detection; see `detr.segmentation.detector.MaskDetector`.
 
     Raises:
         UsageError: there is no such model, or it does not detect boxes, in one sentence.
@@ -114,8 +118,13 @@ def load_detector(
     from detr import detectors
 
     place = _place(reference, options)
+    make: Callable[..., DetectorLike] = detectors.load_detector
+    if masks:
+        from detr.segmentation.detector import MaskDetector
+
+        make = MaskDetector
     try:
-        detector = detectors.load_detector(
+        detector = make(
             place,
             device=device,
             precision=precision,
@@ -127,7 +136,7 @@ def load_detector(
     except CheckpointError as error:
         raise _refusal(error) from error
     assert detector.identity is not None, "it was loaded from a reference"
-    return detector, _info(reference, detector.identity, detector.categories, detector.family)
+    return detector, _info(reference, detector.identity, detector.categories, detector.family, masks)
 
 
 def identify_model(reference: str, options: StoreOptions) -> ModelInfo:
@@ -148,9 +157,9 @@ def identify_model(reference: str, options: StoreOptions) -> ModelInfo:
     found = identify_directory(path) if path.is_dir() else None
     if found is not None:
         config, sha256 = found
-        return _info(reference, sha256, config.categories, NATIVE)
+        return _info(reference, sha256, config.categories, NATIVE, config.mask_head)
     identified = identify_by_loading(path, cache=_cache().parent / "identities")
-    return _info(reference, identified.sha256, identified.categories, identified.family)
+    return _info(reference, identified.sha256, identified.categories, identified.family, identified.has_masks)
 
 
 def check_trainable(model: ModelInfo) -> None:
@@ -164,6 +173,19 @@ def check_trainable(model: ModelInfo) -> None:
             f"{model.id} is a {FAMILIES[model.family]} model, which is not trained here, only DETR and Table "
             "Transformer are. Fine-tune it with transformers' Trainer (docs/models.md); `ray-detr label` takes the "
             "checkpoint that this writes as it is."
+        )
+
+
+def check_masks(model: ModelInfo, *, reference: str) -> None:
+    """Refuse to make masks with a model that has none.
+
+    Raises:
+        UsageError: it is not panoptic.
+    """
+    if not model.has_masks:
+        raise UsageError(
+            f"masks: {reference} gives boxes only. Omit --masks, or use a panoptic DETR such as "
+            "facebook/detr-resnet-50-panoptic."
         )
 
 
@@ -195,8 +217,10 @@ def _place(reference: str, options: StoreOptions) -> str:
     return str(_fetch(reference, options))
 
 
-def _info(reference: str, sha256: str, categories: tuple[Category, ...], family: str) -> ModelInfo:
-    return ModelInfo(f"{short_name(reference)}@{sha256[:12]}", sha256, categories, family)
+def _info(
+    reference: str, sha256: str, categories: tuple[Category, ...], family: str, has_masks: bool = False
+) -> ModelInfo:
+    return ModelInfo(f"{short_name(reference)}@{sha256[:12]}", sha256, categories, family, has_masks)
 
 
 def short_name(reference: str) -> str:

@@ -42,6 +42,7 @@ PEER_FILES = {
     "pipelines/benchmarks/peers/onnxruntime_model.py": {"onnxruntime"},
     "pipelines/benchmarks/peers/daft_script.py": {"daft"},
     "pipelines/exports/query.py": {"duckdb"},
+    "pipelines/model_export.py": {"onnxruntime"},
 }
 
 

@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import safetensors.torch
@@ -27,10 +28,11 @@ from detr.checkpoints.model_directory import (
 )
 from detr.checkpoints.references import EMBEDDED, locate
 from detr.checkpoints.tensor_files import read_directory_tensors
-from detr.checkpoints.weight_names import bare_names
+from detr.checkpoints.weight_names import bare_names, has_mask_head
 from detr.checkpoints.weights_file import read_weights_file
 from detr.config import DetrConfig
 from detr.model import Detr
+from detr.segmentation.mask_head import PanopticDetr
 
 __all__ = ["EMBEDDED", "CheckpointError", "fingerprint", "load", "model_files", "save"]
 
@@ -124,13 +126,14 @@ def _load_directory(directory: Path, source: str) -> Detr:
         class_rows=next((tensors[name].numel() for name, bare in names.items() if bare == CLASS_BIAS), 0),
         source=source,
     )
-    network = _empty(config)
+    network = _empty(replace(config, mask_head=has_mask_head(names.values())))
     return _filled(network, from_file(tensors, network, layout, source=source))
 
 
 def _mention_wrappers(names: Mapping[str, str], source: str) -> None:
     """Log it when names in a file are not those of the network."""
-    changed = next(((name, bare) for name, bare in names.items() if name != bare), None)
+    usual = "detr." if has_mask_head(names.values()) else ""
+    changed = next(((name, bare) for name, bare in names.items() if name.removeprefix(usual) != bare), None)
     if changed is not None:
         logging.getLogger(__name__).warning(
             "checkpoint %s: its weights are read without prefix: %s as %s.", source, *changed
@@ -139,7 +142,7 @@ def _mention_wrappers(names: Mapping[str, str], source: str) -> None:
 
 def _empty(config: DetrConfig) -> Detr:
     with torch.device("meta"):  # nothing is allocated or drawn at random only to be overwritten
-        return Detr(config)
+        return PanopticDetr(config) if config.mask_head else Detr(config)
 
 
 def _filled(network: Detr, state: dict[str, Tensor]) -> Detr:

@@ -1,10 +1,11 @@
 """`transformers`' config.json and preprocessor_config.json, read into a DetrConfig and written from one.
 
 Beside its own keys, our config.json has three that `transformers` carries along untouched: `category_ids`, the data
-set's own id of each class index, `backbone_name`, and `size_arithmetic`, where it is not the usual one of the model.
+set's own id of each class index, `backbone_name`, and `size_arithmetic`, where it is not the usual one.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, get_args
@@ -14,12 +15,17 @@ import numpy as np
 from detr.checkpoints.json_fields import Fields, Json, is_integer
 from detr.checkpoints.model_directory import CheckpointError
 from detr.checkpoints.weight_names import Layout
-from detr.classes import COCO_CATEGORIES, Category
+from detr.classes import COCO_CATEGORIES, COCO_PANOPTIC_CATEGORIES, Category
 from detr.config import IMAGE_MEAN, IMAGE_STD, BackboneConfig, Block, DetrConfig, Positions
 from detr.size_rule import Resizing
 
 MODEL_TYPES: dict[str, bool] = {"detr": False, "table-transformer": True}
 """The model types of `transformers` that are DETR, and whether their norms come first (pre-norm)."""
+
+COCO = (COCO_CATEGORIES, COCO_PANOPTIC_CATEGORIES)
+
+_SINCE = (4, 42)
+"""The version of `transformers` that began to compute sizes otherwise than the original (its pull request 30902)."""
 
 TIMM_BACKBONES = {
     "resnet18": BackboneConfig("resnet18", "basic", 64, (64, 128, 256, 512), (2, 2, 2, 2)),
@@ -63,12 +69,15 @@ def write_config(config: DetrConfig) -> tuple[dict[str, Any], Layout]:
     Raises:
         CheckpointError: `transformers` has no words for this network, or a class has no name, which `load` refuses.
     """
+    if config.mask_head:
+        raise CheckpointError("a panoptic model cannot be saved; fine-tuning for boxes gives one that can.")
     nameless = next((category for category in config.categories if not category.name), None)
     if nameless is not None:
         raise CheckpointError(f"a model cannot be saved whose class {nameless.id} has no name. Give it one.")
     backbone, layout = _write_backbone(config.backbone)
     names = [category.name for category in config.categories]
-    usual = _usual_arithmetic(pre_norm=config.pre_norm)
+    # of what this writes, which has `category_ids`
+    usual: Resizing = "transformers" if config.pre_norm else "original"
     is_usual = config.resizing in (usual, "fit", "stretch", "none")
     return {
         "architectures": [f"{'TableTransformer' if config.pre_norm else 'Detr'}ForObjectDetection"],
@@ -129,7 +138,9 @@ def _read_config(fields: Fields, preprocessor: Fields, class_rows: int) -> tuple
     pre_norm = MODEL_TYPES[fields.text("model_type", "detr")]
     fields.require("activation_function", "relu", default="relu")
     backbone, layout = _read_backbone(fields)
-    resizing, shorter, longest, box = _read_size(preprocessor, _read_arithmetic(fields, pre_norm=pre_norm))
+    categories = _read_categories(fields, class_rows)
+    arithmetic = _read_arithmetic(fields, categories, pre_norm=pre_norm)
+    resizing, shorter, longest, box = _read_size(preprocessor, arithmetic)
     mean, std = _read_normalisation(preprocessor)
     config = DetrConfig(
         backbone=backbone,
@@ -142,7 +153,7 @@ def _read_config(fields: Fields, preprocessor: Fields, class_rows: int) -> tuple
         queries=fields.integer("num_queries", 100),
         positions=_read_positions(fields),
         pre_norm=pre_norm,
-        categories=_read_categories(fields, class_rows),
+        categories=categories,
         shorter=shorter,
         longest=longest,
         resizing=resizing,
@@ -233,20 +244,36 @@ def _read_categories(fields: Fields, class_rows: int) -> tuple[Category, ...]:
         raise CheckpointError(
             f"{fields.where}: category_ids must be a list of {len(named)} integers, one for each class of id2label."
         )
+    if fields.get("category_ids") is None and len(named) == len(COCO_PANOPTIC_CATEGORIES):
+        named = _panoptic_names(named)
+    if ids == list(range(len(named))) and named == [coco.name for coco in COCO_PANOPTIC_CATEGORIES]:
+        return COCO_PANOPTIC_CATEGORIES
     if is_coco and ids == [coco.id for coco in COCO_CATEGORIES]:
         return COCO_CATEGORIES
     return tuple(Category(number, name) for number, name in zip(ids, named, strict=True))
 
 
-def _read_arithmetic(fields: Fields, *, pre_norm: bool) -> Resizing:
-    usual = _usual_arithmetic(pre_norm=pre_norm)
+def _panoptic_names(named: list[str]) -> list[str]:
+    """Return the names of COCO's panoptic classes where these are theirs; the hub's models call some `LABEL_184`."""
+    for name, coco in zip(named, COCO_PANOPTIC_CATEGORIES, strict=True):
+        if name not in (coco.name, f"LABEL_{coco.id}"):
+            return named
+    return [coco.name for coco in COCO_PANOPTIC_CATEGORIES]
+
+
+def _read_arithmetic(fields: Fields, categories: tuple[Category, ...], *, pre_norm: bool) -> Resizing:
+    """Return the arithmetic of sizes that a model was trained with: `size_arithmetic`, or what the rest tells.
+
+    A Table Transformer was trained with that of `transformers`, and so was a DETR that a recent version of
+    `transformers` wrote, unless its classes are COCO's: those are the original's own checkpoints. What `write_config`
+    writes has `category_ids`, and says so where the arithmetic is not the original's.
+    """
+    version = re.match(r"(\d+)\.(\d+)", fields.text("transformers_version", ""))
+    is_new = version is not None and (int(version[1]), int(version[2])) >= _SINCE
+    is_theirs = is_new and fields.get("category_ids") is None and categories not in COCO
+    usual: Resizing = "transformers" if pre_norm or is_theirs else "original"
     fields.require("size_arithmetic", "original", "transformers", default=usual)
     return "transformers" if fields.text("size_arithmetic", usual) == "transformers" else "original"
-
-
-def _usual_arithmetic(*, pre_norm: bool) -> Resizing:
-    """Return the arithmetic of sizes that a model is used with: the original's, which has no Table Transformer."""
-    return "transformers" if pre_norm else "original"
 
 
 def _read_size(fields: Fields, arithmetic: Resizing) -> tuple[Resizing, int, int, tuple[int, int]]:

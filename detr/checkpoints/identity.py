@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from detr.checkpoints.model_directory import (
     shard_names,
     weights_file,
 )
-from detr.checkpoints.weight_names import Layout, bare_names, is_counter, names_in_file, usual_name
+from detr.checkpoints.weight_names import Layout, bare_names, has_mask_head, is_counter, names_in_file, usual_name
 from detr.checkpoints.weight_shapes import weight_shapes
 from detr.config import DetrConfig
 
@@ -80,6 +80,7 @@ def _identify(directory: Path, holders: Sequence[tuple[str, Any]], source: str) 
         class_rows=_class_rows(by_name),
         source=source,
     )
+    config = replace(config, mask_head=has_mask_head(bare_names(by_name).values()))
     shapes = weight_shapes(config)
     found = _find(by_name, shapes, layout)
     if found is None:
@@ -144,7 +145,7 @@ def _deciding(config: DetrConfig) -> dict[str, object]:
     del identity["dropout"], identity["backbone"]["name"], identity["backbone"]["norm"]
     # settings that came later: models that do not use them keep the fingerprint that tables know them by
     usual = asdict(DetrConfig())
-    for name in ("resizing", "box", "image_mean", "image_std"):
+    for name in ("resizing", "box", "image_mean", "image_std", "mask_head"):
         if identity[name] == usual[name]:
             del identity[name]
     return identity

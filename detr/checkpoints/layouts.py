@@ -100,8 +100,6 @@ def summary(clauses: Iterable[str]) -> str:
 
 def _given(tensors: Mapping[str, Tensor], layout: Layout, source: str) -> dict[str, Tensor]:
     """Return the tensors by the names that `names_in_file` gives, whichever spelling the file uses."""
-    if any(name.startswith(("detr.", "bbox_attention.", "mask_head.")) for name in tensors):
-        raise CheckpointError(f"checkpoint {source}: it is a panoptic model; only detection models are read.")
     given: dict[str, Tensor] = {}
     for name, bare in bare_names(tensors).items():
         if is_counter(name):

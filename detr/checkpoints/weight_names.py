@@ -49,6 +49,8 @@ def bare_names(names: Iterable[str]) -> dict[str, str]:
     """
     bare = {name: ".".join(part for part in name.split(".") if part not in _WRAPPERS) for name in names}
     bare = {name: short for name, short in bare.items() if not short.startswith("criterion.")}
+    if has_mask_head(bare.values()):  # panoptic models have everything else within `detr`
+        bare = {name: short.removeprefix("detr.") for name, short in bare.items()}
     heads = [short for short in bare.values() if short.endswith(_CLASS_BIASES)]
     if len(heads) == 1:
         prefix = heads[0].removesuffix("class_embed.bias").removesuffix("class_labels_classifier.bias")
@@ -63,6 +65,11 @@ def layout_of(names: Iterable[str]) -> Layout:
     if not any(name.startswith(("class_labels_classifier.", "model.input_projection.")) for name in names):
         return "original"
     return "resnet" if any(".embedder.embedder." in name for name in names) else "timm"
+
+
+def has_mask_head(names: Iterable[str]) -> bool:
+    """Return whether a file has the mask head of a panoptic model, given the names of `bare_names`."""
+    return any(name.startswith("mask_head.") for name in names)
 
 
 def is_counter(key: str) -> bool:

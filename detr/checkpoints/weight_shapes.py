@@ -33,6 +33,25 @@ def _network(config: DetrConfig) -> Iterator[tuple[str, Shape]]:
     yield from _under("class_embed.", _linear(dim, config.class_count + 1))
     for number, outputs in enumerate((dim, dim, 4)):
         yield from _under(f"bbox_embed.layers.{number}.", _linear(dim, outputs))
+    if config.mask_head:
+        yield from _mask_head(config)
+
+
+def _mask_head(config: DetrConfig) -> Iterator[tuple[str, Shape]]:
+    dim = config.hidden_dim
+    for name in ("q_linear", "k_linear"):
+        yield from _under(f"bbox_attention.{name}.", _linear(dim, dim))
+    inputs = dim + config.heads
+    widths = (inputs, dim // 2, dim // 4, dim // 8, dim // 16)
+    for number, outputs in enumerate(widths, start=1):
+        yield from _under(f"mask_head.lay{number}.", _convolution(inputs, outputs, 3))
+        yield from _under(f"mask_head.gn{number}.", _affine(outputs))
+        inputs = outputs
+    yield from _under("mask_head.out_lay.", _convolution(inputs, 1, 3))
+    for number, (channels, width) in enumerate(
+        zip(config.backbone.stage_widths[2::-1], widths[1:4], strict=True), start=1
+    ):
+        yield from _under(f"mask_head.adapter{number}.", _convolution(channels, width, 1))
 
 
 def _layer(config: DetrConfig, attentions: tuple[str, ...]) -> Iterator[tuple[str, Shape]]:
@@ -75,6 +94,11 @@ def _block(config: BackboneConfig, inputs: int, outputs: int, *, has_shortcut: b
 
 def _linear(inputs: int, outputs: int) -> Iterator[tuple[str, Shape]]:
     yield "weight", (outputs, inputs)
+    yield "bias", (outputs,)
+
+
+def _convolution(inputs: int, outputs: int, side: int) -> Iterator[tuple[str, Shape]]:
+    yield "weight", (outputs, inputs, side, side)
     yield "bias", (outputs,)
 
 

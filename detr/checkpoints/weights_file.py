@@ -13,14 +13,13 @@ from detr.checkpoints.hub_config import TIMM_BACKBONES
 from detr.checkpoints.json_fields import Fields
 from detr.checkpoints.model_directory import CheckpointError
 from detr.checkpoints.tensor_files import read_lightning, read_original
-from detr.checkpoints.weight_names import Layout, bare_names, layout_of, names_in_file, usual_name
-from detr.classes import Category
+from detr.checkpoints.weight_names import Layout, bare_names, has_mask_head, layout_of, names_in_file, usual_name
+from detr.classes import COCO_PANOPTIC_CATEGORIES, Category
 from detr.config import VARIANTS, DetrConfig
 
 _OFFICIAL_FILE = re.compile(
-    r"detr[-_](?:r|resnet[-_]?)(50|101)([-_]dc5)?(?:[-_][0-9a-f]{8,64})?\.(?:pth|ckpt)", re.IGNORECASE
+    r"detr[-_](?:r|resnet[-_]?)(50|101)([-_]dc5)?(?:[-_]panoptic)?(?:[-_][0-9a-f]{8,64})?\.(?:pth|ckpt)", re.IGNORECASE
 )
-_PANOPTIC_FILE = re.compile(r"detr[-_].*panoptic.*\.pth", re.IGNORECASE)
 
 
 def read_weights_file(path: Path, variant: str | None, *, source: str) -> tuple[DetrConfig, Layout, dict[str, Tensor]]:
@@ -41,8 +40,6 @@ def read_weights_file(path: Path, variant: str | None, *, source: str) -> tuple[
             f"checkpoint {source}: a single file must be a .pth as the original writes it, or a .ckpt of Lightning; "
             "else give its directory."
         )
-    if _PANOPTIC_FILE.fullmatch(path.name):
-        raise CheckpointError(f"checkpoint {source}: it is a panoptic model; only detection models are read.")
     named = _variant(path.name, variant, source)  # first: a wrong variant is refused without reading the file
     tensors, settings = (read_lightning if path.suffix == ".ckpt" else read_original)(path, source=source)
     config = _trained_config(settings, source)
@@ -58,6 +55,7 @@ def read_weights_file(path: Path, variant: str | None, *, source: str) -> tuple[
     names = bare_names(tensors)
     layout = layout_of(names.values())
     shapes = {usual_name(bare, layout): tuple(tensors[name].shape) for name, bare in names.items()}
+    config = replace(config, mask_head=has_mask_head(names.values()))
     return _with_heads_of(shapes, layout, config), layout, tensors
 
 
@@ -107,7 +105,9 @@ def _with_heads_of(shapes: Mapping[str, tuple[int, ...]], layout: Layout, config
     rows = _row_count(shapes, "class_embed.weight", layout) - 1  # the last is no-object's
     queries = _row_count(shapes, "query_embed.weight", layout)
     if rows >= 1 and rows != config.class_count:
-        config = replace(config, categories=tuple(Category(index, f"LABEL_{index}") for index in range(rows)))
+        named = tuple(Category(index, f"LABEL_{index}") for index in range(rows))
+        is_panoptic = rows == len(COCO_PANOPTIC_CATEGORIES)
+        config = replace(config, categories=COCO_PANOPTIC_CATEGORIES if is_panoptic else named)
     return replace(config, queries=queries) if queries >= 1 else config
 
 

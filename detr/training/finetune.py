@@ -47,7 +47,7 @@ def with_categories(
     """
     categories = tuple(categories)
     _refuse_doubles(categories)
-    config = replace(model.config, categories=categories)
+    config = replace(model.config, categories=categories, mask_head=False)
     if dropout is not None:
         config = replace(config, dropout=dropout)
     weight, bias = model.class_embed.weight, model.class_embed.bias
@@ -63,10 +63,10 @@ def with_categories(
             if origin is not None:
                 rows[index], biases[index] = weight[origin], bias[origin]
 
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    state |= {"class_embed.weight": rows, "class_embed.bias": biases}
     with torch.device("meta"):
         network = Detr(config)
+    state = {name: model.state_dict()[name].clone() for name in network.state_dict()}  # without a mask head
+    state |= {"class_embed.weight": rows, "class_embed.bias": biases}
     network.load_state_dict(state, assign=True)
     return network.train(model.training), _transfer(model.config.categories, categories, origins)
 

@@ -18,6 +18,7 @@ from pipelines.store import StoreOptions, TableOptions, check_no_secret, join_ur
 NO_CREDENTIALS: Final = "Omit them: credentials are found as docs/security.md says."
 
 RetryErrors = Literal["transient", "all"]
+SkipLabelled = Literal["same", "any"]
 ClassThreshold = tuple[str, float | None]
 
 
@@ -50,6 +51,7 @@ class Selection:
     sample: int | None = None
     seed: int = 0
     retry_errors: RetryErrors = "transient"
+    skip_labelled: SkipLabelled = "same"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,9 @@ class PlanConfig:
         "bits on GPUs",
         default="auto",
     )
+    masks: bool = option(
+        "with a panoptic DETR: a column `masks` with COCO's run-length code of each detection", default=False
+    )
     relabel: bool = option(
         "label again images that the table has with another threshold, classes or precision; both rows are kept, told "
         "apart by the column settings (refuse)",
@@ -101,10 +106,16 @@ class PlanConfig:
         "which images with error rows to label again: those with transient errors, or all (transient)",
         default="transient", metavar="{transient,all}", parse=which_errors,
     )  # fmt: skip
+    skip_labelled: SkipLabelled = option(
+        "which images count as labelled: those with rows of the same model and settings, or of any; after a promotion "
+        "of another model, any labels only what is new",
+        default="same",
+    )
     image_options: StoreOptions = group(StoreOptions)
     table_access: TableOptions = group(TableOptions, prefix="table_")
 
     def __post_init__(self) -> None:
+        from pipelines.labelling.mask_column import MASKS
         from pipelines.lake.listing import check_addresses
         from pipelines.models import FETCH_FIRST
         from pipelines.table.schema import check_kept
@@ -114,7 +125,9 @@ class PlanConfig:
             raise ValueError("images: name at least one folder, glob, image or list of URIs.")
         if self.max_images is not None and self.sample is not None:
             raise ValueError("max images and sample exclude each other: the first N or N at random, give one of them.")
-        check_kept(self.keep)
+        if self.relabel and self.skip_labelled == "any":
+            raise ValueError("relabel and skip labelled any exclude each other: label such images again, or skip them.")
+        check_kept((*self.keep, MASKS.name) if self.masks else self.keep)
         check_addresses(self.images)
         check_no_secret("table", self.table, instead=NO_CREDENTIALS)
         if self.model is not None:
@@ -128,13 +141,14 @@ class PlanConfig:
     @property
     def selection(self) -> Selection:
         """Which of the listed images are labelled."""
-        return Selection(self.max_images, self.sample, self.seed, self.retry_errors)
+        return Selection(self.max_images, self.sample, self.seed, self.retry_errors, self.skip_labelled)
 
     @property
     def configuration(self) -> dict[str, object]:
         """What tells rows of one model apart, as the record of a run has it."""
         classes = None if self.classes is None else [[name, own] for name, own in self.classes]
-        return {"threshold": self.threshold, "classes": classes, "precision": self.precision}
+        masks = {"masks": True} if self.masks else {}  # records of other runs stay as they are
+        return {"threshold": self.threshold, "classes": classes, "precision": self.precision, **masks}
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,5 +231,7 @@ class LabelConfig(PlanConfig):
             "keep": list(self.keep),
             "retry_errors": "all" if self.retry_errors == "all" else "passing",  # the stored name of "transient"
             "max_pixels": self.max_pixels,
+            # records of runs without these stay as they are
+            **({"skip_labelled": "any"} if self.skip_labelled == "any" else {}),
             **({} if self.image_column is None else {"image_column": self.image_column}),
         }

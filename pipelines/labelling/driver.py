@@ -222,7 +222,7 @@ def run_labelling(
 
 
 @dataclass(frozen=True, slots=True)
-class _Begun:
+class _OpenRun:
     """The run to work on. Of a new one, what was read to know that there is something to do."""
 
     run: Run
@@ -248,7 +248,7 @@ class _Start:
     show: Callable[[Progress], None]
     watchdog: Watchdog
 
-    def begin_or_resume(self, *, new_run: bool) -> _Begun | Counts:
+    def begin_or_resume(self, *, new_run: bool) -> _OpenRun | Counts:
         """Return the run to work on: the table's unfinished one, else a new one. Counts: there is nothing to do.
 
         Several starters at the same moment get the same run, which one of them begins.
@@ -260,7 +260,7 @@ class _Start:
                 run = resume_run(self.table, latest, self.request)
                 self.runner.prepare()
                 self.show(Progress(f"resuming run {run.run_id}"))
-                return _Begun(run, resumed=True)
+                return _OpenRun(run, resumed=True)
             self.show(Progress("planning"))
             if latest is None:
                 self.runner.prepare()  # nothing is labelled
@@ -269,18 +269,18 @@ class _Start:
             past = PastSettings(self.table, self.request.model, threads=self.threads)
             # "auto" is not resolved for a start that has nothing to do: the rows' precision is taken for it
             guess = past.guess_precision(self.request)
-            settings = None if guess is None else past.check(self.request, guess, relabel=self.relabel)
+            settings = None if guess is None else past.check(self.request, guess, relabel=self._mixes_settings)
             labelled, look = self._look(settings)
             if not look.has_new:
                 return look.counts
             workforce = self.runner.workforce()
             if settings is not None:
-                resolved = past.check(self.request, workforce.precision, relabel=self.relabel)
+                resolved = past.check(self.request, workforce.precision, relabel=self._mixes_settings)
                 if resolved != settings:
                     labelled, look = self._look(resolved)
                 if not look.has_new:
                     return look.counts
-                if not self.relabel and (note := past.note(resolved)):
+                if not self._mixes_settings and (note := past.note(resolved)):
                     logging.getLogger(__name__).warning("%s", note)
             begun = begin_run(
                 self.table,
@@ -292,9 +292,9 @@ class _Start:
                 tail=self.tail,
             )
             if begun is not None:
-                return _Begun(begun, resumed=False, labelled=labelled, look=look, spread=workforce.spread)
+                return _OpenRun(begun, resumed=False, labelled=labelled, look=look, spread=workforce.spread)
 
-    def plan(self, begun: _Begun) -> Iterator[PlannedSegment]:
+    def plan(self, begun: _OpenRun) -> Iterator[PlannedSegment]:
         """Yield the segments of the plan, each when it is durable. Does nothing before it is iterated."""
         # of a run that was resumed, read after that: from then on no other run adds rows
         labelled = begun.labelled
@@ -333,8 +333,15 @@ class _Start:
         past = PastSettings(self.table, self.request.model, threads=self.threads)
         guess = past.guess_precision(self.request)
         if guess is not None:
-            is_open = self.request.precision == AUTO and not self.relabel
-            past.check(self.request, self.runner.workforce().precision if is_open else guess, relabel=self.relabel)
+            is_open = self.request.precision == AUTO and not self._mixes_settings
+            past.check(
+                self.request, self.runner.workforce().precision if is_open else guess, relabel=self._mixes_settings
+            )
+
+    @property
+    def _mixes_settings(self) -> bool:
+        """Whether the table may get rows of this model with other settings than it has."""
+        return self.relabel or self.selection.skip_labelled == "any"
 
     def _look(self, settings: str | None) -> tuple[LabelledKeys, Look]:
         labelled = self._read_labelled(settings)
@@ -343,10 +350,11 @@ class _Start:
 
     def _read_labelled(self, settings: str | None) -> LabelledKeys:
         with self.watchdog.stage("reading the table"):
+            skips_any = self.selection.skip_labelled == "any"
             return read_labelled(
                 self.table,
-                self.request.model,
-                settings=settings,
+                None if skips_any else self.request.model,
+                settings=None if skips_any else settings,
                 retry_errors=self.selection.retry_errors,
                 threads=self.threads,
             )

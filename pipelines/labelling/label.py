@@ -23,6 +23,7 @@ from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.driver import RunResult, run_labelling
 from pipelines.labelling.labeler_spec import LabelerSpec
 from pipelines.labelling.lease import TRIES_SECONDS, holding
+from pipelines.labelling.mask_column import with_mask_column
 from pipelines.labelling.model_names import with_recorded_name
 from pipelines.labelling.outcome import ShardReport, Work
 from pipelines.labelling.planning import Planner
@@ -33,7 +34,7 @@ from pipelines.labelling.run import RunRequest
 from pipelines.labelling.segments import publishing
 from pipelines.lake.listing import list_objects
 from pipelines.lake.member_files import MemberIndexes
-from pipelines.models import ModelInfo, absolute_reference, check_classes, identify_model
+from pipelines.models import ModelInfo, absolute_reference, check_classes, check_masks, identify_model
 from pipelines.store import (
     StoreError,
     StoreOptions,
@@ -136,6 +137,8 @@ def label(
             image_column=config.image_column,
             indexes=MemberIndexes(open_store(config.table, config.table_options), keep=True),
         )
+        if config.masks:
+            listing = with_mask_column(listing)
         with metering(config.caps) as meter, watching() as watchdog, ExitStack() as before_the_lease:
             runner = RayRunner(
                 _spec(config),
@@ -158,7 +161,7 @@ def label(
                     token=secrets.token_hex(16),
                     wait_seconds=60 * min(config.wait_minutes, meter.minutes_left),
                     say=lambda sentence: show(Progress(sentence)),
-                    impatient=open_store(config.table, replace(config.table_options, retry_seconds=TRIES_SECONDS)),
+                    quick=open_store(config.table, replace(config.table_options, retry_seconds=TRIES_SECONDS)),
                 ) as still_ours,
                 before_the_lease.pop_all() as before_the_lease_ends,
                 publishing() as publisher,
@@ -206,6 +209,7 @@ def _spec(config: LabelConfig) -> LabelerSpec:
         image_options=config.image_options,
         table_options=config.table_options,
         decode_seconds=config.decode_seconds,
+        masks=config.masks,
     )
 
 
@@ -236,6 +240,8 @@ def _identify(config: LabelConfig, runner: RayRunner) -> ModelInfo:
             raise
         model = runner.try_model()  # nodes may reach what this machine does not
     check_classes(model, [name for name, _ in config.classes or ()], reference=config.model)
+    if config.masks:
+        check_masks(model, reference=config.model)
     return model
 
 

@@ -19,6 +19,7 @@ from detr.image_stream import BATCHES_AHEAD
 from detr.images.decoding import Header, ImageError
 from detr.launcher import PendingDetections
 from detr.postprocess import Detections
+from detr.segmentation.masked_detections import MaskedDetections
 from pipelines.clock import Clock, SystemClock
 from pipelines.labelling.decoding import ImageDecoder
 from pipelines.labelling.fetching import FETCH_THREADS, Fetched, Fetcher
@@ -245,6 +246,9 @@ def _size(one: _Opened) -> tuple[int, int]:
 def _row(one: _Opened, found: Detections | None, failed: ImageError | None) -> Row:
     fetched, header = one.fetched, one.header
     blob, item = fetched.blob, fetched.item
+    kept = item.kept
+    if isinstance(found, MaskedDetections):
+        kept = (*kept[:-1], found.masks)  # `pipelines.labelling.mask_column`
     return Row(
         uri=item.uri,
         # what was listed where the answer does not tell: else the next run would not know the image again
@@ -256,7 +260,7 @@ def _row(one: _Opened, found: Detections | None, failed: ImageError | None) -> R
         detections=None if found is None else _detected(found),
         error_kind=failed.kind if failed else fetched.error_kind,
         error=str(failed) if failed else fetched.error,
-        kept=item.kept,
+        kept=kept,
     )
 
 

@@ -30,7 +30,7 @@ class LabelerSpec:
     `isolated`: the shards were lost before, so their images are decoded where they can kill a child process only.
     `settings`: of the run, for the rows. `pool`: a random name of the pool that the actor belongs to.
     `model_id`: the name of the model in rows; empty is the model's own. `may_stop`: whether shards are begun only until
-    the driver says so.
+    the driver says so. `masks`: whether each detection gets a mask.
     """
 
     table: str
@@ -52,6 +52,7 @@ class LabelerSpec:
     model_id: str = ""
     decode_seconds: float = DECODE_SECONDS
     may_stop: bool = False
+    masks: bool = False
 
 
 def build_detector(spec: LabelerSpec) -> tuple[DetectorLike, ModelInfo]:
@@ -72,6 +73,7 @@ def build_detector(spec: LabelerSpec) -> tuple[DetectorLike, ModelInfo]:
             threshold=spec.threshold,
             classes=None if spec.classes is None else dict(spec.classes),
             batch_size=spec.batch_size,
+            masks=spec.masks,
         )
     except ValueError as error:
         raise RayDetrError(str(error)) from error

@@ -98,6 +98,8 @@ def summarise_plan(config: PlanConfig, *, model: str | None = None) -> PlanSumma
         unfinished = find_unfinished(table)
         left = list(read_manifest(table, unfinished.run_id)) if unfinished else []
         done = read_done(table, unfinished.run_id, unfinished.layout).count_images(left) if unfinished else 0
+        if config.skip_labelled == "any":
+            model = None
         settings = None if model is None else _settings(table, config, model, shard_images)
         labelled = read_labelled(table, model, settings=settings, retry_errors=config.retry_errors)
     except StoreError as error:

@@ -30,17 +30,22 @@ def settings_text(configuration: Mapping[str, object], precision: str) -> str:
     classes = configuration.get("classes")
     if isinstance(classes, list | tuple):
         settings["classes"] = {name: _number(threshold if own is None else own) for name, own in classes}
+    if configuration.get("masks") is True:
+        settings["masks"] = True
     return json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def settings_differences(old: str, new: str) -> list[str]:
     """Return what differs between two settings, as `threshold 0.05, now 0.1`."""
     before, after = json.loads(old), json.loads(new)
-    return [
+    found = [
         f"{name} {_shown(before.get(name))}, now {_shown(after.get(name))}"
         for name in ("threshold", "classes", "precision")
         if before.get(name) != after.get(name)
     ]
+    if ("masks" in before) != ("masks" in after):
+        found.append("masks on, now off" if "masks" in before else "masks off, now on")
+    return found
 
 
 def precision_of(settings: str) -> str:

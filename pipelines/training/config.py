@@ -83,6 +83,7 @@ class TrainConfig:
     fused: bool = option("run AdamW as one kernel", default=True)
     tf32: bool = option("compute float32 on GPUs in TensorFloat-32, with 10 bits of mantissa", default=True)
     compiled: bool = option("compile the network with torch.compile", default=False, flag="--compile")
+    gradient_checkpointing: bool = option("save memory: compute activations again in the backward pass", default=False)
     restarts: int = option(
         "give up after the workers were started N times without a new checkpoint", default=5, metavar="N", at_least=1
     )

@@ -119,6 +119,7 @@ class Learner:
         trainable_norm: bool = False,
         fused: bool = True,
         compiled: bool = False,
+        gradient_checkpointing: bool = False,
         tf32: bool = True,
     ) -> None:
         """Put a network on a device and under an optimiser.
@@ -131,6 +132,7 @@ class Learner:
             trainable_norm: whether the backbone's norms are trained.
             fused: whether AdamW runs as one kernel.
             compiled: whether the network goes through torch.compile.
+            gradient_checkpointing: see `detr.model.Detr.checkpoint_gradients`.
             tf32: whether float32 on a GPU may round the operands of convolutions and matrix products.
         """
         self._tf32 = tf32
@@ -139,6 +141,7 @@ class Learner:
         network = _with_norm(model, trainable=trainable_norm, dropout=recipe.dropout).to(device).train()
         # as the pixels are: else each convolution turns its weights round first
         self.network: Detr = network.to(memory_format=torch.channels_last)
+        self.network.checkpoint_gradients(enabled=gradient_checkpointing)
         freeze_backbone(self.network, stages="all" if recipe.lr_backbone == 0 else recipe.freeze_backbone)
         torch.manual_seed(recipe.seed)  # for what is in no checkpoint yet
         self.module = NetworkWithLoss(self.network, recipe.losses, bf16=recipe.bf16, compiled=compiled).to(device)

@@ -126,6 +126,7 @@ class _Worker:
             trainable_norm=bool(checkpoint.record["trainable_norm"]),
             fused=self.config.fused,
             compiled=self.config.compiled,
+            gradient_checkpointing=self.config.gradient_checkpointing,
             tf32=self.config.tf32,
         )
         self.queries = learner.network.config.queries

@@ -249,3 +249,48 @@ def test_detection_computes_the_heads_of_the_last_layer_only_and_gives_the_same(
     assert last.aux == ()
     assert torch.allclose(last.logits, whole.logits, atol=1e-6)
     assert torch.allclose(last.boxes_cxcywh, whole.boxes_cxcywh, atol=1e-6)
+
+
+def test_images_without_padding_need_no_mask() -> None:
+    model = drawn(NARROW)
+    pixels = torch.randn(2, 3, 65, 97)
+
+    with torch.no_grad():
+        assert torch.equal(model(pixels).logits, model(pixels, None).logits)
+
+
+@pytest.mark.parametrize("norm", ["frozen", "batch"])
+def test_gradient_checkpointing_keeps_less_and_gives_the_same_gradients(norm: str) -> None:
+    torch.manual_seed(0)
+    config = replace(NARROW, backbone=replace(NARROW.backbone, norm=norm), dropout=0.1)
+    model = Detr(config).train()
+    pixels, mask = padded([torch.randn(3, 96, 128), torch.randn(3, 64, 101)], 96, 128)
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def step() -> tuple[list[Tensor], int, dict[str, Tensor]]:
+        model.load_state_dict(start)
+        model.zero_grad()
+        torch.manual_seed(1)  # of the dropout
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = model(pixels, mask)
+            size = sum(kept.values())
+        (output.logits.square().sum() + output.boxes_cxcywh.sum()).backward()
+        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        return gradients, size, {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+    expected, usual_size, usual_buffers = step()
+    model.checkpoint_gradients()
+    gradients, size, buffers = step()
+
+    assert size < (0.5 if norm == "frozen" else 0.98) * usual_size
+    assert len(gradients) == len(expected)
+    for ours, usual in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(ours, usual, rtol=0, atol=0)
+    for name, buffer in buffers.items():
+        assert torch.equal(buffer, usual_buffers[name]), name  # trained norms have seen the batch once

@@ -84,6 +84,7 @@ FLAGS: dict[str, tuple[list[str], Any]] = {
     "fused": (["--no-fused"], False),
     "tf32": (["--no-tf32"], False),
     "compiled": (["--compile"], True),
+    "gradient_checkpointing": (["--gradient-checkpointing"], True),
     "restarts": (["--restarts", "2"], 2),
     "collective_seconds": (["--collective-seconds", "30"], 30),
     "options": (

@@ -357,12 +357,6 @@ def test_heads_that_cannot_be_are_refused(
     assert message in refusal(tmp_path / "detr-r50.pth")
 
 
-def test_a_panoptic_pth_is_refused_as_such(tmp_path: Path) -> None:
-    (tmp_path / "detr-r50-panoptic-00ce5173.pth").write_bytes(b"")
-
-    assert "it is a panoptic model" in refusal(tmp_path / "detr-r50-panoptic-00ce5173.pth")
-
-
 # what is refused
 
 

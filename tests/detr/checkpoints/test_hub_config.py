@@ -190,6 +190,29 @@ def test_every_size_rule_of_an_image_processor_is_read(preprocessor: dict[str, A
     assert read(OLD, preprocessor)[0].size_rule == rule
 
 
+PETS = {"id2label": {"0": "cat", "1": "dog"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "resizing"),
+    [
+        (PETS | {"transformers_version": "5.23.0"}, "transformers"),
+        (PETS | {"transformers_version": "4.42.0"}, "transformers"),
+        (PETS | {"transformers_version": "4.41.2"}, "original"),  # it still had the original's rule
+        (PETS, "original"),
+        (PETS | {"transformers_version": "5.23.0", "category_ids": [17, 18]}, "original"),  # saved by ray-detr
+        (PETS | {"transformers_version": "5.23.0", "size_arithmetic": "original"}, "original"),
+        ({"transformers_version": "5.23.0"}, "original"),  # COCO's classes: the original's own, saved again
+        ({"size_arithmetic": "transformers"}, "transformers"),
+    ],
+)
+def test_a_checkpoint_that_transformers_trained_has_its_sizes(changes: dict[str, Any], resizing: str) -> None:
+    config, _ = read({**OLD, **changes})
+
+    assert config.resizing == resizing
+    assert config.size_rule.shape(378, 640) == ((787, 1332) if resizing == "original" else (787, 1333))
+
+
 @pytest.mark.parametrize(
     ("preprocessor", "mean", "std"),
     [

@@ -213,10 +213,3 @@ def test_half_precision_becomes_float32() -> None:
     state = from_file(tensors, Detr(TINY), "timm", source="/m")
 
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
-
-
-def test_a_panoptic_model_is_refused_as_such() -> None:
-    tensors = {f"detr.{name}": tensor for name, tensor in to_file(Detr(TINY), "original").items()}
-
-    with pytest.raises(CheckpointError, match="it is a panoptic model"):
-        from_file(tensors, Detr(TINY), "original", source="/m")

@@ -15,6 +15,7 @@ from pipelines.labelling.config import LabelConfig, PlanConfig, class_threshold,
         ({"max_images": 0}, "max images: 0 is not at least 1"),
         ({"sample": -1}, "sample: -1 is not at least 1"),
         ({"sample": 1, "max_images": 1}, "exclude each other"),
+        ({"relabel": True, "skip_labelled": "any"}, "relabel and skip labelled any exclude each other"),
         ({"keep": ("uri",)}, "'uri' is a column of the detection table"),
     ],
 )

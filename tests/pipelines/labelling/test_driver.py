@@ -546,6 +546,25 @@ def test_other_settings_label_the_images_again_where_that_is_asked_for() -> None
     assert Start(world, configuration=HIGH).run().planned.images == 1
 
 
+def test_a_promoted_model_labels_only_what_no_model_has_labelled_where_that_is_asked_for() -> None:
+    world = lake(2)
+    Start(world, configuration=LOW).run()
+    any_rows = Selection(skip_labelled="any")
+    nothing_new = Start(world, selection=any_rows)
+    assert nothing_new.run(model="detr@2").planned.labelled == 2
+    assert nothing_new.did == []
+
+    world.lake["s3://lake/new.jpg"] = "v0"
+    assert Start(world, selection=any_rows).run(model="detr@2").planned.images == 1
+    world.lake["s3://lake/newer.jpg"] = "v0"
+    # and of the same model with other settings, which is otherwise refused
+    assert Start(world, configuration=HIGH, selection=any_rows).run().planned.images == 1
+
+    assert sorted((row["uri"][-7:], row["model"]) for row in world.read()) == [
+        ("000.jpg", "detr@1"), ("001.jpg", "detr@1"), ("new.jpg", "detr@2"), ("wer.jpg", "detr@1"),
+    ]  # fmt: skip
+
+
 def test_a_nightly_run_goes_on_after_somebody_has_labelled_again_with_other_settings(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

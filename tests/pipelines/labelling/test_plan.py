@@ -557,6 +557,8 @@ def test_a_summary_counts_labelled_images_and_names_the_unfinished_run(tmp_path:
 
     assert (summary("detr@1").images, summary("detr@1").labelled, summary("detr@1").unfinished_run) == (3, 2, "night")
     assert (summary("detr@2").images, summary("detr@2").labelled) == (5, 0)
+    any_rows = PlanConfig((str(lake),), table.uri, shard_images=2, skip_labelled="any")
+    assert summarise_plan(any_rows, model="detr@2").images == 3
 
 
 def test_a_summary_is_of_what_the_run_would_be_given(tmp_path: Path) -> None:

@@ -146,6 +146,11 @@ def test_a_packed_archive_is_refused_before_anything_begins(name: str) -> None:
         listed(lake(), f"s3://lake/{name}")
 
 
+def test_an_archive_without_images_is_refused_by_name() -> None:
+    with pytest.raises(UsageError, match=r"there is no image inside s3://lake/a\.tar\. Check the address\.$"):
+        listed(lake(a_tar=tar_of({})), "s3://lake/a.tar")
+
+
 def test_archives_on_web_servers_are_refused() -> None:
     with pytest.raises(UsageError, match="it is on a web server"):
         listed(lake(), "https://example.com/a.tar")

@@ -89,7 +89,8 @@ def test_relative_shards_stay_where_they_were_when_the_configuration_was_made(
 # what may differ from start to start, because the weights do not depend on it
 FREE = {
     "storage", "name", "recipe_name", "workers", "device", "ingest", "threads", "prefetch_steps",
-    "evaluate_epochs", "keep", "checkpoint_minutes", "log_steps", "trackers", "fused", "compiled", "restarts",
+    "evaluate_epochs", "keep", "checkpoint_minutes", "log_steps", "trackers", "fused", "compiled",
+    "gradient_checkpointing", "restarts",
     "caps", "collective_seconds", "options", "verbose", "shared_folders", "tf32",
 }  # fmt: skip
 

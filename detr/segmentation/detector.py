@@ -1,0 +1,89 @@
+"""A detector that returns a mask with each detection."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from detr.batching import HostBatch
+from detr.checkpoints.checkpoint import fingerprint, load
+from detr.checkpoints.model_directory import CheckpointError
+from detr.detector import Detector
+from detr.device import float32_arithmetic
+from detr.launcher import ReadDetections
+from detr.model import Detr
+from detr.postprocess import Detections, postprocess, rank, ranking
+from detr.precision import Precision
+from detr.segmentation.instance_masks import encoded_masks
+from detr.segmentation.mask_head import PanopticDetr
+from detr.segmentation.masked_detections import MaskedDetections
+
+
+class MaskDetector(Detector):
+    """A panoptic DETR on a device. It finds what `Detector` finds, as `MaskedDetections`.
+
+    The mask head computes the kept detections only, each image by itself, so that masks do not depend on what else is
+    in a batch. It computes in float32 whatever the precision is.
+    """
+
+    def __init__(
+        self,
+        model: Detr | str | Path,
+        *,
+        device: str = "auto",
+        precision: Precision = "auto",
+        threshold: float = 0.05,
+        classes: Mapping[str, float | None] | None = None,
+        batch_size: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        """Put a model on a device; arguments and errors as those of `Detector`.
+
+        Raises:
+            CheckpointError: the model has no mask head.
+        """
+        network = model if isinstance(model, Detr) else load(model)
+        called = name or ("the model" if isinstance(model, Detr) else str(model))
+        if not isinstance(network, PanopticDetr):
+            raise CheckpointError(
+                f"{called} has no mask head, so it gives boxes only. Masks need a panoptic DETR, such as "
+                "facebook/detr-resnet-50-panoptic."
+            )
+        super().__init__(
+            network,
+            device=device,
+            precision=precision,
+            threshold=threshold,
+            classes=classes,
+            batch_size=batch_size,
+            name=called,
+        )
+        if not isinstance(model, Detr):
+            self.identity = fingerprint(network)
+
+    @torch.no_grad()
+    def _launch(self, batch: HostBatch) -> ReadDetections:
+        """Compute a batch. The calling thread waits for the device, because it needs to know what is kept."""
+        network = self._network
+        assert isinstance(network, PanopticDetr)
+        pixels, sizes = self._transfer.upload(batch.pixels, batch.sizes)
+        with float32_arithmetic(tf32=self.precision == "tf32"):
+            extents = sizes[:, :2] if batch.is_padded else None
+            output, features = network.segment(self._normalised(pixels, extents), extents)
+            scores, classes, boxes = postprocess(output, sizes[:, 2:])
+            ranked = rank(scores, classes, boxes, self._thresholds)
+            order, is_kept = ranking(scores, classes, self._thresholds)
+            masks = []
+            for image, (height, width, upright_height, upright_width) in enumerate(batch.sizes.tolist()):
+                kept = order[image, : int(is_kept[image].sum())]
+                logits = network.mask_logits(features, image, kept)
+                masks.append(encoded_masks(logits, resized=(height, width), image=(upright_height, upright_width)))
+        found = ranked.cpu()
+
+        def read() -> list[Detections]:
+            return [
+                MaskedDetections(one.category_ids, one.labels, one.scores, one.boxes_xyxy, own)
+                for one, own in zip(self.read(found), masks, strict=True)
+            ]
+
+        return read

@@ -1,0 +1,132 @@
+"""A DETR written as one file for other runtimes, and compared with the network that it was made from."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+from pipelines.errors import RayDetrError, UsageError
+from pipelines.models import load_model
+from pipelines.store import StoreOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from detr.model import PaddingMode
+
+ModelFormat = Literal["onnx", "pt2"]
+SUFFIXES: Final[dict[ModelFormat, str]] = {"onnx": ".onnx", "pt2": ".pt2"}
+
+MOST_DIFFERENCE: Final = 1e-5
+"""Largest difference from the network's own scores and boxes (both 0..1) that an exported file may have."""
+
+CHECKED_SIZES: Final = (((96, 128),), ((160, 96), (128, 129), (65, 70)))
+"""(height, width) of the images of each batch that is compared; neither shape is the one that was traced."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelExport:
+    """A file that was written.
+
+    Attributes:
+        model: `name@sha256[:12]` of the model.
+        out: path of the file.
+        format: "onnx" or "pt2".
+        padding: what becomes of padding inside the network.
+        bytes: size of the file.
+        difference: largest difference from the network's own scores and boxes (both 0..1), over `CHECKED_SIZES`.
+    """
+
+    model: str
+    out: str
+    format: ModelFormat
+    padding: PaddingMode
+    bytes: int
+    difference: float
+
+
+def export_model(
+    reference: str, out: Path, *, form: ModelFormat, padding: PaddingMode, options: StoreOptions
+) -> ModelExport:
+    """Write a DETR as an ONNX file, or as a program of `torch.export`; see `detr.exported`.
+
+    The file has its name only after it was run, and its results compared.
+
+    Args:
+        reference: what `--model` takes, of a DETR or a Table Transformer.
+        out: path of the file; it must not exist.
+        form: what to write.
+        padding: what becomes of padding inside the network; see `detr.model.Detr.forward`.
+        options: how a model in a store is reached.
+
+    Raises:
+        UsageError: `out` exists or has another suffix, there is no such model, or the packages are not installed.
+        RayDetrError: the file differs from the network.
+    """
+    import torch
+
+    if out.suffix != SUFFIXES[form]:
+        raise UsageError(f"{out} does not end in {SUFFIXES[form]}.")
+    if out.exists():
+        raise UsageError(f"{out} exists already. Remove it, or name another file.")
+    if form == "onnx":
+        _require_onnx()
+    from detr import exported
+
+    model, info = load_model(reference, options)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.with_name(f".ray-detr-unfinished-{secrets.token_hex(8)}{out.suffix}")
+    try:
+        if form == "onnx":
+            exported.write_onnx(model, unfinished, padding=padding)
+            run = _onnx_runner(unfinished)
+        else:
+            torch.export.save(exported.export_program(model, padding=padding), unfinished)
+            run = torch.export.load(unfinished).module()
+        difference = 0.0
+        for sizes in CHECKED_SIZES:
+            pixels, mask = exported.example_inputs(sizes)
+            with torch.no_grad():
+                logits, boxes = run(pixels, mask)
+                own = model(pixels, mask, padding=padding)
+            difference = max(
+                difference,
+                float((logits.softmax(-1) - own.logits.softmax(-1)).abs().max()),
+                float((boxes - own.boxes_cxcywh).abs().max()),
+            )
+        if not difference <= MOST_DIFFERENCE:
+            raise RayDetrError(
+                f"the {form} file of {info.id} differs from the network by {difference:.1e} in scores or boxes, more "
+                f"than {MOST_DIFFERENCE:.0e}. Nothing was written; try other versions of torch, onnx and onnxruntime."
+            )
+        unfinished.rename(out)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return ModelExport(info.id, str(out), form, padding, out.stat().st_size, difference)
+
+
+def _require_onnx() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            f"writing ONNX needs {error.name}, which is not installed. Install it with: pip install 'ray-detr[onnx]'"
+        ) from error
+
+
+def _onnx_runner(path: Path) -> Callable[[Tensor, Tensor], list[Tensor]]:
+    import onnxruntime
+    import torch
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def run(pixels: Tensor, mask: Tensor) -> list[Tensor]:
+        found = session.run(["logits", "boxes"], {"pixels": pixels.numpy(), "mask": mask.numpy()})
+        return [torch.from_numpy(value) for value in found]
+
+    return run

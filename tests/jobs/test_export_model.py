@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from detr.checkpoints.checkpoint import save
+from detr.model import Detr
+from jobs.export_model import main
+from pipelines import model_export
+from pipelines.errors import RayDetrError, UsageError
+from tests.detr.test_exported import TINY
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    torch.manual_seed(0)
+    save(Detr(TINY).eval(), tmp_path / "tiny")
+    return str(tmp_path / "tiny")
+
+
+@pytest.mark.slow  # importing and running the compiler
+def test_a_file_is_written_when_it_gives_what_the_network_gives(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "exported" / "tiny.pt2"
+    monkeypatch.setattr(model_export, "MOST_DIFFERENCE", -1.0)
+    with pytest.raises(RayDetrError, match=r"^the pt2 file of tiny@\w{12} differs from the network by .* Nothing was"):
+        main(["--model", model, "--out", str(out), "--to", "pt2"])
+    assert list(out.parent.iterdir()) == []
+    monkeypatch.undo()
+
+    main(["--model", model, "--out", str(out), "--to", "pt2", "--padding", "plain"])
+
+    assert [path.name for path in out.parent.iterdir()] == ["tiny.pt2"]
+    assert "plain padding); scores and boxes differ from the network's by " in capsys.readouterr().out
+    logits, boxes = torch.export.load(out).module()(torch.zeros(1, 3, 40, 50), torch.zeros(1, 40, 50, dtype=torch.bool))
+    assert logits.shape == (1, 4, 3)
+    assert boxes.shape == (1, 4, 4)
+
+
+def test_a_file_that_exists_and_a_wrong_suffix_are_refused(model: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.onnx").write_text("keep")
+
+    with pytest.raises(UsageError, match=r"mine\.onnx exists already"):
+        main(["--model", model, "--out", str(tmp_path / "mine.onnx")])
+    with pytest.raises(UsageError, match=r"model.bin does not end in \.onnx"):
+        main(["--model", model, "--out", str(tmp_path / "model.bin")])
+    assert (tmp_path / "mine.onnx").read_text() == "keep"
+
+
+def test_without_the_packages_one_sentence_says_what_to_install(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+
+    with pytest.raises(UsageError, match=r"needs onnxscript, which is not installed.*pip install 'ray-detr\[onnx\]'"):
+        main(["--model", model, "--out", str(tmp_path / "model.onnx")])
