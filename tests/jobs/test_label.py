@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 import pipelines.labelling.label
-from jobs.exits import BudgetExceeded
 from jobs.label import duration, main, report
 from pipelines.caps import Caps
+from pipelines.errors import BudgetExceeded
 from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.label import LabelSummary, query_command
 from pipelines.labelling.outcome import ShardReport
