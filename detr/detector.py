@@ -17,7 +17,7 @@ from detr.fused_cpu import fuse_convolutions
 from detr.image_stream import detect_batch, detect_images
 from detr.images.decoding import resize
 from detr.images.inputs import AnyImage
-from detr.launcher import Launcher, PendingDetections, Read
+from detr.launcher import Launcher, PendingDetections, ReadDetections
 from detr.model import Detr, outside
 from detr.postprocess import Detections, class_thresholds, postprocess, rank, read_detections
 from detr.precision import Precision, auto_precision
@@ -203,7 +203,7 @@ class Detector:
         return read_detections(ranked, self.config.categories)
 
     @torch.no_grad()
-    def _launch(self, batch: HostBatch) -> Read:
+    def _launch(self, batch: HostBatch) -> ReadDetections:
         """Queue a batch on the device. The calling thread waits for nothing."""
         pixels, sizes = self._transfer.upload(batch.pixels, batch.sizes)
         with float32_arithmetic(tf32=self.precision == "tf32"):

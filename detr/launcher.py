@@ -11,16 +11,16 @@ from detr.batching import HostBatch
 from detr.postprocess import Detections
 from detr.precision import Precision
 
-Read = Callable[[], list[Detections]]
+ReadDetections = Callable[[], list[Detections]]
 """Waits for the device and returns the detections of each image of a batch."""
-Launch = Callable[[HostBatch], Read]
+LaunchBatch = Callable[[HostBatch], ReadDetections]
 """Queues a batch on the device; raises `torch.OutOfMemoryError`."""
 
 
 class PendingDetections:
     """Detections of a batch that the device may still be computing."""
 
-    def __init__(self, reads: Sequence[Read], seconds: float) -> None:
+    def __init__(self, reads: Sequence[ReadDetections], seconds: float) -> None:
         self._reads = reads
         self.seconds = seconds
         """Seconds of the calling threads: to submit the batch, and to wait for it and read the result."""
@@ -69,7 +69,7 @@ class Launcher:
         self._notes: list[str] = []
         self._turn = threading.Lock()  # the network computes one batch after the other
 
-    def submit(self, batch: HostBatch, launch: Launch) -> PendingDetections:
+    def submit(self, batch: HostBatch, launch: LaunchBatch) -> PendingDetections:
         """Start a network on a batch, in as few parts as the device's memory allows.
 
         Args:
@@ -89,8 +89,8 @@ class Launcher:
             notes, self._notes = tuple(self._notes), []
         return notes
 
-    def _launch_in_parts(self, batch: HostBatch, launch: Launch) -> list[Read]:
-        reads: list[Read] = []
+    def _launch_in_parts(self, batch: HostBatch, launch: LaunchBatch) -> list[ReadDetections]:
+        reads: list[ReadDetections] = []
         start = 0
         while start < len(batch):
             part = batch.part(start, start + (self.most_images or len(batch)))

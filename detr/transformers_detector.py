@@ -11,7 +11,7 @@ from detr.detector import choose_device, choose_precision
 from detr.device import float32_arithmetic, transfer_for
 from detr.image_stream import detect_batch, detect_images
 from detr.images.inputs import AnyImage
-from detr.launcher import Launcher, PendingDetections, Read
+from detr.launcher import Launcher, PendingDetections, ReadDetections
 from detr.model import outside
 from detr.postprocess import Detections, class_thresholds
 from detr.precision import Precision, family_precision
@@ -126,7 +126,7 @@ class TransformersDetector:
         return self._launcher.take_notes()
 
     @torch.no_grad()
-    def _launch(self, batch: HostBatch) -> Read:
+    def _launch(self, batch: HostBatch) -> ReadDetections:
         """Queue a batch on the device. The calling thread waits for nothing."""
         pixels, sizes = self._transfer.upload(batch.pixels, batch.sizes)
         inputs = {}

@@ -30,7 +30,6 @@ def notifying(job: str, place: str) -> Iterator[dict[str, object]]:
     if not url:
         yield details
         return
-    from jobs.exits import BudgetExceeded
     from pipelines.errors import CapReached, RayDetrError
 
     told: list[str] = []
@@ -58,7 +57,7 @@ def notifying(job: str, place: str) -> Iterator[dict[str, object]]:
     except CapReached as reached:
         post("stopped", str(reached))
         raise
-    except (RayDetrError, BudgetExceeded) as error:
+    except RayDetrError as error:
         post("failed", str(error))
         raise
     except (KeyboardInterrupt, SystemExit):

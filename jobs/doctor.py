@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", nargs="+", default=[], metavar="URI", help="sources of images, as of label (none)")
     parser.add_argument("--table", metavar="URI", help="the detection table, existing or new (none)")
     parser.add_argument("--model", metavar="REF", help="model to load and to try on a worker, as of label (none)")
-    add_options(parser, LabelConfig, only=("actors", "device", "batch_size"))
+    add_options(parser, LabelConfig, only=("image_column", "actors", "device", "batch_size"))
     add_options(parser, StoreOptions, only=("anonymous", *S3))
     add_options(parser, TableOptions, prefix="table_")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of lines")
@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         config = DoctorConfig(
             images=tuple(args.images),
+            image_column=args.image_column,
             table=args.table,
             model=args.model,
             actors=args.actors,

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, TextIO, get_args
 
 from detr.precision import Precision
 from jobs._evaluation_report import report
-from jobs.exits import BudgetExceeded, run_process
+from jobs.exits import run_process
 from jobs.options import add_options, make_config, share
 from jobs.parser import CommandParser
+from pipelines.errors import BudgetExceeded
 from pipelines.labelling.config import LabelConfig
 from pipelines.store import StoreOptions
 

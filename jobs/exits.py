@@ -12,11 +12,12 @@ from types import FrameType
 from typing import NoReturn, TextIO
 
 from jobs._interrupts import Interrupts
+from pipelines.errors import BudgetExceeded, CapReached, LeaseHeld, RayDetrError, UsageError
 
 DONE = 0
 SYSTEM_FAILURE = 1  # store, credentials, disk or cluster; the same command resumes
 WRONG_USE = 2  # argparse's own
-BUDGET_EXCEEDED = 3  # finished, but not well enough: more error rows than allowed, or figures that a gate refuses
+BUDGET_EXCEEDED = 3  # more error rows or unusable images than a limit allows, or figures that a gate refuses
 TABLE_BUSY = 4  # another process is writing the table
 CAP_REACHED = 5  # stopped by --max-minutes or --max-cost; the same command resumes
 INTERRUPTED = 130  # Ctrl-C, as shells say it
@@ -27,18 +28,11 @@ class _Terminated(SystemExit):
     """SIGTERM, and not a command that leaves with the same exit code, as of another process."""
 
 
-class BudgetExceeded(Exception):
-    """A run finished, but more of its images are errors than was allowed."""
-
-
 def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> None:
     """Call a command and leave the process with its exit code.
 
     A system failure is one sentence on standard error; a bug keeps its traceback. Ctrl-C is `jobs._interrupts`.
     """
-    # imported here so that `--help` needs nothing heavy; both modules are light
-    from pipelines.errors import CapReached, LeaseHeld, RayDetrError, UsageError
-
     for stream in (sys.stdout, sys.stderr):
         _escape_what_it_cannot_encode(stream)
     before = signal.signal(signal.SIGTERM, _terminated)
@@ -46,17 +40,9 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
     try:
         main(argv)
         sys.stdout.flush()  # here, where a reader that is gone is still ours to deal with
-    except CapReached as reached:
-        print(f"stopped: {reached}", file=sys.stderr)
-        sys.exit(CAP_REACHED)
-    except RayDetrError as stopped:
-        print(f"error: {stopped}", file=sys.stderr)
-        if isinstance(stopped, LeaseHeld):
-            sys.exit(TABLE_BUSY)
-        sys.exit(WRONG_USE if isinstance(stopped, UsageError) else SYSTEM_FAILURE)
-    except BudgetExceeded as exceeded:
-        print(f"error: {exceeded}", file=sys.stderr)
-        sys.exit(BUDGET_EXCEEDED)
+    except RayDetrError as error:
+        print(f"{'stopped' if isinstance(error, CapReached) else 'error'}: {error}", file=sys.stderr)
+        sys.exit(_exit_code(error))
     except KeyboardInterrupt:
         print("interrupted: run the same command again to resume.", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -105,6 +91,16 @@ def run_process(main: Callable[[Sequence[str] | None], None], argv: Sequence[str
     for stream in (sys.stdout, sys.stderr):
         _flush(stream)
     os._exit(code if isinstance(code, int) else DONE if code is None else SYSTEM_FAILURE)
+
+
+def _exit_code(error: RayDetrError) -> int:
+    codes: dict[type[RayDetrError], int] = {
+        UsageError: WRONG_USE,
+        BudgetExceeded: BUDGET_EXCEEDED,
+        LeaseHeld: TABLE_BUSY,
+        CapReached: CAP_REACHED,
+    }
+    return next((code for kind, code in codes.items() if isinstance(error, kind)), SYSTEM_FAILURE)
 
 
 def _flush(stream: TextIO | None) -> None:

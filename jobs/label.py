@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 
 from jobs._json_log import write_shard
 from jobs._notifications import notifying
-from jobs.exits import BudgetExceeded, run_process
+from jobs.exits import run_process
 from jobs.options import add_metrics_option, add_options, check_stays, make_config, note_on_model
 from jobs.parser import CommandParser
+from pipelines.errors import BudgetExceeded
 from pipelines.labelling.config import LabelConfig
 
 if TYPE_CHECKING:

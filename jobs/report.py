@@ -13,9 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.exits import BudgetExceeded, run_process
+from jobs.exits import run_process
 from jobs.options import add_options, check_stays, count, make_config, share
 from jobs.parser import CommandParser
+from pipelines.errors import BudgetExceeded
 from pipelines.store import S3, StoreOptions
 
 if TYPE_CHECKING:

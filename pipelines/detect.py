@@ -13,9 +13,10 @@ from detr.postprocess import Detections
 from detr.precision import Precision
 from pipelines.errors import RayDetrError
 from pipelines.labelling.fetching import OBJECT_KINDS
+from pipelines.lake.images import ImageStores
 from pipelines.lake.skipping import skip_reason
 from pipelines.models import load_detector
-from pipelines.store import StoreError, StoreOptions, Stores, without_secrets
+from pipelines.store import StoreError, StoreOptions, without_secrets
 from pipelines.store.uris import file_name
 
 JPEG_QUALITY = 92
@@ -97,7 +98,7 @@ def detect(
     Raises:
         RayDetrError: a picture cannot be written.
     """
-    stores = Stores()
+    stores = ImageStores()
     taken = {Path(image).resolve() for image in images if "://" not in image}
     for image in images:
         name = without_secrets(image)

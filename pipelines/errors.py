@@ -3,6 +3,7 @@
     RayDetrError            the run cannot go on: a resource is missing, broken or in use            exit code 1
     |- UsageError           the command or its arguments must be changed first                       exit code 2
     |  `- SettingsMismatch  the table was labelled with other settings, such as another threshold    exit code 2
+    |- BudgetExceeded       more is wrong than a limit allows, or a gate refuses the figures         exit code 3
     |- LeaseHeld            another process is writing the table                                     exit code 4
     `- CapReached           a limit that the user set on time or cost is reached                     exit code 5
 
@@ -21,6 +22,10 @@ class UsageError(RayDetrError):
 
 class SettingsMismatch(UsageError):
     """The table was labelled with other settings, such as another threshold."""
+
+
+class BudgetExceeded(RayDetrError):
+    """More images or annotations are bad than a limit allows, or a gate refuses the figures."""
 
 
 class LeaseHeld(RayDetrError):

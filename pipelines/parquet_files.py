@@ -34,16 +34,25 @@ def open_bytes(data: bytes, name: str) -> pq.ParquetFile:
         return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
 
 
-def open_object(store: Store, key: str, size: int) -> pq.ParquetFile:
+def open_object(store: Store, key: str, size: int, *, if_match: str | None = None) -> pq.ParquetFile:
     """Return a Parquet file of a store: its footer is fetched now, later the columns that are asked for.
+
+    Args:
+        store: The store.
+        key: The file's key there.
+        size: Its bytes.
+        if_match: The etag that it must have whenever it is read.
 
     Raises:
         RayDetrError: the footer is damaged.
+        Changed: with `if_match`.
         StoreError: the store refused.
     """
     with parquet_of(join_uri(store.uri, key)):
         return pq.ParquetFile(
-            pa.PythonFile(ObjectFile(store, key, size), mode="r"), pre_buffer=True, page_checksum_verification=True
+            pa.PythonFile(ObjectFile(store, key, size, if_match=if_match), mode="r"),
+            pre_buffer=True,
+            page_checksum_verification=True,
         )
 
 

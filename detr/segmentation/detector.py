@@ -10,7 +10,7 @@ from detr.checkpoints.checkpoint import fingerprint, load
 from detr.checkpoints.model_directory import CheckpointError
 from detr.detector import Detector
 from detr.device import float32_arithmetic
-from detr.launcher import Read
+from detr.launcher import ReadDetections
 from detr.model import Detr
 from detr.postprocess import Detections, postprocess, rank, ranking
 from detr.precision import Precision
@@ -62,7 +62,7 @@ class MaskDetector(Detector):
             self.identity = fingerprint(network)
 
     @torch.no_grad()
-    def _launch(self, batch: HostBatch) -> Read:
+    def _launch(self, batch: HostBatch) -> ReadDetections:
         """Compute a batch. The calling thread waits for the device, because it needs to know what is kept."""
         network = self._network
         assert isinstance(network, PanopticDetr)

@@ -11,7 +11,8 @@ from detr.images.decoding import MAX_PIXELS
 from pipelines.labelling.labeler_spec import LabelerSpec, build_labeler
 from pipelines.labelling.outcome import ShardReport
 from pipelines.labelling.plan import write_plan
-from pipelines.lake.listing import LakeObject, list_objects
+from pipelines.lake.lake_object import LakeObject
+from pipelines.lake.listing import list_objects
 from pipelines.store import StoreOptions, open_store
 
 RUN = "bench"

@@ -14,7 +14,9 @@ from pipelines.doctor.store_checks import check_store
 from pipelines.errors import RayDetrError
 from pipelines.labelling.labeler_spec import LabelerSpec
 from pipelines.labelling.reach import REACH_SECONDS, check_answers
-from pipelines.lake.listing import LakeObject, list_objects
+from pipelines.lake.lake_object import LakeObject
+from pipelines.lake.listing import list_objects
+from pipelines.lake.members import file_of
 from pipelines.models import absolute_reference
 from pipelines.store import StoreError, StoreOptions, Stores, check_no_secret, open_store, without_secrets
 
@@ -25,6 +27,7 @@ class DoctorConfig:
 
     Args:
         images: Sources of images, as `LabelConfig` has them.
+        image_column: The column of images in Parquet files; None: they are lists of URIs.
         table: The detection table's URI, existing or new.
         model: What `detr.load` takes, or the URI of a model directory.
         actors: Actors that must fit and that may run; None is 1 and what the cluster holds.
@@ -35,6 +38,7 @@ class DoctorConfig:
     """
 
     images: tuple[str, ...] = ()
+    image_column: str | None = None
     table: str | None = None
     model: str | None = None
     actors: tuple[int | None, int | None] = (None, None)
@@ -80,11 +84,13 @@ def _images(config: DoctorConfig) -> Finding:
     remedy = "See docs/operations.md, Image sources and Credentials and stores."
     try:
         check_answers([(uri, config.image_options) for uri in config.images])
-        listing = list_objects(config.images, options=config.image_options, table=config.table)
+        listing = list_objects(
+            config.images, options=config.image_options, table=config.table, image_column=config.image_column
+        )
         first = next((item for item in listing if isinstance(item, LakeObject)), None)
         if first is None:
             return Finding("images", "fail", f"{shown} has no images", remedy)
-        store, key = Stores(config.image_options).find(first.uri)
+        store, key = Stores(config.image_options).find(file_of(first))
         size = len(store.get_range(key, 0, 65_536))
     except (RayDetrError, StoreError) as error:
         return Finding("images", "fail", str(error), remedy)

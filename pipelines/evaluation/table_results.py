@@ -21,6 +21,7 @@ from pipelines.coco.names import ImageNames, NameMatch
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.evaluation.annotations import Annotations, Json
 from pipelines.labelling.recorded_settings import RecordedSettings, columns_of
+from pipelines.lake.images import ImageStores
 from pipelines.parquet_files import open_listed, parquet_of
 from pipelines.store import Store, StoreEntry, StoreError, StoreOptions, Stores, join_uri, open_store, without_secrets
 from pipelines.strict_json import parse_object
@@ -346,7 +347,7 @@ def _is_exchanged(row: _Row, image: Json) -> bool:
 
 def _orientations(rows: Mapping[str, _Row], options: StoreOptions) -> dict[str, int | None]:
     """Return the EXIF orientation of the pictures of these rows, None where one cannot be read any more."""
-    stores = Stores(options)
+    stores = ImageStores(options)
     with ThreadPoolExecutor(HEADER_THREADS) as threads:
         return dict(zip(rows, threads.map(lambda row: _orientation(stores, row), rows.values()), strict=True))
 

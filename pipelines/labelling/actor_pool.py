@@ -63,7 +63,7 @@ class ShardActor:
             self._failure = first_line(error)  # raised here, it would reach the driver as an actor's death
             return
         self._done = _ImagesDone(spec.pool)
-        self._begun = _Begun(spec.pool) if spec.may_stop else None
+        self._begun = _ShardsInProgress(spec.pool) if spec.may_stop else None
         loading.has_loaded()
 
     def __call__(self, row: Mapping[str, int]) -> dict[str, Any]:
@@ -154,7 +154,7 @@ class _ImagesDone:
         return sum(images for shard, images in self._read.items() if shard not in self._reported)
 
 
-class _Begun:
+class _ShardsInProgress:
     """Which shards have been begun, for a run that stops early: actors tell Ray's head, the driver asks it.
 
     An actor says that it begins a shard before it asks whether the run stops; the driver says that the run stops before
@@ -200,7 +200,7 @@ class _Begun:
 
 
 @contextmanager
-def _stopping(begun: _Begun, stop: threading.Event | None) -> Iterator[None]:
+def _stopping(begun: _ShardsInProgress, stop: threading.Event | None) -> Iterator[None]:
     """Tell the actors when the run is to stop."""
 
     def look() -> bool:
@@ -284,7 +284,7 @@ def label_shards(
         RayDetrError: the pool cannot go on.
     """
     name = uuid.uuid4().hex
-    loading, done, begun = _Loading(name), _ImagesDone(name), _Begun(name)
+    loading, done, begun = _Loading(name), _ImagesDone(name), _ShardsInProgress(name)
     try:
         with warnings.catch_warnings():
             # 2.60 announces the end of max_restarts and max_task_retries for 2.64 and has no other name for them yet

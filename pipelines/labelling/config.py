@@ -59,8 +59,8 @@ class PlanConfig:
     """Which images are labelled into which table, and what is kept of them: the options of `ray-detr plan`."""
 
     images: tuple[str, ...] = option(
-        "folders, prefixes, globs, images, lists of URIs (.parquet, .csv, .tsv, .txt, .json, .jsonl), or the "
-        "manifest.json of an S3 Inventory; s3://, gs://, az://, local paths, http(s):// in lists",
+        "folders, prefixes, globs, images, .tar archives, lists of URIs (.parquet, .csv, .tsv, .txt, .json, .jsonl), "
+        "or the manifest.json of an S3 Inventory; s3://, gs://, az://, local paths, http(s):// in lists",
         metavar="URI",
     )
     table: str = option("the detection table, existing or new", metavar="URI")
@@ -97,13 +97,18 @@ class PlanConfig:
     keep: tuple[str, ...] = option(
         "columns of the lists of URIs to copy into the table (none)", default=(), metavar="COLUMN"
     )
+    image_column: str | None = option(
+        "read the images themselves from this column of the Parquet files: bytes, or a struct of bytes and path "
+        "(Parquet files are lists of URIs)",
+        default=None, metavar="COLUMN",
+    )  # fmt: skip
     retry_errors: RetryErrors = option(
         "which images with error rows to label again: those with transient errors, or all (transient)",
         default="transient", metavar="{transient,all}", parse=which_errors,
     )  # fmt: skip
     skip_labelled: SkipLabelled = option(
-        "which images count as labelled: those with rows of the same model and settings, or of any; after another model "
-        "is promoted, any labels only what is new",
+        "which images count as labelled: those with rows of the same model and settings, or of any; after a promotion "
+        "of another model, any labels only what is new",
         default="same",
     )
     image_options: StoreOptions = group(StoreOptions)
@@ -226,7 +231,7 @@ class LabelConfig(PlanConfig):
             "keep": list(self.keep),
             "retry_errors": "all" if self.retry_errors == "all" else "passing",  # the stored name of "transient"
             "max_pixels": self.max_pixels,
-            **(
-                {"skip_labelled": "any"} if self.skip_labelled == "any" else {}
-            ),  # records of other runs stay as they are
+            # records of runs without these stay as they are
+            **({"skip_labelled": "any"} if self.skip_labelled == "any" else {}),
+            **({} if self.image_column is None else {"image_column": self.image_column}),
         }

@@ -11,7 +11,8 @@ from typing import Final
 from pipelines.errors import RayDetrError
 from pipelines.labelling.config import Selection
 from pipelines.labelling.manifest import SEGMENT_SHARDS, Counts, ListingPosition, Segment
-from pipelines.lake.listing import DUPLICATE, LakeObject, Listed, Listing, Skipped
+from pipelines.lake.lake_object import DUPLICATE, LakeObject, Listed, Skipped
+from pipelines.lake.listing import Listing
 from pipelines.lake.sample import draw_sample
 
 # Of a lake of which little is new, a few images are worth a segment after so many that were listed: labelling begins

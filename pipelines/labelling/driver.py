@@ -24,7 +24,8 @@ from pipelines.labelling.run import Run, RunRequest, begin_run, finish_run, late
 from pipelines.labelling.seal import is_seal_begun, seal_run
 from pipelines.labelling.segments import label_segments
 from pipelines.labelling.settings import AUTO
-from pipelines.lake.listing import LakeObject, Listing
+from pipelines.lake.lake_object import LakeObject
+from pipelines.lake.listing import Listing
 from pipelines.store import Store, StoreError
 from pipelines.table.schema import Totals
 from pipelines.watchdog import Watchdog
@@ -221,7 +222,7 @@ def run_labelling(
 
 
 @dataclass(frozen=True, slots=True)
-class _Begun:
+class _OpenRun:
     """The run to work on. Of a new one, what was read to know that there is something to do."""
 
     run: Run
@@ -247,7 +248,7 @@ class _Start:
     show: Callable[[Progress], None]
     watchdog: Watchdog
 
-    def begin_or_resume(self, *, new_run: bool) -> _Begun | Counts:
+    def begin_or_resume(self, *, new_run: bool) -> _OpenRun | Counts:
         """Return the run to work on: the table's unfinished one, else a new one. Counts: there is nothing to do.
 
         Several starters at the same moment get the same run, which one of them begins.
@@ -259,7 +260,7 @@ class _Start:
                 run = resume_run(self.table, latest, self.request)
                 self.runner.prepare()
                 self.show(Progress(f"resuming run {run.run_id}"))
-                return _Begun(run, resumed=True)
+                return _OpenRun(run, resumed=True)
             self.show(Progress("planning"))
             if latest is None:
                 self.runner.prepare()  # nothing is labelled
@@ -291,9 +292,9 @@ class _Start:
                 tail=self.tail,
             )
             if begun is not None:
-                return _Begun(begun, resumed=False, labelled=labelled, look=look, spread=workforce.spread)
+                return _OpenRun(begun, resumed=False, labelled=labelled, look=look, spread=workforce.spread)
 
-    def plan(self, begun: _Begun) -> Iterator[PlannedSegment]:
+    def plan(self, begun: _OpenRun) -> Iterator[PlannedSegment]:
         """Yield the segments of the plan, each when it is durable. Does nothing before it is iterated."""
         # of a run that was resumed, read after that: from then on no other run adds rows
         labelled = begun.labelled

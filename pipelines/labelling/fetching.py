@@ -3,15 +3,19 @@
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 from pipelines.clock import Clock
 from pipelines.labelling.adaptive_limit import AdaptiveLimit
-from pipelines.lake.listing import LakeObject
+from pipelines.labelling.member_reading import BadMember, MemberReader
+from pipelines.lake.lake_object import LakeObject
+from pipelines.lake.members import file_of
 from pipelines.store import (
     Archived,
     Blob,
+    Changed,
     Denied,
     Misconfigured,
     NotFound,
@@ -25,6 +29,8 @@ from pipelines.store import (
     without_secrets,
 )
 from pipelines.store.retry import retry
+
+T = TypeVar("T")
 
 FETCH_THREADS = 32  # waiting for a store costs no core; obstore is 0.6 ms of CPU a GET at 32 (object-store notes)
 CLIENT_SECONDS = 2.0  # of the client's own tries, which get over what happens now and then; more hides a throttle
@@ -61,7 +67,7 @@ class Fetched:
     @property
     def is_changed(self) -> bool:
         """Whether what was read is known to be another version of the object than was listed."""
-        if self.blob is None:
+        if self.blob is None or self.item.offset is not None:  # a member of another version is not read
             return False
         if self.item.etag is not None and self.blob.etag is not None:
             return self.item.etag != self.blob.etag
@@ -75,6 +81,7 @@ class Fetcher:
         """Take what reads images with little patience of its own, for that is here; and how many are read at once."""
         self._images, self._clock = images, clock
         self._limit = limit or AdaptiveLimit(FETCH_THREADS)
+        self._members = MemberReader()
         self._canaries: dict[str, str] = {}  # of each bucket, disk or server an image that was read
         self._denied_in_a_row = 0
         self._requests = 0
@@ -86,16 +93,42 @@ class Fetcher:
         Raises:
             LakeUnreadable: its store fails as a whole.
         """
-        if item.size is not None and item.size > MOST_BYTES:
-            return Fetched(
-                item, error_kind="too_large", error=f"{item.size:,} bytes, more than {MOST_BYTES:,}; not read"
-            )
+        if _is_too_large(item):
+            return _too_large(item)
+        read = self._try(item, partial(self._read, item))
+        return read if isinstance(read, Fetched) else Fetched(item, read)
+
+    def fetch_span(self, items: Sequence[LakeObject]) -> list[Fetched]:
+        """Return the bytes of an object of its own, or of neighbours inside one file: a span of `member_spans`.
+
+        Raises:
+            LakeUnreadable: the store of the file fails as a whole.
+        """
+        if items[0].offset is None:
+            return [self.fetch(item) for item in items]
+        wanted = [item for item in items if not _is_too_large(item)]
+        file = LakeObject(file_of(items[0]), items[0].etag)
+        found = self._try(file, partial(self._read_members, file.uri, wanted)) if wanted else []
+        if isinstance(found, Fetched):
+            return [replace(found, item=item) for item in items]
+        read = iter(found)
+        return [_too_large(item) if _is_too_large(item) else _fetched(item, next(read)) for item in items]
+
+    def _try(self, item: LakeObject, read: Callable[[], T]) -> T | Fetched:
+        """Return what is read of an object, or what is wrong with it among healthy ones.
+
+        Raises:
+            LakeUnreadable: its store fails as a whole.
+        """
         try:
-            blob = self._read_unless_denied(item)
+            found = self._read_unless_denied(item, read)
         except ObjectTooLarge as error:
             # of an object that a list says something of, another version was met, which must not condemn the listed one
             is_condemned = (item.etag, item.size) == (None, None)
             return Fetched(item, error_kind="too_large" if is_condemned else "fetch_failed", error=str(error))
+        except Changed as error:
+            # members are where they were in the version that was listed; the next run lists the newer one
+            return Fetched(item, error_kind="fetch_failed", error=f"{error} Its images were listed before; run again.")
         except (NotFound, Denied, Archived) as error:
             if isinstance(error, Denied) and not is_web(item):
                 self._refuse_if_all_is_denied(item, error)
@@ -107,7 +140,7 @@ class Fetcher:
                 raise LakeUnreadable(str(error)) from error
             return Fetched(item, error_kind="fetch_failed", error=str(error))
         self._canaries[split_uri(item.uri)[0]] = item.uri
-        return Fetched(item, blob)
+        return found
 
     def take_requests(self) -> int:
         """Return how many requests were made since the last call of this."""
@@ -126,16 +159,16 @@ class Fetcher:
         if len(refused) == len(fetched) >= LEAST_DENIED and is_strange:
             raise LakeUnreadable(f"all {len(fetched)} images of a shard are refused; the first: {refused[0].error}")
 
-    def _read_unless_denied(self, item: LakeObject) -> Blob:
+    def _read_unless_denied(self, item: LakeObject, read: Callable[[], T]) -> T:
         """Read an object; a refusal is believed when it is repeated, because some throttles look like one."""
         if is_web(item):  # a list names thousands of servers, and dead ones among them: not to be waited for
-            return self._read_for(item, WEB_SECONDS)
+            return self._read_for(item, read, WEB_SECONDS)
         refusals = 0
 
-        def read() -> Blob:
+        def read_once() -> T:
             nonlocal refusals
             try:
-                return self._read_for(item, FETCH_BUDGET_SECONDS)
+                return self._read_for(item, read, FETCH_BUDGET_SECONDS)
             except Denied:
                 refusals += 1
                 raise
@@ -143,8 +176,8 @@ class Fetcher:
         seconds = DENIED_SECONDS if self._denied_in_a_row < SURELY_DENIED else SURELY_DENIED_SECONDS
         try:
             with self._limit.turn():  # before the budgets begin
-                blob = retry(
-                    read,
+                found = retry(
+                    read_once,
                     budget_seconds=seconds,
                     is_retryable=lambda error: isinstance(error, Denied),
                     clock=self._clock,
@@ -154,11 +187,10 @@ class Fetcher:
             raise
         if refusals:
             self._denied_in_a_row = 0
-        return blob
+        return found
 
-    def _read_for(self, item: LakeObject, seconds: float) -> Blob:
+    def _read_for(self, item: LakeObject, read: Callable[[], T], seconds: float) -> T:
         """Read an object; retry transient failures for so long."""
-        read = partial(self._read, item)
         return retry(
             read if is_web(item) else partial(self._limit.learn, read),
             budget_seconds=seconds,
@@ -185,6 +217,13 @@ class Fetcher:
             f"{without_secrets(item.uri)} was cut off: {len(blob.data):,} of {size:,} bytes arrived. "
             "Check proxies and the network, then run again."
         )
+
+    def _read_members(self, uri: str, items: Sequence[LakeObject]) -> list[Blob | BadMember]:
+        """Read members of a file once."""
+        with self._counting:
+            self._requests += 1
+        store, key = self._images.find(uri)
+        return self._members.read(store, key, items)
 
     def _refuse_if_all_is_denied(self, item: LakeObject, refusal: Denied) -> None:
         """Refuse to blame an image that is denied when one of the same store is denied too that was read before.
@@ -224,6 +263,20 @@ class Fetcher:
             is_retryable=is_retryable,
             clock=self._clock,
         )
+
+
+def _is_too_large(item: LakeObject) -> bool:
+    return item.size is not None and item.size > MOST_BYTES
+
+
+def _too_large(item: LakeObject) -> Fetched:
+    return Fetched(item, error_kind="too_large", error=f"{item.size:,} bytes, more than {MOST_BYTES:,}; not read")
+
+
+def _fetched(item: LakeObject, found: Blob | BadMember) -> Fetched:
+    if isinstance(found, BadMember):
+        return Fetched(item, error_kind=found.kind, error=found.error)
+    return Fetched(item, found)
 
 
 def is_web(item: LakeObject) -> bool:

@@ -33,6 +33,7 @@ from pipelines.labelling.reach import check_answers
 from pipelines.labelling.run import RunRequest
 from pipelines.labelling.segments import publishing
 from pipelines.lake.listing import list_objects
+from pipelines.lake.member_files import MemberIndexes
 from pipelines.models import ModelInfo, absolute_reference, check_classes, check_masks, identify_model
 from pipelines.store import (
     StoreError,
@@ -127,10 +128,17 @@ def label(
     show(Progress("listing images and reading the table"))
     check_answers([(uri, config.image_options) for uri in config.images])
     check_answers([(f"{config.table.rstrip('/')}/", config.table_options)])  # its folder is all that must be listed
-    listing = list_objects(config.images, options=config.image_options, keep=config.keep, table=config.table)
-    if config.masks:
-        listing = with_mask_column(listing)
     try:
+        listing = list_objects(
+            config.images,
+            options=config.image_options,
+            keep=config.keep,
+            table=config.table,
+            image_column=config.image_column,
+            indexes=MemberIndexes(open_store(config.table, config.table_options), keep=True),
+        )
+        if config.masks:
+            listing = with_mask_column(listing)
         with metering(config.caps) as meter, watching() as watchdog, ExitStack() as before_the_lease:
             runner = RayRunner(
                 _spec(config),
@@ -153,7 +161,7 @@ def label(
                     token=secrets.token_hex(16),
                     wait_seconds=60 * min(config.wait_minutes, meter.minutes_left),
                     say=lambda sentence: show(Progress(sentence)),
-                    impatient=open_store(config.table, replace(config.table_options, retry_seconds=TRIES_SECONDS)),
+                    quick=open_store(config.table, replace(config.table_options, retry_seconds=TRIES_SECONDS)),
                 ) as still_ours,
                 before_the_lease.pop_all() as before_the_lease_ends,
                 publishing() as publisher,

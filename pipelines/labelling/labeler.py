@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
+from operator import itemgetter
 
 import pyarrow as pa
 
@@ -21,9 +23,10 @@ from detr.segmentation.masked_detections import MaskedDetections
 from pipelines.clock import Clock, SystemClock
 from pipelines.labelling.decoding import ImageDecoder
 from pipelines.labelling.fetching import FETCH_THREADS, Fetched, Fetcher
+from pipelines.labelling.member_reading import member_spans, reading_order
 from pipelines.labelling.outcome import ShardReport
 from pipelines.labelling.publish import commit_part
-from pipelines.lake.listing import LakeObject
+from pipelines.lake.lake_object import LakeObject
 from pipelines.store import Store
 from pipelines.table.schema import Detected, Origin, Row, rows_to_table
 
@@ -117,11 +120,13 @@ class Labeler:
         """
         started, clocked = time.perf_counter(), _Clocked()
         objects = self._read_shard(shard)
+        order = reading_order(objects)
         rows: list[Row] = []
         without: list[Fetched] = []
         changed = 0
-        for window in windows(objects):
-            seen = list(self._fetchers.map(lambda item: self._see(item, clocked), window))
+        for window in windows([objects[index] for index in order]):
+            spans = self._fetchers.map(lambda span: self._see(span, clocked), member_spans(window))
+            seen = list(chain.from_iterable(spans))
             without += [one.fetched for one in seen if one.fetched.blob is None]
             changed += sum(one.fetched.is_changed for one in seen)
             rows += self._detect(seen, clocked, on_images=partial(_add, len(rows), on_images))
@@ -129,6 +134,7 @@ class Labeler:
         if len(without) == len(objects):
             self._fetcher.refuse_all_denied(without)
         origin = Origin(self._model_id, self._threshold, self._run_id, shard, self._clock.now(), self._settings)
+        rows = [row for _, row in sorted(zip(order, rows, strict=True), key=itemgetter(0))]  # as planned
         table = rows_to_table(rows, self._kept_schema, origin=origin)
         commit_part(self._table, self._run_id, shard, table, token=uuid.uuid4().hex)
         return ShardReport(
@@ -146,10 +152,13 @@ class Labeler:
             **{name: int(clocked.seconds[name]) for name in COUNTED},
         )
 
-    def _see(self, item: LakeObject, clocked: _Clocked) -> _Opened:
+    def _see(self, span: Sequence[LakeObject], clocked: _Clocked) -> list[_Opened]:
         started = time.perf_counter()
-        fetched = self._fetcher.fetch(item)
+        fetched = self._fetcher.fetch_span(span)
         clocked.add("fetch", time.perf_counter() - started)
+        return [self._open(one, clocked) for one in fetched]
+
+    def _open(self, fetched: Fetched, clocked: _Clocked) -> _Opened:
         if fetched.blob is None:
             return _Opened(fetched)
         clocked.add("size_bytes", len(fetched.blob.data))

@@ -10,10 +10,11 @@ from pipelines.clock import SystemClock
 from pipelines.errors import RayDetrError
 from pipelines.labelling.manifest import read_kept_schema, read_shard
 from pipelines.labelling.process_time import DECODE_SECONDS
-from pipelines.lake.listing import LakeObject
+from pipelines.lake.images import ImageStores
+from pipelines.lake.lake_object import LakeObject
 from pipelines.models import ModelInfo, load_detector
 from pipelines.process_memory import keep_freed_memory
-from pipelines.store import StoreOptions, Stores, open_store
+from pipelines.store import StoreOptions, open_store
 
 if TYPE_CHECKING:
     from detr.detectors import DetectorLike
@@ -123,7 +124,7 @@ def build_labeler(spec: LabelerSpec) -> Labeler:
 
     return Labeler(
         table=table,
-        fetcher=Fetcher(Stores(replace(spec.image_options, retry_seconds=CLIENT_SECONDS)), SystemClock()),
+        fetcher=Fetcher(ImageStores(replace(spec.image_options, retry_seconds=CLIENT_SECONDS)), SystemClock()),
         decoder=build_decoder(spec, detector),
         detector=detector,
         run_id=spec.run_id,

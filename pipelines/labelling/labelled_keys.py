@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from pipelines.concurrently import map_concurrently
 from pipelines.labelling.config import RetryErrors
 from pipelines.labelling.recorded_settings import RecordedSettings, columns_of
-from pipelines.lake.listing import LakeObject
+from pipelines.lake.lake_object import LakeObject
 from pipelines.parquet_files import open_listed, parquet_of
 from pipelines.store import Store, StoreEntry, join_uri
 from pipelines.table.schema import PERMANENT_KINDS, check_columns

@@ -168,7 +168,7 @@ def holding(
     token: str,
     wait_seconds: float,
     say: Callable[[str], None],
-    impatient: Store | None = None,
+    quick: Store | None = None,
     clock: Clock | None = None,
 ) -> Iterator[Callable[[], None]]:
     """Hold a table's lease as long as the context is open.
@@ -181,7 +181,7 @@ def holding(
         token: Random, of this start.
         wait_seconds: How long another holder is waited for.
         say: Is told whom we wait for.
-        impatient: The same table through a store that gives up after `TRIES_SECONDS`, for heartbeats and giving up: the
+        quick: The same table through a store that gives up after `TRIES_SECONDS`, for heartbeats and giving up: the
             end of a run whose store is lost waits for them. None: `table`.
         clock: What time it is.
 
@@ -199,7 +199,7 @@ def holding(
         yield lambda: None
         return
     held = _wait_for(take, wait_seconds, say, clock)
-    keeper = _Keeper(impatient or table, held, clock)
+    keeper = _Keeper(quick or table, held, clock)
     try:
         yield keeper.check
     finally:

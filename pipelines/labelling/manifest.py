@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import RayDetrError
 from pipelines.labelling.run import run_key
-from pipelines.lake.listing import LakeObject
+from pipelines.lake.lake_object import LakeObject
 from pipelines.parquet_files import open_bytes, open_listed, parquet_of
 from pipelines.store import NotFound, Store, join_uri, put_if_absent
 from pipelines.strict_json import count_field, counts_field, parse_object
 
 SEGMENT_SHARDS: Final = 64
-MANIFEST_VERSION: Final = 1
+MANIFEST_VERSION: Final = 2  # segments without images inside files are of version 1, which earlier releases read
 
 Ending = Literal["complete", "sealed"]
 
@@ -32,6 +32,7 @@ _OBJECT_COLUMNS: Final = (
     pa.field("etag", pa.string()),
     pa.field("size", pa.int64()),
 )
+_OFFSET_COLUMN: Final = pa.field("offset", pa.int64())  # the fourth in version 2
 _METADATA = b"ray_detr.segment"
 
 
@@ -159,8 +160,9 @@ def read_shard(table: Store, run_id: str, shard: int) -> tuple[LakeObject, ...]:
         if place >= file.metadata.num_row_groups:
             raise RayDetrError(f"{name} has no shard {shard}: it is not of this plan.")
         uris, etags, sizes, *kept = (column.to_pylist() for column in file.read_row_group(place).columns)
+    offsets = kept.pop(0) if _has_offsets(file) else [None] * len(uris)
     values = zip(*kept, strict=True) if kept else ((),) * len(uris)
-    return tuple(map(LakeObject, uris, etags, sizes, values))
+    return tuple(map(LakeObject, uris, etags, sizes, values, offsets))
 
 
 def read_planned(table: Store, run_id: str, index: int) -> tuple[pa.Table, pa.Schema]:
@@ -214,7 +216,8 @@ def _check_columns(file: pq.ParquetFile, name: str) -> None:
     Raises:
         RayDetrError: its columns are others.
     """
-    if pa.schema(list(file.schema_arrow)[: len(_OBJECT_COLUMNS)]) != pa.schema(_OBJECT_COLUMNS):
+    expected = [*_OBJECT_COLUMNS, _OFFSET_COLUMN] if _has_offsets(file) else _OBJECT_COLUMNS
+    if pa.schema(list(file.schema_arrow)[: len(expected)]) != pa.schema(expected):
         raise RayDetrError(
             f"{name} is damaged: it does not have the columns of a plan. Restore it, or start with --new-run."
         )
@@ -231,28 +234,45 @@ def _counts(record: Mapping[str, Any]) -> Counts:
 
 
 def _kept(file: pq.ParquetFile) -> pa.Schema:
-    return pa.schema(list(file.schema_arrow)[len(_OBJECT_COLUMNS) :])
+    return pa.schema(list(file.schema_arrow)[len(_OBJECT_COLUMNS) + _has_offsets(file) :])
+
+
+def _has_offsets(file: pq.ParquetFile) -> bool:
+    return bool(_record(file).get("version") == MANIFEST_VERSION)
+
+
+def _record(file: pq.ParquetFile) -> Mapping[str, Any]:
+    """Return the record of a segment; nothing where it is damaged, which `_planned` reports."""
+    try:
+        return parse_object((file.metadata.metadata or {}).get(_METADATA, b""))
+    except ValueError:
+        return {}
 
 
 def _encode(segment: Segment, kept_schema: pa.Schema, ending: Ending | None) -> bytes:
     position = segment.position
     counts = {**asdict(position.counts), "skipped": dict(position.counts.skipped)}
-    record = {"version": MANIFEST_VERSION, "ending": ending, "last_uri": position.last_uri, "counts": counts}
-    schema = pa.schema([*_OBJECT_COLUMNS, *kept_schema], metadata={_METADATA: json.dumps(record, sort_keys=True)})
+    has_offsets = any(item.offset is not None for shard in segment.shards for item in shard)
+    version = MANIFEST_VERSION if has_offsets else 1
+    record = {"version": version, "ending": ending, "last_uri": position.last_uri, "counts": counts}
+    columns = [*_OBJECT_COLUMNS, *([_OFFSET_COLUMN] if has_offsets else []), *kept_schema]
+    schema = pa.schema(columns, metadata={_METADATA: json.dumps(record, sort_keys=True)})
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
         for shard in segment.shards:
-            writer.write_table(_shard_table(shard, schema), row_group_size=len(shard))
+            writer.write_table(_shard_table(shard, schema, has_offsets=has_offsets), row_group_size=len(shard))
     data: bytes = sink.getvalue().to_pybytes()
     return data
 
 
-def _shard_table(shard: Sequence[LakeObject], schema: pa.Schema) -> pa.Table:
+def _shard_table(shard: Sequence[LakeObject], schema: pa.Schema, *, has_offsets: bool) -> pa.Table:
+    kept = len(schema) - len(_OBJECT_COLUMNS) - has_offsets
     values = [
         [item.uri for item in shard],
         [item.etag for item in shard],
         [item.size for item in shard],
-        *([item.kept[place] for item in shard] for place in range(len(schema) - len(_OBJECT_COLUMNS))),
+        *([[item.offset for item in shard]] if has_offsets else []),
+        *([item.kept[place] for item in shard] for place in range(kept)),
     ]
     return pa.Table.from_arrays(
         [pa.array(value, column.type) for value, column in zip(values, schema, strict=True)], schema=schema
@@ -271,7 +291,7 @@ def _planned(file: pq.ParquetFile, index: int, name: str) -> PlannedSegment:
         raise RayDetrError(
             f"{name} is damaged: it cannot be read as a plan. Restore it, or start with --new-run."
         ) from error
-    if version != MANIFEST_VERSION:
+    if version not in (1, MANIFEST_VERSION):
         raise RayDetrError(
             f"{name} is a plan of version {str(version)[:20]}, this is version {MANIFEST_VERSION}. Use the release "
             "that began the run."

@@ -9,7 +9,8 @@ from typing import Final
 
 import pyarrow as pa
 
-from pipelines.lake.listing import LakeObject, Listed, Listing
+from pipelines.lake.lake_object import LakeObject, Listed
+from pipelines.lake.listing import Listing
 
 MASKS: Final = pa.field("masks", pa.list_(pa.field("element", pa.string(), nullable=False)))
 """`counts` of COCO's compressed run-length code for each detection, in their order; null where there are none.

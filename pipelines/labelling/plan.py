@@ -25,6 +25,7 @@ from pipelines.labelling.past_settings import PastSettings
 from pipelines.labelling.publish import read_done
 from pipelines.labelling.run import RunRequest, find_unfinished, sealed_sentence
 from pipelines.lake.listing import Listing, list_objects
+from pipelines.lake.member_files import MemberIndexes
 from pipelines.store import Store, StoreError, open_store
 
 __all__ = [
@@ -84,8 +85,15 @@ def summarise_plan(config: PlanConfig, *, model: str | None = None) -> PlanSumma
         RayDetrError: images or table cannot be read.
     """
     shard_images = config.shard_images or GPU_SHARD_IMAGES
-    listing = list_objects(config.images, options=config.image_options, keep=config.keep, table=config.table)
     table = open_store(config.table, config.table_options)
+    listing = list_objects(
+        config.images,
+        options=config.image_options,
+        keep=config.keep,
+        table=config.table,
+        image_column=config.image_column,
+        indexes=MemberIndexes(table),
+    )
     try:
         unfinished = find_unfinished(table)
         left = list(read_manifest(table, unfinished.run_id)) if unfinished else []

@@ -19,16 +19,25 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 
 from pipelines.errors import RayDetrError, UsageError
+from pipelines.lake.folders import Folder, Opening, list_folder, matching
 from pipelines.lake.globs import glob_to_regex, is_glob, literal_start
 from pipelines.lake.inventory import Inventory, is_inventory, read_inventory
+from pipelines.lake.lake_object import (
+    COMMENT,
+    DUPLICATE,
+    OWN_TABLE,
+    WITHOUT_URI,
+    LakeObject,
+    Listed,
+    Skipped,
+)
 from pipelines.lake.list_formats import READABLE, unreadable_kind
-from pipelines.lake.listing_ahead import list_ahead
+from pipelines.lake.member_files import MemberIndexes
+from pipelines.lake.members import TAR_SUFFIX, refuse_packed
 from pipelines.lake.skipping import is_image_name, skip_reason
 from pipelines.lake.uri_tables import WITHOUT_SECRETS_INSTEAD, UriTable, is_uri_table, read_uri_table
 from pipelines.parquet_files import stored_schema
 from pipelines.store import (
-    ListsAnywhere,
-    ListsUnnameable,
     NotFound,
     Store,
     StoreEntry,
@@ -41,39 +50,9 @@ from pipelines.store import (
     without_secrets,
 )
 
-# Kinds of `Skipped`; the others are those of `skip_reason`.
-DUPLICATE: Final = "duplicate"
-OWN_TABLE: Final = "the table itself"
-ARCHIVED: Final = "archived"  # as the listing says: where it does not, reading tells, and the image gets a row
-WITHOUT_URI: Final = "without a uri"
-COMMENT: Final = "comment"
-NOT_UTF8: Final = "name is not UTF-8"
-
 _SHOWN_REASONS = 3
 _BEGINNING_BYTES = 4_096
 _WRITTEN_BY_ENGINES: Final = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz")  # as a folder of parts
-
-
-@dataclass(frozen=True, slots=True)
-class LakeObject:
-    """One object to label: `size` and `etag` None where the source does not tell, `kept` the values of `--keep`."""
-
-    uri: str
-    etag: str | None = None
-    size: int | None = None
-    kept: tuple[object, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """`count` names at this place of the listing that are not labelled, and why."""
-
-    uri: str
-    reason: str
-    count: int = 1
-
-
-Listed: TypeAlias = LakeObject | Skipped
 
 
 # Begins a source beyond a URI, in the order of URIs.
@@ -120,16 +99,21 @@ def list_objects(
     options: StoreOptions | None = None,
     keep: Sequence[str] = (),
     table: str | None = None,
+    image_column: str | None = None,
+    indexes: MemberIndexes | None = None,
     open_root: Callable[[str], Store] | None = None,
 ) -> Listing:
     """Return the images of all sources, each of which was seen to exist and to hold an image.
 
     Args:
-        sources: Folders and prefixes; globs (`*`, `**`, `?`, `[abc]`, `{jpg,png}`); single images; lists of URIs, which
-            may be named by a glob, or by a folder that holds lists and no images; manifests of S3 Inventories.
+        sources: Folders and prefixes; globs (`*`, `**`, `?`, `[abc]`, `{jpg,png}`); single images; tar archives of
+            images, which may be named by a glob; lists of URIs, which may be named by a glob, or by a folder that holds
+            lists and no images; manifests of S3 Inventories.
         options: How stores are reached.
         keep: Columns of tables of URIs to carry along; images of other sources have null there.
         table: The detection table's URI: what lies below it is not an image.
+        image_column: Parquet files, and folders of them, hold images in this column; None: they are lists of URIs.
+        indexes: The indexes of files that hold images, where some are known; None: all are read.
         open_root: What opens a store by its root, such as `s3://bucket`; made of `options` when None.
 
     Raises:
@@ -141,19 +125,22 @@ def list_objects(
         raise RayDetrError(str(error)) from error
     opened = cache(open_root or partial(open_store, options=options or StoreOptions()))
     own = None if table is None else join_uri(*split_uri(table)).removesuffix("/") + "/"
-    found: list[_Folder | UriTable | LakeObject] = []
+    opening = Opening(indexes or MemberIndexes(), image_column)
+    found: list[Folder | UriTable | LakeObject] = []
     for text in dict.fromkeys(sources):
         try:
-            for source in _resolve(text, opened, keep):
+            for source in _resolve(text, opened, keep, opening):
                 found += _with_images(text, source, own, keep)
         except StoreError as error:
             raise RayDetrError(f"cannot list {without_secrets(text)}: {error}") from error
+    if image_column is not None and not any(isinstance(source, Folder) and source.is_parquet for source in found):
+        raise UsageError("--image-column: none of the images are in Parquet files. Omit it, or name such files.")
     schema = _kept_schema([source for source in found if isinstance(source, UriTable)], keep)
     nulls = (None,) * len(schema)
     singles = [replace(source, kept=nulls) for source in found if isinstance(source, LakeObject)]
     streams: list[_Stream] = [
-        partial(_list_folder, source, nulls, own)
-        if isinstance(source, _Folder)
+        partial(list_folder, source, nulls, own)
+        if isinstance(source, Folder)
         else partial(_list_table, source, schema.names)
         for source in found
         if not isinstance(source, LakeObject)
@@ -176,28 +163,18 @@ def check_addresses(sources: Sequence[str]) -> None:
             check_no_secret("images", text, instead=WITHOUT_SECRETS_INSTEAD)
 
 
-@dataclass(frozen=True, slots=True)
-class _Folder:
-    """What begins with `prefix` in a store, as far as `pattern` matches; hidden names count from `folder` on."""
-
-    name: str
-    store: Store | Inventory
-    root: str
-    prefix: str
-    pattern: re.Pattern[str] | None = None
-
-    @property
-    def folder(self) -> str:
-        return self.prefix[: self.prefix.rfind("/") + 1]
-
-
 def _resolve(
-    text: str, opened: Callable[[str], Store], keep: Sequence[str]
-) -> Iterator[_Folder | UriTable | LakeObject]:
+    text: str, opened: Callable[[str], Store], keep: Sequence[str], opening: Opening
+) -> Iterator[Folder | UriTable | LakeObject]:
     """Yield what a source means: one thing, but for globs of tables of URIs."""
     root, key = split_uri(text)
     name = without_secrets(text)
+    refuse_packed(key, name)
     if root.startswith(("http://", "https://")):
+        if opening.takes(urlsplit(text).path):
+            raise UsageError(
+                f"the images in {name} cannot be listed: it is on a web server. Copy the file to a disk or a bucket."
+            )
         if is_uri_table(text):
             yield read_uri_table(opened(root), key, keep=keep)
         elif key and not key.endswith("/") and "*" not in key:
@@ -210,7 +187,9 @@ def _resolve(
     entry = None if not key or key.endswith("/") or "*" in key else _head(store, key)
     if entry is not None and is_inventory(key):
         inventory = read_inventory(store, key)
-        yield _Folder(name, inventory, inventory.bucket, "")
+        yield Folder(name, inventory, inventory.bucket, "")
+    elif entry is not None and opening.takes(key):
+        yield Folder(name, store, root, key, re.compile(re.escape(key)), opening)
     elif entry is not None and is_uri_table(key):
         yield read_uri_table(store, key, keep=keep)
     elif entry is not None:
@@ -218,17 +197,24 @@ def _resolve(
             _check_may_be_an_image(key, store.get_range(key, 0, _BEGINNING_BYTES), name)
         yield LakeObject(join_uri(root, key), entry.etag, entry.size)
     elif is_glob(key):
-        folder = _Folder(name, store, root, literal_start(key), glob_to_regex(key))
+        folder = Folder(name, store, root, literal_start(key), glob_to_regex(key))
+        if opening.takes(key):
+            yield replace(folder, opening=opening)
+            return
         if not is_uri_table(key):
             yield folder
             return
-        tables = [found.key for found in _matching(folder, None)]
+        tables = [found.key for found in matching(folder, None)]
         if not tables:
             raise UsageError(f"there is no table of URIs at {name}. Check the address.")
         for table in tables:
             yield read_uri_table(store, table, keep=keep)
     else:
-        yield _Folder(name, store, root, key if not key or key.endswith("/") else f"{key}/")
+        folder = Folder(name, store, root, key if not key or key.endswith("/") else f"{key}/")
+        if opening.column is not None:
+            files = re.compile(re.escape(folder.prefix) + r".*\.parquet", re.DOTALL | re.IGNORECASE)
+            folder = replace(folder, pattern=files, opening=opening)
+        yield folder
 
 
 def _check_may_be_an_image(path: str, beginning: bytes, name: str) -> None:
@@ -247,42 +233,6 @@ def _head(store: Store, key: str) -> StoreEntry | None:
         return store.head(key)
     except NotFound:
         return None
-
-
-def _matching(folder: _Folder, after: str | None) -> Iterator[StoreEntry]:
-    pattern, store = folder.pattern, folder.store
-    is_s3 = folder.root.startswith(("s3://", "s3a://"))  # Azure's and Google's are reached by the same class
-    if is_s3 and isinstance(store, ListsAnywhere):
-        listed = list_ahead(store, folder.prefix, after)
-    elif pattern is None and isinstance(store, ListsUnnameable):
-        listed = store.list_all(folder.prefix, after)
-    else:
-        listed = store.list(folder.prefix, after)
-    for entry in listed:
-        if pattern is None or pattern.fullmatch(entry.key):
-            yield entry
-
-
-def _list_folder(folder: _Folder, kept: tuple[None, ...], own: str | None, after: str | None) -> Iterator[Listed]:
-    base = join_uri(folder.root, "")
-    start = None
-    if after is not None and after.startswith(base):
-        start = after[len(base) :]
-    elif after is not None and after > base:
-        return
-    inside = len(folder.folder)
-    try:
-        for entry in _matching(folder, start):
-            uri = base + entry.key
-            if entry.unnameable:
-                yield Skipped(uri, NOT_UTF8, entry.unnameable)
-                continue
-            reason = OWN_TABLE if own is not None and uri.startswith(own) else skip_reason(entry.key[inside:])
-            if reason is None and entry.is_archived:
-                reason = ARCHIVED
-            yield LakeObject(uri, entry.etag, entry.size, kept) if reason is None else Skipped(uri, reason)
-    except StoreError as error:
-        raise RayDetrError(f"cannot list {folder.name}: {error}") from error
 
 
 def _list_table(table: UriTable, names: Sequence[str], after: str | None) -> Iterator[Listed]:
@@ -316,8 +266,8 @@ def _without_duplicates(group: Sequence[Listed]) -> Iterator[Listed]:
 
 
 def _with_images(
-    text: str, source: _Folder | UriTable | LakeObject, own: str | None, keep: Sequence[str]
-) -> Sequence[_Folder | UriTable | LakeObject]:
+    text: str, source: Folder | UriTable | LakeObject, own: str | None, keep: Sequence[str]
+) -> Sequence[Folder | UriTable | LakeObject]:
     """Return a source that holds an image; of a folder that holds lists and no images, the lists.
 
     Raises:
@@ -326,35 +276,39 @@ def _with_images(
     if isinstance(source, LakeObject):
         return [source]
     skipped: Counter[str] = Counter()
-    stream = _list_folder(source, (), own, None) if isinstance(source, _Folder) else _list_table(source, (), None)
+    stream = list_folder(source, (), own, None) if isinstance(source, Folder) else _list_table(source, (), None)
     for item in stream:
         if isinstance(item, LakeObject):
             return [source]
         skipped[item.reason] += item.count
-    lists = _lists_in(source) if isinstance(source, _Folder) and OWN_TABLE not in skipped else []
-    if lists and isinstance(source, _Folder):
+    lists = _lists_in(source) if isinstance(source, Folder) and OWN_TABLE not in skipped else []
+    if lists and isinstance(source, Folder):
         assert not isinstance(source.store, Inventory)
         return [read_uri_table(source.store, key, keep=keep) for key in lists]
     name = without_secrets(text)
     if skipped:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in skipped.most_common(_SHOWN_REASONS))
-        raise UsageError(
-            f"there is no image at {name} (left out: {reasons}). Check the address, or name images in a list of URIs."
+        archives = f"{name.rstrip('/')}/**/*.tar"
+        remedy = (
+            f"To label the images inside archives, give {archives}."
+            if TAR_SUFFIX in skipped
+            else "Check the address, or name images in a list of URIs."
         )
+        raise UsageError(f"there is no image at {name} (left out: {reasons}). {remedy}")
     if text == name and not is_glob(text) and Path(text).is_dir():
         raise UsageError(f"the folder {name} is empty. Check the address.")
     hint = "" if text.endswith("/") or is_glob(text) else f" To match names that begin with it, use {name}*."
     raise UsageError(f"there is nothing at {name}. Check the address.{hint}")
 
 
-def _lists_in(folder: _Folder) -> list[str]:
+def _lists_in(folder: Folder) -> list[str]:
     """Return the keys of the lists in a folder, as engines write one list in many files; none where kinds differ."""
     if folder.pattern is not None or isinstance(folder.store, Inventory):
         return []
     inside = len(folder.folder)
     lists = [
         entry.key
-        for entry in _matching(folder, None)
+        for entry in matching(folder, None)
         if not entry.unnameable
         and (skip_reason(entry.key[inside:]) or "").startswith(".")
         and entry.key.lower().endswith(_WRITTEN_BY_ENGINES)

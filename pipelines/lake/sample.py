@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from operator import attrgetter
 
-from pipelines.lake.listing import LakeObject, Listed, Skipped
+from pipelines.lake.lake_object import LakeObject, Listed, Skipped
 
 
 def draw_sample(listed: Iterable[Listed], count: int, *, seed: int) -> Iterator[Listed]:

@@ -318,8 +318,8 @@ def _texts(column: pa.ChunkedArray, uri_column: str, name: str) -> pa.ChunkedArr
         if not pc.any(is_wrong).as_py():
             return texts
     raise RayDetrError(
-        f"{name}: the column {uri_column} holds bytes that are not addresses ({reason}). Pictures inside a list cannot "
-        "be labelled: save each as a file, and name the files in a column uri."
+        f"{name}: the column {uri_column} holds bytes that are not addresses ({reason}). If they are the images "
+        f"themselves, give --image-column {uri_column}."
     )
 
 
@@ -337,8 +337,8 @@ def _check_pictures_have_files(file: pq.ParquetFile, column: str, name: str) -> 
         for batch in file.iter_batches(_PICTURES_AT_ONCE, columns=[f"{column}.bytes"]):
             if pc.struct_field(batch.column(0), "bytes").null_count < batch.num_rows:
                 raise RayDetrError(
-                    f"{name}: the column {column} holds pictures themselves, in bytes. Pictures inside a list cannot "
-                    "be labelled: save each as a file, and name the files in a column uri."
+                    f"{name}: the column {column} holds the images themselves, in bytes. To label these, give "
+                    f"--image-column {column}."
                 )
 
 

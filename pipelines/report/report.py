@@ -14,6 +14,8 @@ from pipelines.errors import RayDetrError
 from pipelines.evaluation.annotations import read_annotations
 from pipelines.evaluation.evaluate import Evaluation
 from pipelines.labelling.run import list_runs
+from pipelines.lake.images import ImageStores
+from pipelines.lake.member_files import MemberIndexes
 from pipelines.report.drift import Drift, read_earlier
 from pipelines.report.examples import Examples
 from pipelines.report.figures import Figures
@@ -21,7 +23,7 @@ from pipelines.report.page import Comparison, Item, Page, PictureRow, render
 from pipelines.report.pictures import load_pictures, unique
 from pipelines.report.rows import Classes, table_files
 from pipelines.report.truth import AnnotatedRows, compare_with_truth
-from pipelines.store import Store, StoreError, StoreOptions, Stores, open_store, without_secrets
+from pipelines.store import Store, StoreError, StoreOptions, open_store, without_secrets
 
 THRESHOLD: Final = 0.5
 PICTURES: Final = 12
@@ -171,7 +173,7 @@ class _Made:
         ]
         rows = [*galleries, *(gallery for part in self._comparisons for gallery in part.galleries)]
         shown = unique([[item.example for item in gallery.items] for gallery in rows])
-        stores = Stores(config.picture_options or config.options)
+        stores = ImageStores(config.picture_options or config.options, MemberIndexes(self._table))
         return Page(
             table=without_secrets(config.table),
             run_id=config.run_id,

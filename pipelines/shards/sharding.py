@@ -16,7 +16,7 @@ import numpy as np
 from pipelines.cluster import connected, is_given, refuse_local
 from pipelines.coco.documents import read_document
 from pipelines.coco.text import USABLE, CocoText, read_coco
-from pipelines.errors import RayDetrError, UsageError
+from pipelines.errors import BudgetExceeded, RayDetrError, UsageError
 from pipelines.shards.checks import UNUSABLE, check_class_names
 from pipelines.shards.config import ShardConfig
 from pipelines.shards.left_out import write_left_out
@@ -178,7 +178,7 @@ def _check_share(config: ShardConfig, plan: ShardPlan, problems: Mapping[int, tu
     counts = Counter(kind for kind, _ in problems.values())
     kinds = ", ".join(f"{kind.replace('_', ' ')} {count:,}" for kind, count in counts.most_common())
     first = problems[min(problems)][1]
-    raise RayDetrError(
+    raise BudgetExceeded(
         f"{len(problems):,} of {plan.images:,} images are missing or unreadable ({kinds}): a share of "
         f"{len(problems) / plan.images:.3g}, where --max-missing allows {config.max_missing:.3g}. The first: {first}. "
         "Give the right folder, or a larger share to train without them."
@@ -210,7 +210,7 @@ def _check_usable(
             f"none of the {annotations:,} annotations can be trained on: {found}. Ids must be those that are declared, "
             "and boxes lists of four numbers. Correct the json."
         )
-    raise UsageError(
+    raise BudgetExceeded(
         f"{unusable:,} of {annotations:,} annotations cannot be used for training: a share of "
         f"{unusable / annotations:.3g}, where --max-unusable allows {config.max_unusable:.3g}: {found}. Correct the "
         "json, or give a larger share to "

@@ -21,6 +21,7 @@ from pipelines.store.interface import (
     StoreEntry,
     StoreError,
     is_transient,
+    refuse_changed,
     refuse_larger,
 )
 from pipelines.store.responses import Action, Answer, credentials_expired, store_error
@@ -120,7 +121,7 @@ class BotoS3:
         """Return the whole object."""
         return self._reading(key, lambda: self._read(key, most_bytes))
 
-    def get_range(self, key: str, start: int, length: int) -> bytes:
+    def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
         """Return `length` bytes from `start`, fewer only where the object ends before."""
         if length == 0:
             return b""
@@ -129,6 +130,7 @@ class BotoS3:
             read = self._reading(key, lambda: self._read(key, None, Range=wanted))
         except PastTheEnd:
             return b""
+        refuse_changed(join_uri(f"s3://{self._bucket}", key), read.etag, if_match)
         return read.data
 
     def not_found_or_denied(self, key: str, read: Callable[[], _Result]) -> _Result:

@@ -22,6 +22,7 @@ from pipelines.store.interface import (
     StoreError,
     StoreOptions,
     is_transient,
+    refuse_changed,
     refuse_larger,
 )
 from pipelines.store.responses import Action, Answer, store_error
@@ -63,8 +64,10 @@ class FsspecStore:
         refuse_larger(f"{self.uri}/{key}", len(data), most_bytes)
         return Blob(data, None)
 
-    def get_range(self, key: str, start: int, length: int) -> bytes:
+    def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
         """Return `length` bytes from `start`, fewer only where the file ends before."""
+        if if_match is not None:
+            refuse_changed(f"{self.uri}/{key}", self.head(key).etag, if_match)
         data: bytes = self._call(
             "read", key, lambda: self._files.cat_file(self._base + key, start=start, end=start + length)
         )
@@ -162,9 +165,9 @@ class FsspecS3:
         """Return the whole object."""
         return self._read(key, most_bytes)
 
-    def get_range(self, key: str, start: int, length: int) -> bytes:
+    def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
         """Return `length` bytes from `start`, fewer only where the object ends before."""
-        return self._slow.get_range(self._folder + key, start, length)
+        return self._slow.get_range(self._folder + key, start, length, if_match=if_match)
 
     def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
         """Write the whole object in one request."""

@@ -113,7 +113,7 @@ class AlreadyExists(StoreError):
 
 
 class Changed(StoreError):
-    """A conditional put met another etag than the expected one, or no object."""
+    """A conditional put, or a read, met another etag than the expected one; or a put met no object."""
 
 
 class ObjectTooLarge(StoreError):
@@ -155,6 +155,16 @@ def refuse_larger(uri: str, size: int | None, most_bytes: int | None) -> None:
         raise ObjectTooLarge(f"{uri} has {size:,} bytes, more than {most_bytes:,}; it was not read.")
 
 
+def refuse_changed(uri: str, etag: str | None, if_match: str | None) -> None:
+    """Refuse an object that is another version than the expected one, where both are known.
+
+    Raises:
+        Changed: its etag is not `if_match`.
+    """
+    if None not in (etag, if_match) and etag != if_match:
+        raise Changed(f"{uri} has changed: its etag is {etag}, not {if_match}.")
+
+
 class Store(Protocol):
     """The objects below one URI. Keys are relative to it; methods may be called from many threads at once.
 
@@ -190,8 +200,13 @@ class Store(Protocol):
         """
         ...
 
-    def get_range(self, key: str, start: int, length: int) -> bytes:
-        """Return `length` bytes from `start`, fewer only where the object ends before."""
+    def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
+        """Return `length` bytes from `start`, fewer only where the object ends before.
+
+        Raises:
+            Changed: with `if_match`, where the object is known to have another etag. Costs no further request, but
+                through fsspec.
+        """
         ...
 
     def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:

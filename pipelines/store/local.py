@@ -21,6 +21,7 @@ from pipelines.store.interface import (
     StoreDown,
     StoreEntry,
     StoreError,
+    refuse_changed,
     refuse_larger,
 )
 from pipelines.store.uris import LOCAL_ROOT
@@ -73,9 +74,11 @@ class LocalStore:
         data, status = self._read(key, 0, None, most_bytes)
         return Blob(data, _etag(status))
 
-    def get_range(self, key: str, start: int, length: int) -> bytes:
+    def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
         """Return `length` bytes from `start`, fewer only where the file ends before."""
-        return self._read(key, start, length)[0]
+        data, status = self._read(key, start, length)
+        refuse_changed(self._path(key), _etag(status), if_match)
+        return data
 
     def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
         """Write the file beside its name, then give it the name: readers see it whole or not at all.

@@ -5,7 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 
-from pipelines.store.interface import AlreadyExists, Blob, Changed, NotFound, Store, StoreEntry, refuse_larger
+from pipelines.store.interface import (
+    AlreadyExists,
+    Blob,
+    Changed,
+    NotFound,
+    Store,
+    StoreEntry,
+    refuse_changed,
+    refuse_larger,
+)
 
 
 def memory_store(uri: str = "memory://store") -> Store:
@@ -47,9 +56,11 @@ class MemoryStore:
         refuse_larger(f"{self.uri}/{key}", len(blob.data), most_bytes)
         return blob
 
-    def get_range(self, key: str, start: int, length: int) -> bytes:
+    def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
         """Return `length` bytes from `start`, fewer only where the object ends before."""
-        return self.get(key).data[start : start + length]
+        blob = self.get(key)
+        refuse_changed(f"{self.uri}/{key}", blob.etag, if_match)
+        return blob.data[start : start + length]
 
     def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
         """Write the object."""

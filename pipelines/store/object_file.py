@@ -10,9 +10,13 @@ from pipelines.store.interface import Store
 class ObjectFile(io.RawIOBase):
     """One object as a file that can be read from anywhere; what is read is one request."""
 
-    def __init__(self, store: Store, key: str, size: int) -> None:
-        """Take an object of a known size in bytes; read nothing yet."""
+    def __init__(self, store: Store, key: str, size: int, *, if_match: str | None = None) -> None:
+        """Take an object of a known size in bytes; read nothing yet.
+
+        With `if_match` reading raises `Changed` where the object has another etag.
+        """
         self._store, self._key, self._size, self._position = store, key, size, 0
+        self._if_match = if_match
 
     def readable(self) -> bool:
         """Return True."""
@@ -35,6 +39,6 @@ class ObjectFile(io.RawIOBase):
         """Return the next `length` bytes, fewer at the end; all that is left for None or -1."""
         rest = max(self._size - self._position, 0)
         wanted = rest if length is None or length < 0 else min(length, rest)
-        data = self._store.get_range(self._key, self._position, wanted) if wanted else b""
+        data = self._store.get_range(self._key, self._position, wanted, if_match=self._if_match) if wanted else b""
         self._position += len(data)
         return data

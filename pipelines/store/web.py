@@ -21,6 +21,7 @@ from pipelines.store.interface import (
     ObjectTooLarge,
     StoreEntry,
     is_transient,
+    refuse_changed,
 )
 from pipelines.store.responses import Answer, store_error
 from pipelines.store.retry import retry
@@ -76,11 +77,13 @@ class WebStore:
         data, headers = self._request(key, {}, most_bytes=most_bytes)
         return Blob(data, plain_etag(headers.get("ETag")))
 
-    def get_range(self, key: str, start: int, length: int) -> bytes:
+    def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
         """Return `length` bytes from `start`, fewer only where the file ends before."""
         if length == 0:
             return b""
         data, headers = self._request(key, {"Range": f"bytes={start}-{start + length - 1}"})
+        shown = without_secrets(join_uri(self._root, self._folder + key))
+        refuse_changed(shown, plain_etag(headers.get("ETag")), if_match)
         return data if "Content-Range" in headers else data[start : start + length]
 
     def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:  # noqa: ARG002

@@ -12,8 +12,9 @@ import torch
 from detr.images.decoding import decode
 from detr.images.drawing import draw_detections
 from detr.postprocess import Detections
+from pipelines.lake.images import ImageStores
 from pipelines.parquet_files import open_listed, parquet_of
-from pipelines.store import Store, StoreOptions, Stores, join_uri, open_store
+from pipelines.store import Store, StoreOptions, join_uri, open_store
 
 
 def count_labels(table_uri: str, *, options: StoreOptions | None = None, least_score: float = 0.0) -> Counter[str]:
@@ -49,7 +50,7 @@ def draw_found(
         RayDetrError: a file of the table is damaged.
         StoreError: the table or an image cannot be read.
     """
-    table, images = open_store(table_uri, options), Stores(options)
+    table, images = open_store(table_uri, options), ImageStores(options)
     folder.mkdir(parents=True, exist_ok=True)
     drawn: list[Path] = []
     for name, file in published_files(table):

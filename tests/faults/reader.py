@@ -8,6 +8,7 @@ the file HISTORY.stop is there and was followed by one more reading.
 
 import hashlib
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -68,3 +69,4 @@ def main(table: str, history: Path) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1], Path(sys.argv[2]))
+    os._exit(0)  # as `jobs.exits.run_process`: a thread of pyarrow's that meets the end of Python aborts the process

@@ -11,7 +11,7 @@ import pytest
 from pipelines.clock import SystemClock
 from pipelines.labelling.adaptive_limit import AdaptiveLimit
 from pipelines.labelling.fetching import CLIENT_SECONDS, FETCH_THREADS, Fetcher
-from pipelines.lake.listing import LakeObject
+from pipelines.lake.lake_object import LakeObject
 from pipelines.store import StoreOptions, Stores
 from tests.conftest import S3Server
 from tests.faults.fault_proxy import Faults, fault_proxy

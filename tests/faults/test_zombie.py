@@ -22,7 +22,8 @@ from pipelines.labelling.plan import write_plan
 from pipelines.labelling.publish import commit_part
 from pipelines.labelling.run import Run, RunRequest
 from pipelines.labelling.seal import seal_run
-from pipelines.lake.listing import LakeObject, Listing
+from pipelines.lake.lake_object import LakeObject
+from pipelines.lake.listing import Listing
 from pipelines.store import Store, open_store
 from pipelines.table.schema import NO_COLUMNS, Detected, Origin, Row, rows_to_table
 from tests.conftest import S3Server

@@ -12,8 +12,8 @@ import pytest
 
 import pipelines.evaluation.evaluate_model
 from jobs.evaluate import main, points
-from jobs.exits import BUDGET_EXCEEDED, BudgetExceeded, run
-from pipelines.errors import RayDetrError, UsageError
+from jobs.exits import BUDGET_EXCEEDED, run
+from pipelines.errors import BudgetExceeded, RayDetrError, UsageError
 from pipelines.evaluation.evaluate import evaluate_table
 from pipelines.evaluation.evaluate_model import ModelEvaluationConfig
 from pipelines.store import StoreOptions

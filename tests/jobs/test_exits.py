@@ -10,8 +10,8 @@ import pytest
 
 from jobs import exits
 from jobs.cli import commands
-from jobs.exits import BudgetExceeded, run
-from pipelines.errors import CapReached, LeaseHeld, RayDetrError, UsageError
+from jobs.exits import run
+from pipelines.errors import BudgetExceeded, CapReached, LeaseHeld, RayDetrError, UsageError
 from pipelines.store import StoreDown
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 import pipelines.labelling.label
-from jobs.exits import BudgetExceeded
 from jobs.label import duration, main, report
 from pipelines.caps import Caps
+from pipelines.errors import BudgetExceeded
 from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.label import LabelSummary, query_command
 from pipelines.labelling.outcome import ShardReport
@@ -76,6 +76,7 @@ def test_every_option_arrives(asked: list[LabelConfig]) -> None:
     line = (
         "--threshold 0.1 --classes cat dog=0.5 --run-id night --new-run --actors 2:8 --shard-images 100 --device cpu "
         "--precision bf16 --batch-size 3 --max-error-rate 0.5 --sample 9 --seed 4 --keep station --via fsspec "
+        "--image-column image "
         "--anonymous --endpoint http://127.0.0.1:9000 --region eu-west-1 --profile lake --request-payer "
         "--table-endpoint http://127.0.0.1:9001 --table-region eu-west-2 --table-profile us --max-minutes 9 "
         "--cpus-per-actor 4 --gpus-per-actor 0.5 "
@@ -104,6 +105,7 @@ def test_every_option_arrives(asked: list[LabelConfig]) -> None:
             sample=9,
             seed=4,
             keep=("station",),
+            image_column="image",
             image_options=StoreOptions(
                 via="fsspec",
                 anonymous=True,

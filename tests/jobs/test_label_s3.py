@@ -20,6 +20,7 @@ from detr.scenes.files import write_scenes
 from pipelines.store import open_store
 from pipelines.table.schema import decode
 from tests.conftest import S3Server
+from tests.pipelines.lake.archives import parquet_of_images, tar_of
 
 pytestmark = [pytest.mark.s3, pytest.mark.ray, pytest.mark.slow]
 
@@ -56,11 +57,15 @@ def label(s3: S3Server, *arguments: str) -> dict[str, Any]:
 
 
 def rows(s3: S3Server, table: str) -> dict[str, dict[str, Any]]:
+    return {row["uri"].rsplit("/", 1)[1]: row for row in _rows(s3, table)}
+
+
+def _rows(s3: S3Server, table: str) -> list[dict[str, Any]]:
     store = open_store(table, s3.options())
     tables = [decode(store.get(entry.key).data) for entry in store.list("data/")]
-    found = pa.concat_tables(tables).to_pylist()
+    found: list[dict[str, Any]] = pa.concat_tables(tables).to_pylist()
     assert len({row["uri"] for row in found}) == len(found), "an image has two rows"
-    return {row["uri"].rsplit("/", 1)[1]: row for row in found}
+    return found
 
 
 def test_a_bucket_becomes_a_table_in_a_bucket_and_a_second_run_finds_nothing_to_do(s3: S3Server, bucket: str) -> None:
@@ -104,6 +109,36 @@ def test_a_list_of_web_addresses_is_labelled_with_its_own_columns(
     assert summary["errors"] == {"missing": 1}
     assert table["scene_4_000002.jpg"]["camera"] == "2"
     assert table["gone.jpg"]["error_kind"] == "missing"
+
+
+def test_archives_and_parquet_files_in_a_bucket_give_the_rows_of_their_loose_images(
+    s3: S3Server, bucket: str, lake: Path
+) -> None:
+    pictures = {path.name: path.read_bytes() for path in sorted(lake.glob("*.jpg"))}
+    store = open_store(bucket, s3.options())
+    store.put("packed/a#1.tar", tar_of(pictures))
+    store.put("packed/b.parquet", parquet_of_images(list(pictures.values()), paths=list(pictures)))
+    packed = ["--images", f"{bucket}/packed/*.tar", f"{bucket}/packed/*.parquet", "--image-column", "image"]
+
+    label(s3, "--images", f"{bucket}/2026/", "--table", f"{bucket}/loose")
+    first = label(s3, *packed, "--table", f"{bucket}/table")
+    loose = rows(s3, f"{bucket}/loose")
+    inside = {row["uri"]: row for row in _rows(s3, f"{bucket}/table")}
+    assert first["images"] == len(inside) == 2 * len(pictures)
+    assert (
+        first["work"]["requests"] < first["images"] / 2
+    )  # one for each shard and file, of few images in so small a run
+    for number, name in enumerate(pictures):
+        for uri in (f"{bucket}/packed/a#1.tar#/{name}", f"{bucket}/packed/b.parquet#/image/{number:09d}/{name}"):
+            same = ("size", "status", "error_kind", "width", "height", "detections", "model")
+            assert {column: inside[uri][column] for column in same} == {column: loose[name][column] for column in same}
+
+    assert label(s3, *packed, "--table", f"{bucket}/table")["images"] == 0
+    store.put("packed/a#1.tar", tar_of({"new.jpg": pictures["scene_4_000000.jpg"]}))
+    assert label(s3, *packed, "--table", f"{bucket}/table")["images"] == 1
+
+    through = label(s3, *packed, "--table", f"{bucket}/fsspec", "--via", "fsspec")
+    assert through["images"] == len(pictures) + 1
 
 
 @pytest.fixture(scope="module")

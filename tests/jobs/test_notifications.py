@@ -11,8 +11,8 @@ from threading import Thread
 import pytest
 
 from jobs._notifications import VARIABLE, notifying
-from jobs.exits import BudgetExceeded, run
-from pipelines.errors import CapReached, RayDetrError
+from jobs.exits import run
+from pipelines.errors import BudgetExceeded, CapReached, RayDetrError
 
 
 class Receiver(HTTPServer):

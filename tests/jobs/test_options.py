@@ -17,7 +17,7 @@ from pipelines.options import check_options, group, option
 
 SOME = (
     "images", "table", "model", "threshold", "precision", "shard_images", "max_images", "sample", "seed", "keep",
-    "image_options", "table_access",
+    "image_column", "image_options", "table_access",
 )  # fmt: skip
 
 
@@ -41,6 +41,7 @@ def test_what_is_left_out_has_its_default() -> None:
         "sample": None,
         "seed": 0,
         "keep": [],
+        "image_column": None,
         "via": "auto",
         "anonymous": False,
         "endpoint": None,

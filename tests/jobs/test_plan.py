@@ -21,7 +21,8 @@ from pipelines.labelling.plan import PlanSummary, write_plan
 from pipelines.labelling.publish import commit_part
 from pipelines.labelling.run import RunRequest, finish_run
 from pipelines.labelling.trial import Prediction
-from pipelines.lake.listing import LakeObject, list_objects
+from pipelines.lake.lake_object import LakeObject
+from pipelines.lake.listing import list_objects
 from pipelines.models import load_model
 from pipelines.store import StoreOptions, open_store
 from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table, with_settings

@@ -18,7 +18,8 @@ from pipelines.labelling.plan import write_plan
 from pipelines.labelling.publish import commit_part, publish_group
 from pipelines.labelling.run import Run, RunRequest, finish_run
 from pipelines.labelling.watch import watch_run
-from pipelines.lake.listing import LakeObject, Listing
+from pipelines.lake.lake_object import LakeObject
+from pipelines.lake.listing import Listing
 from pipelines.store import Store, open_store
 from pipelines.table.schema import NO_COLUMNS, Detected, Origin, Row, rows_to_table
 from tests.pipelines.labelling.runs import start_run

@@ -150,7 +150,7 @@ def test_a_folder_becomes_shards_and_everything_found_has_its_line(tmp_path: Pat
 
     refused, done, again = start(), start("--max-missing", "0.5"), start("--max-missing", "0.5")
 
-    assert refused.returncode == 1
+    assert refused.returncode == 3
     assert refused.stdout == ""
     assert refused.stderr.splitlines()[-1].startswith("error: 1 of 3 images are missing or unreadable (missing 1)")
     assert done.returncode == 0, done.stderr

@@ -37,7 +37,7 @@ def test_a_store_that_fails_is_not_a_damaged_file() -> None:
     class Down:
         uri = inner.uri
 
-        def get_range(self, key: str, start: int, length: int) -> bytes:
+        def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
             raise StoreDown("no answer")
 
     with pytest.raises(StoreDown, match="no answer"):

@@ -10,7 +10,8 @@ import pytest
 
 from pipelines.errors import UsageError
 from pipelines.evaluation.evaluate import evaluate_results, evaluate_table
-from pipelines.lake.listing import LakeObject, list_objects
+from pipelines.lake.lake_object import LakeObject
+from pipelines.lake.listing import list_objects
 from pipelines.shards.config import ShardConfig
 from pipelines.shards.reader import read_index
 from pipelines.shards.rows import coco_json

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 
 from pipelines.labelling.fetching import Fetcher
-from pipelines.lake.listing import LakeObject
+from pipelines.lake.lake_object import LakeObject
 from pipelines.store import Store, StoreOptions, Stores, open_store, probe
 from tests.security.conftest import (
     KEY_ID,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from pipelines.labelling.manifest import read_shard
-from pipelines.lake.listing import LakeObject
+from pipelines.lake.lake_object import LakeObject
 from tests.simulation.world import World, Writer, check_end, small_segments
 
 FIRST, OTHER = "s3://lake/0.jpg", "s3://lake/1.jpg"

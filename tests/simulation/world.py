@@ -26,7 +26,8 @@ from pipelines.labelling.publish import commit_part
 from pipelines.labelling.run import Run, RunRequest, find_unfinished, list_runs
 from pipelines.labelling.settings import settings_text
 from pipelines.labelling.verify import verify_table
-from pipelines.lake.listing import LakeObject, Listing
+from pipelines.lake.lake_object import LakeObject
+from pipelines.lake.listing import Listing
 from pipelines.store import Blob, NotFound, StoreDown, StoreEntry
 from pipelines.store.memory import MemoryStore
 from pipelines.table.schema import ERROR_KINDS, NO_COLUMNS, Detected, Origin, Row, decode, rows_to_table
@@ -166,8 +167,9 @@ class WriterStore:
         found: Blob = self._call(f"get {key}", lambda: self._world.objects.get(key, most_bytes=most_bytes))
         return found
 
-    def get_range(self, key: str, start: int, length: int) -> bytes:
-        found: bytes = self._call(f"get {key}", lambda: self._world.objects.get_range(key, start, length))
+    def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
+        objects = self._world.objects
+        found: bytes = self._call(f"get {key}", lambda: objects.get_range(key, start, length, if_match=if_match))
         return found
 
     def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
@@ -256,7 +258,16 @@ class Writer:
             release(store, held, now=self.world.clock.now())
 
     def _list(self, after: str | None) -> Iterator[LakeObject]:
-        return iter([LakeObject(uri, etag) for uri, etag in sorted(self.world.lake.items()) if uri > (after or "")])
+        listed = sorted(self.world.lake.items())
+        return iter([LakeObject(uri, etag, offset=place_of(uri)) for uri, etag in listed if uri > (after or "")])
+
+    def _read(self, item: LakeObject) -> Row:
+        """Return the row of an image; those inside files are where the plan says, in the version that it says."""
+        assert item.offset == place_of(item.uri), f"the plan lost the place of {item.uri}"
+        etag = self.world.lake.get(item.uri)
+        if item.offset is not None and etag not in (None, item.etag):
+            return Row(item.uri, item.etag, error_kind="fetch_failed", error="its file has changed")
+        return row_of(item.uri, etag)
 
     def prepare(self) -> None:
         """Do nothing: it can label at once."""
@@ -278,7 +289,7 @@ class Writer:
             death = self.dies(shard, isolated)
             if death == "before":
                 continue
-            rows = [row_of(item.uri, self.world.lake.get(item.uri)) for item in read_shard(store, run.run_id, shard)]
+            rows = [self._read(item) for item in read_shard(store, run.run_id, shard)]
             threshold = run.configuration.get("threshold", 0.5)
             origin = Origin(run.model, threshold, run.run_id, shard, self.world.clock.now(), run.settings)  # type: ignore[arg-type]
             token = f"{self.name}-{self.starts}-{shard}-{isolated}"
@@ -290,6 +301,12 @@ class Writer:
             self.labelled.append((run.run_id, shard))
             if death != "after":
                 yield ShardReport(shard, len(rows), len(rows), {}, 0.0, 0.0, 0.0, 0.0)
+
+
+def place_of(uri: str) -> int | None:
+    """Return where an image is in its file; of those with numbers for names, every third one is inside a file."""
+    name = uri.rpartition("/")[2].removesuffix(".jpg")
+    return 512 * int(name) if name.isdecimal() and int(name) % 3 == 2 else None
 
 
 def row_of(uri: str, etag: str | None) -> Row:

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from pipelines.errors import RayDetrError
 from pipelines.labelling.manifest import read_shard
 from pipelines.labelling.plan import write_plan
-from pipelines.lake.listing import LakeObject, list_objects
+from pipelines.lake.lake_object import LakeObject
+from pipelines.lake.listing import list_objects
 from pipelines.store import memory_store
 from tests.faults.fuzzing.mutations import mutate, random_of
 from tests.faults.fuzzing.structures import damage_json, damage_parquet

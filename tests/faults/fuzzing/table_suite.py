@@ -24,7 +24,8 @@ from pipelines.labelling.publish import commit_part, publish_group, read_done, r
 from pipelines.labelling.run import Run, RunRequest, finish_run, list_runs, read_state
 from pipelines.labelling.run_summaries import summarise_runs
 from pipelines.labelling.verify import verify_table
-from pipelines.lake.listing import LakeObject, Listing
+from pipelines.lake.lake_object import LakeObject
+from pipelines.lake.listing import Listing
 from pipelines.store import Store, StoreError, join_uri, memory_store
 from pipelines.table.preview import published_files
 from pipelines.table.schema import NO_COLUMNS, Detected, Origin, Row, decode, rows_to_table, table_schema

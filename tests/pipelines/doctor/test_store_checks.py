@@ -64,7 +64,7 @@ class Broken:
     def get(self, key: str, *, most_bytes: int | None = None) -> Blob:
         return self.inner.get(key, most_bytes=most_bytes)
 
-    def get_range(self, key: str, start: int, length: int) -> bytes:
+    def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
         return self.inner.get_range(key, start, length)
 
     def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
@@ -125,12 +125,12 @@ class IgnoresAfter(Broken):
 
 
 class WholeRanges(Broken):
-    def get_range(self, key: str, start: int, length: int) -> bytes:
+    def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
         return self.inner.get(key).data
 
 
 class RefusesRangesPastTheEnd(Broken):
-    def get_range(self, key: str, start: int, length: int) -> bytes:
+    def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
         if start + length > len(self.inner.get(key).data):
             raise StoreDown("416")
         return super().get_range(key, start, length)

@@ -15,7 +15,8 @@ from pipelines.evaluation import table_results
 from pipelines.evaluation.evaluate import Evaluation, evaluate_table
 from pipelines.evaluation.table_results import RowChoice
 from pipelines.labelling.run import RunRequest, begin_run
-from pipelines.store import StoreOptions, Stores, open_store
+from pipelines.lake.images import ImageStores
+from pipelines.store import StoreOptions, open_store
 from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
 
 ORIENTATION = 274  # EXIF's tag
@@ -291,12 +292,12 @@ def test_pictures_are_reached_by_options_of_their_own(
     publish(table, [labelled(uri, (3, 0.9, upright_box), height=height, width=width), labelled("b.jpg", DOG)])
     seen: list[StoreOptions] = []
 
-    class Watched(Stores):
+    class Watched(ImageStores):
         def __init__(self, options: StoreOptions) -> None:
             seen.append(options)
             super().__init__(options)
 
-    monkeypatch.setattr(table_results, "Stores", Watched)
+    monkeypatch.setattr(table_results, "ImageStores", Watched)
     public = StoreOptions(anonymous=True)
 
     assert evaluated(table, annotations, picture_options=public).turned_back == ("a.jpg",)

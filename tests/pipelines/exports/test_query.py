@@ -119,7 +119,7 @@ def test_what_the_store_refuses_is_said_by_the_store(moto: S3Server, monkeypatch
     store = open_store(place, options)
     store.put("data/night-00000.parquet", encode(rows))
 
-    def refused(*_: object) -> bytes:
+    def refused(*_: object, **__: object) -> bytes:
         raise StoreError("s3://x does not answer.")
 
     monkeypatch.setattr(type(store), "get_range", refused)

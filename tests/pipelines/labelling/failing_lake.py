@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from datetime import UTC, datetime, timedelta
 
-from pipelines.lake.listing import LakeObject
+from pipelines.lake.lake_object import LakeObject
 from pipelines.store import Blob, Store, StoreDown, StoreEntry, StoreError, Stores
 
 NOW = datetime(2026, 11, 22, 18, 15, tzinfo=UTC)
@@ -16,10 +16,11 @@ class Lake(Stores):
 
     def __init__(self, store: Store) -> None:
         super().__init__()
-        self.store = store
+        self.store, self.uri = store, store.uri
         self.failures: dict[str, StoreError | list[StoreError]] = {}
         self.is_down = False
         self.fetched = 0
+        self.ranges: list[tuple[int, int]] = []
 
     def find(self, uri: str) -> tuple[Store, str]:
         return self, uri.removeprefix(f"{self.store.uri}/")  # type: ignore[return-value]  # get and head are all
@@ -34,9 +35,10 @@ class Lake(Stores):
         self._fail(key)
         return self.store.head(key)
 
-    def get_range(self, key: str, start: int, length: int) -> bytes:
+    def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
         self._fail(key)
-        return self.store.get_range(key, start, length)
+        self.ranges.append((start, length))
+        return self.store.get_range(key, start, length, if_match=if_match)
 
     def put(self, key: str, data: bytes) -> LakeObject:
         self.store.put(key, data)

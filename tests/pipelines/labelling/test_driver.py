@@ -18,7 +18,8 @@ from pipelines.labelling.manifest import PlannedSegment, read_manifest
 from pipelines.labelling.outcome import Failed, Lost, Outcome, ShardReport
 from pipelines.labelling.publish import part_key
 from pipelines.labelling.run import Run, RunRequest, find_unfinished, latest_run, read_end
-from pipelines.lake.listing import LakeObject, Listing
+from pipelines.lake.lake_object import LakeObject
+from pipelines.lake.listing import Listing
 from pipelines.store import StoreDown
 from pipelines.store.memory import MemoryStore
 from pipelines.table.schema import NO_COLUMNS

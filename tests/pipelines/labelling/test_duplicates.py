@@ -37,7 +37,7 @@ class Counted(MemoryStore):
         super().__init__("memory://table")
         self.read: dict[str, int] = {}
 
-    def get_range(self, key: str, start: int, length: int) -> bytes:
+    def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
         self.read[key] = self.read.get(key, 0) + length
         return super().get(key).data[start : start + length]
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from pipelines.labelling.fetching import Fetcher, LakeUnreadable
-from pipelines.lake.listing import LakeObject
+from pipelines.lake.lake_object import LakeObject
 from pipelines.store import Blob, Denied, Misconfigured, NotFound, StoreDown, StoreError, Throttled, memory_store
 from tests.pipelines.labelling.failing_lake import Clock, Lake
 

@@ -26,7 +26,8 @@ from pipelines.labelling.decoding import InProcessDecoder
 from pipelines.labelling.fetching import Fetcher, LakeUnreadable
 from pipelines.labelling.labeler import Labeler, windows
 from pipelines.labelling.publish import part_key
-from pipelines.lake.listing import LakeObject
+from pipelines.lake.lake_object import LakeObject
+from pipelines.lake.listing import list_objects
 from pipelines.store import (
     Archived,
     Blob,
@@ -43,6 +44,7 @@ from pipelines.store import (
 )
 from pipelines.table.schema import NO_COLUMNS, decode
 from tests.pipelines.labelling.failing_lake import NOW, Clock, Lake
+from tests.pipelines.lake.archives import tar_of
 
 SETTINGS = '{"precision":"fp32","threshold":0.0}'
 QUERIES = 5
@@ -175,6 +177,26 @@ def test_each_row_has_the_detections_of_its_own_image(lake: Lake, detector: Dete
         # padding is exact but for rounding
         assert [found["score"] for found in row["detections"]] == pytest.approx(alone.scores.tolist(), abs=1e-5)
         assert torch.allclose(torch.tensor(boxes), alone.boxes_xyxy, atol=1e-2)
+
+
+def test_images_of_an_archive_have_their_rows_in_plan_order_and_one_request(detector: Detector) -> None:
+    lake = Lake(memory_store("s3://lake"))
+    data = {f"{n}.jpg": picture(40 + n, 30) for n in range(9)}
+    lake.store.put("a.tar", tar_of([*reversed(data.items()), ("bad.jpg", b"no picture")]))
+    loose = lake.put("b.jpg", picture())
+    listing = list_objects(["s3://lake/a.tar"], open_root=lambda _: lake.store)
+    objects = [item for item in listing if isinstance(item, LakeObject)]
+    table = memory_store()
+
+    report = labeler(table, lake, detector, [[*objects, loose]]).label(0)
+
+    found = rows(table)
+    assert [row["uri"] for row in found] == [*(f"s3://lake/a.tar#/{name}" for name in [*data, "bad.jpg"]), loose.uri]
+    assert [row["width"] for row in found] == [*range(40, 49), None, 40]
+    assert [row["size"] for row in found[:9]] == [len(one) for one in data.values()]
+    assert {row["etag"] for row in found[:10]} == {"1"}
+    assert report.errors == {"not_an_image": 1}
+    assert (len(lake.ranges), lake.fetched, report.requests) == (1, 1, 2)
 
 
 def test_images_are_told_batch_by_batch(lake: Lake, detector: Detector) -> None:

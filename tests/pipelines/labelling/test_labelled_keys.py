@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipelines.errors import RayDetrError
 from pipelines.labelling.labelled_keys import labelled_keys, read_labelled
-from pipelines.lake.listing import LakeObject
+from pipelines.lake.lake_object import LakeObject
 from pipelines.store import Store, memory_store
 from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
 
@@ -144,7 +144,7 @@ def test_only_the_columns_of_keys_are_fetched() -> None:
     class Counting:
         uri, list = table.uri, table.list
 
-        def get_range(self, key: str, start: int, length: int) -> bytes:
+        def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
             fetched.append(length)
             return table.get_range(key, start, length)
 

@@ -235,7 +235,7 @@ def test_heartbeats_and_giving_up_go_through_the_store_that_is_not_waited_for_lo
 
     table.put("_runs/_order/0000001.json", b"{}")
     with holding(
-        table, can_swap=True, token="a", wait_seconds=0, say=lambda _: None, impatient=Impatient("memory://table")
+        table, can_swap=True, token="a", wait_seconds=0, say=lambda _: None, quick=Impatient("memory://table")
     ):
         assert puts == []
         deadline = time.monotonic() + 20

@@ -19,7 +19,8 @@ from pipelines.labelling.labeler import Labeler
 from pipelines.labelling.mask_column import MASKS, with_mask_column
 from pipelines.labelling.publish import part_key
 from pipelines.labelling.settings import settings_differences, settings_text
-from pipelines.lake.listing import LakeObject, Listing, Skipped
+from pipelines.lake.lake_object import LakeObject, Skipped
+from pipelines.lake.listing import Listing
 from pipelines.models import ModelInfo, check_masks
 from pipelines.store import memory_store
 from pipelines.table.schema import SCHEMA, decode

@@ -36,7 +36,8 @@ from pipelines.labelling.manifest import (
 )
 from pipelines.labelling.plan import PlanSummary, cut_segments, summarise_plan, write_plan
 from pipelines.labelling.run import RunRequest
-from pipelines.lake.listing import LakeObject, Listed, Listing, Skipped, list_objects
+from pipelines.lake.lake_object import LakeObject, Listed, Skipped
+from pipelines.lake.listing import Listing, list_objects
 from pipelines.store import Store, StoreDown, memory_store, open_store
 from pipelines.table.schema import NO_COLUMNS, Detected, Origin, Row, encode, rows_to_table
 from tests.pipelines.labelling.runs import start_run
@@ -419,6 +420,28 @@ def test_a_list_whose_kept_column_changed_its_type_is_refused_on_resume() -> Non
 
     with pytest.raises(RayDetrError, match=r"other types than when run run began \(n: int64\)"):
         list(write_plan(table, "run", changed, none_labelled, shard_images=1))
+
+
+def test_a_plan_has_the_places_of_images_inside_files_and_is_of_the_former_version_without_any() -> None:
+    table = memory_store()
+    kept = pa.schema([("offset", pa.int64())])  # a list may have a column of this name
+    inside = [LakeObject("a.tar#/1.jpg", "e", 5, (7,), 512), LakeObject("a.tar#/2.jpg", "e", 6, (8,), 1536)]
+    loose = [LakeObject("b.jpg", "f", 9, (9,))]
+
+    list(write_plan(table, "both", listing_of([*inside, *loose], kept), none_labelled, shard_images=2))
+    list(write_plan(table, "loose", listing_of(loose, kept), none_labelled, shard_images=2))
+
+    assert read_shard(table, "both", 0) == tuple(inside)
+    assert read_shard(table, "both", 1) == tuple(loose)
+    assert read_shard(table, "loose", 0) == tuple(loose)
+    assert read_kept_schema(table, "both") == read_kept_schema(table, "loose") == kept
+    files = [pq.ParquetFile(pa.BufferReader(table.get(segment_key(run, 0)).data)) for run in ("both", "loose")]
+    assert [json.loads(file.metadata.metadata[b"ray_detr.segment"])["version"] for file in files] == [2, 1]
+    assert [file.schema_arrow.names for file in files] == [
+        ["uri", "etag", "size", "offset", "offset"],
+        ["uri", "etag", "size", "offset"],
+    ]
+    assert [segment.images for segment in read_manifest(table, "both")] == [3, 0]
 
 
 def planned_table() -> Store:

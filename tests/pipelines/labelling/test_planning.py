@@ -12,7 +12,8 @@ from pipelines.errors import RayDetrError
 from pipelines.labelling import planning
 from pipelines.labelling.manifest import ListingPosition, PlannedSegment
 from pipelines.labelling.planning import Planner
-from pipelines.lake.listing import Listed, Listing
+from pipelines.lake.lake_object import Listed
+from pipelines.lake.listing import Listing
 from pipelines.table.schema import NO_COLUMNS
 
 

@@ -25,7 +25,8 @@ from pipelines.labelling.publish import (
     verify_run,
 )
 from pipelines.labelling.run import Run
-from pipelines.lake.listing import LakeObject, Listing
+from pipelines.lake.lake_object import LakeObject
+from pipelines.lake.listing import Listing
 from pipelines.store import AlreadyExists, NotFound, Store, StoreDown, memory_store
 from pipelines.table.files import table_file_key
 from pipelines.table.schema import (

@@ -14,7 +14,8 @@ from pipelines.labelling.publish import commit_part, publish_group, verify_run
 from pipelines.labelling.run import Run, RunRequest, finish_run, run_key
 from pipelines.labelling.run_summaries import RunSummary, summarise_runs
 from pipelines.labelling.seal import seal_run
-from pipelines.lake.listing import LakeObject, Listing
+from pipelines.lake.lake_object import LakeObject
+from pipelines.lake.listing import Listing
 from pipelines.store import Store, memory_store
 from pipelines.table.schema import NO_COLUMNS, Detected, Origin, Row, rows_to_table
 from tests.pipelines.labelling.runs import start_run

@@ -14,7 +14,8 @@ from pipelines.labelling.plan import write_plan
 from pipelines.labelling.publish import commit_part, publish_group, verify_run
 from pipelines.labelling.run import End, Run, RunRequest, find_unfinished, finish_run, read_end, read_state
 from pipelines.labelling.seal import is_seal_begun, seal_run
-from pipelines.lake.listing import LakeObject, Listing
+from pipelines.lake.lake_object import LakeObject
+from pipelines.lake.listing import Listing
 from pipelines.store import Store, StoreDown, memory_store
 from pipelines.table.schema import NO_COLUMNS, Detected, Origin, Row, decode, rows_to_table
 from tests.pipelines.labelling.runs import start_run

@@ -15,7 +15,8 @@ from pipelines.labelling.publish import commit_part, read_done, remove_parts, ve
 from pipelines.labelling.run import Run
 from pipelines.labelling.seal import seal_run
 from pipelines.labelling.segments import label_segments, publishing
-from pipelines.lake.listing import LakeObject, Listing
+from pipelines.lake.lake_object import LakeObject
+from pipelines.lake.listing import Listing
 from pipelines.store import Blob, Denied, NotFound, Store, memory_store
 from pipelines.table.files import table_file_key
 from pipelines.table.schema import NO_COLUMNS, Detected, Origin, Row, decode, rows_to_table

@@ -20,7 +20,8 @@ from pipelines.labelling.publish import commit_part, part_key, publish_group, re
 from pipelines.labelling.run import Run, RunRequest, finish_run
 from pipelines.labelling.seal import seal_run
 from pipelines.labelling.verify import Verification, verify_table
-from pipelines.lake.listing import LakeObject, Listing
+from pipelines.lake.lake_object import LakeObject
+from pipelines.lake.listing import Listing
 from pipelines.store import Store, memory_store
 from pipelines.table.schema import Detected, Origin, Row, decode, encode, read_metadata, rows_to_table
 from tests.pipelines.labelling.runs import start_run

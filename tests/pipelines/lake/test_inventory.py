@@ -17,7 +17,8 @@ import pytest
 
 from pipelines.errors import RayDetrError
 from pipelines.lake.inventory import is_inventory, read_inventory
-from pipelines.lake.listing import ARCHIVED, LakeObject, Skipped, list_objects
+from pipelines.lake.lake_object import ARCHIVED, LakeObject, Skipped
+from pipelines.lake.listing import list_objects
 from pipelines.store import Store, StoreEntry, memory_store
 
 MANIFEST = "lake/all/2026-11-26T01-00Z/manifest.json"

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.errors import RayDetrError
+from pipelines.lake.lake_object import COMMENT, WITHOUT_URI, LakeObject, Skipped
 from pipelines.lake.list_formats import is_comment, looks_like_address
-from pipelines.lake.listing import COMMENT, WITHOUT_URI, LakeObject, Skipped, list_objects
+from pipelines.lake.listing import list_objects
 from pipelines.store import Store, memory_store
 
 A, B, C = "s3://lake/images/a.jpg", "s3://lake/images/b.jpg", "s3://lake/images/c.jpg"
@@ -175,8 +176,14 @@ def test_addresses_beside_pictures_are_preferred_to_the_pictures() -> None:
     [
         (pa.array([b"\xff\xd8\xff\xe0"]), r"the column image holds bytes that are not addresses \(they are not text\)"),
         (pa.array([b"GIF89a\x01\x00"]), r"the column image holds bytes that are not addresses \(they are too long, or"),
-        (pa.array([{"bytes": b"\xff\xd8", "path": "a.jpg"}], PICTURES), r"the column image holds pictures themselves"),
-        (pa.array([{"bytes": b"\xff\xd8", "path": None}], PICTURES), r"the column image holds pictures themselves"),
+        (
+            pa.array([{"bytes": b"\xff\xd8", "path": "a.jpg"}], PICTURES),
+            r"the column image holds the images themselves, in bytes. To label these, give --image-column image",
+        ),
+        (
+            pa.array([{"bytes": b"\xff\xd8", "path": None}], PICTURES),
+            r"the column image holds the images themselves, in bytes. To label these, give --image-column image",
+        ),
         (pa.array([7]), r"its column image is int64, and addresses are text"),
         (pa.array([{"id": 1}]), r"its column image is a struct of id, and addresses are text"),
         (pa.array([["a.jpg"]]), r"its column image is list<.*: string>, and addresses are text"),

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.errors import RayDetrError, UsageError
-from pipelines.lake.listing import (
+from pipelines.lake.lake_object import (
     ARCHIVED,
     DUPLICATE,
     NOT_UTF8,
@@ -21,10 +21,9 @@ from pipelines.lake.listing import (
     WITHOUT_URI,
     LakeObject,
     Listed,
-    Listing,
     Skipped,
-    list_objects,
 )
+from pipelines.lake.listing import Listing, list_objects
 from pipelines.lake.skipping import skip_reason
 from pipelines.store import Misconfigured, Store, StoreDown, StoreEntry, memory_store
 

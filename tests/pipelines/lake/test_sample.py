@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.lake.listing import LakeObject, Listed, Skipped
+from pipelines.lake.lake_object import LakeObject, Listed, Skipped
 from pipelines.lake.sample import draw_sample
 
 LAKE: list[Listed] = [LakeObject(f"s3://b/{number:04d}.jpg", size=number) for number in range(1000)]

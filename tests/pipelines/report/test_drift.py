@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.exits import BudgetExceeded
 from jobs.report import main
+from pipelines.errors import BudgetExceeded
 from pipelines.report.overlaps import box_iou
 from pipelines.report.report import ReportConfig, write_report
 from pipelines.table.schema import Detected, Row

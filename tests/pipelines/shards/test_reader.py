@@ -167,7 +167,7 @@ class _CountingStore(MemoryStore):
         super().__init__("memory://counted")
         self.lengths: list[int] = []
 
-    def get_range(self, key: str, start: int, length: int) -> bytes:
+    def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
         self.lengths.append(length)
         return super().get_range(key, start, length)
 

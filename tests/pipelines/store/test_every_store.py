@@ -124,6 +124,19 @@ def test_get_range_gives_what_is_there_of_the_range(store: Store) -> None:
     assert store.get_range("k", 3, 0) == b""
 
 
+def test_a_range_of_another_version_is_refused_where_etags_are_known(store: Store) -> None:
+    store.put("k", b"first")
+    first = store.head("k").etag
+    assert store.get_range("k", 1, 3, if_match=first) == b"irs"
+    assert store.get_range("k", 9, 3, if_match=first) == b""
+
+    store.put("k", b"second!")  # another size: local files of one size and time are one version
+
+    if first is not None:
+        with pytest.raises(Changed, match="k has changed: its etag is"):
+            store.get_range("k", 1, 3, if_match=first)
+
+
 def test_a_missing_object_is_not_found_by_its_whole_name(store: Store) -> None:
     for ask in (store.get, store.head, lambda key: store.get_range(key, 0, 5)):
         with pytest.raises(NotFound, match=r"no/such.jpg") as raised:

@@ -24,7 +24,8 @@ from pipelines.labelling.manifest import read_shard
 from pipelines.labelling.plan import write_plan
 from pipelines.labelling.publish import commit_part, publish_group
 from pipelines.labelling.run import RunRequest, finish_run
-from pipelines.lake.listing import LakeObject, Listing
+from pipelines.lake.lake_object import LakeObject
+from pipelines.lake.listing import Listing
 from pipelines.store import StoreOptions, open_store
 from pipelines.table.files import LAYOUTS
 from pipelines.table.schema import Detected, Origin, Row, rows_to_table

@@ -53,7 +53,7 @@ class Down:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
-    def get_range(self, key: str, start: int, length: int) -> bytes:
+    def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
         if not key.startswith(self._key):
             return self._store.get_range(key, start, length)
         self.asked.set()

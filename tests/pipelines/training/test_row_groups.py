@@ -25,7 +25,7 @@ class Failing:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
-    def get_range(self, key: str, start: int, length: int) -> bytes:
+    def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
         if self.times:
             self.times -= 1
             raise self._error

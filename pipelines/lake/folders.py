@@ -1,0 +1,144 @@
+"""Folders of images, and of files that hold images, as streams in the order of addresses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+
+from pipelines.errors import RayDetrError
+from pipelines.lake.inventory import Inventory
+from pipelines.lake.lake_object import ARCHIVED, IN_MEMBER_FILE, NOT_UTF8, OWN_TABLE, LakeObject, Listed, Skipped
+from pipelines.lake.listing_ahead import list_ahead
+from pipelines.lake.member_files import MemberIndexes, files_that_hold, list_members
+from pipelines.lake.members import PARQUET_SUFFIX, TAR_SUFFIX, split_member
+from pipelines.lake.skipping import skip_reason
+from pipelines.store import ListsAnywhere, ListsUnnameable, Store, StoreEntry, StoreError, join_uri
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How files that hold images are opened."""
+
+    indexes: MemberIndexes
+    column: str | None
+
+    def takes(self, key: str) -> bool:
+        """Return whether a file, or a glob, of this key holds images that are to be labelled."""
+        return key.lower().endswith(TAR_SUFFIX if self.column is None else (TAR_SUFFIX, PARQUET_SUFFIX))
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """What begins with `prefix` in a store, as far as `pattern` matches; hidden names count from `folder` on.
+
+    With `opening` these are files that hold images, else images.
+    """
+
+    name: str
+    store: Store | Inventory
+    root: str
+    prefix: str
+    pattern: re.Pattern[str] | None = None
+    opening: Opening | None = None
+
+    @property
+    def is_parquet(self) -> bool:
+        """Whether the images may be in a column of Parquet files."""
+        return self.opening is not None and self.opening.column is not None
+
+    @property
+    def folder(self) -> str:
+        """The folder that names are relative to, with a slash at its end."""
+        return self.prefix[: self.prefix.rfind("/") + 1]
+
+
+def matching(folder: Folder, after: str | None) -> Iterator[StoreEntry]:
+    """Yield what a folder has behind a key, in order, as far as its pattern matches.
+
+    Raises:
+        StoreError: the store refused.
+    """
+    pattern, store = folder.pattern, folder.store
+    is_s3 = folder.root.startswith(("s3://", "s3a://"))  # Azure's and Google's are reached by the same class
+    if is_s3 and isinstance(store, ListsAnywhere):
+        listed = list_ahead(store, folder.prefix, after)
+    elif pattern is None and isinstance(store, ListsUnnameable):
+        listed = store.list_all(folder.prefix, after)
+    else:
+        listed = store.list(folder.prefix, after)
+    for entry in listed:
+        if pattern is None or pattern.fullmatch(entry.key):
+            yield entry
+
+
+def list_folder(folder: Folder, kept: tuple[None, ...], own: str | None, after: str | None) -> Iterator[Listed]:
+    """Yield the images of a folder, or of its files, behind an address.
+
+    Args:
+        folder: The folder.
+        kept: Values of each image's kept columns.
+        own: The address of the detection table with a slash at its end: nothing below it is an image.
+        after: The address; None: all.
+
+    Raises:
+        RayDetrError: the folder cannot be listed further.
+    """
+    base = join_uri(folder.root, "")
+    start = None
+    if after is not None and after.startswith(base):
+        start = after[len(base) :]
+    elif after is not None and after > base:
+        return
+    try:
+        if folder.opening is not None:
+            yield from _list_inside(folder, folder.opening, kept, own, start)
+            return
+        inside = len(folder.folder)
+        for entry in matching(folder, start):
+            uri = base + entry.key
+            skipped = _skipped(uri, entry, entry.key[inside:], own)
+            yield LakeObject(uri, entry.etag, entry.size, kept) if skipped is None else skipped
+    except StoreError as error:
+        raise RayDetrError(f"cannot list {folder.name}: {error}") from error
+
+
+def _list_inside(
+    folder: Folder, opening: Opening, kept: tuple[None, ...], own: str | None, start: str | None
+) -> Iterator[Listed]:
+    """Yield the images inside the files of a folder, behind an image or file with the key `start`."""
+    store = folder.store
+    assert not isinstance(store, Inventory), "an inventory is of images"
+    base = join_uri(folder.root, "")
+    inside = len(folder.folder)
+
+    def check(entry: StoreEntry) -> StoreEntry | Skipped:
+        # an ending that is an image's: of the other rules all are meant
+        skipped = _skipped(base + entry.key, entry, f"{entry.key[inside:]}.jpg", own)
+        if skipped is None and split_member(entry.key) is not None:
+            skipped = Skipped(base + entry.key, IN_MEMBER_FILE)
+        return entry if skipped is None else skipped
+
+    begun = [] if start is None else [one for one in files_that_hold(store, start) if _matches(folder, one.key)]
+    yield from list_members(
+        chain((one for one in begun if isinstance(check(one), StoreEntry)), map(check, matching(folder, start))),
+        lambda entry: opening.indexes.open(store, entry, opening.column),
+        base,
+        kept,
+        None if start is None else base + start,
+    )
+
+
+def _matches(folder: Folder, key: str) -> bool:
+    return folder.pattern is None or folder.pattern.fullmatch(key) is not None
+
+
+def _skipped(uri: str, entry: StoreEntry, path: str, own: str | None) -> Skipped | None:
+    """Return why an object is not taken for an image, None if it is. `path` is relative to the folder."""
+    if entry.unnameable:
+        return Skipped(uri, NOT_UTF8, entry.unnameable)
+    reason = OWN_TABLE if own is not None and uri.startswith(own) else skip_reason(path)
+    if reason is None and entry.is_archived:
+        reason = ARCHIVED
+    return None if reason is None else Skipped(uri, reason)

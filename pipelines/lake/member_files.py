@@ -1,0 +1,185 @@
+"""Files that hold images, opened in a listing: their indexes, and their members in the order of addresses."""
+
+from __future__ import annotations
+
+import heapq
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from itertools import chain
+from typing import Final, TypeAlias
+
+from pipelines.errors import UsageError
+from pipelines.lake.lake_object import LakeObject, Listed, Skipped
+from pipelines.lake.members import (
+    MARK,
+    PARQUET_SUFFIX,
+    MemberIndex,
+    decode_index,
+    encode_index,
+    is_member_file,
+)
+from pipelines.lake.parquet_members import read_parquet_index
+from pipelines.lake.tar_members import read_tar_index
+from pipelines.store import Changed, NotFound, Store, StoreEntry, join_uri, put_if_absent, without_secrets
+
+_THREADS: Final = 8  # archives whose headers are read at once
+_REMEMBERED: Final = 2 * _THREADS
+_TRIES: Final = 3  # to read an archive that is being replaced
+
+OpenedFile: TypeAlias = tuple[StoreEntry, MemberIndex]
+"""A file as it was when its index was read."""
+
+
+@dataclass
+class _Slot:
+    """A file that is opened once."""
+
+    opened: OpenedFile | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class MemberIndexes:
+    """The indexes of files that hold images, each read once for a version of its file; for any number of threads.
+
+    They are kept in a table as `_members/<hash>.index`, where they may be removed at any time. Without a table, or
+    for a file without an etag, the last few are remembered.
+    """
+
+    def __init__(self, table: Store | None = None, *, keep: bool = False) -> None:
+        """Take the table that keeps indexes, None for none; and whether new ones are written there."""
+        self._table, self._keep = table, keep
+        self._lock = threading.Lock()
+        self._remembered: OrderedDict[str, _Slot] = OrderedDict()
+
+    def open(self, store: Store, entry: StoreEntry, column: str | None = None) -> OpenedFile:
+        """Return the index of a file, and the file's entry as it was then.
+
+        Args:
+            store: The store of the file.
+            entry: The file, as it was listed.
+            column: The column of images of a Parquet file.
+
+        Raises:
+            UsageError: the file has no such column.
+            StoreError: the store refused.
+        """
+        name = "\0".join([join_uri(store.uri, entry.key), entry.etag or "", str(entry.size), column or ""])
+        key = f"_members/{blake2b(name.encode(), digest_size=16).hexdigest()}.index"
+        with self._lock:
+            slot = self._remembered.setdefault(key, _Slot())
+            self._remembered.move_to_end(key)
+            while len(self._remembered) > _REMEMBERED:
+                self._remembered.popitem(last=False)
+        with slot.lock:  # another thread that wants the same waits for it
+            if slot.opened is None:
+                slot.opened = self._read(store, entry, column, key)
+            return slot.opened
+
+    def _read(self, store: Store, entry: StoreEntry, column: str | None, key: str) -> OpenedFile:
+        if self._table is not None and entry.etag is not None:
+            try:
+                data = self._table.get(key).data
+            except NotFound:
+                pass
+            else:
+                return entry, decode_index(data, join_uri(self._table.uri, key))
+        read, index = _read_index(store, entry, column)
+        if self._table is not None and self._keep and read == entry and entry.etag is not None:
+            put_if_absent(self._table, key, encode_index(index))
+        return read, index
+
+
+def list_members(
+    files: Iterable[StoreEntry | Skipped],
+    open_file: Callable[[StoreEntry], OpenedFile],
+    base: str,
+    kept: tuple[object, ...],
+    after: str | None,
+) -> Iterator[Listed]:
+    """Yield the images inside files in the order of addresses, and how many other members there are.
+
+    A file that is damaged is an image itself: one that cannot be read. Memory is that of the indexes of eight files.
+
+    Args:
+        files: The files in the order of keys, among them those that are left out.
+        open_file: Returns the index of a file; called by several threads.
+        base: What the addresses begin with.
+        kept: Values of each image's kept columns.
+        after: The address behind which to begin; None: all.
+    """
+    waiting: list[tuple[str, int, Iterator[Listed]]] = []  # whose addresses may follow those of files that come later
+    for number, opened in enumerate(_opened_ahead(files, open_file)):
+        uri = opened.uri if isinstance(opened, Skipped) else base + opened[0].key
+        while waiting and waiting[0][0] < uri:
+            yield from heapq.heappop(waiting)[2]
+        if isinstance(opened, Skipped):
+            yield opened
+            continue
+        entry, index = opened
+        if index.damaged_at is not None and (after is None or uri > after):
+            yield LakeObject(uri, entry.etag, None, kept, index.damaged_at)
+        # of names that no member has, and which precede all members'
+        skipped = [Skipped(f"{uri}#\x01{reason}", reason, count) for reason, count in sorted(index.skipped.items())]
+        heapq.heappush(waiting, (f"{uri}#", number, (one for one in skipped if after is None or one.uri > after)))
+        heapq.heappush(waiting, (uri + MARK, number, index.members(uri, entry.etag, kept, after)))
+    yield from chain.from_iterable(heapq.heappop(waiting)[2] for _ in range(len(waiting)))
+
+
+def files_that_hold(store: Store, key: str) -> Iterator[StoreEntry]:
+    """Yield the files that have members whose keys may be greater than a key, though their own is not, in order."""
+    for end in range(1, len(key) + 1):
+        if is_member_file(key[:end]):
+            try:
+                yield store.head(key[:end])
+            except NotFound:
+                continue
+
+
+def _opened_ahead(
+    files: Iterable[StoreEntry | Skipped], open_file: Callable[[StoreEntry], OpenedFile]
+) -> Iterator[OpenedFile | Skipped]:
+    """Yield the files with their indexes; reads a few ahead."""
+    pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="members")
+    pending: deque[Future[OpenedFile] | Skipped] = deque()
+    most = 0  # the first file is read alone: often nobody asks for another
+
+    def first() -> OpenedFile | Skipped:
+        one = pending.popleft()
+        return one if isinstance(one, Skipped) else one.result()
+
+    try:
+        for file in files:
+            pending.append(file if isinstance(file, Skipped) else pool.submit(open_file, file))
+            if len(pending) > most:
+                yield first()
+                most = min(most + 1, _THREADS)
+        while pending:
+            yield first()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _read_index(store: Store, entry: StoreEntry, column: str | None) -> OpenedFile:
+    """Read the index of a file; of one that is replaced meanwhile, the index of the newer version."""
+    for _ in range(_TRIES - 1):
+        try:
+            return _read_version(store, entry, column)
+        except Changed:
+            entry = store.head(entry.key)
+    return _read_version(store, entry, column)
+
+
+def _read_version(store: Store, entry: StoreEntry, column: str | None) -> OpenedFile:
+    if entry.size is None:
+        entry = store.head(entry.key)
+    if entry.size is None:
+        name = without_secrets(join_uri(store.uri, entry.key))
+        raise UsageError(f"the images in {name} cannot be listed: its store does not tell its size. Copy it elsewhere.")
+    if entry.key.lower().endswith(PARQUET_SUFFIX):
+        assert column is not None, "a Parquet file is opened for a column of images"
+        return entry, read_parquet_index(store, entry.key, entry.size, column, etag=entry.etag)
+    return entry, read_tar_index(store, entry.key, entry.size, etag=entry.etag)

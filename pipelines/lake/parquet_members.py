@@ -1,0 +1,188 @@
+"""The images in a column of a Parquet file: bytes, or the struct of bytes and path of Hugging Face's data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Final
+from urllib.parse import quote, unquote
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.errors import RayDetrError, UsageError
+from pipelines.lake.members import MemberIndex, member_index
+from pipelines.parquet_files import open_object, parquet_of
+from pipelines.store import Store, file_name, join_uri, without_secrets
+from pipelines.store.object_file import ObjectFile
+
+_ROW_DIGITS: Final = 9
+_BATCH_ROWS: Final = 16  # decoded at once, of images that may have megabytes each
+# A row group whose images have more bytes is read piece by piece, else as a whole in one request.
+_WHOLE_GROUP_BYTES: Final = 128 << 20
+_PIECE_BYTES: Final = 8 << 20
+
+
+def read_parquet_index(store: Store, key: str, size: int, column: str, *, etag: str | None = None) -> MemberIndex:
+    """Return the images in a column of a Parquet file: one for each row, in order.
+
+    Reads the footer and the paths; no image. Sizes are the mean of a row group. A file that is not Parquet is damaged
+    at byte 0.
+
+    Args:
+        store: The store of the file.
+        key: Its key there.
+        size: Its bytes.
+        column: Name of the column: bytes, or a struct of bytes and path.
+        etag: Its version, where known.
+
+    Raises:
+        UsageError: it does not have such a column.
+        Changed: the file is another version.
+        StoreError: the store refused.
+    """
+    name = without_secrets(join_uri(store.uri, key))
+    try:
+        file = open_object(store, key, size, if_match=etag)
+    except RayDetrError:
+        return member_index([], [], [], skipped={}, damaged_at=0)
+    count = file.metadata.num_rows
+    content, path = _columns(file.schema_arrow, column, name)
+    try:
+        paths = [None] * count if path is None else _paths(file, column, path, name)
+    except RayDetrError:
+        return member_index([], [], [], skipped={}, damaged_at=0)
+    names = [_member_name(column, row, one) for row, one in enumerate(paths)]
+    return member_index(names, list(range(count)), _sizes(file.metadata, content), skipped={})
+
+
+def split_name(member: str) -> tuple[str, int] | None:
+    """Return the column and the row that the name of a member is of; None where it is of no row."""
+    column, _, rest = member.partition("/")
+    row = rest.partition("/")[0]
+    return (unquote(column), int(row)) if row.isdecimal() else None
+
+
+class ImageColumn:
+    """The images in a column of one version of a Parquet file; for any number of threads."""
+
+    def __init__(self, store: Store, key: str, column: str, *, etag: str | None = None) -> None:
+        """Read the footer.
+
+        Args:
+            store: The store of the file.
+            key: Its key there.
+            column: Name of the column.
+            etag: The version that is wanted; None: any.
+
+        Raises:
+            RayDetrError: the file is damaged, or has no such column.
+            Changed: the file is another version.
+            StoreError: the store refused.
+        """
+        entry = store.head(key)
+        self.name = without_secrets(join_uri(store.uri, key))
+        self.etag = entry.etag if etag is None else etag
+        self._size = len(store.get(key).data) if entry.size is None else entry.size
+        self._store, self._key = store, key
+        file = open_object(store, key, self._size, if_match=self.etag)
+        self._content, _ = _columns(file.schema_arrow, column, self.name)
+        self._metadata = file.metadata
+
+    def read(self, rows: Collection[int]) -> Iterator[tuple[int, bytes | None]]:
+        """Yield the bytes of images by their row, in order; None for a row without.
+
+        Holds one row group, of one with more than 128 MiB of images some pages. A row group is read in one request,
+        and of a large one all images before those that are wanted, too.
+
+        Raises:
+            RayDetrError: the file is damaged.
+            Changed: it is another version now.
+            StoreError: the store refused.
+        """
+        first = 0
+        for group in range(self._metadata.num_row_groups):
+            count = self._metadata.row_group(group).num_rows
+            wanted = {row - first for row in rows if first <= row < first + count}
+            if wanted:
+                for place, data in self._read_group(group, max(wanted)):
+                    if place in wanted:
+                        yield first + place, data
+            first += count
+
+    def _read_group(self, group: int, last: int) -> Iterator[tuple[int, bytes | None]]:
+        """Yield place and bytes of the images of a row group up to the place `last`."""
+        is_large = _group_bytes(self._metadata.row_group(group), self._content) > _WHOLE_GROUP_BYTES
+        with parquet_of(self.name):
+            batches = pq.ParquetFile(
+                pa.PythonFile(ObjectFile(self._store, self._key, self._size, if_match=self.etag), mode="r"),
+                metadata=self._metadata,
+                buffer_size=_PIECE_BYTES if is_large else 0,
+                pre_buffer=not is_large,
+                page_checksum_verification=True,
+            ).iter_batches(_BATCH_ROWS, row_groups=[group], columns=[self._content])
+        place = 0
+        while place <= last:
+            with parquet_of(self.name):
+                batch = next(batches, None)
+            if batch is None:
+                raise RayDetrError(f"{self.name} is damaged: row group {group} has fewer rows than its footer says.")
+            values = batch.column(0)
+            if pa.types.is_struct(values.type):
+                values = pc.struct_field(values, "bytes")
+            for value in values:
+                yield place, value.as_py()
+                place += 1
+
+
+def _group_bytes(group: pq.RowGroupMetaData, content: str) -> int:
+    """Return how many bytes the images of a row group have when they are decompressed."""
+    chunks = (group.column(place) for place in range(group.num_columns))
+    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == content)
+
+
+def _sizes(metadata: pq.FileMetaData, content: str) -> list[int | None]:
+    sizes: list[int | None] = []
+    for place in range(metadata.num_row_groups):
+        group = metadata.row_group(place)
+        sizes += [_group_bytes(group, content) // max(1, group.num_rows)] * group.num_rows
+    return sizes
+
+
+def _columns(schema: pa.Schema, column: str, name: str) -> tuple[str, str | None]:
+    """Return the Parquet columns of the images' bytes and of their paths, None where there are no paths.
+
+    Raises:
+        UsageError: there is no such column of images.
+    """
+    if schema.names.count(column) != 1:
+        shown = ", ".join(schema.names)[:400]
+        raise UsageError(f"{name} does not have one column {column!r}: it has {shown}. Check --image-column.")
+    kind = schema.field(column).type
+    if _is_bytes(kind):
+        return column, None
+    if pa.types.is_struct(kind):
+        fields = {field.name: field.type for field in kind}
+        if "bytes" in fields and _is_bytes(fields["bytes"]):
+            return f"{column}.bytes", f"{column}.path" if "path" in fields else None
+    raise UsageError(
+        f"{name}: the column {column!r} is {str(kind)[:100]}, not bytes or a struct of bytes and path. Check "
+        "--image-column."
+    )
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _paths(file: pq.ParquetFile, column: str, path: str, name: str) -> list[str | None]:
+    with parquet_of(name):
+        paths = pc.struct_field(file.read(columns=[path])[column].combine_chunks(), "path")
+    return [None if one is None else str(one) for one in paths.to_pylist()]
+
+
+def _member_name(column: str, row: int, path: str | None) -> str:
+    # rows in the order of names
+    number = f"{quote(column, safe='')}/{row:0{_ROW_DIGITS}d}"
+    called = file_name(path) if path else ""
+    return f"{number}/{called}" if called else number

@@ -1,0 +1,257 @@
+"""Archives in a listing: one ordered stream that can be begun anywhere, and indexes that are read once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.errors import RayDetrError, UsageError
+from pipelines.lake.lake_object import DUPLICATE, IN_MEMBER_FILE, LakeObject, Skipped
+from pipelines.lake.listing import Listing, list_objects
+from pipelines.lake.member_files import MemberIndexes
+from pipelines.store import Store, StoreEntry, memory_store
+from tests.pipelines.lake.archives import CountingStore, parquet_of_images, tar_of
+
+TWO = tar_of({"1.jpg": b"one", "2.jpg": b"two", "2.json": b"{}"})
+
+
+def lake(**files: bytes) -> Store:
+    store = memory_store("s3://lake")
+    for name, data in files.items():
+        store.put(name.replace("_", "."), data)
+    return store
+
+
+def listed(store: Store, *sources: str, column: str | None = None, indexes: MemberIndexes | None = None) -> Listing:
+    return list_objects(sources, image_column=column, indexes=indexes, open_root=lambda _: store)
+
+
+def uris(stream: Listing) -> list[str]:
+    return [item.uri for item in stream if isinstance(item, LakeObject)]
+
+
+def skipped(items: Sequence[object]) -> dict[str, int]:
+    return {item.reason: item.count for item in items if isinstance(item, Skipped)}
+
+
+def test_the_images_of_an_archive_are_named_by_file_and_member() -> None:
+    found = list(listed(lake(a_tar=TWO), "s3://lake/a.tar"))
+
+    assert found == [
+        Skipped("s3://lake/a.tar#\x01.json", ".json"),
+        LakeObject("s3://lake/a.tar#/1.jpg", "1", 3, (), 512),
+        LakeObject("s3://lake/a.tar#/2.jpg", "1", 3, (), 1536),
+    ]
+
+
+def test_a_glob_opens_archives_and_a_folder_does_not() -> None:
+    store = lake(a_tar=TWO, b_tar=TWO, c_jpg=b"c")
+
+    assert uris(listed(store, "s3://lake/*.tar")) == [
+        "s3://lake/a.tar#/1.jpg",
+        "s3://lake/a.tar#/2.jpg",
+        "s3://lake/b.tar#/1.jpg",
+        "s3://lake/b.tar#/2.jpg",
+    ]
+    assert uris(listed(store, "s3://lake/")) == ["s3://lake/c.jpg"]
+
+
+def test_a_folder_of_archives_says_how_to_open_them() -> None:
+    with pytest.raises(UsageError, match=r"left out: 1 \.tar\)\. To label the images inside archives, give .*\*\.tar"):
+        listed(lake(a_tar=TWO), "s3://lake/")
+
+
+def test_archives_and_loose_images_are_one_stream_and_each_image_comes_once() -> None:
+    store = lake(a_tar=TWO, b_jpg=b"b")
+
+    found = list(listed(store, "s3://lake/b.jpg", "s3://lake/a.tar", "s3://lake/*.tar"))
+
+    assert [item.uri for item in found if isinstance(item, LakeObject)] == [
+        "s3://lake/a.tar#/1.jpg",
+        "s3://lake/a.tar#/2.jpg",
+        "s3://lake/b.jpg",
+    ]
+    assert [item.reason for item in found if isinstance(item, Skipped)] == [".json", DUPLICATE, DUPLICATE]
+
+
+def test_a_damaged_archive_is_an_image_that_cannot_be_read_beside_those_that_can() -> None:
+    found = list(listed(lake(a_tar=TWO[:2000], b_tar=b"no tar"), "s3://lake/*.tar"))
+
+    assert [(item.uri, item.offset) for item in found if isinstance(item, LakeObject)] == [
+        ("s3://lake/a.tar", 2000),
+        ("s3://lake/a.tar#/1.jpg", 512),
+        ("s3://lake/a.tar#/2.jpg", 1536),
+        ("s3://lake/b.tar", 0),
+    ]
+
+
+NAMES = st.text(alphabet="a/#! .é", min_size=1, max_size=4)
+
+
+@settings(max_examples=40)
+@given(files=st.dictionaries(NAMES, st.sets(NAMES, max_size=4), max_size=5))
+def test_the_order_is_that_of_addresses_wherever_the_listing_is_begun(files: dict[str, set[str]]) -> None:
+    store = lake(z_tar=TWO)
+    for name, members in files.items():
+        # names whose addresses interleave: "a.tar" and "a.tar !.tar"
+        key = f"x{name}.tar"
+        store.put(key, tar_of([(f"m{member}.jpg", b"x") for member in sorted(members)]))
+        store.put(f"{key} {name}.tar", tar_of([("m.jpg", b"x"), ("n.txt", b"x")]))
+    stream = listed(store, "s3://lake/**/*.tar")
+
+    whole = list(stream)
+
+    addresses = [item.uri for item in whole]
+    assert addresses == sorted(addresses)
+    assert len(set(addresses)) == len(addresses)
+    for place, item in enumerate(whole):
+        assert list(stream.after(item.uri)) == whole[place + 1 :]
+
+
+def test_a_hash_in_keys_is_a_letter_like_any_other() -> None:
+    store = memory_store("s3://lake")
+    store.put("a#1/b#2.tar", tar_of({"c#3.jpg": b"c"}))
+    store.put("a#1/d#.jpg", b"d")
+
+    assert uris(listed(store, "s3://lake/a#1/", "s3://lake/a#1/*.tar")) == [
+        "s3://lake/a#1/b#2.tar#/c#3.jpg",
+        "s3://lake/a#1/d#.jpg",
+    ]
+
+
+def test_an_archive_in_a_folder_that_is_named_like_an_archive_is_left_out() -> None:
+    store = memory_store("s3://lake")
+    store.put("a.tar#/b.tar", TWO)
+    store.put("c.tar", TWO)
+
+    found = list(listed(store, "s3://lake/**/*.tar"))
+
+    assert skipped(found)[IN_MEMBER_FILE] == 1
+    assert [item.uri for item in found if isinstance(item, LakeObject)] == [
+        "s3://lake/c.tar#/1.jpg",
+        "s3://lake/c.tar#/2.jpg",
+    ]
+
+
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.tgz", "*.tar.zst", "a.zip"])
+def test_a_packed_archive_is_refused_before_anything_begins(name: str) -> None:
+    with pytest.raises(
+        UsageError, match=r"cannot be labelled: of a \.\S+ file no part can be read .* as \.tar without"
+    ):
+        listed(lake(), f"s3://lake/{name}")
+
+
+def test_archives_on_web_servers_are_refused() -> None:
+    with pytest.raises(UsageError, match="it is on a web server"):
+        listed(lake(), "https://example.com/a.tar")
+
+
+def test_rows_of_a_parquet_file_are_named_by_column_row_and_path() -> None:
+    store = lake(
+        a_parquet=parquet_of_images([b"one", b"two", b"three"]),
+        b_parquet=parquet_of_images([b"four"], paths=["train/cat 4.jpg"]),
+    )
+
+    found = uris(listed(store, "s3://lake/", column="image"))
+
+    assert found == [
+        "s3://lake/a.parquet#/image/000000000",
+        "s3://lake/a.parquet#/image/000000001",
+        "s3://lake/a.parquet#/image/000000002",
+        "s3://lake/b.parquet#/image/000000000/cat 4.jpg",
+    ]
+    assert uris(listed(store, "s3://lake/*.parquet", column="image")) == found
+    assert uris(listed(store, "s3://lake/b.parquet", column="image")) == found[3:]
+
+
+def test_a_damaged_parquet_file_is_an_image_that_cannot_be_read() -> None:
+    data = parquet_of_images([b"one"])
+
+    found = list(listed(lake(a_parquet=data[:-20], b_parquet=data), "s3://lake/", column="image"))
+
+    assert [(item.uri, item.offset) for item in found if isinstance(item, LakeObject)] == [
+        ("s3://lake/a.parquet", 0),
+        ("s3://lake/b.parquet#/image/000000000", 0),
+    ]
+
+
+@pytest.mark.parametrize(("column", "reason"), [("picture", "does not have one column"), ("label", "is int64, not")])
+def test_a_column_that_holds_no_images_is_refused(column: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=f"{reason}.*Check --image-column"):
+        listed(lake(a_parquet=parquet_of_images([b"one"])), "s3://lake/a.parquet", column=column)
+
+
+def test_a_column_is_refused_where_there_are_no_parquet_files() -> None:
+    with pytest.raises(UsageError, match="--image-column: none of the images are in Parquet files"):
+        listed(lake(a_jpg=b"a"), "s3://lake/a.jpg", column="image")
+
+
+# -- indexes
+
+
+def test_an_index_is_kept_and_the_archive_not_read_again_until_it_changes() -> None:
+    store, table = CountingStore(lake(a_tar=TWO)), memory_store("s3://table")
+
+    first = list(listed(store, "s3://lake/a.tar", indexes=MemberIndexes(table, keep=True)))
+    read = len(store.ranges)
+    second = list(listed(store, "s3://lake/a.tar", indexes=MemberIndexes(table)))
+
+    assert second == first
+    assert read > 0
+    assert len(store.ranges) == read
+    assert [entry.key.rpartition("/")[0] for entry in table.list()] == ["_members"]
+
+    store.put("a.tar", tar_of({"3.jpg": b"three"}))
+
+    third = uris(listed(store, "s3://lake/a.tar", indexes=MemberIndexes(table, keep=True)))
+    assert third == ["s3://lake/a.tar#/3.jpg"]
+
+
+def test_planning_alone_writes_no_index() -> None:
+    table = memory_store("s3://table")
+
+    assert uris(listed(lake(a_tar=TWO), "s3://lake/a.tar", indexes=MemberIndexes(table)))
+
+    assert list(table.list()) == []
+
+
+def test_a_damaged_index_is_reported_and_its_removal_helps() -> None:
+    store, table = lake(a_tar=TWO), memory_store("s3://table")
+    found = uris(listed(store, "s3://lake/a.tar", indexes=MemberIndexes(table, keep=True)))
+    (kept,) = table.list()
+    table.put(kept.key, b"damaged")
+
+    with pytest.raises(RayDetrError, match=r"_members/\w+\.index is damaged"):
+        uris(listed(store, "s3://lake/a.tar", indexes=MemberIndexes(table, keep=True)))
+
+    table.delete(kept.key)
+    assert uris(listed(store, "s3://lake/a.tar", indexes=MemberIndexes(table, keep=True))) == found
+
+
+def test_an_archive_that_is_replaced_while_it_is_listed_is_listed_as_it_is_then() -> None:
+    store = lake(a_tar=TWO)
+    (old,) = store.list()
+    store.put("a.tar", tar_of({"3.jpg": b"three"}))
+
+    entry, index = MemberIndexes().open(store, old)
+
+    assert index.rows["name"].to_pylist() == ["3.jpg"]
+    assert (old.etag, entry) == ("1", StoreEntry("a.tar", 10_240, "2"))
+
+
+def test_local_archives_are_listed_by_path(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.tar").write_bytes(TWO)
+    os.utime(tmp_path / "in" / "a.tar", ns=(0, 0))
+
+    found = [item for item in list_objects([str(tmp_path / "**" / "*.tar")]) if isinstance(item, LakeObject)]
+
+    assert [(item.uri, item.etag) for item in found] == [
+        (f"file://{tmp_path}/in/a.tar#/1.jpg", "0-2800"),
+        (f"file://{tmp_path}/in/a.tar#/2.jpg", "0-2800"),
+    ]

@@ -1,0 +1,199 @@
+"""The images inside a tar archive: which, where, and what becomes of damaged ones."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.lake.members import MemberIndex, decode_index, encode_index
+from pipelines.lake.tar_members import read_tar_index
+from pipelines.store import Changed, Store, memory_store, open_store
+from tests.pipelines.lake.archives import CountingStore, tar_of
+
+LONG = "very/" * 60 + "long.jpg"  # longer than a plain header holds
+
+
+def index_of(data: bytes) -> MemberIndex:
+    store = memory_store("s3://lake")
+    store.put("a.tar", data)
+    return read_tar_index(store, "a.tar", len(data))
+
+
+def contents(index: MemberIndex, data: bytes) -> dict[str, bytes]:
+    """Return what lies where the index says."""
+    return {row["name"]: data[row["offset"] : row["offset"] + row["size"]] for row in index.rows.to_pylist()}
+
+
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_members_are_found_in_the_order_of_names_whatever_the_format(kind: int) -> None:
+    members = {"b/ü 1.jpg": b"second", "b/a.png": b"first" * 400, "c.JPEG": b""}
+    if kind != tarfile.USTAR_FORMAT:
+        members[LONG] = b"last"
+    data = tar_of(members, kind)
+
+    index = index_of(data)
+
+    assert index.rows["name"].to_pylist() == sorted(members)
+    assert contents(index, data) == members
+    assert (index.skipped, index.damaged_at) == ({}, None)
+
+
+def test_an_archive_of_gnu_tar_is_read(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name, data in (("1.jpg", b"one"), ("2.jpg", b"two" * 1000), ("2.json", b"{}")):
+        (tmp_path / "in" / name).write_bytes(data)
+    (tmp_path / "in" / "3.jpg").symlink_to("1.jpg")
+    subprocess.run(["tar", "--sort=name", "-cf", tmp_path / "a.tar", "-C", tmp_path / "in", "."], check=True)  # noqa: S607
+    data = (tmp_path / "a.tar").read_bytes()
+
+    index = index_of(data)
+
+    assert contents(index, data) == {"1.jpg": b"one", "2.jpg": b"two" * 1000}
+    assert index.skipped == {".json": 1, "link": 1}
+    assert index.damaged_at is None
+
+
+def test_what_is_not_an_image_by_its_name_is_counted() -> None:
+    names = ["0.jpg", "0.json", "0.cls", "0.seg.png", "__MACOSX/._0.jpg", ".hidden.jpg", "LICENSE"]
+
+    index = index_of(tar_of([(name, b"x") for name in names]))
+
+    assert index.rows["name"].to_pylist() == ["0.jpg", "0.seg.png"]
+    assert index.skipped == {
+        ".json": 1,
+        "member without an image's name": 1,
+        "__MACOSX": 1,
+        "hidden": 1,
+        "license": 1,
+    }
+
+
+def test_of_members_with_one_name_the_last_counts_as_when_unpacked() -> None:
+    data = tar_of([("a.jpg", b"old"), ("b.jpg", b"b"), ("./a.jpg", b"newest")])
+
+    index = index_of(data)
+
+    assert contents(index, data) == {"a.jpg": b"newest", "b.jpg": b"b"}
+    assert index.skipped == {"duplicate": 1}
+
+
+def test_a_sparse_member_is_left_out() -> None:
+    info = tarfile.TarInfo("a.jpg")
+    info.type = tarfile.GNUTYPE_SPARSE
+    header = info.tobuf(tarfile.GNU_FORMAT)
+
+    index = index_of(header + bytes(1024))
+
+    assert (index.rows.num_rows, index.skipped) == (0, {"sparse file": 1})
+
+
+def test_an_archive_that_is_cut_off_gives_what_lies_before() -> None:
+    data = tar_of({"a.jpg": b"a" * 600, "b.jpg": b"b" * 600})  # headers at 0 and 1536
+
+    within_content = index_of(data[:2100])
+    within_header = index_of(data[:1600])
+    between = index_of(data[:1536])
+    without_end = index_of(data[: 1536 * 2])
+
+    assert within_content.rows["name"].to_pylist() == ["a.jpg", "b.jpg"]  # b has a row that says it is cut off
+    assert within_content.damaged_at == 2100
+    assert (within_header.rows["name"].to_pylist(), within_header.damaged_at) == (["a.jpg"], 1536)
+    assert (between.rows["name"].to_pylist(), between.damaged_at) == (["a.jpg"], 1536)
+    assert (without_end.rows.num_rows, without_end.damaged_at) == (2, 3072)
+
+
+def test_a_damaged_header_ends_the_archive_there() -> None:
+    data = bytearray(tar_of({"a.jpg": b"a" * 600, "b.jpg": b"b" * 600}))
+    data[1536 + 10] ^= 0xFF  # in the second name
+
+    index = index_of(bytes(data))
+
+    assert (index.rows["name"].to_pylist(), index.damaged_at) == (["a.jpg"], 1536)
+
+
+@pytest.mark.parametrize("data", [b"", b"x", b"\x1f\x8b" + bytes(2000), b"not a tar archive " * 100])
+def test_what_is_no_archive_is_damaged_from_its_beginning(data: bytes) -> None:
+    index = index_of(data)
+
+    assert (index.rows.num_rows, index.damaged_at) == (0, 0)
+
+
+@given(place=st.integers(0, 4000), value=st.integers(0, 255), cut=st.integers(0, 5000))
+def test_no_damage_raises_or_runs_forever(place: int, value: int, cut: int) -> None:
+    data = bytearray(tar_of({"a.jpg": b"a" * 600, LONG: b"b" * 10, "c.jpg": b"c"}))
+    data[place] = value
+
+    index = index_of(bytes(data[:cut]))
+
+    assert index.rows.num_rows <= 3
+
+
+def test_a_header_that_claims_gigabytes_is_not_read() -> None:
+    info = tarfile.TarInfo("long name")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 8 << 30
+    store = CountingStore(memory_store("s3://lake"))
+    store.put("a.tar", info.tobuf(tarfile.GNU_FORMAT) + bytes(4096))
+
+    index = read_tar_index(store, "a.tar", 9 << 30)
+
+    assert index.damaged_at == 0
+    assert max(length for _, length in store.ranges) <= 64 << 10
+
+
+def test_a_member_of_negative_size_does_not_lead_back() -> None:
+    first, second = tarfile.TarInfo("a.jpg"), tarfile.TarInfo("b.jpg")
+    second.size = -1024
+
+    index = index_of(first.tobuf(tarfile.GNU_FORMAT) + second.tobuf(tarfile.GNU_FORMAT) + bytes(2048))
+
+    assert index.damaged_at == 512
+
+
+def test_of_large_images_only_headers_are_read(tmp_path: Path) -> None:
+    store = CountingStore(open_store(str(tmp_path)))
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for number in range(20):
+            info = tarfile.TarInfo(f"{number}.jpg")
+            info.size = 3 << 20
+            archive.addfile(info, io.BytesIO(bytes(info.size)))
+    size = (tmp_path / "a.tar").stat().st_size
+
+    index = read_tar_index(store, "a.tar", size)
+
+    assert index.rows.num_rows == 20
+    assert len(store.ranges) <= 22
+    assert sum(length for _, length in store.ranges) < 256 << 10  # of 60 MB
+
+
+def test_small_images_of_a_bucket_are_read_through_in_large_pieces() -> None:
+    store = CountingStore(memory_store("s3://lake"))
+    data = tar_of([(f"{number:04d}.jpg", bytes(20_000)) for number in range(1_000)])
+    store.put("a.tar", data)
+
+    index = read_tar_index(store, "a.tar", len(data))
+
+    assert index.rows.num_rows == 1_000
+    assert len(store.ranges) <= 12  # of 20 MB: a request for each header would be a thousand
+
+
+def test_an_archive_of_another_version_is_refused() -> None:
+    store: Store = memory_store("s3://lake")
+    store.put("a.tar", tar_of({"a.jpg": b"a"}))
+
+    with pytest.raises(Changed, match=r"s3://lake/a\.tar has changed"):
+        read_tar_index(store, "a.tar", 10_240, etag="older")
+
+
+def test_an_index_is_read_as_it_was_written() -> None:
+    index = index_of(tar_of([("b.jpg", b"b"), ("a.jpg", b"a"), ("a.json", b"{}")])[:-10_000])
+
+    again = decode_index(encode_index(index), "s3://table/_members/1.index")
+
+    assert again.rows.equals(index.rows)
+    assert (again.skipped, again.damaged_at) == (index.skipped, index.damaged_at)
