@@ -11,7 +11,7 @@ from pipelines.errors import RayDetrError, UsageError
 from pipelines.models import ModelInfo, identify_model
 from pipelines.store import StoreError, StoreOptions, open_store, without_secrets
 
-Task = Literal["objects", "tables", "table structure", "drawn shapes"]
+Task = Literal["objects", "things, stuff", "tables", "table structure", "drawn shapes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +33,15 @@ class PublishedModel:
     license: str
 
 
-# AP: table of the original's README (facebookresearch/detr), val2017
+# AP: tables of the original's README (facebookresearch/detr), val2017, of boxes
 CATALOG = (
     PublishedModel("facebook/detr-resnet-50", "objects", 80, 42.0, "Apache-2.0"),
     PublishedModel("facebook/detr-resnet-50-dc5", "objects", 80, 43.3, "Apache-2.0"),
     PublishedModel("facebook/detr-resnet-101", "objects", 80, 43.5, "Apache-2.0"),
     PublishedModel("facebook/detr-resnet-101-dc5", "objects", 80, 44.9, "Apache-2.0"),
+    PublishedModel("facebook/detr-resnet-50-panoptic", "things, stuff", 133, 38.8, "Apache-2.0"),
+    PublishedModel("facebook/detr-resnet-50-dc5-panoptic", "things, stuff", 133, 40.2, "Apache-2.0"),
+    PublishedModel("facebook/detr-resnet-101-panoptic", "things, stuff", 133, 40.1, "Apache-2.0"),
     PublishedModel("microsoft/table-transformer-detection", "tables", 2, None, "MIT"),
     PublishedModel("microsoft/table-transformer-structure-recognition", "table structure", 6, None, "MIT"),
     PublishedModel("scenes", "drawn shapes", 6, None, "Apache-2.0"),

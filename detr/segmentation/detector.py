@@ -10,6 +10,8 @@ from detr.checkpoints.checkpoint import fingerprint, load
 from detr.checkpoints.model_directory import CheckpointError
 from detr.detector import Detector
 from detr.device import float32_arithmetic
+from detr.images.decoding import decode
+from detr.images.inputs import AnyImage, encoded_or_tensor
 from detr.launcher import ReadDetections
 from detr.model import Detr
 from detr.postprocess import Detections, postprocess, rank, ranking
@@ -17,6 +19,10 @@ from detr.precision import Precision
 from detr.segmentation.instance_masks import encoded_masks
 from detr.segmentation.mask_head import PanopticDetr
 from detr.segmentation.masked_detections import MaskedDetections
+from detr.segmentation.panoptic import PanopticSegmentation, segment_pixels
+
+PANOPTIC_THRESHOLD = 0.85
+"""The score above which the original lets queries take part in a panoptic segmentation."""
 
 
 class MaskDetector(Detector):
@@ -60,6 +66,36 @@ class MaskDetector(Detector):
         )
         if not isinstance(model, Detr):
             self.identity = fingerprint(network)
+
+    @torch.no_grad()
+    def segmentation(self, image: AnyImage, *, threshold: float = PANOPTIC_THRESHOLD) -> PanopticSegmentation:
+        """Return the panoptic segmentation of one image, as the original's `PostProcessPanoptic` makes it.
+
+        Args:
+            image: as for a call.
+            threshold: queries with a score above it take part, whatever the detector's own threshold is; the score is
+                the largest probability over all classes and no-object.
+
+        Raises:
+            ImageError: the image cannot be read.
+        """
+        network = self._network
+        assert isinstance(network, PanopticDetr)
+        source = encoded_or_tensor(image)
+        prepared = self.prepare(source if isinstance(source, torch.Tensor) else decode(source))
+        height, width = prepared.pixels.shape[1:]
+        batch = self.host_batch(1, height, width)
+        batch.write(0, prepared)
+        (pixels,) = self._transfer.upload(batch.pixels)
+        with float32_arithmetic(tf32=self.precision == "tf32"):
+            output, features = network.segment(self._normalised(pixels, None), None)
+            scores, classes = output.logits[0].float().softmax(-1).max(-1)
+            kept = ((classes < self.config.class_count) & (scores > threshold)).nonzero()[:, 0]
+            logits = network.mask_logits(features, 0, kept)
+        ids = [self.config.categories[index].id for index in classes[kept].tolist()]
+        return segment_pixels(
+            logits, torch.tensor(ids), resized=(height, width), image=(prepared.height, prepared.width)
+        )
 
     @torch.no_grad()
     def _launch(self, batch: HostBatch) -> ReadDetections:

@@ -39,6 +39,9 @@ def test_the_list_says_what_loads_without_the_network(hub_cache: Path, capsys: p
         "facebook/detr-resnet-50-dc5": False,
         "facebook/detr-resnet-101": False,
         "facebook/detr-resnet-101-dc5": False,
+        "facebook/detr-resnet-50-panoptic": False,
+        "facebook/detr-resnet-50-dc5-panoptic": False,
+        "facebook/detr-resnet-101-panoptic": False,
         "microsoft/table-transformer-detection": False,
         "microsoft/table-transformer-structure-recognition": False,
         "scenes": True,
@@ -51,7 +54,7 @@ def test_the_list_has_a_line_for_each_model(hub_cache: Path, capsys: pytest.Capt
 
     assert lines[0].split() == ["model", "detects", "classes", "AP", "license", "here"]
     assert lines[1].split() == ["facebook/detr-resnet-50", "objects", "80", "42.0", "Apache-2.0", "no"]
-    assert lines[7].split() == ["scenes", "drawn", "shapes", "6", "Apache-2.0", "yes"]
+    assert lines[10].split() == ["scenes", "drawn", "shapes", "6", "Apache-2.0", "yes"]
     assert lines[-1].startswith("Other checkpoints of Conditional DETR, D-FINE, DAB-DETR, Deformable DETR, DEIMv2, LW-")
 
 

@@ -1,0 +1,158 @@
+"""Panoptic segmentations of images as files of COCO's format, and their quality."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Final
+
+from detr.segmentation.panoptic_quality import PanopticQuality, Quality, TrueSegment
+from pipelines.errors import RayDetrError, UsageError
+from pipelines.models import load_detector
+from pipelines.store import StoreError, StoreOptions, Stores, without_secrets
+from pipelines.store.uris import file_name
+
+if TYPE_CHECKING:
+    from detr.precision import Precision
+    from detr.segmentation.detector import MaskDetector
+
+JSON_NAME: Final = "panoptic.json"
+PNG_FOLDER: Final = "panoptic"
+
+
+@dataclass(frozen=True, slots=True)
+class Segmented:
+    """What was written: the json file, how many images and segments it has, and which images could not be read."""
+
+    path: Path
+    images: int
+    segments: int
+    unreadable: tuple[str, ...]
+
+
+def open_mask_detector(model: str, *, device: str = "auto", precision: Precision = "auto") -> MaskDetector:
+    """Return the detector of a panoptic model.
+
+    Raises:
+        UsageError: there is no such model, or it is not panoptic.
+        ValueError: there is no such device.
+    """
+    from detr.segmentation.detector import MaskDetector
+
+    detector, _ = load_detector(model, StoreOptions(), device=device, precision=precision, masks=True)
+    assert isinstance(detector, MaskDetector)
+    return detector
+
+
+def write_segmentations(
+    images: Sequence[str],
+    detector: MaskDetector,
+    out: Path,
+    *,
+    threshold: float,
+    image_ids: Mapping[str, int] | None = None,
+    on_image: Callable[[int], None] = lambda _: None,
+) -> Segmented:
+    """Write `panoptic.json` and a PNG for each image, one image in memory at a time.
+
+    The json is written last. Images that cannot be read are left out.
+
+    Args:
+        images: paths or URIs.
+        detector: of `open_mask_detector`.
+        out: a new or empty folder.
+        threshold: queries with a score above it take part.
+        image_ids: ids by the name of the image's file; None numbers the images from 1.
+        on_image: called with how many images are done.
+
+    Raises:
+        UsageError: the folder holds something, or `image_ids` does not have an image.
+        RayDetrError: a file cannot be written.
+    """
+    from detr.images.decoding import ImageError, decode
+    from detr.segmentation.coco_panoptic import annotation, categories, to_png
+
+    names = [PurePosixPath(file_name(image)).name for image in images]
+    ids = dict(zip(names, range(1, len(names) + 1), strict=True)) if image_ids is None else image_ids
+    if missing := sorted(set(names) - ids.keys()):
+        raise UsageError(f"the truth has no image {missing[0]}. Give only images that it has.")
+    if doubles := len(names) - len({Path(name).stem for name in names}):
+        raise UsageError(f"{doubles} images have the name of another one. Segment them into several folders.")
+    entries, annotations, unreadable = [], [], []
+    try:
+        (out / PNG_FOLDER).mkdir(parents=True, exist_ok=True)
+        if any((out / PNG_FOLDER).iterdir()) or (out / JSON_NAME).exists():
+            raise UsageError(f"{out} holds segmentations already. Name another folder.")
+        stores = Stores()
+        for done, (image, name) in enumerate(zip(images, names, strict=True), start=1):
+            try:
+                picture = decode(stores.get(image).data)
+                found = detector.segmentation(picture, threshold=threshold)
+            except (ImageError, StoreError) as error:
+                unreadable.append(f"{without_secrets(image)}: {error}")
+                continue
+            png = f"{Path(name).stem}.png"
+            (out / PNG_FOLDER / png).write_bytes(to_png(found.ids))
+            height, width = found.ids.shape
+            entries.append({"id": ids[name], "file_name": name, "height": height, "width": width})
+            annotations.append(annotation(found, image_id=ids[name], file_name=png))
+            on_image(done)
+        document = {"images": entries, "annotations": annotations, "categories": categories()}
+        (out / JSON_NAME).write_text(json.dumps(document))
+    except OSError as error:
+        raise RayDetrError(f"cannot write to {out}: {error.strerror or error}.") from error
+    segments = sum(len(one["segments_info"]) for one in annotations)
+    return Segmented(out / JSON_NAME, len(entries), segments, tuple(unreadable))
+
+
+def image_ids_of(truth: Path) -> dict[str, int]:
+    """Return the id of each image of a panoptic json by its file's name."""
+    return {str(image["file_name"]): int(image["id"]) for image in _document(truth)["images"]}
+
+
+def quality_of_files(truth: Path, found: Path) -> dict[str, Quality]:
+    """Return the panoptic quality of segmentations, over "All", "Things" and "Stuff".
+
+    The PNGs are in the folder beside each json that has its name without `.json`, as `panopticapi` expects them.
+
+    Raises:
+        UsageError: a file is missing or damaged, or an image of the truth was not segmented.
+    """
+    from detr.segmentation.coco_panoptic import from_png
+
+    true, other = _document(truth), _document(found)
+    by_image = {entry["image_id"]: entry for entry in other["annotations"]}
+    things = {int(category["id"]) for category in true["categories"] if category["isthing"]}
+    stuff = {int(category["id"]) for category in true["categories"]} - things
+    quality = PanopticQuality()
+    for entry in true["annotations"]:
+        mine = by_image.get(entry["image_id"])
+        if mine is None:
+            raise UsageError(f"{found} has no segmentation of image {entry['image_id']} of the truth.")
+        try:
+            quality.add(
+                from_png((truth.with_suffix("") / entry["file_name"]).read_bytes()),
+                [
+                    TrueSegment(int(one["id"]), int(one["category_id"]), bool(one.get("iscrowd", 0)))
+                    for one in entry["segments_info"]
+                ],
+                from_png((found.with_suffix("") / mine["file_name"]).read_bytes()),
+                {int(one["id"]): int(one["category_id"]) for one in mine["segments_info"]},
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise UsageError(f"image {entry['image_id']} cannot be compared: {error}") from error
+    return {name: quality.of(ids) for name, ids in (("All", things | stuff), ("Things", things), ("Stuff", stuff))}
+
+
+def _document(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict) or not all(
+        isinstance(value.get(name), list) for name in ("images", "annotations", "categories")
+    ):
+        raise UsageError(f"{path} is not in COCO's panoptic format: images, annotations and categories are expected.")
+    return value
