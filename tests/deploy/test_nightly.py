@@ -64,7 +64,7 @@ class Nightly:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=300,
+            timeout=600,
         )
         return done.returncode, done.stdout
 
@@ -82,17 +82,11 @@ class Nightly:
 def nightly(tmp_path: Path) -> Iterator[Nightly]:
     # the driver of a job is `python` of the path
     path = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    with own_ray({"num_cpus": 2, "include_dashboard": True}, environment=path) as ray:
+    with own_ray({"num_cpus": 1, "include_dashboard": True}, environment=path) as ray:
         yield Nightly(tmp_path, ray.dashboard)
 
 
 def test_a_worse_model_is_not_promoted_and_a_promoted_one_labels_only_what_is_new(nightly: Nightly) -> None:
-    code, log = nightly.step("label", "--slot", "2026-10-30")
-    assert (code, log) == (
-        2,
-        "error: no model is in use. Promote the first one: python promote.py --slot 2026-11 --model MODEL\n",
-    )
-
     # the first model has nothing to be compared with
     code, log = nightly.step("promote", "--slot", "2026-10", "--model", "scenes")
     assert code == 0, log
