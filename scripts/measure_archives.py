@@ -1,9 +1,11 @@
-"""Measure how a large tar archive is listed and labelled: requests, bytes, CPU seconds, peak of memory.
+"""Measure how a large file of images is listed and labelled: requests, bytes, CPU seconds, peak of memory.
 
 python -m scripts.measure_archives --gigabytes 1 10 --image-kilobytes 1000
+python -m scripts.measure_archives --gigabytes 1 5 --parquet
 
-The archive is sparse: each member is a small JPEG followed by zeros, which are read but take no room on the disk. The
-network is a tiny one, so that reading is what is measured. Every case runs in a process of its own.
+Each image is a small JPEG followed by zeros. A tar archive is sparse: the zeros are read but take no room on the disk.
+A Parquet file has row groups of 100 images and takes its whole size. The network is a tiny one, so that reading is what
+is measured. Every case runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
@@ -41,6 +45,7 @@ from pipelines.store import Store, open_store
 from pipelines.table.schema import NO_COLUMNS
 
 BLOCK = tarfile.BLOCKSIZE
+GROUP_ROWS = 100
 RUN = "run"
 TINY = DetrConfig(
     backbone=BackboneConfig("tiny", "basic", 8, (8, 16), (1, 1)),
@@ -60,6 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", nargs="+", type=float, default=[1.0, 10.0], metavar="N")
     parser.add_argument("--image-kilobytes", type=int, default=1_000, metavar="N")
+    parser.add_argument("--parquet", action="store_true", help="a Parquet file instead of a tar archive")
     parser.add_argument("--case", help=argparse.SUPPRESS)  # of a child: the folder, and what is measured
     args = parser.parse_args()
     if args.case:
@@ -68,7 +74,8 @@ def main() -> None:
         return
     for size in args.gigabytes:
         with tempfile.TemporaryDirectory() as folder:
-            count = make_archive(Path(folder) / "a.tar", int(size * 1e9), args.image_kilobytes * 1_000)
+            make, name = (make_parquet, "a.parquet") if args.parquet else (make_archive, "a.tar")
+            count = make(Path(folder) / name, int(size * 1e9), args.image_kilobytes * 1_000)
             for kind in ("list", "label"):
                 command = [sys.executable, "-m", "scripts.measure_archives", "--case", json.dumps([folder, kind])]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
@@ -77,9 +84,7 @@ def main() -> None:
 
 def make_archive(path: Path, size: int, image_bytes: int) -> int:
     """Write a sparse archive of about so many bytes; return how many images it has."""
-    sink = io.BytesIO()
-    Image.linear_gradient("L").resize((64, 48)).convert("RGB").save(sink, "JPEG")
-    jpeg = sink.getvalue()
+    jpeg = _jpeg()
     count = size // (image_bytes + BLOCK)
     with path.open("wb") as file:
         for number in range(count):
@@ -89,6 +94,24 @@ def make_archive(path: Path, size: int, image_bytes: int) -> int:
             file.seek(-(-(file.tell() - len(jpeg) + image_bytes) // BLOCK) * BLOCK)
         file.truncate(file.tell() + 2 * BLOCK)
     return count
+
+
+def make_parquet(path: Path, size: int, image_bytes: int) -> int:
+    """Write a Parquet file of about so many bytes; return how many images it has."""
+    jpeg = _jpeg()
+    group = pa.table({"image": pa.array([jpeg + bytes(image_bytes - len(jpeg))] * GROUP_ROWS)})
+    count = 0
+    with pq.ParquetWriter(path, group.schema, compression="none", use_dictionary=False) as writer:
+        while count * image_bytes < size:
+            writer.write_table(group)
+            count += GROUP_ROWS
+    return count
+
+
+def _jpeg() -> bytes:
+    sink = io.BytesIO()
+    Image.linear_gradient("L").resize((64, 48)).convert("RGB").save(sink, "JPEG")
+    return sink.getvalue()
 
 
 class Counting:
@@ -115,8 +138,10 @@ def measure(folder: Path, kind: str) -> dict[str, object]:
     lake = Counting(open_store("file:///"))
     before = _peak_megabytes()
     began, cpu = time.monotonic(), time.process_time()
+    (source,) = (folder / name for name in ("a.tar", "a.parquet") if (folder / name).exists())
     listing = list_objects(
-        [str(folder / "a.tar")],
+        [str(source)],
+        image_column="image" if source.suffix == ".parquet" else None,
         indexes=MemberIndexes(table, keep=True),
         open_root=lambda _: lake,  # type: ignore[arg-type, return-value]
     )

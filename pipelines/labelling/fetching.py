@@ -146,7 +146,7 @@ class Fetcher:
         """Return how many requests were made since the last call of this."""
         with self._counting:
             requests, self._requests = self._requests, 0
-        return requests
+        return requests + self._members.take_requests()
 
     def refuse_all_denied(self, fetched: Sequence[Fetched]) -> None:
         """Refuse a shard of which every object is denied where none was ever read: then it is the credentials.
@@ -220,8 +220,6 @@ class Fetcher:
 
     def _read_members(self, uri: str, items: Sequence[LakeObject]) -> list[Blob | BadMember]:
         """Read members of a file once."""
-        with self._counting:
-            self._requests += 1
         store, key = self._images.find(uri)
         return self._members.read(store, key, items)
 

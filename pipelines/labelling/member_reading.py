@@ -10,7 +10,7 @@ from typing import Final
 
 from pipelines.errors import RayDetrError
 from pipelines.lake.lake_object import LakeObject
-from pipelines.lake.members import PARQUET_SUFFIX, file_of, split_member
+from pipelines.lake.members import PARQUET_SUFFIX, REFUSED, file_of, split_member
 from pipelines.lake.parquet_members import ImageColumn, split_name
 from pipelines.store import Blob, Store, StoreDown, join_uri, without_secrets
 
@@ -75,6 +75,7 @@ class MemberReader:
 
     def __init__(self) -> None:
         """Remember no footer yet."""
+        self._requests = 0
         self._lock = threading.Lock()
         self._columns: OrderedDict[tuple[str, str, str | None], ImageColumn] = OrderedDict()
 
@@ -91,16 +92,30 @@ class MemberReader:
             StoreError: the store refused, or fewer bytes came than the file has.
         """
         if split_member(span[0].uri) is None:
+            self._count(len(span))
             return [_damage(store, key, item) for item in span]
         if _is_parquet(key):
             return self._read_rows(store, key, span)
+        self._count(any(item.size for item in span))
         return _read_span(store, key, span)
+
+    def take_requests(self) -> int:
+        """Return how many requests were made since the last call of this."""
+        with self._lock:
+            requests, self._requests = self._requests, 0
+        return requests
+
+    def _count(self, requests: int) -> None:
+        with self._lock:
+            self._requests += requests
 
     def _read_rows(self, store: Store, key: str, span: Sequence[LakeObject]) -> list[Blob | BadMember]:
         named = [_row_of(item) for item in span]
         try:
             images = self._column(store, key, named[0][0], span[0].etag)
-            found = dict(images.read({row for _, row in named}))
+            wanted = {row for _, row in named}
+            self._count(images.groups(wanted))
+            found = dict(images.read(wanted))
         except RayDetrError as error:
             if len(span) == 1:
                 return [BadMember("unreadable", str(error))]
@@ -114,6 +129,7 @@ class MemberReader:
         with self._lock:
             known = self._columns.get(name)
         if known is None or etag is None:
+            self._count(2)  # its size, and its footer
             known = ImageColumn(store, key, column, etag=etag)
         with self._lock:
             self._columns[name] = known
@@ -148,8 +164,14 @@ def _read_span(store: Store, key: str, span: Sequence[LakeObject]) -> list[Blob 
 
 
 def _damage(store: Store, key: str, item: LakeObject) -> BadMember:
-    """Return what is wrong with a file from a place on."""
+    """Return what is wrong with a file from a place on; raises again what it was refused for when it was listed."""
     place = item.offset or 0
+    if place == REFUSED:
+        store.get_range(key, 0, _HEADER_BYTES)
+        return BadMember(
+            "fetch_failed",
+            "the file could not be read when it was listed, but it can be now. Run again to label its images",
+        )
     if _is_parquet(key):
         return BadMember("unreadable", "the file is damaged: it cannot be read as Parquet, and none of its images was")
     after = store.get_range(key, place, _HEADER_BYTES, if_match=item.etag)
@@ -157,7 +179,7 @@ def _damage(store: Store, key: str, item: LakeObject) -> BadMember:
         sentence = f"the archive is cut off: it ends at byte {place + len(after):,} without an end mark"
         return BadMember("truncated", f"{sentence}. Images before it have rows of their own")
     if place == 0:
-        return BadMember("unreadable", "this is not a tar archive, or a compressed one: it has no tar header")
+        return BadMember("unreadable", "this is not a tar archive, or a compressed one: it has no valid tar header")
     sentence = f"the archive is damaged at byte {place:,}, where a header should be"
     return BadMember("unreadable", f"{sentence}. Images before it have rows of their own, those behind have none")
 

@@ -295,6 +295,8 @@ def _with_images(
             else "Check the address, or name images in a list of URIs."
         )
         raise UsageError(f"there is no image at {name} (left out: {reasons}). {remedy}")
+    if isinstance(source, Folder) and source.opening is not None and not is_glob(text) and not text.endswith("/"):
+        raise UsageError(f"there is no image inside {name}. Check the address.")
     if text == name and not is_glob(text) and Path(text).is_dir():
         raise UsageError(f"the folder {name} is empty. Check the address.")
     hint = "" if text.endswith("/") or is_glob(text) else f" To match names that begin with it, use {name}*."

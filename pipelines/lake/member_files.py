@@ -17,14 +17,26 @@ from pipelines.lake.lake_object import LakeObject, Listed, Skipped
 from pipelines.lake.members import (
     MARK,
     PARQUET_SUFFIX,
+    REFUSED,
     MemberIndex,
     decode_index,
     encode_index,
     is_member_file,
+    member_index,
 )
 from pipelines.lake.parquet_members import read_parquet_index
 from pipelines.lake.tar_members import read_tar_index
-from pipelines.store import Changed, NotFound, Store, StoreEntry, join_uri, put_if_absent, without_secrets
+from pipelines.store import (
+    Archived,
+    Changed,
+    Denied,
+    NotFound,
+    Store,
+    StoreEntry,
+    join_uri,
+    put_if_absent,
+    without_secrets,
+)
 
 _THREADS: Final = 8  # archives whose headers are read at once
 _REMEMBERED: Final = 2 * _THREADS
@@ -87,7 +99,12 @@ class MemberIndexes:
                 pass
             else:
                 return entry, decode_index(data, join_uri(self._table.uri, key))
-        read, index = _read_index(store, entry, column)
+        try:
+            read, index = _read_index(store, entry, column)
+        except NotFound:
+            return entry, member_index([], [], [], skipped={})  # removed since it was listed
+        except (Denied, Archived):
+            return entry, member_index([], [], [], skipped={}, damaged_at=REFUSED)  # its row will say why
         if self._table is not None and self._keep and read == entry and entry.etag is not None:
             put_if_absent(self._table, key, encode_index(index))
         return read, index
@@ -102,7 +119,8 @@ def list_members(
 ) -> Iterator[Listed]:
     """Yield the images inside files in the order of addresses, and how many other members there are.
 
-    A file that is damaged is an image itself: one that cannot be read. Memory is that of the indexes of eight files.
+    A file that is damaged, or refused, is an image itself: one that cannot be read. Memory is that of the indexes of
+    eight files.
 
     Args:
         files: The files in the order of keys, among them those that are left out.

@@ -22,6 +22,7 @@ from pipelines.parquet_files import open_bytes, parquet_of
 from pipelines.strict_json import counts_field, parse_object
 
 MARK: Final = "#/"
+REFUSED: Final = -1
 TAR_SUFFIX: Final = ".tar"
 PARQUET_SUFFIX: Final = ".parquet"
 
@@ -49,7 +50,8 @@ class MemberIndex:
     Attributes:
         rows: `name`, `offset`, `size` (null where unknown) in the byte order of names, each name once.
         skipped: How many other members there are, by the reason why they are left out.
-        damaged_at: Byte from which on the file cannot be read; None where all of it can.
+        damaged_at: Byte from which on the file cannot be read; None where all of it can; `REFUSED` where the store
+            refused to read it.
     """
 
     rows: pa.Table

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Collection, Iterator
+from itertools import accumulate
 from typing import Final
 from urllib.parse import quote, unquote
 
@@ -17,8 +19,9 @@ from pipelines.store import Store, file_name, join_uri, without_secrets
 from pipelines.store.object_file import ObjectFile
 
 _ROW_DIGITS: Final = 9
+_ROWS_OF_ANY_FILE: Final = 1_000_000  # more only where a file has a byte for each
 _BATCH_ROWS: Final = 16  # decoded at once, of images that may have megabytes each
-# A row group whose images have more bytes is read piece by piece, else as a whole in one request.
+# A row group with more bytes is read piece by piece, else its images as a whole in one request.
 _WHOLE_GROUP_BYTES: Final = 128 << 20
 _PIECE_BYTES: Final = 8 << 20
 
@@ -26,8 +29,8 @@ _PIECE_BYTES: Final = 8 << 20
 def read_parquet_index(store: Store, key: str, size: int, column: str, *, etag: str | None = None) -> MemberIndex:
     """Return the images in a column of a Parquet file: one for each row, in order.
 
-    Reads the footer and the paths; no image. Sizes are the mean of a row group. A file that is not Parquet is damaged
-    at byte 0.
+    Reads the footer and the paths; no image. Sizes are the mean of a row group. A file whose footer or paths
+    cannot be read is damaged at byte 0.
 
     Args:
         store: The store of the file.
@@ -42,18 +45,26 @@ def read_parquet_index(store: Store, key: str, size: int, column: str, *, etag: 
         StoreError: the store refused.
     """
     name = without_secrets(join_uri(store.uri, key))
+    damaged = member_index([], [], [], skipped={}, damaged_at=0)
     try:
         file = open_object(store, key, size, if_match=etag)
+        with parquet_of(name):
+            schema, count = file.schema_arrow, file.metadata.num_rows
     except RayDetrError:
-        return member_index([], [], [], skipped={}, damaged_at=0)
-    count = file.metadata.num_rows
-    content, path = _columns(file.schema_arrow, column, name)
+        return damaged
+    _, path = _columns(schema, column, name)
+    if count > max(size, _ROWS_OF_ANY_FILE):
+        return damaged  # by a footer that would fill the memory
     try:
+        with parquet_of(name):
+            sizes = _sizes(file.metadata)
         paths = [None] * count if path is None else _paths(file, column, path, name)
     except RayDetrError:
-        return member_index([], [], [], skipped={}, damaged_at=0)
+        return damaged
+    if not count == len(sizes) == len(paths):
+        return damaged
     names = [_member_name(column, row, one) for row, one in enumerate(paths)]
-    return member_index(names, list(range(count)), _sizes(file.metadata, content), skipped={})
+    return member_index(names, list(range(count)), sizes, skipped={})
 
 
 def split_name(member: str) -> tuple[str, int] | None:
@@ -86,8 +97,15 @@ class ImageColumn:
         self._size = len(store.get(key).data) if entry.size is None else entry.size
         self._store, self._key = store, key
         file = open_object(store, key, self._size, if_match=self.etag)
-        self._content, _ = _columns(file.schema_arrow, column, self.name)
+        with parquet_of(self.name):
+            schema = file.schema_arrow
+        self._content, _ = _columns(schema, column, self.name)
         self._metadata = file.metadata
+
+    def groups(self, rows: Collection[int]) -> int:
+        """Return how many row groups hold these rows: each is a request, a large one several."""
+        ends = list(accumulate(self._group_rows()))
+        return len({bisect_right(ends, row) for row in rows})
 
     def read(self, rows: Collection[int]) -> Iterator[tuple[int, bytes | None]]:
         """Yield the bytes of images by their row, in order; None for a row without.
@@ -101,8 +119,7 @@ class ImageColumn:
             StoreError: the store refused.
         """
         first = 0
-        for group in range(self._metadata.num_row_groups):
-            count = self._metadata.row_group(group).num_rows
+        for group, count in enumerate(self._group_rows()):
             wanted = {row - first for row in rows if first <= row < first + count}
             if wanted:
                 for place, data in self._read_group(group, max(wanted)):
@@ -110,10 +127,14 @@ class ImageColumn:
                         yield first + place, data
             first += count
 
+    def _group_rows(self) -> list[int]:
+        with parquet_of(self.name):
+            return [self._metadata.row_group(place).num_rows for place in range(self._metadata.num_row_groups)]
+
     def _read_group(self, group: int, last: int) -> Iterator[tuple[int, bytes | None]]:
         """Yield place and bytes of the images of a row group up to the place `last`."""
-        is_large = _group_bytes(self._metadata.row_group(group), self._content) > _WHOLE_GROUP_BYTES
         with parquet_of(self.name):
+            is_large = self._metadata.row_group(group).total_byte_size > _WHOLE_GROUP_BYTES
             batches = pq.ParquetFile(
                 pa.PythonFile(ObjectFile(self._store, self._key, self._size, if_match=self.etag), mode="r"),
                 metadata=self._metadata,
@@ -135,17 +156,13 @@ class ImageColumn:
                 place += 1
 
 
-def _group_bytes(group: pq.RowGroupMetaData, content: str) -> int:
-    """Return how many bytes the images of a row group have when they are decompressed."""
-    chunks = (group.column(place) for place in range(group.num_columns))
-    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == content)
-
-
-def _sizes(metadata: pq.FileMetaData, content: str) -> list[int | None]:
+def _sizes(metadata: pq.FileMetaData) -> list[int | None]:
+    """Return about how many bytes each image has: the mean of its row group, with the other columns."""
     sizes: list[int | None] = []
     for place in range(metadata.num_row_groups):
         group = metadata.row_group(place)
-        sizes += [_group_bytes(group, content) // max(1, group.num_rows)] * group.num_rows
+        # not of the column alone: pyarrow 26 aborts the process where a damaged footer has odd statistics
+        sizes += [group.total_byte_size // max(1, group.num_rows)] * group.num_rows
     return sizes
 
 

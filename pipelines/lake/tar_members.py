@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import tarfile
 from collections import Counter
 from typing import Final
@@ -18,6 +19,7 @@ LINK: Final = "link"
 SPARSE: Final = "sparse file"
 
 _BLOCK = tarfile.BLOCKSIZE
+_DAMAGE: Final = (tarfile.TarError, ValueError, LookupError, ArithmeticError, TypeError, struct.error)  # of tarfile
 _LEAST_READ: Final = 4 << 10
 _FIRST_READ: Final = 64 << 10
 _MOST_READ: Final = 8 << 20
@@ -60,7 +62,7 @@ def read_tar_index(store: Store, key: str, size: int, *, etag: str | None = None
                 _add(member, found, skipped)
         file.seek(place)
         is_whole = file.read(_BLOCK) == bytes(_BLOCK)  # tarfile takes a damaged header for the end
-    except (tarfile.TarError, ValueError, OverflowError):
+    except _DAMAGE:
         pass  # the place tells
     return member_index(
         list(found),

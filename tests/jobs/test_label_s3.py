@@ -117,7 +117,7 @@ def test_archives_and_parquet_files_in_a_bucket_give_the_rows_of_their_loose_ima
     pictures = {path.name: path.read_bytes() for path in sorted(lake.glob("*.jpg"))}
     store = open_store(bucket, s3.options())
     store.put("packed/a#1.tar", tar_of(pictures))
-    store.put("packed/b.parquet", parquet_of_images(list(pictures.values()), paths=list(pictures)))
+    store.put("packed/b.parquet", parquet_of_images(list(pictures.values()), paths=list(pictures), group_rows=100))
     packed = ["--images", f"{bucket}/packed/*.tar", f"{bucket}/packed/*.parquet", "--image-column", "image"]
 
     label(s3, "--images", f"{bucket}/2026/", "--table", f"{bucket}/loose")

@@ -161,6 +161,32 @@ def test_a_vanished_archive_is_missing_images_and_a_dead_store_stops_the_run(lak
         fetch_all(fetcher, objects)
 
 
+@pytest.mark.parametrize(
+    ("name", "data"), [("a.tar", tar_of({"1.jpg": b"1"})), ("a.parquet", parquet_of_images([b"1"]))]
+)
+def test_a_file_that_is_refused_when_it_is_listed_is_a_row_that_the_next_run_replaces(
+    lake: Lake, fetcher: Fetcher, name: str, data: bytes
+) -> None:
+    lake.store.put(name, data)
+    lake.store.put("b.tar", tar_of({"2.jpg": b"two"}))
+    lake.store.put("c.parquet", parquet_of_images([b"three"]))
+    whole = lake.store.get_range
+
+    def refuse(key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
+        if key == name:
+            raise Denied(f"{name} is refused")
+        return whole(key, start, length, if_match=if_match)
+
+    lake.store.get_range = refuse  # type: ignore[method-assign]
+    objects = listed(lake, f"s3://lake/{name}", "s3://lake/b.tar", "s3://lake/c.parquet", column="image")
+    fetch_all(fetcher, objects[1:])
+
+    assert data_of(fetch_all(fetcher, objects[:1])) == {f"s3://lake/{name}": "denied"}
+
+    lake.store.get_range = whole  # type: ignore[method-assign]
+    assert data_of(fetch_all(fetcher, objects[:1])) == {f"s3://lake/{name}": "fetch_failed"}
+
+
 def test_an_image_of_gigabytes_in_an_archive_is_not_read(lake: Lake, fetcher: Fetcher) -> None:
     lake.store.put("a.tar", tar_of({"1.jpg": b"one", "2.jpg": b"two"}))
     small, large = listed(lake, "s3://lake/a.tar")
@@ -195,10 +221,11 @@ def test_a_row_group_is_one_request_and_the_footer_is_read_once(lake: Lake, fetc
     lake.store.put("a.parquet", parquet_of_images(images, group_rows=50))
     objects = listed(lake, "s3://lake/a.parquet", column="image")
     fetch_all(fetcher, objects[:1])
+    assert fetcher.take_requests() == 3
     lake.ranges.clear()
 
     assert list(data_of(fetch_all(fetcher, objects)).values()) == images
-    assert len(lake.ranges) == 2
+    assert len(lake.ranges) == fetcher.take_requests() == 2
 
 
 def test_a_large_row_group_is_read_in_pieces(lake: Lake, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch) -> None:

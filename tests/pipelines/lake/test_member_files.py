@@ -146,6 +146,11 @@ def test_a_packed_archive_is_refused_before_anything_begins(name: str) -> None:
         listed(lake(), f"s3://lake/{name}")
 
 
+def test_an_archive_without_images_is_refused_by_name() -> None:
+    with pytest.raises(UsageError, match=r"there is no image inside s3://lake/a\.tar\. Check the address\.$"):
+        listed(lake(a_tar=tar_of({})), "s3://lake/a.tar")
+
+
 def test_archives_on_web_servers_are_refused() -> None:
     with pytest.raises(UsageError, match="it is on a web server"):
         listed(lake(), "https://example.com/a.tar")
@@ -178,6 +183,18 @@ def test_a_damaged_parquet_file_is_an_image_that_cannot_be_read() -> None:
         ("s3://lake/a.parquet", 0),
         ("s3://lake/b.parquet#/image/000000000", 0),
     ]
+
+
+@pytest.mark.parametrize("count", [b"\x78", b"\x80\xa0\x94\xa5\x8d\x1d"], ids=["60", "a hundred billion"])
+def test_a_footer_that_claims_other_rows_than_there_are_is_damage(count: bytes) -> None:
+    whole = parquet_of_images([b"1", b"2", b"3", b"4"], paths=["1.jpg", None, "3.jpg", None])
+    data = bytearray(whole[:-8].replace(b"\x16\x08\x19", b"\x16" + count + b"\x19"))  # of the file's four rows
+    data += (len(data) - len(whole) + 8 + int.from_bytes(whole[-8:-4], "little")).to_bytes(4, "little") + b"PAR1"
+
+    found = list(listed(lake(a_parquet=bytes(data)), "s3://lake/a.parquet", column="image"))
+
+    assert bytes(data) != whole
+    assert [(item.uri, item.offset) for item in found if isinstance(item, LakeObject)] == [("s3://lake/a.parquet", 0)]
 
 
 @pytest.mark.parametrize(("column", "reason"), [("picture", "does not have one column"), ("label", "is int64, not")])

@@ -83,14 +83,18 @@ def test_of_members_with_one_name_the_last_counts_as_when_unpacked() -> None:
     assert index.skipped == {"duplicate": 1}
 
 
-def test_a_sparse_member_is_left_out() -> None:
+def test_a_sparse_member_is_left_out_and_one_that_is_cut_off_is_damage() -> None:
     info = tarfile.TarInfo("a.jpg")
     info.type = tarfile.GNUTYPE_SPARSE
-    header = info.tobuf(tarfile.GNU_FORMAT)
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
 
-    index = index_of(header + bytes(1024))
+    index = index_of(bytes(header) + bytes(1024))
 
-    assert (index.rows.num_rows, index.skipped) == (0, {"sparse file": 1})
+    assert (index.rows.num_rows, index.skipped, index.damaged_at) == (0, {"sparse file": 1}, None)
+
+    header[482] = 1  # the list of its pieces goes on in the next block
+    header[148:156] = b"%06o\0 " % sum([*header[:148], *b" " * 8, *header[156:]])
+    assert index_of(bytes(header) + bytes(7)).damaged_at == 0
 
 
 def test_an_archive_that_is_cut_off_gives_what_lies_before() -> None:
