@@ -5,7 +5,7 @@ PYTEST := $(BIN)/python -m pytest
 ON_ALL_CORES := -n auto --maxprocesses 4
 STOP_HUNG := --max-worker-restart 0 -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true # a test that hangs is named, with where
 FAST := not ray and not s3 and not slow and not faults and not gpu
-SOURCES := detr pipelines jobs tests scripts
+SOURCES := detr pipelines jobs tests scripts deploy
 DEMO ?= demo
 BENCH ?= bench
 S3_DIR ?= /tmp/ray-detr-s3
@@ -13,9 +13,12 @@ AXE_DIR ?= /tmp/ray-detr-axe
 READERS_DIR ?= /tmp/ray-detr-readers
 READERS := "supervision==0.31.2" "pyiceberg[sql-sqlite,pyarrow]==0.12.0" "label-studio-sdk==2.1.2" "megadetector-utils==10.0.28" \
   "datafusion==55.0.0" "chdb==4.4.0" "datasets==5.2.0" "deltalake==1.6.6" "daft==0.7.26" "pyspark==4.3.0"
+SCHEDULERS_DIR ?= /tmp/ray-detr-schedulers
+AIRFLOW := "apache-airflow==3.3.2" "apache-airflow-providers-standard==1.21.0"
+DAGSTER := "dagster==1.13.29"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check audit fix simulate mutate bench docs test-gpu test-browser test-readers test-metrics test-faults test-faults-s3 test-s3 lock clean
+.PHONY: help demo test lint check audit fix simulate mutate bench docs test-gpu test-browser test-readers test-schedulers test-metrics test-faults test-faults-s3 test-s3 lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -75,6 +78,13 @@ test-readers: .venv/.ready ## tables and exports read by other tools, which are 
 	  $(READERS_DIR)/bin/python -m pip install --quiet $(READERS) && echo '$(READERS)' > $(READERS_DIR)/packages; }
 	@command -v java > /dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends default-jre-headless; }
 	READERS_PYTHON=$(READERS_DIR)/bin/python $(PYTEST) tests/readers
+
+test-schedulers: .venv/.ready ## the examples for Airflow, Dagster and cron, executed; Airflow and Dagster are in $(SCHEDULERS_DIR)
+	@echo '$(AIRFLOW) $(DAGSTER)' | cmp -s - $(SCHEDULERS_DIR)/packages || { mkdir -p $(SCHEDULERS_DIR) && \
+	  $(PYTHON) -m venv --clear $(SCHEDULERS_DIR)/airflow && $(SCHEDULERS_DIR)/airflow/bin/python -m pip install --quiet --only-binary :all: $(AIRFLOW) && \
+	  $(PYTHON) -m venv --clear $(SCHEDULERS_DIR)/dagster && $(SCHEDULERS_DIR)/dagster/bin/python -m pip install --quiet --only-binary :all: $(DAGSTER) && \
+	  echo '$(AIRFLOW) $(DAGSTER)' > $(SCHEDULERS_DIR)/packages; }
+	SCHEDULERS_DIR=$(SCHEDULERS_DIR) $(PYTEST) tests/schedulers
 
 test-metrics: .venv/.ready ## metrics, alert rules and dashboard against Debian's Prometheus and a live run (installs it, needs root)
 	scripts/prometheus.sh

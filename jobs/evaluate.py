@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     args = parser.parse_args(argv)
     _check_fit(parser, args)
-    from pipelines.errors import RayDetrError
+    from pipelines.coco.documents import write_document
     from pipelines.evaluation.annotations import read_annotations
     from pipelines.evaluation.evaluate import check_has_images
     from pipelines.evaluation.gate import check_comparable, read_baseline
@@ -69,10 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     figures = json.dumps(evaluation.as_json(), indent=2)
     if args.output is not None:
-        try:
-            args.output.write_text(figures + "\n")
-        except OSError as error:
-            raise RayDetrError(f"cannot write the figures to {args.output}: {error.strerror}.") from error
+        write_document(args.output, f"{figures}\n".encode(), what="the figures", options=options)
     print(figures if args.json else report(evaluation))
     if args.plot is not None:
         whose = " and ".join(evaluation.models) or file_name(args.results or args.table or args.model)
@@ -97,7 +94,7 @@ def _parser() -> CommandParser:
     parser.add_argument("--annotations", required=True, metavar="URI", help="a COCO json with the images' boxes")
     parser.add_argument("--picture-size", type=picture_size, metavar="HEIGHTxWIDTH",
                         help="evaluate only images of this size in pixels (all)")  # fmt: skip
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the figures to this file, as JSON")
+    parser.add_argument("--output", metavar="URI", help="write the figures to this file or object, as JSON")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw precision over recall: .png, .pdf, .svg "
                         "(needs the extra `plot`)")  # fmt: skip

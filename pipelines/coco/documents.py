@@ -1,9 +1,12 @@
-"""Files that a command is given by name: annotations, results, figures of an earlier evaluation."""
+"""Files that a command reads or writes by name: annotations, results, figures of an evaluation."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pipelines.errors import RayDetrError, UsageError
-from pipelines.store import NotFound, StoreError, StoreOptions, Stores
+from pipelines.store import NotFound, StoreError, StoreOptions, Stores, without_secrets
+from pipelines.store.uris import scheme_of
 
 
 def read_document(uri: str, *, what: str, options: StoreOptions | None) -> bytes:
@@ -24,3 +27,27 @@ def read_document(uri: str, *, what: str, options: StoreOptions | None) -> bytes
         raise UsageError(f"cannot read {what}: {error}") from error
     except StoreError as error:
         raise RayDetrError(f"cannot read {what}: {error}") from error
+
+
+def write_document(uri: str, data: bytes, *, what: str, options: StoreOptions | None) -> None:
+    """Write a file or an object, over what is there.
+
+    Args:
+        uri: its path, in a folder that exists, or its URI.
+        data: its bytes.
+        what: it is, for messages, such as "the figures".
+        options: how stores are reached.
+
+    Raises:
+        RayDetrError: it cannot be written.
+    """
+    try:
+        if scheme_of(uri) == "":
+            Path(uri).write_bytes(data)
+        else:
+            store, key = Stores(options).find(uri)
+            store.put(key, data)
+    except OSError as error:
+        raise RayDetrError(f"cannot write {what} to {uri}: {error.strerror}.") from error
+    except StoreError as error:
+        raise RayDetrError(f"cannot write {what} to {without_secrets(uri)}: {error}") from error

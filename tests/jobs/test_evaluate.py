@@ -18,6 +18,7 @@ from pipelines.evaluation.evaluate import evaluate_table
 from pipelines.evaluation.evaluate_model import ModelEvaluationConfig
 from pipelines.store import StoreOptions
 from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
+from tests.conftest import S3Server
 
 BOX = [10.0, 10.0, 50.0, 50.0]
 
@@ -201,6 +202,18 @@ def test_one_picture_size_and_one_run_can_be_asked_for(
     assert "images: 2," in capsys.readouterr().out
     with pytest.raises(RayDetrError, match="no published rows of run run-2"):
         main(["--table", table, "--annotations", annotations, "--run-id", "run-2"])
+
+
+def test_the_figures_go_to_a_bucket_and_are_a_baseline_from_there(
+    moto: S3Server, table: str, annotations: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = f"{moto.bucket()}/figures/week.json"
+    reach = ["--endpoint", moto.endpoint, "--region", "us-east-1"]
+
+    main(["--table", table, "--annotations", annotations, *reach, "--output", figures])
+    main(["--table", table, "--annotations", annotations, *reach, "--baseline", figures])
+
+    assert f"AP is 0.5050, that of {figures} 0.5050: no worse by more than 0.002" in capsys.readouterr().out
 
 
 def test_a_file_that_cannot_be_written_stops_with_a_sentence(tmp_path: Path, table: str, annotations: str) -> None:
