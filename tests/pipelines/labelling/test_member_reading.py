@@ -250,6 +250,22 @@ def test_a_damaged_row_group_is_rows_and_others_are_read(lake: Lake, fetcher: Fe
     assert "s3://lake/a.parquet is damaged" in str(found["s3://lake/a.parquet#/image/000000003"].error)
 
 
+def test_a_damaged_row_group_is_read_twice_and_images_before_the_damage_are_read(lake: Lake, fetcher: Fetcher) -> None:
+    images = [noise(number, 500) for number in range(256)]
+    data = bytearray(parquet_of_images(images, group_rows=128))
+    data[data.index(images[100]) + 50] ^= 0xFF
+    lake.store.put("a.parquet", bytes(data))
+    objects = listed(lake, "s3://lake/a.parquet", column="image")
+    lake.ranges.clear()
+
+    found = list(data_of(fetch_all(fetcher, objects)).values())
+
+    assert found[:96] == images[:96]  # 16 are decoded at once
+    assert found[96:128] == ["unreadable"] * 32
+    assert found[128:] == images[128:]
+    assert len(lake.ranges) == 4  # the footer, the damaged row group twice, the other one
+
+
 def test_a_changed_parquet_file_gives_rows_that_the_next_run_replaces(lake: Lake, fetcher: Fetcher) -> None:
     lake.store.put("a.parquet", parquet_of_images([b"1", b"2"]))
     objects = listed(lake, "s3://lake/a.parquet", column="image")
