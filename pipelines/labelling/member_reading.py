@@ -62,6 +62,13 @@ def member_spans(window: Sequence[LakeObject]) -> Iterator[list[LakeObject]]:
         yield span
 
 
+def row_group_of(item: LakeObject) -> tuple[str, str | None, int] | None:
+    """Return file, version and first row of the row group of Parquet that an image is in; None for other objects."""
+    if item.offset is None or split_member(item.uri) is None or not _is_parquet(file_of(item)):
+        return None
+    return file_of(item), item.etag, item.offset
+
+
 def _continues(span: Sequence[LakeObject], item: LakeObject) -> bool:
     first, last = span[0], span[-1]
     if None in (first.offset, item.offset) or split_member(first.uri) is None or split_member(item.uri) is None:

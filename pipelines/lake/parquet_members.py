@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator
 from itertools import accumulate
+from operator import attrgetter
 from typing import Final
 from urllib.parse import quote, unquote
 
@@ -24,6 +27,9 @@ _BATCH_ROWS: Final = 16  # decoded at once, of images that may have megabytes ea
 # A row group with more bytes is read piece by piece, else its images as a whole in one request.
 _WHOLE_GROUP_BYTES: Final = 128 << 20
 _PIECE_BYTES: Final = 8 << 20
+
+_logger = logging.getLogger(__name__)
+_warned = threading.Lock()  # taken, once a large row group was warned of
 
 
 def read_parquet_index(store: Store, key: str, size: int, column: str, *, etag: str | None = None) -> MemberIndex:
@@ -64,8 +70,27 @@ def read_parquet_index(store: Store, key: str, size: int, column: str, *, etag: 
         return damaged
     if not count == len(sizes) == len(paths):
         return damaged
+    _warn_of_large_groups(file.metadata, name)
     names = [_member_name(column, row, one) for row, one in enumerate(paths)]
     return member_index(names, starts, sizes, skipped={})
+
+
+def _warn_of_large_groups(metadata: pq.FileMetaData, name: str) -> None:
+    """Warn once in a process of a file that has a large row group: what that costs, and what to do."""
+    groups = [metadata.row_group(place) for place in range(metadata.num_row_groups)]
+    largest = max(groups, key=attrgetter("total_byte_size"), default=None)
+    if largest is None or largest.total_byte_size <= _WHOLE_GROUP_BYTES or not _warned.acquire(blocking=False):
+        return
+    rows = max(1, _WHOLE_GROUP_BYTES * largest.num_rows // largest.total_byte_size)
+    _logger.warning(
+        "%s has a row group of %s MiB, and other files may, too. Every shard that has images of a row group reads it "
+        "from its beginning, and needs up to twice its bytes of memory. Write such files again with row groups of at "
+        "most %s MiB: in PyArrow write_table(..., row_group_size=%d).",
+        name,
+        f"{largest.total_byte_size >> 20:,}",
+        _WHOLE_GROUP_BYTES >> 20,
+        rows,
+    )
 
 
 def split_name(member: str) -> tuple[str, int] | None:
@@ -123,8 +148,8 @@ class ImageColumn:
     def read_group(self, group: int, rows: Collection[int]) -> Iterator[tuple[int, bytes | None]]:
         """Yield the bytes of images of one row group by their row, in order; None for a row without.
 
-        Holds the row group, of one with more than 128 MiB some pages. A row group is read in one request, and of a
-        large one all images before those that are wanted, too.
+        A row group is read in one request and held; of one with more than 128 MiB page after page from its beginning to
+        the images that are wanted. A page is held whole, twice: 1,024 images as pyarrow writes by default.
 
         Args:
             group: The row group.

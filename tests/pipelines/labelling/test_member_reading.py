@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -236,6 +239,32 @@ def test_a_large_row_group_is_read_in_pieces(lake: Lake, fetcher: Fetcher, monke
 
     assert list(data_of(fetch_all(fetcher, listed(lake, "s3://lake/a.parquet", column="image"))).values()) == images
     assert max(length for _, length in lake.ranges[1:]) < 40_000  # of 100 kB
+
+
+def test_row_groups_are_read_at_once_up_to_a_number_of_bytes(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.labelling.member_reading.GROUPS_BYTES", 10_000)
+    lake.store.put("a.parquet", parquet_of_images([noise(number, 4_000) for number in range(8)], group_rows=1))
+    objects, fetcher = listed(lake, "s3://lake/a.parquet", column="image"), Fetcher(lake, Clock())
+    fetch_all(fetcher, objects[:1])
+    reading, most = 0, 0
+    lock, whole = threading.Lock(), lake.store.get_range
+
+    def read(key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
+        nonlocal reading, most
+        with lock:
+            reading += 1
+            most = max(most, reading)
+        time.sleep(0.02)
+        with lock:
+            reading -= 1
+        return whole(key, start, length, if_match=if_match)
+
+    lake.store.get_range = read  # type: ignore[method-assign]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(fetcher.fetch_span, member_spans(objects)))
+
+    assert [one.blob is not None for span in found for one in span] == [True] * 8
+    assert most == 2
 
 
 def test_a_damaged_row_group_is_rows_and_others_are_read(lake: Lake, fetcher: Fetcher) -> None:
