@@ -8,18 +8,27 @@ from contextlib import contextmanager
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.errors import RayDetrError
+from pipelines.errors import OutOfMemory, RayDetrError
 from pipelines.store import Store, StoreEntry, join_uri
 from pipelines.store.object_file import ObjectFile
 
 
 @contextmanager
 def parquet_of(name: str) -> Iterator[None]:
-    """Turn what pyarrow says of damaged bytes into a sentence about the file `name`; errors of stores pass through."""
+    """Turn what pyarrow says of damaged bytes into a sentence about the file `name`; errors of stores pass through.
+
+    Raises:
+        OutOfMemory: there is too little memory, or damaged bytes ask for too much.
+        RayDetrError: the bytes are damaged.
+    """
     try:
         yield
-    except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
-        # MemoryError: a damaged header asks for more than there is
+    except MemoryError as error:
+        raise OutOfMemory(
+            f"{name} cannot be read: it asks for more memory than there is. Check whether it is damaged, or run again "
+            "with more memory."
+        ) from error
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise RayDetrError(f"{name} is damaged: it cannot be read as Parquet ({reason}).") from error
 

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from pipelines.errors import RayDetrError
+from pipelines.errors import OutOfMemory, RayDetrError
 from pipelines.lake.lake_object import LakeObject
 from pipelines.lake.members import PARQUET_SUFFIX, REFUSED, file_of, split_member
 from pipelines.lake.parquet_members import ImageColumn, split_name
-from pipelines.store import Blob, Store, StoreDown, join_uri, without_secrets
+from pipelines.store import Blob, Store, join_uri
+from pipelines.store.object_file import refuse_cut_off
 
 T = TypeVar("T")
 
@@ -129,7 +130,7 @@ class MemberReader:
         try:
             images = _twice(lambda: self._column(store, key, named[0][0], span[0].etag))
         except RayDetrError as error:
-            return [BadMember("unreadable", str(error))] * len(span)
+            return [_bad_rows(error)] * len(span)
         found: dict[int, bytes | BadMember | None] = {}
         for group, rows in images.groups(row for _, row in named).items():
             found |= self._read_group(images, group, rows)
@@ -147,8 +148,7 @@ class MemberReader:
             with self._room.take(images.group_bytes(group)):
                 _twice(read)
         except RayDetrError as error:
-            bad = BadMember("unreadable", str(error))
-            return {row: found.get(row, bad) for row in rows}
+            return {row: found.get(row, _bad_rows(error)) for row in rows}
         return found
 
     def _column(self, store: Store, key: str, column: str, etag: str | None) -> ImageColumn:
@@ -173,12 +173,7 @@ def _read_span(store: Store, key: str, span: Sequence[LakeObject]) -> list[Blob 
     stop = max((item.offset or 0) + (item.size or 0) for item in span)
     data = memoryview(store.get_range(key, start, stop - start, if_match=span[0].etag) if stop > start else b"")
     if len(data) < stop - start:
-        size = store.head(key).size
-        if size is None or size >= stop:
-            raise StoreDown(
-                f"{without_secrets(join_uri(store.uri, key))} was cut off: {len(data):,} of {stop - start:,} bytes "
-                "arrived. Check proxies and the network, then run again."
-            )
+        refuse_cut_off(store, key, start, stop - start, len(data))
     found: list[Blob | BadMember] = []
     for item in span:
         first = (item.offset or 0) - start
@@ -216,6 +211,11 @@ def _blob_or_bad(data: bytes | BadMember | None, item: LakeObject) -> Blob | Bad
     if isinstance(data, bytes):
         return Blob(data, item.etag)
     return data or BadMember("empty", "the row holds no image")
+
+
+def _bad_rows(error: RayDetrError) -> BadMember:
+    # of memory, another run may have more
+    return BadMember("fetch_failed" if isinstance(error, OutOfMemory) else "unreadable", str(error))
 
 
 def _twice(read: Callable[[], T]) -> T:

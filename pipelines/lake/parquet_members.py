@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.errors import RayDetrError, UsageError
-from pipelines.lake.members import MemberIndex, member_index
+from pipelines.errors import OutOfMemory, RayDetrError, UsageError
+from pipelines.lake.members import REFUSED, MemberIndex, member_index
 from pipelines.parquet_files import open_object, parquet_of
 from pipelines.store import Store, file_name, join_uri, without_secrets
 from pipelines.store.object_file import ObjectFile
@@ -53,10 +53,13 @@ def read_parquet_index(store: Store, key: str, size: int, column: str, *, etag: 
     """
     name = without_secrets(join_uri(store.uri, key))
     damaged = member_index([], [], [], skipped={}, damaged_at=0)
+    not_read = member_index([], [], [], skipped={}, damaged_at=REFUSED)  # for the next run, which may have more memory
     try:
         file = open_object(store, key, size, if_match=etag)
         with parquet_of(name):
             schema, count = file.schema_arrow, file.metadata.num_rows
+    except OutOfMemory:
+        return not_read
     except RayDetrError:
         return damaged
     _, path = _columns(schema, column, name)
@@ -66,6 +69,8 @@ def read_parquet_index(store: Store, key: str, size: int, column: str, *, etag: 
         with parquet_of(name):
             sizes, starts = _sizes_and_starts(file.metadata)
         paths = [None] * count if path is None else _paths(file, column, path, name)
+    except OutOfMemory:
+        return not_read
     except RayDetrError:
         return damaged
     if not count == len(sizes) == len(paths):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import io
+from typing import Final
 
-from pipelines.store.interface import Store
+from pipelines.store.interface import Store, StoreDown
+from pipelines.store.uris import join_uri, without_secrets
+
+_TRIES: Final = 3  # of answers that are cut off; each asks for the rest
 
 
 class ObjectFile(io.RawIOBase):
@@ -36,9 +40,34 @@ class ObjectFile(io.RawIOBase):
         return self._position
 
     def read(self, length: int | None = -1) -> bytes:
-        """Return the next `length` bytes, fewer at the end; all that is left for None or -1."""
+        """Return the next `length` bytes, fewer at the end; all that is left for None or -1.
+
+        Raises:
+            StoreDown: the store sent fewer bytes three times, though the object has them.
+        """
         rest = max(self._size - self._position, 0)
         wanted = rest if length is None or length < 0 else min(length, rest)
-        data = self._store.get_range(self._key, self._position, wanted, if_match=self._if_match) if wanted else b""
+        data = b""
+        for _ in range(_TRIES):
+            if len(data) < wanted:
+                start = self._position + len(data)
+                data += self._store.get_range(self._key, start, wanted - len(data), if_match=self._if_match)
+        if len(data) < wanted:
+            refuse_cut_off(self._store, self._key, self._position, wanted, len(data))
         self._position += len(data)
         return data
+
+
+def refuse_cut_off(store: Store, key: str, start: int, wanted: int, arrived: int) -> None:
+    """Refuse an answer with fewer bytes than were wanted, unless the object itself ends there.
+
+    Raises:
+        StoreDown: the object is longer than what arrived of it.
+        StoreError: the store refused.
+    """
+    size = store.head(key).size
+    if size is None or size >= start + wanted:
+        raise StoreDown(
+            f"{without_secrets(join_uri(store.uri, key))} was cut off: {arrived:,} of {wanted:,} bytes "
+            "arrived. Check proxies and the network, then run again."
+        )

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.errors import RayDetrError
+from pipelines.errors import OutOfMemory, RayDetrError
 from pipelines.parquet_files import open_bytes, open_object, parquet_of, stored_schema
 from pipelines.store import Store, StoreDown, memory_store
 
@@ -42,6 +42,32 @@ def test_a_store_that_fails_is_not_a_damaged_file() -> None:
 
     with pytest.raises(StoreDown, match="no answer"):
         open_object(Down(), "x.parquet", len(parquet()))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("is_mended", [True, False])
+def test_an_answer_that_is_cut_off_is_not_a_damaged_file(*, is_mended: bool) -> None:
+    store = memory_store()
+    store.put("x.parquet", parquet())
+    whole, answers = store.get_range, 0
+
+    def cut(key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
+        nonlocal answers
+        answers += 1
+        data = whole(key, start, length, if_match=if_match)
+        return data if is_mended and answers > 1 else data[: length // 2]
+
+    store.get_range = cut  # type: ignore[method-assign]
+
+    if is_mended:
+        assert open_object(store, "x.parquet", len(parquet())).read().equals(TABLE)
+    else:
+        with pytest.raises(StoreDown, match=r"x\.parquet was cut off: [\d,]+ of [\d,]+ bytes arrived"):
+            open_object(store, "x.parquet", len(parquet()))
+
+
+def test_too_little_memory_is_not_a_damaged_file() -> None:
+    with pytest.raises(OutOfMemory, match=r"^x cannot be read: it asks for more memory than there is"), parquet_of("x"):
+        raise pa.ArrowMemoryError("malloc of size 1152921504606846976 failed")
 
 
 def test_an_object_that_is_shorter_than_listed_is_damaged() -> None:

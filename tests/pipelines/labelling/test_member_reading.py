@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -17,6 +17,8 @@ from pipelines.labelling.member_reading import GAP_BYTES, SPAN_BYTES, member_spa
 from pipelines.lake.images import ImageStores
 from pipelines.lake.lake_object import LakeObject
 from pipelines.lake.listing import list_objects
+from pipelines.lake.parquet_members import ImageColumn
+from pipelines.parquet_files import parquet_of
 from pipelines.store import Denied, NotFound, ObjectTooLarge, StoreDown, memory_store
 from tests.pipelines.labelling.failing_lake import Clock, Lake
 from tests.pipelines.lake.archives import parquet_of_images, tar_of
@@ -293,6 +295,27 @@ def test_a_damaged_row_group_is_read_twice_and_images_before_the_damage_are_read
     assert found[96:128] == ["unreadable"] * 32
     assert found[128:] == images[128:]
     assert len(lake.ranges) == 4  # the footer, the damaged row group twice, the other one
+
+
+def test_an_answer_that_is_cut_off_and_too_little_memory_condemn_no_image(
+    lake: Lake, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake.store.put("a.parquet", parquet_of_images([b"1" * 9_000]))
+    objects = listed(lake, "s3://lake/a.parquet", column="image")
+    whole, cuts = lake.store.get_range, [0, 100, 0, 7, 0]
+    lake.store.get_range = lambda key, start, length, if_match=None: whole(  # type: ignore[method-assign]
+        key, start, cuts.pop() if cuts else length
+    )
+
+    assert data_of(fetch_all(fetcher, objects)) == {objects[0].uri: b"1" * 9_000}
+    assert cuts == []
+
+    def fail(*_: object) -> Iterator[tuple[int, bytes]]:
+        with parquet_of("a.parquet"):
+            raise MemoryError
+
+    monkeypatch.setattr(ImageColumn, "read_group", fail)
+    assert data_of(fetch_all(fetcher, objects)) == {objects[0].uri: "fetch_failed"}
 
 
 def test_a_changed_parquet_file_gives_rows_that_the_next_run_replaces(lake: Lake, fetcher: Fetcher) -> None:

@@ -16,6 +16,8 @@ from pipelines.errors import RayDetrError, UsageError
 from pipelines.lake.lake_object import DUPLICATE, IN_MEMBER_FILE, LakeObject, Skipped
 from pipelines.lake.listing import Listing, list_objects
 from pipelines.lake.member_files import MemberIndexes
+from pipelines.lake.members import REFUSED
+from pipelines.parquet_files import parquet_of
 from pipelines.store import Store, StoreEntry, memory_store
 from tests.pipelines.lake.archives import CountingStore, parquet_of_images, tar_of
 
@@ -201,6 +203,24 @@ def test_a_damaged_parquet_file_is_an_image_that_cannot_be_read() -> None:
     assert [(item.uri, item.offset) for item in found if isinstance(item, LakeObject)] == [
         ("s3://lake/a.parquet", 0),
         ("s3://lake/b.parquet#/image/000000000", 0),
+    ]
+
+
+def test_too_little_memory_for_a_parquet_file_is_a_row_that_the_next_run_replaces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> list[str | None]:
+        with parquet_of("a.parquet"):
+            raise MemoryError
+
+    monkeypatch.setattr("pipelines.lake.parquet_members._paths", fail)
+    store, table = lake(a_parquet=parquet_of_images([b"one"], paths=["1.jpg"])), memory_store("s3://table")
+    indexes = MemberIndexes(table, keep=True)
+
+    found = list(listed(store, "s3://lake/a.parquet", column="image", indexes=indexes))
+
+    assert [(item.uri, item.offset) for item in found if isinstance(item, LakeObject)] == [
+        ("s3://lake/a.parquet", REFUSED)
     ]
 
 
