@@ -3,6 +3,7 @@
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -11,7 +12,7 @@ from pipelines.clock import Clock
 from pipelines.labelling.adaptive_limit import AdaptiveLimit
 from pipelines.labelling.member_reading import BadMember, MemberReader
 from pipelines.lake.lake_object import LakeObject
-from pipelines.lake.members import file_of
+from pipelines.lake.members import file_of, split_member
 from pipelines.store import (
     Archived,
     Blob,
@@ -139,7 +140,7 @@ class Fetcher:
             if isinstance(error, Misconfigured) or not self._others_answer(item):
                 raise LakeUnreadable(str(error)) from error
             return Fetched(item, error_kind="fetch_failed", error=str(error))
-        self._canaries[split_uri(item.uri)[0]] = item.uri
+        self._remember_canary(item)
         return found
 
     def take_requests(self) -> int:
@@ -209,6 +210,8 @@ class Fetcher:
         blob = self._images.get(item.uri, most_bytes=MOST_BYTES)  # a list may not tell, and an object may have changed
         if item.size in (None, len(blob.data)):
             return blob
+        if self._file_holding(item) is not None:  # all bytes of a member came, or an error
+            return blob
         store, key = self._images.find(item.uri)
         size = store.head(key).size  # another one than was listed: the object has changed, or its bytes are not all
         if size in (None, len(blob.data)):
@@ -217,6 +220,26 @@ class Fetcher:
             f"{without_secrets(item.uri)} was cut off: {len(blob.data):,} of {size:,} bytes arrived. "
             "Check proxies and the network, then run again."
         )
+
+    def _remember_canary(self, item: LakeObject) -> None:
+        bucket = split_uri(item.uri)[0]
+        if split_member(item.uri) is None:
+            self._canaries[bucket] = item.uri
+        elif bucket not in self._canaries:
+            with suppress(StoreError):
+                self._canaries[bucket] = self._file_holding(item) or item.uri
+
+    def _file_holding(self, item: LakeObject) -> str | None:
+        """Return the file that an image of a list is inside; None for an object of its own."""
+        found = split_member(item.uri)
+        if found is None:
+            return None
+        store, key = self._images.find(found[0])
+        try:
+            store.head(key)
+        except (NotFound, Denied):  # an object in a folder that is named like an archive
+            return None
+        return found[0]
 
     def _read_members(self, uri: str, items: Sequence[LakeObject]) -> list[Blob | BadMember]:
         """Read members of a file once."""

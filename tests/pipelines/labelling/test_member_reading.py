@@ -19,7 +19,7 @@ from pipelines.lake.lake_object import LakeObject
 from pipelines.lake.listing import list_objects
 from pipelines.lake.parquet_members import ImageColumn
 from pipelines.parquet_files import parquet_of
-from pipelines.store import Denied, NotFound, ObjectTooLarge, StoreDown, memory_store
+from pipelines.store import Blob, Denied, NotFound, ObjectTooLarge, StoreDown, memory_store
 from tests.pipelines.labelling.failing_lake import Clock, Lake
 from tests.pipelines.lake.archives import parquet_of_images, tar_of
 
@@ -350,6 +350,31 @@ def test_an_image_inside_a_file_is_found_by_its_address(lake: Lake) -> None:
         images.get("s3://lake/a.tar#/c/1.jpg", most_bytes=2)
     with pytest.raises(StoreDown, match="does not have one column"):
         images.get("s3://lake/b.parquet#/picture/0")
+
+
+def test_a_list_of_members_knows_what_is_refused_and_what_is_missing(lake: Lake) -> None:
+    lake.store.put("a.tar", tar_of({"1.jpg": b"one"}))
+    lake.store.put("b.jpg", b"b")
+    lake.store.put("c.tar#/1.jpg", b"an object of its own")
+    for uri in ("s3://lake/a.tar#/1.jpg", "s3://lake/c.tar#/1.jpg"):
+        images = ImageStores()
+        images.find = lambda uri: (lake, uri.removeprefix("s3://lake/"))  # type: ignore[method-assign, assignment, return-value]
+        fetcher = Fetcher(images, Clock())
+        # without the right to list, what does not exist is refused
+        lake.failures = {"a.tar#/1.jpg": Denied("refused"), "c.tar": Denied("refused")}
+        if "c.tar" in uri:
+            images.get = lambda uri, most_bytes=None: Blob(b"an object of its own", "1")  # type: ignore[method-assign]
+
+        item = LakeObject(uri, size=999 if "a.tar" in uri else None)  # a size that the list has wrong
+        assert fetcher.fetch(item).blob is not None
+
+        lake.failures["b.jpg"] = Denied("b.jpg is refused.")
+        images.get = lambda uri, most_bytes=None: lake.get(uri)  # type: ignore[method-assign]
+        assert fetcher.fetch(LakeObject("s3://lake/b.jpg")).error_kind == "denied"
+
+        lake.failures |= {"a.tar": Denied("refused"), "c.tar#/1.jpg": Denied("refused")}
+        with pytest.raises(LakeUnreadable, match="which was read before, is now refused, too"):
+            fetcher.fetch(LakeObject("s3://lake/b.jpg"))
 
 
 def test_a_column_may_have_any_name(lake: Lake, fetcher: Fetcher) -> None:
