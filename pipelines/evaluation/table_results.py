@@ -22,6 +22,7 @@ from pipelines.errors import RayDetrError, UsageError
 from pipelines.evaluation.annotations import Annotations, Json
 from pipelines.labelling.recorded_settings import RecordedSettings, columns_of
 from pipelines.lake.images import ImageStores
+from pipelines.lake.member_files import MemberIndexes
 from pipelines.parquet_files import open_listed, parquet_of
 from pipelines.store import Store, StoreEntry, StoreError, StoreOptions, Stores, join_uri, open_store, without_secrets
 from pipelines.strict_json import parse_object
@@ -159,7 +160,7 @@ def read_table_results(
         raise RayDetrError(f"cannot read the table {without_secrets(table_uri)}: {error}") from error
     differing = {name: row for name, row in rows.items() if _size_differs(row, known[name])}
     exchanged = {name: row for name, row in differing.items() if name in found and _is_exchanged(row, known[name])}
-    orientations = _orientations(exchanged, picture_options or opened)
+    orientations = _orientations(exchanged, ImageStores(picture_options or opened, MemberIndexes(table)))
     turned = {name: orientation for name, orientation in orientations.items() if orientation and orientation >= 5}
     image_ids = {name: known[name]["id"] for name in found}
     parts = [
@@ -345,9 +346,8 @@ def _is_exchanged(row: _Row, image: Json) -> bool:
     return (row.height, row.width) == (image["width"], image["height"])
 
 
-def _orientations(rows: Mapping[str, _Row], options: StoreOptions) -> dict[str, int | None]:
+def _orientations(rows: Mapping[str, _Row], stores: Stores) -> dict[str, int | None]:
     """Return the EXIF orientation of the pictures of these rows, None where one cannot be read any more."""
-    stores = ImageStores(options)
     with ThreadPoolExecutor(HEADER_THREADS) as threads:
         return dict(zip(rows, threads.map(lambda row: _orientation(stores, row), rows.values()), strict=True))
 

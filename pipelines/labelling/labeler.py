@@ -272,7 +272,7 @@ def _row(one: _Opened, found: Detections | None, failed: ImageError | None) -> R
         uri=item.uri,
         # what was listed where the answer does not tell: else the next run would not know the image again
         etag=blob.etag if blob and blob.etag is not None else item.etag,
-        size=len(blob.data) if blob else item.size,
+        size=len(blob.data) if blob else None if row_group_of(item) else item.size,  # listed is the mean of a row group
         width=header.width if header else None,
         height=header.height if header else None,
         taken_at=header.taken_at if header else None,

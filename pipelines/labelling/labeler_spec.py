@@ -12,6 +12,7 @@ from pipelines.labelling.manifest import read_kept_schema, read_shard
 from pipelines.labelling.process_time import DECODE_SECONDS
 from pipelines.lake.images import ImageStores
 from pipelines.lake.lake_object import LakeObject
+from pipelines.lake.member_files import MemberIndexes
 from pipelines.models import ModelInfo, load_detector
 from pipelines.process_memory import keep_freed_memory
 from pipelines.store import StoreOptions, open_store
@@ -124,7 +125,9 @@ def build_labeler(spec: LabelerSpec) -> Labeler:
 
     return Labeler(
         table=table,
-        fetcher=Fetcher(ImageStores(replace(spec.image_options, retry_seconds=CLIENT_SECONDS)), SystemClock()),
+        fetcher=Fetcher(
+            ImageStores(replace(spec.image_options, retry_seconds=CLIENT_SECONDS), MemberIndexes(table)), SystemClock()
+        ),
         decoder=build_decoder(spec, detector),
         detector=detector,
         run_id=spec.run_id,

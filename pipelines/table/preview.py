@@ -13,6 +13,7 @@ from detr.images.decoding import decode
 from detr.images.drawing import draw_detections
 from detr.postprocess import Detections
 from pipelines.lake.images import ImageStores
+from pipelines.lake.member_files import MemberIndexes
 from pipelines.parquet_files import open_listed, parquet_of
 from pipelines.store import Store, StoreOptions, join_uri, open_store
 
@@ -50,7 +51,8 @@ def draw_found(
         RayDetrError: a file of the table is damaged.
         StoreError: the table or an image cannot be read.
     """
-    table, images = open_store(table_uri, options), ImageStores(options)
+    table = open_store(table_uri, options)
+    images = ImageStores(options, MemberIndexes(table))
     folder.mkdir(parents=True, exist_ok=True)
     drawn: list[Path] = []
     for name, file in published_files(table):

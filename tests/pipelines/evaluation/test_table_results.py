@@ -16,6 +16,7 @@ from pipelines.evaluation.evaluate import Evaluation, evaluate_table
 from pipelines.evaluation.table_results import RowChoice
 from pipelines.labelling.run import RunRequest, begin_run
 from pipelines.lake.images import ImageStores
+from pipelines.lake.member_files import MemberIndexes
 from pipelines.store import StoreOptions, open_store
 from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
 
@@ -293,9 +294,9 @@ def test_pictures_are_reached_by_options_of_their_own(
     seen: list[StoreOptions] = []
 
     class Watched(ImageStores):
-        def __init__(self, options: StoreOptions) -> None:
+        def __init__(self, options: StoreOptions, indexes: MemberIndexes) -> None:
             seen.append(options)
-            super().__init__(options)
+            super().__init__(options, indexes)
 
     monkeypatch.setattr(table_results, "ImageStores", Watched)
     public = StoreOptions(anonymous=True)

@@ -44,7 +44,7 @@ from pipelines.store import (
 )
 from pipelines.table.schema import NO_COLUMNS, decode
 from tests.pipelines.labelling.failing_lake import NOW, Clock, Lake
-from tests.pipelines.lake.archives import tar_of
+from tests.pipelines.lake.archives import parquet_of_images, tar_of
 
 SETTINGS = '{"precision":"fp32","threshold":0.0}'
 QUERIES = 5
@@ -177,6 +177,24 @@ def test_each_row_has_the_detections_of_its_own_image(lake: Lake, detector: Dete
         # padding is exact but for rounding
         assert [found["score"] for found in row["detections"]] == pytest.approx(alone.scores.tolist(), abs=1e-5)
         assert torch.allclose(torch.tensor(boxes), alone.boxes_xyxy, atol=1e-2)
+
+
+def test_rows_of_unread_images_in_parquet_have_no_size(detector: Detector) -> None:
+    lake, table = Lake(memory_store("s3://lake")), memory_store()
+    data = bytearray(parquet_of_images([picture(), None, picture(), b"damaged" * 99], group_rows=3))
+    data[data.index(b"damaged" * 9) + 50] ^= 0xFF
+    lake.store.put("a.parquet", bytes(data))
+    listing = list_objects(["s3://lake/a.parquet"], image_column="image", open_root=lambda _: lake.store)
+
+    labeler(table, lake, detector, [[item for item in listing if isinstance(item, LakeObject)]]).label(0)
+
+    size = len(picture())
+    assert [(row["error_kind"], row["size"]) for row in rows(table)] == [
+        (None, size),
+        ("empty", None),
+        (None, size),
+        ("unreadable", None),
+    ]
 
 
 def test_images_of_an_archive_have_their_rows_in_plan_order_and_one_request(detector: Detector) -> None:

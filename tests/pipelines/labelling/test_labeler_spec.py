@@ -6,7 +6,11 @@ import torch
 
 from pipelines.labelling import labeler_spec
 from pipelines.labelling.labeler_spec import LabelerSpec, build_labeler
-from pipelines.store import StoreError
+from pipelines.lake.images import ImageStores
+from pipelines.lake.listing import list_objects
+from pipelines.lake.member_files import MemberIndexes
+from pipelines.store import StoreError, StoreOptions, memory_store
+from tests.pipelines.lake.archives import CountingStore, tar_of
 
 
 @pytest.mark.parametrize(("device", "kept"), [("cpu", 1), ("cuda:0", 0)])
@@ -28,3 +32,34 @@ def test_an_actor_keeps_freed_memory_where_the_network_runs_on_the_cpu(
         build_labeler(spec)
 
     assert len(calls) == kept
+
+
+def test_an_actor_finds_members_of_archives_by_the_indexes_that_the_table_keeps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table, lake = memory_store("s3://table"), CountingStore(memory_store("s3://lake"))
+    lake.put("a.tar", tar_of({f"{number}.jpg": b"one" for number in range(9)}))
+    indexes = MemberIndexes(table, keep=True)
+    assert len(list(list_objects(["s3://lake/a.tar"], open_root=lambda _: lake, indexes=indexes))) == 9
+    lake.ranges.clear()
+    built: list[ImageStores] = []
+
+    class Images(ImageStores):
+        def __init__(self, options: StoreOptions, indexes: MemberIndexes | None = None) -> None:
+            super().__init__(options, indexes)
+            built.append(self)
+            self.find = lambda uri: (lake, uri.removeprefix("s3://lake/"))  # type: ignore[method-assign]
+
+    values = {"table": "s3://table", "table_options": None, "image_options": StoreOptions(), "threads": 1}
+    names = ("run_id", "model_id", "threshold", "settings")
+    spec = cast("LabelerSpec", SimpleNamespace(**values, **dict.fromkeys(names)))
+    detector, info = SimpleNamespace(device=torch.device("cuda:0")), SimpleNamespace(id="tiny")
+    monkeypatch.setattr(labeler_spec, "build_detector", lambda _: (detector, info))
+    monkeypatch.setattr(labeler_spec, "build_decoder", lambda *_: None)
+    monkeypatch.setattr(labeler_spec, "open_store", lambda *_: table)
+    monkeypatch.setattr(labeler_spec, "read_kept_schema", lambda *_: None)
+    monkeypatch.setattr(labeler_spec, "ImageStores", Images)
+    build_labeler(spec)
+
+    assert built[0].get("s3://lake/a.tar#/7.jpg").data == b"one"
+    assert len(lake.ranges) == 1
