@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
+from typing import Final
+
 from pipelines.errors import RayDetrError
 from pipelines.lake.member_files import MemberIndexes
 from pipelines.lake.members import PARQUET_SUFFIX, split_member
 from pipelines.lake.parquet_members import ImageColumn, split_name
-from pipelines.store import Blob, NotFound, Store, StoreDown, StoreOptions, Stores, without_secrets
+from pipelines.store import Blob, NotFound, Store, StoreDown, StoreOptions, Stores, join_uri, without_secrets
 from pipelines.store.interface import refuse_larger
+
+# Of Parquet files whose rows are read by address: so many, and of each one row group up to a size.
+_REMEMBERED_FILES: Final = 4
+_REMEMBERED_BYTES: Final = 64 << 20
 
 
 class ImageStores(Stores):
@@ -17,6 +25,8 @@ class ImageStores(Stores):
         """Take how stores are reached, and the indexes of files where some are known."""
         super().__init__(options)
         self._indexes = indexes or MemberIndexes()
+        self._lock = threading.Lock()
+        self._rows: OrderedDict[tuple[str, str], _RowReader] = OrderedDict()
 
     def get(self, uri: str, *, most_bytes: int | None = None) -> Blob:
         """Return the image at a URI, with the etag of its file where it is a member of one.
@@ -32,7 +42,7 @@ class ImageStores(Stores):
         store, key = self.find(found[0])
         try:
             if key.lower().endswith(PARQUET_SUFFIX):
-                return _read_row(store, key, found[1], uri, most_bytes)
+                return self._read_row(store, key, found[1], uri, most_bytes)
             return self._read_member(store, key, found[1], uri, most_bytes)
         except _NoFileError:
             return super().get(uri, most_bytes=most_bytes)  # of an object in a folder that is named like an archive
@@ -54,24 +64,61 @@ class ImageStores(Stores):
             raise StoreDown(f"{without_secrets(uri)} was cut off: {len(data):,} of {size:,} bytes arrived.")
         return Blob(data, entry.etag)
 
+    def _read_row(self, store: Store, key: str, name: str, uri: str, most_bytes: int | None) -> Blob:
+        found = split_name(name)
+        if found is None:
+            raise _NoFileError
+        column, row = found
+        file = (join_uri(store.uri, key), column)
+        with self._lock:
+            rows = self._rows.setdefault(file, _RowReader())
+            self._rows.move_to_end(file)
+            while len(self._rows) > _REMEMBERED_FILES:
+                self._rows.popitem(last=False)
+        try:
+            data, etag = rows.read(store, key, column, row)
+        except NotFound:
+            raise _NoFileError from None
+        except RayDetrError as error:
+            raise StoreDown(str(error)) from error
+        if data is None:
+            raise NotFound(f"{without_secrets(uri)} cannot be read: the file has no such row, or no image there.")
+        refuse_larger(without_secrets(uri), len(data), most_bytes)
+        return Blob(data, etag)
+
 
 class _NoFileError(Exception):
     """There is no file that could hold a member."""
 
 
-def _read_row(store: Store, key: str, name: str, uri: str, most_bytes: int | None) -> Blob:
-    found = split_name(name)
-    if found is None:
-        raise _NoFileError
-    column, row = found
-    try:
-        images = ImageColumn(store, key, column)
-        data = next((data for group in images.groups([row]) for _, data in images.read_group(group, [row])), None)
-    except NotFound:
-        raise _NoFileError from None
-    except RayDetrError as error:
-        raise StoreDown(str(error)) from error
-    if data is None:
-        raise NotFound(f"{without_secrets(uri)} cannot be read: the file has no such row, or no image there.")
-    refuse_larger(without_secrets(uri), len(data), most_bytes)
-    return Blob(data, images.etag)
+class _RowReader:
+    """The images in a column of a Parquet file, by row; remembers its footer and the row group that was read last."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # other rows of a row group wait for it
+        self._images: ImageColumn | None = None
+        self._group, self._found = -1, dict[int, bytes | None]()
+
+    def read(self, store: Store, key: str, column: str, row: int) -> tuple[bytes | None, str | None]:
+        """Return the bytes of an image, None where the file has no such row or no image there; and the file's etag."""
+        with self._lock:
+            images = self._open(store, key, column)
+            (group,) = images.groups([row]) or (None,)
+            if group is None:
+                return None, images.etag
+            if images.group_bytes(group) > _REMEMBERED_BYTES:
+                return next((data for _, data in images.read_group(group, [row])), None), images.etag
+            if group != self._group or row not in self._found:
+                self._group, self._found = group, {}
+                try:
+                    self._found.update(images.read_group(group, images.rows_of(group)))
+                except RayDetrError:
+                    if row not in self._found:  # it is behind the damage
+                        raise
+            return self._found[row], images.etag
+
+    def _open(self, store: Store, key: str, column: str) -> ImageColumn:
+        if self._images is None or self._images.etag is None or store.head(key).etag != self._images.etag:
+            self._images, self._group, self._found = None, -1, {}
+            self._images = ImageColumn(store, key, column)
+        return self._images

@@ -146,6 +146,10 @@ class ImageColumn:
                 wanted.setdefault(group, []).append(row)
         return wanted
 
+    def rows_of(self, group: int) -> range:
+        """Return the rows of a row group, counted from the beginning of the file."""
+        return range(self._starts[group], self._starts[group + 1])
+
     def group_bytes(self, group: int) -> int:
         """Return how many bytes a row group has without compression, with its other columns."""
         return int(self._metadata.row_group(group).total_byte_size)

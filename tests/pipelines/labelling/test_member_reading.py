@@ -352,6 +352,24 @@ def test_an_image_inside_a_file_is_found_by_its_address(lake: Lake) -> None:
         images.get("s3://lake/b.parquet#/picture/0")
 
 
+def test_rows_by_address_share_footer_and_row_group_until_the_file_changes(lake: Lake) -> None:
+    data = bytearray(parquet_of_images([noise(number, 500) for number in range(80)], group_rows=40))
+    data[data.index(noise(79, 500)) + 50] ^= 0xFF
+    lake.store.put("a.parquet", bytes(data))
+    images = ImageStores()
+    images.find = lambda uri: (lake, uri.removeprefix("s3://lake/"))  # type: ignore[method-assign, assignment, return-value]
+
+    found = [images.get(f"s3://lake/a.parquet#/image/{row}").data for row in range(56)]
+
+    assert found == [noise(number, 500) for number in range(56)]
+    assert len(lake.ranges) == 3  # the footer and two row groups
+    with pytest.raises(StoreDown, match=r"a\.parquet is damaged"):
+        images.get("s3://lake/a.parquet#/image/79")
+
+    lake.store.put("a.parquet", parquet_of_images([b"new"]))
+    assert images.get("s3://lake/a.parquet#/image/0") == Blob(b"new", "2")
+
+
 def test_a_list_of_members_knows_what_is_refused_and_what_is_missing(lake: Lake) -> None:
     lake.store.put("a.tar", tar_of({"1.jpg": b"one"}))
     lake.store.put("b.jpg", b"b")
