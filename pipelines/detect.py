@@ -14,6 +14,7 @@ from detr.precision import Precision
 from pipelines.errors import RayDetrError
 from pipelines.labelling.fetching import OBJECT_KINDS
 from pipelines.lake.images import ImageStores
+from pipelines.lake.members import split_member
 from pipelines.lake.skipping import skip_reason
 from pipelines.models import load_detector
 from pipelines.store import StoreError, StoreOptions, without_secrets
@@ -53,7 +54,7 @@ class ImageFailure:
 
 
 def find_images(names: Sequence[str]) -> list[str]:
-    """Return the images that are meant: files and web or store addresses as given, of folders all images, in order.
+    """Return the images that are meant: files and addresses as given, of folders all images, in order.
 
     Raises:
         ValueError: there is no such file, or no image in a folder.
@@ -61,7 +62,7 @@ def find_images(names: Sequence[str]) -> list[str]:
     images: list[str] = []
     for name in names:
         path = Path(name)
-        if "://" in name or path.is_file():
+        if "://" in name or path.is_file() or _is_inside_file(name):
             images.append(name)
         elif path.is_dir():
             inside = sorted(found.relative_to(path).as_posix() for found in path.rglob("*") if found.is_file())
@@ -72,6 +73,12 @@ def find_images(names: Sequence[str]) -> list[str]:
         else:
             raise ValueError(f"there is no file {name}")
     return list(dict.fromkeys(images))
+
+
+def _is_inside_file(name: str) -> bool:
+    """Return whether a path is the address of an image inside an archive or a Parquet file that is there."""
+    found = split_member(name)
+    return found is not None and Path(found[0]).is_file()
 
 
 def open_detector(model: str, *, threshold: float, device: str = "auto", precision: Precision = "auto") -> DetectorLike:

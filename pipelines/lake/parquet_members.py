@@ -234,7 +234,15 @@ def _columns(schema: pa.Schema, column: str, name: str) -> tuple[str, str | None
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    types = pa.types
+    return bool(
+        types.is_binary(kind)
+        or types.is_large_binary(kind)
+        or types.is_binary_view(kind)
+        or types.is_fixed_size_binary(kind)
+    )
 
 
 def _paths(file: pq.ParquetFile, column: str, path: str, name: str) -> list[str | None]:

@@ -15,6 +15,7 @@ from jobs.detect import main
 from jobs.exits import run
 from jobs.progress import shown
 from pipelines.errors import RayDetrError
+from tests.pipelines.lake.archives import parquet_of_images, tar_of
 
 TINY = DetrConfig(
     backbone=BackboneConfig("tiny", "basic", 8, (8, 16), (1, 1), norm="batch"),
@@ -89,6 +90,21 @@ def test_images_come_in_the_order_given_those_of_folders_by_name_and_others_go_o
     ]
     assert err.startswith(f"  loading the model\ncannot read {photos / 'page.jpg'}: not_an_image: ")
     assert err.count("\n") == 2
+
+
+def test_images_inside_local_files_are_read_by_their_addresses(
+    photos: Path, model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = (photos / "a.png").read_bytes()
+    (photos / "a.tar").write_bytes(tar_of({"cats/1.png": picture}))
+    (photos / "b.parquet").write_bytes(parquet_of_images([picture]))
+    monkeypatch.chdir(photos.parent)
+
+    main(["photos/a.tar#/cats/1.png", f"{photos}/b.parquet#/image/000000000", "--model", model])
+
+    first, *_, second = [line for line in capsys.readouterr().out.splitlines() if "detections" in line]
+    assert first == "photos/a.tar#/cats/1.png: 3 detections"
+    assert second == f"{photos}/b.parquet#/image/000000000: 3 detections"
 
 
 def test_pictures_are_drawn_beside_each_other_and_never_over_the_images(

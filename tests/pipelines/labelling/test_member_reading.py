@@ -395,6 +395,29 @@ def test_a_list_of_members_knows_what_is_refused_and_what_is_missing(lake: Lake)
             fetcher.fetch(LakeObject("s3://lake/b.jpg"))
 
 
+@pytest.mark.parametrize("is_struct", [False, True])
+@pytest.mark.parametrize(
+    "kind",
+    [pa.large_binary(), pa.binary_view(), pa.binary(3), pa.dictionary(pa.int32(), pa.binary())],
+    ids=["large", "view", "fixed", "dictionary"],
+)
+def test_bytes_may_have_any_arrow_type(lake: Lake, fetcher: Fetcher, kind: pa.DataType, *, is_struct: bool) -> None:
+    images = [b"one", b"two", None, b"one"]
+    column = (
+        pa.array(images, pa.binary()).dictionary_encode() if pa.types.is_dictionary(kind) else pa.array(images, kind)
+    )
+    if is_struct:
+        column = pa.StructArray.from_arrays([column, pa.array(["1.jpg"] * 4)], ["bytes", "path"])
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"image": column}), sink)
+    lake.store.put("a.parquet", sink.getvalue().to_pybytes())
+    assert pq.read_schema(pa.BufferReader(sink.getvalue())).field("image").type == column.type
+
+    found = data_of(fetch_all(fetcher, listed(lake, "s3://lake/a.parquet", column="image")))
+
+    assert list(found.values()) == [b"one", b"two", "empty", b"one"]
+
+
 def test_a_column_may_have_any_name(lake: Lake, fetcher: Fetcher) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"my/image #1%": pa.array([b"one"])}), sink)
