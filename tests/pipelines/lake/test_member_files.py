@@ -7,16 +7,17 @@ import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.errors import RayDetrError, UsageError
+from pipelines.errors import UsageError
 from pipelines.lake.lake_object import DUPLICATE, IN_MEMBER_FILE, LakeObject, Skipped
 from pipelines.lake.listing import Listing, list_objects
 from pipelines.lake.member_files import MemberIndexes
-from pipelines.store import Store, StoreEntry, memory_store
+from pipelines.store import Archived, Denied, NotFound, Store, StoreEntry, StoreError, memory_store
 from tests.pipelines.lake.archives import CountingStore, parquet_of_images, tar_of
 
 TWO = tar_of({"1.jpg": b"one", "2.jpg": b"two", "2.json": b"{}"})
@@ -256,17 +257,81 @@ def test_planning_alone_writes_no_index() -> None:
     assert list(table.list()) == []
 
 
-def test_a_damaged_index_is_reported_and_its_removal_helps() -> None:
+def test_a_damaged_index_is_written_again() -> None:
     store, table = lake(a_tar=TWO), memory_store("s3://table")
     found = uris(listed(store, "s3://lake/a.tar", indexes=MemberIndexes(table, keep=True)))
     (kept,) = table.list()
+    whole = table.get(kept.key).data
     table.put(kept.key, b"damaged")
 
-    with pytest.raises(RayDetrError, match=r"_members/\w+\.index is damaged"):
-        uris(listed(store, "s3://lake/a.tar", indexes=MemberIndexes(table, keep=True)))
-
-    table.delete(kept.key)
     assert uris(listed(store, "s3://lake/a.tar", indexes=MemberIndexes(table, keep=True))) == found
+
+    assert table.get(kept.key).data == whole
+
+
+@pytest.mark.parametrize("refused", ["get", "put"])
+def test_a_table_that_refuses_indexes_is_warned_of_once_and_archives_are_read(
+    refused: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(key: str, *_: object, **__: object) -> NoReturn:
+        raise Denied(f"s3://table/{key} is refused.")
+
+    table = CountingStore(memory_store("s3://table"))
+    setattr(table, refused, refuse)
+
+    found = uris(listed(lake(a_tar=TWO, b_tar=TWO), "s3://lake/*.tar", indexes=MemberIndexes(table, keep=True)))
+
+    assert len(found) == 4
+    (warning,) = caplog.records
+    assert "Indexes of archives are not kept" in warning.getMessage()
+    assert "s3://table/_members/" in warning.getMessage()
+
+
+def test_indexes_that_were_read_before_are_kept_when_it_is_said() -> None:
+    table = memory_store("s3://table")
+    indexes = MemberIndexes(table)
+    files = CountingStore(lake(a_tar=TWO, b_tar=TWO, c_tar=TWO, d_tar=TWO))
+    stream = listed(files, "s3://lake/*.tar", indexes=indexes)
+    assert files.ranges  # the first archive was read to see that there is an image
+    assert list(table.list()) == []
+
+    indexes.keep()
+    assert list(table.list())
+
+    assert len(uris(stream)) == 8
+    assert len(list(table.list())) == 4
+
+
+@pytest.mark.parametrize("name", ["a_tar", "a_parquet"])
+def test_no_index_is_kept_of_a_file_that_could_not_be_read_from_its_beginning(name: str) -> None:
+    table = memory_store("s3://table")
+    store = lake(**{name: b"damaged"})
+
+    found = uris(
+        listed(store, f"s3://lake/{name.replace('_', '.')}", column="image", indexes=MemberIndexes(table, keep=True))
+    )
+
+    assert found == [f"s3://lake/{name.replace('_', '.')}"]
+    assert list(table.list()) == []
+
+
+@pytest.mark.parametrize("error", [NotFound, Denied, Archived])
+def test_an_archive_that_is_removed_or_refused_after_it_was_listed_is_an_image_that_cannot_be_read(
+    error: type[StoreError],
+) -> None:
+    class Refusing(CountingStore):
+        def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
+            if key == "b.tar":
+                raise error("s3://lake/b.tar: no")
+            return super().get_range(key, start, length, if_match=if_match)
+
+    table = memory_store("s3://table")
+    store = Refusing(lake(a_tar=TWO, b_tar=TWO))
+
+    found = listed(store, "s3://lake/*.tar", indexes=MemberIndexes(table, keep=True))
+
+    assert uris(found) == ["s3://lake/a.tar#/1.jpg", "s3://lake/a.tar#/2.jpg", "s3://lake/b.tar"]
+    assert len(list(table.list())) == 1
 
 
 def test_an_archive_that_is_replaced_while_it_is_listed_is_listed_as_it_is_then() -> None:
