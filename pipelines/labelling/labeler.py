@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
+from itertools import chain, groupby
 from operator import itemgetter
 
 import pyarrow as pa
@@ -23,7 +23,7 @@ from detr.segmentation.masked_detections import MaskedDetections
 from pipelines.clock import Clock, SystemClock
 from pipelines.labelling.decoding import ImageDecoder
 from pipelines.labelling.fetching import FETCH_THREADS, Fetched, Fetcher
-from pipelines.labelling.member_reading import member_spans, reading_order
+from pipelines.labelling.member_reading import member_spans, reading_order, row_group_of
 from pipelines.labelling.outcome import ShardReport
 from pipelines.labelling.publish import commit_part
 from pipelines.lake.lake_object import LakeObject
@@ -220,18 +220,37 @@ class Labeler:
 
 
 def windows(objects: Sequence[LakeObject], *, most_bytes: int = WINDOW_BYTES) -> Iterator[list[LakeObject]]:
-    """Cut a shard into runs of at most `most_bytes` by the listed sizes, in order; one object alone may be larger."""
+    """Cut a shard into runs of at most `most_bytes` by the listed sizes, in order; one object alone may be larger.
+
+    What is wanted of a row group of Parquet is in one window where that can hold it, because each window reads the row
+    group again.
+    """
     window: list[LakeObject] = []
     held = 0
-    for item in objects:
-        size = UNKNOWN_BYTES if item.size is None else item.size
+    for unit in _units(objects):
+        size = sum(map(_listed_bytes, unit))
         if window and held + size > most_bytes:
             yield window
             window, held = [], 0
-        window.append(item)
-        held += size
+        for item in unit:
+            if window and held + _listed_bytes(item) > most_bytes:
+                yield window
+                window, held = [], 0
+            window.append(item)
+            held += _listed_bytes(item)
     if window:
         yield window
+
+
+def _units(objects: Sequence[LakeObject]) -> Iterator[Sequence[LakeObject]]:
+    """Yield what is read at once: what is wanted of one row group of Parquet, or one object."""
+    for group, run in groupby(objects, row_group_of):
+        items = list(run)
+        yield from ([item] for item in items) if group is None else [items]
+
+
+def _listed_bytes(item: LakeObject) -> int:
+    return UNKNOWN_BYTES if item.size is None else item.size
 
 
 def _add(before: int, on_images: Callable[[int], None], images: int) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from pipelines.errors import RayDetrError
 from pipelines.lake.lake_object import LakeObject
@@ -14,8 +15,12 @@ from pipelines.lake.members import PARQUET_SUFFIX, REFUSED, file_of, split_membe
 from pipelines.lake.parquet_members import ImageColumn, split_name
 from pipelines.store import Blob, Store, StoreDown, join_uri, without_secrets
 
+T = TypeVar("T")
+
 SPAN_BYTES: Final = 64 << 20  # read with one request
 GAP_BYTES: Final = 128 << 10  # between two images, that are read along rather than left out by another request
+
+GROUPS_BYTES: Final = 256 << 20  # of row groups that are read at once; a larger one is read alone
 
 _HEADER_BYTES: Final = 512
 _FOOTERS: Final = 8  # of Parquet files, that are remembered
@@ -40,7 +45,9 @@ def reading_order(objects: Sequence[LakeObject]) -> list[int]:
 
 
 def member_spans(window: Sequence[LakeObject]) -> Iterator[list[LakeObject]]:
-    """Cut a window into what is read with one request each: an object of its own, or neighbours inside one file.
+    """Cut a window into what is read with one request each.
+
+    That is an object of its own, neighbours inside an archive, or what is wanted of a row group of Parquet.
 
     Args:
         window: Objects in the order of `reading_order`.
@@ -55,6 +62,13 @@ def member_spans(window: Sequence[LakeObject]) -> Iterator[list[LakeObject]]:
         yield span
 
 
+def row_group_of(item: LakeObject) -> tuple[str, str | None, int] | None:
+    """Return file, version and first row of the row group of Parquet that an image is in; None for other objects."""
+    if item.offset is None or split_member(item.uri) is None or not _is_parquet(file_of(item)):
+        return None
+    return file_of(item), item.etag, item.offset
+
+
 def _continues(span: Sequence[LakeObject], item: LakeObject) -> bool:
     first, last = span[0], span[-1]
     if None in (first.offset, item.offset) or split_member(first.uri) is None or split_member(item.uri) is None:
@@ -62,7 +76,7 @@ def _continues(span: Sequence[LakeObject], item: LakeObject) -> bool:
     if (file_of(item), item.etag) != (file_of(first), first.etag):
         return False
     if _is_parquet(file_of(item)):
-        return True
+        return item.offset == first.offset  # of one row group
     assert first.offset is not None
     assert last.offset is not None
     assert item.offset is not None
@@ -78,6 +92,7 @@ class MemberReader:
         self._requests = 0
         self._lock = threading.Lock()
         self._columns: OrderedDict[tuple[str, str, str | None], ImageColumn] = OrderedDict()
+        self._room = _Room(GROUPS_BYTES)
 
     def read(self, store: Store, key: str, span: Sequence[LakeObject]) -> list[Blob | BadMember]:
         """Return the bytes of each image of a span, with the etag of its file, or what is wrong with it.
@@ -112,16 +127,29 @@ class MemberReader:
     def _read_rows(self, store: Store, key: str, span: Sequence[LakeObject]) -> list[Blob | BadMember]:
         named = [_row_of(item) for item in span]
         try:
-            images = self._column(store, key, named[0][0], span[0].etag)
-            wanted = {row for _, row in named}
-            self._count(images.groups(wanted))
-            found = dict(images.read(wanted))
+            images = _twice(lambda: self._column(store, key, named[0][0], span[0].etag))
         except RayDetrError as error:
-            if len(span) == 1:
-                return [BadMember("unreadable", str(error))]
-            middle = len(span) // 2  # other row groups may be whole
-            return [*self._read_rows(store, key, span[:middle]), *self._read_rows(store, key, span[middle:])]
+            return [BadMember("unreadable", str(error))] * len(span)
+        found: dict[int, bytes | BadMember | None] = {}
+        for group, rows in images.groups(row for _, row in named).items():
+            found |= self._read_group(images, group, rows)
         return [_blob_or_bad(found.get(row), item) for item, (_, row) in zip(span, named, strict=True)]
+
+    def _read_group(self, images: ImageColumn, group: int, rows: list[int]) -> dict[int, bytes | BadMember | None]:
+        """Return the images of a row group; of a damaged one, those before the damage."""
+        found: dict[int, bytes | BadMember | None] = {}
+
+        def read() -> None:
+            self._count(1)
+            found.update(images.read_group(group, rows))
+
+        try:
+            with self._room.take(images.group_bytes(group)):
+                _twice(read)
+        except RayDetrError as error:
+            bad = BadMember("unreadable", str(error))
+            return {row: found.get(row, bad) for row in rows}
+        return found
 
     def _column(self, store: Store, key: str, column: str, etag: str | None) -> ImageColumn:
         """Return a file's column, of which the footer is read once."""
@@ -184,8 +212,38 @@ def _damage(store: Store, key: str, item: LakeObject) -> BadMember:
     return BadMember("unreadable", f"{sentence}. Images before it have rows of their own, those behind have none")
 
 
-def _blob_or_bad(data: bytes | None, item: LakeObject) -> Blob | BadMember:
-    return BadMember("empty", "the row holds no image") if data is None else Blob(data, item.etag)
+def _blob_or_bad(data: bytes | BadMember | None, item: LakeObject) -> Blob | BadMember:
+    if isinstance(data, bytes):
+        return Blob(data, item.etag)
+    return data or BadMember("empty", "the row holds no image")
+
+
+def _twice(read: Callable[[], T]) -> T:
+    """Read again what looks damaged: bytes may be damaged on the way, too."""
+    try:
+        return read()
+    except RayDetrError:
+        return read()
+
+
+class _Room:
+    """How many bytes several threads may hold at once; one that wants more waits until it is alone."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes, self._held = most_bytes, 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def take(self, size: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._held == 0 or self._held + size <= self._most_bytes)
+            self._held += size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held -= size
+                self._changed.notify_all()
 
 
 def _row_of(item: LakeObject) -> tuple[str, int]:

@@ -66,7 +66,7 @@ def _read_row(store: Store, key: str, name: str, uri: str, most_bytes: int | Non
     column, row = found
     try:
         images = ImageColumn(store, key, column)
-        data = dict(images.read([row])).get(row)
+        data = next((data for group in images.groups([row]) for _, data in images.read_group(group, [row])), None)
     except NotFound:
         raise _NoFileError from None
     except RayDetrError as error:

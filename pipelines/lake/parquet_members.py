@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from bisect import bisect_right
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import accumulate
+from operator import attrgetter
 from typing import Final
 from urllib.parse import quote, unquote
 
@@ -25,12 +28,16 @@ _BATCH_ROWS: Final = 16  # decoded at once, of images that may have megabytes ea
 _WHOLE_GROUP_BYTES: Final = 128 << 20
 _PIECE_BYTES: Final = 8 << 20
 
+_logger = logging.getLogger(__name__)
+_warned = threading.Lock()  # taken, once a large row group was warned of
+
 
 def read_parquet_index(store: Store, key: str, size: int, column: str, *, etag: str | None = None) -> MemberIndex:
     """Return the images in a column of a Parquet file: one for each row, in order.
 
-    Reads the footer and the paths; no image. Sizes are the mean of a row group. A file whose footer or paths
-    cannot be read is damaged at byte 0.
+    Reads the footer and the paths; no image. The size of an image is the mean of its row group, and its offset the
+    first row of that, which is the same for all that are read together. A file whose footer or paths cannot be read is
+    damaged at byte 0.
 
     Args:
         store: The store of the file.
@@ -57,14 +64,33 @@ def read_parquet_index(store: Store, key: str, size: int, column: str, *, etag: 
         return damaged  # by a footer that would fill the memory
     try:
         with parquet_of(name):
-            sizes = _sizes(file.metadata)
+            sizes, starts = _sizes_and_starts(file.metadata)
         paths = [None] * count if path is None else _paths(file, column, path, name)
     except RayDetrError:
         return damaged
     if not count == len(sizes) == len(paths):
         return damaged
+    _warn_of_large_groups(file.metadata, name)
     names = [_member_name(column, row, one) for row, one in enumerate(paths)]
-    return member_index(names, list(range(count)), sizes, skipped={})
+    return member_index(names, starts, sizes, skipped={})
+
+
+def _warn_of_large_groups(metadata: pq.FileMetaData, name: str) -> None:
+    """Warn once in a process of a file that has a large row group: what that costs, and what to do."""
+    groups = [metadata.row_group(place) for place in range(metadata.num_row_groups)]
+    largest = max(groups, key=attrgetter("total_byte_size"), default=None)
+    if largest is None or largest.total_byte_size <= _WHOLE_GROUP_BYTES or not _warned.acquire(blocking=False):
+        return
+    rows = max(1, _WHOLE_GROUP_BYTES * largest.num_rows // largest.total_byte_size)
+    _logger.warning(
+        "%s has a row group of %s MiB, and other files may, too. Every shard that has images of a row group reads it "
+        "from its beginning, and needs up to twice its bytes of memory. Write such files again with row groups of at "
+        "most %s MiB: in PyArrow write_table(..., row_group_size=%d).",
+        name,
+        f"{largest.total_byte_size >> 20:,}",
+        _WHOLE_GROUP_BYTES >> 20,
+        rows,
+    )
 
 
 def split_name(member: str) -> tuple[str, int] | None:
@@ -98,38 +124,46 @@ class ImageColumn:
         self._store, self._key = store, key
         file = open_object(store, key, self._size, if_match=self.etag)
         with parquet_of(self.name):
-            schema = file.schema_arrow
+            schema, self._metadata = file.schema_arrow, file.metadata
+            counts = [self._metadata.row_group(group).num_rows for group in range(self._metadata.num_row_groups)]
+        self._starts = list(
+            accumulate(counts, initial=0)
+        )  # the first row of each row group, and how many rows there are
         self._content, _ = _columns(schema, column, self.name)
-        self._metadata = file.metadata
 
-    def groups(self, rows: Collection[int]) -> int:
-        """Return how many row groups hold these rows: each is a request, a large one several."""
-        ends = list(accumulate(self._group_rows()))
-        return len({bisect_right(ends, row) for row in rows})
+    def groups(self, rows: Iterable[int]) -> dict[int, list[int]]:
+        """Return the rows of each row group that has some of these; rows that the file does not have are left out."""
+        ends = self._starts[1:]
+        wanted: dict[int, list[int]] = {}
+        for row in sorted(set(rows)):
+            group = bisect_right(ends, row)
+            if group < len(ends):
+                wanted.setdefault(group, []).append(row)
+        return wanted
 
-    def read(self, rows: Collection[int]) -> Iterator[tuple[int, bytes | None]]:
-        """Yield the bytes of images by their row, in order; None for a row without.
+    def group_bytes(self, group: int) -> int:
+        """Return how many bytes a row group has without compression, with its other columns."""
+        return int(self._metadata.row_group(group).total_byte_size)
 
-        Holds one row group, of one with more than 128 MiB of images some pages. A row group is read in one request,
-        and of a large one all images before those that are wanted, too.
+    def read_group(self, group: int, rows: Collection[int]) -> Iterator[tuple[int, bytes | None]]:
+        """Yield the bytes of images of one row group by their row, in order; None for a row without.
+
+        A row group is read in one request and held; of one with more than 128 MiB page after page from its beginning to
+        the images that are wanted. A page is held whole, twice: 1,024 images as pyarrow writes by default.
+
+        Args:
+            group: The row group.
+            rows: Of `groups`, counted from the beginning of the file; at least one.
 
         Raises:
-            RayDetrError: the file is damaged.
-            Changed: it is another version now.
+            RayDetrError: the row group is damaged; images before the damage were yielded.
+            Changed: the file is another version now.
             StoreError: the store refused.
         """
-        first = 0
-        for group, count in enumerate(self._group_rows()):
-            wanted = {row - first for row in rows if first <= row < first + count}
-            if wanted:
-                for place, data in self._read_group(group, max(wanted)):
-                    if place in wanted:
-                        yield first + place, data
-            first += count
-
-    def _group_rows(self) -> list[int]:
-        with parquet_of(self.name):
-            return [self._metadata.row_group(place).num_rows for place in range(self._metadata.num_row_groups)]
+        first, wanted = self._starts[group], set(rows)
+        for place, data in self._read_group(group, max(wanted) - first):
+            if first + place in wanted:
+                yield first + place, data
 
     def _read_group(self, group: int, last: int) -> Iterator[tuple[int, bytes | None]]:
         """Yield place and bytes of the images of a row group up to the place `last`."""
@@ -156,14 +190,16 @@ class ImageColumn:
                 place += 1
 
 
-def _sizes(metadata: pq.FileMetaData) -> list[int | None]:
-    """Return about how many bytes each image has: the mean of its row group, with the other columns."""
+def _sizes_and_starts(metadata: pq.FileMetaData) -> tuple[list[int | None], list[int]]:
+    """Return of each image about how many bytes it has, the mean of its row group, and the first row of that."""
     sizes: list[int | None] = []
+    starts: list[int] = []
     for place in range(metadata.num_row_groups):
         group = metadata.row_group(place)
         # not of the column alone: pyarrow 26 aborts the process where a damaged footer has odd statistics
         sizes += [group.total_byte_size // max(1, group.num_rows)] * group.num_rows
-    return sizes
+        starts += [len(starts)] * group.num_rows
+    return sizes, starts
 
 
 def _columns(schema: pa.Schema, column: str, name: str) -> tuple[str, str | None]:

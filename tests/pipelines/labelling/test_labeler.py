@@ -400,6 +400,15 @@ def test_windows_are_cut_by_the_listed_sizes_in_order() -> None:
     assert list(windows([])) == []
 
 
+def test_windows_are_cut_between_row_groups_where_one_can_hold_a_row_group() -> None:
+    groups = [0, 0, 0, 3, 3, 3, 6, 6, 6, 6, 6, 11]
+    objects = [LakeObject(f"a.parquet#/image/{row:09d}", "1", 2, (), first) for row, first in enumerate(groups)]
+
+    cut = [[item.offset for item in window] for window in windows(objects, most_bytes=8)]
+
+    assert cut == [[0, 0, 0], [3, 3, 3], [6, 6, 6, 6], [6, 11]]
+
+
 def test_two_shards_at_once_give_the_rows_that_each_gives_alone(lake: Lake) -> None:
     shards = [[lake.put(f"{s}/{n}.jpg", picture(30 + n, 40 + s)) for n in range(6)] for s in range(2)]
     detector, alone, together = Careful(), memory_store(), memory_store()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -238,6 +241,32 @@ def test_a_large_row_group_is_read_in_pieces(lake: Lake, fetcher: Fetcher, monke
     assert max(length for _, length in lake.ranges[1:]) < 40_000  # of 100 kB
 
 
+def test_row_groups_are_read_at_once_up_to_a_number_of_bytes(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.labelling.member_reading.GROUPS_BYTES", 10_000)
+    lake.store.put("a.parquet", parquet_of_images([noise(number, 4_000) for number in range(8)], group_rows=1))
+    objects, fetcher = listed(lake, "s3://lake/a.parquet", column="image"), Fetcher(lake, Clock())
+    fetch_all(fetcher, objects[:1])
+    reading, most = 0, 0
+    lock, whole = threading.Lock(), lake.store.get_range
+
+    def read(key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
+        nonlocal reading, most
+        with lock:
+            reading += 1
+            most = max(most, reading)
+        time.sleep(0.02)
+        with lock:
+            reading -= 1
+        return whole(key, start, length, if_match=if_match)
+
+    lake.store.get_range = read  # type: ignore[method-assign]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(fetcher.fetch_span, member_spans(objects)))
+
+    assert [one.blob is not None for span in found for one in span] == [True] * 8
+    assert most == 2
+
+
 def test_a_damaged_row_group_is_rows_and_others_are_read(lake: Lake, fetcher: Fetcher) -> None:
     images = [bytes([number]) * 500 for number in range(6)]
     data = bytearray(parquet_of_images(images, group_rows=2))
@@ -248,6 +277,22 @@ def test_a_damaged_row_group_is_rows_and_others_are_read(lake: Lake, fetcher: Fe
 
     assert list(data_of(found).values()) == [images[0], images[1], "unreadable", "unreadable", images[4], images[5]]
     assert "s3://lake/a.parquet is damaged" in str(found["s3://lake/a.parquet#/image/000000003"].error)
+
+
+def test_a_damaged_row_group_is_read_twice_and_images_before_the_damage_are_read(lake: Lake, fetcher: Fetcher) -> None:
+    images = [noise(number, 500) for number in range(256)]
+    data = bytearray(parquet_of_images(images, group_rows=128))
+    data[data.index(images[100]) + 50] ^= 0xFF
+    lake.store.put("a.parquet", bytes(data))
+    objects = listed(lake, "s3://lake/a.parquet", column="image")
+    lake.ranges.clear()
+
+    found = list(data_of(fetch_all(fetcher, objects)).values())
+
+    assert found[:96] == images[:96]  # 16 are decoded at once
+    assert found[96:128] == ["unreadable"] * 32
+    assert found[128:] == images[128:]
+    assert len(lake.ranges) == 4  # the footer, the damaged row group twice, the other one
 
 
 def test_a_changed_parquet_file_gives_rows_that_the_next_run_replaces(lake: Lake, fetcher: Fetcher) -> None:

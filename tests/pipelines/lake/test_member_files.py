@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -258,6 +260,23 @@ def test_rows_of_a_parquet_file_are_named_by_column_row_and_path() -> None:
     ]
     assert uris(listed(store, "s3://lake/*.parquet", column="image")) == found
     assert uris(listed(store, "s3://lake/b.parquet", column="image")) == found[3:]
+
+
+def test_images_of_a_row_group_have_one_offset_and_large_row_groups_are_warned_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("pipelines.lake.parquet_members._WHOLE_GROUP_BYTES", 2 << 20)
+    monkeypatch.setattr("pipelines.lake.parquet_members._warned", threading.Lock())
+    large = parquet_of_images([bytes(1 << 20)] * 5, group_rows=3)
+    store = lake(a_parquet=parquet_of_images([b"one"] * 3), b_parquet=large, c_parquet=large)
+
+    found = listed(store, "s3://lake/", column="image")
+
+    offsets = [item.offset for item in found if isinstance(item, LakeObject)]
+    assert offsets == [0, 0, 2, *(0, 0, 0, 3, 3), *(0, 0, 0, 3, 3)]
+    (warning,) = caplog.messages
+    assert re.match(r"s3://lake/[bc]\.parquet has a row group of 3 MiB", warning)
+    assert warning.endswith("at most 2 MiB: in PyArrow write_table(..., row_group_size=1).")
 
 
 def test_a_damaged_parquet_file_is_an_image_that_cannot_be_read() -> None:
