@@ -39,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     args = parser.parse_args(argv)
     check_stays(parser, "--out", args.out)
+    if "://" in args.out:
+        parser.error(f"--out {args.out}: give a path on this machine, and copy the file from there")
 
     from pipelines.model_export import export_model
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from detr.precision import Precision
 from jobs.exits import run_process
-from jobs.options import share
+from jobs.options import check_stays, share
 from jobs.parser import CommandParser
 
 if TYPE_CHECKING:
@@ -54,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.results is not None and (args.images or args.truth is None):
         parser.error("--results goes with --truth, and without images")
+    check_stays(parser, "--out", None if args.out is None else str(args.out))
+    if args.out is not None and ":/" in str(args.out):
+        parser.error(f"--out {args.out}: give a path on this machine, and copy the folder from there")
     if args.results is None and not (args.images and args.model and args.out):
         parser.error("give images with --model and --out, or --results with --truth")
 

@@ -68,7 +68,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             record["prediction"] = asdict(prediction)
         print(json.dumps(record, indent=2))
     else:
-        print(report(summary, model=model, shard_images=config.shard_images or GPU_SHARD_IMAGES))
+        print(
+            report(
+                summary,
+                model=None if config.skip_labelled == "any" else model,
+                shard_images=config.shard_images or GPU_SHARD_IMAGES,
+            )
+        )
         if prediction is not None:
             print(predicted(prediction))
 

@@ -1,4 +1,4 @@
-"""Write one HTML page about a detection table or a training run: figures, and pictures with their boxes.
+"""Write one HTML page about a table or a training run: figures, and pictures with their boxes.
 
 ray-detr report --table s3://lake/detections --out report.html
 ray-detr report --table s3://lake/detections --run NEW --against OLD --max-drift 0.1

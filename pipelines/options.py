@@ -26,6 +26,7 @@ class Option:
         at_most: the largest number.
         parse: returns the value of one word and raises ValueError; None follows from the field's type.
         is_list: whether `parse` is called for each of several words; without `parse` the field's type says it.
+        takes_infinity: whether `inf` is allowed, such as for a time without a limit.
     """
 
     help: str
@@ -36,6 +37,7 @@ class Option:
     at_most: float | None = None
     parse: Callable[[str], Any] | None = None
     is_list: bool = False
+    takes_infinity: bool = False
 
     @property
     def limits(self) -> str:
@@ -47,9 +49,10 @@ class Option:
         return "" if self.at_least is None else f"at least {self.at_least:g}"
 
     def allows(self, value: float) -> bool:
-        """Whether a number is finite and within the limits."""
+        """Whether a number is within the limits, and finite unless infinity is allowed."""
         return (
-            math.isfinite(value)
+            not math.isnan(value)
+            and (self.takes_infinity or math.isfinite(value))
             and (self.at_least is None or value >= self.at_least)
             and (self.above is None or value > self.above)
             and (self.at_most is None or value <= self.at_most)

@@ -187,19 +187,19 @@ class LabelConfig(PlanConfig):
     )  # fmt: skip
     wait_minutes: float = option(
         "minutes to wait for another process that is writing the table; then exit with code 4",
-        default=0.0, metavar="N", at_least=0,
+        default=0.0, metavar="N", at_least=0, takes_infinity=True,
     )  # fmt: skip
     decode_seconds: float = option(
         "CPU seconds, or seconds asleep, after which an image counts as undecodable: a decode_timeout row",
-        default=DECODE_SECONDS, metavar="N", above=0,
+        default=DECODE_SECONDS, metavar="N", above=0, takes_infinity=True,
     )  # fmt: skip
     node_minutes: float = option(
         "minutes to wait for nodes of an autoscaling cluster that cannot hold the actors yet",
-        default=0.0, metavar="N", at_least=0,
+        default=0.0, metavar="N", at_least=0, takes_infinity=True,
     )  # fmt: skip
     stall_minutes: float = option(
         "stop, resumable, after N minutes without a finished shard, waiting for nodes included",
-        default=60.0, metavar="N", above=0,
+        default=60.0, metavar="N", above=0, takes_infinity=True,
     )  # fmt: skip
     max_pixels: int = MAX_PIXELS  # larger images become `too_large` rows
     caps: Caps = group(Caps)

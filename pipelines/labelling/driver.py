@@ -276,7 +276,7 @@ class _Start:
             workforce = self.runner.workforce()
             if settings is not None:
                 resolved = past.check(self.request, workforce.precision, relabel=self._mixes_settings)
-                if resolved != settings:
+                if resolved != settings and self.selection.skip_labelled != "any":  # else settings play no part
                     labelled, look = self._look(resolved)
                 if not look.has_new:
                     return look.counts

@@ -129,13 +129,14 @@ def label(
     check_answers([(uri, config.image_options) for uri in config.images])
     check_answers([(f"{config.table.rstrip('/')}/", config.table_options)])  # its folder is all that must be listed
     try:
+        indexes = MemberIndexes(open_store(config.table, config.table_options))
         listing = list_objects(
             config.images,
             options=config.image_options,
             keep=config.keep,
             table=config.table,
             image_column=config.image_column,
-            indexes=MemberIndexes(open_store(config.table, config.table_options), keep=True),
+            indexes=indexes,
         )
         if config.masks:
             listing = with_mask_column(listing)
@@ -154,6 +155,7 @@ def label(
             runner.use_precision(config.precision)
             table = open_store(config.table, config.table_options)
             store = require_create_only(table, what="a table", loss="two runs could lose each other's rows")
+            indexes.keep()
             with (
                 holding(
                     table,

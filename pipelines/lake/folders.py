@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
+from operator import attrgetter
 
 from pipelines.errors import RayDetrError
 from pipelines.lake.inventory import Inventory
@@ -33,7 +35,8 @@ class Opening:
 class Folder:
     """What begins with `prefix` in a store, as far as `pattern` matches; hidden names count from `folder` on.
 
-    With `opening` these are files that hold images, else images.
+    With `opening` these are files that hold images, else images. With `entries` these files were named one by one, and
+    are in the order of keys; nothing is listed.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Folder:
     prefix: str
     pattern: re.Pattern[str] | None = None
     opening: Opening | None = None
+    entries: tuple[StoreEntry, ...] | None = None
 
     @property
     def is_parquet(self) -> bool:
@@ -54,12 +58,24 @@ class Folder:
         return self.prefix[: self.prefix.rfind("/") + 1]
 
 
+def gathered(folders: Sequence[Folder]) -> Folder:
+    """Return files of one store that were named one by one as one folder."""
+    entries = {entry.key: entry for folder in folders for entry in folder.entries or ()}
+    in_order = tuple(sorted(entries.values(), key=attrgetter("key")))
+    first = folders[0]
+    name = first.name if len(in_order) == 1 else f"{first.name} and {len(in_order) - 1:,} more"
+    return replace(first, name=name, prefix="", entries=in_order)
+
+
 def matching(folder: Folder, after: str | None) -> Iterator[StoreEntry]:
     """Yield what a folder has behind a key, in order, as far as its pattern matches.
 
     Raises:
         StoreError: the store refused.
     """
+    if folder.entries is not None:
+        yield from folder.entries[0 if after is None else bisect_right(folder.entries, after, key=attrgetter("key")) :]
+        return
     pattern, store = folder.pattern, folder.store
     is_s3 = folder.root.startswith(("s3://", "s3a://"))  # Azure's and Google's are reached by the same class
     if is_s3 and isinstance(store, ListsAnywhere):
@@ -114,13 +130,18 @@ def _list_inside(
     inside = len(folder.folder)
 
     def check(entry: StoreEntry) -> StoreEntry | Skipped:
-        # an ending that is an image's: of the other rules all are meant
-        skipped = _skipped(base + entry.key, entry, f"{entry.key[inside:]}.jpg", own)
+        # an ending that is an image's: of the other rules all are meant, but where the file itself was named
+        path = entry.key[inside:] if folder.entries is None else ""
+        skipped = _skipped(base + entry.key, entry, f"{path}.jpg" if path else "", own)
         if skipped is None and split_member(entry.key) is not None:
             skipped = Skipped(base + entry.key, IN_MEMBER_FILE)
         return entry if skipped is None else skipped
 
-    begun = [] if start is None else [one for one in files_that_hold(store, start) if _matches(folder, one.key)]
+    begun: Sequence[StoreEntry] = []
+    if start is not None and folder.entries is not None:
+        begun = [one for one in folder.entries if start.startswith(one.key)]
+    elif start is not None:
+        begun = [one for one in files_that_hold(store, start) if _matches(folder, one.key)]
     yield from list_members(
         chain((one for one in begun if isinstance(check(one), StoreEntry)), map(check, matching(folder, start))),
         lambda entry: opening.indexes.open(store, entry, opening.column),

@@ -7,7 +7,8 @@ import heapq
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import groupby
@@ -19,7 +20,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 
 from pipelines.errors import RayDetrError, UsageError
-from pipelines.lake.folders import Folder, Opening, list_folder, matching
+from pipelines.lake.folders import Folder, Opening, gathered, list_folder, matching
 from pipelines.lake.globs import glob_to_regex, is_glob, literal_start
 from pipelines.lake.inventory import Inventory, is_inventory, read_inventory
 from pipelines.lake.lake_object import (
@@ -52,6 +53,8 @@ from pipelines.store import (
 
 _SHOWN_REASONS = 3
 _BEGINNING_BYTES = 4_096
+_HEADS_AT_ONCE: Final = 8
+_MANY_NAMED: Final = 3  # so many are asked for at once
 _WRITTEN_BY_ENGINES: Final = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz")  # as a folder of parts
 
 
@@ -107,8 +110,8 @@ def list_objects(
 
     Args:
         sources: Folders and prefixes; globs (`*`, `**`, `?`, `[abc]`, `{jpg,png}`); single images; tar archives of
-            images, which may be named by a glob; lists of URIs, which may be named by a glob, or by a folder that holds
-            lists and no images; manifests of S3 Inventories.
+            images, which may be named by a glob, and of which one must hold an image; lists of URIs, which may be named
+            by a glob, or by a folder that holds lists and no images; manifests of S3 Inventories.
         options: How stores are reached.
         keep: Columns of tables of URIs to carry along; images of other sources have null there.
         table: The detection table's URI: what lies below it is not an image.
@@ -127,12 +130,20 @@ def list_objects(
     own = None if table is None else join_uri(*split_uri(table)).removesuffix("/") + "/"
     opening = Opening(indexes or MemberIndexes(), image_column)
     found: list[Folder | UriTable | LakeObject] = []
+    heads = _heads(sources, opened, opening)
+    named: dict[str, list[Folder]] = {}  # files that hold images, by their store
     for text in dict.fromkeys(sources):
         try:
-            for source in _resolve(text, opened, keep, opening):
-                found += _with_images(text, source, own, keep)
+            for source in _resolve(text, opened, keep, opening, heads):
+                if isinstance(source, Folder) and source.entries is not None:
+                    named.setdefault(source.root, []).append(source)
+                else:
+                    found += _with_images(text, source, own, keep)
         except StoreError as error:
             raise RayDetrError(f"cannot list {without_secrets(text)}: {error}") from error
+    for folders in named.values():
+        files = gathered(folders)
+        found += _with_images(files.name, files, own, keep)
     if image_column is not None and not any(isinstance(source, Folder) and source.is_parquet for source in found):
         raise UsageError("--image-column: none of the images are in Parquet files. Omit it, or name such files.")
     schema = _kept_schema([source for source in found if isinstance(source, UriTable)], keep)
@@ -163,14 +174,44 @@ def check_addresses(sources: Sequence[str]) -> None:
             check_no_secret("images", text, instead=WITHOUT_SECRETS_INSTEAD)
 
 
+def _heads(sources: Sequence[str], opened: Callable[[str], Store], opening: Opening) -> Mapping[str, StoreEntry]:
+    """Return the entries of files that hold images and are named one by one; asks for several at once."""
+
+    def head(text: str) -> StoreEntry | None:
+        root, key = split_uri(text)
+        try:
+            return opened(root).head(key)
+        except StoreError:
+            return None  # it is asked for again, where the error is reported
+
+    named = [
+        text
+        for text in dict.fromkeys(sources)
+        if opening.takes(text) and "*" not in text and not _is_web(split_uri(text)[0])
+    ]
+    if len(named) < _MANY_NAMED:
+        return {}
+    with ThreadPoolExecutor(_HEADS_AT_ONCE, thread_name_prefix="heads") as pool:
+        entries = [head(named[0]), *pool.map(head, named[1:])]  # the first one opens the store
+    return {text: entry for text, entry in zip(named, entries, strict=True) if entry is not None}
+
+
+def _is_web(root: str) -> bool:
+    return root.startswith(("http://", "https://"))
+
+
 def _resolve(
-    text: str, opened: Callable[[str], Store], keep: Sequence[str], opening: Opening
+    text: str,
+    opened: Callable[[str], Store],
+    keep: Sequence[str],
+    opening: Opening,
+    heads: Mapping[str, StoreEntry],
 ) -> Iterator[Folder | UriTable | LakeObject]:
-    """Yield what a source means: one thing, but for globs of tables of URIs."""
+    """Yield what a source means: one thing, but for globs of tables of URIs. Entries in `heads` are not asked for."""
     root, key = split_uri(text)
     name = without_secrets(text)
-    refuse_packed(key, name)
-    if root.startswith(("http://", "https://")):
+    if _is_web(root):
+        refuse_packed(urlsplit(text).path, name)
         if opening.takes(urlsplit(text).path):
             raise UsageError(
                 f"the images in {name} cannot be listed: it is on a web server. Copy the file to a disk or a bucket."
@@ -184,12 +225,16 @@ def _resolve(
             raise UsageError(f"cannot list {name}: web servers have no listings. Name images, or a list of them.")
         return
     store = opened(root)
-    entry = None if not key or key.endswith("/") or "*" in key else _head(store, key)
+    entry = heads.get(text)
+    if entry is None and key and not key.endswith("/") and "*" not in key:
+        entry = _head(store, key)
+    if entry is not None or is_glob(key):  # else it is a folder
+        refuse_packed(key, name)
     if entry is not None and is_inventory(key):
         inventory = read_inventory(store, key)
         yield Folder(name, inventory, inventory.bucket, "")
     elif entry is not None and opening.takes(key):
-        yield Folder(name, store, root, key, re.compile(re.escape(key)), opening)
+        yield Folder(name, store, root, key, opening=opening, entries=(entry,))
     elif entry is not None and is_uri_table(key):
         yield read_uri_table(store, key, keep=keep)
     elif entry is not None:
@@ -288,15 +333,20 @@ def _with_images(
     name = without_secrets(text)
     if skipped:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in skipped.most_common(_SHOWN_REASONS))
-        archives = f"{name.rstrip('/')}/**/*.tar"
+        archives = "a glob that ends in .tar" if is_glob(text) else f"{name.rstrip('/')}/**/*.tar"
         remedy = (
             f"To label the images inside archives, give {archives}."
             if TAR_SUFFIX in skipped
             else "Check the address, or name images in a list of URIs."
         )
         raise UsageError(f"there is no image at {name} (left out: {reasons}). {remedy}")
-    if isinstance(source, Folder) and source.opening is not None and not is_glob(text) and not text.endswith("/"):
-        raise UsageError(f"there is no image inside {name}. Check the address.")
+    if isinstance(source, Folder) and source.opening is not None:
+        if any(matching(source, None)):
+            raise UsageError(f"there is no image inside {name}. Check the address.")
+        if not is_glob(text):
+            raise UsageError(
+                f"there is no Parquet file at {name}. Check the address, or omit --image-column to label loose images."
+            )
     if text == name and not is_glob(text) and Path(text).is_dir():
         raise UsageError(f"the folder {name} is empty. Check the address.")
     hint = "" if text.endswith("/") or is_glob(text) else f" To match names that begin with it, use {name}*."
@@ -305,7 +355,7 @@ def _with_images(
 
 def _lists_in(folder: Folder) -> list[str]:
     """Return the keys of the lists in a folder, as engines write one list in many files; none where kinds differ."""
-    if folder.pattern is not None or isinstance(folder.store, Inventory):
+    if folder.pattern is not None or folder.entries is not None or isinstance(folder.store, Inventory):
         return []
     inside = len(folder.folder)
     lists = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import logging
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +13,7 @@ from hashlib import blake2b
 from itertools import chain
 from typing import Final, TypeAlias
 
-from pipelines.errors import UsageError
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.lake.lake_object import LakeObject, Listed, Skipped
 from pipelines.lake.members import (
     MARK,
@@ -33,10 +34,12 @@ from pipelines.store import (
     NotFound,
     Store,
     StoreEntry,
+    StoreError,
     join_uri,
-    put_if_absent,
     without_secrets,
 )
+
+_logger = logging.getLogger(__name__)
 
 _THREADS: Final = 8  # archives whose headers are read at once
 _REMEMBERED: Final = 2 * _THREADS
@@ -48,17 +51,19 @@ OpenedFile: TypeAlias = tuple[StoreEntry, MemberIndex]
 
 @dataclass
 class _Slot:
-    """A file that is opened once."""
+    """A file that is opened once; `is_new` says that the table has no index of it."""
 
     opened: OpenedFile | None = None
+    is_new: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class MemberIndexes:
     """The indexes of files that hold images, each read once for a version of its file; for any number of threads.
 
-    They are kept in a table as `_members/<hash>.index`, where they may be removed at any time. Without a table, or
-    for a file without an etag, the last few are remembered.
+    They are kept in a table as `_members/<hash>.index`, where they may be removed at any time: one that is damaged is
+    written again, and a table that cannot be read or written is used no more. Without a table, or for a file without
+    an etag, the last few are remembered.
     """
 
     def __init__(self, table: Store | None = None, *, keep: bool = False) -> None:
@@ -66,6 +71,15 @@ class MemberIndexes:
         self._table, self._keep = table, keep
         self._lock = threading.Lock()
         self._remembered: OrderedDict[str, _Slot] = OrderedDict()
+
+    def keep(self) -> None:
+        """Write new indexes into the table from now on, and those that are remembered."""
+        with self._lock:
+            self._keep = True
+            remembered = list(self._remembered.items())
+        for key, slot in remembered:
+            with slot.lock:
+                self._write(key, slot)
 
     def open(self, store: Store, entry: StoreEntry, column: str | None = None) -> OpenedFile:
         """Return the index of a file, and the file's entry as it was then.
@@ -88,26 +102,51 @@ class MemberIndexes:
                 self._remembered.popitem(last=False)
         with slot.lock:  # another thread that wants the same waits for it
             if slot.opened is None:
-                slot.opened = self._read(store, entry, column, key)
+                kept = None if entry.etag is None else self._kept(key)
+                slot.opened = (entry, kept) if kept is not None else _read_unless_refused(store, entry, column)
+                read, index = slot.opened
+                # damage from the first byte on is read again: it costs little, and may have been the store's
+                slot.is_new = kept is None and read == entry and index.damaged_at not in (REFUSED, 0)
+                self._write(key, slot)
             return slot.opened
 
-    def _read(self, store: Store, entry: StoreEntry, column: str | None, key: str) -> OpenedFile:
-        if self._table is not None and entry.etag is not None:
-            try:
-                data = self._table.get(key).data
-            except NotFound:
-                pass
-            else:
-                return entry, decode_index(data, join_uri(self._table.uri, key))
+    def _kept(self, key: str) -> MemberIndex | None:
+        """Return the table's index, None where it has none that can be read."""
+        table = self._table
+        if table is None:
+            return None
         try:
-            read, index = _read_index(store, entry, column)
-        except NotFound:
-            return entry, member_index([], [], [], skipped={})  # removed since it was listed
-        except (Denied, Archived):
-            return entry, member_index([], [], [], skipped={}, damaged_at=REFUSED)  # its row will say why
-        if self._table is not None and self._keep and read == entry and entry.etag is not None:
-            put_if_absent(self._table, key, encode_index(index))
-        return read, index
+            return decode_index(table.get(key).data, join_uri(table.uri, key))
+        except (NotFound, RayDetrError):  # the latter: damaged
+            return None
+        except StoreError as error:
+            self._give_up_table(error)
+            return None
+
+    def _write(self, key: str, slot: _Slot) -> None:
+        """Write the index of a file if it is new and to be kept; the table need not have it."""
+        table = self._table
+        if table is None or not self._keep or not slot.is_new or slot.opened is None or slot.opened[0].etag is None:
+            return
+        slot.is_new = False
+        try:
+            table.put(key, encode_index(slot.opened[1]))
+        except StoreError as error:
+            self._give_up_table(error)
+
+    def _give_up_table(self, error: StoreError) -> None:
+        with self._lock:
+            is_first, self._table = self._table is not None, None
+        if is_first:
+            _logger.warning("Indexes of archives are not kept, and each run reads the archives again: %s", error)
+
+
+def _read_unless_refused(store: Store, entry: StoreEntry, column: str | None) -> OpenedFile:
+    """Read the index of a file; one that is refused, archived or removed has no images, and a row that says why."""
+    try:
+        return _read_index(store, entry, column)
+    except (NotFound, Denied, Archived):
+        return entry, member_index([], [], [], skipped={}, damaged_at=REFUSED)
 
 
 def list_members(

@@ -35,10 +35,8 @@ _SCHEMA: Final = pa.schema(
         pa.field("size", pa.int64()),
     ]
 )
-_PACKED: Final = (
-    *(".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4"),
-    *(".zip", ".7z", ".rar"),
-)
+_COMPRESSED: Final = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
+_OTHER_ARCHIVES: Final = (".zip", ".7z", ".rar")
 _ADDRESS = re.compile(r"(?P<file>.*?\.(?:tar|parquet))#/(?P<name>.+)", re.DOTALL | re.IGNORECASE)
 _FILE = re.compile(r"\.(tar|parquet)\Z", re.IGNORECASE)
 
@@ -122,12 +120,17 @@ def refuse_packed(key: str, name: str) -> None:
     Raises:
         UsageError: the key of a file, or of a glob, ends as theirs do.
     """
-    found = next((suffix for suffix in _PACKED if key.lower().endswith(suffix)), None)
-    if found is not None:
-        raise UsageError(
-            f"the images in {name} cannot be labelled: of a {found} file no part can be read without all that lies "
-            "before. Unpack it, or pack it again as .tar without compression."
-        )
+    found = next((suffix for suffix in (*_COMPRESSED, *_OTHER_ARCHIVES) if key.lower().endswith(suffix)), None)
+    if found is None:
+        return
+    reason = (
+        f"of a {found} file no part can be read without all that lies before"
+        if found in _COMPRESSED
+        else f"{found} files are not supported"
+    )
+    raise UsageError(
+        f"the images in {name} cannot be labelled: {reason}. Unpack it, or pack it again as .tar without compression."
+    )
 
 
 def encode_index(index: MemberIndex) -> bytes:

@@ -6,20 +6,28 @@ import io
 import struct
 import tarfile
 from collections import Counter
+from dataclasses import dataclass, field
 from typing import Final
 
 from pipelines.lake.lake_object import DUPLICATE, NOT_UTF8
 from pipelines.lake.members import MemberIndex, member_index
 from pipelines.lake.skipping import is_image_name, skip_reason
-from pipelines.store import Store
+from pipelines.store import Store, StoreDown, join_uri, without_secrets
 
 # Why members are left out, beside the reasons of `skip_reason`.
 NOT_NAMED: Final = "member without an image's name"
 LINK: Final = "link"
 SPARSE: Final = "sparse file"
+BEHIND_END: Final = "data behind an archive's end mark"
 
 _BLOCK = tarfile.BLOCKSIZE
-_DAMAGE: Final = (tarfile.TarError, ValueError, LookupError, ArithmeticError, TypeError, struct.error)  # of tarfile
+# What tarfile raises for damaged headers; the last one for thousands of headers that each extend the next.
+_DAMAGE: Final = (
+    *(tarfile.TarError, ValueError, LookupError, ArithmeticError, TypeError, struct.error),
+    RecursionError,
+)
+_MOST_SIZE: Final = 1 << 62  # no file has more bytes; the index holds 64-bit integers
+_MOST_PADDING: Final = 16 << 20  # zeros that are read behind an end mark in search of another archive
 _LEAST_READ: Final = 4 << 10
 _FIRST_READ: Final = 64 << 10
 _MOST_READ: Final = 8 << 20
@@ -34,7 +42,8 @@ def read_tar_index(store: Store, key: str, size: int, *, etag: str | None = None
     """Return the images inside a tar archive: regular files whose names end as those of images do.
 
     Other members are counted. Of members with the same name the last one counts, as when the archive is unpacked; the
-    others are counted as duplicates. Reading ends at the first damaged header, or where the archive is cut off.
+    others are counted as duplicates. Reading ends at the first damaged header, or where the archive is cut off. It
+    goes on behind an end mark where another archive follows, as in `cat a.tar b.tar`.
     Needs about 200 bytes of memory for each image.
 
     Args:
@@ -45,52 +54,97 @@ def read_tar_index(store: Store, key: str, size: int, *, etag: str | None = None
 
     Raises:
         Changed: the archive is another version.
-        StoreError: the store refused.
+        StoreError: the store refused, or fewer bytes came than the archive has.
     """
     file = _Headers(store, key, size, etag)
-    found: dict[str, tuple[int, int]] = {}
-    skipped: Counter[str] = Counter()
-    place = 0
-    is_whole = False
-    try:
-        with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as archive:
-            while (member := archive.next()) is not None:
-                if archive.offset <= place:
-                    raise tarfile.ReadError("a negative size")
-                place = archive.offset
-                archive.members = []  # type: ignore[attr-defined]  # it would keep all of them
-                _add(member, found, skipped)
+    members = _Members()
+    start: int | None = 0
+    damaged_at = None
+    while start is not None:
+        place = _read_archive(file, start, members)
         file.seek(place)
-        is_whole = file.read(_BLOCK) == bytes(_BLOCK)  # tarfile takes a damaged header for the end
-    except _DAMAGE:
-        pass  # the place tells
+        if file.read(_BLOCK) == bytes(_BLOCK):  # tarfile takes a damaged header for the end
+            start = _next_archive(file, size)
+        elif 0 < place == start:  # nothing of it was read: there is no other archive
+            members.skipped[BEHIND_END] += 1
+            start = None
+        else:
+            start, damaged_at = None, min(place, size)
     return member_index(
-        list(found),
-        [offset for offset, _ in found.values()],
-        [size for _, size in found.values()],
-        skipped=skipped,
-        damaged_at=None if is_whole else min(place, size),
+        list(members.found),
+        [offset for offset, _ in members.found.values()],
+        [size for _, size in members.found.values()],
+        skipped=members.skipped,
+        damaged_at=damaged_at,
     )
 
 
-def _add(member: tarfile.TarInfo, found: dict[str, tuple[int, int]], skipped: Counter[str]) -> None:
-    if member.isdir():
-        return
-    name = member.name.removeprefix("./").lstrip("/")
-    reason = skip_reason(name)
-    if reason is None and not is_image_name(name):
-        reason = NOT_NAMED
-    elif reason is None and not _is_utf8(name):
-        reason = NOT_UTF8
-    elif reason is None and not member.isreg():
-        reason = LINK
-    elif reason is None and member.issparse():
-        reason = SPARSE
-    elif reason is None:
-        reason = DUPLICATE if name in found else None
-        found[name] = (member.offset_data, member.size)
-    if reason is not None:
-        skipped[reason] += 1
+@dataclass(slots=True)
+class _Members:
+    """The images that were found, with offset and size by name; and how many members are left out, by reason."""
+
+    found: dict[str, tuple[int, int]] = field(default_factory=dict)
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def add(self, member: tarfile.TarInfo) -> None:
+        if member.isdir():
+            return
+        name = _unpacked_name(member.name)
+        reason = skip_reason(name)
+        if reason is None and not is_image_name(name):
+            reason = NOT_NAMED
+        elif reason is None and not _is_utf8(name):
+            reason = NOT_UTF8
+        elif reason is None and member.islnk() and _unpacked_name(member.linkname) == name:
+            reason = LINK  # to itself: GNU tar writes it for a file that was named twice
+        elif reason is None:
+            if self.found.pop(name, None) is not None:
+                self.skipped[DUPLICATE] += 1
+            if not member.isreg():
+                reason = LINK
+            elif member.issparse():
+                reason = SPARSE
+            else:
+                self.found[name] = (member.offset_data, member.size)
+        if reason is not None:
+            self.skipped[reason] += 1
+
+
+def _read_archive(file: _Headers, start: int, members: _Members) -> int:
+    """Add the members of the archive that begins at `start`; return where its end mark is, or a damaged header."""
+    file.seek(start)
+    place = start
+    try:
+        with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as archive:
+            while (member := archive.next()) is not None:
+                if archive.offset <= place or not 0 <= member.size < _MOST_SIZE:
+                    raise tarfile.ReadError(f"a size of {member.size}")
+                place = archive.offset
+                archive.members = []  # type: ignore[attr-defined]  # it would keep all of them
+                members.add(member)
+    except _DAMAGE:
+        pass  # the place tells
+    return place
+
+
+def _next_archive(file: _Headers, size: int) -> int | None:
+    """Return where something else than zeros follows an end mark, None where nothing does."""
+    stop = min(size, file.tell() + _MOST_PADDING)
+    while (place := file.tell()) < stop:
+        data = file.read(min(_MOST_HEADER, size - place))
+        if not data:
+            return None
+        zeros = len(data) - len(data.lstrip(b"\0"))
+        if zeros < len(data):
+            return place + zeros // _BLOCK * _BLOCK
+    return None
+
+
+def _unpacked_name(name: str) -> str:
+    """Return the name that a member gets when GNU tar unpacks it: without `.`, and nothing up to the last `..`."""
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    above = max((place for place, part in enumerate(parts) if part == ".."), default=-1)
+    return "/".join(parts[above + 1 :])
 
 
 def _is_utf8(name: str) -> bool:
@@ -141,10 +195,15 @@ class _Headers(io.RawIOBase):
         if self._held:
             is_near = left_out <= self._read_through
             self._length = min(2 * self._length, _MOST_READ) if is_near else _LEAST_READ
-        self._start = self._position
-        length = max(wanted, self._length)
-        self._held = (
-            self._store.get_range(self._key, self._position, length, if_match=self._etag)
-            if self._position < self._size
-            else b""
-        )
+        self._start, self._held = self._position, b""
+        length = min(max(wanted, self._length), self._size - self._position)
+        if length <= 0:
+            return
+        self._held = self._store.get_range(self._key, self._position, length, if_match=self._etag)
+        if len(self._held) < length:
+            size = self._store.head(self._key).size
+            if size is None or size >= self._position + length:  # else it is shorter now than it was listed
+                raise StoreDown(
+                    f"{without_secrets(join_uri(self._store.uri, self._key))} was cut off: {len(self._held):,} of "
+                    f"{length:,} bytes arrived. Check proxies and the network, then run again."
+                )

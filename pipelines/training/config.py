@@ -74,7 +74,7 @@ class TrainConfig:
     )
     checkpoint_minutes: float = option(
         "minutes between checkpoints; there is also one after each epoch of half a minute or more",
-        default=10.0, metavar="N", above=0,
+        default=10.0, metavar="N", above=0, takes_infinity=True,
     )  # fmt: skip
     log_steps: int = option("write a log line every N steps, with their means", default=10, metavar="N", at_least=1)
     trackers: tuple[Literal["mlflow", "wandb"], ...] = option(

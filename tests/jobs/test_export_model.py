@@ -58,3 +58,11 @@ def test_without_the_packages_one_sentence_says_what_to_install(
 
     with pytest.raises(UsageError, match=r"needs onnxscript, which is not installed.*pip install 'ray-detr\[onnx\]'"):
         main(["--model", model, "--out", str(tmp_path / "model.onnx")])
+
+
+def test_a_place_in_a_store_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--model", "scenes", "--out", "s3://bucket/scenes.onnx"])
+
+    assert left.value.code == 2
+    assert "--out s3://bucket/scenes.onnx: give a path on this machine" in capsys.readouterr().err

@@ -21,6 +21,7 @@ class Settings:
     minutes: float = option("time", default=1.0, above=0)
     device: Literal["cpu", "cuda"] = option("device", default="cpu")
     trackers: tuple[Literal["mlflow", "wandb"], ...] = option("trackers (none)", default=())
+    wait_minutes: float = option("time to wait", default=0.0, at_least=0, takes_infinity=True)
     queries: int = option("queries", default=1, flag="--num-queries", at_least=1)
 
     def __post_init__(self) -> None:
@@ -37,6 +38,7 @@ class Settings:
         ({"minutes": float("inf")}, "minutes: inf is not above 0"),
         ({"device": "tpu"}, "device: 'tpu' is not one of cpu, cuda"),
         ({"trackers": ("mlflow", "excel")}, "trackers: 'excel' is not one of mlflow, wandb"),
+        ({"wait_minutes": float("nan")}, "wait minutes: nan is not at least 0"),
         ({"queries": 0}, "num queries: 0 is not at least 1"),
     ],
 )
@@ -46,8 +48,9 @@ def test_a_configuration_names_the_option_and_its_limits(values: dict[str, objec
 
 
 def test_values_at_the_limits_are_allowed() -> None:
-    Settings(0.0, None, 1e-9, "cuda", ("wandb",), 1)
+    Settings(0.0, None, 1e-9, "cuda", ("wandb",), 0.0, 1)
     Settings(1.0, 1)
+    Settings(wait_minutes=float("inf"))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.errors import UsageError
+from pipelines.errors import BudgetExceeded, UsageError
 from pipelines.evaluation.evaluate import evaluate_results, evaluate_table
 from pipelines.lake.lake_object import LakeObject
 from pipelines.lake.listing import list_objects
@@ -91,7 +91,7 @@ def test_annotations_are_sharded_and_come_back(name: str, report: dict[str, int]
     ],
 )
 def test_annotations_that_cannot_be_trained_on_are_refused(name: str, sentence: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=sentence):
+    with pytest.raises((UsageError, BudgetExceeded), match=sentence):
         shard(sharded(name, tmp_path))
 
 

@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import given, settings
@@ -18,7 +19,7 @@ from pipelines.lake.listing import Listing, list_objects
 from pipelines.lake.member_files import MemberIndexes
 from pipelines.lake.members import REFUSED
 from pipelines.parquet_files import parquet_of
-from pipelines.store import Store, StoreEntry, memory_store
+from pipelines.store import Archived, Denied, NotFound, Store, StoreEntry, StoreError, memory_store
 from tests.pipelines.lake.archives import CountingStore, parquet_of_images, tar_of
 
 TWO = tar_of({"1.jpg": b"one", "2.jpg": b"two", "2.json": b"{}"})
@@ -142,17 +143,102 @@ def test_an_archive_in_a_folder_that_is_named_like_an_archive_is_left_out() -> N
     ]
 
 
-@pytest.mark.parametrize("name", ["a.tar.gz", "a.tgz", "*.tar.zst", "a.zip"])
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.tgz", "*.tar.zst"])
 def test_a_packed_archive_is_refused_before_anything_begins(name: str) -> None:
     with pytest.raises(
         UsageError, match=r"cannot be labelled: of a \.\S+ file no part can be read .* as \.tar without"
     ):
-        listed(lake(), f"s3://lake/{name}")
+        listed(lake(a_tar_gz=b"packed", a_tgz=b"packed"), f"s3://lake/{name}")
 
 
-def test_an_archive_without_images_is_refused_by_name() -> None:
-    with pytest.raises(UsageError, match=r"there is no image inside s3://lake/a\.tar\. Check the address\.$"):
-        listed(lake(a_tar=tar_of({})), "s3://lake/a.tar")
+@pytest.mark.parametrize("name", ["a.zip", "**/*.7z"])
+def test_an_archive_of_another_kind_is_refused_and_a_folder_with_such_a_name_is_not(name: str) -> None:
+    store = lake(a_zip=b"PK")
+    store.put("photos.zip/1.jpg", b"one")
+
+    with pytest.raises(UsageError, match=r"cannot be labelled: \.\w+ files are not supported\. Unpack it"):
+        listed(store, f"s3://lake/{name}")
+
+    assert uris(listed(store, "s3://lake/photos.zip")) == ["s3://lake/photos.zip/1.jpg"]
+
+
+@pytest.mark.parametrize("source", ["s3://lake/a.tar", "s3://lake/*.tar"])
+def test_an_archive_without_images_is_refused_by_name(source: str) -> None:
+    with pytest.raises(UsageError, match=r"there is no image inside s3://lake/.\.tar\. Check the address\.$"):
+        listed(lake(a_tar=tar_of({})), source)
+
+
+def test_a_column_without_parquet_files_or_rows_is_refused() -> None:
+    store = lake(a_parquet=parquet_of_images([]))
+    store.put("loose/1.jpg", b"one")
+
+    with pytest.raises(UsageError, match=r"there is no image inside s3://lake/\. Check the address\.$"):
+        listed(store, "s3://lake/", column="image")
+    with pytest.raises(UsageError, match=r"there is no Parquet file at s3://lake/loose/\. .* omit --image-column"):
+        listed(store, "s3://lake/loose/", column="image")
+
+
+def test_a_glob_that_matches_archives_but_does_not_end_as_they_do_says_which_glob_opens_them() -> None:
+    with pytest.raises(UsageError, match=r"\(left out: 1 \.tar\)\. To label .*, give a glob that ends in \.tar\.$"):
+        listed(lake(a_tar=TWO), "s3://lake/*.{tar,TAR}")
+
+
+# -- archives that are named one by one
+
+
+def test_archives_that_are_named_one_by_one_are_the_same_stream_as_by_a_glob() -> None:
+    store = lake(a_tar=TWO, b_tar=tar_of({}), c_tar=TWO, d_tar=TWO[:2000])
+    store.put("a.tar !.tar", TWO)
+    named = listed(store, *(f"s3://lake/{name}.tar" for name in ("d", "a", "c", "a.tar !", "b")))
+
+    whole = list(named)
+
+    assert whole == list(listed(store, "s3://lake/*.tar"))
+    assert len(whole) == 12
+    for place, item in enumerate(whole):
+        assert list(named.after(item.uri)) == whole[place + 1 :]
+
+
+def test_archives_that_are_named_one_by_one_are_neither_listed_nor_read_twice() -> None:
+    store = CountingStore(lake(**{f"{number:03d}_tar": TWO for number in range(100)}))
+    listings: list[str] = []
+    store.list = lambda prefix="", after=None: iter(listings.append(prefix) or ())  # type: ignore[assignment,func-returns-value]
+
+    named = listed(store, *(f"s3://lake/{number:03d}.tar" for number in range(100)))
+
+    assert len(store.ranges) <= 10  # of one archive, and of some read ahead: not of all
+    assert len(uris(named)) == 200
+    assert len(store.ranges) == 100
+    assert listings == []
+
+
+def test_an_archive_that_is_named_may_have_a_name_that_folders_leave_out() -> None:
+    store = lake()
+    store.put("_old/.a.tar", TWO)
+
+    assert uris(listed(store, "s3://lake/_old/.a.tar")) == [
+        "s3://lake/_old/.a.tar#/1.jpg",
+        "s3://lake/_old/.a.tar#/2.jpg",
+    ]
+
+
+def test_a_named_archive_that_is_not_there_or_refused_stops_before_anything_begins() -> None:
+    class Refusing(CountingStore):
+        def __init__(self, store: Store) -> None:
+            super().__init__(store)
+            self.head = self.refuse
+
+        def refuse(self, key: str) -> StoreEntry:
+            if key == "c.tar":
+                raise Denied("s3://lake/c.tar is refused.")
+            return self._store.head(key)
+
+    store = Refusing(lake(a_tar=TWO, b_tar=TWO, c_tar=TWO))
+
+    with pytest.raises(RayDetrError, match=r"cannot list s3://lake/c\.tar: s3://lake/c\.tar is refused\."):
+        listed(store, "s3://lake/a.tar", "s3://lake/b.tar", "s3://lake/c.tar")
+    with pytest.raises(UsageError, match=r"there is nothing at s3://lake/d\.tar"):
+        listed(store, "s3://lake/a.tar", "s3://lake/b.tar", "s3://lake/d.tar")
 
 
 def test_archives_on_web_servers_are_refused() -> None:
@@ -276,17 +362,81 @@ def test_planning_alone_writes_no_index() -> None:
     assert list(table.list()) == []
 
 
-def test_a_damaged_index_is_reported_and_its_removal_helps() -> None:
+def test_a_damaged_index_is_written_again() -> None:
     store, table = lake(a_tar=TWO), memory_store("s3://table")
     found = uris(listed(store, "s3://lake/a.tar", indexes=MemberIndexes(table, keep=True)))
     (kept,) = table.list()
+    whole = table.get(kept.key).data
     table.put(kept.key, b"damaged")
 
-    with pytest.raises(RayDetrError, match=r"_members/\w+\.index is damaged"):
-        uris(listed(store, "s3://lake/a.tar", indexes=MemberIndexes(table, keep=True)))
-
-    table.delete(kept.key)
     assert uris(listed(store, "s3://lake/a.tar", indexes=MemberIndexes(table, keep=True))) == found
+
+    assert table.get(kept.key).data == whole
+
+
+@pytest.mark.parametrize("refused", ["get", "put"])
+def test_a_table_that_refuses_indexes_is_warned_of_once_and_archives_are_read(
+    refused: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(key: str, *_: object, **__: object) -> NoReturn:
+        raise Denied(f"s3://table/{key} is refused.")
+
+    table = CountingStore(memory_store("s3://table"))
+    setattr(table, refused, refuse)
+
+    found = uris(listed(lake(a_tar=TWO, b_tar=TWO), "s3://lake/*.tar", indexes=MemberIndexes(table, keep=True)))
+
+    assert len(found) == 4
+    (warning,) = caplog.records
+    assert "Indexes of archives are not kept" in warning.getMessage()
+    assert "s3://table/_members/" in warning.getMessage()
+
+
+def test_indexes_that_were_read_before_are_kept_when_it_is_said() -> None:
+    table = memory_store("s3://table")
+    indexes = MemberIndexes(table)
+    files = CountingStore(lake(a_tar=TWO, b_tar=TWO, c_tar=TWO, d_tar=TWO))
+    stream = listed(files, "s3://lake/*.tar", indexes=indexes)
+    assert files.ranges  # the first archive was read to see that there is an image
+    assert list(table.list()) == []
+
+    indexes.keep()
+    assert list(table.list())
+
+    assert len(uris(stream)) == 8
+    assert len(list(table.list())) == 4
+
+
+@pytest.mark.parametrize("name", ["a_tar", "a_parquet"])
+def test_no_index_is_kept_of_a_file_that_could_not_be_read_from_its_beginning(name: str) -> None:
+    table = memory_store("s3://table")
+    store = lake(**{name: b"damaged"})
+
+    found = uris(
+        listed(store, f"s3://lake/{name.replace('_', '.')}", column="image", indexes=MemberIndexes(table, keep=True))
+    )
+
+    assert found == [f"s3://lake/{name.replace('_', '.')}"]
+    assert list(table.list()) == []
+
+
+@pytest.mark.parametrize("error", [NotFound, Denied, Archived])
+def test_an_archive_that_is_removed_or_refused_after_it_was_listed_is_an_image_that_cannot_be_read(
+    error: type[StoreError],
+) -> None:
+    class Refusing(CountingStore):
+        def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
+            if key == "b.tar":
+                raise error("s3://lake/b.tar: no")
+            return super().get_range(key, start, length, if_match=if_match)
+
+    table = memory_store("s3://table")
+    store = Refusing(lake(a_tar=TWO, b_tar=TWO))
+
+    found = listed(store, "s3://lake/*.tar", indexes=MemberIndexes(table, keep=True))
+
+    assert uris(found) == ["s3://lake/a.tar#/1.jpg", "s3://lake/a.tar#/2.jpg", "s3://lake/b.tar"]
+    assert len(list(table.list())) == 1
 
 
 def test_an_archive_that_is_replaced_while_it_is_listed_is_listed_as_it_is_then() -> None:

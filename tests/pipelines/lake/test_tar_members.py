@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipelines.lake.members import MemberIndex, decode_index, encode_index
 from pipelines.lake.tar_members import read_tar_index
-from pipelines.store import Changed, Store, memory_store, open_store
+from pipelines.store import Changed, Store, StoreDown, memory_store, open_store
 from tests.pipelines.lake.archives import CountingStore, tar_of
 
 LONG = "very/" * 60 + "long.jpg"  # longer than a plain header holds
@@ -81,6 +81,53 @@ def test_of_members_with_one_name_the_last_counts_as_when_unpacked() -> None:
 
     assert contents(index, data) == {"a.jpg": b"newest", "b.jpg": b"b"}
     assert index.skipped == {"duplicate": 1}
+
+
+@pytest.mark.parametrize("name", ["dir/./a.jpg", "./dir//a.jpg", "/dir/a.jpg", "../dir/a.jpg", "other/../dir/a.jpg"])
+def test_names_are_those_of_the_unpacked_files(name: str) -> None:
+    index = index_of(tar_of([("dir/a.jpg", b"old"), (name, b"new")]))
+
+    assert [(row["name"], row["size"], row["offset"]) for row in index.rows.to_pylist()] == [("dir/a.jpg", 3, 1536)]
+    assert index.skipped == {"duplicate": 1}
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_a_link_replaces_an_earlier_file_with_its_name(kind: bytes) -> None:
+    link = tarfile.TarInfo("a.jpg")
+    link.type, link.linkname = kind, "b.jpg"
+    file = tar_of([("a.jpg", b"a")])[:1024]
+
+    index = index_of(file + link.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+
+    assert (index.rows.num_rows, index.skipped) == (0, {"duplicate": 1, "link": 1})
+
+
+def test_a_file_that_tar_packed_twice_is_one_image(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"one")
+    subprocess.run(["tar", "-cf", "a.tar", "a.jpg", "./a.jpg", "a.jpg"], cwd=tmp_path, check=True)  # noqa: S607
+    data = (tmp_path / "a.tar").read_bytes()
+
+    index = index_of(data)
+
+    assert contents(index, data) == {"a.jpg": b"one"}  # the last one is a hard link to itself
+    assert sum(index.skipped.values()) == 2
+
+
+def test_archives_behind_an_end_mark_are_read_on() -> None:
+    data = tar_of({"a.jpg": b"a"}) + tar_of({"b.jpg": b"b"}) + tar_of({"c.jpg": b"c", "a.jpg": b"newer"})
+
+    index = index_of(data)
+
+    assert contents(index, data) == {"a.jpg": b"newer", "b.jpg": b"b", "c.jpg": b"c"}
+    assert (index.skipped, index.damaged_at) == ({"duplicate": 1}, None)
+    assert index_of(data[:-9000]).damaged_at == 20480 + 1024  # the third one's second header
+
+
+def test_other_data_behind_an_end_mark_is_counted() -> None:
+    index = index_of(tar_of({"a.jpg": b"a"}) + b"no archive" * 100)
+
+    assert index.rows["name"].to_pylist() == ["a.jpg"]
+    assert (index.skipped, index.damaged_at) == ({"data behind an archive's end mark": 1}, None)
 
 
 def test_a_sparse_member_is_left_out_and_one_that_is_cut_off_is_damage() -> None:
@@ -157,6 +204,45 @@ def test_a_member_of_negative_size_does_not_lead_back() -> None:
     index = index_of(first.tobuf(tarfile.GNU_FORMAT) + second.tobuf(tarfile.GNU_FORMAT) + bytes(2048))
 
     assert index.damaged_at == 512
+
+
+@pytest.mark.parametrize("size", ["9223372036854775808", "99999999999999999999999", "-5"])
+def test_a_size_that_no_file_has_is_damage(size: str) -> None:
+    info = tarfile.TarInfo("b.jpg")
+    info.pax_headers = {"size": size}
+    data = tar_of({"a.jpg": b"a"})[:1024] + info.tobuf(tarfile.PAX_FORMAT) + bytes(2048)
+
+    index = index_of(data)
+
+    assert (index.rows["name"].to_pylist(), index.damaged_at) == (["a.jpg"], 1024)
+
+
+def test_a_header_of_2_to_the_63_bytes_is_damage() -> None:
+    info = tarfile.TarInfo("b.jpg")
+    info.size = 1 << 63
+
+    assert index_of(info.tobuf(tarfile.GNU_FORMAT) + bytes(2048)).damaged_at == 0
+
+
+def test_thousands_of_headers_that_extend_each_other_are_damage() -> None:
+    info = tarfile.TarInfo("long name")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 2
+    header = info.tobuf(tarfile.GNU_FORMAT) + b"a".ljust(512, b"\0")
+
+    assert index_of(header * 2_000 + bytes(1024)).damaged_at == 0
+
+
+def test_a_short_answer_is_no_damage() -> None:
+    class Short(CountingStore):
+        def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
+            return super().get_range(key, start, length, if_match=if_match)[:700]
+
+    store = Short(memory_store("s3://lake"))
+    data = tar_of({"a.jpg": b"a", "b.jpg": b"b"})
+    store.put("a.tar", data)
+
+    with pytest.raises(StoreDown, match=r"s3://lake/a\.tar was cut off: 700 of 10,240 bytes arrived"):
+        read_tar_index(store, "a.tar", len(data))
 
 
 def test_of_large_images_only_headers_are_read(tmp_path: Path) -> None:
