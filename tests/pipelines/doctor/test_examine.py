@@ -97,7 +97,7 @@ def test_cpus_that_another_job_holds_are_told(local_ray: str, good: DoctorConfig
         def hold(self) -> None: ...
 
     holder: Any = ray.remote(num_cpus=8)(Holder).remote()
-    ray.get(holder.hold.remote())
+    ray.get(holder.hold.remote(), timeout=120)
     try:
         (finding,) = failed(replace(good, model=None, table=None))
     finally:
