@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Page
 
 from pipelines.report.training import TrainingReportConfig, write_training_report
 from tests.pipelines.report.training_runs import write_run
@@ -23,24 +22,6 @@ def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     run = write_run(folder, has_val=request.param == "with pictures")
     write_training_report(TrainingReportConfig(run, folder / "training.html"))
     return folder / "training.html"
-
-
-@pytest.fixture(params=["light", "dark", "phone"])
-def page(request: pytest.FixtureRequest, browser: Browser, report: Path) -> Iterator[Page]:
-    """The page, opened; at the end nothing was written to the console and nothing was asked for."""
-    size = {"width": 390, "height": 844} if request.param == "phone" else {"width": 1280, "height": 900}
-    context = browser.new_context(color_scheme="dark" if request.param == "dark" else "light", viewport=size)  # type: ignore[arg-type]
-    opened = context.new_page()
-    said: list[str] = []
-    asked: list[str] = []
-    opened.on("console", lambda message: said.append(message.text))
-    opened.on("pageerror", lambda error: said.append(str(error)))
-    opened.on("request", lambda sent: asked.append(sent.url))
-    opened.goto(report.as_uri())
-    yield opened
-    assert said == []
-    assert [url for url in asked if not url.startswith("data:")] == [report.as_uri()]
-    context.close()
 
 
 def boxes(page: Page, role: str) -> int:
