@@ -79,12 +79,12 @@ test-readers: .venv/.ready ## tables and exports read by other tools, which are 
 	@command -v java > /dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends default-jre-headless; }
 	READERS_PYTHON=$(READERS_DIR)/bin/python $(PYTEST) tests/readers
 
-test-schedulers: .venv/.ready ## the examples for Airflow, Dagster and cron, executed; Airflow and Dagster are in $(SCHEDULERS_DIR)
+test-schedulers: .venv/.ready ## the examples for Airflow, Dagster and cron and the nightly set, executed; the two are in $(SCHEDULERS_DIR)
 	@echo '$(AIRFLOW) $(DAGSTER)' | cmp -s - $(SCHEDULERS_DIR)/packages || { mkdir -p $(SCHEDULERS_DIR) && \
 	  $(PYTHON) -m venv --clear $(SCHEDULERS_DIR)/airflow && $(SCHEDULERS_DIR)/airflow/bin/python -m pip install --quiet --only-binary :all: $(AIRFLOW) && \
 	  $(PYTHON) -m venv --clear $(SCHEDULERS_DIR)/dagster && $(SCHEDULERS_DIR)/dagster/bin/python -m pip install --quiet --only-binary :all: $(DAGSTER) && \
 	  echo '$(AIRFLOW) $(DAGSTER)' > $(SCHEDULERS_DIR)/packages; }
-	SCHEDULERS_DIR=$(SCHEDULERS_DIR) $(PYTEST) tests/schedulers
+	SCHEDULERS_DIR=$(SCHEDULERS_DIR) $(PYTEST) tests/schedulers tests/deploy/test_nightly.py
 
 test-metrics: .venv/.ready ## metrics, alert rules and dashboard against Debian's Prometheus and a live run (installs it, needs root)
 	scripts/prometheus.sh

@@ -20,7 +20,7 @@ from tests.faults.own_ray import LOOPBACK, own_ray
 ROOT = Path(__file__).parents[2]
 STEPS = ROOT / "deploy" / "nightly"
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long]  # seven jobs, minutes: `make test-schedulers`
 
 SETTINGS = """
 CLUSTER = "http://{dashboard}"
