@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
-from detr.precision import Precision
 from jobs.exits import run_process
-from jobs.options import note_on_model, share
+from jobs.options import add_device_options, note_on_model, share
 from jobs.parser import CommandParser
 
 if TYPE_CHECKING:
@@ -35,15 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--threshold", type=share, default=0.9, metavar="SCORE", help="lowest score to show (%(default)s)"
     )
     parser.add_argument("--draw", type=Path, metavar="DIR", help="write each image with its boxes into this folder")
-    parser.add_argument(
-        "--device", default="auto", help="auto, cpu or cuda; auto uses a GPU if there is one (%(default)s)"
-    )
-    parser.add_argument(
-        "--precision",
-        choices=get_args(Precision),
-        default="auto",
-        help="number format of the network; auto is fp16 on GPUs and fp32 on CPUs (%(default)s)",
-    )
+    add_device_options(parser)
     parser.add_argument("--json", action="store_true", help="print one line of JSON for each image")
     args = parser.parse_args(argv)
     from jobs.progress import Drawing, shown

@@ -6,8 +6,9 @@ import sys
 from collections.abc import Callable, Container
 from dataclasses import MISSING
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
+from detr.precision import Precision
 from jobs.parser import CommandParser
 from pipelines.options import Declared, declared, groups
 
@@ -68,6 +69,19 @@ def make_config(parser: CommandParser, config: type[Config], args: argparse.Name
         return config(**{**option_values(args, config), **others})
     except ValueError as error:
         parser.error(str(error))
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """Add where and in which number format a network computes on this machine."""
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu or cuda; auto uses a GPU if there is one (%(default)s)"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=get_args(Precision),
+        default="auto",
+        help="number format of the network; auto is fp16 on GPUs and fp32 on CPUs (%(default)s)",
+    )
 
 
 def add_metrics_option(parser: argparse.ArgumentParser) -> None:

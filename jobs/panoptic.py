@@ -13,11 +13,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
-from detr.precision import Precision
 from jobs.exits import run_process
-from jobs.options import check_stays, share
+from jobs.options import add_device_options, check_stays, share
 from jobs.parser import CommandParser
 
 if TYPE_CHECKING:
@@ -41,15 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="SCORE",
         help="queries with a score above this take part (%(default)s)",
     )
-    parser.add_argument(
-        "--device", default="auto", help="auto, cpu or cuda; auto uses a GPU if there is one (%(default)s)"
-    )
-    parser.add_argument(
-        "--precision",
-        choices=get_args(Precision),
-        default="auto",
-        help="number format of the network; auto is fp16 on GPUs and fp32 on CPUs (%(default)s)",
-    )
+    add_device_options(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     args = parser.parse_args(argv)
     if args.results is not None and (args.images or args.truth is None):

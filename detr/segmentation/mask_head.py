@@ -32,7 +32,7 @@ class AttentionMap(nn.Module):
         Args:
             queries: `(B, Q, D)`.
             memory: `(B, D, h, w)`.
-            padding: `(B, h, w)` bool, True on padding; None when there is none.
+            padding: `(B, h, w)` bool, True on padding; None without padding.
         """
         height, width = memory.shape[-2:]
         asked = self.q_linear(queries).unflatten(-1, (self.heads, -1))

@@ -13,7 +13,7 @@ from pipelines.lake.lake_object import LakeObject, Listed
 from pipelines.lake.listing import Listing
 
 MASKS: Final = pa.field("masks", pa.list_(pa.field("element", pa.string(), nullable=False)))
-"""`counts` of COCO's compressed run-length code for each detection, in their order; null where there are none.
+"""`counts` of COCO's compressed run-length code for each detection, in their order; null in error rows.
 
 The `size` of the code is the row's [height, width].
 """

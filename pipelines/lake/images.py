@@ -88,7 +88,7 @@ class ImageStores(Stores):
 
 
 class _NoFileError(Exception):
-    """There is no file that could hold a member."""
+    """The file part of a member's address does not exist."""
 
 
 class _RowReader:

@@ -76,7 +76,7 @@ class MemberIndex:
                 yield LakeObject(base + name, etag, size, kept, offset)
 
     def find(self, name: str) -> tuple[int, int | None] | None:
-        """Return offset and size of a member, None where there is none of this name."""
+        """Return offset and size of a member; None if the archive has no member of this name."""
         place = self.rows["name"].index(name).as_py()
         if place < 0:
             return None

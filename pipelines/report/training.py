@@ -172,7 +172,7 @@ def page_values(
 def _validation_pictures(
     config: TrainingReportConfig, run: str, record: RunRecord, chosen: SavedCheckpoint
 ) -> tuple[ValidationPictures | None, str | None]:
-    """Return the pictures, or why there are none: the page is worth having without them."""
+    """Return the pictures, or the reason why the page has to do without them."""
     val = record.configuration.get("val")
     if val is None:
         return None, "The run was started without --val, so there are no validation images to show."

@@ -39,6 +39,20 @@ def test_the_time_of_the_call_is_limited() -> None:
     assert meter.reason == "the limit of 2 minutes (--max-minutes) is reached"
 
 
+def test_a_limit_that_was_lifted_is_not_reached_again() -> None:
+    clock = Clock()
+    meter = Meter(Caps(max_minutes=1), clock)
+    clock.sleep(60)
+    meter.look()
+    assert meter.reason == "the limit of 1 minutes (--max-minutes) is reached"
+
+    meter.reached.clear()
+    meter.caps = Caps()
+    meter.look()
+
+    assert not meter.reached.is_set()
+
+
 def test_the_cost_is_that_of_the_nodes_while_they_are_counted() -> None:
     clock = Clock()
     meter = Meter(Caps(max_cost=3, price_per_hour=2), clock)
