@@ -22,7 +22,15 @@ if TYPE_CHECKING:
     from pipelines.labelling.plan import PlanSummary
     from pipelines.labelling.trial import Prediction
 
-SETTINGS = ("threshold", "classes", "precision", "masks", "relabel")  # what tells rows of one model apart
+SETTINGS = (
+    "threshold",
+    "classes",
+    "precision",
+    "masks",
+    "tiles",
+    "overlap",
+    "relabel",
+)  # what tells rows of one model apart
 
 
 def main(argv: Sequence[str] | None = None) -> None:

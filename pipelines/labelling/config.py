@@ -10,6 +10,7 @@ from typing import Final, Literal
 
 from detr.images import MAX_PIXELS
 from detr.precision import Precision
+from detr.tiles import MOST_OVERLAP, OVERLAP, Tiling, tile_size
 from pipelines.caps import Caps
 from pipelines.labelling.process_time import DECODE_SECONDS
 from pipelines.options import check_options, group, number_range, option
@@ -34,6 +35,19 @@ def class_threshold(text: str) -> ClassThreshold:
     if not 0 <= value <= 1:
         raise ValueError(f"{threshold} is not in 0..1")
     return name, value
+
+
+def make_tiling(tiles: tuple[int, int] | None, overlap: float | None) -> Tiling | None:
+    """Return how pictures are cut into tiles of (width, height) pixels; None: they are not.
+
+    Raises:
+        ValueError: an overlap without tiles, a tile that is too small, or an overlap that is too large.
+    """
+    if tiles is not None:
+        return Tiling(*tiles, OVERLAP if overlap is None else overlap)
+    if overlap is not None:
+        raise ValueError("overlap: only tiles overlap; give their size with --tiles, or omit --overlap.")
+    return None
 
 
 def which_errors(text: str) -> RetryErrors:
@@ -83,6 +97,15 @@ class PlanConfig:
     masks: bool = option(
         "with a panoptic DETR: a column `masks` with COCO's run-length code of each detection", default=False
     )
+    tiles: tuple[int, int] | None = option(
+        "cut larger pictures into tiles of SIZE x SIZE or WIDTHxHEIGHT pixels, and detect in each of them and in the "
+        "whole picture, as small objects need: docs/models.md (only in the whole picture)",
+        default=None, metavar="SIZE[xSIZE]", parse=tile_size,
+    )  # fmt: skip
+    overlap: float | None = option(
+        f"share of a tile that its neighbours show too, at least ({OVERLAP:g})",
+        default=None, metavar="SHARE", at_least=0, at_most=MOST_OVERLAP,
+    )  # fmt: skip
     relabel: bool = option(
         "label again images that the table has with another threshold, classes or precision; both rows are kept, told "
         "apart by the column settings (refuse)",
@@ -127,6 +150,8 @@ class PlanConfig:
             raise ValueError("max images and sample exclude each other: the first N or N at random, give one of them.")
         if self.relabel and self.skip_labelled == "any":
             raise ValueError("relabel and skip labelled any exclude each other: label such images again, or skip them.")
+        if self.masks and self.tiling is not None:
+            raise ValueError("masks and tiles exclude each other: masks of tiles cannot be joined; give one of them.")
         check_kept((*self.keep, MASKS.name) if self.masks else self.keep)
         check_addresses(self.images)
         check_no_secret("table", self.table, instead=NO_CREDENTIALS)
@@ -144,11 +169,18 @@ class PlanConfig:
         return Selection(self.max_images, self.sample, self.seed, self.retry_errors, self.skip_labelled)
 
     @property
+    def tiling(self) -> Tiling | None:
+        """How large pictures are cut; None: they are not."""
+        return make_tiling(self.tiles, self.overlap)
+
+    @property
     def configuration(self) -> dict[str, object]:
         """What tells rows of one model apart, as the record of a run has it."""
         classes = None if self.classes is None else [[name, own] for name, own in self.classes]
-        masks = {"masks": True} if self.masks else {}  # records of other runs stay as they are
-        return {"threshold": self.threshold, "classes": classes, "precision": self.precision, **masks}
+        # records of runs without these stay as they are
+        masks = {"masks": True} if self.masks else {}
+        tiles = {} if self.tiling is None else {"tiles": str(self.tiling), "overlap": self.tiling.overlap}
+        return {"threshold": self.threshold, "classes": classes, "precision": self.precision, **masks, **tiles}
 
 
 @dataclass(frozen=True, slots=True)
