@@ -150,7 +150,7 @@ class PlanConfig:
             raise ValueError("max images and sample exclude each other: the first N or N at random, give one of them.")
         if self.relabel and self.skip_labelled == "any":
             raise ValueError("relabel and skip labelled any exclude each other: label such images again, or skip them.")
-        if self.masks and self.tiling is not None:
+        if self.tiling is not None and self.masks:
             raise ValueError("masks and tiles exclude each other: masks of tiles cannot be joined; give one of them.")
         check_kept((*self.keep, MASKS.name) if self.masks else self.keep)
         check_addresses(self.images)

@@ -126,6 +126,7 @@ def test_the_options_of_label_predict_what_label_would_do(
         (["--threshold", "0.5"], "threshold 0.05, now 0.5"),
         (["--classes", "cat=0.3"], "classes all, now cat=0.3"),
         (["--precision", "bf16"], "precision fp32, now bf16"),
+        (["--tiles", "640x480"], "tiles none, now 640x480; overlap none, now 0.2"),
     ):
         with pytest.raises(SettingsMismatch, match=re.escape(f"with other settings ({difference})")):
             planned(*more)
@@ -134,7 +135,13 @@ def test_the_options_of_label_predict_what_label_would_do(
 
 
 def test_settings_without_a_model_are_refused(lake: Path, table: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    for more in (["--threshold", "0"], ["--classes", "cat"], ["--relabel"], ["--precision", "fp32"]):
+    for more in (
+        ["--threshold", "0"],
+        ["--classes", "cat"],
+        ["--relabel"],
+        ["--precision", "fp32"],
+        ["--tiles", "640"],
+    ):
         with pytest.raises(SystemExit) as left:
             main(line(lake, table, *more))
         assert left.value.code == 2
