@@ -259,7 +259,10 @@ class _Start:
             if latest is not None and is_unfinished:
                 run = resume_run(self.table, latest, self.request)
                 self.runner.prepare()
-                self.show(Progress(f"resuming run {run.run_id}"))
+                since = (
+                    "" if run.modified_since is None else f", of images modified since {run.modified_since:%F %R %Z}"
+                )
+                self.show(Progress(f"resuming run {run.run_id}{since}"))
                 return _OpenRun(run, resumed=True)
             self.show(Progress("planning"))
             if latest is None:
@@ -297,14 +300,15 @@ class _Start:
     def plan(self, begun: _OpenRun) -> Iterator[PlannedSegment]:
         """Yield the segments of the plan, each when it is durable. Does nothing before it is iterated."""
         # of a run that was resumed, read after that: from then on no other run adds rows
-        labelled = begun.labelled
+        labelled, since = begun.labelled, begun.run.modified_since
         if labelled is None:
             labelled = self._read_labelled(begun.run.settings if begun.run.tells_settings_apart else None)
         with self.watchdog.stage("planning") as moved:
             yield from write_plan(
                 self.table,
                 begun.run.run_id,
-                self.listing,
+                # the run's own time: a resumed run may have been asked with a later one
+                self.listing if since is None else replace(self.listing, modified_since=since.timestamp()),
                 _contains(labelled, moved),
                 shard_images=begun.run.shard_images,
                 selection=self.selection,

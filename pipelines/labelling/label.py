@@ -136,6 +136,7 @@ def label(
             keep=config.keep,
             table=config.table,
             image_column=config.image_column,
+            modified_since=config.modified_since,
             indexes=indexes,
         )
         if config.masks:

@@ -92,6 +92,7 @@ def summarise_plan(config: PlanConfig, *, model: str | None = None) -> PlanSumma
         keep=config.keep,
         table=config.table,
         image_column=config.image_column,
+        modified_since=config.modified_since,
         indexes=MemberIndexes(table),
     )
     try:

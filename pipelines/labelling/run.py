@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
+from pipelines.configurations import as_json, differences
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.labelling.settings import AUTO, settings_text
 from pipelines.store import NotFound, Store, join_uri, put_if_absent
@@ -27,9 +28,7 @@ _IN_SEQUENCE = re.compile(re.escape(_SEQUENCE) + r"(\d{7})\.json")
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
-# of a value in a message: a damaged record may hold anything
-_SHOWN_LETTERS = 200
-_SHOWN_DEPTH = 3
+MODIFIED_SINCE: Final = "modified_since"  # of a configuration: a time that may differ between the starts of a run
 
 State = Literal["planning", "labelling", "finished", "sealed"]
 
@@ -108,6 +107,12 @@ class Run:
         """The settings of its rows."""
         return settings_text(self.configuration, self.precision)
 
+    @property
+    def modified_since(self) -> datetime | None:
+        """The time of modification from which on it labels images; None: it labels all."""
+        time = self.configuration.get(MODIFIED_SINCE)
+        return None if time is None else datetime.fromisoformat(str(time))
+
 
 @dataclass(frozen=True, slots=True)
 class End:
@@ -183,7 +188,7 @@ def begin_run(
         number=number,
         model=request.model,
         model_sha256=request.model_sha256,
-        configuration=_as_json(request.configuration),
+        configuration=as_json(request.configuration),
         shard_images=request.shard_images or shard_images,
         versions=dict(request.versions),
         started_at=now,
@@ -262,7 +267,7 @@ def end_run(table: Store, run_id: str, end: End) -> End:
     Raises:
         StoreError: the store refused.
     """
-    record = {"state": end.state, "ended_at": end.ended_at.isoformat(), "totals": _as_json(end.totals)}
+    record = {"state": end.state, "ended_at": end.ended_at.isoformat(), "totals": as_json(end.totals)}
     put_if_absent(table, run_key(run_id, "end.json"), _to_bytes(record))
     written = read_end(table, run_id)
     assert written is not None, "an end is never deleted"
@@ -295,16 +300,6 @@ def sealed_sentence(table: Store, run_id: str) -> str:
     )
 
 
-def differences(old: Mapping[str, object], new: Mapping[str, object]) -> list[str]:
-    """Return what differs between two configurations as `threshold 0.05, now 0.1`, in the order of the old one."""
-    before, after = _as_json(old), _as_json(new)
-    return [
-        f"{name.replace('_', ' ')} {_shown(before.get(name))}, now {_shown(after.get(name))}"
-        for name in dict.fromkeys([*before, *after])
-        if before.get(name) != after.get(name)
-    ]
-
-
 def _check_same(run: Run, request: RunRequest) -> None:
     if request.run_id is not None and request.run_id != run.run_id:
         raise UsageError(
@@ -313,7 +308,10 @@ def _check_same(run: Run, request: RunRequest) -> None:
         )
     model = {"model": run.model, "model_sha256": run.model_sha256}
     found = differences(model, {"model": request.model, "model_sha256": request.model_sha256})[:1]
-    found += differences(run.configuration, request.configuration)
+    asked = dict(request.configuration)
+    if MODIFIED_SINCE in asked and MODIFIED_SINCE in run.configuration:  # it moves every night; a run keeps its own
+        asked[MODIFIED_SINCE] = run.configuration[MODIFIED_SINCE]
+    found += differences(run.configuration, asked)
     if found:
         values = "value" if len(found) == 1 else "values"
         raise UsageError(
@@ -322,30 +320,12 @@ def _check_same(run: Run, request: RunRequest) -> None:
         )
 
 
-def _shown(value: object, depth: int = 0) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, str):
-        text = value
-    elif isinstance(value, Sequence) and depth < _SHOWN_DEPTH:
-        text = " ".join(_shown(one, depth + 1) for one in value) or "none"
-    else:
-        text = json.dumps(value)
-    return text if len(text) <= _SHOWN_LETTERS else f"{text[:_SHOWN_LETTERS]}..."
-
-
 def _exists(table: Store, key: str) -> bool:
     try:
         table.head(key)
     except NotFound:
         return False
     return True
-
-
-def _as_json(values: Mapping[str, object]) -> dict[str, Any]:
-    """Return the values as they come back from JSON: tuples are lists there."""
-    copy: dict[str, Any] = json.loads(json.dumps(values))
-    return copy
 
 
 def _encode(run: Run) -> bytes:
@@ -408,10 +388,11 @@ def _decode(table: Store, key: str) -> Run:
     if record["precision"] not in PRECISIONS or record["layout"] not in LAYOUTS:
         raise _damaged(uri)
     try:
-        settings_text(record["configuration"], record["precision"])  # can be told
-        return Run(**{**record, "started_at": datetime.fromisoformat(record["started_at"])})
+        run = Run(**{**record, "started_at": datetime.fromisoformat(record["started_at"])})
+        _ = run.settings, run.modified_since  # both can be told
     except (ValueError, TypeError) as error:
         raise _damaged(uri) from error
+    return run
 
 
 def _brief(value: object) -> str:
