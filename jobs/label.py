@@ -171,7 +171,7 @@ def report(summary: "LabelSummary", threshold: float = 0.0, *, relabel: bool = F
 
 
 def work(summary: "LabelSummary") -> str:
-    """Return what this start took: seconds over all threads, requests, bytes, cost."""
+    """Return what this attempt took: seconds over all threads, requests, bytes, cost."""
     spent = summary.work
     cost = "" if summary.cost is None else f", cost {summary.cost:.2f} for {summary.node_hours:.3g} node hours"
     return (

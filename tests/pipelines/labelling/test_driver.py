@@ -94,7 +94,7 @@ class Start:
             tail="0001",
             show=self.shown.append,
             watchdog=self.watchdog,
-            still_ours=self.ask,
+            check_lease=self.ask,
             threads=1,
         )
 
