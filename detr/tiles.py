@@ -106,6 +106,19 @@ def tile_size(text: str) -> tuple[int, int]:
     return width, height
 
 
+def make_tiling(tiles: tuple[int, int] | None, overlap: float | None) -> Tiling | None:
+    """Return how pictures are cut into tiles of (width, height) pixels; None: they are not.
+
+    Raises:
+        ValueError: an overlap without tiles, a tile that is too small, or an overlap that is too large.
+    """
+    if tiles is not None:
+        return Tiling(*tiles, OVERLAP if overlap is None else overlap)
+    if overlap is not None:
+        raise ValueError("overlap: only tiles overlap; give their size with --tiles, or omit --overlap.")
+    return None
+
+
 def _starts(length: int, size: int, overlap: float) -> list[int]:
     """Return where tiles of `size` begin along a side of `length` pixels."""
     if length <= size:

@@ -11,10 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from detr.tiles import make_tiling
 from jobs.exits import run_process
 from jobs.options import add_device_options, add_options, note_on_model, share
 from jobs.parser import CommandParser
-from pipelines.labelling.config import PlanConfig, make_tiling
+from pipelines.labelling.config import PlanConfig
 
 if TYPE_CHECKING:
     from pipelines.detect import ImageResult

@@ -6,11 +6,12 @@ Needs the standard library only, because the command line follows from it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final, Literal
 
 from detr.images import MAX_PIXELS
 from detr.precision import Precision
-from detr.tiles import MOST_OVERLAP, OVERLAP, Tiling, tile_size
+from detr.tiles import MOST_OVERLAP, OVERLAP, Tiling, make_tiling, tile_size
 from pipelines.caps import Caps
 from pipelines.labelling.process_time import DECODE_SECONDS
 from pipelines.options import check_options, group, number_range, option
@@ -37,17 +38,13 @@ def class_threshold(text: str) -> ClassThreshold:
     return name, value
 
 
-def make_tiling(tiles: tuple[int, int] | None, overlap: float | None) -> Tiling | None:
-    """Return how pictures are cut into tiles of (width, height) pixels; None: they are not.
-
-    Raises:
-        ValueError: an overlap without tiles, a tile that is too small, or an overlap that is too large.
-    """
-    if tiles is not None:
-        return Tiling(*tiles, OVERLAP if overlap is None else overlap)
-    if overlap is not None:
-        raise ValueError("overlap: only tiles overlap; give their size with --tiles, or omit --overlap.")
-    return None
+def point_in_time(text: str) -> datetime:
+    """Return the time of an ISO 8601 text such as 2026-11-28 or 2026-11-28T02:00+01:00; without an offset it is UTC."""
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a time such as 2026-11-28 or 2026-11-28T02:00:00+01:00") from None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def which_errors(text: str) -> RetryErrors:
@@ -124,6 +121,11 @@ class PlanConfig:
         "read the images themselves from this column of the Parquet files: bytes, or a struct of bytes and path "
         "(Parquet files are lists of URIs)",
         default=None, metavar="COLUMN",
+    )  # fmt: skip
+    modified_since: datetime | None = option(
+        "label only images that were modified at or after this time, such as 2026-11-28 or 2026-11-28T02:00:00+01:00; "
+        "UTC without an offset; an unfinished run is resumed with its own time (all)",
+        default=None, metavar="TIME", parse=point_in_time,
     )  # fmt: skip
     retry_errors: RetryErrors = option(
         "which images with error rows to label again: those with transient errors, or all (transient)",
@@ -266,4 +268,5 @@ class LabelConfig(PlanConfig):
             # records of runs without these stay as they are
             **({"skip_labelled": "any"} if self.skip_labelled == "any" else {}),
             **({} if self.image_column is None else {"image_column": self.image_column}),
+            **({} if self.modified_since is None else {"modified_since": self.modified_since.isoformat()}),
         }
