@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--one", type=int, metavar="MEGAPIXELS", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    tilings = [Tiling(*size, args.overlap) for size in args.tiles]
+    tilings = [Tiling(*size, args.overlap) for size in args.tiles]  # none of --one: the whole picture only
     if args.one is not None:
         _measure_memory(args.one, tilings[0] if tilings else None)
     elif args.memory:

@@ -104,12 +104,15 @@ class PlanConfig:
         default=None, metavar="SHARE", at_least=0, at_most=MOST_OVERLAP,
     )  # fmt: skip
     relabel: bool = option(
-        "label again images that the table has with another threshold, classes or precision; both rows are kept, told "
-        "apart by the column settings (refuse)",
+        "label again images that the table has with another threshold, classes, precision or tiles; both rows are kept, "
+        "told apart by the column settings (refuse)",
         default=False,
     )
     shard_images: int | None = option(
-        "images in each shard (2048 on GPUs, 64 on CPUs, fewer in small runs)", default=None, metavar="N", at_least=1
+        "images in each shard (2048 on GPUs, 64 on CPUs, an eighth with --tiles, fewer in small runs)",
+        default=None,
+        metavar="N",
+        at_least=1,
     )
     max_images: int | None = option("label only the first N images (all)", default=None, metavar="N", at_least=1)
     sample: int | None = option("label N images drawn at random (all)", default=None, metavar="N", at_least=1)

@@ -122,6 +122,8 @@ def test_the_options_of_label_predict_what_label_would_do(
     assert planned("--precision", "fp32") == "to label:   3 images"
     assert planned("--threshold", "0", "--relabel") == "to label:   5 images"
     assert planned("--precision", "bf16", "--relabel") == "to label:   5 images"
+    main(line(lake, table, "--model", place, "--tiles", "640", "--relabel"))
+    assert capsys.readouterr().out.startswith("to label:   5 images, 1.5 kB, 1 shard of 256 images at most")
     for more, difference in (
         (["--threshold", "0.5"], "threshold 0.05, now 0.5"),
         (["--classes", "cat=0.3"], "classes all, now cat=0.3"),
