@@ -104,8 +104,8 @@ class PlanConfig:
         default=None, metavar="SHARE", at_least=0, at_most=MOST_OVERLAP,
     )  # fmt: skip
     relabel: bool = option(
-        "label again images that the table has with another threshold, classes, precision or tiles; both rows are kept, "
-        "told apart by the column settings (refuse)",
+        "label again images that the table has with another threshold, classes, precision or tiles; both rows are "
+        "kept, told apart by the column settings (refuse)",
         default=False,
     )
     shard_images: int | None = option(
