@@ -81,6 +81,17 @@ def test_a_small_object_before_a_large_one_of_its_class_stays_where_no_seam_cuts
     assert joined([(1, 0.75, (0, 0, 90, 90))], left=[small]) == [(1, 0.75, (0, 0, 90, 90)), small]
 
 
+def test_of_two_parts_that_cover_half_of_each_other_the_larger_stays() -> None:
+    # columns 70 to 100 and 80 to 120
+    assert joined(left=[(1, 0.75, (70, 10, 100, 50))], right=[(1, 0.5, (0, 10, 40, 50))]) == [
+        (1, 0.5, (80, 10, 120, 50))
+    ]
+
+
+def test_two_cut_boxes_of_one_view_are_two_objects() -> None:
+    assert len(joined(left=[(1, 0.75, (20, 0, 100, 90)), (1, 0.5, (80, 30, 100, 60))])) == 2
+
+
 def test_a_part_of_another_class_stays() -> None:
     assert len(joined([(2, 0.75, (40, 10, 140, 50))], left=[(1, 0.5, (60, 10, 100, 50))])) == 2
 

@@ -21,7 +21,7 @@ def test_tiles_find_small_objects_and_count_each_once(seed: int) -> None:
     found = TiledDetector(detector, TILING)(pictures)
 
     plain, tiled = precision(scenes, detector(pictures)), precision(scenes, found)
-    assert tiled.APs - plain.APs >= 0.10  # measured: 0.45 to 0.6
+    assert tiled.APs - plain.APs >= 0.10  # 0.56 to 0.59 on two pictures each
     assert tiled.AP - plain.AP >= 0.10
     assert tiled.APl >= plain.APl
     seams = count_at_seams(scenes, found, TILING)
