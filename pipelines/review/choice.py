@@ -167,7 +167,7 @@ class PerClass:
 
 @dataclass(slots=True)
 class Disagreement:
-    """The images with most boxes that appeared, vanished or moved since an earlier run: see `pipelines.report.drift`."""
+    """The images with most boxes that appeared, vanished or moved since an earlier run: see `Drift`."""
 
     count: int
     taker: Taker
