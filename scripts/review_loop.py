@@ -40,11 +40,13 @@ class LoopSize:
     epochs: int = 20
 
 
-def draw(folder: Path, count: int, seed: int) -> Json:
-    """Draw scenes at night, and return their COCO json."""
+def draw(folder: Path, count: int, seed: int, *, at_night: bool = True) -> Json:
+    """Draw scenes, at night or as they are, and return their COCO json."""
     from detr.scenes.files import write_scenes
 
     truth: Json = json.loads(write_scenes(folder, count, seed, sizes=SIZES).read_text())
+    if not at_night:
+        return truth
     random = np.random.default_rng(seed)
     for path in sorted(folder.glob("*.jpg")):
         with Image.open(path) as opened:
@@ -82,33 +84,44 @@ def correct(batch: Path, truth: Json, out: Path) -> None:
     out.write_text(json.dumps(tasks))
 
 
-def loop(folder: Path, seed: int, run: Run, size: LoopSize) -> tuple[float, float]:
-    """Run the whole loop below an empty folder, and return AP before and after."""
+def loop(
+    folder: Path, seed: int, run: Run, size: LoopSize, *, first: str | None = None, add_classes: Sequence[str] = ()
+) -> tuple[float, float]:
+    """Run the whole loop below an empty folder, and return AP before and after.
+
+    Args:
+        folder: gets everything.
+        seed: of pictures and training.
+        run: runs a command, whose first word is its name.
+        size: how much is done.
+        first: the model that labels, scenes as they are; None trains one on a few pictures at night.
+        add_classes: that this model lacks.
+    """
     few, lake, val = folder / "few", folder / "lake", folder / "val"
-    draw(few, size.few, 3 * seed + 1_000)
-    truth = draw(lake, size.lake, 3 * seed + 1_001)
-    draw(val, size.val, 3 * seed + 1_002)
+    truth = draw(lake, size.lake, 3 * seed + 1_001, at_night=first is None)
+    draw(val, size.val, 3 * seed + 1_002, at_night=first is None)
     at = {name: str(folder / name) for name in ("table", "batch", "runs", "few-shards", "shards", "corrected.json")}
+    one_actor = ["--device", "cpu", "--actors", "1:1"]
+    measured = ["--images", str(val), "--annotations", str(val / "instances.json"), *one_actor]
     training = ["--recipe", "finetune", "--storage", at["runs"], "--num-workers", "1:1", "--device", "cpu",
                 "--seed", str(seed), *RATES]  # fmt: skip
 
-    run(["shard", "--annotations", str(few / "instances.json"), "--images", str(few), "--out", at["few-shards"]])
-    run(["train", "--train", at["few-shards"], "--finetune", "scenes", "--name", "first",
-         "--epochs", str(size.first_epochs), "--lr-drop", str(size.first_epochs), *training])  # fmt: skip
-    first = f"{at['runs']}/first/model"
-    run(["evaluate", "--model", first, "--images", str(val), "--annotations", str(val / "instances.json"),
-         "--device", "cpu", "--output", str(folder / "before.json")])  # fmt: skip
-    run(
-        ["label", "--model", first, "--images", str(lake), "--table", at["table"], "--device", "cpu", "--actors", "1:1"]
-    )
+    if first is None:
+        draw(few, size.few, 3 * seed + 1_000)
+        run(["shard", "--annotations", str(few / "instances.json"), "--images", str(few), "--out", at["few-shards"]])
+        run(["train", "--train", at["few-shards"], "--finetune", "scenes", "--name", "first",
+             "--epochs", str(size.first_epochs), "--lr-drop", str(size.first_epochs), *training])  # fmt: skip
+        first = f"{at['runs']}/first/model"
+    run(["evaluate", "--model", first, *measured, "--output", str(folder / "before.json")])
+    run(["label", "--model", first, "--images", str(lake), "--table", at["table"], *one_actor])
     run(["review", "--table", at["table"], "--export", "least-certain", "--count", str(size.corrected),
          "--out", at["batch"], "--classes-of", first])  # fmt: skip
     correct(Path(at["batch"]), truth, Path(at["corrected.json"]))
-    run(["review", "--table", at["table"], "--import", at["corrected.json"], "--out", at["shards"]])
+    new = ["--add-classes", *add_classes] if add_classes else []
+    run(["review", "--table", at["table"], "--import", at["corrected.json"], "--out", at["shards"], *new])
     run(["train", "--train", at["shards"], "--finetune", first, "--name", "second", "--epochs", str(size.epochs),
          "--lr-drop", str(round(0.75 * size.epochs)), *training])  # fmt: skip
-    run(["evaluate", "--model", f"{at['runs']}/second/model", "--images", str(val),
-         "--annotations", str(val / "instances.json"), "--device", "cpu", "--output", str(folder / "after.json"),
+    run(["evaluate", "--model", f"{at['runs']}/second/model", *measured, "--output", str(folder / "after.json"),
          "--baseline", str(folder / "before.json")])  # fmt: skip
     before, after = (json.loads((folder / f"{name}.json").read_text())["AP"] for name in ("before", "after"))
     return float(before), float(after)

@@ -324,13 +324,13 @@ def test_a_stopped_job_goes_on_without_doing_anything_twice(
         (out / name).unlink()
     kept = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     given: list[int] = []
-    plain = shard_tasks._work
+    plain = shard_tasks.shard_work
 
     def work(coco: CocoText, plan: ShardPlan, number: int) -> ShardWork:
         given.append(number)
         return plain(coco, plan, number)
 
-    monkeypatch.setattr(shard_tasks, "_work", work)
+    monkeypatch.setattr(shard_tasks, "shard_work", work)
 
     summary = shard(config)
 
