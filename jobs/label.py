@@ -122,8 +122,12 @@ def report(summary: "LabelSummary", threshold: float = 0.0, *, relabel: bool = F
 
     It has hints where a table of that `threshold` is no basis for an evaluation, and where images have several rows.
     """
+    left_out = ", ".join(f"{reason} {count:,}" for reason, count in summary.skipped.items())
     if summary.images == 0:
-        return f"nothing to do: all {summary.already_labelled:,} images have rows of {summary.model} already"
+        labelled = f"all {summary.already_labelled:,} images have rows of {summary.model} already"
+        return "nothing to do: " + "; ".join(
+            [labelled] * bool(summary.already_labelled) + [f"left out: {left_out}"] * bool(left_out)
+        )
     rate = summary.images_this_start / summary.seconds
     lines = [
         f"done: {summary.images:,} images in {duration(summary.seconds)} ({rate:,.1f} images/s), "
@@ -149,8 +153,8 @@ def report(summary: "LabelSummary", threshold: float = 0.0, *, relabel: bool = F
         )
     if summary.already_labelled:
         lines.append(f"skipped: {summary.already_labelled:,} images have rows already")
-    if summary.skipped:
-        lines.append("left out: " + ", ".join(f"{reason} {count:,}" for reason, count in summary.skipped.items()))
+    if left_out:
+        lines.append(f"left out: {left_out}")
     files = f"{summary.files:,} file" + ("" if summary.files == 1 else "s")
     lines += [f"table:  {summary.table}, {files} of run {summary.run_id}", f"query:  {summary.query}"]
     if threshold > 0:
@@ -167,7 +171,7 @@ def report(summary: "LabelSummary", threshold: float = 0.0, *, relabel: bool = F
 
 
 def work(summary: "LabelSummary") -> str:
-    """Return what this start took: seconds over all threads, requests, bytes, cost."""
+    """Return what this attempt took: seconds over all threads, requests, bytes, cost."""
     spent = summary.work
     cost = "" if summary.cost is None else f", cost {summary.cost:.2f} for {summary.node_hours:.3g} node hours"
     return (

@@ -183,10 +183,10 @@ def farewell(table: str, run_id: str | None, done: "Abandoned | None") -> str:
         whose = f"run {run_id} of table {table} has ended" if run_id else f"table {table} has no unfinished run"
         return f"nothing to abandon: {whose}"
     if done.end.state == "finished":
-        return f"nothing to abandon: run {done.run_id} of table {table} finished in the same moment"
+        return f"nothing to abandon: run {done.run_id} of table {table} finished at the same moment"
     return (
-        f"abandoned: run {done.run_id} of table {table} is sealed. What it has published stays, the rest is "
-        "left to the next start"
+        f"abandoned: run {done.run_id} of table {table} is sealed. Published rows stay, the other images are "
+        "labelled by the next run"
     )
 
 

@@ -28,7 +28,7 @@ COUNTERS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
 GAUGES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "detr_running": ("1 while a job is running; no value when it has ended", ("command",)),
     "detr_images_planned": ("images of the plan so far", ()),
-    "detr_images_done": ("images of the run that have their row, earlier starts included", ()),
+    "detr_images_done": ("images of the run that have a row, including those of earlier attempts", ()),
     "detr_images_per_second": ("images/s of the job", ("command",)),
     "detr_train_step": ("optimizer steps of the run", ()),
     "detr_train_loss": ("mean over the last log interval", ("part",)),

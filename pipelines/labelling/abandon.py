@@ -1,4 +1,4 @@
-"""Giving up a table's unfinished run, so that the next start plans afresh; under the lease, as whoever labels."""
+"""Ends a table's unfinished run while holding the lease, so that the next attempt begins a new one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipelines.store import Store, require_create_only
 
 @dataclass(frozen=True, slots=True)
 class Abandoned:
-    """How a run ended, `finished` where it did so in the same moment, and how many parts of it were removed."""
+    """How the run ended (`finished` if it did so at the same moment), and how many of its parts were removed."""
 
     run_id: str
     end: End
@@ -23,25 +23,28 @@ class Abandoned:
 
 
 def abandon_run(table: Store, run_id: str | None = None, *, token: str, clock: Clock) -> Abandoned | None:
-    """Seal the unfinished run of a table and remove its parts; None: there is none, or the named run has ended.
+    """Seal the unfinished run of a table and remove its parts.
 
-    What the run has published stays. A crash anywhere leaves a seal that the next start or abandoning completes.
+    Published rows stay. After a crash, the next attempt or another call completes the seal.
 
     Args:
         table: The table.
-        run_id: Which run, for who wants to be sure; None means the unfinished one.
-        token: Random, of this start.
-        clock: What time it is.
+        run_id: The run, to be certain; None means the unfinished one.
+        token: A random text that identifies this process.
+        clock: The clock.
+
+    Returns:
+        How the run ended; None if the table has no unfinished run, or the named run has ended.
 
     Raises:
-        LeaseHeld: another start writes the table.
-        UsageError: there is no run of that name.
+        LeaseHeld: another process is writing the table.
+        UsageError: the table has no run of this name.
         StoreError: the store refused.
     """
     if run_id is not None and all(run.run_id != run_id for run in list_runs(table)):
         raise UsageError(f"table {table.uri} has no run {run_id}. `ray-detr runs` lists its runs.")
     if _unfinished(table, run_id) is None:
-        return None  # before anything is written, such as a lease to a place that is no table
+        return None  # before anything, such as a lease, is written to a place that may not be a table
     store = require_create_only(table, what="a table", loss="two runs could lose each other's rows")
     with holding(
         table, can_swap=store.swap is not None, token=token, wait_seconds=0.0, say=lambda _: None, clock=clock

@@ -6,6 +6,7 @@ Needs the standard library only, because the command line follows from it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final, Literal
 
 from detr.images import MAX_PIXELS
@@ -34,6 +35,15 @@ def class_threshold(text: str) -> ClassThreshold:
     if not 0 <= value <= 1:
         raise ValueError(f"{threshold} is not in 0..1")
     return name, value
+
+
+def point_in_time(text: str) -> datetime:
+    """Return the time of an ISO 8601 text such as 2026-11-28 or 2026-11-28T02:00+01:00; without an offset it is UTC."""
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a time such as 2026-11-28 or 2026-11-28T02:00:00+01:00") from None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def which_errors(text: str) -> RetryErrors:
@@ -101,6 +111,11 @@ class PlanConfig:
         "read the images themselves from this column of the Parquet files: bytes, or a struct of bytes and path "
         "(Parquet files are lists of URIs)",
         default=None, metavar="COLUMN",
+    )  # fmt: skip
+    modified_since: datetime | None = option(
+        "label only images that were modified at or after this time, such as 2026-11-28 or 2026-11-28T02:00:00+01:00; "
+        "UTC without an offset; an unfinished run is resumed with its own time (all)",
+        default=None, metavar="TIME", parse=point_in_time,
     )  # fmt: skip
     retry_errors: RetryErrors = option(
         "which images with error rows to label again: those with transient errors, or all (transient)",
@@ -234,4 +249,5 @@ class LabelConfig(PlanConfig):
             # records of runs without these stay as they are
             **({"skip_labelled": "any"} if self.skip_labelled == "any" else {}),
             **({} if self.image_column is None else {"image_column": self.image_column}),
+            **({} if self.modified_since is None else {"modified_since": self.modified_since.isoformat()}),
         }

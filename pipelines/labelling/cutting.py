@@ -1,4 +1,4 @@
-"""A listing cut into shards and segments: of what is not labelled yet, in the order of URIs."""
+"""Cuts the images of a listing that are not labelled yet into shards and segments, in the order of URIs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pipelines.lake.lake_object import DUPLICATE, LakeObject, Listed, Skipped
 from pipelines.lake.listing import Listing
 from pipelines.lake.sample import draw_sample
 
-# Of a lake of which little is new, a few images are worth a segment after so many that were listed: labelling begins
-# within seconds, and an interrupted planning has not to list the whole lake again.
+# If few images of a lake are new, a segment is closed after listing so many: labelling begins within seconds, and an
+# interrupted planning does not list the whole lake again.
 SEGMENT_LISTED: Final = 1_000_000
 
 _LOOKUP_IMAGES = 8_192  # looked up in the labelled keys at once
@@ -33,18 +33,18 @@ def cut_segments(
     spread: int = 1,
     start: tuple[int, ListingPosition] = (0, ListingPosition()),
 ) -> Iterator[Segment]:
-    """Cut what is not labelled yet into shards of `shard_images`, and these into segments of 64, in listing order.
+    """Cut the images that are not labelled yet into shards of `shard_images` and segments of 64 shards.
 
-    A segment may be shorter at each millionth image listed and at the end, where it may have no shard at all. Equal
-    listings give equal shards wherever the cutting was taken up again. Holds one segment.
+    A segment is shorter after each million listed images and at the end, where it may have no shard. Equal listings
+    give equal shards, wherever an interrupted planning continues. Memory: one segment.
 
     Args:
-        listed: What is listed behind `start`.
-        is_labelled: Tells it for many objects at once.
-        shard_images: How many images a shard has.
-        max_images: After how many listed images to end, labelled ones and those before `start` included.
-        spread: Into about how many shards, at least, a shorter segment is cut: all actors work to the end.
-        start: The number of the first segment, and the position behind the segment before.
+        listed: The listing after `start`.
+        is_labelled: Returns for many objects at once whether they are labelled.
+        shard_images: Images in each shard.
+        max_images: Listed images after which to end, including labelled ones and those before `start`.
+        spread: Least number of shards of a shorter segment, about, so that all actors work to the end.
+        start: Number of the first segment, and the position of the listing before it.
 
     Raises:
         RayDetrError: the listing is not in the order of URIs.
@@ -57,14 +57,14 @@ def cut_segments(
 
 
 class Look:
-    """A listing read up to its first image that is not labelled yet, without a run; the rest of it is cut from there.
+    """A listing, read up to the first image that is not labelled, before a run is begun. Cutting continues from there.
 
     Attributes:
-        has_new: Whether there is such an image.
+        has_new: Whether the listing has such an image.
     """
 
     def __init__(self, listing: Listing, is_labelled: IsLabelled, selection: Selection) -> None:
-        """Read so far; memory is that of some thousand images.
+        """Read up to the first new image. Memory: some thousand images.
 
         Raises:
             RayDetrError: the listing is not in the order of URIs, or a source cannot be listed.
@@ -84,11 +84,11 @@ class Look:
 
     @property
     def counts(self) -> Counts:
-        """What was listed so far: all there is, where nothing is new."""
+        """Counts of the images that were read: of the whole listing if no image is new."""
         return self._counts.position(shards=0).counts
 
     def segments(self, *, shard_images: int, spread: int) -> Iterator[Segment]:
-        """Yield what `cut_segments` yields of the whole listing; once."""
+        """Yield the segments of the whole listing, as `cut_segments` does. Can be called once."""
         return _cut_segments(
             self._pairs, self._counts, 0, shard_images=shard_images, max_images=self._max_images, spread=spread
         )
@@ -123,7 +123,7 @@ def _cut_segments(
 
 
 def select(listing: Listing, after: str | None, selection: Selection) -> Iterator[Listed]:
-    """Return what is listed behind `after` (None: all), or what is drawn at random of it."""
+    """Return the listing after a URI (None: from the start), or a random sample of it."""
     if selection.sample is None:
         return listing.after(after)
     drawn = draw_sample(listing, selection.sample, seed=selection.seed)
@@ -139,13 +139,13 @@ def _with_labelled(listed: Iterable[Listed], is_labelled: IsLabelled) -> Iterato
 
 
 def _cut(images: Sequence[LakeObject], shard_images: int, spread: int) -> tuple[tuple[LakeObject, ...], ...]:
-    """Return shards of a segment: of `shard_images` where it is full, else smaller ones, about `spread` of them."""
+    """Return the shards of a segment: of `shard_images` if it is full, else about `spread` smaller ones."""
     most = max(1, min(shard_images, ceil(len(images) / min(spread, SEGMENT_SHARDS))))
     return tuple(tuple(images[first : first + most]) for first in range(0, len(images), most))
 
 
 class _Tally:
-    """Counts along a listing, going on from a position."""
+    """Counts listed images, starting from a position."""
 
     def __init__(self, position: ListingPosition) -> None:
         counts = position.counts
@@ -182,7 +182,7 @@ class _Tally:
         self._unknown += item.size is None
 
     def position(self, *, shards: int) -> ListingPosition:
-        """Return where the listing stands, with `shards` cut since this was last asked."""
+        """Return the position of the listing, with `shards` cut since the last call."""
         self._shards += shards
         counts = Counts(
             self._images,

@@ -1,4 +1,4 @@
-"""One start of a table's labelling: begin or resume its run, and work on it until it is finished. Knows no Ray."""
+"""The labelling driver: begins or resumes a table's run and works until it is finished. Independent of Ray."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ from pipelines.watchdog import Watchdog
 
 
 class Plan(Protocol):
-    """A plan that is being made: `planning.Planner`, or what tests put in its place."""
+    """A plan that is being written: `planning.Planner`, or a test's own."""
 
     images_planned: int
     is_complete: bool
 
     def waves(self) -> Iterator[list[PlannedSegment]]:
-        """Yield the segments that are labelled together, each when it is durable."""
+        """Yield waves: lists of durable segments that are labelled together."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Workforce:
-    """What a run must know of the actors that label it, before it is begun.
+    """What a new run needs to know about the actors.
 
     Attributes:
-        shard_images: How many images a shard of a new run has.
-        spread: Into about how many shards, at least, the end of the plan is cut.
-        precision: What "auto", or whatever was asked for, is on every node.
+        shard_images: Images in each shard of a new run.
+        spread: Least number of shards, about, into which the end of the plan is cut.
+        precision: The requested precision, with "auto" resolved for all nodes.
     """
 
     shard_images: int
@@ -58,14 +58,14 @@ class Workforce:
 
 
 class ShardRunner(Protocol):
-    """What labels and commits shards of a run. It costs nothing before it is asked for something."""
+    """Labels and commits shards of a run. Does nothing before the first call."""
 
     def prepare(self) -> None:
-        """Begin to connect to the cluster, beside what this thread does next: there will be something to label."""
+        """Begin to connect to the cluster in the background, because there will be shards to label."""
         ...
 
     def workforce(self) -> Workforce:
-        """Return what the actors will be, when the cluster is connected. May be called from any thread.
+        """Wait until the cluster is connected and return what the actors will be. Can be called from any thread.
 
         Raises:
             RayDetrError: there is no cluster, or it cannot hold the actors.
@@ -73,30 +73,30 @@ class ShardRunner(Protocol):
         ...
 
     def try_model(self) -> object:
-        """Load the model once where actors will, before something is done that cannot be undone.
+        """Load the model once on a node of the cluster, before a step that cannot be undone.
 
         Raises:
-            RayDetrError: it does not load there.
+            RayDetrError: the model does not load there.
         """
         ...
 
     def label(self, run: Run, shards: Sequence[int], *, isolated: bool) -> Generator[Outcome, None, None]:
-        """Yield the outcome of each shard, in any order; a shard whose process died has none.
+        """Yield the outcomes of shards in any order. A shard whose process died has no outcome.
 
-        `isolated` shards were lost before and are given no chance to kill again.
+        `isolated` shards were lost before: their images are decoded in child processes.
         """
         ...
 
     def why_no_shard(self) -> str:
-        """Return what may be the reason when no shard comes back; "" for nothing."""
+        """Return a possible reason why no shard finishes, or an empty text."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """A run that has ended: what it planned and published over all its starts, and what this start did of it.
+    """A finished run: what all its attempts planned and published, and what this attempt did.
 
-    `run` is None where there was nothing to do: no run was begun then, and `planned` tells what was listed.
+    `run` is None if there was nothing to do: then no run was begun, and `planned` counts what was listed.
     """
 
     run: Run | None
@@ -126,59 +126,59 @@ def run_labelling(
     threads: int = THREADS,
     show: Callable[[Progress], None] = lambda _: None,
     watchdog: Watchdog | None = None,
-    still_ours: Callable[[], None] = lambda: None,
+    check_lease: Callable[[], None] = lambda: None,
     meter: Meter | None = None,
     on_shard: Callable[[str, ShardReport], None] = lambda _run_id, _report: None,
 ) -> RunResult:
-    """Begin a run or resume the table's unfinished one, and return when each planned image has its published row.
+    """Begin a run, or resume the table's unfinished one, and return when each planned image has its published row.
 
-    Where every image is labelled already, no run is begun and `runner` is asked for nothing. Several starts at once,
-    and starts of which any dies anywhere, end in the same table (docs/decisions.md).
+    If every image is labelled already, no run is begun and `runner` is not used. Several processes at once, and
+    processes that die at any point, produce the same table (docs/decisions.md).
 
     Args:
-        table: The table, whose store refuses a second create-only put.
-        request: What the run shall do.
+        table: The table, in a store that supports create-only puts.
+        request: What to run.
         listing: The images.
-        selection: Which of them.
-        runner: Labels and commits.
-        new_run: Seal the unfinished run instead of resuming it. One whose sealing was begun before is sealed anyway.
-        relabel: Label the images again that the model has labelled with other settings, instead of refusing.
-        plan_ahead: Makes the plan while what is durable of it is labelled.
-        publisher: What table files are published in, beside labelling.
-        clock: What time it is.
-        tail: Four random hexadecimal digits, of a new run's name.
-        threads: How many objects of the table are read at once.
-        show: Called in this thread whenever something is done.
-        watchdog: Names the stages that do not move; None names none.
-        still_ours: Called now and then; stops a start that has lost the table's lease by raising `RayDetrError`.
-        meter: Tells when a limit on time or cost is reached; None has no limits.
-        on_shard: Called with the run's name for every shard that is labelled, when it is committed.
+        selection: Which images of the listing to label.
+        runner: Labels and commits shards.
+        new_run: Seal the unfinished run instead of resuming it. A run whose seal is begun is sealed in any case.
+        relabel: Label again the images that the model has labelled with other settings, instead of refusing to start.
+        plan_ahead: Writes the plan while its durable segments are labelled.
+        publisher: Publishes table files while shards are labelled.
+        clock: The clock.
+        tail: Four random hexadecimal digits for the name of a new run.
+        threads: Objects of the table to read at once.
+        show: Called with the progress, in this thread.
+        watchdog: Reports stages that make no progress; None reports nothing.
+        check_lease: Called from time to time; raises `RayDetrError` if this process has lost the table's lease.
+        meter: Knows when a limit on time or cost is reached; None means no limits.
+        on_shard: Called with the run's name and the report of each shard that is committed.
 
     Raises:
-        CapReached: a limit is reached. The shards that were in progress then are committed.
-        SettingsMismatch: the table has rows of this model, none of them with these settings.
-        RayDetrError: the run cannot go on; what is committed stays.
-        StoreError: the table's store refused; what is committed stays.
+        CapReached: a limit is reached. The shards that were in progress are committed.
+        SettingsMismatch: all rows of this model in the table have other settings.
+        RayDetrError: the run cannot continue. Committed rows stay.
+        StoreError: the table's store refused. Committed rows stay.
     """
-    start = _Start(
+    attempt = _Attempt(
         table, request, listing, selection, runner, relabel, clock, tail, threads, show, watchdog or Watchdog(clock)
     )
-    found = start.begin_or_resume(new_run=new_run)
+    found = attempt.begin_or_resume(new_run=new_run)
     if isinstance(found, Counts):
         return RunResult(None, False, Totals(), found, 0, 0, 0, 0.0, Work())
     run = found.run
-    plan = plan_ahead(start.plan(found))
+    plan = plan_ahead(attempt.plan(found))
     began = clock.monotonic()
     count = _Count(plan, Progress("label", began=began), show)
     meter, work = meter or Meter(), Work()
     for segments in plan.waves():
-        still_ours()
+        check_lease()
         count.add(images_before=read_done(table, run.run_id, run.layout).count_images(segments))
-        with start.watchdog.stage("labelling", detail=runner.why_no_shard) as moved:
+        with attempt.watchdog.stage("labelling", detail=runner.why_no_shard) as moved:
 
             def on_report(report: ShardReport, moved: Callable[..., None] = moved) -> None:
                 moved(report.seconds)
-                still_ours()
+                check_lease()
                 count.add(report=report)
                 work.add(report)
                 on_shard(run.run_id, report)
@@ -199,14 +199,14 @@ def run_labelling(
             raise CapReached(f"{meter.reason}. {count.sentence(run.run_id)} Run the same command again to resume.")
     labelling_seconds = clock.monotonic() - began
     segments = [planned for planned in read_manifest(table, run.run_id) if planned.ending is None]
-    with start.watchdog.stage("counting published rows"):
+    with attempt.watchdog.stage("counting published rows"):
         totals = verify_run(table, run.run_id, run.layout, segments)
     meter.look()
     spent = {**asdict(work), "node_hours": meter.node_hours, "cost": meter.cost}
     finish_run(table, run.run_id, now=clock.now(), totals={**_record(totals), "last_start": spent})
     try:
         remove_parts(table, run.run_id, threads=threads)
-    except StoreError as error:  # the run is finished all the same, and the next start removes them first of all
+    except StoreError as error:  # the run is finished nevertheless, and the next attempt removes them first
         logging.getLogger(__name__).warning("parts of run %s could not be deleted: %s", run.run_id, error)
     return RunResult(
         run=run,
@@ -223,7 +223,7 @@ def run_labelling(
 
 @dataclass(frozen=True, slots=True)
 class _OpenRun:
-    """The run to work on. Of a new one, what was read to know that there is something to do."""
+    """The run to work on, and for a new run what was read to decide that there is something to do."""
 
     run: Run
     resumed: bool
@@ -233,8 +233,8 @@ class _OpenRun:
 
 
 @dataclass(frozen=True, slots=True)
-class _Start:
-    """One start of a table's labelling, with all that it was given."""
+class _Attempt:
+    """One process that labels a table, with its arguments."""
 
     table: Store
     request: RunRequest
@@ -249,25 +249,28 @@ class _Start:
     watchdog: Watchdog
 
     def begin_or_resume(self, *, new_run: bool) -> _OpenRun | Counts:
-        """Return the run to work on: the table's unfinished one, else a new one. Counts: there is nothing to do.
+        """Return the run to work on: the unfinished run of the table or a new one; counts if there is nothing to do.
 
-        Several starters at the same moment get the same run, which one of them begins.
+        Several processes at the same moment get the same run, which one of them begins.
         """
         while True:
             latest, is_unfinished = self._settle_latest(new_run=new_run)
-            new_run = False  # what others begin from now on is resumed
+            new_run = False  # a run that others begin from now on is resumed
             if latest is not None and is_unfinished:
                 run = resume_run(self.table, latest, self.request)
                 self.runner.prepare()
-                self.show(Progress(f"resuming run {run.run_id}"))
+                since = (
+                    "" if run.modified_since is None else f", of images modified since {run.modified_since:%F %R %Z}"
+                )
+                self.show(Progress(f"resuming run {run.run_id}{since}"))
                 return _OpenRun(run, resumed=True)
             self.show(Progress("planning"))
             if latest is None:
                 self.runner.prepare()  # nothing is labelled
-            # All runs have ended and published what they ever will: the rows that are read now are all there are until
-            # the next run begins, and `begin_run` tells whether that is ours.
+            # All runs have ended and published all their rows. No rows are added until the next run begins, and
+            # `begin_run` tells whether this process has begun it.
             past = PastSettings(self.table, self.request.model, threads=self.threads)
-            # "auto" is not resolved for a start that has nothing to do: the rows' precision is taken for it
+            # resolving "auto" needs the cluster; until there is something to do, assume the precision of the rows
             guess = past.guess_precision(self.request)
             settings = None if guess is None else past.check(self.request, guess, relabel=self._mixes_settings)
             labelled, look = self._look(settings)
@@ -276,7 +279,7 @@ class _Start:
             workforce = self.runner.workforce()
             if settings is not None:
                 resolved = past.check(self.request, workforce.precision, relabel=self._mixes_settings)
-                if resolved != settings and self.selection.skip_labelled != "any":  # else settings play no part
+                if resolved != settings and self.selection.skip_labelled != "any":  # otherwise settings do not matter
                     labelled, look = self._look(resolved)
                 if not look.has_new:
                     return look.counts
@@ -296,15 +299,16 @@ class _Start:
 
     def plan(self, begun: _OpenRun) -> Iterator[PlannedSegment]:
         """Yield the segments of the plan, each when it is durable. Does nothing before it is iterated."""
-        # of a run that was resumed, read after that: from then on no other run adds rows
-        labelled = begun.labelled
+        # for a resumed run, read the rows now: from now on no other run adds rows
+        labelled, since = begun.labelled, begun.run.modified_since
         if labelled is None:
             labelled = self._read_labelled(begun.run.settings if begun.run.tells_settings_apart else None)
         with self.watchdog.stage("planning") as moved:
             yield from write_plan(
                 self.table,
                 begun.run.run_id,
-                self.listing,
+                # the run's own time: the option may be later on the night when the run is resumed
+                self.listing if since is None else replace(self.listing, modified_since=since.timestamp()),
                 _contains(labelled, moved),
                 shard_images=begun.run.shard_images,
                 selection=self.selection,
@@ -313,7 +317,7 @@ class _Start:
             )
 
     def _settle_latest(self, *, new_run: bool) -> tuple[Run | None, bool]:
-        """Return the last run and whether it is to be resumed, after clearing up behind it or sealing it."""
+        """Return the last run and whether to resume it, after sealing it or removing its parts if that is due."""
         latest = latest_run(self.table)
         if latest is None:
             return None, False
@@ -326,7 +330,7 @@ class _Start:
             seal_run(self.table, latest, now=self.clock.now())
         remove_parts(
             self.table, latest.run_id, threads=self.threads
-        )  # the start that ended it may have died before it had
+        )  # the process that ended it may have died before it removed them
         return latest, False
 
     def _check_before_sealing(self) -> None:
@@ -340,7 +344,7 @@ class _Start:
 
     @property
     def _mixes_settings(self) -> bool:
-        """Whether the table may get rows of this model with other settings than it has."""
+        """Whether rows of this model with other settings may be added to the table."""
         return self.relabel or self.selection.skip_labelled == "any"
 
     def _look(self, settings: str | None) -> tuple[LabelledKeys, Look]:
@@ -362,7 +366,7 @@ class _Start:
 
 def _contains(labelled: LabelledKeys, moved: Callable[..., None]) -> Callable[[Sequence[LakeObject]], Iterable[bool]]:
     def is_labelled(objects: Sequence[LakeObject]) -> Iterable[bool]:
-        moved()  # listed, though perhaps nothing of it is to be planned
+        moved()  # listing makes progress even if no image is new
         return labelled.contains(objects)
 
     return is_labelled
@@ -370,7 +374,7 @@ def _contains(labelled: LabelledKeys, moved: Callable[..., None]) -> Callable[[S
 
 @dataclass
 class _Count:
-    """What this start has counted so far, shown whenever it changes."""
+    """The counts of this attempt, shown whenever they change."""
 
     plan: Plan
     progress: Progress

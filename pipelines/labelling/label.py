@@ -1,4 +1,4 @@
-"""A labelling run from start to end: listing, table, model and actors are connected, then the driver runs.
+"""Labels a lake: connects listing, table, model and actors, then runs the driver.
 
 Neither Ray nor torch is imported before there is something to label.
 """
@@ -56,12 +56,12 @@ PACKAGES = ("ray-detr", "ray", "torch", "torchvision", "pillow", "pyarrow", "obs
 
 @dataclass(frozen=True, slots=True)
 class LabelSummary:
-    """What a run did, all its starts together; `images_this_start`, `changed_this_start`, `seconds` are of this one.
+    """What a run did in all its attempts; `images_this_start`, `changed_this_start` and `seconds` are of this attempt.
 
-    `changed_this_start`: images that were another version than was listed; they are labelled as they were read.
-    `work`, `nodes`, `node_hours` and `cost` are of this start, too: seconds, requests and bytes; the most nodes that
-    could hold an actor; their hours, and what these cost by `caps.price_per_hour`.
-    `run_id` is None where there was nothing to do: no run was begun then.
+    `changed_this_start` counts images that changed between listing and reading; they are labelled as they were read.
+    `work`, `nodes`, `node_hours` and `cost` are of this attempt, too: seconds, requests and bytes; the largest number
+    of nodes that could hold an actor; their hours, and the cost of these by `caps.price_per_hour`.
+    `run_id` is None if there was nothing to do: then no run was begun.
     """
 
     table: str
@@ -88,12 +88,12 @@ class LabelSummary:
 
     @property
     def error_rate(self) -> float:
-        """Share of the images that are errors, 0..1."""
+        """Share of the images that have errors, in 0..1."""
         return sum(self.errors.values()) / self.images if self.images else 0.0
 
     @property
     def within_budget(self) -> bool:
-        """Whether no more images are errors than was allowed."""
+        """Whether the error rate is at most `max_error_rate`."""
         return self.error_rate <= self.max_error_rate
 
 
@@ -104,30 +104,30 @@ def label(
     afterwards: ExitStack | None = None,
     on_shard: Callable[[str, ShardReport], None] | None = None,
 ) -> LabelSummary:
-    """Label what is not labelled yet; resume the table's unfinished run if there is one.
+    """Label the images that are not labelled yet, or resume the table's unfinished run.
 
-    Returns when every planned image has exactly one published row. Ray is the one that is initialised already, the
-    cluster that `RAY_ADDRESS` names, or a local one for the time of the call; where every image is labelled already it
-    is not started, and no run is begun.
+    Returns when every planned image has exactly one published row. Uses the Ray that is initialised already, the
+    cluster of `RAY_ADDRESS`, or a local Ray during the call. If every image is labelled already, Ray is not started
+    and no run is begun.
 
     Args:
-        config: What to label with what.
-        on_progress: Called whenever something is done, mostly in this thread, never by two threads at once.
-        afterwards: Takes over ending a local Ray, which takes a second or two: it is ended when this is closed. None:
-            before this function returns.
-        on_shard: Called with the run's name and the report of each shard, when the shard is committed.
+        config: The images, the table, the model and the resources.
+        on_progress: Called with the progress, mostly in this thread, never by two threads at once.
+        afterwards: If given, a local Ray ends when this is closed, which takes a second or two; otherwise before this
+            function returns.
+        on_shard: Called with the run's name and the report of each shard that is committed.
 
     Raises:
-        LeaseHeld: another start writes the table.
-        CapReached: a limit of `caps` is reached; the same call resumes.
-        RayDetrError: the run cannot go on; a sentence says why. What is committed stays, the same call goes on there.
+        LeaseHeld: another process is writing the table.
+        CapReached: a limit of `caps` is reached; the same call resumes the run.
+        RayDetrError: the run cannot continue. Committed rows stay; the same call resumes the run.
     """
     began = time.monotonic()
     progress = WithUnfinishedShards(on_progress or (lambda _: None))
     show = progress.show
     show(Progress("listing images and reading the table"))
     check_answers([(uri, config.image_options) for uri in config.images])
-    check_answers([(f"{config.table.rstrip('/')}/", config.table_options)])  # its folder is all that must be listed
+    check_answers([(f"{config.table.rstrip('/')}/", config.table_options)])  # only its own folder must be readable
     try:
         indexes = MemberIndexes(open_store(config.table, config.table_options))
         listing = list_objects(
@@ -136,6 +136,7 @@ def label(
             keep=config.keep,
             table=config.table,
             image_column=config.image_column,
+            modified_since=config.modified_since,
             indexes=indexes,
         )
         if config.masks:
@@ -164,7 +165,7 @@ def label(
                     wait_seconds=60 * min(config.wait_minutes, meter.minutes_left),
                     say=lambda sentence: show(Progress(sentence)),
                     quick=open_store(config.table, replace(config.table_options, retry_seconds=TRIES_SECONDS)),
-                ) as still_ours,
+                ) as check_lease,
                 before_the_lease.pop_all() as before_the_lease_ends,
                 publishing() as publisher,
             ):
@@ -183,12 +184,12 @@ def label(
                     tail=secrets.token_hex(2),
                     show=show,
                     watchdog=watchdog,
-                    still_ours=still_ours,
+                    check_lease=check_lease,
                     meter=meter,
                     on_shard=on_shard or (lambda _run_id, _report: None),
                 )
                 meter.count_nodes(None)
-                if afterwards is not None:  # no actor works any more
+                if afterwards is not None:  # all actors are idle
                     afterwards.push(before_the_lease_ends.pop_all())
     except StoreError as error:
         raise RayDetrError(f"{error} Run the same command again to resume.") from error
@@ -197,7 +198,7 @@ def label(
 
 def _spec(config: LabelConfig) -> LabelerSpec:
     return LabelerSpec(
-        table=join_uri(*split_uri(config.table)),  # a relative path would be another folder where actors run
+        table=join_uri(*split_uri(config.table)),  # absolute: actors have another working directory
         run_id="",
         model=absolute_reference(config.model),
         model_sha256="",
@@ -229,18 +230,18 @@ def _actors(config: LabelConfig) -> Actors:
 
 
 def _identify(config: LabelConfig, runner: RayRunner) -> ModelInfo:
-    """Return what the model is, as this machine reads it, else as a node of the cluster loads it.
+    """Return the model's identity, read on this machine, or if that fails on a node of the cluster.
 
     Raises:
-        UsageError: there is no such model, or it has no class of a name that is wanted.
-        RayDetrError: it cannot be had now.
+        UsageError: there is no such model, or it does not have a requested class.
+        RayDetrError: the model cannot be read now.
     """
     try:
         model = identify_model(config.model, config.table_options)
     except RayDetrError:
         if not cluster_is_given():
             raise
-        model = runner.try_model()  # nodes may reach what this machine does not
+        model = runner.try_model()  # nodes may reach stores that this machine cannot
     check_classes(model, [name for name, _ in config.classes or ()], reference=config.model)
     if config.masks:
         check_masks(model, reference=config.model)
@@ -251,7 +252,7 @@ def _with_precision(config: LabelConfig, model: ModelInfo) -> LabelConfig:
     """Return the configuration with the precision of a model of `transformers`, which is the same on every device.
 
     Raises:
-        UsageError: it does not have the precision that is asked for.
+        UsageError: the model does not support the requested precision.
     """
     if model.is_native:
         return config

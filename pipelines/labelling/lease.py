@@ -1,8 +1,8 @@
-"""One writer per table: a lease with a heartbeat. It saves work and money; commits are safe without it.
+"""One writer per table: a lease with a heartbeat. It prevents wasted work; commits are safe without it.
 
-Object stores: `_lease.json`, taken, renewed and given up by conditional puts. Folders: a lock on `_lease.lock`, which
-the kernel gives up with the process, and the same record to name the holder by. Both files are deleted only by the
-holder of a table that has nothing else: a start that failed before it had begun a run leaves nothing.
+Object stores: `_lease.json`, acquired, renewed and released by conditional puts. Folders: a lock on `_lease.lock`,
+which the kernel releases with the process, and the same record, which names the holder. The holder deletes both files
+only if the table has nothing else, so that a process that failed before it began a run leaves nothing.
 """
 
 from __future__ import annotations
@@ -28,17 +28,15 @@ LEASE_KEY: Final = "_lease.json"
 LOCK_KEY: Final = "_lease.lock"
 LEASE_SECONDS: Final = 600.0  # a host that was cut off from its cluster went on for 479 s (measured, Ray 2.60)
 HEARTBEAT_SECONDS: Final = 30.0
-TRIES_SECONDS: Final = (
-    15.0  # of a heartbeat or of giving up: the next one comes soon, and a store that is lost stays so
-)
-WAIT_SECONDS: Final = 5.0  # between two looks at a lease that is waited for
+TRIES_SECONDS: Final = 15.0  # for a heartbeat or a release: the next heartbeat comes soon
+WAIT_SECONDS: Final = 5.0  # between two attempts to acquire a lease
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """Which process of which machine. `started` and `boot` tell a process from a later one with its number."""
+    """A process of a machine. `started` and `boot` distinguish it from a later process with the same number."""
 
     host: str
     boot: str
@@ -49,7 +47,7 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """What `_lease.json` says: who holds the lease, or held it last. `token` is of one start."""
+    """The record `_lease.json`: the process that holds the lease, or held it last, identified by `token`."""
 
     token: str
     process: Process
@@ -60,7 +58,7 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A lease that is held: its record, the etag that it had when it was written, and whether there was none before."""
+    """A lease that is held: its record, the etag of that record, and whether the table had no record before."""
 
     holder: Holder
     etag: str | None
@@ -68,30 +66,30 @@ class Lease:
 
 
 def this_process() -> Process:
-    """Return this process as others on this machine can recognise it."""
+    """Return this process in the form by which other processes of this machine recognise it."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    namespace = os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - no path, but a number of the kernel's
+    namespace = os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - not a path: the kernel's number
     return Process(socket.gethostname(), boot, namespace, os.getpid(), _started(os.getpid()) or "")
 
 
 def is_dead(process: Process, here: Process) -> bool:
-    """Return whether a process is known to have ended: it was on this machine, and is not there any more."""
+    """Return whether a process is known to have ended: it ran on this machine and does not exist any more."""
     is_neighbour = (process.boot, process.namespace) == (here.boot, here.namespace)
     return is_neighbour and _started(process.pid) != process.started
 
 
 def is_free(holder: Holder, here: Process, now: datetime) -> bool:
-    """Return whether a lease may be taken over: it was given up, its holder is dead here, or silent for too long.
+    """Return whether a lease may be taken over: it was released, its holder has ended, or its heartbeat is too old.
 
-    Silence is measured between two machines' clocks, which are taken to agree to a minute or so. Where they do not, a
-    lease is taken over too early or late, which costs work only.
+    The age of a heartbeat compares the clocks of two machines, which are assumed to agree within a minute. If they do
+    not, a lease is taken over too early or too late, which costs work but no rows.
     """
     silent_seconds = (now - holder.heartbeat_at).total_seconds()
     return holder.is_released or is_dead(holder.process, here) or silent_seconds > LEASE_SECONDS
 
 
 def current_holder(table: Store, here: Process, now: datetime) -> Holder | None:
-    """Return who holds the lease of a table now, None if it may be taken.
+    """Return who holds the lease of a table now; None if it is free.
 
     Raises:
         StoreError: the store refused, or the record is damaged.
@@ -107,8 +105,8 @@ def acquire(table: Store, here: Process, *, token: str, now: datetime) -> Lease:
     """Take the lease of a table in an object store.
 
     Raises:
-        LeaseHeld: another start has it, and is not known to be dead.
-        StoreError: the store refused; the lease may be ours or not.
+        LeaseHeld: another process holds it, and is not known to have ended.
+        StoreError: the store refused; the lease may be acquired or not.
     """
     mine = Holder(token, here, acquired_at=now, heartbeat_at=now)
     try:
@@ -117,7 +115,7 @@ def acquire(table: Store, here: Process, *, token: str, now: datetime) -> Lease:
         pass
     try:
         holder, etag = _read(table)
-        if holder.token == token:  # a response was lost, and the put that was sent again met the first
+        if holder.token == token:  # a response was lost, and the repeated put met the first one
             return Lease(holder, etag)
         if not is_free(holder, here, now):
             raise LeaseHeld(held_sentence(table.uri, holder, now))
@@ -128,7 +126,7 @@ def acquire(table: Store, here: Process, *, token: str, now: datetime) -> Lease:
             if holder.token == token:
                 return Lease(holder, etag)
             raise LeaseHeld(held_sentence(table.uri, holder, now)) from None
-    except NotFound:  # its holder wrote nothing and has deleted it meanwhile; if another one takes it now, that is told
+    except NotFound:  # its holder wrote nothing and deleted it; the put below reports another holder
         try:
             return Lease(mine, table.put(LEASE_KEY, _encode(mine), create=True), is_new=True)
         except AlreadyExists:
@@ -142,17 +140,17 @@ def renew(table: Store, lease: Lease, *, now: datetime) -> Lease:
     """Write a new heartbeat.
 
     Raises:
-        LeaseHeld: another start has taken the lease over.
-        StoreError: the store refused; it is still ours as far as we know.
+        LeaseHeld: another process has taken the lease over.
+        StoreError: the store refused; the lease is still held as far as is known.
     """
     return _replace(table, lease, replace(lease.holder, heartbeat_at=now), now)
 
 
 def release(table: Store, lease: Lease, *, now: datetime) -> None:
-    """Give the lease up. That another start has it already is fine.
+    """Release the lease, unless another process has taken it over already.
 
     Raises:
-        StoreError: the store refused; the lease ends by silence.
+        StoreError: the store refused; the lease ends when its heartbeat is too old.
     """
     try:
         _replace(table, lease, replace(lease.holder, heartbeat_at=now, is_released=True), now)
@@ -171,22 +169,23 @@ def holding(
     quick: Store | None = None,
     clock: Clock | None = None,
 ) -> Iterator[Callable[[], None]]:
-    """Hold a table's lease as long as the context is open.
+    """Hold a table's lease while the context is open.
 
-    What it gives is to be called now and then: it raises `RayDetrError` when another start has taken the lease over.
+    The context gives a function to call from time to time: it raises `RayDetrError` if another process has taken the
+    lease over.
 
     Args:
         table: The table.
-        can_swap: Whether its store replaces conditionally (`store.probe`).
-        token: Random, of this start.
-        wait_seconds: How long another holder is waited for.
-        say: Is told whom we wait for.
-        quick: The same table through a store that gives up after `TRIES_SECONDS`, for heartbeats and giving up: the
-            end of a run whose store is lost waits for them. None: `table`.
-        clock: What time it is.
+        can_swap: Whether its store can replace an object conditionally (`store.probe`).
+        token: A random text that identifies this process.
+        wait_seconds: How long to wait for another holder.
+        say: Called with a message that names the holder that is waited for.
+        quick: The same table through a store that gives up after `TRIES_SECONDS`, for heartbeats and the release:
+            when the store is down, the end of a run waits for them. None means `table`.
+        clock: The clock.
 
     Raises:
-        LeaseHeld: another start holds it, at the end of that time too.
+        LeaseHeld: another process still holds it after that time.
         StoreError: the store refused.
     """
     clock = clock or SystemClock()
@@ -207,7 +206,7 @@ def holding(
 
 
 class _Keeper:
-    """The heart of a lease: beats in a thread of its own until it is ended or the lease is lost."""
+    """Renews a lease in a thread until it is ended or the lease is lost."""
 
     def __init__(self, table: Store, held: Lease | _LocalLease, clock: Clock) -> None:
         self._table, self._held, self._clock, self._is_new = table, held, clock, held.is_new
@@ -232,11 +231,11 @@ class _Keeper:
                 held.give_up(self._clock.now())
             elif self._lost is None:
                 release(self._table, held, now=self._clock.now())
-        except StoreError as error:  # the run's own outcome is what counts; the lease ends by silence
+        except StoreError as error:  # the outcome of the run matters more; the lease ends when its heartbeat is too old
             _logger.warning("the lease of %s could not be released: %s", self._table.uri, error)
 
     def _delete(self) -> bool:
-        """Delete a lease that is still held; return whether that was possible: credentials may not allow it."""
+        """Delete a lease that is still held; return whether the store and the credentials allowed it."""
         try:
             for key in (LEASE_KEY, LOCK_KEY) if isinstance(self._held, _LocalLease) else (LEASE_KEY,):
                 self._table.delete(key)
@@ -245,7 +244,7 @@ class _Keeper:
         return True
 
     def _is_alone(self) -> bool:
-        """Return whether the lease is certainly held and the table has nothing else, not even files of others."""
+        """Return whether the lease is certainly held and the table's folder has no other object."""
         silent_seconds = (self._clock.now() - self._held.holder.heartbeat_at).total_seconds()
         if not self._is_new or self._lost is not None or silent_seconds > LEASE_SECONDS / 2:
             return False
@@ -257,7 +256,7 @@ class _Keeper:
     def _run(self) -> None:
         try:
             self._beat()
-        finally:  # whatever ended it, traceback or not: without a heartbeat others take the lease over
+        finally:  # even after an unexpected error: without a heartbeat, others take the lease over
             if not self._ended.is_set() and self._lost is None:
                 self._lost = "its heartbeat has stopped; the log says why."
 
@@ -271,12 +270,12 @@ class _Keeper:
             except LeaseHeld as error:
                 self._lost = str(error)
                 return
-            except StoreError as error:  # nothing is lost yet: others wait for LEASE_SECONDS of silence
+            except StoreError as error:  # the lease is not lost yet: others wait for LEASE_SECONDS without a heartbeat
                 _logger.info("the lease of %s could not be renewed: %s", self._table.uri, error)
 
 
 class _LocalLease:
-    """A lock that ends with this process, and the record beside it."""
+    """A lock that the kernel releases with this process, and the record beside it."""
 
     def __init__(self, table: LocalStore, descriptor: int, holder: Holder, *, is_new: bool) -> None:
         self._table, self._descriptor, self.holder, self.is_new = table, descriptor, holder, is_new
@@ -301,7 +300,7 @@ def _lock(table: LocalStore, token: str, clock: Clock) -> _LocalLease:
     if descriptor is None:
         try:
             holder, _ = _read(table)
-        except NotFound:  # it has the lock and has not written who it is yet
+        except NotFound:  # the holder has the lock and has not written its record yet
             raise LeaseHeld(f"another process is writing table {table.uri}. {_ADVICE}") from None
         raise LeaseHeld(held_sentence(table.uri, holder, now))
     try:
@@ -332,7 +331,7 @@ _ADVICE = "Wait for it (--wait-minutes), or stop it."
 
 
 def held_sentence(uri: str, holder: Holder, now: datetime) -> str:
-    """Return who holds the lease of a table, or has held it meanwhile, and what to do."""
+    """Return the error message that names the holder of a lease and says what to do."""
     process, ago = holder.process, max(0.0, (now - holder.heartbeat_at).total_seconds())
     who = f"host {process.host}, pid {process.pid}"
     if holder.is_released:
@@ -344,18 +343,18 @@ def held_sentence(uri: str, holder: Holder, now: datetime) -> str:
 
 
 def _replace(table: Store, lease: Lease, holder: Holder, now: datetime) -> Lease:
-    etag = lease.etag or table.head(LEASE_KEY).etag  # not every store answers a put with it
+    etag = lease.etag or table.head(LEASE_KEY).etag  # not every store returns the etag of a put
     while True:
         assert etag is not None, "a store that replaces conditionally has etags"
         try:
             return Lease(holder, table.put(LEASE_KEY, _encode(holder), if_match=etag))
         except Changed:
             seen, (there, etag) = etag, _read(table)
-        if there == holder:  # this very put, whose answer was lost
+        if there == holder:  # this put, whose response was lost
             return Lease(there, etag)
         if there.token != holder.token or etag == seen:
             raise LeaseHeld(held_sentence(table.uri, there, now))
-        # an earlier put of ours, whose answer was lost: what is to be written now is not there yet
+        # an earlier put of this process, whose response was lost: write the new record
 
 
 def _read(table: Store) -> tuple[Holder, str | None]:
@@ -377,7 +376,7 @@ def _read(table: Store) -> tuple[Holder, str | None]:
             is_released=bool(record["is_released"]),
         )
         if holder.heartbeat_at.tzinfo is None:
-            raise ValueError("a time without its zone")  # noqa: TRY301 - as the other faults of the record
+            raise ValueError("a time without its zone")  # noqa: TRY301 - reported like other damage of the record
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise Misconfigured(
             f"{join_uri(table.uri, LEASE_KEY)} is damaged: the process that writes the table cannot be read from it. "
@@ -392,10 +391,10 @@ def _encode(holder: Holder) -> bytes:
 
 
 def _started(pid: int) -> str | None:
-    """Return when a process of this machine was started, in the kernel's ticks; None if there is none, or it ended."""
+    """Return when a process of this machine was started, in the kernel's ticks; None if it has ended."""
     try:
-        # behind the name, which may hold anything, comes field 3, the state; the start is field 22
+        # after the name, which may contain anything, comes field 3, the state; field 22 is the time of its start
         fields = Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else fields[19]  # a zombie waits for its parent only
+        return None if fields[0] in "ZX" else fields[19]  # a zombie has ended
     except (FileNotFoundError, ProcessLookupError):
         return None

@@ -1,8 +1,8 @@
-"""The manifest of a run: its shards in files of 64, each created once, in order, until one ends it.
+"""The manifest of a run: the plan's segments, 64 shards each, in files that are created once and in order.
 
-`_runs/<run_id>/plan/<segment>.plan` is a Parquet file with a row group per shard. The file after the last segment has
-no rows and ends the manifest. All planners of a run create the same names in the same order, so whoever comes second
-sees what the first has decided, the end included; a sealed run is one whose manifest was ended by another start.
+`_runs/<run_id>/plan/<segment>.plan` is a Parquet file with a row group for each shard. The file after the last segment
+has no rows and ends the manifest. All processes that plan a run create the same names in the same order, so that later
+ones find the decisions of the first, including the end. Sealing a run ends its manifest.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from pipelines.store import NotFound, Store, join_uri, put_if_absent
 from pipelines.strict_json import count_field, counts_field, parse_object
 
 SEGMENT_SHARDS: Final = 64
-MANIFEST_VERSION: Final = 2  # segments without images inside files are of version 1, which earlier releases read
+MANIFEST_VERSION: Final = (
+    2  # only segments with images inside files need version 2; others have version 1, which earlier releases read
+)
 
 Ending = Literal["complete", "sealed"]
 
@@ -38,7 +40,7 @@ _METADATA = b"ray_detr.segment"
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What was listed up to a place: `images` to label with bytes and shards, the rest by why it is left out."""
+    """Counts of listed images: `images` to label, with bytes and shards, and the others by why they are skipped."""
 
     images: int = 0
     size_bytes: int = 0  # of those whose size is known
@@ -51,7 +53,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class ListingPosition:
-    """Where a listing stands: behind the image `last_uri` (None: at the start), with what was counted so far."""
+    """A position in a listing: after the image `last_uri` (None: at the start), with the counts up to there."""
 
     last_uri: str | None = None
     counts: Counts = field(default_factory=Counts)
@@ -59,7 +61,7 @@ class ListingPosition:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Up to 64 shards that were cut, and where the listing stood then. `is_last`: the listing is through."""
+    """Up to 64 shards, and the position of the listing after them. `is_last`: the listing has ended."""
 
     index: int
     shards: tuple[tuple[LakeObject, ...], ...]
@@ -69,9 +71,9 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class PlannedSegment:
-    """A segment as the manifest has it, without its images. The shard `i` of it is number `index * 64 + i` of the run.
+    """A segment in the manifest, without its images. Its shard `i` has the number `index * 64 + i` in the run.
 
-    `ending` says that the manifest ends here: there are no shards then.
+    `ending` says why the manifest ends here; such a segment has no shards.
     """
 
     index: int
@@ -81,27 +83,27 @@ class PlannedSegment:
 
     @property
     def shards(self) -> range:
-        """The numbers of its shards."""
+        """The numbers of the segment's shards."""
         return range(self.index * SEGMENT_SHARDS, self.index * SEGMENT_SHARDS + len(self.shard_images))
 
     @property
     def images(self) -> int:
-        """How many images it has."""
+        """Number of images."""
         return sum(self.shard_images)
 
 
 def segment_key(run_id: str, index: int) -> str:
-    """Return the key of a file of the manifest."""
+    """Return the key of a segment's file."""
     return run_key(run_id, f"plan/{index:05d}.plan")
 
 
 def write_segment(
     table: Store, run_id: str, segment: Segment, kept_schema: pa.Schema, *, ending: Ending | None = None
 ) -> tuple[PlannedSegment, bool]:
-    """Create the next file of a manifest; return what is there now and whether it is this one.
+    """Create the file of a segment unless it exists; return the segment in the file, and whether it is this one.
 
     Raises:
-        StoreError: the store refused; nothing is known about the file.
+        StoreError: the store refused; the file may exist or not.
     """
     assert (ending is None) == bool(segment.shards), "only the file that ends a manifest is empty"
     key = segment_key(run_id, segment.index)
@@ -112,7 +114,7 @@ def write_segment(
 
 
 def read_manifest(table: Store, run_id: str) -> Iterator[PlannedSegment]:
-    """Yield what there is of a run's manifest, in order, the ending too. Fetches no image's name.
+    """Yield the segments of a run's manifest in order, including the ending. Does not fetch the images' names.
 
     Raises:
         RayDetrError: a file is missing or damaged.
@@ -166,30 +168,30 @@ def read_shard(table: Store, run_id: str, shard: int) -> tuple[LakeObject, ...]:
 
 
 def read_planned(table: Store, run_id: str, index: int) -> tuple[pa.Table, pa.Schema]:
-    """Return the columns `uri` and `etag` of a segment in the plan's order, and the schema of its kept columns."""
+    """Return the columns `uri` and `etag` of a segment in the order of the plan, and the schema of its kept columns."""
     file, name = _open(table, run_id, index)
     with parquet_of(name):
         return file.read(columns=["uri", "etag"]), _kept(file)
 
 
 def read_kept_schema(table: Store, run_id: str) -> pa.Schema:
-    """Return names and types of the kept columns, as the first file of a run's manifest has them."""
+    """Return the names and types of the kept columns, from the first file of a run's manifest."""
     file, _ = _open(table, run_id, 0)
     return _kept(file)
 
 
 def write_complete(table: Store, run_id: str, segments: int, counts: Counts) -> None:
-    """Write what the ended manifest adds up to, for people and dashboards."""
+    """Write the totals of a manifest that has ended, for people and dashboards."""
     record = {"segments": segments, **asdict(counts), "skipped": dict(counts.skipped)}
     put_if_absent(table, run_key(run_id, "plan/complete.json"), (json.dumps(record, indent=2) + "\n").encode())
 
 
 def read_complete(table: Store, run_id: str) -> Counts:
-    """Return what `write_complete` wrote.
+    """Return the totals that `write_complete` wrote.
 
     Raises:
-        RayDetrError: it is damaged.
-        NotFound: the planning has not ended.
+        RayDetrError: the file is damaged.
+        NotFound: planning has not ended.
     """
     key = run_key(run_id, "plan/complete.json")
     try:
@@ -211,10 +213,10 @@ def _open(table: Store, run_id: str, index: int) -> tuple[pq.ParquetFile, str]:
 
 
 def _check_columns(file: pq.ParquetFile, name: str) -> None:
-    """Refuse what has not the columns of a plan.
+    """Reject a file that does not have a plan's columns.
 
     Raises:
-        RayDetrError: its columns are others.
+        RayDetrError: it does not.
     """
     expected = [*_OBJECT_COLUMNS, _OFFSET_COLUMN] if _has_offsets(file) else _OBJECT_COLUMNS
     if pa.schema(list(file.schema_arrow)[: len(expected)]) != pa.schema(expected):
@@ -224,10 +226,10 @@ def _check_columns(file: pq.ParquetFile, name: str) -> None:
 
 
 def _counts(record: Mapping[str, Any]) -> Counts:
-    """Return the counts among the fields of a record.
+    """Return the counts of a record.
 
     Raises:
-        ValueError: they are none.
+        ValueError: a count is missing or invalid.
     """
     numbers = {one.name: count_field(record, one.name) for one in fields(Counts) if one.name != "skipped"}
     return Counts(**numbers, skipped=counts_field(record, "skipped"))
@@ -242,7 +244,7 @@ def _has_offsets(file: pq.ParquetFile) -> bool:
 
 
 def _record(file: pq.ParquetFile) -> Mapping[str, Any]:
-    """Return the record of a segment; nothing where it is damaged, which `_planned` reports."""
+    """Return the record of a segment; an empty one if it is damaged, which `_planned` reports."""
     try:
         return parse_object((file.metadata.metadata or {}).get(_METADATA, b""))
     except ValueError:
@@ -285,7 +287,7 @@ def _planned(file: pq.ParquetFile, index: int, name: str) -> PlannedSegment:
         record = parse_object((metadata.metadata or {}).get(_METADATA, b""))
         version, ending, last_uri, counts = (record.get(name) for name in ("version", "ending", "last_uri", "counts"))
         if not isinstance(counts, dict) or not isinstance(last_uri, str | None):
-            raise ValueError("other types")  # noqa: TRY004, TRY301 - told like all else
+            raise ValueError("other types")  # noqa: TRY004, TRY301 - reported like other damage
         position = ListingPosition(last_uri, _counts(counts))
     except ValueError as error:
         raise RayDetrError(

@@ -1,4 +1,4 @@
-"""Which images a run labels, in which shards."""
+"""Plans a run: which images it labels, in which shards."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ __all__ = [
     "write_plan",
 ]
 
-GPU_SHARD_IMAGES: Final = 2_048  # fewer than a thousand cannot fill shape buckets
+GPU_SHARD_IMAGES: Final = 2_048  # with less than a thousand, batches of equal shapes are not full
 CPU_SHARD_IMAGES: Final = 64
 
 
@@ -50,14 +50,14 @@ class PlanSummary:
     """What a run would do.
 
     Attributes:
-        images: To label, in `shards` shards and `segments` table files.
-        size_bytes: Of those whose size is known; `unknown_sizes` are without.
-        labelled: Left out because the table has their rows.
-        duplicates: Left out because another source names them, too.
-        skipped: Left out because they are no images or archived, by the reason.
-        unfinished_run: The run that a start would resume before anything else.
-        unfinished_images: In the plan of that run, as far as it was made.
-        unfinished_done: Those of them that are labelled, though perhaps not in the table yet.
+        images: Images to label, in `shards` shards and `segments` table files.
+        size_bytes: Bytes of the images with known size; the size of `unknown_sizes` images is unknown.
+        labelled: Images that are skipped because the table has their rows.
+        duplicates: Images that are skipped because another source has them, too.
+        skipped: Objects that are skipped for other reasons, by reason.
+        unfinished_run: The unfinished run, which `label` would resume first.
+        unfinished_images: Planned images of that run so far.
+        unfinished_done: Those of them that are labelled, but perhaps not yet published.
     """
 
     images: int
@@ -92,6 +92,7 @@ def summarise_plan(config: PlanConfig, *, model: str | None = None) -> PlanSumma
         keep=config.keep,
         table=config.table,
         image_column=config.image_column,
+        modified_since=config.modified_since,
         indexes=MemberIndexes(table),
     )
     try:
@@ -130,7 +131,7 @@ def summarise_plan(config: PlanConfig, *, model: str | None = None) -> PlanSumma
 
 
 def _settings(table: Store, config: PlanConfig, model: str, shard_images: int) -> str | None:
-    """Return the settings of the rows that would come out, None where rows with any settings count as labelled."""
+    """Return the settings of the rows of this run, or None if rows with any settings count as labelled."""
     request = RunRequest(model, "", config.configuration, shard_images, {})
     past = PastSettings(table, model)
     guess = past.guess_precision(request)
@@ -148,25 +149,25 @@ def write_plan(
     spread: Callable[[], int] = lambda: 1,
     look: Look | None = None,
 ) -> Iterator[PlannedSegment]:
-    """Yield the segments of a run's plan, each when it is durable: first those that are, then the rest as it is listed.
+    """Write the plan of a run, and yield its segments when they are durable, those of earlier attempts first.
 
-    An interrupted planning goes on behind the last image of the last durable segment. Several planners of one run end
-    up with one plan: of each segment the first that was written counts, and the others go on behind it. Does nothing
-    before it is iterated; memory is that of one segment.
+    An interrupted planning continues after the last image of the last durable segment. Several processes that plan one
+    run get one plan: the first file of each segment counts, and the other processes continue after it. Does nothing
+    before it is iterated. Memory: one segment.
 
     Args:
-        table: Where the plan is written.
+        table: The table.
         run_id: The run.
         listing: The images.
-        is_labelled: Tells which are labelled already, as read after the run was begun.
-        shard_images: How many images a shard has, the same whenever the run is resumed.
-        selection: Which of the images; None: all of them.
-        spread: Tells into about how many shards, at least, a shorter segment is cut: a few for each actor. Asked only
-            when there is something to cut.
-        look: What was read of the listing before the run was begun, where nothing was added to the table since.
+        is_labelled: Returns which images are labelled already, as read after the run was begun.
+        shard_images: Images in each shard, the same for all attempts of a run.
+        selection: Which of the images; None means all.
+        spread: Returns the least number of shards of a shorter segment, about: a few for each actor. Called only
+            when there is a segment to cut.
+        look: What was read of the listing before the run was begun, if nothing was added to the table since.
 
     Raises:
-        RayDetrError: the run was sealed, or a source cannot be listed further.
+        RayDetrError: the run was sealed, or listing a source failed.
         StoreError: the table's store refused.
     """
     index, position, ended = 0, ListingPosition(), False
@@ -180,7 +181,7 @@ def write_plan(
         )
     selection = selection or Selection()
     if index:
-        look = None  # this run has more of a plan than what was read
+        look = None  # the plan already goes beyond what was read
     while not ended:
         if look is not None:
             segments = look.segments(shard_images=shard_images, spread=spread())
@@ -199,12 +200,12 @@ def write_plan(
             yield from _open_segment(table, run_id, planned)
             index, position, ended = planned.index + 1, planned.position, planned.ending is not None
             if ended or not is_ours:
-                break  # another planner was there first: list again behind its segment
+                break  # another process wrote this segment first: continue the listing after it
     write_complete(table, run_id, index - 1, position.counts)
 
 
 def _with_ending(segments: Iterable[Segment]) -> Iterator[tuple[Segment, Literal["complete"] | None]]:
-    """Yield what is written: the segments that have shards, and the end of the manifest behind the last one."""
+    """Yield the segments with shards, and the end of the manifest after the last one."""
     for segment in segments:
         if segment.shards:
             yield segment, None

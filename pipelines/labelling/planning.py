@@ -1,4 +1,4 @@
-"""The plan while it is being made: written by a thread of its own, labelled wave by wave."""
+"""Writes the plan in a thread while earlier segments are labelled, wave by wave."""
 
 import queue
 import threading
@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 from pipelines.labelling.manifest import PlannedSegment
 
-PLANNING_AHEAD_SECONDS = 20.0  # how long the first wave waits for more of the plan, before it starts with what there is
+PLANNING_AHEAD_SECONDS = 20.0  # how long the first wave waits for more segments
 
 
 class Planner:
-    """The plan, written by a thread of its own while what is durable of it is being labelled."""
+    """Writes a plan in a thread, and yields its durable segments in waves."""
 
     def __init__(self, plan: Iterator[PlannedSegment], *, wave_shards: int) -> None:
         self.images_planned = 0
@@ -24,13 +24,13 @@ class Planner:
         self._thread.start()
 
     def waves(self) -> Iterator[list[PlannedSegment]]:
-        """Yield the segments in runs that are labelled together: what is durable by then.
+        """Yield waves: lists of the segments that are durable and not yet labelled.
 
-        The first waits a little, so that a small lake is one wave: each costs the start of a pool. Leaving the loop
-        ends the planning behind the segment that is being written.
+        The first wave waits a little, so that a small lake is one wave, because every wave starts a pool of actors.
+        Leaving the loop ends the planning after the segment that is being written.
 
         Raises:
-            RayDetrError: of the planning, as whatever else stopped it.
+            RayDetrError: planning failed. Other errors of the planning thread are raised here, too.
         """
         try:
             yield from self._waves()
@@ -67,7 +67,7 @@ class Planner:
                 if self._is_left.is_set():
                     return
             self.is_complete = True
-        except BaseException as error:  # noqa: BLE001 - raised again by `waves`, in the thread of the run
+        except BaseException as error:  # noqa: BLE001 - `waves` raises it again in the thread of the run
             self._failure = error
         finally:
             self._queue.put(None)

@@ -1,4 +1,4 @@
-"""How far a labelling run is, for whoever shows it."""
+"""The progress of a labelling run."""
 
 import threading
 from collections.abc import Callable
@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is.
+    """The progress of a run.
 
     Attributes:
-        stage: "label", or what happens before and after it.
-        images: rows that are committed, those of earlier starts of this run included.
-        images_this_start: those of this start.
-        images_planned: in the plan so far; all of them once `is_planned`.
-        errors: error rows of this start.
-        changed: images of this start that were another version than was listed when they were read.
+        stage: "label", or a text about what happens before or after labelling.
+        images: committed rows, including those of earlier attempts.
+        images_this_start: committed rows of this attempt.
+        images_planned: planned images so far; all of them once `is_planned`.
+        errors: error rows of this attempt.
+        changed: images of this attempt that changed between listing and reading.
         began: `time.monotonic()` when labelling began.
     """
 
@@ -30,28 +30,28 @@ class Progress:
 
 
 class WithUnfinishedShards:
-    """Shows the progress of a run with the images of shards that are still being labelled. Several threads may call."""
+    """Shows the progress of a run, including images of shards in progress. Can be used by several threads."""
 
     def __init__(self, show: Callable[[Progress], None]) -> None:
-        """Show nothing yet.
+        """Create without showing anything.
 
         Args:
-            show: Is told the progress, in the thread that brings it.
+            show: Called with the progress, in the thread that reports it.
         """
         self._show = show
         self._latest: Progress | None = None
         self._unfinished = 0
-        self._shown = 0  # what a dead process had done is not taken back: it is done again soon
+        self._shown = 0  # never decreases: what a dead process had done is repeated soon
         self._lock = threading.Lock()
 
     def show(self, progress: Progress) -> None:
-        """Show the progress by committed shards, and what is done of the others."""
+        """Show the progress of committed shards plus that of shards in progress."""
         with self._lock:
             self._latest = progress
             self._tell(progress)
 
     def show_unfinished(self, images: int) -> None:
-        """Show that so many images are done of shards that are not committed."""
+        """Show that so many images of shards in progress are labelled."""
         with self._lock:
             self._unfinished = images
             if self._latest is not None and self._latest.stage == "label":

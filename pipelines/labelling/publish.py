@@ -1,4 +1,4 @@
-"""From the rows of shards to files of the table: commit a part, publish a group of parts, count what is published."""
+"""Commits the parts of shards, publishes segments as table files, and counts published rows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PART = ".part"
 
 
 class Commit(Enum):
-    """Whose rows a part has now."""
+    """Which process wrote the part."""
 
     WON = "ours"
     LOST = "another attempt's"
@@ -36,19 +36,19 @@ class Commit(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What exists of a run: numbers of shards that have a part, and of segments whose table file is published."""
+    """Progress of a run in the store: numbers of the shards with a part, and of the published segments."""
 
     parts: frozenset[int]
     published: frozenset[int]
 
     def missing_shards(self, segment: PlannedSegment) -> tuple[int, ...]:
-        """Return the shards of a segment that are still to be labelled."""
+        """Return the shards of a segment that have no part yet; none if it is published."""
         if segment.index in self.published:
             return ()
         return tuple(shard for shard in segment.shards if shard not in self.parts)
 
     def count_images(self, segments: Iterable[PlannedSegment]) -> int:
-        """Return how many images of some segments have their rows, published or not."""
+        """Return how many images of some segments have committed rows, published or not."""
         return sum(
             images
             for segment in segments
@@ -58,19 +58,19 @@ class Done:
 
 
 def part_key(run_id: str, shard: int) -> str:
-    """Return the key of a shard's part: a function of the plan alone, so that two attempts meet in one key."""
+    """Return the key of a shard's part. It depends on the plan only, so that two attempts write the same key."""
     return run_key(run_id, f"parts/{shard:07d}{_PART}")
 
 
 def commit_part(table: Store, run_id: str, shard: int, rows: pa.Table, *, token: str) -> Commit:
-    """Write the rows of one shard, once, whoever else tries.
+    """Write the rows of one shard, unless another process has written them.
 
-    `token` tells attempts apart. A write whose answer was lost is repeated and then meets its own object: the same
-    token means that we won.
+    `token` identifies the attempt. If the response to a write is lost, the repeated write finds its own object: the
+    same token in it means that this attempt wrote it.
 
     Raises:
-        StoreError: the store refused, or gave no answer; nothing is known about the part.
-        RayDetrError: the part that is there is damaged.
+        StoreError: the store refused or did not answer; the part may exist or not.
+        RayDetrError: the existing part is damaged.
     """
     key = part_key(run_id, shard)
     data = encode(rows, {"token": token})
@@ -82,28 +82,27 @@ def commit_part(table: Store, run_id: str, shard: int, rows: pa.Table, *, token:
 
 
 def read_done(table: Store, run_id: str, layout: Layout) -> Done:
-    """Return what exists of a run: two listings. Memory: 100 bytes a shard that is not published yet."""
+    """Return the progress of a run, from two listings. Memory: 100 bytes for each shard that is not published."""
     keys = (entry.key for entry in table.list(table_files_prefix(run_id, layout)))
-    # the names of other runs may begin with this one's
+    # the names of other runs may begin with this run's name
     published = frozenset(found[1] for found in map(parse_table_file_key, keys) if found and found[0] == run_id)
     return Done(frozenset(_numbers(table, run_key(run_id, "parts/"), _PART)), published)
 
 
 def publish_group(table: Store, run: Run, segment: PlannedSegment, *, threads: int = THREADS) -> Totals:
-    """Make the table file of a segment of its parts, once, and return what its rows add up to.
+    """Create the table file of a segment from its parts, unless it exists, and return the totals of its rows.
 
-    Readers see the file whole or not at all. To be called when all parts are there; that it exists already is fine.
-    Holds the segment's rows.
+    Readers see the whole file or no file. Call it when all parts are committed. Memory: the rows of the segment.
 
     Args:
         table: The table.
         run: The run, whose configuration goes into the file.
-        segment: The segment, as planned.
-        threads: How many parts are read at once.
+        segment: The planned segment.
+        threads: Parts to read at once.
 
     Raises:
-        RayDetrError: the parts are not the planned images, each in one row; or the run was sealed.
-        StoreError: the store refused; nothing is known about the file.
+        RayDetrError: the parts do not have exactly one row for each planned image; or the run was sealed.
+        StoreError: the store refused; the file may exist or not.
     """
     key = table_file_key(run.run_id, segment.index, run.layout)
     published = read_totals(table, run.run_id, run.layout, segment)
@@ -112,7 +111,7 @@ def publish_group(table: Store, run: Run, segment: PlannedSegment, *, threads: i
     try:
         rows = _read_parts(table, run, segment, threads)
     except NotFound:
-        # parts go when the run has ended: somebody else has published them
+        # parts are removed after the run has ended: another process has published them
         published = read_totals(table, run.run_id, run.layout, segment)
         if published is None:
             raise
@@ -121,7 +120,7 @@ def publish_group(table: Store, run: Run, segment: PlannedSegment, *, threads: i
     data = encode(rows, {**_run_metadata(run, segment.index), "totals": json.dumps(asdict(totals))})
     written = put_if_absent(table, key, data)
     if written != data:
-        # the same parts by another release of pyarrow or of ours, perhaps; else another run's hand in our folder
+        # perhaps the same parts, written by another release; otherwise a file of another run
         name = join_uri(table.uri, key)
         _check_not_sealed(table, run.run_id, open_bytes(written, name))
         if not _plain(with_settings(decode(written, name=name), run.settings)).equals(_plain(rows)):
@@ -132,10 +131,10 @@ def publish_group(table: Store, run: Run, segment: PlannedSegment, *, threads: i
 
 
 def read_totals(table: Store, run_id: str, layout: Layout, segment: PlannedSegment) -> Totals | None:
-    """Return what the rows of a segment's table file add up to, None where it is not published. Fetches its footer.
+    """Return the totals of a segment's table file, or None if it is not published. Fetches the file's footer.
 
     Raises:
-        RayDetrError: the file has not one row for each planned image, or the run was sealed.
+        RayDetrError: the file does not have one row for each planned image, or the run was sealed.
     """
     key = table_file_key(run_id, segment.index, layout)
     try:
@@ -154,10 +153,10 @@ def read_totals(table: Store, run_id: str, layout: Layout, segment: PlannedSegme
 
 
 def footer_totals(file: pq.ParquetFile, name: str) -> Totals:
-    """Return what the rows of a published table file add up to, as its footer says.
+    """Return the totals of a published table file from its footer.
 
     Raises:
-        RayDetrError: it does not; the sentence calls the file `name`.
+        RayDetrError: the footer has no totals; `name` is the file's name in the message.
     """
     try:
         record = parse_object(read_metadata(file).get("totals", ""))
@@ -167,15 +166,15 @@ def footer_totals(file: pq.ParquetFile, name: str) -> Totals:
 
 
 def is_sealed_file(file: pq.ParquetFile) -> bool:
-    """Return whether a table file is one of no rows, made so that its sealed run cannot publish it."""
+    """Return whether this is the empty table file by which a sealed run is kept from publishing the segment."""
     return "sealed" in read_metadata(file)
 
 
 def verify_run(table: Store, run_id: str, layout: Layout, segments: Iterable[PlannedSegment]) -> Totals:
-    """Return what a run has published, after counting that each planned image has its row in each segment's file.
+    """Return the totals of a run, after checking that each segment's file has as many rows as planned.
 
     Raises:
-        RayDetrError: a file is missing or has not as many rows as planned.
+        RayDetrError: a file is missing or has another number of rows.
     """
     totals = Totals()
     for segment in segments:
@@ -191,7 +190,7 @@ def verify_run(table: Store, run_id: str, layout: Layout, segments: Iterable[Pla
 
 
 def remove_parts(table: Store, run_id: str, *, threads: int = THREADS) -> int:
-    """Delete the parts of a run that has ended, whose rows are in the table, and return how many there were."""
+    """Delete the parts of a run that has ended, and return their number."""
     keys = (entry.key for entry in table.list(run_key(run_id, "parts/")) if entry.key.endswith(_PART))
     removed = 0
     for _ in map_concurrently(table.delete, keys, threads=threads):
@@ -200,7 +199,7 @@ def remove_parts(table: Store, run_id: str, *, threads: int = THREADS) -> int:
 
 
 def write_sealed_file(table: Store, run: Run, segment: int, kept_schema: pa.Schema) -> None:
-    """Create the table file of a segment without rows, unless it is published: nobody can publish it after this."""
+    """Create an empty table file for a segment that is not published, so that it cannot be published any more."""
     empty = table_schema(kept_schema).empty_table()
     data = encode(empty, {**_run_metadata(run, segment), "sealed": "true"})
     put_if_absent(table, table_file_key(run.run_id, segment, run.layout), data)
@@ -219,7 +218,7 @@ def _read_parts(table: Store, run: Run, segment: PlannedSegment, threads: int) -
     schema = table_schema(kept)
     first = 0
     for shard, images, part in zip(segment.shards, segment.shard_images, parts, strict=True):
-        # not the labels of columns alone: a file of other columns could be read by nobody beside the table's others
+        # types as well as names: engines cannot read files with different columns as one table
         if part.schema.remove_metadata() != schema or not part["uri"].equals(planned["uri"].slice(first, images)):
             raise RayDetrError(
                 f"{join_uri(table.uri, part_key(run_id, shard))} does not hold its {images:,} planned images, "
@@ -233,7 +232,7 @@ def _read_parts(table: Store, run: Run, segment: PlannedSegment, threads: int) -
 
 
 def _plain(table: pa.Table) -> pa.Table:
-    """Return the table with words for numbers of words: only so are columns with other dictionaries equal."""
+    """Return the table with dictionaries decoded: only then are columns with different dictionaries comparable."""
     kinds = [column.type.value_type if pa.types.is_dictionary(column.type) else column.type for column in table.schema]
     return pa.table(dict(zip(table.column_names, map(pa.ChunkedArray.cast, table.columns, kinds), strict=True)))
 
@@ -253,7 +252,7 @@ def _run_metadata(run: Run, segment: int) -> Mapping[str, str]:
 
 
 def _numbers(table: Store, folder: str, suffix: str) -> Iterator[int]:
-    """Yield the numbers of a folder's names, foreign names left out."""
+    """Yield the numbers in the names of a folder's objects; other names are skipped."""
     for entry in table.list(folder):
         number = entry.key[len(folder) :].removesuffix(suffix)
         if entry.key.endswith(suffix) and number.isascii() and number.isdigit():

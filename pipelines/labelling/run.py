@@ -1,14 +1,15 @@
-"""The runs of a table: begun one after the other, resumed until they end, each with its record."""
+"""The runs of a table and their records: one unfinished run at a time, resumed until it ends."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
+from pipelines.configurations import as_json, differences
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.labelling.settings import AUTO, settings_text
 from pipelines.store import NotFound, Store, join_uri, put_if_absent
@@ -17,35 +18,33 @@ from pipelines.table.files import LAYOUTS, Layout, layout_without_runs
 
 RECORD_VERSION: Final = 3  # version 1 has no `precision`, versions 1 and 2 no `tells_settings_apart` and `layout`
 
-OLD_PRECISION: Final = "fp32"  # of unfinished runs from before "auto" was resolved once for all nodes
+OLD_PRECISION: Final = "fp32"  # of unfinished runs whose release did not yet resolve "auto" once for all nodes
 PRECISIONS: Final = ("fp32", "tf32", "bf16", "fp16")
 
-# A run is begun by creating the next number of this sequence, which only one starter can do while the run before has
-# ended. So a table never has two unfinished runs, whose rows could be of the same images, whatever becomes of leases.
+# A process begins a run by creating the next number of this sequence, after the previous run has ended. Only one can
+# create a number, so a table never has two unfinished runs, which could label the same images, even without leases.
 _SEQUENCE = "_runs/_order/"
 _IN_SEQUENCE = re.compile(re.escape(_SEQUENCE) + r"(\d{7})\.json")
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
-# of a value in a message: a damaged record may hold anything
-_SHOWN_LETTERS = 200
-_SHOWN_DEPTH = 3
+MODIFIED_SINCE: Final = "modified_since"  # in a configuration: may differ between the attempts of a run
 
 State = Literal["planning", "labelling", "finished", "sealed"]
 
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """What a start asks for.
+    """What one process wants to run.
 
     Args:
-        model: `name@sha256[:12]`, as rows say it.
-        model_sha256: of the model's weights, whole.
-        configuration: What decides which rows come out, as values of JSON; a resumed run must be given the same.
-        shard_images: How many images a shard of a new run has; None: as many as suit the device. A resumed run keeps
-            its own.
-        versions: Of the code and its packages, for the record.
-        run_id: The run's name; None makes one of the time.
+        model: `name@sha256[:12]`, as in the rows.
+        model_sha256: SHA-256 of the model's weights, 64 digits.
+        configuration: The options that determine the rows, as JSON values. A resumed run must have the same.
+        shard_images: Images in each shard of a new run; None chooses a number that suits the device. A resumed run
+            keeps its own.
+        versions: Versions of this package and its dependencies, for the record.
+        run_id: Name of the run; None makes one from the time.
     """
 
     model: str
@@ -63,11 +62,11 @@ class RunRequest:
 
     @property
     def precision(self) -> str:
-        """What the network computes in, as it was asked for: "auto" depends on the cluster's devices."""
+        """The requested precision of the network; "auto" depends on the cluster's devices."""
         return str(self.configuration.get("precision", AUTO))
 
     def settings(self, precision: str) -> str:
-        """Return the settings of the rows that come out where `precision` is what "auto" is."""
+        """Return the settings of the rows if "auto" stands for `precision`."""
         return settings_text(self.configuration, precision if self.precision == AUTO else self.precision)
 
 
@@ -76,19 +75,19 @@ class Run:
     """The record of a run, written when it begins and never changed.
 
     Attributes:
-        run_id: Its name.
-        number: Its place among its table's runs.
-        model: `name@sha256[:12]`, as rows say it.
-        model_sha256: Of the model's weights, whole.
-        configuration: What decides which rows come out, as it was asked for.
-        shard_images: How many images a shard has.
-        versions: Of the code and its packages.
-        started_at: When it began, UTC.
-        precision: What the network computes in on every node, "auto" resolved. Runs of earlier releases that were
-            asked for "auto" have none in their record: fp32.
-        tells_settings_apart: Whether an image that its model has labelled with other settings is planned again. Runs
-            that an earlier release began leave such images out.
-        layout: Where its table files are, the same for all runs of a table.
+        run_id: Name of the run.
+        number: Position in the sequence of the table's runs, from 1.
+        model: `name@sha256[:12]`, as in the rows.
+        model_sha256: SHA-256 of the model's weights, 64 digits.
+        configuration: The options that determine the rows, as they were given.
+        shard_images: Images in each shard.
+        versions: Versions of this package and its dependencies.
+        started_at: When the run began, UTC.
+        precision: Precision of the network on every node, with "auto" resolved. Records of earlier releases do not
+            resolve "auto"; these runs used fp32.
+        tells_settings_apart: Whether images that the model has labelled with other settings are planned again. Runs of
+            earlier releases skip them.
+        layout: Where the table files are, the same for all runs of a table.
     """
 
     run_id: str
@@ -105,13 +104,19 @@ class Run:
 
     @property
     def settings(self) -> str:
-        """The settings of its rows."""
+        """The settings of the run's rows."""
         return settings_text(self.configuration, self.precision)
+
+    @property
+    def modified_since(self) -> datetime | None:
+        """Images that were modified before this time are skipped; None skips none."""
+        time = self.configuration.get(MODIFIED_SINCE)
+        return None if time is None else datetime.fromisoformat(str(time))
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How a run ended: `finished` with what it wrote, or `sealed` unfinished, so that it can write nothing any more."""
+    """How a run ended: `finished` with these totals, or `sealed` unfinished, after which it cannot write any more."""
 
     state: Literal["finished", "sealed"]
     ended_at: datetime
@@ -119,10 +124,10 @@ class End:
 
 
 def check_run_id(run_id: str) -> None:
-    """Refuse what cannot name a run.
+    """Reject an invalid name of a run.
 
     Raises:
-        ValueError: with the reason.
+        ValueError: the name cannot be a folder's.
     """
     if not _RUN_ID.fullmatch(run_id):
         raise ValueError(
@@ -131,7 +136,7 @@ def check_run_id(run_id: str) -> None:
 
 
 def run_key(run_id: str, name: str) -> str:
-    """Return the key of one of a run's own objects."""
+    """Return the key of an object in the run's folder."""
     return f"_runs/{run_id}/{name}"
 
 
@@ -141,49 +146,51 @@ def new_run_id(now: datetime, tail: str) -> str:
 
 
 def resume_run(table: Store, run: Run, request: RunRequest) -> Run:
-    """Return the table's unfinished run, to be worked on as it was begun.
+    """Return the table's unfinished run, after checking that the request is for the same run.
 
-    What is labelled already is to be read after this: from here on no earlier run adds rows to the table.
+    Read what is labelled after this call: from then on, no earlier run adds rows to the table.
 
     Raises:
-        UsageError: the run was asked for something else.
+        UsageError: the run has another name, model or configuration.
         StoreError: the store refused.
     """
     _check_same(run, request)
-    put_if_absent(table, run_key(run.run_id, "run.json"), _encode(run))  # its starter may have died before
+    put_if_absent(
+        table, run_key(run.run_id, "run.json"), _encode(run)
+    )  # the process that began it may have died before this
     return run
 
 
 def begin_run(
     table: Store, request: RunRequest, *, after: Run | None, shard_images: int, precision: str, now: datetime, tail: str
 ) -> Run | None:
-    """Begin the next run of a table; None: another start has begun one since `after` was the last.
+    """Begin the next run of a table; return None if another process has begun a run after `after`.
 
-    Where it is begun, no row was added to the table since `after` had ended: what was read of it since then still
-    holds, and from here on no earlier run adds rows.
+    If the run is begun, nothing was added to the table since `after` ended: what was read of the table since then is
+    still true, and no earlier run adds rows from now on.
 
     Args:
         table: The table.
-        request: What the run shall do.
-        after: The table's last run, which had ended when it was looked at; None: it had none.
-        shard_images: How many images a shard has, unless the request says so.
-        precision: What the network computes in on every node.
+        request: What to run.
+        after: The table's last run, which has ended; None if the table has no run.
+        shard_images: Images in each shard, unless the request has a number.
+        precision: Precision of the network on every node.
         now: The time, UTC.
-        tail: Four random hexadecimal digits.
+        tail: Four random hexadecimal digits for the name.
 
     Raises:
-        UsageError: the run's name is taken.
-        StoreError: the store refused; nothing is begun, or the same start resumes it.
+        UsageError: a run of this name exists.
+        StoreError: the store refused. Either no run is begun, or the same command resumes it.
     """
     number = after.number + 1 if after else 1
     if _exists(table, _sequence_key(number)):
-        return None  # looked at first: a run of the name that was asked for may be the one that was begun
+        return None  # checked first: the run of the requested name may be the one that was just begun
     run = Run(
         run_id=request.run_id or new_run_id(now, tail),
         number=number,
         model=request.model,
         model_sha256=request.model_sha256,
-        configuration=_as_json(request.configuration),
+        configuration=as_json(request.configuration),
         shard_images=request.shard_images or shard_images,
         versions=dict(request.versions),
         started_at=now,
@@ -199,13 +206,13 @@ def begin_run(
 
 
 def find_unfinished(table: Store) -> Run | None:
-    """Return the run that the next start resumes, if there is one."""
+    """Return the table's unfinished run, which the next attempt resumes."""
     latest = latest_run(table)
     return latest if latest is not None and read_end(table, latest.run_id) is None else None
 
 
 def latest_run(table: Store) -> Run | None:
-    """Return the run that was begun last."""
+    """Return the newest run."""
     last = None
     for number in _sequence(table):
         last = number
@@ -225,14 +232,14 @@ def list_runs_backwards(table: Store) -> Iterator[Run]:
 
 
 def read_run(table: Store, run_id: str) -> Run | None:
-    """Return the run of a name, None where the table has none.
+    """Return the run of this name, or None.
 
     Raises:
-        RayDetrError: its record is damaged.
+        RayDetrError: the record is damaged.
         StoreError: the store refused.
     """
     if not _RUN_ID.fullmatch(run_id):
-        return None  # of a damaged row: it must not lead out of the runs' folder
+        return None  # from a damaged row: the key must not leave the folder of runs
     try:
         return _decode(table, run_key(run_id, "run.json"))
     except NotFound:
@@ -240,7 +247,7 @@ def read_run(table: Store, run_id: str) -> Run | None:
 
 
 def read_end(table: Store, run_id: str) -> End | None:
-    """Return how a run ended, None if it did not."""
+    """Return how a run ended, or None if it has not ended."""
     key = run_key(run_id, "end.json")
     try:
         data = table.get(key).data
@@ -257,12 +264,12 @@ def read_end(table: Store, run_id: str) -> End | None:
 
 
 def end_run(table: Store, run_id: str, end: End) -> End:
-    """Write how a run ended unless that is written already, and return what is written.
+    """Record how a run ended unless that is recorded already, and return the record.
 
     Raises:
         StoreError: the store refused.
     """
-    record = {"state": end.state, "ended_at": end.ended_at.isoformat(), "totals": _as_json(end.totals)}
+    record = {"state": end.state, "ended_at": end.ended_at.isoformat(), "totals": as_json(end.totals)}
     put_if_absent(table, run_key(run_id, "end.json"), _to_bytes(record))
     written = read_end(table, run_id)
     assert written is not None, "an end is never deleted"
@@ -270,10 +277,10 @@ def end_run(table: Store, run_id: str, end: End) -> End:
 
 
 def finish_run(table: Store, run_id: str, *, now: datetime, totals: Mapping[str, object]) -> None:
-    """Write that everything is published; to be called when `publish.verify_run` has counted it.
+    """Record that everything is published, after `publish.verify_run` has counted it.
 
     Raises:
-        RayDetrError: another start sealed the run.
+        RayDetrError: another process sealed the run.
     """
     if end_run(table, run_id, End("finished", now, totals)).state == "sealed":
         raise RayDetrError(sealed_sentence(table, run_id))
@@ -288,21 +295,11 @@ def read_state(table: Store, run_id: str) -> State:
 
 
 def sealed_sentence(table: Store, run_id: str) -> str:
-    """Return what is said to whoever still works on a sealed run."""
+    """Return the error message for processes that still work on a sealed run."""
     return (
         f"run {run_id} of {table.uri} was sealed by another command with --new-run or --abandon and can write nothing "
         "more. Use --new-run if no other process is labelling."
     )
-
-
-def differences(old: Mapping[str, object], new: Mapping[str, object]) -> list[str]:
-    """Return what differs between two configurations as `threshold 0.05, now 0.1`, in the order of the old one."""
-    before, after = _as_json(old), _as_json(new)
-    return [
-        f"{name.replace('_', ' ')} {_shown(before.get(name))}, now {_shown(after.get(name))}"
-        for name in dict.fromkeys([*before, *after])
-        if before.get(name) != after.get(name)
-    ]
 
 
 def _check_same(run: Run, request: RunRequest) -> None:
@@ -313,7 +310,10 @@ def _check_same(run: Run, request: RunRequest) -> None:
         )
     model = {"model": run.model, "model_sha256": run.model_sha256}
     found = differences(model, {"model": request.model, "model_sha256": request.model_sha256})[:1]
-    found += differences(run.configuration, request.configuration)
+    asked = dict(request.configuration)
+    if MODIFIED_SINCE in asked and MODIFIED_SINCE in run.configuration:  # it moves every night; a run keeps its own
+        asked[MODIFIED_SINCE] = run.configuration[MODIFIED_SINCE]
+    found += differences(run.configuration, asked)
     if found:
         values = "value" if len(found) == 1 else "values"
         raise UsageError(
@@ -322,30 +322,12 @@ def _check_same(run: Run, request: RunRequest) -> None:
         )
 
 
-def _shown(value: object, depth: int = 0) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, str):
-        text = value
-    elif isinstance(value, Sequence) and depth < _SHOWN_DEPTH:
-        text = " ".join(_shown(one, depth + 1) for one in value) or "none"
-    else:
-        text = json.dumps(value)
-    return text if len(text) <= _SHOWN_LETTERS else f"{text[:_SHOWN_LETTERS]}..."
-
-
 def _exists(table: Store, key: str) -> bool:
     try:
         table.head(key)
     except NotFound:
         return False
     return True
-
-
-def _as_json(values: Mapping[str, object]) -> dict[str, Any]:
-    """Return the values as they come back from JSON: tuples are lists there."""
-    copy: dict[str, Any] = json.loads(json.dumps(values))
-    return copy
 
 
 def _encode(run: Run) -> bytes:
@@ -361,7 +343,7 @@ def _sequence_key(number: int) -> str:
 
 
 def _sequence(table: Store) -> Iterator[int]:
-    """Yield the numbers of a table's runs, rising; foreign names are left out."""
+    """Yield the numbers of a table's runs in increasing order; other names are skipped."""
     for entry in table.list(_SEQUENCE):
         found = _IN_SEQUENCE.fullmatch(entry.key)
         if found is not None:
@@ -370,7 +352,7 @@ def _sequence(table: Store) -> Iterator[int]:
 
 def _read(table: Store, number: int) -> Run:
     run = _decode(table, _sequence_key(number))
-    # another number than its name's would let a starter look for the next run for ever
+    # with a number other than its name's, looking for the next run would never end
     if run.number != number:
         raise _damaged(join_uri(table.uri, _sequence_key(number)))
     return run
@@ -388,7 +370,7 @@ def _decode(table: Store, key: str) -> Run:
             f"{uri} is a run record of version {_brief(version)}, this is version {RECORD_VERSION}. Use the release "
             "that began the run."
         )
-    # the name becomes part of keys: a damaged record must not lead out of the run's folder
+    # the name is part of keys: a damaged record must not lead outside the run's folder
     kinds = {"run_id": str, "number": int, "shard_images": int, "model": str, "model_sha256": str,
              "configuration": dict, "versions": dict, "started_at": str, "precision": str,
              "tells_settings_apart": bool, "layout": str}  # fmt: skip
@@ -408,10 +390,11 @@ def _decode(table: Store, key: str) -> Run:
     if record["precision"] not in PRECISIONS or record["layout"] not in LAYOUTS:
         raise _damaged(uri)
     try:
-        settings_text(record["configuration"], record["precision"])  # can be told
-        return Run(**{**record, "started_at": datetime.fromisoformat(record["started_at"])})
+        run = Run(**{**record, "started_at": datetime.fromisoformat(record["started_at"])})
+        _ = run.settings, run.modified_since  # raises ValueError if the configuration is damaged
     except (ValueError, TypeError) as error:
         raise _damaged(uri) from error
+    return run
 
 
 def _brief(value: object) -> str:

@@ -1,4 +1,4 @@
-"""What the runs of a table are and did, for people: from their records, and from what is published of each."""
+"""Summaries of a table's runs, from their records and published files."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from pipelines.table.schema import Totals
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """One run, as `python -m jobs.runs` tells of it.
+    """One run, as `ray-detr runs` shows it.
 
     Attributes:
-        run_id: its name.
-        state: how far it has come.
-        model: as rows say it.
-        started_at: when it was begun.
-        ended_at: when it was finished or sealed; None: it is the one that the next start resumes.
-        images_planned: in its plan, of an unfinished planning so far.
-        rows: that readers see of it.
-        detections: of these rows.
-        errors: how many of these rows are errors, by kind.
-        settings: of these rows, as their column says them.
+        run_id: name of the run.
+        state: planning, labelling, finished or sealed.
+        model: `name@sha256[:12]`, as in the rows.
+        started_at: when it began.
+        ended_at: when it was finished or sealed; None if it is unfinished.
+        images_planned: images in the plan so far.
+        rows: published rows.
+        detections: detections in these rows.
+        errors: error rows by kind.
+        settings: the settings of these rows.
     """
 
     run_id: str
@@ -48,10 +48,10 @@ class RunSummary:
 
 
 def summarise_runs(table: Store, *, threads: int = THREADS) -> Iterator[RunSummary]:
-    """Yield what became of each run of a table, oldest first; ended runs of no image, as of earlier releases, not.
+    """Yield a summary of each run of a table, oldest first. Ended runs without images are skipped.
 
-    Of a finished run its record says it; of another the footers of its table files are fetched, one after the other in
-    each thread.
+    The totals of a finished run are in its record; for other runs the footers of their table files are fetched, by
+    `threads` threads.
 
     Raises:
         RayDetrError: a record or a file is damaged.
@@ -79,9 +79,7 @@ def summarise_runs(table: Store, *, threads: int = THREADS) -> Iterator[RunSumma
 
 
 def settings_of_runs(table: Store, model: str, *, threads: int = THREADS) -> Iterator[str]:
-    """Yield the settings of a model's runs that have published rows, from the newest back.
-
-    Reads the records of runs as far as it is iterated.
+    """Yield the settings of a model's runs with published rows, newest first. Reads records as it is iterated.
 
     Raises:
         RayDetrError: a record or a file is damaged.

@@ -1,4 +1,4 @@
-"""Sealing a run that will not be finished: whatever of it is still alive can publish nothing any more."""
+"""Seals an unfinished run, so that processes that still work on it cannot publish any more."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from pipelines.table.schema import NO_COLUMNS
 
 
 def seal_run(table: Store, run: Run, *, now: datetime) -> End:
-    """Close a run's manifest, create its unpublished table files without rows, then write that it has ended.
+    """End a run's manifest, create its unpublished table files without rows, then record that the run has ended.
 
-    In this order, so that after a crash anywhere the run is still unfinished and sealing it again completes it, which
-    every start does that finds the seal begun. What the run has published stays. Whoever else ended it in the same
-    moment is right: how it ended is returned.
+    In this order a crash anywhere leaves an unfinished run whose seal is begun. The next attempt finds that and
+    completes the seal. Published rows stay. If another process ended the run at the same moment, its record is
+    returned.
 
     Raises:
         RayDetrError: the manifest is damaged.
-        StoreError: the store refused; seal again.
+        StoreError: the store refused; call again.
     """
     record = {"sealed_at": now.isoformat()}
     put_if_absent(table, _begun_key(run.run_id), (json.dumps(record, indent=2) + "\n").encode())
     segments = list(read_manifest(table, run.run_id))
     while not segments or segments[-1].ending is None:
-        # a planner that is still alive may be faster: then there is one segment more to close behind
+        # a process that is still planning may have written one more segment: end the manifest after that
         position = segments[-1].position if segments else ListingPosition()
         planned, _ = write_segment(table, run.run_id, Segment(len(segments), (), position), NO_COLUMNS, ending="sealed")
         segments.append(planned)
@@ -38,7 +38,7 @@ def seal_run(table: Store, run: Run, *, now: datetime) -> End:
 
 
 def is_seal_begun(table: Store, run_id: str) -> bool:
-    """Return whether a start has begun to seal a run: some of its files may be closed, and it cannot be resumed."""
+    """Return whether a process has begun to seal a run, which therefore cannot be resumed."""
     try:
         table.head(_begun_key(run_id))
     except NotFound:

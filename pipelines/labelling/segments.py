@@ -1,4 +1,4 @@
-"""Labelling and publishing segments of a plan, whatever dies meanwhile. Knows no Ray: what labels shards is given."""
+"""Labels and publishes segments of a plan, even if processes die meanwhile. Independent of Ray."""
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -11,7 +11,7 @@ from pipelines.labelling.publish import THREADS, Done, publish_group, read_done
 from pipelines.labelling.run import Run
 from pipelines.store import Store
 
-MOST_PASSES = 3  # times that a shard is run that is lost each time
+MOST_PASSES = 3  # attempts for a shard that is lost every time
 
 
 ShardLabeler = Callable[[Sequence[int], bool], Generator[Outcome, None, None]]
@@ -29,38 +29,38 @@ def label_segments(
     threads: int = THREADS,
     is_to_stop: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """Label what is missing of some segments, and publish each when its last part is there.
+    """Label the missing shards of some segments, and publish each segment when its last part is committed.
 
-    Shards that were lost with their process are run again, a few times; the store decides what is missing, not memory.
-    Returns whether all segments are published; False only if `is_to_stop`.
+    Shards that were lost with their process are labelled again, up to `MOST_PASSES` times. The store decides which
+    shards are missing, not memory. Returns whether all segments are published; False only after `is_to_stop`.
 
     Args:
-        table: Where parts and table files are.
+        table: The table with its parts.
         run: The run.
-        segments: As planned.
-        label_shards: Labels and commits.
+        segments: The planned segments.
+        label_shards: Labels and commits shards.
         on_report: Called for every shard that this call labelled.
-        publisher: What files are published in; it is not shut down.
-        threads: How many parts are read at once.
-        is_to_stop: Whether nothing more is to be labelled; `label_shards` then ends after the shards in progress.
+        publisher: Publishes files; it is not shut down.
+        threads: Parts to read at once.
+        is_to_stop: Whether to stop; `label_shards` then ends after the shards in progress.
 
     Raises:
-        RayDetrError: a system failure, or a shard that is lost every time.
+        RayDetrError: the environment failed, or a shard was lost every time.
         StoreError: the table's store refused.
     """
     by_index = {segment.index: segment for segment in segments}
     missing: list[int] = []
     loss = "its process died; Ray's logs may show why, such as an image that kills it or too little memory"
     for turn in range(MOST_PASSES + 1):
-        # a process may have died between its commit and its report: the store decides what is there
+        # a process may have died after its commit and before its report: ask the store
         done = read_done(table, run.run_id, run.layout)
         missing = missing_shards(segments, done)
         left = {segment.index: set(done.missing_shards(segment)) for segment in segments}
         ready = [by_index[index] for index, shards in left.items() if not shards and index not in done.published]
         published = [publisher.submit(publish_group, table, run, segment, threads=threads) for segment in ready]
-        # the last look runs nothing: a process may have died between its commit and its report
+        # the last pass labels nothing and only looks for parts without a report
         labels = missing and turn < MOST_PASSES and not is_to_stop()
-        # closed at once, whatever is raised: an error that is kept would keep the actors
+        # close the generator even after an error: the traceback would keep the actors alive
         with closing(label_shards(missing, turn > 0)) if labels else nullcontext(()) as outcomes:
             for outcome in outcomes:
                 if isinstance(outcome, Failed):
@@ -76,7 +76,7 @@ def label_segments(
                 on_report(outcome)
                 for future in published:
                     if future.done():
-                        future.result()  # raises what stopped it: a sealed run is not labelled to its end
+                        future.result()  # raises if publishing failed: do not label a sealed run to its end
         for future in published:
             future.result()
         if not any(left.values()):
@@ -92,7 +92,7 @@ def label_segments(
 
 @contextmanager
 def publishing() -> Iterator[ThreadPoolExecutor]:
-    """Give a thread to publish with; whatever stops the run, Ctrl-C too, waits for the file in progress only."""
+    """Give a thread that publishes files; when the run stops, only the file in progress is finished."""
     executor = ThreadPoolExecutor(1, thread_name_prefix="publish")
     try:
         yield executor
@@ -101,5 +101,5 @@ def publishing() -> Iterator[ThreadPoolExecutor]:
 
 
 def missing_shards(segments: Sequence[PlannedSegment], done: Done) -> list[int]:
-    """Return the shards that are still to be labelled, in order."""
+    """Return the shards without a part, in order."""
     return [shard for segment in segments for shard in done.missing_shards(segment)]

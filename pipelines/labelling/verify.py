@@ -1,4 +1,4 @@
-"""Whether a table is whole: each file as planned, no image's version twice, nothing missing and nothing foreign."""
+"""Verifies a table: every file as planned, no version of an image twice, no file missing and no other file."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from pipelines.strict_json import count_field, parse_object, text_field
 from pipelines.table.files import parse_table_file_key, table_file_key
 
 POSITION_VERSION: Final = 1
-SAVE_SECONDS: Final = 60.0  # how much of a start that is killed is verified again
+SAVE_SECONDS: Final = 60.0  # how much is verified again after a process was killed
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What a verification found, and how much of the table it has seen.
+    """The findings of a verification, and how much of the table it has read.
 
     Attributes:
-        findings: sentences, each of which names a file.
-        findings_before: how many the earlier starts of this pass found in the files that they verified.
-        files: table files that are verified, by the earlier starts of this pass, too.
-        files_total: that there are.
+        findings: messages, each of which names a file.
+        findings_before: number of findings of earlier calls in the same pass.
+        files: verified table files, including those of earlier calls in the same pass.
+        files_total: all table files.
         images: planned images of the verified files.
         images_total: planned images of all files.
-        is_complete: whether the pass is through: all files, and that no version of an image has two rows.
+        is_complete: whether the pass has ended, including the search for versions of an image with two rows.
     """
 
     findings: tuple[str, ...] = ()
@@ -54,29 +54,27 @@ def verify_table(
     clock: Clock,
     show: Callable[[Verification], None] = lambda _: None,
 ) -> Verification:
-    """Verify a table against the plans of its runs; return all that is wrong with it.
+    """Verify a table against the plans of its runs and return what is wrong.
 
-    First what the listings tell: files of no plan, files that are missing. Then parts that are not published yet, then
-    the files in the order of their keys, read whole, then whether two rows are of the same version of an image: over
-    all runs, and as one step that is not divided, which reads what planning a run reads. Rows of a live run may be
-    added meanwhile; they are not looked at. Memory: 3 kB a table file, one row group, and for the last step 16 bytes an
-    `ok` row, twice that for a moment.
+    Four steps: compare listings with the plans (missing and unknown files); check parts that are not published; read
+    every table file in the order of keys; search all runs for versions of an image with two rows. The last step cannot
+    be divided and reads the same columns as planning does. Rows that a live run adds meanwhile are ignored. Memory:
+    3 kB for each table file, one row group, and in the last step 16 bytes (for a moment 32) for each `ok` row.
 
-    With `max_seconds` it stops, behind at least one file, when they are over, and keeps where it stopped in
-    `_runs/_verified.json` (of one run: `_runs/<run_id>/_verified.json`); the next verification with `max_seconds` goes
-    on there, and after the last step begins anew. That object is written over by plain puts: of two verifications at
-    once the later decides, which costs no more than files that are verified twice. Without `max_seconds` everything is
-    verified and nothing is written.
+    With `max_seconds` it stops after that time, but after at least one file, and saves its position in
+    `_runs/_verified.json` (with `run_id`: `_runs/<run_id>/_verified.json`). The next call with `max_seconds` continues
+    there; after the last step a new pass begins. If two verifications run at once, the later put of the position wins,
+    and some files are verified twice. Without `max_seconds` everything is verified and nothing is written.
 
     Args:
         table: The table.
-        run_id: Only the files of this run; None means all. Second rows are looked for in all runs all the same.
-        max_seconds: After how long to stop.
-        clock: What time it is.
-        show: Called in this thread behind every file.
+        run_id: Verify the files of this run only; None means all. Duplicate rows are searched in all runs anyway.
+        max_seconds: Time after which to stop.
+        clock: The clock.
+        show: Called in this thread after every file.
 
     Raises:
-        RayDetrError: there is no such run, a run's record is damaged, or where an earlier verification stopped is.
+        RayDetrError: there is no such run, or a run's record or the saved position is damaged.
         StoreError: the store refused.
     """
     deadline = math.inf if max_seconds is None else clock.monotonic() + max_seconds
@@ -85,7 +83,7 @@ def verify_table(
     findings = list(contents.findings)
     position = _read_position(table, run_id) if is_partial else _Position()
     if is_partial:
-        _write_position(table, run_id, position)  # rather now than at the end: it may be refused
+        _write_position(table, run_id, position)  # now rather than at the end: the store may refuse it
     left = [file for file in contents.files if file.entry.key > position.after]
     done = Verification(
         findings_before=position.findings,
@@ -119,7 +117,7 @@ def verify_table(
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """A published file of a run; `segment` is None where the run's plan is damaged."""
+    """A published file of a run; `segment` is None if the plan of the run is damaged."""
 
     entry: StoreEntry
     run: Run
@@ -129,7 +127,7 @@ class _File:
 
 @dataclass(frozen=True, slots=True)
 class _Contents:
-    """What a table holds by its listings: files to verify by key, those of all runs, and parts not published yet."""
+    """The contents of a table by its listings: files to verify by key, files of all runs, and unpublished parts."""
 
     files: Sequence[_File]
     of_runs: Sequence[StoreEntry]
@@ -138,8 +136,8 @@ class _Contents:
 
 
 def _look(table: Store, run_id: str | None) -> _Contents:
-    # In this order: runs that had ended before have all their files in the listing, and files of the listing have
-    # their run and their plan afterwards.
+    # The order matters: files of runs that ended before are all in the listing, and the plans of listed files exist
+    # when they are read afterwards.
     states = {run.run_id: read_state(table, run.run_id) for run in list_runs(table)}
     entries = {entry.key: entry for entry in table.list("data/")}
     runs = {run.run_id: run for run in list_runs(table)}
@@ -177,7 +175,7 @@ def _look(table: Store, run_id: str | None) -> _Contents:
     for key, entry in entries.items():
         found = parse_table_file_key(key)
         owner = None if found is None else runs.get(found[0])
-        # in the other layout than the table's, some engines would not see it
+        # not in the layout of the table: some engines would not see the file
         if found is None or owner is None or key != table_file_key(*found, owner.layout):
             findings.append(f"{join_uri(table.uri, key)} belongs to no run of this table. Move it out of data/.")
             continue
@@ -195,14 +193,14 @@ def _images(files: Iterable[_File]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Position:
-    """Behind which file a pass stands, and what it has found in the files up to there."""
+    """The last file that a pass has verified, and its findings so far."""
 
     after: str = ""
     findings: int = 0
 
 
 def _position_key(run_id: str | None) -> str:
-    # the underscore: no run's name begins with it, so neither is in the way of a run's folder
+    # no run's name begins with an underscore, so this cannot be a run's folder
     return "_runs/_verified.json" if run_id is None else run_key(run_id, "_verified.json")
 
 
@@ -211,7 +209,7 @@ def _read_position(table: Store, run_id: str | None) -> _Position:
     try:
         record = parse_object(table.get(key).data)
         if record.get("version") != POSITION_VERSION:
-            raise ValueError("of another version")  # noqa: TRY301 - told like all else
+            raise ValueError("of another version")  # noqa: TRY301 - reported like other damage
         return _Position(text_field(record, "after"), count_field(record, "findings"))
     except NotFound:
         return _Position()

@@ -1,4 +1,4 @@
-"""Whether a published file, or a part of an unfinished run, holds what its plan says; each finding is a sentence."""
+"""Verifies a table file, or a part of an unfinished run, against its plan. Each finding is a sentence."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from pipelines.table.schema import FIRST_COLUMNS, NO_COLUMNS, Totals, decode, is
 def check_table_file(
     table: Store, entry: StoreEntry, run: Run, segment: PlannedSegment | None, *, is_finished: bool
 ) -> Iterator[str]:
-    """Yield what is wrong with the table file of a segment, after reading all its pages, whose checksums are verified.
+    """Yield what is wrong with the table file of a segment, after reading all its pages and verifying their checksums.
 
-    Its rows are the planned images, each once and in the plan's order; they say whose they are, are whole, and add up
-    to what the footer says. Statistics and page indices, by which engines skip rows, have no checksums and are not
-    verified: asked for those of a damaged footer, pyarrow 26 may end the process (measurements.md, 2026-11-27).
-    Memory: one row group, and the names of the segment's images.
+    The rows must be the planned images, each once and in the order of the plan; they must be complete, name their run
+    and shard, and have the totals of the footer. Statistics and page indices, by which engines skip rows, have no
+    checksums and are not verified: reading those of a damaged footer can end the process in pyarrow 26
+    (measurements.md, 2026-11-27). Memory: one row group, and the names of the segment's images.
 
     Args:
         table: the table.
-        entry: the file, as listed.
-        run: whose it is.
-        segment: as planned; None: the plan is damaged, and the file is checked without it.
-        is_finished: whether the run finished, so that no planned image may be without its row.
+        entry: the listed file.
+        run: the run of the file.
+        segment: the planned segment; None if the plan is damaged: then the file is checked without it.
+        is_finished: whether the run is finished, so that every planned image must have its row.
 
     Raises:
         StoreError: the store refused.
@@ -44,7 +44,7 @@ def check_table_file(
 
 
 def check_parts(table: Store, run: Run, segment: PlannedSegment, shards: list[int]) -> Iterator[str]:
-    """Yield what is wrong with some parts of a segment that is not published yet. Memory: one part.
+    """Yield what is wrong with parts of a segment that is not published. Memory: one part.
 
     Raises:
         StoreError: the store refused.
@@ -104,12 +104,12 @@ def _check(
 
 
 class _Rows:
-    """What the row groups of one file hold, one after the other, beside what is planned for it."""
+    """Compares the row groups of a file, one after the other, with the plan."""
 
     def __init__(self, run: Run, segment: PlannedSegment | None, planned: pa.Table | None) -> None:
         self.totals = Totals()
         self._run, self._segment, self._planned = run, segment, planned
-        self._departure: str | None = None  # where the rows are not the plan's for the first time
+        self._departure: str | None = None  # the first difference from the plan
         self._is_foreign = self._is_halved = False
         if segment is not None:
             self._shards = pa.array(np.repeat(np.array(segment.shards, np.int32), segment.shard_images))
@@ -121,7 +121,7 @@ class _Rows:
         halves = [pc.xor(is_ok, rows["detections"].is_valid()), pc.xor(is_ok, rows["error_kind"].is_null())]
         self._is_halved |= any(pc.any(half).as_py() for half in halves)
         origins = [pc.equal(rows[name].cast(pa.string()), getattr(self._run, name)) for name in ("run_id", "model")]
-        if "settings" in rows.column_names:  # null: the record of the run says them
+        if "settings" in rows.column_names:  # null: the settings are in the run's record
             origins.append(pc.equal(rows["settings"].cast(pa.string()), self._run.settings))
         self._is_foreign |= not all(pc.all(origin, min_count=0).as_py() for origin in origins)
         if self._planned is None or self._departure is not None:

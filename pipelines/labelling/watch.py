@@ -1,4 +1,4 @@
-"""How far a run is that another process works on, read from its table."""
+"""Watches a run that another process works on, through its table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipelines.labelling.publish import read_done
 from pipelines.labelling.run import find_unfinished, read_end
 from pipelines.store import Store
 
-POLL_SECONDS: Final = 5.0  # two listings of the run each, and while it plans its whole plan
+POLL_SECONDS: Final = 5.0  # each poll lists the run twice, and reads its plan while that is being written
 
 
 def watch_run(table: Store, *, sleep: Callable[[float], object]) -> Iterator[Progress]:

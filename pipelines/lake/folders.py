@@ -115,7 +115,7 @@ def list_folder(folder: Folder, kept: tuple[None, ...], own: str | None, after: 
         for entry in matching(folder, start):
             uri = base + entry.key
             skipped = _skipped(uri, entry, entry.key[inside:], own)
-            yield LakeObject(uri, entry.etag, entry.size, kept) if skipped is None else skipped
+            yield skipped or LakeObject(uri, entry.etag, entry.size, kept, modified=entry.modified)
     except StoreError as error:
         raise RayDetrError(f"cannot list {folder.name}: {error}") from error
 

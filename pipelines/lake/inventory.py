@@ -38,6 +38,7 @@ _ROWS: Final = pa.schema(
         pa.field("size", pa.int64()),
         pa.field("etag", pa.string()),
         pa.field("is_archived", pa.bool_(), nullable=False),
+        pa.field("modified", pa.float64()),
     ]
 )
 
@@ -46,6 +47,7 @@ _COLUMNS: Final[Mapping[str, pa.DataType]] = {
     "key": pa.string(),
     "size": pa.int64(),
     "e_tag": pa.string(),
+    "last_modified_date": pa.timestamp("ms", "UTC"),
     "storage_class": pa.string(),
     "intelligent_tiering_access_tier": pa.string(),
     "version_id": pa.string(),
@@ -258,7 +260,10 @@ def _rows(report: pa.Table, name: str, *, is_encoded: bool) -> pa.Table:
         pc.is_in(column("storage_class"), pa.array(ARCHIVE_CLASSES)),
         pc.is_in(column("intelligent_tiering_access_tier"), pa.array(ARCHIVE_TIERS)),
     )
-    rows = pa.table([keys, column("size"), pc.if_else(pc.equal(etags, ""), None, etags), is_archived], schema=_ROWS)
+    modified = pc.divide(column("last_modified_date").cast(pa.int64()).cast(pa.float64()), 1_000)
+    rows = pa.table(
+        [keys, column("size"), pc.if_else(pc.equal(etags, ""), None, etags), is_archived, modified], schema=_ROWS
+    )
     return rows.filter(pc.and_not(is_there, is_marker))
 
 
@@ -295,4 +300,8 @@ def _read_run(run: Path, prefix: str, after: str | None) -> Iterator[StoreEntry]
         for batch in reader:
             rows = batch if after is None else batch.filter(pc.greater(batch["key"], after))
             rows = rows.filter(pc.starts_with(rows["key"], prefix)) if prefix else rows
-            yield from map(StoreEntry, *(column.to_pylist() for column in rows.columns))
+            yield from map(_entry, *(column.to_pylist() for column in rows.columns))
+
+
+def _entry(key: str, size: int | None, etag: str | None, is_archived: bool, modified: float | None) -> StoreEntry:
+    return StoreEntry(key, size, etag, is_archived, modified=modified)

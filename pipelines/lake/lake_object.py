@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 # Kinds of `Skipped`; the others are those of `skip_reason`.
@@ -12,6 +12,7 @@ ARCHIVED: Final = "archived"  # as the listing says: where it does not, reading 
 WITHOUT_URI: Final = "without a uri"
 COMMENT: Final = "comment"
 NOT_UTF8: Final = "name is not UTF-8"
+NOT_MODIFIED: Final = "not modified since"
 IN_MEMBER_FILE: Final = "in a folder named like an archive"  # whose members would have the same addresses
 
 
@@ -26,6 +27,8 @@ class LakeObject:
         kept: Values of the columns of `--keep`.
         offset: Where a member is in its file: the first byte of its content, or the number of its row. None for an
             object of its own. With the address of a file: a place where the file is damaged.
+        modified: When the object, or the member's file, was written, in seconds since 1970 (UTC); None where the source
+            does not tell.
     """
 
     uri: str
@@ -33,6 +36,7 @@ class LakeObject:
     size: int | None = None
     kept: tuple[object, ...] = ()
     offset: int | None = None
+    modified: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

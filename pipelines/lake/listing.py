@@ -7,9 +7,10 @@ import heapq
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cache, partial
 from itertools import groupby
 from operator import attrgetter
@@ -26,6 +27,7 @@ from pipelines.lake.inventory import Inventory, is_inventory, read_inventory
 from pipelines.lake.lake_object import (
     COMMENT,
     DUPLICATE,
+    NOT_MODIFIED,
     OWN_TABLE,
     WITHOUT_URI,
     LakeObject,
@@ -72,10 +74,13 @@ class Listing:
     Attributes:
         streams: of each source.
         kept_schema: names and types of the values in `LakeObject.kept`.
+        modified_since: time in seconds since 1970 (UTC); images that were modified before are skipped. None: no image
+            is skipped for its time.
     """
 
     streams: tuple[_Stream, ...]
     kept_schema: pa.Schema
+    modified_since: float | None = None
 
     def __iter__(self) -> Iterator[Listed]:
         return self.after(None)
@@ -90,10 +95,8 @@ class Listing:
         merged = begun[0] if len(begun) == 1 else heapq.merge(*begun, key=attrgetter("uri"))
         for _, group in groupby(merged, key=attrgetter("uri")):
             items = list(group)
-            if len(items) == 1:
-                yield items[0]
-            else:
-                yield from _without_duplicates(items)
+            found = items if len(items) == 1 else _without_duplicates(items)
+            yield from found if self.modified_since is None else _modified_since(found, self.modified_since)
 
 
 def list_objects(
@@ -103,6 +106,7 @@ def list_objects(
     keep: Sequence[str] = (),
     table: str | None = None,
     image_column: str | None = None,
+    modified_since: datetime | None = None,
     indexes: MemberIndexes | None = None,
     open_root: Callable[[str], Store] | None = None,
 ) -> Listing:
@@ -116,6 +120,8 @@ def list_objects(
         keep: Columns of tables of URIs to carry along; images of other sources have null there.
         table: The detection table's URI: what lies below it is not an image.
         image_column: Parquet files, and folders of them, hold images in this column; None: they are lists of URIs.
+        modified_since: Images that were modified before this time are skipped; of images inside files, the time of the
+            file counts. None: no image is skipped for its time.
         indexes: The indexes of files that hold images, where some are known; None: all are read.
         open_root: What opens a store by its root, such as `s3://bucket`; made of `options` when None.
 
@@ -138,12 +144,12 @@ def list_objects(
                 if isinstance(source, Folder) and source.entries is not None:
                     named.setdefault(source.root, []).append(source)
                 else:
-                    found += _with_images(text, source, own, keep)
+                    found += _with_images(text, source, own, keep, needs_times=modified_since is not None)
         except StoreError as error:
             raise RayDetrError(f"cannot list {without_secrets(text)}: {error}") from error
     for folders in named.values():
         files = gathered(folders)
-        found += _with_images(files.name, files, own, keep)
+        found += _with_images(files.name, files, own, keep, needs_times=modified_since is not None)
     if image_column is not None and not any(isinstance(source, Folder) and source.is_parquet for source in found):
         raise UsageError("--image-column: none of the images are in Parquet files. Omit it, or name such files.")
     schema = _kept_schema([source for source in found if isinstance(source, UriTable)], keep)
@@ -158,7 +164,7 @@ def list_objects(
     ]
     if singles:
         streams.append(partial(_list_singles, sorted(singles, key=attrgetter("uri"))))
-    return Listing(tuple(streams), schema)
+    return Listing(tuple(streams), schema, None if modified_since is None else modified_since.timestamp())
 
 
 def check_addresses(sources: Sequence[str]) -> None:
@@ -240,7 +246,7 @@ def _resolve(
     elif entry is not None:
         if not is_image_name(key):
             _check_may_be_an_image(key, store.get_range(key, 0, _BEGINNING_BYTES), name)
-        yield LakeObject(join_uri(root, key), entry.etag, entry.size)
+        yield LakeObject(join_uri(root, key), entry.etag, entry.size, modified=entry.modified)
     elif is_glob(key):
         folder = Folder(name, store, root, literal_start(key), glob_to_regex(key))
         if opening.takes(key):
@@ -310,27 +316,59 @@ def _without_duplicates(group: Sequence[Listed]) -> Iterator[Listed]:
     yield images[0]
 
 
+def _unknown_time(name: str) -> UsageError:
+    return UsageError(
+        f"--modified-since: {name} does not tell when images were modified; folders and buckets do, and reports with "
+        "LastModifiedDate. Omit the option, or select the images in a list of URIs."
+    )
+
+
+def _modified_since(group: Iterable[Listed], time: float) -> Iterator[Listed]:
+    """Yield what is listed, with a note in place of each image that was modified before a time."""
+    for item in group:
+        if isinstance(item, LakeObject):
+            if item.modified is None:
+                raise _unknown_time(item.uri)
+            if item.modified < time:
+                yield Skipped(item.uri, NOT_MODIFIED)
+                continue
+        yield item
+
+
 def _with_images(
-    text: str, source: Folder | UriTable | LakeObject, own: str | None, keep: Sequence[str]
+    text: str,
+    source: Folder | UriTable | LakeObject,
+    own: str | None,
+    keep: Sequence[str],
+    *,
+    needs_times: bool = False,
 ) -> Sequence[Folder | UriTable | LakeObject]:
     """Return a source that holds an image; of a folder that holds lists and no images, the lists.
 
     Raises:
-        RayDetrError: it holds no image.
+        RayDetrError: it holds no image, or one whose time is not known although that is needed.
     """
-    if isinstance(source, LakeObject):
+    name = without_secrets(text)
+
+    def check(item: LakeObject) -> Sequence[Folder | UriTable | LakeObject]:
+        if needs_times and item.modified is None:
+            raise _unknown_time(name)
         return [source]
+
+    if isinstance(source, LakeObject):
+        return check(source)
     skipped: Counter[str] = Counter()
     stream = list_folder(source, (), own, None) if isinstance(source, Folder) else _list_table(source, (), None)
     for item in stream:
         if isinstance(item, LakeObject):
-            return [source]
+            return check(item)
         skipped[item.reason] += item.count
     lists = _lists_in(source) if isinstance(source, Folder) and OWN_TABLE not in skipped else []
     if lists and isinstance(source, Folder):
         assert not isinstance(source.store, Inventory)
+        if needs_times:
+            raise _unknown_time(name)
         return [read_uri_table(source.store, key, keep=keep) for key in lists]
-    name = without_secrets(text)
     if skipped:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in skipped.most_common(_SHOWN_REASONS))
         archives = "a glob that ends in .tar" if is_glob(text) else f"{name.rstrip('/')}/**/*.tar"

@@ -178,11 +178,11 @@ def list_members(
             continue
         entry, index = opened
         if index.damaged_at is not None and (after is None or uri > after):
-            yield LakeObject(uri, entry.etag, None, kept, index.damaged_at)
+            yield LakeObject(uri, entry.etag, None, kept, index.damaged_at, entry.modified)
         # of names that no member has, and which precede all members'
         skipped = [Skipped(f"{uri}#\x01{reason}", reason, count) for reason, count in sorted(index.skipped.items())]
         heapq.heappush(waiting, (f"{uri}#", number, (one for one in skipped if after is None or one.uri > after)))
-        heapq.heappush(waiting, (uri + MARK, number, index.members(uri, entry.etag, kept, after)))
+        heapq.heappush(waiting, (uri + MARK, number, index.members(uri, entry, kept, after)))
     yield from chain.from_iterable(heapq.heappop(waiting)[2] for _ in range(len(waiting)))
 
 

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.lake.lake_object import LakeObject
 from pipelines.parquet_files import open_bytes, parquet_of
+from pipelines.store import StoreEntry
 from pipelines.strict_json import counts_field, parse_object
 
 MARK: Final = "#/"
@@ -56,12 +57,12 @@ class MemberIndex:
     skipped: Mapping[str, int] = field(default_factory=dict)
     damaged_at: int | None = None
 
-    def members(self, uri: str, etag: str | None, kept: tuple[object, ...], after: str | None) -> Iterator[LakeObject]:
+    def members(self, uri: str, file: StoreEntry, kept: tuple[object, ...], after: str | None) -> Iterator[LakeObject]:
         """Yield the images behind an address in the order of addresses; None yields all.
 
         Args:
             uri: Address of the file.
-            etag: Version of the file.
+            file: The file, in the version whose index this is.
             kept: Values of each image's kept columns.
             after: The address.
         """
@@ -73,7 +74,7 @@ class MemberIndex:
             rows = rows.filter(pc.greater(rows["name"], after[len(base) :]))
         for batch in rows.to_batches(max_chunksize=_BATCH_ROWS):
             for name, offset, size in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                yield LakeObject(base + name, etag, size, kept, offset)
+                yield LakeObject(base + name, file.etag, size, kept, offset, file.modified)
 
     def find(self, name: str) -> tuple[int, int | None] | None:
         """Return offset and size of a member; None if the archive has no member of this name."""

@@ -82,7 +82,13 @@ class BotoS3:
             restores = {"OptionalObjectAttributes": ["RestoreStatus"]}
             answer = self._call("list", prefix, lambda: self._list(prefix, start, PAGE_KEYS, **restores))
         found = [
-            StoreEntry(item["Key"], item["Size"], plain_etag(item.get("ETag")), _is_archived(item))
+            StoreEntry(
+                item["Key"],
+                item["Size"],
+                plain_etag(item.get("ETag")),
+                _is_archived(item),
+                modified=item["LastModified"].timestamp(),
+            )
             for item in answer.get("Contents", ())
         ]
         found = found if start == after else [entry for entry in found if entry.key > after]
@@ -115,7 +121,9 @@ class BotoS3:
         """Return what a listing would say of this key."""
         answer = self._reading(key, lambda: self._get_object(key))
         answer["Body"].close()  # a HEAD would hide why it failed
-        return StoreEntry(key, answer["ContentLength"], plain_etag(answer.get("ETag")))
+        return StoreEntry(
+            key, answer["ContentLength"], plain_etag(answer.get("ETag")), modified=answer["LastModified"].timestamp()
+        )
 
     def get(self, key: str, *, most_bytes: int | None = None) -> Blob:
         """Return the whole object."""

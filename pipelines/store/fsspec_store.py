@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import fsspec
@@ -32,6 +34,9 @@ from pipelines.store.walk import Child, walk
 
 _Result = TypeVar("_Result")
 
+# What fsspec's file systems call the time of the last write; objects are created by it.
+_TIMES = ("LastModified", "last_modified", "mtime", "updated", "created")
+
 
 class FsspecStore:
     """The files of an fsspec file system below a folder."""
@@ -51,7 +56,7 @@ class FsspecStore:
     def head(self, key: str) -> StoreEntry:
         """Return what a listing would say of this key."""
         info = self._call("read", key, lambda: self._files.info(self._base + key))
-        return StoreEntry(key, info.get("size"), _etag(info))
+        return StoreEntry(key, info.get("size"), _etag(info), modified=_modified(info))
 
     def get(self, key: str, *, most_bytes: int | None = None) -> Blob:
         """Return the whole file. Its etag is not known: fsspec hands over bytes only.
@@ -149,7 +154,9 @@ class FsspecS3:
         """Yield the objects whose key begins with `prefix` and is greater than `after`, in order, page by page."""
         folder = self._folder
         for entry in self._slow.list(folder + prefix, f"{folder}{after}" if after else ""):
-            yield StoreEntry(entry.key[len(folder) :], entry.size, entry.etag, entry.is_archived)
+            yield StoreEntry(
+                entry.key[len(folder) :], entry.size, entry.etag, entry.is_archived, modified=entry.modified
+            )
 
     def folders(self, folder: str, after: str) -> tuple[Sequence[str], bool]:
         """Return folders within a folder that are greater than a key: see `ListsAnywhere`."""
@@ -158,8 +165,7 @@ class FsspecS3:
 
     def head(self, key: str) -> StoreEntry:
         """Return what a listing would say of this key."""
-        entry = self._slow.head(self._folder + key)
-        return StoreEntry(key, entry.size, entry.etag)
+        return replace(self._slow.head(self._folder + key), key=key)
 
     def get(self, key: str, *, most_bytes: int | None = None) -> Blob:
         """Return the whole object."""
@@ -240,11 +246,24 @@ def _s3fs_config(access: S3Access) -> dict[str, Any]:
 
 def _child(info: dict[str, Any]) -> Child:
     name = info["name"].rstrip("/").rpartition("/")[2]
-    return Child(name, info["type"] == "directory", info.get("size"), _etag(info))
+    return Child(name, info["type"] == "directory", info.get("size"), _etag(info), _modified(info))
 
 
 def _etag(info: dict[str, Any]) -> str | None:
     return plain_etag(info.get("ETag") or info.get("etag"))
+
+
+def _modified(info: dict[str, Any]) -> float | None:
+    """Return when a file was written, in seconds since 1970 (UTC)."""
+    time = next((info[name] for name in _TIMES if info.get(name)), None)
+    if isinstance(time, str):
+        try:
+            time = datetime.fromisoformat(time)
+        except ValueError:
+            return None
+    if isinstance(time, datetime):
+        return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+    return float(time) if isinstance(time, int | float) else None
 
 
 def _explained(error: Exception, action: Action, uri: str) -> StoreError:

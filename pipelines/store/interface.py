@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from pipelines.options import check_options, option
@@ -20,10 +20,10 @@ KEYS_INSTEAD = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile."
 class StoreEntry:
     """One object of a listing.
 
-    `size` and `etag` are None where the source does not tell. Etags carry no quotes and no `W/`, wherever they come
-    from. `is_archived` says that the object must be restored before it can be read, where the listing tells: obstore's
-    does not. `unnameable` is not 0 in what stands for so many files or folders in the folder `key` whose names are not
-    UTF-8: only `ListsUnnameable` gives such an entry.
+    `size`, `etag` and `modified`, in seconds since 1970 (UTC), are None where the source does not tell. Etags carry no
+    quotes and no `W/`, wherever they come from. `is_archived` says that the object must be restored before it can be
+    read, where the listing tells: obstore's does not. `unnameable` is not 0 in what stands for so many files or folders
+    in the folder `key` whose names are not UTF-8: only `ListsUnnameable` gives such an entry.
     """
 
     key: str
@@ -31,6 +31,7 @@ class StoreEntry:
     etag: str | None
     is_archived: bool = False
     unnameable: int = 0
+    modified: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

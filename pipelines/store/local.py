@@ -67,7 +67,7 @@ class LocalStore:
             raise NotFound(
                 f"{self._path(key)} is not a file: name files, or the folder they are in with a slash at its end"
             )
-        return StoreEntry(key, status.st_size, _etag(status))
+        return StoreEntry(key, status.st_size, _etag(status), modified=status.st_mtime)
 
     def get(self, key: str, *, most_bytes: int | None = None) -> Blob:
         """Return the whole file."""
@@ -210,7 +210,7 @@ def _child(entry: os.DirEntry[str]) -> Child | None:
         return Child(entry.name, is_folder=False)  # a link to nothing: a missing image, which somebody should hear of
     if not stat.S_ISREG(status.st_mode):
         return None  # pipes, sockets, devices
-    return Child(entry.name, is_folder=False, size=status.st_size, etag=_etag(status))
+    return Child(entry.name, is_folder=False, size=status.st_size, etag=_etag(status), modified=status.st_mtime)
 
 
 def _is_utf8(name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 
 from pipelines.store.interface import (
@@ -28,6 +29,7 @@ class MemoryStore:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self._objects: dict[str, Blob] = {}
+        self._modified: dict[str, float] = {}  # when each was written last
         self._writes = 0
         self._lock = threading.Lock()
 
@@ -35,17 +37,17 @@ class MemoryStore:
         """Yield what was there when the listing began."""
         with self._lock:
             found = sorted(
-                (key, len(blob.data), blob.etag)
+                (key, len(blob.data), blob.etag, self._modified[key])
                 for key, blob in self._objects.items()
                 if key.startswith(prefix) and key > (after or "")
             )
-        for key, size, etag in found:
-            yield StoreEntry(key, size, etag)
+        for key, size, etag, modified in found:
+            yield StoreEntry(key, size, etag, modified=modified)
 
     def head(self, key: str) -> StoreEntry:
         """Return what a listing would say of this key."""
         blob = self.get(key)
-        return StoreEntry(key, len(blob.data), blob.etag)
+        return StoreEntry(key, len(blob.data), blob.etag, modified=self._modified.get(key))
 
     def get(self, key: str, *, most_bytes: int | None = None) -> Blob:
         """Return the object."""
@@ -74,6 +76,7 @@ class MemoryStore:
             self._writes += 1
             etag = f"{self._writes:x}"
             self._objects[key] = Blob(bytes(data), etag)
+            self._modified[key] = time.time()
             return etag
 
     def delete(self, key: str) -> None:

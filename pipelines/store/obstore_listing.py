@@ -102,7 +102,7 @@ def _list_native(bucket: ObjectStore, uri: str, prefix: str, after: str) -> Iter
                 if key <= last:
                     raise _MisreadError(unsorted_sentence(uri))
                 last = key
-                yield StoreEntry(key, size, plain_etag(meta["e_tag"]))
+                yield StoreEntry(key, size, plain_etag(meta["e_tag"]), modified=meta["last_modified"].timestamp())
     except InvalidPathError as error:
         raise _MisreadError("its name has empty or dotted segments, or control characters. Rename it.") from error
     except NATIVE_ERRORS as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import obstore
@@ -76,7 +77,12 @@ class ObstoreStore:
             patient=self._retry_seconds > 0,
         )
         for entry in entries:
-            yield StoreEntry(entry.key[len(folder) :], entry.size, entry.etag, entry.is_archived) if folder else entry
+            if not folder:
+                yield entry
+                continue
+            yield StoreEntry(
+                entry.key[len(folder) :], entry.size, entry.etag, entry.is_archived, modified=entry.modified
+            )
 
     def folders(self, folder: str, after: str) -> tuple[Sequence[str], bool]:
         """Return folders within a folder that are greater than a key, of S3 only: see `ListsAnywhere`."""
@@ -88,8 +94,7 @@ class ObstoreStore:
         """Return what a listing would say of this key."""
         path = self._folder + key
         if slow := self._slow_for(path):
-            entry = slow.head(path)
-            return StoreEntry(key, entry.size, entry.etag)
+            return replace(slow.head(path), key=key)
         with suppress(*NATIVE_ERRORS):
             return self._entry(key, obstore.head(self._bucket, path))
         # the answer to a HEAD has no code: a GET tells a missing object from a missing bucket
@@ -97,7 +102,7 @@ class ObstoreStore:
 
     @staticmethod
     def _entry(key: str, meta: ObjectMeta) -> StoreEntry:
-        return StoreEntry(key, meta["size"], plain_etag(meta["e_tag"]))
+        return StoreEntry(key, meta["size"], plain_etag(meta["e_tag"]), modified=meta["last_modified"].timestamp())
 
     def get(self, key: str, *, most_bytes: int | None = None) -> Blob:
         """Return the whole object."""

@@ -19,6 +19,7 @@ class Child:
     is_folder: bool
     size: int | None = None
     etag: str | None = None
+    modified: float | None = None
     unnameable: int = 0
 
 
@@ -46,7 +47,7 @@ def walk(read_folder: Callable[[str], Iterable[Child]], prefix: str, after: str 
             if (path > after or after.startswith(path)) and path.startswith(prefix):
                 folders.append(_sorted_paths(read_folder, path))
         elif path > after and path.startswith(prefix):
-            yield StoreEntry(path, child.size, child.etag, unnameable=child.unnameable)
+            yield StoreEntry(path, child.size, child.etag, unnameable=child.unnameable, modified=child.modified)
 
 
 def _sorted_paths(read_folder: Callable[[str], Iterable[Child]], folder: str) -> Iterator[tuple[str, Child]]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+from pipelines.configurations import differences
 from pipelines.errors import RayDetrError
-from pipelines.labelling.run import differences
 from pipelines.store import NotFound, Store, join_uri, put_if_absent
 from pipelines.strict_json import parse_object
 from pipelines.training.recipe import Recipe

@@ -279,7 +279,15 @@ def test_what_was_left_out_what_had_changed_and_what_was_resumed_is_told_where_t
 def test_nothing_to_do_is_success_in_one_line() -> None:
     summary = replace(SUMMARY, images=0, images_this_start=0, errors={}, files=0, already_labelled=1_204_113)
 
-    assert report(summary) == "nothing to do: all 1,204,113 images have rows of scenes@0123456789ab already"
+    labelled = "all 1,204,113 images have rows of scenes@0123456789ab already"
+    assert report(summary) == f"nothing to do: {labelled}"
+    left_out = {"not modified since": 1_200, ".json": 2}
+    assert report(replace(summary, skipped=left_out)) == (
+        f"nothing to do: {labelled}; left out: not modified since 1,200, .json 2"
+    )
+    assert report(replace(summary, skipped=left_out, already_labelled=0)) == (
+        "nothing to do: left out: not modified since 1,200, .json 2"
+    )
 
 
 @pytest.mark.parametrize(

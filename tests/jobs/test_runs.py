@@ -180,8 +180,8 @@ def test_the_unfinished_run_is_abandoned_and_its_rows_stay(labelled: Store, capf
     main(["--table", labelled.uri, "--abandon"])
 
     assert capfd.readouterr().out == (
-        f"abandoned: run night-2 of table {labelled.uri} is sealed. What it has published stays, the rest is left to "
-        "the next start\n"
+        f"abandoned: run night-2 of table {labelled.uri} is sealed. Published rows stay, the other images are "
+        "labelled by the next run\n"
     )
     assert [entry.key for entry in labelled.list("_runs/night-2/parts/")] == []
     main(["--table", labelled.uri, "--verify"])

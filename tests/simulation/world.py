@@ -209,11 +209,11 @@ class Writer:
         """Run the command once: to its end, its crash, or a sentence."""
         self.starts += 1
         store = WriterStore(self.world, self.name)
-        with self._lease(store) if self.is_leased else nullcontext(lambda: None) as still_ours:
-            return self._start(store, still_ours, new_run=new_run, selection=selection or Selection())
+        with self._lease(store) if self.is_leased else nullcontext(lambda: None) as check_lease:
+            return self._start(store, check_lease, new_run=new_run, selection=selection or Selection())
 
     def _start(
-        self, store: WriterStore, still_ours: Callable[[], None], *, new_run: bool, selection: Selection
+        self, store: WriterStore, check_lease: Callable[[], None], *, new_run: bool, selection: Selection
     ) -> RunResult:
         return run_labelling(
             store,
@@ -228,7 +228,7 @@ class Writer:
             clock=self.world.clock,
             tail=f"{self.name}{self.starts:03d}",
             threads=1,
-            still_ours=still_ours,
+            check_lease=check_lease,
         )
 
     @contextmanager

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 
-from pipelines.labelling.config import LabelConfig, PlanConfig, class_threshold, which_errors
+from pipelines.labelling.config import LabelConfig, PlanConfig, class_threshold, point_in_time, which_errors
 
 
 @pytest.mark.parametrize(
@@ -41,6 +43,15 @@ def test_a_threshold_that_is_none_is_refused() -> None:
     for text, sentence in (("cat=2", "2 is not in"), ("cat=high", "'high'"), ("cat=", "''")):
         with pytest.raises(ValueError, match=sentence):
             class_threshold(text)
+
+
+def test_a_time_without_an_offset_is_utc() -> None:
+    day = datetime(2026, 11, 28, tzinfo=UTC)
+
+    assert point_in_time("2026-11-28") == point_in_time("2026-11-28T00:00:00Z") == day
+    assert point_in_time("2026-11-28T01:00+01:00") == day
+    with pytest.raises(ValueError, match="'yesterday' is not a time such as 2026-11-28 or"):
+        point_in_time("yesterday")
 
 
 def test_passing_is_the_former_name_of_transient() -> None:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -72,6 +73,7 @@ class Start:
     spread: int = 1
     configuration: dict[str, object] = field(default_factory=dict)
     relabel: bool = False
+    modified_since: float | None = None
     did: list[str] = field(default_factory=list)
     writer: Writer = field(init=False)
 
@@ -80,8 +82,8 @@ class Start:
         self.world.clock.seconds += 1
         return run_labelling(
             self.world.objects,
-            RunRequest(model, model, self.configuration, None, {}),
-            Listing((self.writer._list,), NO_COLUMNS),
+            RunRequest(model, model, self.configuration | self._recorded_time, None, {}),
+            Listing((self.listed,), NO_COLUMNS, self.modified_since),
             self.selection,
             self,
             new_run=new_run,
@@ -92,9 +94,20 @@ class Start:
             tail="0001",
             show=self.shown.append,
             watchdog=self.watchdog,
-            still_ours=self.ask,
+            check_lease=self.ask,
             threads=1,
         )
+
+    def listed(self, after: str | None) -> Iterator[LakeObject]:
+        """List the lake's images; of 003.jpg is known that it was modified at second 3."""
+        for item in self.writer._list(after):
+            name = item.uri[-7:-4]
+            yield replace(item, modified=float(name)) if name.isdecimal() else item
+
+    @property
+    def _recorded_time(self) -> dict[str, object]:
+        time = self.modified_since
+        return {} if time is None else {"modified_since": datetime.fromtimestamp(time, UTC).isoformat()}
 
     def ask(self) -> None:
         self.asked += 1
@@ -193,6 +206,33 @@ def test_a_resumed_run_counts_what_was_there_before() -> None:
     assert first.shown[0].stage == f"resuming run {run.run_id}"
     assert (finished.images_this_start, finished.planned.labelled) == (1, 13)
     assert second.shown[-1].images == 1
+
+
+def test_a_run_that_is_resumed_on_another_night_keeps_its_own_time() -> None:
+    world = lake(6)
+    with pytest.raises(RayDetrError):
+        Start(world, modified_since=2, dies=True).run()
+    run = find_unfinished(world.objects)
+    assert run is not None
+
+    for other, difference in (
+        (Start(world), "none"),
+        (Start(world, modified_since=2, configuration={"a": 1}), "a none"),
+    ):
+        with pytest.raises(UsageError, match=difference):
+            other.run()
+    resumed = Start(world, modified_since=4)
+    finished = resumed.run()
+
+    stage = f"resuming run {run.run_id}, of images modified since 1970-01-01 00:00 UTC"
+    assert resumed.shown[0].stage == stage
+    assert uris(world) == [f"s3://lake/{number:03d}.jpg" for number in (2, 3, 4, 5)]
+    assert finished.planned.skipped == {"not modified since": 2}
+    assert Start(world, modified_since=1).run().images_this_start == 1
+    with pytest.raises(RayDetrError):
+        Start(world, dies=True).run()  # of the whole lake
+    with pytest.raises(UsageError, match=r"modified since none, now 1970-01-01T00:00:01\+00:00"):
+        Start(world, modified_since=1).run()
 
 
 def test_rows_of_earlier_starts_are_shown_as_done() -> None:

@@ -55,8 +55,8 @@ def held(
     said: list[str] | None = None,
 ) -> Iterator[None]:
     say = (lambda _: None) if said is None else said.append
-    with holding(table, can_swap=True, token=token, wait_seconds=wait_seconds, say=say) as still_ours:
-        still_ours()
+    with holding(table, can_swap=True, token=token, wait_seconds=wait_seconds, say=say) as check_lease:
+        check_lease()
         yield
 
 
@@ -210,12 +210,12 @@ def test_every_kind_of_store_knows_one_writer(store: Store) -> None:
 def test_a_start_that_has_lost_its_lease_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.01)
     table = memory_store()
-    with holding(table, can_swap=True, token="a", wait_seconds=0, say=lambda _: None) as still_ours:
-        still_ours()
+    with holding(table, can_swap=True, token="a", wait_seconds=0, say=lambda _: None) as check_lease:
+        check_lease()
         table.put(LEASE_KEY, module._encode(module.Holder("b", ELSEWHERE, NOW, NOW)))
         threading.Event().wait(1)
         with pytest.raises(RayDetrError, match=r"has lost its lease: table memory://store is being written .*gpu-7"):
-            still_ours()
+            check_lease()
 
 
 def test_heartbeats_and_giving_up_go_through_the_store_that_is_not_waited_for_long(
@@ -249,7 +249,7 @@ def test_heartbeats_and_giving_up_go_through_the_store_that_is_not_waited_for_lo
 def test_a_store_that_is_down_for_a_while_loses_no_lease(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.01)
     table = memory_store()
-    with holding(table, can_swap=True, token="a", wait_seconds=0, say=lambda _: None) as still_ours:
+    with holding(table, can_swap=True, token="a", wait_seconds=0, say=lambda _: None) as check_lease:
         with monkeypatch.context() as patched:
 
             def fail(*_: object, **__: object) -> None:
@@ -258,7 +258,7 @@ def test_a_store_that_is_down_for_a_while_loses_no_lease(monkeypatch: pytest.Mon
             patched.setattr(MemoryStore, "put", fail)
             threading.Event().wait(0.1)
         threading.Event().wait(0.1)
-        still_ours()
+        check_lease()
         with pytest.raises(LeaseHeld):
             acquire(table, ELSEWHERE, token="b", now=datetime.now(UTC))
 
@@ -284,8 +284,8 @@ def test_a_damaged_record_in_a_folder_matters_to_nobody_who_has_the_lock(tmp_pat
 
 def test_a_store_that_can_hold_no_lease_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
     table = memory_store()
-    with holding(table, can_swap=False, token="a", wait_seconds=0, say=lambda _: None) as still_ours:
-        still_ours()
+    with holding(table, can_swap=False, token="a", wait_seconds=0, say=lambda _: None) as check_lease:
+        check_lease()
 
     assert "memory://store cannot hold a lease: overlapping commands on it repeat work" in caplog.text
     assert list(table.list()) == []
@@ -296,13 +296,13 @@ def test_a_heart_that_stops_for_an_unforeseen_reason_is_a_lost_lease(monkeypatch
     seen: list[object] = []
     monkeypatch.setattr(threading, "excepthook", lambda args: seen.append(args.exc_value))
     table = memory_store()
-    with holding(table, can_swap=True, token="a", wait_seconds=0, say=lambda _: None) as still_ours:
+    with holding(table, can_swap=True, token="a", wait_seconds=0, say=lambda _: None) as check_lease:
         monkeypatch.setattr(module, "renew", None)
         deadline = time.monotonic() + 20
         while not seen and time.monotonic() < deadline:
             time.sleep(0.01)
         with pytest.raises(RayDetrError, match="its heartbeat has stopped"):
-            still_ours()
+            check_lease()
     assert isinstance(seen[0], TypeError)
 
 

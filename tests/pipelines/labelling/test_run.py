@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.configurations import differences
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.labelling.run import (
     End,
     Run,
     RunRequest,
     begin_run,
-    differences,
     end_run,
     find_unfinished,
     finish_run,
@@ -333,6 +333,7 @@ OLD = {**{name: value for name, value in SECOND.items() if name != "precision"},
         (json.dumps({**GOOD, "model_sha256": 5}).encode(), "is damaged"),
         (json.dumps({**GOOD, "configuration": []}).encode(), "is damaged"),
         (json.dumps({**GOOD, "configuration": {"threshold": float("nan")}}).encode(), "is damaged"),
+        (json.dumps({**GOOD, "configuration": {"modified_since": "soon"}}).encode(), "is damaged"),
         (json.dumps({**GOOD, "model": "\ud800"}).encode(), "is damaged"),
         (b"[" * 200_000 + b"]" * 200_000, "is damaged"),
         (json.dumps({**GOOD, "started_at": "yesterday"}).encode(), "is damaged"),

@@ -8,6 +8,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote_plus
 
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.errors import RayDetrError
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.lake.inventory import is_inventory, read_inventory
 from pipelines.lake.lake_object import ARCHIVED, LakeObject, Skipped
 from pipelines.lake.listing import list_objects
@@ -160,6 +161,27 @@ def test_the_sorted_runs_are_removed_with_the_inventory() -> None:
     gc.collect()
 
     assert not folder.exists()
+
+
+def test_a_report_tells_when_objects_were_modified_if_it_has_the_column(kind: str) -> None:
+    written = [datetime(2026, 11, 27, 23, 59, 59, 999_000, UTC), datetime(2026, 11, 28, tzinfo=UTC), None]
+    texts = ["2026-11-27T23:59:59.999Z", "2026-11-28T00:00:00.000Z", None]
+    columns: Columns = {
+        "key": ["a.jpg", "b.jpg", "c.jpg"],
+        "last_modified_date": texts if kind == "CSV" else written,  # type: ignore[dict-item]
+    }
+
+    inventory = read_inventory(report(columns, kind=kind), MANIFEST)
+    assert [entry.modified for entry in inventory.list()] == [1795823999.999, 1795824000.0, None]
+
+    store = report({name: values[:2] for name, values in columns.items()}, kind=kind)
+    source = f"s3://reports/{MANIFEST}"
+    listing = list_objects([source], open_root=lambda _: store, modified_since=written[1])
+    assert list(listing) == [Skipped("s3://lake/a.jpg", "not modified since"), LakeObject("s3://lake/b.jpg")]
+
+    store = report({"key": ["a.jpg"]}, kind=kind)
+    with pytest.raises(UsageError, match=r"manifest\.json does not tell when .* LastModifiedDate"):
+        list_objects([source], open_root=lambda _: store, modified_since=written[1])
 
 
 def test_a_run_takes_an_inventory_for_the_bucket_that_it_reports_on(kind: str) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,6 +18,7 @@ from pipelines.errors import RayDetrError, UsageError
 from pipelines.lake.lake_object import (
     ARCHIVED,
     DUPLICATE,
+    NOT_MODIFIED,
     NOT_UTF8,
     OWN_TABLE,
     WITHOUT_URI,
@@ -67,6 +70,64 @@ def test_an_object_has_the_size_and_etag_of_the_listing() -> None:
 
     assert list(listed(stores, "s3://lake/a")) == [LakeObject("s3://lake/a/1.jpg", "1", 5)]
     assert list(listed(stores, "s3://lake/a/1.jpg")) == [LakeObject("s3://lake/a/1.jpg", "1", 5)]
+
+
+def written(folder: Path, **times: float) -> Path:
+    """A folder of images that were modified at these times."""
+    for name, time in times.items():
+        path = folder / f"{name}.jpg"
+        path.write_bytes(b"12345")
+        os.utime(path, (time, time))
+    return folder
+
+
+SINCE = datetime(2026, 11, 28, tzinfo=UTC)
+AT = SINCE.timestamp()
+
+
+def test_images_that_were_modified_before_a_time_are_skipped(tmp_path: Path) -> None:
+    folder = written(tmp_path, a=AT - 0.5, b=AT, c=AT + 100)
+    sources = [str(folder), f"{folder}/a.jpg", f"{folder}/c.jpg"]
+
+    listing = list_objects(sources, modified_since=SINCE)
+
+    assert uris(listing) == [f"file://{folder}/b.jpg", f"file://{folder}/c.jpg"]
+    assert skipped(listing) == {NOT_MODIFIED: 1, "duplicate": 2}
+    assert uris(replace(listing, modified_since=AT + 1)) == [f"file://{folder}/c.jpg"]
+    assert [item.uri for item in listing.after(f"file://{folder}/b.jpg") if isinstance(item, LakeObject)] == [
+        f"file://{folder}/c.jpg"
+    ]
+
+
+def test_a_folder_in_which_nothing_was_modified_is_no_mistake(tmp_path: Path) -> None:
+    listing = list_objects([str(written(tmp_path, a=1, b=2))], modified_since=SINCE)
+
+    assert list(listing) == [Skipped(f"file://{tmp_path}/{name}.jpg", NOT_MODIFIED) for name in "ab"]
+
+
+def test_the_time_of_images_inside_a_file_is_that_of_the_file(tmp_path: Path) -> None:
+    for name, time in (("old", AT - 1), ("new", AT)):
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
+            tar.addfile(tarfile.TarInfo("1.jpg"))  # its own time is 1970
+        os.utime(tmp_path / f"{name}.tar", (time, time))
+
+    listing = list_objects([f"{tmp_path}/*.tar"], modified_since=SINCE)
+
+    assert uris(listing) == [f"file://{tmp_path}/new.tar#/1.jpg"]
+    assert skipped(listing) == {NOT_MODIFIED: 1}
+
+
+def test_what_does_not_tell_when_images_were_modified_is_refused_with_a_time(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    written(photos, a=AT)
+    (tmp_path / "lists").mkdir()
+    for name in ("list.csv", "lists/part-0.csv"):
+        (tmp_path / name).write_text(f"uri\n{photos}/a.jpg\n")
+
+    for source in (f"{tmp_path}/list.csv", f"{tmp_path}/lists", "https://example.org/a.jpg"):
+        with pytest.raises(UsageError, match=f"--modified-since: {source} does not tell when images were modified"):
+            list_objects([str(photos), source], modified_since=SINCE)
 
 
 def test_what_the_listing_says_is_archived_is_left_out_unless_a_list_names_it() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -79,6 +80,19 @@ def test_listing_tells_sizes_and_the_etags_that_reading_tells(store: Store) -> N
 
     assert entry == StoreEntry("a/b", 5, store.get("a/b").etag)
     assert store.head("a/b") == entry
+
+
+def test_listing_and_head_tell_when_an_object_was_written(store: Store) -> None:
+    before = time.time()
+    store.put("a/b", b"12345")
+    after = time.time()
+
+    (entry,) = store.list()
+
+    # S3 tells whole seconds; a file system's clock may lag by a tick
+    assert entry.modified is not None
+    assert before - 1.1 <= entry.modified <= after + 0.1
+    assert store.head("a/b").modified == pytest.approx(entry.modified, abs=1)
 
 
 def test_an_empty_store_lists_nothing(store: Store) -> None:
