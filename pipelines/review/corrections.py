@@ -67,10 +67,17 @@ class GivenOut:
             self._by_uri[one.image.shown_uri] = None if is_ambiguous else one
 
     def find(self, review_id: object, uri: object) -> GivenImage | None:
-        """Return the image of a task by its `review` or, where that is missing, by its address."""
-        if isinstance(review_id, str):
-            return self._by_id.get(review_id)
-        return self._by_uri.get(uri) if isinstance(uri, str) else None
+        """Return the image of a task by its `review` or, where that is missing, by its address.
+
+        Args:
+            review_id: batch and place, as `3/17`; of another table it names an image of another address.
+            uri: the image's address.
+        """
+        if not isinstance(review_id, str):
+            return self._by_uri.get(uri) if isinstance(uri, str) else None
+        found = self._by_id.get(review_id)
+        is_other = found is not None and isinstance(uri, str) and uri != found.image.shown_uri
+        return None if is_other else found
 
 
 @dataclass(slots=True)

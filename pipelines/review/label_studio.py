@@ -42,7 +42,8 @@ def read_label_studio(tasks: list[Any], *, name: str, given_out: GivenOut, file_
             raise UsageError(f"corrections {name}: entry {position} is not a task of Label Studio.")
         is_whole = isinstance(task.get("data"), dict)
         data: Json = task["data"] if is_whole else task
-        given = given_out.find(data.get("review"), data.get("uri", data.get("image")))
+        uri = data.get("uri", None if "review" in data else data.get("image"))
+        given = given_out.find(data.get("review"), uri)
         origin = f"task {task.get('id', position)} ({data.get('uri', data.get('image'))}) of {name}"
         if given is None:
             into.add_stranger(origin)

@@ -19,8 +19,9 @@ from pipelines.review.export import export_review
 from pipelines.shards.reader import read_index
 from pipelines.shards.rows import coco_json
 from pipelines.store import open_store
-from pipelines.table.schema import Detected, Row
-from tests.pipelines.report.tables import dog_and_cat, picture, publish
+from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
+from tests.conftest import S3Server
+from tests.pipelines.report.tables import NOW, dog_and_cat, picture, publish
 from tests.pipelines.review.answers import annotation, exported_task, minimal, region
 
 Json = dict[str, Any]
@@ -339,6 +340,10 @@ def test_coco_boxes_of_a_smaller_copy_are_scaled(folder: Path) -> None:
         (["x"], "entry 0 is not a task"),
         ([{"id": 1, "data": {"image": "s3://other/a.jpg"}, "annotations": []}], "none of it is of a batch of table"),
         ([{"id": 1, "data": {"review": "9/0"}, "annotations": []}], "none of it is of a batch of table"),
+        (
+            [{"id": 1, "data": {"review": "1/0", "uri": "s3://other/a.jpg"}, "annotations": []}],
+            "none of it is of a batch",
+        ),
         ([{"id": 1, "data": {"review": "1/0"}, "annotations": {}}], "its annotations are not a list"),
         ([{"id": 1, "data": {"review": "1/0"}, "annotations": []}], "no image of .* has been reviewed"),
     ],
@@ -403,6 +408,36 @@ def test_members_of_archives_are_read_by_their_addresses(tmp_path: Path) -> None
     summary = take_back(tmp_path, [exported_task(given(tmp_path)["1"], [annotation([])])])
 
     assert summary.shards.images == 1
+
+
+def test_table_images_files_and_shards_may_lie_in_a_bucket_where_etags_tell_versions(
+    moto: S3Server, tmp_path: Path
+) -> None:
+    bucket, options = moto.bucket(), moto.options()
+    store = open_store(bucket, options)
+    rows = []
+    for name in ("a.png", "b.png"):
+        data = Path(picture(tmp_path, name)).read_bytes()
+        etag = store.put(f"lake/{name}", data)
+        rows.append(
+            Row(f"{bucket}/lake/{name}", etag, len(data), width=80, height=60, detections=dog_and_cat(0.6, 0.5))
+        )
+    table = encode(rows_to_table(rows, origin=Origin("detr@1", 0.05, "run-1", 0, NOW)))
+    store.put("table/data/run-1-00000.parquet", table)
+    export_review(ReviewConfig(table=f"{bucket}/table", out=f"{bucket}/batch", count=9, options=options))
+    tasks = json.loads(store.get("batch/tasks.json").data)
+    answers = [exported_task(task, [annotation([region("dog", [8, 6, 40, 30], SIZE)])]) for task in tasks]
+    store.put("corrected.json", json.dumps(answers).encode())
+    store.put("lake/b.png", store.get("lake/b.png").data[:-1] + b"x")  # of the same size
+
+    summary = shard_corrections(
+        CorrectionsConfig(
+            f"{bucket}/table", f"{bucket}/shards", (f"{bucket}/corrected.json",), max_missing=0.5, options=options
+        )
+    )
+
+    assert summary.shards.report["left_out_changed"] == 1
+    assert read_index(open_store(f"{bucket}/shards", options)).images == 1
 
 
 def test_classes_of_two_batches_that_differ_are_refused(folder: Path) -> None:
