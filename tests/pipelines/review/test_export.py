@@ -95,6 +95,16 @@ def test_classes_take_turns_the_rarest_first(table: str, tmp_path: Path) -> None
     assert len(set(chosen)) == 4
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_class_whose_image_was_taken_by_another_one_takes_its_next(seed: int, tmp_path: Path) -> None:
+    table = str(tmp_path / "table")
+    publish(table, [row("both", ("cat", 0.9), ("dog", 0.9)), row("cat", ("cat", 0.9)), row("dog", ("dog", 0.9))])
+
+    give_out(table, tmp_path / "out", "per-class", 2, seed=seed)
+
+    assert names(table) in (["both", "dog"], ["cat", "both"], ["cat", "dog"])  # not both cats
+
+
 def test_more_than_there_are_of_all_classes_is_all_of_them_once(table: str, tmp_path: Path) -> None:
     give_out(table, tmp_path / "out", "per-class", 50)
 
