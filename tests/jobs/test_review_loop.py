@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import runpy
 import subprocess
@@ -75,7 +76,9 @@ def test_a_class_that_the_model_lacks_is_learnt_from_corrections_and_the_run_say
 @pytest.mark.long
 def test_ap_rises_in_three_of_three_seeds(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), "--out", str(tmp_path / "loops"), "--seeds", "1", "2", "3"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
 
     found = re.findall(r"AP (0\.\d+) -> (0\.\d+)", done.stdout)
     assert len(found) == 3
