@@ -11,9 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from detr.tiles import make_tiling
 from jobs.exits import run_process
-from jobs.options import add_device_options, note_on_model, share
+from jobs.options import add_device_options, add_options, note_on_model, share
 from jobs.parser import CommandParser
+from pipelines.labelling.config import PlanConfig
 
 if TYPE_CHECKING:
     from pipelines.detect import ImageResult
@@ -34,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--threshold", type=share, default=0.9, metavar="SCORE", help="lowest score to show (%(default)s)"
     )
     parser.add_argument("--draw", type=Path, metavar="DIR", help="write each image with its boxes into this folder")
+    add_options(parser, PlanConfig, only=("tiles", "overlap"))
     add_device_options(parser)
     parser.add_argument("--json", action="store_true", help="print one line of JSON for each image")
     args = parser.parse_args(argv)
@@ -45,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.draw is not None and args.draw.exists() and not args.draw.is_dir():
         parser.error(f"--draw {args.draw} is a file: name a folder, which is made if it is missing")
     try:
+        tiling = make_tiling(args.tiles, args.overlap)
         images = find_images(args.images)
     except ValueError as error:
         parser.error(str(error))
@@ -60,7 +64,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with nullcontext(_ignore) if output.isatty() else shown(errors, drawing) as on_progress:
         on_progress(-1)
         try:
-            detector = open_detector(args.model, threshold=args.threshold, device=args.device, precision=args.precision)
+            detector = open_detector(
+                args.model, threshold=args.threshold, device=args.device, precision=args.precision, tiling=tiling
+            )
         except ValueError as error:
             parser.error(str(error))
         on_progress(0)

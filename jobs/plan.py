@@ -2,8 +2,9 @@
 
 ray-detr plan --images s3://lake/2026/ --table s3://lake/detections --model facebook/detr-resnet-50
 
-Shards are counted as on GPUs, 2,048 images each, unless --shard-images is given. With --model it takes the options of
-`ray-detr label`, and refuses what that refuses: a threshold, classes or a precision that the table has no rows of.
+Shards are counted as on GPUs, 2,048 images each (256 with --tiles), unless --shard-images is given. With --model it
+takes the options of `ray-detr label`, and refuses what that refuses: a threshold, classes or a precision that the table
+has no rows of.
 """
 
 import json
@@ -22,7 +23,15 @@ if TYPE_CHECKING:
     from pipelines.labelling.plan import PlanSummary
     from pipelines.labelling.trial import Prediction
 
-SETTINGS = ("threshold", "classes", "precision", "masks", "relabel")  # what tells rows of one model apart
+SETTINGS = (
+    "threshold",
+    "classes",
+    "precision",
+    "masks",
+    "tiles",
+    "overlap",
+    "relabel",
+)  # what tells rows of one model apart
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -54,16 +63,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     config = make_config(parser, PlanConfig, args)
 
-    from pipelines.labelling.plan import GPU_SHARD_IMAGES, summarise_plan
+    from pipelines.labelling.plan import summarise_plan, usual_shard_images
 
     model = None if config.model is None else _recorded_name(config)
     summary = summarise_plan(config, model=model)
+    shard_images = config.shard_images or usual_shard_images(gpus=True, tiled=config.tiling is not None)
     prediction = None
     if args.trial is not None and summary.images:
         prediction = _predict(config, summary.images, trial=args.trial, price_per_hour=args.price_per_hour)
 
     if args.json:
-        record = {**asdict(summary), "model": model, "shard_images": config.shard_images or GPU_SHARD_IMAGES}
+        record = {**asdict(summary), "model": model, "shard_images": shard_images}
         if prediction is not None:
             record["prediction"] = asdict(prediction)
         print(json.dumps(record, indent=2))
@@ -72,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             report(
                 summary,
                 model=None if config.skip_labelled == "any" else model,
-                shard_images=config.shard_images or GPU_SHARD_IMAGES,
+                shard_images=shard_images,
             )
         )
         if prediction is not None:

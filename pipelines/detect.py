@@ -11,6 +11,7 @@ from detr.images.decoding import ImageError, decode
 from detr.images.drawing import draw_detections
 from detr.postprocess import Detections
 from detr.precision import Precision
+from detr.tiles import Tiling
 from pipelines.errors import RayDetrError
 from pipelines.labelling.fetching import OBJECT_KINDS
 from pipelines.lake.images import ImageStores
@@ -81,14 +82,23 @@ def _is_inside_file(name: str) -> bool:
     return found is not None and Path(found[0]).is_file()
 
 
-def open_detector(model: str, *, threshold: float, device: str = "auto", precision: Precision = "auto") -> DetectorLike:
+def open_detector(
+    model: str,
+    *,
+    threshold: float,
+    device: str = "auto",
+    precision: Precision = "auto",
+    tiling: Tiling | None = None,
+) -> DetectorLike:
     """Return the detector of a model reference, as `label` takes it.
 
     Raises:
         RayDetrError: the model cannot be had.
         ValueError: the threshold is outside 0..1, or there is no such device.
     """
-    return load_detector(model, StoreOptions(), threshold=threshold, device=device, precision=precision)[0]
+    return load_detector(model, StoreOptions(), threshold=threshold, device=device, precision=precision, tiling=tiling)[
+        0
+    ]
 
 
 def detect(

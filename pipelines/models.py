@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from detr.detectors import DetectorLike
     from detr.model import Detr
     from detr.precision import Precision
+    from detr.tiles import Tiling
 
 SINGLE_FILES = (".pth", ".ckpt")
 """Endings of models that are one file."""
@@ -97,6 +98,7 @@ def load_detector(
     classes: Mapping[str, float | None] | None = None,
     batch_size: int | None = None,
     masks: bool = False,
+    tiling: Tiling | None = None,
 ) -> tuple[DetectorLike, ModelInfo]:
     """Put a model onto a device: anything that `detr.detectors.load_detector` takes, or a directory in a store.
 
@@ -109,6 +111,7 @@ def load_detector(
         classes: see there.
         batch_size: see there.
         masks: whether it gives a mask with each detection; see `detr.segmentation.detector.MaskDetector`.
+        tiling: how large pictures are cut into tiles; None: they are not. Masks of tiles cannot be joined.
 
     Raises:
         UsageError: there is no such model, or it does not detect boxes, in one sentence.
@@ -136,7 +139,13 @@ def load_detector(
     except CheckpointError as error:
         raise _refusal(error) from error
     assert detector.identity is not None, "it was loaded from a reference"
-    return detector, _info(reference, detector.identity, detector.categories, detector.family, masks)
+    info = _info(reference, detector.identity, detector.categories, detector.family, masks)
+    if tiling is None:
+        return detector, info
+    from detr.tiled_detector import TiledDetector
+
+    assert not masks, "the configuration refuses both"
+    return TiledDetector(detector, tiling), info
 
 
 def identify_model(reference: str, options: StoreOptions) -> ModelInfo:

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -23,18 +24,19 @@ from detr.checkpoints.model_directory import (
     WEIGHT_FILES,
     CheckpointError,
     model_files,
+    parse_json,
     read_json,
     read_preprocessor,
 )
 from detr.checkpoints.references import EMBEDDED, locate
-from detr.checkpoints.tensor_files import read_directory_tensors
+from detr.checkpoints.tensor_files import parse_safetensors, read_directory_tensors
 from detr.checkpoints.weight_names import bare_names, has_mask_head
 from detr.checkpoints.weights_file import read_weights_file
 from detr.config import DetrConfig
 from detr.model import Detr
 from detr.segmentation.mask_head import PanopticDetr
 
-__all__ = ["EMBEDDED", "CheckpointError", "fingerprint", "load", "model_files", "save"]
+__all__ = ["EMBEDDED", "CheckpointError", "dump", "fingerprint", "load", "load_files", "model_files", "save"]
 
 
 def load(ref: str | os.PathLike[str], *, variant: str | None = None) -> Detr:
@@ -76,6 +78,40 @@ def load(ref: str | os.PathLike[str], *, variant: str | None = None) -> Detr:
     return _load_directory(path, source)
 
 
+def load_files(files: Mapping[str, bytes], *, source: str) -> Detr:
+    """Return the network from the files of `dump`: on the CPU, float32, in evaluation mode.
+
+    Args:
+        files: contents by name: model.safetensors, config.json and preprocessor_config.json.
+        source: name of the model in messages.
+
+    Raises:
+        CheckpointError: a file is damaged, or the model is not a DETR.
+    """
+    return _assemble(
+        parse_safetensors(files[WEIGHT_FILES[0]], WEIGHT_FILES[0], source=source),
+        parse_json(files[CONFIG_FILE], CONFIG_FILE, source=source),
+        parse_json(files[PREPROCESSOR_FILE], PREPROCESSOR_FILE, source=source),
+        source,
+    )
+
+
+def dump(model: Detr) -> dict[str, bytes]:
+    """Return the files of a model directory by name: weights, configuration and preprocessing, without writing them.
+
+    A trainable norm becomes the frozen one that it is in evaluation.
+
+    Raises:
+        CheckpointError: the format of `transformers` cannot express the network.
+    """
+    config, layout = write_config(model.config)
+    return {
+        WEIGHT_FILES[0]: safetensors.torch.save(to_file(model, layout), metadata={"format": "pt"}),
+        CONFIG_FILE: _json(config),
+        PREPROCESSOR_FILE: _json(write_preprocessor(model.config)),
+    }
+
+
 def save(model: Detr, directory: str | os.PathLike[str]) -> None:
     """Write a model directory that `load` and `transformers` read alike: weights, configuration, preprocessing.
 
@@ -84,20 +120,18 @@ def save(model: Detr, directory: str | os.PathLike[str]) -> None:
     evaluation.
 
     Raises:
-        CheckpointError: `transformers` has no words for the network, or `directory` holds something else than a model.
+        CheckpointError: the format of `transformers` cannot express the network, or `directory` contains other files.
     """
     target = Path(directory).expanduser().resolve()
-    config, layout = write_config(model.config)
+    files = dump(model)
     if target.exists() and not _may_be_replaced(target):
         raise CheckpointError(f"cannot save to {target}: it is not empty, and not a model directory. Choose another.")
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = target.with_name(f".{target.name}.{secrets.token_hex(4)}.new")
     fresh.mkdir()
     try:
-        weights = safetensors.torch.save(to_file(model, layout), metadata={"format": "pt"})
-        _write(fresh / WEIGHT_FILES[0], weights)
-        _write(fresh / CONFIG_FILE, _json(config))
-        _write(fresh / PREPROCESSOR_FILE, _json(write_preprocessor(model.config)))
+        for name, content in files.items():
+            _write(fresh / name, content)
         _put_in_place(fresh, target)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)  # nothing is left to remove when all went well
@@ -117,12 +151,23 @@ def fingerprint(model: Detr) -> str:
 
 
 def _load_directory(directory: Path, source: str) -> Detr:
-    tensors = read_directory_tensors(directory, source=source)
+    return _assemble(
+        read_directory_tensors(directory, source=source),
+        read_json(directory / CONFIG_FILE, source=source),
+        read_preprocessor(directory, source=source),
+        source,
+    )
+
+
+def _assemble(
+    tensors: dict[str, Tensor], config_json: dict[str, Any], preprocessor: dict[str, Any], source: str
+) -> Detr:
+    """Return the network of a model directory's tensors, configuration and preprocessing."""
     names = bare_names(tensors)
     _mention_wrappers(names, source)
     config, layout = read_config(
-        read_json(directory / CONFIG_FILE, source=source),
-        read_preprocessor(directory, source=source),
+        config_json,
+        preprocessor,
         class_rows=next((tensors[name].numel() for name, bare in names.items() if bare == CLASS_BIAS), 0),
         source=source,
     )

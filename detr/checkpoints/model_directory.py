@@ -54,13 +54,26 @@ def model_files(names: Iterable[str], *, source: str) -> tuple[str, ...]:
 
 
 def read_json(path: Path, *, source: str) -> dict[str, Any]:
-    """Return the json object that a file holds."""
+    """Return the JSON object in a file."""
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        data = path.read_bytes()
+    except OSError as error:
         raise CheckpointError(f"checkpoint {source}: {path.name} cannot be read ({brief(error)}).") from error
+    return parse_json(data, path.name, source=source)
+
+
+def parse_json(data: bytes, name: str, *, source: str) -> dict[str, Any]:
+    """Return the JSON object in the bytes of a file.
+
+    Raises:
+        CheckpointError: they are not a JSON object.
+    """
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"checkpoint {source}: {name} cannot be read ({brief(error)}).") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"checkpoint {source}: {path.name} is not a json object.")
+        raise CheckpointError(f"checkpoint {source}: {name} is not a json object.")
     return value
 
 

@@ -51,6 +51,18 @@ def read_directory_tensors(directory: Path, *, source: str) -> dict[str, Tensor]
     return tensors
 
 
+def parse_safetensors(data: bytes, name: str, *, source: str) -> dict[str, Tensor]:
+    """Return the tensors in the bytes of a safetensors file.
+
+    Raises:
+        CheckpointError: the bytes are damaged.
+    """
+    try:
+        return safetensors.torch.load(data)
+    except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise _damaged_error(name, source, error) from error
+
+
 def read_original(path: Path, *, source: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the weights of an original `.pth`, and the `args` of the training that wrote it, empty if it has none.
 
@@ -147,8 +159,12 @@ def _unpickle(path: Path, source: str, *, allowed: list[Any]) -> object:
 def _damaged(path: Path, source: str, error: Exception) -> CheckpointError:
     if _starts_with(path, _LFS_POINTER):
         return CheckpointError(f"checkpoint {source}: {path.name} is a Git LFS pointer; fetch the file with git lfs.")
+    return _damaged_error(path.name, source, error)
+
+
+def _damaged_error(name: str, source: str, error: Exception) -> CheckpointError:
     return CheckpointError(
-        f"checkpoint {source}: {path.name} cannot be read, it is damaged or incomplete ({_brief(error)})."
+        f"checkpoint {source}: {name} cannot be read, it is damaged or incomplete ({_brief(error)})."
     )
 
 

@@ -81,7 +81,11 @@ def draw_scene(seed: int, height: int, width: int) -> Scene:
     image = draw_background(rng, height, width)
     for _ in range(rng.integers(5)):
         _draw_line(rng, image)
-    shapes = place_shapes(rng, height, width)
+    return _drawn(rng, image, place_shapes(rng, height, width))
+
+
+def _drawn(rng: Generator, image: NDArray[np.uint8], shapes: Sequence[Shape]) -> Scene:
+    """Draw shapes onto a background and take the photograph."""
     for shape in shapes:
         draw_shape(rng, image, shape)
     return Scene(
@@ -91,14 +95,46 @@ def draw_scene(seed: int, height: int, width: int) -> Scene:
     )
 
 
+def draw_crowd(
+    seed: int, height: int, width: int, *, shapes: int, diameters: tuple[float, float] = (20.0, 640.0)
+) -> Scene:
+    """Draw a large picture with many small shapes: equal arguments give equal bytes on any machine.
+
+    Args:
+        seed: 0 or more; each gives another picture.
+        height: in pixels, at least 16.
+        width: in pixels, at least 16.
+        shapes: how many are tried to place; those that would hide too much of others are left out.
+        diameters: the least and the largest nominal diameter in pixels; they are log-uniform between them.
+
+    Raises:
+        ValueError: a negative seed, or a side under 16 pixels.
+    """
+    if seed < 0 or min(height, width) < 16:
+        raise ValueError(f"cannot draw crowd {seed} of {height} x {width}: give a seed from 0, sides from 16 pixels.")
+    rng = Generator(PCG64([seed, height, width, shapes]))
+    image = draw_background(rng, height, width)
+    placed = _place(rng, height, width, shapes, diameters, scale=1.0)
+    return _drawn(rng, image, placed)
+
+
 def place_shapes(rng: Generator, height: int, width: int) -> list[Shape]:
     """Choose 1 to 8 shapes that lie wholly inside the picture and hide little of each other, the lowest first."""
     count = int(rng.integers(1, MOST_SHAPES + 1))
-    least, most = DIAMETER[0], DIAMETER[1] * (0.85 if count > CROWDED else 1.0)
+    shorter = min(height, width)
+    most = DIAMETER[1] * (0.85 if count > CROWDED else 1.0)
+    return _place(rng, height, width, count, (DIAMETER[0], most), scale=shorter)
+
+
+def _place(
+    rng: Generator, height: int, width: int, count: int, diameters: tuple[float, float], *, scale: float
+) -> list[Shape]:
+    """Choose up to `count` shapes whose nominal diameters, in units of `scale` pixels, are log-uniform."""
+    least, most = diameters
     shapes: list[Shape] = []
     for _ in range(count):
         class_index = int(rng.integers(len(SCENE_CATEGORIES)))
-        diameter = min(height, width) * math.exp(rng.uniform(math.log(least), math.log(most)))
+        diameter = scale * math.exp(rng.uniform(math.log(least), math.log(most)))
         stretch, angle = math.exp(rng.uniform(-STRETCH, STRETCH)), rng.uniform(0, 2 * math.pi)
         cos, sin = math.cos(angle), math.sin(angle)
         turn = diameter / 2 * np.array([[stretch * cos, stretch * sin], [-sin, cos]])

@@ -1,6 +1,6 @@
-"""Shards through a Ray Data actor pool: the only place where labelling meets Ray's scheduling.
+"""Labels shards in a Ray Data actor pool. No other module of labelling depends on Ray's scheduling.
 
-What Ray 2.60 does when actors die, and why these settings, is in docs/decisions.md.
+How Ray 2.60 handles the death of actors, and the reasons for these settings, are in docs/decisions.md.
 """
 
 import logging
@@ -38,18 +38,18 @@ from pipelines.models import ModelInfo
 from pipelines.remote_errors import first_line, remote_sentence
 from pipelines.store import StoreError, without_secrets
 
-SHARDS_AT_ONCE = 2  # per actor: one is fetched while the other is in the network
-SHARDS_IN_FLIGHT = 4  # per actor: with fewer than 1.75 times what runs at once the pool never grows
-LEAST_RESTARTS = 50  # per actor; an endless number would hide a node on which the model kills its process
-ACTORS_WAIT_SECONDS = 600  # for the first actors to start, model loading included
-STALL_SECONDS = 3600.0  # without any shard, nodes that are waited for included, before the pool is given up
+SHARDS_AT_ONCE = 2  # per actor: one is fetched while the network computes the other
+SHARDS_IN_FLIGHT = 4  # per actor: the pool grows only if this is at least 1.75 times SHARDS_AT_ONCE
+LEAST_RESTARTS = 50  # per actor; an unlimited number would hide a node on which the model kills its process
+ACTORS_WAIT_SECONDS = 600  # for the first actors to start and load the model
+STALL_SECONDS = 3600.0  # without a finished shard, including waiting for nodes, before the pool is given up
 STOP_POLL_SECONDS = 0.5
-TELL_SECONDS = 2.0  # between two looks at how much of a shard is done
-PROBE_SECONDS = 900  # for one actor to load the model, a download from the hub included
+TELL_SECONDS = 2.0  # between two reports of the images that are done
+PROBE_SECONDS = 900  # for one actor to load the model, including a download from the hub
 
 
 class ShardActor:
-    """The class that Ray Data keeps one object of in each actor; what it does is `Labeler`'s."""
+    """The actor class for Ray Data; the work is done by `Labeler`."""
 
     def __init__(self, spec: LabelerSpec) -> None:
         self._failure = ""
@@ -60,14 +60,14 @@ class ShardActor:
         try:
             self._labeler = build_labeler(spec)
         except (StoreError, RayDetrError, ValueError, RuntimeError, OSError) as error:  # RuntimeError: CUDA's
-            self._failure = first_line(error)  # raised here, it would reach the driver as an actor's death
+            self._failure = first_line(error)  # if raised here, the driver would see only that the actor died
             return
         self._done = _ImagesDone(spec.pool)
         self._begun = _ShardsInProgress(spec.pool) if spec.may_stop else None
         loading.has_loaded()
 
     def __call__(self, row: Mapping[str, int]) -> dict[str, Any]:
-        """Label the shard whose number the row has; return its outcome as a row."""
+        """Label the shard with the row's number; return its outcome as a row."""
         if self._failure:
             return _to_row(Failed(self._failure))
         shard = int(row["shard"])
@@ -76,19 +76,19 @@ class ShardActor:
         try:
             report = self._labeler.label(shard, on_images=self._done.teller(shard))
         except (LakeUnreadable, StoreError, RayDetrError) as error:
-            # an exception would be dropped with its block (max_errored_blocks); as a row it stops the driver
+            # Ray would drop an exception with its block (max_errored_blocks); a row stops the driver
             return _to_row(Failed(str(error)))
-        except Exception as error:  # the driver runs the shard again, and stops with this when that does not help
+        except Exception as error:  # the driver runs the shard again, and stops with this error if that does not help
             logging.getLogger(__name__).exception("shard %s is lost", row["shard"])  # into this actor's log file
             return _to_row(Lost(f"{type(error).__name__}: {first_line(error)}"))
         return _to_row(report)
 
 
 class _Loading:
-    """What the actors of a pool know of each other's loading: whether one of them died of it, kept by Ray's head.
+    """Records in Ray's head which actors of a pool load the model, to detect that loading kills the process.
 
-    Ray Data restarts an actor that died in its constructor, with the same id, and without telling anybody: a model
-    that kills its process would be loaded again and again.
+    Ray Data restarts an actor that died in its constructor, with the same id and without an error. A model that kills
+    its process would be loaded without end.
     """
 
     def __init__(self, pool: str) -> None:
@@ -96,25 +96,25 @@ class _Loading:
         self._is_shared = bool(pool) and bool(_internal_kv_initialized())  # type: ignore[no-untyped-call]
 
     def has_killed(self) -> bool:
-        """Say that this actor loads the model. Return whether it did so before, and no actor has ever finished."""
+        """Record that this actor loads the model. Return whether it did so before, and no actor has loaded it."""
         if not self._is_shared:
-            return False  # not an actor of a pool
+            return False  # not in a pool
         has_begun = _internal_kv_put(f"{self._prefix}{ray.get_runtime_context().get_actor_id()}", b"", overwrite=False)
         return has_begun and not _internal_kv_exists(f"{self._prefix}loaded")
 
     def has_loaded(self) -> None:
-        """Say that the model is loaded: from now on a death has another reason."""
+        """Record that the model is loaded: from now on, deaths have other reasons."""
         if self._is_shared:
             _internal_kv_put(f"{self._prefix}loaded", b"")
 
     def forget(self) -> None:
-        """Remove what the actors said, in the driver."""
+        """Remove the records, in the driver."""
         if self._is_shared and ray.is_initialized():
             _internal_kv_del(self._prefix, del_by_prefix=True)
 
 
 class _ImagesDone:
-    """How many images of unfinished shards are done: actors tell Ray's head, the driver asks it."""
+    """Images of unfinished shards that are done. Actors report them to Ray's head; the driver reads them there."""
 
     def __init__(self, pool: str) -> None:
         self._prefix = f"ray-detr/{pool}/images/"
@@ -124,26 +124,26 @@ class _ImagesDone:
         self._lock = threading.Lock()
 
     def teller(self, shard: int) -> Callable[[int], None]:
-        """Return what an actor calls with the number of images that are done; the head is told now and then."""
+        """Return a function that an actor calls with the number of images that are done; it reports now and then."""
         told_at = time.monotonic()
 
         def tell(images: int) -> None:
             nonlocal told_at
             if self._is_shared and time.monotonic() >= told_at + TELL_SECONDS:
                 told_at = time.monotonic()
-                with suppress(RayError, RuntimeError, ValueError, OSError):  # only shown: no shard is lost for it
+                with suppress(RayError, RuntimeError, ValueError, OSError):  # only progress: ignore errors
                     _internal_kv_put(f"{self._prefix}{shard}", str(images).encode())
 
         return tell
 
     def report(self, shard: int) -> int:
-        """Take a shard out that is committed; return how many images are done of the others."""
+        """Remove a committed shard; return how many images of the other shards are done."""
         with self._lock:
             self._reported.add(shard)
             return self._unfinished()
 
     def read(self) -> int:
-        """Ask the head; return how many images are done of shards that are not committed."""
+        """Read the reports; return how many images of uncommitted shards are done."""
         keys = _internal_kv_list(self._prefix) if self._is_shared else []
         read = {int(key.removeprefix(self._prefix.encode())): int(_internal_kv_get(key) or b"0") for key in keys}
         with self._lock:
@@ -155,16 +155,16 @@ class _ImagesDone:
 
 
 class _ShardsInProgress:
-    """Which shards have been begun, for a run that stops early: actors tell Ray's head, the driver asks it.
+    """The shards that are begun, for a run that stops early. Actors record them in Ray's head; the driver reads them.
 
-    An actor says that it begins a shard before it asks whether the run stops; the driver says that the run stops before
-    it asks what has begun. So the driver knows of every shard that is in progress.
+    An actor records a shard before it checks whether the run stops; the driver records that the run stops before it
+    reads the shards. So the driver knows every shard in progress.
     """
 
     def __init__(self, pool: str) -> None:
         self._prefix = f"ray-detr/{pool}/begun/"
         self._stop = (
-            f"ray-detr-stopped/{pool}"  # not removed with the others: actors live a little longer than the pool
+            f"ray-detr-stopped/{pool}"  # not removed with the other keys: actors live a little longer than the pool
         )
         self._reported: set[int] = set()
         self._in_progress: set[int] | None = None
@@ -175,18 +175,23 @@ class _ShardsInProgress:
         try:
             _internal_kv_put(f"{self._prefix}{shard}", b"")
             return not _internal_kv_exists(self._stop)
-        except (RayError, RuntimeError, ValueError, OSError):  # the head is away, so nothing says that the run stops
+        except (
+            RayError,
+            RuntimeError,
+            ValueError,
+            OSError,
+        ):  # the head does not answer, so the run is not known to stop
             return True
 
     def stop(self) -> None:
-        """Let no further shard begin, and find out which are in progress; in the driver."""
+        """Prevent further shards from beginning, and read which are in progress; in the driver."""
         _internal_kv_put(self._stop, b"")
         begun = {int(key.removeprefix(self._prefix.encode())) for key in _internal_kv_list(self._prefix)}
         with self._lock:
             self._in_progress = begun - self._reported
 
     def report(self, shard: int) -> None:
-        """Note that a shard is committed; in the driver."""
+        """Record that a shard is committed; in the driver."""
         with self._lock:
             self._reported.add(shard)
             if self._in_progress is not None:
@@ -201,12 +206,12 @@ class _ShardsInProgress:
 
 @contextmanager
 def _stopping(begun: _ShardsInProgress, stop: threading.Event | None) -> Iterator[None]:
-    """Tell the actors when the run is to stop."""
+    """Tell the actors to stop when `stop` is set."""
 
     def look() -> bool:
         assert stop is not None
         if stop.is_set():
-            with suppress(RayError, RuntimeError, ValueError):  # the head is gone, which the pool notices by itself
+            with suppress(RayError, RuntimeError, ValueError):  # Ray's head has ended, which the pool notices itself
                 begun.stop()
         return not stop.is_set()
 
@@ -221,7 +226,7 @@ def _told(done: _ImagesDone, show: Callable[[int], None]) -> Iterator[None]:
     def tell() -> bool:
         try:
             show(done.read())
-        except (RayError, RuntimeError, ValueError):  # the head is gone, which the pool notices by itself
+        except (RayError, RuntimeError, ValueError):  # Ray's head has ended, which the pool notices itself
             return False
         return True
 
@@ -233,15 +238,15 @@ def _told(done: _ImagesDone, show: Callable[[int], None]) -> Iterator[None]:
 
 
 def killed_sentence(spec: LabelerSpec) -> str:
-    """Return what is said when loading the model has killed a process."""
+    """Return the error message for a model whose loading killed a process."""
     model = without_secrets(spec.model)
     return f"the process that loaded {model} was killed: not enough memory, or a broken library on the node."
 
 
 def probe(spec: LabelerSpec, pool: Pool) -> ModelInfo:
-    """Load the model once where actors will, in a process that is never restarted; no actor becomes of it.
+    """Load the model once on a node of the cluster, in a process that is not restarted and then ends.
 
-    For what must be known before a run is begun or sealed, and only a node can tell. Takes as long as an actor's start.
+    Checks, before a run is begun or sealed, what only a node can check. Takes as long as the start of an actor.
 
     Raises:
         RayDetrError: the model does not load, the process died, or no actor started in time.
@@ -273,15 +278,15 @@ def label_shards(
     show_unfinished: Callable[[int], None] = lambda _: None,
     stop: threading.Event | None = None,
 ) -> Generator[Outcome, None, None]:
-    """Yield the outcome of each shard as it is done, in no order.
+    """Yield the outcomes of shards as they finish, in any order.
 
-    A shard whose actor died yields nothing: who calls compares with what it asked for. Leaving the loop kills the
-    actors. What Ray's C++ says while the pool starts is shown only if `verbose`. When no shard has come back for
-    `stall_seconds`, for want of nodes as for any other reason, the pool is given up. When `stop` is set, no further
-    shard is begun; those in progress are finished.
+    A shard whose actor died has no outcome; the caller compares with the shards that it passed. Leaving the loop kills
+    the actors. Messages of Ray's C++ code during the start are shown only if `verbose`. If no shard finishes for
+    `stall_seconds`, for example because nodes are missing, the pool is given up. When `stop` is set, no further shard
+    is begun; those in progress are finished.
 
     Raises:
-        RayDetrError: the pool cannot go on.
+        RayDetrError: the pool cannot continue.
     """
     name = uuid.uuid4().hex
     loading, done, begun = _Loading(name), _ImagesDone(name), _ShardsInProgress(name)
@@ -290,12 +295,12 @@ def label_shards(
             # 2.60 announces the end of max_restarts and max_task_retries for 2.64 and has no other name for them yet
             warnings.simplefilter("ignore")
             dataset = _dataset(shards, replace(spec, pool=name, may_stop=stop is not None), pool)
-        context = dataset.context  # its own copy: other pipelines of this process keep their settings
+        context = dataset.context  # a copy: settings of other pipelines in this process do not change
         context.max_errored_blocks = -1  # a dead actor costs the shards in flight on it, not the run
         context.wait_for_min_actors_s = ACTORS_WAIT_SECONDS
         context.execution_no_progress_timeout_s = stall_seconds
         context.memory_usage_poll_interval_s = None
-        # iter_rows holds every row back until the next one arrives; this does not (measured: 20 ms)
+        # iter_rows delays every row until the next one arrives; this does not (measured: 20 ms)
         batches = iter(dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"))
         with _told(done, show_unfinished), _stopping(begun, stop):
             with nullcontext() if verbose else silenced():
@@ -332,7 +337,7 @@ def label_shards(
     except RayError as error:
         raise RayDetrError(f"the actor pool cannot go on: {remote_sentence(error)}") from error
     finally:
-        batches = dataset = None  # type: ignore[assignment]  # an error that is kept has this frame: it must not keep the actors
+        batches = dataset = None  # type: ignore[assignment]  # a kept error refers to this frame, which must not keep the actors alive
         loading.forget()
 
 
@@ -352,7 +357,7 @@ def _dataset(shards: Sequence[int], spec: LabelerSpec, pool: Pool) -> ray.data.D
         # an actor without restarts left is not replaced, and the last such one is waited for without end (measured,
         # Ray 2.60). Each death costs a shard at least, so there are more restarts than an actor can use up
         max_restarts=max(LEAST_RESTARTS, len(shards)),
-        max_task_retries=0,  # a death charges all tasks of the actor: the driver runs missing shards again
+        max_task_retries=0,  # a death counts against all tasks of the actor: the driver runs missing shards again
     )
 
 

@@ -1,4 +1,4 @@
-"""How much is asked of a store at once: less when it pushes back, more again when it does not."""
+"""Limits concurrent requests to a store: fewer when it throttles, more when it does not."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _Result = TypeVar("_Result")
 
 
 class AdaptiveLimit:
-    """At most so many turns at once, between `least` and `most`: halved on trouble and raised by one, as in TCP.
+    """A limit of concurrent turns between `least` and `most`: halved after throttling, else raised by one, as in TCP.
 
-    Every client that does so gets its share of a store that is asked for too much, without knowing of the others.
+    Clients with such limits share a throttled store without knowing each other.
     """
 
     def __init__(self, most: int, *, least: int = 1) -> None:
@@ -25,18 +25,18 @@ class AdaptiveLimit:
         self._least, self._most = least, most
         self._limit = most
         self._turns = 0
-        self._successes = 0  # since the limit was changed
+        self._successes = 0  # since the last change of the limit
         self._cuts = 0
         self._changed = threading.Condition()
 
     @property
     def limit(self) -> int:
-        """How many turns there may be at once, as of now."""
+        """The current limit of concurrent turns."""
         return self._limit
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Wait until it is our turn, and hold it: with all attempts and the pauses between them."""
+        """Wait for a turn and keep it, including all retries and the pauses between them."""
         with self._changed:
             self._changed.wait_for(lambda: self._turns < self._limit)
             self._turns += 1
@@ -48,10 +48,10 @@ class AdaptiveLimit:
                 self._changed.notify()
 
     def learn(self, attempt: Callable[[], _Result]) -> _Result:
-        """Return what an attempt returns, and learn from how it ends.
+        """Call an attempt, adapt the limit to its outcome, and return its result.
 
-        An attempt that began before the limit was last cut says nothing about the limit of now, so that thirty
-        attempts which fail together halve it once.
+        An attempt that began before the last reduction is ignored, so that thirty attempts that fail together halve
+        the limit once.
         """
         cuts = self._cuts
         try:

@@ -11,6 +11,7 @@ from typing import Final, Literal
 
 from detr.images import MAX_PIXELS
 from detr.precision import Precision
+from detr.tiles import MOST_OVERLAP, OVERLAP, Tiling, make_tiling, tile_size
 from pipelines.caps import Caps
 from pipelines.labelling.process_time import DECODE_SECONDS
 from pipelines.options import check_options, group, number_range, option
@@ -93,13 +94,25 @@ class PlanConfig:
     masks: bool = option(
         "with a panoptic DETR: a column `masks` with COCO's run-length code of each detection", default=False
     )
+    tiles: tuple[int, int] | None = option(
+        "cut larger pictures into tiles of SIZE x SIZE or WIDTHxHEIGHT pixels, and detect in each of them and in the "
+        "whole picture, as small objects need: docs/models.md (only in the whole picture)",
+        default=None, metavar="SIZE[xSIZE]", parse=tile_size,
+    )  # fmt: skip
+    overlap: float | None = option(
+        f"share of a tile that its neighbours show too, at least ({OVERLAP:g})",
+        default=None, metavar="SHARE", at_least=0, at_most=MOST_OVERLAP,
+    )  # fmt: skip
     relabel: bool = option(
-        "label again images that the table has with another threshold, classes or precision; both rows are kept, told "
-        "apart by the column settings (refuse)",
+        "label again images that the table has with another threshold, classes, precision or tiles; both rows are "
+        "kept, told apart by the column settings (refuse)",
         default=False,
     )
     shard_images: int | None = option(
-        "images in each shard (2048 on GPUs, 64 on CPUs, fewer in small runs)", default=None, metavar="N", at_least=1
+        "images in each shard (2048 on GPUs, 64 on CPUs, an eighth with --tiles, fewer in small runs)",
+        default=None,
+        metavar="N",
+        at_least=1,
     )
     max_images: int | None = option("label only the first N images (all)", default=None, metavar="N", at_least=1)
     sample: int | None = option("label N images drawn at random (all)", default=None, metavar="N", at_least=1)
@@ -142,6 +155,8 @@ class PlanConfig:
             raise ValueError("max images and sample exclude each other: the first N or N at random, give one of them.")
         if self.relabel and self.skip_labelled == "any":
             raise ValueError("relabel and skip labelled any exclude each other: label such images again, or skip them.")
+        if self.tiling is not None and self.masks:
+            raise ValueError("masks and tiles exclude each other: masks of tiles cannot be joined; give one of them.")
         check_kept((*self.keep, MASKS.name) if self.masks else self.keep)
         check_addresses(self.images)
         check_no_secret("table", self.table, instead=NO_CREDENTIALS)
@@ -159,11 +174,18 @@ class PlanConfig:
         return Selection(self.max_images, self.sample, self.seed, self.retry_errors, self.skip_labelled)
 
     @property
+    def tiling(self) -> Tiling | None:
+        """How large pictures are cut; None: they are not."""
+        return make_tiling(self.tiles, self.overlap)
+
+    @property
     def configuration(self) -> dict[str, object]:
         """What tells rows of one model apart, as the record of a run has it."""
         classes = None if self.classes is None else [[name, own] for name, own in self.classes]
-        masks = {"masks": True} if self.masks else {}  # records of other runs stay as they are
-        return {"threshold": self.threshold, "classes": classes, "precision": self.precision, **masks}
+        # records of runs without these stay as they are
+        masks = {"masks": True} if self.masks else {}
+        tiles = {} if self.tiling is None else {"tiles": str(self.tiling), "overlap": self.tiling.overlap}
+        return {"threshold": self.threshold, "classes": classes, "precision": self.precision, **masks, **tiles}
 
 
 @dataclass(frozen=True, slots=True)

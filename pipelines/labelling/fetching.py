@@ -1,4 +1,4 @@
-"""The bytes of a shard's images, each fetched with patience; told apart is who fails: one object, or the store."""
+"""Fetches the images of a shard with retries, and distinguishes bad objects from an unavailable store."""
 
 import threading
 import uuid
@@ -34,15 +34,17 @@ from pipelines.store.retry import retry
 T = TypeVar("T")
 
 FETCH_THREADS = 32  # waiting for a store costs no core; obstore is 0.6 ms of CPU a GET at 32 (object-store notes)
-CLIENT_SECONDS = 2.0  # of the client's own tries, which get over what happens now and then; more hides a throttle
-FETCH_BUDGET_SECONDS = 120.0  # what an object may keep failing for
-WEB_SECONDS = 15.0  # likewise, on a web server
-CANARY_SECONDS = 20.0  # that an object which was read before may fail for, before its whole store is given up
-DENIED_SECONDS = 10.0  # of tries to read what is refused: about eight, for a throttle that looks like a refusal
-SURELY_DENIED_SECONDS = 1.0  # likewise, once so many in a row stayed refused that it looks like one no more
+CLIENT_SECONDS = 2.0  # of retries by the client itself, for occasional errors; more would hide throttling
+FETCH_BUDGET_SECONDS = 120.0  # of retries for an object
+WEB_SECONDS = 15.0  # of retries on a web server
+CANARY_SECONDS = 20.0  # of retries for an object that was readable before, until its store counts as unavailable
+DENIED_SECONDS = 10.0  # of retries after a refusal, about eight, because some throttling looks like a refusal
+SURELY_DENIED_SECONDS = (
+    1.0  # of retries after a refusal, when so many in a row stayed refused that it is not throttling
+)
 SURELY_DENIED = 20
-MOST_BYTES = 1024**3  # a larger object is no photograph, and would not fit beside its neighbours
-LEAST_DENIED = 4  # when all of at least so many objects are denied, it is the credentials and not the objects
+MOST_BYTES = 1024**3  # larger objects are not photographs, and would not fit into memory beside others
+LEAST_DENIED = 4  # if so many objects are denied and none is readable, the credentials are the reason
 
 OBJECT_KINDS: Mapping[type[StoreError], str] = {
     NotFound: "missing",
@@ -53,12 +55,12 @@ OBJECT_KINDS: Mapping[type[StoreError], str] = {
 
 
 class LakeUnreadable(Exception):
-    """The source of the images fails as a whole: no row can be blamed, the run stops and can be resumed."""
+    """The store of the images is unavailable: the run stops without error rows, and can be resumed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """One object of a shard with its bytes, or the reason why it has none."""
+    """An object of a shard with its bytes, or the error."""
 
     item: LakeObject
     blob: Blob | None = None
@@ -67,7 +69,7 @@ class Fetched:
 
     @property
     def is_changed(self) -> bool:
-        """Whether what was read is known to be another version of the object than was listed."""
+        """Whether the object is known to have changed between listing and reading."""
         if self.blob is None or self.item.offset is not None:  # a member of another version is not read
             return False
         if self.item.etag is not None and self.blob.etag is not None:
@@ -76,23 +78,23 @@ class Fetched:
 
 
 class Fetcher:
-    """Reads images wherever they lie, for any number of threads."""
+    """Reads images from all stores, for any number of threads."""
 
     def __init__(self, images: Stores, clock: Clock, limit: AdaptiveLimit | None = None) -> None:
-        """Take what reads images with little patience of its own, for that is here; and how many are read at once."""
+        """Take stores whose clients retry for `CLIENT_SECONDS` only, and the limit of concurrent reads."""
         self._images, self._clock = images, clock
         self._limit = limit or AdaptiveLimit(FETCH_THREADS)
         self._members = MemberReader()
-        self._canaries: dict[str, str] = {}  # of each bucket, disk or server an image that was read
+        self._canaries: dict[str, str] = {}  # for each bucket, disk or server, an image that was readable
         self._denied_in_a_row = 0
         self._requests = 0
         self._counting = threading.Lock()
 
     def fetch(self, item: LakeObject) -> Fetched:
-        """Return the bytes of an object, or what is wrong with it among healthy ones.
+        """Return the bytes of an object, or its error if the store is available.
 
         Raises:
-            LakeUnreadable: its store fails as a whole.
+            LakeUnreadable: the store of the object is unavailable.
         """
         if _is_too_large(item):
             return _too_large(item)
@@ -100,10 +102,10 @@ class Fetcher:
         return read if isinstance(read, Fetched) else Fetched(item, read)
 
     def fetch_span(self, items: Sequence[LakeObject]) -> list[Fetched]:
-        """Return the bytes of an object of its own, or of neighbours inside one file: a span of `member_spans`.
+        """Return the bytes of one object, or of neighbouring members of one file: a span of `member_spans`.
 
         Raises:
-            LakeUnreadable: the store of the file fails as a whole.
+            LakeUnreadable: the store of the file is unavailable.
         """
         if items[0].offset is None:
             return [self.fetch(item) for item in items]
@@ -161,8 +163,8 @@ class Fetcher:
             raise LakeUnreadable(f"all {len(fetched)} images of a shard are refused; the first: {refused[0].error}")
 
     def _read_unless_denied(self, item: LakeObject, read: Callable[[], T]) -> T:
-        """Read an object; a refusal is believed when it is repeated, because some throttles look like one."""
-        if is_web(item):  # a list names thousands of servers, and dead ones among them: not to be waited for
+        """Read an object; retry refusals, because some throttling looks like a refusal."""
+        if is_web(item):  # a list may name thousands of servers; do not wait long for dead ones
             return self._read_for(item, read, WEB_SECONDS)
         refusals = 0
 
@@ -191,7 +193,7 @@ class Fetcher:
         return found
 
     def _read_for(self, item: LakeObject, read: Callable[[], T], seconds: float) -> T:
-        """Read an object; retry transient failures for so long."""
+        """Read an object; retry transient errors for `seconds`."""
         return retry(
             read if is_web(item) else partial(self._limit.learn, read),
             budget_seconds=seconds,
@@ -203,17 +205,17 @@ class Fetcher:
         """Read an object once.
 
         Raises:
-            StoreDown: fewer bytes came than the object has, though the answer itself is whole.
+            StoreDown: the response is complete, but shorter than the object.
         """
         with self._counting:
             self._requests += 1
-        blob = self._images.get(item.uri, most_bytes=MOST_BYTES)  # a list may not tell, and an object may have changed
+        blob = self._images.get(item.uri, most_bytes=MOST_BYTES)  # the listed size may be unknown or outdated
         if item.size in (None, len(blob.data)):
             return blob
-        if self._file_holding(item) is not None:  # all bytes of a member came, or an error
+        if self._file_holding(item) is not None:  # members are complete, or an error
             return blob
         store, key = self._images.find(item.uri)
-        size = store.head(key).size  # another one than was listed: the object has changed, or its bytes are not all
+        size = store.head(key).size  # not the listed size: the object has changed, or the response was short
         if size in (None, len(blob.data)):
             return blob
         raise StoreDown(
@@ -230,14 +232,14 @@ class Fetcher:
                 self._canaries[bucket] = self._file_holding(item) or item.uri
 
     def _file_holding(self, item: LakeObject) -> str | None:
-        """Return the file that an image of a list is inside; None for an object of its own."""
+        """Return the file that contains an image, or None for an object of its own."""
         found = split_member(item.uri)
         if found is None:
             return None
         store, key = self._images.find(found[0])
         try:
             store.head(key)
-        except (NotFound, Denied):  # an object in a folder that is named like an archive
+        except (NotFound, Denied):  # an object in a folder whose name looks like an archive
             return None
         return found[0]
 
@@ -247,10 +249,10 @@ class Fetcher:
         return self._members.read(store, key, items)
 
     def _refuse_if_all_is_denied(self, item: LakeObject, refusal: Denied) -> None:
-        """Refuse to blame an image that is denied when one of the same store is denied too that was read before.
+        """Check whether an image of the same store that was readable before is denied now, too.
 
         Raises:
-            LakeUnreadable: it is, or the store fails as a whole.
+            LakeUnreadable: it is, or the store is unavailable.
         """
         canary = self._canaries.get(split_uri(item.uri)[0])
         if canary is None:
@@ -268,7 +270,7 @@ class Fetcher:
             raise LakeUnreadable(str(error)) from error
 
     def _others_answer(self, item: LakeObject) -> bool:
-        """Whether the store of an image that keeps failing answers for others, be it that it has no such object."""
+        """Whether the store of an image that keeps failing responds to requests for other objects."""
         uri = self._canaries.get(split_uri(item.uri)[0], f"{item.uri}.{uuid.uuid4().hex}")
         try:
             self._touch(uri, is_retryable=is_transient)
@@ -301,5 +303,5 @@ def _fetched(item: LakeObject, found: Blob | BadMember) -> Fetched:
 
 
 def is_web(item: LakeObject) -> bool:
-    """Return whether an object lies on a web server, of which a list may name thousands."""
+    """Return whether an object is on a web server; a list may name thousands of these."""
     return item.uri.startswith(("http://", "https://"))

@@ -213,6 +213,7 @@ def _spec(config: LabelConfig) -> LabelerSpec:
         table_options=config.table_options,
         decode_seconds=config.decode_seconds,
         masks=config.masks,
+        tiling=config.tiling,
     )
 
 

@@ -1,4 +1,4 @@
-"""What one actor does with one shard: fetch, decode, detect, make rows, commit the part. Knows no Ray."""
+"""Labels a shard: fetches, decodes and detects its images, and commits the rows. Independent of Ray."""
 
 import threading
 import time
@@ -32,12 +32,12 @@ from pipelines.table.schema import Detected, Origin, Row, rows_to_table
 
 WINDOW_BYTES = 256 * 1024**2  # encoded bytes held at once by one shard
 COUNTED = ("size_bytes", "batched", "places", "pixels", "padded_pixels")  # fields of a shard's report
-UNKNOWN_BYTES = 1024**2  # what an object of unknown size is taken for
+UNKNOWN_BYTES = 1024**2  # assumed for an object of unknown size
 
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """One object of a shard with its bytes and its header, or the reason why it has none."""
+    """An object of a shard with its bytes and its header, or the error."""
 
     fetched: Fetched
     header: Header | None = None
@@ -46,7 +46,7 @@ class _Opened:
 
 @dataclass
 class _Clocked:
-    """Seconds spent by kind of work, and counts, added up by several threads."""
+    """Seconds by kind of work, and counts, summed up by several threads."""
 
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -58,7 +58,7 @@ class _Clocked:
 
 @dataclass(frozen=True, slots=True)
 class _Decoding:
-    """A batch that decoding threads write into `host`; `indices` are those of its images in the window."""
+    """A batch whose images are being decoded into `host`; `indices` are their indices in the window."""
 
     indices: Sequence[int]
     host: HostBatch
@@ -66,7 +66,7 @@ class _Decoding:
 
 
 class Labeler:
-    """Labels shards of one run. Several threads may label different shards at once; they share one network."""
+    """Labels shards of one run. Several threads can label different shards at once; they share the detector."""
 
     def __init__(
         self,
@@ -84,21 +84,21 @@ class Labeler:
         decode_threads: int,
         clock: Clock | None = None,
     ) -> None:
-        """Hold what labelling needs.
+        """Create a labeler.
 
         Args:
-            table: where parts are committed.
+            table: the table, for the parts.
             fetcher: reads images.
-            decoder: makes them ready.
+            decoder: decodes and resizes images.
             detector: the model on its device.
-            run_id: of the run that the shards belong to.
+            run_id: name of the run.
             model_id: `name@sha256[:12]`, for the rows.
             threshold: for the rows; the detector applies it.
-            settings: for the rows, as the run's record has them.
-            read_shard: gives the objects of a shard by its number.
-            kept_schema: columns that are carried from the source.
-            decode_threads: images decoded at once.
-            clock: what rows are stamped with .
+            settings: the settings of the run, for the rows.
+            read_shard: returns the objects of a shard by its number.
+            kept_schema: the kept columns of the source.
+            decode_threads: images to decode at once.
+            clock: the clock, for the rows.
         """
         self._table, self._fetcher, self._decoder, self._detector = table, fetcher, decoder, detector
         self._run_id, self._model_id, self._threshold, self._settings = run_id, model_id, threshold, settings
@@ -108,15 +108,15 @@ class Labeler:
         self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
 
     def label(self, shard: int, *, on_images: Callable[[int], None] = lambda _: None) -> ShardReport:
-        """Label every object of a shard and commit its part, once, whoever else tries.
+        """Label every object of a shard and commit its part, unless another process has committed it.
 
         Args:
-            shard: Its number.
-            on_images: Called behind every batch with how many images of the shard are done.
+            shard: Number of the shard.
+            on_images: Called after every batch with the number of images of the shard that are done.
 
         Raises:
-            LakeUnreadable: the images' store fails as a whole; nothing was committed.
-            StoreError: the table cannot be read or written.
+            LakeUnreadable: the images' store is unavailable; nothing was committed.
+            StoreError: the table's store refused.
         """
         started, clocked = time.perf_counter(), _Clocked()
         objects = self._read_shard(shard)
@@ -130,11 +130,11 @@ class Labeler:
             without += [one.fetched for one in seen if one.fetched.blob is None]
             changed += sum(one.fetched.is_changed for one in seen)
             rows += self._detect(seen, clocked, on_images=partial(_add, len(rows), on_images))
-            del seen  # before the next window is fetched
+            del seen  # free the memory before the next window is fetched
         if len(without) == len(objects):
             self._fetcher.refuse_all_denied(without)
         origin = Origin(self._model_id, self._threshold, self._run_id, shard, self._clock.now(), self._settings)
-        rows = [row for _, row in sorted(zip(order, rows, strict=True), key=itemgetter(0))]  # as planned
+        rows = [row for _, row in sorted(zip(order, rows, strict=True), key=itemgetter(0))]  # in the order of the plan
         table = rows_to_table(rows, self._kept_schema, origin=origin)
         commit_part(self._table, self._run_id, shard, table, token=uuid.uuid4().hex)
         return ShardReport(
@@ -168,10 +168,10 @@ class Labeler:
             return _Opened(fetched, failed=error)
 
     def _detect(self, seen: Sequence[_Opened], clocked: _Clocked, *, on_images: Callable[[int], None]) -> list[Row]:
-        """Return the rows of one window, in its order.
+        """Return the rows of a window, in its order.
 
-        Decoding runs a few batches ahead of the network, and the network has the next batch before the detections of
-        one are waited for.
+        Decoding is a few batches ahead of the network, and the network gets the next batch before the host waits for
+        the detections of the current one.
         """
         readable = [index for index, one in enumerate(seen) if one.header is not None]
         shapes = [self._detector.target_shape(*_size(seen[index])) for index in readable]
@@ -207,23 +207,22 @@ class Labeler:
         return [_row(one, found.get(index), one.failed or failed.get(index)) for index, one in enumerate(seen)]
 
     def _write(self, one: _Opened, host: HostBatch, place: int, clocked: _Clocked) -> ImageError | None:
-        """Decode an image into its place of a batch; return what is wrong with it."""
+        """Decode an image into its place in a batch; return the error, or None."""
         assert one.fetched.blob is not None
         started = time.perf_counter()
         try:
             host.write(place, self._decoder.prepare(one.fetched.blob.data))
         except ImageError as error:
-            return error  # it becomes this image's row
+            return error  # it becomes the row of this image
         finally:
             clocked.add("decode", time.perf_counter() - started)
         return None
 
 
 def windows(objects: Sequence[LakeObject], *, most_bytes: int = WINDOW_BYTES) -> Iterator[list[LakeObject]]:
-    """Cut a shard into runs of at most `most_bytes` by the listed sizes, in order; one object alone may be larger.
+    """Cut a shard into windows of at most `most_bytes` by listed sizes, in order. A single object can be larger.
 
-    What is wanted of a row group of Parquet is in one window where that can hold it, because each window reads the row
-    group again.
+    Images of one row group of Parquet are in one window if they fit, because each window reads the row group again.
     """
     window: list[LakeObject] = []
     held = 0
@@ -243,7 +242,7 @@ def windows(objects: Sequence[LakeObject], *, most_bytes: int = WINDOW_BYTES) ->
 
 
 def _units(objects: Sequence[LakeObject]) -> Iterator[Sequence[LakeObject]]:
-    """Yield what is read at once: what is wanted of one row group of Parquet, or one object."""
+    """Yield what is read at once: the images of one row group of Parquet, or one object."""
     for group, run in groupby(objects, row_group_of):
         items = list(run)
         yield from ([item] for item in items) if group is None else [items]
@@ -270,7 +269,7 @@ def _row(one: _Opened, found: Detections | None, failed: ImageError | None) -> R
         kept = (*kept[:-1], found.masks)  # `pipelines.labelling.mask_column`
     return Row(
         uri=item.uri,
-        # what was listed where the answer does not tell: else the next run would not know the image again
+        # the listed etag if the response has none: otherwise the next run would label the image again
         etag=blob.etag if blob and blob.etag is not None else item.etag,
         size=len(blob.data) if blob else None if row_group_of(item) else item.size,  # listed is the mean of a row group
         width=header.width if header else None,

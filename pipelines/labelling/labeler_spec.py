@@ -20,6 +20,7 @@ from pipelines.store import StoreOptions, open_store
 if TYPE_CHECKING:
     from detr.detectors import DetectorLike
     from detr.precision import Precision
+    from detr.tiles import Tiling
     from pipelines.labelling.decoding import ImageDecoder
     from pipelines.labelling.labeler import Labeler
 
@@ -32,6 +33,7 @@ class LabelerSpec:
     `settings`: of the run, for the rows. `pool`: a random name of the pool that the actor belongs to.
     `model_id`: the name of the model in rows; empty is the model's own. `may_stop`: whether shards are begun only until
     the driver says so. `masks`: whether each detection gets a mask.
+    `tiling`: how large pictures are cut.
     """
 
     table: str
@@ -54,6 +56,7 @@ class LabelerSpec:
     decode_seconds: float = DECODE_SECONDS
     may_stop: bool = False
     masks: bool = False
+    tiling: Tiling | None = None
 
 
 def build_detector(spec: LabelerSpec) -> tuple[DetectorLike, ModelInfo]:
@@ -75,6 +78,7 @@ def build_detector(spec: LabelerSpec) -> tuple[DetectorLike, ModelInfo]:
             classes=None if spec.classes is None else dict(spec.classes),
             batch_size=spec.batch_size,
             masks=spec.masks,
+            tiling=spec.tiling,
         )
     except ValueError as error:
         raise RayDetrError(str(error)) from error

@@ -21,7 +21,8 @@ class ShardReport:
         notes: Sentences for the user, such as a batch size that was reduced for lack of memory; one shard reports each.
         size_bytes: Encoded bytes that were read.
         requests: Requests to the images' stores, retries included.
-        batched: Images in the network's batches.
+        batched: Images in the network's batches. Of a picture that is cut into tiles only the whole is counted here and
+            below, as a batch of one.
         places: Images that these batches could have held.
         pixels: Pixels of the resized images.
         padded_pixels: Pixels of their batches, with padding.

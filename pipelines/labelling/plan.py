@@ -43,6 +43,12 @@ __all__ = [
 
 GPU_SHARD_IMAGES: Final = 2_048  # with less than a thousand, batches of equal shapes are not full
 CPU_SHARD_IMAGES: Final = 64
+TILED_SHARDS: Final = 8  # as many times more shards with tiles: 31 views of 12 megapixels take a CPU most of a minute
+
+
+def usual_shard_images(*, gpus: bool, tiled: bool) -> int:
+    """Return how many images a shard has unless the user says it: minutes of work for the device."""
+    return (GPU_SHARD_IMAGES if gpus else CPU_SHARD_IMAGES) // (TILED_SHARDS if tiled else 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +90,7 @@ def summarise_plan(config: PlanConfig, *, model: str | None = None) -> PlanSumma
         SettingsMismatch: the run would be refused, because the table has rows of the model with other settings only.
         RayDetrError: images or table cannot be read.
     """
-    shard_images = config.shard_images or GPU_SHARD_IMAGES
+    shard_images = config.shard_images or usual_shard_images(gpus=True, tiled=config.tiling is not None)
     table = open_store(config.table, config.table_options)
     listing = list_objects(
         config.images,

@@ -16,7 +16,7 @@ from pipelines.caps import Meter
 from pipelines.errors import CapReached, RayDetrError
 from pipelines.labelling.driver import Workforce
 from pipelines.labelling.outcome import Outcome
-from pipelines.labelling.plan import CPU_SHARD_IMAGES, GPU_SHARD_IMAGES
+from pipelines.labelling.plan import usual_shard_images
 from pipelines.labelling.progress import Progress
 from pipelines.labelling.run import Run
 from pipelines.models import ModelInfo
@@ -112,7 +112,7 @@ class RayRunner:
         """
         connection = self._wait()
         return Workforce(
-            shard_images=GPU_SHARD_IMAGES if connection.pool.gpus else CPU_SHARD_IMAGES,
+            shard_images=usual_shard_images(gpus=connection.pool.gpus > 0, tiled=self._spec.tiling is not None),
             spread=connection.pool.most * SHARDS_AN_ACTOR,
             precision=self._precision(connection),
         )

@@ -32,6 +32,8 @@ def settings_text(configuration: Mapping[str, object], precision: str) -> str:
         settings["classes"] = {name: _number(threshold if own is None else own) for name, own in classes}
     if configuration.get("masks") is True:
         settings["masks"] = True
+    if configuration.get("tiles") is not None:
+        settings |= {"tiles": configuration["tiles"], "overlap": _number(configuration.get("overlap"))}
     return json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
@@ -41,6 +43,11 @@ def settings_differences(old: str, new: str) -> list[str]:
     found = [
         f"{name} {_shown(before.get(name))}, now {_shown(after.get(name))}"
         for name in ("threshold", "classes", "precision")
+        if before.get(name) != after.get(name)
+    ]
+    found += [
+        f"{name} {before.get(name, 'none')}, now {after.get(name, 'none')}"
+        for name in ("tiles", "overlap")
         if before.get(name) != after.get(name)
     ]
     if ("masks" in before) != ("masks" in after):

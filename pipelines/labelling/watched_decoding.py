@@ -1,4 +1,4 @@
-"""A watch over the threads that decode in an actor: an image that hangs one for ever ends the process, not the run."""
+"""Watches the decoding threads of an actor: an image that hangs a thread ends the process, but not the run."""
 
 import faulthandler
 import hashlib
@@ -15,9 +15,9 @@ from detr.images.decoding import Header
 from pipelines.labelling.decoding import DecodingLimits, ImageDecoder
 from pipelines.labelling.process_time import Spent, Stopwatch
 
-TICK_SECONDS = 0.5  # between two looks at the threads
-# Code that holds Python's lock for ever stops the watch, too; faulthandler's thread needs no lock. Wall time is enough
-# here: nothing is said about any image, its shard is run again in isolation.
+TICK_SECONDS = 0.5  # between two checks of the threads
+# Code that never releases Python's lock stops the watching thread, too; faulthandler's thread needs no lock. Wall time
+# suffices here: no image is judged by it, and the shard is labelled again in isolation.
 SILENT_SECONDS = 600
 
 
@@ -25,29 +25,29 @@ SILENT_SECONDS = 600
 class _Call:
     thread: int
     data: bytes
-    stopwatch: Stopwatch | None = None  # from the first tick on: most calls are done before, and cost nothing
+    stopwatch: Stopwatch | None = None  # created at the first check: most calls end before, and cost nothing
 
 
 class WatchedDecoder:
-    """Another decoder, watched: whoever calls it for longer than an image may take is reported, with the evidence.
+    """A decoder that reports calls which take longer than the limit for an image.
 
-    Threads of this process cannot be killed, so what is done then is to end the process (`end_process`): its shards are
-    lost, and run again where an image hangs a child process only. Waiting for a busy core or for Python's lock is
-    hardly ever mistaken for that, and costs a repetition where it is.
+    Threads cannot be killed, so the process must end (`end_process`). Its shards are lost and labelled again in child
+    processes. A thread that waits for a busy core or for Python's lock is hardly ever mistaken for a hanging one; that
+    would cost a repetition.
     """
 
     def __init__(self, decoder: ImageDecoder, limits: DecodingLimits, *, on_hang: Callable[[str], None]) -> None:
-        """Watch a decoder until `close` is called; `on_hang` is called from a thread of the watch, once."""
+        """Watch a decoder until `close` is called; `on_hang` is called once, in the watching thread."""
         self._decoder, self._limits, self._on_hang = decoder, limits, on_hang
         self._calls: set[_Call] = set()
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._watch = threading.Thread(target=self._run, name="decoding-watch", daemon=True)
-        _end_if_silent()  # here, too: the first image may hold the lock before the watch has had it once
+        _end_if_silent()  # here, too: the first image may take the lock before the watching thread has had it
         self._watch.start()
 
     def read_header(self, data: bytes) -> Header:
-        """Return what the header says of an image that can be decoded and resized."""
+        """Read the header of an image; it can be decoded and resized."""
         with self._watched(data):
             return self._decoder.read_header(data)
 
@@ -57,7 +57,7 @@ class WatchedDecoder:
             return self._decoder.prepare(data)
 
     def close(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         self._closed.set()
         self._watch.join()
 
@@ -94,12 +94,12 @@ class WatchedDecoder:
 
 
 def _end_if_silent() -> None:
-    """End this process with a traceback after a while without another call of this."""
+    """End this process with a traceback unless this is called again in time."""
     faulthandler.dump_traceback_later(SILENT_SECONDS, exit=True, file=2)
 
 
 def end_process(reason: str) -> None:
-    """Log why, and end this process at once, as a crash would."""
+    """Log the reason and end this process immediately, like a crash."""
     logging.getLogger(__name__).critical("%s This process ends; its shards are run again in isolation.", reason)
     os.kill(os.getpid(), signal.SIGKILL)
 

@@ -12,19 +12,19 @@ from pipelines.training.recipe import Recipe
 
 
 class LeftPeers(RayDetrError):
-    """This worker cannot take part in a step that its peers are in: they wait until somebody ends them."""
+    """This worker cannot take part in a step that its peers have begun; they wait until Ray Train ends them."""
 
 
 @dataclass(frozen=True, slots=True)
 class BegunStep:
-    """A step that was given to the device, and what is logged of it once it is done.
+    """A step that the device computes, with the figures for the log.
 
     Attributes:
-        step: gives its result.
-        position: before it.
-        agreed: of all workers.
-        waited: seconds for which this worker waited for its images.
-        seconds: that the host was busy with it.
+        step: returns the result.
+        position: the position before the step.
+        agreed: the totals of all workers.
+        waited: seconds for which this worker waited for images.
+        seconds: seconds that the host spent on the step.
     """
 
     step: PendingStep
@@ -35,16 +35,16 @@ class BegunStep:
 
 
 def refuse_step(result: StepResult, position: TrainingPosition, recipe: Recipe, *, speaks_for_all: bool) -> None:
-    """Stop all workers, which see the same gradients; who had the images that gave them says which they were.
+    """Raise the error of a step with a non-finite gradient, on the worker whose images caused it.
 
     Args:
-        result: of this worker.
-        position: before the step.
-        recipe: of the run.
-        speaks_for_all: no worker's losses are to blame, and this one says so.
+        result: the result of this worker.
+        position: the position before the step.
+        recipe: the recipe of the run.
+        speaks_for_all: whether this worker reports the error because the loss was finite on all workers.
 
     Raises:
-        RayDetrError: this worker had them, or speaks for all.
+        RayDetrError: the images were this worker's, or `speaks_for_all`.
     """
     if speaks_for_all:
         raise RayDetrError(
@@ -63,7 +63,7 @@ def refuse_step(result: StepResult, position: TrainingPosition, recipe: Recipe, 
 
 
 def out_of_memory(what: str, position: TrainingPosition, recipe: Recipe) -> str:
-    """Return what a run is stopped with when a micro-batch does not fit into the memory of a device."""
+    """Return the error message for a micro-batch that does not fit into the memory of a device."""
     smaller = next((size for size in range(recipe.batch_size // 2, 0, -1) if recipe.effective_batch % size == 0), None)
     remedy = (
         f"Give --batch-size {smaller} (it is {recipe.batch_size}) and another --name: the effective batch stays "

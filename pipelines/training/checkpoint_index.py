@@ -1,8 +1,8 @@
-"""Which checkpoints of a training run are real: numbered manifests, each created once, of which the highest counts.
+"""The index of a run's checkpoints: numbered manifests, each created once, of which the highest is valid.
 
-Every store that can hold a table can create an object only where none is, but folders and some servers cannot replace
-one only if it is unchanged. So a manifest is never changed: its successor is created under the next number, which only
-one of several writers can do, and only one who has seen the manifest before. `latest.json` is a copy for people.
+Every store of tables has create-only puts, but folders and some servers cannot replace an object conditionally. So a
+manifest is never changed: its successor is created under the next number. Only one of several writers can do that, and
+only after reading the manifest before. `latest.json` is a copy for people.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True, slots=True)
 class SavedCheckpoint:
-    """One complete checkpoint: `files` are what resuming needs, with their sizes in bytes."""
+    """A complete checkpoint. `files` has the sizes in bytes of the files that resuming needs."""
 
     name: str
     epoch: int
@@ -38,10 +38,10 @@ class SavedCheckpoint:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Who may write: `number` is that of the manifest which made the claim, so later claims have higher numbers.
+    """The process that may write: `number` is that of the manifest that made the claim; later claims have higher ones.
 
-    `start_id` names the command that was started; the groups of workers that one start goes through claim each for
-    itself, and `token` tells them apart.
+    `start_id` identifies the execution of the command. Each group of workers that it starts makes a claim of its own,
+    identified by `token`.
     """
 
     number: int
@@ -53,7 +53,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What is true of a run: its owner, and its complete checkpoints by step."""
+    """The state of a run: its owner, and its complete checkpoints in the order of steps."""
 
     number: int
     owner: Claim
@@ -62,33 +62,33 @@ class Manifest:
 
     @property
     def latest(self) -> SavedCheckpoint | None:
-        """The checkpoint of the highest step."""
+        """The checkpoint with the highest step."""
         return self.checkpoints[-1] if self.checkpoints else None
 
     @property
     def best(self) -> SavedCheckpoint | None:
-        """The evaluated checkpoint of the highest AP, of equals the later; None before any evaluation."""
+        """The checkpoint with the highest AP, the later of equals; None before the first evaluation."""
         rated = [(average, saved.step, saved) for saved in self.checkpoints if (average := _ap(saved)) is not None]
         return max(rated, key=lambda item: item[:2])[2] if rated else None
 
     def find(self, name: str) -> SavedCheckpoint | None:
-        """Return the checkpoint of that name, None if it is not kept."""
+        """Return the checkpoint with this name, or None if it is not kept."""
         return next((saved for saved in self.checkpoints if saved.name == name), None)
 
     def with_checkpoint(self, saved: SavedCheckpoint) -> Manifest:
-        """Return the manifest with one checkpoint more, or with this one in the place of its namesake."""
+        """Return the manifest with this checkpoint, which replaces one with the same name."""
         others = [other for other in self.checkpoints if other.name != saved.name]
         return replace(self, checkpoints=tuple(sorted([*others, saved], key=lambda one: one.step)))
 
     def pruned(self, keep: int) -> Manifest:
-        """Return the manifest with the newest `keep` checkpoints and the best only."""
+        """Return the manifest with only the newest `keep` checkpoints and the best one."""
         best = self.best
         newest = self.checkpoints[-keep:]
         return replace(self, checkpoints=tuple(one for one in self.checkpoints if one in newest or one is best))
 
 
 class Overtaken(RayDetrError):
-    """A later start owns the run. `is_unseen`: it is certain that what was to be written is in no manifest."""
+    """Another process has claimed the run. `is_unseen`: certainly no manifest contains the rejected change."""
 
     def __init__(self, store: Store, *, is_unseen: bool) -> None:
         super().__init__(
@@ -99,10 +99,10 @@ class Overtaken(RayDetrError):
 
 
 def read_manifest(store: Store) -> Manifest | None:
-    """Return the manifest that counts, None where nobody claimed the run yet.
+    """Return the valid manifest, or None if no process has claimed the run.
 
     Raises:
-        RayDetrError: it is damaged.
+        RayDetrError: the manifest is damaged.
     """
     while True:
         numbers = _numbers(store)
@@ -111,20 +111,18 @@ def read_manifest(store: Store) -> Manifest | None:
         try:
             return _decode(store.get(_key(numbers[-1])).data, store, numbers[-1])
         except NotFound:
-            continue  # its successor was created since the listing, so it is gone
+            continue  # removed, because its successor was created after the listing
 
 
 def claim_run(store: Store, start_id: str, *, token: str, claimed_at: str, versions: Mapping[str, str]) -> Manifest:
-    """Become the owner, and return the manifest as it is from now on.
-
-    From here on nobody who claimed earlier can add a checkpoint.
+    """Claim the run and return the new manifest. Processes with earlier claims cannot add checkpoints any more.
 
     Args:
         store: The run's directory.
-        start_id: Which start of the command this is.
-        token: Random, for claims by the same start.
+        start_id: Identifies the execution of the command.
+        token: A random text that distinguishes claims of one execution.
         claimed_at: The time, for people.
-        versions: Of the code and its packages, for people.
+        versions: Versions of this package and its dependencies, for people.
 
     Raises:
         RayDetrError: a manifest is damaged.
@@ -139,16 +137,16 @@ def claim_run(store: Store, start_id: str, *, token: str, claimed_at: str, versi
         if _create(store, number, data) == data and _numbers(store)[-1] == number:
             _settle(store, number, data)
             return claimed
-        # somebody else wrote since we looked: look again
+        # another process wrote a manifest in the meantime: read it
 
 
 def advance(store: Store, manifest: Manifest, change: Callable[[Manifest], Manifest]) -> Manifest:
-    """Write the successor of a manifest, changed, and return it.
+    """Apply a change to a manifest, write the successor and return it.
 
-    A write of the same claim whose answer was lost may turn out to have been made: the change is made upon it.
+    If an earlier write of the same claim succeeded although its response was lost, the change is applied to that.
 
     Raises:
-        Overtaken: a later claim was made.
+        Overtaken: another process has claimed the run.
         StoreError: the store refused; the successor may have been written.
     """
     while True:
@@ -158,7 +156,7 @@ def advance(store: Store, manifest: Manifest, change: Callable[[Manifest], Manif
         written = None if found is None else _decode(found, store, number)
         if written is None or written.owner != manifest.owner:
             raise Overtaken(store, is_unseen=written is not None and written.owner.number > manifest.owner.number)
-        # the number may have been in use, succeeded and removed before we created it: nobody reads ours then
+        # the number may have been used and removed before it was created here: then no process reads this one
         if _numbers(store)[-1] != number:
             raise Overtaken(store, is_unseen=False)
         _settle(store, number, found or data)
@@ -168,17 +166,17 @@ def advance(store: Store, manifest: Manifest, change: Callable[[Manifest], Manif
 
 
 def check_owned(store: Store, manifest: Manifest) -> None:
-    """Refuse to go on with a manifest that has a successor; to be asked before anything is written beside manifests.
+    """Check that a manifest has no successor, before other objects are written.
 
     Raises:
-        Overtaken: a later claim was made.
+        Overtaken: another process has claimed the run.
     """
     if _numbers(store)[-1:] != [manifest.number]:
         raise Overtaken(store, is_unseen=False)
 
 
 def _create(store: Store, number: int, data: bytes) -> bytes | None:
-    """Create a manifest unless its number is taken; return what has the number, None if that was removed since."""
+    """Create a manifest unless the number exists; return the existing one, or None if it was removed since."""
     try:
         return put_if_absent(store, _key(number), data)
     except NotFound:
@@ -186,7 +184,7 @@ def _create(store: Store, number: int, data: bytes) -> bytes | None:
 
 
 def _settle(store: Store, newest: int, data: bytes) -> None:
-    """Copy what counts to where people look, and remove what it replaces."""
+    """Copy the valid manifest to `latest.json`, and remove its predecessors."""
     store.put(LATEST_KEY, data)
     for number in _numbers(store):
         if number < newest:
@@ -198,7 +196,7 @@ def _key(number: int) -> str:
 
 
 def _numbers(store: Store) -> list[int]:
-    """Return the numbers of the manifests that are there, rising: one, or a few for a moment."""
+    """Return the numbers of the existing manifests in increasing order: one, or a few for a moment."""
     names = [entry.key.removeprefix(_MANIFESTS).removesuffix(".json") for entry in store.list(_MANIFESTS)]
     return [int(name) for name in names if name.isdigit()]
 
@@ -233,7 +231,7 @@ def _decode(data: bytes, store: Store, number: int) -> Manifest:
                 f"{MANIFEST_VERSION}. Use the release that began the run."
             )
         checkpoints = tuple(SavedCheckpoint(**saved) for saved in record["checkpoints"])
-        if not all(_NAME.fullmatch(saved.name) for saved in checkpoints):  # names become parts of keys
+        if not all(_NAME.fullmatch(saved.name) for saved in checkpoints):  # names are parts of keys
             raise damaged(store, _key(number))
         return Manifest(int(record["number"]), Claim(**record["owner"]), checkpoints, bool(record["finished"]))
     except (KeyError, TypeError, ValueError) as error:

@@ -20,27 +20,27 @@ from pipelines.training.ingest_ray_data import ShardSource, train_batches_by_ray
 from pipelines.training.order import EpochOrder, Similar, plan_epoch, served_readers
 from pipelines.training.row_groups import RowGroups
 
-WINDOW_GROUPS: Final = 64  # row groups that an epoch is shuffled over at a time, all readers together: 2,000 images
-SIMILAR_WINDOW_GROUPS: Final = 256  # where similar sizes are looked for: four times as many encoded images in memory
-LEAST_WINDOW: Final = 2  # of one reader
+WINDOW_GROUPS: Final = 64  # row groups in the shuffle windows of all readers together: about 2,000 images
+SIMILAR_WINDOW_GROUPS: Final = 256  # with batches of similar sizes: four times as many encoded images in memory
+LEAST_WINDOW: Final = 2  # row groups of one reader
 
 Batches = Generator[list[TrainBatch], None, None]
 
 
 @dataclass(frozen=True, slots=True)
 class TrainData:
-    """The shards of a run, opened by one of its workers.
+    """The shards of a run, opened by a worker.
 
     Attributes:
-        config: of the run.
-        index: of the training shards.
-        groups: their row groups.
-        shapes: (height, width) of every image, where batches are of one shape; else None.
-        sizes: of every image, where steps are of similar sizes; else None.
-        val: row groups of the evaluation shards; None where nothing is evaluated.
-        truth: what COCO's json of those holds; at rank 0 only.
-        worker: this one's rank.
-        workers: how many there are.
+        config: the configuration of the run.
+        index: the index of the training shards.
+        groups: the row groups of the training shards.
+        shapes: (height, width) of every image if all images of a batch have one shape; else None.
+        sizes: (height, width) of every image if the images of a step have similar sizes; else None.
+        val: row groups of the evaluation shards; None without evaluation.
+        truth: the annotations of the evaluation shards, on rank 0 only.
+        worker: rank of this worker.
+        workers: number of workers.
     """
 
     config: TrainConfig
@@ -54,7 +54,7 @@ class TrainData:
     workers: int
 
     def order(self, epoch: int, network: DetrConfig) -> EpochOrder:
-        """Return the order of an epoch, the same for every worker as far as its own readers go."""
+        """Return the order of an epoch. It is correct for the readers of this worker only."""
         recipe = self.config.recipe
         similar = None
         window_groups = WINDOW_GROUPS
@@ -74,13 +74,13 @@ class TrainData:
         )
 
     def batches(self, order: EpochOrder, position: TrainingPosition, network: DetrConfig, *, threads: int) -> Batches:
-        """Yield this worker's micro-batches, step after step, from a position to the end of its epoch.
+        """Yield the micro-batches of this worker, step by step, from a position to the end of its epoch.
 
         Args:
-            order: of the epoch.
-            position: where to begin.
-            network: its categories are the classes; it says how images are resized that are not augmented.
-            threads: that decode and augment.
+            order: the order of the epoch.
+            position: the position to begin at.
+            network: has the classes, and the size rule for images that are not augmented.
+            threads: number of threads that decode and augment.
         """
         recipe, config = self.config.recipe, self.config
         preparation = self._preparation(position.epoch, network)
@@ -108,7 +108,7 @@ class TrainData:
         )
 
     def _preparation(self, epoch: int, network: DetrConfig) -> Preparation:
-        """Return what is done to the images of an epoch."""
+        """Return how the images of an epoch are prepared."""
         recipe = self.config.recipe.for_model(network.shorter, network.longest)
         share = epoch / recipe.epochs
         return Preparation(

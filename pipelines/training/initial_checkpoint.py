@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Final
 
-from detr.checkpoints.checkpoint import CheckpointError
+from detr.checkpoints.checkpoint import CheckpointError, dump
 from detr.checkpoints.imagenet import load_backbone
 from detr.classes import Category
 from detr.config import DetrConfig
@@ -19,9 +19,10 @@ from pipelines.errors import RayDetrError
 from pipelines.models import load_model, short_name
 from pipelines.shards.reader import ShardIndex
 from pipelines.store import StoreError, Stores, without_secrets
-from pipelines.training.checkpoints import TrainingPosition, TrainingRun, model_directory_files
+from pipelines.training.checkpoints import TrainingPosition
 from pipelines.training.config import TrainConfig
 from pipelines.training.learner import empty_network
+from pipelines.training.training_run import TrainingRun
 
 FEW_IMAGES: Final = 10_000  # the authors: below 10-15 thousand, training from scratch gives poor results
 MENTIONED: Final = 8
@@ -51,12 +52,7 @@ def write_initial_checkpoint(
     sentence = training_sizes(config, model.config)
     if sentence is not None:
         say(sentence)
-    record: dict[str, Any] = {
-        "recipe": config.recipe.as_json(),
-        "seed": config.recipe.seed,
-        "trainable_norm": trainable_norm,
-    }
-    run.save(TrainingPosition(0, 0, 0), model_directory_files(model), {}, record, keep=config.keep)
+    run.save(TrainingPosition(0, 0, 0), dump(model), {}, trainable_norm=trainable_norm, keep=config.keep)
 
 
 def initial_model(

@@ -1,11 +1,11 @@
-"""Training state of one worker: network, loss, optimiser and moving average, loaded from and saved to checkpoints."""
+"""The training state of a worker: network, loss, optimizer and moving average."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 import torch
 import torch.distributed as dist
@@ -32,7 +32,7 @@ from pipelines.errors import RayDetrError
 from pipelines.training.batch import TrainBatch
 from pipelines.training.recipe import Recipe
 
-# prefixes of names in training.safetensors
+# Prefixes of names in training.safetensors.
 OF_OPTIMIZER: Final = "optimizer."
 OF_MODULE: Final = "module."  # raw weights where the model that is kept is an average, and what only training has
 OF_AVERAGE: Final = "average."
@@ -40,14 +40,14 @@ OF_AVERAGE: Final = "average."
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step of this worker gave.
+    """The result of a step of this worker.
 
     Attributes:
-        parts: sums over its micro-batches of `loss` and of the unweighted parts, float, on the CPU.
-        micro_batches: how many it had.
-        gradient_norm: of all workers' gradients together, before clipping; not finite when the step was not taken.
-        diverged: image ids of its first micro-batch whose loss is not finite, and why; None when all are.
-        out_of_memory: which micro-batch did not fit into the device's memory, in words; None when all did.
+        parts: sums over the micro-batches of `loss` and of its unweighted parts, as floats.
+        micro_batches: number of micro-batches.
+        gradient_norm: norm of the gradients of all workers, before clipping; not finite if the step was not taken.
+        diverged: image ids of the first micro-batch whose loss is not finite, and why; None if all are finite.
+        out_of_memory: message about a micro-batch that did not fit into the device's memory, or None.
     """
 
     parts: Mapping[str, float]
@@ -58,7 +58,7 @@ class StepResult:
 
 
 class PendingStep:
-    """A step that was given to the device; `result` waits until it is done."""
+    """A step in progress on the device; `result` waits for it."""
 
     def __init__(
         self,
@@ -68,21 +68,21 @@ class PendingStep:
         problem: Diverged | OutOfDeviceMemory | None,
         average: MovingAverage | None,
     ) -> None:
-        """Describe what is on its way.
+        """Take what `result` needs.
 
         Args:
-            downloaded: float32: the norm of the gradients, then for each micro-batch that has a loss its parts.
-            names: of the parts.
-            batches: of this worker.
-            problem: what kept a micro-batch from having a loss.
-            average: which took the step in.
+            downloaded: float32: the norm of the gradients, then the parts of each micro-batch with a loss.
+            names: names of the parts.
+            batches: the micro-batches of this worker.
+            problem: why a micro-batch has no loss, or None.
+            average: the moving average, which is already updated.
         """
         self._downloaded, self._names, self._batches, self._problem = downloaded, names, batches, problem
         self._average = average
         self._result: StepResult | None = None
 
     def result(self) -> StepResult:
-        """Return what the step gave. Free where the host has waited for the device since the step was begun."""
+        """Wait for the device and return the result of the step."""
         if self._result is None:
             self._result = self._read()
         return self._result
@@ -107,7 +107,7 @@ class PendingStep:
 
 
 class Learner:
-    """All that changes while a worker trains; every worker has the same."""
+    """Everything that changes during training, equal on all workers."""
 
     def __init__(
         self,
@@ -122,16 +122,16 @@ class Learner:
         gradient_checkpointing: bool = False,
         tf32: bool = True,
     ) -> None:
-        """Put a network on a device and under an optimiser.
+        """Move a network to a device and create its optimizer.
 
         Args:
-            model: of a checkpoint; with frozen norms, as those are.
-            recipe: what decides.
-            device: where to.
-            workers: how many train together; more than one must be in one process group.
-            trainable_norm: whether the backbone's norms are trained.
-            fused: whether AdamW runs as one kernel.
-            compiled: whether the network goes through torch.compile.
+            model: the model of a checkpoint, with frozen norms.
+            recipe: the recipe of the run.
+            device: the device.
+            workers: number of workers; if there are several, they must be in a process group.
+            trainable_norm: whether to train the backbone's norms.
+            fused: whether AdamW uses its fused kernel.
+            compiled: whether to compile the network with torch.compile.
             gradient_checkpointing: see `detr.model.Detr.checkpoint_gradients`.
             tf32: whether float32 on a GPU may round the operands of convolutions and matrix products.
         """
@@ -139,11 +139,11 @@ class Learner:
         self.recipe, self.device, self.workers = recipe, device, workers
         self._transfer = transfer_for(device)
         network = _with_norm(model, trainable=trainable_norm, dropout=recipe.dropout).to(device).train()
-        # as the pixels are: else each convolution turns its weights round first
+        # like the pixels; otherwise each convolution would convert its weights
         self.network: Detr = network.to(memory_format=torch.channels_last)
         self.network.checkpoint_gradients(enabled=gradient_checkpointing)
         freeze_backbone(self.network, stages="all" if recipe.lr_backbone == 0 else recipe.freeze_backbone)
-        torch.manual_seed(recipe.seed)  # for what is in no checkpoint yet
+        torch.manual_seed(recipe.seed)  # for parameters that are in no checkpoint yet
         self.module = NetworkWithLoss(self.network, recipe.losses, bf16=recipe.bf16, compiled=compiled).to(device)
         self.average = MovingAverage(self.network, recipe.ema_decay) if recipe.ema_decay > 0 else None
         self.optimizer = build_optimizer(
@@ -152,13 +152,13 @@ class Learner:
         self._trained: NetworkWithLoss | DistributedDataParallel = self.module
         if workers > 1:
             assert dist.is_initialized()
-            # without device_ids: the module is on its device already, and DDP would move every tensor among the
-            # arguments there. Buffers are left alone: a worker that meets NaN goes forward once more than its peers,
-            # and a broadcast in each forward would make all of them wait for ever (torch 2.14)
+            # without device_ids, because DDP would move every tensor argument to the device. Without broadcasting
+            # buffers: a worker with a NaN makes one forward pass more than its peers, and a broadcast in each forward
+            # pass would block all of them (torch 2.14)
             self._trained = DistributedDataParallel(
                 self.module, gradient_as_bucket_view=True, forward_sync_buffers=False
             )
-        # what a trained norm has seen differs from worker to worker
+        # the statistics of trained norms differ between workers
         self._statistics = [
             buffer
             for name, buffer in self.network.named_buffers()
@@ -167,7 +167,7 @@ class Learner:
 
     @property
     def part_names(self) -> tuple[str, ...]:
-        """What `StepResult.parts` holds of a worker that has micro-batches."""
+        """The names in `StepResult.parts` of a worker that has micro-batches."""
         earlier = range(self.network.config.decoder_layers - 1) if self.recipe.aux_loss else ()
         layers = ("", *(f"_{layer}" for layer in earlier))
         parts = ("loss_ce", "loss_bbox", "loss_giou", "cardinality_error")
@@ -176,33 +176,33 @@ class Learner:
 
     @property
     def kept(self) -> Detr:
-        """The model that is evaluated and that users get: the average where there is one, in evaluation mode or not."""
+        """The model that is evaluated and saved: the moving average if there is one. Its mode may be training."""
         return self.network if self.average is None else self.average.model
 
     def step(
         self, batches: Sequence[TrainBatch], *, step: int, num_boxes: float, micro_batches: int, factor: float
     ) -> StepResult:
-        """Take one step and wait for what it gives; see `begin_step`."""
+        """Take a step and wait for its result; see `begin_step`."""
         begun = self.begin_step(batches, step=step, num_boxes=num_boxes, micro_batches=micro_batches, factor=factor)
         return begun.result()
 
     def begin_step(
         self, batches: Sequence[TrainBatch], *, step: int, num_boxes: float, micro_batches: int, factor: float
     ) -> PendingStep:
-        """Take one step of the optimiser together with all workers, as far as the host has to do with it.
+        """Begin a step of the optimizer together with all workers, without waiting for its end.
 
-        The host waits for the device once for each micro-batch, for the matching costs. The optimiser's step and
-        whether it is taken are the device's business, so the next step can be begun before this one is done.
+        The host waits for the device once for each micro-batch, for the costs of the matching. The device decides
+        whether the optimizer's step is taken, so that the next step can begin before this one has ended.
 
         Args:
-            batches: this worker's micro-batches, possibly none.
-            step: of the whole run; with the reader of a micro-batch it decides the dropout.
-            num_boxes: targets of all workers' micro-batches divided by their number.
-            micro_batches: of all workers.
-            factor: of the learning rates.
+            batches: the micro-batches of this worker, possibly none.
+            step: number of the step in the run; with the reader of a micro-batch it determines the dropout.
+            num_boxes: mean number of targets of a micro-batch, over all workers.
+            micro_batches: number of micro-batches of all workers.
+            factor: factor of the learning rates.
 
         Raises:
-            OutOfDeviceMemory: and the other workers wait for this one in vain.
+            OutOfDeviceMemory: a micro-batch does not fit, and the other workers wait for this one.
         """
         with float32_arithmetic(tf32=self._tf32):
             computed, problem = accumulate_gradients(
@@ -222,23 +222,20 @@ class Learner:
         return PendingStep(downloaded, names, batches, problem, self.average)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return copies on the CPU of what a checkpoint needs besides the model that is kept: training.safetensors."""
+        """Return copies on the CPU of the tensors of training.safetensors: all that resuming needs beside `kept`."""
         tensors = {OF_OPTIMIZER + name: value for name, value in optimizer_tensors(self.optimizer, self.module).items()}
         tensors |= {OF_MODULE + name: _copy(value) for name, value in self.module.state_dict().items()}
         if self.average is not None:
             tensors |= {OF_AVERAGE + name: _copy(value) for name, value in self.average.state_dict().items()}
         return tensors
 
-    def record(self) -> dict[str, Any]:
-        """Return what training.json says besides the position.
-
-        Order, augmentation and dropout are functions of seed and position: these two are the whole random state.
-        """
-        trainable_norm = self.network.config.backbone.norm == "batch"
-        return {"recipe": self.recipe.as_json(), "seed": self.recipe.seed, "trainable_norm": trainable_norm}
+    @property
+    def trainable_norm(self) -> bool:
+        """Whether the backbone's norms are trained."""
+        return self.network.config.backbone.norm == "batch"
 
     def restore(self, tensors: Mapping[str, Tensor], *, source: str) -> None:
-        """Go on from what `tensors` returned; without any, from the model that the learner was made with.
+        """Load the tensors that `tensors` returned; without any, keep the initial state.
 
         Raises:
             RayDetrError: they are of another network or recipe.
@@ -254,9 +251,9 @@ class Learner:
             raise RayDetrError(f"checkpoint {source} does not fit the run: {error}") from error
 
     def _share_statistics(self, share: float) -> None:
-        """Give all workers the mean of what their trained norms have seen, so that all evaluate the same model.
+        """Average the statistics of trained norms over all workers, so that all evaluate the same model.
 
-        Each counts by its `share` of the micro-batches: one that had none has seen nothing.
+        Workers are weighted by their `share` of the micro-batches.
         """
         if not self._statistics:
             return
@@ -279,14 +276,14 @@ class Learner:
 
 
 def empty_network(config: DetrConfig, *, seed: int) -> Detr:
-    """Return a network with random weights, a function of the seed."""
+    """Return a network with random weights, determined by the seed."""
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         return Detr(config)
 
 
 def _with_norm(model: Detr, *, trainable: bool, dropout: float | None) -> Detr:
-    """Return the same network with trainable norms, or another dropout, where that is wanted."""
+    """Return the network with trainable norms or another dropout, if requested."""
     config = model.config
     wanted = replace(
         config,
@@ -296,7 +293,7 @@ def _with_norm(model: Detr, *, trainable: bool, dropout: float | None) -> Detr:
     if wanted == config:
         return model
     network = Detr(wanted)
-    # a trainable norm counts its batches besides; a frozen one has no such number
+    # only trainable norms have a counter of batches
     missing, unexpected = network.load_state_dict(model.state_dict(), strict=False)
     assert not unexpected, unexpected
     assert all(name.endswith("num_batches_tracked") for name in missing), missing

@@ -1,4 +1,4 @@
-"""Figures of all workers' steps between two lines of the training log."""
+"""Metrics of training steps, summed over all workers between two lines of the log."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ GIB: Final = 2**30
 
 @dataclass(frozen=True, slots=True)
 class StepTotals:
-    """Sums over all workers, known before a step.
+    """Sums over all workers, exchanged before a step.
 
     Attributes:
-        targets: boxes that are to be found.
-        micro_batches: of the step.
-        images: of the step.
-        pixels: of the images, without padding.
-        surplus: boxes that no query is left for.
-        stopped: workers that cannot go on.
-        checkpoint: 1 when rank 0 finds that it is time for one.
-        notice: 1 when rank 0 finds that it is time to ask for a preemption notice.
-        capped: 1 when rank 0 knows that a limit of time or cost is reached.
+        targets: number of target boxes.
+        micro_batches: number of micro-batches.
+        images: number of images.
+        pixels: pixels of the images, without padding.
+        surplus: target boxes beyond the number of queries.
+        stopped: number of workers that must stop.
+        checkpoint: 1 if a checkpoint is due by the clock of rank 0.
+        notice: 1 if it is time to ask for a preemption notice.
+        capped: 1 if a limit of time or cost is reached.
     """
 
     targets: float
@@ -43,7 +43,7 @@ class StepTotals:
 
 
 class MetricsWindow:
-    """Adds up what this worker's steps gave; `close` makes a line of all workers' and begins anew."""
+    """Sums up the results of this worker's steps. `close` returns the line of all workers and resets the sums."""
 
     def __init__(self) -> None:
         self._begin()
@@ -52,10 +52,10 @@ class MetricsWindow:
         """Add a step.
 
         Args:
-            result: of this worker.
-            agreed: of all workers.
-            waited: seconds for which this worker waited for its images.
-            seconds: that the step took in all.
+            result: the result of this worker.
+            agreed: the totals of all workers.
+            waited: seconds for which this worker waited for images.
+            seconds: duration of the step.
         """
         for name, value in result.parts.items():
             self._parts[name] += value
@@ -69,10 +69,10 @@ class MetricsWindow:
         self._seconds += seconds
 
     def close(self, collective: Collective, learner: Learner) -> dict[str, float]:
-        """Return the line of the log, the same at every worker; collective.
+        """Return the line of the log, the same on every worker. Collective: all workers must call it.
 
-        Losses are means over micro-batches, `gradient_norm` over steps; rates are of all workers together, over the
-        time that steps took.
+        Losses are means over micro-batches, `gradient_norm` is a mean over steps. Rates are those of all workers
+        together, over the duration of the steps.
         """
         names = learner.part_names
         own = [*(self._parts[name] for name in names), self._micro_batches, self._waited, self._seconds]

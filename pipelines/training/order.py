@@ -1,9 +1,9 @@
-"""In which order an epoch takes its images: a pure function of seed and epoch, whatever the number of workers.
+"""The order of images in an epoch: a function of seed and epoch only, not of the number of workers.
 
-The row groups of all training shards are shuffled, laid end to end and cut into equal stretches, one per *virtual
-reader*; a reader shuffles its images within a window of row groups, so that few of them need to be in memory, and cuts
-micro-batches. Step s of the epoch is micro-batch s of every reader. Readers are fixed for a run and workers share them:
-that is why another number of workers sees the same steps.
+The row groups of all training shards are shuffled, concatenated and cut into equal ranges, one for each *virtual
+reader*. A reader shuffles its images within a window of row groups, so that few of them must be in memory, and cuts
+them into micro-batches. Step s of the epoch consists of micro-batch s of every reader. The number of readers is fixed
+for a run and workers share the readers; therefore any number of workers takes the same steps.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The record of a training run: written once at the start, compared whenever the run is resumed."""
+"""The record of a training run: written once when it begins, compared when it is resumed."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ RECORD_KEY: Final = "run.json"
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """What a run was begun with.
+    """The record of a run.
 
-    `configuration` is what decides how the weights come out, as values of JSON: every start must be given the same.
-    `versions` are those of the first start, `created` is its time.
+    `configuration` has the options that determine the weights, as JSON values; resuming needs the same. `versions` and
+    `created` are the versions and the time of the first attempt.
     """
 
     configuration: Mapping[str, Any]
@@ -34,18 +34,18 @@ class RunRecord:
 def start_record(
     store: Store, configuration: Mapping[str, object], *, versions: Mapping[str, str], now: datetime
 ) -> RunRecord:
-    """Return the run's record: the one that is there, else a new one. Of several first starters one writes it.
+    """Return the existing record of the run, or write a new one. If several processes begin the run, one writes it.
 
     Args:
         store: The run's directory.
-        configuration: What decides how the weights come out; leave out what may change from start to start, such as
-            the number of workers.
-        versions: Of the code and its packages; not compared.
+        configuration: The options that determine the weights, without those that may change when the run is resumed,
+            such as the number of workers.
+        versions: Versions of this package and its dependencies; not compared.
         now: The time, UTC.
 
     Raises:
-        RayDetrError: the run was begun with another configuration; every difference is named.
-        StoreError: the store refused; nothing is begun, or the same start resumes it.
+        RayDetrError: the run has another configuration; the message names every difference.
+        StoreError: the store refused. Either no run is begun, or the same command resumes it.
     """
     written = put_if_absent(
         store,
@@ -65,10 +65,10 @@ def start_record(
 
 
 def read_record(store: Store) -> RunRecord | None:
-    """Return the run's record, None where no run was begun.
+    """Return the record of the run, or None if no run was begun.
 
     Raises:
-        RayDetrError: it is damaged, or another release's.
+        RayDetrError: the record is damaged, or of another release.
     """
     try:
         return _decode(store.get(RECORD_KEY).data, store)
@@ -77,10 +77,10 @@ def read_record(store: Store) -> RunRecord | None:
 
 
 def check_same(record: RunRecord, configuration: Mapping[str, object], store: Store) -> None:
-    """Refuse another configuration than the one that a run was begun with.
+    """Check that a configuration is that of the run's record.
 
     Raises:
-        RayDetrError: every difference is named.
+        RayDetrError: it is not; the message names every difference.
     """
     found = differences(dict(_flat(record.configuration)), dict(_flat(configuration)))
     if found:
@@ -92,17 +92,17 @@ def check_same(record: RunRecord, configuration: Mapping[str, object], store: St
 
 
 def extended_epochs(record: RunRecord, recipe: Recipe, *, run: str) -> dict[str, object]:
-    """Return the epochs that a run was begun with, as part of a configuration, where the recipe extends it.
+    """Return the epochs of the run's record, as part of a configuration, if the recipe has more epochs; else nothing.
 
-    The longer run takes the same steps as one of so many epochs from the beginning. Empty where nothing is extended.
+    The extended run takes the same steps as a run with so many epochs from the beginning.
 
     Args:
-        record: of the run.
-        recipe: that it is to go on with.
-        run: its name, for the message.
+        record: the record of the run.
+        recipe: the recipe to continue with.
+        run: name of the run, for the message.
 
     Raises:
-        RayDetrError: with more epochs the steps that were taken already would have been others.
+        RayDetrError: with more epochs, the steps so far would have been different.
     """
     begun = record.configuration.get("epochs")
     if not isinstance(begun, int) or recipe.epochs <= begun:
@@ -121,17 +121,17 @@ def extended_epochs(record: RunRecord, recipe: Recipe, *, run: str) -> dict[str,
 
 
 def run_name(store: Store) -> str:
-    """Return the name of the run whose directory a store is: the last part of its URI."""
+    """Return the name of the run in a directory: the last part of its URI."""
     return store.uri.rstrip("/").rsplit("/", 1)[-1]
 
 
 def to_json(value: Mapping[str, object]) -> bytes:
-    """Return JSON that people can read. NaN and infinities, which JSON does not have, are errors."""
+    """Return indented JSON. Raises ValueError for NaN and infinities."""
     return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def damaged(store: Store, key: str) -> RayDetrError:
-    """Return what is raised for an object of the run that is not what was written."""
+    """Return the error for an object of the run that has changed since it was written."""
     return RayDetrError(
         f"{join_uri(store.uri, key)} is damaged: its contents have changed since it was written. Restore it, or give "
         "another --name."

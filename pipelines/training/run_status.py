@@ -10,20 +10,20 @@ MENTIONED_FAILURES = 3
 
 @dataclass(frozen=True, slots=True)
 class TrainProgress:
-    """How far a run is, for whoever shows it.
+    """The progress of a training run.
 
     Attributes:
-        stage: "train", "evaluate", or what happens before.
-        epoch: the one that runs, from 0.
-        epochs: of the run.
-        step: of the whole run, taken so far.
-        steps_done: of this epoch.
-        steps: of this epoch.
-        workers: that take part.
-        images_per_second: over the last log interval.
+        stage: "train", "evaluate", or a text about what happens before.
+        epoch: number of the current epoch, from 0.
+        epochs: number of epochs of the run.
+        step: steps of the run so far.
+        steps_done: steps of this epoch so far.
+        steps: number of steps of this epoch.
+        workers: number of workers.
+        images_per_second: rate of all workers over the last log interval.
         losses: means over the last log interval.
-        AP: of the last evaluation; None before the first.
-        best: AP of the best so far.
+        AP: AP of the last evaluation; None before the first.
+        best: highest AP so far.
         figures: the last line of the log.
     """
 
@@ -42,11 +42,11 @@ class TrainProgress:
 
 
 class RunStatus:
-    """Kept by one small actor beside the driver, so that it outlives every worker.
+    """An actor beside the driver that outlives the workers and knows why the run must stop.
 
-    Ray starts the workers anew after any failure. What must not be tried again - a diverged loss, another
-    configuration - is written here instead of raised, and the driver raises it. Starts without a new step between them
-    are counted here, too: a failure that comes again and again ends the run.
+    Ray restarts the workers after every error that they raise. Errors that must not be retried, such as a diverged
+    loss or another configuration, are reported here instead, and the driver raises them. Restarts without a new
+    checkpoint are counted, so that a repeated failure ends the run.
     """
 
     def __init__(self, starts_without_progress: int) -> None:
@@ -54,14 +54,14 @@ class RunStatus:
         self._progress: TrainProgress | None = None
         self._stopped: str | None = None
         self._finished = False
-        self._cap: str | None = None  # the limit of time or cost that is reached
+        self._cap: str | None = None  # why a limit of time or cost is reached
         self._is_capped = False
         self._starts: list[int] = []
         self._failures: list[str] = []
-        self._failed_before = 0  # failures since the workers last got as far as `begin`
+        self._failed_before = 0  # failures since the last call of `begin`
 
     def begin(self, step: int) -> str | None:
-        """Note that the workers start at a step; return why they must not, if the run has stopped."""
+        """Record that the workers begin at a step; return the reason if the run is stopped."""
         self._starts.append(step)
         self._failed_before = 0
         if self._cap is not None:
@@ -75,7 +75,7 @@ class RunStatus:
         return self._stopped
 
     def fail(self, sentence: str) -> None:
-        """Note why workers were lost; too often before they could even begin is the end of the run."""
+        """Record why workers were lost. The run stops after too many failures before `begin`."""
         self._failures.append(sentence)
         self._failed_before += 1
         if self._cap is not None:
@@ -88,17 +88,17 @@ class RunStatus:
             )
 
     def stop(self, sentence: str) -> None:
-        """Note why the run stops for good; the first reason counts."""
+        """Stop the run; the first reason is kept."""
         self._stopped = self._stopped or sentence
 
     def cap(self, reason: str) -> None:
-        """Note that a limit of time or cost is reached: the workers are to write a checkpoint and end."""
+        """Record that a limit of time or cost is reached: the workers write a checkpoint and end."""
         self._cap = reason
-        if not self._starts or self._failed_before:  # nobody is there to write a checkpoint
+        if not self._starts or self._failed_before:  # no worker is running that could write a checkpoint
             self._stop_without_workers()
 
     def stop_at_cap(self, step: int) -> None:
-        """Note that the run stops for the limit that is reached, with a checkpoint at a step."""
+        """Stop the run at the limit, with a checkpoint of this step."""
         if self._stopped is None:
             self._is_capped = True
             self.stop(f"{self._cap}. The newest checkpoint is of step {step:,}. Run the same command again to resume.")
@@ -109,20 +109,20 @@ class RunStatus:
             self.stop(f"{self._cap}, and no worker is running. Run the same command again to resume.")
 
     def is_stopped_by_cap(self) -> bool:
-        """Return whether a limit of time or cost is why the run stopped."""
+        """Return whether the run stopped at a limit of time or cost."""
         return self._is_capped
 
     def finish(self) -> None:
-        """Note that the last epoch is done."""
+        """Record that the last epoch is done."""
         self._finished = True
 
     def tell(self, progress: TrainProgress) -> bool:
-        """Replace what is known about the progress; return whether a limit of time or cost is reached."""
+        """Record the progress; return whether a limit of time or cost is reached."""
         self._progress = progress
         return self._cap is not None
 
     def read(self) -> tuple[TrainProgress | None, str | None, bool, list[int]]:
-        """Return the progress, why the run stopped, whether it finished, and at which steps workers were started."""
+        """Return the progress, why the run stopped, whether it is finished, and the steps at which workers began."""
         return self._progress, self._stopped, self._finished, list(self._starts)
 
     def _last_failures(self) -> str:

@@ -25,7 +25,6 @@ from pipelines.shards.checks import UNUSABLE
 from pipelines.shards.reader import INDEX_KEY, ORIGIN, ShardIndex, read_index
 from pipelines.store import StoreError, open_store, require_create_only, without_secrets
 from pipelines.training.checkpoint_index import Manifest, read_manifest
-from pipelines.training.checkpoints import open_run
 from pipelines.training.config import TrainConfig
 from pipelines.training.experiment_trackers import check_trackers
 from pipelines.training.initial_checkpoint import write_initial_checkpoint
@@ -33,6 +32,7 @@ from pipelines.training.ray_trainer import fit
 from pipelines.training.recipe import differing_batch
 from pipelines.training.run_record import check_same, extended_epochs, read_record
 from pipelines.training.run_status import TrainProgress
+from pipelines.training.training_run import open_run
 from pipelines.training.worker_group import Group, choose_group
 
 PACKAGES: Final = ("ray-detr", "ray", "torch", "torchvision", "pillow", "pyarrow", "obstore")

@@ -3,6 +3,7 @@ import re
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -161,6 +162,22 @@ def test_pictures_are_not_drawn_into_a_file(photos: Path, capsys: pytest.Capture
     assert f"--draw {photos}/a.png is a file: name a folder" in capsys.readouterr().err
 
 
+def test_a_large_image_is_looked_at_tile_by_tile_and_a_small_one_as_before(
+    photos: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def found(name: str, *more: str) -> dict[str, Any]:
+        main([str(photos / name), "--model", model, "--json", *more])
+        result: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return result
+
+    Image.new("RGB", (400, 64), (90, 90, 90)).save(photos / "wide.png")
+    wide, tiled = found("wide.png"), found("wide.png", "--tiles", "64", "--overlap", "0")
+
+    assert (tiled["height"], tiled["width"]) == (64, 400)
+    assert len(tiled["detections"]) > len(wide["detections"]) == 3
+    assert found("a.png", "--tiles", "64") == found("a.png")
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -168,6 +185,12 @@ def test_pictures_are_not_drawn_into_a_file(photos: Path, capsys: pytest.Capture
         (["PHOTOS/a.png", "nowhere.jpg"], "there is no file nowhere.jpg"),
         (["PHOTOS/empty"], "there is no image in the folder"),
         (["PHOTOS/a.png", "--threshold", "90"], "90 is not in 0..1"),
+        (["PHOTOS/a.png", "--tiles", "640x"], "--tiles: '640x' is not SIZE or WIDTHxHEIGHT in pixels"),
+        (["PHOTOS/a.png", "--tiles", "0"], "--tiles: 0 is too small; give sides of 64 pixels or more"),
+        (["PHOTOS/a.png", "--tiles", "-640"], "--tiles: '-640' is not SIZE or WIDTHxHEIGHT in pixels"),
+        (["PHOTOS/a.png", "--tiles", "640", "--overlap", "0.7"], "--overlap: 0.7 is not in 0..0.5"),
+        (["PHOTOS/a.png", "--tiles", "640", "--overlap", "-0.1"], "--overlap: -0.1 is not in 0..0.5"),
+        (["PHOTOS/a.png", "--overlap", "0.2"], "overlap: only tiles overlap; give their size with --tiles"),
         (["PHOTOS/a.png", "--device", "gpu"], "device: 'gpu' is not one of auto, cpu, cuda, cuda:N"),
     ],
 )

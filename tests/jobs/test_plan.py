@@ -122,10 +122,13 @@ def test_the_options_of_label_predict_what_label_would_do(
     assert planned("--precision", "fp32") == "to label:   3 images"
     assert planned("--threshold", "0", "--relabel") == "to label:   5 images"
     assert planned("--precision", "bf16", "--relabel") == "to label:   5 images"
+    main(line(lake, table, "--model", place, "--tiles", "640", "--relabel"))
+    assert capsys.readouterr().out.startswith("to label:   5 images, 1.5 kB, 1 shard of 256 images at most")
     for more, difference in (
         (["--threshold", "0.5"], "threshold 0.05, now 0.5"),
         (["--classes", "cat=0.3"], "classes all, now cat=0.3"),
         (["--precision", "bf16"], "precision fp32, now bf16"),
+        (["--tiles", "640x480"], "tiles none, now 640x480; overlap none, now 0.2"),
     ):
         with pytest.raises(SettingsMismatch, match=re.escape(f"with other settings ({difference})")):
             planned(*more)
@@ -134,7 +137,13 @@ def test_the_options_of_label_predict_what_label_would_do(
 
 
 def test_settings_without_a_model_are_refused(lake: Path, table: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    for more in (["--threshold", "0"], ["--classes", "cat"], ["--relabel"], ["--precision", "fp32"]):
+    for more in (
+        ["--threshold", "0"],
+        ["--classes", "cat"],
+        ["--relabel"],
+        ["--precision", "fp32"],
+        ["--tiles", "640"],
+    ):
         with pytest.raises(SystemExit) as left:
             main(line(lake, table, *more))
         assert left.value.code == 2

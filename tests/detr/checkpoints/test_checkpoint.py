@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from detr.checkpoints import checkpoint, references
-from detr.checkpoints.checkpoint import CheckpointError, fingerprint, load, model_files, save
+from detr.checkpoints.checkpoint import CheckpointError, dump, fingerprint, load, load_files, model_files, save
 from detr.checkpoints.layouts import to_file
 from detr.classes import Category
 from detr.config import VARIANTS, BackboneConfig, DetrConfig
@@ -130,6 +130,33 @@ def test_a_trainable_norm_loads_as_the_frozen_one_that_it_is_in_evaluation(tmp_p
     with torch.no_grad():
         torch.testing.assert_close(trained(pixels, None).logits, loaded(pixels, None).logits, rtol=0, atol=1e-5)
     assert fingerprint(trained) == fingerprint(loaded)
+
+
+def test_a_dumped_model_has_the_files_that_save_writes_and_is_read_back(tmp_path: Path) -> None:
+    model = seeded(TINY)
+    save(model, tmp_path / "model")
+
+    files = dump(model)
+
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    assert same(load_files(files, source="s3://runs/a"), model)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("model.safetensors", b"12345678{", "model.safetensors cannot be read, it is damaged or incomplete"),
+        ("config.json", b"{", "config.json cannot be read"),
+        ("config.json", b"[]", "config.json is not a json object"),
+        ("config.json", b'{"model_type": "bert"}', "bert"),
+        ("preprocessor_config.json", b"\xff", "preprocessor_config.json cannot be read"),
+    ],
+)
+def test_damaged_files_of_a_dumped_model_are_named(name: str, data: bytes, message: str) -> None:
+    files = {**dump(seeded(TINY)), name: data}
+
+    with pytest.raises(CheckpointError, match=f"checkpoint s3://runs/a: .*{message}"):
+        load_files(files, source="s3://runs/a")
 
 
 def test_a_model_in_half_precision_is_saved_as_float32(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from detr.scenes.scene import (
     _photograph,
     coverage,
     draw_background,
+    draw_crowd,
     draw_scene,
     draw_shape,
     place_shapes,
@@ -47,6 +48,17 @@ def placed() -> list[list[Shape]]:
 )
 def test_a_seed_and_a_size_give_these_very_bytes(seed: int, height: int, width: int, expected: str) -> None:
     assert digest(draw_scene(seed, height, width)) == expected
+
+
+def test_a_crowd_is_drawn_anywhere_in_these_very_bytes_with_diameters_in_pixels() -> None:
+    scene = draw_crowd(1, 300, 400, shapes=40, diameters=(20, 40))
+
+    assert digest(scene) == "8e1a62a75b1a0ad8afcf541681bd0066ab55d8fda2db66e0f4fe00d38bc794b1"
+    sides = scene.boxes_xyxy[:, 2:] - scene.boxes_xyxy[:, :2]
+    assert len(scene.labels) == 40
+    assert 12 < sides.min() < sides.max() < 50
+    with pytest.raises(ValueError, match="cannot draw crowd -1 of 300 x 400"):
+        draw_crowd(-1, 300, 400, shapes=1)
 
 
 def test_what_was_drawn_before_changes_nothing_and_the_global_random_state_is_left_alone() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 
 from pipelines.labelling.config import LabelConfig, PlanConfig, class_threshold, point_in_time, which_errors
+from pipelines.labelling.settings import settings_differences, settings_text
 
 
 @pytest.mark.parametrize(
@@ -18,6 +20,10 @@ from pipelines.labelling.config import LabelConfig, PlanConfig, class_threshold,
         ({"sample": -1}, "sample: -1 is not at least 1"),
         ({"sample": 1, "max_images": 1}, "exclude each other"),
         ({"relabel": True, "skip_labelled": "any"}, "relabel and skip labelled any exclude each other"),
+        ({"tiles": (640, 0)}, "tiles: 640x0 is too small; give sides of 64 pixels or more"),
+        ({"tiles": (640, 640), "overlap": 0.6}, r"overlap: 0.6 is not in 0..0.5"),
+        ({"tiles": (640, 640), "masks": True}, "masks and tiles exclude each other"),
+        ({"overlap": 0.2}, "overlap: only tiles overlap"),
         ({"keep": ("uri",)}, "'uri' is a column of the detection table"),
     ],
 )
@@ -78,3 +84,18 @@ def test_the_record_of_a_run_is_what_earlier_versions_wrote() -> None:
         "retry_errors": "passing",
         "max_pixels": 178_956_970,
     }
+
+
+def test_runs_without_tiles_have_the_records_and_settings_of_earlier_releases() -> None:
+    plain = LabelConfig(("s3://lake/a",), "s3://t", "scenes")
+    tiled = replace(plain, tiles=(1024, 768))
+
+    assert {"tiles", "overlap"}.isdisjoint(plain.resume_identity())
+    assert tiled.resume_identity() == {**plain.resume_identity(), "tiles": "1024x768", "overlap": 0.2}
+    before, now = (settings_text(config.resume_identity(), "fp32") for config in (plain, tiled))
+    assert before == '{"precision":"fp32","threshold":0.05}'
+    assert now == '{"overlap":0.2,"precision":"fp32","threshold":0.05,"tiles":"1024x768"}'
+    other = settings_text(replace(tiled, overlap=0.5).resume_identity(), "fp32")
+    assert settings_differences(before, now) == ["tiles none, now 1024x768", "overlap none, now 0.2"]
+    assert settings_differences(now, other) == ["overlap 0.2, now 0.5"]
+    assert settings_differences(now, now) == []

@@ -18,7 +18,8 @@ import pillow_heif
 import pytest
 from PIL import Image
 
-from detr.images.decoding import ImageError, SizeRule, TooExtreme, decode, resize, resize_shape
+from detr.images.decoding import ImageError, ImageTooLarge, SizeRule, TooExtreme, decode, resize, resize_shape
+from detr.tiles import Tiling
 from pipelines.labelling.decoding import DecodingLimits, InProcessDecoder, PreparedHere, limits_for
 from pipelines.labelling.decoding_child import Settings
 from pipelines.labelling.isolated_decoding import (
@@ -214,6 +215,29 @@ def test_what_only_the_model_can_resize_is_decoded_in_a_child_and_prepared_here(
     for decoder in (isolated, here):
         with pytest.raises(TooExtreme, match="cannot be resized by the image processor"):
             decoder.read_header(narrow)
+    isolated.close()
+
+
+@pytest.mark.slow
+def test_what_is_cut_into_tiles_is_decoded_in_a_child_and_cut_here() -> None:
+    spec = LabelerSpec(
+        table="", run_id="", model="scenes", model_sha256="", threshold=0.0, classes=None, device="cpu",
+        precision="fp32", threads=1, max_pixels=10**6, image_options=StoreOptions(), table_options=StoreOptions(),
+        isolated=True, tiling=Tiling(128, 96),
+    )  # fmt: skip
+    detector, _ = build_detector(spec)
+    isolated, here = build_decoder(spec, detector), InProcessDecoder(detector, max_pixels=10**6)
+    assert isinstance(isolated, PreparedHere)
+
+    for data in (picture(kind="PNG", width=400, height=300, exif=6), picture(kind="PNG", width=90, height=90)):
+        assert isolated.read_header(data) == here.read_header(data)
+        found, expected = isolated.prepare(data), here.prepare(data)
+        assert type(found) is type(expected)
+        assert found.pixels.equal(expected.pixels)
+        assert detector.detect([found])[0].boxes_xyxy.equal(detector(data).boxes_xyxy)
+    for decoder in (isolated, here):
+        with pytest.raises(ImageTooLarge):
+            decoder.read_header(picture(kind="PNG", width=3_000, height=2_000))
     isolated.close()
 
 

@@ -10,16 +10,17 @@ from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 
-from detr.checkpoints.checkpoint import load
+from detr.checkpoints.checkpoint import dump, load
 from detr.classes import Category
 from detr.scenes.files import write_scenes
 from pipelines.shards.reader import METADATA_PREFIX, SHARD_SCHEMA, SIZES_KEY, ShardFile, ShardIndex, write_index
 from pipelines.shards.rows import RowsFile, image_row
 from pipelines.store import Store, open_store
-from pipelines.training.checkpoints import TrainingPosition, model_directory_files, open_run
+from pipelines.training.checkpoints import TrainingPosition
 from pipelines.training.config import TrainConfig
 from pipelines.training.recipe import RECIPES
 from pipelines.training.training_log import TrainLog
+from pipelines.training.training_run import open_run
 
 ROW_GROUPS = (3, 2)  # images
 BEGUN = datetime(2026, 11, 22, 11, 58, tzinfo=UTC)
@@ -119,7 +120,7 @@ def write_run(folder: Path, *, has_val: bool = True, is_finished: bool = True) -
     index = sha256((folder / "shards" / "index.json").read_bytes()).hexdigest()
     configuration = {**config.resume_identity(), "train_index": index, "val_index": index if has_val else None}
     run = open_run(store, configuration, start_id="a", now=BEGUN, versions={"torch": "2.14.1"})
-    run.save(TrainingPosition(2, 0, 4), model_directory_files(load("scenes")), {}, {"recipe": {}}, METRICS, keep=1)
+    run.save(TrainingPosition(2, 0, 4), dump(load("scenes")), {}, METRICS, trainable_norm=False, keep=1)
     if is_finished:
         run.finish()
     first = [log_line(1, 0, 8.0), log_line(2, 0, 6.0), log_line(3, 1, 5.0)]

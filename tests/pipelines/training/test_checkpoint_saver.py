@@ -15,10 +15,10 @@ from detr.config import BackboneConfig, DetrConfig
 from pipelines.errors import RayDetrError
 from pipelines.store import Denied, Store, memory_store
 from pipelines.training.checkpoint_index import read_manifest
-from pipelines.training.checkpoint_saver import Saver
-from pipelines.training.checkpoints import TrainingPosition, TrainingRun, latest_checkpoint, load_checkpoint, open_run
+from pipelines.training.checkpoints import TrainingPosition, latest_checkpoint, load_checkpoint
 from pipelines.training.learner import Learner, empty_network
 from pipelines.training.recipe import Recipe
+from pipelines.training.training_run import CheckpointSaver, TrainingRun, open_run
 
 TINY = DetrConfig(
     backbone=BackboneConfig(name="tiny", block="basic", stem_width=4, stage_widths=(4, 8), depths=(1, 1)),
@@ -58,8 +58,8 @@ def gate() -> Gate:
 
 
 @pytest.fixture
-def saver(gate: Gate) -> Iterator[Saver]:
-    saver = Saver(started(gate), keep=2)
+def saver(gate: Gate) -> Iterator[CheckpointSaver]:
+    saver = CheckpointSaver(started(gate), keep=2)
     yield saver
     gate.open.set()
     saver.close()
@@ -73,7 +73,7 @@ def learner(seed: int = 0, **others: Any) -> Learner:
     return Learner(empty_network(TINY, seed=seed), Recipe(**others), device=torch.device("cpu"))
 
 
-def test_a_checkpoint_is_of_the_moment_at_which_it_was_asked_for(gate: Gate, saver: Saver) -> None:
+def test_a_checkpoint_is_of_the_moment_at_which_it_was_asked_for(gate: Gate, saver: CheckpointSaver) -> None:
     one = learner(ema_decay=0.9)
     expected = one.network.class_embed.bias.detach().clone()
     gate.open.clear()
@@ -90,11 +90,10 @@ def test_a_checkpoint_is_of_the_moment_at_which_it_was_asked_for(gate: Gate, sav
     assert loaded.position == TrainingPosition(0, 3, 3)
     assert torch.equal(loaded.model.class_embed.bias, expected)
     assert torch.equal(loaded.training_tensors["module.network.class_embed.bias"], expected)
-    assert loaded.record["trainable_norm"] is False
-    assert loaded.record["recipe"]["ema_decay"] == 0.9
+    assert loaded.trainable_norm is False
 
 
-def test_what_is_saved_restores_a_learner(gate: Gate, saver: Saver) -> None:
+def test_what_is_saved_restores_a_learner(gate: Gate, saver: CheckpointSaver) -> None:
     one = learner(seed=1, ema_decay=0.9)
     saver.save(TrainingPosition(0, 3, 3), one)
     saver.wait()
@@ -110,7 +109,7 @@ def test_what_is_saved_restores_a_learner(gate: Gate, saver: Saver) -> None:
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
-def test_the_newest_and_the_best_are_kept(gate: Gate, saver: Saver) -> None:
+def test_the_newest_and_the_best_are_kept(gate: Gate, saver: CheckpointSaver) -> None:
     one = learner()
     for step, figure in ((1, 0.2), (2, 0.5), (3, 0.1), (4, 0.3)):
         saver.save(TrainingPosition(step, 0, step), one)
@@ -125,7 +124,7 @@ def test_the_newest_and_the_best_are_kept(gate: Gate, saver: Saver) -> None:
 
 
 @pytest.mark.parametrize("call", ["check", "wait", "save", "rate", "finish"])
-def test_a_store_that_refuses_comes_up_at_the_next_call(gate: Gate, saver: Saver, call: str) -> None:
+def test_a_store_that_refuses_comes_up_at_the_next_call(gate: Gate, saver: CheckpointSaver, call: str) -> None:
     one = learner()
     gate.refuses = True
     saver.save(TrainingPosition(0, 3, 3), one)
@@ -143,7 +142,7 @@ def test_a_store_that_refuses_comes_up_at_the_next_call(gate: Gate, saver: Saver
         calls[call]()
 
 
-def test_a_later_start_ends_this_one(gate: Gate, saver: Saver) -> None:
+def test_a_later_start_ends_this_one(gate: Gate, saver: CheckpointSaver) -> None:
     started(gate)
 
     saver.save(TrainingPosition(0, 3, 3), learner())
@@ -152,7 +151,7 @@ def test_a_later_start_ends_this_one(gate: Gate, saver: Saver) -> None:
         saver.wait()
 
 
-def test_an_upload_under_way_is_not_waited_for_by_a_look(gate: Gate, saver: Saver) -> None:
+def test_an_upload_under_way_is_not_waited_for_by_a_look(gate: Gate, saver: CheckpointSaver) -> None:
     gate.open.clear()
     saver.save(TrainingPosition(0, 3, 3), learner())
 
@@ -162,7 +161,7 @@ def test_an_upload_under_way_is_not_waited_for_by_a_look(gate: Gate, saver: Save
     assert not saver._pending.done()
 
 
-def test_nothing_is_written_past_a_checkpoint_that_could_not_be(gate: Gate, saver: Saver) -> None:
+def test_nothing_is_written_past_a_checkpoint_that_could_not_be(gate: Gate, saver: CheckpointSaver) -> None:
     saver.save(TrainingPosition(1, 0, 10), learner())
     saver.wait()
     gate.refuses = True

@@ -19,11 +19,12 @@ from detr.size_rule import SizeRule
 from pipelines.errors import RayDetrError
 from pipelines.shards.reader import ShardIndex
 from pipelines.store import memory_store
-from pipelines.training.checkpoints import TrainingPosition, open_run
+from pipelines.training.checkpoints import TrainingPosition
 from pipelines.training.config import TrainConfig
 from pipelines.training.initial_checkpoint import initial_model, training_sizes, write_initial_checkpoint
 from pipelines.training.learner import Learner
 from pipelines.training.recipe import RECIPES, Recipe
+from pipelines.training.training_run import open_run
 
 CATEGORIES = (Category(1000, "Disc"), Category(7, "boat"), Category(40, "star"))
 FINETUNE = TrainConfig(train="/data", storage="/runs", name="a", finetune="scenes", recipe=RECIPES["finetune"])
@@ -109,7 +110,7 @@ def test_the_start_is_a_checkpoint_of_step_0_that_a_learner_begins_from(tmp_path
     assert saved is not None
     loaded = run.load(saved.name)
     assert loaded.position == TrainingPosition(0, 0, 0)
-    assert (loaded.training_tensors, loaded.record["trainable_norm"]) == ({}, True)
+    assert (loaded.training_tensors, loaded.trainable_norm) == ({}, True)
     learner = Learner(loaded.model, SCRATCH.recipe, device=torch.device("cpu"), trainable_norm=True)
     assert any(name.endswith("num_batches_tracked") for name in learner.network.state_dict())
     expected, _ = initial_model(SCRATCH, CATEGORIES, say=print)

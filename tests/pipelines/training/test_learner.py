@@ -354,7 +354,7 @@ def test_a_trainable_norm_and_warm_losses_go_on_to_the_bit() -> None:
 
     assert_equal(after.tensors(), straight.tensors())
     assert float(after.tensors()["module.network.backbone.0.body.bn1.num_batches_tracked"]) == 4
-    assert after.record()["trainable_norm"] is True
+    assert after.trainable_norm
 
 
 def test_a_checkpoint_of_the_beginning_has_nothing_to_restore() -> None:

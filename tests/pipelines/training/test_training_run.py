@@ -13,21 +13,15 @@ import pytest
 import safetensors.torch
 import torch
 
-from detr.checkpoints.checkpoint import fingerprint, load
+from detr.checkpoints.checkpoint import dump, fingerprint, load
 from detr.classes import Category
 from detr.config import BackboneConfig, DetrConfig
 from detr.model import Detr
 from pipelines.errors import RayDetrError
 from pipelines.store import Store, StoreDown, memory_store
 from pipelines.training.checkpoint_index import Overtaken, SavedCheckpoint, advance, read_manifest
-from pipelines.training.checkpoints import (
-    TrainingPosition,
-    TrainingRun,
-    latest_checkpoint,
-    model_directory_files,
-    open_run,
-    without_nan,
-)
+from pipelines.training.checkpoints import TrainingPosition, latest_checkpoint, load_checkpoint, without_nan
+from pipelines.training.training_run import TrainingRun, open_run
 
 NOW = datetime(2026, 11, 22, 18, 15, 3, tzinfo=UTC)
 CONFIGURATION = {"train": "s3://shards", "lr": 1e-4}
@@ -60,7 +54,7 @@ def model() -> Detr:
 
 @pytest.fixture(scope="module")
 def files(model: Detr) -> dict[str, bytes]:
-    return model_directory_files(model)
+    return dump(model)
 
 
 def opened(store: Store, start_id: str = "a") -> TrainingRun:
@@ -69,7 +63,9 @@ def opened(store: Store, start_id: str = "a") -> TrainingRun:
 
 def save(run: TrainingRun, files: Mapping[str, bytes], step: int, *, ap: float | None = None, keep: int = 2) -> str:
     metrics = None if ap is None else {"AP": ap}
-    return run.save(TrainingPosition(step // 10, step % 10, step), files, TENSORS, {"seed": 5}, metrics, keep=keep)
+    return run.save(
+        TrainingPosition(step // 10, step % 10, step), files, TENSORS, metrics, trainable_norm=True, keep=keep
+    )
 
 
 def kept(run: TrainingRun) -> list[str]:
@@ -90,7 +86,7 @@ def test_what_was_saved_is_loaded(store: Store, model: Detr, files: dict[str, by
     assert (latest.name, latest.epoch, latest.step_in_epoch, latest.step, latest.metrics) == (name, 2, 5, 25, None)
     loaded = run.load(name)
     assert loaded.position == TrainingPosition(2, 5, 25)
-    assert loaded.record == {"seed": 5}
+    assert loaded.trainable_norm
     assert fingerprint(loaded.model) == fingerprint(model)
     assert loaded.training_tensors.keys() == TENSORS.keys()
     for key, tensor in TENSORS.items():
@@ -124,8 +120,7 @@ def test_a_checkpoint_is_a_model_directory(tmp_path: Path, model: Detr, files: d
         "epoch": 2,
         "step_in_epoch": 0,
         "step": 20,
-        "record": {"seed": 5},
-        "configuration": {"train": "s3://shards", "lr": 1e-4},
+        "record": {"trainable_norm": True},
     }
     card = (tmp_path / "README.md").read_text()
     assert card.startswith("# r50, step 20\n\nA DETR after 20 steps, 2 whole epochs, written by ray-detr.")
@@ -539,6 +534,17 @@ class Breaking:
             self._when = "before"  # who is dead after a write does not write the next
             request()
         raise StoreDown("no answer")
+
+
+def test_a_damaged_position_of_the_right_size_is_reported(files: dict[str, bytes]) -> None:
+    store = memory_store("memory://lake/runs/r50")
+    key = f"checkpoints/{save(opened(store), files, 10)}/training.json"
+    store.put(key, b"{}".ljust(len(store.get(key).data)))
+
+    latest = latest_checkpoint(store)
+    assert latest is not None
+    with pytest.raises(RayDetrError, match=r"training\.json is damaged"):
+        load_checkpoint(store, latest)
 
 
 @pytest.mark.parametrize(

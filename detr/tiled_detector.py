@@ -1,0 +1,159 @@
+"""A detector that looks at large pictures as a whole and tile by tile."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import overload
+
+from torch import Tensor
+
+from detr.batching import Batch, HostBatch, Prepared
+from detr.classes import Category
+from detr.detectors import DetectorLike
+from detr.image_stream import detect_images
+from detr.images.inputs import AnyImage
+from detr.launcher import PendingDetections
+from detr.postprocess import Detections
+from detr.seams import join_views
+from detr.size_rule import SizeRule
+from detr.tiles import Tile, Tiling
+
+
+class LargeShape(tuple[int, int]):
+    """What the network sees, (height, width), of the whole of a picture that is cut into tiles as well."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LargePicture(Prepared):
+    """A picture that is cut into tiles: its pixels are uint8 and not resized yet."""
+
+
+@dataclass(slots=True)
+class _TiledHostBatch(HostBatch):
+    """A batch of pictures that fit in a tile, or one large picture, which is kept as it is."""
+
+    picture: Tensor | None = None
+
+    def write(self, place: int, image: Prepared) -> None:
+        """Copy an image into its place; keep a large picture, which is alone in its batch."""
+        if isinstance(image, LargePicture):
+            self.picture = image.pixels
+        else:
+            HostBatch.write(self, place, image)  # super() does not work in a dataclass with slots
+
+    def only(self, places: Sequence[int]) -> HostBatch:
+        """Return these places, given in rising order, moved together in the same memory."""
+        return self if self.picture is not None else HostBatch.only(self, places)
+
+
+class TiledDetector:
+    """Another detector that also sees the tiles of pictures that do not fit in one, at the picture's resolution.
+
+    A picture that fits in a tile is given to the detector as it is, in the same batches as without tiles. Of any other
+    the detector sees the whole and each tile, all by its own size rule, and `detr.seams.join_views` makes one list of
+    detections of these views. Such a picture is a batch of its own; its views form batches among themselves. In memory
+    are its pixels, once, and a few batches of views.
+    """
+
+    size_rule: SizeRule | None = None
+    """None: `prepare` needs the pixels of the picture as they are."""
+
+    def __init__(self, detector: DetectorLike, tiling: Tiling) -> None:
+        """Take a detector, which may be used elsewhere too, and how pictures are cut."""
+        self._detector, self._tiling = detector, tiling
+        self.name, self.device, self.precision = detector.name, detector.device, detector.precision
+
+    @overload
+    def __call__(self, images: AnyImage) -> Detections: ...  # type: ignore[overload-overlap]  # bytes: a Sequence
+    @overload
+    def __call__(self, images: Sequence[AnyImage]) -> list[Detections]: ...
+    def __call__(self, images: AnyImage | Sequence[AnyImage]) -> Detections | list[Detections]:
+        """Return the detections of one image, or of several in the same order; see `Detector.__call__`."""
+        return detect_images(self, images)
+
+    @property
+    def identity(self) -> str | None:
+        """That of the detector: rows tell tiles apart by their settings."""
+        return self._detector.identity
+
+    @property
+    def family(self) -> str:
+        """That of the detector."""
+        return self._detector.family
+
+    @property
+    def categories(self) -> tuple[Category, ...]:
+        """Its classes by index."""
+        return self._detector.categories
+
+    @property
+    def batch_size(self) -> int:
+        """Images or views in a batch at most; halved where the device has too little memory."""
+        return self._detector.batch_size
+
+    def target_shape(self, height: int, width: int) -> tuple[int, int]:
+        """Return the (height, width) that the network sees of the whole of a picture of `height` x `width` pixels.
+
+        Raises:
+            ImageError: the whole or a tile cannot be resized.
+        """
+        shape = self._detector.target_shape(height, width)
+        if self._tiling.fits(height, width):
+            return shape
+        self._detector.target_shape(min(height, self._tiling.height), min(width, self._tiling.width))
+        return LargeShape(shape)
+
+    def prepare(self, image: Tensor) -> Prepared:
+        """Make an upright uint8 `(3, H, W)` RGB image ready for the network, unless it is cut into tiles first."""
+        height, width = image.shape[1:]
+        if self._tiling.fits(height, width):
+            return self._detector.prepare(image)
+        return LargePicture(image, height, width)
+
+    def batches(self, shapes: Sequence[tuple[int, int]]) -> list[Batch]:
+        """Cut images into batches, by the shape of each as `target_shape` gives it; large ones are alone."""
+        fitting = [index for index, shape in enumerate(shapes) if not isinstance(shape, LargeShape)]
+        batches = [
+            Batch(tuple(fitting[index] for index in batch.indices), batch.height, batch.width)
+            for batch in self._detector.batches([shapes[index] for index in fitting])
+        ]
+        large = [Batch((index,), *shape) for index, shape in enumerate(shapes) if isinstance(shape, LargeShape)]
+        return batches + large
+
+    def host_batch(self, count: int, height: int, width: int) -> HostBatch:
+        """Return host memory for a batch of `count` images padded to `height` x `width` pixels."""
+        batch = self._detector.host_batch(count, height, width)
+        return _TiledHostBatch(batch.pixels, batch.sizes)
+
+    def detect(self, batch: Sequence[Prepared], *, shape: tuple[int, int] | None = None) -> list[Detections]:
+        """Return the detections of images that `prepare` has made ready, in order.
+
+        Args:
+            batch: at least one image.
+            shape: (height, width) that those which fit in a tile are padded to; None is their largest.
+        """
+        fitting = [one for one in batch if not isinstance(one, LargePicture)]
+        found = iter(self._detector.detect(fitting, shape=shape) if fitting else ())
+        return [self._detect_large(one.pixels) if isinstance(one, LargePicture) else next(found) for one in batch]
+
+    def submit(self, batch: HostBatch) -> PendingDetections:
+        """Start the network on a batch; for a large picture, return when all its views are done."""
+        picture = batch.picture if isinstance(batch, _TiledHostBatch) else None
+        if picture is None:
+            return self._detector.submit(batch)
+        started = time.perf_counter()
+        found = self._detect_large(picture)
+        return PendingDetections([lambda: [found]], time.perf_counter() - started)
+
+    def take_notes(self) -> tuple[str, ...]:
+        """Return the warnings that were logged since the last call of this."""
+        return self._detector.take_notes()
+
+    def _detect_large(self, picture: Tensor) -> Detections:
+        """Return what is in a uint8 `(3, H, W)` picture, of its whole and of its tiles."""
+        height, width = picture.shape[1:]
+        views = [Tile(0, 0, width, height), *self._tiling.tiles(height, width)]
+        found = self._detector([view.cut(picture) for view in views])
+        return join_views(views, found)
