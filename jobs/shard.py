@@ -27,6 +27,7 @@ SHOWN_EXAMPLES = 3
 # what can be found, in the order in which it is printed, and what is done about it
 FINDINGS: Mapping[str, tuple[str, str]] = {
     "left_out_missing": ("images that do not exist", "left out"),
+    "left_out_changed": ("images that have changed since they were labelled", "left out"),
     "left_out_denied": ("images that these credentials may not read", "left out"),
     "left_out_archived": ("images in an archive class", "left out"),
     "left_out_unreadable": ("images that cannot be decoded", "left out"),

@@ -14,7 +14,10 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 GUIDES = [  # for users: what they say of options has to be true today
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("models", "operations", "security", "table", "training", "tutorial")),
+    *(
+        ROOT / "docs" / f"{name}.md"
+        for name in ("models", "operations", "review", "security", "table", "training", "tutorial")
+    ),
 ]
 OPTIONS_OF_OTHERS = {"--runtime-env-json", "--generate"}  # of Ray's commands
 NAMES = {path: str(path.relative_to(ROOT)) for path in DOCUMENTS}

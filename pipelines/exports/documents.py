@@ -107,7 +107,7 @@ class LabelStudioTasks:
         for image in labelled_images(rows):
             if image.error_kind is not None:
                 continue
-            self._sink.write((b",\n" if self._count else b"\n") + _line(_task(image)))
+            self._sink.write((b",\n" if self._count else b"\n") + _line(label_studio_task(image)))
             self._count += 1
 
     def close(self) -> None:
@@ -200,7 +200,8 @@ def _line(entry: object) -> bytes:
     return json.dumps(entry, ensure_ascii=False, allow_nan=False).encode()
 
 
-def _task(image: LabelledImage) -> dict[str, Any]:
+def label_studio_task(image: LabelledImage) -> dict[str, Any]:
+    """Return an image as Label Studio's task, its boxes as a prediction: sides in percent of the picture."""
     width, height = image.size
     results = [
         {

@@ -87,7 +87,7 @@ class Drift:
     errors_here: int = 0
     errors_before: int = 0
     by_class: defaultdict[int, Counts] = field(default_factory=lambda: defaultdict(lambda: np.zeros(4, np.int64)))
-    _top: Top = field(init=False)
+    _top: Top[Example] = field(init=False)
     _items: dict[str, tuple[tuple[object, ...], ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -106,6 +106,16 @@ class Drift:
 
     def add(self, rows: Rows) -> None:
         """Compare some more rows; those of the earlier run itself are passed over."""
+        changes, found = self.compare(rows)
+        self._top.offer(changes, lambda row: _with_boxes(example_of(rows, row), found[row]))
+
+    def compare(self, rows: Rows) -> tuple[npt.NDArray[np.float64], dict[int, tuple[Box, ...]]]:
+        """Count what changed in some more rows.
+
+        Returns:
+            How many boxes of each row appeared, vanished or moved, `(M,)`; -inf where none did or the row cannot be
+            compared. And the boxes of both runs by row, each with what became of it.
+        """
         run_ids, keys = rows.words("run_id"), _keys(rows)
         places = np.minimum(np.searchsorted(self.earlier.keys, keys), len(self.earlier.keys) - 1)
         is_there = self.earlier.keys[places] == keys
@@ -126,7 +136,7 @@ class Drift:
                 part = slice(starts[row], starts[row] + rows.counts[row])
                 found[row], changes[row] = self._compare(rows, part, place)
         changes[changes == 0] = -np.inf
-        self._top.offer(changes, lambda row: _with_boxes(example_of(rows, row), found[row]))
+        return changes, found
 
     def comparison(self, classes: Classes) -> Comparison:
         """Return the part of the page about the difference."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,8 @@ LEAST_SCORE: Final = 0.05  # detections below it are not drawn
 MOST_BOXES: Final = 100  # of one picture, the best
 PER_CLASS: Final = 3
 MOST_CLASSES: Final = 20
+
+Kept = TypeVar("Kept")
 
 Box = tuple[int, float, float, float, float, float]
 """Class number, score, xmin, ymin, xmax, ymax in pixels of the upright picture."""
@@ -44,13 +46,13 @@ class Gallery:
 
 
 @dataclass(slots=True)
-class Top:
-    """The few examples with the highest key, of any number that are offered."""
+class Top(Generic[Kept]):
+    """The few rows with the highest key, of any number that are offered, as whatever is kept of a row."""
 
     most: int
-    held: list[tuple[float, Example]] = field(default_factory=list)
+    held: list[tuple[float, Kept]] = field(default_factory=list)
 
-    def offer(self, keys: npt.NDArray[np.float64], example: Callable[[int], Example]) -> None:
+    def offer(self, keys: npt.NDArray[np.float64], example: Callable[[int], Kept]) -> None:
         """Take those rows whose key is high enough; a key of -inf is never taken."""
         least = self.held[-1][0] if len(self.held) == self.most else -np.inf
         candidates = np.flatnonzero(keys > least)
@@ -60,7 +62,7 @@ class Top:
         self.held.sort(key=lambda pair: -pair[0])
         del self.held[self.most :]
 
-    def examples(self) -> list[Example]:
+    def examples(self) -> list[Kept]:
         """Return them, the highest key first."""
         return [example for _, example in self.held]
 
@@ -71,8 +73,8 @@ class Examples:
     def __init__(self, *, threshold: float, most: int, seed: int) -> None:
         """Take the score from which a detection counts, how many pictures a gallery has, and the seed of `random`."""
         self._threshold, self._most, self._seed = threshold, most, seed
-        self._best, self._unsure, self._crowded, self._random = (Top(most) for _ in range(4))
-        self._classes: dict[int, Top] = {}
+        self._best, self._unsure, self._crowded, self._random = (Top[Example](most) for _ in range(4))
+        self._classes: dict[int, Top[Example]] = {}
 
     def add(self, rows: Rows) -> None:
         """Look at some more rows."""
@@ -90,15 +92,13 @@ class Examples:
         never = np.full(count, -np.inf)
         self._best.offer(np.divide(sums, counts, out=never.copy(), where=counts > 0), example)
         self._crowded.offer(np.where(counts > 0, counts, -np.inf).astype(np.float64), example)
-        doubt = np.clip(1 - np.abs(rows.scores.astype(np.float64) - 0.5) / 0.3, 0, None)
-        doubts = np.bincount(owners, weights=doubt, minlength=count)
-        self._unsure.offer(np.where(doubts > 0, doubts, -np.inf), example)
-        self._random.offer(np.where(rows.is_ok, self._drawn(rows), -np.inf), example)
+        self._unsure.offer(doubts(rows), example)
+        self._random.offer(np.where(rows.is_ok, drawn(rows, self._seed), -np.inf), example)
         for number in np.unique(rows.classes[found]).tolist():
             of_class = found & (rows.classes == number)
             keys = never.copy()
             np.maximum.at(keys, owners[of_class], rows.scores[of_class].astype(np.float64))
-            self._classes.setdefault(number, Top(PER_CLASS)).offer(keys, example)
+            self._classes.setdefault(number, Top[Example](PER_CLASS)).offer(keys, example)
 
     def galleries(self, names: Sequence[str], frequent: Sequence[int]) -> Iterator[Gallery]:
         """Yield the galleries; of classes, the most frequent ones.
@@ -119,10 +119,22 @@ class Examples:
                     f"class-{number}", title, "Highest score of this class.", self._classes[number].examples()
                 )
 
-    def _drawn(self, rows: Rows) -> npt.NDArray[np.float64]:
-        salt = str(self._seed).encode()
-        hashes = (blake2b(uri.encode(), digest_size=8, key=salt).digest() for uri in rows.words("uri"))
-        return np.frombuffer(b"".join(hashes), np.uint64).astype(np.float64)
+
+def doubts(rows: Rows) -> npt.NDArray[np.float64]:
+    """Return how uncertain each row is, `(M,)`: the sum over its boxes of 1 - |score - 0.5| / 0.3, where above 0.
+
+    -inf where no score is between 0.2 and 0.8.
+    """
+    doubt = np.clip(1 - np.abs(rows.scores.astype(np.float64) - 0.5) / 0.3, 0, None)
+    sums = np.bincount(rows.owners, weights=doubt, minlength=len(rows))
+    return np.where(sums > 0, sums, -np.inf)
+
+
+def drawn(rows: Rows, seed: int) -> npt.NDArray[np.float64]:
+    """Return a random number for each row, `(M,)`: a function of the seed and the row's address."""
+    salt = str(seed).encode()
+    hashes = (blake2b(uri.encode(), digest_size=8, key=salt).digest() for uri in rows.words("uri"))
+    return np.frombuffer(b"".join(hashes), np.uint64).astype(np.float64)
 
 
 def example_of(rows: Rows, row: int) -> Example:

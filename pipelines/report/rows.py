@@ -89,6 +89,14 @@ class Rows:
         """The first detection of each row, `(M,)`."""
         return np.concatenate(([0], np.cumsum(self.counts)[:-1])).astype(np.int64)
 
+    def where(self, mask: npt.NDArray[np.bool_]) -> Rows:
+        """Return the rows that a mask, `(M,)`, names, with their detections."""
+        found = mask[self.owners]
+        return Rows(
+            self.table.filter(pa.array(mask)), self.is_ok[mask], self.counts[mask], self.classes[found],
+            self.category_ids[found], self.scores[found], self.boxes[found],
+        )  # fmt: skip
+
     def words(self, column: str) -> list[Any]:
         """Return a column as Python values; None where the table does not have it."""
         if column not in self.table.column_names:

@@ -24,7 +24,7 @@ MOST_IMAGES: Final = 4096  # a file: small pictures would make its footer and it
 
 _UNKNOWN_BYTES: Final = 1024**2  # what an image of unknown size is taken for
 NOT_LISTED: Final = -1
-_UNKNOWN: Final = -2
+UNKNOWN_SIZE: Final = -2
 
 Json = dict[str, Any]
 
@@ -34,7 +34,8 @@ class Found:
     """What one listing of the images' folder says.
 
     Attributes:
-        size_bytes: `(N,)` int64 of the json's images; `NOT_LISTED` where there is no such object.
+        size_bytes: `(N,)` int64 of the json's images; `NOT_LISTED` where there is no such object,
+            `UNKNOWN_SIZE` where the listing does not tell.
         digest: of the names, sizes and etags of the json's images: another one means that images have changed.
         strangers: objects that the json does not name.
         stranger: one of them.
@@ -96,7 +97,7 @@ def find_images(images: Store, coco: CocoText) -> Found:
             if place < len(plain) and plain[place] == spelled:
                 alike.setdefault(spelled, []).append(entry)
             continue
-        sizes[order[first:end]] = _UNKNOWN if entry.size is None else entry.size
+        sizes[order[first:end]] = UNKNOWN_SIZE if entry.size is None else entry.size
         digest.update(json.dumps([entry.key, entry.size, entry.etag]).encode())
     respelled: dict[int, str] = {}
     if alike:
@@ -107,7 +108,7 @@ def find_images(images: Store, coco: CocoText) -> Found:
             if wanted_by[spelled] == 1 and len(alike.get(spelled, ())) == 1:
                 (entry,) = alike[spelled]
                 respelled[position] = entry.key
-                sizes[position] = _UNKNOWN if entry.size is None else entry.size
+                sizes[position] = UNKNOWN_SIZE if entry.size is None else entry.size
                 digest.update(json.dumps([entry.key, entry.size, entry.etag]).encode())
     return Found(sizes, digest.hexdigest(), strangers - len(respelled), stranger, respelled)
 
@@ -133,7 +134,7 @@ def plan_shards(
         if problem is not None:
             problems[position] = problem
             continue
-        weight = _UNKNOWN_BYTES if size == _UNKNOWN else size
+        weight = _UNKNOWN_BYTES if size == UNKNOWN_SIZE else size
         if positions and (held + weight > most_bytes or len(positions) == most_images):
             shards.append((np.array(positions, np.int64), np.array(sizes, np.int64)))
             positions, sizes, held = array("q"), array("q"), 0

@@ -25,6 +25,7 @@ from pipelines.strict_json import parse_json
 INDEX_KEY: Final = "index.json"
 INDEX_VERSION: Final = 1
 SCHEMA_VERSION: Final = 1
+ORIGIN: Final = "origin"  # top-level field of a json that `ray-detr review` made: of which table and corrections
 
 Json = dict[str, Any]
 

@@ -6,10 +6,12 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 
@@ -41,6 +43,12 @@ REACH_SECONDS: Final = 20.0  # for the first answer of a store
 EXAMPLES: Final = 5
 
 Json = dict[str, Any]
+
+
+class WriteShards(Protocol):
+    """Writes the shards of a plan, or reads what is known of those whose keys are there, and yields each."""
+
+    def __call__(self, *, spec: ShardSpec, plan: ShardPlan, there: Set[str]) -> Iterator[WrittenShard]: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,21 +112,53 @@ def shard(config: ShardConfig, *, on_progress: Callable[[ShardProgress], None] |
         _check_usable(config, coco.annotations, coco.findings, coco.examples)
         show(ShardProgress(f"listing {without_secrets(config.images)}"))
         found = _find_images(config, coco)
-        plan = plan_shards(coco, found, most_bytes=config.shard_megabytes * MEGABYTE, max_images=config.max_images)
-        out = open_store(config.out, config.out_options)
-        _check_share(config, plan, plan.problems)
-        hold_plan(out, _plan_record(config, coco, found, plan))
-        index = _finished(out)
-        was_done = index is not None
-        if index is None:
+
+        @contextmanager
+        def writing() -> Iterator[WriteShards]:
             show(ShardProgress("connecting to Ray"))
             with connected(verbose=config.verbose):
-                written = _write_shards(config, coco, plan, out, show)
-            show(ShardProgress("writing the index"))
-            index = _index(config, coco, plan, found, out, written)
-            write_index(out, index)
+                yield partial(write_by_tasks, coco=coco, memory=TASK_BYTES + 2 * config.shard_megabytes * MEGABYTE)
+
+        return write_shards(config, coco, found, writing, show, began=began)
     except StoreError as error:
         raise RayDetrError(f"{error} Written shards are kept; run the same command again to resume.") from error
+
+
+def write_shards(
+    config: ShardConfig,
+    coco: CocoText,
+    found: Found,
+    writing: Callable[[], AbstractContextManager[WriteShards]],
+    show: Callable[[ShardProgress], None],
+    *,
+    began: float,
+) -> ShardSummary:
+    """Plan the shards of a json, write those that are not there yet, then the index.
+
+    Args:
+        config: what may be wrong, and where the shards are written.
+        coco: the json.
+        found: what there is of its images.
+        writing: prepares and gives what writes the shards. Not called where all is done.
+        show: called whenever something is done.
+        began: `time.monotonic()` at the start of the command.
+
+    Raises:
+        RayDetrError: too much of the input is of no use, or the place belongs to other shards.
+        StoreError: a store refused, or gave no answer.
+    """
+    plan = plan_shards(coco, found, most_bytes=config.shard_megabytes * MEGABYTE, max_images=config.max_images)
+    out = open_store(config.out, config.out_options)
+    _check_share(config, plan, plan.problems)
+    hold_plan(out, _plan_record(config, coco, found, plan))
+    index = _finished(out)
+    was_done = index is not None
+    if index is None:
+        with writing() as write:
+            written = _written(config, coco, plan, out, write, show)
+        show(ShardProgress("writing the index"))
+        index = _index(config, coco, plan, found, out, written)
+        write_index(out, index)
     return ShardSummary(
         out=without_secrets(config.out),
         images=index.images,
@@ -218,11 +258,12 @@ def _check_usable(
     )
 
 
-def _write_shards(
+def _written(
     config: ShardConfig,
     coco: CocoText,
     plan: ShardPlan,
     out: Store,
+    write: WriteShards,
     show: Callable[[ShardProgress], None],
 ) -> list[WrittenShard]:
     """Return every shard of the plan, in order, those of earlier starts included."""
@@ -242,7 +283,7 @@ def _write_shards(
     written: dict[int, WrittenShard] = {}
     progress = ShardProgress("shard", images_planned=planned, began=time.monotonic())
     show(progress)
-    for one in write_by_tasks(spec, coco, plan, there, memory=TASK_BYTES + 2 * config.shard_megabytes * MEGABYTE):
+    for one in write(spec=spec, plan=plan, there=there):
         written[one.number] = one
         progress = replace(progress, images=progress.images + len(plan.shards[one.number][0]))
         show(progress)

@@ -16,7 +16,7 @@ from pipelines.coco.text import CocoText
 from pipelines.errors import RayDetrError
 from pipelines.remote_errors import first_line
 from pipelines.shards.plan import ShardPlan, shard_key
-from pipelines.shards.writer import ShardSpec, ShardWork, WrittenShard, keep_shard, write_shard
+from pipelines.shards.writer import ShardSpec, WrittenShard, keep_shard, shard_work, write_shard
 from pipelines.store import StoreError
 
 ATTEMPTS: Final = 3  # at a shard whose process dies
@@ -58,7 +58,7 @@ def write_by_tasks(
                 task = (
                     answer.remote(keep_shard, spec, number)
                     if shard_key(number) in there
-                    else answer.remote(write_shard, spec, _work(coco, plan, number))
+                    else answer.remote(write_shard, spec, shard_work(coco, plan, number))
                 )
                 under_way[task] = (number, attempt)
             done, _ = ray.wait(list(under_way))
@@ -125,18 +125,6 @@ def _tasks_at_once(memory: int) -> int:
             f"{largest / 1e9:.1f} GB is the most that Ray gives out. Give a smaller --shard-megabytes, or larger nodes."
         )
     return room
-
-
-def _work(coco: CocoText, plan: ShardPlan, number: int) -> ShardWork:
-    positions, sizes = (tuple(column.tolist()) for column in plan.shards[number])
-    return ShardWork(
-        number=number,
-        positions=positions,
-        size_bytes=sizes,
-        keys=tuple(plan.respelled.get(position) for position in positions),
-        images=tuple(coco.image(position) for position in positions),
-        annotations=tuple(tuple(coco.annotations_of(position)) for position in positions),
-    )
 
 
 def _names(coco: CocoText, plan: ShardPlan, number: int) -> str:

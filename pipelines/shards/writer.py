@@ -6,21 +6,22 @@ import base64
 import hashlib
 import json
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from pipelines.coco.text import image_key
+from pipelines.coco.text import CocoText, image_key
 from pipelines.coco.values import picture_size
 from pipelines.errors import RayDetrError
 from pipelines.parquet_files import open_bytes
 from pipelines.shards.checks import Problem, check_annotations, check_picture
-from pipelines.shards.plan import shard_key
+from pipelines.shards.plan import ShardPlan, shard_key
 from pipelines.shards.reader import METADATA_PREFIX, SHARD_SCHEMA, ShardFile
 from pipelines.shards.rows import RowsFile, image_row
 from pipelines.store import (
     Archived,
+    Blob,
     Denied,
     NotFound,
     Store,
@@ -147,16 +148,53 @@ class _Findings:
         )
 
 
-def write_shard(spec: ShardSpec, work: ShardWork) -> WrittenShard:
+class ImageSource(Protocol):
+    """Where the images of a shard come from; called from several threads."""
+
+    def fetch(self, file_name: str, key: str | None, size: int) -> bytes | Problem:
+        """Return the bytes of an image, or why it is left out.
+
+        Args:
+            file_name: as in the json.
+            key: of the object in the folder of images; None where the name leads outside of it.
+            size: as it was listed; 0 where that is unknown.
+
+        Raises:
+            RayDetrError: it has changed since it was listed.
+            StoreError: the store refused, or gave no answer.
+        """
+        ...
+
+
+def shard_work(coco: CocoText, plan: ShardPlan, number: int) -> ShardWork:
+    """Return what one shard of a plan is made of."""
+    positions, sizes = (tuple(column.tolist()) for column in plan.shards[number])
+    return ShardWork(
+        number=number,
+        positions=positions,
+        size_bytes=sizes,
+        keys=tuple(plan.respelled.get(position) for position in positions),
+        images=tuple(coco.image(position) for position in positions),
+        annotations=tuple(tuple(coco.annotations_of(position)) for position in positions),
+    )
+
+
+def write_shard(spec: ShardSpec, work: ShardWork, source: ImageSource | None = None) -> WrittenShard:
     """Fetch and check the images of a shard, write its file, once, whoever else tries, and say what was found.
 
     Memory: the file, `AHEAD_BYTES` of images, one decoded picture.
+
+    Args:
+        spec: what all shards have in common.
+        work: the shard.
+        source: where the images come from; None is the folder that `spec` names.
 
     Raises:
         RayDetrError: an image has changed since it was listed, or the file that is there is another job's.
         StoreError: a store refused, or gave no answer for `FETCH_BUDGET_SECONDS`.
     """
-    out, images = open_store(spec.out, spec.out_options), open_store(spec.images, spec.image_options)
+    out = open_store(spec.out, spec.out_options)
+    images = source or _Folder(open_store(spec.images, spec.image_options))
     findings, file = _Findings(), RowsFile(SHARD_SCHEMA)
     rows: list[Json] = []
     held = 0
@@ -193,7 +231,7 @@ def keep_shard(spec: ShardSpec, number: int) -> WrittenShard:
     return _read_shard(spec, number, out.get(key).data, join_uri(out.uri, key))
 
 
-def _fetched(images: Store, work: ShardWork) -> Iterator[tuple[int, bytes | Problem]]:
+def _fetched(images: ImageSource, work: ShardWork) -> Iterator[tuple[int, bytes | Problem]]:
     """Yield every image's index in the work, in order, with its bytes; some are fetched ahead."""
     waiting: deque[tuple[int, Future[bytes | Problem]]] = deque()
     held = 0
@@ -206,7 +244,7 @@ def _fetched(images: Store, work: ShardWork) -> Iterator[tuple[int, bytes | Prob
                     yield first, future.result()
                 file_name = json.loads(work.images[index])["file_name"]
                 key = work.keys[index] if work.keys else None
-                waiting.append((index, pool.submit(_fetch, images, file_name, key or image_key(file_name), size)))
+                waiting.append((index, pool.submit(images.fetch, file_name, key or image_key(file_name), size)))
                 held += size
             while waiting:
                 first, future = waiting.popleft()
@@ -215,23 +253,36 @@ def _fetched(images: Store, work: ShardWork) -> Iterator[tuple[int, bytes | Prob
             pool.shutdown(wait=False, cancel_futures=True)  # after a failure nobody wants the rest
 
 
-def _fetch(images: Store, file_name: str, key: str | None, size: int) -> bytes | Problem:
-    if key is None:
-        return Problem("outside_folder", f"the file name {file_name!r} leads outside the folder of images")
+class _Folder:
+    """The images of one folder, by their names there."""
+
+    def __init__(self, images: Store) -> None:
+        self._images = images
+
+    def fetch(self, file_name: str, key: str | None, size: int) -> bytes | Problem:
+        if key is None:
+            return Problem("outside_folder", f"the file name {file_name!r} leads outside the folder of images")
+        data = fetch_image(lambda: self._images.get(key))
+        if isinstance(data, Problem):
+            return data
+        if size and len(data.data) != size:
+            raise RayDetrError(
+                f"{join_uri(self._images.uri, key)} had {size:,} bytes when it was listed and has {len(data.data):,} "
+                "now. Start again with an empty folder for the shards once the images no longer change."
+            )
+        return data.data
+
+
+def fetch_image(get: Callable[[], Blob]) -> Blob | Problem:
+    """Return an image, or why it cannot be had; transient errors are tried again for `FETCH_BUDGET_SECONDS`.
+
+    Raises:
+        StoreError: the store refused, or gave no answer.
+    """
     try:
-        data = retry(
-            lambda: images.get(key).data,
-            budget_seconds=FETCH_BUDGET_SECONDS,
-            is_retryable=is_transient,
-        )
+        return retry(get, budget_seconds=FETCH_BUDGET_SECONDS, is_retryable=is_transient)
     except (NotFound, Denied, Archived) as error:
         return Problem(_OBJECT_PROBLEMS[type(error)], str(error))
-    if size and len(data) != size:
-        raise RayDetrError(
-            f"{join_uri(images.uri, key)} had {size:,} bytes when it was listed and has {len(data):,} now. Start again "
-            "with an empty folder for the shards once the images no longer change."
-        )
-    return data
 
 
 def _checked_row(

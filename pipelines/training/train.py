@@ -22,7 +22,7 @@ from pipelines.doctor.at_start import check_at_start
 from pipelines.errors import RayDetrError
 from pipelines.models import check_trainable, identify_model
 from pipelines.shards.checks import UNUSABLE
-from pipelines.shards.reader import INDEX_KEY, ShardIndex, read_index
+from pipelines.shards.reader import INDEX_KEY, ORIGIN, ShardIndex, read_index
 from pipelines.store import StoreError, open_store, require_create_only, without_secrets
 from pipelines.training.checkpoint_index import Manifest, read_manifest
 from pipelines.training.config import TrainConfig
@@ -101,7 +101,7 @@ def train(
         if record is not None and "sized_for" not in record.configuration:
             # begun with sizes of its own, or by a release whose sizes did not follow the model's
             config = replace(config, recipe=replace(config.recipe, sized_for=0))
-        configuration = {**config.resume_identity(), **_fingerprints(config)}
+        configuration = {**config.resume_identity(), **_fingerprints(config), **_origin(index)}
         if record is not None:
             configuration |= extended_epochs(record, config.recipe, run=config.name)
         if record is not None:
@@ -220,6 +220,11 @@ def _fingerprints(config: TrainConfig) -> dict[str, Any]:
         name: None if uri is None else hashlib.sha256(open_store(uri, config.options).get(INDEX_KEY).data).hexdigest()
         for name, uri in places.items()
     }
+
+
+def _origin(index: ShardIndex) -> dict[str, Any]:
+    """Return of which table and corrections the shards were made; empty for other shards."""
+    return {"train_origin": index.other[ORIGIN]} if ORIGIN in index.other else {}
 
 
 def _summary(

@@ -31,7 +31,7 @@ from pipelines.shards.plan import ShardPlan
 from pipelines.shards.reader import ShardReader, read_index
 from pipelines.shards.rows import coco_json
 from pipelines.shards.sharding import ShardProgress, shard
-from pipelines.shards.writer import ShardSpec, ShardWork, WrittenShard, write_shard
+from pipelines.shards.writer import ShardSpec, ShardWork, WrittenShard, shard_work, write_shard
 from pipelines.store import NotFound, Store, StoreOptions, open_store, split_uri
 from tests.conftest import S3Server
 
@@ -324,13 +324,13 @@ def test_a_stopped_job_goes_on_without_doing_anything_twice(
         (out / name).unlink()
     kept = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     given: list[int] = []
-    plain = shard_tasks._work
+    plain = shard_work
 
     def work(coco: CocoText, plan: ShardPlan, number: int) -> ShardWork:
         given.append(number)
         return plain(coco, plan, number)
 
-    monkeypatch.setattr(shard_tasks, "_work", work)
+    monkeypatch.setattr(shard_tasks, "shard_work", work)
 
     summary = shard(config)
 

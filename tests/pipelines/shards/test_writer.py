@@ -179,7 +179,7 @@ def test_several_images_are_on_their_way_from_the_first_to_the_last(
         store.put(name, (folder / name).read_bytes())
     monkeypatch.setattr(shard_writer, "AHEAD_BYTES", 4 * max(work.size_bytes))
 
-    fetched = list(shard_writer._fetched(store, work))
+    fetched = list(shard_writer._fetched(shard_writer._Folder(store), work))
 
     assert fetched == [(index, (folder / f"{index % 2}.jpg").read_bytes()) for index in range(12)]
 

@@ -1,0 +1,98 @@
+"""Configuration of a review: which images are chosen for correction, and how corrections become shards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+from pipelines.options import check_options, group, option
+from pipelines.store import S3, StoreOptions, check_no_secret, join_uri, split_uri, without_secrets
+
+Choice = Literal["least-certain", "random", "per-class", "disagreement"]
+CHOICES: Final[tuple[Choice, ...]] = get_args(Choice)
+
+_OUT = option("a new or empty folder: for the files to correct, or for the shards", metavar="URI")
+_CLASSES_OF = option(
+    "the classes are those of this model: a hub id, a directory, a URI, or scenes (those that the table's rows have)",
+    default=None, metavar="REF",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewConfig:
+    """Which images of a table are written for correction, and where: the options of `ray-detr review --export`."""
+
+    table: str = option("the detection table", metavar="URI")
+    out: str = _OUT
+    choice: Choice = "least-certain"
+    count: int = option("number of images to choose", default=50, metavar="N", at_least=1)
+    to: Literal["labelstudio", "coco-dataset"] = option("format of the files to correct", default="labelstudio")
+    threshold: float = option(
+        "least score of a detection to be drawn in advance, and to count in per-class and disagreement",
+        default=0.3, metavar="SCORE", at_least=0, at_most=1,
+    )  # fmt: skip
+    run: str | None = option(
+        "choose among the rows of this run (the current row of each image)", default=None, metavar="ID"
+    )
+    against: str | None = option("with disagreement: the earlier run to compare with", default=None, metavar="RUN")
+    seed: int = option("random seed of random and per-class", default=0, metavar="N", at_least=0)
+    classes_of: str | None = _CLASSES_OF
+    image_urls: tuple[str, ...] = option(
+        "FROM TO: in Label Studio's tasks, replace the beginning FROM of each address by TO, which browsers can open, "
+        "such as https://host/lake/ (no change)",
+        default=(), metavar="TEXT",
+    )  # fmt: skip
+    options: StoreOptions = group(StoreOptions, only=S3)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.choice not in CHOICES:
+            raise ValueError(f"export: {self.choice!r} is not one of {', '.join(CHOICES)}")
+        if (self.choice == "disagreement") != (self.against is not None):
+            raise ValueError("against: disagreement needs the earlier run to compare with, and only disagreement does")
+        if self.against is not None and self.against == self.run:
+            raise ValueError(f"against: {self.against} is the run that images are chosen from. Name an earlier one.")
+        if self.image_urls and len(self.image_urls) != 2:
+            raise ValueError("image urls: give two texts, the beginning of the addresses and what replaces it")
+        if self.image_urls and self.to != "labelstudio":
+            raise ValueError("image urls: only Label Studio's tasks have addresses; coco-dataset has file names")
+        for text in self.image_urls:
+            check_no_secret("image urls", text, instead="It would be written into the tasks.")
+        check_beside_table(self.out, self.table)
+
+
+@dataclass(frozen=True, slots=True)
+class CorrectionsConfig:
+    """Which corrections become training shards, and where: the options of `ray-detr review --import`."""
+
+    table: str = option("the detection table", metavar="URI")
+    out: str = _OUT
+    files: tuple[str, ...] = ()
+    classes_of: str | None = _CLASSES_OF
+    add_classes: tuple[str, ...] = option("names of new classes that corrections may have", default=(), metavar="NAME")
+    max_missing: float = option(
+        "stop if more than this share of the reviewed images is missing, unreadable or has changed",
+        default=0.1, metavar="SHARE", at_least=0, at_most=1,
+    )  # fmt: skip
+    max_unusable: float = option(
+        "stop if training could not use more than this share of the boxes",
+        default=0.05, metavar="SHARE", at_least=0, at_most=1,
+    )  # fmt: skip
+    options: StoreOptions = group(StoreOptions, only=S3)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if not self.files:
+            raise ValueError("import: name at least one file of corrections")
+        check_beside_table(self.out, self.table)
+
+
+def check_beside_table(out: str, table: str) -> None:
+    """Refuse a folder inside the table.
+
+    Raises:
+        ValueError: it is inside.
+    """
+    inner, outer = (join_uri(*split_uri(uri)).rstrip("/") + "/" for uri in (out, table))
+    if inner.startswith(outer):
+        raise ValueError(f"out: {without_secrets(out)} is inside the table. Name a place beside it.")

@@ -1,0 +1,210 @@
+"""Corrections of images that were given out: which image each is of, and what people drew."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipelines.coco.names import ImageNames
+from pipelines.coco.text import read_coco
+from pipelines.coco.values import box, is_crowd, number, picture_size, whole
+from pipelines.errors import UsageError
+from pipelines.review.batches import Batch, ReviewImage
+
+Json = dict[str, Any]
+Size = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class GivenImage:
+    """An image of a batch: the batch's number, and the image's place in it."""
+
+    batch: int
+    place: int
+    image: ReviewImage
+
+
+@dataclass(frozen=True, slots=True)
+class CorrectedBox:
+    """A box that a person drew or left as it was.
+
+    Attributes:
+        label: name of the class.
+        bbox: x, y, width, height in pixels of the upright picture.
+        is_crowd: whether it stands for many objects.
+        origin: where it stands, for messages.
+    """
+
+    label: str
+    bbox: tuple[float, float, float, float]
+    is_crowd: bool
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """A person's answer for one image; of several the one with the highest rank counts."""
+
+    given: GivenImage
+    boxes: tuple[CorrectedBox, ...]
+    rank: tuple[Any, ...] = ()
+
+
+class GivenOut:
+    """All images that a table's batches gave out, as files of corrections name them."""
+
+    def __init__(self, batches: Iterable[Batch]) -> None:
+        self.images = [
+            GivenImage(batch.number, place, image) for batch in batches for place, image in enumerate(batch.images)
+        ]
+        self._by_id = {f"{one.batch}/{one.place}": one for one in self.images}
+        self._by_uri: dict[str, GivenImage | None] = {}
+        for one in self.images:  # of several batches the newest counts; two images of one batch cannot be told apart
+            other = self._by_uri.get(one.image.shown_uri)
+            is_ambiguous = other is not None and other.batch == one.batch
+            self._by_uri[one.image.shown_uri] = None if is_ambiguous else one
+
+    def find(self, review_id: object, uri: object) -> GivenImage | None:
+        """Return the image of a task by its `review` or, where that is missing, by its address.
+
+        Args:
+            review_id: batch and place, as `3/17`; of another table it names an image of another address.
+            uri: the image's address.
+        """
+        if not isinstance(review_id, str):
+            return self._by_uri.get(uri) if isinstance(uri, str) else None
+        found = self._by_id.get(review_id)
+        is_other = found is not None and isinstance(uri, str) and uri != found.image.shown_uri
+        return None if is_other else found
+
+
+@dataclass(slots=True)
+class Corrections:
+    """What files of corrections hold.
+
+    Attributes:
+        found: by batch and place, the answer that counts.
+        skipped: batch and place of images that somebody skipped.
+        strangers: how many tasks or images are of no batch.
+        stranger: one of them.
+        repeated: answers of images that have another one, which counts.
+        other_size: sentences about images whose picture in the tool has other proportions than the labelled one.
+    """
+
+    found: dict[tuple[int, int], Correction] = field(default_factory=dict)
+    skipped: set[tuple[int, int]] = field(default_factory=set)
+    strangers: int = 0
+    stranger: str | None = None
+    repeated: int = 0
+    other_size: list[str] = field(default_factory=list)
+
+    def add(self, correction: Correction) -> None:
+        """Take an answer; an earlier one for the same image is replaced unless its rank is higher."""
+        key = (correction.given.batch, correction.given.place)
+        earlier = self.found.get(key)
+        self.repeated += earlier is not None
+        if earlier is None or correction.rank >= earlier.rank:
+            self.found[key] = correction
+
+    def skip(self, given: GivenImage) -> None:
+        """Note that somebody skipped an image."""
+        self.skipped.add((given.batch, given.place))
+
+    def add_stranger(self, what: str) -> None:
+        """Note a task or an image of no batch."""
+        self.strangers += 1
+        self.stranger = self.stranger or what
+
+
+def scale_to(image: ReviewImage, size: Size) -> tuple[float, float] | None:
+    """Return by what x and y of a picture in the tool are multiplied to be pixels of the labelled one.
+
+    Tools may show a smaller copy. None where the proportions differ by more than a pixel of the copy, as for another
+    picture, or one that was turned.
+
+    Args:
+        image: as it was labelled.
+        size: width and height in the tool.
+    """
+    width, height = size
+    if width <= 0 or height <= 0 or abs(height - width * image.height / image.width) > max(1.0, width / image.width):
+        return None
+    return image.width / width, image.height / height
+
+
+def read_coco_corrections(data: bytes, *, name: str, given_out: GivenOut, file_number: int, into: Corrections) -> None:
+    """Read a corrected COCO json. All of its images count as reviewed: COCO has no word for those that are not.
+
+    Args:
+        data: the json.
+        name: what messages call it.
+        given_out: what was given out.
+        file_number: of the file on the command line; later files replace earlier ones.
+        into: gets what is found.
+
+    Raises:
+        UsageError: this is no COCO json, an annotation has no box or class, or an image could be several.
+    """
+    document = read_coco(data, name=name).document()
+    labels = {whole(one["id"]): str(one["name"]) for one in document["categories"]}
+    annotations: dict[object, list[Json]] = defaultdict(list)
+    for annotation in document["annotations"]:
+        annotations[annotation.get("image_id")].append(annotation)
+    matches = _match_names([image["file_name"] for image in document["images"]], given_out, name)
+    for image in document["images"]:
+        given = matches.get(image["file_name"])
+        if given is None:
+            into.add_stranger(str(image["file_name"]))
+            continue
+        size = picture_size(image)
+        scale = (1.0, 1.0) if size is None else scale_to(given.image, (size[1], size[0]))
+        if scale is None:
+            into.other_size.append(_other_size(image["file_name"], size, given.image))
+            continue
+        boxes = tuple(
+            _coco_box(one, labels, scale, f"annotation {one.get('id')} of {image['file_name']} in {name}")
+            for one in annotations[image.get("id")]
+        )
+        into.add(Correction(given, boxes, (file_number,)))
+
+
+def _match_names(file_names: Sequence[str], given_out: GivenOut, name: str) -> dict[str, GivenImage]:
+    """Return the image of each file name: by the name that it was given out with, else by the end of its address."""
+    wanted = set(file_names)
+    matches = {one.image.name: one for one in given_out.images if one.image.name in wanted}  # the newest batch's
+    names = ImageNames(sorted(wanted))
+    candidates: dict[str, dict[str, GivenImage]] = defaultdict(dict)
+    for one in given_out.images:
+        match = names.find(one.image.shown_uri)
+        if match is not None and match.name not in matches:
+            candidates[match.name][one.image.uri] = one
+    for file_name, several in candidates.items():
+        if len(several) > 1:
+            first, second = sorted(several)[:2]
+            raise UsageError(
+                f"corrections {name}: the file name {file_name!r} may be of {first} or of {second}. Keep the folders "
+                "of the exported file names."
+            )
+        matches[file_name] = next(iter(several.values()))
+    return matches
+
+
+def _coco_box(annotation: Json, labels: dict[int | None, str], scale: tuple[float, float], origin: str) -> CorrectedBox:
+    sides, category_id = box(annotation.get("bbox")), whole(annotation.get("category_id"))
+    if sides is None:
+        raise UsageError(f"{origin} has no bbox of four numbers. Draw boxes, and export again.")
+    if category_id not in labels:
+        raise UsageError(f"{origin} has the category {category_id}, which the file does not declare. Export again.")
+    attributes = annotation.get("attributes")
+    if isinstance(attributes, dict) and number(attributes.get("rotation")) not in (None, 0.0):
+        raise UsageError(f"{origin} is a rotated box, which cannot be trained on. Draw it without rotation.")
+    x, y, width, height = sides
+    bbox = (x * scale[0], y * scale[1], width * scale[0], height * scale[1])
+    return CorrectedBox(labels[category_id], bbox, is_crowd(annotation), origin)
+
+
+def _other_size(what: str, size: tuple[int, int] | None, image: ReviewImage) -> str:
+    height, width = size or (0, 0)
+    return f"{what} has {width} x {height} pixels, and was labelled with {image.width} x {image.height}"
