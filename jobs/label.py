@@ -130,9 +130,9 @@ def report(summary: "LabelSummary", threshold: float = 0.0, *, relabel: bool = F
     left_out = ", ".join(f"{reason} {count:,}" for reason, count in summary.skipped.items())
     if summary.images == 0:
         labelled = f"all {summary.already_labelled:,} images have rows of {summary.model} already"
-        return "nothing to do: " + "; ".join(
-            [labelled] * bool(summary.already_labelled) + [f"left out: {left_out}"] * bool(left_out)
-        )
+        if not left_out:
+            return f"nothing to do: {labelled}"
+        return f"nothing to do: {f'{labelled}; ' if summary.already_labelled else ''}left out: {left_out}"
     rate = summary.images_this_start / summary.seconds
     lines = [
         f"done: {summary.images:,} images in {duration(summary.seconds)} ({rate:,.1f} images/s), "

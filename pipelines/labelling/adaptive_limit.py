@@ -1,4 +1,4 @@
-"""Limits concurrent requests to a store: fewer when it throttles, more when it does not."""
+"""Limits concurrent requests to a store: fewer after transient errors, more after successes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _Result = TypeVar("_Result")
 
 
 class AdaptiveLimit:
-    """A limit of concurrent turns between `least` and `most`: halved after throttling, else raised by one, as in TCP.
+    """A limit of turns from `least` to `most`: halved after a transient error, raised by one after successes, as in TCP.
 
     Clients with such limits share a throttled store without knowing each other.
     """
@@ -50,8 +50,8 @@ class AdaptiveLimit:
     def learn(self, attempt: Callable[[], _Result]) -> _Result:
         """Call an attempt, adapt the limit to its outcome, and return its result.
 
-        An attempt that began before the last reduction is ignored, so that thirty attempts that fail together halve
-        the limit once.
+        The failure of an attempt that began before the last reduction is ignored, so that thirty attempts that fail
+        together halve the limit once.
         """
         cuts = self._cuts
         try:

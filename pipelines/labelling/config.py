@@ -153,6 +153,8 @@ class PlanConfig:
             raise ValueError("images: name at least one folder, glob, image or list of URIs.")
         if self.max_images is not None and self.sample is not None:
             raise ValueError("max images and sample exclude each other: the first N or N at random, give one of them.")
+        if self.modified_since is not None and self.modified_since.tzinfo is None:
+            raise ValueError(f"modified since: {self.modified_since} has no time zone; give one, such as UTC.")
         if self.relabel and self.skip_labelled == "any":
             raise ValueError("relabel and skip labelled any exclude each other: label such images again, or skip them.")
         if self.tiling is not None and self.masks:

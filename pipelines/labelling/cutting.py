@@ -11,7 +11,7 @@ from typing import Final
 from pipelines.errors import RayDetrError
 from pipelines.labelling.config import Selection
 from pipelines.labelling.manifest import SEGMENT_SHARDS, Counts, ListingPosition, Segment
-from pipelines.lake.lake_object import DUPLICATE, LakeObject, Listed, Skipped
+from pipelines.lake.lake_object import DUPLICATE, NOT_MODIFIED, LakeObject, Listed, Skipped
 from pipelines.lake.listing import Listing
 from pipelines.lake.sample import draw_sample
 
@@ -35,8 +35,8 @@ def cut_segments(
 ) -> Iterator[Segment]:
     """Cut the images that are not labelled yet into shards of `shard_images` and segments of 64 shards.
 
-    A segment is shorter after each million listed images and at the end, where it may have no shard. Equal listings
-    give equal shards, wherever an interrupted planning continues. Memory: one segment.
+    A segment may be shorter after each million listed images, if any of them is new, and at the end, where it may have
+    no shard. Equal listings give equal shards, wherever an interrupted planning continues. Memory: one segment.
 
     Args:
         listed: The listing after `start`.
@@ -105,13 +105,14 @@ def _cut_segments(
 ) -> Iterator[Segment]:
     images: list[LakeObject] = []
     for item, done in pairs:
-        if max_images is not None and counts.listed == max_images:
+        if max_images is not None and counts.images == max_images:
             break
         counts.add(item, is_labelled=done)
-        if isinstance(item, Skipped):
+        if isinstance(item, LakeObject):
+            if not done:
+                images.append(item)
+        elif item.reason != NOT_MODIFIED:
             continue
-        if not done:
-            images.append(item)
         is_full = len(images) == shard_images * SEGMENT_SHARDS
         if is_full or (images and counts.listed % SEGMENT_LISTED == 0):
             shards = _cut(images, shard_images, spread)
@@ -155,8 +156,13 @@ class _Tally:
         self._skipped = Counter(counts.skipped)
 
     @property
-    def listed(self) -> int:
+    def images(self) -> int:
         return self._images + self._labelled
+
+    @property
+    def listed(self) -> int:
+        """Number of images, including those that are skipped because they are old."""
+        return self.images + self._skipped[NOT_MODIFIED]
 
     def add(self, item: Listed, *, is_labelled: bool) -> None:
         is_image = isinstance(item, LakeObject)

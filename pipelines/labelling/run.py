@@ -110,8 +110,13 @@ class Run:
     @property
     def modified_since(self) -> datetime | None:
         """Images that were modified before this time are skipped; None skips none."""
-        time = self.configuration.get(MODIFIED_SINCE)
-        return None if time is None else datetime.fromisoformat(str(time))
+        text = self.configuration.get(MODIFIED_SINCE)
+        if text is None:
+            return None
+        time = datetime.fromisoformat(str(text))
+        if time.tzinfo is None:
+            raise ValueError(f"{text} has no time zone")
+        return time
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ def label_segments(
 ) -> bool:
     """Label the missing shards of some segments, and publish each segment when its last part is committed.
 
-    Shards that were lost with their process are labelled again, up to `MOST_PASSES` times. The store decides which
+    Shards that were lost with their process are labelled again, `MOST_PASSES` times in all. The store decides which
     shards are missing, not memory. Returns whether all segments are published; False only after `is_to_stop`.
 
     Args:

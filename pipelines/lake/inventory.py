@@ -47,7 +47,7 @@ _COLUMNS: Final[Mapping[str, pa.DataType]] = {
     "key": pa.string(),
     "size": pa.int64(),
     "e_tag": pa.string(),
-    "last_modified_date": pa.timestamp("ms", "UTC"),
+    "last_modified_date": pa.string(),
     "storage_class": pa.string(),
     "intelligent_tiering_access_tier": pa.string(),
     "version_id": pa.string(),
@@ -260,11 +260,23 @@ def _rows(report: pa.Table, name: str, *, is_encoded: bool) -> pa.Table:
         pc.is_in(column("storage_class"), pa.array(ARCHIVE_CLASSES)),
         pc.is_in(column("intelligent_tiering_access_tier"), pa.array(ARCHIVE_TIERS)),
     )
-    modified = pc.divide(column("last_modified_date").cast(pa.int64()).cast(pa.float64()), 1_000)
+    modified = _seconds(report, "last_modified_date")
     rows = pa.table(
         [keys, column("size"), pc.if_else(pc.equal(etags, ""), None, etags), is_archived, modified], schema=_ROWS
     )
     return rows.filter(pc.and_not(is_there, is_marker))
+
+
+def _seconds(report: pa.Table, column: str) -> pa.ChunkedArray:
+    """Return a column of times in seconds since 1970 (UTC); nulls if it has neither timestamps nor ISO 8601."""
+    unknown = pa.chunked_array([pa.nulls(report.num_rows, pa.float64())])
+    if column not in report.column_names or pa.types.is_integer(report[column].type):
+        return unknown
+    try:
+        stamps = report[column].cast(pa.timestamp("ms", "UTC"), safe=False)  # not only AWS writes reports
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return unknown
+    return pc.divide(stamps.cast(pa.int64()).cast(pa.float64()), 1_000)
 
 
 def _decoded(keys: pa.ChunkedArray) -> pa.ChunkedArray:

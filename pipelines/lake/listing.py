@@ -318,21 +318,18 @@ def _without_duplicates(group: Sequence[Listed]) -> Iterator[Listed]:
 
 def _unknown_time(name: str) -> UsageError:
     return UsageError(
-        f"--modified-since: {name} does not tell when images were modified; folders and buckets do, and reports with "
-        "LastModifiedDate. Omit the option, or select the images in a list of URIs."
+        f"--modified-since: {name} does not have times of modification; folders, buckets, and inventories with "
+        "LastModifiedDate have them. Omit the option, and name only the images that shall be labelled."
     )
 
 
 def _modified_since(group: Iterable[Listed], time: float) -> Iterator[Listed]:
     """Yield what is listed, with a note in place of each image that was modified before a time."""
     for item in group:
-        if isinstance(item, LakeObject):
-            if item.modified is None:
-                raise _unknown_time(item.uri)
-            if item.modified < time:
-                yield Skipped(item.uri, NOT_MODIFIED)
-                continue
-        yield item
+        if isinstance(item, LakeObject) and item.modified is not None and item.modified < time:
+            yield Skipped(item.uri, NOT_MODIFIED)
+        else:
+            yield item  # also one whose time is not known, such as a link to a file that is gone
 
 
 def _with_images(

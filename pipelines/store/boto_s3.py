@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from datetime import datetime
 from typing import Any, Literal, TypeVar
 
 import botocore.exceptions
@@ -87,7 +88,7 @@ class BotoS3:
                 item["Size"],
                 plain_etag(item.get("ETag")),
                 _is_archived(item),
-                modified=item["LastModified"].timestamp(),
+                modified=_timestamp(item.get("LastModified")),
             )
             for item in answer.get("Contents", ())
         ]
@@ -122,7 +123,10 @@ class BotoS3:
         answer = self._reading(key, lambda: self._get_object(key))
         answer["Body"].close()  # a HEAD would hide why it failed
         return StoreEntry(
-            key, answer["ContentLength"], plain_etag(answer.get("ETag")), modified=answer["LastModified"].timestamp()
+            key,
+            answer["ContentLength"],
+            plain_etag(answer.get("ETag")),
+            modified=_timestamp(answer.get("LastModified")),
         )
 
     def get(self, key: str, *, most_bytes: int | None = None) -> Blob:
@@ -228,6 +232,11 @@ class PastTheEnd(StoreDown):
 def plain_etag(etag: str | None) -> str | None:
     """Return the etag as all our tables write it: without quotes and `W/`; None for none."""
     return (etag or "").removeprefix("W/").strip('"') or None
+
+
+def _timestamp(time: datetime | None) -> float | None:
+    """Return seconds since 1970; None if the server did not send the time."""
+    return None if time is None else time.timestamp()
 
 
 def _is_archived(item: Mapping[str, Any]) -> bool:

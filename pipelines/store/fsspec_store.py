@@ -255,7 +255,7 @@ def _etag(info: dict[str, Any]) -> str | None:
 
 def _modified(info: dict[str, Any]) -> float | None:
     """Return when a file was written, in seconds since 1970 (UTC)."""
-    time = next((info[name] for name in _TIMES if info.get(name)), None)
+    time = next((info[name] for name in _TIMES if info.get(name) is not None), None)
     if isinstance(time, str):
         try:
             time = datetime.fromisoformat(time)

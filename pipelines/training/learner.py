@@ -107,7 +107,7 @@ class PendingStep:
 
 
 class Learner:
-    """Everything that changes during training, equal on all workers."""
+    """Everything that changes during training. Parameters are equal on all workers."""
 
     def __init__(
         self,

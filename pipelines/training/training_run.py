@@ -116,7 +116,7 @@ class TrainingRun:
         """Write a checkpoint, remove checkpoints that are not kept any more, and return its name.
 
         The checkpoint exists from the moment that the manifest names it; an interrupted write has no effect. If the
-        newest checkpoint has this position, it is not written again. Memory: the training tensors once more.
+        newest checkpoint has this position, it is not written again. Memory: the training tensors once more, encoded.
 
         Args:
             position: The position of training, not before the newest checkpoint.
@@ -316,7 +316,8 @@ class CheckpointSaver:
     """Saves checkpoints during training: copies them to memory between two steps, and uploads them in a thread.
 
     Only the worker of rank 0 has one. One upload runs at a time. If it fails, the next call and all later ones raise
-    its error, because later checkpoints must not hide a missing one. Memory: the tensors of one checkpoint three times.
+    its error, because later checkpoints must not hide a missing one. Memory: a copy of the tensors of one checkpoint,
+    and for a moment their encoded bytes.
     """
 
     def __init__(self, run: TrainingRun, *, keep: int) -> None:

@@ -24,6 +24,7 @@ from pipelines.labelling.settings import settings_differences, settings_text
         ({"tiles": (640, 640), "overlap": 0.6}, r"overlap: 0.6 is not in 0..0.5"),
         ({"tiles": (640, 640), "masks": True}, "masks and tiles exclude each other"),
         ({"overlap": 0.2}, "overlap: only tiles overlap"),
+        ({"modified_since": datetime(2026, 11, 28)}, "modified since: 2026-11-28 00:00:00 has no time zone"),  # noqa: DTZ001
         ({"keep": ("uri",)}, "'uri' is a column of the detection table"),
     ],
 )

@@ -209,11 +209,12 @@ def test_a_resumed_run_counts_what_was_there_before() -> None:
 
 
 def test_a_run_that_is_resumed_on_another_night_keeps_its_own_time() -> None:
-    world = lake(6)
+    world = lake(30)  # of which the first attempt plans a segment of 12
     with pytest.raises(RayDetrError):
         Start(world, modified_since=2, dies=True).run()
     run = find_unfinished(world.objects)
     assert run is not None
+    assert [segment.images for segment in read_manifest(world.objects, run.run_id)] == [12]
 
     for other, difference in (
         (Start(world), "none"),
@@ -221,12 +222,12 @@ def test_a_run_that_is_resumed_on_another_night_keeps_its_own_time() -> None:
     ):
         with pytest.raises(UsageError, match=difference):
             other.run()
-    resumed = Start(world, modified_since=4)
+    resumed = Start(world, modified_since=20)
     finished = resumed.run()
 
     stage = f"resuming run {run.run_id}, of images modified since 1970-01-01 00:00 UTC"
     assert resumed.shown[0].stage == stage
-    assert uris(world) == [f"s3://lake/{number:03d}.jpg" for number in (2, 3, 4, 5)]
+    assert uris(world) == [f"s3://lake/{number:03d}.jpg" for number in range(2, 30)]
     assert finished.planned.skipped == {"not modified since": 2}
     assert Start(world, modified_since=1).run().images_this_start == 1
     with pytest.raises(RayDetrError):

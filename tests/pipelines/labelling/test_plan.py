@@ -36,18 +36,23 @@ from pipelines.labelling.manifest import (
 )
 from pipelines.labelling.plan import PlanSummary, cut_segments, summarise_plan, write_plan
 from pipelines.labelling.run import RunRequest
-from pipelines.lake.lake_object import LakeObject, Listed, Skipped
+from pipelines.lake.lake_object import NOT_MODIFIED, LakeObject, Listed, Skipped
 from pipelines.lake.listing import Listing, list_objects
 from pipelines.store import Store, StoreDown, memory_store, open_store
 from pipelines.table.schema import NO_COLUMNS, Detected, Origin, Row, encode, rows_to_table
 from tests.pipelines.labelling.runs import start_run
 
-NAMES = st.lists(st.tuples(st.text("abc", max_size=4), st.sampled_from(["new", "labelled", "skipped"])), max_size=40)
+NAMES = st.lists(
+    st.tuples(st.text("abc", max_size=4), st.sampled_from(["new", "labelled", "skipped", "old"])), max_size=40
+)
+
+
+REASONS = {"skipped": ".json", "old": NOT_MODIFIED}
 
 
 def as_listing(lake: dict[str, str]) -> list[Listed]:
     return [
-        Skipped(uri, ".json") if what == "skipped" else LakeObject(uri, "e", len(uri))
+        Skipped(uri, REASONS[what]) if what in REASONS else LakeObject(uri, "e", len(uri))
         for uri, what in sorted(lake.items())
     ]
 
@@ -161,7 +166,7 @@ def test_every_unlabelled_image_is_in_one_shard_in_listing_order(
         size_bytes=sum(len(uri) for uri, what in lake.items() if what == "new"),
         shards=len(shards),
         labelled=sum(what == "labelled" for what in lake.values()),
-        skipped={".json": sum(what == "skipped" for what in lake.values())} if "skipped" in lake.values() else {},
+        skipped={reason: count for what, reason in REASONS.items() if (count := list(lake.values()).count(what))},
     )
 
 
@@ -188,14 +193,13 @@ def test_a_small_run_is_spread_over_many_shards(count: int, spread: int, shards:
     assert len(segment.shards) == shards
 
 
-def test_where_little_is_new_a_segment_does_not_wait_for_its_64th_shard() -> None:
-    new = {"s3://b/000001.jpg", "s3://b/000006.jpg", "s3://b/000024.jpg"}
-
-    def all_but_three_labelled(objects: Sequence[LakeObject]) -> list[bool]:
-        return [item.uri not in new for item in objects]
+@pytest.mark.parametrize("others", ["labelled", "old"])
+def test_where_little_is_new_a_segment_does_not_wait_for_its_64th_shard(others: str) -> None:
+    lake = {str(item.uri): others for item in images(32)}
+    lake |= dict.fromkeys(("s3://b/000001.jpg", "s3://b/000006.jpg", "s3://b/000024.jpg"), "new")
 
     with patch("pipelines.labelling.cutting.SEGMENT_LISTED", 10):
-        segments = list(cut_segments(images(32), all_but_three_labelled, shard_images=8))
+        segments = list(cut_segments(as_listing(lake), is_labelled(lake), shard_images=8))  # type: ignore[arg-type]
 
     assert [(segment.position.last_uri, segment.position.counts.images) for segment in segments] == [
         ("s3://b/000009.jpg", 2),
@@ -214,7 +218,7 @@ def test_only_the_last_segment_is_spread() -> None:
 @given(names=NAMES, most=st.integers(1, 12))
 def test_the_first_images_are_those_listed_first_labelled_or_not(names: list[tuple[str, str]], most: int) -> None:
     lake = dict(names)
-    first = [uri for uri, what in sorted(lake.items()) if what != "skipped"][:most]
+    first = [uri for uri, what in sorted(lake.items()) if what not in REASONS][:most]
 
     segments = cut_segments(as_listing(lake), is_labelled(lake), shard_images=3, max_images=most)  # type: ignore[arg-type]
 

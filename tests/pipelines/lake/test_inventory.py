@@ -180,8 +180,27 @@ def test_a_report_tells_when_objects_were_modified_if_it_has_the_column(kind: st
     assert list(listing) == [Skipped("s3://lake/a.jpg", "not modified since"), LakeObject("s3://lake/b.jpg")]
 
     store = report({"key": ["a.jpg"]}, kind=kind)
-    with pytest.raises(UsageError, match=r"manifest\.json does not tell when .* LastModifiedDate"):
+    with pytest.raises(UsageError, match=r"manifest\.json does not have times .* LastModifiedDate"):
         list_objects([source], open_root=lambda _: store, modified_since=written[1])
+
+
+@pytest.mark.parametrize("times", [["01 Jan 2026", "2 Jan 2026"], [7, 8]])
+def test_times_of_another_form_are_unknown_and_stop_no_listing(kind: str, times: list[object]) -> None:
+    store = report({"key": ["a.jpg", "b.jpg"], "last_modified_date": times}, kind=kind)
+
+    assert [(entry.key, entry.modified) for entry in read_inventory(store, MANIFEST).list()] == [
+        ("a.jpg", None),
+        ("b.jpg", None),
+    ]
+
+
+def test_times_of_microseconds_are_read() -> None:
+    written = pa.array([datetime(2026, 11, 28, 0, 0, 0, 123_456, UTC)], pa.timestamp("us", "UTC"))
+    store = report({"key": ["a.jpg"], "last_modified_date": written})  # type: ignore[dict-item]
+
+    (entry,) = read_inventory(store, MANIFEST).list()
+
+    assert entry.modified == 1795824000.123
 
 
 def test_a_run_takes_an_inventory_for_the_bucket_that_it_reports_on(kind: str) -> None:

@@ -99,6 +99,15 @@ def test_images_that_were_modified_before_a_time_are_skipped(tmp_path: Path) -> 
     ]
 
 
+def test_an_image_whose_time_is_not_known_is_labelled(tmp_path: Path) -> None:
+    folder = written(tmp_path, a=AT, z=AT)
+    (folder / "m.jpg").symlink_to("/nowhere/m.jpg")
+
+    listing = list_objects([str(folder)], modified_since=SINCE)
+
+    assert uris(listing) == [f"file://{folder}/{name}.jpg" for name in "amz"]
+
+
 def test_a_folder_in_which_nothing_was_modified_is_no_mistake(tmp_path: Path) -> None:
     listing = list_objects([str(written(tmp_path, a=1, b=2))], modified_since=SINCE)
 
@@ -126,7 +135,7 @@ def test_what_does_not_tell_when_images_were_modified_is_refused_with_a_time(tmp
         (tmp_path / name).write_text(f"uri\n{photos}/a.jpg\n")
 
     for source in (f"{tmp_path}/list.csv", f"{tmp_path}/lists", "https://example.org/a.jpg"):
-        with pytest.raises(UsageError, match=f"--modified-since: {source} does not tell when images were modified"):
+        with pytest.raises(UsageError, match=f"--modified-since: {source} does not have times of modification"):
             list_objects([str(photos), source], modified_since=SINCE)
 
 
