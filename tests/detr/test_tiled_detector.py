@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from detr.batching import HostBatch, Prepared
@@ -128,6 +131,26 @@ def test_tiles_are_prepared_a_few_batches_ahead_of_the_network_however_many_ther
 
     assert len(inner.shapes) == 1 + 15 * 15
     assert inner.most_waiting <= (BATCHES_AHEAD + 1) * batch_size
+
+
+def test_a_few_large_pictures_are_in_memory_however_many_are_given() -> None:
+    decoded: list[weakref.ref[Tensor]] = []
+    most = 0
+
+    class Watching(TiledDetector):
+        def prepare(self, image: Tensor) -> Prepared:
+            nonlocal most
+            decoded.append(weakref.ref(image))
+            most = max(most, sum(one() is not None for one in decoded))
+            return super().prepare(image)
+
+    sink = io.BytesIO()
+    Image.fromarray(picture(200, 300).permute(1, 2, 0).numpy()).save(sink, "PNG")
+
+    Watching(Counting(4), TILING)([sink.getvalue()] * 12)
+
+    assert len(decoded) == 12
+    assert most <= BATCHES_AHEAD + 2  # one in the network, two decoded, and one that takes the place of the first
 
 
 def test_a_large_picture_keeps_its_place_among_those_that_could_not_be_decoded() -> None:

@@ -10,6 +10,8 @@ import torch
 
 from detr.detector import Detector
 from detr.model import Detr
+from detr.tiled_detector import TiledDetector
+from detr.tiles import Tiling
 from pipelines.store import memory_store
 from tests.device.simulated_cuda import SimulatedCuda
 from tests.pipelines.labelling.failing_lake import Lake
@@ -42,6 +44,27 @@ def test_a_shard_waits_once_a_batch_and_gives_the_rows_of_the_cpu(cuda: Simulate
         for found, other in zip(row["detections"] or (), expected["detections"] or (), strict=True):
             assert found["label"] == other["label"]
             assert list(found["box"].values()) == pytest.approx(list(other["box"].values()), abs=0.01)
+
+
+def test_tiles_share_batches_on_the_device_and_give_the_rows_of_the_cpu(cuda: SimulatedCuda) -> None:
+    lake = Lake(memory_store("memory://lake"))
+    sizes = [(40, 30), (160, 112), (64, 64)]  # one has seven views
+    objects = [lake.put(f"{n}.jpg", picture(*size)) for n, size in enumerate(sizes)]
+    objects.append(lake.put("broken.jpg", picture(160, 112)[:900]))
+    on_gpu, on_cpu = memory_store(), memory_store()
+    inner, tiling = detector("cuda", batch_size=8), Tiling(64, 64, 0.25)
+    labeler(on_cpu, lake, TiledDetector(detector("cpu"), tiling), [objects], max_pixels=20_000).label(0)
+    cuda.reset()
+
+    report = labeler(on_gpu, lake, TiledDetector(inner, tiling), [objects], max_pixels=20_000).label(0)
+
+    assert (report.images, report.errors) == (4, {"truncated": 1})
+    assert set(cuda.waits) == {"event"}
+    assert cuda.waits["event"] <= 3  # a batch of the two that fit, and one or two of the views
+    for row, expected in zip(rows(on_gpu), rows(on_cpu), strict=True):
+        found, other = row["detections"] or (), expected["detections"] or ()
+        assert [one["label"] for one in found] == [one["label"] for one in other]
+        assert [one["score"] for one in found] == pytest.approx([one["score"] for one in other], abs=1e-5)
 
 
 def test_the_next_batch_is_in_the_network_before_detections_are_waited_for(

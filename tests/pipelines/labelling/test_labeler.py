@@ -20,6 +20,7 @@ from torch import Tensor
 from detr.batching import HostBatch
 from detr.config import BackboneConfig, DetrConfig
 from detr.detector import Detector
+from detr.detectors import DetectorLike
 from detr.launcher import PendingDetections
 from detr.model import Detr, DetrOutput
 from pipelines.labelling.decoding import InProcessDecoder
@@ -107,7 +108,7 @@ def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Lake:
 def labeler(
     table: Store,
     lake: Stores,
-    detector: Detector,
+    detector: DetectorLike,
     shards: Sequence[Sequence[LakeObject]],
     *,
     kept: pa.Schema = NO_COLUMNS,
