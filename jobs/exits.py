@@ -2,11 +2,12 @@
 
 import atexit
 import io
+import json
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from types import FrameType
 from typing import NoReturn, TextIO
@@ -22,6 +23,17 @@ TABLE_BUSY = 4  # another process is writing the table
 CAP_REACHED = 5  # stopped by --max-minutes or --max-cost; the same command resumes
 INTERRUPTED = 130  # Ctrl-C, as shells say it
 TERMINATED = 143  # SIGTERM: `ray job stop`, `kubectl delete`, a schedule's time limit
+
+
+def print_stopped(reached: CapReached, about: Mapping[str, object], file: TextIO | None = None) -> None:
+    """Print, for `--json`, why and where a command stopped at a limit.
+
+    Args:
+        reached: the error.
+        about: what was worked on, such as the table.
+        file: where to; None is standard output.
+    """
+    print(json.dumps({"stopped": str(reached), **about, **reached.details}, indent=2), file=file, flush=True)
 
 
 class _Terminated(SystemExit):

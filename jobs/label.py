@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 from jobs._json_log import write_shard
 from jobs._notifications import notifying
-from jobs.exits import run_process
+from jobs.exits import print_stopped, run_process
 from jobs.options import add_metrics_option, add_options, check_stays, make_config, note_on_model
 from jobs.parser import CommandParser
-from pipelines.errors import BudgetExceeded
+from pipelines.errors import BudgetExceeded, CapReached
 from pipelines.labelling.config import LabelConfig
 
 if TYPE_CHECKING:
@@ -66,12 +66,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         ExitStack() as afterwards,  # ends a local Ray after the summary: it takes seconds
     ):
         with shown_progress(sys.stderr) as show:
-            summary = label(
-                config,
-                on_progress=show if metrics is None else _both(show, metrics),
-                afterwards=afterwards,
-                on_shard=_on_shard(metrics, log_json=args.log_json),
-            )
+            try:
+                summary = label(
+                    config,
+                    on_progress=show if metrics is None else _both(show, metrics),
+                    afterwards=afterwards,
+                    on_shard=_on_shard(metrics, log_json=args.log_json),
+                )
+            except CapReached as reached:
+                if args.json:
+                    print_stopped(reached, {"table": without_secrets(config.table)}, file=result)
+                raise
         details |= {"run_id": summary.run_id, "images": summary.images, "errors": sum(summary.errors.values())}
         print(
             json.dumps(asdict(summary), indent=2)

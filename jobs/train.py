@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from jobs._evaluation_report import shown_figure
 from jobs._notifications import notifying
-from jobs.exits import run_process
+from jobs.exits import print_stopped, run_process
 from jobs.label import duration
 from jobs.options import add_metrics_option, add_options, check_stays, make_config, option_values
 from jobs.parser import CommandParser
+from pipelines.errors import CapReached
 from pipelines.training.config import TrainConfig
 from pipelines.training.recipe import RECIPES, Recipe
 
@@ -75,7 +76,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             if metrics is not None and progress.stage in ("train", "evaluate"):
                 metrics.training(progress.step, progress.images_per_second, progress.figures, progress.AP)
 
-        summary = train(config, on_progress=on_progress, say=say)
+        try:
+            summary = train(config, on_progress=on_progress, say=say)
+        except CapReached as reached:
+            if args.json:
+                print_stopped(reached, {"run": without_secrets(config.run_uri)})
+            raise
         details |= {"epochs": summary.epochs, "steps": summary.steps, "AP": (summary.metrics or {}).get("AP")}
     print(json.dumps(asdict(summary), indent=2) if args.json else report(summary), flush=True)
     if args.report is not None:

@@ -38,4 +38,12 @@ class LeaseHeld(RayDetrError):
 
 
 class CapReached(RayDetrError):
-    """A limit that the user set on time or cost is reached; the same command resumes."""
+    """A limit that the user set on time or cost is reached; the same command resumes.
+
+    Attributes:
+        details: figures about the stopped run, such as `run_id` and `images`, for `--json`.
+    """
+
+    def __init__(self, message: str, **details: object) -> None:
+        super().__init__(message)
+        self.details = details

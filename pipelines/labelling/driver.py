@@ -196,7 +196,15 @@ def run_labelling(
                 is_to_stop=meter.reached.is_set,
             )
         if not is_complete:
-            raise CapReached(f"{meter.reason}. {count.sentence(run.run_id)} Run the same command again to resume.")
+            raise CapReached(
+                f"{meter.reason}. {count.sentence(run.run_id)} Run the same command again to resume.",
+                run_id=run.run_id,
+                images=count.progress.images,
+                images_this_start=count.progress.images_this_start,
+                images_planned=count.progress.images_planned,
+                is_planned=count.progress.is_planned,
+                errors_this_start=count.progress.errors,
+            )
     labelling_seconds = clock.monotonic() - began
     segments = [planned for planned in read_manifest(table, run.run_id) if planned.ending is None]
     with attempt.watchdog.stage("counting published rows"):

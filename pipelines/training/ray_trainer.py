@@ -72,7 +72,8 @@ def fit(
                     failed = error
             _, stopped, finished, starts = ray.get(board.read.remote())
             if stopped is not None:
-                raise CapReached(stopped) if ray.get(board.is_stopped_by_cap.remote()) else RayDetrError(stopped)
+                is_capped, step = ray.get(board.stopped_at_cap.remote())
+                raise CapReached(stopped, step=step) if is_capped else RayDetrError(stopped)
             if finished:
                 return tuple(starts)
             # Ray Train gives up where workers are lost while they find each other (2.60): start it again, but count

@@ -56,6 +56,7 @@ class RunStatus:
         self._finished = False
         self._cap: str | None = None  # why a limit of time or cost is reached
         self._is_capped = False
+        self._capped_step: int | None = None  # of the checkpoint at the limit
         self._starts: list[int] = []
         self._failures: list[str] = []
         self._failed_before = 0  # failures since the last call of `begin`
@@ -100,7 +101,7 @@ class RunStatus:
     def stop_at_cap(self, step: int) -> None:
         """Stop the run at the limit, with a checkpoint of this step."""
         if self._stopped is None:
-            self._is_capped = True
+            self._is_capped, self._capped_step = True, step
             self.stop(f"{self._cap}. The newest checkpoint is of step {step:,}. Run the same command again to resume.")
 
     def _stop_without_workers(self) -> None:
@@ -108,9 +109,9 @@ class RunStatus:
             self._is_capped = True
             self.stop(f"{self._cap}, and no worker is running. Run the same command again to resume.")
 
-    def is_stopped_by_cap(self) -> bool:
-        """Return whether the run stopped at a limit of time or cost."""
-        return self._is_capped
+    def stopped_at_cap(self) -> tuple[bool, int | None]:
+        """Return whether the run stopped at a limit of time or cost, and the step of its checkpoint if it is known."""
+        return self._is_capped, self._capped_step
 
     def finish(self) -> None:
         """Record that the last epoch is done."""

@@ -14,7 +14,7 @@ import pytest
 import pipelines.labelling.label
 from jobs.label import duration, main, report
 from pipelines.caps import Caps
-from pipelines.errors import BudgetExceeded
+from pipelines.errors import BudgetExceeded, CapReached
 from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.label import LabelSummary, query_command
 from pipelines.labelling.outcome import ShardReport
@@ -237,6 +237,28 @@ def test_too_many_errors_are_told_after_the_result(asked: list[LabelConfig], cap
         main([*NEEDED, "--max-error-rate", "0"])
 
     assert capfd.readouterr().out.startswith("done: ")
+
+
+def test_a_run_that_stops_at_a_limit_says_so_as_json(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise CapReached("the limit of 5 minutes (--max-minutes) is reached.", run_id="night-2", images=7, cost=None)
+
+    monkeypatch.setattr("pipelines.labelling.label.label", stop)
+    with pytest.raises(CapReached):
+        main([*NEEDED, "--json"])
+
+    assert json.loads(capfd.readouterr().out) == {
+        "stopped": "the limit of 5 minutes (--max-minutes) is reached.",
+        "table": "s3://lake/detections",
+        "run_id": "night-2",
+        "images": 7,
+        "cost": None,
+    }
+    with pytest.raises(CapReached):
+        main(NEEDED)
+    assert capfd.readouterr().out == ""
 
 
 def test_a_person_is_told_images_errors_and_where_they_are() -> None:

@@ -402,6 +402,9 @@ def test_a_limit_lets_shards_in_progress_end_and_begins_no_other(
     assert str(reached.value).startswith(
         f"the limit of 1e-09 minutes (--max-minutes) is reached. {len(numbers)} of 15 planned images of run "
     )
+    details = reached.value.details
+    assert (details["images"], details["images_planned"], details["is_planned"]) == (len(numbers), 15, True)
+    assert (details["nodes"], details["cost"]) == (1, None)
     meter.reached.clear()
     meter.caps = Caps()
     (tmp_path / "reached").touch()

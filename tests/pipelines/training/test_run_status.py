@@ -99,7 +99,7 @@ def test_workers_hear_of_a_limit_with_their_next_word_and_the_run_stops_with_the
         "the limit of 5 minutes (--max-minutes) is reached. The newest checkpoint is of step 1,006. "
         "Run the same command again to resume."
     )
-    assert (board.read()[1], board.is_stopped_by_cap(), board.begin(1_006)) == (sentence, True, sentence)
+    assert (board.read()[1], board.stopped_at_cap(), board.begin(1_006)) == (sentence, (True, 1_006), sentence)
 
 
 @pytest.mark.parametrize("begun", [True, False])
@@ -112,7 +112,7 @@ def test_a_limit_stops_a_run_without_workers_at_once(begun: bool) -> None:
     board.cap("the limit is reached")
 
     assert board.read()[1] == "the limit is reached, and no worker is running. Run the same command again to resume."
-    assert board.is_stopped_by_cap()
+    assert board.stopped_at_cap() == (True, None)
 
 
 def test_workers_that_are_lost_behind_a_limit_are_not_started_again() -> None:
@@ -121,7 +121,7 @@ def test_workers_that_are_lost_behind_a_limit_are_not_started_again() -> None:
     board.cap("the limit is reached")
     board.fail("worker 1: its node was lost")
 
-    assert board.is_stopped_by_cap()
+    assert board.stopped_at_cap() == (True, None)
 
 
 def test_another_reason_to_stop_is_no_limit() -> None:
@@ -131,4 +131,4 @@ def test_another_reason_to_stop_is_no_limit() -> None:
     board.cap("the limit is reached")
     board.stop_at_cap(5)
 
-    assert (board.read()[1], board.is_stopped_by_cap()) == ("training diverged", False)
+    assert (board.read()[1], board.stopped_at_cap()) == ("training diverged", (False, None))

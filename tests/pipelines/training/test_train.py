@@ -370,6 +370,7 @@ def test_a_limit_stops_behind_a_checkpoint_and_the_same_call_resumes(
     saved = latest_checkpoint(open_store(f"{data.runs}/capped"))
     assert saved is not None
     assert 1 <= saved.step < 48
+    assert reached.value.details == {"step": saved.step}
     assert str(reached.value) == (
         "the limit of 1e-09 minutes (--max-minutes) is reached. The newest checkpoint is of step "
         f"{saved.step}. Run the same command again to resume."
