@@ -15,7 +15,7 @@ _Result = TypeVar("_Result")
 
 
 class AdaptiveLimit:
-    """A limit of turns from `least` to `most`: halved after a transient error, raised by one after successes, as in TCP.
+    """A limit of turns from `least` to `most`: halved after a transient error, else raised by one, as in TCP.
 
     Clients with such limits share a throttled store without knowing each other.
     """
