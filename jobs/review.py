@@ -1,4 +1,4 @@
-r"""Give out images of a table for correction, and make training shards of what comes back.
+r"""Export images of a table for correction, and make training shards of the corrections.
 
 ray-detr review --table s3://lake/detections --export least-certain --count 50 --out batch
 ray-detr review --table s3://lake/detections --import corrected.json --out s3://shards/corrected
@@ -32,14 +32,14 @@ ONLY_IMPORT = frozenset({"add_classes", "max_missing", "max_unusable"})
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, give out or take back, print."""
+    """Parse, export or import, print."""
     parser = CommandParser("review", __doc__)
     direction = parser.add_mutually_exclusive_group(required=True)
     direction.add_argument(
         "--export",
         choices=CHOICES,
         help="choose images: with most scores near 0.5; at random; equally many of each class; with most boxes that "
-        "changed since the run --against. Images that were given out before are left out",
+        "changed since the run --against. Images that were exported before are left out",
     )
     direction.add_argument(
         "--import",
@@ -106,7 +106,7 @@ def _import(parser: CommandParser, args: argparse.Namespace) -> None:
 def exported_report(summary: "ReviewSummary", config: ReviewConfig) -> str:
     """Return what was chosen, where it is, and what to do with it."""
     fewer = "" if summary.images == summary.asked else f" (of {summary.asked:,} asked for)"
-    before = f", {summary.given_out:,} given out before" if summary.given_out else ""
+    before = f", {summary.exported_before:,} exported before" if summary.exported_before else ""
     files = ", ".join(summary.files)
     lines = [
         f"batch {summary.batch}: {summary.images:,} images{fewer} with {summary.boxes:,} boxes, {config.choice}, of "
@@ -137,8 +137,8 @@ def imported_report(summary: "CorrectionsSummary") -> str:
     ]
     if summary.repeated:
         lines.append(f"found: further answers for reviewed images: {summary.repeated:,}, the newest counts")
-    if summary.strangers:
-        lines.append(f"found: tasks or images that are of no batch of this table: {summary.strangers:,}, left out")
+    if summary.unmatched:
+        lines.append(f"found: tasks or images that are of no batch of this table: {summary.unmatched:,}, left out")
     if summary.other_size:
         lines.append(
             f"found: images of other proportions in the tool: {len(summary.other_size):,}, left out "

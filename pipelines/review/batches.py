@@ -1,4 +1,4 @@
-"""Records of review batches: which images of a table were given out for correction, one object for each batch.
+"""Records of review batches: which images of a table were exported for correction, one object for each batch.
 
 They lie in the table as `_reviews/<number>.json`, are created once and never changed. An image whose version is in one
 of them is not chosen again; deleting a record makes its images available.
@@ -27,7 +27,7 @@ _KEY: Final = re.compile(rf"{REVIEWS}(\d{{4,9}})\.json")
 
 @dataclass(frozen=True, slots=True)
 class ReviewImage:
-    """An image that was given out for correction, as its row described it.
+    """An image that was exported for correction, as its row described it.
 
     Attributes:
         uri: its address.
@@ -94,7 +94,7 @@ def batch_key(number: int) -> str:
 
 
 def read_batches(table: Store) -> list[Batch]:
-    """Return the batches of a table, oldest first. Memory: some 500 bytes an image that was ever given out.
+    """Return the batches of a table, oldest first. Memory: some 500 bytes an image that was ever exported.
 
     Raises:
         RayDetrError: a record is damaged, or another release's.

@@ -31,7 +31,7 @@ class Chosen:
 
 
 @dataclass(frozen=True, slots=True)
-class Taker:
+class Converter:
     """Makes `Chosen` of rows: with the detections that reach a threshold.
 
     Attributes:
@@ -77,7 +77,7 @@ class Chooser(Protocol):
     """Chooses images while rows are read. Memory: the chosen rows; of `per-class` so many for each class."""
 
     def add(self, rows: Rows) -> None:
-        """Look at some more rows, none of which is an error or was given out before."""
+        """Look at some more rows, none of which is an error or was exported before."""
         ...
 
     def chosen(self) -> list[Chosen]:
@@ -90,7 +90,7 @@ class LeastCertain:
     """The images with most boxes whose score is near 0.5: see `doubts`."""
 
     count: int
-    taker: Taker
+    converter: Converter
     _top: Top[Chosen] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -98,7 +98,7 @@ class LeastCertain:
 
     def add(self, rows: Rows) -> None:
         """Look at some more rows."""
-        self._top.offer(doubts(rows), self.taker.of(rows))
+        self._top.offer(doubts(rows), self.converter.of(rows))
 
     def chosen(self) -> list[Chosen]:
         """Return them, the least certain first."""
@@ -110,7 +110,7 @@ class Random:
     """Images drawn at random."""
 
     count: int
-    taker: Taker
+    converter: Converter
     seed: int
     _top: Top[Chosen] = field(init=False)
 
@@ -119,7 +119,7 @@ class Random:
 
     def add(self, rows: Rows) -> None:
         """Look at some more rows."""
-        self._top.offer(drawn(rows, self.seed), self.taker.of(rows))
+        self._top.offer(drawn(rows, self.seed), self.converter.of(rows))
 
     def chosen(self) -> list[Chosen]:
         """Return them in random order."""
@@ -134,15 +134,15 @@ class PerClass:
     """
 
     count: int
-    taker: Taker
+    converter: Converter
     seed: int
     _tops: dict[int, Top[Chosen]] = field(default_factory=dict)
     _images: Counter[int] = field(default_factory=Counter)
 
     def add(self, rows: Rows) -> None:
         """Look at some more rows."""
-        make, keys = self.taker.of(rows), drawn(rows, self.seed)
-        found = rows.scores >= self.taker.threshold
+        make, keys = self.converter.of(rows), drawn(rows, self.seed)
+        found = rows.scores >= self.converter.threshold
         for number in np.unique(rows.classes[found]).tolist():
             has = np.bincount(rows.owners[found & (rows.classes == number)], minlength=len(rows)) > 0
             self._images[number] += int(has.sum())
@@ -170,19 +170,19 @@ class Disagreement:
     """The images with most boxes that appeared, vanished or moved since an earlier run: see `Drift`."""
 
     count: int
-    taker: Taker
+    converter: Converter
     earlier: EarlierRun
     _drift: Drift = field(init=False)
     _top: Top[Chosen] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._drift = Drift(self.earlier, self.taker.threshold, self.count)
+        self._drift = Drift(self.earlier, self.converter.threshold, self.count)
         self._top = Top(self.count)
 
     def add(self, rows: Rows) -> None:
         """Look at some more rows."""
         changes, _ = self._drift.compare(rows)
-        self._top.offer(changes, self.taker.of(rows))
+        self._top.offer(changes, self.converter.of(rows))
 
     def chosen(self) -> list[Chosen]:
         """Return them, the most changed first."""

@@ -23,7 +23,7 @@ from pipelines.lake.member_files import MemberIndexes
 from pipelines.models import identify_model
 from pipelines.review.batches import Batch, ReviewImage, distinct_names, read_batches
 from pipelines.review.config import CorrectionsConfig
-from pipelines.review.corrections import CorrectedBox, Correction, Corrections, GivenOut, read_coco_corrections
+from pipelines.review.corrections import CorrectedBox, Correction, Corrections, ExportedImages, read_coco_corrections
 from pipelines.review.label_studio import read_label_studio
 from pipelines.shards.checks import Problem
 from pipelines.shards.config import ShardConfig
@@ -51,7 +51,7 @@ class CorrectionsSummary:
         skipped: images that were skipped or cancelled.
         not_reviewed: images of these batches without an answer.
         repeated: further answers for images that have one.
-        strangers: tasks or images that are of no batch of the table, left out.
+        unmatched: tasks or images that are in no batch of the table, left out.
         other_size: sentences about images that the tool showed with other proportions, left out.
         classes: names, in the order of ids.
         shards: what was written.
@@ -64,7 +64,7 @@ class CorrectionsSummary:
     skipped: int
     not_reviewed: int
     repeated: int
-    strangers: int
+    unmatched: int
     other_size: tuple[str, ...]
     classes: tuple[str, ...]
     shards: ShardSummary
@@ -93,12 +93,12 @@ def shard_corrections(
         batches = read_batches(table)
         if not batches:
             raise UsageError(
-                f"no images of table {table.uri} were given out for correction. Write a batch with `ray-detr review "
+                f"no images of table {table.uri} were exported for correction. Write a batch with `ray-detr review "
                 "--export`, and correct that."
             )
         show(ShardProgress("reading corrections"))
         files = [(without_secrets(uri), _read_file(uri, config)) for uri in config.files]
-        corrections = _read_corrections(files, GivenOut(batches), table)
+        corrections = _read_corrections(files, ExportedImages(batches), table)
         chosen = [corrections.found[key] for key in sorted(corrections.found)]
         of = sorted({key[0] for key in (*corrections.found, *corrections.skipped)})
         concerned = [batch for batch in batches if batch.number in of]
@@ -124,7 +124,7 @@ def shard_corrections(
         skipped=len(skipped),
         not_reviewed=given - len(chosen) - len(skipped),
         repeated=corrections.repeated,
-        strangers=corrections.strangers,
+        unmatched=corrections.unmatched,
         other_size=tuple(corrections.other_size),
         classes=tuple(category.name for category in categories),
         shards=summary,
@@ -135,7 +135,7 @@ def _read_file(uri: str, config: CorrectionsConfig) -> bytes:
     return read_document(uri, what="the corrections", options=config.options)
 
 
-def _read_corrections(files: Sequence[tuple[str, bytes]], given_out: GivenOut, table: Store) -> Corrections:
+def _read_corrections(files: Sequence[tuple[str, bytes]], exported: ExportedImages, table: Store) -> Corrections:
     corrections = Corrections()
     for number, (name, data) in enumerate(files):
         try:
@@ -143,18 +143,19 @@ def _read_corrections(files: Sequence[tuple[str, bytes]], given_out: GivenOut, t
         except ValueError as error:
             raise UsageError(f"corrections {name}: this is not JSON ({error}).") from error
         if isinstance(document, list):
-            read_label_studio(document, name=name, given_out=given_out, file_number=number, into=corrections)
+            read_label_studio(document, name=name, exported=exported, file_number=number, into=corrections)
         elif isinstance(document, dict) and "images" in document:
-            read_coco_corrections(data, name=name, given_out=given_out, file_number=number, into=corrections)
+            read_coco_corrections(data, name=name, exported=exported, file_number=number, into=corrections)
         else:
             raise UsageError(
                 f"corrections {name}: this is neither a COCO json nor a list of tasks. Export JSON or JSON-MIN from "
                 "Label Studio, or COCO from another tool."
             )
-        if corrections.strangers and not (corrections.found or corrections.skipped or corrections.other_size):
+        if corrections.unmatched and not (corrections.found or corrections.skipped or corrections.other_size):
             raise UsageError(
-                f"corrections {name}: none of it is of a batch of table {table.uri}, such as {corrections.stranger}. "
-                "Check --table; tasks are found by `review` and `uri` in their data, COCO's images by file name."
+                f"corrections {name}: nothing in it is of a batch of table {table.uri}, for example "
+                f"{corrections.unmatched_example} is not. Check --table; tasks are found by `review` and `uri` in their "
+                "data, COCO's images by file name."
             )
     return corrections
 

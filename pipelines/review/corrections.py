@@ -1,4 +1,4 @@
-"""Corrections of images that were given out: which image each is of, and what people drew."""
+"""Corrections of exported images: which image each is of, and what people drew."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Size = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
-class GivenImage:
+class ExportedImage:
     """An image of a batch: the batch's number, and the image's place in it."""
 
     batch: int
@@ -47,26 +47,26 @@ class CorrectedBox:
 class Correction:
     """A person's answer for one image; of several the one with the highest rank counts."""
 
-    given: GivenImage
+    given: ExportedImage
     boxes: tuple[CorrectedBox, ...]
     rank: tuple[Any, ...] = ()
 
 
-class GivenOut:
-    """All images that a table's batches gave out, as files of corrections name them."""
+class ExportedImages:
+    """All images that a table's batches exported, as files of corrections name them."""
 
     def __init__(self, batches: Iterable[Batch]) -> None:
         self.images = [
-            GivenImage(batch.number, place, image) for batch in batches for place, image in enumerate(batch.images)
+            ExportedImage(batch.number, place, image) for batch in batches for place, image in enumerate(batch.images)
         ]
         self._by_id = {f"{one.batch}/{one.place}": one for one in self.images}
-        self._by_uri: dict[str, GivenImage | None] = {}
+        self._by_uri: dict[str, ExportedImage | None] = {}
         for one in self.images:  # of several batches the newest counts; two images of one batch cannot be told apart
             other = self._by_uri.get(one.image.shown_uri)
             is_ambiguous = other is not None and other.batch == one.batch
             self._by_uri[one.image.shown_uri] = None if is_ambiguous else one
 
-    def find(self, review_id: object, uri: object) -> GivenImage | None:
+    def find(self, review_id: object, uri: object) -> ExportedImage | None:
         """Return the image of a task by its `review` or, where that is missing, by its address.
 
         Args:
@@ -87,16 +87,16 @@ class Corrections:
     Attributes:
         found: by batch and place, the answer that counts.
         skipped: batch and place of images that somebody skipped.
-        strangers: how many tasks or images are of no batch.
-        stranger: one of them.
+        unmatched: how many tasks or images are of no batch.
+        unmatched_example: one of them.
         repeated: answers of images that have another one, which counts.
         other_size: sentences about images whose picture in the tool has other proportions than the labelled one.
     """
 
     found: dict[tuple[int, int], Correction] = field(default_factory=dict)
     skipped: set[tuple[int, int]] = field(default_factory=set)
-    strangers: int = 0
-    stranger: str | None = None
+    unmatched: int = 0
+    unmatched_example: str | None = None
     repeated: int = 0
     other_size: list[str] = field(default_factory=list)
 
@@ -108,14 +108,14 @@ class Corrections:
         if earlier is None or correction.rank >= earlier.rank:
             self.found[key] = correction
 
-    def skip(self, given: GivenImage) -> None:
+    def skip(self, given: ExportedImage) -> None:
         """Note that somebody skipped an image."""
         self.skipped.add((given.batch, given.place))
 
-    def add_stranger(self, what: str) -> None:
+    def add_unmatched(self, what: str) -> None:
         """Note a task or an image of no batch."""
-        self.strangers += 1
-        self.stranger = self.stranger or what
+        self.unmatched += 1
+        self.unmatched_example = self.unmatched_example or what
 
 
 def scale_to(image: ReviewImage, size: Size) -> tuple[float, float] | None:
@@ -134,13 +134,15 @@ def scale_to(image: ReviewImage, size: Size) -> tuple[float, float] | None:
     return image.width / width, image.height / height
 
 
-def read_coco_corrections(data: bytes, *, name: str, given_out: GivenOut, file_number: int, into: Corrections) -> None:
+def read_coco_corrections(
+    data: bytes, *, name: str, exported: ExportedImages, file_number: int, into: Corrections
+) -> None:
     """Read a corrected COCO json. All of its images count as reviewed: COCO has no word for those that are not.
 
     Args:
         data: the json.
         name: what messages call it.
-        given_out: what was given out.
+        exported: the images that were exported.
         file_number: of the file on the command line; later files replace earlier ones.
         into: gets what is found.
 
@@ -152,11 +154,11 @@ def read_coco_corrections(data: bytes, *, name: str, given_out: GivenOut, file_n
     annotations: dict[object, list[Json]] = defaultdict(list)
     for annotation in document["annotations"]:
         annotations[annotation.get("image_id")].append(annotation)
-    matches = _match_names([image["file_name"] for image in document["images"]], given_out, name)
+    matches = _match_names([image["file_name"] for image in document["images"]], exported, name)
     for image in document["images"]:
         given = matches.get(image["file_name"])
         if given is None:
-            into.add_stranger(str(image["file_name"]))
+            into.add_unmatched(str(image["file_name"]))
             continue
         size = picture_size(image)
         scale = (1.0, 1.0) if size is None else scale_to(given.image, (size[1], size[0]))
@@ -170,13 +172,13 @@ def read_coco_corrections(data: bytes, *, name: str, given_out: GivenOut, file_n
         into.add(Correction(given, boxes, (file_number,)))
 
 
-def _match_names(file_names: Sequence[str], given_out: GivenOut, name: str) -> dict[str, GivenImage]:
-    """Return the image of each file name: by the name that it was given out with, else by the end of its address."""
+def _match_names(file_names: Sequence[str], exported: ExportedImages, name: str) -> dict[str, ExportedImage]:
+    """Return the image of each file name: by the name of the export, else by the end of its address."""
     wanted = set(file_names)
-    matches = {one.image.name: one for one in given_out.images if one.image.name in wanted}  # the newest batch's
+    matches = {one.image.name: one for one in exported.images if one.image.name in wanted}  # the newest batch's
     names = ImageNames(sorted(wanted))
-    candidates: dict[str, dict[str, GivenImage]] = defaultdict(dict)
-    for one in given_out.images:
+    candidates: dict[str, dict[str, ExportedImage]] = defaultdict(dict)
+    for one in exported.images:
         match = names.find(one.image.shown_uri)
         if match is not None and match.name not in matches:
             candidates[match.name][one.image.uri] = one

@@ -21,7 +21,7 @@ from pipelines.models import identify_model
 from pipelines.report.drift import read_earlier
 from pipelines.report.rows import Classes, Rows, table_files
 from pipelines.review.batches import Batch, ReviewImage, distinct_names, read_batches, record_batch
-from pipelines.review.choice import Chooser, Chosen, Disagreement, LeastCertain, PerClass, Random, Taker
+from pipelines.review.choice import Chooser, Chosen, Converter, Disagreement, LeastCertain, PerClass, Random
 from pipelines.review.config import ReviewConfig
 from pipelines.store import Store, StoreError, StoreOptions, open_store, without_secrets
 
@@ -44,7 +44,7 @@ class ReviewSummary:
         boxes: drawn in advance.
         classes: names of the classes that can be given.
         available: images of the rows that could be chosen: without an error, and not in an earlier batch.
-        given_out: images of the rows that are in earlier batches.
+        exported_before: images of the rows that are in earlier batches.
     """
 
     batch: int
@@ -55,7 +55,7 @@ class ReviewSummary:
     boxes: int
     classes: tuple[str, ...]
     available: int
-    given_out: int
+    exported_before: int
 
 
 def export_review(
@@ -63,7 +63,7 @@ def export_review(
 ) -> ReviewSummary:
     """Choose images of a table, write them for correction, and record the batch in the table.
 
-    Images are chosen among the current rows (or those of `run`) without an error whose image was not given out before
+    Images are chosen among the current rows (or those of `run`) without an error whose image was not exported before
     in this version. The record is written last: without it the batch does not exist, and its images can be chosen
     again. Memory: one row group, the chosen rows, some 70 bytes for each row of the table while the current rows are
     found, and the records of earlier batches.
@@ -101,7 +101,7 @@ def export_review(
         boxes=sum(len(one.image.boxes) for one in chosen),
         classes=tuple(category.name for category in categories),
         available=read.available,
-        given_out=read.given_out,
+        exported_before=read.exported_before,
     )
 
 
@@ -113,16 +113,16 @@ class _Read:
     ) -> None:
         classes = Classes()
         self.chooser = _chooser(config, table, classes)
-        self.available = self.given_out = seen = 0
+        self.available = self.exported_before = seen = 0
         self._by_id: dict[int, str] = {}
         known = {(image.uri, image.etag) for batch in batches for image in batch.images}
         for rows in table_files(table, config.run).rows(classes):
             self._add_categories(rows, classes.names, config.table)
-            is_given_out = np.array(
+            is_exported = np.array(
                 [one in known for one in zip(rows.words("uri"), rows.words("etag"), strict=True)], np.bool_
             )
-            can_be_chosen = rows.is_ok & ~is_given_out
-            self.given_out += int(is_given_out.sum())
+            can_be_chosen = rows.is_ok & ~is_exported
+            self.exported_before += int(is_exported.sum())
             self.available += int(can_be_chosen.sum())
             if can_be_chosen.any():
                 self.chooser.add(rows.where(can_be_chosen))
@@ -136,10 +136,10 @@ class _Read:
             return own
         model = identify_model(classes_of, options)
         known = tuple(category for category in model.categories if category.is_used)
-        strange = next((category for category in own if category not in known), None)
-        if strange is not None:
+        unknown = next((category for category in own if category not in known), None)
+        if unknown is not None:
             raise UsageError(
-                f"the table has detections of class {strange.id} {strange.name!r}, which model {model.id} of "
+                f"the table has detections of class {unknown.id} {unknown.name!r}, which model {model.id} of "
                 "--classes-of does not have. Name the model that labelled the table, or choose its rows by --run."
             )
         return known
@@ -156,23 +156,23 @@ class _Read:
 
 
 def _chooser(config: ReviewConfig, table: Store, classes: Classes) -> Chooser:
-    taker = Taker(classes, config.threshold)
+    converter = Converter(classes, config.threshold)
     if config.choice == "least-certain":
-        return LeastCertain(config.count, taker)
+        return LeastCertain(config.count, converter)
     if config.choice == "random":
-        return Random(config.count, taker, config.seed)
+        return Random(config.count, converter, config.seed)
     if config.choice == "per-class":
-        return PerClass(config.count, taker, config.seed)
+        return PerClass(config.count, converter, config.seed)
     assert config.against is not None, "the configuration checks it"
     return Disagreement(
-        config.count, taker, read_earlier(table_files(table, config.against), classes, config.threshold)
+        config.count, converter, read_earlier(table_files(table, config.against), classes, config.threshold)
     )
 
 
 def _nothing(config: ReviewConfig, table: Store, read: _Read) -> str:
     if not read.available:
-        given_out = f", and {read.given_out:,} images were given out before" if read.given_out else ""
-        return f"table {table.uri} has no image to choose{given_out}. Label more images."
+        exported_before = f", and {read.exported_before:,} images were exported before" if read.exported_before else ""
+        return f"table {table.uri} has no image to choose{exported_before}. Label more images."
     reasons = {
         "least-certain": "has a detection with a score between 0.2 and 0.8. Choose random ones",
         "random": "",

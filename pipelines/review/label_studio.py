@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from pipelines.coco.values import number
 from pipelines.errors import UsageError
-from pipelines.review.corrections import CorrectedBox, Correction, Corrections, GivenImage, GivenOut, scale_to
+from pipelines.review.corrections import CorrectedBox, Correction, Corrections, ExportedImage, ExportedImages, scale_to
 
 Json = dict[str, Any]
 
@@ -20,7 +20,9 @@ _SHAPES: Final = frozenset({"polygon", "brush", "ellipse", "keypoint", "vector",
 _BOXES: Final = frozenset({"rectanglelabels", "labels"})
 
 
-def read_label_studio(tasks: list[Any], *, name: str, given_out: GivenOut, file_number: int, into: Corrections) -> None:
+def read_label_studio(
+    tasks: list[Any], *, name: str, exported: ExportedImages, file_number: int, into: Corrections
+) -> None:
     """Read the tasks of an export.
 
     Of several annotations of a task the one that is marked as ground truth counts, else the one updated last. A task
@@ -30,7 +32,7 @@ def read_label_studio(tasks: list[Any], *, name: str, given_out: GivenOut, file_
     Args:
         tasks: the list that the file holds.
         name: what messages call the file.
-        given_out: what was given out.
+        exported: the images that were exported.
         file_number: of the file on the command line; later files replace earlier ones.
         into: gets what is found.
 
@@ -43,10 +45,10 @@ def read_label_studio(tasks: list[Any], *, name: str, given_out: GivenOut, file_
         is_whole = isinstance(task.get("data"), dict)
         data: Json = task["data"] if is_whole else task
         uri = data.get("uri", None if "review" in data else data.get("image"))
-        given = given_out.find(data.get("review"), uri)
+        given = exported.find(data.get("review"), uri)
         origin = f"task {task.get('id', position)} ({data.get('uri', data.get('image'))}) of {name}"
         if given is None:
-            into.add_stranger(origin)
+            into.add_unmatched(origin)
             continue
         reader = _Reader(given, origin, file_number, into)
         if is_whole:
@@ -58,7 +60,7 @@ def read_label_studio(tasks: list[Any], *, name: str, given_out: GivenOut, file_
 class _Reader:
     """Reads one task."""
 
-    def __init__(self, given: GivenImage, origin: str, file_number: int, into: Corrections) -> None:
+    def __init__(self, given: ExportedImage, origin: str, file_number: int, into: Corrections) -> None:
         self._given, self._origin, self._file_number, self._into = given, origin, file_number, into
 
     def read_annotations(self, task: Json) -> None:

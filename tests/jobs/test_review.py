@@ -19,7 +19,7 @@ from pipelines.store import StoreOptions
 PLACES = ["--table", "table", "--out", "out"]
 GIVEN = ReviewSummary(
     batch=2, out="out", files=("tasks.json",), images=40, asked=50, boxes=120, classes=("cat", "dog"), available=900,
-    given_out=50,
+    exported_before=50,
 )  # fmt: skip
 SHARDS = ShardSummary(
     out="s3://b/shards", images=37, annotations=130, files=1, size_bytes=3_200_000,
@@ -28,7 +28,7 @@ SHARDS = ShardSummary(
     seconds=2.0, was_done=False,
 )  # fmt: skip
 TAKEN = CorrectionsSummary(
-    batches=(1, 2), reviewed=38, boxes=131, without_boxes=4, skipped=1, not_reviewed=1, repeated=3, strangers=2,
+    batches=(1, 2), reviewed=38, boxes=131, without_boxes=4, skipped=1, not_reviewed=1, repeated=3, unmatched=2,
     other_size=("task 7 shows 60 x 80 pixels",), classes=("cat", "dog"), shards=SHARDS,
 )  # fmt: skip
 
@@ -108,7 +108,7 @@ def test_the_report_of_a_batch_says_what_to_do_with_it() -> None:
     config = ReviewConfig("s3://lake/detections", "out", "least-certain")
 
     assert exported_report(GIVEN, config).splitlines() == [
-        "batch 2: 40 images (of 50 asked for) with 120 boxes, least-certain, of 900 that could be chosen, 50 given out "
+        "batch 2: 40 images (of 50 asked for) with 120 boxes, least-certain, of 900 that could be chosen, 50 exported "
         "before",
         "classes, 2: cat, dog (as the rows have them; --classes-of MODEL: all of a model)",
         "correct: in Label Studio, with the labelling interface interface.xml, import tasks.json",

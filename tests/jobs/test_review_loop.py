@@ -68,8 +68,8 @@ def test_a_class_that_the_model_lacks_is_learnt_from_corrections_and_the_run_say
     record = json.loads((tmp_path / "runs" / "second" / "run.json").read_text())
     origin = record["configuration"]["train_origin"]
     assert origin["table"] == f"file://{tmp_path}/table"
-    given_out = json.loads((tmp_path / "batch" / "tasks.json").read_text())
-    assert [one["reviewed"] for one in origin["batches"]] == [len(given_out)]
+    exported_before = json.loads((tmp_path / "batch" / "tasks.json").read_text())
+    assert [one["reviewed"] for one in origin["batches"]] == [len(exported_before)]
     assert "train_origin" in (tmp_path / "runs" / "second" / "model" / "README.md").read_text()
 
 

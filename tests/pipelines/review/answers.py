@@ -1,4 +1,4 @@
-"""What Label Studio and CVAT write when somebody has corrected what `ray-detr review` gave out, from known truth."""
+"""What Label Studio and CVAT write when somebody has corrected what `ray-detr review` exported, from known truth."""
 
 from __future__ import annotations
 

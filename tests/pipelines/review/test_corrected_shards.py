@@ -30,7 +30,7 @@ SIZE = (80, 60)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A table of four pictures of 80 x 60 pixels, `a.png` to `d.png` in two folders, all given out in `batch`."""
+    """A table of four pictures of 80 x 60 pixels, `a.png` to `d.png` in two folders, all exported in `batch`."""
     rows = []
     for name in ("x/a.png", "x/b.png", "y/c.png", "y/d.png"):
         path = Path(picture(tmp_path / "lake", name))
@@ -338,11 +338,11 @@ def test_coco_boxes_of_a_smaller_copy_are_scaled(folder: Path) -> None:
     [
         ({"a": 1}, "this is neither a COCO json nor a list of tasks"),
         (["x"], "entry 0 is not a task"),
-        ([{"id": 1, "data": {"image": "s3://other/a.jpg"}, "annotations": []}], "none of it is of a batch of table"),
-        ([{"id": 1, "data": {"review": "9/0"}, "annotations": []}], "none of it is of a batch of table"),
+        ([{"id": 1, "data": {"image": "s3://other/a.jpg"}, "annotations": []}], "nothing in it is of a batch of table"),
+        ([{"id": 1, "data": {"review": "9/0"}, "annotations": []}], "nothing in it is of a batch of table"),
         (
             [{"id": 1, "data": {"review": "1/0", "uri": "s3://other/a.jpg"}, "annotations": []}],
-            "none of it is of a batch",
+            "nothing in it is of a batch",
         ),
         ([{"id": 1, "data": {"review": "1/0"}, "annotations": {}}], "its annotations are not a list"),
         ([{"id": 1, "data": {"review": "1/0"}, "annotations": []}], "no image of .* has been reviewed"),
@@ -364,7 +364,7 @@ def test_a_table_without_batches_says_how_to_write_one(tmp_path: Path) -> None:
     publish(str(tmp_path / "table"), [Row("a.jpg", width=8, height=8, detections=dog_and_cat(0.6, 0.5))])
 
     with pytest.raises(
-        UsageError, match=r"were given out for correction. Write a batch with `ray-detr review --export`"
+        UsageError, match=r"were exported for correction. Write a batch with `ray-detr review --export`"
     ):
         take_back(tmp_path, [])
 

@@ -129,7 +129,7 @@ def test_an_image_is_given_out_once_in_each_version(table: str, tmp_path: Path) 
     give_out(table, tmp_path / "a", "least-certain", 1)
     second = give_out(table, tmp_path / "b", "least-certain", 1)
     assert names(table) == ["one"]
-    assert (second.batch, second.available, second.given_out) == (2, 6, 1)
+    assert (second.batch, second.available, second.exported_before) == (2, 6, 1)
 
     publish(table, [row("two", ("dog", 0.5), ("dog", 0.5), etag="v2")], "run-2", now=NOW + timedelta(days=1))
     give_out(table, tmp_path / "c", "least-certain", 1)
