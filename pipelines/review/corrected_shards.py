@@ -154,8 +154,8 @@ def _read_corrections(files: Sequence[tuple[str, bytes]], exported: ExportedImag
         if corrections.unmatched and not (corrections.found or corrections.skipped or corrections.other_size):
             raise UsageError(
                 f"corrections {name}: nothing in it is of a batch of table {table.uri}, for example "
-                f"{corrections.unmatched_example} is not. Check --table; tasks are found by `review` and `uri` in their "
-                "data, COCO's images by file name."
+                f"{corrections.unmatched_example} is not. Check --table; tasks are found by `review` and `uri` in "
+                "their data, COCO's images by file name."
             )
     return corrections
 

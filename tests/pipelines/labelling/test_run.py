@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.configurations import differences
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.labelling.run import (
     End,
@@ -133,37 +132,6 @@ def test_another_configuration_is_refused_with_the_difference(request_: RunReque
         start(table, request_)
 
     assert str(refusal.value) == sentence
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [
-        ("x" * 200, "x" * 200),
-        ("x" * 201, "x" * 200 + "..."),
-        ([["a", "b"], [["c"]]], "a b c"),
-        ([[[["a"]]]], '["a"]'),
-        ([[[[["a"]]]]], '[["a"]]'),
-        ([[]], "none"),
-        ({"a": 1}, '{"a": 1}'),
-    ],
-    ids=["200 letters", "201", "nested", "four deep", "five deep", "of nothing", "an object"],
-)
-def test_a_value_is_shown_in_a_message_as_far_as_a_person_reads(value: object, shown: str) -> None:
-    assert differences({"name": value}, {"name": 1}) == [f"name {shown}, now 1"]
-
-
-def test_differences_are_in_the_order_of_the_old_configuration() -> None:
-    old: dict[str, object] = {"b": 1, "max_images": None, "a": True, "keep": [], "same": ("x",), "gone": "was"}
-    new = {"a": False, "b": 2, "max_images": 5, "keep": ["x"], "same": ["x"], "new": 0.5}
-
-    assert differences(old, new) == [
-        "b 1, now 2",
-        "max images none, now 5",
-        "a true, now false",
-        "keep none, now x",
-        "gone was, now none",
-        "new none, now 0.5",
-    ]
 
 
 VALUES = st.none() | st.booleans() | st.integers() | st.text(max_size=3)
