@@ -23,7 +23,7 @@ SCORE = 0.5  # of a detection that counts an object
 
 @dataclass(frozen=True, slots=True)
 class SeamCounts:
-    """Objects that a seam cuts and that are no longer than the overlap: all, counted once, counted more often."""
+    """Objects that a seam cuts, as a rule no longer than the overlap: all, counted once, counted more often."""
 
     objects: int
     once: int
@@ -53,7 +53,9 @@ def precision(scenes: Sequence[Scene], found: Sequence[Detections]) -> AveragePr
     return average_precision({"images": images, "annotations": annotations, "categories": categories}, rows)
 
 
-def count_at_seams(scenes: Sequence[Scene], found: Sequence[Detections], tiling: Tiling) -> SeamCounts:
+def count_at_seams(
+    scenes: Sequence[Scene], found: Sequence[Detections], tiling: Tiling, *, any_length: bool = False
+) -> SeamCounts:
     """Count detections with a score of 0.5 or more that lie half or more in an object of their class.
 
     They must cover a tenth of it at least: the network also takes single corners of a large shape for small shapes.
@@ -62,6 +64,8 @@ def count_at_seams(scenes: Sequence[Scene], found: Sequence[Detections], tiling:
     columns = {side for tile in tiles for side in (tile.left, tile.right)} - {0, WIDTH}
     rows = {side for tile in tiles for side in (tile.top, tile.bottom)} - {0, HEIGHT}
     longest = tiling.overlap * torch.tensor([tiling.width, tiling.height])
+    if any_length:
+        longest = torch.tensor([WIDTH, HEIGHT])
     total = [0, 0, 0]
     for scene, one in zip(scenes, found, strict=True):
         truth = torch.from_numpy(scene.boxes_xyxy)

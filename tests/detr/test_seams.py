@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from detr import seams
 from detr.postprocess import Detections
@@ -62,7 +65,52 @@ def test_a_part_that_a_seam_cut_off_gives_way_to_the_whole_object_of_the_neighbo
 def test_both_parts_of_an_object_give_way_to_the_whole_picture_s() -> None:
     parts = {"left": [(1, 0.75, (40, 10, 100, 50))], "right": [(1, 0.875, (0, 10, 60, 50))]}
 
-    assert joined([(1, 0.25, (40, 10, 140, 50))], **parts) == [(1, 0.25, (40, 10, 140, 50))]
+    assert joined([(1, 0.5, (40, 10, 140, 50))], **parts) == [(1, 0.5, (40, 10, 140, 50))]
+
+
+def test_a_box_with_less_than_half_the_score_of_a_part_does_not_replace_it() -> None:
+    part = (1, 0.75, (40.0, 10.0, 100.0, 50.0))
+
+    assert joined([(1, 0.375, (40, 10, 170, 50))], left=[part]) == [(1, 0.375, (40, 10, 170, 50))]
+    assert joined([(1, 0.374, (40, 10, 170, 50))], left=[part]) == [part, (1, 0.374, (40, 10, 170, 50))]
+
+
+def test_a_lower_threshold_loses_no_detection_with_a_high_score() -> None:
+    part, doubtful = (1, 0.9, (40.0, 10.0, 100.0, 50.0)), (1, 0.001, (0.0, 0.0, 180.0, 100.0))
+
+    assert joined(left=[part]) == [part]
+    assert joined([doubtful], left=[part])[0] == part
+
+
+@pytest.mark.parametrize("score", [0.25, 0.5, 0.75])
+def test_thresholds_of_half_a_score_or_less_give_the_same_detections_from_that_score(score: float) -> None:
+    views = [Tile(0, 0, 300, 200), *Tiling(64, 64).tiles(200, 300)]
+    generator = torch.Generator().manual_seed(0)
+    drawn = [
+        [
+            (1, number, (round(left * 48), round(top * 48), round(left * 48) + 16, round(top * 48 + 4 + tall * 12)))
+            for number, left, top, tall in torch.rand(12, 4, generator=generator).tolist()
+        ]
+        for _ in views[1:]
+    ]
+
+    def from_score(threshold: float) -> list[list[float]]:
+        found = [detections(*(one for one in boxes if one[1] >= threshold)) for boxes in [[], *drawn]]
+        kept = join_views(views, found)
+        return kept.boxes_xyxy[kept.scores >= score].tolist()
+
+    assert from_score(0) == from_score(score / 2)
+    assert len(from_score(0)) > 20
+
+
+def test_the_rule_can_be_changed() -> None:
+    part, whole = (1, 0.5, (60.0, 10.0, 100.0, 50.0)), (1, 0.75, (40.0, 10.0, 140.0, 50.0))
+    found = [detections(whole), detections(part), detections()]
+
+    assert len(join_views([WHOLE, LEFT, RIGHT], found)) == 1
+    assert len(join_views([WHOLE, LEFT, RIGHT], found, covered=2.0)) == 2
+    assert len(join_views([WHOLE, LEFT, RIGHT], found, least_score=2.0)) == 2
+    assert len(join_views([WHOLE, LEFT, RIGHT], found, covered=2.0, most_iou=0.25)) == 1
 
 
 def test_parts_of_an_object_that_no_view_sees_whole_stay() -> None:
@@ -125,6 +173,35 @@ def test_pairs_are_compared_in_blocks_with_the_same_result(monkeypatch: pytest.M
     assert torch.equal(join_views(views, all_found).boxes_xyxy, at_once.boxes_xyxy)
 
 
+class Counted(TorchDispatchMode):
+    """Counts the numbers that torch computes."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.numbers: int = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        self.numbers += result.numel() if isinstance(result, Tensor) else 0
+        return result
+
+
+def test_boxes_of_different_classes_are_not_compared() -> None:
+    views = [Tile(0, 0, 300, 200), *Tiling(64, 64).tiles(200, 300)]
+    place = torch.rand(len(views), 20, 2, generator=torch.Generator().manual_seed(0)) * 44
+    place[:, :, 0] = 0  # cut on the left
+    boxes, scores = torch.cat((place, place + 20), dim=2), torch.linspace(1, 0, 20)
+
+    def numbers(classes: int) -> int:
+        found = [Detections(torch.arange(20) % classes, ("",) * 20, scores, one) for one in boxes]
+        counted = Counted()
+        with counted:
+            join_views(views, found)
+        return counted.numbers
+
+    assert numbers(20) < numbers(1) / 5
+
+
 @given(
     st.tuples(st.integers(70, 400), st.integers(70, 400)),
     st.tuples(st.floats(0, 1), st.floats(0, 1)),
@@ -143,7 +220,8 @@ def test_an_object_no_longer_than_the_overlap_is_counted_once_wherever_it_lies(
         seen = (max(box[0], view.left), max(box[1], view.top), min(box[2], view.right), min(box[3], view.bottom))
         is_seen = number > 0 and seen[0] < seen[2] and seen[1] < seen[3]  # too small to be found in the whole picture
         inside = (seen[0] - view.left, seen[1] - view.top, seen[2] - view.left, seen[3] - view.top)
-        found.append(detections((1, 0.5 + number / 1024, inside)) if is_seen else detections())
+        score = 0.5 + number * 37 % 64 / 128  # rises and falls from view to view
+        found.append(detections((1, score, inside)) if is_seen else detections())
 
     (kept,) = join_views(views, found).boxes_xyxy.tolist()
 
