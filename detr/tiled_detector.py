@@ -51,7 +51,7 @@ class _TiledHostBatch(HostBatch):
 class TiledDetector:
     """Another detector that also sees the tiles of pictures that do not fit in one, at the picture's resolution.
 
-    A picture that fits in a tile is given to the detector as it is, in the same batches as without tiles. Of any other
+    A picture that fits in a tile is given to the detector as it is, in batches of such pictures. Of any other
     the detector sees the whole and each tile, all by its own size rule, and `detr.seams.join_views` makes one list of
     detections of these views. Such a picture is a batch of its own; its views form batches among themselves. In memory
     are its pixels, once, and a few batches of views.
