@@ -1,4 +1,4 @@
-"""The settings that a model has labelled a table with, and whether a new run may use other ones."""
+"""The settings with which a model has labelled a table, and whether a new run may use others."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pipelines.store import Store
 
 
 class PastSettings:
-    """Settings of a model's runs that have published rows, the newest first. Reads their records when it is asked."""
+    """Settings of a model's runs with published rows, newest first. Reads records only when they are needed."""
 
     def __init__(self, table: Store, model: str, *, threads: int = THREADS) -> None:
-        """Read nothing yet.
+        """Create without reading.
 
         Args:
             table: The table.
-            model: As rows name it.
-            threads: How many files are read at once, of runs that did not finish.
+            model: Name of the model in rows.
+            threads: Files of unfinished runs to read at once.
         """
         self._table, self._model = table, model
         self._unread = settings_of_runs(table, model, threads=threads)
@@ -41,9 +41,10 @@ class PastSettings:
         return next(iter(self), None)
 
     def guess_precision(self, request: RunRequest) -> str | None:
-        """Return what "auto" is taken for before the cluster is asked: the precision of rows with the same settings.
+        """Return a guess of what "auto" stands for, before the cluster is connected.
 
-        Without such rows it is the precision of the newest rows, and None of a table without rows of the model.
+        It is the precision of rows with the same settings, otherwise that of the newest rows; None without rows of the
+        model.
         """
         if self.last is None:
             return None
@@ -51,10 +52,10 @@ class PastSettings:
         return precision_of(next(same, self.last)) if request.precision == AUTO else request.precision
 
     def check(self, request: RunRequest, precision: str, *, relabel: bool) -> str:
-        """Return the settings of a request, where `precision` is what "auto" is.
+        """Return the settings of a request if "auto" stands for `precision`.
 
         Raises:
-            SettingsMismatch: the model has labelled the table, never with these settings, and it is not to label again.
+            SettingsMismatch: all rows of the model have other settings, and `relabel` is False.
         """
         settings = request.settings(precision)
         last = self.last
@@ -70,7 +71,7 @@ class PastSettings:
         )
 
     def note(self, settings: str) -> str:
-        """Return a sentence about newer rows with other settings, or an empty string."""
+        """Return a note about newer rows with other settings, or an empty text."""
         if self.last in (None, settings):
             return ""
         assert self.last is not None

@@ -1,7 +1,7 @@
-"""The settings of a labelling run that decide what its rows say: one canonical text, part of a row's identity.
+"""The settings that determine the detections of a run, as one canonical text.
 
-An `ok` row is identified by its image's URI and etag, its model and its settings. A later release may add options: they
-are written only where they differ from their default, so that the texts of earlier rows stay the same.
+An `ok` row is identified by its image's URI and etag, its model and its settings. Options of later releases are written
+only if they differ from their defaults, so that the settings of earlier rows stay the same.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ AUTO: Final = "auto"
 def settings_text(configuration: Mapping[str, object], precision: str) -> str:
     """Return the settings of a run as JSON with sorted keys, such as `{"precision":"fp32","threshold":0.05}`.
 
-    Classes are an object of names and thresholds; a class without a threshold of its own has the run's. They are left
-    out where all classes are kept.
+    Classes are an object of names and thresholds; a class without its own threshold has that of the run. If all classes
+    are kept, they are omitted.
 
     Args:
-        configuration: What decides which rows come out, as the run's record has it.
-        precision: What the network computes in, "auto" resolved.
+        configuration: The configuration in the run's record.
+        precision: Precision of the network, with "auto" resolved.
     """
     settings: dict[str, Any] = {"precision": precision}
     threshold = configuration.get("threshold")
@@ -38,7 +38,7 @@ def settings_text(configuration: Mapping[str, object], precision: str) -> str:
 
 
 def settings_differences(old: str, new: str) -> list[str]:
-    """Return what differs between two settings, as `threshold 0.05, now 0.1`."""
+    """Return the differences between two settings, such as `threshold 0.05, now 0.1`."""
     before, after = json.loads(old), json.loads(new)
     found = [
         f"{name} {_shown(before.get(name))}, now {_shown(after.get(name))}"
@@ -56,7 +56,7 @@ def settings_differences(old: str, new: str) -> list[str]:
 
 
 def precision_of(settings: str) -> str:
-    """Return the precision that settings name."""
+    """Return the precision in settings."""
     return str(json.loads(settings)["precision"])
 
 

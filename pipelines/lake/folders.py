@@ -1,4 +1,4 @@
-"""Folders of images, and of files that hold images, as streams in the order of addresses."""
+"""Lists folders of images, and of files with images, in the order of addresses."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from pipelines.store import ListsAnywhere, ListsUnnameable, Store, StoreEntry, S
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """How files that hold images are opened."""
+    """How files with images are opened."""
 
     indexes: MemberIndexes
     column: str | None
 
     def takes(self, key: str) -> bool:
-        """Return whether a file, or a glob, of this key holds images that are to be labelled."""
+        """Return whether a file with this key, or a glob, has images to label."""
         return key.lower().endswith(TAR_SUFFIX if self.column is None else (TAR_SUFFIX, PARQUET_SUFFIX))
 
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """What begins with `prefix` in a store, as far as `pattern` matches; hidden names count from `folder` on.
+    """The objects of a store whose keys begin with `prefix` and match `pattern`.
 
-    With `opening` these are files that hold images, else images. With `entries` these files were named one by one, and
-    are in the order of keys; nothing is listed.
+    With `opening` they are files with images, otherwise images. With `entries` the files were named one by one and are
+    in the order of keys; nothing is listed. The rules of `skipping` apply to names relative to `folder`.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Folder:
 
 
 def gathered(folders: Sequence[Folder]) -> Folder:
-    """Return files of one store that were named one by one as one folder."""
+    """Return files of one store, which were named one by one, as one folder."""
     entries = {entry.key: entry for folder in folders for entry in folder.entries or ()}
     in_order = tuple(sorted(entries.values(), key=attrgetter("key")))
     first = folders[0]
@@ -68,7 +68,7 @@ def gathered(folders: Sequence[Folder]) -> Folder:
 
 
 def matching(folder: Folder, after: str | None) -> Iterator[StoreEntry]:
-    """Yield what a folder has behind a key, in order, as far as its pattern matches.
+    """Yield the entries of a folder after a key, in order, that match its pattern.
 
     Raises:
         StoreError: the store refused.
@@ -90,16 +90,16 @@ def matching(folder: Folder, after: str | None) -> Iterator[StoreEntry]:
 
 
 def list_folder(folder: Folder, kept: tuple[None, ...], own: str | None, after: str | None) -> Iterator[Listed]:
-    """Yield the images of a folder, or of its files, behind an address.
+    """Yield the images of a folder, or of its files, after an address.
 
     Args:
         folder: The folder.
         kept: Values of each image's kept columns.
-        own: The address of the detection table with a slash at its end: nothing below it is an image.
-        after: The address; None: all.
+        own: Address of the detection table with a slash at its end; objects below it are not images.
+        after: The address; None yields all.
 
     Raises:
-        RayDetrError: the folder cannot be listed further.
+        RayDetrError: listing the folder failed.
     """
     base = join_uri(folder.root, "")
     start = None
@@ -123,14 +123,14 @@ def list_folder(folder: Folder, kept: tuple[None, ...], own: str | None, after: 
 def _list_inside(
     folder: Folder, opening: Opening, kept: tuple[None, ...], own: str | None, start: str | None
 ) -> Iterator[Listed]:
-    """Yield the images inside the files of a folder, behind an image or file with the key `start`."""
+    """Yield the images inside the files of a folder, after an image or file with the key `start`."""
     store = folder.store
     assert not isinstance(store, Inventory), "an inventory is of images"
     base = join_uri(folder.root, "")
     inside = len(folder.folder)
 
     def check(entry: StoreEntry) -> StoreEntry | Skipped:
-        # an ending that is an image's: of the other rules all are meant, but where the file itself was named
+        # with the ending of an image, so that all other rules apply, unless the file itself was named
         path = entry.key[inside:] if folder.entries is None else ""
         skipped = _skipped(base + entry.key, entry, f"{path}.jpg" if path else "", own)
         if skipped is None and split_member(entry.key) is not None:
@@ -156,7 +156,7 @@ def _matches(folder: Folder, key: str) -> bool:
 
 
 def _skipped(uri: str, entry: StoreEntry, path: str, own: str | None) -> Skipped | None:
-    """Return why an object is not taken for an image, None if it is. `path` is relative to the folder."""
+    """Return why an object is skipped, or None for an image. `path` is relative to the folder."""
     if entry.unnameable:
         return Skipped(uri, NOT_UTF8, entry.unnameable)
     reason = OWN_TABLE if own is not None and uri.startswith(own) else skip_reason(path)

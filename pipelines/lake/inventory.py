@@ -1,4 +1,4 @@
-"""S3 Inventory: a bucket's own report of its objects, used instead of a listing."""
+"""S3 Inventory: a report of a bucket's objects, used instead of a listing."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from pipelines.strict_json import count_field, parse_object, text_field
 ARCHIVE_CLASSES: Final = ("GLACIER", "DEEP_ARCHIVE")
 ARCHIVE_TIERS: Final = ("ARCHIVE", "ARCHIVE_ACCESS", "DEEP_ARCHIVE", "DEEP_ARCHIVE_ACCESS")  # of Intelligent-Tiering
 
-_FETCH_BYTES = 64 << 20  # of a file at once
-_RUN_BYTES = 128 << 20  # sorted in memory; of 10^8 objects there are about a hundred such runs
+_FETCH_BYTES = 64 << 20  # of a file in one request
+_RUN_BYTES = 128 << 20  # sorted in memory; 10^8 objects are about a hundred such runs
 _BATCH_ROWS = 2_048  # of every run, while they are merged
 _CSV_BLOCK_BYTES = 8 << 20
 
@@ -58,11 +58,11 @@ _COLUMNS: Final[Mapping[str, pa.DataType]] = {
 
 @dataclass(frozen=True)
 class Inventory:
-    """The objects of a bucket as a report names them: latest versions only, in the order of a listing.
+    """The objects of a bucket in a report: latest versions only, in the order of a listing.
 
     Attributes:
-        bucket: the URI of the bucket that was reported on.
-        runs: files of rows in the order of their keys, in a temporary folder that lives as long as this.
+        bucket: URI of the bucket.
+        runs: files of sorted rows, in a temporary folder that is removed with this object.
     """
 
     bucket: str
@@ -71,7 +71,7 @@ class Inventory:
     def list(self, prefix: str = "", after: str | None = None) -> Iterator[StoreEntry]:
         """Yield the objects whose key begins with `prefix` and is greater than `after`, in byte order of UTF-8 keys.
 
-        Holds some thousand rows of every run.
+        Memory: some thousand rows of every run.
         """
         yield from heapq.merge(*(_read_run(run, prefix, after) for run in self.runs), key=attrgetter("key"))
 
@@ -82,18 +82,18 @@ def is_inventory(uri: str) -> bool:
 
 
 def read_inventory(store: Store, key: str) -> Inventory:
-    """Read the report that a manifest names, and sort it.
+    """Read the report of a manifest and sort it.
 
-    Its files are fetched one after the other to the disk, checked against the manifest, and sorted piece by piece.
-    Memory is that of a piece, about half a gigabyte however large the bucket; the temporary folder (`TMPDIR`) takes
-    some 30 bytes an object and one file of the report.
+    The files are downloaded one after the other, checked against the manifest, and sorted in pieces. Memory is about
+    half a gigabyte for any size of the bucket; the temporary folder (`TMPDIR`) needs some 30 bytes for each object and
+    space for one file of the report.
 
     Args:
-        store: The bucket where reports are delivered to.
-        key: The manifest's key there.
+        store: The bucket with the reports.
+        key: The manifest's key in it.
 
     Raises:
-        RayDetrError: it is no such manifest, of a format that is not read, or its files are missing or damaged.
+        RayDetrError: the manifest is invalid or of an unsupported format, or a file is missing or damaged.
         StoreError: the store refused.
     """
     name = without_secrets(join_uri(store.uri, key))
@@ -116,7 +116,7 @@ def read_inventory(store: Store, key: str) -> Inventory:
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """A file of a report as its manifest names it."""
+    """A file of a report, as in the manifest."""
 
     key: str
     size: int
@@ -125,7 +125,7 @@ class _File:
 
 @dataclass(frozen=True, slots=True)
 class _Manifest:
-    """What a manifest says: `columns` are those of CSV files, which have no header, in the spelling of Parquet."""
+    """The contents of a manifest. `columns` are those of CSV files (which have no header), in Parquet's spelling."""
 
     bucket: str
     is_csv: bool
@@ -202,7 +202,7 @@ def _read_file(store: Store, file: _File, manifest: _Manifest, name: str, folder
 
 
 def _fetch(store: Store, file: _File, path: Path) -> str:
-    """Write a file of a report to the disk and return its MD5, which AWS gives for a check of the way."""
+    """Download a file of a report and return its MD5, which is compared with the manifest."""
     md5 = hashlib.md5(usedforsecurity=False)
     with path.open("wb") as target:
         for start in range(0, file.size, _FETCH_BYTES):
@@ -239,7 +239,7 @@ def _check_columns(columns: Sequence[str], name: str) -> None:
 
 
 def _rows(report: pa.Table, name: str, *, is_encoded: bool) -> pa.Table:
-    """Return what a listing would say of the objects of a piece of a report: no old versions, no folder markers."""
+    """Return the rows of a listing for a piece of a report, without old versions and folder markers."""
 
     def column(wanted: str) -> pa.ChunkedArray:
         kind = _COLUMNS[wanted]
@@ -280,14 +280,14 @@ def _seconds(report: pa.Table, column: str) -> pa.ChunkedArray:
 
 
 def _decoded(keys: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return the keys of a CSV report as they are: there they are URL-encoded as in S3's listings, blanks as a plus."""
+    """Decode the keys of a CSV report, which are URL-encoded with a plus for blanks."""
     if not pc.any(pc.match_substring_regex(keys, "[%+]")).as_py():
         return keys
     return pa.chunked_array([pa.array([key and unquote_plus(key) for key in keys.to_pylist()], pa.string())])
 
 
 def _write_runs(pieces: Iterable[pa.Table], folder: Path) -> Iterator[Path]:
-    """Yield files of sorted rows, each as many as are sorted at once."""
+    """Yield files of sorted rows, of about `_RUN_BYTES` each."""
     gathered: list[pa.Table] = []
     number = size = 0
     for piece in pieces:

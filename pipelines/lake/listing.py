@@ -56,26 +56,26 @@ from pipelines.store import (
 _SHOWN_REASONS = 3
 _BEGINNING_BYTES = 4_096
 _HEADS_AT_ONCE: Final = 8
-_MANY_NAMED: Final = 3  # so many are asked for at once
+_MANY_NAMED: Final = 3  # files for which several requests are made at once
 _WRITTEN_BY_ENGINES: Final = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz")  # as a folder of parts
 
 
-# Begins a source beyond a URI, in the order of URIs.
+# Lists a source after a URI, in the order of URIs.
 _Stream: TypeAlias = Callable[[str | None], Iterator[Listed]]
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A stream of images in the byte order of their URIs, which can be begun anywhere.
+    """A stream of images in the byte order of their URIs, which can begin after any URI.
 
-    Every image comes once, however many sources name it: as the first of them has it. Before it comes a `Skipped` for
-    each other one, so that whoever counts up to an image has counted all that lies before.
+    If several sources have an image, it comes once, as in the first of them. A `Skipped` for each further one comes
+    before the image, so that the counts up to an image are complete.
 
     Attributes:
-        streams: of each source.
+        streams: one for each source.
         kept_schema: names and types of the values in `LakeObject.kept`.
-        modified_since: time in seconds since 1970 (UTC); images that were modified before are skipped. None: no image
-            is skipped for its time.
+        modified_since: time in seconds since 1970 (UTC); images that were modified before it are skipped. None skips
+            none.
     """
 
     streams: tuple[_Stream, ...]
@@ -86,10 +86,10 @@ class Listing:
         return self.after(None)
 
     def after(self, uri: str | None) -> Iterator[Listed]:
-        """Yield what is listed beyond a URI. Memory does not grow with the listing, but for the tables of URIs.
+        """Yield the listing after a URI. Memory does not grow with it, except for lists of URIs.
 
         Raises:
-            RayDetrError: a source cannot be listed further.
+            RayDetrError: listing a source failed.
         """
         begun = [stream(uri) for stream in self.streams]
         merged = begun[0] if len(begun) == 1 else heapq.merge(*begun, key=attrgetter("uri"))
@@ -110,23 +110,23 @@ def list_objects(
     indexes: MemberIndexes | None = None,
     open_root: Callable[[str], Store] | None = None,
 ) -> Listing:
-    """Return the images of all sources, each of which was seen to exist and to hold an image.
+    """Return the images of all sources, after checking that each source exists and has an image.
 
     Args:
         sources: Folders and prefixes; globs (`*`, `**`, `?`, `[abc]`, `{jpg,png}`); single images; tar archives of
-            images, which may be named by a glob, and of which one must hold an image; lists of URIs, which may be named
-            by a glob, or by a folder that holds lists and no images; manifests of S3 Inventories.
-        options: How stores are reached.
-        keep: Columns of tables of URIs to carry along; images of other sources have null there.
-        table: The detection table's URI: what lies below it is not an image.
-        image_column: Parquet files, and folders of them, hold images in this column; None: they are lists of URIs.
-        modified_since: Images that were modified before this time are skipped; of images inside files, the time of the
-            file counts. None: no image is skipped for its time.
-        indexes: The indexes of files that hold images, where some are known; None: all are read.
-        open_root: What opens a store by its root, such as `s3://bucket`; made of `options` when None.
+            images, or a glob of them, of which at least one has an image; lists of URIs, a glob of them, or a folder
+            with lists and without images; manifests of S3 Inventories.
+        options: How to reach the stores.
+        keep: Columns of lists of URIs to keep; they are null for images of other sources.
+        table: URI of the detection table; objects below it are not images.
+        image_column: The column with images of Parquet files and folders of them; None: they are lists of URIs.
+        modified_since: Skip images that were modified before this time. For images inside files it is the time of the
+            file. None skips none.
+        indexes: Known indexes of files with images; None reads all.
+        open_root: Opens a store by its root, such as `s3://bucket`; None uses `options`.
 
     Raises:
-        RayDetrError: a source does not exist, is empty, or cannot be read: nothing was begun.
+        RayDetrError: a source does not exist, is empty, or cannot be read.
     """
     try:
         check_addresses(sources)
@@ -168,12 +168,12 @@ def list_objects(
 
 
 def check_addresses(sources: Sequence[str]) -> None:
-    """Refuse addresses of images that hold a secret: they are what a plan and a table know the images by.
+    """Reject addresses of images with secrets, because plans and tables contain these addresses.
 
-    A table of URIs may be fetched from such an address: it is not written anywhere.
+    A list of URIs may have such an address, which is not recorded.
 
     Raises:
-        ValueError: with the first one.
+        ValueError: about the first one.
     """
     for text in sources:
         if not is_uri_table(text):
@@ -181,14 +181,14 @@ def check_addresses(sources: Sequence[str]) -> None:
 
 
 def _heads(sources: Sequence[str], opened: Callable[[str], Store], opening: Opening) -> Mapping[str, StoreEntry]:
-    """Return the entries of files that hold images and are named one by one; asks for several at once."""
+    """Return the entries of files with images that are named one by one, from several concurrent requests."""
 
     def head(text: str) -> StoreEntry | None:
         root, key = split_uri(text)
         try:
             return opened(root).head(key)
         except StoreError:
-            return None  # it is asked for again, where the error is reported
+            return None  # requested again later, where the error is reported
 
     named = [
         text
@@ -213,7 +213,7 @@ def _resolve(
     opening: Opening,
     heads: Mapping[str, StoreEntry],
 ) -> Iterator[Folder | UriTable | LakeObject]:
-    """Yield what a source means: one thing, but for globs of tables of URIs. Entries in `heads` are not asked for."""
+    """Yield what a source means: several lists for a glob of lists, else one. Entries in `heads` are not requested."""
     root, key = split_uri(text)
     name = without_secrets(text)
     if _is_web(root):
@@ -234,7 +234,7 @@ def _resolve(
     entry = heads.get(text)
     if entry is None and key and not key.endswith("/") and "*" not in key:
         entry = _head(store, key)
-    if entry is not None or is_glob(key):  # else it is a folder
+    if entry is not None or is_glob(key):  # otherwise it is a folder
         refuse_packed(key, name)
     if entry is not None and is_inventory(key):
         inventory = read_inventory(store, key)
@@ -269,7 +269,7 @@ def _resolve(
 
 
 def _check_may_be_an_image(path: str, beginning: bytes, name: str) -> None:
-    """Refuse a file that was named for labelling and is a list or table of a kind that is not read.
+    """Reject a file that was named for labelling if it is a list or table of an unsupported kind.
 
     Raises:
         RayDetrError: it is.
@@ -287,7 +287,7 @@ def _head(store: Store, key: str) -> StoreEntry | None:
 
 
 def _list_table(table: UriTable, names: Sequence[str], after: str | None) -> Iterator[Listed]:
-    """Yield the rows of a table of URIs, their kept values in the order of `names`, null where it has none."""
+    """Yield the rows of a list of URIs, with the kept values in the order of `names`, null for missing columns."""
     if after is None and table.without_uri:
         yield Skipped("", WITHOUT_URI, table.without_uri)
     if after is None and table.comments:
@@ -305,7 +305,7 @@ def _list_singles(singles: Sequence[LakeObject], after: str | None) -> Iterator[
 
 
 def _without_duplicates(group: Sequence[Listed]) -> Iterator[Listed]:
-    """Yield the first image of a group that has one URI, after a note for each further one."""
+    """Yield the first image of a group with one URI, after a `Skipped` for each further one."""
     images = [item for item in group if isinstance(item, LakeObject)]
     if not images:
         # several sources skip it: once is what there is; rows without URI are of several tables
@@ -324,12 +324,12 @@ def _unknown_time(name: str) -> UsageError:
 
 
 def _modified_since(group: Iterable[Listed], time: float) -> Iterator[Listed]:
-    """Yield what is listed, with a note in place of each image that was modified before a time."""
+    """Yield the group, with a `Skipped` in place of each image that was modified before a time."""
     for item in group:
         if isinstance(item, LakeObject) and item.modified is not None and item.modified < time:
             yield Skipped(item.uri, NOT_MODIFIED)
         else:
-            yield item  # also one whose time is not known, such as a link to a file that is gone
+            yield item  # also images with unknown time, such as broken links
 
 
 def _with_images(
@@ -340,10 +340,10 @@ def _with_images(
     *,
     needs_times: bool = False,
 ) -> Sequence[Folder | UriTable | LakeObject]:
-    """Return a source that holds an image; of a folder that holds lists and no images, the lists.
+    """Return the source if it has an image; for a folder with lists and without images, return the lists.
 
     Raises:
-        RayDetrError: it holds no image, or one whose time is not known although that is needed.
+        RayDetrError: the source has no image, or its first image has no time although `needs_times`.
     """
     name = without_secrets(text)
 
@@ -389,7 +389,7 @@ def _with_images(
 
 
 def _lists_in(folder: Folder) -> list[str]:
-    """Return the keys of the lists in a folder, as engines write one list in many files; none where kinds differ."""
+    """Return the keys of the lists in a folder (engines write one list as several files); none if kinds differ."""
     if folder.pattern is not None or folder.entries is not None or isinstance(folder.store, Inventory):
         return []
     inside = len(folder.folder)
@@ -405,7 +405,7 @@ def _lists_in(folder: Folder) -> list[str]:
 
 
 def _kept_schema(tables: Sequence[UriTable], keep: Sequence[str]) -> pa.Schema:
-    """Return names and types of the kept columns, which all tables that have them must agree on."""
+    """Return the names and types of the kept columns, which must be equal in all lists that have them."""
     fields = []
     for name in keep:
         having = [table for table in tables if name in table.columns]

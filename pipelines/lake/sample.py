@@ -11,10 +11,10 @@ from pipelines.lake.lake_object import LakeObject, Listed, Skipped
 
 
 def draw_sample(listed: Iterable[Listed], count: int, *, seed: int) -> Iterator[Listed]:
-    """Yield `count` images drawn at random, in the order of their URIs; what was skipped comes first, summed up.
+    """Yield `count` random images in the order of their URIs, after the totals of skipped objects.
 
-    An image is drawn by a hash of its URI, so the same seed draws the same images from the same lake, and most of
-    them when a few images were added. Holds `count` images.
+    Images are drawn by a hash of the URI: the same seed draws the same images from the same lake, and mostly the same
+    after a few images were added. Memory: `count` images.
     """
     key = seed.to_bytes(16, "big", signed=True)
     skipped: dict[str, int] = {}

@@ -1,22 +1,22 @@
-"""Rules for objects in folders that are not images."""
+"""Rules for objects of folders that are skipped because they are not images."""
 
 from __future__ import annotations
 
 import re
 from typing import Final
 
-# Taken for images even behind an underscore, as cameras write (_MG_0412.JPG).
+# Images even if their names begin with an underscore, as cameras write them (_MG_0412.JPG).
 _CAMERAS = "avif bmp dib gif heic heif jfif jpe jpeg jpg png tif tiff webp"
 _OTHER_PICTURES = "ico j2k jp2 jpx jxl pbm pgm pnm ppm psd tga"
 IMAGE_SUFFIXES: Final = frozenset(f"{_CAMERAS} {_OTHER_PICTURES}".split())
-# What lies beside photographs and is certainly none. Anything else is read, and gets a row that says what it was.
+# Certainly not images. All other objects are read, and get a row with an error kind if they are not images.
 _LISTS = "csv json jsonl ndjson parquet tsv txt"
 _TABLES = (
     "arrow avro db feather geojson ipc lst npy npz ods orc parq pickle pkl pq sql sqlite toml xls xlsx xml yaml yml"
 )
 _MORE = "cfg html ini log md pt pth py rst safetensors sh thm xmp"
 _VIDEOS_AND_ARCHIVES = "3gp avi m4v mkv mov mp3 mp4 wav webm 7z bz2 gz rar tar tgz zip zst"
-TABLE_SUFFIXES: Final = frozenset(_TABLES.split())  # which may hold lists, of kinds that are not read
+TABLE_SUFFIXES: Final = frozenset(_TABLES.split())  # may be lists, of unsupported kinds
 OTHER_SUFFIXES: Final = frozenset(f"{_LISTS} {_TABLES} {_MORE} {_VIDEOS_AND_ARCHIVES}".split())
 OTHER_NAMES: Final = frozenset({"license", "licence", "md5sums", "notice", "readme", "sha1sums", "sha256sums"})
 
@@ -32,16 +32,16 @@ _SYSTEM_FOLDER: Final = re.compile(
 
 
 def is_image_name(name: str) -> bool:
-    """Return whether a name ends as images do."""
+    """Return whether a name has the ending of an image."""
     return name.rpartition(".")[2].lower() in IMAGE_SUFFIXES
 
 
 def skip_reason(path: str) -> str | None:
-    """Return why an object of a folder is not taken for an image, None if it is. `path` is relative to the folder.
+    """Return why an object of a folder is skipped, or None for an image. `path` is relative to the folder.
 
-    Not taken are what lies in folders of storage devices and trash cans, names that begin with a dot and all below
-    them, names that begin with an underscore unless they end like an image, and endings that certainly mean something
-    else. Objects that were named one by one are not asked.
+    Skipped are: folders of storage devices and trash cans; names that begin with a dot, and all below them; names that
+    begin with an underscore, unless they have the ending of an image; and endings of other kinds of files. The rules
+    do not apply to objects that were named one by one.
     """
     if (found := _SYSTEM_FOLDER.search(path)) is not None:
         return found[1]

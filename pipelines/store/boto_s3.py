@@ -47,7 +47,7 @@ EtagForm = Literal["quoted", "bare"]
 
 
 class BotoS3:
-    """One bucket. Keys are whole: slashes and dots at any place, control characters, folder markers."""
+    """A bucket. Keys can have slashes and dots anywhere, control characters, and can be folder markers."""
 
     def __init__(self, bucket: str, access: S3Access, retry_seconds: float) -> None:
         self._bucket = bucket
@@ -65,14 +65,14 @@ class BotoS3:
             return self._made
 
     def has_keys(self, prefix: str) -> bool:
-        """Return whether any key begins with `prefix`; one request."""
+        """Return whether a key begins with `prefix`, from one request."""
         answer = self._call("list", prefix, lambda: self._list(prefix, "", 1))
         return bool(answer.get("Contents"))
 
     def page(self, prefix: str, after: str) -> tuple[list[StoreEntry], str | None]:
-        """Return the next thousand objects or fewer, and the last key looked at; None for that at the end.
+        """Return up to a thousand objects and the last key of the page, or None at the end of the listing.
 
-        Folder markers, empty objects whose name ends in a slash, are left out.
+        Folder markers (empty objects whose name ends in a slash) are skipped.
         """
         start = _NOT_XML.split(after, maxsplit=1)[
             0
@@ -119,7 +119,7 @@ class BotoS3:
         return [name for name in found if name > after and not after.startswith(name)], not answer.get("IsTruncated")
 
     def head(self, key: str) -> StoreEntry:
-        """Return what a listing would say of this key."""
+        """Return the entry of a key, as a listing has it."""
         answer = self._reading(key, lambda: self._get_object(key))
         answer["Body"].close()  # a HEAD would hide why it failed
         return StoreEntry(
@@ -134,7 +134,7 @@ class BotoS3:
         return self._reading(key, lambda: self._read(key, most_bytes))
 
     def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
-        """Return `length` bytes from `start`, fewer only where the object ends before."""
+        """Return `length` bytes from `start`, fewer only if the object ends before."""
         if length == 0:
             return b""
         wanted = f"bytes={start}-{start + length - 1}"
@@ -146,15 +146,15 @@ class BotoS3:
         return read.data
 
     def not_found_or_denied(self, key: str, read: Callable[[], _Result]) -> _Result:
-        """Call what reads a key; where it is refused and a listing does not have the key, then it is missing.
+        """Read a key; if that is denied, use a listing to decide whether the object is missing.
 
-        S3 says of a missing object that it is refused unless there is a right to list without a condition: one to list
-        what begins with a prefix does not count there, though it answers the same question.
+        For a missing object, S3 responds with "denied" unless the credentials may list the bucket without conditions.
+        A right to list some prefixes does not count for S3, but it is enough for the listing here.
 
         Raises:
-            NotFound: the listing does not have it.
-            Denied: it has, and reading is refused again; or the listing is refused, too.
-            StoreError: the listing fails for a transient reason, so the answer is unknown.
+            NotFound: the listing does not have the key.
+            Denied: the listing has the key and reading is denied again, or the listing is denied, too.
+            StoreError: the listing failed with a transient error.
         """
         try:
             return read()
@@ -165,7 +165,7 @@ class BotoS3:
         except StoreError as error:
             raise (error if is_transient(error) else refusal) from None
         if any(item["Key"] == key for item in found):
-            return read()  # perhaps it came in between
+            return read()  # the object may have been created meanwhile
         raise NotFound(f"{join_uri(f's3://{self._bucket}', key)} cannot be read: no such object (it is not listed).")
 
     def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
@@ -179,7 +179,7 @@ class BotoS3:
         return self._call("write", key, lambda: self._put(key, data))
 
     def delete(self, key: str) -> None:
-        """Remove the object; that there was none is success."""
+        """Delete the object. Succeeds if it does not exist."""
         self._call("delete", key, lambda: self._client.delete_object(Bucket=self._bucket, Key=key, **self._payer))
 
     def _list(self, prefix: str, after: str, count: int, **how: Any) -> Any:
@@ -224,13 +224,13 @@ class BotoS3:
 
 
 class PastTheEnd(StoreDown):
-    """A range that begins behind the end of the object."""
+    """The range begins after the end of the object."""
 
     is_transient = False
 
 
 def plain_etag(etag: str | None) -> str | None:
-    """Return the etag as all our tables write it: without quotes and `W/`; None for none."""
+    """Return an etag as tables have it: without quotes and `W/`; None for an empty one."""
     return (etag or "").removeprefix("W/").strip('"') or None
 
 
@@ -258,7 +258,7 @@ def replace_either_way(put: Callable[[str], _Result], etag: str) -> tuple[_Resul
 
 
 def unsorted_sentence(uri: str) -> str:
-    """Return what to say of a store that does not list in order, as directory buckets do not."""
+    """Return the error message for a store that does not list in key order, such as directory buckets."""
     return (
         f"{uri} does not list its objects in the order of their names, so a run over it could not be resumed. "
         "Give a list of URIs instead."

@@ -54,7 +54,7 @@ class FsspecStore:
         return walk(self._read_folder, prefix, after)
 
     def head(self, key: str) -> StoreEntry:
-        """Return what a listing would say of this key."""
+        """Return the entry of a key, as a listing has it."""
         info = self._call("read", key, lambda: self._files.info(self._base + key))
         return StoreEntry(key, info.get("size"), _etag(info), modified=_modified(info))
 
@@ -70,7 +70,7 @@ class FsspecStore:
         return Blob(data, None)
 
     def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
-        """Return `length` bytes from `start`, fewer only where the file ends before."""
+        """Return `length` bytes from `start`, fewer only if the file ends before."""
         if if_match is not None:
             refuse_changed(f"{self.uri}/{key}", self.head(key).etag, if_match)
         data: bytes = self._call(
@@ -93,7 +93,7 @@ class FsspecStore:
         return None
 
     def delete(self, key: str) -> None:
-        """Remove the file; that there was none is success."""
+        """Delete the file. Succeeds if it does not exist."""
         try:
             self._call("delete", key, lambda: self._files.rm_file(self._base + key))
         except NotFound:
@@ -164,7 +164,7 @@ class FsspecS3:
         return [name[len(self._folder) :] for name in found], is_all
 
     def head(self, key: str) -> StoreEntry:
-        """Return what a listing would say of this key."""
+        """Return the entry of a key, as a listing has it."""
         return replace(self._slow.head(self._folder + key), key=key)
 
     def get(self, key: str, *, most_bytes: int | None = None) -> Blob:
@@ -172,7 +172,7 @@ class FsspecS3:
         return self._read(key, most_bytes)
 
     def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
-        """Return `length` bytes from `start`, fewer only where the object ends before."""
+        """Return `length` bytes from `start`, fewer only if the object ends before."""
         return self._slow.get_range(self._folder + key, start, length, if_match=if_match)
 
     def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
@@ -180,7 +180,7 @@ class FsspecS3:
         return self._slow.put(self._folder + key, data, create=create, if_match=if_match)
 
     def delete(self, key: str) -> None:
-        """Remove the object; that there was none is success."""
+        """Delete the object. Succeeds if it does not exist."""
         self._slow.delete(self._folder + key)
 
     def _read(self, key: str, most_bytes: int | None) -> Blob:

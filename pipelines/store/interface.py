@@ -20,10 +20,15 @@ KEYS_INSTEAD = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile."
 class StoreEntry:
     """One object of a listing.
 
-    `size`, `etag` and `modified`, in seconds since 1970 (UTC), are None where the source does not tell. Etags carry no
-    quotes and no `W/`, wherever they come from. `is_archived` says that the object must be restored before it can be
-    read, where the listing tells: obstore's does not. `unnameable` is not 0 in what stands for so many files or folders
-    in the folder `key` whose names are not UTF-8: only `ListsUnnameable` gives such an entry.
+    Attributes:
+        key: the key, relative to the store's URI.
+        size: bytes; None if unknown.
+        etag: version of the object, without quotes and `W/`; None if unknown.
+        is_archived: whether the object must be restored before it can be read, if the listing says so; obstore's
+            listings do not.
+        unnameable: if not 0, the entry stands for so many names in the folder `key` that are not UTF-8
+            (`ListsUnnameable` only).
+        modified: time of the last write in seconds since 1970 (UTC); None if unknown.
     """
 
     key: str
@@ -36,7 +41,7 @@ class StoreEntry:
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """The bytes of one object, and the etag that it had when they were read."""
+    """The bytes of an object, and its etag when they were read."""
 
     data: bytes
     etag: str | None
@@ -44,12 +49,10 @@ class Blob:
 
 @dataclass(frozen=True, slots=True)
 class StoreOptions:
-    """How to reach stores.
-
-    Holds no secret: it may travel and be written down, and stores are made from it where they are used.
+    """How to reach stores. Contains no secrets, so it can be sent to other processes and recorded.
 
     Args:
-        retry_seconds: how long the client itself repeats a request before it raises an error.
+        retry_seconds: how long the client itself retries a request before it raises an error.
     """
 
     via: Literal["auto", "fsspec"] = option(
@@ -68,7 +71,7 @@ class StoreOptions:
             check_no_secret("endpoint", self.endpoint, instead=KEYS_INSTEAD)
 
     def of_table(self, table: TableOptions | None = None) -> StoreOptions:
-        """Return how to reach a table of what is read with these options: natively and with credentials."""
+        """Return how to reach the table of images that are read with these options: natively and with credentials."""
         table = table or TableOptions()
         return StoreOptions(
             endpoint=table.endpoint or self.endpoint,
@@ -80,7 +83,7 @@ class StoreOptions:
 
 @dataclass(frozen=True, slots=True)
 class TableOptions:
-    """Where the table and the model are, if not in the store of the images."""
+    """How to reach the table and the model, if they are in another store than the images."""
 
     endpoint: str | None = option("S3 server of the table and the model (--endpoint)", default=None, metavar="URL")
     region: str | None = option("S3 region of the table and the model (--region)", default=None, metavar="NAME")
@@ -96,159 +99,159 @@ S3 = ("endpoint", "region", "profile")
 
 
 class StoreError(Exception):
-    """A store did not do what it was asked. The message is a sentence for the user and holds no secret."""
+    """A request to a store failed. The message is for the user and contains no secret."""
 
     is_transient: ClassVar[bool] = False
 
 
 class NotFound(StoreError):
-    """No such object."""
+    """There is no such object."""
 
 
 class Denied(StoreError):
-    """This object is refused to these credentials, while the store is fine."""
+    """These credentials may not access the object; the store itself is available."""
 
 
 class AlreadyExists(StoreError):
-    """A create-only put met an object: somebody else's, or our own after a lost answer. Compare what is inside."""
+    """A create-only put found an object: another writer's, or its own after a lost response. Compare the contents."""
 
 
 class Changed(StoreError):
-    """A conditional put, or a read, met another etag than the expected one; or a put met no object."""
+    """A conditional put or read found another etag than the expected one, or a conditional put found no object."""
 
 
 class ObjectTooLarge(StoreError):
-    """The object has more bytes than its reader takes; what there is of it was not kept."""
+    """The object has more bytes than the reader accepts."""
 
 
 class Archived(StoreError):
-    """The object lies in an archive class, which must be restored before it can be read."""
+    """The object is in an archive storage class and must be restored before it can be read."""
 
 
 class Throttled(StoreError):
-    """The store asks for fewer requests, and did so until the client gave up."""
+    """The store throttled the request until the client gave up."""
 
     is_transient = True
 
 
 class StoreDown(StoreError):
-    """No answer, broken answers or server errors, until the client gave up."""
+    """No response, incomplete responses or server errors, until the client gave up."""
 
     is_transient = True
 
 
 class Misconfigured(StoreError):
-    """Nothing in this store can work: no bucket, credentials missing or refused, another region, no right to list."""
+    """The store cannot be used: no such bucket, missing or invalid credentials, wrong region, or no right to list."""
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether the same request may succeed later without anybody's doing: what `retry` should try again."""
+    """Return whether the same request may succeed later, so that `retry` should repeat it."""
     return isinstance(error, StoreError) and error.is_transient
 
 
 def refuse_larger(uri: str, size: int | None, most_bytes: int | None) -> None:
-    """Refuse an object of a size, where it is known, that its reader does not take.
+    """Check the size of an object, if it is known, against a limit.
 
     Raises:
-        ObjectTooLarge: it has more than `most_bytes`.
+        ObjectTooLarge: the object has more than `most_bytes`.
     """
     if size is not None and most_bytes is not None and size > most_bytes:
         raise ObjectTooLarge(f"{uri} has {size:,} bytes, more than {most_bytes:,}; it was not read.")
 
 
 def refuse_changed(uri: str, etag: str | None, if_match: str | None) -> None:
-    """Refuse an object that is another version than the expected one, where both are known.
+    """Check that an object has the expected etag, if both etags are known.
 
     Raises:
-        Changed: its etag is not `if_match`.
+        Changed: the etag is not `if_match`.
     """
     if None not in (etag, if_match) and etag != if_match:
         raise Changed(f"{uri} has changed: its etag is {etag}, not {if_match}.")
 
 
 class Store(Protocol):
-    """The objects below one URI. Keys are relative to it; methods may be called from many threads at once.
+    """The objects below one URI. Keys are relative to it. Methods can be called from several threads.
 
-    Made by `open_store` in the process that uses it: a store is never pickled, never used after a fork.
+    Use `open_store` in the process that needs the store: stores are not pickled and not used after a fork.
     """
 
     @property
     def uri(self) -> str:
-        """The URI below which the keys lie, without a slash at its end."""
+        """The URI of the store, without a slash at its end."""
         ...
 
     def list(self, prefix: str = "", after: str | None = None) -> Iterator[StoreEntry]:
         """Yield the objects whose key begins with `prefix` and is greater than `after`, in byte order of UTF-8 keys.
 
-        Every depth, hidden names too; folders and folder markers are left out. It streams: memory does not grow with
-        the listing (of local folders one folder's names are held). `prefix` is a string like any other, it need not
-        end with a folder's name. Nothing there is an empty listing, not an error.
+        Includes all depths and hidden names, but no folders and folder markers. Memory does not grow with the listing
+        (for local folders: with the names of one folder). `prefix` can be any string, not only a folder. If there is
+        no object, the listing is empty.
 
         Raises:
-            StoreError: the listing cannot go on. It can be taken up with `after` the last key.
+            StoreError: the listing failed. It can be continued with `after` = the last key.
         """
         ...
 
     def head(self, key: str) -> StoreEntry:
-        """Return what a listing would say of this key."""
+        """Return the entry of a key, as a listing has it."""
         ...
 
     def get(self, key: str, *, most_bytes: int | None = None) -> Blob:
-        """Return the whole object; its length agrees with what the store announced.
+        """Return the whole object. Its length is the one that the store announced.
 
         Raises:
-            ObjectTooLarge: it has more than `most_bytes`; nothing is read where the store announces the size.
+            ObjectTooLarge: the object has more than `most_bytes`; if the store announces the size, nothing is read.
         """
         ...
 
     def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
-        """Return `length` bytes from `start`, fewer only where the object ends before.
+        """Return `length` bytes from `start`, fewer only if the object ends before.
 
         Raises:
-            Changed: with `if_match`, where the object is known to have another etag. Costs no further request, but
-                through fsspec.
+            Changed: the object has another etag than `if_match`, if that is known. Only fsspec needs another request
+                for this.
         """
         ...
 
     def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
-        """Write the whole object in one request, so that nobody sees half of it; return its new etag where known.
+        """Write the whole object in one request, so that readers never see a part; return the new etag if known.
 
-        `create` writes only where nothing is, `if_match` only over the object with that etag. Both are sent again,
-        within bounds, when an answer is lost, and then may meet their own work: whoever gets `AlreadyExists` or
-        `Changed` compares what is there with what it wrote.
+        With `create`, write only if the object does not exist; with `if_match`, only if it has that etag. Both are
+        repeated a few times if a response is lost, and may then find their own write: after `AlreadyExists` or
+        `Changed`, compare the object with what was written.
 
         Raises:
-            AlreadyExists: with `create`.
-            Changed: with `if_match`.
-            StoreDown: nothing is known about what was written, if anything.
+            AlreadyExists: with `create`, the object exists.
+            Changed: with `if_match`, the object has another etag.
+            StoreDown: the object may be written or not.
         """
         ...
 
     def delete(self, key: str) -> None:
-        """Remove the object; that there was none is success."""
+        """Delete the object. Succeeds if it does not exist."""
         ...
 
 
 @runtime_checkable
 class ListsUnnameable(Protocol):
-    """A store that also tells how many files it does not list because their names are not UTF-8, as folders do."""
+    """A store that can count files which it does not list because their names are not UTF-8: local folders."""
 
     def list_all(self, prefix: str = "", after: str | None = None) -> Iterator[StoreEntry]:
-        """As `Store.list`, with an entry before the files of each folder that has such names."""
+        """Yield the entries of `Store.list`, with an entry for each folder that has such names before its files."""
         ...
 
 
 @runtime_checkable
 class ListsAnywhere(Protocol):
-    """A store that begins a listing behind any key at no cost, as S3 does; others look at all that lies before."""
+    """A store that can begin a listing after any key without reading earlier entries, such as S3."""
 
     def list(self, prefix: str = "", after: str | None = None) -> Iterator[StoreEntry]:
-        """As `Store.list`."""
+        """See `Store.list`."""
         ...
 
     def folders(self, folder: str, after: str) -> tuple[Sequence[str], bool]:
-        """Return folders within a folder ("" or with a slash at its end) that are greater than a key, and if it is all.
+        """Return folders in a folder ("" or with a slash at its end) that are greater than a key, and whether all.
 
-        In order, whole keys with a slash at their end, from one request; what holds the key itself is left out.
+        One request. The folders are whole keys in order, with a slash at their end, without the folder of the key.
         """
         ...

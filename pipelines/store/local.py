@@ -38,14 +38,14 @@ _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up",
 
 
 class LocalStore:
-    """The files below a folder, every one of them: hidden ones, and those that links lead to.
+    """All files below a folder, including hidden ones and the targets of links.
 
-    Written with the system's own calls: obstore's local store refuses names with line breaks and names like `a#1`,
-    lists in no order, and takes no less CPU.
+    Uses system calls directly: obstore's local store rejects names with line breaks and names such as `a#1`, does not
+    list in order, and needs as much CPU.
     """
 
     def __init__(self, folder: str) -> None:
-        """Take the absolute path of a folder, which need not exist yet."""
+        """Take the absolute path of a folder, which may not exist yet."""
         self._folder = folder.rstrip("/") + "/"
         self.uri = LOCAL_ROOT + self._folder.strip("/")
 
@@ -54,7 +54,7 @@ class LocalStore:
         return (entry for entry in self.list_all(prefix, after) if not entry.unnameable)
 
     def list_all(self, prefix: str = "", after: str | None = None) -> Iterator[StoreEntry]:
-        """Yield the same, and for each folder how many names in it are not UTF-8: see `ListsUnnameable`."""
+        """Yield the same, with the number of names in each folder that are not UTF-8: see `ListsUnnameable`."""
         return walk(self._read_folder, prefix, after)
 
     def head(self, key: str) -> StoreEntry:
@@ -75,15 +75,15 @@ class LocalStore:
         return Blob(data, _etag(status))
 
     def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
-        """Return `length` bytes from `start`, fewer only where the file ends before."""
+        """Return `length` bytes from `start`, fewer only if the file ends before."""
         data, status = self._read(key, start, length)
         refuse_changed(self._path(key), _etag(status), if_match)
         return data
 
     def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
-        """Write the file beside its name, then give it the name: readers see it whole or not at all.
+        """Write a temporary file and rename it, so that readers see the whole file or no file.
 
-        Not flushed to the disk: after a power failure the file may be missing or empty.
+        The file is not flushed to the disk: after a power failure it may be missing or empty.
         """
         if if_match is not None:
             raise Misconfigured(f"{self.uri}: folders cannot replace a file only if it is unchanged; use a lock file")
@@ -105,10 +105,10 @@ class LocalStore:
         return etag
 
     def lock(self, key: str) -> int | None:
-        """Lock a file, made if need be, for this process; return the descriptor that holds the lock, None if held.
+        """Lock a file for this process, and create it if necessary. Return the descriptor, or None if it is locked.
 
-        Closing the descriptor gives the lock up, and so does the end of the process, whatever ends it, and of the
-        children that it forked meanwhile and that have not executed another program.
+        The lock ends when the descriptor is closed, or when this process and its forked children (those that have not
+        executed another program) have ended.
         """
         path = self._path(key)
         while True:
@@ -127,10 +127,10 @@ class LocalStore:
                 raise _explained(error, path, "locked") from error
             if _is_at(path, descriptor):
                 return descriptor
-            os.close(descriptor)  # the holder before has removed the file: others lock the one that is there now
+            os.close(descriptor)  # the previous holder has removed the file: others lock the new one
 
     def delete(self, key: str) -> None:
-        """Remove the file; that there was none is success."""
+        """Delete the file. Succeeds if it does not exist."""
         try:
             os.unlink(self._path(key))  # noqa: PTH108
         except (FileNotFoundError, NotADirectoryError):
@@ -139,7 +139,7 @@ class LocalStore:
             raise _explained(error, self._path(key), "deleted") from error
 
     def _path(self, key: str) -> str:
-        """Return where a key's file is: below the folder, whatever a manifest or a record calls it."""
+        """Return the path of a key's file. It is always below the folder, even for a key from a damaged record."""
         if ".." in key and ".." in key.split("/"):
             raise NotFound(f"{key!r} is not the name of a file below {self._folder}: it leads outside")
         return self._folder + key
@@ -160,7 +160,7 @@ class LocalStore:
             refuse_larger(path, status.st_size, most_bytes)
             wanted = min(max(status.st_size - start, 0), status.st_size if length is None else length)
             pieces, at = [], start
-            while wanted and (piece := os.pread(descriptor, wanted, at)):  # the kernel gives at most 2 GiB at once
+            while wanted and (piece := os.pread(descriptor, wanted, at)):  # the kernel returns at most 2 GiB at once
                 pieces.append(piece)
                 at, wanted = at + len(piece), wanted - len(piece)
         except OSError as error:
@@ -181,7 +181,7 @@ class LocalStore:
                     children = [child for child in children if not child.unnameable]
                     children.append(Child("", is_folder=False, unnameable=unnameable))
         except (FileNotFoundError, NotADirectoryError):
-            return []  # removed since its parent was read, or never there: an empty prefix
+            return []  # removed since its parent was read, or an empty prefix
         except PermissionError as error:
             raise Misconfigured(
                 f"{path} cannot be listed: permission denied. Make it readable, or list the folders beside it."
@@ -207,7 +207,7 @@ def _child(entry: os.DirEntry[str]) -> Child | None:
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ELOOP):
             raise
-        return Child(entry.name, is_folder=False)  # a link to nothing: a missing image, which somebody should hear of
+        return Child(entry.name, is_folder=False)  # a broken link: a missing image, which should get a row
     if not stat.S_ISREG(status.st_mode):
         return None  # pipes, sockets, devices
     return Child(entry.name, is_folder=False, size=status.st_size, etag=_etag(status), modified=status.st_mtime)
@@ -222,14 +222,14 @@ def _is_utf8(name: str) -> bool:
 
 
 def _leads_up(link: str) -> bool:
-    """Whether following the link would come by it again, also by way of other links."""
+    """Return whether following a link leads to a folder above the link, also through other links."""
     target = Path(link).resolve()
     above = {real for folder in Path(link).parents for real in (folder.resolve(), *folder.resolve().parents)}
     return target in above
 
 
 def _etag(status: os.stat_result) -> str:
-    # no inode: a lake that is copied with its times kept is the same lake
+    # without the inode: a copy of a lake with the same times is the same lake
     return f"{status.st_mtime_ns:x}-{status.st_size:x}"
 
 
@@ -245,7 +245,7 @@ def _write(path: str, data: bytes) -> str:
 
 
 def _link(unfinished: str, path: str) -> None:
-    """Give the file its name unless the name is taken, in one step."""
+    """Give a file its name atomically, unless the name exists."""
     try:
         os.link(unfinished, path)
     except OSError as error:
@@ -273,7 +273,7 @@ def _explained(error: OSError | ValueError, path: str, action: str) -> StoreErro
 
 
 def _is_at(path: str, descriptor: int) -> bool:
-    """Return whether an open file is the one that has this path now."""
+    """Return whether an open file is still the one at this path."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))  # noqa: PTH116
     except FileNotFoundError:

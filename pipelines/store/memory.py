@@ -45,7 +45,7 @@ class MemoryStore:
             yield StoreEntry(key, size, etag, modified=modified)
 
     def head(self, key: str) -> StoreEntry:
-        """Return what a listing would say of this key."""
+        """Return the entry of a key, as a listing has it."""
         blob = self.get(key)
         return StoreEntry(key, len(blob.data), blob.etag, modified=self._modified.get(key))
 
@@ -59,7 +59,7 @@ class MemoryStore:
         return blob
 
     def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
-        """Return `length` bytes from `start`, fewer only where the object ends before."""
+        """Return `length` bytes from `start`, fewer only if the object ends before."""
         blob = self.get(key)
         refuse_changed(f"{self.uri}/{key}", blob.etag, if_match)
         return blob.data[start : start + length]
@@ -80,6 +80,6 @@ class MemoryStore:
             return etag
 
     def delete(self, key: str) -> None:
-        """Remove the object; that there was none is success."""
+        """Delete the object. Succeeds if it does not exist."""
         with self._lock:
             self._objects.pop(key, None)

@@ -91,7 +91,7 @@ class ObstoreStore:
         return [name[len(self._folder) :] for name in found], is_all
 
     def head(self, key: str) -> StoreEntry:
-        """Return what a listing would say of this key."""
+        """Return the entry of a key, as a listing has it."""
         path = self._folder + key
         if slow := self._slow_for(path):
             return replace(slow.head(path), key=key)
@@ -112,7 +112,7 @@ class ObstoreStore:
         return self._reading(path, lambda: self._get(path, most_bytes))
 
     def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
-        """Return `length` bytes from `start`, fewer only where the object ends before."""
+        """Return `length` bytes from `start`, fewer only if the object ends before."""
         path = self._folder + key
         if slow := self._slow_for(path):
             return slow.get_range(path, start, length, if_match=if_match)
@@ -131,7 +131,7 @@ class ObstoreStore:
         return self._call("write", path, lambda: self._put(path, data, "overwrite"))
 
     def delete(self, key: str) -> None:
-        """Remove the object; that there was none is success."""
+        """Delete the object. Succeeds if it does not exist."""
         path = self._folder + key
         if slow := self._slow_for(path):
             slow.delete(path)

@@ -16,10 +16,10 @@ _WEB = ("http", "https")
 
 
 def open_store(uri: str, options: StoreOptions | None = None) -> Store:
-    """Return the store of what lies below a URI: a bucket, a folder, a web server. Asks the store nothing yet.
+    """Return the store of a URI: a bucket, a folder or a web server. Makes no request.
 
     Raises:
-        Misconfigured: no such kind of store, or no credentials for it.
+        Misconfigured: the kind of store is unknown, or there are no credentials.
     """
     root, key = split_uri(uri)
     folder = key.rstrip("/")
@@ -28,7 +28,7 @@ def open_store(uri: str, options: StoreOptions | None = None) -> Store:
 
 
 class Stores:
-    """The stores of many URIs, each opened once: every one has connections of its own. For any number of threads."""
+    """The stores of many URIs, each opened once with its own connections. Can be used by several threads."""
 
     def __init__(self, options: StoreOptions | None = None) -> None:
         self._options = options or StoreOptions()
@@ -39,13 +39,13 @@ class Stores:
         """Return the object at a URI.
 
         Raises:
-            ObjectTooLarge: it has more than `most_bytes`.
+            ObjectTooLarge: the object has more than `most_bytes`.
         """
         store, key = self.find(uri)
         return store.get(key, most_bytes=most_bytes)
 
     def find(self, uri: str) -> tuple[Store, str]:
-        """Return the store of a whole bucket, disk or server in which a URI lies, and the key there."""
+        """Return the store of the whole bucket, disk or server of a URI, and the key in it."""
         root, key = split_uri(uri)
         with self._lock:
             store = self._stores.get(root)

@@ -22,18 +22,18 @@ def retry(
     clock: Clock | None = None,
     draw: Callable[[], float] = random.random,
 ) -> _Result:
-    """Return what `call` returns, calling it again until it succeeds or `budget_seconds` are over.
+    """Call a function until it succeeds or `budget_seconds` are over, and return its result.
 
-    Pauses double from a quarter of a second to twenty seconds, each drawn evenly between zero and that ("full
-    jitter"), so that a thousand clients of a store that came back do not all return in the same instant. The last
-    failure is raised as it is; the budget is never overslept, so the last try comes at its very end.
+    The upper limit of a pause doubles from a quarter of a second to twenty seconds; each pause is random between zero
+    and its limit ("full jitter"), so that many clients do not return at the same moment. The last error is raised
+    unchanged. The last attempt is made at the end of the budget.
 
     Args:
-        call: What to do; it must be harmless to do twice.
-        budget_seconds: Time for all tries together, pauses included. 0 means one try.
-        is_retryable: Whether a failure is worth another try; any other is raised at once.
-        clock: What measures the budget and sleeps.
-        draw: Where the jitter comes from: numbers from 0 to 1.
+        call: The function; it must be safe to call twice.
+        budget_seconds: Time for all attempts and pauses. 0 means one attempt.
+        is_retryable: Whether to retry after an error; other errors are raised immediately.
+        clock: Measures the budget and sleeps.
+        draw: Random numbers from 0 to 1 for the jitter.
     """
     clock = clock or SystemClock()
     deadline = clock.monotonic() + budget_seconds

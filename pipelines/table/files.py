@@ -1,7 +1,7 @@
-"""The names of a table's files: in one folder, or in a folder for each run as earlier releases began tables.
+"""The names of a table's files: in one folder, or in a folder for each run (tables that earlier releases began).
 
-All files of a table are in the layout of its first run. Engines that look into one folder only, such as Spark, would
-read half of a table that had both.
+All files of a table have the layout of its first run. Engines that read a single folder, such as Spark, would miss some
+files of a table with both layouts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DATA: Final = "data/"
 SUFFIX: Final = ".parquet"
 
 _SEPARATOR: Final[dict[Layout, str]] = {"flat": "-", "folders": "/"}
-# a number has no hyphen: what is before the last one is the run's name, which may have some
+# the number has no hyphen; the run's name before the last hyphen may have some
 _KEY = re.compile(rf"{DATA}(?P<run>[^/]+)(?P<separator>[-/])(?P<number>[0-9]+){re.escape(SUFFIX)}")
 
 
@@ -28,12 +28,12 @@ def table_file_key(run_id: str, segment: int, layout: Layout) -> str:
 
 
 def table_files_prefix(run_id: str, layout: Layout) -> str:
-    """Return what the keys of a run's files begin with; those of another run may, too."""
+    """Return the prefix of the keys of a run's files; keys of another run may have it, too."""
     return f"{DATA}{run_id}{_SEPARATOR[layout]}"
 
 
 def parse_table_file_key(key: str) -> tuple[str, int] | None:
-    """Return run and segment of a key that `table_file_key` gives in one of the layouts, None of any other key."""
+    """Return the run and segment of a table file's key, or None for other keys."""
     found = _KEY.fullmatch(key)
     if found is None:
         return None
@@ -43,13 +43,13 @@ def parse_table_file_key(key: str) -> tuple[str, int] | None:
 
 
 def in_order_of_runs(key: str) -> tuple[str, int, str]:
-    """Return what sorts the keys of files by run, then by segment: as whole strings, run `a-b` comes before run `a`."""
+    """Return the sort key for files: by run, then by segment. As strings, run `a-b` would come before run `a`."""
     run_id, number = parse_table_file_key(key) or (key, 0)
     return run_id, number, key
 
 
 def layout_without_runs(table: Store) -> Layout:
-    """Return the layout that the first run of a table takes: that of files which somebody has put there already.
+    """Return the layout for the first run of a table: that of files which exist already, otherwise flat.
 
     Raises:
         StoreError: the store refused.

@@ -1,4 +1,4 @@
-"""The detection table: its columns, its error kinds, its rows as Parquet."""
+"""The detection table: columns, error kinds, and encoding as Parquet."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipelines.parquet_files import open_bytes, parquet_of
 
 SCHEMA_VERSION: Final = 2  # files of version 1 have no column `settings`
 
-# The bytes are the reason: not tried again until asked.
+# Permanent: the bytes of the image are the reason. Tried again only on request.
 PERMANENT_KINDS: Final = frozenset(
     {
         "empty",
@@ -34,11 +34,11 @@ PERMANENT_KINDS: Final = frozenset(
         "out_of_memory",
     }
 )
-# The world is the reason: the next run tries again.
+# Transient: the environment is the reason. The next run tries again.
 TRANSIENT_KINDS: Final = frozenset({"missing", "denied", "archived", "fetch_failed"})
 ERROR_KINDS: Final = PERMANENT_KINDS | TRANSIENT_KINDS
 
-ROW_GROUP_ROWS: Final = 32_768  # four to a file of a GPU run: engines that know no page index skip something too
+ROW_GROUP_ROWS: Final = 32_768  # four in a file of a GPU run, so that engines without page indexes can skip some, too
 
 # Few different values.
 _WORD = pa.dictionary(pa.int32(), pa.string())
@@ -81,18 +81,18 @@ SCHEMA: Final = pa.schema(
 )
 
 NO_COLUMNS: Final = pa.schema([])
-LATER_COLUMNS: Final = ("settings",)  # that files of earlier releases do not have
-FIRST_COLUMNS: Final = tuple(name for name in SCHEMA.names if name not in LATER_COLUMNS)  # that all files have
+LATER_COLUMNS: Final = ("settings",)  # missing in files of earlier releases
+FIRST_COLUMNS: Final = tuple(name for name in SCHEMA.names if name not in LATER_COLUMNS)  # in all files
 _METADATA_PREFIX = "ray_detr."
 
 
 @dataclass(frozen=True, slots=True)
 class Detected:
-    """What was found in one image, best first: a row's detections as plain arrays of one length N.
+    """The N detections of an image, best first.
 
     Attributes:
-        category_ids: `(N,)` integers, the data set's own ids.
-        labels: the N names that belong to them.
+        category_ids: `(N,)` integers, the ids of the data set.
+        labels: the N class names.
         scores: `(N,)` float32 in 0..1.
         boxes_xyxy: `(N, 4)` float32, pixels of the upright image.
     """
@@ -105,7 +105,7 @@ class Detected:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What became of one image: either `detections` (status ok, perhaps none) or an `error_kind`."""
+    """The row of an image: either `detections` (status ok, possibly none) or an `error_kind`."""
 
     uri: str
     etag: str | None = None
@@ -127,7 +127,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where the rows of one part come from. `settings` is None where only the run's record says them."""
+    """The run and shard of a part's rows. `settings` is None if only the run's record has them."""
 
     model: str
     threshold: float
@@ -139,7 +139,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What some rows add up to."""
+    """Totals of rows."""
 
     rows: int = 0
     detections: int = 0
@@ -152,10 +152,10 @@ class Totals:
 
 
 def check_kept(names: Iterable[str]) -> None:
-    """Refuse columns that cannot be carried into the table.
+    """Check the names of kept columns.
 
     Raises:
-        ValueError: a name is one of the table's own, or given twice.
+        ValueError: a name is a column of the table, or given twice.
     """
     seen: set[str] = set()
     for name in names:
@@ -169,17 +169,17 @@ def check_kept(names: Iterable[str]) -> None:
 
 
 def table_schema(kept: pa.Schema = NO_COLUMNS) -> pa.Schema:
-    """Return the columns of a table that also keeps some of its sources' columns, at the end and nullable."""
+    """Return the table's columns followed by kept columns, which are nullable."""
     check_kept(kept.names)
     return pa.schema([*SCHEMA, *(pa.field(column.name, column.type) for column in kept)])
 
 
 def with_settings(rows: pa.Table, settings: str) -> pa.Table:
-    """Return the rows of a run with its settings, as parts and files of earlier releases do not have them.
+    """Return the rows of a run with the column `settings`, which parts and files of earlier releases do not have.
 
     Args:
         rows: Rows of one run, with or without the column.
-        settings: The settings of that run, which every row without its own gets.
+        settings: The settings of the run, for rows that have none.
     """
     field, place = SCHEMA.field("settings"), SCHEMA.get_field_index("settings")
     if rows.column_names[:place] != SCHEMA.names[:place]:
@@ -193,16 +193,16 @@ def with_settings(rows: pa.Table, settings: str) -> pa.Table:
 
 
 def is_of_table(columns: pa.Schema, kept: pa.Schema) -> bool:
-    """Return whether columns are those of this release's files, or of an earlier release's."""
+    """Return whether these are the columns of files of this or an earlier release."""
     known = table_schema(kept)
     return columns in (known, pa.schema([field for field in known if field.name not in LATER_COLUMNS]))
 
 
 def rows_to_table(rows: Sequence[Row], kept_schema: pa.Schema = NO_COLUMNS, *, origin: Origin) -> pa.Table:
-    """Return the rows as they will be stored, in their order. No Python object is made per detection.
+    """Return the rows as an Arrow table, in their order, without creating a Python object for each detection.
 
     Raises:
-        ValueError: the values of a row do not fit together or into their columns.
+        ValueError: the values of a row are inconsistent or do not fit into their columns.
     """
     for row in rows:
         if len(row.kept) != len(kept_schema):
@@ -233,14 +233,14 @@ def rows_to_table(rows: Sequence[Row], kept_schema: pa.Schema = NO_COLUMNS, *, o
 
 
 def total(table: pa.Table) -> Totals:
-    """Return what the rows of a table add up to."""
+    """Return the totals of a table's rows."""
     kinds = table["error_kind"].cast(pa.string()).drop_null().value_counts().to_pylist()
     errors = {kind["values"]: kind["counts"] for kind in sorted(kinds, key=lambda kind: str(kind["values"]))}
     return Totals(table.num_rows, pc.sum(pc.list_value_length(table["detections"])).as_py() or 0, errors)
 
 
 def encode(table: pa.Table, metadata: Mapping[str, str] | None = None) -> bytes:
-    """Return the table as one Parquet file: zstd, statistics, page index, checksums; dictionaries are made one.
+    """Encode a table as a Parquet file with zstd, statistics, page indexes and checksums; dictionaries are unified.
 
     Equal tables and metadata give equal bytes. The metadata goes into the file's key-value metadata, beside the version
     of the schema; `read_metadata` returns it.
@@ -263,20 +263,20 @@ def encode(table: pa.Table, metadata: Mapping[str, str] | None = None) -> bytes:
 
 
 def decode(data: bytes, *, name: str = "this Parquet file") -> pa.Table:
-    """Return what `encode` was given, checksums verified.
+    """Decode a file of `encode` and verify its checksums.
 
     Raises:
-        RayDetrError: the bytes are damaged; the sentence calls them `name`.
+        RayDetrError: the bytes are damaged; `name` is the file's name in the message.
     """
     with parquet_of(name):
         return open_bytes(data, name).read()
 
 
 def check_columns(file: pq.ParquetFile, wanted: Collection[str], *, name: str) -> None:
-    """Refuse a file that lacks a column of detection tables, or whose images and versions are not named by text.
+    """Check that a file has the columns of a detection table, and that `uri` and `etag` are text.
 
     Raises:
-        RayDetrError: with the file's name and what is wrong.
+        RayDetrError: a column is missing or has another type.
     """
     schema = file.schema_arrow
     missing = sorted(set(wanted) - set(schema.names))
@@ -292,7 +292,7 @@ def check_columns(file: pq.ParquetFile, wanted: Collection[str], *, name: str) -
 
 
 def read_metadata(file: pq.ParquetFile) -> dict[str, str]:
-    """Return the metadata that `encode` wrote into a file."""
+    """Return the metadata of a file that `encode` wrote."""
     entries = file.metadata.metadata or {}
     prefix = _METADATA_PREFIX.encode()
     return {
