@@ -1,1 +1,1 @@
-"""Training shards: a COCO json and its images as Parquet, made and read."""
+"""Training shards: the annotations of a COCO json and its images as Parquet files."""

@@ -1,4 +1,4 @@
-"""What is looked at before an image goes into a shard: its picture, which may leave it out, and its boxes."""
+"""Checks images and annotations before they are written to a shard."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipelines.coco.text import USABLE, CocoText
 from pipelines.coco.values import MOST_INT32, annotation_problem, box, has_numbers_as_text, is_crowd, shown, whole
 from pipelines.errors import UsageError
 
-EDGE_PIXELS: Final = 0.01  # boxes are often rounded, and so reach over an edge by less
+EDGE_PIXELS: Final = 0.01  # boxes are often rounded, so that they exceed the picture by less
 
 UNUSABLE: Final = frozenset(
     {"undeclared_categories", "boxes_missing", "boxes_not_finite", "boxes_without_area", "boxes_outside"}
@@ -28,10 +28,11 @@ class Picture:
     """A picture that can be trained on.
 
     Attributes:
-        upright: whether it is turned by its EXIF.
-        is_ambiguous: EXIF turns it, and sizes do not tell whether the boxes were drawn before or after that.
-        height: pixels, turned as `upright` says.
-        width: pixels, turned as `upright` says.
+        upright: whether to apply its EXIF orientation.
+        is_ambiguous: whether the EXIF orientation turns it and the sizes do not show if the boxes are of the turned
+            picture.
+        height: pixels, after turning if `upright`.
+        width: pixels, after turning if `upright`.
     """
 
     upright: bool
@@ -42,7 +43,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why an image cannot be trained on; the sentence is for people."""
+    """Why an image cannot be trained on: a kind and a message."""
 
     kind: str
     sentence: str
@@ -51,20 +52,20 @@ class Problem:
 def check_picture(
     data: bytes, size: tuple[int, int] | None, *, ambiguous_upright: bool, check_decodes: bool
 ) -> Picture | Problem:
-    """Return how the picture is to be turned so that it has the height and width that the boxes were drawn on.
+    """Check a picture, and decide by the size in the json whether to apply its EXIF orientation.
 
     Args:
         data: the encoded file.
-        size: (height, width) in pixels, as the json says; None where it does not.
-        ambiguous_upright: whether a picture of the same height and width turned and unturned is turned.
-        check_decodes: whether the whole picture is decoded, not only its header.
+        size: (height, width) in pixels from the json, or None.
+        ambiguous_upright: whether to turn pictures whose size does not change by turning.
+        check_decodes: whether to decode the whole picture, not only its header.
     """
     try:
         header = read_header(data)
         upright = _turned(header, size, ambiguous_upright=ambiguous_upright)
         height, width = size or ((header.height, header.width) if upright else _stored_size(header))
         if upright is not None:
-            resize_shape(height, width, longest=AugmentConfig().longest)  # as training will, whatever it draws
+            resize_shape(height, width, longest=AugmentConfig().longest)  # as training does, at its largest size
             if check_decodes:
                 decode(data, upright=upright)
     except TooExtreme as error:
@@ -83,9 +84,9 @@ def check_picture(
 def check_annotations(
     annotations: Iterable[Json], height: int, width: int, *, category_ids: Collection[int]
 ) -> tuple[Counter[str], dict[str, str]]:
-    """Return what is found in the annotations of an image: counts, and for each an annotation as an example.
+    """Return the findings in an image's annotations: counts, and an example annotation for each.
 
-    Nothing is changed: what becomes of a bad box is the business of whoever makes targets of it.
+    Annotations are not changed; bad boxes are handled when targets are made.
     """
     counts: Counter[str] = Counter()
     examples: dict[str, str] = {}
@@ -95,21 +96,21 @@ def check_annotations(
         counts[USABLE] += "crowds" not in findings and not UNUSABLE.intersection(findings)
         for finding in findings:
             counts[finding] += 1
-            if finding != "crowds":  # nobody's concern
+            if finding != "crowds":  # not a problem
                 value = annotation.get("category_id" if finding == "undeclared_categories" else "bbox")
                 examples.setdefault(finding, f"annotation {shown(annotation.get('id'))}: {shown(value)}")
     return counts, examples
 
 
 def check_class_names(coco: CocoText, *, name: str) -> None:
-    """Refuse classes that no model could tell by their name.
+    """Check the names of the classes.
 
     Args:
         coco: the json.
-        name: what messages call it.
+        name: name of the json in messages.
 
     Raises:
-        UsageError: a class has no name, is called N/A as unused rows of models are, or has another's name.
+        UsageError: a class has no name, the name of another class, or the name N/A of unused rows of models.
     """
     ids: dict[str, int] = {}
     for category in coco.categories:

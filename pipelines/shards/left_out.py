@@ -1,4 +1,4 @@
-"""The file of what cannot be trained on, kept so that the json can be made again."""
+"""The file of images and annotations that cannot be trained on, from which the json can be restored."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """What is left out of the shards: the file, None for nothing, and how many annotations are of images in it."""
+    """The file of left-out images (None if there are none), and the number of their annotations."""
 
     file: ShardFile | None
     annotations: int
@@ -32,18 +32,18 @@ class LeftOut:
 
 
 def write_left_out(out: Store, coco: CocoText, problems: Mapping[int, tuple[str, str]]) -> LeftOut:
-    """Write the images that have a problem, and the annotations whose image the json does not declare.
+    """Write the images with problems, and the annotations of images that the json does not declare.
 
-    Memory: the file, and the text of the annotations without image.
+    Memory: the file, and the text of the annotations without images.
 
     Args:
-        out: where the shards are.
+        out: the store of the shards.
         coco: the json.
-        problems: kind and sentence by the image's position in the json.
+        problems: kind and message by the image's position in the json.
 
     Raises:
-        RayDetrError: there is another such file.
-        StoreError: the store refused, or gave no answer.
+        RayDetrError: another such file exists.
+        StoreError: the store refused or did not answer.
     """
     rows = _rows(coco, problems)
     file = RowsFile(LEFT_OUT_SCHEMA)

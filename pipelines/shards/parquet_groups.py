@@ -1,4 +1,4 @@
-"""One row group of a Parquet object, fetched by one request."""
+"""Reads one row group of a Parquet object with one request."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from pipelines.store import Store, join_uri
 def read_row_group(
     store: Store, key: str, footer: pq.FileMetaData, group: int, columns: Sequence[str] | None = None
 ) -> pa.Table:
-    """Return some columns of one row group of the object whose footer is known already.
+    """Return columns of one row group of an object whose footer is known.
 
-    All columns of the group are fetched, as they lie side by side: right where one that is wanted is nearly all of it.
-    Memory: the group as it is stored, and once more as it is returned. Any number of threads may read at once.
+    Fetches all columns of the group, because they are adjacent; this suits files in which one wanted column is most of
+    the data. Memory: the stored group and the returned columns. Can be used by several threads.
 
     Raises:
         RayDetrError: the object is damaged.
-        StoreError: the store refused, or gave no answer.
+        StoreError: the store refused or did not answer.
     """
     start, end = _stretch(footer, group)
     data = store.get_range(key, start, end - start)
     with parquet_of(join_uri(store.uri, key)):
-        # pre_buffer would make one request of many, which are one already
+        # without pre_buffer: it is one request already
         file = pq.ParquetFile(
             pa.PythonFile(_Stretch(data, start), mode="r"),
             metadata=footer,
@@ -38,7 +38,7 @@ def read_row_group(
 
 
 def _stretch(footer: pq.FileMetaData, group: int) -> tuple[int, int]:
-    """Return where the row group begins and ends, in bytes of the file."""
+    """Return the first byte of a row group and the byte after its end."""
     row_group = footer.row_group(group)
     chunks = [row_group.column(column) for column in range(row_group.num_columns)]
     starts = [
@@ -50,7 +50,7 @@ def _stretch(footer: pq.FileMetaData, group: int) -> tuple[int, int]:
 
 
 class _Stretch(io.RawIOBase):
-    """A file of which only the bytes from `start` on are there."""
+    """A file of which only the bytes from `start` on are available."""
 
     def __init__(self, data: bytes, start: int) -> None:
         self._data, self._start, self._position = memoryview(data), start, 0

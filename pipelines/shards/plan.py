@@ -1,4 +1,4 @@
-"""Which images go into which shard, decided before any is read and written down so that a job can be gone on with."""
+"""Plans shards: decides before reading which images go into which shard, and records it for resuming."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from pipelines.strict_json import parse_json
 
 PLAN_KEY: Final = "_plan.json"
 PLAN_VERSION: Final = 1
-MOST_IMAGES: Final = 4096  # a file: small pictures would make its footer and its list of hashes large
+MOST_IMAGES: Final = 4096  # in a file: with more small pictures, the footer and the list of hashes would be large
 
-_UNKNOWN_BYTES: Final = 1024**2  # what an image of unknown size is taken for
+_UNKNOWN_BYTES: Final = 1024**2  # assumed for an image of unknown size
 NOT_LISTED: Final = -1
 UNKNOWN_SIZE: Final = -2
 
@@ -31,15 +31,15 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What one listing of the images' folder says.
+    """The listing of the images' folder, compared with the json.
 
     Attributes:
-        size_bytes: `(N,)` int64 of the json's images; `NOT_LISTED` where there is no such object,
-            `UNKNOWN_SIZE` where the listing does not tell.
-        digest: of the names, sizes and etags of the json's images: another one means that images have changed.
-        strangers: objects that the json does not name.
-        stranger: one of them.
-        respelled: by position the object's name of images that the json spells otherwise.
+        size_bytes: `(N,)` int64, the size of each image of the json; `NOT_LISTED` for missing objects, `UNKNOWN_SIZE`
+            if the listing has no size.
+        digest: hash of the names, sizes and etags of the json's images; it changes with them.
+        strangers: number of objects that the json does not name.
+        stranger: one of these objects.
+        respelled: names of objects that the json spells differently, by position of the image.
     """
 
     size_bytes: NDArray[np.int64]
@@ -51,13 +51,13 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class ShardPlan:
-    """Which images go into which shard.
+    """The images of each shard.
 
     Attributes:
-        shards: `(positions, size_bytes)` of each, int64 arrays of equal length; a size is 0 where it is unknown.
-        problems: of the images that are left out already: by position the kind and a sentence.
-        images: how many images are to be accounted for.
-        respelled: as `Found` has it.
+        shards: `(positions, size_bytes)` of each shard, int64 arrays of equal length; unknown sizes are 0.
+        problems: kind and message of images that are already left out, by position.
+        images: number of all images.
+        respelled: see `Found`.
     """
 
     shards: tuple[tuple[NDArray[np.int64], NDArray[np.int64]], ...]
@@ -67,18 +67,18 @@ class ShardPlan:
 
 
 def shard_key(number: int) -> str:
-    """Return the key of a shard: a function of the plan alone."""
+    """Return the key of a shard."""
     return f"shard-{number:05d}.parquet"
 
 
 def find_images(images: Store, coco: CocoText) -> Found:
-    """List the folder once and return what it has of the json's images. Memory: 50 bytes an image.
+    """List the folder once and find the json's images in it. Memory: 50 bytes for each image.
 
-    An image whose name is not listed is the only object that is called so but for case, Unicode normalisation, `%20`,
-    backslashes and what stands before `?d=`, if it is the only such image.
+    If a name is not listed, the image is the only object whose name differs just in case, Unicode normalisation, `%20`,
+    backslashes or a beginning that ends in `?d=`, unless several images match that object.
 
     Raises:
-        StoreError: the folder cannot be listed.
+        StoreError: listing the folder failed.
     """
     order = np.argsort(coco.name_hashes, kind="stable")
     hashes = coco.name_hashes[order]
@@ -116,14 +116,14 @@ def find_images(images: Store, coco: CocoText) -> Found:
 def plan_shards(
     coco: CocoText, found: Found, *, most_bytes: int, most_images: int = MOST_IMAGES, max_images: int | None = None
 ) -> ShardPlan:
-    """Cut the json's images, in its order, into shards of at most `most_bytes` of photographs, one alone may have more.
+    """Cut the json's images, in its order, into shards of at most `most_bytes`. A single image can have more.
 
     Args:
         coco: the json.
-        found: what there is of its images.
-        most_bytes: photographs of a shard.
-        most_images: a shard.
-        max_images: the json's first so many only.
+        found: the listed images.
+        most_bytes: largest number of bytes of photographs in a shard.
+        most_images: largest number of images in a shard.
+        max_images: use only the first images of the json; None uses all.
     """
     images = len(coco.image_ids) if max_images is None else min(max_images, len(coco.image_ids))
     problems: dict[int, tuple[str, str]] = {}
@@ -147,11 +147,11 @@ def plan_shards(
 
 
 def hold_plan(out: Store, plan: Json) -> None:
-    """Write the plan down before its work starts, or find that it is the one that is there.
+    """Record the plan before shards are written, or check that the recorded plan is the same.
 
     Raises:
-        RayDetrError: the place belongs to another plan, or to something else.
-        StoreError: the store refused, or gave no answer.
+        RayDetrError: the folder has another plan, or other objects.
+        StoreError: the store refused or did not answer.
     """
     try:
         found = out.get(PLAN_KEY).data
@@ -183,7 +183,7 @@ def hold_plan(out: Store, plan: Json) -> None:
 
 
 def _problem(coco: CocoText, position: int, size: int) -> tuple[str, str] | None:
-    """Return why an image cannot be in a shard, as far as it is known without reading it."""
+    """Return why an image cannot be in a shard, if that is known without reading it."""
     if coco.is_repeated[position]:
         return "repeated_id", f"an earlier image has the same id, {coco.image_ids[position]}, and gets the annotations"
     if size != NOT_LISTED:

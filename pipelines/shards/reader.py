@@ -1,4 +1,4 @@
-"""Training shards: photographs with their annotations in Parquet files, listed in an index, read by row groups."""
+"""Reads training shards: Parquet files of photographs with annotations, listed in an index."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ORIGIN: Final = "origin"  # top-level field of a json that `ray-detr review` mad
 
 Json = dict[str, Any]
 
-# What has not the type of its column is in `other` with its name, and the column is null: nothing of the json is lost.
+# A value that does not have the type of its column is in `other` under its name, so that nothing of the json is lost.
 _ANNOTATION: Final = pa.struct(
     [
         pa.field("position", pa.int64(), nullable=False),  # in the json's list of annotations
@@ -70,7 +70,7 @@ _TRAINING_COLUMNS: Final = [
 
 @dataclass(frozen=True, slots=True)
 class ShardFile:
-    """One Parquet file of the shards: `row_groups` says how many rows each of its row groups has."""
+    """A shard: one Parquet file. `row_groups` has the number of rows of each row group."""
 
     key: str
     rows: int
@@ -81,17 +81,17 @@ class ShardFile:
 
 @dataclass(frozen=True, slots=True)
 class ShardIndex:
-    """What shards hold; its object is written last, so that what it lists is whole.
+    """The index of shards. It is written last, so that all files that it lists are complete.
 
     Attributes:
-        files: the shards, which hold every image once.
-        categories: ids and names, as the json declares them.
-        images: how many are in the shards.
-        annotations: how many are in the shards, crowds and unusable ones included.
-        other: the json's top-level fields but its images and annotations, as they were.
-        left_out: the file with what cannot be trained on; it is needed only to make the json again.
-        report: what was found and what was done, as counts.
-        examples: a few sentences for each count that is somebody's concern.
+        files: the shards, which contain every image once.
+        categories: ids and names, as in the json.
+        images: number of images in the shards.
+        annotations: number of annotations in the shards, including crowds and unusable ones.
+        other: the other top-level fields of the json.
+        left_out: the file of images that cannot be trained on, which is needed only to restore the json; or None.
+        report: counts of findings.
+        examples: a few messages for each count that may be a problem.
     """
 
     files: tuple[ShardFile, ...]
@@ -106,18 +106,18 @@ class ShardIndex:
 
 @dataclass(frozen=True, slots=True)
 class TrainingImage:
-    """One image with its annotations, as a training reader gets it.
+    """An image with its annotations.
 
     Attributes:
-        image_id: the data set's own.
-        file_name: as in the json.
-        height: pixels, of the picture that `decode_training_image` gives and that the boxes were drawn on.
+        image_id: id of the image in the data set.
+        file_name: name in the json.
+        height: pixels of the picture that `decode_training_image` returns, to which the boxes refer.
         width: pixels of the same picture.
         data: the encoded file.
-        upright: whether the picture is turned by its EXIF when it is decoded.
-        annotations: as in COCO's json, in its order: `id` (None where there is none), `category_id`, `bbox` (x, y,
-            width, height in pixels), `area` (that of the box where the json has none), `iscrowd` (0 or 1). Those
-            without a category or a box of four numbers are left out; the box itself may still be of any size and place.
+        upright: whether decoding applies the EXIF orientation.
+        annotations: in the json's order: `id` (or None), `category_id`, `bbox` (x, y, width, height in pixels), `area`
+            (that of the box if the json has none), `iscrowd` (0 or 1). Annotations without a category or a box of four
+            numbers are omitted; boxes can have any size and position.
     """
 
     image_id: int
@@ -130,11 +130,11 @@ class TrainingImage:
 
 
 def write_index(store: Store, index: ShardIndex) -> None:
-    """Create the index, which makes the shards exist.
+    """Create the index, which makes the shards valid.
 
     Raises:
-        RayDetrError: there is another index.
-        StoreError: the store refused, or gave no answer.
+        RayDetrError: another index exists.
+        StoreError: the store refused or did not answer.
     """
     data = json.dumps({"version": INDEX_VERSION, **asdict(index)}, ensure_ascii=False, indent=1).encode()
     if put_if_absent(store, INDEX_KEY, data) != data:
@@ -148,8 +148,8 @@ def read_index(store: Store) -> ShardIndex:
     """Return the index of the shards in `store`.
 
     Raises:
-        RayDetrError: there is none, or it is damaged.
-        StoreError: the store refused, or gave no answer.
+        RayDetrError: the index is missing or damaged.
+        StoreError: the store refused or did not answer.
     """
     name = join_uri(store.uri, INDEX_KEY)
     try:
@@ -184,36 +184,36 @@ def read_index(store: Store) -> ShardIndex:
 
 
 class ShardReader:
-    """Reads row groups of shards; footers are fetched once. Any number of threads may read at once.
+    """Reads row groups of shards. Footers are fetched once. Can be used by several threads.
 
-    Memory: some kilobytes of footer for each file that was read from, and what is returned.
+    Memory: the footers (some kilobytes for each file), and the returned images.
     """
 
     def __init__(self, store: Store, index: ShardIndex) -> None:
-        """Take the shards' store and index; nothing is read yet."""
+        """Take the store of the shards and their index, without reading."""
         self._store, self._index = store, index
         self._footers: dict[int, pq.FileMetaData] = {}
         self._lock = threading.Lock()
 
     def read_group(self, file: int, group: int) -> list[TrainingImage]:
-        """Return the images of one row group of one file, both counted from 0 as in the index, by one request.
+        """Read the images of a row group with one request. File and row group are counted from 0, as in the index.
 
         Raises:
-            RayDetrError: the file is damaged, or not the one that the index lists.
-            StoreError: the store refused, or gave no answer.
+            RayDetrError: the file is damaged, or differs from the index.
+            StoreError: the store refused or did not answer.
         """
         key, footer = self._index.files[file].key, self._footer(file)
         rows = read_row_group(self._store, key, footer, group, _TRAINING_COLUMNS).to_pylist()
         return [_training_image(row) for row in rows]
 
     def read_sizes(self) -> list[list[tuple[int, int]]]:
-        """Return (height, width) of every image, a list for each row group, all groups of all files in order.
+        """Return (height, width) of every image, a list for each row group of all files in order.
 
-        Reads footers only, which have them.
+        Reads footers only.
 
         Raises:
-            RayDetrError: a file is damaged, or not the one that the index lists.
-            StoreError: the store refused, or gave no answer.
+            RayDetrError: a file is damaged, or differs from the index.
+            StoreError: the store refused or did not answer.
         """
         sizes: list[list[tuple[int, int]]] = []
         with ThreadPoolExecutor(FOOTER_THREADS) as pool:
@@ -225,13 +225,13 @@ class ShardReader:
         return sizes
 
     def read_image_ids(self) -> list[list[int]]:
-        """Return the id of every image, a list for each row group, all groups of all files in order.
+        """Return the id of every image, a list for each row group of all files in order.
 
-        Reads one column of 8 bytes an image.
+        Reads one column of 8 bytes for each image.
 
         Raises:
-            RayDetrError: a file is damaged, or not the one that the index lists.
-            StoreError: the store refused, or gave no answer.
+            RayDetrError: a file is damaged, or differs from the index.
+            StoreError: the store refused or did not answer.
         """
         ids: list[list[int]] = []
         with ThreadPoolExecutor(FOOTER_THREADS) as pool:
@@ -243,7 +243,7 @@ class ShardReader:
         return ids
 
     def _image_ids(self, file: int) -> list[int]:
-        self._footer(file)  # refuses another file than the listed one
+        self._footer(file)  # raises an error if the file differs from the index
         listed = self._index.files[file]
         with parquet_of(join_uri(self._store.uri, listed.key)):
             table = open_object(self._store, listed.key, listed.size_bytes).read(columns=["image_id"])
@@ -262,10 +262,10 @@ class ShardReader:
 
 
 def decode_training_image(image: TrainingImage) -> Tensor:
-    """Return the picture, `(3, height, width)` uint8 RGB, turned upright or as stored as the boxes want it.
+    """Decode the picture to which the boxes refer, `(3, height, width)` uint8 RGB.
 
     Raises:
-        RayDetrError: the bytes are no picture of that size.
+        RayDetrError: the bytes are not a picture of this size.
     """
     try:
         pixels = decode(image.data, upright=image.upright)

@@ -1,4 +1,4 @@
-"""COCO's images and annotations as rows of the shards, and back again exactly."""
+"""Converts images and annotations of a COCO json to rows of shards, and back without loss."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LEFT_OUT_KEY: Final = "left-out.parquet"
 
 LEFT_OUT_SCHEMA: Final = pa.schema(
     [
-        # an undeclared image has no position, and where annotations name none, no id; nothing has its bytes here
+        # an undeclared image has no position, and no id if its annotations have none; images have no bytes here
         *(column.with_nullable(True) for column in SHARD_SCHEMA),
         pa.field("problem", pa.string(), nullable=False),  # why it cannot be trained on
     ]
@@ -39,17 +39,17 @@ def image_row(
     upright: bool = False,
     problem: str | None = None,
 ) -> Json:
-    """Return the row of an image: what a column does not say exactly stays, as json, in the column `other`.
+    """Return the row of an image. Values that a column cannot store exactly are kept as JSON in the column `other`.
 
     Args:
-        position: in the json's list of images; None for an image that annotations name but the json does not declare.
-        image: as in the json.
-        annotations: its annotations as in the json, each with its position there.
-        data: the encoded file; None in rows of what is left out.
-        image_id: the number that stands for the image's id; None is the id itself.
-        size: height and width of the picture in pixels; None is as the json says.
-        upright: whether readers turn the picture by its EXIF.
-        problem: why the image is left out.
+        position: position in the json's list of images; None for an image that the json does not declare.
+        image: the image's object in the json.
+        annotations: positions and objects of its annotations in the json.
+        data: the encoded file; None in rows of left-out images.
+        image_id: a number for the image's id; None uses the id itself.
+        size: height and width of the picture in pixels; None uses those of the json.
+        upright: whether readers apply the EXIF orientation.
+        problem: why the image is left out, or None.
     """
     told, other = _typed(image, _IMAGE_COLUMNS)
     columns = dict(told)
@@ -78,13 +78,13 @@ def image_row(
 
 
 def coco_image(row: Mapping[str, Any]) -> Json:
-    """Return the image of a row as the json has it."""
+    """Return the image's object in the json from its row."""
     names = {"id": "image_id", "file_name": "file_name", "width": "width", "height": "height"}
     return _untyped({field: row[column] for field, column in names.items()}, row["other"])
 
 
 def coco_annotations(row: Mapping[str, Any]) -> Iterator[tuple[int, Json]]:
-    """Yield the annotations of a row as the json has them, each with its position there."""
+    """Yield positions and objects of the annotations in the json from their row."""
     image_id = coco_image(row).get("id")
     for one in row["annotations"]:
         columns = {name: one[name] for name in ("id", "category_id", "bbox", "area", "iscrowd")}
@@ -97,9 +97,9 @@ def coco_annotations(row: Mapping[str, Any]) -> Iterator[tuple[int, Json]]:
 
 
 class RowsFile:
-    """A Parquet file in memory that grows by row groups; equal rows give equal bytes.
+    """A Parquet file in memory, written row group by row group. Equal rows give equal bytes.
 
-    Memory: the file, and while a row group is added that group once more.
+    Memory: the file, and the row group that is added.
     """
 
     def __init__(self, schema: pa.Schema) -> None:
@@ -123,7 +123,7 @@ class RowsFile:
         self._row_groups.append(len(rows))
 
     def finish(self, metadata: Mapping[str, str]) -> tuple[bytes, tuple[int, ...]]:
-        """Return the file's bytes and how many rows each of its row groups has."""
+        """Return the bytes of the file and the number of rows of each row group."""
         words = {"schema_version": str(SCHEMA_VERSION), **metadata}
         self._writer.add_key_value_metadata({f"{METADATA_PREFIX}{name}": word for name, word in words.items()})
         self._writer.close()
@@ -131,13 +131,13 @@ class RowsFile:
 
 
 def coco_json(store: Store) -> Json:
-    """Return the json that the shards in `store` were made of: equal to what `json.loads` gives of it.
+    """Restore the json of the shards in `store`: equal to the result of `json.loads` for the original.
 
-    Where only its first images were sharded, it has those and their annotations. Memory: all of it.
+    If only the first images were sharded, it has those and their annotations. Memory: the whole json.
 
     Raises:
-        RayDetrError: there are no shards, or a file is damaged.
-        StoreError: the store refused, or gave no answer.
+        RayDetrError: the index is missing, or a file is damaged.
+        StoreError: the store refused or did not answer.
     """
     index = read_index(store)
     images: list[tuple[int, Json]] = []
@@ -155,7 +155,7 @@ def _in_order(entries: list[tuple[int, Json]]) -> list[Json]:
 
 
 def _read_rows(store: Store, file: ShardFile) -> Iterator[Json]:
-    """Yield the rows without their photographs, one row group in memory at a time."""
+    """Yield the rows without photographs. Memory: one row group."""
     opened = open_object(store, file.key, file.size_bytes)
     columns = [name for name in opened.schema_arrow.names if name != "image"]
     for group in range(opened.num_row_groups):
@@ -179,14 +179,14 @@ def _annotation_row(position: int, annotation: Json, *, image: Json) -> Json:
 
 
 def _typed(fields: Json, columns: _Columns) -> tuple[Json, Json]:
-    """Return the columns' values, null where there is none of its type, and the fields that no column gives back."""
+    """Return the values of the columns (null if the type differs), and the fields that no column can restore."""
     values = {name: convert(fields[name]) if name in fields else None for name, convert in columns.items()}
     other = {name: value for name, value in fields.items() if not _is_same(values.get(name), value)}
     return values, other
 
 
 def _is_same(column: object, value: object) -> bool:
-    """Return whether a column gives a value of the json back: 1 and 1.0 are the same, 1 and "1" are not."""
+    """Return whether a column restores a value of the json: 1 and 1.0 are equal, 1 and "1" are not."""
     return column is not None and bool(column == value)
 
 
@@ -203,7 +203,7 @@ def _small(value: object) -> int | None:
 
 def _text(value: object) -> str | None:
     if not isinstance(value, str) or any("\ud800" <= letter <= "\udfff" for letter in value):
-        return None  # half a pair, which json can hold and UTF-8 cannot
+        return None  # half of a surrogate pair, which JSON can express and UTF-8 cannot
     return value
 
 

@@ -1,4 +1,4 @@
-"""From a COCO json and its images to training shards, by Ray tasks that write a shard each."""
+"""Converts a COCO json and its images to training shards, with a Ray task for each shard."""
 
 from __future__ import annotations
 
@@ -38,27 +38,27 @@ from pipelines.store import (
 )
 
 MEGABYTE: Final = 1024**2
-TASK_BYTES: Final = 700 * MEGABYTE  # of a process that has imported what it needs, with images fetched ahead
-REACH_SECONDS: Final = 20.0  # for the first answer of a store
+TASK_BYTES: Final = 700 * MEGABYTE  # of a process with its imports and prefetched images
+REACH_SECONDS: Final = 20.0  # for the first response of a store
 EXAMPLES: Final = 5
 
 Json = dict[str, Any]
 
 
 class WriteShards(Protocol):
-    """Writes the shards of a plan, or reads what is known of those whose keys are there, and yields each."""
+    """Yields the shards of a plan: writes missing ones, and reads the findings of existing ones."""
 
     def __call__(self, *, spec: ShardSpec, plan: ShardPlan, there: Set[str]) -> Iterator[WrittenShard]: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
 class ShardProgress:
-    """How far a job is, for whoever shows it.
+    """The progress of a job.
 
     Attributes:
-        stage: "shard", or what happens before and after it.
-        images: of shards that are there, those of earlier starts included.
-        images_planned: of all shards.
+        stage: "shard", or a text about what happens before or after it.
+        images: images of the written shards, including those of earlier attempts.
+        images_planned: images of all shards.
         began: `time.monotonic()` when the first shard was begun.
     """
 
@@ -70,7 +70,7 @@ class ShardProgress:
 
 @dataclass(frozen=True, slots=True)
 class ShardSummary:
-    """What there is at the end. `was_done`: an earlier start had done it all, and nothing was written by this one."""
+    """The result of a job. `was_done`: an earlier attempt had written everything."""
 
     out: str
     images: int
@@ -84,23 +84,22 @@ class ShardSummary:
 
 
 def shard(config: ShardConfig, *, on_progress: Callable[[ShardProgress], None] | None = None) -> ShardSummary:
-    """Write the shards that are not there yet, then the index; the same call goes on with what was stopped.
+    """Write the missing shards, then the index. The same call resumes a stopped job.
 
-    Ray is the one that is initialised already, the cluster that `RAY_ADDRESS` names, or a local one for the time of
-    the call. Memory here: the json's text, some 100 bytes an image and 40 an annotation; a task holds one shard.
+    Uses the Ray that is initialised already, the cluster of `RAY_ADDRESS`, or a local Ray during the call. Memory here:
+    the json's text, some 100 bytes for each image and 40 for each annotation; a task holds one shard.
 
     Args:
-        config: What to make of what.
-        on_progress: Called in this thread whenever something is done.
+        config: The annotations, the images and the folder of the shards.
+        on_progress: Called with the progress, in this thread.
 
     Raises:
-        RayDetrError: the input is of no use, or the world is in the way; a sentence says how. Shards that are written
-            stay, the same call goes on there.
+        RayDetrError: the input cannot be used, or the environment failed. Written shards stay; the same call resumes.
     """
     began = time.monotonic()
     show = on_progress or (lambda _: None)
     try:
-        if is_given():  # a Ray of our own has one machine
+        if is_given():  # a local Ray has one machine
             with connected(verbose=config.verbose):
                 refuse_local([config.images, config.out], are_shared=config.shared_folders)
         _check_answers(config)
@@ -133,19 +132,19 @@ def write_shards(
     *,
     began: float,
 ) -> ShardSummary:
-    """Plan the shards of a json, write those that are not there yet, then the index.
+    """Plan the shards of a json, write the missing ones, then the index.
 
     Args:
-        config: what may be wrong, and where the shards are written.
+        config: the limits, and the folder of the shards.
         coco: the json.
-        found: what there is of its images.
-        writing: prepares and gives what writes the shards. Not called where all is done.
-        show: called whenever something is done.
+        found: the listed images.
+        writing: a context that gives the function which writes shards; not used if all shards exist.
+        show: called with the progress.
         began: `time.monotonic()` at the start of the command.
 
     Raises:
-        RayDetrError: too much of the input is of no use, or the place belongs to other shards.
-        StoreError: a store refused, or gave no answer.
+        RayDetrError: more of the input is unusable than allowed, or the folder has other shards.
+        StoreError: a store refused or did not answer.
     """
     plan = plan_shards(coco, found, most_bytes=config.shard_megabytes * MEGABYTE, max_images=config.max_images)
     out = open_store(config.out, config.out_options)
@@ -173,7 +172,7 @@ def write_shards(
 
 
 def _check_answers(config: ShardConfig) -> None:
-    """Refuse stores that give no answer, with little patience, and a place that could not hold shards safely."""
+    """Check, with short retries, that the stores answer, and that shards can be written safely."""
     out = open_store(config.out, replace(config.out_options, retry_seconds=REACH_SECONDS))
     require_create_only(out, what="shards", loss="two jobs could mix theirs", folder="")
     images = open_store(config.images, replace(config.image_options, retry_seconds=REACH_SECONDS))
@@ -212,7 +211,7 @@ def _finished(out: Store) -> ShardIndex | None:
 
 
 def _check_share(config: ShardConfig, plan: ShardPlan, problems: Mapping[int, tuple[str, str]]) -> None:
-    """Stop where more images cannot be had than is allowed."""
+    """Stop if more images are missing or unreadable than allowed."""
     if len(problems) <= config.max_missing * plan.images and len(problems) < plan.images:
         return
     counts = Counter(kind for kind, _ in problems.values())
@@ -228,13 +227,13 @@ def _check_share(config: ShardConfig, plan: ShardPlan, problems: Mapping[int, tu
 def _check_usable(
     config: ShardConfig, annotations: int, counts: Mapping[str, int], examples: Mapping[str, Sequence[str]]
 ) -> None:
-    """Stop where training could not use more annotations than is allowed, or would have none.
+    """Stop if more annotations are unusable for training than allowed, or all of them.
 
     Args:
-        config: says how many are allowed.
-        annotations: how many there are.
-        counts: of annotations that can be used, and of others by what is wrong with them.
-        examples: a few for each.
+        config: has the limit.
+        annotations: number of all annotations.
+        counts: numbers of usable annotations, and of others by problem.
+        examples: a few messages for each problem.
     """
     usable = counts.get(USABLE, 0)
     unusable = annotations - counts.get("crowds", 0) - usable
@@ -266,9 +265,9 @@ def _written(
     write: WriteShards,
     show: Callable[[ShardProgress], None],
 ) -> list[WrittenShard]:
-    """Return every shard of the plan, in order, those of earlier starts included."""
+    """Return all shards of the plan in order, including those of earlier attempts."""
     spec = ShardSpec(
-        out=join_uri(*split_uri(config.out)),  # a relative path would be another folder where tasks run
+        out=join_uri(*split_uri(config.out)),  # absolute: tasks have another working directory
         images=join_uri(*split_uri(config.images)),
         out_options=config.out_options,
         image_options=config.image_options,
@@ -291,17 +290,17 @@ def _written(
 
 
 def _source(config: ShardConfig, coco: CocoText) -> str:
-    """Return what the shards are made of, in a few letters: the same wherever the input lies."""
+    """Return a hash of the input of the shards, which does not depend on its location."""
     return hashlib.sha256(json.dumps([coco.sha256, config.resume_identity()]).encode()).hexdigest()[:16]
 
 
 def _index(
     config: ShardConfig, coco: CocoText, plan: ShardPlan, found: Found, out: Store, written: Sequence[WrittenShard]
 ) -> ShardIndex:
-    """Return the index of all shards, having written what is left out of them.
+    """Write the file of left-out images, and return the index of all shards.
 
     Raises:
-        RayDetrError: more images cannot be had than is allowed.
+        RayDetrError: more images are missing or unreadable than allowed.
     """
     problems = dict(plan.problems)
     report: Counter[str] = Counter()
@@ -346,7 +345,7 @@ def _index(
 
 
 def _duplicates(coco: CocoText, written: Sequence[WrittenShard]) -> list[str]:
-    """Return a sentence for each picture whose bytes an earlier image has, too. Memory: 50 bytes an image."""
+    """Return a message for each image with the bytes of an earlier one. Memory: 50 bytes for each image."""
     pictures = np.frombuffer(b"".join(one.report.pictures for one in written), f"S{PICTURE_HASH_BYTES}")
     positions = np.concatenate([np.array(one.report.positions, np.int64) for one in written])
     order = np.argsort(pictures, kind="stable")

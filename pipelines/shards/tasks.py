@@ -1,4 +1,4 @@
-"""Shards through Ray tasks: the only place where sharding meets Ray's scheduling."""
+"""Writes shards in Ray tasks. No other module of sharding depends on Ray's scheduling."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from pipelines.shards.plan import ShardPlan, shard_key
 from pipelines.shards.writer import ShardSpec, WrittenShard, keep_shard, shard_work, write_shard
 from pipelines.store import StoreError
 
-ATTEMPTS: Final = 3  # at a shard whose process dies
-NOT_IMPORTED: Final = "The remote function failed to import on the worker."  # Ray 2.60's words for a RuntimeError
+ATTEMPTS: Final = 3  # for a shard whose process dies
+NOT_IMPORTED: Final = "The remote function failed to import on the worker."  # Ray 2.60's message of a RuntimeError
 
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """Why there is no shard. A loss is of a process: the same may succeed in another one."""
+    """Why a shard was not written. After the loss of its process, it may succeed in another one."""
 
     sentence: str
     is_loss: bool
@@ -34,19 +34,19 @@ class _Failure:
 def write_by_tasks(
     spec: ShardSpec, coco: CocoText, plan: ShardPlan, there: Set[str], *, memory: int
 ) -> Iterator[WrittenShard]:
-    """Yield the shards as they are done, in no order; the text of a few more than run at once is under way.
+    """Yield shards as they are written, in any order. A few more tasks than run at once are submitted.
 
     Args:
         spec: what all shards have in common.
         coco: the json.
-        plan: which images go into which shard.
-        there: keys of shards that earlier starts have written.
-        memory: bytes that a task is given room for.
+        plan: the images of each shard.
+        there: keys of shards that earlier attempts have written.
+        memory: bytes that each task reserves.
 
     Raises:
-        RayDetrError: a shard cannot be written, or no node has room for a task.
+        RayDetrError: writing a shard failed, or no node has enough memory for a task.
     """
-    # no retries of Ray's: it would repeat a task that the node had no memory for without end
+    # without Ray's retries: they would repeat a task without end that exceeds the node's memory
     answer = ray.remote(num_cpus=1, memory=memory, max_retries=0)(_answer)
     window = _tasks_at_once(memory) + 2
     to_do = deque((number, 1) for number in range(len(plan.shards)))
@@ -82,7 +82,7 @@ def write_by_tasks(
 
 
 def _answer(write: Callable[..., WrittenShard], *arguments: object) -> WrittenShard | _Failure:
-    """Call what writes or reads a shard; what is wrong with the world is an answer, because Ray prints exceptions."""
+    """Write or read a shard; errors of the environment are returned, because Ray prints exceptions."""
     try:
         return write(*arguments)
     except (RayDetrError, StoreError) as error:
@@ -96,7 +96,7 @@ def _outcome(task: ray.ObjectRef[WrittenShard | _Failure]) -> WrittenShard | _Fa
         return ray.get(task)
     except RayTaskError as error:
         if not _is_of_packages(error):
-            raise  # our own mistake, with its traceback
+            raise  # a bug, with its traceback
         reason = str(error).strip().splitlines()[-1].strip()  # the error itself, below the remote traceback
         return _Failure(
             f"the cluster's nodes cannot run this version of ray-detr ({reason}). Install the same package on every "
@@ -108,9 +108,9 @@ def _outcome(task: ray.ObjectRef[WrittenShard | _Failure]) -> WrittenShard | _Fa
 
 
 def _is_of_packages(error: RayTaskError) -> bool:
-    """Return whether a node lacks a module or a name that is here: of the function, of its arguments, or inside it."""
+    """Return whether a node lacks a module or name that this machine has."""
     cause = error.cause
-    if isinstance(cause, RaySystemError):  # an argument could not be read
+    if isinstance(cause, RaySystemError):  # an argument could not be deserialised
         return isinstance(cause.client_exc, ImportError | AttributeError)
     return isinstance(cause, ImportError) or (isinstance(cause, RuntimeError) and str(cause).startswith(NOT_IMPORTED))
 

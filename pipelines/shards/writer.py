@@ -1,4 +1,4 @@
-"""What one task does with one shard: fetch the images, check them, write the file. Knows no Ray."""
+"""Writes a shard: fetches and checks its images, and writes the file. Independent of Ray."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from pipelines.store.retry import retry
 
 GROUP_IMAGES: Final = 32
 GROUP_BYTES: Final = 8 * 1024**2
-FETCH_THREADS: Final = 16  # a task has one core, which decodes; waiting for a store takes little of it
-AHEAD_BYTES: Final = 64 * 1024**2  # encoded bytes that are fetched before they are wanted
-FETCH_BUDGET_SECONDS: Final = 120.0  # what an object may keep failing for
+FETCH_THREADS: Final = 16  # a task has one core, which decodes; threads that wait for a store need little CPU
+AHEAD_BYTES: Final = 64 * 1024**2  # encoded bytes that are prefetched
+FETCH_BUDGET_SECONDS: Final = 120.0  # of retries for an object
 PICTURE_HASH_BYTES: Final = 16
-MOST_EXAMPLES: Final = 5  # of each kind, a shard
+MOST_EXAMPLES: Final = 5  # of each kind in a shard
 
 _OBJECT_PROBLEMS: Final = {NotFound: "missing", Denied: "denied", Archived: "archived"}
 
@@ -48,18 +48,18 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ShardSpec:
-    """What all shards of a job have in common. Holds no secret: it travels.
+    """What all shards of a job have in common. Contains no secrets, because it is sent to other processes.
 
     Args:
-        out: URI of the place that shards are written to.
+        out: URI of the shards' folder.
         images: URI of the images' folder.
-        out_options: how `out` is reached.
-        image_options: how the images are reached.
-        source: of what the shards are made, in a few letters: files of another source are refused.
-        category_ids: what the json declares.
-        ambiguous_upright: whether EXIF turns what looks the same turned and unturned.
-        check_decodes: whether every picture is decoded.
-        is_numbered: whether images are numbered 1, 2, ... by their position, because their ids are not numbers.
+        out_options: how to reach `out`.
+        image_options: how to reach the images.
+        source: a hash of the input; files of another source are rejected.
+        category_ids: ids of the json's categories.
+        ambiguous_upright: whether to turn pictures whose size does not change by turning.
+        check_decodes: whether to decode every picture.
+        is_numbered: whether images are numbered 1, 2, ... by position, because their ids are not numbers.
     """
 
     out: str
@@ -75,15 +75,15 @@ class ShardSpec:
 
 @dataclass(frozen=True, slots=True)
 class ShardWork:
-    """One shard: the text of its images and of their annotations, as in the json.
+    """The work for one shard: the JSON texts of its images and annotations.
 
     Args:
-        number: of the shard.
-        positions: of the images in the json's list.
-        size_bytes: of the images as they were listed; 0 where that is unknown.
-        images: one json text an image.
-        annotations: for each image the positions and texts of its annotations.
-        keys: for each image the object that it is, where the json spells its name otherwise; empty where it never does.
+        number: number of the shard.
+        positions: positions of the images in the json's list.
+        size_bytes: listed sizes of the images; 0 if unknown.
+        images: the JSON text of each image.
+        annotations: for each image, the positions and JSON texts of its annotations.
+        keys: for each image, its object's name if the json spells it differently; empty if there is no such image.
     """
 
     number: int
@@ -96,14 +96,14 @@ class ShardWork:
 
 @dataclass(frozen=True, slots=True)
 class ShardFindings:
-    """What was found in the images of one shard; it is in the file's metadata, so that a later start need not look.
+    """The findings in the images of a shard. They are in the file's metadata, so that a resumed job can read them.
 
     Attributes:
-        counts: by what was found.
-        examples: of the counts, a few sentences each.
-        left_out: position, kind of problem and sentence of the images that have no row.
-        pictures: a hash of `PICTURE_HASH_BYTES` of the bytes of every row's image, one after the other.
-        positions: of the rows, in the json's list of images.
+        counts: numbers by finding.
+        examples: a few messages for each finding.
+        left_out: position, kind and message of each image without a row.
+        pictures: the concatenated hashes, `PICTURE_HASH_BYTES` each, of the images of all rows.
+        positions: positions of the rows' images in the json's list.
     """
 
     counts: Mapping[str, int]
@@ -115,7 +115,7 @@ class ShardFindings:
 
 @dataclass(frozen=True, slots=True)
 class WrittenShard:
-    """A shard that is there, and what was found on the way."""
+    """A written shard and its findings."""
 
     number: int
     file: ShardFile
@@ -124,7 +124,7 @@ class WrittenShard:
 
 @dataclass
 class _Findings:
-    """A report in the making."""
+    """A report that is being built."""
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -155,19 +155,19 @@ class ImageSource(Protocol):
         """Return the bytes of an image, or why it is left out.
 
         Args:
-            file_name: as in the json.
-            key: of the object in the folder of images; None where the name leads outside of it.
-            size: as it was listed; 0 where that is unknown.
+            file_name: name in the json.
+            key: key of the object in the folder of images; None if the name leads outside the folder.
+            size: listed size; 0 if unknown.
 
         Raises:
-            RayDetrError: it has changed since it was listed.
-            StoreError: the store refused, or gave no answer.
+            RayDetrError: the image has changed since it was listed.
+            StoreError: the store refused or did not answer.
         """
         ...
 
 
 def shard_work(coco: CocoText, plan: ShardPlan, number: int) -> ShardWork:
-    """Return what one shard of a plan is made of."""
+    """Return the work for a shard of a plan."""
     positions, sizes = (tuple(column.tolist()) for column in plan.shards[number])
     return ShardWork(
         number=number,
@@ -180,18 +180,18 @@ def shard_work(coco: CocoText, plan: ShardPlan, number: int) -> ShardWork:
 
 
 def write_shard(spec: ShardSpec, work: ShardWork, source: ImageSource | None = None) -> WrittenShard:
-    """Fetch and check the images of a shard, write its file, once, whoever else tries, and say what was found.
+    """Fetch and check the images of a shard, write its file unless another process has written it, and report.
 
     Memory: the file, `AHEAD_BYTES` of images, one decoded picture.
 
     Args:
         spec: what all shards have in common.
         work: the shard.
-        source: where the images come from; None is the folder that `spec` names.
+        source: the source of the images; None means the folder in `spec`.
 
     Raises:
-        RayDetrError: an image has changed since it was listed, or the file that is there is another job's.
-        StoreError: a store refused, or gave no answer for `FETCH_BUDGET_SECONDS`.
+        RayDetrError: an image has changed since it was listed, or the existing file is of another job.
+        StoreError: a store refused, or did not answer for `FETCH_BUDGET_SECONDS`.
     """
     out = open_store(spec.out, spec.out_options)
     images = source or _Folder(open_store(spec.images, spec.image_options))
@@ -215,24 +215,24 @@ def write_shard(spec: ShardSpec, work: ShardWork, source: ImageSource | None = N
     data, groups = file.finish(metadata)
     key = shard_key(work.number)
     there = put_if_absent(out, key, data)
-    if there != data:  # the same by another release of pyarrow, or somebody else's
+    if there != data:  # written by another release of pyarrow, or by another job
         return _read_shard(spec, work.number, there, join_uri(out.uri, key))
     return WrittenShard(work.number, _shard_file(key, data, groups), report)
 
 
 def keep_shard(spec: ShardSpec, number: int) -> WrittenShard:
-    """Return what is known of a shard that an earlier start has written. Memory: the file.
+    """Read the report of a shard that an earlier attempt has written. Memory: the file.
 
     Raises:
-        RayDetrError: it is damaged, or another job's.
-        StoreError: the store refused, or gave no answer.
+        RayDetrError: the file is damaged, or of another job.
+        StoreError: the store refused or did not answer.
     """
     out, key = open_store(spec.out, spec.out_options), shard_key(number)
     return _read_shard(spec, number, out.get(key).data, join_uri(out.uri, key))
 
 
 def _fetched(images: ImageSource, work: ShardWork) -> Iterator[tuple[int, bytes | Problem]]:
-    """Yield every image's index in the work, in order, with its bytes; some are fetched ahead."""
+    """Yield the index and the bytes of every image in order, with prefetching."""
     waiting: deque[tuple[int, Future[bytes | Problem]]] = deque()
     held = 0
     with ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch") as pool:
@@ -250,11 +250,11 @@ def _fetched(images: ImageSource, work: ShardWork) -> Iterator[tuple[int, bytes 
                 first, future = waiting.popleft()
                 yield first, future.result()
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # after a failure nobody wants the rest
+            pool.shutdown(wait=False, cancel_futures=True)  # after an error the other images are not needed
 
 
 class _Folder:
-    """The images of one folder, by their names there."""
+    """The images of a folder by their names."""
 
     def __init__(self, images: Store) -> None:
         self._images = images
@@ -274,10 +274,10 @@ class _Folder:
 
 
 def fetch_image(get: Callable[[], Blob]) -> Blob | Problem:
-    """Return an image, or why it cannot be had; transient errors are tried again for `FETCH_BUDGET_SECONDS`.
+    """Return an image, or why it cannot be read; transient errors are retried for `FETCH_BUDGET_SECONDS`.
 
     Raises:
-        StoreError: the store refused, or gave no answer.
+        StoreError: the store refused or did not answer.
     """
     try:
         return retry(get, budget_seconds=FETCH_BUDGET_SECONDS, is_retryable=is_transient)
