@@ -21,11 +21,11 @@ from pipelines.errors import RayDetrError
 from pipelines.shards.reader import TrainingImage, decode_training_image
 from pipelines.training.order import step_stream
 
-SCENE_LONGEST_SHARE = 5 / 3  # of the shorter side: the proportion of 1333 to 800
+SCENE_LONGEST_SHARE = 5 / 3  # of the shorter side: 1333 / 800
 
 
 class UnusableImage(Exception):
-    """An image of a shard cannot be trained from. `index` is its place in the micro-batch."""
+    """An image of a shard cannot be used for training. `index` is its position in the micro-batch."""
 
     def __init__(self, message: str, index: int) -> None:
         super().__init__(message, index)
@@ -34,16 +34,16 @@ class UnusableImage(Exception):
 
 @dataclass(frozen=True, slots=True)
 class TrainBatch:
-    """One micro-batch, on the CPU.
+    """A micro-batch on the CPU.
 
     Args:
-        pixels: uint8 `(B, 3, H, W)` in channels-last memory, each image at the top left, zero right of it and below;
-            to be normalised on the device, where the padding must become zero again.
-        extents: `(B, 2)` int64, each image's own (height, width).
-        targets: One per image; boxes are shares of the image without padding.
-        image_ids: One per image.
-        reader: The virtual reader that it is of.
-        step: The step of the epoch.
+        pixels: uint8 `(B, 3, H, W)` in channels-last memory. Images are at the top left; the padding is zero, and must
+            be zero again after normalisation on the device.
+        extents: `(B, 2)` int64, the (height, width) of each image.
+        targets: Targets of each image; boxes are relative to the image without padding.
+        image_ids: Id of each image.
+        reader: Number of the virtual reader.
+        step: Step of the epoch.
     """
 
     pixels: Tensor
@@ -56,17 +56,18 @@ class TrainBatch:
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """What is done to images and their truth; a value that travels to wherever it is done.
+    """How images and their targets are prepared. Can be sent to other processes.
 
     Args:
-        augmentation: "coco" is the paper's, "scenes" is for classes that no mirror or colour changes, "none" resizes.
-        class_of: (category id, class index) of every class; other categories are left out.
-        seed: Of the run.
-        augment: What "coco" draws from.
-        one_scale_a_batch: All images of a micro-batch are resized to one shorter side, so that less is padded; scenes
-            are then also turned all or none, so that equal shapes stay equal.
-        scene_sides: The shorter sides that "scenes" draws from.
-        size_rule: What "none" resizes to.
+        augmentation: "coco" is the paper's; "scenes" is for classes that do not depend on mirroring or colour; "none"
+            only resizes.
+        class_of: (category id, class index) of every class; other categories are omitted.
+        seed: Seed of the run.
+        augment: Parameters of "coco".
+        one_scale_a_batch: Resize all images of a micro-batch to one shorter side, for less padding; "scenes" then also
+            turns all or none, so that equal shapes stay equal.
+        scene_sides: Shorter sides for "scenes".
+        size_rule: Size rule for "none".
     """
 
     augmentation: Literal["coco", "scenes", "none"]
@@ -84,13 +85,13 @@ class Preparation:
             raise ValueError("scene sides: give at least one shorter side to resize scenes to")
 
     def prepare(self, images: Sequence[TrainingImage], *, epoch: int, step: int, reader: int) -> TrainBatch:
-        """Return the micro-batch of these images: a function of its arguments and the seed, on every machine.
+        """Return the micro-batch of these images, determined by the arguments and the seed on every machine.
 
-        An image's own chance comes of (seed, epoch, image id), what a micro-batch has in common of (seed, epoch, step,
+        Random numbers of an image depend on (seed, epoch, image id), those of a micro-batch on (seed, epoch, step,
         reader).
 
         Raises:
-            UnusableImage: it cannot be decoded, is not of the size that its annotations say, or is too long and thin.
+            UnusableImage: an image cannot be decoded, does not have the size of its annotations, or is too narrow.
         """
         common = step_stream(self.seed, epoch, step, reader)
         scale = turned = None
@@ -122,12 +123,12 @@ class Preparation:
         )
 
     def size(self, height: int, width: int, image_id: int, *, epoch: int) -> tuple[int, int]:
-        """Return the height and width that an image of so many pixels is trained with in an epoch.
+        """Return the height and width of an image after augmentation in an epoch.
 
-        Not for micro-batches of one scale: theirs is a matter of the step.
+        Not for micro-batches of one scale, because that depends on the step.
 
         Raises:
-            TooExtreme: it is too long and thin.
+            TooExtreme: the image is too narrow.
         """
         generator = image_generator(self.seed, epoch, image_id)
         match self.augmentation:
@@ -148,7 +149,7 @@ class Preparation:
         scale: int | None,
         turned: bool | None,
     ) -> tuple[Tensor, Target]:
-        """Return an image as uint8 `(3, H, W)` and its objects. The truth comes first: it is cheap and may fail."""
+        """Return an image as uint8 `(3, H, W)` and its objects. Reads annotations first: that is cheap and may fail."""
         target = image_target(image.annotations, image.height, image.width, class_of=class_of)
         match self.augmentation:
             case "coco":

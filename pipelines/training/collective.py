@@ -1,4 +1,4 @@
-"""Collective operations between training workers on small values in CPU memory, beside those on the gradients."""
+"""Collective operations between training workers on small values in CPU memory, separate from the gradients."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any, Final
 import torch
 import torch.distributed as dist
 
-BARRIER_SECONDS: Final = 6 * 3600.0  # pycocotools, which one worker runs while the others wait, may take hours
+BARRIER_SECONDS: Final = (
+    6 * 3600.0
+)  # one worker computes metrics while the others wait, which may take hours with pycocotools
 
 
 class Collective:
@@ -19,7 +21,7 @@ class Collective:
         """Create the process group.
 
         Args:
-            seconds: How long a worker may keep the others waiting.
+            seconds: How long workers wait for each other.
         """
         self.rank = dist.get_rank()
         self.workers = dist.get_world_size()
@@ -33,17 +35,17 @@ class Collective:
         return [float(value) for value in summed.tolist()]
 
     def barrier(self) -> None:
-        """Wait for every worker, for up to six hours. Raises RuntimeError when one is lost."""
+        """Wait for all workers, up to six hours. Raises RuntimeError if one is lost."""
         dist.barrier(group=self._slow_group)
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the values of all workers by rank, at rank 0; an empty list elsewhere."""
+        """Return the values of all workers by rank on rank 0, and an empty list on other ranks."""
         gathered: list[Any] | None = [None] * self.workers if self.rank == 0 else None
         dist.gather_object(value, gathered, dst=0, group=self._group)
         return gathered or []
 
     def broadcast(self, value: Any) -> Any:
-        """Return the value of rank 0, at every worker."""
+        """Return the value of rank 0 on every worker."""
         values = [value]
         dist.broadcast_object_list(values, src=0, group=self._group)
         return values[0]

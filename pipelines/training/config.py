@@ -121,24 +121,24 @@ class TrainConfig:
             )
         for name in ("train", "val", "storage"):
             value = getattr(self, name)
-            if value is not None:  # workers have other working directories
+            if value is not None:  # workers have another working directory
                 object.__setattr__(self, name, join_uri(*split_uri(value)))
 
     @property
     def run_uri(self) -> str:
-        """Where everything of this run lies."""
+        """URI of the run's directory."""
         return self.storage.rstrip("/") + "/" + self.name
 
     def places(self) -> tuple[str, ...]:
-        """Return every place that workers read or write."""
+        """Return all URIs that workers read or write."""
         return (self.run_uri, self.train, *(() if self.val is None else (self.val,)))
 
     def network_config(self) -> DetrConfig | None:
-        """Return the configuration of the network to begin with; None where a model is fine-tuned."""
+        """Return the configuration of a new network, or None if a model is fine-tuned."""
         return None if self.network is None else NETWORKS[self.network]
 
     def resume_identity(self) -> dict[str, Any]:
-        """Return what decides the outcome, for the run's record; the rest may differ from start to start."""
+        """Return the options that determine the weights, for the run's record. Others may change on resuming."""
         recipe = self.recipe.as_json()
         recipe["train_longest"] = recipe.pop("longest")  # as its option is called: the network has another
         values = {

@@ -1,4 +1,4 @@
-"""Evaluation during training: images are shared by all workers, the figures computed once."""
+"""Evaluation during training: all workers detect, and rank 0 computes the metrics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipelines.shards.reader import decode_training_image
 from pipelines.training.collective import Collective
 from pipelines.training.row_groups import RowGroups, evaluation_images
 
-WINDOW_IMAGES: Final = 32  # decoded at a time, so that they can be sorted by shape
+WINDOW_IMAGES: Final = 32  # decoded at once, so that they can be sorted by shape
 MISSING_EXAMPLES: Final = 3
 
 Json = dict[str, Any]
@@ -35,24 +35,24 @@ def evaluate_on_all(
     device: str,
     precision: Precision,
 ) -> Json | None:
-    """Return COCO's numbers of a model over all images of the truth, at rank 0; None elsewhere.
+    """Return the COCO metrics of a model over all annotated images on rank 0, and None on other ranks.
 
-    In images that the shards could not take in nothing counts as found, as where the labelling job has errors: the
-    figure is what an evaluation by the json that the shards were made of says. How many these are is `missing`.
+    Images that are not in the shards count as images without detections, like error rows of the labelling job, so that
+    the metrics are those of an evaluation with the original json. `missing` is the number of these images.
 
-    Collective: every worker detects its share, at threshold 0 and with every query, by the detector that labels, too.
-    The figure does not depend on the number of workers.
+    Collective: every worker detects its share of the images with the detector that labels, at threshold 0 and with
+    every query. The metrics do not depend on the number of workers.
 
     Args:
-        model: stays unchanged.
-        groups: of the shards to evaluate on.
-        truth: what COCO's json of these images holds; needed at rank 0 only.
-        collective: the workers' channel.
-        device: where this worker detects.
-        precision: "fp32" gives the figure of the labelling job on a CPU.
+        model: the model, which is not changed.
+        groups: row groups of the evaluation shards.
+        truth: the annotations, needed on rank 0 only.
+        collective: the group of workers.
+        device: device of this worker.
+        precision: precision of the network; "fp32" gives the metrics of the labelling job on a CPU.
 
     Raises:
-        RayDetrError: an image cannot be read or the model gives NaN, on whichever worker; every worker raises it.
+        RayDetrError: an image cannot be read or the model produced NaN on any worker; raised on every worker.
     """
     problem = None
     part: Part = {}
@@ -67,7 +67,7 @@ def evaluate_on_all(
                 )
     except RayDetrError as error:
         problem = str(error)
-    except (ImageError, FloatingPointError) as error:  # of the network: told, because the others wait for this worker
+    except (ImageError, FloatingPointError) as error:  # reported to all workers, which wait for this one
         problem = f"the model cannot be evaluated: {error}"
     gathered = collective.gather((part, problem))
     problem = collective.broadcast(next((sentence for _, sentence in gathered if sentence is not None), None))

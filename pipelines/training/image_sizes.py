@@ -15,20 +15,20 @@ from pipelines.training.order import Places
 
 @dataclass(frozen=True, slots=True)
 class ImageSizes:
-    """What is known of every image of every row group.
+    """Ids and sizes of the images of every row group.
 
     Attributes:
-        ids: the data set's own, which augmentation draws by.
-        sizes: (height, width) in pixels of the stored pictures.
+        ids: ids in the data set, on which the random numbers of augmentation depend.
+        sizes: (height, width) of the stored pictures in pixels.
     """
 
     ids: Sequence[Sequence[int]]
     sizes: Sequence[Sequence[tuple[int, int]]]
 
     def of_epoch(self, preparation: Preparation, epoch: int) -> Callable[[Places], npt.NDArray[np.int64]]:
-        """Return a function of `(n, 2)` places, (row group, row), to `(n, 2)` heights and widths in an epoch.
+        """Return a function from `(n, 2)` places (row group, row) to `(n, 2)` heights and widths in an epoch.
 
-        It draws what augmentation will draw: 0.1 ms an image.
+        It draws the same random numbers as augmentation, which takes 0.1 ms for each image.
         """
 
         def sizes(places: Places) -> npt.NDArray[np.int64]:
@@ -37,7 +37,7 @@ class ImageSizes:
                 height, width = self.sizes[group][row]
                 try:
                     found[index] = preparation.size(height, width, self.ids[group][row], epoch=epoch)
-                except TooExtreme:  # training will say so, with the image's name
+                except TooExtreme:  # training will report it with the image's name
                     found[index] = height, width
             return found
 

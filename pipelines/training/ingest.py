@@ -17,8 +17,8 @@ from pipelines.training.batch import Preparation, TrainBatch, UnusableImage
 from pipelines.training.order import EpochOrder, Places
 from pipelines.training.row_groups import RowGroups
 
-FETCH_THREADS: Final = 4  # row groups under way at once
-# steps that are fetched before they are decoded: a new window begins with many new row groups
+FETCH_THREADS: Final = 4  # row groups to fetch at once
+# steps that are fetched before they are decoded, because a new window begins with many new row groups
 FETCH_AHEAD_STEPS: Final = 8
 
 _Fetched = Future[dict[int, TrainingImage]]
@@ -36,26 +36,26 @@ def train_batches(
     threads: int = 1,
     prefetch_steps: int = 2,
 ) -> Generator[list[TrainBatch], None, None]:
-    """Yield step after step the micro-batches of the given readers; a reader that has ended is left out.
+    """Yield, step by step, the micro-batches of the given readers. Readers that have ended are omitted.
 
-    What comes is a function of order, preparation and epoch alone. A row group is read once per reader and its images
-    are let go as they are used: encoded images of a window of row groups are in memory per reader, and decoded ones of
-    `prefetch_steps` + 1 steps. Threads run while the iterator lives: close it where it is not used up (a store that
-    does not answer at that moment holds `close` up until its client gives up).
+    The result is determined by order, preparation and epoch. Each reader reads a row group once and releases images
+    after use. Memory: for each reader the encoded images of a window of row groups, and the decoded images of
+    `prefetch_steps` + 1 steps. Threads run until the iterator ends or is closed; `close` may wait for a store that does
+    not answer until its client gives up.
 
     Args:
-        groups: Of the shards that the order was planned for.
-        order: Of this epoch.
-        preparation: What is done to images.
-        epoch: Its number.
-        readers: The virtual readers that the worker serves.
-        first_step: Where to begin; nothing before it is read.
-        end_step: Where to end; None is the end of the epoch, when no reader of any worker has images left.
-        threads: That decode and augment.
-        prefetch_steps: Steps that are made ready before they are asked for.
+        groups: Row groups of the shards for which the order was planned.
+        order: Order of this epoch.
+        preparation: How images are prepared.
+        epoch: Number of the epoch.
+        readers: Virtual readers of this worker.
+        first_step: First step; earlier images are not read.
+        end_step: Step before which to end; None means the end of the epoch.
+        threads: Threads that decode and augment.
+        prefetch_steps: Steps to prepare ahead.
 
     Raises:
-        RayDetrError: the store cannot be read, a shard is damaged, or an image cannot be used.
+        RayDetrError: reading failed, a shard is damaged, or an image cannot be used.
         ValueError: `threads` or `prefetch_steps` is out of range.
     """
     if threads < 1 or prefetch_steps < 0:
@@ -67,7 +67,7 @@ def train_batches(
     windows = [_Window(groups, order, reader, first_step, end_step, fetchers, clock) for reader in readers]
 
     def prepare(images: Sequence[tuple[_Fetched, int]], places: Places, reader: int, step: int) -> TrainBatch:
-        taken = [fetched.result().pop(row) for fetched, row in images]  # popped: nobody else takes it this epoch
+        taken = [fetched.result().pop(row) for fetched, row in images]  # popped: it is used once in an epoch
         try:
             return preparation.prepare(taken, epoch=epoch, step=step, reader=reader)
         except UnusableImage as error:
@@ -92,13 +92,13 @@ def train_batches(
             yield [batch.result() for batch in asked.popleft()]
     finally:
         clock.close()
-        fetchers.shutdown(wait=False, cancel_futures=True)  # first: who prepares may be waiting for it
+        fetchers.shutdown(wait=False, cancel_futures=True)  # first: threads that prepare may be waiting for it
         preparers.shutdown(cancel_futures=True)
         fetchers.shutdown()
 
 
 class _Window:
-    """The row groups that a reader is in the midst of: asked for before their first use, forgotten after the last."""
+    """The row groups that a reader uses at present: requested before their first use, released after the last."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class _Window:
         self._left = {group: len(rows) for group, rows in self._wanted.items()}
 
     def fetch_until(self, step: int) -> None:
-        """Ask for the row groups of all steps up to this one."""
+        """Request the row groups of all steps up to this one."""
         for wanted in range(self._next_step, min(step + 1, self._end_step)):
             for group in self._order.micro_batch(self.reader, wanted)[:, 0].tolist():
                 if group in self._wanted:
@@ -127,7 +127,7 @@ class _Window:
             self._next_step = wanted + 1
 
     def take(self, places: Places) -> list[tuple[_Fetched, int]]:
-        """Return for each image the row group that it will be in, and its row there."""
+        """Return the future row group of each image, and its row in it."""
         images = []
         for group, row in places.tolist():
             images.append((self._fetched[group], row))
@@ -138,11 +138,11 @@ class _Window:
 
     def _fetch(self, group: int, rows: Places) -> dict[int, TrainingImage]:
         images = self._groups.read(group, clock=self._clock)
-        return {row: images[row] for row in rows.tolist()}  # others are of another reader, or used already
+        return {row: images[row] for row in rows.tolist()}  # other rows belong to another reader, or are used already
 
 
 def _rows_by_group(order: EpochOrder, reader: int, first_step: int, end_step: int) -> dict[int, Places]:
-    """Return for each row group that a reader needs within these steps the rows that it needs."""
+    """Return the rows that a reader needs within these steps, by row group."""
     bounds = order.bounds[reader]
     last = len(bounds) - 1
     places = order.places[bounds[min(first_step, last)] : bounds[min(end_step, last)]]
@@ -152,11 +152,11 @@ def _rows_by_group(order: EpochOrder, reader: int, first_step: int, end_step: in
 
 
 class _Closed(Exception):
-    """The iterator is being closed: nobody wants what this thread is waiting for."""
+    """The iterator is being closed, so that this thread must stop waiting."""
 
 
 class _Closable(SystemClock):
-    """A clock whose sleepers can be woken for good."""
+    """A clock whose sleeping threads can be woken, after which it does not sleep any more."""
 
     def __init__(self) -> None:
         self._closed = threading.Event()

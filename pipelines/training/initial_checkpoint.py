@@ -24,7 +24,9 @@ from pipelines.training.config import TrainConfig
 from pipelines.training.learner import empty_network
 from pipelines.training.training_run import TrainingRun
 
-FEW_IMAGES: Final = 10_000  # the authors: below 10-15 thousand, training from scratch gives poor results
+FEW_IMAGES: Final = (
+    10_000  # DETR's authors: with less than 10-15 thousand images, training from scratch gives poor results
+)
 MENTIONED: Final = 8
 
 
@@ -34,13 +36,13 @@ def write_initial_checkpoint(
     """Write the checkpoint of step 0.
 
     Args:
-        run: that has no checkpoint yet.
-        config: says where the weights come from.
-        index: of the training shards; gives the classes.
-        say: told what the user should know: which classes are new, what is too little.
+        run: the run, which has no checkpoint.
+        config: the configuration, which names the weights.
+        index: the index of the training shards, which has the classes.
+        say: called with notes for the user, for example about new classes.
 
     Raises:
-        RayDetrError: a model or weights cannot be had, or do not fit.
+        RayDetrError: a model or weights cannot be loaded, or do not fit.
         StoreError: the run's store refused.
     """
     model, trainable_norm = initial_model(config, index.categories, say=say)
@@ -58,10 +60,10 @@ def write_initial_checkpoint(
 def initial_model(
     config: TrainConfig, categories: Sequence[Category], *, say: Callable[[str], None]
 ) -> tuple[Detr, bool]:
-    """Return the model that training starts from, for these classes, and whether its norms are trained.
+    """Return the initial model for these classes, and whether its norms are trained.
 
     Raises:
-        RayDetrError: it cannot be had, or does not fit.
+        RayDetrError: the model cannot be loaded, or does not fit.
     """
     begun = config.network_config()
     if begun is None:
@@ -98,10 +100,10 @@ def initial_model(
 
 
 def training_sizes(config: TrainConfig, network: DetrConfig) -> str | None:
-    """Return a sentence on the sizes of training pictures where they are scaled, or do not fit the model's."""
+    """Return a note if the sizes of training images are scaled or do not fit the model's, or None."""
     recipe = config.recipe
     if recipe.augmentation == "none":
-        return None  # pictures have the model's size
+        return None  # images have the model's size
     given, sides = recipe.scale_phases[-1][1], recipe.for_model(network.shorter, network.longest).scale_phases[-1][1]
     trained = f"images are trained with shorter sides of {min(sides)} to {max(sides)} pixels"
     if not min(sides) <= network.shorter <= max(sides):
@@ -115,7 +117,7 @@ def training_sizes(config: TrainConfig, network: DetrConfig) -> str | None:
 
 
 def _load_backbone(model: Detr, config: TrainConfig) -> None:
-    """Fill the backbone with ImageNet weights: of a file, a URI, or by torchvision's name."""
+    """Load ImageNet weights into the backbone: from a file, a URI, or by torchvision's name."""
     assert config.backbone_weights is not None
     reference = config.backbone_weights
     with TemporaryDirectory(prefix="ray-detr-") as folder:

@@ -1,4 +1,4 @@
-"""The figures that a training run logged, read back from the JSON lines in its folder."""
+"""Reads the figures that a training run logged as JSON lines in its folder."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _KEPT: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class WorkerStart:
-    """One start of the workers, as its log shows it.
+    """A start of the workers in the log.
 
     Attributes:
-        command: the start of the command that it belongs to; several starts of one command mean that workers were lost.
-        first_step: the first step that it took.
-        last_step: the last step that it logged; `first_step - 1` if it logged none.
-        first_time: time of its first line, ISO 8601; None if it has no line.
-        last_time: time of its last line.
+        command: identifies the execution of the command; if it has several starts, workers were lost.
+        first_step: first step of this start.
+        last_step: last logged step; `first_step - 1` if there is none.
+        first_time: time of the first line, ISO 8601; None without lines.
+        last_time: time of the last line.
     """
 
     command: str
@@ -41,7 +41,7 @@ class WorkerStart:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Figures of one evaluation, by pycocotools' names, after `epoch` epochs."""
+    """Metrics of an evaluation after `epoch` epochs, by pycocotools' names."""
 
     step: int
     epoch: int
@@ -53,11 +53,11 @@ class LoggedFigures:
     """The log of a run, without the steps that were repeated after a restart.
 
     Attributes:
-        lines: numbers by name for each log line, by rising step: `step`, `epoch` (from 0) and means since the line
-            before. Of the losses only the total and the parts of the last decoder layer. NaN for what was not finite.
-        steps: how many steps each line is the mean of.
-        evaluations: by rising step.
-        starts: of the workers, the first one first.
+        lines: numbers by name for each line, in the order of steps: `step`, `epoch` (from 0), and means since the
+            previous line. Of the losses, only the total and the parts of the last decoder layer. NaN if not finite.
+        steps: number of steps of each line.
+        evaluations: evaluations in the order of steps.
+        starts: starts of the workers in order.
     """
 
     lines: Sequence[Mapping[str, float]]
@@ -67,10 +67,9 @@ class LoggedFigures:
 
     @property
     def mean_rates(self) -> tuple[float | None, float | None]:
-        """Return images per second of all workers, and the share of the time that they waited for data.
+        """Return images per second of all workers, and the share of time that they waited for data.
 
-        Both are means over the time that the steps took, for steps of equally many images. None where nothing was
-        logged.
+        Both are means over the duration of the steps, for steps with equal numbers of images. None without lines.
         """
         timed = [
             (line, steps / line["images_per_second"])
@@ -85,23 +84,23 @@ class LoggedFigures:
 
 
 def read_logged(store: Store) -> LoggedFigures:
-    """Return what a run logged. Memory: 1.4 kB for each line, and one file of the log.
+    """Read the log of a run. Memory: 1.4 kB for each line, and one file of the log.
 
-    A start repeats the steps after its checkpoint: its lines replace those of earlier starts.
+    A start repeats the steps after its checkpoint; its lines replace those of earlier starts.
 
     Args:
         store: The run's directory.
 
     Raises:
         RayDetrError: a file of the log is damaged.
-        StoreError: the store refused, or gave no answer.
+        StoreError: the store refused or did not answer.
     """
     files = []
     for entry in store.list(LOGS + "steps-"):
         name = _FILE.fullmatch(entry.key.removeprefix(LOGS))
         if name is not None:
             files.append((int(name["claim"]), int(name["first"]), name["start"], entry.key))
-    trained: dict[int, tuple[dict[str, float], int]] = {}  # by step: the line, and how many steps it is the mean of
+    trained: dict[int, tuple[dict[str, float], int]] = {}  # by step: the line, and its number of steps
     evaluated: dict[int, Mapping[str, float]] = {}
     starts: dict[int, WorkerStart] = {}
     for claim, first, start, key in sorted(files):
@@ -146,6 +145,6 @@ def _number(value: object) -> float:
 
 
 def _epochs(step: int, ordered: Sequence[int], trained: Mapping[int, tuple[Mapping[str, float], int]]) -> int:
-    """Return how many epochs were done at the step of an evaluation, which is at an epoch's end."""
+    """Return the number of epochs at the step of an evaluation, which is at the end of an epoch."""
     before = bisect_right(ordered, step)
     return int(trained[ordered[before - 1]][0]["epoch"]) + 1 if before else 0

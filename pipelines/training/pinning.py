@@ -11,21 +11,21 @@ from typing import Final
 
 from pipelines.training.batch import TrainBatch
 
-STEPS_AHEAD: Final = 1  # that are pinned and not asked for yet
-WAKE_SECONDS: Final = 0.1  # from one look whether the batches are still wanted to the next
-CLOSE_SECONDS: Final = 5.0  # that closing waits for a thread that is reading; it ends by itself later
+STEPS_AHEAD: Final = 1  # steps that are pinned in advance
+WAKE_SECONDS: Final = 0.1  # between two checks whether the batches are still needed
+CLOSE_SECONDS: Final = 5.0  # for which closing waits for a thread that is reading; it ends by itself later
 
 Batches = Generator[list[TrainBatch], None, None]
 
 
 def pinned_batches(batches: Batches) -> Batches:
-    """Yield the same batches, with pixels in pinned memory: a GPU copies from there while the host goes on.
+    """Yield the same batches with pixels in pinned memory, so that copies to a GPU do not block the host.
 
-    A thread takes `batches` and copies, one step ahead; what it raises is raised here, in its place. Only that thread
-    uses `batches`, and it closes them, when they have ended or when this generator is closed.
+    A thread reads and copies `batches` one step ahead. Its errors are raised here. Only that thread uses `batches`; it
+    closes them at their end, or when this generator is closed.
 
     Raises:
-        BaseException: what `batches` raise.
+        BaseException: the errors of `batches`.
     """
     ready: queue.Queue[list[TrainBatch] | BaseException | None] = queue.Queue(STEPS_AHEAD)
     closed = threading.Event()

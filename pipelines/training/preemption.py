@@ -1,4 +1,4 @@
-"""Tells Ray that the cloud will take this machine away, so that training writes a checkpoint first."""
+"""Reports a preemption notice of the cloud to Ray, so that training writes a checkpoint in time."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from pipelines.training.instance_metadata import MetadataService, MetadataUnavai
 
 logger = logging.getLogger(__name__)
 
-DRAIN_SECONDS: Final = 20.0  # for one try: it takes about 2 s, most of them imports
+DRAIN_SECONDS: Final = 20.0  # for one attempt: it takes about 2 s, most of it for imports
 DRAIN_TRIES: Final = 3
 PAUSE_SECONDS: Final = 1.0
 
 
 def wait_for_notice(service: MetadataService, *, poll_seconds: float, clock: Clock | None = None) -> Notice:
-    """Return the notice when it comes, which may be never.
+    """Wait for a preemption notice and return it.
 
-    A service that does not answer now and then is asked again: that is said once, and once that it is back.
+    If the service does not answer, the request is repeated; a message says so once, and once when it answers again.
 
     Args:
-        service: Whom to ask.
-        poll_seconds: From one question to the next; AWS recommends 5.
-        clock: What waits.
+        service: The metadata service.
+        poll_seconds: Seconds between two requests; AWS recommends 5.
+        clock: The clock.
     """
     clock = clock or SystemClock()
     is_away = False
@@ -51,15 +51,15 @@ def wait_for_notice(service: MetadataService, *, poll_seconds: float, clock: Clo
 
 
 def own_node(address: str | None = None) -> tuple[str, str]:
-    """Return the address of the cluster that this machine belongs to, and the machine's node id there.
+    """Return the address of this machine's cluster, and the node id of the machine.
 
     Connects to Ray for a moment.
 
     Args:
-        address: Of the cluster; None is `RAY_ADDRESS`, else the Ray that runs on this machine.
+        address: Address of the cluster; None means `RAY_ADDRESS`, or the Ray on this machine.
 
     Raises:
-        RayDetrError: no Ray runs here.
+        RayDetrError: Ray is not running here.
     """
     try:
         ray.init(address=address or "auto", logging_level=logging.ERROR, log_to_driver=False)
@@ -75,9 +75,9 @@ def own_node(address: str | None = None) -> tuple[str, str]:
 
 
 def drain_command(address: str, node_id: str, notice: Notice) -> list[str]:
-    """Return the command that makes Ray schedule nothing more on a node and tell Ray Train of its end.
+    """Return the command that drains a node: Ray schedules nothing more on it, and tells Ray Train of its end.
 
-    It is `ray drain-node`, which Ray 2.60 hides and does not promise to keep.
+    It is `ray drain-node`, a hidden command of Ray 2.60 without a promise of stability.
     """
     command = [
         sys.executable, "-m", "ray.scripts.scripts", "drain-node",
@@ -92,10 +92,10 @@ def drain_command(address: str, node_id: str, notice: Notice) -> list[str]:
 
 
 def drain(address: str, node_id: str, notice: Notice, *, clock: Clock | None = None) -> None:
-    """Have a node drained.
+    """Drain a node.
 
     Raises:
-        RayDetrError: Ray did not accept it.
+        RayDetrError: Ray did not accept the request.
     """
     clock = clock or SystemClock()
     command = drain_command(address, node_id, notice)

@@ -1,4 +1,4 @@
-"""Runs Ray Train: starts workers, and starts them again, until the run is finished or must stop."""
+"""Runs Ray Train: starts and restarts workers until the run is finished or must stop."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pipelines.training.worker_group import Group
 from pipelines.training.worker_spec import WorkerSpec
 
 POLL_SECONDS: Final = 0.5
-LEAVE_SECONDS: Final = 60.0  # for workers to end by themselves when the run has to stop
+LEAVE_SECONDS: Final = 60.0  # for workers to end by themselves when the run must stop
 
 
 def fit(
@@ -41,21 +41,21 @@ def fit(
     scratch: str,
     meter: Meter,
 ) -> tuple[int, ...]:
-    """Have Ray Train run the workers until the last epoch; return at which steps they were started.
+    """Run the workers in Ray Train until the last epoch; return the steps at which they were started.
 
     Args:
-        config: of the run.
-        group: how many workers.
-        configuration: what the run's record says decides the outcome.
-        show: told what the workers tell.
-        start_id: of this start of the command.
-        versions: of the code, for the records.
-        scratch: a folder for temporary files, which is removed when Ray has ended.
-        meter: tells when a limit on time or cost is reached.
+        config: the configuration of the run.
+        group: number and resources of the workers.
+        configuration: the options that determine the weights, for the run's record.
+        show: called with the progress of the workers.
+        start_id: identifies this execution of the command.
+        versions: versions of this package and its dependencies, for the records.
+        scratch: a folder for temporary files, which is removed after Ray has ended.
+        meter: knows when a limit on time or cost is reached.
 
     Raises:
         CapReached: a limit is reached; a checkpoint is written.
-        RayDetrError: a worker said that there is no going on, or they failed too often.
+        RayDetrError: the run must stop, or the workers failed too often.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board: Any = ray.remote(RunStatus).options(num_cpus=0, scheduling_strategy=here).remote(config.restarts)
@@ -76,12 +76,12 @@ def fit(
                 raise CapReached(stopped, step=step) if is_capped else RayDetrError(stopped)
             if finished:
                 return tuple(starts)
-            # Ray Train gives up where workers are lost while they find each other (2.60): start it again, but count
+            # Ray Train (2.60) gives up if workers are lost while they connect to each other: start it again, and count
             ray.get(board.fail.remote(_last_line(failed) if failed else "the workers ended without a message"))
 
 
 class _Trainer(TorchTrainer):
-    """Ray Train's, but that Ctrl-C stays Python's: Ray's own handler ends the process with a code that says nothing."""
+    """Ray Train's trainer without its handler of Ctrl-C, which ends the process with another exit code."""
 
     controller: Any = None
 
@@ -90,7 +90,7 @@ class _Trainer(TorchTrainer):
 
 
 def _trainer(group: Group, spec: WorkerSpec) -> _Trainer:
-    """Return what starts the workers, again and again, until they end by themselves."""
+    """Return the trainer, which restarts workers until they end by themselves."""
     return _Trainer(
         lambda given: train_worker(given["spec"]),
         train_loop_config={"spec": spec},
@@ -105,7 +105,7 @@ def _trainer(group: Group, spec: WorkerSpec) -> _Trainer:
         ),
         run_config=RunConfig(
             name=f"{spec.start_id}-{secrets.token_hex(2)}",
-            storage_path=spec.scratch,  # for checkpoints of Ray's own; ours are written by the workers
+            storage_path=spec.scratch,  # for Ray's own checkpoints; the workers write those of the run
             failure_config=FailureConfig(max_failures=-1),
             callbacks=[_Failures(spec.board)],  # type: ignore[list-item]
         ),
@@ -114,9 +114,9 @@ def _trainer(group: Group, spec: WorkerSpec) -> _Trainer:
 
 @contextmanager
 def _watched(trainer: _Trainer, board: Any, show: Callable[[TrainProgress], None], meter: Meter) -> Iterator[None]:
-    """Show what is on the board while the driver waits for Ray Train, and end that when the run has to stop.
+    """Show the progress while the driver waits for Ray Train, and end Ray Train if the run must stop.
 
-    Workers that have to stop end by themselves within a minute; those that never began do not.
+    Workers end by themselves within a minute, unless they have never begun.
     """
     ends: float | None = None
 
@@ -126,7 +126,7 @@ def _watched(trainer: _Trainer, board: Any, show: Callable[[TrainProgress], None
             if meter.reached.is_set():
                 board.cap.remote(meter.reason)
             progress, stopped, _, _ = ray.get(board.read.remote())
-        except ray.exceptions.RayError:  # the cluster is gone: whoever waits for Ray Train hears of it
+        except ray.exceptions.RayError:  # the cluster has ended: waiting for Ray Train raises the error
             return False
         if progress is not None:
             show(progress)
@@ -142,7 +142,7 @@ def _watched(trainer: _Trainer, board: Any, show: Callable[[TrainProgress], None
 
 
 class _Failures(UserCallback):
-    """Brings what workers died of to the board; runs in Ray Train's controller."""
+    """Reports the errors of workers to `RunStatus`; runs in Ray Train's controller."""
 
     def __init__(self, board: Any) -> None:
         self._board = board
@@ -153,6 +153,6 @@ class _Failures(UserCallback):
 
 
 def _last_line(error: BaseException) -> str:
-    """Return what an error says in the end: remote ones come with the traceback before it."""
+    """Return the last line of an error; remote errors begin with a traceback."""
     lines = str(error).strip().splitlines()
     return lines[-1] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Recipes: every number that determines the result of a training, and presets that work."""
+"""Recipes: the numbers that determine the result of training, with presets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ScalePhases = tuple[tuple[float, tuple[int, ...]], ...]
 
 
 def scale_phase(text: str) -> tuple[float, tuple[int, ...]]:
-    """Return (until which share of the run, shorter sides) of `UNTIL:480,512`; without UNTIL it is the whole run."""
+    """Parse `UNTIL:480,512` to (share of the run, shorter sides); without UNTIL it is the whole run."""
     until, colon, sides = text.rpartition(":")
     if not colon:
         return 1.0, pixels(sides)
@@ -47,9 +47,9 @@ def pixel_range(text: str) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """The numbers that determine the result of a training, given where it starts. A resumed run must have the same.
+    """The numbers that determine the result of training from given weights. A resumed run must have the same.
 
-    The defaults are the paper's (section 4 and appendix A.4); loss and matching factors have the original's names.
+    The defaults are the paper's (section 4 and appendix A.4); factors of losses and matching have the original's names.
     """
 
     epochs: int = option("passes over the data set", default=300, metavar="N", at_least=1)
@@ -156,12 +156,12 @@ class Recipe:
 
     @property
     def micro_batches(self) -> int:
-        """Micro-batches of one step: into how many readers an epoch is dealt, and so the most workers."""
+        """Micro-batches of a step. This is the number of virtual readers, and so the largest number of workers."""
         return self.effective_batch // self.batch_size
 
     @property
     def learning_schedule(self) -> Schedule:
-        """How the learning rates change."""
+        """The schedule of the learning rates."""
         return Schedule(
             kind=self.schedule,
             epochs=self.epochs,
@@ -172,7 +172,7 @@ class Recipe:
 
     @property
     def losses(self) -> LossSettings:
-        """What is added up to the loss."""
+        """The weights of the parts of the loss."""
         from detr.training.criterion import LossWeights
         from detr.training.matcher import MatchWeights
         from detr.training.step import LossSettings
@@ -185,11 +185,11 @@ class Recipe:
         )
 
     def scales(self, share: float) -> tuple[int, ...]:
-        """Return the shorter sides to draw from when `share` of the run, 0..1, is done."""
+        """Return the shorter sides to draw from after a share of the run, in 0..1."""
         return next((sides for until, sides in self.scale_phases if share < until), self.scale_phases[-1][1])
 
     def augment(self, share: float) -> AugmentConfig:
-        """Return the paper's augmentation with the scales of that share of the run."""
+        """Return the paper's augmentation with the scales after a share of the run."""
         return self._augment_of(self.scales(share))
 
     def _augment_of(self, scales: tuple[int, ...]) -> AugmentConfig:
@@ -205,10 +205,10 @@ class Recipe:
         )
 
     def for_model(self, shorter: int, longest: int) -> Recipe:
-        """Return the recipe with the sizes for a model that is used with pictures of these sides, in pixels.
+        """Return the recipe with sizes for a model whose images have these sides, in pixels.
 
-        A DETR learns objects at the sizes at which it sees them: trained at 480 to 800 pixels, one that is used at 192
-        finds less afterwards than before (docs/measurements/training.md).
+        A DETR learns objects at the sizes of training: a model for 192 pixels that is fine-tuned at 480 to 800 pixels
+        finds less than before (docs/measurements/training.md).
         """
         if not self.sized_for:
             return self
@@ -272,7 +272,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
 
 
 def differing_batch(name: str, recipe: Recipe) -> str | None:
-    """Return a sentence where the effective batch is not that of the preset, whose rates were found for it."""
+    """Return a note if the effective batch differs from the preset's, to which the learning rates belong."""
     usual = RECIPES[name].effective_batch
     if recipe.effective_batch == usual:
         return None

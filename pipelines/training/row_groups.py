@@ -1,4 +1,4 @@
-"""The row groups of training shards under one running number each: what readers take whole and workers share."""
+"""The row groups of all training shards, numbered consecutively."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pipelines.shards.reader import ShardIndex, ShardReader, TrainingImage
 from pipelines.store import Store, StoreError, is_transient, join_uri
 from pipelines.store.retry import retry
 
-# beyond what the store's client does by itself: a store that is restarted costs a wait, not a run
+# beyond the retries of the store's client: a restarted store costs time, but not the run
 OUTAGE_SECONDS: Final = 300.0
 
 
 class RowGroups:
-    """All row groups of the shards, numbered file after file; any number of threads may read at once.
+    """All row groups of the shards, numbered file by file. Can be used by several threads.
 
     Args:
-        store: Where the shards lie.
-        index: What lies there.
-        outage_seconds: How long a store that does not answer is asked again before it stops the run.
+        store: The store of the shards.
+        index: The index of the shards.
+        outage_seconds: How long to retry if the store does not answer, before the run stops.
     """
 
     def __init__(self, store: Store, index: ShardIndex, *, outage_seconds: float = OUTAGE_SECONDS) -> None:
@@ -35,14 +35,14 @@ class RowGroups:
         ]
 
     def name(self, number: int) -> str:
-        """Return the URI of the shard that a row group lies in, for messages."""
+        """Return the URI of a row group's shard, for messages."""
         return join_uri(self._uri, self._index.files[self._places[number][0]].key)
 
     def sizes(self) -> list[list[tuple[int, int]]]:
         """Return (height, width) of every image of every row group, without reading images.
 
         Raises:
-            RayDetrError: a shard is damaged, or the store cannot be read.
+            RayDetrError: a shard is damaged, or reading failed.
         """
         try:
             return retry(self._reader.read_sizes, budget_seconds=self._outage_seconds, is_retryable=is_transient)
@@ -53,7 +53,7 @@ class RowGroups:
         """Return the id of every image of every row group, without reading images.
 
         Raises:
-            RayDetrError: a shard is damaged, or the store cannot be read.
+            RayDetrError: a shard is damaged, or reading failed.
         """
         try:
             return retry(self._reader.read_image_ids, budget_seconds=self._outage_seconds, is_retryable=is_transient)
@@ -61,10 +61,10 @@ class RowGroups:
             raise RayDetrError(_unreadable(error)) from error
 
     def read(self, number: int, *, clock: Clock | None = None) -> list[TrainingImage]:
-        """Return the images of a row group, in one request or a few; transient failures are retried.
+        """Read the images of a row group in one request or a few; transient errors are retried.
 
         Raises:
-            RayDetrError: the shard is damaged, or the store cannot be read.
+            RayDetrError: the shard is damaged, or reading failed.
         """
         file, group = self._places[number]
         try:
@@ -79,12 +79,12 @@ class RowGroups:
 
 
 def evaluation_images(groups: RowGroups, worker: int, workers: int) -> Generator[TrainingImage, None, None]:
-    """Yield this worker's images: whole row groups, dealt so that all workers together have each image once.
+    """Yield the images of this worker in whole row groups, so that all workers together read each image once.
 
-    Holds two row groups: the next is read while one is used.
+    Memory: two row groups, because the next one is read while one is used.
 
     Raises:
-        RayDetrError: a shard is damaged, or the store cannot be read.
+        RayDetrError: a shard is damaged, or reading failed.
         ValueError: there is no such worker.
     """
     if not 0 <= worker < workers:

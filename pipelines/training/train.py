@@ -1,4 +1,4 @@
-"""A training run from start to end: begins or resumes it, starts its workers, reads the outcome."""
+"""Trains a model: begins or resumes a run, runs its workers, and returns the result."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ PACKAGES: Final = ("ray-detr", "ray", "torch", "torchvision", "pillow", "pyarrow
 
 @dataclass(frozen=True, slots=True)
 class TrainSummary:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
-        run: its URI.
-        model: the URI of its model: a directory that the labelling job and `detr.load` take.
-        checkpoint: the checkpoint which that is a copy of.
-        epochs: passed, by all starts together.
-        steps: of the optimiser.
-        metrics: COCO's numbers of that model by pycocotools' names; None when it was not evaluated.
-        starts: the steps at which the workers were started, by this start of the command.
-        seconds: of this start.
-        resumed: whether an earlier start had begun it.
-        was_finished: whether there was nothing to do.
+        run: URI of the run's directory.
+        model: URI of the model directory, for `ray-detr label` and `detr.load`.
+        checkpoint: name of the checkpoint of which the model is a copy.
+        epochs: number of epochs, of all attempts.
+        steps: number of optimizer steps, of all attempts.
+        metrics: COCO metrics of the model by pycocotools' names; None if it was not evaluated.
+        starts: the steps at which workers were started in this attempt.
+        seconds: duration of this attempt.
+        resumed: whether an earlier attempt had begun the run.
+        was_finished: whether the run was finished before.
     """
 
     run: str
@@ -73,20 +73,20 @@ def train(
     on_progress: Callable[[TrainProgress], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> TrainSummary:
-    """Train until the last epoch; go on where a run of that name stopped.
+    """Train until the last epoch, or resume the run of this name.
 
-    Ray is the one that is initialised already, the cluster that `RAY_ADDRESS` names, or a local one for the time of
-    the call. Workers that are lost are started again, with as many as there is room for, from the newest checkpoint.
+    Uses the Ray that is initialised already, the cluster of `RAY_ADDRESS`, or a local Ray during the call. Lost workers
+    are restarted from the newest checkpoint, as many as the cluster has room for.
 
     Args:
-        config: What to train on what.
-        on_progress: Called in another thread about twice a second.
-        say: Called with a sentence that the user should know but need not act on.
+        config: The data, the initial weights, the recipe and the resources.
+        on_progress: Called with the progress about twice a second, in another thread.
+        say: Called with notes for the user.
 
     Raises:
         CapReached: a limit of `config.caps` is reached; a checkpoint is written.
-        RayDetrError: the cluster, a store, the data or the loss stops the run; a sentence says how. The same call
-            resumes from the newest checkpoint.
+        RayDetrError: the run stopped because of the cluster, a store, the data or the loss. The same call resumes from
+            the newest checkpoint.
     """
     began = time.monotonic()
     show, tell = on_progress or (lambda _: None), say or (lambda _: None)
@@ -99,7 +99,7 @@ def train(
         require_create_only(store, what="a run", loss="two starts could lose each other's checkpoints")
         record, manifest = read_record(store), read_manifest(store)
         if record is not None and "sized_for" not in record.configuration:
-            # begun with sizes of its own, or by a release whose sizes did not follow the model's
+            # begun with other sizes, or by a release whose sizes did not follow the model's
             config = replace(config, recipe=replace(config.recipe, sized_for=0))
         configuration = {**config.resume_identity(), **_fingerprints(config), **_origin(index)}
         if record is not None:
@@ -115,9 +115,9 @@ def train(
             tell(sentence)
         resumed = manifest is not None and manifest.latest is not None
         if not resumed and config.finetune is not None:
-            check_trainable(identify_model(config.finetune, config.options))  # before Ray, which takes long to start
+            check_trainable(identify_model(config.finetune, config.options))  # before Ray is started, which takes long
         show(TrainProgress("connecting to Ray"))
-        # outside: workers that are killed leave theirs, and they live until Ray has ended
+        # here, because killed workers do not remove theirs, and workers live until Ray has ended
         with (
             metering(config.caps) as meter,
             TemporaryDirectory(prefix="ray-detr-train-", ignore_cleanup_errors=True) as scratch,
@@ -141,7 +141,7 @@ def train(
             if group.uses_gpu:
                 tell(_precision(config))
             start_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-            if not resumed:  # else the workers claim the run, when they are there
+            if not resumed:  # otherwise the workers claim the run when they begin
                 show(TrainProgress("preparing the model"))
                 run = open_run(store, configuration, start_id=start_id, now=datetime.now(UTC), versions=_versions())
                 write_initial_checkpoint(run, config, index, say=tell)
@@ -173,7 +173,7 @@ def _counted_nodes(meter: Meter, group: Group) -> Iterator[None]:
     try:
         yield
     finally:
-        meter.count_nodes(None)  # Ray would start anew if it were asked for its nodes after its end
+        meter.count_nodes(None)  # asking for nodes after Ray's end would start it again
 
 
 def _epochs(manifest: Manifest) -> int:
@@ -181,7 +181,7 @@ def _epochs(manifest: Manifest) -> int:
 
 
 def _precision(config: TrainConfig) -> str:
-    """Return in what the network computes on GPUs."""
+    """Return the precision of the network on GPUs."""
     if config.recipe.bf16:
         return "the network computes in bfloat16, the loss in float32"
     if config.tf32:
@@ -190,10 +190,12 @@ def _precision(config: TrainConfig) -> str:
 
 
 def _check(config: TrainConfig, index: ShardIndex) -> None:
-    """Refuse data that cannot be trained or evaluated on, before anything is begun."""
+    """Check that the data can be used for training and evaluation, before the run is begun."""
     if not index.images:
         raise RayDetrError(f"{without_secrets(config.train)} has no images.")
-    worst = max(index.report.get(kind, 0) for kind in (*UNUSABLE, "crowds"))  # shards of earlier releases say no more
+    worst = max(
+        index.report.get(kind, 0) for kind in (*UNUSABLE, "crowds")
+    )  # shards of earlier releases have no other counts
     if not index.report.get(USABLE, index.annotations - worst):
         examples = "; ".join(some[0] for kind, some in index.examples.items() if kind in UNUSABLE and some)
         raise RayDetrError(
@@ -214,7 +216,7 @@ def _check(config: TrainConfig, index: ShardIndex) -> None:
 
 
 def _fingerprints(config: TrainConfig) -> dict[str, Any]:
-    """Return which shards these are: others at the same place are another data set, in another order."""
+    """Return what identifies the shards: other shards in the same folder are another data set."""
     places = {"train_index": config.train, "val_index": config.val}
     return {
         name: None if uri is None else hashlib.sha256(open_store(uri, config.options).get(INDEX_KEY).data).hexdigest()
@@ -223,7 +225,7 @@ def _fingerprints(config: TrainConfig) -> dict[str, Any]:
 
 
 def _origin(index: ShardIndex) -> dict[str, Any]:
-    """Return of which table and corrections the shards were made; empty for other shards."""
+    """Return the table and the corrections of which the shards were made, or nothing for other shards."""
     return {"train_origin": index.other[ORIGIN]} if ORIGIN in index.other else {}
 
 

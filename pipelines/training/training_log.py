@@ -1,4 +1,4 @@
-"""The log of a training run: figures by step as TensorBoard files, JSON lines, and for experiment trackers."""
+"""Writes the log of a training run: TensorBoard files, JSON lines, and experiment trackers."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from pipelines.training.run_record import run_name
 logger = logging.getLogger(__name__)
 
 LOGS: Final = "logs/"
-NEW_FILE_BYTES: Final = 8_000_000  # every flush writes its files anew, so they must not grow for weeks
+NEW_FILE_BYTES: Final = 8_000_000  # every flush rewrites the files, so they must not grow for weeks
 
 
 class TrainLog:
-    """What rank 0 tells of training. Files are written in a folder of this machine, and by `flush` into the run's.
+    """The log of rank 0. Files are written to a local folder and copied to the run's directory by `flush`.
 
-    TensorBoard reads `RUN/logs/`: each start has files of its own, and what an earlier start told of steps that are
-    repeated now is hidden. `steps-<first step>-<start id>.jsonl` beside them has the same figures, a line a step.
-    Leaving the context writes the rest and ends the trackers.
+    TensorBoard reads `RUN/logs/`. Each start writes its own files and hides the steps of earlier starts that it
+    repeats. `steps-<first step>-<start id>.jsonl` has the same figures, one line for each step. Leaving the context
+    flushes and ends the trackers.
     """
 
     def __init__(
@@ -49,12 +49,12 @@ class TrainLog:
 
         Args:
             store: The run's directory.
-            config: Its trackers are told, too, and what it was decided by: their packages must be there, see
+            config: The configuration, which is also sent to its trackers. Their packages must be installed, see
                 `check_trackers`.
-            position: Where this start begins: steps after it are repeated if they were logged before.
-            start_id: Names the start of the command.
-            clock: What time it is.
-            new_file_bytes: How large the files grow before new ones are begun.
+            position: The first position of this start; later steps are repeated if they were logged before.
+            start_id: Identifies the execution of the command.
+            clock: The clock.
+            new_file_bytes: Size of files after which new ones are begun.
         """
         self._store = store
         self._start_id = start_id
@@ -78,17 +78,17 @@ class TrainLog:
         except StoreError as late:
             if error is None:
                 raise
-            logger.warning("the end of the training log was not written: %s", late)  # the other reason counts
+            logger.warning("the end of the training log was not written: %s", late)  # the other error is raised
 
     def add(self, line: Mapping[str, float]) -> None:
-        """Add the figures of a step: numbers by name, `step` and `epoch` among them."""
+        """Add the figures of a step: numbers by name, including `step` and `epoch`."""
         values = {f"train/{name}": value for name, value in line.items() if name not in ("step", "epoch")}
         self._write(int(line["step"]), {**values, "train/epoch": line["epoch"]}, line)
 
     def evaluated(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Add the figures of an evaluation: the numbers among the metrics, as `val/AP` and so on.
+        """Add the numbers among the metrics of an evaluation, as `val/AP` and so on.
 
-        Negative ones are left out: pycocotools' -1 says that there was nothing to measure by.
+        Negative ones are omitted: pycocotools returns -1 for what could not be measured.
         """
         values = {
             f"val/{name}": value
@@ -98,7 +98,7 @@ class TrainLog:
         self._write(step, values, {"step": step, **values})
 
     def finish(self) -> None:
-        """Note that the run has come to its end: trackers are told so when the log is closed, else that it stopped."""
+        """Record that the run is finished. On closing, trackers are told this, otherwise that it stopped."""
         self._is_finished = True
 
     def _write(self, step: int, values: Mapping[str, float], line: Mapping[str, Any]) -> None:
@@ -114,12 +114,12 @@ class TrainLog:
             tracker.log(step, values)
 
     def flush(self) -> None:
-        """Write what was logged into the run's directory.
+        """Copy the log to the run's directory.
 
-        A store that does not answer now is no reason to stop: a warning, and the next flush writes it all.
+        If the store does not answer, it logs a warning, and the next flush copies everything.
 
         Raises:
-            StoreError: the store refuses.
+            StoreError: the store refused.
         """
         try:
             self._upload()
@@ -129,10 +129,10 @@ class TrainLog:
             logger.warning("the training log could not be written; it will be written with the next lines: %s", error)
 
     def close(self) -> None:
-        """Write the rest, and let the trackers end.
+        """Copy the rest of the log, and end the trackers.
 
         Raises:
-            StoreError: the store refuses, or does not answer.
+            StoreError: the store refused or did not answer.
         """
         try:
             self._upload()
@@ -145,7 +145,7 @@ class TrainLog:
     def _open_files(self, first_step: int) -> None:
         self._files_step = first_step
         name = f"{first_step:09d}-{self._start_id}"
-        # the writer puts time and host into the name, and TensorBoard reads files in the order of names
+        # the writer's names have time and host, and TensorBoard reads files in the order of names
         self._events = EventsWriter(str(Path(self._folder.name) / "events"), filename_suffix=f".{name}")
         self._events_file = next(Path(self._folder.name).glob(f"events*.{name}"))
         self._lines_file = Path(self._folder.name) / f"steps-{name}.jsonl"

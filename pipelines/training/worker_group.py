@@ -10,17 +10,17 @@ from pipelines.errors import RayDetrError
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """How many workers train, and what each takes of the cluster."""
+    """The number of workers, and the resources of each."""
 
     least: int
     most: int
     resources: Mapping[str, float]
     threads: int
-    idle: int = 0  # workers that the cluster has room for, or that were asked for, beyond those of use
+    idle: int = 0  # workers that fit or were requested, beyond those that have work
 
     @property
     def uses_gpu(self) -> bool:
-        """Whether each worker has a GPU of its own."""
+        """Whether each worker has a GPU."""
         return self.resources.get("GPU", 0) > 0
 
 
@@ -34,20 +34,19 @@ def choose_group(
     threads: int | None,
     decodes_elsewhere: bool = False,
 ) -> Group:
-    """Return the workers for a cluster: one a GPU where there are GPUs, else one a core.
+    """Return the workers for a cluster: one for each GPU, or one for each core without GPUs.
 
     Args:
-        nodes: what each node has, as `node_resources` returns it.
-        least: workers that must run; None is 1.
-        most: workers that may run, though more than the cluster holds now; None is what it holds.
-        device: "cpu" keeps to CPUs though there are GPUs; "cuda" wants GPUs; "auto" takes what is there.
-        micro_batches: of a step: more workers than that would have nothing to do.
-        threads: that decode and augment for each; None is the worker's CPUs.
-        decodes_elsewhere: whether other processes decode: each worker then leaves a CPU free, since a task that
-            waits for room keeps its own.
+        nodes: resources of each node, from `node_resources`.
+        least: smallest number of workers; None means 1.
+        most: largest number of workers, which may be more than fit now; None means as many as fit.
+        device: "cpu" does not use GPUs; "cuda" requires GPUs; "auto" uses GPUs if there are any.
+        micro_batches: micro-batches of a step, which limit the number of workers.
+        threads: threads of each worker that decode and augment; None means the worker's CPUs.
+        decodes_elsewhere: whether other processes decode; each worker then leaves a CPU free for them.
 
     Raises:
-        RayDetrError: the cluster cannot hold `least` workers, or a step has fewer micro-batches than that.
+        RayDetrError: the cluster cannot hold `least` workers, or a step has fewer micro-batches.
     """
     spare = int(decodes_elsewhere)
     gpus = int(sum(node.get("GPU", 0) for node in nodes))

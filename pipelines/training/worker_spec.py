@@ -10,16 +10,16 @@ from pipelines.training.config import TrainConfig
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """What a worker is started with.
+    """The arguments of a worker.
 
     Attributes:
-        config: of the run.
-        configuration: what the run's record says decides the outcome: the config's, and which shards these are.
-        start_id: of the driver's start; whoever claims the run later ends this one.
-        versions: of the code, for the records.
-        board: the driver's actor of `pipelines.training.run_status.RunStatus`.
-        threads: that decode and augment.
-        scratch: a folder on the driver's machine for temporary files, which the driver removes in the end.
+        config: the configuration of the run.
+        configuration: the options that determine the weights, and what identifies the shards, for the run's record.
+        start_id: identifies the execution of the command.
+        versions: versions of this package and its dependencies, for the records.
+        board: handle of the `pipelines.training.run_status.RunStatus` actor.
+        threads: threads that decode and augment.
+        scratch: a folder on the driver's machine for temporary files, which the driver removes.
     """
 
     config: TrainConfig
