@@ -4,7 +4,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 ON_ALL_CORES := -n auto --maxprocesses 4
 STOP_HUNG := --max-worker-restart 0 -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true # a test that hangs is named, with where
-FAST := not ray and not s3 and not slow and not faults and not gpu
+FAST := not ray and not s3 and not slow and not faults and not gpu and not long
 SOURCES := detr pipelines jobs tests scripts deploy
 DEMO ?= demo
 BENCH ?= bench

@@ -73,6 +73,8 @@ def test_a_class_that_the_model_lacks_is_learnt_from_corrections_and_the_run_say
     assert "train_origin" in (tmp_path / "runs" / "second" / "model" / "README.md").read_text()
 
 
+@pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.long
 def test_ap_rises_in_three_of_three_seeds(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), "--out", str(tmp_path / "loops"), "--seeds", "1", "2", "3"]
