@@ -74,7 +74,7 @@ class Look:
         self._pairs = _with_labelled(select(listing, None, selection), is_labelled)
         self.has_new = False
         for item, done in self._pairs:
-            if self._counts.listed == self._max_images:
+            if self._counts.images == self._max_images:
                 break
             if isinstance(item, LakeObject) and not done:
                 self._pairs = chain([(item, done)], self._pairs)
