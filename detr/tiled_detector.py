@@ -58,10 +58,10 @@ class TiledDetector:
     """
 
     size_rule: SizeRule | None = None
-    """None: `prepare` needs the pixels of the picture as they are."""
+    """None, because `prepare` needs the picture at its own size."""
 
     def __init__(self, detector: DetectorLike, tiling: Tiling) -> None:
-        """Take a detector, which may be used elsewhere too, and how pictures are cut."""
+        """Take a detector, which can also be used elsewhere, and the tiling of pictures."""
         self._detector, self._tiling = detector, tiling
         self.name, self.device, self.precision = detector.name, detector.device, detector.precision
 
@@ -75,22 +75,22 @@ class TiledDetector:
 
     @property
     def identity(self) -> str | None:
-        """That of the detector: rows tell tiles apart by their settings."""
+        """Identity of the wrapped detector. Rows with tiles differ by their settings."""
         return self._detector.identity
 
     @property
     def family(self) -> str:
-        """That of the detector."""
+        """Family of the wrapped detector."""
         return self._detector.family
 
     @property
     def categories(self) -> tuple[Category, ...]:
-        """Its classes by index."""
+        """Classes of the wrapped detector, by index."""
         return self._detector.categories
 
     @property
     def batch_size(self) -> int:
-        """Images or views in a batch at most; halved where the device has too little memory."""
+        """Largest number of images or views in a batch; halved if the device runs out of memory."""
         return self._detector.batch_size
 
     def target_shape(self, height: int, width: int) -> tuple[int, int]:
@@ -152,7 +152,7 @@ class TiledDetector:
         return self._detector.take_notes()
 
     def _detect_large(self, picture: Tensor) -> Detections:
-        """Return what is in a uint8 `(3, H, W)` picture, of its whole and of its tiles."""
+        """Return the detections of a uint8 `(3, H, W)` picture, joined from the whole picture and its tiles."""
         height, width = picture.shape[1:]
         views = [Tile(0, 0, width, height), *self._tiling.tiles(height, width)]
         found = self._detector([view.cut(picture) for view in views])

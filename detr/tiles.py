@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LEAST_SIDE: Final = 64
-"""Pixels of a tile's side at least: below, a picture has thousands of tiles that show hardly a whole object."""
+"""Shortest side of a tile in pixels. With smaller tiles, pictures have thousands that hardly show a whole object."""
 
 MOST_OVERLAP: Final = 0.5
-"""The largest share of a tile that the next one may repeat; at 0.5 each pixel is seen four times already."""
+"""Largest overlap. At 0.5, the network sees each pixel four times."""
 
 OVERLAP: Final = 0.2
-"""The share that is repeated unless another one is asked for."""
+"""Default overlap."""
 
 _SIZE = re.compile(r"(\d+)(?:x(\d+))?")
 
@@ -48,12 +48,12 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """How pictures are cut: the size of a tile in pixels of the upright picture, and what neighbours share.
+    """How pictures are cut into tiles.
 
     Attributes:
-        width: of a tile.
-        height: of a tile.
-        overlap: the share of a tile's width and height that its neighbour shows too, at least; 0 to `MOST_OVERLAP`.
+        width: width of a tile in pixels of the upright picture.
+        height: height of a tile in pixels of the upright picture.
+        overlap: smallest share of a tile's width and height that its neighbour also shows, in 0..`MOST_OVERLAP`.
     """
 
     width: int

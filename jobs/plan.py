@@ -23,15 +23,8 @@ if TYPE_CHECKING:
     from pipelines.labelling.plan import PlanSummary
     from pipelines.labelling.trial import Prediction
 
-SETTINGS = (
-    "threshold",
-    "classes",
-    "precision",
-    "masks",
-    "tiles",
-    "overlap",
-    "relabel",
-)  # what tells rows of one model apart
+# Options that need --model: with them, rows of one model differ.
+SETTINGS = ("threshold", "classes", "precision", "masks", "tiles", "overlap", "relabel")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -123,14 +123,14 @@ def save(model: Detr, directory: str | os.PathLike[str]) -> None:
         CheckpointError: the format of `transformers` cannot express the network, or `directory` contains other files.
     """
     target = Path(directory).expanduser().resolve()
-    write_config(model.config)  # can be expressed: before the weights are encoded
     if target.exists() and not _may_be_replaced(target):
         raise CheckpointError(f"cannot save to {target}: it is not empty, and not a model directory. Choose another.")
+    files = dump(model)
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = target.with_name(f".{target.name}.{secrets.token_hex(4)}.new")
     fresh.mkdir()
     try:
-        for name, content in dump(model).items():
+        for name, content in files.items():
             _write(fresh / name, content)
         _put_in_place(fresh, target)
     finally:

@@ -43,12 +43,12 @@ __all__ = [
 
 GPU_SHARD_IMAGES: Final = 2_048  # with less than a thousand, batches of equal shapes are not full
 CPU_SHARD_IMAGES: Final = 64
-TILED_SHARDS: Final = 8  # as many times more shards with tiles: 31 views of 12 megapixels take a CPU most of a minute
+TILED_DIVISOR: Final = 8  # smaller shards with tiles: the 31 views of 12 megapixels take a CPU most of a minute
 
 
 def usual_shard_images(*, gpus: bool, tiled: bool) -> int:
-    """Return how many images a shard has unless the user says it: minutes of work for the device."""
-    return (GPU_SHARD_IMAGES if gpus else CPU_SHARD_IMAGES) // (TILED_SHARDS if tiled else 1)
+    """Return the default number of images in a shard: minutes of work for the device."""
+    return (GPU_SHARD_IMAGES if gpus else CPU_SHARD_IMAGES) // (TILED_DIVISOR if tiled else 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """The file of left-out images (None if there are none), and the number of their annotations."""
+    """The file of left-out images (None if all images are in shards), and the number of their annotations."""
 
     file: ShardFile | None
     annotations: int

@@ -154,7 +154,7 @@ class FsspecS3:
         """Yield the objects whose key begins with `prefix` and is greater than `after`, in order, page by page."""
         folder = self._folder
         for entry in self._slow.list(folder + prefix, f"{folder}{after}" if after else ""):
-            yield StoreEntry(
+            yield StoreEntry(  # not `replace`, which takes twice as long
                 entry.key[len(folder) :], entry.size, entry.etag, entry.is_archived, modified=entry.modified
             )
 

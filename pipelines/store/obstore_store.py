@@ -80,7 +80,7 @@ class ObstoreStore:
             if not folder:
                 yield entry
                 continue
-            yield StoreEntry(
+            yield StoreEntry(  # not `replace`, which takes twice as long
                 entry.key[len(folder) :], entry.size, entry.etag, entry.is_archived, modified=entry.modified
             )
 

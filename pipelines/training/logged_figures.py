@@ -27,7 +27,7 @@ class WorkerStart:
     Attributes:
         command: identifies the execution of the command; if it has several starts, workers were lost.
         first_step: first step of this start.
-        last_step: last logged step; `first_step - 1` if there is none.
+        last_step: last logged step; `first_step - 1` if no step was logged.
         first_time: time of the first line, ISO 8601; None without lines.
         last_time: time of the last line.
     """
