@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Final
 
 from pipelines.clock import Clock, SystemClock
-from pipelines.errors import RayDetrError
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.evaluation.annotations import read_annotations
 from pipelines.evaluation.evaluate import Evaluation
+from pipelines.evaluation.table_results import RowChoice
 from pipelines.labelling.run import list_runs
 from pipelines.lake.images import ImageStores
 from pipelines.lake.member_files import MemberIndexes
@@ -37,6 +38,7 @@ class ReportConfig:
         table: The detection table.
         out: The HTML file to write, on this machine; an earlier one is replaced.
         run_id: Only the rows of this run; None is the current row of each image.
+        settings: Only rows with these settings, as the column `settings` has them; None is all.
         against: A run of the table to compare with.
         annotations: A COCO json of the same images to measure by.
         threshold: The score at which the page's slider begins, a whole number of hundredths.
@@ -50,6 +52,7 @@ class ReportConfig:
     table: str
     out: Path
     run_id: str | None = None
+    settings: str | None = None
     against: str | None = None
     annotations: str | None = None
     threshold: float = THRESHOLD
@@ -73,6 +76,7 @@ class ReportSummary:
         out: the file.
         bytes: its size.
         images: rows that it covers.
+        settings: how many rows have which settings, the most frequent first.
         pictures: images that it shows.
         unreadable: how many of these are gone, changed or cannot be read.
         drift: the share of boxes that appeared, vanished or moved, and
@@ -83,6 +87,7 @@ class ReportSummary:
     out: Path
     bytes: int
     images: int
+    settings: dict[str, int]
     pictures: int
     unreadable: int
     drift: float | None = None
@@ -119,6 +124,7 @@ def write_report(
         out=config.out,
         bytes=len(data),
         images=page.figures.images,
+        settings=page.figures.settings(),
         pictures=len(page.pictures),
         unreadable=unreadable,
         drift=None if drift is None else drift.share,
@@ -142,11 +148,16 @@ class _Made:
         if config.against is not None:
             earlier = read_earlier(table_files(table, config.against), self.classes, config.threshold)
             self.drift = Drift(earlier, config.threshold, config.pictures)
-        for rows in table_files(table, config.run_id).rows(self.classes):
+        for rows in table_files(table, config.run_id, config.settings).rows(self.classes):
             for part in (self.figures, self._examples, self.drift, annotated):
                 if part is not None:
                     part.add(rows)
             show(self.figures.images)
+        if config.settings is not None and not self.figures.images:
+            raise UsageError(
+                f"no row of table {table.uri} has the settings {config.settings}. `ray-detr runs --table {table.uri}` "
+                "lists the settings of its runs."
+            )
         self._comparisons: list[Comparison] = []
         if self.drift is not None:
             self._comparisons.append(self.drift.comparison(self.classes))
@@ -155,7 +166,7 @@ class _Made:
                 config.table,
                 annotated,
                 self.classes,
-                run_id=config.run_id,
+                choice=RowChoice(run_id=config.run_id, settings=config.settings),
                 threshold=config.threshold,
                 most=config.pictures,
                 options=config.options,
