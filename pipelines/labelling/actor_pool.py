@@ -3,6 +3,7 @@
 How Ray 2.60 handles the death of actors, and the reasons for these settings, are in docs/decisions.md.
 """
 
+import gc
 import logging
 import threading
 import time
@@ -339,6 +340,9 @@ def label_shards(
     finally:
         batches = dataset = None  # type: ignore[assignment]  # a kept error refers to this frame, which must not keep the actors alive
         loading.forget()
+        # after the death of an actor, Ray Data's executor is part of a reference cycle, and its actors keep their GPUs
+        # until Python's collector happens to run: a second run of the same process would wait for them
+        gc.collect()
 
 
 def _dataset(shards: Sequence[int], spec: LabelerSpec, pool: Pool) -> ray.data.Dataset:
