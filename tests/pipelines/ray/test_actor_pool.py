@@ -16,7 +16,7 @@ from ray.exceptions import RpcError
 
 from pipelines.actor_resources import Pool, choose_pool
 from pipelines.cluster import node_resources
-from pipelines.errors import RayDetrError
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.labelling import actor_pool as pool
 from pipelines.labelling.actor_pool import ShardActor, label_shards, probe
 from pipelines.labelling.fetching import LakeUnreadable
@@ -220,7 +220,7 @@ def test_leaving_the_loop_ends_the_actors(local_ray: str, monkeypatch: pytest.Mo
 
 @pytest.mark.ray
 def test_a_model_that_does_not_load_is_told_before_the_pool_starts(local_ray: str) -> None:
-    with pytest.raises(RayDetrError, match=r"/nowhere/model"):
+    with pytest.raises(UsageError, match=r"/nowhere/model"):
         probe(SPEC, Pool(1, 1, cpus=1, gpus=0, threads=1))
 
 
