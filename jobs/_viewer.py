@@ -1,6 +1,7 @@
 """Opening written pictures in the viewer of this machine (`detect --open`)."""
 
 import os
+import sys
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ DISPLAYS: Final = (
 
 def has_viewer() -> bool:
     """Return whether this process can show a picture: it has a display, or $BROWSER names a command."""
-    return any(os.environ.get(name) for name in DISPLAYS)
+    return sys.platform in ("darwin", "win32") or any(os.environ.get(name) for name in DISPLAYS)
 
 
 def open_pictures(paths: Sequence[Path]) -> int:
