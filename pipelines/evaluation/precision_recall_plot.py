@@ -9,7 +9,7 @@ from pipelines.errors import RayDetrError, UsageError
 
 DOTS_PER_INCH = 150
 
-# colours that are told apart by all eyes and in grey (Okabe and Ito)
+# colours that differ with colour blindness and in grey (Okabe and Ito)
 _LINES = (("AP50", "IoU .50", "#0072B2"), ("AP75", "IoU .75", "#D55E00"), ("AP", "IoU .50:.95", "#000000"))
 
 

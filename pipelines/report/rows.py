@@ -166,7 +166,7 @@ def table_files(table: Store, run_id: str | None = None, settings: str | None = 
     """Return the published files of a table, or of one of its runs, of which the rows with some settings count.
 
     Raises:
-        UsageError: there are none.
+        UsageError: the table or the run has no published files.
         StoreError: the store refused.
     """
     entries = [entry for entry in table.list("data/") if entry.key.endswith(".parquet")]
