@@ -42,6 +42,7 @@ class ReportConfig:
         threshold: The score at which the page's slider begins, a whole number of hundredths.
         pictures: How many pictures a gallery has.
         seed: Of the random pictures.
+        keep_repeats: Also show and count detections that a mark of the table covers.
         price_per_hour: US dollars that all machines of a run cost per hour; None leaves out the cost.
         options: How the table is reached.
         picture_options: How pictures are reached; None is as the table.
@@ -55,6 +56,7 @@ class ReportConfig:
     threshold: float = THRESHOLD
     pictures: int = PICTURES
     seed: int = 0
+    keep_repeats: bool = False
     price_per_hour: float | None = None
     options: StoreOptions | None = None
     picture_options: StoreOptions | None = None
@@ -75,6 +77,7 @@ class ReportSummary:
         images: rows that it covers.
         pictures: images that it shows.
         unreadable: how many of these are gone, changed or cannot be read.
+        repeats_left_out: detections that were left out because a mark of the table covers them.
         drift: the share of boxes that appeared, vanished or moved, and
         compared: over how many images; None without `against`.
         AP: against the annotations; None without them.
@@ -85,6 +88,7 @@ class ReportSummary:
     images: int
     pictures: int
     unreadable: int
+    repeats_left_out: int = 0
     drift: float | None = None
     compared: int | None = None
     AP: float | None = None
@@ -121,6 +125,7 @@ def write_report(
         images=page.figures.images,
         pictures=len(page.pictures),
         unreadable=unreadable,
+        repeats_left_out=page.figures.left_out,
         drift=None if drift is None else drift.share,
         compared=None if drift is None else drift.images,
         AP=None if evaluation is None else evaluation.average_precision.AP,
@@ -140,9 +145,10 @@ class _Made:
         if config.annotations is not None:
             annotated = AnnotatedRows(read_annotations(config.annotations, options=config.options))
         if config.against is not None:
-            earlier = read_earlier(table_files(table, config.against), self.classes, config.threshold)
+            files = table_files(table, config.against, keep_repeats=config.keep_repeats)
+            earlier = read_earlier(files, self.classes, config.threshold)
             self.drift = Drift(earlier, config.threshold, config.pictures)
-        for rows in table_files(table, config.run_id).rows(self.classes):
+        for rows in table_files(table, config.run_id, keep_repeats=config.keep_repeats).rows(self.classes):
             for part in (self.figures, self._examples, self.drift, annotated):
                 if part is not None:
                     part.add(rows)
