@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipelines.report.report import ReportSummary
     from pipelines.report.training import TrainingReportSummary
 
-TABLE_ONLY = ("run", "against", "max_drift", "annotations", "price_per_hour", "keep_repeats")
+TABLE_ONLY = ("run", "settings", "against", "max_drift", "annotations", "price_per_hour", "keep_repeats")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -42,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--out", type=Path, default=Path("report.html"), metavar="FILE", help="the page; replaced (%(default)s)"
     )
     parser.add_argument("--run", metavar="ID", help="only the rows of this run (the current row of each image)")
+    parser.add_argument(
+        "--settings", metavar="TEXT", help="only rows with these settings, as in the column `settings` (all)"
+    )
     parser.add_argument(
         "--against", metavar="RUN", help="compare with this run: boxes that appeared, vanished or moved (no comparison)"
     )
@@ -86,6 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             table=args.table,
             out=args.out,
             run_id=args.run,
+            settings=args.settings,
             against=args.against,
             annotations=args.annotations,
             threshold=args.threshold,
@@ -104,6 +108,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with shown(sys.stderr, drawing) as on_progress:
         summary = write_report(config, show=on_progress)
 
+    if len(summary.settings) > 1:
+        found = "; ".join(f"{count:,} with {settings}" for settings, count in summary.settings.items())
+        print(f"note: the rows have several settings ({found}). --settings chooses one.", file=sys.stderr)
     if args.json:
         fields = {**asdict(summary), "out": str(summary.out)}
         if not summary.repeats_left_out:  # as of tables without marks

@@ -303,7 +303,7 @@ def _check_settings(rows: Mapping[str, _Row]) -> None:
         found = ", ".join(f"{count:,} with {settings}" for settings, count in sorted(counts.items()))
         raise UsageError(
             f"the current rows have several settings ({found}): the figures would belong to none of them. Choose one "
-            "with --settings of ray-detr evaluate, or one run."
+            "with --settings, or one run."
         )
 
 

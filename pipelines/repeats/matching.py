@@ -102,11 +102,11 @@ class Matcher:
             RayDetrError: a row has another number of masks than of detections.
         """
         lost = np.zeros(len(rows), np.int64)
+        if not self or not len(rows):
+            return rows, lost
         column = _one_array(rows["detections"])
         counts = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
         found = column.flatten()
-        if not self or not len(found):
-            return rows, lost
         box = found.field("box")
         boxes = Boxes(
             uris=_one_array(rows["uri"]),

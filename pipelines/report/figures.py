@@ -122,6 +122,13 @@ class Figures:
             if len(examples) < ERROR_EXAMPLES:
                 examples.append((without_secrets(row["uri"]), row["error"] or ""))
 
+    def settings(self) -> dict[str, int]:
+        """Return how many images have rows of which settings, the most frequent first."""
+        counts: Counter[str] = Counter()
+        for (_, _, settings), images in self.origins.items():
+            counts[settings or "unknown settings"] += images
+        return dict(sorted(counts.items(), key=lambda one: (-one[1], one[0])))
+
     def _add_origins(self, rows: Rows) -> None:
         names = [name for name in _ORIGIN if name in rows.table.column_names]
         columns = {

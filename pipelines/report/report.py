@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Final
 
 from pipelines.clock import Clock, SystemClock
-from pipelines.errors import RayDetrError
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.evaluation.annotations import read_annotations
 from pipelines.evaluation.evaluate import Evaluation
+from pipelines.evaluation.table_results import RowChoice
 from pipelines.labelling.run import list_runs
 from pipelines.lake.images import ImageStores
 from pipelines.lake.member_files import MemberIndexes
@@ -37,6 +38,7 @@ class ReportConfig:
         table: The detection table.
         out: The HTML file to write, on this machine; an earlier one is replaced.
         run_id: Only the rows of this run; None is the current row of each image.
+        settings: Only rows with these settings, as the column `settings` has them; None is all.
         against: A run of the table to compare with.
         annotations: A COCO json of the same images to measure by.
         threshold: The score at which the page's slider begins, a whole number of hundredths.
@@ -51,6 +53,7 @@ class ReportConfig:
     table: str
     out: Path
     run_id: str | None = None
+    settings: str | None = None
     against: str | None = None
     annotations: str | None = None
     threshold: float = THRESHOLD
@@ -75,6 +78,7 @@ class ReportSummary:
         out: the file.
         bytes: its size.
         images: rows that it covers.
+        settings: how many rows have which settings, the most frequent first.
         pictures: images that it shows.
         unreadable: how many of these are gone, changed or cannot be read.
         repeats_left_out: detections that were left out because a mark of the table covers them.
@@ -86,6 +90,7 @@ class ReportSummary:
     out: Path
     bytes: int
     images: int
+    settings: dict[str, int]
     pictures: int
     unreadable: int
     repeats_left_out: int = 0
@@ -123,6 +128,7 @@ def write_report(
         out=config.out,
         bytes=len(data),
         images=page.figures.images,
+        settings=page.figures.settings(),
         pictures=len(page.pictures),
         unreadable=unreadable,
         repeats_left_out=page.figures.left_out,
@@ -148,11 +154,17 @@ class _Made:
             files = table_files(table, config.against, keep_repeats=config.keep_repeats)
             earlier = read_earlier(files, self.classes, config.threshold)
             self.drift = Drift(earlier, config.threshold, config.pictures)
-        for rows in table_files(table, config.run_id, keep_repeats=config.keep_repeats).rows(self.classes):
+        shown = table_files(table, config.run_id, config.settings, keep_repeats=config.keep_repeats)
+        for rows in shown.rows(self.classes):
             for part in (self.figures, self._examples, self.drift, annotated):
                 if part is not None:
                     part.add(rows)
             show(self.figures.images)
+        if config.settings is not None and not self.figures.images:
+            raise UsageError(
+                f"no row of table {table.uri} has the settings {config.settings}. `ray-detr runs --table {table.uri}` "
+                "lists the settings of its runs."
+            )
         self._comparisons: list[Comparison] = []
         if self.drift is not None:
             self._comparisons.append(self.drift.comparison(self.classes))
@@ -161,7 +173,7 @@ class _Made:
                 config.table,
                 annotated,
                 self.classes,
-                run_id=config.run_id,
+                choice=RowChoice(run_id=config.run_id, settings=config.settings),
                 threshold=config.threshold,
                 most=config.pictures,
                 options=config.options,

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.errors import UsageError
-from pipelines.exports.current import current_rows
+from pipelines.exports.current import current_rows, with_settings
 from pipelines.labelling.recorded_settings import COLUMN, RecordedSettings
 from pipelines.parquet_files import open_listed, parquet_of
 from pipelines.repeats.marks import read_marks
@@ -111,12 +111,21 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class TableFiles:
-    """The files of a table that a report reads: all of them, or those of one run; and the marks of the table."""
+    """The files of a table that a report reads: all of them, or those of one run; and which of their rows.
+
+    Attributes:
+        table: the table.
+        entries: its files, in the order of runs.
+        matcher: leaves out detections that a mark covers.
+        run_id: only rows of this run.
+        settings: only rows with these settings, as the column `settings` has them.
+    """
 
     table: Store
     entries: Sequence[StoreEntry]
-    run_id: str | None
     matcher: Matcher
+    run_id: str | None = None
+    settings: str | None = None
 
     def rows(self, classes: Classes) -> Iterator[Rows]:
         """Yield the rows by row group: of one run all, of a whole table the current row of each image.
@@ -129,8 +138,10 @@ class TableFiles:
             RayDetrError: a file is damaged.
             StoreError: the store refused.
         """
-        current = current_rows(self._opened()) if self.run_id is None else None
         recorded = RecordedSettings(self.table)
+        current = None
+        if self.run_id is None:
+            current = current_rows(self._opened(), settings=self.settings, recorded=recorded)
         for number, (name, file) in enumerate(self._opened()):
             first = 0
             columns = [*_COLUMNS, *(one for one in (SETTINGS,) if one in file.schema_arrow.names)]
@@ -141,6 +152,8 @@ class TableFiles:
                     first += len(read)
                     if self.run_id is not None:  # tables with all runs in one folder
                         mask = pc.equal(read["run_id"].cast(pa.string()), self.run_id)
+                        if self.settings is not None:
+                            mask = pc.and_(mask, pa.array(with_settings(read, self.settings, recorded)))
                     chosen = read if mask is None else read.filter(mask)
                     settings = recorded.of_rows(chosen)  # of earlier releases, as their run's record has them
                     if SETTINGS in chosen.column_names:
@@ -158,12 +171,15 @@ class TableFiles:
             yield name, file
 
 
-def table_files(table: Store, run_id: str | None = None, *, keep_repeats: bool = False) -> TableFiles:
-    """Return the published files of a table, or of one of its runs.
+def table_files(
+    table: Store, run_id: str | None = None, settings: str | None = None, *, keep_repeats: bool = False
+) -> TableFiles:
+    """Return the published files of a table, or of one of its runs, of which the rows with some settings count.
 
     Args:
         table: the table.
         run_id: only the files of this run.
+        settings: only rows with these settings, as the column `settings` has them.
         keep_repeats: whether detections that a mark covers are rows' detections as well.
 
     Raises:
@@ -181,7 +197,8 @@ def table_files(table: Store, run_id: str | None = None, *, keep_repeats: bool =
             f"`ray-detr runs --table {table.uri}`."
         )
     matcher = Matcher([] if keep_repeats else read_marks(table))
-    return TableFiles(table, sorted(entries, key=lambda entry: in_order_of_runs(entry.key)), run_id, matcher)
+    ordered = sorted(entries, key=lambda entry: in_order_of_runs(entry.key))
+    return TableFiles(table, ordered, matcher, run_id, settings)
 
 
 def _rows(read: pa.Table, left_out: Integers, classes: Classes) -> Rows:

@@ -110,7 +110,7 @@ def compare_with_truth(
     rows: AnnotatedRows,
     classes: Classes,
     *,
-    run_id: str | None,
+    choice: RowChoice,
     threshold: float,
     most: int,
     options: StoreOptions | None,
@@ -120,7 +120,6 @@ def compare_with_truth(
     Raises:
         RayDetrError: the table does not fit the annotations.
     """
-    choice = RowChoice(run_id=run_id)
     annotations = rows.annotations
     evaluation = evaluate_table(table_uri, annotations, options=options, choice=choice, allow_thresholded=True)
     check_has_images(evaluation)

@@ -1,9 +1,10 @@
-"""Poison images: whole, good JPEGs that kill, hang or starve whoever decodes them, for tests of quarantine.
+"""Poison images: good JPEG and HEIC files that kill, hang or starve whoever decodes them, for tests of quarantine.
 
 No decoder that we use is known to do so, and product code has no hooks for tests. So the harm is done by
 `poison_site/sitecustomize.py`, which Python runs at the start of every process that has its folder in PYTHONPATH: it
-wraps `detr.images.decoding` when (and only when) a process imports it, and acts when the picture carries an order in
-its JPEG comment. To any other process, poison is a good photograph.
+wraps `detr.images.decoding` when (and only when) a process imports it, and acts when the picture carries an order: in a
+JPEG's comment, or in a `free` box at the end of a HEIC (ISO/IEC 14496-12, 8.1.2). To any other process, poison is a
+good photograph.
 
     data = poison(jpeg, "segfault", log=tmp_path / "deaths")     # the bytes of a poison image
     subprocess.run([sys.executable, "-m", "jobs.label", ...], env=environment())
@@ -45,20 +46,23 @@ class Victim(NamedTuple):
     is_child: bool  # a process that decodes and nothing else, not the actor
 
 
-def poison(jpeg: bytes, harm: Harm, *, when: When = "decode", log: Path | None = None, times: int = 0) -> bytes:
-    """Return the JPEG with an order in its comment; it stays a picture that everybody else can decode.
+def poison(picture: bytes, harm: Harm, *, when: When = "decode", log: Path | None = None, times: int = 0) -> bytes:
+    """Return the picture with an order in it; it stays a picture that everybody else can decode.
 
     Args:
-        jpeg: a whole JPEG.
+        picture: a whole JPEG or HEIC.
         harm: what happens to who decodes it.
         when: whether already reading its header does it.
         log: a file to which each victim adds a line first, for `victims`.
         times: how often it strikes, by the lines of `log` of this harm; 0 is always.
     """
-    assert jpeg.startswith(b"\xff\xd8"), "not a JPEG"
+    is_heic = picture[4:8] == b"ftyp"
+    assert is_heic or picture.startswith(b"\xff\xd8"), "neither JPEG nor HEIC"
     order = {"harm": harm, "when": when, "log": None if log is None else str(log), "times": times}
     text = MAGIC + json.dumps(order).encode()
-    return jpeg[:2] + b"\xff\xfe" + (len(text) + 2).to_bytes(2) + text + jpeg[2:]
+    if is_heic:  # at the end: places of the file's own data are counted from its beginning
+        return picture + (len(text) + 8).to_bytes(4) + b"free" + text
+    return picture[:2] + b"\xff\xfe" + (len(text) + 2).to_bytes(2) + text + picture[2:]
 
 
 def environment() -> dict[str, str]:

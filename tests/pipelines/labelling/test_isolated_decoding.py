@@ -52,6 +52,12 @@ def picture(*, width: int = 120, height: int = 90, seed: int = 0, kind: str = "J
     return buffer.getvalue()
 
 
+def heic() -> bytes:
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(Image.open(io.BytesIO(picture(kind="PNG")))).save(buffer)
+    return buffer.getvalue()
+
+
 def decoder_in_child(threads: int = 1, limits: DecodingLimits = LIMITS, max_pixels: int = 10**6) -> DecoderInChild:
     return DecoderInChild(
         size_rule=SizeRule(shorter=64, longest=128), max_pixels=max_pixels, threads=threads, limits=limits
@@ -243,13 +249,11 @@ def test_what_is_cut_into_tiles_is_decoded_in_a_child_and_cut_here() -> None:
 
 @pytest.mark.slow
 def test_a_heic_is_decoded_as_it_is_elsewhere(decoder: DecoderInChild) -> None:
-    sink = io.BytesIO()
-    pillow_heif.from_pillow(Image.open(io.BytesIO(picture(kind="PNG")))).save(sink)
-    upright = decode(sink.getvalue())
+    upright = decode(heic())
     expected = resize(upright, *resize_shape(*upright.shape[1:], shorter=64, longest=128))
 
-    assert decoder.read_header(sink.getvalue()).format == "HEIC"
-    assert decoder.prepare(sink.getvalue()).pixels.equal(expected)
+    assert decoder.read_header(heic()).format == "HEIC"
+    assert decoder.prepare(heic()).pixels.equal(expected)
 
 
 @pytest.mark.slow
@@ -311,6 +315,16 @@ def test_poison_costs_one_child_and_the_next_image_is_decoded(
     assert decoder.prepare(picture()).height == 90
     if harm == "allocate":
         decoder.close()
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+def test_a_harmful_heic_costs_one_child_and_the_next_image_is_decoded(decoder: DecoderInChild, tmp_path: Path) -> None:
+    with pytest.raises(DecoderCrashed, match="ended its process by SIGSEGV"):
+        decoder.prepare(poison(heic(), "segfault", log=tmp_path / "deaths"))
+
+    assert len(victims(tmp_path / "deaths")) == 1
+    assert decoder.prepare(heic()).height == 90
 
 
 @pytest.mark.slow

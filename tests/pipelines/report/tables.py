@@ -20,8 +20,16 @@ def row(uri: str, found: Detected, size: tuple[int, int] = (80, 60)) -> Row:
     return Row(uri, size=path.stat().st_size if path.exists() else 7, width=size[0], height=size[1], detections=found)
 
 
-def publish(table: str, rows: list[Row], run_id: str = "run-1", *, model: str = "detr@1", now: datetime = NOW) -> None:
-    origin = Origin(model, 0.05, run_id, 0, now)
+def publish(
+    table: str,
+    rows: list[Row],
+    run_id: str = "run-1",
+    *,
+    model: str = "detr@1",
+    now: datetime = NOW,
+    settings: str | None = None,
+) -> None:
+    origin = Origin(model, 0.05, run_id, 0, now, settings)
     open_store(table).put(f"data/{run_id}/00000.parquet", encode(rows_to_table(rows, origin=origin)))
 
 

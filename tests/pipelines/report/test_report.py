@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from jobs.report import main
-from pipelines.errors import RayDetrError
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.report.figures import Figures, score_bins
 from pipelines.report.pictures import shrink
 from pipelines.report.report import ReportConfig, ReportSummary, write_report
@@ -141,6 +141,30 @@ def test_one_run_or_the_current_row_of_each_image(tmp_path: Path) -> None:
     assert boxes("run-1") == [2]
     with pytest.raises(RayDetrError, match=r"has no published rows of run run-3\. Check the address, or list the runs"):
         boxes("run-3")
+
+
+def test_rows_of_one_settings_are_counted_alone_and_several_are_told(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    place, page = str(tmp_path / "table"), tmp_path / "r.html"
+    a, b = (picture(tmp_path / "images", name) for name in ("a.png", "b.png"))
+    found = Detected([18], ("dog",), [0.7], [[1, 1, 9, 9]])
+    publish(place, [row(a, dog_and_cat(0.9, 0.6)), row(b, dog_and_cat(0.9, 0.6))], settings="threshold=0.1")
+    publish(place, [row(a, found)], "run-2", now=NOW + timedelta(days=1), settings="threshold=0.5")
+
+    def boxes(*more: str) -> int:
+        main(["--table", place, "--out", str(page), *more])
+        return sum(len(item["boxes"]) for item in data_of(page.read_text())["galleries"][0]["items"])
+
+    assert boxes() == 3
+    assert "(1 with threshold=0.1; 1 with threshold=0.5). --settings chooses one." in capfd.readouterr().err
+    assert boxes("--settings", "threshold=0.1") == 4
+    assert boxes("--settings", "threshold=0.1", "--run", "run-1") == 4
+    assert "several settings" not in capfd.readouterr().err
+    with pytest.raises(UsageError, match=r"^no row of table .* has the settings threshold=0\.2\. `ray-detr runs"):
+        boxes("--settings", "threshold=0.2")
+    with pytest.raises(UsageError, match=r"has the settings threshold=0\.5"):
+        boxes("--settings", "threshold=0.5", "--run", "run-1")
 
 
 def test_all_pictures_together_keep_to_their_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.errors import UsageError
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.evaluation.evaluate import evaluate_table
 from pipelines.report.report import ReportConfig, write_report
 from pipelines.report.truth import NOTHING, Mistakes
@@ -51,6 +51,21 @@ def annotated(tmp_path: Path) -> tuple[str, str]:
     }
     (tmp_path / "instances.json").write_text(json.dumps(coco))
     return str(tmp_path / "table"), str(tmp_path / "instances.json")
+
+
+def test_the_figures_are_of_rows_with_the_chosen_settings(annotated: tuple[str, str], tmp_path: Path) -> None:
+    table, annotations = annotated
+    a = str(tmp_path / "images" / "a.png")
+    perfect = Detected([DOG, CAT], ("dog", "cat"), [0.9, 0.6], [[0, 0, 20, 20], [40, 0, 60, 20]])
+    publish(table, [row(a, perfect)], "run-2", settings="tiles=800")
+
+    def figures(settings: str | None) -> float | None:
+        return write_report(ReportConfig(table, tmp_path / "r.html", settings=settings, annotations=annotations)).AP
+
+    with pytest.raises(RayDetrError, match="several settings"):
+        figures(None)
+    # the cat's AP is 1; one dog of two has a row with these settings: 51 of 101 recalls have a precision of 1
+    assert figures("tiles=800") == pytest.approx((1 + 51 / 101) / 2)
 
 
 def test_the_figures_are_those_of_the_evaluation(annotated: tuple[str, str], tmp_path: Path) -> None:
