@@ -2,8 +2,8 @@
 
     python scripts/measure_repeats.py --images 100000 --boxes 10
 
-The table has cameras of 1,000 pictures with four stones each; the other boxes lie anywhere. Each command is a process of
-its own; the table is made first, in a temporary folder.
+The table has cameras of 1,000 pictures with four stones each; the other boxes lie anywhere. Each command is a process
+of its own; the table is made first, in a temporary folder.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         table = str(Path(folder) / "table")
         write_table(table, args.images, args.boxes, args.pictures)
-        print(f"{args.images * args.boxes:,} boxes of {args.images:,} images, {args.images // args.pictures:,} cameras\n")
+        print(
+            f"{args.images * args.boxes:,} boxes of {args.images:,} images, {args.images // args.pictures:,} cameras\n"
+        )
         print("| command | MB at most | CPU s | printed |\n|---|---|---|---|", flush=True)
         count = "SELECT count(*), count(repeat) FROM detections"
         for number, words in enumerate(

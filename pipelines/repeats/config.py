@@ -16,6 +16,10 @@ class RepeatsConfig:
     least_images: int = option(
         "least number of images of a folder that have the class at one place", default=15, metavar="N", at_least=2
     )
+    least_share: float = option(
+        "least share of the images of the folder, so that large folders have no places by chance", default=0.005,
+        metavar="SHARE", at_least=0, at_most=1,
+    )  # fmt: skip
     iou: float = option(
         "least overlap (intersection over union) of boxes at one place", default=0.85, metavar="SHARE", at_least=0.3,
         at_most=1,

@@ -130,7 +130,7 @@ def find_places(
             )
         show("places")
         matcher = Matcher(list(_likely(engine, config)))
-        places = _places(engine, config, matcher)
+        places = _places(engine, matcher)
         show("pictures")
         shown = [place.mark.id for place in places[: config.most_places]] if with_pictures else []
         seen = _seen(engine, shown, config.pictures)
@@ -142,6 +142,11 @@ def _create_boxes(engine: DuckDBPyConnection, config: RepeatsConfig) -> None:
     add_folders(engine, "folder_of", config.folder_levels)
     engine.execute(
         "CREATE TABLE pictures AS SELECT uri, folder_of(uri) AS folder, etag, size FROM images WHERE status = 'ok'"
+    )
+    engine.execute(
+        "CREATE TABLE folders AS SELECT folder, count(*) AS images, greatest(?, ceil(? * count(*)))::BIGINT AS least "
+        "FROM pictures WHERE folder IS NOT NULL GROUP BY folder",
+        [config.least_images, config.least_share],
     )
     engine.execute(
         "CREATE TABLE counted AS SELECT uri, label, score, width, height, xmin, ymin, xmax, ymax, repeat "
@@ -177,21 +182,21 @@ def _likely(engine: DuckDBPyConnection, config: RepeatsConfig) -> Iterator[Mark]
     wide, tall = cell(share=share, high="x2", low="x1"), cell(share=share, high="y2", low="y1")
     means = ", ".join(f"(sum(b.{side}) // count(*))::BIGINT AS {side}" for side in ("x1", "y1", "x2", "y2"))
     rows = engine.sql(
-        f"SELECT folder, label, {means}, count(*) AS boxes FROM (SELECT *, {wide} AS wide, {tall} AS tall FROM boxes "  # noqa: S608
-        f"SEMI JOIN (SELECT folder, label FROM boxes GROUP BY ALL HAVING count(*) >= {config.least_images}) "
-        "USING (folder, label)) b "
-        "GROUP BY folder, label, wide, tall, b.x1 // wide, b.x2 // wide, b.y1 // tall, b.y2 // tall "
+        f"SELECT folder, label, least, {means}, count(*) AS boxes "  # noqa: S608
+        f"FROM (SELECT boxes.*, least, {wide} AS wide, {tall} AS tall FROM boxes JOIN folders USING (folder) "
+        "SEMI JOIN (SELECT folder, label FROM boxes JOIN folders USING (folder) GROUP BY folder, label, least "
+        "HAVING count(*) >= least) USING (folder, label)) b "
+        "GROUP BY folder, label, least, wide, tall, b.x1 // wide, b.x2 // wide, b.y1 // tall, b.y2 // tall "
         "ORDER BY folder, label"
     )
-    least = max(1, int(config.least_images * SLACK))
-    for folder, label, cells in _groups(rows.to_arrow_reader(_BATCH)):
-        for sides in places_of(cells, iou=config.iou, least=least).tolist():
+    for folder, label, least, cells in _groups(rows.to_arrow_reader(_BATCH)):
+        for sides in places_of(cells, iou=config.iou, least=max(1, int(least * SLACK))).tolist():
             xmin, ymin, xmax, ymax = (round(side / UNITS, SHARE_DECIMALS) for side in sides)
             yield Mark(folder, config.folder_levels, label, (xmin, ymin, xmax, ymax), config.iou, 0)
 
 
-def _groups(batches: pa.RecordBatchReader) -> Iterator[tuple[str, str, Cells]]:
-    """Yield the cells of each folder and class, from rows that are sorted by both."""
+def _groups(batches: pa.RecordBatchReader) -> Iterator[tuple[str, str, int, Cells]]:
+    """Yield each folder and class, the images that a place needs, and the cells, from rows sorted by both."""
     held: list[pa.Table] = []
     key: tuple[str, str] | None = None
     for batch in batches:
@@ -207,12 +212,12 @@ def _groups(batches: pa.RecordBatchReader) -> Iterator[tuple[str, str, Cells]]:
         for start, stop in zip(starts, [*starts[1:], len(table)], strict=True):
             of_part = (folders[start].as_py(), labels[start].as_py())
             if key is not None and of_part != key:
-                yield *key, _cells(held)
+                yield *key, held[0]["least"][0].as_py(), _cells(held)
                 held = []
             key = of_part
             held.append(table.slice(start, stop - start))
     if key is not None:
-        yield *key, _cells(held)
+        yield *key, held[0]["least"][0].as_py(), _cells(held)
 
 
 def _cells(parts: list[pa.Table]) -> Cells:
@@ -221,23 +226,23 @@ def _cells(parts: list[pa.Table]) -> Cells:
     return Cells(boxes, table["boxes"].cast(pa.int64()).to_numpy())
 
 
-def _places(engine: DuckDBPyConnection, config: RepeatsConfig, matcher: Matcher) -> list[Place]:
+def _places(engine: DuckDBPyConnection, matcher: Matcher) -> list[Place]:
     """Count exactly what each likely place covers, by the rule itself, and keep those with enough images."""
     if not matcher:
         return []
     add_matcher(engine, "place_of", matcher)
     engine.execute(f"CREATE TABLE members AS SELECT *, place_of({BOX_COLUMNS}) AS place FROM boxes")  # noqa: S608
     rows = engine.sql(
-        "SELECT place, count(*), count(DISTINCT uri) AS images, min(score), quantile_disc(score, 0.5), max(score) "  # noqa: S608
-        f"FROM members WHERE place IS NOT NULL GROUP BY place HAVING images >= {config.least_images}"
+        "SELECT place, f.images, count(*), count(DISTINCT uri) AS found, min(score), quantile_disc(score, 0.5), "
+        "max(score) FROM members JOIN folders f USING (folder) WHERE place IS NOT NULL "
+        "GROUP BY place, f.images, least HAVING found >= least"
     ).fetchall()
-    folders = dict(engine.sql("SELECT folder, count(*) FROM pictures WHERE folder IS NOT NULL GROUP BY 1").fetchall())
     marks = {mark.id: mark for mark in matcher.marks}
     places = []
-    for place, boxes, images, *scores in rows:
+    for place, folder_images, boxes, images, *scores in rows:
         mark = marks[place]
         counted = Mark(mark.folder, mark.levels, mark.label, mark.box, mark.iou, images)
-        places.append(Place(counted, boxes, folders[mark.folder], tuple(round(score, 4) for score in scores)))
+        places.append(Place(counted, boxes, folder_images, tuple(round(score, 4) for score in scores)))
     return sorted(places, key=lambda place: (-place.mark.images, place.mark.folder, place.mark.label, place.mark.id))
 
 

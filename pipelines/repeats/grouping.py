@@ -9,11 +9,12 @@ depend on an order.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial import cKDTree
 
 from pipelines.repeats.matching import paired_iou
 
@@ -38,7 +39,7 @@ class Cells:
 def places_of(cells: Cells, *, iou: float, least: int) -> Integers:
     """Return the boxes of the places that have at least so many boxes, `(K, 4)`, the largest place first.
 
-    Memory: the pairs of neighbours. Equal input in any order gives equal output.
+    Memory: the pairs of neighbours of cells that may have so many. Equal input in any order gives equal output.
 
     Args:
         cells: of one folder and class.
@@ -47,8 +48,9 @@ def places_of(cells: Cells, *, iou: float, least: int) -> Integers:
     """
     order = np.lexsort(cells.boxes.T[::-1])
     boxes, counts = cells.boxes[order], cells.counts[order]
-    starts, neighbours = _neighbours(boxes, iou)
-    totals = np.add.reduceat(counts[neighbours], starts[:-1]) if len(boxes) else counts
+    owners, neighbours = _neighbours(boxes, counts, iou, least)
+    starts = np.concatenate(([0], np.cumsum(np.bincount(owners, minlength=len(boxes)))))
+    totals = np.bincount(owners, counts[neighbours], len(boxes)).astype(np.int64)
     is_free = np.ones(len(boxes), np.bool_)
     heap = [(-int(totals[cell]), cell) for cell in np.flatnonzero(totals >= least).tolist()]
     heapq.heapify(heap)
@@ -56,32 +58,81 @@ def places_of(cells: Cells, *, iou: float, least: int) -> Integers:
     while heap:
         total, cell = heapq.heappop(heap)
         near = neighbours[starts[cell] : starts[cell + 1]]
-        now = int(counts[near[is_free[near]]].sum())
+        near = near[is_free[near]]
+        now = int(counts[near].sum())
         if now < least:
             continue
         if now < -total:  # some of its boxes were taken meanwhile; totals only sink
             heapq.heappush(heap, (-now, cell))
             continue
-        near = near[is_free[near]]
         chosen.append((boxes[near] * counts[near, None]).sum(axis=0) // now)  # the middle, where later boxes lie
         is_free[near] = False
     return np.array(chosen, np.int64).reshape(-1, 4)
 
 
-def _neighbours(boxes: Integers, iou: float) -> tuple[Integers, Integers]:
-    """Return for each cell the cells that overlap its box enough, itself included: starts `(N + 1,)` and cells."""
-    # boxes that overlap so much differ on each side by no more than this share of their longer side
-    radii = np.ceil((1 - iou) / iou * np.maximum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])) + 1
-    tree = cKDTree(boxes)
-    found, counts = [], [np.zeros(1, np.int64)]
-    for first in range(0, len(boxes), _PIECE):
-        part = slice(first, first + _PIECE)
-        lists = tree.query_ball_point(boxes[part], radii[part], p=np.inf, return_sorted=True)
-        lengths = np.fromiter(map(len, lists), np.int64, len(lists))
-        near = np.concatenate([np.asarray(one, np.int64) for one in lists])
-        owners = np.repeat(np.arange(len(lists)), lengths)
-        is_near = paired_iou(boxes[first + owners], boxes[near]) >= iou
-        is_near |= near == first + owners  # a box without an area, too
-        found.append(near[is_near])
-        counts.append(np.bincount(owners[is_near], minlength=len(lists)))
-    return np.cumsum(np.concatenate(counts)), np.concatenate(found) if found else np.empty(0, np.int64)
+def _neighbours(boxes: Integers, counts: Integers, iou: float, least: int) -> tuple[Integers, Integers]:
+    """Return pairs of a cell and a cell that overlaps its box enough, sorted; each cell is its own neighbour, too.
+
+    Pairs of cells whose neighbourhood cannot have `least` boxes are left out.
+    """
+    bins = _Bins(boxes, iou)
+    weights = np.concatenate(([0], np.cumsum(counts[bins.order])))
+    most = np.zeros(len(boxes), np.int64)
+    for first, stop in bins.ranges(np.arange(len(boxes))):
+        most += weights[stop] - weights[first]
+    asked = np.flatnonzero(most >= least)
+    pairs = [np.empty((2, 0), np.int64)]
+    for part in (asked[start : start + _PIECE] for start in range(0, len(asked), _PIECE)):
+        for first, stop in bins.ranges(part):
+            lengths = stop - first
+            one = np.repeat(part, lengths)
+            places = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths - first, lengths)
+            other = bins.order[places]
+            is_near = paired_iou(boxes[one], boxes[other]) >= iou
+            pairs.append(np.stack([one[is_near], other[is_near]]))
+    owners, neighbours = np.concatenate(pairs, axis=1)
+    order = np.lexsort((neighbours, owners))
+    return owners[order], neighbours[order]
+
+
+class _Bins:
+    """Boxes sorted by bins of width, height and middle, so that boxes that overlap enough lie in adjacent bins.
+
+    With an IoU of t or more, widths differ by a factor of 1/t at most, and middles by (1 - t) / 2t of the width; so do
+    heights. A middle is counted in steps that follow from the bin of the width.
+    """
+
+    def __init__(self, boxes: Integers, iou: float) -> None:
+        self._factor = max(1 / iou, 1.05) * 1.0001  # wider than need be, for what is rounded and for 63 bits
+        self._step = max((self._factor - 1) / 2, 1e-3)  # of the width
+        self._middles = (boxes[:, :2] + boxes[:, 2:]) / 2
+        self._middles -= self._middles.min(axis=0)
+        sizes = np.maximum(boxes[:, 2:] - boxes[:, :2], 1)
+        self._bins = 1 + np.floor(np.log(sizes) / np.log(self._factor)).astype(np.int64)
+        self._spans = 3 + self._bins.max(axis=0)
+        self._most = 3 + np.floor(self._middles.max(axis=0) / self._step).astype(np.int64)  # steps, of the smallest box
+        keys = self._keys(self._bins, self._steps(self._bins, self._middles))
+        self.order = np.argsort(keys, kind="stable")
+        self._sorted = keys[self.order]
+
+    def ranges(self, cells: Integers) -> Iterator[tuple[Integers, Integers]]:
+        """Yield ranges in `order`, first and end for each of some cells, that together have all their neighbours."""
+        for across, down in product((-1, 0, 1), repeat=2):
+            bins = self._bins[cells] + np.array([across, down])
+            steps = self._steps(bins, self._middles[cells])
+            for aside in (-1, 0, 1):
+                low = self._keys(bins, steps + np.array([aside, -1]))
+                yield np.searchsorted(self._sorted, low, "left"), np.searchsorted(self._sorted, low + 2, "right")
+
+    def _steps(self, bins: Integers, middles: npt.NDArray[np.float64]) -> Integers:
+        """Return in which step of its bin each middle lies, from 1 on."""
+        upper = self._factor ** bins.astype(np.float64)
+        steps: Integers = 1 + np.floor(middles / (self._step * upper)).astype(np.int64)
+        return steps
+
+    def _keys(self, bins: Integers, steps: Integers) -> Integers:
+        """Return one number for both bins and both steps; steps down are the last digits, so that they are a range."""
+        keys: Integers = ((bins[:, 0] * self._spans[1] + bins[:, 1]) * self._most[0] + steps[:, 0]) * self._most[
+            1
+        ] + steps[:, 1]
+        return keys

@@ -100,6 +100,7 @@ def render_places(
         "hidden": len(found.places) - len(places),
         "least": config.least_images,
         "most": max((place.mark.images for place in places), default=config.least_images),
+        "least_share": config.least_share,
         "iou": config.iou,
         "marks": found.covered,
         "style": Markup(resource("page.css") + resource("pipelines.repeats:places.css")),  # noqa: S704 - our own files

@@ -65,6 +65,7 @@ def test_the_order_of_rows_and_files_changes_nothing(tmp_path: Path) -> None:
     [
         ({}, 2),
         ({"least_images": 41}, 0),
+        ({"least_share": 1.0}, 2),  # they are in all pictures
         ({"min_score": 0.81}, 0),  # stones have 0.8 at most
         ({"max_area": 0.02}, 1),  # the larger stone has 0.026
         ({"classes": ("person",)}, 0),
