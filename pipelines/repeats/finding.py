@@ -178,7 +178,7 @@ def _likely(engine: DuckDBPyConnection, config: RepeatsConfig) -> Iterator[Mark]
     """Yield places that are likely to have enough images, from cells of near-equal boxes."""
     # a cell is a quarter of what two boxes may differ by, to a power of two, for each side of the picture
     cell = "(1 << floor(log2(greatest(1, {share} * ({high} - {low}))))::INTEGER)".format
-    share = max(1e-9, (1 - config.iou) / 4)
+    share = f"{(1 - config.iou) / 4:.6e}"  # with an exponent SQL takes it for a double, else for a decimal
     wide, tall = cell(share=share, high="x2", low="x1"), cell(share=share, high="y2", low="y1")
     means = ", ".join(f"(sum(b.{side}) // count(*))::BIGINT AS {side}" for side in ("x1", "y1", "x2", "y2"))
     rows = engine.sql(

@@ -71,6 +71,8 @@ def test_the_order_of_rows_and_files_changes_nothing(tmp_path: Path) -> None:
         ({"classes": ("person",)}, 0),
         ({"classes": ("person", "animal")}, 2),
         ({"iou": 0.999}, 0),
+        ({"iou": 1.0}, 0),
+        ({"iou": 0.7}, 2),  # a quarter of 1 - 0.7 has 17 digits
         ({"folder_levels": 1}, 2),
         ({"folder_levels": 2}, 0),  # the folder would lie above the bucket
     ],
