@@ -5,6 +5,7 @@ PYTEST := $(BIN)/python -m pytest
 ON_ALL_CORES := -n auto --maxprocesses 4
 STOP_HUNG := --max-worker-restart 0 -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true # a test that hangs is named, with where
 FAST := not ray and not s3 and not slow and not faults and not gpu and not long
+UV_COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --custom-compile-command "make lock" $(LOCK)
 SOURCES := detr pipelines jobs tests scripts deploy
 DEMO ?= demo
 BENCH ?= bench
@@ -24,10 +25,10 @@ help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 # made anew when a lock file changes; pip alone, so that nothing but Python 3.11 has to be there
-.venv/.ready: requirements.lock requirements-dev.lock pyproject.toml
+.venv/.ready: requirements-dev.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed, $(PYTHON) is older. Set PYTHON=..." >&2; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock -r requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-dev.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -109,8 +110,9 @@ bench: .venv/.ready ## every mode of jobs.bench with small sizes, beside transfo
 docs: .venv/.ready ## write docs/cli.md from the --help of every command
 	$(BIN)/python scripts/cli_reference.py
 
-lock: .venv/.ready ## resolve pyproject.toml anew into the lock files
-	$(BIN)/python scripts/lock.py
+lock: .venv/.ready ## resolve pyproject.toml into the lock files, for all systems and Pythons. LOCK=--upgrade takes newer releases
+	$(UV_COMPILE) pyproject.toml --group dev --output-file requirements-dev.lock
+	$(UV_COMPILE) pyproject.toml --constraint requirements-dev.lock --output-file requirements.lock
 
 clean: ## remove what the targets made, but not .venv
 	rm -rf $(DEMO) $(BENCH) build .mypy_cache .ruff_cache .pytest_cache .hypothesis mutants

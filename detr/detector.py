@@ -185,7 +185,7 @@ class Detector:
         return self._launcher.submit(batch, self._launch)
 
     def take_notes(self) -> tuple[str, ...]:
-        """Return the warnings that were logged since the last call of this, for whoever does not see the log."""
+        """Return the warnings that were logged since the last call, for callers that do not see the log."""
         return self._launcher.take_notes()
 
     def read(self, ranked: Tensor) -> list[Detections]:
@@ -225,7 +225,7 @@ def choose_device(device: str) -> torch.device:
     """Return the device that a name means.
 
     Raises:
-        ValueError: the name is no device, or there is none of its kind.
+        ValueError: the name is not a device, or this machine has no such device.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -22,7 +22,7 @@ from detr.size_rule import SizeRule
 class DetectorLike(Protocol):
     """A model on a device, whatever its architecture: all that labelling, `detect` and evaluation know of a model.
 
-    What the methods do and raise is said at `detr.detector.Detector`.
+    `detr.detector.Detector` documents what the methods do and raise.
     """
 
     name: str

@@ -42,7 +42,7 @@ def export_program(model: Detr, *, padding: PaddingMode = "exact") -> ExportedPr
 
     Args:
         model: in float32, on the CPU.
-        padding: what becomes of padding inside the network; see `Detr.forward`.
+        padding: how padding is treated inside the network; see `Detr.forward`.
     """
     stride = model.config.backbone.stride
     height, width = 4 * stride, 5 * stride + 1

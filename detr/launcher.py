@@ -84,7 +84,7 @@ class Launcher:
             return PendingDetections(self._launch_in_parts(batch, launch), time.perf_counter() - started)
 
     def take_notes(self) -> tuple[str, ...]:
-        """Return the warnings that were logged since the last call of this, for whoever does not see the log."""
+        """Return the warnings that were logged since the last call, for callers that do not see the log."""
         with self._turn:
             notes, self._notes = tuple(self._notes), []
         return notes

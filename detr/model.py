@@ -77,7 +77,7 @@ class Detr(nn.Module):
         Args:
             pixels: `(B, 3, H, W)` float, normalised RGB, zero on padding, which is to the right and at the bottom only.
             mask: `(B, H, W)` bool, **True on padding**; None when no image has any.
-            padding: what becomes of padding inside the network.
+            padding: how padding is treated inside the network.
         """
         if mask is None:
             return self.detect(pixels, None)

@@ -122,7 +122,7 @@ class TransformersDetector:
         return self._launcher.submit(batch, self._launch)
 
     def take_notes(self) -> tuple[str, ...]:
-        """Return the warnings that were logged since the last call of this, for whoever does not see the log."""
+        """Return the warnings that were logged since the last call, for callers that do not see the log."""
         return self._launcher.take_notes()
 
     @torch.no_grad()

@@ -76,7 +76,7 @@ def _post(url: str, body: bytes) -> None:
     """Send a body.
 
     Raises:
-        OSError: nobody answers, or the answer is an error.
+        OSError: there is no answer, or the answer is an error.
         ValueError: this is no address of a web server.
     """
     parts = urlsplit(url)

@@ -1,6 +1,6 @@
 """Print the objects found in a few images, and draw them.
 
-ray-detr detect photos/ --model facebook/detr-resnet-50 --draw drawn
+ray-detr detect photos/ --model facebook/detr-resnet-50 --draw drawn --open
 """
 
 import json
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detr.tiles import make_tiling
+from jobs._viewer import MOST_PICTURES, has_viewer, open_pictures
 from jobs.exits import run_process
 from jobs.options import add_device_options, add_options, note_on_model, share
 from jobs.parser import CommandParser
@@ -36,6 +37,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--threshold", type=share, default=0.9, metavar="SCORE", help="lowest score to show (%(default)s)"
     )
     parser.add_argument("--draw", type=Path, metavar="DIR", help="write each image with its boxes into this folder")
+    parser.add_argument(
+        "--open",
+        action="store_true",
+        help=f"open the pictures of --draw, the first {MOST_PICTURES} at most, in this machine's viewer",
+    )
     add_options(parser, PlanConfig, only=("tiles", "overlap"))
     add_device_options(parser)
     parser.add_argument("--json", action="store_true", help="print one line of JSON for each image")
@@ -47,6 +53,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if args.draw is not None and args.draw.exists() and not args.draw.is_dir():
         parser.error(f"--draw {args.draw} is a file: name a folder, which is made if it is missing")
+    if args.open and args.draw is None:
+        parser.error("--open opens the pictures of --draw: give --draw DIR as well")
+    if args.open and not has_viewer():
+        parser.error(
+            "--open: this machine has no display (DISPLAY, WAYLAND_DISPLAY and BROWSER are not set). Omit --open, and "
+            "look at the pictures of --draw on a machine with one"
+        )
     try:
         tiling = make_tiling(args.tiles, args.overlap)
         images = find_images(args.images)
@@ -59,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     output, errors = sys.stdout, sys.stderr  # a bar takes their names over
     note_on_model(args.model)
-    seen, failures = 0, set[str]()
+    seen, drawn, failures = 0, list[Path](), set[str]()
     # on a terminal the results themselves show how far it is
     with nullcontext(_ignore) if output.isatty() else shown(errors, drawing) as on_progress:
         on_progress(-1)
@@ -79,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 failures.add(result.error_kind)
                 continue
             seen += 1
+            drawn += [] if result.drawn is None else [result.drawn]
             if not args.json:
                 print(report(result), file=output, flush=True)
     if not seen:
@@ -86,6 +100,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         # what a store did not give may be there the next time; what is missing or no image is wrong use
         kind = RayDetrError if failures & (TRANSIENT_KINDS - {"missing"}) else UsageError
         raise kind(f"{which} be read.")
+    if args.open and open_pictures(drawn) < len(drawn):
+        print(f"note: {MOST_PICTURES} of {len(drawn):,} pictures were opened; all are in {args.draw}", file=errors)
 
 
 def _ignore(_: int) -> None:

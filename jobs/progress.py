@@ -27,7 +27,7 @@ class Drawing(Generic[P]):
     """What is shown of a progress.
 
     Attributes:
-        is_running: whether it changes all the time; else it is a stage that is told once.
+        is_running: whether it changes continuously; otherwise it is a stage that is printed once.
         line: one line about it.
         done: how much of how much is done.
     """

@@ -50,7 +50,7 @@ def choose_pool(
         least: actors that must run; None is 1.
         most: actors that may run, though more than the cluster holds now: it may grow; None is what it holds.
         device: "cpu" keeps to CPUs though there are GPUs; "cuda" wants GPUs; "auto" takes what is there.
-        own: what each actor takes, where that is said.
+        own: what each actor takes, if it is given.
 
     Raises:
         RayDetrError: the cluster cannot hold `least` actors, or has no GPU where GPUs are wanted.

@@ -148,7 +148,7 @@ def _patiently(seconds: float) -> Iterator[None]:
 def _own_sigterm() -> Iterator[None]:
     """Have SIGTERM mean afterwards what it meant before, whatever Ray does inside (2.60, its C++ parts).
 
-    `ray.init` has it print a stack and abort the process after three seconds, in which nobody gets rid of a pool of
+    `ray.init` has it print a stack and abort the process after three seconds, too little to end a pool of
     actors on a busy machine; after `ray.shutdown` it ends the process at once, and nothing is given up any more.
     """
     is_ours = threading.current_thread() is threading.main_thread()  # elsewhere Python allows no handler
@@ -223,10 +223,10 @@ def refuse_local(uris: Sequence[str], *, are_shared: bool) -> None:
 
 
 def _check_answers(address: str) -> None:
-    """Try a connection first: Ray itself tries for minutes where nobody listens (more than 3, measured, 2.60).
+    """Try a connection first: without a listener, Ray itself tries for minutes (more than 3, measured, 2.60).
 
     Raises:
-        RayDetrError: nobody listens there.
+        RayDetrError: nothing listens there.
     """
     if address.startswith(("http://", "https://")):
         raise RayDetrError(
@@ -246,7 +246,7 @@ def _check_answers(address: str) -> None:
 
 @contextmanager
 def on_loopback() -> Iterator[None]:
-    """Let Ray take loopback for its address when it is told so.
+    """Let Ray accept loopback as its address when it is given.
 
     Ray 2.60 replaces a node's address of 127.0.0.1 by the machine's outward one, and listens on all interfaces then:
     raylet, GCS, agents and workers alike (measured). It does not where it takes the system for one without clusters.

@@ -35,7 +35,7 @@ class ModelExport:
         model: `name@sha256[:12]` of the model.
         out: path of the file.
         format: "onnx" or "pt2".
-        padding: what becomes of padding inside the network.
+        padding: how padding is treated inside the network.
         bytes: size of the file.
         difference: largest difference from the network's own scores and boxes (both 0..1), over `CHECKED_SIZES`.
     """
@@ -59,7 +59,7 @@ def export_model(
         reference: what `--model` takes, of a DETR or a Table Transformer.
         out: path of the file; it must not exist.
         form: what to write.
-        padding: what becomes of padding inside the network; see `detr.model.Detr.forward`.
+        padding: how padding is treated inside the network; see `detr.model.Detr.forward`.
         options: how a model in a store is reached.
 
     Raises:

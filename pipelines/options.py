@@ -19,7 +19,7 @@ class Option:
 
     Args:
         help: what the option does; for a default of None it ends with what that means, in parentheses.
-        metavar: what stands for the value in the help.
+        metavar: name of the value in the help.
         flag: the option's name; None is the field's, with hyphens.
         at_least: the smallest number.
         above: the number that the value has to exceed.

@@ -34,7 +34,7 @@ class SlotTaken(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A job that stands for one slot of a schedule.
+    """The job of one slot of a schedule.
 
     Attributes:
         id: Ray's submission id, made of the job's name and the slot; `-r1`, `-r2`, ... from the second attempt on.

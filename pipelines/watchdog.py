@@ -46,7 +46,7 @@ class Watchdog:
         """Watch a stage for as long as the context is open; give what is called whenever something of it is done.
 
         Args:
-            name: what is being done, as it is said to people.
+            name: what is being done, as it is printed.
             detail: says what may be the reason, when it is asked; "" for nothing.
         """
         stage = Stage(name, self._clock.monotonic(), detail, STALL_SECONDS)

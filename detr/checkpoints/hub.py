@@ -73,7 +73,7 @@ def fetch(repo: str, revision: str | None) -> Path:
         return _cached(repo, revision, source, error)
     names = model_files([file.rfilename for file in info.siblings or ()], source=source)
     try:
-        # by its name, because that is what writes down for later which commit the name stands for; the rest by commit
+        # by its name, because this records which commit the name refers to; the other files by commit
         directory = Path(hf_hub_download(repo, CONFIG_FILE, revision=revision)).parent
         for name in names:
             hf_hub_download(repo, name, revision=directory.name)

@@ -1,4 +1,4 @@
-"""The fields of a json object that somebody else wrote, each read as the type that is wanted."""
+"""Reads the fields of a json object from elsewhere, each as the expected type."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -28,7 +28,7 @@ class ModelUnreachable(CheckpointError):
 def model_files(names: Iterable[str], *, source: str) -> tuple[str, ...]:
     """Return which of the files of a model directory `detr.load` reads, config.json first.
 
-    For whoever brings a model from elsewhere: copy these files into a folder, and load that.
+    To bring a model from elsewhere, copy these files into a folder and load the folder.
 
     Args:
         names: what the directory holds, as plain names.

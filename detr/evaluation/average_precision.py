@@ -22,7 +22,7 @@ RECALLS = tuple(point / 100 for point in range(101))
 
 @dataclass(frozen=True, slots=True)
 class ClassPrecision:
-    """The AP of one class, and how many annotations (crowds left out) it rests on; -1 where there are none."""
+    """The AP of one class, and the number of its annotations without crowds; AP is -1 without annotations."""
 
     category_id: int
     name: str

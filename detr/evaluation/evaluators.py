@@ -159,5 +159,5 @@ def _pycocotools(dataset: dict[str, Any], results: ResultColumns) -> Callable[[]
 
 
 def _silence() -> contextlib.redirect_stdout[io.StringIO]:
-    # both print their progress whoever asks; standard output is the caller's
+    # both always print their progress; standard output belongs to the caller
     return contextlib.redirect_stdout(io.StringIO())

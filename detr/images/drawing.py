@@ -7,15 +7,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from detr.postprocess import Detections
 
+FONT_SHARE = 0.026  # of the picture's shorter side: the largest letters
+LEAST_FONT_SHARE = 0.008  # for labels of objects that are narrower than their label
 LEAST_FONT_PIXELS = 11
 SMALLEST_FONT_PIXELS = 6  # in a picture too narrow for the usual size; narrower still, and the label is left out
-FONT_SHARE = 0.026  # of the picture's shorter side
 LINE_SHARE = 0.005
+LINE_SHARE_OF_BOX = 0.125  # at most: the outline lies inside the box and must not hide a small object
+SMALL_BOX_LABELS = 4  # a box of less than so many times the area of a label is hidden by it
+HIDDEN_SHARE = 0.25  # of such a box or of a label of a higher score; a label that would hide more is left out
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Rectangle = tuple[int, int, int, int]  # xmin, ymin, xmax, ymax, the maxima excluded
@@ -32,8 +38,9 @@ class _Label:
 def draw_detections(image: Tensor | Image.Image, detections: Detections) -> Image.Image:
     """Return an RGB copy of the picture with an outline per detection and its label and score, the best on top.
 
-    Every detection is drawn: choose by score beforehand. A class has the same colour in every picture. Lines and
-    letters grow with the picture, and labels stay inside it, off each other where there is room.
+    Every detection is outlined: choose by score beforehand. A class has the same colour in every picture. Lines and
+    letters grow with the picture and shrink for small objects. A label stays inside the picture, at the first place
+    around its box where it hides no small object and no other label; without such a place it is left out.
 
     Args:
         image: uint8 `(3, H, W)` RGB, or a PIL image; upright, as the boxes are.
@@ -50,16 +57,22 @@ def draw_detections(image: Tensor | Image.Image, detections: Detections) -> Imag
     boxes = [_inside(box, *picture.size) for box in detections.boxes_xyxy.tolist()]
     for index in reversed(order):
         xmin, ymin, xmax, ymax = boxes[index]
+        side = min(xmax - xmin, ymax - ymin)
+        width = max(1, min(line, int(LINE_SHARE_OF_BOX * side)))
         # of a box thinner than two lines Pillow 13 would draw the outline past its sides
-        fill = colours[index] if min(xmax - xmin, ymax - ymin) <= 2 * line else None
-        canvas.rectangle((xmin, ymin, xmax - 1, ymax - 1), fill, colours[index] if fill is None else None, line)
+        fill = colours[index] if side <= 2 * width else None
+        canvas.rectangle((xmin, ymin, xmax - 1, ymax - 1), fill, colours[index] if fill is None else None, width)
 
     labels: list[_Label] = []
+    all_boxes, taken = np.array(boxes).reshape(-1, 4), np.empty((len(boxes), 4), np.int64)
     for index in order:
         text = f"{_printable(detections.labels[index])} {detections.scores[index].item():.2f}"
-        font = _font_that_fits(text, *picture.size)
-        if font is not None:
-            place = _place_label(text, font, boxes[index], picture.size, [label.place for label in labels])
+        font = _font_that_fits(text, boxes[index], picture.size)
+        if font is None:
+            continue
+        place = _place_label(text, font, boxes[index], picture.size, all_boxes, taken[: len(labels)])
+        if place is not None:
+            taken[len(labels)] = place
             labels.append(_Label(text, font, place, colours[index]))
     for label in reversed(labels):
         _draw_label(canvas, label)
@@ -105,11 +118,17 @@ def _inside(box: list[float], width: int, height: int) -> Rectangle:
     return xmin, ymin, max(xmax, xmin + 1), max(ymax, ymin + 1)
 
 
-def _font_that_fits(text: str, width: int, height: int) -> Font | None:
-    usual = max(LEAST_FONT_PIXELS, round(FONT_SHARE * min(width, height)))
+def _font_that_fits(text: str, box: Rectangle, picture_size: tuple[int, int]) -> Font | None:
+    """The largest font in which the label is as wide as its box, within the limits of the picture."""
+    width, height = picture_size
+    usual, least = (
+        max(LEAST_FONT_PIXELS, round(share * min(width, height))) for share in (FONT_SHARE, LEAST_FONT_SHARE)
+    )
     for size in range(usual, SMALLEST_FONT_PIXELS - 1, -1):
         needed_width, needed_height = _label_size(text, _font(size))
-        if needed_width <= width and needed_height <= height:
+        if needed_width > width or needed_height > height:
+            continue
+        if size <= least or needed_width <= box[2] - box[0]:
             return _font(size)
     return None
 
@@ -136,13 +155,25 @@ def _place_label(
     font: Font,
     box: Rectangle,
     picture_size: tuple[int, int],
-    placed: list[Rectangle],
-) -> Rectangle:
-    """Above the box, else inside, below or at its right end: the first place that hides least of the labels so far."""
+    boxes: NDArray[np.int64],
+    placed: NDArray[np.int64],
+) -> Rectangle | None:
+    """The first place that hides least of the labels so far and of small boxes; None where it would hide too much."""
     width, height = _label_size(text, font)
-    corners = _corners(box, width, height)
-    places = [_shifted_inside(xmin, ymin, width, height, picture_size) for xmin, ymin in corners]
-    return min(places, key=lambda place: sum(_shared_pixels(place, other) for other in placed))
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    small = boxes[areas < SMALL_BOX_LABELS * width * height]
+    small_areas = areas[areas < SMALL_BOX_LABELS * width * height]
+    best, least = None, math.inf
+    for xmin, ymin in _corners(box, width, height):
+        place = _shifted_inside(xmin, ymin, width, height, picture_size)
+        of_boxes = _shared_pixels(place, small) / small_areas
+        of_labels = _shared_pixels(place, placed) / (width * height)
+        if max(of_boxes.max(initial=0), of_labels.max(initial=0)) > HIDDEN_SHARE:
+            continue
+        hidden = float(of_boxes.sum() + of_labels.sum())
+        if hidden < least:
+            best, least = place, hidden
+    return best
 
 
 def _corners(box: Rectangle, width: int, height: int) -> Iterator[tuple[int, int]]:
@@ -154,6 +185,8 @@ def _corners(box: Rectangle, width: int, height: int) -> Iterator[tuple[int, int
     yield xmax - width, ymin - height
     yield xmax - width, ymax
     yield xmin, ymax - height
+    yield xmax, ymin
+    yield xmin - width, ymin
 
 
 def _shifted_inside(xmin: int, ymin: int, width: int, height: int, picture_size: tuple[int, int]) -> Rectangle:
@@ -162,10 +195,11 @@ def _shifted_inside(xmin: int, ymin: int, width: int, height: int, picture_size:
     return xmin, ymin, xmin + width, ymin + height
 
 
-def _shared_pixels(one: Rectangle, other: Rectangle) -> int:
-    across = min(one[2], other[2]) - max(one[0], other[0])
-    down = min(one[3], other[3]) - max(one[1], other[1])
-    return max(across, 0) * max(down, 0)
+def _shared_pixels(one: Rectangle, others: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many pixels a rectangle shares with each of the others, `(N, 4)`."""
+    across = np.minimum(one[2], others[:, 2]) - np.maximum(one[0], others[:, 0])
+    down = np.minimum(one[3], others[:, 3]) - np.maximum(one[1], others[:, 1])
+    return np.maximum(across, 0) * np.maximum(down, 0)
 
 
 def _draw_label(canvas: ImageDraw.ImageDraw, label: _Label) -> None:

@@ -15,7 +15,7 @@ def read_icon(data: bytes) -> Header:
     """Return the header of the largest picture.
 
     Raises:
-        ImageError: there is none, or it is cut.
+        ImageError: the file has no image, or it is truncated.
     """
     picture = picture_of_icon(data)
     if picture.startswith(PNG_SIGNATURE):

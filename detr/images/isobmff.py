@@ -38,7 +38,7 @@ def exif_of(data: bytes, meta: Meta) -> bytes | None:
         return None
     offset, length = meta.places[meta.exif_item][0]
     item = data[offset : offset + length]
-    return item[4 + int.from_bytes(item[:4]) :]  # the first four bytes say how far away the block is
+    return item[4 + int.from_bytes(item[:4]) :]  # the first four bytes are the distance of the block
 
 
 def boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:

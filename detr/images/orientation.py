@@ -16,7 +16,7 @@ def to_stored_orientation(boxes_xyxy: Tensor, height: int, width: int, orientati
         orientation: EXIF's, 1..8, by which the stored picture was turned upright.
 
     Raises:
-        ValueError: the orientation is none of EXIF's.
+        ValueError: the orientation is not one of EXIF's eight.
     """
     if not 1 <= orientation <= 8:
         raise ValueError(f"orientation {orientation} is not in 1..8")

@@ -65,7 +65,7 @@ _DAMAGE = (
 _WHITES: dict[str, Callable[[bytes], int | None]] = {"PNG": white_of_png, "TIFF": white_of_tiff}
 _TWELVE_BITS = 4095
 EIGHT_BITS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
-# What stands for white: nothing says it in the file, so it is the least of these that no value passes. Pillow gives
+# The value of white: the file does not say it, so it is the smallest of these that no value exceeds. Pillow gives
 # integers (I) only to 16-bit PPM, already of this scale, and to 32-bit TIFF.
 _FULL_SCALES = {"I": (65535.0,), "F": (1.0, 255.0, 65535.0)}
 

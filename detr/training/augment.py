@@ -41,7 +41,7 @@ class Crop:
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
-    """What is done to a picture of `source_height` x `source_width` pixels, and the size that comes of it."""
+    """The operations on a picture of `source_height` x `source_width` pixels, and the resulting size."""
 
     steps: tuple[Mirror | Resize | Crop, ...]
     height: int

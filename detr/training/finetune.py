@@ -17,7 +17,7 @@ from detr.model import Detr
 class ClassTransfer:
     """What became of the class head, by category names; the row of no-object is always kept.
 
-    `kept` and `new` share the new categories among them, in their order; ids that nobody uses are in neither.
+    `kept` and `new` share the new categories among them, in their order; unused ids are in neither.
     """
 
     kept: tuple[str, ...]  # took over the row of the old category of this name
@@ -74,7 +74,7 @@ def with_categories(
 def match_categories(old: Sequence[Category], new: Sequence[Category]) -> tuple[int | None, ...]:
     """Return for each new category the index of the old one that it goes on from, or None; see `with_categories`.
 
-    An id that nobody uses goes on from the same id, unused.
+    An unused id continues from the same id and stays unused.
     """
     by_name = {category.name: index for index, category in enumerate(old) if category.is_used}
     unused = {category.id: index for index, category in enumerate(old) if not category.is_used}

@@ -44,7 +44,7 @@ class NetworkWithLoss(nn.Module):
 
     Attributes:
         network: the DETR that is trained; its parameters keep its names behind `network.`.
-        position_head: only with warm losses; thrown away when training ends.
+        position_head: only with warm losses; discarded when training ends.
     """
 
     def __init__(self, network: Detr, settings: LossSettings, *, bf16: bool = False, compiled: bool = False) -> None:

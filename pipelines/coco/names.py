@@ -40,7 +40,7 @@ class ImageNames:
     def __init__(self, file_names: Iterable[str]) -> None:
         """Take the file names of the annotations, which differ from each other."""
         names = list(file_names)
-        self._common = _common_folders([_parts(name) for name in names])
+        self._common = common_folders([_parts(name) for name in names])
         self._exact: dict[str, list[tuple[Sequence[str], str]]] = defaultdict(list)
         self._plain: dict[str, list[tuple[Sequence[str], str]]] = defaultdict(list)
         for name in names:
@@ -89,7 +89,7 @@ def _parts(name: str) -> list[str]:
     return [part for part in name.split("/") if part not in ("", ".")] or [""]
 
 
-def _common_folders(names: Sequence[list[str]]) -> int:
+def common_folders(names: Sequence[list[str]]) -> int:
     """Return how many folders all names begin with."""
     if not names:
         return 0

@@ -102,7 +102,7 @@ def picture_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def id_key(value: object) -> int | str | None:
-    """Return what an id is told apart by: 5, 5.0 and "5" are one; other texts stand for themselves; None is no id."""
+    """Return the value by which ids are compared: 5, 5.0 and "5" are equal; other texts stay; None is no id."""
     if isinstance(value, bool):
         return None
     found = whole(value, 10**_LONGEST_TEXT)

@@ -11,7 +11,7 @@ from pipelines.doctor.cluster_checks import ask_nodes
 from pipelines.doctor.machine import check_machine, check_versions, machine_facts
 from pipelines.errors import RayDetrError
 
-START_SECONDS = 30.0  # that a run waits for the answers of nodes; who is slower is named
+START_SECONDS = 30.0  # that a run waits for the answers of nodes; slower nodes are named
 
 _logger = logging.getLogger(__name__)
 

@@ -119,7 +119,7 @@ def check_object_store(nodes: Sequence[dict[str, float]] | None = None) -> Findi
 
 
 def check_token(address: str | None) -> Finding:
-    """Return whether the cluster asks for a token; whoever reaches a cluster without one can run code on it.
+    """Return whether the cluster asks for a token; anyone who reaches a cluster without one can run code on it.
 
     Args:
         address: of the cluster, as `RAY_ADDRESS` gives it; None: Ray runs on this machine for this command only.

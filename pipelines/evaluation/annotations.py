@@ -12,7 +12,7 @@ from typing import Any
 from pipelines.coco.documents import read_document
 from pipelines.coco.text import read_coco
 from pipelines.coco.truth import image_numbers, normal_truth
-from pipelines.errors import RayDetrError
+from pipelines.errors import UsageError
 from pipelines.store import StoreOptions, without_secrets
 
 Json = dict[str, Any]
@@ -44,13 +44,13 @@ class Annotations:
         """Return all images of the json by their file name.
 
         Raises:
-            RayDetrError: two have the same.
+            UsageError: two have the same.
         """
         named: dict[str, Json] = {}
         for image in self.truth["images"]:
             name = image["file_name"]
             if name in named:
-                raise RayDetrError(
+                raise UsageError(
                     f"annotations {self.name}: two images have the file name {name!r}, by which rows are matched. Give "
                     "each a name of its own, or evaluate them apart."
                 )
@@ -78,9 +78,9 @@ def read_annotations(
     document = coco.document()
     if coco.is_repeated.any():
         repeated = document["images"][int(coco.is_repeated.argmax())]["id"]
-        raise RayDetrError(f"annotations {name}: two images have the id {repeated!r:.80}. Give each an id of its own.")
+        raise UsageError(f"annotations {name}: two images have the id {repeated!r:.80}. Give each an id of its own.")
     if not coco.annotations:
-        raise RayDetrError(f"annotations {name}: there are no annotations, so nothing can be measured.")
+        raise UsageError(f"annotations {name}: there are no annotations, so nothing can be measured.")
     truth = normal_truth(document)
     chosen = frozenset(
         image["id"] for image in truth["images"] if picture_size in (None, (image["height"], image["width"]))

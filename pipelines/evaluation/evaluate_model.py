@@ -133,7 +133,7 @@ def evaluate_model(
             evaluator=config.evaluator,
         )
     if evaluation.threshold or evaluation.kept_classes:
-        raise RayDetrError(
+        raise UsageError(
             f"table {without_secrets(table)} has rows of {summary.model} already that left out low scores or classes, "
             "so it was not labelled again: the figures would be lower than the model's. Name another --keep-table."
         )
@@ -154,12 +154,12 @@ def find_annotated(
         options: how stores are reached.
 
     Raises:
-        RayDetrError: none of the images is there, or two have the same file name.
+        UsageError: none of the images is there, or two have the same file name.
     """
     try:
         check_addresses(images)
     except ValueError as error:
-        raise RayDetrError(str(error)) from error
+        raise UsageError(str(error)) from error
     folders = [uri for uri in images if uri.startswith(("http://", "https://")) and uri.endswith("/")]
     others = [uri for uri in images if uri not in folders]
     image_names = ImageNames(names)
@@ -183,7 +183,7 @@ def find_annotated(
         assert match is not None
         before = by_name.setdefault(match.name, item)
         if before.uri != item.uri:
-            raise RayDetrError(
+            raise UsageError(
                 f"there are two images of the file name {match.name!r}, by which annotations are found: "
                 f"{without_secrets(before.uri)} and {without_secrets(item.uri)}. Name the folder of one of them."
             )
@@ -224,7 +224,7 @@ def _write_list(images: Sequence[LakeObject]) -> Path:
 def _check_is_reached(keep_table: str | None) -> None:
     machines = len(node_resources())
     if keep_table is None and machines > 1:
-        raise RayDetrError(
+        raise UsageError(
             f"the Ray cluster has {machines} machines, which do not share a temporary folder: name a table that all of "
             "them reach with --keep-table."
         )

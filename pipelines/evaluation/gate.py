@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pipelines.coco.documents import read_document
-from pipelines.errors import RayDetrError
+from pipelines.errors import UsageError
 from pipelines.evaluation.annotations import Annotations
 from pipelines.evaluation.evaluate import Evaluation
 from pipelines.store import StoreOptions, without_secrets
@@ -46,14 +46,14 @@ def read_baseline(uri: str, *, options: StoreOptions | None = None) -> Baseline:
     """Read what an evaluation wrote.
 
     Raises:
-        RayDetrError: it cannot be read, or is something else.
+        UsageError: it cannot be read, or is something else.
     """
     name = without_secrets(uri)
     data = read_document(uri, what="the baseline", options=options)
     try:
         metrics: Any = parse_json(data)
     except ValueError as error:
-        raise RayDetrError(f"baseline {name}: this is not JSON ({error}).") from error
+        raise UsageError(f"baseline {name}: this is not JSON ({error}).") from error
     kinds = {"AP": (int, float), "images": (int,), "annotations_sha256": (str,)}
     wrong = [
         field
@@ -61,7 +61,7 @@ def read_baseline(uri: str, *, options: StoreOptions | None = None) -> Baseline:
         if not isinstance(metrics, dict) or not isinstance(metrics.get(field), allowed)
     ]
     if wrong:
-        raise RayDetrError(
+        raise UsageError(
             f"baseline {name}: there is no {' and no '.join(wrong)}, so this is not what an evaluation wrote. "
             "Measure the model in use with --output."
         )
@@ -72,16 +72,16 @@ def check_comparable(baseline: Baseline, annotations: Annotations) -> None:
     """Refuse to compare with figures over other images or other truth: to be called before anything is labelled.
 
     Raises:
-        RayDetrError: with the reason.
+        UsageError: with the reason.
     """
     images = len(annotations.image_ids)
     if baseline.images != images:
-        raise RayDetrError(
+        raise UsageError(
             f"baseline {baseline.name} was measured on {baseline.images:,} images, and {images:,} are annotated here: "
             "figures for different images cannot be compared. Measure the model in use on these."
         )
     if baseline.annotations_sha256 != annotations.sha256:
-        raise RayDetrError(
+        raise UsageError(
             f"baseline {baseline.name} was measured with other annotations than {annotations.name} (their digests are "
             f"{baseline.annotations_sha256[:12]} and {annotations.sha256[:12]}). Measure the model in use with these."
         )
@@ -91,11 +91,11 @@ def compare_with_baseline(evaluation: Evaluation, baseline: Baseline, *, max_dro
     """Return whether AP fell by no more than `max_drop`, which is in 0..1 like AP.
 
     Raises:
-        RayDetrError: one of the two left out detections below another score than the other, or had no truth to be
+        UsageError: one of the two left out detections below another score than the other, or had no truth to be
             measured by.
     """
     if evaluation.threshold != baseline.threshold:
-        raise RayDetrError(
+        raise UsageError(
             f"baseline {baseline.name} is of detections with threshold {_threshold(baseline.threshold)}, these have "
             f"{_threshold(evaluation.threshold)}: their figures cannot be compared. Measure both with the same "
             "threshold."
@@ -114,7 +114,7 @@ def compare_with_expected(evaluation: Evaluation, expected: float, *, tolerance:
     """Return whether AP is as expected, both numbers in points as they are published: 42.0 is an AP of 0.420.
 
     Raises:
-        RayDetrError: there was no truth to measure by.
+        UsageError: there was no truth to measure by.
     """
     _check_measured(evaluation.average_precision.AP, "this evaluation")
     points = 100 * evaluation.average_precision.AP
@@ -125,7 +125,7 @@ def compare_with_expected(evaluation: Evaluation, expected: float, *, tolerance:
 
 def _check_measured(ap: float, whose: str) -> None:
     if ap < 0:  # -1 is pycocotools' word for "nothing to measure by"
-        raise RayDetrError(
+        raise UsageError(
             f"{whose} has no AP: its images have no annotated object that counts. Measure on images that have some."
         )
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from detr.evaluation.average_precision import RECALLS, AveragePrecision
-from pipelines.errors import RayDetrError
+from pipelines.errors import RayDetrError, UsageError
 
 DOTS_PER_INCH = 150
 
-# colours that are told apart by all eyes and in grey (Okabe and Ito)
+# colours that differ with colour blindness and in grey (Okabe and Ito)
 _LINES = (("AP50", "IoU .50", "#0072B2"), ("AP75", "IoU .75", "#D55E00"), ("AP", "IoU .50:.95", "#000000"))
 
 
@@ -17,13 +17,13 @@ def check_can_plot(file: Path) -> None:
     """Refuse what `plot_precision_recall` could not do: to be called before anything is measured.
 
     Raises:
-        RayDetrError: matplotlib is not installed.
+        UsageError: matplotlib is not installed.
         ValueError: it writes no files of this ending.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
     except ImportError as error:
-        raise RayDetrError(
+        raise UsageError(
             "a plot needs matplotlib, which is not installed: pip install 'ray-detr[plot]', or omit --plot."
         ) from error
     known = FigureCanvasAgg.get_supported_filetypes()
@@ -35,12 +35,13 @@ def plot_precision_recall(measured: AveragePrecision, file: Path, *, title: str)
     """Draw the mean curves over all classes at IoU .50, .75 and .50:.95, and write them in the format of the ending.
 
     Raises:
-        RayDetrError: the file cannot be written, or there is no truth to draw a curve by.
+        RayDetrError: the file cannot be written.
+        UsageError: there is no truth to draw a curve by.
     """
     from matplotlib.figure import Figure  # a figure of its own: no window, nothing global
 
     if measured.AP < 0:
-        raise RayDetrError("there are no annotations, so there is no curve to draw.")
+        raise UsageError("there are no annotations, so there is no curve to draw.")
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.add_subplot()
     for name, words, colour in _LINES:

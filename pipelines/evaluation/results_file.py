@@ -13,7 +13,7 @@ from detr.evaluation.coco_results import ResultColumns, ResultRow
 from pipelines.coco.documents import read_document
 from pipelines.coco.text import json_text
 from pipelines.coco.values import box, id_key, is_finite_box, number, whole
-from pipelines.errors import RayDetrError
+from pipelines.errors import UsageError
 from pipelines.store import StoreOptions, without_secrets
 from pipelines.strict_json import parse_json
 
@@ -33,16 +33,16 @@ def read_results(
         options: how stores are reached.
 
     Raises:
-        RayDetrError: it cannot be read, a row is not one of COCO's, or is of an image that the annotations do not have.
+        UsageError: it cannot be read, a row is not one of COCO's, or is of an image that the annotations do not have.
     """
     name = without_secrets(uri)
     data = read_document(uri, what="the results", options=options)
     try:
         rows = parse_json(json_text(data, name=f"results {name}"))
     except ValueError as error:
-        raise RayDetrError(f"results {name}: this is not JSON ({error}).") from error
+        raise UsageError(f"results {name}: this is not JSON ({error}).") from error
     if not isinstance(rows, list):
-        raise RayDetrError(
+        raise UsageError(
             f"results {name}: this is not a list of rows with {', '.join(FIELDS)}, as COCO's results files are."
         )
     if all(key == found for key, found in image_numbers.items()):
@@ -54,7 +54,7 @@ def read_results(
         try:
             read.append(_read_row(row, image_numbers))
         except ValueError as error:
-            raise RayDetrError(f"results {name}: row {position} {error}.") from error
+            raise UsageError(f"results {name}: row {position} {error}.") from error
     return ResultColumns.of_rows(read)
 
 

@@ -241,7 +241,7 @@ def _current_rows(
     if placed or not elsewhere:
         if not placed and ambiguous is not None:
             one, other = names.of_the_same_last_part(ambiguous)[:2]
-            raise RayDetrError(
+            raise UsageError(
                 f"{ambiguous} may be of the annotated images {one!r} and {other!r}, and no row of the table lies in "
                 "the folders that the annotations name. Label images whose paths end in the annotated names."
             )
@@ -279,7 +279,7 @@ def _row(uri: str, value: Json, settings: str | None, place: tuple[str, int, int
 def _keep_current(current: dict[str, _Row], match: NameMatch, row: _Row) -> None:
     known = current.setdefault(match.name, row)
     if known.uri != row.uri:
-        raise RayDetrError(
+        raise UsageError(
             f"the table has two images of the file name {match.name!r}, by which rows are matched: {known.uri} and "
             f"{row.uri}. Choose one run with --run-id, or evaluate a table that has one of them."
         )

@@ -89,7 +89,7 @@ class Names:
     """Names of images relative to the folder that all of them lie in.
 
     Attributes:
-        folder: the address of that folder with a slash at its end, or "" where they share none.
+        folder: the address of that folder with a slash at its end, or "" if they have no common folder.
     """
 
     folder: str = ""

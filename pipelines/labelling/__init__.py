@@ -1,1 +1,1 @@
-"""A labelling run: what is planned, labelled, committed and published, by whom and in which order."""
+"""A labelling run: planning, labelling, committing and publishing."""

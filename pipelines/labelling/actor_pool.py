@@ -3,6 +3,7 @@
 How Ray 2.60 handles the death of actors, and the reasons for these settings, are in docs/decisions.md.
 """
 
+import gc
 import logging
 import threading
 import time
@@ -30,7 +31,7 @@ from ray.experimental.internal_kv import (
 from pipelines.actor_resources import Pool, room_sentence
 from pipelines.cluster import silenced
 from pipelines.concurrently import repeating
-from pipelines.errors import RayDetrError
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.labelling.fetching import LakeUnreadable
 from pipelines.labelling.labeler_spec import LabelerSpec, build_detector, build_labeler
 from pipelines.labelling.outcome import Failed, Lost, NotStarted, Outcome, ShardReport
@@ -249,12 +250,13 @@ def probe(spec: LabelerSpec, pool: Pool) -> ModelInfo:
     Checks, before a run is begun or sealed, what only a node can check. Takes as long as the start of an actor.
 
     Raises:
+        UsageError: there is no such model, or it cannot be used.
         RayDetrError: the model does not load, the process died, or no actor started in time.
     """
     model = without_secrets(spec.model)
     remote = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus, max_retries=0)(_probe)
     try:
-        found: ModelInfo | str = ray.get(remote.remote(spec), timeout=PROBE_SECONDS)
+        found: ModelInfo | RayDetrError = ray.get(remote.remote(spec), timeout=PROBE_SECONDS)
     except ray.exceptions.GetTimeoutError as error:
         raise RayDetrError(
             f"no actor could load {model} within {PROBE_SECONDS} s. Is the cluster busy with another job?"
@@ -263,8 +265,8 @@ def probe(spec: LabelerSpec, pool: Pool) -> ModelInfo:
         raise RayDetrError(f"the model {model} could not be tried: {remote_sentence(error)}") from error
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError) as error:
         raise RayDetrError(killed_sentence(spec)) from error
-    if isinstance(found, str):
-        raise RayDetrError(found)
+    if isinstance(found, RayDetrError):
+        raise found
     return found
 
 
@@ -339,6 +341,9 @@ def label_shards(
     finally:
         batches = dataset = None  # type: ignore[assignment]  # a kept error refers to this frame, which must not keep the actors alive
         loading.forget()
+        # after the death of an actor, Ray Data's executor is part of a reference cycle, and its actors keep their GPUs
+        # until Python's collector happens to run: a second run of the same process would wait for them
+        gc.collect()
 
 
 def _dataset(shards: Sequence[int], spec: LabelerSpec, pool: Pool) -> ray.data.Dataset:
@@ -361,11 +366,13 @@ def _dataset(shards: Sequence[int], spec: LabelerSpec, pool: Pool) -> ray.data.D
     )
 
 
-def _probe(spec: LabelerSpec) -> ModelInfo | str:
+def _probe(spec: LabelerSpec) -> ModelInfo | RayDetrError:
     try:
         return build_detector(spec)[1]
+    except UsageError as error:
+        return error
     except (RayDetrError, ValueError, RuntimeError, OSError) as error:  # RuntimeError: CUDA's
-        return first_line(error)
+        return RayDetrError(first_line(error))
 
 
 def _to_row(outcome: Outcome) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class PastSettings:
         return next(iter(self), None)
 
     def guess_precision(self, request: RunRequest) -> str | None:
-        """Return a guess of what "auto" stands for, before the cluster is connected.
+        """Return a guess of what "auto" means, before the cluster is connected.
 
         It is the precision of rows with the same settings, otherwise that of the newest rows; None without rows of the
         model.
@@ -52,7 +52,7 @@ class PastSettings:
         return precision_of(next(same, self.last)) if request.precision == AUTO else request.precision
 
     def check(self, request: RunRequest, precision: str, *, relabel: bool) -> str:
-        """Return the settings of a request if "auto" stands for `precision`.
+        """Return the settings of a request if "auto" means `precision`.
 
         Raises:
             SettingsMismatch: all rows of the model have other settings, and `relabel` is False.

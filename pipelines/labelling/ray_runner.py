@@ -78,9 +78,9 @@ class RayRunner:
         Args:
             spec: of the actors; the run, the device, its threads and the precision are filled in when they are known.
             actors: how many of which.
-            show: is told of what is waited for.
+            show: called with what the run waits for.
             watchdog: names what is waited for too long.
-            show_unfinished: is told how many images are done of shards that are not committed.
+            show_unfinished: called with the number of finished images in shards that are not committed.
             meter: counts the cluster's nodes, and says when the run is to stop.
         """
         self._spec, self._actors, self._show, self._watchdog = spec, actors, show, watchdog
@@ -130,7 +130,7 @@ class RayRunner:
         loading = f"loading {without_secrets(self._spec.model)}"
         self._show(Progress(loading))
         with self._watchdog.stage(loading, detail=lambda: room_sentence(connection.pool)):
-            # as it was asked for: what "auto" is depends on the model, too
+            # as requested: what "auto" means depends on the model, too
             return probe(self._placed(connection, self._spec.precision), connection.pool)
 
     def label(self, run: Run, shards: Sequence[int], *, isolated: bool) -> Generator[Outcome, None, None]:
@@ -243,7 +243,7 @@ class RayRunner:
 
 
 def cluster_is_given() -> bool:
-    """Return what `pipelines.cluster.is_given` does, without importing Ray where nobody has."""
+    """Return what `pipelines.cluster.is_given` returns, without importing Ray if it is not imported yet."""
     if os.environ.get("RAY_ADDRESS"):
         return True
     if "ray" not in sys.modules:

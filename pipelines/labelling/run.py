@@ -66,7 +66,7 @@ class RunRequest:
         return str(self.configuration.get("precision", AUTO))
 
     def settings(self, precision: str) -> str:
-        """Return the settings of the rows if "auto" stands for `precision`."""
+        """Return the settings of the rows if "auto" means `precision`."""
         return settings_text(self.configuration, precision if self.precision == AUTO else self.precision)
 
 

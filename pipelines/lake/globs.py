@@ -24,7 +24,7 @@ def glob_to_regex(pattern: str) -> re.Pattern[str]:
 
     `*` and `?` stand for characters within one folder's name, `**` between slashes for any number of folders, none
     included, and at the end for everything below; `[a-c]` and `[!a-c]` for one character, `{jpg,png}` for
-    alternatives. A bracket or brace that is never closed stands for itself.
+    alternatives. A bracket or brace that is never closed is literal.
     """
     parts: list[str] = []
     at, depth = 0, 0

@@ -256,7 +256,7 @@ class _Scale:
         return int(number * self._base ** (_DEPTH - len(letters)))
 
     def text(self, number: int) -> str:
-        """Return the letters of a number; there is none before the first letter, which stands for it."""
+        """Return the letters of a number; the first letter also covers everything before it."""
         places = []
         for _ in range(_DEPTH):
             number, place = divmod(number, self._base)

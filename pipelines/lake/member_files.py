@@ -202,7 +202,7 @@ def _opened_ahead(
     """Yield the files with their indexes; reads a few ahead."""
     pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="members")
     pending: deque[Future[OpenedFile] | Skipped] = deque()
-    most = 0  # the first file is read alone: often nobody asks for another
+    most = 0  # the first file is read alone: often no other is needed
 
     def first() -> OpenedFile | Skipped:
         one = pending.popleft()

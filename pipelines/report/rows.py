@@ -183,7 +183,7 @@ def table_files(
         keep_repeats: whether detections that a mark covers are rows' detections as well.
 
     Raises:
-        UsageError: there are none.
+        UsageError: the table or the run has no published files.
         RayDetrError: a record of marks is damaged.
         StoreError: the store refused.
     """

@@ -60,7 +60,7 @@ class Mistakes:
     """What was found where, against the truth, at one score and an IoU of 0.5.
 
     Attributes:
-        confusion: how often a truth of one class was found as another; `NOTHING` stands for no truth, and not found.
+        confusion: how often a truth of one class was found as another; `NOTHING` means no truth, or not found.
         false: by image, the detections without truth of their class, best first: rows of that image's detections.
         missed: by image, truth that no detection of its class found.
     """

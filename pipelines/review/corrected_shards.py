@@ -47,7 +47,7 @@ class CorrectionsSummary:
         batches: whose images they are of.
         reviewed: images with an answer.
         boxes: that these have.
-        without_boxes: images that somebody found empty, which are trained on as such.
+        without_boxes: images that were reviewed as empty; they are trained on without boxes.
         skipped: images that were skipped or cancelled.
         not_reviewed: images of these batches without an answer.
         repeated: further answers for images that have one.

@@ -33,7 +33,7 @@ class CorrectedBox:
     Attributes:
         label: name of the class.
         bbox: x, y, width, height in pixels of the upright picture.
-        is_crowd: whether it stands for many objects.
+        is_crowd: whether it covers a group of objects.
         origin: where it stands, for messages.
     """
 
@@ -86,7 +86,7 @@ class Corrections:
 
     Attributes:
         found: by batch and place, the answer that counts.
-        skipped: batch and place of images that somebody skipped.
+        skipped: batch and place of skipped images.
         unmatched: how many tasks or images are of no batch.
         unmatched_example: one of them.
         repeated: answers of images that have another one, which counts.
@@ -109,7 +109,7 @@ class Corrections:
             self.found[key] = correction
 
     def skip(self, given: ExportedImage) -> None:
-        """Note that somebody skipped an image."""
+        """Record that an image was skipped."""
         self.skipped.add((given.batch, given.place))
 
     def add_unmatched(self, what: str) -> None:

@@ -80,7 +80,7 @@ class _Reader:
     def read_entry(self, entry: Json) -> None:
         """Read an entry of the export JSON-MIN: regions lie under the names of the interface's tags."""
         if entry.get("annotation_id") is None:
-            return  # a task that nobody has annotated
+            return  # a task without an annotation
         values = [one for value in entry.values() if isinstance(value, list) for one in value if isinstance(one, dict)]
         self._add({**entry, "id": entry["annotation_id"]}, [("", one, one) for one in values])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from array import array
 from collections import Counter
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.coco.names import common_folders, plain_parts
 from pipelines.coco.text import CocoText, image_key, name_hash, plain_hash
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.store import NotFound, Store, StoreEntry, join_uri, put_if_absent
@@ -22,6 +24,7 @@ PLAN_KEY: Final = "_plan.json"
 PLAN_VERSION: Final = 1
 MOST_IMAGES: Final = 4096  # in a file: with more small pictures, the footer and the list of hashes would be large
 
+_ABSOLUTE: Final = re.compile(r"[/\\]|[A-Za-z]:|[a-z][a-z0-9+.-]*://")  # of Unix, Windows, URIs
 _UNKNOWN_BYTES: Final = 1024**2  # assumed for an image of unknown size
 NOT_LISTED: Final = -1
 UNKNOWN_SIZE: Final = -2
@@ -72,20 +75,29 @@ def shard_key(number: int) -> str:
 
 
 def find_images(images: Store, coco: CocoText) -> Found:
-    """List the folder once and find the json's images in it. Memory: 50 bytes for each image.
+    """List the folder and find the json's images in it. Memory: 50 bytes for each image.
 
     If a name is not listed, the image is the only object whose name differs just in case, Unicode normalisation, `%20`,
-    backslashes or a beginning that ends in `?d=`, unless several images match that object.
+    backslashes or a beginning that ends in `?d=`, unless several images match that object. If no name is listed at all,
+    the folders that all names begin with are left out where they are the folder itself or of another machine.
 
     Raises:
         StoreError: listing the folder failed.
     """
-    order = np.argsort(coco.name_hashes, kind="stable")
-    hashes = coco.name_hashes[order]
-    sizes = np.full(len(order), NOT_LISTED, np.int64)
+    found = _find(images, coco.name_hashes, coco.plain_hashes)
+    if found.stranger is None or (found.size_bytes != NOT_LISTED).any():
+        return found
+    shorter = _without_leading_folders(images, coco)
+    return found if shorter is None else _find(images, np.empty(0, np.uint64), shorter)
+
+
+def _find(images: Store, name_hashes: NDArray[np.uint64], plain_hashes: NDArray[np.uint64]) -> Found:
+    order = np.argsort(name_hashes, kind="stable")
+    hashes = name_hashes[order]
+    sizes = np.full(len(plain_hashes), NOT_LISTED, np.int64)
     digest = hashlib.sha256()
     strangers, stranger = 0, None
-    plain = np.unique(coco.plain_hashes)
+    plain = np.unique(plain_hashes)
     alike: dict[int, list[StoreEntry]] = {}
     for entry in images.list():
         wanted = np.uint64(name_hash(entry.key))
@@ -102,15 +114,36 @@ def find_images(images: Store, coco: CocoText) -> Found:
     respelled: dict[int, str] = {}
     if alike:
         missing = np.flatnonzero(sizes == NOT_LISTED)
-        wanted_by = Counter(coco.plain_hashes[missing].tolist())
+        wanted_by = Counter(plain_hashes[missing].tolist())
         for position in missing.tolist():
-            spelled = int(coco.plain_hashes[position])
+            spelled = int(plain_hashes[position])
             if wanted_by[spelled] == 1 and len(alike.get(spelled, ())) == 1:
                 (entry,) = alike[spelled]
                 respelled[position] = entry.key
                 sizes[position] = UNKNOWN_SIZE if entry.size is None else entry.size
                 digest.update(json.dumps([entry.key, entry.size, entry.etag]).encode())
     return Found(sizes, digest.hexdigest(), strangers - len(respelled), stranger, respelled)
+
+
+def _without_leading_folders(images: Store, coco: CocoText) -> NDArray[np.uint64] | None:
+    """Return `plain_hash` of the json's names without the folders that all of them begin with; None if none is listed.
+
+    Left out are the fewest folders with which an image is listed. Of relative names, these must be the end of the
+    address of `images`: in `train/`, `val/1.jpg` is another picture than `1.jpg`.
+    """
+    names = [json.loads(coco.image(position))["file_name"] for position in range(len(coco.name_hashes))]
+    parts = [plain_parts(name) for name in names]
+    if any(".." in name for name in parts):
+        return None
+    is_of_a_machine = all(_ABSOLUTE.match(name) for name in names)
+    folder = plain_parts(images.uri)
+    listed = np.unique(np.fromiter((plain_hash(entry.key) for entry in images.list()), np.uint64))
+    for count in range(1, common_folders(parts) + 1):
+        if is_of_a_machine or folder[-count:] == parts[0][:count]:
+            shorter = np.array([name_hash("/".join(name[count:])) for name in parts], np.uint64)
+            if np.isin(shorter, listed).any():
+                return shorter
+    return None
 
 
 def plan_shards(

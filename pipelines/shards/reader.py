@@ -39,7 +39,7 @@ _ANNOTATION: Final = pa.struct(
         pa.field("area", pa.float64()),  # pixels; of the segmentation where there is one
         pa.field("iscrowd", pa.bool_()),
         pa.field("segmentation", pa.string()),  # json; null where the annotation has none
-        pa.field("other", pa.string()),  # json of all other fields; null where there are none
+        pa.field("other", pa.string()),  # json of all other fields; null without other fields
     ]
 )
 
@@ -53,7 +53,7 @@ SHARD_SCHEMA: Final = pa.schema(
         pa.field("image", pa.binary(), nullable=False),  # the file as it was found
         pa.field("upright", pa.bool_(), nullable=False),  # whether a reader must turn the picture by its EXIF
         pa.field("annotations", pa.list_(pa.field("element", _ANNOTATION, nullable=False)), nullable=False),
-        pa.field("other", pa.string()),  # json of the image's other fields; null where there are none
+        pa.field("other", pa.string()),  # json of the image's other fields; null without other fields
     ]
 )
 

@@ -135,7 +135,7 @@ def _load_credentials(session: botocore.session.Session) -> None:
             "no AWS credentials found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, "
             "or read a public bucket anonymously."
         )
-    credentials.get_frozen_credentials()  # a login that is over is told now, not in the middle of a run
+    credentials.get_frozen_credentials()  # report an expired login now, not in the middle of a run
 
 
 def _variable(names: tuple[str, ...]) -> str | None:

@@ -12,7 +12,7 @@ from botocore.exceptions import NoCredentialsError
 READ_AGAIN_AFTER: Final = timedelta(minutes=5)
 
 _IN_FILES: Final = ("shared-credentials-file", "config-file")  # botocore's names of what it would read only once
-# botocore asks for credentials anew this long before they end, and goes on with those it has while there are none
+# botocore refreshes credentials this long before they expire, and keeps the old ones while there are no new ones
 _ASKED_BEFORE: Final = timedelta(minutes=15)
 
 
@@ -27,7 +27,7 @@ class FileCredentials:
         self._profile = profile
 
     def load_credentials(self) -> Any:
-        """Return botocore's credentials, None where there are none."""
+        """Return botocore's credentials, or None."""
         found = self._find()
         if found is None or found.method not in _IN_FILES:
             return found  # roles, SSO and processes say when theirs end

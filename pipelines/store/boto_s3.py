@@ -266,7 +266,7 @@ def unsorted_sentence(uri: str) -> str:
 
 
 def botocore_answer(response: Mapping[str, Any]) -> Answer:
-    """Return what a parsed answer of botocore says. Of a HEAD it gives the status for a code, which is none."""
+    """Return what a parsed answer of botocore says. For a HEAD, its code is the status, which is not an error code."""
     said = response.get("Error", {})
     metadata = response.get("ResponseMetadata", {})
     code = said.get("Code")

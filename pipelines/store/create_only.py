@@ -86,7 +86,7 @@ def probe(store: Store, folder: str = "_runs/") -> Capabilities:
     key = f"{folder}probe-{secrets.token_hex(8)}"
     try:
         etag = store.put(key, b"1", create=True)
-    except AlreadyExists:  # nobody else has this name: an answer was lost, and the put that was sent again met itself
+    except AlreadyExists:  # the name is unique: an answer was lost, and the repeated put found the first one's object
         etag = None
     try:
         return Capabilities(create_only=_refuses_creating(store, key), swap=_swap(store, key, etag))

@@ -26,7 +26,7 @@ class StoreEntry:
         etag: version of the object, without quotes and `W/`; None if unknown.
         is_archived: whether the object must be restored before it can be read, if the listing says so; obstore's
             listings do not.
-        unnameable: if not 0, the entry stands for so many names in the folder `key` that are not UTF-8
+        unnameable: if not 0, the entry represents this many names in the folder `key` that are not UTF-8
             (`ListsUnnameable` only).
         modified: time of the last write in seconds since 1970 (UTC); None if unknown.
     """

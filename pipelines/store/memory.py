@@ -24,7 +24,7 @@ def memory_store(uri: str = "memory://store") -> Store:
 
 
 class MemoryStore:
-    """A dictionary with a store's manners: conditions are honoured, every write gives a new etag."""
+    """A dictionary that behaves like a store: conditions are honoured, every write gives a new etag."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri

@@ -42,7 +42,7 @@ def native_error(error: BaseException, action: Action, uri: str) -> StoreError:
 
     Its text holds the address that was asked for, which for Azure may be signed, and the store's whole answer, in which
     S3 repeats a session token that is over and a signature that does not match. Only what is known to be harmless is
-    taken, and whoever raises ours must not leave the other one in its cause or context.
+    taken, and code that raises ours must not keep the other one as its cause or context.
     """
     if _INSTANCE_METADATA in str(error):
         return Misconfigured(

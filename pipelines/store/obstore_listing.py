@@ -37,7 +37,7 @@ def list_bucket(
     """Yield the objects whose key begins with `prefix` and is greater than `after`, in the byte order of keys.
 
     Pages come from obstore; one that holds a key which obstore cannot take from `slow` instead, where there is one.
-    Objects whose name ends in a slash are left out if they are empty; obstore shows others, which nobody should make,
+    Objects whose name ends in a slash are left out if they are empty; obstore shows others, which are unusual,
     under the name without the slash.
 
     Args:

@@ -17,7 +17,7 @@ _USERS = (
     re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*://)(?!arn:|\[)[^/?#@:]*:(?!\d*(?:[/?#]|$))[^?#]*@"),
 )
 _QUERY_VALUE = re.compile(r"(?<=[?&;])([^=&;#]*)=([^&;#]*)")
-# What lets in whoever has it, by the names of S3's, Google's, Azure's and CloudFront's signed addresses and common APIs
+# Parameters that grant access: those of signed addresses of S3, Google, Azure and CloudFront, and of common APIs
 _SECRET_NAME = re.compile(
     r"(?:.*[-_.])?(?:signature|sig|credentials?|token|jwt|secret|passw(?:or)?d|pwd|(?:api|access|secret|auth)[-_]?key)"
     r"|(?:aws|google)access(?:key)?id|key-pair-id|auth(?:orization)?",
@@ -81,7 +81,7 @@ def without_secrets(uri: str) -> str:
 
 
 def has_secret(uri: str) -> bool:
-    """Return whether an address gives access to whoever reads it: it has a password, or a signature or token by name.
+    """Return whether an address grants access to anyone who reads it: it has a password, signature or token.
 
     A secret in the path of a web address, or under a name of the host's own making, is not recognised.
     """

@@ -12,7 +12,7 @@ from pipelines.store.interface import StoreEntry
 class Child:
     """What lies in a folder: a file with what is known of it, or a folder.
 
-    With the name "" it stands for the files and folders whose names are not UTF-8, and `unnameable` says how many.
+    With the name "" it represents the files and folders whose names are not UTF-8; `unnameable` is their number.
     """
 
     name: str

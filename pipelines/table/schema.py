@@ -183,7 +183,7 @@ def with_settings(rows: pa.Table, settings: str) -> pa.Table:
     """
     field, place = SCHEMA.field("settings"), SCHEMA.get_field_index("settings")
     if rows.column_names[:place] != SCHEMA.names[:place]:
-        return rows  # not of a detection table, which whoever reads it finds
+        return rows  # not of a detection table, which its reader reports
     value = pa.scalar(settings, pa.string())
     if rows.column_names[place : place + 1] != ["settings"]:
         return rows.add_column(place, field, pa.repeat(value, len(rows)).dictionary_encode())
@@ -284,7 +284,7 @@ def check_columns(file: pq.ParquetFile, wanted: Collection[str], *, name: str) -
         raise RayDetrError(
             f"{name} has no column {', '.join(missing)}: it is not of a detection table. Move it out of data/."
         )
-    for column in ("uri", "etag"):  # what other types would be cast to stands for no image
+    for column in ("uri", "etag"):  # other types cannot be cast to a valid value
         if column in wanted and schema.field(column).type != pa.string():
             raise RayDetrError(
                 f"{name} is damaged: its column {column} is not text. Restore it or move it out of data/."

@@ -124,7 +124,7 @@ class WandbTracker:
 class TrackerThread:
     """A tracker that takes lines whenever it can. One that fails is left behind with a warning: training goes on.
 
-    Its server may be away for minutes while its client waits and tries again; no step waits for that.
+    Its server may be unreachable for minutes while its client retries; no step waits for that.
     """
 
     def __init__(self, name: str, tracker: Tracker, run: TrackedRun, *, on_open: Callable[[str], None]) -> None:

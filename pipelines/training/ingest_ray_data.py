@@ -6,7 +6,7 @@ same code as the direct ingest, in order. Ray's `streaming_split` is not used: i
 Memory and CPUs are dealt out so that no worker can stop another one. Half of Ray's object store is for batches, in
 equal parts, one a worker (`worker_limit`). A task that finds its worker's part full keeps its CPU and waits until that
 worker has used batches; but workers go in step, so that one waits for the others, whose tasks may be waiting for that
-CPU: nobody would go on, and nothing would say so. Hence two bounds:
+CPU: nothing would continue, without a message. Hence two bounds:
 
 - A task makes at most half of its worker's part, so the stretch that is used and the next one fit together. It is
   reckoned from above, before any image is read: images of the largest steps x 3 bytes x the longest side squared, since
@@ -77,7 +77,7 @@ class ShardSource:
         """Read the index.
 
         Raises:
-            RayDetrError: there is none, or it is damaged.
+            RayDetrError: the file does not exist, or it is damaged.
             StoreError: the store refused, or gave no answer.
         """
         store = open_store(self.uri, self.options)
@@ -109,7 +109,7 @@ def train_batches_by_ray_data(
         readers: The virtual readers that the worker serves.
         workers: How many workers do this at the same time: they share Ray's object store.
         first_step: Where to begin; nothing before it is read.
-        prefetch_steps: Steps that are brought to this process before they are asked for.
+        prefetch_steps: Steps that are fetched before they are needed.
         task_images: Images of one task, of all readers together; fewer where Ray's object store is small.
 
     Raises:

@@ -26,7 +26,7 @@ class MetadataUnavailable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """A machine is about to be taken away: why, and in how many seconds; None where no time was told."""
+    """A machine is about to be taken away: the reason, and the seconds until then; None if no time is given."""
 
     reason: str
     seconds: float | None
@@ -41,7 +41,7 @@ class MetadataService(Protocol):
         ...
 
     def read_notice(self) -> Notice | None:
-        """Return the notice, None while there is none.
+        """Return the notice, or None while there is no notice.
 
         Raises:
             MetadataUnavailable: no answer this time.

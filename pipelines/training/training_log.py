@@ -98,7 +98,7 @@ class TrainLog:
         self._write(step, values, {"step": step, **values})
 
     def finish(self) -> None:
-        """Record that the run is finished. On closing, trackers are told this, otherwise that it stopped."""
+        """Record that the run is finished. On closing, trackers get this state, otherwise that the run stopped."""
         self._is_finished = True
 
     def _write(self, step: int, values: Mapping[str, float], line: Mapping[str, Any]) -> None:

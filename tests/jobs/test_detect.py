@@ -1,5 +1,8 @@
 import json
 import re
+import subprocess
+import sys
+import webbrowser
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -18,6 +21,7 @@ from jobs.progress import shown
 from pipelines.errors import RayDetrError
 from tests.pipelines.lake.archives import parquet_of_images, tar_of
 
+ROOT = Path(__file__).parents[2]
 TINY = DetrConfig(
     backbone=BackboneConfig("tiny", "basic", 8, (8, 16), (1, 1), norm="batch"),
     hidden_dim=16,
@@ -119,7 +123,10 @@ def test_pictures_are_drawn_beside_each_other_and_never_over_the_images(
     drawn = sorted(path.name for path in photos.iterdir() if path.is_file() and path not in before)
     assert drawn == ["a.jpg", "b-2.jpg", "b-3.jpg"]
     assert [size_of(photos / name) for name in drawn] == [(48, 32)] * 3
-    assert f"a.png: 3 detections, drawn in {photos / 'a.jpg'}" in capsys.readouterr().out
+    assert [line for line in capsys.readouterr().out.splitlines() if "drawn" in line] == [
+        f"{photos / image}: 3 detections, drawn in {photos / name}"
+        for image, name in (("a.png", "a.jpg"), ("b.jpg", "b-2.jpg"), ("more/b.jpg", "b-3.jpg"))
+    ]
 
 
 def test_the_same_command_again_replaces_its_pictures(photos: Path, model: str, tmp_path: Path) -> None:
@@ -129,6 +136,79 @@ def test_the_same_command_again_replaces_its_pictures(photos: Path, model: str, 
         )
 
     assert sorted(path.name for path in (tmp_path / "new" / "drawn").iterdir()) == ["a.jpg", "b.jpg"]
+
+
+def test_open_gives_each_drawn_picture_to_the_viewer(
+    photos: Path, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", lambda uri: opened.append(uri) or True)
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.chdir(tmp_path)
+
+    main([str(photos), "--model", model, "--draw", "drawn", "--open"])
+
+    assert opened == [f"file://{tmp_path}/drawn/{name}" for name in ("a.jpg", "b.jpg", "b-2.jpg")]
+
+
+def test_of_many_pictures_eight_are_opened(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", lambda uri: opened.append(uri) or True)
+    monkeypatch.setenv("WAYLAND_DISPLAY", "wayland-0")
+    folder, drawn = tmp_path / "photos", tmp_path / "drawn"
+    folder.mkdir()
+    for number in range(10):
+        Image.new("RGB", (24, 16)).save(folder / f"{number}.png")
+
+    main([str(folder), "--model", model, "--draw", str(drawn), "--open"])
+
+    assert opened == [f"file://{drawn}/{number}.jpg" for number in range(8)]
+    assert capsys.readouterr().err.endswith(f"note: 8 of 10 pictures were opened; all are in {drawn}\n")
+
+
+@pytest.mark.parametrize(
+    ("display", "options", "sentence"),
+    [
+        (":0", ["--open"], "--open opens the pictures of --draw: give --draw DIR as well"),
+        ("", ["--draw", "drawn", "--open"], "this machine has no display (DISPLAY, WAYLAND_DISPLAY and BROWSER are"),
+    ],
+)
+def test_open_without_pictures_or_display_is_refused_before_the_model_is_loaded(
+    photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    display: str, options: list[str], sentence: str,
+) -> None:  # fmt: skip
+    for name in ("WAYLAND_DISPLAY", "BROWSER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DISPLAY", display)
+
+    with pytest.raises(SystemExit) as left:
+        main([str(photos / "a.png"), "--model", "/not/looked/at", *options])
+
+    assert left.value.code == 2
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("status", "code"), [(0, 0), (3, 1)])
+def test_the_command_in_browser_gets_the_address_and_its_failure_is_told(
+    tmp_path: Path, status: int, code: int
+) -> None:
+    viewer, seen = tmp_path / "viewer", tmp_path / "seen"
+    viewer.write_text(f'#!/bin/sh\necho "$1" > {seen}\nexit {status}\n')
+    viewer.chmod(0o755)
+    program = (
+        "import sys; from pathlib import Path; from jobs._viewer import open_pictures; open_pictures([Path('a b.jpg')])"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={"PATH": "/nonexistent", "BROWSER": f"{viewer} %s", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+    assert seen.read_text() == f"file://{tmp_path}/a%20b.jpg\n"
+    assert done.returncode == code
+    assert ("no program opened a b.jpg. The picture is written" in done.stderr) == bool(code)
 
 
 def test_json_is_a_line_per_image_the_unreadable_ones_included(

@@ -212,7 +212,7 @@ def test_any_sequence_of_runs_ends_in_the_table_of_the_model() -> None:
         run_state_machine_as_test(
             Table,
             settings=settings(
-                max_examples=1_000 if LONG else 100,
+                max_examples=1_000 if LONG else 50,
                 stateful_step_count=25,
                 derandomize=not LONG,
                 deadline=None,

@@ -24,7 +24,7 @@ from tests.pipelines.labelling.runs import begin_as_an_earlier_release
 from tests.simulation.turns import Turns
 from tests.simulation.world import Crash, Fault, World, Writer, check_whole, small_segments
 
-FIRST, COUNT = 0, int(os.environ.get("SIMULATION_SEEDS", "1000"))
+FIRST, COUNT = 0, int(os.environ.get("SIMULATION_SEEDS", "400"))
 AT_ONCE = 50  # seeds a test
 STARTS = 5  # of each writer, then a last one that is undisturbed
 FAULTS: tuple[Fault, ...] = ("crash before", "crash after", "answer lost", "refused")

@@ -160,6 +160,39 @@ def test_letters_grow_with_the_picture(height: int, width: int, least: int, most
     assert least < 200 - painted(picture)[1] < most  # the height of the label above the box
 
 
+@pytest.mark.parametrize("spacing", [40, 120])
+def test_small_objects_in_a_large_picture_stay_visible(spacing: int) -> None:
+    side, colour = 24, torch.tensor([10, 20, 30], dtype=torch.uint8)
+    image = grey(1500, 2000)
+    corners = [(x, y) for x in range(400, 400 + 12 * spacing, spacing) for y in range(400, 400 + 8 * spacing, spacing)]
+    for x, y in corners:
+        image[:, y : y + side, x : x + side] = colour[:, None, None]
+    boxes = [(6, "triangle", 0.9, (float(x), float(y), float(x + side), float(y + side))) for x, y in corners]
+
+    drawn = pixels(draw_detections(image, detections(*boxes)))
+
+    is_object = (drawn == colour.numpy()).all(axis=2)
+    visible = [int(is_object[y : y + side, x : x + side].sum()) / side**2 for x, y in corners]
+    assert min(visible) > 0.4
+
+
+def test_letters_are_no_wider_than_a_large_object_and_stay_readable_at_a_small_one() -> None:
+    def label_height(side: int) -> int:
+        box = (500.0, 500.0, 500.0 + side, 500.0 + side)
+        return 500 - painted(draw_detections(grey(1500, 2000), detections((1, "disc", 0.5, box))))[1]
+
+    assert label_height(700) > label_height(100) > label_height(30) >= 12
+
+
+def test_a_label_that_would_hide_other_objects_is_left_out() -> None:
+    boxes = [(float(x), float(y), x + 8.0, y + 8.0) for x in range(0, 64, 8) for y in range(0, 64, 8)]
+
+    picture = draw_detections(grey(64, 64), detections(*((1, "disc", 0.9, box) for box in boxes)))
+
+    assert letters(picture, 1) == 0
+    assert picture.getpixel((4, 4)) == (GREY,) * 3
+
+
 def test_a_picture_too_narrow_for_letters_gets_its_boxes_without_them() -> None:
     picture = draw_detections(grey(40, 20), detections((1, "traffic light", 0.5, (5, 10, 15, 30))))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -96,6 +97,7 @@ def test_cpus_that_another_job_holds_are_told(local_ray: str, good: DoctorConfig
     class Holder:
         def hold(self) -> None: ...
 
+    gc.collect()  # handles of actors that earlier tests of this process have left
     holder: Any = ray.remote(num_cpus=8)(Holder).remote()
     ray.get(holder.hold.remote(), timeout=120)
     try:

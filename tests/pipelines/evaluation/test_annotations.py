@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.errors import RayDetrError, UsageError
+from pipelines.errors import UsageError
 from pipelines.evaluation.annotations import read_annotations, truth_sha256
 
 TRUTH: dict[str, Any] = {
@@ -46,7 +46,7 @@ def test_two_images_of_one_file_name_are_refused(file: Path) -> None:
     truth["images"][1]["file_name"] = "val/a.jpg"
     file.write_text(json.dumps(truth))
 
-    with pytest.raises(RayDetrError, match=r"two images have the file name 'val/a\.jpg'"):
+    with pytest.raises(UsageError, match=r"two images have the file name 'val/a\.jpg'"):
         read_annotations(str(file)).by_file_name()
 
 
@@ -59,7 +59,7 @@ def test_ids_that_are_given_twice_are_refused(file: Path, part: str, sentence: s
     truth[part][1]["id"] = truth[part][0]["id"]
     file.write_text(json.dumps(truth))
 
-    with pytest.raises(RayDetrError, match=sentence):
+    with pytest.raises(UsageError, match=sentence):
         read_annotations(str(file))
 
 
@@ -80,7 +80,7 @@ def test_ids_that_are_given_twice_are_refused(file: Path, part: str, sentence: s
 def test_annotations_of_another_format_stop_with_a_sentence(file: Path, text: str, sentence: str) -> None:
     file.write_text(text)
 
-    with pytest.raises(RayDetrError, match=rf"annotations .*instances\.json: {sentence}"):
+    with pytest.raises(UsageError, match=rf"annotations .*instances\.json: {sentence}"):
         read_annotations(str(file))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from detr.evaluation.average_precision import NUMBERS, AveragePrecision, PrecisionCurves
-from pipelines.errors import RayDetrError
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.evaluation.annotations import Annotations
 from pipelines.evaluation.evaluate import Evaluation
 from pipelines.evaluation.gate import (
@@ -52,7 +52,7 @@ def test_both_numbers_are_said() -> None:
 def test_figures_of_other_images_or_by_another_truth_are_not_compared() -> None:
     check_comparable(BASELINE, ANNOTATIONS)
 
-    with pytest.raises(RayDetrError, match=r"measured on 5,000 images, and 2 are annotated here"):
+    with pytest.raises(UsageError, match=r"measured on 5,000 images, and 2 are annotated here"):
         check_comparable(BASELINE, replace(ANNOTATIONS, image_ids=frozenset({1, 2})))
     with pytest.raises(
         RayDetrError, match=r"with other annotations than instances\.json .*abababababab and cdcdcdcdcdcd"

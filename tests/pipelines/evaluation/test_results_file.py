@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from detr.evaluation.coco_results import ResultColumns
-from pipelines.errors import RayDetrError
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.evaluation.results_file import read_results
 
 ROW: dict[str, Any] = {"image_id": 4, "category_id": 18, "bbox": [258.15, 41, 348.26, 0], "score": 0.236}
@@ -54,7 +54,7 @@ def test_rows_come_as_they_are_in_the_order_of_the_file(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_row_is_named_with_its_number(tmp_path: Path, row: object, sentence: str) -> None:
-    with pytest.raises(RayDetrError, match=rf"results .*detections\.json: row 1 {sentence}"):
+    with pytest.raises(UsageError, match=rf"results .*row 1 {sentence}"):
         read(tmp_path, ROW, row)
 
 
