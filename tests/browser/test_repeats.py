@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 from pipelines.repeats.config import RepeatsConfig
 from pipelines.repeats.marks import read_marks
@@ -79,6 +79,7 @@ def test_what_is_ticked_is_in_the_file_and_what_is_not_is_not(page: Page, tmp_pa
 def test_the_file_is_accepted_and_the_text_is_the_same(page: Page, tmp_path: Path, table: str) -> None:
     accepted = downloaded(page, tmp_path / "repeats.json")
     page.locator("summary", has_text="As text").click()
+    expect(page.locator("#text")).not_to_have_value("")
     assert json.loads(page.locator("#text").input_value())["accepted"] == accepted
 
     accept_file(RepeatsConfig(table=table), str(tmp_path / "repeats.json"))
