@@ -132,7 +132,6 @@ class _Bins:
 
     def _keys(self, bins: Integers, steps: Integers) -> Integers:
         """Return one number for both bins and both steps; steps down are the last digits, so that they are a range."""
-        keys: Integers = ((bins[:, 0] * self._spans[1] + bins[:, 1]) * self._most[0] + steps[:, 0]) * self._most[
-            1
-        ] + steps[:, 1]
+        sizes = bins[:, 0] * self._spans[1] + bins[:, 1]
+        keys: Integers = (sizes * self._most[0] + steps[:, 0]) * self._most[1] + steps[:, 1]
         return keys

@@ -18,6 +18,8 @@ from pipelines.labelling.verify import verify_table
 from pipelines.repeats.config import RepeatsConfig
 from pipelines.repeats.finding import find_places
 from pipelines.repeats.marks import accept_marks, marks_key, withdraw_marks
+from pipelines.repeats.repeats import accept_file, withdraw
+from pipelines.repeats.selection import head_of
 from pipelines.report.report import ReportConfig, write_report
 from pipelines.report.rows import Classes, table_files
 from pipelines.review.config import ReviewConfig
@@ -156,8 +158,13 @@ def test_a_damaged_record_stops_every_reader(table: str, tmp_path: Path) -> None
 def test_a_table_in_s3_is_exported_without_repeats(moto: S3Server, tmp_path: Path) -> None:
     place, options = f"{moto.bucket()}/table", moto.options()
     publish(place, picture_rows("s3://lake/cam1/", PICTURES), options=options)
-    found = find_places(RepeatsConfig(table=place, options=options))
-    accept_marks(open_store(place, options), [one.mark for one in found.places], SystemClock())
+    config = RepeatsConfig(table=place, options=options)
+    marks = [one.mark.as_json() for one in find_places(config).places]
+    selection = {**head_of(place), "accepted": marks}
+    open_store(place, options).put("chosen.json", json.dumps(selection).encode())
+    assert accept_file(config, f"{place}/chosen.json").changed == 2
+    assert withdraw(config, [marks[0]["id"]]).in_force == 1
+    assert accept_file(config, f"{place}/chosen.json").in_force == 2
 
     assert export(ExportConfig(place, str(tmp_path / "a.csv"), options=options)).repeats_left_out == 2 * PICTURES
     sql = "SELECT count(*), count(repeat) FROM detections"
