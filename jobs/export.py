@@ -51,6 +51,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="most images in each file of a folder (labelstudio: 1000; otherwise files of about 64 MB)",
     )
     parser.add_argument(
+        "--keep-repeats",
+        action="store_true",
+        help="also detections that a mark of `ray-detr repeats` covers (they are left out and counted)",
+    )
+    parser.add_argument(
         "--catalog",
         default="default",
         metavar="NAME",
@@ -74,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             settings=args.settings,
             format=args.format,
             file_images=args.file_images,
+            keep_repeats=args.keep_repeats,
             catalog=args.catalog,
             options=make_config(parser, StoreOptions, args),
         )
@@ -98,8 +104,21 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "one, --latest the current row of each image.",
                 file=sys.stderr,
             )
+    if config.kind == "iceberg" and summary.marks:
+        print(
+            f"note: whole files are registered, with the repeats of {summary.marks:,} marks. `ray-detr query` tells "
+            "them apart by the column `repeat`.",
+            file=sys.stderr,
+        )
+    if summary.repeats_left_out:
+        print(
+            f"note: left out {summary.repeats_left_out:,} detections that repeat at one place, as marked by `ray-detr "
+            "repeats`. --keep-repeats keeps them.",
+            file=sys.stderr,
+        )
     if args.json:
-        print(json.dumps(asdict(summary), indent=2))
+        of_marks = () if summary.marks else ("marks", "repeats_left_out")
+        print(json.dumps({key: value for key, value in asdict(summary).items() if key not in of_marks}, indent=2))
         return
     files = f"{summary.files:,} file" + ("" if summary.files == 1 else "s")
     print(f"exported: {summary.rows:,} of {summary.rows_total:,} rows, {files}: {summary.out}")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipelines.report.report import ReportSummary
     from pipelines.report.training import TrainingReportSummary
 
-TABLE_ONLY = ("run", "settings", "against", "max_drift", "annotations", "price_per_hour")
+TABLE_ONLY = ("run", "settings", "against", "max_drift", "annotations", "price_per_hour", "keep_repeats")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -63,6 +63,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--pictures", type=count, default=12, metavar="N", help="pictures of each kind (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the random pictures (%(default)s)")
     parser.add_argument(
+        "--keep-repeats",
+        action="store_true",
+        default=None,
+        help="also detections that a mark of `ray-detr repeats` covers (they are left out and counted)",
+    )
+    parser.add_argument(
         "--price-per-hour", type=float, metavar="USD", help="of all machines of a run together: adds the cost"
     )
     add_options(parser, StoreOptions, only=S3)
@@ -89,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             threshold=args.threshold,
             pictures=args.pictures,
             seed=args.seed,
+            keep_repeats=bool(args.keep_repeats),
             price_per_hour=args.price_per_hour,
             options=make_config(parser, StoreOptions, args),
         )
@@ -105,7 +112,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = "; ".join(f"{count:,} with {settings}" for settings, count in summary.settings.items())
         print(f"note: the rows have several settings ({found}). --settings chooses one.", file=sys.stderr)
     if args.json:
-        print(json.dumps({**asdict(summary), "out": str(summary.out)}, indent=2))
+        fields = {**asdict(summary), "out": str(summary.out)}
+        if not summary.repeats_left_out:  # as of tables without marks
+            del fields["repeats_left_out"]
+        print(json.dumps(fields, indent=2))
     else:
         print(sentences(summary))
     if args.max_drift is not None:
@@ -148,6 +158,11 @@ def sentences(summary: "ReportSummary") -> str:
     """Return what a person wants to know at the end."""
     size = f"{summary.bytes / 1e6:.1f} MB"
     lines = [f"report: {summary.images:,} images, {summary.pictures:,} pictures, {size}: {summary.out}"]
+    if summary.repeats_left_out:
+        lines.append(
+            f"left out: {summary.repeats_left_out:,} detections that repeat at one place, as marked by `ray-detr "
+            "repeats` (--keep-repeats keeps them)"
+        )
     if summary.drift is not None:
         lines.append(f"drift: {100 * summary.drift:.1f} % of the boxes changed, over {summary.compared:,} images")
     if summary.AP is not None:

@@ -129,6 +129,8 @@ def report(summary: "TrainSummary") -> str:
         lines = [f"nothing to do: {summary.run} is finished, {passed}"]
     else:
         lines = [f"done: {passed} in {duration(summary.seconds)}{' (resumed)' if summary.resumed else ''}"]
+    if summary.cost is not None:
+        lines.append(f"cost: {summary.cost:.2f} for {summary.node_hours:.3g} node hours")
     if len(summary.starts) > 1:
         lines.append(f"workers were started {len(summary.starts)} times, at steps {_listed(summary.starts)}")
     if summary.metrics is not None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from pipelines.clock import Clock, SystemClock
 from pipelines.concurrently import repeating
+from pipelines.errors import CapReached
 from pipelines.options import check_options, option
 
 LOOK_SECONDS = 1.0  # between two looks at the time and at the nodes
@@ -134,3 +135,14 @@ def metering(caps: Caps) -> Iterator[Meter]:
     meter = Meter(caps)
     with repeating(meter.look, seconds=LOOK_SECONDS, name="meter"):
         yield meter
+
+
+@contextmanager
+def adding_costs(meter: Meter) -> Iterator[None]:
+    """Add nodes and cost to the details of `CapReached`."""
+    try:
+        yield
+    except CapReached as reached:
+        meter.count_nodes(None)
+        reached.details |= {"nodes": meter.most_nodes, "node_hours": meter.node_hours, "cost": meter.cost}
+        raise

@@ -16,7 +16,7 @@ GUIDES = [  # for users: what they say of options has to be true today
     ROOT / "README.md",
     *(
         ROOT / "docs" / f"{name}.md"
-        for name in ("models", "operations", "review", "security", "table", "training", "tutorial")
+        for name in ("models", "operations", "repeats", "review", "security", "table", "training", "tutorial")
     ),
 ]
 OPTIONS_OF_OTHERS = {"--runtime-env-json", "--generate"}  # of Ray's commands

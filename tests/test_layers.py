@@ -29,7 +29,7 @@ OF_DETR = {
 }  # fmt: skip
 # judges and tools of tests
 NEVER = {"transformers", "timm", "pandas", "pytest", "hypothesis", "moto"}
-# libraries that jobs.bench measures beside ours, and the engine of jobs.query: each in these files, and nowhere else
+# libraries that jobs.bench measures beside ours, and the engine of SQL over tables: each in these files only
 PEERS = {"transformers", "openvino", "onnxruntime", "daft", "duckdb"}
 PEER_FILES = {
     "detr/transformers_model.py": {"transformers"},  # other detectors, behind an extra
@@ -42,7 +42,9 @@ PEER_FILES = {
     "pipelines/benchmarks/peers/onnxruntime_model.py": {"onnxruntime"},
     "pipelines/benchmarks/peers/daft_script.py": {"daft"},
     "pipelines/exports/query.py": {"duckdb"},
+    "pipelines/exports/views.py": {"duckdb"},
     "pipelines/model_export.py": {"onnxruntime"},
+    "pipelines/repeats/finding.py": {"duckdb"},  # the type of a connection
 }
 
 

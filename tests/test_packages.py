@@ -17,5 +17,6 @@ def test_every_package_is_installed() -> None:
     assert found == set(SETUPTOOLS["packages"])
 
 
-def test_the_template_of_the_report_is_installed() -> None:
+def test_the_templates_of_pages_are_installed() -> None:
     assert SETUPTOOLS["package-data"]["pipelines.report"] == ["template/*"]
+    assert SETUPTOOLS["package-data"]["pipelines.repeats"] == ["template/*"]

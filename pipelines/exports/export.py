@@ -23,6 +23,8 @@ from pipelines.exports.places import Folder, OneFile
 from pipelines.exports.trees import TREES, Tree
 from pipelines.labelling.recorded_settings import COLUMN, RecordedSettings
 from pipelines.parquet_files import open_listed, parquet_of
+from pipelines.repeats.marks import read_marks
+from pipelines.repeats.matching import Matcher
 from pipelines.store import (
     Store,
     StoreEntry,
@@ -60,6 +62,7 @@ class ExportConfig:
         format: None is what the file's suffix says, and Parquet for a folder. A file that ends in .json needs it.
         file_images: How many images a file of a folder has at most, for importers that cannot take more; None: files
             of about 64 MB.
+        keep_repeats: Also the detections that a mark of the table covers (`repeats.matching`).
         catalog: Of an Iceberg table, as pyiceberg's configuration names it; `out` is NAMESPACE.TABLE then.
         options: How the table is reached, and a folder in a store.
     """
@@ -71,6 +74,7 @@ class ExportConfig:
     settings: str | None = None
     format: Format | None = None
     file_images: int | None = None
+    keep_repeats: bool = False
     catalog: str = "default"
     options: StoreOptions | None = None
 
@@ -141,13 +145,19 @@ class ExportConfig:
 
 @dataclass(frozen=True, slots=True)
 class ExportSummary:
-    """What was written: rows, into how many files, of how many rows of the table; and rows by their settings."""
+    """What was written: rows, into how many files, of how many rows of the table; and rows by their settings.
+
+    `repeats_left_out` is how many detections were left out because a mark covers them, `marks` how many marks the table
+    has.
+    """
 
     out: str
     rows: int
     files: int
     rows_total: int
     settings: Mapping[str, int] = field(default_factory=dict)
+    repeats_left_out: int = 0
+    marks: int = 0
 
 
 def export(config: ExportConfig, *, show: Callable[[int, int], None] = lambda _rows, _total: None) -> ExportSummary:
@@ -179,15 +189,20 @@ def copy_rows(
         StoreError: a store refused.
     """
     files = _look(table)
+    matcher = Matcher(read_marks(table))
     if config.kind == "iceberg":
         uris = [join_uri(table.uri, entry.key) for entry in files.entries]
         added = register_files(config.catalog, config.out, uris, files.schema)
-        return ExportSummary(config.out, files.rows, added, files.rows)
+        return ExportSummary(config.out, files.rows, added, files.rows, marks=len(matcher.marks))
     written = 0
+    left_out: Counter[str] = Counter()
     settings: Counter[str] = Counter()
     try:
         with _place(config, table, files) as out:
-            for rows in _pieces(_chosen(table, files, config, show), config):
+            chosen_rows = _chosen(table, files, config, show)
+            if matcher and not config.keep_repeats:
+                chosen_rows = _without_repeats(chosen_rows, matcher, left_out)
+            for rows in _pieces(chosen_rows, config):
                 out.add(rows)
                 written += len(rows)
                 counts = rows[COLUMN].cast(pa.string()).drop_null().value_counts().to_pylist()
@@ -196,15 +211,25 @@ def copy_rows(
                 raise UsageError(
                     f"table {table.uri} has no rows{_of(config)}. `ray-detr runs` lists its models and settings."
                 )
-            chosen = {
+            chosen: dict[str, object] = {
                 "latest": config.latest or config.is_of_images,
                 "model": config.model,
                 "settings": config.settings,
             }
+            if matcher:
+                chosen["repeats_left_out"] = left_out.total()
             out.finish({"table": table.uri, "rows": written, **chosen})
     except OSError as error:  # of a file of this machine: reading the table's files has its own sentences
         raise RayDetrError(f"cannot write {config.out}: {error.strerror or error}.") from error
-    return ExportSummary(without_secrets(config.out), written, out.files, files.rows, dict(settings))
+    return ExportSummary(
+        without_secrets(config.out),
+        written,
+        out.files,
+        files.rows,
+        dict(settings),
+        left_out.total(),
+        len(matcher.marks),
+    )
 
 
 def _of(config: ExportConfig) -> str:
@@ -316,6 +341,14 @@ def _batches(
             rows = _with_columns(rows.filter(kept), schema, recorded)
         if len(rows):
             yield rows
+
+
+def _without_repeats(parts: Iterator[pa.Table], matcher: Matcher, left_out: Counter[str]) -> Iterator[pa.Table]:
+    """Yield the rows without the detections that a mark covers, and count these."""
+    for part in parts:
+        rows, lost = matcher.without_repeats(part)
+        left_out["detections"] += int(lost.sum())
+        yield rows
 
 
 def _pieces(parts: Iterator[pa.Table], config: ExportConfig) -> Iterator[pa.Table]:

@@ -9,16 +9,16 @@ import importlib.metadata
 import platform
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from shlex import quote
 from typing import TYPE_CHECKING
 
 from detr.precision import family_precision
-from pipelines.caps import Meter, metering
+from pipelines.caps import Meter, adding_costs, metering
 from pipelines.clock import SystemClock
-from pipelines.errors import CapReached, RayDetrError, UsageError
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.driver import RunResult, run_labelling
 from pipelines.labelling.labeler_spec import LabelerSpec
@@ -143,7 +143,7 @@ def label(
             listing = with_mask_column(listing)
         with (
             metering(config.caps) as meter,
-            _adding_costs(meter),
+            adding_costs(meter),
             watching() as watchdog,
             ExitStack() as before_the_lease,
         ):
@@ -199,17 +199,6 @@ def label(
     except StoreError as error:
         raise RayDetrError(f"{error} Run the same command again to resume.") from error
     return _summary(config, result, model, time.monotonic() - began, meter)
-
-
-@contextmanager
-def _adding_costs(meter: Meter) -> Iterator[None]:
-    """Add nodes and cost to the details of `CapReached`."""
-    try:
-        yield
-    except CapReached as reached:
-        meter.count_nodes(None)
-        reached.details |= {"nodes": meter.most_nodes, "node_hours": meter.node_hours, "cost": meter.cost}
-        raise
 
 
 def _spec(config: LabelConfig) -> LabelerSpec:

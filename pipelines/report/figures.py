@@ -48,6 +48,7 @@ class Figures:
     images: int = 0
     ok: int = 0
     detections: int = 0
+    left_out: int = 0  # further detections, which a mark covers
     errors: Counter[str] = field(default_factory=Counter)
     error_examples: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     scores: defaultdict[int, Counts] = field(default_factory=lambda: defaultdict(lambda: np.zeros(SCORE_BINS, int)))
@@ -63,6 +64,7 @@ class Figures:
         self.images += len(rows)
         self.ok += int(rows.is_ok.sum())
         self.detections += len(rows.scores)
+        self.left_out += int(rows.left_out.sum())
         self._add_errors(rows)
         self._add_origins(rows)
         bins = score_bins(rows.scores)

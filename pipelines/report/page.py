@@ -119,7 +119,7 @@ def render_page(template: str, title: str, made: datetime, values: Mapping[str, 
     """Return a page of a template that extends `base.html.j2`.
 
     Args:
-        template: of the folder `template`.
+        template: of the folder `template`, or `PACKAGE:NAME` of that folder in another package.
         title: of the page.
         made: when it was made.
         values: of the template; `data` is for the script: `classes` (names), `order` (class numbers), `threshold`,
@@ -129,8 +129,8 @@ def render_page(template: str, title: str, made: datetime, values: Mapping[str, 
         {
             "title": title,
             "made": made.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            "style": Markup(_resource("page.css")),  # noqa: S704 - our own file
-            "script": Markup(_resource("page.js")),  # noqa: S704 - our own file
+            "style": Markup(resource("page.css")),  # noqa: S704 - our own file
+            "script": Markup(resource("page.js")),  # noqa: S704 - our own file
             **values,
         }
     )
@@ -154,6 +154,7 @@ def _totals(page: Page, runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, st
         ("without error", f"{figures.ok:,}"),
         ("errors", f"{failed:,} ({100 * failed / max(1, figures.images):.3g} %)"),
         ("detections", f"{figures.detections:,}"),
+        *([("repeats left out", f"{figures.left_out:,}")] if figures.left_out else []),
         ("classes", f"{len(page.classes.names):,}"),
         ("runs", f"{len(runs):,}"),
     ]
@@ -208,7 +209,7 @@ def _item(item: Item, places: Mapping[str, int]) -> dict[str, object]:
 
 @cache
 def _environment() -> Environment:
-    return Environment(loader=FunctionLoader(_resource), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    return Environment(loader=FunctionLoader(resource), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
 
 
 def _template(name: str) -> Template:
@@ -216,5 +217,7 @@ def _template(name: str) -> Template:
 
 
 @cache
-def _resource(name: str) -> str:
-    return (files("pipelines.report") / "template" / name).read_text(encoding="utf-8")
+def resource(name: str) -> str:
+    """Return a file of the folder `template`, or, as `PACKAGE:NAME`, of that folder in another package."""
+    package, _, file = name.rpartition(":")
+    return (files(package or "pipelines.report") / "template" / file).read_text(encoding="utf-8")

@@ -75,16 +75,22 @@ def picture_of(uri: str, pixels: Tensor, budget: int) -> Picture:
     from PIL import Image
 
     height, width = pixels.shape[1:]
-    data = shrink(Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()), budget * 3 // 4 - 100)
-    return Picture(uri, f"data:image/webp;base64,{base64.b64encode(data).decode()}", width, height)
+    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    return Picture(uri, encode_picture(image, budget), width, height)
 
 
-def shrink(image: Image.Image, most_bytes: int) -> bytes:
-    """Return a WebP file of a picture, at most 640 pixels long, that has at most so many bytes.
+def encode_picture(image: Image.Image, budget: int, *, most_pixels: int = MOST_PIXELS) -> str:
+    """Return a picture as a `data:` address of so many characters at most, and of so many pixels at its longer side."""
+    data = shrink(image, budget * 3 // 4 - 100, most_pixels)
+    return f"data:image/webp;base64,{base64.b64encode(data).decode()}"
+
+
+def shrink(image: Image.Image, most_bytes: int, most_pixels: int = MOST_PIXELS) -> bytes:
+    """Return a WebP file of a picture, at most `most_pixels` long, that has at most so many bytes.
 
     A picture of 96 pixels may have more.
     """
-    small, longest = image.copy(), MOST_PIXELS
+    small, longest = image.copy(), most_pixels
     while True:
         small.thumbnail((longest, longest))
         sink = io.BytesIO()
@@ -96,20 +102,29 @@ def shrink(image: Image.Image, most_bytes: int) -> bytes:
 
 
 def _load(example: Example, stores: Stores, budget: int) -> Picture:
+    shown = without_secrets(example.uri)
+    image, problem = read_picture(example, stores)
+    if image is None:
+        return Picture(shown, None, example.width or 0, example.height or 0, problem)
+    return Picture(shown, encode_picture(image, budget), *image.size)
+
+
+def read_picture(example: Example, stores: Stores) -> tuple[Image.Image | None, str | None]:
+    """Return the upright image of an example, or None and why it cannot be shown: gone, changed or damaged."""
+    from PIL import Image
+
     from detr.images.decoding import ImageError, decode
 
-    shown = without_secrets(example.uri)
-    width, height = example.width or 0, example.height or 0
     try:
         blob = stores.get(example.uri, most_bytes=LARGEST_FILE)
         if _is_changed(example, blob.etag, len(blob.data)):
-            return Picture(shown, None, width, height, "The image has changed since it was labelled.")
+            return None, "The image has changed since it was labelled."
         pixels = decode(blob.data)
     except NotFound:
-        return Picture(shown, None, width, height, "The image is not there any more.")
+        return None, "The image is not there any more."
     except (StoreError, ImageError) as error:
-        return Picture(shown, None, width, height, f"The image cannot be read: {without_secrets(str(error))}")
-    return picture_of(shown, pixels, budget)
+        return None, f"The image cannot be read: {without_secrets(str(error))}"
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()), None
 
 
 def _is_changed(example: Example, etag: str | None, size: int) -> bool:

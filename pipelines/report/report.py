@@ -44,6 +44,7 @@ class ReportConfig:
         threshold: The score at which the page's slider begins, a whole number of hundredths.
         pictures: How many pictures a gallery has.
         seed: Of the random pictures.
+        keep_repeats: Also show and count detections that a mark of the table covers.
         price_per_hour: US dollars that all machines of a run cost per hour; None leaves out the cost.
         options: How the table is reached.
         picture_options: How pictures are reached; None is as the table.
@@ -58,6 +59,7 @@ class ReportConfig:
     threshold: float = THRESHOLD
     pictures: int = PICTURES
     seed: int = 0
+    keep_repeats: bool = False
     price_per_hour: float | None = None
     options: StoreOptions | None = None
     picture_options: StoreOptions | None = None
@@ -79,6 +81,7 @@ class ReportSummary:
         settings: how many rows have which settings, the most frequent first.
         pictures: images that it shows.
         unreadable: how many of these are gone, changed or cannot be read.
+        repeats_left_out: detections that were left out because a mark of the table covers them.
         drift: the share of boxes that appeared, vanished or moved, and
         compared: over how many images; None without `against`.
         AP: against the annotations; None without them.
@@ -90,6 +93,7 @@ class ReportSummary:
     settings: dict[str, int]
     pictures: int
     unreadable: int
+    repeats_left_out: int = 0
     drift: float | None = None
     compared: int | None = None
     AP: float | None = None
@@ -127,6 +131,7 @@ def write_report(
         settings=page.figures.settings(),
         pictures=len(page.pictures),
         unreadable=unreadable,
+        repeats_left_out=page.figures.left_out,
         drift=None if drift is None else drift.share,
         compared=None if drift is None else drift.images,
         AP=None if evaluation is None else evaluation.average_precision.AP,
@@ -146,9 +151,11 @@ class _Made:
         if config.annotations is not None:
             annotated = AnnotatedRows(read_annotations(config.annotations, options=config.options))
         if config.against is not None:
-            earlier = read_earlier(table_files(table, config.against), self.classes, config.threshold)
+            files = table_files(table, config.against, keep_repeats=config.keep_repeats)
+            earlier = read_earlier(files, self.classes, config.threshold)
             self.drift = Drift(earlier, config.threshold, config.pictures)
-        for rows in table_files(table, config.run_id, config.settings).rows(self.classes):
+        shown = table_files(table, config.run_id, config.settings, keep_repeats=config.keep_repeats)
+        for rows in shown.rows(self.classes):
             for part in (self.figures, self._examples, self.drift, annotated):
                 if part is not None:
                     part.add(rows)

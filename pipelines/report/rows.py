@@ -16,6 +16,8 @@ from pipelines.errors import UsageError
 from pipelines.exports.current import current_rows, with_settings
 from pipelines.labelling.recorded_settings import COLUMN, RecordedSettings
 from pipelines.parquet_files import open_listed, parquet_of
+from pipelines.repeats.marks import read_marks
+from pipelines.repeats.matching import Matcher
 from pipelines.store import Store, StoreEntry, join_uri
 from pipelines.table.files import in_order_of_runs
 from pipelines.table.schema import check_columns
@@ -66,6 +68,7 @@ class Rows:
         category_ids: `(N,)`, the data set's own.
         scores: `(N,)` in 0..1.
         boxes: `(N, 4)`: xmin, ymin, xmax, ymax in pixels of the upright picture.
+        left_out: `(M,)`, further detections of each row that were left out because a mark covers them.
     """
 
     table: pa.Table
@@ -75,6 +78,7 @@ class Rows:
     category_ids: Integers
     scores: Floats
     boxes: Floats
+    left_out: Integers
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -94,7 +98,7 @@ class Rows:
         found = mask[self.owners]
         return Rows(
             self.table.filter(pa.array(mask)), self.is_ok[mask], self.counts[mask], self.classes[found],
-            self.category_ids[found], self.scores[found], self.boxes[found],
+            self.category_ids[found], self.scores[found], self.boxes[found], self.left_out[mask],
         )  # fmt: skip
 
     def words(self, column: str) -> list[Any]:
@@ -112,17 +116,21 @@ class TableFiles:
     Attributes:
         table: the table.
         entries: its files, in the order of runs.
+        matcher: leaves out detections that a mark covers.
         run_id: only rows of this run.
         settings: only rows with these settings, as the column `settings` has them.
     """
 
     table: Store
     entries: Sequence[StoreEntry]
+    matcher: Matcher
     run_id: str | None = None
     settings: str | None = None
 
     def rows(self, classes: Classes) -> Iterator[Rows]:
         """Yield the rows by row group: of one run all, of a whole table the current row of each image.
+
+        Detections that a mark covers are left out, and counted by row.
 
         Memory: one row group, and of a whole table some 70 bytes a row for a moment (`current_rows`).
 
@@ -150,7 +158,8 @@ class TableFiles:
                     settings = recorded.of_rows(chosen)  # of earlier releases, as their run's record has them
                     if SETTINGS in chosen.column_names:
                         chosen = chosen.drop_columns([SETTINGS])
-                    rows = _rows(chosen.append_column(SETTINGS, settings), classes) if len(chosen) else None
+                    chosen, left_out = self.matcher.without_repeats(chosen.append_column(SETTINGS, settings))
+                    rows = _rows(chosen, left_out, classes) if len(chosen) else None
                 if rows is not None:
                     yield rows
 
@@ -162,11 +171,20 @@ class TableFiles:
             yield name, file
 
 
-def table_files(table: Store, run_id: str | None = None, settings: str | None = None) -> TableFiles:
+def table_files(
+    table: Store, run_id: str | None = None, settings: str | None = None, *, keep_repeats: bool = False
+) -> TableFiles:
     """Return the published files of a table, or of one of its runs, of which the rows with some settings count.
+
+    Args:
+        table: the table.
+        run_id: only the files of this run.
+        settings: only rows with these settings, as the column `settings` has them.
+        keep_repeats: whether detections that a mark covers are rows' detections as well.
 
     Raises:
         UsageError: the table or the run has no published files.
+        RayDetrError: a record of marks is damaged.
         StoreError: the store refused.
     """
     entries = [entry for entry in table.list("data/") if entry.key.endswith(".parquet")]
@@ -178,10 +196,12 @@ def table_files(table: Store, run_id: str | None = None, settings: str | None = 
             f"table {table.uri} has no published rows{whose}. Check the address, or list the runs with "
             f"`ray-detr runs --table {table.uri}`."
         )
-    return TableFiles(table, sorted(entries, key=lambda entry: in_order_of_runs(entry.key)), run_id, settings)
+    matcher = Matcher([] if keep_repeats else read_marks(table))
+    ordered = sorted(entries, key=lambda entry: in_order_of_runs(entry.key))
+    return TableFiles(table, ordered, matcher, run_id, settings)
 
 
-def _rows(read: pa.Table, classes: Classes) -> Rows:
+def _rows(read: pa.Table, left_out: Integers, classes: Classes) -> Rows:
     column = read["detections"].combine_chunks()
     if isinstance(column, pa.ChunkedArray):  # pyarrow returns this of an empty column
         column = pa.concat_arrays(column.chunks)
@@ -195,4 +215,5 @@ def _rows(read: pa.Table, classes: Classes) -> Rows:
         category_ids=found.field("category_id").to_numpy().astype(np.int64),
         scores=found.field("score").to_numpy(),
         boxes=np.stack([box.field(side).to_numpy() for side in _SIDES], axis=1),
+        left_out=left_out,
     )

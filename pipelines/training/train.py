@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from pipelines.actor_resources import count_nodes_for
-from pipelines.caps import Meter, metering
+from pipelines.caps import Meter, adding_costs, metering
 from pipelines.cluster import connected, node_resources, refuse_local
 from pipelines.coco.text import USABLE
 from pipelines.doctor.at_start import check_at_start
@@ -53,6 +53,9 @@ class TrainSummary:
         seconds: duration of this attempt.
         resumed: whether an earlier attempt had begun the run.
         was_finished: whether the run was finished before.
+        nodes: largest number of nodes that could hold a worker in this attempt.
+        node_hours: their hours together.
+        cost: the cost of these hours by `caps.price_per_hour`; None without a price.
     """
 
     run: str
@@ -65,6 +68,9 @@ class TrainSummary:
     seconds: float
     resumed: bool
     was_finished: bool
+    nodes: int = 0
+    node_hours: float = 0.0
+    cost: float | None = None
 
 
 def train(
@@ -120,6 +126,7 @@ def train(
         # here, because killed workers do not remove theirs, and workers live until Ray has ended
         with (
             metering(config.caps) as meter,
+            adding_costs(meter),
             TemporaryDirectory(prefix="ray-detr-train-", ignore_cleanup_errors=True) as scratch,
             connected(verbose=config.verbose),
         ):
@@ -159,7 +166,8 @@ def train(
                 )
         manifest = read_manifest(store)
         assert manifest is not None
-        return _summary(config, manifest, starts, began, resumed=resumed, was_finished=False)
+        summary = _summary(config, manifest, starts, began, resumed=resumed, was_finished=False)
+        return replace(summary, nodes=meter.most_nodes, node_hours=meter.node_hours, cost=meter.cost)
     except StoreError as error:
         raise RayDetrError(
             f"{error} Every complete checkpoint is kept; run the same command again to resume."

@@ -197,11 +197,13 @@ def test_the_report_says_what_came_out_and_what_to_do_with_it() -> None:
 
 
 def test_the_report_of_a_run_with_interruptions() -> None:
-    lines = report(replace(SUMMARY, starts=(0, 1_250), resumed=True, metrics=None)).splitlines()
+    summary = replace(SUMMARY, starts=(0, 1_250), resumed=True, metrics=None, node_hours=2.07, cost=6.21)
+    lines = report(summary).splitlines()
 
     assert lines[0].endswith(" (resumed)")
-    assert lines[1] == "workers were started 2 times, at steps 0, 1,250"
-    assert lines[2].startswith("model: ")
+    assert lines[1] == "cost: 6.21 for 2.07 node hours"
+    assert lines[2] == "workers were started 2 times, at steps 0, 1,250"
+    assert lines[3].startswith("model: ")
 
 
 def test_the_report_of_a_run_that_was_finished() -> None:

@@ -354,12 +354,12 @@ def _command(number: int) -> bytes:
 def test_a_limit_stops_behind_a_checkpoint_and_the_same_call_resumes(
     data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    meter = Meter(Caps(max_minutes=1_000))
+    meter = Meter(Caps(max_minutes=1_000, price_per_hour=7.2))
     config = config_of(data, "capped", recipe=replace(RECIPE, epochs=8), evaluate_epochs=0)
 
     def stop(progress: TrainProgress) -> None:
         if progress.step and not meter.reached.is_set():
-            meter.caps = Caps(max_minutes=1e-9)
+            meter.caps = Caps(max_minutes=1e-9, price_per_hour=7.2)
             meter.look()
 
     with monkeypatch.context() as patched:
@@ -370,11 +370,17 @@ def test_a_limit_stops_behind_a_checkpoint_and_the_same_call_resumes(
     saved = latest_checkpoint(open_store(f"{data.runs}/capped"))
     assert saved is not None
     assert 1 <= saved.step < 48
-    assert reached.value.details == {"step": saved.step}
+    details = reached.value.details
+    assert (details["step"], details["nodes"]) == (saved.step, 1)
+    assert details["cost"] == pytest.approx(7.2 * meter.node_hours)
+    assert meter.node_hours > 0
     assert str(reached.value) == (
         "the limit of 1e-09 minutes (--max-minutes) is reached. The newest checkpoint is of step "
         f"{saved.step}. Run the same command again to resume."
     )
-    summary = train(config)
+    summary = train(replace(config, caps=Caps(price_per_hour=7.2)))
     assert (summary.resumed, summary.steps, summary.starts) == (True, 48, (saved.step,))
+    assert summary.nodes == 1
+    assert summary.cost == pytest.approx(7.2 * summary.node_hours)
+    assert 0 < summary.node_hours < summary.seconds / 3600
     assert logged_steps(data, "capped") == [list(range(1, saved.step + 1)), list(range(saved.step + 1, 49))]

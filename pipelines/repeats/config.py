@@ -1,0 +1,54 @@
+"""Configuration of `ray-detr repeats`: what counts as a repeat, and what the page shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipelines.options import check_options, group, option
+from pipelines.store import S3, StoreOptions
+
+
+@dataclass(frozen=True, slots=True)
+class RepeatsConfig:
+    """What counts as a repeat in which rows of a table."""
+
+    table: str = option("the detection table", metavar="URI")
+    least_images: int = option(
+        "least number of images of a folder that have the class at one place", default=15, metavar="N", at_least=2
+    )
+    least_share: float = option(
+        "least share of the images of the folder, so that large folders have no places by chance", default=0.005,
+        metavar="SHARE", at_least=0, at_most=1,
+    )  # fmt: skip
+    iou: float = option(
+        "least overlap (intersection over union) of boxes at one place", default=0.85, metavar="SHARE", at_least=0.3,
+        at_most=1,
+    )  # fmt: skip
+    min_score: float = option(
+        "least score of the detections that are counted; a mark covers lower ones, too", default=0.3, metavar="SCORE",
+        at_least=0, at_most=1,
+    )  # fmt: skip
+    max_area: float = option(
+        "largest share of the picture that a box may have; larger ones overlap anyway", default=0.2, metavar="SHARE",
+        above=0, at_most=1,
+    )  # fmt: skip
+    folder_levels: int = option(
+        "0: images of one camera lie in one folder; 1: in the folders of one folder, as with a folder for each day; "
+        "and so on", default=0, metavar="N", at_least=0, at_most=20,
+    )  # fmt: skip
+    classes: tuple[str, ...] = option("names of the classes to look for (all)", default=(), metavar="NAME")
+    model: str | None = option(
+        "only rows of this model, named as in the column `model` (all)", default=None, metavar="NAME"
+    )
+    settings: str | None = option(
+        "only rows with these settings, as in the column `settings` (all)", default=None, metavar="TEXT"
+    )
+    most_places: int = option(
+        "how many places the page shows, those with most images; the next page has the others", default=200,
+        metavar="N", at_least=1,
+    )  # fmt: skip
+    pictures: int = option("how many pictures of each place the page shows", default=6, metavar="N", at_least=1)
+    options: StoreOptions = group(StoreOptions, only=S3)
+
+    def __post_init__(self) -> None:
+        check_options(self)

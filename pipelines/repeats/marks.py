@@ -1,0 +1,225 @@
+"""Accepted places of a table, as `TABLE/_marks/<number>.json`: created once, never changed, read by every join.
+
+A mark is a region: a folder, a class and a box. It covers each detection of that class in that folder whose box
+overlaps enough, in images of any run, also of runs after it was accepted (`repeats.matching`). A record accepts marks
+or withdraws them; of each mark the newest record counts.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import blake2b
+from itertools import count
+from typing import Any, Final
+
+from pipelines.clock import Clock
+from pipelines.errors import RayDetrError, UsageError
+from pipelines.store import Store, join_uri, put_if_absent
+from pipelines.strict_json import parse_object
+
+MARKS: Final = "_marks/"
+RECORD_VERSION: Final = 1
+SHARE_DECIMALS: Final = 5  # of sides: 0.04 pixels of a picture that is 4,000 wide
+
+_KEY: Final = re.compile(rf"{MARKS}(\d{{4,9}})\.json")
+_ID_BYTES: Final = 6
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A place where a class is found again and again.
+
+    Attributes:
+        folder: what the addresses of its images begin with, to the slash.
+        levels: how many folders lie between it and each image (`matching.folders_of`).
+        label: name of the class.
+        box: xmin, ymin, xmax, ymax as shares of the picture's width and height, five decimals.
+        iou: how much a detection's box must overlap this box to be covered.
+        images: in how many images it was found.
+    """
+
+    folder: str
+    levels: int
+    label: str
+    box: Box
+    iou: float
+    images: int
+
+    def __post_init__(self) -> None:
+        """Refuse what no finding gives.
+
+        Raises:
+            ValueError: a field has another type, or a value that it cannot have.
+        """
+        texts = (self.folder, self.label)
+        if not all(type(one) is str for one in texts) or not all(
+            type(one) is int for one in (self.levels, self.images)
+        ):
+            raise ValueError("a field of a mark has another type")
+        sides: tuple[Any, ...] = self.box  # of any length, as JSON has it
+        if len(sides) != 4 or not all(type(one) in (int, float) for one in (*sides, self.iou)):
+            raise ValueError("the box or iou of a mark is not made of numbers")
+        xmin, ymin, xmax, ymax = self.box
+        if not (xmin < xmax and ymin < ymax and 0 < self.iou <= 1 and self.levels >= 0 and self.images >= 0):
+            raise ValueError("the box, iou or levels of a mark is out of range")
+
+    @property
+    def id(self) -> str:
+        """Twelve hexadecimal digits that follow from everything but `images`."""
+        described = [self.folder, self.levels, self.label, *(round(side * 10**SHARE_DECIMALS) for side in self.box)]
+        text = json.dumps([*described, round(self.iou, 6)], ensure_ascii=False)
+        return blake2b(text.encode(), digest_size=_ID_BYTES).hexdigest()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields as records and files of a page have them."""
+        return {
+            "id": self.id, "folder": self.folder, "levels": self.levels, "label": self.label, "box": list(self.box),
+            "iou": self.iou, "images": self.images,
+        }  # fmt: skip
+
+
+def mark_of(fields: Any) -> Mark:
+    """Return the mark that some JSON describes.
+
+    Raises:
+        ValueError: it does not describe one, or its `id` is of another one.
+    """
+    if not isinstance(fields, dict):
+        raise ValueError("a mark is not an object")  # noqa: TRY004 - the document is wrong, not the caller
+    try:
+        names = ("folder", "levels", "label", "box", "iou", "images")
+        folder, levels, label, box, iou, images = (fields[name] for name in names)
+        mark = Mark(folder, levels, label, tuple(box), iou, images)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"a mark has no valid {error}") from error
+    if fields.get("id") != mark.id:
+        raise ValueError(f"the mark {fields.get('id')} was changed after it was written")
+    return mark
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """What a record of acceptance or withdrawal did.
+
+    Attributes:
+        number: of the record; None where nothing had to be written.
+        changed: marks that are new, or withdrawn now.
+        unchanged: marks that were in force already.
+        in_force: marks of the table from now on.
+    """
+
+    number: int | None
+    changed: int
+    unchanged: int
+    in_force: int
+
+
+def read_marks(table: Store) -> list[Mark]:
+    """Return the marks that are in force, in the order of their ids. One listing where a table has none.
+
+    Raises:
+        RayDetrError: a record is damaged, or another release's.
+        StoreError: the store refused.
+    """
+    marks, _ = _read_all(table)
+    return sorted(marks.values(), key=lambda mark: mark.id)
+
+
+def accept_marks(table: Store, marks: Iterable[Mark], clock: Clock) -> Accepted:
+    """Append a record with the marks that are not in force yet; writes nothing where all are.
+
+    Raises:
+        RayDetrError: a record of the table is damaged.
+        StoreError: the store refused.
+    """
+    wanted = {mark.id: mark for mark in marks}
+    known, last = _read_all(table)
+    new = [wanted[one] for one in sorted(wanted) if one not in known]
+    number = _append(table, last, new, (), clock.now()) if new else None
+    return Accepted(number, len(new), len(wanted) - len(new), len(known) + len(new))
+
+
+def withdraw_marks(table: Store, ids: Iterable[str], clock: Clock) -> Accepted:
+    """Append a record after which some marks are not in force any more; writes nothing where none of them was.
+
+    Raises:
+        UsageError: the table never had such a mark.
+        RayDetrError: a record of the table is damaged.
+        StoreError: the store refused.
+    """
+    wanted = sorted(set(ids))
+    ever: set[str] = set()
+    known, last = _read_all(table, ever)
+    unknown = [one for one in wanted if one not in ever]
+    if unknown:
+        raise UsageError(
+            f"table {table.uri} never had the mark {unknown[0]}. `ray-detr repeats --table {table.uri}` lists "
+            "its marks."
+        )
+    gone = [one for one in wanted if one in known]
+    number = _append(table, last, (), gone, clock.now()) if gone else None
+    return Accepted(number, len(gone), len(wanted) - len(gone), len(known) - len(gone))
+
+
+def _append(table: Store, last: int, accepted: Sequence[Mark], withdrawn: Sequence[str], now: datetime) -> int:
+    """Create the next record; where another command took its number meanwhile, the one after that."""
+    for number in count(last + 1):
+        fields = {
+            "record_version": RECORD_VERSION,
+            "number": number,
+            "created": now.isoformat(),
+            "accepted": [mark.as_json() for mark in accepted],
+            "withdrawn": list(withdrawn),
+        }
+        data = (json.dumps(fields, indent=1, ensure_ascii=False) + "\n").encode()
+        if put_if_absent(table, marks_key(number), data) == data:
+            return number
+    raise AssertionError("numbers do not end")
+
+
+def marks_key(number: int) -> str:
+    """Return the key of a record in its table."""
+    return f"{MARKS}{number:04}.json"
+
+
+def _read_all(table: Store, ever: set[str] | None = None) -> tuple[dict[str, Mark], int]:
+    """Return the marks in force by id, and the number of the last record; `ever` gets the ids of all marks."""
+    found = (_KEY.fullmatch(entry.key) for entry in table.list(MARKS))
+    marks: dict[str, Mark] = {}
+    number = 0
+    for number in sorted(int(one[1]) for one in found if one is not None):
+        accepted, withdrawn = _read(table, number)
+        marks.update((mark.id, mark) for mark in accepted)
+        if ever is not None:
+            ever.update(marks)
+        for one in withdrawn:
+            marks.pop(one, None)
+    return marks, number
+
+
+def _read(table: Store, number: int) -> tuple[list[Mark], list[str]]:
+    key = marks_key(number)
+    uri = join_uri(table.uri, key)
+    try:
+        fields = parse_object(table.get(key).data)
+        version = fields["record_version"]
+        if version != RECORD_VERSION:
+            raise RayDetrError(
+                f"{uri} is a record of version {version}, and this release reads {RECORD_VERSION}. Use the release "
+                "that wrote it."
+            )
+        accepted, withdrawn = [mark_of(one) for one in fields["accepted"]], list(fields["withdrawn"])
+        if fields["number"] != number or not all(isinstance(one, str) for one in withdrawn):
+            raise ValueError("its number is not that of its name")  # noqa: TRY301 - one sentence for all damage
+    except (KeyError, TypeError, ValueError) as error:
+        raise RayDetrError(
+            f"{uri} is damaged: it cannot be read as a record of marks ({error}). Restore it; deleting it would show "
+            "again what it marked."
+        ) from error
+    return accepted, withdrawn

@@ -1,0 +1,66 @@
+"""The small JSON file that the page gives: which places of which table somebody accepted."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from pipelines.errors import RayDetrError, UsageError
+from pipelines.repeats.marks import Mark, mark_of
+from pipelines.store import NotFound, Store, StoreError, StoreOptions, Stores, without_secrets
+from pipelines.strict_json import parse_object
+
+KIND: Final = "ray-detr repeats"
+VERSION: Final = 1
+MOST_BYTES: Final = 256_000_000
+
+
+def head_of(table: str) -> dict[str, Any]:
+    """Return the fields of a selection that say what it is; `accepted` is added by the page."""
+    return {"kind": KIND, "version": VERSION, "table": table}
+
+
+def read_selection(place: str, table: Store, options: StoreOptions) -> list[Mark]:
+    """Return the marks of a file that a page of this table gave.
+
+    Args:
+        place: a path or URI.
+        table: the table that the marks are for.
+        options: how the file is reached.
+
+    Raises:
+        UsageError: there is no such file, it is another kind of file, was changed, or is about another table.
+        RayDetrError: the store refused.
+    """
+    data = _read(place, options)
+    try:
+        fields = parse_object(data)
+        kind, version, made_for = fields.get("kind"), fields.get("version"), fields.get("table")
+        if kind != KIND:
+            raise ValueError("it does not say that it is one")  # noqa: TRY301 - one sentence for all damage
+        if version != VERSION:
+            raise UsageError(
+                f"{place} is of version {version}, and this release reads {VERSION}. Write the page again."
+            )
+        accepted = fields.get("accepted")
+        if not isinstance(accepted, list):
+            raise ValueError("it has no list `accepted`")  # noqa: TRY004, TRY301 - as above
+        marks = [mark_of(one) for one in accepted]
+    except ValueError as error:
+        raise UsageError(
+            f"{place} is not a file of the page that `ray-detr repeats --out` writes: {error}. Download it again."
+        ) from error
+    if made_for != table.uri:
+        raise UsageError(
+            f"{place} was made for the table {made_for}, and this is {table.uri}. Name that table, or write a page of "
+            "this one."
+        )
+    return marks
+
+
+def _read(place: str, options: StoreOptions) -> bytes:
+    try:
+        return Stores(options).get(place, most_bytes=MOST_BYTES).data
+    except NotFound as error:
+        raise UsageError(f"there is no file {without_secrets(place)}. The page's button downloads it.") from error
+    except StoreError as error:
+        raise RayDetrError(f"cannot read {without_secrets(place)}: {error}") from error

@@ -1,0 +1,100 @@
+"""Measure CPU time and memory of `ray-detr repeats` over a table of many boxes, and of readers with and without marks.
+
+    python scripts/measure_repeats.py --images 100000 --boxes 10
+
+The table has cameras of 1,000 pictures with four stones each; the other boxes lie anywhere. Each command is a process
+of its own; the table is made first, in a temporary folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.store import open_store
+from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
+
+FILE_ROWS = 32_768
+STONES = 4
+LABELS = ("animal", "person", "vehicle")
+
+CHILD = """
+import importlib, resource, sys
+command = importlib.import_module(f"jobs.{sys.argv[1]}")
+command.main(sys.argv[2:])
+used = resource.getrusage(resource.RUSAGE_SELF)
+# ru_maxrss would begin with that of the process that forked this one
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]
+print(f"{int(peak) / 1024:.0f} {used.ru_utime + used.ru_stime:.1f}")
+"""
+
+
+def write_table(folder: str, images: int, boxes: int, pictures: int) -> None:
+    """Write a table in files of 32,768 rows, as a GPU run does."""
+    random = np.random.default_rng(0)
+    for number, first in enumerate(range(0, images, FILE_ROWS)):
+        rows = []
+        for image in range(first, min(first + FILE_ROWS, images)):
+            camera = image // pictures
+            low = random.uniform(0, 500, (boxes, 2))
+            sides = np.concatenate([low, low + random.uniform(20, 130, (boxes, 2))], axis=1)
+            labels = random.integers(0, 3, boxes)
+            stones = np.random.default_rng(camera).uniform(0, 500, (STONES, 2))
+            sides[:STONES] = np.concatenate([stones, stones + 60], axis=1) + random.normal(0, 0.8, (STONES, 4))
+            labels[:STONES] = 0
+            scores = np.sort(random.uniform(0.3, 1, boxes).astype(np.float32))[::-1]
+            order = random.permutation(boxes)
+            names = tuple(LABELS[label] for label in labels[order])
+            found = Detected(labels[order] + 1, names, scores, sides[order].astype(np.float32))
+            rows.append(Row(f"s3://lake/{camera:05}/{image:08}.jpg", "etag", 1, 640, 640, detections=found))
+        origin = Origin("detr@1", 0.05, "run-1", number, datetime(2026, 11, 29, tzinfo=UTC), "{}")
+        open_store(folder).put(f"data/run-1-{number:05}.parquet", encode(rows_to_table(rows, origin=origin)))
+
+
+def measure(*words: str) -> tuple[str, int, float]:
+    """Return the last line that a command printed, megabytes of memory at most, and CPU seconds."""
+    done = subprocess.run([sys.executable, "-c", CHILD, *words], capture_output=True, text=True, check=True)  # noqa: S603
+    *printed, last = done.stdout.splitlines()
+    megabytes, seconds = last.split()
+    return " / ".join(printed[-2:]), int(megabytes), float(seconds)
+
+
+def main() -> None:
+    """Write the table, measure each command, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=100_000)
+    parser.add_argument("--boxes", type=int, default=10, help="of each image")
+    parser.add_argument("--pictures", type=int, default=1000, help="of each camera")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        table = str(Path(folder) / "table")
+        write_table(table, args.images, args.boxes, args.pictures)
+        print(
+            f"{args.images * args.boxes:,} boxes of {args.images:,} images, {args.images // args.pictures:,} cameras\n"
+        )
+        print("| command | MB at most | CPU s | printed |\n|---|---|---|---|", flush=True)
+        count = "SELECT count(*), count(repeat) FROM detections"
+        for number, words in enumerate(
+            (
+                ("export", "--out", "FOLDER/1.csv"),
+                ("query", "SELECT count(*) FROM detections"),
+                ("repeats", "--accept-all"),
+                ("export", "--out", "FOLDER/2.csv"),
+                ("query", "SELECT count(*) FROM detections"),
+                ("query", count),
+                ("repeats", "--accept-all"),
+            )
+        ):
+            given = [word.replace("FOLDER", folder) for word in words]
+            printed, megabytes, seconds = measure(given[0], "--table", table, *given[1:])
+            print(f"| {number + 1}: {' '.join(words)} | {megabytes} | {seconds:.1f} | {printed} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
