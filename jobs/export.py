@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--file-images",
         type=count,
         metavar="N",
-        help="most images in each file of a folder (labelstudio: 1000; otherwise files of about 128 MB)",
+        help="most images in each file of a folder (labelstudio: 1000; otherwise files of about 64 MB)",
     )
     parser.add_argument(
         "--keep-repeats",

@@ -41,7 +41,7 @@ from pipelines.table.schema import FIRST_COLUMNS, ROW_GROUP_ROWS, SCHEMA, check_
 
 _PIECE_ROWS: Final = 512
 _BATCH_ROWS: Final = 1024
-_ROW_GROUP_BYTES: Final = 32_000_000  # in memory, where rows have many boxes
+_ROW_GROUP_BYTES: Final = 16_000_000  # in memory, where rows have many boxes
 _FILE_IMAGES: Final[Mapping[str, int]] = {"labelstudio": 1000}  # larger imports time out, as people report
 
 _FILE_SUFFIX: Final = re.compile(r"\.[a-zA-Z][a-zA-Z0-9]{0,7}$")  # not that of a version, such as v1.2
@@ -61,7 +61,7 @@ class ExportConfig:
         settings: Only rows with these settings, as the column `settings` has them; None means any.
         format: None is what the file's suffix says, and Parquet for a folder. A file that ends in .json needs it.
         file_images: How many images a file of a folder has at most, for importers that cannot take more; None: files
-            of about 128 MB.
+            of about 64 MB.
         keep_repeats: Also the detections that a mark of the table covers (`repeats.matching`).
         catalog: Of an Iceberg table, as pyiceberg's configuration names it; `out` is NAMESPACE.TABLE then.
         options: How the table is reached, and a folder in a store.

@@ -15,7 +15,7 @@ from pipelines.errors import UsageError
 from pipelines.exports.formats import RowsWriter
 from pipelines.store import Store
 
-FILE_BYTES: Final = 128_000_000  # of a folder's files, about: each is put in one request
+FILE_BYTES: Final = 64_000_000  # of a folder's files, about: each is in memory until it is put in one request
 INDEX_KEY: Final = "_export.json"
 
 
@@ -56,7 +56,7 @@ class OneFile:
 
 
 class Folder:
-    """Files of one format, numbered, of about 128 MB; a record beside them is written last."""
+    """Files of one format, numbered, of about 64 MB; a record beside them is written last."""
 
     def __init__(
         self, store: Store, suffix: str, writer: Callable[[IO[bytes]], RowsWriter], most_images: int | None = None

@@ -5,6 +5,7 @@ Images with an error are left out.
 
 from __future__ import annotations
 
+import io
 import json
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
@@ -162,35 +163,51 @@ class CocoTree(Tree):
     def __init__(self, store: Store, names: Names) -> None:
         """Take an empty folder."""
         super().__init__(store, names)
-        self._images: list[bytes] = []
-        self._results: list[bytes] = []
-        self._bytes = 0
+        self._images = _JsonList(b'{"images": [\n')
+        self._results = _JsonList(b"[\n")
         self._part = 0
 
     def add_image(self, image: LabelledImage) -> None:
-        """Take the boxes of an image; a file of results is written when it has about 128 MB."""
-        number = len(self._images) + 1
-        self._images.append(_line(coco_image(image, number, self.names)))
+        """Take the boxes of an image; a file of results is written when it has about 64 MB."""
+        number = self._images.count + 1
+        self._images.add(coco_image(image, number, self.names))
         for box in coco_boxes(image, number):
-            self._results.append(_line(box))
-            self._bytes += len(self._results[-1]) + 80  # what Python adds to each
-        if self._bytes >= FILE_BYTES:
+            self._results.add(box)
+        if self._results.size >= FILE_BYTES:
             self._put_results()
 
     def add_end(self) -> None:
         """Write the last results, and the images."""
-        if self._results or not self._part:
+        if self._results.count or not self._part:
             self._put_results()
         categories = _line(coco_categories(self.categories))
-        images = b",\n".join(self._images)
-        self.put(
-            "images.json", b'{"images": [\n' + images + b'\n], "annotations": [], "categories": ' + categories + b"}\n"
-        )
+        self.put("images.json", self._images.ended(b'\n], "annotations": [], "categories": ' + categories + b"}\n"))
 
     def _put_results(self) -> None:
-        self.put(f"results-{self._part:05d}.json", b"[\n" + b",\n".join(self._results) + b"\n]\n")
-        self._results, self._bytes = [], 0
+        self.put(f"results-{self._part:05d}.json", self._results.ended(b"\n]\n"))
+        self._results = _JsonList(b"[\n")
         self._part += 1
+
+
+class _JsonList:
+    """A JSON list as the bytes that will be put: a list of lines takes twice the memory, and joining it more."""
+
+    def __init__(self, start: bytes) -> None:
+        self.count = 0
+        self._sink = io.BytesIO()
+        self._sink.write(start)
+
+    @property
+    def size(self) -> int:
+        return self._sink.tell()
+
+    def add(self, entry: object) -> None:
+        self._sink.write((b",\n" if self.count else b"") + _line(entry))
+        self.count += 1
+
+    def ended(self, end: bytes) -> bytes:
+        self._sink.write(end)
+        return self._sink.getvalue()
 
 
 TREES: Final[Mapping[str, Callable[[Store, Names], Tree]]] = {"yolo": YoloTree, "voc": VocTree, "coco": CocoTree}

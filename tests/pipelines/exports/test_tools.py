@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -18,6 +19,7 @@ from pipelines.store import open_store
 from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
 from tests.conftest import S3Server
 
+ROOT = Path(__file__).parents[3]
 NOW = datetime(2026, 11, 28, 12, 0, tzinfo=UTC)
 DOG = Detected([18], ("dog",), [0.75], [[10, 20, 60, 40]])
 
@@ -181,6 +183,8 @@ def test_what_iceberg_cannot_have_is_refused(out: str, options: dict[str, object
 MEMORY = """
 import sys
 from jobs.export import main
+from pipelines.exports import places, trees
+places.FILE_BYTES = trees.FILE_BYTES = 1_000_000
 def peak(): return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) // 1024
 main(["--table", sys.argv[1], "--to", sys.argv[2], "--out", sys.argv[3] + "/few"])
 before = peak()
@@ -190,9 +194,9 @@ print(peak() - before)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["csv", "megadetector"])
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "coco", "coco-dataset", "yolo", "voc", "labelstudio", "megadetector"])
 def test_memory_does_not_grow_with_the_boxes(kind: str, tmp_path: Path) -> None:
-    """Two hundred thousand boxes; ten million are measured by scripts/measure_exports.py."""
+    """Two hundred thousand boxes into files of a megabyte; ten million into files as they are: the next test."""
     found = Detected([18] * 100, ("dog",) * 100, [0.75] * 100, [[10, 20, 60, 40]] * 100)
     publish(str(tmp_path / "table"), "run-1", [row("s3://lake/x/a.jpg", found)])
     publish(str(tmp_path / "table-many"), "run-1", [row(f"s3://lake/x/{number}.jpg", found) for number in range(2000)])
@@ -201,4 +205,22 @@ def test_memory_does_not_grow_with_the_boxes(kind: str, tmp_path: Path) -> None:
         [sys.executable, "-c", MEMORY, str(tmp_path / "table"), kind, str(tmp_path / "out")],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert int(done.stdout.split()[-1]) < 120
+    grown = int(done.stdout.split()[-1])
+    assert grown < 90
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_ten_million_boxes_are_exported_with_less_than_500_mb(tmp_path: Path) -> None:
+    """Twenty minutes of CPU, and 5 GB of disk for the largest output."""
+    script = ROOT / "scripts" / "measure_exports.py"
+
+    done = subprocess.run(
+        [sys.executable, str(script), "--images", "100000", "--boxes", "100", "--most-mb", "500"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE, text=True,
+        check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.startswith("10,000,000 boxes of 100,000 images")
+    assert done.stdout.count("\n| ") == 1 + 9  # a head, and a line for each format
