@@ -97,7 +97,7 @@ def opened_views(
     except duckdb.Error as error:
         if files is not None and files.failure is not None:  # what DuckDB says is a traceback of it
             raise RayDetrError(f"cannot query {shown}: {files.failure}") from files.failure
-        raise RayDetrError(f"cannot query {shown}: {one_line(error)}.") from error
+        raise RayDetrError(f"cannot query {shown}: {one_line(error)}") from error
 
 
 def add_matcher(engine: DuckDBPyConnection, name: str, matcher: Matcher) -> None:
@@ -137,8 +137,9 @@ def _add_function(engine: DuckDBPyConnection, name: str, function: Callable[...,
 
 
 def one_line(error: Exception) -> str:
-    """Return what an error says, without the excerpt of the query that DuckDB draws below it."""
-    return " ".join(str(error).partition("\n\nLINE ")[0].split())
+    """Return what an error says, as one sentence, without the excerpt of the query that DuckDB draws below it."""
+    text = " ".join(str(error).partition("\n\nLINE ")[0].split())
+    return text if text.endswith(("!", "?")) else f"{text.rstrip('.')}."
 
 
 def _published(table: Store) -> StoreFileSystem:

@@ -131,7 +131,7 @@ def test_what_the_store_refuses_is_said_by_the_store(moto: S3Server, monkeypatch
 @pytest.mark.parametrize(
     ("sql", "sentence"),
     [
-        ("SELEC 1", "the query is refused: Parser Error: syntax error at or near .SELEC.$"),
+        ("SELEC 1", "the query is refused: Parser Error: syntax error at or near .SELEC.\.$"),
         ("FROM detektions", "Did you mean .detections.. The tables are detections, images, repeats, rows.$"),
         ("SELECT lable FROM detections", "lable.*Candidate bindings"),
         ("SELECT uri::INT FROM rows", "Conversion Error: .*[^^]$"),
