@@ -225,8 +225,15 @@ def test_json_is_a_line_per_image_the_unreadable_ones_included(
 
 @pytest.mark.parametrize(("name", "code"), [("PHOTOS/page.jpg", 2), ("http://127.0.0.1:9/a.jpg", 1)])
 def test_no_image_at_all_is_wrong_use_unless_a_store_is_the_reason(
-    photos: Path, model: str, capsys: pytest.CaptureFixture[str], name: str, code: int
+    photos: Path,
+    model: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    code: int,
 ) -> None:
+    monkeypatch.setattr("pipelines.store.web.RETRY_SECONDS", 0.1)
+
     with pytest.raises(SystemExit) as left:
         run(main, [name.replace("PHOTOS", str(photos)), "--model", model])
 
