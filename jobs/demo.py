@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pipelines.evaluation.evaluate import evaluate_table
     from pipelines.labelling.config import LabelConfig
     from pipelines.labelling.label import label
-    from pipelines.report.report import ReportConfig, write_report
+    from pipelines.report.config import ReportConfig
+    from pipelines.report.report import write_report
     from pipelines.table.preview import count_labels, draw_found
 
     began = time.monotonic()

@@ -13,78 +13,24 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from jobs.exits import run_process
-from jobs.options import add_options, check_stays, count, make_config
+from jobs.options import add_options, check_stays, make_config
 from jobs.parser import CommandParser
-from pipelines.store import S3, StoreOptions
-
-FORMATS = ("parquet", "jsonl", "csv", "coco", "coco-dataset", "yolo", "voc", "labelstudio", "megadetector", "iceberg")
+from pipelines.exports.config import ExportConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, export, print."""
     parser = CommandParser("export", __doc__)
-    parser.add_argument("--table", required=True, metavar="URI", help="the detection table")
-    parser.add_argument(
-        "--out",
-        required=True,
-        metavar="URI",
-        help="a local file ending in .parquet, .jsonl, .csv or .json, or a new or empty folder at any URI; yolo, voc "
-        "and coco are always folders; NAMESPACE.TABLE for iceberg",
-    )
-    parser.add_argument("--latest", action="store_true", help="only the current row of each image (all rows)")
-    parser.add_argument("--model", metavar="NAME", help="only rows of this model, named as in the column `model` (all)")
-    parser.add_argument(
-        "--settings", metavar="TEXT", help="only rows with these settings, as in the column `settings` (all)"
-    )
-    parser.add_argument(
-        "--to",
-        "--format",
-        dest="format",
-        choices=FORMATS,
-        help="what to write (what the suffix of --out says; parquet for a folder): csv has a line a box, coco is "
-        "results files with their images, coco-dataset is for CVAT and FiftyOne",
-    )
-    parser.add_argument(
-        "--file-images",
-        type=count,
-        metavar="N",
-        help="most images in each file of a folder (labelstudio: 1000; otherwise files of about 64 MB)",
-    )
-    parser.add_argument(
-        "--keep-repeats",
-        action="store_true",
-        help="also detections that a mark of `ray-detr repeats` covers (they are left out and counted)",
-    )
-    parser.add_argument(
-        "--catalog",
-        default="default",
-        metavar="NAME",
-        help="of iceberg: a catalog that pyiceberg's configuration names (%(default)s)",
-    )
-    add_options(parser, StoreOptions, only=S3)
+    add_options(parser, ExportConfig)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     args = parser.parse_args(argv)
-    if args.format != "iceberg":
+    if args.to != "iceberg":
         check_stays(parser, "--out", args.out)
 
-    from jobs.progress import Drawing, shown
-    from pipelines.exports.export import ExportConfig, export
+    config = make_config(parser, ExportConfig, args)
 
-    try:
-        config = ExportConfig(
-            table=args.table,
-            out=args.out,
-            latest=args.latest,
-            model=args.model,
-            settings=args.settings,
-            format=args.format,
-            file_images=args.file_images,
-            keep_repeats=args.keep_repeats,
-            catalog=args.catalog,
-            options=make_config(parser, StoreOptions, args),
-        )
-    except ValueError as error:
-        parser.error(str(error))
+    from jobs.progress import Drawing, shown
+    from pipelines.exports.export import export
 
     drawing: Drawing[tuple[int, int]] = Drawing(
         is_running=lambda _: True,

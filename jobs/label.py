@@ -86,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             flush=True,
         )
         if args.report is not None and summary.images:
-            from pipelines.report.report import ReportConfig, write_report  # here: nothing else needs its half second
+            from pipelines.report.config import ReportConfig
+            from pipelines.report.report import write_report  # here: nothing else needs its half second
 
             page = ReportConfig(
                 table=config.table,

@@ -164,13 +164,14 @@ def _add_option(
         switch: dict[str, Any] = (
             {"action": argparse.BooleanOptionalAction} if default is not False else {"action": "store_true"}
         )
-        parser.add_argument(one.flag, dest=_dest(one), default=default, help=text, **switch)
+        parser.add_argument(one.flag, *one.option.aliases, dest=_dest(one), default=default, help=text, **switch)
         return
     how: dict[str, Any] = {"nargs": "+"} if one.is_list else {}
     if one.choices:
         how["choices"] = one.choices
     parser.add_argument(
         one.flag,
+        *one.option.aliases,
         dest=_dest(one),
         default=default,
         type=_reader(one),

@@ -9,13 +9,12 @@ and rows (all published rows). It is DuckDB's SQL; install it with pip install '
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.exits import run_process
-from jobs.options import add_options, check_stays, count, make_config
+from jobs.options import add_options, check_stays, make_config
 from jobs.parser import CommandParser
-from pipelines.store import S3, StoreOptions
+from pipelines.exports.config import QueryConfig
 
 if TYPE_CHECKING:
     from pipelines.exports.query import QueryResult
@@ -27,38 +26,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, query, print."""
     parser = CommandParser("query", __doc__)
     parser.add_argument("sql", metavar="SQL", help="the query")
-    parser.add_argument("--table", required=True, metavar="URI", help="the detection table")
-    parser.add_argument("--model", metavar="NAME", help="only rows of this model, named as in the column `model` (all)")
-    parser.add_argument(
-        "--settings", metavar="TEXT", help="only rows with these settings, as in the column `settings` (all)"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="write the whole result to a new file ending in .csv, .jsonl or .parquet (print it)",
-    )
-    parser.add_argument(
-        "--max-rows", type=count, default=1_000, metavar="N", help="largest number of rows to print (%(default)s)"
-    )
-    add_options(parser, StoreOptions, only=S3)
+    add_options(parser, QueryConfig)
     args = parser.parse_args(argv)
     check_stays(parser, "--out", None if args.out is None else str(args.out))
 
-    from pipelines.exports.query import QueryConfig, query_table
+    config = make_config(parser, QueryConfig, args, sql=args.sql)
 
-    try:
-        config = QueryConfig(
-            table=args.table,
-            sql=args.sql,
-            model=args.model,
-            settings=args.settings,
-            out=args.out,
-            most_rows=args.max_rows,
-            options=make_config(parser, StoreOptions, args),
-        )
-    except ValueError as error:
-        parser.error(str(error))
+    from pipelines.exports.query import query_table
+
     result = query_table(config)
     if args.out is not None:
         print(f"wrote: {args.out}")

@@ -12,14 +12,13 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.exits import run_process
-from jobs.options import add_options, check_stays, count, make_config, share
+from jobs.options import add_options, check_stays, make_config, share
 from jobs.parser import CommandParser
 from pipelines.errors import BudgetExceeded
-from pipelines.store import S3, StoreOptions
+from pipelines.report.config import ReportConfig, TrainingReportConfig
 
 if TYPE_CHECKING:
     from pipelines.report.report import ReportSummary
@@ -38,40 +37,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="URI",
         help="the folder of a training run: losses, rates, AP, and validation pictures with what its model finds",
     )
-    parser.add_argument(
-        "--out", type=Path, default=Path("report.html"), metavar="FILE", help="the page; replaced (%(default)s)"
-    )
-    parser.add_argument("--run", metavar="ID", help="only the rows of this run (the current row of each image)")
-    parser.add_argument(
-        "--settings", metavar="TEXT", help="only rows with these settings, as in the column `settings` (all)"
-    )
-    parser.add_argument(
-        "--against", metavar="RUN", help="compare with this run: boxes that appeared, vanished or moved (no comparison)"
-    )
+    add_options(parser, ReportConfig)
     parser.add_argument(
         "--max-drift",
         type=share,
         metavar="SHARE",
         help="with --against: exit code 3 when a larger share of the boxes appeared, vanished or moved (no limit)",
     )
-    parser.add_argument(
-        "--annotations", metavar="URI", help="a COCO json: AP, confusion, and the worst mistakes as pictures (none)"
-    )
-    parser.add_argument(
-        "--threshold", type=float, default=0.5, metavar="SCORE", help="least score at first; hundredths (%(default)s)"
-    )
-    parser.add_argument("--pictures", type=count, default=12, metavar="N", help="pictures of each kind (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the random pictures (%(default)s)")
-    parser.add_argument(
-        "--keep-repeats",
-        action="store_true",
-        default=None,
-        help="also detections that a mark of `ray-detr repeats` covers (they are left out and counted)",
-    )
-    parser.add_argument(
-        "--price-per-hour", type=float, metavar="USD", help="of all machines of a run together: adds the cost"
-    )
-    add_options(parser, StoreOptions, only=S3)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     args = parser.parse_args(argv)
     check_stays(parser, "--out", str(args.out))
@@ -81,26 +53,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         report_training(parser, args)
         return
 
-    from jobs.progress import Drawing, shown
-    from pipelines.report.report import ReportConfig, write_report
+    config = make_config(parser, ReportConfig, args, table=args.table)
 
-    try:
-        config = ReportConfig(
-            table=args.table,
-            out=args.out,
-            run_id=args.run,
-            settings=args.settings,
-            against=args.against,
-            annotations=args.annotations,
-            threshold=args.threshold,
-            pictures=args.pictures,
-            seed=args.seed,
-            keep_repeats=bool(args.keep_repeats),
-            price_per_hour=args.price_per_hour,
-            options=make_config(parser, StoreOptions, args),
-        )
-    except ValueError as error:
-        parser.error(str(error))
+    from jobs.progress import Drawing, shown
+    from pipelines.report.report import write_report
 
     drawing: Drawing[int] = Drawing(
         is_running=lambda _: True, line=lambda rows: f"  report  {rows:,} rows", done=lambda rows: (rows, 0)
@@ -124,22 +80,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def report_training(parser: CommandParser, args: argparse.Namespace) -> None:
     """Write the page of a training run, and print what was written."""
-    unfit = [name for name in TABLE_ONLY if getattr(args, name) is not None]
+    unfit = [name for name in TABLE_ONLY if getattr(args, name) not in (None, False)]
     if unfit:
         parser.error(f"--{unfit[0].replace('_', '-')} is for --table, not for --training")
+    config = make_config(parser, TrainingReportConfig, args, run=args.training)
 
-    from pipelines.report.training import TrainingReportConfig, write_training_report
+    from pipelines.report.training import write_training_report
 
-    try:
-        config = TrainingReportConfig(
-            run=args.training,
-            out=args.out,
-            threshold=args.threshold,
-            pictures=args.pictures,
-            options=make_config(parser, StoreOptions, args),
-        )
-    except ValueError as error:
-        parser.error(str(error))
     summary = write_training_report(config)
     print(
         json.dumps({**asdict(summary), "out": str(summary.out)}, indent=2) if args.json else training_sentence(summary)

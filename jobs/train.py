@@ -86,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(json.dumps(asdict(summary), indent=2) if args.json else report(summary), flush=True)
     if args.report is not None:
         from jobs.report import training_sentence
-        from pipelines.report.training import TrainingReportConfig, write_training_report
+        from pipelines.report.config import TrainingReportConfig
+        from pipelines.report.training import write_training_report
 
         page = write_training_report(TrainingReportConfig(config.run_uri, args.report, options=config.options))
         print(training_sentence(page), file=sys.stderr if args.json else sys.stdout, flush=True)

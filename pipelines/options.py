@@ -21,6 +21,7 @@ class Option:
         help: what the option does; for a default of None it ends with what that means, in parentheses.
         metavar: name of the value in the help.
         flag: the option's name; None is the field's, with hyphens.
+        aliases: its other names.
         at_least: the smallest number.
         above: the number that the value has to exceed.
         at_most: the largest number.
@@ -32,6 +33,7 @@ class Option:
     help: str
     metavar: str | None = None
     flag: str | None = None
+    aliases: tuple[str, ...] = ()
     at_least: float | None = None
     above: float | None = None
     at_most: float | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,9 +13,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.errors import RayDetrError, UsageError
+from pipelines.exports.config import SUFFIXES, ExportConfig
 from pipelines.exports.current import current_rows, of_model, with_settings
 from pipelines.exports.documents import DOCUMENTS
-from pipelines.exports.formats import SUFFIXES, WRITERS, Format, RowsWriter
+from pipelines.exports.formats import WRITERS, RowsWriter
 from pipelines.exports.iceberg import register_files
 from pipelines.exports.images import Names, common_names
 from pipelines.exports.places import Folder, OneFile
@@ -29,118 +29,17 @@ from pipelines.store import (
     Store,
     StoreEntry,
     StoreError,
-    StoreOptions,
     join_uri,
     open_store,
     split_uri,
     without_secrets,
 )
-from pipelines.store.uris import LOCAL_ROOT
 from pipelines.table.files import in_order_of_runs
 from pipelines.table.schema import FIRST_COLUMNS, ROW_GROUP_ROWS, SCHEMA, check_columns
 
 _PIECE_ROWS: Final = 512
 _BATCH_ROWS: Final = 1024
 _ROW_GROUP_BYTES: Final = 16_000_000  # in memory, where rows have many boxes
-_FILE_IMAGES: Final[Mapping[str, int]] = {"labelstudio": 1000}  # larger imports time out, as people report
-
-_FILE_SUFFIX: Final = re.compile(r"\.[a-zA-Z][a-zA-Z0-9]{0,7}$")  # not that of a version, such as v1.2
-
-
-@dataclass(frozen=True, slots=True)
-class ExportConfig:
-    """What is exported where.
-
-    Args:
-        table: The detection table.
-        out: A file of this machine that ends as the format does, or a folder at any URI. YOLO, VOC and COCO results
-            are always folders.
-        latest: Only the current row of each image (`exports.current`). Formats that know images and not rows always
-            have these only.
-        model: Only rows of this model, as rows name it; None means any.
-        settings: Only rows with these settings, as the column `settings` has them; None means any.
-        format: None is what the file's suffix says, and Parquet for a folder. A file that ends in .json needs it.
-        file_images: How many images a file of a folder has at most, for importers that cannot take more; None: files
-            of about 64 MB.
-        keep_repeats: Also the detections that a mark of the table covers (`repeats.matching`).
-        catalog: Of an Iceberg table, as pyiceberg's configuration names it; `out` is NAMESPACE.TABLE then.
-        options: How the table is reached, and a folder in a store.
-    """
-
-    table: str
-    out: str
-    latest: bool = False
-    model: str | None = None
-    settings: str | None = None
-    format: Format | None = None
-    file_images: int | None = None
-    keep_repeats: bool = False
-    catalog: str = "default"
-    options: StoreOptions | None = None
-
-    def __post_init__(self) -> None:
-        if self.format == "iceberg":
-            if not re.fullmatch(r"[^./]+(\.[^./]+)+", self.out):
-                raise ValueError(f"out: {self.out} does not name an Iceberg table: write NAMESPACE.TABLE.")
-            if self.latest or (self.model, self.settings) != (None, None):
-                raise ValueError(
-                    "latest, model, settings: whole files are registered in Iceberg. Choose rows in the query."
-                )
-            return
-        out, table = (join_uri(*split_uri(uri)).rstrip("/") + "/" for uri in (self.out, self.table))
-        if out.startswith(table):
-            raise ValueError(f"out: {without_secrets(self.out)} is inside the table. Name a place beside it.")
-        suffix = _FILE_SUFFIX.search(self.out)
-        if self.format in TREES:
-            if suffix is not None:
-                raise ValueError(
-                    f"out: {self.format} is a folder of files, and {without_secrets(self.out)} is named as a file."
-                )
-            return
-        if not self.is_file:
-            if suffix is not None:
-                raise ValueError(
-                    f"out: {without_secrets(self.out)} would be a folder, but ends as a file does, and files end in "
-                    f"{' or '.join(sorted({f'.{one}' for one in SUFFIXES.values()}))}. Change {suffix[0]}, or end a "
-                    "folder's name with a slash."
-                )
-            return
-        if split_uri(self.out)[0] != LOCAL_ROOT:
-            raise ValueError(
-                f"out: {without_secrets(self.out)} is one file in an object store, which cannot be written piece by "
-                "piece. Name a folder there, or a file of this machine."
-            )
-        if self.format is None and suffix is not None and suffix[0] == ".json":
-            kinds = ", ".join(kind for kind, one in SUFFIXES.items() if one == "json")
-            raise ValueError(f"out: {self.out} may be one of several formats. Choose one with --to: {kinds}.")
-        if self.format is not None and not self.out.endswith(f".{SUFFIXES[self.format]}"):
-            raise ValueError(
-                f"out: {self.out} does not end in .{SUFFIXES[self.format]}. Change the suffix, or omit the format."
-            )
-        if self.file_images is not None:
-            raise ValueError("file images: one file holds all images. Name a folder, whose files are numbered.")
-
-    @property
-    def is_file(self) -> bool:
-        """Whether one file is written, and not a folder."""
-        return self.format not in TREES and any(self.out.endswith(f".{suffix}") for suffix in SUFFIXES.values())
-
-    @property
-    def kind(self) -> Format:
-        """The format that is written."""
-        if self.format is not None:
-            return self.format
-        return next((kind for kind, suffix in SUFFIXES.items() if self.out.endswith(f".{suffix}")), "parquet")
-
-    @property
-    def most_images(self) -> int | None:
-        """How many images a file of a folder has at most."""
-        return _FILE_IMAGES.get(self.kind) if self.file_images is None else self.file_images
-
-    @property
-    def is_of_images(self) -> bool:
-        """Whether the format knows images, so that each must come once."""
-        return self.kind in TREES or (self.kind in DOCUMENTS and self.kind != "csv")
 
 
 @dataclass(frozen=True, slots=True)

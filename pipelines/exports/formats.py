@@ -6,21 +6,12 @@ import json
 from collections.abc import Callable, Mapping
 from datetime import date, time
 from itertools import chain
-from typing import IO, Final, Literal, Protocol
+from typing import IO, Final, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import RayDetrError
-
-Format = Literal[
-    "parquet", "jsonl", "csv", "coco", "coco-dataset", "yolo", "voc", "labelstudio", "megadetector", "iceberg"
-]
-SUFFIXES: Final[Mapping[Format, str]] = {
-    "parquet": "parquet", "jsonl": "jsonl", "csv": "csv", "coco-dataset": "json", "labelstudio": "json",
-    "megadetector": "json",
-}  # fmt: skip
-"""The formats of which one file holds all, and how its name ends; the others are folders, or a table elsewhere."""
 
 _SLICE_ROWS: Final = 256  # that are Python objects at once
 

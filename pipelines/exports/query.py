@@ -10,45 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pipelines.errors import RayDetrError, UsageError
+from pipelines.exports.config import QueryConfig
 from pipelines.exports.views import TABLES, one_line, opened_views
-from pipelines.store import StoreOptions, check_no_secret
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyRelation
 
-SUFFIXES: Final = (".csv", ".jsonl", ".parquet")
-
 _NUMBER: Final = re.compile(r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|FLOAT|DOUBLE|DECIMAL\(.*\)")
-
-
-@dataclass(frozen=True, slots=True)
-class QueryConfig:
-    """What is asked of which table.
-
-    Args:
-        table: The detection table.
-        sql: One query of DuckDB's SQL. It may name `detections` (one row for each detected object of a current row;
-            `repeat` is the id of the mark that covers it, or NULL), `images` (the current row of each image, as
-            `exports.current` chooses it), `rows` (all published rows) and `repeats` (the marks in force).
-        model: Only rows of this model, as rows name it; None means any.
-        settings: Only rows with these settings, as the column `settings` has them; None means any.
-        out: A new local file ending in .csv, .jsonl or .parquet; None returns the result.
-        most_rows: How many rows are returned at most, without `out`.
-        options: How the table is reached.
-    """
-
-    table: str
-    sql: str
-    model: str | None = None
-    settings: str | None = None
-    out: Path | None = None
-    most_rows: int = 1_000
-    options: StoreOptions | None = None
-
-    def __post_init__(self) -> None:
-        check_no_secret("table", self.table, instead="Leave it out: credentials are found as docs/security.md says.")
-        if self.out is not None and self.out.suffix not in SUFFIXES:
-            raise ValueError(f"out: {self.out} does not end in one of {', '.join(SUFFIXES)}.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Final
 
 from pipelines.clock import Clock, SystemClock
 from pipelines.errors import RayDetrError, UsageError
@@ -17,6 +16,7 @@ from pipelines.evaluation.table_results import RowChoice
 from pipelines.labelling.run import list_runs
 from pipelines.lake.images import ImageStores
 from pipelines.lake.member_files import MemberIndexes
+from pipelines.report.config import ReportConfig
 from pipelines.report.drift import Drift, read_earlier
 from pipelines.report.examples import Examples
 from pipelines.report.figures import Figures
@@ -24,50 +24,7 @@ from pipelines.report.page import Comparison, Item, Page, PictureRow, render
 from pipelines.report.pictures import load_pictures, unique
 from pipelines.report.rows import Classes, table_files
 from pipelines.report.truth import AnnotatedRows, compare_with_truth
-from pipelines.store import Store, StoreError, StoreOptions, open_store, without_secrets
-
-THRESHOLD: Final = 0.5
-PICTURES: Final = 12
-
-
-@dataclass(frozen=True, slots=True)
-class ReportConfig:
-    """What a report covers and where it is written.
-
-    Args:
-        table: The detection table.
-        out: The HTML file to write, on this machine; an earlier one is replaced.
-        run_id: Only the rows of this run; None is the current row of each image.
-        settings: Only rows with these settings, as the column `settings` has them; None is all.
-        against: A run of the table to compare with.
-        annotations: A COCO json of the same images to measure by.
-        threshold: The score at which the page's slider begins, a whole number of hundredths.
-        pictures: How many pictures a gallery has.
-        seed: Of the random pictures.
-        keep_repeats: Also show and count detections that a mark of the table covers.
-        price_per_hour: US dollars that all machines of a run cost per hour; None leaves out the cost.
-        options: How the table is reached.
-        picture_options: How pictures are reached; None is as the table.
-    """
-
-    table: str
-    out: Path
-    run_id: str | None = None
-    settings: str | None = None
-    against: str | None = None
-    annotations: str | None = None
-    threshold: float = THRESHOLD
-    pictures: int = PICTURES
-    seed: int = 0
-    keep_repeats: bool = False
-    price_per_hour: float | None = None
-    options: StoreOptions | None = None
-    picture_options: StoreOptions | None = None
-
-    def __post_init__(self) -> None:
-        check_threshold(self.threshold)
-        if self.against is not None and self.against == self.run_id:
-            raise ValueError(f"against: {self.against} is the run of the report itself. Name an earlier one.")
+from pipelines.store import Store, StoreError, open_store, without_secrets
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,16 +166,6 @@ class _Made:
 def _started(table: Store) -> dict[str, datetime]:
     """Return when each run began; exported tables have no records."""
     return {run.run_id: run.started_at for run in list_runs(table)}
-
-
-def check_threshold(threshold: float) -> None:
-    """Refuse a threshold that the page's slider cannot show.
-
-    Raises:
-        ValueError: it is not a whole number of hundredths in 0 .. 0.99.
-    """
-    if abs(threshold * 100 - round(threshold * 100)) > 1e-6 or not 0 <= threshold < 1:
-        raise ValueError(f"threshold: {threshold:g} is not one of 0, 0.01, ... 0.99.")
 
 
 def write_page(out: Path, data: bytes) -> None:

@@ -12,39 +12,18 @@ from typing import Any, Final
 
 from pipelines.clock import Clock, SystemClock
 from pipelines.errors import RayDetrError, UsageError
+from pipelines.report.config import TrainingReportConfig
 from pipelines.report.curves import MOST_POINTS, Chart, Points, drawing
 from pipelines.report.page import duration, render_page
-from pipelines.report.report import PICTURES, THRESHOLD, check_threshold, write_page
+from pipelines.report.report import write_page
 from pipelines.report.validation_pictures import ValidationPictures, predict_pictures
-from pipelines.store import StoreError, StoreOptions, join_uri, open_store, split_uri, without_secrets
+from pipelines.store import StoreError, join_uri, open_store, split_uri, without_secrets
 from pipelines.training.checkpoint_index import Manifest, SavedCheckpoint, read_manifest
 from pipelines.training.logged_figures import LoggedFigures, WorkerStart, read_logged
 from pipelines.training.run_record import RunRecord, read_record
 
 FIGURES: Final = ("AP", "AP50", "AP75")
 _PLACES: Final = ("train", "val", "finetune", "network", "backbone_weights", "train_index", "val_index")
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingReportConfig:
-    """What a report of a training run shows and where it is written.
-
-    Args:
-        run: URI of the run's folder, as `ray-detr train` prints it.
-        out: The HTML file to write, on this machine; an earlier one is replaced.
-        threshold: The score at which the page's slider begins, a whole number of hundredths.
-        pictures: How many validation pictures it shows at most.
-        options: How the run and its shards are reached.
-    """
-
-    run: str
-    out: Path
-    threshold: float = THRESHOLD
-    pictures: int = PICTURES
-    options: StoreOptions | None = None
-
-    def __post_init__(self) -> None:
-        check_threshold(self.threshold)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +161,7 @@ def _validation_pictures(
             val,
             index_sha256=record.configuration.get("val_index"),
             most=config.pictures,
-            options=config.options or StoreOptions(),
+            options=config.options,
         )
     except (RayDetrError, StoreError, FloatingPointError) as error:
         return None, f"Validation images cannot be shown: {without_secrets(str(error))}"

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page
 
-from pipelines.report.report import ReportConfig, write_report
+from pipelines.report.config import ReportConfig
+from pipelines.report.report import write_report
 from pipelines.table.schema import Detected
 from tests.pipelines.report.tables import NOW, dog_and_cat, picture, publish, row, write_table
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page
 
-from pipelines.report.training import TrainingReportConfig, write_training_report
+from pipelines.report.config import TrainingReportConfig
+from pipelines.report.training import write_training_report
 from tests.pipelines.report.training_runs import write_run
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]

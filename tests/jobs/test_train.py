@@ -18,7 +18,8 @@ from jobs.exits import run
 from jobs.train import main, report
 from pipelines.caps import Caps
 from pipelines.errors import RayDetrError
-from pipelines.report.training import TrainingReportConfig, TrainingReportSummary
+from pipelines.report.config import TrainingReportConfig
+from pipelines.report.training import TrainingReportSummary
 from pipelines.store import StoreOptions
 from pipelines.training.config import TrainConfig
 from pipelines.training.recipe import RECIPES

@@ -21,7 +21,8 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from pipelines.exports.export import ExportConfig, export
+from pipelines.exports.config import ExportConfig
+from pipelines.exports.export import export
 from pipelines.store import open_store
 from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
 

@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from pipelines.clock import SystemClock
 from pipelines.errors import RayDetrError
-from pipelines.exports.export import ExportConfig, copy_rows
+from pipelines.exports.config import ExportConfig
+from pipelines.exports.export import copy_rows
 from pipelines.labelling.config import Selection
 from pipelines.labelling.driver import Workforce, run_labelling
 from pipelines.labelling.duplicates import reject_republished_versions

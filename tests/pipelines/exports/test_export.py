@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.errors import RayDetrError
+from pipelines.exports.config import ExportConfig
 from pipelines.exports.current import current_query
-from pipelines.exports.export import ExportConfig, ExportSummary, export
+from pipelines.exports.export import ExportSummary, export
 from pipelines.labelling.run import RunRequest, begin_run, finish_run, latest_run
 from pipelines.store import open_store
 from pipelines.table.schema import NO_COLUMNS, SCHEMA, Detected, Origin, Row, encode, rows_to_table

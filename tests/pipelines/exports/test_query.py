@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.errors import RayDetrError, UsageError
+from pipelines.exports.config import QueryConfig
 from pipelines.exports.current import current_query
-from pipelines.exports.query import QueryConfig, QueryResult, query_table
+from pipelines.exports.query import QueryResult, query_table
 from pipelines.labelling.run import RunRequest, begin_run, finish_run, latest_run
 from pipelines.store import Store, StoreError, StoreOptions, open_store
 from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table

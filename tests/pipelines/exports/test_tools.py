@@ -13,7 +13,8 @@ import pyarrow as pa
 import pytest
 
 from pipelines.errors import RayDetrError
-from pipelines.exports.export import ExportConfig, export
+from pipelines.exports.config import ExportConfig
+from pipelines.exports.export import export
 from pipelines.exports.images import common_names
 from pipelines.store import open_store
 from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table

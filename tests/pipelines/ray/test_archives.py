@@ -13,11 +13,13 @@ import pytest
 
 from detr.scenes.files import write_scenes
 from pipelines.clock import SystemClock
-from pipelines.exports.export import ExportConfig, export
+from pipelines.exports.config import ExportConfig
+from pipelines.exports.export import export
 from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.label import label
 from pipelines.labelling.verify import verify_table
-from pipelines.report.report import ReportConfig, write_report
+from pipelines.report.config import ReportConfig
+from pipelines.report.report import write_report
 from pipelines.store import open_store
 from tests.pipelines.lake.archives import parquet_of_images, tar_of
 

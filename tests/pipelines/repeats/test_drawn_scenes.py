@@ -7,7 +7,8 @@ import pytest
 
 from detr import Detector
 from pipelines.clock import SystemClock
-from pipelines.exports.query import QueryConfig, query_table
+from pipelines.exports.config import QueryConfig
+from pipelines.exports.query import query_table
 from pipelines.repeats.config import RepeatsConfig
 from pipelines.repeats.finding import find_places
 from pipelines.repeats.marks import accept_marks

@@ -12,15 +12,17 @@ import pytest
 
 from pipelines.clock import SystemClock
 from pipelines.errors import RayDetrError
-from pipelines.exports.export import ExportConfig, export
-from pipelines.exports.query import QueryConfig, query_table
+from pipelines.exports.config import ExportConfig, QueryConfig
+from pipelines.exports.export import export
+from pipelines.exports.query import query_table
 from pipelines.labelling.verify import verify_table
 from pipelines.repeats.config import RepeatsConfig
 from pipelines.repeats.finding import find_places
 from pipelines.repeats.marks import accept_marks, marks_key, withdraw_marks
 from pipelines.repeats.repeats import accept_file, withdraw
 from pipelines.repeats.selection import head_of
-from pipelines.report.report import ReportConfig, write_report
+from pipelines.report.config import ReportConfig
+from pipelines.report.report import write_report
 from pipelines.report.rows import Classes, table_files
 from pipelines.review.config import ReviewConfig
 from pipelines.review.export import export_review

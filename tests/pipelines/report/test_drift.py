@@ -13,8 +13,9 @@ import pytest
 
 from jobs.report import main
 from pipelines.errors import BudgetExceeded
+from pipelines.report.config import ReportConfig
 from pipelines.report.overlaps import box_iou
-from pipelines.report.report import ReportConfig, write_report
+from pipelines.report.report import write_report
 from pipelines.table.schema import Detected, Row
 from tests.pipelines.report.tables import NOW, picture, publish, row
 

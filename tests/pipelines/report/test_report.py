@@ -15,9 +15,10 @@ from PIL import Image
 
 from jobs.report import main
 from pipelines.errors import RayDetrError, UsageError
+from pipelines.report.config import ReportConfig
 from pipelines.report.figures import Figures, score_bins
 from pipelines.report.pictures import shrink
-from pipelines.report.report import ReportConfig, ReportSummary, write_report
+from pipelines.report.report import ReportSummary, write_report
 from pipelines.report.rows import Classes, table_files
 from pipelines.store import open_store
 from pipelines.table.schema import Detected, Row

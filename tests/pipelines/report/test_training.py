@@ -11,7 +11,8 @@ import pytest
 
 from jobs.report import main
 from pipelines.errors import RayDetrError
-from pipelines.report.training import TrainingReportConfig, TrainingReportSummary, write_training_report
+from pipelines.report.config import TrainingReportConfig
+from pipelines.report.training import TrainingReportSummary, write_training_report
 from pipelines.report.validation_pictures import spread
 from tests.pipelines.report.test_report import data_of
 from tests.pipelines.report.training_runs import write_run

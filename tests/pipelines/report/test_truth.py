@@ -10,7 +10,8 @@ import pytest
 
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.evaluation.evaluate import evaluate_table
-from pipelines.report.report import ReportConfig, write_report
+from pipelines.report.config import ReportConfig
+from pipelines.report.report import write_report
 from pipelines.report.truth import NOTHING, Mistakes
 from pipelines.table.schema import Detected
 from tests.pipelines.report.tables import picture, publish, row

@@ -24,7 +24,8 @@ from pipelines.caps import Caps, Meter
 from pipelines.errors import CapReached, RayDetrError
 from pipelines.evaluation.evaluate import evaluate_results
 from pipelines.models import load_model
-from pipelines.report.training import TrainingReportConfig, write_training_report
+from pipelines.report.config import TrainingReportConfig
+from pipelines.report.training import write_training_report
 from pipelines.shards.config import ShardConfig
 from pipelines.shards.sharding import shard
 from pipelines.store import StoreOptions, open_store
