@@ -11,6 +11,7 @@ can be withdrawn. Without an action, the marks of the table are listed. Finding 
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -29,6 +30,14 @@ if TYPE_CHECKING:
     from pipelines.repeats.repeats import PageSummary
 
 
+OF_PAGE = frozenset({"most_places", "pictures"})
+OF_FINDING = frozenset(
+    {
+        "least_images", "least_share", "iou", "min_score", "max_area", "folder_levels", "classes", "model", "settings",
+    }
+)  # fmt: skip
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, find or record, print."""
     parser = CommandParser("repeats", __doc__)
@@ -43,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     args = parser.parse_args(argv)
     check_stays(parser, "--out", None if args.out is None else str(args.out))
+    _check_action(parser, args)
     config = make_config(parser, RepeatsConfig, args)
     if args.out is not None:
         _write_page(config, args)
@@ -58,6 +68,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         _print(args, withdraw(config, args.withdraw), "withdrew")
     else:
         _list(config, args)
+
+
+def _check_action(parser: CommandParser, args: argparse.Namespace) -> None:
+    """Leave with exit code 2 where an option is given that the action does not use."""
+    finds = args.out is not None or args.accept_all
+    unused = {*(() if args.out is not None else OF_PAGE), *(() if finds else OF_FINDING)}
+    for name in sorted(unused):
+        if getattr(args, name) != parser.get_default(name):
+            parser.error(f"--{name.replace('_', '-')} is for --out{'' if name in OF_PAGE else ' and --accept-all'}")
 
 
 def _write_page(config: RepeatsConfig, args: argparse.Namespace) -> None:
@@ -104,16 +123,17 @@ def page_report(summary: "PageSummary", config: RepeatsConfig) -> str:
     """Return what was found, where the page is, and what to do with it."""
     before = f"; {summary.marked_before:,} detections are marked already" if summary.marked_before else ""
     if not summary.places:
+        share = f" and in {100 * config.least_share:g} % of them" if config.least_share else ""
         return (
-            f"no place repeats: none has one class in {config.least_images:,} images of a folder, of "
-            f"{summary.images:,} images{before}\npage: {summary.out}"
+            f"no place repeats: none has one class in {config.least_images:,} images of a folder{share} "
+            f"(--least-images, --least-share), of {summary.images:,} images{before}\npage: {summary.out}"
         )
     part = "" if summary.shown == summary.places else f", the {summary.shown:,} with most images on the page"
     places = f"{summary.places:,} place" + ("" if summary.places == 1 else "s")
     return (
         f"found: {places} with {summary.boxes:,} detections{part}, of {summary.images:,} images{before}\n"
         f"page: {summary.out}, {summary.bytes / 1e6:.1f} MB\n"
-        f"then: ray-detr repeats --table {config.table} --accept repeats.json"
+        f"then: ray-detr repeats --table {shlex.quote(config.table)} --accept repeats.json"
     )
 
 

@@ -9,7 +9,7 @@ import re
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -86,6 +86,11 @@ class CocoText:
     def image(self, position: int) -> str:
         """Return the text of an image's entry."""
         return _cut(self._text, self._image_spans[position])
+
+    def file_names(self) -> Iterator[str]:
+        """Yield the file names of all images, as the json has them."""
+        for position in range(len(self._image_spans)):
+            yield json.loads(self.image(position))["file_name"]
 
     def document(self) -> Json:
         """Return the whole json, parsed; of its categories those in `categories`."""

@@ -88,7 +88,7 @@ def copy_rows(
         StoreError: a store refused.
     """
     files = _look(table)
-    matcher = Matcher(read_marks(table))
+    matcher = Matcher([] if config.keep_repeats else read_marks(table))
     if config.kind == "iceberg":
         uris = [join_uri(table.uri, entry.key) for entry in files.entries]
         added = register_files(config.catalog, config.out, uris, files.schema)
@@ -99,7 +99,7 @@ def copy_rows(
     try:
         with _place(config, table, files) as out:
             chosen_rows = _chosen(table, files, config, show)
-            if matcher and not config.keep_repeats:
+            if matcher:
                 chosen_rows = _without_repeats(chosen_rows, matcher, left_out)
             for rows in _pieces(chosen_rows, config):
                 out.add(rows)

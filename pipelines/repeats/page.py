@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -87,6 +88,7 @@ def render_places(
     ]
     values: dict[str, Any] = {
         "table": found.table,
+        "quoted_table": shlex.quote(found.table),
         "totals": [
             ("places", f"{len(found.places):,}"),
             ("their detections", f"{sum(place.boxes for place in found.places):,}"),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+CHANGED: Final = "The image has changed since it was labelled."
 MOST_BYTES: Final = 3_400_000  # of all pictures as base64: the page stays under 5 MB
 MOST_PIXELS: Final = 640  # of the longer side
 LEAST_PIXELS: Final = 96
@@ -118,13 +119,16 @@ def read_picture(example: Example, stores: Stores) -> tuple[Image.Image | None, 
     try:
         blob = stores.get(example.uri, most_bytes=LARGEST_FILE)
         if _is_changed(example, blob.etag, len(blob.data)):
-            return None, "The image has changed since it was labelled."
+            return None, CHANGED
         pixels = decode(blob.data)
     except NotFound:
         return None, "The image is not there any more."
     except (StoreError, ImageError) as error:
         return None, f"The image cannot be read: {without_secrets(str(error))}"
-    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()), None
+    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    if example.width is not None and image.size != (example.width, example.height):  # a store without etags
+        return None, CHANGED
+    return image, None
 
 
 def _is_changed(example: Example, etag: str | None, size: int) -> bool:

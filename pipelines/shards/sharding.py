@@ -186,7 +186,8 @@ def _find_images(config: ShardConfig, coco: CocoText) -> Found:
         name = json.loads(coco.image(0))["file_name"]
         raise UsageError(
             f"none of the json's images is at {without_secrets(config.images)}: the json says {name!r}, there is "
-            f"{found.stranger!r}. Give as --images the folder that the json's file names are relative to."
+            f"{found.stranger!r}. Give as --images the folder that the json's file names are relative to. Names "
+            "that are addresses of another machine are matched if they hold a folder of its name."
         )
     return found
 

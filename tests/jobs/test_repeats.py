@@ -72,7 +72,8 @@ def test_all_at_once_and_again_with_nothing_left(run: Run, tmp_path: Path) -> No
     )
     assert [mark["images"] for mark in json.loads(run("--json"))] == [20, 20]
     assert run("--out", tmp_path / "page.html").startswith(
-        "no place repeats: none has one class in 15 images of a folder, of 20 images; 40 detections are marked "
+        "no place repeats: none has one class in 15 images of a folder and in 0.5 % of them (--least-images, "
+        "--least-share), of 20 images; 40 detections are marked already"
     )
     summary = json.loads(run("--out", tmp_path / "page.html", "--json"))
     assert (summary["places"], summary["marked_before"]) == (0, 40)
@@ -116,6 +117,9 @@ def test_a_file_of_something_else_is_refused(
         (("--out", "a.html", "--accept-all"), "not allowed with argument"),
         (("--accept-all", "--iou", "0.1"), "0.1 is not in 0.3..1"),
         (("--accept-all", "--least-images", "1"), "1 is not at least 2"),
+        (("--iou", "0.5"), "--iou is for --out and --accept-all"),
+        (("--withdraw", "0123456789ab", "--classes", "dog"), "--classes is for --out and --accept-all"),
+        (("--accept-all", "--pictures", "3"), "--pictures is for --out"),
     ],
 )
 def test_wrong_use_is_refused(

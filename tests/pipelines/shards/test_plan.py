@@ -81,14 +81,17 @@ def test_an_image_that_is_spelled_otherwise_is_the_only_object_that_is_called_so
 @pytest.mark.parametrize(
     ("folder", "names", "found"),
     [
-        ("s3://lake/images", ["C:\\data\\a.jpg", "C:\\data\\cam1\\b.jpg"], {0: "a.jpg", 1: "cam1/b.jpg"}),
-        ("s3://lake/images", ["/home/me/cam1/b.jpg"], {0: "cam1/b.jpg"}),  # the fewest folders are left out
+        ("s3://lake/images", ["C:\\me\\images\\a.jpg", "C:\\me\\images\\cam1\\b.jpg"], {0: "a.jpg", 1: "cam1/b.jpg"}),
+        ("s3://lake/images", ["/home/me/images/cam1/b.jpg"], {0: "cam1/b.jpg"}),
+        ("s3://lake/images", ["/home/images/images/a.jpg"], {0: "a.jpg"}),
+        ("s3://lake/images", ["/data/val/a.jpg"], {}),
         ("s3://lake/images", ["s3://lake/images/a.jpg", "s3://lake/images/gone.jpg"], {0: "a.jpg"}),
         ("s3://lake/images", ["/data/local-files/?d=images/a.jpg"], {0: "a.jpg"}),
         ("s3://lake/images", ["lake/images/a.jpg", "lake/images/cam1/b.jpg"], {0: "a.jpg", 1: "cam1/b.jpg"}),
         ("s3://lake/images", ["val/a.jpg"], {}),  # another folder's picture
         ("s3://lake/images", ["../images/a.jpg"], {}),
-        ("s3://lake/images", ["/one/a.jpg", "/other/a.jpg"], {}),  # of two images, either may be meant
+        ("s3://lake/images", ["/images/a.jpg", "/other/a.jpg"], {}),
+        ("s3://lake/images", ["/images/a.jpg", "/images/A.JPG"], {}),  # of two images, either may be meant
     ],
 )
 def test_if_no_name_is_listed_the_folders_that_all_begin_with_are_left_out(
