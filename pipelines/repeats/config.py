@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipelines.marks.marks import MOST_LEVELS
 from pipelines.options import check_options, group, option
-from pipelines.repeats.marks import MOST_LEVELS
 from pipelines.store import S3, StoreOptions
 
 

@@ -14,10 +14,10 @@ import pyarrow as pa
 
 from pipelines.errors import UsageError
 from pipelines.exports.views import BOX_COLUMNS, add_folders, add_matcher, opened_views
+from pipelines.marks.marks import SHARE_DECIMALS, Mark
+from pipelines.marks.matching import Matcher
 from pipelines.repeats.config import RepeatsConfig
 from pipelines.repeats.grouping import Cells, places_of
-from pipelines.repeats.marks import SHARE_DECIMALS, Mark
-from pipelines.repeats.matching import Matcher
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

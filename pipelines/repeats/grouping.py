@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.repeats.matching import paired_iou, pieces
+from pipelines.marks.matching import paired_iou, pieces
 
 Integers = npt.NDArray[np.int64]
 

@@ -11,9 +11,9 @@ import pytest
 
 from pipelines.clock import SystemClock
 from pipelines.errors import UsageError
+from pipelines.marks.marks import accept_marks
 from pipelines.repeats.config import RepeatsConfig
 from pipelines.repeats.finding import Found, find_places
-from pipelines.repeats.marks import accept_marks
 from pipelines.store import open_store
 from pipelines.table.schema import Row
 from tests.conftest import S3Server

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipelines.marks.matching import paired_iou
 from pipelines.repeats import grouping
 from pipelines.repeats.grouping import Cells, places_of
-from pipelines.repeats.matching import paired_iou
 from pipelines.report.overlaps import box_iou
 
 

@@ -1,7 +1,7 @@
 """Accepted places of a table, as `TABLE/_marks/<number>.json`: created once, never changed, read by every join.
 
 A mark is a region: a folder, a class and a box. It covers each detection of that class in that folder whose box
-overlaps enough, in images of any run, also of runs after it was accepted (`repeats.matching`). A record accepts marks
+overlaps enough, in images of any run, also of runs after it was accepted (`marks.matching`). A record accepts marks
 or withdraws them; of each mark the newest record counts.
 """
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.errors import RayDetrError
-from pipelines.repeats.marks import Mark
+from pipelines.marks.marks import Mark
 
 MOST_PAIRS: Final = 1_000_000  # of a box and a mark that are compared at once
 
