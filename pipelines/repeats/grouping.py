@@ -21,7 +21,7 @@ Integers = npt.NDArray[np.int64]
 
 _PIECE = 20_000  # cells whose neighbours are searched at once
 _MOST_PAIRS = 500_000  # of a cell and one that may be its neighbour, compared at once: 100 MB
-_MANY = 5_000  # cells from which finer bins pay
+_MANY_PAIRS = 2_000_000  # from which finer bins pay
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,17 +82,14 @@ def _neighbours(
     Returns:
         The cells, rising; where the neighbours of each one begin, and their end; the neighbours, among them the cell.
     """
-    bins = _Bins(boxes, iou)
-    weights = np.concatenate(([0], np.cumsum(counts[bins.order])))
-    most, pairs = np.zeros((2, len(boxes)), np.int64)
-    for start in range(0, len(boxes), _PIECE):
-        part = bins.order[start : start + _PIECE]  # cells near each other, which is faster
-        for first, stop in bins.ranges(part):
-            most[part] += weights[stop] - weights[first]
-            pairs[part] += stop - first
-    asked = np.flatnonzero(most >= least)
+    asked = np.arange(len(boxes))
+    for parts in (1, 2):
+        bins = _Bins(boxes, iou, parts)
+        asked, pairs = _with_enough(bins, asked, counts, least)
+        if pairs.sum() <= _MANY_PAIRS:
+            break
     owners, lengths, neighbours = [asked[:0]], [asked[:0]], [np.empty(0, np.int32)]
-    for piece in pieces(pairs[asked], _MOST_PAIRS):
+    for piece in pieces(pairs, _MOST_PAIRS):
         part = asked[piece]
         one, other = bins.candidates(part)
         is_near = paired_iou(boxes[part[one]], boxes[other]) >= iou
@@ -106,6 +103,22 @@ def _neighbours(
     return np.concatenate(owners), starts, np.concatenate(neighbours)
 
 
+def _with_enough(bins: _Bins, cells: Integers, counts: Integers, least: int) -> tuple[Integers, Integers]:
+    """Return the cells whose neighbourhood may have `least` boxes, rising, and how many neighbours each may have."""
+    weights = np.concatenate(([0], np.cumsum(counts[bins.order])))
+    is_asked = np.zeros(len(counts), np.bool_)
+    is_asked[cells] = True
+    ordered = bins.order[is_asked[bins.order]]
+    most, pairs = np.zeros((2, len(counts)), np.int64)
+    for start in range(0, len(ordered), _PIECE):
+        part = ordered[start : start + _PIECE]  # cells near each other, which is faster
+        for first, stop in bins.ranges(part):
+            most[part] += weights[stop] - weights[first]
+            pairs[part] += stop - first
+    asked = np.flatnonzero(is_asked & (most >= least))
+    return asked, pairs[asked]
+
+
 class _Bins:
     """Boxes sorted by bins of width, height and middle across, then by middle down, to find those that overlap enough.
 
@@ -114,8 +127,8 @@ class _Bins:
     and middles by a / 2 of either width; so do heights. What bins tell of `a` narrows the range of middles.
     """
 
-    def __init__(self, boxes: Integers, iou: float) -> None:
-        self._parts = 2 if len(boxes) >= _MANY else 1  # bins that the widths of neighbours may differ by
+    def __init__(self, boxes: Integers, iou: float, parts: int) -> None:
+        self._parts = parts  # bins that the widths of neighbours may differ by
         self._excess = 1 / iou - 1 + 1e-9  # a + b at most; a little more, for what is rounded
         factor = max(1 / iou, 1.05) * 1.0001  # wider than need be, for what is rounded and for 63 bits
         self._factor = factor ** (1 / self._parts)
