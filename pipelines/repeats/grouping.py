@@ -82,12 +82,11 @@ def _neighbours(
     Returns:
         The cells, rising; where the neighbours of each one begin, and their end; the neighbours, among them the cell.
     """
-    asked = np.arange(len(boxes))
-    for parts in (1, 2):
-        bins = _Bins(boxes, iou, parts)
+    bins = _Bins(boxes, iou, 1)
+    asked, pairs = _with_enough(bins, np.arange(len(boxes)), counts, least)
+    if pairs.sum() > _MANY_PAIRS:
+        bins = _Bins(boxes, iou, 2)
         asked, pairs = _with_enough(bins, asked, counts, least)
-        if pairs.sum() <= _MANY_PAIRS:
-            break
     owners, lengths, neighbours = [asked[:0]], [asked[:0]], [np.empty(0, np.int32)]
     for piece in pieces(pairs, _MOST_PAIRS):
         part = asked[piece]
