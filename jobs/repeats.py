@@ -25,8 +25,8 @@ from jobs.parser import CommandParser
 from pipelines.repeats.config import RepeatsConfig
 
 if TYPE_CHECKING:
+    from pipelines.marks.marks import Accepted, Mark
     from pipelines.repeats.finding import Found
-    from pipelines.repeats.marks import Accepted, Mark
     from pipelines.repeats.repeats import PageSummary
 
 

@@ -22,9 +22,9 @@ from pipelines.exports.images import Names, common_names
 from pipelines.exports.places import Folder, OneFile
 from pipelines.exports.trees import TREES, Tree
 from pipelines.labelling.recorded_settings import COLUMN, RecordedSettings
+from pipelines.marks.marks import read_marks
+from pipelines.marks.matching import Matcher
 from pipelines.parquet_files import open_listed, parquet_of
-from pipelines.repeats.marks import read_marks
-from pipelines.repeats.matching import Matcher
 from pipelines.store import (
     Store,
     StoreEntry,

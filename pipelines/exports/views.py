@@ -15,8 +15,8 @@ import pyarrow as pa
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.exports.current import CURRENT, rows_query
 from pipelines.labelling.recorded_settings import RecordedSettings
-from pipelines.repeats.marks import Mark, read_marks
-from pipelines.repeats.matching import Boxes, Matcher, folders_of
+from pipelines.marks.marks import Mark, read_marks
+from pipelines.marks.matching import Boxes, Matcher, folders_of
 from pipelines.store import (
     Store,
     StoreEntry,

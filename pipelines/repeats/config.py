@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipelines.marks.marks import MOST_LEVELS
 from pipelines.options import check_options, group, option
 from pipelines.store import S3, StoreOptions
 
@@ -34,7 +35,7 @@ class RepeatsConfig:
     )  # fmt: skip
     folder_levels: int = option(
         "0: images of one camera lie in one folder; 1: in the folders of one folder, as with a folder for each day; "
-        "and so on", default=0, metavar="N", at_least=0, at_most=20,
+        "and so on", default=0, metavar="N", at_least=0, at_most=MOST_LEVELS,
     )  # fmt: skip
     classes: tuple[str, ...] = option("names of the classes to look for (all)", default=(), metavar="NAME")
     model: str | None = option(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,10 +14,10 @@ import pyarrow as pa
 
 from pipelines.errors import UsageError
 from pipelines.exports.views import BOX_COLUMNS, add_folders, add_matcher, opened_views
+from pipelines.marks.marks import SHARE_DECIMALS, Mark
+from pipelines.marks.matching import Matcher
 from pipelines.repeats.config import RepeatsConfig
 from pipelines.repeats.grouping import Cells, places_of
-from pipelines.repeats.marks import SHARE_DECIMALS, Mark
-from pipelines.repeats.matching import Matcher
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -103,7 +104,8 @@ def find_places(
         show: called with what is done next.
 
     Raises:
-        UsageError: DuckDB is not installed, or the table has no rows that count.
+        UsageError: DuckDB is not installed, the table has no rows that count, or none of them has a class of
+            `config.classes`.
         RayDetrError: the table is damaged or cannot be read.
     """
     with (
@@ -128,6 +130,7 @@ def find_places(
             raise UsageError(
                 f"table {views.table.uri} has no image without an error{whose}. `ray-detr runs` lists its runs."
             )
+        _check_classes(engine, config.classes)
         show("places")
         matcher = Matcher(list(_likely(engine, config)))
         places = _places(engine, matcher)
@@ -164,6 +167,28 @@ def _create_boxes(engine: DuckDBPyConnection, config: RepeatsConfig) -> None:
         "AND (xmax - xmin) / width * ((ymax - ymin) / height) <= ?",
         [config.max_area],
     )
+
+
+def _check_classes(engine: DuckDBPyConnection, classes: Sequence[str]) -> None:
+    """Refuse classes that no current row has, at any score.
+
+    Raises:
+        UsageError: names the class, and the one that is most like it.
+    """
+
+    def missing(source: str) -> list[str]:
+        rows = engine.execute(
+            f"SELECT DISTINCT name FROM (SELECT unnest(?::VARCHAR[]) AS name) ANTI JOIN {source} ON label = name",  # noqa: S608
+            [list(classes)],
+        ).fetchall()
+        return sorted(name for (name,) in rows)
+
+    if not classes or not missing("counted") or not (unknown := missing("detections")):
+        return
+    known = [label for (label,) in engine.sql("SELECT DISTINCT label FROM detections ORDER BY label").fetchall()]
+    near = difflib.get_close_matches(unknown[0], known, n=1)
+    hint = f"Did you mean {near[0]!r}?" if near else f"The rows have: {', '.join(known[:8]) or 'no detection'}."
+    raise UsageError(f"--classes: no row has a detection of the class {unknown[0]!r}. {hint}")
 
 
 def _counts(engine: DuckDBPyConnection) -> tuple[int, int, int]:

@@ -11,16 +11,17 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.repeats.matching import paired_iou
+from pipelines.marks.matching import paired_iou, pieces
 
 Integers = npt.NDArray[np.int64]
 
 _PIECE = 20_000  # cells whose neighbours are searched at once
+_MOST_PAIRS = 500_000  # of a cell and one that may be its neighbour, compared at once: 100 MB
+_MANY_PAIRS = 2_000_000  # from which finer bins pay
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,9 @@ class Cells:
 def places_of(cells: Cells, *, iou: float, least: int) -> Integers:
     """Return the boxes of the places that have at least so many boxes, `(K, 4)`, the largest place first.
 
-    Memory: the pairs of neighbours of cells that may have so many. Equal input in any order gives equal output.
+    Memory: some 100 MB, and four bytes for each pair of a cell whose neighbourhood has so many boxes and one of its
+    neighbours. Time: that of comparing each cell with those near it whose neighbourhood may have so many boxes. Equal
+    input in any order gives equal output.
 
     Args:
         cells: of one folder and class.
@@ -48,16 +51,17 @@ def places_of(cells: Cells, *, iou: float, least: int) -> Integers:
     """
     order = np.lexsort(cells.boxes.T[::-1])
     boxes, counts = cells.boxes[order], cells.counts[order]
-    owners, neighbours = _neighbours(boxes, counts, iou, least)
-    starts = np.concatenate(([0], np.cumsum(np.bincount(owners, minlength=len(boxes)))))
-    totals = np.bincount(owners, counts[neighbours], len(boxes)).astype(np.int64)
+    owners, starts, neighbours = _neighbours(boxes, counts, iou, least)
+    of_owners = dict(zip(owners.tolist(), range(len(owners)), strict=True))
+    totals = np.add.reduceat(counts[neighbours], starts[:-1]) if len(owners) else starts[:0]
     is_free = np.ones(len(boxes), np.bool_)
-    heap = [(-int(totals[cell]), cell) for cell in np.flatnonzero(totals >= least).tolist()]
+    heap = list(zip((-totals).tolist(), owners.tolist(), strict=True))
     heapq.heapify(heap)
     chosen = []
     while heap:
         total, cell = heapq.heappop(heap)
-        near = neighbours[starts[cell] : starts[cell + 1]]
+        place = of_owners[cell]
+        near = neighbours[starts[place] : starts[place + 1]]
         near = near[is_free[near]]
         now = int(counts[near].sum())
         if now < least:
@@ -70,68 +74,125 @@ def places_of(cells: Cells, *, iou: float, least: int) -> Integers:
     return np.array(chosen, np.int64).reshape(-1, 4)
 
 
-def _neighbours(boxes: Integers, counts: Integers, iou: float, least: int) -> tuple[Integers, Integers]:
-    """Return pairs of a cell and a cell that overlaps its box enough, sorted; each cell is its own neighbour, too.
+def _neighbours(
+    boxes: Integers, counts: Integers, iou: float, least: int
+) -> tuple[Integers, Integers, npt.NDArray[np.int32]]:
+    """Return cells whose neighbourhood has `least` boxes, and the cells that overlap the box of each one enough.
 
-    Pairs of cells whose neighbourhood cannot have `least` boxes are left out.
+    Returns:
+        The cells, rising; where the neighbours of each one begin, and their end; the neighbours, among them the cell.
     """
-    bins = _Bins(boxes, iou)
+    bins = _Bins(boxes, iou, 1)
+    asked, pairs = _with_enough(bins, np.arange(len(boxes)), counts, least)
+    if pairs.sum() > _MANY_PAIRS:
+        bins = _Bins(boxes, iou, 2)
+        asked, pairs = _with_enough(bins, asked, counts, least)
+    owners, lengths, neighbours = [asked[:0]], [asked[:0]], [np.empty(0, np.int32)]
+    for piece in pieces(pairs, _MOST_PAIRS):
+        part = asked[piece]
+        one, other = bins.candidates(part)
+        is_near = paired_iou(boxes[part[one]], boxes[other]) >= iou
+        one, other = one[is_near], other[is_near]
+        has_enough = np.bincount(one, counts[other], len(part)) >= least
+        one, other = one[has_enough[one]], other[has_enough[one]]
+        owners.append(part[has_enough])
+        lengths.append(np.bincount(one, minlength=len(part))[has_enough])
+        neighbours.append(other[np.lexsort((other, one))].astype(np.int32))
+    starts = np.concatenate(([0], np.cumsum(np.concatenate(lengths))))
+    return np.concatenate(owners), starts, np.concatenate(neighbours)
+
+
+def _with_enough(bins: _Bins, cells: Integers, counts: Integers, least: int) -> tuple[Integers, Integers]:
+    """Return the cells whose neighbourhood may have `least` boxes, rising, and how many neighbours each may have."""
     weights = np.concatenate(([0], np.cumsum(counts[bins.order])))
-    most = np.zeros(len(boxes), np.int64)
-    for first, stop in bins.ranges(np.arange(len(boxes))):
-        most += weights[stop] - weights[first]
-    asked = np.flatnonzero(most >= least)
-    pairs = [np.empty((2, 0), np.int64)]
-    for part in (asked[start : start + _PIECE] for start in range(0, len(asked), _PIECE)):
+    is_asked = np.zeros(len(counts), np.bool_)
+    is_asked[cells] = True
+    ordered = bins.order[is_asked[bins.order]]
+    most, pairs = np.zeros((2, len(counts)), np.int64)
+    for start in range(0, len(ordered), _PIECE):
+        part = ordered[start : start + _PIECE]  # cells near each other, which is faster
         for first, stop in bins.ranges(part):
-            lengths = stop - first
-            one = np.repeat(part, lengths)
-            places = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths - first, lengths)
-            other = bins.order[places]
-            is_near = paired_iou(boxes[one], boxes[other]) >= iou
-            pairs.append(np.stack([one[is_near], other[is_near]]))
-    owners, neighbours = np.concatenate(pairs, axis=1)
-    order = np.lexsort((neighbours, owners))
-    return owners[order], neighbours[order]
+            most[part] += weights[stop] - weights[first]
+            pairs[part] += stop - first
+    asked = np.flatnonzero(is_asked & (most >= least))
+    return asked, pairs[asked]
 
 
 class _Bins:
-    """Boxes sorted by bins of width, height and middle, so that boxes that overlap enough lie in adjacent bins.
+    """Boxes sorted by bins of width, height and middle across, then by middle down, to find those that overlap enough.
 
-    With an IoU of t or more, widths differ by a factor of 1/t at most, and middles by (1 - t) / 2t of the width; so do
-    heights. A middle is counted in steps that follow from the bin of the width.
+    Of two boxes let `a` be (sum of widths) / (shared width) - 2, and `b` the same of heights. Then 1 / IoU - 1 is at
+    least a + b. So with an IoU of t or more, a + b is at most 1 / t - 1; widths differ by a factor of 1 + a at most,
+    and middles by a / 2 of either width; so do heights. What bins tell of `a` narrows the range of middles.
     """
 
-    def __init__(self, boxes: Integers, iou: float) -> None:
-        self._factor = max(1 / iou, 1.05) * 1.0001  # wider than need be, for what is rounded and for 63 bits
-        self._step = max((self._factor - 1) / 2, 1e-3)  # of the width
-        self._middles = (boxes[:, :2] + boxes[:, 2:]) / 2
-        self._middles -= self._middles.min(axis=0)
-        sizes = np.maximum(boxes[:, 2:] - boxes[:, :2], 1)
-        self._bins = 1 + np.floor(np.log(sizes) / np.log(self._factor)).astype(np.int64)
-        self._spans = 3 + self._bins.max(axis=0)
-        self._most = 3 + np.floor(self._middles.max(axis=0) / self._step).astype(np.int64)  # steps, of the smallest box
-        keys = self._keys(self._bins, self._steps(self._bins, self._middles))
+    def __init__(self, boxes: Integers, iou: float, parts: int) -> None:
+        self._parts = parts  # bins that the widths of neighbours may differ by
+        self._excess = 1 / iou - 1 + 1e-9  # a + b at most; a little more, for what is rounded
+        factor = max(1 / iou, 1.05) * 1.0001  # wider than need be, for what is rounded and for 63 bits
+        self._factor = factor ** (1 / self._parts)
+        self._step = max((factor - 1) / 2, 1e-3) / self._parts  # of the width
+        self._sizes = np.maximum(boxes[:, 2:] - boxes[:, :2], 1).astype(np.float64)
+        self._across = (boxes[:, 0] + boxes[:, 2]) / 2
+        self._across -= self._across.min()
+        self._down = boxes[:, 1] + boxes[:, 3]  # twice the middle, so that it is a whole number
+        self._down -= self._down.min()
+        self._bins = 1 + np.floor(np.log(self._sizes) / np.log(self._factor)).astype(np.int64)
+        self._tallest = 2 * self._parts + 1 + self._bins[:, 1].max()
+        self._widest = 3 * self._parts + 3 + int(self._across.max() / self._step)  # steps, of the smallest box
+        self._lowest = 1 + self._down.max()
+        keys = self._keys(self._bins, self._steps(self._bins[:, 0], self._across)) + self._down
         self.order = np.argsort(keys, kind="stable")
         self._sorted = keys[self.order]
 
     def ranges(self, cells: Integers) -> Iterator[tuple[Integers, Integers]]:
         """Yield ranges in `order`, first and end for each of some cells, that together have all their neighbours."""
-        for across, down in product((-1, 0, 1), repeat=2):
-            bins = self._bins[cells] + np.array([across, down])
-            steps = self._steps(bins, self._middles[cells])
-            for aside in (-1, 0, 1):
-                low = self._keys(bins, steps + np.array([aside, -1]))
-                yield np.searchsorted(self._sorted, low, "left"), np.searchsorted(self._sorted, low + 2, "right")
+        near = range(-self._parts, self._parts + 1)
+        width, height = self._sizes[cells].T
+        across, down = self._across[cells], self._down[cells]
+        for wider in near:
+            wide = self._bins[cells, 0] + wider
+            steps = self._steps(wide, across)
+            a_of_width = self._least_excess(width, wide)
+            edge = self._step * self._factor ** wide.astype(np.float64)
+            for aside in near:
+                low = (steps + aside - self._parts) * edge
+                apart = np.maximum(0, np.maximum(low - across, across - low - edge))
+                left = self._excess - np.maximum(a_of_width, 2 * apart / width)
+                for taller in near:
+                    tall = self._bins[cells, 1] + taller
+                    is_possible = left >= self._least_excess(height, tall)
+                    reach = 1 + np.floor(np.where(is_possible, left, 0) * height).astype(np.int64)
+                    keys = self._keys(np.stack([wide, tall], axis=1), steps + aside)
+                    first = np.searchsorted(self._sorted, keys + np.maximum(down - reach, 0), "left")
+                    stop = np.searchsorted(self._sorted, keys + np.minimum(down + reach, self._lowest - 1), "right")
+                    yield first, np.where(is_possible, stop, first)
 
-    def _steps(self, bins: Integers, middles: npt.NDArray[np.float64]) -> Integers:
-        """Return in which step of its bin each middle lies, from 1 on."""
+    def candidates(self, cells: Integers) -> tuple[Integers, Integers]:
+        """Return pairs of a place in `cells` and a cell that may be its neighbour."""
+        ones, others = [], []
+        for first, stop in self.ranges(cells):
+            lengths = stop - first
+            ones.append(np.repeat(np.arange(len(cells)), lengths))
+            places = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths - first, lengths)
+            others.append(self.order[places])
+        return np.concatenate(ones), np.concatenate(others)
+
+    def _least_excess(self, sizes: npt.NDArray[np.float64], bins: Integers) -> npt.NDArray[np.float64]:
+        """Return the least `a` of boxes of these sizes with boxes of these bins; of each bin the sizes are known."""
         upper = self._factor ** bins.astype(np.float64)
-        steps: Integers = 1 + np.floor(middles / (self._step * upper)).astype(np.int64)
+        ratio = np.maximum(upper / self._factor / sizes, sizes / upper)
+        least: npt.NDArray[np.float64] = np.maximum(ratio * (1 - 1e-9) - 1, 0)
+        return least
+
+    def _steps(self, wide: Integers, across: npt.NDArray[np.float64]) -> Integers:
+        """Return in which step of its bin each middle lies, from `_parts` on."""
+        upper = self._factor ** wide.astype(np.float64)
+        steps: Integers = self._parts + np.floor(across / (self._step * upper)).astype(np.int64)
         return steps
 
     def _keys(self, bins: Integers, steps: Integers) -> Integers:
-        """Return one number for both bins and both steps; steps down are the last digits, so that they are a range."""
-        sizes = bins[:, 0] * self._spans[1] + bins[:, 1]
-        keys: Integers = (sizes * self._most[0] + steps[:, 0]) * self._most[1] + steps[:, 1]
+        """Return the least number of both bins and a step; the middle down is added, so that it is a range."""
+        sizes = (bins[:, 0] + self._parts) * self._tallest + bins[:, 1] + self._parts
+        keys: Integers = (sizes * self._widest + steps) * self._lowest
         return keys

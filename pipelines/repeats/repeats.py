@@ -13,9 +13,9 @@ from pipelines.clock import Clock, SystemClock
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.lake.images import ImageStores
 from pipelines.lake.member_files import MemberIndexes
+from pipelines.marks.marks import Accepted, Mark, accept_marks, read_marks, withdraw_marks
 from pipelines.repeats.config import RepeatsConfig
 from pipelines.repeats.finding import Found, find_places
-from pipelines.repeats.marks import Accepted, Mark, accept_marks, read_marks, withdraw_marks
 from pipelines.repeats.page import render_places
 from pipelines.repeats.selection import read_selection
 from pipelines.report.report import write_page

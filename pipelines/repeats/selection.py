@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from pipelines.errors import RayDetrError, UsageError
-from pipelines.repeats.marks import Mark, mark_of
+from pipelines.marks.marks import Mark, mark_of
 from pipelines.store import NotFound, Store, StoreError, StoreOptions, Stores, without_secrets
 from pipelines.strict_json import parse_object
 

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from pipelines.errors import UsageError
 from pipelines.exports.current import current_rows, with_settings
 from pipelines.labelling.recorded_settings import COLUMN, RecordedSettings
+from pipelines.marks.marks import read_marks
+from pipelines.marks.matching import Matcher
 from pipelines.parquet_files import open_listed, parquet_of
-from pipelines.repeats.marks import read_marks
-from pipelines.repeats.matching import Matcher
 from pipelines.store import Store, StoreEntry, join_uri
 from pipelines.table.files import in_order_of_runs
 from pipelines.table.schema import check_columns

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
+from pipelines.marks.marks import read_marks
 from pipelines.repeats.config import RepeatsConfig
-from pipelines.repeats.marks import read_marks
 from pipelines.repeats.repeats import accept_file, write_places_page
 from pipelines.store import open_store
 from tests.pipelines.repeats.fixed_camera import SIZE, STONES, picture_rows, publish

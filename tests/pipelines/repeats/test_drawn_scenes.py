@@ -9,10 +9,10 @@ from detr import Detector
 from pipelines.clock import SystemClock
 from pipelines.exports.config import QueryConfig
 from pipelines.exports.query import query_table
+from pipelines.marks.marks import accept_marks
+from pipelines.marks.matching import paired_iou
 from pipelines.repeats.config import RepeatsConfig
 from pipelines.repeats.finding import find_places
-from pipelines.repeats.marks import accept_marks
-from pipelines.repeats.matching import paired_iou
 from pipelines.store import open_store
 from pipelines.table.schema import Detected, Row
 from scripts.fixed_camera import HEIGHT, WIDTH, draw_camera

@@ -11,9 +11,9 @@ import pytest
 
 from pipelines.clock import SystemClock
 from pipelines.errors import UsageError
+from pipelines.marks.marks import accept_marks
 from pipelines.repeats.config import RepeatsConfig
 from pipelines.repeats.finding import Found, find_places
-from pipelines.repeats.marks import accept_marks
 from pipelines.store import open_store
 from pipelines.table.schema import Row
 from tests.conftest import S3Server
@@ -66,9 +66,10 @@ def test_the_order_of_rows_and_files_changes_nothing(tmp_path: Path) -> None:
         ({}, 2),
         ({"least_images": 41}, 0),
         ({"least_share": 1.0}, 2),  # they are in all pictures
+        ({"most_places": 1}, 2),  # on a page; all are counted
         ({"min_score": 0.81}, 0),  # stones have 0.8 at most
         ({"max_area": 0.02}, 1),  # the larger stone has 0.026
-        ({"classes": ("person",)}, 0),
+        ({"classes": ("person",)}, 0),  # one, of a score of 0.1
         ({"classes": ("person", "animal")}, 2),
         ({"iou": 0.999}, 0),
         ({"iou": 1.0}, 0),
@@ -79,9 +80,57 @@ def test_the_order_of_rows_and_files_changes_nothing(tmp_path: Path) -> None:
 )
 def test_what_counts_can_be_chosen(tmp_path: Path, options: dict[str, object], places: int) -> None:
     table = str(tmp_path / "table")
-    publish(table, picture_rows("s3://lake/cam1/", 40))
+    person = Row("s3://lake/cam2/x.jpg", "e", 7, *SIZE, detections=detected([("person", 0.1, [0, 0, 9, 9])]))
+    publish(table, [*picture_rows("s3://lake/cam1/", 40), person])
 
     assert len(found_in(table, **options).places) == places
+
+
+def test_a_place_needs_a_share_of_the_images_of_its_folder(tmp_path: Path) -> None:
+    table = str(tmp_path / "table")
+    rows = [
+        *picture_rows("s3://lake/cam1/", 20, stones=STONES[:1]),  # in 20 of 40 images
+        *picture_rows("s3://lake/cam1/", 20, stones=(), first=20),
+        *picture_rows("s3://lake/cam2/", 20, stones=STONES[1:]),  # in 20 of 20
+        Row("s3://lake/cam1/damaged.jpg", error_kind="missing", error="gone"),  # does not count
+    ]
+    publish(table, rows)
+
+    assert [place.mark.images for place in found_in(table, least_share=0.5).places] == [20, 20]
+    assert [place.mark.folder for place in found_in(table, least_share=0.51).places] == ["s3://lake/cam2/"]
+
+
+def test_pictures_are_chosen_for_the_places_that_the_page_shows(tmp_path: Path) -> None:
+    table = str(tmp_path / "table")
+    publish(table, picture_rows("s3://lake/cam1/", 40) + picture_rows("s3://lake/cam2/", 30, stones=STONES[:1]))
+
+    assert [len(place.seen) for place in found_in(table, most_places=2, pictures=3).places] == [3, 3, 0]
+
+
+@pytest.mark.parametrize(
+    ("classes", "sentence"),
+    [
+        (("animl",), "no row has a detection of the class 'animl'. Did you mean 'animal'?"),
+        (("animal", "zebra"), "no row has a detection of the class 'zebra'. The rows have: animal."),
+    ],
+)
+def test_a_class_that_no_row_has_is_refused(tmp_path: Path, classes: tuple[str, ...], sentence: str) -> None:
+    table = str(tmp_path / "table")
+    publish(table, picture_rows("s3://lake/cam1/", 2))
+
+    with pytest.raises(UsageError) as refused:
+        found_in(table, classes=classes)
+    assert str(refused.value) == f"--classes: {sentence}"
+
+
+def test_archives_of_a_folder_are_one_camera_with_levels(tmp_path: Path) -> None:
+    table = str(tmp_path / "table")
+    publish(table, [row for day in (1, 2) for row in picture_rows(f"s3://lake/cam1/day{day}.tar#/", 10, seed=day)])
+
+    assert found_in(table).places == ()
+    assert [(place.mark.folder, place.mark.images) for place in found_in(table, folder_levels=1).places] == [
+        ("s3://lake/cam1/", 20)
+    ] * 2
 
 
 def test_a_folder_for_each_day_is_one_camera_with_levels(tmp_path: Path) -> None:

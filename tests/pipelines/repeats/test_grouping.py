@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
+from pipelines.marks.matching import paired_iou
 from pipelines.repeats import grouping
 from pipelines.repeats.grouping import Cells, places_of
 from pipelines.report.overlaps import box_iou
@@ -23,16 +26,55 @@ def scattered(count: int, seed: int) -> Cells:
     return Cells(whole, random.integers(1, 9, len(whole)))
 
 
+@pytest.mark.parametrize("least", [1, 6])
+@pytest.mark.parametrize("many", [0, 10**9], ids=["fine bins", "wide bins"])
 @pytest.mark.parametrize("iou", [0.3, 0.5, 0.85, 0.9, 1.0])
-def test_neighbours_are_those_of_every_pair(iou: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neighbours_are_those_of_every_pair(iou: float, many: int, least: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grouping, "_PIECE", 50)
+    monkeypatch.setattr(grouping, "_MOST_PAIRS", 900)
+    monkeypatch.setattr(grouping, "_MANY_PAIRS", many)
     cells = scattered(300, seed=int(100 * iou))
-    expected = np.argwhere(box_iou(cells.boxes, cells.boxes) >= iou)
+    is_near = box_iou(cells.boxes, cells.boxes) >= iou
+    has_enough = is_near @ cells.counts >= least
 
-    found = np.stack(grouping._neighbours(cells.boxes, cells.counts, iou, 1), axis=1)
+    owners, starts, neighbours = grouping._neighbours(cells.boxes, cells.counts, iou, least)
 
-    assert found.tolist() == expected.tolist()
-    assert len(expected) > len(cells.boxes) // 2
+    assert owners.tolist() == np.flatnonzero(has_enough).tolist()
+    assert np.split(neighbours, starts[1:-1])[0].dtype == np.int32
+    found = np.stack([np.repeat(owners, np.diff(starts)), neighbours], axis=1)
+    assert found.tolist() == np.argwhere(is_near & has_enough[:, None]).tolist()
+    assert len(found) > (len(cells.boxes) // 2 if least == 1 else 10)
+
+
+def crowded(count: int) -> Cells:
+    """Return cells of one object in each picture, anywhere around the middle, where all boxes have many near ones."""
+    random = np.random.default_rng(0)
+    sizes, middles = random.uniform(0.25, 0.45, (count, 2)), random.normal(0.5, 0.12, (count, 2))
+    boxes = np.concatenate([middles - sizes / 2, middles + sizes / 2], axis=1)
+    return Cells((boxes * 100_000).astype(np.int64), np.ones(count, np.int64))
+
+
+def test_in_a_crowded_folder_few_pairs_are_compared_and_only_those_of_places_are_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared = []
+
+    def counting(one: Any, other: Any) -> Any:
+        compared.append(len(one))
+        return paired_iou(one, other)
+
+    monkeypatch.setattr(grouping, "paired_iou", counting)
+    monkeypatch.setattr(grouping, "_MOST_PAIRS", 50_000)
+    monkeypatch.setattr(grouping, "_MANY_PAIRS", 0)
+    cells = crowded(12_000)  # whose neighbourhoods have up to 52 boxes; 12 are the mean
+
+    owners, _, neighbours = grouping._neighbours(cells.boxes, cells.counts, 0.85, 50)
+    assert (len(owners), len(neighbours)) == (2, 102)
+    assert max(compared) <= 50_000
+    assert sum(compared) < 300_000  # of 144 million; bins of width, height and middle alone leave 3.4 million
+    compared.clear()
+    assert places_of(cells, iou=0.85, least=1000).tolist() == []
+    assert sum(compared) == 0
 
 
 def test_places_do_not_depend_on_the_order_of_cells() -> None:

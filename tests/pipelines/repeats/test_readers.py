@@ -16,9 +16,9 @@ from pipelines.exports.config import ExportConfig, QueryConfig
 from pipelines.exports.export import export
 from pipelines.exports.query import query_table
 from pipelines.labelling.verify import verify_table
+from pipelines.marks.marks import accept_marks, marks_key, withdraw_marks
 from pipelines.repeats.config import RepeatsConfig
 from pipelines.repeats.finding import find_places
-from pipelines.repeats.marks import accept_marks, marks_key, withdraw_marks
 from pipelines.repeats.repeats import accept_file, withdraw
 from pipelines.repeats.selection import head_of
 from pipelines.report.config import ReportConfig

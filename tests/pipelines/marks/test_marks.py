@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +11,8 @@ import pytest
 
 from pipelines.clock import SystemClock
 from pipelines.errors import RayDetrError, UsageError
-from pipelines.repeats import marks as marks_module
-from pipelines.repeats.marks import Accepted, Mark, accept_marks, mark_of, marks_key, read_marks, withdraw_marks
+from pipelines.marks import marks as marks_module
+from pipelines.marks.marks import Accepted, Mark, accept_marks, mark_of, marks_key, read_marks, withdraw_marks
 from pipelines.store import Store, memory_store
 
 ONE = Mark("s3://lake/a/", 0, "animal", (0.1, 0.2, 0.3, 0.4), 0.85, 20)
@@ -92,6 +93,12 @@ def changed(**fields: object) -> Any:
         (changed(box=[0.1, 0.2, 0.3]), "is damaged"),
         (changed(box=[0.3, 0.2, 0.1, 0.4]), "is damaged"),
         (changed(box="0123"), "is damaged"),
+        (changed(box=[0.1, 0.2, float("inf"), 0.4]), "is damaged"),
+        (changed(box=[0.1, 0.2, 10**400, 0.4]), "is damaged"),
+        (changed(box=[0.1, 0.2, "nan", 0.4]), "is damaged"),
+        (changed(iou=float("inf")), "is damaged"),
+        (changed(levels=10**400), "is damaged"),
+        (changed(images=10**400), "is damaged"),
         (changed(label="bird"), r"is damaged: .* \(the mark 66b6bfa789c4 was changed"),
         (changed(levels=True), "is damaged"),
         (changed(record_version=2), "record of version 2, and this release reads 1"),
@@ -101,11 +108,21 @@ def test_a_damaged_record_is_refused(table: Store, change: Any, sentence: str) -
     accept_marks(table, [ONE], CLOCK)
     record = json.loads(table.get(marks_key(1)).data)
     change(record)
-    table.put(marks_key(1), json.dumps(record).encode())
+    text = json.dumps(record).replace("Infinity", "1e400").replace('"nan"', "-1e400")
+    table.put(marks_key(1), text.encode())
 
     with pytest.raises(RayDetrError, match=sentence):
         read_marks(table)
 
 
-def test_a_mark_survives_its_json() -> None:
-    assert mark_of(json.loads(json.dumps(ONE.as_json()))) == ONE
+@pytest.mark.parametrize(
+    "mark",
+    [ONE, replace(ONE, iou=1.0), replace(ONE, box=(0.0, 0.2, 1.0, 1.0)), replace(ONE, box=(1e-05, -0.0, 1.0, 1.0))],
+)
+def test_a_mark_survives_the_json_of_python_and_of_browsers(mark: Mark) -> None:
+    written = json.dumps(mark.as_json())
+    of_browsers = re.sub(r"-0\.0|1e-05|\d\.0\b", lambda one: {"1.0": "1", "1e-05": "0.00001"}.get(one[0], "0"), written)
+
+    for text in (written, of_browsers):
+        read = mark_of(json.loads(text))
+        assert (read, read.id) == (mark, mark.id)

@@ -1,7 +1,7 @@
 """Accepted places of a table, as `TABLE/_marks/<number>.json`: created once, never changed, read by every join.
 
 A mark is a region: a folder, a class and a box. It covers each detection of that class in that folder whose box
-overlaps enough, in images of any run, also of runs after it was accepted (`repeats.matching`). A record accepts marks
+overlaps enough, in images of any run, also of runs after it was accepted (`marks.matching`). A record accepts marks
 or withdraws them; of each mark the newest record counts.
 """
 
@@ -24,6 +24,10 @@ from pipelines.strict_json import parse_object
 MARKS: Final = "_marks/"
 RECORD_VERSION: Final = 1
 SHARE_DECIMALS: Final = 5  # of sides: 0.04 pixels of a picture that is 4,000 wide
+MOST_LEVELS: Final = 20
+
+_FARTHEST: Final = 10  # of sides, in widths and heights of the picture
+_MOST_IMAGES: Final = 2**53
 
 _KEY: Final = re.compile(rf"{MARKS}(\d{{4,9}})\.json")
 _ID_BYTES: Final = 6
@@ -66,14 +70,17 @@ class Mark:
         if len(sides) != 4 or not all(type(one) in (int, float) for one in (*sides, self.iou)):
             raise ValueError("the box or iou of a mark is not made of numbers")
         xmin, ymin, xmax, ymax = self.box
-        if not (xmin < xmax and ymin < ymax and 0 < self.iou <= 1 and self.levels >= 0 and self.images >= 0):
-            raise ValueError("the box, iou or levels of a mark is out of range")
+        if not (xmin < xmax and ymin < ymax and all(-_FARTHEST <= side <= _FARTHEST for side in self.box)):
+            raise ValueError("the box of a mark is out of range")
+        if not (0 < self.iou <= 1 and 0 <= self.levels <= MOST_LEVELS and 0 <= self.images <= _MOST_IMAGES):
+            raise ValueError("the iou, levels or images of a mark are out of range")
 
     @property
     def id(self) -> str:
         """Twelve hexadecimal digits that follow from everything but `images`."""
         described = [self.folder, self.levels, self.label, *(round(side * 10**SHARE_DECIMALS) for side in self.box)]
-        text = json.dumps([*described, round(self.iou, 6)], ensure_ascii=False)
+        iou = round(float(self.iou), 6)  # 1 and 1.0 are one number: browsers write 1.0 as 1
+        text = json.dumps([*described, iou], ensure_ascii=False)
         return blake2b(text.encode(), digest_size=_ID_BYTES).hexdigest()
 
     def as_json(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.errors import RayDetrError
-from pipelines.repeats.marks import Mark
+from pipelines.marks.marks import Mark
 
 MOST_PAIRS: Final = 1_000_000  # of a box and a mark that are compared at once
 
@@ -32,7 +32,8 @@ Floats = npt.NDArray[np.float64]
 def folders_of(uris: pa.Array, levels: int) -> pa.Array:
     """Return the folder of each address, with a slash at its end: the address without its last 1 + `levels` parts.
 
-    A bucket, a host and an archive's `FILE#` are the topmost folders. Null where an image does not lie that deep.
+    A bucket and a host are the topmost folders. An archive, `FILE#/`, is a folder in the folder of its file. Null where
+    an image does not lie that deep.
 
     Args:
         uris: addresses, of which those in the web lose their query.
@@ -178,7 +179,7 @@ class _OfLevels:
         where = np.flatnonzero(stop > first)
         counts = (stop - first)[where]
         found = [
-            self._best(boxes, where[part], first[where[part]], counts[part]) for part in _pieces(counts, MOST_PAIRS)
+            self._best(boxes, where[part], first[where[part]], counts[part]) for part in pieces(counts, MOST_PAIRS)
         ]
         if not found:
             return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
@@ -211,7 +212,7 @@ def paired_iou(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> Floats:
     return result
 
 
-def _pieces(counts: Integers, most: int) -> list[slice]:
+def pieces(counts: Integers, most: int) -> list[slice]:
     """Return slices of detections that have at most so many pairs each, or are a single detection."""
     pieces, start, total = [], 0, np.cumsum(counts)
     while start < len(counts):

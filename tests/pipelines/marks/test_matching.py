@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 
 from pipelines.errors import RayDetrError
-from pipelines.repeats import matching
-from pipelines.repeats.marks import Mark
-from pipelines.repeats.matching import Boxes, Matcher, folders_of, paired_iou
+from pipelines.marks import matching
+from pipelines.marks.marks import Mark
+from pipelines.marks.matching import Boxes, Matcher, folders_of, paired_iou
 from pipelines.table.schema import Detected, Origin, Row, rows_to_table
 from tests.pipelines.repeats.fixed_camera import NOW, SIZE, detected
 
