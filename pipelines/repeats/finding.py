@@ -26,6 +26,8 @@ UNITS: Final = 10**SHARE_DECIMALS  # of a picture's side
 SLACK: Final = 0.8  # of the images that a place must have: boxes of a cell may lie a little off their mean
 MEMORY: Final = "1GB"  # of DuckDB; what needs more goes to a temporary folder
 
+TYPING_ERROR: Final = 0.8  # least likeness (difflib) of two names that are taken for one, mistyped
+
 _BATCH: Final = 100_000
 
 
@@ -170,7 +172,9 @@ def _create_boxes(engine: DuckDBPyConnection, config: RepeatsConfig) -> None:
 
 
 def _check_classes(engine: DuckDBPyConnection, classes: Sequence[str]) -> None:
-    """Refuse classes that no current row has, at any score.
+    """Refuse a class that no current row has, at any score, if it is like one that rows have, or no class occurs.
+
+    A class that is not seen yet may be named beside others, so that a schedule can name all that it looks for.
 
     Raises:
         UsageError: names the class, and the one that is most like it.
@@ -186,9 +190,16 @@ def _check_classes(engine: DuckDBPyConnection, classes: Sequence[str]) -> None:
     if not classes or not missing("counted") or not (unknown := missing("detections")):
         return
     known = [label for (label,) in engine.sql("SELECT DISTINCT label FROM detections ORDER BY label").fetchall()]
-    near = difflib.get_close_matches(unknown[0], known, n=1)
-    hint = f"Did you mean {near[0]!r}?" if near else f"The rows have: {', '.join(known[:8]) or 'no detection'}."
-    raise UsageError(f"--classes: no row has a detection of the class {unknown[0]!r}. {hint}")
+    others = [label for label in known if label not in classes]
+    for name in unknown:
+        near = difflib.get_close_matches(name, others, n=1, cutoff=TYPING_ERROR)
+        if near:
+            raise UsageError(f"--classes: no row has a detection of the class {name!r}. Did you mean {near[0]!r}?")
+    if len(unknown) == len(set(classes)):
+        raise UsageError(
+            f"--classes: no row has a detection of the class {unknown[0]!r}. The rows have: "
+            f"{', '.join(known[:8]) or 'no detection'}."
+        )
 
 
 def _counts(engine: DuckDBPyConnection) -> tuple[int, int, int]:

@@ -71,6 +71,7 @@ def test_the_order_of_rows_and_files_changes_nothing(tmp_path: Path) -> None:
         ({"max_area": 0.02}, 1),  # the larger stone has 0.026
         ({"classes": ("person",)}, 0),  # one, of a score of 0.1
         ({"classes": ("person", "animal")}, 2),
+        ({"classes": ("zebra", "animal")}, 2),  # no zebra yet
         ({"iou": 0.999}, 0),
         ({"iou": 1.0}, 0),
         ({"iou": 0.7}, 2),  # a quarter of 1 - 0.7 has 17 digits
@@ -111,7 +112,8 @@ def test_pictures_are_chosen_for_the_places_that_the_page_shows(tmp_path: Path) 
     ("classes", "sentence"),
     [
         (("animl",), "no row has a detection of the class 'animl'. Did you mean 'animal'?"),
-        (("animal", "zebra"), "no row has a detection of the class 'zebra'. The rows have: animal."),
+        (("zebra", "animl"), "no row has a detection of the class 'animl'. Did you mean 'animal'?"),
+        (("zebra",), "no row has a detection of the class 'zebra'. The rows have: animal."),
     ],
 )
 def test_a_class_that_no_row_has_is_refused(tmp_path: Path, classes: tuple[str, ...], sentence: str) -> None:
