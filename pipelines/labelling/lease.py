@@ -315,11 +315,12 @@ def _lock(table: LocalStore, token: str, clock: Clock) -> _LocalLease:
 
 
 def _wait_for(take: Callable[[], Any], wait_seconds: float, say: Callable[[str], None], clock: Clock) -> Any:
-    deadline = clock.monotonic() + wait_seconds
+    deadline: float | None = None
     while True:
         try:
             return take()
         except LeaseHeld as held:
+            deadline = clock.monotonic() + wait_seconds if deadline is None else deadline  # from the first answer on
             left = deadline - clock.monotonic()
             if left <= 0:
                 raise

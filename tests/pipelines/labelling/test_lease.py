@@ -36,6 +36,7 @@ from pipelines.labelling.lease import (
 from pipelines.store import Blob, Denied, Misconfigured, Store, StoreDown, StoreEntry, memory_store, open_store
 from pipelines.store.local import LocalStore
 from pipelines.store.memory import MemoryStore
+from tests.simulation.world import Clock
 
 NOW = datetime(2026, 11, 26, tzinfo=UTC)
 HERE = this_process()
@@ -205,6 +206,20 @@ def test_every_kind_of_store_knows_one_writer(store: Store) -> None:
     with held(store, "c"):
         pass
     assert said[0].startswith(f"waiting: table {store.uri} is being written by another process")
+
+
+def test_a_store_that_answers_late_is_still_waited_for() -> None:
+    clock = Clock()
+    said: list[str] = []
+
+    def take() -> str:
+        clock.sleep(10)
+        if clock.seconds < 25:
+            raise LeaseHeld("a is writing")
+        return "taken"
+
+    assert module._wait_for(take, 5, said.append, clock) == "taken"
+    assert (said, clock.seconds) == (["waiting: a is writing"], 25)
 
 
 def test_a_start_that_has_lost_its_lease_stops(monkeypatch: pytest.MonkeyPatch) -> None:
