@@ -54,7 +54,8 @@ def boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]
         if size < head:
             raise UnreadableImage("a box of the file is shorter than its own head")
         if start + size > end:
-            raise TruncatedImage(f"the file ends inside its box {kind!r}")
+            is_known = all(32 < letter < 127 for letter in kind)
+            raise TruncatedImage(f"the file ends inside a box{f' {kind.decode()}' if is_known else ''}")
         yield kind, start + head, start + size
         start += size
 

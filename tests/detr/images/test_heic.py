@@ -245,3 +245,12 @@ def test_a_long_chain_of_references_takes_no_long_time() -> None:
 
     assert refusal(of_boxes(box(b"iref", bytes(4) + chain)))[0] == "unsupported"
     assert time.process_time() - began < 10
+
+
+@pytest.mark.parametrize(("kind", "said"), [(b"mdat", "the file ends inside a box mdat"), (bytes(4), "inside a box")])
+def test_a_file_that_ends_inside_a_box_says_so_in_words(kind: bytes, said: str) -> None:
+    data = heic() + (1_000).to_bytes(4) + kind + bytes(20)
+
+    error, sentence = refusal(data)
+
+    assert (error, sentence.endswith(said)) == ("truncated", True)
