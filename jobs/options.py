@@ -3,7 +3,7 @@
 import argparse
 import math
 import sys
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -101,6 +101,20 @@ def note_on_model(reference: str) -> None:
             "photographs give another, such as --model facebook/detr-resnet-50",
             file=sys.stderr,
         )
+
+
+def refuse_given(parser: argparse.ArgumentParser, args: argparse.Namespace, names: Iterable[str], whose: str) -> None:
+    """Leave with exit code 2 where an option is given that belongs to another action of the command.
+
+    Args:
+        parser: of the command.
+        args: the parsed command line.
+        names: attributes of `args` that this action does not use.
+        whose: the action that uses them, as the message names it.
+    """
+    for name in sorted(names):
+        if getattr(args, name) != parser.get_default(name):
+            parser.error(f"--{name.replace('_', '-')} is for {whose}")
 
 
 def check_stays(parser: argparse.ArgumentParser, option: str, uri: str | None) -> None:

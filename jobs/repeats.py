@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.exits import run_process
-from jobs.options import add_options, check_stays, make_config
+from jobs.options import add_options, check_stays, make_config, refuse_given
 from jobs.parser import CommandParser
 from pipelines.repeats.config import RepeatsConfig
 
@@ -45,9 +45,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     action.add_argument(
         "--out", type=Path, metavar="FILE", help="find places that repeat, and write the page to accept them; replaced"
     )
-    action.add_argument("--accept", metavar="FILE", help="mark the places of a file that the page gave; a path or URI")
+    action.add_argument(
+        "--accept", metavar="FILE", help="mark the places in a file downloaded from the page; a path or URI"
+    )
     action.add_argument("--accept-all", action="store_true", help="find places that repeat, and mark all of them")
-    action.add_argument("--withdraw", nargs="+", metavar="ID", help="withdraw marks: ids, or files that the page gave")
+    action.add_argument(
+        "--withdraw", nargs="+", metavar="ID", help="withdraw marks: ids, or files downloaded from the page"
+    )
     add_options(parser, RepeatsConfig)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     args = parser.parse_args(argv)
@@ -74,9 +78,8 @@ def _check_action(parser: CommandParser, args: argparse.Namespace) -> None:
     """Leave with exit code 2 where an option is given that the action does not use."""
     finds = args.out is not None or args.accept_all
     unused = {*(() if args.out is not None else OF_PAGE), *(() if finds else OF_FINDING)}
-    for name in sorted(unused):
-        if getattr(args, name) != parser.get_default(name):
-            parser.error(f"--{name.replace('_', '-')} is for --out{'' if name in OF_PAGE else ' and --accept-all'}")
+    refuse_given(parser, args, unused & OF_PAGE, "--out")
+    refuse_given(parser, args, unused & OF_FINDING, "--out and --accept-all")
 
 
 def _write_page(config: RepeatsConfig, args: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from jobs.exits import run_process
-from jobs.options import add_options, check_stays, make_config, share
+from jobs.options import add_options, check_stays, make_config, refuse_given, share
 from jobs.parser import CommandParser
 from pipelines.errors import BudgetExceeded
 from pipelines.report.config import ReportConfig, TrainingReportConfig
@@ -80,9 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def report_training(parser: CommandParser, args: argparse.Namespace) -> None:
     """Write the page of a training run, and print what was written."""
-    unfit = [name for name in TABLE_ONLY if getattr(args, name) not in (None, False)]
-    if unfit:
-        parser.error(f"--{unfit[0].replace('_', '-')} is for --table, not for --training")
+    refuse_given(parser, args, TABLE_ONLY, "--table, not for --training")
     config = make_config(parser, TrainingReportConfig, args, run=args.training)
 
     from pipelines.report.training import write_training_report

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from jobs.exits import run_process
-from jobs.options import add_options, check_stays, make_config
+from jobs.options import add_options, check_stays, make_config, refuse_given
 from jobs.parser import CommandParser
 from pipelines.review.config import CHOICES, CorrectionsConfig, ReviewConfig
 
@@ -66,10 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _check_direction(parser: CommandParser, args: argparse.Namespace) -> None:
     """Leave with exit code 2 where an option is given that belongs to the other direction."""
     unfit, name = (ONLY_IMPORT, "--import") if args.export is not None else (ONLY_EXPORT, "--export")
-    for option in sorted(unfit):
-        value, default = getattr(args, option), parser.get_default(option)
-        if value != default:
-            parser.error(f"--{option.replace('_', '-')} is for {name}")
+    refuse_given(parser, args, unfit, name)
 
 
 def _export(parser: CommandParser, args: argparse.Namespace) -> None:

@@ -74,7 +74,7 @@ def write_places_page(
 
 
 def accept_file(config: RepeatsConfig, place: str, *, clock: Clock | None = None) -> Accepted:
-    """Accept the places of a file that the page gave; those that are in force already change nothing.
+    """Accept the places of a file downloaded from the page; those that are in force already change nothing.
 
     Raises:
         UsageError: the file is not of a page of this table.
@@ -98,7 +98,7 @@ def accept_all(
 
 
 def withdraw(config: RepeatsConfig, words: Sequence[str], *, clock: Clock | None = None) -> Accepted:
-    """Withdraw marks, named by their ids or by files that the page gave.
+    """Withdraw marks, named by their ids or by files downloaded from the page.
 
     Raises:
         UsageError: the table never had such a mark, or a file is not of a page of this table.

@@ -1,4 +1,4 @@
-"""The small JSON file that the page gives: which places of which table somebody accepted."""
+"""The JSON file that the page downloads: the accepted places of a table."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read_selection(place: str, table: Store, options: StoreOptions) -> list[Mark
         options: how the file is reached.
 
     Raises:
-        UsageError: there is no such file, it is another kind of file, was changed, or is about another table.
+        UsageError: the file does not exist, is of another kind, was edited, or belongs to another table.
         RayDetrError: the store refused.
     """
     data = _read(place, options)
@@ -61,6 +61,8 @@ def _read(place: str, options: StoreOptions) -> bytes:
     try:
         return Stores(options).get(place, most_bytes=MOST_BYTES).data
     except NotFound as error:
-        raise UsageError(f"there is no file {without_secrets(place)}. The page's button downloads it.") from error
+        raise UsageError(
+            f"{without_secrets(place)} does not exist. Download it again from the page that --out writes."
+        ) from error
     except StoreError as error:
         raise RayDetrError(f"cannot read {without_secrets(place)}: {error}") from error

@@ -112,7 +112,7 @@ def test_a_file_of_something_else_is_refused(
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("--accept", "/no/such.json"), "there is no file /no/such.json"),
+        (("--accept", "/no/such.json"), "/no/such.json does not exist. Download it again"),
         (("--withdraw", "0123456789ab"), "never had the mark 0123456789ab"),
         (("--out", "a.html", "--accept-all"), "not allowed with argument"),
         (("--accept-all", "--iou", "0.1"), "0.1 is not in 0.3..1"),
