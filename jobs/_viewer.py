@@ -10,11 +10,8 @@ from typing import Final
 from pipelines.errors import RayDetrError
 
 MOST_PICTURES: Final = 8  # each opens a window
-DISPLAYS: Final = (
-    "DISPLAY",
-    "WAYLAND_DISPLAY",
-    "BROWSER",
-)  # of X, of Wayland, and a command that shows files elsewhere
+# of X, of Wayland, and a command that shows files elsewhere
+DISPLAYS: Final = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
 
 
 def has_viewer() -> bool:

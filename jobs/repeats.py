@@ -148,7 +148,7 @@ def found_sentence(found: "Found") -> str:
 
 
 def accepted_report(accepted: "Accepted", verb: str) -> str:
-    """Return what became of marks, and what counts from now on."""
+    """Return how many marks changed, and how many the table has now."""
     marks = "1 mark" if accepted.changed == 1 else f"{accepted.changed:,} marks"
     if verb == "accepted":
         unchanged = f", {accepted.unchanged:,} accepted before" if accepted.unchanged else ""

@@ -56,7 +56,7 @@ class Mark:
     images: int
 
     def __post_init__(self) -> None:
-        """Refuse what no finding gives.
+        """Check the types and values of the fields.
 
         Raises:
             ValueError: a field has another type, or a value that it cannot have.
@@ -92,7 +92,7 @@ class Mark:
 
 
 def mark_of(fields: Any) -> Mark:
-    """Return the mark that some JSON describes.
+    """Return the mark that a JSON object describes.
 
     Raises:
         ValueError: it does not describe one, or its `id` is of another one.
@@ -112,7 +112,7 @@ def mark_of(fields: Any) -> Mark:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """What a record of acceptance or withdrawal did.
+    """The result of accepting or withdrawing marks.
 
     Attributes:
         number: of the record; None where nothing had to be written.
@@ -128,7 +128,7 @@ class Accepted:
 
 
 def read_marks(table: Store) -> list[Mark]:
-    """Return the marks that are in force, in the order of their ids. One listing where a table has none.
+    """Return the marks that are in force, in the order of their ids. A table without marks costs one listing.
 
     Raises:
         RayDetrError: a record is damaged, or another release's.
@@ -139,7 +139,7 @@ def read_marks(table: Store) -> list[Mark]:
 
 
 def accept_marks(table: Store, marks: Iterable[Mark], clock: Clock) -> Accepted:
-    """Append a record with the marks that are not in force yet; writes nothing where all are.
+    """Append a record with the marks that are not in force yet; write nothing if all are.
 
     Raises:
         RayDetrError: a record of the table is damaged.
@@ -153,7 +153,7 @@ def accept_marks(table: Store, marks: Iterable[Mark], clock: Clock) -> Accepted:
 
 
 def withdraw_marks(table: Store, ids: Iterable[str], clock: Clock) -> Accepted:
-    """Append a record after which some marks are not in force any more; writes nothing where none of them was.
+    """Append a record that withdraws marks; write nothing if none of them is in force.
 
     Raises:
         UsageError: the table never had such a mark.
@@ -175,7 +175,7 @@ def withdraw_marks(table: Store, ids: Iterable[str], clock: Clock) -> Accepted:
 
 
 def _append(table: Store, last: int, accepted: Sequence[Mark], withdrawn: Sequence[str], now: datetime) -> int:
-    """Create the next record; where another command took its number meanwhile, the one after that."""
+    """Create the next record; if another command has taken its number, the one after that."""
     for number in count(last + 1):
         fields = {
             "record_version": RECORD_VERSION,
@@ -223,7 +223,7 @@ def _read(table: Store, number: int) -> tuple[list[Mark], list[str]]:
             )
         accepted, withdrawn = [mark_of(one) for one in fields["accepted"]], list(fields["withdrawn"])
         if fields["number"] != number or not all(isinstance(one, str) for one in withdrawn):
-            raise ValueError("its number is not that of its name")  # noqa: TRY301 - one sentence for all damage
+            raise ValueError("its number differs from its file name")  # noqa: TRY301 - one sentence for all damage
     except (KeyError, TypeError, ValueError) as error:
         raise RayDetrError(
             f"{uri} is damaged: it cannot be read as a record of marks ({error}). Restore it; deleting it would show "

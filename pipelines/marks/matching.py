@@ -1,4 +1,4 @@
-"""The rule which detections a mark covers, in Arrow and numpy; exports, reports, queries and finding all use it.
+"""Decides which detections a mark covers, in Arrow and numpy; exports, reports, queries and finding all use it.
 
 A detection is covered if its image lies in the mark's folder, its class is the mark's, and the IoU of both boxes, as
 shares of their pictures, is at least the mark's. Pictures of one camera in another resolution are covered, too.
