@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from datetime import datetime
 from functools import cache
@@ -101,7 +101,7 @@ def record_of(kind: type[Record], values: Mapping[str, Any]) -> Record:
     from pydantic import ValidationError
 
     try:
-        (record,) = _adapter(kind).validate_json(_encode([values]))  # type: ignore[arg-type] # mypy: not hashable
+        record: Record = _adapter(kind).validate_json(_encode([values]))[0]  # type: ignore[arg-type] # a class is hashable
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"][1:]))
@@ -112,11 +112,12 @@ def record_of(kind: type[Record], values: Mapping[str, Any]) -> Record:
 
 
 @cache
-def _adapter(kind: type[Record]) -> TypeAdapter[tuple[Record]]:
+def _adapter(kind: Hashable) -> TypeAdapter[tuple[Any]]:
     from pydantic import ConfigDict, TypeAdapter
 
     # a tuple around it, because pydantic takes no configuration for a dataclass; the dataclass inherits the tuple's
-    return TypeAdapter(tuple[kind], config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))  # type: ignore[valid-type]
+    one: Any = tuple[kind]  # type: ignore[valid-type]
+    return TypeAdapter(one, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 
 
 def _missing(record: object, values: Any) -> Iterator[str]:
