@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from datetime import datetime
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler, TypeAdapter
@@ -71,10 +71,10 @@ def parse_object(data: str | bytes) -> dict[str, Any]:
             pairs, which other readers do not take.
     """
     try:
-        value = json.loads(data, parse_constant=_refuse_constant)
+        value = json.loads(data)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
-    _encode(value)
+    _encode(value)  # refuses NaN and halves of surrogate pairs
     if not isinstance(value, dict):
         raise ValueError("it is not an object")  # noqa: TRY004 - the document is wrong, not the caller
     return value
@@ -138,7 +138,3 @@ def _encode(value: object) -> bytes:
         return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
-
-
-def _refuse_constant(word: str) -> NoReturn:
-    raise ValueError(f"{word} is not JSON")

@@ -115,7 +115,7 @@ def test_a_value_of_another_type_is_refused_and_never_converted(name: str, value
 def test_numbers_that_are_not_finite_are_refused_also_where_any_value_may_stand(place: str, number: str) -> None:
     data = stored(**{place: "@" if place == "share" else {"x": ["@"]}}).replace(b'"@"', number.encode())
 
-    with pytest.raises(ValueError, match=r"is not JSON|not JSON compliant"):
+    with pytest.raises(ValueError, match="not JSON compliant"):
         read_record(Report, data)
     with pytest.raises(ValueError, match="not JSON compliant"):
         record_of(Report, {**STORED, place: float("inf") if place == "share" else {"x": [float("nan")]}})
