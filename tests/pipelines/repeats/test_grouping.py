@@ -83,7 +83,8 @@ def places_by_every_pair(cells: Cells, iou: float, least: int) -> list[list[int]
     """The largest neighbourhood of free boxes is a place; of equal ones the first; until none has enough."""
     order = np.lexsort(cells.boxes.T[::-1])
     boxes, counts = cells.boxes[order], cells.counts[order].copy()
-    is_near, places = box_iou(boxes, boxes) >= iou, []
+    is_near = box_iou(boxes, boxes) >= iou
+    places: list[list[int]] = []
     while True:
         totals = is_near @ counts
         first = int(totals.argmax())
