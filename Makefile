@@ -14,6 +14,9 @@ AXE_DIR ?= /tmp/ray-detr-axe
 READERS_DIR ?= /tmp/ray-detr-readers
 READERS := "supervision==0.31.2" "pyiceberg[sql-sqlite,pyarrow]==0.12.0" "label-studio-sdk==2.1.2" "megadetector-utils==10.0.28" \
   "datafusion==55.0.0" "chdb==4.4.0" "datasets==5.2.0" "deltalake==1.6.6" "daft==0.7.26" "pyspark==4.3.0"
+REVIEWERS_DIR ?= /tmp/ray-detr-reviewers
+LABEL_STUDIO := "label-studio==1.23.2"
+DATUMARO := "datumaro==1.13.12"
 SCHEDULERS_DIR ?= /tmp/ray-detr-schedulers
 AIRFLOW := "apache-airflow==3.3.2" "apache-airflow-providers-standard==1.21.0"
 DAGSTER := "dagster==1.13.29"
@@ -28,7 +31,7 @@ help: ## list the targets
 .venv/.ready: requirements-dev.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed, $(PYTHON) is older. Set PYTHON=..." >&2; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps -r requirements-dev.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -74,11 +77,16 @@ test-browser: .venv/.ready ## the report's page in Debian's Chromium, headless, 
 	scripts/browser.sh install
 	AXE_CORE="$$(scripts/browser.sh axe $(AXE_DIR))" && AXE_CORE="$$AXE_CORE" $(PYTEST) -m browser tests/browser
 
-test-readers: .venv/.ready ## tables and exports read by other tools, which are in $(READERS_DIR); Spark needs Debian's Java (root)
+test-readers: .venv/.ready ## tables and exports read by other tools, in $(READERS_DIR) and $(REVIEWERS_DIR); Spark needs Debian's Java (root)
 	@echo '$(READERS)' | cmp -s - $(READERS_DIR)/packages || { $(PYTHON) -m venv --clear $(READERS_DIR) && \
 	  $(READERS_DIR)/bin/python -m pip install --quiet $(READERS) && echo '$(READERS)' > $(READERS_DIR)/packages; }
 	@command -v java > /dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends default-jre-headless; }
-	READERS_PYTHON=$(READERS_DIR)/bin/python $(PYTEST) tests/readers
+	@echo '$(LABEL_STUDIO) $(DATUMARO)' | cmp -s - $(REVIEWERS_DIR)/packages || { mkdir -p $(REVIEWERS_DIR) && \
+	  $(PYTHON) -m venv --clear $(REVIEWERS_DIR)/label-studio && $(REVIEWERS_DIR)/label-studio/bin/python -m pip install --quiet $(LABEL_STUDIO) && \
+	  $(PYTHON) -m venv --clear $(REVIEWERS_DIR)/datumaro && $(REVIEWERS_DIR)/datumaro/bin/python -m pip install --quiet $(DATUMARO) && \
+	  echo '$(LABEL_STUDIO) $(DATUMARO)' > $(REVIEWERS_DIR)/packages; }
+	READERS_PYTHON=$(READERS_DIR)/bin/python LABEL_STUDIO=$(REVIEWERS_DIR)/label-studio/bin/label-studio \
+	  DATUMARO_PYTHON=$(REVIEWERS_DIR)/datumaro/bin/python $(PYTEST) tests/readers
 
 test-schedulers: .venv/.ready ## the examples for Airflow, Dagster and cron and the nightly set, executed; the two are in $(SCHEDULERS_DIR)
 	@echo '$(AIRFLOW) $(DAGSTER)' | cmp -s - $(SCHEDULERS_DIR)/packages || { mkdir -p $(SCHEDULERS_DIR) && \

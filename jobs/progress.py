@@ -8,12 +8,6 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TextIO, TypeVar
 
-from rich.console import Console
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
-
 if TYPE_CHECKING:
     from pipelines.labelling.progress import Progress
 
@@ -67,11 +61,10 @@ def shown_progress(
 
 
 def _show(stream: TextIO, drawing: Drawing[P], line_seconds: float) -> Iterator[Callable[[P], None]]:
-    console = Console(file=stream)
-    latest: list[P] = []
-    if console.is_terminal:
-        with Live(_Bar(latest, drawing), console=console, refresh_per_second=4, transient=True):
-            yield lambda progress: latest.__setitem__(slice(None), [progress])
+    bar = _terminal_bar(stream, drawing)
+    if bar is not None:
+        with bar as show:
+            yield show
         return
     lines, ended = _Lines(stream, drawing), threading.Event()
     thread = threading.Thread(target=lines.go_on, args=(ended, line_seconds), daemon=True)
@@ -81,6 +74,14 @@ def _show(stream: TextIO, drawing: Drawing[P], line_seconds: float) -> Iterator[
     finally:
         ended.set()
         thread.join()
+
+
+def _terminal_bar(stream: TextIO, drawing: Drawing[P]) -> AbstractContextManager[Callable[[P], None]] | None:
+    if not stream.isatty():
+        return None
+    from jobs._progress_bar import bar_on
+
+    return bar_on(stream, drawing)
 
 
 def line(progress: "Progress", seconds: float) -> str:
@@ -96,25 +97,6 @@ def line(progress: "Progress", seconds: float) -> str:
         left = f"  {_short((total - done) / rate)} left"
     errors = "1 error" if progress.errors == 1 else f"{progress.errors:,} errors"
     return f"  label  {share}{of}  {rate:,.1f} images/s  {errors}{left}"
-
-
-class _Bar(Generic[P]):
-    """What the terminal shows; rich asks for it four times a second."""
-
-    def __init__(self, latest: list[P], drawing: Drawing[P]) -> None:
-        self._latest, self._drawing = latest, drawing
-
-    def __rich__(self) -> Table | Text:
-        if not self._latest:
-            return Text("")
-        progress = self._latest[0]
-        text = self._drawing.line(progress)
-        if not self._drawing.is_running(progress):
-            return Text(text)
-        done, total = self._drawing.done(progress)
-        grid = Table.grid(padding=(0, 2))
-        grid.add_row(ProgressBar(total=max(1, total), completed=done, width=24), text)
-        return grid
 
 
 class _Lines(Generic[P]):

@@ -46,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         dest="files",
         nargs="+",
         metavar="FILE",
-        help="make training shards of these corrections: JSON or JSON-MIN of Label Studio, or COCO json; paths or URIs",
+        help="make training shards of these corrections: JSON or JSON-MIN of Label Studio, or COCO json, "
+        "also in a ZIP; paths or URIs",
     )
     add_options(parser, ReviewConfig, only=SHARED)
     exported = parser.add_argument_group("with --export")

@@ -6,6 +6,7 @@
 #   scripts/two-hosts-ray.sh cut DIR                    lose each packet between them, silently: no reset, no carrier loss
 #   scripts/two-hosts-ray.sh restore DIR                mend the link
 #   scripts/two-hosts-ray.sh kill-raylet DIR            SIGKILL the worker's raylet
+#   scripts/two-hosts-ray.sh kill-host DIR              SIGKILL all processes of the worker, as a machine that is switched off
 #   scripts/two-hosts-ray.sh start DIR                  start Ray on the worker again
 #   scripts/two-hosts-ray.sh down DIR                   stop everything, delete DIR
 #
@@ -107,6 +108,10 @@ kill_raylet() {
     die "the worker has no raylet"
 }
 
+kill_host() {
+  kill -9 "$(cat "$dir/worker.pid")" || die "the worker is not up"
+}
+
 start() {
   on worker "$ray_bin/ray" stop --force >/dev/null 2>&1   # what is left of the node that was lost
   restore
@@ -124,12 +129,13 @@ down() {
 
 command=${1:-}; shift
 case $command in
-  up | cut | restore | kill-raylet | start | down | exec) able
+  up | cut | restore | kill-raylet | kill-host | start | down | exec) able
     [ "$command" != up ] || [ -z "${1:-}" ] || mkdir -p "$1"
     enter "$@"; shift ;;
   *) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p}' "$0" >&2; exit 2 ;;
 esac
 case $command in
-  up) up ;; cut) cut_link ;; restore) restore ;; kill-raylet) kill_raylet ;; start) start ;; down) down ;;
+  up) up ;; cut) cut_link ;; restore) restore ;; kill-raylet) kill_raylet ;; kill-host) kill_host ;;
+  start) start ;; down) down ;;
   exec) on "$@" ;;
 esac

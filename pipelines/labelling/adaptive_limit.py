@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final, TypeVar
+from typing import Final
 
-from pipelines.store import StoreError, is_transient
+from pipelines.store import is_transient
 
 SUCCESSES_A_STEP: Final = 50
-
-_Result = TypeVar("_Result")
 
 
 class AdaptiveLimit:
@@ -47,30 +45,25 @@ class AdaptiveLimit:
                 self._turns -= 1
                 self._changed.notify()
 
-    def learn(self, attempt: Callable[[], _Result]) -> _Result:
-        """Call an attempt, adapt the limit to its outcome, and return its result.
+    @property
+    def cuts(self) -> int:
+        """How often the limit was reduced: what `fail` needs to know of the time when an attempt began."""
+        return self._cuts
+
+    def fail(self, error: Exception, cuts: int) -> None:
+        """Halve the limit after a transient error of an attempt that began when `cuts` was as given.
 
         The failure of an attempt that began before the last reduction is ignored, so that thirty attempts that fail
         together halve the limit once.
         """
-        cuts = self._cuts
-        try:
-            result = attempt()
-        except StoreError as error:
-            if is_transient(error):
-                self._cut(cuts)
-            raise
-        self._succeeded()
-        return result
-
-    def _cut(self, cuts: int) -> None:
         with self._changed:
-            if cuts == self._cuts:
+            if is_transient(error) and cuts == self._cuts:
                 self._limit = max(self._least, self._limit // 2)
                 self._successes = 0
                 self._cuts += 1
 
-    def _succeeded(self) -> None:
+    def succeed(self) -> None:
+        """Count an image that was read; `SUCCESSES_A_STEP` of them raise the limit by one."""
         with self._changed:
             self._successes += 1
             if self._successes >= SUCCESSES_A_STEP and self._limit < self._most:

@@ -3,7 +3,7 @@
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -23,6 +23,7 @@ from pipelines.store import (
     ObjectTooLarge,
     StoreDown,
     StoreError,
+    StoreOptions,
     Stores,
     Throttled,
     is_transient,
@@ -34,9 +35,11 @@ from pipelines.store.retry import retry
 T = TypeVar("T")
 
 FETCH_THREADS = 32  # waiting for a store costs no core; obstore is 0.6 ms of CPU a GET at 32 (object-store notes)
-CLIENT_SECONDS = 2.0  # of retries by the client itself, for occasional errors; more would hide throttling
+# Budgets of the retries for one image: `Fetcher._try` is the only layer of ours above the client. Each is measured from
+# the first attempt on, and the image keeps its turn of the limit meanwhile.
+CLIENT_SECONDS = 2.0  # of tries by the client itself, for occasional errors, which leave the limit as it is
 FETCH_BUDGET_SECONDS = 120.0  # of retries for an object
-WEB_SECONDS = 15.0  # of retries on a web server
+WEB_SECONDS = 15.0  # of retries on a web server: a list may name thousands, and dead ones must not take long
 CANARY_SECONDS = 20.0  # of retries for an object that was readable before, until its store counts as unavailable
 DENIED_SECONDS = 10.0  # of retries after a refusal, about eight, because some throttling looks like a refusal
 SURELY_DENIED_SECONDS = (
@@ -77,11 +80,16 @@ class Fetched:
         return self.item.size not in (None, len(self.blob.data))
 
 
+def image_options(options: StoreOptions) -> StoreOptions:
+    """Return how a `Fetcher` reaches the stores of images: their clients try for `CLIENT_SECONDS` only."""
+    return replace(options, retry_seconds=CLIENT_SECONDS, reads_once=True)
+
+
 class Fetcher:
     """Reads images from all stores, for any number of threads."""
 
     def __init__(self, images: Stores, clock: Clock, limit: AdaptiveLimit | None = None) -> None:
-        """Take stores whose clients retry for `CLIENT_SECONDS` only, and the limit of concurrent reads."""
+        """Take stores that were opened with `image_options`, and the limit of concurrent reads."""
         self._images, self._clock = images, clock
         self._limit = limit or AdaptiveLimit(FETCH_THREADS)
         self._members = MemberReader()
@@ -124,7 +132,14 @@ class Fetcher:
             LakeUnreadable: its store fails as a whole.
         """
         try:
-            found = self._read_unless_denied(item, read)
+            with nullcontext() if is_web(item) else self._limit.turn():  # before the budgets begin
+                patience = _Patience(is_web(item), self._limit, self._clock, self._denied_in_a_row)
+                found = retry(
+                    read,
+                    budget_seconds=patience.budget_seconds,
+                    is_retryable=patience.is_retryable,
+                    clock=self._clock,
+                )
         except ObjectTooLarge as error:
             # of an object that a list says something of, another version was met, which must not condemn the listed one
             is_condemned = (item.etag, item.size) == (None, None)
@@ -134,6 +149,7 @@ class Fetcher:
             return Fetched(item, error_kind="fetch_failed", error=f"{error} Its images were listed before; run again.")
         except (NotFound, Denied, Archived) as error:
             if isinstance(error, Denied) and not is_web(item):
+                self._denied_in_a_row += 1
                 self._refuse_if_all_is_denied(item, error)
             return Fetched(item, error_kind=OBJECT_KINDS[type(error)], error=str(error))
         except (Misconfigured, StoreDown, Throttled) as error:
@@ -142,6 +158,10 @@ class Fetcher:
             if isinstance(error, Misconfigured) or not self._others_answer(item):
                 raise LakeUnreadable(str(error)) from error
             return Fetched(item, error_kind="fetch_failed", error=str(error))
+        if not is_web(item):
+            self._limit.succeed()
+        if patience.refusals:
+            self._denied_in_a_row = 0
         self._remember_canary(item)
         return found
 
@@ -161,45 +181,6 @@ class Fetcher:
         is_strange = not any(split_uri(one.item.uri)[0] in self._canaries for one in refused)
         if len(refused) == len(fetched) >= LEAST_DENIED and is_strange:
             raise LakeUnreadable(f"all {len(fetched)} images of a shard are refused; the first: {refused[0].error}")
-
-    def _read_unless_denied(self, item: LakeObject, read: Callable[[], T]) -> T:
-        """Read an object; retry refusals, because some throttling looks like a refusal."""
-        if is_web(item):  # a list may name thousands of servers; do not wait long for dead ones
-            return self._read_for(item, read, WEB_SECONDS)
-        refusals = 0
-
-        def read_once() -> T:
-            nonlocal refusals
-            try:
-                return self._read_for(item, read, FETCH_BUDGET_SECONDS)
-            except Denied:
-                refusals += 1
-                raise
-
-        seconds = DENIED_SECONDS if self._denied_in_a_row < SURELY_DENIED else SURELY_DENIED_SECONDS
-        try:
-            with self._limit.turn():  # before the budgets begin
-                found = retry(
-                    read_once,
-                    budget_seconds=seconds,
-                    is_retryable=lambda error: isinstance(error, Denied),
-                    clock=self._clock,
-                )
-        except Denied:
-            self._denied_in_a_row += 1
-            raise
-        if refusals:
-            self._denied_in_a_row = 0
-        return found
-
-    def _read_for(self, item: LakeObject, read: Callable[[], T], seconds: float) -> T:
-        """Read an object; retry transient errors for `seconds`."""
-        return retry(
-            read if is_web(item) else partial(self._limit.learn, read),
-            budget_seconds=seconds,
-            is_retryable=is_transient,
-            clock=self._clock,
-        )
 
     def _read(self, item: LakeObject) -> Blob:
         """Read an object once.
@@ -286,6 +267,33 @@ class Fetcher:
             is_retryable=is_retryable,
             clock=self._clock,
         )
+
+
+class _Patience:
+    """How long one object is retried after which error, and what the limit learns of its errors."""
+
+    def __init__(self, is_web: bool, limit: AdaptiveLimit, clock: Clock, denied_in_a_row: int) -> None:
+        self._is_web, self._limit, self._clock = is_web, limit, clock
+        self._denied_seconds = DENIED_SECONDS if denied_in_a_row < SURELY_DENIED else SURELY_DENIED_SECONDS
+        self._since, self._cuts = clock.monotonic(), limit.cuts
+        self.refusals = 0
+
+    def is_retryable(self, error: Exception) -> bool:
+        """Return whether the object may be readable later."""
+        return is_transient(error) or (isinstance(error, Denied) and not self._is_web)
+
+    def budget_seconds(self, error: Exception) -> float:
+        """Return how long the object is retried after an error, from the first attempt on."""
+        if self._is_web:
+            return WEB_SECONDS
+        if isinstance(error, Denied):
+            self.refusals += 1
+            return self._denied_seconds
+        now = self._clock.monotonic()
+        if now - self._since >= CLIENT_SECONDS:
+            self._limit.fail(error, self._cuts)
+            self._since, self._cuts = now, self._limit.cuts
+        return FETCH_BUDGET_SECONDS
 
 
 def _is_too_large(item: LakeObject) -> bool:

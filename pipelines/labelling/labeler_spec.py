@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipelines.clock import SystemClock
@@ -116,7 +116,7 @@ def build_labeler(spec: LabelerSpec) -> Labeler:
         RayDetrError: see `build_detector`.
         StoreError: the table's store refused.
     """
-    from pipelines.labelling.fetching import CLIENT_SECONDS, Fetcher
+    from pipelines.labelling.fetching import Fetcher, image_options
     from pipelines.labelling.labeler import Labeler
 
     detector, info = build_detector(spec)
@@ -129,9 +129,7 @@ def build_labeler(spec: LabelerSpec) -> Labeler:
 
     return Labeler(
         table=table,
-        fetcher=Fetcher(
-            ImageStores(replace(spec.image_options, retry_seconds=CLIENT_SECONDS), MemberIndexes(table)), SystemClock()
-        ),
+        fetcher=Fetcher(ImageStores(image_options(spec.image_options), MemberIndexes(table)), SystemClock()),
         decoder=build_decoder(spec, detector),
         detector=detector,
         run_id=spec.run_id,

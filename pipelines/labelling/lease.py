@@ -23,6 +23,7 @@ from pipelines.clock import Clock, SystemClock
 from pipelines.errors import LeaseHeld, RayDetrError
 from pipelines.store import AlreadyExists, Changed, Misconfigured, NotFound, Store, StoreError, join_uri
 from pipelines.store.local import LocalStore
+from pipelines.strict_json import Count, Time, read_record
 
 LEASE_KEY: Final = "_lease.json"
 LOCK_KEY: Final = "_lease.lock"
@@ -41,7 +42,7 @@ class Process:
     host: str
     boot: str
     namespace: str
-    pid: int
+    pid: Count
     started: str
 
 
@@ -51,8 +52,8 @@ class Holder:
 
     token: str
     process: Process
-    acquired_at: datetime
-    heartbeat_at: datetime
+    acquired_at: Time
+    heartbeat_at: Time
     is_released: bool = False
 
 
@@ -361,24 +362,10 @@ def _replace(table: Store, lease: Lease, holder: Holder, now: datetime) -> Lease
 def _read(table: Store) -> tuple[Holder, str | None]:
     blob = table.get(LEASE_KEY)
     try:
-        record = json.loads(blob.data)
-        process = record["process"]
-        holder = Holder(
-            token=str(record["token"]),
-            process=Process(
-                host=str(process["host"]),
-                boot=str(process["boot"]),
-                namespace=str(process["namespace"]),
-                pid=int(process["pid"]),
-                started=str(process["started"]),
-            ),
-            acquired_at=datetime.fromisoformat(record["acquired_at"]),
-            heartbeat_at=datetime.fromisoformat(record["heartbeat_at"]),
-            is_released=bool(record["is_released"]),
-        )
+        holder = read_record(Holder, blob.data)
         if holder.heartbeat_at.tzinfo is None:
             raise ValueError("a time without its zone")  # noqa: TRY301 - reported like other damage of the record
-    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+    except ValueError as error:
         raise Misconfigured(
             f"{join_uri(table.uri, LEASE_KEY)} is damaged: the process that writes the table cannot be read from it. "
             "Remove it if no process is writing."

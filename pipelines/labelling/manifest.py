@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
 
 import pyarrow as pa
@@ -20,7 +20,7 @@ from pipelines.labelling.run import run_key
 from pipelines.lake.lake_object import LakeObject
 from pipelines.parquet_files import open_bytes, open_listed, parquet_of
 from pipelines.store import NotFound, Store, join_uri, put_if_absent
-from pipelines.strict_json import count_field, counts_field, parse_object
+from pipelines.strict_json import Count, parse_object, record_of
 
 SEGMENT_SHARDS: Final = 64
 MANIFEST_VERSION: Final = (
@@ -42,13 +42,13 @@ _METADATA = b"ray_detr.segment"
 class Counts:
     """Counts of listed images: `images` to label, with bytes and shards, and the others by why they are skipped."""
 
-    images: int = 0
-    size_bytes: int = 0  # of those whose size is known
-    unknown_sizes: int = 0
-    shards: int = 0
-    labelled: int = 0
-    duplicates: int = 0
-    skipped: Mapping[str, int] = field(default_factory=dict)
+    images: Count = 0
+    size_bytes: Count = 0  # of those whose size is known
+    unknown_sizes: Count = 0
+    shards: Count = 0
+    labelled: Count = 0
+    duplicates: Count = 0
+    skipped: Mapping[str, Count] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +195,9 @@ def read_complete(table: Store, run_id: str) -> Counts:
     """
     key = run_key(run_id, "plan/complete.json")
     try:
-        return _counts(parse_object(table.get(key).data))
+        record = parse_object(table.get(key).data)
+        record.pop("segments", None)
+        return record_of(Counts, record)
     except ValueError as error:
         raise RayDetrError(f"{join_uri(table.uri, key)} is damaged: it cannot be read as a plan.") from error
 
@@ -223,16 +225,6 @@ def _check_columns(file: pq.ParquetFile, name: str) -> None:
         raise RayDetrError(
             f"{name} is damaged: it does not have the columns of a plan. Restore it, or start with --new-run."
         )
-
-
-def _counts(record: Mapping[str, Any]) -> Counts:
-    """Return the counts of a record.
-
-    Raises:
-        ValueError: a count is missing or invalid.
-    """
-    numbers = {one.name: count_field(record, one.name) for one in fields(Counts) if one.name != "skipped"}
-    return Counts(**numbers, skipped=counts_field(record, "skipped"))
 
 
 def _kept(file: pq.ParquetFile) -> pa.Schema:
@@ -285,19 +277,17 @@ def _planned(file: pq.ParquetFile, index: int, name: str) -> PlannedSegment:
     metadata = file.metadata
     try:
         record = parse_object((metadata.metadata or {}).get(_METADATA, b""))
-        version, ending, last_uri, counts = (record.get(name) for name in ("version", "ending", "last_uri", "counts"))
-        if not isinstance(counts, dict) or not isinstance(last_uri, str | None):
-            raise ValueError("other types")  # noqa: TRY004, TRY301 - reported like other damage
-        position = ListingPosition(last_uri, _counts(counts))
+        version, ending = record.pop("version", None), record.pop("ending", None)
+        if version not in (1, MANIFEST_VERSION):
+            raise RayDetrError(
+                f"{name} is a plan of version {str(version)[:20]}, this is version {MANIFEST_VERSION}. Use the release "
+                "that began the run."
+            )
+        position = record_of(ListingPosition, record)
     except ValueError as error:
         raise RayDetrError(
             f"{name} is damaged: it cannot be read as a plan. Restore it, or start with --new-run."
         ) from error
-    if version not in (1, MANIFEST_VERSION):
-        raise RayDetrError(
-            f"{name} is a plan of version {str(version)[:20]}, this is version {MANIFEST_VERSION}. Use the release "
-            "that began the run."
-        )
     shard_images = tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
     _check_columns(file, name)
     is_segment = 0 < len(shard_images) <= SEGMENT_SHARDS and all(shard_images)

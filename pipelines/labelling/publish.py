@@ -18,7 +18,7 @@ from pipelines.labelling.manifest import PlannedSegment, read_planned
 from pipelines.labelling.run import Run, run_key, sealed_sentence
 from pipelines.parquet_files import open_bytes, open_listed, parquet_of
 from pipelines.store import NotFound, Store, join_uri, put_if_absent
-from pipelines.strict_json import count_field, counts_field, parse_object
+from pipelines.strict_json import read_record
 from pipelines.table.files import Layout, parse_table_file_key, table_file_key, table_files_prefix
 from pipelines.table.schema import Totals, decode, encode, read_metadata, table_schema, total, with_settings
 
@@ -159,8 +159,7 @@ def footer_totals(file: pq.ParquetFile, name: str) -> Totals:
         RayDetrError: the footer has no totals; `name` is the file's name in the message.
     """
     try:
-        record = parse_object(read_metadata(file).get("totals", ""))
-        return Totals(count_field(record, "rows"), count_field(record, "detections"), counts_field(record, "errors"))
+        return read_record(Totals, read_metadata(file).get("totals", ""))
     except ValueError as error:
         raise RayDetrError(f"{name} is damaged: its totals cannot be read.") from error
 

@@ -13,7 +13,7 @@ from pipelines.labelling.publish import THREADS, footer_totals, is_sealed_file, 
 from pipelines.labelling.run import End, Run, State, list_runs, list_runs_backwards, read_end, read_state, run_key
 from pipelines.parquet_files import open_listed
 from pipelines.store import NotFound, Store, join_uri
-from pipelines.strict_json import count_field, counts_field
+from pipelines.strict_json import record_of
 from pipelines.table.files import table_file_key
 from pipelines.table.schema import Totals
 
@@ -98,7 +98,7 @@ def _totals(table: Store, run: Run, end: End | None, threads: int) -> Totals:
 
 def _recorded(table: Store, run: Run, totals: Mapping[str, object]) -> Totals:
     try:
-        return Totals(count_field(totals, "rows"), count_field(totals, "detections"), counts_field(totals, "errors"))
+        return record_of(Totals, {name: totals.get(name) for name in ("rows", "detections", "errors")})
     except ValueError as error:
         raise RayDetrError(
             f"{join_uri(table.uri, run_key(run.run_id, 'end.json'))} is damaged: its totals cannot be read."

@@ -16,7 +16,7 @@ from pipelines.labelling.publish import read_done
 from pipelines.labelling.run import Run, State, list_runs, read_state, run_key
 from pipelines.labelling.verify_file import check_parts, check_table_file
 from pipelines.store import NotFound, Store, StoreEntry, join_uri
-from pipelines.strict_json import count_field, parse_object, text_field
+from pipelines.strict_json import Count, parse_object, record_of
 from pipelines.table.files import parse_table_file_key, table_file_key
 
 POSITION_VERSION: Final = 1
@@ -196,7 +196,7 @@ class _Position:
     """The last file that a pass has verified, and its findings so far."""
 
     after: str = ""
-    findings: int = 0
+    findings: Count = 0
 
 
 def _position_key(run_id: str | None) -> str:
@@ -208,9 +208,9 @@ def _read_position(table: Store, run_id: str | None) -> _Position:
     key = _position_key(run_id)
     try:
         record = parse_object(table.get(key).data)
-        if record.get("version") != POSITION_VERSION:
+        if record.pop("version", None) != POSITION_VERSION:
             raise ValueError("of another version")  # noqa: TRY301 - reported like other damage
-        return _Position(text_field(record, "after"), count_field(record, "findings"))
+        return record_of(_Position, record)
     except NotFound:
         return _Position()
     except ValueError as error:

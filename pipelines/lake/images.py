@@ -38,7 +38,8 @@ class ImageStores(Stores):
         """
         found = split_member(uri)
         if found is None:
-            return super().get(uri, most_bytes=most_bytes)
+            store, key = self.find(uri)
+            return store.get(key, most_bytes=most_bytes)
         store, key = self.find(found[0])
         try:
             if key.lower().endswith(PARQUET_SUFFIX):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any, Final
+from typing import Final
 from urllib.parse import unquote_plus
 
 import pyarrow as pa
@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from pipelines.errors import RayDetrError
 from pipelines.parquet_files import parquet_of
 from pipelines.store import NotFound, Store, StoreEntry, join_uri, without_secrets
-from pipelines.strict_json import count_field, parse_object, text_field
+from pipelines.strict_json import Count, parse_object, record_of
 
 ARCHIVE_CLASSES: Final = ("GLACIER", "DEEP_ARCHIVE")
 ARCHIVE_TIERS: Final = ("ARCHIVE", "ARCHIVE_ACCESS", "DEEP_ARCHIVE", "DEEP_ARCHIVE_ACCESS")  # of Intelligent-Tiering
@@ -101,7 +101,9 @@ def read_inventory(store: Store, key: str) -> Inventory:
     folder = Path(mkdtemp(prefix="ray-detr-inventory-"))
     try:
         pieces = (piece for file in manifest.files for piece in _read_file(store, file, manifest, name, folder))
-        inventory = Inventory(f"s3://{manifest.bucket}", tuple(_write_runs(pieces, folder)))
+        inventory = Inventory(
+            f"s3://{manifest.bucket.removeprefix('arn:aws:s3:::')}", tuple(_write_runs(pieces, folder))
+        )
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, OSError):
@@ -119,18 +121,23 @@ class _File:
     """A file of a report, as in the manifest."""
 
     key: str
-    size: int
+    size: Count
     md5: str
 
 
 @dataclass(frozen=True, slots=True)
 class _Manifest:
-    """The contents of a manifest. `columns` are those of CSV files (which have no header), in Parquet's spelling."""
+    """What is read of a manifest. `kind` is the files' format, `schema` their columns; CSV files have no header."""
 
     bucket: str
-    is_csv: bool
-    columns: tuple[str, ...]
+    kind: str
+    schema: str
     files: tuple[_File, ...]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of CSV files, in Parquet's spelling."""
+        return tuple(_spelled(column.strip()) for column in self.schema.split(","))
 
 
 def _read_manifest(store: Store, key: str, name: str) -> _Manifest:
@@ -145,26 +152,23 @@ def _read_manifest(store: Store, key: str, name: str) -> _Manifest:
         )
     try:
         record = parse_object(data)
-        bucket, kind, schema = (text_field(record, field) for field in ("sourceBucket", "fileFormat", "fileSchema"))
-        files = tuple(_file(one) for one in record["files"])
+        files = [{"key": one["key"], "size": one["size"], "md5": one["MD5checksum"]} for one in record["files"]]
+        manifest = record_of(
+            _Manifest,
+            {"bucket": record["sourceBucket"], "kind": record["fileFormat"], "schema": record["fileSchema"]}
+            | {"files": files},
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise RayDetrError(
             f"{name} is not the manifest of an S3 Inventory: it has no sourceBucket, fileFormat, fileSchema and files "
             "with key, size and MD5checksum. Give such a manifest, a folder, or a list of URIs."
         ) from error
-    if kind not in ("CSV", "Parquet"):
+    if manifest.kind not in ("CSV", "Parquet"):
         raise RayDetrError(
-            f"{name} is a report in {kind[:20]}, which is not read. Configure the inventory as Parquet or CSV, or give "
-            "a folder to list."
+            f"{name} is a report in {manifest.kind[:20]}, which is not read. Configure the inventory as Parquet or "
+            "CSV, or give a folder to list."
         )
-    columns = tuple(_spelled(column.strip()) for column in schema.split(",")) if kind == "CSV" else ()
-    return _Manifest(bucket.removeprefix("arn:aws:s3:::"), kind == "CSV", columns, files)
-
-
-def _file(record: Any) -> _File:
-    if not isinstance(record, dict):
-        raise ValueError("a file is not an object")  # noqa: TRY004 - the document is wrong, not who calls
-    return _File(text_field(record, "key"), count_field(record, "size"), text_field(record, "MD5checksum").lower())
+    return manifest
 
 
 def _spelled(column: str) -> str:
@@ -180,12 +184,12 @@ def _read_file(store: Store, file: _File, manifest: _Manifest, name: str, folder
         found = _fetch(store, file, path)
     except NotFound as error:
         raise RayDetrError(f"{name} names {uri}, which is not there. Restore it, or take a newer report.") from error
-    if found != file.md5:
+    if found != file.md5.lower():
         raise RayDetrError(
             f"{uri} does not match {name}: its MD5 is {found}, expected {file.md5}. Copy it again, or take a newer "
             "report."
         )
-    if manifest.is_csv:
+    if manifest.kind == "CSV":
         try:
             for batch in _open_csv(path, file.key, manifest.columns, name):
                 yield _rows(pa.table(batch), name, is_encoded=True)

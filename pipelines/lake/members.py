@@ -20,7 +20,7 @@ from pipelines.errors import RayDetrError, UsageError
 from pipelines.lake.lake_object import LakeObject
 from pipelines.parquet_files import open_bytes, parquet_of
 from pipelines.store import StoreEntry
-from pipelines.strict_json import counts_field, parse_object
+from pipelines.strict_json import Count, read_record
 
 MARK: Final = "#/"
 REFUSED: Final = -1
@@ -134,6 +134,14 @@ def refuse_packed(key: str, name: str) -> None:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """What an index says of a file beside its rows."""
+
+    skipped: Mapping[str, Count]
+    damaged_at: int | None
+
+
 def encode_index(index: MemberIndex) -> bytes:
     """Return an index as the bytes of a Parquet file."""
     record = {"skipped": dict(index.skipped), "damaged_at": index.damaged_at}
@@ -154,10 +162,9 @@ def decode_index(data: bytes, name: str) -> MemberIndex:
     with parquet_of(name):
         rows = file.read()
     try:
-        record = parse_object((rows.schema.metadata or {}).get(_METADATA, b""))
-        skipped, damaged_at = counts_field(record, "skipped"), record.get("damaged_at")
-        if rows.schema.remove_metadata() != _SCHEMA or not isinstance(damaged_at, int | None):
+        record = read_record(_Record, (rows.schema.metadata or {}).get(_METADATA, b""))
+        if rows.schema.remove_metadata() != _SCHEMA:
             raise ValueError("other types")  # noqa: TRY301 - reported like all else
     except ValueError as error:
         raise RayDetrError(f"{name} is damaged: it is not an index of members. Remove it.") from error
-    return MemberIndex(rows.replace_schema_metadata(None).combine_chunks(), skipped, damaged_at)
+    return MemberIndex(rows.replace_schema_metadata(None).combine_chunks(), record.skipped, record.damaged_at)

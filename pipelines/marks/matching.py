@@ -194,7 +194,7 @@ class _OfLevels:
         marks = np.arange(counts.sum()) - np.repeat(starts - first, counts)
         sizes = boxes.sizes[boxes.owners[where]]
         shares = boxes.sides[where].astype(np.float64) / np.tile(np.where(sizes > 0, sizes, np.nan), 2)
-        overlaps = paired_iou(np.repeat(shares, counts, axis=0), self.boxes[marks])
+        overlaps = Corners.of(shares).iou(np.repeat(np.arange(len(where)), counts), marks, Corners.of(self.boxes))
         overlaps = np.where(overlaps >= self.least[marks], overlaps, 0.0)  # nan of an unknown size, too
         best = np.maximum.reduceat(overlaps, starts)
         pairs = np.where(overlaps == np.repeat(best, counts), np.arange(len(overlaps)), len(overlaps))
@@ -202,14 +202,45 @@ class _OfLevels:
         return where[best > 0], self.numbers[marks[chosen]], best[best > 0]
 
 
-def paired_iou(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> Floats:
-    """Return intersection over union, `(N,)`, of N pairs of corners `(N, 4)`; 0 where both boxes have no area."""
-    one, other = one.astype(np.float64), other.astype(np.float64)
-    low, high = np.maximum(one[:, :2], other[:, :2]), np.minimum(one[:, 2:], other[:, 2:])
-    shared = np.clip(high - low, 0, None).prod(axis=1)
-    union = sum(np.clip(sides[:, 2:] - sides[:, :2], 0, None).prod(axis=1) for sides in (one, other)) - shared
-    result: Floats = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
-    return result
+@dataclass(frozen=True, slots=True)
+class Corners:
+    """N boxes, a column for each side, which is several times as fast to compare as rows of four.
+
+    Attributes:
+        sides: xmin, ymin, xmax and ymax, `(N,)` each.
+        areas: `(N,)`.
+    """
+
+    sides: tuple[Floats, Floats, Floats, Floats]
+    areas: Floats
+
+    @classmethod
+    def of(cls, boxes: npt.NDArray[Any]) -> Corners:
+        """Take corners `(N, 4)`."""
+        xmin, ymin, xmax, ymax = (np.ascontiguousarray(side, dtype=np.float64) for side in boxes.T)
+        return cls((xmin, ymin, xmax, ymax), np.maximum(xmax - xmin, 0) * np.maximum(ymax - ymin, 0))
+
+    def iou(self, one: Integers, other: Integers, others: Corners | None = None) -> Floats:
+        """Return intersection over union of M pairs, `(M,)`; 0 where both boxes have no area.
+
+        Args:
+            one: places of the first boxes, `(M,)`.
+            other: places of the second boxes, in `others` or else among these boxes, `(M,)`.
+            others: the boxes that `other` counts.
+        """
+        others = others or self
+        shared = self._shared(one, other, others, 0)
+        shared *= self._shared(one, other, others, 1)
+        union = self.areas[one] + others.areas[other]
+        union -= shared
+        return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+
+    def _shared(self, one: Integers, other: Integers, others: Corners, low: int) -> Floats:
+        """Return the shared width (low = 0) or height (1) of pairs."""
+        high = low + 2
+        shared: Floats = np.minimum(self.sides[high][one], others.sides[high][other])
+        shared -= np.maximum(self.sides[low][one], others.sides[low][other])
+        return np.maximum(shared, 0, out=shared)
 
 
 def pieces(counts: Integers, most: int) -> list[slice]:

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.marks.matching import paired_iou, pieces
+from pipelines.marks.matching import Corners, pieces
 
 Integers = npt.NDArray[np.int64]
 
 _PIECE = 20_000  # cells whose neighbours are searched at once
-_MOST_PAIRS = 500_000  # of a cell and one that may be its neighbour, compared at once: 100 MB
+_MOST_PAIRS = 4_000_000  # of cells and those that may be their neighbours, in a piece: 100 MB
+_COMPARED = 30_000  # pairs compared at once, which fit into a core's cache
 _MANY_PAIRS = 2_000_000  # from which finer bins pay
 
 
@@ -90,14 +91,13 @@ def _neighbours(
     owners, lengths, neighbours = [asked[:0]], [asked[:0]], [np.empty(0, np.int32)]
     for piece in pieces(pairs, _MOST_PAIRS):
         part = asked[piece]
-        one, other = bins.candidates(part)
-        is_near = paired_iou(boxes[part[one]], boxes[other]) >= iou
-        one, other = one[is_near], other[is_near]
+        one, other = bins.near(part, iou)
         has_enough = np.bincount(one, counts[other], len(part)) >= least
-        one, other = one[has_enough[one]], other[has_enough[one]]
+        is_kept = has_enough[one]
+        pairs_kept = np.sort(one[is_kept] * len(boxes) + other[is_kept])
         owners.append(part[has_enough])
         lengths.append(np.bincount(one, minlength=len(part))[has_enough])
-        neighbours.append(other[np.lexsort((other, one))].astype(np.int32))
+        neighbours.append((pairs_kept % len(boxes)).astype(np.int32))
     starts = np.concatenate(([0], np.cumsum(np.concatenate(lengths))))
     return np.concatenate(owners), starts, np.concatenate(neighbours)
 
@@ -144,6 +144,9 @@ class _Bins:
         keys = self._keys(self._bins, self._steps(self._bins[:, 0], self._across)) + self._down
         self.order = np.argsort(keys, kind="stable")
         self._sorted = keys[self.order]
+        self._corners = Corners.of(boxes[self.order])  # in this order, where those that are compared lie side by side
+        self._places = np.empty_like(self.order)
+        self._places[self.order] = np.arange(len(boxes))
 
     def ranges(self, cells: Integers) -> Iterator[tuple[Integers, Integers]]:
         """Yield ranges in `order`, first and end for each of some cells, that together have all their neighbours."""
@@ -168,15 +171,24 @@ class _Bins:
                     stop = np.searchsorted(self._sorted, keys + np.minimum(down + reach, self._lowest - 1), "right")
                     yield first, np.where(is_possible, stop, first)
 
-    def candidates(self, cells: Integers) -> tuple[Integers, Integers]:
-        """Return pairs of a place in `cells` and a cell that may be its neighbour."""
-        ones, others = [], []
+    def near(self, cells: Integers, iou: float) -> tuple[Integers, Integers]:
+        """Return pairs of a place in `cells` and a cell whose box overlaps that of the former enough."""
+        ones, firsts, lengths = [], [], []
         for first, stop in self.ranges(cells):
-            lengths = stop - first
-            ones.append(np.repeat(np.arange(len(cells)), lengths))
-            places = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths - first, lengths)
-            others.append(self.order[places])
-        return np.concatenate(ones), np.concatenate(others)
+            one = np.flatnonzero(stop > first)
+            ones.append(one)
+            firsts.append(first[one])
+            lengths.append((stop - first)[one])
+        one, first, length = np.concatenate(ones), np.concatenate(firsts), np.concatenate(lengths)
+        found = []
+        for piece in pieces(length, _COMPARED):
+            starts = np.cumsum(length[piece]) - length[piece]
+            owner = np.repeat(one[piece], length[piece])
+            place = np.arange(len(owner)) - np.repeat(starts - first[piece], length[piece])
+            is_near = self._corners.iou(self._places[cells[owner]], place) >= iou
+            found.append((owner[is_near], self.order[place[is_near]]))
+        owners, others = zip(*found, strict=True) if found else ((one,), (one,))
+        return np.concatenate(owners), np.concatenate(others)
 
     def _least_excess(self, sizes: npt.NDArray[np.float64], bins: Integers) -> npt.NDArray[np.float64]:
         """Return the least `a` of boxes of these sizes with boxes of these bins; of each bin the sizes are known."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Final
@@ -20,6 +20,7 @@ SAME_IOU: Final = 0.9  # boxes of one class that overlap so much are the same
 FOUND_IOU: Final = 0.5  # that overlap less than that are different objects; between the two, the object moved
 
 Counts = npt.NDArray[np.int64]
+Origin = tuple[str, str | None]  # model and settings
 _SAME, _MOVED, _APPEARED, _VANISHED = range(4)
 
 
@@ -33,6 +34,7 @@ class EarlierRun:
         is_ok: `(M,)`; False for errors.
         starts: `(M + 1,)`, where the boxes of each row begin.
         classes: `(N,)`, scores `(N,)` and boxes `(N, 4)`: as `Rows` has them.
+        origins: model and settings of its rows.
     """
 
     run_id: str
@@ -42,6 +44,7 @@ class EarlierRun:
     classes: Counts
     scores: npt.NDArray[np.float32]
     boxes: npt.NDArray[np.float32]
+    origins: frozenset[Origin] = frozenset()
 
 
 def read_earlier(files: TableFiles, classes: Classes, threshold: float) -> EarlierRun:
@@ -51,10 +54,11 @@ def read_earlier(files: TableFiles, classes: Classes, threshold: float) -> Earli
         RayDetrError: a file is damaged.
         StoreError: the store refused.
     """
+    origins: set[Origin] = set()
     parts = [
         (_keys(rows), rows.is_ok, np.bincount(rows.owners[kept], minlength=len(rows)), rows.classes[kept],
          rows.scores[kept], rows.boxes[kept])
-        for rows in files.rows(classes)
+        for rows in _noting_origins(files.rows(classes), origins)
         for kept in (reaches(rows.scores, threshold),)
     ]  # fmt: skip
     keys, is_ok, counts, numbers, scores, boxes = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -66,7 +70,14 @@ def read_earlier(files: TableFiles, classes: Classes, threshold: float) -> Earli
     starts = np.concatenate(([0], np.cumsum(counts[order]))).astype(np.int64)
     run_id = files.run_id
     assert run_id is not None, "an earlier run is read by its name"
-    return EarlierRun(run_id, keys[order], is_ok[order], starts, numbers[by_row], scores[by_row], boxes[by_row])
+    columns = (keys[order], is_ok[order], starts, numbers[by_row], scores[by_row], boxes[by_row])
+    return EarlierRun(run_id, *columns, frozenset(origins))
+
+
+def _noting_origins(parts: Iterable[Rows], origins: set[Origin]) -> Iterator[Rows]:
+    for rows in parts:
+        origins |= _origins(rows)
+        yield rows
 
 
 def reaches(scores: npt.NDArray[np.float32], threshold: float) -> npt.NDArray[np.bool_]:
@@ -86,6 +97,8 @@ class Drift:
     only_here: int = 0
     errors_here: int = 0
     errors_before: int = 0
+    errors_both: int = 0
+    origins: set[Origin] = field(default_factory=set)
     by_class: defaultdict[int, Counts] = field(default_factory=lambda: defaultdict(lambda: np.zeros(4, np.int64)))
     _top: Top[Example] = field(init=False)
     _items: dict[str, tuple[tuple[object, ...], ...]] = field(default_factory=dict)
@@ -102,10 +115,11 @@ class Drift:
     @property
     def only_before(self) -> int:
         """Images of the earlier run that the report does not cover."""
-        return len(self.earlier.keys) - self.images - self.errors_here - self.errors_before
+        return len(self.earlier.keys) - self.images - self.errors_here - self.errors_before - self.errors_both
 
     def add(self, rows: Rows) -> None:
         """Compare some more rows; those of the earlier run itself are passed over."""
+        self.origins |= _origins(rows, not_of=self.earlier.run_id)
         changes, found = self.compare(rows)
         self._top.offer(changes, lambda row: _with_boxes(example_of(rows, row), found[row]))
 
@@ -128,7 +142,8 @@ class Drift:
             if not known:
                 self.only_here += 1
             elif not rows.is_ok[row]:
-                self.errors_here += 1
+                self.errors_both += not self.earlier.is_ok[place]
+                self.errors_here += bool(self.earlier.is_ok[place])
             elif not self.earlier.is_ok[place]:
                 self.errors_before += 1
             else:
@@ -148,20 +163,32 @@ class Drift:
         )
         totals = sum(self.by_class.values(), np.zeros(4, np.int64)).tolist()
         values = {
-            "run_id": self.earlier.run_id,
             "threshold": self.threshold,
             "images": self.images,
             "only_here": self.only_here,
             "only_before": self.only_before,
             "errors_here": self.errors_here,
             "errors_before": self.errors_before,
+            "errors_both": self.errors_both,
+            **self._named_origins(),
             "share": self.share,
             "totals": totals,
             "rows": [(names[number], self.by_class[number].tolist()) for number in order],
             "same_iou": SAME_IOU,
             "found_iou": FOUND_IOU,
         }
-        return Comparison("drift.html.j2", values, [gallery])
+        return Comparison(f"Against run {self.earlier.run_id}", "drift.html.j2", values, [gallery])
+
+    def _named_origins(self) -> dict[str, str]:
+        """Return by what both sides were made: the models, with the settings where only these differ."""
+        sides = {"now": self.origins, "then": self.earlier.origins}
+        models = {name: ", ".join(sorted({model for model, _ in side})) for name, side in sides.items()}
+        if models["now"] != models["then"] or self.origins == self.earlier.origins:
+            return models
+        return {
+            name: ", ".join(f"{model} {settings or ''}".rstrip() for model, settings in sorted(side, key=str))
+            for name, side in sides.items()
+        }
 
     def _compare(self, rows: Rows, part: slice, place: int) -> tuple[tuple[Box, ...], int]:
         """Return the boxes of both rows, each with what became of it, and how many changed."""
@@ -202,6 +229,11 @@ def _boxes(columns: Sequence[npt.NDArray[Any]], roles: npt.ArrayLike) -> list[Bo
 
 def _with_boxes(example: Example, boxes: tuple[Box, ...]) -> Example:
     return Example(example.uri, example.etag, example.size, example.width, example.height, boxes)
+
+
+def _origins(rows: Rows, *, not_of: str | None = None) -> set[Origin]:
+    columns = zip(rows.words("model"), rows.words("settings"), rows.words("run_id"), strict=True)
+    return {(model, settings) for model, settings, run_id in columns if run_id != not_of}
 
 
 def _keys(rows: Rows) -> npt.NDArray[np.uint64]:

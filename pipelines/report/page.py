@@ -44,8 +44,9 @@ class PictureRow:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A part of the page about another run or about annotations: a template, its values and its pictures."""
+    """A part of the page about another run or about annotations: heading, template, its values and its pictures."""
 
+    title: str
     template: str
     values: Mapping[str, Any]
     galleries: Sequence[PictureRow] = ()
@@ -96,9 +97,10 @@ def render(page: Page) -> str:
         "more_sizes": max(0, len(page.figures.pictures) - _PICTURE_SIZES),
         "galleries": [gallery for gallery in page.galleries if gallery.items],
         "comparisons": [
-            Markup(_template(part.template).render(**part.values, galleries=part.galleries))  # noqa: S704 - escaped
+            Markup(_template(part.template).render(title=part.title, **part.values, galleries=part.galleries))  # noqa: S704 - escaped
             for part in page.comparisons
         ],
+        "sections": [(f"h-{part.template.partition('.')[0]}", part.title) for part in page.comparisons],
         "data": {
             "classes": names,
             "order": order,

@@ -153,7 +153,9 @@ def compare_with_truth(
         "threshold": threshold,
         "confusion": _confusion(mistakes.confusion, names),
     }
-    return evaluation, Comparison("truth.html.j2", values, [gallery.false(most), gallery.missed(most)])
+    return evaluation, Comparison(
+        "Against annotations", "truth.html.j2", values, [gallery.false(most), gallery.missed(most)]
+    )
 
 
 @dataclass(frozen=True, slots=True)

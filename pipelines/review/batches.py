@@ -10,14 +10,13 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 from detr.classes import Category
 from pipelines.errors import RayDetrError
 from pipelines.review.config import Choice
 from pipelines.store import Store, join_uri, put_if_absent, without_secrets
-from pipelines.strict_json import parse_object
+from pipelines.strict_json import Count, Time, parse_object, record_of
 
 REVIEWS: Final = "_reviews/"
 RECORD_VERSION: Final = 1
@@ -42,9 +41,9 @@ class ReviewImage:
 
     uri: str
     etag: str | None
-    size: int | None
-    width: int
-    height: int
+    size: Count | None
+    width: Count
+    height: Count
     name: str
     model: str
     run_id: str
@@ -74,10 +73,10 @@ class Batch:
         images: in the order in which they were chosen.
     """
 
-    number: int
-    created: datetime
+    number: Count
+    created: Time
     choice: Choice
-    count: int
+    count: Count
     seed: int
     threshold: float
     run: str | None
@@ -134,20 +133,17 @@ def distinct_names(images: Sequence[ReviewImage]) -> list[ReviewImage]:
 def _read(table: Store, key: str) -> Batch:
     uri = join_uri(table.uri, key)
     try:
-        fields: dict[str, Any] = parse_object(table.get(key).data)
+        fields = parse_object(table.get(key).data)
         version = fields.pop("record_version")
         if version != RECORD_VERSION:
             raise RayDetrError(
                 f"{uri} is a record of version {version}, and this release reads {RECORD_VERSION}. Use the release "
                 "that wrote it."
             )
-        images = tuple(ReviewImage(**one) for one in fields.pop("images"))
-        categories = tuple(Category(**one) for one in fields.pop("categories"))
-        created = datetime.fromisoformat(fields.pop("created"))
-        batch = Batch(**fields, created=created, categories=categories, images=images)
+        batch = record_of(Batch, fields)
         if batch_key(batch.number) != key:
             raise ValueError("its number is not that of its name")  # noqa: TRY301 - one sentence for all damage
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, ValueError) as error:
         raise RayDetrError(
             f"{uri} is damaged: it cannot be read as the record of a review batch. Restore it, or delete it to make "
             "its images available again."

@@ -15,7 +15,6 @@ from typing import Any, Final
 import numpy as np
 
 from detr.classes import Category
-from pipelines.coco.documents import read_document
 from pipelines.coco.text import CocoText, json_text, read_coco
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.lake.images import ImageStores
@@ -24,6 +23,7 @@ from pipelines.models import identify_model
 from pipelines.review.batches import Batch, ReviewImage, distinct_names, read_batches
 from pipelines.review.config import CorrectionsConfig
 from pipelines.review.corrections import CorrectedBox, Correction, Corrections, ExportedImages, read_coco_corrections
+from pipelines.review.files import CorrectionsFile, read_files
 from pipelines.review.label_studio import read_label_studio
 from pipelines.shards.checks import Problem
 from pipelines.shards.config import ShardConfig
@@ -31,7 +31,7 @@ from pipelines.shards.plan import UNKNOWN_SIZE, Found, ShardPlan, shard_key
 from pipelines.shards.reader import ORIGIN
 from pipelines.shards.sharding import ShardProgress, ShardSummary, write_shards
 from pipelines.shards.writer import ShardSpec, WrittenShard, fetch_image, keep_shard, shard_work, write_shard
-from pipelines.store import Store, StoreError, open_store, without_secrets
+from pipelines.store import Store, StoreError, open_store
 from pipelines.strict_json import parse_json
 
 _EXAMPLES: Final = 5
@@ -97,14 +97,14 @@ def shard_corrections(
                 "--export`, and correct that."
             )
         show(ShardProgress("reading corrections"))
-        files = [(without_secrets(uri), _read_file(uri, config)) for uri in config.files]
+        files = read_files(config.files, config.options)
         corrections = _read_corrections(files, ExportedImages(batches), table)
         chosen = [corrections.found[key] for key in sorted(corrections.found)]
         of = sorted({key[0] for key in (*corrections.found, *corrections.skipped)})
         concerned = [batch for batch in batches if batch.number in of]
         if not chosen:
             raise UsageError(
-                f"no image of {', '.join(name for name, _ in files)} has been reviewed: {len(corrections.skipped):,} "
+                f"no image of {', '.join(file.name for file in files)} has been reviewed: {len(corrections.skipped):,} "
                 "were skipped, the others have no annotation. Submit annotations, and export again."
             )
         categories = _categories(config, concerned)
@@ -131,13 +131,9 @@ def shard_corrections(
     )
 
 
-def _read_file(uri: str, config: CorrectionsConfig) -> bytes:
-    return read_document(uri, what="the corrections", options=config.options)
-
-
-def _read_corrections(files: Sequence[tuple[str, bytes]], exported: ExportedImages, table: Store) -> Corrections:
+def _read_corrections(files: Sequence[CorrectionsFile], exported: ExportedImages, table: Store) -> Corrections:
     corrections = Corrections()
-    for number, (name, data) in enumerate(files):
+    for number, (name, data) in enumerate(document for file in files for document in file.documents):
         try:
             document = parse_json(json_text(data, name=f"corrections {name}"))
         except ValueError as error:
@@ -204,7 +200,7 @@ def _check_labels(boxes: Sequence[CorrectedBox], categories: Sequence[Category],
 
 
 def _origin(
-    table: Store, batches: Sequence[Batch], corrections: Sequence[Correction], files: Sequence[tuple[str, bytes]]
+    table: Store, batches: Sequence[Batch], corrections: Sequence[Correction], files: Sequence[CorrectionsFile]
 ) -> Json:
     """Return where corrected images come from, as the shards and the record of a training run have it."""
     used = Counter(one.given.batch for one in corrections)
@@ -221,7 +217,7 @@ def _origin(
             }
             for batch in batches
         ],
-        "corrections": [{"file": name, "sha256": hashlib.sha256(data).hexdigest()} for name, data in files],
+        "corrections": [{"file": file.name, "sha256": hashlib.sha256(file.data).hexdigest()} for file in files],
     }
 
 

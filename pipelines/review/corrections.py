@@ -155,12 +155,17 @@ def read_coco_corrections(
     for annotation in document["annotations"]:
         annotations[annotation.get("image_id")].append(annotation)
     matches = _match_names([image["file_name"] for image in document["images"]], exported, name)
+    # 1.23 gives a picture that EXIF turns the size of its stored pixels, and boxes of the upright ones
+    info = document.get("info")
+    is_label_studio = isinstance(info, dict) and info.get("contributor") == "Label Studio"
     for image in document["images"]:
         given = matches.get(image["file_name"])
         if given is None:
             into.add_unmatched(str(image["file_name"]))
             continue
         size = picture_size(image)
+        if is_label_studio and size == (given.image.width, given.image.height):  # height, width: of the stored picture
+            size = size[::-1]
         scale = (1.0, 1.0) if size is None else scale_to(given.image, (size[1], size[0]))
         if scale is None:
             into.other_size.append(_other_size(image["file_name"], size, given.image))

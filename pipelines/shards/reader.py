@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ from pipelines.errors import RayDetrError, UsageError
 from pipelines.parquet_files import open_object, parquet_of
 from pipelines.shards.parquet_groups import read_row_group
 from pipelines.store import NotFound, Store, join_uri, put_if_absent
-from pipelines.strict_json import parse_json
+from pipelines.strict_json import Count, parse_json, record_of
 
 INDEX_KEY: Final = "index.json"
 INDEX_VERSION: Final = 1
@@ -73,10 +73,10 @@ class ShardFile:
     """A shard: one Parquet file. `row_groups` has the number of rows of each row group."""
 
     key: str
-    rows: int
+    rows: Count
     sha256: str
-    size_bytes: int
-    row_groups: tuple[int, ...]
+    size_bytes: Count
+    row_groups: tuple[Count, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +96,11 @@ class ShardIndex:
 
     files: tuple[ShardFile, ...]
     categories: tuple[Category, ...]
-    images: int
-    annotations: int
+    images: Count
+    annotations: Count
     other: Json
     left_out: ShardFile | None = None
-    report: Mapping[str, int] = field(default_factory=dict)
+    report: Mapping[str, Count] = field(default_factory=dict)
     examples: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -167,16 +167,8 @@ def read_index(store: Store) -> ShardIndex:
                 f"{name} has version {version}, and this release reads {INDEX_VERSION}: take the release that wrote "
                 "it, or write the shards again."
             )
-        return ShardIndex(
-            files=tuple(map(_shard_file, fields["files"])),
-            categories=tuple(Category(one["id"], one["name"]) for one in fields["categories"]),
-            images=fields["images"],
-            annotations=fields["annotations"],
-            other=fields["other"],
-            left_out=None if fields["left_out"] is None else _shard_file(fields["left_out"]),
-            report=fields["report"],
-            examples={name: tuple(some) for name, some in fields["examples"].items()},
-        )
+        other = fields["other"]  # a part of somebody else's json, which may contain NaN
+        return replace(record_of(ShardIndex, fields | {"other": {}}), other=other)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RayDetrError(
             f"{name} is damaged: it cannot be read as the index of training shards ({error})."
@@ -317,7 +309,3 @@ def _check_is_listed(footer: pq.FileMetaData, listed: ShardFile, name: str) -> N
             f"expected {listed.rows:,} in {len(listed.row_groups):,}, or was not written by this job. "
             "Write the shards again."
         )
-
-
-def _shard_file(fields: Json) -> ShardFile:
-    return ShardFile(**{**fields, "row_groups": tuple(fields["row_groups"])})

@@ -148,9 +148,6 @@ class BotoS3:
     def not_found_or_denied(self, key: str, read: Callable[[], _Result]) -> _Result:
         """Read a key; if that is denied, use a listing to decide whether the object is missing.
 
-        For a missing object, S3 responds with "denied" unless the credentials may list the bucket without conditions.
-        A right to list some prefixes does not count for S3, but it is enough for the listing here.
-
         Raises:
             NotFound: the listing does not have the key.
             Denied: the listing has the key and reading is denied again, or the listing is denied, too.
@@ -160,13 +157,28 @@ class BotoS3:
             return read()
         except Denied as error:
             refusal = error
+        self.refuse_missing(key, refusal)
+        return read()  # the object may have been created meanwhile
+
+    def refuse_missing(self, key: str, refusal: Denied) -> None:
+        """Look for a key in a listing, after reading it was denied.
+
+        For a missing object, S3 responds with "denied" unless the credentials may list the bucket without conditions.
+        A right to list some prefixes does not count for S3, but it is enough for the listing here.
+
+        Raises:
+            NotFound: the listing does not have the key.
+            Denied: the listing is denied, too; this is `refusal`.
+            StoreError: the listing failed with a transient error.
+        """
         try:
             found = self._call("list", key, lambda: self._list(key, "", 1)).get("Contents", ())
         except StoreError as error:
             raise (error if is_transient(error) else refusal) from None
-        if any(item["Key"] == key for item in found):
-            return read()  # the object may have been created meanwhile
-        raise NotFound(f"{join_uri(f's3://{self._bucket}', key)} cannot be read: no such object (it is not listed).")
+        if not any(item["Key"] == key for item in found):
+            raise NotFound(
+                f"{join_uri(f's3://{self._bucket}', key)} cannot be read: no such object (it is not listed)."
+            )
 
     def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
         """Write the whole object in one request."""

@@ -37,6 +37,7 @@ def open_s3(root: str, options: StoreOptions) -> Callable[[str], Store]:
         root,
         slow=slow,
         retry_seconds=options.retry_seconds,
+        reads_once=options.reads_once,
         patient=partial(_native_s3, name, access, options),
     )
 
@@ -49,7 +50,15 @@ def open_cloud(root: str, options: StoreOptions) -> Callable[[str], Store]:
     except (BaseError, ValueError) as error:
         reason = _reason(error)
     else:
-        return partial(ObstoreStore, bucket, root, slow=None, retry_seconds=options.retry_seconds, patient=opened)
+        return partial(
+            ObstoreStore,
+            bucket,
+            root,
+            slow=None,
+            retry_seconds=options.retry_seconds,
+            reads_once=options.reads_once,
+            patient=opened,
+        )
     hint = "" if scheme_of(root) in ("gs", "gcs") else " Set AZURE_STORAGE_ACCOUNT_NAME."
     raise Misconfigured(f"{without_secrets(root)} cannot be opened: {reason}.{hint}")
 

@@ -53,6 +53,8 @@ class StoreOptions:
 
     Args:
         retry_seconds: how long the client itself retries a request before it raises an error.
+        reads_once: whether the caller retries when reading a whole object fails, as `labelling.fetching` does. obstore
+            still repeats a request that the server did not answer, for `retry_seconds`.
     """
 
     via: Literal["auto", "fsspec"] = option(
@@ -64,6 +66,7 @@ class StoreOptions:
     profile: str | None = option("AWS profile (keys in AWS_*, then AWS_PROFILE)", default=None, metavar="NAME")
     request_payer: bool = option("send requester-pays headers when reading", default=False)
     retry_seconds: float = CLIENT_RETRY_SECONDS
+    reads_once: bool = False
 
     def __post_init__(self) -> None:
         check_options(self)

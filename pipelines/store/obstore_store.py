@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import obstore
@@ -15,6 +16,7 @@ from pipelines.store.interface import (
     REQUEST_SECONDS,
     Blob,
     Changed,
+    Denied,
     NotFound,
     StoreDown,
     StoreEntry,
@@ -49,11 +51,13 @@ class ObstoreStore:
         *,
         slow: BotoS3 | None,
         retry_seconds: float,
+        reads_once: bool = False,
         patient: Callable[[int], ObjectStore] | None = None,
     ) -> None:
         """Take the bucket, its URI, and the folder ("" or with a slash at its end) below which keys are relative.
 
         `patient` opens the bucket with a time-out of so many seconds, for large puts; None where nothing times out.
+        `reads_once`: as in `StoreOptions`.
         """
         self._bucket = bucket
         self._patient = patient
@@ -62,6 +66,7 @@ class ObstoreStore:
         self._folder = folder
         self._slow = slow
         self._retry_seconds = retry_seconds
+        self._reads_once = reads_once
         self.uri = join_uri(root, folder).rstrip("/")
         self.etag_form: EtagForm = "quoted"
 
@@ -109,7 +114,7 @@ class ObstoreStore:
         path = self._folder + key
         if slow := self._slow_for(path):
             return slow.get(path, most_bytes=most_bytes)
-        return self._reading(path, lambda: self._get(path, most_bytes))
+        return self._reading(path, partial(self._get, path, most_bytes), once=self._reads_once)
 
     def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
         """Return `length` bytes from `start`, fewer only if the object ends before."""
@@ -202,26 +207,27 @@ class ObstoreStore:
         condition = {"version": meta["version"]}
         return self._call("replace", path, lambda: self._put(path, data, condition))
 
-    def _reading(self, path: str, request: Callable[[], _Result]) -> _Result:
+    def _reading(self, path: str, request: Callable[[], _Result], *, once: bool = False) -> _Result:
         """Make a request for an object; where S3 does not tell a missing one from a refused one, its listing does."""
-
-        def read() -> _Result:
-            return self._call("read", path, request)
-
-        return read() if self._slow is None else self._slow.not_found_or_denied(path, read)
+        call = self._once if once else self._call
+        try:
+            return call("read", path, request)
+        except Denied as error:
+            if self._slow is None:
+                raise
+            refusal = error
+        self._slow.refuse_missing(path, refusal)
+        return call("read", path, request)  # the object may have been created meanwhile
 
     def _call(self, action: Action, path: str, request: Callable[[], _Result]) -> _Result:
         """Make a request and retry transient failures; each request is harmless to make twice.
 
         obstore does so by itself for most, but neither for a conditional put nor a delete whose connection was reset.
         """
-        return retry(
-            lambda: self._explained(action, path, request),
-            budget_seconds=self._retry_seconds,
-            is_retryable=is_transient,
-        )
+        attempt = partial(self._once, action, path, request)
+        return retry(attempt, budget_seconds=self._retry_seconds, is_retryable=is_transient)
 
-    def _explained(self, action: Action, path: str, request: Callable[[], _Result]) -> _Result:
+    def _once(self, action: Action, path: str, request: Callable[[], _Result]) -> _Result:
         try:
             return request()
         except NATIVE_ERRORS as error:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import RayDetrError
 from pipelines.parquet_files import open_bytes, parquet_of
+from pipelines.strict_json import Count
 
 SCHEMA_VERSION: Final = 2  # files of version 1 have no column `settings`
 
@@ -141,9 +142,9 @@ class Origin:
 class Totals:
     """Totals of rows."""
 
-    rows: int = 0
-    detections: int = 0
-    errors: Mapping[str, int] = field(default_factory=dict)
+    rows: Count = 0
+    detections: Count = 0
+    errors: Mapping[str, Count] = field(default_factory=dict)
 
     def __add__(self, other: Totals) -> Totals:
         kinds = sorted({*self.errors, *other.errors})

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from pipelines.errors import RayDetrError
 from pipelines.store import NotFound, Store, put_if_absent
-from pipelines.strict_json import parse_object
+from pipelines.strict_json import Count, parse_object, record_of
 from pipelines.training.run_record import damaged, run_name, to_json
 
 MANIFEST_VERSION: Final = 1
@@ -29,11 +29,11 @@ class SavedCheckpoint:
     """A complete checkpoint. `files` has the sizes in bytes of the files that resuming needs."""
 
     name: str
-    epoch: int
-    step_in_epoch: int
-    step: int
+    epoch: Count
+    step_in_epoch: Count
+    step: Count
     metrics: Mapping[str, Any] | None
-    files: Mapping[str, int]
+    files: Mapping[str, Count]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Claim:
     identified by `token`.
     """
 
-    number: int
+    number: Count
     start_id: str
     token: str
     claimed_at: str
@@ -55,7 +55,7 @@ class Claim:
 class Manifest:
     """The state of a run: its owner, and its complete checkpoints in the order of steps."""
 
-    number: int
+    number: Count
     owner: Claim
     checkpoints: tuple[SavedCheckpoint, ...] = ()
     finished: bool = False
@@ -224,15 +224,16 @@ def _encode(manifest: Manifest) -> bytes:
 def _decode(data: bytes, store: Store, number: int) -> Manifest:
     try:
         record = parse_object(data)
-        version = record["manifest_version"]
+        version = record.pop("manifest_version")
         if version != MANIFEST_VERSION:
             raise RayDetrError(
                 f"run {run_name(store)} of {store.uri} has manifests of version {version}, this is version "
                 f"{MANIFEST_VERSION}. Use the release that began the run."
             )
-        checkpoints = tuple(SavedCheckpoint(**saved) for saved in record["checkpoints"])
-        if not all(_NAME.fullmatch(saved.name) for saved in checkpoints):  # names are parts of keys
-            raise damaged(store, _key(number))
-        return Manifest(int(record["number"]), Claim(**record["owner"]), checkpoints, bool(record["finished"]))
-    except (KeyError, TypeError, ValueError) as error:
+        for_people = {"latest", "best"}
+        manifest = record_of(Manifest, {name: value for name, value in record.items() if name not in for_people})
+    except (KeyError, ValueError) as error:
         raise damaged(store, _key(number)) from error
+    if not all(_NAME.fullmatch(saved.name) for saved in manifest.checkpoints):  # names are parts of keys
+        raise damaged(store, _key(number))
+    return manifest

@@ -11,7 +11,7 @@ from typing import Any, Final
 from pipelines.configurations import differences
 from pipelines.errors import RayDetrError
 from pipelines.store import NotFound, Store, join_uri, put_if_absent
-from pipelines.strict_json import parse_object
+from pipelines.strict_json import Time, parse_object, record_of
 from pipelines.training.recipe import Recipe
 
 RECORD_VERSION: Final = 1
@@ -28,7 +28,7 @@ class RunRecord:
 
     configuration: Mapping[str, Any]
     versions: Mapping[str, str]
-    created: datetime
+    created: Time
 
 
 def start_record(
@@ -141,16 +141,14 @@ def damaged(store: Store, key: str) -> RayDetrError:
 def _decode(data: bytes, store: Store) -> RunRecord:
     try:
         record = parse_object(data)
-        version = record["record_version"]
+        version = record.pop("record_version")
         if version != RECORD_VERSION:
             raise RayDetrError(
                 f"{join_uri(store.uri, RECORD_KEY)} is a record of version {version}, this is version "
                 f"{RECORD_VERSION}. Use the release that began the run."
             )
-        return RunRecord(
-            dict(record["configuration"]), dict(record["versions"]), datetime.fromisoformat(record["created"])
-        )
-    except (KeyError, TypeError, ValueError) as error:
+        return record_of(RunRecord, record)
+    except (KeyError, ValueError) as error:
         raise damaged(store, RECORD_KEY) from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -16,15 +17,23 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from pipelines.clock import Clock, SystemClock
 from pipelines.store import NotFound, Store, StoreError
+from pipelines.strict_json import read_record
 from pipelines.training.checkpoints import TrainingPosition, without_nan
 from pipelines.training.config import TrainConfig
 from pipelines.training.experiment_trackers import TrackedRun, TrackerThread, make_tracker
-from pipelines.training.run_record import run_name
+from pipelines.training.run_record import damaged, run_name
 
 logger = logging.getLogger(__name__)
 
 LOGS: Final = "logs/"
 NEW_FILE_BYTES: Final = 8_000_000  # every flush rewrites the files, so they must not grow for weeks
+
+
+@dataclass(frozen=True, slots=True)
+class _Tracker:
+    """The record `logs/<tracker>.json`: the tracker's own id of the run."""
+
+    id: str
 
 
 class TrainLog:
@@ -164,9 +173,11 @@ class TrainLog:
     def _tracker(self, name: str, configuration: Mapping[str, Any]) -> TrackerThread:
         key = f"{LOGS}{name}.json"
         try:
-            tracker_id: str | None = json.loads(self._store.get(key).data)["id"]
+            tracker_id = read_record(_Tracker, self._store.get(key).data).id
         except NotFound:
             tracker_id = None
+        except ValueError as error:
+            raise damaged(self._store, key) from error
 
         def keep(new_id: str) -> None:
             self._store.put(key, json.dumps({"id": new_id}).encode())

@@ -131,6 +131,69 @@ def test_a_missing_picture_says_so_and_the_page_is_no_wider_than_the_screen(page
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page about two runs over a picture in which twenty boxes lie near each other and all vanished."""
+    folder = tmp_path_factory.mktemp("crowd")
+    table, one = str(folder / "table"), picture(folder / "images", "a.png")
+    near = [[5 + 3 * (number % 5), 5 + 4 * (number // 5), 60, 50] for number in range(20)]
+    crowded = Detected([18] * 20, ("dog",) * 20, [0.99 - number / 100 for number in range(20)], near)
+    publish(table, [row(one, crowded)])
+    publish(table, [row(one, Detected([], (), [], []))], "run-2", now=NOW + timedelta(days=1))
+    write_report(ReportConfig(table, folder / "report.html", run_id="run-2", against="run-1"))
+    return folder / "report.html"
+
+
+LABELS = """() => [...document.querySelectorAll("#pictures-drift svg")].map((svg) => {
+  const { width, height } = svg.viewBox.baseVal;
+  const sides = [...svg.querySelectorAll("rect.label")].map((one) => ["x", "y", "width", "height"].map((name) => Number(one.getAttribute(name))));
+  return [width, height, sides, [...svg.querySelectorAll("text")].map((one) => one.textContent)];
+})"""  # noqa: E501 - one line of the page's language
+
+
+def test_labels_cover_neither_each_other_nor_more_than_a_quarter_of_a_picture(browser: Browser, crowd: Path) -> None:
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto(crowd.as_uri())
+    assert page.locator("#pictures-drift rect.box").count() == 20
+    ((width, height, sides, words),) = page.evaluate(LABELS)
+
+    assert words[0] == "vanished dog 0.99"  # the best first
+    assert 2 <= len(sides) < 20
+    assert sum(wide * high for _, _, wide, high in sides) <= width * height / 4
+    for place, (x1, y1, wide1, high1) in enumerate(sides):
+        for x2, y2, wide2, high2 in sides[:place]:
+            assert x1 >= x2 + wide2 or x2 >= x1 + wide1 or y1 >= y2 + high2 or y2 >= y1 + high1
+    page.locator("#pictures-drift button").click()
+    assert page.locator("#large-boxes tr").count() == 20
+    page.close()
+
+
+def test_a_phone_shows_the_whole_table_of_what_changed(browser: Browser, crowd: Path) -> None:
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto(crowd.as_uri())
+
+    assert page.locator("#h-drift ~ .scroll").evaluate_all(
+        "all => all.map(one => one.scrollWidth - one.clientWidth)"
+    ) == [0]
+    page.close()
+
+
+def test_links_at_the_top_lead_to_each_part(compared: Page) -> None:
+    links = compared.locator("nav a")
+    assert links.all_inner_texts() == [
+        "Against run run-1", "Against annotations", "Errors", "Runs", "Classes", "Scores and boxes", "Pictures"
+    ]  # fmt: skip
+    headings = compared.locator("main h2")
+    assert headings.all_inner_texts() == links.all_inner_texts()
+    for link in links.all():
+        link.click()
+        target = compared.locator(str(link.get_attribute("href")))
+        box, controls = target.bounding_box(), compared.locator(".controls").bounding_box()
+        assert box is not None
+        assert controls is not None
+        assert box["y"] >= controls["y"] + controls["height"] - 1  # not below the controls, which stay on top
+
+
 def roles(page: Page, gallery: str) -> list[str | None]:
     boxes = page.locator(f"#pictures-{gallery} rect.box").all()
     return sorted(str(box.get_attribute("data-role")) for box in boxes)

@@ -40,6 +40,7 @@ def test_charts_and_pictures_are_drawn_and_follow_the_slider(page: Page) -> None
         "1\t0.25\t0.5\t0.125",
         "2\t0.5\t0.75\t0.25",
     ]
+    assert page.locator("nav a").all_inner_texts() == page.locator("main h2").all_inner_texts()
     if page.locator("#threshold").count() == 0:
         assert "without --val" in page.locator("main").inner_text()
         return

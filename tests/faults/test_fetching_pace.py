@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.clock import SystemClock
 from pipelines.labelling.adaptive_limit import AdaptiveLimit
-from pipelines.labelling.fetching import CLIENT_SECONDS, FETCH_THREADS, Fetcher
+from pipelines.labelling.fetching import FETCH_THREADS, Fetcher, image_options
 from pipelines.lake.lake_object import LakeObject
 from pipelines.store import StoreOptions, Stores
 from tests.conftest import S3Server
@@ -44,8 +44,8 @@ def test_every_image_is_fetched_however_fast_the_store(
     wanted = objects[: IMAGES // 3] if store == "50 requests/s" else objects
     limit = AdaptiveLimit(FETCH_THREADS, least=1 if adaptive else FETCH_THREADS)
     with fault_proxy(s3.endpoint, STORES[store]) as proxy:
-        options = StoreOptions(endpoint=proxy.endpoint, region="us-east-1", retry_seconds=CLIENT_SECONDS)
-        fetcher = Fetcher(Stores(options), SystemClock(), limit)
+        options = StoreOptions(endpoint=proxy.endpoint, region="us-east-1")
+        fetcher = Fetcher(Stores(image_options(options)), SystemClock(), limit)
         started = time.monotonic()
         with ThreadPoolExecutor(FETCH_THREADS) as threads:
             fetched = list(threads.map(fetcher.fetch, wanted))

@@ -1,89 +1,29 @@
-"""A run on two hosts of which one is lost, or the link to it: it goes on with the other, and nothing is lost or twice.
-
-The hosts are network namespaces of this machine (`scripts/two-hosts-ray.sh`); images and table lie in folders that both
-see, as both would reach a store while they do not reach each other.
-"""
+"""A run on two hosts goes on when one is lost, or the link to it: nothing is lost or labelled twice."""
 
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.faults.checks import begun, check_history, check_table, images_begun, watched
-from tests.faults.conftest import ROOT, SHARD, CountingRay, Drivers, counting, wait_until
-from tests.faults.own_ray import LOOPBACK
+from tests.faults.conftest import SHARD, CountingRay, Drivers, counting, wait_until
+from tests.faults.two_hosts import NEEDED, SOON, TwoHosts, preemption, two_hosts
 
-pytestmark = [
-    pytest.mark.root,
-    pytest.mark.long,
-    pytest.mark.faults,
-    pytest.mark.ray,
-    pytest.mark.slow,
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make two hosts: run as root"),
-    pytest.mark.skipif(shutil.which("ip") is None, reason="needs `ip`, to make two hosts: install iproute2"),
-]
+pytestmark = [*NEEDED, pytest.mark.long, pytest.mark.faults, pytest.mark.ray, pytest.mark.slow]
 
-SCRIPT = str(ROOT / "scripts" / "two-hosts-ray.sh")
 IMAGES = 1_200
 ACTORS = "3:3"  # one on the head, two on the worker
 IN_FLIGHT = 4 * SHARD * 2  # images of the shards in flight on the worker's actors
-# a lost node is known after 13 s instead of 64, and a gRPC call to it is given up after 15 s instead of 420
-SOON = {
-    "RAY_health_check_initial_delay_ms": "3000",
-    "RAY_health_check_period_ms": "2000",
-    "RAY_health_check_timeout_ms": "5000",
-    "RAY_health_check_failure_threshold": "3",
-    "RAY_grpc_client_keepalive_time_ms": "10000",
-    "RAY_grpc_client_keepalive_timeout_ms": "5000",
-}
-
-
-@dataclass(frozen=True)
-class TwoHosts:
-    """The two hosts that are up in a folder."""
-
-    folder: str
-    address: str = ""
-
-    def do(self, command: str) -> str:
-        """Do something to the hosts, and return what the script says."""
-        return subprocess.run(
-            [SCRIPT, command, self.folder],
-            env={**os.environ, "RAY_BIN": str(Path(sys.executable).parent)},
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-            timeout=240,
-        ).stdout.strip()
-
-
-@contextmanager
-def two_hosts() -> Iterator[TwoHosts]:
-    """Start two hosts with Ray on them, and end them with the block."""
-    folder = f"/tmp/two-{secrets.token_hex(3)}"  # noqa: S108 - Ray's sockets lie below it, whose paths must be short
-    hosts = TwoHosts(folder)
-    try:
-        yield TwoHosts(folder, hosts.do("up"))
-    finally:
-        hosts.do("down")
 
 
 def run_on(hosts: TwoHosts, lake: Path, table: Path, work: Path) -> Drivers:
     """Return a run whose driver is on the head."""
     options = ("--shard-images", str(SHARD), "--actors", ACTORS, "--json")
-    python = (SCRIPT, "exec", hosts.folder, "head", sys.executable)
-    return Drivers(lake, table, CountingRay(hosts.address, work), "run", options, python=python)
+    return Drivers(lake, table, CountingRay(hosts.address, work), "run", options, python=hosts.python("head"))
 
 
 @pytest.mark.parametrize("fault", ["raylet SIGKILL", "link cut for 20 s", "link cut until the host counts as dead"])
@@ -95,12 +35,9 @@ def test_a_run_that_loses_a_host_in_its_midst_ends_by_itself_and_loses_nothing(
     fault: str,
 ) -> None:
     work = tmp_path / "work"
-    for name, value in {**counting(work), **({} if fault == "link cut for 20 s" else SOON)}.items():
-        monkeypatch.setenv(name, value)  # hosts and driver inherit it
-    for name in LOOPBACK:
-        monkeypatch.delenv(name, raising=False)  # from here on there is more than this machine
+    environment = {**counting(work), **({} if fault == "link cut for 20 s" else SOON)}
     started = time.monotonic()
-    with two_hosts() as hosts:
+    with two_hosts(monkeypatch, **environment) as hosts:
         run = run_on(hosts, lake(IMAGES), tmp_path / "table", work)
         with watched(run.table, tmp_path / "history") as seen, run.running() as driver:
             wait_until(
@@ -129,6 +66,30 @@ def test_a_run_that_loses_a_host_in_its_midst_ends_by_itself_and_loses_nothing(
         readings=len(seen),
         seconds=round(time.monotonic() - started, 1),
     )
+    assert images == IMAGES
+    assert json.loads(out)["errors"] == {}
+    assert images <= work_done <= images + IN_FLIGHT
+
+
+def test_a_run_leaves_a_host_that_is_preempted(
+    lake: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, report: Callable[..., None]
+) -> None:
+    work, notice = tmp_path / "work", tmp_path / "notice"
+    with two_hosts(monkeypatch, **counting(work), **SOON) as hosts, preemption(hosts, notice) as watching:
+        run = run_on(hosts, lake(IMAGES), tmp_path / "table", work)
+        with watched(run.table, tmp_path / "history") as seen, run.running() as driver:
+            wait_until(
+                lambda: sum(one.host == "worker" for one in begun(work)) >= 20, 180, "some shards of the worker's"
+            )
+            notice.touch()
+            assert watching.wait(60) == 0  # the host is drained; a cloud takes it two minutes later
+            hosts.do("kill-host")
+            out, err = driver.communicate(timeout=400)
+    assert driver.returncode == 0, err
+    check_history(seen)
+    images = check_table(run.table, "run")
+    work_done = images_begun(work, run.table, "run")
+    report(line="two hosts, preemption notice", rows=images, planned=IMAGES, begun=work_done)
     assert images == IMAGES
     assert json.loads(out)["errors"] == {}
     assert images <= work_done <= images + IN_FLIGHT

@@ -21,7 +21,7 @@ from pipelines.store import StoreOptions, open_store
 from pipelines.table.schema import Detected, Origin, Row, rows_to_table
 from tests.pipelines.labelling.runs import start_run
 
-HEAVY = ("torch", "torchvision", "ray", "scipy", "transformers", "boto3", "fsspec", "huggingface_hub")
+HEAVY = ("torch", "torchvision", "ray", "scipy", "transformers", "boto3", "fsspec", "huggingface_hub", "rich")
 
 
 def labelled(folder: Path) -> tuple[str, str]:

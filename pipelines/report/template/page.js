@@ -48,6 +48,32 @@ function describe(item) {
   return { shown, text: listed.length ? listed.join(", ") : "no box at this threshold" };
 }
 
+// The labels of some boxes, the best first. Those are left out that would cover an earlier one at each of their places,
+// or with which labels would cover more than a quarter of the picture.
+function labels(boxes, picture, unit) {
+  const parts = [];
+  const taken = [];
+  let left = (picture.width * picture.height) / 4;
+  for (const [number, score, x1, y1, , y2, role = 0] of boxes) {
+    const words = `${role > 1 ? ROLES[role] + " " : ""}${data.classes[number]}${score === null ? "" : " " + score.toFixed(2)}`;
+    const high = 15 * unit;
+    const wide = (words.length * 6.6 + 6) * unit;
+    const x = Math.max(0, Math.min(x1, picture.width - wide));
+    const above = y1 >= high ? y1 - high : y1;
+    const places = role === 1 ? [y2] : [above, y2, y1]; // annotations have theirs below
+    const inside = places.map((y) => Math.max(0, Math.min(y, picture.height - high)));
+    const isFree = (y) => !taken.some((one) => x < one.x + one.wide && one.x < x + wide && y < one.y + high && one.y < y + high);
+    const y = inside.find(isFree);
+    if (y === undefined || left < wide * high) continue;
+    left -= wide * high;
+    taken.push({ x, y, wide });
+    parts.push(drawn("rect", { x, y, width: wide, height: high, class: "label", style: `fill:${role === 1 ? "#fff" : colour(number)}` }));
+    const style = `font:${11 * unit}px ui-monospace,monospace;fill:#000`;
+    parts.push(drawn("text", { x: x + 3 * unit, y: y + 11 * unit, style }, words));
+  }
+  return parts;
+}
+
 // Draws the boxes of one picture; the best lies on top.
 function drawBoxes(svg, item, holder) {
   const picture = data.pictures[item.picture];
@@ -64,21 +90,7 @@ function drawBoxes(svg, item, holder) {
     const line = { ...place, stroke: role === 1 ? "#fff" : colour(number), "stroke-width": 2, "stroke-dasharray": dashes, opacity: onlyChanges && !role ? 0.4 : 1 };
     parts.push(drawn("rect", { ...line, class: "box", "data-class": number, "data-role": ROLES[role] }));
   }
-  if (state.labels) {
-    for (const box of [...shown].reverse()) {
-      const [number, score, x1, y1, , y2, role = 0] = box;
-      if (onlyChanges && !role) continue;
-      const words = `${role > 1 ? ROLES[role] + " " : ""}${data.classes[number]}${score === null ? "" : " " + score.toFixed(2)}`;
-      const high = 15 * unit;
-      const wide = (words.length * 6.6 + 6) * unit;
-      const x = Math.max(0, Math.min(x1, picture.width - wide));
-      const above = y1 >= high ? y1 - high : y1;
-      const y = role === 1 ? Math.min(y2, picture.height - high) : above; // annotations have theirs below
-      parts.push(drawn("rect", { x, y, width: wide, height: high, style: `fill:${role === 1 ? "#fff" : colour(number)}` }));
-      const style = `font:${11 * unit}px ui-monospace,monospace;fill:#000`;
-      parts.push(drawn("text", { x: x + 3 * unit, y: y + 11 * unit, style }, words));
-    }
-  }
+  if (state.labels) parts.push(...labels(shown.filter((box) => !onlyChanges || box[6]), picture, unit));
   svg.replaceChildren(...parts);
   return { count: shown.length, text };
 }

@@ -12,16 +12,12 @@ from pipelines.store import Denied, NotFound, StoreDown, StoreError, Throttled
 
 
 def fail(limit: AdaptiveLimit, failure: StoreError) -> None:
-    def attempt() -> None:
-        raise failure
-
-    with pytest.raises(type(failure)):
-        limit.learn(attempt)
+    limit.fail(failure, limit.cuts)
 
 
 def succeed(limit: AdaptiveLimit, times: int) -> None:
     for _ in range(times):
-        assert limit.learn(lambda: "bytes") == "bytes"
+        limit.succeed()
 
 
 def test_it_begins_with_the_most() -> None:
@@ -74,14 +70,14 @@ def test_a_cut_takes_what_was_gathered_towards_a_rise() -> None:
 def test_attempts_that_fail_together_halve_it_once() -> None:
     limit, together = AdaptiveLimit(32), threading.Barrier(8)
 
-    def attempt() -> None:
+    def attempt(_: int) -> None:
+        cuts = limit.cuts
         together.wait(timeout=30)
-        raise Throttled("slow down")
+        limit.fail(Throttled("slow down"), cuts)
 
     with ThreadPoolExecutor(8) as threads:
-        failures = [threads.submit(limit.learn, attempt) for _ in range(8)]
+        list(threads.map(attempt, range(8)))
 
-    assert all(isinstance(failure.exception(), Throttled) for failure in failures)
     assert limit.limit == 16
 
 

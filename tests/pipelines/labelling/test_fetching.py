@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from dataclasses import replace
 
+import obstore
 import pytest
 
-from pipelines.labelling.fetching import Fetcher, LakeUnreadable
+from pipelines.labelling.adaptive_limit import AdaptiveLimit
+from pipelines.labelling.fetching import Fetcher, LakeUnreadable, image_options
+from pipelines.lake.images import ImageStores
 from pipelines.lake.lake_object import LakeObject
-from pipelines.store import Blob, Denied, Misconfigured, NotFound, StoreDown, StoreError, Throttled, memory_store
+from pipelines.store import (
+    Blob,
+    Denied,
+    Misconfigured,
+    NotFound,
+    StoreDown,
+    StoreError,
+    StoreOptions,
+    Throttled,
+    memory_store,
+)
 from tests.pipelines.labelling.failing_lake import Clock, Lake
 
 
@@ -141,6 +155,51 @@ def test_an_image_that_is_gone_is_missing_at_once(lake: Lake, fetcher: Fetcher, 
 
     assert fetcher.fetch(LakeObject("memory://lake/a.jpg")).error_kind == "missing"
     assert clock.seconds == 0
+
+
+# -- retries
+
+
+def test_nine_functions_and_one_retry_lie_between_an_image_and_its_client(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames: list[str] = []
+
+    def get(*_: object, **__: object) -> None:
+        frames.extend(frame.name for frame in traceback.extract_stack()[:-1] if "/pipelines/" in frame.filename)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(obstore, "get", get)
+    options = image_options(StoreOptions(anonymous=True, endpoint="http://127.0.0.1:9", region="us-east-1"))
+    with pytest.raises(KeyboardInterrupt):
+        Fetcher(ImageStores(options), clock).fetch(LakeObject("s3://lake/a.jpg", "e", 1))
+
+    ours = frames[frames.index("fetch") :]
+    assert len(ours) <= 9, ours
+    assert ours.count("retry") == 1
+
+
+def test_occasional_errors_leave_the_limit_as_it_is_and_lasting_ones_halve_it(lake: Lake, clock: Clock) -> None:
+    limit = AdaptiveLimit(32)
+    fetcher = Fetcher(lake, clock, limit)
+    item = lake.put("a.jpg", b"picture")
+    lake.failures = {"a.jpg": [Throttled("slow down")] * 3}  # over within 1.75 s
+
+    assert fetcher.fetch(item).blob is not None
+    assert limit.limit == 32
+
+    read_one(lake, fetcher)
+    lake.failures = {"a.jpg": Throttled("slow down")}
+    assert fetcher.fetch(item).error_kind == "fetch_failed"
+    assert limit.limit == 1
+
+
+def test_refusals_and_other_errors_share_the_time_of_one_image(lake: Lake, fetcher: Fetcher, clock: Clock) -> None:
+    read_one(lake, fetcher)
+    lake.failures = {"a.jpg": [error for _ in range(500) for error in (StoreDown("no answer"), Denied("refused"))]}
+
+    assert fetcher.fetch(lake.put("a.jpg", b"picture")).error_kind == "denied"
+    assert 10 <= clock.seconds < 40
 
 
 # -- what is read is not what was listed

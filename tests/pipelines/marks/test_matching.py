@@ -9,7 +9,8 @@ import pytest
 from pipelines.errors import RayDetrError
 from pipelines.marks import matching
 from pipelines.marks.marks import Mark
-from pipelines.marks.matching import Boxes, Matcher, folders_of, paired_iou
+from pipelines.marks.matching import Boxes, Matcher, folders_of
+from pipelines.report.overlaps import box_iou
 from pipelines.table.schema import Detected, Origin, Row, rows_to_table
 from tests.pipelines.repeats.fixed_camera import NOW, SIZE, detected
 
@@ -101,7 +102,7 @@ def test_many_boxes_in_small_pieces_are_those_of_a_plain_loop(monkeypatch: pytes
 
     for n in range(300):
         fits = [
-            (paired_iou(sides[n : n + 1] / 640, np.array([one.box]))[0], -place)
+            (float(box_iou(sides[n : n + 1] / 640, np.array([one.box]))[0, 0]), -place)
             for place, one in enumerate(matcher.marks)
             if uris[owners[n]].as_py().startswith(one.folder) and one.label == labels[n].as_py()
         ]

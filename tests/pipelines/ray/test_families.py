@@ -31,8 +31,8 @@ from tests.families import LABELS, differences, own_detections, write_family
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 FAMILIES = (
-    "deformable_detr",
     "rt_detr_v2",
+    pytest.param("deformable_detr", marks=pytest.mark.long),
     pytest.param("rf_detr", marks=pytest.mark.long),
     pytest.param("yolos", marks=pytest.mark.long),
 )

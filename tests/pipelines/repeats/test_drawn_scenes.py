@@ -10,9 +10,9 @@ from pipelines.clock import SystemClock
 from pipelines.exports.config import QueryConfig
 from pipelines.exports.query import query_table
 from pipelines.marks.marks import accept_marks
-from pipelines.marks.matching import paired_iou
 from pipelines.repeats.config import RepeatsConfig
 from pipelines.repeats.finding import find_places
+from pipelines.report.overlaps import box_iou
 from pipelines.store import open_store
 from pipelines.table.schema import Detected, Row
 from scripts.fixed_camera import HEIGHT, WIDTH, draw_camera
@@ -26,7 +26,7 @@ FOUND_IOU = 0.5
 
 
 def overlaps(box: list[float], others: list[list[float]]) -> float:
-    return float(paired_iou(np.array([box] * len(others)), np.array(others)).max())
+    return float(box_iou(np.array([box]), np.array(others)).max())
 
 
 def test_stones_are_marked_and_what_moves_is_not(tmp_path) -> None:

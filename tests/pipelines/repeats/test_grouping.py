@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.marks.matching import paired_iou
+from pipelines.marks.matching import Corners
 from pipelines.repeats import grouping
 from pipelines.repeats.grouping import Cells, places_of
 from pipelines.report.overlaps import box_iou
@@ -32,6 +32,7 @@ def scattered(count: int, seed: int) -> Cells:
 def test_neighbours_are_those_of_every_pair(iou: float, many: int, least: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grouping, "_PIECE", 50)
     monkeypatch.setattr(grouping, "_MOST_PAIRS", 900)
+    monkeypatch.setattr(grouping, "_COMPARED", 70)
     monkeypatch.setattr(grouping, "_MANY_PAIRS", many)
     cells = scattered(300, seed=int(100 * iou))
     is_near = box_iou(cells.boxes, cells.boxes) >= iou
@@ -46,9 +47,9 @@ def test_neighbours_are_those_of_every_pair(iou: float, many: int, least: int, m
     assert len(found) > (len(cells.boxes) // 2 if least == 1 else 10)
 
 
-def crowded(count: int) -> Cells:
+def crowded(count: int, seed: int = 0) -> Cells:
     """Return cells of one object in each picture, anywhere around the middle, where all boxes have many near ones."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     sizes, middles = random.uniform(0.25, 0.45, (count, 2)), random.normal(0.5, 0.12, (count, 2))
     boxes = np.concatenate([middles - sizes / 2, middles + sizes / 2], axis=1)
     return Cells((boxes * 100_000).astype(np.int64), np.ones(count, np.int64))
@@ -59,12 +60,13 @@ def test_in_a_crowded_folder_few_pairs_are_compared_and_only_those_of_places_are
 ) -> None:
     compared = []
 
-    def counting(one: Any, other: Any) -> Any:
+    def counting(self: Corners, one: Any, other: Any) -> Any:
         compared.append(len(one))
-        return paired_iou(one, other)
+        return compare(self, one, other)
 
-    monkeypatch.setattr(grouping, "paired_iou", counting)
-    monkeypatch.setattr(grouping, "_MOST_PAIRS", 50_000)
+    compare = Corners.iou
+    monkeypatch.setattr(Corners, "iou", counting)
+    monkeypatch.setattr(grouping, "_COMPARED", 50_000)
     monkeypatch.setattr(grouping, "_MANY_PAIRS", 0)
     cells = crowded(12_000)  # whose neighbourhoods have up to 52 boxes; 12 are the mean
 
@@ -75,6 +77,29 @@ def test_in_a_crowded_folder_few_pairs_are_compared_and_only_those_of_places_are
     compared.clear()
     assert places_of(cells, iou=0.85, least=1000).tolist() == []
     assert sum(compared) == 0
+
+
+def places_by_every_pair(cells: Cells, iou: float, least: int) -> list[list[int]]:
+    """The largest neighbourhood of free boxes is a place; of equal ones the first; until none has enough."""
+    order = np.lexsort(cells.boxes.T[::-1])
+    boxes, counts = cells.boxes[order], cells.counts[order].copy()
+    is_near, places = box_iou(boxes, boxes) >= iou, []
+    while True:
+        totals = is_near @ counts
+        first = int(totals.argmax())
+        if totals[first] < least:
+            return places
+        weights = np.where(is_near[first], counts, 0)
+        places.append(((boxes * weights[:, None]).sum(axis=0) // totals[first]).tolist())
+        counts[is_near[first]] = 0
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("iou", "least"), [(0.5, 1), (0.7, 9), (0.85, 12)])
+def test_places_are_those_of_comparing_every_pair(seed: int, iou: float, least: int) -> None:
+    cells = scattered(150, seed) if seed % 2 else crowded(300, seed)
+
+    assert places_of(cells, iou=iou, least=least).tolist() == places_by_every_pair(cells, iou, least)
 
 
 def test_places_do_not_depend_on_the_order_of_cells() -> None:

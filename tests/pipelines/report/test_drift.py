@@ -24,7 +24,7 @@ FOUND, TRUTH, APPEARED, VANISHED, MOVED = range(5)
 
 @pytest.fixture
 def table(tmp_path: Path) -> str:
-    """Two runs over `a`: a dog stayed, another moved, a cat vanished, a cow appeared; `b`, `c`, `d`, `e` otherwise."""
+    """Two runs over `a`: a dog stayed, another moved, a cat vanished, a cow appeared; `b` to `f` otherwise."""
     a, b, c, d, e = (picture(tmp_path / "images", f"{name}.png") for name in "abcde")
     nothing = Detected([], (), [], [])
     publish(
@@ -35,6 +35,7 @@ def table(tmp_path: Path) -> str:
             row(b, nothing),
             row(c, nothing),
             Row(d, error_kind="truncated", error="cut"),
+            Row(str(tmp_path / "images" / "f.png"), error_kind="empty", error="no bytes"),
         ],
         "run-1",
     )  # fmt: skip
@@ -47,6 +48,7 @@ def table(tmp_path: Path) -> str:
             Row(c, error_kind="missing", error="gone"),
             row(d, nothing),
             row(e, nothing),
+            Row(str(tmp_path / "images" / "f.png"), error_kind="empty", error="no bytes"),
         ],
         "run-2",
         model="detr@2",
@@ -67,7 +69,13 @@ def test_boxes_that_appeared_vanished_and_moved_are_counted_and_shown(table: str
 
     assert (summary.compared, summary.drift) == (2, pytest.approx(3 / 4))  # of one that stayed and three that did not
     html = (tmp_path / "r.html").read_text()
-    for sentence in ("1 images are new", "1 images are errors now", "1 images were errors then"):
+    for sentence in (
+        "1 images are new",
+        "1 images have an error now and had none",
+        "1 images had an error and have none now",
+        "1 images have an error in both",
+        "Now by detr@2, then by detr@1.",
+    ):
         assert sentence in html
     data = data_of(html)
     (item,) = next(one["items"] for one in data["galleries"] if one["id"] == "drift")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from PIL import Image
 
 from pipelines.errors import BudgetExceeded, UsageError
+from pipelines.review import files
 from pipelines.review.config import CorrectionsConfig, ReviewConfig
 from pipelines.review.corrected_shards import CorrectionsSummary, shard_corrections
 from pipelines.review.export import export_review
@@ -353,6 +356,58 @@ def test_a_file_without_corrections_of_the_table_is_refused(content: Any, senten
         take_back(folder, content)
 
 
+def zipped(members: dict[str, Any]) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content if isinstance(content, str) else json.dumps(content))
+    return file.getvalue()
+
+
+def import_bytes(folder: Path, data: bytes) -> CorrectionsSummary:
+    (folder / "export.zip").write_bytes(data)
+    return shard_corrections(
+        CorrectionsConfig(str(folder / "table"), str(folder / "shards"), (str(folder / "export.zip"),))
+    )
+
+
+def test_an_archive_is_read_as_label_studio_and_cvat_hand_out_coco(folder: Path) -> None:
+    one = coco(["x/a.png"], [{"image_id": 1, "category_id": 2, "bbox": [8, 6, 40, 30]}])
+    data = zipped({
+        "images/": "", "images/x/a.png": "pixels", "annotations/instances_default.json": one,
+        "annotations/instances_second.json": coco(["y/c.png"], []),
+        "__MACOSX/annotations/._instances_default.json": "x",
+    })  # fmt: skip
+
+    summary = import_bytes(folder, data)
+
+    assert boxes(folder) == {"x/a.png": [("cat", [8.0, 6.0, 40.0, 30.0])], "y/c.png": []}
+    assert (summary.reviewed, summary.without_boxes) == (2, 1)
+    origin = read_index(open_store(str(folder / "shards"))).other["origin"]
+    assert origin["corrections"] == [{"file": str(folder / "export.zip"), "sha256": hashlib.sha256(data).hexdigest()}]
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (zipped({"labels/a.txt": "0 1 1 1 1"}), "this archive has no JSON file. Export JSON, JSON-MIN or COCO"),
+        (zipped({"a.json": {"images": []}})[:-30], "this ZIP archive cannot be read .* Export and download it again"),
+        (zipped({"notes.json": {"categories": []}}), "export.zip#notes.json: this is neither a COCO json nor a list"),
+    ],
+    ids=["no json", "truncated", "notes of a YOLO export"],
+)
+def test_an_archive_without_corrections_is_refused(data: bytes, sentence: str, folder: Path) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        import_bytes(folder, data)
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MOST_BYTES", 1000)
+
+    with pytest.raises(UsageError, match=r"the JSON files in this archive have more than 1,000 bytes. Unpack it"):
+        import_bytes(folder, zipped({"a.json": [0] * 900}))
+
+
 def test_what_is_no_json_is_refused(folder: Path) -> None:
     (folder / "x.json").write_text("{")
 
@@ -391,6 +446,29 @@ def test_pictures_that_exif_turns_have_the_boxes_of_the_upright_picture(tmp_path
     summary = take_back(tmp_path, [exported_task(given(tmp_path)["turned"], [annotation([])])])
 
     assert summary.shards.report["images_turned_upright"] == 1
+
+
+@pytest.mark.parametrize(("contributor", "reviewed"), [("Label Studio", 1), ("somebody", 0)])
+def test_label_studios_coco_has_the_stored_size_and_upright_boxes_of_a_picture_that_exif_turns(
+    contributor: str, reviewed: int, tmp_path: Path
+) -> None:
+    """So writes Label Studio 1.23; of another tool nobody knows which way the boxes lie."""
+    paths = [tmp_path / "lake" / name for name in ("turned.jpg", "plain.jpg")]
+    paths[0].parent.mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (80, 60)).save(paths[0], exif=exif)
+    Image.new("RGB", (60, 80)).save(paths[1])
+    rows = [Row(str(path), width=60, height=80, detections=dog_and_cat(0.6, 0.5)) for path in paths]
+    publish(str(tmp_path / "table"), rows)
+    export_review(ReviewConfig(table=str(tmp_path / "table"), out=str(tmp_path / "batch"), count=9))
+    one = coco(["turned.jpg"], [{"image_id": 1, "category_id": 2, "bbox": [10, 30, 40, 50]}], width=80, height=60)
+    other = coco(["plain.jpg"], [], width=60, height=80)
+
+    summary = take_back(tmp_path, {**one, "info": {"contributor": contributor}}, other)
+
+    assert len(summary.other_size) == 1 - reviewed
+    assert boxes(tmp_path).get("turned.jpg") == ([("cat", [10.0, 30.0, 40.0, 50.0])] if reviewed else None)
 
 
 def test_members_of_archives_are_read_by_their_addresses(tmp_path: Path) -> None:

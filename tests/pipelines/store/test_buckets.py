@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import obstore
 import pytest
+from obstore.exceptions import GenericError
 from obstore.store import MemoryStore
 
-from pipelines.store import Misconfigured, NotFound, StoreOptions, open_store
+from pipelines.store import Misconfigured, NotFound, StoreDown, StoreOptions, open_store
 from pipelines.store.obstore_store import QUICK_BYTES, ObstoreStore, put_seconds
 
 ANONYMOUS = StoreOptions(anonymous=True, retry_seconds=0.0)
@@ -37,6 +39,29 @@ def test_a_name_that_the_only_client_cannot_take_is_not_found() -> None:
 
     with pytest.raises(NotFound, match=r"gs://bucket/a//b.*--via fsspec"):
         store.get("a//b")
+
+
+@pytest.mark.parametrize(("reads_once", "attempts"), [(True, 1), (False, 3)])
+def test_a_store_whose_caller_retries_reads_an_object_once(
+    reads_once: bool, attempts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get, tried = obstore.get, []
+
+    def cut(bucket: MemoryStore, path: str) -> object:
+        tried.append(path)
+        if len(tried) < 3:
+            raise GenericError("error decoding response body")
+        return get(bucket, path)
+
+    store = ObstoreStore(MemoryStore(), "gs://bucket", "", slow=None, retry_seconds=60.0, reads_once=reads_once)
+    store.put("a", b"bytes")
+    monkeypatch.setattr(obstore, "get", cut)
+    if reads_once:
+        with pytest.raises(StoreDown):
+            store.get("a")
+    else:
+        assert store.get("a").data == b"bytes"
+    assert tried == ["a"] * attempts
 
 
 def test_large_puts_have_time_for_their_size() -> None:

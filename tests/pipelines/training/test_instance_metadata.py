@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -20,59 +19,7 @@ from pipelines.training.instance_metadata import (
     Notice,
     find_service,
 )
-
-ACTION = "/latest/meta-data/spot/instance-action"
-REBALANCE = "/latest/meta-data/events/recommendations/rebalance"
-PREEMPTED = "/computeMetadata/v1/instance/preempted"
-
-
-class PlayedServer(ThreadingHTTPServer):
-    """A metadata service: `cloud` decides its manners, `paths` what it knows."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Answer)
-        self.cloud = "aws"
-        self.paths: dict[str, str] = {}
-        self.token = "token-1"
-        self.status: int | None = None
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class Answer(BaseHTTPRequestHandler):
-    server: PlayedServer
-
-    def do_PUT(self) -> None:
-        lifetime = self.headers.get("X-aws-ec2-metadata-token-ttl-seconds")
-        if self.server.cloud == "aws" and self.path == "/latest/api/token" and lifetime == "21600":
-            self._answer(200, self.server.token)
-        else:
-            self._answer(405, "")
-
-    def do_GET(self) -> None:
-        if self.server.status is not None:
-            self._answer(self.server.status, "")
-        elif self.server.cloud == "aws" and self.headers.get("X-aws-ec2-metadata-token") != self.server.token:
-            self._answer(401, "")
-        elif self.server.cloud == "google" and self.headers.get("Metadata-Flavor") != "Google":
-            self._answer(403, "")
-        elif self.path in self.server.paths:
-            self._answer(200, self.server.paths[self.path])
-        else:
-            self._answer(404, "<html>not found</html>")
-
-    def _answer(self, status: int, text: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        pass
+from tests.metadata_service import ACTION, PREEMPTED, REBALANCE, PlayedServer
 
 
 class Clock:
