@@ -87,7 +87,7 @@ def _connect(*, verbose: bool) -> None:
         # Ray's own is 15: beside busy processes of others its workers get one part in thirty of what is theirs
         os.environ.setdefault("RAY_worker_niceness", "0")
         try:
-            with on_loopback(), _patiently(START_SECONDS):
+            with on_loopback(), patiently(START_SECONDS):
                 ray.init(
                     address="local",
                     logging_level=level,
@@ -120,7 +120,7 @@ def _token_sentence(error: AuthenticationError) -> str:
 
 
 @contextmanager
-def _patiently(seconds: float) -> Iterator[None]:
+def patiently(seconds: float) -> Iterator[None]:
     """Let a node that `ray.init` starts take so long to register with its head: Ray 2.60 has 30 s written down.
 
     It asks again and again whether the node is there, so an answer may wait.

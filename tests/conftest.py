@@ -119,12 +119,12 @@ def local_ray() -> Iterator[str]:
         import ray  # here: seconds that most tests need not wait for
         import ray.data
 
-        from pipelines.cluster import on_loopback
+        from pipelines.cluster import START_SECONDS, on_loopback, patiently
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Ray 2.60 warns of defaults of its own when this is made
             ray.data.DataContext.get_current()
-        with on_loopback():
+        with on_loopback(), patiently(START_SECONDS):  # other jobs may keep the machine busy
             ray.init(
                 address="local",
                 num_cpus=8,

@@ -19,7 +19,7 @@ GUIDES = [  # for users: what they say of options has to be true today
         for name in ("models", "operations", "repeats", "review", "security", "table", "training", "tutorial")
     ),
 ]
-OPTIONS_OF_OTHERS = {"--runtime-env-json", "--generate"}  # of Ray's commands
+OPTIONS_OF_OTHERS = {"--runtime-env-json", "--generate", "--from", "--index-url"}  # of Ray's commands, uvx and pip
 NAMES = {path: str(path.relative_to(ROOT)) for path in DOCUMENTS}
 REFERENCE = (ROOT / "docs" / "cli.md").read_text()
 TABLE = (ROOT / "docs" / "table.md").read_text()

@@ -14,7 +14,7 @@ import ray
 from ray._private import services
 from ray.exceptions import AuthenticationError
 
-from pipelines.cluster import _check_answers, _connect, _patiently, hosts, is_given, refuse_local
+from pipelines.cluster import _check_answers, _connect, hosts, is_given, patiently, refuse_local
 from pipelines.errors import RayDetrError
 
 
@@ -101,7 +101,7 @@ def test_a_local_ray_that_is_slow_to_start_is_waited_for(monkeypatch: pytest.Mon
     monkeypatch.setattr(services, "get_node", get_node)
     monkeypatch.setattr("pipelines.cluster.ASK_SECONDS", 0.0)
 
-    with _patiently(60):
+    with patiently(60):
         assert services.get_node("127.0.0.1:6379", "1") == {"node_id": "1"}
     assert services.get_node is get_node
 
@@ -113,7 +113,7 @@ def test_a_node_that_does_not_register_is_given_up_in_time(monkeypatch: pytest.M
     monkeypatch.setattr(services, "get_node", get_node)
     monkeypatch.setattr("pipelines.cluster.ASK_SECONDS", 0.01)
 
-    with pytest.raises(RuntimeError, match="not there"), _patiently(0.05):
+    with pytest.raises(RuntimeError, match="not there"), patiently(0.05):
         services.get_node("127.0.0.1:6379", "1")
 
 
