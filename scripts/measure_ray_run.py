@@ -3,10 +3,10 @@
     python -m scripts.measure_ray_run --images 20000 --actors 16
 
 The lake is one small JPEG under many addresses (hard links in a new folder), named by a list. Everything is a run as
-`ray-detr label` makes it, with a local Ray that believes to have as many CPUs as there are actors; only the network is
-replaced: it sleeps for `--milliseconds` for each image and finds the same two boxes. With `--rows-only` images are not
-read either, so that sixteen actors fit on a small machine. Prints what the run took, by
-process, and checks that the table has one row for each address.
+`ray-detr label` makes it, with a local Ray that is told to have as many CPUs as there are actors; only the network is
+replaced: it sleeps for `--milliseconds` an image and finds the same two boxes. With `--rows-only` images are not read
+either, so that sixteen actors fit on a small machine. Prints what the run took, by process, and checks that the table
+has one row for each address.
 """
 
 from __future__ import annotations

@@ -35,13 +35,14 @@ from pipelines.store.retry import retry
 T = TypeVar("T")
 
 FETCH_THREADS = 32  # waiting for a store costs no core; obstore is 0.6 ms of CPU a GET at 32 (object-store notes)
-# Budgets of the retries for one image: `Fetcher._try` is the only layer of ours above the client. Each is measured from
-# the first attempt on, and the image keeps its turn of the limit meanwhile.
+# Budgets of the retries for one image, measured from the first attempt on; the image keeps its turn of the limit
+# meanwhile. For a whole object that obstore reads, `Fetcher._try` is the only loop of ours; other stores and members of
+# archives have one for `CLIENT_SECONDS` below it.
 CLIENT_SECONDS = 2.0  # of tries by the client itself, for occasional errors, which leave the limit as it is
 FETCH_BUDGET_SECONDS = 120.0  # of retries for an object
 WEB_SECONDS = 15.0  # of retries on a web server: a list may name thousands, and dead ones must not take long
 CANARY_SECONDS = 20.0  # of retries for an object that was readable before, until its store counts as unavailable
-DENIED_SECONDS = 10.0  # of retries after a refusal, about eight, because some throttling looks like a refusal
+DENIED_SECONDS = 10.0  # of retries after a refusal, some eight: throttling may look like a refusal
 SURELY_DENIED_SECONDS = (
     1.0  # of retries after a refusal, when so many in a row stayed refused that it is not throttling
 )

@@ -139,7 +139,7 @@ class _OfLevels:
         levels: how many folders lie between their folders and an image.
         folders: the different folders, labels: the different classes.
         keys: `(K,)`: place of the folder times the number of classes, plus place of the class; rising.
-        numbers: `(K,)`: of all marks, boxes `(K, 4)` and least IoU `(K,)` of these.
+        numbers: `(K,)`: of all marks; boxes and least IoU `(K,)` of these.
     """
 
     levels: int
@@ -147,7 +147,7 @@ class _OfLevels:
     labels: pa.Array
     keys: Integers
     numbers: Integers
-    boxes: Floats
+    boxes: Corners
     least: Floats
 
     @classmethod
@@ -163,7 +163,7 @@ class _OfLevels:
             labels=pa.array(list(labels), pa.string()),
             keys=keys[order],
             numbers=np.array([number for number, _ in chosen], np.int64)[order],
-            boxes=np.array([mark.box for _, mark in chosen], np.float64)[order],
+            boxes=Corners.of(np.array([mark.box for _, mark in chosen], np.float64)[order]),
             least=np.array([mark.iou for _, mark in chosen], np.float64)[order],
         )
 
@@ -194,7 +194,7 @@ class _OfLevels:
         marks = np.arange(counts.sum()) - np.repeat(starts - first, counts)
         sizes = boxes.sizes[boxes.owners[where]]
         shares = boxes.sides[where].astype(np.float64) / np.tile(np.where(sizes > 0, sizes, np.nan), 2)
-        overlaps = Corners.of(shares).iou(np.repeat(np.arange(len(where)), counts), marks, Corners.of(self.boxes))
+        overlaps = Corners.of(shares).iou(np.repeat(np.arange(len(where)), counts), marks, self.boxes)
         overlaps = np.where(overlaps >= self.least[marks], overlaps, 0.0)  # nan of an unknown size, too
         best = np.maximum.reduceat(overlaps, starts)
         pairs = np.where(overlaps == np.repeat(best, counts), np.arange(len(overlaps)), len(overlaps))

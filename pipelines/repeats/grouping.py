@@ -20,7 +20,7 @@ from pipelines.marks.matching import Corners, pieces
 Integers = npt.NDArray[np.int64]
 
 _PIECE = 20_000  # cells whose neighbours are searched at once
-_MOST_PAIRS = 4_000_000  # of cells and those that may be their neighbours, in a piece: 100 MB
+_MOST_PAIRS = 2_000_000  # of cells and those that may be their neighbours, in a piece: some 130 MB
 _COMPARED = 30_000  # pairs compared at once, which fit into a core's cache
 _MANY_PAIRS = 2_000_000  # from which finer bins pay
 
@@ -41,7 +41,7 @@ class Cells:
 def places_of(cells: Cells, *, iou: float, least: int) -> Integers:
     """Return the boxes of the places that have at least so many boxes, `(K, 4)`, the largest place first.
 
-    Memory: some 100 MB, and four bytes for each pair of a cell whose neighbourhood has so many boxes and one of its
+    Memory: some 130 MB, and four bytes for each pair of a cell whose neighbourhood has so many boxes and one of its
     neighbours. Time: that of comparing each cell with those near it whose neighbourhood may have so many boxes. Equal
     input in any order gives equal output.
 

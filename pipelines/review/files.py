@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import lzma
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,10 @@ from pipelines.store import StoreOptions, without_secrets
 MOST_BYTES: Final = 2_000_000_000  # of the JSON files of an archive, unpacked
 
 _ZIP: Final = b"PK\x03\x04"
-_DAMAGE: Final = (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error)  # Runtime: a password
+# what zipfile raises for damage, by where it is; RuntimeError: a password, ValueError: places and names, OSError: bzip2
+_DAMAGE: Final = (
+    zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, OSError, zlib.error, lzma.LZMAError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

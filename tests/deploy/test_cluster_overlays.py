@@ -29,6 +29,7 @@ INSTANCE = {
         "type": {"PERSISTENT", "SCRATCH"},
         "initializeParams": {"diskSizeGb": int, "sourceImage": str},
     },
+    "serviceAccounts": {"email": str, "scopes": str},
     "scheduling": {
         "provisioningModel": {"SPOT", "STANDARD"},
         "instanceTerminationAction": {"DELETE", "STOP"},
@@ -68,6 +69,14 @@ def _unknown(value: Any, fields: Any, path: str) -> list[str]:
 @pytest.mark.parametrize("cluster", [GCP, ON_PREMISES], ids=["gcp", "on-premises"])
 def test_the_cluster_is_valid(cluster: dict[str, Any]) -> None:
     assert findings(cluster) == []
+
+
+def test_machines_that_label_have_credentials() -> None:
+    # Ray 2.60 gives an account to the head only
+    (account,) = GCP["available_node_types"]["gpu"]["node_config"]["serviceAccounts"]
+
+    assert account["scopes"] == ["https://www.googleapis.com/auth/cloud-platform"]
+    assert "IamInstanceProfile" in AWS["available_node_types"]["gpu"]["node_config"]
 
 
 @pytest.mark.parametrize(

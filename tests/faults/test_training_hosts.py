@@ -123,8 +123,8 @@ def test_a_preemption_notice_leads_to_a_checkpoint_before_the_host_is_gone(
         waited = time.monotonic() - noticed
         saved = newest_checkpoint(data / "spot")
         hosts.do("kill-host")
-        first, second = finish(driver)
+        starts = finish(driver)
 
-    report(line="preemption notice to checkpoint", seconds=round(waited, 1), starts=[first, second])
-    assert (first, second) == (0, saved)
+    report(line="preemption notice to checkpoint", seconds=round(waited, 1), starts=starts)
+    assert starts[:2] == [0, saved]  # the drained host may count as lost a second time when it is gone
     assert saved < steps

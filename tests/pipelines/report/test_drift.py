@@ -70,10 +70,10 @@ def test_boxes_that_appeared_vanished_and_moved_are_counted_and_shown(table: str
     assert (summary.compared, summary.drift) == (2, pytest.approx(3 / 4))  # of one that stayed and three that did not
     html = (tmp_path / "r.html").read_text()
     for sentence in (
-        "1 images are new",
-        "1 images have an error now and had none",
-        "1 images had an error and have none now",
-        "1 images have an error in both",
+        "Images only in this report: 1.",
+        "New errors: 1.",
+        "Errors that are gone: 1.",
+        "Errors in both: 1.",
         "Now by detr@2, then by detr@1.",
     ):
         assert sentence in html
@@ -94,6 +94,16 @@ def test_an_equal_run_has_no_drift(table: str, tmp_path: Path) -> None:
     summary = write_report(ReportConfig(table, tmp_path / "r.html", run_id="run-4", against="run-3"))
 
     assert (summary.compared, summary.drift) == (1, 0)
+
+
+def test_a_run_against_itself_names_no_other(tmp_path: Path) -> None:
+    table, found = str(tmp_path / "one run"), Detected([18], ("dog",), [0.9], [[0, 0, 20, 20]])
+    publish(table, [row(picture(tmp_path / "images", "z.png"), found)], "run-3")
+
+    write_report(ReportConfig(table, tmp_path / "r.html", against="run-3"))
+
+    html = (tmp_path / "r.html").read_text()
+    assert "then by" not in html
 
 
 def test_more_drift_than_allowed_ends_with_a_page_and_a_sentence(

@@ -364,6 +364,12 @@ def zipped(members: dict[str, Any]) -> bytes:
     return file.getvalue()
 
 
+def misplaced(archive: bytes) -> bytes:
+    """Return an archive whose last record says that the directory begins a megabyte later."""
+    end = archive.rindex(b"PK\5\6")
+    return archive[: end + 16] + (2**20).to_bytes(4, "little") + archive[end + 20 :]
+
+
 def import_bytes(folder: Path, data: bytes) -> CorrectionsSummary:
     (folder / "export.zip").write_bytes(data)
     return shard_corrections(
@@ -392,9 +398,13 @@ def test_an_archive_is_read_as_label_studio_and_cvat_hand_out_coco(folder: Path)
     [
         (zipped({"labels/a.txt": "0 1 1 1 1"}), "this archive has no JSON file. Export JSON, JSON-MIN or COCO"),
         (zipped({"a.json": {"images": []}})[:-30], "this ZIP archive cannot be read .* Export and download it again"),
+        (
+            misplaced(zipped({"a.json": {"images": []}})),
+            "this ZIP archive cannot be read .* Export and download it again",
+        ),
         (zipped({"notes.json": {"categories": []}}), "export.zip#notes.json: this is neither a COCO json nor a list"),
     ],
-    ids=["no json", "truncated", "notes of a YOLO export"],
+    ids=["no json", "truncated", "directory elsewhere", "notes of a YOLO export"],
 )
 def test_an_archive_without_corrections_is_refused(data: bytes, sentence: str, folder: Path) -> None:
     with pytest.raises(UsageError, match=sentence):
