@@ -155,8 +155,8 @@ class TestOnACluster:
 
         assert end.exit_code == 0
         lines = "".join(log).splitlines()
-        assert lines[lines.index("begun") + 1] == "ended"
-        assert lines.count("begun") == 1
+        # Ray 2.60 may write its own line between them: it begins the command before it flushes the file
+        assert [line for line in lines if line in ("begun", "ended")] == ["begun", "ended"]
 
     def test_an_interrupted_command_says_that_the_job_goes_on(self, address: str, tmp_path: Path) -> None:
         words = ("--slot", "long", "--", "scenes", "--out", str(tmp_path / "many"), "--count", "5000")
