@@ -100,6 +100,20 @@ def test_thousands_of_refused_images_cost_little_time_each(lake: Lake, fetcher: 
     assert clock.seconds == pytest.approx(20 * 10 + 80 * 1)
 
 
+def test_a_refusal_that_passes_makes_the_next_ones_waited_for_again(lake: Lake, fetcher: Fetcher, clock: Clock) -> None:
+    read_one(lake, fetcher)
+    items = [lake.put(f"{number}.jpg", b"picture") for number in range(23)]
+    lake.failures = {item.uri.rpartition("/")[2]: Denied("it is refused") for item in items}
+    lake.failures["21.jpg"] = [Denied("it is refused")]  # once
+    for item in items[:22]:
+        fetcher.fetch(item)
+    before = clock.seconds
+
+    fetcher.fetch(items[22])
+
+    assert clock.seconds - before == pytest.approx(10)
+
+
 def test_a_refused_folder_is_rows_where_the_rest_of_the_bucket_was_read(lake: Lake, fetcher: Fetcher) -> None:
     read_one(lake, fetcher)
     items = [lake.put(f"private/{number}.jpg", b"picture") for number in range(5)]
