@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from detr.backbone import BasicBlock, Bottleneck, Guard, ResidualBlock, ResidualNetwork
 from detr.model import Detr
 
-OPERATORS = ("_convolution_pointwise", "_convolution_pointwise_")
+OPERATORS = ("_convolution_pointwise", "_convolution_pointwise_", "_is_mkldnn_bf16_supported")
 """Operators of `torch.ops.mkldnn` that this module calls."""
 
 MACHINES = ("x86_64", "AMD64")
@@ -30,7 +30,8 @@ def fuse_convolutions(model: Detr) -> bool:
 
     The fused network is the same function to rounding (1e-5). It cannot be trained or saved. The model stays as it is,
     and the reason is logged once, where PyTorch lacks oneDNN or these operators, where oneDNN is switched off, on
-    processors other than x86, and for a model that is not on the CPU in float32 or bfloat16.
+    processors other than x86, for a model that is not on the CPU in float32 or bfloat16, and for bfloat16 on
+    processors that oneDNN has no bfloat16 for (those without AVX-512 or AVX-NE-CONVERT).
 
     Args:
         model: of `detr.folding.folded`, on the device that it will compute on.
@@ -134,6 +135,8 @@ def _reason_against(model: Detr) -> str | None:
     missing = [name for name in OPERATORS if not hasattr(torch.ops.mkldnn, name)]
     if missing:
         return f"PyTorch {torch.__version__} has no torch.ops.mkldnn.{' and no '.join(missing)}"
+    if weight.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # noqa: SLF001
+        return "oneDNN has no bfloat16 for this processor"
     return None
 
 

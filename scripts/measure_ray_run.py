@@ -88,8 +88,9 @@ class StubLabelerActor(actor_pool.ShardActor):
     """An actor that reads no image: it sleeps, makes the rows of the shard and commits them. It needs no torch."""
 
     def __init__(self, spec: LabelerSpec) -> None:
-        # where the constructor looks for it, in the actor's process
-        actor_pool.ShardActor.__init__.__globals__["build_labeler"] = StubLabeler
+        # Ray sends the base class by value, because its name means this class here: it has globals of its own
+        actor_pool_globals = super().__init__.__func__.__globals__  # type: ignore[attr-defined]
+        actor_pool_globals["build_labeler"] = StubLabeler
         super().__init__(spec)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from detr.checkpoints.hub_config import MODEL_TYPES, read_config, write_config, write_preprocessor
 from detr.checkpoints.identity import CLASS_BIAS, digest
@@ -185,8 +186,18 @@ def _mention_wrappers(names: Mapping[str, str], source: str) -> None:
         )
 
 
+class _NothingDrawn(TorchFunctionMode):
+    """Leaves out drawing random weights: on the device "meta" PyTorch imports its compiler and sympy for it."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
+        if getattr(function, "__module__", "") == "torch.nn.init" or function in (Tensor.uniform_, Tensor.normal_):
+            return args[0] if args else named["tensor"]
+        return function(*args, **named)
+
+
 def _empty(config: DetrConfig) -> Detr:
-    with torch.device("meta"):  # nothing is allocated or drawn at random only to be overwritten
+    with torch.device("meta"), _NothingDrawn():  # nothing is allocated or drawn only to be overwritten
         return PanopticDetr(config) if config.mask_head else Detr(config)
 
 

@@ -154,6 +154,10 @@ def test_a_detector_on_a_cpu_computes_with_fused_convolutions() -> None:
     assert "aten::conv2d" not in called
 
 
+@pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    reason="oneDNN has no bfloat16 for this processor: run on one with AVX-512 or AVX-NE-CONVERT",
+)
 def test_bfloat16_weights_are_fused_too() -> None:
     plain = folded(drawn(TINY)).to(memory_format=torch.channels_last)
     fused = copy.deepcopy(plain)
@@ -184,6 +188,20 @@ def test_a_network_stays_plain_where_pytorch_has_no_such_operator(
     assert len(caplog.messages) == 1
     assert "torch.ops.mkldnn._convolution_of_tomorrow" in caplog.text
     assert model(pixels_of(1, 32, 32), None).logits.isfinite().all()
+
+
+def test_bfloat16_stays_plain_on_processors_that_onednn_cannot_compute_it_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    fused_cpu._log_once.cache_clear()
+
+    with caplog.at_level(logging.INFO, logger="detr.fused_cpu"):
+        detector = Detector(drawn(TINY), device="cpu", precision="bf16", threshold=0)
+
+    assert "oneDNN has no bfloat16 for this processor" in caplog.text
+    assert len(detector(torch.zeros(3, 64, 96, dtype=torch.uint8)).scores) == TINY.queries
+    assert fuse_convolutions(folded(drawn(TINY)))  # in float32 as ever
 
 
 @pytest.mark.parametrize(

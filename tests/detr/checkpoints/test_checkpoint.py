@@ -4,6 +4,8 @@ import json
 import os
 import pickle
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -562,3 +564,20 @@ def test_what_only_training_knows_is_not_in_the_fingerprint(official: Detr) -> N
     model.load_state_dict(official.state_dict())
 
     assert fingerprint(model) == fingerprint(official)
+
+
+LOADED = """
+import sys
+from PIL import Image
+from detr.detectors import load_detector
+detector = load_detector("scenes")
+detector([Image.new("RGB", (300, 200))])
+print([name for name in ("torch._dynamo", "sympy", "torchvision") if name in sys.modules])
+"""
+
+
+@pytest.mark.slow  # a process of its own imports torch
+def test_a_process_that_loads_a_model_and_detects_does_not_import_pytorchs_compiler() -> None:
+    done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, check=True)
+
+    assert done.stdout == "[]\n"  # they would take 3 s of CPU and 150 MB in each actor
