@@ -28,7 +28,8 @@ from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.label import label
 from pipelines.labelling.progress import Progress
 from pipelines.lake.lake_object import LakeObject
-from pipelines.lake.listing import check_addresses, list_objects
+from pipelines.lake.listing import list_objects
+from pipelines.lake.sources import check_addresses
 from pipelines.store import StoreOptions, without_secrets
 
 _EVERY_ERROR_RATE = 1.0  # errors are counted in the evaluation, and count as missed there

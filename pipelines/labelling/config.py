@@ -144,7 +144,7 @@ class PlanConfig:
 
     def __post_init__(self) -> None:
         from pipelines.labelling.mask_column import MASKS
-        from pipelines.lake.listing import check_addresses
+        from pipelines.lake.sources import check_addresses
         from pipelines.models import FETCH_FIRST
         from pipelines.table.schema import check_kept
 

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.errors import RayDetrError, UsageError
+from pipelines.lake.lake_object import COMMENT, WITHOUT_URI, LakeObject, Listed, Skipped
 from pipelines.lake.list_formats import (
     ETAG_COLUMNS,
     LIST_SUFFIXES,
@@ -63,6 +64,20 @@ class UriTable:
             uris, etags, sizes, *kept = (column.to_pylist() for column in batch.columns)
             values = zip(*kept, strict=True) if kept else ((),) * len(uris)
             yield from zip(uris, etags, sizes, values, strict=True)
+
+
+def list_table(table: UriTable, names: Sequence[str], after: str | None) -> Iterator[Listed]:
+    """Yield the rows of a list of URIs, with the kept values in the order of `names`, null for missing columns."""
+    if after is None and table.without_uri:
+        yield Skipped("", WITHOUT_URI, table.without_uri)
+    if after is None and table.comments:
+        yield Skipped("", COMMENT, table.comments)
+    have = table.rows.column_names[3:]
+    places = [have.index(name) if name in have else None for name in names]
+    is_plain = places == list(range(len(have)))
+    for uri, etag, size, kept in table.after(after):
+        values = kept if is_plain else tuple(None if place is None else kept[place] for place in places)
+        yield LakeObject(uri, etag, size, values)
 
 
 def is_uri_table(uri: str) -> bool:
