@@ -9,19 +9,18 @@ import socket
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import ray
 import ray.data
-from ray._private import ray_constants, services
 from ray._raylet import Config  # type: ignore[attr-defined]  # compiled, its annotations lack it
 from ray.data import DataContext
 from ray.exceptions import AuthenticationError
 
 from pipelines.errors import RayDetrError
+from pipelines.local_ray import start_local_ray
 from pipelines.remote_errors import first_line
 from pipelines.store.uris import LOCAL_ROOT, split_uri
 
@@ -30,10 +29,7 @@ _get_action = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_int)(("PyOS_getsig", c
 _set_action = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)(("PyOS_setsig", ctypes.pythonapi))
 
 OBJECT_STORE_BYTES = 200 * 1024**2  # status rows of a kilobyte are all that travels
-LOOPBACK = "127.0.0.1"
 ANSWER_SECONDS = 10.0  # for a cluster to accept a connection
-START_SECONDS = 300.0  # for a local Ray to start on a busy machine; Ray itself gives up after 30
-ASK_SECONDS = 0.2  # between two questions whether it has started
 
 
 @contextmanager
@@ -87,16 +83,12 @@ def _connect(*, verbose: bool) -> None:
         # Ray's own is 15: beside busy processes of others its workers get one part in thirty of what is theirs
         os.environ.setdefault("RAY_worker_niceness", "0")
         try:
-            with on_loopback(), patiently(START_SECONDS):
-                ray.init(
-                    address="local",
-                    logging_level=level,
-                    log_to_driver=verbose,
-                    include_dashboard=False,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    _node_ip_address=LOOPBACK,
-                    _temp_dir=_temporary_folder(),
-                )
+            start_local_ray(
+                logging_level=level,
+                log_to_driver=verbose,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=_temporary_folder(),
+            )
         except AuthenticationError as error:
             raise RayDetrError(_token_sentence(error)) from error
         except Exception as error:
@@ -117,31 +109,6 @@ def _token_sentence(error: AuthenticationError) -> str:
         f"Ray's token is missing or not that of the cluster ({reason}). RAY_AUTH_MODE is {mode}: "
         "set RAY_AUTH_TOKEN_PATH to the file that holds the cluster's token, as docs/security.md says."
     )
-
-
-@contextmanager
-def patiently(seconds: float) -> Iterator[None]:
-    """Let a node that `ray.init` starts take so long to register with its head: Ray 2.60 has 30 s written down.
-
-    It asks again and again whether the node is there, so an answer may wait.
-    """
-    get_node = services.get_node
-
-    def get_node_in_time(*arguments: object) -> object:
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                return get_node(*arguments)  # type: ignore[no-untyped-call]
-            except RuntimeError:  # not registered yet
-                if time.monotonic() >= deadline:
-                    raise
-            time.sleep(ASK_SECONDS)
-
-    services.get_node = get_node_in_time
-    try:
-        yield
-    finally:
-        services.get_node = get_node
 
 
 @contextmanager
@@ -242,26 +209,6 @@ def _check_answers(address: str) -> None:
             f"no Ray cluster answers at {address} ({first_line(error)}). "
             "Start it, or unset RAY_ADDRESS for a local one."
         ) from error
-
-
-@contextmanager
-def on_loopback() -> Iterator[None]:
-    """Let Ray accept loopback as its address when it is given.
-
-    Ray 2.60 replaces a node's address of 127.0.0.1 by the machine's outward one, and listens on all interfaces then:
-    raylet, GCS, agents and workers alike (measured). It does not where it takes the system for one without clusters.
-    """
-    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
-    enabled, said = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(name)
-    ray_constants.ENABLE_RAY_CLUSTER, os.environ[name] = False, "0"  # the latter for the processes that Ray starts
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = enabled
-        if said is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = said
 
 
 def _quiet(*, verbose: bool) -> None:

@@ -32,7 +32,7 @@ import ray
 from PIL import Image
 
 from pipelines.clock import SystemClock
-from pipelines.cluster import LOOPBACK, START_SECONDS, on_loopback, patiently, silenced
+from pipelines.cluster import silenced
 from pipelines.concurrently import repeating
 from pipelines.labelling import actor_pool, labeler_spec
 from pipelines.labelling.config import LabelConfig
@@ -43,6 +43,7 @@ from pipelines.labelling.outcome import ShardReport
 from pipelines.labelling.progress import Progress
 from pipelines.labelling.publish import commit_part
 from pipelines.labelling.verify import verify_table
+from pipelines.local_ray import start_local_ray
 from pipelines.store import open_store
 from pipelines.table.schema import Detected, Origin, Row, rows_to_table
 
@@ -174,15 +175,8 @@ def kind_of(words: list[str]) -> str:
 @contextmanager
 def local_ray(actors: int) -> Iterator[None]:
     """Start a Ray of so many CPUs, which has them or not."""
-    with on_loopback(), patiently(START_SECONDS), silenced():
-        ray.init(
-            address="local",
-            num_cpus=actors,
-            include_dashboard=False,
-            log_to_driver=False,
-            object_store_memory=200 * 1024**2,
-            _node_ip_address=LOOPBACK,
-        )
+    with silenced():
+        start_local_ray(num_cpus=actors, log_to_driver=False, object_store_memory=200 * 1024**2)
     try:
         yield
     finally:

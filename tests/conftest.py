@@ -114,28 +114,24 @@ def local_ray() -> Iterator[str]:
         # for the drivers that tests start: they find this Ray only if they, too, take loopback for their address
         patched.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         patched.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as Ray will do by itself; else it warns
-        # commands that tests start reach it only with this: see pipelines.cluster.on_loopback
+        # commands that tests start reach it only with this: see pipelines.local_ray.on_loopback
         patched.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         import ray  # here: seconds that most tests need not wait for
         import ray.data
 
-        from pipelines.cluster import START_SECONDS, on_loopback, patiently
+        from pipelines.local_ray import start_local_ray
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Ray 2.60 warns of defaults of its own when this is made
             ray.data.DataContext.get_current()
-        with on_loopback(), patiently(START_SECONDS):  # other jobs may keep the machine busy
-            ray.init(
-                address="local",
-                num_cpus=8,
-                num_gpus=4,
-                include_dashboard=False,
-                logging_level="ERROR",
-                log_to_driver=False,
-                object_store_memory=200 * 1024**2,
-                _node_ip_address="127.0.0.1",
-                _temp_dir="/tmp/ray",  # noqa: S108 - sockets lie below it, whose paths must be short
-            )
+        start_local_ray(
+            num_cpus=8,
+            num_gpus=4,
+            logging_level="ERROR",
+            log_to_driver=False,
+            object_store_memory=200 * 1024**2,
+            _temp_dir="/tmp/ray",  # noqa: S108 - sockets lie below it, whose paths must be short
+        )
         yield ray.get_runtime_context().gcs_address
         ray.shutdown()
 

@@ -19,10 +19,11 @@ from ray.exceptions import (
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.actor_resources import Pool, choose_pool
-from pipelines.cluster import LOOPBACK, node_resources
+from pipelines.cluster import node_resources
 from pipelines.doctor.findings import Finding
 from pipelines.doctor.machine import MachineFacts, check_machine, check_versions, machine_facts
 from pipelines.errors import RayDetrError
+from pipelines.local_ray import LOOPBACK
 from pipelines.remote_errors import remote_sentence
 
 FACTS_SECONDS = 90.0  # for a worker to start on each node

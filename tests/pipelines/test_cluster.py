@@ -11,10 +11,9 @@ from collections.abc import Mapping
 
 import pytest
 import ray
-from ray._private import services
 from ray.exceptions import AuthenticationError
 
-from pipelines.cluster import _check_answers, _connect, hosts, is_given, patiently, refuse_local
+from pipelines.cluster import _check_answers, _connect, hosts, is_given, refuse_local
 from pipelines.errors import RayDetrError
 
 
@@ -87,34 +86,6 @@ def test_a_cluster_is_given_by_the_environment_or_by_a_connection(monkeypatch: p
 
 
 # what Ray 2.60 says of an actor whose class is not to be found on its node, shortened
-
-
-def test_a_local_ray_that_is_slow_to_start_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = iter([RuntimeError("not there"), RuntimeError("not there"), {"node_id": "1"}])
-
-    def get_node(address: str, node_id: str) -> dict[str, str]:
-        answer = next(answers)
-        if isinstance(answer, RuntimeError):
-            raise answer
-        return answer
-
-    monkeypatch.setattr(services, "get_node", get_node)
-    monkeypatch.setattr("pipelines.cluster.ASK_SECONDS", 0.0)
-
-    with patiently(60):
-        assert services.get_node("127.0.0.1:6379", "1") == {"node_id": "1"}
-    assert services.get_node is get_node
-
-
-def test_a_node_that_does_not_register_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    def get_node(address: str, node_id: str) -> None:
-        raise RuntimeError("not there")
-
-    monkeypatch.setattr(services, "get_node", get_node)
-    monkeypatch.setattr("pipelines.cluster.ASK_SECONDS", 0.01)
-
-    with pytest.raises(RuntimeError, match="not there"), patiently(0.05):
-        services.get_node("127.0.0.1:6379", "1")
 
 
 def test_a_local_ray_that_does_not_start_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import ray
 import ray.data
 
-from pipelines.cluster import on_loopback
+from pipelines.local_ray import on_loopback
 
 
 class _Detect:

@@ -14,17 +14,29 @@ pytestmark = [pytest.mark.slow]  # importing all of this takes seconds
 PARTS = [
     (
         "ray._private.services", "get_node", ("gcs_address", "node_id"),
-        "pipelines/cluster.py, `patiently`: look whether `ray.init` still gives up when its node has not registered "
-        "after 30 s. If it does, replace the function that it asks now; if not, remove `patiently`.",
+        "pipelines/local_ray.py, `_waited_for`: look whether `ray.init` still gives up when its node has not "
+        "registered after 30 s. If it does, replace the function that it asks now; if not, remove it there.",
+    ),
+    *(
+        (
+            "ray._private.node", name, parameters,
+            "pipelines/local_ray.py, `_waited_for`: look whether a raylet still ends when its agents take more than "
+            "15 s to start (ray-project/ray issue 65983). If it does, find where `ray.init` starts its processes now.",
+        )
+        for name, parameters in {
+            "Node.start_ray_processes": (),
+            "Node.kill_all_processes": ("check_alive", "wait"),
+            "Node.get_logs_dir_path": (),
+        }.items()
     ),
     (
         "ray._private.ray_constants", "ENABLE_RAY_CLUSTER", (),
-        "pipelines/cluster.py, `on_loopback`: find what makes Ray replace 127.0.0.1 by the machine's outward address, "
-        "and run tests/security/test_strangers.py, which looks at the listening sockets.",
+        "pipelines/local_ray.py, `on_loopback`: find what makes Ray replace 127.0.0.1 by the machine's outward "
+        "address, and run tests/security/test_strangers.py, which looks at the listening sockets.",
     ),
     (
         "ray._private.ray_constants", "ENABLE_RAY_CLUSTERS_ENV_VAR", (),
-        "pipelines/cluster.py, `on_loopback`: as for ENABLE_RAY_CLUSTER; the variable is for the processes of Ray.",
+        "pipelines/local_ray.py, `on_loopback`: as for ENABLE_RAY_CLUSTER; the variable is for the processes of Ray.",
     ),
     (
         "ray._raylet", "Config.initialize", (),

@@ -1,0 +1,106 @@
+"""A Ray of this process's own: started on loopback, and once more where a busy machine kept it from starting."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray._private import ray_constants, services
+from ray._private.node import Node
+
+LOOPBACK = "127.0.0.1"
+START_SECONDS = 300.0  # for a local Ray to start on a busy machine; Ray itself gives up after 30
+ASK_SECONDS = 0.2  # between two questions whether it has started
+
+
+class RayletEnded(ConnectionError):
+    """The raylet of a Ray that was being started has ended."""
+
+
+def start_local_ray(**options: Any) -> None:
+    """Start a Ray on loopback and connect to it; it ends with `ray.shutdown`.
+
+    On a busy machine it may take `START_SECONDS`. Ray 2.60 waits 30 s for its node to register, and its raylet aborts
+    if the agents that it starts are not there after 15 s (ray-project/ray issue 65983); neither can be set. Here the
+    node is waited for as long as its raylet lives, and a Ray whose raylet has ended is started again.
+
+    Args:
+        options: further arguments of `ray.init`.
+
+    Raises:
+        RayletEnded: the raylet of the last attempt has ended, and the time is over.
+        Exception: what `ray.init` raises; a bare `Exception` if the node does not register in time.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            with on_loopback(), _waited_for(deadline):
+                ray.init(address="local", include_dashboard=False, _node_ip_address=LOOPBACK, **options)
+        except RayletEnded:
+            if time.monotonic() >= deadline:
+                raise
+        else:
+            return
+
+
+@contextmanager
+def _waited_for(deadline: float) -> Iterator[None]:
+    """Let a node that `ray.init` starts take until a time to register, and end its processes if its raylet ends."""
+    get_node, start = services.get_node, Node.start_ray_processes
+    nodes: list[Node] = []
+
+    def start_and_remember(node: Node) -> None:
+        nodes.append(node)
+        start(node)  # type: ignore[no-untyped-call]
+
+    def get_node_in_time(*arguments: object) -> object:
+        while True:
+            try:
+                return get_node(*arguments)  # type: ignore[no-untyped-call]
+            except RuntimeError:  # not registered yet
+                _check_raylet(nodes)
+                if time.monotonic() >= deadline:
+                    raise
+            time.sleep(ASK_SECONDS)
+
+    services.get_node, Node.start_ray_processes = get_node_in_time, start_and_remember  # type: ignore[method-assign]
+    try:
+        yield
+    except RayletEnded:
+        nodes[-1].kill_all_processes(check_alive=False, wait=True)  # else they live as long as this process
+        raise
+    finally:
+        services.get_node, Node.start_ray_processes = get_node, start  # type: ignore[method-assign]
+
+
+def _check_raylet(nodes: list[Node]) -> None:
+    """Raise `RayletEnded` if the raylet of the newest node has ended."""
+    for info in nodes[-1].all_processes.get(ray_constants.PROCESS_TYPE_RAYLET, []) if nodes else []:
+        code = info.process.poll()
+        if code is not None:
+            log = f"{nodes[-1].get_logs_dir_path()}/raylet.err"  # type: ignore[no-untyped-call]
+            raise RayletEnded(f"its raylet ended with code {code}, see {log}.")
+
+
+@contextmanager
+def on_loopback() -> Iterator[None]:
+    """Let Ray accept loopback as its address when it is given.
+
+    Ray 2.60 replaces a node's address of 127.0.0.1 by the machine's outward one, and listens on all interfaces then:
+    raylet, GCS, agents and workers alike (measured). It does not where it takes the system for one without clusters.
+    """
+    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    enabled, said = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(name)
+    ray_constants.ENABLE_RAY_CLUSTER, os.environ[name] = False, "0"  # the latter for the processes that Ray starts
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = enabled
+        if said is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = said
