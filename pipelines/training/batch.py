@@ -21,7 +21,7 @@ from pipelines.errors import RayDetrError
 from pipelines.shards.reader import TrainingImage, decode_training_image
 from pipelines.training.order import step_stream
 
-SCENE_LONGEST_SHARE = 5 / 3  # of the shorter side: 1333 / 800
+_SCENE_LONGEST_SHARE = 5 / 3  # of the shorter side: 1333 / 800
 
 
 class UnusableImage(Exception):
@@ -171,5 +171,5 @@ class Preparation:
             scale = self.scene_sides[int(torch.randint(len(self.scene_sides), (), generator=generator))]
         if turned is None:
             turned = bool(torch.rand((), generator=generator) < 0.5)
-        longest = int(SCENE_LONGEST_SHARE * scale)
+        longest = int(_SCENE_LONGEST_SHARE * scale)
         return draw_scene_augmentation(height, width, generator, shorter=scale, longest=longest, transposed=turned)

@@ -61,9 +61,6 @@ class TrainConfig:
         default=(None, None), flag="--num-workers", metavar="MIN:MAX", parse=number_range,
     )  # fmt: skip
     device: Literal["auto", "cpu", "cuda"] = option("auto uses GPUs if the cluster has any", default="auto")
-    ingest: Literal["direct", "ray-data"] = option(
-        "decode and augment in the workers (direct), or on any CPUs of the cluster (ray-data)", default="direct"
-    )
     threads: int | None = option("decoding threads of each worker (its CPUs)", default=None, metavar="N", at_least=1)
     prefetch_steps: int = option("steps to prepare in advance", default=2, metavar="N", at_least=1)
     evaluate_epochs: int = option(

@@ -16,7 +16,6 @@ from pipelines.training.checkpoints import TrainingPosition
 from pipelines.training.config import TrainConfig
 from pipelines.training.image_sizes import ImageSizes
 from pipelines.training.ingest import train_batches
-from pipelines.training.ingest_ray_data import ShardSource, train_batches_by_ray_data
 from pipelines.training.order import EpochOrder, Similar, plan_epoch, served_readers
 from pipelines.training.row_groups import RowGroups
 
@@ -82,20 +81,9 @@ class TrainData:
             network: has the classes, and the size rule for images that are not augmented.
             threads: number of threads that decode and augment.
         """
-        recipe, config = self.config.recipe, self.config
+        recipe = self.config.recipe
         preparation = self._preparation(position.epoch, network)
         readers = served_readers(self.worker, self.workers, recipe.micro_batches)
-        if config.ingest == "ray-data":
-            return train_batches_by_ray_data(
-                ShardSource(config.train, config.options),
-                order,
-                preparation,
-                epoch=position.epoch,
-                readers=readers,
-                workers=self.workers,
-                first_step=position.step_in_epoch,
-                prefetch_steps=config.prefetch_steps,
-            )
         return train_batches(
             self.groups,
             order,
@@ -104,7 +92,7 @@ class TrainData:
             readers=readers,
             first_step=position.step_in_epoch,
             threads=threads,
-            prefetch_steps=config.prefetch_steps,
+            prefetch_steps=self.config.prefetch_steps,
         )
 
     def _preparation(self, epoch: int, network: DetrConfig) -> Preparation:

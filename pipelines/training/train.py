@@ -138,7 +138,6 @@ def train(
                 device=config.device,
                 micro_batches=config.recipe.micro_batches,
                 threads=config.threads,
-                decodes_elsewhere=config.ingest == "ray-data",
             )
             if group.idle:
                 tell(

@@ -32,7 +32,6 @@ def choose_group(
     device: str,
     micro_batches: int,
     threads: int | None,
-    decodes_elsewhere: bool = False,
 ) -> Group:
     """Return the workers for a cluster: one for each GPU, or one for each core without GPUs.
 
@@ -43,24 +42,21 @@ def choose_group(
         device: "cpu" does not use GPUs; "cuda" requires GPUs; "auto" uses GPUs if there are any.
         micro_batches: micro-batches of a step, which limit the number of workers.
         threads: threads of each worker that decode and augment; None means the worker's CPUs.
-        decodes_elsewhere: whether other processes decode; each worker then leaves a CPU free for them.
 
     Raises:
         RayDetrError: the cluster cannot hold `least` workers, or a step has fewer micro-batches.
     """
-    spare = int(decodes_elsewhere)
     gpus = int(sum(node.get("GPU", 0) for node in nodes))
     if device == "cuda" and not gpus:
         raise RayDetrError("device cuda was asked for, but no node of the cluster has a GPU.")
     if gpus and device != "cpu":
-        own = max(1, int(min(node.get("CPU", 1) // node["GPU"] for node in nodes if node.get("GPU"))))
-        cpus = max(1, own - spare)
+        cpus = max(1, int(min(node.get("CPU", 1) // node["GPU"] for node in nodes if node.get("GPU"))))
         resources = {"CPU": float(cpus), "GPU": 1.0}
-        room = sum(int(min(node.get("GPU", 0), node.get("CPU", 0) // (cpus + spare))) for node in nodes)
+        room = sum(int(min(node.get("GPU", 0), node.get("CPU", 0) // cpus)) for node in nodes)
     else:
         cpus = 1
         resources = {"CPU": 1.0}
-        room = sum(int(node.get("CPU", 0) // (cpus + spare)) for node in nodes)
+        room = sum(int(node.get("CPU", 0)) for node in nodes)
     wanted = least or 1
     if wanted > micro_batches:
         raise RayDetrError(

@@ -74,7 +74,6 @@ FLAGS: dict[str, tuple[list[str], Any]] = {
     "longest": (["--longest", "900"], 900),
     "workers": (["--num-workers", "2:4"], (2, 4)),
     "device": (["--device", "cpu"], "cpu"),
-    "ingest": (["--ingest", "ray-data"], "ray-data"),
     "threads": (["--threads", "6"], 6),
     "prefetch_steps": (["--prefetch-steps", "5"], 5),
     "evaluate_epochs": (["--evaluate-epochs", "0"], 0),

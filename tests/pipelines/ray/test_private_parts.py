@@ -82,7 +82,7 @@ PARTS = [
 
 SETTINGS = {
     "max_errored_blocks", "wait_for_min_actors_s", "enable_progress_bars", "print_on_execution_start",
-    "execution_options", "target_max_block_size", "execution_no_progress_timeout_s", "memory_usage_poll_interval_s",
+    "execution_no_progress_timeout_s", "memory_usage_poll_interval_s",
 }  # fmt: skip
 
 
@@ -106,5 +106,5 @@ def test_ray_data_has_the_settings_that_are_changed() -> None:
 
     assert not missing, (
         f"DataContext has no {missing} any more: setting it would change nothing. Find its successor, for "
-        "pipelines/labelling/actor_pool.py, pipelines/training/ingest_ray_data.py or pipelines/cluster.py."
+        "pipelines/labelling/actor_pool.py or pipelines/cluster.py."
     )

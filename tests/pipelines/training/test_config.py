@@ -35,7 +35,6 @@ def test_names_that_can_be_folders_are_taken(name: str) -> None:
         ({"position_embedding": "learned"}, "a model that is fine-tuned has its own"),
         ({"finetune": None, "network": "scenes", "position_embedding": "rotary"}, "is not one of sine, learned"),
         ({"device": "tpu"}, "'tpu' is not one of auto, cpu, cuda"),
-        ({"ingest": "dataloader"}, "is not one of direct, ray-data"),
         ({"workers": (0, None)}, "0:None is not a range"),
         ({"workers": (3, 2)}, "3:2 is not a range"),
         ({"workers": (None, 0)}, "1:0 is not a range"),
@@ -88,7 +87,7 @@ def test_relative_shards_stay_where_they_were_when_the_configuration_was_made(
 
 # what may differ from start to start, because the weights do not depend on it
 FREE = {
-    "storage", "name", "recipe_name", "workers", "device", "ingest", "threads", "prefetch_steps",
+    "storage", "name", "recipe_name", "workers", "device", "threads", "prefetch_steps",
     "evaluate_epochs", "keep", "checkpoint_minutes", "log_steps", "trackers", "fused", "compiled",
     "gradient_checkpointing", "restarts",
     "caps", "collective_seconds", "options", "verbose", "shared_folders", "tf32",

@@ -234,19 +234,6 @@ def test_the_figure_is_that_of_the_evaluation(data: Data, straight: TrainSummary
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_one_worker_whose_images_come_through_ray_data_gives_the_same_weights(
-    data: Data, straight: TrainSummary
-) -> None:
-    summary = train(config_of(data, "ray-data", workers=1, ingest="ray-data"))
-
-    assert (summary.steps, summary.metrics) == (STEPS, None)
-    # one checkpoint is the best of two there, the last one here
-    last = Path(data.runs, "straight", "checkpoints", _last(data, "straight"))
-    assert largest_difference(weights(data, "ray-data"), dict(detr.load(last).state_dict())) < 1e-5
-
-
-@pytest.mark.ray
-@pytest.mark.slow
 @pytest.mark.faults
 def test_a_worker_that_is_killed_costs_time_and_nothing_else(data: Data, straight: TrainSummary) -> None:
     killed: list[int] = []
