@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, FloatRect, Locator, Page
 
 from pipelines.report.config import ReportConfig
 from pipelines.report.report import write_report
@@ -176,6 +176,29 @@ def test_a_phone_shows_the_whole_table_of_what_changed(browser: Browser, crowd: 
         "all => all.map(one => one.scrollWidth - one.clientWidth)"
     ) == [0]
     page.close()
+
+
+def test_a_phone_shows_examples_of_errors_below_their_kind_and_a_run_on_one_line(
+    browser: Browser, report: Path
+) -> None:
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto(report.as_uri())
+
+    table = page.locator("#h-errors ~ .scroll")
+    example, kind, whole = (sides(table.locator("td:last-child")), sides(table.locator("tbody th")), sides(table))
+    run = sides(page.locator("#h-runs ~ .scroll tbody tr"))
+    page.close()
+
+    assert example["width"] > 0.95 * whole["width"]
+    assert example["y"] >= kind["y"] + kind["height"]
+    assert run["height"] < 40  # pixels
+
+
+def sides(found: Locator) -> FloatRect:
+    """Return the place and size of the first of the elements, in pixels."""
+    box = found.first.bounding_box()
+    assert box is not None
+    return box
 
 
 def test_links_at_the_top_lead_to_each_part(compared: Page) -> None:
