@@ -1,4 +1,4 @@
-"""A Ray of this process's own: started on loopback, and once more where a busy machine kept it from starting."""
+"""A Ray of this process's own: started on loopback, and again where a busy machine kept it from starting."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ray._private.node import Node
 LOOPBACK = "127.0.0.1"
 START_SECONDS = 300.0  # for a local Ray to start on a busy machine; Ray itself gives up after 30
 ASK_SECONDS = 0.2  # between two questions whether it has started
+MOST_STARTS = 5
 
 
 class RayletEnded(ConnectionError):
@@ -26,22 +27,23 @@ def start_local_ray(**options: Any) -> None:
 
     On a busy machine it may take `START_SECONDS`. Ray 2.60 waits 30 s for its node to register, and its raylet aborts
     if the agents that it starts are not there after 15 s (ray-project/ray issue 65983); neither can be set. Here the
-    node is waited for as long as its raylet lives, and a Ray whose raylet has ended is started again.
+    node is waited for as long as its raylet lives, and a Ray whose raylet has ended is started again, up to
+    `MOST_STARTS` times in all.
 
     Args:
         options: further arguments of `ray.init`.
 
     Raises:
-        RayletEnded: the raylet of the last attempt has ended, and the time is over.
+        RayletEnded: the raylet of the last start has ended.
         Exception: what `ray.init` raises; a bare `Exception` if the node does not register in time.
     """
     deadline = time.monotonic() + START_SECONDS
-    while True:
+    for start in range(1, MOST_STARTS + 1):
         try:
             with on_loopback(), _waited_for(deadline):
                 ray.init(address="local", include_dashboard=False, _node_ip_address=LOOPBACK, **options)
         except RayletEnded:
-            if time.monotonic() >= deadline:
+            if start == MOST_STARTS or time.monotonic() >= deadline:
                 raise
         else:
             return
@@ -63,9 +65,9 @@ def _waited_for(deadline: float) -> Iterator[None]:
                 return get_node(*arguments)  # type: ignore[no-untyped-call]
             except RuntimeError:  # not registered yet
                 _check_raylet(nodes)
+                time.sleep(ASK_SECONDS)
                 if time.monotonic() >= deadline:
                     raise
-            time.sleep(ASK_SECONDS)
 
     services.get_node, Node.start_ray_processes = get_node_in_time, start_and_remember  # type: ignore[method-assign]
     try:

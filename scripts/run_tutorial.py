@@ -3,8 +3,8 @@
     python scripts/run_tutorial.py docs/tutorial.md
 
 A command is a line that begins with "$ " in a fenced block, and what it printed follows it. Commands that prepare the
-machine are left out (`PREPARE`). The first command that ends with another exit code than the next `echo $?` shows, or
-than 0, stops the run and leaves the page as it is.
+machine are left out (`PREPARE`). If a command ends with another exit code than the next `echo $?` shows, or than 0, the
+page stays as it is.
 """
 
 from __future__ import annotations

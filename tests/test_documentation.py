@@ -18,9 +18,10 @@ GUIDES = [  # for users: what they say of options has to be true today
         ROOT / "docs" / f"{name}.md"
         for name in ("models", "operations", "repeats", "review", "security", "table", "training", "tutorial")
     ),
+    ROOT / "deploy" / "prometheus" / "alerts.yml",
 ]
 OPTIONS_OF_OTHERS = {"--runtime-env-json", "--generate", "--from", "--index-url"}  # of Ray's commands, uvx and pip
-NAMES = {path: str(path.relative_to(ROOT)) for path in DOCUMENTS}
+NAMES = {path: str(path.relative_to(ROOT)) for path in (*DOCUMENTS, *GUIDES)}
 REFERENCE = (ROOT / "docs" / "cli.md").read_text()
 TABLE = (ROOT / "docs" / "table.md").read_text()
 

@@ -84,13 +84,16 @@ def test_a_ray_whose_raylet_has_ended_is_ended_and_started_again(monkeypatch: py
     assert (fake.starts, fake.killed) == (3, 2)
 
 
-def test_a_raylet_that_always_ends_is_an_error_with_its_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = FakeRay(monkeypatch, -1)
-    monkeypatch.setattr(local_ray, "START_SECONDS", 0.0)
+@pytest.mark.parametrize(("seconds", "starts"), [(0.0, 1), (300.0, 5)])
+def test_a_raylet_that_always_ends_is_an_error_with_its_log(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, starts: int
+) -> None:
+    fake = FakeRay(monkeypatch, *[-1] * 9)
+    monkeypatch.setattr(local_ray, "START_SECONDS", seconds)
 
     with pytest.raises(RayletEnded, match=r"^its raylet ended with code -6, see /logs/raylet\.err\.$"):
         start_local_ray()
-    assert fake.starts == fake.killed == 1
+    assert fake.starts == fake.killed == starts
 
 
 SLOW_ONCE = """
