@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Final, Literal
 
+from pipelines.concurrently import map_concurrently, map_in_chunks
 from pipelines.configurations import as_json, differences
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.labelling.settings import AUTO, settings_text
@@ -224,16 +225,26 @@ def latest_run(table: Store) -> Run | None:
     return None if last is None else _read(table, last)
 
 
-def list_runs(table: Store) -> Iterator[Run]:
-    """Yield all runs of a table, oldest first."""
-    for number in _sequence(table):
-        yield _read(table, number)
+def list_runs(table: Store, *, known: Mapping[int, Run] | None = None, threads: int = 1) -> Iterator[Run]:
+    """Yield all runs of a table, oldest first.
+
+    Args:
+        table: The table.
+        known: Runs by number that were read before. Their records do not change and are not read again.
+        threads: Records to read at once.
+    """
+    known = known or {}
+
+    def read(number: int) -> Run:
+        return known.get(number) or _read(table, number)
+
+    yield from map_concurrently(read, _sequence(table), threads=threads)
 
 
-def list_runs_backwards(table: Store) -> Iterator[Run]:
-    """Yield all runs of a table, newest first; each record is read when it is asked for."""
-    for number in reversed(list(_sequence(table))):
-        yield _read(table, number)
+def list_runs_backwards(table: Store, *, threads: int = 1) -> Iterator[Run]:
+    """Yield all runs of a table, newest first; records are read when they are asked for, the first one alone."""
+    numbers = reversed(list(_sequence(table)))
+    yield from map_in_chunks(lambda number: _read(table, number), numbers, threads=threads)
 
 
 def read_run(table: Store, run_id: str) -> Run | None:

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from pipelines.concurrently import map_concurrently, repeating
+from pipelines.concurrently import map_concurrently, map_in_chunks, map_small, repeating
 
 
 @pytest.mark.parametrize("threads", [1, 4])
@@ -16,6 +16,49 @@ def test_results_come_in_order_and_an_exception_in_the_place_of_its_item(threads
     assert [next(results) for _ in range(3)] == [12, 6, 4]
     with pytest.raises(ZeroDivisionError):
         next(results)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_chunks_give_all_results_in_order_and_little_is_begun_before_it_is_asked_for(threads: int) -> None:
+    begun: list[int] = []
+
+    def square(number: int) -> int:
+        begun.append(number)
+        return number**2
+
+    results = map_in_chunks(square, iter(range(8)), threads=threads)
+
+    assert next(results) == 0
+    assert begun == [0]
+    assert next(results) == 1
+    assert sorted(begun) == list(range(1 + threads))
+    assert list(results) == [4, 9, 16, 25, 36, 49]
+    assert list(map_in_chunks(square, [], threads=threads)) == []
+
+
+@pytest.mark.parametrize("threads", [1, 2, 8])
+def test_small_neighbours_are_done_at_once_and_large_items_alone(threads: int) -> None:
+    at_once, most = 0, [0]
+    lock = threading.Lock()
+
+    def work(number: int) -> int:
+        nonlocal at_once
+        with lock:
+            at_once += 1
+            most.append(at_once)
+        try:
+            if number >= 100:
+                assert at_once == 1, "a large item is not alone"
+            return number + 1
+        finally:
+            with lock:
+                at_once -= 1
+
+    items = [1, 2, 100, 3, 101, 102, 4, 5, 6, 7]
+    results = map_small(work, items, is_small=lambda number: number < 100, threads=threads)
+
+    assert list(results) == [number + 1 for number in items]
+    assert max(most) <= threads
 
 
 def test_a_function_is_called_again_and_again_until_the_context_ends() -> None:
