@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import secrets
@@ -23,7 +22,7 @@ FOLDER: Final = "_trial-"  # below the table; readers take no folder that begins
 SHARDS: Final = 24  # that a trial is cut into, so that its speed is seen to vary
 MOST_SHARD_IMAGES: Final = 64
 DEVIATIONS: Final = 2.1  # of the mean, for 95 % with some twenty shards
-LEAST_SHARDS: Final = 4
+LEAST_SHARDS: Final = 4  # that must end while all actors are at work
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +65,10 @@ def predict(config: LabelConfig, *, images: int, on_progress: Callable[[Progress
     """
     assert config.sample is not None
     folder = f"{FOLDER}{secrets.token_hex(8)}"
-    done: list[tuple[float, int]] = []
+    done: list[DoneShard] = []
 
     def on_shard(_run_id: str, report: ShardReport) -> None:
-        done.append((time.monotonic(), report.images))
+        done.append(DoneShard(time.monotonic(), report.images, report.seconds))
 
     trial = replace(
         config,
@@ -105,21 +104,54 @@ def predict(config: LabelConfig, *, images: int, on_progress: Callable[[Progress
     )
 
 
-def steady_rate(done: Sequence[tuple[float, int]], *, labelling_seconds: float) -> tuple[float, float]:
-    """Return the images/s between the first and the last shard, and its standard error.
+@dataclass(frozen=True, slots=True)
+class DoneShard:
+    """A shard of the trial: when it was done (seconds), its images, and for how long an actor worked on it."""
 
-    The first shard waits for actors and the model, which a long run does once.
+    at: float
+    images: int
+    seconds: float
+
+    @property
+    def began(self) -> float:
+        """When an actor began it."""
+        return self.at - self.seconds
+
+
+def steady_window(done: Sequence[DoneShard]) -> tuple[float, float] | None:
+    """Return between which times all actors were at work, or None if that was too short to tell their speed.
+
+    Before the first shard ends, actors start and load the model, which a long run does once. After the last shard
+    begins, actors have less and less to do.
+    """
+    if not done:
+        return None
+    start, end = min(one.at for one in done), max(one.began for one in done)
+    return (start, end) if sum(start < one.at <= end for one in done) >= LEAST_SHARDS else None
+
+
+def images_between(done: Sequence[DoneShard], start: float, end: float) -> float:
+    """Return how many images were labelled between two times; a shard in work then counts in part.
+
+    Counting whole shards when they end would count too many: those of several actors end in rounds.
+    """
+    return sum(one.images * max(0.0, min(one.at, end) - max(one.began, start)) / max(one.seconds, 1e-9) for one in done)
+
+
+def steady_rate(done: Sequence[DoneShard], *, labelling_seconds: float) -> tuple[float, float]:
+    """Return the images/s while all actors were at work, and its standard error, from how the shards differ.
 
     Args:
-        done: when each shard was done (seconds), and its images.
-        labelling_seconds: of the whole, which is taken where there are too few shards.
+        done: the shards of a trial.
+        labelling_seconds: of the whole trial, which is taken where there are too few shards.
     """
-    total = sum(images for _, images in done)
-    if len(done) < LEAST_SHARDS or done[-1][0] <= done[0][0]:
-        rate = total / max(labelling_seconds, 1e-9)
+    window = steady_window(done)
+    if window is None:
+        rate = sum(one.images for one in done) / max(labelling_seconds, 1e-9)
         return rate, rate / 2
-    steps = [(after[0] - before[0], after[1]) for before, after in itertools.pairwise(done)]
-    seconds = sum(step for step, _ in steps)
-    rate = sum(images for _, images in steps) / seconds
-    squares = sum((images - rate * step) ** 2 for step, images in steps)
-    return rate, math.sqrt(squares) / seconds
+    rate = images_between(done, *window) / (window[1] - window[0])
+    within = [one for one in done if window[0] < one.at]
+    seconds = sum(one.seconds for one in within)
+    an_image = seconds / sum(one.images for one in within)
+    squares = sum((one.seconds - an_image * one.images) ** 2 for one in within)
+    return rate, rate * math.sqrt(squares) / seconds
