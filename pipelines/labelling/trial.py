@@ -8,6 +8,8 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
+from statistics import stdev
 from typing import Final
 
 from pipelines.labelling.config import LabelConfig
@@ -22,7 +24,9 @@ FOLDER: Final = "_trial-"  # below the table; readers take no folder that begins
 SHARDS: Final = 24  # that a trial is cut into, so that its speed is seen to vary
 MOST_SHARD_IMAGES: Final = 64
 DEVIATIONS: Final = 2.1  # of the mean, for 95 % with some twenty shards
-LEAST_SHARDS: Final = 4  # that must end while all actors are at work
+LEAST_SHARDS: Final = 4  # that must end while nearly all actors are at work
+BUSY_SHARE: Final = 0.75  # of the most shards that were ever in work
+SLICES: Final = 8  # of the time in which nearly all actors are at work, whose speeds are compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +123,20 @@ class DoneShard:
 
 
 def steady_window(done: Sequence[DoneShard]) -> tuple[float, float] | None:
-    """Return between which times all actors were at work, or None if that was too short to tell their speed.
+    """Return between which times nearly all actors were at work, or None if that was too short to tell their speed.
 
-    Before the first shard ends, actors start and load the model, which a long run does once. After the last shard
-    begins, actors have less and less to do.
+    It begins when the first shard has ended, because actors start and load the model before, which a long run does
+    once, and when as many shards are in work as ever, but for a quarter: other actors may start later. It ends when
+    the last shard begins, or when fewer are in work for good, such as one that is repeated because its actor died.
     """
     if not done:
         return None
-    start, end = min(one.at for one in done), max(one.began for one in done)
+    changes = sorted([(one.began, 1) for one in done] + [(one.at, -1) for one in done])  # ends before what begins then
+    in_work = list(accumulate(change for _, change in changes))
+    enough = BUSY_SHARE * max(in_work)
+    busy = [number for number, count in enumerate(in_work) if count >= enough]
+    start = max(min(one.at for one in done), changes[busy[0]][0])
+    end = min(max(one.began for one in done), changes[min(busy[-1] + 1, len(changes) - 1)][0])
     return (start, end) if sum(start < one.at <= end for one in done) >= LEAST_SHARDS else None
 
 
@@ -139,7 +149,9 @@ def images_between(done: Sequence[DoneShard], start: float, end: float) -> float
 
 
 def steady_rate(done: Sequence[DoneShard], *, labelling_seconds: float) -> tuple[float, float]:
-    """Return the images/s while all actors were at work, and its standard error, from how the shards differ.
+    """Return the images/s while nearly all actors were at work, and its standard error.
+
+    The error is the larger of two: from how the shards differ, and from how the speed of all actors together varies.
 
     Args:
         done: the shards of a trial.
@@ -149,9 +161,15 @@ def steady_rate(done: Sequence[DoneShard], *, labelling_seconds: float) -> tuple
     if window is None:
         rate = sum(one.images for one in done) / max(labelling_seconds, 1e-9)
         return rate, rate / 2
-    rate = images_between(done, *window) / (window[1] - window[0])
-    within = [one for one in done if window[0] < one.at]
+    start, end = window
+    rate = images_between(done, start, end) / (end - start)
+    within = [one for one in done if start < one.at]
     seconds = sum(one.seconds for one in within)
     an_image = seconds / sum(one.images for one in within)
     squares = sum((one.seconds - an_image * one.images) ** 2 for one in within)
-    return rate, rate * math.sqrt(squares) / seconds
+    of_shards = rate * math.sqrt(squares) / seconds
+    step = (end - start) / SLICES
+    speeds = [
+        images_between(done, start + number * step, start + (number + 1) * step) / step for number in range(SLICES)
+    ]
+    return rate, max(of_shards, stdev(speeds) / math.sqrt(SLICES))
