@@ -14,13 +14,17 @@ R = TypeVar("R")
 def map_concurrently(function: Callable[[T], R], things: Iterable[T], *, threads: int) -> Iterator[R]:
     """Yield the results of a function for each item, in order; an exception is raised in the place of its result.
 
-    With `threads=1` the calling thread is used, and no item after a failed one is started.
+    With `threads=1` the calling thread is used, and no item after a failed one is started. Otherwise items that are
+    waiting are not started any more once an item or `things` has failed, or the caller has left.
     """
     if threads == 1:
         yield from map(function, things)
         return
     with ThreadPoolExecutor(threads) as pool:
-        yield from pool.map(function, things)
+        try:
+            yield from pool.map(function, things)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def map_in_chunks(function: Callable[[T], R], things: Iterable[T], *, threads: int) -> Iterator[R]:

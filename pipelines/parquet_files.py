@@ -13,7 +13,7 @@ from pipelines.errors import OutOfMemory, RayDetrError
 from pipelines.store import Store, StoreEntry, join_uri
 from pipelines.store.object_file import ObjectFile
 
-SMALL_BYTES: Final = 2**20  # that arrive about as soon as the three answers for a footer and some columns
+SMALL_BYTES: Final = 2**18  # that arrive as soon as the three answers for a footer and some columns
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import resource
+import secrets
 import tempfile
 import threading
 import time
@@ -126,7 +127,7 @@ def run(table: Store, nights: range, each: int) -> RunResult:
             plan_ahead=lambda plan: Planner(plan, wave_shards=4_000),
             publisher=publisher,
             clock=SystemClock(),
-            tail=f"{nights.start:04x}",
+            tail=secrets.token_hex(2),
         )
 
 

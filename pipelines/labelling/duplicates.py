@@ -133,7 +133,8 @@ def _may_hold(file: pq.ParquetFile, group: int, uris: list[str]) -> bool:
 def find_duplicate_rows(table: Store, files: Sequence[StoreEntry], *, threads: int = 1) -> Iterator[str]:
     """Yield a sentence for each file with `ok` rows of versions that it or an earlier file contains already.
 
-    A file that cannot be read yields a sentence as well. Reads the name columns only; twice if there are duplicates.
+    A file that cannot be read yields a sentence as well. Reads the name columns only, and files
+    up to `SMALL_BYTES` as a whole; twice if there are duplicates.
     Memory: 16 bytes for each `ok` row of the table (32 while sorting), 20 for each duplicate version, and the names of
     one file, or of `threads` small ones, which are read at once.
 

@@ -77,9 +77,9 @@ def read_labelled(
 ) -> LabelledKeys:
     """Return the images that a model has labelled with some settings, from the published rows of a table.
 
-    Images with `ok` rows count as labelled, and images with permanent errors unless all errors are retried. Fetches the
-    key columns only. Memory: 16 bytes for each row, and in each thread these columns of one file and some thousand
-    rows.
+    Images with `ok` rows count as labelled, and images with permanent errors unless all errors are retried. Fetches
+    the key columns only, and files up to `SMALL_BYTES` as a whole. Memory: 16 bytes for each row, and in each thread
+    these columns of one file and some thousand rows.
 
     Args:
         table: The table, which may not exist yet.

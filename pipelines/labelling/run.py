@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 from pipelines.concurrently import map_concurrently, map_in_chunks
 from pipelines.configurations import as_json, differences
@@ -16,6 +16,8 @@ from pipelines.labelling.settings import AUTO, settings_text
 from pipelines.store import NotFound, Store, join_uri, put_if_absent
 from pipelines.strict_json import Count, Time, parse_object, read_record, record_of
 from pipelines.table.files import Layout, layout_without_runs
+
+R = TypeVar("R")
 
 RECORD_VERSION: Final = 3  # version 1 has no `precision`, versions 1 and 2 no `tells_settings_apart` and `layout`
 
@@ -241,10 +243,19 @@ def list_runs(table: Store, *, known: Mapping[int, Run] | None = None, threads: 
     yield from map_concurrently(read, _sequence(table), threads=threads)
 
 
-def list_runs_backwards(table: Store, *, threads: int = 1) -> Iterator[Run]:
-    """Yield all runs of a table, newest first; records are read when they are asked for, the first one alone."""
+def map_runs_backwards(table: Store, function: Callable[[Run], R], *, threads: int = 1) -> Iterator[R]:
+    """Yield the results of a function for all runs of a table, newest first.
+
+    Records are read when results are asked for, the first one alone, then `threads` at once. An error of a run is
+    raised in the place of its result.
+    """
     numbers = reversed(list(_sequence(table)))
-    yield from map_in_chunks(lambda number: _read(table, number), numbers, threads=threads)
+    yield from map_in_chunks(lambda number: function(_read(table, number)), numbers, threads=threads)
+
+
+def list_runs_backwards(table: Store, *, threads: int = 1) -> Iterator[Run]:
+    """Yield all runs of a table, newest first, read as in `map_runs_backwards`."""
+    yield from map_runs_backwards(table, lambda run: run, threads=threads)
 
 
 def read_run(table: Store, run_id: str) -> Run | None:

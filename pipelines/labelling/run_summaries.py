@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from pipelines.concurrently import map_concurrently, map_in_chunks
+from pipelines.concurrently import map_concurrently
 from pipelines.errors import RayDetrError
 from pipelines.labelling.manifest import read_complete, read_manifest
 from pipelines.labelling.publish import THREADS, footer_totals, is_sealed_file, read_done
-from pipelines.labelling.run import End, Run, State, list_runs, list_runs_backwards, read_end, read_state, run_key
+from pipelines.labelling.run import End, Run, State, list_runs, map_runs_backwards, read_end, read_state, run_key
 from pipelines.parquet_files import open_listed
 from pipelines.store import NotFound, Store, join_uri
 from pipelines.strict_json import record_of
@@ -51,7 +51,8 @@ def summarise_runs(table: Store, *, threads: int = THREADS) -> Iterator[RunSumma
     """Yield a summary of each run of a table, oldest first. Ended runs without images are skipped.
 
     A finished run is summarised from its record and its end, because all its planned images are published; for other
-    runs the footers of their table files are fetched. Reads `threads` runs at once.
+    runs the footers of their table files are fetched. Reads `threads` runs at once, and `threads` files of each run
+    that is not finished.
 
     Raises:
         RayDetrError: a record or a file is damaged.
@@ -95,8 +96,7 @@ def settings_of_runs(table: Store, model: str, *, threads: int = THREADS) -> Ite
             return None
         return run.settings
 
-    runs = list_runs_backwards(table, threads=threads)
-    yield from (found for found in map_in_chunks(settings, runs, threads=threads) if found is not None)
+    yield from (found for found in map_runs_backwards(table, settings, threads=threads) if found is not None)
 
 
 def _totals(table: Store, run: Run, end: End | None, threads: int) -> Totals:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -16,6 +17,32 @@ def test_results_come_in_order_and_an_exception_in_the_place_of_its_item(threads
     assert [next(results) for _ in range(3)] == [12, 6, 4]
     with pytest.raises(ZeroDivisionError):
         next(results)
+
+
+@pytest.mark.parametrize("left", ["a failing source", "a caller who leaves"])
+def test_items_that_wait_are_not_begun_after_a_failure_or_when_the_caller_leaves(left: str) -> None:
+    begun: list[int] = []
+    goes_on = threading.Event()
+
+    def work(number: int) -> int:
+        begun.append(number)
+        goes_on.wait(0 if number == 0 else 0.2)
+        return number
+
+    def numbers() -> Iterator[int]:
+        yield from range(50)
+        if left == "a failing source":
+            raise OSError("no answer")
+
+    results = map_concurrently(work, numbers(), threads=2)
+    if left == "a failing source":
+        with pytest.raises(OSError, match="no answer"):
+            next(results)
+    else:
+        assert next(results) == 0
+        results.close()  # type: ignore[attr-defined]
+
+    assert len(begun) < 10
 
 
 @pytest.mark.parametrize("threads", [1, 3])
