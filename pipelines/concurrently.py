@@ -1,9 +1,10 @@
 """Functions in background threads: mapped over many items, or called at intervals."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -13,13 +14,45 @@ R = TypeVar("R")
 def map_concurrently(function: Callable[[T], R], things: Iterable[T], *, threads: int) -> Iterator[R]:
     """Yield the results of a function for each item, in order; an exception is raised in the place of its result.
 
-    With `threads=1` the calling thread is used, and no item after a failed one is started.
+    With `threads=1` the calling thread is used, and no item after a failed one is started. Otherwise items that are
+    waiting are not started any more once an item or `things` has failed, or the caller has left.
     """
     if threads == 1:
         yield from map(function, things)
         return
     with ThreadPoolExecutor(threads) as pool:
-        yield from pool.map(function, things)
+        try:
+            yield from pool.map(function, things)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def map_in_chunks(function: Callable[[T], R], things: Iterable[T], *, threads: int) -> Iterator[R]:
+    """Yield the results of a function for each item, in order, and begin no more than `threads` items at once.
+
+    The first item is alone, and the next ones are begun when their results are asked for: a caller who leaves early
+    has caused little work.
+    """
+    rest, size = iter(things), 1
+    with ThreadPoolExecutor(threads) as pool:
+        while chunk := list(islice(rest, size)):
+            yield from pool.map(function, chunk) if len(chunk) > 1 else map(function, chunk)
+            size = threads
+
+
+def map_small(
+    function: Callable[[T], R], things: Sequence[T], *, is_small: Callable[[T], bool], threads: int
+) -> Iterator[R]:
+    """Yield the results of a function for each item, in order: neighbours that are small at once, others one by one."""
+    with ThreadPoolExecutor(threads) as pool:
+        first = 0
+        while first < len(things):
+            end = first + 1
+            while end < min(first + threads, len(things)) and is_small(things[first]) and is_small(things[end]):
+                end += 1
+            chunk = things[first:end]
+            yield from pool.map(function, chunk) if len(chunk) > 1 else map(function, chunk)
+            first = end
 
 
 @contextmanager

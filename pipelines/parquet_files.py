@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,6 +12,8 @@ import pyarrow.parquet as pq
 from pipelines.errors import OutOfMemory, RayDetrError
 from pipelines.store import Store, StoreEntry, join_uri
 from pipelines.store.object_file import ObjectFile
+
+SMALL_BYTES: Final = 2**18  # that arrive as soon as the three answers for a footer and some columns
 
 
 @contextmanager
@@ -68,6 +71,23 @@ def open_object(store: Store, key: str, size: int, *, if_match: str | None = Non
 def open_listed(store: Store, entry: StoreEntry) -> pq.ParquetFile:
     """Return a Parquet file of a store as `open_object` does, whether or not the listing told its size."""
     return open_object(store, entry.key, entry.size if entry.size is not None else len(store.get(entry.key).data))
+
+
+def is_small(entry: StoreEntry) -> bool:
+    """Return whether a listed file is fetched as a whole where its rows are read."""
+    return entry.size is not None and entry.size <= SMALL_BYTES
+
+
+def open_for_rows(store: Store, entry: StoreEntry) -> pq.ParquetFile:
+    """Return a listed Parquet file whose rows will be read: a small one is fetched now, in one request.
+
+    Raises:
+        RayDetrError: the bytes are damaged.
+        StoreError: the store refused.
+    """
+    if is_small(entry):
+        return open_bytes(store.get(entry.key).data, join_uri(store.uri, entry.key))
+    return open_listed(store, entry)
 
 
 def stored_schema(schema: pa.Schema) -> pa.Schema:

@@ -13,7 +13,8 @@
 # A host is a network namespace with processes, mounts, host name and /dev/shm of its own. A cable joins the two, and
 # nothing else: no address outside is reached. Both see this machine's files, which stand for a store that stays
 # reachable from everywhere while the link is cut. Needs root, iproute2 and util-linux. RAY_BIN is the folder of `ray`
-# (that of this checkout's .venv); HEAD_CPUS and WORKER_CPUS are what Ray may use (1 and 2); RAY_* is passed on.
+# (that of this checkout's .venv); HEAD_CPUS and WORKER_CPUS are what Ray may use (1 and 2); HEAD_DASHBOARD=true starts
+# the dashboard on the head's port 8265, which takes jobs; RAY_* is passed on.
 set -u -o pipefail
 umask 022
 ray_bin=${RAY_BIN:-$(cd "$(dirname "$0")/.." && pwd)/.venv/bin}
@@ -65,7 +66,7 @@ on() {   # on HOST COMMAND...: in all of its namespaces, here
 start_ray() {   # start_ray HOST
   local host=$1 options
   case $host in
-    head) options=(--head --port 6379 --num-cpus "${HEAD_CPUS:-1}" --include-dashboard false) ;;
+    head) options=(--head --port 6379 --num-cpus "${HEAD_CPUS:-1}" --include-dashboard "${HEAD_DASHBOARD:-false}") ;;
     worker) options=(--address "$(address head):6379" --num-cpus "${WORKER_CPUS:-2}") ;;
   esac
   for _ in 1 2 3; do   # busy cores exceed the 30 s that Ray gives a node to start

@@ -111,6 +111,7 @@ def local_ray() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("RAY_AUTH_MODE", "disabled")
         patched.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patched.setenv("RAY_worker_niceness", "0")  # as the package's own local Ray: other jobs may keep the cores busy
         # for the drivers that tests start: they find this Ray only if they, too, take loopback for their address
         patched.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         patched.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as Ray will do by itself; else it warns

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pipelines.clock import Clock
 from pipelines.errors import UsageError
 from pipelines.labelling.lease import holding
-from pipelines.labelling.publish import remove_parts
+from pipelines.labelling.publish import THREADS, remove_parts
 from pipelines.labelling.run import End, Run, find_unfinished, list_runs
 from pipelines.labelling.seal import seal_run
 from pipelines.store import Store, require_create_only
@@ -41,7 +41,7 @@ def abandon_run(table: Store, run_id: str | None = None, *, token: str, clock: C
         UsageError: the table has no run of this name.
         StoreError: the store refused.
     """
-    if run_id is not None and all(run.run_id != run_id for run in list_runs(table)):
+    if run_id is not None and all(run.run_id != run_id for run in list_runs(table, threads=THREADS)):
         raise UsageError(f"table {table.uri} has no run {run_id}. `ray-detr runs` lists its runs.")
     if _unfinished(table, run_id) is None:
         return None  # before anything, such as a lease, is written to a place that may not be a table

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.concurrently import map_concurrently
+from pipelines.concurrently import map_concurrently, map_small
 from pipelines.errors import RayDetrError
 from pipelines.labelling.labelled_keys import KEY_BYTES, Keys
 from pipelines.labelling.recorded_settings import RecordedSettings, columns_of
-from pipelines.parquet_files import open_listed, parquet_of
+from pipelines.parquet_files import is_small, open_for_rows, open_listed, parquet_of
 from pipelines.store import Store, StoreEntry, join_uri
 from pipelines.table.files import parse_table_file_key
 from pipelines.table.schema import check_columns
@@ -130,12 +130,13 @@ def _may_hold(file: pq.ParquetFile, group: int, uris: list[str]) -> bool:
     return any(statistics.min <= uri <= statistics.max for uri in uris)
 
 
-def find_duplicate_rows(table: Store, files: Sequence[StoreEntry]) -> Iterator[str]:
+def find_duplicate_rows(table: Store, files: Sequence[StoreEntry], *, threads: int = 1) -> Iterator[str]:
     """Yield a sentence for each file with `ok` rows of versions that it or an earlier file contains already.
 
-    A file that cannot be read yields a sentence as well. Reads the name columns only; twice if there are duplicates.
+    A file that cannot be read yields a sentence as well. Reads the name columns only, and files
+    up to `SMALL_BYTES` as a whole; twice if there are duplicates.
     Memory: 16 bytes for each `ok` row of the table (32 while sorting), 20 for each duplicate version, and the names of
-    one file.
+    one file, or of `threads` small ones, which are read at once.
 
     Raises:
         StoreError: the store refused.
@@ -143,12 +144,18 @@ def find_duplicate_rows(table: Store, files: Sequence[StoreEntry]) -> Iterator[s
     readable: list[StoreEntry] = []
     parts: list[Keys] = []
     recorded = RecordedSettings(table)
-    for entry in files:
+
+    def read(entry: StoreEntry) -> Keys | str:
         try:
-            parts.append(_hashes(_ok_versions(table, entry, recorded)))
+            return _hashes(_ok_versions(table, entry, recorded))
         except RayDetrError as damaged:
-            yield str(damaged)
+            return str(damaged)
+
+    for entry, found in zip(files, map_small(read, files, is_small=is_small, threads=threads), strict=True):
+        if isinstance(found, str):
+            yield found
         else:
+            parts.append(found)
             readable.append(entry)
     keys = np.concatenate([*parts, np.empty(0, f"S{KEY_BYTES}")])
     parts.clear()
@@ -189,7 +196,7 @@ def _duplicate_sentences(
 
 def _ok_versions(table: Store, entry: StoreEntry, recorded: RecordedSettings) -> list[LabelledVersion]:
     name = join_uri(table.uri, entry.key)
-    file = open_listed(table, entry)
+    file = open_for_rows(table, entry)
     with parquet_of(name):
         rows = file.read(columns=["uri", "etag", "status", "model", *columns_of(file)])
         rows = rows.filter(pc.equal(rows["status"].cast(pa.string()), "ok"))

@@ -17,7 +17,7 @@ from pipelines.concurrently import map_concurrently
 from pipelines.labelling.config import RetryErrors
 from pipelines.labelling.recorded_settings import RecordedSettings, columns_of
 from pipelines.lake.lake_object import LakeObject
-from pipelines.parquet_files import open_listed, parquet_of
+from pipelines.parquet_files import is_small, open_for_rows, parquet_of
 from pipelines.store import Store, StoreEntry, join_uri
 from pipelines.table.schema import PERMANENT_KINDS, check_columns
 
@@ -77,9 +77,9 @@ def read_labelled(
 ) -> LabelledKeys:
     """Return the images that a model has labelled with some settings, from the published rows of a table.
 
-    Images with `ok` rows count as labelled, and images with permanent errors unless all errors are retried. Fetches the
-    key columns only. Memory: 16 bytes for each row, and in each thread these columns of one file and some thousand
-    rows.
+    Images with `ok` rows count as labelled, and images with permanent errors unless all errors are retried. Fetches
+    the key columns only, and files up to `SMALL_BYTES` as a whole. Memory: 16 bytes for each row, and in each thread
+    these columns of one file and some thousand rows.
 
     Args:
         table: The table, which may not exist yet.
@@ -117,11 +117,12 @@ def _file_keys(
 ) -> Iterator[bytes]:
     """Yield the keys of labelled rows of a file, some thousand rows at once."""
     name = join_uri(table.uri, entry.key)
-    file = open_listed(table, entry)
+    file = open_for_rows(table, entry)
+    use_threads = not is_small(entry)  # starting them takes longer than a small file's columns
     of_settings = () if settings is None else columns_of(file)
     check_columns(file, ("uri", "etag", "status", "error_kind", "model", *of_settings), name=name)
     with parquet_of(name):
-        states = file.read(columns=["status", "error_kind", "model", *of_settings])
+        states = file.read(columns=["status", "error_kind", "model", *of_settings], use_threads=use_threads)
         counts = pc.equal(states["status"].cast(pa.string()), "ok")
         if retry_errors != "all":
             kinds = pa.array(sorted(PERMANENT_KINDS))
@@ -133,7 +134,7 @@ def _file_keys(
         if not pc.any(counts).as_py():
             return
         first = 0
-        for batch in file.iter_batches(_BATCH_ROWS, columns=["uri", "etag"]):
+        for batch in file.iter_batches(_BATCH_ROWS, columns=["uri", "etag"], use_threads=use_threads):
             rows = batch.filter(counts.slice(first, len(batch)).combine_chunks())
             first += len(batch)
             uris, etags = (rows[name].cast(pa.binary()).to_pylist() for name in ("uri", "etag"))

@@ -22,7 +22,7 @@ from pipelines.labelling.manifest import (
     write_segment,
 )
 from pipelines.labelling.past_settings import PastSettings
-from pipelines.labelling.publish import read_done
+from pipelines.labelling.publish import THREADS, read_done
 from pipelines.labelling.run import RunRequest, find_unfinished, sealed_sentence
 from pipelines.lake.listing import Listing, list_objects
 from pipelines.lake.member_files import MemberIndexes
@@ -108,7 +108,7 @@ def summarise_plan(config: PlanConfig, *, model: str | None = None) -> PlanSumma
         if config.skip_labelled == "any":
             model = None
         settings = None if model is None else _settings(table, config, model, shard_images)
-        labelled = read_labelled(table, model, settings=settings, retry_errors=config.retry_errors)
+        labelled = read_labelled(table, model, settings=settings, retry_errors=config.retry_errors, threads=THREADS)
     except StoreError as error:
         raise RayDetrError(f"cannot read the table {table.uri}: {error}") from error
     segments, position = 0, ListingPosition()

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
+from pipelines.concurrently import map_concurrently, map_in_chunks
 from pipelines.configurations import as_json, differences
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.labelling.settings import AUTO, settings_text
 from pipelines.store import NotFound, Store, join_uri, put_if_absent
 from pipelines.strict_json import Count, Time, parse_object, read_record, record_of
 from pipelines.table.files import Layout, layout_without_runs
+
+R = TypeVar("R")
 
 RECORD_VERSION: Final = 3  # version 1 has no `precision`, versions 1 and 2 no `tells_settings_apart` and `layout`
 
@@ -224,16 +227,35 @@ def latest_run(table: Store) -> Run | None:
     return None if last is None else _read(table, last)
 
 
-def list_runs(table: Store) -> Iterator[Run]:
-    """Yield all runs of a table, oldest first."""
-    for number in _sequence(table):
-        yield _read(table, number)
+def list_runs(table: Store, *, known: Mapping[int, Run] | None = None, threads: int = 1) -> Iterator[Run]:
+    """Yield all runs of a table, oldest first.
+
+    Args:
+        table: The table.
+        known: Runs by number that were read before. Their records do not change and are not read again.
+        threads: Records to read at once.
+    """
+    known = known or {}
+
+    def read(number: int) -> Run:
+        return known.get(number) or _read(table, number)
+
+    yield from map_concurrently(read, _sequence(table), threads=threads)
 
 
-def list_runs_backwards(table: Store) -> Iterator[Run]:
-    """Yield all runs of a table, newest first; each record is read when it is asked for."""
-    for number in reversed(list(_sequence(table))):
-        yield _read(table, number)
+def map_runs_backwards(table: Store, function: Callable[[Run], R], *, threads: int = 1) -> Iterator[R]:
+    """Yield the results of a function for all runs of a table, newest first.
+
+    Records are read when results are asked for, the first one alone, then `threads` at once. An error of a run is
+    raised in the place of its result.
+    """
+    numbers = reversed(list(_sequence(table)))
+    yield from map_in_chunks(lambda number: function(_read(table, number)), numbers, threads=threads)
+
+
+def list_runs_backwards(table: Store, *, threads: int = 1) -> Iterator[Run]:
+    """Yield all runs of a table, newest first, read as in `map_runs_backwards`."""
+    yield from map_runs_backwards(table, lambda run: run, threads=threads)
 
 
 def read_run(table: Store, run_id: str) -> Run | None:

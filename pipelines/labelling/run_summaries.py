@@ -10,7 +10,7 @@ from pipelines.concurrently import map_concurrently
 from pipelines.errors import RayDetrError
 from pipelines.labelling.manifest import read_complete, read_manifest
 from pipelines.labelling.publish import THREADS, footer_totals, is_sealed_file, read_done
-from pipelines.labelling.run import End, Run, State, list_runs, list_runs_backwards, read_end, read_state, run_key
+from pipelines.labelling.run import End, Run, State, list_runs, map_runs_backwards, read_end, read_state, run_key
 from pipelines.parquet_files import open_listed
 from pipelines.store import NotFound, Store, join_uri
 from pipelines.strict_json import record_of
@@ -50,21 +50,23 @@ class RunSummary:
 def summarise_runs(table: Store, *, threads: int = THREADS) -> Iterator[RunSummary]:
     """Yield a summary of each run of a table, oldest first. Ended runs without images are skipped.
 
-    The totals of a finished run are in its record; for other runs the footers of their table files are fetched, by
-    `threads` threads.
+    A finished run is summarised from its record and its end, because all its planned images are published; for other
+    runs the footers of their table files are fetched. Reads `threads` runs at once, and `threads` files of each run
+    that is not finished.
 
     Raises:
         RayDetrError: a record or a file is damaged.
         StoreError: the store refused.
     """
-    for run in list_runs(table):
+
+    def summarise(run: Run) -> RunSummary | None:
         end = read_end(table, run.run_id)
         state = end.state if end is not None else read_state(table, run.run_id)
         totals = _totals(table, run, end, threads)
-        planned = _planned(table, run)
+        planned = totals.rows if state == "finished" else _planned(table, run)
         if end is not None and not planned and not totals.rows:
-            continue
-        yield RunSummary(
+            return None
+        return RunSummary(
             run_id=run.run_id,
             state=state,
             model=run.model,
@@ -77,6 +79,9 @@ def summarise_runs(table: Store, *, threads: int = THREADS) -> Iterator[RunSumma
             settings=run.settings,
         )
 
+    summaries = map_concurrently(summarise, list_runs(table, threads=threads), threads=threads)
+    yield from (summary for summary in summaries if summary is not None)
+
 
 def settings_of_runs(table: Store, model: str, *, threads: int = THREADS) -> Iterator[str]:
     """Yield the settings of a model's runs with published rows, newest first. Reads records as it is iterated.
@@ -85,9 +90,13 @@ def settings_of_runs(table: Store, model: str, *, threads: int = THREADS) -> Ite
         RayDetrError: a record or a file is damaged.
         StoreError: the store refused.
     """
-    for run in list_runs_backwards(table):
-        if run.model == model and _totals(table, run, read_end(table, run.run_id), threads).rows:
-            yield run.settings
+
+    def settings(run: Run) -> str | None:
+        if run.model != model or not _totals(table, run, read_end(table, run.run_id), threads).rows:
+            return None
+        return run.settings
+
+    yield from (found for found in map_runs_backwards(table, settings, threads=threads) if found is not None)
 
 
 def _totals(table: Store, run: Run, end: End | None, threads: int) -> Totals:

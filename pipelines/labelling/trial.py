@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
+from statistics import stdev
 from typing import Final
 
 from pipelines.labelling.config import LabelConfig
@@ -23,7 +24,9 @@ FOLDER: Final = "_trial-"  # below the table; readers take no folder that begins
 SHARDS: Final = 24  # that a trial is cut into, so that its speed is seen to vary
 MOST_SHARD_IMAGES: Final = 64
 DEVIATIONS: Final = 2.1  # of the mean, for 95 % with some twenty shards
-LEAST_SHARDS: Final = 4
+LEAST_SHARDS: Final = 4  # that must end while nearly all actors are at work
+BUSY_SHARE: Final = 0.75  # of the most shards that were ever in work
+SLICES: Final = 8  # of the time in which nearly all actors are at work, whose speeds are compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +69,10 @@ def predict(config: LabelConfig, *, images: int, on_progress: Callable[[Progress
     """
     assert config.sample is not None
     folder = f"{FOLDER}{secrets.token_hex(8)}"
-    done: list[tuple[float, int]] = []
+    done: list[DoneShard] = []
 
     def on_shard(_run_id: str, report: ShardReport) -> None:
-        done.append((time.monotonic(), report.images))
+        done.append(DoneShard(time.monotonic(), report.images, report.seconds))
 
     trial = replace(
         config,
@@ -105,21 +108,68 @@ def predict(config: LabelConfig, *, images: int, on_progress: Callable[[Progress
     )
 
 
-def steady_rate(done: Sequence[tuple[float, int]], *, labelling_seconds: float) -> tuple[float, float]:
-    """Return the images/s between the first and the last shard, and its standard error.
+@dataclass(frozen=True, slots=True)
+class DoneShard:
+    """A shard of the trial: when it was done (seconds), its images, and for how long an actor worked on it."""
 
-    The first shard waits for actors and the model, which a long run does once.
+    at: float
+    images: int
+    seconds: float
+
+    @property
+    def began(self) -> float:
+        """When an actor began it."""
+        return self.at - self.seconds
+
+
+def steady_window(done: Sequence[DoneShard]) -> tuple[float, float] | None:
+    """Return between which times nearly all actors were at work, or None if that was too short to tell their speed.
+
+    It begins when the first shard has ended, because actors start and load the model before, which a long run does
+    once, and when as many shards are in work as ever, but for a quarter: other actors may start later. It ends when
+    the last shard begins, or when fewer are in work for good, such as one that is repeated because its actor died.
+    """
+    if not done:
+        return None
+    changes = sorted([(one.began, 1) for one in done] + [(one.at, -1) for one in done])  # ends before what begins then
+    in_work = list(accumulate(change for _, change in changes))
+    enough = BUSY_SHARE * max(in_work)
+    busy = [number for number, count in enumerate(in_work) if count >= enough]
+    start = max(min(one.at for one in done), changes[busy[0]][0])
+    end = min(max(one.began for one in done), changes[min(busy[-1] + 1, len(changes) - 1)][0])
+    return (start, end) if sum(start < one.at <= end for one in done) >= LEAST_SHARDS else None
+
+
+def images_between(done: Sequence[DoneShard], start: float, end: float) -> float:
+    """Return how many images were labelled between two times; a shard in work then counts in part.
+
+    Counting whole shards when they end would count too many: those of several actors end in rounds.
+    """
+    return sum(one.images * max(0.0, min(one.at, end) - max(one.began, start)) / max(one.seconds, 1e-9) for one in done)
+
+
+def steady_rate(done: Sequence[DoneShard], *, labelling_seconds: float) -> tuple[float, float]:
+    """Return the images/s while nearly all actors were at work, and its standard error.
+
+    The error is the larger of two: from how the shards differ, and from how the speed of all actors together varies.
 
     Args:
-        done: when each shard was done (seconds), and its images.
-        labelling_seconds: of the whole, which is taken where there are too few shards.
+        done: the shards of a trial.
+        labelling_seconds: of the whole trial, which is taken where there are too few shards.
     """
-    total = sum(images for _, images in done)
-    if len(done) < LEAST_SHARDS or done[-1][0] <= done[0][0]:
-        rate = total / max(labelling_seconds, 1e-9)
+    window = steady_window(done)
+    if window is None:
+        rate = sum(one.images for one in done) / max(labelling_seconds, 1e-9)
         return rate, rate / 2
-    steps = [(after[0] - before[0], after[1]) for before, after in itertools.pairwise(done)]
-    seconds = sum(step for step, _ in steps)
-    rate = sum(images for _, images in steps) / seconds
-    squares = sum((images - rate * step) ** 2 for step, images in steps)
-    return rate, math.sqrt(squares) / seconds
+    start, end = window
+    rate = images_between(done, start, end) / (end - start)
+    within = [one for one in done if start < one.at]
+    seconds = sum(one.seconds for one in within)
+    an_image = seconds / sum(one.images for one in within)
+    squares = sum((one.seconds - an_image * one.images) ** 2 for one in within)
+    of_shards = rate * math.sqrt(squares) / seconds
+    step = (end - start) / SLICES
+    speeds = [
+        images_between(done, start + number * step, start + (number + 1) * step) / step for number in range(SLICES)
+    ]
+    return rate, max(of_shards, stdev(speeds) / math.sqrt(SLICES))

@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from pipelines.clock import Clock
+from pipelines.concurrently import map_concurrently, map_small
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.labelling.duplicates import find_duplicate_rows
 from pipelines.labelling.manifest import PlannedSegment, read_manifest
-from pipelines.labelling.publish import read_done
+from pipelines.labelling.publish import THREADS, read_done
 from pipelines.labelling.run import Run, State, list_runs, read_state, run_key
 from pipelines.labelling.verify_file import check_parts, check_table_file
+from pipelines.parquet_files import is_small
 from pipelines.store import NotFound, Store, StoreEntry, join_uri
 from pipelines.strict_json import Count, parse_object, record_of
 from pipelines.table.files import parse_table_file_key, table_file_key
@@ -53,13 +55,15 @@ def verify_table(
     max_seconds: float | None = None,
     clock: Clock,
     show: Callable[[Verification], None] = lambda _: None,
+    threads: int = THREADS,
 ) -> Verification:
     """Verify a table against the plans of its runs and return what is wrong.
 
     Four steps: compare listings with the plans (missing and unknown files); check parts that are not published; read
     every table file in the order of keys; search all runs for versions of an image with two rows. The last step cannot
     be divided and reads the same columns as planning does. Rows that a live run adds meanwhile are ignored. Memory:
-    3 kB for each table file, one row group, and in the last step 16 bytes (for a moment 32) for each `ok` row.
+    3 kB for each table file, one row group (of small files `threads`), and in the last step 16 bytes (for a moment 32)
+    for each `ok` row.
 
     With `max_seconds` it stops after that time, but after at least one file, and saves its position in
     `_runs/_verified.json` (with `run_id`: `_runs/<run_id>/_verified.json`). The next call with `max_seconds` continues
@@ -72,6 +76,7 @@ def verify_table(
         max_seconds: Time after which to stop.
         clock: The clock.
         show: Called in this thread after every file.
+        threads: Records of runs and small files to read at once.
 
     Raises:
         RayDetrError: there is no such run, or a run's record or the saved position is damaged.
@@ -79,7 +84,7 @@ def verify_table(
     """
     deadline = math.inf if max_seconds is None else clock.monotonic() + max_seconds
     is_partial = max_seconds is not None
-    contents = _look(table, run_id)
+    contents = _look(table, run_id, threads)
     findings = list(contents.findings)
     position = _read_position(table, run_id) if is_partial else _Position()
     if is_partial:
@@ -95,8 +100,13 @@ def verify_table(
     for run, segment, shards in contents.unpublished:
         findings.extend(check_parts(table, run, segment, shards))
     saved_at = clock.monotonic()
-    for file in left:
-        found = list(check_table_file(table, file.entry, file.run, file.segment, is_finished=file.state == "finished"))
+
+    def check(file: _File) -> list[str]:
+        is_finished = file.state == "finished"
+        return list(check_table_file(table, file.entry, file.run, file.segment, is_finished=is_finished))
+
+    checks = map_small(check, left, is_small=lambda file: is_small(file.entry), threads=threads)
+    for file, found in zip(left, checks, strict=False):  # left early, at the deadline
         findings.extend(found)
         position = _Position(file.entry.key, position.findings + len(found))
         done = replace(done, files=done.files + 1, images=done.images + _images([file]))
@@ -109,7 +119,8 @@ def verify_table(
     if left and clock.monotonic() >= deadline:
         _write_position(table, run_id, position)
         return replace(done, findings=tuple(findings))
-    findings.extend(sentence for sentence in find_duplicate_rows(table, contents.of_runs) if sentence not in findings)
+    duplicates = find_duplicate_rows(table, contents.of_runs, threads=threads)
+    findings.extend(sentence for sentence in duplicates if sentence not in findings)
     if is_partial:
         _write_position(table, run_id, _Position())
     return replace(done, findings=tuple(findings), is_complete=True)
@@ -135,26 +146,33 @@ class _Contents:
     findings: Sequence[str]
 
 
-def _look(table: Store, run_id: str | None) -> _Contents:
+def _look(table: Store, run_id: str | None, threads: int) -> _Contents:
     # The order matters: files of runs that ended before are all in the listing, and the plans of listed files exist
     # when they are read afterwards.
-    states = {run.run_id: read_state(table, run.run_id) for run in list_runs(table)}
+    before = list(list_runs(table, threads=threads))
+    found_states = map_concurrently(lambda run: read_state(table, run.run_id), before, threads=threads)
+    states = {run.run_id: state for run, state in zip(before, found_states, strict=True)}
     entries = {entry.key: entry for entry in table.list("data/")}
-    runs = {run.run_id: run for run in list_runs(table)}
+    known = {run.number: run for run in before}
+    runs = {run.run_id: run for run in list_runs(table, known=known, threads=threads)}
     if run_id is not None and run_id not in runs:
         raise UsageError(f"table {table.uri} has no run {run_id}. `ray-detr runs` lists its runs.")
     findings: list[str] = []
     unpublished: list[tuple[Run, PlannedSegment, list[int]]] = []
     files: dict[str, _File] = {}
     damaged: set[str] = set()
-    for run in runs.values():
-        if run_id not in (None, run.run_id):
-            continue
-        state = states.get(run.run_id, "planning")
+
+    def read_segments(run: Run) -> list[PlannedSegment] | RayDetrError:
         try:
-            segments = [segment for segment in read_manifest(table, run.run_id) if segment.ending is None]
+            return [segment for segment in read_manifest(table, run.run_id) if segment.ending is None]
         except RayDetrError as error:
-            findings.append(str(error))
+            return error
+
+    wanted = [run for run in runs.values() if run_id in (None, run.run_id)]
+    for run, segments in zip(wanted, map_concurrently(read_segments, wanted, threads=threads), strict=True):
+        state = states.get(run.run_id, "planning")
+        if isinstance(segments, RayDetrError):
+            findings.append(str(segments))
             damaged.add(run.run_id)
             continue
         for segment in segments:

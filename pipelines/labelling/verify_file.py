@@ -12,7 +12,7 @@ from pipelines.errors import RayDetrError
 from pipelines.labelling.manifest import PlannedSegment, read_planned
 from pipelines.labelling.publish import footer_totals, is_sealed_file, part_key
 from pipelines.labelling.run import Run
-from pipelines.parquet_files import open_listed, parquet_of
+from pipelines.parquet_files import open_for_rows, parquet_of
 from pipelines.store import NotFound, Store, StoreEntry, join_uri
 from pipelines.table.schema import FIRST_COLUMNS, NO_COLUMNS, Totals, decode, is_of_table, total
 
@@ -80,7 +80,7 @@ def _check(
     table: Store, entry: StoreEntry, run: Run, segment: PlannedSegment | None, *, is_finished: bool
 ) -> Iterator[str]:
     name = join_uri(table.uri, entry.key)
-    file = open_listed(table, entry)
+    file = open_for_rows(table, entry)
     if is_sealed_file(file):
         if file.metadata.num_rows:
             yield f"{name} is sealed, and has {file.metadata.num_rows:,} rows where it should have none."

@@ -13,6 +13,7 @@ from pipelines.errors import RayDetrError, UsageError
 from pipelines.evaluation.annotations import read_annotations
 from pipelines.evaluation.evaluate import Evaluation
 from pipelines.evaluation.table_results import RowChoice
+from pipelines.labelling.publish import THREADS
 from pipelines.labelling.run import list_runs
 from pipelines.lake.images import ImageStores
 from pipelines.lake.member_files import MemberIndexes
@@ -165,7 +166,7 @@ class _Made:
 
 def _started(table: Store) -> dict[str, datetime]:
     """Return when each run began; exported tables have no records."""
-    return {run.run_id: run.started_at for run in list_runs(table)}
+    return {run.run_id: run.started_at for run in list_runs(table, threads=THREADS)}
 
 
 def write_page(out: Path, data: bytes) -> None:

@@ -58,7 +58,7 @@ def own_ray(*nodes: Mapping[str, Any], environment: Mapping[str, str] | None = N
     head, *others = nodes
     # Ray's fixed ports are taken by another Ray of this machine: its agent would take no jobs then, or those of others
     head = {**_free_ports("dashboard_port", "dashboard_agent_listen_port"), **head}
-    quiet = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", **LOOPBACK}
+    quiet = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", **LOOPBACK}
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, json.dumps([head, *others])],
         cwd=ROOT,

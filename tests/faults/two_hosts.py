@@ -70,7 +70,7 @@ def two_hosts(monkeypatch: pytest.MonkeyPatch, **environment: str) -> Iterator[T
         monkeypatch: Sets the environment, which the hosts and later processes inherit.
         environment: Variables for the hosts, such as `WORKER_CPUS` or those of `SOON`.
     """
-    for name, value in {"RAY_AUTH_MODE": "disabled", **environment}.items():
+    for name, value in {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0", **environment}.items():
         monkeypatch.setenv(name, value)
     for name in LOOPBACK:
         monkeypatch.delenv(name, raising=False)  # from here on there is more than this machine

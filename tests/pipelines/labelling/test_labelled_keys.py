@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pipelines.errors import RayDetrError
 from pipelines.labelling.labelled_keys import labelled_keys, read_labelled
 from pipelines.lake.lake_object import LakeObject
+from pipelines.parquet_files import SMALL_BYTES
 from pipelines.store import Store, memory_store
 from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
 
@@ -129,15 +130,13 @@ def test_what_is_no_file_of_a_table_stops_the_planning(data: bytes, sentence: st
         read_labelled(table, "detr@1")
 
 
-def test_only_the_columns_of_keys_are_fetched() -> None:
-    table = memory_store()
-    detected = Detected(
-        range(50),
-        ("label",) * 50,
-        np.random.default_rng(0).random(50, "f4"),
-        np.random.default_rng(1).random((50, 4), "f4"),
-    )
-    publish(table, "0", "detr@1", [Row(f"s3://b/{number}", "e", detections=detected) for number in range(2000)])
+def test_of_a_large_file_only_the_columns_of_keys_are_fetched() -> None:
+    table, random = memory_store(), np.random.default_rng(0)
+    detected = [
+        Detected(range(50), ("label",) * 50, random.random(50, "f4"), random.random((50, 4), "f4"))
+        for _ in range(3_000)
+    ]
+    publish(table, "0", "detr@1", [Row(f"s3://b/{n}", "e", detections=found) for n, found in enumerate(detected)])
     size = next(table.list("data/")).size
     fetched = []
 
@@ -151,5 +150,6 @@ def test_only_the_columns_of_keys_are_fetched() -> None:
     read_labelled(Counting(), "detr@1")  # type: ignore[arg-type]
 
     assert size is not None
+    assert size > SMALL_BYTES
     assert sum(fetched) < size / 10 + 2 * 65_536  # footers are looked for in the last 64 KiB
     assert len(fetched) <= 4

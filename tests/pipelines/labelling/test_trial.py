@@ -12,26 +12,75 @@ from pipelines.labelling import trial
 from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.label import LabelSummary
 from pipelines.labelling.outcome import ShardReport
-from pipelines.labelling.trial import predict, steady_rate
+from pipelines.labelling.trial import DoneShard, predict, steady_rate
 from pipelines.store import open_store
 
 
+def one_after_the_other(*seconds: float) -> list[DoneShard]:
+    """Return shards of 10 images of one actor, the first of which is done after 100 s."""
+    return [DoneShard(100.0 + sum(seconds[1 : number + 1]), 10, taken) for number, taken in enumerate(seconds)]
+
+
 def test_the_start_is_left_out_and_steady_work_has_no_error() -> None:
-    done = [(100.0 + 2 * number, 10) for number in range(11)]
+    done = one_after_the_other(90.0, *[2.0] * 10)
 
     assert steady_rate(done, labelling_seconds=120) == (pytest.approx(5), pytest.approx(0))
 
 
 def test_uneven_work_has_an_error() -> None:
-    done = [(0.0, 10), (1.0, 10), (4.0, 10), (5.0, 10), (8.0, 10)]
-    rate, error = steady_rate(done, labelling_seconds=120)
+    rate, error = steady_rate(one_after_the_other(1.0, 1.0, 3.0, 1.0, 3.0, 1.0, 3.0, 2.0), labelling_seconds=120)
 
-    assert rate == pytest.approx(5)
-    assert error == pytest.approx((4 * 5**2) ** 0.5 / 8)
+    assert rate == pytest.approx(60 / 12)
+    assert rate * 6**0.5 / 14 <= error < rate / 4
+
+
+def two_actors(*, late: float = 0.0) -> list[DoneShard]:
+    """Return shards of 10 images that take two actors 10 s each; the second actor begins `late`."""
+    return [DoneShard(20.0 + 10 * number, 10, 10.0) for number in range(12)] + [
+        DoneShard(20.0 + late + 10 * number, 10, 10.0) for number in range(12 - int(late // 10))
+    ]
+
+
+def test_an_actor_that_starts_late_counts_from_then_on() -> None:
+    assert steady_rate(two_actors(late=60.0), labelling_seconds=1) == (pytest.approx(2), pytest.approx(0))
+
+
+def test_a_shard_that_is_repeated_alone_after_the_others_does_not_count() -> None:
+    repeated = DoneShard(180.0, 10, 10.0)  # after its actor died and a new pool was started
+
+    assert steady_rate([*two_actors(), repeated], labelling_seconds=1) == (pytest.approx(2), pytest.approx(0))
+
+
+def test_a_speed_that_changes_has_an_error_though_each_shard_takes_as_long() -> None:
+    four_then_three = [
+        DoneShard(20.0 + 10 * number, 10, 10.0) for actor in range(4) for number in range(12 if actor else 6)
+    ]
+
+    rate, error = steady_rate(four_then_three, labelling_seconds=1)
+
+    assert 3 < rate < 4
+    assert rate - trial.DEVIATIONS * error < 3.5 < rate + trial.DEVIATIONS * error
 
 
 def test_too_few_shards_are_a_guess() -> None:
-    assert steady_rate([(9.0, 10), (10.0, 10)], labelling_seconds=10) == (2.0, 1.0)
+    assert steady_rate(one_after_the_other(90.0, 1.0), labelling_seconds=10) == (2.0, 1.0)
+    assert steady_rate([], labelling_seconds=10) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.01, 1.0, 2.5])
+def test_the_speed_is_that_of_all_actors_at_work(apart: float) -> None:
+    """Four actors that take 10 s for a shard of 10 images make 4 images/s, in however few rounds."""
+    rounds = [DoneShard(20.0 + 10 * number + apart * actor, 10, 10.0) for number in range(4) for actor in range(4)]
+    late = DoneShard(60.0, 10, 10.0)  # the first actor works on the last shard alone
+
+    for done in (rounds, [*rounds, late]):
+        assert steady_rate(done, labelling_seconds=1) == (pytest.approx(4, rel=0.001), pytest.approx(0))
+
+
+def test_where_all_shards_begin_at_once_the_speed_is_a_guess() -> None:
+    together = [DoneShard(20.0 + number, 10, 15.0) for number in range(8)]
+
+    assert steady_rate(together, labelling_seconds=20) == (4.0, 2.0)
 
 
 def test_hours_and_price_follow_from_the_trial_and_nothing_is_left(
