@@ -7,13 +7,13 @@ import os
 import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detr.checkpoints.identity import identify_directory
 from detr.checkpoints.model_directory import CheckpointError, ModelUnreachable, model_files
-from detr.checkpoints.references import locate
+from detr.checkpoints.references import locate, pinned
 from detr.classes import Category, UnknownClass, category_named
 from detr.families import FAMILIES, NATIVE
 from pipelines.errors import RayDetrError, UsageError
@@ -51,6 +51,7 @@ class ModelInfo:
         categories: its classes by index.
         family: `detr.families.NATIVE`, or the model type of a detector of `transformers`.
         has_masks: whether it is panoptic, so that it can give a mask with each detection.
+        pinned: `owner/name@commit` where it came from the hub: what the whole run loads, also when the branch moves.
     """
 
     id: str
@@ -58,6 +59,7 @@ class ModelInfo:
     categories: tuple[Category, ...]
     family: str = NATIVE
     has_masks: bool = False
+    pinned: str | None = None
 
     @property
     def is_native(self) -> bool:
@@ -166,9 +168,11 @@ def identify_model(reference: str, options: StoreOptions) -> ModelInfo:
     found = identify_directory(path) if path.is_dir() else None
     if found is not None:
         config, sha256 = found
-        return _info(reference, sha256, config.categories, NATIVE, config.mask_head)
-    identified = identify_by_loading(path, cache=_cache().parent / "identities")
-    return _info(reference, identified.sha256, identified.categories, identified.family, identified.has_masks)
+        info = _info(reference, sha256, config.categories, NATIVE, config.mask_head)
+    else:
+        identified = identify_by_loading(path, cache=_cache().parent / "identities")
+        info = _info(reference, identified.sha256, identified.categories, identified.family, identified.has_masks)
+    return replace(info, pinned=pinned(place, path))
 
 
 def check_trainable(model: ModelInfo) -> None:

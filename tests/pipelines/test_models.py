@@ -55,6 +55,14 @@ def upload(store: Store, folder: Path) -> None:
         store.put(path.name, path.read_bytes())
 
 
+def test_a_model_of_the_hub_is_pinned_to_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = saved(tmp_path / "snapshots" / ("a1" * 20))
+    monkeypatch.setattr(models, "locate", lambda _: snapshot)
+
+    assert identify_model("owner/detr@main", StoreOptions()).pinned == "owner/detr@" + "a1" * 20
+    assert identify_model(str(snapshot), StoreOptions()).pinned is None
+
+
 @pytest.mark.parametrize(
     ("reference", "name"),
     [
