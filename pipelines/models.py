@@ -221,6 +221,12 @@ def _refusal(error: CheckpointError) -> RayDetrError:
 
 def _place(reference: str, options: StoreOptions) -> str:
     """Return what `detr.load` takes: the reference, or the folder that a model in a store was copied to."""
+    page = _PAGE.match(reference)
+    if page is not None:
+        revision = f"@{page[2]}" if page[2] else ""
+        raise UsageError(
+            f"model {reference}: give its hub id, {page[1]}{revision}, instead of the address of its page."
+        )
     if "://" not in reference or reference.startswith("file:"):
         return reference.removeprefix("file://")
     try:
@@ -254,6 +260,7 @@ def is_generic_name(name: str) -> bool:
     return _SAYS_NOTHING.fullmatch(name) is not None
 
 
+_PAGE = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)(?:/tree/([\w.-]+))?")
 _SAYS_NOTHING = re.compile(r"model|checkpoints|checkpoint-\d+|\d{9}-[\w-]+")
 _IS_NAME = re.compile(r"[^:]*\w[^:]*")  # neither . nor .. nor the scheme of a URI
 
