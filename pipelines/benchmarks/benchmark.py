@@ -41,7 +41,7 @@ PEERS_OF: Mapping[Mode, tuple[str, ...]] = {
 
 HOW_TO_GET = "pip install .[bench]"
 
-NATIVE_SIZES = ("detr-resnet-50", "table-transformer-detection")
+NATIVE_SIZES = ("detr-resnet-50", "table-transformer-structure-recognition")
 RANDOM_SIZES = (
     *NATIVE_SIZES,
     "conditional-detr-resnet-50",

@@ -29,12 +29,17 @@ BOX_SPREAD = 0.5  # of the boxes before their sigmoid
 
 TABLES = DetrConfig(
     backbone=BackboneConfig(name="resnet18", block="basic", stage_widths=(64, 128, 256, 512), depths=(2, 2, 2, 2)),
-    queries=15,
+    queries=125,
     pre_norm=True,
-    categories=(Category(0, "table"), Category(1, "table rotated")),
+    categories=tuple(
+        Category(index, name)
+        for index, name in enumerate(
+            ("table", "table column", "table row", "column header", "projected row header", "spanning cell")
+        )
+    ),
     resizing="transformers",
 )
-SIZES = {**VARIANTS, "table-transformer-detection": TABLES}
+SIZES = {**VARIANTS, "table-transformer-structure-recognition": TABLES}
 """Networks of this package in the sizes of published checkpoints, by the last part of their hub id."""
 
 
