@@ -25,6 +25,9 @@ FAMILIES: Mapping[str, str] = {
 ONE_SIZE = frozenset(("d_fine", "deimv2", "lw_detr", "rf_detr", "rt_detr", "rt_detr_v2"))
 """Model types whose networks take no side that is not a multiple of some stride: all pictures must get one size."""
 
+HALVING = frozenset(("d_fine", "deimv2", "rt_detr", "rt_detr_v2"))
+"""Those of `ONE_SIZE` that take every multiple of 32 pixels; what the others take depends on patches and windows."""
+
 NATIVE = "detr"
 """Model type of DETR and Table Transformer, which run in this package's own network."""
 
@@ -54,10 +57,12 @@ def family_of(config: Mapping[str, Any], *, source: str) -> str | None:
         CheckpointError: the model is something else; the message says what it does instead of detecting boxes.
     """
     model_type = config.get("model_type", NATIVE)
+    if not isinstance(model_type, str):
+        raise CheckpointError(f"checkpoint {source}: config.json: model_type must be a text, not {model_type!r}.")
     if model_type in MODEL_TYPES:
         return None
     if model_type in FAMILIES:
-        return _checked(str(model_type), config, source)
+        return _checked(model_type, config, source)
     if model_type in _TEXT_QUERIES:
         reason = "it searches for what a text describes, and has no classes of its own"
     elif model_type in _TEXT_LINES:
@@ -100,8 +105,12 @@ def family_categories(config: Mapping[str, Any], names: Mapping[int, str], *, so
     """
     if not names or sorted(names) != list(range(len(names))):
         raise CheckpointError(
-            f"checkpoint {source}: config.json: id2label must name the class indices 0 to {max(0, len(names) - 1)}."
+            f"checkpoint {source}: config.json: id2label must name the class indices 0 to {max(0, len(names) - 1)}, "
+            f"but it names {', '.join(map(str, sorted(names)[:8]))}. A data set's ids belong into category_ids."
         )
+    nameless = [index for index in sorted(names) if not names[index]]
+    if nameless:
+        raise CheckpointError(f"checkpoint {source}: config.json: id2label has no name for class {nameless[0]}.")
     labels = [names[index] for index in range(len(names))]
     used = [category for category in COCO_CATEGORIES if category.is_used]
     given = config.get("category_ids")
@@ -122,6 +131,8 @@ def family_categories(config: Mapping[str, Any], names: Mapping[int, str], *, so
 def _checked(model_type: str, config: Mapping[str, Any], source: str) -> str:
     """Refuse other tasks of a family, such as segmentation, whose weights are not those of its detector."""
     architectures = config.get("architectures") or []
+    if isinstance(architectures, str):
+        architectures = [architectures]
     wrong = [name for name in architectures if not str(name).endswith("ForObjectDetection")]
     if wrong:
         raise CheckpointError(

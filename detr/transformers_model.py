@@ -25,13 +25,14 @@ from detr.checkpoints.model_directory import (
     weights_file,
 )
 from detr.classes import Category
-from detr.families import FAMILIES, ONE_SIZE, family_categories
+from detr.families import FAMILIES, HALVING, ONE_SIZE, family_categories
 from detr.images.results import TooExtreme
 
 INSTALL = "pip install 'ray-detr[transformers]'"
 # What says where a configuration comes from, not what it computes.
 _NOT_DECIDING = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "auto_map")
 _TRIED = (480, 640)  # height and width of a picture that every processor takes
+_STRIDE = 32  # of the coarsest feature map of the networks of `HALVING`
 _ALL_SCORES = -1.0  # a threshold that every score passes: ours are applied afterwards, one for each class
 
 
@@ -52,7 +53,10 @@ class TransformersModel:
         """
         self.network, self._processor = network, processor
         self.family, self.categories, self.identity, self.name = family, tuple(categories), identity, name
-        self.gives_mask = "pixel_mask" in self._process(_without_memory(*_TRIED))
+        tried = self._process(_without_memory(*_TRIED))
+        self.gives_floats = tried["pixel_values"].is_floating_point()
+        """Whether the processor turns grey levels into floating-point numbers."""
+        self.gives_mask = "pixel_mask" in tried
         """Whether the processor gives a mask that says which pixels are not padding, and the network takes it."""
 
     def shape(self, height: int, width: int) -> tuple[int, int]:
@@ -145,10 +149,12 @@ def load_transformers_model(directory: Path, family: str, *, source: str) -> Tra
             f"checkpoint {source}: it has no {PREPROCESSOR_FILE}, so nothing says how images are resized."
         )
     config = read_json(directory / CONFIG_FILE, source=source)
+    names = _class_names(config, source)
     _require_libraries(config, family, source)
     identity = _identity(directory, config, files, source)  # first: it notices damaged files
     network, settings, processor = _load(directory, family, source)
-    names = {int(index): str(name) for index, name in settings.id2label.items()}
+    if names is None:
+        names = {int(index): str(name) for index, name in settings.id2label.items()}
     model = TransformersModel(
         network,
         processor,
@@ -161,6 +167,24 @@ def load_transformers_model(directory: Path, family: str, *, source: str) -> Tra
     return model
 
 
+def _class_names(config: dict[str, Any], source: str) -> dict[int, str] | None:
+    """Return the names in `id2label` of config.json by class index; None where it has none.
+
+    Raises:
+        CheckpointError: it is not a mapping from indices to texts.
+    """
+    labels = config.get("id2label")
+    if labels is None:
+        return None
+    wrong = f"checkpoint {source}: config.json: id2label must map class indices to names, such as '0' to 'cat'"
+    if not isinstance(labels, dict) or not labels:
+        raise CheckpointError(f"{wrong}; it is {labels!r}.")
+    for index, name in labels.items():
+        if not index.isdecimal() or not isinstance(name, str | int):
+            raise CheckpointError(f"{wrong}; it has {index!r}: {name!r}.")
+    return {int(index): str(name) for index, name in labels.items()}
+
+
 def _check_sizes(model: TransformersModel, processor: Any, source: str) -> None:
     """Refuse image processors whose pictures the network would refuse, which would stop a run at such a picture."""
     if not getattr(processor, "do_resize", True):
@@ -168,12 +192,33 @@ def _check_sizes(model: TransformersModel, processor: Any, source: str) -> None:
             f"checkpoint {source}: its image processor does not resize (do_resize is false), and the network does not "
             "take pictures of every size. Set do_resize and size in preprocessor_config.json."
         )
+    if not model.gives_floats:
+        raise CheckpointError(
+            f"checkpoint {source}: its image processor gives whole numbers, which no network takes. Set do_rescale in "
+            "preprocessor_config.json."
+        )
     shapes = {model.shape(*size) for size in ((480, 640), (640, 480), (100, 333))}
     if model.family in ONE_SIZE and len(shapes) > 1:
         raise CheckpointError(
             f"checkpoint {source}: its image processor gives pictures different sizes, but a {FAMILIES[model.family]} "
             "network takes certain sizes only. Set size to a height and a width in preprocessor_config.json."
         )
+    (height, width), *_ = shapes
+    if model.family in ONE_SIZE and (model.family not in HALVING or height % _STRIDE or width % _STRIDE):
+        _try_size(model, height, width, source)
+
+
+@torch.no_grad()
+def _try_size(model: TransformersModel, height: int, width: int, source: str) -> None:
+    """Run the network once on a picture of a size, because only it knows which sizes it takes."""
+    try:
+        model.network(pixel_values=torch.zeros(1, 3, height, width))
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"checkpoint {source}: its image processor gives pictures of {height} x {width} pixels (height x width), "
+            f"which its network does not take ({brief(error)}). Set size in preprocessor_config.json to the one of "
+            "training."
+        ) from error
 
 
 def weight_paths(weights: Path, *, source: str) -> list[Path]:
@@ -223,6 +268,7 @@ def _load(directory: Path, family: str, source: str) -> tuple[Any, Any, Any]:
                 dtype=torch.float32,
                 use_safetensors=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
                 **places,
             )
             processor = AutoImageProcessor.from_pretrained(directory, **places)
@@ -230,6 +276,14 @@ def _load(directory: Path, family: str, source: str) -> tuple[Any, Any, Any]:
             raise
         except Exception as error:  # whatever that library raises of a damaged directory
             raise CheckpointError(f"checkpoint {source}: transformers cannot load it ({brief(error)}).") from error
+    unlike = sorted(report["mismatched_keys"])
+    if unlike:
+        name, *shapes = unlike[0]
+        found, expected = (" x ".join(map(str, shape)) for shape in shapes)
+        hint = " Does id2label name as many classes as the model was trained with?" if "class" in name else ""
+        raise CheckpointError(
+            f"checkpoint {source}: the weight {name!r} is {found}, but config.json makes it {expected}.{hint}"
+        )
     missing = sorted(report["missing_keys"])
     if missing:
         raise CheckpointError(

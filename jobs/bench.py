@@ -2,6 +2,7 @@
 
 ray-detr bench model --peers transformers openvino onnxruntime --shapes 800x1066 --batch 1 4
 ray-detr bench model --model run/checkpoint-500 --shapes 480x640
+ray-detr bench model --model random:all --shapes 480x640 --count 2
 ray-detr bench label --peers pipeline raydata daft --count 4 16
 ray-detr bench start --against ../ray-detr-before
 ray-detr bench gpu-check --minutes 8 --out report
@@ -139,7 +140,8 @@ def _parser() -> CommandParser:
         "--model",
         default="random",
         metavar="REF",
-        help="model, label, start: a model, as in `ray-detr label` (a random DETR-R50)",
+        help="model, label, start: a model, as in `ray-detr label` (a random DETR-R50); model: random:NAME is random "
+        "weights in the size of a published checkpoint, such as random:rtdetr_r18vd, and random:all one of each family",
     )
     parser.add_argument(
         "--shorter",

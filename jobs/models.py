@@ -1,4 +1,4 @@
-"""List the published models that are known to load, or copy a model to a folder or bucket.
+"""List the published models that are known to load and those in the hub's cache, or copy one to a folder or bucket.
 
 ray-detr models
 ray-detr models --download facebook/detr-resnet-50 --out s3://models/detr-resnet-50
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_stays(parser, "--out", args.out)
 
     from detr.families import FAMILIES
-    from pipelines.model_catalog import CATALOG, copy_model, is_available
+    from pipelines.model_catalog import CATALOG, copy_model, is_available, other_cached_models
 
     if args.download is not None:
         options = make_config(parser, StoreOptions, args)
@@ -41,15 +41,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             print(f"copied: {info.id} ({len(info.categories)} classes) to {args.out}\nuse it:  --model {args.out}")
         return
+    models = {model: is_available(model) for model in CATALOG} | dict.fromkeys(other_cached_models(), True)
     if args.json:
-        print(json.dumps([{**asdict(model), "available": is_available(model)} for model in CATALOG], indent=2))
+        print(json.dumps([{**asdict(model), "available": here} for model, here in models.items()], indent=2))
         return
     print(f"{'model':52}{'detects':17}{'classes':>7}{'AP':>7}  {'license':12}here")
-    for model in CATALOG:
+    for model, is_here in models.items():
         ap = "" if model.ap is None else f"{model.ap:.1f}"
-        here = "yes" if is_available(model) else "no"
-        print(f"{model.name:52}{model.task:17}{model.classes:>7}{ap:>7}  {model.license:12}{here}")
+        start = f"{model.name:52}{model.task or '':17}{model.classes or '':>7}{ap:>7}"
+        print(f"{start}  {model.license or '':12}{'yes' if is_here else 'no'}")
     print("\nAP: COCO val2017, as published by the authors. here: loads without the network.")
+    print("Get one: give its name as --model, or copy it with ray-detr models --download NAME --out FOLDER.")
     print(
         f"Other checkpoints of {', '.join(FAMILIES.values())} load through transformers (docs/models.md): "
         "pip install 'ray-detr[transformers]'"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from detr.checkpoints.model_directory import CheckpointError, model_files
+from detr.checkpoints.model_directory import CONFIG_FILE, CheckpointError, model_files, read_json
 from detr.checkpoints.references import locate
+from detr.families import family_of
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.models import ModelInfo, identify_model
 from pipelines.store import StoreError, StoreOptions, open_store, without_secrets
@@ -20,20 +23,20 @@ class PublishedModel:
 
     Attributes:
         name: hub id, or the name of a model in the package.
-        task: what it detects.
-        classes: number of classes that it can report.
+        task: what it detects; None of a model that only the cache names.
+        classes: number of classes that it can report; None where config.json does not say.
         ap: published COCO AP on val2017 (0..100); None where its authors publish another figure.
-        license: SPDX identifier, as its authors publish it.
+        license: SPDX identifier, as its authors publish it; None where only its page says.
     """
 
     name: str
-    task: Task
-    classes: int
+    task: Task | None
+    classes: int | None
     ap: float | None
-    license: str
+    license: str | None
 
 
-# AP: tables of the original's README (facebookresearch/detr), val2017, of boxes
+# AP: tables of the READMEs of the originals (facebookresearch/detr, lyuwenyu/RT-DETR), val2017, of boxes
 CATALOG = (
     PublishedModel("facebook/detr-resnet-50", "objects", 80, 42.0, "Apache-2.0"),
     PublishedModel("facebook/detr-resnet-50-dc5", "objects", 80, 43.3, "Apache-2.0"),
@@ -42,6 +45,8 @@ CATALOG = (
     PublishedModel("facebook/detr-resnet-50-panoptic", "things, stuff", 133, 38.8, "Apache-2.0"),
     PublishedModel("facebook/detr-resnet-50-dc5-panoptic", "things, stuff", 133, 40.2, "Apache-2.0"),
     PublishedModel("facebook/detr-resnet-101-panoptic", "things, stuff", 133, 40.1, "Apache-2.0"),
+    PublishedModel("PekingU/rtdetr_r18vd", "objects", 80, 46.5, "Apache-2.0"),
+    PublishedModel("PekingU/rtdetr_r50vd", "objects", 80, 53.1, "Apache-2.0"),
     PublishedModel("microsoft/table-transformer-detection", "tables", 2, None, "MIT"),
     PublishedModel("microsoft/table-transformer-structure-recognition", "table structure", 6, None, "MIT"),
     PublishedModel("scenes", "drawn shapes", 6, None, "Apache-2.0"),
@@ -50,19 +55,40 @@ CATALOG = (
 
 def is_available(model: PublishedModel) -> bool:
     """Return whether a model loads without the network: it is in the package, or complete in the hub's cache."""
+    return "/" not in model.name or model.name in dict(_complete_in_cache())
+
+
+def other_cached_models() -> tuple[PublishedModel, ...]:
+    """Return the models of the hub's cache that label and that `CATALOG` does not have, by name."""
+    known = {model.name for model in CATALOG}
+    found = []
+    for name, config in sorted(_complete_in_cache()):
+        if name not in known:
+            try:
+                content = read_json(config, source=name)
+                family_of(content, source=name)
+            except CheckpointError:
+                continue  # it does other things than detecting boxes
+            labels = content.get("id2label")
+            found.append(PublishedModel(name, None, len(labels) if isinstance(labels, dict) else None, None, None))
+    return tuple(found)
+
+
+def _complete_in_cache() -> Iterator[tuple[str, Path]]:
+    """Yield the hub id and the config.json of every model directory that is whole in the hub's cache."""
     from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
-    if "/" not in model.name:
-        return True
     try:
         cached = scan_cache_dir(constants.HF_HUB_CACHE)
     except CacheNotFound:
-        return False
+        return
     for repo in cached.repos:
-        if repo.repo_id == model.name and repo.repo_type == "model":
-            return any(_is_complete([file.file_name for file in revision.files]) for revision in repo.revisions)
-    return False
+        for revision in repo.revisions if repo.repo_type == "model" else ():
+            files = {file.file_name: file.file_path for file in revision.files}
+            if _is_complete(list(files)):
+                yield repo.repo_id, files[CONFIG_FILE]
+                break
 
 
 def copy_model(reference: str, out: str, options: StoreOptions) -> ModelInfo:

@@ -7,13 +7,13 @@ import os
 import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detr.checkpoints.identity import identify_directory
 from detr.checkpoints.model_directory import CheckpointError, ModelUnreachable, model_files
-from detr.checkpoints.references import locate
+from detr.checkpoints.references import locate, pinned
 from detr.classes import Category, UnknownClass, category_named
 from detr.families import FAMILIES, NATIVE
 from pipelines.errors import RayDetrError, UsageError
@@ -51,6 +51,7 @@ class ModelInfo:
         categories: its classes by index.
         family: `detr.families.NATIVE`, or the model type of a detector of `transformers`.
         has_masks: whether it is panoptic, so that it can give a mask with each detection.
+        pinned: `owner/name@commit` where it came from the hub: what the whole run loads, also when the branch moves.
     """
 
     id: str
@@ -58,6 +59,7 @@ class ModelInfo:
     categories: tuple[Category, ...]
     family: str = NATIVE
     has_masks: bool = False
+    pinned: str | None = None
 
     @property
     def is_native(self) -> bool:
@@ -166,9 +168,11 @@ def identify_model(reference: str, options: StoreOptions) -> ModelInfo:
     found = identify_directory(path) if path.is_dir() else None
     if found is not None:
         config, sha256 = found
-        return _info(reference, sha256, config.categories, NATIVE, config.mask_head)
-    identified = identify_by_loading(path, cache=_cache().parent / "identities")
-    return _info(reference, identified.sha256, identified.categories, identified.family, identified.has_masks)
+        info = _info(reference, sha256, config.categories, NATIVE, config.mask_head)
+    else:
+        identified = identify_by_loading(path, cache=_cache().parent / "identities")
+        info = _info(reference, identified.sha256, identified.categories, identified.family, identified.has_masks)
+    return replace(info, pinned=pinned(place, path))
 
 
 def check_trainable(model: ModelInfo) -> None:
@@ -217,6 +221,12 @@ def _refusal(error: CheckpointError) -> RayDetrError:
 
 def _place(reference: str, options: StoreOptions) -> str:
     """Return what `detr.load` takes: the reference, or the folder that a model in a store was copied to."""
+    page = _PAGE.match(reference)
+    if page is not None:
+        revision = f"@{page[2]}" if page[2] else ""
+        raise UsageError(
+            f"model {reference}: give its hub id, {page[1]}{revision}, instead of the address of its page."
+        )
     if "://" not in reference or reference.startswith("file:"):
         return reference.removeprefix("file://")
     try:
@@ -250,6 +260,7 @@ def is_generic_name(name: str) -> bool:
     return _SAYS_NOTHING.fullmatch(name) is not None
 
 
+_PAGE = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)(?:/tree/([\w.-]+))?")
 _SAYS_NOTHING = re.compile(r"model|checkpoints|checkpoint-\d+|\d{9}-[\w-]+")
 _IS_NAME = re.compile(r"[^:]*\w[^:]*")  # neither . nor .. nor the scheme of a URI
 

@@ -1,6 +1,6 @@
 """Measure memory and time of a training step with and without gradient checkpointing, on a CPU.
 
-python scripts/gradient_checkpointing.py [HEIGHT WIDTH]
+python scripts/gradient_checkpointing.py [HEIGHT WIDTH [IMAGES]]
 
 Each case runs in a process of its own: its peak memory less that before the step, and the CPU time of the step.
 """
@@ -13,8 +13,8 @@ import time
 CASES = ("detr-resnet-50-dc5", "detr-resnet-101")
 
 
-def measure(variant: str, height: int, width: int, *, enabled: bool) -> None:
-    """Print peak memory and CPU time of forward and backward of one image, one thread."""
+def measure(variant: str, height: int, width: int, images: int, *, enabled: bool) -> None:
+    """Print peak memory and CPU time of forward and backward of a batch, one thread, and a sum of the gradients."""
     import torch
 
     from detr.config import VARIANTS
@@ -26,26 +26,30 @@ def measure(variant: str, height: int, width: int, *, enabled: bool) -> None:
     model = Detr(VARIANTS[variant]).train().to(memory_format=torch.channels_last)
     freeze_backbone(model, stages="stem_and_first")
     model.checkpoint_gradients(enabled=enabled)
-    pixels = torch.randn(1, 3, height, width).contiguous(memory_format=torch.channels_last)
+    pixels = torch.randn(images, 3, height, width).contiguous(memory_format=torch.channels_last)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.process_time()
     output = model(pixels)
     (output.logits.square().mean() + output.boxes_cxcywh.mean()).backward()
     seconds = time.process_time() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(f"| {variant} | {'on' if enabled else 'off'} | {peak / 1e6:.2f} GB | {seconds:.1f} s |")
+    gradients = sum(float(p.grad.double().abs().sum()) for p in model.parameters() if p.grad is not None)
+    print(f"| {variant} | {'on' if enabled else 'off'} | {peak / 1e6:.2f} GB | {seconds:.1f} s | {gradients!r} |")
 
 
 def main() -> None:
     """Run every case in a child, or one case as a child."""
     if sys.argv[1:2] == ["--case"]:
-        measure(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), enabled=sys.argv[5] == "on")
+        measure(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]), enabled=sys.argv[6] == "on")
         return
-    height, width = sys.argv[1:3] or ("640", "853")
-    print("| model | checkpointing | memory of the step | CPU time |\n|---|---|---|---|", flush=True)
+    height, width, images = [*sys.argv[1:4], *("640", "853", "1")[len(sys.argv[1:4]) :]]
+    print(
+        "| model | checkpointing | memory of the step | CPU time | sum of gradients |\n|---|---|---|---|---|",
+        flush=True,
+    )
     for variant in CASES:
         for state in ("off", "on"):
-            subprocess.run([sys.executable, __file__, "--case", variant, height, width, state], check=True)  # noqa: S603
+            subprocess.run([sys.executable, __file__, "--case", variant, height, width, images, state], check=True)  # noqa: S603
 
 
 if __name__ == "__main__":

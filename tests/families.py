@@ -1,5 +1,6 @@
 """Tiny random detectors of every family of `transformers` that labels, with that library's own answers for them."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,24 @@ def write_family(family: str, folder: Path, *, seed: int = 0, processor: Any = N
             torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5 if parameter.dim() == 2 else 0.1)
     network.save_pretrained(folder)
     (processor or usual()).save_pretrained(folder)
+    return folder
+
+
+def copied(source: Path, target: Path, **config: Any) -> Path:
+    """Copy a model directory; `config` replaces keys of config.json."""
+    target.mkdir()
+    for path in source.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    edited = json.loads((target / "config.json").read_text()) | config
+    (target / "config.json").write_text(json.dumps(edited))
+    return target
+
+
+def settings_of_processor(folder: Path, **settings: Any) -> Path:
+    """Replace settings of a model directory's image processor, and return the directory."""
+    path = next(folder / name for name in ("preprocessor_config.json", "processor_config.json")
+                if (folder / name).exists())  # fmt: skip
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
     return folder
 
 

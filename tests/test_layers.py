@@ -33,6 +33,7 @@ NEVER = {"transformers", "timm", "pandas", "pytest", "hypothesis", "moto"}
 PEERS = {"transformers", "openvino", "onnxruntime", "daft", "duckdb"}
 PEER_FILES = {
     "detr/transformers_model.py": {"transformers"},  # other detectors, behind an extra
+    "pipelines/benchmarks/peers/random_family.py": {"transformers"},
     "pipelines/benchmarks/peers/transformers_family.py": {"transformers"},
     "pipelines/benchmarks/peers/transformers_model.py": {"transformers"},
     "pipelines/benchmarks/peers/transformers_decode.py": {"transformers"},

@@ -23,6 +23,23 @@ def locate(ref: str | os.PathLike[str]) -> Path:
     return path if source and path.exists() else _fetched(source)
 
 
+def pinned(ref: str, directory: Path) -> str | None:
+    """Return a hub id with the commit that its files in the cache are of; None where they do not come from the hub.
+
+    Whoever loads it later, anywhere, gets the same files, also when the branch has moved on.
+
+    Args:
+        ref: what names the model.
+        directory: what `locate` returned for it.
+    """
+    if directory.parent.name != "snapshots" or not re.fullmatch("[0-9a-f]{40}", directory.name):
+        return None
+    from detr.checkpoints.hub import split_hub_id  # here: as below
+
+    hub_id = split_hub_id(ref)
+    return None if hub_id is None else f"{hub_id[0]}@{directory.name}"
+
+
 def _is_embedded(name: str) -> bool:
     return re.fullmatch(r"\w+", name) is not None and (EMBEDDED / name / CONFIG_FILE).is_file()
 

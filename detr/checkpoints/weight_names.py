@@ -51,7 +51,7 @@ def bare_names(names: Iterable[str]) -> dict[str, str]:
     bare = {name: short for name, short in bare.items() if not short.startswith("criterion.")}
     if has_mask_head(bare.values()):  # panoptic models have everything else within `detr`
         bare = {name: short.removeprefix("detr.") for name, short in bare.items()}
-    heads = [short for short in bare.values() if short.endswith(_CLASS_BIASES)]
+    heads = [short for short in bare.values() if short.endswith(CLASS_BIASES)]
     if len(heads) == 1:
         prefix = heads[0].removesuffix("class_embed.bias").removesuffix("class_labels_classifier.bias")
         if re.fullmatch(_HOLDERS, prefix) and all(short.startswith(prefix) for short in bare.values()):
@@ -93,7 +93,8 @@ def _resnet_name(key: str) -> str:
 
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _HOLDERS = r"((model|net|network|detector)\.)+"  # attributes that training scripts keep a network in
-_CLASS_BIASES = ("class_embed.bias", "class_labels_classifier.bias")
+CLASS_BIASES = ("class_embed.bias", "class_labels_classifier.bias")
+"""How the names of a weight end that every DETR has, in the original's files and in those of `transformers`."""
 _NETWORK = "model.backbone.conv_encoder.model."
 _RULES = (
     (r"^input_proj\.", "model.input_projection."),

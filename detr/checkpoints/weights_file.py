@@ -13,13 +13,32 @@ from detr.checkpoints.hub_config import TIMM_BACKBONES
 from detr.checkpoints.json_fields import Fields
 from detr.checkpoints.model_directory import CheckpointError
 from detr.checkpoints.tensor_files import read_lightning, read_original
-from detr.checkpoints.weight_names import Layout, bare_names, has_mask_head, layout_of, names_in_file, usual_name
+from detr.checkpoints.weight_names import (
+    CLASS_BIASES,
+    Layout,
+    bare_names,
+    has_mask_head,
+    layout_of,
+    names_in_file,
+    usual_name,
+)
 from detr.classes import COCO_PANOPTIC_CATEGORIES, Category
 from detr.config import VARIANTS, DetrConfig
 
 _OFFICIAL_FILE = re.compile(
     r"detr[-_](?:r|resnet[-_]?)(50|101)([-_]dc5)?(?:[-_]panoptic)?(?:[-_][0-9a-f]{8,64})?\.(?:pth|ckpt)", re.IGNORECASE
 )
+
+_DIRECTORY = (
+    "Of other models give the directory that save_pretrained of transformers writes; docs/models.md lists them."
+)
+_INSTEAD = {
+    ".pt": f"Models of Ultralytics (YOLO) are not read. {_DIRECTORY}",
+    ".onnx": "ONNX files are written (ray-detr export-model) and not read.",
+    ".safetensors": "Give the directory that this file and its config.json are in.",
+    ".bin": "Give the directory that this file and its config.json are in.",
+    ".json": "Give the directory that this file is in.",
+}
 
 
 def read_weights_file(path: Path, variant: str | None, *, source: str) -> tuple[DetrConfig, Layout, dict[str, Tensor]]:
@@ -37,11 +56,17 @@ def read_weights_file(path: Path, variant: str | None, *, source: str) -> tuple[
     """
     if path.suffix not in (".pth", ".ckpt"):
         raise CheckpointError(
-            f"checkpoint {source}: a single file must be a .pth as the original writes it, or a .ckpt of Lightning; "
-            "else give its directory."
+            f"checkpoint {source}: a single file must be a .pth as the original DETR writes it, or a .ckpt of "
+            f"Lightning. {_INSTEAD.get(path.suffix, _DIRECTORY)}"
         )
     named = _variant(path.name, variant, source)  # first: a wrong variant is refused without reading the file
     tensors, settings = (read_lightning if path.suffix == ".ckpt" else read_original)(path, source=source)
+    names = bare_names(tensors)
+    if not any(name.endswith(CLASS_BIASES) for name in names.values()):
+        raise CheckpointError(
+            f"checkpoint {source}: it is not a DETR: its weights are others, such as {next(iter(tensors), 'none')!r}. "
+            f"{_DIRECTORY}"
+        )
     config = _trained_config(settings, source)
     if config is not None and named is not None:
         _check_agreement(config, named, variant, source)
@@ -52,7 +77,6 @@ def read_weights_file(path: Path, variant: str | None, *, source: str) -> tuple[
         )
     if config is None:
         config = VARIANTS[named or ""]
-    names = bare_names(tensors)
     layout = layout_of(names.values())
     shapes = {usual_name(bare, layout): tuple(tensors[name].shape) for name, bare in names.items()}
     config = replace(config, mask_head=has_mask_head(names.values()))

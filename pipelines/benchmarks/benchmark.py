@@ -30,7 +30,7 @@ PEERS: Mapping[str, tuple[str, ...]] = {
 """Peers by name, each with the packages that it needs."""
 
 PEERS_OF: Mapping[Mode, tuple[str, ...]] = {
-    "model": ("transformers", "openvino", "onnxruntime"),
+    "model": ("transformers", "pipeline", "openvino", "onnxruntime"),
     "label": ("pipeline", "raydata", "daft"),
     "train": ("transformers",),
     "decode": ("transformers",),
@@ -40,6 +40,24 @@ PEERS_OF: Mapping[Mode, tuple[str, ...]] = {
 """Which peers a mode can be measured beside."""
 
 HOW_TO_GET = "pip install .[bench]"
+
+NATIVE_SIZES = ("detr-resnet-50", "table-transformer-structure-recognition")
+RANDOM_SIZES = (
+    *NATIVE_SIZES,
+    "conditional-detr-resnet-50",
+    "dfine-small-coco",
+    "dab-detr-resnet-50",
+    "deformable-detr",
+    "deimv2_hgnetv2_n_coco",
+    "lwdetr_tiny_60e_coco",
+    "rf-detr-nano",
+    "rtdetr_r18vd",
+    "rtdetr_r50vd",
+    "rtdetr_v2_r18vd",
+    "yolos-tiny",
+    "yolos-small",
+)
+"""Published checkpoints of every family whose sizes `model` can give to random weights: `--model random:NAME`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +80,7 @@ class BenchConfig:
         images: how many different images; two numbers where whole commands are measured at two sizes.
         folder: of photographs; None draws scenes.
         annotations: a COCO json of the photographs, for their AP.
-        model: "random" or what `detr.load` takes.
+        model: "random", what `detr.load` takes, or, in `model`, `random:` and a name of `RANDOM_SIZES` or `all`.
         shorter: pixels of the shorter side that the size rule of the random model aims at.
         seconds: least wall time of a steady state.
         actors: `--actors` of the label command; None leaves it to the command.
@@ -105,6 +123,19 @@ class BenchConfig:
             raise ValueError(f"--price-per-hour: {self.price_per_hour:g} is not a price above 0")
         if self.mode in ("label", "evaluate"):
             two_sizes(self.images)
+        if self.random_sizes and self.mode != "model":
+            raise ValueError(f"--model {self.model}: only `model` measures it; {self.mode} takes `random` or a model")
+        unknown = sorted(set(self.random_sizes) - set(RANDOM_SIZES))
+        if unknown:
+            raise ValueError(f"--model {self.model}: {unknown[0]!r} is not all or one of {', '.join(RANDOM_SIZES)}")
+
+    @property
+    def random_sizes(self) -> tuple[str, ...]:
+        """Names that `model` asks for as `random:NAME`; all of them as `random:all`."""
+        if not self.model.startswith("random:"):
+            return ()
+        name = self.model.removeprefix("random:")
+        return RANDOM_SIZES if name == "all" else (name,)
 
     @property
     def primary(self) -> Primary:

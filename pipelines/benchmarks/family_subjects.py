@@ -1,4 +1,4 @@
-"""A detector of `transformers` behind our interface, on upright pixels: the subject of `model --model REF`."""
+"""Any detector behind our interface, on upright pixels: what `model` compares with the pipeline of `transformers`."""
 
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,20 @@ def detect(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     torch.set_num_threads(settings["threads"])
     with phases.phase("load"):
         detector = load_detector(
-            settings["model"], device=settings["device"], threshold=THRESHOLD, batch_size=settings["batch"]
+            settings["model"],
+            device=settings["device"],
+            precision="fp32",
+            threshold=THRESHOLD,
+            batch_size=settings["batch"],
         )
 
     def run(batch: Any) -> Any:
         return detector.detect([detector.prepare(image) for image in batch])
 
     batches = batches_of(drawn_pixels(settings), settings["batch"])
-    spent = steady(run, batches, device=settings["device"], seconds=settings["seconds"], phases=phases)
-    found = [detections for batch in batches for detections in run(batch)]
+    kept: list[Any] = []
+    spent = steady(run, batches, device=settings["device"], seconds=settings["seconds"], phases=phases, kept=kept)
+    found = [detections for batch in kept for detections in batch]
     indices = {category.id: index for index, category in enumerate(detector.categories)}
     save_found(
         folder / settings["found"],

@@ -1,5 +1,6 @@
 """Cases of `model`, `train` and `decode`: libraries called in a process of their own."""
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -12,7 +13,7 @@ from detr.checkpoints.model_directory import CheckpointError
 from detr.checkpoints.references import locate
 from detr.families import NATIVE, model_family
 from pipelines.benchmarks.agreement import compare, read_found
-from pipelines.benchmarks.benchmark import Bench, Case, SubjectFailed, found_file
+from pipelines.benchmarks.benchmark import NATIVE_SIZES, Bench, Case, SubjectFailed, found_file
 from pipelines.benchmarks.machine import installed
 from pipelines.benchmarks.photographs import photograph_files
 from pipelines.benchmarks.rounds import Trial, Variant
@@ -25,22 +26,30 @@ def write_model(bench: Bench) -> None:
     if bench.config.model != "random":
         bench.setup("random_model:copy_model", {"model": bench.config.model}, name="model")
         return
-    settings = {
-        "variant": "detr-resnet-50",
-        "shorter": bench.config.shorter,
-        "longest": bench.config.longest,
-        "seed": 0,
-    }
-    bench.setup("random_model:write_random_model", settings, name="random model")
+    _write_random(bench, "detr-resnet-50")
+
+
+def _write_random(bench: Bench, name: str) -> None:
+    """Write a random model in the size of a published one to the working folder."""
+    if name in NATIVE_SIZES:
+        settings = {"variant": name, "shorter": bench.config.shorter, "longest": bench.config.longest, "seed": 0}
+        bench.setup("random_model:write_random_model", settings, name=f"random {name}")
+        return
+    bench.setup("peers.random_family:write_random_family", {"name": name, "seed": 0}, name=f"random {name}")
 
 
 def model_cases(bench: Bench) -> Iterator[Case]:
     """Yield a case for each shape, batch, precision and part of `model`."""
     config = bench.config
+    if config.random_sizes:
+        yield from random_cases(bench)
+        return
     if config.model != "random" and other_family(config.model):
-        yield from family_cases(bench)
+        yield from pipeline_cases(bench, config.model, str(locate(config.model)))
         return
     write_model(bench)
+    if bench.has("pipeline"):
+        yield from pipeline_cases(bench, config.model, str(bench.folder / "model"))
     for shape in config.shapes:
         reference = _reference(bench, shape)
         for precision in config.precisions:
@@ -75,37 +84,64 @@ def other_family(reference: str) -> bool:
         raise SubjectFailed(str(error)) from error
 
 
-def family_cases(bench: Bench) -> Iterator[Case]:
-    """Yield a case for each picture size and batch of a model of `transformers`: ours, its pipeline, its network."""
+def random_cases(bench: Bench) -> Iterator[Case]:
+    """Yield the cases of random models in the sizes of published ones, each written before it is measured."""
+    for name in bench.config.random_sizes:
+        shutil.rmtree(bench.folder / "model", ignore_errors=True)
+        _write_random(bench, name)
+        yield from pipeline_cases(bench, f"random {name}", str(bench.folder / "model"))
+
+
+def pipeline_cases(bench: Bench, name: str, model: str) -> Iterator[Case]:
+    """Yield a case for each picture size and batch: a model in ours, in the pipeline of `transformers`, its network.
+
+    Args:
+        bench: the benchmark.
+        name: what the report calls the model.
+        model: its directory, which both libraries load.
+    """
     config = bench.config
     if config.precisions != ("fp32",):
-        raise SubjectFailed(f"{config.model} is measured in fp32 only, as models of transformers are not run in others")
+        raise SubjectFailed(
+            f"{name} is measured in fp32 only beside the pipeline, as models of transformers are not run in others"
+        )
     version = installed("transformers") or ""
-    bench.reference = "the pipeline of `transformers` in fp32, boxes not cut to whole pixels"
+    bench.reference = "the pipeline of `transformers` in fp32 with single pictures, boxes not cut to whole pixels"
     for shape in config.shapes:
         for batch in config.batches:
             settings = {
-                "model": str(locate(config.model)),
+                "model": model,
                 "shape": list(shape),
+                "precision": "fp32",
                 "batch": batch,
                 "device": config.device,
                 "threads": config.threads,
                 "images": max(config.images[0], batch),
                 "seconds": config.seconds,
             }
-            reference = f"reference_{shape[0]}x{shape[1]}.npz"
-            alone = {**settings, "batch": 1, "seconds": 0.0, "found": reference, "device": "cpu"}
-            bench.setup("peers.transformers_family:whole", alone, name="reference")
             subject = "peers.transformers_family"
+            pipeline = Variant("transformers, pipeline", f"{subject}:whole", settings, version)
+            reference = bench.folder / f"reference_{shape[0]}x{shape[1]}.npz"
+            reference.unlink(missing_ok=True)
+            if batch > 1 or config.device != "cpu":
+                alone = {**settings, "found": reference.name, "device": "cpu"}
+                bench.setup(f"{subject}:reference", alone, name="reference")
             yield Case(
-                name=f"{config.model}, pictures of {shape[0]}x{shape[1]}, batch {batch}, fp32, {config.device}",
+                name=f"{name}, pictures of {shape[0]}x{shape[1]}, batch {batch}, fp32, {config.device}",
                 variants=(
                     Variant("ours", "family_subjects:detect", settings),
-                    Variant("transformers, pipeline", f"{subject}:whole", settings, version),
+                    pipeline,
                     Variant("transformers, network alone", f"{subject}:network", settings, version),
                 ),
-                agreement=partial(_detections_agree, bench.folder, bench.folder / reference),
+                agreement=partial(_detections_agree, bench.folder, reference),
+                after=partial(_keep_reference, bench.folder, reference, pipeline),
             )
+
+
+def _keep_reference(folder: Path, reference: Path, source: Variant, variant: Variant, _: Trial) -> None:
+    """Compare with what `source` finds, where nothing else was found before."""
+    if variant == source and not reference.exists():
+        shutil.copyfile(folder / found_file(source.name), reference)
 
 
 def train_cases(bench: Bench) -> Iterator[Case]:
@@ -216,7 +252,7 @@ def _reference(bench: Bench, shape: tuple[int, int]) -> Path:
 
 def _detections_agree(folder: Path, reference: Path, variant: Variant, _: Sequence[Trial]) -> Mapping[str, Any] | None:
     file = folder / found_file(variant.name)
-    if not file.exists():
+    if not (file.exists() and reference.exists()):
         return None
     found = compare(read_found(file), read_found(reference))
     file.unlink()  # the next case writes one of the same name

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-SAMPLE_SECONDS = 0.05
+SAMPLE_SECONDS = 0.05  # between two samples at least
+SAMPLING_SHARE = 0.05  # of a core at most: the more processes a machine has, the longer a look at all of them takes
 MEMORY_EVERY = 6  # samples between two readings of memory, which takes the kernel longer than reading CPU time
 LINGER_SECONDS = 10.0  # for processes of the tree that outlive its root
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -97,7 +98,7 @@ def run_measured(
         folder: its working directory.
         output: the file that receives its standard output and standard error.
         timeout_s: wall seconds until it is killed.
-        watch: called with the seconds since the start, about twenty times a second while it runs.
+        watch: called with the seconds since the start, up to twenty times a second while it runs.
     """
     began = time.monotonic()
     with output.open("wb") as stream:
@@ -107,6 +108,7 @@ def run_measured(
     tree, timed_out, samples = _Tree(process.pid), False, 0
     waited, code, usage = os.wait4(process.pid, os.WNOHANG)
     while not waited:
+        sampling = time.thread_time()
         living = tree.sample(with_memory=samples % MEMORY_EVERY == 0)
         samples += 1
         elapsed = time.monotonic() - began
@@ -115,7 +117,7 @@ def run_measured(
         if elapsed > timeout_s and not timed_out:
             timed_out = True
             _kill(living)
-        time.sleep(SAMPLE_SECONDS)
+        time.sleep(max(SAMPLE_SECONDS, (time.thread_time() - sampling) / SAMPLING_SHARE))
         waited, code, usage = os.wait4(process.pid, os.WNOHANG)
     exit_code = os.waitstatus_to_exitcode(code)
     process.returncode = exit_code  # else Popen would wait for a process id that is free again

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from detr.backbone import FrozenBatchNorm
 from detr.checkpoints.checkpoint import load, save
-from detr.config import IMAGE_MEAN, IMAGE_STD, VARIANTS
+from detr.classes import Category
+from detr.config import IMAGE_MEAN, IMAGE_STD, VARIANTS, BackboneConfig, DetrConfig
 from detr.model import Detr
 from detr.scenes.scene import draw_scene
 
@@ -26,15 +27,30 @@ LOGIT_SPREAD = 6.0  # standard deviation of the logits: about half of the querie
 NEVER = -100.0  # logit of classes that the data set does not use
 BOX_SPREAD = 0.5  # of the boxes before their sigmoid
 
+TABLES = DetrConfig(
+    backbone=BackboneConfig(name="resnet18", block="basic", stage_widths=(64, 128, 256, 512), depths=(2, 2, 2, 2)),
+    queries=125,
+    pre_norm=True,
+    categories=tuple(
+        Category(index, name)
+        for index, name in enumerate(
+            ("table", "table column", "table row", "column header", "projected row header", "spanning cell")
+        )
+    ),
+    resizing="transformers",
+)
+SIZES = {**VARIANTS, "table-transformer-structure-recognition": TABLES}
+"""Networks of this package in the sizes of published checkpoints, by the last part of their hub id."""
+
 
 def write_random_model(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Write a random model to `folder/model`; return an empty result. A subject, so that torch ends with its process.
 
     Args:
-        settings: `variant`, a name of `detr.config.VARIANTS`; `shorter` and `longest`, the size rule in pixels; `seed`.
+        settings: `variant`, a key of `SIZES`; `shorter` and `longest`, the size rule in pixels; `seed`.
         folder: the benchmark's working folder.
     """
-    config = replace(VARIANTS[settings["variant"]], shorter=int(settings["shorter"]), longest=int(settings["longest"]))
+    config = replace(SIZES[settings["variant"]], shorter=int(settings["shorter"]), longest=int(settings["longest"]))
     torch.manual_seed(int(settings["seed"]))
     network = Detr(config).eval()
     calibrate(network)
@@ -68,12 +84,12 @@ def calibrate(network: Detr) -> None:
     assert isinstance(box_layer, nn.Linear)
     raw_boxes = output.boxes_cxcywh.logit(eps=1e-6)
     # centres around the middle, sides around a quarter of the image
-    _spread(network.class_embed, output.logits, LOGIT_SPREAD, torch.zeros(()))
+    spread(network.class_embed, output.logits, LOGIT_SPREAD, torch.zeros(()))
     for index, category in enumerate(network.config.categories):
         if not category.is_used:  # a detector never reports these, other libraries do
             network.class_embed.weight[index] = 0
             network.class_embed.bias[index] = NEVER
-    _spread(box_layer, raw_boxes, BOX_SPREAD, torch.tensor([0.0, 0.0, -1.0, -1.0]))
+    spread(box_layer, raw_boxes, BOX_SPREAD, torch.tensor([0.0, 0.0, -1.0, -1.0]))
 
 
 def _sharpen(network: Detr, normalised: Tensor) -> None:
@@ -96,7 +112,7 @@ def _take_statistics(norm: nn.Module, inputs: tuple[Tensor]) -> None:
     norm.get_buffer("running_var").copy_(inputs[0].var((0, 2, 3)))
 
 
-def _spread(layer: nn.Linear, outputs: Tensor, wanted: float, mean: Tensor) -> None:
+def spread(layer: nn.Linear, outputs: Tensor, wanted: float, mean: Tensor) -> None:
     """Scale and shift a layer so that each of its outputs has this standard deviation and mean over all queries."""
     flat = outputs.flatten(0, -2)
     scale = wanted / flat.std(0)

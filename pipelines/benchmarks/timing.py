@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 WARM_UP_CALLS = 8  # at most; the compiler may run again at the second call
 Batch = TypeVar("Batch", bound=Sized)
-ALIKE = 1.1  # two calls in a row that differ by less than this are warm
+Result = TypeVar("Result")
+ALIKE = 1.2  # two calls in a row that differ by less than this are warm; those of a busy machine often differ by 1.1
 
 
 @dataclass(slots=True)
@@ -43,7 +44,13 @@ class Steady:
 
 
 def steady(
-    call: Callable[[Batch], object], batches: Sequence[Batch], *, device: str, seconds: float, phases: Phases
+    call: Callable[[Batch], Result],
+    batches: Sequence[Batch],
+    *,
+    device: str,
+    seconds: float,
+    phases: Phases,
+    kept: list[Result] | None = None,
 ) -> Steady:
     """Warm up on the first batch, then call with all batches, again and again for at least `seconds`.
 
@@ -55,6 +62,7 @@ def steady(
         device: "cuda" synchronises and samples the GPU.
         seconds: wall time of the steady state at least; every batch is used at least once.
         phases: receives the CPU time of the warm-up.
+        kept: receives the result of each batch once, so that nothing has to be computed again to compare it.
     """
     on_gpu = device.startswith("cuda")
     with phases.phase("first"):
@@ -71,9 +79,12 @@ def steady(
     with sampling as samples:
         cpu, wall = time.process_time(), time.perf_counter()
         while images == 0 or time.perf_counter() - wall < seconds:
+            is_first = images == 0
             for batch in batches:
-                call(batch)
+                computed = call(batch)
                 images += len(batch)
+                if is_first and kept is not None:
+                    kept.append(computed)
             _synchronize(on_gpu)
         spent = Steady(images, time.process_time() - cpu, time.perf_counter() - wall)
     if samples is None:

@@ -100,6 +100,10 @@ class RayRunner:
                 self._connecting = Future()
                 threading.Thread(target=self._connect, args=(self._connecting,), name="connect", daemon=True).start()
 
+    def use_model(self, reference: str) -> None:
+        """Load the model by this reference on every node. To be called before `prepare`."""
+        self._spec = replace(self._spec, model=reference)
+
     def use_precision(self, precision: Precision) -> None:
         """Compute in this precision, where the model leaves no choice. To be called before `prepare`."""
         self._spec = replace(self._spec, precision=precision)

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from detr.families import FAMILIES
 from jobs.bench import MODES, PEERS, main
-from pipelines.benchmarks import benchmark
+from pipelines.benchmarks import benchmark, random_model
+from pipelines.benchmarks.peers import random_family
 from tests.families import write_family
 
 ROOT = Path(__file__).parents[2]
@@ -76,6 +78,8 @@ def without_ray(tmp_path: Path) -> str:
         (["label", "--peers", "openvino"], "--peers openvino: label is measured beside pipeline, raydata, daft"),
         (["start", "--peers", "transformers"], "--peers transformers: start is measured beside no other library"),
         (["label", "--count", "1"], "two sizes, such as --count 4 12"),
+        (["model", "--model", "random:yolo"], "--model random:yolo: 'yolo' is not all or one of detr-resnet-50, "),
+        (["label", "--model", "random:yolos-tiny"], "--model random:yolos-tiny: only `model` measures it"),
         (["gpu-check"], "gpu-check needs --out DIR"),
         (["model", "--price-per-hour", "0"], "--price-per-hour: 0 is not a price above 0"),
     ],
@@ -144,6 +148,40 @@ def test_a_model_of_another_family_is_measured_beside_its_pipeline_and_its_netwo
     refused = bench(*line, "--precision", "bf16", path=without_ray)
     assert refused.returncode == 1
     assert "is measured in fp32 only" in refused.stderr
+
+
+def test_there_is_a_random_model_of_every_family_in_a_published_size() -> None:
+    types = {configuration().model_type for configuration, _ in random_family.SIZES.values()}
+
+    assert types == set(FAMILIES)
+    assert sorted(random_family.SIZES) == sorted(set(benchmark.RANDOM_SIZES) - set(benchmark.NATIVE_SIZES))
+    assert set(benchmark.NATIVE_SIZES) <= set(random_model.SIZES)
+
+
+@pytest.mark.slow
+def test_random_weights_in_a_published_size_find_enough_to_compare(tmp_path: Path) -> None:
+    line = ["--model", "random:deimv2_hgnetv2_n_coco", "--shapes", "96x128", "--rounds", "1", "--seconds", "0"]
+    document = measured(tmp_path, "model", *line, "--count", "2")
+
+    assert {one["case"] for one in document["records"]} == {
+        "random deimv2_hgnetv2_n_coco, pictures of 96x128, batch 1, fp32, cpu"
+    }
+    for record in document["records"]:
+        assert record["agreement"]["matched"] == record["agreement"]["back"] == 1.0
+        assert record["agreement"]["max px"] < 0.05
+        assert record["agreement"]["boxes"] > 10
+
+
+@pytest.mark.slow
+def test_a_detr_is_measured_beside_the_pipeline_too(tmp_path: Path, without_ray: str) -> None:
+    document = measured(tmp_path, "model", *SMALL, "--count", "1", "--peers", "pipeline", path=without_ray)
+
+    cases = {one["case"]: one for one in document["records"]}
+    assert set(cases) == {"scenes, pictures of 96x128, batch 1, fp32, cpu", "detect, 96x128, batch 1, fp32, cpu"}
+    ours, pipeline, alone = document["records"][:3]
+    assert (pipeline["variant"], alone["variant"]) == ("transformers, pipeline", "transformers, network alone")
+    assert ours["agreement"]["matched"] > 0.9
+    assert ours["agreement"]["boxes"] > 0
 
 
 @pytest.mark.slow

@@ -42,6 +42,8 @@ def test_the_list_says_what_loads_without_the_network(hub_cache: Path, capsys: p
         "facebook/detr-resnet-50-panoptic": False,
         "facebook/detr-resnet-50-dc5-panoptic": False,
         "facebook/detr-resnet-101-panoptic": False,
+        "PekingU/rtdetr_r18vd": False,
+        "PekingU/rtdetr_r50vd": False,
         "microsoft/table-transformer-detection": False,
         "microsoft/table-transformer-structure-recognition": False,
         "scenes": True,
@@ -54,8 +56,30 @@ def test_the_list_has_a_line_for_each_model(hub_cache: Path, capsys: pytest.Capt
 
     assert lines[0].split() == ["model", "detects", "classes", "AP", "license", "here"]
     assert lines[1].split() == ["facebook/detr-resnet-50", "objects", "80", "42.0", "Apache-2.0", "no"]
-    assert lines[10].split() == ["scenes", "drawn", "shapes", "6", "Apache-2.0", "yes"]
+    assert lines[9].split() == ["PekingU/rtdetr_r50vd", "objects", "80", "53.1", "Apache-2.0", "no"]
+    assert lines[12].split() == ["scenes", "drawn", "shapes", "6", "Apache-2.0", "yes"]
     assert lines[-1].startswith("Other checkpoints of Conditional DETR, D-FINE, DAB-DETR, Deformable DETR, DEIMv2, LW-")
+
+
+def test_detectors_in_the_cache_that_the_catalogue_does_not_have_are_listed(
+    hub_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cached(hub_cache, "farm/herd", "config.json", "preprocessor_config.json", "model.safetensors")
+    cached(hub_cache, "farm/words", "config.json", "model.safetensors")
+    for repo, config in (
+        ("herd", {"model_type": "rt_detr", "id2label": {"0": "cow", "1": "calf"}}),
+        ("words", {"model_type": "bert"}),
+    ):
+        (next(hub_cache.glob(f"models--farm--{repo}/snapshots/*")) / "config.json").write_text(json.dumps(config))
+
+    main([])
+    text = capsys.readouterr().out
+    main(["--json"])
+
+    assert [line.split() for line in text.splitlines() if "farm/" in line] == [["farm/herd", "2", "yes"]]
+    assert json.loads(capsys.readouterr().out)[-1] == {
+        "name": "farm/herd", "task": None, "classes": 2, "ap": None, "license": None, "available": True,
+    }  # fmt: skip
 
 
 def test_a_copy_in_a_bucket_is_the_same_model(moto: S3Server, capsys: pytest.CaptureFixture[str]) -> None:

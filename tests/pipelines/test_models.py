@@ -15,7 +15,7 @@ from detr.classes import Category
 from detr.config import BackboneConfig, DetrConfig
 from detr.model import Detr
 from pipelines import model_fingerprints, models
-from pipelines.errors import RayDetrError
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.model_fingerprints import Identified, identify_by_loading
 from pipelines.models import identify_model, load_model, short_name
 from pipelines.store import Store, StoreOptions, open_store
@@ -53,6 +53,26 @@ def forbidden(place: str) -> Identified:
 def upload(store: Store, folder: Path) -> None:
     for path in folder.iterdir():
         store.put(path.name, path.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("page", "hub_id"),
+    [
+        ("https://huggingface.co/owner/herd", "owner/herd"),
+        ("https://huggingface.co/owner/herd/tree/v2", "owner/herd@v2"),
+    ],
+)
+def test_the_address_of_a_page_of_the_hub_is_answered_with_the_hub_id(page: str, hub_id: str) -> None:
+    with pytest.raises(UsageError, match=f"give its hub id, {hub_id}, instead of the address of its page"):
+        identify_model(page, StoreOptions())
+
+
+def test_a_model_of_the_hub_is_pinned_to_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = saved(tmp_path / "snapshots" / ("a1" * 20))
+    monkeypatch.setattr(models, "locate", lambda _: snapshot)
+
+    assert identify_model("owner/detr@main", StoreOptions()).pinned == "owner/detr@" + "a1" * 20
+    assert identify_model(str(snapshot), StoreOptions()).pinned is None
 
 
 @pytest.mark.parametrize(

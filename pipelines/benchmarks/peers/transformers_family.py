@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import transformers
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForObjectDetection, pipeline
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection, pipeline
 
 from pipelines.benchmarks.model_subjects import THRESHOLD, batches_of, drawn_pixels, save_rows
 from pipelines.benchmarks.timing import Phases, result, steady
@@ -16,22 +16,21 @@ def whole(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Time `pipeline("object-detection")` on pictures in memory."""
     phases = Phases()
     torch.set_num_threads(settings["threads"])
-    transformers.utils.logging.disable_progress_bar()
     with phases.phase("load"):
-        detect = pipeline("object-detection", model=settings["model"], device=settings["device"], dtype=torch.float32)
-        detect._get_bounding_box = lambda box: box.tolist()  # noqa: SLF001 - to compare boxes before they are cut to whole pixels
-    images = [Image.fromarray(pixels.permute(1, 2, 0).numpy()) for pixels in drawn_pixels(settings)]
-
-    def run(batch: Any) -> Any:
-        return detect(batch, threshold=THRESHOLD, batch_size=len(batch))
-
-    batches = batches_of(images, settings["batch"])
-    spent = steady(run, batches, device=settings["device"], seconds=settings["seconds"], phases=phases)
-    indices = {name: index for index, name in detect.model.config.id2label.items()}
-    rows = [_row(found, indices) for batch in batches for found in run(batch)]
-    height, width = settings["shape"]
-    save_rows(folder / settings["found"], rows, (height, width))
+        detect = _pipeline(settings)
+    batches = batches_of(_pictures(settings), settings["batch"])
+    kept: list[Any] = []
+    spent = steady(detect, batches, device=settings["device"], seconds=settings["seconds"], phases=phases, kept=kept)
+    _save(settings, folder, kept)
     return result(phases, spent)
+
+
+def reference(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Save what the pipeline finds in each picture alone; nothing is timed, so each is computed once."""
+    torch.set_num_threads(settings["threads"])
+    detect = _pipeline(settings)
+    _save(settings, folder, [detect([picture]) for picture in _pictures(settings)])
+    return {}
 
 
 def network(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -50,11 +49,12 @@ def network(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
         with torch.no_grad():
             return model(**inputs.values)
 
-    spent = steady(run, batches, device=device, seconds=settings["seconds"], phases=phases)
+    kept: list[Any] = []
+    spent = steady(run, batches, device=device, seconds=settings["seconds"], phases=phases, kept=kept)
     rows = []
-    for inputs in batches:
+    for inputs, output in zip(batches, kept, strict=True):
         sizes = torch.tensor([(height, width)] * len(inputs), device=device)
-        found = processor.post_process_object_detection(run(inputs), threshold=THRESHOLD, target_sizes=sizes)
+        found = processor.post_process_object_detection(output, threshold=THRESHOLD, target_sizes=sizes)
         rows += [(one["labels"].cpu(), one["scores"].cpu(), one["boxes"].cpu()) for one in found]
     save_rows(folder / settings["found"], rows, (height, width))
     return result(phases, spent)
@@ -68,6 +68,29 @@ class _Inputs:
 
     def __len__(self) -> int:
         return len(self.values["pixel_values"])
+
+
+def _pipeline(settings: dict[str, Any]) -> Any:
+    """Return a call from a list of pictures to what the pipeline finds in each."""
+    transformers.utils.logging.disable_progress_bar()
+    detect = pipeline("object-detection", model=settings["model"], device=settings["device"], dtype=torch.float32)
+    detect._get_bounding_box = lambda box: box.tolist()  # noqa: SLF001 - to compare boxes before they are cut to whole pixels
+
+    def run(pictures: Any) -> Any:
+        return detect(pictures, threshold=THRESHOLD, batch_size=len(pictures))
+
+    return run
+
+
+def _pictures(settings: dict[str, Any]) -> list[Image.Image]:
+    return [Image.fromarray(pixels.permute(1, 2, 0).numpy()) for pixels in drawn_pixels(settings)]
+
+
+def _save(settings: dict[str, Any], folder: Path, found: Any) -> None:
+    names = AutoConfig.from_pretrained(settings["model"]).id2label
+    indices = {name: index for index, name in names.items()}
+    height, width = settings["shape"]
+    save_rows(folder / settings["found"], [_row(one, indices) for batch in found for one in batch], (height, width))
 
 
 def _row(found: Any, indices: Any) -> tuple[Any, Any, Any]:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from detr.checkpoints.checkpoint import CheckpointError, fingerprint, load, save
 from detr.checkpoints.hub import split_hub_id
+from detr.checkpoints.references import locate, pinned
 from detr.classes import Category
 from detr.config import BackboneConfig, DetrConfig
 from detr.model import Detr
@@ -34,6 +35,7 @@ class Hub:
 
     revisions: dict[str, Path] = field(default_factory=dict)
     gated: bool = False
+    commits: dict[str, str] = field(default_factory=dict)
     downloaded: list[str] = field(default_factory=list)
 
     def commit(self, revision: str) -> str:
@@ -46,11 +48,13 @@ class Hub:
             return 403, {"X-Error-Code": "GatedRepo"}, b""
         if path.startswith("/api/"):
             revision = path.partition("/revision/")[2] or "main"
+            revision = self.commits.get(revision, revision)
             if revision not in self.revisions:
                 return 404, {"X-Error-Code": "RevisionNotFound"}, b""
             files = [{"rfilename": file.name} for file in self.revisions[revision].iterdir()]
             return 200, {}, json.dumps({"id": "owner/detr", "sha": self.commit(revision), "siblings": files}).encode()
         wanted, name = path.removeprefix("/owner/detr/resolve/").split("/")
+        wanted = self.commits.get(wanted, wanted)
         revision = next(known for known in self.revisions if wanted in (known, self.commit(known)))
         directory, commit = self.revisions[revision], self.commit(revision)
         content = (directory / name).read_bytes()
@@ -130,6 +134,21 @@ def test_the_revision_is_the_one_that_is_asked_for(hub: Hub, tmp_path: Path) -> 
 
     assert fingerprint(load("owner/detr@no_timm")) == fingerprint(other)
     assert fingerprint(load("owner/detr")) != fingerprint(other)
+
+
+def test_a_pinned_reference_means_the_same_model_after_the_branch_has_moved_on(hub: Hub, tmp_path: Path) -> None:
+    first = publish(hub, tmp_path / "first", "v1")
+    hub.commits["main"] = "v1"
+    commit = hub.commit("v1")
+    reference = pinned("owner/detr", locate("owner/detr"))
+
+    publish(hub, tmp_path / "second", "v2", seed=1)
+    hub.commits = {"main": "v2", commit: "v1"}
+
+    assert reference == f"owner/detr@{commit}"
+    assert fingerprint(load(reference)) == fingerprint(first)
+    assert fingerprint(load("owner/detr")) != fingerprint(first)
+    assert pinned(str(tmp_path / "first"), tmp_path / "first") is None
 
 
 def test_bin_files_are_brought_where_there_is_no_safetensors_file(hub: Hub, tmp_path: Path) -> None:

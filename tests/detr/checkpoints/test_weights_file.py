@@ -271,4 +271,4 @@ def test_damaged_checkpoints_are_refused_in_a_sentence(small: DetrConfig, tmp_pa
 def test_a_model_of_another_kind_is_refused(small: DetrConfig, tmp_path: Path) -> None:
     path = lightning(tmp_path / "detr-resnet-50.ckpt", dict(nn.Linear(2, 2).state_dict()))
 
-    assert "is missing" in refusal(path)
+    assert "it is not a DETR: its weights are others" in refusal(path)

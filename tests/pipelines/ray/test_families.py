@@ -36,6 +36,7 @@ FAMILIES = (
     pytest.param("rf_detr", marks=pytest.mark.long),
     pytest.param("yolos", marks=pytest.mark.long),
 )
+AWKWARD = Path(__file__).parents[4] / "shared" / "data" / "awkward"
 BROKEN = {"cut.jpg": "truncated", "empty.jpg": "empty", "page.jpg": "not_an_image"}
 
 
@@ -107,6 +108,29 @@ def test_a_labelled_folder_has_the_rows_of_the_model_s_own_pipeline_though_an_ac
     assert {row["model"] for row in table.values()} == {summary.model}
     assert {json.loads(row["settings"])["precision"] for row in table.values()} == {"fp32"}
     assert label(config).images == 0, "a second start labels nothing again"
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not AWKWARD.exists(), reason=f"no awkward files: put expected.json and its files into {AWKWARD}")
+def test_awkward_files_have_the_rows_that_they_have_with_detr(local_ray: str, tmp_path: Path) -> None:
+    expected = json.loads((AWKWARD / "expected.json").read_text())["files"]
+    config = LabelConfig(
+        (str(AWKWARD),), table=str(tmp_path / "table"), model=str(write_family("rt_detr", tmp_path / "rt")),
+        threshold=0.0, device="cpu", actors=(None, 1), shard_images=16, batch_size=4, max_error_rate=1.0,
+    )  # fmt: skip
+
+    label(config)
+
+    wrong = {}
+    table = rows(config)
+    for name, row in table.items():
+        right = {expected[name].get("error_kind", "ok"), *expected[name].get("also_accepted", [])}
+        if "too_extreme" in right:
+            right.add("ok")  # every picture gets one size, so none is too long
+        if (row["error_kind"] or "ok") not in right:
+            wrong[name] = row["error_kind"]
+    assert wrong == {}
+    assert len(table) > 100
 
 
 def test_a_model_of_another_family_is_evaluated_and_its_half_precision_refused(
