@@ -214,6 +214,8 @@ def _try_size(model: TransformersModel, height: int, width: int, source: str) ->
     try:
         model.network(pixel_values=torch.zeros(1, 3, height, width))
     except (RuntimeError, ValueError) as error:
+        if "alloc" in str(error):  # PyTorch's CPU allocator raises a bare RuntimeError
+            raise
         raise CheckpointError(
             f"checkpoint {source}: its image processor gives pictures of {height} x {width} pixels (height x width), "
             f"which its network does not take ({brief(error)}). Set size in preprocessor_config.json to the one of "

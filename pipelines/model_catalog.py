@@ -66,6 +66,8 @@ def other_cached_models() -> tuple[PublishedModel, ...]:
         if name not in known:
             try:
                 content = read_json(config, source=name)
+                if "model_type" not in content:
+                    continue  # of another library
                 family_of(content, source=name)
             except CheckpointError:
                 continue  # it does other things than detecting boxes

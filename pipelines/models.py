@@ -51,7 +51,7 @@ class ModelInfo:
         categories: its classes by index.
         family: `detr.families.NATIVE`, or the model type of a detector of `transformers`.
         has_masks: whether it is panoptic, so that it can give a mask with each detection.
-        pinned: `owner/name@commit` where it came from the hub: what the whole run loads, also when the branch moves.
+        pinned: `owner/name@commit` where it came from the hub: what all nodes load, also when the branch moves.
     """
 
     id: str
@@ -221,7 +221,7 @@ def _refusal(error: CheckpointError) -> RayDetrError:
 
 def _place(reference: str, options: StoreOptions) -> str:
     """Return what `detr.load` takes: the reference, or the folder that a model in a store was copied to."""
-    page = _PAGE.match(reference)
+    page = _PAGE.fullmatch(reference)
     if page is not None:
         revision = f"@{page[2]}" if page[2] else ""
         raise UsageError(
@@ -260,7 +260,7 @@ def is_generic_name(name: str) -> bool:
     return _SAYS_NOTHING.fullmatch(name) is not None
 
 
-_PAGE = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)(?:/tree/([\w.-]+))?")
+_PAGE = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)(?:/tree/([\w./-]+?))?/?")
 _SAYS_NOTHING = re.compile(r"model|checkpoints|checkpoint-\d+|\d{9}-[\w-]+")
 _IS_NAME = re.compile(r"[^:]*\w[^:]*")  # neither . nor .. nor the scheme of a URI
 

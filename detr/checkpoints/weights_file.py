@@ -63,6 +63,13 @@ def read_weights_file(path: Path, variant: str | None, *, source: str) -> tuple[
     tensors, settings = (read_lightning if path.suffix == ".ckpt" else read_original)(path, source=source)
     names = bare_names(tensors)
     if not any(name.endswith(CLASS_BIASES) for name in names.values()):
+        if any(
+            name.endswith(("bbox_embed.layers.0.weight", "bbox_predictor.layers.0.weight")) for name in names.values()
+        ):
+            raise CheckpointError(
+                f"checkpoint {source}: its class head is missing, as in files that are made for fine-tuning. Give a "
+                "whole model."
+            )
         raise CheckpointError(
             f"checkpoint {source}: it is not a DETR: its weights are others, such as {next(iter(tensors), 'none')!r}. "
             f"{_DIRECTORY}"

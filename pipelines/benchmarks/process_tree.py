@@ -11,6 +11,7 @@ from pathlib import Path
 SAMPLE_SECONDS = 0.05  # between two samples at least
 SAMPLING_SHARE = 0.05  # of a core at most: the more processes a machine has, the longer a look at all of them takes
 MEMORY_EVERY = 6  # samples between two readings of memory, which takes the kernel longer than reading CPU time
+LONGEST_PAUSE = 0.5  # seconds between two samples
 LINGER_SECONDS = 10.0  # for processes of the tree that outlive its root
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -117,7 +118,7 @@ def run_measured(
         if elapsed > timeout_s and not timed_out:
             timed_out = True
             _kill(living)
-        time.sleep(max(SAMPLE_SECONDS, (time.thread_time() - sampling) / SAMPLING_SHARE))
+        time.sleep(min(max(SAMPLE_SECONDS, (time.thread_time() - sampling) / SAMPLING_SHARE), LONGEST_PAUSE))
         waited, code, usage = os.wait4(process.pid, os.WNOHANG)
     exit_code = os.waitstatus_to_exitcode(code)
     process.returncode = exit_code  # else Popen would wait for a process id that is free again

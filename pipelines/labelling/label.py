@@ -158,7 +158,7 @@ def label(
             before_the_lease.callback(runner.close)
             model = _identify(config, runner)  # before anything is written
             if model.pinned is not None:
-                runner.use_model(model.pinned)
+                runner.pin_model(model.pinned)
             config = _with_precision(config, model)
             runner.use_precision(config.precision)
             table = open_store(config.table, config.table_options)

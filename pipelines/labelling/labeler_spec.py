@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pipelines.clock import SystemClock
-from pipelines.errors import RayDetrError
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.labelling.manifest import read_kept_schema, read_shard
 from pipelines.labelling.process_time import DECODE_SECONDS
 from pipelines.lake.images import ImageStores
@@ -33,7 +34,8 @@ class LabelerSpec:
     `settings`: of the run, for the rows. `pool`: a random name of the pool that the actor belongs to.
     `model_id`: the name of the model in rows; empty is the model's own. `may_stop`: whether shards are begun only until
     the driver says so. `masks`: whether each detection gets a mask.
-    `tiling`: how large pictures are cut.
+    `tiling`: how large pictures are cut. `pinned`: the hub id of the model with the commit that the driver found; None:
+    it does not come from the hub.
     """
 
     table: str
@@ -57,6 +59,7 @@ class LabelerSpec:
     may_stop: bool = False
     masks: bool = False
     tiling: Tiling | None = None
+    pinned: str | None = None
 
 
 def build_detector(spec: LabelerSpec) -> tuple[DetectorLike, ModelInfo]:
@@ -69,17 +72,7 @@ def build_detector(spec: LabelerSpec) -> tuple[DetectorLike, ModelInfo]:
 
     torch.set_num_threads(spec.threads)
     try:
-        detector, info = load_detector(
-            spec.model,
-            spec.table_options,
-            device=spec.device,
-            precision=spec.precision,
-            threshold=spec.threshold,
-            classes=None if spec.classes is None else dict(spec.classes),
-            batch_size=spec.batch_size,
-            masks=spec.masks,
-            tiling=spec.tiling,
-        )
+        detector, info = _load(spec)
     except ValueError as error:
         raise RayDetrError(str(error)) from error
     if spec.model_sha256 and info.sha256 != spec.model_sha256:
@@ -89,6 +82,29 @@ def build_detector(spec: LabelerSpec) -> tuple[DetectorLike, ModelInfo]:
             "Use a revision or a path that means the same everywhere."
         )
     return detector, info
+
+
+def _load(spec: LabelerSpec) -> tuple[DetectorLike, ModelInfo]:
+    load = partial(
+        load_detector,
+        options=spec.table_options,
+        device=spec.device,
+        precision=spec.precision,
+        threshold=spec.threshold,
+        classes=None if spec.classes is None else dict(spec.classes),
+        batch_size=spec.batch_size,
+        masks=spec.masks,
+        tiling=spec.tiling,
+    )
+    if spec.pinned is None:
+        return load(spec.model)
+    try:
+        return load(spec.pinned)
+    except UsageError:
+        raise
+    except RayDetrError:
+        # a node that does not reach the hub may have another commit with the same weights, which its caller checks
+        return load(spec.model)
 
 
 def build_decoder(spec: LabelerSpec, detector: DetectorLike) -> ImageDecoder:

@@ -100,9 +100,9 @@ class RayRunner:
                 self._connecting = Future()
                 threading.Thread(target=self._connect, args=(self._connecting,), name="connect", daemon=True).start()
 
-    def use_model(self, reference: str) -> None:
-        """Load the model by this reference on every node. To be called before `prepare`."""
-        self._spec = replace(self._spec, model=reference)
+    def pin_model(self, reference: str) -> None:
+        """Load this commit of the model on every node that can have it. To be called before `prepare`."""
+        self._spec = replace(self._spec, pinned=reference)
 
     def use_precision(self, precision: Precision) -> None:
         """Compute in this precision, where the model leaves no choice. To be called before `prepare`."""

@@ -118,6 +118,13 @@ def test_single_files_of_other_tools_are_refused_by_name(name: str, sentence: st
         load_detector(tmp_path / name)
 
 
+def test_a_file_without_its_class_head_is_named_as_such(tmp_path: Path) -> None:
+    torch.save({"model": {"bbox_embed.layers.0.weight": torch.zeros(8, 8)}}, tmp_path / "detr-resnet-50.pth")
+
+    with pytest.raises(CheckpointError, match=r"its class head is missing, as in files .* Give a whole model\.$"):
+        load_detector(tmp_path / "detr-resnet-50.pth")
+
+
 @pytest.mark.parametrize("name", ["maskrcnn.pth", "detr-resnet-50.pth"])
 def test_weights_of_another_network_are_refused_as_such(name: str, tmp_path: Path) -> None:
     torch.save({"rpn.head.cls_logits.weight": torch.zeros(3, 8, 1, 1)}, tmp_path / name)

@@ -60,6 +60,7 @@ def upload(store: Store, folder: Path) -> None:
     [
         ("https://huggingface.co/owner/herd", "owner/herd"),
         ("https://huggingface.co/owner/herd/tree/v2", "owner/herd@v2"),
+        ("https://huggingface.co/owner/herd/tree/refs/pr/1/", "owner/herd@refs/pr/1"),
     ],
 )
 def test_the_address_of_a_page_of_the_hub_is_answered_with_the_hub_id(page: str, hub_id: str) -> None:

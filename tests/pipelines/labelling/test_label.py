@@ -43,7 +43,7 @@ def test_every_node_loads_the_commit_that_a_hub_id_had_when_the_run_began(
 
     herd = ModelInfo("herd@1", "1", (), pinned="owner/herd@" + "a1" * 20)
     monkeypatch.setattr("pipelines.labelling.label.identify_model", lambda *_: herd)
-    monkeypatch.setattr(RayRunner, "use_model", lambda _, reference: loaded.append(reference))
+    monkeypatch.setattr(RayRunner, "pin_model", lambda _, reference: loaded.append(reference))
     monkeypatch.setattr(RayRunner, "use_precision", stop)
     (tmp_path / "lake").mkdir()
     (tmp_path / "lake" / "a.jpg").write_bytes(b"not opened")

@@ -4,8 +4,9 @@ from typing import cast
 import pytest
 import torch
 
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.labelling import labeler_spec
-from pipelines.labelling.labeler_spec import LabelerSpec, build_labeler
+from pipelines.labelling.labeler_spec import LabelerSpec, build_detector, build_labeler
 from pipelines.lake.images import ImageStores
 from pipelines.lake.listing import list_objects
 from pipelines.lake.member_files import MemberIndexes
@@ -32,6 +33,29 @@ def test_an_actor_keeps_freed_memory_where_the_network_runs_on_the_cpu(
         build_labeler(spec)
 
     assert len(calls) == kept
+
+
+@pytest.mark.parametrize("error", [None, RayDetrError("the hub cannot be reached"), UsageError("no such model")])
+def test_the_pinned_commit_is_loaded_or_where_it_cannot_be_had_what_the_node_has(
+    error: RayDetrError | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+
+    def load(reference: str, **_: object) -> tuple[None, SimpleNamespace]:
+        loaded.append(reference)
+        if error is not None and "@" in reference:
+            raise error
+        return None, SimpleNamespace(sha256="b" * 64)
+
+    monkeypatch.setattr(labeler_spec, "load_detector", load)
+    spec = LabelerSpec(
+        "table", "run", "owner/herd", "a" * 64, 0.05, None, "cpu", "fp32", 1, 1, StoreOptions(), StoreOptions(),
+        pinned="owner/herd@1",
+    )  # fmt: skip
+
+    with pytest.raises(RayDetrError, match="no such model" if isinstance(error, UsageError) else "is another one"):
+        build_detector(spec)  # other weights than those of the run are refused, wherever they come from
+    assert loaded == (["owner/herd@1", "owner/herd"] if type(error) is RayDetrError else ["owner/herd@1"])
 
 
 def test_an_actor_finds_members_of_archives_by_the_indexes_that_the_table_keeps(
