@@ -516,7 +516,7 @@ def test_a_reference_to_nothing_is_refused(ref: str, message: str) -> None:
 
 
 def test_a_single_weights_file_of_a_directory_is_refused(saved: Path) -> None:
-    assert "else give its directory" in refusal(saved / "model.safetensors")
+    assert "Give the directory that this file and its config.json are in." in refusal(saved / "model.safetensors")
 
 
 def test_a_variant_for_a_directory_is_refused(saved: Path) -> None:
