@@ -1,4 +1,4 @@
-"""List the published models that are known to load and those in the hub's cache, or copy one to a folder or bucket.
+"""List published models that load and those in the hub's cache, or copy one to a folder or bucket.
 
 ray-detr models
 ray-detr models --download facebook/detr-resnet-50 --out s3://models/detr-resnet-50

@@ -585,7 +585,8 @@ def test_a_summary_is_of_what_the_run_would_be_given(tmp_path: Path) -> None:
     assert summary(retry_errors="all").labelled == 0
     assert (summary(max_images=10).images, summary(max_images=10).size_bytes) == (7, sum(range(4, 11)))
     drawn = {summary(sample=10, seed=seed).size_bytes for seed in range(4)}
-    assert (summary(sample=10).images + summary(sample=10).labelled, len(drawn)) == (10, 4)
+    assert summary(sample=10).images + summary(sample=10).labelled == 10
+    assert len(drawn) > 1  # two of four draws may have the same size by chance, which depends on the test's folder
     uris = tmp_path / "uris.csv"
     uris.write_text("uri\n/lake/a.jpg\n")
     with pytest.raises(RayDetrError, match="there is no column 'camera'"):
