@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -102,8 +103,9 @@ def _load(spec: LabelerSpec) -> tuple[DetectorLike, ModelInfo]:
         return load(spec.pinned)
     except UsageError:
         raise
-    except RayDetrError:
-        # a node that does not reach the hub may have another commit with the same weights, which its caller checks
+    except RayDetrError as error:
+        # a node that does not reach the hub may have another commit with the same weights, which the caller checks
+        logging.getLogger(__name__).warning("%s Loading %s instead.", error, spec.model)
         return load(spec.model)
 
 

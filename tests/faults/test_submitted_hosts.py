@@ -104,6 +104,19 @@ def check_one_job(ran: Mapping[str, Any], command: str) -> None:
     assert ran["exit_codes"] == [0, 0, 0]
 
 
+def run_by_hand(hosts: TwoHosts, command: tuple[str, ...]) -> None:
+    """Run a command on the one host that is left."""
+    done = subprocess.run(
+        [*hosts.python("head"), "-m", "jobs.cli", *command],
+        cwd=ROOT,
+        env={**os.environ, "RAY_ADDRESS": hosts.address},
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_submitted_labelling_run_that_loses_a_host_has_every_row_once(
     lake: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, report: Callable[..., None]
 ) -> None:
@@ -150,15 +163,7 @@ def test_a_submitted_training_run_that_loses_a_host_goes_on_to_the_weights_of_on
             hosts, train("elastic", "1:2", "1e-6"), lambda: newest_checkpoint(data / "elastic") >= 5
         )
         known = jobs(hosts)
-        alone = subprocess.run(  # by hand, on the one host that is left
-            [*hosts.python("head"), "-m", "jobs.cli", *train("alone", "1", "inf")],
-            cwd=ROOT,
-            env={**os.environ, "RAY_ADDRESS": hosts.address},
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=400,
-        )
-    assert alone.returncode == 0, alone.stderr
+        run_by_hand(hosts, train("alone", "1", "inf"))
 
     before, after = logged(data / "elastic")
     resumed = after[0] - 1
@@ -204,15 +209,7 @@ def test_a_submitted_evaluation_that_loses_a_host_has_the_figures_of_one_host(
             hosts, evaluate("lost", ACTORS), lambda: any(one.host == "worker" for one in begun(work))
         )
         known = jobs(hosts)
-        alone = subprocess.run(  # by hand, on the one host that is left
-            [*hosts.python("head"), "-m", "jobs.cli", *evaluate("alone", "1:1")],
-            cwd=ROOT,
-            env={**os.environ, "RAY_ADDRESS": hosts.address},
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=400,
-        )
-    assert alone.returncode == 0, alone.stderr
+        run_by_hand(hosts, evaluate("alone", "1:1"))
 
     lost, expected = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("lost", "alone"))
     hosts_of = {one.host for one in begun(work)}
