@@ -107,13 +107,11 @@ if "dashboard/agent.py" in " ".join(sys.orig_argv):
         time.sleep(600)
 """
 START = """
-import ray, subprocess
+import psutil, ray
 from pipelines.local_ray import start_local_ray
 start_local_ray(num_cpus=1, log_to_driver=False, object_store_memory=100 * 1024**2)
 print(ray.get(ray.remote(lambda: "computed").remote()))
-heads = subprocess.run(["ps", "-eo", "ppid,args"], stdout=subprocess.PIPE, text=True).stdout.splitlines()
-import os
-print(sum("gcs_server" in line and line.split()[0] == str(os.getpid()) for line in heads))
+print(sum(child.name() == "gcs_server" for child in psutil.Process().children()))
 """
 
 
