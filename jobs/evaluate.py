@@ -11,7 +11,6 @@ Table rows are matched to annotated images by the end of their path. To measure 
 import argparse
 import json
 import math
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,10 +19,11 @@ from typing import TYPE_CHECKING, TextIO, get_args
 from detr.precision import Precision
 from jobs._evaluation_report import report
 from jobs.exits import run_process
-from jobs.options import add_options, make_config, share
+from jobs.options import add_options, make_config, share, with_its_error
 from jobs.parser import CommandParser
 from pipelines.errors import BudgetExceeded
 from pipelines.labelling.config import LabelConfig
+from pipelines.options import height_and_width
 from pipelines.store import StoreOptions
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _parser() -> CommandParser:
         "a directory, a .pth or .ckpt, a URI, or scenes",
     )
     parser.add_argument("--annotations", required=True, metavar="URI", help="a COCO json with the images' boxes")
-    parser.add_argument("--picture-size", type=picture_size, metavar="HEIGHTxWIDTH",
+    parser.add_argument("--picture-size", type=with_its_error(height_and_width), metavar="HEIGHTxWIDTH",
                         help="evaluate only images of this size in pixels (all)")  # fmt: skip
     parser.add_argument("--output", metavar="URI", help="write the figures to this file or object, as JSON")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
@@ -226,14 +226,6 @@ def _judge(verdicts: Sequence["Verdict"], *, stream: TextIO) -> None:
     failed = [verdict.sentence for verdict in verdicts if not verdict.passed]
     if failed:
         raise BudgetExceeded(f"{'; '.join(failed)}.")
-
-
-def picture_size(text: str) -> tuple[int, int]:
-    """Return (height, width) of `HEIGHTxWIDTH`."""
-    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH, such as 480x640")
-    return int(found[1]), int(found[2])
 
 
 def points(text: str) -> float:

@@ -13,6 +13,7 @@ from jobs.parser import CommandParser
 from pipelines.options import Declared, declared, groups
 
 Config = TypeVar("Config")
+Value = TypeVar("Value")
 
 RAY_JOB_FOLDER = "/runtime_resources/working_dir_files/"
 
@@ -133,6 +134,18 @@ def check_stays(parser: argparse.ArgumentParser, option: str, uri: str | None) -
         )
 
 
+def with_its_error(parse: Callable[[str], Value]) -> Callable[[str], Value]:
+    """Return a function for `type=` of an argument whose ValueError is printed as it is; argparse would replace it."""
+
+    def read(text: str) -> Value:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
+
+
 def share(text: str) -> float:
     """Return a number from 0 to 1."""
     value = _number(text, float)
@@ -173,7 +186,7 @@ def _add_option(
     if use_defaults and one.default is not MISSING:
         default = list(one.default) if isinstance(one.default, tuple) and one.is_list else one.default
         if default is not None and default is not False and default != [] and one.option.parse is None:
-            text += f" ({one.default:g})" if isinstance(one.default, float) else f" ({one.default})"
+            text += f" ({', '.join(map(_as_text, default if isinstance(default, list) else [default]))})"
     if one.kind is bool:
         switch: dict[str, Any] = (
             {"action": argparse.BooleanOptionalAction} if default is not False else {"action": "store_true"}
@@ -200,13 +213,15 @@ def _dest(one: Declared) -> str:
     return one.flag.removeprefix("--").replace("-", "_")
 
 
+def _as_text(default: Any) -> str:
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
 def _reader(one: Declared) -> Callable[[str], Any]:
+    if one.option.parse is not None:
+        return with_its_error(one.option.parse)
+
     def read(text: str) -> Any:
-        if one.option.parse is not None:
-            try:
-                return one.option.parse(text)
-            except ValueError as error:
-                raise argparse.ArgumentTypeError(str(error)) from None
         if one.kind not in (int, float):
             return one.kind(text)
         value = _number(text, one.kind)

@@ -7,6 +7,7 @@ Needs the standard library only, so that `--help` loads nothing else.
 from __future__ import annotations
 
 import math
+import re
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, field, fields
@@ -125,6 +126,14 @@ def number_range(text: str) -> tuple[int | None, int | None]:
     if low is not None and high is not None and low > high:
         raise ValueError(f"{text}: MIN is larger than MAX")
     return low, high
+
+
+def height_and_width(text: str) -> tuple[int, int]:
+    """Return (height, width) in pixels of `HEIGHTxWIDTH`."""
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if found is None:
+        raise ValueError(f"{text!r} is not HEIGHTxWIDTH, such as 480x640")
+    return int(found[1]), int(found[2])
 
 
 def declared(config: type, *, prefix: str = "") -> Iterator[Declared]:

@@ -24,7 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 from detr.detectors import load_detector
 from detr.scenes.scene import draw_scene
 from pipelines.benchmarks.agreement import compare, read_found, save_found
-from pipelines.benchmarks.benchmark import NATIVE_SIZES, RANDOM_SIZES
+from pipelines.benchmarks.config import NATIVE_SIZES, RANDOM_SIZES
 from pipelines.benchmarks.peers.random_family import write_random_family
 from pipelines.benchmarks.random_model import write_random_model
 

@@ -10,142 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from pipelines.benchmarks.config import HOW_TO_GET, PEERS, BenchConfig
 from pipelines.benchmarks.machine import installed, machine_facts
-from pipelines.benchmarks.records import Primary, Record, ratio, record
+from pipelines.benchmarks.records import Record, ratio, record
 from pipelines.benchmarks.report import Report, to_json, to_markdown
 from pipelines.benchmarks.roofline import known_card, most_images_per_s, usd_per_million
 from pipelines.benchmarks.rounds import OURS, Runner, Trial, Variant, alternate
-
-Mode = Literal["model", "label", "train", "decode", "evaluate", "start"]
-
-MODES: tuple[Mode, ...] = ("model", "label", "train", "decode", "evaluate", "start")
-PEERS: Mapping[str, tuple[str, ...]] = {
-    "transformers": ("transformers",),
-    "pipeline": ("transformers",),
-    "raydata": ("ray", "transformers"),
-    "daft": ("daft", "transformers"),
-    "openvino": ("openvino", "transformers"),
-    "onnxruntime": ("onnxruntime", "onnx", "onnxscript", "transformers"),
-}
-"""Peers by name, each with the packages that it needs."""
-
-PEERS_OF: Mapping[Mode, tuple[str, ...]] = {
-    "model": ("transformers", "pipeline", "openvino", "onnxruntime"),
-    "label": ("pipeline", "raydata", "daft"),
-    "train": ("transformers",),
-    "decode": ("transformers",),
-    "evaluate": (),
-    "start": (),
-}
-"""Which peers a mode can be measured beside."""
-
-HOW_TO_GET = "pip install .[bench]"
-
-NATIVE_SIZES = ("detr-resnet-50", "table-transformer-structure-recognition")
-RANDOM_SIZES = (
-    *NATIVE_SIZES,
-    "conditional-detr-resnet-50",
-    "dfine-small-coco",
-    "dab-detr-resnet-50",
-    "deformable-detr",
-    "deimv2_hgnetv2_n_coco",
-    "lwdetr_tiny_60e_coco",
-    "rf-detr-nano",
-    "rtdetr_r18vd",
-    "rtdetr_r50vd",
-    "rtdetr_v2_r18vd",
-    "yolos-tiny",
-    "yolos-small",
-)
-"""Published checkpoints of every family whose sizes `model` can give to random weights: `--model random:NAME`."""
-
-
-@dataclass(frozen=True, slots=True)
-class BenchConfig:
-    """What is measured, and how often. Sizes that are None are chosen by the mode: small on a CPU, full on a GPU.
-
-    Attributes:
-        mode: what is measured.
-        peers: names of `PEERS`.
-        against: another checkout of this package, measured beside this one.
-        out: folder that receives `MODE.json` and `MODE.md`; None writes nothing.
-        rounds: alternating rounds.
-        device: "cpu" or "cuda".
-        precisions: "fp32", "bf16", "fp16".
-        shapes: (height, width) in pixels that the network sees.
-        batches: images in a batch.
-        parts: of `model`: "detect" from uint8 pixels to detections, "forward" the network alone.
-        compiled: whether the network alone is measured compiled as well.
-        threads: that a subject computes with.
-        images: how many different images; two numbers where whole commands are measured at two sizes.
-        folder: of photographs; None draws scenes.
-        annotations: a COCO json of the photographs, for their AP.
-        model: "random", what `detr.load` takes, or, in `model`, `random:` and a name of `RANDOM_SIZES` or `all`.
-        shorter: pixels of the shorter side that the size rule of the random model aims at.
-        seconds: least wall time of a steady state.
-        actors: `--actors` of the label command; None leaves it to the command.
-        detections: of each image in `evaluate`.
-        price_per_hour: USD of this machine; None tells no cost.
-        timeout_s: of one subject.
-        command: for the report.
-    """
-
-    mode: Mode
-    peers: tuple[str, ...] = ()
-    against: Path | None = None
-    out: Path | None = None
-    rounds: int = 3
-    device: str = "cpu"
-    precisions: tuple[str, ...] = ("fp32",)
-    shapes: tuple[tuple[int, int], ...] = ((800, 1066),)
-    batches: tuple[int, ...] = (1,)
-    parts: tuple[str, ...] = ("detect",)
-    compiled: bool = False
-    threads: int = 1
-    images: tuple[int, ...] = (8,)
-    folder: Path | None = None
-    annotations: Path | None = None
-    model: str = "random"
-    shorter: int = 800
-    seconds: float = 1.0
-    actors: str | None = None
-    detections: int = 100
-    price_per_hour: float | None = None
-    timeout_s: float = 1800.0
-    command: str = ""
-
-    def __post_init__(self) -> None:
-        strange = [peer for peer in self.peers if peer not in PEERS_OF[self.mode]]
-        if strange:
-            beside = ", ".join(PEERS_OF[self.mode]) or "no other library"
-            raise ValueError(f"--peers {' '.join(strange)}: {self.mode} is measured beside {beside}")
-        if self.price_per_hour is not None and not self.price_per_hour > 0:
-            raise ValueError(f"--price-per-hour: {self.price_per_hour:g} is not a price above 0")
-        if self.mode in ("label", "evaluate"):
-            two_sizes(self.images)
-        if self.random_sizes and self.mode != "model":
-            raise ValueError(f"--model {self.model}: only `model` measures it; {self.mode} takes `random` or a model")
-        unknown = sorted(set(self.random_sizes) - set(RANDOM_SIZES))
-        if unknown:
-            raise ValueError(f"--model {self.model}: {unknown[0]!r} is not all or one of {', '.join(RANDOM_SIZES)}")
-
-    @property
-    def random_sizes(self) -> tuple[str, ...]:
-        """Names that `model` asks for as `random:NAME`; all of them as `random:all`."""
-        if not self.model.startswith("random:"):
-            return ()
-        name = self.model.removeprefix("random:")
-        return RANDOM_SIZES if name == "all" else (name,)
-
-    @property
-    def primary(self) -> Primary:
-        """The kind of cost that is compared: CPU seconds, or wall seconds on a GPU."""
-        return "wall" if self.device.startswith("cuda") else "cpu"
-
-    @property
-    def longest(self) -> int:
-        """The longer side of the size rule, in the proportion of the paper's."""
-        return round(self.shorter * 1333 / 800)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +70,7 @@ class Bench:
     @property
     def runner(self) -> Runner:
         """What starts subjects."""
-        return Runner(self.folder, self.config.timeout_s, self._say)
+        return Runner(self.folder, 60 * self.config.timeout_minutes, self._say)
 
     def has(self, peer: str) -> bool:
         """Return whether a peer is asked for and installed; say once what is missing."""
@@ -227,7 +97,7 @@ class Bench:
         if self.config.against is None:
             return [variant]
         name = variant.name.replace("ours", "before", 1)
-        return [variant, replace(variant, name=name, code=self.config.against, baseline=variant.name)]
+        return [variant, replace(variant, name=name, code=self.config.against.resolve(), baseline=variant.name)]
 
     def run_case(self, case: Case) -> None:
         """Measure all rounds of a case and add its records."""
@@ -309,19 +179,6 @@ class Bench:
             self.on_progress(f"{what}: failed: {trial.error.splitlines()[-1][:200]}")
         else:
             self.on_progress(f"{what}: {trial.use.cpu_s:.1f} CPU s, {trial.use.wall_s:.1f} s")
-
-
-def two_sizes(images: Sequence[int]) -> tuple[int, int]:
-    """Return two different numbers of images; the smaller is a third of the larger where one is given.
-
-    Raises:
-        ValueError: one image alone, from which fixed and marginal cost cannot be told apart.
-    """
-    if len(images) >= 2 and images[0] != images[1]:
-        return min(images[:2]), max(images[:2])
-    if images[0] < 2:
-        raise ValueError("--count: fixed cost and cost per image need two sizes, such as --count 4 12")
-    return max(1, images[0] // 3), images[0]
 
 
 class SubjectFailed(Exception):

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.benchmarks.agreement import compare, read_found, save_found
-from pipelines.benchmarks.benchmark import Bench, Case, read_names, two_sizes
+from pipelines.benchmarks.benchmark import Bench, Case, read_names
+from pipelines.benchmarks.config import two_sizes
 from pipelines.benchmarks.library_cases import write_model
 from pipelines.benchmarks.machine import installed
 from pipelines.benchmarks.photographs import linked_folder, photograph_files

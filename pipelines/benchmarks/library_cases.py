@@ -13,7 +13,8 @@ from detr.checkpoints.model_directory import CheckpointError
 from detr.checkpoints.references import locate
 from detr.families import NATIVE, model_family
 from pipelines.benchmarks.agreement import compare, read_found
-from pipelines.benchmarks.benchmark import NATIVE_SIZES, Bench, Case, SubjectFailed, found_file
+from pipelines.benchmarks.benchmark import Bench, Case, SubjectFailed, found_file
+from pipelines.benchmarks.config import NATIVE_SIZES
 from pipelines.benchmarks.machine import installed
 from pipelines.benchmarks.photographs import photograph_files
 from pipelines.benchmarks.rounds import Trial, Variant

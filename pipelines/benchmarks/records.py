@@ -6,10 +6,9 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any, Literal
 
+from pipelines.benchmarks.config import Primary
 from pipelines.benchmarks.figures import Spread, fixed_and_marginal, ratios, spread
 from pipelines.benchmarks.rounds import Trial, Variant
-
-Primary = Literal["cpu", "wall"]
 
 CONTENDED = 1.1  # wall seconds per CPU second of one thread, above which other programs had the core
 

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterator, Mapping
 
-from pipelines.benchmarks.benchmark import PEERS_OF, Bench, BenchConfig, Case, Mode, opened
+from pipelines.benchmarks.benchmark import Bench, Case, opened
 from pipelines.benchmarks.command_cases import evaluate_cases, label_cases, start_cases
+from pipelines.benchmarks.config import PEERS_OF, BenchConfig, Mode
 from pipelines.benchmarks.library_cases import decode_cases, model_cases, train_cases
 from pipelines.benchmarks.report import Report
 

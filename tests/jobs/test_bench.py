@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from detr.families import FAMILIES
-from jobs.bench import MODES, PEERS, main
+from jobs.bench import main
 from pipelines.benchmarks import benchmark, random_model
+from pipelines.benchmarks.config import NATIVE_SIZES, RANDOM_SIZES, BenchConfig
 from pipelines.benchmarks.peers import random_family
 from tests.families import write_family
 
@@ -70,8 +71,8 @@ def without_ray(tmp_path: Path) -> str:
     [
         (["speed"], "invalid choice: 'speed'"),
         (["model", "--peers", "tensorflow"], "invalid choice: 'tensorflow'"),
-        (["model", "--shapes", "800"], "'800' is not HEIGHTxWIDTH, such as 800x1066"),
-        (["model", "--rounds", "0"], "0 is less than 1"),
+        (["model", "--shapes", "800"], "'800' is not HEIGHTxWIDTH, such as 480x640"),
+        (["model", "--rounds", "0"], "argument --rounds: 0 is not at least 1"),
         (["model", "--precison", "fp32"], "Did you mean --precision?"),
         (["start", "--against", "/nowhere"], "--against /nowhere: no checkout of ray-detr"),
         (["decode", "--images", "/nowhere"], "--images /nowhere: no such folder"),
@@ -81,7 +82,7 @@ def without_ray(tmp_path: Path) -> str:
         (["model", "--model", "random:yolo"], "--model random:yolo: 'yolo' is not all or one of detr-resnet-50, "),
         (["label", "--model", "random:yolos-tiny"], "--model random:yolos-tiny: only `model` measures it"),
         (["gpu-check"], "gpu-check needs --out DIR"),
-        (["model", "--price-per-hour", "0"], "--price-per-hour: 0 is not a price above 0"),
+        (["model", "--price-per-hour", "0"], "argument --price-per-hour: 0 is not above 0"),
     ],
 )
 def test_a_wrong_line_is_told_what_is_wrong_before_anything_is_measured(
@@ -94,14 +95,9 @@ def test_a_wrong_line_is_told_what_is_wrong_before_anything_is_measured(
     assert sentence in capsys.readouterr().err
 
 
-def test_the_command_offers_the_modes_and_peers_that_there_are() -> None:
-    assert MODES == benchmark.MODES
-    assert tuple(benchmark.PEERS) == PEERS
-
-
 def test_a_peer_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(benchmark, "installed", lambda package: None if package == "openvino" else "1.0")
-    opened = benchmark.Bench(benchmark.BenchConfig("model", peers=("openvino", "transformers")), tmp_path, print)
+    opened = benchmark.Bench(BenchConfig("model", peers=("openvino", "transformers")), tmp_path, print)
 
     assert not opened.has("openvino")
     assert not opened.has("openvino")
@@ -154,8 +150,8 @@ def test_there_is_a_random_model_of_every_family_in_a_published_size() -> None:
     types = {configuration().model_type for configuration, _ in random_family.SIZES.values()}
 
     assert types == set(FAMILIES)
-    assert sorted(random_family.SIZES) == sorted(set(benchmark.RANDOM_SIZES) - set(benchmark.NATIVE_SIZES))
-    assert set(benchmark.NATIVE_SIZES) <= set(random_model.SIZES)
+    assert sorted(random_family.SIZES) == sorted(set(RANDOM_SIZES) - set(NATIVE_SIZES))
+    assert set(NATIVE_SIZES) <= set(random_model.SIZES)
 
 
 @pytest.mark.slow

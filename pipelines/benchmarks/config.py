@@ -1,0 +1,176 @@
+"""What a benchmark measures and how often: the options of `ray-detr bench`.
+
+Needs the standard library only, so that `--help` loads nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from pipelines.options import check_options, height_and_width, option
+
+Mode = Literal["model", "label", "train", "decode", "evaluate", "start"]
+Peer = Literal["transformers", "pipeline", "raydata", "daft", "openvino", "onnxruntime"]
+Part = Literal["detect", "forward"]
+Precision = Literal["fp32", "bf16", "fp16"]
+Primary = Literal["cpu", "wall"]
+
+MODES: tuple[Mode, ...] = get_args(Mode)
+PEERS: Mapping[Peer, tuple[str, ...]] = {
+    "transformers": ("transformers",),
+    "pipeline": ("transformers",),
+    "raydata": ("ray", "transformers"),
+    "daft": ("daft", "transformers"),
+    "openvino": ("openvino", "transformers"),
+    "onnxruntime": ("onnxruntime", "onnx", "onnxscript", "transformers"),
+}
+"""Peers by name, each with the packages that it needs."""
+
+PEERS_OF: Mapping[Mode, tuple[Peer, ...]] = {
+    "model": ("transformers", "pipeline", "openvino", "onnxruntime"),
+    "label": ("pipeline", "raydata", "daft"),
+    "train": ("transformers",),
+    "decode": ("transformers",),
+    "evaluate": (),
+    "start": (),
+}
+"""Which peers a mode can be measured beside."""
+
+COUNTS: Mapping[Mode, tuple[int, ...]] = {
+    "model": (8,),
+    "label": (4, 16),
+    "train": (8,),
+    "decode": (32,),
+    "evaluate": (1000, 5000),
+    "start": (12,),
+}
+"""How many images a mode measures unless `--count` says it."""
+
+HOW_TO_GET = "pip install .[bench]"
+
+NATIVE_SIZES = ("detr-resnet-50", "table-transformer-structure-recognition")
+RANDOM_SIZES = (
+    *NATIVE_SIZES,
+    "conditional-detr-resnet-50",
+    "dfine-small-coco",
+    "dab-detr-resnet-50",
+    "deformable-detr",
+    "deimv2_hgnetv2_n_coco",
+    "lwdetr_tiny_60e_coco",
+    "rf-detr-nano",
+    "rtdetr_r18vd",
+    "rtdetr_r50vd",
+    "rtdetr_v2_r18vd",
+    "yolos-tiny",
+    "yolos-small",
+)
+"""Published checkpoints of every family whose sizes `model` can give to random weights: `--model random:NAME`."""
+
+
+@dataclass(frozen=True, slots=True)
+class BenchConfig:
+    """The options of `ray-detr bench`, with the mode and, for the report, the command.
+
+    Raises:
+        ValueError: a peer or a model that the mode does not measure, one size where two are needed, or a value out of
+            its limits.
+    """
+
+    mode: Mode
+    peers: tuple[Peer, ...] = option(
+        f"also measure these, if they are installed: {', '.join(PEERS)} (none)", default=(), metavar="NAME"
+    )
+    against: Path | None = option("another checkout of ray-detr to measure as well (none)", default=None, metavar="DIR")
+    out: Path | None = option("keep MODE.json and MODE.md there (nothing is kept)", default=None, metavar="DIR")
+    rounds: int = option("rounds of fresh processes", default=3, metavar="N", at_least=1)
+    device: str = option("cpu or cuda", default="cpu")
+    precisions: tuple[Precision, ...] = option("number format of the network", default=("fp32",), flag="--precision")
+    shapes: tuple[tuple[int, int], ...] = option(
+        "model, train: image size at the network's input (800x1066)",
+        default=((800, 1066),), metavar="HxW", parse=height_and_width, is_list=True,
+    )  # fmt: skip
+    batches: tuple[int, ...] = option("images in a batch", default=(1,), metavar="N", flag="--batch", at_least=1)
+    parts: tuple[Part, ...] = option(
+        "model: detect is from uint8 pixels to detections, forward is the network alone", default=("detect",)
+    )
+    compiled: bool = option("model: also measure compiled networks (forward)", default=False, flag="--compile")
+    threads: int = option("threads of each candidate", default=1, metavar="N", at_least=1)
+    count: tuple[int, ...] | None = option(
+        "number of images; label and evaluate take two, to compute the fixed and the marginal cost",
+        default=None, metavar="N", at_least=1,
+    )  # fmt: skip
+    folder: Path | None = option(
+        "label, decode, start: photographs (drawn scenes)", default=None, metavar="DIR", flag="--images"
+    )
+    model: str = option(
+        "model, label, start: a model, as in `ray-detr label` (random is a DETR-R50 with random weights); model: "
+        "random:NAME is random weights in the size of a published checkpoint, such as random:rtdetr_r18vd, and "
+        "random:all one of each family",
+        default="random", metavar="REF",
+    )  # fmt: skip
+    shorter: int = option("pixels of the shorter side after resizing", default=800, metavar="N", at_least=1)
+    seconds: float = option("shortest time to measure in the steady state", default=1.0, metavar="N", at_least=0)
+    actors: str | None = option("label, start: --actors of the command (its default)", default=None, metavar="MIN:MAX")
+    detections: int = option("evaluate: detections in each image", default=100, metavar="N", at_least=1)
+    price_per_hour: float | None = option(
+        "price of this machine; adds the cost of a million images", default=None, metavar="USD", above=0
+    )
+    timeout_minutes: float = option("limit for one process", default=30.0, metavar="N", above=0)
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        strange = [peer for peer in self.peers if peer not in PEERS_OF[self.mode]]
+        if strange:
+            beside = ", ".join(PEERS_OF[self.mode]) or "no other library"
+            raise ValueError(f"--peers {' '.join(strange)}: {self.mode} is measured beside {beside}")
+        if self.against is not None and not (self.against / "detr" / "__init__.py").is_file():
+            raise ValueError(f"--against {self.against}: no checkout of ray-detr, it has no detr/__init__.py")
+        if self.folder is not None and not self.folder.is_dir():
+            raise ValueError(f"--images {self.folder}: no such folder")
+        if self.mode in ("label", "evaluate"):
+            two_sizes(self.images)
+        if self.random_sizes and self.mode != "model":
+            raise ValueError(f"--model {self.model}: only `model` measures it; {self.mode} takes `random` or a model")
+        unknown = sorted(set(self.random_sizes) - set(RANDOM_SIZES))
+        if unknown:
+            raise ValueError(f"--model {self.model}: {unknown[0]!r} is not all or one of {', '.join(RANDOM_SIZES)}")
+
+    @property
+    def images(self) -> tuple[int, ...]:
+        """Numbers of images; the mode's own unless `--count` says them."""
+        return self.count or COUNTS[self.mode]
+
+    @property
+    def random_sizes(self) -> tuple[str, ...]:
+        """Names that `model` asks for as `random:NAME`; all of them as `random:all`."""
+        if not self.model.startswith("random:"):
+            return ()
+        name = self.model.removeprefix("random:")
+        return RANDOM_SIZES if name == "all" else (name,)
+
+    @property
+    def primary(self) -> Primary:
+        """The kind of cost that is compared: CPU seconds, or wall seconds on a GPU."""
+        return "wall" if self.device.startswith("cuda") else "cpu"
+
+    @property
+    def longest(self) -> int:
+        """The longer side of the size rule in pixels, in the proportion of the paper's."""
+        return round(self.shorter * 1333 / 800)
+
+
+def two_sizes(images: Sequence[int]) -> tuple[int, int]:
+    """Return two different numbers of images; the smaller is a third of the larger where one is given.
+
+    Raises:
+        ValueError: one image alone, from which fixed and marginal cost cannot be told apart.
+    """
+    if len(images) >= 2 and images[0] != images[1]:
+        return min(images[:2]), max(images[:2])
+    if images[0] < 2:
+        raise ValueError("--count: fixed cost and cost per image need two sizes, such as --count 4 12")
+    return max(1, images[0] // 3), images[0]
