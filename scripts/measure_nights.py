@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from pipelines.clock import SystemClock
 from pipelines.labelling.config import PlanConfig, Selection
 from pipelines.labelling.driver import RunResult, run_labelling
+from pipelines.labelling.job import Environment, LabellingJob
 from pipelines.labelling.model_names import with_recorded_name
 from pipelines.labelling.plan import summarise_plan
 from pipelines.labelling.planning import Planner
@@ -118,16 +119,13 @@ def run(table: Store, nights: range, each: int) -> RunResult:
 
     with publishing() as publisher:
         return run_labelling(
-            table,
-            request,
-            Listing((stream,), NO_COLUMNS),
-            Selection(),
-            InstantRunner(table),
-            new_run=False,
-            plan_ahead=lambda plan: Planner(plan, wave_shards=4_000),
-            publisher=publisher,
-            clock=SystemClock(),
-            tail=secrets.token_hex(2),
+            LabellingJob(table, request, Listing((stream,), NO_COLUMNS), Selection(), InstantRunner(table)),
+            Environment(
+                clock=SystemClock(),
+                tail=secrets.token_hex(2),
+                publisher=publisher,
+                plan_ahead=lambda plan: Planner(plan, wave_shards=4_000),
+            ),
         )
 
 

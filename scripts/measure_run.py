@@ -18,7 +18,8 @@ from pathlib import Path
 
 from pipelines.clock import SystemClock
 from pipelines.labelling.config import Selection
-from pipelines.labelling.driver import RunResult, Workforce, run_labelling
+from pipelines.labelling.driver import RunResult, run_labelling
+from pipelines.labelling.job import Environment, LabellingJob, Workforce
 from pipelines.labelling.label import WAVE_SHARDS
 from pipelines.labelling.manifest import read_shard
 from pipelines.labelling.outcome import Outcome, ShardReport
@@ -84,16 +85,19 @@ def run(table: Store, count: int) -> tuple[RunResult, InstantRunner]:
     runner = InstantRunner(table)
     with publishing() as publisher:
         result = run_labelling(
-            table,
-            RunRequest("detr@0123456789ab", "0" * 64, {"threshold": 0.05}, None, {}),
-            Listing((lambda after: lake(count, after),), NO_COLUMNS),
-            Selection(),
-            runner,
-            new_run=False,
-            plan_ahead=lambda plan: Planner(plan, wave_shards=WAVE_SHARDS),
-            publisher=publisher,
-            clock=SystemClock(),
-            tail="0001",
+            LabellingJob(
+                table,
+                RunRequest("detr@0123456789ab", "0" * 64, {"threshold": 0.05}, None, {}),
+                Listing((lambda after: lake(count, after),), NO_COLUMNS),
+                Selection(),
+                runner,
+            ),
+            Environment(
+                clock=SystemClock(),
+                tail="0001",
+                publisher=publisher,
+                plan_ahead=lambda plan: Planner(plan, wave_shards=WAVE_SHARDS),
+            ),
         )
     return result, runner
 

@@ -3,93 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Protocol
 
-from pipelines.caps import Meter
-from pipelines.clock import Clock
 from pipelines.errors import CapReached
-from pipelines.labelling.config import Selection
 from pipelines.labelling.cutting import Look
+from pipelines.labelling.job import Environment, LabellingJob, Plan
 from pipelines.labelling.labelled_keys import LabelledKeys, read_labelled
 from pipelines.labelling.manifest import Counts, PlannedSegment, read_complete, read_manifest
-from pipelines.labelling.outcome import Outcome, ShardReport, Work
+from pipelines.labelling.outcome import ShardReport, Work
 from pipelines.labelling.past_settings import PastSettings
 from pipelines.labelling.plan import write_plan
 from pipelines.labelling.progress import Progress
-from pipelines.labelling.publish import THREADS, read_done, remove_parts, verify_run
-from pipelines.labelling.run import Run, RunRequest, begin_run, finish_run, latest_run, read_end, resume_run
+from pipelines.labelling.publish import read_done, remove_parts, verify_run
+from pipelines.labelling.run import Run, begin_run, finish_run, latest_run, read_end, resume_run
 from pipelines.labelling.seal import is_seal_begun, seal_run
 from pipelines.labelling.segments import label_segments
 from pipelines.labelling.settings import AUTO
 from pipelines.lake.lake_object import LakeObject
-from pipelines.lake.listing import Listing
-from pipelines.store import Store, StoreError
+from pipelines.store import StoreError
 from pipelines.table.schema import Totals
-from pipelines.watchdog import Watchdog
-
-
-class Plan(Protocol):
-    """A plan that is being written: `planning.Planner`, or a test's own."""
-
-    images_planned: int
-    is_complete: bool
-
-    def waves(self) -> Iterator[list[PlannedSegment]]:
-        """Yield waves: lists of durable segments that are labelled together."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Workforce:
-    """What a new run needs to know about the actors.
-
-    Attributes:
-        shard_images: Images in each shard of a new run.
-        spread: Least number of shards, about, into which the end of the plan is cut.
-        precision: The requested precision, with "auto" resolved for all nodes.
-    """
-
-    shard_images: int
-    spread: int
-    precision: str
-
-
-class ShardRunner(Protocol):
-    """Labels and commits shards of a run. Does nothing before the first call."""
-
-    def prepare(self) -> None:
-        """Begin to connect to the cluster in the background, because there will be shards to label."""
-        ...
-
-    def workforce(self) -> Workforce:
-        """Wait until the cluster is connected and return what the actors will be. Can be called from any thread.
-
-        Raises:
-            RayDetrError: there is no cluster, or it cannot hold the actors.
-        """
-        ...
-
-    def try_model(self) -> object:
-        """Load the model once on a node of the cluster, before a step that cannot be undone.
-
-        Raises:
-            RayDetrError: the model does not load there.
-        """
-        ...
-
-    def label(self, run: Run, shards: Sequence[int], *, isolated: bool) -> Generator[Outcome, None, None]:
-        """Yield the outcomes of shards in any order. A shard whose process died has no outcome.
-
-        `isolated` shards were lost before: their images are decoded in child processes.
-        """
-        ...
-
-    def why_no_shard(self) -> str:
-        """Return a possible reason why no shard finishes, or an empty text."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,49 +43,11 @@ class RunResult:
     work: Work
 
 
-def run_labelling(
-    table: Store,
-    request: RunRequest,
-    listing: Listing,
-    selection: Selection,
-    runner: ShardRunner,
-    *,
-    new_run: bool,
-    relabel: bool = False,
-    plan_ahead: Callable[[Iterator[PlannedSegment]], Plan],
-    publisher: Executor,
-    clock: Clock,
-    tail: str,
-    threads: int = THREADS,
-    show: Callable[[Progress], None] = lambda _: None,
-    watchdog: Watchdog | None = None,
-    check_lease: Callable[[], None] = lambda: None,
-    meter: Meter | None = None,
-    on_shard: Callable[[str, ShardReport], None] = lambda _run_id, _report: None,
-) -> RunResult:
+def run_labelling(job: LabellingJob, environment: Environment) -> RunResult:
     """Begin a run, or resume the table's unfinished one, and return when each planned image has its published row.
 
-    If every image is labelled already, no run is begun and `runner` is not used. Several processes at once, and
+    If every image is labelled already, no run is begun and the job's runner is not used. Several processes at once, and
     processes that die at any point, produce the same table (docs/decisions.md).
-
-    Args:
-        table: The table, in a store that supports create-only puts.
-        request: What to run.
-        listing: The images.
-        selection: Which images of the listing to label.
-        runner: Labels and commits shards.
-        new_run: Seal the unfinished run instead of resuming it. A run whose seal is begun is sealed in any case.
-        relabel: Label again the images that the model has labelled with other settings, instead of refusing to start.
-        plan_ahead: Writes the plan while its durable segments are labelled.
-        publisher: Publishes table files while shards are labelled.
-        clock: The clock.
-        tail: Four random hexadecimal digits for the name of a new run.
-        threads: Objects of the table to read at once.
-        show: Called with the progress, in this thread.
-        watchdog: Reports stages that make no progress; None reports nothing.
-        check_lease: Called from time to time; raises `RayDetrError` if this process has lost the table's lease.
-        meter: Knows when a limit on time or cost is reached; None means no limits.
-        on_shard: Called with the run's name and the report of each shard that is committed.
 
     Raises:
         CapReached: a limit is reached. The shards that were in progress are committed.
@@ -160,28 +55,27 @@ def run_labelling(
         RayDetrError: the run cannot continue. Committed rows stay.
         StoreError: the table's store refused. Committed rows stay.
     """
-    attempt = _Attempt(
-        table, request, listing, selection, runner, relabel, clock, tail, threads, show, watchdog or Watchdog(clock)
-    )
-    found = attempt.begin_or_resume(new_run=new_run)
+    table, runner, clock, meter = job.table, job.runner, environment.clock, environment.meter
+    attempt = _Attempt(job, environment)
+    found = attempt.begin_or_resume()
     if isinstance(found, Counts):
         return RunResult(None, False, Totals(), found, 0, 0, 0, 0.0, Work())
     run = found.run
-    plan = plan_ahead(attempt.plan(found))
+    plan = environment.plan_ahead(attempt.plan(found))
     began = clock.monotonic()
-    count = _Count(plan, Progress("label", began=began), show)
-    meter, work = meter or Meter(), Work()
+    count = _Count(plan, Progress("label", began=began), environment.show)
+    work = Work()
     for segments in plan.waves():
-        check_lease()
+        environment.check_lease()
         count.add(images_before=read_done(table, run.run_id, run.layout).count_images(segments))
-        with attempt.watchdog.stage("labelling", detail=runner.why_no_shard) as moved:
+        with environment.watchdog.stage("labelling", detail=runner.why_no_shard) as moved:
 
             def on_report(report: ShardReport, moved: Callable[..., None] = moved) -> None:
                 moved(report.seconds)
-                check_lease()
+                environment.check_lease()
                 count.add(report=report)
                 work.add(report)
-                on_shard(run.run_id, report)
+                environment.on_shard(run.run_id, report)
                 for note in report.notes:
                     logging.getLogger(__name__).warning("%s", note)
 
@@ -191,8 +85,8 @@ def run_labelling(
                 segments,
                 label_shards=lambda shards, isolated: runner.label(run, shards, isolated=isolated),
                 on_report=on_report,
-                publisher=publisher,
-                threads=threads,
+                publisher=environment.publisher,
+                threads=environment.threads,
                 is_to_stop=meter.reached.is_set,
             )
         if not is_complete:
@@ -207,13 +101,13 @@ def run_labelling(
             )
     labelling_seconds = clock.monotonic() - began
     segments = [planned for planned in read_manifest(table, run.run_id) if planned.ending is None]
-    with attempt.watchdog.stage("counting published rows"):
+    with environment.watchdog.stage("counting published rows"):
         totals = verify_run(table, run.run_id, run.layout, segments)
     meter.look()
     spent = {**asdict(work), "node_hours": meter.node_hours, "cost": meter.cost}
     finish_run(table, run.run_id, now=clock.now(), totals={**_record(totals), "last_start": spent})
     try:
-        remove_parts(table, run.run_id, threads=threads)
+        remove_parts(table, run.run_id, threads=environment.threads)
     except StoreError as error:  # the run is finished nevertheless, and the next attempt removes them first
         logging.getLogger(__name__).warning("parts of run %s could not be deleted: %s", run.run_id, error)
     return RunResult(
@@ -242,65 +136,57 @@ class _OpenRun:
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
-    """One process that labels a table, with its arguments."""
+    """One process's work on a job."""
 
-    table: Store
-    request: RunRequest
-    listing: Listing
-    selection: Selection
-    runner: ShardRunner
-    relabel: bool
-    clock: Clock
-    tail: str
-    threads: int
-    show: Callable[[Progress], None]
-    watchdog: Watchdog
+    job: LabellingJob
+    environment: Environment
 
-    def begin_or_resume(self, *, new_run: bool) -> _OpenRun | Counts:
+    def begin_or_resume(self) -> _OpenRun | Counts:
         """Return the run to work on: the unfinished run of the table or a new one; counts if there is nothing to do.
 
         Several processes at the same moment get the same run, which one of them begins.
         """
+        job, new_run = self.job, self.job.new_run
         while True:
             latest, is_unfinished = self._settle_latest(new_run=new_run)
             new_run = False  # a run that others begin from now on is resumed
             if latest is not None and is_unfinished:
-                run = resume_run(self.table, latest, self.request)
-                self.runner.prepare()
+                run = resume_run(job.table, latest, job.request)
+                job.runner.prepare()
                 since = (
                     "" if run.modified_since is None else f", of images modified since {run.modified_since:%F %R %Z}"
                 )
-                self.show(Progress(f"resuming run {run.run_id}{since}"))
+                self.environment.show(Progress(f"resuming run {run.run_id}{since}"))
                 return _OpenRun(run, resumed=True)
-            self.show(Progress("planning"))
+            self.environment.show(Progress("planning"))
             if latest is None:
-                self.runner.prepare()  # nothing is labelled
+                job.runner.prepare()  # nothing is labelled
             # All runs have ended and published all their rows. No rows are added until the next run begins, and
             # `begin_run` tells whether this process has begun it.
-            past = PastSettings(self.table, self.request.model, threads=self.threads)
+            past = PastSettings(job.table, job.request.model, threads=self.environment.threads)
             # resolving "auto" needs the cluster; until there is something to do, assume the precision of the rows
-            guess = past.guess_precision(self.request)
-            settings = None if guess is None else past.check(self.request, guess, relabel=self._mixes_settings)
+            guess = past.guess_precision(job.request)
+            settings = None if guess is None else past.check(job.request, guess, relabel=job.mixes_settings)
             labelled, look = self._look(settings)
             if not look.has_new:
                 return look.counts
-            workforce = self.runner.workforce()
+            workforce = job.runner.workforce()
             if settings is not None:
-                resolved = past.check(self.request, workforce.precision, relabel=self._mixes_settings)
-                if resolved != settings and self.selection.skip_labelled != "any":  # otherwise settings do not matter
+                resolved = past.check(job.request, workforce.precision, relabel=job.mixes_settings)
+                if resolved != settings and job.selection.skip_labelled != "any":  # otherwise settings do not matter
                     labelled, look = self._look(resolved)
                 if not look.has_new:
                     return look.counts
-                if not self._mixes_settings and (note := past.note(resolved)):
+                if not job.mixes_settings and (note := past.note(resolved)):
                     logging.getLogger(__name__).warning("%s", note)
             begun = begin_run(
-                self.table,
-                self.request,
+                job.table,
+                job.request,
                 after=latest,
                 shard_images=workforce.shard_images,
                 precision=workforce.precision,
-                now=self.clock.now(),
-                tail=self.tail,
+                now=self.environment.clock.now(),
+                tail=self.environment.tail,
             )
             if begun is not None:
                 return _OpenRun(begun, resumed=False, labelled=labelled, look=look, spread=workforce.spread)
@@ -311,64 +197,58 @@ class _Attempt:
         labelled, since = begun.labelled, begun.run.modified_since
         if labelled is None:
             labelled = self._read_labelled(begun.run.settings if begun.run.tells_settings_apart else None)
-        with self.watchdog.stage("planning") as moved:
+        with self.environment.watchdog.stage("planning") as moved:
             yield from write_plan(
-                self.table,
+                self.job.table,
                 begun.run.run_id,
                 # the run's own time: the option may be later on the night when the run is resumed
-                self.listing if since is None else replace(self.listing, modified_since=since.timestamp()),
+                self.job.listing if since is None else replace(self.job.listing, modified_since=since.timestamp()),
                 _contains(labelled, moved),
                 shard_images=begun.run.shard_images,
-                selection=self.selection,
-                spread=lambda: self.runner.workforce().spread if begun.spread is None else begun.spread,
+                selection=self.job.selection,
+                spread=lambda: self.job.runner.workforce().spread if begun.spread is None else begun.spread,
                 look=begun.look,
             )
 
     def _settle_latest(self, *, new_run: bool) -> tuple[Run | None, bool]:
         """Return the last run and whether to resume it, after sealing it or removing its parts if that is due."""
-        latest = latest_run(self.table)
+        latest = latest_run(self.job.table)
         if latest is None:
             return None, False
-        if read_end(self.table, latest.run_id) is None:
-            if not new_run and not is_seal_begun(self.table, latest.run_id):
+        if read_end(self.job.table, latest.run_id) is None:
+            if not new_run and not is_seal_begun(self.job.table, latest.run_id):
                 return latest, True
             if new_run:  # before anything is sealed
                 self._check_before_sealing()
-            self.runner.try_model()
-            seal_run(self.table, latest, now=self.clock.now())
-        remove_parts(
-            self.table, latest.run_id, threads=self.threads
-        )  # the process that ended it may have died before it removed them
+            self.job.runner.try_model()
+            seal_run(self.job.table, latest, now=self.environment.clock.now())
+        # the process that ended it may have died before it removed them
+        remove_parts(self.job.table, latest.run_id, threads=self.environment.threads)
         return latest, False
 
     def _check_before_sealing(self) -> None:
-        past = PastSettings(self.table, self.request.model, threads=self.threads)
-        guess = past.guess_precision(self.request)
+        job = self.job
+        past = PastSettings(job.table, job.request.model, threads=self.environment.threads)
+        guess = past.guess_precision(job.request)
         if guess is not None:
-            is_open = self.request.precision == AUTO and not self._mixes_settings
-            past.check(
-                self.request, self.runner.workforce().precision if is_open else guess, relabel=self._mixes_settings
-            )
-
-    @property
-    def _mixes_settings(self) -> bool:
-        """Whether rows of this model with other settings may be added to the table."""
-        return self.relabel or self.selection.skip_labelled == "any"
+            is_open = job.request.precision == AUTO and not job.mixes_settings
+            precision = job.runner.workforce().precision if is_open else guess
+            past.check(job.request, precision, relabel=job.mixes_settings)
 
     def _look(self, settings: str | None) -> tuple[LabelledKeys, Look]:
         labelled = self._read_labelled(settings)
-        with self.watchdog.stage("planning") as moved:
-            return labelled, Look(self.listing, _contains(labelled, moved), self.selection)
+        with self.environment.watchdog.stage("planning") as moved:
+            return labelled, Look(self.job.listing, _contains(labelled, moved), self.job.selection)
 
     def _read_labelled(self, settings: str | None) -> LabelledKeys:
-        with self.watchdog.stage("reading the table"):
-            skips_any = self.selection.skip_labelled == "any"
+        with self.environment.watchdog.stage("reading the table"):
+            skips_any = self.job.selection.skip_labelled == "any"
             return read_labelled(
-                self.table,
-                None if skips_any else self.request.model,
+                self.job.table,
+                None if skips_any else self.job.request.model,
                 settings=None if skips_any else settings,
-                retry_errors=self.selection.retry_errors,
-                threads=self.threads,
+                retry_errors=self.job.selection.retry_errors,
+                threads=self.environment.threads,
             )
 
 

@@ -21,6 +21,7 @@ from pipelines.clock import SystemClock
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.driver import RunResult, run_labelling
+from pipelines.labelling.job import Environment, LabellingJob
 from pipelines.labelling.labeler_spec import LabelerSpec
 from pipelines.labelling.lease import TRIES_SECONDS, holding
 from pipelines.labelling.mask_column import with_mask_column
@@ -177,23 +178,20 @@ def label(
                 publishing() as publisher,
             ):
                 model = with_recorded_name(table, model)
+                request = _request(config, model)
                 result = run_labelling(
-                    table,
-                    _request(config, model),
-                    listing,
-                    config.selection,
-                    runner,
-                    new_run=config.new_run,
-                    relabel=config.relabel,
-                    plan_ahead=lambda plan: Planner(plan, wave_shards=WAVE_SHARDS),
-                    publisher=publisher,
-                    clock=SystemClock(),
-                    tail=secrets.token_hex(2),
-                    show=show,
-                    watchdog=watchdog,
-                    check_lease=check_lease,
-                    meter=meter,
-                    on_shard=on_shard or (lambda _run_id, _report: None),
+                    LabellingJob(table, request, listing, config.selection, runner, config.new_run, config.relabel),
+                    Environment(
+                        clock=SystemClock(),
+                        tail=secrets.token_hex(2),
+                        publisher=publisher,
+                        plan_ahead=lambda plan: Planner(plan, wave_shards=WAVE_SHARDS),
+                        check_lease=check_lease,
+                        meter=meter,
+                        watchdog=watchdog,
+                        show=show,
+                        on_shard=on_shard or (lambda _run_id, _report: None),
+                    ),
                 )
                 meter.count_nodes(None)
                 if afterwards is not None:  # all actors are idle

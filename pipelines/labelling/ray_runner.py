@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from detr.precision import Precision, auto_precision
 from pipelines.caps import Meter
 from pipelines.errors import CapReached, RayDetrError
-from pipelines.labelling.driver import Workforce
+from pipelines.labelling.job import Workforce
 from pipelines.labelling.outcome import Outcome
 from pipelines.labelling.plan import usual_shard_images
 from pipelines.labelling.progress import Progress
@@ -61,7 +61,7 @@ class _Connection:
 
 
 class RayRunner:
-    """A `driver.ShardRunner` on Ray. Neither Ray nor torch is imported before the first call of a method."""
+    """A `job.ShardRunner` on Ray. Neither Ray nor torch is imported before the first call of a method."""
 
     def __init__(
         self,

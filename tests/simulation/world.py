@@ -18,7 +18,8 @@ from typing import Any, Literal
 from unittest.mock import patch
 
 from pipelines.labelling.config import Selection
-from pipelines.labelling.driver import RunResult, Workforce, run_labelling
+from pipelines.labelling.driver import RunResult, run_labelling
+from pipelines.labelling.job import Environment, LabellingJob, Workforce
 from pipelines.labelling.lease import LEASE_KEY, LEASE_SECONDS, Lease, Process, acquire, release, renew
 from pipelines.labelling.manifest import PlannedSegment, read_manifest, read_shard
 from pipelines.labelling.outcome import Failed, Outcome, ShardReport
@@ -216,19 +217,23 @@ class Writer:
         self, store: WriterStore, check_lease: Callable[[], None], *, new_run: bool, selection: Selection
     ) -> RunResult:
         return run_labelling(
-            store,
-            RunRequest(self.model, self.model, {"threshold": self.threshold}, 1, {}),
-            Listing((self._list,), NO_COLUMNS),
-            selection,
-            self,
-            new_run=new_run,
-            relabel=self.relabels,
-            plan_ahead=LazyPlan,
-            publisher=Inline(),
-            clock=self.world.clock,
-            tail=f"{self.name}{self.starts:03d}",
-            threads=1,
-            check_lease=check_lease,
+            LabellingJob(
+                store,
+                RunRequest(self.model, self.model, {"threshold": self.threshold}, 1, {}),
+                Listing((self._list,), NO_COLUMNS),
+                selection,
+                self,
+                new_run=new_run,
+                relabel=self.relabels,
+            ),
+            Environment(
+                clock=self.world.clock,
+                tail=f"{self.name}{self.starts:03d}",
+                publisher=Inline(),
+                plan_ahead=LazyPlan,
+                threads=1,
+                check_lease=check_lease,
+            ),
         )
 
     @contextmanager

@@ -15,8 +15,9 @@ from pipelines.errors import RayDetrError
 from pipelines.exports.config import ExportConfig
 from pipelines.exports.export import copy_rows
 from pipelines.labelling.config import Selection
-from pipelines.labelling.driver import Workforce, run_labelling
+from pipelines.labelling.driver import run_labelling
 from pipelines.labelling.duplicates import reject_republished_versions
+from pipelines.labelling.job import Environment, LabellingJob, Workforce
 from pipelines.labelling.labelled_keys import read_labelled
 from pipelines.labelling.manifest import PlannedSegment, read_complete, read_kept_schema, read_manifest, read_shard
 from pipelines.labelling.outcome import Outcome, ShardReport
@@ -209,18 +210,10 @@ class _Runner:
 
 def _run(table: Store, *, new_run: bool) -> None:
     with ThreadPoolExecutor(1) as publisher:
+        request = REQUEST if not new_run else RunRequest(**{**_fields(REQUEST), "run_id": "run-2"})
         run_labelling(
-            table,
-            REQUEST if not new_run else RunRequest(**{**_fields(REQUEST), "run_id": "run-2"}),
-            _listing(),
-            Selection(),
-            _Runner(table),
-            new_run=new_run,
-            plan_ahead=_Plan,
-            publisher=publisher,
-            clock=SystemClock(),
-            tail="abcd",
-            threads=1,
+            LabellingJob(table, request, _listing(), Selection(), _Runner(table), new_run=new_run),
+            Environment(clock=SystemClock(), tail="abcd", publisher=publisher, plan_ahead=_Plan, threads=1),
         )
 
 

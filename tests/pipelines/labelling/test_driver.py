@@ -14,7 +14,8 @@ import pytest
 
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.labelling.config import Selection
-from pipelines.labelling.driver import RunResult, Workforce, run_labelling
+from pipelines.labelling.driver import RunResult, run_labelling
+from pipelines.labelling.job import Environment, LabellingJob, Workforce
 from pipelines.labelling.manifest import PlannedSegment, read_manifest
 from pipelines.labelling.outcome import Failed, Lost, Outcome, ShardReport
 from pipelines.labelling.publish import part_key
@@ -81,21 +82,25 @@ class Start:
         self.writer = Writer(self.world, model=model)
         self.world.clock.seconds += 1
         return run_labelling(
-            self.world.objects,
-            RunRequest(model, model, self.configuration | self._recorded_time, None, {}),
-            Listing((self.listed,), NO_COLUMNS, self.modified_since),
-            self.selection,
-            self,
-            new_run=new_run,
-            relabel=self.relabel,
-            plan_ahead=self.plan,
-            publisher=Inline(),
-            clock=self.world.clock,
-            tail="0001",
-            show=self.shown.append,
-            watchdog=self.watchdog,
-            check_lease=self.ask,
-            threads=1,
+            LabellingJob(
+                self.world.objects,
+                RunRequest(model, model, self.configuration | self._recorded_time, None, {}),
+                Listing((self.listed,), NO_COLUMNS, self.modified_since),
+                self.selection,
+                self,
+                new_run=new_run,
+                relabel=self.relabel,
+            ),
+            Environment(
+                clock=self.world.clock,
+                tail="0001",
+                publisher=Inline(),
+                plan_ahead=self.plan,
+                threads=1,
+                check_lease=self.ask,
+                watchdog=self.watchdog,
+                show=self.shown.append,
+            ),
         )
 
     def listed(self, after: str | None) -> Iterator[LakeObject]:
