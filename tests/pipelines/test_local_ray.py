@@ -56,7 +56,7 @@ class FakeRay:
 
 def test_a_node_that_is_slow_to_register_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeRay(monkeypatch, 3)
-    before = services.get_node, Node.start_ray_processes
+    before = services.get_node, Node.start_ray_processes, Node.start_monitor, Node.start_api_server
 
     start_local_ray(num_cpus=2)
 
@@ -64,7 +64,7 @@ def test_a_node_that_is_slow_to_register_is_waited_for(monkeypatch: pytest.Monke
     assert fake.options == {
         "address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1", "num_cpus": 2
     }  # fmt: skip
-    assert (services.get_node, Node.start_ray_processes) == before
+    assert (services.get_node, Node.start_ray_processes, Node.start_monitor, Node.start_api_server) == before
 
 
 def test_a_node_that_does_not_register_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +111,9 @@ import psutil, ray
 from pipelines.local_ray import start_local_ray
 start_local_ray(num_cpus=1, log_to_driver=False, object_store_memory=100 * 1024**2)
 print(ray.get(ray.remote(lambda: "computed").remote()))
-print(sum(child.name() == "gcs_server" for child in psutil.Process().children()))
+children = psutil.Process().children(recursive=True)
+print(sum(child.name() == "gcs_server" for child in children))
+print([line for child in children for line in child.cmdline() if line.endswith(("/monitor.py", "/dashboard.py"))])
 """
 
 
@@ -127,6 +129,6 @@ def test_a_real_ray_whose_agent_takes_too_long_is_started_again(tmp_path: Path) 
 
     done = subprocess.run([sys.executable, "-c", START], env=environment, capture_output=True, text=True)
 
-    assert done.stdout == "computed\n1\n", done.stderr  # and the first head does not live on
+    assert done.stdout == "computed\n1\n[]\n", done.stderr  # the first head has ended, and no services were started
     assert (tmp_path / "marker").exists()
     assert time.monotonic() - began > 15  # a raylet waited for its agent as long as Ray says

@@ -29,6 +29,17 @@ PARTS = [
             "Node.get_logs_dir_path": (),
         }.items()
     ),
+    *(
+        (
+            "ray._private.node", name, parameters,
+            "pipelines/local_ray.py, `_without_services`: find how `ray.init` starts the monitor and the API server, "
+            "or remove it there: a local Ray then takes 4 CPU seconds more.",
+        )
+        for name, parameters in {
+            "Node.start_monitor": (),
+            "Node.start_api_server": ("include_dashboard", "raise_on_failure"),
+        }.items()
+    ),
     (
         "ray._private.ray_constants", "ENABLE_RAY_CLUSTER", (),
         "pipelines/local_ray.py, `on_loopback`: find what makes Ray replace 127.0.0.1 by the machine's outward "
