@@ -189,6 +189,34 @@ def test_the_same_command_finds_nothing_to_do(data: Data, straight: TrainSummary
     assert (again.checkpoint, again.metrics, again.steps) == (straight.checkpoint, straight.metrics, STEPS)
 
 
+def losses(data: Data, name: str) -> list[float]:
+    (file,) = Path(data.runs, name, "logs").glob("steps-*.jsonl")
+    return [line["loss"] for line in map(json.loads, file.read_text().splitlines()) if "loss" in line]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_gradient_checkpointing_takes_the_same_steps(data: Data, straight: TrainSummary) -> None:
+    train(config_of(data, "checkpointing", val=data.shards, gradient_checkpointing=True))
+
+    assert losses(data, "checkpointing") == pytest.approx(losses(data, "straight"), rel=1e-5)
+    assert len(losses(data, "checkpointing")) == STEPS
+    assert largest_difference(weights(data, "checkpointing"), weights(data, "straight")) < 1e-5
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_compiled_network_takes_the_same_steps_with_gradient_checkpointing(data: Data) -> None:
+    for name, enabled in (("compiled", False), ("both", True)):
+        recipe = replace(RECIPE, epochs=1, dropout=0.0)
+        train(config_of(data, name, recipe, workers=1, compiled=True, gradient_checkpointing=enabled))
+
+    assert len(losses(data, "both")) == STEPS // 2
+    assert losses(data, "both") == pytest.approx(losses(data, "compiled"), rel=1e-4)
+    assert largest_difference(weights(data, "both"), weights(data, "compiled")) < 1e-4
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize(
