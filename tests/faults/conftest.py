@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
 
 from detr.scenes.files import write_scenes
-from pipelines.store import open_store
+from pipelines.store import Store, open_store
 
 ROOT = Path(__file__).parents[2]
 DRAWN = 8
@@ -88,7 +89,13 @@ class Drivers:
 
     def committed(self) -> int:
         """Return how many parts there are."""
-        return sum(entry.key.endswith(".part") for entry in open_store(str(self.table)).list("_runs/"))
+        return sum(entry.key.endswith(".part") for entry in _opened(str(self.table)).list("_runs/"))
+
+
+@lru_cache
+def _opened(table: str) -> Store:
+    """Return the store of a table, which is asked many times a second."""
+    return open_store(table)
 
 
 def counting(work: Path) -> dict[str, str]:

@@ -11,7 +11,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -28,18 +28,24 @@ def is_alive(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
-@pytest.mark.parametrize("seed", [1])
-def test_a_run_whose_actors_are_killed_at_random_moments_ends_by_itself_and_loses_nothing(
-    drivers: Callable[[int], Drivers], tmp_path: Path, report: Callable[..., None], seed: int
+def kill_actors(
+    run: Drivers,
+    history: Path,
+    report: Callable[..., None],
+    *,
+    line: str,
+    seed: int,
+    images: int,
+    errors: Mapping[str, int],
 ) -> None:
+    """Kill actors of a run at random moments, and hold what it leaves against its plan."""
     chance = random.Random(seed)  # noqa: S311 - a test's moments, not a secret
-    run = drivers(400)
 
     def of_run() -> list[Begun]:
         return [one for one in begun(run.ray.work) if one.run_id == run.run_id]
 
     started = time.monotonic()
-    with watched(run.table, tmp_path / "history") as seen, run.running("--json") as driver:
+    with watched(run.table, history) as seen, run.running("--json") as driver:
         for _ in range(KILLS):
             goal = len(of_run()) + chance.randint(4, 16)
             wait_until(lambda goal=goal: len(of_run()) >= goal, 120, "the next shards")  # type: ignore[misc]
@@ -49,20 +55,27 @@ def test_a_run_whose_actors_are_killed_at_random_moments_ends_by_itself_and_lose
         out, err = driver.communicate(timeout=300)
     assert driver.returncode == 0, err
     check_history(seen)
-    images = check_table(run.table, run.run_id)
+    rows = check_table(run.table, run.run_id)
     work = images_begun(run.ray.work, run.table, run.run_id)
     report(
-        line="actor SIGKILL",
+        line=line,
         seed=seed,
         kills=KILLS,
-        rows=images,
-        planned=400,
+        rows=rows,
+        planned=images,
         begun=work,
-        work=round(work / images, 3),
+        work=round(work / rows, 3),
         processes=len({one.pid for one in of_run()}),
         readings=len(seen),
         seconds=round(time.monotonic() - started, 1),
     )
-    assert images == 400
-    assert json.loads(out)["errors"] == {}  # a death is no image's fault unless it happens to the image alone
-    assert images <= work <= images + KILLS * MOST_AGAIN // ACTORS
+    assert rows == images
+    assert json.loads(out)["errors"] == errors  # a death is no image's fault unless it happens to the image alone
+    assert rows <= work <= rows + KILLS * MOST_AGAIN // ACTORS
+
+
+@pytest.mark.parametrize("seed", [1])
+def test_a_run_whose_actors_are_killed_at_random_moments_ends_by_itself_and_loses_nothing(
+    drivers: Callable[[int], Drivers], tmp_path: Path, report: Callable[..., None], seed: int
+) -> None:
+    kill_actors(drivers(400), tmp_path / "history", report, line="actor SIGKILL", seed=seed, images=400, errors={})

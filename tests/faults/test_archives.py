@@ -48,37 +48,26 @@ def parquet(folder: Path, images: Sequence[bytes]) -> tuple[str, set[str]]:
     return str(folder), names
 
 
-@pytest.mark.parametrize(("pack", "options"), [(archives, ()), (parquet, ("--image-column", "image"))])
-def test_images_inside_files_survive_20_kills_of_the_driver(
-    drivers: Callable[[int], Drivers],
-    tmp_path: Path,
-    report: Callable[..., None],
-    pack: Callable[[Path, Sequence[bytes]], tuple[str, set[str]]],
-    options: tuple[str, ...],
-) -> None:
+def kill_drivers(run: Drivers, history: Path, expected: set[str], report: Callable[..., None], *, line: str) -> None:
+    """Kill the driver at 20 random moments, finish the run, and hold its rows against the addresses to expect."""
     chance = random.Random(2)  # noqa: S311 - a test's moments, not a secret
-    loose = drivers(IMAGES)
-    (tmp_path / "packed").mkdir()
-    pictures = [path.read_bytes() for path in sorted(Path(loose.lake).glob("*.jpg"))]
-    source, expected = pack(tmp_path / "packed", pictures)
-    run = replace(loose, lake=source, options=(*loose.options, *options))
     started = time.monotonic()
-    with watched(run.table, tmp_path / "history") as seen:
+    with watched(run.table, history) as seen:
         for _ in range(KILLS):
-            driver = run.start()
-            if chance.random() < 0.25:  # while it starts: imports, archives' headers, the plan
-                time.sleep(chance.uniform(0.0, 8.0))
-            else:
-                goal = run.committed() + chance.randint(1, 12)
-                alive_when(driver, lambda goal=goal: run.committed() >= goal)  # type: ignore[misc]
-                time.sleep(chance.uniform(0.0, 0.2))
-            assert kill(driver, signal.SIGKILL)[0] == -signal.SIGKILL, "it had ended before"
+            with run.running() as driver:
+                if chance.random() < 0.25:  # while it starts: imports, archives' headers, the plan
+                    time.sleep(chance.uniform(0.0, 8.0))
+                else:
+                    goal = run.committed() + chance.randint(1, 12)
+                    alive_when(driver, lambda goal=goal: run.committed() >= goal)  # type: ignore[misc]
+                    time.sleep(chance.uniform(0.0, 0.2))
+                assert kill(driver, signal.SIGKILL)[0] == -signal.SIGKILL, "it had ended before"
         run.finish()
     check_history(seen)
     rows = check_table(run.table, run.run_id or "")
     begun = images_begun(run.ray.work, run.table, run.run_id or "")
     report(
-        line=f"driver SIGKILL, {pack.__name__}",
+        line=line,
         kills=KILLS,
         rows=rows,
         planned=len(expected),
@@ -89,3 +78,19 @@ def test_images_inside_files_survive_20_kills_of_the_driver(
     )
     assert labelled_uris(run.table) == dict.fromkeys(expected, 1)
     assert rows <= begun <= rows + KILLS * MOST_AGAIN
+
+
+@pytest.mark.parametrize(("pack", "options"), [(archives, ()), (parquet, ("--image-column", "image"))])
+def test_images_inside_files_survive_20_kills_of_the_driver(
+    drivers: Callable[[int], Drivers],
+    tmp_path: Path,
+    report: Callable[..., None],
+    pack: Callable[[Path, Sequence[bytes]], tuple[str, set[str]]],
+    options: tuple[str, ...],
+) -> None:
+    loose = drivers(IMAGES)
+    (tmp_path / "packed").mkdir()
+    pictures = [path.read_bytes() for path in sorted(Path(loose.lake).glob("*.jpg"))]
+    source, expected = pack(tmp_path / "packed", pictures)
+    run = replace(loose, lake=source, options=(*loose.options, *options))
+    kill_drivers(run, tmp_path / "history", expected, report, line=f"driver SIGKILL, {pack.__name__}")
