@@ -41,12 +41,17 @@ class TreeUse:
 
 
 @dataclass(slots=True)
-class _Tree:
+class ProcessTree:
     """Every process of a tree that was seen: its CPU seconds so far, by process id and start time."""
 
     root: int
     cpu: dict[tuple[int, int], float] = field(default_factory=dict)
     peak_bytes: int = 0
+
+    @property
+    def cpu_s(self) -> float:
+        """CPU seconds of all processes up to the last sample of each."""
+        return sum(list(self.cpu.values()))  # a copy: another thread may sample
 
     def sample(self, *, with_memory: bool) -> set[int]:
         """Read /proc once; return the ids of the tree's processes that still run."""
@@ -106,7 +111,7 @@ def run_measured(
         process = subprocess.Popen(  # noqa: S603 - the commands are ours
             command, env=dict(environment), cwd=folder, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream
         )
-    tree, timed_out, samples = _Tree(process.pid), False, 0
+    tree, timed_out, samples = ProcessTree(process.pid), False, 0
     waited, code, usage = os.wait4(process.pid, os.WNOHANG)
     while not waited:
         sampling = time.thread_time()
@@ -134,7 +139,7 @@ def run_measured(
     )
 
 
-def _wait_for_rest(tree: _Tree) -> None:
+def _wait_for_rest(tree: ProcessTree) -> None:
     deadline = time.monotonic() + LINGER_SECONDS
     while living := tree.sample(with_memory=False) - {tree.root}:
         if time.monotonic() > deadline:
