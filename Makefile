@@ -22,7 +22,7 @@ AIRFLOW := "apache-airflow==3.3.2" "apache-airflow-providers-standard==1.21.0"
 DAGSTER := "dagster==1.13.29"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check audit fix simulate mutate bench docs test-gpu test-browser test-readers test-schedulers test-metrics test-faults test-faults-s3 test-s3 lock clean
+.PHONY: help demo test lint check audit fix simulate mutate bench docs test-gpu test-browser test-readers test-schedulers test-metrics test-long test-faults test-faults-s3 test-s3 lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -99,8 +99,11 @@ test-metrics: .venv/.ready ## metrics, alert rules and dashboard against Debian'
 	scripts/prometheus.sh
 	$(PYTEST) tests/metrics
 
+test-long: .venv/.ready ## what takes minutes and kills nothing: every family, compilers, memory of exports, the notebook, the GPU check on a CPU: hours
+	$(PYTEST) -s -m "long and not faults and not s3"
+
 test-faults: .venv/.ready ## poison, fuzzing, killed processes and (as root) hosts on a real Ray: an hour and more. FAULTS_REPORT=FILE keeps figures
-	$(PYTEST) -s -m "long and not s3"
+	$(PYTEST) -s -m "long and faults and not s3"
 
 test-faults-s3: .venv/.ready ## whole runs on a real S3 server that misbehaves (Ceph; needs root): 10 minutes. FAULTS_REPORT=FILE keeps figures
 	scripts/s3-server.sh install

@@ -69,6 +69,7 @@ def test_a_cell_that_fails_ends_the_run_and_leaves_the_notebook(tmp_path: Path) 
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_notebook_runs_and_its_fine_tuned_model_is_better(local_ray: str, tmp_path: Path) -> None:
     out = tmp_path / "executed.ipynb"
     ray = {"RAY_ADDRESS": local_ray, "RAY_AUTH_MODE": "disabled"}

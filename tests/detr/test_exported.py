@@ -72,6 +72,7 @@ def test_an_onnx_file_gives_what_the_network_gives_for_any_shape(network: Detr, 
 
 
 @pytest.mark.slow  # importing and running the compiler
+@pytest.mark.long
 def test_a_compiled_network_is_one_graph(network: Detr) -> None:
     compiled = torch.compile(network, fullgraph=True, dynamic=True, backend="aot_eager")
     for sizes in SIZES:

@@ -128,6 +128,7 @@ def test_the_network_is_measured_beside_transformers_without_ray(tmp_path: Path,
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_model_of_another_family_is_measured_beside_its_pipeline_and_its_network_alone(
     tmp_path: Path, without_ray: str
 ) -> None:
@@ -155,6 +156,7 @@ def test_there_is_a_random_model_of_every_family_in_a_published_size() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_random_weights_in_a_published_size_find_enough_to_compare(tmp_path: Path) -> None:
     line = ["--model", "random:deimv2_hgnetv2_n_coco", "--shapes", "96x128", "--rounds", "1", "--seconds", "0"]
     document = measured(tmp_path, "model", *line, "--count", "2")
@@ -169,6 +171,7 @@ def test_random_weights_in_a_published_size_find_enough_to_compare(tmp_path: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_detr_is_measured_beside_the_pipeline_too(tmp_path: Path, without_ray: str) -> None:
     document = measured(tmp_path, "model", *SMALL, "--count", "1", "--peers", "pipeline", path=without_ray)
 
@@ -210,6 +213,7 @@ def test_evaluation_is_measured_beside_pycocotools_at_two_sizes(tmp_path: Path) 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_another_checkout_is_measured_beside_this_one(tmp_path: Path) -> None:
     line = ["model", *SMALL, "--count", "1", "--against", str(ROOT)]
     found = records(measured(tmp_path, *line))
@@ -260,6 +264,7 @@ def test_starts_are_measured_imports_nothing_to_do_and_the_first_shard(tmp_path:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_gpu_check_is_rehearsed_on_the_cpu_without_ray_and_keeps_every_figure(
     tmp_path: Path, without_ray: str
 ) -> None:

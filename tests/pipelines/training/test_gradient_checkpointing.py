@@ -12,6 +12,7 @@ from tests.pipelines.training.test_learner import CPU, RECIPE, TINY, Case, take
 
 
 @pytest.mark.slow  # the network is traced twice
+@pytest.mark.long
 def test_a_compiled_network_takes_the_same_steps_with_checkpoints_and_remains_one_graph(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
