@@ -22,11 +22,12 @@ class RayletEnded(ConnectionError):
     """The raylet of a Ray that was being started has ended."""
 
 
-def start_local_ray(**options: Any) -> None:
+def start_local_ray(*, log_to_driver: bool = True, **options: Any) -> None:
     """Start a Ray on loopback and connect to it; it ends with `ray.shutdown`.
 
-    The autoscaler's monitor and the API server, which a Ray without a dashboard starts too, are left out: nothing asks
-    them on one machine, and they took 4 of the 11 CPU seconds of a start (docs/measurements/labelling.md).
+    The autoscaler's monitor and the API server, which a Ray without a dashboard starts too, are left out, and so is the
+    log monitor unless it has something to do: nothing asks them on one machine, and they took a third of a start's CPU
+    seconds (docs/measurements/labelling.md).
 
     On a busy machine it may take `START_SECONDS`. Ray 2.60 waits 30 s for its node to register, and its raylet aborts
     if the agents that it starts are not there after 15 s (ray-project/ray issue 65983); neither can be set. Here the
@@ -34,6 +35,7 @@ def start_local_ray(**options: Any) -> None:
     `MOST_STARTS` times in all.
 
     Args:
+        log_to_driver: print what workers print.
         options: further arguments of `ray.init`.
 
     Raises:
@@ -43,8 +45,14 @@ def start_local_ray(**options: Any) -> None:
     deadline = time.monotonic() + START_SECONDS
     for start in range(1, MOST_STARTS + 1):
         try:
-            with on_loopback(), _without_services(), _waited_for(deadline):
-                ray.init(address="local", include_dashboard=False, _node_ip_address=LOOPBACK, **options)
+            with on_loopback(), _without_services(log_monitor=log_to_driver), _waited_for(deadline):
+                ray.init(
+                    address="local",
+                    include_dashboard=False,
+                    log_to_driver=log_to_driver,
+                    _node_ip_address=LOOPBACK,
+                    **options,
+                )
         except RayletEnded:
             if start == MOST_STARTS or time.monotonic() >= deadline:
                 raise
@@ -83,9 +91,10 @@ def _waited_for(deadline: float) -> Iterator[None]:
         raise
 
 
-def _without_services() -> AbstractContextManager[None]:
-    """Let `ray.init` start a node without the autoscaler's monitor and without an API server."""
-    return _replaced(Node, start_monitor=lambda _node: None, start_api_server=lambda _node, **_options: None)
+def _without_services(*, log_monitor: bool) -> AbstractContextManager[None]:
+    """Let `ray.init` start a node without the autoscaler's monitor and the API server, and without a log monitor."""
+    names = ("start_monitor", "start_api_server") + (() if log_monitor else ("start_log_monitor",))
+    return _replaced(Node, **dict.fromkeys(names, lambda _node, **_options: None))
 
 
 @contextmanager

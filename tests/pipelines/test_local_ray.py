@@ -62,7 +62,8 @@ def test_a_node_that_is_slow_to_register_is_waited_for(monkeypatch: pytest.Monke
 
     assert (fake.starts, fake.killed) == (1, 0)
     assert fake.options == {
-        "address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1", "num_cpus": 2
+        "address": "local", "include_dashboard": False, "log_to_driver": True,
+        "_node_ip_address": "127.0.0.1", "num_cpus": 2,
     }  # fmt: skip
     assert (services.get_node, Node.start_ray_processes, Node.start_monitor, Node.start_api_server) == before
 
@@ -113,7 +114,7 @@ start_local_ray(num_cpus=1, log_to_driver=False, object_store_memory=100 * 1024*
 print(ray.get(ray.remote(lambda: "computed").remote()))
 children = psutil.Process().children(recursive=True)
 print(sum(child.name() == "gcs_server" for child in children))
-print([line for child in children for line in child.cmdline() if line.endswith(("/monitor.py", "/dashboard.py"))])
+print([line for child in children for line in child.cmdline() if line.endswith(("monitor.py", "/dashboard.py"))])
 """
 
 

@@ -37,6 +37,7 @@ PARTS = [
         )
         for name, parameters in {
             "Node.start_monitor": (),
+            "Node.start_log_monitor": (),
             "Node.start_api_server": ("include_dashboard", "raise_on_failure"),
         }.items()
     ),
