@@ -176,7 +176,7 @@ def test_a_tracker_that_fails_is_left_behind_with_one_warning(fails_at: str, cap
     expected = ["open", "log 1", "log 2", "log 3", "close True"]
     assert tracker.calls == expected[: expected.index(fails_at)]
     assert [record.message for record in caplog.records] == [
-        "tracker mlflow gets nothing more from this process (ConnectionError: the server is away); "
+        "tracker mlflow failed and is disabled in this process (ConnectionError: the server is away); "
         "the run's own logs are complete"
     ]
 

@@ -16,7 +16,7 @@ from tests.pipelines.training.test_learner import CPU, RECIPE, TINY, Case, take
 def test_a_compiled_network_takes_the_same_steps_with_checkpoints_and_remains_one_graph(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # without kernels of C++, which take minutes to build; `tests/pipelines/training/test_train.py` has them
+    # without kernels of C++, which take a quarter of an hour to build
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     case = Case(RECIPE, [(0, 1)] * 2)
     steps = []

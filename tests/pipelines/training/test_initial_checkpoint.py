@@ -95,7 +95,7 @@ def test_weights_that_cannot_be_had_stop_the_run(config: TrainConfig, message: s
 
 
 def test_classes_that_cannot_be_told_apart_stop_the_run() -> None:
-    with pytest.raises(RayDetrError, match=r"scenes cannot be given the classes: .*'boat' appears 2 times"):
+    with pytest.raises(RayDetrError, match=r"the classes of scenes cannot be replaced: .*'boat' appears 2 times"):
         initial_model(FINETUNE, [Category(1, "boat"), Category(2, "boat")], say=print)
 
 

@@ -206,19 +206,6 @@ def test_gradient_checkpointing_takes_the_same_steps(data: Data, straight: Train
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.long
-def test_a_compiled_network_takes_the_same_steps_with_gradient_checkpointing(data: Data) -> None:
-    for name, enabled in (("compiled", False), ("both", True)):
-        recipe = replace(RECIPE, epochs=1, dropout=0.0)
-        train(config_of(data, name, recipe, workers=1, compiled=True, gradient_checkpointing=enabled))
-
-    assert len(losses(data, "both")) == STEPS // 2
-    assert losses(data, "both") == pytest.approx(losses(data, "compiled"), rel=1e-4)
-    assert largest_difference(weights(data, "both"), weights(data, "compiled")) < 1e-4
-
-
-@pytest.mark.ray
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("others", "difference"),
     [
