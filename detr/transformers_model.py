@@ -194,14 +194,14 @@ def _check_sizes(model: TransformersModel, processor: Any, source: str) -> None:
         )
     if not model.gives_floats:
         raise CheckpointError(
-            f"checkpoint {source}: its image processor gives whole numbers, which no network takes. Set do_rescale in "
-            "preprocessor_config.json."
+            f"checkpoint {source}: its image processor returns integers, but the network needs floating-point pixels. "
+            "Set do_rescale in preprocessor_config.json."
         )
     shapes = {model.shape(*size) for size in ((480, 640), (640, 480), (100, 333))}
     if model.family in ONE_SIZE and len(shapes) > 1:
         raise CheckpointError(
             f"checkpoint {source}: its image processor gives pictures different sizes, but a {FAMILIES[model.family]} "
-            "network takes certain sizes only. Set size to a height and a width in preprocessor_config.json."
+            "network takes one fixed size only. Set size to a height and a width in preprocessor_config.json."
         )
     (height, width), *_ = shapes
     if model.family in ONE_SIZE and (model.family not in HALVING or height % _STRIDE or width % _STRIDE):

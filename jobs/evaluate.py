@@ -113,8 +113,8 @@ def _add_table_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--settings", metavar="TEXT", help="only rows with these settings, as in the column `settings` "
                        "(all, if they have the same)")  # fmt: skip
     group.add_argument("--allow-thresholded", action="store_true", default=None,
-                       help="also measure a table without low scores or without some classes, and print what that "
-                       "costs: its AP is lower than the model's")  # fmt: skip
+                       help="also measure a table labelled with a threshold or with some classes only; its AP is "
+                       "lower than the model's, and the output says what is missing")  # fmt: skip
 
 
 def _add_model_options(group: argparse._ArgumentGroup) -> None:
@@ -146,13 +146,13 @@ def _check_fit(parser: CommandParser, args: argparse.Namespace) -> None:
     for source, names in BELONGS.items():
         given = next((name for name in names if getattr(args, name) is not None), None)
         if getattr(args, source) is None and given is not None:
-            parser.error(f"--{given.replace('_', '-')} goes with --{source}")
+            parser.error(f"--{given.replace('_', '-')} needs --{source}")
     if args.model is not None and args.images is None:
         parser.error("--model needs --images: what it is to label")
     if args.tolerance is not None and args.expect_ap is None:
-        parser.error("--tolerance goes with --expect-ap")
+        parser.error("--tolerance needs --expect-ap")
     if args.max_drop is not None and args.baseline is None:
-        parser.error("--max-drop goes with --baseline")
+        parser.error("--max-drop needs --baseline")
     if args.expect_ap is not None and args.expect_ap <= 1:
         parser.error(f"--expect-ap {args.expect_ap:g}: give points, as published: 42.0 is an AP of 0.420")
 

@@ -38,13 +38,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         type=share,
         default=0.85,
         metavar="SCORE",
-        help="queries with a score above this take part (%(default)s)",
+        help="use only queries with a score above this (%(default)s)",
     )
     add_device_options(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     args = parser.parse_args(argv)
     if args.results is not None and (args.images or args.truth is None):
-        parser.error("--results goes with --truth, and without images")
+        parser.error("--results needs --truth, and takes no images")
     check_stays(parser, "--out", None if args.out is None else str(args.out))
     if args.out is not None and ":/" in str(args.out):
         parser.error(f"--out {args.out}: give a path on this machine, and copy the folder from there")

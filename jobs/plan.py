@@ -48,11 +48,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     given = [name for name in SETTINGS if getattr(args, name) != parser.get_default(name)]
     if args.model is None and given:
-        parser.error(f"--{given[0]} goes with --model, whose rows it tells apart")
+        parser.error(f"--{given[0]} needs --model")
     if args.trial is not None and (args.model is None or args.max_images or args.sample):
         parser.error("--trial needs --model, and draws from all images: omit --max-images and --sample")
     if args.price_per_hour is not None and args.trial is None:
-        parser.error("--price-per-hour goes with --trial")
+        parser.error("--price-per-hour needs --trial")
 
     config = make_config(parser, PlanConfig, args)
 

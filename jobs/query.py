@@ -3,8 +3,9 @@
 ray-detr query --table s3://lake/detections "SELECT label, count(*) FROM detections GROUP BY ALL"
 ray-detr query --table s3://lake/detections "FROM images WHERE status = 'error'" --out errors.csv
 
-The query can use three tables: detections (one row for each detected object), images (the current row of each image)
-and rows (all published rows). It is DuckDB's SQL; install it with pip install 'ray-detr[query]'.
+The query can use four tables: detections (one row for each detected object), images (the current row of each image),
+rows (all published rows) and repeats (the marks of `ray-detr repeats`). It is DuckDB's SQL; install it with
+pip install 'ray-detr[query]'.
 """
 
 import sys

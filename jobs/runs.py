@@ -144,7 +144,7 @@ def verify(table: "Store", run_id: str | None, max_minutes: float | None, *, as_
     else:
         print("\n".join([*found.findings, outcome(found)]))
     if found.findings:
-        raise RayDetrError(f"table {table.uri} is not whole: {_findings(len(found.findings))}.")
+        raise RayDetrError(f"verification of table {table.uri} failed: {_findings(len(found.findings))}.")
 
 
 def abandon(table: "Store", run_id: str | None, *, as_json: bool) -> None:
@@ -157,7 +157,7 @@ def abandon(table: "Store", run_id: str | None, *, as_json: bool) -> None:
         record = {"table": table.uri, "abandoned": None if done is None else asdict(done)}
         print(json.dumps(record, indent=2, default=datetime.isoformat))
     else:
-        print(farewell(table.uri, run_id, done))
+        print(abandon_message(table.uri, run_id, done))
 
 
 def share(done: "Verification") -> str:
@@ -172,12 +172,12 @@ def outcome(found: "Verification") -> str:
     if found.findings_before:
         before = f"; earlier parts of this verification had {_findings(found.findings_before)}"
     if not found.is_complete:
-        rest = "from there" if found.files < found.files_total else "with the search for second rows"
-        return f"verified: {share(found)}{before}. The next --verify with --max-minutes goes on {rest}"
+        rest = "from there" if found.files < found.files_total else "with the search for duplicate rows"
+        return f"verified: {share(found)}{before}. The next --verify with --max-minutes continues {rest}"
     return f"verified: {share(found)}: {_findings(len(found.findings))}{before}"
 
 
-def farewell(table: str, run_id: str | None, done: "Abandoned | None") -> str:
+def abandon_message(table: str, run_id: str | None, done: "Abandoned | None") -> str:
     """Return what became of a run that was to be abandoned."""
     if done is None:
         whose = f"run {run_id} of table {table} has ended" if run_id else f"table {table} has no unfinished run"

@@ -4,7 +4,7 @@
     |- UsageError           the command or its arguments must be changed first                       exit code 2
     |  `- SettingsMismatch  the table was labelled with other settings, such as another threshold    exit code 2
     |- BudgetExceeded       more is wrong than a limit allows, or a gate refuses the figures         exit code 3
-    |- OutOfMemory          a file asks for more memory than there is; a damaged one may, too              exit code 1
+    |- OutOfMemory          reading a file needs more memory than is available; it may be damaged    exit code 1
     |- LeaseHeld            another process is writing the table                                     exit code 4
     `- CapReached           a limit that the user set on time or cost is reached                     exit code 5
 
@@ -30,7 +30,7 @@ class BudgetExceeded(RayDetrError):
 
 
 class OutOfMemory(RayDetrError):
-    """A file asks for more memory than there is; a damaged one may, too."""
+    """Reading a file needs more memory than is available; the file may be damaged."""
 
 
 class LeaseHeld(RayDetrError):

@@ -183,8 +183,8 @@ def check_trainable(model: ModelInfo) -> None:
     """
     if not model.is_native:
         raise UsageError(
-            f"{model.id} is a {FAMILIES[model.family]} model, which is not trained here, only DETR and Table "
-            "Transformer are. Fine-tune it with transformers' Trainer (docs/models.md); `ray-detr label` takes the "
+            f"`ray-detr train` cannot train {model.id}, a {FAMILIES[model.family]} model; it trains DETR and Table "
+            "Transformer only. Fine-tune it with transformers' Trainer (docs/models.md); `ray-detr label` takes the "
             "checkpoint that this writes as it is."
         )
 

@@ -63,7 +63,7 @@ def write_segmentations(
         images: paths or URIs.
         detector: of `open_mask_detector`.
         out: a new or empty folder.
-        threshold: queries with a score above it take part.
+        threshold: only queries with a score above it are used.
         image_ids: ids by the name of the image's file; None numbers the images from 1.
         on_image: called with how many images are done.
 

@@ -28,7 +28,7 @@ def parquet_of(name: str) -> Iterator[None]:
         yield
     except MemoryError as error:
         raise OutOfMemory(
-            f"{name} cannot be read: it asks for more memory than there is. Check whether it is damaged, or run again "
+            f"{name} cannot be read: it needs more memory than is available. Check whether it is damaged, or run again "
             "with more memory."
         ) from error
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:

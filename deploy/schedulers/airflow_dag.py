@@ -1,8 +1,9 @@
 """Label what is new in the lake, every night at 02:00, on a Ray cluster: a DAG for Airflow 3.
 
 Copy this file to the folder of DAGs, and set the five names. ray-detr is installed in a virtual environment of its own
-on the workers, because Airflow pins other versions of some packages: `pip install ray-detr`. If the cluster asks for a
-token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN in the environment of the workers.
+on the workers, because Airflow pins other versions of some packages: `pip install WHEEL` (docs/operations.md,
+"Install"). If the cluster asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN in the environment of the
+workers.
 
 The slot is the id of the DAG run. A task that is tried again, or cleared, follows the job that it has submitted before.
 """

@@ -1,8 +1,8 @@
 """Label what is new in the lake, every night at 02:00, on a Ray cluster: an asset and a schedule for Dagster.
 
 Copy this file to a code location, and set the five names. ray-detr is installed in a virtual environment of its own:
-`pip install ray-detr`. If the cluster asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN in the environment
-of the code location.
+`pip install WHEEL` (docs/operations.md, "Install"). If the cluster asks for a token, set RAY_AUTH_MODE=token and
+RAY_AUTH_TOKEN in the environment of the code location.
 
 The slot is the partition, which is a night. A retry, or the same partition again, follows the job of that night.
 """

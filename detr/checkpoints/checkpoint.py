@@ -1,4 +1,4 @@
-"""Models from anywhere, and models for anybody: load, save, and what tells one network from another."""
+"""Loads and saves models, and identifies them by a hash of their weights and configuration."""
 
 import json
 import logging

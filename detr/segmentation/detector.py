@@ -73,8 +73,8 @@ class MaskDetector(Detector):
 
         Args:
             image: as for a call.
-            threshold: queries with a score above it take part, whatever the detector's own threshold is; the score is
-                the largest probability over all classes and no-object.
+            threshold: only queries with a score above it are used, whatever the detector's own threshold is; the score
+                is the largest probability over all classes and no-object.
 
         Raises:
             ImageError: the image cannot be read.

@@ -1,4 +1,4 @@
-"""A trained DETR for other classes: everything is kept but the rows of the class head that no name asks for."""
+"""Prepares a trained DETR for other classes: all weights are kept but class-head rows of classes that are gone."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""Which query answers for which target: the one-to-one assignment of the paper (section 3.1, Hungarian method)."""
+"""Bipartite matching between queries and targets (section 3.1 of the paper, Hungarian method)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -27,14 +27,16 @@ def check_clock(uri: str, options: StoreOptions) -> Finding:
     try:
         address = _address(uri, options)
         if address is None:
-            return Finding("clock", "ok", "the store is a folder of this machine, or its clock cannot be asked")
+            return Finding("clock", "ok", "the store is a folder of this machine, or does not report its time")
         skew = _skew(address)
     except (OSError, http.client.HTTPException, ValueError, StoreError) as error:
         place = without_secrets(uri)
         return Finding("clock", "warn", f"the clock of the store of {place} could not be read: {error}", "")
     text = f"this machine is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the store"
     if abs(skew) >= FAIL_SECONDS:
-        return Finding("clock", "fail", f"{text}; S3 refuses requests above 15 minutes", REMEDY)
+        return Finding(
+            "clock", "fail", f"{text}; S3 rejects requests if the clock is off by more than 15 minutes", REMEDY
+        )
     if abs(skew) >= WARN_SECONDS:
         return Finding("clock", "warn", text, REMEDY)
     return Finding("clock", "ok", text)

@@ -146,6 +146,6 @@ def check_token(address: str | None) -> Finding:
     return Finding(
         "token",
         "warn",
-        f"the cluster at {address} has no token: whoever reaches it runs code on it",
+        f"the cluster at {address} requires no token: anyone who can connect to it can run code on it",
         "Set RAY_AUTH_MODE=token everywhere (docs/security.md), or close its ports to others.",
     )

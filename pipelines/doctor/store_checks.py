@@ -20,10 +20,10 @@ THREADS = 32
 LARGE_BYTES = 24 * 1024**2
 SPECIAL = "a b+c%41=&ä/日本.parquet"
 
-OTHER_STORE = "Use another store, or a bucket without versioning; docs/operations.md names what a store must do."
+OTHER_STORE = "Use another store, or a bucket without versioning."
 
 
-class _Wrong(Exception):
+class _CheckFailed(Exception):
     """The store did something else than it should; the message says what."""
 
 
@@ -76,7 +76,7 @@ def _run(check: _Check, place: _Place) -> Finding:
         return Finding(f"store: {check.name}", "ok", "not needed: folders have a lock file for the lease")
     try:
         check.run(place)
-    except _Wrong as wrong:
+    except _CheckFailed as wrong:
         return Finding(f"store: {check.name}", check.level, str(wrong), check.remedy)
     except StoreError as error:
         remedy = "Give these credentials the rights in docs/security.md." if check.name == "put" else check.remedy
@@ -108,7 +108,7 @@ def _clean(place: _Place) -> Finding:
 
 def _expect(fact: bool, sentence: str) -> None:
     if not fact:
-        raise _Wrong(sentence)
+        raise _CheckFailed(sentence)
 
 
 def _put(place: _Place) -> None:
@@ -124,14 +124,14 @@ def _create_only(place: _Place) -> None:
         place.store.put(place.key("one"), b"second", create=True)
     except AlreadyExists:
         return
-    raise _Wrong("an object that was to be created only was overwritten: two runs could lose each other's rows")
+    raise _CheckFailed("an object that was to be created only was overwritten: two runs could lose each other's rows")
 
 
 def _loser_changes_nothing(place: _Place) -> None:
     found = place.store.get(place.key("one")).data
     if found != b"first":
         place.store.put(place.key("one"), b"first")  # for the checks that follow
-        raise _Wrong("a refused put changed the object")
+        raise _CheckFailed("a refused put changed the object")
 
 
 def _head(place: _Place) -> None:
@@ -199,8 +199,8 @@ def _if_match_stale(place: _Place) -> None:
         _expect(place.store.get(key).data == b"3", "a refused conditional put changed the object")
         return
     except Misconfigured as error:
-        raise _Wrong(f"conditional puts are not supported: {error}") from error
-    raise _Wrong("a conditional put over a changed object was accepted")
+        raise _CheckFailed(f"conditional puts are not supported: {error}") from error
+    raise _CheckFailed("a conditional put over a changed object was accepted")
 
 
 def _missing(place: _Place) -> None:
@@ -209,7 +209,7 @@ def _missing(place: _Place) -> None:
             what(place.key("missing"))
         except NotFound:
             continue
-        raise _Wrong("an object that does not exist was found")
+        raise _CheckFailed("an object that does not exist was found")
 
 
 def _delete(place: _Place) -> None:
@@ -219,7 +219,7 @@ def _delete(place: _Place) -> None:
         place.store.get(place.key("two"))
     except NotFound:
         return
-    raise _Wrong("a deleted object can still be read")
+    raise _CheckFailed("a deleted object can still be read")
 
 
 def _delete_again(place: _Place) -> None:
@@ -283,7 +283,7 @@ def _large(place: _Place) -> None:
     _expect(digest == hashlib.sha256(data).digest(), f"an object of {LARGE_BYTES:,} bytes reads other bytes")
 
 
-_LOCKS = "The table's lease is then kept less strictly: let one command at a time write to the table."
+_LOCKS = "Without it the lease cannot exclude a second writer reliably: let one command at a time write to the table."
 
 _CHECKS = (
     _Check("put", _put, remedy="Give these credentials the rights in docs/security.md."),

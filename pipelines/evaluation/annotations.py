@@ -1,4 +1,4 @@
-"""A COCO json as the truth to measure by: read, checked field by field, known by what decides figures over it."""
+"""Reads and checks the COCO annotations of an evaluation, with a digest of what determines its figures."""
 
 from __future__ import annotations
 

@@ -291,8 +291,8 @@ def _models(rows: Mapping[str, _Row]) -> tuple[str, ...]:
     models = tuple(sorted({row.model for row in rows.values()}))
     if len(models) > 1:
         raise UsageError(
-            f"the current rows are of {len(models)} models, {', '.join(models)}: the figures would belong to none of "
-            "them. Choose one run with --run-id."
+            f"the current rows are of {len(models)} models, {', '.join(models)}, and one figure cannot describe "
+            "several models. Choose one run with --run-id."
         )
     return models
 
@@ -302,8 +302,8 @@ def _check_settings(rows: Mapping[str, _Row]) -> None:
     if len(counts) > 1:
         found = ", ".join(f"{count:,} with {settings}" for settings, count in sorted(counts.items()))
         raise UsageError(
-            f"the current rows have several settings ({found}): the figures would belong to none of them. Choose one "
-            "with --settings, or one run."
+            f"the current rows have several settings ({found}), and one figure cannot describe several. Choose "
+            "one with --settings, or one run."
         )
 
 
@@ -328,13 +328,13 @@ def _kept_classes(table: Store, files: Mapping[str, StoreEntry], rows: Mapping[s
 def _check_complete(threshold: float, classes: tuple[str, ...] | None) -> None:
     if classes is not None:
         raise ValueError(
-            f"the rows keep the classes {', '.join(classes)} only: nothing would count as found of the others. "
-            "Label into another table without --classes, or give --allow-thresholded to measure what there is."
+            f"the rows have only the classes {', '.join(classes)}: all objects of other classes would count as missed. "
+            "Label into another table without --classes, or give --allow-thresholded to measure these rows anyway."
         )
     if threshold > 0:
         raise ValueError(
             f"the rows have threshold {threshold:.3g}: without the detections below it, AP is lower than the model's. "
-            "Label into another table with --threshold 0, or give --allow-thresholded to measure what there is."
+            "Label into another table with --threshold 0, or give --allow-thresholded to measure these rows anyway."
         )
 
 

@@ -48,8 +48,8 @@ class ExportConfig:
     model: str | None = _MODEL
     settings: str | None = _SETTINGS
     format: Format | None = option(
-        "what to write (what the suffix of --out says; parquet for a folder): csv has a line a box, coco is results "
-        "files with their images, coco-dataset is for CVAT and FiftyOne",
+        "output format (by the suffix of --out; parquet for a folder): csv has one line for each box, coco is results "
+        "files and their images.json, coco-dataset is for CVAT and FiftyOne",
         flag="--to", aliases=("--format",), default=None,
     )  # fmt: skip
     file_images: int | None = option(
@@ -57,10 +57,10 @@ class ExportConfig:
         default=None, metavar="N", at_least=1,
     )  # fmt: skip
     keep_repeats: bool = option(
-        "also detections that a mark of `ray-detr repeats` covers (they are left out and counted)", default=False
+        "include detections that a mark of `ray-detr repeats` covers (excluded and counted)", default=False
     )
     catalog: str = option(
-        "of iceberg: a catalog that pyiceberg's configuration names", default="default", metavar="NAME"
+        "with --to iceberg: name of the catalog in pyiceberg's configuration", default="default", metavar="NAME"
     )
     options: StoreOptions = group(StoreOptions, only=S3)
 

@@ -262,7 +262,7 @@ def probe(spec: LabelerSpec, pool: Pool) -> ModelInfo:
             f"no actor could load {model} within {PROBE_SECONDS} s. Is the cluster busy with another job?"
         ) from error
     except (ray.exceptions.RaySystemError, ImportError) as error:
-        raise RayDetrError(f"the model {model} could not be tried: {remote_sentence(error)}") from error
+        raise RayDetrError(f"the model {model} could not be loaded on a node: {remote_sentence(error)}") from error
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError) as error:
         raise RayDetrError(killed_sentence(spec)) from error
     if isinstance(found, RayDetrError):
@@ -324,7 +324,7 @@ def label_shards(
         ) from error
     except ExecutionTimeoutError as error:
         raise RayDetrError(
-            f"no shard has come back for {stall_seconds / 60:.0f} min: {room_sentence(pool)}. Ray's logs may show why. "
+            f"no shard was finished for {stall_seconds / 60:.0f} min: {room_sentence(pool)}. Ray's logs may show why. "
             "Run the same command again to resume; --stall-minutes sets a longer limit."
         ) from error
     except ray.exceptions.ObjectStoreFullError as error:

@@ -100,7 +100,7 @@ class PlanConfig:
         default=None, metavar="SIZE[xSIZE]", parse=tile_size,
     )  # fmt: skip
     overlap: float | None = option(
-        f"share of a tile that its neighbours show too, at least ({OVERLAP:g})",
+        f"least overlap of neighbouring tiles, as a share of their width and height ({OVERLAP:g})",
         default=None, metavar="SHARE", at_least=0, at_most=MOST_OVERLAP,
     )  # fmt: skip
     relabel: bool = option(
@@ -229,7 +229,7 @@ class LabelConfig(PlanConfig):
         default=0.0, metavar="N", at_least=0, takes_infinity=True,
     )  # fmt: skip
     decode_seconds: float = option(
-        "CPU seconds, or seconds asleep, after which an image counts as undecodable: a decode_timeout row",
+        "limit for decoding one image, in seconds of CPU time or of sleep; above it the image has a decode_timeout row",
         default=DECODE_SECONDS, metavar="N", above=0, takes_infinity=True,
     )  # fmt: skip
     node_minutes: float = option(

@@ -286,7 +286,8 @@ class _Count:
         progress = self.progress
         planned = f"{'' if self.plan.is_complete else 'more than '}{self.plan.images_planned:,} planned"
         return (
-            f"{progress.images:,} of {planned} images of run {run_id} are labelled, {progress.images_this_start:,} now."
+            f"{progress.images:,} of {planned} images of run {run_id} are labelled, {progress.images_this_start:,} of "
+            "them by this command."
         )
 
 

@@ -193,8 +193,8 @@ class DecoderInChild:
         finally:
             self._supervisors.put(supervisor)
         raise DecoderLost(
-            f"an image of {len(data):,} bytes could not be decoded in {MOST_TRIES} tries, none of which shows anything "
-            f"about the image: {'; '.join(reasons)}"
+            f"an image of {len(data):,} bytes could not be decoded in {MOST_TRIES} attempts; none failed because "
+            f"of the image: {'; '.join(reasons)}"
         )
 
     @contextmanager
@@ -258,7 +258,7 @@ def judge(report: Report, limits: DecodingLimits) -> Mapping[str, Any] | ImageEr
         and report.exit_code is not None
         and (report.exit_code >= 0 or -report.exit_code in _OWN_SIGNALS)
     ):
-        said = f"; it said: {report.said.splitlines()[-1][:300]}" if report.said else ""
+        said = f"; last line of its output: {report.said.splitlines()[-1][:300]}" if report.said else ""
         return DecoderCrashed(f"decoding it ended its process by {_how(report.exit_code)} ({_evidence(report)}{said})")
     if report.ended == "lost":
         return "its process had already ended"

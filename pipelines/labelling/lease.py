@@ -340,7 +340,8 @@ def held_sentence(uri: str, holder: Holder, now: datetime) -> str:
         return f"table {uri} was written by another process meanwhile ({who}), which ended {ago:.0f} s ago."
     return (
         f"table {uri} is being written by another process ({who}, heartbeat {ago:.0f} s ago). {_ADVICE} "
-        f"A dead holder is replaced at once on its own host, elsewhere after {LEASE_SECONDS:.0f} s."
+        f"If that process has died, its lease is taken over at once on the same host, after "
+        f"{LEASE_SECONDS:.0f} s on another."
     )
 
 

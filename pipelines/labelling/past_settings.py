@@ -64,10 +64,10 @@ class PastSettings:
         differing = settings_differences(last, settings)
         raise SettingsMismatch(
             f"table {self._table.uri} was labelled by {self._model} with other settings "
-            f"({'; '.join(differing)}). Give the old {'value' if len(differing) == 1 else 'values'} to label what "
-            "is new, filter the rows that are there by SQL if fewer detections are wanted (WHERE score >= ...), "
-            "name another --table, or give --relabel to label its images again: both rows stay, told apart by the "
-            "column settings."
+            f"({'; '.join(differing)}). Use the old {'value' if len(differing) == 1 else 'values'} to label only "
+            "new images. For fewer detections, filter with SQL (WHERE score >= ...). For other settings, use another "
+            "--table, or --relabel to label its images again: both rows are kept, with different values in the column "
+            "settings."
         )
 
     def note(self, settings: str) -> str:
@@ -77,5 +77,6 @@ class PastSettings:
         assert self.last is not None
         return (
             f"the newest rows of {self._model} in table {self._table.uri} have other settings "
-            f"({'; '.join(settings_differences(self.last, settings))}). This run labels what has no row with its own."
+            f"({'; '.join(settings_differences(self.last, settings))}). This run labels "
+            "images that have no row with its own settings."
         )

@@ -39,7 +39,7 @@ class Actors:
         most: Actors that may run; None is what the cluster holds.
         device: "auto", "cpu" or "cuda".
         node_minutes: How long an autoscaling cluster is waited for when it cannot hold `least` actors yet.
-        stall_minutes: Give up when no shard has come back for so long.
+        stall_minutes: Give up when no shard was finished for so long.
         verbose: Let Ray's own messages through.
         cpus: CPUs that each takes; None is the default of `pipelines.actor_resources.choose_pool`.
         gpus: GPUs that each takes on GPUs; None is 1.

@@ -31,7 +31,7 @@ SLICES: Final = 8  # of the time in which nearly all actors are at work, whose s
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a run will take, with 95 % intervals of the trial's variation; they know nothing of other days.
+    """What a run will take, with 95 % intervals of the trial's variation; they do not include differences between days.
 
     Attributes:
         trial_images: that were labelled.

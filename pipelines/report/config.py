@@ -9,7 +9,7 @@ from pipelines.options import check_options, group, option
 from pipelines.store import S3, StoreOptions
 
 _OUT = option("the page; replaced", default=Path("report.html"), metavar="FILE")
-_THRESHOLD = option("least score at first; hundredths", default=0.5, metavar="SCORE")
+_THRESHOLD = option("smallest score shown when the page opens, a multiple of 0.01", default=0.5, metavar="SCORE")
 _PICTURES = option("pictures of each kind", default=12, metavar="N", at_least=1)
 
 
@@ -36,12 +36,15 @@ class ReportConfig:
     )
     threshold: float = _THRESHOLD
     pictures: int = _PICTURES
-    seed: int = option("of the random pictures", default=0, metavar="S")
+    seed: int = option("random seed of the random pictures", default=0, metavar="S")
     keep_repeats: bool = option(
-        "also detections that a mark of `ray-detr repeats` covers (they are left out and counted)", default=False
+        "include detections that a mark of `ray-detr repeats` covers (excluded and counted)", default=False
     )
     price_per_hour: float | None = option(
-        "of all machines of a run together: adds the cost", default=None, metavar="USD", above=0
+        "price for an hour of all machines of a run together; adds the cost to the page",
+        default=None,
+        metavar="USD",
+        above=0,
     )
     options: StoreOptions = group(StoreOptions, only=S3)
     picture_options: StoreOptions | None = None

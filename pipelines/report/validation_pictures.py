@@ -59,7 +59,7 @@ def predict_pictures(
     store = open_store(shards, options)
     index = read_index(store)
     if index_sha256 not in (None, hashlib.sha256(store.get(INDEX_KEY).data).hexdigest()):
-        raise RayDetrError(f"the shards at {store.uri} are others than those of the run.")
+        raise RayDetrError(f"the shards at {store.uri} are not those that the run was evaluated with.")
     reader = ShardReader(store, index)
     groups = [(file, group, rows) for file, one in enumerate(index.files) for group, rows in enumerate(one.row_groups)]
     images: list[TrainingImage] = []

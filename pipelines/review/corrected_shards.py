@@ -266,7 +266,7 @@ def _write(
     source = ReviewedImages(images, ImageStores(config.options, MemberIndexes(table)))
     sizes = np.array([UNKNOWN_SIZE if image.size is None else image.size for image in images], np.int64)
     versions = json.dumps([[image.shown_uri, image.etag, image.size] for image in images])
-    found = Found(sizes, hashlib.sha256(versions.encode()).hexdigest(), strangers=0, stranger=None)
+    found = Found(sizes, hashlib.sha256(versions.encode()).hexdigest(), unlisted_count=0, unlisted_example=None)
 
     def write(*, spec: ShardSpec, plan: ShardPlan, there: Set[str]) -> Iterator[WrittenShard]:
         for number in range(len(plan.shards)):

@@ -40,15 +40,15 @@ class Found:
         size_bytes: `(N,)` int64, the size of each image of the json; `NOT_LISTED` for missing objects, `UNKNOWN_SIZE`
             if the listing has no size.
         digest: hash of the names, sizes and etags of the json's images; it changes with them.
-        strangers: number of objects that the json does not name.
-        stranger: one of these objects.
+        unlisted_count: number of objects that the json does not name.
+        unlisted_example: one of these objects.
         respelled: names of objects that the json spells differently, by position of the image.
     """
 
     size_bytes: NDArray[np.int64]
     digest: str
-    strangers: int
-    stranger: str | None
+    unlisted_count: int
+    unlisted_example: str | None
     respelled: Mapping[int, str] = field(default_factory=dict)
 
 
@@ -85,7 +85,7 @@ def find_images(images: Store, coco: CocoText) -> Found:
         StoreError: listing the folder failed.
     """
     found = _find(images, coco.name_hashes, coco.plain_hashes)
-    if found.stranger is None or (found.size_bytes != NOT_LISTED).any():
+    if found.unlisted_example is None or (found.size_bytes != NOT_LISTED).any():
         return found
     shorter = _without_leading_folders(images, coco)
     return found if shorter is None else _find(images, np.empty(0, np.uint64), shorter)
@@ -96,14 +96,14 @@ def _find(images: Store, name_hashes: NDArray[np.uint64], plain_hashes: NDArray[
     hashes = name_hashes[order]
     sizes = np.full(len(plain_hashes), NOT_LISTED, np.int64)
     digest = hashlib.sha256()
-    strangers, stranger = 0, None
+    unlisted, example = 0, None
     plain = np.unique(plain_hashes)
     alike: dict[int, list[StoreEntry]] = {}
     for entry in images.list():
         wanted = np.uint64(name_hash(entry.key))
         first, end = np.searchsorted(hashes, wanted, "left"), np.searchsorted(hashes, wanted, "right")
         if first == end:
-            strangers, stranger = strangers + 1, stranger or entry.key
+            unlisted, example = unlisted + 1, example or entry.key
             spelled = plain_hash(entry.key)
             place = np.searchsorted(plain, np.uint64(spelled))
             if place < len(plain) and plain[place] == spelled:
@@ -122,7 +122,7 @@ def _find(images: Store, name_hashes: NDArray[np.uint64], plain_hashes: NDArray[
                 respelled[position] = entry.key
                 sizes[position] = UNKNOWN_SIZE if entry.size is None else entry.size
                 digest.update(json.dumps([entry.key, entry.size, entry.etag]).encode())
-    return Found(sizes, digest.hexdigest(), strangers - len(respelled), stranger, respelled)
+    return Found(sizes, digest.hexdigest(), unlisted - len(respelled), example, respelled)
 
 
 def _without_leading_folders(images: Store, coco: CocoText) -> NDArray[np.uint64] | None:
@@ -203,11 +203,10 @@ def hold_plan(out: Store, plan: Json) -> None:
     try:
         found = out.get(PLAN_KEY).data
     except NotFound:
-        stranger = next(iter(out.list()), None)
-        if stranger is not None:
+        first = next(iter(out.list()), None)
+        if first is not None:
             raise UsageError(
-                f"{out.uri} is not empty, it holds {stranger.key}. Shards need a folder of their own: choose an empty "
-                "one."
+                f"{out.uri} is not empty, it holds {first.key}. Shards need a folder of their own: choose an empty one."
             ) from None
         found = put_if_absent(out, PLAN_KEY, _encode(plan))
     try:

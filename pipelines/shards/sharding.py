@@ -182,12 +182,12 @@ def _check_answers(config: ShardConfig) -> None:
 
 def _find_images(config: ShardConfig, coco: CocoText) -> Found:
     found = find_images(open_store(config.images, config.image_options), coco)
-    if (found.size_bytes == NOT_LISTED).all() and found.stranger is not None:
+    if (found.size_bytes == NOT_LISTED).all() and found.unlisted_example is not None:
         name = json.loads(coco.image(0))["file_name"]
         raise UsageError(
-            f"none of the json's images is at {without_secrets(config.images)}: the json says {name!r}, there is "
-            f"{found.stranger!r}. Give as --images the folder that the json's file names are relative to. Names "
-            "that are addresses of another machine are matched if they hold a folder of its name."
+            f"no image of the json was found at {without_secrets(config.images)}: the json has, for example, {name!r}, "
+            f"the folder has {found.unlisted_example!r}. Set --images to the folder that the file names are relative "
+            "to. Absolute names of another machine match if they contain a folder of that name."
         )
     return found
 
@@ -329,7 +329,7 @@ def _index(
         f"{_file_name(coco, np.int64(position))} is {key}"
         for position, key in islice(found.respelled.items(), EXAMPLES)
     ]
-    report["objects_not_named"] = found.strangers
+    report["objects_not_named"] = found.unlisted_count
     duplicates = _duplicates(coco, written)
     report["duplicate_pictures"] = len(duplicates)
     examples["duplicate_pictures"] = duplicates[:EXAMPLES]

@@ -122,7 +122,7 @@ def _tasks_at_once(memory: int) -> int:
         largest = max((node.get("memory", 0) for node in nodes if node.get("CPU", 0) >= 1), default=0)
         raise RayDetrError(
             f"writing a shard needs a CPU and {memory / 1e9:.1f} GB of memory, and no node of the cluster has that: "
-            f"{largest / 1e9:.1f} GB is the most that Ray gives out. Give a smaller --shard-megabytes, or larger nodes."
+            f"the largest has {largest / 1e9:.1f} GB for tasks. Use a smaller --shard-megabytes, or larger nodes."
         )
     return room
 

@@ -7,7 +7,7 @@ import re
 from urllib.parse import unquote
 
 LOCAL_ROOT = "file:///"
-GIVES_ACCESS = "carries a password, token or signature, which would be written down with it."
+GIVES_ACCESS = "contains a password, token or signature, which would be stored with it."
 
 _SCHEME = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*)://(?P<authority>[^/?#]*)(?P<rest>.*)", re.DOTALL)
 _USERS = (

@@ -97,7 +97,9 @@ class TrainConfig:
         if not _NAME.fullmatch(self.name):
             raise ValueError(f"name: {self.name!r} is not letters, digits, '.', '_' and '-', at most 100 of them")
         if (self.finetune is None) == (self.network is None):
-            raise ValueError("finetune, network: give one of them, a model to start from or a network to begin with")
+            raise ValueError(
+                "finetune, network: give exactly one: a model to fine-tune, or a network with random weights"
+            )
         if self.network is not None and self.network not in NETWORKS:
             raise ValueError(f"network: {self.network!r} is not one of {', '.join(NETWORKS)}")
         if self.finetune is not None and self.backbone_weights is not None:

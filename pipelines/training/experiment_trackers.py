@@ -171,7 +171,7 @@ class TrackerThread:
         if not self._failed:
             self._failed = True
             logger.warning(
-                "tracker %s gets nothing more from this process (%s); the run's own logs are complete",
+                "tracker %s failed and is disabled in this process (%s); the run's own logs are complete",
                 self._name,
                 reason,
             )

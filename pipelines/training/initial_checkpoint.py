@@ -72,7 +72,9 @@ def initial_model(
         try:
             model, transfer = with_categories(model, categories, seed=config.recipe.seed)
         except ValueError as error:
-            raise RayDetrError(f"{without_secrets(config.finetune)} cannot be given the classes: {error}") from error
+            raise RayDetrError(
+                f"the classes of {without_secrets(config.finetune)} cannot be replaced: {error}"
+            ) from error
         if transfer.new:
             names = ", ".join(transfer.new[:MENTIONED]) + (", ..." if len(transfer.new) > MENTIONED else "")
             say(

@@ -1,4 +1,4 @@
-"""What a cloud's metadata service tells a machine about its own end: AWS's and Google's, over plain HTTP."""
+"""Reads preemption notices from the instance metadata of AWS and Google Cloud."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ class Recipe:
     def __post_init__(self) -> None:
         check_options(self)
         if self.ema_decay == 1:
-            raise ValueError("ema decay: 1.0 is not in 0..1 and below 1")
+            raise ValueError("ema decay: 1.0 must be at least 0 and below 1")
         if self.effective_batch % self.batch_size:
             raise ValueError(
                 f"effective batch: {self.effective_batch} images are not a whole number of micro-batches of "
@@ -141,9 +141,7 @@ class Recipe:
         if self.warm_losses and not self.one_shape_a_batch:
             raise ValueError("warm losses: they need batches without padding; give --one-shape-a-batch, too")
         if self.one_shape_a_batch and self.similar_sizes:
-            raise ValueError(
-                "similar sizes: images of one shape need no similar ones; give --no-one-shape-a-batch, too"
-            )
+            raise ValueError("similar sizes: batches of one shape exclude it; give --no-one-shape-a-batch, too")
         if self.one_shape_a_batch and self.augmentation == "coco" and self.crop > 0:
             raise ValueError("one shape a batch: crops are of many shapes; give --crop 0, too")
         if [until for until, _ in self.scale_phases] != sorted({until for until, _ in self.scale_phases}) or (

@@ -74,7 +74,7 @@ def test_a_size_that_the_network_does_not_take_is_refused_when_it_loads(folder: 
 
 
 def test_an_image_processor_that_gives_whole_numbers_is_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"gives whole numbers, which no network takes\. Set do_rescale"):
+    with pytest.raises(CheckpointError, match=r"returns integers, .* Set do_rescale"):
         load_detector(settings_of_processor(copied(folder, tmp_path / "raw"), do_rescale=False, do_normalize=False))
 
 

@@ -147,7 +147,7 @@ def test_settings_without_a_model_are_refused(lake: Path, table: Store, capsys: 
         with pytest.raises(SystemExit) as left:
             main(line(lake, table, *more))
         assert left.value.code == 2
-        assert f"{more[0]} goes with --model" in capsys.readouterr().err
+        assert f"{more[0]} needs --model" in capsys.readouterr().err
 
 
 def test_a_run_that_would_be_resumed_is_told_with_what_it_has_done(
@@ -247,7 +247,7 @@ def test_a_size_has_the_unit_that_suits_it(size_bytes: int, shown: str) -> None:
     [
         ("--trial 100", "--trial needs --model"),
         ("--model scenes --trial 100 --max-images 5", "omit --max-images and --sample"),
-        ("--model scenes --price-per-hour 3", "--price-per-hour goes with --trial"),
+        ("--model scenes --price-per-hour 3", "--price-per-hour needs --trial"),
     ],
 )
 def test_a_trial_needs_what_it_is_of(capsys: pytest.CaptureFixture[str], options: str, sentence: str) -> None:

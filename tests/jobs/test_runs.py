@@ -135,7 +135,7 @@ def test_every_finding_is_a_line_and_the_exit_code_is_1(labelled: Store, capfd: 
         f"{labelled.uri}/data/export.parquet belongs to no run of this table. Move it out of data/.",
         "verified: 1 of 1 files, 3 of 3 images (100.0%): 2 findings",
     ]
-    assert err.endswith(f"error: table {labelled.uri} is not whole: 2 findings.\n")
+    assert err.endswith(f"error: verification of table {labelled.uri} failed: 2 findings.\n")
 
 
 def test_a_verification_that_time_ends_says_its_share_and_goes_on(
@@ -144,7 +144,7 @@ def test_a_verification_that_time_ends_says_its_share_and_goes_on(
     labelled.put("data/night-1-00000.parquet", b"")
     line = ["--table", labelled.uri, "--verify", "--max-minutes", "1e-9"]
 
-    with pytest.raises(RayDetrError, match="is not whole: 1 finding"):
+    with pytest.raises(RayDetrError, match="failed: 1 finding"):
         main(line)
     assert capfd.readouterr().out.splitlines()[1:] == [
         "verified: 1 of 2 files, 3 of 6 images (50.0%). The next --verify with --max-minutes goes on from there"
@@ -152,9 +152,9 @@ def test_a_verification_that_time_ends_says_its_share_and_goes_on(
     main(line)
     assert capfd.readouterr().out.splitlines() == [
         "verified: 2 of 2 files, 6 of 6 images (100.0%); earlier parts of this verification had 1 finding. "
-        "The next --verify with --max-minutes goes on with the search for second rows"
+        "The next --verify with --max-minutes continues with the search for duplicate rows"
     ]
-    with pytest.raises(RayDetrError, match="is not whole: 1 finding"):
+    with pytest.raises(RayDetrError, match="failed: 1 finding"):
         main(line)
 
 

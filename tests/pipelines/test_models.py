@@ -201,7 +201,7 @@ def test_a_model_that_is_not_there_is_refused_without_a_process(
 
     with pytest.raises(RayDetrError, match="not-here: there is no such file or directory"):
         identify_model(str(tmp_path / "not-here"), StoreOptions())
-    with pytest.raises(RayDetrError, match=r"^model: the address s3://bucket/model carries a password"):
+    with pytest.raises(RayDetrError, match=r"^model: the address s3://bucket/model contains a password"):
         identify_model("s3://key:secret@bucket/model", StoreOptions())
 
 

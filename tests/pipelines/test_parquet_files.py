@@ -66,7 +66,10 @@ def test_an_answer_that_is_cut_off_is_not_a_damaged_file(*, is_mended: bool) -> 
 
 
 def test_too_little_memory_is_not_a_damaged_file() -> None:
-    with pytest.raises(OutOfMemory, match=r"^x cannot be read: it asks for more memory than there is"), parquet_of("x"):
+    with (
+        pytest.raises(OutOfMemory, match=r"^x cannot be read: it needs more memory than is available"),
+        parquet_of("x"),
+    ):
         raise pa.ArrowMemoryError("malloc of size 1152921504606846976 failed")
 
 

@@ -543,7 +543,7 @@ def test_a_listing_is_read_once_though_it_is_looked_at_before_the_run_begins() -
 LOW, HIGH = {"threshold": 0.05, "classes": None}, {"threshold": 0.5, "classes": [["cat", None], ["ant", 0.9]]}
 OTHER_SETTINGS = (
     r"table memory://table was labelled by detr@1 with other settings \(threshold 0\.05, now 0\.5; "
-    r"classes all, now ant=0\.9 cat=0\.5\)\. Give the old values .* by SQL .* another --table, or give --relabel"
+    r"classes all, now ant=0\.9 cat=0\.5\)\. Use the old values .* with SQL .* another --table, or --relabel"
 )
 
 
@@ -627,7 +627,7 @@ def test_a_nightly_run_goes_on_after_somebody_has_labelled_again_with_other_sett
     assert settings_of(world) == [("000.jpg", high), ("000.jpg", low), ("new.jpg", low)]
     assert caplog.messages == [
         "the newest rows of detr@1 in table memory://table have other settings (threshold 0.5, now 0.05; classes "
-        "ant=0.9 cat=0.5, now all). This run labels what has no row with its own."
+        "ant=0.9 cat=0.5, now all). This run labels images that have no row with its own settings."
     ]
     with pytest.raises(UsageError, match=r"threshold 0\.05, now 0\.3\)"):  # that nobody has labelled with
         Start(world, configuration={**LOW, "threshold": 0.3}).run()
@@ -683,7 +683,7 @@ def test_auto_that_is_another_precision_than_the_tables_is_refused_before_a_run_
     Start(world, precision="fp16").run()
     world.lake["s3://lake/new.jpg"] = "v0"
 
-    with pytest.raises(UsageError, match=r"\(precision fp16, now fp32\)\. Give the old value to"):
+    with pytest.raises(UsageError, match=r"\(precision fp16, now fp32\)\. Use the old value to"):
         Start(world, precision="fp32").run()
 
     assert find_unfinished(world.objects) is None

@@ -314,7 +314,7 @@ def test_a_shard_that_never_comes_back_ends_the_run_when_nothing_has_moved_for_l
     came: list[str] = []
     outcomes = label_shards(range(6), SPEC, Pool(1, 1, cpus=1, gpus=0, threads=1), stall_seconds=5)
 
-    with pytest.raises(RayDetrError, match=r"no shard has come back for 0 min: the cluster has room for 8 actors"):
+    with pytest.raises(RayDetrError, match=r"no shard was finished for 0 min: the cluster has room for 8 actors"):
         came.extend(outcome.reason if isinstance(outcome, Lost) else "" for outcome in outcomes)
 
     assert sorted(came) == ["0", "1", "2", "4", "5"]

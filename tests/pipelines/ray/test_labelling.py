@@ -422,7 +422,9 @@ def test_a_limit_lets_shards_in_progress_end_and_begins_no_other(
 
 @pytest.mark.ray
 def test_a_limit_that_is_reached_at_once_leaves_a_run_to_resume(local_ray: str, config: LabelConfig) -> None:
-    with pytest.raises(CapReached, match=r"0 of 15 planned images of run .* are labelled, 0 now\. Run the same"):
+    with pytest.raises(
+        CapReached, match=r"0 of 15 planned images of run .* are labelled, 0 of them by this command\. Run the same"
+    ):
         label(replace(config, caps=Caps(max_minutes=1e-6)))
 
     summary = label(replace(config, caps=Caps(max_cost=1_000, price_per_hour=1)))

@@ -123,7 +123,7 @@ def test_shards_that_are_gone_or_others_cost_the_pictures_only(tmp_path: Path) -
     gone = write_training_report(TrainingReportConfig(run, tmp_path / "t.html"))
 
     assert changed.problem is not None
-    assert changed.problem.endswith("are others than those of the run.")
+    assert changed.problem.endswith("are not those that the run was evaluated with.")
     assert gone.problem is not None
     assert "there are no training shards at" in gone.problem
     assert gone.problem.removeprefix("Validation images cannot be shown: ") in (tmp_path / "t.html").read_text()

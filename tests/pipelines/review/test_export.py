@@ -256,7 +256,7 @@ def test_a_damaged_record_is_named(table: str, tmp_path: Path, damage: bytes) ->
         ({"choice": "disagreement", "against": "a", "run": "a"}, "is the run that images are chosen from"),
         ({"image_urls": ("a",)}, "image urls: give two texts"),
         ({"image_urls": ("a", "b"), "to": "coco-dataset"}, "only Label Studio's tasks have addresses"),
-        ({"image_urls": ("s3://lake/", "https://u:p@host/")}, "carries a password"),
+        ({"image_urls": ("s3://lake/", "https://u:p@host/")}, "contains a password"),
         ({"out": "table/review"}, "is inside the table"),
         ({"count": 0}, "count: 0 is not"),
     ],

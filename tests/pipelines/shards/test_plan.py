@@ -41,7 +41,7 @@ def test_one_listing_gives_the_sizes_and_counts_what_the_json_does_not_name() ->
     found = find_images(folder_of({"b.jpg": 5, "train/a.jpg": 7, "readme.txt": 2, "zzz": 1}), coco)
 
     assert found.size_bytes.tolist() == [5, -1, 7, 5]
-    assert (found.strangers, found.stranger) == (2, "readme.txt")
+    assert (found.unlisted_count, found.unlisted_example) == (2, "readme.txt")
 
 
 def test_an_image_that_is_spelled_otherwise_is_the_only_object_that_is_called_so() -> None:
@@ -72,7 +72,7 @@ def test_an_image_that_is_spelled_otherwise_is_the_only_object_that_is_called_so
 
     assert found.size_bytes.tolist() == [1, 2, 3, 4, -1, -1, -1, -1]
     assert found.respelled == plan.respelled == {0: "my photo.jpg", 1: "x/b.jpg", 2: "\u00fc.jpg", 3: "d.jpg"}
-    assert found.strangers == 4
+    assert found.unlisted_count == 4
     assert {position: kind for position, (kind, _) in plan.problems.items()} == {
         4: "missing", 5: "missing", 6: "missing", 7: "outside_folder",
     }  # fmt: skip
