@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.exits import run_process
-from jobs.options import count
+from jobs.options import count, local_path
 from jobs.parser import CommandParser
 
 DRAWN_PICTURES = 5
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = CommandParser("demo", __doc__)
     parser.add_argument(
         "--out",
-        type=Path,
+        type=local_path,
         default=Path("demo"),
         metavar="DIR",
         help="output folder; an earlier demo in it is replaced (%(default)s)",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from detr.tiles import make_tiling
 from jobs._viewer import MOST_PICTURES, has_viewer, open_pictures
 from jobs.exits import run_process
-from jobs.options import add_device_options, add_options, note_on_model, share
+from jobs.options import add_device_options, add_options, local_path, note_on_model, share
 from jobs.parser import CommandParser
 from pipelines.labelling.config import PlanConfig
 
@@ -36,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--threshold", type=share, default=0.9, metavar="SCORE", help="lowest score to show (%(default)s)"
     )
-    parser.add_argument("--draw", type=Path, metavar="DIR", help="write each image with its boxes into this folder")
+    parser.add_argument(
+        "--draw", type=local_path, metavar="DIR", help="write each image with its boxes into this folder"
+    )
     parser.add_argument(
         "--open",
         action="store_true",

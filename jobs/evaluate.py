@@ -13,13 +13,12 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, get_args
 
 from detr.precision import Precision
 from jobs._evaluation_report import report
 from jobs.exits import run_process
-from jobs.options import add_options, make_config, share, with_its_error
+from jobs.options import add_options, local_path, make_config, share, with_its_error
 from jobs.parser import CommandParser
 from pipelines.errors import BudgetExceeded
 from pipelines.labelling.config import LabelConfig
@@ -96,7 +95,7 @@ def _parser() -> CommandParser:
                         help="evaluate only images of this size in pixels (all)")  # fmt: skip
     parser.add_argument("--output", metavar="URI", help="write the figures to this file or object, as JSON")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw precision over recall: .png, .pdf, .svg "
+    parser.add_argument("--plot", type=local_path, metavar="FILE", help="draw precision over recall: .png, .pdf, .svg "
                         "(needs the extra `plot`)")  # fmt: skip
     parser.add_argument("--evaluator", choices=("ultrafast", "pycocotools"), default="ultrafast",
                         help="the package that computes the figures; both give the same, pycocotools takes more than "

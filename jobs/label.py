@@ -12,13 +12,12 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs._json_log import write_shard
 from jobs._notifications import notifying
 from jobs.exits import print_stopped, run_process
-from jobs.options import add_metrics_option, add_options, check_stays, make_config, note_on_model
+from jobs.options import add_metrics_option, add_options, check_stays, local_path, make_config, note_on_model
 from jobs.parser import CommandParser
 from pipelines.errors import BudgetExceeded, CapReached
 from pipelines.labelling.config import LabelConfig
@@ -36,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_options(parser, LabelConfig)
     parser.add_argument(
         "--report",
-        type=Path,
+        type=local_path,
         metavar="FILE",
         help="then write an HTML page about this run, as `ray-detr report` (none)",
     )

@@ -146,6 +146,15 @@ def with_its_error(parse: Callable[[str], Value]) -> Callable[[str], Value]:
     return read
 
 
+def local_path(text: str) -> Path:
+    """Return the path of a file or folder of this machine."""
+    if "://" in text and not text.startswith("file://"):
+        raise argparse.ArgumentTypeError(
+            f"{text} is not a path on this machine. Give one, and copy the result from there"
+        )
+    return Path(text.removeprefix("file://"))
+
+
 def share(text: str) -> float:
     """Return a number from 0 to 1."""
     value = _number(text, float)
@@ -220,6 +229,8 @@ def _as_text(default: Any) -> str:
 def _reader(one: Declared) -> Callable[[str], Any]:
     if one.option.parse is not None:
         return with_its_error(one.option.parse)
+    if one.kind is Path:
+        return local_path
 
     def read(text: str) -> Any:
         if one.kind not in (int, float):

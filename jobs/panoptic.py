@@ -12,11 +12,10 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.exits import run_process
-from jobs.options import add_device_options, check_stays, share
+from jobs.options import add_device_options, check_stays, local_path, share
 from jobs.parser import CommandParser
 
 if TYPE_CHECKING:
@@ -28,10 +27,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = CommandParser("panoptic", __doc__)
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="files, folders, and web or store addresses")
     parser.add_argument("--model", metavar="REF", help="a panoptic DETR: a hub id, a directory, or a .pth")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="new or empty folder for json and PNGs")
-    parser.add_argument("--truth", type=Path, metavar="FILE", help="COCO panoptic json to compare with (none)")
+    parser.add_argument("--out", type=local_path, metavar="DIR", help="new or empty folder for json and PNGs")
+    parser.add_argument("--truth", type=local_path, metavar="FILE", help="COCO panoptic json to compare with (none)")
     parser.add_argument(
-        "--results", type=Path, metavar="FILE", help="measure this COCO panoptic json instead of images (none)"
+        "--results", type=local_path, metavar="FILE", help="measure this COCO panoptic json instead of images (none)"
     )
     parser.add_argument(
         "--threshold",
@@ -71,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _segment(parser: CommandParser, args: Any) -> "Segmented":
     from jobs.progress import Drawing, shown
     from pipelines.detect import find_images
-    from pipelines.errors import UsageError
+    from pipelines.errors import RayDetrError, UsageError
     from pipelines.panoptic import image_ids_of, open_mask_detector, write_segmentations
 
     try:
@@ -96,7 +95,7 @@ def _segment(parser: CommandParser, args: Any) -> "Segmented":
     for one in written.unreadable:
         print(f"cannot read {one}", file=sys.stderr)
     if not written.images:
-        raise UsageError("none of the images could be read.")
+        raise (RayDetrError if written.is_store_down else UsageError)("none of the images could be read.")
     return written
 
 

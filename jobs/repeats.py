@@ -16,11 +16,10 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.exits import run_process
-from jobs.options import add_options, check_stays, make_config, refuse_given
+from jobs.options import add_options, check_stays, local_path, make_config, refuse_given
 from jobs.parser import CommandParser
 from pipelines.repeats.config import RepeatsConfig
 
@@ -43,7 +42,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = CommandParser("repeats", __doc__)
     action = parser.add_mutually_exclusive_group()
     action.add_argument(
-        "--out", type=Path, metavar="FILE", help="find places that repeat, and write the page to accept them; replaced"
+        "--out",
+        type=local_path,
+        metavar="FILE",
+        help="find places that repeat, and write the page to accept them; replaced",
     )
     action.add_argument(
         "--accept", metavar="FILE", help="mark the places in a file downloaded from the page; a path or URI"

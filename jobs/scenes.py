@@ -6,9 +6,9 @@ The model `scenes`, which is part of the package, detects these shapes.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from jobs.exits import run_process
+from jobs.options import local_path
 from jobs.parser import CommandParser
 
 
@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--out",
         required=True,
-        type=Path,
+        type=local_path,
         metavar="DIR",
         help="a new or empty folder, or one with some of these scenes; the missing ones are added",
     )

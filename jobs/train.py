@@ -11,14 +11,13 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs._evaluation_report import shown_figure
 from jobs._notifications import notifying
 from jobs.exits import print_stopped, run_process
 from jobs.label import duration
-from jobs.options import add_metrics_option, add_options, check_stays, make_config, option_values
+from jobs.options import add_metrics_option, add_options, check_stays, local_path, make_config, option_values
 from jobs.parser import CommandParser
 from pipelines.errors import CapReached
 from pipelines.training.config import TrainConfig
@@ -38,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_options(parser, TrainConfig)
     parser.add_argument(
         "--report",
-        type=Path,
+        type=local_path,
         metavar="FILE",
         help="then write an HTML page about this run, as `ray-detr report --training` (none)",
     )

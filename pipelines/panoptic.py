@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from detr.segmentation.panoptic_quality import PanopticQuality, Quality, TrueSegment
 from pipelines.errors import RayDetrError, UsageError
+from pipelines.labelling.fetching import OBJECT_KINDS
 from pipelines.models import load_detector
 from pipelines.store import StoreError, StoreOptions, Stores, without_secrets
 from pipelines.store.uris import file_name
@@ -24,12 +25,21 @@ PNG_FOLDER: Final = "panoptic"
 
 @dataclass(frozen=True, slots=True)
 class Segmented:
-    """What was written: the json file, how many images and segments it has, and which images could not be read."""
+    """What was written, and which images could not be read.
+
+    Attributes:
+        path: the json file; it is not written if no image could be read.
+        images: in the json.
+        segments: in the json.
+        unreadable: a line for each image that could not be read.
+        is_store_down: whether one could not be read for a reason outside of the image: the same command may work later.
+    """
 
     path: Path
     images: int
     segments: int
     unreadable: tuple[str, ...]
+    is_store_down: bool = False
 
 
 def open_mask_detector(model: str, *, device: str = "auto", precision: Precision = "auto") -> MaskDetector:
@@ -81,6 +91,7 @@ def write_segmentations(
     if doubles := len(names) - len({Path(name).stem for name in names}):
         raise UsageError(f"{doubles} images have the name of another one. Segment them into several folders.")
     entries, annotations, unreadable = [], [], []
+    is_store_down = False
     try:
         (out / PNG_FOLDER).mkdir(parents=True, exist_ok=True)
         if any((out / PNG_FOLDER).iterdir()) or (out / JSON_NAME).exists():
@@ -91,6 +102,7 @@ def write_segmentations(
                 picture = decode(stores.get(image).data)
                 found = detector.segmentation(picture, threshold=threshold)
             except (ImageError, StoreError) as error:
+                is_store_down |= isinstance(error, StoreError) and type(error) not in OBJECT_KINDS
                 unreadable.append(f"{without_secrets(image)}: {error}")
                 continue
             png = f"{Path(name).stem}.png"
@@ -99,12 +111,13 @@ def write_segmentations(
             entries.append({"id": ids[name], "file_name": name, "height": height, "width": width})
             annotations.append(annotation(found, image_id=ids[name], file_name=png))
             on_image(done)
-        document = {"images": entries, "annotations": annotations, "categories": categories()}
-        (out / JSON_NAME).write_text(json.dumps(document))
+        if entries:
+            document = {"images": entries, "annotations": annotations, "categories": categories()}
+            (out / JSON_NAME).write_text(json.dumps(document))
     except OSError as error:
         raise RayDetrError(f"cannot write to {out}: {error.strerror or error}.") from error
     segments = sum(len(one["segments_info"]) for one in annotations)
-    return Segmented(out / JSON_NAME, len(entries), segments, tuple(unreadable))
+    return Segmented(out / JSON_NAME, len(entries), segments, tuple(unreadable), is_store_down)
 
 
 def image_ids_of(truth: Path) -> dict[str, int]:

@@ -41,13 +41,13 @@ class ImageNames:
         """Take the file names of the annotations, which differ from each other."""
         names = list(file_names)
         self._common = common_folders([_parts(name) for name in names])
-        self._exact: dict[str, list[tuple[Sequence[str], str]]] = defaultdict(list)
-        self._plain: dict[str, list[tuple[Sequence[str], str]]] = defaultdict(list)
+        self._exact, self._plain = _Endings(), _Endings()
+        self._same_last_part: dict[str, list[str]] = defaultdict(list)
         for name in names:
             parts = _parts(name)[self._common :]
-            self._exact[parts[-1]].append((parts, name))
-            plain = plain_parts(name)[-len(parts) :]
-            self._plain[plain[-1]].append((plain, name))
+            self._exact.add(parts, name)
+            self._plain.add(plain_parts(name)[-len(parts) :], name)
+            self._same_last_part[parts[-1]].append(name)
 
     def find(self, uri: str) -> NameMatch | None:
         """Return the annotated image that a file is of; None where it is of none, or could be of several.
@@ -58,19 +58,18 @@ class ImageNames:
         if root.startswith(("http://", "https://")):
             key = unquote(key.partition("#")[0].partition("?")[0])
         parts = _parts(key)
-        same_name = self._exact.get(parts[-1], ())
-        name = _longest(same_name, parts)
+        name = self._exact.longest(parts)
         if name is not None:
             return NameMatch(name)
-        plain = plain_parts(key)
-        name = _longest(self._plain.get(plain[-1], ()), plain)
+        name = self._plain.longest(plain_parts(key))
         if name is not None:
             return NameMatch(name, is_spelled_alike=False)
-        return NameMatch(same_name[0][1], is_placed_alike=False) if len(same_name) == 1 else None
+        same_name = self._same_last_part.get(parts[-1], ())
+        return NameMatch(same_name[0], is_placed_alike=False) if len(same_name) == 1 else None
 
     def of_the_same_last_part(self, uri: str) -> list[str]:
         """Return the annotated file names whose last part is that of a file, whatever their folders."""
-        return [name for _, name in self._exact.get(_parts(split_uri(uri)[1])[-1], ())]
+        return list(self._same_last_part.get(_parts(split_uri(uri)[1])[-1], ()))
 
     def without_common_folders(self, name: str) -> str:
         """Return an annotated file name without the folders that all of them begin with."""
@@ -102,12 +101,22 @@ def common_folders(names: Sequence[list[str]]) -> int:
     return min(count, *(len(name) - 1 for name in names))
 
 
-def _longest(candidates: Iterable[tuple[Sequence[str], str]], parts: Sequence[str]) -> str | None:
-    """Return the longest candidate whose parts a path ends in; None if none does, or two are equally long."""
-    fitting = sorted(
-        ((len(wanted), name) for wanted, name in candidates if list(parts[-len(wanted) :]) == list(wanted)),
-        reverse=True,
-    )
-    if not fitting or (len(fitting) > 1 and fitting[0][0] == fitting[1][0]):
+class _Endings:
+    """Names by the parts that a path of theirs ends in; found in a time that does not depend on how many there are."""
+
+    def __init__(self) -> None:
+        self._names: dict[tuple[str, ...], list[str]] = defaultdict(list)
+        self._lengths: list[int] = []  # of the parts, longest first
+
+    def add(self, parts: Sequence[str], name: str) -> None:
+        self._names[tuple(parts)].append(name)
+        if len(parts) not in self._lengths:
+            self._lengths = sorted([*self._lengths, len(parts)], reverse=True)
+
+    def longest(self, parts: Sequence[str]) -> str | None:
+        """Return the name with the most parts that a path ends in; None if none does, or two are equally long."""
+        for length in self._lengths:
+            found = self._names.get(tuple(parts[-length:])) if length <= len(parts) else None
+            if found:
+                return found[0] if len(found) == 1 else None
         return None
-    return fitting[0][1]

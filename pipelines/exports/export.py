@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final
@@ -13,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.errors import RayDetrError, UsageError
-from pipelines.exports.config import SUFFIXES, ExportConfig
+from pipelines.exports.config import SUFFIXES, ExportConfig, Format
 from pipelines.exports.current import current_rows, of_model, with_settings
 from pipelines.exports.documents import DOCUMENTS
 from pipelines.exports.formats import WRITERS, RowsWriter
@@ -87,7 +88,7 @@ def copy_rows(
         RayDetrError: as `export`.
         StoreError: a store refused.
     """
-    files = _look(table)
+    files = _look(table, config.kind)
     matcher = Matcher([] if config.keep_repeats else read_marks(table))
     if config.kind == "iceberg":
         uris = [join_uri(table.uri, entry.key) for entry in files.entries]
@@ -145,7 +146,8 @@ class _Files:
     rows: int
 
 
-def _look(table: Store) -> _Files:
+def _look(table: Store, kind: Format) -> _Files:
+    """Read the columns of all files: kept ones too if the format has them, in a type that holds all files' values."""
     entries = [entry for entry in table.list("data/") if entry.key.endswith(".parquet")]
     entries.sort(key=lambda entry: in_order_of_runs(entry.key))
     columns = {column.name: column for column in SCHEMA}
@@ -156,15 +158,23 @@ def _look(table: Store) -> _Files:
             rows += file.metadata.num_rows
         check_columns(file, FIRST_COLUMNS, name=name)
         for column in schema:
-            known = columns.setdefault(column.name, column)
-            if known.type != column.type:
-                raise RayDetrError(
-                    f"{name} has the column {column.name} as {column.type}, and files before it as {known.type}: one "
-                    "export cannot hold both. Query the files themselves."
-                )
+            if column.name in SCHEMA.names or kind in WRITERS or kind == "iceberg":
+                known = columns.setdefault(column.name, column)
+                columns[column.name] = known if known.type == column.type else _joined(known, column, name, kind)
     if not entries:
         raise UsageError(f"table {table.uri} has no published rows. Check the address, or label images into it.")
     return _Files(entries, pa.schema(list(columns.values())), rows)
+
+
+def _joined(known: pa.Field, column: pa.Field, name: str, kind: Format) -> pa.Field:
+    """Return a kept column that holds the values of both: an empty column of a list of images has the type null."""
+    if column.name not in SCHEMA.names and kind != "iceberg":  # which registers the files as they are
+        with suppress(pa.ArrowTypeError):
+            return pa.unify_schemas([pa.schema([known]), pa.schema([column])], promote_options="permissive").field(0)
+    raise RayDetrError(
+        f"{name} has the column {column.name} as {column.type}, and files before it as {known.type}: one export cannot "
+        "hold both. Query the files themselves."
+    )
 
 
 def _place(config: ExportConfig, table: Store, files: _Files) -> OneFile | Folder | Tree:
@@ -280,7 +290,8 @@ def _with_columns(rows: pa.Table, schema: pa.Schema, recorded: RecordedSettings)
     else:
         rows = rows.append_column(COLUMN, settings)
     columns = [
-        rows[column.name] if column.name in rows.column_names else pa.nulls(len(rows), column.type) for column in schema
+        rows[column.name].cast(column.type) if column.name in rows.column_names else pa.nulls(len(rows), column.type)
+        for column in schema
     ]
     return pa.Table.from_arrays(columns, schema=schema)
 

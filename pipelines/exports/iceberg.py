@@ -40,6 +40,8 @@ def register_files(catalog: str, identifier: str, uris: Sequence[str], schema: p
         known = set(table.inspect.files()["file_path"].to_pylist())
         new = [uri for uri in uris if uri not in known]
         if new:
+            with table.update_schema() as update:
+                update.union_by_name(_plain(schema))  # columns that later runs have
             table.add_files(new)
     except Exception as error:  # catalogs raise errors of many libraries
         raise RayDetrError(f"cannot register the files in {identifier} of catalog {catalog}: {error}") from error

@@ -78,12 +78,15 @@ class Folder:
 
     def add(self, rows: pa.Table) -> None:
         """Write some more rows."""
-        is_full = self._most_images is not None and self._images + len(rows) > self._most_images
-        if self._sink.tell() >= FILE_BYTES or is_full:
-            self._put()
-            self._open()
-        self._writer.add(rows)
-        self._images += len(rows)
+        while len(rows):
+            room = len(rows) if self._most_images is None else self._most_images - self._images
+            if self._sink.tell() >= FILE_BYTES or room == 0:
+                self._put()
+                self._open()
+                continue
+            self._writer.add(rows.slice(0, room))
+            self._images += min(room, len(rows))
+            rows = rows.slice(room)
 
     def finish(self, record: Mapping[str, object]) -> None:
         """Write the last file, and the record."""

@@ -186,7 +186,8 @@ def _create_views(
         repeat = f"repeat_of({BOX_COLUMNS})"
     boxes = (
         "SELECT uri, d.label, d.category_id, d.score, d.box.xmin, d.box.ymin, d.box.xmax, d.box.ymax, width, height, "
-        "model, settings, run_id FROM (SELECT *, unnest(detections) AS d FROM images)"
+        "model, settings, run_id FROM "
+        "(SELECT uri, width, height, model, settings, run_id, unnest(detections) AS d FROM images)"
     )
     engine.execute(f"CREATE VIEW detections AS SELECT *, {repeat} AS repeat FROM ({boxes})")  # noqa: S608 - our texts
     engine.register("repeats", marks_table(matcher.marks))

@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.errors import UsageError
 from pipelines.report.examples import Box, Example, Top, example_of
 from pipelines.report.overlaps import box_iou
 from pipelines.report.page import ROLES, Comparison, Item, PictureRow
@@ -51,6 +52,7 @@ def read_earlier(files: TableFiles, classes: Classes, threshold: float) -> Earli
     """Read a run to compare with.
 
     Raises:
+        UsageError: the run has no rows.
         RayDetrError: a file is damaged.
         StoreError: the store refused.
     """
@@ -61,6 +63,8 @@ def read_earlier(files: TableFiles, classes: Classes, threshold: float) -> Earli
         for rows in _noting_origins(files.rows(classes), origins)
         for kept in (reaches(rows.scores, threshold),)
     ]  # fmt: skip
+    if not parts:
+        raise UsageError(f"run {files.run_id} of table {files.table.uri} has no rows to compare with.")
     keys, is_ok, counts, numbers, scores, boxes = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.argsort(keys, kind="stable")
     owners = np.repeat(np.arange(len(keys)), counts)

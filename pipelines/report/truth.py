@@ -130,10 +130,9 @@ def compare_with_truth(
     by_image = _by_image(found)
     truth = _truth(annotations)
     mistakes = Mistakes()
+    without_rows = {*results.missing, *results.errors}
     evaluated = annotations.image_ids - {
-        image["id"]
-        for image in annotations.truth["images"]
-        if image["file_name"] in {*results.missing, *results.errors}
+        image["id"] for image in annotations.truth["images"] if image["file_name"] in without_rows
     }
     for image_id in sorted(evaluated):
         parts = by_image.get(image_id, _NO_RESULTS)
@@ -239,8 +238,10 @@ def _by_image(found: ResultColumns) -> dict[int, ResultColumns]:
 def _truth(annotations: Annotations) -> dict[int, tuple[Array, Array, Array]]:
     """Return category ids, corners and which are crowds, of each image."""
     rows: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
+    declared = {category["id"] for category in annotations.truth["categories"]}
     for annotation in annotations.truth["annotations"]:
-        rows[annotation["image_id"]].append(annotation)
+        if annotation["category_id"] in declared:  # others count in no figure
+            rows[annotation["image_id"]].append(annotation)
     return {
         image_id: (
             np.array([one["category_id"] for one in rows[image_id]], np.int64),

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipelines.coco.names import ImageNames
 from pipelines.coco.text import read_coco
-from pipelines.coco.values import box, is_crowd, number, picture_size, whole
+from pipelines.coco.values import box, id_key, is_crowd, number, picture_size, whole
 from pipelines.errors import UsageError
 from pipelines.review.batches import Batch, ReviewImage
 
@@ -151,12 +151,11 @@ def read_coco_corrections(
     """
     document = read_coco(data, name=name).document()
     labels = {whole(one["id"]): str(one["name"]) for one in document["categories"]}
-    annotations: dict[object, list[Json]] = defaultdict(list)
-    for annotation in document["annotations"]:
-        annotations[annotation.get("image_id")].append(annotation)
-    matches = _match_names([image["file_name"] for image in document["images"]], exported, name)
-    # 1.23 gives a picture that EXIF turns the size of its stored pixels, and boxes of the upright ones
+    annotations = _by_image(document, name)
     info = document.get("info")
+    batch = info.get("table_batch") if isinstance(info, dict) else None
+    matches = _match_names([image["file_name"] for image in document["images"]], exported, name, batch=batch)
+    # 1.23 gives a picture that EXIF turns the size of its stored pixels, and boxes of the upright ones
     is_label_studio = isinstance(info, dict) and info.get("contributor") == "Label Studio"
     for image in document["images"]:
         given = matches.get(image["file_name"])
@@ -172,27 +171,60 @@ def read_coco_corrections(
             continue
         boxes = tuple(
             _coco_box(one, labels, scale, f"annotation {one.get('id')} of {image['file_name']} in {name}")
-            for one in annotations[image.get("id")]
+            for one in annotations[id_key(image["id"])]
         )
         into.add(Correction(given, boxes, (file_number,)))
 
 
-def _match_names(file_names: Sequence[str], exported: ExportedImages, name: str) -> dict[str, ExportedImage]:
-    """Return the image of each file name: by the name of the export, else by the end of its address."""
+def _by_image(document: Json, name: str) -> dict[int | str | None, list[Json]]:
+    """Return the annotations of each image, by `id_key` of its id: 5, 5.0 and "5" are one image."""
+    annotations: dict[int | str | None, list[Json]] = {}
+    for image in document["images"]:
+        key = id_key(image.get("id"))
+        if key is None or key in annotations:
+            what = "has no id" if key is None else f"has the id {key} of another image"
+            raise UsageError(f"corrections {name}: the image {image.get('file_name')!r} {what}. Export again.")
+        annotations[key] = []
+    for annotation in document["annotations"]:
+        key = id_key(annotation.get("image_id"))
+        if key is None or key not in annotations:
+            raise UsageError(
+                f"corrections {name}: annotation {annotation.get('id')} is of image {annotation.get('image_id')!r}, "
+                "which the file does not have. Export again."
+            )
+        annotations[key].append(annotation)
+    return annotations
+
+
+def _match_names(
+    file_names: Sequence[str], exported: ExportedImages, name: str, *, batch: object
+) -> dict[str, ExportedImage]:
+    """Return the image of each file name: by the name of the export, else by the end of its address.
+
+    Args:
+        file_names: of the corrected file.
+        exported: the images that were exported.
+        name: of the corrected file, for messages.
+        batch: the batch that the file says it is of; None where it does not, as tools leave that out.
+    """
     wanted = set(file_names)
-    matches = {one.image.name: one for one in exported.images if one.image.name in wanted}  # the newest batch's
     names = ImageNames(sorted(wanted))
-    candidates: dict[str, dict[str, ExportedImage]] = defaultdict(dict)
+    named: dict[str, dict[str, ExportedImage]] = defaultdict(dict)
+    others: dict[str, dict[str, ExportedImage]] = defaultdict(dict)
     for one in exported.images:
-        match = names.find(one.image.shown_uri)
-        if match is not None and match.name not in matches:
-            candidates[match.name][one.image.uri] = one
-    for file_name, several in candidates.items():
+        if batch not in (None, one.batch):
+            continue
+        if one.image.name in wanted:
+            named[one.image.name][one.image.uri] = one
+        elif (match := names.find(one.image.shown_uri)) is not None:
+            others[match.name][one.image.uri] = one
+    matches = {}
+    for file_name, several in {**others, **named}.items():
         if len(several) > 1:
             first, second = sorted(several)[:2]
             raise UsageError(
                 f"corrections {name}: the file name {file_name!r} may be of {first} or of {second}. Keep the folders "
-                "of the exported file names."
+                "of the exported file names, or the `table_batch` of the exported file's `info`."
             )
         matches[file_name] = next(iter(several.values()))
     return matches

@@ -279,7 +279,9 @@ def _image_url(uri: str, replaced: Sequence[str]) -> str:
     if not replaced or not uri.startswith(replaced[0]):
         return uri
     rest = uri.removeprefix(replaced[0])
-    return replaced[1] + (quote(rest) if replaced[1].startswith(("http://", "https://", "/")) else rest)
+    is_escaped = uri.startswith(("http://", "https://"))  # addresses of web servers are; keys and paths are not
+    is_url = replaced[1].startswith(("http://", "https://", "/"))
+    return replaced[1] + (quote(rest) if is_url and not is_escaped else rest)
 
 
 def _json_lines(entries: Sequence[object]) -> bytes:

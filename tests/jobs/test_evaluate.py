@@ -144,7 +144,7 @@ def test_a_table_of_some_classes_is_refused_unless_it_is_allowed(
     with pytest.raises(SystemExit) as left:
         main(command)
     assert left.value.code == 2
-    assert "the rows keep the classes cat only" in capsys.readouterr().err
+    assert "the rows have only the classes cat" in capsys.readouterr().err
 
     main([*command, "--allow-thresholded"])
     assert "\nonly cat were kept: nothing counts as detected for other classes\n" in capsys.readouterr().out

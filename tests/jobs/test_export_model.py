@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+from detr import exported
 from detr.checkpoints.checkpoint import save
 from detr.model import Detr
 from jobs.export_model import main
@@ -39,6 +42,18 @@ def test_a_file_is_written_when_it_gives_what_the_network_gives(
     logits, boxes = torch.export.load(out).module()(torch.zeros(1, 3, 40, 50), torch.zeros(1, 40, 50, dtype=torch.bool))
     assert logits.shape == (1, 4, 3)
     assert boxes.shape == (1, 4, 4)
+
+
+def test_a_file_that_gives_nan_is_refused(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(pixels: Tensor, _mask: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.full((len(pixels), 4, 3), math.nan), torch.zeros(len(pixels), 4, 4)
+
+    monkeypatch.setattr(exported, "write_onnx", lambda _model, path, *, padding: path.write_bytes(b"x"))
+    monkeypatch.setattr(model_export, "_onnx_runner", lambda _path: broken)
+
+    with pytest.raises(RayDetrError, match="differs from the network by nan"):
+        main(["--model", model, "--out", str(tmp_path / "model.onnx")])
+    assert not (tmp_path / "model.onnx").exists()
 
 
 def test_a_file_that_exists_and_a_wrong_suffix_are_refused(model: str, tmp_path: Path) -> None:

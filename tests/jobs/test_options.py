@@ -196,6 +196,30 @@ def test_a_line_that_makes_no_sense_is_refused(capsys: pytest.CaptureFixture[str
     assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        ("report", "--table t --out s3://bucket/report.html"),
+        ("query", "--table t --out s3://bucket/rows.csv SELECT"),
+        ("repeats", "--table t --out s3://bucket/page.html"),
+        ("label", "--images i --table t --model scenes --report s3://bucket/report.html"),
+        ("detect", "a.jpg --draw s3://bucket/drawn"),
+        ("evaluate", "--table t --annotations a.json --plot s3://bucket/curves.png"),
+        ("panoptic", "a.jpg --out s3://bucket/out"),
+        ("train", "--train s --storage r --name n --finetune m --report s3://bucket/training.html"),
+        ("scenes", "--out s3://bucket/scenes"),
+    ],
+)
+def test_an_address_of_a_store_is_refused_where_a_path_is_needed(
+    command: str, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        import_module(f"jobs.{command}").main(line.split())
+
+    assert left.value.code == 2
+    assert "is not a path on this machine" in capsys.readouterr().err
+
+
 def test_a_relative_place_in_the_folder_of_a_ray_job_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -147,7 +147,7 @@ def test_a_verification_that_time_ends_says_its_share_and_goes_on(
     with pytest.raises(RayDetrError, match="failed: 1 finding"):
         main(line)
     assert capfd.readouterr().out.splitlines()[1:] == [
-        "verified: 1 of 2 files, 3 of 6 images (50.0%). The next --verify with --max-minutes goes on from there"
+        "verified: 1 of 2 files, 3 of 6 images (50.0%). The next --verify with --max-minutes continues from there"
     ]
     main(line)
     assert capfd.readouterr().out.splitlines() == [

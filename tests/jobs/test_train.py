@@ -146,7 +146,7 @@ def test_a_recipe_is_a_preset_with_what_the_line_changes(asked: Callable[..., Tr
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        (["--finetune", "scenes", "--network", "scenes"], "give one of them"),
+        (["--finetune", "scenes", "--network", "scenes"], "give exactly one"),
         (["--finetune", "scenes", "--num-queries", "50"], "queries: a model that is fine-tuned has its own"),
         (["--finetune", "scenes", "--backbone-weights", "resnet50"], "has its own"),
         (["--network", "resnet"], "network: 'resnet' is not one of detr-resnet-50"),
@@ -154,7 +154,7 @@ def test_a_recipe_is_a_preset_with_what_the_line_changes(asked: Callable[..., Tr
         (["--name", "a/b"], "name: 'a/b' is not"),
         (["--effective-batch", "3"], "3 images are not a whole number of micro-batches of 2"),
         (["--lr", "nan"], "lr: nan is not"),
-        (["--ema-decay", "1"], "ema decay: 1.0 is not"),
+        (["--ema-decay", "1"], "ema decay: 1.0 must be"),
         (["--num-workers", "3:2"], "MIN is larger than MAX"),
         (["--num-workers", "0"], "0 is less than 1"),
         (["--evaluate-epochs", "-1"], "--evaluate-epochs: -1 is not at least 0"),

@@ -14,7 +14,7 @@ import pytest
 from detr.scenes.files import write_scenes
 from detr.segmentation.coco_panoptic import from_png, to_png
 from jobs.panoptic import main
-from pipelines.errors import UsageError
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.panoptic import quality_of_files
 from tests.detr.segmentation.panoptic_network import small_panoptic, write_panoptic
 
@@ -125,6 +125,18 @@ def test_what_is_written_is_in_cocos_format(segmented: Path, capsys: pytest.Capt
     main(["--results", str(truth), "--truth", str(truth)])
     assert capsys.readouterr().out.splitlines()[0].startswith("All     PQ 100.0  SQ 100.0  RQ 100.0  ")
     assert of_hotcoco(truth, truth)["All"][0] == 1.0  # another tool reads what was written
+
+
+def test_where_the_store_does_not_answer_the_same_command_works_later(segmented: Path, tmp_path: Path) -> None:
+    image = json.loads((segmented / "panoptic.json").read_text())["images"][0]["file_name"]
+    out = tmp_path / "later"
+    line = ["--model", str(tmp_path / "model"), "--out", str(out), "--device", "cpu"]
+
+    with pytest.raises(RayDetrError, match="none of the images could be read") as raised:
+        main(["http://127.0.0.1:9/a.jpg", *line])
+    assert not isinstance(raised.value, UsageError)  # exit code 1: schedulers try again
+    main([str(tmp_path / "images" / image), *line])
+    assert (out / "panoptic.json").exists()
 
 
 def test_what_does_not_fit_is_refused(segmented: Path, tmp_path: Path) -> None:

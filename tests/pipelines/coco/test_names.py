@@ -52,6 +52,14 @@ def test_the_longest_name_that_fits_wins() -> None:
     assert found(names, "s3://lake/cam2/1.jpg") == NameMatch("1.jpg")
 
 
+def test_a_hundred_thousand_names_with_one_last_part_are_told_apart() -> None:
+    names = ImageNames(f"clip-{number:06d}/frame.jpg" for number in range(100_000))
+
+    # a second for all of them, where looking at every name for each took an hour
+    assert all(names.find(f"s3://lake/clip-{number:06d}/frame.jpg") is not None for number in range(100_000))
+    assert names.find("s3://lake/clip-100000/frame.jpg") is None
+
+
 @pytest.mark.parametrize(
     ("name", "uri"),
     [

@@ -201,7 +201,7 @@ def test_rows_that_keep_some_classes_only_are_told_and_refused_where_it_is_not_a
     publish(table, [labelled("b.jpg", DOG)], file=1, configuration=restricted)
     publish(table, [labelled("z.jpg", DOG)], file=2, configuration={"classes": [["horse", None]]})
 
-    with pytest.raises(ValueError, match=r"the classes cat, dog only: .* Label into another table without --classes"):
+    with pytest.raises(ValueError, match=r"only the classes cat, dog: .* Label into another table without --classes"):
         evaluated(table, annotations)
     assert evaluated(table, annotations, allow_thresholded=True).kept_classes == ("cat", "dog")
 

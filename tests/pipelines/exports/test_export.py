@@ -161,6 +161,33 @@ def test_a_kept_column_of_two_types_is_told(table: str, tmp_path: Path) -> None:
         RayDetrError, match=r"run-3/00000\.parquet has the column station as int64, and files before it as"
     ):
         export(ExportConfig(table, str(tmp_path / "out.parquet")))
+    export(ExportConfig(table, str(tmp_path / "out.csv")))  # which has no kept columns
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 1 + 2
+
+
+def test_a_kept_column_that_was_empty_in_one_run_has_the_values_of_the_others(table: str, tmp_path: Path) -> None:
+    publish(table, "run-3", [Row("c", detections=DOG, kept=(None,))], pa.schema([("station", pa.null())]))
+    publish(table, "run-4", [Row("d", detections=DOG, kept=("south",))], pa.schema([("station", pa.large_string())]))
+
+    rows = exported(table, tmp_path / "out.parquet")
+
+    assert [(row["uri"], row["station"]) for row in rows][2:] == [("a", "north"), ("c", None), ("d", "south")]
+
+
+@pytest.mark.parametrize(("options", "sizes"), [({}, [2, 2, 1]), ({"format": "jsonl"}, [2, 2, 1])])
+def test_files_of_a_folder_have_as_many_images_as_were_asked_for(
+    options: dict[str, object], sizes: list[int], table: str, tmp_path: Path
+) -> None:
+    publish(table, "run-3", [Row("c", detections=DOG), Row("d", detections=DOG)])
+    out = tmp_path / "out"
+
+    export(ExportConfig(table, str(out), file_images=2, **options))  # type: ignore[arg-type]
+
+    files = sorted(path for path in out.iterdir() if path.name[0] != "_")
+    if options:
+        assert [len(path.read_text().splitlines()) for path in files] == sizes
+    else:
+        assert [pq.read_metadata(path).num_rows for path in files] == sizes
 
 
 def test_a_value_without_a_form_in_json_is_told(table: str, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -55,6 +56,14 @@ def test_each_view_has_its_rows(table: str) -> None:
         (False, False, True, True, True),
         [("a", "dog", "18", "0.7", "9.0"), ("b", "cat", "17", "0.3", "70.0"), ("b", "dog", "18", "0.5", "40.0")],
     )
+
+
+def test_a_kept_column_may_have_any_name(table: str) -> None:
+    rows = [Row("e", detections=dog_and_cat(0.9, 0.6), kept=("x",))]
+    data = encode(rows_to_table(rows, pa.schema([("d", pa.string())]), origin=Origin("detr@1", 0.05, "run-9", 0, NOW)))
+    open_store(table).put("data/run-9/00000.parquet", data)
+
+    assert asked(table, "SELECT label FROM detections WHERE uri = 'e' ORDER BY ALL") == [("cat",), ("dog",)]
 
 
 def test_a_model_has_counts_of_its_own(table: str) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jobs.report import main
-from pipelines.errors import BudgetExceeded
+from pipelines.errors import BudgetExceeded, UsageError
 from pipelines.report.config import ReportConfig
 from pipelines.report.overlaps import box_iou
 from pipelines.report.report import write_report
@@ -128,6 +128,13 @@ def test_nothing_to_compare_does_not_pass_the_gate(table: str, tmp_path: Path) -
         main(
             ["--table", table, "--run", "run-3", "--against", "run-1", "--max-drift", "1", "--out", str(tmp_path / "r")]
         )
+
+
+def test_a_run_without_rows_cannot_be_compared_with(table: str, tmp_path: Path) -> None:
+    publish(table, [], "run-0")  # as an abandoned run leaves it
+
+    with pytest.raises(UsageError, match=r"run run-0 of table .* has no rows to compare with"):
+        main(["--table", table, "--run", "run-2", "--against", "run-0", "--out", str(tmp_path / "r.html")])
 
 
 def test_a_limit_needs_a_run_to_compare_with(table: str, capfd: pytest.CaptureFixture[str]) -> None:

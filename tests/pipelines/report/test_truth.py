@@ -86,6 +86,15 @@ def test_where_nothing_reaches_the_threshold_all_is_missed(annotated: tuple[str,
     assert "false-positives" not in galleries
 
 
+def test_annotations_of_classes_that_are_not_declared_count_nowhere(annotated: tuple[str, str], tmp_path: Path) -> None:
+    before = write_report(ReportConfig(annotated[0], tmp_path / "before.html", annotations=annotated[1])).AP
+    coco = json.loads(Path(annotated[1]).read_text())
+    coco["annotations"].append({**coco["annotations"][0], "id": 9, "category_id": 99})
+    Path(annotated[1]).write_text(json.dumps(coco))
+
+    assert before == write_report(ReportConfig(annotated[0], tmp_path / "r.html", annotations=annotated[1])).AP
+
+
 def test_annotations_of_other_images_are_refused(annotated: tuple[str, str], tmp_path: Path) -> None:
     annotations = Path(annotated[1])
     annotations.write_text(annotations.read_text().replace(".png", ".jpg"))

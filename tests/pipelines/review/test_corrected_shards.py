@@ -312,6 +312,51 @@ def test_a_file_name_of_two_images_is_refused(tmp_path: Path) -> None:
         take_back(tmp_path, coco(["a.png"], []))
 
 
+def of_two_cameras(folder: Path) -> Path:
+    """Two batches of two cameras, whose pictures have the same name."""
+    for camera in ("cam1", "cam2"):
+        path = Path(picture(folder / camera, "a.png"))
+        rows = [Row(str(path), size=path.stat().st_size, width=80, height=60, detections=dog_and_cat(0.6, 0.5))]
+        publish(str(folder / "table"), rows, f"run-{camera}")
+        out = str(folder / f"batch-{camera}")
+        export_review(ReviewConfig(table=str(folder / "table"), out=out, to="coco-dataset", count=9))
+    return folder
+
+
+def test_a_corrected_file_that_says_its_batch_is_of_that_batch(tmp_path: Path) -> None:
+    folder = of_two_cameras(tmp_path)
+    one = {"image_id": 1, "category_id": 1, "bbox": [8, 6, 40, 30]}
+    first = json.loads((folder / "batch-cam1" / "instances.json").read_text())["info"]
+
+    summary = take_back(folder, {**coco(["a.png"], [one]), "info": first})
+
+    assert summary.reviewed == 1
+    assert [one["uri"] for one in coco_json(open_store(str(folder / "shards")))["images"]] == [f"{folder}/cam1/a.png"]
+
+
+def test_a_name_of_two_batches_is_refused_where_the_file_does_not_say_its_batch(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"'a.png' may be of .*cam1/a.png or of .*cam2/a.png.*table_batch"):
+        take_back(of_two_cameras(tmp_path), coco(["a.png"], []))
+
+
+@pytest.mark.parametrize("image_id", ["1", 1.0])
+def test_ids_of_images_are_compared_in_any_spelling(image_id: Any, folder: Path) -> None:
+    take_back(folder, coco(["x/a.png"], [{"image_id": image_id, "category_id": 1, "bbox": [8, 6, 40, 30]}]))
+
+    assert boxes(folder) == {"x/a.png": [("dog", [8.0, 6.0, 40.0, 30.0])]}
+
+
+@pytest.mark.parametrize("image_id", [9, [1], None])
+def test_an_annotation_of_no_image_is_refused(image_id: Any, folder: Path) -> None:
+    with pytest.raises(UsageError, match=r"annotation 1 is of image .*, which the file does not have"):
+        take_back(folder, coco(["x/a.png"], [{"image_id": image_id, "category_id": 1, "bbox": [8, 6, 40, 30]}]))
+
+
+def test_two_images_of_one_id_are_refused(folder: Path) -> None:
+    with pytest.raises(UsageError, match=r"the image 'x/b.png' has the id 7 of another image"):
+        take_back(folder, coco(["x/a.png", "x/b.png"], [], id=7))
+
+
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [

@@ -583,7 +583,7 @@ def test_images_that_are_not_there_stop_the_job_before_anything_is_written(confi
 
 
 def test_a_wrong_folder_is_told_by_a_name_of_each(config: ShardConfig, tmp_path: Path) -> None:
-    with pytest.raises(RayDetrError, match=r"the json says '0\.jpg', there is 'images/0\.jpg'"):
+    with pytest.raises(RayDetrError, match=r"the json has, for example, '0\.jpg', the folder has 'images/0\.jpg'"):
         shard(replace(config, images=str(tmp_path)))
 
 
