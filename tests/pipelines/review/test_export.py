@@ -174,12 +174,12 @@ def test_addresses_can_be_replaced_by_those_that_a_browser_opens(table: str, tmp
     (task,) = json.loads((tmp_path / "out" / "tasks.json").read_text())
     assert task["data"]["image"] == "https://host/a%20b.jpg"
     assert task["data"]["uri"] == "s3://lake/a b.jpg"
+    with pytest.raises(UsageError, match=r"no address of the chosen images begins with s3://pond/; one is s3://lake/"):
+        give_out(table, tmp_path / "other", "random", 1, image_urls=("s3://pond/", "https://host/"))
     publish(table, [replace(row("c", ("dog", 0.5)), uri="https://cam/c%20d.jpg")], "run-3", now=NOW + timedelta(days=2))
     give_out(table, tmp_path / "web", "random", 9, image_urls=("https://cam/", "https://host/"))
     (web,) = [one for one in json.loads((tmp_path / "web" / "tasks.json").read_text()) if "cam" in one["data"]["uri"]]
     assert web["data"]["image"] == "https://host/c%20d.jpg"  # it is escaped already
-    with pytest.raises(UsageError, match=r"no address of the chosen images begins with s3://pond/; one is s3://lake/"):
-        give_out(table, tmp_path / "other", "random", 1, image_urls=("s3://pond/", "https://host/"))
 
 
 def test_a_coco_json_has_all_classes_and_the_names_of_the_record(table: str, tmp_path: Path) -> None:
