@@ -277,7 +277,7 @@ def test_an_image_processor_that_the_network_cannot_follow_is_refused(folders: d
 
     with pytest.raises(CheckpointError, match=r"its image processor does not resize \(do_resize is false\)"):
         load_detector(none)
-    with pytest.raises(CheckpointError, match="gives pictures different sizes, but a RT-DETR network takes certain"):
+    with pytest.raises(CheckpointError, match="gives pictures different sizes, but a RT-DETR network takes one fixed"):
         load_detector(many)
     with pytest.raises(CheckpointError, match="so nothing says how images are resized"):
         load_detector(bare)

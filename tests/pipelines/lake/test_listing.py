@@ -339,7 +339,7 @@ def test_a_listing_can_be_taken_up_in_another_store(after: str) -> None:
     ["https://user:opensesame@host/a.jpg", "https://host/a.jpg?X-Amz-Signature=opensesame", "ftp://u:opensesame@host/"],
 )
 def test_an_address_that_holds_a_secret_is_refused_since_plan_and_table_would_hold_it(source: str) -> None:
-    with pytest.raises(RayDetrError, match="would be written down") as refused:
+    with pytest.raises(RayDetrError, match="would be stored with it") as refused:
         list_objects([source])
 
     assert "opensesame" not in str(refused.value)

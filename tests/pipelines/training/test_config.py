@@ -27,8 +27,8 @@ def test_names_that_can_be_folders_are_taken(name: str) -> None:
     ("values", "message"),
     [
         *(({"name": name}, "name: ") for name in ("", "a/b", ".hidden", "..", "a b", "-x", "0" * 101)),
-        ({"finetune": None}, "give one of them"),
-        ({"network": "scenes"}, "give one of them"),
+        ({"finetune": None}, "give exactly one"),
+        ({"network": "scenes"}, "give exactly one"),
         ({"finetune": None, "network": "detr-resnet-18"}, "'detr-resnet-18' is not one of detr-resnet-50, "),
         ({"backbone_weights": "resnet50"}, "a model that is fine-tuned has its own"),
         ({"queries": 50}, "a model that is fine-tuned has its own"),
