@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 from pycocotools.coco import COCO
@@ -193,19 +195,31 @@ def test_pyiceberg_reads_the_registered_files(lake: Path, tmp_path: Path, expect
         "PYICEBERG_CATALOG__DEFAULT__WAREHOUSE": f"file://{tmp_path}/warehouse",
     }
     ours = next(one for one in sys.path if one.endswith("site-packages"))
+    table = tmp_path / "table"
+    shutil.copytree(lake / "table", table)
     code = (
         f"import sys; sys.path.append({ours!r}); from jobs.export import main; "
-        f"main(['--table', {str(lake / 'table')!r}, '--to', 'iceberg', '--out', 'lake.detections'])"
+        f"main(['--table', {str(table)!r}, '--to', 'iceberg', '--out', 'lake.detections'])"
     )
     root = str(Path(__file__).parents[2])
-    for files in ("1 file", "0 files"):  # the second time it is there already
+
+    def register() -> str:
         done = subprocess.run(
             [READERS, "-c", code], capture_output=True, text=True, check=False, env={**os.environ, **catalog}, cwd=root
         )
         assert done.returncode == 0, done.stderr
-        assert f"5 of 5 rows, {files}: lake.detections" in done.stdout
+        return done.stdout
+
+    assert "5 of 5 rows, 1 file: lake.detections" in register()
+    assert "5 of 5 rows, 0 files: lake.detections" in register()  # it is there already
+    later = [Row(f"file://{lake}/images/later.png", width=9, height=9, detections=found((9, 9), 1, 9), kept=("north",))]
+    origin = Origin("detr@1", 0.05, "run-2", 0, NOW)
+    data = encode(rows_to_table(later, pa.schema([("station", pa.string())]), origin=origin))
+    open_store(str(table)).put("data/run-2/00000.parquet", data)
+    assert "6 of 6 rows, 1 file: lake.detections" in register()  # with a column that the table did not have
 
     boxes, failures = read_by_tool("iceberg", "lake.detections", lake / "images", catalog)
+    assert len(boxes.pop("later.png")) == 1
     check(boxes, expected)
     assert {name.rpartition("/")[2]: why for name, why in failures.items()} == {
         "bad.png": "truncated: the PNG ends early"
