@@ -38,7 +38,7 @@ help: ## list the targets
 demo: .venv/.ready ## draw scenes, label them through Ray into a table, query it, measure it: no network, under 2 minutes
 	@$(BIN)/python -m jobs.demo --out $(DEMO)
 
-test: .venv/.ready ## everything that needs no service, no root and no GPU, under 20 minutes
+test: .venv/.ready ## everything that needs no service, no root and no GPU: half an hour to 50 minutes on 2 cores
 	$(PYTEST) $(ON_ALL_CORES) --dist worksteal -m "$(FAST)"
 	$(PYTEST) $(ON_ALL_CORES) $(STOP_HUNG) --dist loadfile -m "(ray or slow or faults) and not s3 and not gpu and not long"
 
@@ -47,7 +47,7 @@ lint: .venv/.ready ## format, lint and strict types
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
 
-check: lint ## lint, and the fast tests: under 5 minutes
+check: lint ## lint, and the fast tests: 5 to 8 minutes on 2 cores
 	$(PYTEST) $(ON_ALL_CORES) --dist worksteal -m "$(FAST)"
 	@$(MAKE) --no-print-directory audit
 

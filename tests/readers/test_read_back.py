@@ -219,8 +219,8 @@ def test_pyiceberg_reads_the_registered_files(lake: Path, tmp_path: Path, expect
     assert "6 of 6 rows, 1 file: lake.detections" in register()  # with a column that the table did not have
 
     boxes, failures = read_by_tool("iceberg", "lake.detections", lake / "images", catalog)
-    assert len(boxes.pop("later.png")) == 1
-    check(boxes, expected)
+    assert len(boxes["later.png"]) == 1
+    check({name: one for name, one in boxes.items() if name != "later.png"}, expected)
     assert {name.rpartition("/")[2]: why for name, why in failures.items()} == {
         "bad.png": "truncated: the PNG ends early"
     }
