@@ -120,7 +120,7 @@ class Environment:
         plan_ahead: Writes the plan while its durable segments are labelled.
         threads: Objects of the table to read at once.
         check_lease: Called from time to time; raises `RayDetrError` if this process has lost the table's lease.
-        meter: Knows when a limit on time or cost is reached; by default there are none.
+        meter: Measures time and cost against their limits. The default has no limits.
         watchdog: Reports stages that make no progress; by default nothing.
         show: Called with the progress, in the driver's thread.
         on_shard: Called with the run's name and the report of each shard that is committed.
