@@ -195,11 +195,7 @@ class Detector:
             FloatingPointError: it holds NaN or infinity.
         """
         if not ranked.isfinite().all():  # it would pass for "nothing found"
-            advice = {
-                "fp16": "use precision bf16 or fp32: its values may be too large for fp16",
-                "bf16": "use precision fp32",
-            }.get(self.precision, "its weights are damaged, or its training diverged")
-            raise FloatingPointError(f"{self.name} produced NaN or infinite values in {self.precision}; {advice}")
+            raise not_finite(self.name, self.precision)
         return read_detections(ranked, self.config.categories)
 
     @torch.no_grad()
@@ -252,3 +248,12 @@ def choose_precision(precision: str, device: torch.device) -> Precision:
         if precision == known:
             return known
     raise ValueError(f"precision: {precision!r} is not one of auto, fp32, tf32, bf16, fp16")
+
+
+def not_finite(name: str, precision: Precision) -> FloatingPointError:
+    """Return the error of a model whose results are NaN or infinite in a precision."""
+    advice = {
+        "fp16": "use precision bf16 or fp32: its values may be too large for fp16",
+        "bf16": "use precision fp32",
+    }.get(precision, "its weights are damaged, or its training diverged")
+    return FloatingPointError(f"{name} produced NaN or infinite values in {precision}; {advice}")

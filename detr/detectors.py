@@ -109,7 +109,7 @@ def load_detector(
     Args:
         ref: what `detr.load` takes, or a model directory or hub id of a type of `detr.families.FAMILIES`.
         device: as for `Detector`.
-        precision: as for `Detector`; models of `transformers` have fp32, and tf32 on GPUs.
+        precision: as for `Detector`; for models of `transformers`, "auto" is fp32 on every device.
         threshold: the least score that is kept.
         classes: names of the classes that are wanted, each with its own threshold or None; None wants all.
         batch_size: images in a batch at most.

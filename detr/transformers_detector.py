@@ -1,13 +1,13 @@
 """A detector of `transformers` on a device, with the interface of `detr.detector.Detector`."""
 
-from collections.abc import Mapping, Sequence
-from typing import overload
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from detr.batching import Batch, HostBatch, Prepared, equal_batches
-from detr.detector import choose_device, choose_precision
+from detr.detector import choose_device, choose_precision, not_finite
 from detr.device import float32_arithmetic, transfer_for
 from detr.image_stream import detect_batch, detect_images
 from detr.images.inputs import AnyImage
@@ -19,6 +19,9 @@ from detr.size_rule import SizeRule
 from detr.transformers_model import TransformersModel
 
 SHAPES_KEPT = 65_536  # sizes of pictures whose target shape is remembered
+_HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# In the names of the parts that give scores, boxes, and the points that boxes are measured from, in every family.
+_HEADS = ("bbox", "class", "score", "lqe", "ref_point", "reference_points")
 
 
 class TransformersDetector:
@@ -49,7 +52,8 @@ class TransformersDetector:
         Args:
             model: of `detr.transformers_model.load_transformers_model`.
             device: as for `Detector`.
-            precision: "fp32", on GPUs also "tf32"; "auto" is fp32 on every device.
+            precision: as for `Detector`, but "auto" is fp32 on every device. "bf16" and "fp16" compute products and
+                convolutions in half precision (PyTorch's autocast), all heads in float32.
             threshold: the least score that is kept; 0 keeps everything that the model's processor returns.
             classes: as for `Detector`.
             batch_size: as for `Detector`.
@@ -61,7 +65,7 @@ class TransformersDetector:
         self.name = name or model.name
         self.identity, self.categories, self.family = model.identity, model.categories, model.family
         self.device = choose_device(device)
-        self.precision = choose_precision(family_precision(precision, model.family, name=self.name), self.device)
+        self.precision = choose_precision(family_precision(precision), self.device)
         self._transfer = transfer_for(self.device)
         self._launcher = Launcher(
             self._transfer.release, device=self.device, precision=self.precision, batch_size=batch_size
@@ -69,6 +73,9 @@ class TransformersDetector:
         self._thresholds = class_thresholds(model.categories, threshold, classes=classes, model=self.name)
         self._model = model
         self._network = model.network.to(self.device)
+        if self.precision in _HALVES:
+            for head in _heads(self._network):
+                _compute_in_float32(head, self.device.type)
         self._shapes: dict[tuple[int, int], tuple[int, int]] = {}
 
     @overload
@@ -137,7 +144,11 @@ class TransformersDetector:
             shape = (len(batch), *pixels.shape[2:])
             mask = torch.ones(shape, dtype=torch.int64, device=self.device) if padding is None else (~padding).long()
             inputs["pixel_mask"] = mask
-        with float32_arithmetic(tf32=self.precision == "tf32"):
+        half = _HALVES.get(self.precision)
+        with (
+            float32_arithmetic(tf32=self.precision == "tf32"),
+            torch.autocast(self.device.type, dtype=half, enabled=half is not None),
+        ):
             output = self._network(pixel_values=pixels, **inputs)
         download = self._transfer.download(torch.cat((output.logits, output.pred_boxes), dim=2))
         upright = batch.sizes[:, 2:].clone()
@@ -146,10 +157,7 @@ class TransformersDetector:
     def _read(self, rows: Tensor, upright: Tensor) -> list[Detections]:
         """Return the detections of each image of the network's `(B, Q, K + 4)` logits and boxes."""
         if not rows.isfinite().all():  # it would pass for "nothing found"
-            raise FloatingPointError(
-                f"{self.name} produced NaN or infinite values in {self.precision}; its weights are damaged, or its "
-                "training diverged"
-            )
+            raise not_finite(self.name, self.precision)
         return [self._ranked(found) for found in self._model.postprocess(rows[..., :-4], rows[..., -4:], upright)]
 
     def _ranked(self, found: Mapping[str, Tensor]) -> Detections:
@@ -164,3 +172,25 @@ class TransformersDetector:
             scores=scores[order].clone(),
             boxes_xyxy=boxes[order].clone(),
         )
+
+
+def _heads(network: nn.Module) -> Iterator[nn.Module]:
+    """Yield the parts of a network that give scores and boxes, each once."""
+    for name, part in network.named_children():
+        if not any(word in name for word in _HEADS):
+            yield from _heads(part)
+        elif isinstance(part, nn.ModuleList):  # one for each layer of the decoder
+            yield from part
+        else:
+            yield part
+
+
+def _compute_in_float32(part: nn.Module, device_type: str) -> None:
+    """Make a part of a network compute in float32 inside autocast."""
+    compute = part.forward
+
+    def exact(*values: Any) -> Any:
+        with torch.autocast(device_type, enabled=False):
+            return compute(*(value.float() for value in values))
+
+    part.forward = exact

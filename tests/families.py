@@ -191,3 +191,12 @@ def differences(found: Detections, expected: Sequence[dict[str, Any]]) -> tuple[
     pairs = linear_sum_assignment(scores / 1e-4 + boxes / 0.05 + 1e9 * is_other)
     assert not is_other[pairs].any()
     return float(scores[pairs].max()), float(boxes[pairs].max())
+
+
+def matches(found: Detections, expected: Detections, *, score: float, pixels: float) -> int:
+    """Return how many of `expected` have a detection of their class within `score` and `pixels`, each its own."""
+    scores = (found.scores[:, None] - expected.scores).abs() <= score
+    boxes = (found.boxes_xyxy[:, None] - expected.boxes_xyxy).abs().amax(-1) <= pixels
+    near = (scores & boxes & (found.category_ids[:, None] == expected.category_ids)).numpy()
+    pairs = linear_sum_assignment(near, maximize=True)
+    return int(near[pairs].sum())

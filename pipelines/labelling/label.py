@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from detr.precision import family_precision
 from pipelines.caps import Meter, adding_costs, metering
 from pipelines.clock import SystemClock
-from pipelines.errors import RayDetrError, UsageError
+from pipelines.errors import RayDetrError
 from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.driver import RunResult, run_labelling
 from pipelines.labelling.job import Environment, LabellingJob
@@ -160,7 +160,8 @@ def label(
             model = _identify(config, runner)  # before anything is written
             if model.pinned is not None:
                 runner.pin_model(model.pinned)
-            config = _with_precision(config, model)
+            if not model.is_native:
+                config = replace(config, precision=family_precision(config.precision))
             runner.use_precision(config.precision)
             table = open_store(config.table, config.table_options)
             store = require_create_only(table, what="a table", loss="two runs could lose each other's rows")
@@ -252,20 +253,6 @@ def _identify(config: LabelConfig, runner: RayRunner) -> ModelInfo:
     if config.masks:
         check_masks(model, reference=config.model)
     return model
-
-
-def _with_precision(config: LabelConfig, model: ModelInfo) -> LabelConfig:
-    """Return the configuration with the precision of a model of `transformers`, which is the same on every device.
-
-    Raises:
-        UsageError: the model does not support the requested precision.
-    """
-    if model.is_native:
-        return config
-    try:
-        return replace(config, precision=family_precision(config.precision, model.family, name=config.model))
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
 
 def _request(config: LabelConfig, model: ModelInfo) -> RunRequest:

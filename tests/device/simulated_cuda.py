@@ -311,6 +311,9 @@ def _run(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     wants_device = kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "cuda"
     pins = bool(kwargs.pop("pin_memory", None))
     if not on_device and not wants_device:
+        if any(tensor.is_meta for tensor in tensors):
+            # under a mode, `torch.tensor(..., device="meta")` makes a tensor in CPU memory
+            args = tree_map(_without_memory, args)
         made = func(*args, **kwargs)
         return _simulated().pin(made) if pins else made
     if _is_composite(func):  # in inference mode PyTorch hands these over whole
@@ -353,6 +356,10 @@ def _is_composite(func: Any) -> bool:
 
 def _values(value: Any) -> Any:
     return value.elem if isinstance(value, SimulatedTensor) else value
+
+
+def _without_memory(value: Any) -> Any:
+    return value.to("meta") if isinstance(value, Tensor) else value
 
 
 def _copy_(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

@@ -43,16 +43,19 @@ def test_detect_prints_what_the_pipeline_finds(model: Path, tmp_path: Path, caps
     )
 
 
-def test_half_precision_is_refused_by_the_command_line(
+def test_half_precision_is_taken_from_the_command_line_and_auto_is_fp32(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     random_images((50, 70))[0].save(tmp_path / "a.png")
+    scores = {}
+    for precision in ("auto", "fp32", "bf16"):
+        detect.main(
+            [str(tmp_path / "a.png"), "--model", str(model), "--precision", precision, "--threshold", "0", "--json"]
+        )
+        scores[precision] = [one["score"] for one in json.loads(capsys.readouterr().out)["detections"]]
 
-    with pytest.raises(SystemExit) as ended:
-        detect.main([str(tmp_path / "a.png"), "--model", str(model), "--precision", "bf16"])
-
-    assert ended.value.code == 2
-    assert "precision: bf16 is not offered for" in capsys.readouterr().err
+    assert scores["auto"] == scores["fp32"] != scores["bf16"]
+    assert scores["bf16"] == pytest.approx(scores["fp32"], abs=0.02)
 
 
 @pytest.mark.slow

@@ -17,7 +17,6 @@ from PIL import Image
 
 from detr.postprocess import Detections
 from detr.scenes.files import write_scenes
-from pipelines.errors import UsageError
 from pipelines.evaluation.annotations import read_annotations
 from pipelines.evaluation.evaluate_model import ModelEvaluationConfig, evaluate_model
 from pipelines.labelling import actor_pool as pool
@@ -133,7 +132,7 @@ def test_awkward_files_have_the_rows_that_they_have_with_detr(local_ray: str, tm
     assert len(table) > 100
 
 
-def test_a_model_of_another_family_is_evaluated_and_its_half_precision_refused(
+def test_a_model_of_another_family_is_evaluated_and_labels_in_the_precision_that_was_asked_for(
     local_ray: str, lake: Path, tmp_path: Path
 ) -> None:
     folder = write_family("rt_detr", tmp_path / "rt")
@@ -149,8 +148,9 @@ def test_a_model_of_another_family_is_evaluated_and_its_half_precision_refused(
     evaluation = evaluate_model(config, read_annotations(str(path)))
 
     assert (evaluation.images, evaluation.evaluated, evaluation.threshold) == (8, 8, 0.0)
-    with pytest.raises(UsageError, match=r"precision: bf16 is not offered for .*rt, a RT-DETR model"):
-        label(LabelConfig((str(lake),), table=str(tmp_path / "other"), model=str(folder), precision="bf16"))
+    half = LabelConfig((str(lake),), table=str(tmp_path / "half"), model=str(folder), precision="bf16")
+    label(half)
+    assert {json.loads(row["settings"])["precision"] for row in rows(half).values()} == {"bf16"}
     info = identify_model(str(folder), StoreOptions())
     assert (info.family, info.is_native) == ("rt_detr", False)
     again = replace(info, id=f"rt@{info.sha256[:12]}")
