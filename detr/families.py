@@ -106,7 +106,7 @@ def family_categories(config: Mapping[str, Any], names: Mapping[int, str], *, so
     if not names or sorted(names) != list(range(len(names))):
         raise CheckpointError(
             f"checkpoint {source}: config.json: id2label must name the class indices 0 to {max(0, len(names) - 1)}, "
-            f"but it names {', '.join(map(str, sorted(names)[:8]))}. A data set's ids belong into category_ids."
+            f"but it names {', '.join(map(str, sorted(names)[:8]))}. A data set's ids belong in category_ids."
         )
     nameless = [index for index in sorted(names) if not names[index]]
     if nameless:
