@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from detr.tiles import make_tiling
 from jobs._viewer import MOST_PICTURES, has_viewer, open_pictures
 from jobs.exits import run_process
-from jobs.options import add_device_options, add_options, local_path, note_on_model, share
+from jobs.options import add_device_options, add_options, check_stays, local_path, note_on_model, share
 from jobs.parser import CommandParser
 from pipelines.labelling.config import PlanConfig
 
@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if args.draw is not None and args.draw.exists() and not args.draw.is_dir():
         parser.error(f"--draw {args.draw} is a file: name a folder, which is made if it is missing")
+    check_stays(parser, "--draw", None if args.draw is None else str(args.draw))
     if args.open and args.draw is None:
         parser.error("--open opens the pictures of --draw: give --draw DIR as well")
     if args.open and not has_viewer():

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TextIO, get_args
 from detr.precision import Precision
 from jobs._evaluation_report import report
 from jobs.exits import run_process
-from jobs.options import add_options, local_path, make_config, share, with_its_error
+from jobs.options import add_options, check_stays, local_path, make_config, share, with_its_error
 from jobs.parser import CommandParser
 from pipelines.errors import BudgetExceeded
 from pipelines.labelling.config import LabelConfig
@@ -67,9 +67,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_has_images(evaluation)
 
     figures = json.dumps(evaluation.as_json(), indent=2)
+    print(figures if args.json else report(evaluation), flush=True)  # first: writing can fail
     if args.output is not None:
-        write_document(args.output, f"{figures}\n".encode(), what="the figures", options=options)
-    print(figures if args.json else report(evaluation))
+        write_document(args.output, f"{figures}\n".encode(), what="the figures", options=options.of_table())
     if args.plot is not None:
         whose = " and ".join(evaluation.models) or file_name(args.results or args.table or args.model)
         title = f"{whose}, {evaluation.images:,} images"
@@ -152,8 +152,19 @@ def _check_fit(parser: CommandParser, args: argparse.Namespace) -> None:
         parser.error("--tolerance needs --expect-ap")
     if args.max_drop is not None and args.baseline is None:
         parser.error("--max-drop needs --baseline")
+    if args.output is not None and args.baseline is not None and _is_one(args.output, args.baseline):
+        parser.error(f"--output {args.output} would replace the baseline: give another file")
+    check_stays(parser, "--output", args.output)
+    check_stays(parser, "--keep-table", args.keep_table)
+    check_stays(parser, "--plot", None if args.plot is None else str(args.plot))
     if args.expect_ap is not None and args.expect_ap <= 1:
         parser.error(f"--expect-ap {args.expect_ap:g}: give points, as published: 42.0 is an AP of 0.420")
+
+
+def _is_one(uri: str, other: str) -> bool:
+    from pipelines.store import join_uri, split_uri
+
+    return join_uri(*split_uri(uri)) == join_uri(*split_uri(other))
 
 
 def _evaluate(

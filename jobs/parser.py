@@ -16,6 +16,16 @@ AS_WRITTEN = argparse.RawDescriptionHelpFormatter
 _ADDRESS = re.compile(r"([A-Za-z][\w+.-]*):/+([^\s'\"]+)")
 
 
+class _Store(argparse.Action):
+    """Stores the values of an option. A list option that is given again adds to its list; argparse would replace it."""
+
+    def __call__(self, _parser: Any, namespace: argparse.Namespace, values: Any, _name: str | None = None) -> None:
+        before = getattr(namespace, self.dest, None)
+        if self.nargs == "+" and before is not None and before is not self.default:
+            values = [*before, *values]
+        setattr(namespace, self.dest, values)
+
+
 class CommandParser(argparse.ArgumentParser):
     """Parser of one command: `--max_images` means `--max-images`, and an error is one line.
 
@@ -27,6 +37,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def __init__(self, command: str, description: str | None, *, usage: str | None = None) -> None:
         super().__init__(prog=typed_program(command), description=description, formatter_class=AS_WRITTEN)
+        self.register("action", None, _Store)  # where add_argument has no `action`
         self._usage = usage
         self._words: list[str] = []
 

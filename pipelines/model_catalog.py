@@ -110,7 +110,12 @@ def copy_model(reference: str, out: str, options: StoreOptions) -> ModelInfo:
     """
     wanted = identify_model(reference, options)
     try:
-        folder = locate(reference)
+        folder = locate(reference.removeprefix("file://"))
+        if not folder.is_dir():
+            raise UsageError(
+                f"model {reference} is a single file, which is not copied: give it to --model as it is, or name a "
+                "model directory."
+            )
         names = model_files([path.name for path in folder.iterdir()], source=reference)
         store = open_store(out, options)
         present = {entry.key: entry.size for entry in store.list()}

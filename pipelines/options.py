@@ -48,8 +48,8 @@ class Option:
         if self.above is not None:
             return f"above {self.above:g}" + ("" if self.at_most is None else f" and at most {self.at_most:g}")
         if self.at_least is not None and self.at_most is not None:
-            return f"in {self.at_least:g}..{self.at_most:g}"
-        return "" if self.at_least is None else f"at least {self.at_least:g}"
+            return f"in {_number(self.at_least)}..{_number(self.at_most)}"
+        return "" if self.at_least is None else f"at least {_number(self.at_least)}"
 
     def allows(self, value: float) -> bool:
         """Whether a number is within the limits, and finite unless infinity is allowed."""
@@ -60,6 +60,10 @@ class Option:
             and (self.above is None or value > self.above)
             and (self.at_most is None or value <= self.at_most)
         )
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +167,7 @@ def check_options(config: Any) -> None:
             if one.choices and single not in one.choices:
                 raise ValueError(f"{name}: {single!r} is not one of {', '.join(map(str, one.choices))}")
             if one.kind in (int, float) and not one.option.allows(single):
-                raise ValueError(f"{name}: {single:g} is not {one.option.limits or 'a finite number'}")
+                raise ValueError(f"{name}: {_number(single)} is not {one.option.limits or 'a finite number'}")
 
 
 def _count(text: str) -> int:

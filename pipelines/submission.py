@@ -183,25 +183,32 @@ def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], obje
     while True:
         # whatever `write` raises ends following: taken for the cluster's, it would be tried again for ever
         passed_on = asyncio.run(_pass_on(client, job_id, write, passed_on))
+        ended: JobDetails | None = None
         try:
             details = client.get_job_info(job_id)
-            reached = time.monotonic()
-            rest = client.get_job_logs(job_id) if details.status.is_terminal() else None
-        except (OSError, RuntimeError, aiohttp.ClientError) as error:
+            ended = details if details.status.is_terminal() else None
+            rest = "" if ended is None else client.get_job_logs(job_id)
+        except (OSError, RuntimeError, RayError, aiohttp.ClientError) as error:
             if "status code 404" in str(error):
                 raise RayDetrError(
                     f"the cluster does not know job {job_id} any more: its head node was probably replaced. "
                     "The same command submits it again."
                 ) from error
-            if time.monotonic() - reached > UNREACHABLE_SECONDS:
+            if time.monotonic() - reached <= UNREACHABLE_SECONDS:
+                pass
+            elif ended is not None:
+                write(f"note: the rest of the log cannot be read: {first_line(error)}\n")
+                return _job_end(ended)
+            else:
                 raise RayDetrError(
                     f"the cluster has not answered for {UNREACHABLE_SECONDS / 60:.0f} minutes ({first_line(error)}). "
                     f"Job {job_id} may still run; the same command follows it again."
                 ) from error
         else:
-            if rest is not None:
+            reached = time.monotonic()
+            if ended is not None:
                 write(rest[passed_on:])
-                return JobEnd(_exit_code(details), details.message or str(details.status))
+                return _job_end(ended)
         time.sleep(POLL_SECONDS)
 
 
@@ -229,8 +236,12 @@ def _attempt_id(base: str, number: int) -> str:
 def _by_id(client: JobSubmissionClient) -> dict[str, JobDetails]:
     try:
         return {details.submission_id: details for details in client.list_jobs() if details.submission_id}
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, RayError) as error:
         raise RayDetrError(f"the Ray job server does not list its jobs: {first_line(error)}") from error
+
+
+def _job_end(details: JobDetails) -> JobEnd:
+    return JobEnd(_exit_code(details), details.message or str(details.status))
 
 
 def _exit_code(details: JobDetails) -> int:

@@ -82,6 +82,7 @@ class ModelEvaluationConfig:
             actors=self.actors,
             max_error_rate=_EVERY_ERROR_RATE,
             image_options=self.options,
+            shared_folders=True,  # `_check_is_reached` has looked at the table
             verbose=self.verbose,
         )
 

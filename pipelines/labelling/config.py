@@ -17,6 +17,7 @@ from pipelines.labelling.process_time import DECODE_SECONDS
 from pipelines.options import check_options, group, number_range, option
 from pipelines.store import StoreOptions, TableOptions, check_no_secret, join_uri, split_uri, without_secrets
 
+MOST_SHARD_IMAGES: Final = 10**9
 NO_CREDENTIALS: Final = "Omit them: credentials are found as docs/security.md says."
 
 RetryErrors = Literal["transient", "all"]
@@ -113,10 +114,11 @@ class PlanConfig:
         default=None,
         metavar="N",
         at_least=1,
+        at_most=MOST_SHARD_IMAGES,
     )
     max_images: int | None = option("label only the first N images (all)", default=None, metavar="N", at_least=1)
     sample: int | None = option("label N images drawn at random (all)", default=None, metavar="N", at_least=1)
-    seed: int = option("random seed of --sample", default=0)
+    seed: int = option("random seed of --sample", default=0, at_least=-(2**63), at_most=2**63 - 1)
     keep: tuple[str, ...] = option(
         "columns of the lists of URIs to copy into the table (none)", default=(), metavar="COLUMN"
     )
@@ -138,6 +140,10 @@ class PlanConfig:
         "which images count as labelled: those with rows of the same model and settings, or of any; after a promotion "
         "of another model, any labels only what is new",
         default="same",
+    )
+    shared_folders: bool = option(
+        "local paths are shared by all nodes, as with NFS; without it, a cluster of several nodes refuses them",
+        default=False,
     )
     image_options: StoreOptions = group(StoreOptions)
     table_access: TableOptions = group(TableOptions, prefix="table_")

@@ -35,6 +35,7 @@ from pipelines.labelling.run import RunRequest
 from pipelines.labelling.segments import publishing
 from pipelines.lake.listing import list_objects
 from pipelines.lake.member_files import MemberIndexes
+from pipelines.lake.uri_tables import is_uri_table
 from pipelines.models import ModelInfo, absolute_reference, check_classes, check_masks, identify_model
 from pipelines.store import (
     StoreError,
@@ -155,6 +156,7 @@ def label(
                 show_unfinished=progress.show_unfinished,
                 watchdog=watchdog,
                 meter=meter,
+                own_disks=own_disks(config),
             )
             before_the_lease.callback(runner.close)
             model = _identify(config, runner)  # before anything is written
@@ -221,6 +223,13 @@ def _spec(config: LabelConfig) -> LabelerSpec:
         masks=config.masks,
         tiling=config.tiling,
     )
+
+
+def own_disks(config: LabelConfig) -> list[str]:
+    """Return what actors read or write and a cluster of several machines must not have on the disk of one."""
+    if config.shared_folders:
+        return []
+    return [*(uri for uri in config.images if not is_uri_table(uri)), config.table]  # the driver alone reads lists
 
 
 def _actors(config: LabelConfig) -> Actors:

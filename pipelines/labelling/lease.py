@@ -76,7 +76,7 @@ def this_process() -> Process:
 def is_dead(process: Process, here: Process) -> bool:
     """Return whether a process is known to have ended: it ran on this machine and does not exist any more."""
     is_neighbour = (process.boot, process.namespace) == (here.boot, here.namespace)
-    return is_neighbour and _started(process.pid) != process.started
+    return is_neighbour and _started(process.pid) not in (process.started, _UNKNOWN)
 
 
 def is_free(holder: Holder, here: Process, now: datetime) -> bool:
@@ -329,6 +329,7 @@ def _wait_for(take: Callable[[], Any], wait_seconds: float, say: Callable[[str],
         clock.sleep(min(WAIT_SECONDS, left))
 
 
+_UNKNOWN = "unknown"  # when a process was started that exists, but of which /proc says nothing
 _ADVICE = "Wait for it (--wait-minutes), or stop it."
 
 
@@ -385,5 +386,16 @@ def _started(pid: int) -> str | None:
         # after the name, which may contain anything, comes field 3, the state; field 22 is the time of its start
         fields = Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]  # a zombie has ended
-    except (FileNotFoundError, ProcessLookupError):
-        return None
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return _UNKNOWN if _exists(pid) else None
+
+
+def _exists(pid: int) -> bool:
+    """Return whether a process exists: mounted with `hidepid`, /proc hides those of other users."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except ProcessLookupError:
+        return False
+    return True

@@ -72,6 +72,7 @@ class RayRunner:
         watchdog: Watchdog,
         show_unfinished: Callable[[int], None] = lambda _: None,
         meter: Meter | None = None,
+        own_disks: Sequence[str] = (),
     ) -> None:
         """Hold what actors will be given.
 
@@ -82,7 +83,9 @@ class RayRunner:
             watchdog: names what is waited for too long.
             show_unfinished: called with the number of finished images in shards that are not committed.
             meter: counts the cluster's nodes, and says when the run is to stop.
+            own_disks: paths and URIs that are refused on a cluster of several machines where they are local.
         """
+        self._own_disks = own_disks
         self._spec, self._actors, self._show, self._watchdog = spec, actors, show, watchdog
         self._show_unfinished = show_unfinished
         self._session = ExitStack()
@@ -223,11 +226,12 @@ class RayRunner:
 
     def _connection(self) -> _Connection:
         from pipelines.actor_resources import ActorShare, count_nodes_for, wait_for_pool
-        from pipelines.cluster import connected
+        from pipelines.cluster import connected, refuse_local
         from pipelines.doctor.at_start import check_at_start
 
         self._session.enter_context(connected(verbose=self._actors.verbose))
         check_at_start()
+        refuse_local(self._own_disks, are_shared=False)
         try:
             pool = wait_for_pool(
                 self._actors.least,

@@ -120,7 +120,7 @@ def resolve(
         if not is_image_name(key):
             _check_may_be_an_image(key, store.get_range(key, 0, _BEGINNING_BYTES), name)
         yield LakeObject(join_uri(root, key), entry.etag, entry.size, modified=entry.modified)
-    elif is_glob(key):
+    elif is_glob(key) and not _is_folder(store, key):
         folder = Folder(name, store, root, literal_start(key), glob_to_regex(key))
         if opening.takes(key):
             yield replace(folder, opening=opening)
@@ -139,6 +139,11 @@ def resolve(
             files = re.compile(re.escape(folder.prefix) + r".*\.parquet", re.DOTALL | re.IGNORECASE)
             folder = replace(folder, pattern=files, opening=opening)
         yield folder
+
+
+def _is_folder(store: Store, key: str) -> bool:
+    """Return whether a key that could be a pattern, such as `photos [2024]/`, is the name of a folder."""
+    return "*" not in key and next(iter(store.list(f"{key.rstrip('/')}/")), None) is not None
 
 
 def _check_may_be_an_image(path: str, beginning: bytes, name: str) -> None:

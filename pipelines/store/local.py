@@ -100,7 +100,7 @@ class LocalStore:
         except (OSError, ValueError) as error:
             raise _explained(error, path, "written") from error
         finally:
-            with suppress(FileNotFoundError, NotADirectoryError, PermissionError, ValueError):
+            with suppress(OSError, ValueError):  # whatever is wrong with the folder, the write has said it
                 os.unlink(unfinished)  # noqa: PTH108
         return etag
 

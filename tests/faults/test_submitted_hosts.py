@@ -121,7 +121,17 @@ def test_a_submitted_labelling_run_that_loses_a_host_has_every_row_once(
     lake: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, report: Callable[..., None]
 ) -> None:
     work, table = tmp_path / "work", tmp_path / "table"
-    command = ("label", "--images", str(lake(IMAGES)), "--table", str(table), "--run-id", "run", *MODEL)
+    command = (
+        "label",
+        "--images",
+        str(lake(IMAGES)),
+        "--table",
+        str(table),
+        "--run-id",
+        "run",
+        "--shared-folders",
+        *MODEL,
+    )
     command += ("--shard-images", str(SHARD), "--actors", ACTORS)
     with two_hosts(monkeypatch, **environment(work)) as hosts, watched(table, tmp_path / "history") as seen:
         ran = run_and_lose_a_host(hosts, command, lambda: sum(one.host == "worker" for one in begun(work)) >= 20)

@@ -22,7 +22,7 @@ IN_FLIGHT = 4 * SHARD * 2  # images of the shards in flight on the worker's acto
 
 def run_on(hosts: TwoHosts, lake: Path, table: Path, work: Path) -> Drivers:
     """Return a run whose driver is on the head."""
-    options = ("--shard-images", str(SHARD), "--actors", ACTORS, "--json")
+    options = ("--shard-images", str(SHARD), "--actors", ACTORS, "--shared-folders", "--json")
     return Drivers(lake, table, CountingRay(hosts.address, work), "run", options, python=hosts.python("head"))
 
 

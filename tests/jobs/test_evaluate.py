@@ -164,6 +164,10 @@ def test_a_table_of_some_classes_is_refused_unless_it_is_allowed(
         (["--model", "scenes"], "--model needs --images"),
         (["--table", "t", "--tolerance", "0.1"], "--tolerance needs --expect-ap"),
         (["--table", "t", "--max-drop", "0.1"], "--max-drop needs --baseline"),
+        (
+            ["--table", "t", "--baseline", "a/b.json", "--output", "./a/b.json"],
+            "would replace the baseline: give another",
+        ),
         (["--table", "t", "--expect-ap", "0.42"], "give points, as published: 42.0 is an AP of 0.420"),
         (["--table", "t", "--expect-ap", "142"], "'142' is not in 0..100"),
         (["--table", "t", "--plot", "curves.txt"], "plot: 'curves.txt' has none of the endings"),
@@ -216,9 +220,12 @@ def test_the_figures_go_to_a_bucket_and_are_a_baseline_from_there(
     assert f"AP is 0.5050, that of {figures} 0.5050: no worse by more than 0.002" in capsys.readouterr().out
 
 
-def test_a_file_that_cannot_be_written_stops_with_a_sentence(tmp_path: Path, table: str, annotations: str) -> None:
+def test_a_file_that_cannot_be_written_stops_with_a_sentence_after_the_figures(
+    tmp_path: Path, table: str, annotations: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(RayDetrError, match=r"cannot write the figures to .*nowhere/metrics\.json: No such file"):
         main(["--table", table, "--annotations", annotations, "--output", str(tmp_path / "nowhere" / "metrics.json")])
+    assert capsys.readouterr().out.startswith("AP 0.505")
 
 
 def test_a_plot_is_drawn_with_the_model_in_its_title(tmp_path: Path, table: str, annotations: str) -> None:

@@ -80,7 +80,7 @@ def test_every_option_arrives(asked: list[LabelConfig]) -> None:
         "--anonymous --endpoint http://127.0.0.1:9000 --region eu-west-1 --profile lake --request-payer "
         "--table-endpoint http://127.0.0.1:9001 --table-region eu-west-2 --table-profile us --max-minutes 9 "
         "--cpus-per-actor 4 --gpus-per-actor 0.5 "
-        "--max-cost 7 --price-per-hour 3.5 --verbose"
+        "--max-cost 7 --price-per-hour 3.5 --shared-folders --verbose"
     )
 
     main([*NEEDED, *line.split()])
@@ -116,6 +116,7 @@ def test_every_option_arrives(asked: list[LabelConfig]) -> None:
             ),
             table_access=TableOptions("http://127.0.0.1:9001", "eu-west-2", "us"),
             caps=Caps(9, 7, 3.5),
+            shared_folders=True,
             verbose=True,
         )
     ]

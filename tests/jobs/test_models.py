@@ -137,3 +137,17 @@ def test_download_and_out_belong_together(words: list[str], capsys: pytest.Captu
 
     assert left.value.code == 2
     assert "--download and --out belong together" in capsys.readouterr().err
+
+
+def test_a_single_file_is_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "detr.pth").write_bytes(b"weights")
+    monkeypatch.setattr("pipelines.model_catalog.identify_model", lambda *_: identify_model("scenes", StoreOptions()))
+
+    with pytest.raises(UsageError, match=r"detr\.pth is a single file, which is not copied"):
+        main(["--download", str(tmp_path / "detr.pth"), "--out", str(tmp_path / "copy")])
+
+
+def test_a_folder_given_as_a_file_address_is_copied(tmp_path: Path) -> None:
+    main(["--download", f"file://{EMBEDDED / 'scenes'}", "--out", str(tmp_path / "copy")])
+
+    assert identify_model(str(tmp_path / "copy"), StoreOptions()).sha256

@@ -246,6 +246,10 @@ def test_a_relative_place_in_the_folder_of_a_ray_job_is_refused(
         ("train", "--train /x --name n --recipe scenes --storage runs"),
         ("export", "--table /x --out rows"),
         ("query", "--table /x --out rows.csv SQL"),
+        ("evaluate", "--table /x --annotations /x --output figures.json"),
+        ("evaluate", "--model scenes --images /x --annotations /x --keep-table table"),
+        ("evaluate", "--table /x --annotations /x --plot curve.png"),
+        ("detect", "/x --draw drawn"),
     ],
 )
 def test_every_command_that_writes_refuses_such_a_place(

@@ -24,6 +24,18 @@ def test_underscores_in_the_names_of_options_are_hyphens() -> None:
     assert (args.max_images, args.shard_images) == (5, 7)
 
 
+def test_a_list_option_that_is_given_again_adds_to_its_list() -> None:
+    line = "--images a b --images c --table t --table u --model m --keep x --keep y"
+
+    args = parser().parse_args(line.split())
+
+    assert (args.images, args.keep, args.table) == (["a", "b", "c"], ["x", "y"], "u")
+    made = CommandParser("some", "Some command.")
+    made.add_argument("--scales", nargs="+", type=int, default=[480, 800])
+    assert made.parse_args(["--scales", "1", "--scales", "2", "3"]).scales == [1, 2, 3]
+    assert made.parse_args([]).scales == [480, 800]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -196,7 +196,7 @@ def test_json_is_the_whole_summary(lake: Path, table: Store, capsys: pytest.Capt
 
 def test_what_is_wrong_with_the_line_is_wrong_use(lake: Path, table: Store, capsys: pytest.CaptureFixture[str]) -> None:
     for more, sentence in (
-        (["--shard-images", "0"], "0 is not at least 1"),
+        (["--shard-images", "0"], "0 is not in 1..1,000,000,000"),
         (["--keep", "uri"], "keep: 'uri' is a column"),
     ):
         with pytest.raises(SystemExit) as left:

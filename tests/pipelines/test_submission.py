@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any, cast
@@ -62,6 +63,25 @@ def test_a_connection_that_says_nothing_more_is_left(monkeypatch: pytest.MonkeyP
     end = submission.follow(cast("JobSubmissionClient", Lost()), "job", pieces.append)
 
     assert (end.exit_code, "".join(pieces)) == (0, "begun\nended\nlast\n")
+
+
+def test_a_job_that_has_ended_is_not_followed_for_ever_where_its_log_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    class WithoutLog(Cluster):
+        async def tail_job_logs(self, _job_id: str) -> AsyncIterator[str]:
+            raise RuntimeError("status code 500: no agent")
+            yield
+
+        def get_job_logs(self, _job_id: str) -> str:
+            raise RuntimeError("status code 500: no agent")
+
+    clock = itertools.count(step=60)
+    monkeypatch.setattr("time.sleep", lambda _seconds: None)
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    pieces: list[str] = []
+
+    end = submission.follow(cast("JobSubmissionClient", WithoutLog(exit_code=3)), "job", pieces.append)
+
+    assert (end.exit_code, pieces) == (3, ["note: the rest of the log cannot be read: status code 500: no agent\n"])
 
 
 @pytest.mark.parametrize(("driver", "shell"), [(3, 3), (-9, 137)])

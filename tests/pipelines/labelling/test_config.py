@@ -15,7 +15,12 @@ from pipelines.labelling.settings import settings_differences, settings_text
     ("options", "sentence"),
     [
         ({"images": ()}, "images: name at least one"),
-        ({"shard_images": 0}, "shard images: 0 is not at least 1"),
+        ({"shard_images": 0}, "shard images: 0 is not in 1..1,000,000,000"),
+        ({"shard_images": 2**63}, "shard images: 9,223,372,036,854,775,808 is not in 1..1,000,000,000"),
+        (
+            {"seed": 2**63},
+            "seed: 9,223,372,036,854,775,808 is not in -9,223,372,036,854,775,808..9,223,372,036,854,775,807",
+        ),
         ({"max_images": 0}, "max images: 0 is not at least 1"),
         ({"sample": -1}, "sample: -1 is not at least 1"),
         ({"sample": 1, "max_images": 1}, "exclude each other"),

@@ -16,6 +16,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -147,6 +148,17 @@ def test_a_process_with_the_number_of_a_dead_one_is_not_taken_for_it() -> None:
     assert is_dead(replace(HERE, started="1"), HERE)
     assert not is_dead(replace(HERE, started="1", boot="another"), HERE)  # of another machine nothing is known
     assert not is_dead(replace(HERE, started="1", namespace="pid:[1]"), HERE)
+
+
+@pytest.mark.parametrize("hidden", [FileNotFoundError, PermissionError])  # by hidepid=2 and hidepid=1
+@pytest.mark.parametrize(("signal", "is_there"), [(PermissionError, True), (ProcessLookupError, False), (None, True)])
+def test_a_process_that_proc_hides_is_alive_if_it_exists(
+    hidden: type[OSError], signal: type[OSError] | None, is_there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "read_text", Mock(side_effect=hidden))
+    monkeypatch.setattr(os, "kill", Mock(side_effect=signal))
+
+    assert is_dead(HERE, HERE) is not is_there
 
 
 def test_of_two_that_take_over_at_once_one_is_refused() -> None:

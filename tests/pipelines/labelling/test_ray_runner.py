@@ -14,6 +14,8 @@ import pytest
 
 from pipelines.caps import Caps, Meter
 from pipelines.errors import CapReached, RayDetrError
+from pipelines.labelling.config import LabelConfig
+from pipelines.labelling.label import own_disks
 from pipelines.labelling.outcome import Outcome
 from pipelines.labelling.progress import Progress
 from pipelines.labelling.ray_runner import Actors, RayRunner, cluster_is_given
@@ -70,6 +72,31 @@ def test_closing_does_not_wait_for_nodes(monkeypatch: pytest.MonkeyPatch) -> Non
     closing.join(10)
 
     assert not closing.is_alive()
+
+
+def test_a_cluster_of_several_machines_is_not_given_what_lies_on_one_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.cluster.connected", lambda **_: nullcontext())
+    monkeypatch.setattr("pipelines.cluster.hosts", lambda: {"10.0.0.1", "10.0.0.2"})
+    monkeypatch.setattr("pipelines.doctor.at_start.check_at_start", lambda: None)
+    actors = Actors(least=1, most=None, device="cpu", node_minutes=0, stall_minutes=60, verbose=False)
+    runner = RayRunner(
+        cast("Any", None), actors, show=lambda _: None, watchdog=Watchdog(), own_disks=["s3://lake/", "/data/photos"]
+    )
+    runner.prepare()
+
+    with pytest.raises(RayDetrError, match="/data/photos is a local folder, and the cluster has 2 machines"):
+        runner.try_model()
+    runner.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "refused"),
+    [({}, ["photos/", "s3://lake/", "table"]), ({"shared_folders": True}, []), ({"images": ("list.csv",)}, ["table"])],
+)
+def test_what_actors_read_must_be_where_all_of_them_reach_it(given: dict[str, Any], refused: list[str]) -> None:
+    config = LabelConfig(**{"images": ("photos/", "s3://lake/"), "table": "table", "model": "scenes", **given})
+
+    assert own_disks(config) == refused
 
 
 @pytest.mark.parametrize(("is_reached", "error"), [(True, CapReached), (False, RayDetrError)])

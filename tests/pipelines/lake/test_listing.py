@@ -174,6 +174,15 @@ def test_a_name_with_brackets_that_exists_is_that_image() -> None:
     assert uris(listed(lake("IMG [1].jpg", "IMG 1.jpg"), "s3://lake/IMG [1].jpg")) == ["s3://lake/IMG [1].jpg"]
 
 
+@pytest.mark.parametrize("end", ["", "/"])
+def test_a_folder_with_brackets_in_its_name_that_exists_is_that_folder(end: str) -> None:
+    stores = lake("photos [2024]/1.jpg", "photos 2/1.jpg", "photos {1}/1.jpg")
+
+    assert uris(listed(stores, f"s3://lake/photos [2024]{end}")) == ["s3://lake/photos [2024]/1.jpg"]
+    assert uris(listed(stores, f"s3://lake/photos {{1}}{end}")) == ["s3://lake/photos {1}/1.jpg"]
+    assert uris(listed(stores, "s3://lake/photos [0-9]/1.jpg")) == ["s3://lake/photos 2/1.jpg"]
+
+
 def test_a_list_of_uris_is_read_and_not_listed() -> None:
     stores = lake(list_csv=b"uri,size,station\ns3://b/2.jpg,2,north\nhttps://h/1.jpg?x=1,,south\n,,\n")
 

@@ -148,7 +148,7 @@ def test_a_model_of_another_family_is_evaluated_and_labels_in_the_precision_that
     evaluation = evaluate_model(config, read_annotations(str(path)))
 
     assert (evaluation.images, evaluation.evaluated, evaluation.threshold) == (8, 8, 0.0)
-    half = LabelConfig((str(lake),), table=str(tmp_path / "half"), model=str(folder), precision="bf16")
+    half = LabelConfig((str(lake),), table=str(tmp_path / "half"), model=str(folder), precision="bf16", device="cpu")
     label(half)
     assert {json.loads(row["settings"])["precision"] for row in rows(half).values()} == {"bf16"}
     info = identify_model(str(folder), StoreOptions())

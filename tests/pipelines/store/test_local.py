@@ -8,10 +8,11 @@ import os
 import socket
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipelines.store import AlreadyExists, Misconfigured, NotFound, StoreDown, Stores, open_store
+from pipelines.store import AlreadyExists, Misconfigured, NotFound, StoreDown, StoreError, Stores, open_store
 
 
 def keys_below(folder: Path) -> list[str]:
@@ -137,6 +138,25 @@ def test_a_disk_that_cannot_create_says_why(
 
     with pytest.raises(Misconfigured, match=words):
         open_store(str(tmp_path)).put("x", b"1", create=True)
+
+
+@pytest.mark.parametrize(("code", "words"), [(errno.EROFS, "the disk is read-only"), (errno.EIO, "Input/output error")])
+def test_a_disk_that_fails_in_the_middle_says_why_and_not_that_nothing_can_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, words: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "replace", fail)
+    monkeypatch.setattr(os, "unlink", fail)
+
+    with pytest.raises(StoreError, match=words):
+        open_store(str(tmp_path)).put("x", b"1")
+
+
+def test_a_name_that_is_too_long_is_refused_by_the_store(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="name too long"):
+        open_store(str(tmp_path)).put(f"{'x' * 300}/y", b"1")
 
 
 def test_a_reader_sees_old_or_new_but_never_half(tmp_path: Path) -> None:
