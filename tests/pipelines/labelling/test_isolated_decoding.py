@@ -401,19 +401,21 @@ def test_a_good_image_that_waits_long_for_a_core_is_waited_for() -> None:
     """Ten processes and the children share one core: an image takes far longer than it may compute or sleep."""
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(allowed)})  # inherited by all that are started here
-    busy = [subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) for _ in range(10)]
+    busy: list[subprocess.Popen[bytes]] = []
+    decoder = decoder_in_child(limits=replace(LIMITS, cpu_seconds=0.3, asleep_seconds=0.3))
     try:
-        decoder = decoder_in_child(limits=replace(LIMITS, cpu_seconds=0.3, asleep_seconds=0.3))
+        decoder.prepare(picture(width=11, height=9))  # starts the child, which would take minutes on the busy core
+        busy += [subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) for _ in range(10)]
         began = time.monotonic()
         for number in range(4):
             assert decoder.prepare(picture(width=1100, height=900, seed=number, kind="PNG")).height == 900
         seconds = time.monotonic() - began
-        decoder.close()
     finally:
         os.sched_setaffinity(0, allowed)
         for process in busy:
             process.kill()
             process.wait()
+        decoder.close()
     assert seconds > 3  # else the machine was not busy, and nothing is shown
 
 
