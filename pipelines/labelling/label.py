@@ -128,7 +128,7 @@ def label(
     show = progress.show
     show(Progress("listing images and reading the table"))
     check_answers([(uri, config.image_options) for uri in config.images])
-    check_answers([(f"{config.table.rstrip('/')}/", config.table_options)])  # its own folder is all that must be listed
+    check_answers([(f"{config.table.rstrip('/')}/", config.table_options)])  # only its own folder must be listed
     try:
         indexes = MemberIndexes(open_store(config.table, config.table_options))
         listing = list_objects(

@@ -41,7 +41,7 @@ class WithUnfinishedShards:
         self._show = show
         self._latest: Progress | None = None
         self._unfinished = 0
-        self._shown = 0  # never decreases: what a dead process had done is repeated soon
+        self._shown = 0  # never decreases: the work of a dead process is soon repeated
         self._lock = threading.Lock()
 
     def show(self, progress: Progress) -> None:

@@ -25,7 +25,7 @@ SILENT_SECONDS = 600
 class _Call:
     thread: int
     data: bytes
-    stopwatch: Stopwatch | None = None  # created at the first check: most calls end before, and cost nothing
+    stopwatch: Stopwatch | None = None  # created at the first check: most calls end before it, without any cost
 
 
 class WatchedDecoder:
