@@ -141,7 +141,7 @@ def read_coco_corrections(
 
     Args:
         data: the json.
-        name: what messages call it.
+        name: its name in error messages.
         exported: the images that were exported.
         file_number: of the file on the command line; later files replace earlier ones.
         into: gets what is found.

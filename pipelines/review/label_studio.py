@@ -31,7 +31,7 @@ def read_label_studio(
 
     Args:
         tasks: the list that the file holds.
-        name: what messages call the file.
+        name: name of the file in error messages.
         exported: the images that were exported.
         file_number: of the file on the command line; later files replace earlier ones.
         into: gets what is found.
