@@ -23,5 +23,5 @@ def keep_freed_memory() -> bool:
         return False
     library = ctypes.CDLL(None)
     settings = {_M_ARENA_MAX: 1, _M_MMAP_THRESHOLD: KEPT_BYTES, _M_TRIM_THRESHOLD: KEPT_BYTES}
-    answers = [library.mallopt(parameter, value) for parameter, value in settings.items()]  # all, whatever one returns
+    answers = [library.mallopt(parameter, value) for parameter, value in settings.items()]  # call all in any case
     return all(answers)
