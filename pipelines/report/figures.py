@@ -16,7 +16,7 @@ from pipelines.store import without_secrets
 
 SCORE_BINS: Final = 100  # so that the page's counts are exact at every position of its slider
 MOST_BOXES: Final = 20  # images with more are counted together
-SIZE_EDGES: Final = (0.0, 0.02, 0.04, 0.08, 0.12, 0.16, 0.24, 0.32, 0.48, 0.64, 1.0)  # side of the square, of 1
+SIZE_EDGES: Final = (0.0, 0.02, 0.04, 0.08, 0.12, 0.16, 0.24, 0.32, 0.48, 0.64, 1.0)  # square root of the box's share
 GRID: Final = (9, 12)  # rows and columns of the map of positions
 ERROR_EXAMPLES: Final = 3
 RATE_BARS: Final = 60
