@@ -136,7 +136,7 @@ class ResidualNetwork(nn.Module):
         """
         x = self.relu(self.bn1(self.conv1(pixels)))
         if guard is not None:
-            x = guard(x, 2)  # after the ReLU, where every window holds a real cell, 0 acts as the pool's minus infinity
+            x = guard(x, 2)  # after the ReLU, if every window has a real cell, 0 acts like the pool's minus infinity
         x = F.max_pool2d(x, 3, 2, padding=1)
         stride = 4
         # a trainable norm would update its statistics with the batch twice

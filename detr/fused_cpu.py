@@ -54,7 +54,7 @@ def fuse_convolutions(model: Detr) -> bool:
 
 
 class FusedConvolution(nn.Module):
-    """A convolution with its bias, followed by a ReLU if asked for, or by a residual add and a ReLU.
+    """A convolution with its bias, optionally followed by a ReLU, or by a residual add and a ReLU.
 
     The weights stay in PyTorch's own layout, and oneDNN reorders them at each call. Preparing them in oneDNN's layout
     saves at most 1.5 %, and that layout depends on the shape of the input (docs/measurements.md).

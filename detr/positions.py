@@ -62,6 +62,6 @@ class LearnedPositions(nn.Module):
 
 
 def _interleave(phase: Tensor, scale: Tensor) -> Tensor:
-    """`(B, h, w)` phases -> `(B, h, w, features)`: sine on even features, cosine on odd ones."""
+    """Convert `(B, h, w)` phases to `(B, h, w, features)`: sine in even features, cosine in odd ones."""
     angles = phase[..., None] / scale
     return torch.stack((angles[..., 0::2].sin(), angles[..., 1::2].cos()), dim=4).flatten(3)

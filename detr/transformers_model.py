@@ -224,7 +224,7 @@ def _try_size(model: TransformersModel, height: int, width: int, source: str) ->
 
 
 def weight_paths(weights: Path, *, source: str) -> list[Path]:
-    """Return the safetensors files that hold the weights.
+    """Return the safetensors files with the weights.
 
     Raises:
         CheckpointError: they are in pickles, which are refused.

@@ -15,7 +15,7 @@ def map_concurrently(function: Callable[[T], R], things: Iterable[T], *, threads
     """Yield the results of a function for each item, in order; an exception is raised instead of its result.
 
     With `threads=1` the calling thread is used, and no item after a failed one is started. Otherwise no waiting item is
-    started after an item or `things` has failed, or the caller has left.
+    started after an item or `things` has failed, or the caller has stopped iterating.
     """
     if threads == 1:
         yield from map(function, things)

@@ -27,7 +27,7 @@ class Option:
         above: exclusive lower bound.
         at_most: the largest number.
         parse: returns the value of one word and raises ValueError; None follows from the field's type.
-        is_list: whether `parse` is called for each of several words; without `parse` the field's type says it.
+        is_list: whether `parse` is called for each of several words; without `parse` the field's type decides.
         takes_infinity: whether `inf` is allowed, such as for a time without a limit.
     """
 
@@ -52,7 +52,7 @@ class Option:
         return "" if self.at_least is None else f"at least {self.at_least:g}"
 
     def allows(self, value: float) -> bool:
-        """Whether a number is within the limits, and finite unless infinity is allowed."""
+        """Return whether a number is within the limits, and finite unless infinity is allowed."""
         return (
             not math.isnan(value)
             and (self.takes_infinity or math.isfinite(value))

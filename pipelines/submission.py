@@ -47,7 +47,7 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class JobEnd:
-    """How a job ended.
+    """The end of a job.
 
     Attributes:
         exit_code: the driver's; 143 if the job was stopped; 1 if Ray has none, for example after the loss of the node.

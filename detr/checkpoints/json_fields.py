@@ -79,7 +79,7 @@ class Fields:
             raise self.unusable(name, f"only {' or '.join(map(repr, values))} is supported")
 
     def unusable(self, name: str, why: str) -> CheckpointError:
-        """Return the error that says why a field cannot be used."""
+        """Return the error for an unusable field, with the reason."""
         return CheckpointError(f"{self.where}: {name} is {_shown(self.get(name))}; {why}.")
 
 

@@ -105,7 +105,7 @@ def shard_names(index: Path, *, source: str) -> tuple[str, ...]:
 
 
 def weights_file(directory: Path, *, source: str) -> Path:
-    """Return the file of a model directory that holds its weights, or the index of its shards.
+    """Return the weights file of a model directory, or the index of its shards.
 
     Raises:
         CheckpointError: config.json or the weights are missing.

@@ -66,7 +66,7 @@ def parse_safetensors(data: bytes, name: str, *, source: str) -> dict[str, Tenso
 def read_original(path: Path, *, source: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the weights of an original `.pth`, and the `args` of the training that wrote it, empty if it has none.
 
-    The file is a state dict, or a checkpoint that holds one as `model`, `state_dict` or `model_state_dict`.
+    The file is a state dict, or a checkpoint that contains one as `model`, `state_dict` or `model_state_dict`.
     `argparse.Namespace` is the only other class allowed in the file, for the other entries of a training checkpoint.
 
     Raises:

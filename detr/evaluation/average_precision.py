@@ -95,8 +95,8 @@ def average_precision(
     crowds are ignored, and so are rows of categories that the truth does not declare.
 
     Args:
-        truth: what a COCO json holds: `images`, `annotations` and `categories`. An annotation without `iscrowd` is not
-            a crowd, one without `area` has the area of its box.
+        truth: the contents of a COCO json: `images`, `annotations` and `categories`. An annotation without `iscrowd` is
+            not a crowd, one without `area` has the area of its box.
         results: columns, or rows as in COCO's results files: `image_id`, `category_id`, `bbox` (x, y, width, height in
             pixels) and `score`. May be empty.
         image_ids: the images to measure on; None is all. An image without rows counts as one without detections.

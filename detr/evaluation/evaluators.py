@@ -61,7 +61,7 @@ class CocoEvaluation:
         """Prepare an evaluation.
 
         Args:
-            truth: what a COCO json holds: `images`, `annotations` and `categories`.
+            truth: the contents of a COCO json: `images`, `annotations` and `categories`.
             results: the detections.
             image_ids: the images to evaluate, at least one.
             evaluator: the package that evaluates.

@@ -64,9 +64,9 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, upright: bool = True) -
     Args:
         data: the encoded file.
         max_pixels: larger pictures are refused after reading the header.
-        upright: False leaves the pixels as they are stored, whatever EXIF says: where EXIF's orientation is 5 or more,
-            height and width are those of the header exchanged. Boxes drawn on such pixels are valid for these only.
-            HEIC is upright in either case: decoding includes the rotation, and EXIF's orientation is informative only.
+        upright: False returns the pixels as stored and ignores EXIF: if EXIF's orientation is 5 or more, height and
+            width are exchanged compared with the header. Boxes drawn on such pixels are valid for these only. HEIC is
+            upright in either case: decoding includes the rotation, and EXIF's orientation is informative only.
 
     Raises:
         ImageError: a subclass names the problem.
@@ -95,7 +95,8 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
     Within 1 grey level of `PIL.Image.resize(BILINEAR)`, which the original used, and equal to
     `torchvision.transforms.v2.functional.resize` bit by bit.
     """
-    # Channels-last is 1.8 ms for a COCO photograph, (3, H, W) memory 5.6; `decode` gives it, so this is no copy then.
+    # Channels-last takes 1.8 ms for a COCO photograph, (3, H, W) memory 5.6; `decode` returns it, so this does not
+    # copy.
     pixels = image[None].contiguous(memory_format=torch.channels_last)
     if pixels.shape[-2:] == (height, width):
         return pixels[0]

@@ -166,7 +166,7 @@ def _stranger(data: bytes) -> NotAnImage | UnsupportedImage:
 
 
 def _read_jpeg(data: bytes) -> Header:
-    """Walk the markers up to the first scan: EXIF may stand before or after the frame header."""
+    """Read the markers up to the first scan: EXIF may be before or after the frame header."""
     frame: tuple[int, int, int, int, int] | None = None
     exif: bytes | None = None
     position = 2

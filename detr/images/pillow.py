@@ -74,7 +74,7 @@ def open_picture(image_format: str, data: bytes) -> ImageFile:
     """Open a picture without decoding it.
 
     Raises:
-        ImageError: the header is damaged or of a variant that Pillow does not know.
+        ImageError: the header is damaged or of a variant that Pillow does not support.
     """
     if image_format == "ICO":
         data = picture_of_icon(data)

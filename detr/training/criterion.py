@@ -81,7 +81,7 @@ def criterion(
     suffixes = [*(f"_{index}" for index in range(len(output.aux))), ""]
     parts = {"class_error": losses.pop("class_error")}
     values = {name: dict(zip(suffixes, layers.unbind(), strict=True)) for name, layers in losses.items()}
-    # the last layer first, as it is logged first
+    # the last layer first, because it is logged first
     parts |= {name + suffix: values[name][suffix] for suffix in [suffixes[-1], *suffixes[:-1]] for name in values}
     return Losses(total, parts)
 

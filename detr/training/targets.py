@@ -20,7 +20,7 @@ class ImageTarget:
         labels: `(T,)` int64, class indices.
         boxes_xyxy: `(T, 4)` float32, corners in pixels of this picture.
         area: `(T,)` float32, square pixels of this picture: as annotated, or that of the box after a crop.
-        iscrowd: `(T,)` int64, all 0, since crowds are no targets; COCO has the column.
+        iscrowd: `(T,)` int64, all 0, because crowds are not targets; COCO has the column.
         height: height of the picture in pixels.
         width: width of the picture in pixels.
     """

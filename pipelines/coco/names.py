@@ -34,7 +34,7 @@ class ImageNames:
     neither. Names are compared exactly; if none is equal, they are compared without case, Unicode normalisation, `%20`,
     backslashes and the part before `?d=`, and the match counts if it is unique.
 
-    Memory: some 200 bytes an image.
+    Memory: about 200 bytes per image.
     """
 
     def __init__(self, file_names: Iterable[str]) -> None:

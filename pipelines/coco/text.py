@@ -34,7 +34,7 @@ from pipelines.errors import UsageError
 
 NOWHERE: Final = -1  # the image number of annotations whose image the json does not declare
 
-USABLE: Final = "usable_annotations"  # which training has as targets, as far as it is known
+USABLE: Final = "usable_annotations"  # usable as training targets, as far as known without the image
 
 _SPACE: Final = re.compile(r"[ \t\n\r]*")
 _DECODER: Final = json.JSONDecoder()

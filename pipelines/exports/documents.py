@@ -1,4 +1,4 @@
-"""Formats that hold all images in one file: CSV, COCO data set, Label Studio tasks, MegaDetector results."""
+"""Formats with all images in one file: CSV, COCO data set, Label Studio tasks, MegaDetector results."""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ class _Attempt:
             if latest is None:
                 job.runner.prepare()  # nothing is labelled
             # All runs have ended and published all their rows. No rows are added until the next run begins, and
-            # `begin_run` tells whether this process has begun it.
+            # `begin_run` returns whether this process has begun it.
             past = PastSettings(job.table, job.request.model, threads=self.environment.threads)
             # resolving "auto" needs the cluster; until there is something to do, assume the precision of the rows
             guess = past.guess_precision(job.request)

@@ -20,7 +20,7 @@ from pipelines.store import Store, StoreEntry, join_uri
 from pipelines.table.files import parse_table_file_key
 from pipelines.table.schema import check_columns
 
-KIND: Final = "fetch_failed"  # transient: the plan of the next run lists the object as it is then
+KIND: Final = "fetch_failed"  # transient: the plan of the next run lists the current version of the object
 
 _TEXT: Final = "BYTE_ARRAY"  # Parquet's physical type of text
 
@@ -133,10 +133,9 @@ def _may_hold(file: pq.ParquetFile, group: int, uris: list[str]) -> bool:
 def find_duplicate_rows(table: Store, files: Sequence[StoreEntry], *, threads: int = 1) -> Iterator[str]:
     """Yield a sentence for each file with `ok` rows of versions that it or an earlier file contains already.
 
-    A file that cannot be read yields a sentence as well. Reads the name columns only, and files
-    up to `SMALL_BYTES` as a whole; twice if there are duplicates.
-    Memory: 16 bytes for each `ok` row of the table (32 while sorting), 20 for each duplicate version, and the names of
-    one file, or of `threads` small ones, which are read at once.
+    A file that cannot be read yields a sentence as well. Reads the name columns only, and files up to `SMALL_BYTES` as
+    a whole; twice if there are duplicates. Memory: 16 bytes for each `ok` row of the table (32 while sorting), 20 for
+    each duplicate version, and the names of one file, or of `threads` small ones, which are read concurrently.
 
     Raises:
         StoreError: the store refused.

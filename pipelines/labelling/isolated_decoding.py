@@ -81,7 +81,7 @@ _BY_KIND = {
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """How one request to a worker ended, as reported by its supervisor; see `decoding_child`.
+    """The end of one request to a worker, as reported by its supervisor; see `decoding_child`.
 
     Attributes:
         ended: "answered", "died", "lost", or "computing" or "asleep" for too long.
@@ -90,7 +90,7 @@ class Report:
         cpu_seconds: CPU time of the process.
         asleep_seconds: How long no thread of it ran or waited for a core or a disk.
         wall_seconds: Wall time of the request.
-        peak_bytes: Peak memory of the process, of which libraries take some 700 MB.
+        peak_bytes: Peak memory of the process, including about 700 MB for libraries.
         free_bytes: Memory of the machine that was available at the end.
         said: Its standard error.
     """

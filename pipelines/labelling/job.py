@@ -33,7 +33,7 @@ class Plan(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Workforce:
-    """What a new run needs to know about the actors.
+    """The actors' properties that a new run needs.
 
     Attributes:
         shard_images: Images in each shard of a new run.
@@ -83,7 +83,7 @@ class ShardRunner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LabellingJob:
-    """What to label into which table.
+    """A labelling job: the images, the model and the table.
 
     Attributes:
         table: The table, in a store that supports create-only puts.

@@ -57,7 +57,7 @@ PACKAGES = ("ray-detr", "ray", "torch", "torchvision", "pillow", "pyarrow", "obs
 
 @dataclass(frozen=True, slots=True)
 class LabelSummary:
-    """What a run did in all its attempts; `images_this_start`, `changed_this_start` and `seconds` are of this attempt.
+    """Result of a run in all its attempts; `images_this_start`, `changed_this_start` and `seconds` are of this attempt.
 
     `changed_this_start` counts images that changed between listing and reading; they are labelled as they were read.
     `work`, `nodes`, `node_hours` and `cost` are of this attempt, too: seconds, requests and bytes; the largest number

@@ -180,7 +180,7 @@ def holding(
         can_swap: Whether its store can replace an object conditionally (`store.probe`).
         token: A random text that identifies this process.
         wait_seconds: How long to wait for another holder.
-        say: Called with a message that names the holder that is waited for.
+        say: Called with a message that names the holder of the lease.
         quick: The same table through a store that gives up after `TRIES_SECONDS`, for heartbeats and the release:
             when the store is down, the end of a run waits for them. None means `table`.
         clock: The clock.

@@ -51,7 +51,7 @@ class WithUnfinishedShards:
             self._tell(progress)
 
     def show_unfinished(self, images: int) -> None:
-        """Show that so many images of shards in progress are labelled."""
+        """Show the number of labelled images in shards in progress."""
         with self._lock:
             self._unfinished = images
             if self._latest is not None and self._latest.stage == "label":

@@ -28,7 +28,7 @@ _PART = ".part"
 
 
 class Commit(Enum):
-    """Which process wrote the part."""
+    """The process that wrote the part."""
 
     WON = "ours"
     LOST = "another attempt's"

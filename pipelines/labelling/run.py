@@ -38,7 +38,7 @@ State = Literal["planning", "labelling", "finished", "sealed"]
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """What one process wants to run.
+    """The request of one process for a run.
 
     Args:
         model: `name@sha256[:12]`, as in the rows.
@@ -124,7 +124,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How a run ended: `finished` with these totals, or `sealed` unfinished, after which it cannot write any more."""
+    """The end of a run: `finished` with these totals, or `sealed` unfinished, after which it cannot write any more."""
 
     state: Literal["finished", "sealed"]
     ended_at: Time

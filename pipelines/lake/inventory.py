@@ -85,7 +85,7 @@ def read_inventory(store: Store, key: str) -> Inventory:
     """Read the report of a manifest and sort it.
 
     The files are downloaded one after the other, checked against the manifest, and sorted in pieces. Memory is about
-    half a gigabyte for any size of the bucket; the temporary folder (`TMPDIR`) needs some 30 bytes for each object and
+    half a gigabyte for any size of the bucket; the temporary folder (`TMPDIR`) needs about 30 bytes for each object and
     space for one file of the report.
 
     Args:

@@ -26,7 +26,7 @@ _DAMAGE: Final = (
     *(tarfile.TarError, ValueError, LookupError, ArithmeticError, TypeError, struct.error),
     RecursionError,
 )
-_MOST_SIZE: Final = 1 << 62  # no file has more bytes; the index holds 64-bit integers
+_MOST_SIZE: Final = 1 << 62  # no file has more bytes; the index has 64-bit integers
 _MOST_PADDING: Final = 16 << 20  # zeros that are read after an end mark in search of another archive
 _LEAST_READ: Final = 4 << 10
 _FIRST_READ: Final = 64 << 10

@@ -74,7 +74,7 @@ class Matcher:
         self._levels = [_OfLevels.of(self.marks, levels) for levels in sorted({mark.levels for mark in self.marks})]
 
     def __bool__(self) -> bool:
-        """Whether there are any marks."""
+        """Return whether there are any marks."""
         return bool(self.marks)
 
     def match(self, boxes: Boxes) -> Integers:

@@ -41,9 +41,9 @@ class Cells:
 def places_of(cells: Cells, *, iou: float, least: int) -> Integers:
     """Return the boxes of the places with at least `least` boxes, `(K, 4)`, the largest place first.
 
-    Memory: some 130 MB, and four bytes for each pair of a cell whose neighbourhood has so many boxes and one of its
-    neighbours. Time: that of comparing each cell with those near it whose neighbourhood may have so many boxes. Equal
-    input in any order gives equal output.
+    Memory: about 130 MB, and four bytes for each pair of a cell with enough boxes in its neighbourhood and one of its
+    neighbours. Time: comparing each cell with nearby ones whose neighbourhood may have enough boxes. The output does
+    not depend on the order of the input.
 
     Args:
         cells: of one folder and class.

@@ -252,7 +252,7 @@ def _timestamp(time: datetime | None) -> float | None:
 
 
 def _is_archived(item: Mapping[str, Any]) -> bool:
-    """Whether an object of a listing cannot be read: archived, and not restored as far as the listing says."""
+    """Return whether an object cannot be read: archived, and not restored according to the listing."""
     is_restored = "RestoreExpiryDate" in item.get("RestoreStatus", {})
     return item.get("StorageClass") in ARCHIVE_CLASSES and not is_restored
 

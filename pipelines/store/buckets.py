@@ -74,7 +74,7 @@ def _native_cloud(root: str, options: StoreOptions, seconds: int) -> obstore.sto
 
 
 def _native_s3(name: str, access: S3Access, options: StoreOptions, seconds: int) -> obstore.store.S3Store:
-    # one DELETE for one object: bulk deletion is a POST that not every store and policy knows
+    # one DELETE for one object: bulk deletion is a POST that not every store and policy supports
     config: dict[str, Any] = {
         "region": access.region,
         "skip_signature": access.anonymous,

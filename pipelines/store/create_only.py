@@ -14,7 +14,7 @@ ATTEMPTS: Final = 3  # the client retries each of them, too
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a store supports, as measured by `probe`.
+    """Capabilities of a store, as measured by `probe`.
 
     Attributes:
         create_only: A second create-only put is refused.
