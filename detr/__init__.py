@@ -22,7 +22,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> typing.Any:
-    """Import a public name when it is first used: torch takes seconds, and much of this package needs none."""
+    """Import a public name on first use: importing torch takes seconds, and much of this package does not need it."""
     if name in _MODULES:
         import importlib
 

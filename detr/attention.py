@@ -1,4 +1,4 @@
-"""Attention maps: where queries and cells of the feature map look."""
+"""Attention maps of the encoder and of the object queries."""
 
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -18,7 +18,7 @@ class AttentionMaps:
     Attributes:
         decoder: `(layers, B, heads, Q, h, w)` float, from each query to the cells.
         encoder: `(layers, B, heads, h, w, h, w)` float, from each cell (the first h, w) to the others; None if it was
-            not asked for.
+            not requested.
     """
 
     decoder: Tensor
@@ -33,9 +33,9 @@ def find_with_attention(
     padding: PaddingMode = "plain",
     encoder: bool = False,
 ) -> tuple[DetrOutput, AttentionMaps]:
-    """Return what `model(pixels, mask, padding=padding)` returns, and the attention weights behind it.
+    """Return what `model(pixels, mask, padding=padding)` returns, and the attention weights it used.
 
-    The weights of the decoder are those that the paper's figure 6 shows, those of the encoder figure 3.
+    Figure 6 of the paper shows the decoder's weights, figure 3 the encoder's.
 
     Args:
         model: not compiled or exported.
@@ -62,7 +62,7 @@ def find_with_attention(
 
 
 def _recorded(attentions: Iterable[nn.Module], hooks: ExitStack) -> list[Tensor]:
-    """Return a list that each module adds its weights `(B, heads, queries, keys)` to, until `hooks` is left."""
+    """Return a list to which each module appends its weights `(B, heads, queries, keys)` until `hooks` exits."""
     weights: list[Tensor] = []
 
     def ask(_module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Residual networks as the original DETR uses them: frozen or trainable norm, plain or DC5, padding guarded or not.
+"""Residual networks of the original DETR: frozen or trainable norm, plain or DC5, with or without a padding guard.
 
 Modules carry torchvision's names (`conv1`, `bn1`, `layer1.0.downsample.0`), which are also those of the checkpoints.
 """
@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from detr.config import BackboneConfig
 
 BLOCKS_TOGETHER = 4
-"""Residual blocks of which gradient checkpointing keeps one input: few inputs, and few blocks in memory at once."""
+"""Residual blocks per input that gradient checkpointing keeps: few inputs, and few blocks in memory at a time."""
 
 Guard = Callable[[Tensor, int], Tensor]
 """`guard(x, stride)` zeroes what lies outside each picture's own extent in `x` `(B, C, h, w)`, a map of that stride."""
@@ -32,7 +32,7 @@ class FrozenBatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """Return the two `(C,)` vectors of the affine map that this norm is."""
+        """Return scale and shift, `(C,)` each, of the affine map that this norm computes."""
         weight, bias = self.get_buffer("weight"), self.get_buffer("bias")
         scale = weight * (self.get_buffer("running_var") + self.EPSILON).rsqrt()
         return scale, bias - self.get_buffer("running_mean") * scale
@@ -44,7 +44,7 @@ class FrozenBatchNorm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """What a stage consists of; `stride` is the pixels of its input per pixel of its output."""
+    """Building block of a stage; `stride` is the number of input pixels per output pixel, in each direction."""
 
     stride: int
 
@@ -67,7 +67,7 @@ class Bottleneck(ResidualBlock):
     def forward(self, x: Tensor, guard: Guard | None, input_stride: int) -> Tensor:
         """Map `(B, inputs, h, w)` of `input_stride` to `(B, outputs, ceil(h / stride), ceil(w / stride))`."""
         residual = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        if guard is not None:  # only a 3x3 reads beyond its own cell
+        if guard is not None:  # only a 3x3 convolution reads neighbouring cells
             residual = guard(residual, input_stride)
         residual = F.relu(self.bn2(self.conv2(residual)), inplace=True)
         residual = self.bn3(self.conv3(residual))
@@ -103,7 +103,7 @@ class ResidualNetwork(nn.Module):
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.checkpoints_gradients = False
-        """Whether training computes blocks again in the backward pass; see `Detr.checkpoint_gradients`."""
+        """Whether training recomputes blocks in the backward pass; see `Detr.checkpoint_gradients`."""
         self.trainable_norm = config.norm == "batch"
         block = {"bottleneck": Bottleneck, "basic": BasicBlock}[config.block]
         norm = {"frozen": FrozenBatchNorm, "batch": nn.BatchNorm2d}[config.norm]
@@ -130,16 +130,16 @@ class ResidualNetwork(nn.Module):
     def forward(self, pixels: Tensor, guard: Guard | None = None, *, maps: list[Tensor] | None = None) -> Tensor:
         """Map normalised `(B, 3, H, W)` to `(B, channels, ceil(H / S), ceil(W / S))` for the stride S.
 
-        With a `guard`, padded pixels stay what the border of an unpadded picture would be: nothing for the max-pool,
-        zero before every 3x3; the pixels themselves must be zero on padding. Where `maps` is given, the map of each
-        stage is added to it.
+        With a `guard`, padded pixels act like the border of an unpadded picture: the max-pool ignores them, and every
+        3x3 convolution sees zeros. The input pixels must be zero on padding. If `maps` is given, the map of each stage
+        is appended to it.
         """
         x = self.relu(self.bn1(self.conv1(pixels)))
         if guard is not None:
-            x = guard(x, 2)  # after the ReLU, where every window holds a real cell, 0 acts as the pool's minus infinity
+            x = guard(x, 2)  # after the ReLU, if every window has a real cell, 0 acts like the pool's minus infinity
         x = F.max_pool2d(x, 3, 2, padding=1)
         stride = 4
-        # a norm that is trained would count the batch again
+        # a trainable norm would update its statistics with the batch twice
         is_recomputed = self.checkpoints_gradients and self.training and not self.trainable_norm
         for name in self.stage_names:
             blocks = [block for block in self.get_submodule(name).children() if isinstance(block, ResidualBlock)]
@@ -157,7 +157,7 @@ class ResidualNetwork(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Holds the network under the name `body`, as the original's checkpoints do."""
+    """The residual network as attribute `body`, the name in the original's checkpoints."""
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ class Backbone(nn.Module):
 
 
 def _through(blocks: Sequence[ResidualBlock], x: Tensor, guard: Guard | None, stride: int) -> Tensor:
-    """Return what blocks of one stage make of `x`, a map of `stride`; only the first can change the stride."""
+    """Apply blocks of one stage to `x`, a map of `stride`; only the first can change the stride."""
     for block in blocks:
         x = block(x, guard, stride)
         stride *= block.stride

@@ -1,4 +1,4 @@
-"""Which images share a batch, and the host memory that they are written into."""
+"""Grouping of images into batches, and the host memory that holds them."""
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,12 +14,12 @@ _Begun = TypeVar("_Begun")
 
 LEFTOVER_PADDING = 1.08  # buckets are joined up to this many times the pixels of their images
 MOST_EXACT_SHAPES = 6  # with a grid; more than half of COCO's images are in full batches of its six most frequent
-MOST_SHAPES = 12  # of the batches of one call, where the grid is to keep them few and little is padded
+MOST_SHAPES = 12  # target number of shapes per call with a grid, as long as padding stays small
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Indices of images that go through the network together, and the shape (pixels) that they are padded to."""
+    """Indices of the images of one batch, and the shape in pixels that they are padded to."""
 
     indices: tuple[int, ...]
     height: int
@@ -33,9 +33,9 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """An image ready for the network: `(3, h, w)` after the size rule, and its upright (height, width) before.
+    """An image ready for the network: `(3, h, w)` after resizing, and its upright (height, width) before it.
 
-    The pixels are uint8, or float32 where the detector normalises as it prepares.
+    The pixels are uint8, or float32 if the detector normalises in `prepare`.
     """
 
     pixels: Tensor
@@ -45,11 +45,11 @@ class Prepared:
 
 @dataclass(slots=True)
 class HostBatch:
-    """Images of one batch in host memory, each at the top left of its place.
+    """Images of one batch in host memory, each at the top left of its slot.
 
     Attributes:
-        pixels: `(B, 3, H, W)` in channels-last memory, uint8, or float32 where a detector normalises as it prepares;
-            anything to the right of an image and below it.
+        pixels: `(B, 3, H, W)` in channels-last memory, uint8, or float32 if the detector normalises in `prepare`;
+            undefined to the right of an image and below it.
         sizes: int64 `(B, 4)`: the height and width of each image in `pixels`, then its upright height and width.
     """
 
@@ -66,9 +66,9 @@ class HostBatch:
         *,
         dtype: torch.dtype = torch.uint8,
     ) -> "HostBatch":
-        """Return a batch of `count` places of `height` x `width` pixels that nothing is written into yet.
+        """Return an uninitialised batch of `count` slots of `height` x `width` pixels.
 
-        `memory` gives an uninitialised tensor of a shape and dtype.
+        `memory` returns an uninitialised tensor of a shape and dtype.
         """
         pixels = memory((count, height, width, 3), dtype).permute(0, 3, 1, 2)
         return cls(pixels, memory((count, 4), torch.int64))
@@ -78,11 +78,11 @@ class HostBatch:
 
     @property
     def is_padded(self) -> bool:
-        """Whether an image is smaller than its place."""
+        """Whether an image is smaller than its slot."""
         return bool((self.sizes[:, :2].numpy() != self.pixels.shape[2:]).any())
 
     def write(self, place: int, image: Prepared) -> None:
-        """Copy an image into its place. Threads may write different places at once."""
+        """Copy an image into its slot. Threads may write different slots concurrently."""
         height, width = image.pixels.shape[1:]
         if height > self.pixels.shape[2] or width > self.pixels.shape[3]:
             raise ValueError(f"{height} x {width} pixels do not fit into {tuple(self.pixels.shape[2:])}")
@@ -93,11 +93,11 @@ class HostBatch:
         self.sizes[place].numpy()[:] = (height, width, image.height, image.width)
 
     def part(self, start: int, stop: int) -> "HostBatch":
-        """Return the places from `start` to before `stop`, in the same memory."""
+        """Return slots `start` to `stop` (exclusive) as a view of the same memory."""
         return HostBatch(self.pixels[start:stop], self.sizes[start:stop])
 
     def only(self, places: Sequence[int]) -> "HostBatch":
-        """Return these places, given in rising order, moved together in the same memory."""
+        """Return these slots, given in ascending order, moved to the front of the same memory."""
         for new, old in enumerate(places):
             if new != old:
                 self.pixels[new] = self.pixels[old]
@@ -106,16 +106,16 @@ class HostBatch:
 
 
 def order_batches(shapes: Sequence[tuple[int, int]], *, batch_size: int, grid: int) -> list[Batch]:
-    """Cut images into batches of like shape; every image is in exactly one.
+    """Group images of similar shape into batches; every image is in exactly one.
 
     Full batches of one exact shape come first: they need no padding, and so neither masks nor guards. The other images
     are sorted into buckets of shapes rounded up to `grid`; with a grid, buckets of similar aspect are joined until
-    there are few shapes, as long as little is padded. What does not fill a batch of its bucket is joined with leftovers
-    of similar aspect in the same way. A batch that is not full stays smaller.
+    there are few shapes, as long as there is little padding. Images that do not fill a batch of their bucket are joined
+    with leftovers of similar aspect in the same way. Batches that are not full are not filled up.
 
     Args:
         shapes: (height, width) in pixels of each image as the network will see it.
-        batch_size: images in a batch at most.
+        batch_size: largest number of images in a batch.
         grid: pixels; 32 keeps the number of distinct shapes low (for compiled kernels), 1 pads least.
     """
     by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
@@ -123,7 +123,7 @@ def order_batches(shapes: Sequence[tuple[int, int]], *, batch_size: int, grid: i
         by_shape[shape].append(index)
     batches: list[Batch] = []
     buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
-    # most frequent first; with a grid only some, since each is one more shape
+    # most frequent first; with a grid only some, because each adds a shape
     frequent = sorted(by_shape.items(), key=lambda item: (-len(item[1]), item[0]))
     for rank, ((height, width), indices) in enumerate(frequent):
         if grid > 1 and rank >= MOST_EXACT_SHAPES:
@@ -148,11 +148,11 @@ def order_batches(shapes: Sequence[tuple[int, int]], *, batch_size: int, grid: i
 
 
 def equal_batches(shapes: Sequence[tuple[int, int]], *, batch_size: int) -> list[Batch]:
-    """Cut images into batches of exactly one shape each; nothing is ever padded.
+    """Group images into batches of exactly one shape each; no image is padded.
 
     Args:
         shapes: (height, width) in pixels of each image as the network will see it.
-        batch_size: images in a batch at most.
+        batch_size: largest number of images in a batch.
     """
     by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
     for index, shape in enumerate(shapes):
@@ -177,7 +177,7 @@ def pad(images: Sequence[Tensor], height: int, width: int) -> tuple[Tensor, Tens
 
 
 def ahead(items: Iterable[_Item], begin: Callable[[_Item], _Begun], count: int) -> Iterator[_Begun]:
-    """Yield what `begin` returns for each item, in order; `count` later items are begun before it is yielded."""
+    """Yield `begin(item)` for each item, in order, after `begin` was called for the next `count` items."""
     begun: deque[_Begun] = deque()
     for item in items:
         begun.append(begin(item))
@@ -187,7 +187,7 @@ def ahead(items: Iterable[_Item], begin: Callable[[_Item], _Begun], count: int) 
 
 
 def _cut(group: Batch, batch_size: int) -> tuple[list[Batch], Batch | None]:
-    """Return the full batches of a group, and the rest if there is one."""
+    """Return the full batches of a group, and the remaining images if there are any."""
     indices = group.indices
     full = len(indices) - len(indices) % batch_size
     cut = [
@@ -197,7 +197,7 @@ def _cut(group: Batch, batch_size: int) -> tuple[list[Batch], Batch | None]:
 
 
 def _join_to_few(groups: Sequence[Batch], shapes: Sequence[tuple[int, int]], most: int) -> list[Batch]:
-    """Join neighbours, those first that pad least, until there are `most` or all others would pad too much."""
+    """Join neighbours, least padding first, until `most` are left or every other join would pad too much."""
     joined = list(groups)
     while len(joined) > max(most, 1):
         pairs = [(_joined(one, other, shapes), place) for place, (one, other) in enumerate(pairwise(joined))]
@@ -226,7 +226,7 @@ def _join(leftovers: Sequence[Batch], shapes: Sequence[tuple[int, int]], batch_s
 
 
 def _joined(one: Batch, other: Batch, shapes: Sequence[tuple[int, int]]) -> Batch | None:
-    """Return two batches as one; None if that pads too much."""
+    """Return two batches joined into one; None if that pads too much."""
     both = Batch(one.indices + other.indices, max(one.height, other.height), max(one.width, other.width))
     own = sum(shapes[index][0] * shapes[index][1] for index in both.indices)
     return both if both.pixels <= LEFTOVER_PADDING * own else None

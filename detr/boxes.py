@@ -23,15 +23,15 @@ def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
 
 
 def area(boxes_xyxy: Tensor) -> Tensor:
-    """Return the areas of `(..., 4)` corner boxes; negative where one side is turned round."""
+    """Return the areas of `(..., 4)` corner boxes; negative if the corners of one axis are exchanged."""
     return (boxes_xyxy[..., 2] - boxes_xyxy[..., 0]) * (boxes_xyxy[..., 3] - boxes_xyxy[..., 1])
 
 
 def iou(boxes_a: Tensor, boxes_b: Tensor) -> tuple[Tensor, Tensor]:
     """Return IoU and union area of xyxy boxes `(..., 4)` in any one unit, whose leading dimensions broadcast.
 
-    Row by row for equal shapes; `iou(a[:, None], b[None])` has every pair, `(N, M)`. The IoU of two boxes without area
-    is NaN.
+    Equal shapes are compared row by row; `iou(a[:, None], b[None])` returns all pairs, `(N, M)`. The IoU of two boxes
+    without area is NaN.
     """
     xmin_a, ymin_a, xmax_a, ymax_a = boxes_a.unbind(-1)
     xmin_b, ymin_b, xmax_b, ymax_b = boxes_b.unbind(-1)
@@ -45,7 +45,8 @@ def iou(boxes_a: Tensor, boxes_b: Tensor) -> tuple[Tensor, Tensor]:
 def generalized_iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
     """Return the generalised IoU, in (-1, 1], of boxes as `iou` takes them (Rezatofighi et al. 2019).
 
-    Boxes must have xmax >= xmin and ymax >= ymin; this is not checked, because the check would wait for the device.
+    Boxes must have xmax >= xmin and ymax >= ymin; this is not checked, because the check would synchronise with the
+    device.
     """
     overlap, union = iou(boxes_a, boxes_b)
     xmin_a, ymin_a, xmax_a, ymax_a = boxes_a.unbind(-1)

@@ -9,14 +9,14 @@ UNUSED_NAME = "N/A"
 
 @dataclass(frozen=True, slots=True)
 class Category:
-    """One class of a data set: its own id (any integer) and its name; its place in the configuration is its index."""
+    """One class of a data set: the data set's id (any integer) and its name. The index is the position in the list."""
 
     id: int
     name: str
 
     @property
     def is_used(self) -> bool:
-        """False for the ids that COCO left out, whose rows the official heads have all the same."""
+        """Whether the data set uses the id. COCO leaves out some ids that still have rows in the official heads."""
         return self.name != UNUSED_NAME
 
 
@@ -28,9 +28,9 @@ def category_named(name: str, categories: Sequence[Category], *, model: str) -> 
     """Return the category of that name.
 
     Args:
-        name: as in the model's configuration; upper and lower case matter.
+        name: as in the model's configuration; case-sensitive.
         categories: the model's.
-        model: what the message calls the model.
+        model: name of the model in the error message.
 
     Raises:
         UnknownClass: no category has the name; the message suggests the nearest.

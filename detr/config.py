@@ -1,4 +1,4 @@
-"""Which DETR: a frozen configuration, and the official variants as values."""
+"""The configuration of a DETR, and those of the official variants."""
 
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -26,7 +26,7 @@ class BackboneConfig:
     name: str = "resnet50"
     block: Block = "bottleneck"
     stem_width: int = 64
-    stage_widths: tuple[int, ...] = (256, 512, 1024, 2048)  # channels that a stage puts out
+    stage_widths: tuple[int, ...] = (256, 512, 1024, 2048)  # output channels of a stage
     depths: tuple[int, ...] = (3, 4, 6, 3)
     dilation: bool = False
     norm: Norm = "frozen"
@@ -47,9 +47,9 @@ class BackboneConfig:
 
 @dataclass(frozen=True, slots=True)
 class DetrConfig:
-    """Everything that decides which network a DETR is, its classes, and how pictures are resized and normalised.
+    """The network of a DETR, its classes, and how pictures are resized and normalised.
 
-    `shorter` and `longest` are also the sizes that fine-tuning goes by where `resizing` uses `box` instead.
+    If `resizing` uses `box` instead, `shorter` and `longest` are still the sizes for fine-tuning.
     """
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -64,12 +64,12 @@ class DetrConfig:
     pre_norm: bool = False
     categories: tuple[Category, ...] = COCO_CATEGORIES
     shorter: int = 800  # pictures are resized to this shorter side, in pixels,
-    longest: int = 1333  # unless the longer side would pass this one
+    longest: int = 1333  # unless the longer side would exceed this
     resizing: Resizing = "original"  # see `detr.size_rule.SizeRule`
     box: tuple[int, int] = (0, 0)  # height and width in pixels, where `resizing` is "fit" or "stretch"
     image_mean: tuple[float, float, float] = IMAGE_MEAN  # subtracted from RGB in 0..1,
     image_std: tuple[float, float, float] = IMAGE_STD  # which is then divided by this
-    mask_head: bool = False  # whether it has that of `detr.segmentation`, which boxes do not need
+    mask_head: bool = False  # whether it has the mask head of `detr.segmentation`, which boxes do not need
 
     def __post_init__(self) -> None:
         if self.hidden_dim % (2 * self.heads):
@@ -82,7 +82,7 @@ class DetrConfig:
 
     @property
     def class_count(self) -> int:
-        """Classes without no-object: the class head has one row more."""
+        """Number of classes without no-object; the class head has one more row."""
         return len(self.categories)
 
     @property
@@ -99,7 +99,7 @@ VARIANTS = {
     "detr-resnet-101": DetrConfig(backbone=_RESNET101),
     "detr-resnet-101-dc5": DetrConfig(backbone=replace(_RESNET101, dilation=True)),
 }
-"""The official detection models by the name that their hub id ends in (spec: paper, table 1)."""
+"""The official detection models by the last part of their hub id (paper, table 1)."""
 
 SCENES_BACKBONE = BackboneConfig(
     name="scenes", block="basic", stem_width=24, stage_widths=(24, 48, 128), depths=(1, 2, 2), norm="batch"

@@ -1,4 +1,4 @@
-"""Images in, detections out: the one object that a notebook, the labelling job and the evaluation share."""
+"""The detector that notebooks, the labelling job and the evaluation use: images in, detections out."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,12 +31,11 @@ class Detector:
 
     An image is encoded bytes (`bytes`, `bytearray`, `memoryview`), a path, a binary file that is open for reading, a
     PIL image, a uint8 `(3, H, W)` RGB tensor or a uint8 `(H, W, 3)` RGB array of numpy. Encoded and PIL images are
-    turned upright by their EXIF orientation; tensors and arrays are taken as they are. A file is read from where it
-    stands to its end, and not closed. Images of one call are sorted by shape and padded
-    exactly, so that an image gives the same detections alone and among others, to rounding. Threads may share a
-    detector.
+    turned upright by their EXIF orientation; tensors and arrays are used unchanged. A file is read from its current
+    position to its end, and not closed. Images of one call are sorted by shape and padded exactly, so that an image
+    gives the same detections alone and among others, to rounding. Threads may share a detector.
 
-    While a batch is in the network, `float32_arithmetic` sets how exact float32 is, for the whole process.
+    While the network computes, `float32_arithmetic` sets the precision of float32 for the whole process.
     """
 
     family = NATIVE
@@ -60,11 +59,11 @@ class Detector:
             precision: "auto" is fp16 on GPUs and fp32 on CPUs. "fp32" is exact float32; "tf32" lets a GPU round the
                 operands of convolutions and matrix products to 10 bits of mantissa. "bf16" and "fp16" compute all but
                 the heads in half precision. bf16 rounds 8 times as coarsely as fp16 and cannot overflow.
-            threshold: the least score that is kept; 0 keeps all queries.
-            classes: names of the classes that are wanted, each with its own threshold or None; None wants all.
-            batch_size: images in a batch at most; None is 32 on a GPU and 1 on a CPU. Where the device's memory is too
-                small for it, the detector halves it for good, and logs a warning.
-            name: what messages call the model; None is what it was loaded from.
+            threshold: the minimum score to keep; 0 keeps all queries.
+            classes: names of the classes to keep, each with its own threshold or None; None keeps all.
+            batch_size: largest number of images in a batch; None is 32 on a GPU and 1 on a CPU. If the device runs out
+                of memory, the detector halves it permanently and logs a warning.
+            name: name of the model in error messages; None is what it was loaded from.
 
         Raises:
             CheckpointError: the model cannot be loaded.
@@ -73,7 +72,7 @@ class Detector:
         network = model if isinstance(model, Detr) else load(model)
         self.name = name or ("the model" if isinstance(model, Detr) else str(model))
         self.config = network.config
-        # hashing 160 MB takes 0.2 s, which evaluation during training need not spend
+        # hashing 160 MB takes 0.2 s, and evaluation during training does not need it
         self.identity = None if isinstance(model, Detr) else fingerprint(network)
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
@@ -88,7 +87,7 @@ class Detector:
         self._network = folded(network).to(self.device).to(memory_format=torch.channels_last)
         self._network.cast_weights(_DTYPES[self.precision])
         if self.device.type == "cpu":
-            fuse_convolutions(self._network)  # last: what it does depends on the dtype of the weights
+            fuse_convolutions(self._network)  # last, because its effect depends on the dtype of the weights
         mean, std = (
             torch.tensor(values).view(3, 1, 1) * 255 for values in (self.config.image_mean, self.config.image_std)
         )
@@ -101,29 +100,29 @@ class Detector:
     def __call__(self, images: AnyImage | Sequence[AnyImage]) -> Detections | list[Detections]:
         """Return the detections of one image, or of several in the same order.
 
-        Images are decoded in threads, ahead of the network. The pixels of a few batches and the encoded bytes of 256
-        images are held at a time.
+        Threads decode images ahead of the network. The pixels of a few batches and the encoded bytes of 256 images are
+        in memory at a time.
 
         Raises:
             ImageError: an image cannot be read; its message says which.
-            TypeError: an image is of a type that is not taken.
-            ValueError: a tensor or an array has another shape or type than those of an image.
+            TypeError: an image is of an unsupported type.
+            ValueError: a tensor or an array does not have the shape or dtype of an image.
         """
         return detect_images(self, images)
 
     @property
     def categories(self) -> tuple[Category, ...]:
-        """The classes of the model; the place of a class is its index in the network."""
+        """The classes of the model by their index in the network."""
         return self.config.categories
 
     @property
     def size_rule(self) -> SizeRule:
-        """What `prepare` resizes by."""
+        """The size rule of `prepare`."""
         return self.config.size_rule
 
     @property
     def batch_size(self) -> int:
-        """Images in a batch at most; halved where the device has too little memory."""
+        """Largest number of images in a batch; halved if the device runs out of memory."""
         return self._launcher.batch_size
 
     @batch_size.setter
@@ -131,7 +130,7 @@ class Detector:
         self._launcher.batch_size = images
 
     def batches(self, shapes: Sequence[tuple[int, int]]) -> list[Batch]:
-        """Cut images into batches, by the (height, width) of each as `target_shape` gives it."""
+        """Group images into batches by the (height, width) that `target_shape` returns for each."""
         return order_batches(shapes, batch_size=self.batch_size, grid=self.grid)
 
     def prepare(self, image: Tensor) -> Prepared:
@@ -154,7 +153,7 @@ class Detector:
     def host_batch(self, count: int, height: int, width: int) -> HostBatch:
         """Return host memory for a batch of `count` images padded to `height` x `width` pixels.
 
-        Threads that decode write their images there, so that nothing is copied while the device waits.
+        Decoding threads write their images to it, so that the device does not wait for copies.
         """
         return HostBatch.allocate(count, height, width, self._transfer.memory)
 
@@ -172,12 +171,12 @@ class Detector:
         return detect_batch(self, batch, shape)
 
     def submit(self, batch: HostBatch) -> PendingDetections:
-        """Start the network on a batch; on a GPU, return before it is done.
+        """Start the network on a batch; on a GPU, return before it finishes.
 
-        Where the device has too little memory, `batch_size` is halved until the batch fits in parts.
+        If the device runs out of memory, `batch_size` is halved until the batch fits in parts.
 
         Args:
-            batch: of `host_batch`, at least one image, every place written. It must not be written again.
+            batch: made by `host_batch`, at least one image, every slot written. It must not be written again.
 
         Raises:
             torch.OutOfMemoryError: the device has too little memory for one image.
@@ -185,7 +184,7 @@ class Detector:
         return self._launcher.submit(batch, self._launch)
 
     def take_notes(self) -> tuple[str, ...]:
-        """Return the warnings that were logged since the last call, for callers that do not see the log."""
+        """Return the warnings logged since the last call, for callers without access to the log."""
         return self._launcher.take_notes()
 
     def read(self, ranked: Tensor) -> list[Detections]:
@@ -194,13 +193,13 @@ class Detector:
         Raises:
             FloatingPointError: it holds NaN or infinity.
         """
-        if not ranked.isfinite().all():  # it would pass for "nothing found"
+        if not ranked.isfinite().all():  # would otherwise look like "nothing found"
             raise not_finite(self.name, self.precision)
         return read_detections(ranked, self.config.categories)
 
     @torch.no_grad()
     def _launch(self, batch: HostBatch) -> ReadDetections:
-        """Queue a batch on the device. The calling thread waits for nothing."""
+        """Queue a batch on the device without waiting."""
         pixels, sizes = self._transfer.upload(batch.pixels, batch.sizes)
         with float32_arithmetic(tf32=self.precision == "tf32"):
             extents = sizes[:, :2] if batch.is_padded else None
@@ -210,7 +209,7 @@ class Detector:
         return lambda: self.read(download.result())
 
     def _normalised(self, pixels: Tensor, extents: Tensor | None) -> Tensor:
-        """Return what the network takes for uint8 pixels: zero on padding, in its dtype and memory format."""
+        """Normalise uint8 pixels for the network: zero on padding, in its dtype and memory format."""
         normalised = torch.addcmul(self._shift, pixels, self._scale).to(_DTYPES[self.precision])
         if extents is not None:
             normalised *= ~outside(extents, 1, *pixels.shape[2:])[:, None]
@@ -235,7 +234,7 @@ def choose_device(device: str) -> torch.device:
 
 
 def choose_precision(precision: str, device: torch.device) -> Precision:
-    """Return what "auto" means on a device, or the precision that was asked for.
+    """Return the precision that "auto" means on a device, or the requested precision.
 
     Raises:
         ValueError: an unknown name.
@@ -251,7 +250,7 @@ def choose_precision(precision: str, device: torch.device) -> Precision:
 
 
 def not_finite(name: str, precision: Precision) -> FloatingPointError:
-    """Return the error of a model whose results are NaN or infinite in a precision."""
+    """Return the error for NaN or infinite results in a precision."""
     advice = {
         "fp16": "use precision bf16 or fp32: its values may be too large for fp16",
         "bf16": "use precision fp32",

@@ -1,4 +1,4 @@
-"""What every detector offers, and the detector of any reference: DETR's own, or one of `transformers`."""
+"""The interface of all detectors, and a function that loads one: DETR's own, or one of `transformers`."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -20,17 +20,17 @@ from detr.size_rule import SizeRule
 
 
 class DetectorLike(Protocol):
-    """A model on a device, whatever its architecture: all that labelling, `detect` and evaluation know of a model.
+    """A model of any architecture on a device: the interface that labelling, `detect` and evaluation use.
 
-    `detr.detector.Detector` documents what the methods do and raise.
+    `detr.detector.Detector` documents the methods and their errors.
     """
 
     name: str
-    """What messages call the model."""
+    """Name of the model in messages."""
 
     device: torch.device
     precision: Precision
-    """What it computes in, "auto" resolved."""
+    """The precision that it computes in, with "auto" resolved."""
 
     @property
     def identity(self) -> str | None:
@@ -49,12 +49,12 @@ class DetectorLike(Protocol):
 
     @property
     def size_rule(self) -> SizeRule | None:
-        """How pictures are resized; None where only `prepare` knows."""
+        """How pictures are resized; None if only `prepare` can tell."""
         ...
 
     @property
     def batch_size(self) -> int:
-        """Images in a batch at most; halved where the device has too little memory."""
+        """Largest number of images in a batch; halved if the device runs out of memory."""
         ...
 
     @overload
@@ -74,7 +74,7 @@ class DetectorLike(Protocol):
         ...
 
     def batches(self, shapes: Sequence[tuple[int, int]]) -> list[Batch]:
-        """Cut images into batches, by the (height, width) of each as `target_shape` gives it."""
+        """Group images into batches by the (height, width) that `target_shape` returns for each."""
         ...
 
     def host_batch(self, count: int, height: int, width: int) -> HostBatch:
@@ -82,7 +82,7 @@ class DetectorLike(Protocol):
         ...
 
     def submit(self, batch: HostBatch) -> PendingDetections:
-        """Start the network on a batch; on a GPU, return before it is done."""
+        """Start the network on a batch; on a GPU, return before it finishes."""
         ...
 
     def detect(self, batch: Sequence[Prepared], *, shape: tuple[int, int] | None = None) -> list[Detections]:
@@ -90,7 +90,7 @@ class DetectorLike(Protocol):
         ...
 
     def take_notes(self) -> tuple[str, ...]:
-        """Return the warnings that were logged since the last call of this."""
+        """Return the warnings logged since the last call."""
         ...
 
 
@@ -110,10 +110,10 @@ def load_detector(
         ref: what `detr.load` takes, or a model directory or hub id of a type of `detr.families.FAMILIES`.
         device: as for `Detector`.
         precision: as for `Detector`; for models of `transformers`, "auto" is fp32 on every device.
-        threshold: the least score that is kept.
-        classes: names of the classes that are wanted, each with its own threshold or None; None wants all.
-        batch_size: images in a batch at most.
-        name: what messages call the model; None is `ref`.
+        threshold: the minimum score to keep.
+        classes: names of the classes to keep, each with its own threshold or None; None keeps all.
+        batch_size: largest number of images in a batch.
+        name: name of the model in error messages; None is `ref`.
 
     Raises:
         CheckpointError: the model cannot be loaded, or does not detect boxes.

@@ -1,4 +1,4 @@
-"""How tensors get to a device and back, and how exact its float32 is."""
+"""Copies of tensors to a device and back, and the precision of its float32."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """A tensor that is on its way into host memory."""
+    """A tensor that is being copied to host memory."""
 
     host: Tensor
     arrived: torch.cuda.Event | None = None
@@ -24,30 +24,30 @@ class Download:
 
 
 class Transfer(Protocol):
-    """Moves tensors between host memory and one device. The only code that may use streams and pinned memory."""
+    """Copies between host memory and one device. No other code may use streams or pinned memory."""
 
     def memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Return uninitialised host memory from which `upload` copies without waiting."""
+        """Return uninitialised host memory that `upload` can copy from asynchronously."""
         ...
 
     def upload(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Return copies on the device that the calling thread's next operations may use. Does not wait for them.
+        """Return copies on the device for the calling thread's next operations, without waiting.
 
-        `tensors` must come from `memory` and must not be written any more.
+        `tensors` must come from `memory` and must not be written afterwards.
         """
         ...
 
     def download(self, tensor: Tensor) -> Download:
-        """Start copying a tensor of the device into host memory. Does not wait for it."""
+        """Start copying a tensor from the device to host memory, without waiting."""
         ...
 
     def release(self) -> None:
-        """Give memory that the device's allocator keeps, but does not use, back to the device."""
+        """Release the unused memory that the device's allocator caches."""
         ...
 
 
 class CpuTransfer:
-    """The device is the CPU, so nothing is copied."""
+    """Transfers if the device is the CPU: nothing is copied."""
 
     def memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """See `Transfer.memory`."""
@@ -66,10 +66,10 @@ class CpuTransfer:
 
 
 class CudaTransfer:
-    """Copies from and to pinned memory; uploads use a stream of their own, so that they overlap with computing.
+    """Transfers from and to pinned memory; uploads use their own stream, so that they overlap with computation.
 
-    PyTorch's allocator of pinned memory keeps freed blocks and hands them out again once the copies that read them have
-    ended. Therefore pinned memory does not grow beyond what is in use at once, rounded up to powers of two.
+    PyTorch's allocator of pinned memory caches freed blocks and reuses them when the copies that read them have ended.
+    Therefore pinned memory does not exceed the peak use, rounded up to powers of two.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -87,7 +87,7 @@ class CudaTransfer:
         computing = torch.cuda.current_stream(self._device)
         computing.wait_stream(self._copies)
         for copy in copies:
-            copy.record_stream(computing)  # their memory may be reused when this stream is done with them
+            copy.record_stream(computing)  # their memory may be reused when this stream has used them
         return copies
 
     def download(self, tensor: Tensor) -> Download:
@@ -105,7 +105,7 @@ class CudaTransfer:
 
 
 def transfer_for(device: torch.device) -> Transfer:
-    """Return what moves tensors to and from a device."""
+    """Return the transfer object for a device."""
     return CudaTransfer(device) if device.type == "cuda" else CpuTransfer()
 
 
@@ -114,7 +114,7 @@ def float32_arithmetic(*, tf32: bool) -> Iterator[None]:
     """Compute float32 convolutions and matrix products exactly, or in TensorFloat-32, until the context ends.
 
     TensorFloat-32 rounds the operands to 10 bits of mantissa (float32 has 23). PyTorch uses it for cuDNN's convolutions
-    unless told otherwise. The settings belong to the whole process; they are restored at the end.
+    by default. The settings apply to the whole process; they are restored at the end.
     """
     # PyTorch 2.14 declares no types for these
     cudnn: Any = torch.backends.cudnn
@@ -130,9 +130,9 @@ def float32_arithmetic(*, tf32: bool) -> Iterator[None]:
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a copy of a tensor on a device, or the tensor itself where it is there already. Does not wait for it.
+    """Return a copy of a tensor on a device, or the tensor itself if it is already there, without waiting.
 
-    A tensor that is not in pinned memory is copied there first, which costs little for a small one.
+    A tensor outside pinned memory is copied to it first, which is cheap for a small one.
     """
     if tensor.device.type == "cpu" and device.type == "cuda" and not tensor.is_pinned():
         tensor = tensor.pin_memory()

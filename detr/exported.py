@@ -1,4 +1,4 @@
-"""DETR as a program of `torch.export` or an ONNX file, for tools that run neither this package nor Python."""
+"""Export a DETR with `torch.export` or to ONNX, for tools that run neither this package nor Python."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ from detr.model import Detr, PaddingMode
 
 INPUTS = ("pixels", "mask")
 OUTPUTS = ("logits", "boxes")
-OPSET = 20  # of ONNX; ONNX Runtime has it since 1.17
+OPSET = 20  # ONNX opset, supported by ONNX Runtime since 1.17
 
 
 class LogitsAndBoxes(nn.Module):
@@ -35,14 +35,14 @@ class LogitsAndBoxes(nn.Module):
 
 
 def export_program(model: Detr, *, padding: PaddingMode = "exact") -> ExportedProgram:
-    """Return a program of `torch.export` for any batch size, height and width.
+    """Return an exported program (`torch.export`) for any batch size, height and width.
 
     Its inputs are `pixels` and `mask` of `Detr.forward`, its outputs logits `(B, Q, K + 1)` and boxes `(B, Q, 4)`,
     cxcywh in 0..1. Sides must be longer than the stride of the feature map.
 
     Args:
         model: in float32, on the CPU.
-        padding: how padding is treated inside the network; see `Detr.forward`.
+        padding: padding mode inside the network; see `Detr.forward`.
     """
     stride = model.config.backbone.stride
     height, width = 4 * stride, 5 * stride + 1
@@ -86,7 +86,7 @@ def write_onnx(model: Detr, path: Path, *, padding: PaddingMode = "exact") -> No
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back what the exporter says about names of axes and about nodes that it does not fold."""
+    """Suppress the exporter's messages about names of axes and about nodes that it does not fold."""
     logger = logging.getLogger("onnxscript")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -99,7 +99,7 @@ def _quiet() -> Iterator[None]:
 
 
 def description(model: Detr, padding: PaddingMode) -> dict[str, object]:
-    """Return what a caller of an exported network must know of its inputs and classes, for json."""
+    """Return the description of inputs and classes that callers of an exported network need, for json."""
     config = model.config
     return {
         "categories": [{"id": category.id, "name": category.name} for category in config.categories],
@@ -111,7 +111,7 @@ def description(model: Detr, padding: PaddingMode) -> dict[str, object]:
 
 
 def example_inputs(sizes: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-    """Return pixels and mask of random images of these heights and widths, padded to one shape; always the same."""
+    """Return pixels and mask of random images of these heights and widths, padded to one shape; deterministic."""
     height, width = (max(side) for side in zip(*sizes, strict=True))
     pixels = torch.zeros(len(sizes), 3, height, width)
     mask = torch.ones(len(sizes), height, width, dtype=torch.bool)

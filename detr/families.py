@@ -1,4 +1,4 @@
-"""Model types of `transformers`: DETR itself, the other detectors that label, and what is refused. Needs no torch."""
+"""Model types of `transformers`: DETR, other supported detectors, and refused types. Does not import torch."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,22 +20,22 @@ FAMILIES: Mapping[str, str] = {
     "rt_detr_v2": "RT-DETR v2",
     "yolos": "YOLOS",
 }
-"""Model types that run through `transformers`, and what their authors call them. Each is held by a test."""
+"""Model types that run through `transformers`, and their published names. Each has a test."""
 
 ONE_SIZE = frozenset(("d_fine", "deimv2", "lw_detr", "rf_detr", "rt_detr", "rt_detr_v2"))
-"""Model types whose networks take no side that is not a multiple of some stride: all pictures must get one size."""
+"""Model types whose networks require sides that are multiples of a stride: all pictures must be resized to one size."""
 
 HALVING = frozenset(("d_fine", "deimv2", "rt_detr", "rt_detr_v2"))
-"""Those of `ONE_SIZE` that take every multiple of 32 pixels; what the others take depends on patches and windows."""
+"""Types of `ONE_SIZE` that accept every multiple of 32 pixels; for the others it depends on patches and windows."""
 
 NATIVE = "detr"
-"""Model type of DETR and Table Transformer, which run in this package's own network."""
+"""Model type of DETR and Table Transformer, which run in this package's network."""
 
 _TEXT_QUERIES = ("grounding-dino", "mm-grounding-dino", "omdet-turbo", "owlv2", "owlvit")
 _DOCUMENTS = ("pp_doclayout_v2", "pp_doclayout_v3", "pp_doclayout_v4")
 _TEXT_LINES = ("pp_ocrv5_mobile_det", "pp_ocrv5_server_det", "pp_ocrv6_medium_det", "pp_ocrv6_small_det")
 
-# COCO's 80 classes as Darknet's list spells them, which several checkpoints use
+# COCO's 80 classes in the spelling of Darknet's list, which several checkpoints use
 _DARKNET = {
     "motorcycle": "motorbike",
     "airplane": "aeroplane",
@@ -51,10 +51,11 @@ def family_of(config: Mapping[str, Any], *, source: str) -> str | None:
 
     Args:
         config: the content of config.json.
-        source: what messages call the model.
+        source: name of the model in error messages.
 
     Raises:
-        CheckpointError: the model is something else; the message says what it does instead of detecting boxes.
+        CheckpointError: the model is of another type; the message names the task that it does instead of detecting
+            boxes.
     """
     model_type = config.get("model_type", NATIVE)
     if not isinstance(model_type, str):
@@ -81,7 +82,7 @@ def model_family(path: Path, *, source: str) -> str:
     """Return `NATIVE`, or the key of `FAMILIES` of a model directory; files of weights are native.
 
     Raises:
-        CheckpointError: the model does something else than detecting boxes.
+        CheckpointError: the model does not detect boxes.
     """
     config = path / CONFIG_FILE
     if not config.is_file():  # a .pth or .ckpt, or something that `load` refuses
@@ -92,13 +93,13 @@ def model_family(path: Path, *, source: str) -> str:
 def family_categories(config: Mapping[str, Any], names: Mapping[int, str], *, source: str) -> tuple[Category, ...]:
     """Return the classes of a model by index, with the ids that its data set gives them.
 
-    The ids are `category_ids` of config.json where it has them, COCO's where the names are COCO's 80 in order (in
-    either of their two usual spellings), and else the indices. The names are always the model's.
+    The ids are `category_ids` of config.json if present, else COCO's if the names are COCO's 80 in order (in either of
+    the two usual spellings), else the indices. The names are always the model's.
 
     Args:
         config: the content of config.json.
         names: name of each class index.
-        source: what messages call the model.
+        source: name of the model in error messages.
 
     Raises:
         CheckpointError: indices are missing, or `category_ids` does not fit.
@@ -129,7 +130,7 @@ def family_categories(config: Mapping[str, Any], names: Mapping[int, str], *, so
 
 
 def _checked(model_type: str, config: Mapping[str, Any], source: str) -> str:
-    """Refuse other tasks of a family, such as segmentation, whose weights are not those of its detector."""
+    """Refuse checkpoints of a family's other tasks, such as segmentation, whose weights differ from its detector's."""
     architectures = config.get("architectures") or []
     if isinstance(architectures, str):
         architectures = [architectures]

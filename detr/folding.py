@@ -1,4 +1,4 @@
-"""A network made ready for inference: frozen norms folded into the convolutions before them."""
+"""Fold frozen norms into the convolutions before them, for inference."""
 
 import copy
 
@@ -10,9 +10,9 @@ from detr.model import Detr
 
 
 def folded(model: Detr) -> Detr:
-    """Return a copy in evaluation mode whose backbone has no norms, the same function to rounding.
+    """Return a copy in evaluation mode whose backbone has no norms; results are equal up to rounding.
 
-    The copy cannot be trained or saved: its convolutions have biases that no checkpoint knows.
+    The copy cannot be trained or saved: its convolutions have biases, which no checkpoint format has.
     """
     copied = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
     for module in copied.modules():

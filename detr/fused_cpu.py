@@ -1,8 +1,8 @@
-"""Convolutions fused with bias, residual add and ReLU, by oneDNN, for inference on a CPU.
+"""Fuse convolutions with bias, residual add and ReLU through oneDNN, for inference on a CPU.
 
-They mend two weaknesses of plain modules on a CPU. With one thread, PyTorch computes many convolutions of small batches
-by `_slow_conv2d_forward`, without oneDNN (34 of 54 in ResNet-50). And each ReLU and each residual add reads and writes
-a whole feature map once more. The operators used here are those that `torch.compile` generates for CPUs. They are
+This avoids two weaknesses of plain modules on a CPU. With one thread, PyTorch computes many convolutions of small
+batches by `_slow_conv2d_forward`, without oneDNN (34 of 54 in ResNet-50). Each ReLU and each residual add reads and
+writes a whole feature map again. The operators used here are those that `torch.compile` generates for CPUs. They are
 private: `tests/detr/test_fused_cpu.py` says what to do when they change.
 """
 
@@ -22,16 +22,16 @@ OPERATORS = ("_convolution_pointwise", "_convolution_pointwise_", "_is_mkldnn_bf
 """Operators of `torch.ops.mkldnn` that this module calls."""
 
 MACHINES = ("x86_64", "AMD64")
-"""Processors on which they are tested, as `platform.machine` names them."""
+"""Tested processors, as `platform.machine` names them."""
 
 
 def fuse_convolutions(model: Detr) -> bool:
     """Replace the convolutions of a folded network by fused ones, in place; return whether that was possible.
 
-    The fused network is the same function to rounding (1e-5). It cannot be trained or saved. The model stays as it is,
-    and the reason is logged once, where PyTorch lacks oneDNN or these operators, where oneDNN is switched off, on
-    processors other than x86, for a model that is not on the CPU in float32 or bfloat16, and for bfloat16 on
-    processors that oneDNN has no bfloat16 for (those without AVX-512 or AVX-NE-CONVERT).
+    The fused network gives equal results up to rounding (1e-5). It cannot be trained or saved. The model is not
+    changed, and the reason is logged once, if PyTorch lacks oneDNN or these operators, if oneDNN is disabled, on
+    processors other than x86, for a model that is not on the CPU in float32 or bfloat16, and for bfloat16 on processors
+    without oneDNN's bfloat16 (without AVX-512 or AVX-NE-CONVERT).
 
     Args:
         model: of `detr.folding.folded`, on the device that it will compute on.
@@ -54,10 +54,10 @@ def fuse_convolutions(model: Detr) -> bool:
 
 
 class FusedConvolution(nn.Module):
-    """A convolution with its bias, followed by a ReLU if asked for, or by a residual add and a ReLU.
+    """A convolution with its bias, optionally followed by a ReLU, or by a residual add and a ReLU.
 
-    The weights stay in PyTorch's own layout, and oneDNN reorders them at each call. To prepare them in oneDNN's layout
-    gains 1.5 % at most, and that layout depends on the shape of the input (docs/measurements.md).
+    The weights stay in PyTorch's own layout, and oneDNN reorders them at each call. Preparing them in oneDNN's layout
+    saves at most 1.5 %, and that layout depends on the shape of the input (docs/measurements.md).
     """
 
     def __init__(self, convolution: nn.Conv2d, *, relu: bool = False) -> None:
@@ -109,12 +109,12 @@ class FusedBlock(ResidualBlock):
 
 
 def _guarded(x: Tensor, convolution: FusedConvolution, guard: Guard | None, stride: int) -> Tensor:
-    """Zero what lies outside an image's own extent, before a convolution that would read it."""
+    """Zero the cells outside an image's own extent before a convolution that would read them."""
     return x if guard is None or convolution.kernel == 1 else guard(x, stride)
 
 
 def _convolutions(module: nn.Module) -> Iterator[nn.Conv2d]:
-    """Yield the convolutions directly in a module, in the order in which they are computed."""
+    """Yield the convolutions that are direct children of a module, in the order of computation."""
     return (child for child in module.children() if isinstance(child, nn.Conv2d))
 
 

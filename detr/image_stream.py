@@ -1,4 +1,4 @@
-"""Images in, detections out, for any detector: decoding in threads, ahead of the network."""
+"""Detect objects in images with any detector, decoding in threads ahead of the network."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +17,7 @@ from detr.postprocess import Detections
 if TYPE_CHECKING:
     from detr.detectors import DetectorLike
 
-WINDOW_IMAGES = 256  # images whose encoded bytes are held at once to be sorted by shape
+WINDOW_IMAGES = 256  # images whose encoded bytes are in memory at a time, to be sorted by shape
 BATCHES_AHEAD = 2  # batches that are decoded while one is in the network
 DECODE_THREADS = min(8, os.cpu_count() or 1)
 
@@ -25,12 +25,12 @@ DECODE_THREADS = min(8, os.cpu_count() or 1)
 def detect_images(detector: "DetectorLike", images: AnyImage | Sequence[AnyImage]) -> Detections | list[Detections]:
     """Return the detections of one image, or of several in the same order.
 
-    The pixels of a few batches and the encoded bytes of 256 images are held at a time.
+    The pixels of a few batches and the encoded bytes of 256 images are in memory at a time.
 
     Raises:
         ImageError: an image cannot be read; its message says which.
-        TypeError: an image is of a type that is not taken.
-        ValueError: a tensor or an array has another shape or type than those of an image.
+        TypeError: an image is of an unsupported type.
+        ValueError: a tensor or an array does not have the shape or dtype of an image.
     """
     if is_image(images):
         return detector.detect([_prepare(detector, encoded_or_tensor(images), images)])[0]
@@ -45,7 +45,7 @@ def detect_batch(
     """Run a detector's network once on images that it has prepared.
 
     Args:
-        detector: whose `prepare` made the images.
+        detector: the detector whose `prepare` made the images.
         batch: at least one image.
         shape: (height, width) to pad to; None is the largest height and width of the batch.
     """

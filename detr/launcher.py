@@ -1,4 +1,4 @@
-"""Batches on a device: one after the other, and in smaller parts once its memory was too small."""
+"""Run batches on a device in order, and in smaller parts after it ran out of memory."""
 
 import logging
 import threading
@@ -23,7 +23,7 @@ class PendingDetections:
     def __init__(self, reads: Sequence[ReadDetections], seconds: float) -> None:
         self._reads = reads
         self.seconds = seconds
-        """Seconds of the calling threads: to submit the batch, and to wait for it and read the result."""
+        """Seconds that the calling threads spent to submit the batch, and to wait for it and read the result."""
 
     def result(self) -> list[Detections]:
         """Wait for the device and return the detections of each image, in order.
@@ -38,7 +38,7 @@ class PendingDetections:
 
 
 class Launcher:
-    """Gives batches to a network, and halves them for good where the device has too little memory. Thread-safe."""
+    """Runs a network on batches, and halves them permanently if the device runs out of memory. Thread-safe."""
 
     def __init__(
         self,
@@ -48,13 +48,13 @@ class Launcher:
         precision: Precision,
         batch_size: int | None,
     ) -> None:
-        """Begin with the batch size that was asked for.
+        """Start with the requested batch size.
 
         Args:
-            release: gives unused memory back to the device.
+            release: releases cached memory of the device.
             device: for messages, and for the usual batch size.
             precision: for messages.
-            batch_size: images in a batch at most; None is 32 on a GPU and 1 on a CPU.
+            batch_size: largest number of images in a batch; None is 32 on a GPU and 1 on a CPU.
 
         Raises:
             ValueError: the batch size is below 1.
@@ -62,19 +62,19 @@ class Launcher:
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch size: {batch_size} is less than 1")
         self._release, self._device, self._precision = release, device, precision
-        # on a CPU larger batches take more time an image, not less (docs/measurements.md)
+        # on a CPU larger batches take more time per image, not less (docs/measurements.md)
         self.batch_size = batch_size or (1 if device.type == "cpu" else 32)
         self.most_images: int | None = None
-        """Images in a batch, once the device's memory was too small for more."""
+        """Largest number of images in a batch, after the device ran out of memory with more."""
         self._notes: list[str] = []
-        self._turn = threading.Lock()  # the network computes one batch after the other
+        self._turn = threading.Lock()  # the network computes one batch at a time
 
     def submit(self, batch: HostBatch, launch: LaunchBatch) -> PendingDetections:
         """Start a network on a batch, in as few parts as the device's memory allows.
 
         Args:
-            batch: at least one image, every place written.
-            launch: of the detector. Not kept, so that the network's memory is freed with the detector.
+            batch: at least one image, every slot written.
+            launch: the detector's function. Not stored, so that the network's memory is freed with the detector.
 
         Raises:
             torch.OutOfMemoryError: the device has too little memory for one image.
@@ -84,7 +84,7 @@ class Launcher:
             return PendingDetections(self._launch_in_parts(batch, launch), time.perf_counter() - started)
 
     def take_notes(self) -> tuple[str, ...]:
-        """Return the warnings that were logged since the last call, for callers that do not see the log."""
+        """Return the warnings logged since the last call, for callers without access to the log."""
         with self._turn:
             notes, self._notes = tuple(self._notes), []
         return notes
@@ -101,13 +101,13 @@ class Launcher:
             else:
                 start += len(part)
                 continue
-            # outside of the handler, because the error's traceback holds the network's tensors
+            # outside the handler, because the error's traceback references the network's tensors
             self._release()
             self._halve(part, reason)
         return reads
 
     def _halve(self, batch: HostBatch, reason: str) -> None:
-        """Remember that a batch does not fit into the device's memory."""
+        """Halve the batch size because a batch does not fit into the device's memory."""
         height, width = batch.pixels.shape[2:]
         if len(batch) == 1:
             raise torch.OutOfMemoryError(

@@ -1,4 +1,4 @@
-"""The whole network: pixels in, class logits and boxes out."""
+"""The DETR network: pixels in, class logits and boxes out."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,14 +17,14 @@ PaddingMode = Literal["plain", "exact"]
 
 @dataclass(frozen=True, slots=True)
 class DetrOutput:
-    """What the heads say, for B images, Q queries and K classes.
+    """The output of the heads for B images, Q queries and K classes.
 
     Attributes:
         logits: `(B, Q, K + 1)`; the last is no-object.
         boxes_cxcywh: `(B, Q, 4)` in 0..1 of the image without its padding.
         aux: the same of every earlier decoder layer, first layer first; their own `aux` is empty.
-        memory: `(B, h * w, D)`, what the encoder made of the image, row by row; None in `aux`.
-        queries: `(B, Q, D)`, the last output of the decoder, which the heads read; None in `aux`.
+        memory: `(B, h * w, D)`, the encoder's output, row by row; None in `aux`.
+        queries: `(B, Q, D)`, the decoder's last output, the input of the heads; None in `aux`.
     """
 
     logits: Tensor
@@ -34,7 +34,7 @@ class DetrOutput:
     queries: Tensor | None = None
 
 
-# torch.export takes only classes that it knows as outputs
+# torch.export accepts only registered classes as outputs
 torch.export.register_dataclass(DetrOutput, serialized_type_name="detr.model.DetrOutput")
 
 
@@ -71,13 +71,13 @@ class Detr(nn.Module):
         """Find objects.
 
         With "plain" padding the result of an image depends on the padding beside it, as in the original: padded pixels
-        are zero at first, but convolutions and norms fill them and bleed back. With "exact" it does not: the image
-        gives what it gives alone, to rounding.
+        start as zero, but convolutions and norms change them, which affects the image. With "exact" the result is that
+        of the image alone, up to rounding.
 
         Args:
             pixels: `(B, 3, H, W)` float, normalised RGB, zero on padding, which is to the right and at the bottom only.
-            mask: `(B, H, W)` bool, **True on padding**; None when no image has any.
-            padding: how padding is treated inside the network.
+            mask: `(B, H, W)` bool, **True on padding**; None if no image is padded.
+            padding: padding mode inside the network.
         """
         if mask is None:
             return self.detect(pixels, None)
@@ -94,10 +94,10 @@ class Detr(nn.Module):
 
         Args:
             pixels: `(B, 3, H, W)` float, normalised RGB, zero on padding, which is to the right and at the bottom only.
-            extents: `(B, 2)` integers on the device of `pixels`: each image's own height and width in pixels; None
-                when no image is padded.
+            extents: `(B, 2)` integers on the device of `pixels`: each image's own height and width in pixels; None if
+                no image is padded.
             auxiliary: whether to compute the heads on the earlier decoder layers, too; only training needs them.
-            maps: where it is given, the backbone's map of each stage is added to it.
+            maps: if given, the backbone's map of each stage is appended to it.
         """
         features = self.backbone[0](pixels, None if extents is None else padding_guard(extents), maps=maps)
         height, width = features.shape[-2:]
@@ -107,11 +107,11 @@ class Detr(nn.Module):
         return self._answer(features, cells, self.backbone[1](where), auxiliary=auxiliary)
 
     def checkpoint_gradients(self, *, enabled: bool = True) -> None:
-        """Choose whether training keeps less in memory and computes more (gradient checkpointing).
+        """Enable or disable gradient checkpointing: training uses less memory and computes more.
 
         Enabled, the forward pass keeps only the input of every fourth residual block and of each encoder layer, and the
-        backward pass computes what lies between again, with the same dropout. Gradients are the same. Blocks with
-        trainable norms are not included: they would count a batch twice.
+        backward pass recomputes the layers between, with the same dropout. Gradients are the same. Blocks with
+        trainable norms are excluded: their statistics would be updated twice.
         """
         body = self.backbone[0].get_submodule("body")
         assert isinstance(body, ResidualNetwork)
@@ -121,8 +121,8 @@ class Detr(nn.Module):
     def cast_weights(self, dtype: torch.dtype) -> None:
         """Keep the weights in `dtype`, except those of the heads and of learned positions, which stay as they are.
 
-        Then no operation of `detect` converts a weight, and `pixels` must be of `dtype`. Norms and softmax add up in
-        float32 all the same.
+        Then no operation of `detect` converts a weight, and `pixels` must be of `dtype`. Norms and softmax still
+        accumulate in float32.
         """
         for part in (self.backbone[0], self.input_proj, self.transformer, self.query_embed):
             part.to(dtype)
@@ -132,8 +132,8 @@ class Detr(nn.Module):
     ) -> DetrOutput:
         hidden, memory = self.transformer(self.input_proj(features), cells, self.query_embed.weight, positions)
         hidden = hidden if auxiliary else hidden[-1:]
-        # In bf16 a sigmoid is off by up to 3.4 pixels of a picture of 1,333: the heads compute in the precision of
-        # their weights, which is float32 also where the rest of the network has less.
+        # In bf16 the error of a sigmoid is up to 3.4 pixels in a picture of 1,333: the heads compute in the precision
+        # of their weights, which is float32 even if the rest of the network uses less.
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.to(self.class_embed.weight.dtype)
             logits = self.class_embed(hidden)
@@ -155,13 +155,13 @@ def outside(extents: Tensor, stride: int, height: int, width: int) -> Tensor:
 
 def padding_guard(extents: Tensor) -> Guard:
     """Return a guard for images whose own (height, width) in pixels are `extents` `(B, 2)`, padded to one shape."""
-    kept: dict[tuple[int, torch.dtype], Tensor] = {}  # one small 0/1 map per stride, made when first needed
+    kept: dict[tuple[int, torch.dtype], Tensor] = {}  # one small 0/1 map per stride, created on first use
 
     def guard(x: Tensor, stride: int) -> Tensor:
         if (stride, x.dtype) not in kept:
             real = ~outside(extents, stride, *x.shape[-2:])
             kept[stride, x.dtype] = real[:, None].to(x.dtype)
-        # a multiplication, because it fuses with the ReLU before it when compiled; what is multiplied is finite
+        # a multiplication, which is fused with the previous ReLU when compiled; its input is finite
         return x * kept[stride, x.dtype]
 
     return guard

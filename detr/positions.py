@@ -1,4 +1,4 @@
-"""Where a cell of the feature map is, as a vector: the sine code of the paper and the learned one."""
+"""Position encodings of the cells of a feature map: the paper's sine encoding and the learned one."""
 
 import math
 
@@ -12,7 +12,7 @@ class SinePositions(nn.Module):
     """Sines and cosines of the cell's row and column, counted over the real cells only and normalised to 2 pi.
 
     Has no parameters. Counting starts at 1, the row's features come before the column's, sine and cosine alternate:
-    other codes with these ingredients do not fit the official weights.
+    other orders do not fit the official weights.
     """
 
     def __init__(self, features: int, *, normalize: bool = True) -> None:
@@ -25,7 +25,7 @@ class SinePositions(nn.Module):
         real = (~padding).float()
         rows, columns = real.cumsum(1), real.cumsum(2)
         if self.normalize:
-            # padded cells may have no real cell in their row: 0 / 1e-6 is 0, never NaN
+            # a row may have only padded cells: 0 / 1e-6 is 0, never NaN
             rows = rows / (rows[:, -1:, :] + 1e-6) * (2 * math.pi)
             columns = columns / (columns[:, :, -1:] + 1e-6) * (2 * math.pi)
         index = torch.arange(self.features, dtype=torch.float32, device=padding.device)
@@ -62,6 +62,6 @@ class LearnedPositions(nn.Module):
 
 
 def _interleave(phase: Tensor, scale: Tensor) -> Tensor:
-    """`(B, h, w)` phases -> `(B, h, w, features)`: sine on even features, cosine on odd ones."""
+    """Convert `(B, h, w)` phases to `(B, h, w, features)`: sine in even features, cosine in odd ones."""
     angles = phase[..., None] / scale
     return torch.stack((angles[..., 0::2].sin(), angles[..., 1::2].cos()), dim=4).flatten(3)

@@ -1,4 +1,4 @@
-"""Logits and boxes to detections: the original's arithmetic, then what the user wants kept."""
+"""Convert logits and boxes to detections with the original's arithmetic, then filter them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,11 +14,11 @@ from detr.model import DetrOutput
 
 @dataclass(frozen=True, slots=True)
 class Detections:
-    """What was found in one image, best first.
+    """The detections of one image, best first.
 
     Attributes:
         category_ids: `(N,)` int64, the data set's own ids.
-        labels: the N names that belong to them.
+        labels: the N class names.
         scores: `(N,)` float32 in 0..1, probability of the class after softmax over all classes and no-object.
         boxes_xyxy: `(N, 4)` float32, pixels of the upright image; may reach a little outside it.
     """
@@ -35,12 +35,12 @@ class Detections:
 def postprocess(output: DetrOutput, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return scores `(B, Q)`, class indices `(B, Q)` and boxes `(B, Q, 4)` xyxy in pixels, in query order.
 
-    No-object takes part in the softmax but is never the answer, so every query names its best real class. Nothing is
-    dropped, clipped or sorted (the original's `PostProcess`).
+    No-object is part of the softmax but never the result, so every query gets its best real class. Nothing is dropped,
+    clipped or sorted (the original's `PostProcess`).
 
     Args:
         output: of B images.
-        sizes: `(B, 2)`, (height, width) in pixels that boxes shall refer to.
+        sizes: `(B, 2)`, (height, width) in pixels that boxes are scaled to.
     """
     scores, classes = output.logits.float().softmax(-1)[..., :-1].max(-1)
     height, width = sizes.to(scores).unbind(1)
@@ -51,15 +51,15 @@ def postprocess(output: DetrOutput, sizes: Tensor) -> tuple[Tensor, Tensor, Tens
 def class_thresholds(
     categories: Sequence[Category], threshold: float, *, classes: Mapping[str, float | None] | None, model: str
 ) -> Tensor:
-    """Return `(K,)` float32: the least score at which a class is kept, infinite for classes that are not wanted.
+    """Return `(K,)` float32: the minimum score to keep for each class, infinite for unwanted classes.
 
-    Ids that the data set does not use have rows in the official heads; only threshold 0, which keeps all, keeps them.
+    Unused ids of the data set have rows in the official heads; only threshold 0 keeps them.
 
     Args:
         categories: the model's.
-        threshold: for all classes without their own, in 0..1.
-        classes: names that are wanted, with their own threshold or None; None wants all.
-        model: what messages call the model.
+        threshold: for all classes without a threshold of their own, in 0..1.
+        classes: names of the classes to keep, each with its own threshold or None; None keeps all.
+        model: name of the model in error messages.
 
     Raises:
         UnknownClass: a wanted name is not in `categories`.
@@ -79,10 +79,10 @@ def class_thresholds(
 
 
 def rank(scores: Tensor, classes: Tensor, boxes_xyxy: Tensor, thresholds: Tensor) -> Tensor:
-    """Return one float32 `(B, Q, 6)` with what is kept of each image first, best first: score, class index, box.
+    """Return `(B, Q, 6)` float32: score, class index, box; the kept detections of each image first, best first.
 
-    Kept are detections that reach their class's threshold; equal scores stay in query order. What is not kept follows,
-    with -1 for its class index. Nothing waits for the device.
+    Detections that reach their class's threshold are kept; equal scores stay in query order. The others follow with
+    class index -1. The host does not wait for the device.
 
     Args:
         scores: `(B, Q)` float32.
@@ -103,7 +103,7 @@ def ranking(scores: Tensor, classes: Tensor, thresholds: Tensor) -> tuple[Tensor
 
 
 def read_detections(ranked: Tensor, categories: Sequence[Category]) -> list[Detections]:
-    """Return the detections of each image of `rank`'s result, which is on the CPU. They share no memory with it."""
+    """Return the detections of each image of `rank`'s result, which must be on the CPU. They are copies."""
     found = []
     for image, classes in zip(ranked, ranked[:, :, 1].int().tolist(), strict=True):
         kept = [categories[index] for index in classes if index >= 0]

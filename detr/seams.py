@@ -1,4 +1,4 @@
-"""Detections of overlapping views of one picture joined into those of the picture, each object once."""
+"""Merge the detections of overlapping views of one picture, so that each object is detected once."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -21,7 +21,7 @@ LEAST_SCORE: Final = 0.5
 MOST_IOU: Final = 0.5
 """Of two boxes of one class that overlap by more, the one with the lower score is dropped."""
 
-_BLOCK: Final = 2**22  # pairs of boxes that are compared at once: 16 MiB for each of a few intermediate results
+_BLOCK: Final = 2**22  # pairs of boxes compared at a time: 16 MiB for each of a few intermediate results
 
 
 def join_views(
@@ -46,7 +46,7 @@ def join_views(
     at most `t / 2` the detections with a score of `t` or more are therefore the same.
 
     An object that is not longer than the overlap of the tiles lies whole in one of them, so that its parts are dropped.
-    Of an object that is longer, and that the detector does not find in the whole picture, two parts can remain.
+    Two parts can remain of a longer object that the detector does not find in the whole picture.
 
     Args:
         views: the whole picture first, then its tiles.
@@ -104,8 +104,8 @@ def _replaced(
 
 
 def _suppress(boxes: Tensor, scores: Tensor, category_ids: Tensor, most_iou: float) -> Tensor:
-    """Return the indices of the boxes that non-maximum suppression leaves, in rising order."""
-    from torchvision.ops import batched_nms  # here: torchvision's Python package is used for nothing else
+    """Return the indices of the boxes that non-maximum suppression keeps, in ascending order."""
+    from torchvision.ops import batched_nms  # imported here: torchvision's Python package is not used for anything else
 
     # float64: `batched_nms` may move each class by more than the largest coordinate, which float32 would round
     kept: Tensor = batched_nms(boxes.double(), scores.double(), category_ids, most_iou)

@@ -1,4 +1,4 @@
-"""The size that pictures are resized to before the network sees them. Needs no torch."""
+"""The size that pictures are resized to for the network. Does not import torch."""
 
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -6,7 +6,7 @@ from typing import Final, Literal
 from detr.images.results import ImageTooLarge, TooExtreme
 
 Resizing = Literal["original", "transformers", "fit", "stretch", "none"]
-"""Which rule: see `SizeRule`."""
+"""The rules; see `SizeRule`."""
 
 MOST_UNRESIZED: Final = 2**24
 """Pixels of a picture that is not resized: its attention has 16,384 x 16,384 scores a head, 8.6 GB in fp32."""
@@ -14,7 +14,7 @@ MOST_UNRESIZED: Final = 2**24
 
 @dataclass(frozen=True, slots=True)
 class SizeRule:
-    """How the size of a picture becomes the size that the network sees; all sides are in pixels.
+    """The rule that computes the size for the network from the size of a picture; all sides are in pixels.
 
     Attributes:
         resizing: "original" gives the shorter side `shorter` pixels, unless the longer would pass `longest`, with the
@@ -65,8 +65,8 @@ class SizeRule:
 def resize_shape(height: int, width: int, *, shorter: int = 800, longest: int | None = 1333) -> tuple[int, int]:
     """Return the (height, width) to resize to: shorter side `shorter`, unless the longer would pass `longest`.
 
-    The original's arithmetic to the last integer, truncations included. The longer side can pass `longest` by a few
-    pixels, because the shorter one is rounded first: allocate by what is returned. `transformers` 5.23 differs by 1 or
+    The original's integer arithmetic, including truncations. The longer side can exceed `longest` by a few pixels,
+    because the shorter one is rounded first: allocate memory for the returned size. `transformers` 5.23 differs by 1 or
     2 pixels on 38 % of random shapes up to 3:1, and on none of COCO's common ones such as 480 x 640 (MEASURED).
 
     Raises:

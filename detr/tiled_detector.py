@@ -1,4 +1,4 @@
-"""A detector that looks at large pictures as a whole and tile by tile."""
+"""A detector that processes large pictures as a whole and tile by tile."""
 
 import time
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from detr.tiles import Tile, Tiling
 
 
 class LargeShape(tuple[int, int]):
-    """What the network sees, (height, width), of the whole of a picture that is cut into tiles as well."""
+    """The (height, width) for the network of the whole view of a picture that is also cut into tiles."""
 
     __slots__ = ()
 
@@ -32,36 +32,36 @@ class LargePicture(Prepared):
 
 @dataclass(slots=True)
 class _TiledHostBatch(HostBatch):
-    """A batch of pictures that fit in a tile, or one large picture, which is kept as it is."""
+    """A batch of pictures that fit in a tile, or one large picture, which is not resized."""
 
     picture: Tensor | None = None
 
     def write(self, place: int, image: Prepared) -> None:
-        """Copy an image into its place; keep a large picture, which is alone in its batch."""
+        """Copy an image into its slot; store a large picture, which is alone in its batch."""
         if isinstance(image, LargePicture):
             self.picture = image.pixels
         else:
             HostBatch.write(self, place, image)  # super() does not work in a dataclass with slots
 
     def only(self, places: Sequence[int]) -> HostBatch:
-        """Return these places, given in rising order, moved together in the same memory."""
+        """Return these slots, given in ascending order, moved to the front of the same memory."""
         return self if self.picture is not None else HostBatch.only(self, places)
 
 
 class TiledDetector:
     """Another detector that also sees the tiles of pictures that do not fit in one, at the picture's resolution.
 
-    A picture that fits in a tile is given to the detector as it is, in batches of such pictures. Of any other
-    the detector sees the whole and each tile, all by its own size rule, and `detr.seams.join_views` makes one list of
-    detections of these views. Such a picture is a batch of its own; its views form batches among themselves. In memory
-    are its pixels, once, and a few batches of views.
+    A picture that fits in a tile is passed to the detector unchanged, in batches of such pictures. Of any other picture
+    the detector processes the whole and each tile, each resized by the detector's size rule, and
+    `detr.seams.join_views` merges the detections of these views. Such a picture is a batch of its own; its views form
+    batches among themselves. One copy of its pixels and a few batches of views are in memory.
     """
 
     size_rule: SizeRule | None = None
     """None, because `prepare` needs the picture at its own size."""
 
     def __init__(self, detector: DetectorLike, tiling: Tiling) -> None:
-        """Take a detector, which can also be used elsewhere, and the tiling of pictures."""
+        """Wrap a detector, which can still be used elsewhere, with a tiling of pictures."""
         self._detector, self._tiling = detector, tiling
         self.name, self.device, self.precision = detector.name, detector.device, detector.precision
 
@@ -94,7 +94,7 @@ class TiledDetector:
         return self._detector.batch_size
 
     def target_shape(self, height: int, width: int) -> tuple[int, int]:
-        """Return the (height, width) that the network sees of the whole of a picture of `height` x `width` pixels.
+        """Return the (height, width) for the network of the whole view of a picture of `height` x `width` pixels.
 
         Raises:
             ImageError: the whole or a tile cannot be resized.
@@ -113,7 +113,7 @@ class TiledDetector:
         return LargePicture(image, height, width)
 
     def batches(self, shapes: Sequence[tuple[int, int]]) -> list[Batch]:
-        """Cut images into batches, by the shape of each as `target_shape` gives it; large ones are alone."""
+        """Group images into batches by the shape that `target_shape` returns for each; large ones are alone."""
         fitting = [index for index, shape in enumerate(shapes) if not isinstance(shape, LargeShape)]
         batches = [
             Batch(tuple(fitting[index] for index in batch.indices), batch.height, batch.width)
@@ -128,18 +128,18 @@ class TiledDetector:
         return _TiledHostBatch(batch.pixels, batch.sizes)
 
     def detect(self, batch: Sequence[Prepared], *, shape: tuple[int, int] | None = None) -> list[Detections]:
-        """Return the detections of images that `prepare` has made ready, in order.
+        """Return the detections of images that `prepare` returned, in order.
 
         Args:
             batch: at least one image.
-            shape: (height, width) that those which fit in a tile are padded to; None is their largest.
+            shape: (height, width) to pad pictures to that fit in a tile; None is their largest.
         """
         fitting = [one for one in batch if not isinstance(one, LargePicture)]
         found = iter(self._detector.detect(fitting, shape=shape) if fitting else ())
         return [self._detect_large(one.pixels) if isinstance(one, LargePicture) else next(found) for one in batch]
 
     def submit(self, batch: HostBatch) -> PendingDetections:
-        """Start the network on a batch; for a large picture, return when all its views are done."""
+        """Start the network on a batch; for a large picture, return after all its views."""
         picture = batch.picture if isinstance(batch, _TiledHostBatch) else None
         if picture is None:
             return self._detector.submit(batch)
@@ -148,11 +148,11 @@ class TiledDetector:
         return PendingDetections([lambda: [found]], time.perf_counter() - started)
 
     def take_notes(self) -> tuple[str, ...]:
-        """Return the warnings that were logged since the last call of this."""
+        """Return the warnings logged since the last call."""
         return self._detector.take_notes()
 
     def _detect_large(self, picture: Tensor) -> Detections:
-        """Return the detections of a uint8 `(3, H, W)` picture, joined from the whole picture and its tiles."""
+        """Return the detections of a uint8 `(3, H, W)` picture, merged from the whole picture and its tiles."""
         height, width = picture.shape[1:]
         views = [Tile(0, 0, width, height), *self._tiling.tiles(height, width)]
         found = self._detector([view.cut(picture) for view in views])

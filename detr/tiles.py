@@ -1,4 +1,4 @@
-"""Tiles: overlapping rectangles that large pictures are cut into. Needs no torch."""
+"""Tiles: overlapping rectangles that large pictures are cut into. Does not import torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LEAST_SIDE: Final = 64
-"""Shortest side of a tile in pixels. With smaller tiles, pictures have thousands that hardly show a whole object."""
+"""Shortest side of a tile in pixels. With smaller tiles, a picture has thousands that rarely show a whole object."""
 
 MOST_OVERLAP: Final = 0.5
 """Largest overlap. At 0.5, the network sees each pixel four times."""
@@ -53,7 +53,8 @@ class Tiling:
     Attributes:
         width: width of a tile in pixels of the upright picture.
         height: height of a tile in pixels of the upright picture.
-        overlap: smallest share of a tile's width and height that its neighbour also shows, in 0..`MOST_OVERLAP`.
+        overlap: smallest share of a tile's width and height that it has in common with its neighbour, in
+            0..`MOST_OVERLAP`.
     """
 
     width: int
@@ -80,7 +81,7 @@ class Tiling:
         """Return the tiles of a picture of `height` x `width` pixels, row by row.
 
         All have the same size: the tiling's, or the picture's where that is smaller. They are spread evenly, so that
-        the last ones end where the picture does and neighbours share a little more than what is asked for.
+        the last ones end at the picture's edge and the overlap is a little larger than requested.
         """
         tall, wide = min(self.height, height), min(self.width, width)
         return [
@@ -107,7 +108,7 @@ def tile_size(text: str) -> tuple[int, int]:
 
 
 def make_tiling(tiles: tuple[int, int] | None, overlap: float | None) -> Tiling | None:
-    """Return how pictures are cut into tiles of (width, height) pixels; None: they are not.
+    """Return the tiling for tiles of (width, height) pixels; None without tiles.
 
     Raises:
         ValueError: an overlap without tiles, a tile that is too small, or an overlap that is too large.
@@ -120,7 +121,7 @@ def make_tiling(tiles: tuple[int, int] | None, overlap: float | None) -> Tiling 
 
 
 def _starts(length: int, size: int, overlap: float) -> list[int]:
-    """Return where tiles of `size` begin along a side of `length` pixels."""
+    """Return the offsets of tiles of `size` along a side of `length` pixels."""
     if length <= size:
         return [0]
     step = size - math.ceil(size * overlap)

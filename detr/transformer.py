@@ -1,4 +1,4 @@
-"""The encoder, which mixes the picture's positions, and the decoder, which turns object queries into answers.
+"""The transformer encoder of image features, and the decoder of object queries.
 
 Source: the paper's appendix A.3. Attributes are named as in the original's checkpoints: renaming one breaks loading.
 Positions are added to queries and keys, in every layer, never to values.
@@ -13,7 +13,7 @@ from detr.config import DetrConfig
 
 
 class EncoderLayer(nn.Module):
-    """Every cell looks at every other, then is refined alone."""
+    """Self-attention over all cells, then a feed-forward network for each cell."""
 
     def __init__(self, config: DetrConfig) -> None:
         super().__init__()
@@ -22,14 +22,14 @@ class EncoderLayer(nn.Module):
         self.linear1 = nn.Linear(dim, config.feedforward_dim)
         self.linear2 = nn.Linear(config.feedforward_dim, dim)
         self.norm1, self.norm2 = (nn.LayerNorm(dim) for _ in range(2))
-        self.dropout = nn.Dropout(dropout)  # without state: one serves every place
+        self.dropout = nn.Dropout(dropout)  # stateless: one module for all positions
         self.pre_norm = config.pre_norm
 
     def forward(self, x: Tensor, positions: Tensor, padding: Tensor | None) -> Tensor:
         """Return the refined cells, `(B, L, D)`.
 
-        `x` and `positions` are `(B, L, D)`, row by row. `padding` is `(B, L)` bool, True on padding, or
-        None when there is none.
+        `x` and `positions` are `(B, L, D)`, row by row. `padding` is `(B, L)` bool, True on padding, or None without
+        padding.
         """
         if self.pre_norm:
             x = x + self._attend(self.norm1(x), positions, padding)
@@ -47,7 +47,7 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Queries look at each other, then at the image, then are refined one by one."""
+    """Self-attention of queries, cross-attention to the image, then a feed-forward network for each query."""
 
     def __init__(self, config: DetrConfig) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class DecoderLayer(nn.Module):
 
         `x` and `query_positions` are `(B, Q, D)`: zeros before the first layer, and the learned object queries.
         `memory` and `memory_keys` (memory with its positions added) are `(B, L, D)`. `padding` is `(B, L)` bool, True
-        on padding, or None. An image of nothing but padding comes out as NaN (torch 2.14).
+        on padding, or None. An image that is only padding results in NaN (torch 2.14).
         """
         if self.pre_norm:
             x = x + self._attend(self.norm1(x), query_positions)
@@ -93,14 +93,14 @@ class DecoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The encoder layers; with pre-norm one more norm after the last."""
+    """The encoder layers; with pre-norm, an additional norm after the last."""
 
     def __init__(self, config: DetrConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
         self.norm = nn.LayerNorm(config.hidden_dim) if config.pre_norm else None
         self.checkpoints_gradients = False
-        """Whether training computes each layer again in the backward pass; see `Detr.checkpoint_gradients`."""
+        """Whether training recomputes each layer in the backward pass; see `Detr.checkpoint_gradients`."""
 
     def forward(self, x: Tensor, positions: Tensor, padding: Tensor | None) -> Tensor:
         """Return the memory, `(B, L, D)`; arguments as `EncoderLayer.forward`."""
@@ -113,12 +113,12 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The decoder layers. A shared norm reads every layer's output out; the next layer goes on from the un-normed."""
+    """The decoder layers. A shared norm is applied to every layer's output, but not to the input of the next layer."""
 
     def __init__(self, config: DetrConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
-        self.norm = nn.LayerNorm(config.hidden_dim)  # with post-norm a second one on top of norm3: intended
+        self.norm = nn.LayerNorm(config.hidden_dim)  # with post-norm a second norm after norm3: intended
 
     def forward(
         self, query_positions: Tensor, memory: Tensor, memory_positions: Tensor, padding: Tensor | None
@@ -151,9 +151,9 @@ class Transformer(nn.Module):
 
         Args:
             features: `(B, D, h, w)`.
-            padding: `(B, h, w)` bool, True on padding, or None when no image has any.
+            padding: `(B, h, w)` bool, True on padding, or None if no image is padded.
             queries: `(Q, D)`, the learned object queries.
-            positions: `(B, D, h, w)`, or `(1, D, h, w)` where all images have the same.
+            positions: `(B, D, h, w)`, or `(1, D, h, w)` if equal for all images.
         """
         cells = features.flatten(2).transpose(1, 2)
         where = positions.to(cells.dtype).flatten(2).transpose(1, 2)

@@ -18,23 +18,23 @@ from detr.precision import Precision, family_precision
 from detr.size_rule import SizeRule
 from detr.transformers_model import TransformersModel
 
-SHAPES_KEPT = 65_536  # sizes of pictures whose target shape is remembered
+SHAPES_KEPT = 65_536  # picture sizes whose target shape is cached
 _HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# In the names of the parts that give scores, boxes, and the points that boxes are measured from, in every family.
+# Parts of the names of modules that compute scores, boxes, and reference points of boxes, in every family.
 _HEADS = ("bbox", "class", "score", "lqe", "ref_point", "reference_points")
 
 
 class TransformersDetector:
-    """A detector of `transformers` on a device: callable on one image or many, as `detr.detector.Detector` is.
+    """A detector of `transformers` on a device: callable on one image or many, like `detr.detector.Detector`.
 
-    The model's own image processor resizes, normalises and turns outputs into boxes. Images are batched with images of
-    the same shape only and never padded for each other's sake, so an image gives the same detections alone and among
-    others, to rounding. Scores and boxes are those of that library's `pipeline("object-detection")` in float32, before
-    it cuts boxes to whole pixels. Threads may share a detector.
+    The model's own image processor resizes, normalises and converts outputs to boxes. Only images of equal shape form a
+    batch, without padding, so detections do not depend on the other images, up to rounding. Scores and boxes equal
+    those of that library's `pipeline("object-detection")` in float32, before it rounds boxes to whole pixels.
+    Thread-safe.
     """
 
     size_rule: SizeRule | None = None
-    """None: only the image processor knows how pictures are resized."""
+    """None: only the image processor defines how pictures are resized."""
 
     def __init__(
         self,
@@ -54,10 +54,10 @@ class TransformersDetector:
             device: as for `Detector`.
             precision: as for `Detector`, but "auto" is fp32 on every device. "bf16" and "fp16" compute products and
                 convolutions in half precision (PyTorch's autocast), all heads in float32.
-            threshold: the least score that is kept; 0 keeps everything that the model's processor returns.
+            threshold: the minimum score to keep; 0 keeps all results of the model's processor.
             classes: as for `Detector`.
             batch_size: as for `Detector`.
-            name: what messages call the model; None is what it was loaded from.
+            name: name of the model in error messages; None is what it was loaded from.
 
         Raises:
             ValueError: an unknown class name, precision or device, a threshold outside 0..1, or a batch size below 1.
@@ -88,11 +88,11 @@ class TransformersDetector:
 
     @property
     def batch_size(self) -> int:
-        """Images in a batch at most; halved where the device has too little memory."""
+        """Largest number of images in a batch; halved if the device runs out of memory."""
         return self._launcher.batch_size
 
     def batches(self, shapes: Sequence[tuple[int, int]]) -> list[Batch]:
-        """Cut images into batches of equal (height, width), as `target_shape` gives it."""
+        """Group images into batches of equal (height, width), as returned by `target_shape`."""
         return equal_batches(shapes, batch_size=self.batch_size)
 
     def target_shape(self, height: int, width: int) -> tuple[int, int]:
@@ -129,17 +129,17 @@ class TransformersDetector:
         return self._launcher.submit(batch, self._launch)
 
     def take_notes(self) -> tuple[str, ...]:
-        """Return the warnings that were logged since the last call, for callers that do not see the log."""
+        """Return the warnings logged since the last call, for callers without access to the log."""
         return self._launcher.take_notes()
 
     @torch.no_grad()
     def _launch(self, batch: HostBatch) -> ReadDetections:
-        """Queue a batch on the device. The calling thread waits for nothing."""
+        """Queue a batch on the device without waiting."""
         pixels, sizes = self._transfer.upload(batch.pixels, batch.sizes)
         inputs = {}
         padding = outside(sizes[:, :2], 1, *pixels.shape[2:]) if batch.is_padded else None
         if padding is not None:
-            pixels = pixels.masked_fill(padding[:, None], 0.0)  # after normalising, as processors pad
+            pixels = pixels.masked_fill(padding[:, None], 0.0)  # after normalisation, as in the processors
         if self._model.gives_mask:
             shape = (len(batch), *pixels.shape[2:])
             mask = torch.ones(shape, dtype=torch.int64, device=self.device) if padding is None else (~padding).long()
@@ -156,12 +156,12 @@ class TransformersDetector:
 
     def _read(self, rows: Tensor, upright: Tensor) -> list[Detections]:
         """Return the detections of each image of the network's `(B, Q, K + 4)` logits and boxes."""
-        if not rows.isfinite().all():  # it would pass for "nothing found"
+        if not rows.isfinite().all():  # would otherwise look like "nothing found"
             raise not_finite(self.name, self.precision)
         return [self._ranked(found) for found in self._model.postprocess(rows[..., :-4], rows[..., -4:], upright)]
 
     def _ranked(self, found: Mapping[str, Tensor]) -> Detections:
-        """Return what reaches the threshold of its class, best first."""
+        """Return the detections that reach the threshold of their class, best first."""
         scores, classes, boxes = found["scores"], found["labels"], found["boxes"]
         order = scores.argsort(descending=True, stable=True)
         order = order[scores[order] >= self._thresholds[classes[order]]]
@@ -175,11 +175,11 @@ class TransformersDetector:
 
 
 def _heads(network: nn.Module) -> Iterator[nn.Module]:
-    """Yield the parts of a network that give scores and boxes, each once."""
+    """Yield the modules of a network that compute scores and boxes, each once."""
     for name, part in network.named_children():
         if not any(word in name for word in _HEADS):
             yield from _heads(part)
-        elif isinstance(part, nn.ModuleList):  # one for each layer of the decoder
+        elif isinstance(part, nn.ModuleList):  # one for each decoder layer
             yield from part
         else:
             yield part

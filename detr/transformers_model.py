@@ -1,4 +1,4 @@
-"""Detectors of Hugging Face `transformers`, read from a model directory. The only module that imports that library."""
+"""Load detectors of Hugging Face `transformers` from a model directory. The only module that imports that library."""
 
 import hashlib
 import importlib.util
@@ -29,11 +29,11 @@ from detr.families import FAMILIES, HALVING, ONE_SIZE, family_categories
 from detr.images.results import TooExtreme
 
 INSTALL = "pip install 'ray-detr[transformers]'"
-# What says where a configuration comes from, not what it computes.
+# Settings that describe the origin of a configuration, and do not affect detections.
 _NOT_DECIDING = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "auto_map")
-_TRIED = (480, 640)  # height and width of a picture that every processor takes
-_STRIDE = 32  # of the coarsest feature map of the networks of `HALVING`
-_ALL_SCORES = -1.0  # a threshold that every score passes: ours are applied afterwards, one for each class
+_TRIED = (480, 640)  # height and width of a picture that every processor accepts
+_STRIDE = 32  # stride of the coarsest feature map of the networks of `HALVING`
+_ALL_SCORES = -1.0  # a threshold that every score passes: class thresholds are applied afterwards
 
 
 class TransformersModel:
@@ -41,28 +41,28 @@ class TransformersModel:
 
     def __init__(self, network: Any, processor: Any, *, family: str, categories: Sequence[Category],
                  identity: str, name: str) -> None:  # fmt: skip
-        """Hold a network and its processor.
+        """Combine a network with its processor.
 
         Args:
-            network: of a class `...ForObjectDetection`.
+            network: an instance of a class `...ForObjectDetection`.
             processor: the image processor that was saved with it.
             family: key of `detr.families.FAMILIES`.
             categories: the classes by index.
-            identity: sha256 in hex of all that decides its detections.
-            name: what messages call it.
+            identity: sha256 in hex of everything that determines its detections.
+            name: name of the model in error messages.
         """
         self.network, self._processor = network, processor
         self.family, self.categories, self.identity, self.name = family, tuple(categories), identity, name
         tried = self._process(_without_memory(*_TRIED))
         self.gives_floats = tried["pixel_values"].is_floating_point()
-        """Whether the processor turns grey levels into floating-point numbers."""
+        """Whether the processor converts grey levels to floating-point numbers."""
         self.gives_mask = "pixel_mask" in tried
-        """Whether the processor gives a mask that says which pixels are not padding, and the network takes it."""
+        """Whether the processor returns a mask of the pixels that are not padding, and the network accepts it."""
 
     def shape(self, height: int, width: int) -> tuple[int, int]:
         """Return the (height, width) that the network sees of a picture of `height` x `width` pixels.
 
-        The processor itself decides, on an image without memory: this takes about a millisecond.
+        Computed by the processor on an image without memory, in about a millisecond.
 
         Raises:
             TooExtreme: a side would become 0 pixels.
@@ -71,9 +71,9 @@ class TransformersModel:
         return int(pixels.shape[2]), int(pixels.shape[3])
 
     def process(self, image: Tensor) -> Tensor:
-        """Return an upright uint8 `(3, H, W)` RGB image as the model's own processor makes it, without padding.
+        """Apply the model's own processor to an upright uint8 `(3, H, W)` RGB image, without padding.
 
-        It is float32 `(3, h, w)`, resized and normalised.
+        The result is float32 `(3, h, w)`, resized and normalised.
 
         Raises:
             TooExtreme: a side would become 0 pixels.
@@ -86,7 +86,7 @@ class TransformersModel:
         return pixels[:, :height, :width]
 
     def postprocess(self, logits: Tensor, boxes_cxcywh: Tensor, sizes: Tensor) -> list[dict[str, Tensor]]:
-        """Return `scores`, `labels` (class indices) and `boxes` (xyxy in pixels) of each image, however low a score.
+        """Return `scores`, `labels` (class indices) and `boxes` (xyxy in pixels) of each image, including low scores.
 
         Args:
             logits: `(B, Q, K)` of the network.
@@ -102,8 +102,8 @@ class TransformersModel:
             found = self._processor(images=[image], return_tensors="pt", input_data_format="channels_first")
         except (ValueError, RuntimeError, ZeroDivisionError) as error:
             if isinstance(error, RuntimeError) and image.device.type != "meta":
-                self.shape(*image.shape[1:])  # raises where the size is the reason
-                raise  # such as for lack of memory
+                self.shape(*image.shape[1:])  # raises if the size is the reason
+                raise  # such as out of memory
             height, width = image.shape[1:]
             raise TooExtreme(
                 f"{width} x {height} pixels (width x height) cannot be resized by the image processor of {self.name}: "
@@ -119,25 +119,25 @@ class TransformersModel:
 
 
 def _without_memory(height: int, width: int) -> Tensor:
-    """Return an image of a size that has no pixels, for what depends on the size only."""
+    """Return an image of a size without memory for pixels, for computations that depend on the size only."""
     return torch.empty((3, height, width), dtype=torch.uint8, device="meta")
 
 
 @dataclass(frozen=True, slots=True)
 class _Output:
-    """What image processors read of a network's output, by the names that they read it by."""
+    """The fields of a network's output that image processors read."""
 
     logits: Tensor
     pred_boxes: Tensor
 
 
 def load_transformers_model(directory: Path, family: str, *, source: str) -> TransformersModel:
-    """Return a detector with its image processor. No code of the directory is run, and no pickle is read.
+    """Load a detector with its image processor. No code in the directory is run, and no pickle is read.
 
     Args:
-        directory: of config.json, preprocessor_config.json and weights in safetensors.
+        directory: directory with config.json, preprocessor_config.json and weights in safetensors.
         family: key of `detr.families.FAMILIES`.
-        source: what messages call the model.
+        source: name of the model in error messages.
 
     Raises:
         CheckpointError: a library is missing, the weights are not in safetensors, or they are not those of the model.
@@ -151,7 +151,7 @@ def load_transformers_model(directory: Path, family: str, *, source: str) -> Tra
     config = read_json(directory / CONFIG_FILE, source=source)
     names = _class_names(config, source)
     _require_libraries(config, family, source)
-    identity = _identity(directory, config, files, source)  # first: it notices damaged files
+    identity = _identity(directory, config, files, source)  # first: it detects damaged files
     network, settings, processor = _load(directory, family, source)
     if names is None:
         names = {int(index): str(name) for index, name in settings.id2label.items()}
@@ -168,10 +168,10 @@ def load_transformers_model(directory: Path, family: str, *, source: str) -> Tra
 
 
 def _class_names(config: dict[str, Any], source: str) -> dict[int, str] | None:
-    """Return the names in `id2label` of config.json by class index; None where it has none.
+    """Return the names in `id2label` of config.json by class index; None if it has none.
 
     Raises:
-        CheckpointError: it is not a mapping from indices to texts.
+        CheckpointError: it is not a mapping from indices to strings.
     """
     labels = config.get("id2label")
     if labels is None:
@@ -186,7 +186,7 @@ def _class_names(config: dict[str, Any], source: str) -> dict[int, str] | None:
 
 
 def _check_sizes(model: TransformersModel, processor: Any, source: str) -> None:
-    """Refuse image processors whose pictures the network would refuse, which would stop a run at such a picture."""
+    """Refuse image processors whose sizes the network does not accept, which would stop a run at such a picture."""
     if not getattr(processor, "do_resize", True):
         raise CheckpointError(
             f"checkpoint {source}: its image processor does not resize (do_resize is false), and the network does not "
@@ -210,7 +210,7 @@ def _check_sizes(model: TransformersModel, processor: Any, source: str) -> None:
 
 @torch.no_grad()
 def _try_size(model: TransformersModel, height: int, width: int, source: str) -> None:
-    """Run the network once on a picture of a size, because only it knows which sizes it takes."""
+    """Run the network once on a picture of a size, because the accepted sizes are not declared."""
     try:
         model.network(pixel_values=torch.zeros(1, 3, height, width))
     except (RuntimeError, ValueError) as error:
@@ -224,7 +224,7 @@ def _try_size(model: TransformersModel, height: int, width: int, source: str) ->
 
 
 def weight_paths(weights: Path, *, source: str) -> list[Path]:
-    """Return the safetensors files that hold the weights.
+    """Return the safetensors files with the weights.
 
     Raises:
         CheckpointError: they are in pickles, which are refused.
@@ -254,7 +254,7 @@ def _require_libraries(config: dict[str, Any], family: str, source: str) -> None
 
 
 def _load(directory: Path, family: str, source: str) -> tuple[Any, Any, Any]:
-    """Return the network, its configuration as `transformers` has it, and its image processor."""
+    """Return the network, its configuration in `transformers`, and its image processor."""
     with _quiet():
         from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
 
@@ -276,7 +276,7 @@ def _load(directory: Path, family: str, source: str) -> tuple[Any, Any, Any]:
             processor = AutoImageProcessor.from_pretrained(directory, **places)
         except CheckpointError:
             raise
-        except Exception as error:  # whatever that library raises of a damaged directory
+        except Exception as error:  # any error of that library for a damaged directory
             raise CheckpointError(f"checkpoint {source}: transformers cannot load it ({brief(error)}).") from error
     unlike = sorted(report["mismatched_keys"])
     if unlike:
@@ -301,7 +301,7 @@ def _load(directory: Path, family: str, source: str) -> tuple[Any, Any, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the library's progress bars and advice off the terminal while a model loads."""
+    """Suppress the library's progress bars and advice while a model loads."""
     from transformers.utils import logging as messages
 
     before, bars = messages.get_verbosity(), messages.is_progress_bar_enabled()
@@ -316,7 +316,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _identity(directory: Path, config: dict[str, Any], weights: Sequence[Path], source: str) -> str:
-    """Return the sha256 of weights, configuration and image processor: of all that decides detections."""
+    """Return the sha256 of weights, configuration and image processor: everything that determines detections."""
     hashed = hashlib.sha256()
     for part in (config, *_processor_settings(directory, source)):
         hashed.update(json.dumps(_deciding(part), sort_keys=True).encode() + b"\n")
@@ -327,7 +327,7 @@ def _identity(directory: Path, config: dict[str, Any], weights: Sequence[Path], 
 
 
 def _deciding(part: Any) -> Any:
-    """Return settings without those that say where they come from only, at every depth."""
+    """Return settings without those that only describe their origin, at every depth."""
     if isinstance(part, dict):
         return {name: _deciding(value) for name, value in part.items() if name not in _NOT_DECIDING}
     return part
@@ -339,7 +339,7 @@ def _processor_settings(directory: Path, source: str) -> list[dict[str, Any]]:
 
 
 def _tensors(paths: Sequence[Path], source: str) -> Iterator[tuple[str, Tensor]]:
-    """Yield the weights of all files in order of their names, one in memory at a time."""
+    """Yield the weights of all files in order of their names, with one in memory at a time."""
     try:
         with ExitStack() as opened:
             files = [opened.enter_context(safetensors.safe_open(path, framework="pt")) for path in paths]

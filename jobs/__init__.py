@@ -1,1 +1,1 @@
-"""One command a file: arguments, one call, what is printed, the exit code."""
+"""The commands, one file each: parse arguments, make one call, print the result, set the exit code."""

@@ -1,4 +1,4 @@
-"""The figures of an evaluation in lines for people, with what has to be known to read them."""
+"""Format the figures of an evaluation as text, with notes that are needed to interpret them."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ SHOWN_NAMES = 3
 
 
 def report(evaluation: "Evaluation") -> str:
-    """Return the figures, and what has to be known to read them."""
+    """Return the figures and the notes as text."""
     precision = evaluation.average_precision
     numbers = [f"{name} {shown_figure(value)}" for name, value in precision.numbers().items()]
     found = _counted(evaluation.detections, "detection", "detections")
@@ -48,7 +48,7 @@ def report(evaluation: "Evaluation") -> str:
 
 
 def shown_figure(value: float) -> str:
-    """Return a figure as it is printed; -1 says that there was nothing to measure it by."""
+    """Return a figure as text; -1 means that there were no annotations for it."""
     return "none" if value < 0 else f"{value:.3f}"
 
 
@@ -70,7 +70,7 @@ def _left_out(evaluation: "Evaluation") -> list[str]:
     return lines
 
 
-# what can be wrong with annotations, in the order in which it is printed: one, several, and what is done about it
+# problems of annotations in the order of printing: singular, plural, and their treatment
 FINDINGS = {
     "annotations_of_no_image": ("is of an image", "are of images", "that the annotations do not declare: left out"),
     "undeclared_categories": (
@@ -87,7 +87,7 @@ SIZES = {
 
 
 def _of_annotations(evaluation: "Evaluation") -> list[str]:
-    """Return what is wrong with the annotations themselves, and why figures are undefined."""
+    """Return the problems of the annotations, and why figures are undefined."""
     lines = []
     for kind, (one, several, done) in FINDINGS.items():
         count = evaluation.annotation_findings.get(kind, 0)

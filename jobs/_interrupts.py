@@ -1,6 +1,6 @@
-"""What Ctrl-C does: the first ends the command in order, the second changes nothing, the third ends it at once.
+"""Handling of Ctrl-C: the first ends the command cleanly, the second does nothing, the third ends it immediately.
 
-A second one after a first that some library has caught and forgotten ends the command in order, as the first should.
+If a library has caught and ignored the first, the second ends the command cleanly.
 """
 
 import os
@@ -17,14 +17,14 @@ STILL_STOPPING = "still stopping; a third Ctrl-C ends the command at once and ma
 class Interrupts:
     """The handler of SIGINT while a command runs, unless the command was started with SIGINT ignored.
 
-    It writes to a descriptor of its own: standard error is silenced while Ray starts and trains.
+    It writes to its own descriptor, because standard error is silenced while Ray starts and trains.
     """
 
     def __init__(self, exit_code: int) -> None:
         """Install the handler.
 
         Args:
-            exit_code: Of the process that a third Ctrl-C ends.
+            exit_code: Exit code of the process after a third Ctrl-C.
         """
         self.count = 0
         self._is_over = False
@@ -37,7 +37,7 @@ class Interrupts:
             signal.signal(signal.SIGINT, self._handle)
 
     def restore(self) -> None:
-        """Give SIGINT its handler back, unless the command was interrupted: then the process is about to end."""
+        """Restore the handler of SIGINT, unless the command was interrupted and the process is about to end."""
         self._is_over = True
         if self.count or self._before is not signal.default_int_handler:
             return
@@ -55,16 +55,16 @@ class Interrupts:
             raise KeyboardInterrupt
 
     def _say(self, sentence: str) -> None:
-        # behind the "^C" and the progress of a terminal
+        # after the "^C" and the progress on a terminal
         before = "\n" if os.isatty(self._descriptor) else ""
-        # the reader may be gone, as `tee` is, which the same Ctrl-C ends: an error in place of the KeyboardInterrupt
-        # would be taken for one of whatever runs now
+        # the reader may have ended, like `tee` after the same Ctrl-C: an error instead of the KeyboardInterrupt would
+        # look like an error of the code that runs now
         with suppress(OSError):
             os.write(self._descriptor, f"{before}{sentence}\n".encode())
 
 
 def _is_handled(error: BaseException | None) -> bool:
-    """Return whether a KeyboardInterrupt is on its way: code that clears up runs, and may handle errors of its own."""
+    """Return whether a KeyboardInterrupt is being handled: clean-up code is running, and may handle its own errors."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__context__
     return error is not None

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def write_shard(run_id: str, report: "ShardReport", stream: TextIO | None = None) -> None:
-    """Write what became of a shard.
+    """Write the outcome of a shard.
 
     Args:
         run_id: of the run.

@@ -1,4 +1,4 @@
-"""State changes of a job, posted to the address in `RAY_DETR_NOTIFY_URL`; a failure changes nothing but one note."""
+"""Post state changes of a job to the address in `RAY_DETR_NOTIFY_URL`. A failure only causes one note."""
 
 import json
 import os
@@ -14,22 +14,22 @@ ANSWER_SECONDS = 10.0
 
 @contextmanager
 def notifying(job: str, place: str) -> Iterator[dict[str, object]]:
-    """Post that a job has started, and how it ended.
+    """Post the start and the end of a job.
 
     Args:
         job: `label` or `train`.
-        place: of the table or the run, without secrets.
+        place: address of the table or the run, without secrets.
 
     Yields:
-        A dictionary; what is put there is posted with the end, such as the number of images.
+        A dictionary; its contents, such as the number of images, are posted with the end.
     """
-    # the address is a secret: it is read here, printed nowhere, and not left to processes that Ray starts
+    # the address is a secret: it is read here, never printed, and not passed to processes that Ray starts
     url = os.environ.pop(VARIABLE, None)
     details: dict[str, object] = {}
     if not url:
         yield details
         return
-    import http.client  # here: it would take a fifth of the time of `--help`
+    import http.client  # imported here: it would take a fifth of the time of `--help`
 
     from pipelines.errors import CapReached, RayDetrError
 
@@ -48,7 +48,7 @@ def notifying(job: str, place: str) -> Iterator[dict[str, object]]:
             _post(url, json.dumps(record).encode())
         except (OSError, ValueError, http.client.HTTPException) as error:
             if not told:
-                # without the error's text, in which the address may be
+                # without the error's text, which may contain the address
                 print(f"note: the notification could not be sent ({type(error).__name__})", file=sys.stderr)
             told.append(state)
 
@@ -74,11 +74,11 @@ def notifying(job: str, place: str) -> Iterator[dict[str, object]]:
 
 
 def _post(url: str, body: bytes) -> None:
-    """Send a body.
+    """Send a request body.
 
     Raises:
-        OSError: there is no answer, or the answer is an error.
-        ValueError: this is no address of a web server.
+        OSError: there is no response, or it is an error.
+        ValueError: this is not the address of a web server.
     """
     import http.client
 

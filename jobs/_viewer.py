@@ -1,4 +1,4 @@
-"""Opening written pictures in the viewer of this machine (`detect --open`)."""
+"""Open written pictures in the viewer of this machine (`detect --open`)."""
 
 import os
 import sys
@@ -20,12 +20,12 @@ def has_viewer() -> bool:
 
 
 def open_pictures(paths: Sequence[Path]) -> int:
-    """Open the first eight files, and return how many were opened.
+    """Open the first eight files, and return the number of opened files.
 
-    The desktop's opener or a browser decides what shows them, or the command in $BROWSER.
+    They are shown by the desktop's opener, by a browser, or by the command in $BROWSER.
 
     Raises:
-        RayDetrError: there is no program that opens files.
+        RayDetrError: no program that opens files was found.
     """
     shown = paths[:MOST_PICTURES]
     for path in shown:

@@ -22,12 +22,12 @@ def commands() -> list[str]:
 
 
 def main() -> NoReturn:
-    """Run the command that is named first and end the process with its exit code: what the console script calls."""
+    """Run the command in the first argument and end the process with its exit code; called by the console script."""
     run_process(dispatch)
 
 
 def dispatch(words: Sequence[str] | None = None) -> None:
-    """Run the command that is named first, in this process; None: as it was typed."""
+    """Run the command in the first argument in this process; None uses the command line."""
     words = list(sys.argv[1:] if words is None else words) or ["--help"]
     if words[0] == "help":  # `ray-detr help label` is `ray-detr label --help`
         words = [words[1], "--help"] if len(words) > 1 else ["--help"]

@@ -15,7 +15,7 @@ from jobs.parser import CommandParser
 
 DRAWN_PICTURES = 5
 SHOWN_SCORE = 0.5
-MARK = ".ray-detr-demo"  # in a folder that this command made, and may empty
+MARK = ".ray-detr-demo"  # marks a folder that this command created and may empty
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     truth = write_scenes(images, args.count, args.seed)
     print(f"drew {args.count} scenes of plain shapes into {images}")
 
-    # threshold 0 keeps every query, which is what AP is measured on
+    # threshold 0 keeps every query, as required for AP
     with shown_progress(sys.stderr) as on_progress:
         summary = label(
             LabelConfig((str(images),), table=str(table), model="scenes", threshold=0.0), on_progress=on_progress

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, detect, print image by image."""
+    """Parse, detect, print each image."""
     parser = CommandParser("detect", __doc__)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders, and web or store addresses")
     parser.add_argument(
@@ -73,10 +73,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         line=lambda done: "  loading the model" if done < 0 else f"  detect  {done:,} of {len(images):,} images",
         done=lambda done: (done, len(images)),
     )
-    output, errors = sys.stdout, sys.stderr  # a bar takes their names over
+    output, errors = sys.stdout, sys.stderr  # their names are moved to the bar
     note_on_model(args.model)
     seen, drawn, failures = 0, list[Path](), set[str]()
-    # on a terminal the results themselves show how far it is
+    # on a terminal the results show the progress
     with nullcontext(_ignore) if output.isatty() else shown(errors, drawing) as on_progress:
         on_progress(-1)
         try:
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(report(result), file=output, flush=True)
     if not seen:
         which = "the image could not" if len(images) == 1 else f"none of the {len(images):,} images could"
-        # what a store did not give may be there the next time; what is missing or no image is wrong use
+        # a failure of a store may be temporary; a missing file, or one that is not an image, is wrong use
         kind = RayDetrError if failures & (TRANSIENT_KINDS - {"missing"}) else UsageError
         raise kind(f"{which} be read.")
     if args.open and open_pictures(drawn) < len(drawn):
@@ -108,11 +108,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _ignore(_: int) -> None:
-    """Show nothing."""
+    """Ignore the progress."""
 
 
 def report(seen: "ImageResult") -> str:
-    """Return the image's name and a line per detection, in the words of DETR's model card."""
+    """Return the image's name and a line per detection, in the format of DETR's model card."""
     drawn = "" if seen.drawn is None else f", drawn in {seen.drawn}"
     count = len(seen.detections)
     lines = [f"{seen.image}: {count} detection{'' if count == 1 else 's'}{drawn}"]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, check, print each finding as it comes."""
+    """Parse, check, print each finding immediately."""
     parser = CommandParser("doctor", __doc__)
     parser.add_argument("--images", nargs="+", default=[], metavar="URI", help="sources of images, as of label (none)")
     parser.add_argument("--table", metavar="URI", help="the detection table, existing or new (none)")
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     findings: list[Finding] = []
     result = sys.stdout
-    with redirect_stdout(sys.stderr):  # where Ray would write between the lines
+    with redirect_stdout(sys.stderr):  # Ray would write between the lines
         for finding in examine(config):
             findings.append(finding)
             if not args.json:
@@ -75,7 +75,7 @@ def line(finding: "Finding") -> str:
 
 
 def outcome(findings: "Sequence[Finding]") -> str:
-    """Return the last line: how many checks there were, and of which level."""
+    """Return the last line: the number of checks by level."""
     counts = {level: sum(finding.level == level for finding in findings) for level in ("ok", "warn", "fail")}
     return f"{len(findings)} checks: {counts['ok']} ok, {counts['warn']} warnings, {counts['fail']} failed"
 

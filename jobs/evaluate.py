@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 TOLERANCE_POINTS = 0.2
 MAX_DROP = 0.002
 
-# options that say something about one source only
+# options for one source only
 BELONGS: dict[str, tuple[str, ...]] = {
     "table": ("run_id", "settings", "allow_thresholded"),
     "model": ("images", "keep_table", "precision", "device", "batch_size", "actors", "verbose"),
@@ -41,7 +41,7 @@ BELONGS: dict[str, tuple[str, ...]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, evaluate, print, judge."""
+    """Parse, evaluate, print, apply the gates."""
     parser = _parser()
     args = parser.parse_args(argv)
     _check_fit(parser, args)
@@ -141,7 +141,7 @@ def _add_gate_options(group: argparse._ArgumentGroup) -> None:
 
 
 def _check_fit(parser: CommandParser, args: argparse.Namespace) -> None:
-    """Leave with a sentence where an option says something about what is not measured."""
+    """Exit with a message if an option does not fit the evaluated source."""
     for source, names in BELONGS.items():
         given = next((name for name in names if getattr(args, name) is not None), None)
         if getattr(args, source) is None and given is not None:

@@ -1,4 +1,4 @@
-"""Exit codes: what the commands' outcomes are to a shell or a scheduler. docs/operations.md has the same list."""
+"""Exit codes of the commands for shells and schedulers. docs/operations.md has the same list."""
 
 import atexit
 import io
@@ -21,29 +21,30 @@ WRONG_USE = 2  # argparse's own
 BUDGET_EXCEEDED = 3  # more error rows or unusable images than a limit allows, or figures that a gate refuses
 TABLE_BUSY = 4  # another process is writing the table
 CAP_REACHED = 5  # stopped by --max-minutes or --max-cost; the same command resumes
-INTERRUPTED = 130  # Ctrl-C, as shells say it
+INTERRUPTED = 130  # Ctrl-C, as in shells
 TERMINATED = 143  # SIGTERM: `ray job stop`, `kubectl delete`, a schedule's time limit
 
 
 def print_stopped(reached: CapReached, about: Mapping[str, object], file: TextIO | None = None) -> None:
-    """Print, for `--json`, why and where a command stopped at a limit.
+    """Print, for `--json`, why a command stopped at a limit, and what it worked on.
 
     Args:
         reached: the error.
-        about: what was worked on, such as the table.
-        file: where to; None is standard output.
+        about: what the command worked on, such as the table.
+        file: destination; None is standard output.
     """
     print(json.dumps({"stopped": str(reached), **about, **reached.details}, indent=2), file=file, flush=True)
 
 
 class _Terminated(SystemExit):
-    """SIGTERM, and not a command that leaves with the same exit code, as of another process."""
+    """SIGTERM, as opposed to a command that exits with the same code."""
 
 
 def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> None:
-    """Call a command and leave the process with its exit code.
+    """Call a command and exit with its code.
 
-    A system failure is one sentence on standard error; a bug keeps its traceback. Ctrl-C is `jobs._interrupts`.
+    A system failure is printed as one sentence on standard error; a bug with its traceback. Ctrl-C is
+    `jobs._interrupts`.
     """
     for stream in (sys.stdout, sys.stderr):
         _escape_what_it_cannot_encode(stream)
@@ -51,7 +52,7 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
     interrupts = Interrupts(INTERRUPTED)
     try:
         main(argv)
-        sys.stdout.flush()  # here, where a reader that is gone is still ours to deal with
+        sys.stdout.flush()  # flush here, where a closed pipe can still be handled
     except RayDetrError as error:
         print(f"{'stopped' if isinstance(error, CapReached) else 'error'}: {error}", file=sys.stderr)
         sys.exit(_exit_code(error))
@@ -59,13 +60,13 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
         print("interrupted: run the same command again to resume.", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except SystemExit as left:
-        # the number of the signal: once Ray is imported, its handler stands in place of ours and leaves with it
+        # the number of the signal: after Ray is imported, its handler replaces ours and exits with this code
         if not isinstance(left, _Terminated) and left.code != int(signal.SIGTERM):
             raise
         print("terminated: run the same command again to resume.", file=sys.stderr)
         sys.exit(TERMINATED)
     except BrokenPipeError:
-        # the reader of our output is gone (`| head`): leave without a second error from the flush at exit
+        # the reader of our output has ended (`| head`): exit without a second error from the flush at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(SYSTEM_FAILURE)
     except Exception as error:
@@ -79,11 +80,11 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
 
 
 def run_process(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> NoReturn:
-    """Call a command as `run` does, and end the process without finalising the interpreter.
+    """Call a command like `run`, and end the process without finalising the interpreter.
 
-    What Python does at its end is done: threads are waited for, functions of `atexit` run, output is flushed. After
-    that, threads of C++ libraries cannot meet an interpreter that is gone: one of pyarrow's that releases a buffer of
-    Python's at that moment aborts the process with exit code 134 (59 of 1,000 runs on a busy machine, pyarrow 26).
+    Python's other steps at exit are done: wait for threads, call functions of `atexit`, flush output. Without
+    finalisation, threads of C++ libraries cannot use a destroyed interpreter: a thread of pyarrow that releases a
+    Python buffer at that moment aborts the process with exit code 134 (59 of 1,000 runs on a busy machine, pyarrow 26).
     """
     code: object = DONE
     try:
@@ -95,7 +96,7 @@ def run_process(main: Callable[[Sequence[str] | None], None], argv: Sequence[str
         code = SYSTEM_FAILURE
     if code is not None and not isinstance(code, int):
         print(code, file=sys.stderr)
-    # as the standard library ends its own processes (multiprocessing.process, multiprocessing.popen_fork)
+    # as in the standard library's own processes (multiprocessing.process, multiprocessing.popen_fork)
     with suppress(KeyboardInterrupt):
         threading._shutdown()  # type: ignore[attr-defined] # noqa: SLF001
     with suppress(KeyboardInterrupt):
@@ -116,20 +117,20 @@ def _exit_code(error: RayDetrError) -> int:
 
 
 def _flush(stream: TextIO | None) -> None:
-    """Write what is buffered, unless the stream is closed or its reader is gone."""
+    """Flush the buffer, unless the stream is closed or its reader has ended."""
     if stream is not None:
         with suppress(OSError, ValueError):
             stream.flush()
 
 
 def _is_store_error(error: Exception) -> bool:
-    """Return whether an object store refused; its clients are not imported to find out."""
+    """Return whether an object store refused, without importing its clients."""
     interface = sys.modules.get("pipelines.store.interface")
     return interface is not None and isinstance(error, interface.StoreError)
 
 
 def _escape_what_it_cannot_encode(stream: object) -> None:
-    """Print letters that a terminal's encoding lacks, and names that are not UTF-8, as escapes."""
+    """Make output escape characters that the terminal's encoding lacks, and names that are not UTF-8."""
     if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
         stream.reconfigure(errors="backslashreplace")
 

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     metrics = RunMetrics("label") if args.metrics else None
     note_on_model(args.model)
     result = sys.stdout
-    # Ray tells of dead workers on standard output, where a result is expected, until it has ended
+    # until it has ended, Ray reports dead workers on standard output, where a result is expected
     with (
         notifying("label", without_secrets(config.table)) as details,
         redirect_stdout(sys.stderr),
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         if args.report is not None and summary.images:
             from pipelines.report.config import ReportConfig
-            from pipelines.report.report import write_report  # here: nothing else needs its half second
+            from pipelines.report.report import write_report  # deferred: it takes half a second
 
             page = ReportConfig(
                 table=config.table,
@@ -125,7 +125,7 @@ def _on_shard(metrics: "RunMetrics | None", *, log_json: bool) -> "Callable[[str
 def report(summary: "LabelSummary", threshold: float = 0.0, *, relabel: bool = False) -> str:
     """Return the summary as text.
 
-    It has hints where a table of that `threshold` is no basis for an evaluation, and where images have several rows.
+    It has hints if a table with this `threshold` is not suitable for an evaluation, or if images have several rows.
     """
     left_out = ", ".join(f"{reason} {count:,}" for reason, count in summary.skipped.items())
     if summary.images == 0:
@@ -176,7 +176,7 @@ def report(summary: "LabelSummary", threshold: float = 0.0, *, relabel: bool = F
 
 
 def work(summary: "LabelSummary") -> str:
-    """Return what this attempt took: seconds over all threads, requests, bytes, cost."""
+    """Return the resources of this attempt: seconds over all threads, requests, bytes, cost."""
     spent = summary.work
     cost = "" if summary.cost is None else f", cost {summary.cost:.2f} for {summary.node_hours:.3g} node hours"
     return (
@@ -187,7 +187,7 @@ def work(summary: "LabelSummary") -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return the two largest units: `48 min 51 s`."""
+    """Return a duration in its two largest units: `48 min 51 s`."""
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.1f} s"

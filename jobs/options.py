@@ -1,4 +1,4 @@
-"""Options of the commands: those that a configuration declares, and what single values mean."""
+"""Options of the commands: add those that a configuration declares, and parse single values."""
 
 import argparse
 import math
@@ -26,14 +26,14 @@ def add_options(
     only: Container[str] | None = None,
     use_defaults: bool = True,
 ) -> None:
-    """Add the options that a configuration declares, and those of its groups.
+    """Add the options of a configuration and of its groups.
 
     Args:
         parser: of the command, or a group of its options.
         config: a dataclass with fields made by `pipelines.options.option` and `group`.
-        prefix: begins the names of the options.
+        prefix: prefix of the options' names.
         only: names of the fields to add; None adds all.
-        use_defaults: without it, an option that is not given is None, whatever the field's default.
+        use_defaults: if False, an omitted option is None, independent of the field's default.
     """
     for one in declared(config, prefix=prefix):
         if only is None or one.name in only:
@@ -44,7 +44,7 @@ def add_options(
 
 
 def option_values(args: argparse.Namespace, config: type, *, prefix: str = "") -> dict[str, Any]:
-    """Return the values of a configuration's fields that the command line has options for."""
+    """Return the values of a configuration's fields that have options on the command line."""
     values = {
         one.name: tuple(value) if isinstance(value := getattr(args, _dest(one)), list) else value
         for one in declared(config, prefix=prefix)
@@ -58,13 +58,13 @@ def option_values(args: argparse.Namespace, config: type, *, prefix: str = "") -
 
 
 def make_config(parser: CommandParser, config: type[Config], args: argparse.Namespace, **others: Any) -> Config:
-    """Return the configuration that the command line describes, or leave with exit code 2 and what is wrong.
+    """Return the configuration from the command line, or exit with code 2 and an error message.
 
     Args:
         parser: of the command.
         config: the dataclass whose options were added by `add_options`.
         args: the parsed command line.
-        others: fields that do not follow from one option each.
+        others: fields that do not correspond to one option.
     """
     try:
         return config(**{**option_values(args, config), **others})
@@ -73,7 +73,7 @@ def make_config(parser: CommandParser, config: type[Config], args: argparse.Name
 
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:
-    """Add where and in which number format a network computes on this machine."""
+    """Add the options for device and precision of a network on this machine."""
     parser.add_argument(
         "--device", default="auto", help="auto, cpu or cuda; auto uses a GPU if there is one (%(default)s)"
     )
@@ -86,7 +86,7 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_metrics_option(parser: argparse.ArgumentParser) -> None:
-    """Add whether Prometheus metrics are exported."""
+    """Add the option for exporting Prometheus metrics."""
     parser.add_argument(
         "--metrics",
         action="store_true",
@@ -95,7 +95,7 @@ def add_metrics_option(parser: argparse.ArgumentParser) -> None:
 
 
 def note_on_model(reference: str) -> None:
-    """Say on standard error what the model of the package can and cannot do."""
+    """Print a note about the capabilities of the package's model on standard error."""
     if reference == "scenes":
         print(
             "note: the model scenes knows six drawn shapes only (disc, square, triangle, star, ring and cross). For "
@@ -105,13 +105,13 @@ def note_on_model(reference: str) -> None:
 
 
 def refuse_given(parser: argparse.ArgumentParser, args: argparse.Namespace, names: Iterable[str], whose: str) -> None:
-    """Leave with exit code 2 where an option is given that belongs to another action of the command.
+    """Exit with code 2 if an option of another action of the command is given.
 
     Args:
         parser: of the command.
         args: the parsed command line.
         names: attributes of `args` that this action does not use.
-        whose: the action that uses them, as the message names it.
+        whose: the action that uses them, for the message.
     """
     for name in sorted(names):
         if getattr(args, name) != parser.get_default(name):
@@ -119,9 +119,9 @@ def refuse_given(parser: argparse.ArgumentParser, args: argparse.Namespace, name
 
 
 def check_stays(parser: argparse.ArgumentParser, option: str, uri: str | None) -> None:
-    """Leave with exit code 2 where a local path lies in the folder that Ray makes for a job and removes after it.
+    """Exit with code 2 if a local path is in the folder that Ray creates for a job and removes afterwards.
 
-    Relative paths of a job that was submitted with `--working-dir` lie there.
+    Relative paths of a job that was submitted with `--working-dir` are in this folder.
     """
     if uri is None or ("://" in uri and not uri.startswith("file:")):
         return
@@ -135,7 +135,7 @@ def check_stays(parser: argparse.ArgumentParser, option: str, uri: str | None) -
 
 
 def with_its_error(parse: Callable[[str], Value]) -> Callable[[str], Value]:
-    """Return a function for `type=` of an argument whose ValueError is printed as it is; argparse would replace it."""
+    """Return a function for `type=` of an argument whose ValueError is printed unchanged; argparse would replace it."""
 
     def read(text: str) -> Value:
         try:
@@ -164,7 +164,7 @@ def share(text: str) -> float:
 
 
 def count(text: str) -> int:
-    """Return a whole number from 1 on."""
+    """Return an integer of 1 or more."""
     value = int(_number(text, int))
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is less than 1")

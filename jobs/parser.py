@@ -1,4 +1,4 @@
-"""The parser of a command: forgiving in how options are written, and brief where one is wrong."""
+"""The parser of a command: accepts variants of option names, and prints short errors."""
 
 import argparse
 import difflib
@@ -30,9 +30,9 @@ class CommandParser(argparse.ArgumentParser):
     """Parser of one command: `--max_images` means `--max-images`, and an error is one line.
 
     Args:
-        command: the name behind `ray-detr`, such as `label`.
-        description: the docstring of the command's module, printed as it is written.
-        usage: what follows the program's name in the usage; by default what is required and `[OPTION ...]`.
+        command: the name after `ray-detr`, such as `label`.
+        description: the docstring of the command's module, printed unchanged.
+        usage: text after the program's name in the usage; by default the required arguments and `[OPTION ...]`.
     """
 
     def __init__(self, command: str, description: str | None, *, usage: str | None = None) -> None:
@@ -42,31 +42,31 @@ class CommandParser(argparse.ArgumentParser):
         self._words: list[str] = []
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:  # type: ignore[override]
-        """Parse as argparse does, with underscores in option names read as hyphens."""
+        """Parse like argparse, but read underscores in option names as hyphens."""
         self._words = [_hyphened(word) for word in (sys.argv[1:] if args is None else args)]
         return super().parse_known_args(self._words, namespace)
 
     def format_usage(self) -> str:
-        """Return the usage in one line: what is required, and that there are options."""
+        """Return the usage in one line: the required arguments and `[OPTION ...]`."""
         return f"usage: {self._short_usage()}\n"
 
     def format_help(self) -> str:
-        """Return the help; its usage has what is required only, because every option has a line of its own below."""
+        """Return the help; its usage has only required arguments, because every option has its own line below."""
         self.usage = self._short_usage().replace("%", "%%")
         return super().format_help()
 
     def error(self, message: str) -> NoReturn:
-        """Print what is wrong in one line, with the nearest option if one is unknown, and exit with code 2.
+        """Print the error in one line, with the most similar option if one is unknown, and exit with code 2.
 
         argparse quotes the command line, in which an address may contain a password.
         """
         from pipelines.store import without_secrets
 
         names = [name for action in self._actions for name in action.option_strings]
-        own = takewhile(lambda word: word != "--", self._words)  # behind it are values, such as another command's line
+        own = takewhile(lambda word: word != "--", self._words)  # values follow it, such as another command's line
         given = [word.partition("=")[0] for word in own if word.startswith("--")]
         unknown = next((word for word in given if not any(name.startswith(word) for name in names)), None)
-        if unknown is not None:  # argparse would first demand the required options
+        if unknown is not None:  # argparse would check the required options first
             near = difflib.get_close_matches(unknown, names, n=1)
             hint = f"Did you mean {near[0]}?" if near else f"{self.prog} --help lists the options."
             message = f"{unknown} is not an option. {hint}"

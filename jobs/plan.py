@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _recorded_name(config: PlanConfig) -> str:
-    """Return the name under which the model's rows are recorded; reads the model."""
+    """Read the model and return its name in rows."""
     from pipelines.labelling.model_names import with_recorded_name
     from pipelines.models import check_classes, check_masks, identify_model
     from pipelines.store import open_store
@@ -97,7 +97,7 @@ def _recorded_name(config: PlanConfig) -> str:
 
 
 def _predict(config: PlanConfig, images: int, *, trial: int, price_per_hour: float | None) -> "Prediction":
-    """Label `trial` images drawn at random, and predict a run of so many `images`."""
+    """Label `trial` random images, and predict a run of `images`."""
     from jobs.progress import shown_progress
     from pipelines.caps import Caps
     from pipelines.labelling.config import LabelConfig
@@ -111,7 +111,7 @@ def _predict(config: PlanConfig, images: int, *, trial: int, price_per_hour: flo
 
 
 def predicted(prediction: "Prediction") -> str:
-    """Return a prediction as text, each figure with its interval."""
+    """Return a prediction as text, with the interval of each figure."""
     low, high = prediction.hours_interval
     slow, fast = prediction.images_per_second_interval
     nodes = f"{prediction.nodes:,} node{'' if prediction.nodes == 1 else 's'}"
@@ -148,7 +148,7 @@ def report(summary: "PlanSummary", *, model: str | None, shard_images: int) -> s
 
 
 def size(size_bytes: int) -> str:
-    """Return a number of bytes in the unit that suits it: `391.2 GB`."""
+    """Return a number of bytes with a suitable unit: `391.2 GB`."""
     for unit, factor in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if size_bytes >= factor:
             return f"{size_bytes / factor:,.1f} {unit}"

@@ -1,4 +1,4 @@
-"""How far a command is, for people: a bar on a terminal, a line every 30 seconds elsewhere."""
+"""Show the progress of a command: a bar on a terminal, otherwise a line every 30 seconds."""
 
 import os
 import threading
@@ -18,12 +18,12 @@ P = TypeVar("P")
 
 @dataclass(frozen=True, slots=True)
 class Drawing(Generic[P]):
-    """What is shown of a progress.
+    """The displayed form of a progress.
 
     Attributes:
-        is_running: whether it changes continuously; otherwise it is a stage that is printed once.
+        is_running: whether it changes continuously; otherwise it is a stage, printed once.
         line: one line about it.
-        done: how much of how much is done.
+        done: finished and total amount.
     """
 
     is_running: Callable[[P], bool]
@@ -33,14 +33,14 @@ class Drawing(Generic[P]):
 
 @contextmanager
 def shown(stream: TextIO, drawing: Drawing[P], *, line_seconds: float = LINE_SECONDS) -> Iterator[Callable[[P], None]]:
-    """Give a function that shows a progress, and clear up in the end.
+    """Provide a function that shows a progress, and clean up at the end.
 
-    Between two calls the time goes on and is shown: a shard or an evaluation may take minutes.
+    The elapsed time is updated between calls, because a shard or an evaluation may take minutes.
     """
-    # a descriptor of its own: Ray's C++ lines are kept off descriptor 2 while a pool starts
+    # its own descriptor, because descriptor 2 is redirected while a pool starts, to hide Ray's C++ lines
     try:
         descriptor = stream.fileno()
-    except OSError:  # not of the operating system: a notebook's, or a test's
+    except OSError:  # not a file of the operating system, as in notebooks and tests
         yield from _show(stream, drawing, line_seconds)
         return
     own = os.fdopen(os.dup(descriptor), "w", buffering=1, encoding=stream.encoding, errors="backslashreplace")
@@ -51,7 +51,7 @@ def shown(stream: TextIO, drawing: Drawing[P], *, line_seconds: float = LINE_SEC
 def shown_progress(
     stream: TextIO, *, line_seconds: float = LINE_SECONDS
 ) -> AbstractContextManager[Callable[["Progress"], None]]:
-    """Give a function that shows the progress of labelling, and clear up in the end."""
+    """Provide a function that shows the progress of labelling, and clean up at the end."""
     drawing: Drawing[Progress] = Drawing(
         is_running=lambda progress: progress.stage == "label",
         line=lambda progress: line(progress, time.monotonic() - progress.began),
@@ -85,7 +85,7 @@ def _terminal_bar(stream: TextIO, drawing: Drawing[P]) -> AbstractContextManager
 
 
 def line(progress: "Progress", seconds: float) -> str:
-    """Return one line of figures, `seconds` after the run began to label."""
+    """Return one line of figures, `seconds` after labelling began."""
     if progress.stage != "label":
         return f"  {progress.stage}"
     done, total = progress.images, progress.images_planned
@@ -100,7 +100,7 @@ def line(progress: "Progress", seconds: float) -> str:
 
 
 class _Lines(Generic[P]):
-    """What a log file gets: each stage as it begins, and the figures from time to time."""
+    """Writer for log files: each stage when it begins, and the figures from time to time."""
 
     def __init__(self, stream: TextIO, drawing: Drawing[P]) -> None:
         self._stream, self._drawing = stream, drawing

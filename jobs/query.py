@@ -20,7 +20,7 @@ from pipelines.exports.config import QueryConfig
 if TYPE_CHECKING:
     from pipelines.exports.query import QueryResult
 
-WIDEST = 120  # letters of a value in the printed table
+WIDEST = 120  # characters of a value in the printed table
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def report(result: "QueryResult") -> str:
-    """Return the result as a table of text: numbers at the right, long values cut with `...`."""
+    """Return the result as a text table: numbers right-aligned, long values truncated with `...`."""
     rows = [[_shown(value) for value in row] for row in result.rows]
     widths = [max(map(len, column)) for column in zip(result.columns, *rows, strict=True)]
     lines = [result.columns, ["-" * width for width in widths], *rows]

@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _check_action(parser: CommandParser, args: argparse.Namespace) -> None:
-    """Leave with exit code 2 where an option is given that the action does not use."""
+    """Exit with code 2 if an option is given that the action does not use."""
     finds = args.out is not None or args.accept_all
     unused = {*(() if args.out is not None else OF_PAGE), *(() if finds else OF_FINDING)}
     refuse_given(parser, args, unused & OF_PAGE, "--out")
@@ -125,7 +125,7 @@ def _list(config: RepeatsConfig, args: argparse.Namespace) -> None:
 
 
 def page_report(summary: "PageSummary", config: RepeatsConfig) -> str:
-    """Return what was found, where the page is, and what to do with it."""
+    """Return the result, the location of the page, and the next step."""
     before = f"; {summary.marked_before:,} detections are marked already" if summary.marked_before else ""
     if not summary.places:
         share = f" and in {100 * config.least_share:g} % of them" if config.least_share else ""
@@ -143,14 +143,14 @@ def page_report(summary: "PageSummary", config: RepeatsConfig) -> str:
 
 
 def found_sentence(found: "Found") -> str:
-    """Return what was found, for a command that shows no page."""
+    """Return the result for a command without a page."""
     boxes = sum(place.boxes for place in found.places)
     places = f"{len(found.places):,} place" + ("" if len(found.places) == 1 else "s")
     return f"found: {places} with {boxes:,} detections, of {found.images:,} images"
 
 
 def accepted_report(accepted: "Accepted", verb: str) -> str:
-    """Return how many marks changed, and how many the table has now."""
+    """Return the number of changed marks, and of the table's marks."""
     marks = "1 mark" if accepted.changed == 1 else f"{accepted.changed:,} marks"
     if verb == "accepted":
         unchanged = f", {accepted.unchanged:,} accepted before" if accepted.unchanged else ""

@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"note: the rows have several settings ({found}). --settings chooses one.", file=sys.stderr)
     if args.json:
         fields = {**asdict(summary), "out": str(summary.out)}
-        if not summary.repeats_left_out:  # as of tables without marks
+        if not summary.repeats_left_out:  # as for tables without marks
             del fields["repeats_left_out"]
         print(json.dumps(fields, indent=2))
     else:
@@ -92,7 +92,7 @@ def report_training(parser: CommandParser, args: argparse.Namespace) -> None:
 
 
 def training_sentence(summary: "TrainingReportSummary") -> str:
-    """Return what a person wants to know of the page of a training run."""
+    """Return the summary of the page of a training run."""
     size = f"{summary.bytes / 1e6:.1f} MB"
     done = f"{summary.epochs:,} epochs, {summary.steps:,} steps, {summary.pictures:,} pictures"
     note = "" if summary.problem is None else f"\nno pictures: {summary.problem}"
@@ -100,7 +100,7 @@ def training_sentence(summary: "TrainingReportSummary") -> str:
 
 
 def sentences(summary: "ReportSummary") -> str:
-    """Return what a person wants to know at the end."""
+    """Return the summary of the page."""
     size = f"{summary.bytes / 1e6:.1f} MB"
     lines = [f"report: {summary.images:,} images, {summary.pictures:,} pictures, {size}: {summary.out}"]
     if summary.repeats_left_out:
@@ -118,7 +118,7 @@ def sentences(summary: "ReportSummary") -> str:
 
 
 def check_drift(summary: "ReportSummary", most: float) -> None:
-    """Leave with exit code 3 where more changed than is allowed, or nothing could be compared."""
+    """Exit with code 3 if more changed than allowed, or nothing could be compared."""
     if not summary.compared:
         raise BudgetExceeded("--max-drift: both runs have no image in common, so nothing was compared.")
     assert summary.drift is not None

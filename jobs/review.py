@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _check_direction(parser: CommandParser, args: argparse.Namespace) -> None:
-    """Leave with exit code 2 where an option is given that belongs to the other direction."""
+    """Exit with code 2 if an option of the other direction is given."""
     unfit, name = (ONLY_IMPORT, "--import") if args.export is not None else (ONLY_EXPORT, "--export")
     refuse_given(parser, args, unfit, name)
 
@@ -102,7 +102,7 @@ def _import(parser: CommandParser, args: argparse.Namespace) -> None:
 
 
 def exported_report(summary: "ReviewSummary", config: ReviewConfig) -> str:
-    """Return what was chosen, where it is, and what to do with it."""
+    """Return the chosen images, their location, and the next step."""
     fewer = "" if summary.images == summary.asked else f" (of {summary.asked:,} asked for)"
     before = f", {summary.exported_before:,} exported before" if summary.exported_before else ""
     files = ", ".join(summary.files)
@@ -125,7 +125,7 @@ def exported_report(summary: "ReviewSummary", config: ReviewConfig) -> str:
 
 
 def imported_report(summary: "CorrectionsSummary") -> str:
-    """Return what became of corrections, what was found in the images, and what to do with the shards."""
+    """Return the result of the import, findings in the images, and the next step."""
     from jobs.shard import report
 
     batches = f"batch {summary.batches[0]}" if len(summary.batches) == 1 else f"batches {_listed(summary.batches)}"

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, do one of the four, print."""
+    """Parse, run one of the four actions, print."""
     parser = CommandParser("runs", __doc__)
     parser.add_argument("--table", required=True, metavar="URI", help="the detection table")
     one = parser.add_mutually_exclusive_group()
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def show(table: "Store", *, as_json: bool) -> None:
-    """Print what the runs are and who writes the table."""
+    """Print the runs and the process that is writing the table."""
     from pipelines.clock import SystemClock
     from pipelines.labelling.lease import current_holder, this_process
     from pipelines.labelling.run_summaries import summarise_runs
@@ -113,7 +113,7 @@ def watch(table: "Store") -> None:
 
     drawing: Drawing[Progress] = Drawing(
         is_running=lambda _: True,
-        # parts are not read, so nothing is known of errors
+        # parts are not read, so the number of errors is unknown
         line=lambda progress: line(progress, time.monotonic() - progress.began).replace("  0 errors", "", 1),
         done=lambda progress: (progress.images, progress.images_planned),
     )
@@ -124,7 +124,7 @@ def watch(table: "Store") -> None:
 
 
 def verify(table: "Store", run_id: str | None, max_minutes: float | None, *, as_json: bool) -> None:
-    """Verify, and print what is wrong and how much was looked at."""
+    """Verify, and print the findings and the verified share."""
     from jobs.progress import Drawing, shown
     from pipelines.clock import SystemClock
     from pipelines.errors import RayDetrError
@@ -148,7 +148,7 @@ def verify(table: "Store", run_id: str | None, max_minutes: float | None, *, as_
 
 
 def abandon(table: "Store", run_id: str | None, *, as_json: bool) -> None:
-    """Abandon the unfinished run, and print what became of it."""
+    """Abandon the unfinished run, and print the result."""
     from pipelines.clock import SystemClock
     from pipelines.labelling.abandon import abandon_run
 
@@ -161,7 +161,7 @@ def abandon(table: "Store", run_id: str | None, *, as_json: bool) -> None:
 
 
 def share(done: "Verification") -> str:
-    """Return how much of a table is verified."""
+    """Return the verified share of a table."""
     part = f" ({done.images / done.images_total:.1%})" if done.images_total else ""
     return f"{done.files:,} of {done.files_total:,} files, {done.images:,} of {done.images_total:,} images{part}"
 
@@ -178,7 +178,7 @@ def outcome(found: "Verification") -> str:
 
 
 def abandon_message(table: str, run_id: str | None, done: "Abandoned | None") -> str:
-    """Return what became of a run that was to be abandoned."""
+    """Return the result of abandoning a run."""
     if done is None:
         whose = f"run {run_id} of table {table} has ended" if run_id else f"table {table} has no unfinished run"
         return f"nothing to abandon: {whose}"

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="small landscape pictures with eleven aspect ratios, for `ray-detr train --recipe scenes`",
     )
     args = parser.parse_args(argv)
-    # after the arguments, so that --help needs no numpy
+    # imported after parsing, so that --help needs no numpy
     from detr.scenes.files import PICTURE_SIZES, TRAINING_SIZES, write_scenes
     from pipelines.errors import RayDetrError
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SHOWN_EXAMPLES = 3
 
-# what can be found, in the order in which it is printed, and what is done about it
+# findings in the order of printing, and their treatment
 FINDINGS: Mapping[str, tuple[str, str]] = {
     "left_out_missing": ("images that do not exist", "left out"),
     "left_out_changed": ("images that have changed since they were labelled", "left out"),
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def report(summary: "ShardSummary") -> str:
-    """Return what was found, and what was done about it."""
+    """Return the findings and their treatment."""
     files = f"{summary.files:,} file" + ("" if summary.files == 1 else "s")
     if summary.was_done:
         return f"nothing to do: {summary.out} has all {summary.images:,} images, {size(summary.size_bytes)} in {files}"
@@ -106,7 +106,7 @@ def report(summary: "ShardSummary") -> str:
 
 
 def line(progress: "ShardProgress", seconds: float) -> str:
-    """Return one line of figures, `seconds` after the first shard was begun."""
+    """Return one line of figures, `seconds` after the first shard began."""
     if progress.stage != "shard":
         return f"  {progress.stage}"
     share_done = f"{progress.images / progress.images_planned:.1%}  " if progress.images_planned else ""
@@ -119,7 +119,7 @@ def _some(examples: Sequence[str]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return the two largest units: `48 min 51 s`."""
+    """Return a duration in its two largest units: `48 min 51 s`."""
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.1f} s"

@@ -106,7 +106,7 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
 
 
 def recipe_values(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields of the recipe that the command line gives; sizes that are given are not scaled."""
+    """Return the recipe's fields from the command line; given sizes are not scaled."""
     values = {name: value for name, value in option_values(args, Recipe).items() if value is not None}
     if "scale_phases" in values and all(until == 1.0 for until, _ in values["scale_phases"]):
         values["scale_phases"] = ((1.0, tuple(side for _, sides in values["scale_phases"] for side in sides)),)
@@ -114,7 +114,7 @@ def recipe_values(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _backbone_weights(args: argparse.Namespace, network: str) -> str | None:
-    """Return what fills the backbone: the paper begins with ImageNet's weights, the small network with none."""
+    """Return the backbone's initial weights: ImageNet's as in the paper, or none for the small network."""
     if args.backbone_weights == NO_WEIGHTS:
         return None
     if args.backbone_weights is not None or args.finetune or network == "scenes":

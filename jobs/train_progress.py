@@ -1,4 +1,4 @@
-"""How far training is, for people: a bar on a terminal, a line every 30 seconds elsewhere."""
+"""Show the progress of training: a bar on a terminal, otherwise a line every 30 seconds."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def shown_training(stream: TextIO) -> Iterator[tuple[Callable[["TrainProgress"], None], Callable[[str], None]]]:
-    """Give a function that shows a `TrainProgress`, and one for sentences; clear up in the end."""
+    """Provide a function that shows a `TrainProgress`, and one for messages; clean up at the end."""
     with shown(stream, Drawing(is_running=_is_running, line=line, done=_done)) as show:
 
         def say(sentence: str) -> None:

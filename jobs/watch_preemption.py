@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from jobs.exits import run_process
 from jobs.parser import CommandParser
 
-METADATA_URL = "http://169.254.169.254"  # of both clouds
+METADATA_URL = "http://169.254.169.254"  # the same for both clouds
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -11,7 +11,7 @@ __all__ = ["LabelConfig", "LabelSummary", "Progress", "label"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is offered when it is asked for: Ray and torch take seconds, `pipelines.errors` needs neither."""
+    """Import a public name on first use: Ray and torch take seconds to import, and `pipelines.errors` needs neither."""
     if name in __all__:
         import importlib
 

@@ -1,4 +1,4 @@
-"""How many actors fit into the connected Ray cluster, what each takes of its node, and waiting until they fit."""
+"""Number and resources of actors on the connected Ray cluster, and waiting until they fit."""
 
 import math
 import threading
@@ -13,23 +13,23 @@ from pipelines.cluster import node_resources
 from pipelines.errors import RayDetrError
 
 NODE_POLL_SECONDS = 1.0
-MOST_ACTORS_PER_CPU_NODE = 8  # each holds the model; above that an actor gets several cores instead
+MOST_ACTORS_PER_CPU_NODE = 8  # each loads the model; with more cores, each actor gets several
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """How many actors run, and what each of them takes of the cluster."""
+    """The number of actors, and the resources of each."""
 
     least: int
     most: int
     cpus: float
     gpus: float
-    threads: int  # that an actor decodes with, and computes with where it has no GPU
+    threads: int  # threads for decoding, and for the network without a GPU
 
 
 @dataclass(frozen=True, slots=True)
 class ActorShare:
-    """What each actor takes of its node; None: 1 CPU and 1 GPU, or cores so that eight actors fill a node."""
+    """Resources of each actor; None: 1 CPU and 1 GPU, or an eighth of a node's cores."""
 
     cpus: float | None = None
     gpus: float | None = None
@@ -43,17 +43,17 @@ def choose_pool(
     device: str,
     own: ActorShare = ActorShare(),
 ) -> Pool:
-    """Return the actors for a cluster: one a GPU where there are GPUs, else one a core up to eight a node.
+    """Return the actors for a cluster: one per GPU if it has GPUs, else one per core up to eight per node.
 
     Args:
-        nodes: what each node has, as `node_resources` returns it.
+        nodes: the resources of each node, as returned by `node_resources`.
         least: actors that must run; None is 1.
-        most: actors that may run, though more than the cluster holds now: it may grow; None is what it holds.
-        device: "cpu" keeps to CPUs though there are GPUs; "cuda" wants GPUs; "auto" takes what is there.
-        own: what each actor takes, if it is given.
+        most: largest number of actors; may exceed the current cluster, which may grow; None is what fits now.
+        device: "cpu" does not use GPUs; "cuda" requires GPUs; "auto" uses GPUs if there are any.
+        own: resources of each actor, if given.
 
     Raises:
-        RayDetrError: the cluster cannot hold `least` actors, or has no GPU where GPUs are wanted.
+        RayDetrError: the cluster cannot hold `least` actors, or has no GPU although GPUs are required.
     """
     gpu_count = int(sum(node.get("GPU", 0) for node in nodes))
     if device.startswith("cuda") and not gpu_count:
@@ -77,7 +77,7 @@ def choose_pool(
 
 
 def _actor_needs(nodes: Sequence[Mapping[str, float]], *, device: str, own: ActorShare) -> tuple[float, float]:
-    """Return the CPUs and the GPUs that an actor takes on a cluster of such nodes."""
+    """Return the CPUs and GPUs of an actor on a cluster of such nodes."""
     if device.startswith("cuda") or (device != "cpu" and int(sum(node.get("GPU", 0) for node in nodes))):
         return own.cpus or 1.0, own.gpus or 1.0
     if own.cpus is not None:
@@ -96,19 +96,19 @@ def wait_for_pool(
     own: ActorShare = ActorShare(),
     is_given_up: threading.Event | None = None,
 ) -> Pool:
-    """Return the actors for the connected cluster, asking its autoscaler for nodes and waiting for them.
+    """Return the actors for the connected cluster, after requesting nodes from its autoscaler and waiting for them.
 
     Args:
         least: as in `choose_pool`.
         most: as in `choose_pool`.
         device: as in `choose_pool`.
         own: as in `choose_pool`.
-        minutes: how long nodes are waited for; 0 takes the cluster as it is.
+        minutes: how long to wait for nodes; 0 uses the current cluster.
         on_wait: called once, when waiting begins.
-        is_given_up: ends waiting when it is set.
+        is_given_up: stops waiting when set.
 
     Raises:
-        RayDetrError: the cluster cannot hold `least` actors after that time, or waiting was given up.
+        RayDetrError: the cluster cannot hold `least` actors after that time, or waiting was stopped.
     """
     try:
         return choose_pool(node_resources(), least, most, device=device, own=own)
@@ -132,16 +132,16 @@ def wait_for_pool(
             if given_up.wait(NODE_POLL_SECONDS):
                 raise RayDetrError("waiting for nodes was given up.")
     finally:
-        request_resources(bundles=[])  # the autoscaler would keep the nodes for ever; actors hold them from now on
+        request_resources(bundles=[])  # else it keeps the nodes forever; actors hold them now
 
 
 def _ask_for_nodes(
     least: int | None, *, device: str, own: ActorShare, asked: tuple[float, float] | None = None
 ) -> tuple[float, float]:
-    """Ask the autoscaler for room for so many actors, unless it was asked for that; return what an actor needs.
+    """Request room for this many actors from the autoscaler, if not yet requested; return an actor's resources.
 
-    The request is for the whole cluster, what it holds already included: asked for less than actors take, it would
-    not grow. A node that comes may be larger, or the first with a GPU, and then they take more.
+    The request includes the resources that the cluster already has: a smaller one would not let it grow. A new node may
+    be larger, or the first with a GPU; then actors take more.
     """
     cpus, gpus = needs = _actor_needs(node_resources(), device=device, own=own)
     if needs != asked:
@@ -151,15 +151,15 @@ def _ask_for_nodes(
 
 
 def room_sentence(pool: Pool) -> str:
-    """Return for how many actors the connected cluster has room now: what to look at when none comes back."""
+    """Return a sentence with the number of actors that fit into the connected cluster now, for when none finishes."""
     nodes = node_resources()
     return f"the cluster has room for {_room(nodes, pool.cpus, pool.gpus)} actors ({_figures(nodes)})"
 
 
 def count_nodes_for(cpus: float, gpus: float, *, most: int) -> int | None:
-    """Return how many nodes of the connected cluster could hold an actor of such needs, at most one for each actor.
+    """Return how many nodes of the connected cluster can hold an actor with these resources, at most one per actor.
 
-    None: the head does not answer.
+    None if the head does not answer.
     """
     try:
         return min(most, sum(_room([node], cpus, gpus) > 0 for node in node_resources()))

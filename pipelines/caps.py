@@ -1,4 +1,4 @@
-"""Limits on the time and the cost of a command, and the meter that tells when one is reached. Knows no Ray."""
+"""Limits on the time and the cost of a command, and a meter that checks them. Independent of Ray."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pipelines.concurrently import repeating
 from pipelines.errors import CapReached
 from pipelines.options import check_options, option
 
-LOOK_SECONDS = 1.0  # between two looks at the time and at the nodes
+LOOK_SECONDS = 1.0  # between two checks of time and nodes
 
 
 @dataclass(frozen=True, slots=True)
 class Caps:
-    """Limits of one call of a command; a call that resumes a run has them anew."""
+    """Limits of one call of a command; they start again when a call resumes a run."""
 
     max_minutes: float | None = option(
         "stop after N minutes, resumable, with exit code 5; what is in progress is finished first (no limit)",
@@ -38,26 +38,26 @@ class Caps:
 
     @property
     def are_set(self) -> bool:
-        """Whether a command can be stopped by them."""
+        """Whether any limit is set."""
         return self.max_minutes is not None or self.max_cost is not None
 
 
 class Meter:
-    """Measures the time and the node hours of one call. Several threads may use it.
+    """Measures the time and the node hours of one call. Thread-safe.
 
     Attributes:
         reached: set when a limit is reached.
-        most_nodes: that were counted at once.
+        most_nodes: largest number of nodes counted at one time.
     """
 
     def __init__(self, caps: Caps | None = None, clock: Clock | None = None) -> None:
-        """Begin to measure."""
+        """Start measuring."""
         self.caps = caps or Caps()
         self.reached = threading.Event()
         self._clock = clock or SystemClock()
         self._began = self._looked = self._clock.monotonic()
         self._count: Callable[[], int | None] | None = None
-        self._nodes = 0  # at the last look
+        self._nodes = 0  # at the last check
         self.most_nodes = 0
         self._node_seconds = 0.0
         self._reason = ""
@@ -65,20 +65,20 @@ class Meter:
         self._lock = threading.Lock()
 
     def count_nodes(self, count: Callable[[], int | None] | None) -> None:
-        """Count nodes from now on by calling this, which may answer None for "as before"; None stops counting.
+        """Count nodes with this function from now on; it may return None for "unchanged". None stops counting.
 
-        When this returns, what counted before is not called any more.
+        After this returns, the previous function is not called any more.
         """
         self.look()
         with self._lock:
             self._count, self._nodes = count, 0
 
     def when_reached(self, callback: Callable[[], object]) -> None:
-        """Call this, in the meter's thread, when a limit is reached."""
+        """Register a function that the meter's thread calls when a limit is reached."""
         self._callbacks.append(callback)
 
     def look(self) -> None:
-        """Add the time since the last look, and compare with the limits."""
+        """Add the time since the last check, and compare with the limits."""
         with self._lock:
             now = self._clock.monotonic()
             if self._count is not None:
@@ -104,17 +104,17 @@ class Meter:
 
     @property
     def node_hours(self) -> float:
-        """Hours of all nodes together until the last look."""
+        """Total hours of all nodes until the last check."""
         return self._node_seconds / 3600
 
     @property
     def cost(self) -> float | None:
-        """Cost until the last look; None without a price."""
+        """Cost until the last check; None without a price."""
         return None if self.caps.price_per_hour is None else self.node_hours * self.caps.price_per_hour
 
     @property
     def reason(self) -> str:
-        """Which limit is reached, as the beginning of a sentence; "" for none."""
+        """The limit that was reached, as the beginning of a sentence; "" for none."""
         return self._reason
 
     def _limit_reached(self, now: float) -> str:

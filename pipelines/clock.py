@@ -8,14 +8,14 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """The three things that code asks of time."""
+    """The time functions that code uses."""
 
     def now(self) -> datetime:
         """Return the wall clock's time, in UTC: for records that other machines read."""
         ...
 
     def monotonic(self) -> float:
-        """Return seconds from an arbitrary start that never run backwards: for deadlines and budgets."""
+        """Return monotonic seconds from an arbitrary start: for deadlines and budgets."""
         ...
 
     def sleep(self, seconds: float) -> None:
@@ -31,7 +31,7 @@ class SystemClock:
         return datetime.now(UTC)
 
     def monotonic(self) -> float:
-        """Return seconds that never run backwards."""
+        """Return monotonic seconds."""
         return time.monotonic()
 
     def sleep(self, seconds: float) -> None:

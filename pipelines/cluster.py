@@ -1,4 +1,4 @@
-"""The Ray cluster that a run uses: an existing one, or a local one that is quiet and private."""
+"""The Ray cluster of a run: an existing one, or a local one without log output and with access control."""
 
 import ctypes
 import logging
@@ -24,25 +24,24 @@ from pipelines.local_ray import start_local_ray
 from pipelines.remote_errors import first_line
 from pipelines.store.uris import LOCAL_ROOT, split_uri
 
-# of Python's C interface: signal.signal works in the main thread only
+# Python's C interface, because signal.signal works in the main thread only
 _get_action = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_int)(("PyOS_getsig", ctypes.pythonapi))
 _set_action = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)(("PyOS_setsig", ctypes.pythonapi))
 
-OBJECT_STORE_BYTES = 200 * 1024**2  # status rows of a kilobyte are all that travels
+OBJECT_STORE_BYTES = 200 * 1024**2  # small: only status rows of a kilobyte are transferred
 ANSWER_SECONDS = 10.0  # for a cluster to accept a connection
 
 
 @contextmanager
 def connected(*, verbose: bool = False) -> Iterator[None]:
-    """Hold a connection to Ray: the one that is there, that of `RAY_ADDRESS`, or a local one that ends with this.
+    """Keep a connection to Ray: the current one, that of `RAY_ADDRESS`, or a local one that ends with the context.
 
-    A local Ray listens on loopback only and says nothing unless `verbose`. Other users of the machine reach loopback,
-    too, and whoever reaches Ray runs code as this user: where the environment does not say `RAY_AUTH_MODE`, it is
-    "token" from then on, with a token of this process that is written into no file. A token left by another cluster is
-    not sent.
+    A local Ray listens on loopback only and logs nothing unless `verbose`. Other users of the machine can reach
+    loopback, too, and every client of Ray can run code as this user: unless the environment sets `RAY_AUTH_MODE`, it
+    becomes "token", with a token of this process that is not written to a file. A token of another cluster is not sent.
 
     Args:
-        verbose: whether Ray's own messages and the actors' output come through.
+        verbose: whether to show Ray's messages and the actors' output.
 
     Raises:
         RayDetrError: no Ray answers at `RAY_ADDRESS`, or the local one does not start.
@@ -63,7 +62,7 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
 def _connect(*, verbose: bool) -> None:
     level = logging.INFO if verbose else logging.ERROR
     if not verbose:
-        logging.getLogger("ray").setLevel(level)  # it warns of the thread that it is started in before it takes `level`
+        logging.getLogger("ray").setLevel(level)  # it warns about its thread before it applies `level`
     address = os.environ.get("RAY_ADDRESS")
     if address:
         _check_answers(address)
@@ -79,8 +78,8 @@ def _connect(*, verbose: bool) -> None:
     else:
         if "RAY_AUTH_MODE" not in os.environ:
             os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-            Config.initialize("")  # what Ray read of the environment when it was imported, it reads again
-        # Ray's own is 15: beside busy processes of others its workers get one part in thirty of what is theirs
+            Config.initialize("")  # makes Ray read the environment again, which it read when it was imported
+        # Ray's default is 15: beside other busy processes its workers would get a thirtieth of their share
         os.environ.setdefault("RAY_worker_niceness", "0")
         try:
             start_local_ray(
@@ -92,7 +91,7 @@ def _connect(*, verbose: bool) -> None:
         except AuthenticationError as error:
             raise RayDetrError(_token_sentence(error)) from error
         except Exception as error:
-            # Ray 2.60 raises a bare `Exception` where its node does not register in time
+            # Ray 2.60 raises a bare `Exception` if its node does not register in time
             if not isinstance(error, ConnectionError | RuntimeError | OSError) and type(error) is not Exception:
                 raise
             raise RayDetrError(
@@ -102,7 +101,7 @@ def _connect(*, verbose: bool) -> None:
 
 
 def _token_sentence(error: AuthenticationError) -> str:
-    """Return what is wrong with the token that processes of a cluster show each other, and what to do."""
+    """Return the message about a wrong token of the cluster's processes, and what to do."""
     reason = first_line(error).partition(" Ensure that ")[0].removesuffix(".")
     mode = os.environ.get("RAY_AUTH_MODE")
     return (
@@ -113,17 +112,17 @@ def _token_sentence(error: AuthenticationError) -> str:
 
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Have SIGTERM mean afterwards what it meant before, whatever Ray does inside (2.60, its C++ parts).
+    """Restore SIGTERM's handler at the end, whatever Ray's C++ code (2.60) does inside the context.
 
-    `ray.init` has it print a stack and abort the process after three seconds, too little to end a pool of
-    actors on a busy machine; after `ray.shutdown` it ends the process at once, and nothing is given up any more.
+    After `ray.init`, SIGTERM prints a stack and aborts the process after three seconds, too little to end a pool of
+    actors on a busy machine; after `ray.shutdown` it ends the process immediately, without clean-up.
     """
-    is_ours = threading.current_thread() is threading.main_thread()  # elsewhere Python allows no handler
+    is_ours = threading.current_thread() is threading.main_thread()  # in other threads Python does not allow handlers
     before, action = signal.getsignal(signal.SIGTERM), _get_action(signal.SIGTERM)
     try:
         yield
     finally:
-        # what the C++ parts have put in place of Python's own function, from any thread
+        # replaces the handler of the C++ code with Python's, from any thread
         _set_action(signal.SIGTERM, action)
         if is_ours and before is not None:
             signal.signal(signal.SIGTERM, before)
@@ -131,11 +130,11 @@ def _own_sigterm() -> Iterator[None]:
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Keep what Ray itself writes to this process's standard output and error off the terminal; its log files have it.
+    """Suppress Ray's own lines on this process's standard output and error; its log files have them.
 
-    Python's logging settings reach neither the lines of its C++ parts, such as the one that every pool with restarts
-    begins with (ray-project/ray issue 53727), nor the raylet's warnings, which go to standard output, where a result is
-    expected. Whoever shows progress meanwhile needs a descriptor of its own.
+    Python's logging settings affect neither the lines of its C++ code, such as the first line of every pool with
+    restarts (ray-project/ray issue 53727), nor the raylet's warnings, which go to standard output, where a result is
+    expected. Code that shows progress meanwhile needs its own descriptor.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -153,26 +152,26 @@ def silenced() -> Iterator[None]:
 
 
 def node_resources() -> list[dict[str, float]]:
-    """Return what each living node of the connected cluster has, by Ray's names: `CPU`, `GPU` ..."""
+    """Return the resources of each live node of the connected cluster, by Ray's names: `CPU`, `GPU` ..."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
 def is_given() -> bool:
-    """Return whether `connected` takes a cluster that is there, which may have several machines."""
+    """Return whether `connected` uses an existing cluster, which may have several machines."""
     return ray.is_initialized() or bool(os.environ.get("RAY_ADDRESS"))
 
 
 def hosts() -> set[str]:
-    """Return the addresses of the machines of the connected cluster: several nodes on one have the same."""
+    """Return the addresses of the connected cluster's machines; several nodes on one machine have the same."""
     return {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
 
 
 def refuse_local(uris: Sequence[str], *, are_shared: bool) -> None:
-    """Refuse folders of one machine's disk on a cluster of several: each would read and write its own.
+    """Refuse local folders on a cluster of several machines: each would read and write its own.
 
     Args:
-        uris: paths and URIs of what all machines read or write.
-        are_shared: whether the user says that a local path is the same folder everywhere, as with NFS.
+        uris: paths and URIs that all machines read or write.
+        are_shared: whether the user declares that a local path is the same folder on all machines, as with NFS.
 
     Raises:
         RayDetrError: one of them is local, and there is more than one machine now.
@@ -190,7 +189,7 @@ def refuse_local(uris: Sequence[str], *, are_shared: bool) -> None:
 
 
 def _check_answers(address: str) -> None:
-    """Try a connection first: without a listener, Ray itself tries for minutes (more than 3, measured, 2.60).
+    """Try to connect first: without a listener, Ray itself tries for minutes (more than 3, measured, 2.60).
 
     Raises:
         RayDetrError: nothing listens there.
@@ -201,7 +200,7 @@ def _check_answers(address: str) -> None:
         )
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdigit():
-        return  # "auto" and the like, which Ray knows
+        return  # "auto" and similar values of Ray
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
     except OSError as error:
@@ -218,10 +217,10 @@ def _quiet(*, verbose: bool) -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # not ERROR: the block that a dead actor drops is logged so, with Ray's own stack; the driver runs it again
+    # not ERROR: at that level Ray logs the block of a dead actor, with its own stack; the driver runs it again
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
 def _temporary_folder() -> str:
-    """Return a short path: Ray's sockets lie below it, and a socket's path has 107 characters at most."""
+    """Return a short path: Ray's sockets are below it, and a socket's path has at most 107 characters."""
     return str(Path(tempfile.gettempdir()) / "ray") if len(tempfile.gettempdir()) < 40 else "/tmp/ray"  # noqa: S108

@@ -1,4 +1,4 @@
-"""Functions in background threads: mapped over many items, or called at intervals."""
+"""Run functions in background threads: mapped over many items, or called at intervals."""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,10 +12,10 @@ R = TypeVar("R")
 
 
 def map_concurrently(function: Callable[[T], R], things: Iterable[T], *, threads: int) -> Iterator[R]:
-    """Yield the results of a function for each item, in order; an exception is raised in the place of its result.
+    """Yield the results of a function for each item, in order; an exception is raised instead of its result.
 
-    With `threads=1` the calling thread is used, and no item after a failed one is started. Otherwise items that are
-    waiting are not started any more once an item or `things` has failed, or the caller has left.
+    With `threads=1` the calling thread is used, and no item after a failed one is started. Otherwise no waiting item is
+    started after an item or `things` has failed, or the caller has stopped iterating.
     """
     if threads == 1:
         yield from map(function, things)
@@ -28,10 +28,10 @@ def map_concurrently(function: Callable[[T], R], things: Iterable[T], *, threads
 
 
 def map_in_chunks(function: Callable[[T], R], things: Iterable[T], *, threads: int) -> Iterator[R]:
-    """Yield the results of a function for each item, in order, and begin no more than `threads` items at once.
+    """Yield the results of a function for each item, in order, with at most `threads` items running at a time.
 
-    The first item is alone, and the next ones are begun when their results are asked for: a caller who leaves early
-    has caused little work.
+    The first item runs alone, and the next ones start when their results are requested, so that leaving early saves
+    work.
     """
     rest, size = iter(things), 1
     with ThreadPoolExecutor(threads) as pool:
@@ -43,7 +43,7 @@ def map_in_chunks(function: Callable[[T], R], things: Iterable[T], *, threads: i
 def map_small(
     function: Callable[[T], R], things: Sequence[T], *, is_small: Callable[[T], bool], threads: int
 ) -> Iterator[R]:
-    """Yield the results of a function for each item, in order: neighbours that are small at once, others one by one."""
+    """Yield the results of a function for each item, in order: small neighbours concurrently, others one by one."""
     with ThreadPoolExecutor(threads) as pool:
         first = 0
         while first < len(things):
@@ -59,7 +59,7 @@ def map_small(
 def repeating(function: Callable[[], bool | None], *, seconds: float, name: str) -> Iterator[None]:
     """Call a function every `seconds` in a background thread while the context lasts, or until it returns False.
 
-    The first call is after `seconds`. A call in progress is waited for when the context ends. An exception ends the
+    The first call is after `seconds`. The context waits for a call in progress when it ends. An exception ends the
     thread and is reported by `threading.excepthook`.
 
     Args:

@@ -1,4 +1,4 @@
-"""Configurations in the records of runs: as JSON, and compared with those of today."""
+"""Configurations in the records of runs: conversion to JSON, and comparison with the current one."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# Of a value in a message: a damaged record may hold anything.
+# Characters of a value in a message: a damaged record may contain anything.
 _SHOWN_LETTERS = 200
 _SHOWN_DEPTH = 3
 
 
 def as_json(values: Mapping[str, object]) -> dict[str, Any]:
-    """Return the values as they come back from JSON: tuples are lists there."""
+    """Return the values as JSON would return them: tuples become lists."""
     copy: dict[str, Any] = json.loads(json.dumps(values))
     return copy
 
 
 def differences(old: Mapping[str, object], new: Mapping[str, object]) -> list[str]:
-    """Return what differs between two configurations as `threshold 0.05, now 0.1`, in the order of the old one."""
+    """Return the differences between two configurations as `threshold 0.05, now 0.1`, in the order of the old one."""
     before, after = as_json(old), as_json(new)
     return [
         f"{name.replace('_', ' ')} {_shown(before.get(name))}, now {_shown(after.get(name))}"

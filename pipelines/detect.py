@@ -1,4 +1,4 @@
-"""Detections of a few images, one after the other on this machine; `label` is for image lakes."""
+"""Detect objects in a few images, one after the other on this machine; `label` is for image lakes."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Detection:
 
 @dataclass(frozen=True, slots=True)
 class ImageResult:
-    """What was found in an image of this upright size, best first, and the file that it was drawn into."""
+    """The upright size of an image, its detections, best first, and the file of its drawing."""
 
     image: str
     height: int
@@ -47,7 +47,7 @@ class ImageResult:
 
 @dataclass(frozen=True, slots=True)
 class ImageFailure:
-    """An image that could not be read: the kind of error is one of those of the detection table."""
+    """An image that could not be read, with an error kind of the detection table."""
 
     image: str
     error_kind: str
@@ -55,7 +55,7 @@ class ImageFailure:
 
 
 def find_images(names: Sequence[str]) -> list[str]:
-    """Return the images that are meant: files and addresses as given, of folders all images, in order.
+    """Return the images of some paths, in order: files and addresses unchanged, and all images of folders.
 
     Raises:
         ValueError: there is no such file, or no image in a folder.
@@ -77,7 +77,7 @@ def find_images(names: Sequence[str]) -> list[str]:
 
 
 def _is_inside_file(name: str) -> bool:
-    """Return whether a path is the address of an image inside an archive or a Parquet file that is there."""
+    """Return whether a path is the address of an image inside an existing archive or Parquet file."""
     found = split_member(name)
     return found is not None and Path(found[0]).is_file()
 
@@ -90,10 +90,10 @@ def open_detector(
     precision: Precision = "auto",
     tiling: Tiling | None = None,
 ) -> DetectorLike:
-    """Return the detector of a model reference, as `label` takes it.
+    """Return the detector for a model reference, as for `label`.
 
     Raises:
-        RayDetrError: the model cannot be had.
+        RayDetrError: the model is not available.
         ValueError: the threshold is outside 0..1, or there is no such device.
     """
     return load_detector(model, StoreOptions(), threshold=threshold, device=device, precision=precision, tiling=tiling)[
@@ -104,12 +104,12 @@ def open_detector(
 def detect(
     images: Sequence[str], detector: DetectorLike, *, draw: Path | None = None
 ) -> Iterator[ImageResult | ImageFailure]:
-    """Yield what is in each image, in order, one image in memory at a time.
+    """Yield the result of each image, in order, with one image in memory at a time.
 
     Args:
         images: paths or URIs, of `find_images`.
         detector: of `open_detector`.
-        draw: a folder, made if it is missing, for a JPEG of every image with its boxes. Pictures of an earlier call are
+        draw: a folder, created if missing, for a JPEG of every image with its boxes. Files of an earlier call are
             replaced, the images themselves never.
 
     Raises:
@@ -145,7 +145,7 @@ def _write(picture: Image.Image, path: Path) -> None:
 
 
 def _free_path(folder: Path, stem: str, taken: Collection[Path]) -> Path:
-    """Return `stem.jpg` there, or `stem-2.jpg` and so on where an image or a picture of this call has that name."""
+    """Return `stem.jpg` in the folder, or `stem-2.jpg` etc. if an image or a picture of this call has that name."""
     path, number = folder / f"{stem}.jpg", 1
     while path.resolve() in taken:
         number += 1

@@ -1,6 +1,6 @@
 """Errors that end a command with one line on standard error. Finished work stays; the same command resumes.
 
-    RayDetrError            the run cannot go on: a resource is missing, broken or in use            exit code 1
+    RayDetrError            the run cannot continue: a resource is missing, broken or in use         exit code 1
     |- UsageError           the command or its arguments must be changed first                       exit code 2
     |  `- SettingsMismatch  the table was labelled with other settings, such as another threshold    exit code 2
     |- BudgetExceeded       more is wrong than a limit allows, or a gate refuses the figures         exit code 3
@@ -14,11 +14,11 @@ are `pipelines.store.StoreError`, which says whether it is transient.
 
 
 class RayDetrError(Exception):
-    """The run cannot go on. The message says what happened, to which thing, and what to do."""
+    """The run cannot continue. The message says what happened to which object, and what to do."""
 
 
 class UsageError(RayDetrError):
-    """The command asks for something that is not possible; it must be changed before it can go on."""
+    """The command requests something impossible; it must be changed before it can continue."""
 
 
 class SettingsMismatch(UsageError):
@@ -26,7 +26,7 @@ class SettingsMismatch(UsageError):
 
 
 class BudgetExceeded(RayDetrError):
-    """More images or annotations are bad than a limit allows, or a gate refuses the figures."""
+    """There are more bad images or annotations than a limit allows, or a gate refuses the figures."""
 
 
 class OutOfMemory(RayDetrError):

@@ -1,4 +1,4 @@
-"""A Ray of this process's own: started on loopback, and again where a busy machine kept it from starting."""
+"""Start a local Ray for this process on loopback, and retry if a busy machine prevents the start."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from ray._private.node import Node
 
 LOOPBACK = "127.0.0.1"
 START_SECONDS = 300.0  # for a local Ray to start on a busy machine; Ray itself gives up after 30
-ASK_SECONDS = 0.2  # between two questions whether it has started
+ASK_SECONDS = 0.2  # between two checks whether it has started
 MOST_STARTS = 5
 
 
 class RayletEnded(ConnectionError):
-    """The raylet of a Ray that was being started has ended."""
+    """The raylet ended while Ray was starting."""
 
 
 def start_local_ray(*, log_to_driver: bool = True, **options: Any) -> None:
     """Start a Ray on loopback and connect to it; it ends with `ray.shutdown`.
 
     The autoscaler's monitor and the API server, which a Ray without a dashboard starts too, are left out, and so is the
-    log monitor unless it has something to do: nothing asks them on one machine, and they took a third of a start's CPU
-    seconds (docs/measurements/labelling.md).
+    log monitor unless it is needed: on one machine they are not used, and they took a third of the CPU time of a start
+    (docs/measurements/labelling.md).
 
     On a busy machine it may take `START_SECONDS`. Ray 2.60 waits 30 s for its node to register, and its raylet aborts
-    if the agents that it starts are not there after 15 s (ray-project/ray issue 65983); neither can be set. Here the
-    node is waited for as long as its raylet lives, and a Ray whose raylet has ended is started again, up to
-    `MOST_STARTS` times in all.
+    if the agents that it starts are not there after 15 s (ray-project/ray issue 65983); neither can be configured. This
+    function waits for the node as long as its raylet runs, and starts Ray again if the raylet has ended, `MOST_STARTS`
+    times in total.
 
     Args:
         log_to_driver: print what workers print.
@@ -40,7 +40,7 @@ def start_local_ray(*, log_to_driver: bool = True, **options: Any) -> None:
 
     Raises:
         RayletEnded: the raylet of the last start has ended.
-        Exception: what `ray.init` raises; a bare `Exception` if the node does not register in time.
+        Exception: the error of `ray.init`; a bare `Exception` if the node does not register in time.
     """
     deadline = time.monotonic() + START_SECONDS
     for start in range(1, MOST_STARTS + 1):
@@ -62,7 +62,7 @@ def start_local_ray(*, log_to_driver: bool = True, **options: Any) -> None:
 
 @contextmanager
 def _waited_for(deadline: float) -> Iterator[None]:
-    """Let a node that `ray.init` starts take until a time to register, and end its processes if its raylet ends."""
+    """Let a node of `ray.init` register until a deadline, and end its processes if its raylet ends."""
     get_node, start = services.get_node, Node.start_ray_processes
     nodes: list[Node] = []
 
@@ -87,12 +87,12 @@ def _waited_for(deadline: float) -> Iterator[None]:
         ):
             yield
     except RayletEnded:
-        nodes[-1].kill_all_processes(check_alive=False, wait=True)  # else they live as long as this process
+        nodes[-1].kill_all_processes(check_alive=False, wait=True)  # otherwise they run as long as this process
         raise
 
 
 def _without_services(*, log_monitor: bool) -> AbstractContextManager[None]:
-    """Let `ray.init` start a node without the autoscaler's monitor and the API server, and without a log monitor."""
+    """Make `ray.init` start a node without the autoscaler's monitor, the API server and the log monitor."""
     names = ("start_monitor", "start_api_server") + (() if log_monitor else ("start_log_monitor",))
     return _replaced(Node, **dict.fromkeys(names, lambda _node, **_options: None))
 
@@ -120,10 +120,10 @@ def _check_raylet(nodes: list[Node]) -> None:
 
 @contextmanager
 def on_loopback() -> Iterator[None]:
-    """Let Ray accept loopback as its address when it is given.
+    """Make Ray accept loopback as the given address.
 
-    Ray 2.60 replaces a node's address of 127.0.0.1 by the machine's outward one, and listens on all interfaces then:
-    raylet, GCS, agents and workers alike (measured). It does not where it takes the system for one without clusters.
+    Ray 2.60 replaces a node's address 127.0.0.1 by the machine's external one, and then raylet, GCS, agents and workers
+    listen on all interfaces (measured). It does not on systems on which it does not support clusters.
     """
     name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
     enabled, said = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(name)

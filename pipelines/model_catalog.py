@@ -1,4 +1,4 @@
-"""Published checkpoints that `detr.load` takes, which of them this machine has, and copies of them for clusters."""
+"""Published checkpoints that `detr.load` supports, those on this machine, and copies for clusters."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class PublishedModel:
 
     Attributes:
         name: hub id, or the name of a model in the package.
-        task: what it detects; None of a model that only the cache names.
-        classes: number of classes that it can report; None where config.json does not say.
-        ap: published COCO AP on val2017 (0..100); None where its authors publish another figure.
-        license: SPDX identifier, as its authors publish it; None where only its page says.
+        task: what it detects; None for a model that is only in the cache.
+        classes: number of classes that it can report; None if config.json does not say.
+        ap: published COCO AP on val2017 (0..100); None if its authors publish another figure.
+        license: SPDX identifier published by its authors; None if only its page states it.
     """
 
     name: str
@@ -59,7 +59,7 @@ def is_available(model: PublishedModel) -> bool:
 
 
 def other_cached_models() -> tuple[PublishedModel, ...]:
-    """Return the models of the hub's cache that label and that `CATALOG` does not have, by name."""
+    """Return the models of the hub's cache that can label and are not in `CATALOG`, by name."""
     known = {model.name for model in CATALOG}
     found = []
     for name, config in sorted(_complete_in_cache()):
@@ -67,17 +67,17 @@ def other_cached_models() -> tuple[PublishedModel, ...]:
             try:
                 content = read_json(config, source=name)
                 if "model_type" not in content:
-                    continue  # of another library
+                    continue  # a model of another library
                 family_of(content, source=name)
             except CheckpointError:
-                continue  # it does other things than detecting boxes
+                continue  # it does not detect boxes
             labels = content.get("id2label")
             found.append(PublishedModel(name, None, len(labels) if isinstance(labels, dict) else None, None, None))
     return tuple(found)
 
 
 def _complete_in_cache() -> Iterator[tuple[str, Path]]:
-    """Yield the hub id and the config.json of every model directory that is whole in the hub's cache."""
+    """Yield the hub id and the config.json of every complete model directory in the hub's cache."""
     from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
@@ -97,15 +97,15 @@ def copy_model(reference: str, out: str, options: StoreOptions) -> ModelInfo:
     """Copy the files that `detr.load` reads of a model to a folder or bucket, and check the copy.
 
     Args:
-        reference: what `--model` takes, except a single file.
-        out: URI of a folder that is new or holds the same files.
-        options: how both are reached.
+        reference: a value of `--model`, except a single file.
+        out: URI of a folder that is new or has the same files.
+        options: access to both.
 
     Returns:
         The model, identified from its copy.
 
     Raises:
-        UsageError: there is no such model, or `out` holds something else.
+        UsageError: there is no such model, or `out` has other files.
         RayDetrError: the model cannot be read now, or the copy differs from the model.
     """
     wanted = identify_model(reference, options)
@@ -124,7 +124,7 @@ def copy_model(reference: str, out: str, options: StoreOptions) -> ModelInfo:
                 f"{without_secrets(out)} holds {others[0]}, which is not part of the model. Give a new folder."
             )
         contents = {name: (folder / name).read_bytes() for name in names}
-        for name in sorted(present.keys() & names):  # before anything is written: it may be another model, in use
+        for name in sorted(present.keys() & names):  # before writing: it may be another model that is in use
             if present[name] not in (None, len(contents[name])) or store.get(name).data != contents[name]:
                 raise UsageError(
                     f"{without_secrets(out)} holds another {name} than that of the model. Give a new folder."

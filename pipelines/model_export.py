@@ -1,4 +1,4 @@
-"""A DETR written as one file for other runtimes, and compared with the network that it was made from."""
+"""Export a DETR to a file for other runtimes, and compare the file with the network."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ ModelFormat = Literal["onnx", "pt2"]
 SUFFIXES: Final[dict[ModelFormat, str]] = {"onnx": ".onnx", "pt2": ".pt2"}
 
 MOST_DIFFERENCE: Final = 1e-5
-"""Largest difference from the network's own scores and boxes (both 0..1) that an exported file may have."""
+"""Largest allowed difference of an exported file from the network's scores and boxes (both 0..1)."""
 
 CHECKED_SIZES: Final = (((96, 128),), ((160, 96), (128, 129), (65, 70)))
-"""(height, width) of the images of each batch that is compared; neither shape is the one that was traced."""
+"""(height, width) of the images of each compared batch; neither shape is the traced one."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelExport:
-    """A file that was written.
+    """An exported file.
 
     Attributes:
         model: `name@sha256[:12]` of the model.
         out: path of the file.
         format: "onnx" or "pt2".
-        padding: how padding is treated inside the network.
+        padding: padding mode inside the network.
         bytes: size of the file.
         difference: largest difference from the network's own scores and boxes (both 0..1), over `CHECKED_SIZES`.
     """
@@ -53,14 +53,14 @@ def export_model(
 ) -> ModelExport:
     """Write a DETR as an ONNX file, or as a program of `torch.export`; see `detr.exported`.
 
-    The file has its name only after it was run, and its results compared.
+    The file gets its name after it was run and its results were compared.
 
     Args:
-        reference: what `--model` takes, of a DETR or a Table Transformer.
+        reference: a value of `--model`, of a DETR or a Table Transformer.
         out: path of the file; it must not exist.
-        form: what to write.
-        padding: how padding is treated inside the network; see `detr.model.Detr.forward`.
-        options: how a model in a store is reached.
+        form: the format.
+        padding: padding mode inside the network; see `detr.model.Detr.forward`.
+        options: access to a model in a store.
 
     Raises:
         UsageError: `out` exists or has another suffix, there is no such model, or the packages are not installed.
@@ -94,7 +94,7 @@ def export_model(
                 own = model(pixels, mask, padding=padding)
             differences.append((logits.softmax(-1) - own.logits.softmax(-1)).abs().max())
             differences.append((boxes - own.boxes_cxcywh).abs().max())
-        difference = float(torch.stack(differences).max())  # NaN if any is; Python's max would drop it
+        difference = float(torch.stack(differences).max())  # NaN if any is NaN; Python's max would drop it
         if not difference <= MOST_DIFFERENCE:
             raise RayDetrError(
                 f"the {form} file of {info.id} differs from the network by {difference:.1e} in scores or boxes, more "

@@ -19,7 +19,7 @@ from detr.classes import Category
 from detr.families import NATIVE, model_family
 from pipelines.errors import RayDetrError, UsageError
 
-SETTLED_SECONDS = 2.0  # a file that changed more recently may change again without a new time stamp
+SETTLED_SECONDS = 2.0  # a file that changed more recently may change again with the same time stamp
 
 _CHILD = """
 import json, sys
@@ -43,16 +43,16 @@ class Identified:
 def identify_by_loading(path: Path, *, cache: Path) -> Identified:
     """Return the fingerprint of a model, from the cache or from a process that loads it.
 
-    The cache knows files by device, inode, size and both time stamps, and is never asked about a file that changed in
-    the last two seconds. Another version of the code asks anew.
+    The cache identifies files by device, inode, size and both time stamps, and is not used for a file that changed in
+    the last two seconds. Another version of the code does not use old entries.
 
     Args:
         path: a `.pth` file or a model directory.
-        cache: a folder, made if it is missing; where it cannot be written nothing is remembered.
+        cache: a folder, created if missing; if it is not writable, nothing is cached.
 
     Raises:
-        UsageError: it is not a model that loads.
-        RayDetrError: the process that loaded it was killed.
+        UsageError: the model cannot be loaded.
+        RayDetrError: the loading process was killed.
     """
     before = _look(path)
     entry = None if before is None else cache / f"{before}.json"
@@ -67,7 +67,7 @@ def identify_by_loading(path: Path, *, cache: Path) -> Identified:
 
 
 def answer(place: str) -> dict[str, object]:
-    """Return, in the process that loads the model, what it found or the sentence why it did not."""
+    """Return the result or the error message, in the process that loads the model."""
     from detr.checkpoints.checkpoint import CheckpointError, fingerprint, load
     from detr.checkpoints.references import locate
 
@@ -93,7 +93,7 @@ def _ask(place: str) -> Identified:
         stdout=subprocess.PIPE,
         text=True,
         check=False,
-        start_new_session=True,  # Ctrl-C of a terminal is this process's to answer
+        start_new_session=True,  # this process handles Ctrl-C of a terminal
     )
     if done.returncode:
         raise RayDetrError(
@@ -107,7 +107,7 @@ def _ask(place: str) -> Identified:
 
 
 def _look(path: Path) -> str | None:
-    """Return a name for the present state of a model's files; None: it may change without a new name."""
+    """Return a name for the current state of a model's files; None if it could change without a new name."""
     try:
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         states = [file.stat() for file in files]
@@ -120,13 +120,13 @@ def _look(path: Path) -> str | None:
         (str(file.resolve()), state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
         for file, state in zip(files, states, strict=True)
     ]
-    # the path as it was given, too: the name of a .pth decides which network it is
+    # also the given path: the name of a .pth determines the network
     return hashlib.sha256(repr((_code(), str(path), seen)).encode()).hexdigest()
 
 
 @cache
 def _code() -> str:
-    """Return a digest of the code that reads models: what it decides may change with it."""
+    """Return a digest of the code that reads models, because results may change with it."""
     sources = sorted(Path(file) for folder in detr.__path__ for file in Path(folder).rglob("*.py"))
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
@@ -135,7 +135,7 @@ def _read(entry: Path) -> Identified | None:
     try:
         return _decode(json.loads(entry.read_bytes()))
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # it is not there, or damaged: the model is loaded again
+        return None  # missing or damaged: the model is loaded again
 
 
 def _write(entry: Path, found: Identified) -> None:

@@ -1,4 +1,4 @@
-"""The model of a run: wherever it lies, on this machine's disk and in memory, with the name that rows give it."""
+"""The model of a run: locate, copy, load and identify it, with its name in rows."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ if TYPE_CHECKING:
     from detr.tiles import Tiling
 
 SINGLE_FILES = (".pth", ".ckpt")
-"""Endings of models that are one file."""
+"""File extensions of models that are single files."""
 
 FETCH_FIRST = "Fetch the model first and give its path, or its s3:// address."
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a run has to know of its model.
+    """Properties of a model that a run needs.
 
     Attributes:
-        id: `name@sha256[:12]`, what rows say.
-        sha256: in hex, of everything that decides its detections.
+        id: `name@sha256[:12]`, as in rows.
+        sha256: in hex, of everything that determines its detections.
         categories: its classes by index.
         family: `detr.families.NATIVE`, or the model type of a detector of `transformers`.
-        has_masks: whether it is panoptic, so that it can give a mask with each detection.
-        pinned: `owner/name@commit` where it came from the hub: what all nodes load, also when the branch moves.
+        has_masks: whether it is panoptic, so that it can return a mask with each detection.
+        pinned: `owner/name@commit` if it came from the hub: all nodes load this commit, even if the branch changes.
     """
 
     id: str
@@ -63,24 +63,24 @@ class ModelInfo:
 
     @property
     def is_native(self) -> bool:
-        """Whether it is a DETR or a Table Transformer, which this package computes and trains itself."""
+        """Whether it is a DETR or a Table Transformer, which this package runs and trains itself."""
         return self.family == NATIVE
 
 
 def absolute_reference(reference: str) -> str:
-    """Return a model reference that means the same in any folder: workers run in another one."""
+    """Return a model reference without relative paths, because workers have another working directory."""
     is_path = "://" not in reference and Path(reference).exists() and reference != "scenes"
     return str(Path(reference).resolve()) if is_path else reference
 
 
 def load_model(reference: str, options: StoreOptions) -> tuple[Detr, ModelInfo]:
-    """Load what `detr.load` takes, or a model directory at the URI of an object store.
+    """Load a reference of `detr.load`, or a model directory at the URI of an object store.
 
     Raises:
-        UsageError: there is no such model, or it is not a DETR, in one sentence.
-        RayDetrError: it cannot be had now.
+        UsageError: there is no such model, or it is not a DETR.
+        RayDetrError: it is not available now.
     """
-    from detr.checkpoints.checkpoint import fingerprint, load  # here: identifying a model needs no torch
+    from detr.checkpoints.checkpoint import fingerprint, load  # imported here: identifying a model needs no torch
 
     place = _place(reference, options)
     try:
@@ -102,22 +102,22 @@ def load_detector(
     masks: bool = False,
     tiling: Tiling | None = None,
 ) -> tuple[DetectorLike, ModelInfo]:
-    """Put a model onto a device: anything that `detr.detectors.load_detector` takes, or a directory in a store.
+    """Load a model to a device: a reference of `detr.detectors.load_detector`, or a directory in a store.
 
     Args:
         reference: of the model.
-        options: how a model in a store is reached.
-        device: as for `detr.Detector`, like the others.
-        precision: see there.
-        threshold: see there.
-        classes: see there.
-        batch_size: see there.
-        masks: whether it gives a mask with each detection; see `detr.segmentation.detector.MaskDetector`.
+        options: access to a model in a store.
+        device: as for `detr.Detector`.
+        precision: as for `detr.Detector`.
+        threshold: as for `detr.Detector`.
+        classes: as for `detr.Detector`.
+        batch_size: as for `detr.Detector`.
+        masks: whether to return a mask with each detection; see `detr.segmentation.detector.MaskDetector`.
         tiling: how large pictures are cut into tiles; None: they are not. Masks of tiles cannot be joined.
 
     Raises:
-        UsageError: there is no such model, or it does not detect boxes, in one sentence.
-        RayDetrError: it cannot be had now.
+        UsageError: there is no such model, or it does not detect boxes.
+        RayDetrError: it is not available now.
         ValueError: as `detr.Detector` raises it.
     """
     from detr import detectors
@@ -151,11 +151,11 @@ def load_detector(
 
 
 def identify_model(reference: str, options: StoreOptions) -> ModelInfo:
-    """Return what `load_detector` tells of a model, without torch in this process.
+    """Return the properties of a model without importing torch in this process.
 
-    A DETR in safetensors is read with numpy: 0.2 s of CPU for 160 MB. Anything else - a `.pth`, a
-    `pytorch_model.bin`, weights in bfloat16, a model of `transformers`, one that may be refused - is loaded in a
-    process of its own, which takes some seconds; what that found is remembered for as long as the files are the same.
+    A DETR in safetensors is read with numpy: 0.2 s of CPU for 160 MB. Anything else - a `.pth`, a `pytorch_model.bin`,
+    weights in bfloat16, a model of `transformers`, one that may be refused - is loaded in a separate process, which
+    takes some seconds; the result is cached until the files change.
 
     Raises:
         RayDetrError: as `load_detector` raises it.
@@ -176,7 +176,7 @@ def identify_model(reference: str, options: StoreOptions) -> ModelInfo:
 
 
 def check_trainable(model: ModelInfo) -> None:
-    """Refuse to fine-tune what is not a DETR.
+    """Raise if a model is not a DETR, because only DETRs can be fine-tuned.
 
     Raises:
         UsageError: the model is one of `transformers`.
@@ -190,7 +190,7 @@ def check_trainable(model: ModelInfo) -> None:
 
 
 def check_masks(model: ModelInfo, *, reference: str) -> None:
-    """Refuse to make masks with a model that has none.
+    """Raise if a model cannot return masks.
 
     Raises:
         UsageError: it is not panoptic.
@@ -203,10 +203,10 @@ def check_masks(model: ModelInfo, *, reference: str) -> None:
 
 
 def check_classes(model: ModelInfo, classes: Iterable[str], *, reference: str) -> None:
-    """Refuse names that are not classes of a model.
+    """Raise if names are not classes of a model.
 
     Raises:
-        UsageError: with the name that is nearest.
+        UsageError: suggests the most similar name.
     """
     try:
         for name in classes:
@@ -220,7 +220,7 @@ def _refusal(error: CheckpointError) -> RayDetrError:
 
 
 def _place(reference: str, options: StoreOptions) -> str:
-    """Return what `detr.load` takes: the reference, or the folder that a model in a store was copied to."""
+    """Return a reference for `detr.load`: the given one, or the local copy of a model in a store."""
     page = _PAGE.fullmatch(reference)
     if page is not None:
         revision = f"@{page[2]}" if page[2] else ""
@@ -243,10 +243,11 @@ def _info(
 
 
 def short_name(reference: str) -> str:
-    """Return a name for a model: the last part of its reference that says something, bare.
+    """Return a name for a model: the last specific part of its reference, without prefix and revision.
 
     `facebook/detr-resnet-50@main` is `detr-resnet-50`. A training run keeps its model at `RUN/model` and its
-    checkpoints at `RUN/checkpoints/000001200-...`, and others at `RUN/checkpoint-500`: the name is that of the run.
+    checkpoints at `RUN/checkpoints/000001200-...`, and other trainers at `RUN/checkpoint-500`: the name is that of the
+    run.
     """
     parts = [part for part in reference.rstrip("/").split("/") if part]
     while len(parts) > 1 and is_generic_name(parts[-1]) and _IS_NAME.fullmatch(parts[-2]):
@@ -256,7 +257,7 @@ def short_name(reference: str) -> str:
 
 
 def is_generic_name(name: str) -> bool:
-    """Return whether models of many runs have this name."""
+    """Return whether the name is not specific to one run."""
     return _SAYS_NOTHING.fullmatch(name) is not None
 
 
@@ -266,9 +267,9 @@ _IS_NAME = re.compile(r"[^:]*\w[^:]*")  # neither . nor .. nor the scheme of a U
 
 
 def _fetch(uri: str, options: StoreOptions) -> Path:
-    """Copy the files of a model directory, or one `.pth` or `.ckpt`, into this user's cache; return where they are.
+    """Copy a model directory, or a `.pth` or `.ckpt` file, to this user's cache; return its location.
 
-    The folder is named by the address and the objects' etags, so a changed model is fetched anew.
+    The folder's name is a hash of the address and the objects' etags, so a changed model is fetched again.
     """
     try:
         root, key = split_uri(uri)
@@ -288,7 +289,7 @@ def _fetch(uri: str, options: StoreOptions) -> Path:
             if not target.exists():
                 partial = target.with_name(f"{name}.{uuid.uuid4().hex}")
                 partial.write_bytes(store.get(name).data)
-                partial.replace(target)  # several actors of one machine may do this at once
+                partial.replace(target)  # several actors of one machine may do this concurrently
     except CheckpointError as error:
         raise _refusal(error) from error
     except NotFound as error:

@@ -1,6 +1,6 @@
 """Options of commands, declared once: dataclass fields with their help text and their limits.
 
-The command line (`jobs.options`), the reference docs/cli.md and the checks of a configuration follow from these fields.
+The command line (`jobs.options`), the reference docs/cli.md and the checks of a configuration are built from these.
 Needs the standard library only, so that `--help` loads nothing else.
 """
 
@@ -16,18 +16,18 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """How a field is given on the command line, and which values it may have.
+    """The command-line option of a field, and its allowed values.
 
     Args:
-        help: what the option does; for a default of None it ends with what that means, in parentheses.
+        help: what the option does; for a default of None it ends with the meaning of None, in parentheses.
         metavar: name of the value in the help.
         flag: the option's name; None is the field's, with hyphens.
         aliases: its other names.
         at_least: the smallest number.
-        above: the number that the value has to exceed.
+        above: exclusive lower bound.
         at_most: the largest number.
         parse: returns the value of one word and raises ValueError; None follows from the field's type.
-        is_list: whether `parse` is called for each of several words; without `parse` the field's type says it.
+        is_list: whether `parse` is called for each of several words; without `parse` the field's type decides.
         takes_infinity: whether `inf` is allowed, such as for a time without a limit.
     """
 
@@ -52,7 +52,7 @@ class Option:
         return "" if self.at_least is None else f"at least {_number(self.at_least)}"
 
     def allows(self, value: float) -> bool:
-        """Whether a number is within the limits, and finite unless infinity is allowed."""
+        """Return whether a number is within the limits, and finite unless infinity is allowed."""
         return (
             not math.isnan(value)
             and (self.takes_infinity or math.isfinite(value))
@@ -141,7 +141,7 @@ def height_and_width(text: str) -> tuple[int, int]:
 
 
 def declared(config: type, *, prefix: str = "") -> Iterator[Declared]:
-    """Yield the options that a dataclass itself declares, in order; nested groups are left to `groups`."""
+    """Yield the options that a dataclass itself declares, in order, without nested groups; see `groups`."""
     hints = get_type_hints(config)
     for one in fields(config):
         how: Option | None = one.metadata.get("option")
@@ -181,7 +181,7 @@ def _count(text: str) -> int:
 
 
 def _kind(hint: Any) -> tuple[type, tuple[Any, ...], bool]:
-    """Return the type of one value, the choices, and whether the field holds several."""
+    """Return the type of one value, the choices, and whether the field is a list."""
     hint = _without_none(hint)
     if get_origin(hint) is tuple:
         kind, choices, _ = _kind(get_args(hint)[0])

@@ -1,4 +1,4 @@
-"""Panoptic segmentations of images as files of COCO's format, and their quality."""
+"""Write panoptic segmentations of images in COCO's format, and measure their quality."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ PNG_FOLDER: Final = "panoptic"
 
 @dataclass(frozen=True, slots=True)
 class Segmented:
-    """What was written, and which images could not be read.
+    """The result: the written file, and images that could not be read.
 
     Attributes:
         path: the json file; it is not written if no image could be read.
         images: in the json.
         segments: in the json.
         unreadable: a line for each image that could not be read.
-        is_store_down: whether one could not be read for a reason outside of the image: the same command may work later.
+        is_store_down: whether an image could not be read because of its store: the same command may work later.
     """
 
     path: Path
@@ -65,7 +65,7 @@ def write_segmentations(
     image_ids: Mapping[str, int] | None = None,
     on_image: Callable[[int], None] = lambda _: None,
 ) -> Segmented:
-    """Write `panoptic.json` and a PNG for each image, one image in memory at a time.
+    """Write `panoptic.json` and a PNG for each image, with one image in memory at a time.
 
     The json is written last. Images that cannot be read are left out.
 
@@ -74,11 +74,11 @@ def write_segmentations(
         detector: of `open_mask_detector`.
         out: a new or empty folder.
         threshold: only queries with a score above it are used.
-        image_ids: ids by the name of the image's file; None numbers the images from 1.
-        on_image: called with how many images are done.
+        image_ids: ids by file name; None numbers the images from 1.
+        on_image: called with the number of finished images.
 
     Raises:
-        UsageError: the folder holds something, or `image_ids` does not have an image.
+        UsageError: the folder is not empty, or `image_ids` does not have an image.
         RayDetrError: a file cannot be written.
     """
     from detr.images.decoding import ImageError, decode
@@ -121,14 +121,14 @@ def write_segmentations(
 
 
 def image_ids_of(truth: Path) -> dict[str, int]:
-    """Return the id of each image of a panoptic json by its file's name."""
+    """Return the id of each image of a panoptic json by file name."""
     return {str(image["file_name"]): int(image["id"]) for image in _document(truth)["images"]}
 
 
 def quality_of_files(truth: Path, found: Path) -> dict[str, Quality]:
     """Return the panoptic quality of segmentations, over "All", "Things" and "Stuff".
 
-    The PNGs are in the folder beside each json that has its name without `.json`, as `panopticapi` expects them.
+    The PNGs of a json are in the folder next to it with the same name without `.json`, as in `panopticapi`.
 
     Raises:
         UsageError: a file is missing or damaged, or an image of the truth was not segmented.

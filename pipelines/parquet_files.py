@@ -1,4 +1,4 @@
-"""Parquet files in stores: reads columns without fetching whole files, and reports damage in one sentence."""
+"""Read columns of Parquet files in stores without fetching whole files, and report damage in one sentence."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pipelines.errors import OutOfMemory, RayDetrError
 from pipelines.store import Store, StoreEntry, join_uri
 from pipelines.store.object_file import ObjectFile
 
-SMALL_BYTES: Final = 2**18  # that arrive as soon as the three answers for a footer and some columns
+SMALL_BYTES: Final = 2**18  # bytes that take as long to transfer as three requests for a footer and some columns
 
 
 @contextmanager
 def parquet_of(name: str) -> Iterator[None]:
-    """Turn what pyarrow says of damaged bytes into a sentence about the file `name`; errors of stores pass through.
+    """Convert pyarrow's errors for damaged bytes to a message about the file `name`; errors of stores are unchanged.
 
     Raises:
-        OutOfMemory: there is too little memory, or damaged bytes ask for too much.
+        OutOfMemory: there is too little memory, or damaged bytes request too much.
         RayDetrError: the bytes are damaged.
     """
     try:
@@ -37,7 +37,7 @@ def parquet_of(name: str) -> Iterator[None]:
 
 
 def open_bytes(data: bytes, name: str) -> pq.ParquetFile:
-    """Return a Parquet file that is in memory already.
+    """Return a Parquet file from its bytes.
 
     Raises:
         RayDetrError: the bytes are damaged.
@@ -47,13 +47,13 @@ def open_bytes(data: bytes, name: str) -> pq.ParquetFile:
 
 
 def open_object(store: Store, key: str, size: int, *, if_match: str | None = None) -> pq.ParquetFile:
-    """Return a Parquet file of a store: its footer is fetched now, later the columns that are asked for.
+    """Open a Parquet file of a store: fetch its footer now, and columns on request.
 
     Args:
         store: The store.
         key: The file's key there.
         size: Its bytes.
-        if_match: The etag that it must have whenever it is read.
+        if_match: The etag that it must have at each read.
 
     Raises:
         RayDetrError: the footer is damaged.
@@ -69,17 +69,17 @@ def open_object(store: Store, key: str, size: int, *, if_match: str | None = Non
 
 
 def open_listed(store: Store, entry: StoreEntry) -> pq.ParquetFile:
-    """Return a Parquet file of a store as `open_object` does, whether or not the listing told its size."""
+    """Open a Parquet file of a store like `open_object`, even if the listing does not have its size."""
     return open_object(store, entry.key, entry.size if entry.size is not None else len(store.get(entry.key).data))
 
 
 def is_small(entry: StoreEntry) -> bool:
-    """Return whether a listed file is fetched as a whole where its rows are read."""
+    """Return whether a listed file is fetched as a whole when its rows are read."""
     return entry.size is not None and entry.size <= SMALL_BYTES
 
 
 def open_for_rows(store: Store, entry: StoreEntry) -> pq.ParquetFile:
-    """Return a listed Parquet file whose rows will be read: a small one is fetched now, in one request.
+    """Open a listed Parquet file to read rows: a small one is fetched now, in one request.
 
     Raises:
         RayDetrError: the bytes are damaged.
@@ -91,7 +91,7 @@ def open_for_rows(store: Store, entry: StoreEntry) -> pq.ParquetFile:
 
 
 def stored_schema(schema: pa.Schema) -> pa.Schema:
-    """Return the columns as they come back from Parquet, which has no seconds, for one."""
+    """Return the schema after a round trip through Parquet, which for example has no seconds."""
     sink = pa.BufferOutputStream()
     pq.write_table(schema.empty_table(), sink)
     return pq.read_schema(pa.BufferReader(sink.getvalue())).remove_metadata()

@@ -1,18 +1,18 @@
-"""What errors of Ray say, in one sentence: which node, the reason, and what to do."""
+"""Convert errors of Ray to one sentence: the node, the reason, and what to do."""
 
 import re
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an error of Ray's says, without the remote traceback below it, and without colours."""
+    """Return the message of a Ray error without the remote traceback and without colours."""
     lines = _plain(error).splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 def remote_sentence(error: BaseException) -> str:
-    """Return what an error that was raised on a node says: which node, the reason from its traceback's end, a remedy.
+    """Return a message about an error on a node: the node, the reason from the traceback's end, a remedy.
 
-    An error that tells of no node is given by its first line.
+    Without a node, the message is the error's first line.
     """
     text = _plain(error)
     node = re.search(r"\bip=([^\s,)]+)", text)

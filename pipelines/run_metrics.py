@@ -42,10 +42,10 @@ LOSS_PARTS: Final = ("loss", "loss_ce", "loss_bbox", "loss_giou")
 
 
 class RunMetrics:
-    """Exports what a job tells of its progress. Nothing is made before the first call, when Ray is connected."""
+    """Exports the progress of a job. Nothing is created before the first call, when Ray is connected."""
 
     def __init__(self, command: str) -> None:
-        """Name the command: `label` or `train`."""
+        """Set the command: `label` or `train`."""
         self._command = command
         self._made: dict[str, Any] = {}
 
@@ -69,10 +69,10 @@ class RunMetrics:
             self._count("detr_errors", count, {"kind": kind})
 
     def labelling(self, progress: Progress, now: float) -> None:
-        """Show how far labelling is; `now` is `time.monotonic()`."""
+        """Export the progress of labelling; `now` is `time.monotonic()`."""
         if not self._is_connected():
             return
-        self._set("detr_running", 1, {"command": self._command})  # also while it waits for nodes
+        self._set("detr_running", 1, {"command": self._command})  # even while it waits for nodes
         if progress.stage != "label":
             return
         self._set("detr_images_planned", progress.images_planned)
@@ -82,7 +82,7 @@ class RunMetrics:
             self._set("detr_images_per_second", rate, {"command": self._command})
 
     def training(self, step: int, images_per_second: float, figures: Mapping[str, float], ap: float | None) -> None:
-        """Show how far training is.
+        """Export the progress of training.
 
         Args:
             step: optimizer steps of the run.
@@ -107,7 +107,7 @@ class RunMetrics:
         return ray is not None and bool(ray.is_initialized())
 
     def _count(self, name: str, value: float, tags: Mapping[str, str] | None = None) -> None:
-        from ray.util.metrics import Counter  # here: Ray is imported where there is something to label
+        from ray.util.metrics import Counter  # imported here: Ray is imported only if there is something to label
 
         if value > 0:  # Ray refuses 0
             if name not in self._made:

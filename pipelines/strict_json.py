@@ -1,7 +1,7 @@
-"""Reading JSON that may have been damaged since it was written: everything that is wrong with it is a ValueError.
+"""Read JSON that may be damaged: every problem is a ValueError.
 
-Records that we wrote are read into their frozen dataclasses by pydantic, which is imported with the first record: that
-takes 0.08 s of CPU time, which `--help` and commands that read no record do not need.
+Pydantic reads our records into frozen dataclasses. It is imported with the first record, because the import takes 0.08
+s of CPU time, which `--help` and commands without records do not need.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler, TypeAdapter
     from pydantic_core import CoreSchema
 
-MOST: Final = 2**63 - 1  # what the integers of Parquet and numpy hold
+MOST: Final = 2**63 - 1  # the range of integers of Parquet and numpy
 
 Record = TypeVar("Record")
 
@@ -33,7 +33,7 @@ class _IsCount:
 
 
 class _IsTime:
-    """Marks a time as `datetime.isoformat` writes it; pydantic's own reader also takes seconds since 1970."""
+    """Marks a time in the format of `datetime.isoformat`; pydantic's own parser also accepts seconds since 1970."""
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         from pydantic_core import core_schema
@@ -47,13 +47,13 @@ Time = Annotated[datetime, _IsTime()]
 
 
 def parse_json(data: str | bytes) -> Any:
-    """Return the value of a JSON document of any origin, with NaN and infinities as Python reads them.
+    """Return the value of a JSON document from any source, with NaN and infinities.
 
     Raises:
         ValueError: it is not JSON, or is nested deeper than can be read.
     """
     was_enabled = gc.isenabled()
-    gc.disable()  # it would search the growing document for garbage again and again, a third of the time in all
+    gc.disable()  # it would repeatedly search the growing document for garbage, a third of the total time
     try:
         return json.loads(data)
     except RecursionError as error:
@@ -68,7 +68,7 @@ def parse_object(data: str | bytes) -> dict[str, Any]:
 
     Raises:
         ValueError: it is not a JSON object, is nested too deeply, or contains NaN, infinities or halves of surrogate
-            pairs, which other readers do not take.
+            pairs, which other readers do not accept.
     """
     try:
         value = json.loads(data)
@@ -81,7 +81,7 @@ def parse_object(data: str | bytes) -> dict[str, Any]:
 
 
 def read_record(kind: type[Record], data: str | bytes) -> Record:
-    """Return the record in a JSON document, as `record_of` does.
+    """Return the record in a JSON document; see `record_of`.
 
     Raises:
         ValueError: the document is damaged.
@@ -92,7 +92,7 @@ def read_record(kind: type[Record], data: str | bytes) -> Record:
 def record_of(kind: type[Record], values: Mapping[str, Any]) -> Record:
     """Return the dataclass with these JSON values, which must be of exactly the fields' types.
 
-    Unknown fields are refused at every depth, and so are missing ones, also those with a default.
+    Unknown and missing fields are refused at every depth, even missing ones with a default.
 
     Raises:
         ValueError: a field is missing, unknown, of another type or out of range, contains NaN or infinities, or is
@@ -115,13 +115,13 @@ def record_of(kind: type[Record], values: Mapping[str, Any]) -> Record:
 def _adapter(kind: Hashable) -> TypeAdapter[tuple[Any]]:
     from pydantic import ConfigDict, TypeAdapter
 
-    # a tuple around it, because pydantic takes no configuration for a dataclass; the dataclass inherits the tuple's
+    # in a tuple, because pydantic accepts no configuration for a dataclass, which inherits that of the tuple
     one: Any = tuple[kind]  # type: ignore[valid-type]
     return TypeAdapter(one, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 
 
 def _missing(record: object, values: Any) -> Iterator[str]:
-    """Yield the fields of a dataclass, and of those inside it, that are not among the values that it was read from."""
+    """Yield the fields of a dataclass and its nested ones that are missing in the values."""
     if isinstance(record, tuple) and any(map(is_dataclass, record[:1])):
         for one, value in zip(record, values, strict=True):
             yield from _missing(one, value)

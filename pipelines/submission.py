@@ -1,4 +1,4 @@
-"""Jobs on a Ray cluster, submitted once for each slot of a schedule and followed to their end."""
+"""Submit jobs to a Ray cluster once for each slot of a schedule, and follow them to their end."""
 
 import asyncio
 import logging
@@ -18,11 +18,11 @@ from pipelines.remote_errors import first_line
 
 LOCAL_DASHBOARD = "http://127.0.0.1:8265"
 STOP_SECONDS = 60  # between SIGTERM and SIGKILL when a job is stopped; Ray's default is 3
-AGENT_SECONDS = 120.0  # for a cluster that has only just begun to take jobs
-UNREACHABLE_SECONDS = 600.0  # without an answer of the cluster, after which following ends
-SILENT_SECONDS = 300.0  # without a piece of the log, after which the connection is made anew
+AGENT_SECONDS = 120.0  # for a cluster that has just begun to accept jobs
+UNREACHABLE_SECONDS = 600.0  # without a response of the cluster, after which following ends
+SILENT_SECONDS = 300.0  # without a piece of the log, after which the connection is opened again
 POLL_SECONDS = 2.0
-STOPPED_EXIT_CODE = 143  # a stopped job's driver is sent SIGTERM; Ray records no exit code of it
+STOPPED_EXIT_CODE = 143  # a stopped job's driver receives SIGTERM; Ray does not record its exit code
 
 _SLOT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+-]*")
 _PUNCTUATION = str.maketrans(":+", "..")
@@ -37,8 +37,8 @@ class Submission:
     """The job of one slot of a schedule.
 
     Attributes:
-        id: Ray's submission id, made of the job's name and the slot; `-r1`, `-r2`, ... from the second attempt on.
-        is_new: whether this call has submitted it; otherwise an earlier one has.
+        id: Ray's submission id, from the job's name and the slot; with `-r1`, `-r2`, ... from the second attempt on.
+        is_new: whether this call submitted it; otherwise an earlier one did.
     """
 
     id: str
@@ -47,11 +47,11 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class JobEnd:
-    """How a job ended.
+    """The end of a job.
 
     Attributes:
-        exit_code: the driver's; 143 where the job was stopped; 1 where Ray knows none, as after the loss of the node.
-        message: what Ray says of it.
+        exit_code: the driver's; 143 if the job was stopped; 1 if Ray has none, for example after the loss of the node.
+        message: Ray's message.
     """
 
     exit_code: int
@@ -63,10 +63,10 @@ def submission_id(job: str, slot: str) -> str:
 
     Args:
         job: the job's name: letters, digits, `.`, `_`, `-`.
-        slot: the scheduled time or any other name of the slot; `:` and `+` are allowed, too, and become `.`.
+        slot: the scheduled time or any other name of the slot; `:` and `+` are also allowed, and become `.`.
 
     Raises:
-        ValueError: a character cannot stand in a submission id.
+        ValueError: a character is not allowed in a submission id.
     """
     for what, text in (("the job name", job), ("the slot", slot)):
         if not _SLOT.fullmatch(text):
@@ -110,10 +110,10 @@ def submit_once(
     working_dir: str | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Submission:
-    """Submit a command for a slot, unless an attempt at this slot waits, runs or has finished.
+    """Submit a command for a slot, unless an attempt for this slot is waiting, running or finished.
 
-    An attempt that failed or was stopped is followed by the next one. Two callers at once submit one job: Ray accepts
-    a submission id only once.
+    After a failed or stopped attempt the next one is submitted. Two concurrent callers submit one job: Ray accepts a
+    submission id only once.
 
     Args:
         client: the cluster's job server.
@@ -155,9 +155,9 @@ def submit_once(
                 runtime_env=runtime_env,
                 metadata={"job": job, "slot": slot},
             )
-        except (OSError, RuntimeError, ValueError) as error:  # ValueError: of a working directory that is not there
+        except (OSError, RuntimeError, ValueError) as error:  # ValueError: the working directory does not exist
             if attempt in _by_id(client):
-                continue  # another caller was first, or the answer was lost
+                continue  # another caller was first, or the response was lost
             if "No available agent" in str(error) and time.monotonic() < deadline:
                 time.sleep(POLL_SECONDS)
                 continue
@@ -166,22 +166,22 @@ def submit_once(
 
 
 def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], object]) -> JobEnd:
-    """Pass a job's log on until the job ends, and return how it ended.
+    """Forward a job's log until the job ends, and return how it ended.
 
-    Interrupted connections are opened again, and what was passed on already is left out.
+    Interrupted connections are opened again, without repeating the log.
 
     Args:
         client: the cluster's job server.
         job_id: the submission id.
-        write: called with each piece of the log, as it comes.
+        write: called with each piece of the log.
 
     Raises:
-        RayDetrError: the cluster does not answer for ten minutes, or no longer knows the job.
+        RayDetrError: the cluster does not answer for ten minutes, or does not have the job any more.
     """
     passed_on = 0
     reached = time.monotonic()
     while True:
-        # whatever `write` raises ends following: taken for the cluster's, it would be tried again for ever
+        # any error of `write` ends following: as an error of the cluster it would be retried forever
         passed_on = asyncio.run(_pass_on(client, job_id, write, passed_on))
         ended: JobDetails | None = None
         try:
@@ -218,11 +218,11 @@ async def _pass_on(client: JobSubmissionClient, job_id: str, write: Callable[[st
     pieces = aiter(client.tail_job_logs(job_id))
     while True:
         try:
-            # a head node that is lost closes no connection: without this its silence would be waited out for ever
+            # a lost head node does not close connections: without this, following would wait forever
             async with asyncio.timeout(SILENT_SECONDS):
                 piece = await anext(pieces)
         except (StopAsyncIteration, OSError, RuntimeError, aiohttp.ClientError):  # a TimeoutError is an OSError
-            return passed_on  # the caller asks how the job is, and comes back
+            return passed_on  # the caller checks the job's status and calls again
         position += len(piece)
         if position > passed_on:
             write(piece[max(0, len(piece) - (position - passed_on)) :])
@@ -250,4 +250,4 @@ def _exit_code(details: JobDetails) -> int:
     if details.status == JobStatus.STOPPED:
         return STOPPED_EXIT_CODE
     code = details.driver_exit_code or 1
-    return 128 - code if code < 0 else code  # -9 of a driver that was killed is a shell's 137
+    return 128 - code if code < 0 else code  # -9 of a killed driver is 137 in a shell

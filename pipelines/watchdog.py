@@ -19,7 +19,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass
 class Stage:
-    """One thing that is being done. `patience_seconds` may grow: what took long before may take long again."""
+    """A stage in progress. `patience_seconds` may grow: a slow stage may be slow again."""
 
     name: str
     moved_at: float
@@ -28,26 +28,26 @@ class Stage:
     named_after_seconds: float = 0.0
 
     def moved(self, at: float) -> None:
-        """Say that something was done."""
+        """Record progress."""
         self.moved_at, self.named_after_seconds = at, 0.0
 
 
 class Watchdog:
-    """Knows which stages are being worked on and when each last moved. For any number of threads."""
+    """Records the stages in progress and the time of their last progress. Thread-safe."""
 
     def __init__(self, clock: Clock | None = None, tell: Callable[[str], None] = _logger.warning) -> None:
-        """Take what measures time, and what a sentence about a stage that does not move is given to."""
+        """Set the clock, and the function that is called with a sentence about a stage without progress."""
         self._clock, self._tell = clock or SystemClock(), tell
         self._lock = threading.Lock()
         self._stages: list[Stage] = []
 
     @contextmanager
     def stage(self, name: str, *, detail: Callable[[], str] = str) -> Iterator[Callable[..., None]]:
-        """Watch a stage for as long as the context is open; give what is called whenever something of it is done.
+        """Watch a stage while the context is open; return the function to call after each progress.
 
         Args:
-            name: what is being done, as it is printed.
-            detail: says what may be the reason, when it is asked; "" for nothing.
+            name: description of the stage in messages.
+            detail: returns a possible reason; "" for none.
         """
         stage = Stage(name, self._clock.monotonic(), detail, STALL_SECONDS)
 
@@ -64,7 +64,7 @@ class Watchdog:
                 self._stages.remove(stage)
 
     def look(self) -> None:
-        """Name the stages that have not moved for their patience, each again when that time has doubled."""
+        """Report the stages without progress for their patience, each again when that time has doubled."""
         now = self._clock.monotonic()
         with self._lock:
             stages = list(self._stages)
@@ -78,7 +78,7 @@ class Watchdog:
 
 @contextmanager
 def watching() -> Iterator[Watchdog]:
-    """Yield a watchdog that looks every few seconds in a background thread."""
+    """Yield a watchdog that checks every few seconds in a background thread."""
     watchdog = Watchdog()
     with repeating(watchdog.look, seconds=LOOK_SECONDS, name="watchdog"):
         yield watchdog

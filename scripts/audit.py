@@ -16,7 +16,7 @@ ANSWER_SECONDS = 120
 
 
 def main() -> None:
-    """Ask, print, leave."""
+    """Query, print, exit."""
     files = [word for lock in LOCKS for word in ("--requirement", str(ROOT / lock))]
     options = ["--no-deps", "--disable-pip", "--format", "json", "--progress-spinner", "off", "--timeout", "15"]
     command = [sys.executable, "-m", "pip_audit", *files, *options]
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def verdict(packages: list[dict[str, Any]]) -> tuple[list[str], bool]:
-    """Return what to say of pip-audit's report, and whether no vulnerability is known."""
+    """Return the message for pip-audit's report, and whether no vulnerability is known."""
     skipped = [package["name"] for package in packages if "skip_reason" in package]
     found = [
         f"{package['name']} {package['version']}: {', '.join([one['id'], *one['aliases']])}; "

@@ -19,13 +19,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PHOTOGRAPHS = 240
 STARTS = 3
-APART_SECONDS = 8.0  # between two starts: the first is at work when the others come
+APART_SECONDS = 8.0  # seconds between two starts: the first is running when the others begin
 SECONDS_A_PHOTOGRAPH = 0.4  # of Ray Data's job, whose model is a pause
 AT_ONCE = 2
 
 
 def label_with_ray_data(lake: str, output: str, checkpoint: str) -> None:
-    """Be one start of Ray Data's job."""
+    """Run one start of Ray Data's job."""
     import ray.data
     from ray.data.checkpoint import CheckpointConfig
 
@@ -42,7 +42,7 @@ def label_with_ray_data(lake: str, output: str, checkpoint: str) -> None:
 
 
 def overlap(command: Sequence[str]) -> tuple[list[int], float]:
-    """Start a command several times, one after the other without waiting; return the exit codes and the seconds."""
+    """Start a command several times without waiting for each; return the exit codes and the seconds."""
     began = time.monotonic()
     starts = []
     for _ in range(STARTS):
@@ -56,7 +56,7 @@ def overlap(command: Sequence[str]) -> tuple[list[int], float]:
 
 
 def count(folder: Path) -> dict[str, int]:
-    """Return how many rows all Parquet files of a folder have, and how many photographs those are about."""
+    """Return the number of rows in all Parquet files of a folder, and of photographs in them."""
     import pyarrow.parquet as pq
 
     uris: Counter[str] = Counter()

@@ -22,7 +22,7 @@ from detr.scenes.scene import Shape, draw_background, draw_shape, place_shapes
 
 HEIGHT, WIDTH = 240, 320
 STONES, MOVING = 3, 2
-MOST_AREA = 0.15  # of the picture, so that shapes are no larger than what counts
+MOST_AREA = 0.15  # of the picture, so that shapes are within the size limit
 
 Box = list[float]
 
@@ -31,7 +31,7 @@ def draw_camera(seed: int, pictures: int) -> tuple[list[NDArray[np.uint8]], list
     """Draw the pictures of one camera.
 
     Returns:
-        The pictures, uint8 `(240, 320, 3)`; class and box of each stone; the boxes of what moves, by picture.
+        The pictures, uint8 `(240, 320, 3)`; class and box of each stone; the boxes of moving shapes, by picture.
     """
     camera = Generator(PCG64([seed, HEIGHT, WIDTH]))
     background = draw_background(camera, HEIGHT, WIDTH)

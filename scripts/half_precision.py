@@ -28,11 +28,11 @@ from detr.model import Detr
 from detr.postprocess import Detections
 
 PRODUCTS = ("aten::convolution", "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_scaled_dot_product")
-TRUTH_AN_IMAGE = 10  # detections an image, on average, that are the truth
+TRUTH_AN_IMAGE = 10  # mean number of true detections per image
 
 
 class Rounding(TorchDispatchMode):
-    """Rounds every float32 result to a dtype while it is on; with `products`, only around matrix products."""
+    """Rounds every float32 result to a dtype while it is active; with `products`, only around matrix products."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Rounding(TorchDispatchMode):
         return tree_map(self.round_, func(*args, **(kwargs or {})))
 
     def rounded(self, value: Any) -> Any:
-        """Return a float32 tensor rounded, anything else as it is."""
+        """Return a float32 tensor rounded, and other values unchanged."""
         is_float = isinstance(value, Tensor) and value.dtype == torch.float32
         return value.to(self.dtype).float() if is_float else value
 

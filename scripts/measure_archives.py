@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--gigabytes", nargs="+", type=float, default=[1.0, 10.0], metavar="N")
     parser.add_argument("--image-kilobytes", type=int, default=1_000, metavar="N")
     parser.add_argument("--parquet", action="store_true", help="a Parquet file instead of a tar archive")
-    parser.add_argument("--case", help=argparse.SUPPRESS)  # of a child: the folder, and what is measured
+    parser.add_argument("--case", help=argparse.SUPPRESS)  # of a child: the folder, and the measured case
     args = parser.parse_args()
     if args.case:
         folder, kind = json.loads(args.case)
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def make_archive(path: Path, size: int, image_bytes: int) -> int:
-    """Write a sparse archive of about so many bytes; return how many images it has."""
+    """Write a sparse archive of about this size in bytes; return its number of images."""
     jpeg = _jpeg()
     count = size // (image_bytes + BLOCK)
     with path.open("wb") as file:
@@ -97,7 +97,7 @@ def make_archive(path: Path, size: int, image_bytes: int) -> int:
 
 
 def make_parquet(path: Path, size: int, image_bytes: int) -> int:
-    """Write a Parquet file of about so many bytes; return how many images it has."""
+    """Write a Parquet file of about this size in bytes; return its number of images."""
     jpeg = _jpeg()
     group = pa.table({"image": pa.array([jpeg + bytes(image_bytes - len(jpeg))] * GROUP_ROWS)})
     count = 0
@@ -118,11 +118,11 @@ class Counting:
     """A store that counts requests for ranges and their bytes."""
 
     def __init__(self, store: Store) -> None:
-        """Take the store."""
+        """Wrap a store."""
         self._store, self.uri, self.requests, self.read = store, store.uri, 0, 0
 
     def __getattr__(self, name: str) -> Any:
-        """Do everything else as the store does."""
+        """Forward everything else to the store."""
         return getattr(self._store, name)
 
     def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:

@@ -24,7 +24,7 @@ from detr.fused_cpu import fuse_convolutions
 from detr.model import Detr
 from pipelines.process_memory import keep_freed_memory
 
-PRODUCT = 1024  # rows and columns of the matrix product, of which 20 are measured
+PRODUCT = 1024  # rows and columns of the matrix product, which is measured 20 times
 
 
 def drawn_network() -> Detr:
@@ -62,7 +62,7 @@ def main() -> None:
 
 @torch.no_grad()
 def measure(size: tuple[int, int], batches: list[int], rounds: int) -> None:
-    """Print one row a variant."""
+    """Print one row for each variant."""
     plain = folded(drawn_network()).to(memory_format=torch.channels_last)
     fused = copy.deepcopy(plain)
     if not fuse_convolutions(fused):

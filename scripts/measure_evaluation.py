@@ -27,7 +27,7 @@ import numpy as np
 from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
 
 IMAGES = 5_000
-QUERIES = 100  # detections that DETR makes of each image
+QUERIES = 100  # detections of DETR for each image
 CLASSES = 80
 HEIGHT, WIDTH = 480, 640
 POLYGON_POINTS = 26
@@ -51,7 +51,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="ray-detr-measure-") as name:
         folder = Path(name)
-        # in a process of its own: the peak of a child is never shown lower than that of the process that started it
+        # in a separate process: the reported peak of a child is never lower than that of its parent
         itself = [sys.executable, "-m", "scripts.measure_evaluation"]
         subprocess.run([*itself, "--write", str(folder), "--images", str(args.images)], check=True)  # noqa: S603
         figures: dict[tuple[str, str], Any] = {}

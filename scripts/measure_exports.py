@@ -53,7 +53,7 @@ def write_table(folder: str, images: int, boxes: int) -> None:
 
 
 def measure(table: str, out: Path, kind: str) -> tuple[int, float, int]:
-    """Return megabytes of memory at most, CPU seconds and megabytes written of one export, and remove the output."""
+    """Return peak memory in MB, CPU seconds and written MB of one export, and remove the output."""
     options = ["--table", table, "--to", kind, "--out", f"{out}/"]
     done = subprocess.run([sys.executable, "-c", CHILD, *options], stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603
     megabytes, seconds = done.stdout.split()[-2:]

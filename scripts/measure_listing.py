@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def measure(bucket: Bucket, listed: Iterator[StoreEntry]) -> tuple[float, list[str], int, int]:
-    """Return the seconds of a listing, its keys, the pages that were asked for and how many of them at once."""
+    """Return the seconds of a listing, its keys, the number of requested pages, and of concurrent ones."""
     bucket.pages = bucket.most = 0
     began = time.monotonic()
     keys = [entry.key for entry in listed]
@@ -49,7 +49,7 @@ def measure(bucket: Bucket, listed: Iterator[StoreEntry]) -> tuple[float, list[s
 
 
 class Bucket:
-    """Keys that are listed page by page, each after a while, by any number of threads."""
+    """Keys that are listed page by page with a delay, by any number of threads."""
 
     def __init__(self, keys: list[str], latency_seconds: float) -> None:
         self._keys, self._latency_seconds = keys, latency_seconds
@@ -57,7 +57,7 @@ class Bucket:
         self.pages = self.most = self._now = 0
 
     def list(self, prefix: str = "", after: str | None = None) -> Iterator[StoreEntry]:
-        """Yield what is greater than `after`."""
+        """Yield the keys greater than `after`."""
         assert not prefix
         place = bisect_right(self._keys, after or "")
         while True:
@@ -99,7 +99,7 @@ def stations(count: int) -> Iterator[str]:
 
 
 def days(count: int) -> Iterator[str]:
-    """Yield names in folders of a day, cameras of different zeal in each."""
+    """Yield names in folders of a day, with cameras of different numbers of pictures in each."""
     draw = random.Random(1)  # noqa: S311 - names
     for i in range(count):
         yield f"{2020 + i % 7}/{1 + i % 12:02d}/{1 + i % 28:02d}/cam{int(draw.expovariate(0.05))}/IMG_{i:07d}.jpg"

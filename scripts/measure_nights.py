@@ -44,7 +44,7 @@ MODEL = "detr@0123456789ab"
 
 
 class SlowStore:
-    """A store that counts its requests, each of which takes some time longer."""
+    """A store that counts and delays its requests."""
 
     def __init__(self, store: Store, latency: float) -> None:
         self._store, self._latency, self.uri = store, latency, store.uri
@@ -96,10 +96,10 @@ class SlowStore:
 
 
 class WithoutRows(SlowStore):
-    """A table that hides the rows of earlier runs, so that a thousand runs over new images are made in minutes."""
+    """A table that hides the rows of earlier runs, so that a thousand runs over new images take minutes."""
 
     def list(self, prefix: str = "", after: str | None = None) -> Iterator[StoreEntry]:
-        """Yield entries, but none of all table files."""
+        """Yield entries, except table files."""
         return iter(()) if prefix == "data/" else super().list(prefix, after)
 
 
@@ -111,7 +111,7 @@ def images(nights: range, each: int) -> Iterator[LakeObject]:
 
 
 def run(table: Store, nights: range, each: int) -> RunResult:
-    """Label what arrived on some nights."""
+    """Label the images of some nights."""
     request = RunRequest(MODEL, "0" * 64, {"threshold": 0.05}, None, {})
 
     def stream(after: str | None) -> Iterator[LakeObject]:
@@ -130,7 +130,7 @@ def run(table: Store, nights: range, each: int) -> RunResult:
 
 
 def main() -> None:
-    """Make the table, measure, print."""
+    """Create the table, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nights", type=int, default=1_000)
     parser.add_argument("--images", type=int, default=200, help="that arrive each night")

@@ -40,7 +40,7 @@ HUNDRED_MILLION = 100_000_000
 
 
 def main() -> None:
-    """Run every case in a child, print a line each, then what they come to for a hundred million."""
+    """Run every case in a child, print a line each, then the extrapolation to a hundred million."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--millions", nargs="+", type=float, default=[1.0, 3.0, 10.0], metavar="N")
     parser.add_argument("--inventory", action="store_true", help="plan from an S3 Inventory instead of a listing")
@@ -98,7 +98,7 @@ def measure(count: int, folder: str) -> dict[str, float]:
         first = first or time.monotonic() - began
         images += segment.images
         for key in [entry.key for entry in plan.list("_runs/run/plan/")]:
-            plan.put(key, b"")  # the manifest is no part of the planner's memory
+            plan.put(key, b"")  # the manifest is not part of the planner's memory
     return {
         "import_bytes": imports,
         "peak_bytes": peak_bytes(),
@@ -112,7 +112,7 @@ def measure(count: int, folder: str) -> dict[str, float]:
 
 
 class Lake:
-    """A bucket that lists `count` photographs, of which every hundredth is another than the table has."""
+    """A bucket with `count` photographs, of which every hundredth differs from the table's version."""
 
     def __init__(self, count: int) -> None:
         self.uri, self._count = "s3://lake", count
@@ -130,7 +130,7 @@ class Lake:
 
 
 def key(number: int) -> str:
-    """Return the name of a photograph, such as camera traps have."""
+    """Return the name of a photograph in the style of camera traps."""
     return f"photographs/2026/station-{number // 10_000:06d}/camera-north/DSC_{number:010d}.JPG"
 
 
@@ -169,7 +169,7 @@ def make_table(table: Store, count: int) -> None:
 
 
 def make_inventory(reports: Store, count: int) -> None:
-    """Write a report on all photographs, every file of which names some from anywhere in the bucket, in no order."""
+    """Write a report on all photographs, whose files list them in random order."""
     etags = np.concatenate(
         [np.frombuffer(bytes.fromhex(file_etags(first)), np.uint8) for first in range(0, count, FILE_ROWS)]
     ).reshape(-1, 16)
@@ -204,7 +204,7 @@ def _plain(name: str) -> pa.DataType:
 
 
 def peak_bytes() -> int:
-    """Return the most memory that this process has held, as the kernel counts it."""
+    """Return the peak memory of this process from the kernel."""
     status = Path("/proc/self/status").read_text()
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
 

@@ -86,7 +86,7 @@ class StubDetectorActor(actor_pool.ShardActor):
 
 
 class StubLabelerActor(actor_pool.ShardActor):
-    """An actor that reads no image: it sleeps, makes the rows of the shard and commits them. It needs no torch."""
+    """An actor that does not read images: it sleeps, creates the rows of the shard and commits them, without torch."""
 
     def __init__(self, spec: LabelerSpec) -> None:
         # Ray sends the base class by value, because its name means this class here: it has globals of its own
@@ -96,7 +96,7 @@ class StubLabelerActor(actor_pool.ShardActor):
 
 
 class StubLabeler:
-    """Finds the same in every image."""
+    """Returns the same detections for every image."""
 
     def __init__(self, spec: LabelerSpec) -> None:
         self._spec, self._table = spec, open_store(spec.table, spec.table_options)
@@ -115,7 +115,7 @@ class StubLabeler:
 
 
 def make_lake(folder: Path, count: int, *, with_images: bool) -> Path:
-    """Write a small JPEG under `count` names, unless nobody reads it, and the list of them; return the list."""
+    """Write a small JPEG under `count` names, unless it is not read, and a list of them; return the list."""
     pixels = np.random.default_rng(0).integers(0, 255, (12, 16, 3), dtype=np.uint8)
     picture = Image.fromarray(pixels).resize((128, 96))
     uris: list[str] = []
@@ -134,13 +134,13 @@ def make_lake(folder: Path, count: int, *, with_images: bool) -> Path:
 
 
 class Processes:
-    """Watches the processes of Ray: kind, CPU seconds and largest MB of each, also of those that have ended since."""
+    """Watches the processes of Ray: kind, CPU seconds and peak MB of each, including ended ones."""
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[str, float, float]] = {}
 
     def look(self) -> bool:
-        """Read them from `/proc`."""
+        """Read the processes from `/proc`."""
         marker = f"{MILLISECONDS}=".encode()
         for folder in Path("/proc").iterdir():
             try:
@@ -149,7 +149,7 @@ class Processes:
                 words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").split()
                 fields = (folder / "stat").read_text().rpartition(")")[2].split()
                 peak = re.search(r"VmHWM:\s*(\d+)", (folder / "status").read_text())
-            except OSError:  # it has ended meanwhile
+            except OSError:  # it has ended
                 continue
             seconds = (int(fields[11]) + int(fields[12])) / TICKS
             self._seen[folder.name] = (kind_of(words), seconds, int(peak[1]) / 1024 if peak else 0.0)
@@ -164,7 +164,7 @@ class Processes:
 
 
 def kind_of(words: list[str]) -> str:
-    """Return what a process is, by its command line."""
+    """Return the kind of a process from its command line."""
     first = words[0] if words else ""
     if first.startswith("ray::"):
         return "actors" if "MapWorker" in first else first
@@ -174,7 +174,7 @@ def kind_of(words: list[str]) -> str:
 
 @contextmanager
 def local_ray(actors: int) -> Iterator[None]:
-    """Start a Ray of so many CPUs, which has them or not."""
+    """Start Ray with this number of CPUs, whether or not the machine has them."""
     with silenced():
         start_local_ray(num_cpus=actors, log_to_driver=False, object_store_memory=200 * 1024**2)
     try:
@@ -233,7 +233,7 @@ def main() -> None:
 
 
 def measure(config: LabelConfig) -> None:
-    """Run, and print what each kind of process took."""
+    """Run, and print the resources of each kind of process."""
     began, cpu = time.monotonic(), time.process_time()
     reports: Counter[str] = Counter()
     finished: list[float] = []

@@ -78,7 +78,7 @@ def write_crowded_table(folder: str, images: int) -> None:
 
 
 def measure(*words: str) -> tuple[str, int, float]:
-    """Return the last line that a command printed, megabytes of memory at most, and CPU seconds."""
+    """Return the last line of a command's output, peak memory in MB, and CPU seconds."""
     done = subprocess.run([sys.executable, "-c", CHILD, *words], capture_output=True, text=True, check=True)  # noqa: S603
     *printed, last = done.stdout.splitlines()
     megabytes, seconds = last.split()

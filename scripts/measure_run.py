@@ -40,7 +40,7 @@ FOUND = Detected(
 
 
 class InstantRunner:
-    """A shard runner that finds the same in every image."""
+    """A shard runner with the same detections for every image."""
 
     def __init__(self, table: Store) -> None:
         self._table = table
@@ -53,7 +53,7 @@ class InstantRunner:
         """Do nothing."""
 
     def workforce(self) -> Workforce:
-        """Return actors of one GPU."""
+        """Return the workforce of one GPU."""
         return Workforce(shard_images=GPU_SHARD_IMAGES, spread=4, precision="fp16")
 
     def why_no_shard(self) -> str:

@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--one", type=int, metavar="MEGAPIXELS", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    tilings = [Tiling(*size, args.overlap) for size in args.tiles]  # none of --one: the whole picture only
+    tilings = [Tiling(*size, args.overlap) for size in args.tiles]  # without sizes: the whole picture only
     if args.one is not None:
         _measure_memory(args.one, tilings[0] if tilings else None)
     elif args.join:
@@ -95,7 +95,7 @@ def _measure_precision(seeds: Sequence[int], pictures: int, tilings: Sequence[Ti
 
 
 def _compare_rules(seen: Mapping[Tiling, Sequence[tuple[Scene, list[Tile], list[Detections]]]]) -> None:
-    """Print the figures of all pictures together, from what the views of each have at threshold 0."""
+    """Print the figures of all pictures together, from the detections of each one's views at threshold 0."""
     print("\n| tiles | a larger box replaces a cut one with | AP | AP50 | APs | APm | APl", end="")
     print(" | at seams, once, more often | of any length | detections from 0.5 with threshold 0; 0.05; 0.5 |")
     print("|---|---|---|---|---|---|---|---|---|---|")
@@ -125,7 +125,7 @@ def _row(start: str, scenes: Sequence[Scene], found: Sequence[Detections]) -> st
 
 def _from(threshold: float, found: Detections) -> Detections:
     """Return the detections that reach a threshold."""
-    count = int((found.scores >= threshold).sum())  # the best comes first
+    count = int((found.scores >= threshold).sum())  # sorted by score
     return Detections(found.category_ids[:count], found.labels[:count], found.scores[:count], found.boxes_xyxy[:count])
 
 
@@ -161,7 +161,7 @@ def _compare_memory(sizes: Sequence[int], tiles: Sequence[tuple[int, int]]) -> N
 
 
 def _measure_memory(megapixels: int, tiling: Tiling | None) -> None:
-    """Detect in five JPEGs of so many megapixels, decoded ahead as in a labelling run."""
+    """Detect in five JPEGs of this size in megapixels, decoded ahead as in a labelling run."""
     side = round((megapixels * 1e6) ** 0.5)
     sink = io.BytesIO()
     Image.linear_gradient("L").resize((side, side)).convert("RGB").save(sink, "JPEG")
@@ -169,7 +169,7 @@ def _measure_memory(megapixels: int, tiling: Tiling | None) -> None:
     detector: DetectorLike = inner if tiling is None else TiledDetector(inner, tiling)
     detector([pixels_of(crowds(1, 1)[0])[:, :600, :600].contiguous()] * 2)
     before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     started = time.process_time()
     detector([sink.getvalue()] * 5)
     seconds = (time.process_time() - started) / 5
@@ -178,7 +178,7 @@ def _measure_memory(megapixels: int, tiling: Tiling | None) -> None:
 
 
 def _status(name: str) -> int:
-    """Return a figure of this process in kB."""
+    """Return a value of this process's status in kB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 

@@ -37,14 +37,14 @@ CASES = (("scenes", 10, 300), ("320", 3, 150), ("480", 2, 100))  # model, copies
 
 
 def config_of(folder: Path, model: str, table: str) -> LabelConfig:
-    """Return a run over all the copies."""
+    """Return the configuration of a run over all copies."""
     reference = model if model == "scenes" else str(folder / f"r50-{model}" / "model")
     return LabelConfig((str(folder / f"lake-{model}"),), str(folder / table), reference, device="cpu")
 
 
 @contextmanager
 def cpu_clock() -> Iterator[ProcessTree]:
-    """Look at the process tree all the while: what a process took before it ended is known by the last look only."""
+    """Sample the process tree continuously: the time of an ended process is known from its last sample only."""
     tree = ProcessTree(os.getpid())
     tree.sample(with_memory=False)
     with repeating(lambda: tree.sample(with_memory=False) is not None, seconds=0.2, name="cpu"):
@@ -98,7 +98,7 @@ def run_whole(folder: Path, model: str) -> dict[str, float]:
 
 
 def in_process(*words: object) -> dict[str, float]:
-    """Do a part in a process of its own, which pays for its imports and its Ray as a command does."""
+    """Run a part in a separate process, with its own imports and Ray, like a command."""
     command = [sys.executable, "-m", "scripts.measure_trial", *map(str, words)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603 - our own command
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])

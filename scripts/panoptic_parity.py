@@ -28,13 +28,13 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def randomise(model: nn.Module) -> None:
-    """Draw weights that make queries differ, which those of a fresh network hardly do."""
+    """Draw weights that make queries differ; those of a new network hardly do."""
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if "query_position" in key:
                 parameter.normal_()
             elif parameter.dim() == 2:
-                sharp = 3.0 if ".q_proj." in key or ".k_proj." in key else 1.0  # else attention is nearly uniform
+                sharp = 3.0 if ".q_proj." in key or ".k_proj." in key else 1.0  # otherwise attention is nearly uniform
                 nn.init.xavier_uniform_(parameter, gain=sharp)
             elif parameter.dim() == 1 and "backbone" not in key:
                 parameter.add_(0.1 * torch.randn_like(parameter))
@@ -49,7 +49,7 @@ def randomise(model: nn.Module) -> None:
 
 
 def _calibrate(norm: nn.Module, inputs: tuple[torch.Tensor]) -> None:
-    """Give a frozen norm statistics around those of its input, so that signals keep their size."""
+    """Set a frozen norm's statistics near those of its input, so that signals keep their size."""
     mean, variance = inputs[0].mean((0, 2, 3)), inputs[0].var((0, 2, 3)) + 1e-3
     norm.get_buffer("running_mean").copy_(mean + 0.5 * variance.sqrt() * torch.randn_like(mean))
     norm.get_buffer("running_var").copy_(variance * torch.empty_like(variance).uniform_(0.5, 2))

@@ -30,7 +30,7 @@ Run = Callable[[Sequence[str]], None]
 
 @dataclass(frozen=True)
 class LoopSize:
-    """How much a loop does."""
+    """The size of a loop."""
 
     few: int = 10
     lake: int = 150
@@ -41,7 +41,7 @@ class LoopSize:
 
 
 def draw(folder: Path, count: int, seed: int, *, at_night: bool = True) -> Json:
-    """Draw scenes, at night or as they are, and return their COCO json."""
+    """Draw scenes, at night or unchanged, and return their COCO json."""
     from detr.scenes.files import write_scenes
 
     truth: Json = json.loads(write_scenes(folder, count, seed, sizes=SIZES).read_text())
@@ -90,11 +90,11 @@ def loop(
     """Run the whole loop below an empty folder, and return AP before and after.
 
     Args:
-        folder: gets everything.
-        seed: of pictures and training.
+        folder: receives all files.
+        seed: seed of pictures and training.
         run: runs a command, whose first word is its name.
-        size: how much is done.
-        first: the model that labels, scenes as they are; None trains one on a few pictures at night.
+        size: size of the loop.
+        first: the labelling model, for unchanged scenes; None trains one on a few pictures at night.
         add_classes: that this model lacks.
     """
     few, lake, val = folder / "few", folder / "lake", folder / "val"

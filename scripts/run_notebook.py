@@ -63,7 +63,7 @@ def _run_cell(source: str, name: str, namespace: Json) -> object:
 
 
 def _shown(value: object) -> Json:
-    """Return what Jupyter keeps of a value: text, and the other forms that the value has."""
+    """Return Jupyter's representations of a value: text, and other formats of the value."""
     data: Json = {"text/plain": _lines(repr(value))}
     for kind, method in (("text/html", "_repr_html_"), ("image/png", "_repr_png_"), ("image/jpeg", "_repr_jpeg_")):
         if hasattr(value, method):

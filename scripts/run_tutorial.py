@@ -31,7 +31,7 @@ class Step:
 
     Attributes:
         line: the number of its first line on the page, from 0.
-        command: what is typed, with its continuation lines.
+        command: the typed command, with its continuation lines.
         output: the lines that follow it.
         code: its exit code: what the `echo $?` after it shows, or 0.
     """
@@ -48,7 +48,7 @@ class Step:
 
 
 def steps_of(page: str) -> list[Step]:
-    """Return the commands of a page in Markdown, with what it shows of their output."""
+    """Return the commands of a Markdown page, with the output that it shows."""
     steps: list[Step] = []
     fenced = typed = False  # inside a fenced block; at a continuation line of a command
     first = 0  # the steps of this block
@@ -98,7 +98,7 @@ def run(steps: Sequence[Step], folder: Path) -> list[Step]:
 
 
 def rewritten(page: str, steps: Sequence[Step], ran: Sequence[Step]) -> str:
-    """Return the page with other output after its commands."""
+    """Return the page with new output after its commands."""
     lines = page.splitlines()
     for old, new in reversed(list(zip(steps, ran, strict=True))):
         first = old.line + old.typed_lines

@@ -24,7 +24,7 @@ from detr.scenes.scene import draw_scene
 HEIGHT, WIDTH = 128, 160
 BATCH = 8
 RATE, WARM_UP = 8e-4, 100  # the highest learning rate, and the steps until it is reached
-FALLS_FROM = 0.7  # of the minutes; from there the learning rate falls to 0
+FALLS_FROM = 0.7  # share of the minutes; then the learning rate falls to 0
 HELD_OUT, HELD_OUT_SEED = 60, 77
 
 

@@ -23,7 +23,7 @@ LABEL = "label --images {in}/LIST --table {out}/table --model scenes --threshold
 PLAN = "plan --images {in}/LIST --table {out}/table"
 DETECT = "detect {wild}/62-csv-spaces/images/a.jpg --model {out}/MODEL --threshold 0"
 
-# input, command, exit code, and a pattern that is in what is printed
+# input, command, exit code, and a pattern in the output
 CASES = [
     ("01-string-image-ids", SHARD, 0, r"6 annotations"),
     ("01-string-image-ids", EVALUATE, 0, r"AP 0\.900"),

@@ -35,10 +35,10 @@ def main(argv=None):
     command += ["--annotations", settings.FROZEN_ANNOTATIONS, "--output", figures]
     if promotions:
         command += ["--baseline", promotions[max(promotions)].figures, "--max-drop", settings.MAX_DROP]
-    # leaves with exit code 3 if the gate refuses the candidate
+    # exits with code 3 if the gate refuses the candidate
     submit(["--address", settings.CLUSTER, "--job", "promote", "--slot", args.slot, "--", *command])
 
-    # an unfinished labelling run of the model before could not be resumed with this one
+    # an unfinished labelling run of the previous model could not be resumed with this one
     runs(["--table", settings.TABLE, "--abandon"])
     record(args.slot, Promotion(candidate, figures))
     print(f"promoted: {candidate}")

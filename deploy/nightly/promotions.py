@@ -15,7 +15,7 @@ from pipelines.store import open_store
 
 @dataclass(frozen=True)
 class Promotion:
-    """A model that was promoted, and its figures on the frozen set, which the next candidate is compared with."""
+    """A promoted model, and its figures on the frozen set, with which the next candidate is compared."""
 
     model: str
     figures: str
@@ -41,6 +41,6 @@ def in_use() -> Promotion:
 
 
 def record(slot: str, promotion: Promotion) -> None:
-    """Write the record of a promotion; refused by the store if the slot has one."""
+    """Write the record of a promotion; the store refuses it if the slot has one."""
     data = json.dumps(asdict(promotion), indent=2).encode()
     open_store(settings.PROMOTIONS).put(f"{slot}.json", data, create=True)

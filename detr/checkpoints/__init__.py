@@ -1,1 +1,1 @@
-"""Checkpoints: models loaded and saved in the layouts of the original, of transformers and of this package."""
+"""Load and save models in the formats of the original DETR, of transformers and of this package."""

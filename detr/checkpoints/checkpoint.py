@@ -1,4 +1,4 @@
-"""Loads and saves models, and identifies them by a hash of their weights and configuration."""
+"""Load and save models, and identify them by a hash of their weights and configuration."""
 
 import json
 import logging
@@ -48,22 +48,22 @@ def load(ref: str | os.PathLike[str], *, variant: str | None = None) -> Detr:
     - a local directory as `save` writes it, or `transformers`' save_pretrained, today's and older ones, in the timm or
       the no_timm layout, safetensors or bin, whole or in shards;
     - an original `.pth`, also one of a training run, whose `args` say which DETR it is, or a `.ckpt` of Lightning.
-      Nothing in weights tells plain from DC5, so without `args` the file's name must (`detr-r50-dc5-f0fb7ef5.pth`) or
-      `variant`. Where the name ends in a part of the sha256, that is checked. The numbers of classes and of queries are
-      those of its weights. The file names no class: as many as COCO's are COCO's, others are called LABEL_0, LABEL_1,
-      ..., with ids from 0, which are the original's labels;
+      Plain and DC5 have the same weights, so without `args` the file's name (`detr-r50-dc5-f0fb7ef5.pth`) or `variant`
+      must say which it is. If the name ends in a part of the sha256, that is checked. The numbers of classes and of
+      queries are those of its weights. The file has no class names: if it has as many classes as COCO, COCO's names are
+      used; otherwise LABEL_0, LABEL_1, ..., with ids from 0, which are the original's labels;
     - a hub id, `owner/name` or `owner/name@revision`. A path that exists wins.
 
-    Every key must be there, known, and of the right shape. What wrappers such as DDP put before each key (`module.`) is
-    left out, and logged as a warning. Nothing is ever unpickled beyond tensors. What a
-    config.json means where versions differ: `detr.checkpoints.hub_config.read_config`.
+    Every key must be present, known, and of the right shape. Prefixes that wrappers such as DDP add to each key
+    (`module.`) are removed with a warning. Only tensors are unpickled. `detr.checkpoints.hub_config.read_config`
+    documents how config.json is read where versions of `transformers` differ.
 
     Args:
         ref: see above.
         variant: for a `.pth` or `.ckpt`, a name of `detr.config.VARIANTS`, such as "detr-resnet-50-dc5".
 
     Raises:
-        CheckpointError: there is no such model, it cannot be read, or it is not a DETR; a sentence that says why.
+        CheckpointError: there is no such model, it cannot be read, or it is not a DETR; the message says why.
     """
     source = os.fspath(ref)
     path = locate(ref)
@@ -100,7 +100,7 @@ def load_files(files: Mapping[str, bytes], *, source: str) -> Detr:
 def dump(model: Detr) -> dict[str, bytes]:
     """Return the files of a model directory by name: weights, configuration and preprocessing, without writing them.
 
-    A trainable norm becomes the frozen one that it is in evaluation.
+    A trainable norm is saved as a frozen norm with the same result in evaluation.
 
     Raises:
         CheckpointError: the format of `transformers` cannot express the network.
@@ -116,8 +116,8 @@ def dump(model: Detr) -> dict[str, bytes]:
 def save(model: Detr, directory: str | os.PathLike[str]) -> None:
     """Write a model directory that `load` and `transformers` read alike: weights, configuration, preprocessing.
 
-    The directory appears whole or not at all. One that is a model directory already is replaced; files in it that this
-    does not write (a card, metrics) are carried over. A trainable norm is saved as the frozen one that it is in
+    The directory is never left half-written. An existing model directory is replaced; files in it that this function
+    does not write (a card, metrics) are kept. A trainable norm is saved as a frozen norm with the same result in
     evaluation.
 
     Raises:
@@ -135,14 +135,14 @@ def save(model: Detr, directory: str | os.PathLike[str]) -> None:
             _write(fresh / name, content)
         _put_in_place(fresh, target)
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)  # nothing is left to remove when all went well
+        shutil.rmtree(fresh, ignore_errors=True)  # after a success there is nothing left to remove
 
 
 def fingerprint(model: Detr) -> str:
-    """Return the sha256, in hex, of everything that decides a model's detections: network, classes, sizes, weights.
+    """Return the sha256, in hex, of everything that determines detections: network, classes, sizes, weights.
 
-    The same model has the same fingerprint whichever file it came from; plain and DC5 differ, and so do two sets of
-    category ids. A model in another precision than float32 has another one.
+    A model has the same fingerprint whichever file it was loaded from. Plain and DC5 have different ones, and so have
+    models with different category ids, or with weights in another precision than float32.
     """
     weights = sorted(weights_of(model).items())
     return digest(
@@ -163,7 +163,7 @@ def _load_directory(directory: Path, source: str) -> Detr:
 def _assemble(
     tensors: dict[str, Tensor], config_json: dict[str, Any], preprocessor: dict[str, Any], source: str
 ) -> Detr:
-    """Return the network of a model directory's tensors, configuration and preprocessing."""
+    """Build a network from a model directory's tensors, configuration and preprocessing."""
     names = bare_names(tensors)
     _mention_wrappers(names, source)
     config, layout = read_config(
@@ -177,7 +177,7 @@ def _assemble(
 
 
 def _mention_wrappers(names: Mapping[str, str], source: str) -> None:
-    """Log it when names in a file are not those of the network."""
+    """Log a warning if the names in a file have prefixes that the network's do not have."""
     usual = "detr." if has_mask_head(names.values()) else ""
     changed = next(((name, bare) for name, bare in names.items() if name.removeprefix(usual) != bare), None)
     if changed is not None:
@@ -187,7 +187,7 @@ def _mention_wrappers(names: Mapping[str, str], source: str) -> None:
 
 
 class _NothingDrawn(TorchFunctionMode):
-    """Leaves out drawing random weights: on the device "meta" PyTorch imports its compiler and sympy for it."""
+    """Skips random initialisation, for which PyTorch on the device "meta" would import its compiler and sympy."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named = kwargs or {}
@@ -197,7 +197,7 @@ class _NothingDrawn(TorchFunctionMode):
 
 
 def _empty(config: DetrConfig) -> Detr:
-    with torch.device("meta"), _NothingDrawn():  # nothing is allocated or drawn only to be overwritten
+    with torch.device("meta"), _NothingDrawn():  # does not allocate or initialise weights that are overwritten anyway
         return PanopticDetr(config) if config.mask_head else Detr(config)
 
 
@@ -218,7 +218,7 @@ def _may_be_replaced(target: Path) -> bool:
 
 
 def _put_in_place(fresh: Path, target: Path) -> None:
-    """Rename `fresh` to `target`; what else an older directory of that name held moves over."""
+    """Rename `fresh` to `target`, then move over the other files of an older directory of that name."""
     if not target.exists():
         fresh.rename(target)
         return
@@ -226,7 +226,7 @@ def _put_in_place(fresh: Path, target: Path) -> None:
     target.rename(old)
     fresh.rename(target)
     for path in old.iterdir():
-        # settings of an image processor in it would take the place of ours
+        # image processor settings in it would override ours
         if path.name != PROCESSOR_FILE and not (target / path.name).exists():
             path.rename(target / path.name)
     shutil.rmtree(old)
@@ -236,7 +236,7 @@ def _write(path: Path, content: bytes) -> None:
     with path.open("wb") as file:
         file.write(content)
         file.flush()
-        os.fsync(file.fileno())  # the rename must not come before the content, should the power fail
+        os.fsync(file.fileno())  # after a power failure the rename must not be visible without the content
 
 
 def _json(value: dict[str, object]) -> bytes:

@@ -1,6 +1,6 @@
-"""Fetches a model directory from the Hugging Face hub into its cache: only the files that are read, of one commit.
+"""Download a model directory from the Hugging Face hub into its cache: only the files that are read, of one commit.
 
-`HF_HOME`, `HF_TOKEN`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` mean what they mean elsewhere.
+`HF_HOME`, `HF_TOKEN`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` have their usual meaning.
 """
 
 import re
@@ -31,14 +31,14 @@ from detr.checkpoints.model_directory import (
     shard_names,
 )
 
-ANSWER_SECONDS = 10.0  # the hub is taken for unreachable when it has not answered by then
+ANSWER_SECONDS = 10.0  # the hub counts as unreachable if it has not answered by then
 
 _QUERY = re.compile(r"\?[^\s'\"]+=[^\s'\"]*")
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
 
 
 def split_hub_id(ref: str) -> tuple[str, str | None] | None:
-    """Return (owner/name, revision or None) of `owner/name[@revision]`; None when it is nothing of the kind."""
+    """Return (owner/name, revision or None) of `owner/name[@revision]`; None if it is not a hub id."""
     found = _HUB_ID.fullmatch(ref)
     return None if found is None else (found[1], found[2])
 
@@ -46,15 +46,16 @@ def split_hub_id(ref: str) -> tuple[str, str | None] | None:
 def fetch(repo: str, revision: str | None) -> Path:
     """Return a local directory with the files that `detr.load` reads of a model on the hub.
 
-    All are of one commit, also if the repository changes meanwhile. When the hub cannot be reached, what the cache has
-    of that revision is taken.
+    All are of one commit, even if the repository changes meanwhile. If the hub cannot be reached, the cached files of
+    that revision are used.
 
     Args:
         repo: owner/name.
         revision: a branch, tag or commit; None is the default branch.
 
     Raises:
-        CheckpointError: no such model or revision, no access to it, not a model directory, or hub not reachable.
+        CheckpointError: there is no such model or revision, access is denied, it is not a model directory, or the hub
+            is unreachable.
     """
     source = repo if revision is None else f"{repo}@{revision}"
     try:
@@ -86,7 +87,7 @@ def fetch(repo: str, revision: str | None) -> Path:
 
 
 def _cached(repo: str, revision: str | None, source: str, cause: Exception) -> Path:
-    """Return the cache's directory of a revision, if all is there that is read."""
+    """Return the cache's directory of a revision if it has all files that are read, else None."""
 
     def find(name: str) -> Path:
         return Path(hf_hub_download(repo, name, revision=revision, local_files_only=True))
@@ -101,7 +102,7 @@ def _cached(repo: str, revision: str | None, source: str, cause: Exception) -> P
     except (LocalEntryNotFoundError, StopIteration, OSError) as error:
         raise _unreachable(source, cause) from error
     if not complete or present.isdisjoint((PREPROCESSOR_FILE, PROCESSOR_FILE)):
-        # without its size the pictures might be resized otherwise than when the hub answers
+        # without the size in it, pictures might be resized differently than when the hub answers
         raise _unreachable(source, cause)
     return directory
 

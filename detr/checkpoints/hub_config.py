@@ -1,7 +1,7 @@
-"""`transformers`' config.json and preprocessor_config.json, read into a DetrConfig and written from one.
+"""Conversion between a DetrConfig and the config.json and preprocessor_config.json of `transformers`.
 
 Beside its own keys, our config.json has three that `transformers` carries along untouched: `category_ids`, the data
-set's own id of each class index, `backbone_name`, and `size_arithmetic`, where it is not the usual one.
+set's own id of each class index, `backbone_name`, and `size_arithmetic`, if it is not the usual one.
 """
 
 import math
@@ -25,7 +25,7 @@ MODEL_TYPES: dict[str, bool] = {"detr": False, "table-transformer": True}
 COCO = (COCO_CATEGORIES, COCO_PANOPTIC_CATEGORIES)
 
 _SINCE = (4, 42)
-"""The version of `transformers` that began to compute sizes otherwise than the original (its pull request 30902)."""
+"""The first version of `transformers` that computes sizes differently from the original (its pull request 30902)."""
 
 TIMM_BACKBONES = {
     "resnet18": BackboneConfig("resnet18", "basic", 64, (64, 128, 256, 512), (2, 2, 2, 2)),
@@ -40,19 +40,19 @@ TIMM_BACKBONES = {
 def read_config(config: Json, preprocessor: Json, *, class_rows: int, source: str) -> tuple[DetrConfig, Layout]:
     """Return the configuration that a model directory's two json files describe, and the layout of its weights.
 
-    Old and new forms are read, and what they leave out is the paper's. `dilation` is followed where the weights are in
-    timm's layout, whether or not `backbone_config.output_stride` says so too; in the other layout it is ignored, as
-    `transformers` ignores it, because that is what such weights were run with. So is `auxiliary_loss`, which changes
-    nothing in the original's forward.
+    Old and new forms are read; missing values are the paper's. `dilation` is applied if the weights are in timm's
+    layout, whether or not `backbone_config.output_stride` says so too; in the other layout it is ignored, as
+    `transformers` ignores it, because that is what such weights were run with. `auxiliary_loss` is ignored too: it
+    changes nothing in the original's forward.
 
     Args:
         config: of config.json.
         preprocessor: the image processor's settings, of `detr.checkpoints.model_directory.read_preprocessor`.
-        class_rows: rows of the class head in the weights; used when config.json names no classes.
-        source: what messages call the model.
+        class_rows: rows of the class head in the weights; used if config.json has no class names.
+        source: name of the model in error messages.
 
     Raises:
-        CheckpointError: a setting has no meaning here, or a value is of a wrong kind.
+        CheckpointError: a setting is not supported, or a value is of a wrong type.
     """
     fields = Fields(config, f"checkpoint {source}: config.json")
     try:
@@ -64,10 +64,10 @@ def read_config(config: Json, preprocessor: Json, *, class_rows: int, source: st
 
 
 def write_config(config: DetrConfig) -> tuple[dict[str, Any], Layout]:
-    """Return the config.json that `transformers` runs as the same network, and the layout its weights must have.
+    """Return a config.json from which `transformers` builds the same network, and the layout its weights must have.
 
     Raises:
-        CheckpointError: `transformers` has no words for this network, or a class has no name, which `load` refuses.
+        CheckpointError: `transformers` cannot express this network, or a class has no name, which `load` refuses.
     """
     if config.mask_head:
         raise CheckpointError("a panoptic model cannot be saved; fine-tuning for boxes gives one that can.")
@@ -83,7 +83,7 @@ def write_config(config: DetrConfig) -> tuple[dict[str, Any], Layout]:
         "architectures": [f"{'TableTransformer' if config.pre_norm else 'Detr'}ForObjectDetection"],
         "model_type": next(name for name, is_pre_norm in MODEL_TYPES.items() if is_pre_norm == config.pre_norm),
         "activation_function": "relu",
-        # true would make transformers feed normed outputs from one decoder layer to the next: another network
+        # with true, transformers would feed normalised outputs from one decoder layer to the next: another network
         "auxiliary_loss": False,
         "backbone_config": backbone,
         "backbone_name": config.backbone.name,
@@ -108,10 +108,9 @@ def write_config(config: DetrConfig) -> tuple[dict[str, Any], Layout]:
 
 
 def write_preprocessor(config: DetrConfig) -> dict[str, Any]:
-    """Return the preprocessor_config.json of `transformers`' image processor that does what ours does.
+    """Return the preprocessor_config.json with which `transformers`' image processor does what ours does.
 
-    But for the size rule "original": where the longer side is capped its version may give one or two pixels more or
-    less.
+    Exception: with the size rule "original", if the longer side is capped, its result may differ by one or two pixels.
     """
     height, width = config.box
     size = {
@@ -182,8 +181,8 @@ def _read_backbone(fields: Fields) -> tuple[BackboneConfig, Layout]:
 
 
 def _read_timm(fields: Fields, extra: Fields, *, dilation: bool) -> BackboneConfig:
-    """`fields` has `backbone`; `extra` has what is passed on to timm: in the new form both are `backbone_config`."""
-    # "resnet50.a1_in1k": timm's tag says where weights came from, not which network it is
+    """Read timm's backbone. `fields` has `backbone`, `extra` is passed to timm; in the new form both are the same."""
+    # "resnet50.a1_in1k": timm's tag names the source of the weights, not the network
     name = fields.text("backbone", "resnet50").removeprefix("timm/").partition(".")[0]
     if name not in TIMM_BACKBONES:
         raise fields.unusable("backbone", f"supported are {', '.join(TIMM_BACKBONES)}")
@@ -224,7 +223,7 @@ def _read_positions(fields: Fields) -> Positions:
 
 
 def _read_categories(fields: Fields, class_rows: int) -> tuple[Category, ...]:
-    """COCO's where the names are COCO's, or where none are given and the class head has COCO's 92 rows."""
+    """Return COCO's categories if the names are COCO's, or if there are none and the class head has COCO's 92 rows."""
     if fields.get("id2label") is None:
         count = fields.integer("num_labels", class_rows - 1)
         named = [f"LABEL_{index}" for index in range(count)]
@@ -254,7 +253,7 @@ def _read_categories(fields: Fields, class_rows: int) -> tuple[Category, ...]:
 
 
 def _panoptic_names(named: list[str]) -> list[str]:
-    """Return the names of COCO's panoptic classes where these are theirs; the hub's models call some `LABEL_184`."""
+    """Return the names of COCO's panoptic classes if these are their ids; the hub's models call some `LABEL_184`."""
     for name, coco in zip(named, COCO_PANOPTIC_CATEGORIES, strict=True):
         if name not in (coco.name, f"LABEL_{coco.id}"):
             return named
@@ -262,11 +261,11 @@ def _panoptic_names(named: list[str]) -> list[str]:
 
 
 def _read_arithmetic(fields: Fields, categories: tuple[Category, ...], *, pre_norm: bool) -> Resizing:
-    """Return the arithmetic of sizes that a model was trained with: `size_arithmetic`, or what the rest tells.
+    """Return the size arithmetic that a model was trained with: `size_arithmetic`, or what other fields imply.
 
     A Table Transformer was trained with that of `transformers`, and so was a DETR that a recent version of
-    `transformers` wrote, unless its classes are COCO's: those are the original's own checkpoints. What `write_config`
-    writes has `category_ids`, and says so where the arithmetic is not the original's.
+    `transformers` wrote, unless its classes are COCO's: those are the original's own checkpoints. A file of
+    `write_config` has `category_ids`, and `size_arithmetic` if the arithmetic is not the original's.
     """
     version = re.match(r"(\d+)\.(\d+)", fields.text("transformers_version", ""))
     is_new = version is not None and (int(version[1]), int(version[2])) >= _SINCE
@@ -279,8 +278,8 @@ def _read_arithmetic(fields: Fields, categories: tuple[Category, ...], *, pre_no
 def _read_size(fields: Fields, arithmetic: Resizing) -> tuple[Resizing, int, int, tuple[int, int]]:
     """Return the size rule: its kind, the shorter and the longest side, and the box of "fit" and "stretch".
 
-    The order of the forms is that of `transformers`' DetrImageProcessor. It refuses `longest_edge` alone, which is
-    read as a box of that height and width, as older versions did. `fields` may name some keys with null.
+    The order of the forms is that of `transformers`' DetrImageProcessor. It refuses `longest_edge` alone, which is read
+    here as a box of that height and width, as in older versions. Keys of `fields` may be null.
     """
     fields.require("resample", 2, default=2)
     if not fields.boolean("do_resize", default=True):
@@ -309,7 +308,7 @@ def _read_size(fields: Fields, arithmetic: Resizing) -> tuple[Resizing, int, int
 
 
 def _read_normalisation(fields: Fields) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Return mean and standard deviation of RGB in 0..1, whatever range the processor scales pixels to first."""
+    """Return mean and standard deviation of RGB in 0..1, for any range that the processor scales pixels to."""
     mean, std = _read_channels(fields, "image_mean", IMAGE_MEAN), _read_channels(fields, "image_std", IMAGE_STD)
     if not all(std):
         raise fields.unusable("image_std", "pixels cannot be divided by 0")
@@ -322,13 +321,13 @@ def _read_normalisation(fields: Fields) -> tuple[tuple[float, float, float], tup
         raise fields.unusable("rescale_factor", "expected a number above 0")
     if not fields.boolean("do_rescale", default=True):
         factor = 1.0
-    # 1/255 may be rounded through float32, too
+    # 1/255 may have been rounded to float32, too
     scale = 1.0 if abs(factor * 255 - 1) < 1e-6 else 1 / (255 * factor)
     return _three([value * scale for value in mean]), _three([value * scale for value in std])
 
 
 def _read_channels(fields: Fields, name: str, usual: tuple[float, float, float]) -> tuple[float, float, float]:
-    """Return three numbers; those that were rounded through float32 (0.48500001430511475) as they were before."""
+    """Return three numbers; those rounded to float32 (0.48500001430511475) are restored (0.485)."""
     given = fields.get(name)
     if given is None:
         return usual

@@ -1,4 +1,4 @@
-"""What tells one model from another: a sha256 of all that decides its detections, computed with torch or without."""
+"""The identity of a model: a sha256 of everything that determines its detections, computed with or without torch."""
 
 import hashlib
 import json
@@ -26,17 +26,17 @@ from detr.checkpoints.weight_names import Layout, bare_names, has_mask_head, is_
 from detr.checkpoints.weight_shapes import weight_shapes
 from detr.config import DetrConfig
 
-_DTYPES = ("F64", "F32", "F16")  # whose rounding to float32 is the same in numpy and torch
+_DTYPES = ("F64", "F32", "F16")  # types that numpy and torch convert to float32 in the same way
 
 CLASS_BIAS = "class_labels_classifier.bias"
-"""The weight of a model directory that tells how many classes there are."""
+"""The weight in a model directory from which the number of classes is read."""
 
 
 def digest(config: DetrConfig, weights: Iterable[tuple[str, NDArray[np.float32]]]) -> str:
     """Return the fingerprint of a network.
 
     Args:
-        config: the network's; what it is called and what only training does are left out.
+        config: the network's; names and settings that only training uses are left out.
         weights: names and contiguous float32 values, in order of names.
     """
     hashed = hashlib.sha256(json.dumps(_deciding(config), sort_keys=True).encode())
@@ -49,8 +49,8 @@ def digest(config: DetrConfig, weights: Iterable[tuple[str, NDArray[np.float32]]
 def identify_directory(directory: Path) -> tuple[DetrConfig, str] | None:
     """Return the configuration and fingerprint of a model directory in safetensors, without importing torch.
 
-    They are those of the network that `detr.load` returns. The memory is that of one weight. None means that the
-    directory must be loaded to know: its weights are in a pickle or in a type that numpy does not have, or `load` may
+    They equal those of the network that `detr.load` returns. One weight at a time is in memory. None means that the
+    directory must be loaded instead: its weights are in a pickle or in a type that numpy does not have, or `load` may
     refuse it.
     """
     source = str(directory)
@@ -67,7 +67,7 @@ def identify_directory(directory: Path) -> tuple[DetrConfig, str] | None:
             holders = [(name, file) for file in files for name in file.keys()]  # noqa: SIM118 - not a mapping
             return _identify(directory, holders, source)
     except (CheckpointError, safetensors.SafetensorError, OSError, ValueError):
-        return None  # `load` says what is wrong
+        return None  # `load` reports what is wrong
 
 
 def _identify(directory: Path, holders: Sequence[tuple[str, Any]], source: str) -> tuple[DetrConfig, str] | None:
@@ -101,7 +101,7 @@ def _class_rows(by_name: Mapping[str, Any]) -> int:
 def _find(
     by_name: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], layout: Layout
 ) -> dict[str, list[tuple[str, Any]]] | None:
-    """Return for each weight of the network the names and files of its one part or three; None: they do not fit."""
+    """Return the names and files of the one or three parts of each weight of the network; None if they do not fit."""
     given: dict[str, tuple[str, Any]] = {}
     for name, bare in bare_names(by_name).items():
         if is_counter(name):
@@ -125,7 +125,7 @@ def _find(
 
 
 class _Values:
-    """Reads weights as float32, and remembers whether all of them were finite."""
+    """Reader of weights as float32; records whether all of them were finite."""
 
     def __init__(self) -> None:
         self.are_finite = True
@@ -141,9 +141,9 @@ class _Values:
 
 def _deciding(config: DetrConfig) -> dict[str, object]:
     identity = asdict(config)
-    # what a network is called, and what only training does
+    # names, and settings that only training uses
     del identity["dropout"], identity["backbone"]["name"], identity["backbone"]["norm"]
-    # settings that came later: models that do not use them keep the fingerprint that tables know them by
+    # settings added later: models that do not use them keep the fingerprint that tables have recorded
     usual = asdict(DetrConfig())
     for name in ("resizing", "box", "image_mean", "image_std", "mask_head"):
         if identity[name] == usual[name]:

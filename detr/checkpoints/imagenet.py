@@ -1,4 +1,4 @@
-"""Initial weights of the residual network: a classifier's that was trained on ImageNet."""
+"""Initial weights of the residual network, from a classifier trained on ImageNet."""
 
 import os
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from detr.checkpoints.tensor_files import read_original
 from detr.model import Detr
 
 WEIGHTS = "IMAGENET1K_V1"
-"""Which of torchvision's weights a name means: those that the paper began with."""
+"""torchvision's weights by name: those that the paper started from."""
 
 _CLASSIFIER = ("fc.weight", "fc.bias")
 
@@ -32,13 +32,13 @@ def load_backbone(model: Detr, reference: str | os.PathLike[str]) -> None:
             torchvision's name, such as "resnet50", which is downloaded once.
 
     Raises:
-        CheckpointError: there is no such file or name, it cannot be read or downloaded, or it is another network.
+        CheckpointError: there is no such file or name, it cannot be read or downloaded, or it is of another network.
     """
     source = os.fspath(reference)
     path = Path(source).expanduser()
     found = _read(path, source) if path.is_file() else _download(source)
     body = model.get_submodule("backbone.0.body").state_dict()
-    # a trainable norm counts its batches; how many those of the classifier saw is of no interest
+    # a trainable norm counts its batches; the classifier's counters are not needed
     wanted = {name: tensor for name, tensor in body.items() if not _is_counter(name)}
     given = {name: tensor for name, tensor in found.items() if name not in _CLASSIFIER and not _is_counter(name)}
     wrong = wrong_tensors(given, {name: tuple(tensor.shape) for name, tensor in wanted.items()})
@@ -73,7 +73,7 @@ def _download(name: str) -> Mapping[str, Tensor]:
     try:
         weights = torchvision.models.get_model_weights(name)[WEIGHTS]
         return weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except (OSError, HTTPException, RuntimeError) as error:  # unreachable, a full disk, another hash than promised
+    except (OSError, HTTPException, RuntimeError) as error:  # server unreachable, disk full, wrong hash
         raise CheckpointError(
             f"backbone {name}: torchvision's weights cannot be downloaded ({error}). Download the file where there is "
             "a network, and give its path."

@@ -1,4 +1,4 @@
-"""Reads the fields of a json object from elsewhere, each as the expected type."""
+"""Typed access to the fields of a json object that another program wrote."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,9 +9,9 @@ Json = Mapping[str, Any]
 
 
 class Fields:
-    """The fields of a json object, read with their type; null is the same as absent.
+    """The fields of a json object, read with their type; null counts as absent.
 
-    Everything that a method refuses is a `CheckpointError`; `where` is what its message calls the object.
+    Methods raise `CheckpointError` for a wrong value; `where` is the object's name in the message.
     """
 
     def __init__(self, fields: Json, where: str) -> None:
@@ -58,7 +58,7 @@ class Fields:
         return value
 
     def within(self, name: str) -> "Fields":
-        """Return the fields of the object that this field holds."""
+        """Return the fields of the object in this field."""
         value = self.get(name)
         if not isinstance(value, dict):
             raise self.unusable(name, "expected an object")
@@ -72,19 +72,19 @@ class Fields:
         return value
 
     def require(self, name: str, *values: object, default: object) -> None:
-        """Refuse every value but these."""
+        """Raise unless the value is one of these."""
         value = default if self.get(name) is None else self.get(name)
-        # json's true and 1 are equal in Python, but not here
+        # Python treats json's true and 1 as equal
         if not any(type(value) is type(wanted) and value == wanted for wanted in values):
             raise self.unusable(name, f"only {' or '.join(map(repr, values))} is supported")
 
     def unusable(self, name: str, why: str) -> CheckpointError:
-        """Return the error that says why a field cannot be used."""
+        """Return the error for an unusable field, with the reason."""
         return CheckpointError(f"{self.where}: {name} is {_shown(self.get(name))}; {why}.")
 
 
 def is_integer(value: object) -> bool:
-    """Say whether a json value is an integer; true and false are not."""
+    """Return whether a json value is an integer; true and false are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 

@@ -1,4 +1,4 @@
-"""The weights of a file turned into those of a network, and back, whichever layout the file has."""
+"""Conversion between the weights of a file, in any layout, and those of a network."""
 
 from collections.abc import Iterable, Mapping
 
@@ -21,16 +21,16 @@ __all__ = [
 ]
 
 MENTIONED = 3
-"""Wrong keys that a message names before it only counts the rest."""
+"""Wrong keys that a message lists; it counts the others."""
 
 
 def weights_of(model: Detr) -> dict[str, Tensor]:
-    """Return the state dict without the counters that a trainable norm adds and no layout has."""
+    """Return the state dict without the counters of trainable norms, which no layout has."""
     return {key: tensor for key, tensor in model.state_dict().items() if not is_counter(key)}
 
 
 def to_file(model: Detr, layout: Layout) -> dict[str, Tensor]:
-    """Return the weights as a file of `layout` holds them: float32, contiguous, on the CPU."""
+    """Return the weights in `layout`: float32, contiguous, on the CPU."""
     found = {}
     for key, tensor in weights_of(model).items():
         names = names_in_file(key, layout)
@@ -40,16 +40,16 @@ def to_file(model: Detr, layout: Layout) -> dict[str, Tensor]:
 
 
 def from_file(tensors: Mapping[str, Tensor], network: Detr, layout: Layout, *, source: str) -> dict[str, Tensor]:
-    """Return a state dict for `network` out of a file's tensors: float32, copied, complete and nothing else.
+    """Return a state dict for `network` from a file's tensors: float32 copies of exactly the network's keys.
 
-    `num_batches_tracked` is ignored, exactly that. Both spellings of `transformers` are known: that of its files and
-    that of its running model, which some versions may have written.
+    Only `num_batches_tracked` is ignored. Both spellings of `transformers` are accepted: that of its files and that of
+    its running model, which some versions may have written.
 
     Args:
-        tensors: what the file holds, by its names.
-        network: of the file's configuration; only keys and shapes are looked at, so it may be on the meta device.
+        tensors: the file's tensors by its names.
+        network: built from the file's configuration; only keys and shapes are read, so it may be on the meta device.
         layout: whose names they are.
-        source: what messages call the file.
+        source: name of the file in error messages.
 
     Raises:
         CheckpointError: a key is missing, unexpected, of a wrong shape, not floating, or not finite.
@@ -70,7 +70,7 @@ def from_file(tensors: Mapping[str, Tensor], network: Detr, layout: Layout, *, s
             f"{config.encoder_layers}+{config.decoder_layers} layers, {config.queries} queries, "
             f"{config.class_count} classes)."
         )
-    # cat copies also where there is one part: what safetensors returns are views into the mapped file
+    # cat also copies a single part: safetensors returns views of the mapped file
     state = {key: _float32(torch.cat([given[name] for name in parts])) for key, parts in names.items()}
     broken = [f"{key!r} holds numbers that are not finite" for key, tensor in state.items() if not _is_finite(tensor)]
     if broken:
@@ -81,18 +81,18 @@ def from_file(tensors: Mapping[str, Tensor], network: Detr, layout: Layout, *, s
 def wrong_tensors(
     given: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], *, floating: bool = True
 ) -> list[str]:
-    """Return what is wrong with a file's tensors, a clause each: missing, unknown, of another shape or sort.
+    """Return one clause for each problem of a file's tensors: missing, unknown, of another shape or type.
 
     Args:
         given: the tensors by name.
-        shapes: what should be there, and nothing else.
+        shapes: the expected names and shapes, complete.
         floating: whether all must be floating numbers.
     """
     return [*_wrong_keys(given, shapes), *_wrong_values(given, shapes, floating=floating)]
 
 
 def summary(clauses: Iterable[str]) -> str:
-    """Join the first few and count the rest."""
+    """Return the first few as text, and the number of the others."""
     listed = list(clauses)
     rest = len(listed) - 2 * MENTIONED
     return ", ".join(listed[: 2 * MENTIONED]) + (f" and {rest} more are wrong" if rest > 0 else "")

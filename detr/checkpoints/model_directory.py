@@ -1,4 +1,4 @@
-"""A model directory: which files it has, and its json. Needs no torch."""
+"""The files of a model directory, and its json. Does not import torch."""
 
 import json
 import re
@@ -11,28 +11,28 @@ PREPROCESSOR_FILE = "preprocessor_config.json"
 PROCESSOR_FILE = "processor_config.json"
 """Newer versions of `transformers` may keep the image processor's settings in it, as `image_processor`."""
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-"""Where the weights of a model directory are, best first; each may instead be an index of shards."""
+"""Names of the weight files of a model directory, preferred first; each may instead be an index of shards."""
 INDEX_ENDING = ".index.json"
 
 _SHARD = re.compile(r"(model-\d+-of-\d+\.safetensors|pytorch_model-\d+-of-\d+\.bin)")
 
 
 class CheckpointError(ValueError):
-    """A model that cannot be read or written, and why."""
+    """A model cannot be read or written; the message says why."""
 
 
 class ModelUnreachable(CheckpointError):
-    """A model that cannot be had now, because its hub does not answer: trying again may help."""
+    """A model is not available because its hub does not answer; a retry may succeed."""
 
 
 def model_files(names: Iterable[str], *, source: str) -> tuple[str, ...]:
-    """Return which of the files of a model directory `detr.load` reads, config.json first.
+    """Return the files of a model directory that `detr.load` reads, config.json first.
 
-    To bring a model from elsewhere, copy these files into a folder and load the folder.
+    To copy a model, copy these files into one folder and load the folder.
 
     Args:
-        names: what the directory holds, as plain names.
-        source: what messages call it.
+        names: plain names of the files in the directory.
+        source: its name in error messages.
 
     Raises:
         CheckpointError: config.json or the weights are missing.
@@ -78,7 +78,7 @@ def parse_json(data: bytes, name: str, *, source: str) -> dict[str, Any]:
 
 
 def read_preprocessor(directory: Path, *, source: str) -> dict[str, Any]:
-    """Return the settings of a model directory's image processor; empty where it has none.
+    """Return the settings of a model directory's image processor; empty if it has none.
 
     As in `transformers`, those in processor_config.json come first.
     """
@@ -92,12 +92,12 @@ def read_preprocessor(directory: Path, *, source: str) -> dict[str, Any]:
 
 
 def shard_names(index: Path, *, source: str) -> tuple[str, ...]:
-    """Return the files that an index of shards names, in order."""
+    """Return the files listed in an index of shards, in order."""
     weight_map = read_json(index, source=source).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"checkpoint {source}: {index.name} has no weight_map.")
     for shard in weight_map.values():
-        if not isinstance(shard, str) or not _SHARD.fullmatch(shard):  # never a path that leads elsewhere
+        if not isinstance(shard, str) or not _SHARD.fullmatch(shard):  # never a path outside the directory
             raise CheckpointError(
                 f"checkpoint {source}: {index.name} names {shard!r}, which is not the name of a shard."
             )
@@ -105,7 +105,7 @@ def shard_names(index: Path, *, source: str) -> tuple[str, ...]:
 
 
 def weights_file(directory: Path, *, source: str) -> Path:
-    """Return the file of a model directory that holds its weights, or the index of its shards.
+    """Return the weights file of a model directory, or the index of its shards.
 
     Raises:
         CheckpointError: config.json or the weights are missing.
@@ -115,7 +115,7 @@ def weights_file(directory: Path, *, source: str) -> Path:
 
 
 def brief(error: BaseException) -> str:
-    """Return the first line of an error's message; torch's go on for pages."""
+    """Return the first line of an error's message; torch's can be pages long."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:120]}" if lines else type(error).__name__
 

@@ -1,4 +1,4 @@
-"""Where a model is that a reference names: with the package, on this disk, or in the cache of the hub."""
+"""Locate the model that a reference names: in the package, on this disk, or in the hub's cache."""
 
 import os
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 from detr.checkpoints.model_directory import CONFIG_FILE, CheckpointError
 
 EMBEDDED = Path(__file__).parents[1] / "weights"
-"""The models that come with the package, each a directory; its name is what `load` knows it by."""
+"""The models included in the package, each a directory; `load` takes the directory's name."""
 
 
 def locate(ref: str | os.PathLike[str]) -> Path:
@@ -24,17 +24,17 @@ def locate(ref: str | os.PathLike[str]) -> Path:
 
 
 def pinned(ref: str, directory: Path) -> str | None:
-    """Return a hub id with the commit that its files in the cache are of; None where they do not come from the hub.
+    """Return a hub id with the commit of its cached files; None if they do not come from the hub.
 
-    Whoever loads it later, anywhere, gets the same files, also when the branch has moved on.
+    Loading it later, on any machine, gives the same files even if the branch has changed.
 
     Args:
-        ref: what names the model.
+        ref: the reference.
         directory: what `locate` returned for it.
     """
     if directory.parent.name != "snapshots" or not re.fullmatch("[0-9a-f]{40}", directory.name):
         return None
-    from detr.checkpoints.hub import split_hub_id  # here: as below
+    from detr.checkpoints.hub import split_hub_id  # imported here, as below
 
     hub_id = split_hub_id(ref)
     return None if hub_id is None else f"{hub_id[0]}@{directory.name}"
@@ -45,7 +45,7 @@ def _is_embedded(name: str) -> bool:
 
 
 def _fetched(ref: str) -> Path:
-    from detr.checkpoints.hub import fetch, split_hub_id  # here: the hub's client takes a quarter of a second to import
+    from detr.checkpoints.hub import fetch, split_hub_id  # deferred: takes 0.25 s
 
     hub_id = split_hub_id(ref)
     if "://" in ref:

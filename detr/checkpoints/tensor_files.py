@@ -1,4 +1,4 @@
-"""Tensors out of files, and never anything else: safetensors, and pickles opened for tensors only."""
+"""Read only tensors from files: safetensors, and pickles restricted to tensors."""
 
 import argparse
 import hashlib
@@ -19,7 +19,7 @@ from detr.checkpoints.model_directory import INDEX_ENDING, CheckpointError, brie
 _HASHED_NAME = re.compile(r".*-([0-9a-f]{8,64})\.pth")
 _GLOBAL = re.compile(r"GLOBAL (\S+)")
 _LFS_POINTER = b"version https://git-lfs"
-# whatever a damaged pickle or zip makes torch's restricted unpickler stumble over
+# errors that torch's restricted unpickler raises on damaged pickles and zip files
 _DAMAGED = (
     pickle.UnpicklingError,
     struct.error,
@@ -66,11 +66,12 @@ def parse_safetensors(data: bytes, name: str, *, source: str) -> dict[str, Tenso
 def read_original(path: Path, *, source: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the weights of an original `.pth`, and the `args` of the training that wrote it, empty if it has none.
 
-    The file is a state dict, or a checkpoint that holds one as `model`, `state_dict` or `model_state_dict`. Of a
-    training checkpoint's other entries `argparse.Namespace` is the one class that may be in the file.
+    The file is a state dict, or a checkpoint that contains one as `model`, `state_dict` or `model_state_dict`.
+    `argparse.Namespace` is the only other class allowed in the file, for the other entries of a training checkpoint.
 
     Raises:
-        CheckpointError: unreadable, something else, or not the file that torch hub's `-<sha256>.pth` name promises.
+        CheckpointError: it is unreadable or something else, or its hash is not the one in a torch hub name
+            `-<sha256>.pth`.
     """
     hashed = _HASHED_NAME.fullmatch(path.name)
     if hashed is not None:
@@ -83,10 +84,10 @@ def read_original(path: Path, *, source: str) -> tuple[dict[str, Tensor], dict[s
 def read_lightning(path: Path, *, source: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the weights of a Lightning `.ckpt`, and the `hyper_parameters` of its module, empty if it has none.
 
-    The file may name classes of anybody's. Each is replaced by `_Ignored`, so nothing of them is imported or run.
+    The file may refer to any class. Each is replaced by `_Ignored`, so that none is imported or run.
 
     Raises:
-        CheckpointError: unreadable, or something else.
+        CheckpointError: it is unreadable or something else.
     """
     try:
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
@@ -101,7 +102,7 @@ def read_lightning(path: Path, *, source: str) -> tuple[dict[str, Tensor], dict[
 
 
 class _Ignored(dict[Any, Any]):
-    """Takes the place of an object of a foreign class in a pickle; keeps the items of what was a mapping."""
+    """Placeholder for an object of another class in a pickle; keeps the items of a mapping."""
 
     def __init__(self, *_: object, **__: object) -> None:
         super().__init__()
@@ -111,7 +112,7 @@ class _Ignored(dict[Any, Any]):
 
 
 def _state_of(content: object) -> object:
-    """Return the state dict of a checkpoint, or the content itself where it may be one."""
+    """Return the state dict of a checkpoint, or the content itself if it may be one."""
     if isinstance(content, dict):
         for name in ("model", "state_dict", "model_state_dict"):
             if isinstance(content.get(name), dict):
@@ -144,7 +145,7 @@ def _read(path: Path, source: str) -> dict[str, Tensor]:
 def _unpickle(path: Path, source: str, *, allowed: list[Any]) -> object:
     try:
         with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # torch's about pickle protocols: it reads or refuses them
+            warnings.simplefilter("ignore", UserWarning)  # about pickle protocols: torch reads or refuses them
             return torch.load(path, map_location="cpu", weights_only=True)
     except _DAMAGED as error:
         forbidden = _GLOBAL.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
@@ -172,7 +173,7 @@ def _starts_with(path: Path, magic: bytes) -> bool:
     try:
         with path.open("rb") as file:
             return file.read(len(magic)) == magic
-    except OSError:  # then that is what the message says
+    except OSError:  # the message reports this instead
         return False
 
 
@@ -186,7 +187,7 @@ def _only_tensors(state: object, source: str) -> dict[str, Tensor]:
 
 
 def _brief(error: BaseException) -> str:
-    """Return the first line of an error's message; torch's go on for pages."""
+    """Return the first line of an error's message; torch's can be pages long."""
     if isinstance(error, pickle.UnpicklingError):
-        return "not a pickle of tensors"  # torch's text advises to read the file without the protection
+        return "not a pickle of tensors"  # torch's text recommends disabling the protection
     return brief(error)

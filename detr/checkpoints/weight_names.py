@@ -1,4 +1,4 @@
-"""What each weight is called: in the original's files, in `transformers`' two kinds of files, and in our state dict.
+"""Names of each weight: in the original's files, in `transformers`' two kinds of files, and in our state dict.
 
 Ours are the original's names, so its `.pth` needs no translation. `transformers` writes the residual network either
 under timm's names ("timm") or under its own ("resnet"), the rest alike in both, and splits what the original keeps as
@@ -10,13 +10,13 @@ from collections.abc import Iterable
 from typing import Literal
 
 Layout = Literal["original", "timm", "resnet"]
-"""Whose names a file uses."""
+"""The naming scheme of a file."""
 
 
 def names_in_file(key: str, layout: Layout) -> tuple[str, ...]:
-    """Return the names under which a file of `layout` keeps the original's `key`.
+    """Return the names of the original's `key` in a file of `layout`.
 
-    One name, or three: q, k and v, which stacked along the first dimension are the original's tensor.
+    One name, or three: q, k and v, which are concatenated along the first dimension to give the original's tensor.
     """
     if layout == "original":
         return (key,)
@@ -30,7 +30,7 @@ def names_in_file(key: str, layout: Layout) -> tuple[str, ...]:
 
 
 def usual_name(name: str, layout: Layout) -> str:
-    """Return the name that `names_in_file` gives for a weight that a file calls `name`.
+    """Return the name in the spelling of `names_in_file` for the weight `name` of a file.
 
     `transformers` has two spellings: that of its files and that of its running model, which some versions wrote.
     """
@@ -41,11 +41,11 @@ def usual_name(name: str, layout: Layout) -> str:
 
 
 def bare_names(names: Iterable[str]) -> dict[str, str]:
-    """Return for each name in a file the one without what wrappers of PyTorch and training scripts put around it.
+    """Return each name in a file mapped to the name without prefixes of PyTorch wrappers and training scripts.
 
-    DDP, `torch.compile` and FSDP add a part to each name (`module.`, `_orig_mod.`, ...). A module of Lightning that
-    holds the network as `model` adds that, and keeps the criterion's weights of the classes beside it, which decide no
-    detection and are left out. A prefix is only removed where every name has it and the class head is behind it.
+    DDP, `torch.compile` and FSDP add a part to each name (`module.`, `_orig_mod.`, ...). A Lightning module that has
+    the network as `model` adds that, and also has the criterion's class weights, which do not affect detections and are
+    left out. A prefix is removed only if every name has it and the class head follows it.
     """
     bare = {name: ".".join(part for part in name.split(".") if part not in _WRAPPERS) for name in names}
     bare = {name: short for name, short in bare.items() if not short.startswith("criterion.")}
@@ -60,7 +60,7 @@ def bare_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def layout_of(names: Iterable[str]) -> Layout:
-    """Return whose names a file uses, given the names without wrappers."""
+    """Return the layout of a file, given its names without wrapper prefixes."""
     names = list(names)
     if not any(name.startswith(("class_labels_classifier.", "model.input_projection.")) for name in names):
         return "original"
@@ -73,12 +73,12 @@ def has_mask_head(names: Iterable[str]) -> bool:
 
 
 def is_counter(key: str) -> bool:
-    """Return whether a weight is the counter `num_batches_tracked` of a trainable norm, which decides nothing."""
+    """Return whether a weight is a trainable norm's `num_batches_tracked`, which does not affect detections."""
     return key.rpartition(".")[2] == "num_batches_tracked"
 
 
 def _resnet_name(key: str) -> str:
-    """Turn timm's name of a weight of the residual network into that of `transformers`' own network."""
+    """Convert timm's name of a weight of the residual network to that of `transformers`' own network."""
     path, kind = key.rsplit(".", 1)
     found = re.fullmatch(r"layer(\d+)\.(\d+)\.(?:(?:conv|bn)(\d)|downsample\.\d)", path)
     if found is None:
@@ -92,9 +92,9 @@ def _resnet_name(key: str) -> str:
 
 
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-_HOLDERS = r"((model|net|network|detector)\.)+"  # attributes that training scripts keep a network in
+_HOLDERS = r"((model|net|network|detector)\.)+"  # attribute names of the network in training scripts
 CLASS_BIASES = ("class_embed.bias", "class_labels_classifier.bias")
-"""How the names of a weight end that every DETR has, in the original's files and in those of `transformers`."""
+"""Endings of the name of a weight that every DETR has, in the original's files and in those of `transformers`."""
 _NETWORK = "model.backbone.conv_encoder.model."
 _RULES = (
     (r"^input_proj\.", "model.input_projection."),

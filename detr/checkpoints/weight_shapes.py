@@ -1,4 +1,4 @@
-"""The names and shapes of a network's weights, known from its configuration alone: no torch, nothing is allocated."""
+"""The names and shapes of a network's weights, computed from its configuration without torch."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""A single file of weights: which DETR it is, from its name, from the settings of its training, or from the caller."""
+"""Single files of weights: find out which DETR one is from its training settings, its name, or the caller."""
 
 import difflib
 import re
@@ -44,15 +44,15 @@ _INSTEAD = {
 def read_weights_file(path: Path, variant: str | None, *, source: str) -> tuple[DetrConfig, Layout, dict[str, Tensor]]:
     """Return the configuration of the network in a `.pth` or `.ckpt`, the layout of its weights, and the weights.
 
-    The settings of the original's main.py (`args`) decide where the file has them, then `variant` or the file's name.
+    The settings of the original's main.py (`args`) decide if the file has them, else `variant` or the file's name.
 
     Args:
         path: the file.
         variant: a name of VARIANTS, or None.
-        source: what messages call the file.
+        source: name of the file in error messages.
 
     Raises:
-        CheckpointError: it cannot be read, or nothing tells which DETR it is, or two things contradict each other.
+        CheckpointError: it cannot be read, it is not known which DETR it is, or two sources contradict each other.
     """
     if path.suffix not in (".pth", ".ckpt"):
         raise CheckpointError(
@@ -91,7 +91,7 @@ def read_weights_file(path: Path, variant: str | None, *, source: str) -> tuple[
 
 
 def _trained_config(settings: Mapping[str, Any], source: str) -> DetrConfig | None:
-    """Return the configuration that a training's settings describe; None where they do not say which network it is."""
+    """Return the configuration described by training settings; None if they do not say which network it is."""
     if "backbone" not in settings or "dilation" not in settings:
         return None
     fields = Fields(settings, f"checkpoint {source}: args")
@@ -132,7 +132,7 @@ def _check_agreement(config: DetrConfig, named: str, variant: str | None, source
 
 
 def _with_heads_of(shapes: Mapping[str, tuple[int, ...]], layout: Layout, config: DetrConfig) -> DetrConfig:
-    """Return the configuration with as many classes and queries as the weights have, wherever those can be."""
+    """Return the configuration with the numbers of classes and queries of the weights."""
     rows = _row_count(shapes, "class_embed.weight", layout) - 1  # the last is no-object's
     queries = _row_count(shapes, "query_embed.weight", layout)
     if rows >= 1 and rows != config.class_count:
@@ -148,7 +148,7 @@ def _row_count(shapes: Mapping[str, tuple[int, ...]], key: str, layout: Layout) 
 
 
 def _variant(name: str, variant: str | None, source: str) -> str | None:
-    """Return the name of VARIANTS that the user or the file's name gives, or None."""
+    """Return the name of VARIANTS given by the user or by the file's name, or None."""
     official = _OFFICIAL_FILE.fullmatch(name)
     named = None if official is None else f"detr-resnet-{official[1]}{'-dc5' if official[2] else ''}"
     if variant is not None and variant not in VARIANTS:

@@ -17,7 +17,7 @@ NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "A
 """The names of the twelve, in the order in which pycocotools prints them."""
 
 RECALLS = tuple(point / 100 for point in range(101))
-"""Where curves have their points."""
+"""The recalls at which curves have points."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +32,10 @@ class ClassPrecision:
 
 @dataclass(frozen=True, slots=True)
 class PrecisionCurves:
-    """Precision over recall, mean over the classes that have truth: a number for each of `RECALLS`.
+    """Precision over recall, mean over the classes that have truth: one number for each of `RECALLS`.
 
-    As COCO interpolates it: the best precision at this recall or a higher one. Its mean is the figure that it is named
-    by. All numbers are -1 where there is no truth.
+    As COCO interpolates it: the best precision at this recall or a higher one. The mean of a curve is the figure of the
+    same name. All numbers are -1 if there is no truth.
 
     Attributes:
         AP: mean over the IoU thresholds .50:.05:.95.
@@ -50,15 +50,15 @@ class PrecisionCurves:
 
 @dataclass(frozen=True, slots=True)
 class AveragePrecision:
-    """COCO's twelve numbers, each in 0..1, or -1 where there is no truth to measure it by, as pycocotools has it.
+    """COCO's twelve numbers, each in 0..1, or -1 if there is no truth for it, as in pycocotools.
 
     Attributes:
         AP: mean over classes and IoU thresholds .50:.05:.95; `AP50`, `AP75` at one threshold.
         APs: of annotations under 32 x 32 pixels; `APm` under 96 x 96; `APl` of the larger.
         AR1: the best recall with one detection an image; `AR10`, `AR100`; `ARs`, `ARm`, `ARl` with a hundred, by size.
-        class_agnostic: the AP if all classes were one: whether things are found at all.
+        class_agnostic: the AP if all classes were one: whether objects are found, whatever their class.
         classes: by category id.
-        curves: what `AP`, `AP50` and `AP75` are the means of.
+        curves: the curves whose means are `AP`, `AP50` and `AP75`.
     """
 
     AP: float
@@ -91,16 +91,16 @@ def average_precision(
 ) -> AveragePrecision:
     """Measure detections against a COCO json, boxes only; the arguments are not changed.
 
-    Of an image and class the best hundred count; equal scores keep the order of their rows. Crowds are regions where
-    nothing counts. Rows of categories that the truth does not declare are ignored.
+    The best hundred detections of each image and class count; equal scores keep the order of their rows. Detections in
+    crowds are ignored, and so are rows of categories that the truth does not declare.
 
     Args:
-        truth: what a COCO json holds: `images`, `annotations` and `categories`. An annotation without `iscrowd` is not
-            a crowd, one without `area` has the area of its box.
+        truth: the contents of a COCO json: `images`, `annotations` and `categories`. An annotation without `iscrowd` is
+            not a crowd, one without `area` has the area of its box.
         results: columns, or rows as in COCO's results files: `image_id`, `category_id`, `bbox` (x, y, width, height in
             pixels) and `score`. May be empty.
-        image_ids: the images to measure on; None is all. An image without rows is one in which nothing was found.
-        evaluator: which package evaluates; the figures are the same.
+        image_ids: the images to measure on; None is all. An image without rows counts as one without detections.
+        evaluator: the package that evaluates; both give the same figures.
 
     Raises:
         ValueError: there is no image or category to measure on, or a row is of an image that the truth does not have.
@@ -108,7 +108,7 @@ def average_precision(
     columns = results if isinstance(results, ResultColumns) else ResultColumns.of_rows(results)
     _check_images_are_known(truth, columns)
     chosen = {image["id"] for image in truth["images"]} if image_ids is None else set(image_ids)
-    # the evaluators take an empty list for "all"
+    # the evaluators read an empty list as "all"
     if not chosen or not truth["categories"]:
         raise ValueError("there is no image, or no category, to measure average precision on")
     evaluation = CocoEvaluation(truth, columns, image_ids=chosen, evaluator=evaluator)

@@ -1,4 +1,4 @@
-"""Detections as the rows of COCO's results files, one a detection, and the same as columns, for many images."""
+"""Detections as rows of COCO's results files, one for each detection, or as columns, for many images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ResultRow: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ResultColumns:
-    """N detections as columns: 56 bytes a detection, where a row as a dict takes some 600.
+    """N detections as columns: 56 bytes each, compared with about 600 for a dict.
 
     Attributes:
         image_ids: `(N,)` int64.
@@ -71,7 +71,7 @@ class ResultColumns:
 
     @classmethod
     def concatenate(cls, parts: Sequence[ResultColumns]) -> ResultColumns:
-        """Return the detections of all parts in their order; of no parts, none."""
+        """Return the detections of all parts in order; empty without parts."""
         if not parts:
             return cls.of_rows([])
         return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
@@ -94,7 +94,7 @@ def result_rows(
 
     Args:
         image_id: as the annotations have it.
-        category_ids: N plain integers, the data set's own; `tensor.tolist()` gives such.
+        category_ids: N Python integers, the data set's own ids, such as `tensor.tolist()` returns.
         scores: N.
         boxes_xyxy: N times four corners, in pixels of the picture that was annotated.
     """
@@ -110,14 +110,14 @@ def result_rows(
 
 
 def merge_results(parts: Iterable[Mapping[int, Sequence[ResultRow]]]) -> list[ResultRow]:
-    """Return the rows of all workers' images: each image once, images by id, an image's rows in the order given.
+    """Return the rows of all workers' images: each image once, sorted by id, an image's rows in the order given.
 
-    The figures over them do not depend on how the images were dealt, nor on images that several workers were given
-    so that all have equally many: pycocotools takes equal scores in the order of images, and of an image's rows.
+    The figures do not depend on how images were distributed, nor on images that several workers received to make their
+    numbers equal: pycocotools sorts equal scores by image, then by the order of an image's rows.
 
     Args:
-        parts: of each worker, its rows by image id; an image in which nothing was found has an empty sequence, or none.
-            Of an image that came several times the first part that has it counts.
+        parts: each worker's rows by image id; an image without detections has an empty sequence, or no entry. If
+            several parts have an image, the first counts.
     """
     merged: dict[int, Sequence[ResultRow]] = {}
     for part in parts:

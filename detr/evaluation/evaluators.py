@@ -1,4 +1,4 @@
-"""The evaluators of COCO's boxes: ultrafast-pycocotools, and pycocotools, whose figures it gives to the last bit.
+"""The evaluators of COCO's boxes: ultrafast-pycocotools and pycocotools, whose figures are bit-identical.
 
 Both have the same interface. pycocotools is the official one and takes more than 20 times the CPU time and 4 times the
 memory; the tests compare them on many random data sets.
@@ -22,17 +22,17 @@ Evaluator = Literal["ultrafast", "pycocotools"]
 EVALUATORS: Final[tuple[Evaluator, ...]] = get_args(Evaluator)
 
 LARGEST, SMALLEST_SIDE = 1e150, 1e-150
-"""Outside these the area of a box, or of an intersection, can be infinite or rounded to 0."""
+"""Limits beyond which the area of a box or of an intersection can be infinite or rounded to 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What an evaluator returns.
+    """The result of an evaluator.
 
     Attributes:
         stats: COCO's twelve numbers, in the order in which pycocotools prints them.
         precision: `(10 IoU thresholds, 101 recalls, classes, 4 area ranges, 3 numbers of detections)`, -1 where a class
-            has no truth. Classes are in the order of their ids; there is one where categories are not used.
+            has no truth. Classes are in the order of their ids; there is only one if categories are not used.
     """
 
     stats: npt.NDArray[np.float64]
@@ -43,11 +43,11 @@ class CocoEvaluation:
     """Truth and detections, prepared once for several evaluations.
 
     Ids of images and categories are replaced by their rank, which keeps their order, and so the order of detections
-    with equal scores: the evaluators hold ids as float64 or replace an id of 0. What cannot count is left out:
-    annotations and detections of categories or images that the truth does not declare.
+    with equal scores: the evaluators store ids as float64 or replace an id of 0. Annotations and detections of
+    categories or images that the truth does not declare are left out, because they cannot count.
 
-    Where the overlap of two boxes is NaN, because their areas overflow or underflow, the two packages count
-    differently. Such boxes are always evaluated by pycocotools.
+    The two packages count differently if the overlap of two boxes is NaN, because their areas overflow or underflow.
+    Such boxes are always evaluated by pycocotools.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class CocoEvaluation:
         """Prepare an evaluation.
 
         Args:
-            truth: what a COCO json holds: `images`, `annotations` and `categories`.
+            truth: the contents of a COCO json: `images`, `annotations` and `categories`.
             results: the detections.
             image_ids: the images to evaluate, at least one.
-            evaluator: which package evaluates.
+            evaluator: the package that evaluates.
         """
         chosen = {image_id: rank for rank, image_id in enumerate(sorted(set(image_ids)), start=1)}
         self.category_ids: Final = sorted({category["id"] for category in truth["categories"]})
@@ -83,7 +83,7 @@ class CocoEvaluation:
             self._new = prepare(dataset, ranked)
 
     def figures(self, *, use_categories: bool) -> Figures:
-        """Return the figures; without categories, those of one class that holds all."""
+        """Return the figures; without categories, those of all detections as one class."""
         with _silence():
             evaluation = self._new()
             evaluation.params.imgIds = self._image_ranks
@@ -103,7 +103,7 @@ def _is_extreme(boxes_xywh: npt.NDArray[np.float64]) -> bool:
 def _annotations(
     annotations: Sequence[Mapping[str, Any]], images: Mapping[int, int], categories: Mapping[int, int]
 ) -> list[dict[str, Any]]:
-    # numbered anew: an annotation with the id 0 would count as never found, one with another's id would replace it
+    # renumbered: an annotation with the id 0 would count as not found, one with a duplicate id would replace the other
     return [
         {
             "id": number,
@@ -132,12 +132,12 @@ def _ranked(results: ResultColumns, image_ids: Sequence[int], category_ids: Sequ
 def _ultrafast(dataset: dict[str, Any], results: ResultColumns) -> Callable[[], Any]:
     expected = ultrafast_pycocotools.COCO(dataset, verbose=False)
     columns = (results.image_ids, results.boxes_xywh, results.scores, results.category_ids)
-    found = expected.loadRes(np.column_stack(columns))  # an array is never turned into a dict for each detection
+    found = expected.loadRes(np.column_stack(columns))  # avoids a dict for each detection
     return lambda: ultrafast_pycocotools.COCOeval(expected, found, "bbox", print_function=lambda _line: None)
 
 
 def _pycocotools(dataset: dict[str, Any], results: ResultColumns) -> Callable[[], Any]:
-    from pycocotools.coco import COCO  # here: the other evaluator does not need it
+    from pycocotools.coco import COCO  # imported here: the other evaluator does not need it
     from pycocotools.cocoeval import COCOeval
 
     rows = [
@@ -159,5 +159,5 @@ def _pycocotools(dataset: dict[str, Any], results: ResultColumns) -> Callable[[]
 
 
 def _silence() -> contextlib.redirect_stdout[io.StringIO]:
-    # both always print their progress; standard output belongs to the caller
+    # both always print their progress, which must not reach the caller's standard output
     return contextlib.redirect_stdout(io.StringIO())

@@ -8,16 +8,16 @@ import struct
 from detr.images.isobmff import exif_of, read_meta
 from detr.images.results import Header, UnreadableImage, upright_header
 
-# EXIF's orientation by quarter turns to the left and the mirror after them: none, top with bottom, left with right.
+# EXIF's orientation by quarter turns to the left and the mirroring after them: none, vertical, horizontal.
 _ORIENTATIONS = {0: (1, 4, 2), 1: (8, 5, 7), 2: (3, 2, 4), 3: (6, 7, 5)}
 _EXIF_ENTRY = re.compile(rb"(infe(?:\x02.{3}.{4}|\x03.{3}.{6}))Exif", re.DOTALL)
 
 
 def read_avif(data: bytes) -> Header:
-    """Return the header of the primary picture, turned and mirrored as the file says; its EXIF must not turn it again.
+    """Return the header of the primary picture, rotated and mirrored by the container; EXIF must not be applied.
 
     Raises:
-        ImageError: there is no such picture, or the file is cut.
+        ImageError: there is no such picture, or the file is truncated.
     """
     meta = read_meta(data)
     size, turns, mirror = None, 0, 0
@@ -35,5 +35,5 @@ def read_avif(data: bytes) -> Header:
 
 
 def picture_of_avif(data: bytes) -> bytes:
-    """Return the file with its EXIF hidden: Pillow would parse it, and warn about what is broken there."""
+    """Return the file with its EXIF hidden, because Pillow would parse it and warn about errors in it."""
     return _EXIF_ENTRY.sub(rb"\1none", data, count=1)

@@ -58,19 +58,19 @@ _RGB = 3  # torchvision.io.ImageReadMode.RGB
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, upright: bool = True) -> Tensor:
     """Return the upright picture, `(3, H, W)` uint8 RGB, as a view of (H, W, 3) memory: `resize` is fastest on that.
 
-    The first frame of an animation, the largest picture of an icon. Alpha is dropped, not blended; 16 bits are scaled
-    to 8; there is no colour management. Its size is that of `read_header`. Any number of threads may decode at once.
+    Of an animation, the first frame is decoded; of an icon, the largest picture. Alpha is dropped, not blended; 16 bits
+    are scaled to 8; colour profiles are ignored. The size is that of `read_header`. Thread-safe.
 
     Args:
         data: the encoded file.
-        max_pixels: larger pictures are refused by their header.
-        upright: False leaves the pixels as they are stored, whatever EXIF says: where EXIF's orientation is 5 or more,
-            height and width are those of the header exchanged. Boxes that were drawn on such pixels fit no others.
-            HEIC is upright in either case: its turning is a part of decoding, and EXIF's is for information only.
+        max_pixels: larger pictures are refused after reading the header.
+        upright: False returns the pixels as stored and ignores EXIF: if EXIF's orientation is 5 or more, height and
+            width are exchanged compared with the header. Boxes drawn on such pixels are valid for these only. HEIC is
+            upright in either case: decoding includes the rotation, and EXIF's orientation is informative only.
 
     Raises:
-        ImageError: of the kind that says what is wrong.
-        MemoryError: the machine has no room for this picture now; another one may have.
+        ImageError: a subclass names the problem.
+        MemoryError: this machine has too little free memory for the picture; another one may have enough.
     """
     header = read_header(data, max_pixels=max_pixels)
     if header.format == "JPEG":
@@ -95,7 +95,8 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
     Within 1 grey level of `PIL.Image.resize(BILINEAR)`, which the original used, and equal to
     `torchvision.transforms.v2.functional.resize` bit by bit.
     """
-    # Channels-last is 1.8 ms for a COCO photograph, (3, H, W) memory 5.6; `decode` gives it, so this is no copy then.
+    # Channels-last takes 1.8 ms for a COCO photograph, (3, H, W) memory 5.6; `decode` returns it, so this does not
+    # copy.
     pixels = image[None].contiguous(memory_format=torch.channels_last)
     if pixels.shape[-2:] == (height, width):
         return pixels[0]
@@ -108,15 +109,15 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
 
 @cache
 def _resizes_uint8() -> bool:
-    """Return whether torch has vector instructions here for resizing uint8; without them its result is less exact."""
+    """Return whether torch resizes uint8 with vector instructions on this CPU; otherwise its result is less exact."""
     return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") or platform.machine() in ("aarch64", "arm64")
 
 
 def _as_batch(pixels: Tensor) -> Tensor:
     """Return one channels-last image `(1, 3, H, W)` with the strides of a batch of several.
 
-    torch gives the result of `interpolate` channels-last memory only when the first stride says so
-    (pytorch issue 68430); otherwise it copies the result.
+    torch returns the result of `interpolate` in channels-last memory only if the first stride is channels-last (pytorch
+    issue 68430); otherwise it copies the result.
     """
     return pixels.as_strided(pixels.shape, (pixels.numel(), *pixels.stride()[1:]))
 
@@ -135,7 +136,7 @@ def _decode_jpeg(data: bytes) -> NDArray[np.uint8]:
             raise TruncatedImage("the JPEG ends before its picture does") from error
         raise UnreadableImage(f"the JPEG is damaged: {reason}") from error
     pixels: NDArray[np.uint8] = image.permute(1, 2, 0).numpy()
-    return np.ascontiguousarray(pixels)  # no copy: torchvision gives a view of such memory
+    return np.ascontiguousarray(pixels)  # no copy: torchvision returns a view of such memory
 
 
 def _upright(stored: NDArray[np.uint8], orientation: int) -> Tensor:

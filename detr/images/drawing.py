@@ -1,4 +1,4 @@
-"""Detections drawn on their picture, to be looked at."""
+"""Draw detections on their picture."""
 
 import colorsys
 import math
@@ -17,10 +17,10 @@ from detr.postprocess import Detections
 FONT_SHARE = 0.026  # of the picture's shorter side: the largest letters
 LEAST_FONT_SHARE = 0.008  # for labels of objects that are narrower than their label
 LEAST_FONT_PIXELS = 11
-SMALLEST_FONT_PIXELS = 6  # in a picture too narrow for the usual size; narrower still, and the label is left out
+SMALLEST_FONT_PIXELS = 6  # in a picture too narrow for the usual size; if this does not fit, the label is left out
 LINE_SHARE = 0.005
 LINE_SHARE_OF_BOX = 0.125  # at most: the outline lies inside the box and must not hide a small object
-SMALL_BOX_LABELS = 4  # a box of less than so many times the area of a label is hidden by it
+SMALL_BOX_LABELS = 4  # a box with less than this many times the area of a label counts as hidden by it
 HIDDEN_SHARE = 0.25  # of such a box or of a label of a higher score; a label that would hide more is left out
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -38,9 +38,9 @@ class _Label:
 def draw_detections(image: Tensor | Image.Image, detections: Detections) -> Image.Image:
     """Return an RGB copy of the picture with an outline per detection and its label and score, the best on top.
 
-    Every detection is outlined: choose by score beforehand. A class has the same colour in every picture. Lines and
-    letters grow with the picture and shrink for small objects. A label stays inside the picture, at the first place
-    around its box where it hides no small object and no other label; without such a place it is left out.
+    Every detection is outlined: filter by score beforehand. A class has the same colour in every picture. Lines and
+    letters scale with the picture and are smaller for small objects. A label is inside the picture, at the first
+    position around its box where it hides no small object and no other label; without such a position it is left out.
 
     Args:
         image: uint8 `(3, H, W)` RGB, or a PIL image; upright, as the boxes are.
@@ -59,7 +59,7 @@ def draw_detections(image: Tensor | Image.Image, detections: Detections) -> Imag
         xmin, ymin, xmax, ymax = boxes[index]
         side = min(xmax - xmin, ymax - ymin)
         width = max(1, min(line, int(LINE_SHARE_OF_BOX * side)))
-        # of a box thinner than two lines Pillow 13 would draw the outline past its sides
+        # Pillow 13 would draw the outline of a box thinner than two lines outside the box
         fill = colours[index] if side <= 2 * width else None
         canvas.rectangle((xmin, ymin, xmax - 1, ymax - 1), fill, colours[index] if fill is None else None, width)
 
@@ -81,7 +81,7 @@ def draw_detections(image: Tensor | Image.Image, detections: Detections) -> Imag
 
 def class_colour(category_id: int) -> tuple[int, int, int]:
     """Return the RGB colour of a class: neighbouring ids are far apart in hue."""
-    hue = category_id * 0.61803398875 % 1.0  # the golden ratio never comes back to a hue
+    hue = category_id * 0.61803398875 % 1.0  # multiples of the golden ratio never repeat a hue
     red, green, blue = colorsys.hsv_to_rgb(hue, (0.95, 0.65)[category_id % 2], (1.0, 0.85)[category_id // 2 % 2])
     return round(255 * red), round(255 * green), round(255 * blue)
 
@@ -112,14 +112,14 @@ def _to_picture(image: Tensor | Image.Image) -> Image.Image:
 
 
 def _inside(box: list[float], width: int, height: int) -> Rectangle:
-    """The pixels of a box, cut to the picture; at least one, at the border, of a box that lies outside."""
+    """Return the pixels of a box inside the picture; for a box outside, at least one pixel at the border."""
     xmin, ymin = (min(max(round(low), 0), side - 1) for low, side in zip(box[:2], (width, height), strict=True))
     xmax, ymax = (min(max(round(high), 0), side) for high, side in zip(box[2:], (width, height), strict=True))
     return xmin, ymin, max(xmax, xmin + 1), max(ymax, ymin + 1)
 
 
 def _font_that_fits(text: str, box: Rectangle, picture_size: tuple[int, int]) -> Font | None:
-    """The largest font in which the label is as wide as its box, within the limits of the picture."""
+    """Return the largest font in which the label fits the width of its box, within the limits of the picture."""
     width, height = picture_size
     usual, least = (
         max(LEAST_FONT_PIXELS, round(share * min(width, height))) for share in (FONT_SHARE, LEAST_FONT_SHARE)
@@ -139,13 +139,13 @@ def _font(size: int) -> Font:
 
 
 def _label_size(text: str, font: Font) -> tuple[int, int]:
-    """Width and height of a label: the text with its margin; the height is the font's, whatever the letters."""
+    """Return width and height of a label with its margin; the height depends on the font only."""
     top, bottom, margin = _lines(font)
     return math.ceil(font.getlength(text)) + 2 * margin, bottom - top + 2 * margin
 
 
 def _lines(font: Font) -> tuple[int, int, int]:
-    """Where the tallest letter begins and the lowest ends, below the point that a text is drawn at, and the margin."""
+    """Return top and bottom of the font's letters, below the drawing point of a text, and the margin."""
     _, top, _, bottom = font.getbbox("Ag")
     return math.floor(top), math.ceil(bottom), max(1, round((bottom - top) / 6))
 
@@ -158,7 +158,7 @@ def _place_label(
     boxes: NDArray[np.int64],
     placed: NDArray[np.int64],
 ) -> Rectangle | None:
-    """The first place that hides least of the labels so far and of small boxes; None where it would hide too much."""
+    """Return the first position that hides least of earlier labels and small boxes; None if it hides too much."""
     width, height = _label_size(text, font)
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     small = boxes[areas < SMALL_BOX_LABELS * width * height]
@@ -196,7 +196,7 @@ def _shifted_inside(xmin: int, ymin: int, width: int, height: int, picture_size:
 
 
 def _shared_pixels(one: Rectangle, others: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many pixels a rectangle shares with each of the others, `(N, 4)`."""
+    """Return the number of pixels that a rectangle shares with each of the others, `(N, 4)`."""
     across = np.minimum(one[2], others[:, 2]) - np.maximum(one[0], others[:, 0])
     down = np.minimum(one[3], others[:, 3]) - np.maximum(one[1], others[:, 1])
     return np.maximum(across, 0) * np.maximum(down, 0)

@@ -1,4 +1,4 @@
-"""EXIF blocks: how a photograph must be turned, and when it was taken. Whatever is broken in one is ignored."""
+"""Read orientation and time of exposure from EXIF blocks. Damaged parts are ignored."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _CLOCK = re.compile(rb"(\d{4})[:/-](\d\d)[:/-](\d\d)[ T](\d\d):(\d\d):(\d\d)")
 
 
 class ExifEntry(NamedTuple):
-    """One entry of a directory of a TIFF structure, which EXIF is too."""
+    """One directory entry of a TIFF structure, which EXIF uses."""
 
     tag: int
     kind: int  # 1 byte, 2 ASCII, 3 short, 4 long ...
     values: int  # how many
-    value: bytes  # 4 bytes (8 in BigTIFF): the values themselves where they fit, else where they stand
+    value: bytes  # 4 bytes (8 in BigTIFF): the values if they fit, else their offset
 
 
 def directory_entries(block: bytes, offset: int, order: str, *, big: bool = False) -> Iterator[ExifEntry]:
-    """Yield the entries of the directory at `offset`, as many of them as `block` holds.
+    """Yield the entries of the directory at `offset` that are complete in `block`.
 
     `order` is `<` or `>`. `big` is BigTIFF's layout.
     """
@@ -48,7 +48,7 @@ def directory_entries(block: bytes, offset: int, order: str, *, big: bool = Fals
 def read_exif(block: bytes) -> tuple[int, datetime | None]:
     """Return orientation (1..8) and the camera's clock at exposure, from a block with or without its `Exif` prefix.
 
-    Without a valid orientation it is 1. The clock has no zone; None where the camera did not write one.
+    Orientation is 1 without a valid one. The clock has no zone; None if the camera did not write it.
     """
     if block.startswith(b"Exif\0"):
         block = block[6:]
@@ -80,7 +80,7 @@ def read_directory(block: bytes, offset: int, order: str, *, big: bool = False) 
 
 
 def _number(entry: ExifEntry, order: str) -> int:
-    """Return the one integer of an entry, or 0 where it is something else."""
+    """Return the value of an entry with one integer, else 0."""
     if entry.values != 1 or entry.kind not in (_SHORT, _LONG):
         return 0
     number: int = struct.unpack_from(order + ("H" if entry.kind == _SHORT else "L"), entry.value)[0]

@@ -1,4 +1,4 @@
-"""GIF: its size without decoding, and the part of it that shows the first frame."""
+"""GIF: read the size without decoding, and extract the first frame."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _EXTENSION, _IMAGE = 0x21, 0x2C
 
 
 def read_gif(data: bytes) -> Header:
-    """Return the header: the screen, made larger where the first frame stands out of it (as Pillow shows it).
+    """Return the header: the screen, enlarged if the first frame exceeds it (as in Pillow).
 
     Raises:
         ImageError: there is no first frame.
@@ -28,7 +28,7 @@ def picture_of_gif(data: bytes) -> bytes:
 
 
 def _first_frame(data: bytes) -> tuple[int, int, int]:
-    """Return height and width, and where the first frame begins."""
+    """Return height, width, and the offset of the first frame."""
     if len(data) < 13:
         raise TruncatedImage(f"a GIF of {len(data)} bytes ends inside its header")
     screen_width, screen_height, flags = struct.unpack_from("<HHB", data, 6)

@@ -1,4 +1,4 @@
-"""Format, upright size, turning and time of exposure from the header of an image: no pixel is decoded."""
+"""Read format, upright size, orientation and time of exposure from an image's header, without decoding pixels."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _JPEG2000_SIGNATURES = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 _PPM_SIGNATURES = tuple(b"P%d%c" % (kind, space) for kind in range(1, 7) for space in b" \t\r\n#")
 _PSD_MODES = {(0, 1), (0, 8), (1, 8), (2, 8), (3, 8), (4, 8), (7, 8), (8, 8)}  # colour mode and bits that Pillow knows
 
-# Formats that show pictures, but not to us.
+# Image formats that are not supported.
 _UNSUPPORTED = {
     b"\xff\x0a": "JPEG XL",
     b"\0\0\0\x0cJXL \r\n\x87\n": "JPEG XL",
@@ -68,7 +68,7 @@ _UNSUPPORTED = {
     b"\0\0\2\0": "Windows cursor or Targa",
 }
 _UNSUPPORTED_BRANDS = {b"crx ": "camera raw (Canon)"}
-# What is often found under the name of an image.
+# Other contents that files with an image's name often have.
 _OTHERS = {
     b"%PDF": "a PDF document",
     b"%!PS": "a PostScript document",
@@ -90,10 +90,10 @@ _OTHERS = {
 def read_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Header:
     """Return format, upright size, orientation and time of exposure of an encoded image, without decoding it.
 
-    A COCO photograph takes 7 microseconds, a camera's with EXIF 20 to 35. Broken EXIF is as none.
+    A COCO photograph takes 7 microseconds, a camera's with EXIF 20 to 35. Damaged EXIF is ignored.
 
     Raises:
-        ImageError: of the kind that says what is wrong. What is wrong with the pixels shows in `decode` only.
+        ImageError: a subclass names the problem. Damaged pixels are detected by `decode` only.
     """
     if not data:
         raise EmptyImage("the file has no bytes; upload it again")
@@ -107,7 +107,7 @@ def read_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Header:
 
 
 def _reader(data: bytes) -> Callable[[bytes], Header]:
-    """Return what reads the header of such bytes, by their first ones."""
+    """Return the header reader for a file, chosen by its first bytes."""
     if data.startswith(_JPEG_SIGNATURE):
         return _read_jpeg
     if data.startswith(PNG_SIGNATURE):
@@ -134,7 +134,7 @@ def _reader(data: bytes) -> Callable[[bytes], Header]:
 
 
 def _box_reader(data: bytes) -> Callable[[bytes], Header]:
-    """Return the reader of AVIF or HEIC, whose container raw files and videos have, too."""
+    """Return the reader of AVIF or HEIC; raw files and videos have the same container."""
     end = min(int.from_bytes(data[:4]), 256)
     brands = [data[start : start + 4] for start in (8, *range(16, end, 4))]
     if b"avif" in brands or b"avis" in brands:
@@ -148,7 +148,7 @@ def _box_reader(data: bytes) -> Callable[[bytes], Header]:
 
 
 def _stranger(data: bytes) -> NotAnImage | UnsupportedImage:
-    """Return the error that tells best what the bytes are."""
+    """Return the error that best describes the bytes."""
     for signature, name in _UNSUPPORTED.items():
         if data.startswith(signature):
             return UnsupportedImage(f"{name} cannot be decoded here; convert it to JPEG or PNG first")
@@ -166,12 +166,12 @@ def _stranger(data: bytes) -> NotAnImage | UnsupportedImage:
 
 
 def _read_jpeg(data: bytes) -> Header:
-    """Walk the markers up to the first scan: EXIF may stand before or after the frame header."""
+    """Read the markers up to the first scan: EXIF may be before or after the frame header."""
     frame: tuple[int, int, int, int, int] | None = None
     exif: bytes | None = None
     position = 2
     while True:
-        position = data.find(b"\xff", position)  # libjpeg too goes over stray bytes between segments
+        position = data.find(b"\xff", position)  # libjpeg skips stray bytes between segments, too
         while position >= 0 and data[position : position + 1] == b"\xff":  # any number of them may fill up
             position += 1
         if position < 0 or position + 3 > len(data):

@@ -1,6 +1,6 @@
-"""HEIC and HEIF: the size without decoding, and the picture by the package pillow-heif where it is installed.
+"""HEIC and HEIF: read the size without decoding, and decode with the package pillow-heif if it is installed.
 
-libheif turns, mirrors and crops a picture as the file says while it decodes, so here pixels are upright as they come.
+libheif applies the file's rotation, mirroring and cropping while it decodes, so decoded pixels are upright.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BRANDS = frozenset((b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1"))
-"""What the first box of such a file calls it."""
+"""Brands in the first box of such a file."""
 INSTALL = "HEIC needs the package pillow-heif: pip install 'ray-detr[heif]' on every node, or convert it to JPEG first"
 
-_PARAMETER_SET = 33  # the sort of a unit of HEVC that says how large pictures are (SPS)
-_ROUNDING = 128  # pixels: a coded picture ends at a whole block, at most this far behind the picture
+_PARAMETER_SET = 33  # the type of the HEVC unit that contains the size of pictures (SPS)
+_ROUNDING = 128  # pixels: a coded picture ends at a whole block, at most this far beyond the picture
 _SPARE_PIXELS = 4 * 1024**2  # that tiles may have beyond the picture, besides a share
-_MOST_SHARED = 2  # times the length of the file: what all items of a picture may take from it
+_MOST_SHARED = 2  # times the length of the file: the most that all items of a picture may take from it
 _MOST_UNITS = 10_000  # of one item; encoders make some ten for a picture
 _MOST_SHARE = 8  # of the pixels of the picture that all its tiles, depths and masks may have together
 # What pillow-heif 1.8 was seen to raise on damaged bytes. Not MemoryError: that is the machine's fault.
@@ -44,13 +44,13 @@ _DAMAGE = (OSError, ValueError, RuntimeError, SyntaxError, EOFError, LookupError
 
 
 def read_heic(data: bytes) -> Header:
-    """Return the header of the primary picture, upright. Only `decode_heic` needs the package for it, but both ask.
+    """Return the upright header of the primary picture. Requires pillow-heif, although only `decode_heic` uses it.
 
-    What libheif would decode for it is held against the size that the file claims: a small claim with a large picture
-    behind it is refused here, by the parameter sets of its HEVC.
+    The size that libheif would decode, from the HEVC parameter sets, is compared with the size that the file claims: a
+    large picture with a small claim is refused here.
 
     Raises:
-        ImageError: pillow-heif is missing, there is no such picture, the file is cut, or it contradicts itself.
+        ImageError: pillow-heif is missing, there is no such picture, or the file is truncated or inconsistent.
     """
     if not has_decoder():
         raise UnsupportedImage(INSTALL)
@@ -59,7 +59,7 @@ def read_heic(data: bytes) -> Header:
     claimed = height * width
     joining = {source for kind, source, _ in meta.references if kind == b"dimg"}
     items = _decoded_with(meta, meta.primary)
-    # before any is joined: items may share their bytes, and each of thousands may be the whole file
+    # before items are joined: they may share bytes, and each of thousands may cover the whole file
     taken = (sum(length for _, length in meta.places.get(item, ())) for item in items)
     if sum(min(length, len(data)) for length in taken) > _MOST_SHARED * len(data):
         raise UnreadableImage("the parts of the HEIC lie on one another")
@@ -89,7 +89,7 @@ def decode_heic(data: bytes, header: Header) -> NDArray[np.uint8]:
         header: of `read_heic`; a picture of another size is not decoded.
 
     Raises:
-        ImageError: cut, damaged, or of a kind that libheif cannot decode.
+        ImageError: the picture is truncated, damaged, or of a kind that libheif cannot decode.
     """
     heif = import_module("pillow_heif")
     try:
@@ -113,7 +113,7 @@ def has_decoder() -> bool:
 
 
 def load_decoder() -> None:
-    """Import pillow-heif where it is installed, so that processes forked from this one need not."""
+    """Import pillow-heif if it is installed, so that forked processes do not have to."""
     if has_decoder():
         import_module("pillow_heif")
 
@@ -133,7 +133,7 @@ def _verdict(error: Exception) -> ImageError | MemoryError:
 
 
 def _size_of(meta: Meta, item: int) -> tuple[int, int]:
-    """Return the height and width that a file gives an item, before it is turned or cropped."""
+    """Return the height and width of an item according to the file, before rotation and cropping."""
     for kind, content in meta.properties_of(item):
         if kind == b"ispe" and len(content) >= 12:
             width, height = struct.unpack_from(">LL", content, 4)
@@ -142,7 +142,7 @@ def _size_of(meta: Meta, item: int) -> tuple[int, int]:
 
 
 def _decoded_with(meta: Meta, primary: int) -> set[int]:
-    """Return the items that are decoded for a picture: itself, its tiles, and what belongs to it, such as its mask."""
+    """Return the items that are decoded for a picture: itself, its tiles, and auxiliary items such as its mask."""
     linked: dict[int, list[int]] = {}
     for kind, item, to in meta.references:
         if kind == b"dimg":
@@ -158,10 +158,10 @@ def _decoded_with(meta: Meta, primary: int) -> set[int]:
 
 
 def _check_item(data: bytes, meta: Meta, item: int, *, is_joining: bool) -> int:
-    """Return how many pixels are coded in an item, 0 in one that only joins others.
+    """Return the number of coded pixels of an item; 0 for one that only combines others.
 
     Raises:
-        ImageError: it is not HEVC, or its parameter sets give it another size than the file does.
+        ImageError: it is not HEVC, or the size in its parameter sets differs from the file's.
     """
     settings = next((content for kind, content in meta.properties_of(item) if kind == b"hvcC"), None)
     if settings is None:
@@ -181,7 +181,7 @@ def _check_item(data: bytes, meta: Meta, item: int, *, is_joining: bool) -> int:
 
 
 def _units_of_settings(settings: bytes) -> Iterator[bytes]:
-    """Yield the units of HEVC that stand before a picture (hvcC)."""
+    """Yield the HEVC units that precede a picture (hvcC)."""
     if len(settings) < 23:
         raise UnreadableImage("the HEVC settings of the HEIC are cut")
     position = 23
@@ -197,11 +197,11 @@ def _units_of_settings(settings: bytes) -> Iterator[bytes]:
 
 
 def _units_of_item(data: bytes, meta: Meta, item: int, settings: bytes) -> Iterator[bytes]:
-    """Yield the beginnings of the units of HEVC in a picture itself, which may hold parameter sets, too."""
+    """Yield the beginnings of the HEVC units inside a picture, which may include parameter sets."""
     width = 1 + (settings[21] & 3)
     if item not in meta.places:
         raise UnsupportedImage("a HEIC that keeps its picture in an unusual place; convert it to JPEG first")
-    # first: pieces may lie on one another, and all together take much more than the file has
+    # checked first: pieces may overlap, and their sum may be much larger than the file
     if sum(length for _, length in meta.places[item]) > len(data):
         raise TruncatedImage("the file ends before its picture does")
     coded = b"".join(data[start : start + length] for start, length in meta.places[item])
@@ -211,7 +211,7 @@ def _units_of_item(data: bytes, meta: Meta, item: int, settings: bytes) -> Itera
         raise UnreadableImage("a part of the HEIC has no data")
     position, left = 0, _MOST_UNITS
     while position + width <= len(coded):
-        left -= 1  # a unit may take no bytes
+        left -= 1  # a unit may be empty
         if left < 0:
             raise UnreadableImage("the HEIC has too many units of HEVC")
         length = int.from_bytes(coded[position : position + width])
@@ -233,20 +233,20 @@ def _coded_size(unit: bytes) -> tuple[int, int]:
     for has_profile, has_level in present:
         bits.take(88 * has_profile + 8 * has_level)
     bits.exponential()  # its number
-    if bits.exponential() == 3:  # the sort of chroma
+    if bits.exponential() == 3:  # the chroma format
         bits.take(1)
     width, height = bits.exponential(), bits.exponential()
     return height, width
 
 
 class _Bits:
-    """Reads bits from the first to the last."""
+    """Sequential reader of bits."""
 
     def __init__(self, data: bytes) -> None:
         self._data, self._position = data, 0
 
     def take(self, count: int) -> int:
-        """Return the next bits as a number."""
+        """Return the next bits as an integer."""
         end = self._position + count
         if end > 8 * len(self._data):
             raise UnreadableImage("a parameter set of the HEVC is cut")

@@ -1,4 +1,4 @@
-"""Windows icons: the largest of the pictures in one."""
+"""Windows icons: read the largest picture of an icon."""
 
 from __future__ import annotations
 
@@ -41,6 +41,6 @@ def picture_of_icon(data: bytes) -> bytes:
         raise TruncatedImage("the icon ends inside its largest picture")
     if picture.startswith(PNG_SIGNATURE):
         return picture
-    # The bitmap's height counts the colours and, after them, a mask of transparency as high again.
+    # The bitmap's height includes the colours and, after them, a transparency mask of the same height.
     (height,) = struct.unpack_from("<i", picture, 8)
     return picture[:8] + struct.pack("<i", height // 2) + picture[12:]

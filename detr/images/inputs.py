@@ -1,4 +1,4 @@
-"""What `Detector` takes as an image, and the encoded bytes or pixels in it."""
+"""Image inputs of `Detector`, and conversion to encoded bytes or pixels."""
 
 import io
 import os
@@ -20,18 +20,18 @@ AnyImage = (
 )
 
 
-_NOT_IN_TIFF = {"HSV": "RGB", "RGBa": "RGBA", "La": "LA"}  # modes of PIL images, and which holds the same colours
+_NOT_IN_TIFF = {"HSV": "RGB", "RGBa": "RGBA", "La": "LA"}  # modes of PIL images, and one with the same colours
 
 
 def is_image(value: object) -> TypeGuard[AnyImage]:
-    """Return whether a value is one image, as opposed to several or to something else."""
+    """Return whether a value is one image, not several or something else."""
     return isinstance(
         value, (bytes, bytearray, memoryview, str, os.PathLike, Image.Image, Tensor, np.ndarray)
     ) or callable(getattr(value, "read", None))
 
 
 def not_an_image(value: object) -> TypeError:
-    """Return the error for a value of a type that is not taken."""
+    """Return the error for a value of an unsupported type."""
     return TypeError(
         f"{type(value).__name__} is not an image; give encoded bytes, a path, an open binary file, a PIL image, a "
         "uint8 (3, H, W) RGB tensor or a uint8 (H, W, 3) RGB array of numpy, or a list of these"
@@ -42,8 +42,8 @@ def encoded_or_tensor(image: AnyImage) -> bytes | Tensor:
     """Return the encoded bytes of an image, or its pixels as an upright uint8 `(3, H, W)` RGB tensor.
 
     Raises:
-        TypeError: it is of a type that is not taken.
-        ValueError: a tensor or an array has another shape or type than those of an image.
+        TypeError: the type is not supported.
+        ValueError: a tensor or an array does not have the shape or dtype of an image.
         OSError: its file cannot be read.
     """
     if isinstance(image, (str, os.PathLike)):
@@ -53,7 +53,7 @@ def encoded_or_tensor(image: AnyImage) -> bytes | Tensor:
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"an image array is uint8 (H, W, 3) RGB, not {image.dtype} {image.shape}")
-        # a copy where torch cannot use the array's memory: negative strides, or read-only
+        # copied if torch cannot use the array's memory: negative strides, or read-only
         return torch.from_numpy(np.require(image, requirements=("C", "W"))).permute(2, 0, 1)
     if isinstance(image, Image.Image):
         upright = ImageOps.exif_transpose(image)
@@ -61,7 +61,7 @@ def encoded_or_tensor(image: AnyImage) -> bytes | Tensor:
             upright = upright.convert(_NOT_IN_TIFF[upright.mode])
         if upright.mode == "RGB":
             return torch.from_numpy(np.array(upright)).permute(2, 0, 1)
-        # other modes take the way of encoded images, which knows about depth, palettes and transparency
+        # other modes are encoded first: the decoder handles depth, palettes and transparency
         buffer = io.BytesIO()
         upright.save(buffer, "TIFF")
         return buffer.getvalue()
@@ -79,7 +79,7 @@ def encoded_or_tensor(image: AnyImage) -> bytes | Tensor:
 
 @contextmanager
 def naming(image: AnyImage) -> Iterator[None]:
-    """Put the path of an image, where it has one, before the message of an `ImageError`."""
+    """Prefix the message of an `ImageError` with the path of the image, if it has one."""
     try:
         yield
     except ImageError as error:

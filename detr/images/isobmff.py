@@ -1,4 +1,4 @@
-"""The boxes of AVIF and HEIC: what they say of a picture's parts, without decoding (ISO/IEC 23008-12)."""
+"""Parser of the boxes of AVIF and HEIC, which describe a picture's parts (ISO/IEC 23008-12)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-MOST_PIECES = 100_000  # of all items; a photograph of a telephone has some 50
+MOST_PIECES = 100_000  # of all items; a phone's photograph has about 50
 
 
 @dataclass(slots=True)
 class Meta:
-    """What the meta box says of the items of a file."""
+    """The items of a file, from its meta box."""
 
     primary: int = 0
     exif_item: int | None = None
@@ -38,7 +38,7 @@ def exif_of(data: bytes, meta: Meta) -> bytes | None:
         return None
     offset, length = meta.places[meta.exif_item][0]
     item = data[offset : offset + length]
-    return item[4 + int.from_bytes(item[:4]) :]  # the first four bytes are the distance of the block
+    return item[4 + int.from_bytes(item[:4]) :]  # the first four bytes are the offset of the block
 
 
 def boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
@@ -61,10 +61,10 @@ def boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]
 
 
 def read_meta(data: bytes) -> Meta:
-    """Return what the meta box says.
+    """Return the contents of the meta box.
 
     Raises:
-        ImageError: the boxes are damaged, or the file is cut.
+        ImageError: the boxes are damaged, or the file is truncated.
     """
     try:
         return _read_meta(data)
@@ -116,7 +116,7 @@ def _exif_item(data: bytes, start: int, end: int) -> int | None:
 
 
 def _places(data: bytes, start: int) -> dict[int, list[tuple[int, int]]]:
-    """Return where the pieces of each item begin in the file, and their lengths."""
+    """Return offset and length of the pieces of each item in the file."""
     version = data[start]
     offset_size, length_size = divmod(data[start + 4], 16)
     base_size, index_size = divmod(data[start + 5], 16)
@@ -133,11 +133,11 @@ def _places(data: bytes, start: int) -> dict[int, list[tuple[int, int]]]:
     for _ in range(number(widths)):
         item = number(widths)
         in_file = version == 0 or number(2) & 15 == 0
-        number(2)  # the file that holds it: this one
+        number(2)  # data is in this file
         base = number(base_size)
         pieces = []
         for _ in range(number(2)):
-            left -= 1  # a piece may take no bytes, so the length of the file does not bound them
+            left -= 1  # a piece may be empty, so the length of the file does not limit their number
             if position > len(data) or left < 0:
                 raise UnreadableImage("the list of places in the file is damaged")
             if version:
@@ -151,7 +151,7 @@ def _places(data: bytes, start: int) -> dict[int, list[tuple[int, int]]]:
 
 
 def _assigned(data: bytes, start: int) -> dict[int, list[int]]:
-    """Return the properties of each item."""
+    """Return the properties assigned to each item."""
     version, wide = data[start], data[start + 3] & 1
     (count,) = struct.unpack_from(">L", data, start + 4)
     position = start + 8

@@ -1,4 +1,4 @@
-"""torchvision's compiled image decoders, loaded without the Python package, which takes a second and 160 MB."""
+"""Load torchvision's compiled image decoders without its Python package, which takes a second and 160 MB."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,7 +10,7 @@ _FILES = ("image_stable.so", "image.so", "image_stable.pyd", "image.pyd")
 
 
 def load_image_library() -> None:
-    """Register the operators `torch.ops.image.*`; do nothing when they are registered already.
+    """Register the operators `torch.ops.image.*`; do nothing if they are already registered.
 
     Raises:
         ImportError: torchvision is not installed, has no decoders, or was built for another torch.

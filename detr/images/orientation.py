@@ -1,19 +1,19 @@
-"""Boxes of an upright picture on the same picture as it is stored, unturned by its EXIF orientation."""
+"""Convert boxes of an upright picture to the picture as stored, before its EXIF orientation is applied."""
 
 import torch
 from torch import Tensor
 
 
 def to_stored_orientation(boxes_xyxy: Tensor, height: int, width: int, orientation: int) -> Tensor:
-    """Return where boxes of the upright picture lie on the picture as stored: `(..., 4)` xyxy in pixels, both.
+    """Convert boxes from the upright picture to the picture as stored: `(..., 4)` xyxy in pixels, both.
 
     From orientation 5 on, the stored picture is `width` high and `height` wide.
 
     Args:
         boxes_xyxy: on the upright picture; may reach outside it.
-        height: of the upright picture, in pixels.
-        width: of the upright picture, in pixels.
-        orientation: EXIF's, 1..8, by which the stored picture was turned upright.
+        height: height of the upright picture in pixels.
+        width: width of the upright picture in pixels.
+        orientation: EXIF's, 1..8, that makes the stored picture upright.
 
     Raises:
         ValueError: the orientation is not one of EXIF's eight.
@@ -21,7 +21,7 @@ def to_stored_orientation(boxes_xyxy: Tensor, height: int, width: int, orientati
     if not 1 <= orientation <= 8:
         raise ValueError(f"orientation {orientation} is not in 1..8")
     xmin, ymin, xmax, ymax = boxes_xyxy.unbind(-1)
-    # upright was: exchange of the axes (5..8), then top for bottom, then left for right; so back in the other order
+    # upright was: transpose (5..8), then flip vertically, then horizontally; this is the reverse order
     if orientation in (2, 3, 6, 7):
         xmin, xmax = width - xmax, width - xmin
     if orientation in (3, 4, 7, 8):

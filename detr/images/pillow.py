@@ -1,7 +1,7 @@
-"""Pillow as the decoder of everything but JPEG: bytes of a known format -> RGB.
+"""Decode all formats except JPEG with Pillow: bytes of a known format -> RGB.
 
-Plugins are called by name and are given the picture alone (`picture_of_png` and its like), because `Image.open` and
-some plugins warn about sizes and tags, and warnings can be silenced for the whole process only, not for a thread.
+Plugins are called by name and receive only the picture (`picture_of_png` and similar), because `Image.open` and some
+plugins warn about sizes and tags, and warnings can be disabled for the whole process only, not for a thread.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _PLUGINS: dict[str, tuple[Callable[[BytesIO], ImageFile], Callable[[bytes], byte
     "TIFF": (TiffImageFile, picture_of_tiff),
     "WEBP": (WebPImageFile, bytes),
 }
-# What Pillow 13 was seen to raise on damaged bytes. Not MemoryError: that is the machine's fault.
+# What Pillow 13 was seen to raise on damaged bytes. Not MemoryError, which is not caused by the file.
 _DAMAGE = (
     Image.DecompressionBombError,
     SyntaxError,
@@ -65,16 +65,16 @@ _DAMAGE = (
 _WHITES: dict[str, Callable[[bytes], int | None]] = {"PNG": white_of_png, "TIFF": white_of_tiff}
 _TWELVE_BITS = 4095
 EIGHT_BITS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
-# The value of white: the file does not say it, so it is the smallest of these that no value exceeds. Pillow gives
-# integers (I) only to 16-bit PPM, already of this scale, and to 32-bit TIFF.
+# The value of white: files do not state it, so it is the smallest of these that no value exceeds. Pillow uses integers
+# (I) only for 16-bit PPM, already in this scale, and for 32-bit TIFF.
 _FULL_SCALES = {"I": (65535.0,), "F": (1.0, 255.0, 65535.0)}
 
 
 def open_picture(image_format: str, data: bytes) -> ImageFile:
-    """Return the picture, not decoded yet.
+    """Open a picture without decoding it.
 
     Raises:
-        ImageError: the header is damaged or of a variant that Pillow does not know.
+        ImageError: the header is damaged or of a variant that Pillow does not support.
     """
     if image_format == "ICO":
         data = picture_of_icon(data)
@@ -84,29 +84,29 @@ def open_picture(image_format: str, data: bytes) -> ImageFile:
     try:
         return plugin(BytesIO(picture))
     except _DAMAGE as error:
-        # The directory of a TIFF is sound by now: what Pillow misses is a way to show such pixels.
+        # The directory of a TIFF is valid here: Pillow cannot show such pixels.
         kind = UnsupportedImage if image_format == "TIFF" else UnreadableImage
         raise _verdict(error, kind(f"Pillow cannot open this {image_format}: {error}")) from error
 
 
 def decode_picture(image: ImageFile, data: bytes = b"") -> NDArray[np.uint8]:
-    """Decode once and return `(H, W, 3)` RGB as stored, not turned: alpha dropped, 16 bits and floats scaled to 8.
+    """Decode once and return `(H, W, 3)` RGB as stored, not rotated: alpha dropped, 16 bits and floats scaled to 8.
 
-    Grey values of 10 or 12 bits in 16 are scaled by what the file says is white (`MaxSampleValue`, `sBIT`).
+    Grey values of 10 or 12 bits in 16 are scaled by the file's value of white (`MaxSampleValue`, `sBIT`).
 
     An image whose decoding failed must not be decoded again: Pillow 13 then succeeds, with half a picture.
 
     Args:
         image: of `open_picture`.
-        data: the encoded file, which says what is white.
+        data: the encoded file, which may state the value of white.
 
     Raises:
-        ImageError: cut, damaged, or of values that have no known scale.
+        ImageError: the picture is truncated, damaged, or its values have no known scale.
     """
     image_format = image.format
     try:
         if image_format == "TIFF":
-            # Made here, because the plugin would warn about more than 89 megapixels when it makes it.
+            # Created here, because the plugin's own code warns above 89 megapixels.
             image.im = Image.new(image.mode, image.size).im
         image.load()
     except _DAMAGE as error:
@@ -115,7 +115,7 @@ def decode_picture(image: ImageFile, data: bytes = b"") -> NDArray[np.uint8]:
 
 
 def _verdict(error: Exception, otherwise: ImageError) -> ImageError | MemoryError:
-    """Return what an exception of Pillow means; often only its text tells."""
+    """Return our error for an exception of Pillow; often only its text distinguishes them."""
     text = str(error).lower()
     if "out of memory" in text:  # libavif's
         return MemoryError(str(error))
@@ -162,11 +162,11 @@ def _full_scale(grey: NDArray[np.generic], white: int | None, image_format: str 
 
     Args:
         grey: the values.
-        white: what the file says that it is, None where it does not.
+        white: the value in the file, None if it has none.
         image_format: of the file.
 
     Raises:
-        UnsupportedImage: the picture would be nearly black, and nothing tells whether it is.
+        UnsupportedImage: the picture would be nearly black, and it is not known whether that is correct.
     """
     high = int(grey.max())
     if white is None and 0 < high <= _TWELVE_BITS:
@@ -176,7 +176,7 @@ def _full_scale(grey: NDArray[np.generic], white: int | None, image_format: str 
         )
     if white is None or high > white:
         return 65535.0
-    # a writer of PNG that keeps to the standard has scaled the values up: dark ones are multiples of this then
+    # PNG writers that follow the standard scale values up: dark values are then multiples of this
     step = 65536 // (white + 1)
     is_scaled_up = image_format == "PNG" and not np.any(np.asarray(grey) % step)
     return 65535.0 if is_scaled_up else float(white)

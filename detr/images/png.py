@@ -1,4 +1,4 @@
-"""PNG: its size and EXIF without decoding, and the chunks that its picture is made of."""
+"""PNG: read size and EXIF without decoding, and extract the chunks of the picture."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class _Chunk(NamedTuple):
 
 
 def read_png(data: bytes) -> Header:
-    """Return the header; its EXIF counts wherever it stands, also after the pixels.
+    """Return the header; EXIF is read at any position, even after the pixels.
 
     Raises:
-        ImageError: the header is cut or impossible.
+        ImageError: the header is truncated or invalid.
     """
     if len(data) < 33:
         raise TruncatedImage(f"a PNG of {len(data)} bytes ends inside its header")
@@ -41,7 +41,7 @@ def read_png(data: bytes) -> Header:
 
 
 def white_of_png(data: bytes) -> int | None:
-    """Return the largest value of the bits that are significant by the PNG's sBIT chunk; None where it has none."""
+    """Return the largest value of the significant bits (sBIT chunk); None without that chunk."""
     for chunk in _chunks(data):
         if chunk.name == b"sBIT" and chunk.start + 12 < chunk.end <= len(data):
             bits = data[chunk.start + 8]
@@ -50,13 +50,13 @@ def white_of_png(data: bytes) -> int | None:
 
 
 def picture_of_png(data: bytes) -> bytes:
-    """Return a PNG of the chunks that the picture needs, and only them: no text, animation, profile or transparency.
+    """Return a PNG with only the chunks that the pixels need: no text, animation, profile or transparency.
 
     A text chunk can unpack to gigabytes, and Pillow refuses the whole file for it.
 
     Raises:
         TruncatedImage: the file ends inside one of these chunks.
-        UnreadableImage: a checksum does not agree. libpng and the browsers refuse such a file too; Pillow shows it.
+        UnreadableImage: a checksum is wrong. libpng and browsers refuse such a file too; Pillow shows it.
     """
     parts = [SIGNATURE]
     for name, start, end in _chunks(data):

@@ -1,4 +1,4 @@
-"""What an image file turns out to be: its header, or the reason why it has no detections."""
+"""Results of reading an image file: its header, or the error that explains why it has no detections."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ if TYPE_CHECKING:
 
 
 class ImageError(Exception):
-    """The bytes are the reason why there are no detections; the same bytes will always fail alike.
+    """The bytes cannot be decoded; the same bytes always fail in the same way.
 
-    The message says what is wrong and, where there is something, what to do. It does not name the image: only the
-    caller knows its uri.
+    The message says what is wrong and, if possible, what to do. It does not name the image: only the caller has its
+    uri.
     """
 
     kind: ClassVar[str]
 
 
 class EmptyImage(ImageError):
-    """There are no bytes."""
+    """The file is empty."""
 
     kind = "empty"
 
 
 class NotAnImage(ImageError):
-    """The bytes are no image of any format that we know: a web page, an archive, an error message of a store."""
+    """The bytes are not an image of a known format, but a web page, an archive or an error message of a store."""
 
     kind = "not_an_image"
 
 
 class UnsupportedImage(ImageError):
-    """A format, or a variant of one, that no decoder here can show."""
+    """No decoder supports this format or variant."""
 
     kind = "unsupported"
 
 
 class TruncatedImage(ImageError):
-    """The file ends before its picture does."""
+    """The file ends before its picture is complete."""
 
     kind = "truncated"
 
 
 class UnreadableImage(ImageError):
-    """The file is damaged, or contradicts itself."""
+    """The file is damaged or inconsistent."""
 
     kind = "unreadable"
 
@@ -65,11 +65,11 @@ class TooExtreme(ImageError):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What is known of an image before a pixel of it is decoded."""
+    """The properties of an image that are read without decoding it."""
 
     height: int  # upright, as is width: what `decode` will give
     width: int
-    orientation: int  # EXIF's 1..8: how the stored pixels must be turned to stand upright
+    orientation: int  # EXIF's 1..8: the rotation that makes the stored pixels upright
     format: str  # Pillow's name of the format, such as JPEG or WEBP
     taken_at: datetime | None  # the camera's own clock, without a zone
 
@@ -79,7 +79,7 @@ def upright_header(
 ) -> Header:
     """Return the header of a picture stored as `height` x `width`.
 
-    `exif` is the block as found in the file; what is broken in it is ignored. `orientation` overrules the block's.
+    `exif` is the block as found in the file; damaged parts are ignored. `orientation` overrides the block's.
 
     Raises:
         UnreadableImage: a side has no pixels.

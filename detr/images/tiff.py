@@ -1,4 +1,4 @@
-"""TIFF: its size and orientation without decoding, and a copy that holds its first picture only."""
+"""TIFF: read size and orientation without decoding, and make a copy with only the first picture."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _INTEGERS = {1: "B", 3: "H", 4: "L", 13: "L", 16: "Q", 18: "Q"}
 _REDUCED, _WIDTH, _HEIGHT, _STRIP_OFFSETS, _TILE_OFFSETS, _SUB_DIRECTORIES, _DNG = 254, 256, 257, 273, 324, 330, 50706
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323
 _MAX_SAMPLE_VALUE = 281
-# All that tells how pixels are stored: layout, palette, compression and its tables. First what has one value.
+# Tags that describe how pixels are stored: layout, palette, compression and its tables; single values first.
 _SINGLE = {_WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT}
 _SINGLE |= {259, 262, 266, 277, 278, 284, 292, 293, 317, 332, 512, 513, 514, 515, 531}
 _PICTURE = _SINGLE | {_STRIP_OFFSETS, _TILE_OFFSETS}
 _PICTURE |= {258, 279, 320, 325, 338, 339, 347, 517, 518, 519, 520, 521, 529, 530, 532}
-_TILE_PIXELS = 2**26  # a tile is decoded whole, however small the picture: 65,536 x 1,024 is more than any that we know
+_TILE_PIXELS = 2**26  # tiles are always decoded whole; no known one has 65,536 x 1,024
 
 
 class _Layout(NamedTuple):
@@ -34,7 +34,7 @@ def read_tiff(data: bytes) -> Header:
 
     Raises:
         UnsupportedImage: a camera's raw file, whose first picture is a thumbnail.
-        ImageError: the directory is cut or impossible.
+        ImageError: the directory is truncated or invalid.
     """
     order, big, offset = _layout(data)
     numbers = {
@@ -54,10 +54,10 @@ def read_tiff(data: bytes) -> Header:
 
 
 def white_of_tiff(data: bytes) -> int | None:
-    """Return the largest value that the TIFF says its pixels have (MaxSampleValue); None where it does not.
+    """Return the TIFF's largest pixel value (MaxSampleValue); None without that tag.
 
     Raises:
-        ImageError: the tag is cut, or not a number.
+        ImageError: the tag is truncated, or not a number.
     """
     for entry in _directory(data):
         if entry.tag == _MAX_SAMPLE_VALUE:
@@ -66,13 +66,13 @@ def white_of_tiff(data: bytes) -> int | None:
 
 
 def picture_of_tiff(data: bytes) -> bytes:
-    """Return the file with a directory that has only what shows the first picture.
+    """Return the file with a directory that has only the tags of the first picture.
 
-    Pillow warns about tags that a picture does not need, turns by orientation itself (in some of its paths), and goes
-    on to other directories. Its warnings could be silenced for the whole process only.
+    Pillow warns about tags that a picture does not need, applies the orientation in some of its code paths, and reads
+    other directories. Its warnings can be disabled for the whole process only.
 
     Raises:
-        TruncatedImage: the values of a tag, or the pixels, would stand after the end of the file.
+        TruncatedImage: the values of a tag, or the pixels, are beyond the end of the file.
         UnreadableImage: tags contradict each other.
     """
     order, big, offset = _layout(data)
@@ -91,7 +91,8 @@ def picture_of_tiff(data: bytes) -> bytes:
         raise UnreadableImage("the tags of the TIFF refer to more bytes than it has")
     entries = b"".join(struct.pack(order + ("HHQ8s" if big else "HHL4s"), *kept[tag]) for tag in sorted(kept))
     count = struct.pack(order + ("Q" if big else "H"), len(kept))
-    # In place of the old one, which is never shorter: if the file grew, a cut strip would go on into what was added.
+    # Overwrites the old one, which is never shorter: if the file grew, a truncated strip would continue into the
+    # addition.
     directory = b"".join((count, entries, b"\0" * (8 if big else 4)))
     return b"".join((data[:offset], directory, data[offset + len(directory) :]))
 

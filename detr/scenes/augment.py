@@ -1,7 +1,7 @@
-"""Changes of a drawn scene that keep its truth: mirrors, turned axes, exchanged colours.
+"""Augmentations of drawn scenes that keep their labels: mirrored, transposed, with exchanged colours.
 
-They are for classes that no mirror image, turn or colour changes, such as those of the scenes; photographs are changed
-by `detr.training.augment`. A picture is uint8 `(3, H, W)`. No function changes its arguments.
+They are for classes that do not depend on mirroring, rotation or colour, such as those of the scenes;
+`detr.training.augment` is for photographs. A picture is uint8 `(3, H, W)`. No function changes its arguments.
 """
 
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ LEAST_GAIN, MOST_GAIN = 0.8, 1.15
 
 @dataclass(frozen=True, slots=True)
 class SceneAugmentation:
-    """What is done to one scene, in the order of the attributes; drawn before its pixels are read.
+    """The changes of one scene, in the order of the attributes; drawn before its pixels are read.
 
     Attributes:
         resized_height: height after the first resize, in pixels.
@@ -27,7 +27,7 @@ class SceneAugmentation:
         transposed: rows and columns are exchanged.
         channels: which of the old channels becomes each of the new ones.
         inverted: 255 minus the value.
-        gain: what the values are multiplied by.
+        gain: factor of the values.
         height: final height, in pixels.
         width: final width, in pixels.
     """
@@ -47,16 +47,16 @@ class SceneAugmentation:
 def draw_scene_augmentation(
     height: int, width: int, generator: Generator, *, shorter: int, longest: int, transposed: bool
 ) -> SceneAugmentation:
-    """Draw what is done to a scene of this size, each change with chance 1/2.
+    """Draw the changes of a scene of this size, each with probability 1/2.
 
     Args:
-        height: of the scene, in pixels.
-        width: of the scene, in pixels.
-        generator: all chance comes from it; how much is drawn depends on nothing.
+        height: height of the scene in pixels.
+        width: width of the scene in pixels.
+        generator: source of all randomness; the number of draws is constant.
         shorter: the shorter side to resize to, and
         longest: what the longer one may be, by the rule of `detr.images.decoding.resize_shape`.
-        transposed: exchange rows and columns. The caller decides, so that a batch has one shape; a square scene is
-            besides transposed by a coin of its own.
+        transposed: exchange rows and columns. The caller decides, so that a batch has one shape; a square scene is also
+            transposed at random.
 
     Raises:
         TooExtreme: a side would become 0 pixels.
@@ -80,8 +80,8 @@ def draw_scene_augmentation(
 
 
 def augment_scene_image(image: Tensor, augmentation: SceneAugmentation) -> Tensor:
-    """Return `image`, uint8 `(3, H, W)`, as `augmentation` says: uint8 `(3, height, width)`."""
-    # small first: every later change then touches fewer pixels, and none of them minds the order
+    """Apply `augmentation` to `image`, uint8 `(3, H, W)`; return uint8 `(3, height, width)`."""
+    # shrink first: later changes then process fewer pixels, and the order does not affect their result
     image = resize(image, augmentation.resized_height, augmentation.resized_width)
     mirrored = [axis for axis, said in ((1, augmentation.rows_mirrored), (2, augmentation.columns_mirrored)) if said]
     image = image.flip(mirrored)
@@ -94,7 +94,7 @@ def augment_scene_image(image: Tensor, augmentation: SceneAugmentation) -> Tenso
 
 
 def augment_scene_target(target: ImageTarget, augmentation: SceneAugmentation) -> ImageTarget:
-    """Return the same objects where `augment_scene_image` puts them."""
+    """Return the objects at their positions after `augment_scene_image`."""
     height, width = augmentation.resized_height, augmentation.resized_width
     along_x, along_y = width / target.width, height / target.height
     x0, y0, x1, y1 = (target.boxes_xyxy * torch.tensor([along_x, along_y, along_x, along_y])).unbind(-1)

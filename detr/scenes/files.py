@@ -1,4 +1,4 @@
-"""Scenes as a folder of pictures with their truth: JPEGs and a COCO `instances.json`."""
+"""Write scenes to a folder: JPEGs and a COCO `instances.json`."""
 
 import io
 import json
@@ -17,7 +17,7 @@ from detr.scenes.scene import Scene, draw_scene
 PICTURE_SIZES: Mapping[tuple[int, int], int] = MappingProxyType(
     {(480, 640): 2, (640, 480): 2, (720, 1280): 2, (360, 360): 2, (667, 1000): 1, (900, 400): 1}
 )
-# (224, long side) of eleven ratios from 1 to 2.5: more shapes than are measured, and no larger than training needs
+# (224, long side) in eleven ratios from 1 to 2.5: more shapes than are measured, and no larger than training needs
 TRAINING_SIZES: Mapping[tuple[int, int], int] = MappingProxyType(
     {
         (224, round(224 * ratio)): weight
@@ -29,18 +29,18 @@ TRAINING_SIZES: Mapping[tuple[int, int], int] = MappingProxyType(
     }
 )
 JPEG_QUALITY = 92
-SET_SCENES = 1_000_000  # the most that one set holds, and the number of sets
+SET_SCENES = 1_000_000  # maximum size of a set, and the number of sets
 
 
 def write_scenes(folder: Path, count: int, seed: int, *, sizes: Mapping[tuple[int, int], int] = PICTURE_SIZES) -> Path:
-    """Write `count` scenes as `scene_<seed>_<number>.jpg` with a COCO `instances.json`, whose path is returned.
+    """Write `count` scenes as `scene_<seed>_<number>.jpg` and a COCO `instances.json`; return the path of the json.
 
-    JPEG of quality 92, because photographs come as JPEG and the whole path has to decode it (and because PNG took 462
-    kB a scene at 640 x 480, JPEG 61: MEASURED). Scene `number` of a seed is the same whatever the count. Files that are
-    there already and would be the same are kept, so an interrupted call is repeated to finish it.
+    JPEG of quality 92, so that the JPEG decoder is used as for photographs (and because PNG took 462 kB per scene at
+    640 x 480, JPEG 61: MEASURED). Scene `number` of a seed does not depend on the count. Existing files with the same
+    content are kept, so an interrupted call can be repeated.
 
     Args:
-        folder: made when missing.
+        folder: created if missing.
         count: up to a million.
         seed: of the whole set, 0 to 999,999; sets of different seeds share no scene. Scene `number` is
             `draw_scene(seed * 1,000,000 + number)`, so scenes of seeds from 10^12 on are in no set.
@@ -48,8 +48,8 @@ def write_scenes(folder: Path, count: int, seed: int, *, sizes: Mapping[tuple[in
 
     Raises:
         ValueError: the seed or the count is outside its range.
-        FileExistsError: the folder holds a file that is none of these (found before anything is written), or another
-            one under the same name.
+        FileExistsError: the folder has another file (checked before anything is written), or a file of the same name
+            with another content.
     """
     if not (1 <= count <= SET_SCENES and 0 <= seed < SET_SCENES):
         raise ValueError(
@@ -79,7 +79,7 @@ def write_scenes(folder: Path, count: int, seed: int, *, sizes: Mapping[tuple[in
 
 
 def scene_annotations(scene: Scene, image_id: int, first_id: int) -> Iterator[dict[str, Any]]:
-    """Yield a scene's truth as annotations of a COCO json, numbered from `first_id`."""
+    """Yield a scene's objects as annotations of a COCO json, numbered from `first_id`."""
     rows = zip(scene.labels.tolist(), scene.boxes_xyxy.tolist(), strict=True)
     for annotation_id, (label, (xmin, ymin, xmax, ymax)) in enumerate(rows, first_id):
         yield {
@@ -113,7 +113,7 @@ def _refuse_strangers(folder: Path, expected: set[str]) -> None:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all; the same bytes are left alone, others are never replaced."""
+    """Write a file atomically; keep a file with the same bytes, and never replace one with others."""
     if path.exists():
         if path.read_bytes() != data:
             raise FileExistsError(f"{path} is there with other contents. Give an empty or a new folder, or remove it.")

@@ -1,9 +1,9 @@
-"""Labelled scenes of plain shapes: what the embedded default is trained on, measured on and shown with.
+"""Labelled scenes of plain shapes, with which the embedded model is trained, measured and demonstrated.
 
-A scene is 1 to 8 shapes of six classes on a flat, cloudy, striped or shaded background, with thin lines as clutter
-and a camera's gain and noise. Lengths are in units of the picture's shorter side S, so that a seed gives scenes of one
-kind at any size. The nominal diameter (of the circle around the unstretched shape) is at least 0.12 S: below about 12
-pixels of the network's picture a detector of this size finds next to nothing.
+A scene is 1 to 8 shapes of six classes on a flat, cloudy, striped or shaded background, with thin lines as clutter and
+a camera's gain and noise. Lengths are in units of the picture's shorter side S, so that a seed gives similar scenes at
+any size. The nominal diameter (of the circle around the unstretched shape) is at least 0.12 S: below about 12 pixels of
+the network's picture a detector of this size finds almost nothing.
 """
 
 import math
@@ -20,7 +20,7 @@ from PIL import Image
 from detr.classes import SCENE_CATEGORIES
 
 MOST_SHAPES = 8
-CROWDED = 5  # above this number of shapes the largest are 0.85 as large
+CROWDED = 5  # with more shapes, the largest are scaled by 0.85
 DIAMETER = (0.12, 0.50)  # nominal, of S, log-uniform
 STRETCH = 0.22  # the logarithm of the ratio of a shape's axes is uniform within +- this
 MOST_OVERLAP = 0.40  # of the smaller of two boxes
@@ -32,18 +32,18 @@ OUTLINE_WIDTH = 0.06  # of the radius
 ROUND_VERTICES = 48
 STAR_RATIO = 0.43  # inner to outer radius
 BACKGROUND_CELLS = 160  # along the shorter side, then enlarged: 1280 x 720 takes 25 ms instead of 32 (one core)
-VERTEX_STEPS = 256  # vertices are multiples of 1/256 pixel, so that no library's last bit of a sine moves an edge
+VERTEX_STEPS = 256  # vertices are multiples of 1/256 pixel, so that rounding of a library's sine does not move an edge
 
-# Noise looks bytes up here: the same on every machine, and several times as fast as drawing from the distribution.
+# Lookup table for noise bytes: the same on every machine, and several times as fast as the distribution.
 _NORMAL = np.array([round(NormalDist().inv_cdf((byte + 0.5) / 256), 4) for byte in range(256)])
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A picture and its truth: `image` uint8 `(H, W, 3)` RGB, `labels` int64 `(T,)`, `boxes_xyxy` float32 `(T, 4)`.
+    """A picture and its labels: `image` uint8 `(H, W, 3)` RGB, `labels` int64 `(T,)`, `boxes_xyxy` float32 `(T, 4)`.
 
-    A label is a class index, 0 to 5, into `SCENE_CATEGORIES`. Later objects lie on top of earlier ones; a box, in
-    pixels, holds the whole shape, what others hide of it included.
+    A label is a class index, 0 to 5, into `SCENE_CATEGORIES`. Later objects are on top of earlier ones; a box, in
+    pixels, encloses the whole shape, including hidden parts.
     """
 
     image: NDArray[np.uint8]
@@ -53,7 +53,7 @@ class Scene:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shape:
-    """A shape where it lies: closed outlines `(V, 2)` of (x, y) in pixels; what they enclose by winding is filled.
+    """A positioned shape: closed outlines `(V, 2)` of (x, y) in pixels, filled by the nonzero winding rule.
 
     `inside` are the same outlines moved inwards by the width of a drawn outline.
     """
@@ -65,7 +65,7 @@ class Shape:
 
 
 def draw_scene(seed: int, height: int, width: int) -> Scene:
-    """Draw the scene of this seed and size: equal arguments give equal bytes on any machine.
+    """Draw the scene of this seed and size; equal arguments give equal bytes on any machine.
 
     Args:
         seed: 0 or more; each gives another scene.
@@ -85,7 +85,7 @@ def draw_scene(seed: int, height: int, width: int) -> Scene:
 
 
 def _drawn(rng: Generator, image: NDArray[np.uint8], shapes: Sequence[Shape]) -> Scene:
-    """Draw shapes onto a background and take the photograph."""
+    """Draw shapes onto a background and apply the camera's effects."""
     for shape in shapes:
         draw_shape(rng, image, shape)
     return Scene(
@@ -98,14 +98,14 @@ def _drawn(rng: Generator, image: NDArray[np.uint8], shapes: Sequence[Shape]) ->
 def draw_crowd(
     seed: int, height: int, width: int, *, shapes: int, diameters: tuple[float, float] = (20.0, 640.0)
 ) -> Scene:
-    """Draw a large picture with many small shapes: equal arguments give equal bytes on any machine.
+    """Draw a large picture with many small shapes; equal arguments give equal bytes on any machine.
 
     Args:
         seed: 0 or more; each gives another picture.
         height: in pixels, at least 16.
         width: in pixels, at least 16.
-        shapes: how many are tried to place; those that would hide too much of others are left out.
-        diameters: the least and the largest nominal diameter in pixels; they are log-uniform between them.
+        shapes: number of shapes to try; those that would hide too much of others are left out.
+        diameters: the smallest and largest nominal diameter in pixels; log-uniform between them.
 
     Raises:
         ValueError: a negative seed, or a side under 16 pixels.
@@ -119,7 +119,7 @@ def draw_crowd(
 
 
 def place_shapes(rng: Generator, height: int, width: int) -> list[Shape]:
-    """Choose 1 to 8 shapes that lie wholly inside the picture and hide little of each other, the lowest first."""
+    """Choose 1 to 8 shapes, from bottom to top, that are inside the picture and hide little of each other."""
     count = int(rng.integers(1, MOST_SHAPES + 1))
     shorter = min(height, width)
     most = DIAMETER[1] * (0.85 if count > CROWDED else 1.0)
@@ -168,8 +168,8 @@ def draw_shape(rng: Generator, image: NDArray[np.uint8], shape: Shape) -> None:
 def coverage(outlines: Sequence[NDArray[np.float64]]) -> tuple[NDArray[np.uint8], int, int]:
     """Return how much of each pixel the outlines enclose, 0 to 4 quarters, with the `(left, top)` pixel of the array.
 
-    The same as drawing at twice the size (a small pixel is filled when its centre is inside) and adding up two by two,
-    without drawing anything that large: each crossing of a half row is a step, of one or two columns, to be summed up.
+    Equivalent to drawing at twice the size (a small pixel is filled if its centre is inside) and summing blocks of 2 x
+    2, but without the large drawing: each crossing of a half row is a step, of one or two columns, in a cumulative sum.
     """
     points = np.concatenate(outlines)
     left, top = np.floor(points.min(axis=0)).astype(int)
@@ -216,7 +216,7 @@ def draw_background(rng: Generator, height: int, width: int) -> NDArray[np.uint8
 
 
 def _unit_outlines(class_index: int, hole: float) -> list[NDArray[np.float64]]:
-    """The class's outlines in a circle of radius 1, the outer counter-clockwise, a hole clockwise."""
+    """Return the class's outlines in a circle of radius 1, the outer counter-clockwise, a hole clockwise."""
     match SCENE_CATEGORIES[class_index].name:
         case "disc":
             return [_regular(ROUND_VERTICES)]
@@ -252,7 +252,7 @@ def _settle(outline: NDArray[np.float64], height: int, width: int) -> NDArray[np
 
 
 def _overlap(box: Sequence[float], other: Sequence[float]) -> float:
-    """The share of the smaller of two xyxy boxes that both cover."""
+    """Return the intersection of two xyxy boxes as a share of the smaller one."""
     across = min(box[2], other[2]) - max(box[0], other[0])
     down = min(box[3], other[3]) - max(box[1], other[1])
     smaller = min((item[2] - item[0]) * (item[3] - item[1]) for item in (box, other))
@@ -281,7 +281,7 @@ def _draw_line(rng: Generator, image: NDArray[np.uint8]) -> None:
     start, end = np.round(rng.random((2, 2)) * [width, height] * VERTEX_STEPS) / VERTEX_STEPS
     thickness = rng.uniform(0.004, 0.012) * min(height, width)
     colour = rng.integers(0, 256, 3)
-    if abs(end - start)[0] > abs(end - start)[1]:  # a flat line is a steep one of the transposed picture
+    if abs(end - start)[0] > abs(end - start)[1]:  # a flat line is drawn as a steep line in the transposed picture
         image, start, end = image.transpose(1, 0, 2), start[::-1], end[::-1]
     if start[1] > end[1]:
         start, end = end, start
@@ -323,5 +323,5 @@ def _to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _enlarge(picture: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    # on bytes Pillow computes in integers, which is exact on every machine; on floats it is not
+    # Pillow computes bytes in integers, which is the same on every machine; floats are not
     return np.array(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))

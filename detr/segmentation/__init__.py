@@ -1,1 +1,1 @@
-"""Panoptic DETR: masks of detections, panoptic segmentations, and their quality. Nothing else knows about masks."""
+"""Panoptic DETR: masks of detections, panoptic segmentations, and their quality. No other package uses masks."""

@@ -1,4 +1,4 @@
-"""COCO's panoptic format: a PNG of segment ids for each image, and json that says what the segments are."""
+"""COCO's panoptic format: a PNG of segment ids for each image, and json that describes the segments."""
 
 import io
 from typing import Any
@@ -20,7 +20,7 @@ def to_png(ids: NDArray[np.int32]) -> bytes:
 
 
 def from_png(data: bytes) -> NDArray[np.int32]:
-    """Return the ids, `(height, width)` int32, that such a PNG holds.
+    """Return the ids, `(height, width)` int32, of such a PNG.
 
     Raises:
         OSError: it is not an image.
@@ -37,7 +37,7 @@ def annotation(found: PanopticSegmentation, *, image_id: int, file_name: str) ->
     Args:
         found: its segmentation.
         image_id: as in the entry of `images`.
-        file_name: of its PNG.
+        file_name: name of its PNG.
     """
     return {
         "image_id": image_id,

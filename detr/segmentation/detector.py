@@ -22,14 +22,14 @@ from detr.segmentation.masked_detections import MaskedDetections
 from detr.segmentation.panoptic import PanopticSegmentation, segment_pixels
 
 PANOPTIC_THRESHOLD = 0.85
-"""The score above which the original lets queries take part in a panoptic segmentation."""
+"""The original uses queries with a score above this in a panoptic segmentation."""
 
 
 class MaskDetector(Detector):
     """A panoptic DETR on a device. It finds what `Detector` finds, as `MaskedDetections`.
 
-    The mask head computes the kept detections only, each image by itself, so that masks do not depend on what else is
-    in a batch. It computes in float32 whatever the precision is.
+    The mask head computes only the kept detections, one image at a time, so that masks do not depend on other images in
+    the batch. It always computes in float32.
     """
 
     def __init__(
@@ -69,12 +69,12 @@ class MaskDetector(Detector):
 
     @torch.no_grad()
     def segmentation(self, image: AnyImage, *, threshold: float = PANOPTIC_THRESHOLD) -> PanopticSegmentation:
-        """Return the panoptic segmentation of one image, as the original's `PostProcessPanoptic` makes it.
+        """Return the panoptic segmentation of one image, equal to the original's `PostProcessPanoptic`.
 
         Args:
             image: as for a call.
-            threshold: only queries with a score above it are used, whatever the detector's own threshold is; the score
-                is the largest probability over all classes and no-object.
+            threshold: only queries with a score above it are used, independent of the detector's own threshold; the
+                score is the largest probability over all classes and no-object.
 
         Raises:
             ImageError: the image cannot be read.
@@ -99,7 +99,7 @@ class MaskDetector(Detector):
 
     @torch.no_grad()
     def _launch(self, batch: HostBatch) -> ReadDetections:
-        """Compute a batch. The calling thread waits for the device, because it needs to know what is kept."""
+        """Compute a batch. The calling thread waits for the device to know which detections are kept."""
         network = self._network
         assert isinstance(network, PanopticDetr)
         pixels, sizes = self._transfer.upload(batch.pixels, batch.sizes)

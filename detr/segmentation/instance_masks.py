@@ -9,16 +9,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 PIXELS_AT_ONCE = 2**24
-"""Pixels of masks that are enlarged together, in float32."""
+"""Mask pixels that are enlarged at a time, in float32."""
 
 
 def binary_masks(
     logits: Tensor, *, resized: tuple[int, int], image: tuple[int, int], padded: tuple[int, int] | None = None
 ) -> Tensor:
-    """Return bool masks `(N, height, width)` over the image, as the original's `PostProcessSegm` makes them.
+    """Return bool masks `(N, height, width)` over the image, equal to the original's `PostProcessSegm`.
 
-    Logits are enlarged (bilinear) to the size that the network saw, cut at probability 0.5, and brought to the size of
-    the image by the nearest cell.
+    Logits are enlarged (bilinear) to the size that the network saw, thresholded at probability 0.5, and resized to the
+    image (nearest neighbour).
 
     Args:
         logits: `(N, h, w)` of `PanopticDetr.mask_logits`.
@@ -34,7 +34,7 @@ def binary_masks(
 
 
 def encoded_masks(logits: Tensor, *, resized: tuple[int, int], image: tuple[int, int]) -> tuple[str, ...]:
-    """Return `run_lengths` of `binary_masks`, with at most `PIXELS_AT_ONCE` in memory, or one mask."""
+    """Return `run_lengths` of `binary_masks`, with at most `PIXELS_AT_ONCE` or one mask in memory."""
     pixels = max(resized[0] * resized[1], image[0] * image[1])
     found: list[str] = []
     for some in torch.split(logits, max(1, PIXELS_AT_ONCE // pixels)):

@@ -1,6 +1,6 @@
 """The mask head of panoptic DETR: a mask of every object query, at a quarter of the resolution of the picture.
 
-Modules carry the original's names, which are also those of its checkpoints.
+Modules have the original's names, which are also those of its checkpoints.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from detr.config import DetrConfig
 from detr.model import Detr, DetrOutput
 
 QUERIES_AT_ONCE = 16
-"""Queries that the head computes together: each has maps of 264 channels, and of 32 at a quarter of the resolution."""
+"""Queries that the head computes at a time: each has maps of 264 channels, and of 32 at a quarter of the resolution."""
 
 
 class AttentionMap(nn.Module):
@@ -44,10 +44,10 @@ class AttentionMap(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """Convolutions that turn the attention of a query into its mask, with the maps of the backbone on the way up."""
+    """Convolutions that compute a query's mask from its attention, adding the backbone's maps while upsampling."""
 
     def __init__(self, dim: int, heads: int, map_channels: Sequence[int]) -> None:
-        """Make layers with random weights.
+        """Create layers with random weights.
 
         Args:
             dim: channels of the transformer.
@@ -73,7 +73,7 @@ class MaskHead(nn.Module):
         """Return mask logits `(Q, H, W)` of one image, in the resolution of the last map.
 
         Args:
-            features: `(D, h, w)`, what the transformer was given.
+            features: `(D, h, w)`, the input of the transformer.
             attention: `(Q, heads, h, w)`, of `AttentionMap`.
             maps: of the backbone, `(C, h, w)` of stride 16, 8 and 4.
         """
@@ -91,12 +91,12 @@ class MaskHead(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class MaskFeatures:
-    """What the mask head needs of B images.
+    """Inputs of the mask head for B images.
 
     Attributes:
         queries: `(B, Q, D)`, the last output of the decoder.
         memory: `(B, D, h, w)`, the output of the encoder.
-        features: `(B, D, h, w)`, what the encoder was given.
+        features: `(B, D, h, w)`, the input of the encoder.
         maps: of the backbone, `(B, C, h, w)` of stride 16, 8 and 4.
         extents: `(B, 2)`, each image's own height and width in pixels.
         stride: of `memory` and `features`.
@@ -111,7 +111,7 @@ class MaskFeatures:
 
 
 class PanopticDetr(Detr):
-    """A DETR with a mask head. Without `segment` it is used as any other DETR.
+    """A DETR with a mask head. All methods except `segment` and `mask_logits` are those of `Detr`.
 
     Its state dict has the keys of the original's panoptic `.pth` files without the prefix `detr.`.
     """
@@ -124,7 +124,7 @@ class PanopticDetr(Detr):
         self.mask_head = MaskHead(config.hidden_dim, config.heads, widths[2::-1])
 
     def segment(self, pixels: Tensor, extents: Tensor | None) -> tuple[DetrOutput, MaskFeatures]:
-        """Find objects as `detect` does, and return what `mask_logits` needs as well."""
+        """Find objects as `detect` does; also return the inputs of `mask_logits`."""
         maps: list[Tensor] = []
         output = self.detect(pixels, extents, auxiliary=False, maps=maps)
         assert output.memory is not None
@@ -140,7 +140,7 @@ class PanopticDetr(Detr):
     def mask_logits(self, features: MaskFeatures, image: int, queries: Tensor) -> Tensor:
         """Return mask logits `(N, ceil(height / 4), ceil(width / 4))` of some queries of an image, without its padding.
 
-        The maps are cut to the image's own extent first, so that the image gives what it gives alone.
+        The maps are cropped to the image's own extent first, so that the result is that of the image alone.
 
         Args:
             features: of `segment`.

@@ -1,4 +1,4 @@
-"""Panoptic segmentations: one segment for each pixel, made of the masks of detections as the original does it."""
+"""Panoptic segmentations: one segment for each pixel, computed from the masks of detections as in the original."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 SMALLEST_AREA = 4
-"""Segments of so many pixels or fewer are removed, and their pixels given to others."""
+"""Segments of this many pixels or fewer are removed, and their pixels assigned to others."""
 
 LAST_THING = 90
-"""COCO's categories up to this id are things; the others are stuff, whose detections are one segment together."""
+"""COCO's categories up to this id are things; the others are stuff, whose detections form one segment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +42,10 @@ class PanopticSegmentation:
 def segment_pixels(
     logits: Tensor, category_ids: Tensor, *, resized: tuple[int, int], image: tuple[int, int]
 ) -> PanopticSegmentation:
-    """Return the segmentation that masks of kept queries give; every pixel belongs to one of them.
+    """Return the segmentation from the masks of kept queries; every pixel belongs to one of them.
 
-    The original's `PostProcessPanoptic`, but for two things: its ids begin with 0, which COCO's format reserves for
-    pixels without a segment, and it enlarges the masks with the padding of the batch in them.
+    Two differences from the original's `PostProcessPanoptic`: its ids begin with 0, which COCO's format reserves for
+    pixels without a segment, and it enlarges the masks including the padding of the batch.
 
     Args:
         logits: `(N, h, w)` mask logits of the image without padding.
@@ -61,7 +61,7 @@ def segment_pixels(
     areas = np.bincount(owners.ravel(), minlength=len(categories))
     kept = np.arange(len(categories))
     while len(kept) and (areas <= SMALLEST_AREA).any():
-        # without merging stuff again, as the original: merged queries have no pixels, and are removed here
+        # does not merge stuff again, as in the original: merged queries have no pixels, and are removed here
         kept = kept[areas > SMALLEST_AREA]
         if not len(kept):
             return PanopticSegmentation(np.zeros(image, np.int32), ())
@@ -75,7 +75,7 @@ def segment_pixels(
 
 
 def _merged(categories: list[int]) -> NDArray[np.intp]:
-    """Return for each query the first of its kind of stuff; a thing is its own."""
+    """Map each query of stuff to the first of its category, and each thing to itself."""
     return np.array([
         query if category <= LAST_THING else categories.index(category) for query, category in enumerate(categories)
     ])  # fmt: skip
@@ -84,6 +84,6 @@ def _merged(categories: list[int]) -> NDArray[np.intp]:
 def _owners(masks: Tensor, merged: NDArray[np.intp], image: tuple[int, int]) -> NDArray[np.intp]:
     """Return the query of each pixel of the image, `(height, width)`."""
     owners = merged[masks.argmax(0).numpy()]
-    # by Pillow's nearest pixel, which is not torch's
+    # Pillow's nearest pixel differs from torch's
     resized = Image.fromarray(owners.astype(np.int32)).resize(image[::-1], Image.Resampling.NEAREST)
     return np.asarray(resized).astype(np.intp)

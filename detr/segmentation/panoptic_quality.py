@@ -13,7 +13,7 @@ VOID = 0
 
 @dataclass(frozen=True, slots=True)
 class TrueSegment:
-    """A segment of the truth. Crowds are regions of many things: what is found in them is not counted as wrong."""
+    """A segment of the truth. Crowds are regions of many objects: detections in them do not count as wrong."""
 
     id: int
     category_id: int
@@ -22,7 +22,7 @@ class TrueSegment:
 
 @dataclass(slots=True)
 class _OfCategory:
-    overlap: float = 0.0  # IoU of the matched, added up
+    overlap: float = 0.0  # sum of the IoU of matches
     matched: int = 0
     unmatched_found: int = 0
     unmatched_true: int = 0
@@ -40,7 +40,7 @@ class Quality:
 
 @dataclass(slots=True)
 class PanopticQuality:
-    """Counts the segments of images; `of` gives the figures. Not thread-safe."""
+    """Counter of the segments of images; `of` returns the figures. Not thread-safe."""
 
     _counts: dict[int, _OfCategory] = field(default_factory=lambda: defaultdict(_OfCategory))
 
@@ -55,7 +55,7 @@ class PanopticQuality:
 
         Args:
             true_ids: `(height, width)`, the true segment of each pixel, or `VOID`.
-            true_segments: those of the image.
+            true_segments: the segments of the image.
             found_ids: `(height, width)`, what was found.
             found_segments: the category of each found id.
 
@@ -86,7 +86,7 @@ class PanopticQuality:
             if true[one].category_id != found_segments[other]:
                 continue
             union = true_areas[one] + found_areas[other] - area - shared.get((VOID, other), 0)
-            if area / union > 0.5:  # so that a segment has one match at most
+            if area / union > 0.5:  # ensures that a segment has at most one match
                 count = self._counts[true[one].category_id]
                 count.matched += 1
                 count.overlap += area / union
@@ -95,7 +95,7 @@ class PanopticQuality:
         for segment in true.values():
             if segment.id not in matched_true and not segment.is_crowd:
                 self._counts[segment.category_id].unmatched_true += 1
-        # of several crowds of one category the last counts, as in panopticapi
+        # the last of several crowds of one category counts, as in panopticapi
         crowds = {segment.category_id: segment.id for segment in true.values() if segment.is_crowd}
         for other, category in found_segments.items():
             if other in matched_found:
@@ -108,7 +108,7 @@ class PanopticQuality:
             self._counts[category].unmatched_found += 1
 
     def of(self, categories: Collection[int]) -> Quality:
-        """Return the figures of some categories; those without any segment do not count."""
+        """Return the figures of some categories; those without segments do not count."""
         pq, sq, rq = [], [], []
         for category in categories:
             count = self._counts.get(category, _OfCategory())

@@ -1,7 +1,7 @@
 """The paper's training augmentation: mirror, then resize, or resize, crop and resize again (section 4).
 
-First everything is drawn from the picture's size alone, so that batches can be planned before a picture is decoded;
-then the same steps are done to its pixels and to its target. No function changes its arguments.
+All parameters are drawn first, from the picture's size, so that batches can be planned before a picture is decoded;
+then the same steps are applied to its pixels and to its target. No function changes its arguments.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ class Resize:
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """Of the picture remain `height` rows from `top` on and `width` columns from `left` on."""
+    """Keep `height` rows from `top` and `width` columns from `left`."""
 
     top: int
     left: int
@@ -51,31 +51,31 @@ class Augmentation:
 
 
 def image_generator(seed: int, epoch: int, image_id: int) -> Generator:
-    """Return the source of an image's chance in an epoch, a function of the three numbers on every machine."""
+    """Return the random generator of an image in an epoch; it depends on the three numbers only, on every machine."""
     digest = hashlib.sha256(f"{seed} {epoch} {image_id}".encode()).digest()
-    # 32 bits: torch's generator on the CPU looks at no more of a seed (2.14.1)
+    # 32 bits: torch's CPU generator ignores the other bits of a seed (2.14.1)
     return Generator().manual_seed(int.from_bytes(digest[:4], "big"))
 
 
 def draw_augmentation(
     height: int, width: int, generator: Generator, config: AugmentConfig, *, scale: int | None = None
 ) -> Augmentation:
-    """Draw, in the original's order, what is done to a picture: mirror, which of the two ways, its sizes.
+    """Draw a picture's augmentation in the original's order: mirror, with or without crop, sizes.
 
-    Two differences to the original, both where it fails. The crop's range ends at the picture's sides where they are
-    smaller. And a picture of an aspect beyond `longest` to the least of `crop_scales` (1333 to 400) goes the shorter
-    way always: on the longer one nothing bounds the long side, 60,000 pixels at an aspect of 100.
+    Two differences from the original, both where it fails. The crop is limited to the picture's sides if they are
+    smaller. A picture with an aspect above `longest` to the smallest of `crop_scales` (1333 to 400) is never cropped:
+    before the crop the long side is not limited, and has 60,000 pixels at an aspect of 100.
 
     Args:
-        height: of the picture, in pixels.
-        width: of the picture, in pixels.
-        generator: all chance comes from it.
-        config: what is drawn from.
-        scale: the shorter side to end with where the caller has drawn it, one for a whole batch.
+        height: height of the picture in pixels.
+        width: width of the picture in pixels.
+        generator: source of all randomness.
+        config: probabilities and sizes.
+        scale: final shorter side if the caller has drawn one for a whole batch.
 
     Raises:
-        TooExtreme: of a picture whose aspect is twice `longest` or more, whatever is drawn: nothing is to be trained
-            from it.
+        TooExtreme: the picture's aspect is twice `longest` or more, independent of what is drawn: it cannot be used for
+            training.
     """
     steps: list[Mirror | Resize | Crop] = []
     final_height, final_width = height, width
@@ -95,7 +95,7 @@ def draw_augmentation(
 
 
 def augment_image(image: Tensor, augmentation: Augmentation) -> Tensor:
-    """Return `image`, uint8 `(3, H, W)`, after all steps: uint8 `(3, height, width)`.
+    """Apply all steps to `image`, uint8 `(3, H, W)`; return uint8 `(3, height, width)`.
 
     Raises:
         ValueError: the picture is not of the size that the augmentation was drawn for.
@@ -113,10 +113,10 @@ def augment_image(image: Tensor, augmentation: Augmentation) -> Tensor:
 
 
 def augment_target(target: ImageTarget, augmentation: Augmentation) -> ImageTarget:
-    """Return `target` after all steps, in the original's float32 arithmetic.
+    """Apply all steps to `target`, in the original's float32 arithmetic.
 
-    A crop cuts boxes at its edges, drops what is left without area, however thin a sliver stays, and replaces areas by
-    those of the boxes. It may leave no target at all.
+    A crop clips boxes at its edges, drops those without area (thin slivers are kept), and replaces areas by those of
+    the boxes. All targets may be dropped.
 
     Raises:
         ValueError: the target is not of the size that the augmentation was drawn for.
@@ -147,7 +147,7 @@ def _chance(probability: float, generator: Generator) -> bool:
 
 
 def _integer(least: int, most: int, generator: Generator) -> int:
-    """A uniform draw with both ends included."""
+    """Return a uniformly drawn integer, both ends included."""
     return int(torch.randint(least, most + 1, (), generator=generator))
 
 

@@ -1,4 +1,4 @@
-"""The numbers that the paper's augmentation draws from. Needs the standard library only."""
+"""Parameters of the paper's augmentation. Needs the standard library only."""
 
 from dataclasses import dataclass
 

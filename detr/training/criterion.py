@@ -1,4 +1,4 @@
-"""The loss of the paper: matched queries against their targets, at every layer of the decoder."""
+"""The loss of the paper, between matched queries and their targets, at every decoder layer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from detr.training.matcher import MatchWeights, PaddedTargets, Target, match_lay
 
 @dataclass(frozen=True, slots=True)
 class LossWeights:
-    """What each part counts in the total, and what a query without object weighs in the class loss; the paper's."""
+    """Factors of the parts in the total, and of queries without object in the class loss; defaults are the paper's."""
 
     classification: float = 1.0
     l1: float = 5.0
@@ -26,9 +26,9 @@ class LossWeights:
 class Losses:
     """The loss of one batch.
 
-    `total` is what is trained. `parts` has every part, unweighted, by the original's names: `loss_ce`, `loss_bbox`,
+    `total` is minimised. `parts` has every part, unweighted, by the original's names: `loss_ce`, `loss_bbox`,
     `loss_giou`, `cardinality_error` of the last layer, the same with `_0`, `_1`, ... of the earlier ones, and
-    `class_error` of the last. The two errors are logged only: they have no gradient and no share in `total`.
+    `class_error` of the last. The two errors are for logging only: they have no gradient and are not part of `total`.
     """
 
     total: Tensor
@@ -43,20 +43,20 @@ def criterion(
     weights: LossWeights | None = None,
     match_weights: MatchWeights | None = None,
 ) -> Losses:
-    """Match every decoder layer to the targets by itself and add up its losses.
+    """Match every decoder layer to the targets separately and sum the losses.
 
     The class loss is the weighted mean over all queries of this batch, never divided by `num_boxes`. The box losses are
     sums over the matched pairs divided by `num_boxes`, the same number in all layers; without any target they are 0.
 
-    Everything is computed in float32, whatever the model computes in, and for all layers at once. The host waits
-    for the device once, for the matching costs; each loss that is read is one more time, so stack those first.
+    Everything is computed in float32, whatever the model computes in, and for all layers together. The host waits for
+    the device once, for the matching costs, and again for each loss that is read, so stack those first.
 
     Args:
         output: the last layer's `(B, Q, K + 1)` logits and `(B, Q, 4)` boxes, with the earlier ones in `aux`.
         targets: one per image, in CPU memory, or those of `pad_targets` on the device of the output; labels are class
             indices in 0 .. K - 1.
         num_boxes: targets of all workers (and micro-batches of one step) divided by their number; at least 1 is used.
-            This batch's own count when not given.
+            Defaults to this batch's count.
         weights: factors of the parts.
         match_weights: factors of the matching costs.
 
@@ -69,7 +69,7 @@ def criterion(
         refuse_bad_labels(targets, output.logits.shape[-1] - 1)
         targets = pad_targets(targets, images=len(output.logits), device=output.logits.device)
     own_count = sum(targets.counts)
-    # the clamp comes after the division by the workers, so a share below one box counts as one
+    # clamped after the division by the workers, so a share below one box counts as one
     divisor = max(1.0, float(own_count if num_boxes is None else num_boxes))
 
     losses = _losses(output, targets, divisor, weights.no_object, match_weights)
@@ -81,16 +81,16 @@ def criterion(
     suffixes = [*(f"_{index}" for index in range(len(output.aux))), ""]
     parts = {"class_error": losses.pop("class_error")}
     values = {name: dict(zip(suffixes, layers.unbind(), strict=True)) for name, layers in losses.items()}
-    # the last layer first, as it is logged first
+    # the last layer first, because it is logged first
     parts |= {name + suffix: values[name][suffix] for suffix in [suffixes[-1], *suffixes[:-1]] for name in values}
     return Losses(total, parts)
 
 
 def refuse_bad_labels(targets: Sequence[Target], class_count: int) -> None:
-    """Raise unless every label of targets in CPU memory is one of `class_count` classes.
+    """Raise unless every label of the targets, in CPU memory, is below `class_count`.
 
-    A label equal to `class_count` would silently train "no object"; a larger one is an assertion on the device, later
-    and elsewhere.
+    A label equal to `class_count` would silently train "no object"; a larger one would cause a later assertion failure
+    on the device.
 
     Raises:
         ValueError: a label is out of range.
@@ -114,8 +114,8 @@ def _losses(
     no_object: float,
     match_weights: MatchWeights | None,
 ) -> dict[str, Tensor]:
-    """The unweighted parts, each `(L,)` by layer, the last layer last; `class_error`, `()`, of the last."""
-    # from here on float32 also under autocast: it lowers nothing that follows
+    """Return the unweighted parts, each `(L,)` by layer, the last layer last; `class_error`, `()`, is of the last."""
+    # float32 from here on, also under autocast, which does not convert the following operations
     logits = torch.stack([*(layer.logits for layer in output.aux), output.logits]).float()
     boxes = torch.stack([*(layer.boxes_cxcywh for layer in output.aux), output.boxes_cxcywh]).float()
     no_object_class = logits.shape[-1] - 1
@@ -133,7 +133,7 @@ def _losses(
     overlap = generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted))
 
     scores = logits.detach()
-    # of equal logits the first class wins, so no-object only where it is above all others
+    # argmax returns the first of equal logits, so no-object only if it is above all others
     seen = (scores[..., :-1].amax(-1) >= scores[..., -1]).sum(-1)
     last = layer.numel() // len(logits) * (len(logits) - 1)  # every layer has the same number of pairs
     return {
@@ -146,7 +146,7 @@ def _losses(
 
 
 def _class_error(logits: Tensor, labels: Tensor) -> Tensor:
-    """Per cent of the matched queries whose best class, no-object included, is wrong; 100 when nothing is matched."""
+    """Return the percentage of matched queries whose best class, including no-object, is wrong; 100 without matches."""
     if len(labels) == 0:
         return logits.new_full((), 100.0)
     return 100 - 100 * (logits.argmax(-1) == labels).float().mean()

@@ -1,4 +1,4 @@
-"""The moving average of a model's weights, which detects better than the weights of the last step."""
+"""The moving average of a model's weights, which detects better than the last weights."""
 
 import copy
 from collections.abc import Mapping
@@ -10,14 +10,14 @@ from detr.checkpoints.layouts import CheckpointError, summary, wrong_tensors
 from detr.model import Detr
 
 UPDATES = "updates"
-"""The name under which `MovingAverage.state_dict` keeps how often it was updated."""
+"""The key of the number of updates in `MovingAverage.state_dict`."""
 
 
 class MovingAverage:
-    """An exponential moving average of everything that decides detections, the batch-norms' statistics included.
+    """An exponential moving average of all weights that affect detections, including batch-norm statistics.
 
-    The decay rises with the steps, so that the random weights of the first ones are soon forgotten:
-    min(decay, (1 + updates) / (20 + updates)).
+    The decay rises with the steps, so that the influence of the initial random weights vanishes quickly: min(decay, (1
+    + updates) / (20 + updates)).
     """
 
     def __init__(self, model: Detr, decay: float) -> None:
@@ -29,12 +29,12 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, model: Detr, *, was_taken: Tensor | None = None) -> None:
-        """Take in the weights after one more step, on the average's device.
+        """Update the average with the weights after one more step, on the average's device.
 
         Args:
             model: whose weights.
-            was_taken: `()` bool, on the device: where it is False the averages stay as they are, though the update
-                counts until `forget_update`. None is True.
+            was_taken: `()` bool, on the device: if False, the averages do not change, though the update counts until
+                `forget_update`. None is True.
         """
         decay = min(self.decay, (1 + self.updates) / (20 + self.updates))
         current = model.state_dict()
@@ -47,26 +47,26 @@ class MovingAverage:
                 average.copy_(current[name])
         if was_taken is None:
             torch._foreach_lerp_(averages, values, 1 - decay)
-        else:  # a weight that only the device knows
+        else:  # a weight whose value is only on the device
             changes = torch._foreach_sub(values, averages)  # noqa: SLF001 - as torch.optim's own average does
             torch._foreach_mul_(changes, was_taken * (1 - decay))
             torch._foreach_add_(averages, changes)
         self.updates += 1
 
     def forget_update(self) -> None:
-        """Do not count the last update: its step was not taken."""
+        """Decrease the number of updates, because the step of the last one was not taken."""
         self.updates -= 1
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the averaged weights by the model's names, not copied, and the number of updates as `UPDATES`."""
+        """Return the averaged weights by the model's names (not copies), and the number of updates as `UPDATES`."""
         return {UPDATES: torch.tensor(self.updates), **self.model.state_dict()}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], *, source: str) -> None:
-        """Go on from what `state_dict` returned.
+        """Restore the state that `state_dict` returned.
 
         Args:
-            tensors: complete, and nothing else.
-            source: what messages call the file.
+            tensors: exactly the tensors of the state.
+            source: name of the file in error messages.
 
         Raises:
             CheckpointError: a tensor is missing, unknown, or of a wrong shape.

@@ -1,4 +1,4 @@
-"""Prepares a trained DETR for other classes: all weights are kept but class-head rows of classes that are gone."""
+"""Prepare a trained DETR for other classes: keep all weights except class-head rows of removed classes."""
 
 import math
 import re
@@ -15,35 +15,34 @@ from detr.model import Detr
 
 @dataclass(frozen=True, slots=True)
 class ClassTransfer:
-    """What became of the class head, by category names; the row of no-object is always kept.
+    """The changes to the class head, by category name; the row of no-object is always kept.
 
-    `kept` and `new` share the new categories among them, in their order; unused ids are in neither.
+    `kept` and `new` together are the new categories, in their order, without unused ids.
     """
 
-    kept: tuple[str, ...]  # took over the row of the old category of this name
-    new: tuple[str, ...]  # begin at random
-    dropped: tuple[str, ...]  # old names whose rows are gone
+    kept: tuple[str, ...]  # have the row of the old category of this name
+    new: tuple[str, ...]  # start with random rows
+    dropped: tuple[str, ...]  # old names whose rows were removed
     respelled: tuple[tuple[str, str], ...]  # (old, new) of those kept whose spelling differs
 
 
 def with_categories(
     model: Detr, categories: Sequence[Category], *, seed: int = 0, dropout: float | None = None
 ) -> tuple[Detr, ClassTransfer]:
-    """Return a copy of the network for other categories, and what was kept of its class head.
+    """Return a copy of the network for other categories, and the changes to its class head.
 
-    A category keeps the row of the old one of its name; where no old name is exactly the same, of the one that differs
-    only in upper and lower case, spaces, hyphens and underscores, if just one does. All other rows begin as those of a
-    fresh DETR. Whatever else there is stays as it is, the object queries and the kind of norm included.
+    A category keeps the row of the old one of its name. If no old name is equal, it keeps the row of the only one that
+    differs just in case, spaces, hyphens and underscores. All other rows are initialised as in a new DETR. Everything
+    else is unchanged, including the object queries and the kind of norm.
 
     Args:
-        model: stays unchanged; the copy is on its device and in its mode.
+        model: not changed; the copy is on the same device and in the same mode.
         categories: of the new data set, in the order of the class indices; ids are any integers.
-        seed: of the new rows, which are a function of it, on every device.
-        dropout: another one than the model's; only training minds.
+        seed: seed of the new rows, which depend on it only, on every device.
+        dropout: replaces the model's; only training uses it.
 
     Raises:
-        ValueError: there is no category, an id or a name is there twice, or a model without weights (on the meta
-            device) is given.
+        ValueError: there are no categories, an id or a name is duplicated, or the model has no weights (meta device).
     """
     categories = tuple(categories)
     _refuse_doubles(categories)
@@ -72,7 +71,7 @@ def with_categories(
 
 
 def match_categories(old: Sequence[Category], new: Sequence[Category]) -> tuple[int | None, ...]:
-    """Return for each new category the index of the old one that it goes on from, or None; see `with_categories`.
+    """Return the index of the old category whose row each new one keeps, or None; see `with_categories`.
 
     An unused id continues from the same id and stays unused.
     """
@@ -107,7 +106,7 @@ def _refuse_doubles(categories: Sequence[Category]) -> None:
 
 
 def _fresh_head(rows: int, inputs: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Weight `(rows, inputs)` and bias `(rows,)` as nn.Linear begins, on the CPU."""
+    """Return weight `(rows, inputs)` and bias `(rows,)` initialised as in nn.Linear, on the CPU."""
     weight, bias = torch.empty(rows, inputs), torch.empty(rows)
     nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
     bound = 1 / math.sqrt(inputs)

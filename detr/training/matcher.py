@@ -15,7 +15,7 @@ from detr.model import DetrOutput
 
 @dataclass(frozen=True, slots=True)
 class MatchWeights:
-    """What a pair of query and target costs: each term's factor. The defaults are the paper's."""
+    """Factors of the terms in the cost of a pair of query and target. The defaults are the paper's."""
 
     classification: float = 1.0
     l1: float = 5.0
@@ -32,14 +32,14 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class PaddedTargets:
-    """The targets of B images on one device, filled up to the M of the fullest, which is at least 1.
+    """The targets of B images on one device, padded to the largest number M of one image, at least 1.
 
     Attributes:
-        labels: `(B, M)` int64; 0 beyond an image's own.
-        boxes_cxcywh: `(B, M, 4)` float32; beyond an image's own the whole image, which costs something finite.
-        numbers: `(B,)` int64, each image's own number.
-        counts: the same, in Python: known without waiting for the device.
-        extents: `(B, 2)` int64, each image's own height and width in pixels; None where they were not given.
+        labels: `(B, M)` int64; 0 in padding.
+        boxes_cxcywh: `(B, M, 4)` float32; the whole image in padding, which has a finite cost.
+        numbers: `(B,)` int64, the number of targets of each image.
+        counts: the same as Python integers, available without waiting for the device.
+        extents: `(B, 2)` int64, each image's own height and width in pixels; None if not given.
     """
 
     labels: Tensor
@@ -51,7 +51,7 @@ class PaddedTargets:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """Pairs of one image: `query[i]` answers for `target[i]`; int64, on the CPU, `query` ascending."""
+    """Pairs of one image: `query[i]` is matched to `target[i]`; int64, on the CPU, `query` ascending."""
 
     query: Tensor
     target: Tensor
@@ -70,11 +70,11 @@ class NotFinite(ValueError):
 
 @torch.no_grad()
 def match(output: DetrOutput, targets: Sequence[Target], *, weights: MatchWeights | None = None) -> list[Match]:
-    """Assign each target the one query that costs least in all.
+    """Assign one query to each target so that the total cost is minimal.
 
     The cost of a pair is -`classification` * probability of the target's class + `l1` * L1 distance of the normalised
     centre-and-size boxes - `giou` * generalised IoU, in float32 whatever the model computes in. Runs without gradient,
-    on the CPU, with one transfer for the whole batch. Auxiliary outputs are not looked at: each is matched on its own.
+    on the CPU, with one transfer for the whole batch. Auxiliary outputs are not used: each is matched separately.
 
     Args:
         output: logits `(B, Q, K + 1)` and normalised boxes `(B, Q, 4)`.
@@ -82,11 +82,11 @@ def match(output: DetrOutput, targets: Sequence[Target], *, weights: MatchWeight
         weights: the factors of the three terms; the paper's when not given.
 
     Returns:
-        Per image the pairs, min(queries, targets) of them; surplus targets stay without a query.
+        The pairs of each image, min(queries, targets) of them; surplus targets are not matched.
 
     Raises:
-        NotFinite: a cost is NaN or infinite (diverged logits, boxes without area on both sides).
-        ValueError: there is not one target per image.
+        NotFinite: a cost is NaN or infinite (diverged logits, or both boxes without area).
+        ValueError: the number of targets is not that of the images.
     """
     padded = pad_targets(targets, images=len(output.logits), device=output.logits.device)
     log_probabilities = output.logits[None].float().log_softmax(-1)
@@ -97,16 +97,16 @@ def match(output: DetrOutput, targets: Sequence[Target], *, weights: MatchWeight
 def pad_targets(
     targets: Sequence[Target], *, images: int, device: torch.device, extents: Tensor | None = None
 ) -> PaddedTargets:
-    """Copy the targets of a batch of `images`, in CPU memory, to `device`: one copy, for which the host does not wait.
+    """Copy the targets of a batch of `images` from CPU memory to `device` in one asynchronous copy.
 
     Args:
         targets: one per image.
-        images: how many there are.
-        device: where to.
-        extents: `(B, 2)` integers in CPU memory, each image's own height and width, which are copied along.
+        images: number of images.
+        device: target of the copy.
+        extents: `(B, 2)` integers in CPU memory, each image's own height and width, copied together with the targets.
 
     Raises:
-        ValueError: there is not one target per image.
+        ValueError: the number of targets is not that of the images.
     """
     if len(targets) != images:
         raise ValueError(f"{len(targets)} targets for {images} images: give one target, possibly empty, per image")
@@ -138,7 +138,7 @@ def pad_targets(
 def match_layers(
     log_probabilities: Tensor, boxes_cxcywh: Tensor, targets: PaddedTargets, *, weights: MatchWeights | None = None
 ) -> Tensor:
-    """Match the outputs of several decoder layers, each by itself, with one copy to the host; see `match`.
+    """Match the outputs of several decoder layers separately, with one copy to the host; see `match`.
 
     Args:
         log_probabilities: `(L, B, Q, K + 1)` float32, the log-softmax of the logits.
@@ -147,11 +147,11 @@ def match_layers(
         weights: the factors of the three terms; the paper's when not given.
 
     Returns:
-        `(4, N)` int64 on the CPU: layer, image, query and target of every pair, in this order ascending up to the
-        query. Every layer has the same number of pairs.
+        `(4, N)` int64 on the CPU: layer, image, query and target of every pair, sorted by layer, image and query. Every
+        layer has the same number of pairs.
 
     Raises:
-        NotFinite: a cost is NaN or infinite; of the first such image.
+        NotFinite: a cost is NaN or infinite; it names the first such image.
     """
     costs = _costs(log_probabilities, boxes_cxcywh.float(), targets, weights or MatchWeights()).cpu().numpy()
     broken = ~np.isfinite(costs).all(axis=(0, 2, 3))
@@ -166,11 +166,11 @@ def match_layers(
 
 
 def _costs(log_probabilities: Tensor, predicted: Tensor, targets: PaddedTargets, weights: MatchWeights) -> Tensor:
-    """The cost of each query against each target of its own image, padded: `(L, B, Q, M)`."""
+    """Return the cost of each query with each target of its own image, padded: `(L, B, Q, M)`."""
     layers, _, queries, _ = log_probabilities.shape
     wanted = targets.labels[None, :, None, :].expand(layers, -1, queries, -1)
     probability = log_probabilities.gather(-1, wanted).exp()
-    # coordinate by coordinate: never more than (L, B, Q, M) numbers at once
+    # coordinate by coordinate: at most (L, B, Q, M) numbers in memory at a time
     query_boxes, target_boxes = predicted[:, :, :, None], targets.boxes_cxcywh[None, :, None]
     distance = sum(
         (one - other).abs() for one, other in zip(query_boxes.unbind(-1), target_boxes.unbind(-1), strict=True)

@@ -1,7 +1,7 @@
-"""The optimiser of the paper: what is trained, how fast, and its state as named tensors.
+"""The optimiser of the paper: trained parameters, learning rates, and its state as named tensors.
 
-AdamW in two groups: parameters whose name contains "backbone" learn slower than the rest. Weight decay is on
-everything, biases, norms and embeddings included, as in the original.
+AdamW in two groups: parameters whose name contains "backbone" have a lower learning rate. Weight decay applies to all
+parameters, including biases, norms and embeddings, as in the original.
 """
 
 from collections.abc import Mapping
@@ -18,17 +18,17 @@ FrozenStages = Literal["none", "stem_and_first", "all"]
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 STATE = ("step", "exp_avg", "exp_avg_sq")
-"""What AdamW keeps of each parameter, by torch's names."""
+"""AdamW's state of each parameter, by torch's names."""
 
 
 def freeze_backbone(model: Detr, *, stages: FrozenStages) -> None:
-    """Decide which part of the residual network is not trained; the others are.
+    """Freeze a part of the residual network, and unfreeze the others.
 
-    Pretrained weights want "stem_and_first" (the stem's convolution and `layer1`), as in the paper, or "all", as in the
-    original when the backbone's learning rate is 0. From scratch it is "none".
+    For pretrained weights use "stem_and_first" (the stem's convolution and `layer1`), as in the paper, or "all", as in
+    the original if the backbone's learning rate is 0. From scratch use "none".
 
     Raises:
-        ValueError: the norms are trainable: their statistics would go on changing under frozen weights.
+        ValueError: the norms are trainable: their statistics would still change, although the weights are frozen.
     """
     if stages != "none" and model.config.backbone.norm == "batch":
         raise ValueError(
@@ -43,13 +43,12 @@ def freeze_backbone(model: Detr, *, stages: FrozenStages) -> None:
 def parameter_groups(model: nn.Module, *, lr: float, lr_backbone: float) -> list[dict[str, Any]]:
     """Return the two groups, "other" and "backbone", of the parameters that require a gradient.
 
-    Each keeps its full rate as `base_lr`, which a schedule multiplies. A group may be empty.
-    A rate below 0 counts as 0.
+    Each has its full rate as `base_lr`, which a schedule multiplies. A group may be empty. A rate below 0 counts as 0.
 
     Args:
-        model: a Detr, or a module that holds one beside others.
+        model: a Detr, or a module that contains one.
         lr: learning rate of everything whose name does not contain "backbone".
-        lr_backbone: that of the rest.
+        lr_backbone: learning rate of the others.
     """
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     rates = {"other": max(0.0, lr), "backbone": max(0.0, lr_backbone)}
@@ -69,20 +68,20 @@ def build_optimizer(
 ) -> torch.optim.AdamW:
     """Return AdamW over `parameter_groups`.
 
-    Freeze first, and move the model to its device. `fused` makes one kernel of a step; CUDA and CPU have it.
+    Call it after freezing, with the model on its device. `fused` computes a step in one kernel, on CUDA and CPU.
     """
     groups = parameter_groups(model, lr=lr, lr_backbone=lr_backbone)
     return torch.optim.AdamW(groups, betas=BETAS, eps=EPSILON, weight_decay=weight_decay, fused=fused)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """Return the state as copies on the CPU, contiguous, called "exp_avg.class_embed.weight" and so on.
+    """Return the state as contiguous copies on the CPU, named "exp_avg.class_embed.weight" and so on.
 
-    Every trained parameter has all of `STATE`; zeros where no step was taken yet, which is what AdamW starts from.
+    Every trained parameter has all of `STATE`; zeros before the first step, as AdamW starts.
 
     Args:
         optimizer: AdamW.
-        model: whose parameters are trained; gives their names.
+        model: the trained model; the source of the parameters' names.
     """
     tensors = {}
     for name, parameter in _trained(optimizer, model).items():
@@ -95,18 +94,18 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
 def load_optimizer_tensors(
     optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor], *, source: str
 ) -> None:
-    """Give an optimiser the state that `optimizer_tensors` returned; learning rates stay as they are.
+    """Load the state that `optimizer_tensors` returned; learning rates do not change.
 
-    The next step is then that of the run that goes on, bit by bit.
+    The next step is then bit-identical to that of the resumed run.
 
     Args:
         optimizer: AdamW over the same parameters, in any order and on any device; changed in place.
-        model: gives their names.
-        tensors: complete, and nothing else.
-        source: what messages call the file.
+        model: the source of the parameters' names.
+        tensors: exactly the tensors of the state.
+        source: name of the file in error messages.
 
     Raises:
-        CheckpointError: a tensor is missing, unknown, of a wrong shape, or not of floating numbers.
+        CheckpointError: a tensor is missing, unknown, of a wrong shape, or not floating-point.
     """
     trained = _trained(optimizer, model)
     shapes = {
@@ -126,7 +125,7 @@ def load_optimizer_tensors(
     for index, name in enumerate(order):
         parameter = trained[name]
         moments = {
-            # in the weight's own memory layout: the fused step goes through memory, and files know no channels-last
+            # in the weight's memory layout, which the fused step requires: files do not record channels-last
             kind: torch.empty_like(parameter, requires_grad=False).copy_(tensors[f"{kind}.{name}"])
             for kind in STATE[1:]
         }
@@ -135,7 +134,7 @@ def load_optimizer_tensors(
 
 
 def _trained(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, nn.Parameter]:
-    """The optimiser's parameters by the model's names for them, in the model's order."""
+    """Return the optimiser's parameters by the model's names, in the model's order."""
     held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter in held}
     if len(trained) != len(held):

@@ -1,4 +1,4 @@
-"""How the learning rates change during a run: a pure function of where the run is."""
+"""Learning rate schedules: pure functions of a run's progress."""
 
 import math
 from dataclasses import dataclass
@@ -9,19 +9,19 @@ DROP_FACTOR = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """What all learning rates are multiplied by.
+    """The factor of all learning rates.
 
-    "step" is the paper's: a tenth after every `drop` epochs. Not only once: with `epochs` above twice `drop` it drops
-    again, as the original's StepLR does. "cosine" is full until `constant_share` of the run, then half a cosine down to
-    `last_rate`. Both rise linearly over the first `warm_up_steps`, which the paper does not need.
+    "step" is the paper's: divided by ten after every `drop` epochs. With `epochs` above twice `drop` it drops again, as
+    in the original's StepLR. "cosine" is 1 until `constant_share` of the run, then half a cosine down to `last_rate`.
+    Both rise linearly over the first `warm_up_steps`, which the paper does not use.
     """
 
     kind: Literal["step", "cosine"] = "step"
     epochs: int = 300
-    drop: int = 200  # epochs from drop to drop, of "step"
+    drop: int = 200  # of "step": epochs between drops
     warm_up_steps: int = 0
-    constant_share: float = 0.0  # of all steps, of "cosine"
-    last_rate: float = 0.01  # of the full rate, of "cosine"
+    constant_share: float = 0.0  # of "cosine": share of all steps
+    last_rate: float = 0.01  # of "cosine": share of the full rate
 
     def __post_init__(self) -> None:
         if self.kind not in ("step", "cosine"):
@@ -42,7 +42,7 @@ class Schedule:
         Args:
             epoch: finished epochs, 0 in the first.
             step: finished steps of the optimiser in the whole run, 0 at the first.
-            share: the share of the whole run that is done, 0 to 1.
+            share: the finished share of the whole run, 0 to 1.
         """
         warm = min(1.0, (step + 1) / self.warm_up_steps) if self.warm_up_steps else 1.0
         if self.kind == "step":

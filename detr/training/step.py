@@ -1,7 +1,7 @@
-"""What a training step computes: one network and its loss as one module, and one step of the optimiser over it.
+"""Training steps: a network and its loss as one module, and one step of the optimiser.
 
-Nothing here knows where batches come from or how many processes take part. A step is a set of micro-batches, dealt to
-any number of workers; gradients are those of the mean over all micro-batches, however they were dealt.
+This module does not depend on the source of batches or the number of processes. A step is a set of micro-batches,
+distributed to any number of workers; gradients are those of the mean over all micro-batches, whatever the distribution.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ POSITION_WEIGHT = 3.0  # of the position loss of `detr.training.dense_losses`
 
 @dataclass(frozen=True, slots=True)
 class LossSettings:
-    """What is added up to the loss.
+    """The terms of the loss.
 
     Attributes:
         weights: factors of the paper's parts.
@@ -40,10 +40,10 @@ class LossSettings:
 
 
 class NetworkWithLoss(nn.Module):
-    """A DETR and its loss in one forward, so that a wrapper such as DDP sees one graph.
+    """A DETR and its loss in one forward, so that a wrapper such as DDP has one graph.
 
     Attributes:
-        network: the DETR that is trained; its parameters keep its names behind `network.`.
+        network: the trained DETR; its parameters have the prefix `network.`.
         position_head: only with warm losses; discarded when training ends.
     """
 
@@ -64,8 +64,8 @@ class NetworkWithLoss(nn.Module):
         The host waits for the device once, for the matching costs.
 
         Args:
-            batch: on the device of the network; None gives a zero that depends on every parameter, for a worker that
-                has nothing to do in a step which its peers take.
+            batch: on the device of the network; None returns a zero that depends on every parameter, for a worker
+                without a micro-batch in a step of its peers.
             num_boxes: targets of all micro-batches of the step divided by their number.
 
         Raises:
@@ -76,7 +76,7 @@ class NetworkWithLoss(nn.Module):
             return zero * 0, {}
         height, width = batch.pixels.shape[-2:]
         normalised = (batch.pixels - self.get_buffer("mean")) / self.get_buffer("std")
-        # channels last: the convolutions take 20 % less time on a CPU, and half precision wants it on a GPU
+        # channels last: convolutions take 20 % less time on a CPU, and half precision on a GPU is faster with it
         normalised = normalised.contiguous(memory_format=torch.channels_last)
         mask = None
         if batch.is_padded:
@@ -138,9 +138,9 @@ class Diverged(FloatingPointError):
 
 
 class OutOfDeviceMemory(RuntimeError):
-    """A micro-batch does not fit into the memory of the device: micro-batch `batch` of this worker.
+    """Micro-batch `batch` of this worker does not fit into the memory of the device.
 
-    `left_peers` is True where the worker cannot take part in the step any more, so its peers wait for it in vain.
+    `left_peers` is True if the worker can no longer take part in the step, so that its peers would wait for it forever.
     """
 
     def __init__(self, pixels: Tensor, *, batch: int, left_peers: bool) -> None:
@@ -152,12 +152,12 @@ class OutOfDeviceMemory(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Images that go through the network together, on its device; made by `upload_batch`.
+    """Images of one forward pass, on the network's device; created by `upload_batch`.
 
-    No tensor of it needs to be looked at by the host: what decides which code runs is in Python.
+    The host does not need to read its tensors: values that control the code are Python values.
 
     Attributes:
-        pixels: uint8 `(B, 3, H, W)`, padded with anything to the right and at the bottom.
+        pixels: uint8 `(B, 3, H, W)`; padding, to the right and at the bottom, has any values.
         is_padded: whether any image is smaller than (H, W).
         targets: of the B images, normalised by the image without its padding; with `extents`.
         seed: of the dropout.
@@ -178,19 +178,19 @@ def upload_batch(
     device: torch.device,
     class_count: int | None = None,
 ) -> MicroBatch:
-    """Copy a micro-batch from CPU memory to a device, in two copies for which the host does not wait.
+    """Copy a micro-batch from CPU memory to a device in two asynchronous copies.
 
     Args:
-        pixels: uint8 `(B, 3, H, W)`, padded with anything to the right and at the bottom; in pinned memory where
-            `device` is a GPU, or it is copied there first.
+        pixels: uint8 `(B, 3, H, W)`; padding, to the right and at the bottom, has any values. Best in pinned memory if
+            `device` is a GPU; otherwise it is copied to pinned memory first.
         extents: int64 `(B, 2)`, each image's own height and width in pixels.
         targets: one per image, normalised by the image without its padding.
         seed: of the dropout.
         device: of the network.
-        class_count: of the network; labels are checked where it is given.
+        class_count: of the network; labels are checked if it is given.
 
     Raises:
-        ValueError: a label is not a class, or there is not one target per image.
+        ValueError: a label is not a class, or the number of targets is not that of the images.
     """
     if class_count is not None:
         refuse_bad_labels(targets, class_count)
@@ -208,29 +208,30 @@ def accumulate_gradients(
     micro_batches: int,
     workers: int = 1,
 ) -> tuple[list[tuple[Tensor, dict[str, Tensor]]], Diverged | OutOfDeviceMemory | None]:
-    """Add to the gradients this worker's share of a step; return loss and parts of each of its micro-batches.
+    """Add this worker's share of a step to the gradients; return loss and parts of each of its micro-batches.
 
-    After it the gradients, which DDP averages over the workers, are those of the mean of the losses of all
-    `micro_batches` of the step. A worker without a micro-batch takes part with a zero. One that meets a matching cost
-    which is not finite, or runs out of memory, takes part with NaN, so that all workers see it in the gradients and
-    none waits for another; what it met is returned.
+    Afterwards the gradients, which DDP averages over the workers, are those of the mean loss of all `micro_batches` of
+    the step. A worker without a micro-batch contributes zero. A worker with a non-finite matching cost, or without
+    enough memory, contributes NaN, so that all workers detect it in the gradients and none waits for another; the error
+    is returned.
 
     Args:
         network: bare, or within DDP when there are several workers.
         batches: this worker's micro-batches, possibly none.
         num_boxes: targets of all micro-batches of the step divided by their number.
         micro_batches: of all workers in this step.
-        workers: how many take part.
+        workers: number of workers.
 
     Raises:
-        OutOfDeviceMemory: in the backward pass that averages the gradients over the workers: it cannot be repeated.
+        OutOfDeviceMemory: raised in the backward pass that averages the gradients over the workers, which cannot be
+            repeated.
     """
-    # DDP divides by the workers what here counts by its share of the micro-batches
+    # DDP divides by the number of workers; the share of the micro-batches is needed here
     share = workers / micro_batches
     computed: list[tuple[Tensor, dict[str, Tensor]]] = []
     problem: Diverged | OutOfDeviceMemory | None = None
     for index, batch in enumerate(batches):
-        torch.manual_seed(batch.seed)  # of all devices: dropout does not depend on who computes the micro-batch
+        torch.manual_seed(batch.seed)  # on all devices: dropout does not depend on the worker
         is_last = index == len(batches) - 1
         waiting = isinstance(network, DistributedDataParallel) and not is_last
         is_averaged = False
@@ -246,7 +247,7 @@ def accumulate_gradients(
                 problem = OutOfDeviceMemory(batch.pixels, batch=index, left_peers=is_averaged)
         if problem is not None:
             break
-    # only here, where no traceback holds what the micro-batch has left in memory
+    # here no traceback references the micro-batch's tensors any more
     total = parts = None
     if isinstance(problem, OutOfDeviceMemory):
         if torch.cuda.is_available():
@@ -259,16 +260,16 @@ def accumulate_gradients(
 
 
 def _take_part(network: nn.Module, factor: float) -> None:
-    """Go through forward and backward with nothing but zeros, or NaN: peers wait for this worker's gradients."""
+    """Run forward and backward with zeros or NaN, because peers wait for this worker's gradients."""
     total, _ = network(None, 1.0)
     (total * factor).backward()
 
 
 def take_step(optimizer: torch.optim.Optimizer, *, factor: float, clip_norm: float) -> Tensor:
-    """Clip the gradients together, set the learning rates, step, and clear the gradients; return their norm before.
+    """Clip the gradients by their total norm, set the learning rates, step, and clear the gradients; return the norm.
 
-    Weights and optimiser stay as they are when the norm is not finite: the caller looks at it. A fused optimiser
-    decides that on the device, so that the host does not wait; for another one it waits once.
+    Weights and optimiser do not change if the norm is not finite, which the caller must check. A fused optimiser
+    decides this on the device, so that the host does not wait; with another optimiser it waits once.
 
     Args:
         optimizer: of `detr.training.optimizer.build_optimizer`.
@@ -282,7 +283,7 @@ def take_step(optimizer: torch.optim.Optimizer, *, factor: float, clip_norm: flo
     norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
     is_fused = all(group["fused"] for group in optimizer.param_groups)
     if is_fused:
-        # as torch.amp.GradScaler does: the kernel changes nothing where this is 1
+        # as in torch.amp.GradScaler: the kernel does nothing if this is 1
         optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
     if is_fused or norm.isfinite():
         if clip_norm > 0:
@@ -295,9 +296,9 @@ def take_step(optimizer: torch.optim.Optimizer, *, factor: float, clip_norm: flo
 
 
 def seed_of(*numbers: int) -> int:
-    """Return a seed that depends on every one of the numbers, the same on every machine; at least 0, below 2**63."""
+    """Return a seed that depends on all of the numbers, the same on every machine; at least 0, below 2**63."""
     state = 0
-    for number in numbers:  # splitmix64, so that neighbouring steps share nothing
+    for number in numbers:  # splitmix64, so that neighbouring steps have unrelated seeds
         state = (state + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
         state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF

@@ -1,4 +1,4 @@
-"""What an image's annotations ask of the model: COCO's boxes as tensors, by the original's rules."""
+"""Convert an image's COCO annotations to training targets, by the original's rules."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,15 +14,15 @@ from detr.training.matcher import Target
 
 @dataclass(frozen=True, slots=True)
 class ImageTarget:
-    """The objects of a picture as it is now, T of them; `normalised` makes of it what the loss takes.
+    """The T objects of a picture in its current size; `normalised` returns the loss's input.
 
     Attributes:
         labels: `(T,)` int64, class indices.
         boxes_xyxy: `(T, 4)` float32, corners in pixels of this picture.
-        area: `(T,)` float32, square pixels of this picture: as annotated, after a crop that of the box.
-        iscrowd: `(T,)` int64, all 0, since crowds are no targets; COCO has the column.
-        height: of the picture, in pixels.
-        width: of the picture, in pixels.
+        area: `(T,)` float32, square pixels of this picture: as annotated, or that of the box after a crop.
+        iscrowd: `(T,)` int64, all 0, because crowds are not targets; COCO has the column.
+        height: height of the picture in pixels.
+        width: width of the picture in pixels.
     """
 
     labels: Tensor
@@ -33,7 +33,7 @@ class ImageTarget:
     width: int
 
     def normalised(self) -> Target:
-        """Return centre-and-size boxes as shares of this picture, whatever it will be padded to."""
+        """Return centre-and-size boxes as shares of this picture, without padding."""
         scale = torch.tensor([self.width, self.height, self.width, self.height], dtype=torch.float32)
         return Target(self.labels, xyxy_to_cxcywh(self.boxes_xyxy) / scale)
 
@@ -41,20 +41,20 @@ class ImageTarget:
 def image_target(
     annotations: Sequence[Mapping[str, Any]], height: int, width: int, *, class_of: Mapping[int, int]
 ) -> ImageTarget:
-    """Return the targets of one image, in the order of its annotations; none at all is a target too.
+    """Return the target of one image, in the order of its annotations; it may have no objects.
 
-    Boxes are cut at the image's edges in float32. Left out are crowds, boxes without area inside the image, boxes with
-    a number that is not finite, and categories that `class_of` does not know.
+    Boxes are clipped at the image's edges in float32. Crowds, boxes without area inside the image, boxes with
+    non-finite numbers, and categories that are not in `class_of` are left out.
 
     Args:
-        annotations: COCO's: `bbox` (x, y, width, height in pixels) and `category_id`; `iscrowd` is 0 and `area` that of
-            the box where they are missing.
+        annotations: COCO's: `bbox` (x, y, width, height in pixels) and `category_id`; `iscrowd` defaults to 0 and
+            `area` to that of the box.
         height: of the picture that the boxes were drawn on, in pixels.
-        width: of the same picture, in pixels.
+        width: width of the same picture in pixels.
         class_of: class index of each category id.
 
     Raises:
-        ValueError: a `bbox` has not four numbers.
+        ValueError: a `bbox` does not have four numbers.
     """
     wanted = [one for one in annotations if not one.get("iscrowd", 0) and one["category_id"] in class_of]
     for annotation in wanted:

@@ -1,1 +1,1 @@
-"""Benchmarks: this package's detector, commands and training step measured beside those of other libraries."""
+"""Benchmarks that compare this package's detector, commands and training step with other libraries."""

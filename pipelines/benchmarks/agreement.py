@@ -1,4 +1,4 @@
-"""How far two sets of detections of the same images agree: matched boxes, largest deviation, AP."""
+"""Agreement of two sets of detections of the same images: matched boxes, largest deviation, AP."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SURE = 0.5  # detections above this score must have a partner
-PARTNER = 0.4  # a partner may score a little less: a score just above 0.5 may be just below it elsewhere
+PARTNER = 0.4  # a partner may have a slightly lower score, such as just below 0.5 instead of just above
 LEAST_IOU = 0.9
 
 
@@ -32,7 +32,7 @@ class Found:
     sizes: NDArray[np.int64]
 
     def first(self, count: int) -> "Found":
-        """Return the detections of the first `count` images alone."""
+        """Return the detections of only the first `count` images."""
         kept = self.images < count
         return Found(
             self.images[kept], self.classes[kept], self.scores[kept], self.boxes_xyxy[kept], self.sizes[:count]
@@ -41,14 +41,14 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How far detections agree with those of a reference.
+    """Agreement of detections with those of a reference.
 
     Attributes:
         boxes: detections of the reference with a score above 0.5.
-        matched: the share of them that have a partner: same image and class, IoU of 0.9 or more, score above 0.4.
+        matched: the share of these with a partner: same image and class, IoU of 0.9 or more, score above 0.4.
         matched_back: the same with the roles exchanged.
         max_px: the largest difference of a box coordinate between partners, in pixels of the original image.
-        ap: AP with the reference's detections above 0.5 as the truth; None where no evaluator is installed.
+        ap: AP with the reference's detections above 0.5 as the truth; None if no evaluator is installed.
     """
 
     boxes: int
@@ -103,7 +103,7 @@ def compare(found: Found, reference: Found, *, with_ap: bool = True) -> Agreemen
 
 
 def _match(asked: Found, answers: Found) -> tuple[int, int, float]:
-    """Return how many sure detections there are, how many have a partner, and the largest deviation in pixels."""
+    """Return the number of detections above 0.5, the number with a partner, and the largest deviation in pixels."""
     sure = np.flatnonzero(asked.scores > SURE)
     matched, largest = 0, 0.0
     for index in sure:
@@ -136,7 +136,7 @@ def _ap(found: Found, reference: Found) -> float | None:
     try:
         from detr.evaluation.average_precision import average_precision
     except ImportError:
-        return None  # no evaluator here: the other columns still tell
+        return None  # no evaluator is installed: the other columns are still useful
     sure = np.flatnonzero(reference.scores > SURE)
     truth = {
         "images": [

@@ -1,4 +1,4 @@
-"""One benchmark: what is asked for, the alternating rounds, and the report."""
+"""One benchmark: its configuration, the alternating rounds, and the report."""
 
 import contextlib
 import json
@@ -20,17 +20,17 @@ from pipelines.benchmarks.rounds import OURS, Runner, Trial, Variant, alternate
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Variants that are compared with each other.
+    """Variants to compare.
 
     Attributes:
-        name: what is equal for all of them.
+        name: what all of them have in common.
         variants: the baseline among them.
-        agreement: returns how far a variant's results agree with the reference, or None; called after its trials.
-        sizes: numbers of images, each measured in a process of its own; `(0,)` where the subject decides.
-        of: whether the cost of an image or of the whole is compared.
-        shape: (height, width) that the network sees, for the roofline; None where it varies.
-        prepare: settings for one trial, made anew: (variant, round, size) to settings.
-        watch: for one trial: (variant, round, size) to what is called while it runs.
+        agreement: returns the agreement of a variant's results with the reference, or None; called after its trials.
+        sizes: numbers of images, each measured in a separate process; `(0,)` if the subject decides.
+        of: whether to compare the cost per image or the total cost.
+        shape: (height, width) for the network, for the roofline; None if it varies.
+        prepare: creates settings for one trial: (variant, round, size) to settings.
+        watch: for one trial: (variant, round, size) to a function that is called while it runs.
         after: called with every trial that succeeded.
     """
 
@@ -50,12 +50,12 @@ class Bench:
     """One benchmark while it runs.
 
     Attributes:
-        config: what is asked for.
+        config: the configuration.
         folder: working folder, removed at the end.
         on_progress: called with a line for each measurement.
         missing: sentences about peers that are not installed.
-        reference: what agreement is measured against.
-        records: of the cases so far.
+        reference: the reference of the agreement.
+        records: records of the cases so far.
     """
 
     config: BenchConfig
@@ -69,11 +69,11 @@ class Bench:
 
     @property
     def runner(self) -> Runner:
-        """What starts subjects."""
+        """The runner of subjects."""
         return Runner(self.folder, 60 * self.config.timeout_minutes, self._say)
 
     def has(self, peer: str) -> bool:
-        """Return whether a peer is asked for and installed; say once what is missing."""
+        """Return whether a peer is requested and installed; report each missing one once."""
         if peer not in self.config.peers:
             return False
         lacking = [package for package in PEERS[peer] if installed(package) is None]
@@ -86,14 +86,14 @@ class Bench:
         """Run a subject that prepares something, with the code of a checkout.
 
         Raises:
-            SubjectFailed: it failed.
+            SubjectFailed: the subject failed.
         """
         trial = self.runner.run(Variant(name, subject, settings, code=code))
         if trial.error is not None:
             raise SubjectFailed(f"{subject} failed: {trial.error}")
 
     def with_before(self, variant: Variant) -> list[Variant]:
-        """Return one of our variants, and the same of the other checkout where one is given."""
+        """Return one of our variants, and the same of the other checkout if one is given."""
         if self.config.against is None:
             return [variant]
         name = variant.name.replace("ours", "before", 1)
@@ -124,7 +124,7 @@ class Bench:
         self.write()
 
     def report(self) -> Report:
-        """Return what is known so far."""
+        """Return the report so far."""
         return Report(
             mode=self.config.mode,
             command=self.config.command,
@@ -137,7 +137,7 @@ class Bench:
         )
 
     def write(self) -> None:
-        """Write the report so far into the folder that was asked for."""
+        """Write the report so far to the requested folder."""
         if self.config.out is None:
             return
         self.config.out.mkdir(parents=True, exist_ok=True)
@@ -186,7 +186,7 @@ class SubjectFailed(Exception):
 
 
 def found_file(variant: str) -> str:
-    """Return the name of the file that a variant's results are saved in."""
+    """Return the name of the file with a variant's results."""
     return "found_" + "".join(letter if letter.isalnum() else "_" for letter in variant) + ".npz"
 
 

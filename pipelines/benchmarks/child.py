@@ -17,7 +17,7 @@ SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
 
 def main(code: str, spec: str, result: str) -> None:
     """Import the subject that the JSON file `spec` names, call it, and write what it returns to `result`."""
-    # orphans of this process's children become its own children: they stay in the measured tree
+    # orphans of this process's children become its children, so that they remain in the measured tree
     ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
     sys.path[0] = code  # instead of the folder of this file
     _use_this_package()
@@ -29,7 +29,7 @@ def main(code: str, spec: str, result: str) -> None:
 
 
 def _use_this_package() -> None:
-    """Make the folder of this file `pipelines.benchmarks`, whichever `pipelines` is measured."""
+    """Import `pipelines.benchmarks` from the folder of this file, whichever `pipelines` is measured."""
     importlib.import_module("pipelines")
     here = Path(__file__).parent
     found = importlib.util.spec_from_file_location(

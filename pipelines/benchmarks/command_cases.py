@@ -1,4 +1,4 @@
-"""Cases of `evaluate`, `label` and `start`: whole processes, with all that they start."""
+"""Cases of `evaluate`, `label` and `start`: whole processes with their descendants."""
 
 import json
 import shutil
@@ -56,7 +56,7 @@ def evaluate_cases(bench: Bench) -> Iterator[Case]:
 
 @dataclass(slots=True)
 class _Tables:
-    """Where the trials of a labelling case write, and what they found, in terms of one list of files."""
+    """The output locations of a labelling case's trials, and their detections for one list of files."""
 
     bench: Bench
     folders: Mapping[int, Path]
@@ -65,14 +65,14 @@ class _Tables:
     found: dict[str, Path] = field(default_factory=dict)
 
     def place(self, variant: Variant, number: int, size: int) -> Path:
-        """Return where a trial writes, empty."""
+        """Return an empty output location of a trial."""
         letters = "".join(letter if letter.isalnum() else "_" for letter in variant.name)
         place = self.bench.folder / f"table_{letters}_{number}_{size}"
         shutil.rmtree(place, ignore_errors=True)
         return place
 
     def keep(self, variant: Variant, place: Path, size: int) -> None:
-        """Remember the detections of the largest size, and remove the table."""
+        """Keep the detections of the largest size, and remove the table."""
         if size == max(self.files):
             path = self.bench.folder / f"labelled_{len(self.found)}.npz"
             by_name = read_lines(place) if place.is_file() else read_table(place)
@@ -196,7 +196,7 @@ def start_cases(bench: Bench) -> Iterator[Case]:
 
 
 def label_arguments(bench: Bench, model: str, lake: Path, table: Path) -> list[str]:
-    """Return the line of `jobs.label` for one trial."""
+    """Return the arguments of `jobs.label` for one trial."""
     config = bench.config
     line = ["--images", str(lake), "--table", str(table), "--model", model, "--threshold", str(THRESHOLD)]
     line += ["--device", config.device, "--precision", config.precisions[0]]
@@ -216,7 +216,7 @@ def first_shard_watch(table: Path) -> Callable[[float], Mapping[str, float]]:
 
 
 def read_table(table: Path) -> dict[str, list[Any]]:
-    """Return (label, score, box xyxy) of every detection, by file name, of a table's published rows."""
+    """Return (label, score, box xyxy) of every detection in a table's published rows, by file name."""
     import pyarrow.parquet as pq
 
     found: dict[str, list[Any]] = {}
@@ -230,7 +230,7 @@ def read_table(table: Path) -> dict[str, list[Any]]:
 
 
 def read_lines(file: Path) -> dict[str, list[Any]]:
-    """Return the same of the JSON lines that a peer wrote."""
+    """Return the same from the JSON lines of a peer."""
     found: dict[str, list[Any]] = {}
     for line in file.read_text().splitlines():
         row = json.loads(line)
@@ -279,7 +279,7 @@ def _labels_agree(file: Path | None, reference: Path | None) -> Mapping[str, Any
 
 
 def _share(bench: Bench, trials: Sequence[Trial]) -> Mapping[str, Any] | None:
-    """Return which share of the whole command's cost per image the network alone would take."""
+    """Return the network's share of the whole command's cost per image."""
     whole = next((one for one in bench.records if one.variant == "ours"), None)
     each = (
         None if whole is None else (whole.wall_s_per_image if bench.config.primary == "wall" else whole.cpu_s_per_image)

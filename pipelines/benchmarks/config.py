@@ -1,4 +1,4 @@
-"""What a benchmark measures and how often: the options of `ray-detr bench`.
+"""The options of `ray-detr bench`.
 
 Needs the standard library only, so that `--help` loads nothing else.
 """
@@ -27,7 +27,7 @@ PEERS: Mapping[Peer, tuple[str, ...]] = {
     "openvino": ("openvino", "transformers"),
     "onnxruntime": ("onnxruntime", "onnx", "onnxscript", "transformers"),
 }
-"""Peers by name, each with the packages that it needs."""
+"""Peers by name, with their required packages."""
 
 PEERS_OF: Mapping[Mode, tuple[Peer, ...]] = {
     "model": ("transformers", "pipeline", "openvino", "onnxruntime"),
@@ -37,7 +37,7 @@ PEERS_OF: Mapping[Mode, tuple[Peer, ...]] = {
     "evaluate": (),
     "start": (),
 }
-"""Which peers a mode can be measured beside."""
+"""The peers that each mode can be compared with."""
 
 COUNTS: Mapping[Mode, tuple[int, ...]] = {
     "model": (8,),
@@ -47,7 +47,7 @@ COUNTS: Mapping[Mode, tuple[int, ...]] = {
     "evaluate": (1000, 5000),
     "start": (12,),
 }
-"""How many images a mode measures unless `--count` says it."""
+"""Default number of images of a mode (`--count`)."""
 
 HOW_TO_GET = "pip install .[bench]"
 
@@ -75,8 +75,8 @@ class BenchConfig:
     """The options of `ray-detr bench`, with the mode and, for the report, the command.
 
     Raises:
-        ValueError: a peer or a model that the mode does not measure, one size where two are needed, or a value out of
-            its limits.
+        ValueError: the mode does not support a peer or a model, needs two sizes instead of one, or a value is out of
+            range.
     """
 
     mode: Mode
@@ -141,12 +141,12 @@ class BenchConfig:
 
     @property
     def images(self) -> tuple[int, ...]:
-        """Numbers of images; the mode's own unless `--count` says them."""
+        """Numbers of images: `--count`, or the mode's default."""
         return self.count or COUNTS[self.mode]
 
     @property
     def random_sizes(self) -> tuple[str, ...]:
-        """Names that `model` asks for as `random:NAME`; all of them as `random:all`."""
+        """Names requested in `model` as `random:NAME`; all for `random:all`."""
         if not self.model.startswith("random:"):
             return ()
         name = self.model.removeprefix("random:")
@@ -154,7 +154,7 @@ class BenchConfig:
 
     @property
     def primary(self) -> Primary:
-        """The kind of cost that is compared: CPU seconds, or wall seconds on a GPU."""
+        """The compared kind of cost: CPU seconds, or wall seconds on a GPU."""
         return "wall" if self.device.startswith("cuda") else "cpu"
 
     @property
@@ -164,10 +164,10 @@ class BenchConfig:
 
 
 def two_sizes(images: Sequence[int]) -> tuple[int, int]:
-    """Return two different numbers of images; the smaller is a third of the larger where one is given.
+    """Return two different numbers of images; if one is given, the smaller is a third of it.
 
     Raises:
-        ValueError: one image alone, from which fixed and marginal cost cannot be told apart.
+        ValueError: only one image, from which fixed and marginal cost cannot be separated.
     """
     if len(images) >= 2 and images[0] != images[1]:
         return min(images[:2]), max(images[:2])

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipelines.benchmarks.timing import Phases, result, steady
 
-KEPT = 8  # images whose pixels are compared
+KEPT = 8  # number of images whose pixels are compared
 Pixels = NDArray[np.uint8]
 
 
@@ -25,7 +25,7 @@ def measure(
     decode: Callable[[bytes], Any],
     pixels: Callable[[Any], Pixels],
 ) -> dict[str, Any]:
-    """Time `decode` over all images; save what it makes of the first eight for the comparison.
+    """Time `decode` over all images; save its results for the first eight for the comparison.
 
     Args:
         settings: of the subject.

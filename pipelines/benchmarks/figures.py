@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Median, smallest and largest of the values of all rounds; nothing is discarded."""
+    """Median, smallest and largest of the values of all rounds, without discarding outliers."""
 
     median: float
     least: float
@@ -31,7 +31,7 @@ def spread(values: Sequence[float]) -> Spread:
 def ratios(values: Mapping[int, float], baseline: Mapping[int, float]) -> list[float]:
     """Return `values[round] / baseline[round]` for every round that has both, in order of the rounds.
 
-    A ratio compares two measurements of one round only, because a shared machine changes from round to round.
+    A ratio compares two measurements of the same round, because the load of a shared machine changes between rounds.
     """
     return [values[number] / baseline[number] for number in sorted(values.keys() & baseline.keys())]
 
@@ -48,7 +48,7 @@ def fixed_and_marginal(points: Sequence[tuple[float, float]]) -> tuple[float, fl
         points: (size, cost) pairs with at least two different sizes.
 
     Raises:
-        ValueError: all sizes are equal, so the two costs cannot be told apart.
+        ValueError: all sizes are equal, so the two costs cannot be separated.
     """
     if len({size for size, _ in points}) < 2:
         raise ValueError("fixed and marginal cost need measurements of at least two sizes")

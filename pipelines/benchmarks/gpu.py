@@ -1,4 +1,4 @@
-"""What a CUDA GPU does while something is measured: clocks, power, temperature, throttling, busy share, memory."""
+"""Monitor a CUDA GPU during measurements: clocks, power, temperature, throttling, busy share, memory."""
 
 import statistics
 import subprocess
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 QUERIED = ("clocks.sm", "power.draw", "temperature.gpu", "utilization.gpu")
-REASONS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")  # by newer and by older drivers
+REASONS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")  # names in newer and in older drivers
 EVERY_MS = 100
 HARMLESS = {0x0, 0x1}  # reasons of throttling: none, and "GPU is idle"
 
@@ -20,7 +20,7 @@ HARMLESS = {0x0, 0x1}  # reasons of throttling: none, and "GPU is idle"
 def gpu_samples() -> Iterator[list[list[str]]]:
     """Collect a row of `QUERIED` and the reasons of throttling ten times a second; filled when the block ends.
 
-    Without `nvidia-smi` the rows stay empty.
+    Without `nvidia-smi` the rows are empty.
     """
     rows: list[list[str]] = []
     command = _query(_reasons_field())
@@ -40,7 +40,7 @@ def gpu_samples() -> Iterator[list[list[str]]]:
 
 
 def parse_samples(output: str) -> list[list[str]]:
-    """Return the complete rows of nvidia-smi's comma-separated output; the last line may be cut."""
+    """Return the complete rows of nvidia-smi's comma-separated output; the last line may be truncated."""
     rows = [[cell.strip() for cell in line.split(",")] for line in output.splitlines()]
     return [row for row in rows if len(row) == len(QUERIED) + 1]
 
@@ -62,7 +62,7 @@ def summary(rows: list[list[str]]) -> dict[str, Any]:
 
 
 def peak_mb() -> float:
-    """Return the most GPU memory that torch's allocator held in this process, in MB."""
+    """Return the peak GPU memory of torch's allocator in this process, in MB."""
     return torch.cuda.max_memory_allocated() / 1e6
 
 
@@ -83,7 +83,7 @@ def busy_share(call: Callable[[], object]) -> dict[str, Any]:
 
 
 def device_facts() -> dict[str, Any]:
-    """Return name, memory, driver and library versions of the GPU; empty where torch sees none."""
+    """Return name, memory, driver and library versions of the GPU; empty without a GPU."""
     if not torch.cuda.is_available():
         return {}
     properties = torch.cuda.get_device_properties(0)
@@ -107,7 +107,7 @@ def _query(reasons: str) -> list[str]:
 
 @cache
 def _reasons_field() -> str:
-    """Return the name that this machine's driver has for the reasons of throttling."""
+    """Return the field name of throttling reasons in this machine's driver."""
     for name in REASONS:
         try:
             if subprocess.run(_query(name), capture_output=True, timeout=20, check=False).returncode == 0:  # noqa: S603

@@ -1,7 +1,7 @@
-"""Everything that should be known of one GPU, in order of worth, within a few minutes, kept figure by figure.
+"""Check one GPU within a few minutes: the most important figures first, each saved immediately.
 
-Every stage is a process of its own with a time limit, so that a stage that fails, hangs or ends its process costs its
-own figures only. Needs torch, torchvision, numpy and Pillow; measures beside `transformers` where it is installed.
+Every stage is a separate process with a time limit, so that a stage that fails, hangs or crashes loses only its own
+figures. Needs torch, torchvision, numpy and Pillow; compares with `transformers` if it is installed.
 """
 
 import json
@@ -31,7 +31,7 @@ class Stage:
         name: in the document.
         subject: function of `pipelines.benchmarks.gpu_stages`; None runs tests.
         limit_s: wall seconds until it is killed.
-        least_s: what must be left of the whole time for it to begin.
+        least_s: remaining time that it needs to begin.
     """
 
     name: str
@@ -55,17 +55,17 @@ STAGES = (
 
 
 def gpu_check(out: Path, *, minutes: float, smoke: bool, command: str, on_progress: Callable[[str], None]) -> Path:
-    """Run all stages that fit into the time, and return the document that holds their figures.
+    """Run all stages that fit into the time, and return the document with their figures.
 
     Args:
         out: folder of `gpu-check.json`, which is written after each figure, and of the stages' output.
         minutes: wall time of all stages.
-        smoke: rehearse on the CPU with small sizes; every stage is run whatever time it takes.
+        smoke: rehearse on the CPU with small sizes; every stage runs without a time limit.
         command: for the document.
         on_progress: called with a line for each stage and figure.
 
     Raises:
-        OSError: nothing can be written to `out`.
+        OSError: `out` is not writable.
     """
     began = time.monotonic()
     folder = out.resolve()
@@ -143,7 +143,7 @@ def _run(
 
 
 def put(settings: Mapping[str, Any], name: str, value: Any) -> None:
-    """Append a figure of a stage; the check copies it into its document at once."""
+    """Append a figure of a stage; the check copies it to its document immediately."""
     with Path(settings["figures"]).open("a") as file:
         file.write(json.dumps({"stage": settings["stage"], "name": name, "value": value}) + "\n")
 

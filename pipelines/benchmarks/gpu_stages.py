@@ -1,4 +1,4 @@
-"""Stages of the GPU check; each is called in a process of its own and appends its figures as it goes."""
+"""Stages of the GPU check; each runs in a separate process and appends its figures."""
 
 import shutil
 import time
@@ -24,7 +24,7 @@ TRAIN_SHAPE, SMOKE_TRAIN_SHAPE = (640, 864), (64, 96)
 DISTINCT = 8
 REFERENCE = "reference.npz"
 FAILURES = (
-    RuntimeError,  # of CUDA, the compiler, and out of memory among them
+    RuntimeError,  # includes errors of CUDA and the compiler, and out of memory
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -34,7 +34,7 @@ FAILURES = (
     TypeError,
     ValueError,
 )
-"""What may go wrong with one figure while the others of its stage are still worth measuring."""
+"""Errors of one figure after which the other figures of its stage are still measured."""
 CEILINGS = "ceilings.json"
 Settings = dict[str, Any]
 
@@ -43,7 +43,7 @@ def write_model(settings: Settings, folder: Path) -> Settings:
     """Write the random model, and the photographs of the label stage."""
     smoke = settings["smoke"]
     shutil.rmtree(folder / "model", ignore_errors=True)
-    if smoke:  # the small model that comes along: a DETR-R50 takes minutes to compile on a CPU
+    if smoke:  # the small model of the package: a DETR-R50 takes minutes to compile on a CPU
         copy_model({"model": "scenes"}, folder)
     else:
         write_random_model({"variant": "detr-resnet-50", "seed": 0, "shorter": 800, "longest": 1333}, folder)
@@ -59,7 +59,7 @@ def write_model(settings: Settings, folder: Path) -> Settings:
 
 
 def ceilings(settings: Settings, folder: Path) -> Settings:
-    """Measure what the card can do: matrix products, copies, uploads."""
+    """Measure the limits of the card: matrix products, copies, uploads."""
     smoke, device = settings["smoke"], _device(settings)
     size = 256 if smoke else 8192
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
@@ -88,7 +88,7 @@ def ceilings(settings: Settings, folder: Path) -> Settings:
 
 
 def parity(settings: Settings, folder: Path) -> Settings:
-    """Compare every precision with fp32 on the CPU, image by image; then make the reference of the speeds."""
+    """Compare every precision with fp32 on the CPU for each image; then create the reference for the speeds."""
     device = _device(settings)
     few = {**_shared(settings), "images": 2, "batch": 1, "seconds": 0.0}
     exact = {**few, "device": "cpu", "precision": "fp32", "found": "cpu.npz"}
@@ -130,7 +130,7 @@ def parity(settings: Settings, folder: Path) -> Settings:
 
 
 def _trained(settings: Settings, folder: Path, few: Settings) -> None:
-    """Compare the precisions on the trained model that comes with the package: what they do to real detections."""
+    """Compare the precisions on real detections of the package's trained model."""
     shape = [96, 128] if settings["smoke"] else [384, 512]
     own = {**few, "model": "scenes", "shape": shape, "images": 4 if settings["smoke"] else 32, "batch": 4}
     exact = {**own, "device": "cpu", "precision": "fp32", "batch": 1, "found": "trained.npz"}
@@ -148,7 +148,7 @@ def _trained(settings: Settings, folder: Path, few: Settings) -> None:
 
 
 def network(settings: Settings, folder: Path) -> Settings:
-    """Measure the detector and the network alone by precision and batch, beside `transformers`."""
+    """Measure the detector and the network alone by precision and batch, compared with `transformers`."""
     smoke = settings["smoke"]
     batches = (2, 1) if smoke else (32, 8, 1)
     for batch in batches:
@@ -176,7 +176,7 @@ def network(settings: Settings, folder: Path) -> Settings:
 
 
 def compiled(settings: Settings, folder: Path) -> Settings:
-    """Measure the compiled network beside compiled `transformers`, compile time included."""
+    """Measure the compiled network and compiled `transformers`, including compile time."""
     batch = 1 if settings["smoke"] else 32
     own = {"batch": batch, "precision": "bf16", "compile": True}
     _speed(settings, folder, f"ours, network, bf16, batch {batch}, compiled", model_subjects.forward, own)
@@ -221,7 +221,7 @@ def label(settings: Settings, folder: Path) -> Settings:
 
 
 def train(settings: Settings, folder: Path) -> Settings:
-    """Measure a training step beside `transformers`, by precision and batch."""
+    """Measure a training step by precision and batch, compared with `transformers`."""
     shape = SMOKE_TRAIN_SHAPE if settings["smoke"] else TRAIN_SHAPE
     for batch in (2,) if settings["smoke"] else (16, 2):
         for precision in ("bf16", "fp32"):
@@ -248,7 +248,7 @@ def train(settings: Settings, folder: Path) -> Settings:
 
 
 def kernels(settings: Settings, folder: Path) -> Settings:
-    """List the kernels that take most of a batch, and count how often the host waits in it."""
+    """List the slowest kernels of a batch, and count how often the host waits."""
     import warnings
 
     from detr.batching import Prepared
@@ -287,7 +287,7 @@ def kernels(settings: Settings, folder: Path) -> Settings:
 def _speed(
     settings: Settings, folder: Path, name: str, subject: Callable[[Settings, Path], Any], own: Settings
 ) -> None:
-    """Put one variant's images per second with its agreement and its share of the measured roofline."""
+    """Record one variant's images per second, its agreement, and its share of the measured roofline."""
     shared = _shared(settings)
     found = folder / "speed.npz"
     found.unlink(missing_ok=True)
@@ -311,7 +311,7 @@ def _speed(
 
 
 def _figure(settings: Settings, name: str, measure: Callable[[], Any]) -> None:
-    """Put what `measure` returns, or how it failed; the stage goes on."""
+    """Record the result or the error of `measure`; the stage continues."""
     began = time.perf_counter()
     try:
         value = measure()
@@ -325,7 +325,7 @@ def _figure(settings: Settings, name: str, measure: Callable[[], Any]) -> None:
 
 
 def _agreement(found: Path, reference: Path) -> Settings | None:
-    """Compare detections with the reference, of which later ones are repetitions."""
+    """Compare detections with the reference, which later detections repeat."""
     if not (found.exists() and reference.exists()):
         return None
     mine, theirs = read_found(found), read_found(reference)
@@ -343,7 +343,7 @@ def _rate(steady: Settings) -> Settings:
 
 
 def _seconds(call: Callable[[], object], device: str, repeats: int = 10) -> float:
-    """Return the mean wall seconds of a call after three others."""
+    """Return the mean wall seconds of a call after three warm-up calls."""
     for _ in range(3):
         call()
     _wait(device)

@@ -1,4 +1,4 @@
-"""The tests marked `gpu`, run by pytest within a time limit, resumed later where they were stopped."""
+"""Run the tests marked `gpu` with pytest within a time limit; a later call resumes them."""
 
 import os
 import re
@@ -21,12 +21,12 @@ class TestRun:
     """Outcomes of the GPU tests so far.
 
     Attributes:
-        root: of the checkout, where `tests/gpu` lies.
-        device: "cuda", or "cpu" in a rehearsal, where the tests skip themselves.
+        root: folder of the checkout, which contains `tests/gpu`.
+        device: "cuda", or "cpu" in a rehearsal, in which tests are skipped.
         outcomes: by test.
     """
 
-    __test__ = False  # of pytest: this is no test class
+    __test__ = False  # for pytest: this is not a test class
 
     root: Path
     device: str
@@ -35,8 +35,8 @@ class TestRun:
     def run(self, folder: Path, limit_s: float) -> dict[str, Any]:
         """Run the tests that have no outcome yet, without those that need Ray, and return counts and failures.
 
-        `tests/conftest.py` is not read: it needs libraries that a GPU machine may not have. Warnings are no errors:
-        another version of torch has others.
+        `tests/conftest.py` is not used: it needs libraries that a GPU machine may not have. Warnings are not errors,
+        because they depend on the version of torch.
 
         Args:
             folder: receives pytest's output.

@@ -9,11 +9,11 @@ from pipelines.benchmarks.timing import Phases, result, steady
 
 
 def command(settings: dict[str, Any], _folder: Path) -> dict[str, Any]:
-    """Run one of the commands in this process, which does not end with it; return its exit code.
+    """Run one of the commands in this process, without ending it; return the exit code.
 
     Args:
         settings: `module`, such as "jobs.label", and `arguments`, a list of strings.
-        _folder: the benchmark's working folder, which the arguments name where they need it.
+        _folder: the benchmark's working folder, which the arguments contain if necessary.
     """
     sys.argv = [settings["module"], *settings["arguments"]]
     main, run = importlib.import_module(settings["module"]).main, importlib.import_module("jobs.exits").run
@@ -36,7 +36,7 @@ def imports(settings: dict[str, Any], _folder: Path) -> dict[str, Any]:
 def network_alone(settings: dict[str, Any], _folder: Path) -> dict[str, Any]:
     """Time the detector on photographs that are decoded, resized and padded, in the batches that a shard has.
 
-    A batch is started before the one before it is waited for, as the labelling job does.
+    A batch is started before waiting for the previous one, as in the labelling job.
     """
     phases = Phases()
     with phases.phase("import"):
@@ -56,7 +56,7 @@ def network_alone(settings: dict[str, Any], _folder: Path) -> dict[str, Any]:
     pending: list[Any] = []
     for batch in batches:
         chosen = [prepared[index] for index in batch.indices]
-        if not hasattr(detector, "submit"):  # checkouts in which a batch cannot be started before the last is done
+        if not hasattr(detector, "submit"):  # checkouts that cannot start a batch before the last is done
             hosts[batch.indices] = chosen
             continue
         host = detector.host_batch(len(chosen), batch.height, batch.width)

@@ -16,18 +16,18 @@ from pipelines.lake.listing import list_objects
 from pipelines.store import StoreOptions, open_store
 
 RUN = "bench"
-SHARDS_AT_ONCE = 2  # as an actor of the job
+SHARDS_AT_ONCE = 2  # as in an actor of the job
 SHARD_IMAGES = 256
 THRESHOLD = 0.05
 
 
 def label_folder(lake: Path, table: Path, settings: Mapping[str, Any]) -> tuple[float, list[ShardReport]]:
-    """Label every image of a folder; return the wall seconds after the model was loaded, and a report a shard.
+    """Label every image of a folder; return the wall seconds after loading the model, and a report for each shard.
 
     Args:
         lake: folder of images.
-        table: folder that receives plan and parts; what it holds is removed.
-        settings: `model`, a folder; `device`, `precision` and `threads`, as the job gives them to its actors.
+        table: folder for plan and parts; existing contents are removed.
+        settings: `model`, a folder; `device`, `precision` and `threads`, as for actors of the job.
     """
     shutil.rmtree(table, ignore_errors=True)
     table.mkdir()

@@ -23,7 +23,7 @@ TRAIN_TOLERANCE = 1e-3  # of the loss, relative to the reference's
 
 
 def write_model(bench: Bench) -> None:
-    """Write the model that is measured to the working folder: the random one, or a copy of the one that was named."""
+    """Write the measured model to the working folder: a random one, or a copy of the named one."""
     if bench.config.model != "random":
         bench.setup("random_model:copy_model", {"model": bench.config.model}, name="model")
         return
@@ -141,7 +141,7 @@ def pipeline_cases(bench: Bench, name: str, model: str) -> Iterator[Case]:
 
 
 def _keep_reference(folder: Path, reference: Path, source: Variant, variant: Variant, _: Trial) -> None:
-    """Compare with what `source` finds, where nothing else was found before."""
+    """Use the detections of `source` as the reference, unless there is one already."""
     if variant == source and not reference.exists():
         shutil.copyfile(folder / found_file(source.name), reference)
 
@@ -233,7 +233,7 @@ def _model_variants(bench: Bench, part: str, settings: Mapping[str, Any]) -> Ite
 
 
 def _reference(bench: Bench, shape: tuple[int, int]) -> Path:
-    """Detect with the judge in fp32, one image at a time, on the CPU; return the file of its detections."""
+    """Run the reference model in fp32, one image at a time, on the CPU; return the file of its detections."""
     file = f"reference_{shape[0]}x{shape[1]}.npz"
     judge = "transformers" if bench.has("transformers") else "ours"
     bench.reference = f"{judge} in fp32 on the CPU, one image at a time"

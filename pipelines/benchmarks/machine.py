@@ -1,4 +1,4 @@
-"""What a measurement ran on: processor, memory, GPU, versions."""
+"""The machine of a measurement: processor, memory, GPU, versions."""
 
 import importlib.metadata
 import os
@@ -25,7 +25,7 @@ GPU_FACTS = "name,driver_version,memory.total"
 
 
 def machine_facts() -> dict[str, Any]:
-    """Return processor, cores, memory, operating system, Python, installed packages, and the GPU where there is one."""
+    """Return processor, cores, memory, operating system, Python, installed packages, and the GPU if there is one."""
     info = _read("/proc/cpuinfo")
     flags = set(_after(info, "flags").split())
     return {
@@ -50,7 +50,7 @@ def installed(package: str) -> str | None:
 
 
 def _gpu() -> str | None:
-    """Ask the driver rather than torch, which the harness need not import."""
+    """Query the driver instead of torch, so that the harness does not import torch."""
     command = ["nvidia-smi", f"--query-gpu={GPU_FACTS}", "--format=csv,noheader", "-i", "0"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()  # noqa: S603

@@ -8,7 +8,7 @@ SUFFIXES = {".jpg", ".jpeg", ".png"}
 
 
 def photograph_files(bench: Bench, count: int) -> list[Path]:
-    """Return `count` files: of the folder that was given, by name, repeated where it has fewer; else drawn scenes.
+    """Return `count` files of the given folder, by name, repeated if it has fewer; without a folder, drawn scenes.
 
     Raises:
         SubjectFailed: the folder has no photographs.

@@ -1,4 +1,4 @@
-"""CPU time, memory and wall time of a command and of all processes that it starts (Linux, through /proc)."""
+"""Measure CPU time, memory and wall time of a command and its descendants (Linux, through /proc)."""
 
 import os
 import signal
@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-SAMPLE_SECONDS = 0.05  # between two samples at least
-SAMPLING_SHARE = 0.05  # of a core at most: the more processes a machine has, the longer a look at all of them takes
+SAMPLE_SECONDS = 0.05  # least seconds between two samples
+SAMPLING_SHARE = 0.05  # largest share of a core: a sample takes longer on a machine with more processes
 MEMORY_EVERY = 6  # samples between two readings of memory, which takes the kernel longer than reading CPU time
 LONGEST_PAUSE = 0.5  # seconds between two samples
-LINGER_SECONDS = 10.0  # for processes of the tree that outlive its root
+LINGER_SECONDS = 10.0  # seconds for processes of the tree that outlive its root
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -23,13 +23,13 @@ class TreeUse:
 
     Attributes:
         exit_code: of the root process; negative is the signal that ended it.
-        timed_out: the root ran past its time limit and was killed with its descendants.
+        timed_out: the root exceeded its time limit and was killed with its descendants.
         wall_s: from its start to its end.
-        cpu_s: user and system CPU seconds of all processes. It is the larger of two lower bounds: what the kernel
-            adds up for processes that were waited for, and what was sampled of every process while it ran.
-        peak_bytes: the largest sum of the processes' memory that was seen; shared pages count once where the kernel
-            reports proportional set sizes.
-        processes: how many were seen.
+        cpu_s: user and system CPU seconds of all processes. It is the larger of two lower bounds: the kernel's sum for
+            processes that were waited for, and the samples of every process while it ran.
+        peak_bytes: the largest sampled sum of the processes' memory; shared pages count once if the kernel reports
+            proportional set sizes.
+        processes: number of sampled processes.
     """
 
     exit_code: int
@@ -42,7 +42,7 @@ class TreeUse:
 
 @dataclass(slots=True)
 class ProcessTree:
-    """Every process of a tree that was seen: its CPU seconds so far, by process id and start time."""
+    """The sampled processes of a tree: CPU seconds so far, by process id and start time."""
 
     root: int
     cpu: dict[tuple[int, int], float] = field(default_factory=dict)
@@ -54,12 +54,12 @@ class ProcessTree:
         return sum(list(self.cpu.values()))  # a copy: another thread may sample
 
     def sample(self, *, with_memory: bool) -> set[int]:
-        """Read /proc once; return the ids of the tree's processes that still run."""
+        """Read /proc once; return the ids of the running processes of the tree."""
         table = _processes()
         children: dict[int, list[int]] = {}
         for pid, process in table.items():
             children.setdefault(process.parent, []).append(pid)
-        # processes seen before stay in the tree: their parent may have ended since
+        # processes of earlier samples remain in the tree: their parent may have ended
         pending = [pid for pid, process in table.items() if pid == self.root or (pid, process.started) in self.cpu]
         living: set[int] = set()
         while pending:
@@ -95,8 +95,7 @@ def run_measured(
 ) -> TreeUse:
     """Run a command to its end and return what it and its descendants used.
 
-    Descendants that outlive the command are given ten seconds to end, then they are killed: the next measurement
-    must not share the machine with them.
+    Descendants that outlive the command are killed after ten seconds, so that they do not affect the next measurement.
 
     Args:
         command: program and arguments.
@@ -126,7 +125,7 @@ def run_measured(
         time.sleep(min(max(SAMPLE_SECONDS, (time.thread_time() - sampling) / SAMPLING_SHARE), LONGEST_PAUSE))
         waited, code, usage = os.wait4(process.pid, os.WNOHANG)
     exit_code = os.waitstatus_to_exitcode(code)
-    process.returncode = exit_code  # else Popen would wait for a process id that is free again
+    process.returncode = exit_code  # otherwise Popen would wait for a process id that may be reused
     wall_s = time.monotonic() - began
     _wait_for_rest(tree)
     return TreeUse(
@@ -152,11 +151,11 @@ def _kill(processes: set[int]) -> None:
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
-            continue  # it ended by itself
+            continue  # it has already ended
 
 
 def _processes() -> dict[int, _Process]:
-    """Return every process of this machine that can be read, by its id."""
+    """Return every readable process of this machine by its id."""
     found = {}
     for name in os.listdir("/proc"):  # noqa: PTH208 - a path object for each process takes ten times as long
         if not name.isdigit():
@@ -165,8 +164,8 @@ def _processes() -> dict[int, _Process]:
             with open(f"/proc/{name}/stat", "rb") as file:  # noqa: PTH123 - as above
                 stat = file.read()
         except (FileNotFoundError, ProcessLookupError):
-            continue  # it has just ended
-        # the name, in parentheses, may hold spaces and parentheses itself
+            continue  # it has ended
+        # the name, in parentheses, may contain spaces and parentheses
         fields = stat[stat.rindex(b")") + 2 :].split()
         cpu_s = (int(fields[11]) + int(fields[12])) / _TICKS
         found[int(name)] = _Process(int(fields[1]), int(fields[19]), cpu_s, is_zombie=fields[0] in (b"Z", b"X"))
@@ -174,9 +173,9 @@ def _processes() -> dict[int, _Process]:
 
 
 def _peak_bytes(pid: int) -> int:
-    """Return the most resident memory that a process has had, or 0 where the kernel does not tell.
+    """Return the peak resident memory of a process, or 0 if the kernel does not report it.
 
-    `wait4` tells it, too, but counts the memory of the process that forked it.
+    `wait4` also reports it, but includes the memory of the process that forked it.
     """
     try:
         for line in Path(f"/proc/{pid}/status").read_bytes().splitlines():
@@ -188,7 +187,7 @@ def _peak_bytes(pid: int) -> int:
 
 
 def _memory_bytes(pid: int) -> int:
-    """Return a process's proportional set size, or its resident set size where the kernel does not tell the former."""
+    """Return a process's proportional set size, or its resident set size if the kernel does not report the former."""
     try:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_bytes().splitlines():
             if line.startswith(b"Pss:"):

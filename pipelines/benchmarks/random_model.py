@@ -1,7 +1,7 @@
-"""A random DETR whose activations neither vanish nor explode, and whose detections are sure of themselves.
+"""A random DETR whose activations neither vanish nor explode, and whose detections have high scores.
 
-Speed does not depend on what the weights are, agreement does: in a network with default norms the activations grow from
-block to block, and no score of it would reach 0.5.
+Speed does not depend on the weights, but agreement does: in a network with default norms the activations grow from
+block to block, and no score reaches 0.5.
 """
 
 from dataclasses import replace
@@ -18,7 +18,7 @@ from detr.config import IMAGE_MEAN, IMAGE_STD, VARIANTS, BackboneConfig, DetrCon
 from detr.model import Detr
 from detr.scenes.scene import draw_scene
 
-CALIBRATION = (192, 256)  # height and width of the drawn images that the norms' statistics are taken from
+CALIBRATION = (192, 256)  # height and width of the drawn images for the norms' statistics
 CALIBRATION_IMAGES = 4
 # Of a block's sum. A rounding to bfloat16 grows to 6 % of the features with 0.25, to 3 % with 0.1 (measured).
 BRANCH_GAIN = 0.1
@@ -86,16 +86,16 @@ def calibrate(network: Detr) -> None:
     # centres around the middle, sides around a quarter of the image
     spread(network.class_embed, output.logits, LOGIT_SPREAD, torch.zeros(()))
     for index, category in enumerate(network.config.categories):
-        if not category.is_used:  # a detector never reports these, other libraries do
+        if not category.is_used:  # a detector never reports these, but other libraries do
             network.class_embed.weight[index] = 0
             network.class_embed.bias[index] = NEVER
     spread(box_layer, raw_boxes, BOX_SPREAD, torch.tensor([0.0, 0.0, -1.0, -1.0]))
 
 
 def _sharpen(network: Detr, normalised: Tensor) -> None:
-    """Make the places of an image differ for the transformer, and its queries look at different places.
+    """Make the positions of an image differ for the transformer, and its queries attend to different positions.
 
-    With torch's own weights every place gives almost the same, attention is uniform, and all queries agree.
+    With torch's initial weights all positions give almost the same, attention is uniform, and all queries agree.
     """
     features = network.input_proj(network.backbone[0](normalised))
     mean, spread = features.mean((0, 2, 3)), features.std((0, 2, 3))

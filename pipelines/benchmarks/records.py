@@ -1,4 +1,4 @@
-"""From the trials of one case to a record per variant: costs, ratios within rounds, agreement, limits."""
+"""Compute a record per variant from the trials of one case: costs, ratios within rounds, agreement, limits."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -10,37 +10,37 @@ from pipelines.benchmarks.config import Primary
 from pipelines.benchmarks.figures import Spread, fixed_and_marginal, ratios, spread
 from pipelines.benchmarks.rounds import Trial, Variant
 
-CONTENDED = 1.1  # wall seconds per CPU second of one thread, above which other programs had the core
+CONTENDED = 1.1  # wall seconds per CPU second of one thread, above which other programs used the core
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is known of one variant in one case. Times are seconds, memory is MB; None is not measured.
+    """The figures of one variant in one case. Times are seconds, memory is MB; None is not measured.
 
     Attributes:
         mode: of the benchmark.
-        case: what is equal for all variants that are compared: shape, batch, precision ...
+        case: what all compared variants have in common: shape, batch, precision ...
         variant: its name.
         version: of the library.
-        note: what a reader has to know of it.
-        rounds: how many succeeded.
-        cpu_s_per_image: user and system CPU seconds, once warm.
-        wall_s_per_image: wall seconds, once warm.
-        fixed_cpu_s: CPU seconds that do not depend on the number of images: imports, loading, compiling, warm-up; where
-            whole processes of two sizes were measured, the intercept of the fit.
+        note: a note for readers.
+        rounds: number of successful rounds.
+        cpu_s_per_image: user and system CPU seconds, after warm-up.
+        wall_s_per_image: wall seconds, after warm-up.
+        fixed_cpu_s: CPU seconds that do not depend on the number of images: imports, loading, compiling, warm-up; the
+            intercept of the fit if whole processes of two sizes were measured.
         total_cpu_s: of the whole process tree, largest size.
         total_wall_s: the same, wall seconds.
-        peak_mb: most memory of the process tree, largest size.
+        peak_mb: peak memory of the process tree, largest size.
         seen: seconds from the start of the process to events such as "first shard".
         phases: CPU seconds by phase of the start.
         ratio: this variant's primary cost divided by the baseline's in the same round.
-        baseline: whose.
-        agreement: how far results agree with the reference, by name; None where that is not known.
+        baseline: name of the baseline.
+        agreement: agreement of results with the reference, by name; None if unknown.
         gpu: of the median round.
-        roofline_share: of the most images per second that the card allows.
-        usd_per_million: images, at the price that was given.
+        roofline_share: share of the card's largest possible number of images per second.
+        usd_per_million: cost of a million images at the given price.
         load_average: of the machine when the trials began: smallest and largest.
-        contended: other programs had the processor in at least one round.
+        contended: other programs used the processor in at least one round.
         errors: of failed trials.
     """
 
@@ -79,15 +79,15 @@ def record(
     threads: int,
     agreement: Mapping[str, Any] | None,
 ) -> Record:
-    """Sum up the trials of one variant in one case, all but ratio, roofline and price.
+    """Summarise the trials of one variant in one case, except ratio, roofline and price.
 
     Args:
         mode: of the benchmark.
         case: its name.
-        variant: that all `trials` are of.
+        variant: variant of all `trials`.
         trials: in any order, at one size or several.
-        primary: the kind of cost that counts here.
-        threads: that the subject computes with.
+        primary: the compared kind of cost.
+        threads: number of threads of the subject.
         agreement: of the variant's results with the reference.
     """
     good = [trial for trial in trials if trial.error is None]
@@ -122,7 +122,7 @@ def record(
 
 
 def costs(trials: Sequence[Trial]) -> dict[str, dict[int, float]]:
-    """Return the costs of one variant by kind and round: per image and fixed, or of the whole where there is one size.
+    """Return the costs of one variant by kind and round: per image and fixed, or in total if there is one size.
 
     Kinds are `cpu_s_per_image`, `wall_s_per_image`, `fixed_cpu_s`, `total_cpu_s` and `total_wall_s`.
     """

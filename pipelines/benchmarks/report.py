@@ -8,23 +8,23 @@ from typing import Any
 from pipelines.benchmarks.figures import Spread, is_shown
 from pipelines.benchmarks.records import Record
 
-SCHEMA = 1  # of the JSON document; raised when a field changes its meaning
+SCHEMA = 1  # version of the JSON document; incremented when a field changes its meaning
 NO_AGREEMENT = "not printed: its agreement with the reference is not known"
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything that one call measured.
+    """The results of one call.
 
     Attributes:
         mode: of the benchmark.
-        command: that measured it.
-        date: when it began, UTC.
+        command: the measuring command.
+        date: start time, UTC.
         machine: of `machine.machine_facts`.
-        records: one a variant and case.
-        missing: peers that were asked for and are not installed, with how to get them.
-        reference: what agreement is measured against.
-        seconds: wall time of all of it.
+        records: one for each variant and case.
+        missing: requested peers that are not installed, with instructions.
+        reference: the reference of the agreement.
+        seconds: total wall time.
     """
 
     mode: str
@@ -53,7 +53,7 @@ def to_json(report: Report) -> str:
 
 
 def to_markdown(report: Report) -> str:
-    """Return the report as Markdown: what ran on what, then a table for each case."""
+    """Return the report as Markdown: command and machine, then a table for each case."""
     machine = report.machine
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     flags = ", ".join(machine["cpu_flags"]) or "none of AVX2, AVX-512, bf16"
@@ -88,7 +88,7 @@ def number(value: float) -> str:
 
 
 def ranged(value: Spread | None, *, scale: float = 1.0) -> str | None:
-    """Return `median [least, most]`, the median alone where there is one round."""
+    """Return `median [least, most]`, or only the median with one round."""
     if value is None:
         return None
     median, least, most = (number(scale * one) for one in (value.median, value.least, value.most))
@@ -107,7 +107,7 @@ def _table(records: Sequence[Record]) -> list[str]:
 
 
 def _if_agreed(cell: Callable[[Record], str | None]) -> Callable[[Record], str | None]:
-    """Leave a speed out where it is not known whether the results are right."""
+    """Omit a speed if it is not known whether the results are correct."""
     return lambda one: cell(one) if one.agreement is not None else None
 
 

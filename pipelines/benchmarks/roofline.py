@@ -1,7 +1,7 @@
-"""The upper limit of DETR-R50 on a GPU by FLOPs and memory traffic, and what a million images cost at a price.
+"""The upper limit of DETR-R50's speed on a GPU by FLOPs and memory traffic, and the cost of a million images.
 
 Each part of the network takes at least the larger of its arithmetic time (FLOP / peak) and its memory time (bytes /
-bandwidth). Bytes are those of a forward at 16 bits in batches, where everything that can be fused is fused.
+bandwidth). Bytes are those of a forward pass at 16 bits in batches, with all possible fusions.
 """
 
 from dataclasses import dataclass
@@ -29,8 +29,8 @@ class Card:
     terabytes_per_s: float
 
 
-# Datasheets, but H100 and H200: large matrix products and copies as measured (datasheets 989, and 3.35 and 4.8).
-# The first name that the device's name contains counts.
+# Datasheets, but H100 and H200: large matrix products and copies as measured (datasheets 989, and 3.35 and 4.8). The
+# first name contained in the device's name is used.
 CARDS = (
     Card("H200", 790, 4.3),
     Card("H100", 790, 3.0),
@@ -43,7 +43,7 @@ CARDS = (
 
 
 def known_card(device_name: str) -> Card | None:
-    """Return the limits of the card that a device name such as "NVIDIA H100 80GB HBM3" contains, or None."""
+    """Return the limits of the card in a device name such as "NVIDIA H100 80GB HBM3", or None."""
     words = device_name.replace("-", " ").split()
     return next((card for card in CARDS if any(word.startswith(card.name) for word in words)), None)
 
@@ -51,7 +51,7 @@ def known_card(device_name: str) -> Card | None:
 def most_images_per_s(card: Card, height: int, width: int) -> float:
     """Return the images per second that a card cannot exceed at 16 bits, for images of `height` x `width` pixels.
 
-    Work is taken to grow with the number of pixels, which is 2 % low at 1333 x 1333 and right near 800 x 1066.
+    Work is assumed proportional to the number of pixels, which is 2 % low at 1333 x 1333 and correct near 800 x 1066.
     """
     scale = height * width / (SHAPE[0] * SHAPE[1])
     seconds = sum(

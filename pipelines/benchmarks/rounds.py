@@ -12,23 +12,23 @@ from pipelines.benchmarks.process_tree import TreeUse, run_measured
 
 Item = TypeVar("Item")
 
-OURS = Path(__file__).parents[2]  # the folder that holds detr, pipelines and jobs
+OURS = Path(__file__).parents[2]  # the folder that contains detr, pipelines and jobs
 CHILD = Path(__file__).parent / "child.py"
 OUTPUT_SHOWN = 1500  # characters of a failed subject's output
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One of the things that are compared.
+    """One of the compared variants.
 
     Attributes:
         name: in tables; variants of one case have different names.
         subject: `module:function` below `pipelines.benchmarks`.
-        settings: what the function receives.
-        version: of the library that is measured.
-        baseline: name of the variant that this one's ratio refers to.
+        settings: arguments of the function.
+        version: of the measured library.
+        baseline: name of the variant in the denominator of this one's ratio.
         code: the checkout whose `detr`, `pipelines` and `jobs` are measured.
-        note: what a reader has to know of this row.
+        note: a note for readers of this row.
     """
 
     name: str
@@ -47,11 +47,11 @@ class Trial:
     Attributes:
         variant: its name.
         round: from 0 on.
-        size: images, where a case has several sizes; else 0.
+        size: number of images if a case has several sizes; else 0.
         use: of the process tree.
-        returned: what the subject returned; None when it failed.
+        returned: result of the subject; None if it failed.
         load_average: of the machine when the trial began, over one minute.
-        seen: what the watch noted, by name: seconds since the start.
+        seen: events recorded by the watch, by name: seconds since the start.
         error: why it failed.
     """
 
@@ -67,10 +67,10 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Runner:
-    """Starts subjects in processes of their own.
+    """Runs subjects in separate processes.
 
     Attributes:
-        folder: where models, inputs and outputs of the benchmark lie.
+        folder: folder of models, inputs and outputs of the benchmark.
         timeout_s: wall seconds until a subject is killed.
         on_trial: called after every measurement, for progress and for writing partial results.
     """
@@ -93,9 +93,9 @@ class Runner:
         Args:
             variant: what to run.
             number: of the round.
-            size: number of images, which the subject finds as `size` in its settings.
-            settings: added to the variant's own.
-            watch: called with the seconds since the start while it runs; returns what it has noted so far.
+            size: number of images, passed to the subject as `size` in its settings.
+            settings: additional settings.
+            watch: called with the seconds since the start while it runs; returns its records so far.
         """
         spec, returned_file = self.folder / "spec.json", self.folder / "returned.json"
         output = self.folder / "output.txt"
@@ -121,7 +121,7 @@ class Runner:
 
 
 def python_path(code: Path) -> str:
-    """Return the PYTHONPATH of a subject: its checkout, then what this process was started with."""
+    """Return the PYTHONPATH of a subject: its checkout, then this process's own."""
     others = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry and Path(entry) != OURS]
     return os.pathsep.join([str(code), *others])
 

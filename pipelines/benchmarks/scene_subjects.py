@@ -1,4 +1,4 @@
-"""Draws the scenes that a benchmark labels when no photographs are given."""
+"""Draw the scenes that a benchmark labels without given photographs."""
 
 from pathlib import Path
 from typing import Any

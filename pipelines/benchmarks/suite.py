@@ -26,12 +26,12 @@ def run_benchmark(config: BenchConfig, *, on_progress: Callable[[str], None]) ->
         on_progress: called with a line for each measurement.
 
     Raises:
-        SubjectFailed: what the benchmark needs could not be prepared.
+        SubjectFailed: the preparation of the benchmark failed.
     """
     with opened(config, on_progress) as bench:
         for peer in config.peers:
             if peer in PEERS_OF[config.mode]:
-                bench.has(peer)  # says what is missing
+                bench.has(peer)  # reports missing peers
         for case in CASES[config.mode](bench):
             bench.run_case(case)
         bench.write()

@@ -6,10 +6,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
-WARM_UP_CALLS = 8  # at most; the compiler may run again at the second call
+WARM_UP_CALLS = 8  # at most; the compiler may run again in the second call
 Batch = TypeVar("Batch", bound=Sized)
 Result = TypeVar("Result")
-ALIKE = 1.2  # two calls in a row that differ by less than this are warm; those of a busy machine often differ by 1.1
+ALIKE = 1.2  # two consecutive calls that differ by less than this are warm; on a busy machine they often differ by 1.1
 
 
 @dataclass(slots=True)
@@ -20,7 +20,7 @@ class Phases:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add what happens inside to a phase."""
+        """Add the CPU time of the context to a phase."""
         began = time.process_time()
         yield
         self.cpu_s[name] = self.cpu_s.get(name, 0.0) + time.process_time() - began
@@ -28,13 +28,13 @@ class Phases:
 
 @dataclass(frozen=True, slots=True)
 class Steady:
-    """What calls took once warm.
+    """Cost of calls after warm-up.
 
     Attributes:
-        images: how many went through.
+        images: number of images.
         cpu_s: user and system CPU seconds of this process.
         wall_s: wall seconds, on CUDA between two synchronisations.
-        gpu: clocks, power, temperature and busy share of the GPU while the calls ran; None without one.
+        gpu: clocks, power, temperature and busy share of the GPU while the calls ran; None without a GPU.
     """
 
     images: int
@@ -52,7 +52,7 @@ def steady(
     phases: Phases,
     kept: list[Result] | None = None,
 ) -> Steady:
-    """Warm up on the first batch, then call with all batches, again and again for at least `seconds`.
+    """Warm up on the first batch, then call with all batches repeatedly for at least `seconds`.
 
     The first call is the phase "first", the other calls of the warm-up "warm up".
 
@@ -62,7 +62,7 @@ def steady(
         device: "cuda" synchronises and samples the GPU.
         seconds: wall time of the steady state at least; every batch is used at least once.
         phases: receives the CPU time of the warm-up.
-        kept: receives the result of each batch once, so that nothing has to be computed again to compare it.
+        kept: receives the result of each batch once, for comparison without computing it again.
     """
     on_gpu = device.startswith("cuda")
     with phases.phase("first"):
@@ -72,7 +72,7 @@ def steady(
         _warm_up(lambda: call(batches[0]), on_gpu)
     sampling: AbstractContextManager[list[list[str]] | None] = nullcontext()
     if on_gpu:
-        from pipelines.benchmarks.gpu import gpu_samples  # here: it imports torch
+        from pipelines.benchmarks.gpu import gpu_samples  # imported here: it imports torch
 
         sampling = gpu_samples()
     images = 0
@@ -96,7 +96,7 @@ def steady(
 
 
 def result(phases: Phases, spent: Steady, **more: Any) -> dict[str, Any]:
-    """Return what a subject returns: the phases, the steady state, and anything else that is JSON."""
+    """Return the result of a subject: the phases, the steady state, and any other JSON values."""
     return {"phases": phases.cpu_s, "steady": asdict(spent), **more}
 
 

@@ -57,7 +57,7 @@ def step(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     targets = [Target(labels, boxes) for labels, boxes in truth]
     batch = _micro_batch(pixels, targets, device)
     boxes = float(OBJECTS * len(pixels))
-    # without dropout, and of the last layer alone: transformers computes the earlier ones in its own way
+    # without dropout, and only of the last layer: transformers computes the earlier ones differently
     judged = NetworkWithLoss(network, LossSettings(auxiliary=False), bf16=settings["precision"] == "bf16").to(device)
     computed, problem = accumulate_gradients(judged.eval(), [batch], num_boxes=boxes, micro_batches=1)
     assert problem is None, problem
@@ -76,7 +76,7 @@ def step(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _micro_batch(pixels: Any, targets: list[Any], device: str) -> Any:
-    """Return the batch on its device, in the form that the measured checkout has for it."""
+    """Return the batch on its device, in the form of the measured checkout."""
     import torch
 
     from detr.training import step as training

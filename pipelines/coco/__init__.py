@@ -1,1 +1,1 @@
-"""COCO's json as people have it: one reader for sharding and for evaluation."""
+"""Reader of COCO's json in the variants found in practice, for sharding and evaluation."""

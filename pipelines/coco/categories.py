@@ -1,4 +1,4 @@
-"""The categories of a COCO json: which of them are classes."""
+"""The categories of a COCO json that are classes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pipelines.errors import UsageError
 def read_categories(entries: object, used: Collection[int], name: str) -> tuple[tuple[Category, ...], list[str]]:
     """Return the categories, and a sentence for each that is left out.
 
-    Left out is what no annotation has and whose name is empty, N/A or also another's: exporters declare such a root.
+    Categories without annotations whose name is empty, N/A or a duplicate are left out: exporters declare such roots.
 
     Args:
         entries: the json's field.
         used: ids that annotations have.
-        name: what messages call the json.
+        name: name of the json in error messages.
 
     Raises:
         UsageError: the list is empty, or a category has no usable id, the id of another one, or no name.
@@ -51,5 +51,5 @@ def read_categories(entries: object, used: Collection[int], name: str) -> tuple[
 
 
 def has_name(category: Category) -> bool:
-    """Return whether a class can be told by its name: it is not empty, and not what models call unused rows."""
+    """Return whether a name identifies a class: it is not empty, and not the name of unused rows in models."""
     return category.name.strip() not in ("", UNUSED_NAME)

@@ -14,8 +14,8 @@ def read_document(uri: str, *, what: str, options: StoreOptions | None) -> bytes
 
     Args:
         uri: its path or URI.
-        what: it is, for messages, such as "the annotations".
-        options: how stores are reached.
+        what: description for messages, such as "the annotations".
+        options: access to stores.
 
     Raises:
         UsageError: there is no such file.
@@ -30,13 +30,13 @@ def read_document(uri: str, *, what: str, options: StoreOptions | None) -> bytes
 
 
 def write_document(uri: str, data: bytes, *, what: str, options: StoreOptions | None) -> None:
-    """Write a file or an object, over what is there.
+    """Write a file or an object, replacing an existing one.
 
     Args:
         uri: its path, in a folder that exists, or its URI.
         data: its bytes.
-        what: it is, for messages, such as "the figures".
-        options: how stores are reached.
+        what: description for messages, such as "the figures".
+        options: access to stores.
 
     Raises:
         RayDetrError: it cannot be written.

@@ -1,4 +1,4 @@
-"""Which annotated image a file is of, by its path: exporters, memory cards and file systems spell names differently."""
+"""Match files to annotated images by path: exporters, memory cards and file systems spell names differently."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pipelines.store import split_uri
 
 @dataclass(frozen=True, slots=True)
 class NameMatch:
-    """The annotated image that a file is of.
+    """The annotated image that a file matches.
 
     Attributes:
         name: the image's file name, as annotated.
-        is_spelled_alike: whether the file is called so; else it is called so but for case, `%20` and the like.
-        is_placed_alike: whether the folders of both agree; else only the last part of the names is the same.
+        is_spelled_alike: whether the names are equal; otherwise they differ only in case, `%20` and similar.
+        is_placed_alike: whether the folders of both agree; otherwise only the last part of the names is the same.
     """
 
     name: str
@@ -27,18 +27,18 @@ class NameMatch:
 
 
 class ImageNames:
-    """The file names of annotated images, and the one that a path is of.
+    """The file names of annotated images, and a search for the one that matches a path.
 
-    A file is of an annotated image if its path ends in the image's whole file name, or in what is left of that without
-    the folders that all annotated names begin with: `cam1/1.jpg` and `cam2/1.jpg` are two images, and
-    `elsewhere/1.jpg` is neither. Names are compared as they are; where none is equal, without regard to case, Unicode
-    normalisation, `%20`, backslashes and what stands before `?d=`, if only one annotated name is meant then.
+    A file matches an annotated image if its path ends in the image's whole file name, or in that name without the
+    folders that all annotated names begin with: `cam1/1.jpg` and `cam2/1.jpg` are two images, and `elsewhere/1.jpg` is
+    neither. Names are compared exactly; if none is equal, they are compared without case, Unicode normalisation, `%20`,
+    backslashes and the part before `?d=`, and the match counts if it is unique.
 
-    Memory: some 200 bytes an image.
+    Memory: about 200 bytes per image.
     """
 
     def __init__(self, file_names: Iterable[str]) -> None:
-        """Take the file names of the annotations, which differ from each other."""
+        """Index the file names of the annotations, which must be unique."""
         names = list(file_names)
         self._common = common_folders([_parts(name) for name in names])
         self._exact, self._plain = _Endings(), _Endings()
@@ -50,9 +50,9 @@ class ImageNames:
             self._same_last_part[parts[-1]].append(name)
 
     def find(self, uri: str) -> NameMatch | None:
-        """Return the annotated image that a file is of; None where it is of none, or could be of several.
+        """Return the annotated image that a file matches; None if there is none, or several are possible.
 
-        Where only the last part of the names is the same, so that the file may be another picture, the match says so.
+        The match says whether only the last part of the names is the same, so that the file may be another picture.
         """
         root, key = split_uri(uri)
         if root.startswith(("http://", "https://")):
@@ -77,8 +77,8 @@ class ImageNames:
 
 
 def plain_parts(name: str) -> list[str]:
-    """Return the folders and the name of a file in a spelling that is the same for all ways to write it."""
-    before, _, named = name.partition("?d=")  # as Label Studio names files of a folder that it serves
+    """Return the folders and the name of a file in a normalised spelling."""
+    before, _, named = name.partition("?d=")  # Label Studio's names for files of a folder that it serves
     text = unquote(named if named and before.rpartition("/")[2] == "" else name)
     text = unicodedata.normalize("NFC", text.replace("\\", "/")).casefold()
     return _parts(unicodedata.normalize("NFC", text))
@@ -89,7 +89,7 @@ def _parts(name: str) -> list[str]:
 
 
 def common_folders(names: Sequence[list[str]]) -> int:
-    """Return how many folders all names begin with."""
+    """Return the number of leading folders that all names share."""
     if not names:
         return 0
     first, last = min(names), max(names)
@@ -102,7 +102,7 @@ def common_folders(names: Sequence[list[str]]) -> int:
 
 
 class _Endings:
-    """Names by the parts that a path of theirs ends in; found in a time that does not depend on how many there are."""
+    """An index of names by their last parts; a lookup takes constant time."""
 
     def __init__(self) -> None:
         self._names: dict[tuple[str, ...], list[str]] = defaultdict(list)

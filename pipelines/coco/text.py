@@ -1,4 +1,4 @@
-"""The text of a COCO json, and where each of its entries stands in it, so that none is held parsed."""
+"""The text of a COCO json with the positions of its entries, so that parsed entries need not be kept."""
 
 from __future__ import annotations
 
@@ -32,36 +32,36 @@ from pipelines.coco.values import (
 )
 from pipelines.errors import UsageError
 
-NOWHERE: Final = -1  # the image of an annotation whose image the json does not declare
+NOWHERE: Final = -1  # the image number of annotations whose image the json does not declare
 
-USABLE: Final = "usable_annotations"  # which training has as targets, as far as it is known
+USABLE: Final = "usable_annotations"  # usable as training targets, as far as known without the image
 
 _SPACE: Final = re.compile(r"[ \t\n\r]*")
 _DECODER: Final = json.JSONDecoder()
 _MOST_EXAMPLES: Final = 5  # of each finding
-_PACKED: Final = b"\x1f\x8b"  # how gzip begins
+_PACKED: Final = b"\x1f\x8b"  # first bytes of gzip
 
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class CocoText:
-    """The text of a COCO json and where its entries stand.
+    """The text of a COCO json and the positions of its entries.
 
     Memory: the text, 40 bytes an image and 40 an annotation.
 
     Attributes:
         sha256: of the bytes.
-        other: the top-level fields but images and annotations, parsed.
-        categories: ids and names; without those that no annotation has and whose name is empty, N/A or another's, too.
+        other: the top-level fields except images and annotations, parsed.
+        categories: ids and names; categories without annotations whose name is empty, N/A or a duplicate are left out.
         used_categories: ids that annotations have, declared or not.
         image_ids: `(N,)` int64, in the json's order; 1, 2, ... where an id is a text or has more than 63 bits.
         is_numbered: whether `image_ids` are such numbers.
         name_hashes: `(N,)` uint64: `name_hash` of the images' keys.
-        plain_hashes: `(N,)` uint64: `plain_hash` of the images' file names, equal for all ways to spell them.
+        plain_hashes: `(N,)` uint64: `plain_hash` of the images' file names, equal for all spellings.
         is_repeated: `(N,)` bool: an earlier image has the same id.
-        annotations: how many there are.
-        findings: what is wrong with annotations or categories, wherever boxes lie in their image: counts by kind.
+        annotations: number of annotations.
+        findings: problems of annotations or categories, except the position of boxes in their image: counts by kind.
         examples: a few sentences for each.
     """
 
@@ -78,9 +78,9 @@ class CocoText:
     findings: Mapping[str, int]
     examples: Mapping[str, tuple[str, ...]]
     _text: str
-    _image_spans: NDArray[np.int64]  # (N, 2): where an entry begins and ends
+    _image_spans: NDArray[np.int64]  # (N, 2): start and end of an entry
     _annotation_spans: NDArray[np.int64]  # (A, 2)
-    _by_image: NDArray[np.int64]  # (A,) positions of annotations: those of no image, of the first image, ...
+    _by_image: NDArray[np.int64]  # (A,) annotation indices: without an image, of the first image, ...
     _ends: NDArray[np.int64]  # (N + 1,) where in `_by_image` those of no image end, those of the first image, ...
 
     def image(self, position: int) -> str:
@@ -88,7 +88,7 @@ class CocoText:
         return _cut(self._text, self._image_spans[position])
 
     def file_names(self) -> Iterator[str]:
-        """Yield the file names of all images, as the json has them."""
+        """Yield the file names of all images, unchanged."""
         for position in range(len(self._image_spans)):
             yield json.loads(self.image(position))["file_name"]
 
@@ -108,16 +108,16 @@ class CocoText:
 
 
 def read_coco(data: bytes, *, name: str) -> CocoText:
-    """Return the text of a COCO json and where its images and annotations stand.
+    """Return the text of a COCO json and the positions of its images and annotations.
 
-    Each entry is parsed once, by itself, and forgotten. Memory beside the result: once more the bytes.
+    Each entry is parsed once, separately, and discarded. Additional memory: the size of the bytes.
 
     Args:
         data: the json.
-        name: what messages call it.
+        name: its name in error messages.
 
     Raises:
-        UsageError: this is no COCO json that could be trained on; the sentence says where and why.
+        UsageError: this is not a COCO json that can be trained on; the message says where and why.
     """
     text = json_text(data, name=f"annotations {name}")
     images, annotations = _Images(name), _Annotations(name)
@@ -164,7 +164,7 @@ def read_coco(data: bytes, *, name: str) -> CocoText:
 
 
 def json_text(data: bytes, *, name: str) -> str:
-    """Return the text of a json file: in UTF-8, UTF-16 or UTF-32, with or without a byte order mark, packed or not.
+    """Return the text of a json file in UTF-8, UTF-16 or UTF-32, with or without byte order mark or compression.
 
     Raises:
         UsageError: it is in another encoding, or damaged.
@@ -180,24 +180,24 @@ def json_text(data: bytes, *, name: str) -> str:
 
 
 def image_key(file_name: str) -> str | None:
-    """Return the key of an image below the images' folder, None where its name leads out of it."""
+    """Return the key of an image below the images' folder; None if its name leads outside."""
     key = file_name.removeprefix("./")
     return None if not key or key.startswith("/") or ".." in key.split("/") or "://" in key else key
 
 
 def name_hash(key: str) -> int:
-    """Return 64 bits that stand for a key; the same on every machine."""
+    """Return a 64-bit hash of a key, the same on every machine."""
     digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
 
 def plain_hash(name: str) -> int:
-    """Return 64 bits that are the same for all ways to spell a file name: see `plain_parts`."""
+    """Return a 64-bit hash that is the same for all spellings of a file name; see `plain_parts`."""
     return name_hash("/".join(plain_parts(name)))
 
 
 class _Images:
-    """Numbers of the images that were walked over."""
+    """Arrays of the images that were parsed."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -230,7 +230,7 @@ class _Images:
 
 
 class _Annotations:
-    """Numbers of the annotations that were walked over, and what is wrong with them."""
+    """Arrays of the annotations that were parsed, and their problems."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -239,7 +239,7 @@ class _Annotations:
         self._counts: Counter[int | None] = Counter()  # of each category
         self._problems: dict[str, list[str]] = {}
         self._problem_counts: Counter[str] = Counter()
-        self._targets: Counter[int | None] = Counter()  # of each category, crowds and unusable boxes left aside
+        self._targets: Counter[int | None] = Counter()  # of each category, without crowds and unusable boxes
 
     def add(self, annotation: object, start: int, end: int) -> None:
         if not isinstance(annotation, dict):
@@ -264,7 +264,7 @@ class _Annotations:
             _add(self._problems, problem, annotation, "bbox")
 
     def findings(self, categories: Sequence[Category]) -> tuple[Counter[str], dict[str, list[str]]]:
-        """Return what is wrong with annotations of a data set of these categories: counts, and a few examples."""
+        """Return the problems of annotations in a data set with these categories: counts, and a few examples."""
         declared = {category.id for category in categories}
         counts = self._problem_counts.copy()
         counts["undeclared_categories"] = sum(
@@ -279,7 +279,7 @@ class _Annotations:
 
 
 def _is_target(annotation: Json, declared: Collection[int]) -> bool:
-    """Return whether training can use an annotation, wherever its box lies in its image."""
+    """Return whether training can use an annotation, ignoring the position of its box in the image."""
     category_id = whole(annotation.get("category_id"), MOST_INT32)
     return category_id in declared and annotation_problem(annotation) is None and not is_crowd(annotation)
 
@@ -295,10 +295,10 @@ def _example(annotation: Json, field: str) -> str:
 
 
 def _walk(text: str, lists: dict[str, Callable[[object, int, int], None]], name: str) -> Json:
-    """Give every element of the top-level lists that are named to its function; return the other fields.
+    """Pass every element of some top-level lists to the list's function; return the other fields.
 
     Raises:
-        JSONDecodeError: this is no json.
+        JSONDecodeError: this is not json.
         UsageError: the file does not have COCO's layout.
     """
     other: Json = {}
@@ -334,7 +334,7 @@ def _walk(text: str, lists: dict[str, Callable[[object, int, int], None]], name:
 
 
 def _walk_list(text: str, place: int, add: Callable[[object, int, int], None]) -> int:
-    """Give each element of the list at `place`, with where it begins and ends, to `add`; return the list's end."""
+    """Pass each element of the list at `place`, with its start and end, to `add`; return the list's end."""
     place = _after_space(text, place + 1)
     while not text.startswith("]", place):
         element, end = _DECODER.raw_decode(text, place)
@@ -344,7 +344,7 @@ def _walk_list(text: str, place: int, add: Callable[[object, int, int], None]) -
 
 
 def _next(text: str, place: int, closing: str) -> int:
-    """Return where the next element begins, or the closing bracket stands."""
+    """Return the position of the next element or of the closing bracket."""
     place = _after_space(text, place)
     if text.startswith(closing, place):
         return place
@@ -363,12 +363,12 @@ def _after(text: str, sign: str, place: int) -> int:
 
 def _after_space(text: str, place: int) -> int:
     found = _SPACE.match(text, place)
-    assert found is not None  # it matches nothing, too
+    assert found is not None  # it also matches the empty string
     return found.end()
 
 
 def _places(image_ids: NDArray[np.int64], named: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """Return which images have the id of an earlier one, and the image that each id in `named` is of, or `NOWHERE`."""
+    """Return which images repeat the id of an earlier one, and the image of each id in `named`, or `NOWHERE`."""
     unique, first = np.unique(image_ids, return_index=True)
     is_repeated = np.ones(len(image_ids), np.bool_)
     is_repeated[first] = False

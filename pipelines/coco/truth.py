@@ -1,4 +1,4 @@
-"""The parsed truth of a COCO json: numbers as numbers, without what cannot be measured by."""
+"""The parsed annotations of a COCO json, with numbers converted, and without unusable annotations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Json = dict[str, Any]
 
 
 def image_numbers(document: Mapping[str, Any]) -> dict[int | str, int]:
-    """Return the number of each image by `id_key`: the id itself, or 1, 2, ... where one is not a 64-bit number."""
+    """Return the number of each image by `id_key`: the id itself, or 1, 2, ... if any is not a 64-bit number."""
     keys = [key for image in document["images"] if (key := id_key(image.get("id"))) is not None]
     if all(isinstance(key, int) and abs(key) <= MOST_INT64 for key in keys):
         return {key: int(key) for key in keys}
@@ -32,21 +32,20 @@ def image_numbers(document: Mapping[str, Any]) -> dict[int | str, int]:
 
 
 def normal_truth(document: Mapping[str, Any]) -> Json:
-    """Return a COCO json with its numbers as numbers, as `average_precision` takes it.
+    """Return a COCO json with converted numbers, for `average_precision`.
 
-    Images keep their fields; of an id that was replaced by a number `original_id` has what the json says, and height
-    and width are None where the json does not tell both. Annotations of images that are not declared, without a
-    category that is a whole number, or without a box of four finite numbers are left out. `iscrowd` is 0 or 1, `area`
-    a number or missing.
+    Images keep their fields; `original_id` is the json's id if that was replaced by a number, and height and width are
+    None if the json does not have both. Annotations of images that are not declared, without a category that is a whole
+    number, or without a box of four finite numbers are left out. `iscrowd` is 0 or 1, `area` a number or missing.
 
     Args:
-        document: what `read_coco` takes, parsed.
+        document: the parsed input of `read_coco`.
     """
     numbers = image_numbers(document)
     images = []
     for image in document["images"]:
         key = id_key(image.get("id"))
-        assert key is not None  # read_coco refuses such
+        assert key is not None  # read_coco refuses these
         height, width = picture_size(image) or (None, None)
         normal = {**image, "id": numbers[key], "height": height, "width": width}
         if numbers[key] != key:

@@ -1,4 +1,4 @@
-"""Values of a COCO json as exporters write them, read by one rule for every command."""
+"""Parse values of a COCO json as exporters write them, by the same rules for every command."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Final
 MOST_INT64: Final = 2**63 - 1
 MOST_INT32: Final = 2**31 - 1
 
-_MOST_NUMBER: Final = 1e300  # beyond, products of two sides overflow
+_MOST_NUMBER: Final = 1e300  # above this, products of two sides overflow
 _LONGEST_TEXT: Final = 64  # characters of a number written as text
 _WHOLE: Final = re.compile(r"[+-]?\d+(?:\.0*)?")
 _DECIMAL: Final = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?")
@@ -22,7 +22,7 @@ Json = dict[str, Any]
 
 
 def whole(value: object, most: int = MOST_INT64) -> int | None:
-    """Return a json value as an integer of at most `most`, None if it is not one.
+    """Return a json value as an integer of at most `most`, or None.
 
     5, 5.0, "5" and "5.0" are integers; true and 5.5 are not.
     """
@@ -37,7 +37,7 @@ def whole(value: object, most: int = MOST_INT64) -> int | None:
 
 
 def number(value: object) -> float | None:
-    """Return a json value as a number, None if it is not one: 5, 5.5, "5.5", and NaN, but not true."""
+    """Return a json value as a number, or None. 5, 5.5, "5.5" and NaN are numbers, true is not."""
     if isinstance(value, str):
         text = value.strip()
         return float(text) if len(text) <= _LONGEST_TEXT and _DECIMAL.fullmatch(text) else None
@@ -47,9 +47,9 @@ def number(value: object) -> float | None:
 
 
 def box(value: object) -> list[float] | None:
-    """Return a json value as the four numbers of a box, None if it is not a list of four numbers.
+    """Return a json value as the four numbers of a box; None if it is not a list of four numbers.
 
-    A list that a table has turned into text, "[1, 2, 3, 4]", is one.
+    A list that a table converted to text, "[1, 2, 3, 4]", is accepted.
     """
     if isinstance(value, str) and value.lstrip().startswith("[") and len(value) <= 4 * _LONGEST_TEXT:
         try:
@@ -68,9 +68,9 @@ def is_finite_box(numbers: list[float]) -> bool:
 
 
 def is_crowd(annotation: Mapping[str, Any]) -> bool:
-    """Return whether an annotation is of a crowd: `iscrowd` is there, and does not say no.
+    """Return whether an annotation is of a crowd: `iscrowd` is present and true.
 
-    No are 0, false, null, an empty text, and texts that say one of these; whatever else is yes.
+    False are 0, false, null, an empty string, and strings of these; everything else is true.
     """
     value = annotation.get("iscrowd")
     if isinstance(value, str):
@@ -79,16 +79,16 @@ def is_crowd(annotation: Mapping[str, Any]) -> bool:
 
 
 def area(annotation: Mapping[str, Any]) -> float | None:
-    """Return the area of an annotation in square pixels; None where the json has none that can be used."""
+    """Return the area of an annotation in square pixels; None if the json has no usable one."""
     value = number(annotation.get("area"))
     return value if value is not None and is_finite_box([value]) else None
 
 
 def picture_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Return (height, width) of an image in pixels; None where the json does not tell both.
+    """Return (height, width) of an image in pixels; None if the json does not have both.
 
     Raises:
-        ValueError: a side is there and is not a whole number of pixels; it holds the field's name.
+        ValueError: a side is not a whole number of pixels; the error has the field's name.
     """
     sides = []
     for field in ("height", "width"):
@@ -102,7 +102,7 @@ def picture_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def id_key(value: object) -> int | str | None:
-    """Return the value by which ids are compared: 5, 5.0 and "5" are equal; other texts stay; None is no id."""
+    """Return the value by which ids are compared: 5 for 5, 5.0 and "5"; other strings unchanged; None without an id."""
     if isinstance(value, bool):
         return None
     found = whole(value, 10**_LONGEST_TEXT)
@@ -112,7 +112,7 @@ def id_key(value: object) -> int | str | None:
 
 
 def id_hash(key: int | str) -> int:
-    """Return 63 bits and a sign that stand for an id: itself where it is so small, the same on every machine."""
+    """Return a signed 64-bit hash of an id, the same on every machine; a small integer is its own hash."""
     if isinstance(key, int) and -MOST_INT64 <= key <= MOST_INT64:
         return key
     digest = hashlib.blake2b(str(key).encode("utf-8", "surrogatepass"), digest_size=8).digest()
@@ -120,7 +120,7 @@ def id_hash(key: int | str) -> int:
 
 
 def has_numbers_as_text(annotation: Mapping[str, Any]) -> bool:
-    """Return whether an annotation has numbers that are written as text, and are read as numbers."""
+    """Return whether an annotation has numbers that are written as text."""
     texts = [annotation.get(field) for field in ("category_id", "area")]
     value = annotation.get("bbox")
     texts += value if isinstance(value, list) else [value] if box(value) is not None else []
@@ -128,7 +128,7 @@ def has_numbers_as_text(annotation: Mapping[str, Any]) -> bool:
 
 
 def annotation_problem(annotation: Mapping[str, Any]) -> str | None:
-    """Return why training cannot use the box of an annotation, wherever it lies in its image; None if it can."""
+    """Return why training cannot use the box of an annotation, ignoring its position in the image; None if it can."""
     numbers = box(annotation.get("bbox"))
     if numbers is None:
         return "boxes_missing"
@@ -138,6 +138,6 @@ def annotation_problem(annotation: Mapping[str, Any]) -> str | None:
 
 
 def shown(value: object) -> str:
-    """Return a json value for a message: as json, cut where it is long."""
+    """Return a json value for a message: as json, truncated if long."""
     text = json.dumps(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,4 +1,4 @@
-"""The cheap checks that every job makes when it begins."""
+"""Cheap checks at the start of every job."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipelines.doctor.cluster_checks import ask_nodes
 from pipelines.doctor.machine import check_machine, check_versions, machine_facts
 from pipelines.errors import RayDetrError
 
-START_SECONDS = 30.0  # that a run waits for the answers of nodes; slower nodes are named
+START_SECONDS = 30.0  # seconds to wait for the answers of nodes; slower nodes are reported
 
 _logger = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ _logger = logging.getLogger(__name__)
 def check_at_start() -> None:
     """Warn of trouble on this machine, and compare the versions of all nodes of a cluster of several.
 
-    Costs nothing on a cluster of one node, else the start of a worker on each, all at once.
+    Takes no time on a cluster of one node, otherwise the start of a worker on each node, concurrently.
 
     Raises:
         RayDetrError: a node has another version of ray-detr, Python or Ray, or lacks one of them.

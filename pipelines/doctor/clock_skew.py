@@ -11,8 +11,8 @@ from pipelines.doctor.findings import Finding
 from pipelines.store import StoreError, StoreOptions, split_uri, without_secrets
 from pipelines.store.uris import LOCAL_ROOT, scheme_of
 
-WARN_SECONDS = 30.0  # of a lease, which is compared with heartbeats of other machines
-FAIL_SECONDS = 900.0  # S3 refuses signatures that are older
+WARN_SECONDS = 30.0  # limit for leases, which compare heartbeats of other machines
+FAIL_SECONDS = 900.0  # S3 refuses older signatures
 ANSWER_SECONDS = 10.0
 REMEDY = "Set the clock by NTP, for example with chrony."
 
@@ -21,8 +21,8 @@ def check_clock(uri: str, options: StoreOptions) -> Finding:
     """Compare this machine's clock with the `Date` of a store's answers, which need no credentials.
 
     Args:
-        uri: of something in the store.
-        options: how the store is reached.
+        uri: any URI in the store.
+        options: access to the store.
     """
     try:
         address = _address(uri, options)
@@ -48,7 +48,7 @@ def _address(uri: str, options: StoreOptions) -> str | None:
         return None
     scheme = scheme_of(root)
     if scheme in ("s3", "s3a"):
-        from pipelines.store.aws import s3_access  # here: botocore takes 0.3 s
+        from pipelines.store.aws import s3_access  # imported here: botocore takes 0.3 s
 
         access = s3_access(options)
         return access.endpoint or f"https://s3.{access.region}.amazonaws.com"
@@ -58,7 +58,7 @@ def _address(uri: str, options: StoreOptions) -> str | None:
 
 
 def _skew(address: str) -> float:
-    """Return the seconds that this machine is ahead of a server, to a second or so."""
+    """Return how many seconds this machine is ahead of a server, to about a second."""
     parts = urlsplit(address)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.hostname or "", parts.port, timeout=ANSWER_SECONDS)
@@ -71,4 +71,4 @@ def _skew(address: str) -> float:
         connection.close()
     if date is None:
         raise ValueError("its answer has no date")
-    return (before + after) / 2 - parsedate_to_datetime(date).timestamp() - 0.5  # a date is cut to whole seconds
+    return (before + after) / 2 - parsedate_to_datetime(date).timestamp() - 0.5  # a date is truncated to whole seconds

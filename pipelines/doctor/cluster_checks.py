@@ -35,14 +35,14 @@ _NODE_LOST = (TaskUnschedulableError, NodeDiedError, WorkerCrashedError, OutOfMe
 
 @dataclass(frozen=True, slots=True)
 class Nodes:
-    """What the nodes of a cluster answered: facts by address, and a finding for each node without facts."""
+    """The answers of a cluster's nodes: facts by address, and a finding for each node without facts."""
 
     facts: dict[str, MachineFacts]
     findings: list[Finding]
 
 
 def ask_nodes(seconds: float = FACTS_SECONDS) -> Nodes:
-    """Ask every living node of the connected cluster for its facts, all at once, and wait so long for answers."""
+    """Ask all live nodes of the connected cluster for their facts, and wait for the answers up to a time limit."""
     remote = ray.remote(num_cpus=0, max_retries=0)(machine_facts)
     pending = {}
     for node in ray.nodes():  # type: ignore[no-untyped-call]
@@ -58,7 +58,7 @@ def ask_nodes(seconds: float = FACTS_SECONDS) -> Nodes:
         except ray.exceptions.GetTimeoutError:
             text = f"node {name} started no worker within {seconds:g} s"
             findings.append(Finding("nodes", "warn", text, "Look at its Ray logs."))
-        except _NODE_LOST as error:  # such as a spot instance: the cluster goes on without it
+        except _NODE_LOST as error:  # such as a spot instance that has ended: the cluster continues without it
             findings.append(Finding("nodes", "warn", f"node {name} left: {remote_sentence(error)}"))
         except (RayError, ImportError) as error:
             findings.append(Finding("nodes", "fail", remote_sentence(error)))
@@ -71,17 +71,17 @@ def check_nodes(nodes: Nodes) -> list[Finding]:
     findings = [*nodes.findings, check_versions(own, nodes.facts)]
     for name, facts in nodes.facts.items():
         skew = facts.time - own.time
-        if abs(skew) > NODE_SKEW_SECONDS + FACTS_SECONDS:  # its answer may have waited for so long
+        if abs(skew) > NODE_SKEW_SECONDS + FACTS_SECONDS:  # its answer may be that old
             findings.append(
                 Finding("clocks of nodes", "warn", f"the clock of node {name} differs by {skew:.0f} s", "Use NTP.")
             )
-        if facts.host != own.host:  # whose machine is checked already
+        if facts.host != own.host:  # this machine is already checked
             findings += check_machine(facts, where=f"node {name}: ")
     return findings
 
 
 def check_room(least: int | None, most: int | None, *, device: str) -> tuple[list[Finding], Pool | None]:
-    """Return whether the actors fit into the cluster, and into what other jobs leave of it; and the actors."""
+    """Return findings on whether the actors fit into the cluster and into its free part; and the actors."""
     try:
         pool = choose_pool(node_resources(), least, most, device=device)
     except RayDetrError as too_small:
@@ -106,7 +106,7 @@ def check_room(least: int | None, most: int | None, *, device: str) -> tuple[lis
 
 
 def check_object_store(nodes: Sequence[dict[str, float]] | None = None) -> Finding:
-    """Return whether Ray's object store is large enough on every node."""
+    """Return a finding on whether Ray's object store is large enough on every node."""
     least = min(node.get("object_store_memory", 0.0) for node in nodes or node_resources())
     text = f"{least / 1e6:.0f} MB on the node with the least"
     remedy = "Start Ray with --object-store-memory 200000000 or more."
@@ -120,10 +120,10 @@ def check_object_store(nodes: Sequence[dict[str, float]] | None = None) -> Findi
 
 
 def check_token(address: str | None) -> Finding:
-    """Return whether the cluster asks for a token; anyone who reaches a cluster without one can run code on it.
+    """Return a finding on whether the cluster requires a token; without one, every client can run code on it.
 
     Args:
-        address: of the cluster, as `RAY_ADDRESS` gives it; None: Ray runs on this machine for this command only.
+        address: of the cluster, as in `RAY_ADDRESS`; None: Ray runs on this machine for this command only.
     """
     mode = os.environ.get("RAY_AUTH_MODE")
     if address is None:

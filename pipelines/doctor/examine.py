@@ -23,18 +23,18 @@ from pipelines.store import StoreError, StoreOptions, Stores, check_no_secret, o
 
 @dataclass(frozen=True, slots=True)
 class DoctorConfig:
-    """What is checked. A part that is not given is not checked; cluster and machine always are.
+    """The parts to check. Parts that are None are skipped; cluster and machine are always checked.
 
     Args:
-        images: Sources of images, as `LabelConfig` has them.
-        image_column: The column of images in Parquet files; None: they are lists of URIs.
+        images: Sources of images, as in `LabelConfig`.
+        image_column: The column of images in Parquet files; None: the files are lists of URIs.
         table: The detection table's URI, existing or new.
-        model: What `detr.load` takes, or the URI of a model directory.
-        actors: Actors that must fit and that may run; None is 1 and what the cluster holds.
+        model: A reference for `detr.load`, or the URI of a model directory.
+        actors: Smallest and largest number of actors; None is 1 and what fits into the cluster.
         device: "auto", "cpu" or "cuda".
-        batch_size: Images in the batch that is tried; None is 32 on GPUs and 1 on CPUs.
-        image_options: How images are reached.
-        table_options: How the table and a model in a store are reached.
+        batch_size: Images in the test batch; None is 32 on GPUs and 1 on CPUs.
+        image_options: Access to the images.
+        table_options: Access to the table and to a model in a store.
     """
 
     images: tuple[str, ...] = ()
@@ -54,7 +54,7 @@ class DoctorConfig:
 
 
 def examine(config: DoctorConfig) -> Iterator[Finding]:
-    """Yield what each check finds, as it is found."""
+    """Yield the findings of each check as they occur."""
     yield from check_machine(machine_facts())
     yield from _stores(config)
     yield from _cluster(config)

@@ -1,4 +1,4 @@
-"""What a check found: fine, doubtful or in the way of a run, with its remedy."""
+"""The outcome of a check: ok, a warning or a failure, with its remedy."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Finding:
     Attributes:
         check: short name of what was checked, such as `open files`.
         level: "ok"; "warn": a run works, but may be slow or fail under load; "fail": a run would not work.
-        text: what was found, with figures.
-        remedy: what to do; "" where nothing is to be done.
+        text: the result, with figures.
+        remedy: what to do; "" if nothing.
     """
 
     check: str

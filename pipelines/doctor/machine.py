@@ -16,15 +16,15 @@ from pipelines.doctor.findings import Finding, Level
 
 PACKAGES = ("ray-detr", "ray", "torch")
 GB = 1e9
-FULL_SHARE = 0.95  # of a disk, above which Ray creates no objects
+FULL_SHARE = 0.95  # share of a disk, above which Ray creates no objects
 LEAST_FREE = 2 * GB  # for a model's copy, logs and what Ray spills
 LEAST_SHARED = 0.2 * GB  # for Ray's object store and the pinned batches
-LEAST_FILES, FEW_FILES = 1_024, 8_192  # open files: below the first Ray fails under load
+LEAST_FILES, FEW_FILES = 1_024, 8_192  # open files: below the first, Ray fails under load
 
 
 @dataclass(frozen=True, slots=True)
 class MachineFacts:
-    """What a machine has.
+    """Resources and versions of a machine.
 
     Attributes:
         host: its name.
@@ -32,7 +32,7 @@ class MachineFacts:
         disk_free: bytes in the folder for temporary files.
         disk_total: bytes there.
         shared_free: free bytes of /dev/shm; None if the machine has no /dev/shm.
-        open_files: that a process may have.
+        open_files: largest number for a process.
         time: of its clock, seconds since 1970.
     """
 
@@ -46,7 +46,7 @@ class MachineFacts:
 
 
 def machine_facts() -> MachineFacts:
-    """Return what this machine has."""
+    """Return the facts of this machine."""
     disk = shutil.disk_usage(tempfile.gettempdir())
     shared = Path("/dev/shm")  # noqa: S108 - shared memory, not a file of ours
     return MachineFacts(
@@ -65,13 +65,13 @@ def check_machine(facts: MachineFacts, *, where: str = "") -> list[Finding]:
 
     Args:
         facts: of the machine.
-        where: is put before each text, such as `node 10.0.0.7: `.
+        where: prefix of each text, such as `node 10.0.0.7: `.
     """
     return [_disk(facts, where), _shared(facts, where), _open_files(facts, where)]
 
 
 def check_versions(own: MachineFacts, others: dict[str, MachineFacts]) -> Finding:
-    """Return whether all nodes have the versions of this process.
+    """Return a finding on whether all nodes have the versions of this process.
 
     Another release of torch is a warning: numbers may differ in the last digits.
     """

@@ -1,4 +1,4 @@
-"""Checks of a model: that it can be had, loads where actors run, and fits there at the batch size."""
+"""Checks of a model: it is available, loads on the actors' nodes, and fits there with the batch size."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HEIGHT, WIDTH = 960, 1280  # of the images; a usual camera's shape
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """One batch through the network: how large, how long, on what, and what the detector noted."""
+    """One batch through the network: its size, time, device, and the detector's warnings."""
 
     images: int
     seconds: float
@@ -35,8 +35,8 @@ def check_model(spec: LabelerSpec, pool: Pool | None) -> Iterator[Finding]:
     """Yield findings about a model; the second comes from a worker of the cluster with the resources of an actor.
 
     Args:
-        spec: of the actors; the run may be empty.
-        pool: what an actor takes; None: the actors do not fit, so nothing is tried on the cluster.
+        spec: for the actors; the run may be empty.
+        pool: resources of an actor; None: the actors do not fit, so nothing is tried on the cluster.
     """
     try:
         info = identify_model(spec.model, spec.table_options)
@@ -70,7 +70,7 @@ def check_model(spec: LabelerSpec, pool: Pool | None) -> Iterator[Finding]:
 
 
 def try_forward(spec: LabelerSpec) -> Forward | str:
-    """Load the model and compute one batch of grey images; return a sentence where that fails."""
+    """Load the model and compute one batch of grey images; return a message if that fails."""
     import torch
 
     try:

@@ -1,4 +1,4 @@
-"""Checks of a store at the place of a table: that it behaves as publishing, leases and resuming need it."""
+"""Checks that the store of a table has the properties that publishing, leases and resuming need."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipelines.store import AlreadyExists, Changed, Misconfigured, NotFound, Sto
 from pipelines.store.local import LocalStore
 
 FOLDER = "_doctor/"
-"""Where everything is written, below the table; readers of the table take no folder that begins with `_` for data."""
+"""The folder for test objects, below the table; readers of the table ignore folders that begin with `_`."""
 
 MANY = 1_100  # objects in one folder: S3 lists 1,000 a page
 THREADS = 32
@@ -24,7 +24,7 @@ OTHER_STORE = "Use another store, or a bucket without versioning."
 
 
 class _CheckFailed(Exception):
-    """The store did something else than it should; the message says what."""
+    """The store does not behave as required; the message says how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class _Check:
 
 @dataclass
 class _Place:
-    """The folder of one series of checks, and what the checks pass on to each other."""
+    """The folder of one series of checks, and values that the checks share."""
 
     store: Store
     folder: str
@@ -65,7 +65,7 @@ def check_store(store: Store) -> Iterator[Finding]:
             finding = _run(check, place)
             yield finding
             if check.name == "put" and finding.level == "fail":
-                return  # nothing can be written: every further check would say the same
+                return  # nothing can be written: every further check would fail in the same way
     finally:
         cleaned = _clean(place)
     yield cleaned
@@ -90,7 +90,7 @@ def _clean(place: _Place) -> Finding:
         left = 0
         with ThreadPoolExecutor(THREADS) as threads:
             while keys := [entry.key for entry in place.store.list(place.folder)]:
-                if len(keys) == left:  # they stay
+                if len(keys) == left:  # they remain
                     break
                 left = len(keys)
                 list(threads.map(place.store.delete, keys))

@@ -1,1 +1,1 @@
-"""How good detections are: of a table, a results file or a model."""
+"""Evaluation of a table, a results file or a model against COCO annotations."""

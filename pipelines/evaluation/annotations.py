@@ -20,16 +20,16 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Annotations:
-    """What a COCO json says, and which of its images are measured on.
+    """The contents of a COCO json, and the images to evaluate.
 
     Attributes:
         name: the json's address as it may be shown.
-        truth: all of it that figures can be computed over, as `normal_truth` has it.
-        image_ids: of the images that are measured on.
-        sha256: of what decides the figures over these images; see `truth_sha256`.
-        findings: what is wrong with annotations and categories, as sharding finds it: counts by kind.
+        truth: the usable part of the json, from `normal_truth`.
+        image_ids: of the images to evaluate.
+        sha256: of everything that determines the figures over these images; see `truth_sha256`.
+        findings: problems of annotations and categories, as in sharding: counts by kind.
         examples: a few sentences for each.
-        numbers: of the images, by `id_key` of what the json has as id.
+        numbers: of the images, by `id_key` of the json's id.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Annotations:
         """Return all images of the json by their file name.
 
         Raises:
-            UsageError: two have the same.
+            UsageError: two images have the same file name.
         """
         named: dict[str, Json] = {}
         for image in self.truth["images"]:
@@ -61,12 +61,12 @@ class Annotations:
 def read_annotations(
     uri: str, *, options: StoreOptions | None = None, picture_size: tuple[int, int] | None = None
 ) -> Annotations:
-    """Read what COCO's instances files hold.
+    """Read a COCO instances file.
 
     Args:
         uri: path or URI of a COCO json.
         options: how stores are reached.
-        picture_size: measure only on images of this (height, width) in pixels; None is all.
+        picture_size: evaluate only images of this (height, width) in pixels; None is all.
 
     Raises:
         RayDetrError: it cannot be read, or is something else.
@@ -93,10 +93,10 @@ def read_annotations(
 
 
 def truth_sha256(truth: Mapping[str, Any], image_ids: Collection[int]) -> str:
-    """Return what equal figures need to be equal: the images measured on, their boxes and the classes, as one digest.
+    """Return a digest of everything that determines figures: the evaluated images, their boxes and the classes.
 
-    Order, file names, segmentations and the ids of annotations play no part, so the same data set has the same digest
-    from its json and from training shards.
+    Order, file names, segmentations and annotation ids are not included, so a data set has the same digest as a json
+    and as training shards.
     """
     chosen = set(image_ids)
     boxes = sorted(

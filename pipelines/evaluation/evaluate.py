@@ -1,4 +1,4 @@
-"""How good detections are: those of a table or of a results file against COCO annotations of the same images."""
+"""Evaluate the detections of a table or a results file against COCO annotations of the same images."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from pipelines.evaluation.table_results import RowChoice
 
 OFFICIAL_QUERIES = 100
-"""Detections that the official models have of every image where nothing is left out."""
+"""Detections per image of the official models if none are left out."""
 
 
 @dataclass(frozen=True, slots=True)
 class ThresholdCost:
-    """What the detections that were kept can tell of what a threshold did to AP.
+    """An indication, from the kept detections, of how a threshold changed AP.
 
-    The AP of all detections is never lower than that of the kept ones; how much higher cannot be known from these. What
-    the next doubling of the threshold would cost is a hint, and neither a bound nor an estimate: of 40 drawn scenes it
-    was 0.0001 from 0.05 to 0.1, where 0.05 itself had cost 0.0016 (MEASURED).
+    The AP of all detections is never lower than that of the kept ones; the difference cannot be computed from these.
+    The loss from doubling the threshold again is a hint, but neither a bound nor an estimate: on 40 drawn scenes it was
+    0.0001 from 0.05 to 0.1, while 0.05 itself had cost 0.0016 (MEASURED).
 
     Attributes:
-        threshold: below it nothing was kept.
-        short_images: images with fewer than 100 detections: what the official models have of each at threshold 0.
+        threshold: detections below it were dropped.
+        short_images: images with fewer than 100 detections, the number of the official models at threshold 0.
         doubled: twice the threshold, 1 at most.
         AP_doubled: AP of the detections that reach that.
     """
@@ -46,28 +46,28 @@ class ThresholdCost:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What detections are worth. File names are those of the annotations.
+    """The result of an evaluation. File names are those of the annotations.
 
     Attributes:
-        average_precision: over all `images`; where there are no detections of one, all that is there was missed.
-        images: how many are annotated, and so measured on.
-        missing: file names of those that there is no row of.
+        average_precision: over all `images`; an image without detections counts as missed.
+        images: number of annotated images, which are evaluated.
+        missing: file names of those without a row.
         errors: file names of those whose row is an error.
-        turned_back: file names of those that were annotated as stored: their boxes were turned back by EXIF.
-        other_size: file names of those whose row and annotation disagree about height and width and that could not be
-            turned back.
+        turned_back: file names of those that were annotated as stored: their boxes were rotated back by EXIF.
+        other_size: file names of those whose row and annotation differ in height and width and that could not be
+            rotated back.
         unread: those of `other_size` whose picture could not be read again to check their rotation.
-        unannotated: rows of images that are not annotated; they play no part.
-        undeclared: detections of categories that the annotations do not declare; they play no part.
-        detections: how many were measured.
-        threshold: the highest of the rows; above 0 detections were left out, and AP is lower than the model's. None
-            where it is not known, as of a results file.
-        threshold_cost: where the threshold is above 0.
-        kept_classes: where the rows keep some classes only: of the others nothing counts as found.
-        models: whose detections these are, as rows name it; none where there are no rows of any of the images.
-        annotations_sha256: what the figures can be compared by: equal for equal images, boxes and classes.
-        matched_otherwise: sentences about images whose file is spelled or placed differently from the annotations.
-        annotation_findings: what is wrong with the annotations, as sharding finds it: counts by kind.
+        unannotated: rows of images that are not annotated, which are ignored.
+        undeclared: detections of categories that the annotations do not declare, which are ignored.
+        detections: number of evaluated detections.
+        threshold: the highest of the rows; above 0, detections were left out, and AP is lower than the model's. None if
+            unknown, as for a results file.
+        threshold_cost: if the threshold is above 0.
+        kept_classes: the classes of the rows if only some were kept; objects of other classes count as missed.
+        models: the models of the rows; empty if none of the images has a row.
+        annotations_sha256: figures are comparable if it is equal: it depends on images, boxes and classes.
+        matched_otherwise: sentences about images whose file has another spelling or folder than in the annotations.
+        annotation_findings: problems of the annotations, as in sharding: counts by kind.
         annotation_examples: a few sentences for each.
     """
 
@@ -92,11 +92,11 @@ class Evaluation:
 
     @property
     def evaluated(self) -> int:
-        """Images that there is an `ok` row of."""
+        """Number of images with an `ok` row."""
         return self.images - len(self.missing) - len(self.errors)
 
     def as_json(self) -> Json:
-        """Return what `metrics.json` holds: the twelve numbers by pycocotools' names, then the rest."""
+        """Return the contents of `metrics.json`: the twelve numbers by pycocotools' names, then the rest."""
         counts = {name: value for name, value in asdict(self).items() if name != "average_precision"}
         return {
             **self.average_precision.numbers(),
@@ -118,27 +118,27 @@ def evaluate_table(
     picture_options: StoreOptions | None = None,
     evaluator: Evaluator = "ultrafast",
 ) -> Evaluation:
-    """Measure the published rows of a table, the current one of every image, against COCO annotations.
+    """Evaluate the current published row of every image of a table against COCO annotations.
 
-    Images are matched by the end of their URI, as `ImageNames` does it. Memory holds the keys of one row group at a
-    time, and the detections of annotated images.
+    Images are matched by the end of their URI, as in `ImageNames`. Memory: the keys of one row group at a time, and the
+    detections of annotated images.
 
     Args:
         table_uri: the detection table.
-        annotations: path or URI of a COCO json, or what was read of one.
-        options: how stores are reached.
-        picture_size: measure only on annotated images of this (height, width) in pixels; None is all, or those that the
+        annotations: path or URI of a COCO json, or its parsed `Annotations`.
+        options: access to stores.
+        picture_size: evaluate only annotated images of this (height, width) in pixels; None is all, or those that the
             annotations were read for.
-        allow_thresholded: whether a table that left out low scores or classes is measured all the same.
-        choice: which rows count; None is all.
-        picture_options: how pictures are reached whose turn matters; None is as the table.
-        evaluator: which package computes the figures, which are the same.
+        allow_thresholded: whether to evaluate a table that left out low scores or classes.
+        choice: the rows to use; None is all.
+        picture_options: access to pictures whose rotation must be read; None is as for the table.
+        evaluator: the package that computes the figures; both give the same.
 
     Raises:
         RayDetrError: the table or the annotations cannot be read, or one does not fit the other.
         ValueError: no annotated image has that size, or the rows left something out and that is not allowed.
     """
-    from pipelines.evaluation.table_results import read_table_results  # here: a results json needs no pyarrow
+    from pipelines.evaluation.table_results import read_table_results  # imported here: a results json needs no pyarrow
 
     read = _read(annotations, options, picture_size)
     found = read_table_results(
@@ -177,7 +177,7 @@ def evaluate_table(
 
 
 def check_has_images(evaluation: Evaluation) -> None:
-    """Refuse what was measured on a table of other images.
+    """Refuse an evaluation of a table with other images.
 
     Raises:
         UsageError: the table has none of the annotated images.
@@ -197,15 +197,15 @@ def evaluate_results(
     picture_size: tuple[int, int] | None = None,
     evaluator: Evaluator = "ultrafast",
 ) -> Evaluation:
-    """Measure a COCO results json, boxes as they are there: the annotations must be of the same pictures.
+    """Evaluate a COCO results json with unchanged boxes: the annotations must be of the same pictures.
 
     Args:
         results: path or URI of the json: rows of `image_id`, `category_id`, `bbox`, `score`.
-        annotations: path or URI of a COCO json, or what was read of one.
-        options: how stores are reached.
-        picture_size: measure only on annotated images of this (height, width) in pixels; None is all, or those that the
+        annotations: path or URI of a COCO json, or its parsed `Annotations`.
+        options: access to stores.
+        picture_size: evaluate only annotated images of this (height, width) in pixels; None is all, or those that the
             annotations were read for.
-        evaluator: which package computes the figures, which are the same.
+        evaluator: the package that computes the figures; both give the same.
 
     Raises:
         RayDetrError: one of the two cannot be read, or they do not fit.

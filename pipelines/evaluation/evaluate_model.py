@@ -1,4 +1,4 @@
-"""How good a model is: it labels the annotated images of a lake at threshold 0, and its rows are measured."""
+"""Evaluate a model: label the annotated images of a lake at threshold 0, then evaluate the rows."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ from pipelines.lake.listing import list_objects
 from pipelines.lake.sources import check_addresses
 from pipelines.store import StoreOptions, without_secrets
 
-_EVERY_ERROR_RATE = 1.0  # errors are counted in the evaluation, and count as missed there
+_EVERY_ERROR_RATE = 1.0  # the evaluation counts errors, as missed images
 
 
 @dataclass(frozen=True, slots=True)
 class ModelEvaluationConfig:
-    """What the evaluation of a model is given.
+    """Configuration of the evaluation of a model.
 
     Args:
         model: What `detr.load` takes, or the URI of a model directory.
-        images: Folders, prefixes, globs, single images, or tables of URIs, as for labelling; of a web server also a
-            folder, where every annotated image is taken to be there.
-        keep_table: The table that is labelled into, existing or new; None is one for the time of the call. What it
-            holds of this model is not labelled again.
-        precision: "fp32", "tf32", "bf16", "fp16", or "auto": what a labelling run takes on its machines. Only figures
-            in "fp32" from different machines can be compared.
+        images: Folders, prefixes, globs, single images, or tables of URIs, as for labelling; also a folder of a web
+            server, which is assumed to have every annotated image.
+        keep_table: The table for the rows, existing or new; None is a temporary one. Images with rows of this model are
+            not labelled again.
+        precision: "fp32", "tf32", "bf16", "fp16", or "auto": that of a labelling run on its machines. Figures from
+            different machines are comparable in "fp32" only.
         device: "auto", "cpu" or "cuda".
-        batch_size: Images in a batch at most; None is as for labelling.
-        actors: Fewest and most actors; None is 1 and what the cluster holds.
-        options: How images are reached.
-        verbose: Let Ray's own messages through.
-        evaluator: Which package computes the figures, which are the same.
+        batch_size: Largest number of images in a batch; None is as for labelling.
+        actors: Smallest and largest number of actors; None is 1 and what fits into the cluster.
+        options: Access to the images.
+        verbose: Show Ray's messages.
+        evaluator: The package that computes the figures; both give the same.
     """
 
     model: str
@@ -67,10 +67,10 @@ class ModelEvaluationConfig:
     evaluator: Evaluator = "ultrafast"
 
     def __post_init__(self) -> None:
-        self.label_config(self.images, table=self.keep_table or "table")  # checks what both have
+        self.label_config(self.images, table=self.keep_table or "table")  # checks the common fields
 
     def label_config(self, images: tuple[str, ...], *, table: str) -> LabelConfig:
-        """Return the labelling run that all detections of these images come from."""
+        """Return the configuration of the labelling run for these images."""
         return LabelConfig(
             images=images,
             table=table,
@@ -93,14 +93,14 @@ def evaluate_model(
     *,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Evaluation:
-    """Label the images that are measured on, and no other, and measure the rows.
+    """Label only the images to evaluate, and evaluate the rows.
 
-    Stopped with a `keep_table`, the same call resumes.
+    With a `keep_table`, the same call resumes a stopped one.
 
     Args:
-        config: What to label with what.
+        config: The model, the images and the resources.
         annotations: The truth.
-        on_progress: Called in this thread whenever something is done.
+        on_progress: Called in this thread with the progress.
 
     Raises:
         UsageError: the `keep_table` has rows of the model with other settings.
@@ -145,18 +145,18 @@ def evaluate_model(
 def find_annotated(
     images: Sequence[str], names: Collection[str], *, options: StoreOptions | None = None
 ) -> list[LakeObject]:
-    """Return the images that are of one of these file names, as `ImageNames` matches them, by URI.
+    """Return the images that match these file names, as in `ImageNames`, by URI.
 
-    Memory holds what is returned, however much is listed.
+    Memory: the result, independent of the length of the listing.
 
     Args:
-        images: as for labelling. A folder of a web server (`http://host/val2017/`) is not listed: all names are in it,
-            and what the server does not have becomes a row of the kind `missing`.
+        images: as for labelling. A folder of a web server (`http://host/val2017/`) is not listed: it is assumed to have
+            all names, and missing files become rows of the kind `missing`.
         names: file names of the annotations.
         options: how stores are reached.
 
     Raises:
-        UsageError: none of the images is there, or two have the same file name.
+        UsageError: no image was found, or two have the same file name.
     """
     try:
         check_addresses(images)
@@ -193,9 +193,9 @@ def find_annotated(
 
 
 def _write_list(images: Sequence[LakeObject]) -> Path:
-    """Write the images as a table of URIs into this user's cache.
+    """Write the images as a table of URIs to this user's cache.
 
-    It is named by what it holds: a resumed run asks for the same images, by the same name.
+    Its name is a hash of its contents, so that a resumed run has the same list.
     """
     table = pa.table(
         {
@@ -214,7 +214,7 @@ def _write_list(images: Sequence[LakeObject]) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, delete=False) as partial:
             partial.write(data)
-        Path(partial.name).replace(file)  # two evaluations may write the same list at once
+        Path(partial.name).replace(file)  # two evaluations may write the same list concurrently
     except OSError as error:
         raise RayDetrError(
             f"the list of images cannot be kept in {folder}: {error.strerror}. Free some space, or set XDG_CACHE_HOME "

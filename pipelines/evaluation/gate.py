@@ -1,4 +1,4 @@
-"""Whether figures are good enough: as published, or no worse than those of the model in use."""
+"""Gates for figures: equal to published ones, or not worse than those of the current model."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pipelines.evaluation.evaluate import Evaluation
 from pipelines.store import StoreOptions, without_secrets
 from pipelines.strict_json import parse_json
 
-_ROUNDING: Final = 1e-9  # of differences of decimal fractions: 42.2 - 42.0 is 0.2000000000000028
+_ROUNDING: Final = 1e-9  # tolerance for differences of decimal fractions: 42.2 - 42.0 is 0.2000000000000028
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether figures pass, and a sentence that names both numbers."""
+    """Whether figures pass, and a sentence with both numbers."""
 
     passed: bool
     sentence: str
@@ -25,14 +25,14 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """What a `metrics.json` says of the figures to compare with.
+    """The figures of a `metrics.json` to compare with.
 
     Attributes:
         name: its address as it may be shown.
         AP: 0..1.
-        images: that it was measured on.
-        annotations_sha256: by what truth.
-        threshold: of the detections; None where it is not known.
+        images: number of evaluated images.
+        annotations_sha256: of the annotations.
+        threshold: of the detections; None if unknown.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Baseline:
 
 
 def read_baseline(uri: str, *, options: StoreOptions | None = None) -> Baseline:
-    """Read what an evaluation wrote.
+    """Read the `metrics.json` of an evaluation.
 
     Raises:
         UsageError: it cannot be read, or is something else.
@@ -69,7 +69,7 @@ def read_baseline(uri: str, *, options: StoreOptions | None = None) -> Baseline:
 
 
 def check_comparable(baseline: Baseline, annotations: Annotations) -> None:
-    """Refuse to compare with figures over other images or other truth: to be called before anything is labelled.
+    """Refuse to compare with figures over other images or annotations. Call this before labelling.
 
     Raises:
         UsageError: with the reason.
@@ -91,8 +91,7 @@ def compare_with_baseline(evaluation: Evaluation, baseline: Baseline, *, max_dro
     """Return whether AP fell by no more than `max_drop`, which is in 0..1 like AP.
 
     Raises:
-        UsageError: one of the two left out detections below another score than the other, or had no truth to be
-            measured by.
+        UsageError: the two have different thresholds, or one has no annotations to evaluate.
     """
     if evaluation.threshold != baseline.threshold:
         raise UsageError(
@@ -114,7 +113,7 @@ def compare_with_expected(evaluation: Evaluation, expected: float, *, tolerance:
     """Return whether AP is as expected, both numbers in points as they are published: 42.0 is an AP of 0.420.
 
     Raises:
-        UsageError: there was no truth to measure by.
+        UsageError: there are no annotations to evaluate.
     """
     _check_measured(evaluation.average_precision.AP, "this evaluation")
     points = 100 * evaluation.average_precision.AP
@@ -124,7 +123,7 @@ def compare_with_expected(evaluation: Evaluation, expected: float, *, tolerance:
 
 
 def _check_measured(ap: float, whose: str) -> None:
-    if ap < 0:  # -1 is pycocotools' word for "nothing to measure by"
+    if ap < 0:  # -1 is pycocotools' value for "no annotations"
         raise UsageError(
             f"{whose} has no AP: its images have no annotated object that counts. Measure on images that have some."
         )

@@ -1,4 +1,4 @@
-"""Precision over recall as a picture: the only place that knows matplotlib, which is an extra."""
+"""Plot precision over recall. The only module that imports matplotlib, which is an extra."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _LINES = (("AP50", "IoU .50", "#0072B2"), ("AP75", "IoU .75", "#D55E00"), ("AP",
 
 
 def check_can_plot(file: Path) -> None:
-    """Refuse what `plot_precision_recall` could not do: to be called before anything is measured.
+    """Raise if `plot_precision_recall` would fail. Call this before evaluating.
 
     Raises:
         UsageError: matplotlib is not installed.
-        ValueError: it writes no files of this ending.
+        ValueError: it does not support this file name extension.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -36,9 +36,9 @@ def plot_precision_recall(measured: AveragePrecision, file: Path, *, title: str)
 
     Raises:
         RayDetrError: the file cannot be written.
-        UsageError: there is no truth to draw a curve by.
+        UsageError: there are no annotations to draw a curve for.
     """
-    from matplotlib.figure import Figure  # a figure of its own: no window, nothing global
+    from matplotlib.figure import Figure  # does not use pyplot: no window, no global state
 
     if measured.AP < 0:
         raise UsageError("there are no annotations, so there is no curve to draw.")

@@ -1,4 +1,4 @@
-"""A COCO results json, what evaluation servers take: read into columns and checked."""
+"""Read and check a COCO results json, the format of evaluation servers."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ FIELDS = ("image_id", "category_id", "bbox", "score")
 def read_results(
     uri: str, image_numbers: Mapping[int | str, int], *, options: StoreOptions | None = None
 ) -> ResultColumns:
-    """Return the rows of a results json in the order of the file, without other fields than COCO's four.
+    """Return the rows of a results json in the order of the file, with COCO's four fields only.
 
-    Ids and numbers are read as those of annotations are: 1, 1.0 and "1" are one.
+    Ids and numbers are read as in annotations: 1, 1.0 and "1" are equal.
 
     Args:
         uri: path or URI.
@@ -59,7 +59,7 @@ def read_results(
 
 
 def _columns(rows: Sequence[Any], image_ids: frozenset[int]) -> ResultColumns | None:
-    """Return rows of plain numbers, None where one is not: by column, which takes a fraction of the time."""
+    """Return rows of plain numbers, or None. Converts by column, which takes a fraction of the time."""
     try:
         images, categories, boxes, scores = ([row[field] for row in rows] for field in FIELDS)
     except (KeyError, TypeError):
@@ -85,7 +85,7 @@ def _columns(rows: Sequence[Any], image_ids: frozenset[int]) -> ResultColumns | 
 
 
 def _read_row(row: object, image_numbers: Mapping[int | str, int]) -> ResultRow:
-    """Return a row with its numbers as numbers.
+    """Return a row with converted numbers.
 
     Raises:
         ValueError: it is not one of COCO's, or of an image that the annotations do not have.

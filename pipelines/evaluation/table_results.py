@@ -1,4 +1,4 @@
-"""The published rows of a detection table as COCO results: the current one of each image, placed as annotated."""
+"""Convert the current published rows of a detection table to COCO results, in the orientation of the annotations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from pipelines.strict_json import parse_object
 from pipelines.table.files import DATA, LAYOUTS, SUFFIX, in_order_of_runs, table_files_prefix
 from pipelines.table.schema import TRANSIENT_KINDS, check_columns, read_metadata
 
-HEADER_THREADS: Final = 16  # pictures whose headers are fetched at once
+HEADER_THREADS: Final = 16  # pictures whose headers are fetched concurrently
 
 _SIDES: Final = ("xmin", "ymin", "xmax", "ymax")
 _KEYS: Final = ("status", "error_kind", "width", "height", "model", "threshold", "run_id", "labelled_at")
@@ -37,12 +37,12 @@ _KEYS: Final = ("status", "error_kind", "width", "height", "model", "threshold",
 
 @dataclass(frozen=True, slots=True)
 class RowChoice:
-    """Which rows of a table count; None is all.
+    """The rows of a table to use; None is all.
 
     Attributes:
         run_id: of this run.
-        model: of this model, as rows name it.
-        settings: with these settings, as the column `settings` has them.
+        model: of this model, by its name in rows.
+        settings: with these settings, as in the column `settings`.
         uris: of these images.
     """
 
@@ -54,23 +54,23 @@ class RowChoice:
 
 @dataclass(frozen=True, slots=True)
 class TableResults:
-    """What a table says of the images that are measured on; file names are in order.
+    """The rows of a table for the evaluated images; file names are sorted.
 
     Attributes:
-        detections: by image id; an image's in the order of its row, best first.
-        missing: file names of images that the table has no row of.
+        detections: by image id; within an image in the order of its row, best first.
+        missing: file names of images without a row.
         errors: file names of images whose row is an error.
-        turned_back: file names of images that were annotated as stored, unturned by EXIF, so that the boxes were turned
-            back.
-        other_size: file names of images whose row and annotation disagree about height and width otherwise.
-        unread: those of `other_size` whose height and width are exchanged and whose picture could not be read again,
-            to see by which EXIF orientation.
+        turned_back: file names of images that were annotated as stored, without EXIF orientation; their boxes were
+            rotated back.
+        other_size: file names of images whose row and annotation differ in height and width in another way.
+        unread: those of `other_size` whose height and width are exchanged and whose picture could not be read again for
+            its EXIF orientation.
         unannotated: rows of images that are not annotated.
-        matched_otherwise: sentences about images whose file is spelled or placed differently from the annotations.
+        matched_otherwise: sentences about images whose file has another spelling or folder than in the annotations.
         short: images with fewer detections than `queries`.
         threshold: the highest of the rows.
-        classes: names of the classes that were kept, where a run kept some only; None is all.
-        models: whose rows these are.
+        classes: names of the kept classes if a run kept only some; None is all.
+        models: the models of the rows.
     """
 
     detections: ResultColumns
@@ -89,7 +89,7 @@ class TableResults:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """What matters of one row, and where its detections are: the key of a file, a row group of it, a row of that."""
+    """The relevant values of one row, and the location of its detections: file key, row group, row."""
 
     uri: str
     is_error: bool
@@ -98,13 +98,13 @@ class _Row:
     model: str
     threshold: float
     settings: str | None
-    rank: tuple[bool, datetime, str]  # the highest is the current one, as `exports.current` has it
+    rank: tuple[bool, datetime, str]  # the highest is the current one, as in `exports.current`
     place: tuple[str, int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What one row holds: N category ids, N scores, and `(N, 4)` corners in pixels of the upright picture."""
+    """The detections of one row: N category ids, N scores, and `(N, 4)` corners in pixels of the upright picture."""
 
     category_ids: npt.NDArray[np.int32]
     scores: npt.NDArray[np.float32]
@@ -121,20 +121,20 @@ def read_table_results(
     allow_thresholded: bool = False,
     queries: int = 100,
 ) -> TableResults:
-    """Read the current row of every image that is measured on: the newest that says something of its picture.
+    """Read the current row of every evaluated image; see `exports.current`.
 
-    Images are matched by the end of their URI, as `ImageNames` does it. Memory holds the keys of one row group at a
-    time, and the detections of annotated images. Rows are of the upright picture; where height and width are exchanged
-    in the annotations, the header of the picture is read for the turn that these ignored.
+    Images are matched by the end of their URI, as in `ImageNames`. Memory: the keys of one row group at a time, and the
+    detections of annotated images. Rows are of the upright picture; if height and width are exchanged in the
+    annotations, the picture's header is read for the orientation that these ignored.
 
     Args:
         table_uri: the detection table.
-        annotations: which images, and their sizes.
-        options: how the table is reached.
-        picture_options: how pictures are reached; None is as the table.
-        choice: which rows count.
-        allow_thresholded: whether rows that left out low scores or classes are read all the same.
-        queries: an image has as many detections where nothing was left out; the official models have 100.
+        annotations: the images and their sizes.
+        options: access to the table.
+        picture_options: access to pictures; None is as for the table.
+        choice: the rows to use.
+        allow_thresholded: whether to read rows that left out low scores or classes.
+        queries: number of detections per image if none are left out; 100 for the official models.
 
     Raises:
         RayDetrError: the table cannot be read, or does not fit the annotations.
@@ -200,10 +200,10 @@ def _table_files(table: Store, run_id: str | None) -> dict[str, StoreEntry]:
 def _current_rows(
     table: Store, files: Mapping[str, StoreEntry], names: ImageNames, choice: RowChoice
 ) -> tuple[dict[str, _Row], int, tuple[str, ...]]:
-    """Return the current row of every annotated image, how many rows are of other images, and how some were matched.
+    """Return the current row of every annotated image, the number of rows of other images, and notes on matches.
 
-    Rows that share only the last part of a name with an annotated image count where all rows are such: the photographs
-    lie in other folders then than annotated.
+    Rows that share only the last part of a name with an annotated image are used if all rows are of this kind: the
+    photographs are then in other folders than annotated.
     """
     placed: dict[str, _Row] = {}
     elsewhere: dict[str, _Row] = {}
@@ -211,7 +211,7 @@ def _current_rows(
     total = 0
     ambiguous: str | None = None
     recorded = RecordedSettings(table)
-    counted = {True: 0, False: 0}  # rows of annotated images, by whether they are placed as annotated
+    counted = {True: 0, False: 0}  # rows of annotated images, by whether the folders match
     for key, entry in files.items():
         file = _open(table, entry)
         with parquet_of(join_uri(table.uri, key)):
@@ -308,9 +308,9 @@ def _check_settings(rows: Mapping[str, _Row]) -> None:
 
 
 def _kept_classes(table: Store, files: Mapping[str, StoreEntry], rows: Mapping[str, _Row]) -> tuple[str, ...] | None:
-    """Return the names of the classes that the runs of these rows kept, None where all did keep all.
+    """Return the names of the classes that the runs of these rows kept; None if all runs kept all.
 
-    Every published file says so in its metadata.
+    They are in the metadata of every published file.
     """
     kept: set[str] = set()
     for key in sorted({row.place[0] for row in rows.values()}):
@@ -347,7 +347,7 @@ def _is_exchanged(row: _Row, image: Json) -> bool:
 
 
 def _orientations(rows: Mapping[str, _Row], stores: Stores) -> dict[str, int | None]:
-    """Return the EXIF orientation of the pictures of these rows, None where one cannot be read any more."""
+    """Return the EXIF orientation of the pictures of these rows; None if one cannot be read any more."""
     with ThreadPoolExecutor(HEADER_THREADS) as threads:
         return dict(zip(rows, threads.map(lambda row: _orientation(stores, row), rows.values()), strict=True))
 
@@ -356,15 +356,15 @@ def _orientation(stores: Stores, row: _Row) -> int | None:
     try:
         header = read_header(stores.get(row.uri).data)
     except (StoreError, ImageError):
-        return None  # counted, and said
-    # another size than the row's: it is not the picture any more that was labelled
+        return None  # counted and reported
+    # another size than the row's: the picture was replaced after labelling
     return header.orientation if (header.height, header.width) == (row.height, row.width) else None
 
 
 def _detections(
     table: Store, files: Mapping[str, StoreEntry], rows: Collection[tuple[str, int, int]]
 ) -> Iterator[tuple[tuple[str, int, int], _Found]]:
-    """Yield the detections of the rows at these places, one row group in memory at a time."""
+    """Yield the detections of the rows at these locations, with one row group in memory at a time."""
     places: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     for key, group, index in sorted(rows):
         places[key][group].append(index)
@@ -380,7 +380,7 @@ def _detections(
 def _per_row(column: pa.ChunkedArray) -> Iterator[_Found]:
     """Yield the detections of each row of a column as arrays."""
     for chunk in column.chunks:
-        detections = chunk.flatten()  # of all rows, without those that a slice leaves out
+        detections = chunk.flatten()  # of all rows of the slice
         box = detections.field("box")
         boxes = np.stack([box.field(side).to_numpy() for side in _SIDES], axis=1)
         category_ids = detections.field("category_id").to_numpy()
@@ -393,7 +393,7 @@ def _per_row(column: pa.ChunkedArray) -> Iterator[_Found]:
 def _columns(image_id: int, found: _Found, row: _Row, orientation: int) -> ResultColumns:
     boxes = found.boxes_xyxy
     if orientation != 1:
-        import torch  # here: seconds and hundreds of megabytes, for pictures that hardly a data set has
+        import torch  # imported here: takes seconds and hundreds of megabytes, and is rarely needed
 
         from detr.images.orientation import to_stored_orientation
 

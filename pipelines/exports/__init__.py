@@ -1,1 +1,1 @@
-"""What is published of a table, in files for others: rows as Parquet or JSON lines."""
+"""Export the published rows of a table to files for other programs."""

@@ -1,4 +1,4 @@
-"""Configuration of exports and queries: which rows of a table, in which format, and where."""
+"""Configuration of exports and queries: rows, format and destination."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ SUFFIXES: Final[Mapping[Format, str]] = {
     "parquet": "parquet", "jsonl": "jsonl", "csv": "csv", "coco-dataset": "json", "labelstudio": "json",
     "megadetector": "json",
 }  # fmt: skip
-"""The formats of which one file holds all, and how its name ends; the others are folders, or a table elsewhere."""
+"""The formats with a single file, and its file name extension; the others are folders, or a table elsewhere."""
 
 RESULT_SUFFIXES: Final = (".csv", ".jsonl", ".parquet")
-"""How the file of a query's result ends."""
+"""File name extensions of a query's result."""
 
 _FOLDERS: Final[tuple[Format, ...]] = ("coco", "yolo", "voc")
 _OF_ROWS: Final[tuple[Format, ...]] = ("parquet", "jsonl", "csv", "iceberg")
-_FILE_IMAGES: Final[Mapping[str, int]] = {"labelstudio": 1000}  # larger imports time out, as people report
-_FILE_SUFFIX: Final = re.compile(r"\.[a-zA-Z][a-zA-Z0-9]{0,7}$")  # not that of a version, such as v1.2
+_FILE_IMAGES: Final[Mapping[str, int]] = {"labelstudio": 1000}  # users report that larger imports time out
+_FILE_SUFFIX: Final = re.compile(r"\.[a-zA-Z][a-zA-Z0-9]{0,7}$")  # not a version, such as v1.2
 
 _TABLE = option("the detection table", metavar="URI")
 _MODEL = option("only rows of this model, named as in the column `model` (all)", default=None, metavar="NAME")
@@ -36,7 +36,7 @@ _SETTINGS = option("only rows with these settings, as in the column `settings` (
 
 @dataclass(frozen=True, slots=True)
 class ExportConfig:
-    """What is exported where: the options of `ray-detr export`."""
+    """The options of `ray-detr export`."""
 
     table: str = _TABLE
     out: str = option(
@@ -109,30 +109,30 @@ class ExportConfig:
 
     @property
     def is_file(self) -> bool:
-        """Whether one file is written, and not a folder."""
+        """Whether the export is one file, not a folder."""
         return self.format not in _FOLDERS and any(self.out.endswith(f".{suffix}") for suffix in SUFFIXES.values())
 
     @property
     def kind(self) -> Format:
-        """The format that is written."""
+        """The output format."""
         if self.format is not None:
             return self.format
         return next((kind for kind, suffix in SUFFIXES.items() if self.out.endswith(f".{suffix}")), "parquet")
 
     @property
     def most_images(self) -> int | None:
-        """How many images a file of a folder has at most."""
+        """Largest number of images in a file of a folder."""
         return _FILE_IMAGES.get(self.kind) if self.file_images is None else self.file_images
 
     @property
     def is_of_images(self) -> bool:
-        """Whether the format knows images, so that each must come once."""
+        """Whether the format is image-based, so that each image must appear once."""
         return self.kind not in _OF_ROWS
 
 
 @dataclass(frozen=True, slots=True)
 class QueryConfig:
-    """What is asked of which table: the options of `ray-detr query`.
+    """The options of `ray-detr query`.
 
     `sql` is one query of DuckDB's SQL. It may name `detections` (one row for each detected object of a current row;
     `repeat` is the id of the mark that covers it, or NULL), `images` (the current row of each image, as

@@ -27,9 +27,9 @@ CURRENT: Final = (
     "QUALIFY row_number() OVER (PARTITION BY uri ORDER BY "
     f"coalesce(error_kind IN ({_KINDS}), false), labelled_at DESC, run_id DESC, shard DESC) = 1"
 )
-"""What a query of rows ends with, in DuckDB, to give the current ones."""
+"""The end of a DuckDB query that selects the current rows."""
 
-_SAYS_SOMETHING: Final = 2**62  # above all times, which are microseconds since 1970
+_SAYS_SOMETHING: Final = 2**62  # larger than all times, which are microseconds since 1970
 
 Mask = npt.NDArray[np.bool_]
 
@@ -41,15 +41,16 @@ def current_rows(
     settings: str | None = None,
     recorded: RecordedSettings | None = None,
 ) -> list[Mask]:
-    """Return for each file which of its rows are current.
+    """Return which rows of each file are current.
 
-    Fetches the columns of names and times. Needs some 70 bytes a row of the table for a moment, one afterwards.
+    Fetches the columns of names and times. Memory: about 70 bytes per row of the table temporarily, one byte
+    afterwards.
 
     Args:
         files: Names and open files, in the order of runs and shards.
-        model: Whose rows alone count; None: an image labelled by several models has one current row.
-        settings: Only rows with these settings count; None: an image labelled with several has one current row.
-        recorded: Gives the settings of rows that do not say them; needed where `settings` is given.
+        model: Use rows of this model only; None: an image labelled by several models has one current row.
+        settings: Use rows with these settings only; None: an image labelled with several has one current row.
+        recorded: Returns the settings of rows without the column; required with `settings`.
 
     Raises:
         RayDetrError: a file is damaged.
@@ -82,13 +83,13 @@ def current_rows(
 def current_query(
     table: str, model: str | None = None, settings: str | None = None, recorded: Mapping[str, str] | None = None
 ) -> str:
-    """Return SQL for DuckDB that gives the same rows.
+    """Return SQL for DuckDB that selects the same rows.
 
     Args:
-        table: A URI without a slash at its end.
+        table: A URI without a trailing slash.
         model: As for `current_rows`.
         settings: As for `current_rows`.
-        recorded: The settings of runs whose rows do not say them; without it, such rows have none.
+        recorded: The settings of runs whose rows have no such column; without it, these rows have none.
     """
     files = f"read_parquet('{table}/data/**/*.parquet', union_by_name = true)"
     if settings is not None:
@@ -100,10 +101,10 @@ def current_query(
 def rows_query(
     files: str, model: str | None = None, settings: str | None = None, recorded: Mapping[str, str] | None = None
 ) -> str:
-    """Return SQL for DuckDB that gives all rows of some files, each with its settings.
+    """Return SQL for DuckDB that selects all rows of some files, each with its settings.
 
     Args:
-        files: What is read, such as a call of read_parquet.
+        files: The data source, such as a call of read_parquet.
         model: As for `current_rows`.
         settings: As for `current_rows`.
         recorded: As for `current_query`.
@@ -123,7 +124,7 @@ def _quoted(text: str) -> str:
 
 
 def _is_current(keys: Keys, ranks: npt.NDArray[np.int64]) -> Mask:
-    """Return which rows are the highest of their key; of equal ones the last."""
+    """Return which rows are the highest of their key; the last of equal ones."""
     order = np.lexsort((ranks, keys))
     ordered = keys[order]
     is_last = np.ones(len(keys), np.bool_)
@@ -134,7 +135,7 @@ def _is_current(keys: Keys, ranks: npt.NDArray[np.int64]) -> Mask:
 
 
 def of_model(rows: pa.Table, model: str | None) -> Mask:
-    """Return which rows are of a model, all of them for None."""
+    """Return which rows are of a model; all for None."""
     if model is None:
         return np.ones(len(rows), np.bool_)
     mask: Mask = pc.equal(rows["model"].cast(pa.string()), model).to_numpy().copy()

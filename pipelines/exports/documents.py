@@ -1,4 +1,4 @@
-"""Formats that hold all images in one file: CSV, COCO data set, Label Studio tasks, MegaDetector results."""
+"""Formats with all images in one file: CSV, COCO data set, Label Studio tasks, MegaDetector results."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ TO_NAME: Final = "image"
 
 
 class CsvBoxes:
-    """One line a box: its image, class, score and sides in pixels. Images without a box have no line."""
+    """CSV with one line per box: image, class, score and sides in pixels. Images without a box have no line."""
 
     def __init__(self, sink: IO[bytes], names: Names) -> None:
-        """Write the names of the columns."""
-        del names  # a line has the whole address
+        """Write the header."""
+        del names  # lines have full addresses
         self._sink = sink
         self._write([CSV_COLUMNS])
 
     def add(self, rows: pa.Table) -> None:
-        """Write the boxes of some more images."""
+        """Write the boxes of more images."""
         for image in labelled_images(rows):
             self._write(
                 [
@@ -46,7 +46,7 @@ class CsvBoxes:
             )
 
     def close(self) -> None:
-        """Write nothing more."""
+        """Do nothing."""
 
     def _write(self, lines: Any) -> None:
         text = io.StringIO()
@@ -61,7 +61,7 @@ class CocoDataset:
     """
 
     def __init__(self, sink: IO[bytes], names: Names) -> None:
-        """Begin the file: annotations are written as they come, images wait in a temporary file."""
+        """Begin the file: annotations are written immediately, images are collected in a temporary file."""
         self._sink, self._names, self._categories = sink, names, Categories()
         self._images = _Spool()
         self._annotations = 0
@@ -83,7 +83,7 @@ class CocoDataset:
                 self._sink.write(separator + _line(whole))
 
     def close(self) -> None:
-        """Write images and categories behind the annotations."""
+        """Write images and categories after the annotations."""
         if not self._is_open:
             return
         self._is_open = False
@@ -98,7 +98,7 @@ class LabelStudioTasks:
 
     def __init__(self, sink: IO[bytes], names: Names) -> None:
         """Begin the file."""
-        del names  # tasks have the whole address, which Label Studio loads pictures from
+        del names  # tasks have full addresses, from which Label Studio loads pictures
         self._sink, self._count, self._is_open = sink, 0, True
         sink.write(b"[")
 
@@ -135,7 +135,7 @@ class MegaDetectorResults:
             self._count += 1
 
     def close(self) -> None:
-        """Write categories and format behind the images."""
+        """Write categories and format after the images."""
         if not self._is_open:
             return
         self._is_open = False
@@ -150,17 +150,17 @@ DOCUMENTS: Final[Mapping[str, Callable[[IO[bytes], Names], RowsWriter]]] = {
     "labelstudio": LabelStudioTasks,
     "megadetector": MegaDetectorResults,
 }
-"""What writes each format into one file."""
+"""The writer class of each single-file format."""
 
 
 def coco_image(image: LabelledImage, number: int, names: Names) -> dict[str, Any]:
-    """Return an image as COCO's json has it."""
+    """Return an entry of `images` of a COCO json."""
     width, height = image.size
     return {"id": number, "file_name": names.of(image.uri), "width": width, "height": height}
 
 
 def coco_boxes(image: LabelledImage, number: int) -> list[dict[str, Any]]:
-    """Return the boxes of an image as COCO's results have them."""
+    """Return the boxes of an image as COCO results."""
     return [
         {
             "image_id": number,
@@ -175,12 +175,12 @@ def coco_boxes(image: LabelledImage, number: int) -> list[dict[str, Any]]:
 
 
 def coco_categories(categories: Categories) -> list[dict[str, Any]]:
-    """Return the classes as COCO's json has them."""
+    """Return the classes as `categories` of a COCO json."""
     return [{"id": number, "name": name} for number, name in sorted(categories.names.items())]
 
 
 class _Spool:
-    """Entries of a list that wait in a temporary file until what comes before them is complete."""
+    """Entries of a list in a temporary file, until the preceding part of the file is complete."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by write_to
@@ -201,7 +201,7 @@ def _line(entry: object) -> bytes:
 
 
 def label_studio_task(image: LabelledImage) -> dict[str, Any]:
-    """Return an image as Label Studio's task, its boxes as a prediction: sides in percent of the picture."""
+    """Return an image as a Label Studio task with its boxes as a prediction; sides in percent of the picture."""
     width, height = image.size
     results = [
         {
@@ -226,7 +226,7 @@ def label_studio_task(image: LabelledImage) -> dict[str, Any]:
             zip(image.labels, image.scores, image.boxes, strict=True)
         )
     ]
-    # importers keep the score of the prediction, and some releases drop those of its boxes: meta has them, too
+    # importers keep the score of the prediction, and some releases drop those of its boxes: they are also in meta
     for one in results:
         one["meta"] = {"text": [f"score {one['score']}"]}
     prediction = {"model_version": image.model, "score": max(image.scores, default=0.0), "result": results}

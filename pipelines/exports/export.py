@@ -1,4 +1,4 @@
-"""The rows of a table, all or the current one of each image, in one file or in a folder of files."""
+"""Export all or the current rows of a table to one file or a folder of files."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ from pipelines.table.schema import FIRST_COLUMNS, ROW_GROUP_ROWS, SCHEMA, check_
 
 _PIECE_ROWS: Final = 512
 _BATCH_ROWS: Final = 1024
-_ROW_GROUP_BYTES: Final = 16_000_000  # in memory, where rows have many boxes
+_ROW_GROUP_BYTES: Final = 16_000_000  # boxes in memory, if rows have many
 
 
 @dataclass(frozen=True, slots=True)
 class ExportSummary:
-    """What was written: rows, into how many files, of how many rows of the table; and rows by their settings.
+    """The result of an export: rows, files, rows of the table, and rows by their settings.
 
-    `repeats_left_out` is how many detections were left out because a mark covers them, `marks` how many marks the table
-    has.
+    `repeats_left_out` is the number of detections left out because a mark covers them, `marks` the number of marks of
+    the table.
     """
 
     out: str
@@ -61,17 +61,17 @@ class ExportSummary:
 
 
 def export(config: ExportConfig, *, show: Callable[[int, int], None] = lambda _rows, _total: None) -> ExportSummary:
-    """Write the published rows of a table, in the order of its files; what is published meanwhile is left out.
+    """Write the published rows of a table, in the order of its files; rows published meanwhile are left out.
 
-    A file appears whole or not at all. A folder must be new; `_export.json` in it is written last, and says what it
-    holds. Memory: two row groups, the bytes of one file of a folder, and of `latest` what `current_rows` needs.
+    A file appears only when it is complete. A folder must be new; `_export.json`, which describes its contents, is
+    written last. Memory: two row groups, the bytes of one file of a folder, and for `latest` that of `current_rows`.
 
     Args:
-        config: What to write where.
-        show: Called in this thread with how many rows of the table were looked at, and how many there are.
+        config: The options.
+        show: Called in this thread with the number of processed rows of the table, and the total.
 
     Raises:
-        RayDetrError: the table is damaged or has no such rows, or there is something at `out` already.
+        RayDetrError: the table is damaged or has no such rows, or `out` exists.
     """
     try:
         return copy_rows(open_store(config.table, config.options), config, show=show)
@@ -82,7 +82,7 @@ def export(config: ExportConfig, *, show: Callable[[int, int], None] = lambda _r
 def copy_rows(
     table: Store, config: ExportConfig, *, show: Callable[[int, int], None] = lambda _rows, _total: None
 ) -> ExportSummary:
-    """Do what `export` does with a table that is open already.
+    """Export from a table that is already open; see `export`.
 
     Raises:
         RayDetrError: as `export`.
@@ -119,7 +119,7 @@ def copy_rows(
             if matcher:
                 chosen["repeats_left_out"] = left_out.total()
             out.finish({"table": table.uri, "rows": written, **chosen})
-    except OSError as error:  # of a file of this machine: reading the table's files has its own sentences
+    except OSError as error:  # of a local file: errors of the table's files have their own messages
         raise RayDetrError(f"cannot write {config.out}: {error.strerror or error}.") from error
     return ExportSummary(
         without_secrets(config.out),
@@ -139,7 +139,7 @@ def _of(config: ExportConfig) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Files:
-    """The files of a table, in the order of runs and shards, the columns of all of them, and how many rows."""
+    """The files of a table, in the order of runs and shards, their common columns, and the number of rows."""
 
     entries: Sequence[StoreEntry]
     schema: pa.Schema
@@ -147,7 +147,7 @@ class _Files:
 
 
 def _look(table: Store, kind: Format) -> _Files:
-    """Read the columns of all files: kept ones too if the format has them, in a type that holds all files' values."""
+    """Read the schemas of all files: with kept columns if the format has them, in types for the values of all files."""
     entries = [entry for entry in table.list("data/") if entry.key.endswith(".parquet")]
     entries.sort(key=lambda entry: in_order_of_runs(entry.key))
     columns = {column.name: column for column in SCHEMA}
@@ -167,8 +167,8 @@ def _look(table: Store, kind: Format) -> _Files:
 
 
 def _joined(known: pa.Field, column: pa.Field, name: str, kind: Format) -> pa.Field:
-    """Return a kept column that holds the values of both: an empty column of a list of images has the type null."""
-    if column.name not in SCHEMA.names and kind != "iceberg":  # which registers the files as they are
+    """Return a type for the values of both columns: an empty column of a list of images has the type null."""
+    if column.name not in SCHEMA.names and kind != "iceberg":  # which registers the files unchanged
         with suppress(pa.ArrowTypeError):
             return pa.unify_schemas([pa.schema([known]), pa.schema([column])], promote_options="permissive").field(0)
     raise RayDetrError(
@@ -203,7 +203,7 @@ def _uris(table: Store, files: _Files) -> Iterator[pa.ChunkedArray]:
 
 
 def _chosen(table: Store, files: _Files, config: ExportConfig, show: Callable[[int, int], None]) -> Iterator[pa.Table]:
-    """Yield what is to be written of each row group, with all columns."""
+    """Yield the rows to write from each row group, with all columns."""
     recorded = RecordedSettings(table)
     current = None
     if config.latest or config.is_of_images:
@@ -230,7 +230,7 @@ def _batches(
     schema: pa.Schema,
     recorded: RecordedSettings,
 ) -> Iterator[pa.Table]:
-    """Yield what is to be written of a row group, 1,024 rows at a time: a whole one may hold millions of boxes."""
+    """Yield the rows to write from a row group, 1,024 at a time, because a row group may have millions of boxes."""
     start = 0
     batches = file.iter_batches(_BATCH_ROWS, row_groups=[group])
     while True:
@@ -261,7 +261,7 @@ def _without_repeats(parts: Iterator[pa.Table], matcher: Matcher, left_out: Coun
 
 
 def _pieces(parts: Iterator[pa.Table], config: ExportConfig) -> Iterator[pa.Table]:
-    """Yield the rows as they are written at once: row groups of Parquet, else some hundred rows."""
+    """Yield the rows in the units in which they are written: row groups of Parquet, else some hundred rows."""
     if config.kind == "parquet":
         yield from _row_groups(parts)
         return
@@ -271,7 +271,7 @@ def _pieces(parts: Iterator[pa.Table], config: ExportConfig) -> Iterator[pa.Tabl
 
 
 def _row_groups(parts: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """Yield the rows in pieces that are worth a row group each, the last apart."""
+    """Yield the rows in pieces large enough for a row group; the last may be smaller."""
     held: list[pa.Table] = []
     for part in parts:
         held.append(part)
@@ -283,7 +283,7 @@ def _row_groups(parts: Iterator[pa.Table]) -> Iterator[pa.Table]:
 
 
 def _with_columns(rows: pa.Table, schema: pa.Schema, recorded: RecordedSettings) -> pa.Table:
-    """Return the rows with the columns of all files, null where their own file has none; settings of their run."""
+    """Return the rows with the columns of all files, null if their file has none, and with their run's settings."""
     settings = recorded.of_rows(rows).dictionary_encode()
     if COLUMN in rows.column_names:
         rows = rows.set_column(rows.schema.get_field_index(COLUMN), COLUMN, settings)

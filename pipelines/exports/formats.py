@@ -13,23 +13,23 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import RayDetrError
 
-_SLICE_ROWS: Final = 256  # that are Python objects at once
+_SLICE_ROWS: Final = 256  # rows that are Python objects at a time
 
 
 class RowsWriter(Protocol):
-    """What writes rows into one file."""
+    """A writer of rows to one file."""
 
     def add(self, rows: pa.Table) -> None:
-        """Write some more rows."""
+        """Write more rows."""
         ...
 
     def close(self) -> None:
-        """Write what belongs at the end; the file itself stays open."""
+        """Write the end of the file, without closing it."""
         ...
 
 
 class ParquetRows:
-    """Parquet as the table's own files are, a row group for each call of `add`."""
+    """Parquet like the table's own files, with a row group for each call of `add`."""
 
     def __init__(self, sink: IO[bytes], schema: pa.Schema) -> None:
         self._writer = pq.ParquetWriter(
@@ -38,7 +38,7 @@ class ParquetRows:
 
     def add(self, rows: pa.Table) -> None:
         """Write a row group."""
-        # pyarrow 26 stops using a dictionary where the next chunk brings another
+        # pyarrow 26 stops using a dictionary if the next chunk has another one
         self._writer.write_table(rows.unify_dictionaries(), row_group_size=max(1, len(rows)))
 
     def close(self) -> None:
@@ -56,7 +56,7 @@ class JsonLinesRows:
         """Write a line for each row.
 
         Raises:
-            RayDetrError: a kept column holds what JSON has no form for.
+            RayDetrError: a kept column has values that JSON cannot represent.
         """
         parts = (rows.slice(first, _SLICE_ROWS).to_pylist() for first in range(0, len(rows), _SLICE_ROWS))
         for row in chain.from_iterable(parts):
@@ -69,7 +69,7 @@ class JsonLinesRows:
             self._sink.write(line.encode() + b"\n")
 
     def close(self) -> None:
-        """Write nothing more: each line ends itself."""
+        """Do nothing: each line is complete."""
 
 
 WRITERS: Final[Mapping[str, Callable[[IO[bytes], pa.Schema], RowsWriter]]] = {

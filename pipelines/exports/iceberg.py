@@ -1,4 +1,4 @@
-"""Register the files of a detection table in an Iceberg table, without a copy; only this file knows pyiceberg."""
+"""Register the files of a detection table in an Iceberg table, without a copy. Only this module imports pyiceberg."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pipelines.errors import RayDetrError
 
 
 def register_files(catalog: str, identifier: str, uris: Sequence[str], schema: pa.Schema) -> int:
-    """Add those files to an Iceberg table that it does not have yet, and return how many that are.
+    """Add the files that an Iceberg table does not have yet, and return their number.
 
-    The Iceberg table is created if it does not exist. A file that is deleted later is missing in Iceberg.
+    The Iceberg table is created if it does not exist. A file that is deleted later is missing in the Iceberg table.
 
     Args:
         catalog: a catalog that pyiceberg's own configuration names (`~/.pyiceberg.yaml`, `PYICEBERG_CATALOG__...`).
@@ -41,15 +41,15 @@ def register_files(catalog: str, identifier: str, uris: Sequence[str], schema: p
         new = [uri for uri in uris if uri not in known]
         if new:
             with table.update_schema() as update:
-                update.union_by_name(_plain(schema))  # columns that later runs have
+                update.union_by_name(_plain(schema))  # columns of later runs
             table.add_files(new)
-    except Exception as error:  # catalogs raise errors of many libraries
+    except Exception as error:  # catalogs raise errors from many libraries
         raise RayDetrError(f"cannot register the files in {identifier} of catalog {catalog}: {error}") from error
     return len(new)
 
 
 def _plain(schema: pa.Schema) -> pa.Schema:
-    """Return the columns without dictionaries, which Iceberg does not know."""
+    """Return the columns without dictionaries, which Iceberg does not support."""
     return pa.schema(
         [field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field for field in schema]
     )

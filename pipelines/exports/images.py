@@ -1,4 +1,4 @@
-"""The rows of an export as images with their boxes, for formats that know images and not columns."""
+"""Convert the rows of an export to images with boxes, for image-based formats."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipelines.errors import RayDetrError
 from pipelines.store import without_secrets
 
-SLICE_ROWS: Final = 256  # that are Python objects at once
+SLICE_ROWS: Final = 256  # rows that are Python objects at a time
 DECIMALS: Final = 3  # of pixels; scores have 6
 
 _SIDES: Final = ("xmin", "ymin", "xmax", "ymax")
@@ -28,8 +28,8 @@ class LabelledImage:
         uri: its address without secrets.
         width: pixels of the upright picture; None for an error row without a size.
         height: pixels of the upright picture; None for an error row without a size.
-        error_kind: of the detection table; None where there is no error.
-        error: the sentence that goes with it.
+        error_kind: of the detection table; None without an error.
+        error: the error message.
         model: `name@sha256[:12]`.
         category_ids: N.
         labels: N.
@@ -63,7 +63,7 @@ class LabelledImage:
 
 
 def labelled_images(rows: pa.Table) -> Iterator[LabelledImage]:
-    """Yield the rows one by one; 256 of them are Python objects at once."""
+    """Yield the rows one by one; 256 are Python objects at a time."""
     for first in range(0, len(rows), SLICE_ROWS):
         part = rows.slice(first, SLICE_ROWS).combine_chunks()
         columns = [part[name].to_pylist() for name in _COLUMNS]
@@ -86,7 +86,7 @@ def labelled_images(rows: pa.Table) -> Iterator[LabelledImage]:
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """Names of images relative to the folder that all of them lie in.
+    """Names of images relative to their common folder.
 
     Attributes:
         folder: the address of that folder with a slash at its end, or "" if they have no common folder.
@@ -95,13 +95,13 @@ class Names:
     folder: str = ""
 
     def of(self, uri: str) -> str:
-        """Return the name of an image: a relative path that stays inside."""
+        """Return the name of an image: a relative path inside the folder."""
         rest = uri.removeprefix(self.folder).replace("://", "/")
         return "/".join(part if part not in ("", ".", "..") else "_" for part in rest.split("/"))
 
 
 def common_names(uris: Iterable[pa.ChunkedArray]) -> Names:
-    """Return the names of images whose addresses are in some columns."""
+    """Return the names of the images whose addresses are in the columns."""
     shared: str | None = None
     for column in uris:
         for uri in column.to_pylist():
@@ -120,16 +120,16 @@ def _parent(path: str) -> str:
 
 
 class Categories:
-    """The classes of an export, as the rows number and name them."""
+    """The classes of an export, with ids and names from the rows."""
 
     def __init__(self) -> None:
         self.names: dict[int, str] = {}
 
     def add(self, image: LabelledImage) -> None:
-        """Take the classes of an image.
+        """Add the classes of an image.
 
         Raises:
-            RayDetrError: a number has two names, as with rows of two models.
+            RayDetrError: an id has two names, for example from rows of two models.
         """
         for number, name in zip(image.category_ids, image.labels, strict=True):
             known = self.names.setdefault(number, name)

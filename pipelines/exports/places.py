@@ -1,4 +1,4 @@
-"""Where an export is written: a file of this machine, piece by piece, or a folder of whole files at any URI."""
+"""Destinations of exports: a local file, written piece by piece, or a folder of complete files at any URI."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pipelines.errors import UsageError
 from pipelines.exports.formats import RowsWriter
 from pipelines.store import Store
 
-FILE_BYTES: Final = 64_000_000  # of a folder's files, about: each is in memory until it is put in one request
+FILE_BYTES: Final = 64_000_000  # approximate size of a folder's files: each is in memory until it is put in one request
 INDEX_KEY: Final = "_export.json"
 
 
 class OneFile:
-    """A file that has its name when it is whole; leaving the context before that removes what there is of it."""
+    """A file that gets its name when it is complete; leaving the context earlier removes the partial file."""
 
     def __init__(self, path: Path, writer: Callable[[IO[bytes]], RowsWriter]) -> None:
         if path.exists():
@@ -33,23 +33,23 @@ class OneFile:
         self._writer = writer(self._sink)
 
     def __enter__(self) -> OneFile:
-        """Give itself."""
+        """Return itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Remove what is not whole."""
+        """Remove a partial file."""
         try:
-            self._writer.close()  # again, or early: pyarrow's does so by itself when it is too late
+            self._writer.close()  # again, or early: pyarrow's own close would be too late
         finally:
             self._sink.close()
             self._unfinished.unlink(missing_ok=True)
 
     def add(self, rows: pa.Table) -> None:
-        """Write some more rows."""
+        """Write more rows."""
         self._writer.add(rows)
 
     def finish(self, _: Mapping[str, object]) -> None:
-        """Give the file its name."""
+        """Rename the file to its final name."""
         self._writer.close()
         self._sink.close()
         self._unfinished.rename(self._path)
@@ -69,15 +69,15 @@ class Folder:
         self._open()
 
     def __enter__(self) -> Folder:
-        """Give itself."""
+        """Return itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave what is written: without the record it is an unfinished export."""
+        """Keep the written files: without the record they are an unfinished export."""
         self._writer.close()
 
     def add(self, rows: pa.Table) -> None:
-        """Write some more rows."""
+        """Write more rows."""
         while len(rows):
             room = len(rows) if self._most_images is None else self._most_images - self._images
             if self._sink.tell() >= FILE_BYTES or room == 0:

@@ -1,4 +1,4 @@
-"""SQL over the published rows of a table, by DuckDB, with the credentials that the other commands use."""
+"""Run SQL over the published rows of a table in DuckDB, with the credentials of the other commands."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _NUMBER: Final = re.compile(r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|FLOAT|DOUBLE|DE
 
 @dataclass(frozen=True, slots=True)
 class QueryResult:
-    """What a query gave: texts by column, None for NULL.
+    """The result of a query: values as text, None for NULL.
 
     Attributes:
         columns: Their names, in order.
-        is_number: Which of them hold numbers.
-        rows: The first `most_rows`; none where they were written to a file.
+        is_number: Which of them are numeric.
+        rows: The first `most_rows`; empty if the result was written to a file.
         is_cut: Whether there are more.
     """
 
@@ -37,9 +37,9 @@ class QueryResult:
 
 
 def query_table(config: QueryConfig) -> QueryResult:
-    """Run a query on what is published of a table now.
+    """Run a query on the currently published rows of a table.
 
-    Files of a folder are read by DuckDB itself, others through our stores, only the parts that the query needs.
+    DuckDB reads local files itself, others through our stores; only the required parts are read.
 
     Raises:
         UsageError: DuckDB is not installed or refuses the SQL, the table does not exist, or `out` exists already.
@@ -54,7 +54,7 @@ def query_table(config: QueryConfig) -> QueryResult:
             return _answer(views.engine.sql(config.sql), config)
         except OSError as error:
             raise RayDetrError(f"cannot write {config.out}: {error.strerror or error}.") from error
-        except duckdb.OperationalError:  # nothing that another query would mend
+        except duckdb.OperationalError:  # errors that another query would not fix
             raise
         except duckdb.Error as error:
             if views.files.failure is not None:
@@ -76,7 +76,7 @@ def _answer(found: DuckDBPyRelation | None, config: QueryConfig) -> QueryResult:
 
 
 def _write(found: DuckDBPyRelation, out: Path) -> None:
-    """Write the result to a new file, which has its name when it is whole."""
+    """Write the result to a new file, which gets its name when it is complete."""
     unfinished = out.parent / f".ray-detr-unfinished-{secrets.token_hex(8)}{out.suffix}"
     writers: dict[str, Callable[[str], object]] = {
         ".csv": lambda path: found.write_csv(path, header=True),

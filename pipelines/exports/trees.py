@@ -1,4 +1,4 @@
-"""Formats of many files: YOLO and Pascal VOC, a file an image, and COCO results beside their images.
+"""Formats with many files: YOLO and Pascal VOC, with a file per image, and COCO results with a list of images.
 
 Images with an error are left out.
 """
@@ -23,10 +23,10 @@ from pipelines.store import Store
 
 
 class Tree:
-    """A folder that gets files as rows come; a record is written last."""
+    """A folder to which files are written while rows are added; a record is written last."""
 
     def __init__(self, store: Store, names: Names) -> None:
-        """Take an empty folder.
+        """Use an empty folder.
 
         Raises:
             UsageError: it is not empty.
@@ -43,17 +43,17 @@ class Tree:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave what is written: without the record it is an unfinished export."""
+        """Keep the written files: without the record they are an unfinished export."""
 
     def add(self, rows: pa.Table) -> None:
-        """Write some more images."""
+        """Write more images."""
         for image in labelled_images(rows):
             if image.error_kind is None:
                 self.categories.add(image)
                 self.add_image(image)
 
     def finish(self, record: Mapping[str, object]) -> None:
-        """Write what belongs at the end, and the record."""
+        """Write the final files and the record."""
         self.add_end()
         whole = {**record, "image_folder": self.names.folder, "files": self.files}
         self._store.put(INDEX_KEY, _json(whole), create=True)
@@ -64,7 +64,7 @@ class Tree:
 
     @abstractmethod
     def add_end(self) -> None:
-        """Write what only the whole export tells, such as its classes."""
+        """Write files about the whole export, such as its classes."""
 
     def put(self, key: str, data: bytes) -> None:
         """Write one file."""
@@ -72,10 +72,10 @@ class Tree:
         self.files += 1
 
     def stem(self, image: LabelledImage) -> str:
-        """Return the name of an image without its suffix, by which such formats pair pictures and labels.
+        """Return the name of an image without its suffix, by which these formats match pictures and labels.
 
         Raises:
-            RayDetrError: another image has the same.
+            RayDetrError: another image has the same name.
         """
         stem = PurePosixPath(self.names.of(image.uri)).with_suffix("").as_posix()
         if hash(stem) in self._keys:
@@ -90,11 +90,11 @@ class Tree:
 class YoloTree(Tree):
     """YOLO: `labels/NAME.txt` with class, centre and size as shares; `predictions/NAME.txt` with the score, too.
 
-    Loaders of data sets take lines of five numbers, and ultralytics writes a sixth, the score, into predictions.
+    Data set loaders expect lines of five numbers; ultralytics writes a sixth, the score, to predictions.
     """
 
     def __init__(self, store: Store, names: Names) -> None:
-        """Take an empty folder."""
+        """Use an empty folder."""
         super().__init__(store, names)
         self._numbers: dict[int, int] = {}
 
@@ -147,7 +147,7 @@ class VocTree(Tree):
                 ElementTree.SubElement(found, key).text = text
             ElementTree.SubElement(found, "score").text = f"{score:.6f}"
             sides = ElementTree.SubElement(found, "bndbox")
-            # VOC counts pixels from 1 and includes the last: only the low sides move
+            # VOC counts pixels from 1 and includes the last: only the low sides change
             for side, value, shift in zip(("xmin", "ymin", "xmax", "ymax"), box, (1, 1, 0, 0), strict=True):
                 ElementTree.SubElement(sides, side).text = f"{value + shift:.3f}"
         self.put(f"Annotations/{self.stem(image)}.xml", ElementTree.tostring(root, encoding="utf-8") + b"\n")
@@ -161,14 +161,14 @@ class CocoTree(Tree):
     """COCO results in numbered files, and `images.json`: the data set without annotations that they refer to."""
 
     def __init__(self, store: Store, names: Names) -> None:
-        """Take an empty folder."""
+        """Use an empty folder."""
         super().__init__(store, names)
         self._images = _JsonList(b'{"images": [\n')
         self._results = _JsonList(b"[\n")
         self._part = 0
 
     def add_image(self, image: LabelledImage) -> None:
-        """Take the boxes of an image; a file of results is written when it has about 64 MB."""
+        """Add the boxes of an image; a file of results is written when it has about 64 MB."""
         number = self._images.count + 1
         self._images.add(coco_image(image, number, self.names))
         for box in coco_boxes(image, number):
@@ -190,7 +190,7 @@ class CocoTree(Tree):
 
 
 class _JsonList:
-    """A JSON list as the bytes that will be put: a list of lines takes twice the memory, and joining it more."""
+    """A JSON list as bytes ready to be put: a list of lines takes twice the memory, and joining it more."""
 
     def __init__(self, start: bytes) -> None:
         self.count = 0
@@ -211,7 +211,7 @@ class _JsonList:
 
 
 TREES: Final[Mapping[str, Callable[[Store, Names], Tree]]] = {"yolo": YoloTree, "voc": VocTree, "coco": CocoTree}
-"""What writes each format into a folder."""
+"""The writer class of each folder format."""
 
 
 def _json(value: object) -> bytes:
@@ -223,5 +223,5 @@ def _line(entry: object) -> bytes:
 
 
 def _xml_text(text: str) -> str:
-    # XML 1.0 has no form for control characters
+    # XML 1.0 does not allow control characters
     return "".join(letter if letter >= " " or letter in "\t\n" else "?" for letter in text)

@@ -1,4 +1,4 @@
-"""The tables that SQL can name: DuckDB's views over the published rows and the marks of a detection table."""
+"""The tables for SQL: DuckDB views over the published rows and the marks of a detection table."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 
 TABLES: Final = ("detections", "images", "repeats", "rows")
 BOX_COLUMNS: Final = "uri, label, width, height, xmin, ymin, xmax, ymax"
-"""What a function of `add_matcher` takes, as columns of `detections` have it."""
+"""Arguments of a function of `add_matcher`: columns of `detections`."""
 
 
 @dataclass(frozen=True, slots=True)
 class TableEngine:
-    """A connection of DuckDB that has the views of one table.
+    """A DuckDB connection with the views of one table.
 
     Attributes:
         engine: the connection.
@@ -66,13 +66,13 @@ def opened_views(
 ) -> Iterator[TableEngine]:
     """Open a table for SQL: `rows`, `images` (current rows), `detections` (a row for each box) and `repeats` (marks).
 
-    Files of a folder are read by DuckDB itself, others through our stores, only the parts that a query needs.
+    DuckDB reads local files itself, others through our stores; only the required parts are read.
 
     Args:
         uri: the detection table.
-        options: how it is reached.
-        model: only rows of this model, as rows name it; None means any.
-        settings: only rows with these settings, as the column `settings` has them; None means any.
+        options: access to the table.
+        model: only rows of this model, by its name in rows; None means any.
+        settings: only rows with these settings, as in the column `settings`; None means any.
         place: a file for tables that queries create; in memory by default.
         what: the command, for messages.
 
@@ -95,15 +95,15 @@ def opened_views(
     except StoreError as error:
         raise RayDetrError(f"cannot query {shown}: {error}") from error
     except duckdb.Error as error:
-        if files is not None and files.failure is not None:  # what DuckDB says is a traceback of it
+        if files is not None and files.failure is not None:  # DuckDB's message is a traceback of it
             raise RayDetrError(f"cannot query {shown}: {files.failure}") from files.failure
         raise RayDetrError(f"cannot query {shown}: {one_line(error)}") from error
 
 
 def add_matcher(engine: DuckDBPyConnection, name: str, matcher: Matcher) -> None:
-    """Add a function to SQL that gives the id of the mark that covers a detection, or NULL: `name(BOX_COLUMNS)`."""
+    """Add an SQL function that returns the id of the mark that covers a detection, or NULL: `name(BOX_COLUMNS)`."""
 
-    def covering(  # DuckDB counts the parameters, so that each has a name
+    def covering(  # DuckDB counts the parameters, so each needs a name
         uris: Any, labels: Any, width: Any, height: Any, xmin: Any, ymin: Any, xmax: Any, ymax: Any
     ) -> Any:  # fmt: skip
         boxes = Boxes(
@@ -121,7 +121,7 @@ def add_matcher(engine: DuckDBPyConnection, name: str, matcher: Matcher) -> None
 
 
 def add_folders(engine: DuckDBPyConnection, name: str, levels: int) -> None:
-    """Add a function to SQL that gives the folder of an address, or NULL (`matching.folders_of`): `name(uri)`."""
+    """Add an SQL function that returns the folder of an address, or NULL (`matching.folders_of`): `name(uri)`."""
 
     def folder(uris: Any) -> Any:
         return folders_of(_array(uris), levels)
@@ -130,14 +130,14 @@ def add_folders(engine: DuckDBPyConnection, name: str, levels: int) -> None:
 
 
 def _add_function(engine: DuckDBPyConnection, name: str, function: Callable[..., Any], kinds: Sequence[str]) -> None:
-    """Add a function of Arrow columns that gives texts."""
+    """Add a function of Arrow columns that returns text."""
     from duckdb.func import ARROW, SPECIAL
 
     engine.create_function(name, function, list(kinds), "VARCHAR", type=ARROW, null_handling=SPECIAL)
 
 
 def one_line(error: Exception) -> str:
-    """Return what an error says, as one sentence, without the excerpt of the query that DuckDB draws below it."""
+    """Return an error's message as one sentence, without DuckDB's excerpt of the query."""
     text = " ".join(str(error).partition("\n\nLINE ")[0].split())
     return text if text.endswith(("!", "?")) else f"{text.rstrip('.')}."
 
@@ -221,5 +221,5 @@ def _floats(column: Any) -> npt.NDArray[np.float64]:
 
 
 def _as_pattern(path: str) -> str:
-    """Return the pattern that matches this path only."""
+    """Return a pattern that matches only this path."""
     return re.sub(r"([\[*?])", r"[\1]", path)

@@ -15,7 +15,7 @@ from pipelines.store import Store, require_create_only
 
 @dataclass(frozen=True, slots=True)
 class Abandoned:
-    """How the run ended (`finished` if it did so at the same moment), and how many of its parts were removed."""
+    """How the run ended (`finished` if it did so at the same time), and the number of removed parts."""
 
     run_id: str
     end: End

@@ -159,7 +159,7 @@ class _ShardsInProgress:
     """The shards that are begun, for a run that stops early. Actors record them in Ray's head; the driver reads them.
 
     An actor records a shard before it checks whether the run stops; the driver records that the run stops before it
-    reads the shards. So the driver knows every shard in progress.
+    reads the shards. So the driver misses no shard in progress.
     """
 
     def __init__(self, pool: str) -> None:
@@ -207,7 +207,7 @@ class _ShardsInProgress:
 
 @contextmanager
 def _stopping(begun: _ShardsInProgress, stop: threading.Event | None) -> Iterator[None]:
-    """Tell the actors to stop when `stop` is set."""
+    """Notify the actors when `stop` is set."""
 
     def look() -> bool:
         assert stop is not None
@@ -348,7 +348,7 @@ def label_shards(
 
 def _dataset(shards: Sequence[int], spec: LabelerSpec, pool: Pool) -> ray.data.Dataset:
     return ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards)).map(
-        ShardActor,  # type: ignore[arg-type]  # Ray 2.60's annotation forgets classes of callables
+        ShardActor,  # type: ignore[arg-type]  # Ray 2.60's annotation lacks classes of callables
         fn_constructor_args=(spec,),
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,

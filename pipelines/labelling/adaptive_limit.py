@@ -15,7 +15,7 @@ SUCCESSES_A_STEP: Final = 50
 class AdaptiveLimit:
     """A limit of turns from `least` to `most`: halved after a transient error, else raised by one, as in TCP.
 
-    Clients with such limits share a throttled store without knowing each other.
+    Clients with such limits share a throttled store without communicating.
     """
 
     def __init__(self, most: int, *, least: int = 1) -> None:
@@ -34,7 +34,7 @@ class AdaptiveLimit:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Wait for a turn and keep it, including all retries and the pauses between them."""
+        """Wait for a turn and keep it during all retries and the pauses between them."""
         with self._changed:
             self._changed.wait_for(lambda: self._turns < self._limit)
             self._turns += 1
@@ -47,7 +47,7 @@ class AdaptiveLimit:
 
     @property
     def cuts(self) -> int:
-        """How often the limit was reduced: what `fail` needs to know of the time when an attempt began."""
+        """The number of reductions of the limit so far; pass the value at the start of an attempt to `fail`."""
         return self._cuts
 
     def fail(self, error: Exception, cuts: int) -> None:

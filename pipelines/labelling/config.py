@@ -1,6 +1,6 @@
-"""Configurations of labelling: which images, which table and model, which rows are kept, and the resources.
+"""Configurations of labelling: images, table, model, kept rows, and resources.
 
-Needs the standard library only, because the command line follows from it.
+Needs the standard library only, because the command line is built from it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def point_in_time(text: str) -> datetime:
 
 
 def which_errors(text: str) -> RetryErrors:
-    """Return which errors are tried again; "passing" is the former name of "transient"."""
+    """Return which errors to retry; "passing" is the former name of "transient"."""
     if text not in ("transient", "passing", "all"):
         raise ValueError(f"{text!r} is not one of transient, all")
     return "all" if text == "all" else "transient"
@@ -57,7 +57,7 @@ def which_errors(text: str) -> RetryErrors:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which of the listed images a run labels; the fields are those of `PlanConfig`."""
+    """The selection of listed images that a run labels; the fields are those of `PlanConfig`."""
 
     max_images: int | None = None
     sample: int | None = None
@@ -68,7 +68,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class PlanConfig:
-    """Which images are labelled into which table, and what is kept of them: the options of `ray-detr plan`."""
+    """Images, table, and the detections to keep: the options of `ray-detr plan`."""
 
     images: tuple[str, ...] = option(
         "folders, prefixes, globs, images, .tar archives, lists of URIs (.parquet, .csv, .tsv, .txt, .json, .jsonl), "
@@ -173,24 +173,24 @@ class PlanConfig:
 
     @property
     def table_options(self) -> StoreOptions:
-        """How the table and a model in a store are reached."""
+        """Access to the table and to a model in a store."""
         return self.image_options.of_table(self.table_access)
 
     @property
     def selection(self) -> Selection:
-        """Which of the listed images are labelled."""
+        """The selection of listed images."""
         return Selection(self.max_images, self.sample, self.seed, self.retry_errors, self.skip_labelled)
 
     @property
     def tiling(self) -> Tiling | None:
-        """How large pictures are cut; None: they are not."""
+        """How large pictures are cut into tiles; None: they are not."""
         return make_tiling(self.tiles, self.overlap)
 
     @property
     def configuration(self) -> dict[str, object]:
-        """What tells rows of one model apart, as the record of a run has it."""
+        """The options that distinguish rows of one model, in the form of a run's record."""
         classes = None if self.classes is None else [[name, own] for name, own in self.classes]
-        # records of runs without these stay as they are
+        # records of runs without these do not change
         masks = {"masks": True} if self.masks else {}
         tiles = {} if self.tiling is None else {"tiles": str(self.tiling), "overlap": self.tiling.overlap}
         return {"threshold": self.threshold, "classes": classes, "precision": self.precision, **masks, **tiles}
@@ -276,7 +276,7 @@ class LabelConfig(PlanConfig):
             "keep": list(self.keep),
             "retry_errors": "all" if self.retry_errors == "all" else "passing",  # the stored name of "transient"
             "max_pixels": self.max_pixels,
-            # records of runs without these stay as they are
+            # records of runs without these do not change
             **({"skip_labelled": "any"} if self.skip_labelled == "any" else {}),
             **({} if self.image_column is None else {"image_column": self.image_column}),
             **({} if self.modified_since is None else {"modified_since": self.modified_since.isoformat()}),

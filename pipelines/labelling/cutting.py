@@ -15,11 +15,11 @@ from pipelines.lake.lake_object import DUPLICATE, NOT_MODIFIED, LakeObject, List
 from pipelines.lake.listing import Listing
 from pipelines.lake.sample import draw_sample
 
-# If few images of a lake are new, a segment is closed after listing so many: labelling begins within seconds, and an
+# If few images of a lake are new, a segment is closed after listing this many: labelling begins within seconds, and an
 # interrupted planning does not list the whole lake again.
 SEGMENT_LISTED: Final = 1_000_000
 
-_LOOKUP_IMAGES = 8_192  # looked up in the labelled keys at once
+_LOOKUP_IMAGES = 8_192  # looked up in the labelled keys at a time
 
 IsLabelled = Callable[[Sequence[LakeObject]], Iterable[bool]]
 
@@ -40,7 +40,7 @@ def cut_segments(
 
     Args:
         listed: The listing after `start`.
-        is_labelled: Returns for many objects at once whether they are labelled.
+        is_labelled: Returns for many objects together whether they are labelled.
         shard_images: Images in each shard.
         max_images: Listed images after which to end, including labelled ones and those before `start`.
         spread: Least number of shards of a shorter segment, about, so that all actors work to the end.

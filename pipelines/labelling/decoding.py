@@ -1,4 +1,4 @@
-"""Encoded images made ready for the network, in this process."""
+"""Decode and prepare images for the network, in this process."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,17 +9,17 @@ from detr.images.decoding import Header, decode, read_header
 from pipelines.labelling.process_time import DECODE_SECONDS
 
 BYTES_A_PIXEL = 32
-BASE_BYTES = 512 * 1024**2  # what does not grow with the picture, the encoded bytes and a copy of them among it
+BASE_BYTES = 512 * 1024**2  # memory that does not depend on the picture's size, including the encoded bytes and a copy
 
 
 @dataclass(frozen=True, slots=True)
 class DecodingLimits:
-    """What one image may take, far beyond what any that is not broken does.
+    """Limits for decoding one image, far above the needs of any valid image.
 
     Args:
-        memory_bytes: of a process that decodes nothing else, beyond what that takes without an image.
-        cpu_seconds: on a core.
-        asleep_seconds: without doing anything or wanting to; waiting for a busy core does not count.
+        memory_bytes: of a process that decodes nothing else, in addition to its memory without an image.
+        cpu_seconds: CPU time.
+        asleep_seconds: seconds in which no thread runs or is ready to run; waiting for a busy core does not count.
     """
 
     memory_bytes: int
@@ -28,15 +28,15 @@ class DecodingLimits:
 
 
 def limits_for(max_pixels: int, seconds: float) -> DecodingLimits:
-    """Return what an image of up to `max_pixels` may take: so many seconds of CPU time, or asleep."""
+    """Return the limits for an image of up to `max_pixels` and this many seconds of CPU time, or asleep."""
     return DecodingLimits(BASE_BYTES + BYTES_A_PIXEL * max_pixels, cpu_seconds=seconds, asleep_seconds=seconds)
 
 
 class ImageDecoder(Protocol):
-    """What makes encoded images ready for the network; called from many threads at once."""
+    """A decoder that prepares encoded images for the network. Thread-safe."""
 
     def read_header(self, data: bytes) -> Header:
-        """Return what the header says of an image that can be decoded and resized.
+        """Return the header of an image that can be decoded and resized.
 
         Raises:
             ImageError: it cannot.
@@ -53,14 +53,14 @@ class ImageDecoder(Protocol):
 
 
 class InProcessDecoder:
-    """Decodes in the calling thread: fastest, and an image that crashes its decoder takes this process along."""
+    """Decodes in the calling thread: the fastest way, but an image that crashes the decoder ends this process."""
 
     def __init__(self, detector: DetectorLike, *, max_pixels: int) -> None:
-        """Take the detector that images are made ready for, and above how many pixels they are refused."""
+        """Prepare images for a detector, and refuse those with more pixels than the limit."""
         self._detector, self._max_pixels = detector, max_pixels
 
     def read_header(self, data: bytes) -> Header:
-        """Return what the header says of an image that can be decoded and resized."""
+        """Return the header of an image that can be decoded and resized."""
         header = read_header(data, max_pixels=self._max_pixels)
         self._detector.target_shape(header.height, header.width)
         return header
@@ -71,22 +71,22 @@ class InProcessDecoder:
 
 
 class ClosableDecoder(ImageDecoder, Protocol):
-    """A decoder that runs something of its own, such as processes."""
+    """A decoder with resources to release, such as processes."""
 
     def close(self) -> None:
-        """End it."""
+        """Release the resources."""
         ...
 
 
 class PreparedHere:
-    """Prepares in this process what another decoder has decoded: for models whose size rule only they know."""
+    """Prepares images in this process that another decoder has decoded: for models that must resize themselves."""
 
     def __init__(self, decoder: ClosableDecoder, detector: DetectorLike) -> None:
-        """Take a decoder that does not resize, and the detector that images are made ready for."""
+        """Combine a decoder that does not resize with the detector that prepares the images."""
         self._decoder, self._detector = decoder, detector
 
     def read_header(self, data: bytes) -> Header:
-        """Return what the header says of an image that can be decoded and resized."""
+        """Return the header of an image that can be decoded and resized."""
         header = self._decoder.read_header(data)
         self._detector.target_shape(header.height, header.width)
         return header
@@ -96,5 +96,5 @@ class PreparedHere:
         return self._detector.prepare(self._decoder.prepare(data).pixels)
 
     def close(self) -> None:
-        """End what the other decoder runs."""
+        """Close the other decoder."""
         self._decoder.close()

@@ -33,7 +33,7 @@ TICK_SECONDS = 0.1  # between two checks of a worker
 STDERR_BYTES = 16 * 1024  # how much of a worker's standard error is read
 _PR_SET_PDEATHSIG = 1
 _DAMAGING = {"out_of_memory", "crashed"}  # a worker that reported one of these is not used again
-_NO_MEMORY = ("allocate", "out of memory", "bad_alloc")  # how torch's RuntimeError says what others say by MemoryError
+_NO_MEMORY = ("allocate", "out of memory", "bad_alloc")  # text of torch's RuntimeError for a MemoryError
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +76,8 @@ def main(argv: Sequence[str]) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # it may be inherited as ignored, and then exit codes would be lost
     for place, number in enumerate(settings.sockets):
         if os.fork() == 0:
-            for other in settings.sockets[place + 1 :]:  # those before are closed already
-                os.close(other)  # else the actor would not notice that its supervisor has exited
+            for other in settings.sockets[place + 1 :]:  # the earlier ones are already closed
+                os.close(other)  # otherwise the actor would not notice that its supervisor has exited
             _run_and_end(lambda number=number: supervise(socket.socket(fileno=number), settings))  # type: ignore[misc]
         os.close(number)
     for _ in settings.sockets:

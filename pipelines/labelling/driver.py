@@ -46,7 +46,7 @@ class RunResult:
 def run_labelling(job: LabellingJob, environment: Environment) -> RunResult:
     """Begin a run, or resume the table's unfinished one, and return when each planned image has its published row.
 
-    If every image is labelled already, no run is begun and the job's runner is not used. Several processes at once, and
+    If every image is labelled already, no run is begun and the job's runner is not used. Concurrent processes, and
     processes that die at any point, produce the same table (docs/decisions.md).
 
     Raises:
@@ -162,7 +162,7 @@ class _Attempt:
             if latest is None:
                 job.runner.prepare()  # nothing is labelled
             # All runs have ended and published all their rows. No rows are added until the next run begins, and
-            # `begin_run` tells whether this process has begun it.
+            # `begin_run` returns whether this process has begun it.
             past = PastSettings(job.table, job.request.model, threads=self.environment.threads)
             # resolving "auto" needs the cluster; until there is something to do, assume the precision of the rows
             guess = past.guess_precision(job.request)
@@ -201,7 +201,7 @@ class _Attempt:
             yield from write_plan(
                 self.job.table,
                 begun.run.run_id,
-                # the run's own time: the option may be later on the night when the run is resumed
+                # the run's own time: the option may have a later time when the run is resumed
                 self.job.listing if since is None else replace(self.job.listing, modified_since=since.timestamp()),
                 _contains(labelled, moved),
                 shard_images=begun.run.shard_images,
@@ -254,7 +254,7 @@ class _Attempt:
 
 def _contains(labelled: LabelledKeys, moved: Callable[..., None]) -> Callable[[Sequence[LakeObject]], Iterable[bool]]:
     def is_labelled(objects: Sequence[LakeObject]) -> Iterable[bool]:
-        moved()  # listing makes progress even if no image is new
+        moved()  # listing is progress even if no image is new
         return labelled.contains(objects)
 
     return is_labelled

@@ -20,7 +20,7 @@ from pipelines.store import Store, StoreEntry, join_uri
 from pipelines.table.files import parse_table_file_key
 from pipelines.table.schema import check_columns
 
-KIND: Final = "fetch_failed"  # transient: the plan of the next run lists the object as it is then
+KIND: Final = "fetch_failed"  # transient: the plan of the next run lists the current version of the object
 
 _TEXT: Final = "BYTE_ARRAY"  # Parquet's physical type of text
 
@@ -28,7 +28,7 @@ Version = tuple[str, str]
 """The URI and etag of an object."""
 
 LabelledVersion = tuple[str, str | None, str, str | None]
-"""The URI, etag, model and settings of a row. A missing etag is a value like any other: it is labelled once as well."""
+"""The URI, etag, model and settings of a row. A missing etag is a value, too: the image is labelled once."""
 
 
 def reject_republished_versions(
@@ -40,11 +40,11 @@ def reject_republished_versions(
     settings: str | None = None,
     threads: int,
 ) -> pa.Table:
-    """Return the rows of a run; those whose image version an earlier run has labelled become errors.
+    """Return the rows of a run; rows of image versions that an earlier run has labelled become errors.
 
     A plan omits labelled versions by the etag of the listing. An object that was overwritten after the listing is
-    labelled as the version that was read. If that is an earlier version again, its row would be the second one of
-    (uri, etag, model, settings).
+    labelled in the version that was read. If that equals an earlier version, its row would be a duplicate of (uri,
+    etag, model, settings).
 
     The rows of earlier runs are final, so every caller gets the same result. Reads the names in those row groups of
     earlier files that may contain such an image; reads nothing if no object changed.
@@ -55,7 +55,7 @@ def reject_republished_versions(
         rows: The rows of one segment.
         planned_etags: As listed, one for each row.
         settings: The settings of the rows; None: rows of all settings are compared.
-        threads: How many files are read at once.
+        threads: Number of files to read concurrently.
 
     Raises:
         RayDetrError: a file of the table is damaged.
@@ -120,7 +120,7 @@ def _labelled_before(
 def _may_hold(file: pq.ParquetFile, group: int, uris: list[str]) -> bool:
     """Return whether a row group may hold one of some sorted URIs, by its statistics."""
     index = file.schema_arrow.get_field_index("uri")
-    # asked for what a damaged footer contradicts itself about, pyarrow ends the process; reading the column says so
+    # pyarrow ends the process for statistics of an inconsistent footer; reading the column reports the damage
     if file.schema.column(index).physical_type != _TEXT:
         return True
     column = file.metadata.row_group(group).column(index)
@@ -133,10 +133,9 @@ def _may_hold(file: pq.ParquetFile, group: int, uris: list[str]) -> bool:
 def find_duplicate_rows(table: Store, files: Sequence[StoreEntry], *, threads: int = 1) -> Iterator[str]:
     """Yield a sentence for each file with `ok` rows of versions that it or an earlier file contains already.
 
-    A file that cannot be read yields a sentence as well. Reads the name columns only, and files
-    up to `SMALL_BYTES` as a whole; twice if there are duplicates.
-    Memory: 16 bytes for each `ok` row of the table (32 while sorting), 20 for each duplicate version, and the names of
-    one file, or of `threads` small ones, which are read at once.
+    A file that cannot be read yields a sentence as well. Reads the name columns only, and files up to `SMALL_BYTES` as
+    a whole; twice if there are duplicates. Memory: 16 bytes for each `ok` row of the table (32 while sorting), 20 for
+    each duplicate version, and the names of one file, or of `threads` small ones, which are read concurrently.
 
     Raises:
         StoreError: the store refused.
@@ -206,7 +205,7 @@ def _ok_versions(table: Store, entry: StoreEntry, recorded: RecordedSettings) ->
 
 
 def _hashes(versions: Iterable[LabelledVersion]) -> Keys:
-    # no name of an object holds a NUL: the four cannot run into each other, and a missing etag is no empty one
+    # object names have no NUL: the four values stay separate, and a missing etag differs from an empty one
     texts = (
         f"{uri}\0{model}\0{settings or ''}" + ("" if etag is None else f"\0{etag}")
         for uri, etag, model, settings in versions

@@ -34,28 +34,28 @@ from pipelines.store.retry import retry
 
 T = TypeVar("T")
 
-FETCH_THREADS = 32  # waiting for a store costs no core; obstore is 0.6 ms of CPU a GET at 32 (object-store notes)
-# Budgets of the retries for one image, measured from the first attempt on; the image keeps its turn of the limit
-# meanwhile. For a whole object that obstore reads, `Fetcher._try` is the only loop of ours; other stores and members of
-# archives have one for `CLIENT_SECONDS` below it.
-CLIENT_SECONDS = 2.0  # of tries by the client itself, for occasional errors, which leave the limit as it is
+FETCH_THREADS = 32  # waiting takes no CPU time; obstore takes 0.6 ms of CPU per GET with 32 (object-store notes)
+# Budgets of the retries for one image, counted from the first attempt; the image keeps its turn of the limit meanwhile.
+# For a whole object that obstore reads, `Fetcher._try` is the only loop of ours; other stores and members of archives
+# have one for `CLIENT_SECONDS` below it.
+CLIENT_SECONDS = 2.0  # of retries in the client itself, for occasional errors, which do not change the limit
 FETCH_BUDGET_SECONDS = 120.0  # of retries for an object
-WEB_SECONDS = 15.0  # of retries on a web server: a list may name thousands, and dead ones must not take long
+WEB_SECONDS = 15.0  # of retries on a web server: a list may name thousands, and unreachable ones must not take long
 CANARY_SECONDS = 20.0  # of retries for an object that was readable before, until its store counts as unavailable
-DENIED_SECONDS = 10.0  # of retries after a refusal, some eight: throttling may look like a refusal
+DENIED_SECONDS = 10.0  # of retries after a refusal, about eight: throttling may look like a refusal
 SURELY_DENIED_SECONDS = (
-    1.0  # of retries after a refusal, when so many in a row stayed refused that it is not throttling
+    1.0  # of retries after a refusal, if this many in a row were refused, so that it is not throttling
 )
 SURELY_DENIED = 20
-MOST_BYTES = 1024**3  # larger objects are not photographs, and would not fit into memory beside others
-LEAST_DENIED = 4  # if so many objects are denied and none is readable, the credentials are the reason
+MOST_BYTES = 1024**3  # larger objects are not photographs, and would not fit into memory together with others
+LEAST_DENIED = 4  # if this many objects are denied and none is readable, the credentials are wrong
 
 OBJECT_KINDS: Mapping[type[StoreError], str] = {
     NotFound: "missing",
     Denied: "denied",
     Archived: "archived",
 }
-"""Failures of one object among healthy ones, and the error kind that its row gets."""
+"""Failures of one object while others are readable, and the error kind of its row."""
 
 
 class LakeUnreadable(Exception):
@@ -82,15 +82,15 @@ class Fetched:
 
 
 def image_options(options: StoreOptions) -> StoreOptions:
-    """Return how a `Fetcher` reaches the stores of images: their clients try for `CLIENT_SECONDS` only."""
+    """Return the options for a `Fetcher`'s stores: their clients retry for `CLIENT_SECONDS` only."""
     return replace(options, retry_seconds=CLIENT_SECONDS, reads_once=True)
 
 
 class Fetcher:
-    """Reads images from all stores, for any number of threads."""
+    """Reads images from all stores. Thread-safe."""
 
     def __init__(self, images: Stores, clock: Clock, limit: AdaptiveLimit | None = None) -> None:
-        """Take stores that were opened with `image_options`, and the limit of concurrent reads."""
+        """Use stores opened with `image_options`, and a limit of concurrent reads."""
         self._images, self._clock = images, clock
         self._limit = limit or AdaptiveLimit(FETCH_THREADS)
         self._members = MemberReader()
@@ -127,10 +127,10 @@ class Fetcher:
         return [_too_large(item) if _is_too_large(item) else _fetched(item, next(read)) for item in items]
 
     def _try(self, item: LakeObject, read: Callable[[], T]) -> T | Fetched:
-        """Return what is read of an object, or what is wrong with it among healthy ones.
+        """Return an object's bytes, or its error if others are readable.
 
         Raises:
-            LakeUnreadable: its store fails as a whole.
+            LakeUnreadable: the whole store fails.
         """
         try:
             with nullcontext() if is_web(item) else self._limit.turn():  # before the budgets begin
@@ -142,11 +142,11 @@ class Fetcher:
                     clock=self._clock,
                 )
         except ObjectTooLarge as error:
-            # of an object that a list says something of, another version was met, which must not condemn the listed one
+            # if a list has a size or etag, another version was read, which is not a permanent error of the listed one
             is_condemned = (item.etag, item.size) == (None, None)
             return Fetched(item, error_kind="too_large" if is_condemned else "fetch_failed", error=str(error))
         except Changed as error:
-            # members are where they were in the version that was listed; the next run lists the newer one
+            # offsets of members are valid in the listed version only; the next run lists the newer one
             return Fetched(item, error_kind="fetch_failed", error=f"{error} Its images were listed before; run again.")
         except (NotFound, Denied, Archived) as error:
             if isinstance(error, Denied) and not is_web(item):
@@ -154,7 +154,7 @@ class Fetcher:
                 self._refuse_if_all_is_denied(item, error)
             return Fetched(item, error_kind=OBJECT_KINDS[type(error)], error=str(error))
         except (Misconfigured, StoreDown, Throttled) as error:
-            if is_web(item):  # one of many hosts, whose failure must not stop the others, now and at every resume
+            if is_web(item):  # one of many hosts, whose failure must not stop the run, now and after every resume
                 return Fetched(item, error_kind="fetch_failed", error=str(error))
             if isinstance(error, Misconfigured) or not self._others_answer(item):
                 raise LakeUnreadable(str(error)) from error
@@ -167,13 +167,13 @@ class Fetcher:
         return found
 
     def take_requests(self) -> int:
-        """Return how many requests were made since the last call of this."""
+        """Return the number of requests since the last call."""
         with self._counting:
             requests, self._requests = self._requests, 0
         return requests + self._members.take_requests()
 
     def refuse_all_denied(self, fetched: Sequence[Fetched]) -> None:
-        """Refuse a shard of which every object is denied where none was ever read: then it is the credentials.
+        """Refuse a shard if all of its objects are denied and none was ever read: then the credentials are wrong.
 
         Raises:
             LakeUnreadable: with the first refusal.
@@ -252,7 +252,7 @@ class Fetcher:
             raise LakeUnreadable(str(error)) from error
 
     def _others_answer(self, item: LakeObject) -> bool:
-        """Whether the store of an image that keeps failing responds to requests for other objects."""
+        """Return whether the store of a repeatedly failing image responds to requests for other objects."""
         uri = self._canaries.get(split_uri(item.uri)[0], f"{item.uri}.{uuid.uuid4().hex}")
         try:
             self._touch(uri, is_retryable=is_transient)
@@ -271,7 +271,7 @@ class Fetcher:
 
 
 class _Patience:
-    """How long one object is retried after which error, and what the limit learns of its errors."""
+    """The retry budgets of one object by error, and the reports of its errors to the limit."""
 
     def __init__(self, is_web: bool, limit: AdaptiveLimit, clock: Clock, denied_in_a_row: int) -> None:
         self._is_web, self._limit, self._clock = is_web, limit, clock
@@ -284,7 +284,7 @@ class _Patience:
         return is_transient(error) or (isinstance(error, Denied) and not self._is_web)
 
     def budget_seconds(self, error: Exception) -> float:
-        """Return how long the object is retried after an error, from the first attempt on."""
+        """Return how long to retry the object after an error, counted from the first attempt."""
         if self._is_web:
             return WEB_SECONDS
         if isinstance(error, Denied):

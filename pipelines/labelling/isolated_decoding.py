@@ -1,4 +1,4 @@
-"""Decoding in child processes, so that a harmful image kills only its child: for shards that were lost before."""
+"""Decode in child processes, so that a harmful image kills only its child: for shards that were lost before."""
 
 import json
 import mmap
@@ -36,7 +36,7 @@ from pipelines.labelling.decoding_child import PACKET_BYTES, Settings, machine_b
 
 CHILD = "pipelines.labelling.decoding_child"
 MOST_TRIES = 3  # for an image whose decoder is killed from outside each time
-# Signals that a process causes itself. All others come from outside: an operator, or the out-of-memory killer.
+# Signals that a process causes itself. All others are external: an operator, or the out-of-memory killer.
 _OWN_SIGNALS = {
     Signals.SIGSEGV,
     Signals.SIGABRT,
@@ -46,7 +46,7 @@ _OWN_SIGNALS = {
     Signals.SIGTRAP,
     Signals.SIGSYS,
 }
-# Environment variables that children get; no credentials.
+# Environment variables that are passed to children; no credentials.
 _KEPT = ("PATH", "HOME", "TMPDIR", "LANG", "TZ", "SYSTEMROOT")
 _KEPT_PREFIXES = ("LC_", "LD_", "PYTHON")
 
@@ -70,7 +70,7 @@ class OutOfMemory(ImageError):
 
 
 class DecoderLost(Exception):
-    """Decoding processes were killed from outside again and again: nothing is known about the image."""
+    """Decoding processes were repeatedly killed from outside: nothing is known about the image."""
 
 
 _BY_KIND = {
@@ -81,7 +81,7 @@ _BY_KIND = {
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """How one request to a worker ended, as reported by its supervisor; see `decoding_child`.
+    """The end of one request to a worker, as reported by its supervisor; see `decoding_child`.
 
     Attributes:
         ended: "answered", "died", "lost", or "computing" or "asleep" for too long.
@@ -90,7 +90,7 @@ class Report:
         cpu_seconds: CPU time of the process.
         asleep_seconds: How long no thread of it ran or waited for a core or a disk.
         wall_seconds: Wall time of the request.
-        peak_bytes: Peak memory of the process, of which libraries take some 700 MB.
+        peak_bytes: Peak memory of the process, including about 700 MB for libraries.
         free_bytes: Memory of the machine that was available at the end.
         said: Its standard error.
     """
@@ -107,7 +107,7 @@ class Report:
 
 
 class DecoderInChild:
-    """Decodes each image in a process of its own; as many at once as threads call.
+    """Decodes each image in a process of its own, one for each calling thread.
 
     An image that kills its process, hangs it or exhausts its memory becomes an `ImageError` with the evidence. If the
     machine or an operator killed the process, the image is tried again; after `MOST_TRIES`, `DecoderLost` is raised.
@@ -118,8 +118,8 @@ class DecoderInChild:
 
         Args:
             size_rule: The model's; None does not resize.
-            max_pixels: Larger images are refused by their header.
-            threads: How many images are decoded at once.
+            max_pixels: Larger images are refused after reading the header.
+            threads: Number of images to decode concurrently.
             limits: For one image.
         """
         # the limit must be reached before the kernel's out-of-memory killer acts, whose kills are not blamed on images
@@ -141,7 +141,7 @@ class DecoderInChild:
             self._supervisors.put(supervisor)
 
     def read_header(self, data: bytes) -> Header:
-        """Return what the header says of an image that can be decoded and resized.
+        """Return the header of an image that can be decoded and resized.
 
         Raises:
             ImageError: it cannot.
@@ -156,12 +156,12 @@ class DecoderInChild:
         """Return the image decoded, upright and resized.
 
         Raises:
-            ImageError: what is wrong with it.
+            ImageError: the image cannot be decoded.
             DecoderLost: its processes were killed from outside.
         """
         answer, pixels = self._ask("prepare", data)
         assert pixels is not None
-        # channels-last, as `detr.images.decoding.resize` gives it
+        # channels-last, as returned by `detr.images.decoding.resize`
         return Prepared(pixels.view(*answer["shape"], 3).permute(2, 0, 1), answer["height"], answer["width"])
 
     def close(self) -> None:
@@ -226,7 +226,7 @@ class DecoderInChild:
 
 
 def judge(report: Report, limits: DecodingLimits) -> Mapping[str, Any] | ImageError | str:
-    """Return the response, the error of the image, or as text why this attempt says nothing about the image."""
+    """Return the response, the error of the image, or, as text, why this attempt is inconclusive."""
     answer = report.answer or {}
     if "machine" in answer:
         return str(answer["machine"])

@@ -1,4 +1,4 @@
-"""What the labelling driver works with: the job, who labels its shards, and what the process provides."""
+"""The inputs of the labelling driver: the job, the runner of its shards, and the process's environment."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Plan(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Workforce:
-    """What a new run needs to know about the actors.
+    """The actors' properties that a new run needs.
 
     Attributes:
         shard_images: Images in each shard of a new run.
@@ -54,7 +54,7 @@ class ShardRunner(Protocol):
         ...
 
     def workforce(self) -> Workforce:
-        """Wait until the cluster is connected and return what the actors will be. Can be called from any thread.
+        """Wait until the cluster is connected and return the actors' workforce. Can be called from any thread.
 
         Raises:
             RayDetrError: there is no cluster, or it cannot hold the actors.
@@ -83,7 +83,7 @@ class ShardRunner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LabellingJob:
-    """What to label into which table.
+    """A labelling job: the images, the model and the table.
 
     Attributes:
         table: The table, in a store that supports create-only puts.
@@ -111,14 +111,14 @@ class LabellingJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
-    """What the process that labels provides, and whom it tells of its progress.
+    """Services and callbacks of the process that runs the driver.
 
     Attributes:
         clock: The clock.
         tail: Four random hexadecimal digits for the name of a new run.
         publisher: Publishes table files while shards are labelled.
         plan_ahead: Writes the plan while its durable segments are labelled.
-        threads: Objects of the table to read at once.
+        threads: Objects of the table to read concurrently.
         check_lease: Called from time to time; raises `RayDetrError` if this process has lost the table's lease.
         meter: Measures time and cost against their limits. The default has no limits.
         watchdog: Reports stages that make no progress; by default nothing.

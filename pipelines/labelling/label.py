@@ -58,7 +58,7 @@ PACKAGES = ("ray-detr", "ray", "torch", "torchvision", "pillow", "pyarrow", "obs
 
 @dataclass(frozen=True, slots=True)
 class LabelSummary:
-    """What a run did in all its attempts; `images_this_start`, `changed_this_start` and `seconds` are of this attempt.
+    """Result of a run in all its attempts; `images_this_start`, `changed_this_start` and `seconds` are of this attempt.
 
     `changed_this_start` counts images that changed between listing and reading; they are labelled as they were read.
     `work`, `nodes`, `node_hours` and `cost` are of this attempt, too: seconds, requests and bytes; the largest number
@@ -129,7 +129,7 @@ def label(
     show = progress.show
     show(Progress("listing images and reading the table"))
     check_answers([(uri, config.image_options) for uri in config.images])
-    check_answers([(f"{config.table.rstrip('/')}/", config.table_options)])  # its own folder is all that must be listed
+    check_answers([(f"{config.table.rstrip('/')}/", config.table_options)])  # only its own folder must be listed
     try:
         indexes = MemberIndexes(open_store(config.table, config.table_options))
         listing = list_objects(

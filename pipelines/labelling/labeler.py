@@ -30,7 +30,7 @@ from pipelines.lake.lake_object import LakeObject
 from pipelines.store import Store
 from pipelines.table.schema import Detected, Origin, Row, rows_to_table
 
-WINDOW_BYTES = 256 * 1024**2  # encoded bytes held at once by one shard
+WINDOW_BYTES = 256 * 1024**2  # encoded bytes in memory for one shard
 COUNTED = ("size_bytes", "batched", "places", "pixels", "padded_pixels")  # fields of a shard's report
 UNKNOWN_BYTES = 1024**2  # assumed for an object of unknown size
 
@@ -46,7 +46,7 @@ class _Opened:
 
 @dataclass
 class _Clocked:
-    """Seconds by kind of work, and counts, summed up by several threads."""
+    """Seconds by kind of work, and counts, added by several threads."""
 
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -66,7 +66,7 @@ class _Decoding:
 
 
 class Labeler:
-    """Labels shards of one run. Several threads can label different shards at once; they share the detector."""
+    """Labels shards of one run. Several threads can label different shards concurrently; they share the detector."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class Labeler:
             settings: the settings of the run, for the rows.
             read_shard: returns the objects of a shard by its number.
             kept_schema: the kept columns of the source.
-            decode_threads: images to decode at once.
+            decode_threads: images to decode concurrently.
             clock: the clock, for the rows.
         """
         self._table, self._fetcher, self._decoder, self._detector = table, fetcher, decoder, detector
@@ -207,7 +207,7 @@ class Labeler:
         return [_row(one, found.get(index), one.failed or failed.get(index)) for index, one in enumerate(seen)]
 
     def _write(self, one: _Opened, host: HostBatch, place: int, clocked: _Clocked) -> ImageError | None:
-        """Decode an image into its place in a batch; return the error, or None."""
+        """Decode an image into its slot in a batch; return the error, or None."""
         assert one.fetched.blob is not None
         started = time.perf_counter()
         try:
@@ -242,7 +242,7 @@ def windows(objects: Sequence[LakeObject], *, most_bytes: int = WINDOW_BYTES) ->
 
 
 def _units(objects: Sequence[LakeObject]) -> Iterator[Sequence[LakeObject]]:
-    """Yield what is read at once: the images of one row group of Parquet, or one object."""
+    """Yield the units of reading: the images of one row group of Parquet, or one object."""
     for group, run in groupby(objects, row_group_of):
         items = list(run)
         yield from ([item] for item in items) if group is None else [items]

@@ -1,4 +1,4 @@
-"""What travels to an actor, and the labeler that it builds from it. Torch is imported where that is built only."""
+"""The specification that is sent to an actor, and the construction of its labeler. Torch is imported only for that."""
 
 from __future__ import annotations
 
@@ -29,14 +29,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LabelerSpec:
-    """Everything that an actor needs, without secrets: stores are opened and credentials found where it runs.
+    """Everything that an actor needs, without secrets: the actor opens stores and finds credentials itself.
 
-    `isolated`: the shards were lost before, so their images are decoded where they can kill a child process only.
-    `settings`: of the run, for the rows. `pool`: a random name of the pool that the actor belongs to.
-    `model_id`: the name of the model in rows; empty is the model's own. `may_stop`: whether shards are begun only until
-    the driver says so. `masks`: whether each detection gets a mask.
-    `tiling`: how large pictures are cut. `pinned`: the hub id of the model with the commit that the driver found; None:
-    it does not come from the hub.
+    `isolated`: the shards were lost before, so their images are decoded in child processes. `settings`: of the run, for
+    the rows. `pool`: a random name of the actor's pool. `model_id`: the name of the model in rows; empty is the model's
+    own. `may_stop`: whether the driver can stop the start of further shards. `masks`: whether each detection gets a
+    mask. `tiling`: how large pictures are cut into tiles. `pinned`: the hub id of the model with the commit that the
+    driver found; None: it does not come from the hub.
     """
 
     table: str
@@ -104,13 +103,13 @@ def _load(spec: LabelerSpec) -> tuple[DetectorLike, ModelInfo]:
     except UsageError:
         raise
     except RayDetrError as error:
-        # a node that does not reach the hub may have another commit with the same weights, which the caller checks
+        # a node that cannot reach the hub may have another commit with the same weights, which the caller checks
         logging.getLogger(__name__).warning("%s Loading %s instead.", error, spec.model)
         return load(spec.model)
 
 
 def build_decoder(spec: LabelerSpec, detector: DetectorLike) -> ImageDecoder:
-    """Return what decodes the images: in this process, or where they can kill a child process only."""
+    """Return the decoder: in this process, or in child processes."""
     from pipelines.labelling.decoding import InProcessDecoder, PreparedHere, limits_for
     from pipelines.labelling.isolated_decoding import DecoderInChild
     from pipelines.labelling.watched_decoding import WatchedDecoder, end_process
@@ -128,7 +127,7 @@ def build_decoder(spec: LabelerSpec, detector: DetectorLike) -> ImageDecoder:
 
 
 def build_labeler(spec: LabelerSpec) -> Labeler:
-    """Open the stores, load the model and return what labels shards of the run.
+    """Open the stores, load the model and return the labeler of the run's shards.
 
     Raises:
         RayDetrError: see `build_detector`.

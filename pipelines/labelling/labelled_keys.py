@@ -86,7 +86,7 @@ def read_labelled(
         model: Name of the model in rows; None means any.
         settings: Settings in rows; None means any. Rows with unknown settings count as labelled.
         retry_errors: Which errors do not count as labelled.
-        threads: Files to read at once.
+        threads: Files to read concurrently.
 
     Raises:
         RayDetrError: a file below `data/` is damaged or does not belong to a detection table.
@@ -115,7 +115,7 @@ def _file_keys(
     recorded: RecordedSettings,
     retry_errors: str,
 ) -> Iterator[bytes]:
-    """Yield the keys of labelled rows of a file, some thousand rows at once."""
+    """Yield the keys of labelled rows of a file, some thousand rows at a time."""
     name = join_uri(table.uri, entry.key)
     file = open_for_rows(table, entry)
     use_threads = not is_small(entry)  # starting them takes longer than a small file's columns
@@ -164,5 +164,5 @@ def _to_bytes(keys: Keys) -> npt.NDArray[np.uint8]:
 
 def _sorted(joined: bytearray) -> LabelledKeys:
     keys = _to_array(joined)
-    keys.sort()  # in place: 10^8 keys take 15 s and nothing beside them
+    keys.sort()  # in place: 10^8 keys take 15 s and no additional memory
     return LabelledKeys(keys)

@@ -27,7 +27,7 @@ from pipelines.strict_json import Count, Time, read_record
 
 LEASE_KEY: Final = "_lease.json"
 LOCK_KEY: Final = "_lease.lock"
-LEASE_SECONDS: Final = 600.0  # a host that was cut off from its cluster went on for 479 s (measured, Ray 2.60)
+LEASE_SECONDS: Final = 600.0  # a host that was disconnected from its cluster continued for 479 s (measured, Ray 2.60)
 HEARTBEAT_SECONDS: Final = 30.0
 TRIES_SECONDS: Final = 15.0  # for a heartbeat or a release: the next heartbeat comes soon
 WAIT_SECONDS: Final = 5.0  # between two attempts to acquire a lease
@@ -90,7 +90,7 @@ def is_free(holder: Holder, here: Process, now: datetime) -> bool:
 
 
 def current_holder(table: Store, here: Process, now: datetime) -> Holder | None:
-    """Return who holds the lease of a table now; None if it is free.
+    """Return the current holder of a table's lease; None if it is free.
 
     Raises:
         StoreError: the store refused, or the record is damaged.
@@ -172,7 +172,7 @@ def holding(
 ) -> Iterator[Callable[[], None]]:
     """Hold a table's lease while the context is open.
 
-    The context gives a function to call from time to time: it raises `RayDetrError` if another process has taken the
+    The context returns a function to call from time to time: it raises `RayDetrError` if another process has taken the
     lease over.
 
     Args:
@@ -180,7 +180,7 @@ def holding(
         can_swap: Whether its store can replace an object conditionally (`store.probe`).
         token: A random text that identifies this process.
         wait_seconds: How long to wait for another holder.
-        say: Called with a message that names the holder that is waited for.
+        say: Called with a message that names the holder of the lease.
         quick: The same table through a store that gives up after `TRIES_SECONDS`, for heartbeats and the release:
             when the store is down, the end of a run waits for them. None means `table`.
         clock: The clock.

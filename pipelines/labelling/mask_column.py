@@ -20,7 +20,7 @@ The `size` of the code is the row's [height, width].
 
 
 def with_mask_column(listing: Listing) -> Listing:
-    """Return a listing whose images have one more kept value, which is null until they are labelled."""
+    """Return a listing whose images have an additional kept value, which is null until they are labelled."""
     return replace(
         listing,
         streams=tuple(partial(_with_null, stream) for stream in listing.streams),
@@ -29,7 +29,7 @@ def with_mask_column(listing: Listing) -> Listing:
 
 
 def has_mask_column(kept_schema: pa.Schema) -> bool:
-    """Return whether the last kept column is that of masks."""
+    """Return whether the last kept column is the mask column."""
     return bool(kept_schema) and kept_schema.field(len(kept_schema) - 1) == MASKS
 
 

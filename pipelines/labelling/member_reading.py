@@ -1,4 +1,4 @@
-"""Images inside files, read in the order of the file: neighbours with one request."""
+"""Read images inside files, in the order of the file, with one request for neighbours."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from pipelines.store.object_file import refuse_cut_off
 T = TypeVar("T")
 
 SPAN_BYTES: Final = 64 << 20  # read with one request
-GAP_BYTES: Final = 128 << 10  # between two images, that are read along rather than left out by another request
+GAP_BYTES: Final = 128 << 10  # largest gap between two images that is read instead of making another request
 
-GROUPS_BYTES: Final = 256 << 20  # of row groups that are read at once; a larger one is read alone
+GROUPS_BYTES: Final = 256 << 20  # of row groups that are read concurrently; a larger one is read alone
 
 _HEADER_BYTES: Final = 512
-_FOOTERS: Final = 8  # of Parquet files, that are remembered
+_FOOTERS: Final = 8  # footers of Parquet files that are cached
 
 
 @dataclass(frozen=True, slots=True)
 class BadMember:
-    """Why an image inside a file, or a damaged file itself, has no bytes: an error kind of its row and a sentence."""
+    """Why an image inside a file, or a damaged file itself, has no bytes: the error kind of its row and a message."""
 
     kind: str
     error: str
 
 
 def reading_order(objects: Sequence[LakeObject]) -> list[int]:
-    """Return the indices of a shard's objects in the order in which they are read.
+    """Return the indices of a shard's objects in reading order.
 
-    Members are read in the order of their file, which need not be that of their names.
+    Members are read in the order of their file, which may differ from that of their names.
     """
     if all(item.offset is None for item in objects):
         return list(range(len(objects)))
@@ -46,9 +46,9 @@ def reading_order(objects: Sequence[LakeObject]) -> list[int]:
 
 
 def member_spans(window: Sequence[LakeObject]) -> Iterator[list[LakeObject]]:
-    """Cut a window into what is read with one request each.
+    """Split a window into spans that are read with one request each.
 
-    That is an object of its own, neighbours inside an archive, or what is wanted of a row group of Parquet.
+    A span is a single object, neighbours inside an archive, or the required images of a row group of Parquet.
 
     Args:
         window: Objects in the order of `reading_order`.
@@ -64,7 +64,7 @@ def member_spans(window: Sequence[LakeObject]) -> Iterator[list[LakeObject]]:
 
 
 def row_group_of(item: LakeObject) -> tuple[str, str | None, int] | None:
-    """Return file, version and first row of the row group of Parquet that an image is in; None for other objects."""
+    """Return file, version and first row of an image's row group of Parquet; None for other objects."""
     if item.offset is None or split_member(item.uri) is None or not _is_parquet(file_of(item)):
         return None
     return file_of(item), item.etag, item.offset
@@ -86,17 +86,17 @@ def _continues(span: Sequence[LakeObject], item: LakeObject) -> bool:
 
 
 class MemberReader:
-    """Reads spans of members; for any number of threads."""
+    """Reads spans of members. Thread-safe."""
 
     def __init__(self) -> None:
-        """Remember no footer yet."""
+        """Create an empty cache of footers."""
         self._requests = 0
         self._lock = threading.Lock()
         self._columns: OrderedDict[tuple[str, str, str | None], ImageColumn] = OrderedDict()
         self._room = _Room(GROUPS_BYTES)
 
     def read(self, store: Store, key: str, span: Sequence[LakeObject]) -> list[Blob | BadMember]:
-        """Return the bytes of each image of a span, with the etag of its file, or what is wrong with it.
+        """Return the bytes of each image of a span, with the etag of its file, or its error.
 
         Args:
             store: The store of the file.
@@ -104,8 +104,8 @@ class MemberReader:
             span: Of `member_spans`.
 
         Raises:
-            Changed: the file is another version than was listed.
-            StoreError: the store refused, or fewer bytes came than the file has.
+            Changed: the file's version is not the listed one.
+            StoreError: the store refused, or returned fewer bytes than the file has.
         """
         if split_member(span[0].uri) is None:
             self._count(len(span))
@@ -116,7 +116,7 @@ class MemberReader:
         return _read_span(store, key, span)
 
     def take_requests(self) -> int:
-        """Return how many requests were made since the last call of this."""
+        """Return the number of requests since the last call."""
         with self._lock:
             requests, self._requests = self._requests, 0
         return requests
@@ -137,7 +137,7 @@ class MemberReader:
         return [_blob_or_bad(found.get(row), item) for item, (_, row) in zip(span, named, strict=True)]
 
     def _read_group(self, images: ImageColumn, group: int, rows: list[int]) -> dict[int, bytes | BadMember | None]:
-        """Return the images of a row group; of a damaged one, those before the damage."""
+        """Return the images of a row group; if it is damaged, those before the damage."""
         found: dict[int, bytes | BadMember | None] = {}
 
         def read() -> None:
@@ -152,7 +152,7 @@ class MemberReader:
         return found
 
     def _column(self, store: Store, key: str, column: str, etag: str | None) -> ImageColumn:
-        """Return a file's column, of which the footer is read once."""
+        """Return a file's column; its footer is read once."""
         name = (join_uri(store.uri, key), column, etag)
         with self._lock:
             known = self._columns.get(name)
@@ -187,7 +187,7 @@ def _read_span(store: Store, key: str, span: Sequence[LakeObject]) -> list[Blob 
 
 
 def _damage(store: Store, key: str, item: LakeObject) -> BadMember:
-    """Return what is wrong with a file from a place on; raises again what it was refused for when it was listed."""
+    """Return the error of a file from an offset on; raise again the refusal that the listing met."""
     place = item.offset or 0
     if place == REFUSED:
         store.get_range(key, 0, _HEADER_BYTES)
@@ -214,12 +214,12 @@ def _blob_or_bad(data: bytes | BadMember | None, item: LakeObject) -> Blob | Bad
 
 
 def _bad_rows(error: RayDetrError) -> BadMember:
-    # of memory, another run may have more
+    # out of memory: another run may have more
     return BadMember("fetch_failed" if isinstance(error, OutOfMemory) else "unreadable", str(error))
 
 
 def _twice(read: Callable[[], T]) -> T:
-    """Read again what looks damaged: bytes may be damaged on the way, too."""
+    """Read data that looks damaged a second time: it may have been damaged in transfer."""
     try:
         return read()
     except RayDetrError:
@@ -227,7 +227,7 @@ def _twice(read: Callable[[], T]) -> T:
 
 
 class _Room:
-    """How many bytes several threads may hold at once; one that wants more waits until it is alone."""
+    """A limit of bytes in memory for several threads; a thread that needs more waits until it is alone."""
 
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes, self._held = most_bytes, 0

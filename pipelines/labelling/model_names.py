@@ -1,4 +1,4 @@
-"""The name by which a table knows a model."""
+"""The name of a model in a table."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 
 def with_recorded_name(table: Store, model: ModelInfo) -> ModelInfo:
-    """Return the model by the name of its last run in the table, where that is `model@...`, `checkpoint-500@...`.
+    """Return the model with the name of its last run in the table if that is `model@...` or `checkpoint-500@...`.
 
-    Earlier releases called fine-tuned models and checkpoints so. Under another name all images would be labelled again,
-    and their unfinished runs could not be resumed. Reads the records of runs from the newest back to one of this model.
+    Earlier releases used these names for fine-tuned models and checkpoints. With another name all images would be
+    labelled again, and unfinished runs could not be resumed. Reads the records of runs backwards from the newest to one
+    of this model.
 
     Raises:
         RayDetrError: a run's record is damaged.

@@ -14,15 +14,15 @@ class ShardReport:
         detections: Detections of all rows.
         errors: Error rows by kind.
         seconds: Wall time of the shard.
-        fetch_seconds: Time in fetching images, summed over threads.
-        decode_seconds: Time in decoding, summed over threads.
-        detect_seconds: Time in the network, summed over threads.
-        changed: Images that had another version when they were read than when they were listed.
+        fetch_seconds: Time spent fetching images, summed over threads.
+        decode_seconds: Time spent decoding, summed over threads.
+        detect_seconds: Time spent in the network, summed over threads.
+        changed: Images that changed between listing and reading.
         notes: Sentences for the user, such as a batch size that was reduced for lack of memory; one shard reports each.
         size_bytes: Encoded bytes that were read.
         requests: Requests to the images' stores, retries included.
-        batched: Images in the network's batches. Of a picture that is cut into tiles only the whole is counted here and
-            below, as a batch of one.
+        batched: Images in the network's batches. A picture that is cut into tiles counts here and below as a batch of
+            one, without its tiles.
         places: Images that these batches could have held.
         pixels: Pixels of the resized images.
         padded_pixels: Pixels of their batches, with padding.
@@ -74,7 +74,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The shard was given up though store and cluster work. It is run again, like a shard whose process died."""
+    """The shard was given up although store and cluster work. It is run again, like a shard whose process died."""
 
     reason: str
 

@@ -13,7 +13,7 @@ from pipelines.store import Store
 
 
 class PastSettings:
-    """Settings of a model's runs with published rows, newest first. Reads records only when they are needed."""
+    """Settings of a model's runs with published rows, newest first. Reads records on demand."""
 
     def __init__(self, table: Store, model: str, *, threads: int = THREADS) -> None:
         """Create without reading.
@@ -21,14 +21,14 @@ class PastSettings:
         Args:
             table: The table.
             model: Name of the model in rows.
-            threads: Files of unfinished runs to read at once.
+            threads: Files of unfinished runs to read concurrently.
         """
         self._table, self._model = table, model
         self._unread = settings_of_runs(table, model, threads=threads)
         self._read: list[str] = []
 
     def __iter__(self) -> Iterator[str]:
-        """Give each settings once."""
+        """Yield each settings value once."""
         yield from self._read
         for settings in self._unread:
             if settings not in self._read:
@@ -37,7 +37,7 @@ class PastSettings:
 
     @property
     def last(self) -> str | None:
-        """Those of the newest run, None where there is no such run."""
+        """The settings of the newest run; None without a run."""
         return next(iter(self), None)
 
     def guess_precision(self, request: RunRequest) -> str | None:

@@ -43,7 +43,7 @@ __all__ = [
 
 GPU_SHARD_IMAGES: Final = 2_048  # with less than a thousand, batches of equal shapes are not full
 CPU_SHARD_IMAGES: Final = 64
-TILED_DIVISOR: Final = 8  # smaller shards with tiles: the 31 views of 12 megapixels take a CPU most of a minute
+TILED_DIVISOR: Final = 8  # smaller shards with tiles: the 31 views of 12 megapixels take almost a minute on a CPU
 
 
 def usual_shard_images(*, gpus: bool, tiled: bool) -> int:
@@ -53,7 +53,7 @@ def usual_shard_images(*, gpus: bool, tiled: bool) -> int:
 
 @dataclass(frozen=True, slots=True)
 class PlanSummary:
-    """What a run would do.
+    """The plan of a run, without starting it.
 
     Attributes:
         images: Images to label, in `shards` shards and `segments` table files.
@@ -80,7 +80,7 @@ class PlanSummary:
 
 
 def summarise_plan(config: PlanConfig, *, model: str | None = None) -> PlanSummary:
-    """Return what a run would do, and write nothing. Memory as for `write_plan`.
+    """Return the plan of a run without writing anything. Memory as for `write_plan`.
 
     Args:
         config: images and table.

@@ -30,7 +30,7 @@ class Planner:
         Leaving the loop ends the planning after the segment that is being written.
 
         Raises:
-            RayDetrError: planning failed. Other errors of the planning thread are raised here, too.
+            RayDetrError: planning failed. Other errors of the planning thread are also raised here.
         """
         try:
             yield from self._waves()

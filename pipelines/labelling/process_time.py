@@ -1,4 +1,4 @@
-"""How long threads have computed and how long they slept, as Linux counts it; waiting for a busy core is neither."""
+"""CPU time and sleeping time of threads, from Linux's counters; waiting for a busy core is neither."""
 
 import time
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from pathlib import Path
 DECODE_SECONDS = 120.0
 """Default limit for decoding one image, of CPU time or asleep; waiting for a core, a disk or the GIL does not count."""
 
-# a longer time between two looks was not watched: we were starved ourselves, or the whole machine stood still
+# a longer time between two checks does not count: this process was not scheduled, or the machine was suspended
 MOST_UNWATCHED_SECONDS = 2.0
 
 
@@ -17,9 +17,9 @@ class Spent:
 
     Attributes:
         computing: on a core, summed over the threads.
-        asleep: during which no thread did anything or wanted to: all waited for something that did not come. Waiting
-            for a core, for a disk or for memory to be swapped in, and being stopped by a signal do not count.
-        wall: in all.
+        asleep: time in which no thread was running or ready to run: all waited for an event. Waiting for a core, for a
+            disk or for memory to be swapped in, and being stopped by a signal do not count.
+        wall: in total.
     """
 
     computing: float = 0.0
@@ -30,18 +30,18 @@ class Spent:
 @dataclass(frozen=True, slots=True)
 class _Look:
     at: float
-    nanoseconds: dict[int, tuple[int, int]]  # of each thread: on a core, waiting for one
+    nanoseconds: dict[int, tuple[int, int]]  # of each thread: seconds on a core, and waiting for one
     all_sleep: bool
 
 
 class Stopwatch:
-    """Watches a process of ours, or one thread of it, from now on; read it a few times a second.
+    """Watches one of our processes, or one of its threads, from now on. Call `read` a few times a second.
 
-    `asleep` is added up between two looks that both find everything asleep, so it errs towards less.
+    `asleep` counts only the time between two checks that both find all threads asleep, so it is rather too low.
     """
 
     def __init__(self, pid: int, thread: int | None = None) -> None:
-        """Begin with the threads of a process, or with the one that has the native id `thread`."""
+        """Watch all threads of a process, or the one with the native id `thread`."""
         tasks = Path("/proc", str(pid), "task")
         self._folder, self._threads = tasks, None if thread is None else [str(thread)]
         self._began = time.monotonic()
@@ -49,7 +49,7 @@ class Stopwatch:
         self._computing = self._asleep = 0.0
 
     def read(self) -> Spent:
-        """Return what was spent so far; of a process that has ended, what was seen of it."""
+        """Return the time spent so far; for a process that has ended, up to the last check."""
         before, self._last = self._last, self._look()
         now = self._last
         ran = waited = 0
@@ -73,7 +73,7 @@ class Stopwatch:
             except (FileNotFoundError, ProcessLookupError):
                 continue  # it has ended
             nanoseconds[int(thread)] = int(run), int(wait)
-            states.add(stat.rpartition(")")[2].split()[0])  # the name before may hold anything
+            states.add(stat.rpartition(")")[2].split()[0])  # the name before it may contain any characters
         return _Look(time.monotonic(), nanoseconds, all_sleep=states == {"S"})
 
 

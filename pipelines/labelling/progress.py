@@ -41,7 +41,7 @@ class WithUnfinishedShards:
         self._show = show
         self._latest: Progress | None = None
         self._unfinished = 0
-        self._shown = 0  # never decreases: what a dead process had done is repeated soon
+        self._shown = 0  # never decreases: the work of a dead process is soon repeated
         self._lock = threading.Lock()
 
     def show(self, progress: Progress) -> None:
@@ -51,7 +51,7 @@ class WithUnfinishedShards:
             self._tell(progress)
 
     def show_unfinished(self, images: int) -> None:
-        """Show that so many images of shards in progress are labelled."""
+        """Show the number of labelled images in shards in progress."""
         with self._lock:
             self._unfinished = images
             if self._latest is not None and self._latest.stage == "label":

@@ -28,7 +28,7 @@ _PART = ".part"
 
 
 class Commit(Enum):
-    """Which process wrote the part."""
+    """The process that wrote the part."""
 
     WON = "ours"
     LOST = "another attempt's"
@@ -98,7 +98,7 @@ def publish_group(table: Store, run: Run, segment: PlannedSegment, *, threads: i
         table: The table.
         run: The run, whose configuration goes into the file.
         segment: The planned segment.
-        threads: Parts to read at once.
+        threads: Parts to read concurrently.
 
     Raises:
         RayDetrError: the parts do not have exactly one row for each planned image; or the run was sealed.
@@ -165,7 +165,7 @@ def footer_totals(file: pq.ParquetFile, name: str) -> Totals:
 
 
 def is_sealed_file(file: pq.ParquetFile) -> bool:
-    """Return whether this is the empty table file by which a sealed run is kept from publishing the segment."""
+    """Return whether this is the empty table file that prevents a sealed run from publishing the segment."""
     return "sealed" in read_metadata(file)
 
 

@@ -1,4 +1,4 @@
-"""Labelling through Ray, which is connected in a thread of its own as soon as there is something to label."""
+"""Run labelling on Ray, which is connected in a separate thread as soon as there is something to label."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ if TYPE_CHECKING:
     from pipelines.actor_resources import Pool
     from pipelines.labelling.labeler_spec import LabelerSpec
 
-SHARDS_AN_ACTOR = 4  # that the end of a plan is cut into at least, so that no actor is idle
+SHARDS_AN_ACTOR = 4  # least number of shards for each actor at the end of a plan, so that none is idle
 
 
 @dataclass(frozen=True, slots=True)
 class Actors:
-    """Which actors a run wants.
+    """The actors of a run.
 
     Args:
-        least: Actors that must run; None is 1.
-        most: Actors that may run; None is what the cluster holds.
+        least: Smallest number of actors; None is 1.
+        most: Largest number of actors; None is what fits into the cluster.
         device: "auto", "cpu" or "cuda".
-        node_minutes: How long an autoscaling cluster is waited for when it cannot hold `least` actors yet.
-        stall_minutes: Give up when no shard was finished for so long.
-        verbose: Let Ray's own messages through.
-        cpus: CPUs that each takes; None is the default of `pipelines.actor_resources.choose_pool`.
-        gpus: GPUs that each takes on GPUs; None is 1.
+        node_minutes: How long to wait for an autoscaling cluster that cannot hold `least` actors yet.
+        stall_minutes: Give up if no shard finishes for this time.
+        verbose: Show Ray's messages.
+        cpus: CPUs of each actor; None is the default of `pipelines.actor_resources.choose_pool`.
+        gpus: GPUs of each actor if GPUs are used; None is 1.
     """
 
     least: int | None
@@ -74,16 +74,16 @@ class RayRunner:
         meter: Meter | None = None,
         own_disks: Sequence[str] = (),
     ) -> None:
-        """Hold what actors will be given.
+        """Store the arguments of the actors.
 
         Args:
-            spec: of the actors; the run, the device, its threads and the precision are filled in when they are known.
-            actors: how many of which.
-            show: called with what the run waits for.
-            watchdog: names what is waited for too long.
+            spec: for the actors; the run, the device, its threads and the precision are set later.
+            actors: number and resources of actors.
+            show: called with the stage that the run waits for.
+            watchdog: reports stages that make no progress.
             show_unfinished: called with the number of finished images in shards that are not committed.
-            meter: counts the cluster's nodes, and says when the run is to stop.
-            own_disks: paths and URIs that are refused on a cluster of several machines where they are local.
+            meter: counts the cluster's nodes, and stops the run at a limit.
+            own_disks: paths and URIs that are refused on a cluster of several machines if they are local.
         """
         self._own_disks = own_disks
         self._spec, self._actors, self._show, self._watchdog = spec, actors, show, watchdog
@@ -97,25 +97,25 @@ class RayRunner:
         self._is_closed = threading.Event()
 
     def prepare(self) -> None:
-        """Begin to connect, in a thread of its own; the second time do nothing."""
+        """Begin to connect in a separate thread; do nothing if already called."""
         with self._lock:
             if self._connecting is None:
                 self._connecting = Future()
                 threading.Thread(target=self._connect, args=(self._connecting,), name="connect", daemon=True).start()
 
     def pin_model(self, reference: str) -> None:
-        """Load this commit of the model on every node that can have it. To be called before `prepare`."""
+        """Load this commit of the model on every node that can get it. Call it before `prepare`."""
         self._spec = replace(self._spec, pinned=reference)
 
     def use_precision(self, precision: Precision) -> None:
-        """Compute in this precision, where the model leaves no choice. To be called before `prepare`."""
+        """Use this precision because the model requires it. Call it before `prepare`."""
         self._spec = replace(self._spec, precision=precision)
 
     def workforce(self) -> Workforce:
-        """Return what the actors will be, when Ray is connected.
+        """Wait for the connection to Ray and return the actors' workforce.
 
         Raises:
-            RayDetrError: no Ray answers, or the cluster cannot hold the actors.
+            RayDetrError: Ray does not answer, or the cluster cannot hold the actors.
         """
         connection = self._wait()
         return Workforce(
@@ -125,10 +125,10 @@ class RayRunner:
         )
 
     def try_model(self) -> ModelInfo:
-        """Load the model once where actors will, and return what it is there.
+        """Load the model once on a node for actors, and return its identity there.
 
         Raises:
-            RayDetrError: it does not load there, or is another one than on this machine.
+            RayDetrError: it does not load there, or differs from the model on this machine.
         """
         from pipelines.actor_resources import room_sentence
         from pipelines.labelling.actor_pool import probe
@@ -137,15 +137,15 @@ class RayRunner:
         loading = f"loading {without_secrets(self._spec.model)}"
         self._show(Progress(loading))
         with self._watchdog.stage(loading, detail=lambda: room_sentence(connection.pool)):
-            # as requested: what "auto" means depends on the model, too
+            # as requested: the meaning of "auto" also depends on the model
             return probe(self._placed(connection, self._spec.precision), connection.pool)
 
     def label(self, run: Run, shards: Sequence[int], *, isolated: bool) -> Generator[Outcome, None, None]:
         """Yield the outcome of each shard; see `actor_pool.label_shards`.
 
         Raises:
-            CapReached: a limit was reached while the pool did not go on.
-            RayDetrError: the pool cannot go on.
+            CapReached: a limit was reached while the pool made no progress.
+            RayDetrError: the pool cannot continue.
         """
         from pipelines.labelling.actor_pool import label_shards
 
@@ -158,7 +158,7 @@ class RayRunner:
             settings=run.settings,
             isolated=isolated,
         )
-        # what was lost may have been lost with its host: as many actors as before may not fit any more
+        # shards may have been lost with their host: the former number of actors may not fit any more
         pool = replace(connection.pool, least=1) if isolated else connection.pool
         try:
             yield from label_shards(
@@ -176,7 +176,7 @@ class RayRunner:
             raise
 
     def why_no_shard(self) -> str:
-        """Return for how many actors the cluster has room."""
+        """Return a sentence with the number of actors that fit into the cluster."""
         with self._lock:
             connecting = self._connecting
         if connecting is None or not connecting.done() or connecting.exception() is not None:
@@ -186,8 +186,8 @@ class RayRunner:
         return room_sentence(connecting.result().pool)
 
     def close(self) -> None:
-        """Disconnect, ending a local Ray and all actors; wait for a connection that is being made, not for nodes."""
-        self._meter.count_nodes(None)  # Ray would start anew if it were asked for its nodes after its end
+        """Disconnect, and end a local Ray and all actors; wait for a connection in progress, but not for nodes."""
+        self._meter.count_nodes(None)  # Ray would start again if its nodes were queried after its end
         self._is_given_up.set()
         with self._lock:
             connecting = self._connecting

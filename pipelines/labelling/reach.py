@@ -1,4 +1,4 @@
-"""Whether stores answer, asked before anything is begun."""
+"""Check that stores answer before a run begins."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -7,14 +7,14 @@ from pipelines.errors import RayDetrError
 from pipelines.lake.globs import literal_start
 from pipelines.store import StoreError, StoreOptions, open_store, split_uri, without_secrets
 
-REACH_SECONDS = 10.0  # that a store may fail for at the start, when nothing is lost yet
+REACH_SECONDS = 10.0  # how long a store may fail at the start, when no work can be lost
 
 
 def check_answers(sources: Iterable[tuple[str, StoreOptions]]) -> None:
-    """Refuse stores that give no answer, with little patience: later ones are waited for much longer.
+    """Raise if a store does not answer within a short time; during a run, stores get much more time.
 
     Args:
-        sources: what is to be read or written, and how it is reached.
+        sources: what to read or write, with the options of its store.
 
     Raises:
         RayDetrError: with the reason.
@@ -22,7 +22,7 @@ def check_answers(sources: Iterable[tuple[str, StoreOptions]]) -> None:
     for uri, options in sources:
         root, key = split_uri(uri)
         if root.startswith(("http://", "https://")):
-            continue  # has no listing; what a server fails to give becomes rows, or stops the run
+            continue  # web servers have no listing; their failures become error rows or stop the run
         try:
             store = open_store(root, replace(options, retry_seconds=REACH_SECONDS))
             next(iter(store.list(literal_start(key))), None)

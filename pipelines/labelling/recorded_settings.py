@@ -1,4 +1,4 @@
-"""The settings of a table's rows: of their own column, or of the record of their run where they have none."""
+"""The settings of a table's rows: from their column, or from the record of their run if they have none."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ COLUMN: Final = "settings"
 
 
 class RecordedSettings:
-    """Reads the record of a run once, when a row of it has no settings. Several threads may ask at once."""
+    """Reads the record of a run once, if one of its rows has no settings. Thread-safe."""
 
     def __init__(self, table: Store) -> None:
-        """Read nothing yet."""
+        """Create without reading."""
         self._table = table
         self._known: dict[str, str | None] = {}
         self._lock = Lock()
 
     def of_rows(self, rows: pa.Table) -> pa.ChunkedArray:
-        """Return the settings of each row as text, null where neither the row nor a record of its run has them.
+        """Return the settings of each row as text, null if neither the row nor the record of its run has them.
 
         Args:
             rows: With the columns of `columns_of`.
@@ -45,7 +45,7 @@ class RecordedSettings:
         return of_runs if own is None else pc.coalesce(own, of_runs)
 
     def of_run(self, run_id: str) -> str | None:
-        """Return what the record of a run says, None where there is no such run.
+        """Return the settings in the record of a run; None if there is no such run.
 
         Raises:
             RayDetrError: the record is damaged.
@@ -59,5 +59,5 @@ class RecordedSettings:
 
 
 def columns_of(file: pq.ParquetFile) -> Sequence[str]:
-    """Return the columns of a file that say the settings of its rows: files of earlier releases name the run only."""
+    """Return the columns of a file with the settings of its rows; files of earlier releases have only the run."""
     return ["run_id", COLUMN] if COLUMN in file.schema_arrow.names else ["run_id"]

@@ -38,7 +38,7 @@ State = Literal["planning", "labelling", "finished", "sealed"]
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """What one process wants to run.
+    """The request of one process for a run.
 
     Args:
         model: `name@sha256[:12]`, as in the rows.
@@ -124,7 +124,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How a run ended: `finished` with these totals, or `sealed` unfinished, after which it cannot write any more."""
+    """The end of a run: `finished` with these totals, or `sealed` unfinished, after which it cannot write any more."""
 
     state: Literal["finished", "sealed"]
     ended_at: Time
@@ -174,8 +174,8 @@ def begin_run(
 ) -> Run | None:
     """Begin the next run of a table; return None if another process has begun a run after `after`.
 
-    If the run is begun, nothing was added to the table since `after` ended: what was read of the table since then is
-    still true, and no earlier run adds rows from now on.
+    If the run is begun, nothing was added to the table since `after` ended: data read from the table since then is
+    still valid, and no earlier run adds rows from now on.
 
     Args:
         table: The table.
@@ -233,7 +233,7 @@ def list_runs(table: Store, *, known: Mapping[int, Run] | None = None, threads: 
     Args:
         table: The table.
         known: Runs by number that were read before. Their records do not change and are not read again.
-        threads: Records to read at once.
+        threads: Records to read concurrently.
     """
     known = known or {}
 
@@ -246,8 +246,8 @@ def list_runs(table: Store, *, known: Mapping[int, Run] | None = None, threads: 
 def map_runs_backwards(table: Store, function: Callable[[Run], R], *, threads: int = 1) -> Iterator[R]:
     """Yield the results of a function for all runs of a table, newest first.
 
-    Records are read when results are asked for, the first one alone, then `threads` at once. An error of a run is
-    raised in the place of its result.
+    Records are read when results are requested, the first one alone, then `threads` concurrently. An error of a run is
+    raised instead of its result.
     """
     numbers = reversed(list(_sequence(table)))
     yield from map_in_chunks(lambda number: function(_read(table, number)), numbers, threads=threads)
@@ -308,7 +308,7 @@ def finish_run(table: Store, run_id: str, *, now: datetime, totals: Mapping[str,
 
 
 def read_state(table: Store, run_id: str) -> State:
-    """Return how far a run has come."""
+    """Return the state of a run."""
     end = read_end(table, run_id)
     if end is not None:
         return end.state
@@ -332,7 +332,7 @@ def _check_same(run: Run, request: RunRequest) -> None:
     model = {"model": run.model, "model_sha256": run.model_sha256}
     found = differences(model, {"model": request.model, "model_sha256": request.model_sha256})[:1]
     asked = dict(request.configuration)
-    if MODIFIED_SINCE in asked and MODIFIED_SINCE in run.configuration:  # it moves every night; a run keeps its own
+    if MODIFIED_SINCE in asked and MODIFIED_SINCE in run.configuration:  # changes every night; a run keeps its own
         asked[MODIFIED_SINCE] = run.configuration[MODIFIED_SINCE]
     found += differences(run.configuration, asked)
     if found:
@@ -373,7 +373,7 @@ def _sequence(table: Store) -> Iterator[int]:
 
 def _read(table: Store, number: int) -> Run:
     run = _decode(table, _sequence_key(number))
-    # with a number other than its name's, looking for the next run would never end
+    # with a number other than its name's, the search for the next run would never end
     if run.number != number:
         raise _damaged(join_uri(table.uri, _sequence_key(number)))
     return run

@@ -51,8 +51,8 @@ def summarise_runs(table: Store, *, threads: int = THREADS) -> Iterator[RunSumma
     """Yield a summary of each run of a table, oldest first. Ended runs without images are skipped.
 
     A finished run is summarised from its record and its end, because all its planned images are published; for other
-    runs the footers of their table files are fetched. Reads `threads` runs at once, and `threads` files of each run
-    that is not finished.
+    runs the footers of their table files are fetched. Reads `threads` runs concurrently, and `threads` files of each
+    unfinished run.
 
     Raises:
         RayDetrError: a record or a file is damaged.

@@ -11,11 +11,11 @@ from pipelines.labelling.publish import THREADS, Done, publish_group, read_done
 from pipelines.labelling.run import Run
 from pipelines.store import Store
 
-MOST_PASSES = 3  # attempts for a shard that is lost every time
+MOST_PASSES = 3  # attempts for a shard that is lost each time
 
 
 ShardLabeler = Callable[[Sequence[int], bool], Generator[Outcome, None, None]]
-"""Labels shards by number, isolated or not, and yields their outcomes in any order, none of one whose process died."""
+"""Labels shards by number, isolated or not, and yields outcomes in any order; shards of dead processes have none."""
 
 
 def label_segments(
@@ -41,7 +41,7 @@ def label_segments(
         label_shards: Labels and commits shards.
         on_report: Called for every shard that this call labelled.
         publisher: Publishes files; it is not shut down.
-        threads: Parts to read at once.
+        threads: Parts to read concurrently.
         is_to_stop: Whether to stop; `label_shards` then ends after the shards in progress.
 
     Raises:
@@ -92,7 +92,7 @@ def label_segments(
 
 @contextmanager
 def publishing() -> Iterator[ThreadPoolExecutor]:
-    """Give a thread that publishes files; when the run stops, only the file in progress is finished."""
+    """Provide a thread that publishes files; when the run stops, only the file in progress is finished."""
     executor = ThreadPoolExecutor(1, thread_name_prefix="publish")
     try:
         yield executor

@@ -1,4 +1,4 @@
-"""Predicts speed, hours and price of a run from labelling a few images that are drawn at random."""
+"""Predict speed, hours and price of a run by labelling a few random images."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from pipelines.store import StoreError, join_uri, open_store
 
 _logger = logging.getLogger(__name__)
 
-FOLDER: Final = "_trial-"  # below the table; readers take no folder that begins with `_` for data
-SHARDS: Final = 24  # that a trial is cut into, so that its speed is seen to vary
+FOLDER: Final = "_trial-"  # below the table; readers ignore folders that begin with `_`
+SHARDS: Final = 24  # number of shards of a trial, to measure the variation of its speed
 MOST_SHARD_IMAGES: Final = 64
-DEVIATIONS: Final = 2.1  # of the mean, for 95 % with some twenty shards
-LEAST_SHARDS: Final = 4  # that must end while nearly all actors are at work
-BUSY_SHARE: Final = 0.75  # of the most shards that were ever in work
-SLICES: Final = 8  # of the time in which nearly all actors are at work, whose speeds are compared
+DEVIATIONS: Final = 2.1  # of the mean, for 95 % with about twenty shards
+LEAST_SHARDS: Final = 4  # that must end while nearly all actors are busy
+BUSY_SHARE: Final = 0.75  # share of the largest number of shards in progress
+SLICES: Final = 8  # parts of the time in which nearly all actors are busy, whose speeds are compared
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a run will take, with 95 % intervals of the trial's variation; they do not include differences between days.
+    """Predicted speed, time and price of a run, with 95 % intervals from the trial, without differences between days.
 
     Attributes:
-        trial_images: that were labelled.
-        images_per_second: of the cluster as it is, while it labels.
+        trial_images: number of labelled images.
+        images_per_second: of the current cluster, while labelling.
         images_per_second_interval: lowest and highest.
-        hours: of the run, its start included.
+        hours: of the run, including its start.
         hours_interval: lowest and highest.
-        nodes: that could hold an actor.
+        nodes: number of nodes that can hold an actor.
         price: of these nodes for these hours; None without a price.
         price_interval: lowest and highest.
     """
@@ -55,17 +55,17 @@ class Prediction:
 
 
 def predict(config: LabelConfig, *, images: int, on_progress: Callable[[Progress], None] | None = None) -> Prediction:
-    """Label `config.sample` images into a temporary place below `config.table`, and predict a run of `images`.
+    """Label `config.sample` images into a temporary folder below `config.table`, and predict a run of `images`.
 
-    Everything that was written is deleted, also when the trial is interrupted.
+    All written objects are deleted, even if the trial is interrupted.
 
     Args:
-        config: As of the run, but with the size of the sample.
-        images: Of the plan.
-        on_progress: As of `label`.
+        config: That of the run, with the size of the sample.
+        images: Number of images in the plan.
+        on_progress: As for `label`.
 
     Raises:
-        RayDetrError: the run could not go on either.
+        RayDetrError: the trial cannot continue; the run could not either.
     """
     assert config.sample is not None
     folder = f"{FOLDER}{secrets.token_hex(8)}"
@@ -110,7 +110,7 @@ def predict(config: LabelConfig, *, images: int, on_progress: Callable[[Progress
 
 @dataclass(frozen=True, slots=True)
 class DoneShard:
-    """A shard of the trial: when it was done (seconds), its images, and for how long an actor worked on it."""
+    """A shard of the trial: when it was finished (seconds), its images, and the time an actor took for it."""
 
     at: float
     images: int
@@ -118,20 +118,21 @@ class DoneShard:
 
     @property
     def began(self) -> float:
-        """When an actor began it."""
+        """The time at which an actor began it."""
         return self.at - self.seconds
 
 
 def steady_window(done: Sequence[DoneShard]) -> tuple[float, float] | None:
-    """Return between which times nearly all actors were at work, or None if that was too short to tell their speed.
+    """Return start and end of the time in which nearly all actors were busy; None if it is too short to measure speed.
 
-    It begins when the first shard has ended, because actors start and load the model before, which a long run does
-    once, and when as many shards are in work as ever, but for a quarter: other actors may start later. It ends when
-    the last shard begins, or when fewer are in work for good, such as one that is repeated because its actor died.
+    It begins after the first shard has ended, because before that actors start and load the model, once per run, and
+    when three quarters of the largest number of shards are in progress: other actors may start later. It ends when the
+    last shard begins, or when the number falls permanently, for example to one shard that is repeated because its actor
+    died.
     """
     if not done:
         return None
-    changes = sorted([(one.began, 1) for one in done] + [(one.at, -1) for one in done])  # ends before what begins then
+    changes = sorted([(one.began, 1) for one in done] + [(one.at, -1) for one in done])  # ends come before begins
     in_work = list(accumulate(change for _, change in changes))
     enough = BUSY_SHARE * max(in_work)
     busy = [number for number, count in enumerate(in_work) if count >= enough]
@@ -141,7 +142,7 @@ def steady_window(done: Sequence[DoneShard]) -> tuple[float, float] | None:
 
 
 def images_between(done: Sequence[DoneShard], start: float, end: float) -> float:
-    """Return how many images were labelled between two times; a shard in work then counts in part.
+    """Return how many images were labelled between two times; shards in progress count in part.
 
     Counting whole shards when they end would count too many: those of several actors end in rounds.
     """
@@ -149,13 +150,13 @@ def images_between(done: Sequence[DoneShard], start: float, end: float) -> float
 
 
 def steady_rate(done: Sequence[DoneShard], *, labelling_seconds: float) -> tuple[float, float]:
-    """Return the images/s while nearly all actors were at work, and its standard error.
+    """Return the images/s while nearly all actors were busy, and its standard error.
 
-    The error is the larger of two: from how the shards differ, and from how the speed of all actors together varies.
+    The error is the larger of two: from the differences between shards, and from the variation of the total speed.
 
     Args:
         done: the shards of a trial.
-        labelling_seconds: of the whole trial, which is taken where there are too few shards.
+        labelling_seconds: of the whole trial, used if there are too few shards.
     """
     window = steady_window(done)
     if window is None:

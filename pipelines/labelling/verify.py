@@ -22,7 +22,7 @@ from pipelines.strict_json import Count, parse_object, record_of
 from pipelines.table.files import parse_table_file_key, table_file_key
 
 POSITION_VERSION: Final = 1
-SAVE_SECONDS: Final = 60.0  # how much is verified again after a process was killed
+SAVE_SECONDS: Final = 60.0  # the most that is verified again after a process was killed
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +67,8 @@ def verify_table(
 
     With `max_seconds` it stops after that time, but after at least one file, and saves its position in
     `_runs/_verified.json` (with `run_id`: `_runs/<run_id>/_verified.json`). The next call with `max_seconds` continues
-    there; after the last step a new pass begins. If two verifications run at once, the later put of the position wins,
-    and some files are verified twice. Without `max_seconds` everything is verified and nothing is written.
+    there; after the last step a new pass begins. If two verifications run concurrently, the later put of the position
+    wins, and some files are verified twice. Without `max_seconds` everything is verified and nothing is written.
 
     Args:
         table: The table.
@@ -76,7 +76,7 @@ def verify_table(
         max_seconds: Time after which to stop.
         clock: The clock.
         show: Called in this thread after every file.
-        threads: Records of runs and small files to read at once.
+        threads: Records of runs and small files to read concurrently.
 
     Raises:
         RayDetrError: there is no such run, or a run's record or the saved position is damaged.

@@ -18,11 +18,11 @@ POLL_SECONDS: Final = 5.0  # each poll lists the run twice, and reads its plan w
 def watch_run(table: Store, *, sleep: Callable[[float], object]) -> Iterator[Progress]:
     """Yield the progress of the table's unfinished run every few seconds, until the run has ended.
 
-    Images count when their shard is committed. `images_this_start` counts from the first look.
+    Images count when their shard is committed. `images_this_start` counts from the first poll.
 
     Args:
-        table: Of the run.
-        sleep: Waits between two looks.
+        table: The table of the run.
+        sleep: Waits between two polls.
 
     Raises:
         RayDetrError: a record is damaged.

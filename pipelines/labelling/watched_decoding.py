@@ -25,7 +25,7 @@ SILENT_SECONDS = 600
 class _Call:
     thread: int
     data: bytes
-    stopwatch: Stopwatch | None = None  # created at the first check: most calls end before, and cost nothing
+    stopwatch: Stopwatch | None = None  # created at the first check: most calls end before it, without any cost
 
 
 class WatchedDecoder:
@@ -43,7 +43,7 @@ class WatchedDecoder:
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._watch = threading.Thread(target=self._run, name="decoding-watch", daemon=True)
-        _end_if_silent()  # here, too: the first image may take the lock before the watching thread has had it
+        _end_if_silent()  # here, too: the first image may acquire the lock before the watching thread
         self._watch.start()
 
     def read_header(self, data: bytes) -> Header:

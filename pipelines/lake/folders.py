@@ -1,4 +1,4 @@
-"""Lists folders of images, and of files with images, in the order of addresses."""
+"""List folders of images, and of files with images, in the order of addresses."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from pipelines.store import ListsAnywhere, ListsUnnameable, Store, StoreEntry, S
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """How files with images are opened."""
+    """Settings for opening files with images."""
 
     indexes: MemberIndexes
     column: str | None
 
     def takes(self, key: str) -> bool:
-        """Return whether a file with this key, or a glob, has images to label."""
+        """Return whether a file with this key, or a glob of files, contains images to label."""
         return key.lower().endswith(TAR_SUFFIX if self.column is None else (TAR_SUFFIX, PARQUET_SUFFIX))
 
 
@@ -35,8 +35,8 @@ class Opening:
 class Folder:
     """The objects of a store whose keys begin with `prefix` and match `pattern`.
 
-    With `opening` they are files with images, otherwise images. With `entries` the files were named one by one and are
-    in the order of keys; nothing is listed. The rules of `skipping` apply to names relative to `folder`.
+    With `opening` they are files with images, otherwise images. With `entries` the files were named individually and
+    are in the order of keys; nothing is listed. The rules of `skipping` apply to names relative to `folder`.
     """
 
     name: str
@@ -54,12 +54,12 @@ class Folder:
 
     @property
     def folder(self) -> str:
-        """The folder that names are relative to, with a slash at its end."""
+        """The folder to which names are relative, with a trailing slash."""
         return self.prefix[: self.prefix.rfind("/") + 1]
 
 
 def gathered(folders: Sequence[Folder]) -> Folder:
-    """Return files of one store, which were named one by one, as one folder."""
+    """Return files of one store that were named individually, as one folder."""
     entries = {entry.key: entry for folder in folders for entry in folder.entries or ()}
     in_order = tuple(sorted(entries.values(), key=attrgetter("key")))
     first = folders[0]
@@ -77,7 +77,7 @@ def matching(folder: Folder, after: str | None) -> Iterator[StoreEntry]:
         yield from folder.entries[0 if after is None else bisect_right(folder.entries, after, key=attrgetter("key")) :]
         return
     pattern, store = folder.pattern, folder.store
-    is_s3 = folder.root.startswith(("s3://", "s3a://"))  # Azure's and Google's are reached by the same class
+    is_s3 = folder.root.startswith(("s3://", "s3a://"))  # Azure and Google use the same class
     if is_s3 and isinstance(store, ListsAnywhere):
         listed = list_ahead(store, folder.prefix, after)
     elif pattern is None and isinstance(store, ListsUnnameable):
@@ -95,7 +95,7 @@ def list_folder(folder: Folder, kept: tuple[None, ...], own: str | None, after: 
     Args:
         folder: The folder.
         kept: Values of each image's kept columns.
-        own: Address of the detection table with a slash at its end; objects below it are not images.
+        own: Address of the detection table with a trailing slash; objects below it are not images.
         after: The address; None yields all.
 
     Raises:
@@ -130,7 +130,7 @@ def _list_inside(
     inside = len(folder.folder)
 
     def check(entry: StoreEntry) -> StoreEntry | Skipped:
-        # with the ending of an image, so that all other rules apply, unless the file itself was named
+        # with an image's file extension, so that all other rules apply, unless the file itself was named
         path = entry.key[inside:] if folder.entries is None else ""
         skipped = _skipped(base + entry.key, entry, f"{path}.jpg" if path else "", own)
         if skipped is None and split_member(entry.key) is not None:

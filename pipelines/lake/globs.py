@@ -14,17 +14,17 @@ def is_glob(text: str) -> bool:
 
 
 def literal_start(pattern: str) -> str:
-    """Return what every match begins with: the pattern up to its first special character."""
+    """Return the common beginning of all matches: the pattern up to its first special character."""
     found = _MAGIC.search(pattern)
     return pattern[: found.start()] if found else pattern
 
 
 def glob_to_regex(pattern: str) -> re.Pattern[str]:
-    """Return the regular expression that matches, from end to end, the keys that a pattern means.
+    """Return the regular expression that fully matches the keys of a pattern.
 
     `*` and `?` stand for characters within one folder's name, `**` between slashes for any number of folders, none
-    included, and at the end for everything below; `[a-c]` and `[!a-c]` for one character, `{jpg,png}` for
-    alternatives. A bracket or brace that is never closed is literal.
+    included, and at the end for everything below; `[a-c]` and `[!a-c]` for one character, `{jpg,png}` for alternatives.
+    A bracket or brace without its closing one is literal.
     """
     parts: list[str] = []
     at, depth = 0, 0
@@ -61,10 +61,10 @@ def glob_to_regex(pattern: str) -> re.Pattern[str]:
 
 
 def _one_of(characters: str, *, negated: bool) -> str:
-    """Return the expression for one of these characters, "" if they say nothing, as `[z-a]` and `[]` do."""
-    if "--" in characters:  # Python means to give it a meaning of its own one day, and warns
+    """Return the expression for one of these characters, "" if there are none, as in `[z-a]` and `[]`."""
+    if "--" in characters:  # Python reserves it for future use, and warns
         return ""
-    # only the dash between two characters keeps a meaning
+    # only a dash between two characters is special
     escaped = re.sub(r"([\\^\[\]&~|])", r"\\\1", characters)
     expression = f"(?!/)[{'^' if negated else ''}{escaped}]"
     try:

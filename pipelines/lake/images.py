@@ -1,4 +1,4 @@
-"""Images at any address: objects of stores, and members of files that hold many."""
+"""Read images at any address: objects of stores, and members of files with many images."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from pipelines.lake.parquet_members import ImageColumn, split_name
 from pipelines.store import Blob, NotFound, Store, StoreDown, StoreOptions, Stores, join_uri, without_secrets
 from pipelines.store.interface import refuse_larger
 
-# Of Parquet files whose rows are read by address: so many, and of each one row group up to a size.
+# Cache of Parquet files whose rows are read by address: number of files, and largest cached row group.
 _REMEMBERED_FILES: Final = 4
 _REMEMBERED_BYTES: Final = 64 << 20
 
 
 class ImageStores(Stores):
-    """The stores of many URIs, where members of files are found by their addresses, too."""
+    """The stores of many URIs; also finds members of files by their addresses."""
 
     def __init__(self, options: StoreOptions | None = None, indexes: MemberIndexes | None = None) -> None:
-        """Take how stores are reached, and the indexes of files where some are known."""
+        """Set the access to stores, and known indexes of files, if any."""
         super().__init__(options)
         self._indexes = indexes or MemberIndexes()
         self._lock = threading.Lock()
         self._rows: OrderedDict[tuple[str, str], _RowReader] = OrderedDict()
 
     def get(self, uri: str, *, most_bytes: int | None = None) -> Blob:
-        """Return the image at a URI, with the etag of its file where it is a member of one.
+        """Return the image at a URI; a member has the etag of its file.
 
         Raises:
             ObjectTooLarge: it has more than `most_bytes`.
             NotFound: there is no such file or no such member.
-            StoreDown: the file is damaged, or was cut off.
+            StoreDown: the file is damaged or truncated.
         """
         found = split_member(uri)
         if found is None:
@@ -46,7 +46,7 @@ class ImageStores(Stores):
                 return self._read_row(store, key, found[1], uri, most_bytes)
             return self._read_member(store, key, found[1], uri, most_bytes)
         except _NoFileError:
-            return super().get(uri, most_bytes=most_bytes)  # of an object in a folder that is named like an archive
+            return super().get(uri, most_bytes=most_bytes)  # an object in a folder that is named like an archive
 
     def _read_member(self, store: Store, key: str, name: str, uri: str, most_bytes: int | None) -> Blob:
         try:
@@ -93,15 +93,15 @@ class _NoFileError(Exception):
 
 
 class _RowReader:
-    """The images in a column of a Parquet file, by row; remembers its footer and the row group that was read last."""
+    """The images in a column of a Parquet file, by row; caches the footer and the last row group."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # other rows of a row group wait for it
+        self._lock = threading.Lock()  # threads that need other rows of the row group wait for it
         self._images: ImageColumn | None = None
         self._group, self._found = -1, dict[int, bytes | None]()
 
     def read(self, store: Store, key: str, column: str, row: int) -> tuple[bytes | None, str | None]:
-        """Return the bytes of an image, None where the file has no such row or no image there; and the file's etag."""
+        """Return the bytes of an image (None if there is no such row, or no image in it) and the file's etag."""
         with self._lock:
             images = self._open(store, key, column)
             (group,) = images.groups([row]) or (None,)
@@ -114,7 +114,7 @@ class _RowReader:
                 try:
                     self._found.update(images.read_group(group, images.rows_of(group)))
                 except RayDetrError:
-                    if row not in self._found:  # it is behind the damage
+                    if row not in self._found:  # it is after the damage
                         raise
             return self._found[row], images.etag
 

@@ -42,7 +42,7 @@ _ROWS: Final = pa.schema(
     ]
 )
 
-# What is read of a report, by the names that its columns have in Parquet; in CSV they are written as `IsLatest`.
+# The columns that are read, by their names in Parquet reports; CSV reports write `IsLatest`.
 _COLUMNS: Final[Mapping[str, pa.DataType]] = {
     "key": pa.string(),
     "size": pa.int64(),
@@ -85,7 +85,7 @@ def read_inventory(store: Store, key: str) -> Inventory:
     """Read the report of a manifest and sort it.
 
     The files are downloaded one after the other, checked against the manifest, and sorted in pieces. Memory is about
-    half a gigabyte for any size of the bucket; the temporary folder (`TMPDIR`) needs some 30 bytes for each object and
+    half a gigabyte for any size of the bucket; the temporary folder (`TMPDIR`) needs about 30 bytes for each object and
     space for one file of the report.
 
     Args:
@@ -127,7 +127,7 @@ class _File:
 
 @dataclass(frozen=True, slots=True)
 class _Manifest:
-    """What is read of a manifest. `kind` is the files' format, `schema` their columns; CSV files have no header."""
+    """The fields of a manifest. `kind` is the files' format, `schema` their columns; CSV files have no header."""
 
     bucket: str
     kind: str
@@ -144,7 +144,7 @@ def _read_manifest(store: Store, key: str, name: str) -> _Manifest:
     data = store.get(key).data
     try:
         expected = store.get(key.removesuffix("json") + "checksum").data.decode(errors="replace").strip()
-    except NotFound:  # a copy without it: what counts are the checksums of the files
+    except NotFound:  # a copy may lack it: the checksums of the files are what matters
         expected = None
     if expected is not None and hashlib.md5(data, usedforsecurity=False).hexdigest() != expected:
         raise RayDetrError(
@@ -212,7 +212,7 @@ def _fetch(store: Store, file: _File, path: Path) -> str:
         for start in range(0, file.size, _FETCH_BYTES):
             data = store.get_range(file.key, start, min(_FETCH_BYTES, file.size - start))
             if not data:
-                break  # shorter than the manifest says, as the checksum will
+                break  # shorter than in the manifest; the checksum will differ
             md5.update(data)
             target.write(data)
     return md5.hexdigest()
@@ -277,7 +277,7 @@ def _seconds(report: pa.Table, column: str) -> pa.ChunkedArray:
     if column not in report.column_names or pa.types.is_integer(report[column].type):
         return unknown
     try:
-        stamps = report[column].cast(pa.timestamp("ms", "UTC"), safe=False)  # not only AWS writes reports
+        stamps = report[column].cast(pa.timestamp("ms", "UTC"), safe=False)  # others than AWS write reports
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return unknown
     return pc.divide(stamps.cast(pa.int64()).cast(pa.float64()), 1_000)

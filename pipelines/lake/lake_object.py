@@ -1,4 +1,4 @@
-"""What a listing is made of: images to label, loose or inside a file, and names that are left out."""
+"""The items of a listing: images to label, as objects or inside a file, and skipped names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final, TypeAlias
 # Kinds of `Skipped`; the others are those of `skip_reason`.
 DUPLICATE: Final = "duplicate"
 OWN_TABLE: Final = "the table itself"
-ARCHIVED: Final = "archived"  # as the listing says: where it does not, reading tells, and the image gets a row
+ARCHIVED: Final = "archived"  # according to the listing; if it does not tell, reading does, and the image gets a row
 WITHOUT_URI: Final = "without a uri"
 COMMENT: Final = "comment"
 NOT_UTF8: Final = "name is not UTF-8"
@@ -18,17 +18,17 @@ IN_MEMBER_FILE: Final = "in a folder named like an archive"  # whose members wou
 
 @dataclass(frozen=True, slots=True)
 class LakeObject:
-    """One image to label: an object of a store, or a member of a file that holds many (see `members`).
+    """One image to label: an object of a store, or a member of a file with many images (see `members`).
 
     Attributes:
-        uri: Address of the object; of a member that of its file, then `#/` and its name there.
-        etag: Version of the object, or of the member's file; None where the source does not tell.
-        size: Bytes of the image, about so many of a row of Parquet; None where the source does not tell.
+        uri: Address of the object; for a member the address of its file, `#/`, and its name in it.
+        etag: Version of the object, or of the member's file; None if unknown.
+        size: Bytes of the image, approximate for a row of Parquet; None if unknown.
         kept: Values of the columns of `--keep`.
-        offset: Where a member is in its file: the first byte of its content, or the number of its row. None for an
-            object of its own. With the address of a file: a place where the file is damaged.
-        modified: When the object, or the member's file, was written, in seconds since 1970 (UTC); None where the source
-            does not tell.
+        offset: Position of a member in its file: the first byte of its content, or the number of its row. None for an
+            object of its own. With the address of a file: the position of its damage.
+        modified: Time of the last write of the object, or of the member's file, in seconds since 1970 (UTC); None if
+            unknown.
     """
 
     uri: str
@@ -41,7 +41,7 @@ class LakeObject:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """`count` names at this place of the listing that are not labelled, and why."""
+    """`count` names at this position of the listing that are not labelled, and why."""
 
     uri: str
     reason: str

@@ -30,11 +30,11 @@ TEXT_SUFFIXES: Final = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson")
 LIST_SUFFIXES: Final = (PARQUET_SUFFIX, *TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in TEXT_SUFFIXES))
 READABLE: Final = "Lists are .parquet, .csv, .tsv, .txt (one address a line), .json (an array) or .jsonl files."
 
-# of cameras' raw files and documents: nothing that this program reads, but certainly no column's name
+# of cameras' raw files and documents: not supported, but certainly not names of columns
 _FILE_SUFFIXES: Final = IMAGE_SUFFIXES | {"arw", "cr2", "cr3", "dng", "nef", "orf", "pdf", "raf", "rw2", "svg"}
 _DELIMITERS: Final = ",;\t|"
-_UNNAMED: Final = "column "  # begins the names of columns that have none
-# how files begin that hold tables or archives of a kind that is not read as a list
+_UNNAMED: Final = "column "  # prefix of the names of unnamed columns
+# first bytes of tables and archives that are not supported as lists
 _BEGINNINGS: Final = {
     b"PAR1": "a Parquet file",
     b"ARROW1": "an Arrow file",
@@ -51,7 +51,7 @@ _BEGINNINGS: Final = {
 }
 _HEAD_CHARACTERS: Final = 1 << 20  # in which the delimiter and the header of a CSV file are looked for
 _HEAD_ROWS: Final = 50
-# types are inferred from the first block of a CSV or JSONL file: take it whole where Arrow can
+# types are inferred from the first block of a CSV or JSONL file: use the whole file if Arrow can
 _LARGEST_BLOCK: Final = 1 << 30
 
 _LINE_END: Final = re.compile(r"\r\n|\r|\n")
@@ -60,13 +60,13 @@ _LABELLED_LINE: Final = re.compile(rf".*\.(?:{'|'.join(sorted(IMAGE_SUFFIXES))})
 
 @dataclass(frozen=True, slots=True)
 class ParsedList:
-    """What a list of a text format holds.
+    """The contents of a list in a text format.
 
     Attributes:
         table: its columns, text without the spaces around it.
-        has_header: False where columns have names of their place, `column 1` and so on, because the file has none.
-        is_header_certain: False where the first line was taken for a header only because it holds no address.
-        comments: how many lines were comments.
+        has_header: False if the file has no header, so that columns are named `column 1` and so on.
+        is_header_certain: False if the first line counts as a header only because it has no address.
+        comments: number of comment lines.
     """
 
     table: pa.Table
@@ -79,11 +79,11 @@ def read_list(data: bytes, file_name: str, name: str) -> ParsedList:
     """Read the list of a text format.
 
     CSV may be separated by commas, semicolons, tabs or bars, may begin with comments, and may have no header if its
-    first line holds an address. A `.txt` file has one address a line. JSON is an array of addresses or of objects.
+    first line has an address. A `.txt` file has one address a line. JSON is an array of addresses or of objects.
 
     Args:
         data: the file's bytes, in UTF-8, or in UTF-16 with a byte order mark.
-        file_name: the file's name, whose ending tells the format.
+        file_name: the file's name; its extension determines the format.
         name: the file's address in messages.
 
     Raises:
@@ -106,15 +106,15 @@ def read_list(data: bytes, file_name: str, name: str) -> ParsedList:
 
 
 def unreadable_kind(file_name: str, beginning: bytes) -> str | None:
-    """Return what a file is that certainly is not an image but text, a table or an archive; None if it may be one.
+    """Return the kind of a file that is certainly text, a table or an archive; None if it may be an image.
 
     Args:
         file_name: its name.
-        beginning: its first bytes, empty where they are not known.
+        beginning: its first bytes, empty if unknown.
     """
     suffix = file_name.rpartition(".")[2].lower() if "." in file_name else ""
     if suffix in IMAGE_SUFFIXES:
-        return None  # whatever it is, it was meant to be an image, and gets a row that says what is wrong
+        return None  # its name is that of an image, so it gets a row with an error
     found = next((kind for start, kind in _BEGINNINGS.items() if beginning.startswith(start)), None)
     if found is not None or suffix in TABLE_SUFFIXES:
         return found or f"a .{suffix} file"
@@ -143,7 +143,7 @@ def _in_utf8(data: bytes, name: str) -> bytes:
             return data.decode(encoding).encode()
     data = data.removeprefix(codecs.BOM_UTF8)
     try:
-        pa.array([data], pa.large_binary()).cast(pa.large_string())  # checks without a copy of the text
+        pa.array([data], pa.large_binary()).cast(pa.large_string())  # checks without copying the text
     except pa.ArrowInvalid:
         line = _broken_line(data)
         raise RayDetrError(f"{name} is damaged, or not in UTF-8: see line {line:,}. Save it in UTF-8.") from None
@@ -155,7 +155,7 @@ def _broken_line(data: bytes) -> int:
         data.decode()
     except UnicodeDecodeError as error:
         return data[: error.start].count(b"\n") + 1
-    return 0  # Arrow and Python agree on UTF-8, but no message depends on it
+    return 0  # Arrow and Python agree on UTF-8, but messages do not rely on it
 
 
 def _read_csv(data: bytes, delimiter: str | None) -> ParsedList:
@@ -169,7 +169,7 @@ def _read_csv(data: bytes, delimiter: str | None) -> ParsedList:
     is_named = any(cell.casefold() in URI_COLUMNS for cell in cells)
     has_header = is_named or not any(map(looks_like_address, cells))
     places = [f"{_UNNAMED}{place}" for place in range(1, len(cells) + 1)]
-    # pandas leaves the name of its index, the first column, empty
+    # pandas writes an empty name for its index, the first column
     names = (
         [cell or ("" if place == 0 else places[place]) for place, cell in enumerate(cells)] if has_header else places
     )
@@ -187,9 +187,9 @@ def _read_csv(data: bytes, delimiter: str | None) -> ParsedList:
 
 
 def _head_lines(data: bytes) -> list[str]:
-    """Return the first lines with their ends: what a CSV file is separated by, and its header, are found in these."""
+    """Return the first lines with their line ends, to detect the delimiter and the header of a CSV file."""
     text = data[:_HEAD_CHARACTERS].decode(errors="ignore")
-    lines = io.StringIO(text, newline="").readlines()  # str.splitlines would split within names, too
+    lines = io.StringIO(text, newline="").readlines()  # str.splitlines would also split within names
     return lines[:-1] if len(data) > _HEAD_CHARACTERS and len(lines) > 1 else lines
 
 
@@ -216,7 +216,7 @@ def _parse_csv(body: memoryview, names: Sequence[str], delimiter: str, texts: se
 
 
 def _delimiter(lines: Sequence[str]) -> str:
-    """Return the delimiter that splits all lines into equally many cells, a named one of them the addresses' if any."""
+    """Return the delimiter that gives all lines the same number of cells, preferably with a column of addresses."""
     best = ","
     best_rank = (False, False)
     for delimiter in _DELIMITERS:
@@ -231,13 +231,13 @@ def _delimiter(lines: Sequence[str]) -> str:
 
 
 def _is_unnamed_and_empty(table: pa.Table, place: int) -> bool:
-    """Return whether a column has neither a name nor values, as behind a delimiter at the end of each line."""
+    """Return whether a column has neither a name nor values, as after a delimiter at the end of each line."""
     name, column = table.column_names[place], table.column(place)
     return name.startswith(_UNNAMED) and bool(pa.types.is_null(column.type))
 
 
 def _trimmed(table: pa.Table) -> pa.Table:
-    """Return a table without the spaces around texts, nor quotes that spaces had hidden from the parser."""
+    """Return a table without spaces around texts, and without quotes that the parser missed because of spaces."""
     for place, column in enumerate(table.columns):
         if pa.types.is_string(column.type):
             trimmed = pc.utf8_trim_whitespace(column)
@@ -261,7 +261,7 @@ def is_comment(line: str) -> bool:
 
 
 def _read_text(data: bytes, name: str) -> ParsedList:
-    """Read one address a line; a file whose first line names columns is CSV in spite of its name."""
+    """Read one address per line; a file whose first line names columns is read as CSV in spite of its name."""
     lines = [line.strip() for line in _LINE_END.split(data.decode())]
     first = next((line for line in lines if line and not is_comment(line)), "")
     if any(_unquoted(cell).casefold() in URI_COLUMNS for mark in _DELIMITERS for cell in first.split(mark)):
@@ -296,7 +296,7 @@ def _read_json(data: bytes, name: str, *, is_lines: bool) -> pa.Table:
                     "is an array of addresses, or of objects with a field uri, url, image or path."
                 )
             return _rows_table([document], name)
-    if start != b"{":  # pyarrow 26 crashes where the first value is null
+    if start != b"{":  # pyarrow 26 crashes if the first value is null
         raise ValueError("it begins with neither an object nor an array")
     return pa.json.read_json(io.BytesIO(data), read_options=pa.json.ReadOptions(block_size=_block_size(len(data))))
 

@@ -1,4 +1,4 @@
-"""Lists the images of a run: those of all sources as one ordered stream."""
+"""List the images of all sources of a run as one ordered stream."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def list_objects(
     opening = Opening(indexes or MemberIndexes(), image_column)
     found: list[Source] = []
     heads = request_heads(sources, opened, opening)
-    named: dict[str, list[Folder]] = {}  # files that hold images, by their store
+    named: dict[str, list[Folder]] = {}  # files that contain images, by store
     for text in dict.fromkeys(sources):
         try:
             for source in resolve(text, opened, keep, opening, heads):
@@ -139,7 +139,7 @@ def _without_duplicates(group: Sequence[Listed]) -> Iterator[Listed]:
     """Yield the first image of a group with one URI, after a `Skipped` for each further one."""
     images = [item for item in group if isinstance(item, LakeObject)]
     if not images:
-        # several sources skip it: once is what there is; rows without URI are of several tables
+        # skipped by several sources: counts once, except for rows without URI, which are of different tables
         yield from group if group[0].uri == "" else group[:1]
         return
     if len(images) > 1:

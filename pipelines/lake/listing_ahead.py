@@ -1,9 +1,10 @@
-"""Listing a bucket in many places at once, in one order.
+"""List a bucket with concurrent requests, in the order of keys.
 
-One listing is a chain of requests: each page says where the next begins, 5,000 to 10,000 keys a second. But a listing
-may begin behind any string, so the keys are cut into ranges, and those nearest to the reader are listed at once: at
-folders, which the store names a thousand at a time, and within large folders halfway between two names. Nothing but
-the number of requests depends on the cuts: a range ends where the next begins, whether or not there is such a key.
+A listing is a chain of requests: each page contains the start of the next, 5,000 to 10,000 keys a second. But a listing
+can begin after any string, so the keys are cut into ranges, and the ranges nearest to the reader are listed
+concurrently. Cuts are at folders, which the store lists a thousand at a time, and within large folders halfway between
+two names. Only the number of requests depends on the cuts: a range ends where the next begins, even if no such key
+exists.
 """
 
 from __future__ import annotations
@@ -20,31 +21,31 @@ from pipelines.store import ListsAnywhere, StoreEntry, StoreError
 
 LIST_THREADS: Final = 16
 
-_PAGE = 1_000  # keys in an answer of S3
-_ALONE = 8 * _PAGE  # listed by one request after the other, before it is worth it
-_RANGE_KEYS = 8 * _PAGE  # of a range, that wait for their turn; more where no other wants the thread
+_PAGE = 1_000  # keys in a response of S3
+_ALONE = 8 * _PAGE  # listed sequentially, before cutting pays
+_RANGE_KEYS = 8 * _PAGE  # pages of a range that wait for the reader; more if no other range needs the thread
 _WAITING_KEYS = 256 * _PAGE  # of all ranges: 100 MB
-_PAGES_TO_LOOK = 2  # of a range, before its folders are asked for
+_PAGES_TO_LOOK = 2  # pages of a range before its folders are requested
 _PAGES_OF_A_CUT = 4  # of a range of many small folders
-_PAGES_TO_HALVE = 16  # of a range without folders, before it is cut at a guess: the first few guesses are in vain
+_PAGES_TO_HALVE = 16  # of a range without folders, before it is cut at a guess; the first few guesses fail
 
-_DEPTH = 24  # letters that count, behind what is common to both ends of a range
-_SAMPLED = 20  # one key of so many is looked at for the letters that there are
+_DEPTH = 24  # significant letters, after the common beginning of both ends of a range
+_SAMPLED = 20  # one key of this many is sampled for the letters in use
 
 
 def list_ahead(
     store: ListsAnywhere, prefix: str, after: str | None, *, threads: int = LIST_THREADS
 ) -> Iterator[StoreEntry]:
-    """Yield what `store.list` would, in the same order. Holds at most some hundred thousand keys.
+    """Yield the same as `store.list`, in the same order. Memory: at most some hundred thousand keys.
 
     Args:
-        store: A store that begins to list anywhere at no cost.
+        store: A store that can begin a listing at any key without extra cost.
         prefix: Any beginning of a key.
-        after: The key after which to begin, None for the start.
-        threads: How many requests run at once.
+        after: The key after which to begin; None for the start.
+        threads: Number of concurrent requests.
 
     Raises:
-        StoreError: the listing cannot go on behind the last key that was given.
+        StoreError: the listing cannot continue after the last yielded key.
     """
     listing = store.list(prefix, after)
     page: deque[StoreEntry] = deque(maxlen=_PAGE)
@@ -61,17 +62,17 @@ def list_ahead(
 
 @dataclass
 class _Range:
-    """The keys greater than `position`, where its listing stands, up to `end` (None: the end of the prefix).
+    """The keys greater than `position`, the progress of its listing, up to `end` (None: the end of the prefix).
 
     Attributes:
         prefix: of the whole listing.
-        folder: the one whose folders it may be cut at; None: at none.
-        listing: None before it is begun.
-        waiting: what was listed and not given yet.
-        pages: how many were listed, before it was cut off another one, too.
-        page: the last of them.
+        folder: the folder at whose subfolders it may be cut; None: not at folders.
+        listing: None before it begins.
+        waiting: listed entries that are not yet yielded.
+        pages: number of listed pages, including those before it was split from another range.
+        page: the last page.
         request: for the next page.
-        look: for folders within `folder`.
+        look: request for folders within `folder`.
     """
 
     prefix: str
@@ -88,7 +89,7 @@ class _Range:
     look: Future[tuple[Sequence[str], bool]] | None = None
 
     def add(self, page: Sequence[StoreEntry]) -> None:
-        """Take a page, as far as it is of this range: its end may have come nearer since the page was asked for."""
+        """Add the part of a page within this range, whose end may have moved since the page was requested."""
         end = self.end
         self.is_listed = len(page) < _PAGE or (end is not None and page[-1].key > end)
         self.page = page if end is None else [entry for entry in page if entry.key <= end]
@@ -97,7 +98,7 @@ class _Range:
         self.position = self.page[-1].key if self.page else self.position
 
     def cut_at(self, folders: Sequence[str], *, is_whole: bool) -> list[_Range]:
-        """Cut off what begins with some of these folders within `folder`; `is_whole`: there are no others behind."""
+        """Split off ranges that begin at some of these folders within `folder`; `is_whole`: there are no more."""
         assert self.folder is not None, "folders are of some folder"
         several = len({_folder_within(self.folder, entry.key) for entry in self.page})
         step = 1 if several <= 1 else several * _PAGES_OF_A_CUT
@@ -116,7 +117,7 @@ class _Range:
         return ranges
 
     def halve(self) -> _Range | None:
-        """Cut off about half of what is still to be listed; None if that is little, or not known."""
+        """Split off about half of the remaining keys; None if they are few, or their number is unknown."""
         if not self.page or self.is_listed or self.pages < _PAGES_TO_HALVE:
             return None
         common = self.prefix if self.end is None else _common_start(self.position, self.end)
@@ -126,7 +127,7 @@ class _Range:
         if high - low < max(1, 2 * (low - begin)):
             return None
         middle = scale.text((low + high) // 2)
-        for length in range(1, len(middle) + 1):  # the shortest will do
+        for length in range(1, len(middle) + 1):  # the shortest is sufficient
             cut = common + middle[:length]
             if cut[-1] not in "/." and self.position < cut and (self.end is None or cut < self.end):
                 right = _Range(self.prefix, cut, self.end, None, pages=self.pages)
@@ -136,7 +137,7 @@ class _Range:
 
 
 class _Ahead:
-    """The ranges from the reader on. All decisions are taken in the reader's thread; the others only ask the store."""
+    """The ranges from the reader on. The reader's thread makes all decisions; other threads only send requests."""
 
     def __init__(self, store: ListsAnywhere, prefix: str, head: _Range, threads: int) -> None:
         self._store, self._prefix, self._threads = store, prefix, threads
@@ -165,14 +166,14 @@ class _Ahead:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _collect(self) -> None:
-        """Take the answers that are there."""
+        """Process the responses that have arrived."""
         ranges: list[_Range] = []
         for one in self._ranges:
             ranges.append(one)
             if one.request is not None and one.request.done():
                 try:
                     one.add(one.request.result())
-                except StoreError as error:  # raised where the reader comes to it
+                except StoreError as error:  # raised when the reader reaches it
                     one.error, one.is_listed = error, True
                 self._pages += 1
                 self._in_vain += not one.waiting and one.is_listed
@@ -180,7 +181,7 @@ class _Ahead:
             if one.look is not None and one.look.done():
                 try:
                     folders, is_whole = one.look.result()
-                except StoreError:  # if there is more to it than folders, the listing will meet it, too
+                except StoreError:  # a persistent error will also occur in the listing
                     one.folder = None
                 else:
                     ranges += one.cut_at(folders, is_whole=is_whole)
@@ -188,10 +189,10 @@ class _Ahead:
         self._ranges = [one for one in ranges if one.request or one.waiting or one.error or not one.is_listed]
 
     def _ask(self, pool: ThreadPoolExecutor) -> None:
-        """Keep all threads busy, nearest to the reader first: with what is cut, and then with cutting."""
+        """Keep all threads busy, nearest to the reader first: with listing ranges, then with finding cuts."""
         free = self._threads - sum((one.request is not None) + (one.look is not None) for one in self._ranges)
         room = _WAITING_KEYS - sum(len(one.waiting) for one in self._ranges)
-        # those far off would take the room of those that are cut off the near ones
+        # distant ranges would take the memory of ranges that are split off the near ones
         unlisted = list(islice((one for one in self._ranges if not one.is_listed), self._threads))
         for one in unlisted:
             if free > 0 and one.request is None and len(one.waiting) < _RANGE_KEYS and (room > 0 or one is unlisted[0]):
@@ -209,7 +210,7 @@ class _Ahead:
             self._ranges.insert(place, right)
             self._ask_for_page(pool, right)
             free, room = free - 1, room - _PAGE
-        for one in unlisted:  # there is nothing better to do
+        for one in unlisted:  # no other work is available
             if free > 0 and one.request is None and not one.is_listed and room > _WAITING_KEYS // 4:
                 self._ask_for_page(pool, one)
                 free, room = free - 1, room - _PAGE
@@ -224,7 +225,7 @@ def _page(listing: Iterator[StoreEntry]) -> list[StoreEntry]:
 
 
 def _folder_within(folder: str, key: str) -> str | None:
-    """Return the folder within `folder` that a key lies in; None where it lies in none."""
+    """Return the folder within `folder` that contains a key; None if there is none."""
     slash = key.find("/", len(folder))
     return key[: slash + 1] if slash >= 0 and key.startswith(folder) else None
 
@@ -235,12 +236,12 @@ def _common_start(key: str, end: str) -> str:
 
 
 def _just_before(folder: str) -> str:
-    """Return a string between what lies before a folder and what lies in it, in a form that every client takes."""
+    """Return a string between the keys before a folder and those in it, in a form that every client accepts."""
     return folder[:-1] + "."  # the letter before the slash
 
 
 class _Scale:
-    """Keys as numbers, greater for greater keys: what is behind a common start, in letters that keys nearby have."""
+    """An order-preserving map of keys to numbers: the part after a common start, in the letters of nearby keys."""
 
     def __init__(self, start: int, letters: Iterable[str]) -> None:
         self._start, self._letters = start, sorted(letters)
@@ -248,7 +249,7 @@ class _Scale:
         self.top = self._base**_DEPTH - 1
 
     def number(self, key: str) -> int:
-        """Return how far a key is behind the common start."""
+        """Return the number of a key."""
         number = 0
         letters = key[self._start : self._start + _DEPTH]
         for letter in letters:

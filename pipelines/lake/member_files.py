@@ -1,4 +1,4 @@
-"""Files that hold images, opened in a listing: their indexes, and their members in the order of addresses."""
+"""Open files that contain images during a listing: their indexes, and their members in the order of addresses."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ from pipelines.store import (
 
 _logger = logging.getLogger(__name__)
 
-_THREADS: Final = 8  # archives whose headers are read at once
+_THREADS: Final = 8  # archives whose headers are read concurrently
 _REMEMBERED: Final = 2 * _THREADS
-_TRIES: Final = 3  # to read an archive that is being replaced
+_TRIES: Final = 3  # attempts to read an archive that is being replaced
 
 OpenedFile: TypeAlias = tuple[StoreEntry, MemberIndex]
 """A file as it was when its index was read."""
@@ -51,7 +51,7 @@ OpenedFile: TypeAlias = tuple[StoreEntry, MemberIndex]
 
 @dataclass
 class _Slot:
-    """A file that is opened once; `is_new` says that the table has no index of it."""
+    """A file that is opened once; `is_new` means that the table has no index of it."""
 
     opened: OpenedFile | None = None
     is_new: bool = False
@@ -59,21 +59,21 @@ class _Slot:
 
 
 class MemberIndexes:
-    """The indexes of files that hold images, each read once for a version of its file; for any number of threads.
+    """The indexes of files that contain images, each read once for a version of its file. Thread-safe.
 
-    They are kept in a table as `_members/<hash>.index`, where they may be removed at any time: one that is damaged is
-    written again, and a table that cannot be read or written is used no more. Without a table, or for a file without
-    an etag, the last few are remembered.
+    They are stored in a table as `_members/<hash>.index`, where they can be removed at any time: a damaged one is
+    written again, and a table that cannot be read or written is not used any more. Without a table, or for a file
+    without an etag, the last few are cached in memory.
     """
 
     def __init__(self, table: Store | None = None, *, keep: bool = False) -> None:
-        """Take the table that keeps indexes, None for none; and whether new ones are written there."""
+        """Set the table that stores indexes (None: no table), and whether to write new ones to it."""
         self._table, self._keep = table, keep
         self._lock = threading.Lock()
         self._remembered: OrderedDict[str, _Slot] = OrderedDict()
 
     def keep(self) -> None:
-        """Write new indexes into the table from now on, and those that are remembered."""
+        """Write new indexes to the table from now on, and also the cached ones."""
         with self._lock:
             self._keep = True
             remembered = list(self._remembered.items())
@@ -82,7 +82,7 @@ class MemberIndexes:
                 self._write(key, slot)
 
     def open(self, store: Store, entry: StoreEntry, column: str | None = None) -> OpenedFile:
-        """Return the index of a file, and the file's entry as it was then.
+        """Return the index of a file, and the entry of the indexed version.
 
         Args:
             store: The store of the file.
@@ -100,18 +100,18 @@ class MemberIndexes:
             self._remembered.move_to_end(key)
             while len(self._remembered) > _REMEMBERED:
                 self._remembered.popitem(last=False)
-        with slot.lock:  # another thread that wants the same waits for it
+        with slot.lock:  # another thread that needs the same index waits for it
             if slot.opened is None:
                 kept = None if entry.etag is None else self._kept(key)
                 slot.opened = (entry, kept) if kept is not None else _read_unless_refused(store, entry, column)
                 read, index = slot.opened
-                # damage from the first byte on is read again: it costs little, and may have been the store's
+                # damage at the first byte is read again: it costs little, and the store may have caused it
                 slot.is_new = kept is None and read == entry and index.damaged_at not in (REFUSED, 0)
                 self._write(key, slot)
             return slot.opened
 
     def _kept(self, key: str) -> MemberIndex | None:
-        """Return the table's index, None where it has none that can be read."""
+        """Return the table's index; None if it has no readable one."""
         table = self._table
         if table is None:
             return None
@@ -124,7 +124,7 @@ class MemberIndexes:
             return None
 
     def _write(self, key: str, slot: _Slot) -> None:
-        """Write the index of a file if it is new and to be kept; the table need not have it."""
+        """Write the index of a file if it is new and should be stored; a failure is not an error."""
         table = self._table
         if table is None or not self._keep or not slot.is_new or slot.opened is None or slot.opened[0].etag is None:
             return
@@ -142,7 +142,7 @@ class MemberIndexes:
 
 
 def _read_unless_refused(store: Store, entry: StoreEntry, column: str | None) -> OpenedFile:
-    """Read the index of a file; one that is refused, archived or removed has no images, and a row that says why."""
+    """Read the index of a file; a file that is refused, archived or removed has no images and one error row."""
     try:
         return _read_index(store, entry, column)
     except (NotFound, Denied, Archived):
@@ -156,19 +156,18 @@ def list_members(
     kept: tuple[object, ...],
     after: str | None,
 ) -> Iterator[Listed]:
-    """Yield the images inside files in the order of addresses, and how many other members there are.
+    """Yield the images inside files in the order of addresses, and the numbers of other members.
 
-    A file that is damaged, or refused, is an image itself: one that cannot be read. Memory is that of the indexes of
-    eight files.
+    A damaged or refused file counts as one unreadable image. Memory: the indexes of eight files.
 
     Args:
-        files: The files in the order of keys, among them those that are left out.
+        files: The files in the order of keys, including skipped ones.
         open_file: Returns the index of a file; called by several threads.
-        base: What the addresses begin with.
+        base: The beginning of the addresses.
         kept: Values of each image's kept columns.
-        after: The address behind which to begin; None: all.
+        after: The address after which to begin; None: all.
     """
-    waiting: list[tuple[str, int, Iterator[Listed]]] = []  # whose addresses may follow those of files that come later
+    waiting: list[tuple[str, int, Iterator[Listed]]] = []  # whose addresses may come after those of later files
     for number, opened in enumerate(_opened_ahead(files, open_file)):
         uri = opened.uri if isinstance(opened, Skipped) else base + opened[0].key
         while waiting and waiting[0][0] < uri:
@@ -179,7 +178,7 @@ def list_members(
         entry, index = opened
         if index.damaged_at is not None and (after is None or uri > after):
             yield LakeObject(uri, entry.etag, None, kept, index.damaged_at, entry.modified)
-        # of names that no member has, and which precede all members'
+        # a name that no member has, and that comes before all members'
         skipped = [Skipped(f"{uri}#\x01{reason}", reason, count) for reason, count in sorted(index.skipped.items())]
         heapq.heappush(waiting, (f"{uri}#", number, (one for one in skipped if after is None or one.uri > after)))
         heapq.heappush(waiting, (uri + MARK, number, index.members(uri, entry, kept, after)))
@@ -187,7 +186,7 @@ def list_members(
 
 
 def files_that_hold(store: Store, key: str) -> Iterator[StoreEntry]:
-    """Yield the files that have members whose keys may be greater than a key, though their own is not, in order."""
+    """Yield the files, in order, whose members' keys may be greater than a key although their own is not."""
     for end in range(1, len(key) + 1):
         if is_member_file(key[:end]):
             try:
@@ -202,7 +201,7 @@ def _opened_ahead(
     """Yield the files with their indexes; reads a few ahead."""
     pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="members")
     pending: deque[Future[OpenedFile] | Skipped] = deque()
-    most = 0  # the first file is read alone: often no other is needed
+    most = 0  # the first file is read alone: often no others are needed
 
     def first() -> OpenedFile | Skipped:
         one = pending.popleft()
@@ -221,7 +220,7 @@ def _opened_ahead(
 
 
 def _read_index(store: Store, entry: StoreEntry, column: str | None) -> OpenedFile:
-    """Read the index of a file; of one that is replaced meanwhile, the index of the newer version."""
+    """Read the index of a file; if it is replaced meanwhile, that of the newer version."""
     for _ in range(_TRIES - 1):
         try:
             return _read_version(store, entry, column)

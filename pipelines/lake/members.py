@@ -1,7 +1,7 @@
 """Images inside files: their addresses, and the index of a file's members.
 
-The address of a member is that of its file, `#/`, and its name there: `s3://lake/a.tar#/cats/1.jpg`,
-`s3://lake/b.parquet#/image/000000017/cat.jpg` (column, row, and the file name where the row has one).
+The address of a member is that of its file, `#/`, and its name in it: `s3://lake/a.tar#/cats/1.jpg`,
+`s3://lake/b.parquet#/image/000000017/cat.jpg` (column, row, and the file name if the row has one).
 """
 
 from __future__ import annotations
@@ -48,9 +48,8 @@ class MemberIndex:
 
     Attributes:
         rows: `name`, `offset`, `size` (null where unknown) in the byte order of names, each name once.
-        skipped: How many other members there are, by the reason why they are left out.
-        damaged_at: Byte from which on the file cannot be read; None where all of it can; `REFUSED` where the store
-            refused to read it.
+        skipped: Number of skipped members by reason.
+        damaged_at: First byte that cannot be read; None if all can; `REFUSED` if the store refused to read the file.
     """
 
     rows: pa.Table
@@ -58,11 +57,11 @@ class MemberIndex:
     damaged_at: int | None = None
 
     def members(self, uri: str, file: StoreEntry, kept: tuple[object, ...], after: str | None) -> Iterator[LakeObject]:
-        """Yield the images behind an address in the order of addresses; None yields all.
+        """Yield the images after an address in the order of addresses; None yields all.
 
         Args:
             uri: Address of the file.
-            file: The file, in the version whose index this is.
+            file: The file, in the version of this index.
             kept: Values of each image's kept columns.
             after: The address.
         """
@@ -93,33 +92,33 @@ def member_index(
     skipped: Mapping[str, int],
     damaged_at: int | None = None,
 ) -> MemberIndex:
-    """Return the index of members in any order; names must be different."""
+    """Return the index of members, which may be in any order and must have unique names."""
     rows = pa.table([names, offsets, sizes], schema=_SCHEMA)
     return MemberIndex(rows.sort_by("name").combine_chunks(), dict(skipped), damaged_at)
 
 
 def split_member(uri: str) -> tuple[str, str] | None:
-    """Return the address of a file and the name of a member in it; None for an object of its own."""
+    """Return the address of a file and the name of a member in it; None for an object that is not a member."""
     found = _ADDRESS.fullmatch(uri)
     return None if found is None else (found["file"], found["name"])
 
 
 def file_of(item: LakeObject) -> str:
-    """Return the address of the object that has to be read for an image."""
+    """Return the address of the object that contains an image."""
     found = None if item.offset is None else split_member(item.uri)
     return item.uri if found is None else found[0]
 
 
 def is_member_file(uri: str) -> bool:
-    """Return whether an address ends as files do that hold images."""
+    """Return whether an address has the extension of a file that contains images."""
     return _FILE.search(uri) is not None
 
 
 def refuse_packed(key: str, name: str) -> None:
-    """Refuse archives that cannot be read at any place: compressed ones, and kinds that are not read.
+    """Refuse archives without random access: compressed ones, and unsupported kinds.
 
     Raises:
-        UsageError: the key of a file, or of a glob, ends as theirs do.
+        UsageError: the key of a file, or of a glob, has such an extension.
     """
     found = next((suffix for suffix in (*_COMPRESSED, *_OTHER_ARCHIVES) if key.lower().endswith(suffix)), None)
     if found is None:
@@ -136,14 +135,14 @@ def refuse_packed(key: str, name: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Record:
-    """What an index says of a file beside its rows."""
+    """The fields of an index besides its rows."""
 
     skipped: Mapping[str, Count]
     damaged_at: int | None
 
 
 def encode_index(index: MemberIndex) -> bytes:
-    """Return an index as the bytes of a Parquet file."""
+    """Encode an index as a Parquet file."""
     record = {"skipped": dict(index.skipped), "damaged_at": index.damaged_at}
     rows = index.rows.replace_schema_metadata({_METADATA: json.dumps(record, sort_keys=True)})
     sink = pa.BufferOutputStream()

@@ -22,29 +22,29 @@ from pipelines.store import Store, file_name, join_uri, without_secrets
 from pipelines.store.object_file import ObjectFile
 
 _ROW_DIGITS: Final = 9
-_ROWS_OF_ANY_FILE: Final = 1_000_000  # more only where a file has a byte for each
-_BATCH_ROWS: Final = 16  # decoded at once, of images that may have megabytes each
-# A row group with more bytes is read piece by piece, else its images as a whole in one request.
+_ROWS_OF_ANY_FILE: Final = 1_000_000  # larger only if the file has a byte for each
+_BATCH_ROWS: Final = 16  # rows decoded at a time, whose images may have megabytes each
+# A row group with more bytes is read piece by piece; the images of a smaller one in one request.
 _WHOLE_GROUP_BYTES: Final = 128 << 20
 _PIECE_BYTES: Final = 8 << 20
 
 _logger = logging.getLogger(__name__)
-_warned = threading.Lock()  # taken, once a large row group was warned of
+_warned = threading.Lock()  # acquired after the warning about a large row group
 
 
 def read_parquet_index(store: Store, key: str, size: int, column: str, *, etag: str | None = None) -> MemberIndex:
     """Return the images in a column of a Parquet file: one for each row, in order.
 
     Reads the footer and the paths; no image. The size of an image is the mean of its row group, and its offset the
-    first row of that, which is the same for all that are read together. A file whose footer or paths cannot be read is
-    damaged at byte 0.
+    first row of the group, which is equal for all images that are read together. A file whose footer or paths cannot be
+    read is damaged at byte 0.
 
     Args:
         store: The store of the file.
         key: Its key there.
         size: Its bytes.
         column: Name of the column: bytes, or a struct of bytes and path.
-        etag: Its version, where known.
+        etag: Its version, if known.
 
     Raises:
         UsageError: it does not have such a column.
@@ -53,7 +53,7 @@ def read_parquet_index(store: Store, key: str, size: int, column: str, *, etag: 
     """
     name = without_secrets(join_uri(store.uri, key))
     damaged = member_index([], [], [], skipped={}, damaged_at=0)
-    not_read = member_index([], [], [], skipped={}, damaged_at=REFUSED)  # for the next run, which may have more memory
+    not_read = member_index([], [], [], skipped={}, damaged_at=REFUSED)  # the next run may have more memory
     try:
         file = open_object(store, key, size, if_match=etag)
         with parquet_of(name):
@@ -64,7 +64,7 @@ def read_parquet_index(store: Store, key: str, size: int, column: str, *, etag: 
         return damaged
     _, path = _columns(schema, column, name)
     if count > max(size, _ROWS_OF_ANY_FILE):
-        return damaged  # by a footer that would fill the memory
+        return damaged  # because of a footer that would fill the memory
     try:
         with parquet_of(name):
             sizes, starts = _sizes_and_starts(file.metadata)
@@ -81,7 +81,7 @@ def read_parquet_index(store: Store, key: str, size: int, column: str, *, etag: 
 
 
 def _warn_of_large_groups(metadata: pq.FileMetaData, name: str) -> None:
-    """Warn once in a process of a file that has a large row group: what that costs, and what to do."""
+    """Warn once per process about the cost of large row groups, and say what to do."""
     groups = [metadata.row_group(place) for place in range(metadata.num_row_groups)]
     largest = max(groups, key=attrgetter("total_byte_size"), default=None)
     if largest is None or largest.total_byte_size <= _WHOLE_GROUP_BYTES or not _warned.acquire(blocking=False):
@@ -99,14 +99,14 @@ def _warn_of_large_groups(metadata: pq.FileMetaData, name: str) -> None:
 
 
 def split_name(member: str) -> tuple[str, int] | None:
-    """Return the column and the row that the name of a member is of; None where it is of no row."""
+    """Return the column and the row in the name of a member; None if it has none."""
     column, _, rest = member.partition("/")
     row = rest.partition("/")[0]
     return (unquote(column), int(row)) if row.isdecimal() else None
 
 
 class ImageColumn:
-    """The images in a column of one version of a Parquet file; for any number of threads."""
+    """The images in a column of one version of a Parquet file. Thread-safe."""
 
     def __init__(self, store: Store, key: str, column: str, *, etag: str | None = None) -> None:
         """Read the footer.
@@ -115,7 +115,7 @@ class ImageColumn:
             store: The store of the file.
             key: Its key there.
             column: Name of the column.
-            etag: The version that is wanted; None: any.
+            etag: The required version; None: any.
 
         Raises:
             RayDetrError: the file is damaged, or has no such column.
@@ -131,13 +131,11 @@ class ImageColumn:
         with parquet_of(self.name):
             schema, self._metadata = file.schema_arrow, file.metadata
             counts = [self._metadata.row_group(group).num_rows for group in range(self._metadata.num_row_groups)]
-        self._starts = list(
-            accumulate(counts, initial=0)
-        )  # the first row of each row group, and how many rows there are
+        self._starts = list(accumulate(counts, initial=0))  # the first row of each row group, and the number of rows
         self._content, _ = _columns(schema, column, self.name)
 
     def groups(self, rows: Iterable[int]) -> dict[int, list[int]]:
-        """Return the rows of each row group that has some of these; rows that the file does not have are left out."""
+        """Return these rows by row group; rows beyond the end of the file are omitted."""
         ends = self._starts[1:]
         wanted: dict[int, list[int]] = {}
         for row in sorted(set(rows)):
@@ -151,18 +149,18 @@ class ImageColumn:
         return range(self._starts[group], self._starts[group + 1])
 
     def group_bytes(self, group: int) -> int:
-        """Return how many bytes a row group has without compression, with its other columns."""
+        """Return the uncompressed size of a row group in bytes, including its other columns."""
         return int(self._metadata.row_group(group).total_byte_size)
 
     def read_group(self, group: int, rows: Collection[int]) -> Iterator[tuple[int, bytes | None]]:
-        """Yield the bytes of images of one row group by their row, in order; None for a row without.
+        """Yield row and bytes of images of one row group, in order; None for a row without an image.
 
-        A row group is read in one request and held; of one with more than 128 MiB page after page from its beginning to
-        the images that are wanted. A page is held whole, twice: 1,024 images as pyarrow writes by default.
+        A row group is read in one request and kept in memory; one with more than 128 MiB is read page by page from its
+        beginning to the requested images. A page is in memory twice: 1,024 images with pyarrow's defaults.
 
         Args:
             group: The row group.
-            rows: Of `groups`, counted from the beginning of the file; at least one.
+            rows: From `groups`, counted from the beginning of the file; at least one.
 
         Raises:
             RayDetrError: the row group is damaged; images before the damage were yielded.
@@ -175,7 +173,7 @@ class ImageColumn:
                 yield first + place, data
 
     def _read_group(self, group: int, last: int) -> Iterator[tuple[int, bytes | None]]:
-        """Yield place and bytes of the images of a row group up to the place `last`."""
+        """Yield position and bytes of the images of a row group up to position `last`."""
         with parquet_of(self.name):
             is_large = self._metadata.row_group(group).total_byte_size > _WHOLE_GROUP_BYTES
             batches = pq.ParquetFile(
@@ -200,19 +198,19 @@ class ImageColumn:
 
 
 def _sizes_and_starts(metadata: pq.FileMetaData) -> tuple[list[int | None], list[int]]:
-    """Return of each image about how many bytes it has, the mean of its row group, and the first row of that."""
+    """Return the approximate size of each image, the mean of its row group, and the group's first row."""
     sizes: list[int | None] = []
     starts: list[int] = []
     for place in range(metadata.num_row_groups):
         group = metadata.row_group(place)
-        # not of the column alone: pyarrow 26 aborts the process where a damaged footer has odd statistics
+        # not of the column alone: pyarrow 26 aborts the process if a damaged footer has invalid statistics
         sizes += [group.total_byte_size // max(1, group.num_rows)] * group.num_rows
         starts += [len(starts)] * group.num_rows
     return sizes, starts
 
 
 def _columns(schema: pa.Schema, column: str, name: str) -> tuple[str, str | None]:
-    """Return the Parquet columns of the images' bytes and of their paths, None where there are no paths.
+    """Return the Parquet columns of the images' bytes and of their paths (None without paths).
 
     Raises:
         UsageError: there is no such column of images.

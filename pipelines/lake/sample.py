@@ -1,4 +1,4 @@
-"""Draws a random sample of a listing."""
+"""Draw a random sample of a listing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def draw_sample(listed: Iterable[Listed], count: int, *, seed: int) -> Iterator[
         if isinstance(item, Skipped):
             skipped[item.reason] = skipped.get(item.reason, 0) + item.count
             continue
-        # negative, because heapq keeps the least on top, and the greatest hash is the next to go
+        # negative, because heapq pops the smallest, and the largest hash is removed first
         rank = -int.from_bytes(blake2b(item.uri.encode(), digest_size=8, key=key).digest(), "big")
         if len(drawn) < count:
             heapq.heappush(drawn, (rank, item.uri, item))

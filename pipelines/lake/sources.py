@@ -1,4 +1,4 @@
-"""What the sources of a run name: folders, globs, single images, lists of URIs, files with images, inventories."""
+"""Resolve the sources of a run: folders, globs, single images, lists of URIs, files with images, inventories."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from pipelines.store import (
 _SHOWN_REASONS = 3
 _BEGINNING_BYTES = 4_096
 _HEADS_AT_ONCE: Final = 8
-_MANY_NAMED: Final = 3  # files for which several requests are made at once
+_MANY_NAMED: Final = 3  # number of files from which requests are made concurrently
 _WRITTEN_BY_ENGINES: Final = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz")  # as a folder of parts
 
 Source: TypeAlias = Folder | UriTable | LakeObject
@@ -86,7 +86,7 @@ def resolve(
     opening: Opening,
     heads: Mapping[str, StoreEntry],
 ) -> Iterator[Source]:
-    """Yield what a source means: several lists for a glob of lists, else one. Entries in `heads` are not requested."""
+    """Yield the listings of a source: several for a glob of lists, else one. Entries in `heads` are not requested."""
     root, key = split_uri(text)
     name = without_secrets(text)
     if _is_web(root):

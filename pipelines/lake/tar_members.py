@@ -1,4 +1,4 @@
-"""The images inside a tar archive, found by reading its headers only."""
+"""Find the images inside a tar archive by reading its headers only."""
 
 from __future__ import annotations
 
@@ -14,47 +14,47 @@ from pipelines.lake.members import MemberIndex, member_index
 from pipelines.lake.skipping import is_image_name, skip_reason
 from pipelines.store import Store, StoreDown, join_uri, without_secrets
 
-# Why members are left out, beside the reasons of `skip_reason`.
+# Reasons for skipping members, besides those of `skip_reason`.
 NOT_NAMED: Final = "member without an image's name"
 LINK: Final = "link"
 SPARSE: Final = "sparse file"
 BEHIND_END: Final = "data behind an archive's end mark"
 
 _BLOCK = tarfile.BLOCKSIZE
-# What tarfile raises for damaged headers; the last one for thousands of headers that each extend the next.
+# Errors of tarfile for damaged headers; the last one for thousands of headers that each extend the next.
 _DAMAGE: Final = (
     *(tarfile.TarError, ValueError, LookupError, ArithmeticError, TypeError, struct.error),
     RecursionError,
 )
-_MOST_SIZE: Final = 1 << 62  # no file has more bytes; the index holds 64-bit integers
-_MOST_PADDING: Final = 16 << 20  # zeros that are read behind an end mark in search of another archive
+_MOST_SIZE: Final = 1 << 62  # no file has more bytes; the index has 64-bit integers
+_MOST_PADDING: Final = 16 << 20  # zeros that are read after an end mark in search of another archive
 _LEAST_READ: Final = 4 << 10
 _FIRST_READ: Final = 64 << 10
 _MOST_READ: Final = 8 << 20
-_MOST_HEADER: Final = 1 << 20  # a longer one is damage, or was made to fill the memory
-# Up to so many bytes are read through rather than left out by another request: an answer of S3 takes some 20 ms, in
-# which 1 MiB comes; of a disk it takes 10 us.
+_MOST_HEADER: Final = 1 << 20  # a longer one is damaged, or an attack on memory
+# Gaps up to this size are read instead of making another request: a response of S3 takes about 20 ms, in which 1 MiB is
+# transferred; a disk takes 10 us.
 _READ_THROUGH: Final = 1 << 20
 _READ_THROUGH_LOCAL: Final = 16 << 10
 
 
 def read_tar_index(store: Store, key: str, size: int, *, etag: str | None = None) -> MemberIndex:
-    """Return the images inside a tar archive: regular files whose names end as those of images do.
+    """Return the images inside a tar archive: regular files with the extension of an image.
 
     Other members are counted. Of members with the same name the last one counts, as when the archive is unpacked; the
     others are counted as duplicates. Reading ends at the first damaged header, or where the archive is cut off. It
-    goes on behind an end mark where another archive follows, as in `cat a.tar b.tar`.
-    Needs about 200 bytes of memory for each image.
+    continues after an end mark if another archive follows, as in `cat a.tar b.tar`. Needs about 200 bytes of memory for
+    each image.
 
     Args:
         store: The store of the archive.
         key: Its key there.
         size: Its bytes.
-        etag: Its version, where known.
+        etag: Its version, if known.
 
     Raises:
         Changed: the archive is another version.
-        StoreError: the store refused, or fewer bytes came than the archive has.
+        StoreError: the store refused, or returned fewer bytes than the archive has.
     """
     file = _Headers(store, key, size, etag)
     members = _Members()
@@ -63,9 +63,9 @@ def read_tar_index(store: Store, key: str, size: int, *, etag: str | None = None
     while start is not None:
         place = _read_archive(file, start, members)
         file.seek(place)
-        if file.read(_BLOCK) == bytes(_BLOCK):  # tarfile takes a damaged header for the end
+        if file.read(_BLOCK) == bytes(_BLOCK):  # tarfile treats a damaged header as the end
             start = _next_archive(file, size)
-        elif 0 < place == start:  # nothing of it was read: there is no other archive
+        elif 0 < place == start:  # nothing was read: there is no further archive
             members.skipped[BEHIND_END] += 1
             start = None
         else:
@@ -81,7 +81,7 @@ def read_tar_index(store: Store, key: str, size: int, *, etag: str | None = None
 
 @dataclass(slots=True)
 class _Members:
-    """The images that were found, with offset and size by name; and how many members are left out, by reason."""
+    """The images found so far, with offset and size by name, and the number of skipped members by reason."""
 
     found: dict[str, tuple[int, int]] = field(default_factory=dict)
     skipped: Counter[str] = field(default_factory=Counter)
@@ -96,7 +96,7 @@ class _Members:
         elif reason is None and not _is_utf8(name):
             reason = NOT_UTF8
         elif reason is None and member.islnk() and _unpacked_name(member.linkname) == name:
-            reason = LINK  # to itself: GNU tar writes it for a file that was named twice
+            reason = LINK  # a link to itself: GNU tar writes it for a file that was named twice
         elif reason is None:
             if self.found.pop(name, None) is not None:
                 self.skipped[DUPLICATE] += 1
@@ -111,7 +111,7 @@ class _Members:
 
 
 def _read_archive(file: _Headers, start: int, members: _Members) -> int:
-    """Add the members of the archive that begins at `start`; return where its end mark is, or a damaged header."""
+    """Add the members of the archive at `start`; return the offset of its end mark or of a damaged header."""
     file.seek(start)
     place = start
     try:
@@ -120,15 +120,15 @@ def _read_archive(file: _Headers, start: int, members: _Members) -> int:
                 if archive.offset <= place or not 0 <= member.size < _MOST_SIZE:
                     raise tarfile.ReadError(f"a size of {member.size}")
                 place = archive.offset
-                archive.members = []  # type: ignore[attr-defined]  # it would keep all of them
+                archive.members = []  # type: ignore[attr-defined]  # otherwise it keeps all of them
                 members.add(member)
     except _DAMAGE:
-        pass  # the place tells
+        pass  # the position decides
     return place
 
 
 def _next_archive(file: _Headers, size: int) -> int | None:
-    """Return where something else than zeros follows an end mark, None where nothing does."""
+    """Return the offset of the first nonzero byte after an end mark; None if there is none."""
     stop = min(size, file.tell() + _MOST_PADDING)
     while (place := file.tell()) < stop:
         data = file.read(min(_MOST_HEADER, size - place))
@@ -141,7 +141,7 @@ def _next_archive(file: _Headers, size: int) -> int | None:
 
 
 def _unpacked_name(name: str) -> str:
-    """Return the name that a member gets when GNU tar unpacks it: without `.`, and nothing up to the last `..`."""
+    """Return a member's name after unpacking with GNU tar: without `.` and everything up to the last `..`."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     above = max((place for place, part in enumerate(parts) if part == ".."), default=-1)
     return "/".join(parts[above + 1 :])
@@ -156,7 +156,7 @@ def _is_utf8(name: str) -> bool:
 
 
 class _Headers(io.RawIOBase):
-    """An archive as a file of which headers are read, with few requests: see `_READ_THROUGH`."""
+    """An archive as a file from which headers are read with few requests; see `_READ_THROUGH`."""
 
     def __init__(self, store: Store, key: str, size: int, etag: str | None) -> None:
         self._store, self._key, self._size, self._etag = store, key, size, etag
@@ -202,7 +202,7 @@ class _Headers(io.RawIOBase):
         self._held = self._store.get_range(self._key, self._position, length, if_match=self._etag)
         if len(self._held) < length:
             size = self._store.head(self._key).size
-            if size is None or size >= self._position + length:  # else it is shorter now than it was listed
+            if size is None or size >= self._position + length:  # otherwise it is shorter than listed
                 raise StoreDown(
                     f"{without_secrets(join_uri(self._store.uri, self._key))} was cut off: {len(self._held):,} of "
                     f"{length:,} bytes arrived. Check proxies and the network, then run again."

@@ -31,24 +31,24 @@ WITHOUT_SECRETS_INSTEAD: Final = (
     "images first."
 )
 
-_LARGEST_OBJECT = 1 << 48  # bytes: some times what any store takes, and thousands of them can be added
+_LARGEST_OBJECT = 1 << 48  # bytes: several times the limit of any store, and small enough to add thousands
 _ROWS_AT_ONCE = 8_192
-_LONGEST_ADDRESS = 4_096  # bytes, of what is taken for one where a list does not say that it holds text
+_LONGEST_ADDRESS = 4_096  # bytes, for a value that counts as an address although the list does not declare text
 _LONGEST_SHOWN = 800  # characters of columns in a message
 _PICTURES_AT_ONCE = 16
-_SAMPLE_ROWS = 1_000  # that tell which of several columns of text holds addresses
+_SAMPLE_ROWS = 1_000  # rows that decide which of several text columns has addresses
 
 
 @dataclass(frozen=True, slots=True)
 class UriTable:
-    """The images that a file names, in the order of their URIs.
+    """The images listed in a file, in the order of their URIs.
 
     Attributes:
-        name: the file's URI as it may be shown.
+        name: the file's URI without secrets.
         rows: columns `uri`, `etag`, `size`, then the kept ones that the file has.
         columns: the names of all columns of the file.
-        without_uri: how many rows were left out because they name nothing.
-        comments: how many lines were left out because they are comments.
+        without_uri: number of rows that were skipped because they have no URI.
+        comments: number of comment lines.
     """
 
     name: str
@@ -81,21 +81,21 @@ def list_table(table: UriTable, names: Sequence[str], after: str | None) -> Iter
 
 
 def is_uri_table(uri: str) -> bool:
-    """Return whether a URI names a list of images: by its ending, before the query of a web address."""
+    """Return whether a URI names a list of images, by its extension before the query of a web address."""
     path = urlsplit(uri).path if uri.startswith(("http://", "https://")) else uri
     return path.lower().endswith(LIST_SUFFIXES)
 
 
 def read_uri_table(store: Store, key: str, *, keep: Sequence[str] = ()) -> UriTable:
-    """Read the images that a file names, with the columns `keep` as far as it has them.
+    """Read a list of images, with those columns of `keep` that it has.
 
     The URIs are in the column `uri`, `url`, `image` or `path`, else in the only column of text, else in the only one
-    whose values are addresses. A column of pictures as Hugging Face's data sets have it, `{bytes, path}`, is read for
-    its paths. A relative path is taken from the folder of the file. Columns `etag` and `size` are used where there are
-    such. Holds all rows: about 150 bytes each.
+    whose values are addresses. Of a column of pictures in Hugging Face's format, `{bytes, path}`, the paths are read.
+    Relative paths are resolved against the folder of the file. Columns `etag` and `size` are used if present. Memory:
+    all rows, about 150 bytes each.
 
     Raises:
-        RayDetrError: the file cannot be read, is empty, or does not say which column holds the URIs.
+        RayDetrError: the file cannot be read, is empty, or the column of URIs is not clear.
         StoreError: the store refused.
     """
     is_web = store.uri.startswith(("http://", "https://"))
@@ -115,14 +115,14 @@ def read_uri_table(store: Store, key: str, *, keep: Sequence[str] = ()) -> UriTa
     size_column = _first(table.schema, ("size",), pa.types.is_integer)
     count = table.num_rows
     columns = {
-        # large: 100 million URIs pass the 2 GiB that plain offsets reach
+        # large: 100 million URIs exceed the 2 GiB limit of 32-bit offsets
         "uri": _texts(table[uri_column], uri_column, name),
         "etag": table[etag_column].cast(pa.large_string()) if etag_column else pa.nulls(count, pa.large_string()),
         "size": table[size_column].cast(pa.int64()) if size_column else pa.nulls(count, pa.int64()),
         **{column: _microseconds(table[column], column, name) for column in keep if column in table.column_names},
     }
     rows = pa.table(columns)
-    rows = rows.filter(pc.not_equal(pc.utf8_trim_whitespace(rows["uri"]), ""))  # a null is not kept either
+    rows = rows.filter(pc.not_equal(pc.utf8_trim_whitespace(rows["uri"]), ""))  # nulls are not kept either
     without_uri = count - rows.num_rows
     if not file_name.endswith(PARQUET_SUFFIX):
         rows, comments = _without_comments(rows)
@@ -137,7 +137,7 @@ def read_uri_table(store: Store, key: str, *, keep: Sequence[str] = ()) -> UriTa
 
 
 def _read_parquet(store: Store, key: str, name: str, keep: Sequence[str]) -> tuple[ParsedList, str, tuple[str, ...]]:
-    """Return the columns that are needed, which of them holds the URIs, and the names of all."""
+    """Return the required columns, the name of the column of URIs, and the names of all columns."""
     size = store.head(key).size
     file = open_bytes(store.get(key).data, name) if size is None else open_object(store, key, size)
     schema = file.schema_arrow
@@ -162,15 +162,15 @@ def _read_parquet(store: Store, key: str, name: str, keep: Sequence[str]) -> tup
 def _column_names(table: pa.Table, name: str) -> list[str]:
     try:
         return list(table.column_names)
-    except ValueError as error:  # names that are no text show here
+    except ValueError as error:  # names that are not text are detected here
         raise RayDetrError(f"{name} cannot be read: the name of a column is not UTF-8.") from error
 
 
 def _check_whole(table: pa.Table, name: str) -> None:
-    """Refuse what cannot be carried into a plan.
+    """Refuse columns that a plan cannot store.
 
     Raises:
-        RayDetrError: a column is there twice, or holds text that is not UTF-8.
+        RayDetrError: a column is duplicated, or has text that is not UTF-8.
     """
     _check_once(table.column_names, table.column_names, name)
     try:
@@ -181,10 +181,10 @@ def _check_whole(table: pa.Table, name: str) -> None:
 
 
 def _check_once(names: Sequence[str], wanted: Sequence[str], name: str) -> None:
-    """Refuse a column that is there twice.
+    """Refuse duplicate columns.
 
     Raises:
-        RayDetrError: one of the wanted ones is.
+        RayDetrError: a required column is duplicated.
     """
     twice = sorted({column for column in wanted if names.count(column) > 1})
     if twice:
@@ -192,13 +192,13 @@ def _check_once(names: Sequence[str], wanted: Sequence[str], name: str) -> None:
 
 
 def _shown(names: Sequence[str]) -> str:
-    """Return the names of columns for a message, which stays short whatever they are."""
+    """Return the names of columns for a message, truncated if long."""
     text = ", ".join(names) or "(none)"
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]} ..."
 
 
 def _check_sizes(rows: pa.Table, name: str) -> None:
-    """Refuse sizes that no object can have: a plan adds them up.
+    """Refuse impossible sizes, because a plan adds them up.
 
     Raises:
         RayDetrError: with the first one.
@@ -213,7 +213,7 @@ def _check_sizes(rows: pa.Table, name: str) -> None:
 
 
 def _check_no_secrets(uris: pa.ChunkedArray, name: str) -> None:
-    """Refuse addresses that hold a secret: plan and table would hold it too.
+    """Refuse addresses with a secret, because plan and table would contain it.
 
     Raises:
         RayDetrError: with the first one.
@@ -241,7 +241,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def _is_pictures(kind: pa.DataType) -> bool:
-    """Return whether a column holds pictures as Hugging Face's data sets store them: their bytes, path, or both."""
+    """Return whether a column has pictures in the format of Hugging Face's data sets: bytes, path, or both."""
     return bool(pa.types.is_struct(kind)) and {field.name for field in kind} == {"bytes", "path"}
 
 
@@ -249,13 +249,13 @@ def _uri_column(sample: pa.Table, name: str, schema: pa.Schema | None = None, *,
     """Return the name of the column of URIs.
 
     Args:
-        sample: the first rows of the columns that may be it.
+        sample: the first rows of the candidate columns.
         name: the file's address in messages.
-        schema: all columns; None where `sample` has them all.
-        is_header_certain: False where the names of the columns may be a row.
+        schema: all columns; None if `sample` has all.
+        is_header_certain: False if the header may be a row.
 
     Raises:
-        RayDetrError: no column, or more than one, can be meant.
+        RayDetrError: no column, or more than one, is a candidate.
     """
     schema = schema or sample.schema
     found = _first(schema, URI_COLUMNS, _is_text) or _first(schema, ("uri", "url", "path"), _is_bytes)
@@ -295,7 +295,7 @@ def _holds_addresses(sample: pa.Table, column: str) -> bool:
 
 
 def _kind(kind: pa.DataType) -> str:
-    """Return the type of a column in a word or two."""
+    """Return the type of a column for messages."""
     if _is_text(kind):
         return "text"
     if _is_bytes(kind):
@@ -306,12 +306,12 @@ def _kind(kind: pa.DataType) -> str:
 
 
 def _readable_columns(schema: pa.Schema) -> list[str]:
-    """Return the columns of text, of which a few rows are looked at."""
+    """Return the names of the text columns, of which a few rows are read."""
     return [column.name for column in schema if _is_text(column.type)]
 
 
 def _texts(column: pa.ChunkedArray, uri_column: str, name: str) -> pa.ChunkedArray:
-    """Return addresses as text: databases export theirs as bytes, and pictures of Hugging Face have a path.
+    """Return addresses as text: databases export them as bytes, and Hugging Face's pictures have a path.
 
     Raises:
         RayDetrError: the bytes are not addresses.
@@ -339,10 +339,10 @@ def _texts(column: pa.ChunkedArray, uri_column: str, name: str) -> pa.ChunkedArr
 
 
 def _check_pictures_have_files(file: pq.ParquetFile, column: str, name: str) -> None:
-    """Refuse pictures whose bytes are in the list: their paths are only what the files were once called.
+    """Refuse pictures whose bytes are in the list, because their paths are only former file names.
 
     Raises:
-        RayDetrError: there are bytes, and paths that do not stand for themselves.
+        RayDetrError: there are bytes, and paths that are not full addresses.
     """
     with parquet_of(name):
         paths = pc.struct_field(file.read(columns=[f"{column}.path"])[column], "path")
@@ -358,7 +358,7 @@ def _check_pictures_have_files(file: pq.ParquetFile, column: str, name: str) -> 
 
 
 def _without_comments(rows: pa.Table) -> tuple[pa.Table, int]:
-    """Return the rows whose URI does not stand on a line of comment, and how many do."""
+    """Return the rows that are not comment lines, and the number of comment lines."""
     is_suspect = pc.starts_with(rows["uri"], "#")
     if not pc.any(is_suspect).as_py():
         return rows, 0
@@ -368,7 +368,7 @@ def _without_comments(rows: pa.Table) -> tuple[pa.Table, int]:
 
 
 def _whole_uris(uris: pa.ChunkedArray, folder: str) -> pa.ChunkedArray:
-    """Return URIs that stand for themselves: relative ones get the folder of the file, paths of this machine `file://`."""
+    """Return absolute URIs: relative ones get the folder of the file, local paths get `file://`."""
     if pc.all(pc.match_substring_regex(uris, "^[a-zA-Z][a-zA-Z0-9+.-]+://")).as_py() is not False:
         return uris
     whole = [_whole_uri(uri, folder) for uri in uris.to_pylist()]
@@ -380,11 +380,11 @@ def _whole_uri(uri: str, folder: str) -> str:
         return uri
     if uri.startswith(("/", "file:")):
         return join_uri(*split_uri(uri))
-    return join_uri(*split_uri(f"{folder}/{uri.removeprefix('./')}"))  # as `find .` writes them
+    return join_uri(*split_uri(f"{folder}/{uri.removeprefix('./')}"))  # as written by `find .`
 
 
 def _microseconds(column: pa.ChunkedArray, name: str, table: str) -> pa.ChunkedArray:
-    """Return times in the unit that Python's own have: nanoseconds do not survive the way through a plan."""
+    """Return times in microseconds, Python's unit, because a plan cannot store nanoseconds."""
     kind = column.type
     if pa.types.is_timestamp(kind) and kind.unit == "ns":
         wanted = pa.timestamp("us", kind.tz)

@@ -1,1 +1,1 @@
-"""Marks: accepted places of a table whose detections are left out, their records, and the rule what they cover."""
+"""Marks: accepted regions of a table whose detections are left out, their records, and their matching rule."""

@@ -1,8 +1,8 @@
-"""Accepted places of a table, as `TABLE/_marks/<number>.json`: created once, never changed, read by every join.
+"""Accepted regions of a table, in `TABLE/_marks/<number>.json`: created once, never changed.
 
 A mark is a region: a folder, a class and a box. It covers each detection of that class in that folder whose box
-overlaps enough, in images of any run, also of runs after it was accepted (`marks.matching`). A record accepts marks
-or withdraws them; of each mark the newest record counts.
+overlaps enough, in images of any run, including later ones (`marks.matching`). A record accepts or withdraws marks; for
+each mark the newest record counts.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A place where a class is found again and again.
+    """A region where a class is detected repeatedly.
 
     Attributes:
-        folder: what the addresses of its images begin with, to the slash.
-        levels: how many folders lie between it and each image (`matching.folders_of`).
+        folder: the beginning of its images' addresses, up to a slash.
+        levels: number of folders between it and each image (`matching.folders_of`).
         label: name of the class.
         box: xmin, ymin, xmax, ymax as shares of the picture's width and height, five decimals.
-        iou: how much a detection's box must overlap this box to be covered.
-        images: in how many images it was found.
+        iou: smallest IoU of a covered detection's box with this box.
+        images: number of images in which it was found.
     """
 
     folder: str
@@ -59,14 +59,14 @@ class Mark:
         """Check the types and values of the fields.
 
         Raises:
-            ValueError: a field has another type, or a value that it cannot have.
+            ValueError: a field has a wrong type or value.
         """
         texts = (self.folder, self.label)
         if not all(type(one) is str for one in texts) or not all(
             type(one) is int for one in (self.levels, self.images)
         ):
             raise ValueError("a field of a mark has another type")
-        sides: tuple[Any, ...] = self.box  # of any length, as JSON has it
+        sides: tuple[Any, ...] = self.box  # of any length, as in JSON
         if len(sides) != 4 or not all(type(one) in (int, float) for one in (*sides, self.iou)):
             raise ValueError("the box or iou of a mark is not made of numbers")
         xmin, ymin, xmax, ymax = self.box
@@ -77,14 +77,14 @@ class Mark:
 
     @property
     def id(self) -> str:
-        """Twelve hexadecimal digits that follow from everything but `images`."""
+        """Twelve hexadecimal digits, a hash of all fields except `images`."""
         described = [self.folder, self.levels, self.label, *(round(side * 10**SHARE_DECIMALS) for side in self.box)]
-        iou = round(float(self.iou), 6)  # 1 and 1.0 are one number: browsers write 1.0 as 1
+        iou = round(float(self.iou), 6)  # 1 and 1.0 are equal: browsers write 1.0 as 1
         text = json.dumps([*described, iou], ensure_ascii=False)
         return blake2b(text.encode(), digest_size=_ID_BYTES).hexdigest()
 
     def as_json(self) -> dict[str, Any]:
-        """Return the fields as records and files of a page have them."""
+        """Return the fields in the form of records and of a page's files."""
         return {
             "id": self.id, "folder": self.folder, "levels": self.levels, "label": self.label, "box": list(self.box),
             "iou": self.iou, "images": self.images,
@@ -92,10 +92,10 @@ class Mark:
 
 
 def mark_of(fields: Any) -> Mark:
-    """Return the mark that a JSON object describes.
+    """Return the mark of a JSON object.
 
     Raises:
-        ValueError: it does not describe one, or its `id` is of another one.
+        ValueError: it is not a valid mark, or its `id` does not match.
     """
     if not isinstance(fields, dict):
         raise ValueError("a mark is not an object")  # noqa: TRY004 - the document is wrong, not the caller
@@ -115,10 +115,10 @@ class Accepted:
     """The result of accepting or withdrawing marks.
 
     Attributes:
-        number: of the record; None where nothing had to be written.
-        changed: marks that are new, or withdrawn now.
-        unchanged: marks that were in force already.
-        in_force: marks of the table from now on.
+        number: of the record; None if nothing was written.
+        changed: marks that were added or withdrawn.
+        unchanged: marks that were already in force.
+        in_force: marks in force afterwards.
     """
 
     number: int | None
@@ -128,10 +128,10 @@ class Accepted:
 
 
 def read_marks(table: Store) -> list[Mark]:
-    """Return the marks that are in force, in the order of their ids. A table without marks costs one listing.
+    """Return the marks in force, in the order of their ids. A table without marks takes one listing.
 
     Raises:
-        RayDetrError: a record is damaged, or another release's.
+        RayDetrError: a record is damaged, or of another release.
         StoreError: the store refused.
     """
     marks, _ = _read_all(table)

@@ -1,6 +1,6 @@
-"""Decides which detections a mark covers, in Arrow and numpy; exports, reports, queries and finding all use it.
+"""Find the detections that a mark covers, in Arrow and numpy; used by exports, reports, queries and finding.
 
-A detection is covered if its image lies in the mark's folder, its class is the mark's, and the IoU of both boxes, as
+A detection is covered if its image is in the mark's folder, its class is the mark's, and the IoU of both boxes, as
 shares of their pictures, is at least the mark's. Pictures of one camera in another resolution are covered, too.
 """
 
@@ -18,11 +18,11 @@ import pyarrow.compute as pc
 from pipelines.errors import RayDetrError
 from pipelines.marks.marks import Mark
 
-MOST_PAIRS: Final = 1_000_000  # of a box and a mark that are compared at once
+MOST_PAIRS: Final = 1_000_000  # pairs of a box and a mark that are compared at a time
 
 _SIDES: Final = ("xmin", "ymin", "xmax", "ymax")
 _MASKS: Final = "masks"  # a list as long as `detections`
-_WEB_QUERY: Final = r"^(https?://[^?#]*)\?[^#]*"  # may hold slashes and signatures
+_WEB_QUERY: Final = r"^(https?://[^?#]*)\?[^#]*"  # may contain slashes and signatures
 _ABOVE_ALL: Final = r"^([A-Za-z][A-Za-z0-9+.\-]*:/{0,2})?$"  # a part of what precedes the topmost folder
 
 Integers = npt.NDArray[np.int64]
@@ -32,12 +32,12 @@ Floats = npt.NDArray[np.float64]
 def folders_of(uris: pa.Array, levels: int) -> pa.Array:
     """Return the folder of each address, with a slash at its end: the address without its last 1 + `levels` parts.
 
-    A bucket and a host are the topmost folders. An archive, `FILE#/`, is a folder in the folder of its file. Null where
-    an image does not lie that deep.
+    A bucket and a host are the topmost folders. An archive, `FILE#/`, is a folder in the folder of its file. Null if
+    the address has too few folders.
 
     Args:
         uris: addresses, of which those in the web lose their query.
-        levels: 0 for the folder that an image lies in, 1 for the folder around that, and so on.
+        levels: 0 for the folder of an image, 1 for its parent, and so on.
     """
     plain = pc.replace_substring_regex(uris.cast(pa.string()), _WEB_QUERY, r"\1")
     folders = pc.extract_regex(plain, rf"(?s)^(?P<folder>(?:.*/)?)(?:[^/]*/){{{levels}}}[^/]*$").field("folder")
@@ -65,22 +65,22 @@ class Boxes:
 
 
 class Matcher:
-    """Tells which mark covers a detection."""
+    """Finds the mark that covers a detection."""
 
     def __init__(self, marks: Sequence[Mark]) -> None:
-        """Take the marks."""
+        """Index the marks."""
         self.marks = sorted(marks, key=lambda mark: (mark.levels, mark.folder, mark.label, mark.id))
         self.ids = pa.array([mark.id for mark in self.marks], pa.string())
         self._levels = [_OfLevels.of(self.marks, levels) for levels in sorted({mark.levels for mark in self.marks})]
 
     def __bool__(self) -> bool:
-        """Whether there are any marks."""
+        """Return whether there are any marks."""
         return bool(self.marks)
 
     def match(self, boxes: Boxes) -> Integers:
-        """Return the number of the mark in `marks` that covers each detection, `(N,)`; -1 where none does.
+        """Return the index in `marks` of the mark that covers each detection, `(N,)`; -1 if none does.
 
-        Of several the one with the highest IoU, then the first.
+        Of several marks, the one with the highest IoU, then the first.
         """
         best = np.full(len(boxes.owners), -1, np.int64)
         highest = np.zeros(len(boxes.owners))
@@ -91,16 +91,16 @@ class Matcher:
         return best
 
     def without_repeats(self, rows: pa.Table) -> tuple[pa.Table, Integers]:
-        """Return rows of a detection table without the detections, and their masks, that a mark covers.
+        """Return rows of a detection table without covered detections and their masks.
 
         Args:
             rows: M rows with `uri`, `width`, `height` and `detections`.
 
         Returns:
-            The rows, and how many detections each has lost, `(M,)`.
+            The rows, and the number of removed detections of each, `(M,)`.
 
         Raises:
-            RayDetrError: a row has another number of masks than of detections.
+            RayDetrError: a row's numbers of masks and detections differ.
         """
         lost = np.zeros(len(rows), np.int64)
         if not self or not len(rows):
@@ -133,12 +133,12 @@ class Matcher:
 
 @dataclass(frozen=True, slots=True)
 class _OfLevels:
-    """The marks of one number of levels, K of them, sorted by folder and class.
+    """The K marks with one number of levels, sorted by folder and class.
 
     Attributes:
-        levels: how many folders lie between their folders and an image.
+        levels: number of folders between their folder and an image.
         folders: the different folders, labels: the different classes.
-        keys: `(K,)`: place of the folder times the number of classes, plus place of the class; rising.
+        keys: `(K,)`: index of the folder times the number of classes, plus index of the class; ascending.
         numbers: `(K,)`: of all marks; boxes and least IoU `(K,)` of these.
     """
 
@@ -195,7 +195,7 @@ class _OfLevels:
         sizes = boxes.sizes[boxes.owners[where]]
         shares = boxes.sides[where].astype(np.float64) / np.tile(np.where(sizes > 0, sizes, np.nan), 2)
         overlaps = Corners.of(shares).iou(np.repeat(np.arange(len(where)), counts), marks, self.boxes)
-        overlaps = np.where(overlaps >= self.least[marks], overlaps, 0.0)  # nan of an unknown size, too
+        overlaps = np.where(overlaps >= self.least[marks], overlaps, 0.0)  # also for nan from an unknown size
         best = np.maximum.reduceat(overlaps, starts)
         pairs = np.where(overlaps == np.repeat(best, counts), np.arange(len(overlaps)), len(overlaps))
         chosen = np.minimum.reduceat(pairs, starts)[best > 0]
@@ -204,7 +204,7 @@ class _OfLevels:
 
 @dataclass(frozen=True, slots=True)
 class Corners:
-    """N boxes, a column for each side, which is several times as fast to compare as rows of four.
+    """N boxes as one array per side, which are several times as fast to compare as rows of four.
 
     Attributes:
         sides: xmin, ymin, xmax and ymax, `(N,)` each.
@@ -216,17 +216,17 @@ class Corners:
 
     @classmethod
     def of(cls, boxes: npt.NDArray[Any]) -> Corners:
-        """Take corners `(N, 4)`."""
+        """Convert corners `(N, 4)`."""
         xmin, ymin, xmax, ymax = (np.ascontiguousarray(side, dtype=np.float64) for side in boxes.T)
         return cls((xmin, ymin, xmax, ymax), np.maximum(xmax - xmin, 0) * np.maximum(ymax - ymin, 0))
 
     def iou(self, one: Integers, other: Integers, others: Corners | None = None) -> Floats:
-        """Return intersection over union of M pairs, `(M,)`; 0 where both boxes have no area.
+        """Return intersection over union of M pairs, `(M,)`; 0 if both boxes have no area.
 
         Args:
-            one: places of the first boxes, `(M,)`.
-            other: places of the second boxes, in `others` or else among these boxes, `(M,)`.
-            others: the boxes that `other` counts.
+            one: indices of the first boxes, `(M,)`.
+            other: indices of the second boxes, in `others` or in these boxes, `(M,)`.
+            others: the boxes of `other`; None: these boxes.
         """
         others = others or self
         shared = self._shared(one, other, others, 0)
@@ -244,7 +244,7 @@ class Corners:
 
 
 def pieces(counts: Integers, most: int) -> list[slice]:
-    """Return slices of detections that have at most so many pairs each, or are a single detection."""
+    """Return slices of detections with at most this many pairs each, or with a single detection."""
     pieces, start, total = [], 0, np.cumsum(counts)
     while start < len(counts):
         before = total[start - 1] if start else 0
@@ -255,7 +255,7 @@ def pieces(counts: Integers, most: int) -> list[slice]:
 
 
 def _filtered(column: pa.Array, values: pa.Array, is_kept: npt.NDArray[np.bool_], counts: Integers) -> pa.Array:
-    """Return a list column with some of its values, so many in each row; nulls stay."""
+    """Return a list column with some of its values and new row lengths; nulls remain."""
     offsets = pa.array(np.concatenate(([0], np.cumsum(counts))), pa.int32())
     return pa.ListArray.from_arrays(
         offsets,

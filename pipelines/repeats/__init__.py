@@ -1,1 +1,1 @@
-"""Detections that repeat at one place of a folder's pictures: found, accepted by people, and left out by readers."""
+"""Find detections that repeat at one position in a folder's pictures, so that people can accept them as marks."""

@@ -1,4 +1,4 @@
-"""Configuration of `ray-detr repeats`: what counts as a repeat, and what the page shows."""
+"""Configuration of `ray-detr repeats`: the criteria for repeats, and the contents of the page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipelines.store import S3, StoreOptions
 
 @dataclass(frozen=True, slots=True)
 class RepeatsConfig:
-    """What counts as a repeat in which rows of a table."""
+    """The criteria for repeats, and the rows of a table to search."""
 
     table: str = option("the detection table", metavar="URI")
     least_images: int = option(

@@ -1,4 +1,4 @@
-"""Finds places of a table where a class repeats: SQL over the current rows counts, `grouping` chooses the places."""
+"""Find places where a class repeats: SQL counts over the current rows, `grouping` chooses the places."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 UNITS: Final = 10**SHARE_DECIMALS  # of a picture's side
-SLACK: Final = 0.8  # of the images that a place must have: boxes of a cell may lie a little off their mean
-MEMORY: Final = "1GB"  # of DuckDB; what needs more goes to a temporary folder
+SLACK: Final = 0.8  # of the images that a place must have: boxes of a cell differ a little from their mean
+MEMORY: Final = "1GB"  # of DuckDB; more is spilled to a temporary folder
 
-TYPING_ERROR: Final = 0.8  # least likeness (difflib) of two names that are taken for one, mistyped
+TYPING_ERROR: Final = 0.8  # smallest similarity (difflib) of two names for one to count as a typing error
 
 _BATCH: Final = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A detection of a place, in one of the pictures that the page shows.
+    """A detection at a place, in a picture that the page shows.
 
     Attributes:
         uri: the image's address.
-        etag: of the object that was labelled; None where the source has none.
-        size: bytes of the object that was labelled; None where that is not known.
+        etag: of the labelled object; None if the source has none.
+        size: bytes of the labelled object; None if unknown.
         width: pixels of the upright picture.
         height: pixels of the upright picture.
         box: xmin, ymin, xmax, ymax in pixels.
@@ -56,12 +56,12 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A place where a class repeats, and what it would cover.
+    """A place where a class repeats, and the detections that its mark would cover.
 
     Attributes:
-        mark: what is accepted; `mark.images` is how many images have such a detection.
-        boxes: how many detections with `min_score` or more it covers.
-        folder_images: how many images without an error the folder has.
+        mark: the mark to accept; `mark.images` is the number of images with such a detection.
+        boxes: number of covered detections with `min_score` or more.
+        folder_images: number of images without an error in the folder.
         scores: least, median and highest score of the detections.
         seen: some of the detections, evenly spread over the images by address.
     """
@@ -75,14 +75,14 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What was found in a table.
+    """The result of a search in a table.
 
     Attributes:
         table: its address without secrets.
-        places: those with most images first.
-        images: current rows without an error that were looked at.
-        boxes: detections that were looked at: with `min_score`, not too large, not covered by a mark.
-        covered: detections with `min_score` that marks cover already.
+        places: the places, those with most images first.
+        images: number of current rows without an error.
+        boxes: number of considered detections: with `min_score`, not too large, not covered by a mark.
+        covered: number of detections with `min_score` that marks already cover.
     """
 
     table: str
@@ -95,15 +95,15 @@ class Found:
 def find_places(
     config: RepeatsConfig, *, with_pictures: bool = True, show: Callable[[str], None] = lambda _what: None
 ) -> Found:
-    """Find the places of a table where a class repeats. Detections that a mark covers do not count.
+    """Find the places of a table where a class repeats. Covered detections are ignored.
 
-    Memory: 1 GB for DuckDB, which moves more to a temporary folder, and the cells and neighbours of one folder and
+    Memory: 1 GB for DuckDB, which spills more to a temporary folder, and the cells and neighbours of one folder and
     class.
 
     Args:
-        config: what counts.
-        with_pictures: whether `seen` of the first `config.most_places` places is filled.
-        show: called with what is done next.
+        config: the criteria.
+        with_pictures: whether to fill `seen` of the first `config.most_places` places.
+        show: called with a text about the next step.
 
     Raises:
         UsageError: DuckDB is not installed, the table has no rows that count, or none of them has a class of
@@ -172,12 +172,12 @@ def _create_boxes(engine: DuckDBPyConnection, config: RepeatsConfig) -> None:
 
 
 def _check_classes(engine: DuckDBPyConnection, classes: Sequence[str]) -> None:
-    """Refuse a class that no current row has, at any score, if it is like one that rows have, or no class occurs.
+    """Refuse a class without detections at any score if it resembles an existing class, or if no class occurs.
 
-    A class that is not seen yet may be named beside others, so that a schedule can name all that it looks for.
+    Classes without detections are allowed beside others, so that a schedule can name all classes of interest.
 
     Raises:
-        UsageError: names the class, and the one that is most like it.
+        UsageError: names the class and the most similar one.
     """
 
     def missing(source: str) -> list[str]:
@@ -214,7 +214,7 @@ def _likely(engine: DuckDBPyConnection, config: RepeatsConfig) -> Iterator[Mark]
     """Yield places that are likely to have enough images, from cells of near-equal boxes."""
     # a cell is a quarter of what two boxes may differ by, to a power of two, for each side of the picture
     cell = "(1 << floor(log2(greatest(1, {share} * ({high} - {low}))))::INTEGER)".format
-    share = f"{(1 - config.iou) / 4:.6e}"  # with an exponent SQL takes it for a double, else for a decimal
+    share = f"{(1 - config.iou) / 4:.6e}"  # with an exponent SQL reads a double, otherwise a decimal
     wide, tall = cell(share=share, high="x2", low="x1"), cell(share=share, high="y2", low="y1")
     means = ", ".join(f"(sum(b.{side}) // count(*))::BIGINT AS {side}" for side in ("x1", "y1", "x2", "y2"))
     rows = engine.sql(
@@ -263,7 +263,7 @@ def _cells(parts: list[pa.Table]) -> Cells:
 
 
 def _places(engine: DuckDBPyConnection, matcher: Matcher) -> list[Place]:
-    """Count exactly what each likely place covers, by the rule itself, and keep those with enough images."""
+    """Count the detections that each likely place covers, by the exact rule, and keep those with enough images."""
     if not matcher:
         return []
     add_matcher(engine, "place_of", matcher)
@@ -283,7 +283,7 @@ def _places(engine: DuckDBPyConnection, matcher: Matcher) -> list[Place]:
 
 
 def _seen(engine: DuckDBPyConnection, places: list[str], most: int) -> dict[str, list[Seen]]:
-    """Return up to `most` detections of each of some places: of the images at even distances, by address."""
+    """Return up to `most` detections of each place, from images at even distances by address."""
     if not places:
         return {}
     wanted = pa.table({"place": pa.array(places, pa.string())})

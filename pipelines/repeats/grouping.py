@@ -1,9 +1,9 @@
-"""Groups near-equal boxes of one folder and class: the places where most boxes lie, whatever the order of the rows.
+"""Group near-equal boxes of one folder and class into places, independent of the order of the rows.
 
-Each cell of near-equal boxes stands for them by its mean. The cell whose neighbourhood (IoU) has most boxes makes the
-first place, the mean of that neighbourhood; its boxes are taken away, and so on. A place is a neighbourhood of one box,
-never a chain of neighbours, so that a box that wanders makes no place. Sides are whole numbers, so that sums do not
-depend on an order.
+Each cell of near-equal boxes is represented by its mean. The cell whose neighbourhood (IoU) has most boxes is the first
+place, the mean of that neighbourhood; its boxes are removed, and so on. A place is the neighbourhood of one box, never
+a chain of neighbours, so that a moving box does not form a place. Sides are integers, so that sums do not depend on the
+order.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from pipelines.marks.matching import Corners, pieces
 
 Integers = npt.NDArray[np.int64]
 
-_PIECE = 20_000  # cells whose neighbours are searched at once
-_MOST_PAIRS = 2_000_000  # of cells and those that may be their neighbours, in a piece: some 130 MB
-_COMPARED = 30_000  # pairs compared at once, which fit into a core's cache
-_MANY_PAIRS = 2_000_000  # from which finer bins pay
+_PIECE = 20_000  # cells whose neighbours are searched at a time
+_MOST_PAIRS = 2_000_000  # pairs of cells and possible neighbours at a time: about 130 MB
+_COMPARED = 30_000  # pairs compared at a time, which fit into a core's cache
+_MANY_PAIRS = 2_000_000  # from which finer bins are faster
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Cells:
 
     Attributes:
         boxes: `(N, 4)`: their mean xmin, ymin, xmax, ymax, in whole units.
-        counts: `(N,)`: how many boxes each has.
+        counts: `(N,)`: number of boxes of each.
     """
 
     boxes: Integers
@@ -39,11 +39,11 @@ class Cells:
 
 
 def places_of(cells: Cells, *, iou: float, least: int) -> Integers:
-    """Return the boxes of the places that have at least so many boxes, `(K, 4)`, the largest place first.
+    """Return the boxes of the places with at least `least` boxes, `(K, 4)`, the largest place first.
 
-    Memory: some 130 MB, and four bytes for each pair of a cell whose neighbourhood has so many boxes and one of its
-    neighbours. Time: that of comparing each cell with those near it whose neighbourhood may have so many boxes. Equal
-    input in any order gives equal output.
+    Memory: about 130 MB, and four bytes for each pair of a cell with enough boxes in its neighbourhood and one of its
+    neighbours. Time: comparing each cell with nearby ones whose neighbourhood may have enough boxes. The output does
+    not depend on the order of the input.
 
     Args:
         cells: of one folder and class.
@@ -67,7 +67,7 @@ def places_of(cells: Cells, *, iou: float, least: int) -> Integers:
         now = int(counts[near].sum())
         if now < least:
             continue
-        if now < -total:  # some of its boxes were taken meanwhile; totals only sink
+        if now < -total:  # some of its boxes were removed meanwhile; totals only decrease
             heapq.heappush(heap, (-now, cell))
             continue
         chosen.append((boxes[near] * counts[near, None]).sum(axis=0) // now)  # the middle, where later boxes lie
@@ -110,7 +110,7 @@ def _with_enough(bins: _Bins, cells: Integers, counts: Integers, least: int) -> 
     ordered = bins.order[is_asked[bins.order]]
     most, pairs = np.zeros((2, len(counts)), np.int64)
     for start in range(0, len(ordered), _PIECE):
-        part = ordered[start : start + _PIECE]  # cells near each other, which is faster
+        part = ordered[start : start + _PIECE]  # neighbouring cells, which is faster
         for first, stop in bins.ranges(part):
             most[part] += weights[stop] - weights[first]
             pairs[part] += stop - first
@@ -129,7 +129,7 @@ class _Bins:
     def __init__(self, boxes: Integers, iou: float, parts: int) -> None:
         self._parts = parts  # bins that the widths of neighbours may differ by
         self._excess = 1 / iou - 1 + 1e-9  # a + b at most; a little more, for what is rounded
-        factor = max(1 / iou, 1.05) * 1.0001  # wider than need be, for what is rounded and for 63 bits
+        factor = max(1 / iou, 1.05) * 1.0001  # wider than necessary, for rounding and for 63 bits
         self._factor = factor ** (1 / self._parts)
         self._step = max((factor - 1) / 2, 1e-3) / self._parts  # of the width
         self._sizes = np.maximum(boxes[:, 2:] - boxes[:, :2], 1).astype(np.float64)
@@ -144,7 +144,7 @@ class _Bins:
         keys = self._keys(self._bins, self._steps(self._bins[:, 0], self._across)) + self._down
         self.order = np.argsort(keys, kind="stable")
         self._sorted = keys[self.order]
-        self._corners = Corners.of(boxes[self.order])  # in this order, where those that are compared lie side by side
+        self._corners = Corners.of(boxes[self.order])  # in this order, in which compared boxes are adjacent
         self._places = np.empty_like(self.order)
         self._places[self.order] = np.arange(len(boxes))
 

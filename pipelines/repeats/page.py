@@ -1,4 +1,4 @@
-"""The page of places that repeat: pictures of each, and which of them are accepted, as a file to download."""
+"""The page of places that repeat: pictures of each, and accepted places as a file to download."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CONTEXT: Final = 0.75  # of the box, on each side of it
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A detection as the page shows it: the whole picture, or the part around the box.
+    """A detection on the page: the whole picture, or the part around the box.
 
     Attributes:
         name: of the image's file.
@@ -59,14 +59,14 @@ def render_places(
     *,
     show: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> str:
-    """Return the page as HTML that loads nothing; pictures are fetched from their addresses.
+    """Return the page as self-contained HTML; pictures are fetched from their addresses now.
 
     Args:
-        found: what was found; its first `config.most_places` places are shown.
-        config: how it was found.
-        stores: how images are read.
+        found: the result; its first `config.most_places` places are shown.
+        config: the criteria.
+        stores: stores of the images.
         made: when.
-        show: called in any thread with how many images were read, and how many there are.
+        show: called in any thread with the number of images read so far, and the total.
     """
     places = found.places[: config.most_places]
     views = _views(places, stores, show)

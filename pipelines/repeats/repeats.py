@@ -1,4 +1,4 @@
-"""What `ray-detr repeats` does: write the page of places, accept them, withdraw marks, list marks."""
+"""The actions of `ray-detr repeats`: write the page of places, accept them, withdraw marks, list marks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ID: Final = re.compile(r"[0-9a-f]{12}")
 
 @dataclass(frozen=True, slots=True)
 class PageSummary:
-    """What was found and written.
+    """The result of a search and its page.
 
     Attributes:
         out: the page.
@@ -36,7 +36,7 @@ class PageSummary:
         shown: of these on the page.
         boxes: detections that all places cover.
         images: that were looked at.
-        marked_before: detections that marks cover already.
+        marked_before: detections that marks already cover.
     """
 
     out: Path
@@ -54,10 +54,10 @@ def write_places_page(
     """Find places that repeat and write the page on which people accept them.
 
     Args:
-        config: what counts.
+        config: the criteria.
         out: the HTML file; an earlier one is replaced.
-        clock: tells when the page was made.
-        show: called with what is done next.
+        clock: for the time on the page.
+        show: called with a text about the next step.
 
     Raises:
         RayDetrError: the table is empty or damaged, or the file cannot be written.
@@ -74,7 +74,7 @@ def write_places_page(
 
 
 def accept_file(config: RepeatsConfig, place: str, *, clock: Clock | None = None) -> Accepted:
-    """Accept the places of a file downloaded from the page; those that are in force already change nothing.
+    """Accept the places of a file downloaded from the page; places already in force are unchanged.
 
     Raises:
         UsageError: the file is not of a page of this table.

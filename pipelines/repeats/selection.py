@@ -15,17 +15,17 @@ MOST_BYTES: Final = 256_000_000
 
 
 def head_of(table: str) -> dict[str, Any]:
-    """Return the fields of a selection that say what it is; `accepted` is added by the page."""
+    """Return the identifying fields of a selection; the page adds `accepted`."""
     return {"kind": KIND, "version": VERSION, "table": table}
 
 
 def read_selection(place: str, table: Store, options: StoreOptions) -> list[Mark]:
-    """Return the marks of a file that a page of this table gave.
+    """Return the marks of a file downloaded from a page of this table.
 
     Args:
         place: a path or URI.
         table: the table that the marks are for.
-        options: how the file is reached.
+        options: access to the file.
 
     Raises:
         UsageError: the file does not exist, is of another kind, was edited, or belongs to another table.

@@ -1,4 +1,4 @@
-"""Configuration of a report: what it covers and where the page is written."""
+"""Configuration of a report: its contents and the location of the page."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _PICTURES = option("pictures of each kind", default=12, metavar="N", at_least=1)
 
 @dataclass(frozen=True, slots=True)
 class ReportConfig:
-    """What a report of a table covers and where it is written: the options of `ray-detr report --table`.
+    """The options of `ray-detr report --table`.
 
-    `picture_options` say how pictures are reached; None is as the table.
+    `picture_options` are for access to pictures; None is as for the table.
     """
 
     table: str
@@ -58,9 +58,9 @@ class ReportConfig:
 
 @dataclass(frozen=True, slots=True)
 class TrainingReportConfig:
-    """What a report of a training run shows and where it is written: the options of `ray-detr report --training`.
+    """The options of `ray-detr report --training`.
 
-    `run` is the URI of the run's folder, as `ray-detr train` prints it.
+    `run` is the URI of the run's folder, as printed by `ray-detr train`.
     """
 
     run: str

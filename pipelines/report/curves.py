@@ -1,4 +1,4 @@
-"""Line charts of a report as numbers for the template: points, ticks, and what they say in words."""
+"""Line charts of a report as values for the template: points, ticks, and text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final
 
 LEFT, RIGHT, TOP, BOTTOM = 46, 342, 8, 170  # the drawn area in a view box of 360 x 200
 MOST_POINTS: Final = 300
-MARKED_POINTS: Final = 40  # so few points get a mark each
+MARKED_POINTS: Final = 40  # up to this many points are marked
 MOST_NUMBERS: Final = 25  # rows of the table below a chart
 
 Points = Sequence[tuple[float, float]]
@@ -22,11 +22,11 @@ class Chart:
     Attributes:
         id: unique on the page.
         title: above it.
-        x: what the horizontal axis counts.
-        curves: points (x, y) by name, at most three; y is NaN where there is no value.
+        x: label of the horizontal axis.
+        curves: points (x, y) by name, at most three curves; y is NaN if there is no value.
         is_log: whether the vertical axis is logarithmic; values of 0 are then left out.
         is_share: whether values are shares, shown in percent.
-        marks: x of vertical lines, where the workers were started again.
+        marks: x of vertical lines at restarts of the workers.
     """
 
     id: str
@@ -39,7 +39,7 @@ class Chart:
 
 
 def thinned(points: Points, most: int = MOST_POINTS) -> list[tuple[float, float]]:
-    """Return at most `most` points: means of consecutive ones; NaN counts only where there is nothing else."""
+    """Return at most `most` points: means of consecutive ones, ignoring NaN unless all are NaN."""
     size = math.ceil(len(points) / most)
     if size <= 1:
         return list(points)
@@ -59,7 +59,7 @@ def ticks(highest: float, most: int = 5, *, is_whole: bool = False) -> list[floa
 
 
 def drawing(chart: Chart) -> dict[str, Any] | None:
-    """Return what the template draws, None where a chart has no value."""
+    """Return the values for the template; None if a chart has no value."""
     curves = [(name, [(x, y) for x, y in points if _is_shown(y, chart)]) for name, points in chart.curves]
     ys = [y for _, points in curves for _, y in points]
     if not ys:
@@ -137,7 +137,7 @@ def _is_shown(y: float, chart: Chart) -> bool:
 
 
 def _path(points: Sequence[tuple[float, float] | None]) -> str:
-    """Return an SVG path, interrupted where a value is missing."""
+    """Return an SVG path with gaps at missing values."""
     parts, pen = [], "M"
     for point in points:
         if point is not None:

@@ -1,4 +1,4 @@
-"""What changed between two runs of a table: boxes that appeared, vanished or moved."""
+"""Changes between two runs of a table: boxes that appeared, vanished or moved."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from pipelines.report.overlaps import box_iou
 from pipelines.report.page import ROLES, Comparison, Item, PictureRow
 from pipelines.report.rows import Classes, Rows, TableFiles
 
-SAME_IOU: Final = 0.9  # boxes of one class that overlap so much are the same
-FOUND_IOU: Final = 0.5  # that overlap less than that are different objects; between the two, the object moved
+SAME_IOU: Final = 0.9  # boxes of one class with this IoU or more are the same
+FOUND_IOU: Final = 0.5  # boxes with less are different objects; between the two limits, the object moved
 
 Counts = npt.NDArray[np.int64]
 Origin = tuple[str, str | None]  # model and settings
@@ -27,14 +27,14 @@ _SAME, _MOVED, _APPEARED, _VANISHED = range(4)
 
 @dataclass(frozen=True, slots=True)
 class EarlierRun:
-    """The boxes of a run that reach a score, as columns: 24 bytes a box and 25 a row.
+    """The boxes of a run that reach a score, as columns: 24 bytes per box and 25 per row.
 
     Attributes:
         run_id: its name.
-        keys: `(M,)`, rising hashes of addresses.
+        keys: `(M,)`, sorted hashes of addresses.
         is_ok: `(M,)`; False for errors.
-        starts: `(M + 1,)`, where the boxes of each row begin.
-        classes: `(N,)`, scores `(N,)` and boxes `(N, 4)`: as `Rows` has them.
+        starts: `(M + 1,)`, the index of the first box of each row.
+        classes: `(N,)`, scores `(N,)` and boxes `(N, 4)`: as in `Rows`.
         origins: model and settings of its rows.
     """
 
@@ -85,7 +85,7 @@ def _noting_origins(parts: Iterable[Rows], origins: set[Origin]) -> Iterator[Row
 
 
 def reaches(scores: npt.NDArray[np.float32], threshold: float) -> npt.NDArray[np.bool_]:
-    """Return which scores reach a threshold, rounded as the page rounds them."""
+    """Return which scores reach a threshold, with the page's rounding."""
     reached: npt.NDArray[np.bool_] = np.round(scores.astype(np.float64), 4) >= threshold - 1e-9
     return reached
 
@@ -122,17 +122,17 @@ class Drift:
         return len(self.earlier.keys) - self.images - self.errors_here - self.errors_before - self.errors_both
 
     def add(self, rows: Rows) -> None:
-        """Compare some more rows; those of the earlier run itself are passed over."""
+        """Compare more rows; rows of the earlier run itself are skipped."""
         self.origins |= _origins(rows, not_of=self.earlier.run_id)
         changes, found = self.compare(rows)
         self._top.offer(changes, lambda row: _with_boxes(example_of(rows, row), found[row]))
 
     def compare(self, rows: Rows) -> tuple[npt.NDArray[np.float64], dict[int, tuple[Box, ...]]]:
-        """Count what changed in some more rows.
+        """Count the changes in more rows.
 
         Returns:
-            How many boxes of each row appeared, vanished or moved, `(M,)`; -inf where none did or the row cannot be
-            compared. And the boxes of both runs by row, each with what became of it.
+            The number of boxes of each row that appeared, vanished or moved, `(M,)`; -inf if none did or the row cannot
+            be compared. Also the boxes of both runs by row, each with its change.
         """
         run_ids, keys = rows.words("run_id"), _keys(rows)
         places = np.minimum(np.searchsorted(self.earlier.keys, keys), len(self.earlier.keys) - 1)
@@ -184,7 +184,7 @@ class Drift:
         return Comparison(f"Against run {self.earlier.run_id}", "drift.html.j2", values, [gallery])
 
     def _named_origins(self) -> dict[str, str]:
-        """Return by what both sides were made: the models, with the settings where only these differ."""
+        """Return the models of both sides, with the settings if only these differ."""
         sides = {"now": self.origins, "then": self.earlier.origins}
         models = {name: ", ".join(sorted({model for model, _ in side})) for name, side in sides.items()}
         if models["now"] != models["then"] or self.origins == self.earlier.origins:
@@ -195,7 +195,7 @@ class Drift:
         }
 
     def _compare(self, rows: Rows, part: slice, place: int) -> tuple[tuple[Box, ...], int]:
-        """Return the boxes of both rows, each with what became of it, and how many changed."""
+        """Return the boxes of both rows, each with its change, and the number of changed ones."""
         old = slice(self.earlier.starts[place], self.earlier.starts[place + 1])
         kept = np.flatnonzero(reaches(rows.scores[part], self.threshold))
         here = [array[part][kept] for array in (rows.classes, rows.scores, rows.boxes)]

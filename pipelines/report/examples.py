@@ -1,4 +1,4 @@
-"""Which pictures a report shows: the best, random ones, the least certain, the most crowded, and some of each class."""
+"""Choose the pictures of a report: the best, random, least certain and most crowded ones, and some of each class."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from pipelines.report.rows import Rows
 
-LEAST_SCORE: Final = 0.05  # detections below it are not drawn
+LEAST_SCORE: Final = 0.05  # detections with lower scores are not drawn
 MOST_BOXES: Final = 100  # of one picture, the best
 PER_CLASS: Final = 3
 MOST_CLASSES: Final = 20
@@ -25,7 +25,7 @@ Box = tuple[int, float, float, float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One image to show, as its row describes it."""
+    """One image to show, from its row."""
 
     uri: str
     etag: str | None
@@ -47,13 +47,13 @@ class Gallery:
 
 @dataclass(slots=True)
 class Top(Generic[Kept]):
-    """The few rows with the highest key, of any number that are offered, as whatever is kept of a row."""
+    """A collection that keeps the few offered rows with the highest key."""
 
     most: int
     held: list[tuple[float, Kept]] = field(default_factory=list)
 
     def offer(self, keys: npt.NDArray[np.float64], example: Callable[[int], Kept]) -> None:
-        """Take those rows whose key is high enough; a key of -inf is never taken."""
+        """Keep the rows whose key is high enough; a key of -inf is never kept."""
         least = self.held[-1][0] if len(self.held) == self.most else -np.inf
         candidates = np.flatnonzero(keys > least)
         best = candidates[np.argsort(-keys[candidates], kind="stable")[: self.most]]
@@ -63,7 +63,7 @@ class Top(Generic[Kept]):
         del self.held[self.most :]
 
     def examples(self) -> list[Kept]:
-        """Return them, the highest key first."""
+        """Return the kept rows, the highest key first."""
         return [example for _, example in self.held]
 
 
@@ -71,13 +71,13 @@ class Examples:
     """Chooses pictures while the rows are read. Memory: the chosen rows."""
 
     def __init__(self, *, threshold: float, most: int, seed: int) -> None:
-        """Take the score from which a detection counts, how many pictures a gallery has, and the seed of `random`."""
+        """Set the minimum score of detections, the number of pictures of a gallery, and the seed of `random`."""
         self._threshold, self._most, self._seed = threshold, most, seed
         self._best, self._unsure, self._crowded, self._random = (Top[Example](most) for _ in range(4))
         self._classes: dict[int, Top[Example]] = {}
 
     def add(self, rows: Rows) -> None:
-        """Look at some more rows."""
+        """Process more rows."""
         made: dict[int, Example] = {}
 
         def example(row: int) -> Example:
@@ -101,7 +101,7 @@ class Examples:
             self._classes.setdefault(number, Top[Example](PER_CLASS)).offer(keys, example)
 
     def galleries(self, names: Sequence[str], frequent: Sequence[int]) -> Iterator[Gallery]:
-        """Yield the galleries; of classes, the most frequent ones.
+        """Yield the galleries; those of classes only for the most frequent ones.
 
         Args:
             names: of classes, by number.
@@ -121,9 +121,9 @@ class Examples:
 
 
 def doubts(rows: Rows) -> npt.NDArray[np.float64]:
-    """Return how uncertain each row is, `(M,)`: the sum over its boxes of 1 - |score - 0.5| / 0.3, where above 0.
+    """Return the uncertainty of each row, `(M,)`: the sum over its boxes of 1 - |score - 0.5| / 0.3 if positive.
 
-    -inf where no score is between 0.2 and 0.8.
+    -inf if no score is between 0.2 and 0.8.
     """
     doubt = np.clip(1 - np.abs(rows.scores.astype(np.float64) - 0.5) / 0.3, 0, None)
     sums = np.bincount(rows.owners, weights=doubt, minlength=len(rows))

@@ -1,4 +1,4 @@
-"""The figures of a report: counts and histograms that grow by one row group at a time."""
+"""The figures of a report: counts and histograms, updated with one row group at a time."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import pyarrow as pa
 from pipelines.report.rows import SETTINGS, Classes, Rows
 from pipelines.store import without_secrets
 
-SCORE_BINS: Final = 100  # so that the page counts exactly at every position of its slider
+SCORE_BINS: Final = 100  # so that the page's counts are exact at every position of its slider
 MOST_BOXES: Final = 20  # images with more are counted together
-SIZE_EDGES: Final = (0.0, 0.02, 0.04, 0.08, 0.12, 0.16, 0.24, 0.32, 0.48, 0.64, 1.0)  # side of the square, of 1
+SIZE_EDGES: Final = (0.0, 0.02, 0.04, 0.08, 0.12, 0.16, 0.24, 0.32, 0.48, 0.64, 1.0)  # square root of the box's share
 GRID: Final = (9, 12)  # rows and columns of the map of positions
 ERROR_EXAMPLES: Final = 3
 RATE_BARS: Final = 60
@@ -28,7 +28,7 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass(slots=True)
 class RunFigures:
-    """What the rows of one run add up to, with the times at which they were labelled."""
+    """Totals of the rows of one run, with the times at which they were labelled."""
 
     images: int = 0
     errors: int = 0
@@ -43,12 +43,12 @@ class RunFigures:
 
 @dataclass(slots=True)
 class Figures:
-    """What all rows add up to. Scores are counted in bins of 0.01, after rounding to four decimals."""
+    """Totals of all rows. Scores are counted in bins of 0.01, after rounding to four decimals."""
 
     images: int = 0
     ok: int = 0
     detections: int = 0
-    left_out: int = 0  # further detections, which a mark covers
+    left_out: int = 0  # additional detections that a mark covers
     errors: Counter[str] = field(default_factory=Counter)
     error_examples: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     scores: defaultdict[int, Counts] = field(default_factory=lambda: defaultdict(lambda: np.zeros(SCORE_BINS, int)))
@@ -60,7 +60,7 @@ class Figures:
     origins: Counter[tuple[str, float, str | None]] = field(default_factory=Counter)
 
     def add(self, rows: Rows) -> None:
-        """Count some more rows."""
+        """Count more rows."""
         self.images += len(rows)
         self.ok += int(rows.is_ok.sum())
         self.detections += len(rows.scores)
@@ -74,12 +74,12 @@ class Figures:
         self._add_shapes(rows, bins)
 
     def frequent(self, classes: Classes, threshold: float) -> list[int]:
-        """Return the numbers of all classes, those with the most detections that reach a threshold first."""
+        """Return the numbers of all classes, sorted by their detections that reach a threshold, the most first."""
         names, first = classes.names, round(threshold * SCORE_BINS)
         return sorted(self.scores, key=lambda number: (-int(self.scores[number][first:].sum()), names[number]))
 
     def as_json(self) -> dict[str, Any]:
-        """Return what the page computes its charts of."""
+        """Return the data for the page's charts."""
         return {
             "classes": {number: bins.tolist() for number, bins in self.scores.items()},
             "boxes_per_image": self.boxes_per_image.tolist(),
@@ -90,11 +90,11 @@ class Figures:
         }
 
     def rates(self, run_id: str, started: datetime | None = None) -> list[tuple[int, int]]:
-        """Return how many images of a run were labelled in each of at most 60 equal periods.
+        """Return the number of images of a run that were labelled in each of at most 60 equal periods.
 
         Args:
             run_id: one of `runs`.
-            started: when the run began, where its record says it; None counts from the first row.
+            started: start time of the run from its record; None counts from the first row.
 
         Returns:
             Pairs of seconds since the start, at the end of a period, and images; rows get their time when their shard
@@ -123,7 +123,7 @@ class Figures:
                 examples.append((without_secrets(row["uri"]), row["error"] or ""))
 
     def settings(self) -> dict[str, int]:
-        """Return how many images have rows of which settings, the most frequent first."""
+        """Return the number of images by settings, the most frequent first."""
         counts: Counter[str] = Counter()
         for (_, _, settings), images in self.origins.items():
             counts[settings or "unknown settings"] += images

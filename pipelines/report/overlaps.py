@@ -1,4 +1,4 @@
-"""How much boxes overlap, in numpy."""
+"""Overlaps of boxes in numpy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 
 def box_iou(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Return intersection over union, `(M, N)`, of `(M, 4)` and `(N, 4)` corners; 0 where both boxes have no area."""
+    """Return intersection over union, `(M, N)`, of `(M, 4)` and `(N, 4)` corners; 0 if both boxes have no area."""
     shared = intersections(one, other)
     union = areas(one)[:, None] + areas(other)[None] - shared
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)

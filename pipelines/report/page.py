@@ -1,4 +1,4 @@
-"""The page of a report: figures and pictures put into the HTML template."""
+"""Render the page of a report: figures and pictures in the HTML template."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipelines.report.pictures import Picture
 from pipelines.report.rows import Classes
 
 ROLES: Final = ("found", "truth", "appeared", "vanished", "moved")
-"""What a box of a picture is; the page draws each in its own way."""
+"""The roles of a picture's boxes; the page draws each differently."""
 
 _PICTURE_SIZES = 8
 
@@ -54,7 +54,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """All that a page shows."""
+    """The contents of a page."""
 
     table: str
     run_id: str | None
@@ -70,7 +70,7 @@ class Page:
 
 
 def render(page: Page) -> str:
-    """Return the page as HTML that loads nothing: styles, script, figures and pictures are inside."""
+    """Return the page as self-contained HTML with styles, script, figures and pictures."""
     places = {uri: number for number, uri in enumerate(page.pictures)}
     shown = [*page.galleries, *(gallery for part in page.comparisons for gallery in part.galleries)]
     order = page.figures.frequent(page.classes, page.threshold)
@@ -123,9 +123,9 @@ def render_page(template: str, title: str, made: datetime, values: Mapping[str, 
     Args:
         template: of the folder `template`, or `PACKAGE:NAME` of that folder in another package.
         title: of the page.
-        made: when it was made.
+        made: time of creation.
         values: of the template; `data` is for the script: `classes` (names), `order` (class numbers), `threshold`,
-            `figures` (None where the page has no charts that follow the controls), `pictures` and `galleries`.
+            `figures` (None if the page has no interactive charts), `pictures` and `galleries`.
     """
     return _template(template).render(
         {

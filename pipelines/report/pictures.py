@@ -1,4 +1,4 @@
-"""The pictures of a report: fetched from their addresses, made small, and kept as text inside the page."""
+"""The pictures of a report: fetched from their addresses, reduced, and embedded as text in the page."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ class Picture:
 
 
 def load_pictures(examples: Iterable[Example], stores: Stores) -> list[Picture]:
-    """Return the picture of each example, in order; together at most 3.4 MB of text.
+    """Return the picture of each example, in order; in total at most 3.4 MB of text.
 
-    A picture that is gone, or is another version than was labelled, has no `source` and says why.
+    A picture that is missing, or not in the labelled version, has no `source` but a reason.
 
     Args:
         examples: what to show; each image once.
-        stores: how images are read.
+        stores: stores of the images.
     """
     chosen = list(examples)
     budget = picture_budget(len(chosen))
@@ -61,7 +61,7 @@ def load_pictures(examples: Iterable[Example], stores: Stores) -> list[Picture]:
 
 
 def picture_budget(count: int) -> int:
-    """Return how many characters each of so many pictures may take."""
+    """Return the largest number of characters for each of this many pictures."""
     return MOST_BYTES // max(1, count)
 
 
@@ -71,7 +71,7 @@ def picture_of(uri: str, pixels: Tensor, budget: int) -> Picture:
     Args:
         uri: its address, without secrets.
         pixels: `(3, height, width)` uint8 RGB.
-        budget: how many characters it may take.
+        budget: largest number of characters.
     """
     from PIL import Image
 
@@ -81,15 +81,15 @@ def picture_of(uri: str, pixels: Tensor, budget: int) -> Picture:
 
 
 def encode_picture(image: Image.Image, budget: int, *, most_pixels: int = MOST_PIXELS) -> str:
-    """Return a picture as a `data:` address of so many characters at most, and of so many pixels at its longer side."""
+    """Return a picture as a `data:` address with at most this many characters and pixels of its longer side."""
     data = shrink(image, budget * 3 // 4 - 100, most_pixels)
     return f"data:image/webp;base64,{base64.b64encode(data).decode()}"
 
 
 def shrink(image: Image.Image, most_bytes: int, most_pixels: int = MOST_PIXELS) -> bytes:
-    """Return a WebP file of a picture, at most `most_pixels` long, that has at most so many bytes.
+    """Return a WebP file of a picture, with limits for its longer side in pixels and for its bytes.
 
-    A picture of 96 pixels may have more.
+    A picture of 96 pixels may exceed the limit of bytes.
     """
     small, longest = image.copy(), most_pixels
     while True:
@@ -111,7 +111,7 @@ def _load(example: Example, stores: Stores, budget: int) -> Picture:
 
 
 def read_picture(example: Example, stores: Stores) -> tuple[Image.Image | None, str | None]:
-    """Return the upright image of an example, or None and why it cannot be shown: gone, changed or damaged."""
+    """Return the upright image of an example, or None and the reason: missing, changed or damaged."""
     from PIL import Image
 
     from detr.images.decoding import ImageError, decode
@@ -138,5 +138,5 @@ def _is_changed(example: Example, etag: str | None, size: int) -> bool:
 
 
 def unique(galleries: Sequence[Sequence[Example]]) -> dict[str, Example]:
-    """Return each image of some galleries once, by its address."""
+    """Return the images of some galleries without duplicates, by address."""
     return {example.uri: example for examples in galleries for example in examples}

@@ -30,16 +30,16 @@ from pipelines.store import Store, StoreError, open_store, without_secrets
 
 @dataclass(frozen=True, slots=True)
 class ReportSummary:
-    """What was written.
+    """The result of writing a report.
 
     Attributes:
         out: the file.
         bytes: its size.
-        images: rows that it covers.
-        settings: how many rows have which settings, the most frequent first.
-        pictures: images that it shows.
-        unreadable: how many of these are gone, changed or cannot be read.
-        repeats_left_out: detections that were left out because a mark of the table covers them.
+        images: number of rows.
+        settings: number of rows by settings, the most frequent first.
+        pictures: number of images shown.
+        unreadable: number of these that are missing, changed or unreadable.
+        repeats_left_out: number of detections left out because a mark of the table covers them.
         drift: the share of boxes that appeared, vanished or moved, and
         compared: over how many images; None without `against`.
         AP: against the annotations; None without them.
@@ -60,14 +60,14 @@ class ReportSummary:
 def write_report(
     config: ReportConfig, *, clock: Clock | None = None, show: Callable[[int], None] = lambda _rows: None
 ) -> ReportSummary:
-    """Write one HTML page about a table and return what it covers.
+    """Write one HTML page about a table and return its summary.
 
     Reads the table once, and the images that the page shows. Memory: one row group, some 70 bytes for each row of the
     table while the current rows are found, and the pictures of the page.
 
     Args:
-        config: What to write.
-        clock: Tells when the page was made.
+        config: The options.
+        clock: For the time on the page.
         show: Called with the number of rows read so far.
 
     Raises:
@@ -97,7 +97,7 @@ def write_report(
 
 
 class _Made:
-    """What is computed for one page."""
+    """The computation of one page."""
 
     def __init__(self, config: ReportConfig, table: Store, show: Callable[[int], None]) -> None:
         self._config, self._table = config, table
@@ -165,12 +165,12 @@ class _Made:
 
 
 def _started(table: Store) -> dict[str, datetime]:
-    """Return when each run began; exported tables have no records."""
+    """Return the start time of each run; exported tables have no records."""
     return {run.run_id: run.started_at for run in list_runs(table, threads=THREADS)}
 
 
 def write_page(out: Path, data: bytes) -> None:
-    """Write a page at once: an earlier one is replaced.
+    """Write a page atomically, replacing an earlier one.
 
     Raises:
         RayDetrError: it cannot be written.

@@ -1,4 +1,4 @@
-"""The rows that a report covers, read one row group at a time as numpy arrays."""
+"""Read the rows of a report as numpy arrays, one row group at a time."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Rows:
         category_ids: `(N,)`, the data set's own.
         scores: `(N,)` in 0..1.
         boxes: `(N, 4)`: xmin, ymin, xmax, ymax in pixels of the upright picture.
-        left_out: `(M,)`, further detections of each row that were left out because a mark covers them.
+        left_out: `(M,)`, number of detections of each row that were left out because a mark covers them.
     """
 
     table: pa.Table
@@ -94,7 +94,7 @@ class Rows:
         return np.concatenate(([0], np.cumsum(self.counts)[:-1])).astype(np.int64)
 
     def where(self, mask: npt.NDArray[np.bool_]) -> Rows:
-        """Return the rows that a mask, `(M,)`, names, with their detections."""
+        """Return the rows of a mask, `(M,)`, with their detections."""
         found = mask[self.owners]
         return Rows(
             self.table.filter(pa.array(mask)), self.is_ok[mask], self.counts[mask], self.classes[found],
@@ -102,7 +102,7 @@ class Rows:
         )  # fmt: skip
 
     def words(self, column: str) -> list[Any]:
-        """Return a column as Python values; None where the table does not have it."""
+        """Return a column as Python values, None if the table does not have it."""
         if column not in self.table.column_names:
             return [None] * len(self)
         values: list[Any] = self.table[column].to_pylist()
@@ -111,14 +111,14 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class TableFiles:
-    """The files of a table that a report reads: all of them, or those of one run; and which of their rows.
+    """The files of a table for a report, all or those of one run, and the selection of their rows.
 
     Attributes:
         table: the table.
         entries: its files, in the order of runs.
-        matcher: leaves out detections that a mark covers.
+        matcher: finds detections that a mark covers.
         run_id: only rows of this run.
-        settings: only rows with these settings, as the column `settings` has them.
+        settings: only rows with these settings, as in the column `settings`.
     """
 
     table: Store
@@ -128,11 +128,11 @@ class TableFiles:
     settings: str | None = None
 
     def rows(self, classes: Classes) -> Iterator[Rows]:
-        """Yield the rows by row group: of one run all, of a whole table the current row of each image.
+        """Yield the rows by row group: all rows of one run, or the current row of each image of a whole table.
 
-        Detections that a mark covers are left out, and counted by row.
+        Covered detections are left out, and counted by row.
 
-        Memory: one row group, and of a whole table some 70 bytes a row for a moment (`current_rows`).
+        Memory: one row group, and for a whole table temporarily about 70 bytes per row (`current_rows`).
 
         Raises:
             RayDetrError: a file is damaged.
@@ -155,7 +155,7 @@ class TableFiles:
                         if self.settings is not None:
                             mask = pc.and_(mask, pa.array(with_settings(read, self.settings, recorded)))
                     chosen = read if mask is None else read.filter(mask)
-                    settings = recorded.of_rows(chosen)  # of earlier releases, as their run's record has them
+                    settings = recorded.of_rows(chosen)  # of earlier releases: from the record of their run
                     if SETTINGS in chosen.column_names:
                         chosen = chosen.drop_columns([SETTINGS])
                     chosen, left_out = self.matcher.without_repeats(chosen.append_column(SETTINGS, settings))
@@ -174,13 +174,13 @@ class TableFiles:
 def table_files(
     table: Store, run_id: str | None = None, settings: str | None = None, *, keep_repeats: bool = False
 ) -> TableFiles:
-    """Return the published files of a table, or of one of its runs, of which the rows with some settings count.
+    """Return the published files of a table or one of its runs, with a selection of rows by settings.
 
     Args:
         table: the table.
         run_id: only the files of this run.
-        settings: only rows with these settings, as the column `settings` has them.
-        keep_repeats: whether detections that a mark covers are rows' detections as well.
+        settings: only rows with these settings, as in the column `settings`.
+        keep_repeats: whether to keep detections that a mark covers.
 
     Raises:
         UsageError: the table or the run has no published files.
@@ -203,7 +203,7 @@ def table_files(
 
 def _rows(read: pa.Table, left_out: Integers, classes: Classes) -> Rows:
     column = read["detections"].combine_chunks()
-    if isinstance(column, pa.ChunkedArray):  # pyarrow returns this of an empty column
+    if isinstance(column, pa.ChunkedArray):  # pyarrow returns this for an empty column
         column = pa.concat_arrays(column.chunks)
     found = column.flatten()
     box = found.field("box")

@@ -1,4 +1,4 @@
-"""Write the report of a training run: its logged figures, and validation pictures with what its model finds."""
+"""Write the report of a training run: its logged figures, and validation pictures with detections of its model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PLACES: Final = ("train", "val", "finetune", "network", "backbone_weights", "tr
 
 @dataclass(frozen=True, slots=True)
 class TrainingReportSummary:
-    """What was written.
+    """The result of writing a report.
 
     Attributes:
         out: the file.
@@ -36,7 +36,7 @@ class TrainingReportSummary:
         epochs: that are done.
         steps: that are done.
         pictures: validation pictures that it shows.
-        problem: why it shows none; None if it does.
+        problem: why it shows none, or None.
         AP: of the best evaluation; None without one.
     """
 
@@ -52,10 +52,10 @@ class TrainingReportSummary:
 def write_training_report(
     config: TrainingReportConfig, *, clock: Clock | None = None, say: Callable[[str], None] = lambda _stage: None
 ) -> TrainingReportSummary:
-    """Write one HTML page about a training run, finished or not, from what it stored; nothing is measured again.
+    """Write one HTML page about a training run, finished or not, from its stored files, without evaluating again.
 
-    The model of the best checkpoint, or of the newest where none was evaluated, detects objects in a few images of the
-    validation shards, on the CPU. Where that is impossible the page says why.
+    The model of the best checkpoint, or of the newest if none was evaluated, detects objects in a few images of the
+    validation shards, on the CPU. If that is not possible, the page says why.
 
     Args:
         config: What to write.
@@ -105,7 +105,7 @@ def page_values(
     shown: ValidationPictures | None,
     problem: str | None,
 ) -> dict[str, Any]:
-    """Return what the template shows; see `write_training_report`."""
+    """Return the values for the template; see `write_training_report`."""
     assert manifest.latest is not None
     chosen = manifest.best or manifest.latest
     restarts = [float(start.first_step) for start in logged.starts[1:]]
@@ -151,7 +151,7 @@ def page_values(
 def _validation_pictures(
     config: TrainingReportConfig, run: str, record: RunRecord, chosen: SavedCheckpoint
 ) -> tuple[ValidationPictures | None, str | None]:
-    """Return the pictures, or the reason why the page has to do without them."""
+    """Return the pictures, or the reason why there are none."""
     val = record.configuration.get("val")
     if val is None:
         return None, "The run was started without --val, so there are no validation images to show."
@@ -190,7 +190,7 @@ def _totals(record: RunRecord, manifest: Manifest, logged: LoggedFigures) -> lis
 
 
 def _restarts(starts: Sequence[WorkerStart]) -> int:
-    """Return how often workers were started again within one start of the command."""
+    """Return the number of restarts of workers within one execution of the command."""
     return len(starts) - len({start.command for start in starts})
 
 

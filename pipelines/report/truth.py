@@ -1,4 +1,4 @@
-"""A report's rows against COCO annotations: AP, confusion, the worst false positives and misses."""
+"""Compare a report's rows with COCO annotations: AP, confusion, the worst false positives and misses."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from pipelines.store import StoreOptions
 MATCH_IOU: Final = 0.5
 CONFUSION_CLASSES: Final = 12
 NOTHING: Final = -1
-"""The place of "nothing found" and "nothing annotated" in a confusion matrix."""
+"""The index of "nothing found" and "nothing annotated" in a confusion matrix."""
 
 Array = npt.NDArray[Any]
 
 
 @dataclass(slots=True)
 class AnnotatedRows:
-    """The rows of annotated images, collected while the table is read: which address is of which annotated image."""
+    """The rows of annotated images, collected while the table is read, with the annotated image of each address."""
 
     annotations: Annotations
     examples: dict[str, Example] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class AnnotatedRows:
         self._names = ImageNames(self.annotations.by_file_name())
 
     def add(self, rows: Rows) -> None:
-        """Look at some more rows."""
+        """Process more rows."""
         for row, uri in enumerate(rows.words("uri")):
             match = self._names.find(uri)
             if match is None or not rows.is_ok[row]:
@@ -57,12 +57,12 @@ class AnnotatedRows:
 
 @dataclass(slots=True)
 class Mistakes:
-    """What was found where, against the truth, at one score and an IoU of 0.5.
+    """Errors of detections compared with the truth, at one score and an IoU of 0.5.
 
     Attributes:
-        confusion: how often a truth of one class was found as another; `NOTHING` means no truth, or not found.
-        false: by image, the detections without truth of their class, best first: rows of that image's detections.
-        missed: by image, truth that no detection of its class found.
+        confusion: how often an object of one class was detected as another; `NOTHING` means no object, or not detected.
+        false: by image, the false positives, best first, as indices of that image's detections.
+        missed: by image, objects that no detection of their class matches.
     """
 
     confusion: Counter[tuple[int, int]] = field(default_factory=Counter)
@@ -137,7 +137,7 @@ def compare_with_truth(
     for image_id in sorted(evaluated):
         parts = by_image.get(image_id, _NO_RESULTS)
         mistakes.add(image_id, (parts.category_ids, _corners(parts.boxes_xywh)), truth[image_id])
-    # turned pictures would be shown with boxes of another orientation
+    # rotated pictures would have boxes of another orientation
     images = {
         image["id"]: rows.examples[image["file_name"]]
         for image in annotations.truth["images"]
@@ -159,7 +159,7 @@ def compare_with_truth(
 
 @dataclass(frozen=True, slots=True)
 class _Gallery:
-    """Chooses pictures of mistakes and draws detections beside truth."""
+    """Chooses pictures of errors and draws detections and truth."""
 
     images: dict[int, Example]
     found: dict[int, ResultColumns]
@@ -240,7 +240,7 @@ def _truth(annotations: Annotations) -> dict[int, tuple[Array, Array, Array]]:
     rows: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
     declared = {category["id"] for category in annotations.truth["categories"]}
     for annotation in annotations.truth["annotations"]:
-        if annotation["category_id"] in declared:  # others count in no figure
+        if annotation["category_id"] in declared:  # others are not part of any figure
             rows[annotation["image_id"]].append(annotation)
     return {
         image_id: (
@@ -273,7 +273,7 @@ def _curves(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 def _confusion(counts: Counter[tuple[int, int]], names: dict[int, str]) -> dict[str, Any]:
-    """Return a table of the classes that take part in most mistakes."""
+    """Return a table of the classes with most errors."""
     wrong: Counter[int] = Counter()
     for (true, found), count in counts.items():
         for one in {true, found} - {NOTHING} if true != found else set():

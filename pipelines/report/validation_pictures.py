@@ -1,4 +1,4 @@
-"""Validation pictures of a training run: annotations and what the run's model finds, on the CPU."""
+"""Validation pictures of a training run, with annotations and detections of the run's model, on the CPU."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class ValidationPictures:
     """Pictures with found and annotated boxes.
 
     Attributes:
-        pictures: as the page shows them.
+        pictures: in the form of the page.
         boxes: of each picture.
-        classes: names, which the boxes' class numbers are places in: the most frequent first.
-        images: how many images the shards have.
+        classes: names, the most frequent first; class numbers of boxes are indices of this list.
+        images: number of images in the shards.
     """
 
     pictures: Sequence[Picture]
@@ -45,16 +45,16 @@ def predict_pictures(
     """Detect objects in a few images of shards, evenly spread over them.
 
     Args:
-        model: what `load_model` takes.
+        model: a reference for `load_model`.
         shards: URI of training shards.
         index_sha256: hash of the shards' index; others are refused. None takes any.
-        most: how many images.
-        options: how both are reached.
+        most: number of images.
+        options: access to both.
 
     Raises:
-        RayDetrError: the model or the shards cannot be read, or are others.
-        StoreError: a store refused, or gave no answer.
-        FloatingPointError: the model gives NaN.
+        RayDetrError: the model or the shards cannot be read, or the shards have changed.
+        StoreError: a store refused or did not answer.
+        FloatingPointError: the model returned NaN.
     """
     store = open_store(shards, options)
     index = read_index(store)
@@ -91,7 +91,7 @@ def predict_pictures(
 
 
 def spread(count: int, most: int) -> list[int]:
-    """Return at most `most` of the places 0 .. `count` - 1, evenly spread."""
+    """Return at most `most` of the indices 0 .. `count` - 1, evenly spaced."""
     shown = min(count, most)
     return [place * count // shown for place in range(shown)]
 

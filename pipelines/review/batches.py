@@ -1,7 +1,7 @@
-"""Records of review batches: which images of a table were exported for correction, one object for each batch.
+"""Records of review batches: the images of a table that were exported for correction, one object for each batch.
 
-They lie in the table as `_reviews/<number>.json`, are created once and never changed. An image whose version is in one
-of them is not chosen again; deleting a record makes its images available.
+They are stored in the table as `_reviews/<number>.json`, created once and never changed. An image version in one of
+them is not chosen again; deleting a record makes its images available.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ _KEY: Final = re.compile(rf"{REVIEWS}(\d{{4,9}})\.json")
 
 @dataclass(frozen=True, slots=True)
 class ReviewImage:
-    """An image that was exported for correction, as its row described it.
+    """An image that was exported for correction, with values of its row.
 
     Attributes:
         uri: its address.
-        etag: version of the object that was labelled; None where the source has none.
-        size: bytes of the object that was labelled; None where that is not known.
+        etag: version of the labelled object; None if the source has none.
+        size: bytes of the labelled object; None if unknown.
         width: pixels of the upright picture.
         height: pixels of the upright picture.
-        name: relative path without folders that all images of the batch have in common.
+        name: relative path without the common leading folders of all images of the batch.
         model: `name@sha256[:12]`.
         run_id: the run that wrote the row.
     """
@@ -50,7 +50,7 @@ class ReviewImage:
 
     @property
     def shown_uri(self) -> str:
-        """The address without secrets, as files to correct have it."""
+        """The address without secrets, as in files for correction."""
         return without_secrets(self.uri)
 
 
@@ -62,15 +62,15 @@ class Batch:
         number: 1, 2, ... in the order of the table's batches.
         created: when, UTC.
         choice: how its images were chosen.
-        count: how many were asked for.
-        seed: of random choices.
-        threshold: least score of the detections that were drawn in advance.
+        count: requested number of images.
+        seed: for random choices.
+        threshold: minimum score of the pre-drawn detections.
         run: the run that images were chosen from; None: the current row of each image.
         against: the earlier run of a disagreement.
         to: format of the files.
-        out: where they were written.
-        categories: the classes that could be given.
-        images: in the order in which they were chosen.
+        out: the folder of the files.
+        categories: the available classes.
+        images: in the order of choice.
     """
 
     number: Count
@@ -93,10 +93,10 @@ def batch_key(number: int) -> str:
 
 
 def read_batches(table: Store) -> list[Batch]:
-    """Return the batches of a table, oldest first. Memory: some 500 bytes an image that was ever exported.
+    """Return the batches of a table, oldest first. Memory: about 500 bytes per exported image.
 
     Raises:
-        RayDetrError: a record is damaged, or another release's.
+        RayDetrError: a record is damaged, or of another release.
         StoreError: the store refused.
     """
     keys = [entry.key for entry in table.list(REVIEWS) if _KEY.fullmatch(entry.key)]
@@ -120,7 +120,7 @@ def record_batch(table: Store, batch: Batch) -> None:
 
 
 def distinct_names(images: Sequence[ReviewImage]) -> list[ReviewImage]:
-    """Return the images with names that differ from each other: a number goes before one that is taken."""
+    """Return the images with unique names: duplicate names get a number as prefix."""
     taken: set[str] = set()
     named = []
     for number, image in enumerate(images):

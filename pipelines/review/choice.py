@@ -1,4 +1,4 @@
-"""Which images of a table are worth correcting: four ways to choose, each a function of the rows and a seed."""
+"""Choose images of a table for correction in four ways, each determined by the rows and a seed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _COLUMNS: Final = ("uri", "etag", "size", "width", "height", "model", "run_id")
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """An image that was chosen: its row, and its detections from the threshold on."""
+    """A chosen image: its row, and its detections that reach the threshold."""
 
     uri: str
     etag: str | None
@@ -32,18 +32,18 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True)
 class Converter:
-    """Makes `Chosen` of rows: with the detections that reach a threshold.
+    """Creates `Chosen` from rows, with the detections that reach a threshold.
 
     Attributes:
-        classes: the names of the classes that rows number.
-        threshold: the least score.
+        classes: the names of the rows' class numbers.
+        threshold: the minimum score.
     """
 
     classes: Classes
     threshold: float
 
     def of(self, rows: Rows) -> Callable[[int], Chosen]:
-        """Return what makes one of these rows a `Chosen`; each once."""
+        """Return a function that creates the `Chosen` of one of these rows, once for each row."""
         starts, names = rows.starts, self.classes.names
         made: dict[int, Chosen] = {}
 
@@ -74,10 +74,10 @@ class Converter:
 
 
 class Chooser(Protocol):
-    """Chooses images while rows are read. Memory: the chosen rows; of `per-class` so many for each class."""
+    """Chooses images while rows are read. Memory: the chosen rows; for `per-class` this many for each class."""
 
     def add(self, rows: Rows) -> None:
-        """Look at some more rows, none of which is an error or was exported before."""
+        """Process more rows, which must be without errors and not exported before."""
         ...
 
     def chosen(self) -> list[Chosen]:
@@ -97,11 +97,11 @@ class LeastCertain:
         self._top = Top(self.count)
 
     def add(self, rows: Rows) -> None:
-        """Look at some more rows."""
+        """Process more rows."""
         self._top.offer(doubts(rows), self.converter.of(rows))
 
     def chosen(self) -> list[Chosen]:
-        """Return them, the least certain first."""
+        """Return the images, the least certain first."""
         return self._top.examples()
 
 
@@ -118,19 +118,19 @@ class Random:
         self._top = Top(self.count)
 
     def add(self, rows: Rows) -> None:
-        """Look at some more rows."""
+        """Process more rows."""
         self._top.offer(drawn(rows, self.seed), self.converter.of(rows))
 
     def chosen(self) -> list[Chosen]:
-        """Return them in random order."""
+        """Return the images in random order."""
         return self._top.examples()
 
 
 @dataclass(slots=True)
 class PerClass:
-    """Equally many images of each class: the classes take turns, the rarest first, each with a random image.
+    """Equal numbers of images of each class: in rounds over the classes, the rarest first, each with a random image.
 
-    An image is of a class if a detection of it reaches the threshold; it is taken once.
+    An image is of a class if a detection of it reaches the threshold; each image is chosen once.
     """
 
     count: int
@@ -140,7 +140,7 @@ class PerClass:
     _images: Counter[int] = field(default_factory=Counter)
 
     def add(self, rows: Rows) -> None:
-        """Look at some more rows."""
+        """Process more rows."""
         make, keys = self.converter.of(rows), drawn(rows, self.seed)
         found = rows.scores >= self.converter.threshold
         for number in np.unique(rows.classes[found]).tolist():
@@ -149,7 +149,7 @@ class PerClass:
             self._tops.setdefault(number, Top(self.count)).offer(np.where(has, keys, -np.inf), make)
 
     def chosen(self) -> list[Chosen]:
-        """Return them in turns of the classes."""
+        """Return the images in rounds over the classes."""
         order = sorted(self._tops, key=lambda number: (self._images[number], number))
         waiting = {number: iter(self._tops[number].examples()) for number in order}
         taken: dict[str, Chosen] = {}
@@ -180,10 +180,10 @@ class Disagreement:
         self._top = Top(self.count)
 
     def add(self, rows: Rows) -> None:
-        """Look at some more rows."""
+        """Process more rows."""
         changes, _ = self._drift.compare(rows)
         self._top.offer(changes, self.converter.of(rows))
 
     def chosen(self) -> list[Chosen]:
-        """Return them, the most changed first."""
+        """Return the images, the most changed first."""
         return self._top.examples()

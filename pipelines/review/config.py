@@ -1,4 +1,4 @@
-"""Configuration of a review: which images are chosen for correction, and how corrections become shards."""
+"""Configuration of a review: the choice of images for correction, and the import of corrections."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CLASSES_OF = option(
 
 @dataclass(frozen=True, slots=True)
 class ReviewConfig:
-    """Which images of a table are written for correction, and where: the options of `ray-detr review --export`."""
+    """The options of `ray-detr review --export`."""
 
     table: str = option("the detection table", metavar="URI")
     out: str = _OUT
@@ -63,7 +63,7 @@ class ReviewConfig:
 
 @dataclass(frozen=True, slots=True)
 class CorrectionsConfig:
-    """Which corrections become training shards, and where: the options of `ray-detr review --import`."""
+    """The options of `ray-detr review --import`."""
 
     table: str = option("the detection table", metavar="URI")
     out: str = _OUT

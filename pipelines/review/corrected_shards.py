@@ -1,4 +1,4 @@
-"""Corrections of a table's images as training shards, with their origin recorded."""
+"""Write training shards from corrections of a table's images, and record their origin."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class CorrectionsSummary:
-    """What became of corrections.
+    """The result of importing corrections.
 
     Attributes:
-        batches: whose images they are of.
+        batches: batches of the corrected images.
         reviewed: images with an answer.
-        boxes: that these have.
-        without_boxes: images that were reviewed as empty; they are trained on without boxes.
+        boxes: number of their boxes.
+        without_boxes: images that were reviewed as empty, which are used for training without boxes.
         skipped: images that were skipped or cancelled.
         not_reviewed: images of these batches without an answer.
-        repeated: further answers for images that have one.
-        unmatched: tasks or images that are in no batch of the table, left out.
-        other_size: sentences about images that the tool showed with other proportions, left out.
+        repeated: additional answers for images that already have one.
+        unmatched: tasks or images that are not in a batch of the table, which are left out.
+        other_size: sentences about images that the tool showed with other proportions, which are left out.
         classes: names, in the order of ids.
-        shards: what was written.
+        shards: the written shards.
     """
 
     batches: tuple[int, ...]
@@ -73,18 +73,18 @@ class CorrectionsSummary:
 def shard_corrections(
     config: CorrectionsConfig, *, on_progress: Callable[[ShardProgress], None] | None = None
 ) -> CorrectionsSummary:
-    """Write training shards of corrected images; the same call goes on with what was stopped.
+    """Write training shards of corrected images; the same call resumes after a stop.
 
-    Images are read from their addresses, by this process. One that is missing, unreadable, or another version than was
-    labelled is left out and counted. Memory: the files of corrections, the records of the table's batches, one shard.
+    This process reads the images from their addresses. Images that are missing, unreadable, or not in the labelled
+    version are left out and counted. Memory: the files of corrections, the records of the table's batches, one shard.
 
     Args:
-        config: Which corrections, and where the shards go.
-        on_progress: Called in this thread whenever something is done.
+        config: The corrections, and the folder of the shards.
+        on_progress: Called in this thread with the progress.
 
     Raises:
         UsageError: a file is not an export of images of this table, or a box has no class of the model.
-        RayDetrError: more is wrong than a limit allows, or a store refused.
+        RayDetrError: there are more problems than a limit allows, or a store refused.
     """
     began = time.monotonic()
     show = on_progress or (lambda _: None)
@@ -157,7 +157,7 @@ def _read_corrections(files: Sequence[CorrectionsFile], exported: ExportedImages
 
 
 def _categories(config: CorrectionsConfig, batches: Sequence[Batch]) -> tuple[Category, ...]:
-    """Return the classes of the shards: those that the batches could be given, or a model's; then new ones."""
+    """Return the classes of the shards: those of the batches or of a model, then new ones."""
     by_id: dict[int, str] = {}
     if config.classes_of is not None:
         model = identify_model(config.classes_of, config.options)
@@ -179,7 +179,7 @@ def _categories(config: CorrectionsConfig, batches: Sequence[Batch]) -> tuple[Ca
 
 
 def _check_labels(boxes: Sequence[CorrectedBox], categories: Sequence[Category], config: CorrectionsConfig) -> None:
-    """Refuse labels that are no classes, all of them in one sentence."""
+    """Raise one error for all labels that are not classes."""
     names = [category.name for category in categories]
     unknown = Counter(box.label for box in boxes if box.label not in names)
     if not unknown:
@@ -202,7 +202,7 @@ def _check_labels(boxes: Sequence[CorrectedBox], categories: Sequence[Category],
 def _origin(
     table: Store, batches: Sequence[Batch], corrections: Sequence[Correction], files: Sequence[CorrectionsFile]
 ) -> Json:
-    """Return where corrected images come from, as the shards and the record of a training run have it."""
+    """Return the origin of corrected images for the shards and the record of a training run."""
     used = Counter(one.given.batch for one in corrections)
     return {
         "table": table.uri,
@@ -224,7 +224,7 @@ def _origin(
 def _as_coco(
     corrections: Sequence[Correction], categories: Sequence[Category], origin: Json
 ) -> tuple[CocoText, list[ReviewImage]]:
-    """Return the corrections as a COCO json, and its images in their order."""
+    """Return the corrections as a COCO json, and its images in order."""
     given = distinct_names([one.given.image for one in corrections])
     ids = {category.name: category.id for category in categories}
     images: list[Json] = []
@@ -295,7 +295,7 @@ class ReviewedImages:
         self._stores = stores
 
     def fetch(self, file_name: str, key: str | None, size: int) -> bytes | Problem:
-        """Return the bytes of an image, or why it is left out; see `pipelines.shards.writer.ImageSource`."""
+        """Return the bytes of an image, or the reason for leaving it out; see `pipelines.shards.writer.ImageSource`."""
         del key, size
         image = self._by_name[file_name]
         blob = fetch_image(lambda: self._stores.get(image.uri))

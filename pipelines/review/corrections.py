@@ -1,4 +1,4 @@
-"""Corrections of exported images: which image each is of, and what people drew."""
+"""Corrections of exported images: match them to images, and read the drawn boxes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Size = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class ExportedImage:
-    """An image of a batch: the batch's number, and the image's place in it."""
+    """An image of a batch: the batch's number, and the image's index in it."""
 
     batch: int
     place: int
@@ -28,13 +28,13 @@ class ExportedImage:
 
 @dataclass(frozen=True, slots=True)
 class CorrectedBox:
-    """A box that a person drew or left as it was.
+    """A box that a person drew or left unchanged.
 
     Attributes:
         label: name of the class.
         bbox: x, y, width, height in pixels of the upright picture.
         is_crowd: whether it covers a group of objects.
-        origin: where it stands, for messages.
+        origin: its position in the file, for messages.
     """
 
     label: str
@@ -45,7 +45,7 @@ class CorrectedBox:
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """A person's answer for one image; of several the one with the highest rank counts."""
+    """A person's answer for one image; the one with the highest rank counts."""
 
     given: ExportedImage
     boxes: tuple[CorrectedBox, ...]
@@ -53,7 +53,7 @@ class Correction:
 
 
 class ExportedImages:
-    """All images that a table's batches exported, as files of corrections name them."""
+    """All exported images of a table's batches, indexed by their names in files of corrections."""
 
     def __init__(self, batches: Iterable[Batch]) -> None:
         self.images = [
@@ -61,16 +61,16 @@ class ExportedImages:
         ]
         self._by_id = {f"{one.batch}/{one.place}": one for one in self.images}
         self._by_uri: dict[str, ExportedImage | None] = {}
-        for one in self.images:  # of several batches the newest counts; two images of one batch cannot be told apart
+        for one in self.images:  # the newest of several batches counts; two images of one batch are ambiguous
             other = self._by_uri.get(one.image.shown_uri)
             is_ambiguous = other is not None and other.batch == one.batch
             self._by_uri[one.image.shown_uri] = None if is_ambiguous else one
 
     def find(self, review_id: object, uri: object) -> ExportedImage | None:
-        """Return the image of a task by its `review` or, where that is missing, by its address.
+        """Return the image of a task by its `review` or, if that is missing, by its address.
 
         Args:
-            review_id: batch and place, as `3/17`; of another table it names an image of another address.
+            review_id: batch and index, such as `3/17`; from another table its image has another address.
             uri: the image's address.
         """
         if not isinstance(review_id, str):
@@ -82,15 +82,15 @@ class ExportedImages:
 
 @dataclass(slots=True)
 class Corrections:
-    """What files of corrections hold.
+    """The contents of files of corrections.
 
     Attributes:
-        found: by batch and place, the answer that counts.
-        skipped: batch and place of skipped images.
-        unmatched: how many tasks or images are of no batch.
+        found: the valid answer by batch and index.
+        skipped: batch and index of skipped images.
+        unmatched: number of tasks or images that are not in a batch.
         unmatched_example: one of them.
-        repeated: answers of images that have another one, which counts.
-        other_size: sentences about images whose picture in the tool has other proportions than the labelled one.
+        repeated: number of answers that another answer replaces.
+        other_size: sentences about images that the tool showed with other proportions than the labelled picture.
     """
 
     found: dict[tuple[int, int], Correction] = field(default_factory=dict)
@@ -101,7 +101,7 @@ class Corrections:
     other_size: list[str] = field(default_factory=list)
 
     def add(self, correction: Correction) -> None:
-        """Take an answer; an earlier one for the same image is replaced unless its rank is higher."""
+        """Add an answer; it replaces an earlier one for the same image unless that has a higher rank."""
         key = (correction.given.batch, correction.given.place)
         earlier = self.found.get(key)
         self.repeated += earlier is not None
@@ -113,19 +113,19 @@ class Corrections:
         self.skipped.add((given.batch, given.place))
 
     def add_unmatched(self, what: str) -> None:
-        """Note a task or an image of no batch."""
+        """Count a task or an image that is not in a batch."""
         self.unmatched += 1
         self.unmatched_example = self.unmatched_example or what
 
 
 def scale_to(image: ReviewImage, size: Size) -> tuple[float, float] | None:
-    """Return by what x and y of a picture in the tool are multiplied to be pixels of the labelled one.
+    """Return the factors of x and y from a picture in the tool to the labelled picture.
 
-    Tools may show a smaller copy. None where the proportions differ by more than a pixel of the copy, as for another
-    picture, or one that was turned.
+    Tools may show a smaller copy. None if the proportions differ by more than a pixel of the copy, for example for
+    another picture or a rotated one.
 
     Args:
-        image: as it was labelled.
+        image: the labelled image.
         size: width and height in the tool.
     """
     width, height = size
@@ -137,17 +137,17 @@ def scale_to(image: ReviewImage, size: Size) -> tuple[float, float] | None:
 def read_coco_corrections(
     data: bytes, *, name: str, exported: ExportedImages, file_number: int, into: Corrections
 ) -> None:
-    """Read a corrected COCO json. All of its images count as reviewed: COCO has no word for those that are not.
+    """Read a corrected COCO json. All of its images count as reviewed, because COCO cannot mark the others.
 
     Args:
         data: the json.
-        name: what messages call it.
+        name: its name in error messages.
         exported: the images that were exported.
         file_number: of the file on the command line; later files replace earlier ones.
-        into: gets what is found.
+        into: receives the corrections.
 
     Raises:
-        UsageError: this is no COCO json, an annotation has no box or class, or an image could be several.
+        UsageError: this is not a COCO json, an annotation has no box or class, or an image is ambiguous.
     """
     document = read_coco(data, name=name).document()
     labels = {whole(one["id"]): str(one["name"]) for one in document["categories"]}
@@ -155,7 +155,7 @@ def read_coco_corrections(
     info = document.get("info")
     batch = info.get("table_batch") if isinstance(info, dict) else None
     matches = _match_names([image["file_name"] for image in document["images"]], exported, name, batch=batch)
-    # 1.23 gives a picture that EXIF turns the size of its stored pixels, and boxes of the upright ones
+    # for a picture with EXIF rotation, 1.23 writes the size of the stored pixels, but boxes of the upright picture
     is_label_studio = isinstance(info, dict) and info.get("contributor") == "Label Studio"
     for image in document["images"]:
         given = matches.get(image["file_name"])
@@ -177,7 +177,7 @@ def read_coco_corrections(
 
 
 def _by_image(document: Json, name: str) -> dict[int | str | None, list[Json]]:
-    """Return the annotations of each image, by `id_key` of its id: 5, 5.0 and "5" are one image."""
+    """Return the annotations of each image by `id_key` of its id: 5, 5.0 and "5" are equal."""
     annotations: dict[int | str | None, list[Json]] = {}
     for image in document["images"]:
         key = id_key(image.get("id"))
@@ -199,13 +199,13 @@ def _by_image(document: Json, name: str) -> dict[int | str | None, list[Json]]:
 def _match_names(
     file_names: Sequence[str], exported: ExportedImages, name: str, *, batch: object
 ) -> dict[str, ExportedImage]:
-    """Return the image of each file name: by the name of the export, else by the end of its address.
+    """Return the image of each file name, by its exported name, else by the end of its address.
 
     Args:
         file_names: of the corrected file.
         exported: the images that were exported.
         name: of the corrected file, for messages.
-        batch: the batch that the file says it is of; None where it does not, as tools leave that out.
+        batch: the batch named in the file; None if the tool dropped it.
     """
     wanted = set(file_names)
     names = ImageNames(sorted(wanted))

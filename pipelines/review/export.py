@@ -1,4 +1,4 @@
-"""Write a batch of a table's images for correction, with what the model found drawn in advance, and record it."""
+"""Write a batch of a table's images for correction, with the model's detections drawn, and record it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pipelines.review.choice import Chooser, Chosen, Converter, Disagreement, Le
 from pipelines.review.config import ReviewConfig
 from pipelines.store import Store, StoreError, StoreOptions, open_store, without_secrets
 
-TASKS_PER_FILE: Final = 1000  # larger imports of Label Studio time out, as people report
+TASKS_PER_FILE: Final = 1000  # users report that larger imports of Label Studio time out
 INTERFACE_KEY: Final = "interface.xml"
 
 Json = dict[str, Any]
@@ -33,18 +33,18 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ReviewSummary:
-    """What was written for correction.
+    """The result of an export for correction.
 
     Attributes:
         batch: its number.
         out: the folder.
         files: names of the files to import into the tool, in the folder.
-        images: that were chosen.
-        asked: how many were asked for.
-        boxes: drawn in advance.
-        classes: names of the classes that can be given.
-        available: images of the rows that could be chosen: without an error, and not in an earlier batch.
-        exported_before: images of the rows that are in earlier batches.
+        images: number of chosen images.
+        asked: requested number of images.
+        boxes: number of pre-drawn boxes.
+        classes: names of the available classes.
+        available: number of candidate images: without an error, and not in an earlier batch.
+        exported_before: number of images in earlier batches.
     """
 
     batch: int
@@ -63,18 +63,18 @@ def export_review(
 ) -> ReviewSummary:
     """Choose images of a table, write them for correction, and record the batch in the table.
 
-    Images are chosen among the current rows (or those of `run`) without an error whose image was not exported before
-    in this version. The record is written last: without it the batch does not exist, and its images can be chosen
-    again. Memory: one row group, the chosen rows, some 70 bytes for each row of the table while the current rows are
-    found, and the records of earlier batches.
+    Images are chosen from the current rows (or those of `run`) without an error whose image version was not exported
+    before. The record is written last: without it the batch does not exist, and its images can be chosen again. Memory:
+    one row group, the chosen rows, some 70 bytes for each row of the table while the current rows are found, and the
+    records of earlier batches.
 
     Args:
-        config: What to choose, and where to write it.
-        clock: Tells when the batch was made.
+        config: The options.
+        clock: For the time of the batch.
         show: Called with the number of rows read so far.
 
     Raises:
-        UsageError: there is nothing to choose, the folder is not empty, or the model's classes are others.
+        UsageError: there are no candidates, the folder is not empty, or the model has other classes.
         RayDetrError: the table is damaged, or a store refused.
     """
     try:
@@ -106,7 +106,7 @@ def export_review(
 
 
 class _Read:
-    """The rows of a table, looked at once."""
+    """The rows of a table, read once."""
 
     def __init__(
         self, config: ReviewConfig, table: Store, batches: Sequence[Batch], show: Callable[[int], None]
@@ -130,7 +130,7 @@ class _Read:
             show(seen)
 
     def categories(self, classes_of: str | None, options: StoreOptions) -> tuple[Category, ...]:
-        """Return the classes that corrections may have: those of the rows, or of a model that has all of these."""
+        """Return the classes for corrections: those of the rows, or of a model that has all of these."""
         own = tuple(Category(number, self._by_id[number]) for number in sorted(self._by_id))
         if classes_of is None:
             return own
@@ -217,7 +217,7 @@ def write_tasks(out: Store, batch: Batch, chosen: Iterable[Chosen], config: Revi
     """Write Label Studio's tasks, and the labelling interface of the batch's classes; return the names of the tasks.
 
     `data` of a task has `image`, the address that Label Studio opens; `uri`, the image's address in the table; and
-    `review`, batch and place of the image, by which corrections find it.
+    `review`, batch and index of the image, which identify it in corrections.
     """
     tasks = []
     for place, one in enumerate(chosen):
@@ -267,7 +267,7 @@ WRITERS: Final[Mapping[str, Callable[[Store, Batch, Sequence[Chosen], ReviewConf
 
 
 def interface(categories: Iterable[Category]) -> str:
-    """Return Label Studio's labelling interface for these classes, which its projects need before tasks come in."""
+    """Return Label Studio's labelling interface for these classes, which a project needs before importing tasks."""
     labels = "\n".join(f"    <Label value={quoteattr(category.name)}/>" for category in categories)
     return (
         f'<View>\n  <Image name="{TO_NAME}" value="$image"/>\n  <RectangleLabels name="{FROM_NAME}" '
@@ -279,7 +279,7 @@ def _image_url(uri: str, replaced: Sequence[str]) -> str:
     if not replaced or not uri.startswith(replaced[0]):
         return uri
     rest = uri.removeprefix(replaced[0])
-    is_escaped = uri.startswith(("http://", "https://"))  # addresses of web servers are; keys and paths are not
+    is_escaped = uri.startswith(("http://", "https://"))  # web addresses are encoded; keys and paths are not
     is_url = replaced[1].startswith(("http://", "https://", "/"))
     return replaced[1] + (quote(rest) if is_url and not is_escaped else rest)
 

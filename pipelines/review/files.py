@@ -1,4 +1,4 @@
-"""Files of corrections as people download them: JSON, or a ZIP with JSON files, as tools hand out COCO."""
+"""Read files of corrections: JSON, or a ZIP with JSON files, the form of COCO exports of tools."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipelines.store import StoreOptions, without_secrets
 MOST_BYTES: Final = 2_000_000_000  # of the JSON files of an archive, unpacked
 
 _ZIP: Final = b"PK\x03\x04"
-# what zipfile raises for damage, by where it is; RuntimeError: a password, ValueError: places and names, OSError: bzip2
+# errors of zipfile for damage; RuntimeError: a password, ValueError: offsets and names, OSError: bzip2
 _DAMAGE: Final = (
     zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, OSError, zlib.error, lzma.LZMAError,
 )  # fmt: skip
@@ -25,12 +25,12 @@ _DAMAGE: Final = (
 
 @dataclass(frozen=True, slots=True)
 class CorrectionsFile:
-    """A file of the command line.
+    """A file from the command line.
 
     Attributes:
         name: its address without secrets.
         data: its bytes, as downloaded.
-        documents: name and bytes of each JSON file in it, by name; of a file that is not an archive, its own.
+        documents: name and bytes of each JSON file in an archive, by name; of another file, its own.
     """
 
     name: str
@@ -39,11 +39,11 @@ class CorrectionsFile:
 
 
 def read_files(uris: Sequence[str], options: StoreOptions) -> list[CorrectionsFile]:
-    """Return files of corrections, archives unpacked.
+    """Read files of corrections and unpack archives.
 
     Args:
         uris: paths or URIs.
-        options: how stores are reached.
+        options: access to stores.
 
     Raises:
         UsageError: a file does not exist, or is an archive that is damaged, too large, or without JSON.
@@ -81,6 +81,6 @@ def _unpacked(name: str, data: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def _is_json(member: str) -> bool:
-    """Return whether a member is a JSON file that a tool wrote; macOS adds files of its own to archives."""
+    """Return whether a member is a JSON file of a tool; macOS adds its own files to archives."""
     parts = member.split("/")
     return parts[-1].casefold().endswith(".json") and not any(part.startswith((".", "__MACOSX")) for part in parts)

@@ -1,4 +1,4 @@
-"""Label Studio's exports of reviewed tasks: JSON with annotations, and JSON-MIN.
+"""Read Label Studio's exports of reviewed tasks: JSON with annotations, and JSON-MIN.
 
 Sides are in percent of the picture. A task may have several annotations, of several people or times; JSON-MIN has an
 entry for each of them, and none for skipped tasks.
@@ -25,19 +25,19 @@ def read_label_studio(
 ) -> None:
     """Read the tasks of an export.
 
-    Of several annotations of a task the one that is marked as ground truth counts, else the one updated last. A task
-    whose annotations were all cancelled is skipped; one without any is not reviewed; one whose annotation has no region
-    is an image without objects.
+    If a task has several annotations, the one marked as ground truth counts, else the last updated one. A task whose
+    annotations were all cancelled is skipped; one without annotations is not reviewed; one whose annotation has no
+    region is an image without objects.
 
     Args:
-        tasks: the list that the file holds.
-        name: what messages call the file.
+        tasks: the list in the file.
+        name: name of the file in error messages.
         exported: the images that were exported.
         file_number: of the file on the command line; later files replace earlier ones.
-        into: gets what is found.
+        into: receives the corrections.
 
     Raises:
-        UsageError: a task is not what Label Studio writes, or has a region that is not an upright box with one label.
+        UsageError: a task is not in Label Studio's format, or has a region that is not an upright box with one label.
     """
     for position, task in enumerate(tasks):
         if not isinstance(task, dict):
@@ -78,7 +78,7 @@ class _Reader:
             self._add(annotation, list(_regions(result)))
 
     def read_entry(self, entry: Json) -> None:
-        """Read an entry of the export JSON-MIN: regions lie under the names of the interface's tags."""
+        """Read an entry of the export JSON-MIN: regions are in fields named after the interface's tags."""
         if entry.get("annotation_id") is None:
             return  # a task without an annotation
         values = [one for value in entry.values() if isinstance(value, list) for one in value if isinstance(one, dict)]
@@ -103,7 +103,7 @@ class _Reader:
         self._into.add(Correction(self._given, tuple(boxes), rank))
 
     def _label(self, kind: str, value: Json) -> str | None:
-        """Return the label of a region; None for answers that are no region, such as choices and texts."""
+        """Return the label of a region; None for other answers, such as choices and texts."""
         lists = [key for key in value if key.endswith("labels")]
         if not (lists or kind.endswith("labels") or kind == "rectangle" or kind in _SHAPES):
             return None
@@ -119,7 +119,7 @@ class _Reader:
         return labels[0]
 
     def _bbox(self, value: Json, sizes: Json) -> tuple[float, float, float, float] | None:
-        """Return x, y, width and height in pixels; None where the tool showed a picture of other proportions."""
+        """Return x, y, width and height in pixels; None if the tool showed a picture of other proportions."""
         turned = [number(value.get("rotation") or 0), number(sizes.get("image_rotation") or 0)]
         if turned != [0.0, 0.0]:
             raise UsageError(
@@ -145,12 +145,12 @@ class _Reader:
 
 
 def _regions(result: list[Json]) -> Iterator[tuple[str, Json, Json]]:
-    """Yield kind, value and sizes of each region; a box without label beside its label, with one id, is one region."""
+    """Yield kind, value and sizes of each region; a box and its label with the same id are one region."""
     labelled = {one.get("id") for one in result if one.get("type") in _BOXES}
     for one in result:
         kind, value = one.get("type"), one.get("value")
         if not isinstance(kind, str) or not isinstance(value, Mapping):
-            continue  # a relation of two regions
+            continue  # a relation between two regions
         if kind == "rectangle" and one.get("id") in labelled:
             continue
         yield kind, dict(value), one

@@ -57,7 +57,7 @@ def check_picture(
     Args:
         data: the encoded file.
         size: (height, width) in pixels from the json, or None.
-        ambiguous_upright: whether to turn pictures whose size does not change by turning.
+        ambiguous_upright: whether to rotate pictures whose size does not change by rotation.
         check_decodes: whether to decode the whole picture, not only its header.
     """
     try:
@@ -128,7 +128,7 @@ def check_class_names(coco: CocoText, *, name: str) -> None:
 
 
 def _turned(header: Header, size: tuple[int, int] | None, *, ambiguous_upright: bool) -> bool | None:
-    """Return whether EXIF's turn gives that height and width, None where neither the turned nor the stored has them."""
+    """Return whether EXIF's rotation gives this height and width; None if neither rotated nor stored size matches."""
     stored, upright = _stored_size(header), (header.height, header.width)
     if size is None or stored == upright == size:
         return ambiguous_upright and header.orientation > 1

@@ -1,4 +1,4 @@
-"""Configuration of sharding: which annotations and images, and what may be wrong with them."""
+"""Configuration of sharding: annotations, images, and limits for their problems."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any, Final, Literal
 from pipelines.options import check_options, group, option
 from pipelines.store import StoreOptions
 
-MOST_MEGABYTES: Final = 1024  # a shard is held in memory and written by one request
+MOST_MEGABYTES: Final = 1024  # a shard is in memory and written in one request
 
 
 @dataclass(frozen=True, slots=True)
 class ShardConfig:
-    """What is converted to shards: the options of `ray-detr shard`."""
+    """The options of `ray-detr shard`."""
 
     annotations: str = option("a COCO json; s3://, gs://, az://, a path", metavar="URI")
     images: str = option("the folder that contains the file names of the json", metavar="URI")
@@ -50,7 +50,7 @@ class ShardConfig:
 
     @property
     def out_options(self) -> StoreOptions:
-        """How the shards are reached."""
+        """Access to the shards."""
         return self.image_options.of_table()
 
     def resume_identity(self) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def write_left_out(out: Store, coco: CocoText, problems: Mapping[int, tuple[str,
 def _rows(coco: CocoText, problems: Mapping[int, tuple[str, str]]) -> Iterator[Json]:
     for position in sorted(problems):
         kind, sentence = problems[position]
-        # of images with the same id the first one has the annotations, whatever became of it
+        # the first of several images with the same id has the annotations, even if it was left out
         annotations = [(place, json.loads(text)) for place, text in coco.annotations_of(position)]
         image = json.loads(coco.image(position))
         image_id = int(coco.image_ids[position])

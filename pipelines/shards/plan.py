@@ -79,7 +79,7 @@ def find_images(images: Store, coco: CocoText) -> Found:
 
     If a name is not listed, the image is the only object whose name differs just in case, Unicode normalisation, `%20`,
     backslashes or a beginning that ends in `?d=`, unless several images match that object. If no name is listed at all,
-    the folders that all names begin with are left out where they name the folder itself.
+    the common leading folders of all names are removed if they name the folder itself.
 
     Raises:
         StoreError: listing the folder failed.
@@ -128,9 +128,9 @@ def _find(images: Store, name_hashes: NDArray[np.uint64], plain_hashes: NDArray[
 def _without_leading_folders(images: Store, coco: CocoText) -> NDArray[np.uint64] | None:
     """Return `plain_hash` of the json's names without the folders that all of them begin with; None if none is listed.
 
-    Left out are the fewest folders with which an image is listed. They must be the end of the address of `images`, or,
-    if the names are addresses of another machine, end in the name of that folder: in `train/`, `val/1.jpg` is another
-    picture than `1.jpg`. Memory: 8 bytes for each image and object.
+    The smallest number of folders is removed with which an image is listed. They must be the end of the address of
+    `images`, or, if the names are addresses of another machine, end in the name of that folder: in `train/`,
+    `val/1.jpg` is another picture than `1.jpg`. Memory: 8 bytes for each image and object.
     """
     common, is_of_a_machine = _common_folders(coco.file_names())
     folder = plain_parts(images.uri)
@@ -148,7 +148,7 @@ def _without_leading_folders(images: Store, coco: CocoText) -> NDArray[np.uint64
 
 
 def _common_folders(names: Iterable[str]) -> tuple[list[str], bool]:
-    """Return the folders that all names begin with, none if one leads out of them, and whether all are addresses."""
+    """Return the common leading folders of all names (none if a name leads out), and whether all are addresses."""
     common: list[str] | None = None
     are_addresses = True
     for name in names:

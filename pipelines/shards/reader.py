@@ -25,7 +25,7 @@ from pipelines.strict_json import Count, parse_json, record_of
 INDEX_KEY: Final = "index.json"
 INDEX_VERSION: Final = 1
 SCHEMA_VERSION: Final = 1
-ORIGIN: Final = "origin"  # top-level field of a json that `ray-detr review` made: of which table and corrections
+ORIGIN: Final = "origin"  # top-level field of a json from `ray-detr review`: the table and the corrections
 
 Json = dict[str, Any]
 
@@ -167,7 +167,7 @@ def read_index(store: Store) -> ShardIndex:
                 f"{name} has version {version}, and this release reads {INDEX_VERSION}: take the release that wrote "
                 "it, or write the shards again."
             )
-        other = fields["other"]  # a part of somebody else's json, which may contain NaN
+        other = fields["other"]  # a part of another program's json, which may contain NaN
         return replace(record_of(ShardIndex, fields | {"other": {}}), other=other)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RayDetrError(

@@ -86,8 +86,8 @@ class ShardSummary:
 def shard(config: ShardConfig, *, on_progress: Callable[[ShardProgress], None] | None = None) -> ShardSummary:
     """Write the missing shards, then the index. The same call resumes a stopped job.
 
-    Uses the Ray that is initialised already, the cluster of `RAY_ADDRESS`, or a local Ray during the call. Memory here:
-    the json's text, some 100 bytes for each image and 40 for each annotation; a task holds one shard.
+    Uses the Ray that is initialised already, the cluster of `RAY_ADDRESS`, or a local Ray during the call. Memory in
+    this process: the json's text, about 100 bytes for each image and 40 for each annotation; a task has one shard.
 
     Args:
         config: The annotations, the images and the folder of the shards.
@@ -138,7 +138,7 @@ def write_shards(
         config: the limits, and the folder of the shards.
         coco: the json.
         found: the listed images.
-        writing: a context that gives the function which writes shards; not used if all shards exist.
+        writing: a context that returns the function which writes shards; not used if all shards exist.
         show: called with the progress.
         began: `time.monotonic()` at the start of the command.
 

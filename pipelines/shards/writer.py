@@ -48,7 +48,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ShardSpec:
-    """What all shards of a job have in common. Contains no secrets, because it is sent to other processes.
+    """The common settings of all shards of a job. Contains no secrets, because it is sent to other processes.
 
     Args:
         out: URI of the shards' folder.
@@ -149,7 +149,7 @@ class _Findings:
 
 
 class ImageSource(Protocol):
-    """Where the images of a shard come from; called from several threads."""
+    """The source of the images of a shard; called from several threads."""
 
     def fetch(self, file_name: str, key: str | None, size: int) -> bytes | Problem:
         """Return the bytes of an image, or why it is left out.

@@ -1,4 +1,4 @@
-"""One small interface to every object store: the only place that knows obstore, fsspec and botocore."""
+"""One small interface to every object store. No other package imports obstore, fsspec or botocore."""
 
 from pipelines.store.create_only import Capabilities, probe, put_if_absent, require_create_only
 from pipelines.store.interface import (

@@ -1,4 +1,4 @@
-"""S3 endpoint, region and credentials, found as other AWS tools find them."""
+"""S3 endpoint, region and credentials, found in the same way as by other AWS tools."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipelines.store.aws_files import FileCredentials
 from pipelines.store.interface import CONNECT_SECONDS, KEYS_INSTEAD, REQUEST_SECONDS, Misconfigured, StoreOptions
 from pipelines.store.uris import check_no_secret
 
-# Whatever botocore hands out is good for ten minutes more (it refreshes before), so asking every five is safe.
+# Credentials from botocore are valid for ten more minutes (it refreshes them earlier), so a request every five is safe.
 CREDENTIALS_GOOD_FOR = timedelta(minutes=5)
 
 _ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
@@ -26,9 +26,9 @@ _REGION_VARIABLES = ("AWS_REGION", "AWS_DEFAULT_REGION")
 
 @dataclass(frozen=True, slots=True)
 class S3Access:
-    """How to reach S3. Holds no secret but in `session`, which asks for them when they are used.
+    """Access to S3. Secrets are only in `session`, which loads them when they are used.
 
-    `has_environment_keys`: the keys are in `AWS_ACCESS_KEY_ID` and its like, where every client finds them by itself.
+    `has_environment_keys`: the keys are in `AWS_ACCESS_KEY_ID` etc., where every client finds them.
     """
 
     endpoint: str | None
@@ -41,15 +41,15 @@ class S3Access:
 
     @property
     def plain_http(self) -> bool:
-        """Whether the endpoint is unencrypted, which some clients must be told to allow."""
+        """Whether the endpoint is unencrypted, which some clients allow only on request."""
         return (self.endpoint or "").startswith("http://")
 
 
 def s3_access(options: StoreOptions) -> S3Access:
-    """Return how to reach S3, from the options, then the environment, then the profile.
+    """Return the access to S3, from the options, then the environment, then the profile.
 
-    The one place below the jobs that reads the environment: `AWS_*` mean here what they mean to every other tool, and
-    credentials must not travel in options.
+    No other code below `jobs` reads the environment: `AWS_*` have their usual meaning, and credentials must not be
+    passed in options.
 
     Raises:
         Misconfigured: there are no credentials, or they cannot be loaded.
@@ -80,7 +80,7 @@ def s3_access(options: StoreOptions) -> S3Access:
 
 
 def s3_client(access: S3Access) -> Any:
-    """Return botocore's client, for what the faster one cannot do. Costs 0.1 s; serves any number of threads."""
+    """Return botocore's client, for requests that the faster one does not support. Takes 0.1 s; thread-safe."""
     return access.session.create_client(
         "s3",
         region_name=access.region,
@@ -90,7 +90,7 @@ def s3_client(access: S3Access) -> Any:
 
 
 def client_config(access: S3Access) -> botocore.config.Config:
-    """Return botocore's settings: deadlines, how to sign, and one try, because ours are counted in seconds."""
+    """Return botocore's settings: time-outs, signing, and a single attempt, because our retries are limited by time."""
     return botocore.config.Config(
         signature_version=botocore.UNSIGNED if access.anonymous else None,
         connect_timeout=CONNECT_SECONDS,
@@ -106,14 +106,14 @@ def client_config(access: S3Access) -> botocore.config.Config:
 
 @lru_cache(maxsize=1)
 def _data_loader() -> Any:
-    """Return what reads botocore's description of S3, which takes 60 ms of the first client and 5 of the next."""
+    """Return the loader of botocore's description of S3, which takes 60 ms for the first client and 5 for the next."""
     return botocore.loaders.create_loader(botocore.session.Session().get_config_variable("data_path"))
 
 
 def _load_profile(session: botocore.session.Session, *, with_credentials: bool) -> tuple[dict[str, Any], str]:
-    """Return the profile's settings, and "" or why they or the credentials cannot be had.
+    """Return the profile's settings, and "" or why they or the credentials are not available.
 
-    The exception is not kept: what a program that gives credentials has printed hangs on it.
+    The exception is not kept, because it contains the output of the program that provides credentials.
     """
     try:
         profile = session.get_scoped_config()

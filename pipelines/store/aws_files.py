@@ -1,4 +1,4 @@
-"""AWS credentials in files that are renewed during a run: read again every few minutes."""
+"""Read AWS credentials from files again every few minutes, because they may be renewed during a run."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from botocore.exceptions import NoCredentialsError
 
 READ_AGAIN_AFTER: Final = timedelta(minutes=5)
 
-_IN_FILES: Final = ("shared-credentials-file", "config-file")  # botocore's names of what it would read only once
+_IN_FILES: Final = ("shared-credentials-file", "config-file")  # providers that botocore would read only once
 # botocore refreshes credentials this long before they expire, and keeps the old ones while there are no new ones
 _ASKED_BEFORE: Final = timedelta(minutes=15)
 
 
 class FileCredentials:
-    """What a botocore session finds credentials with: as ever, but those of files are not kept for good.
+    """The credential resolver of a botocore session, which does not cache credentials of files permanently.
 
-    Temporary keys that a login tool writes into `~/.aws/credentials` end after an hour or so; a run lasts for days.
+    Temporary keys that a login tool writes to `~/.aws/credentials` expire after about an hour; a run may take days.
     """
 
     def __init__(self, profile: str | None) -> None:
-        """Take the profile, None for the one that the environment says."""
+        """Use a profile; None is that of the environment."""
         self._profile = profile
 
     def load_credentials(self) -> Any:
         """Return botocore's credentials, or None."""
         found = self._find()
         if found is None or found.method not in _IN_FILES:
-            return found  # roles, SSO and processes say when theirs end
+            return found  # credentials of roles, SSO and processes have an expiry time
         return RefreshableCredentials.create_from_metadata(
             _until_read_again(found), refresh_using=lambda: _until_read_again(self._find()), method=found.method
         )
@@ -40,7 +40,7 @@ class FileCredentials:
 
 
 def _until_read_again(found: Any) -> dict[str, str | None]:
-    """Return credentials as botocore wants those that end."""
+    """Return credentials in botocore's format for expiring ones."""
     if found is None:
         raise NoCredentialsError
     keys = found.get_frozen_credentials()

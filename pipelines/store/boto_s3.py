@@ -1,4 +1,4 @@
-"""S3 through botocore: correct for every possible key, at five times the cost of obstore."""
+"""S3 through botocore: correct for every possible key, with five times the CPU time of obstore."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from pipelines.store.uris import join_uri
 _Result = TypeVar("_Result")
 
 PAGE_KEYS = 1000
-ARCHIVE_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})  # GLACIER_IR reads like any other
+ARCHIVE_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})  # GLACIER_IR is read like any other
 
 _NOT_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 
@@ -59,7 +59,7 @@ class BotoS3:
 
     @property
     def _client(self) -> Any:
-        with self._lock:  # a client serves any number of threads, but only one at a time may make one
+        with self._lock:  # clients are thread-safe, but creating them is not
             if self._made is None:
                 self._made = s3_client(self._access)
             return self._made
@@ -76,10 +76,10 @@ class BotoS3:
         """
         start = _NOT_XML.split(after, maxsplit=1)[
             0
-        ]  # Ceph 16 repeats it in its answer as it is, which none can read then
+        ]  # Ceph 16 repeats it unencoded in its response, which then cannot be parsed
         answer = self._call("list", prefix, lambda: self._list(prefix, start, PAGE_KEYS))
         if any(_is_archived(item) for item in answer.get("Contents", ())):
-            # an archived object that was restored keeps its class; asked for only here: not every server takes this
+            # a restored object keeps its archive class; requested only here, because not every server accepts this
             restores = {"OptionalObjectAttributes": ["RestoreStatus"]}
             answer = self._call("list", prefix, lambda: self._list(prefix, start, PAGE_KEYS, **restores))
         found = [
@@ -113,15 +113,15 @@ class BotoS3:
             yield from entries
 
     def folders(self, folder: str, after: str) -> tuple[Sequence[str], bool]:
-        """Return folders within a folder that are greater than a key and do not hold it, and whether that is all."""
+        """Return folders in a folder that are greater than a key and do not contain it, and whether these are all."""
         answer = self._call("list", folder, lambda: self._list(folder, after, PAGE_KEYS, Delimiter="/"))
         found = [one["Prefix"] for one in answer.get("CommonPrefixes", ())]
         return [name for name in found if name > after and not after.startswith(name)], not answer.get("IsTruncated")
 
     def head(self, key: str) -> StoreEntry:
-        """Return the entry of a key, as a listing has it."""
+        """Return the entry of a key, as in a listing."""
         answer = self._reading(key, lambda: self._get_object(key))
-        answer["Body"].close()  # a HEAD would hide why it failed
+        answer["Body"].close()  # a HEAD would hide the reason of a failure
         return StoreEntry(
             key,
             answer["ContentLength"],
@@ -134,7 +134,7 @@ class BotoS3:
         return self._reading(key, lambda: self._read(key, most_bytes))
 
     def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
-        """Return `length` bytes from `start`, fewer only if the object ends before."""
+        """Return `length` bytes from `start`, or fewer at the end of the object."""
         if length == 0:
             return b""
         wanted = f"bytes={start}-{start + length - 1}"
@@ -208,7 +208,7 @@ class BotoS3:
 
     def _read(self, key: str, most_bytes: int | None, **how: str) -> Blob:
         answer = self._get_object(key, **how)
-        with closing(answer["Body"]):  # a body that is not read would hold its connection
+        with closing(answer["Body"]):  # an unread body would keep its connection
             refuse_larger(join_uri(f"s3://{self._bucket}", key), answer.get("ContentLength"), most_bytes)
             data = answer["Body"].read()
         return Blob(data, plain_etag(answer.get("ETag")))  # botocore compares lengths
@@ -230,7 +230,7 @@ class BotoS3:
                 failure = credentials_expired(uri)
             except (botocore.exceptions.BotoCoreError, botocore.exceptions.HTTPClientError, OSError) as error:
                 failure = store_error(Answer(words=type(error).__name__), action, uri)
-            raise failure  # outside the `except`: what the server said may repeat what it was sent
+            raise failure  # outside the `except`: the server's message may repeat the request
 
         return retry(explained, budget_seconds=self._retry_seconds, is_retryable=is_transient)
 
@@ -242,7 +242,7 @@ class PastTheEnd(StoreDown):
 
 
 def plain_etag(etag: str | None) -> str | None:
-    """Return an etag as tables have it: without quotes and `W/`; None for an empty one."""
+    """Return an etag in the form of tables: without quotes and `W/`; None for an empty one."""
     return (etag or "").removeprefix("W/").strip('"') or None
 
 
@@ -252,16 +252,16 @@ def _timestamp(time: datetime | None) -> float | None:
 
 
 def _is_archived(item: Mapping[str, Any]) -> bool:
-    """Whether an object of a listing cannot be read: archived, and not restored as far as the listing says."""
+    """Return whether an object cannot be read: archived, and not restored according to the listing."""
     is_restored = "RestoreExpiryDate" in item.get("RestoreStatus", {})
     return item.get("StorageClass") in ARCHIVE_CLASSES and not is_restored
 
 
 def replace_either_way(put: Callable[[str], _Result], etag: str) -> tuple[_Result, EtagForm]:
-    """Try a conditional put with the etag quoted, as HTTP has it, then bare; return its result and the form that won.
+    """Try a conditional put with the etag in quotes, as in HTTP, then bare; return its result and the accepted form.
 
-    Ceph 16 compares with the bare one and refuses the other always. Both attempts carry the condition, so the second
-    writes only where the first should have.
+    Ceph 16 compares with the bare one and always refuses the other. Both attempts have the condition, so the second
+    only writes if the first should have.
     """
     try:
         return put(f'"{etag}"'), "quoted"
@@ -278,7 +278,7 @@ def unsorted_sentence(uri: str) -> str:
 
 
 def botocore_answer(response: Mapping[str, Any]) -> Answer:
-    """Return what a parsed answer of botocore says. For a HEAD, its code is the status, which is not an error code."""
+    """Convert a parsed response of botocore. For a HEAD, its code is the status, which is not an error code."""
     said = response.get("Error", {})
     metadata = response.get("ResponseMetadata", {})
     code = said.get("Code")

@@ -21,7 +21,7 @@ _QUOTED = re.compile(r"\"[^\"]*\"|`[^`]*`|'[^']*'")
 
 
 def open_s3(root: str, options: StoreOptions) -> Callable[[str], Store]:
-    """Return what makes the store of a folder of an S3 bucket."""
+    """Return a function that opens the store of a folder of an S3 bucket."""
     name = root.partition("://")[2]
     if not name:
         raise Misconfigured(f"{root}: a bucket is missing, as in s3://bucket/folder/")
@@ -43,7 +43,7 @@ def open_s3(root: str, options: StoreOptions) -> Callable[[str], Store]:
 
 
 def open_cloud(root: str, options: StoreOptions) -> Callable[[str], Store]:
-    """Return what makes the store of a folder of a bucket of Google's, or of a container of Azure's."""
+    """Return a function that opens the store of a folder of a Google bucket or an Azure container."""
     opened = partial(_native_cloud, root, options)
     try:
         bucket = opened(REQUEST_SECONDS)
@@ -74,7 +74,7 @@ def _native_cloud(root: str, options: StoreOptions, seconds: int) -> obstore.sto
 
 
 def _native_s3(name: str, access: S3Access, options: StoreOptions, seconds: int) -> obstore.store.S3Store:
-    # one DELETE for one object: bulk deletion is a POST that not every store and policy knows
+    # one DELETE for one object: bulk deletion is a POST that not every store and policy supports
     config: dict[str, Any] = {
         "region": access.region,
         "skip_signature": access.anonymous,
@@ -86,7 +86,7 @@ def _native_s3(name: str, access: S3Access, options: StoreOptions, seconds: int)
     if not access.anonymous and not access.has_environment_keys:
         from obstore.auth.boto3 import Boto3CredentialProvider  # imports boto3: 0.15 s
 
-        # obstore knows no profiles and no SSO; botocore does, and the metadata services too
+        # obstore does not support profiles and SSO; botocore supports these and the metadata services
         config["credential_provider"] = Boto3CredentialProvider(access.session, ttl=CREDENTIALS_GOOD_FOR)
     return obstore.store.S3Store(
         name,
@@ -97,7 +97,7 @@ def _native_s3(name: str, access: S3Access, options: StoreOptions, seconds: int)
 
 
 def _reason(error: Exception) -> str:
-    # what is in quotes may be a part of a key that is not what it should be
+    # quoted text may be a part of an invalid key
     return _QUOTED.sub("...", str(error).splitlines()[0].rpartition("error: ")[2].rstrip("."))
 
 
@@ -110,7 +110,7 @@ def _client_options(seconds: int, *, allow_http: bool) -> Any:
 
 
 def _retry_config(seconds: float) -> Any:
-    # obstore's own (10 tries from 0.1 s) gave up after 2 s of refused connections; these outlast 30 s
+    # obstore's defaults (10 attempts from 0.1 s) gave up after 2 s of refused connections; these last more than 30 s
     return {
         "max_retries": 40 if seconds else 0,
         "retry_timeout": timedelta(seconds=seconds),

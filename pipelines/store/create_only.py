@@ -1,4 +1,4 @@
-"""Objects that are created only once: put if absent, and whether a store honours it."""
+"""Create objects only once: put if absent, and a check that a store supports it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Final, Literal
 from pipelines.errors import RayDetrError
 from pipelines.store.interface import AlreadyExists, Changed, Misconfigured, Store, StoreError
 
-ATTEMPTS: Final = 3  # each of them retried by the client as well
+ATTEMPTS: Final = 3  # the client retries each of them, too
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a store supports, as measured by `probe`.
+    """Capabilities of a store, as measured by `probe`.
 
     Attributes:
         create_only: A second create-only put is refused.
-        swap: How etags must be written for a conditional put, which is refused with a stale etag; None: the store has
-            no conditional put.
+        swap: The form of etags for a conditional put, which is refused with a stale etag; None: the store does not
+            support conditional puts.
     """
 
     create_only: bool
@@ -29,8 +29,8 @@ class Capabilities:
 def put_if_absent(store: Store, key: str, data: bytes) -> bytes:
     """Create an object unless it exists; return its content: `data`, or what another writer created before.
 
-    A response that was lost does not say whether the write happened, so the write is sent again. It may then find its
-    own object: the bytes are equal, and which of the two writes came first does not matter.
+    After a lost response it is unknown whether the write happened, so it is sent again. It may then find its own
+    object: the bytes are equal, and the order of the two writes does not matter.
 
     Raises:
         StoreError: the store refused, or did not respond to any attempt; the object may exist or not.
@@ -52,16 +52,16 @@ def require_create_only(store: Store, *, what: str, loss: str, folder: str = "_r
     """Check that a store can be written and refuses to overwrite an object that must be created only once.
 
     Args:
-        store: Where `what` is to be kept.
-        what: For the message, such as "a table".
+        store: The store for `what`.
+        what: Description for the message, such as "a table".
         loss: What could happen otherwise, such as "two runs could lose each other's rows".
-        folder: Where the store is tried.
+        folder: The folder for test objects.
 
     Returns:
-        What else the store supports.
+        The other capabilities of the store.
 
     Raises:
-        RayDetrError: it cannot be written, or it overwrites.
+        RayDetrError: the store is not writable, or overwrites objects.
     """
     try:
         capabilities = probe(store, folder)
@@ -78,7 +78,7 @@ def require_create_only(store: Store, *, what: str, loss: str, folder: str = "_r
 def probe(store: Store, folder: str = "_runs/") -> Capabilities:
     """Test a store with five small requests on an object of a random name, which is deleted afterwards.
 
-    The kind of store does not tell: a versioned bucket of Ceph 16 accepts every conditional put.
+    This cannot be derived from the kind of store: a versioned bucket of Ceph 16 accepts every conditional put.
 
     Raises:
         StoreError: the store cannot be written.
@@ -86,7 +86,7 @@ def probe(store: Store, folder: str = "_runs/") -> Capabilities:
     key = f"{folder}probe-{secrets.token_hex(8)}"
     try:
         etag = store.put(key, b"1", create=True)
-    except AlreadyExists:  # the name is unique: an answer was lost, and the repeated put found the first one's object
+    except AlreadyExists:  # the name is unique: a response was lost, and the repeated put found the object of the first
         etag = None
     try:
         return Capabilities(create_only=_refuses_creating(store, key), swap=_swap(store, key, etag))
@@ -103,7 +103,7 @@ def _refuses_creating(store: Store, key: str) -> bool:
 
 
 def _swap(store: Store, key: str, etag: str | None) -> Literal["quoted", "bare"] | None:
-    # where creating is not refused the etag is another one by now, so the object is asked
+    # if creating is not refused, the etag has changed, so it is read again
     etag = store.head(key).etag or etag
     if etag is None:
         return None
@@ -112,7 +112,7 @@ def _swap(store: Store, key: str, etag: str | None) -> Literal["quoted", "bare"]
     except Misconfigured:
         return None
     except Changed:
-        if store.get(key).data != b"2":  # else it met itself, as above
+        if store.get(key).data != b"2":  # otherwise it found its own object, as above
             return None
     try:
         store.put(key, b"3", if_match=etag)

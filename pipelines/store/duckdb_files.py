@@ -1,4 +1,4 @@
-"""Objects of a store as a file system of fsspec, which DuckDB reads."""
+"""An fsspec file system over objects of a store, for DuckDB."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ TABLE_PROTOCOL: Final = "raydetr"
 class StoreFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec has no types
     """Some objects of a store, of known sizes, as a read-only file system of the protocol `raydetr`.
 
-    What reads it gets an error of its own when the store refuses; `failure` is the store's, the first of
-    them. `sizes` has the keys in the order in which they were given.
+    If the store refuses, the reader raises its own error; `failure` is the first error of the store. `sizes` has the
+    keys in the given order.
     """
 
     protocol = TABLE_PROTOCOL
     cachable = False
 
     def __init__(self, store: Store, sizes: Mapping[str, int]) -> None:
-        """Take the store, and the size in bytes of each key that can be read."""
+        """Set the store, and the size in bytes of each readable key."""
         super().__init__()
         self.failure: StoreError | None = None
         self.sizes = sizes
         self._store = store
 
     def glob(self, path: str, **_: Any) -> list[str]:
-        """Return the path itself: keys hold any letters, and patterns are not known here."""
+        """Return the path itself: keys can contain any characters, and patterns are not supported."""
         return [path]
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
@@ -44,7 +44,7 @@ class StoreFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec has no
         return {"name": key, "size": self.sizes[key], "type": "file"}
 
     def modified(self, _path: str) -> datetime:
-        """Return the same time always: files of a table never change."""
+        """Return a constant time, because files of a table never change."""
         return datetime(1970, 1, 1, tzinfo=UTC)
 
     def _open(self, path: str, mode: str = "rb", **_: Any) -> io.IOBase:
@@ -55,7 +55,7 @@ class StoreFileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec has no
 
 
 class _Noting(ObjectFile):
-    """A file that keeps the store's error where its reader has only one of its own."""
+    """A file that records the store's error, because its reader raises its own."""
 
     def __init__(self, files: StoreFileSystem, store: Store, key: str, size: int) -> None:
         super().__init__(store, key, size)

@@ -34,7 +34,7 @@ from pipelines.store.walk import Child, walk
 
 _Result = TypeVar("_Result")
 
-# What fsspec's file systems call the time of the last write; objects are created by it.
+# Names of the time of the last write in fsspec's file systems; for objects it is the creation time.
 _TIMES = ("LastModified", "last_modified", "mtime", "updated", "created")
 
 
@@ -42,7 +42,7 @@ class FsspecStore:
     """The files of an fsspec file system below a folder."""
 
     def __init__(self, root: str, folder: str, *, options: StoreOptions) -> None:
-        """Take the root's URI, and the folder ("" or with a slash at its end) below which keys are relative."""
+        """Set the root's URI, and the folder ("" or with a trailing slash) to which keys are relative."""
         self._files = _file_system(root, options)
         self._base = self._files._strip_protocol(join_uri(root, folder)).rstrip("/") + "/"  # noqa: SLF001 - fsspec's way from URIs to paths
         self._retry_seconds = options.retry_seconds
@@ -59,9 +59,9 @@ class FsspecStore:
         return StoreEntry(key, info.get("size"), _etag(info), modified=_modified(info))
 
     def get(self, key: str, *, most_bytes: int | None = None) -> Blob:
-        """Return the whole file. Its etag is not known: fsspec hands over bytes only.
+        """Return the whole file. Its etag is unknown: fsspec returns only bytes.
 
-        With `most_bytes` its size is asked for first; a file whose size is not told is read all the same.
+        With `most_bytes` its size is requested first; a file of unknown size is read anyway.
         """
         if most_bytes is not None:
             refuse_larger(f"{self.uri}/{key}", self.head(key).size, most_bytes)
@@ -70,7 +70,7 @@ class FsspecStore:
         return Blob(data, None)
 
     def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
-        """Return `length` bytes from `start`, fewer only if the file ends before."""
+        """Return `length` bytes from `start`, or fewer at the end of the file."""
         if if_match is not None:
             refuse_changed(f"{self.uri}/{key}", self.head(key).etag, if_match)
         data: bytes = self._call(
@@ -79,7 +79,7 @@ class FsspecStore:
         return data
 
     def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
-        """Write the whole file; whether `create` is honoured is the file system's affair, `probe` tells."""
+        """Write the whole file. `create` depends on the file system; `probe` tests it."""
         if if_match is not None:
             raise Misconfigured(f"{self.uri}: fsspec cannot replace a file only if it is unchanged.")
         mode = "create" if create else "overwrite"
@@ -111,7 +111,7 @@ class FsspecStore:
         uri = f"{self.uri}/{key}"
         if "\0" in key or (
             ".." in key and ".." in key.split("/")
-        ):  # a folder to most of these, and none leads out of ours
+        ):  # the parent folder in most of these; keys must not lead out of ours
             raise NotFound(f"{uri!r}: this is not a valid object name.")
 
         def explained() -> _Result:
@@ -119,18 +119,18 @@ class FsspecStore:
                 return request()
             except Exception as error:  # noqa: BLE001 - fsspec's file systems raise what their libraries raise, each its own
                 failure = _explained(error, action, uri)
-            raise failure  # outside the `except`: theirs may show addresses with passwords and what a server repeated
+            raise failure  # outside the `except`: messages may contain passwords, or repeat the request
 
         return retry(explained, budget_seconds=self._retry_seconds, is_retryable=is_transient)
 
 
 class FsspecS3:
-    """S3 read through s3fs, for those who must; listed and written through botocore, which s3fs itself is made of."""
+    """S3 read through s3fs, if a user needs it; listed and written through botocore, on which s3fs is built."""
 
     def __init__(
         self, slow: BotoS3, bucket: str, root: str, folder: str, *, access: S3Access, retry_seconds: float
     ) -> None:
-        """Take the bucket, its URI, and the folder ("" or with a slash at its end) below which keys are relative."""
+        """Set the bucket, its URI, and the folder ("" or with a trailing slash) to which keys are relative."""
         self._slow = slow
         self._bucket = bucket
         self._folder = folder
@@ -141,13 +141,13 @@ class FsspecS3:
             profile=access.profile,
             endpoint_url=access.endpoint,
             client_kwargs={"region_name": access.region},
-            max_concurrency=1,  # else `cat_file` costs a HEAD and a GET
-            use_listings_cache=False,  # else what others wrote stays unseen for ever
-            skip_instance_cache=True,  # else another instance of the same arguments lends its credentials
+            max_concurrency=1,  # otherwise `cat_file` takes a HEAD and a GET
+            use_listings_cache=False,  # otherwise objects of other writers are never seen
+            skip_instance_cache=True,  # otherwise an instance with equal arguments shares its credentials
             config_kwargs=_s3fs_config(access),
         )
         self._payer = {"RequestPayer": "requester"} if access.request_payer else {}
-        self._files.retries = 1  # ours are counted in seconds
+        self._files.retries = 1  # our retries are limited by time
         self.uri = join_uri(root, folder).rstrip("/")
 
     def list(self, prefix: str = "", after: str | None = None) -> Iterator[StoreEntry]:
@@ -205,7 +205,7 @@ class FsspecS3:
 
 
 async def _read_body(answer: Mapping[str, Any], uri: str, most_bytes: int | None) -> bytes:
-    async with answer["Body"] as body:  # left without being read, it gives its connection up
+    async with answer["Body"] as body:  # an unread body closes its connection
         refuse_larger(uri, answer.get("ContentLength"), most_bytes)
         data: bytes = await body.read()
         return data
@@ -225,13 +225,13 @@ def _file_system(root: str, options: StoreOptions) -> Any:
             f"{without_secrets(root)}: {scheme}:// is not a known kind of store. Use s3, gs, az, https, a path, or a "
             "protocol of fsspec."
         ) from error
-    except OSError as error:  # some connect at once
+    except OSError as error:  # some connect immediately
         failure = store_error(Answer(words=type(error).__name__), "read", without_secrets(root))
     raise failure
 
 
 def _s3fs_config(access: S3Access) -> dict[str, Any]:
-    # s3fs makes its own botocore settings and takes ours as a dictionary
+    # s3fs creates its own botocore settings and accepts ours as a dictionary
     config = client_config(access)
     names = (
         "connect_timeout",
@@ -281,7 +281,7 @@ def _explained(error: Exception, action: Action, uri: str) -> StoreError:
 
 
 def _response(error: BaseException) -> dict[str, Any]:
-    """Return botocore's answer, which s3fs leaves in the cause of the error that it makes of it."""
+    """Return botocore's response, which s3fs keeps in the cause of its error."""
     for candidate in (error, error.__cause__):
         response = getattr(candidate, "response", None)
         if isinstance(response, dict):

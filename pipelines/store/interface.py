@@ -49,7 +49,7 @@ class Blob:
 
 @dataclass(frozen=True, slots=True)
 class StoreOptions:
-    """How to reach stores. Contains no secrets, so it can be sent to other processes and recorded.
+    """Options for access to stores. Contains no secrets, so it can be sent to other processes and recorded.
 
     Args:
         retry_seconds: how long the client itself retries a request before it raises an error.
@@ -74,7 +74,7 @@ class StoreOptions:
             check_no_secret("endpoint", self.endpoint, instead=KEYS_INSTEAD)
 
     def of_table(self, table: TableOptions | None = None) -> StoreOptions:
-        """Return how to reach the table of images that are read with these options: natively and with credentials."""
+        """Return the options for the table of images read with these options: natively and with credentials."""
         table = table or TableOptions()
         return StoreOptions(
             endpoint=table.endpoint or self.endpoint,
@@ -86,7 +86,7 @@ class StoreOptions:
 
 @dataclass(frozen=True, slots=True)
 class TableOptions:
-    """How to reach the table and the model, if they are in another store than the images."""
+    """Options for access to the table and the model, if they are in another store than the images."""
 
     endpoint: str | None = option("S3 server of the table and the model (--endpoint)", default=None, metavar="URL")
     region: str | None = option("S3 region of the table and the model (--region)", default=None, metavar="NAME")
@@ -180,7 +180,7 @@ class Store(Protocol):
 
     @property
     def uri(self) -> str:
-        """The URI of the store, without a slash at its end."""
+        """The URI of the store, without a trailing slash."""
         ...
 
     def list(self, prefix: str = "", after: str | None = None) -> Iterator[StoreEntry]:
@@ -196,11 +196,11 @@ class Store(Protocol):
         ...
 
     def head(self, key: str) -> StoreEntry:
-        """Return the entry of a key, as a listing has it."""
+        """Return the entry of a key, as in a listing."""
         ...
 
     def get(self, key: str, *, most_bytes: int | None = None) -> Blob:
-        """Return the whole object. Its length is the one that the store announced.
+        """Return the whole object. Its length equals the announced one.
 
         Raises:
             ObjectTooLarge: the object has more than `most_bytes`; if the store announces the size, nothing is read.
@@ -208,7 +208,7 @@ class Store(Protocol):
         ...
 
     def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
-        """Return `length` bytes from `start`, fewer only if the object ends before.
+        """Return `length` bytes from `start`, or fewer at the end of the object.
 
         Raises:
             Changed: the object has another etag than `if_match`, if that is known. Only fsspec needs another request
@@ -253,8 +253,8 @@ class ListsAnywhere(Protocol):
         ...
 
     def folders(self, folder: str, after: str) -> tuple[Sequence[str], bool]:
-        """Return folders in a folder ("" or with a slash at its end) that are greater than a key, and whether all.
+        """Return folders in a folder ("" or with a trailing slash) greater than a key, and whether these are all.
 
-        One request. The folders are whole keys in order, with a slash at their end, without the folder of the key.
+        One request. The folders are whole keys in order, with a trailing slash, without the folder of the key.
         """
         ...

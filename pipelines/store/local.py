@@ -29,7 +29,7 @@ from pipelines.store.walk import Child, walk
 
 logger = logging.getLogger(__name__)
 
-# Begins with a dot and does not end in .parquet: no reader of tables takes unfinished files for data, nor does `list`.
+# Begins with a dot and does not end in .parquet: readers of tables ignore unfinished files, and so does `list`.
 _UNFINISHED = ".ray-detr-unfinished-"
 
 _NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO}
@@ -45,7 +45,7 @@ class LocalStore:
     """
 
     def __init__(self, folder: str) -> None:
-        """Take the absolute path of a folder, which may not exist yet."""
+        """Set the absolute path of a folder, which may not exist yet."""
         self._folder = folder.rstrip("/") + "/"
         self.uri = LOCAL_ROOT + self._folder.strip("/")
 
@@ -75,7 +75,7 @@ class LocalStore:
         return Blob(data, _etag(status))
 
     def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
-        """Return `length` bytes from `start`, fewer only if the file ends before."""
+        """Return `length` bytes from `start`, or fewer at the end of the file."""
         data, status = self._read(key, start, length)
         refuse_changed(self._path(key), _etag(status), if_match)
         return data
@@ -216,7 +216,7 @@ def _child(entry: os.DirEntry[str]) -> Child | None:
 def _is_utf8(name: str) -> bool:
     try:
         name.encode()
-    except UnicodeEncodeError:  # os.scandir hides foreign bytes in lone surrogates
+    except UnicodeEncodeError:  # os.scandir represents invalid bytes by lone surrogates
         return False
     return True
 

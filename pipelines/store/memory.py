@@ -19,22 +19,22 @@ from pipelines.store.interface import (
 
 
 def memory_store(uri: str = "memory://store") -> Store:
-    """Return an empty store that lives as long as it is referred to."""
+    """Return an empty store that exists while it is referenced."""
     return MemoryStore(uri)
 
 
 class MemoryStore:
-    """A dictionary that behaves like a store: conditions are honoured, every write gives a new etag."""
+    """A dictionary with the behaviour of a store: conditions are checked, every write creates a new etag."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self._objects: dict[str, Blob] = {}
-        self._modified: dict[str, float] = {}  # when each was written last
+        self._modified: dict[str, float] = {}  # time of the last write
         self._writes = 0
         self._lock = threading.Lock()
 
     def list(self, prefix: str = "", after: str | None = None) -> Iterator[StoreEntry]:
-        """Yield what was there when the listing began."""
+        """Yield the objects at the start of the listing."""
         with self._lock:
             found = sorted(
                 (key, len(blob.data), blob.etag, self._modified[key])

@@ -1,4 +1,4 @@
-"""An object of a store as a file that pyarrow reads."""
+"""A file object over an object of a store, for pyarrow."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Final
 from pipelines.store.interface import Store, StoreDown
 from pipelines.store.uris import join_uri, without_secrets
 
-_TRIES: Final = 3  # of answers that are cut off; each asks for the rest
+_TRIES: Final = 3  # attempts after truncated responses; each requests the rest
 
 
 class ObjectFile(io.RawIOBase):
-    """One object as a file that can be read from anywhere; what is read is one request."""
+    """One object as a file with random access; each read is one request."""
 
     def __init__(self, store: Store, key: str, size: int, *, if_match: str | None = None) -> None:
-        """Take an object of a known size in bytes; read nothing yet.
+        """Open an object of a known size in bytes without reading.
 
-        With `if_match` reading raises `Changed` where the object has another etag.
+        With `if_match` reading raises `Changed` if the object has another etag.
         """
         self._store, self._key, self._size, self._position = store, key, size, 0
         self._if_match = if_match
@@ -40,10 +40,10 @@ class ObjectFile(io.RawIOBase):
         return self._position
 
     def read(self, length: int | None = -1) -> bytes:
-        """Return the next `length` bytes, fewer at the end; all that is left for None or -1.
+        """Return the next `length` bytes, fewer at the end; all remaining bytes for None or -1.
 
         Raises:
-            StoreDown: the store sent fewer bytes three times, though the object has them.
+            StoreDown: the store sent fewer bytes three times, although the object has more.
         """
         rest = max(self._size - self._position, 0)
         wanted = rest if length is None or length < 0 else min(length, rest)
@@ -59,10 +59,10 @@ class ObjectFile(io.RawIOBase):
 
 
 def refuse_cut_off(store: Store, key: str, start: int, wanted: int, arrived: int) -> None:
-    """Refuse an answer with fewer bytes than were wanted, unless the object itself ends there.
+    """Refuse a response with fewer bytes than requested, unless the object ends there.
 
     Raises:
-        StoreDown: the object is longer than what arrived of it.
+        StoreDown: the object is longer than the response.
         StoreError: the store refused.
     """
     size = store.head(key).size

@@ -1,4 +1,4 @@
-"""What obstore's exceptions mean. They carry no code: it stands in their text, with the whole answer of the store."""
+"""Convert obstore's exceptions. They have no code: it is in their text, with the whole response of the store."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _INSTANCE_METADATA = "169.254.169.254"
 
 
 def native_answer(error: BaseException) -> Answer:
-    """Return what the store answered, read from the text of obstore's exception."""
+    """Return the store's response, parsed from the text of obstore's exception."""
     text = str(error)
     status, code, region, words = (pattern.search(text) for pattern in (_STATUS, _CODE, _REGION, _WORDS))
     known = {FileNotFoundError: 404, PermissionError: 403, AlreadyExistsError: 409, PreconditionError: 412}
     by_type = next((number for kind, number in known.items() if isinstance(error, kind)), None)
     if "without LOCATION" in text:  # a redirect to another region
         by_type = 301
-    if "Wanted range starting at" in text:  # obstore's own check, behind the end
+    if "Wanted range starting at" in text:  # obstore's own check, after the end
         by_type = 416
     return Answer(
         status=int(status[1]) if status else by_type,
@@ -40,9 +40,9 @@ def native_answer(error: BaseException) -> Answer:
 def native_error(error: BaseException, action: Action, uri: str) -> StoreError:
     """Return our error for an exception of obstore.
 
-    Its text holds the address that was asked for, which for Azure may be signed, and the store's whole answer, in which
-    S3 repeats a session token that is over and a signature that does not match. Only what is known to be harmless is
-    taken, and code that raises ours must not keep the other one as its cause or context.
+    Its text contains the requested address, which may be signed for Azure, and the store's whole response, in which S3
+    repeats an expired session token and a wrong signature. Only harmless parts are used, and code that raises our error
+    must not keep the original as its cause or context.
     """
     if _INSTANCE_METADATA in str(error):
         return Misconfigured(

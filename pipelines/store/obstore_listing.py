@@ -16,18 +16,18 @@ from pipelines.store.obstore_errors import NATIVE_ERRORS, native_error
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-# obstore 0.12 cleans paths: it refuses empty, "." and ".." segments and control characters, and drops outer slashes
+# obstore 0.12 normalises paths: it refuses empty, "." and ".." segments and control characters, and drops outer slashes
 _REFUSED = re.compile(r"^/|/$|//|(?:^|/)\.\.?(?:/|$)|[\x00-\x1f\x7f]")
 _HIGHEST = "\U0010fffd"
 _TRIES_WITHOUT_PROGRESS = 4
 
 
 class _MisreadError(Exception):
-    """obstore met a key that it cannot take, or gave one under another name."""
+    """obstore met a key that it does not support, or returned one under another name."""
 
 
 def is_refused(key: str) -> bool:
-    """Whether obstore cannot take a key, or takes it for another."""
+    """Return whether obstore refuses a key, or changes it."""
     return _REFUSED.search(key) is not None
 
 
@@ -36,24 +36,24 @@ def list_bucket(
 ) -> Iterator[StoreEntry]:
     """Yield the objects whose key begins with `prefix` and is greater than `after`, in the byte order of keys.
 
-    Pages come from obstore; one that holds a key which obstore cannot take from `slow` instead, where there is one.
-    Objects whose name ends in a slash are left out if they are empty; obstore shows others, which are unusual,
-    under the name without the slash.
+    Pages come from obstore; if a page has a key that obstore does not support, it comes from `slow`, if given. Objects
+    whose name ends in a slash are left out if they are empty; obstore shows others, which are unusual, under the name
+    without the slash.
 
     Args:
         bucket: obstore's store of the whole bucket.
         slow: The client for any key.
         uri: The bucket's URI, for messages.
         prefix: Any beginning of a key.
-        after: The key after which to begin, "" for the start.
-        patient: Whether a listing that breaks off is taken up again.
+        after: The key after which to begin; "" for the start.
+        patient: Whether to continue an interrupted listing.
     """
     position = max(after, _just_before(prefix))
     folder = prefix[: prefix.rfind("/") + 1]
     if slow is not None and (folder.startswith("/") or is_refused(folder.removesuffix("/"))):
         yield from slow.list(prefix, position)
         return
-    # "/x" is shown as "x", so keys with a leading slash must be looked for, and passed by the slow client
+    # "/x" is returned as "x", so keys with a leading slash must be detected, and listed by the slow client
     slow_until = "0" if slow is not None and not prefix and position < "0" and slow.has_keys("/") else ""
     is_misread, tries = False, 0
     while True:
@@ -78,7 +78,7 @@ def list_bucket(
                 ) from error
             is_misread = True
         except StoreError as error:
-            # obstore does not try again when the body of a page breaks off
+            # obstore does not retry if the body of a page is interrupted
             tries = tries + 1 if position == reached else 1
             if not (patient and is_transient(error) and tries < _TRIES_WITHOUT_PROGRESS):
                 raise
@@ -113,12 +113,12 @@ def _list_native(bucket: ObjectStore, uri: str, prefix: str, after: str) -> Iter
 
 
 def _is_folder_marker(bucket: ObjectStore, uri: str, key: str, last: str) -> bool:
-    """Whether an empty entry is the marker `key/`, whose slash obstore drops, and not the object `key`."""
-    if key <= last:  # the object itself came before "key-"; the marker comes behind it
+    """Return whether an empty entry is the marker `key/`, whose slash obstore drops, and not the object `key`."""
+    if key <= last:  # the object itself would come before "key-"; the marker comes after it
         return True
     try:
         return obstore.head(bucket, key)["size"] > 0
-    except FileNotFoundError:  # the answer to a HEAD has no code, so it is not explained as others are
+    except FileNotFoundError:  # the response to a HEAD has no code, so its error is not explained like others
         return True
     except NATIVE_ERRORS as error:
         failure = native_error(error, "read", f"{uri}/{key}")
@@ -128,7 +128,7 @@ def _is_folder_marker(bucket: ObjectStore, uri: str, key: str, last: str) -> boo
 
 
 def _just_before(prefix: str) -> str:
-    """Return a key that is smaller than all that begin with `prefix`, and not by much; "" if obstore takes none."""
+    """Return a key slightly smaller than all that begin with `prefix`; "" if obstore supports none."""
     if not prefix or prefix.endswith("/"):
         return ""
     code = ord(prefix[-1]) - 1

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 _Result = TypeVar("_Result")
 
-SLOWEST_BYTES = 10**6  # a second, which a put may be as slow as
-QUICK_BYTES = REQUEST_SECONDS * SLOWEST_BYTES  # of a put that the time-out of every request is long enough for
+SLOWEST_BYTES = 10**6  # a second, the slowest supported put
+QUICK_BYTES = REQUEST_SECONDS * SLOWEST_BYTES  # size of a put for which the usual time-out is sufficient
 
 
 class ObstoreStore:
@@ -54,9 +54,9 @@ class ObstoreStore:
         reads_once: bool = False,
         patient: Callable[[int], ObjectStore] | None = None,
     ) -> None:
-        """Take the bucket, its URI, and the folder ("" or with a slash at its end) below which keys are relative.
+        """Set the bucket, its URI, and the folder ("" or with a trailing slash) to which keys are relative.
 
-        `patient` opens the bucket with a time-out of so many seconds, for large puts; None where nothing times out.
+        `patient` opens the bucket with a time-out in seconds, for large puts; None if requests do not time out.
         `reads_once`: as in `StoreOptions`.
         """
         self._bucket = bucket
@@ -90,19 +90,19 @@ class ObstoreStore:
             )
 
     def folders(self, folder: str, after: str) -> tuple[Sequence[str], bool]:
-        """Return folders within a folder that are greater than a key, of S3 only: see `ListsAnywhere`."""
+        """Return folders in a folder that are greater than a key, for S3 only; see `ListsAnywhere`."""
         assert self._slow is not None, "other stores are not asked"
         found, is_all = self._slow.folders(self._folder + folder, self._folder + after)
         return [name[len(self._folder) :] for name in found], is_all
 
     def head(self, key: str) -> StoreEntry:
-        """Return the entry of a key, as a listing has it."""
+        """Return the entry of a key, as in a listing."""
         path = self._folder + key
         if slow := self._slow_for(path):
             return replace(slow.head(path), key=key)
         with suppress(*NATIVE_ERRORS):
             return self._entry(key, obstore.head(self._bucket, path))
-        # the answer to a HEAD has no code: a GET tells a missing object from a missing bucket
+        # the response to a HEAD has no code: a GET distinguishes a missing object from a missing bucket
         return self._entry(key, self._reading(path, lambda: obstore.get(self._bucket, path).meta))
 
     @staticmethod
@@ -117,7 +117,7 @@ class ObstoreStore:
         return self._reading(path, partial(self._get, path, most_bytes), once=self._reads_once)
 
     def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
-        """Return `length` bytes from `start`, fewer only if the object ends before."""
+        """Return `length` bytes from `start`, or fewer at the end of the object."""
         path = self._folder + key
         if slow := self._slow_for(path):
             return slow.get_range(path, start, length, if_match=if_match)
@@ -170,22 +170,22 @@ class ObstoreStore:
             refuse_changed(self._shown(path), plain_etag(answer.meta["e_tag"]), if_match)
             return bytes(answer.bytes())
         except BaseError as error:
-            if native_answer(error).status == 416:  # begins behind the end
+            if native_answer(error).status == 416:  # begins after the end
                 return b""
             raise
 
     def _put(self, path: str, data: bytes, mode: Any) -> str | None:
-        # multipart would lose the etag, and on Ceph 16 the condition
+        # multipart uploads lose the etag, and on Ceph 16 the condition
         bucket = self._bucket_for_put(len(data))
         return plain_etag(obstore.put(bucket, path, data, mode=mode, use_multipart=False)["e_tag"])
 
     def _bucket_for_put(self, size: int) -> ObjectStore:
-        """Return a client that waits long enough: its time-out is of a whole request, from a link that may be slow."""
+        """Return a client with a sufficient time-out, which covers a whole request on a possibly slow link."""
         if size <= QUICK_BYTES or self._patient is None:
             return self._bucket
         seconds = put_seconds(size)
         bucket = self._patient_buckets.get(seconds)
-        if bucket is None:  # two threads may both make one, and either is good
+        if bucket is None:  # two threads may both create one; either is valid
             bucket = self._patient_buckets[seconds] = self._patient(seconds)
         return bucket
 
@@ -200,7 +200,7 @@ class ObstoreStore:
         return written
 
     def _replace_generation(self, path: str, data: bytes, etag: str) -> str | None:
-        """Replace where the condition is a generation number, not an etag: Google's store."""
+        """Replace an object in Google's store, whose condition is a generation number, not an etag."""
         meta = self._call("replace", path, lambda: obstore.head(self._bucket, path))
         if plain_etag(meta["e_tag"]) != etag:
             raise Changed(f"{self._shown(path)} cannot be replaced: it has changed since it was read.")
@@ -208,7 +208,7 @@ class ObstoreStore:
         return self._call("replace", path, lambda: self._put(path, data, condition))
 
     def _reading(self, path: str, request: Callable[[], _Result], *, once: bool = False) -> _Result:
-        """Make a request for an object; where S3 does not tell a missing one from a refused one, its listing does."""
+        """Make a request for an object; if S3 does not distinguish missing from denied, use a listing."""
         call = self._once if once else self._call
         try:
             return call("read", path, request)
@@ -220,9 +220,9 @@ class ObstoreStore:
         return call("read", path, request)  # the object may have been created meanwhile
 
     def _call(self, action: Action, path: str, request: Callable[[], _Result]) -> _Result:
-        """Make a request and retry transient failures; each request is harmless to make twice.
+        """Make a request and retry transient failures; all requests are safe to repeat.
 
-        obstore does so by itself for most, but neither for a conditional put nor a delete whose connection was reset.
+        obstore itself retries most, but neither a conditional put nor a delete whose connection was reset.
         """
         attempt = partial(self._once, action, path, request)
         return retry(attempt, budget_seconds=self._retry_seconds, is_retryable=is_transient)
@@ -245,7 +245,7 @@ class ObstoreStore:
 
 
 def put_seconds(size: int) -> int:
-    """Return the time-out of a put of so many bytes, at `SLOWEST_BYTES` a second: rounded up to few values."""
+    """Return the time-out of a put of this size at `SLOWEST_BYTES` a second, rounded up to one of a few values."""
     seconds = REQUEST_SECONDS
     while seconds * SLOWEST_BYTES < size:
         seconds *= 2

@@ -56,9 +56,9 @@ class Stores:
 
 
 def _opener(root: str, options: StoreOptions) -> Callable[[str], Store]:
-    """Return what makes the store of a folder ("" or with a slash at its end) below a root.
+    """Return a function that opens the store of a folder ("" or with a trailing slash) below a root.
 
-    Clients are imported where they are needed: all of them take 0.4 s, which a local folder need not wait for.
+    Clients are imported on demand: all of them take 0.4 s, which a local folder does not need.
     """
     scheme = scheme_of(root)
     if root == LOCAL_ROOT:
@@ -81,10 +81,10 @@ def _opener(root: str, options: StoreOptions) -> Callable[[str], Store]:
 
 
 def _refuse_secret(uri: str) -> None:
-    """Refuse keys in the address of a bucket, where no client looks for them and every message would show them."""
+    """Refuse access keys in a bucket's address: clients do not read them there, and messages would show them."""
     if scheme_of(uri) not in (*_S3, *_CLOUD):
         return
     try:
-        check_no_secret("store", uri.partition("?")[0], instead=KEYS_INSTEAD)  # behind it names of objects may be odd
+        check_no_secret("store", uri.partition("?")[0], instead=KEYS_INSTEAD)  # object names after it may be unusual
     except ValueError as error:
         raise Misconfigured(str(error)) from error

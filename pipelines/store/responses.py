@@ -49,7 +49,7 @@ _S3_RIGHT = {"read": "s3:GetObject", "delete": "s3:DeleteObject"}
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back: the HTTP status, the store's own code, and a few words where there is neither."""
+    """A response: the HTTP status, the store's own code, and a short text if there is neither."""
 
     status: int | None = None
     code: str | None = None
@@ -58,12 +58,12 @@ class Answer:
 
 
 def store_error(answer: Answer, action: Action, uri: str) -> StoreError:
-    """Return the error that an answer is, with a sentence that says what to do.
+    """Return the error for a response, with a message that says what to do.
 
     Args:
-        answer: What came back, of a GET where there is a choice: a HEAD has no code, and 404 may be the bucket's.
-        action: What was asked for.
-        uri: Of what, without secrets.
+        answer: The response, preferably of a GET: a HEAD has no code, and 404 may refer to the bucket.
+        action: The requested action.
+        uri: The URI, without secrets.
     """
     status, code = answer.status, answer.code or ""
     said = " ".join(str(part) for part in (status, code) if part) or answer.words or "no answer"
@@ -88,7 +88,7 @@ def store_error(answer: Answer, action: Action, uri: str) -> StoreError:
     if status is None or status >= 500:
         return StoreDown(f"{failed}: the store does not work ({said}). Check it and the network, then run again.")
     if (status, code, action) == (404, "", "read") and uri.startswith("s3"):
-        # S3 says NoSuchKey; anybody's page would turn images into missing ones
+        # S3 returns NoSuchKey; an unrelated error page must not count as a missing image
         return StoreDown(
             f"{failed}: the answer did not come from the store ({said} without a code). "
             "Check the endpoint and any proxy before it, then run again."

@@ -11,9 +11,9 @@ GIVES_ACCESS = "contains a password, token or signature, which would be stored w
 
 _SCHEME = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*)://(?P<authority>[^/?#]*)(?P<rest>.*)", re.DOTALL)
 _USERS = (
-    re.compile(r"^(https?://)[^/?#]*@", re.IGNORECASE),  # a token may stand there alone
+    re.compile(r"^(https?://)[^/?#]*@", re.IGNORECASE),  # a token may be there alone
     re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*://)[^/?#@]*:[^/?#]*@"),
-    # a secret key may hold slashes: what follows a colon and is no port can only be a password, up to its "@"
+    # a secret key may contain slashes: text after a colon that is not a port is a password, up to its "@"
     re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*://)(?!arn:|\[)[^/?#@:]*:(?!\d*(?:[/?#]|$))[^?#]*@"),
 )
 _QUERY_VALUE = re.compile(r"(?<=[?&;])([^=&;#]*)=([^&;#]*)")
@@ -23,29 +23,29 @@ _SECRET_NAME = re.compile(
     r"|(?:aws|google)access(?:key)?id|key-pair-id|auth(?:orization)?",
     re.IGNORECASE,
 )
-# An object's name may hold any "?name=", such as those that crawlers saved, but no store has such names of its own
+# An object's name may contain "?name=", for example from crawlers, but not these names of stores' parameters
 _SIGNED_NAME = re.compile(r"x-(?:amz|goog)-(?:signature|credential|security-token)", re.IGNORECASE)
 _WEB = ("http", "https")
 _AZURE = ("az", "azure", "abfs", "abfss", "adl")
 
 
 def split_uri(uri: str) -> tuple[str, str]:
-    """Return the root of the store that a URI lies in, and the key there: `s3://b/x/y.jpg` -> (`s3://b`, `x/y.jpg`).
+    """Return the root of a URI's store, and the key in it: `s3://b/x/y.jpg` -> (`s3://b`, `x/y.jpg`).
 
-    Keys are taken as they stand: `?`, `#`, `%` and `//` are parts of names in object stores. Only web addresses have a
-    query, which stays in the key. Local paths and `file:` URIs give (`file:///`, absolute path without first slash).
+    Keys are not decoded: `?`, `#`, `%` and `//` are parts of names in object stores. Only web addresses have a query,
+    which remains in the key. Local paths and `file:` URIs give (`file:///`, absolute path without first slash).
     """
     scheme = scheme_of(uri)
     if scheme in ("", "file"):
         return LOCAL_ROOT, _local_key(uri)
     found = _SCHEME.match(uri)
-    assert found is not None  # scheme_of found one
+    assert found is not None  # scheme_of has found one
     rest = found["rest"]
     return f"{scheme}://{found['authority']}", rest.removeprefix("/")
 
 
 def scheme_of(uri: str) -> str:
-    """Return the scheme in small letters, or "" for a path."""
+    """Return the scheme in lower case, or "" for a path."""
     if uri[:5].lower() == "file:":
         return "file"
     found = _SCHEME.match(uri)
@@ -53,12 +53,12 @@ def scheme_of(uri: str) -> str:
 
 
 def join_uri(root: str, key: str) -> str:
-    """Return the URI of a key: what `split_uri` takes apart."""
+    """Return the URI of a key; the inverse of `split_uri`."""
     return f"{root}{key}" if root == LOCAL_ROOT else f"{root}/{key}"
 
 
 def file_name(uri: str) -> str:
-    """Return the last part of a URI or path; of a web address without its query, and with `%20` as a space."""
+    """Return the last part of a URI or path; for a web address without query, and with `%20` as a space."""
     root, key = split_uri(uri)
     if root.startswith(("http://", "https://")):
         key = unquote(key.partition("#")[0].partition("?")[0])
@@ -66,10 +66,10 @@ def file_name(uri: str) -> str:
 
 
 def without_secrets(uri: str) -> str:
-    """Return the URI as it may be shown: no `user:password@`, and no values in the query of a web address.
+    """Return the URI without secrets: no `user:password@`, and no values in the query of a web address.
 
-    A signed web address carries its signature in the query; which of the values are secret differs from host to host.
-    Of other stores' keys, where `?` is a letter like any other, only signatures go.
+    A signed web address has its signature in the query; which values are secret depends on the host. From keys of other
+    stores, in which `?` is an ordinary character, only signatures are removed.
     """
     scheme = scheme_of(uri)
     shown = uri
@@ -83,7 +83,7 @@ def without_secrets(uri: str) -> str:
 def has_secret(uri: str) -> bool:
     """Return whether an address grants access to anyone who reads it: it has a password, signature or token.
 
-    A secret in the path of a web address, or under a name of the host's own making, is not recognised.
+    A secret in the path of a web address, or under a name that only its host uses, is not recognised.
     """
     scheme = scheme_of(uri)
     if scheme in ("", "file"):
@@ -94,15 +94,15 @@ def has_secret(uri: str) -> bool:
 
 
 def check_no_secret(name: str, uri: str, *, instead: str) -> None:
-    """Refuse an address that would be written down, or travel, with the secret that it carries.
+    """Refuse an address with a secret, which would otherwise be recorded or sent.
 
     Args:
-        name: of the option that it is the value of.
+        name: of the option.
         uri: the address.
         instead: a sentence that says what to do.
 
     Raises:
-        ValueError: with a sentence that does not hold it.
+        ValueError: the message does not contain the secret.
     """
     if has_secret(uri):
         raise ValueError(f"{name}: the address {without_secrets(uri)} {GIVES_ACCESS} {instead}")
@@ -118,7 +118,7 @@ def _local_key(uri: str) -> str:
     if scheme_of(uri) == "file":
         path = uri[5:]
         if path.startswith("//"):
-            path = "/" + path[2:].partition("/")[2]  # file://host/path: the host is this one
+            path = "/" + path[2:].partition("/")[2]  # file://host/path: the host is this machine
     is_folder = path.endswith("/")
     key = os.path.abspath(path).lstrip("/")  # noqa: PTH100 - pathlib's absolute() keeps "..", resolve() follows links
     return f"{key}/" if is_folder and key else key

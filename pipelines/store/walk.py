@@ -1,4 +1,4 @@
-"""Walks a folder tree in the key order of an object store."""
+"""Walk a folder tree in the key order of an object store."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipelines.store.interface import StoreEntry
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """What lies in a folder: a file with what is known of it, or a folder.
+    """An entry of a folder: a file with its properties, or a folder.
 
     With the name "" it represents the files and folders whose names are not UTF-8; `unnameable` is their number.
     """
@@ -26,12 +26,12 @@ class Child:
 def walk(read_folder: Callable[[str], Iterable[Child]], prefix: str, after: str | None) -> Iterator[StoreEntry]:
     """Yield the files of a tree whose path begins with `prefix` and is greater than `after`, in byte order of paths.
 
-    Holds the names of one folder and of those above it. Folders that can hold nothing of interest are not read.
+    Memory: the names in one folder and its parents. Folders without matching paths are not read.
 
     Args:
-        read_folder: What lies in a folder, in any order; folders are given as "" or with a slash at their end.
+        read_folder: Returns the entries of a folder in any order; folders are "" or have a trailing slash.
         prefix: Any beginning of a path.
-        after: The path after which to begin, None for the start.
+        after: The path after which to begin; None for the start.
     """
     after = after or ""
     start = prefix[: prefix.rfind("/") + 1]
@@ -43,7 +43,8 @@ def walk(read_folder: Callable[[str], Iterable[Child]], prefix: str, after: str 
             continue
         path, child = step
         if child.is_folder:
-            # what lies below is greater than the folder's own path, and smaller than `after` unless that path begins it
+            # paths below are greater than the folder's own path, and smaller than `after` unless `after` begins with
+            # that path
             if (path > after or after.startswith(path)) and path.startswith(prefix):
                 folders.append(_sorted_paths(read_folder, path))
         elif path > after and path.startswith(prefix):
@@ -51,8 +52,8 @@ def walk(read_folder: Callable[[str], Iterable[Child]], prefix: str, after: str 
 
 
 def _sorted_paths(read_folder: Callable[[str], Iterable[Child]], folder: str) -> Iterator[tuple[str, Child]]:
-    # A folder's slash takes part in the order: "a-b" < "a/c" < "a0". Python compares strings by code points, which is
-    # the order of their UTF-8 bytes.
+    # A folder's slash is part of the order: "a-b" < "a/c" < "a0". Python compares strings by code points, which is the
+    # order of their UTF-8 bytes.
     children = [(f"{folder}{child.name}{'/' if child.is_folder else ''}", child) for child in read_folder(folder)]
     children.sort(key=lambda pair: pair[0], reverse=True)
     while children:

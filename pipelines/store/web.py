@@ -1,4 +1,4 @@
-"""Files of web servers, read through fsspec's web file system."""
+"""Read files of web servers through fsspec's web file system."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from pipelines.store.responses import Answer, store_error
 from pipelines.store.retry import retry
 from pipelines.store.uris import join_uri, without_secrets
 
-# A server among thousands in a list of images: not worth the minutes that a run's own store is
+# One of thousands of servers in a list of images does not get the minutes of a run's own store
 RETRY_SECONDS = 15.0
 
-# Sent without end, or packed a thousandfold, a file would fill the memory: strangers' servers are not trusted with that
+# An endless or highly compressed response would fill the memory, and these servers are not trusted
 LARGEST_BYTES = 256 * 1024**2
 _PIECE_BYTES = 1024**2
 
-# what is left of ASCII without blanks, control characters and "<>\\^`{|}
+# ASCII without blanks, control characters and "<>\\^`{|}
 _NOT_IN_ADDRESSES = re.compile(r"[^!#-;=?-\[\]_a-z~]+")
 
 
 class WebStore:
-    """What one server shows below a folder. Read-only, and not to be listed."""
+    """The files of one server below a folder. Read-only, without listings."""
 
     def __init__(self, root: str, folder: str, *, retry_seconds: float) -> None:
-        """Take the server's address and the folder ("" or with a slash at its end) below which keys are relative."""
+        """Set the server's address and the folder ("" or with a trailing slash) to which keys are relative."""
         if not root.partition("://")[2]:
             raise Misconfigured(
                 f"{root}/{folder} is not a web address: a host is missing. Check the list that contains it."
@@ -57,15 +57,15 @@ class WebStore:
                 "trust_env": True,  # proxies
             },
         )
-        fsspec.asyn.sync(self._files.loop, self._files.set_session)  # now: two threads would make two, and leak one
+        fsspec.asyn.sync(self._files.loop, self._files.set_session)  # now: two threads would leak one
         self.uri = without_secrets(join_uri(root, folder).rstrip("/"))
 
     def list(self, prefix: str = "", after: str | None = None) -> Iterator[StoreEntry]:  # noqa: ARG002
-        """Refuse: web servers do not list."""
+        """Raise: web servers have no listing."""
         raise Misconfigured(f"{self.uri} cannot be listed: web servers have no listing. Give a list of URIs instead.")
 
     def head(self, key: str) -> StoreEntry:
-        """Return size and etag as far as the server tells them."""
+        """Return size and etag if the server sends them."""
         _, headers = self._request(key, {}, whole=False)
         length = headers.get("Content-Length")
         return StoreEntry(
@@ -73,12 +73,12 @@ class WebStore:
         )
 
     def get(self, key: str, *, most_bytes: int | None = None) -> Blob:
-        """Return the whole file, decompressed if it was sent compressed; never more than `LARGEST_BYTES`."""
+        """Return the whole file, decompressed if necessary; at most `LARGEST_BYTES`."""
         data, headers = self._request(key, {}, most_bytes=most_bytes)
         return Blob(data, plain_etag(headers.get("ETag")))
 
     def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
-        """Return `length` bytes from `start`, fewer only where the file ends before."""
+        """Return `length` bytes from `start`, or fewer at the end of the file."""
         if length == 0:
             return b""
         data, headers = self._request(key, {"Range": f"bytes={start}-{start + length - 1}"})
@@ -87,11 +87,11 @@ class WebStore:
         return data if "Content-Range" in headers else data[start : start + length]
 
     def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:  # noqa: ARG002
-        """Refuse: web servers are read-only here."""
+        """Raise: web servers are read-only here."""
         self._refuse_writing()
 
     def delete(self, key: str) -> None:  # noqa: ARG002
-        """Refuse: web servers are read-only here."""
+        """Raise: web servers are read-only here."""
         self._refuse_writing()
 
     def _refuse_writing(self) -> NoReturn:
@@ -127,17 +127,17 @@ class WebStore:
                 if status < 300:
                     return data, received
                 failure = store_error(Answer(status), "read", without_secrets(url))
-            raise failure  # outside the `except`: aiohttp's errors show the whole address, signature included
+            raise failure  # outside the `except`: aiohttp's errors contain the whole address, including its signature
 
         return retry(request, budget_seconds=self._retry_seconds, is_retryable=is_transient)
 
     async def _answer(
         self, url: str, headers: dict[str, str], most: int | None
     ) -> tuple[int, bytes, Mapping[str, str]]:
-        """Return status, bytes and headers of an answer; None instead of the most bytes reads none.
+        """Return status, bytes and headers of a response; with a limit of None the body is not read.
 
         Raises:
-            _TooLongError: there are more, as the server announces, or as they come.
+            _TooLongError: the body is larger, as announced or as received.
         """
         session = await self._files.set_session()
         async with session.get(_as_it_stands(url), headers=headers) as answer:
@@ -154,9 +154,9 @@ class WebStore:
 
 
 class _TooLongError(Exception):
-    """More bytes came than are held."""
+    """The response has more bytes than allowed."""
 
 
 def _as_it_stands(url: str) -> yarl.URL:
-    """Return the address with only that escaped which no address may hold: signatures cover every other character."""
+    """Return the address with only invalid characters escaped: signatures cover all other characters."""
     return yarl.URL(_NOT_IN_ADDRESSES.sub(lambda found: quote(found[0], safe=""), url), encoded=True)

@@ -1,4 +1,4 @@
-"""A first look at a table: how many detections of each label it has, and some of its images with their boxes."""
+"""A preview of a table: the number of detections of each label, and some images with their boxes."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from pipelines.store import Store, StoreOptions, join_uri, open_store
 
 
 def count_labels(table_uri: str, *, options: StoreOptions | None = None, least_score: float = 0.0) -> Counter[str]:
-    """Return how many detections of each label the published rows hold, one file in memory at a time.
+    """Return the number of detections of each label in the published rows, with one file in memory at a time.
 
     Raises:
         RayDetrError: a file is damaged.
@@ -42,10 +42,10 @@ def draw_found(
 
     Args:
         table_uri: The detection table.
-        folder: Made if missing.
-        count: How many images; rows that are errors are passed over.
+        folder: Created if missing.
+        count: Number of images; error rows are skipped.
         least_score: Detections below it are not drawn.
-        options: How stores are reached.
+        options: Access to stores.
 
     Raises:
         RayDetrError: a file of the table is damaged.
@@ -77,7 +77,7 @@ def draw_found(
 
 
 def published_files(table: Store) -> Iterator[tuple[str, pq.ParquetFile]]:
-    """Yield the name and the open file of everything below `data/`; columns are fetched when they are read.
+    """Yield name and open file of everything below `data/`; columns are fetched when they are read.
 
     Raises:
         RayDetrError: a file's footer is damaged.

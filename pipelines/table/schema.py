@@ -20,7 +20,7 @@ from pipelines.strict_json import Count
 
 SCHEMA_VERSION: Final = 2  # files of version 1 have no column `settings`
 
-# Permanent: the bytes of the image are the reason. Tried again only on request.
+# Permanent: caused by the bytes of the image. Retried only on request.
 PERMANENT_KINDS: Final = frozenset(
     {
         "empty",
@@ -35,13 +35,13 @@ PERMANENT_KINDS: Final = frozenset(
         "out_of_memory",
     }
 )
-# Transient: the environment is the reason. The next run tries again.
+# Transient: caused by the environment. Retried by the next run.
 TRANSIENT_KINDS: Final = frozenset({"missing", "denied", "archived", "fetch_failed"})
 ERROR_KINDS: Final = PERMANENT_KINDS | TRANSIENT_KINDS
 
 ROW_GROUP_ROWS: Final = 32_768  # four in a file of a GPU run, so that engines without page indexes can skip some, too
 
-# Few different values.
+# Columns with few different values.
 _WORD = pa.dictionary(pa.int32(), pa.string())
 
 _BOX = pa.struct([pa.field(side, pa.float32(), nullable=False) for side in ("xmin", "ymin", "xmax", "ymax")])
@@ -49,10 +49,9 @@ _BOX = pa.struct([pa.field(side, pa.float32(), nullable=False) for side in ("xmi
 _DETECTION = pa.struct(
     [
         pa.field("category_id", pa.int32(), nullable=False),  # the data set's own
-        # Parquet stores the words of this column once, as of any string column. That Arrow should also hold them so
-        # in memory is not said: pyarrow 26 refuses to read a nested dictionary that spans row groups
-        # (`ParquetFile.read`: "Nested data conversions not implemented for chunked array outputs"), and users'
-        # scripts would meet that.
+        # Parquet stores the words of this column once, as for any string column. The Arrow type is not a dictionary,
+        # because pyarrow 26 refuses to read a nested dictionary that spans row groups (`ParquetFile.read`: "Nested data
+        # conversions not implemented for chunked array outputs"), which would affect users' scripts.
         pa.field("label", pa.string(), nullable=False),
         pa.field("score", pa.float32(), nullable=False),
         pa.field("box", _BOX, nullable=False),  # pixels of the upright image
@@ -62,19 +61,19 @@ _DETECTION = pa.struct(
 SCHEMA: Final = pa.schema(
     [
         pa.field("uri", pa.string(), nullable=False),  # as listed
-        pa.field("etag", pa.string()),  # of the object as it was read; null where the source has none
+        pa.field("etag", pa.string()),  # of the object as it was read; null if the source has none
         pa.field("size", pa.int64()),
         pa.field("status", _WORD, nullable=False),  # ok or error
         pa.field("error_kind", _WORD),  # null when ok
         pa.field("error", pa.string()),
         pa.field("width", pa.int32()),  # pixels of the upright image, null when unknown
         pa.field("height", pa.int32()),
-        # the camera's own clock, to the second, no zone; milliseconds are the coarsest that Parquet has
+        # the camera's own clock, to the second, no zone; milliseconds are Parquet's coarsest unit
         pa.field("taken_at", pa.timestamp("ms")),
         pa.field("detections", pa.list_(pa.field("element", _DETECTION, nullable=False))),  # best first; null = error
         pa.field("model", _WORD, nullable=False),  # name@sha256[:12]
-        pa.field("threshold", pa.float32(), nullable=False),  # below it nothing was kept
-        pa.field("settings", _WORD),  # `labelling.settings.settings_text`; null: as the record of the run says
+        pa.field("threshold", pa.float32(), nullable=False),  # detections below it were dropped
+        pa.field("settings", _WORD),  # `labelling.settings.settings_text`; null: as in the record of the run
         pa.field("run_id", _WORD, nullable=False),
         pa.field("shard", pa.int32(), nullable=False),
         pa.field("labelled_at", pa.timestamp("us", tz="UTC"), nullable=False),
@@ -249,7 +248,7 @@ def encode(table: pa.Table, metadata: Mapping[str, str] | None = None) -> bytes:
     entries = {"schema_version": str(SCHEMA_VERSION), **(metadata or {})}
     named = {f"{_METADATA_PREFIX}{name}": value for name, value in entries.items()}
     sink = pa.BufferOutputStream()
-    # pyarrow 26 stops using a dictionary where the next chunk brings another: 20 times the bytes for 64 parts
+    # pyarrow 26 stops using a dictionary if the next chunk has another one: 20 times the bytes for 64 parts
     pq.write_table(
         table.unify_dictionaries().replace_schema_metadata(named),
         sink,
@@ -297,7 +296,7 @@ def read_metadata(file: pq.ParquetFile) -> dict[str, str]:
     entries = file.metadata.metadata or {}
     prefix = _METADATA_PREFIX.encode()
     return {
-        # what is no UTF-8 was damaged, and equals nothing that we wrote
+        # invalid UTF-8 is damage, and differs from all written values
         key.removeprefix(prefix).decode(errors="replace"): value.decode(errors="replace")
         for key, value in entries.items()
         if key.startswith(prefix)
@@ -305,7 +304,7 @@ def read_metadata(file: pq.ParquetFile) -> dict[str, str]:
 
 
 def _storable(text: str) -> str:
-    # a foreign byte in a file's name travels as a lone surrogate, which no table can hold
+    # an invalid byte in a file's name is a lone surrogate, which a table cannot store
     return text.encode(errors="backslashreplace").decode()
 
 

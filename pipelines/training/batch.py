@@ -56,7 +56,7 @@ class TrainBatch:
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """How images and their targets are prepared. Can be sent to other processes.
+    """Settings for preparing images and their targets. Can be sent to other processes.
 
     Args:
         augmentation: "coco" is the paper's; "scenes" is for classes that do not depend on mirroring or colour; "none"

@@ -49,7 +49,7 @@ class TrainingPosition:
 
 @dataclass(frozen=True, slots=True)
 class LoadedCheckpoint:
-    """What resuming needs. The model is on the CPU, float32, in evaluation mode, with frozen norms.
+    """The state for resuming. The model is on the CPU, float32, in evaluation mode, with frozen norms.
 
     Attributes:
         position: where training continues.

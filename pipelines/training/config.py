@@ -14,7 +14,7 @@ from pipelines.store import S3, StoreOptions, join_uri, split_uri, without_secre
 from pipelines.training.recipe import Recipe
 
 NETWORKS = {**VARIANTS, "scenes": SCENES_CONFIG}
-"""What can be trained from the beginning: the official variants, and the small network of the embedded model."""
+"""Networks that can be trained from scratch: the official variants, and the small network of the embedded model."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -139,7 +139,7 @@ class TrainConfig:
     def resume_identity(self) -> dict[str, Any]:
         """Return the options that determine the weights, for the run's record. Others may change on resuming."""
         recipe = self.recipe.as_json()
-        recipe["train_longest"] = recipe.pop("longest")  # as its option is called: the network has another
+        recipe["train_longest"] = recipe.pop("longest")  # the name of its option; the network's field has another name
         values = {
             "train": without_secrets(self.train),
             "val": None if self.val is None else without_secrets(self.val),
@@ -152,5 +152,5 @@ class TrainConfig:
             "longest": self.longest,
             **recipe,
         }
-        as_json: dict[str, Any] = json.loads(json.dumps(values))  # as the record gives it back: lists, no tuples
+        as_json: dict[str, Any] = json.loads(json.dumps(values))  # as read from the record: lists instead of tuples
         return as_json

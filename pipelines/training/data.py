@@ -96,7 +96,7 @@ class TrainData:
         )
 
     def _preparation(self, epoch: int, network: DetrConfig) -> Preparation:
-        """Return how the images of an epoch are prepared."""
+        """Return the preparation of the images of an epoch."""
         recipe = self.config.recipe.for_model(network.shorter, network.longest)
         share = epoch / recipe.epochs
         return Preparation(

@@ -19,7 +19,7 @@ from pipelines.shards.reader import decode_training_image
 from pipelines.training.collective import Collective
 from pipelines.training.row_groups import RowGroups, evaluation_images
 
-WINDOW_IMAGES: Final = 32  # decoded at once, so that they can be sorted by shape
+WINDOW_IMAGES: Final = 32  # images decoded at a time, so that they can be sorted by shape
 MISSING_EXAMPLES: Final = 3
 
 Json = dict[str, Any]

@@ -21,7 +21,7 @@ CLOSE_SECONDS: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class TrackedRun:
-    """What a tracker has to know: `tracker_id` is its own id of the run, None at the first start."""
+    """The run's data for a tracker: `tracker_id` is the tracker's id of the run, None at the first start."""
 
     name: str
     configuration: Mapping[str, Any]
@@ -29,10 +29,10 @@ class TrackedRun:
 
 
 class Tracker(Protocol):
-    """A service that shows experiments. Methods are called one after the other from one thread."""
+    """An experiment tracking service. Methods are called sequentially from one thread."""
 
     def open(self, run: TrackedRun) -> str:
-        """Begin a run or take it up again, and return the tracker's id of it."""
+        """Begin or resume a run, and return the tracker's id of it."""
         ...
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -45,7 +45,7 @@ class Tracker(Protocol):
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Refuse trackers whose package is missing: to be asked before a run begins, where it will run.
+    """Raise if a tracker's package is missing. Call it before a run begins, on the machine of the worker.
 
     Raises:
         RayDetrError: with the command that installs it.
@@ -61,7 +61,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def make_tracker(name: str) -> Tracker:
-    """Return a tracker that is not open yet. Where its server is, its own environment variables say.
+    """Return a tracker that is not open yet. Its own environment variables define its server.
 
     Raises:
         ValueError: no such tracker.
@@ -75,7 +75,7 @@ class MlflowTracker:
     """A run of MLflow, by `MLFLOW_TRACKING_URI` and `MLFLOW_EXPERIMENT_NAME`."""
 
     def open(self, run: TrackedRun) -> str:
-        """Begin a run with the configuration as its parameters, or take it up again."""
+        """Begin a run with the configuration as its parameters, or resume it."""
         import mlflow  # type: ignore[import-not-found,unused-ignore]  # an optional package, and seconds
 
         self._mlflow: Any = mlflow
@@ -97,7 +97,7 @@ class WandbTracker:
     """A run of Weights & Biases, by `WANDB_API_KEY`, `WANDB_PROJECT`, `WANDB_MODE` and so on."""
 
     def open(self, run: TrackedRun) -> str:
-        """Begin a run with the configuration, or take it up again."""
+        """Begin a run with the configuration, or resume it."""
         import wandb  # type: ignore[import-not-found,unused-ignore]  # an optional package, and seconds
 
         tracker_id = run.tracker_id or secrets.token_hex(6)
@@ -106,9 +106,9 @@ class WandbTracker:
             name=run.name,
             resume="allow",
             config=dict(run.configuration),
-            settings=wandb.Settings(console="off"),  # else it takes over standard output
+            settings=wandb.Settings(console="off"),  # otherwise it redirects standard output
         )
-        # its own step may not go back, as ours does after a resume: it would drop those lines
+        # its own step must not decrease, as ours does after a resume: it would drop those lines
         self._run.define_metric("*", step_metric="step")
         return tracker_id
 
@@ -122,13 +122,13 @@ class WandbTracker:
 
 
 class TrackerThread:
-    """A tracker that takes lines whenever it can. One that fails is left behind with a warning: training goes on.
+    """A tracker that receives lines in a thread. If it fails, a warning is logged and training continues.
 
-    Its server may be unreachable for minutes while its client retries; no step waits for that.
+    Its server may be unreachable for minutes while its client retries; steps do not wait for it.
     """
 
     def __init__(self, name: str, tracker: Tracker, run: TrackedRun, *, on_open: Callable[[str], None]) -> None:
-        """Begin to open the tracker; `on_open` is given its id of the run, in the thread."""
+        """Begin to open the tracker; `on_open` is called in the thread with its id of the run."""
         self._name = name
         self._lines: queue.Queue[tuple[int, Mapping[str, float]] | bool] = queue.Queue(WAITING_LINES)
         self._failed = False
@@ -138,11 +138,11 @@ class TrackerThread:
         self._thread.start()
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Hand over the scalars of a step."""
+        """Queue the scalars of a step."""
         self._put((step, values))
 
     def close(self, *, is_finished: bool, seconds: float = CLOSE_SECONDS) -> None:
-        """Hand over that this was all, and wait for the tracker to have taken it, `seconds` at most."""
+        """Queue the end, and wait at most `seconds` for the tracker to process the queue."""
         self._put(is_finished)
         self._thread.join(seconds)
         if self._thread.is_alive():

@@ -26,7 +26,7 @@ class ImageSizes:
     sizes: Sequence[Sequence[tuple[int, int]]]
 
     def of_epoch(self, preparation: Preparation, epoch: int) -> Callable[[Places], npt.NDArray[np.int64]]:
-        """Return a function from `(n, 2)` places (row group, row) to `(n, 2)` heights and widths in an epoch.
+        """Return a function from `(n, 2)` indices (row group, row) to `(n, 2)` heights and widths in an epoch.
 
         It draws the same random numbers as augmentation, which takes 0.1 ms for each image.
         """

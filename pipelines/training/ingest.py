@@ -17,7 +17,7 @@ from pipelines.training.batch import Preparation, TrainBatch, UnusableImage
 from pipelines.training.order import EpochOrder, Places
 from pipelines.training.row_groups import RowGroups
 
-FETCH_THREADS: Final = 4  # row groups to fetch at once
+FETCH_THREADS: Final = 4  # row groups to fetch concurrently
 # steps that are fetched before they are decoded, because a new window begins with many new row groups
 FETCH_AHEAD_STEPS: Final = 8
 

@@ -13,27 +13,27 @@ from pipelines.clock import Clock, SystemClock
 from pipelines.errors import RayDetrError
 
 ANSWER_SECONDS: Final = 2.0  # the service is on the same host
-TOKEN_SECONDS: Final = 21_600  # the most that AWS gives a token
-GOOGLE_SECONDS: Final = 30.0  # from Google's notice to the end; it tells no time
+TOKEN_SECONDS: Final = 21_600  # AWS's limit for a token
+GOOGLE_SECONDS: Final = 30.0  # from Google's notice to the end; the notice has no time
 
 _TOKEN_PATH: Final = "/latest/api/token"  # noqa: S105 - where it is
 _GOOGLE: Final = {"Metadata-Flavor": "Google"}
 
 
 class MetadataUnavailable(Exception):
-    """The metadata service did not answer, or not as it should; it may at the next question."""
+    """The metadata service did not answer, or not correctly; the next request may succeed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """A machine is about to be taken away: the reason, and the seconds until then; None if no time is given."""
+    """A preemption notice: the reason, and the seconds until then; None if no time is given."""
 
     reason: str
     seconds: float | None
 
 
 class MetadataService(Protocol):
-    """A cloud's service."""
+    """The metadata service of a cloud."""
 
     @property
     def cloud(self) -> str:
@@ -44,7 +44,7 @@ class MetadataService(Protocol):
         """Return the notice, or None while there is no notice.
 
         Raises:
-            MetadataUnavailable: no answer this time.
+            MetadataUnavailable: there was no answer.
         """
         ...
 
@@ -58,7 +58,7 @@ class AwsMetadata:
     cloud = "AWS"
 
     def __init__(self, url: str, *, on_rebalance: bool = False, clock: Clock | None = None) -> None:
-        """Take the service's address, and whether a mere recommendation to leave counts as a notice."""
+        """Set the service's address, and whether a rebalance recommendation counts as a notice."""
         self._url = url
         self._on_rebalance = on_rebalance
         self._clock = clock or SystemClock()
@@ -80,10 +80,10 @@ class AwsMetadata:
         return None
 
     def ask_token(self) -> bool:
-        """Get a new token; return whether the service gives tokens, as AWS's does and others do not.
+        """Get a new token; return whether the service has tokens, which only AWS's has.
 
         Raises:
-            MetadataUnavailable: no answer.
+            MetadataUnavailable: there was no answer.
         """
         lifetime = {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_SECONDS)}
         status, body = _request(self._url, "PUT", _TOKEN_PATH, lifetime)
@@ -101,7 +101,7 @@ class AwsMetadata:
                 return None
             if status != http.client.UNAUTHORIZED:
                 raise MetadataUnavailable(f"{path} answers with status {status}")
-            self._token = None  # after six hours it has expired
+            self._token = None  # it expires after six hours
         raise MetadataUnavailable("it refuses the token that it gave")
 
 
@@ -114,7 +114,7 @@ class GoogleMetadata:
     cloud = "Google Cloud"
 
     def __init__(self, url: str) -> None:
-        """Take the service's address."""
+        """Set the service's address."""
         self._url = url
 
     def read_notice(self) -> Notice | None:
@@ -128,16 +128,16 @@ class GoogleMetadata:
 
 
 def find_service(url: str, *, on_rebalance: bool = False, clock: Clock | None = None) -> MetadataService:
-    """Return the service at an address: AWS's if it gives tokens, else Google's if it answers as that does.
+    """Return the service at an address: AWS's if it has tokens, else Google's if its response is Google's.
 
     Args:
         url: Its address, without a path.
-        on_rebalance: Whether AWS's recommendation to leave counts as a notice.
-        clock: What time it is.
+        on_rebalance: Whether AWS's rebalance recommendation counts as a notice.
+        clock: The clock.
 
     Raises:
-        RayDetrError: neither is there.
-        ValueError: the address is not one of HTTP.
+        RayDetrError: there is neither.
+        ValueError: the address is not an HTTP address.
     """
     parts = urlsplit(url)
     if parts.scheme != "http" or not parts.hostname:
@@ -161,7 +161,7 @@ def find_service(url: str, *, on_rebalance: bool = False, clock: Clock | None = 
 
 
 def _request(url: str, method: str, path: str, headers: dict[str, str]) -> tuple[int, str]:
-    """Return status and text. Straight to the host: a proxy would tell of another machine."""
+    """Return status and text. Does not use a proxy, which would return the data of another machine."""
     parts = urlsplit(url)
     assert parts.hostname is not None
     connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=ANSWER_SECONDS)

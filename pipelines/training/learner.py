@@ -34,7 +34,7 @@ from pipelines.training.recipe import Recipe
 
 # Prefixes of names in training.safetensors.
 OF_OPTIMIZER: Final = "optimizer."
-OF_MODULE: Final = "module."  # raw weights where the model that is kept is an average, and what only training has
+OF_MODULE: Final = "module."  # raw weights if the kept model is an average, and tensors that only training has
 OF_AVERAGE: Final = "average."
 
 
@@ -68,7 +68,7 @@ class PendingStep:
         problem: Diverged | OutOfDeviceMemory | None,
         average: MovingAverage | None,
     ) -> None:
-        """Take what `result` needs.
+        """Store the inputs of `result`.
 
         Args:
             downloaded: float32: the norm of the gradients, then the parts of each micro-batch with a loss.
@@ -222,7 +222,7 @@ class Learner:
         return PendingStep(downloaded, names, batches, problem, self.average)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return copies on the CPU of the tensors of training.safetensors: all that resuming needs beside `kept`."""
+        """Return copies on the CPU of the tensors of training.safetensors: what resuming needs besides `kept`."""
         tensors = {OF_OPTIMIZER + name: value for name, value in optimizer_tensors(self.optimizer, self.module).items()}
         tensors |= {OF_MODULE + name: _copy(value) for name, value in self.module.state_dict().items()}
         if self.average is not None:

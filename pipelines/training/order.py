@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 Places = npt.NDArray[np.int32]
 
-# what a random stream is for: keeps the streams of one seed and epoch apart
+# purposes of random streams, which separate the streams of one seed and epoch
 _OF_ROW_GROUPS: Final = 1
 _OF_WINDOW: Final = 2
 _OF_STEP: Final = 3
@@ -27,11 +27,11 @@ _OF_WINDOW_OF_ALL: Final = 4
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EpochOrder:
-    """The micro-batches of an epoch; made by `plan_epoch`. Eight bytes an image.
+    """The micro-batches of an epoch, from `plan_epoch`. Memory: eight bytes per image.
 
     Args:
-        places: `(N, 2)` int32, (row group, row in it) of every image, reader after reader, in the order of use.
-        bounds: Per reader int64, where its micro-batches begin in `places`, and where the last one ends.
+        places: `(N, 2)` int32, (row group, row in it) of every image, by reader, in the order of use.
+        bounds: For each reader, int64: where its micro-batches begin in `places`, and where the last one ends.
     """
 
     places: Places
@@ -39,20 +39,20 @@ class EpochOrder:
 
     @property
     def readers(self) -> int:
-        """How many virtual readers share the epoch."""
+        """Number of virtual readers of the epoch."""
         return len(self.bounds)
 
     @property
     def steps(self) -> int:
-        """How many steps the epoch has: the micro-batches of the reader that has most."""
+        """Number of steps of the epoch: the largest number of micro-batches of a reader."""
         return max(len(bounds) - 1 for bounds in self.bounds)
 
     def steps_of(self, reader: int) -> int:
-        """Return how many micro-batches a reader has; it takes no part in later steps."""
+        """Return the number of micro-batches of a reader, which has none in later steps."""
         return len(self.bounds[reader]) - 1
 
     def micro_batch(self, reader: int, step: int) -> Places:
-        """Return `(n, 2)`, the (row group, row) of a micro-batch's images; none where the reader has ended."""
+        """Return `(n, 2)`, the (row group, row) of a micro-batch's images; empty if the reader has ended."""
         bounds = self.bounds[reader]
         if step >= len(bounds) - 1:
             return self.places[:0]
@@ -61,11 +61,11 @@ class EpochOrder:
 
 @dataclass(frozen=True, slots=True)
 class Similar:
-    """How images of similar sizes come together.
+    """Settings for grouping images of similar sizes.
 
     Args:
-        sizes: Returns `(n, 2)`, height and width that the images at `(n, 2)` places are trained with in this epoch.
-        readers: Whose images are sorted: those that a worker serves. It does not use the order of the others.
+        sizes: Returns `(n, 2)`, the training height and width of the images at `(n, 2)` indices in this epoch.
+        readers: The readers whose images are sorted: those of a worker. It does not use the order of the others.
     """
 
     sizes: Callable[[Places], npt.NDArray[np.int64]]
@@ -85,20 +85,20 @@ def plan_epoch(
 ) -> EpochOrder:
     """Return the order of an epoch: every image once, in micro-batches of `batch_size`.
 
-    The stretches of two readers differ by one image at most, so readers with fewer images end one step earlier; only
-    the last micro-batch of a reader is short. With `shapes`, images of a micro-batch have the same shape, so nothing
-    is padded: micro-batches are then cut inside windows, and the last of each shape in each window is short.
+    The numbers of images of two readers differ by at most one, so readers with fewer images end one step earlier; only
+    the last micro-batch of a reader is short. With `shapes`, images of a micro-batch have the same shape, so there is
+    no padding: micro-batches are then cut inside windows, and the last of each shape in each window is short.
 
     Args:
-        rows: Images in each row group, all shards laid end to end.
-        seed: Of the run, 0 or more.
+        rows: Images in each row group, of all concatenated shards.
+        seed: Seed of the run, 0 or more.
         epoch: 0 or more.
-        readers: Virtual readers; more than there are images leaves some without any.
-        batch_size: Images a micro-batch.
-        window_groups: Row groups whose images a reader shuffles together: so many are in memory per reader.
-        shapes: Per row group each image's (height, width); None mixes them.
-        similar: Images of a micro-batch have similar sizes, and so have those of all readers in a step: little is
-            padded, and no worker waits long for another. Windows then have equally many images, whatever the row
+        readers: Virtual readers; some are empty if there are more readers than images.
+        batch_size: Images in a micro-batch.
+        window_groups: Row groups whose images a reader shuffles together, and keeps in memory.
+        shapes: (height, width) of each image by row group; None mixes shapes.
+        similar: Images of a micro-batch have similar sizes, and so do those of all readers in a step: this reduces
+            padding and waiting between workers. Windows then have equal numbers of images, independent of the row
             groups. Not with `shapes`.
 
     Raises:
@@ -118,11 +118,11 @@ def plan_epoch(
 
     shuffled = random_stream(seed, epoch, _OF_ROW_GROUPS).permutation(len(counts))
     sizes = counts[shuffled]
-    turn = np.repeat(np.arange(len(counts)), sizes)  # of each image: when its row group's turn comes
+    turn = np.repeat(np.arange(len(counts)), sizes)  # of each image: the position of its row group
     places = np.empty((len(turn), 2), dtype=np.int32)
     places[:, 0] = shuffled[turn]
     places[:, 1] = np.arange(len(places)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    if shape_of is not None:  # numbered in the order of `rows`, wanted in the order of turns
+    if shape_of is not None:  # numbered in the order of `rows`, needed in the shuffled order
         shape_of = shape_of[(np.cumsum(counts) - counts)[places[:, 0]] + places[:, 1]]
 
     bounds = []
@@ -150,7 +150,7 @@ def plan_epoch(
 
 
 def served_readers(worker: int, workers: int, readers: int) -> range:
-    """Return the virtual readers that a worker serves in every step, one after the other.
+    """Return the virtual readers of a worker, which it processes sequentially in every step.
 
     Raises:
         ValueError: there are more workers than readers.
@@ -166,18 +166,18 @@ def served_readers(worker: int, workers: int, readers: int) -> range:
 
 
 def step_stream(seed: int, epoch: int, step: int, reader: int) -> np.random.Generator:
-    """Return the random stream of one micro-batch: for what all its images have in common."""
+    """Return the random stream of one micro-batch, for values that all its images share."""
     return random_stream(seed, epoch, _OF_STEP, step, reader)
 
 
 def random_stream(seed: int, epoch: int, *purpose: int) -> np.random.Generator:
-    """Return the same independent stream of chance on every machine for the same numbers of 0 or more."""
-    # PCG64 by name: numpy may change what its default generator is
+    """Return an independent random stream for these numbers (0 or more), the same on every machine."""
+    # PCG64 by name: numpy may change its default generator
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch, *purpose])))
 
 
 def _whole_micro_batches(window_groups: int, counts: npt.NDArray[np.int64], batch_size: int) -> int:
-    """Return how many images make a window of about so many row groups, in whole micro-batches."""
+    """Return the number of images in a window of about this many row groups, in whole micro-batches."""
     images = window_groups * (float(counts.mean()) if len(counts) else 1.0)
     return batch_size * max(1, round(images / batch_size))
 
@@ -185,16 +185,16 @@ def _whole_micro_batches(window_groups: int, counts: npt.NDArray[np.int64], batc
 def _sort_by_size(
     order: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64], batch_size: int, common: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """Sort a shuffled window by size, cut it into micro-batches and shuffle those, as every reader shuffles its own.
+    """Sort a shuffled window by size, cut it into micro-batches and shuffle them, in the same way for all readers.
 
     Sorted by height over width, the micro-batches of a window are cut into strips, and the images of each strip are
-    sorted by area. The last micro-batch, where it is short, stays the last.
+    sorted by area. If the last micro-batch is short, it remains the last.
 
     Args:
         order: The shuffled indices.
         sizes: `(n, 2)`, height and width by index.
         batch_size: Images of a micro-batch.
-        common: Of this window of all readers.
+        common: The random stream of this window, common to all readers.
     """
     whole = len(order) - len(order) % batch_size
     chosen, rest = order[:whole], order[whole:]
@@ -220,13 +220,13 @@ def _number_shapes(shapes: Sequence[Sequence[tuple[int, int]]], counts: npt.NDAr
 def _cut_shapes(
     order: npt.NDArray[np.int64], shape_of: npt.NDArray[np.int64], batch_size: int, stream: np.random.Generator
 ) -> tuple[npt.NDArray[np.int64], list[int]]:
-    """Cut a shuffled window into micro-batches of one shape each and shuffle those; also say how long each is.
+    """Cut a shuffled window into micro-batches of one shape each and shuffle them; also return their lengths.
 
     Args:
         order: The shuffled indices.
         shape_of: The shape's number by index.
-        batch_size: The most images of a micro-batch.
-        stream: Of the window.
+        batch_size: Largest number of images in a micro-batch.
+        stream: The random stream of the window.
     """
     order = order[np.argsort(shape_of[order], kind="stable")]
     starts = np.flatnonzero(np.diff(shape_of[order], prepend=-1))  # of the runs of one shape

@@ -13,7 +13,7 @@ from pipelines.training.batch import TrainBatch
 
 STEPS_AHEAD: Final = 1  # steps that are pinned in advance
 WAKE_SECONDS: Final = 0.1  # between two checks whether the batches are still needed
-CLOSE_SECONDS: Final = 5.0  # for which closing waits for a thread that is reading; it ends by itself later
+CLOSE_SECONDS: Final = 5.0  # time that closing waits for a thread that is reading; the thread ends later
 
 Batches = Generator[list[TrainBatch], None, None]
 

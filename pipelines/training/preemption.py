@@ -53,7 +53,7 @@ def wait_for_notice(service: MetadataService, *, poll_seconds: float, clock: Clo
 def own_node(address: str | None = None) -> tuple[str, str]:
     """Return the address of this machine's cluster, and the node id of the machine.
 
-    Connects to Ray for a moment.
+    Connects to Ray temporarily.
 
     Args:
         address: Address of the cluster; None means `RAY_ADDRESS`, or the Ray on this machine.
@@ -75,9 +75,9 @@ def own_node(address: str | None = None) -> tuple[str, str]:
 
 
 def drain_command(address: str, node_id: str, notice: Notice) -> list[str]:
-    """Return the command that drains a node: Ray schedules nothing more on it, and tells Ray Train of its end.
+    """Return the command that drains a node: Ray schedules nothing on it any more, and notifies Ray Train of its end.
 
-    It is `ray drain-node`, a hidden command of Ray 2.60 without a promise of stability.
+    It is `ray drain-node`, a hidden command of Ray 2.60 without guaranteed stability.
     """
     command = [
         sys.executable, "-m", "ray.scripts.scripts", "drain-node",

@@ -19,15 +19,15 @@ _ASK_ADDRESS = 0x8915  # SIOCGIFADDR, Linux
 
 @dataclass
 class ProcessGroupConfig(TorchConfig):
-    """Ray Train's, but that gloo listens where Ray does.
+    """Ray Train's configuration, except that gloo listens on Ray's interface.
 
     Gloo takes the address that the host's name resolves to, which on many hosts is a loopback one: peers on other hosts
-    then get "Connection refused" (torch 2.14). A `GLOO_SOCKET_IFNAME` that is set already counts.
+    then get "Connection refused" (torch 2.14). An existing `GLOO_SOCKET_IFNAME` has priority.
     """
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:
-        """What Ray Train starts on the workers."""
+        """The backend class that Ray Train starts on the workers."""
         return _Backend
 
 
@@ -38,14 +38,14 @@ class _Backend(_TorchBackend):
 
 
 def listen_where_ray_does() -> None:
-    """Name the interface of this node's Ray address to gloo, for process groups that are made later."""
+    """Make gloo use the interface of this node's Ray address, for process groups created later."""
     interface = interface_of(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
     if interface is not None:
         os.environ.setdefault(INTERFACE, interface)
 
 
 def interface_of(address: str) -> str | None:
-    """Return the network interface that has an IPv4 address; None where none has."""
+    """Return the network interface with an IPv4 address; None if there is none."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
         for _, name in socket.if_nameindex():
             try:

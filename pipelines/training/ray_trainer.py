@@ -27,7 +27,7 @@ from pipelines.training.worker_group import Group
 from pipelines.training.worker_spec import WorkerSpec
 
 POLL_SECONDS: Final = 0.5
-LEAVE_SECONDS: Final = 60.0  # for workers to end by themselves when the run must stop
+LEAVE_SECONDS: Final = 60.0  # time for workers to end when the run must stop
 
 
 def fit(
@@ -51,7 +51,7 @@ def fit(
         start_id: identifies this execution of the command.
         versions: versions of this package and its dependencies, for the records.
         scratch: a folder for temporary files, which is removed after Ray has ended.
-        meter: knows when a limit on time or cost is reached.
+        meter: checks limits on time and cost.
 
     Raises:
         CapReached: a limit is reached; a checkpoint is written.

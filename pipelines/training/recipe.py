@@ -229,7 +229,7 @@ class Recipe:
         """Return all values, for the run's record."""
         values = asdict(self)
         if not self.similar_sizes:
-            del values["similar_sizes"]  # runs that were begun before there was one have records without it
+            del values["similar_sizes"]  # records of runs from before this option do not have it
         if not self.sized_for:
             del values["sized_for"]  # as above
         return values
@@ -239,9 +239,9 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         # the paper's and the model card's: 40.6 AP with R50 (published)
         "paper-300": Recipe(sized_for=800),
-        # behind the released weights: 42.0 AP with R50 (published), batch 64
+        # of the released weights: 42.0 AP with R50 (published), batch 64
         "released-500": Recipe(epochs=500, lr_drop=400, effective_batch=64, sized_for=800),
-        # from a trained DETR to own classes and a few hundred images
+        # from a trained DETR to new classes with a few hundred images
         "finetune": Recipe(epochs=60, lr_drop=40, effective_batch=8, sized_for=800),
         # the embedded model's, from scratch: see detr/weights/scenes/README.md
         "scenes": Recipe(

@@ -49,7 +49,7 @@ class Reporter:
         self._progress = replace(self._progress, step=step, best=best)
 
     def is_due(self, position: TrainingPosition, order: EpochOrder) -> bool:
-        """Whether `step_done` closes a line of the log at this position, on all workers."""
+        """Return whether `step_done` closes a line of the log at this position, on all workers."""
         return position.step % self._config.log_steps == 0 or position.step_in_epoch == order.steps
 
     def step_done(self, learner: Learner, position: TrainingPosition, order: EpochOrder) -> None:
@@ -93,7 +93,7 @@ class Reporter:
         self._report()
 
     def is_capped(self) -> bool:
-        """Whether a limit of time or cost is reached, as far as the driver has answered. False except on rank 0."""
+        """Return whether the driver has reported that a limit of time or cost is reached. False except on rank 0."""
         if self._capped is None or not ray.wait([self._capped], timeout=0)[0]:
             return False
         return bool(ray.get(self._capped))

@@ -100,5 +100,5 @@ def evaluation_images(groups: RowGroups, worker: int, workers: int) -> Generator
 
 
 def _unreadable(error: StoreError) -> str:
-    """Return a sentence; what the store says has the shard's name."""
+    """Return a sentence; the store's message has the shard's name."""
     return f"{str(error).rstrip('.')}. Run the same command again to resume from the newest checkpoint."

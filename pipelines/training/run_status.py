@@ -42,7 +42,7 @@ class TrainProgress:
 
 
 class RunStatus:
-    """An actor beside the driver that outlives the workers and knows why the run must stop.
+    """An actor that outlives the workers and records why the run must stop.
 
     Ray restarts the workers after every error that they raise. Errors that must not be retried, such as a diverged
     loss or another configuration, are reported here instead, and the driver raises them. Restarts without a new

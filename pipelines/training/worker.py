@@ -349,7 +349,7 @@ class _Worker:
             self._evaluate(learner, position)
 
     def _is_evaluated(self, position: TrainingPosition) -> bool:
-        """Whether the model is evaluated at this end of an epoch."""
+        """Return whether the model is evaluated at this end of an epoch."""
         every = self.config.evaluate_epochs
         is_due = position.epoch == self.recipe.epochs or (every > 0 and position.epoch % every == 0)
         return self.config.val is not None and position.epoch > 0 and is_due
@@ -389,7 +389,7 @@ def _own_device() -> torch.device:
 
 
 def _next(batches: Iterator[list[TrainBatch]]) -> tuple[list[TrainBatch], str | None]:
-    """Return the batches of a step, or an error message: the other workers must know it before any worker stops."""
+    """Return the batches of a step, or an error message: the other workers must receive it before any worker stops."""
     try:
         return next(batches), None
     except RayDetrError as error:

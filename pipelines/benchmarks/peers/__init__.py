@@ -1,1 +1,1 @@
-"""Subjects of other libraries, a file each; only these import them, and only when one is measured."""
+"""Subjects of other libraries, one file each. Only these files import them, and only for measurements."""

@@ -1,4 +1,4 @@
-"""What exporters share: `transformers`' DETR as a function of pixels alone, and its outputs as detections."""
+"""Common code of exporters: `transformers`' DETR as a function of pixels only, and its outputs as detections."""
 
 from collections.abc import Sequence
 from pathlib import Path

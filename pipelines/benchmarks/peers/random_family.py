@@ -140,9 +140,9 @@ def write_random_family(settings: dict[str, Any], folder: Path) -> dict[str, Any
 
 @torch.no_grad()
 def randomise(network: Any, inputs: Mapping[str, Tensor]) -> None:
-    """Draw weights with which activations keep their size, queries differ and detections are sure of themselves.
+    """Draw weights with which activations keep their size, queries differ and detections have high scores.
 
-    With the weights that `transformers` begins with, no score reaches 0.5, and the queries of some families agree.
+    With the initial weights of `transformers`, no score reaches 0.5, and the queries of some families agree.
     """
     drawn = set()
     for module in network.modules():
@@ -168,7 +168,7 @@ def _take_statistics(norm: nn.Module, inputs: tuple[Tensor]) -> None:
 
 
 def _class_head(network: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[nn.Linear, Tensor]:
-    """Return the layer that computes the last logits, to which some networks add a little, and its outputs."""
+    """Return the layer of the last logits, which some networks modify slightly, and its outputs."""
     called: list[tuple[nn.Linear, Tensor]] = []
 
     def keep(module: nn.Module, _: Any, output: Tensor) -> None:

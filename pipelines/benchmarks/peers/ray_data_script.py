@@ -13,7 +13,7 @@ from pipelines.local_ray import on_loopback
 
 
 class _Detect:
-    """The class that Ray Data makes an actor of."""
+    """The actor class for Ray Data."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         from pipelines.benchmarks.peers.plain_detector import PlainDetector

@@ -1,4 +1,4 @@
-"""Any object detector of `transformers`: its pipeline, and its network without anything around it."""
+"""Any object detector of `transformers`: its pipeline, and its network alone."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ def whole(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def reference(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Save what the pipeline finds in each picture alone; nothing is timed, so each is computed once."""
+    """Save the pipeline's detections of each picture, one at a time; not timed, so each is computed once."""
     torch.set_num_threads(settings["threads"])
     detect = _pipeline(settings)
     _save(settings, folder, [detect([picture]) for picture in _pictures(settings)])
@@ -61,7 +61,7 @@ def network(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 class _Inputs:
-    """What a network is called with, and for how many images."""
+    """The arguments of a network, and their number of images."""
 
     def __init__(self, values: Any) -> None:
         self.values = values
@@ -71,7 +71,7 @@ class _Inputs:
 
 
 def _pipeline(settings: dict[str, Any]) -> Any:
-    """Return a call from a list of pictures to what the pipeline finds in each."""
+    """Return a function from a list of pictures to the pipeline's detections of each."""
     transformers.utils.logging.disable_progress_bar()
     detect = pipeline("object-detection", model=settings["model"], device=settings["device"], dtype=torch.float32)
     detect._get_bounding_box = lambda box: box.tolist()  # noqa: SLF001 - to compare boxes before they are cut to whole pixels

@@ -10,7 +10,7 @@ from pipelines.benchmarks.peers.transformers_model import load
 from pipelines.benchmarks.timing import Phases, result, steady
 from pipelines.benchmarks.train_subjects import BACKBONE_RATE, CLIP_NORM, LEARNING_RATE, drawn_batch
 
-FROZEN = ("embedder", "stem", "conv1", "layer1", "stages.0")  # of the backbone, as our recipe freezes it
+FROZEN = ("embedder", "stem", "conv1", "layer1", "stages.0")  # of the backbone, frozen as in our recipe
 
 
 def step(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
