@@ -91,6 +91,8 @@ class DetrConfig:
         return SizeRule(self.resizing, self.shorter, self.longest, *self.box)
 
 
+LEARNED_CELLS = 50  # rows and columns of a feature map that learned positions have vectors for
+
 _RESNET101 = BackboneConfig(name="resnet101", depths=(3, 4, 23, 3))
 
 VARIANTS = {

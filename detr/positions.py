@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from detr.config import LEARNED_CELLS
+
 TEMPERATURE = 10_000
 
 
@@ -36,7 +38,7 @@ class SinePositions(nn.Module):
 class LearnedPositions(nn.Module):
     """A learned vector per row and one per column; here the column's features come first, as in the original."""
 
-    CELLS = 50  # rows and columns that the tables hold
+    CELLS = LEARNED_CELLS
 
     def __init__(self, features: int) -> None:
         super().__init__()

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+import torch
 from PIL import Image
 
 from detr.detectors import DetectorLike
@@ -19,9 +20,10 @@ from pipelines.lake.members import split_member
 from pipelines.lake.skipping import skip_reason
 from pipelines.models import load_detector
 from pipelines.store import StoreError, StoreOptions, without_secrets
-from pipelines.store.uris import file_name
+from pipelines.store.uris import LOCAL_ROOT, file_name, split_uri
 
 JPEG_QUALITY = 92
+_MARK = b"drawn by ray-detr detect"  # the comment of the JPEG files that this module writes, and may replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ def find_images(names: Sequence[str]) -> list[str]:
             images.append(name)
         elif path.is_dir():
             inside = sorted(found.relative_to(path).as_posix() for found in path.rglob("*") if found.is_file())
-            found = [str(path / one) for one in inside if skip_reason(one) is None]
+            found = [str(path / one) for one in inside if skip_reason(one) is None and not _is_drawn(path / one)]
             if not found:
                 raise ValueError(f"there is no image in the folder {name}")
             images += found
@@ -109,19 +111,22 @@ def detect(
     Args:
         images: paths or URIs, of `find_images`.
         detector: of `open_detector`.
-        draw: a folder, created if missing, for a JPEG of every image with its boxes. Files of an earlier call are
-            replaced, the images themselves never.
+        draw: a folder, created if missing, for a JPEG of every image with its boxes. Pictures of an earlier call are
+            replaced, other files never.
 
     Raises:
-        RayDetrError: a picture cannot be written.
+        RayDetrError: a picture cannot be written, the device has too little memory for one image, or the network
+            returned NaN or infinity.
     """
     stores = ImageStores()
-    taken = {Path(image).resolve() for image in images if "://" not in image}
+    taken = {path.resolve() for path in map(_local, images) if path is not None}
     for image in images:
         name = without_secrets(image)
         try:
             picture = decode(stores.get(image).data)
             found = detector(picture)
+        except (FloatingPointError, torch.OutOfMemoryError) as error:
+            raise RayDetrError(f"{name}: {error}") from error
         except ImageError as error:
             yield ImageFailure(name, error.kind, str(error))
             continue
@@ -139,18 +144,34 @@ def detect(
 def _write(picture: Image.Image, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path, quality=JPEG_QUALITY)
+        picture.save(path, "JPEG", quality=JPEG_QUALITY, comment=_MARK)
     except OSError as error:
         raise RayDetrError(f"cannot write the picture {path}: {error.strerror or error}.") from error
 
 
 def _free_path(folder: Path, stem: str, taken: Collection[Path]) -> Path:
-    """Return `stem.jpg` in the folder, or `stem-2.jpg` etc. if an image or a picture of this call has that name."""
+    """Return `stem.jpg` in the folder, or `stem-2.jpg` etc. if that is another file or a picture of this call."""
     path, number = folder / f"{stem}.jpg", 1
-    while path.resolve() in taken:
+    while path.resolve() in taken or (path.exists() and not _is_drawn(path)):
         number += 1
         path = folder / f"{stem}-{number}.jpg"
     return path
+
+
+def _is_drawn(path: Path) -> bool:
+    """Return whether a file is a picture that `detect` has drawn."""
+    try:
+        with path.open("rb") as file:
+            beginning = file.read(256)
+    except OSError:
+        return False
+    return beginning.startswith(b"\xff\xd8") and _MARK in beginning
+
+
+def _local(image: str) -> Path | None:
+    """Return the path of an image in a file of this machine; None for others."""
+    root, key = split_uri(image)
+    return Path("/", key) if root == LOCAL_ROOT else None
 
 
 def _plain(found: Detections) -> tuple[Detection, ...]:

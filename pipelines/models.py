@@ -67,12 +67,6 @@ class ModelInfo:
         return self.family == NATIVE
 
 
-def absolute_reference(reference: str) -> str:
-    """Return a model reference without relative paths, because workers have another working directory."""
-    is_path = "://" not in reference and Path(reference).exists() and reference != "scenes"
-    return str(Path(reference).resolve()) if is_path else reference
-
-
 def load_model(reference: str, options: StoreOptions) -> tuple[Detr, ModelInfo]:
     """Load a reference of `detr.load`, or a model directory at the URI of an object store.
 

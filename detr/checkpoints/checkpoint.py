@@ -121,19 +121,24 @@ def save(model: Detr, directory: str | os.PathLike[str]) -> None:
     evaluation.
 
     Raises:
-        CheckpointError: the format of `transformers` cannot express the network, or `directory` contains other files.
+        CheckpointError: the format of `transformers` cannot express the network, or `directory` contains other files or
+            cannot be written.
     """
     target = Path(directory).expanduser().resolve()
     if target.exists() and not _may_be_replaced(target):
         raise CheckpointError(f"cannot save to {target}: it is not empty, and not a model directory. Choose another.")
     files = dump(model)
-    target.parent.mkdir(parents=True, exist_ok=True)
     fresh = target.with_name(f".{target.name}.{secrets.token_hex(4)}.new")
-    fresh.mkdir()
     try:
+        fresh.mkdir(parents=True)
         for name, content in files.items():
             _write(fresh / name, content)
         _put_in_place(fresh, target)
+    except OSError as error:  # such as of a mount point, which cannot be replaced
+        raise CheckpointError(
+            f"cannot save to {target}: {error.strerror or error}. It is written beside it first and then renamed; "
+            "choose a directory inside one that can be written."
+        ) from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)  # after a success there is nothing left to remove
 

@@ -23,6 +23,12 @@ def locate(ref: str | os.PathLike[str]) -> Path:
     return path if source and path.exists() else _fetched(source)
 
 
+def absolute_reference(ref: str) -> str:
+    """Return a model reference without relative paths, for processes with another working directory."""
+    is_path = "://" not in ref and Path(ref).exists() and not _is_embedded(ref)
+    return str(Path(ref).resolve()) if is_path else ref
+
+
 def pinned(ref: str, directory: Path) -> str | None:
     """Return a hub id with the commit of its cached files; None if they do not come from the hub.
 

@@ -101,7 +101,7 @@ def read_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Header:
     if header.height * header.width > max_pixels:
         raise ImageTooLarge(
             f"{header.width} x {header.height} pixels (width x height) are more than the limit of {max_pixels:,}; "
-            "scale the image down, or raise the limit"
+            "scale the image down, or cut it into pieces"
         )
     return header
 

@@ -63,7 +63,7 @@ def encoded_or_tensor(image: AnyImage) -> bytes | Tensor:
             return torch.from_numpy(np.array(upright)).permute(2, 0, 1)
         # other modes are encoded first: the decoder handles depth, palettes and transparency
         buffer = io.BytesIO()
-        upright.save(buffer, "TIFF")
+        upright.save(buffer, "TIFF", compression="raw")  # not as the file that it comes from
         return buffer.getvalue()
     if isinstance(image, Tensor):
         if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from detr.checkpoints.model_directory import CheckpointError
-from detr.checkpoints.references import locate
+from detr.checkpoints.references import absolute_reference, locate
 from detr.families import NATIVE, model_family
 from pipelines.benchmarks.agreement import compare, read_found
 from pipelines.benchmarks.benchmark import Bench, Case, SubjectFailed, found_file
@@ -25,7 +25,7 @@ TRAIN_TOLERANCE = 1e-3  # of the loss, relative to the reference's
 def write_model(bench: Bench) -> None:
     """Write the measured model to the working folder: a random one, or a copy of the named one."""
     if bench.config.model != "random":
-        bench.setup("random_model:copy_model", {"model": bench.config.model}, name="model")
+        bench.setup("random_model:copy_model", {"model": absolute_reference(bench.config.model)}, name="model")
         return
     _write_random(bench, "detr-resnet-50")
 
@@ -46,7 +46,7 @@ def model_cases(bench: Bench) -> Iterator[Case]:
         yield from random_cases(bench)
         return
     if config.model != "random" and other_family(config.model):
-        yield from pipeline_cases(bench, config.model, str(locate(config.model)))
+        yield from pipeline_cases(bench, config.model, str(locate(config.model).resolve()))
         return
     write_model(bench)
     if bench.has("pipeline"):

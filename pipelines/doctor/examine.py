@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from detr.checkpoints.references import absolute_reference
 from pipelines.doctor.clock_skew import check_clock
 from pipelines.doctor.findings import Finding
 from pipelines.doctor.machine import check_machine, machine_facts
@@ -17,7 +18,6 @@ from pipelines.labelling.reach import REACH_SECONDS, check_answers
 from pipelines.lake.lake_object import LakeObject
 from pipelines.lake.listing import list_objects
 from pipelines.lake.members import file_of
-from pipelines.models import absolute_reference
 from pipelines.store import StoreError, StoreOptions, Stores, check_no_secret, open_store, without_secrets
 
 

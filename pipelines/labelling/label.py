@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from shlex import quote
 from typing import TYPE_CHECKING
 
+from detr.checkpoints.references import absolute_reference
 from detr.precision import family_precision
 from pipelines.caps import Meter, adding_costs, metering
 from pipelines.clock import SystemClock
@@ -36,7 +37,7 @@ from pipelines.labelling.segments import publishing
 from pipelines.lake.listing import list_objects
 from pipelines.lake.member_files import MemberIndexes
 from pipelines.lake.uri_tables import is_uri_table
-from pipelines.models import ModelInfo, absolute_reference, check_classes, check_masks, identify_model
+from pipelines.models import ModelInfo, check_classes, check_masks, identify_model
 from pipelines.store import (
     StoreError,
     StoreOptions,

@@ -32,6 +32,7 @@ READABLE: Final = "Lists are .parquet, .csv, .tsv, .txt (one address a line), .j
 
 # of cameras' raw files and documents: not supported, but certainly not names of columns
 _FILE_SUFFIXES: Final = IMAGE_SUFFIXES | {"arw", "cr2", "cr3", "dng", "nef", "orf", "pdf", "raf", "rw2", "svg"}
+GZIP: Final = b"\x1f\x8b"
 _DELIMITERS: Final = ",;\t|"
 _UNNAMED: Final = "column "  # prefix of the names of unnamed columns
 # first bytes of tables and archives that are not supported as lists
@@ -42,7 +43,7 @@ _BEGINNINGS: Final = {
     b"Obj\x01": "an Avro file",
     b"PK\x03\x04": "a zip archive or a spreadsheet",
     b"\xd0\xcf\x11\xe0": "a document of an office program",
-    b"\x1f\x8b": "packed with gzip",
+    GZIP: "packed with gzip",
     b"SQLite format 3": "a database",
     b"\x80\x04\x95": "a pickle",
     b"\x93NUMPY": "an array of numpy",
@@ -93,7 +94,7 @@ def read_list(data: bytes, file_name: str, name: str) -> ParsedList:
     suffix = next(one for one in TEXT_SUFFIXES if lowered.removesuffix(".gz").endswith(one))
     kind = {".txt": "text", ".ndjson": "JSONL"}.get(suffix, suffix[1:].upper())
     try:
-        text = _in_utf8(gzip.decompress(data) if lowered.endswith(".gz") else data, name)
+        text = _in_utf8(gzip.decompress(data) if data.startswith(GZIP) else data, name)
         if not text.strip():
             raise UsageError(f"{name} is empty: it names no images.")
         if suffix in (".csv", ".tsv"):

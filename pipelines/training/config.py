@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from detr.config import SCENES_CONFIG, VARIANTS, DetrConfig
+from detr.config import LEARNED_CELLS, SCENES_CONFIG, VARIANTS, DetrConfig
 from pipelines.caps import Caps
 from pipelines.options import check_options, group, number_range, option
 from pipelines.store import S3, StoreOptions, join_uri, split_uri, without_secrets
@@ -108,6 +108,8 @@ class TrainConfig:
             raise ValueError("queries: a model that is fine-tuned has its own")
         if self.finetune is not None and self.position_embedding is not None:
             raise ValueError("position embedding: a model that is fine-tuned has its own")
+        if self.position_embedding == "learned":
+            self._check_learned_positions()
         least, most = 1 if self.workers[0] is None else self.workers[0], self.workers[1]
         if least < 1 or (most is not None and most < least):
             raise ValueError(f"num workers: {least}:{most} is not a range of at least 1 worker")
@@ -122,6 +124,22 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None:  # workers have another working directory
                 object.__setattr__(self, name, join_uri(*split_uri(value)))
+
+    def _check_learned_positions(self) -> None:
+        """Refuse pictures that have more cells than the positions: some would stop the training when they come."""
+        begun = self.network_config()
+        assert begun is not None, "a model that is fine-tuned has its own positions"
+        most = LEARNED_CELLS * begun.backbone.stride
+        longest = {
+            "train longest": self.recipe.for_model(begun.shorter, begun.longest).longest,
+            "longest": begun.longest if self.longest is None else self.longest,
+        }
+        for name, side in longest.items():
+            if side > most:
+                raise ValueError(
+                    f"{name}: {side} pixels are too many for learned positions, which cover {most} with "
+                    f"{self.network}. Give --{name.replace(' ', '-')} {most} or less, or --position-embedding sine."
+                )
 
     @property
     def run_uri(self) -> str:

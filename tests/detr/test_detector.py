@@ -243,6 +243,17 @@ def test_pil_images_of_other_modes_are_taken_as_their_colours(mode: str) -> None
     assert_same(detector()(other), detector()(expected))
 
 
+@pytest.mark.parametrize(("mode", "compression"), [("1", "group4"), ("L", "jpeg")])
+def test_pil_images_of_packed_tiffs_are_taken_as_their_colours(mode: str, compression: str) -> None:
+    packed = io.BytesIO()
+    Image.fromarray(picture(40, 60).permute(1, 2, 0).numpy()).convert(mode).save(
+        packed, "TIFF", compression=compression
+    )
+    grey = Image.open(packed).convert("L")
+
+    assert_same(detector()(grey), detector()(grey.convert("RGB")))
+
+
 def test_boxes_are_pixels_of_the_upright_image_before_resizing() -> None:
     small = picture(48, 64)
     large = small.repeat_interleave(4, 1).repeat_interleave(4, 2)

@@ -7,6 +7,7 @@ from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -127,6 +128,41 @@ def test_pictures_are_drawn_beside_each_other_and_never_over_the_images(
         f"{photos / image}: 3 detections, drawn in {photos / name}"
         for image, name in (("a.png", "a.jpg"), ("b.jpg", "b-2.jpg"), ("more/b.jpg", "b-3.jpg"))
     ]
+
+
+def test_no_other_file_is_written_over_whatever_its_address(photos: Path, model: str) -> None:
+    (photos / "a.jpg").write_bytes(b"of a camera, beside a.png")
+    before = {path: path.read_bytes() for path in photos.rglob("*") if path.is_file()}
+
+    main([f"file://{photos}/b.jpg", str(photos / "a.png"), "--model", model, "--draw", str(photos)])
+
+    assert {path: path.read_bytes() for path in before} == before
+    assert sorted(path.name for path in photos.iterdir() if path not in before and path.is_file()) == [
+        "a-2.jpg",
+        "b-2.jpg",
+    ]
+
+
+def test_a_folder_is_not_detected_with_the_pictures_that_were_drawn_in_it(
+    photos: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = []
+    for _ in range(2):
+        main([str(photos), "--model", model, "--draw", str(photos / "drawn")])
+        printed.append(capsys.readouterr().out)
+
+    assert sorted(path.name for path in (photos / "drawn").iterdir()) == ["a.jpg", "b-2.jpg", "b.jpg"]
+    assert printed[0] == printed[1]
+
+
+@pytest.mark.parametrize("failure", [FloatingPointError("NaN in fp16"), torch.OutOfMemoryError("cuda has too little")])
+def test_what_the_device_cannot_do_is_a_sentence(
+    failure: Exception, photos: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("detr.detector.Detector.__call__", Mock(side_effect=failure))
+
+    with pytest.raises(RayDetrError, match=rf"a\.png: {failure}"):
+        main([str(photos / "a.png"), "--model", model])
 
 
 def test_the_same_command_again_replaces_its_pictures(photos: Path, model: str, tmp_path: Path) -> None:

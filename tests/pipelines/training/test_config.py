@@ -34,6 +34,13 @@ def test_names_that_can_be_folders_are_taken(name: str) -> None:
         ({"queries": 50}, "a model that is fine-tuned has its own"),
         ({"position_embedding": "learned"}, "a model that is fine-tuned has its own"),
         ({"finetune": None, "network": "scenes", "position_embedding": "rotary"}, "is not one of sine, learned"),
+        *(
+            ({"finetune": None, "position_embedding": "learned", **values}, message)
+            for values, message in (
+                ({"network": "detr-resnet-50-dc5"}, "train longest: 1333 pixels are too many for learned positions"),
+                ({"network": "detr-resnet-50", "longest": 2000}, "cover 1600 with detr-resnet-50. Give --longest 1600"),
+            )
+        ),
         ({"device": "tpu"}, "'tpu' is not one of auto, cpu, cuda"),
         ({"workers": (0, None)}, "0:None is not a range"),
         ({"workers": (3, 2)}, "3:2 is not a range"),
@@ -55,6 +62,10 @@ def test_names_that_can_be_folders_are_taken(name: str) -> None:
 def test_what_cannot_be_is_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(BASE, **values)
+
+
+def test_learned_positions_cover_the_pictures_of_the_paper() -> None:
+    assert replace(BASE, finetune=None, network="detr-resnet-50", position_embedding="learned").longest is None
 
 
 def test_the_networks_are_the_official_ones_and_the_small_one() -> None:
