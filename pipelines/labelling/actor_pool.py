@@ -159,7 +159,7 @@ class _ShardsInProgress:
     """The shards that are begun, for a run that stops early. Actors record them in Ray's head; the driver reads them.
 
     An actor records a shard before it checks whether the run stops; the driver records that the run stops before it
-    reads the shards. So the driver misses no shard in progress.
+    reads the shards. So the driver sees every shard in progress.
     """
 
     def __init__(self, pool: str) -> None:

@@ -111,7 +111,7 @@ def test_leftovers_of_like_shape_share_a_batch_and_others_do_not() -> None:
     assert sorted(batches, key=lambda batch: batch.width) == [Batch((1, 0), 100, 102), Batch((2,), 100, 400)]
 
 
-def test_no_images_are_no_batches() -> None:
+def test_no_images_give_no_batches() -> None:
     assert order_batches([], batch_size=4, grid=32) == []
 
 

@@ -167,7 +167,7 @@ def test_a_checkpoint_of_the_gpu_goes_on_there_to_the_bit(network: Detr, device:
     second.step([batch(device, 2)])  # states of the right devices and layouts
 
 
-def test_a_micro_batch_that_does_not_fit_is_told_and_a_smaller_one_goes_on(
+def test_a_micro_batch_that_does_not_fit_is_reported_and_a_smaller_one_goes_on(
     network: Detr, device: torch.device, memory: Memory
 ) -> None:
     trainer = Trainer(network, device)

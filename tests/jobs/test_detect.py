@@ -64,7 +64,7 @@ def size_of(path: Path) -> tuple[int, int]:
         return picture.size
 
 
-def test_detections_are_told_in_the_words_of_the_model_card(
+def test_detections_are_reported_in_the_words_of_the_model_card(
     photos: Path, model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main([str(photos / "a.png"), "--model", model])
@@ -227,7 +227,7 @@ def test_open_without_pictures_or_display_is_refused_before_the_model_is_loaded(
 
 
 @pytest.mark.parametrize(("status", "code"), [(0, 0), (3, 1)])
-def test_the_command_in_browser_gets_the_address_and_its_failure_is_told(
+def test_the_command_in_browser_gets_the_address_and_its_failure_is_reported(
     tmp_path: Path, status: int, code: int
 ) -> None:
     viewer, seen = tmp_path / "viewer", tmp_path / "seen"
@@ -331,7 +331,7 @@ def test_wrong_use_is_refused_with_a_sentence_and_code_2(
     assert sentence in err
 
 
-def test_a_model_that_is_none_stops_before_any_image(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_model_stops_before_any_image(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RayDetrError, match=r"photos"):
         main([str(photos / "a.png"), "--model", str(photos)])
 
@@ -343,7 +343,7 @@ def test_a_folder_that_cannot_be_written_stops_with_a_sentence(photos: Path, mod
         main([str(photos / "a.png"), "--model", model, "--draw", str(photos / "notes.txt" / "new")])
 
 
-def test_progress_is_told_on_standard_error_while_results_go_to_a_file(
+def test_progress_is_reported_on_standard_error_while_results_go_to_a_file(
     photos: Path, model: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jobs.progress.shown", partial(shown, line_seconds=0.0))

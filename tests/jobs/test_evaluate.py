@@ -250,7 +250,7 @@ def test_an_expected_ap_passes_or_ends_with_code_3_after_the_figures(
     assert said.err == "error: AP 50.50 is not within 50.6 +- 0.05.\n"
 
 
-def test_a_baseline_lets_through_what_is_no_worse(
+def test_a_baseline_accepts_results_that_are_not_worse(
     tmp_path: Path, table: str, results: str, annotations: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     metrics = tmp_path / "metrics.json"

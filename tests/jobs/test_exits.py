@@ -128,7 +128,7 @@ def test_every_command_ends_its_process_so() -> None:
 
 
 @pytest.mark.parametrize("flush", [True, False])
-def test_a_reader_that_goes_away_is_no_second_error(flush: bool) -> None:
+def test_a_reader_that_ends_does_not_cause_a_second_error(flush: bool) -> None:
     script = f"from jobs.exits import run\nrun(lambda argv: print('stays in the buffer', flush={flush}))"
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     reading, writing = os.pipe()

@@ -48,7 +48,7 @@ def test_json_is_the_summary(table: str, tmp_path: Path, capfd: pytest.CaptureFi
     assert json.loads(capfd.readouterr().out) == {"out": out, "rows": 2, "files": 1, "rows_total": 3, "settings": {}}
 
 
-def test_current_rows_of_several_settings_are_told_on_standard_error(
+def test_current_rows_of_several_settings_are_reported_on_standard_error(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     table, out = str(tmp_path / "table"), str(tmp_path / "out.jsonl")

@@ -136,7 +136,7 @@ def test_every_option_arrives(asked: list[LabelConfig]) -> None:
         ("--no-such-option", "--no-such-option is not an option"),
     ],
 )
-def test_wrong_use_is_told_before_anything_is_done(
+def test_wrong_use_is_reported_before_anything_is_done(
     asked: list[LabelConfig], capsys: pytest.CaptureFixture[str], line: str, sentence: str
 ) -> None:
     with pytest.raises(SystemExit) as left:
@@ -233,7 +233,9 @@ def test_a_report_of_the_run_is_written_after_the_result(
     assert "<dd>1 (100 %)</dd>" in page.read_text()
 
 
-def test_too_many_errors_are_told_after_the_result(asked: list[LabelConfig], capfd: pytest.CaptureFixture[str]) -> None:
+def test_too_many_errors_are_reported_after_the_result(
+    asked: list[LabelConfig], capfd: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(BudgetExceeded, match=r"^41 of 1,204,113 images have errors: a share of 3\.4e-05, where --max-"):
         main([*NEEDED, "--max-error-rate", "0"])
 
@@ -272,7 +274,7 @@ def test_a_person_is_told_images_errors_and_where_they_are() -> None:
     ]
 
 
-def test_what_was_left_out_what_had_changed_and_what_was_resumed_is_told_where_there_is_any() -> None:
+def test_what_was_left_out_what_had_changed_and_what_was_resumed_is_reported_where_there_is_any() -> None:
     summary = replace(
         SUMMARY,
         images=10,

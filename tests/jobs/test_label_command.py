@@ -79,7 +79,7 @@ def test_a_run_on_a_cluster_that_is_there_ends_with_its_report_and_too_many_erro
 
 
 @pytest.mark.ray
-def test_a_class_that_is_mistyped_is_told_with_the_nearest(local_ray: str, lake: Path) -> None:
+def test_a_class_that_is_mistyped_is_reported_with_the_nearest(local_ray: str, lake: Path) -> None:
     done = label(lake, "--classes", "sqare", ray=local_ray)
 
     assert (done.returncode, done.stdout) == (2, "")
@@ -88,7 +88,7 @@ def test_a_class_that_is_mistyped_is_told_with_the_nearest(local_ray: str, lake:
 
 
 @pytest.mark.slow
-def test_a_folder_that_is_not_there_is_told_and_no_table_is_made(lake: Path) -> None:
+def test_a_folder_that_is_not_there_is_reported_and_no_table_is_made(lake: Path) -> None:
     done = label(lake / "other")
 
     assert (done.returncode, done.stdout) == (2, "")

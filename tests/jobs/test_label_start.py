@@ -85,7 +85,7 @@ def test_a_start_with_nothing_to_do_imports_neither_torch_nor_ray_and_writes_not
         (["--model", "/nowhere/model"], "model /nowhere/model: there is no such file or directory"),
     ],
 )
-def test_a_wrong_model_or_class_is_told_without_torch_and_ray_and_leaves_no_run(
+def test_a_wrong_model_or_class_is_reported_without_torch_and_ray_and_leaves_no_run(
     tmp_path: Path, wrong: list[str], sentence: str
 ) -> None:
     write_scenes(tmp_path / "lake", 1, 4, sizes={(96, 128): 1})

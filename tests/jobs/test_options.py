@@ -166,7 +166,7 @@ def test_a_share_is_a_number_from_0_to_1(text: str, value: float) -> None:
         ("half", "'half' is not a number"),
     ],
 )
-def test_what_is_no_share_is_refused(text: str, sentence: str) -> None:
+def test_an_invalid_share_is_refused(text: str, sentence: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=sentence):
         share(text)
 

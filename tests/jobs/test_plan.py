@@ -150,7 +150,7 @@ def test_settings_without_a_model_are_refused(lake: Path, table: Store, capsys: 
         assert f"{more[0]} needs --model" in capsys.readouterr().err
 
 
-def test_a_run_that_would_be_resumed_is_told_with_what_it_has_done(
+def test_a_run_that_would_be_resumed_is_reported_with_what_it_has_done(
     lake: Path, table: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, _ = start_run(table, RunRequest("m@1", "1", {}, 2, {}, run_id="night"), now=NOW, tail="a1b2")

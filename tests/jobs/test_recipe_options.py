@@ -135,7 +135,7 @@ def test_lists_are_read() -> None:
         (["--epoch", "3", "--batchsize", "3"], "Did you mean --batch-size?"),
     ],
 )
-def test_what_is_no_value_is_refused_with_code_2(
+def test_an_invalid_value_is_refused_with_code_2(
     line: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as left:

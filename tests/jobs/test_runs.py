@@ -81,7 +81,7 @@ def test_each_run_has_its_lines_oldest_first(labelled: Store, capfd: pytest.Capt
     ]
 
 
-def test_who_writes_the_table_is_told(table: Store, capfd: pytest.CaptureFixture[str]) -> None:
+def test_who_writes_the_table_is_reported(table: Store, capfd: pytest.CaptureFixture[str]) -> None:
     with holding(table, can_swap=False, token="a", wait_seconds=0.0, say=lambda _: None):
         main(["--table", table.uri])
 

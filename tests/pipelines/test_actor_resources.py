@@ -52,7 +52,7 @@ def test_shares_of_a_gpu_are_of_one_gpu_each_and_more_than_one_are_whole_ones(gp
     assert choose_pool([host], None, None, device="cuda", own=ActorShare(gpus=gpus)).most == most
 
 
-def test_a_gpu_without_a_core_beside_it_is_no_room() -> None:
+def test_a_gpu_without_a_free_core_does_not_fit_an_actor() -> None:
     nodes = [{"CPU": 2, "GPU": 4}]
 
     assert choose_pool(nodes, None, None, device="auto") == Pool(least=1, most=2, cpus=1, gpus=1, threads=1)
@@ -77,7 +77,7 @@ def test_a_node_gets_no_more_than_eight_actors() -> None:
     assert choose_pool([{"CPU": 12}], None, None, device="auto") == Pool(least=1, most=6, cpus=2, gpus=0, threads=2)
 
 
-def test_what_is_left_over_of_a_node_is_no_room() -> None:
+def test_the_remainder_of_a_node_does_not_fit_an_actor() -> None:
     nodes = [{"CPU": 64}, {"CPU": 12}, {"memory": 1e9}]  # 12 cores hold one actor of 8; the last is a head without
 
     assert choose_pool(nodes, None, None, device="cpu") == Pool(least=1, most=9, cpus=8, gpus=0, threads=8)

@@ -18,7 +18,7 @@ from pipelines.errors import RayDetrError
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
-def test_an_address_where_nobody_listens_is_told_at_once(scheme: str) -> None:
+def test_an_address_without_a_server_is_reported_immediately(scheme: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"{scheme}127.0.0.1:{server.getsockname()[1]}"
         _check_answers(address)
@@ -30,7 +30,7 @@ def test_an_address_where_nobody_listens_is_told_at_once(scheme: str) -> None:
     assert time.monotonic() - began < 5
 
 
-def test_what_is_no_address_is_left_to_ray() -> None:
+def test_a_value_that_is_not_an_address_is_left_to_ray() -> None:
     _check_answers("auto")
 
 

@@ -285,7 +285,7 @@ def test_where_nothing_can_be_kept_a_model_is_identified_all_the_same(
     assert identify_by_loading(tmp_path / "model.pth", cache=tmp_path / "file").sha256 == "1" * 64
 
 
-def test_a_process_that_dies_is_told_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_dies_is_reported_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_fingerprints, "_CHILD", "import os; os._exit(9)")
 
     with pytest.raises(

@@ -70,7 +70,7 @@ def test_a_range(text: str, bounds: tuple[int | None, int | None]) -> None:
         ("1:2:3", "'2:3' is not"),
     ],
 )
-def test_what_is_no_range_is_refused(text: str, sentence: str) -> None:
+def test_an_invalid_range_is_refused(text: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         number_range(text)
 

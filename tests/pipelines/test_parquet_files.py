@@ -81,7 +81,7 @@ def test_an_object_that_is_shorter_than_listed_is_damaged() -> None:
         open_object(store, "x.parquet", len(parquet()) + 100)
 
 
-def test_damage_that_shows_while_reading_is_told_in_the_same_sentence() -> None:
+def test_damage_that_shows_while_reading_is_reported_in_the_same_sentence() -> None:
     with (
         pytest.raises(RayDetrError, match=r"^x is damaged: it cannot be read as Parquet \(no column\)\.$"),
         parquet_of("x"),

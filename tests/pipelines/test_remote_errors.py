@@ -20,7 +20,7 @@ def test_a_node_without_the_package_is_named_with_what_to_do() -> None:
     )
 
 
-def test_what_else_is_raised_on_a_node_is_told_with_the_node_and_its_reason() -> None:
+def test_what_else_is_raised_on_a_node_is_reported_with_the_node_and_its_reason() -> None:
     text = "\x1b[36mray::_probe()\x1b[39m (pid=7, ip=10.0.0.7)\n  File x\nImportError: libcudart.so: cannot open"
     assert remote_sentence(RuntimeError(text)) == "on node 10.0.0.7: ImportError: libcudart.so: cannot open"
 

@@ -53,7 +53,7 @@ def stored(**changed: object) -> bytes:
         b'{"x": -Infinity}', b'{"x": 1e999}', b'{"x": "\\ud800"}', b'{"\\ud800": 1}', b'{"x": ' + b"1" * 5_000 + b"}",
     ],
 )  # fmt: skip
-def test_what_is_no_record_is_a_value_error(data: bytes) -> None:
+def test_an_invalid_record_is_a_value_error(data: bytes) -> None:
     with pytest.raises(ValueError, match=r".+"):
         parse_object(data)
 

@@ -95,7 +95,7 @@ def test_annotations_that_cannot_be_trained_on_are_refused(name: str, sentence: 
         shard(sharded(name, tmp_path))
 
 
-def test_images_of_one_name_on_two_memory_cards_are_told_apart(tmp_path: Path) -> None:
+def test_images_of_one_name_on_two_memory_cards_are_distinguished(tmp_path: Path) -> None:
     folder = FOLDER / "51-same-name-in-subfolders"
     names = ["cam1/IMG_0001.jpg", "cam2/IMG_0001.jpg", "cam2/IMG_0002.jpg"]
     boxes = Detected([1, 2], ["square", "disc"], [0.9, 0.8], [(40, 50, 100, 110), (180, 90, 260, 160)])

@@ -178,7 +178,7 @@ def test_saving_again_replaces_the_model_and_keeps_its_card(saved: Path) -> None
     assert [path.name for path in saved.parent.iterdir()] == ["model"]  # nothing temporary is left
 
 
-def test_what_is_no_model_directory_is_not_overwritten(tmp_path: Path) -> None:
+def test_a_directory_that_is_not_a_model_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
     (tmp_path / "notes.txt").write_text("notes")
@@ -279,7 +279,7 @@ def test_the_files_that_a_model_needs_are_known_from_their_names(present: list[s
     assert model_files(present, source="m") == tuple(needed)
 
 
-def test_a_directory_without_configuration_or_weights_is_no_model(saved: Path) -> None:
+def test_a_directory_without_configuration_or_weights_is_not_a_model(saved: Path) -> None:
     (saved / "model.safetensors").unlink()
     assert "it has no weights" in refusal(saved)
 

@@ -346,7 +346,7 @@ def test_a_flipped_bit_in_a_png_is_unreadable_not_half_a_picture() -> None:
         decode(bytes(data))
 
 
-def test_no_memory_is_no_fault_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lack_of_memory_is_not_an_error_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
     def allocate(*args: object) -> None:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory")
 

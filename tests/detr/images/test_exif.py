@@ -80,7 +80,7 @@ def test_the_time_of_the_exposure_goes_before_that_of_digitising() -> None:
     assert read_exif(one) == (1, LATER)
 
 
-def test_the_time_of_the_last_change_is_no_time_of_exposure() -> None:
+def test_the_time_of_the_last_change_is_not_the_time_of_exposure() -> None:
     assert read_exif(exif((DATE_TIME, ASCII, NOON_TEXT))) == (1, None)
 
 

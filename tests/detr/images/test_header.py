@@ -214,7 +214,7 @@ def test_a_side_of_no_pixels_is_unreadable(image_format: str) -> None:
         (b"P2 3 2 255 1 2 3 4 5 6 ", "ok"),
     ],
 )  # fmt: skip
-def test_bytes_that_are_no_image_are_told_apart(data: bytes, kind: str) -> None:
+def test_bytes_that_are_not_an_image_are_distinguished(data: bytes, kind: str) -> None:
     assert kind_of(data) == kind
 
 

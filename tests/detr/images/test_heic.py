@@ -66,7 +66,7 @@ def test_a_picture_has_the_size_of_its_header_and_its_colours(mode: str) -> None
     assert np.abs(pixels.numpy().astype(int) - expected).mean() < 4
 
 
-def test_sides_that_are_no_whole_blocks_are_kept() -> None:
+def test_sides_that_are_not_whole_blocks_are_kept() -> None:
     assert decode(heic(gradient(37, 53))).shape == (3, 37, 53)
 
 

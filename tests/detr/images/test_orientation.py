@@ -44,6 +44,6 @@ def test_boxes_may_be_none_and_may_reach_outside() -> None:
 
 
 @pytest.mark.parametrize("orientation", [0, 9])
-def test_what_is_no_orientation_is_refused(orientation: int) -> None:
+def test_an_invalid_orientation_is_refused(orientation: int) -> None:
     with pytest.raises(ValueError, match=f"orientation {orientation} is not in 1..8"):
         to_stored_orientation(torch.zeros(1, 4), 20, 12, orientation)

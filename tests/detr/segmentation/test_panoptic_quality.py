@@ -31,7 +31,7 @@ def test_a_match_counts_its_overlap_and_what_has_none_counts_half() -> None:
     assert quality.of([17]) == Quality(pytest.approx(0.8 / 2), 0.8, 0.5, 1)
 
 
-def test_another_category_is_no_match_and_means_are_over_categories_that_occur() -> None:
+def test_another_category_does_not_match_and_means_are_over_categories_that_occur() -> None:
     quality = PanopticQuality()
     quality.add(row((1, 10), (2, 10)), things(s1=17, s2=18), row((5, 10), (6, 10)), {5: 17, 6: 19})
 

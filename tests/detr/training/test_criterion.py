@@ -168,7 +168,7 @@ def test_errors_are_logged_without_gradient() -> None:
 
 
 @pytest.mark.parametrize("label", [-1, 2, 3])  # 2 would train no-object without a word, 3 is an assertion on a GPU
-def test_a_label_that_is_no_class_is_refused(label: int) -> None:
+def test_a_label_that_is_not_a_class_is_refused(label: int) -> None:
     output = DetrOutput(torch.zeros(2, 2, 3), torch.full((2, 2, 4), 0.3))
 
     with pytest.raises(ValueError, match=r"image 1 of the batch has labels .* but the classes are 0 \.\. 1"):

@@ -101,7 +101,7 @@ def test_changing_classes_draws_no_global_random_numbers(model: Detr) -> None:
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_a_name_that_is_spelled_otherwise_is_found_and_told(model: Detr) -> None:
+def test_a_name_that_is_spelled_otherwise_is_found_and_reported(model: Detr) -> None:
     tuned, transfer = with_categories(model, (Category(1, "Traffic_Light"), Category(2, "DOG")))
 
     assert torch.equal(row(tuned, 0), row(model, 2))

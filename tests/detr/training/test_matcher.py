@@ -148,7 +148,7 @@ def test_a_target_that_is_not_a_number_is_refused_wherever_it_is(broken: list[fl
     assert caught.value.image == 2
 
 
-def test_of_several_layers_the_first_broken_image_is_told() -> None:
+def test_of_several_layers_the_first_broken_image_is_reported() -> None:
     output = random_output(4, 3, 2, seed=2)
     logits = output.logits.expand(2, -1, -1, -1).clone()
     logits[0, 3], logits[1, 2] = math.nan, math.nan  # another image in each layer

@@ -60,7 +60,7 @@ def test_boxes_are_cut_at_the_edges_of_the_image() -> None:
         [-math.inf, 5, 10, 3],
     ],
 )
-def test_a_box_without_area_inside_the_image_or_not_finite_is_no_target(bbox: list[float]) -> None:
+def test_a_box_without_area_inside_the_image_or_not_finite_is_not_a_target(bbox: list[float]) -> None:
     target = image_target([annotation(bbox), annotation([1, 2, 3, 4])], 25, 100, class_of={7: 0})
 
     assert target.boxes_xyxy.tolist() == [[1, 2, 4, 6]]
@@ -68,7 +68,7 @@ def test_a_box_without_area_inside_the_image_or_not_finite_is_no_target(bbox: li
     assert target.area.tolist() == [1]
 
 
-def test_crowds_and_undeclared_categories_are_no_targets() -> None:
+def test_crowds_and_undeclared_categories_are_not_targets() -> None:
     annotations = [
         annotation([1, 1, 2, 2], iscrowd=1),
         annotation([1, 1, 3, 3], category_id=8),

@@ -24,7 +24,7 @@ def test_samples_of_the_driver_become_medians_and_extremes_and_the_last_cut_line
     }
 
 
-def test_a_sensor_that_a_virtual_machine_hides_is_no_error() -> None:
+def test_a_sensor_that_a_virtual_machine_hides_is_not_an_error() -> None:
     assert summary(parse_samples("1980, [N/A], 55, 99, [N/A]"))["power_w"] == {"median": 0.0, "max": 0.0}
 
 
@@ -88,7 +88,7 @@ def test_gpu_tests_run_without_the_rest_of_the_tests_and_only_once(
     assert second["state"] == "done"
 
 
-def test_a_checkout_without_gpu_tests_is_told(tmp_path: Path) -> None:
+def test_a_checkout_without_gpu_tests_is_reported(tmp_path: Path) -> None:
     assert TestRun(tmp_path, device="cuda").run(tmp_path, 10) == {
         "state": "skipped",
         "reason": "there is no tests/gpu",

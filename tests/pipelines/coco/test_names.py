@@ -30,7 +30,7 @@ def test_a_file_is_of_the_image_whose_whole_name_its_path_ends_in(uri: str, name
     assert found(CARDS, uri) == (None if name is None else NameMatch(name))
 
 
-def test_a_file_in_other_folders_is_told_from_one_that_is_placed_as_annotated() -> None:
+def test_a_file_in_other_folders_is_distinguished_from_one_that_is_placed_as_annotated() -> None:
     match = found(CARDS, "s3://lake/a/quite/other/IMG_0002.jpg")
 
     assert match == NameMatch("cam2/IMG_0002.jpg", is_placed_alike=False)
@@ -52,7 +52,7 @@ def test_the_longest_name_that_fits_wins() -> None:
     assert found(names, "s3://lake/cam2/1.jpg") == NameMatch("1.jpg")
 
 
-def test_a_hundred_thousand_names_with_one_last_part_are_told_apart() -> None:
+def test_a_hundred_thousand_names_with_one_last_part_are_distinguished() -> None:
     names = ImageNames(f"clip-{number:06d}/frame.jpg" for number in range(100_000))
 
     # a second for all of them, where looking at every name for each took an hour

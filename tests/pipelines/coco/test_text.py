@@ -86,7 +86,7 @@ def test_every_entry_is_found_with_its_image(
         assert entries == expected
 
 
-def test_ids_that_are_no_whole_numbers_are_of_no_image() -> None:
+def test_ids_that_are_not_integers_match_no_image() -> None:
     annotations = [{"image_id": one} for one in (0, 0.0, False, "0", None, 0.5, 2**80, float("nan"))] + [{}]
 
     text = read(coco([image(0)], annotations))
@@ -99,7 +99,7 @@ def test_categories_have_their_own_ids_and_names() -> None:
     assert [(one.id, one.name) for one in read(coco([image(1)], [])).categories] == [(7, "cat"), (-3, "dog")]
 
 
-def test_a_byte_order_mark_is_no_part_of_the_json() -> None:
+def test_a_byte_order_mark_is_not_part_of_the_json() -> None:
     text = read_coco(b"\xef\xbb\xbf" + json.dumps(coco([image(1)], [])).encode(), name="x.json")
 
     assert text.image_ids.tolist() == [1]
@@ -127,7 +127,7 @@ def test_a_byte_order_mark_is_no_part_of_the_json() -> None:
         (b"{}", "there are no images and no annotations"),
     ],
 )
-def test_what_is_no_coco_json_is_refused(data: bytes, sentence: str) -> None:
+def test_a_file_that_is_not_a_coco_json_is_refused(data: bytes, sentence: str) -> None:
     with pytest.raises(RayDetrError, match=sentence):
         read_coco(data, name="x.json")
 

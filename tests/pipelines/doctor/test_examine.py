@@ -85,7 +85,7 @@ def test_a_good_set_up_passes_and_nothing_is_left(local_ray: str, good: DoctorCo
 
 
 @pytest.mark.ray
-def test_actors_that_do_not_fit_are_told(local_ray: str, good: DoctorConfig) -> None:
+def test_actors_that_do_not_fit_are_reported(local_ray: str, good: DoctorConfig) -> None:
     (finding,) = failed(replace(good, actors=(99, 99), model=None, table=None))
 
     assert finding.check == "room for actors"
@@ -93,7 +93,7 @@ def test_actors_that_do_not_fit_are_told(local_ray: str, good: DoctorConfig) -> 
 
 
 @pytest.mark.ray
-def test_cpus_that_another_job_holds_are_told(local_ray: str, good: DoctorConfig) -> None:
+def test_cpus_that_another_job_holds_are_reported(local_ray: str, good: DoctorConfig) -> None:
     class Holder:
         def hold(self) -> None: ...
 
@@ -110,7 +110,7 @@ def test_cpus_that_another_job_holds_are_told(local_ray: str, good: DoctorConfig
 
 
 @pytest.mark.ray
-def test_a_gpu_that_ray_counts_and_torch_does_not_have_is_told(local_ray: str, good: DoctorConfig) -> None:
+def test_a_gpu_that_ray_counts_and_torch_does_not_have_is_reported(local_ray: str, good: DoctorConfig) -> None:
     (finding,) = [one for one in failed(replace(good, device="cuda", table=None)) if one.check == "model on a node"]
 
     assert "cuda" in finding.text.lower() or "nvidia" in finding.text.lower()
@@ -121,7 +121,7 @@ def test_a_gpu_that_ray_counts_and_torch_does_not_have_is_told(local_ray: str, g
     ("model", "said"),
     [("no/such/folder", "no/such/folder"), ("owner/no-such-model", "owner/no-such-model")],
 )
-def test_a_model_that_cannot_be_had_is_told(
+def test_a_model_that_is_not_available_is_reported(
     local_ray: str, good: DoctorConfig, model: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -138,7 +138,7 @@ def examined(config: DoctorConfig, monkeypatch: pytest.MonkeyPatch) -> list[Find
     return failed(config)
 
 
-def test_a_table_that_cannot_be_written_is_told_once(
+def test_a_table_that_cannot_be_written_is_reported_once(
     good: DoctorConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -148,7 +148,7 @@ def test_a_table_that_cannot_be_written_is_told_once(
     assert (finding.check, finding.remedy) == ("store: put", "Give these credentials the rights in docs/security.md.")
 
 
-def test_a_bucket_that_is_not_there_is_told(
+def test_a_bucket_that_is_not_there_is_reported(
     good: DoctorConfig, moto: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = examined(
@@ -159,7 +159,7 @@ def test_a_bucket_that_is_not_there_is_told(
 
 
 @pytest.mark.parametrize("place", ["empty", "missing"])
-def test_sources_without_images_are_told(
+def test_sources_without_images_are_reported(
     good: DoctorConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -169,7 +169,7 @@ def test_sources_without_images_are_told(
     assert finding.check == "images"
 
 
-def test_a_store_without_credentials_is_told(good: DoctorConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_without_credentials_is_reported(good: DoctorConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -232,12 +232,12 @@ def test_a_store_that_does_not_answer_has_no_clock(monkeypatch: pytest.MonkeyPat
         (replace(FACTS, open_files=256), "open files", "fail"),
     ],
 )
-def test_a_machine_with_too_little_is_told(facts: MachineFacts, check: str, level: str) -> None:
+def test_a_machine_with_too_little_is_reported(facts: MachineFacts, check: str, level: str) -> None:
     assert [(one.check, one.level) for one in check_machine(facts) if one.level != "ok"] == [(check, level)]
     assert check_machine(FACTS) == [one for one in check_machine(FACTS) if one.level == "ok"]
 
 
-def test_few_open_files_of_a_real_process_are_told() -> None:
+def test_few_open_files_of_a_real_process_are_reported() -> None:
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (512, 512));"
         "from pipelines.doctor.machine import check_machine, machine_facts;"
@@ -248,7 +248,7 @@ def test_few_open_files_of_a_real_process_are_told() -> None:
     assert done.stdout == "['fail']\n"
 
 
-def test_nodes_with_other_versions_are_told() -> None:
+def test_nodes_with_other_versions_are_reported() -> None:
     other = replace(FACTS, versions={**FACTS.versions, "ray-detr": "0.0.9"})
     torch = replace(FACTS, versions={**FACTS.versions, "torch": "2.11.0"})
     bare = replace(FACTS, versions={**FACTS.versions, "torch": "none"})

@@ -157,7 +157,7 @@ def test_missing_images_and_errors_are_named_and_count_as_missed(table: Path, tm
     assert evaluation.average_precision.AR100 == 0.25
 
 
-def test_a_threshold_is_told_and_refused_where_it_is_not_allowed(table: Path, annotations: str) -> None:
+def test_a_threshold_is_reported_and_refused_where_it_is_not_allowed(table: Path, annotations: str) -> None:
     publish(table, [labelled("a.jpg", CAT)], file=0)
     publish(table, [labelled("b.jpg", DOG)], file=1, threshold=0.05)
 
@@ -166,7 +166,7 @@ def test_a_threshold_is_told_and_refused_where_it_is_not_allowed(table: Path, an
         evaluated(table, annotations)
 
 
-def test_what_a_threshold_costs_is_told_as_far_as_it_can_be_known(table: Path, annotations: str) -> None:
+def test_what_a_threshold_costs_is_reported_as_far_as_it_can_be_known(table: Path, annotations: str) -> None:
     unsure: Found = (7, 0.25, DOG_BOX)
     crowd: list[Found] = [(3, 0.9, CAT_BOX)] * 100
     publish(table, [labelled("a.jpg", *crowd), labelled("b.jpg", unsure)], threshold=0.125)

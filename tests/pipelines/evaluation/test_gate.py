@@ -102,7 +102,7 @@ def test_a_baseline_is_what_an_evaluation_wrote(tmp_path: Path) -> None:
         ('{"AP": 0.4, "images": 3}', "there is no annotations_sha256, so this is not what an evaluation wrote"),
     ],
 )
-def test_another_file_is_no_baseline(tmp_path: Path, text: str, sentence: str) -> None:
+def test_another_file_is_not_a_baseline(tmp_path: Path, text: str, sentence: str) -> None:
     path = tmp_path / "metrics.json"
     path.write_text(text)
 

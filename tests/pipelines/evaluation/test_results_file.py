@@ -53,7 +53,7 @@ def test_rows_come_as_they_are_in_the_order_of_the_file(tmp_path: Path) -> None:
         ({**ROW, "image_id": 6}, "is of image 6, which the annotations do not have"),
     ],
 )
-def test_what_is_no_row_is_named_with_its_number(tmp_path: Path, row: object, sentence: str) -> None:
+def test_an_invalid_row_is_named_with_its_number(tmp_path: Path, row: object, sentence: str) -> None:
     with pytest.raises(UsageError, match=rf"results .*row 1 {sentence}"):
         read(tmp_path, ROW, row)
 

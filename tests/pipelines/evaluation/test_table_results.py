@@ -141,7 +141,7 @@ def test_equal_names_do_not_matter_where_nothing_is_annotated(table: Path, annot
     assert (ap(evaluation), evaluation.unannotated) == (1.0, 2)
 
 
-def test_images_of_one_name_in_several_folders_are_told_apart(table: Path, tmp_path: Path) -> None:
+def test_images_of_one_name_in_several_folders_are_distinguished(table: Path, tmp_path: Path) -> None:
     annotations = write_annotations(tmp_path / "twice.json", {"1/a.jpg": (3, CAT_BOX), "2/a.jpg": (3, CAT_BOX)})
     publish(table, [labelled("s3://lake/x/2/a.jpg", CAT), labelled("s3://lake/x/quite/other/a.jpg", CAT)])
 
@@ -193,7 +193,7 @@ def test_rows_of_two_models_are_refused(table: Path, annotations: str) -> None:
     assert evaluated(table, annotations, choice=RowChoice(run_id="run-2")).models == ("two@222222222222",)
 
 
-def test_rows_that_keep_some_classes_only_are_told_and_refused_where_it_is_not_allowed(
+def test_rows_that_keep_some_classes_only_are_reported_and_refused_where_it_is_not_allowed(
     table: Path, annotations: str
 ) -> None:
     restricted = {"threshold": 0.0, "classes": [["dog", None], ["cat", 0.5]]}

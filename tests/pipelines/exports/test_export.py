@@ -153,7 +153,7 @@ def test_an_export_that_fails_leaves_no_file(table: str, tmp_path: Path) -> None
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_kept_column_of_two_types_is_told(table: str, tmp_path: Path) -> None:
+def test_a_kept_column_of_two_types_is_reported(table: str, tmp_path: Path) -> None:
     number = pa.schema([("station", pa.int64())])
     publish(table, "run-3", [Row("c", detections=DOG, kept=(7,))], number)
 
@@ -190,14 +190,14 @@ def test_files_of_a_folder_have_as_many_images_as_were_asked_for(
         assert [pq.read_metadata(path).num_rows for path in files] == sizes
 
 
-def test_a_value_without_a_form_in_json_is_told(table: str, tmp_path: Path) -> None:
+def test_a_value_without_a_form_in_json_is_reported(table: str, tmp_path: Path) -> None:
     publish(table, "run-3", [Row("c", detections=DOG, kept=(b"x",))], pa.schema([("key", pa.binary())]))
 
     with pytest.raises(RayDetrError, match=r"the row of c holds a value that JSON has no form for \(a bytes\)"):
         export(ExportConfig(table, str(tmp_path / "out.jsonl")))
 
 
-def test_a_place_without_a_table_and_a_foreign_file_are_told(table: str, tmp_path: Path) -> None:
+def test_a_place_without_a_table_and_a_foreign_file_are_reported(table: str, tmp_path: Path) -> None:
     with pytest.raises(RayDetrError, match="has no published rows"):
         export(ExportConfig(str(tmp_path / "other"), str(tmp_path / "out.parquet")))
     pq.write_table(pa.table({"x": [1]}), Path(table) / "data" / "x.parquet")

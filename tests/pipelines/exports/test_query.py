@@ -159,7 +159,7 @@ def test_a_table_without_rows_is_refused(tmp_path: Path) -> None:
         asked(str(tmp_path / "nothing"), "FROM rows")
 
 
-def test_damage_is_no_wrong_use(table: str) -> None:
+def test_damage_is_not_wrong_use(table: str) -> None:
     open_store(table).put("data/run-1/00000.parquet", b"PAR1 and nothing that follows it")
 
     with pytest.raises(RayDetrError, match=r"^cannot query .*run-1/00000\.parquet") as stopped:

@@ -48,7 +48,7 @@ def abandon(table: Store, run_id: str | None = None) -> Abandoned | None:
     return abandon_run(table, run_id, token="a", clock=SystemClock())
 
 
-def test_an_abandoned_run_is_sealed_and_its_parts_are_gone(store: Store) -> None:
+def test_an_abandoned_run_is_sealed_and_its_parts_are_removed(store: Store) -> None:
     run, (segment,) = start(store, "night-1")
 
     done = abandon(store, "night-1")

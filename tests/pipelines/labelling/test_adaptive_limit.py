@@ -36,7 +36,7 @@ def test_a_store_that_pushes_back_is_given_half_and_never_nothing(failure: Store
 
 
 @pytest.mark.parametrize("failure", [NotFound("gone"), Denied("refused")])
-def test_what_is_wrong_with_an_object_is_no_reason_to_go_slow(failure: StoreError) -> None:
+def test_an_error_of_one_object_does_not_reduce_the_limit(failure: StoreError) -> None:
     limit = AdaptiveLimit(32)
 
     fail(limit, failure)

@@ -51,7 +51,7 @@ def test_a_class_may_have_its_own_threshold(text: str, meaning: tuple[str, float
     assert class_threshold(text) == meaning
 
 
-def test_a_threshold_that_is_none_is_refused() -> None:
+def test_an_invalid_threshold_is_refused() -> None:
     for text, sentence in (("cat=2", "2 is not in"), ("cat=high", "'high'"), ("cat=", "''")):
         with pytest.raises(ValueError, match=sentence):
             class_threshold(text)

@@ -443,7 +443,7 @@ def test_the_first_run_connects_while_it_looks_and_a_later_one_when_it_has_found
     assert later.did == ["workforce", "label in fp32"]
 
 
-def test_a_cluster_that_cannot_hold_the_actors_is_told_before_a_run_begins() -> None:
+def test_a_cluster_that_cannot_hold_the_actors_is_reported_before_a_run_begins() -> None:
     world = lake(4)
 
     with pytest.raises(RayDetrError, match="99 actors do not fit"):

@@ -157,14 +157,14 @@ def test_a_login_that_ends_stops_at_once(lake: Lake, fetcher: Fetcher, clock: Cl
     assert clock.seconds == 0
 
 
-def test_a_bucket_that_is_gone_is_no_missing_image(lake: Lake, fetcher: Fetcher) -> None:
+def test_a_missing_bucket_does_not_count_as_a_missing_image(lake: Lake, fetcher: Fetcher) -> None:
     lake.failures = {"a.jpg": Misconfigured("there is no such bucket (404 NoSuchBucket).")}
 
     with pytest.raises(LakeUnreadable, match="no such bucket"):
         fetcher.fetch(LakeObject("memory://lake/a.jpg"))
 
 
-def test_an_image_that_is_gone_is_missing_at_once(lake: Lake, fetcher: Fetcher, clock: Clock) -> None:
+def test_a_removed_image_is_missing_immediately(lake: Lake, fetcher: Fetcher, clock: Clock) -> None:
     lake.failures = {"a.jpg": NotFound("a.jpg: no such object")}
 
     assert fetcher.fetch(LakeObject("memory://lake/a.jpg")).error_kind == "missing"

@@ -218,7 +218,7 @@ def test_images_of_an_archive_have_their_rows_in_plan_order_and_one_request(dete
     assert (len(lake.ranges), lake.fetched, report.requests) == (1, 1, 2)
 
 
-def test_images_are_told_batch_by_batch(lake: Lake, detector: Detector) -> None:
+def test_images_are_reported_batch_by_batch(lake: Lake, detector: Detector) -> None:
     objects = [lake.put(f"{number}.jpg", picture()) for number in range(9)]
     told: list[int] = []
 
@@ -486,7 +486,7 @@ def test_the_second_attempt_at_a_shard_leaves_the_rows_of_the_first(lake: Lake, 
     assert report.images == 1
 
 
-def test_a_table_that_refuses_is_no_error_of_the_lake(lake: Lake, detector: Detector) -> None:
+def test_a_table_that_refuses_is_not_an_error_of_the_lake(lake: Lake, detector: Detector) -> None:
     class Full(type(memory_store())):  # type: ignore[misc]
         def put(self, key: str, data: bytes, **_: object) -> str:
             raise StoreDown("no space left")

@@ -33,7 +33,7 @@ def test_it_is_a_set_of_uris_with_their_etags(
     assert list(found) == [uri in uris if etag is None else (uri, etag) in pairs for uri, etag in asked]
 
 
-def test_many_keys_are_told_apart() -> None:
+def test_many_keys_are_distinguished() -> None:
     keys = labelled_keys((f"s3://b/{number}", str(number % 7)) for number in range(20_000))
     random = np.random.default_rng(1).permutation(40_000)
 
@@ -122,7 +122,7 @@ def test_only_published_files_are_read() -> None:
         (encode(pa.table({"uri": ["a"], "etag": ["b"]})), r"data/x\.parquet has no column error_kind, model, status"),
     ],
 )
-def test_what_is_no_file_of_a_table_stops_the_planning(data: bytes, sentence: str) -> None:
+def test_a_file_that_is_not_of_a_table_stops_the_planning(data: bytes, sentence: str) -> None:
     table = memory_store()
     table.put("data/x.parquet", data)
 

@@ -131,7 +131,7 @@ def test_a_holder_that_died_on_this_machine_is_taken_over_at_once() -> None:
     assert acquire(table, HERE, token="b", now=later(1)).holder.token == "b"
 
 
-def test_the_holder_is_told_as_long_as_the_lease_is_held() -> None:
+def test_the_holder_is_reported_as_long_as_the_lease_is_held() -> None:
     table = memory_store()
     assert current_holder(table, HERE, NOW) is None
 
@@ -291,7 +291,7 @@ def test_a_store_that_is_down_for_a_while_loses_no_lease(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("record", [b'{"token": 1}', b"\xff", b"[]", b"[" * 100_000])
-def test_a_damaged_lease_is_told(record: bytes) -> None:
+def test_a_damaged_lease_is_reported(record: bytes) -> None:
     table = memory_store()
     table.put(LEASE_KEY, record)
 

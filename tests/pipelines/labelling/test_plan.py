@@ -500,7 +500,7 @@ def test_a_segment_with_other_columns_is_noticed_by_whoever_labels_its_shards() 
         read_shard(table, "run", 64)
 
 
-def test_a_parquet_file_that_is_no_segment_is_noticed() -> None:
+def test_a_parquet_file_that_is_not_a_segment_is_detected() -> None:
     table = planned_table()
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"uri": ["a"]}), sink)

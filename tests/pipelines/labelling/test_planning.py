@@ -39,7 +39,7 @@ def test_a_small_plan_is_one_wave() -> None:
     assert (planner.images_planned, planner.is_complete) == (1_310, True)
 
 
-def test_nothing_to_label_is_no_wave() -> None:
+def test_nothing_to_label_gives_no_wave() -> None:
     planner = Planner(iter(()), wave_shards=4_000)
 
     assert list(planner.waves()) == []

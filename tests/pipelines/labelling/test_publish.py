@@ -259,7 +259,7 @@ def test_a_group_with_a_missing_part_is_not_published() -> None:
     assert list(table.list("data/")) == []
 
 
-def test_a_late_publisher_whose_parts_are_gone_finds_the_file_published() -> None:
+def test_a_late_publisher_whose_parts_were_removed_finds_the_file_published() -> None:
     table = memory_store()
     (segment,) = planned(table)
     commit_all(table, segment)

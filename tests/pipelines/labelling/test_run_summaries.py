@@ -57,7 +57,7 @@ def publish(table: Store, run: Run, segment: PlannedSegment) -> None:
     publish_group(table, run, segment)
 
 
-def test_runs_are_told_oldest_first_with_their_states_and_what_readers_see_of_them(store: Store) -> None:
+def test_runs_are_reported_oldest_first_with_their_states_and_what_readers_see_of_them(store: Store) -> None:
     first = start(store, "z")
     segments = list(plan(store, first))
     for segment in segments:
@@ -77,7 +77,7 @@ def test_runs_are_told_oldest_first_with_their_states_and_what_readers_see_of_th
     ]
 
 
-def test_a_run_that_is_still_planned_is_told_with_what_there_is_of_its_plan() -> None:
+def test_a_run_that_is_still_planned_is_reported_with_what_there_is_of_its_plan() -> None:
     table = memory_store()
     planner = plan(table, start(table, "z"))
     next(planner)

@@ -228,7 +228,7 @@ def test_a_flipped_byte_in_any_page_is_found() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"PAR1", b"PAR1 and nothing that a footer could be PAR1"])
-def test_a_file_that_is_no_parquet_any_more_is_found(data: bytes) -> None:
+def test_a_file_that_is_not_parquet_any_more_is_found(data: bytes) -> None:
     table = fill(memory_store())
     table.put(SECOND, data)
 
@@ -266,7 +266,7 @@ def test_a_version_that_is_labelled_again_by_another_run_is_found() -> None:
     assert verify(table, run_id="night-2") == verify(table)  # over all runs, whichever is verified
 
 
-def test_a_version_that_is_labelled_again_with_other_settings_is_no_second_row() -> None:
+def test_a_version_that_is_labelled_again_with_other_settings_is_not_a_duplicate_row() -> None:
     table = memory_store()
     for number, threshold in enumerate((0.5, 0.9, 0.5)):
         request = RunRequest("detr@1", "1", {"threshold": threshold}, 2, {}, run_id=f"run-{number}")
@@ -450,7 +450,7 @@ def test_a_damaged_place_where_it_stopped_is_named(data: bytes) -> None:
     assert verify(table) == ()
 
 
-def test_what_a_live_run_adds_meanwhile_is_no_finding() -> None:
+def test_rows_that_a_live_run_adds_meanwhile_are_not_findings() -> None:
     table = fill(memory_store())
     run = start(table, "night-3")
 

@@ -65,7 +65,7 @@ def compute(stop: threading.Event) -> None:
 
 
 @pytest.mark.parametrize("call", ["read_header", "prepare"])
-def test_a_decoder_that_computes_for_ever_is_reported_with_its_evidence(call: str) -> None:
+def test_a_decoder_that_computes_forever_is_reported_with_its_evidence(call: str) -> None:
     said = hang_of(compute, call)
 
     found = re.fullmatch(
@@ -77,7 +77,7 @@ def test_a_decoder_that_computes_for_ever_is_reported_with_its_evidence(call: st
     assert float(found[1]) >= LIMITS.cpu_seconds
 
 
-def test_a_decoder_that_waits_for_ever_is_reported() -> None:
+def test_a_decoder_that_waits_forever_is_reported() -> None:
     found = re.search(r"asleep for (\d+\.\d) s", hang_of(lambda stop: stop.wait(), "prepare"))
 
     assert found

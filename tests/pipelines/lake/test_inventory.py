@@ -117,7 +117,7 @@ def test_objects_come_with_size_etag_and_class_in_the_order_of_their_keys(kind: 
     assert [entry.key for entry in inventory.list("a")] == ["a.jpg", "a/1.jpg"]
 
 
-def test_old_versions_delete_markers_and_folder_markers_are_no_objects(kind: str) -> None:
+def test_old_versions_delete_markers_and_folder_markers_are_not_objects(kind: str) -> None:
     columns: Columns = {
         "key": ["a.jpg", "a.jpg", "b.jpg", "c/", "d/"],
         "version_id": ["2", "1", "1", "1", "1"],
@@ -250,7 +250,7 @@ def not_a_manifest(store: Store) -> None:
         (not_a_manifest, r"manifest\.json is not the manifest of an S3 Inventory: it has no sourceBucket"),
     ],
 )
-def test_what_is_missing_or_damaged_is_told_in_a_sentence(harm: Callable[[Store], None], sentence: str) -> None:
+def test_what_is_missing_or_damaged_is_reported_in_a_sentence(harm: Callable[[Store], None], sentence: str) -> None:
     store = report({"key": ["a"]})
     harm(store)
 
@@ -278,7 +278,7 @@ def test_a_report_that_cannot_be_used_is_refused(store: Store, sentence: str) ->
         read_inventory(store, MANIFEST)
 
 
-def test_a_full_disk_is_told_and_nothing_is_left_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_and_nothing_is_left_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
     def full(*_: object) -> Path:

@@ -270,7 +270,7 @@ def test_whatever_may_be_an_image_is_labelled(name: str, data: bytes) -> None:
         ("image.url", False), ("", False), ("width:height", False),
     ],
 )  # fmt: skip
-def test_an_address_is_told_from_a_name_of_a_column(text: str, expected: bool) -> None:
+def test_an_address_is_distinguished_from_a_name_of_a_column(text: str, expected: bool) -> None:
     assert looks_like_address(text) is expected
 
 
@@ -279,7 +279,7 @@ def test_an_address_is_told_from_a_name_of_a_column(text: str, expected: bool) -
     [("# a.jpg", True), ("#", True), ("#s3://b/a.jpg", True), ("#/a.jpg", True), ("#uri", True), ("#1.jpg", False),
      ("a #1.jpg", False)],
 )  # fmt: skip
-def test_a_comment_is_told_from_a_file_name(line: str, expected: bool) -> None:
+def test_a_comment_is_distinguished_from_a_file_name(line: str, expected: bool) -> None:
     assert is_comment(line) is expected
 
 

@@ -108,7 +108,7 @@ def test_an_image_whose_time_is_not_known_is_labelled(tmp_path: Path) -> None:
     assert uris(listing) == [f"file://{folder}/{name}.jpg" for name in "amz"]
 
 
-def test_a_folder_in_which_nothing_was_modified_is_no_mistake(tmp_path: Path) -> None:
+def test_a_folder_without_modified_images_is_not_an_error(tmp_path: Path) -> None:
     listing = list_objects([str(written(tmp_path, a=1, b=2))], modified_since=SINCE)
 
     assert list(listing) == [Skipped(f"file://{tmp_path}/{name}.jpg", NOT_MODIFIED) for name in "ab"]

@@ -169,7 +169,7 @@ def test_a_damaged_header_ends_the_archive_there() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"x", b"\x1f\x8b" + bytes(2000), b"not a tar archive " * 100])
-def test_what_is_no_archive_is_damaged_from_its_beginning(data: bytes) -> None:
+def test_a_file_that_is_not_an_archive_is_damaged_from_its_beginning(data: bytes) -> None:
     index = index_of(data)
 
     assert (index.rows.num_rows, index.damaged_at) == (0, 0)
@@ -232,7 +232,7 @@ def test_thousands_of_headers_that_extend_each_other_are_damage() -> None:
     assert index_of(header * 2_000 + bytes(1024)).damaged_at == 0
 
 
-def test_a_short_answer_is_no_damage() -> None:
+def test_a_short_response_is_not_damage() -> None:
     class Short(CountingStore):
         def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
             return super().get_range(key, start, length, if_match=if_match)[:700]

@@ -117,7 +117,7 @@ def test_the_driver_reads_how_many_images_of_unfinished_shards_are_done(monkeypa
     assert driver.read() == 5
 
 
-def test_a_head_that_cannot_be_told_costs_no_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_head_costs_no_shard(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "TELL_SECONDS", 0.0)
     monkeypatch.setattr(pool, "_internal_kv_initialized", lambda: True)
 
@@ -219,7 +219,7 @@ def test_leaving_the_loop_ends_the_actors(local_ray: str, monkeypatch: pytest.Mo
 
 
 @pytest.mark.ray
-def test_a_model_that_does_not_load_is_told_before_the_pool_starts(local_ray: str) -> None:
+def test_a_model_that_does_not_load_is_reported_before_the_pool_starts(local_ray: str) -> None:
     with pytest.raises(UsageError, match=r"/nowhere/model"):
         probe(SPEC, Pool(1, 1, cpus=1, gpus=0, threads=1))
 
@@ -241,7 +241,7 @@ def test_a_model_that_kills_its_process_is_tried_once(
 
 
 @pytest.mark.ray
-def test_a_model_that_kills_the_actor_that_loads_it_is_loaded_once_and_told(
+def test_a_model_that_kills_the_actor_that_loads_it_is_loaded_once_and_reported(
     local_ray: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     class Deadly(ShardActor):
@@ -274,7 +274,7 @@ def test_an_actor_that_does_not_load_its_model_says_why(local_ray: str) -> None:
 
 
 @pytest.mark.ray
-def test_an_actor_that_never_fits_ends_the_run_and_does_not_wait_for_ever(
+def test_an_actor_that_never_fits_ends_the_run_and_does_not_wait_forever(
     local_ray: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Idle:

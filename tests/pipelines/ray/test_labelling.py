@@ -287,7 +287,7 @@ def test_more_actors_than_fit_are_refused_within_seconds(local_ray: str, config:
 
 
 @pytest.mark.ray
-def test_what_is_wrong_with_the_model_is_told_before_a_run_begins(local_ray: str, config: LabelConfig) -> None:
+def test_what_is_wrong_with_the_model_is_reported_before_a_run_begins(local_ray: str, config: LabelConfig) -> None:
     with pytest.raises(RayDetrError, match=r"/nowhere/model"):
         label(replace(config, model="/nowhere/model"))
     with pytest.raises(RayDetrError, match=r"'sqare' is not a class of scenes.*'square'"):
@@ -296,14 +296,14 @@ def test_what_is_wrong_with_the_model_is_told_before_a_run_begins(local_ray: str
     assert list(list_runs(open_store(config.table))) == []
 
 
-def test_a_folder_that_is_not_there_is_told_before_ray_is_started(config: LabelConfig) -> None:
+def test_a_folder_that_is_not_there_is_reported_before_ray_is_started(config: LabelConfig) -> None:
     with pytest.raises(RayDetrError, match=r"there is nothing at .*lake2\. Check the address"):
         label(replace(config, images=(f"{config.images[0]}2",)))
 
     assert not Path(config.table).exists()
 
 
-def test_a_table_that_cannot_be_written_is_told_before_ray_is_started(config: LabelConfig) -> None:
+def test_a_table_that_cannot_be_written_is_reported_before_ray_is_started(config: LabelConfig) -> None:
     table = f"{config.images[0]}/cut.jpg/table"
 
     with pytest.raises(RayDetrError, match=r"a table cannot be kept at .*cut\.jpg/table: .*cannot be written: "):

@@ -158,7 +158,7 @@ def test_an_image_with_two_boxes_at_one_place_counts_once_and_its_newest_row_alo
     assert (place.mark.images, place.boxes) == (10, 10)
 
 
-def test_classes_and_folders_are_told_apart(tmp_path: Path) -> None:
+def test_classes_and_folders_are_distinguished(tmp_path: Path) -> None:
     table = str(tmp_path / "table")
     rows = [picture_rows("s3://a/c/", 10), picture_rows("s3://b/c/", 10), picture_rows("s3://b/c/", 10, label="bird")]
     publish(table, [row for part in rows for row in part])

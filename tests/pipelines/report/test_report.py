@@ -108,7 +108,7 @@ def test_galleries_show_what_they_say(html: str) -> None:
     assert shown(data, f"class-{names.index('cat')}") == ["gone.png", "a.png"]
 
 
-def test_a_picture_that_is_gone_says_so(html: str) -> None:
+def test_a_missing_picture_has_a_reason(html: str) -> None:
     pictures = {Path(one["uri"]).name: one for one in data_of(html)["pictures"]}
 
     assert pictures["gone.png"]["problem"] == "The image is not there any more."
@@ -147,7 +147,7 @@ def test_one_run_or_the_current_row_of_each_image(tmp_path: Path) -> None:
         boxes("run-3")
 
 
-def test_rows_of_one_settings_are_counted_alone_and_several_are_told(
+def test_rows_of_one_settings_are_counted_alone_and_several_are_reported(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     place, page = str(tmp_path / "table"), tmp_path / "r.html"

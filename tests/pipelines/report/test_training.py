@@ -113,7 +113,7 @@ def test_a_run_without_validation_has_a_page_without_script(tmp_path: Path) -> N
     assert "<dt>epochs</dt><dd>2 of 60</dd>" in html
 
 
-def test_shards_that_are_gone_or_others_cost_the_pictures_only(tmp_path: Path) -> None:
+def test_missing_or_other_shards_cost_only_the_pictures(tmp_path: Path) -> None:
     run = write_run(tmp_path)
     index = tmp_path / "shards" / "index.json"
     index.write_text(index.read_text() + "\n")

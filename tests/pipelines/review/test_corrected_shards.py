@@ -199,7 +199,7 @@ def test_what_is_not_an_upright_box_with_one_label_names_its_task(
         take_back(folder, [task])
 
 
-def test_a_box_beside_its_label_is_one_box_and_answers_without_region_are_none(folder: Path) -> None:
+def test_a_box_and_its_label_are_one_box_and_answers_without_region_are_ignored(folder: Path) -> None:
     apart = region("dog", [8, 6, 40, 30], SIZE)
     value = apart["value"]
     del value["rectanglelabels"]
@@ -215,7 +215,7 @@ def test_a_box_beside_its_label_is_one_box_and_answers_without_region_are_none(f
     assert boxes(folder) == {"x/a.png": [("dog", [8.0, 6.0, 40.0, 30.0])]}
 
 
-def test_labels_that_are_no_classes_are_named_with_what_to_do(folder: Path) -> None:
+def test_labels_that_are_not_classes_are_named_with_what_to_do(folder: Path) -> None:
     tasks = given(folder)
     wrong = [region("Dog", [8, 6, 40, 30], SIZE), region("fox", [8, 6, 40, 30], SIZE)]
     answers = [exported_task(tasks["a"], [annotation(wrong)], 5), exported_task(tasks["b"], [annotation(wrong[1:])], 6)]
@@ -239,7 +239,7 @@ def test_a_class_that_is_there_already_cannot_be_added(folder: Path) -> None:
         take_back(folder, four_answers(folder), add_classes=("dog",))
 
 
-def test_a_picture_that_has_changed_or_is_gone_is_left_out_and_counted(folder: Path) -> None:
+def test_a_changed_or_missing_picture_is_left_out_and_counted(folder: Path) -> None:
     tasks = given(folder)
     answers = [exported_task(task, [annotation([region("dog", [8, 6, 40, 30], SIZE)])]) for task in tasks.values()]
     (folder / "lake" / "x" / "a.png").unlink()
@@ -365,7 +365,7 @@ def test_two_images_of_one_id_are_refused(folder: Path) -> None:
         ({"category_id": 9}, "annotation 1 of x/a.png in .* has the category 9, which the file does not declare"),
     ],
 )
-def test_a_coco_annotation_that_is_no_upright_box_of_a_class_is_named(
+def test_a_coco_annotation_that_is_not_an_upright_box_of_a_class_is_named(
     fields: Json, sentence: str, folder: Path
 ) -> None:
     with pytest.raises(UsageError, match=sentence):
@@ -463,7 +463,7 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(folder: Path, monkeypatc
         import_bytes(folder, zipped({"a.json": [0] * 900}))
 
 
-def test_what_is_no_json_is_refused(folder: Path) -> None:
+def test_a_file_that_is_not_json_is_refused(folder: Path) -> None:
     (folder / "x.json").write_text("{")
 
     with pytest.raises(UsageError, match="this is not JSON"):

@@ -102,7 +102,7 @@ def test_a_picture_that_training_cannot_resize_is_a_problem_of_its_own(check_dec
 
 
 @pytest.mark.parametrize(("data", "kind"), [(b"", "empty"), (b"<html>", "not_an_image")])
-def test_what_is_no_picture_is_found_by_its_header(data: bytes, kind: str) -> None:
+def test_a_file_that_is_not_a_picture_is_found_by_its_header(data: bytes, kind: str) -> None:
     problem = check(data, 48, 64, check_decodes=False)
 
     assert isinstance(problem, Problem)

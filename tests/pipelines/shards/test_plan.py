@@ -191,7 +191,7 @@ def test_a_place_with_strangers_is_refused() -> None:
 
 
 @pytest.mark.parametrize("data", [b"{", b"[1]", b"\xff"])
-def test_a_damaged_plan_is_told(data: bytes) -> None:
+def test_a_damaged_plan_is_reported(data: bytes) -> None:
     out = memory_store()
     out.put(PLAN_KEY, data)
 

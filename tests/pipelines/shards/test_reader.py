@@ -117,7 +117,7 @@ def test_a_place_without_index_has_no_shards(store: Store) -> None:
         (b'{"version": 2}', "has version 2, and this release reads 1"),
     ],
 )
-def test_an_index_that_cannot_be_read_is_told(store: Store, data: bytes, sentence: str) -> None:
+def test_an_index_that_cannot_be_read_is_reported(store: Store, data: bytes, sentence: str) -> None:
     store.put(INDEX_KEY, data)
 
     with pytest.raises(RayDetrError, match=sentence):
@@ -142,7 +142,7 @@ def test_a_row_group_gives_its_images(store: Store, index: ShardIndex) -> None:
     assert decode_training_image(found).shape == (3, 9, 13)
 
 
-def test_annotations_without_category_or_box_are_no_training_annotations(store: Store) -> None:
+def test_annotations_without_category_or_box_are_not_training_annotations(store: Store) -> None:
     odd: list[Json] = [
         {"image_id": 70, "category_id": 1, "bbox": [1, 2, 3]},
         {"image_id": 70, "category_id": "cat", "bbox": [1, 2, 3, 4]},
@@ -208,7 +208,7 @@ def test_a_file_that_is_not_the_listed_one_is_refused(store: Store, index: Shard
         ShardReader(store, swapped).read_group(0, 0)
 
 
-def test_damaged_bytes_are_told_with_the_file(store: Store, index: ShardIndex) -> None:
+def test_damaged_bytes_are_reported_with_the_file(store: Store, index: ShardIndex) -> None:
     data = bytearray(store.get("shard-00001.parquet").data)
     data[data.index(b"\xff\xd8\xff") + 100] ^= 1  # in the photograph
     store.put("shard-00001.parquet", bytes(data))
@@ -217,7 +217,7 @@ def test_damaged_bytes_are_told_with_the_file(store: Store, index: ShardIndex) -
         ShardReader(store, index).read_group(1, 0)
 
 
-def test_a_picture_that_is_none_or_of_another_size_stops_the_training(store: Store, index: ShardIndex) -> None:
+def test_a_damaged_picture_or_one_of_another_size_stops_the_training(store: Store, index: ShardIndex) -> None:
     (found,) = ShardReader(store, index).read_group(0, 0)
 
     with pytest.raises(RayDetrError, match=r"image 70 \(70\.jpg\) cannot be decoded: .*--no-decode-check"):

@@ -134,7 +134,7 @@ def test_missing_fields_are_missing_again() -> None:
     assert list(coco_annotations(row)) == [(0, {"image_id": 7})]
 
 
-def test_numbers_that_are_none_come_back_as_such() -> None:
+def test_nan_in_a_box_comes_back_unchanged() -> None:
     (row,) = stored([image_row(0, IMAGE, [(0, {**ANNOTATION, "bbox": [0, 0, float("nan"), 1]})], data=b"")])
 
     ((_, found),) = coco_annotations(row)

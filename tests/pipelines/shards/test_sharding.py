@@ -271,7 +271,7 @@ def test_two_classes_of_one_name_are_refused(config: ShardConfig) -> None:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
-def test_nothing_of_an_odd_json_is_lost_and_all_of_it_is_told(odd: ShardConfig) -> None:
+def test_nothing_of_an_odd_json_is_lost_and_all_of_it_is_reported(odd: ShardConfig) -> None:
     shard(odd)
 
     store = open_store(odd.out)
@@ -460,7 +460,7 @@ def test_what_a_task_finds_wrong_with_the_world_is_one_sentence(
         ),
     ],
 )
-def test_nodes_without_this_version_of_the_package_are_told_in_one_sentence(
+def test_nodes_without_this_version_of_the_package_are_reported_in_one_sentence(
     config: ShardConfig, monkeypatch: pytest.MonkeyPatch, name: str, module: str, reason: str
 ) -> None:
     def newer(*arguments: object) -> WrittenShard:
@@ -582,12 +582,12 @@ def test_images_that_are_not_there_stop_the_job_before_anything_is_written(confi
     assert list(Path(config.out).glob("*")) == []
 
 
-def test_a_wrong_folder_is_told_by_a_name_of_each(config: ShardConfig, tmp_path: Path) -> None:
+def test_a_wrong_folder_is_reported_by_a_name_of_each(config: ShardConfig, tmp_path: Path) -> None:
     with pytest.raises(RayDetrError, match=r"the json has, for example, '0\.jpg', the folder has 'images/0\.jpg'"):
         shard(replace(config, images=str(tmp_path)))
 
 
-def test_an_empty_folder_is_told(config: ShardConfig) -> None:
+def test_an_empty_folder_is_reported(config: ShardConfig) -> None:
     shutil.rmtree(config.images)
 
     with pytest.raises(RayDetrError, match="there are no images at"):
@@ -602,7 +602,7 @@ def test_a_place_that_holds_something_else_is_refused(config: ShardConfig) -> No
         shard(config)
 
 
-def test_annotations_that_are_not_there_are_told(config: ShardConfig) -> None:
+def test_annotations_that_are_not_there_are_reported(config: ShardConfig) -> None:
     with pytest.raises(RayDetrError, match=r"gone\.json"):
         shard(replace(config, annotations=str(Path(config.annotations).with_name("gone.json"))))
 

@@ -27,7 +27,7 @@ def test_a_bucket_is_opened_under_its_own_name(uri: str) -> None:
         ("s3:///lake", "a bucket is missing"),
     ],
 )
-def test_what_is_missing_is_told_at_opening(uri: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_missing_is_reported_at_opening(uri: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
 
     with pytest.raises(Misconfigured, match=words):

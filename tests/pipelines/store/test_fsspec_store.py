@@ -65,7 +65,7 @@ def test_create_refuses_what_exists(store: Store) -> None:
     assert probe(store).swap is None
 
 
-def test_an_unknown_kind_of_store_is_told_at_opening() -> None:
+def test_an_unknown_kind_of_store_is_reported_at_opening() -> None:
     with pytest.raises(Misconfigured, match="carrier-pigeon:// is not a known kind of store"):
         open_store("carrier-pigeon://coop/x.jpg")
 

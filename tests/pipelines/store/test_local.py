@@ -104,7 +104,7 @@ def test_an_etag_is_another_when_the_file_is_another(tmp_path: Path) -> None:
     assert len({first, second, third}) == 3
 
 
-def test_an_unfinished_file_is_no_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unfinished_file_is_not_an_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_store(str(tmp_path))
     seen: list[list[str]] = []
     names: list[list[str]] = []

@@ -286,7 +286,7 @@ def test_a_whole_upload_is_one_request(faulty: tuple[Between, Store]) -> None:
     assert len(proxy.seen) == 2
 
 
-def test_archived_objects_are_told_by_a_listing_unless_they_were_restored(moto: S3Server, between: Start) -> None:
+def test_archived_objects_are_reported_by_a_listing_unless_they_were_restored(moto: S3Server, between: Start) -> None:
     uri = moto.bucket()
     for key, kind in [("a", "STANDARD"), ("b", "GLACIER"), ("c", "DEEP_ARCHIVE"), ("d", "GLACIER_IR")]:
         moto.client().put_object(Bucket=uri[5:], Key=key, Body=b"1", StorageClass=kind)
@@ -428,7 +428,7 @@ def test_a_listing_that_is_refused_is_misconfigured(
         list(open_store("s3://bucket/folder", options).list())
 
 
-def test_a_missing_bucket_is_told_from_a_missing_object_also_by_head(server: S3Server) -> None:
+def test_a_missing_bucket_is_distinguished_from_a_missing_object_also_by_head(server: S3Server) -> None:
     uri = server.bucket()
 
     with pytest.raises(NotFound):
@@ -530,7 +530,7 @@ def no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("via", ["auto", "fsspec"])
-def test_no_credentials_are_told_at_opening(no_credentials: Path, via: Literal["auto", "fsspec"]) -> None:
+def test_no_credentials_are_reported_at_opening(no_credentials: Path, via: Literal["auto", "fsspec"]) -> None:
     began = time.monotonic()
 
     with pytest.raises(Misconfigured, match="no AWS credentials found"):
@@ -539,7 +539,7 @@ def test_no_credentials_are_told_at_opening(no_credentials: Path, via: Literal["
     assert time.monotonic() - began < 2
 
 
-def test_an_unknown_profile_is_told_at_opening(no_credentials: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_profile_is_reported_at_opening(no_credentials: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_PROFILE", "nightly")
 
     with pytest.raises(Misconfigured, match="nightly"):

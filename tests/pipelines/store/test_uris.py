@@ -83,7 +83,7 @@ def test_names_that_only_look_like_secrets_are_shown_whole(uri: str) -> None:
     assert not has_secret(uri)
 
 
-def test_the_query_of_a_web_address_is_no_secret_by_itself() -> None:
+def test_a_query_about_sizes_is_not_a_secret() -> None:
     assert not has_secret("https://host:8080/a@b.jpg?width=600&page=2")
 
 

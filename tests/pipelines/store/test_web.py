@@ -116,7 +116,7 @@ def test_a_file_that_would_fill_the_memory_is_given_up(web: str, key: str, monke
         Stores(ONE_TRY).get(f"{web}/{key}", most_bytes=1_000)
 
 
-def test_etag_and_size_are_told_where_the_server_tells_them(web: str) -> None:
+def test_etag_and_size_are_reported_where_the_server_tells_them(web: str) -> None:
     store = open_store(web, ONE_TRY)
 
     assert store.get("plain.jpg").etag == "abc"

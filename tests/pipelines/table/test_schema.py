@@ -256,7 +256,7 @@ def test_one_flipped_bit_is_noticed() -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"PAR1", b"nothing of the kind", encode(rows_to_table(ROWS, origin=ORIGIN))[:-9]]
 )
-def test_what_is_no_parquet_is_refused_in_a_sentence(data: bytes) -> None:
+def test_a_file_that_is_not_parquet_is_refused_in_a_sentence(data: bytes) -> None:
     with pytest.raises(RayDetrError, match="this Parquet file is damaged"):
         decode(data)
 

@@ -146,7 +146,7 @@ def test_one_scale_a_batch_is_a_function_of_seed_epoch_step_and_reader(images: l
     assert shapes(reader=1) != shapes()
 
 
-def test_categories_that_are_no_class_are_left_out(images: list[TrainingImage]) -> None:
+def test_categories_that_are_not_classes_are_left_out(images: list[TrainingImage]) -> None:
     batch = replace(PLAIN, class_of=((9, 0),)).prepare(images[2:3], epoch=0, step=0, reader=0)
 
     assert batch.targets[0].labels.tolist() == [0]

@@ -54,7 +54,7 @@ def test_nothing_is_said_where_all_classes_are_known() -> None:
     assert said == []
 
 
-def test_many_new_classes_are_told_in_part() -> None:
+def test_many_new_classes_are_reported_in_part() -> None:
     said: list[str] = []
 
     initial_model(FINETUNE, [Category(number, f"class {number}") for number in range(20)], say=said.append)
@@ -89,12 +89,12 @@ def test_queries_positions_and_sides_are_the_users() -> None:
         (replace(SCRATCH, backbone_weights="/nowhere/resnet.pth"), "/nowhere/resnet.pth"),
     ],
 )
-def test_weights_that_cannot_be_had_stop_the_run(config: TrainConfig, message: str) -> None:
+def test_weights_that_are_not_available_stop_the_run(config: TrainConfig, message: str) -> None:
     with pytest.raises(RayDetrError, match=message):
         initial_model(config, CATEGORIES, say=print)
 
 
-def test_classes_that_cannot_be_told_apart_stop_the_run() -> None:
+def test_classes_that_cannot_be_distinguished_stop_the_run() -> None:
     with pytest.raises(RayDetrError, match=r"the classes of scenes cannot be replaced: .*'boat' appears 2 times"):
         initial_model(FINETUNE, [Category(1, "boat"), Category(2, "boat")], say=print)
 
@@ -118,7 +118,7 @@ def test_the_start_is_a_checkpoint_of_step_0_that_a_learner_begins_from(tmp_path
 
 
 @pytest.mark.parametrize(("images", "is_told"), [(9_999, True), (10_000, False)])
-def test_few_images_for_a_beginning_are_told(images: int, is_told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_images_for_a_beginning_are_reported(images: int, is_told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = replace(SCENES_CONFIG.backbone, norm="frozen")
     small = replace(SCENES_CONFIG, backbone=backbone, shorter=800, longest=1333)
     monkeypatch.setattr("pipelines.training.config.NETWORKS", {"detr-resnet-50": small})

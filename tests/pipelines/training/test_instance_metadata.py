@@ -97,7 +97,7 @@ def test_google_tells_of_a_preemption(played: PlayedServer) -> None:
 
 @pytest.mark.parametrize("status", [429, 500])
 @pytest.mark.parametrize("cloud", ["aws", "google"])
-def test_a_service_in_trouble_is_no_notice(played: PlayedServer, cloud: str, status: int) -> None:
+def test_a_failing_service_is_not_a_notice(played: PlayedServer, cloud: str, status: int) -> None:
     played.cloud = cloud
     service = AwsMetadata(played.url) if cloud == "aws" else GoogleMetadata(played.url)
     played.status = status
@@ -107,7 +107,7 @@ def test_a_service_in_trouble_is_no_notice(played: PlayedServer, cloud: str, sta
 
 
 @pytest.mark.parametrize("text", ["", "soon", "{}", '{"action": "stop", "time": 3}', '{"action": "stop", "time": "x"}'])
-def test_a_notice_that_is_not_understood_is_no_notice(played: PlayedServer, text: str) -> None:
+def test_a_notice_that_cannot_be_parsed_is_an_error(played: PlayedServer, text: str) -> None:
     played.paths[ACTION] = text
 
     with pytest.raises(MetadataUnavailable, match="is not understood"):
@@ -126,6 +126,6 @@ def test_a_machine_without_the_service_is_refused() -> None:
 
 
 @pytest.mark.parametrize("url", ["169.254.169.254", "https://169.254.169.254", "http://"])
-def test_an_address_that_is_none_is_refused(url: str) -> None:
+def test_an_invalid_address_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r"is not an address such as http://169\.254\.169\.254"):
         find_service(url)

@@ -421,7 +421,7 @@ def test_parts_are_sums_over_micro_batches() -> None:
         assert value == pytest.approx(apart[0].parts[name] + apart[1].parts[name], rel=1e-6), name
 
 
-def test_a_norm_that_overflows_changes_nothing_and_is_told() -> None:
+def test_a_norm_that_overflows_changes_nothing_and_is_reported() -> None:
     learner = learner_of(replace(RECIPE, bbox_loss_coef=1e38))
     before = learner.tensors()
 

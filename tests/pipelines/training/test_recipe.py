@@ -125,7 +125,7 @@ def test_a_recipe_that_cannot_be_is_refused(values: dict[str, Any], message: str
         Recipe(**values)
 
 
-def test_another_effective_batch_than_the_presets_is_told() -> None:
+def test_another_effective_batch_than_the_presets_is_reported() -> None:
     paper = RECIPES["paper-300"]
 
     assert differing_batch("paper-300", replace(paper, epochs=7)) is None

@@ -124,7 +124,7 @@ def test_workers_that_are_lost_behind_a_limit_are_not_started_again() -> None:
     assert board.stopped_at_cap() == (True, None)
 
 
-def test_another_reason_to_stop_is_no_limit() -> None:
+def test_another_reason_to_stop_is_not_a_limit() -> None:
     board = RunStatus(3)
     board.begin(0)
     board.stop("training diverged")

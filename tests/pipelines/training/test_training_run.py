@@ -317,7 +317,7 @@ def test_a_claim_removes_what_dead_starts_left_and_nothing_of_later_claims(files
     assert folders(store) == {"000000010-a-1", "000000030-b-99", "notes.txt"}
 
 
-def test_a_checkpoint_that_another_thread_is_writing_is_no_orphan(files: dict[str, bytes]) -> None:
+def test_a_checkpoint_that_another_thread_is_writing_is_not_an_orphan(files: dict[str, bytes]) -> None:
     store = memory_store()
     nested: list[str] = []
 

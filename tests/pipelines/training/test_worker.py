@@ -34,7 +34,7 @@ def test_the_others_say_nothing() -> None:
     refuse_step(StepResult({}, 2, math.nan, None), HERE, Recipe(), speaks_for_all=False)
 
 
-def test_gradients_that_overflow_though_every_loss_is_finite_are_told_by_one() -> None:
+def test_gradients_that_overflow_though_every_loss_is_finite_are_reported_by_one() -> None:
     with pytest.raises(
         RayDetrError, match=r"epoch 2, step 1,205: the gradients are NaN or infinite, though every loss"
     ):
