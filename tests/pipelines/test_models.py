@@ -306,15 +306,3 @@ def test_a_cached_identity_is_of_the_code_that_reads_checkpoints(monkeypatch: py
     model_fingerprints._code.__wrapped__()
 
     assert {"identity.py", "hub_config.py", "weight_names.py", "model.py"} <= set(read)
-
-
-def test_a_reference_to_a_folder_means_the_same_in_another_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "model").mkdir()
-
-    assert models.absolute_reference("model") == str(tmp_path / "model")
-    assert [models.absolute_reference(name) for name in ("facebook/detr-resnet-50", "scenes", "s3://b/model")] == [
-        "facebook/detr-resnet-50", "scenes", "s3://b/model",
-    ]  # fmt: skip
