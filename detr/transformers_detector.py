@@ -21,7 +21,7 @@ from detr.transformers_model import TransformersModel
 SHAPES_KEPT = 65_536  # picture sizes whose target shape is cached
 _HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Parts of the names of modules that compute scores, boxes, and reference points of boxes, in every family.
-_HEADS = ("bbox", "class", "score", "lqe", "ref_point", "reference_points")
+_HEADS = ("bbox", "class", "score", "lqe", "integral", "ref_point", "reference_points", "decoder_input_proj")
 
 
 class TransformersDetector:
@@ -74,7 +74,7 @@ class TransformersDetector:
         self._model = model
         self._network = model.network.to(self.device)
         if self.precision in _HALVES:
-            for head in _heads(self._network):
+            for head in {id(head): head for head in _heads(self._network)}.values():  # layers may share one
                 _compute_in_float32(head, self.device.type)
         self._shapes: dict[tuple[int, int], tuple[int, int]] = {}
 

@@ -36,7 +36,7 @@ MAX_DROP = 0.002
 # options for one source only
 BELONGS: dict[str, tuple[str, ...]] = {
     "table": ("run_id", "settings", "allow_thresholded"),
-    "model": ("images", "keep_table", "precision", "device", "batch_size", "actors", "verbose"),
+    "model": ("images", "keep_table", "precision", "device", "batch_size", "actors", "shared_folders", "verbose"),
 }
 
 
@@ -125,6 +125,8 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
                        help="number format of the network (fp32, so that results of different machines can be "
                        "compared; `ray-detr label` uses auto by default)")  # fmt: skip
     add_options(group, LabelConfig, only=("device", "batch_size", "actors"), use_defaults=False)
+    group.add_argument("--shared-folders", action="store_true", default=None, help="local paths are shared by all "
+                       "nodes, as with NFS; without it, a cluster of several nodes refuses them")  # fmt: skip
     group.add_argument("--verbose", action="store_true", default=None, help="show Ray's own messages")
 
 
@@ -207,6 +209,7 @@ def _evaluate_model(
             batch_size=args.batch_size,
             actors=args.actors or (None, None),
             options=options,
+            shared_folders=bool(args.shared_folders),
             verbose=bool(args.verbose),
             evaluator=args.evaluator,
         )

@@ -11,9 +11,10 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from detr.precision import family_precision
 from jobs.exits import run_process
 from jobs.options import above_zero, add_options, count, make_config
 from jobs.parser import CommandParser
@@ -22,6 +23,7 @@ from pipelines.labelling.config import PlanConfig
 if TYPE_CHECKING:
     from pipelines.labelling.plan import PlanSummary
     from pipelines.labelling.trial import Prediction
+    from pipelines.models import ModelInfo
 
 # Options that need --model: with them, rows of one model differ.
 SETTINGS = ("threshold", "classes", "precision", "masks", "tiles", "overlap", "relabel")
@@ -58,7 +60,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from pipelines.labelling.plan import summarise_plan, usual_shard_images
 
-    model = None if config.model is None else _recorded_name(config)
+    model = None
+    if config.model is not None:
+        info = _identified(config)
+        model = info.id
+        if not info.is_native:
+            config = replace(config, precision=family_precision(config.precision))
     summary = summarise_plan(config, model=model)
     shard_images = config.shard_images or usual_shard_images(gpus=True, tiled=config.tiling is not None)
     prediction = None
@@ -82,8 +89,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(predicted(prediction))
 
 
-def _recorded_name(config: PlanConfig) -> str:
-    """Read the model and return its name in rows."""
+def _identified(config: PlanConfig) -> "ModelInfo":
+    """Read the model. Its id is its name in rows."""
     from pipelines.labelling.model_names import with_recorded_name
     from pipelines.models import check_classes, check_masks, identify_model
     from pipelines.store import open_store
@@ -93,7 +100,7 @@ def _recorded_name(config: PlanConfig) -> str:
     check_classes(model, [name for name, _ in config.classes or ()], reference=config.model)
     if config.masks:
         check_masks(model, reference=config.model)
-    return with_recorded_name(open_store(config.table, config.table_options), model).id
+    return with_recorded_name(open_store(config.table, config.table_options), model)
 
 
 def _predict(config: PlanConfig, images: int, *, trial: int, price_per_hour: float | None) -> "Prediction":

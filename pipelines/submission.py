@@ -179,17 +179,21 @@ def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], obje
         RayDetrError: the cluster does not answer for ten minutes, or does not have the job any more.
     """
     passed_on = 0
+    ended: JobDetails | None = None
     reached = time.monotonic()
     while True:
         # any error of `write` ends following: as an error of the cluster it would be retried forever
-        passed_on = asyncio.run(_pass_on(client, job_id, write, passed_on))
-        ended: JobDetails | None = None
+        before, passed_on = passed_on, asyncio.run(_pass_on(client, job_id, write, passed_on))
+        if passed_on > before:
+            reached = time.monotonic()
         try:
-            details = client.get_job_info(job_id)
-            ended = details if details.status.is_terminal() else None
+            if ended is None:
+                details = client.get_job_info(job_id)
+                reached = time.monotonic()
+                ended = details if details.status.is_terminal() else None
             rest = "" if ended is None else client.get_job_logs(job_id)
         except (OSError, RuntimeError, RayError, aiohttp.ClientError) as error:
-            if "status code 404" in str(error):
+            if ended is None and "status code 404" in str(error):
                 raise RayDetrError(
                     f"the cluster does not know job {job_id} any more: its head node was probably replaced. "
                     "The same command submits it again."
@@ -205,7 +209,6 @@ def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], obje
                     f"Job {job_id} may still run; the same command follows it again."
                 ) from error
         else:
-            reached = time.monotonic()
             if ended is not None:
                 write(rest[passed_on:])
                 return _job_end(ended)

@@ -33,6 +33,7 @@ def main(argv=None):
     figures = f"{settings.FIGURES}/promotion-{args.slot}.json"
     command = ["evaluate", "--model", candidate, "--images", settings.FROZEN_IMAGES]
     command += ["--annotations", settings.FROZEN_ANNOTATIONS, "--output", figures]
+    command += ["--keep-table", f"{settings.EVALUATIONS}/promotion-{args.slot}"]
     if promotions:
         command += ["--baseline", promotions[max(promotions)].figures, "--max-drop", settings.MAX_DROP]
     # exits with code 3 if the gate refuses the candidate

@@ -18,5 +18,6 @@ TRAIN_OPTIONS = ["--recipe", "finetune"]
 
 SHARDS = "s3://YOUR-RUNS/shards"  # training shards, a folder for each fine-tune
 RUNS = "s3://YOUR-RUNS"  # training runs, a folder for each fine-tune
+EVALUATIONS = "s3://YOUR-RUNS/evaluations"  # detections of evaluations, a table for each
 FIGURES = "s3://YOUR-RUNS/figures"  # figures of evaluations, a file for each
 PROMOTIONS = "s3://YOUR-RUNS/promotions"  # a record for each promotion; the last one names the model in use

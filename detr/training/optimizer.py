@@ -96,7 +96,7 @@ def load_optimizer_tensors(
 ) -> None:
     """Load the state that `optimizer_tensors` returned; learning rates do not change.
 
-    The next step is then bit-identical to that of the resumed run.
+    The next step is then bit-identical to that of the uninterrupted run.
 
     Args:
         optimizer: AdamW over the same parameters, in any order and on any device; changed in place.

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from detr.checkpoints.references import absolute_reference
 from pipelines.benchmarks.agreement import compare, read_found, save_found
 from pipelines.benchmarks.benchmark import Bench, Case, read_names
 from pipelines.benchmarks.config import two_sizes
@@ -158,7 +159,7 @@ def start_cases(bench: Bench) -> Iterator[Case]:
             of="total",
         )
     ours = bench.with_before(Variant("ours", "label_subjects:command", {"module": "jobs.label"}))
-    model = "scenes" if config.model == "random" else config.model
+    model = "scenes" if config.model == "random" else absolute_reference(config.model)
     done: dict[str, Path] = {}
     for number, variant in enumerate(ours):
         done[variant.name] = bench.folder / f"done_{number}"

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from detr.evaluation.evaluators import Evaluator
 from detr.precision import Precision
-from pipelines.cluster import connected, node_resources
+from pipelines.cluster import connected, node_resources, refuse_local
 from pipelines.coco.names import ImageNames
 from pipelines.errors import RayDetrError, SettingsMismatch, UsageError
 from pipelines.evaluation.annotations import Annotations
@@ -30,6 +30,7 @@ from pipelines.labelling.progress import Progress
 from pipelines.lake.lake_object import LakeObject
 from pipelines.lake.listing import list_objects
 from pipelines.lake.sources import check_addresses
+from pipelines.lake.uri_tables import is_uri_table
 from pipelines.store import StoreOptions, without_secrets
 
 _EVERY_ERROR_RATE = 1.0  # the evaluation counts errors, as missed images
@@ -51,6 +52,7 @@ class ModelEvaluationConfig:
         batch_size: Largest number of images in a batch; None is as for labelling.
         actors: Smallest and largest number of actors; None is 1 and what fits into the cluster.
         options: Access to the images.
+        shared_folders: Whether local paths are shared by all nodes; without it, a cluster of several refuses them.
         verbose: Show Ray's messages.
         evaluator: The package that computes the figures; both give the same.
     """
@@ -63,6 +65,7 @@ class ModelEvaluationConfig:
     batch_size: int | None = None
     actors: tuple[int | None, int | None] = (None, None)
     options: StoreOptions = field(default_factory=StoreOptions)
+    shared_folders: bool = False
     verbose: bool = False
     evaluator: Evaluator = "ultrafast"
 
@@ -82,7 +85,7 @@ class ModelEvaluationConfig:
             actors=self.actors,
             max_error_rate=_EVERY_ERROR_RATE,
             image_options=self.options,
-            shared_folders=True,  # `_check_is_reached` has looked at the table
+            shared_folders=True,  # `evaluate_model` checks paths itself: those of the user
             verbose=self.verbose,
         )
 
@@ -117,6 +120,9 @@ def evaluate_model(
         labelling = config.label_config((str(_write_list(found)),), table=table)
         with connected(verbose=config.verbose):
             _check_is_reached(config.keep_table)
+            kept = () if config.keep_table is None else (config.keep_table,)
+            images = [uri for uri in config.images if not is_uri_table(uri)]
+            refuse_local([*images, *kept], are_shared=config.shared_folders)
             try:
                 summary = label(labelling, on_progress=on_progress)
             except SettingsMismatch as error:

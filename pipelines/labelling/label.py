@@ -230,7 +230,8 @@ def own_disks(config: LabelConfig) -> list[str]:
     """Return what actors read or write and a cluster of several machines must not have on the disk of one."""
     if config.shared_folders:
         return []
-    return [*(uri for uri in config.images if not is_uri_table(uri)), config.table]  # the driver alone reads lists
+    images = (uri for uri in config.images if config.image_column is not None or not is_uri_table(uri))
+    return [*images, config.table]  # only the driver reads lists
 
 
 def _actors(config: LabelConfig) -> Actors:

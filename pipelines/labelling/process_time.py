@@ -30,7 +30,7 @@ class Spent:
 @dataclass(frozen=True, slots=True)
 class _Look:
     at: float
-    nanoseconds: dict[int, tuple[int, int]]  # of each thread: seconds on a core, and waiting for one
+    nanoseconds: dict[int, tuple[int, int]]  # of each thread: on a core, and waiting for one
     all_sleep: bool
 
 

@@ -246,6 +246,7 @@ class RayRunner:
             if self._meter.reached.is_set():
                 raise CapReached(f"{self._meter.reason}; {stopped}") from stopped
             raise
+        refuse_local(self._own_disks, are_shared=False)  # again: machines may have been added for the pool
         self._meter.count_nodes(lambda: count_nodes_for(pool.cpus, pool.gpus, most=pool.most))
         return _Connection(pool)
 

@@ -23,7 +23,7 @@ LIST_THREADS: Final = 16
 
 _PAGE = 1_000  # keys in a response of S3
 _ALONE = 8 * _PAGE  # listed sequentially, before cutting pays
-_RANGE_KEYS = 8 * _PAGE  # pages of a range that wait for the reader; more if no other range needs the thread
+_RANGE_KEYS = 8 * _PAGE  # keys of a range that wait for the reader; more if no other range needs the thread
 _WAITING_KEYS = 256 * _PAGE  # of all ranges: 100 MB
 _PAGES_TO_LOOK = 2  # pages of a range before its folders are requested
 _PAGES_OF_A_CUT = 4  # of a range of many small folders

@@ -126,14 +126,14 @@ class TrainConfig:
                 object.__setattr__(self, name, join_uri(*split_uri(value)))
 
     def _check_learned_positions(self) -> None:
-        """Refuse pictures that have more cells than the positions: some would stop the training when they come."""
+        """Refuse pictures that have more cells than the positions: some would stop the training later."""
         begun = self.network_config()
         assert begun is not None, "a model that is fine-tuned has its own positions"
-        most = LEARNED_CELLS * begun.backbone.stride
-        longest = {
-            "train longest": self.recipe.for_model(begun.shorter, begun.longest).longest,
-            "longest": begun.longest if self.longest is None else self.longest,
-        }
+        most = (LEARNED_CELLS - 1) * begun.backbone.stride  # a resized picture exceeds `longest` by a few pixels
+        longest = {"longest": self.longest or begun.longest}
+        if self.recipe.augmentation != "none":
+            sized = self.recipe.for_model(self.shorter or begun.shorter, longest["longest"])
+            longest = {"train longest": sized.longest, **longest}
         for name, side in longest.items():
             if side > most:
                 raise ValueError(

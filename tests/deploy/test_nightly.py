@@ -35,6 +35,7 @@ REVIEWED_ANNOTATIONS = "{place}/reviewed/instances.json"
 TRAIN_OPTIONS = ["--recipe", "scenes", "--epochs", "1", "--effective-batch", "2", "--batch-size", "2", "--lr", "0.1"]
 SHARDS = "file://{place}/runs/shards"
 RUNS = "file://{place}/runs"
+EVALUATIONS = "file://{place}/runs/evaluations"
 FIGURES = "file://{place}/runs/figures"
 PROMOTIONS = "file://{place}/runs/promotions"
 """

@@ -30,6 +30,7 @@ class Steps:
         settings.PROMOTIONS = str(place / "promotions")
         settings.RUNS = "s3://runs"
         settings.FIGURES = "s3://runs/figures"
+        settings.EVALUATIONS = "s3://runs/evaluations"
         self.submitted: list[list[str]] = []
         self.exit_code = 0
         for name in ("label", "evaluate", "finetune", "promote"):
@@ -76,7 +77,7 @@ def test_the_steps_submit_commands_for_the_model_in_use(steps: Steps) -> None:
         "--skip-labelled any --max-minutes 300",
         f"{cluster} 2026-11-29 -- evaluate --model first --images s3://YOUR-DATA/frozen/ "
         "--annotations s3://YOUR-DATA/frozen/instances.json --baseline s3://runs/figures/promotion-2026-10.json "
-        "--output s3://runs/figures/week-2026-11-29.json",
+        "--output s3://runs/figures/week-2026-11-29.json --keep-table s3://runs/evaluations/week-2026-11-29",
         f"{cluster} 2026-11 -- shard --images s3://YOUR-DATA/reviewed/ "
         "--annotations s3://YOUR-DATA/reviewed/instances.json --out s3://YOUR-RUNS/shards/2026-11",
         f"{cluster} 2026-11 -- train --train s3://YOUR-RUNS/shards/2026-11 --storage s3://runs --name finetune-2026-11 "
@@ -96,6 +97,7 @@ def test_the_first_model_is_compared_with_nothing_and_the_next_one_with_its_figu
 
     first, second = steps.submitted
     assert "--baseline" not in first
+    assert first[first.index("--keep-table") :] == ["--keep-table", "s3://runs/evaluations/promotion-2026-10"]
     assert second[second.index("--baseline") :] == [
         "--baseline", "s3://runs/figures/promotion-2026-10.json", "--max-drop", "0",
     ]  # fmt: skip

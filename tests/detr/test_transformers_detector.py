@@ -1,6 +1,7 @@
 """Detectors of `transformers` find what that library's own pipeline finds, alone and among other images."""
 
 import importlib.util
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from tests.families import (
     write_family,
 )
 
+EXACT = r"(bbox\w*|class\w*|score\w*|integral|decoder_input_proj)(\.\d+)?$"  # parts for scores, boxes and anchors
 SIZES = ((50, 70), (70, 50), (50, 70), (33, 90), (50, 70), (64, 64))
 
 
@@ -318,10 +320,15 @@ def test_half_precision_finds_about_the_same_with_heads_in_float32(
     assert isinstance(detector, TransformersDetector)
     outputs: list[Any] = []
     detector._network.register_forward_hook(lambda *values: outputs.append(values[-1]))
+    exact_parts = [part for name, part in detector._network.named_modules() if re.search(EXACT, name)]
+    computed: list[Any] = []
+    for part in exact_parts:
+        part.register_forward_hook(lambda *values: computed.append(values[-1].dtype))
 
     found = detector(images)
 
     assert detector.precision == precision
+    assert set(computed) == {torch.float32}
     assert [(output.logits.dtype, output.pred_boxes.dtype) for output in outputs] == [(torch.float32,) * 2] * 2
     assert any(not torch.equal(one.scores, other.scores) for one, other in zip(found, exact, strict=True))
     # a rounding can make a decoder begin at other places, so that a few boxes have no counterpart

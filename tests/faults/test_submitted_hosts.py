@@ -203,7 +203,7 @@ def test_a_submitted_evaluation_that_loses_a_host_has_the_figures_of_one_host(
     annotations = write_scenes(pictures, count, 5, sizes={(96, 128): 1})
 
     def evaluate(name: str, actors: str) -> tuple[str, ...]:
-        places = ("--images", str(pictures), "--annotations", str(annotations), "--actors", actors)
+        places = ("--images", str(pictures), "--annotations", str(annotations), "--actors", actors, "--shared-folders")
         return (
             "evaluate",
             *MODEL,

@@ -78,3 +78,17 @@ def test_plan_finds_its_rows_and_train_refuses_it_with_what_does_train_it(
     )  # fmt: skip
     with pytest.raises(UsageError, match=r"cannot train herd@\w{12}, a RT-DETR model; .* transformers' T"):
         train_run(config)
+
+
+def test_plan_and_label_mean_fp32_by_auto_also_where_rows_are_in_bf16(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr("pipelines.labelling.plan.summarise_plan", lambda config, **_: asked.append(config.precision))
+    line = ["--images", str(tmp_path), "--table", str(tmp_path / "table"), "--model", str(model)]
+
+    for precision in ([], ["--precision", "bf16"]):
+        with pytest.raises(AttributeError):  # of the plan that is not made
+            plan.main([*line, *precision])
+
+    assert asked == ["fp32", "bf16"]

@@ -71,8 +71,8 @@ def test_every_option_arrives(given: list[ShardConfig]) -> None:
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (["--shard-megabytes", "0"], "0 is not in 1..1024"),
-        (["--shard-megabytes", "5000"], "--shard-megabytes: 5000 is not in 1..1024"),
+        (["--shard-megabytes", "0"], "0 is not in 1..1,024"),
+        (["--shard-megabytes", "5000"], "--shard-megabytes: 5000 is not in 1..1,024"),
         (["--max-missing", "2"], "2 is not in 0..1"),
         (["--max-unusable", "1.5"], "1.5 is not in 0..1"),
         (["--shard-megabites", "3"], "Did you mean --shard-megabytes?"),

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 import requests
@@ -82,6 +83,28 @@ def test_a_job_that_has_ended_is_not_followed_for_ever_where_its_log_is_lost(mon
     end = submission.follow(cast("JobSubmissionClient", WithoutLog(exit_code=3)), "job", pieces.append)
 
     assert (end.exit_code, pieces) == (3, ["note: the rest of the log cannot be read: status code 500: no agent\n"])
+
+
+@pytest.mark.parametrize("fails", ["get_job_info", "get_job_logs"])
+def test_one_failure_after_hours_of_log_is_retried(fails: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+
+    class Busy(Cluster):
+        async def tail_job_logs(self, _job_id: str) -> AsyncIterator[str]:
+            clock[0] += 7200
+            yield "begun\n"
+
+    cluster = Busy(exit_code=3)
+    answer = getattr(cluster, fails)
+    answers = iter([RuntimeError("status code 500"), *[answer("job")] * 9])
+    monkeypatch.setattr(cluster, fails, Mock(side_effect=answers))
+    monkeypatch.setattr("time.sleep", lambda _seconds: None)
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    pieces: list[str] = []
+
+    end = submission.follow(cast("JobSubmissionClient", cluster), "job", pieces.append)
+
+    assert (end.exit_code, "".join(pieces)) == (3, "begun\nended\nlast\n")
 
 
 @pytest.mark.parametrize(("driver", "shell"), [(3, 3), (-9, 137)])

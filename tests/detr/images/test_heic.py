@@ -103,8 +103,8 @@ def test_too_many_pixels_are_refused_by_the_header(monkeypatch: pytest.MonkeyPat
 
     assert refusal(large) == (
         "too_large",
-        "20000 x 20000 pixels (width x height) are more than the limit of 100,000,000; scale the image down, or raise "
-        "the limit",
+        "20000 x 20000 pixels (width x height) are more than the limit of 100,000,000; scale the image down, or cut "
+        "it into pieces",
     )
 
 

@@ -69,6 +69,7 @@ def test_all_detections_are_asked_for_and_errors_do_not_end_it() -> None:
         batch_size=2,
         actors=(None, 3),
         max_error_rate=1.0,
+        shared_folders=True,
     )
 
 

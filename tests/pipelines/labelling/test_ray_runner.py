@@ -91,7 +91,12 @@ def test_a_cluster_of_several_machines_is_not_given_what_lies_on_one_of_them(mon
 
 @pytest.mark.parametrize(
     ("given", "refused"),
-    [({}, ["photos/", "s3://lake/", "table"]), ({"shared_folders": True}, []), ({"images": ("list.csv",)}, ["table"])],
+    [
+        ({}, ["photos/", "s3://lake/", "table"]),
+        ({"shared_folders": True}, []),
+        ({"images": ("list.csv",)}, ["table"]),
+        ({"images": ("a.parquet",), "image_column": "image"}, ["a.parquet", "table"]),
+    ],
 )
 def test_what_actors_read_must_be_where_all_of_them_reach_it(given: dict[str, Any], refused: list[str]) -> None:
     config = LabelConfig(**{"images": ("photos/", "s3://lake/"), "table": "table", "model": "scenes", **given})

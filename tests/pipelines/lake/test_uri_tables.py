@@ -175,7 +175,7 @@ def test_nanoseconds_that_would_be_lost_are_refused() -> None:
     ("name", "data", "kind"),
     [
         ("x.csv", b"uri,size\ns3://b/1,2,3\n", "CSV"),
-        ("x.csv.gz", b"not gzip", "CSV"),
+        ("x.csv.gz", gzip.compress(b"uri\ns3://b/1\n", mtime=0)[:-9], "CSV"),
         ("x.jsonl", b'{"uri": ', "JSONL"),
         ("x.jsonl.gz", gzip.compress(b'{"uri": "s3://b/1"}', mtime=0)[:-9], "JSONL"),
     ],

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from detr.config import SCENES_CONFIG, VARIANTS
+from detr.config import LEARNED_CELLS, SCENES_CONFIG, VARIANTS
+from detr.size_rule import resize_shape
 from pipelines.store import StoreOptions
 from pipelines.training.config import TrainConfig
 from pipelines.training.recipe import RECIPES, Recipe
@@ -38,7 +39,7 @@ def test_names_that_can_be_folders_are_taken(name: str) -> None:
             ({"finetune": None, "position_embedding": "learned", **values}, message)
             for values, message in (
                 ({"network": "detr-resnet-50-dc5"}, "train longest: 1333 pixels are too many for learned positions"),
-                ({"network": "detr-resnet-50", "longest": 2000}, "cover 1600 with detr-resnet-50. Give --longest 1600"),
+                ({"network": "detr-resnet-50", "longest": 2000}, "cover 1568 with detr-resnet-50. Give --longest 1568"),
             )
         ),
         ({"device": "tpu"}, "'tpu' is not one of auto, cpu, cuda"),
@@ -64,8 +65,20 @@ def test_what_cannot_be_is_refused(values: dict[str, Any], message: str) -> None
         replace(BASE, **values)
 
 
-def test_learned_positions_cover_the_pictures_of_the_paper() -> None:
-    assert replace(BASE, finetune=None, network="detr-resnet-50", position_embedding="learned").longest is None
+@pytest.mark.parametrize(
+    ("network", "values"),
+    [
+        ("detr-resnet-50", {}),  # the paper's
+        ("detr-resnet-50", {"longest": 1568}),
+        ("detr-resnet-50-dc5", {"shorter": 480, "longest": 768, "recipe": replace(BASE.recipe, longest=784)}),
+    ],
+)
+def test_learned_positions_cover_every_picture_that_is_accepted(network: str, values: dict[str, Any]) -> None:
+    config = replace(BASE, finetune=None, network=network, position_embedding="learned", **values)
+
+    stride, longest = VARIANTS[network].backbone.stride, max(config.longest or 0, config.recipe.longest)
+    sides = (resize_shape(height, 1000, shorter=800, longest=longest) for height in range(100, 1000))
+    assert max(-(-max(shape) // stride) for shape in sides) <= LEARNED_CELLS
 
 
 def test_the_networks_are_the_official_ones_and_the_small_one() -> None:
