@@ -1,5 +1,7 @@
 """Which images a model is shown when it is evaluated."""
 
+import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -7,6 +9,7 @@ import pytest
 
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.evaluation import evaluate_model as module
+from pipelines.evaluation.annotations import read_annotations
 from pipelines.evaluation.evaluate_model import ModelEvaluationConfig, find_annotated
 from pipelines.labelling.config import LabelConfig
 
@@ -98,3 +101,23 @@ def test_a_cache_that_cannot_be_written_stops_with_a_sentence(
 
     with pytest.raises(RayDetrError, match=r"cannot be kept in .*file/ray-detr/lists: Not a directory"):
         module._write_list(find_annotated([str(lake)], {"a.jpg"}))
+
+
+@pytest.mark.parametrize(("images", "kept"), [("lake", "s3://runs/table"), ("list.csv", "/data/table")])
+def test_local_paths_are_refused_on_a_cluster_of_several_machines(
+    images: str, kept: str, lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "connected", lambda **_: nullcontext())
+    monkeypatch.setattr(module, "node_resources", lambda: [{}, {}])
+    monkeypatch.setattr("pipelines.cluster.hosts", lambda: {"10.0.0.1", "10.0.0.2"})
+    monkeypatch.setattr(module, "label", lambda *_, **__: pytest.fail("it is labelled"))
+    (tmp_path / "list.csv").write_text("uri\ns3://lake/a.jpg\n")
+    path = tmp_path / "annotations.json"
+    picture = {"id": 1, "file_name": "a.jpg", "height": 9, "width": 9}
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5], "area": 25, "iscrowd": 0}
+    path.write_text(json.dumps({"images": [picture], "annotations": [box], "categories": [{"id": 1, "name": "cat"}]}))
+    config = ModelEvaluationConfig("scenes", (str(tmp_path / images),), keep_table=kept)
+
+    with pytest.raises(RayDetrError, match="is a local folder, and the cluster has 2 machines"):
+        module.evaluate_model(config, read_annotations(str(path)))

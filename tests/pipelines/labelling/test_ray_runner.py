@@ -89,6 +89,21 @@ def test_a_cluster_of_several_machines_is_not_given_what_lies_on_one_of_them(mon
     runner.close()
 
 
+def test_machines_that_are_added_for_the_pool_are_counted_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    machines = {"10.0.0.1"}
+    monkeypatch.setattr("pipelines.cluster.connected", lambda **_: nullcontext())
+    monkeypatch.setattr("pipelines.cluster.hosts", lambda: machines)
+    monkeypatch.setattr("pipelines.doctor.at_start.check_at_start", lambda: None)
+    monkeypatch.setattr("pipelines.actor_resources.wait_for_pool", lambda *_, **__: machines.add("10.0.0.2"))
+    actors = Actors(least=1, most=None, device="cpu", node_minutes=60, stall_minutes=60, verbose=False)
+    runner = RayRunner(cast("Any", None), actors, show=lambda _: None, watchdog=Watchdog(), own_disks=["/data/table"])
+    runner.prepare()
+
+    with pytest.raises(RayDetrError, match="/data/table is a local folder, and the cluster has 2 machines"):
+        runner.try_model()
+    runner.close()
+
+
 @pytest.mark.parametrize(
     ("given", "refused"),
     [
