@@ -223,7 +223,7 @@ def _read_positions(fields: Fields) -> Positions:
 
 
 def _read_categories(fields: Fields, class_rows: int) -> tuple[Category, ...]:
-    """Return COCO's categories if the names are COCO's, or if there are none and the class head has COCO's 92 rows."""
+    """Return the categories; COCO's for COCO's names, and without names if the class head has COCO's 92 rows."""
     if fields.get("id2label") is None:
         count = fields.integer("num_labels", class_rows - 1)
         named = [f"LABEL_{index}" for index in range(count)]

@@ -50,7 +50,7 @@ class ImageNames:
             self._same_last_part[parts[-1]].append(name)
 
     def find(self, uri: str) -> NameMatch | None:
-        """Return the annotated image that a file matches; None if there is none, or several are possible.
+        """Return the annotated image that a file matches; None without a match or with several.
 
         The match says whether only the last part of the names is the same, so that the file may be another picture.
         """

@@ -61,7 +61,7 @@ def glob_to_regex(pattern: str) -> re.Pattern[str]:
 
 
 def _one_of(characters: str, *, negated: bool) -> str:
-    """Return the expression for one of these characters, "" if there are none, as in `[z-a]` and `[]`."""
+    """Return the expression for one of these characters, "" for an empty set such as `[z-a]` or `[]`."""
     if "--" in characters:  # Python reserves it for future use, and warns
         return ""
     # only a dash between two characters is special

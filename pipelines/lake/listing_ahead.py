@@ -225,7 +225,7 @@ def _page(listing: Iterator[StoreEntry]) -> list[StoreEntry]:
 
 
 def _folder_within(folder: str, key: str) -> str | None:
-    """Return the folder within `folder` that contains a key; None if there is none."""
+    """Return the folder within `folder` that contains a key; None if no such folder does."""
     slash = key.find("/", len(folder))
     return key[: slash + 1] if slash >= 0 and key.startswith(folder) else None
 

@@ -128,7 +128,7 @@ def _read_archive(file: _Headers, start: int, members: _Members) -> int:
 
 
 def _next_archive(file: _Headers, size: int) -> int | None:
-    """Return the offset of the first nonzero byte after an end mark; None if there is none."""
+    """Return the offset of the first nonzero block after an end mark; None if the padding has no such block."""
     stop = min(size, file.tell() + _MOST_PADDING)
     while (place := file.tell()) < stop:
         data = file.read(min(_MOST_HEADER, size - place))

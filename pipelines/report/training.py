@@ -151,7 +151,7 @@ def page_values(
 def _validation_pictures(
     config: TrainingReportConfig, run: str, record: RunRecord, chosen: SavedCheckpoint
 ) -> tuple[ValidationPictures | None, str | None]:
-    """Return the pictures, or the reason why there are none."""
+    """Return the pictures, or the reason for their absence."""
     val = record.configuration.get("val")
     if val is None:
         return None, "The run was started without --val, so there are no validation images to show."

@@ -45,7 +45,7 @@ def listen_where_ray_does() -> None:
 
 
 def interface_of(address: str) -> str | None:
-    """Return the network interface with an IPv4 address; None if there is none."""
+    """Return the network interface with an IPv4 address; None if not found."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
         for _, name in socket.if_nameindex():
             try:
