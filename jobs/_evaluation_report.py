@@ -27,6 +27,11 @@ def report(evaluation: "Evaluation") -> str:
         *_left_out(evaluation),
         *_of_annotations(evaluation),
     ]
+    if evaluation.renamed_classes:
+        others = _counted(len(evaluation.renamed_classes), "class has", "classes have")
+        lines.append(
+            f"{others} another name in the annotations; matched by number ({_some(evaluation.renamed_classes)})"
+        )
     if evaluation.matched_otherwise:
         others = _counted(len(evaluation.matched_otherwise), "image is", "images are")
         lines.append(

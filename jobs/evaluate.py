@@ -93,6 +93,9 @@ def _parser() -> CommandParser:
     parser.add_argument("--annotations", required=True, metavar="URI", help="a COCO json with the images' boxes")
     parser.add_argument("--picture-size", type=with_its_error(height_and_width), metavar="HEIGHTxWIDTH",
                         help="evaluate only images of this size in pixels (all)")  # fmt: skip
+    parser.add_argument("--match-classes", choices=("number", "name"),
+                        help="compare classes by number or by name, of --table or --model (by number; refused where a "
+                        "class has one number in the table and another in the annotations)")  # fmt: skip
     parser.add_argument("--output", metavar="URI", help="write the figures to this file or object, as JSON")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--plot", type=local_path, metavar="FILE", help="draw precision over recall: .png, .pdf, .svg "
@@ -148,6 +151,8 @@ def _check_fit(parser: CommandParser, args: argparse.Namespace) -> None:
         given = next((name for name in names if getattr(args, name) is not None), None)
         if getattr(args, source) is None and given is not None:
             parser.error(f"--{given.replace('_', '-')} needs --{source}")
+    if args.results is not None and args.match_classes is not None:
+        parser.error("--match-classes needs --table or --model: a results json has no class names")
     if args.model is not None and args.images is None:
         parser.error("--model needs --images: what it is to label")
     if args.tolerance is not None and args.expect_ap is None:
@@ -187,6 +192,7 @@ def _evaluate(
             options=options,
             choice=RowChoice(run_id=args.run_id, settings=args.settings),
             allow_thresholded=bool(args.allow_thresholded),
+            classes_by=args.match_classes,
             evaluator=args.evaluator,
         )
     except ValueError as error:
@@ -211,6 +217,7 @@ def _evaluate_model(
             options=options,
             shared_folders=bool(args.shared_folders),
             verbose=bool(args.verbose),
+            classes_by=args.match_classes,
             evaluator=args.evaluator,
         )
     except ValueError as error:

@@ -40,6 +40,10 @@ class Annotations:
     examples: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     numbers: Mapping[int | str, int] = field(default_factory=dict)
 
+    def class_names(self) -> dict[int, str]:
+        """Return the name of each declared class, by its number."""
+        return {category["id"]: category["name"] for category in self.truth["categories"]}
+
     def by_file_name(self) -> dict[str, Json]:
         """Return all images of the json by their file name.
 

@@ -157,7 +157,7 @@ def _totals(page: Page, runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, st
         ("errors", f"{failed:,} ({100 * failed / max(1, figures.images):.3g} %)"),
         ("detections", f"{figures.detections:,}"),
         *([("repeats left out", f"{figures.left_out:,}")] if figures.left_out else []),
-        ("classes", f"{len(page.classes.names):,}"),
+        ("classes", f"{len(figures.scores):,}"),
         ("runs", f"{len(runs):,}"),
     ]
     if page.price_per_hour is not None:

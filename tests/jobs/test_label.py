@@ -306,6 +306,7 @@ def test_nothing_to_do_is_success_in_one_line() -> None:
 
     labelled = "all 1,204,113 images have rows of scenes@0123456789ab already"
     assert report(summary) == f"nothing to do: {labelled}"
+    assert report(summary, any_model=True) == "nothing to do: all 1,204,113 images have rows already"
     left_out = {"not modified since": 1_200, ".json": 2}
     assert report(replace(summary, skipped=left_out)) == (
         f"nothing to do: {labelled}; left out: not modified since 1,200, .json 2"
