@@ -18,6 +18,7 @@ from jobs.exits import run_process
 from jobs.options import add_options, check_stays, make_config, refuse_given, share
 from jobs.parser import CommandParser
 from pipelines.errors import BudgetExceeded
+from pipelines.evaluation.explanations import shown_figure
 from pipelines.report.config import ReportConfig, TrainingReportConfig
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def sentences(summary: "ReportSummary") -> str:
     if summary.drift is not None:
         lines.append(f"drift: {100 * summary.drift:.1f} % of the boxes changed, over {summary.compared:,} images")
     if summary.AP is not None:
-        lines.append(f"AP: {summary.AP:.3f}")
+        lines += [f"AP: {shown_figure(summary.AP)}", *summary.AP_notes]
     if summary.unreadable:
         lines.append(f"{summary.unreadable:,} of the pictures are gone, changed or unreadable; the page says why.")
     return "\n".join(lines)

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
-from jobs._evaluation_report import shown_figure
 from jobs.progress import Drawing, shown
+from pipelines.evaluation.explanations import shown_figure
 
 if TYPE_CHECKING:
     from pipelines.training.run_status import TrainProgress

@@ -256,9 +256,9 @@ def _current_rows(
                 f"{ambiguous} may be of the annotated images {one!r} and {other!r}, and no row of the table lies in "
                 "the folders that the annotations name. Label images whose paths end in the annotated names."
             )
-        sentences = tuple(f"{name} is {uri}" for name, uri in sorted(respelled.items()))
+        sentences = tuple(f"{name} is {without_secrets(uri)}" for name, uri in sorted(respelled.items()))
         return placed, total - counted[True], sentences
-    sentences = tuple(f"{name} is {row.uri}" for name, row in sorted(elsewhere.items()))
+    sentences = tuple(f"{name} is {without_secrets(row.uri)}" for name, row in sorted(elsewhere.items()))
     return elsewhere, total - counted[False], sentences
 
 

@@ -12,6 +12,7 @@ from pipelines.clock import Clock, SystemClock
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.evaluation.annotations import read_annotations
 from pipelines.evaluation.evaluate import Evaluation
+from pipelines.evaluation.explanations import explanations
 from pipelines.evaluation.table_results import RowChoice
 from pipelines.labelling.publish import THREADS
 from pipelines.labelling.run import list_runs
@@ -42,7 +43,8 @@ class ReportSummary:
         repeats_left_out: number of detections left out because a mark of the table covers them.
         drift: the share of boxes that appeared, vanished or moved, and
         compared: over how many images; None without `against`.
-        AP: against the annotations; None without them.
+        AP: against the annotations; None without them, -1 if undefined.
+        AP_notes: sentences that explain AP, as on the page.
     """
 
     out: Path
@@ -55,6 +57,7 @@ class ReportSummary:
     drift: float | None = None
     compared: int | None = None
     AP: float | None = None
+    AP_notes: tuple[str, ...] = ()
 
 
 def write_report(
@@ -93,6 +96,7 @@ def write_report(
         drift=None if drift is None else drift.share,
         compared=None if drift is None else drift.images,
         AP=None if evaluation is None else evaluation.average_precision.AP,
+        AP_notes=() if evaluation is None else tuple(explanations(evaluation)),
     )
 
 

@@ -16,6 +16,7 @@ from pipelines.coco.names import ImageNames
 from pipelines.evaluation.annotations import Annotations
 from pipelines.evaluation.class_numbers import MatchClasses
 from pipelines.evaluation.evaluate import Evaluation, check_has_images, evaluate_rows
+from pipelines.evaluation.explanations import explanations, shown_figure
 from pipelines.evaluation.table_results import RowChoice, read_table_results
 from pipelines.report.examples import Example
 from pipelines.report.overlaps import areas, box_iou, intersections
@@ -141,16 +142,20 @@ def compare_with_truth(
     for image_id in sorted(evaluated):
         parts = by_image.get(image_id, _NO_RESULTS)
         mistakes.add(image_id, (parts.category_ids, _corners(parts.boxes_xywh)), truth[image_id])
-    # rotated pictures would have boxes of another orientation
+    # annotations of another orientation or size would be drawn at wrong places
+    misplaced = {*results.turned_back, *results.other_size}
     images = {
         image["id"]: rows.examples[image["file_name"]]
         for image in annotations.truth["images"]
-        if image["file_name"] in rows.examples and image["file_name"] not in results.turned_back
+        if image["file_name"] in rows.examples and image["file_name"] not in misplaced
     }
     gallery = _Gallery(images, by_image, truth, mistakes, names, classes)
     values = {
         "annotations": annotations.name,
         "evaluation": evaluation,
+        "explanations": explanations(evaluation),
+        "shown_figure": shown_figure,
+        "left_out": len(misplaced),
         "numbers": [(name, evaluation.average_precision.numbers()[name]) for name in NUMBERS],
         "curves": _curves(evaluation),
         "threshold": threshold,

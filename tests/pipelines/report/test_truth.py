@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jobs.report import main
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.evaluation.evaluate import evaluate_table
 from pipelines.report.config import ReportConfig
@@ -143,6 +144,49 @@ def test_false_positives_and_misses_are_shown_beside_the_truth(annotated: tuple[
         ["dog", 0.8, 50, 40, 70, 60, FOUND],
         ["dog", None, 0, 0, 30, 30, TRUTH],
     ]
+
+
+def test_why_ap_is_not_that_of_all_images_is_on_the_page_and_printed(
+    annotated: tuple[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    table, annotations = annotated
+    coco = json.loads(Path(annotations).read_text())
+    coco["images"][0].update(width=160, height=120)  # annotated on a copy of twice the size
+    coco["images"].append({"id": 3, "file_name": "c.png", "width": 80, "height": 60})
+    coco["annotations"][1]["category_id"] = 99
+    Path(annotations).write_text(json.dumps(coco))
+    out = tmp_path / "r.html"
+
+    main(["--table", table, "--annotations", annotations, "--out", str(out)])
+
+    html, printed = out.read_text(), capfd.readouterr().out
+    for sentence in (
+        "1 image is not in the table: nothing counts as detected there (c.png)",
+        "1 annotation has a category that the annotations do not declare: nothing counts as detected there",
+        "1 image has another size than in the annotations (a.png)",
+        "detections with a score below 0.05 were not kept: the AP is lower than the model's by an unknown amount",
+    ):
+        assert f"<li>{sentence}".replace("'", "&#39;") in html
+        assert sentence in printed
+    data = data_of(html)
+    galleries = {one["id"]: one["items"] for one in data["galleries"]}
+    shown = [data["pictures"][item["picture"]]["uri"] for item in galleries["false-positives"] + galleries["misses"]]
+    assert [Path(uri).name for uri in shown] == ["b.png", "b.png"]  # annotations of a.png would be drawn too large
+    assert "1 of the images are annotated at another size or rotation" in html
+
+
+def test_an_undefined_ap_is_shown_as_none(
+    annotated: tuple[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    coco = json.loads(Path(annotated[1]).read_text())
+    for annotation in coco["annotations"]:
+        annotation["iscrowd"] = 1
+    Path(annotated[1]).write_text(json.dumps(coco))
+
+    main(["--table", annotated[0], "--annotations", annotated[1], "--out", str(tmp_path / "r.html")])
+
+    assert "AP: none\nAP is undefined: the images have no annotation" in capfd.readouterr().out
+    assert "-1.000" not in (tmp_path / "r.html").read_text()
 
 
 def test_confusion_counts_what_was_annotated_and_what_was_found() -> None:
