@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--max-drift",
         type=share,
         metavar="SHARE",
-        help="with --against: exit code 3 when a larger share of the boxes appeared, vanished or moved (no limit)",
+        help="with --against: exit code 3 when a larger share of the boxes appeared, vanished or moved, or a larger "
+        "share of the images that both runs have is an error only now (no limit)",
     )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     args = parser.parse_args(argv)
@@ -110,7 +111,12 @@ def sentences(summary: "ReportSummary") -> str:
             "repeats` (--keep-repeats keeps them)"
         )
     if summary.drift is not None:
-        lines.append(f"drift: {100 * summary.drift:.1f} % of the boxes changed, over {summary.compared:,} images")
+        lines += [
+            f"drift: {100 * summary.drift:.1f} % of the boxes changed, over {summary.compared:,} images",
+            f"of {summary.in_both:,} images in both: new errors {summary.new_errors:,}, changed pictures "
+            f"{summary.changed_pictures:,} (not compared); images only in this report {summary.only_here:,}, only in "
+            f"the earlier run {summary.only_before:,}",
+        ]
     if summary.AP is not None:
         lines += [f"AP: {shown_figure(summary.AP)}", *summary.AP_notes]
     if summary.unreadable:
@@ -119,15 +125,33 @@ def sentences(summary: "ReportSummary") -> str:
 
 
 def check_drift(summary: "ReportSummary", most: float) -> None:
-    """Exit with code 3 if more changed than allowed, or nothing could be compared."""
-    if not summary.compared:
+    """Exit with code 3 if more changed than allowed, more images are new errors, or nothing could be compared."""
+    if not summary.in_both:
         raise BudgetExceeded("--max-drift: both runs have no image in common, so nothing was compared.")
     assert summary.drift is not None
+    assert summary.new_errors is not None
+    failed = summary.new_errors / summary.in_both
+    allowed = f"and --max-drift allows {100 * most:g} %. {summary.out} shows which"
+    if failed > most:
+        raise BudgetExceeded(
+            f"{_percent_above(failed, most)} % of the images that both runs have are errors only now "
+            f"({summary.new_errors:,} of {summary.in_both:,}), {allowed}."
+        )
+    if not summary.compared:
+        raise BudgetExceeded(
+            "--max-drift: no image that both runs have could be compared: each is an error in one of them, or its "
+            "picture changed."
+        )
     if summary.drift > most:
         raise BudgetExceeded(
-            f"{100 * summary.drift:.1f} % of the boxes appeared, vanished or moved, and --max-drift allows "
-            f"{100 * most:g} %. {summary.out} shows which."
+            f"{_percent_above(summary.drift, most)} % of the boxes appeared, vanished or moved, {allowed}."
         )
+
+
+def _percent_above(share: float, most: float) -> str:
+    """Return a share in percent, with as many decimals as it takes to be above a limit; at least one."""
+    texts = (f"{100 * share:.{decimals}f}" for decimals in range(1, 9))
+    return next((text for text in texts if float(text) > 100 * most), repr(100 * share))
 
 
 if __name__ == "__main__":

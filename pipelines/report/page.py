@@ -206,7 +206,8 @@ def _rates(page: Page) -> dict[str, Any] | None:
 
 def _item(item: Item, places: Mapping[str, int]) -> dict[str, object]:
     boxes = item.example.boxes if item.boxes is None else item.boxes
-    return {"picture": places[item.example.uri], "boxes": boxes, "note": item.note}
+    more = item.example.more if item.boxes is None else ()
+    return {"picture": places[item.example.uri], "boxes": boxes, "note": item.note, **({"more": more} if more else {})}
 
 
 @cache

@@ -42,7 +42,12 @@ class ReportSummary:
         unreadable: number of these that are missing, changed or unreadable.
         repeats_left_out: number of detections left out because a mark of the table covers them.
         drift: the share of boxes that appeared, vanished or moved, and
-        compared: over how many images; None without `against`.
+        compared: over how many images; this and the following are None without `against`.
+        in_both: number of images that the report and the earlier run have, with or without an error.
+        new_errors: number of these with an error in the report only.
+        changed_pictures: number of these whose picture is another one; not compared.
+        only_here: number of images that the earlier run does not have.
+        only_before: number of images that only the earlier run has.
         AP: against the annotations; None without them, -1 if undefined.
         AP_notes: sentences that explain AP, as on the page.
     """
@@ -56,6 +61,11 @@ class ReportSummary:
     repeats_left_out: int = 0
     drift: float | None = None
     compared: int | None = None
+    in_both: int | None = None
+    new_errors: int | None = None
+    changed_pictures: int | None = None
+    only_here: int | None = None
+    only_before: int | None = None
     AP: float | None = None
     AP_notes: tuple[str, ...] = ()
 
@@ -95,6 +105,11 @@ def write_report(
         repeats_left_out=page.figures.left_out,
         drift=None if drift is None else drift.share,
         compared=None if drift is None else drift.images,
+        in_both=None if drift is None else drift.in_both,
+        new_errors=None if drift is None else drift.errors_here,
+        changed_pictures=None if drift is None else drift.changed_pictures,
+        only_here=None if drift is None else drift.only_here,
+        only_before=None if drift is None else drift.only_before,
         AP=None if evaluation is None else evaluation.average_precision.AP,
         AP_notes=() if evaluation is None else tuple(explanations(evaluation)),
     )

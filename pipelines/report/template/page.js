@@ -36,6 +36,14 @@ function isShown(box) {
   return !state.hidden.has(box[0]) && (box[1] === null || box[1] >= state.threshold);
 }
 
+// Says how many boxes reach the threshold if not all of them are drawn: a picture has at most 100.
+function notDrawn(item) {
+  const more = (item.more || []).reduce((sum, [bin, count]) => sum + (bin >= firstBin() ? count : 0), 0);
+  if (!more) return "";
+  const drawn = item.boxes.filter((box) => box[1] !== null && box[1] >= state.threshold).length;
+  return item.boxes.some((box) => box[6] > 1) ? ` (${drawn} of ${drawn + more} boxes, changed ones first)` : ` (the ${drawn} best of ${drawn + more} boxes)`;
+}
+
 function describe(item) {
   const shown = item.boxes.filter(isShown);
   const counts = new Map();
@@ -45,7 +53,7 @@ function describe(item) {
     counts.set(name, (counts.get(name) || 0) + 1);
   }
   const listed = [...counts].sort((one, other) => other[1] - one[1]).map(([name, count]) => `${count} ${name}`);
-  return { shown, text: listed.length ? listed.join(", ") : "no box at this threshold" };
+  return { shown, text: (listed.length ? listed.join(", ") : "no box at this threshold") + notDrawn(item) };
 }
 
 // The labels of some boxes, the best first. Those are left out that would cover an earlier one at each of their places,

@@ -118,6 +118,7 @@ def test_disagreement_is_what_changed_between_two_runs(table: str, tmp_path: Pat
         row("one", ("dog", 0.95)),  # a dog vanished
         row("both", ("cat", 0.9), ("cat", 0.85)),  # a dog became a cat: one vanished, one appeared
         row("new", ("dog", 0.9)),
+        row("half", ("dog", 0.9), ("dog", 0.8), ("dog", 0.7), etag="v2"),  # its picture was replaced
     ]
     publish(table, rows, "run-2", model="detr@2", now=NOW + timedelta(days=1))
 
