@@ -201,3 +201,22 @@ def test_confusion_counts_what_was_annotated_and_what_was_found() -> None:
     assert dict(mistakes.confusion) == {(1, 1): 1, (2, 1): 1, (NOTHING, 2): 1, (1, NOTHING): 1}
     assert mistakes.false == {7: [1, 2]}
     assert mistakes.missed == {7: [1, 2]}
+
+
+def test_an_object_is_missed_only_if_no_box_of_its_class_lies_on_it() -> None:
+    mistakes, same = Mistakes(), np.array([[0, 0, 10, 10], [0, 0, 10, 10]], np.float64)
+
+    mistakes.add(1, (np.array([CAT, DOG]), same), (np.array([DOG]), same[:1], np.array([False])))
+
+    assert dict(mistakes.confusion) == {(DOG, DOG): 1, (NOTHING, CAT): 1}
+    assert (mistakes.false, mistakes.missed) == ({1: [0]}, {})
+
+
+def test_only_a_crowd_of_its_class_excuses_a_box() -> None:
+    mistakes, crowd = Mistakes(), np.array([[0, 0, 100, 100]], np.float64)
+    boxes = np.array([[0, 0, 10, 10], [20, 0, 30, 10], [200, 0, 200, 10]], np.float64)  # the last has no area
+
+    mistakes.add(1, (np.array([DOG, CAT, CAT]), boxes), (np.array([CAT]), crowd, np.array([True])))
+
+    assert dict(mistakes.confusion) == {(NOTHING, DOG): 1, (NOTHING, CAT): 1}
+    assert (mistakes.false, mistakes.missed) == ({1: [0, 2]}, {})
