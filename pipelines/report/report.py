@@ -25,6 +25,7 @@ from pipelines.report.figures import Figures
 from pipelines.report.page import Comparison, Item, Page, PictureRow, render
 from pipelines.report.pictures import load_pictures, unique
 from pipelines.report.rows import Classes, table_files
+from pipelines.report.run_times import RunTimes
 from pipelines.report.truth import AnnotatedRows, compare_with_truth
 from pipelines.store import Store, StoreError, open_store, without_secrets
 
@@ -120,7 +121,7 @@ class _Made:
 
     def __init__(self, config: ReportConfig, table: Store, show: Callable[[int], None]) -> None:
         self._config, self._table = config, table
-        self.classes, self.figures = Classes(), Figures()
+        self.classes, self.figures, self.times = Classes(), Figures(), RunTimes()
         self.drift: Drift | None = None
         self.evaluation: Evaluation | None = None
         self._examples = Examples(threshold=config.threshold, most=config.pictures, seed=config.seed)
@@ -132,7 +133,7 @@ class _Made:
             earlier = read_earlier(files, self.classes, config.threshold)
             self.drift = Drift(earlier, config.threshold, config.pictures)
         shown = table_files(table, config.run_id, config.settings, keep_repeats=config.keep_repeats)
-        for rows in shown.rows(self.classes):
+        for rows in shown.rows(self.classes, self.times):
             for part in (self.figures, self._examples, self.drift, annotated):
                 if part is not None:
                     part.add(rows)
@@ -173,6 +174,7 @@ class _Made:
             table=without_secrets(config.table),
             run_id=config.run_id,
             figures=self.figures,
+            times=self.times,
             classes=self.classes,
             threshold=config.threshold,
             galleries=galleries,
