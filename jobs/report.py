@@ -22,7 +22,7 @@ from pipelines.evaluation.explanations import shown_figure
 from pipelines.report.config import ReportConfig, TrainingReportConfig
 
 if TYPE_CHECKING:
-    from pipelines.report.report import ReportSummary
+    from pipelines.report.report import ReportProgress, ReportSummary
     from pipelines.report.training import TrainingReportSummary
 
 TABLE_ONLY = ("run", "settings", "against", "max_drift", "annotations", "price_per_hour", "keep_repeats")
@@ -60,9 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from jobs.progress import Drawing, shown
     from pipelines.report.report import write_report
 
-    drawing: Drawing[int] = Drawing(
-        is_running=lambda _: True, line=lambda rows: f"  report  {rows:,} rows", done=lambda rows: (rows, 0)
-    )
+    drawing: Drawing[ReportProgress] = Drawing(is_running=lambda _: True, line=progress_line, done=progress_done)
     with shown(sys.stderr, drawing) as on_progress:
         summary = write_report(config, show=on_progress)
 
@@ -78,6 +76,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(sentences(summary))
     if args.max_drift is not None:
         check_drift(summary, args.max_drift)
+
+
+def progress_line(progress: "ReportProgress") -> str:
+    """Return one line of progress: rows, then pictures."""
+    if not progress.pictures_planned:
+        return f"  report  {progress.rows:,} rows"
+    return f"  report  {progress.rows:,} rows, picture {progress.pictures:,} of {progress.pictures_planned:,}"
+
+
+def progress_done(progress: "ReportProgress") -> tuple[int, int]:
+    """Return the finished and the total amount; the number of rows is unknown before all are read."""
+    return (progress.pictures, progress.pictures_planned) if progress.pictures_planned else (progress.rows, 0)
 
 
 def report_training(parser: CommandParser, args: argparse.Namespace) -> None:

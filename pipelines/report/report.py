@@ -71,8 +71,17 @@ class ReportSummary:
     AP_notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class ReportProgress:
+    """Rows that were read so far, and then pictures that were read, of how many."""
+
+    rows: int
+    pictures: int = 0
+    pictures_planned: int = 0
+
+
 def write_report(
-    config: ReportConfig, *, clock: Clock | None = None, show: Callable[[int], None] = lambda _rows: None
+    config: ReportConfig, *, clock: Clock | None = None, show: Callable[[ReportProgress], None] = lambda _progress: None
 ) -> ReportSummary:
     """Write one HTML page about a table and return its summary.
 
@@ -82,7 +91,7 @@ def write_report(
     Args:
         config: The options.
         clock: For the time on the page.
-        show: Called with the number of rows read so far.
+        show: Called with the progress.
 
     Raises:
         RayDetrError: the table is empty or damaged, or the file cannot be written.
@@ -119,8 +128,8 @@ def write_report(
 class _Made:
     """The computation of one page."""
 
-    def __init__(self, config: ReportConfig, table: Store, show: Callable[[int], None]) -> None:
-        self._config, self._table = config, table
+    def __init__(self, config: ReportConfig, table: Store, show: Callable[[ReportProgress], None]) -> None:
+        self._config, self._table, self._show = config, table, show
         self.classes, self.figures, self.times = Classes(), Figures(), RunTimes()
         self.drift: Drift | None = None
         self.evaluation: Evaluation | None = None
@@ -137,7 +146,7 @@ class _Made:
             for part in (self.figures, self._examples, self.drift, annotated):
                 if part is not None:
                     part.add(rows)
-            show(self.figures.images)
+            show(ReportProgress(self.figures.images))
         if config.settings is not None and not self.figures.images:
             raise UsageError(
                 f"no row of table {table.uri} has the settings {config.settings}. `ray-detr runs --table {table.uri}` "
@@ -170,6 +179,10 @@ class _Made:
         rows = [*galleries, *(gallery for part in self._comparisons for gallery in part.galleries)]
         shown = unique([[item.example for item in gallery.items] for gallery in rows])
         stores = ImageStores(config.picture_options or config.options, MemberIndexes(self._table))
+        rows_read = self.figures.images
+        pictures = load_pictures(
+            shown.values(), stores, lambda done, planned: self._show(ReportProgress(rows_read, done, planned))
+        )
         return Page(
             table=without_secrets(config.table),
             run_id=config.run_id,
@@ -178,7 +191,7 @@ class _Made:
             classes=self.classes,
             threshold=config.threshold,
             galleries=galleries,
-            pictures=dict(zip(shown, load_pictures(shown.values(), stores), strict=True)),
+            pictures=dict(zip(shown, pictures, strict=True)),
             made=clock.now(),
             started=_started(self._table),
             price_per_hour=config.price_per_hour,
