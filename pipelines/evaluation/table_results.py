@@ -33,6 +33,7 @@ from pipelines.table.schema import TRANSIENT_KINDS, check_columns, read_metadata
 
 HEADER_THREADS: Final = 16  # pictures whose headers are fetched concurrently
 
+_RUN_OPTIONS: Final = "`evaluate --run-id`, `report --run`"
 _SIDES: Final = ("xmin", "ymin", "xmax", "ymax")
 _KEYS: Final = ("status", "error_kind", "width", "height", "model", "threshold", "run_id", "labelled_at")
 
@@ -292,7 +293,7 @@ def _keep_current(current: dict[str, _Row], match: NameMatch, row: _Row) -> None
     if known.uri != row.uri:
         raise UsageError(
             f"the table has two images of the file name {match.name!r}, by which rows are matched: {known.uri} and "
-            f"{row.uri}. Choose one run with --run-id, or evaluate a table that has one of them."
+            f"{row.uri}. Choose one run ({_RUN_OPTIONS}), or a table that has one of them."
         )
     if row.rank > known.rank:
         current[match.name] = row
@@ -303,7 +304,7 @@ def _models(rows: Mapping[str, _Row]) -> tuple[str, ...]:
     if len(models) > 1:
         raise UsageError(
             f"the current rows are of {len(models)} models, {', '.join(models)}, and one figure cannot describe "
-            "several models. Choose one run with --run-id."
+            f"several models. Choose one run ({_RUN_OPTIONS})."
         )
     return models
 

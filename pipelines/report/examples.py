@@ -101,8 +101,7 @@ class Examples:
         self._crowded.offer(np.where(counts > 0, counts, -np.inf).astype(np.float64), example)
         self._unsure.offer(doubts(rows), example)
         self._random.offer(np.where(rows.is_ok, drawn(rows, self._seed), -np.inf), example)
-        for number in np.unique(rows.classes[found]).tolist():
-            of_class = found & (rows.classes == number)
+        for number, of_class in rows.by_class(found):
             keys = never.copy()
             np.maximum.at(keys, owners[of_class], rows.scores[of_class].astype(np.float64))
             self._classes.setdefault(number, Top[Example](PER_CLASS)).offer(keys, example)

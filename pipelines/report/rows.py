@@ -94,6 +94,13 @@ class Rows:
         """The first detection of each row, `(M,)`."""
         return np.concatenate(([0], np.cumsum(self.counts)[:-1])).astype(np.int64)
 
+    def by_class(self, mask: npt.NDArray[np.bool_]) -> Iterator[tuple[int, Integers]]:
+        """Yield each class of the detections of a mask, `(N,)`, and its detections in order; classes are ascending."""
+        chosen = np.flatnonzero(mask)
+        ordered = chosen[np.argsort(self.classes[chosen], kind="stable")]
+        numbers, firsts = np.unique(self.classes[ordered], return_index=True)
+        yield from zip(numbers.tolist(), np.split(ordered, firsts[1:]), strict=len(numbers) > 0)
+
     def where(self, mask: npt.NDArray[np.bool_]) -> Rows:
         """Return the rows of a mask, `(M,)`, with their detections."""
         found = mask[self.owners]

@@ -121,6 +121,16 @@ def test_annotations_of_classes_that_are_not_declared_count_nowhere(annotated: t
     assert before == write_report(ReportConfig(annotated[0], tmp_path / "r.html", annotations=annotated[1])).AP
 
 
+def test_rows_of_two_models_are_refused_with_the_option_of_this_command(
+    annotated: tuple[str, str], tmp_path: Path
+) -> None:
+    found = Detected([DOG], ("dog",), [0.9], [[0, 0, 20, 20]])
+    publish(annotated[0], [row(str(tmp_path / "images" / "a.png"), found)], "run-2", model="detr@2")
+
+    with pytest.raises(UsageError, match=r"are of 2 models, .* Choose one run \(`evaluate --run-id`, `report --run`\)"):
+        write_report(ReportConfig(annotated[0], tmp_path / "r.html", annotations=annotated[1]))
+
+
 def test_annotations_of_other_images_are_refused(annotated: tuple[str, str], tmp_path: Path) -> None:
     annotations = Path(annotated[1])
     annotations.write_text(annotations.read_text().replace(".png", ".jpg"))
