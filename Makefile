@@ -3,7 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 ON_ALL_CORES := -n auto --maxprocesses 4
-MORE_THAN_CORES := -n $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 ))) --maxprocesses 5 # tests that start processes wait half of their time
+CORES := $(shell getconf _NPROCESSORS_ONLN)
+MORE_THAN_CORES := -n $(shell echo $$(($(CORES) < 4 ? $(CORES) + 1 : 5))) # tests that start processes wait half of their time
 STOP_HUNG := --max-worker-restart 0 -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true # a test that hangs is named, with where
 FAST := not ray and not s3 and not slow and not faults and not gpu and not long
 UV_COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --custom-compile-command "make lock" $(LOCK)
