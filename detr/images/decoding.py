@@ -133,7 +133,7 @@ def _decode_jpeg(data: bytes) -> NDArray[np.uint8]:
         if "allocate memory" in reason:
             raise MemoryError(reason) from error
         if "truncated" in reason:
-            raise TruncatedImage("the JPEG ends before its picture does") from error
+            raise TruncatedImage("the JPEG is truncated: its picture is incomplete") from error
         raise UnreadableImage(f"the JPEG is damaged: {reason}") from error
     pixels: NDArray[np.uint8] = image.permute(1, 2, 0).numpy()
     return np.ascontiguousarray(pixels)  # no copy: torchvision returns a view of such memory

@@ -206,7 +206,7 @@ def test_a_list_of_places_without_end_is_refused() -> None:
     endless = data[: place + 4] + bytes(4) + b"\0\0" + b"\0\3" + (b"\0\1\0\0\xff\xff" * 3)
     endless += data[len(endless) :]
 
-    assert refusal(endless) == ("unreadable", "the list of places in the file is damaged")
+    assert refusal(endless) == ("unreadable", "the list of item locations (iloc) in the file is damaged")
 
 
 def box(kind: bytes, content: bytes) -> bytes:
