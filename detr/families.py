@@ -71,7 +71,7 @@ def family_of(config: Mapping[str, Any], *, source: str) -> str | None:
     elif model_type in _DOCUMENTS:
         reason = "it finds the order of the parts of a document, for which the detection table has no column"
     else:
-        reason = "ray-detr does not support this type"
+        reason = "it is not a supported object detector"
     raise CheckpointError(
         f"checkpoint {source}: a model of type {model_type!r} cannot be used: {reason}. The supported model types are "
         f"{', '.join(sorted((*MODEL_TYPES, *FAMILIES)))}."

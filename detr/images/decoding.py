@@ -83,8 +83,8 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, upright: bool = True) -
     shape = (header.height, header.width) if upright or header.orientation < 5 else (header.width, header.height)
     if image.shape[1:] != shape:
         raise UnreadableImage(
-            f"its header says {shape[1]} x {shape[0]} pixels (width x height), its picture has "
-            f"{image.shape[2]} x {image.shape[1]}: the file contradicts itself"
+            f"its header says {shape[1]} x {shape[0]} pixels (width x height), but its picture has "
+            f"{image.shape[2]} x {image.shape[1]}: the file is inconsistent"
         )
     return image
 

@@ -68,7 +68,7 @@ def read_heic(data: bytes) -> Header:
         coded += _check_item(data, meta, item, is_joining=item in joining)
     if coded > _MOST_SHARE * claimed + _SPARE_PIXELS:
         raise UnreadableImage(
-            f"its header says {claimed:,} pixels, its parts have {coded:,}: the file contradicts itself"
+            f"its header says {claimed:,} pixels, but its parts have {coded:,}: the file is inconsistent"
         )
     for kind, content in meta.properties_of(meta.primary):
         if kind == b"clap" and len(content) >= 16:
@@ -101,8 +101,8 @@ def decode_heic(data: bytes, header: Header) -> NDArray[np.uint8]:
     except _DAMAGE as error:
         raise _verdict(error) from error
     raise UnreadableImage(
-        f"its header says {header.width} x {header.height} pixels (width x height), its picture has "
-        f"{width} x {height}: the file contradicts itself"
+        f"its header says {header.width} x {header.height} pixels (width x height), but its picture has "
+        f"{width} x {height}: the file is inconsistent"
     )
 
 
@@ -176,8 +176,8 @@ def _check_item(data: bytes, meta: Meta, item: int, *, is_joining: bool) -> int:
             coded_height, coded_width = _coded_size(unit)
             if coded_height > height + _ROUNDING or coded_width > width + _ROUNDING:
                 raise UnreadableImage(
-                    f"its header says {width} x {height} pixels (width x height), its picture has "
-                    f"{coded_width} x {coded_height}: the file contradicts itself"
+                    f"its header says {width} x {height} pixels (width x height), but its picture has "
+                    f"{coded_width} x {coded_height}: the file is inconsistent"
                 )
     return height * width
 

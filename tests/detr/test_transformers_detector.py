@@ -180,8 +180,8 @@ def test_other_classes_have_their_index_or_the_id_that_the_configuration_gives(
         ({"model_type": "grounding-dino"}, r"it detects what a text describes, and has no fixed classes"),
         ({"model_type": "pp_ocrv5_server_det"}, r"it finds outlines of text lines, not boxes of classes"),
         ({"model_type": "pp_doclayout_v3"}, r"it finds the order of the parts of a document"),
-        ({"model_type": "bert"}, r"ray-detr does not support this type\. The supported model types are .*rt_detr"),
-        ({"model_type": "mask2former"}, r"'mask2former' cannot be used: ray-detr does not support this type"),
+        ({"model_type": "bert"}, r"it is not a supported object detector\. The supported model types are .*rt_detr"),
+        ({"model_type": "mask2former"}, r"'mask2former' cannot be used: it is not a supported object detector"),
         ({"model_type": ["yolos"]}, r"model_type must be a string, not \['yolos'\]"),
         ({"architectures": "YolosModel"}, r"YolosModel does not detect boxes"),
         (
