@@ -96,15 +96,15 @@ def compare_with_baseline(evaluation: Evaluation, baseline: Baseline, *, max_dro
     """
     if evaluation.threshold != baseline.threshold:
         raise UsageError(
-            f"baseline {baseline.name} is of detections with threshold {_threshold(baseline.threshold)}, these have "
-            f"{_threshold(evaluation.threshold)}: their figures cannot be compared. Evaluate both with the same "
-            "threshold."
+            f"baseline {baseline.name} was measured on detections with threshold {_threshold(baseline.threshold)}, but "
+            f"these have {_threshold(evaluation.threshold)}: their figures cannot be compared. Evaluate both with the "
+            "same threshold."
         )
     _check_measured(baseline.AP, f"baseline {baseline.name}")
     now = evaluation.average_precision.AP
     _check_measured(now, "this evaluation")
     drop = baseline.AP - now
-    change = f"AP is {now:.4f}, that of {baseline.name} {baseline.AP:.4f}"
+    change = f"AP is {now:.4f} and was {baseline.AP:.4f} in {baseline.name}"
     if drop <= max_drop + _ROUNDING:
         return Verdict(True, f"{change}: no worse by more than {max_drop:g}")
     return Verdict(False, f"{change}: worse by {drop:.4f}, but only {max_drop:g} is allowed")

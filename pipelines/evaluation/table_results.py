@@ -291,7 +291,7 @@ def _models(rows: Mapping[str, _Row]) -> tuple[str, ...]:
     models = tuple(sorted({row.model for row in rows.values()}))
     if len(models) > 1:
         raise UsageError(
-            f"the current rows are of {len(models)} models, {', '.join(models)}, and one figure cannot describe "
+            f"the current rows come from {len(models)} models, {', '.join(models)}, and one figure cannot describe "
             "several models. Choose one run with --run-id."
         )
     return models
@@ -320,7 +320,7 @@ def _kept_classes(table: Store, files: Mapping[str, StoreEntry], rows: Mapping[s
             kept.update(name for name, _ in classes or ())
         except (ValueError, TypeError, AttributeError) as error:
             raise RayDetrError(
-                f"{join_uri(table.uri, key)} is damaged: its metadata does not hold the configuration of its run."
+                f"{join_uri(table.uri, key)} is damaged: its metadata does not contain the configuration of its run."
             ) from error
     return tuple(sorted(kept)) or None
 

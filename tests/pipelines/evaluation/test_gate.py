@@ -42,10 +42,10 @@ def test_ap_may_fall_by_the_drop_that_is_allowed_and_no_more(ap: float, passed: 
 
 def test_both_numbers_are_said() -> None:
     assert compare_with_baseline(measured(0.4117), BASELINE, max_drop=0.002).sentence == (
-        "AP is 0.4117, that of old.json 0.4200: worse by 0.0083, but only 0.002 is allowed"
+        "AP is 0.4117 and was 0.4200 in old.json: worse by 0.0083, but only 0.002 is allowed"
     )
     assert compare_with_baseline(measured(0.4301), BASELINE, max_drop=0.002).sentence == (
-        "AP is 0.4301, that of old.json 0.4200: no worse by more than 0.002"
+        "AP is 0.4301 and was 0.4200 in old.json: no worse by more than 0.002"
     )
 
 
@@ -62,7 +62,7 @@ def test_figures_of_other_images_or_by_another_truth_are_not_compared() -> None:
 
 @pytest.mark.parametrize(("threshold", "said"), [(0.05, "0.05"), (None, "unknown")])
 def test_figures_with_another_threshold_are_not_compared(threshold: float | None, said: str) -> None:
-    with pytest.raises(RayDetrError, match=f"with threshold 0, these have {said}"):
+    with pytest.raises(RayDetrError, match=f"with threshold 0, but these have {said}"):
         compare_with_baseline(measured(0.42, threshold=threshold), BASELINE, max_drop=0.002)
 
 

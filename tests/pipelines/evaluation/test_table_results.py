@@ -190,7 +190,7 @@ def test_rows_of_two_models_are_refused(table: Path, annotations: str) -> None:
     publish(table, [labelled("a.jpg", CAT)], model="one@111111111111")
     publish(table, [labelled("b.jpg", DOG)], model="two@222222222222", run_id="run-2")
 
-    with pytest.raises(RayDetrError, match="rows are of 2 models, one@111111111111, two@222222222222"):
+    with pytest.raises(RayDetrError, match="rows come from 2 models, one@111111111111, two@222222222222"):
         evaluated(table, annotations)
     assert evaluated(table, annotations, choice=RowChoice(run_id="run-2")).models == ("two@222222222222",)
 
