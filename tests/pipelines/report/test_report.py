@@ -111,7 +111,7 @@ def test_galleries_show_what_they_say(html: str) -> None:
 def test_a_missing_picture_has_a_reason(html: str) -> None:
     pictures = {Path(one["uri"]).name: one for one in data_of(html)["pictures"]}
 
-    assert pictures["gone.png"]["problem"] == "The image is not there any more."
+    assert pictures["gone.png"]["problem"] == "The image no longer exists."
     assert pictures["a.png"]["source"].startswith("data:image/webp;base64,")
     assert (pictures["b.png"]["width"], pictures["b.png"]["height"]) == (40, 90)
 
