@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--report",
         type=local_path,
         metavar="FILE",
-        help="then write an HTML page about this run, as `ray-detr report` (none)",
+        help="afterwards, write an HTML page about this run, as `ray-detr report` does (none)",
     )
     add_metrics_option(parser)
     parser.add_argument(
@@ -99,8 +99,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not summary.within_budget:
             raise BudgetExceeded(
                 f"{sum(summary.errors.values()):,} of {summary.images:,} images have errors: a share of "
-                f"{summary.error_rate:.3g}, where --max-error-rate allows {config.max_error_rate:.3g}. "
-                "The table is complete; the column `error` has the reason of each."
+                f"{summary.error_rate:.3g}, but --max-error-rate allows {config.max_error_rate:.3g}. The table is "
+                "complete; the column `error` has the reason for each image."
             )
 
 
@@ -171,8 +171,8 @@ def report(summary: "LabelSummary", threshold: float = 0.0, *, relabel: bool = F
         )
     if relabel:
         lines.append(
-            "note:   images that had rows with other settings have several now. The query counts the newest of each, "
-            "as ray-detr export --latest copies them"
+            "note:   images that had rows with other settings have several rows now. The query counts the newest row "
+            "of each image, which is also what ray-detr export --latest copies"
         )
     return "\n".join(lines)
 
