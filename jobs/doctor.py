@@ -28,9 +28,13 @@ OF_LABEL = ("actors", "device", "batch_size", "cpus_per_actor", "gpus_per_actor"
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, check, print each finding immediately."""
     parser = CommandParser("doctor", __doc__)
-    parser.add_argument("--images", nargs="+", default=[], metavar="URI", help="sources of images, as of label (none)")
+    parser.add_argument(
+        "--images", nargs="+", default=[], metavar="URI", help="sources of images, as for `ray-detr label` (none)"
+    )
     parser.add_argument("--table", metavar="URI", help="the detection table, existing or new (none)")
-    parser.add_argument("--model", metavar="REF", help="model to load and to try on a worker, as of label (none)")
+    parser.add_argument(
+        "--model", metavar="REF", help="model to load, and to run once on a worker, as for `ray-detr label` (none)"
+    )
     add_options(parser, LabelConfig, only=(*OF_LABEL, "image_column"))
     add_options(parser, StoreOptions, only=("anonymous", *S3))
     add_options(parser, TableOptions, prefix="table_")

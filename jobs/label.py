@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--report",
         type=local_path,
         metavar="FILE",
-        help="then write an HTML page about this run, as `ray-detr report` (none)",
+        help="afterwards, write an HTML page about this run, as `ray-detr report` does (none)",
     )
     add_metrics_option(parser)
     parser.add_argument(
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(
             json.dumps(asdict(summary), indent=2)
             if args.json
-            else report(summary, config.threshold, relabel=config.relabel),
+            else report(summary, config.threshold, relabel=config.relabel, any_model=config.skip_labelled == "any"),
             file=result,
             flush=True,
         )
@@ -99,8 +99,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not summary.within_budget:
             raise BudgetExceeded(
                 f"{sum(summary.errors.values()):,} of {summary.images:,} images have errors: a share of "
-                f"{summary.error_rate:.3g}, where --max-error-rate allows {config.max_error_rate:.3g}. "
-                "The table is complete; the column `error` has the reason of each."
+                f"{summary.error_rate:.3g}, but --max-error-rate allows {config.max_error_rate:.3g}. The table is "
+                "complete; the column `error` has the reason for each image."
             )
 
 
@@ -122,14 +122,16 @@ def _on_shard(metrics: "RunMetrics | None", *, log_json: bool) -> "Callable[[str
     return on_shard
 
 
-def report(summary: "LabelSummary", threshold: float = 0.0, *, relabel: bool = False) -> str:
+def report(summary: "LabelSummary", threshold: float = 0.0, *, relabel: bool = False, any_model: bool = False) -> str:
     """Return the summary as text.
 
     It has hints if a table with this `threshold` is not suitable for an evaluation, or if images have several rows.
+    With `any_model`, images with rows of any model were skipped.
     """
     left_out = ", ".join(f"{reason} {count:,}" for reason, count in summary.skipped.items())
     if summary.images == 0:
-        labelled = f"all {summary.already_labelled:,} images have rows of {summary.model} already"
+        whose = "" if any_model else f" of {summary.model}"
+        labelled = f"all {summary.already_labelled:,} images have rows{whose} already"
         if not left_out:
             return f"nothing to do: {labelled}"
         return f"nothing to do: {f'{labelled}; ' if summary.already_labelled else ''}left out: {left_out}"
@@ -169,8 +171,8 @@ def report(summary: "LabelSummary", threshold: float = 0.0, *, relabel: bool = F
         )
     if relabel:
         lines.append(
-            "note:   images that had rows with other settings have several now. The query counts the newest of each, "
-            "as ray-detr export --latest copies them"
+            "note:   images that had rows with other settings have several rows now. The query counts the newest row "
+            "of each image, which is also what ray-detr export --latest copies"
         )
     return "\n".join(lines)
 

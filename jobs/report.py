@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     subject.add_argument(
         "--training",
         metavar="URI",
-        help="the folder of a training run: losses, rates, AP, and validation pictures with what its model finds",
+        help="the folder of a training run; the page shows losses, learning rates, AP, and validation "
+        "pictures with detections",
     )
     add_options(parser, ReportConfig)
     parser.add_argument(
@@ -120,12 +121,12 @@ def sentences(summary: "ReportSummary") -> str:
 def check_drift(summary: "ReportSummary", most: float) -> None:
     """Exit with code 3 if more changed than allowed, or nothing could be compared."""
     if not summary.compared:
-        raise BudgetExceeded("--max-drift: both runs have no image in common, so nothing was compared.")
+        raise BudgetExceeded("--max-drift: the two runs have no image in common, so nothing was compared.")
     assert summary.drift is not None
     if summary.drift > most:
         raise BudgetExceeded(
-            f"{100 * summary.drift:.1f} % of the boxes appeared, vanished or moved, and --max-drift allows "
-            f"{100 * most:g} %. {summary.out} shows which."
+            f"{100 * summary.drift:.1f} % of the boxes appeared, vanished or moved, but --max-drift allows "
+            f"{100 * most:g} %. {summary.out} shows these boxes."
         )
 
 

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--report",
         type=local_path,
         metavar="FILE",
-        help="then write an HTML page about this run, as `ray-detr report --training` (none)",
+        help="afterwards, write an HTML page about this run, as `ray-detr report --training` does (none)",
     )
     add_metrics_option(parser)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
@@ -98,8 +98,8 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
         "--recipe",
         choices=tuple(RECIPES),
         default="paper-300",
-        help="preset of the options below: the paper's; that of the released weights; fine-tuning on a few hundred "
-        "images; that of the model `scenes` (%(default)s)",
+        help="preset of the options below: as in the paper, as for the released weights, for fine-tuning "
+        "on a few hundred images, or as for the model `scenes` (%(default)s)",
     )
     group = parser.add_argument_group("recipe", "The preset gives the defaults.")
     add_options(group, Recipe, use_defaults=False)

@@ -58,7 +58,7 @@ def choose_pool(
     """
     gpu_count = int(sum(node.get("GPU", 0) for node in nodes))
     if device.startswith("cuda") and not gpu_count:
-        raise RayDetrError(f"device {device} was asked for, but no node of the cluster has a GPU: {_figures(nodes)}.")
+        raise RayDetrError(f"device {device} was requested, but no node of the cluster has a GPU: {_figures(nodes)}.")
     cpus, gpus = _actor_needs(nodes, device=device, own=own)
     if gpus and own.cpus is None:
         per_gpu = min(node.get("CPU", 1) / node["GPU"] for node in nodes if node.get("GPU"))
@@ -127,11 +127,11 @@ def wait_for_pool(
             except RayDetrError as too_small:
                 if time.monotonic() > deadline:
                     raise RayDetrError(
-                        f"{too_small} It did not grow within {minutes:g} minutes (--node-minutes)."
+                        f"{too_small} The cluster did not grow within {minutes:g} minutes (--node-minutes)."
                     ) from too_small
             asked = _ask_for_nodes(least, device=device, own=own, asked=asked)
             if given_up.wait(NODE_POLL_SECONDS):
-                raise RayDetrError("waiting for nodes was given up.")
+                raise RayDetrError("the wait for nodes was cancelled.")
     finally:
         request_resources(bundles=[])  # else it keeps the nodes forever; actors hold them now
 

@@ -76,7 +76,10 @@ def draw_scene(seed: int, height: int, width: int) -> Scene:
         ValueError: a negative seed, or a side under 16 pixels.
     """
     if seed < 0 or min(height, width) < 16:
-        raise ValueError(f"cannot draw scene {seed} of {height} x {width}: give a seed from 0, sides from 16 pixels.")
+        raise ValueError(
+            f"cannot draw scene {seed} of {height} x {width}: give a seed of at least 0 and sides of at least 16 "
+            "pixels."
+        )
     rng = Generator(PCG64([seed, height, width]))
     image = draw_background(rng, height, width)
     for _ in range(rng.integers(5)):
@@ -111,7 +114,10 @@ def draw_crowd(
         ValueError: a negative seed, or a side under 16 pixels.
     """
     if seed < 0 or min(height, width) < 16:
-        raise ValueError(f"cannot draw crowd {seed} of {height} x {width}: give a seed from 0, sides from 16 pixels.")
+        raise ValueError(
+            f"cannot draw crowd {seed} of {height} x {width}: give a seed of at least 0 and sides of at least 16 "
+            "pixels."
+        )
     rng = Generator(PCG64([seed, height, width, shapes]))
     image = draw_background(rng, height, width)
     placed = _place(rng, height, width, shapes, diameters, scale=1.0)

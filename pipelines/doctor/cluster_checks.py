@@ -58,7 +58,7 @@ def ask_nodes(seconds: float = FACTS_SECONDS) -> Nodes:
             text = f"node {name} started no worker within {seconds:g} s"
             findings.append(Finding("nodes", "warn", text, "Look at its Ray logs."))
         except _NODE_LOST as error:  # such as a spot instance that has ended: the cluster continues without it
-            findings.append(Finding("nodes", "warn", f"node {name} left: {remote_sentence(error)}"))
+            findings.append(Finding("nodes", "warn", f"node {name} left the cluster: {remote_sentence(error)}"))
         except (RayError, ImportError) as error:
             findings.append(Finding("nodes", "fail", remote_sentence(error)))
     return Nodes(facts, findings)
@@ -107,7 +107,7 @@ def check_room(
             Finding(
                 "free resources",
                 "fail",
-                f"other jobs hold all but {cpus:g} CPU and {gpus:g} GPU, and {pool.least} actors need "
+                f"other jobs use all but {cpus:g} CPU and {gpus:g} GPU, and {pool.least} actors need "
                 f"{pool.least * pool.cpus:g} CPU and {pool.least * pool.gpus:g} GPU: Ray would wait without an error",
                 "Wait for those jobs, or end them: `ray status` and `ray job list` show them.",
             )
@@ -162,7 +162,9 @@ def check_open_cluster(address: str, hosts: Collection[str]) -> Finding:
     """
     if all(host in ("localhost", "::1") or host.startswith("127.") for host in hosts):
         return Finding(
-            "token", "ok", "the cluster has no token and listens on loopback; users of this machine reach it"
+            "token",
+            "ok",
+            "the cluster requires no token and listens on loopback; users of this machine can connect to it",
         )
     return Finding(
         "token",

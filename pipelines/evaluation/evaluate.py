@@ -17,7 +17,8 @@ from pipelines.evaluation.results_file import read_results
 from pipelines.store import StoreOptions
 
 if TYPE_CHECKING:
-    from pipelines.evaluation.table_results import RowChoice
+    from pipelines.evaluation.class_numbers import MatchClasses
+    from pipelines.evaluation.table_results import RowChoice, TableResults
 
 OFFICIAL_QUERIES = 100
 """Detections per image of the official models if none are left out."""
@@ -67,6 +68,7 @@ class Evaluation:
         models: the models of the rows; empty if none of the images has a row.
         annotations_sha256: figures are comparable if it is equal: it depends on images, boxes and classes.
         matched_otherwise: sentences about images whose file has another spelling or folder than in the annotations.
+        renamed_classes: sentences about numbers whose class has another name in the annotations.
         annotation_findings: problems of the annotations, as in sharding: counts by kind.
         annotation_examples: a few sentences for each.
     """
@@ -87,6 +89,7 @@ class Evaluation:
     models: tuple[str, ...]
     annotations_sha256: str
     matched_otherwise: tuple[str, ...] = ()
+    renamed_classes: tuple[str, ...] = ()
     annotation_findings: Mapping[str, int] = field(default_factory=dict)
     annotation_examples: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -114,6 +117,7 @@ def evaluate_table(
     options: StoreOptions | None = None,
     picture_size: tuple[int, int] | None = None,
     allow_thresholded: bool = False,
+    classes_by: MatchClasses | None = None,
     choice: RowChoice | None = None,
     picture_options: StoreOptions | None = None,
     evaluator: Evaluator = "ultrafast",
@@ -130,6 +134,8 @@ def evaluate_table(
         picture_size: evaluate only annotated images of this (height, width) in pixels; None is all, or those that the
             annotations were read for.
         allow_thresholded: whether to evaluate a table that left out low scores or classes.
+        classes_by: whether classes are matched by number or name; None is by number, refused where a name has another
+            number in the annotations.
         choice: the rows to use; None is all.
         picture_options: access to pictures whose rotation must be read; None is as for the table.
         evaluator: the package that computes the figures; both give the same.
@@ -148,31 +154,40 @@ def evaluate_table(
         picture_options=picture_options,
         choice=choice,
         allow_thresholded=allow_thresholded,
+        classes_by=classes_by,
         queries=OFFICIAL_QUERIES,
     )
-    measured = average_precision(read.truth, found.detections, image_ids=read.image_ids, evaluator=evaluator)
+    return evaluate_rows(found, read, evaluator=evaluator)
+
+
+def evaluate_rows(found: TableResults, annotations: Annotations, *, evaluator: Evaluator = "ultrafast") -> Evaluation:
+    """Evaluate rows that were read from a table against the annotations that they were read for."""
+    measured = average_precision(
+        annotations.truth, found.detections, image_ids=annotations.image_ids, evaluator=evaluator
+    )
     cost = None
     if found.threshold > 0:
-        cost = _cost(found.threshold, found.short, read, found.detections, evaluator)
+        cost = _cost(found.threshold, found.short, annotations, found.detections, evaluator)
     return Evaluation(
         average_precision=measured,
-        images=len(read.image_ids),
+        images=len(annotations.image_ids),
         missing=found.missing,
         errors=found.errors,
         turned_back=found.turned_back,
         other_size=found.other_size,
         unread=found.unread,
         unannotated=found.unannotated,
-        undeclared=_undeclared(read.truth, found.detections),
+        undeclared=_undeclared(annotations.truth, found.detections),
         detections=len(found.detections),
         threshold=found.threshold,
         threshold_cost=cost,
         kept_classes=found.classes,
         models=found.models,
         matched_otherwise=found.matched_otherwise,
-        annotations_sha256=read.sha256,
-        annotation_findings=read.findings,
-        annotation_examples=read.examples,
+        renamed_classes=found.renamed,
+        annotations_sha256=annotations.sha256,
+        annotation_findings=annotations.findings,
+        annotation_examples=annotations.examples,
     )
 
 

@@ -22,6 +22,7 @@ from pipelines.cluster import connected, node_resources, refuse_local
 from pipelines.coco.names import ImageNames
 from pipelines.errors import RayDetrError, SettingsMismatch, UsageError
 from pipelines.evaluation.annotations import Annotations
+from pipelines.evaluation.class_numbers import MatchClasses, check_class_numbers
 from pipelines.evaluation.evaluate import Evaluation, evaluate_table
 from pipelines.evaluation.table_results import RowChoice
 from pipelines.labelling.config import LabelConfig
@@ -31,6 +32,7 @@ from pipelines.lake.lake_object import LakeObject
 from pipelines.lake.listing import list_objects
 from pipelines.lake.sources import check_addresses
 from pipelines.lake.uri_tables import is_uri_table
+from pipelines.models import identify_model
 from pipelines.store import StoreOptions, without_secrets
 
 _EVERY_ERROR_RATE = 1.0  # the evaluation counts errors, as missed images
@@ -54,6 +56,8 @@ class ModelEvaluationConfig:
         options: Access to the images.
         shared_folders: Whether local paths are shared by all nodes; without it, a cluster of several refuses them.
         verbose: Show Ray's messages.
+        classes_by: Whether classes are matched by number or name; None is by number, refused where a class of the model
+            has another number in the annotations.
         evaluator: The package that computes the figures; both give the same.
     """
 
@@ -67,6 +71,7 @@ class ModelEvaluationConfig:
     options: StoreOptions = field(default_factory=StoreOptions)
     shared_folders: bool = False
     verbose: bool = False
+    classes_by: MatchClasses | None = None
     evaluator: Evaluator = "ultrafast"
 
     def __post_init__(self) -> None:
@@ -118,6 +123,8 @@ def evaluate_model(
         else:
             table = config.keep_table
         labelling = config.label_config((str(_write_list(found)),), table=table)
+        if config.classes_by is None:
+            _check_class_numbers(labelling, annotations)
         with connected(verbose=config.verbose):
             _check_is_reached(config.keep_table)
             kept = () if config.keep_table is None else (config.keep_table,)
@@ -138,12 +145,14 @@ def evaluate_model(
             picture_options=config.options,
             choice=choice,
             allow_thresholded=True,
+            classes_by=config.classes_by,
             evaluator=config.evaluator,
         )
     if evaluation.threshold or evaluation.kept_classes:
         raise UsageError(
-            f"table {without_secrets(table)} has rows of {summary.model} already that left out low scores or classes, "
-            "so it was not labelled again: the figures would be lower than the model's. Name another --keep-table."
+            f"table {without_secrets(table)} already has rows of {summary.model} without low scores or without some "
+            "classes, so nothing was labelled: figures from these rows would be lower than the model's. Name another "
+            "--keep-table."
         )
     return evaluation
 
@@ -192,8 +201,8 @@ def find_annotated(
         before = by_name.setdefault(match.name, item)
         if before.uri != item.uri:
             raise UsageError(
-                f"there are two images of the file name {match.name!r}, by which annotations are found: "
-                f"{without_secrets(before.uri)} and {without_secrets(item.uri)}. Name the folder of one of them."
+                f"two images have the file name {match.name!r}, by which annotations are matched: "
+                f"{without_secrets(before.uri)} and {without_secrets(item.uri)}. Give only the folder of one of them."
             )
     return sorted(by_name.values(), key=lambda item: item.uri)
 
@@ -229,10 +238,20 @@ def _write_list(images: Sequence[LakeObject]) -> Path:
     return file
 
 
+def _check_class_numbers(labelling: LabelConfig, annotations: Annotations) -> None:
+    """Refuse a model that numbers the annotated classes differently, before anything is labelled."""
+    try:
+        model = identify_model(labelling.model, labelling.table_options)
+    except RayDetrError:
+        return  # labelling asks the nodes, which may reach a model that this machine cannot; rows are checked again
+    found = {category.id: category.name for category in model.categories if category.is_used}
+    check_class_numbers(found, annotations.class_names(), whose="the model")
+
+
 def _check_is_reached(keep_table: str | None) -> None:
     machines = len(node_resources())
     if keep_table is None and machines > 1:
         raise UsageError(
-            f"the Ray cluster has {machines} machines, which do not share a temporary folder: name a table that all of "
-            "them reach with --keep-table."
+            f"the Ray cluster has {machines} machines, which do not share a temporary folder: with --keep-table, give "
+            "a table that all of them can reach."
         )

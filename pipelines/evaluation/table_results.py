@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from detr.evaluation.coco_results import ResultColumns
@@ -20,6 +21,7 @@ from detr.images.results import ImageError
 from pipelines.coco.names import ImageNames, NameMatch
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.evaluation.annotations import Annotations, Json
+from pipelines.evaluation.class_numbers import MatchClasses, match_classes
 from pipelines.labelling.recorded_settings import RecordedSettings, columns_of
 from pipelines.lake.images import ImageStores
 from pipelines.lake.member_files import MemberIndexes
@@ -70,6 +72,7 @@ class TableResults:
         short: images with fewer detections than `queries`.
         threshold: the highest of the rows.
         classes: names of the kept classes if a run kept only some; None is all.
+        renamed: sentences about numbers whose class has another name in the annotations.
         models: the models of the rows.
     """
 
@@ -84,6 +87,7 @@ class TableResults:
     short: int
     threshold: float
     classes: tuple[str, ...] | None
+    renamed: tuple[str, ...]
     models: tuple[str, ...]
 
 
@@ -119,6 +123,7 @@ def read_table_results(
     picture_options: StoreOptions | None = None,
     choice: RowChoice | None = None,
     allow_thresholded: bool = False,
+    classes_by: MatchClasses | None = None,
     queries: int = 100,
 ) -> TableResults:
     """Read the current row of every evaluated image; see `exports.current`.
@@ -134,12 +139,15 @@ def read_table_results(
         picture_options: access to pictures; None is as for the table.
         choice: the rows to use.
         allow_thresholded: whether to read rows that left out low scores or classes.
+        classes_by: whether classes are matched by number or name; None is by number, refused where a name has another
+            number in the annotations.
         queries: number of detections per image if none are left out; 100 for the official models.
 
     Raises:
         RayDetrError: the table cannot be read, or does not fit the annotations.
         ValueError: rows left something out and that is not allowed.
     """
+    class_names: dict[int, str] = {}
     opened, chosen_rows = options or StoreOptions(), choice or RowChoice()
     known = annotations.by_file_name()
     chosen = {name for name, image in known.items() if image["id"] in annotations.image_ids}
@@ -155,7 +163,7 @@ def read_table_results(
         if not allow_thresholded:
             _check_complete(threshold, classes)
         names = {row.place: name for name, row in rows.items() if not row.is_error}
-        found = {names[place]: part for place, part in _detections(table, files, names.keys())}
+        found = {names[place]: part for place, part in _detections(table, files, names.keys(), class_names)}
     except StoreError as error:
         raise RayDetrError(f"cannot read the table {without_secrets(table_uri)}: {error}") from error
     differing = {name: row for name, row in rows.items() if _size_differs(row, known[name])}
@@ -167,8 +175,10 @@ def read_table_results(
         _columns(image_ids[name], found[name], rows[name], turned.get(name, 1))
         for name in sorted(found, key=image_ids.__getitem__)
     ]
+    everything = ResultColumns.concatenate(parts)
+    detections, renamed = match_classes(everything, class_names, annotations.class_names(), by=classes_by)
     return TableResults(
-        detections=ResultColumns.concatenate(parts),
+        detections=detections,
         missing=tuple(sorted(chosen - rows.keys())),
         errors=tuple(name for name, row in rows.items() if row.is_error),
         turned_back=tuple(turned),
@@ -179,6 +189,7 @@ def read_table_results(
         short=sum(len(part) < queries for part in parts),
         threshold=threshold,
         classes=classes,
+        renamed=renamed,
         models=models,
     )
 
@@ -242,7 +253,7 @@ def _current_rows(
         if not placed and ambiguous is not None:
             one, other = names.of_the_same_last_part(ambiguous)[:2]
             raise UsageError(
-                f"{ambiguous} may be of the annotated images {one!r} and {other!r}, and no row of the table lies in "
+                f"{ambiguous} may belong to the annotated image {one!r} or {other!r}, and no row of the table lies in "
                 "the folders that the annotations name. Label images whose paths end in the annotated names."
             )
         sentences = tuple(f"{name} is {uri}" for name, uri in sorted(respelled.items()))
@@ -280,8 +291,8 @@ def _keep_current(current: dict[str, _Row], match: NameMatch, row: _Row) -> None
     known = current.setdefault(match.name, row)
     if known.uri != row.uri:
         raise UsageError(
-            f"the table has two images of the file name {match.name!r}, by which rows are matched: {known.uri} and "
-            f"{row.uri}. Choose one run with --run-id, or evaluate a table that has one of them."
+            f"the table has two images with the file name {match.name!r}, by which rows are matched: {known.uri} and "
+            f"{row.uri}. Choose one run with --run-id, or evaluate a table that has only one of them."
         )
     if row.rank > known.rank:
         current[match.name] = row
@@ -291,7 +302,7 @@ def _models(rows: Mapping[str, _Row]) -> tuple[str, ...]:
     models = tuple(sorted({row.model for row in rows.values()}))
     if len(models) > 1:
         raise UsageError(
-            f"the current rows are of {len(models)} models, {', '.join(models)}, and one figure cannot describe "
+            f"the current rows come from {len(models)} models, {', '.join(models)}, and one figure cannot describe "
             "several models. Choose one run with --run-id."
         )
     return models
@@ -320,7 +331,7 @@ def _kept_classes(table: Store, files: Mapping[str, StoreEntry], rows: Mapping[s
             kept.update(name for name, _ in classes or ())
         except (ValueError, TypeError, AttributeError) as error:
             raise RayDetrError(
-                f"{join_uri(table.uri, key)} is damaged: its metadata does not hold the configuration of its run."
+                f"{join_uri(table.uri, key)} is damaged: its metadata does not contain the configuration of its run."
             ) from error
     return tuple(sorted(kept)) or None
 
@@ -362,9 +373,12 @@ def _orientation(stores: Stores, row: _Row) -> int | None:
 
 
 def _detections(
-    table: Store, files: Mapping[str, StoreEntry], rows: Collection[tuple[str, int, int]]
+    table: Store, files: Mapping[str, StoreEntry], rows: Collection[tuple[str, int, int]], class_names: dict[int, str]
 ) -> Iterator[tuple[tuple[str, int, int], _Found]]:
-    """Yield the detections of the rows at these locations, with one row group in memory at a time."""
+    """Yield the detections of the rows at these locations, with one row group in memory at a time.
+
+    The names of their classes are added to `class_names` by number.
+    """
     places: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     for key, group, index in sorted(rows):
         places[key][group].append(index)
@@ -373,8 +387,16 @@ def _detections(
         with parquet_of(join_uri(table.uri, key)):
             for group, indices in groups.items():
                 column = file.read_row_group(group, columns=["detections"])["detections"].take(indices)
+                class_names.update(_class_names(column))
                 for index, found in zip(indices, _per_row(column), strict=True):
                     yield (key, group, index), found
+
+
+def _class_names(column: pa.ChunkedArray) -> dict[int, str]:
+    """Return the names of the classes in a column of detections, by number."""
+    found = pc.list_flatten(column)
+    classes = pa.table({name: pc.struct_field(found, name) for name in ("category_id", "label")})
+    return dict(zip(*classes.group_by(["category_id", "label"]).aggregate([]).to_pydict().values(), strict=True))
 
 
 def _per_row(column: pa.ChunkedArray) -> Iterator[_Found]:

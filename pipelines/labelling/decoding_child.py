@@ -254,7 +254,7 @@ def _prepare(image: int, pixels: int, settings: Settings) -> Mapping[str, Any]:
         while left:
             left = left[os.write(pixels, left) :]
     except OSError as error:
-        return {"machine": f"its pixels could not be handed over: {error}"}
+        return {"machine": f"its pixels could not be sent to the parent process: {error}"}
     return {"height": height, "width": width, "shape": shape}
 
 

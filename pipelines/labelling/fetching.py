@@ -181,7 +181,9 @@ class Fetcher:
         refused = [one for one in fetched if one.error_kind == "denied" and not is_web(one.item)]
         is_strange = not any(split_uri(one.item.uri)[0] in self._canaries for one in refused)
         if len(refused) == len(fetched) >= LEAST_DENIED and is_strange:
-            raise LakeUnreadable(f"all {len(fetched)} images of a shard are refused; the first: {refused[0].error}")
+            raise LakeUnreadable(
+                f"access to all {len(fetched)} images of a shard is denied; the first error: {refused[0].error}"
+            )
 
     def _read(self, item: LakeObject) -> Blob:
         """Read an object once.
@@ -302,7 +304,11 @@ def _is_too_large(item: LakeObject) -> bool:
 
 
 def _too_large(item: LakeObject) -> Fetched:
-    return Fetched(item, error_kind="too_large", error=f"{item.size:,} bytes, more than {MOST_BYTES:,}; not read")
+    return Fetched(
+        item,
+        error_kind="too_large",
+        error=f"the object has {item.size:,} bytes, more than the limit of {MOST_BYTES:,}; it was not read",
+    )
 
 
 def _fetched(item: LakeObject, found: Blob | BadMember) -> Fetched:

@@ -77,9 +77,8 @@ def build_detector(spec: LabelerSpec) -> tuple[DetectorLike, ModelInfo]:
         raise RayDetrError(str(error)) from error
     if spec.model_sha256 and info.sha256 != spec.model_sha256:
         raise RayDetrError(
-            f"the model {spec.model} is another one on this node than when the run began "
-            f"({info.sha256[:12]}, not {spec.model_sha256[:12]}). "
-            "Use a revision or a path that means the same everywhere."
+            f"the model {spec.model} on this node differs from the one that the run began with ({info.sha256[:12]}, "
+            f"not {spec.model_sha256[:12]}). Use a revision, or a path that is the same model everywhere."
         )
     return detector, info
 

@@ -270,8 +270,8 @@ def _read_text(data: bytes, name: str) -> ParsedList:
     named = [line for line in lines if line and not is_comment(line)]
     if named and all(map(_LABELLED_LINE.fullmatch, named)):
         raise RayDetrError(
-            f"{name} has a number behind every address, as in {named[0]!r:.100}, but a text list holds addresses only. "
-            "Remove the numbers, or write a CSV file with the columns uri and label."
+            f"{name} has a number after every address, as in {named[0]!r:.100}, but a text list contains only "
+            "addresses. Remove the numbers, or write a CSV file with the columns uri and label."
         )
     comments = sum(map(is_comment, lines))
     return ParsedList(pa.table({"uri": pa.array([_unquoted(line) for line in named], pa.string())}), comments=comments)
@@ -313,7 +313,7 @@ def _rows_table(rows: object, name: str) -> pa.Table:
         return pa.table({"uri": pa.array(rows, pa.string())})
     if not all(isinstance(row, dict) for row in rows):
         raise RayDetrError(
-            f"{name} is not a list of images: its array holds neither addresses only nor objects only. Write an array "
+            f"{name} is not a list of images: its array must contain only addresses or only objects. Write an array "
             "of addresses, or of objects with a field uri, url, image or path."
         )
     lines = "".join(json.dumps(row) + "\n" for row in rows).encode()

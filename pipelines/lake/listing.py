@@ -172,6 +172,6 @@ def _kept_schema(tables: Sequence[UriTable], keep: Sequence[str]) -> pa.Schema:
             kinds.setdefault(table.rows.schema.field(name).type, table.name)
         if len(kinds) > 1:
             said = ", ".join(f"{kind} in {table}" for kind, table in kinds.items())
-            raise RayDetrError(f"keep: column {name!r} has several types: {said}. Give it one.")
+            raise RayDetrError(f"keep: column {name!r} has several types: {said}. Use one type.")
         fields.append(pa.field(name, next(iter(kinds))))
     return stored_schema(pa.schema(fields))

@@ -167,7 +167,7 @@ def _head(store: Store, key: str) -> StoreEntry | None:
 def _unknown_time(name: str) -> UsageError:
     return UsageError(
         f"--modified-since: {name} does not have times of modification; folders, buckets, and inventories with "
-        "LastModifiedDate have them. Omit the option, and name only the images that shall be labelled."
+        "LastModifiedDate have them. Omit the option, and name only the images that should be labelled."
     )
 
 

@@ -110,7 +110,7 @@ def read_uri_table(store: Store, key: str, *, keep: Sequence[str] = ()) -> UriTa
     table = parsed.table
     _check_whole(table, name)
     if not table.num_rows:
-        raise UsageError(f"{name} is empty: it has the columns {_shown(names)} and no rows.")
+        raise UsageError(f"{name} is empty: it has the columns {_shown(names)}, but no rows.")
     etag_column = _first(table.schema, ETAG_COLUMNS, _is_text)
     size_column = _first(table.schema, ("size",), pa.types.is_integer)
     count = table.num_rows
@@ -275,8 +275,8 @@ def _uri_column(sample: pa.Table, name: str, schema: pa.Schema | None = None, *,
     if named:
         _check_once(schema.names, [named], name)
         raise UsageError(
-            f"{name} does not say where the images are: its column {named} is {_kind(schema.field(named).type)}, and "
-            f"addresses are text. It has the columns {shown}."
+            f"{name} does not say where the images are: its column {named} is {_kind(schema.field(named).type)}, but "
+            f"addresses must be text. It has the columns {shown}."
         )
     header = "" if is_header_certain else " If its first line is an image and not the header, give it a header."
     raise UsageError(
@@ -398,5 +398,5 @@ def _microseconds(column: pa.ChunkedArray, name: str, table: str) -> pa.ChunkedA
         return column.cast(wanted)
     except pa.ArrowInvalid as error:
         raise RayDetrError(
-            f"keep: column {name!r} of {table} has fractions of a microsecond. Store it as text or rounded."
+            f"keep: column {name!r} of {table} has fractions of a microsecond. Round it, or store it as text."
         ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pipelines.options import check_options, group, option
 from pipelines.store import S3, StoreOptions
@@ -34,6 +35,11 @@ class ReportConfig:
     annotations: str | None = option(
         "a COCO json: AP, confusion, and the worst mistakes as pictures (none)", default=None, metavar="URI"
     )
+    match_classes: Literal["number", "name"] | None = option(
+        "with --annotations: compare classes by number or by name (by number; refused where a class has one number in "
+        "the table and another in the annotations)",
+        default=None,
+    )
     threshold: float = _THRESHOLD
     pictures: int = _PICTURES
     seed: int = option("random seed of the random pictures", default=0, metavar="S")
@@ -54,6 +60,8 @@ class ReportConfig:
         _check_threshold(self.threshold)
         if self.against is not None and self.against == self.run_id:
             raise ValueError(f"against: {self.against} is the run of the report itself. Name an earlier one.")
+        if self.match_classes is not None and self.annotations is None:
+            raise ValueError("match_classes: needs annotations to compare with.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,7 +157,7 @@ def _totals(page: Page, runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, st
         ("errors", f"{failed:,} ({100 * failed / max(1, figures.images):.3g} %)"),
         ("detections", f"{figures.detections:,}"),
         *([("repeats left out", f"{figures.left_out:,}")] if figures.left_out else []),
-        ("classes", f"{len(page.classes.names):,}"),
+        ("classes", f"{len(figures.scores):,}"),
         ("runs", f"{len(runs):,}"),
     ]
     if page.price_per_hour is not None:
@@ -195,8 +195,8 @@ def _rates(page: Page) -> dict[str, Any] | None:
     return {
         "run_id": run_id,
         "end": duration(rates[-1][0]),
-        "sentence": f"Images that became rows in each {duration(width)}; the most were {most:,}. The rows of a shard "
-        "get their time together.",
+        "sentence": f"Images that were labelled in each {duration(width)}, {most:,} at most. All rows of a shard "
+        "have the same time.",
         "bars": [
             (round(100 * images / most, 2), f"{duration(end - width)} to {duration(end)}: {images:,} images")
             for end, images in rates

@@ -122,7 +122,7 @@ def read_picture(example: Example, stores: Stores) -> tuple[Image.Image | None, 
             return None, CHANGED
         pixels = decode(blob.data)
     except NotFound:
-        return None, "The image is not there any more."
+        return None, "The image no longer exists."
     except (StoreError, ImageError) as error:
         return None, f"The image cannot be read: {without_secrets(str(error))}"
     image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())

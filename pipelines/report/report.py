@@ -132,6 +132,7 @@ class _Made:
                 annotated,
                 self.classes,
                 choice=RowChoice(run_id=config.run_id, settings=config.settings),
+                classes_by=config.match_classes,
                 threshold=config.threshold,
                 most=config.pictures,
                 options=config.options,

@@ -14,7 +14,8 @@ from detr.evaluation.average_precision import NUMBERS, RECALLS
 from detr.evaluation.coco_results import ResultColumns
 from pipelines.coco.names import ImageNames
 from pipelines.evaluation.annotations import Annotations
-from pipelines.evaluation.evaluate import Evaluation, check_has_images, evaluate_table
+from pipelines.evaluation.class_numbers import MatchClasses
+from pipelines.evaluation.evaluate import Evaluation, check_has_images, evaluate_rows
 from pipelines.evaluation.table_results import RowChoice, read_table_results
 from pipelines.report.examples import Example
 from pipelines.report.overlaps import areas, box_iou, intersections
@@ -111,6 +112,7 @@ def compare_with_truth(
     classes: Classes,
     *,
     choice: RowChoice,
+    classes_by: MatchClasses | None,
     threshold: float,
     most: int,
     options: StoreOptions | None,
@@ -121,10 +123,12 @@ def compare_with_truth(
         RayDetrError: the table does not fit the annotations.
     """
     annotations = rows.annotations
-    evaluation = evaluate_table(table_uri, annotations, options=options, choice=choice, allow_thresholded=True)
+    results = read_table_results(
+        table_uri, annotations, options=options, choice=choice, allow_thresholded=True, classes_by=classes_by
+    )
+    evaluation = evaluate_rows(results, annotations)
     check_has_images(evaluation)
-    results = read_table_results(table_uri, annotations, options=options, choice=choice, allow_thresholded=True)
-    names = {category["id"]: category["name"] for category in annotations.truth["categories"]}
+    names = annotations.class_names()
     found = results.detections.where(results.detections.scores.round(4) >= threshold - 1e-9)
     found = found.where(np.isin(found.category_ids, list(names)))
     by_image = _by_image(found)

@@ -139,8 +139,8 @@ def write_index(store: Store, index: ShardIndex) -> None:
     data = json.dumps({"version": INDEX_VERSION, **asdict(index)}, ensure_ascii=False, indent=1).encode()
     if put_if_absent(store, INDEX_KEY, data) != data:
         raise RayDetrError(
-            f"{join_uri(store.uri, INDEX_KEY)} exists already with other contents: two jobs wrote shards to one place. "
-            "Choose an empty folder and start again."
+            f"{join_uri(store.uri, INDEX_KEY)} exists already with other contents: two jobs wrote shards to the same "
+            "folder. Choose an empty folder and start again."
         )
 
 
@@ -164,8 +164,8 @@ def read_index(store: Store) -> ShardIndex:
         version = fields.pop("version")
         if version != INDEX_VERSION:
             raise RayDetrError(
-                f"{name} has version {version}, and this release reads {INDEX_VERSION}: take the release that wrote "
-                "it, or write the shards again."
+                f"{name} has version {version}, and this release reads {INDEX_VERSION}: use the release that wrote it, "
+                "or write the shards again."
             )
         other = fields["other"]  # a part of another program's json, which may contain NaN
         return replace(record_of(ShardIndex, fields | {"other": {}}), other=other)
@@ -269,7 +269,7 @@ def decode_training_image(image: TrainingImage) -> Tensor:
     if pixels.shape[1:] != (image.height, image.width):
         raise RayDetrError(
             f"image {image.image_id} ({image.file_name}) has {pixels.shape[2]} x {pixels.shape[1]} pixels (width x "
-            f"height), and its boxes are of {image.width} x {image.height}. Write the shards again."
+            f"height), but its boxes were drawn for {image.width} x {image.height}. Write the shards again."
         )
     return pixels
 

@@ -120,11 +120,11 @@ def _load_profile(session: botocore.session.Session, *, with_credentials: bool) 
         if with_credentials:
             _load_credentials(session)
     except botocore.exceptions.CredentialRetrievalError as error:
-        return {}, f"{error.kwargs.get('provider', 'their source')} gives none"
+        return {}, f"{error.kwargs.get('provider', 'their source')} returned none"
     except botocore.exceptions.BotoCoreError as error:
         return {}, str(error)
     except ValueError:
-        return {}, "the profile's credential_process prints no JSON"
+        return {}, "the output of the profile's credential_process is not JSON"
     return profile, ""
 
 

@@ -24,7 +24,7 @@ def open_s3(root: str, options: StoreOptions) -> Callable[[str], Store]:
     """Return a function that opens the store of a folder of an S3 bucket."""
     name = root.partition("://")[2]
     if not name:
-        raise Misconfigured(f"{root}: a bucket is missing, as in s3://bucket/folder/")
+        raise Misconfigured(f"{root}: the name of a bucket is missing; write it as in s3://bucket/folder/")
     access = s3_access(options)
     slow = BotoS3(name, access, options.retry_seconds)
     if options.via == "fsspec":

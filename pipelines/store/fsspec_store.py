@@ -271,7 +271,9 @@ def _explained(error: Exception, action: Action, uri: str) -> StoreError:
     if answer.status or answer.code:
         return store_error(answer, action, uri)
     if isinstance(error, NotImplementedError):
-        return Misconfigured(f"{uri}: this kind of store cannot do that ({action}). Use s3, gs, az or a folder.")
+        return Misconfigured(
+            f"{uri}: this kind of store does not support this operation ({action}). Use s3, gs, az or a folder."
+        )
     if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
         return NotFound(f"{uri}: no such object.")
     if isinstance(error, FileExistsError):

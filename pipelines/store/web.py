@@ -45,7 +45,7 @@ class WebStore:
         """Set the server's address and the folder ("" or with a trailing slash) to which keys are relative."""
         if not root.partition("://")[2]:
             raise Misconfigured(
-                f"{root}/{folder} is not a web address: a host is missing. Check the list that contains it."
+                f"{root}/{folder} is not a web address: the host is missing. Check the list that contains it."
             )
         self._root = root
         self._folder = folder
@@ -96,7 +96,7 @@ class WebStore:
 
     def _refuse_writing(self) -> NoReturn:
         raise Misconfigured(
-            f"{self.uri} cannot be written: web servers are only read. Choose a folder or an object store."
+            f"{self.uri} cannot be written: web servers can only be read. Choose a folder or an object store."
         )
 
     def _request(
@@ -114,8 +114,8 @@ class WebStore:
                 failure = store_error(Answer(words=type(error).__name__), "read", without_secrets(url))
             except _TooLongError:
                 failure = ObjectTooLarge(
-                    f"{without_secrets(url)} is longer than {most:,} bytes, which no photograph and no list "
-                    "of them should be. Copy it into a bucket or a folder."
+                    f"{without_secrets(url)} is longer than {most:,} bytes, which is too long for a photograph or a "
+                    "list of photographs. Copy it into a bucket or a folder."
                 )
             except ValueError:
                 failure = Misconfigured(

@@ -239,8 +239,7 @@ def _read(store: Store, saved: SavedCheckpoint, file: str) -> bytes:
         data = store.get(key).data
     except NotFound as error:
         raise RayDetrError(
-            f"{join_uri(store.uri, key)} is missing: it was removed by something else. Restore it, or give another "
-            "--name."
+            f"{join_uri(store.uri, key)} is missing: another program removed it. Restore it, or give another --name."
         ) from error
     if len(data) != saved.files[file]:
         raise damaged(store, key)

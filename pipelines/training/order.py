@@ -159,7 +159,7 @@ def served_readers(worker: int, workers: int, readers: int) -> range:
         raise ValueError(f"worker {worker} is not one of {workers}")
     if workers > readers:
         raise ValueError(
-            f"an effective batch of {readers} micro-batches cannot be dealt to {workers} workers: "
+            f"an effective batch of {readers} micro-batches cannot be divided among {workers} workers: "
             "lower --batch-size or raise --effective-batch, or use fewer workers."
         )
     return range(worker, readers, workers)

@@ -77,8 +77,8 @@ def test_a_csv_of_several_settings_says_that_it_mixes_them(tmp_path: Path, capfd
     main(["--table", table, "--out", str(tmp_path / "all.csv")])
 
     assert capfd.readouterr().err.splitlines()[-1] == (
-        "note: the rows have several settings (1 with {1}; 1 with {2}), which a CSV does not tell apart. --settings "
-        "chooses one, --latest the current row of each image."
+        "note: the rows have several settings (1 with {1}; 1 with {2}), which a CSV file does not distinguish. "
+        "--settings chooses one, --latest the current row of each image."
     )
     main(["--table", table, "--latest", "--out", str(tmp_path / "current.csv")])
     main(["--table", table, "--out", str(tmp_path / "all.jsonl")])  # has the column

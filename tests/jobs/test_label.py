@@ -130,7 +130,7 @@ def test_every_option_arrives(asked: list[LabelConfig]) -> None:
         ("--max-error-rate 5", "argument --max-error-rate: 5 is not in 0..1"),
         ("--classes cat=7", "argument --classes: 7 is not in 0..1"),
         ("--device tpu", "argument --device: invalid choice: 'tpu' (choose from 'auto', 'cpu', 'cuda')"),
-        ("--run-id ../other", "run id: '../other' cannot name a folder"),
+        ("--run-id ../other", "run id: '../other' is not a valid folder name"),
         ("--keep uri", "keep: 'uri' is a column of the detection table itself"),
         ("--max-cost 5", "max cost: give --price-per-hour, the price of one node for an hour, too."),
         ("--no-such-option", "--no-such-option is not an option"),
@@ -184,8 +184,8 @@ def test_a_table_that_is_no_basis_for_ap_is_told_how_to_make_one() -> None:
 
 def test_whoever_labels_again_is_told_that_images_have_several_rows() -> None:
     hint = (
-        "note:   images that had rows with other settings have several now. The query counts the newest of each, as "
-        "ray-detr export --latest copies them"
+        "note:   images that had rows with other settings have several rows now. The query counts the newest row of "
+        "each image, which is also what ray-detr export --latest copies"
     )
 
     assert report(SUMMARY, 0.0, relabel=True).splitlines()[-1] == hint
@@ -199,8 +199,8 @@ def test_the_model_of_the_package_says_what_it_knows(
 
     printed = capfd.readouterr()
     assert printed.err.splitlines()[0] == (
-        "note: the model scenes knows six drawn shapes only (disc, square, triangle, star, ring and cross). For "
-        "photographs give another, such as --model facebook/detr-resnet-50"
+        "note: the model scenes detects only six drawn shapes (disc, square, triangle, star, ring and cross). "
+        "For photographs, give another model, such as --model facebook/detr-resnet-50"
     )
     assert json.loads(printed.out)
 
@@ -236,7 +236,7 @@ def test_a_report_of_the_run_is_written_after_the_result(
 def test_too_many_errors_are_reported_after_the_result(
     asked: list[LabelConfig], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(BudgetExceeded, match=r"^41 of 1,204,113 images have errors: a share of 3\.4e-05, where --max-"):
+    with pytest.raises(BudgetExceeded, match=r"^41 of 1,204,113 images have errors: a share of 3\.4e-05, but --max-"):
         main([*NEEDED, "--max-error-rate", "0"])
 
     assert capfd.readouterr().out.startswith("done: ")
@@ -306,6 +306,7 @@ def test_nothing_to_do_is_success_in_one_line() -> None:
 
     labelled = "all 1,204,113 images have rows of scenes@0123456789ab already"
     assert report(summary) == f"nothing to do: {labelled}"
+    assert report(summary, any_model=True) == "nothing to do: all 1,204,113 images have rows already"
     left_out = {"not modified since": 1_200, ".json": 2}
     assert report(replace(summary, skipped=left_out)) == (
         f"nothing to do: {labelled}; left out: not modified since 1,200, .json 2"

@@ -147,7 +147,10 @@ def test_a_recipe_is_a_preset_with_what_the_line_changes(asked: Callable[..., Tr
     ("line", "sentence"),
     [
         (["--finetune", "scenes", "--network", "scenes"], "give exactly one"),
-        (["--finetune", "scenes", "--num-queries", "50"], "queries: a model that is fine-tuned has its own"),
+        (
+            ["--finetune", "scenes", "--num-queries", "50"],
+            "queries: omit them with --finetune, whose model has its own",
+        ),
         (["--finetune", "scenes", "--backbone-weights", "resnet50"], "has its own"),
         (["--network", "resnet"], "network: 'resnet' is not one of detr-resnet-50"),
         (["--network", "scenes"], "freeze backbone: scenes has trainable norms"),

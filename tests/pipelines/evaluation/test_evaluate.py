@@ -27,6 +27,7 @@ GOLDEN = Path(__file__).parents[2] / "golden"
 Found = tuple[int, float, list[float]]  # category id, score, box as corners
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
+NAMES = {3: "cat", 7: "dog"}
 CAT_BOX, DOG_BOX = [10.0, 10.0, 50.0, 50.0], [0.0, 0.0, 200.0, 100.0]
 CAT: Found = (3, 0.9, CAT_BOX)
 DOG: Found = (7, 0.8, DOG_BOX)
@@ -64,7 +65,7 @@ def write_annotations(path: Path, boxes: Mapping[str, tuple[int, list[float]]]) 
 
 def labelled(uri: str, *found: Found, height: int = 240, width: int = 320) -> Row:
     detected = Detected(
-        [one[0] for one in found], ["cat" if one[0] == 3 else "dog" for one in found],
+        [one[0] for one in found], [NAMES.get(one[0], "undeclared") for one in found],
         [one[1] for one in found], [one[2] for one in found],
     )  # fmt: skip
     return Row(uri, height=height, width=width, detections=detected)

@@ -158,7 +158,7 @@ def test_a_kept_column_of_two_types_is_reported(table: str, tmp_path: Path) -> N
     publish(table, "run-3", [Row("c", detections=DOG, kept=(7,))], number)
 
     with pytest.raises(
-        RayDetrError, match=r"run-3/00000\.parquet has the column station as int64, and files before it as"
+        RayDetrError, match=r"run-3/00000\.parquet has the column station as int64, but earlier files have it as"
     ):
         export(ExportConfig(table, str(tmp_path / "out.parquet")))
     export(ExportConfig(table, str(tmp_path / "out.csv")))  # which has no kept columns
@@ -193,7 +193,7 @@ def test_files_of_a_folder_have_as_many_images_as_were_asked_for(
 def test_a_value_without_a_form_in_json_is_reported(table: str, tmp_path: Path) -> None:
     publish(table, "run-3", [Row("c", detections=DOG, kept=(b"x",))], pa.schema([("key", pa.binary())]))
 
-    with pytest.raises(RayDetrError, match=r"the row of c holds a value that JSON has no form for \(a bytes\)"):
+    with pytest.raises(RayDetrError, match=r"the row of c contains a value that JSON cannot represent \(a bytes\)"):
         export(ExportConfig(table, str(tmp_path / "out.jsonl")))
 
 
@@ -217,7 +217,7 @@ def test_a_place_without_a_table_and_a_foreign_file_are_reported(table: str, tmp
             {},
             "may be one of several formats. Choose one with --to: coco-dataset, labelstudio, megadetector",
         ),
-        ("out.json", {"format": "yolo"}, r"yolo is a folder of files, and out\.json is named as a file"),
+        ("out.json", {"format": "yolo"}, r"yolo is a folder of files, but out\.json is the name of a file"),
         ("out.csv", {"file_images": 5}, "one file holds all images. Name a folder"),
     ],
 )
@@ -228,7 +228,9 @@ def test_what_cannot_be_written_is_refused(out: str, options: dict[str, object],
 
 @pytest.mark.parametrize("out", ["t.tsv", "exports/t.xlsx", "t.parquet.zst", "s3://lake/t.csv.gz"])
 def test_a_file_of_another_kind_is_refused_and_does_not_become_a_folder(out: str) -> None:
-    with pytest.raises(ValueError, match=r"would be a folder, but ends as a file does, and files end in \.csv or "):
+    with pytest.raises(
+        ValueError, match=r"would be a folder, but has the suffix of a file, and the suffixes of files are \.csv or "
+    ):
         ExportConfig("table", out)
 
 

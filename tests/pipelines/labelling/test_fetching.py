@@ -149,7 +149,7 @@ def test_an_image_that_keeps_failing_while_others_are_read_is_a_row(lake: Lake, 
 
 def test_a_login_that_ends_stops_at_once(lake: Lake, fetcher: Fetcher, clock: Clock) -> None:
     read_one(lake, fetcher)
-    lake.failures = {"a.jpg": Misconfigured("the credentials are refused (400 ExpiredToken).")}
+    lake.failures = {"a.jpg": Misconfigured("the credentials are rejected (400 ExpiredToken).")}
 
     with pytest.raises(LakeUnreadable, match="ExpiredToken"):
         fetcher.fetch(lake.put("a.jpg", b"picture"))

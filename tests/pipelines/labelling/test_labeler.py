@@ -391,7 +391,9 @@ def test_when_all_of_a_shard_is_refused_it_is_not_the_images(
     label = labeler(table, lake, detector, [objects]).label
 
     if is_stopped:
-        with pytest.raises(LakeUnreadable, match=r"all 4 images of a shard are refused; the first: 0.jpg is refused"):
+        with pytest.raises(
+            LakeUnreadable, match=r"access to all 4 images of a shard is denied; the first error: 0.jpg is refused"
+        ):
             label(0)
         assert list(table.list()) == []
     else:

@@ -78,6 +78,31 @@ def test_the_figures_are_those_of_the_evaluation(annotated: tuple[str, str], tmp
     assert f"<dd>{summary.AP:.3f}</dd>" in (tmp_path / "r.html").read_text()
 
 
+def test_classes_are_matched_as_the_evaluation_does(annotated: tuple[str, str], tmp_path: Path) -> None:
+    table, annotations = annotated
+    coco = json.loads(Path(annotations).read_text())
+    moved = {DOG: 1, CAT: 2}
+    coco["categories"] = [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}, {"id": DOG, "name": "cow"}]
+    for annotation in coco["annotations"]:
+        annotation["category_id"] = moved[annotation["category_id"]]
+    before = write_report(ReportConfig(table, tmp_path / "before.html", annotations=annotations)).AP
+    Path(annotations).write_text(json.dumps(coco))
+
+    with pytest.raises(UsageError, match="the class 'dog' has the number 18 in the table and 1 in the annotations"):
+        write_report(ReportConfig(table, tmp_path / "r.html", annotations=annotations))
+    by_name = ReportConfig(table, tmp_path / "r.html", annotations=annotations, match_classes="name")
+    assert before == write_report(by_name).AP
+    by_number = ReportConfig(table, tmp_path / "n.html", annotations=annotations, match_classes="number")
+    assert write_report(by_number).AP == 0
+    assert "18 is &#39;dog&#39; in the table and &#39;cow&#39; in the annotations" in (tmp_path / "n.html").read_text()
+
+
+def test_the_classes_that_only_annotations_have_are_not_counted(annotated: tuple[str, str], tmp_path: Path) -> None:
+    write_report(ReportConfig(annotated[0], tmp_path / "r.html", annotations=annotated[1]))
+
+    assert "<dt>classes</dt><dd>1</dd>" in (tmp_path / "r.html").read_text()
+
+
 def test_where_nothing_reaches_the_threshold_all_is_missed(annotated: tuple[str, str], tmp_path: Path) -> None:
     write_report(ReportConfig(annotated[0], tmp_path / "r.html", annotations=annotated[1], threshold=0.95))
 

@@ -222,7 +222,9 @@ def test_a_damaged_picture_or_one_of_another_size_stops_the_training(store: Stor
 
     with pytest.raises(RayDetrError, match=r"image 70 \(70\.jpg\) cannot be decoded: .*--no-decode-check"):
         decode_training_image(replace(found, data=found.data[:50]))
-    with pytest.raises(RayDetrError, match=r"has 12 x 8 pixels \(width x height\), and its boxes are of 12 x 9"):
+    with pytest.raises(
+        RayDetrError, match=r"has 12 x 8 pixels \(width x height\), but its boxes were drawn for 12 x 9"
+    ):
         decode_training_image(replace(found, height=9))
 
 

@@ -24,7 +24,7 @@ def test_a_bucket_is_opened_under_its_own_name(uri: str) -> None:
     ("uri", "words"),
     [
         ("az://container/lake", "az://container cannot be opened: Account must be specified. Set AZURE_STORAGE_ACC"),
-        ("s3:///lake", "a bucket is missing"),
+        ("s3:///lake", "the name of a bucket is missing"),
     ],
 )
 def test_what_is_missing_is_reported_at_opening(uri: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:

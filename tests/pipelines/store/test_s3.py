@@ -336,10 +336,10 @@ def test_an_answer_becomes_the_error_that_says_what_to_do(moto: S3Server, betwee
         (proxy.s3_error(404, "NoSuchKey"), NotFound, "no such object"),
         (proxy.s3_error(404, "NoSuchBucket"), Misconfigured, "no such bucket"),
         (proxy.s3_error(403, "AccessDenied"), Denied, "s3:GetObject"),
-        (proxy.s3_error(403, "SignatureDoesNotMatch"), Misconfigured, "credentials are refused"),
+        (proxy.s3_error(403, "SignatureDoesNotMatch"), Misconfigured, "credentials are rejected"),
         (proxy.s3_error(403, "InvalidObjectState"), Archived, "Restore"),
         (proxy.s3_error(400, "ExpiredToken"), Misconfigured, "log in again"),
-        (proxy.s3_error(503, "SlowDown"), Throttled, "fewer requests"),
+        (proxy.s3_error(503, "SlowDown"), Throttled, "throttles requests"),
         (proxy.s3_error(500, "InternalError"), StoreDown, "busy"),
     ]:
         proxy.always = answer
@@ -413,7 +413,7 @@ def test_a_redirect_is_another_region(moto: S3Server, between: Start) -> None:
     [
         (403, "AccessDenied", "s3:ListBucket"),
         (404, "NoSuchBucket", "no such bucket"),
-        (403, "InvalidAccessKeyId", "refused"),
+        (403, "InvalidAccessKeyId", "rejected"),
     ],
 )
 @pytest.mark.parametrize("via", ["auto", "fsspec"])
@@ -473,7 +473,7 @@ def test_wrong_credentials_are_misconfigured_and_stay_secret(
     store = open_store(uri, s3.options(via=via))
 
     for ask in (lambda: store.get("k"), lambda: list(store.list()), lambda: store.put("k", b"", create=True)):
-        with pytest.raises(Misconfigured, match="credentials are refused") as raised:
+        with pytest.raises(Misconfigured, match="credentials are rejected") as raised:
             ask()
         assert value not in str(raised.value)
 

@@ -180,7 +180,7 @@ def test_the_web_is_neither_listed_nor_written(web: str) -> None:
 
     with pytest.raises(Misconfigured, match="list of URIs"):
         store.list()
-    with pytest.raises(Misconfigured, match="only read"):
+    with pytest.raises(Misconfigured, match="can only be read"):
         store.put("k", b"1", create=True)
-    with pytest.raises(Misconfigured, match="only read"):
+    with pytest.raises(Misconfigured, match="can only be read"):
         store.delete("k")

@@ -147,7 +147,11 @@ def test_training_at_the_model_s_own_sizes_is_said() -> None:
 @pytest.mark.parametrize(
     ("scales", "network", "message"),
     [
-        ((480, 800), SCENES_CONFIG, "of 480 to 800 pixels, but the model is used at 192, where it may find less"),
+        (
+            (480, 800),
+            SCENES_CONFIG,
+            "of 480 to 800 pixels, but the model is used at 192, where it may find fewer objects",
+        ),
         (
             (480, 800),
             SCENES_CONFIG,

@@ -552,7 +552,7 @@ def test_a_damaged_position_of_the_right_size_is_reported(files: dict[str, bytes
     [
         ("model.safetensors", b"short", "model.safetensors is damaged: its contents have changed since it was written"),
         ("training.json", b"{}", "training.json is damaged: its contents have changed since it was written"),
-        ("training.safetensors", None, "training.safetensors is missing: it was removed by something else"),
+        ("training.safetensors", None, "training.safetensors is missing: another program removed it"),
     ],
 )
 def test_a_checkpoint_that_was_meddled_with_stops_the_run(
