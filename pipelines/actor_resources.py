@@ -1,6 +1,7 @@
 """Number and resources of actors on the connected Ray cluster, and waiting until they fit."""
 
 import math
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -165,6 +166,21 @@ def count_nodes_for(cpus: float, gpus: float, *, most: int) -> int | None:
         return min(most, sum(_room([node], cpus, gpus) > 0 for node in node_resources()))
     except (RayError, RuntimeError):
         return None
+
+
+def count_nodes_while_waiting(most: int | None, *, device: str, own: ActorShare) -> int | None:
+    """Return the same before a pool is chosen, for actors with the resources that they would get on the current nodes.
+
+    Args:
+        most: as in `choose_pool`.
+        device: as in `choose_pool`.
+        own: as in `choose_pool`.
+    """
+    try:
+        cpus, gpus = _actor_needs(node_resources(), device=device, own=own)
+    except (RayError, RuntimeError):
+        return None
+    return count_nodes_for(cpus, gpus, most=sys.maxsize if most is None else most)
 
 
 def _room(nodes: Sequence[Mapping[str, float]], cpus: float, gpus: float) -> int:

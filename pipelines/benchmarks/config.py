@@ -99,7 +99,9 @@ class BenchConfig:
         "model: detect is from uint8 pixels to detections, forward is the network alone", default=("detect",)
     )
     compiled: bool = option("model: also measure compiled networks (forward)", default=False, flag="--compile")
-    threads: int = option("threads of each candidate", default=1, metavar="N", at_least=1)
+    threads: int = option(
+        "threads of each candidate; label: ours gets them as --cpus-per-actor", default=1, metavar="N", at_least=1
+    )
     count: tuple[int, ...] | None = option(
         "number of images; label and evaluate take two, to compute the fixed and the marginal cost",
         default=None, metavar="N", at_least=1,
@@ -115,7 +117,10 @@ class BenchConfig:
     )  # fmt: skip
     shorter: int = option("pixels of the shorter side after resizing", default=800, metavar="N", at_least=1)
     seconds: float = option("shortest time to measure in the steady state", default=1.0, metavar="N", at_least=0)
-    actors: str | None = option("label, start: --actors of the command (its default)", default=None, metavar="MIN:MAX")
+    actors: str | None = option(
+        "label, start: --actors of the command (label: 1, as a peer has one; start: its default)",
+        default=None, metavar="MIN:MAX",
+    )  # fmt: skip
     detections: int = option("evaluate: detections in each image", default=100, metavar="N", at_least=1)
     price_per_hour: float | None = option(
         "price of this machine; adds the cost of a million images", default=None, metavar="USD", above=0

@@ -263,8 +263,7 @@ class LabelConfig(PlanConfig):
         least, most = 1 if self.actors[0] is None else self.actors[0], self.actors[1]
         if least < 1 or (most is not None and most < least):
             raise ValueError(f"actors: {least}:{most} is not a range of at least 1 actor")
-        if self.gpus_per_actor is not None and self.gpus_per_actor > 1 and self.gpus_per_actor % 1:
-            raise ValueError(f"gpus per actor: {self.gpus_per_actor:g} is neither a share below 1 nor a whole number")
+        check_gpus_per_actor(self.gpus_per_actor)
 
     def resume_identity(self) -> dict[str, object]:
         """Return the options that determine the rows, for the run's record. A resumed run must have the same.
@@ -285,3 +284,13 @@ class LabelConfig(PlanConfig):
             **({} if self.image_column is None else {"image_column": self.image_column}),
             **({} if self.modified_since is None else {"modified_since": self.modified_since.isoformat()}),
         }
+
+
+def check_gpus_per_actor(gpus: float | None) -> None:
+    """Refuse a number of GPUs that Ray cannot give to one actor.
+
+    Raises:
+        ValueError: it is above 1 and not whole.
+    """
+    if gpus is not None and gpus > 1 and gpus % 1:
+        raise ValueError(f"gpus per actor: {gpus:g} is neither a share below 1 nor a whole number")

@@ -187,12 +187,12 @@ class RayRunner:
 
     def close(self) -> None:
         """Disconnect, and end a local Ray and all actors; wait for a connection in progress, but not for nodes."""
-        self._meter.count_nodes(None)  # Ray would start again if its nodes were queried after its end
         self._is_given_up.set()
         with self._lock:
             connecting = self._connecting
         if connecting is not None:
             connecting.exception()  # waits
+        self._meter.count_nodes(None)  # Ray would start again if its nodes were queried after its end
         try:
             self._session.close()
         finally:
@@ -225,22 +225,24 @@ class RayRunner:
         self._is_closed.wait()
 
     def _connection(self) -> _Connection:
-        from pipelines.actor_resources import ActorShare, count_nodes_for, wait_for_pool
+        from pipelines.actor_resources import ActorShare, count_nodes_for, count_nodes_while_waiting, wait_for_pool
         from pipelines.cluster import connected, refuse_local
         from pipelines.doctor.at_start import check_at_start
 
-        self._session.enter_context(connected(verbose=self._actors.verbose))
+        actors, own = self._actors, ActorShare(self._actors.cpus, self._actors.gpus)
+        self._session.enter_context(connected(verbose=actors.verbose))
+        self._meter.count_nodes(lambda: count_nodes_while_waiting(actors.most, device=actors.device, own=own))
         check_at_start()
         refuse_local(self._own_disks, are_shared=False)
         try:
             pool = wait_for_pool(
-                self._actors.least,
-                self._actors.most,
-                device=self._actors.device,
-                minutes=self._actors.node_minutes,
+                actors.least,
+                actors.most,
+                device=actors.device,
+                minutes=actors.node_minutes,
                 on_wait=lambda: self._show(Progress("waiting for nodes")),
                 is_given_up=self._is_given_up,
-                own=ActorShare(self._actors.cpus, self._actors.gpus),
+                own=own,
             )
         except RayDetrError as stopped:
             if self._meter.reached.is_set():
