@@ -8,12 +8,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
+import botocore.exceptions
 import fsspec
 import fsspec.asyn
 import s3fs
 
 from pipelines.store.aws import S3Access, client_config
-from pipelines.store.boto_s3 import BotoS3, botocore_answer, plain_etag
+from pipelines.store.boto_s3 import BotoS3, botocore_answer, plain_etag, refused_request
 from pipelines.store.interface import (
     AlreadyExists,
     Blob,
@@ -37,6 +38,9 @@ _Result = TypeVar("_Result")
 # Names of the time of the last write in fsspec's file systems; for objects it is the creation time.
 _TIMES = ("LastModified", "last_modified", "mtime", "updated", "created")
 
+# Names of the status in errors of HTTP clients.
+_STATUS = ("status", "code")
+
 
 class FsspecStore:
     """The files of an fsspec file system below a folder."""
@@ -56,6 +60,10 @@ class FsspecStore:
     def head(self, key: str) -> StoreEntry:
         """Return the entry of a key, as a listing has it."""
         info = self._call("read", key, lambda: self._files.info(self._base + key))
+        if info.get("type") == "directory":
+            raise NotFound(
+                f"{self.uri}/{key} is not a file: name files, or the folder they are in with a slash at its end"
+            )
         return StoreEntry(key, info.get("size"), _etag(info), modified=_modified(info))
 
     def get(self, key: str, *, most_bytes: int | None = None) -> Blob:
@@ -270,14 +278,15 @@ def _explained(error: Exception, action: Action, uri: str) -> StoreError:
     answer = botocore_answer(_response(error))
     if answer.status or answer.code:
         return store_error(answer, action, uri)
+    if isinstance(error, botocore.exceptions.ParamValidationError):
+        return refused_request(action, uri)
     if isinstance(error, NotImplementedError):
         return Misconfigured(f"{uri}: this kind of store cannot do that ({action}). Use s3, gs, az or a folder.")
     if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
         return NotFound(f"{uri}: no such object.")
     if isinstance(error, FileExistsError):
         return AlreadyExists(f"{uri} exists already.")
-    status = 403 if isinstance(error, PermissionError) else getattr(error, "status", getattr(error, "code", None))
-    return store_error(Answer(status if isinstance(status, int) else None, words=type(error).__name__), action, uri)
+    return store_error(Answer(_status(error), words=type(error).__name__), action, uri)
 
 
 def _response(error: BaseException) -> dict[str, Any]:
@@ -287,3 +296,13 @@ def _response(error: BaseException) -> dict[str, Any]:
         if isinstance(response, dict):
             return response
     return {}
+
+
+def _status(error: BaseException) -> int | None:
+    """Return the HTTP status that an error or its cause has, by itself or in the response of requests or httpx."""
+    for candidate in (error, error.__cause__):
+        response = getattr(candidate, "response", None)
+        for status in (getattr(response, "status_code", None), *(getattr(candidate, name, None) for name in _STATUS)):
+            if isinstance(status, int):
+                return status
+    return 403 if isinstance(error, PermissionError) else None

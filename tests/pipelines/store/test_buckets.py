@@ -34,6 +34,17 @@ def test_what_is_missing_is_reported_at_opening(uri: str, words: str, monkeypatc
         open_store(uri, ANONYMOUS)
 
 
+def test_the_account_is_asked_for_only_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "s3cret!!")
+
+    with pytest.raises(Misconfigured, match=r"^az://container cannot be opened: Invalid Access Key") as raised:
+        open_store("az://container/lake", StoreOptions(retry_seconds=0.0))
+
+    assert "AZURE_STORAGE_ACCOUNT_NAME" not in str(raised.value)
+    assert "s3cret" not in str(raised.value)
+
+
 def test_a_name_that_the_only_client_cannot_take_is_not_found() -> None:
     store = ObstoreStore(MemoryStore(), "gs://bucket", "", slow=None, retry_seconds=0.0)
 
