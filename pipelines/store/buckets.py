@@ -19,19 +19,13 @@ from pipelines.store.uris import without_secrets
 
 # Also of servers with looser rules than Amazon's, such as Ceph with its tenants; clients panic with blanks and others
 _BUCKET = re.compile(r"arn:[!-;=?-_a-z|~]+|[a-zA-Z0-9._:$-]{1,255}")
+_BAD_ADDRESS = ("recognise URL", "known pattern", "domain", "host")
 _QUOTED = re.compile(r"\"[^\"]*\"|`[^`]*`|'[^']*'")
 
 
 def open_s3(root: str, options: StoreOptions) -> Callable[[str], Store]:
     """Return a function that opens the store of a folder of an S3 bucket."""
-    name = root.partition("://")[2]
-    if not name:
-        raise Misconfigured(f"{root}: a bucket is missing, as in s3://bucket/folder/")
-    if not _BUCKET.fullmatch(name):
-        raise Misconfigured(
-            f"{without_secrets(root)!r} is not a bucket: names of buckets have letters, digits, dots, hyphens and "
-            "underscores only."
-        )
+    name = check_bucket(root)
     access = s3_access(options)
     slow = BotoS3(name, access, options.retry_seconds)
     if options.via == "fsspec":
@@ -48,6 +42,39 @@ def open_s3(root: str, options: StoreOptions) -> Callable[[str], Store]:
         reads_once=options.reads_once,
         patient=opened,
     )
+
+
+def check_bucket(root: str) -> str:
+    """Return the name of the bucket in the root of an S3 store.
+
+    Raises:
+        Misconfigured: it is missing, or cannot be the name of a bucket.
+    """
+    name = root.partition("://")[2]
+    if not name:
+        raise Misconfigured(f"{root}: a bucket is missing, as in s3://bucket/folder/")
+    if not _BUCKET.fullmatch(name):
+        raise Misconfigured(
+            f"{without_secrets(root)!r} is not a bucket: names of buckets have letters, digits, dots, hyphens and "
+            "underscores only."
+        )
+    return name
+
+
+def check_container(root: str) -> None:
+    """Check the address of a Google bucket or an Azure container, without its credentials.
+
+    Raises:
+        Misconfigured: obstore does not accept the address.
+    """
+    try:
+        _native_cloud(root, StoreOptions(anonymous=True), REQUEST_SECONDS)
+    except (BaseError, ValueError) as error:
+        reason = _reason(error)
+    else:
+        return
+    if any(words in reason for words in _BAD_ADDRESS):  # not if credentials are missing, which other machines may have
+        raise Misconfigured(f"{without_secrets(root)} cannot be opened: {reason}.")
 
 
 def open_cloud(root: str, options: StoreOptions) -> Callable[[str], Store]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -11,6 +13,7 @@ from typing import Any, TypeVar
 import botocore.exceptions
 import fsspec
 import fsspec.asyn
+import fsspec.config
 import s3fs
 
 from pipelines.store.aws import S3Access, client_config
@@ -224,17 +227,43 @@ def _file_system(root: str, options: StoreOptions) -> Any:
     settings: dict[str, Any] = {"use_listings_cache": False}
     if options.anonymous:
         settings |= {"token": "anon"} if scheme in ("gs", "gcs") else {"anon": True}
-    try:
+    check_file_system(root)
+    with _opening(root):
         return fsspec.core.url_to_fs(root + "/", **settings)[0]
+
+
+def check_file_system(root: str) -> None:
+    """Check that fsspec knows the kind of a store, and that its address has what is necessary. Makes no request.
+
+    Raises:
+        Misconfigured: it does not.
+    """
+    with _opening(root):
+        kind = fsspec.get_filesystem_class(scheme_of(root))
+        found = kind._get_kwargs_from_urls(root + "/")  # noqa: SLF001 - fsspec's way from URIs to settings
+        inspect.signature(kind.__init__).bind(None, **fsspec.config.apply_config(kind, found))
+
+
+@contextmanager
+def _opening(root: str) -> Iterator[None]:
+    """Convert the errors of opening a store; those of its library may contain passwords."""
+    scheme, name = scheme_of(root), without_secrets(root)
+    try:
+        yield
     except ImportError as error:
-        raise Misconfigured(f"{without_secrets(root)}: {scheme}:// needs another package. {error}") from error
+        raise Misconfigured(f"{name}: {scheme}:// needs another package. {error}") from error
     except ValueError as error:
         raise Misconfigured(
-            f"{without_secrets(root)}: {scheme}:// is not a known kind of store. Use s3, gs, az, https, a path, or a "
-            "protocol of fsspec."
+            f"{name}: {scheme}:// is not a known kind of store. Use s3, gs, az, https, a path, or a protocol of fsspec."
         ) from error
     except OSError as error:  # some connect immediately
-        failure = store_error(Answer(words=type(error).__name__), "read", without_secrets(root))
+        failure = store_error(Answer(words=type(error).__name__), "read", name)
+    except Exception as error:  # noqa: BLE001 - each file system checks addresses in its own way, often not at all
+        failure = Misconfigured(
+            f"{name}/ is not a complete address of a {scheme}:// store ({type(error).__name__}). Check it."
+        )
+    else:
+        return
     raise failure
 
 

@@ -24,7 +24,7 @@ from pipelines.store.interface import (
     refuse_changed,
     refuse_larger,
 )
-from pipelines.store.uris import LOCAL_ROOT
+from pipelines.store.uris import LOCAL_ROOT, is_utf8
 from pipelines.store.walk import Child, walk
 
 logger = logging.getLogger(__name__)
@@ -195,7 +195,7 @@ class LocalStore:
 def _child(entry: os.DirEntry[str]) -> Child | None:
     if entry.name.startswith(_UNFINISHED):
         return None
-    if not entry.name.isprintable() and not _is_utf8(entry.name):
+    if not entry.name.isprintable() and not is_utf8(entry.name):
         logger.warning("left out %r: its name is not UTF-8, so a table cannot store it; rename it", entry.path)
         return Child("", is_folder=False, unnameable=1)
     try:
@@ -212,14 +212,6 @@ def _child(entry: os.DirEntry[str]) -> Child | None:
     if not stat.S_ISREG(status.st_mode):
         return None  # pipes, sockets, devices
     return Child(entry.name, is_folder=False, size=status.st_size, etag=_etag(status), modified=status.st_mtime)
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:  # os.scandir represents invalid bytes by lone surrogates
-        return False
-    return True
 
 
 def _leads_up(link: str) -> bool:

@@ -298,6 +298,40 @@ def test_names_that_are_not_utf8_are_left_out_and_counted(tmp_path: Path) -> Non
     assert [item.uri for item in stream.after(f"file://{tmp_path}/a/1.jpg")] == [f"file://{tmp_path}/b/2.jpg"]
 
 
+def test_a_folder_whose_own_name_is_not_utf8_is_refused_before_anything_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    (folder / "day").mkdir(parents=True)
+    (folder / "day/a.jpg").write_bytes(b"1")
+
+    for source in (f"{folder}/", f"{folder}/day", f"{folder}/day/a.jpg", f"{folder}/**/*.jpg"):
+        with pytest.raises(RayDetrError, match=r"images: the path '.*caf\\udce9.* is not UTF-8"):
+            list_objects([source])
+    monkeypatch.chdir(folder)
+    with pytest.raises(RayDetrError, match=r"images: the path 'day' is not UTF-8"):
+        list_objects(["day"])
+
+
+@pytest.mark.parametrize("name", ["photos", "photos.v1", "photos [2024]"])
+def test_an_empty_object_beside_a_folder_of_its_name_does_not_hide_the_folder(name: str) -> None:
+    stores = lake(f"{name}/a.jpg")
+    stores["s3://lake"].put(name, b"")
+
+    assert uris(listed(stores, f"s3://lake/{name}")) == [f"s3://lake/{name}/a.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "beside"),
+    [("a.jpg", b"", "a.jpg/b.jpg"), ("scan", b"\xff\xd8", "scan/b.jpg"), ("scan", b"", "scans/b.jpg")],
+)
+def test_an_object_that_may_be_an_image_is_labelled_beside_a_folder(name: str, data: bytes, beside: str) -> None:
+    stores = lake(beside)
+    stores["s3://lake"].put(name, data)
+
+    assert uris(listed(stores, f"s3://lake/{name}")) == [f"s3://lake/{name}"]
+
+
 def test_names_above_the_given_folder_do_not_count_as_hidden() -> None:
     assert len(uris(listed(lake("_data/.cache/a.jpg", "_data/.cache/b"), "s3://lake/_data/.cache/"))) == 2
     assert len(uris(listed(lake(".cache/a.jpg", ".cache/.b.jpg"), "s3://lake/.cache/*.jpg"))) == 1

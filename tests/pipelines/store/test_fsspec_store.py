@@ -115,6 +115,12 @@ def test_an_unknown_kind_of_store_is_reported_at_opening() -> None:
         open_store("carrier-pigeon://coop/x.jpg")
 
 
+@pytest.mark.parametrize("uri", ["ftp:///a.jpg", "github://a.jpg"])
+def test_an_address_that_is_not_complete_is_reported_at_opening(uri: str) -> None:
+    with pytest.raises(Misconfigured, match="is not a complete address of a"):
+        open_store(uri, StoreOptions(retry_seconds=0.0))
+
+
 def test_a_package_that_is_missing_is_named() -> None:
     with pytest.raises(Misconfigured, match=r"gs:// needs another package.*gcsfs"):
         open_store("gs://bucket", StoreOptions(via="fsspec"))
