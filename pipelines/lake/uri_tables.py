@@ -98,7 +98,7 @@ def read_uri_table(store: Store, key: str, *, keep: Sequence[str] = ()) -> UriTa
     if file_name.endswith(PARQUET_SUFFIX):
         parsed, uri_column, names = _read_parquet(store, key, name, keep)
     else:
-        parsed = read_list(store.get(key).data, file_name, name)
+        parsed = read_list(store.get(key).data, file_name, name, keep)
         names = tuple(_column_names(parsed.table, name))
         uri_column = _uri_column(parsed.table, name, is_header_certain=parsed.is_header_certain)
     table = parsed.table
