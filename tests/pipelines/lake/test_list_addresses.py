@@ -78,7 +78,7 @@ def test_a_secret_behind_any_separator_is_refused_and_not_shown(written: str) ->
         ("foo://x/a.jpg", r"foo:// is not a known kind of store"),
         ("ftp:///a.jpg", r"ftp:/// is not a complete address of a ftp:// store"),
         ("github://a.jpg", r"github://a.jpg/ is not a complete address of a github:// store"),
-        ("s3:///a.jpg", r"s3://: a bucket is missing"),
+        ("s3:///a.jpg", r"s3://: .*bucket is missing"),
         ("s3://my bucket/a.jpg", r"'s3://my bucket' is not a bucket"),
         ("gs:///a.jpg", r"gs:// cannot be opened"),
         ("abfss://a.dfs.core.windows.net/b.jpg", r"abfss://a.dfs.core.windows.net cannot be opened"),
