@@ -37,6 +37,8 @@ _PIECE_BYTES = 1024**2
 # ASCII without blanks, control characters and "<>\\^`{|}
 _NOT_IN_ADDRESSES = re.compile(r"[^!#-;=?-\[\]_a-z~]+")
 
+_AUTHORITY = re.compile(r"(?P<scheme>[a-z]+://)(?P<authority>[^/?#]*)", re.IGNORECASE)
+
 
 class WebStore:
     """The files of one server below a folder. Read-only, without listings."""
@@ -158,5 +160,17 @@ class _TooLongError(Exception):
 
 
 def _as_it_stands(url: str) -> yarl.URL:
-    """Return the address with only invalid characters escaped: signatures cover all other characters."""
+    """Return the address with only invalid characters escaped: signatures cover all other characters.
+
+    The name of an international host is written as DNS has it (`xn--...`).
+
+    Raises:
+        ValueError: it is not the name of a host.
+    """
+    found = _AUTHORITY.match(url)
+    if found is not None and not found["authority"].isascii():
+        parsed = yarl.URL(found[0])
+        port = "" if parsed.explicit_port is None else f":{parsed.explicit_port}"
+        user = found["authority"].rpartition("@")[0]
+        url = f"{found['scheme']}{user and user + '@'}{parsed.raw_host}{port}{url[found.end() :]}"
     return yarl.URL(_NOT_IN_ADDRESSES.sub(lambda found: quote(found[0], safe=""), url), encoded=True)

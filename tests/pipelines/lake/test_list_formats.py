@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.errors import RayDetrError
+from pipelines.lake import list_formats
 from pipelines.lake.lake_object import COMMENT, WITHOUT_URI, LakeObject, Skipped
 from pipelines.lake.list_formats import is_comment, looks_like_address
 from pipelines.lake.listing import list_objects
@@ -287,3 +288,69 @@ def test_a_first_line_longer_than_the_head_is_read(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("uri,note\na.jpg," + "x" * 2_000_000 + "\nb.jpg,y\n")
 
     assert len([item for item in list_objects([str(tmp_path / "list.csv")]) if isinstance(item, LakeObject)]) == 2
+
+
+def kept(values: list[str]) -> tuple[str, list[object]]:
+    """The type and the values of a kept column of a CSV list that has these cells."""
+    lake: Store = memory_store("s3://lake")
+    lines = "".join(f"s3://lake/{number:02}.jpg,{value}\n" for number, value in enumerate(values))
+    lake.put("list.csv", f"uri,n\n{lines}".encode())
+    listing = list_objects(["s3://lake/list.csv"], keep=["n"], open_root=lambda _: lake)
+    return str(listing.kept_schema.field("n").type), [item.kept[0] for item in listing if isinstance(item, LakeObject)]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["007", "12"],
+        ["12E3", "1E07"],
+        ["1e5", "2"],
+        ["NA", "NA"],
+        ["null", ""],
+        ["+49", "7"],
+        ["0x1F", "0x20"],
+        ["-0", "1"],
+        ["007.5", "1.5"],
+        ["12345678901234567890", "1"],
+        ["true", "1"],
+        ["fox", "007"],
+    ],
+)
+def test_a_kept_value_that_a_number_would_change_is_text_as_in_the_list(values: list[str]) -> None:
+    assert kept(values) == ("string", values)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "expected"),
+    [
+        (["7", "-12", ""], "int64", [7, -12, None]),
+        (["7", "NA", " 12 "], "int64", [7, None, 12]),
+        (["1.50", "2", "-.5", "3."], "double", [1.5, 2.0, -0.5, 3.0]),
+        (["1e-05", "1.5E10", "2e+16", "inf"], "double", [1e-05, 1.5e10, 2e16, float("inf")]),
+        (["52.520008123456789012", "0.1"], "double", [52.520008123456789012, 0.1]),
+        (["true", "False", "NA"], "bool", [True, False, None]),
+        (["", ""], "string", [None, None]),
+    ],
+)
+def test_kept_numbers_stay_numbers(values: list[str], kind: str, expected: list[object]) -> None:
+    assert kept(values) == (kind, expected)
+
+
+def test_quotes_inside_kept_values_stay_and_those_after_a_space_do_not() -> None:
+    assert kept(['"""a"" and ""b"""', ' "fox"', '"owl"']) == ("string", ['"a" and "b"', "fox", "owl"])
+
+
+def test_a_cell_longer_than_the_limit_of_pythons_reader_is_read() -> None:
+    assert read("list.csv", b'uri,outline\nimages/a.jpg,"' + b"1 " * 80_000 + b'"\n') == [A]
+
+
+def test_a_packed_list_that_would_fill_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(list_formats, "_UNCHECKED_BYTES", 4 << 20)
+    bomb = gzip.compress(b"s3://lake/" + b" " * (5 << 20) + b"1.jpg\n", mtime=0)
+
+    with pytest.raises(RayDetrError, match=r"list\.txt\.gz has [\d,]+ bytes, and more than 4,194,304 when it is unpac"):
+        listed("list.txt.gz", bomb)
+
+
+def test_a_packed_list_of_several_members_is_read_whole() -> None:
+    assert read("list.txt.gz", gzip.compress(b"images/a.jpg\n") + gzip.compress(b"images/b.jpg\n")) == [A, B]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import obstore
 import pytest
 
 from pipelines.store import (
@@ -152,6 +153,34 @@ def test_a_folder_marker_is_left_out_also_where_no_object_has_its_name(server: S
         server.client().put_object(Bucket=uri[5:], Key=key, Body=b"")
 
     assert [entry.key for entry in open_store(uri, server.options()).list()] == ["b/x"]
+
+
+@pytest.mark.parametrize("after", ["", "d00", "d04/_SUCCESS", "d05", "d19/a.jpg"])
+def test_many_empty_objects_and_markers_are_told_apart_without_a_request_for_each(
+    server: S3Server, after: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = server.bucket()
+    keys = [f"d{number:02}/{name}" for number in range(20) for name in ("", "_SUCCESS", "a.jpg")]
+    for key in [*keys, "d07"]:
+        server.client().put_object(Bucket=uri[5:], Key=key, Body=b"1" if key.endswith("jpg") else b"")
+    head, asked = obstore.head, []
+    monkeypatch.setattr(obstore, "head", lambda bucket, path: (asked.append(path), head(bucket, path))[1])
+
+    found = [(entry.key, entry.size) for entry in open_store(uri, server.options()).list(after=after or None)]
+
+    objects = [key for key in keys if not key.endswith("/")]
+    assert found == [(key, int(key.endswith("jpg"))) for key in sorted([*objects, "d07"]) if key > after]
+    assert len(asked) <= 1
+
+
+def test_a_page_with_empty_objects_is_listed_as_others_are(server: S3Server) -> None:
+    uri = server.bucket()
+    for number, size in enumerate([0, 0, 1]):
+        server.client().put_object(Bucket=uri[5:], Key=f"{number}", Body=b"1" * size, StorageClass="GLACIER")
+
+    entries = list(open_store(uri, server.options()).list())
+
+    assert [(entry.key, entry.is_archived) for entry in entries] == [("0", False), ("1", False), ("2", False)]
 
 
 def test_a_leading_slash_is_seen_where_nothing_else_is_odd(server: S3Server) -> None:
