@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from detr.batching import Prepared
-from detr.detectors import DetectorLike
+from detr.detector_like import DetectorLike
 from detr.images.decoding import Header, decode, read_header
 from pipelines.labelling.process_time import DECODE_SECONDS
 

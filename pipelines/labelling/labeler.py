@@ -14,7 +14,7 @@ from operator import itemgetter
 import pyarrow as pa
 
 from detr.batching import Batch, HostBatch, ahead
-from detr.detectors import DetectorLike
+from detr.detector_like import DetectorLike
 from detr.image_stream import BATCHES_AHEAD
 from detr.images.decoding import Header, ImageError
 from detr.launcher import PendingDetections

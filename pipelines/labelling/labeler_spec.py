@@ -20,7 +20,7 @@ from pipelines.process_memory import keep_freed_memory
 from pipelines.store import StoreOptions, open_store
 
 if TYPE_CHECKING:
-    from detr.detectors import DetectorLike
+    from detr.detector_like import DetectorLike
     from detr.precision import Precision
     from detr.tiles import Tiling
     from pipelines.labelling.decoding import ImageDecoder

@@ -20,7 +20,7 @@ from torch import Tensor
 from detr.batching import HostBatch
 from detr.config import BackboneConfig, DetrConfig
 from detr.detector import Detector
-from detr.detectors import DetectorLike
+from detr.detector_like import DetectorLike
 from detr.launcher import PendingDetections
 from detr.model import Detr, DetrOutput
 from pipelines.labelling.decoding import InProcessDecoder
