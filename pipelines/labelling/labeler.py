@@ -11,8 +11,6 @@ from functools import partial
 from itertools import chain, groupby
 from operator import itemgetter
 
-import pyarrow as pa
-
 from detr.batching import Batch, HostBatch, ahead
 from detr.detector_like import DetectorLike
 from detr.image_stream import BATCHES_AHEAD
@@ -23,6 +21,7 @@ from detr.segmentation.masked_detections import MaskedDetections
 from pipelines.clock import Clock, SystemClock
 from pipelines.labelling.decoding import ImageDecoder
 from pipelines.labelling.fetching import FETCH_THREADS, Fetched, Fetcher
+from pipelines.labelling.manifest import read_kept_schema, read_shard
 from pipelines.labelling.member_reading import member_spans, reading_order, row_group_of
 from pipelines.labelling.outcome import ShardReport
 from pipelines.labelling.publish import commit_part
@@ -79,15 +78,13 @@ class Labeler:
         model_id: str,
         threshold: float,
         settings: str,
-        read_shard: Callable[[int], Sequence[LakeObject]],
-        kept_schema: pa.Schema,
         decode_threads: int,
         clock: Clock | None = None,
     ) -> None:
-        """Create a labeler.
+        """Create a labeler, and read which columns of the source the run keeps.
 
         Args:
-            table: the table, for the parts.
+            table: the table with the plan of the run, for the parts.
             fetcher: reads images.
             decoder: decodes and resizes images.
             detector: the model on its device.
@@ -95,14 +92,16 @@ class Labeler:
             model_id: `name@sha256[:12]`, for the rows.
             threshold: for the rows; the detector applies it.
             settings: the settings of the run, for the rows.
-            read_shard: returns the objects of a shard by its number.
-            kept_schema: the kept columns of the source.
             decode_threads: images to decode concurrently.
             clock: the clock, for the rows.
+
+        Raises:
+            RayDetrError: the plan is damaged.
+            StoreError: the table's store refused.
         """
         self._table, self._fetcher, self._decoder, self._detector = table, fetcher, decoder, detector
         self._run_id, self._model_id, self._threshold, self._settings = run_id, model_id, threshold, settings
-        self._read_shard, self._kept_schema = read_shard, kept_schema
+        self._kept_schema = read_kept_schema(table, run_id)
         self._clock = clock or SystemClock()
         self._fetchers = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch")
         self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
@@ -116,10 +115,11 @@ class Labeler:
 
         Raises:
             LakeUnreadable: the images' store is unavailable; nothing was committed.
+            RayDetrError: the plan is damaged.
             StoreError: the table's store refused.
         """
         started, clocked = time.perf_counter(), _Clocked()
-        objects = self._read_shard(shard)
+        objects = read_shard(self._table, self._run_id, shard)
         order = reading_order(objects)
         rows: list[Row] = []
         without: list[Fetched] = []
