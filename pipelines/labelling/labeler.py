@@ -154,7 +154,7 @@ class Labeler:
 
     def _see(self, span: Sequence[LakeObject], clocked: _Clocked) -> list[_Opened]:
         started = time.perf_counter()
-        fetched = self._fetcher.fetch_span(span)
+        fetched = self._fetcher.fetch(span)
         clocked.add("fetch", time.perf_counter() - started)
         return [self._open(one, clocked) for one in fetched]
 
