@@ -36,10 +36,11 @@ UNKNOWN_BYTES = 1024**2  # assumed for an object of unknown size
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """An object of a shard with its bytes and its header, or the error."""
+    """An object of a shard with its bytes, its header and its (height, width) for the network, or the error."""
 
     fetched: Fetched
     header: Header | None = None
+    shape: tuple[int, int] | None = None
     failed: ImageError | None = None
 
 
@@ -163,7 +164,8 @@ class Labeler:
             return _Opened(fetched)
         clocked.add("size_bytes", len(fetched.blob.data))
         try:
-            return _Opened(fetched, self._decoder.read_header(fetched.blob.data))
+            header = self._decoder.read_header(fetched.blob.data)
+            return _Opened(fetched, header, self._detector.target_shape(header.height, header.width))
         except ImageError as error:
             return _Opened(fetched, failed=error)
 
@@ -173,8 +175,8 @@ class Labeler:
         Decoding is a few batches ahead of the network, and the network gets the next batch before the host waits for
         the detections of the current one.
         """
-        readable = [index for index, one in enumerate(seen) if one.header is not None]
-        shapes = [self._detector.target_shape(*_size(seen[index])) for index in readable]
+        readable = [index for index, one in enumerate(seen) if one.shape is not None]
+        shapes = [one.shape for one in seen if one.shape is not None]
         batches = self._detector.batches(shapes)
         failed: dict[int, ImageError] = {}
 
@@ -254,11 +256,6 @@ def _listed_bytes(item: LakeObject) -> int:
 
 def _add(before: int, on_images: Callable[[int], None], images: int) -> None:
     on_images(before + images)
-
-
-def _size(one: _Opened) -> tuple[int, int]:
-    assert one.header is not None
-    return one.header.height, one.header.width
 
 
 def _row(one: _Opened, found: Detections | None, failed: ImageError | None) -> Row:
