@@ -30,7 +30,7 @@ from pipelines.store import (
 )
 
 if TYPE_CHECKING:
-    from detr.detectors import DetectorLike
+    from detr.detector_like import DetectorLike
     from detr.model import Detr
     from detr.precision import Precision
     from detr.tiles import Tiling

@@ -98,32 +98,6 @@ def _drawn(rng: Generator, image: NDArray[np.uint8], shapes: Sequence[Shape]) ->
     )
 
 
-def draw_crowd(
-    seed: int, height: int, width: int, *, shapes: int, diameters: tuple[float, float] = (20.0, 640.0)
-) -> Scene:
-    """Draw a large picture with many small shapes; equal arguments give equal bytes on any machine.
-
-    Args:
-        seed: 0 or more; each gives another picture.
-        height: in pixels, at least 16.
-        width: in pixels, at least 16.
-        shapes: number of shapes to try; those that would hide too much of others are left out.
-        diameters: the smallest and largest nominal diameter in pixels; log-uniform between them.
-
-    Raises:
-        ValueError: a negative seed, or a side under 16 pixels.
-    """
-    if seed < 0 or min(height, width) < 16:
-        raise ValueError(
-            f"cannot draw crowd {seed} of {height} x {width}: give a seed of at least 0 and sides of at least 16 "
-            "pixels."
-        )
-    rng = Generator(PCG64([seed, height, width, shapes]))
-    image = draw_background(rng, height, width)
-    placed = _place(rng, height, width, shapes, diameters, scale=1.0)
-    return _drawn(rng, image, placed)
-
-
 def place_shapes(rng: Generator, height: int, width: int) -> list[Shape]:
     """Choose 1 to 8 shapes, from bottom to top, that are inside the picture and hide little of each other."""
     count = int(rng.integers(1, MOST_SHAPES + 1))

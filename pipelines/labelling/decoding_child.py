@@ -233,7 +233,6 @@ def _read_header(image: int, settings: Settings) -> Mapping[str, Any]:
     try:
         data = os.pread(image, os.fstat(image).st_size, 0)
         header = read_header(data, max_pixels=settings.max_pixels)
-        settings.shape(header.height, header.width)
     except Exception as error:  # noqa: BLE001 - the boundary of a process: it becomes a response
         return _failure(error)
     taken_at = None if header.taken_at is None else header.taken_at.isoformat()

@@ -141,7 +141,7 @@ class DecoderInChild:
             self._supervisors.put(supervisor)
 
     def read_header(self, data: bytes) -> Header:
-        """Return the header of an image that can be decoded and resized.
+        """Return the header of an image that can be decoded.
 
         Raises:
             ImageError: it cannot.

@@ -63,7 +63,7 @@ FOOTER_THREADS: Final = 8
 
 _TRAINING_COLUMNS: Final = [
     *("image_id", "file_name", "height", "width", "image", "upright"),
-    *(f"annotations.list.element.{name}" for name in ("id", "category_id", "area", "iscrowd")),
+    *(f"annotations.list.element.{name}" for name in ("id", "category_id", "iscrowd")),
     "annotations.list.element.bbox.list.element",
 ]
 
@@ -115,9 +115,9 @@ class TrainingImage:
         width: pixels of the same picture.
         data: the encoded file.
         upright: whether decoding applies the EXIF orientation.
-        annotations: in the json's order: `id` (or None), `category_id`, `bbox` (x, y, width, height in pixels), `area`
-            (that of the box if the json has none), `iscrowd` (0 or 1). Annotations without a category or a box of four
-            numbers are omitted; boxes can have any size and position.
+        annotations: in the json's order: `id` (or None), `category_id`, `bbox` (x, y, width, height in pixels) and
+            `iscrowd` (0 or 1). Annotations without a category or a box of four numbers are omitted; boxes can have any
+            size and position.
     """
 
     image_id: int
@@ -291,12 +291,10 @@ def _training_image(row: Json) -> TrainingImage:
 
 
 def _training_annotation(one: Json) -> Mapping[str, Any]:
-    bbox = one["bbox"]
     return {
         "id": one["id"],
         "category_id": one["category_id"],
-        "bbox": bbox,
-        "area": bbox[2] * bbox[3] if one["area"] is None else one["area"],
+        "bbox": one["bbox"],
         "iscrowd": int(one["iscrowd"] or 0),
     }
 

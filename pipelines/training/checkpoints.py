@@ -82,7 +82,7 @@ def write_checkpoint(
 
     Args:
         store: The run's directory.
-        saved: Name, position and metrics of the checkpoint.
+        saved: Name and position of the checkpoint.
         model_files: The model directory, from `detr.checkpoints.checkpoint.dump`.
         training_tensors: Tensors for resuming, on any device; no two share memory.
         trainable_norm: Whether training has trainable norms.

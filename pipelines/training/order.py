@@ -47,10 +47,6 @@ class EpochOrder:
         """Number of steps of the epoch: the largest number of micro-batches of a reader."""
         return max(len(bounds) - 1 for bounds in self.bounds)
 
-    def steps_of(self, reader: int) -> int:
-        """Return the number of micro-batches of a reader, which has none in later steps."""
-        return len(self.bounds[reader]) - 1
-
     def micro_batch(self, reader: int, step: int) -> Places:
         """Return `(n, 2)`, the (row group, row) of a micro-batch's images; empty if the reader has ended."""
         bounds = self.bounds[reader]

@@ -17,7 +17,8 @@ from PIL import Image
 from detr.checkpoints.model_directory import CheckpointError
 from detr.classes import UnknownClass
 from detr.detector import Detector
-from detr.detectors import DetectorLike, load_detector
+from detr.detector_like import DetectorLike
+from detr.detectors import load_detector
 from detr.families import FAMILIES
 from detr.images.results import TooExtreme
 from detr.transformers_detector import TransformersDetector

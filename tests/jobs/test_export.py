@@ -12,12 +12,12 @@ import pytest
 
 from jobs.export import main
 from pipelines.errors import RayDetrError
-from pipelines.exports.current import current_query
+from pipelines.exports.current import CURRENT
 from pipelines.store import open_store
 from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
+from tests.pipelines.exports.documented_query import documented_query
 
 NOTHING = Detected([], (), [], [])
-DOCUMENT = (Path(__file__).parents[2] / "docs" / "table.md").read_text()
 
 
 @pytest.fixture
@@ -99,5 +99,5 @@ def test_what_is_wrong_with_the_world_stops_it(tmp_path: Path) -> None:
 
 
 def test_the_query_of_the_documentation_is_the_one_that_gives_the_same_rows(table: str) -> None:
-    assert " ".join(current_query("TABLE").split()) in " ".join(DOCUMENT.split())
-    assert duckdb.sql(current_query(table)).to_arrow_table().num_rows == 2
+    assert CURRENT in " ".join(documented_query(table).split())
+    assert duckdb.sql(documented_query(table)).to_arrow_table().num_rows == 2

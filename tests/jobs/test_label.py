@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import pipelines.labelling.label
-from jobs.label import duration, main, report
+from jobs.label import duration, main, report, write_shard
 from pipelines.caps import Caps
 from pipelines.errors import BudgetExceeded, CapReached
 from pipelines.labelling.config import LabelConfig
@@ -367,3 +367,33 @@ def test_shards_are_logged_as_json_where_that_is_asked_for(
     said = capsys.readouterr()
     assert '"event": "shard", "run_id": "night", "shard": 3, "images": 64' in said.err
     assert '"shard": 3' not in said.out
+
+
+def test_a_shard_is_one_line_of_json_with_its_figures(capfd: pytest.CaptureFixture[str]) -> None:
+    shard = ShardReport(7, 64, 320, {"truncated": 2}, 1.23456, 0.5, 0.25, 0.125, size_bytes=9_000, requests=65)
+
+    write_shard("night", shard)
+
+    (line,) = capfd.readouterr().err.splitlines()
+    record = json.loads(line)
+    assert record.pop("time").endswith("+00:00")
+    assert record == {
+        "event": "shard",
+        "run_id": "night",
+        "shard": 7,
+        "images": 64,
+        "detections": 320,
+        "errors": {"truncated": 2},
+        "seconds": 1.235,
+        "fetch_seconds": 0.5,
+        "decode_seconds": 0.25,
+        "detect_seconds": 0.125,
+        "changed": 0,
+        "notes": [],
+        "size_bytes": 9_000,
+        "requests": 65,
+        "batched": 0,
+        "places": 0,
+        "pixels": 0,
+        "padded_pixels": 0,
+    }

@@ -13,12 +13,12 @@ import pytest
 
 from pipelines.errors import RayDetrError
 from pipelines.exports.config import ExportConfig
-from pipelines.exports.current import current_query
 from pipelines.exports.export import ExportSummary, export
 from pipelines.labelling.run import RunRequest, begin_run, finish_run, latest_run
 from pipelines.store import open_store
 from pipelines.table.schema import NO_COLUMNS, SCHEMA, Detected, Origin, Row, encode, rows_to_table
 from tests.conftest import S3Server
+from tests.pipelines.exports.documented_query import documented_query
 
 NOW = datetime(2026, 11, 22, 18, 15, tzinfo=UTC)
 TAKEN = datetime(2024, 2, 29, 6, 30)  # noqa: DTZ001 - a camera's clock has no zone
@@ -63,7 +63,7 @@ def test_all_rows_are_written_in_the_order_of_the_files_with_the_columns_of_all(
 def test_the_current_rows_are_those_of_the_query_that_is_documented(table: str, tmp_path: Path) -> None:
     rows = exported(table, tmp_path / "latest.parquet", latest=True)
 
-    by_duckdb = duckdb.sql(current_query(table)).to_arrow_table().to_pylist()
+    by_duckdb = duckdb.sql(documented_query(table)).to_arrow_table().to_pylist()
     assert [(row["uri"], row["etag"]) for row in rows] == [("b", "1"), ("a", "2")]
     assert sorted(rows, key=lambda row: str(row["uri"])) == sorted(by_duckdb, key=lambda row: str(row["uri"]))
 
@@ -278,7 +278,5 @@ def test_settings_choose_rows_and_what_is_current_among_them(of_two_settings: st
             out = tmp_path / f"{settings[14]}{latest}.parquet"
             rows = exported(of_two_settings, out, settings=settings, latest=latest)
             assert [(row["uri"], row["run_id"]) for row in rows] == expected
-    query = current_query(of_two_settings, settings=BF16)
-    assert sorted(duckdb.sql(query).to_arrow_table()["uri"].to_pylist()) == ["a", "b"]
     with pytest.raises(RayDetrError, match=r"has no rows of model detr@1 with the settings \{\}\."):
         export(ExportConfig(of_two_settings, str(tmp_path / "no.parquet"), model="detr@1", settings="{}"))

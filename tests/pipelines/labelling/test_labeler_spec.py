@@ -84,7 +84,7 @@ def test_an_actor_finds_members_of_archives_by_the_indexes_that_the_table_keeps(
     monkeypatch.setattr(labeler_spec, "build_detector", lambda _: (detector, info))
     monkeypatch.setattr(labeler_spec, "build_decoder", lambda *_: None)
     monkeypatch.setattr(labeler_spec, "open_store", lambda *_: table)
-    monkeypatch.setattr(labeler_spec, "read_kept_schema", lambda *_: None)
+    monkeypatch.setattr("pipelines.labelling.labeler.read_kept_schema", lambda *_: None)
     monkeypatch.setattr(labeler_spec, "ImageStores", Images)
     build_labeler(spec)
 

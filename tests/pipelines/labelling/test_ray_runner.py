@@ -170,7 +170,7 @@ def test_a_pool_that_does_not_go_on_after_the_limit_is_a_run_that_the_limit_has_
         yield
 
     monkeypatch.setattr("pipelines.labelling.actor_pool.label_shards", stalls)
-    monkeypatch.setattr(RayRunner, "_wait", lambda _: SimpleNamespace(pool=None))
+    monkeypatch.setattr(RayRunner, "_wait", lambda _: None)
     monkeypatch.setattr(RayRunner, "_placed", lambda *_: Placed())
     meter = Meter(Caps(max_minutes=5), SimulatedTime(minutes=6 if is_reached else 1))
     meter.look()
