@@ -78,7 +78,7 @@ class DetrConfig:
             raise ValueError(f"backbone {self.backbone.name}: a mask head needs four stages")
         ids = [category.id for category in self.categories if category.is_used]
         if len(set(ids)) != len(ids) or not ids:
-            raise ValueError("categories: ids must be unique, and there must be one at least")
+            raise ValueError("categories: ids must be unique, and there must be at least one")
 
     @property
     def class_count(self) -> int:

@@ -229,7 +229,7 @@ def choose_device(device: str) -> torch.device:
     except RuntimeError as error:
         raise ValueError(f"device: {device!r} is not one of auto, cpu, cuda, cuda:N") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device: {device!r} was asked for, but torch {torch.__version__} finds no GPU")
+        raise ValueError(f"device: {device!r} was requested, but torch {torch.__version__} finds no GPU")
     return chosen
 
 
@@ -242,7 +242,7 @@ def choose_precision(precision: str, device: torch.device) -> Precision:
     if precision == "auto":
         return auto_precision(device.type)
     if precision == "tf32" and device.type != "cuda":
-        raise ValueError(f"precision: only GPUs have tf32, the device is {device}; use fp32")
+        raise ValueError(f"precision: tf32 needs a GPU, but the device is {device}; use fp32")
     for known in ("fp32", "tf32", "bf16", "fp16"):
         if precision == known:
             return known

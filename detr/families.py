@@ -59,21 +59,21 @@ def family_of(config: Mapping[str, Any], *, source: str) -> str | None:
     """
     model_type = config.get("model_type", NATIVE)
     if not isinstance(model_type, str):
-        raise CheckpointError(f"checkpoint {source}: config.json: model_type must be a text, not {model_type!r}.")
+        raise CheckpointError(f"checkpoint {source}: config.json: model_type must be a string, not {model_type!r}.")
     if model_type in MODEL_TYPES:
         return None
     if model_type in FAMILIES:
         return _checked(model_type, config, source)
     if model_type in _TEXT_QUERIES:
-        reason = "it searches for what a text describes, and has no classes of its own"
+        reason = "it detects what a text describes, and has no fixed classes"
     elif model_type in _TEXT_LINES:
         reason = "it finds outlines of text lines, not boxes of classes"
     elif model_type in _DOCUMENTS:
-        reason = "it orders the parts of a document, which the detection table has no column for"
+        reason = "it finds the order of the parts of a document, for which the detection table has no column"
     else:
-        reason = "it is not an object detector that is known here"
+        reason = "it is not a supported object detector"
     raise CheckpointError(
-        f"checkpoint {source}: a model of type {model_type!r} cannot be used: {reason}. Model types that can: "
+        f"checkpoint {source}: a model of type {model_type!r} cannot be used: {reason}. The supported model types are "
         f"{', '.join(sorted((*MODEL_TYPES, *FAMILIES)))}."
     )
 

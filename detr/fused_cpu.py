@@ -126,7 +126,7 @@ def _reason_against(model: Detr) -> str | None:
     if weight.dtype not in (torch.float32, torch.bfloat16):
         return f"its weights are {weight.dtype}"
     if platform.machine() not in MACHINES:
-        return f"the processor is {platform.machine()}, which this is not tested on"
+        return f"fusing is not tested on the processor {platform.machine()}"
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return "PyTorch is built without oneDNN"
     backend: Any = torch.backends.mkldnn  # its types do not say that `enabled` is a bool
@@ -136,7 +136,7 @@ def _reason_against(model: Detr) -> str | None:
     if missing:
         return f"PyTorch {torch.__version__} has no torch.ops.mkldnn.{' and no '.join(missing)}"
     if weight.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # noqa: SLF001
-        return "oneDNN has no bfloat16 for this processor"
+        return "oneDNN does not support bfloat16 on this processor"
     return None
 
 

@@ -4,25 +4,23 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from torch import Tensor
 
 from detr.batching import Batch, HostBatch, Prepared, ahead
+from detr.detector_like import DetectorLike
 from detr.images.decoding import decode, read_header
 from detr.images.inputs import AnyImage, encoded_or_tensor, is_image, naming, not_an_image
 from detr.launcher import PendingDetections
 from detr.postprocess import Detections
-
-if TYPE_CHECKING:
-    from detr.detectors import DetectorLike
 
 WINDOW_IMAGES = 256  # images whose encoded bytes are in memory at a time, to be sorted by shape
 BATCHES_AHEAD = 2  # batches that are decoded while one is in the network
 DECODE_THREADS = min(8, os.cpu_count() or 1)
 
 
-def detect_images(detector: "DetectorLike", images: AnyImage | Sequence[AnyImage]) -> Detections | list[Detections]:
+def detect_images(detector: DetectorLike, images: AnyImage | Sequence[AnyImage]) -> Detections | list[Detections]:
     """Return the detections of one image, or of several in the same order.
 
     The pixels of a few batches and the encoded bytes of 256 images are in memory at a time.
@@ -40,7 +38,7 @@ def detect_images(detector: "DetectorLike", images: AnyImage | Sequence[AnyImage
 
 
 def detect_batch(
-    detector: "DetectorLike", batch: Sequence[Prepared], shape: tuple[int, int] | None = None
+    detector: DetectorLike, batch: Sequence[Prepared], shape: tuple[int, int] | None = None
 ) -> list[Detections]:
     """Run a detector's network once on images that it has prepared.
 
@@ -57,7 +55,7 @@ def detect_batch(
     return detector.submit(host).result()
 
 
-def _stream(detector: "DetectorLike", images: Iterable[AnyImage]) -> Iterator[Detections]:
+def _stream(detector: DetectorLike, images: Iterable[AnyImage]) -> Iterator[Detections]:
     remaining = iter(images)
     with ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode") as decoders:
         while window := list(islice(remaining, WINDOW_IMAGES)):
@@ -65,7 +63,7 @@ def _stream(detector: "DetectorLike", images: Iterable[AnyImage]) -> Iterator[De
 
 
 def _detect_window(
-    detector: "DetectorLike", window: Sequence[AnyImage], decoders: ThreadPoolExecutor
+    detector: DetectorLike, window: Sequence[AnyImage], decoders: ThreadPoolExecutor
 ) -> list[Detections]:
     """Return the detections of images that are sorted by shape together; decoding runs ahead of the network."""
     sources = [encoded_or_tensor(image) for image in window]
@@ -93,7 +91,7 @@ def _detect_window(
     return [found[index] for index in range(len(window))]
 
 
-def _shape_of(detector: "DetectorLike", source: bytes | Tensor, image: AnyImage) -> tuple[int, int]:
+def _shape_of(detector: DetectorLike, source: bytes | Tensor, image: AnyImage) -> tuple[int, int]:
     with naming(image):
         if isinstance(source, Tensor):
             return detector.target_shape(source.shape[1], source.shape[2])
@@ -101,6 +99,6 @@ def _shape_of(detector: "DetectorLike", source: bytes | Tensor, image: AnyImage)
         return detector.target_shape(header.height, header.width)
 
 
-def _prepare(detector: "DetectorLike", source: bytes | Tensor, image: AnyImage) -> Prepared:
+def _prepare(detector: DetectorLike, source: bytes | Tensor, image: AnyImage) -> Prepared:
     with naming(image):
         return detector.prepare(source if isinstance(source, Tensor) else decode(source))

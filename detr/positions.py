@@ -56,7 +56,8 @@ class LearnedPositions(nn.Module):
         batch, height, width = padding.shape
         if max(height, width) > self.CELLS:
             raise ValueError(
-                f"learned positions have {self.CELLS} cells a side, not {height} x {width}: use smaller pictures"
+                f"learned positions have {self.CELLS} cells per side, but the picture needs {height} x {width}: use "
+                "smaller pictures"
             )
         columns = self.col_embed.weight[:width].expand(height, width, -1)
         rows = self.row_embed.weight[:height].unsqueeze(1).expand(height, width, -1)

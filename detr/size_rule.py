@@ -57,7 +57,7 @@ class SizeRule:
                 if height * width > MOST_UNRESIZED:
                     raise ImageTooLarge(
                         f"{width} x {height} pixels (width x height) are more than {MOST_UNRESIZED:,}, and this model "
-                        "takes pictures as they are (do_resize is false); scale the image down"
+                        "does not resize pictures (do_resize is false); scale the image down"
                     )
                 return height, width
 
@@ -101,6 +101,6 @@ def _as_transformers(height: int, width: int, shorter: int, longest: int) -> tup
 
 def _too_narrow(height: int, width: int, longest: int | None) -> TooExtreme:
     return TooExtreme(
-        f"{width} x {height} pixels (width x height) are too narrow: with the longer side at {longest} the shorter "
-        "would be 0; cut the image into pieces"
+        f"{width} x {height} pixels (width x height) are too narrow: with {longest} pixels on the longer side, the "
+        "shorter side would have 0; cut the image into pieces"
     )

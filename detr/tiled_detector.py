@@ -9,7 +9,7 @@ from torch import Tensor
 
 from detr.batching import Batch, HostBatch, Prepared
 from detr.classes import Category
-from detr.detectors import DetectorLike
+from detr.detector_like import DetectorLike
 from detr.image_stream import detect_images
 from detr.images.inputs import AnyImage
 from detr.launcher import PendingDetections

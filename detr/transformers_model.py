@@ -146,7 +146,7 @@ def load_transformers_model(directory: Path, family: str, *, source: str) -> Tra
     files = weight_paths(weights, source=source)
     if not any((directory / name).exists() for name in (PREPROCESSOR_FILE, PROCESSOR_FILE)):
         raise CheckpointError(
-            f"checkpoint {source}: it has no {PREPROCESSOR_FILE}, so nothing says how images are resized."
+            f"checkpoint {source}: it has no {PREPROCESSOR_FILE}, so it is unknown how images are resized."
         )
     config = read_json(directory / CONFIG_FILE, source=source)
     names = _class_names(config, source)
@@ -190,7 +190,7 @@ def _check_sizes(model: TransformersModel, processor: Any, source: str) -> None:
     if not getattr(processor, "do_resize", True):
         raise CheckpointError(
             f"checkpoint {source}: its image processor does not resize (do_resize is false), and the network does not "
-            "take pictures of every size. Set do_resize and size in preprocessor_config.json."
+            "accept pictures of every size. Set do_resize and size in preprocessor_config.json."
         )
     if not model.gives_floats:
         raise CheckpointError(
@@ -218,8 +218,8 @@ def _try_size(model: TransformersModel, height: int, width: int, source: str) ->
             raise
         raise CheckpointError(
             f"checkpoint {source}: its image processor gives pictures of {height} x {width} pixels (height x width), "
-            f"which its network does not take ({brief(error)}). Set size in preprocessor_config.json to the one of "
-            "training."
+            f"which its network does not take ({brief(error)}). Set size in preprocessor_config.json to the size that "
+            "was used in training."
         ) from error
 
 
@@ -284,13 +284,13 @@ def _load(directory: Path, family: str, source: str) -> tuple[Any, Any, Any]:
         found, expected = (" x ".join(map(str, shape)) for shape in shapes)
         hint = " Does id2label name as many classes as the model was trained with?" if "class" in name else ""
         raise CheckpointError(
-            f"checkpoint {source}: the weight {name!r} is {found}, but config.json makes it {expected}.{hint}"
+            f"checkpoint {source}: the weight {name!r} has shape {found}, but config.json requires {expected}.{hint}"
         )
     missing = sorted(report["missing_keys"])
     if missing:
         raise CheckpointError(
             f"checkpoint {source}: {missing[0]!r}{f' and {len(missing) - 1} more weights' if len(missing) > 1 else ''} "
-            f"missing. It is not a {FAMILIES[family]} of this configuration."
+            f"{'is' if len(missing) == 1 else 'are'} missing. It is not a {FAMILIES[family]} of this configuration."
         )
     if not callable(getattr(processor, "post_process_object_detection", None)):
         raise CheckpointError(

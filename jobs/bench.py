@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     command = "python -m jobs.bench " + shlex.join(sys.argv[1:] if argv is None else list(argv))
     if args.mode == "gpu-check":
         if args.out is None:
-            parser.error("gpu-check needs --out DIR: it keeps every figure there as soon as it is measured")
+            parser.error("gpu-check needs --out DIR: it writes every figure to this folder as soon as it is measured")
         _gpu_check(args, command)
         return
     config = make_config(parser, BenchConfig, args, mode=args.mode, command=command)
@@ -59,7 +59,7 @@ def _gpu_check(args: argparse.Namespace, command: str) -> None:
             on_progress=lambda line: print(line, flush=True),
         )
     except OSError as error:
-        raise RayDetrError(f"figures cannot be kept in {args.out}: {error}") from error
+        raise RayDetrError(f"figures cannot be written to {args.out}: {error}") from error
     print(f"figures: {report}")
 
 

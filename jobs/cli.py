@@ -12,7 +12,7 @@ from typing import NoReturn
 from jobs.exits import WRONG_USE, run_process
 
 _FOLDER = Path(__file__).parent
-_NOT_COMMANDS = {"__init__", "cli", "exits", "options", "parser", "progress", "train_progress"}
+_NOT_COMMANDS = {"__init__", "cli", "exits", "options", "parser", "progress"}
 
 
 def commands() -> list[str]:

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     images, table, pictures = args.out / "images", args.out / "table", args.out / "pictures"
     if args.out.exists() and not _is_ours(args.out):
-        parser.error(f"--out {args.out} exists and was not made by this command: name a new folder")
+        parser.error(f"--out {args.out} exists and was not made by this command: give a new folder")
 
     from detr.scenes.files import PICTURE_SIZES, write_scenes
     from jobs.label import report
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             LabelConfig((str(images),), table=str(table), model="scenes", threshold=0.0), on_progress=on_progress
         )
     print(report(summary))
-    print("note:   all that the model proposes is kept, whatever its score, because AP is measured on it")
+    print("note:   all detections are kept, whatever their score, because AP is computed from all of them")
 
     counted = count_labels(str(table), least_score=SHOWN_SCORE)
     print(f"\nfound with a score of {SHOWN_SCORE} and more:")

@@ -54,14 +54,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pipelines.table.schema import TRANSIENT_KINDS
 
     if args.draw is not None and args.draw.exists() and not args.draw.is_dir():
-        parser.error(f"--draw {args.draw} is a file: name a folder, which is made if it is missing")
+        parser.error(f"--draw {args.draw} is a file: give a folder, which is created if it does not exist")
     check_stays(parser, "--draw", None if args.draw is None else str(args.draw))
     if args.open and args.draw is None:
         parser.error("--open opens the pictures of --draw: give --draw DIR as well")
     if args.open and not has_viewer():
         parser.error(
             "--open: this machine has no display (DISPLAY, WAYLAND_DISPLAY and BROWSER are not set). Omit --open, and "
-            "look at the pictures of --draw on a machine with one"
+            "view the pictures of --draw on a machine with a display"
         )
     try:
         tiling = make_tiling(args.tiles, args.overlap)

@@ -22,13 +22,20 @@ if TYPE_CHECKING:
     from pipelines.doctor.findings import Finding
 
 
+OF_LABEL = ("actors", "device", "batch_size", "cpus_per_actor", "gpus_per_actor", "node_minutes")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, check, print each finding immediately."""
     parser = CommandParser("doctor", __doc__)
-    parser.add_argument("--images", nargs="+", default=[], metavar="URI", help="sources of images, as of label (none)")
+    parser.add_argument(
+        "--images", nargs="+", default=[], metavar="URI", help="sources of images, as for `ray-detr label` (none)"
+    )
     parser.add_argument("--table", metavar="URI", help="the detection table, existing or new (none)")
-    parser.add_argument("--model", metavar="REF", help="model to load and to try on a worker, as of label (none)")
-    add_options(parser, LabelConfig, only=("image_column", "actors", "device", "batch_size"))
+    parser.add_argument(
+        "--model", metavar="REF", help="model to load, and to run once on a worker, as for `ray-detr label` (none)"
+    )
+    add_options(parser, LabelConfig, only=(*OF_LABEL, "image_column"))
     add_options(parser, StoreOptions, only=("anonymous", *S3))
     add_options(parser, TableOptions, prefix="table_")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of lines")
@@ -43,9 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             image_column=args.image_column,
             table=args.table,
             model=args.model,
-            actors=args.actors,
-            device=args.device,
-            batch_size=args.batch_size,
+            **{name: getattr(args, name) for name in OF_LABEL},
             image_options=options,
             table_options=options.of_table(TableOptions(**option_values(args, TableOptions, prefix="table_"))),
         )

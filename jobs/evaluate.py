@@ -122,25 +122,24 @@ def _add_table_options(group: argparse._ArgumentGroup) -> None:
 def _add_model_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--images", nargs="+", metavar="URI", help="folders, prefixes, globs, images, lists of URIs, or "
                        "folders of web servers; only annotated images are labelled")  # fmt: skip
-    group.add_argument("--keep-table", metavar="URI", help="keep the table, existing or new, so that the same command "
-                       "can be resumed (a temporary table)")  # fmt: skip
+    group.add_argument("--keep-table", metavar="URI", help="label into this table, existing or new, and "
+                       "keep it, so that the same command can be resumed (a temporary table)")  # fmt: skip
     group.add_argument("--precision", choices=get_args(Precision),
                        help="number format of the network (fp32, so that results of different machines can be "
                        "compared; `ray-detr label` uses auto by default)")  # fmt: skip
     add_options(group, LabelConfig, only=("device", "batch_size", "actors"), use_defaults=False)
-    group.add_argument("--shared-folders", action="store_true", default=None, help="local paths are shared by all "
-                       "nodes, as with NFS; without it, a cluster of several nodes refuses them")  # fmt: skip
+    group.add_argument("--shared-folders", action="store_true", default=None,
+                       help="declare that local paths are shared by all nodes, as with NFS; without it, local paths "
+                       "are refused on a cluster of several nodes")  # fmt: skip
     group.add_argument("--verbose", action="store_true", default=None, help="show Ray's own messages")
 
 
 def _add_gate_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--expect-ap", type=points, metavar="POINTS", help="the AP must be this, in points, such as 42.0"
-    )
+    group.add_argument("--expect-ap", type=points, metavar="POINTS", help="expected AP in points, such as 42.0")
     group.add_argument("--tolerance", type=points, metavar="POINTS",
                        help=f"allowed difference from --expect-ap, in points ({TOLERANCE_POINTS})")  # fmt: skip
-    group.add_argument("--baseline", metavar="URI", help="an earlier --output, of the model in use: the AP must not be "
-                       "lower, on the same annotations")  # fmt: skip
+    group.add_argument("--baseline", metavar="URI", help="an earlier --output, for the model in use and the same "
+                       "annotations: the AP must not be lower")  # fmt: skip
     group.add_argument("--max-drop", type=share, metavar="AP",
                        help=f"allowed drop of the AP (0..1) below the baseline ({MAX_DROP})")  # fmt: skip
 
@@ -154,7 +153,7 @@ def _check_fit(parser: CommandParser, args: argparse.Namespace) -> None:
     if args.results is not None and args.match_classes is not None:
         parser.error("--match-classes needs --table or --model: a results json has no class names")
     if args.model is not None and args.images is None:
-        parser.error("--model needs --images: what it is to label")
+        parser.error("--model needs --images, the images to label")
     if args.tolerance is not None and args.expect_ap is None:
         parser.error("--tolerance needs --expect-ap")
     if args.max_drop is not None and args.baseline is None:

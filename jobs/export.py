@@ -46,14 +46,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"note: the current rows have several settings ({found}). --settings chooses one.", file=sys.stderr)
         elif config.kind == "csv":
             print(
-                f"note: the rows have several settings ({found}), which a CSV does not tell apart. --settings chooses "
-                "one, --latest the current row of each image.",
+                f"note: the rows have several settings ({found}), which a CSV file does not distinguish. --settings "
+                "chooses one, --latest the current row of each image.",
                 file=sys.stderr,
             )
     if config.kind == "iceberg" and summary.marks:
         print(
-            f"note: whole files are registered, with the repeats of {summary.marks:,} marks. `ray-detr query` tells "
-            "them apart by the column `repeat`.",
+            f"note: whole files are registered, including the detections that {summary.marks:,} marks cover. In "
+            "`ray-detr query`, the column `repeat` shows these.",
             file=sys.stderr,
         )
     if summary.repeats_left_out:

@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--padding",
         choices=("exact", "plain"),
         default="exact",
-        help="exact: an image gives the same in a padded batch and alone; plain: as in the original DETR (%(default)s)",
+        help="exact: an image gives the same result in a padded batch and alone; plain: as in the original "
+        "DETR (%(default)s)",
     )
     add_options(parser, StoreOptions, only=S3)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")

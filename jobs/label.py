@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from jobs._json_log import write_shard
 from jobs._notifications import notifying
 from jobs.exits import print_stopped, run_process
 from jobs.options import add_metrics_option, add_options, check_stays, local_path, make_config, note_on_model
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--report",
         type=local_path,
         metavar="FILE",
-        help="then write an HTML page about this run, as `ray-detr report` (none)",
+        help="afterwards, write an HTML page about this run, as `ray-detr report` does (none)",
     )
     add_metrics_option(parser)
     parser.add_argument(
@@ -99,8 +99,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not summary.within_budget:
             raise BudgetExceeded(
                 f"{sum(summary.errors.values()):,} of {summary.images:,} images have errors: a share of "
-                f"{summary.error_rate:.3g}, where --max-error-rate allows {config.max_error_rate:.3g}. "
-                "The table is complete; the column `error` has the reason of each."
+                f"{summary.error_rate:.3g}, but --max-error-rate allows {config.max_error_rate:.3g}. The table is "
+                "complete; the column `error` has the reason for each image."
             )
 
 
@@ -120,6 +120,13 @@ def _on_shard(metrics: "RunMetrics | None", *, log_json: bool) -> "Callable[[str
             write_shard(run_id, report)
 
     return on_shard
+
+
+def write_shard(run_id: str, report: "ShardReport") -> None:
+    """Write one JSON line with the outcome of a shard to standard error."""
+    figures = {name: round(value, 3) if isinstance(value, float) else value for name, value in asdict(report).items()}
+    record = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": "shard", "run_id": run_id}
+    print(json.dumps({**record, **figures, "errors": dict(report.errors)}), file=sys.stderr, flush=True)
 
 
 def report(summary: "LabelSummary", threshold: float = 0.0, *, relabel: bool = False, any_model: bool = False) -> str:
@@ -171,8 +178,8 @@ def report(summary: "LabelSummary", threshold: float = 0.0, *, relabel: bool = F
         )
     if relabel:
         lines.append(
-            "note:   images that had rows with other settings have several now. The query counts the newest of each, "
-            "as ray-detr export --latest copies them"
+            "note:   images that had rows with other settings have several rows now. The query counts the newest row "
+            "of each image, which is also what ray-detr export --latest copies"
         )
     return "\n".join(lines)
 

@@ -98,8 +98,8 @@ def note_on_model(reference: str) -> None:
     """Print a note about the capabilities of the package's model on standard error."""
     if reference == "scenes":
         print(
-            "note: the model scenes knows six drawn shapes only (disc, square, triangle, star, ring and cross). For "
-            "photographs give another, such as --model facebook/detr-resnet-50",
+            "note: the model scenes detects only six drawn shapes (disc, square, triangle, star, ring and cross). "
+            "For photographs, give another model, such as --model facebook/detr-resnet-50",
             file=sys.stderr,
         )
 
@@ -115,7 +115,7 @@ def refuse_given(parser: argparse.ArgumentParser, args: argparse.Namespace, name
     """
     for name in sorted(names):
         if getattr(args, name) != parser.get_default(name):
-            parser.error(f"--{name.replace('_', '-')} is for {whose}")
+            parser.error(f"--{name.replace('_', '-')} applies only to {whose}")
 
 
 def check_stays(parser: argparse.ArgumentParser, option: str, uri: str | None) -> None:
@@ -128,9 +128,8 @@ def check_stays(parser: argparse.ArgumentParser, option: str, uri: str | None) -
     path = Path(uri.removeprefix("file://")).absolute()
     if RAY_JOB_FOLDER in path.as_posix():
         parser.error(
-            f"{option} {uri}: the job runs in a temporary folder of Ray ({Path.cwd()}), which Ray removes with all "
-            "that is written there. Give a path that begins with /, or the address of a store, such as "
-            "s3://bucket/folder."
+            f"{option} {uri}: the job runs in a temporary folder of Ray ({Path.cwd()}), which Ray removes with "
+            "everything in it. Give a path that begins with /, or the address of a store, such as s3://bucket/folder."
         )
 
 

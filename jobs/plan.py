@@ -37,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--trial",
         type=count,
         metavar="N",
-        help="label N images drawn at random into a temporary place below the table, and predict speed and hours of "
-        "the whole plan; needs --model (none)",
+        help="label N random images into a temporary folder below the table, and predict the speed and the hours "
+        "of the whole plan; needs --model (none)",
     )
     parser.add_argument(
         "--price-per-hour",

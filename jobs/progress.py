@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TextIO, TypeVar
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     from pipelines.labelling.progress import Progress
 
 LINE_SECONDS = 30.0
@@ -79,9 +83,42 @@ def _show(stream: TextIO, drawing: Drawing[P], line_seconds: float) -> Iterator[
 def _terminal_bar(stream: TextIO, drawing: Drawing[P]) -> AbstractContextManager[Callable[[P], None]] | None:
     if not stream.isatty():
         return None
-    from jobs._progress_bar import bar_on
+    from rich.console import Console  # takes 0.05 s of CPU time
 
-    return bar_on(stream, drawing)
+    console = Console(file=stream)
+    return _bar(console, drawing) if console.is_terminal else None
+
+
+@contextmanager
+def _bar(console: "Console", drawing: Drawing[P]) -> Iterator[Callable[[P], None]]:
+    from rich.live import Live
+
+    latest: list[P] = []
+    with Live(_Bar(latest, drawing), console=console, refresh_per_second=4, transient=True):
+        yield lambda progress: latest.__setitem__(slice(None), [progress])
+
+
+class _Bar(Generic[P]):
+    """The contents of the bar; rich renders it four times a second."""
+
+    def __init__(self, latest: list[P], drawing: Drawing[P]) -> None:
+        self._latest, self._drawing = latest, drawing
+
+    def __rich__(self) -> "Table | Text":
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        if not self._latest:
+            return Text("")
+        progress = self._latest[0]
+        text = self._drawing.line(progress)
+        if not self._drawing.is_running(progress):
+            return Text(text)
+        done, total = self._drawing.done(progress)
+        grid = Table.grid(padding=(0, 2))
+        grid.add_row(ProgressBar(total=max(1, total), completed=done, width=24), text)
+        return grid
 
 
 def line(progress: "Progress", seconds: float) -> str:

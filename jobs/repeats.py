@@ -130,7 +130,7 @@ def page_report(summary: "PageSummary", config: RepeatsConfig) -> str:
     if not summary.places:
         share = f" and in {100 * config.least_share:g} % of them" if config.least_share else ""
         return (
-            f"no place repeats: none has one class in {config.least_images:,} images of a folder{share} "
+            f"no place repeats: no place has the same class in {config.least_images:,} images of a folder{share} "
             f"(--least-images, --least-share), of {summary.images:,} images{before}\npage: {summary.out}"
         )
     part = "" if summary.shown == summary.places else f", the {summary.shown:,} with most images on the page"

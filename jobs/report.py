@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     subject.add_argument(
         "--training",
         metavar="URI",
-        help="the folder of a training run: losses, rates, AP, and validation pictures with what its model finds",
+        help="the folder of a training run; the page shows losses, learning rates, AP, and validation "
+        "pictures with detections",
     )
     add_options(parser, ReportConfig)
     parser.add_argument(
@@ -137,15 +138,15 @@ def sentences(summary: "ReportSummary") -> str:
 def check_drift(summary: "ReportSummary", most: float) -> None:
     """Exit with code 3 if more changed than allowed, more images are new errors, or nothing could be compared."""
     if not summary.in_both:
-        raise BudgetExceeded("--max-drift: both runs have no image in common, so nothing was compared.")
+        raise BudgetExceeded("--max-drift: the two runs have no image in common, so nothing was compared.")
     assert summary.drift is not None
     assert summary.new_errors is not None
     failed = summary.new_errors / summary.in_both
-    allowed = f"and --max-drift allows {100 * most:g} %. {summary.out} shows which"
+    allowed = f"but --max-drift allows {100 * most:g} %. {summary.out} shows"
     if failed > most:
         raise BudgetExceeded(
             f"{_percent_above(failed, most)} % of the images that both runs have are errors only now "
-            f"({summary.new_errors:,} of {summary.in_both:,}), {allowed}."
+            f"({summary.new_errors:,} of {summary.in_both:,}), {allowed} these errors."
         )
     if not summary.compared:
         raise BudgetExceeded(
@@ -154,7 +155,7 @@ def check_drift(summary: "ReportSummary", most: float) -> None:
         )
     if summary.drift > most:
         raise BudgetExceeded(
-            f"{_percent_above(summary.drift, most)} % of the boxes appeared, vanished or moved, {allowed}."
+            f"{_percent_above(summary.drift, most)} % of the boxes appeared, vanished or moved, {allowed} these boxes."
         )
 
 

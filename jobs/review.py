@@ -112,7 +112,7 @@ def exported_report(summary: "ReviewSummary", config: ReviewConfig) -> str:
         f"classes, {len(summary.classes):,}: {', '.join(summary.classes)}",
     ]
     if config.classes_of is None:
-        lines[-1] += " (as the rows have them; --classes-of MODEL: all of a model)"
+        lines[-1] += " (those that the rows have; --classes-of MODEL gives all classes of a model)"
     if config.to == "labelstudio":
         lines.append(f"correct: in Label Studio, with the labelling interface interface.xml, import {files}")
     else:
@@ -134,12 +134,12 @@ def imported_report(summary: "CorrectionsSummary") -> str:
         f"without boxes; {summary.skipped:,} skipped, {summary.not_reviewed:,} not reviewed"
     ]
     if summary.repeated:
-        lines.append(f"found: further answers for reviewed images: {summary.repeated:,}, the newest counts")
+        lines.append(f"found: further answers for reviewed images: {summary.repeated:,}, the newest one is used")
     if summary.unmatched:
-        lines.append(f"found: tasks or images that are of no batch of this table: {summary.unmatched:,}, left out")
+        lines.append(f"found: tasks or images that belong to no batch of this table: {summary.unmatched:,}, left out")
     if summary.other_size:
         lines.append(
-            f"found: images of other proportions in the tool: {len(summary.other_size):,}, left out "
+            f"found: images whose proportions differ in the tool: {len(summary.other_size):,}, left out "
             f"({summary.other_size[0]})"
         )
     lines += [

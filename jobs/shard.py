@@ -37,7 +37,7 @@ FINDINGS: Mapping[str, tuple[str, str]] = {
     "left_out_outside_folder": ("images whose names lead outside the folder", "left out"),
     "annotations_left_out": ("annotations of images that are left out", "left out with them"),
     "annotations_of_no_image": ("annotations of images that the json does not declare", "left out"),
-    "categories_left_out": ("unused categories without a name of their own", "left out"),
+    "categories_left_out": ("unused categories without a unique name", "left out"),
     "images_numbered": ("images whose ids are not numbers", "numbered 1, 2, ...; the ids are kept"),
     "images_respelled": ("images whose file names are spelled differently in the json", "matched"),
     "images_without_size": ("images without height and width in the json", "read from the picture"),
@@ -47,7 +47,7 @@ FINDINGS: Mapping[str, tuple[str, str]] = {
     "images_turned_upright": ("images annotated upright, after EXIF rotation", "training will turn them"),
     "images_of_ambiguous_turn": (
         "images rotated by EXIF whose size does not show how they were annotated",
-        "taken as --ambiguous-exif says",
+        "treated as --ambiguous-exif says",
     ),
     "images_without_annotations": ("images without annotations", "kept"),
     "crowds": ("annotations of crowds", "kept, training will ignore them"),

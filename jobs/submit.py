@@ -21,7 +21,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = CommandParser("submit", __doc__, usage="--slot NAME [OPTION ...] -- COMMAND [OPTION ...]")
     parser.add_argument("--slot", required=True, metavar="NAME", help="scheduled time, such as 2026-11-28T02:00")
     parser.add_argument(
-        "--job", metavar="NAME", help="name of the job, for several jobs of one command in a slot (the command)"
+        "--job",
+        metavar="NAME",
+        help="name of the job, needed to run one command several times in a slot (the name of the command)",
     )
     parser.add_argument(
         "--address", metavar="URL", help="dashboard of the cluster (RAY_ADDRESS, else http://127.0.0.1:8265)"

@@ -9,9 +9,10 @@ Uses all machines of the Ray cluster. Run the same command again to resume from 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from jobs._notifications import notifying
 from jobs.exits import print_stopped, run_process
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--report",
         type=local_path,
         metavar="FILE",
-        help="then write an HTML page about this run, as `ray-detr report --training` (none)",
+        help="afterwards, write an HTML page about this run, as `ray-detr report --training` does (none)",
     )
     add_metrics_option(parser)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
@@ -62,7 +63,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         backbone_weights=_backbone_weights(args, network),
     )
 
-    from jobs.train_progress import shown_training
     from pipelines.run_metrics import RunMetrics
     from pipelines.store import without_secrets
     from pipelines.training.train import train
@@ -98,8 +98,8 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
         "--recipe",
         choices=tuple(RECIPES),
         default="paper-300",
-        help="preset of the options below: the paper's; that of the released weights; fine-tuning on a few hundred "
-        "images; that of the model `scenes` (%(default)s)",
+        help="preset of the options below: as in the paper, as for the released weights, for fine-tuning "
+        "on a few hundred images, or as for the model `scenes` (%(default)s)",
     )
     group = parser.add_argument_group("recipe", "The preset gives the defaults.")
     add_options(group, Recipe, use_defaults=False)
@@ -141,6 +141,43 @@ def report(summary: "TrainSummary") -> str:
         f"label: ray-detr label --model {summary.model} --images URI --table URI",
     ]
     return "\n".join(lines)
+
+
+@contextmanager
+def shown_training(stream: TextIO) -> Iterator[tuple[Callable[["TrainProgress"], None], Callable[[str], None]]]:
+    """Provide a function that shows a `TrainProgress`, and one for messages; clean up at the end."""
+    from jobs.progress import Drawing, shown
+
+    with shown(stream, Drawing(is_running=_is_running, line=progress_line, done=_done)) as show:
+
+        def say(sentence: str) -> None:
+            print(f"note: {sentence}", file=stream, flush=True)
+
+        yield show, say
+
+
+def progress_line(progress: "TrainProgress") -> str:
+    """Return one line of figures."""
+    if not _is_running(progress):
+        return f"  {progress.stage}"
+    parts = [
+        f"epoch {progress.epoch + 1:,} of {progress.epochs:,}",
+        f"step {progress.steps_done:,} of {progress.steps:,}",
+        f"{progress.images_per_second:,.1f} images/s",
+        *(f"{name} {value:.3f}" for name, value in progress.losses.items()),
+    ]
+    if progress.AP is not None and progress.best is not None:
+        parts.append(f"AP {shown_figure(progress.AP)} (best {shown_figure(progress.best)})")
+    parts.append(f"{progress.workers:,} worker{'' if progress.workers == 1 else 's'}")
+    return f"  {progress.stage}  " + "  ".join(parts)
+
+
+def _is_running(progress: "TrainProgress") -> bool:
+    return progress.stage == "train" and progress.steps > 0
+
+
+def _done(progress: "TrainProgress") -> tuple[int, int]:
+    return progress.epoch * progress.steps + progress.steps_done, progress.epochs * progress.steps
 
 
 def _listed(steps: Sequence[int]) -> str:

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--address", metavar="HOST:PORT", help="address of the Ray cluster (RAY_ADDRESS, else the Ray of this machine)"
     )
-    parser.add_argument("--node-id", metavar="ID", help="node to drain (the one of this machine)")
+    parser.add_argument("--node-id", metavar="ID", help="node to drain (this machine's node)")
     args = parser.parse_args(argv)
 
     from pipelines.training.instance_metadata import find_service

@@ -1,6 +1,7 @@
 """Number and resources of actors on the connected Ray cluster, and waiting until they fit."""
 
 import math
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -57,7 +58,7 @@ def choose_pool(
     """
     gpu_count = int(sum(node.get("GPU", 0) for node in nodes))
     if device.startswith("cuda") and not gpu_count:
-        raise RayDetrError(f"device {device} was asked for, but no node of the cluster has a GPU: {_figures(nodes)}.")
+        raise RayDetrError(f"device {device} was requested, but no node of the cluster has a GPU: {_figures(nodes)}.")
     cpus, gpus = _actor_needs(nodes, device=device, own=own)
     if gpus and own.cpus is None:
         per_gpu = min(node.get("CPU", 1) / node["GPU"] for node in nodes if node.get("GPU"))
@@ -126,11 +127,11 @@ def wait_for_pool(
             except RayDetrError as too_small:
                 if time.monotonic() > deadline:
                     raise RayDetrError(
-                        f"{too_small} It did not grow within {minutes:g} minutes (--node-minutes)."
+                        f"{too_small} The cluster did not grow within {minutes:g} minutes (--node-minutes)."
                     ) from too_small
             asked = _ask_for_nodes(least, device=device, own=own, asked=asked)
             if given_up.wait(NODE_POLL_SECONDS):
-                raise RayDetrError("waiting for nodes was given up.")
+                raise RayDetrError("the wait for nodes was cancelled.")
     finally:
         request_resources(bundles=[])  # else it keeps the nodes forever; actors hold them now
 
@@ -165,6 +166,21 @@ def count_nodes_for(cpus: float, gpus: float, *, most: int) -> int | None:
         return min(most, sum(_room([node], cpus, gpus) > 0 for node in node_resources()))
     except (RayError, RuntimeError):
         return None
+
+
+def count_nodes_while_waiting(most: int | None, *, device: str, own: ActorShare) -> int | None:
+    """Return the same before a pool is chosen, for actors with the resources that they would get on the current nodes.
+
+    Args:
+        most: as in `choose_pool`.
+        device: as in `choose_pool`.
+        own: as in `choose_pool`.
+    """
+    try:
+        cpus, gpus = _actor_needs(node_resources(), device=device, own=own)
+    except (RayError, RuntimeError):
+        return None
+    return count_nodes_for(cpus, gpus, most=sys.maxsize if most is None else most)
 
 
 def _room(nodes: Sequence[Mapping[str, float]], cpus: float, gpus: float) -> int:

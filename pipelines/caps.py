@@ -21,11 +21,15 @@ class Caps:
     """Limits of one call of a command; they start again when a call resumes a run."""
 
     max_minutes: float | None = option(
-        "stop after N minutes, resumable, with exit code 5; what is in progress is finished first (no limit)",
+        "stop after N minutes with exit code 5, when the work in progress is finished; the same command resumes (no "
+        "limit)",
         default=None, metavar="N", above=0,
     )  # fmt: skip
     max_cost: float | None = option(
-        "the same when the nodes have cost X; needs --price-per-hour (no limit)", default=None, metavar="X", above=0
+        "stop in the same way when the nodes have cost X; needs --price-per-hour (no limit)",
+        default=None,
+        metavar="X",
+        above=0,
     )
     price_per_hour: float | None = option(
         "price of one node for an hour, in any currency (none)", default=None, metavar="P", above=0

@@ -105,7 +105,7 @@ def _token_sentence(error: AuthenticationError) -> str:
     reason = first_line(error).partition(" Ensure that ")[0].removesuffix(".")
     mode = os.environ.get("RAY_AUTH_MODE")
     return (
-        f"Ray's token is missing or not that of the cluster ({reason}). RAY_AUTH_MODE is {mode}: "
+        f"Ray's token is missing or differs from the cluster's token ({reason}). RAY_AUTH_MODE is {mode}: "
         "set RAY_AUTH_TOKEN_PATH to the file that holds the cluster's token, as docs/security.md says."
     )
 
@@ -196,7 +196,8 @@ def _check_answers(address: str) -> None:
     """
     if address.startswith(("http://", "https://")):
         raise RayDetrError(
-            f"{address} is Ray's dashboard, which takes jobs: give RAY_ADDRESS as host:6379 or ray://host:10001."
+            f"{address} is the address of Ray's dashboard, which accepts only jobs: set RAY_ADDRESS to host:6379 or "
+            "ray://host:10001."
         )
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdigit():

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 import torch
 from PIL import Image
 
-from detr.detectors import DetectorLike
+from detr.detector_like import DetectorLike
 from detr.images.decoding import ImageError, decode
 from detr.images.drawing import draw_detections
 from detr.postprocess import Detections

@@ -121,13 +121,13 @@ def copy_model(reference: str, out: str, options: StoreOptions) -> ModelInfo:
         present = {entry.key: entry.size for entry in store.list()}
         if others := sorted(present.keys() - names):
             raise UsageError(
-                f"{without_secrets(out)} holds {others[0]}, which is not part of the model. Give a new folder."
+                f"{without_secrets(out)} contains {others[0]}, which is not part of the model. Give a new folder."
             )
         contents = {name: (folder / name).read_bytes() for name in names}
         for name in sorted(present.keys() & names):  # before writing: it may be another model that is in use
             if present[name] not in (None, len(contents[name])) or store.get(name).data != contents[name]:
                 raise UsageError(
-                    f"{without_secrets(out)} holds another {name} than that of the model. Give a new folder."
+                    f"{without_secrets(out)} contains a {name} that differs from the model's. Give a new folder."
                 )
         for name in contents.keys() - present.keys():
             store.put(name, contents[name])

@@ -30,7 +30,7 @@ from pipelines.store import (
 )
 
 if TYPE_CHECKING:
-    from detr.detectors import DetectorLike
+    from detr.detector_like import DetectorLike
     from detr.model import Detr
     from detr.precision import Precision
     from detr.tiles import Tiling
@@ -178,8 +178,8 @@ def check_trainable(model: ModelInfo) -> None:
     if not model.is_native:
         raise UsageError(
             f"`ray-detr train` cannot train {model.id}, a {FAMILIES[model.family]} model; it trains DETR and Table "
-            "Transformer only. Fine-tune it with transformers' Trainer (docs/models.md); `ray-detr label` takes the "
-            "checkpoint that this writes as it is."
+            "Transformer only. Fine-tune it with transformers' Trainer (docs/models.md); `ray-detr label` reads the "
+            "checkpoint that it writes."
         )
 
 

@@ -87,15 +87,15 @@ def write_segmentations(
     names = [PurePosixPath(file_name(image)).name for image in images]
     ids = dict(zip(names, range(1, len(names) + 1), strict=True)) if image_ids is None else image_ids
     if missing := sorted(set(names) - ids.keys()):
-        raise UsageError(f"the truth has no image {missing[0]}. Give only images that it has.")
+        raise UsageError(f"the --truth file has no image {missing[0]}. Give only images that it contains.")
     if doubles := len(names) - len({Path(name).stem for name in names}):
-        raise UsageError(f"{doubles} images have the name of another one. Segment them into several folders.")
+        raise UsageError(f"{doubles} images have the same name as another one. Segment them into separate folders.")
     entries, annotations, unreadable = [], [], []
     is_store_down = False
     try:
         (out / PNG_FOLDER).mkdir(parents=True, exist_ok=True)
         if any((out / PNG_FOLDER).iterdir()) or (out / JSON_NAME).exists():
-            raise UsageError(f"{out} holds segmentations already. Name another folder.")
+            raise UsageError(f"{out} already contains segmentations. Name another folder.")
         stores = Stores()
         for done, (image, name) in enumerate(zip(images, names, strict=True), start=1):
             try:

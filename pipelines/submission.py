@@ -94,9 +94,8 @@ def connect(address: str | None = None) -> JobSubmissionClient:
         return JobSubmissionClient(address)
     except (OSError, RuntimeError, ValueError, RayError) as error:
         raise RayDetrError(
-            f"no Ray job server answers at {address}: {first_line(error).rstrip('.')}. "
-            "Give the dashboard's address, for example --address http://HEAD:8265, and RAY_AUTH_TOKEN where the "
-            "cluster has a token."
+            f"no Ray job server answers at {address}: {first_line(error).rstrip('.')}. Give the dashboard's address, "
+            "for example --address http://HEAD:8265, and set RAY_AUTH_TOKEN if the cluster requires a token."
         ) from error
 
 
@@ -195,7 +194,7 @@ def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], obje
         except (OSError, RuntimeError, RayError, aiohttp.ClientError) as error:
             if ended is None and "status code 404" in str(error):
                 raise RayDetrError(
-                    f"the cluster does not know job {job_id} any more: its head node was probably replaced. "
+                    f"the cluster no longer has job {job_id}: its head node was probably replaced. "
                     "The same command submits it again."
                 ) from error
             if time.monotonic() - reached <= UNREACHABLE_SECONDS:

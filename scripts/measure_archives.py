@@ -35,14 +35,11 @@ from pipelines.clock import SystemClock
 from pipelines.labelling.decoding import InProcessDecoder
 from pipelines.labelling.fetching import Fetcher
 from pipelines.labelling.labeler import Labeler
-from pipelines.labelling.manifest import read_shard
 from pipelines.labelling.plan import GPU_SHARD_IMAGES, write_plan
 from pipelines.lake.images import ImageStores
-from pipelines.lake.lake_object import LakeObject
 from pipelines.lake.listing import list_objects
 from pipelines.lake.member_files import MemberIndexes
 from pipelines.store import Store, open_store
-from pipelines.table.schema import NO_COLUMNS
 
 BLOCK = tarfile.BLOCKSIZE
 GROUP_ROWS = 100
@@ -177,10 +174,6 @@ def _none(objects: object) -> Iterator[bool]:
 def _labeler(table: Store, run: str) -> Labeler:
     torch.set_num_threads(1)
     detector = Detector(Detr(TINY).eval(), device="cpu", threshold=0.5, batch_size=32)
-
-    def read(shard: int) -> tuple[LakeObject, ...]:
-        return read_shard(table, run, shard)
-
     return Labeler(
         table=table,
         fetcher=Fetcher(ImageStores(), SystemClock()),
@@ -190,8 +183,6 @@ def _labeler(table: Store, run: str) -> Labeler:
         model_id="tiny@0123456789ab",
         threshold=0.5,
         settings="{}",
-        read_shard=read,
-        kept_schema=NO_COLUMNS,
         decode_threads=1,
     )
 

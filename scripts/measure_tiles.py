@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from detr.detector import Detector
-from detr.detectors import DetectorLike
+from detr.detector_like import DetectorLike
 from detr.postprocess import Detections
 from detr.scenes.scene import Scene
 from detr.seams import join_views

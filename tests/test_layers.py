@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,17 @@ def test_a_file_imports_absolutely_and_nothing_that_only_developers_have(path: P
 
     assert not {name for name in found if name.startswith(".")}
     assert found & (NEVER | PEERS) == PEER_FILES.get(path.as_posix(), set())
+
+
+def test_no_imports_form_a_circle() -> None:
+    trees = {".".join(path.with_suffix("").parts): ast.parse((ROOT / path).read_text()) for path in FILES}
+    uses: dict[str, set[str]] = {}
+    for module, tree in trees.items():
+        froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+        uses[module] = {f"{node.module}.{alias.name}" for node in froms for alias in node.names} & trees.keys()
+        uses[module] |= {node.module for node in froms} & trees.keys()
+
+    TopologicalSorter(uses).prepare()  # raises CycleError, which names the circle
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if "peers" not in path.parts], ids=str)

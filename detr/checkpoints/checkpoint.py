@@ -74,7 +74,8 @@ def load(ref: str | os.PathLike[str], *, variant: str | None = None) -> Detr:
         return _filled(network, from_file(tensors, network, layout, source=source))
     if variant is not None:
         raise CheckpointError(
-            f"checkpoint {source}: variant is only for .pth files; a directory has its own configuration."
+            f"checkpoint {source}: variant applies only to .pth files; a model directory contains its own "
+            "configuration. Omit variant."
         )
     return _load_directory(path, source)
 
@@ -126,7 +127,9 @@ def save(model: Detr, directory: str | os.PathLike[str]) -> None:
     """
     target = Path(directory).expanduser().resolve()
     if target.exists() and not _may_be_replaced(target):
-        raise CheckpointError(f"cannot save to {target}: it is not empty, and not a model directory. Choose another.")
+        raise CheckpointError(
+            f"cannot save to {target}: it is not empty and is not a model directory. Choose another directory."
+        )
     files = dump(model)
     fresh = target.with_name(f".{target.name}.{secrets.token_hex(4)}.new")
     try:
@@ -136,8 +139,8 @@ def save(model: Detr, directory: str | os.PathLike[str]) -> None:
         _put_in_place(fresh, target)
     except OSError as error:  # such as of a mount point, which cannot be replaced
         raise CheckpointError(
-            f"cannot save to {target}: {error.strerror or error}. It is written beside it first and then renamed; "
-            "choose a directory inside one that can be written."
+            f"cannot save to {target}: {error.strerror or error}. The model is written to a temporary directory beside "
+            "it and then renamed; choose a directory whose parent is writable."
         ) from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)  # after a success there is nothing left to remove
@@ -187,7 +190,7 @@ def _mention_wrappers(names: Mapping[str, str], source: str) -> None:
     changed = next(((name, bare) for name, bare in names.items() if name.removeprefix(usual) != bare), None)
     if changed is not None:
         logging.getLogger(__name__).warning(
-            "checkpoint %s: its weights are read without prefix: %s as %s.", source, *changed
+            "checkpoint %s: a prefix is removed from the names of its weights: %s is read as %s.", source, *changed
         )
 
 

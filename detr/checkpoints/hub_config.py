@@ -70,10 +70,12 @@ def write_config(config: DetrConfig) -> tuple[dict[str, Any], Layout]:
         CheckpointError: `transformers` cannot express this network, or a class has no name, which `load` refuses.
     """
     if config.mask_head:
-        raise CheckpointError("a panoptic model cannot be saved; fine-tuning for boxes gives one that can.")
+        raise CheckpointError(
+            "a panoptic model cannot be saved; fine-tune it for boxes, which gives a model that can be saved."
+        )
     nameless = next((category for category in config.categories if not category.name), None)
     if nameless is not None:
-        raise CheckpointError(f"a model cannot be saved whose class {nameless.id} has no name. Give it one.")
+        raise CheckpointError(f"the model cannot be saved: class {nameless.id} has no name. Give it a name.")
     backbone, layout = _write_backbone(config.backbone)
     names = [category.name for category in config.categories]
     # of what this writes, which has `category_ids`
@@ -185,10 +187,10 @@ def _read_timm(fields: Fields, extra: Fields, *, dilation: bool) -> BackboneConf
     # "resnet50.a1_in1k": timm's tag names the source of the weights, not the network
     name = fields.text("backbone", "resnet50").removeprefix("timm/").partition(".")[0]
     if name not in TIMM_BACKBONES:
-        raise fields.unusable("backbone", f"supported are {', '.join(TIMM_BACKBONES)}")
+        raise fields.unusable("backbone", f"the supported backbones are {', '.join(TIMM_BACKBONES)}")
     indices = extra.get("out_indices")
     if indices is not None and (not isinstance(indices, list) or not indices or indices[-1] not in (4, -1)):
-        raise extra.unusable("out_indices", "the last must be 4, the last stage")
+        raise extra.unusable("out_indices", "the last index must be 4, the last stage")
     extra.require("output_stride", None, 16, *([] if dilation else [32]), default=None)
     return replace(TIMM_BACKBONES[name], dilation=dilation or extra.get("output_stride") == 16)
 
@@ -204,7 +206,7 @@ def _read_resnet(fields: Fields, outer: Fields) -> BackboneConfig:
     last = f"stage{len(depths)}"
     features = fields.get("out_features")
     if features is not None and (not isinstance(features, list) or not features or features[-1] != last):
-        raise fields.unusable("out_features", f"the last must be {last!r}, the last stage")
+        raise fields.unusable("out_features", f"the last name must be {last!r}, the last stage")
     backbone = BackboneConfig(
         name="resnet",
         block=fields.text("layer_type", "bottleneck"),  # type: ignore[arg-type] # one of Block's, see above
@@ -213,7 +215,7 @@ def _read_resnet(fields: Fields, outer: Fields) -> BackboneConfig:
         depths=depths,
     )
     if backbone.block == "bottleneck" and any(width % 4 for width in backbone.stage_widths):
-        raise fields.unusable("hidden_sizes", "those of bottlenecks must be multiples of 4")
+        raise fields.unusable("hidden_sizes", "the sizes of bottleneck stages must be multiples of 4")
     return replace(backbone, name=outer.text("backbone_name", _standard_name(backbone) or backbone.name))
 
 
@@ -363,7 +365,7 @@ def _write_backbone(backbone: BackboneConfig) -> tuple[dict[str, Any], Layout]:
         }, "timm"
     if backbone.dilation:
         raise CheckpointError(
-            f"backbone {backbone.name} with dilation cannot be saved: transformers follows dilation only in "
+            f"backbone {backbone.name} with dilation cannot be saved: transformers supports dilation only for "
             f"{', '.join(TIMM_BACKBONES)}."
         )
     return {

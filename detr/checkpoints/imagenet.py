@@ -47,7 +47,7 @@ def load_backbone(model: Detr, reference: str | os.PathLike[str]) -> None:
             f"backbone {source}: {summary(wrong)}. It is not torchvision's state dict of {model.config.backbone.name}."
         )
     if not all(tensor.isfinite().all() for tensor in given.values()):
-        raise CheckpointError(f"backbone {source}: it holds numbers that are not finite. Take another file.")
+        raise CheckpointError(f"backbone {source}: it contains NaN or infinite values. Use another file.")
     with torch.no_grad():
         for name, tensor in wanted.items():
             tensor.copy_(given[name])
@@ -67,7 +67,7 @@ def _download(name: str) -> Mapping[str, Tensor]:
     known = [known for known in torchvision.models.list_models(torchvision.models) if known.startswith("resnet")]
     if name not in known:
         raise CheckpointError(
-            f"backbone {name}: there is no such file, and torchvision knows no residual network of that name "
+            f"backbone {name}: this file does not exist, and torchvision has no residual network of that name "
             f"({', '.join(known)})."
         )
     try:
@@ -75,8 +75,8 @@ def _download(name: str) -> Mapping[str, Tensor]:
         return weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (OSError, HTTPException, RuntimeError) as error:  # server unreachable, disk full, wrong hash
         raise CheckpointError(
-            f"backbone {name}: torchvision's weights cannot be downloaded ({error}). Download the file where there is "
-            "a network, and give its path."
+            f"backbone {name}: torchvision's weights cannot be downloaded ({error}). Download the file on a machine "
+            "with network access, and give its path."
         ) from error
 
 

@@ -40,7 +40,7 @@ class Fields:
         """Return a number from 0 to below 1."""
         value = default if self.get(name) is None else self.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-            raise self.unusable(name, "expected a number from 0 to below 1")
+            raise self.unusable(name, "expected a number of at least 0 and below 1")
         return float(value)
 
     def boolean(self, name: str, *, default: bool) -> bool:
@@ -68,7 +68,7 @@ class Fields:
         """Return the integer that two fields agree on."""
         value = self.integer(one, default)
         if self.integer(other, default) != value:
-            raise CheckpointError(f"{self.where}: {one} and {other} differ, which the original's DETR cannot.")
+            raise CheckpointError(f"{self.where}: {one} and {other} differ, but a DETR has one value for both.")
         return value
 
     def require(self, name: str, *values: object, default: object) -> None:

@@ -72,9 +72,11 @@ def from_file(tensors: Mapping[str, Tensor], network: Detr, layout: Layout, *, s
         )
     # cat also copies a single part: safetensors returns views of the mapped file
     state = {key: _float32(torch.cat([given[name] for name in parts])) for key, parts in names.items()}
-    broken = [f"{key!r} holds numbers that are not finite" for key, tensor in state.items() if not _is_finite(tensor)]
+    broken = [f"{key!r} contains NaN or infinite values" for key, tensor in state.items() if not _is_finite(tensor)]
     if broken:
-        raise CheckpointError(f"checkpoint {source}: {summary(broken)}. Take a checkpoint from before it diverged.")
+        raise CheckpointError(
+            f"checkpoint {source}: {summary(broken)}. Use a checkpoint from before the training diverged."
+        )
     return state
 
 
@@ -106,7 +108,7 @@ def _given(tensors: Mapping[str, Tensor], layout: Layout, source: str) -> dict[s
             continue
         usual = usual_name(bare, layout)
         if usual in given:
-            raise CheckpointError(f"checkpoint {source}: {usual!r} appears twice, in two spellings.")
+            raise CheckpointError(f"checkpoint {source}: the weight {usual!r} appears under two names.")
         given[usual] = tensors[name]
     return given
 
@@ -130,7 +132,7 @@ def _wrong_values(given: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, .
             or tensor.layout is not torch.strided
             or tensor.device.type != "cpu"
         ):
-            sort = "plain tensor of floating numbers" if floating else "plain tensor"
+            sort = "plain floating-point tensor" if floating else "plain tensor"
             wrong.append(f"{name!r} is not a {sort} ({tensor.dtype}, {tensor.layout})")
     return wrong
 

@@ -73,7 +73,7 @@ def parse_json(data: bytes, name: str, *, source: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"checkpoint {source}: {name} cannot be read ({brief(error)}).") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"checkpoint {source}: {name} is not a json object.")
+        raise CheckpointError(f"checkpoint {source}: {name} is not a JSON object.")
     return value
 
 
@@ -99,7 +99,7 @@ def shard_names(index: Path, *, source: str) -> tuple[str, ...]:
     for shard in weight_map.values():
         if not isinstance(shard, str) or not _SHARD.fullmatch(shard):  # never a path outside the directory
             raise CheckpointError(
-                f"checkpoint {source}: {index.name} names {shard!r}, which is not the name of a shard."
+                f"checkpoint {source}: {index.name} names {shard!r}, which is not a valid name of a shard."
             )
     return tuple(sorted(set(weight_map.values())))
 

@@ -56,7 +56,8 @@ def _fetched(ref: str) -> Path:
     hub_id = split_hub_id(ref)
     if "://" in ref:
         raise CheckpointError(
-            f"model {ref}: only local files and the hub are read here. Copy the directory, then load it."
+            f"model {ref}: only local paths and hub ids can be loaded here. Copy the model to this machine, then load "
+            "the copy."
         )
     if hub_id is None or ref.endswith((".pth", ".ckpt", ".bin", ".safetensors")):
         embedded = sorted(path.parent.name for path in EMBEDDED.glob(f"*/{CONFIG_FILE}"))

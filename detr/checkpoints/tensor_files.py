@@ -128,7 +128,7 @@ def _check_sha256(path: Path, expected: str, source: str) -> None:
         raise CheckpointError(f"checkpoint {source}: {path.name} cannot be read ({_brief(error)}).") from error
     if not found.startswith(expected):
         raise CheckpointError(
-            f"checkpoint {source}: its sha256 is {found[: len(expected)]}.., its name says {expected}. "
+            f"checkpoint {source}: its sha256 is {found[: len(expected)]}.., but its name says {expected}. "
             "Download it again, or rename it if it was changed on purpose."
         )
 
@@ -151,8 +151,8 @@ def _unpickle(path: Path, source: str, *, allowed: list[Any]) -> object:
         forbidden = _GLOBAL.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if forbidden is not None:
             raise CheckpointError(
-                f"checkpoint {source}: {path.name} is refused, because it holds more than tensors "
-                f"({forbidden[1]}) and opening that may run code. Ask for a safetensors file."
+                f"checkpoint {source}: {path.name} is not loaded, because it contains more than tensors "
+                f"({forbidden[1]}) and loading these could run code. Use a safetensors file."
             ) from error
         raise _damaged(path, source, error) from error
 
@@ -179,7 +179,7 @@ def _starts_with(path: Path, magic: bytes) -> bool:
 
 def _only_tensors(state: object, source: str) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not state:
-        raise CheckpointError(f"checkpoint {source}: it holds no state dict.")
+        raise CheckpointError(f"checkpoint {source}: it does not contain a state dict.")
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise CheckpointError(f"checkpoint {source}: {name!r} is not a tensor.")

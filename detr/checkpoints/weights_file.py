@@ -30,14 +30,14 @@ _OFFICIAL_FILE = re.compile(
 )
 
 _DIRECTORY = (
-    "Of other models give the directory that save_pretrained of transformers writes; docs/models.md lists them."
+    "For other models, give the directory that transformers' save_pretrained writes; docs/models.md lists these models."
 )
 _INSTEAD = {
-    ".pt": f"Models of Ultralytics (YOLO) are not read. {_DIRECTORY}",
-    ".onnx": "ONNX files are written (ray-detr export-model) and not read.",
-    ".safetensors": "Give the directory that this file and its config.json are in.",
-    ".bin": "Give the directory that this file and its config.json are in.",
-    ".json": "Give the directory that this file is in.",
+    ".pt": f"Ultralytics (YOLO) models are not supported. {_DIRECTORY}",
+    ".onnx": "ONNX files can be written (ray-detr export-model), but not read.",
+    ".safetensors": "Give the directory that contains this file and its config.json.",
+    ".bin": "Give the directory that contains this file and its config.json.",
+    ".json": "Give the directory that contains this file.",
 }
 
 
@@ -56,7 +56,7 @@ def read_weights_file(path: Path, variant: str | None, *, source: str) -> tuple[
     """
     if path.suffix not in (".pth", ".ckpt"):
         raise CheckpointError(
-            f"checkpoint {source}: a single file must be a .pth as the original DETR writes it, or a .ckpt of "
+            f"checkpoint {source}: a single file must be a .pth file of the original DETR, or a .ckpt file of PyTorch "
             f"Lightning. {_INSTEAD.get(path.suffix, _DIRECTORY)}"
         )
     named = _variant(path.name, variant, source)  # first: a wrong variant is refused without reading the file
@@ -68,19 +68,20 @@ def read_weights_file(path: Path, variant: str | None, *, source: str) -> tuple[
         ):
             raise CheckpointError(
                 f"checkpoint {source}: its class head is missing, as in files that are made for fine-tuning. Give a "
-                "whole model."
+                "complete model."
             )
         raise CheckpointError(
-            f"checkpoint {source}: it is not a DETR: its weights are others, such as {next(iter(tensors), 'none')!r}. "
-            f"{_DIRECTORY}"
+            f"checkpoint {source}: it is not a DETR: its weights have other names, such as "
+            f"{next(iter(tensors), 'none')!r}. {_DIRECTORY}"
         )
     config = _trained_config(settings, source)
     if config is not None and named is not None:
         _check_agreement(config, named, variant, source)
     if config is None and named is None:
         raise CheckpointError(
-            f"checkpoint {source}: neither its name nor its content shows which DETR it is (plain and DC5 hold the "
-            f"same weights). Give variant, one of {', '.join(VARIANTS)}, or name the file detr-resnet-50{path.suffix}."
+            f"checkpoint {source}: neither its name nor its contents show which DETR it is (plain and DC5 models have "
+            f"the same weights). Give variant, one of {', '.join(VARIANTS)}, or name the file "
+            f"detr-resnet-50{path.suffix}."
         )
     if config is None:
         config = VARIANTS[named or ""]
@@ -153,7 +154,7 @@ def _variant(name: str, variant: str | None, source: str) -> str | None:
     named = None if official is None else f"detr-resnet-{official[1]}{'-dc5' if official[2] else ''}"
     if variant is not None and variant not in VARIANTS:
         near = difflib.get_close_matches(variant, VARIANTS, n=1)
-        hint = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(VARIANTS)}."
+        hint = f"Did you mean {near[0]!r}?" if near else f"The variants are {', '.join(VARIANTS)}."
         raise CheckpointError(f"checkpoint {source}: {variant!r} is not a variant. {hint}")
     if variant is not None and named is not None and variant != named:
         raise CheckpointError(f"checkpoint {source}: its name says {named}, but variant is {variant}. Rename the file.")

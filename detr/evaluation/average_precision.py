@@ -129,7 +129,7 @@ def _check_images_are_known(truth: Mapping[str, Any], results: ResultColumns) ->
     known = np.array([image["id"] for image in truth["images"]], np.int64)
     unknown = results.image_ids[~np.isin(results.image_ids, known)]
     if len(unknown):
-        raise ValueError(f"there are results of image {unknown[0]}, which the annotations do not have")
+        raise ValueError(f"there are results for image {unknown[0]}, which is not in the annotations")
 
 
 def _classes(

@@ -83,8 +83,8 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, upright: bool = True) -
     shape = (header.height, header.width) if upright or header.orientation < 5 else (header.width, header.height)
     if image.shape[1:] != shape:
         raise UnreadableImage(
-            f"its header says {shape[1]} x {shape[0]} pixels (width x height), its picture has "
-            f"{image.shape[2]} x {image.shape[1]}: the file contradicts itself"
+            f"its header says {shape[1]} x {shape[0]} pixels (width x height), but its picture has "
+            f"{image.shape[2]} x {image.shape[1]}: the file is inconsistent"
         )
     return image
 
@@ -133,7 +133,7 @@ def _decode_jpeg(data: bytes) -> NDArray[np.uint8]:
         if "allocate memory" in reason:
             raise MemoryError(reason) from error
         if "truncated" in reason:
-            raise TruncatedImage("the JPEG ends before its picture does") from error
+            raise TruncatedImage("the JPEG is truncated: its picture is incomplete") from error
         raise UnreadableImage(f"the JPEG is damaged: {reason}") from error
     pixels: NDArray[np.uint8] = image.permute(1, 2, 0).numpy()
     return np.ascontiguousarray(pixels)  # no copy: torchvision returns a view of such memory

@@ -41,11 +41,11 @@ def _first_frame(data: bytes) -> tuple[int, int, int]:
     if position + 10 > len(data):
         raise TruncatedImage("the GIF ends before its first frame")
     if data[position] != _IMAGE:
-        raise UnreadableImage("the GIF has no frame where its first one should begin")
+        raise UnreadableImage("the GIF has no frame at the place of its first frame")
     left, top, width, height = struct.unpack_from("<4H", data, position + 1)
     right, bottom = max(screen_width, left + width), max(screen_height, top + height)
     if max(right, bottom) > 0xFFFF:
-        raise UnreadableImage("the first frame of the GIF stands outside of any screen")
+        raise UnreadableImage("the first frame of the GIF ends beyond 65535 pixels, the largest screen of the format")
     return bottom, right, position
 
 

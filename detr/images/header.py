@@ -96,7 +96,7 @@ def read_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Header:
         ImageError: a subclass names the problem. Damaged pixels are detected by `decode` only.
     """
     if not data:
-        raise EmptyImage("the file has no bytes; upload it again")
+        raise EmptyImage("the file is empty; upload it again")
     header = _reader(data)(data)
     if header.height * header.width > max_pixels:
         raise ImageTooLarge(
@@ -158,7 +158,9 @@ def _stranger(data: bytes) -> NotAnImage | UnsupportedImage:
             return NotAnImage("the file is a drawing (SVG), not pixels; render it to PNG first")
         if b"<html" in start or b"<!doctype html" in start:
             return NotAnImage("the file is a web page: the server sent a page, perhaps an error message")
-        return NotAnImage("the file is XML, perhaps the error of an object store saved under the name of an image")
+        return NotAnImage(
+            "the file is XML, perhaps an object store's error message that was saved under the name of an image"
+        )
     for signature, name in _OTHERS.items():
         if data.startswith(signature):
             return NotAnImage(f"the file is {name}")
@@ -196,13 +198,19 @@ def _read_jpeg(data: bytes) -> Header:
         raise UnreadableImage("the JPEG has no frame header before its first scan")
     process, precision, height, width, components = frame
     if process not in _DECODABLE_FRAMES:
-        raise UnsupportedImage("a lossless or hierarchical JPEG; convert it to a common one first")
+        raise UnsupportedImage(
+            "lossless and hierarchical JPEGs cannot be decoded here; convert it to a baseline JPEG first"
+        )
     if precision != 8:
-        raise UnsupportedImage(f"a JPEG of {precision} bits a sample; convert it to 8 bits first")
+        raise UnsupportedImage(
+            f"JPEGs with {precision} bits per sample cannot be decoded here; convert it to 8 bits first"
+        )
     if components not in (1, 3, 4):
-        raise UnsupportedImage(f"a JPEG of {components} components, which no colour space has")
+        raise UnsupportedImage(f"the JPEG has {components} components, which fit no colour space")
     if height == 0:
-        raise UnsupportedImage("a JPEG with its height after the first scan (DNL); save it again")
+        raise UnsupportedImage(
+            "the JPEG stores its height after the first scan (DNL), which cannot be decoded here; save it again"
+        )
     return upright_header("JPEG", height, width, exif=exif)
 
 
@@ -235,7 +243,9 @@ def _read_psd(data: bytes) -> Header:
         raise TruncatedImage("the Photoshop file ends inside its header")
     version, height, width, depth, mode = struct.unpack_from(">4xH6x2xLLHH", data)
     if version != 1 or (mode, depth) not in _PSD_MODES:
-        raise UnsupportedImage("a Photoshop file of a large, 16-bit or unusual kind; save it as 8-bit RGB")
+        raise UnsupportedImage(
+            "this kind of Photoshop file (large, 16-bit or unusual) cannot be decoded here; save it as 8-bit RGB"
+        )
     return upright_header("PSD", height, width)
 
 

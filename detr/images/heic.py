@@ -62,19 +62,19 @@ def read_heic(data: bytes) -> Header:
     # before items are joined: they may share bytes, and each of thousands may cover the whole file
     taken = (sum(length for _, length in meta.places.get(item, ())) for item in items)
     if sum(min(length, len(data)) for length in taken) > _MOST_SHARED * len(data):
-        raise UnreadableImage("the parts of the HEIC lie on one another")
+        raise UnreadableImage("the parts of the HEIC overlap in the file")
     coded = 0
     for item in items:
         coded += _check_item(data, meta, item, is_joining=item in joining)
     if coded > _MOST_SHARE * claimed + _SPARE_PIXELS:
         raise UnreadableImage(
-            f"its header says {claimed:,} pixels, its parts have {coded:,}: the file contradicts itself"
+            f"its header says {claimed:,} pixels, but its parts have {coded:,}: the file is inconsistent"
         )
     for kind, content in meta.properties_of(meta.primary):
         if kind == b"clap" and len(content) >= 16:
             crop_width, by, crop_height, by_height = struct.unpack_from(">LLLL", content)
             if not by or not by_height:
-                raise UnreadableImage("the HEIC divides its crop by 0")
+                raise UnreadableImage("the crop of the HEIC has a denominator of 0")
             width, height = min(width, crop_width // by), min(height, crop_height // by_height)
         elif kind == b"irot" and content and content[0] & 1:
             height, width = width, height
@@ -101,8 +101,8 @@ def decode_heic(data: bytes, header: Header) -> NDArray[np.uint8]:
     except _DAMAGE as error:
         raise _verdict(error) from error
     raise UnreadableImage(
-        f"its header says {header.width} x {header.height} pixels (width x height), its picture has "
-        f"{width} x {height}: the file contradicts itself"
+        f"its header says {header.width} x {header.height} pixels (width x height), but its picture has "
+        f"{width} x {height}: the file is inconsistent"
     )
 
 
@@ -122,13 +122,13 @@ def _verdict(error: Exception) -> ImageError | MemoryError:
     text = str(error)
     lower = text.lower()
     if "security limit" in lower:
-        return ImageTooLarge(f"libheif refuses it: {text}")
+        return ImageTooLarge(f"libheif rejects it: {text}")
     if "memory" in lower:
         return MemoryError(text)
     if "unsupported" in lower:
         return UnsupportedImage(f"libheif cannot decode it ({text}); convert it to JPEG first")
     if "end of file" in lower or "end of data" in lower or "truncated" in lower:
-        return TruncatedImage("the file ends before its picture does")
+        return TruncatedImage("the file is truncated: its picture is incomplete")
     return UnreadableImage(f"the HEIC is damaged: {text}")
 
 
@@ -138,7 +138,7 @@ def _size_of(meta: Meta, item: int) -> tuple[int, int]:
         if kind == b"ispe" and len(content) >= 12:
             width, height = struct.unpack_from(">LL", content, 4)
             return height, width
-    raise UnreadableImage("the HEIC does not say how large its picture is")
+    raise UnreadableImage("the HEIC does not contain its picture size")
 
 
 def _decoded_with(meta: Meta, primary: int) -> set[int]:
@@ -167,15 +167,17 @@ def _check_item(data: bytes, meta: Meta, item: int, *, is_joining: bool) -> int:
     if settings is None:
         if is_joining:
             return 0
-        raise UnsupportedImage("a HEIF whose picture is not coded in HEVC; convert it to JPEG first")
+        raise UnsupportedImage(
+            "HEIF pictures that are not coded in HEVC cannot be decoded here; convert it to JPEG first"
+        )
     height, width = _size_of(meta, item)
     for unit in (*_units_of_settings(settings), *_units_of_item(data, meta, item, settings)):
         if len(unit) > 2 and unit[0] >> 1 & 63 == _PARAMETER_SET:
             coded_height, coded_width = _coded_size(unit)
             if coded_height > height + _ROUNDING or coded_width > width + _ROUNDING:
                 raise UnreadableImage(
-                    f"its header says {width} x {height} pixels (width x height), its picture has "
-                    f"{coded_width} x {coded_height}: the file contradicts itself"
+                    f"its header says {width} x {height} pixels (width x height), but its picture has "
+                    f"{coded_width} x {coded_height}: the file is inconsistent"
                 )
     return height * width
 
@@ -183,7 +185,7 @@ def _check_item(data: bytes, meta: Meta, item: int, *, is_joining: bool) -> int:
 def _units_of_settings(settings: bytes) -> Iterator[bytes]:
     """Yield the HEVC units that precede a picture (hvcC)."""
     if len(settings) < 23:
-        raise UnreadableImage("the HEVC settings of the HEIC are cut")
+        raise UnreadableImage("the HEVC settings of the HEIC are truncated")
     position = 23
     for _ in range(settings[22]):
         count = int.from_bytes(settings[position + 1 : position + 3])
@@ -193,20 +195,22 @@ def _units_of_settings(settings: bytes) -> Iterator[bytes]:
             yield settings[position + 2 : position + 2 + length]
             position += 2 + length
             if position > len(settings):
-                raise UnreadableImage("the HEVC settings of the HEIC are cut")
+                raise UnreadableImage("the HEVC settings of the HEIC are truncated")
 
 
 def _units_of_item(data: bytes, meta: Meta, item: int, settings: bytes) -> Iterator[bytes]:
     """Yield the beginnings of the HEVC units inside a picture, which may include parameter sets."""
     width = 1 + (settings[21] & 3)
     if item not in meta.places:
-        raise UnsupportedImage("a HEIC that keeps its picture in an unusual place; convert it to JPEG first")
+        raise UnsupportedImage(
+            "the HEIC stores its picture in an unusual place, which cannot be decoded here; convert it to JPEG first"
+        )
     # checked first: pieces may overlap, and their sum may be much larger than the file
     if sum(length for _, length in meta.places[item]) > len(data):
-        raise TruncatedImage("the file ends before its picture does")
+        raise TruncatedImage("the file is truncated: its picture is incomplete")
     coded = b"".join(data[start : start + length] for start, length in meta.places[item])
     if sum(length for _, length in meta.places[item]) > len(coded):
-        raise TruncatedImage("the file ends before its picture does")
+        raise TruncatedImage("the file is truncated: its picture is incomplete")
     if not coded:  # libheif leaves such a tile out, and the rest of the picture would count as all of it
         raise UnreadableImage("a part of the HEIC has no data")
     position, left = 0, _MOST_UNITS
@@ -249,7 +253,7 @@ class _Bits:
         """Return the next bits as an integer."""
         end = self._position + count
         if end > 8 * len(self._data):
-            raise UnreadableImage("a parameter set of the HEVC is cut")
+            raise UnreadableImage("a parameter set of the HEVC is truncated")
         first, last = self._position // 8, -(-end // 8)
         value = int.from_bytes(self._data[first:last]) >> (8 * last - end)
         self._position = end

@@ -34,7 +34,7 @@ def not_an_image(value: object) -> TypeError:
     """Return the error for a value of an unsupported type."""
     return TypeError(
         f"{type(value).__name__} is not an image; give encoded bytes, a path, an open binary file, a PIL image, a "
-        "uint8 (3, H, W) RGB tensor or a uint8 (H, W, 3) RGB array of numpy, or a list of these"
+        "uint8 (3, H, W) RGB tensor or a uint8 (H, W, 3) NumPy RGB array, or a list of these"
     )
 
 
@@ -52,7 +52,7 @@ def encoded_or_tensor(image: AnyImage) -> bytes | Tensor:
         return bytes(image)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(f"an image array is uint8 (H, W, 3) RGB, not {image.dtype} {image.shape}")
+            raise ValueError(f"an image array must be uint8 (H, W, 3) RGB, not {image.dtype} {image.shape}")
         # copied if torch cannot use the array's memory: negative strides, or read-only
         return torch.from_numpy(np.require(image, requirements=("C", "W"))).permute(2, 0, 1)
     if isinstance(image, Image.Image):
@@ -67,7 +67,7 @@ def encoded_or_tensor(image: AnyImage) -> bytes | Tensor:
         return buffer.getvalue()
     if isinstance(image, Tensor):
         if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3:
-            raise ValueError(f"an image tensor is uint8 (3, H, W), not {image.dtype} {tuple(image.shape)}")
+            raise ValueError(f"an image tensor must be uint8 (3, H, W), not {image.dtype} {tuple(image.shape)}")
         return image
     if not callable(getattr(image, "read", None)):
         raise not_an_image(image)

@@ -52,7 +52,7 @@ def boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]
         elif size == 0:
             size = end - start
         if size < head:
-            raise UnreadableImage("a box of the file is shorter than its own head")
+            raise UnreadableImage("a box of the file is shorter than its own header")
         if start + size > end:
             is_known = all(32 < letter < 127 for letter in kind)
             raise TruncatedImage(f"the file ends inside a box{f' {kind.decode()}' if is_known else ''}")
@@ -139,12 +139,12 @@ def _places(data: bytes, start: int) -> dict[int, list[tuple[int, int]]]:
         for _ in range(number(2)):
             left -= 1  # a piece may be empty, so the length of the file does not limit their number
             if position > len(data) or left < 0:
-                raise UnreadableImage("the list of places in the file is damaged")
+                raise UnreadableImage("the list of item locations (iloc) in the file is damaged")
             if version:
                 number(index_size)
             pieces.append((base + number(offset_size), number(length_size)))
         if position > len(data):
-            raise UnreadableImage("the list of places in the file is damaged")
+            raise UnreadableImage("the list of item locations (iloc) in the file is damaged")
         if pieces and in_file:
             places[item] = pieces
     return places

@@ -23,7 +23,7 @@ def load_image_library() -> None:
     except OSError as error:
         raise ImportError(
             f"torchvision's image decoders {path} cannot be loaded with torch {torch.__version__}: {error}. "
-            "Install the versions of torch and torchvision that belong together."
+            "Install matching versions of torch and torchvision."
         ) from error
 
 
@@ -35,7 +35,9 @@ def find_image_library() -> Path:
     """
     spec = find_spec("torchvision")
     if spec is None or not spec.submodule_search_locations:
-        raise ImportError("torchvision is not installed; JPEG files are decoded with its library. Install torchvision.")
+        raise ImportError(
+            "torchvision is not installed, but JPEG files are decoded with its library. Install torchvision."
+        )
     folders = [Path(folder) for folder in spec.submodule_search_locations]
     for folder in folders:
         for name in _FILES:

@@ -122,7 +122,7 @@ def _verdict(error: Exception, otherwise: ImageError) -> ImageError | MemoryErro
     if isinstance(error, Image.DecompressionBombError):
         return ImageTooLarge("the picture has more pixels than Pillow decodes; scale it down")
     if any(hint in text for hint in ("truncated", "not enough image data", "reached eof")):
-        return TruncatedImage("the file ends before its picture does")
+        return TruncatedImage("the file is truncated: its picture is incomplete")
     return otherwise
 
 
@@ -171,8 +171,8 @@ def _full_scale(grey: NDArray[np.generic], white: int | None, image_format: str 
     high = int(grey.max())
     if white is None and 0 < high <= _TWELVE_BITS:
         raise UnsupportedImage(
-            f"its values end at {high} of 65535, so it is nearly black, or has fewer bits than 16 and does not say so: "
-            "scale them to 0..65535, or set the TIFF's MaxSampleValue or the PNG's sBIT"
+            f"its largest value is {high} of 65535, so it is nearly black, or it has fewer than 16 bits without "
+            "declaring so: scale the values to 0..65535, or set the TIFF's MaxSampleValue or the PNG's sBIT"
         )
     if white is None or high > white:
         return 65535.0

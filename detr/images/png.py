@@ -31,10 +31,10 @@ def read_png(data: bytes) -> Header:
     if len(data) < 33:
         raise TruncatedImage(f"a PNG of {len(data)} bytes ends inside its header")
     if data[12:16] != b"IHDR":
-        raise UnreadableImage("a PNG that does not begin with its header chunk (IHDR)")
+        raise UnreadableImage("the PNG does not begin with its header chunk (IHDR)")
     depth, colour_type = data[24], data[25]
     if depth not in _DEPTHS.get(colour_type, ()):
-        raise UnreadableImage(f"no PNG has colour type {colour_type} with {depth} bits: its header is damaged")
+        raise UnreadableImage(f"a PNG cannot have colour type {colour_type} with {depth} bits: its header is damaged")
     width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
     exif = next((data[chunk.start + 8 : chunk.end - 4] for chunk in _chunks(data) if chunk.name == b"eXIf"), None)
     return upright_header("PNG", height, width, exif=exif)

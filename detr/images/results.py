@@ -85,7 +85,7 @@ def upright_header(
         UnreadableImage: a side has no pixels.
     """
     if height <= 0 or width <= 0:
-        raise UnreadableImage(f"its header gives it {width} x {height} pixels (width x height)")
+        raise UnreadableImage(f"its header says {width} x {height} pixels (width x height)")
     camera_orientation, taken_at = read_exif(exif) if exif else (1, None)
     turned = camera_orientation if orientation is None else orientation
     if turned >= 5:

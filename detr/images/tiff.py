@@ -43,7 +43,7 @@ def read_tiff(data: bytes) -> Header:
         if entry.tag in (_REDUCED, _WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT, _SUB_DIRECTORIES, _DNG)
     }
     if _DNG in numbers or data[8:10] == b"CR" or (numbers.get(_REDUCED) == 1 and _SUB_DIRECTORIES in numbers):
-        raise UnsupportedImage("a camera's raw file; develop it to JPEG or TIFF first")
+        raise UnsupportedImage("camera raw files cannot be decoded here; convert it to JPEG or TIFF first")
     if _WIDTH not in numbers or _HEIGHT not in numbers:
         raise UnreadableImage("the TIFF does not contain its picture size")
     if numbers.get(_TILE_WIDTH, 1) * numbers.get(_TILE_HEIGHT, 1) > _TILE_PIXELS:
@@ -85,7 +85,7 @@ def picture_of_tiff(data: bytes) -> bytes:
         if entry.tag in _SINGLE and entry.values != 1:
             raise UnreadableImage(f"tag {entry.tag} of the TIFF has {entry.values} values instead of one")
         if entry.tag in (_STRIP_OFFSETS, _TILE_OFFSETS) and max(_integers(data, entry, order)) >= len(data):
-            raise TruncatedImage("the TIFF ends before its pixels do")
+            raise TruncatedImage("the TIFF is truncated: its pixels are incomplete")
         kept[entry.tag] = entry
     if value_bytes > len(data):
         raise UnreadableImage("the tags of the TIFF refer to more bytes than it has")

@@ -107,7 +107,6 @@ def augment_scene_target(target: ImageTarget, augmentation: SceneAugmentation) -
     return replace(
         target,
         boxes_xyxy=torch.stack((x0, y0, x1, y1), dim=-1),
-        area=target.area * (along_x * along_y),
         height=augmentation.height,
         width=augmentation.width,
     )

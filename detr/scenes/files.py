@@ -53,7 +53,7 @@ def write_scenes(folder: Path, count: int, seed: int, *, sizes: Mapping[tuple[in
     """
     if not (1 <= count <= SET_SCENES and 0 <= seed < SET_SCENES):
         raise ValueError(
-            f"cannot write {count} scenes of seed {seed}: give 1 to 1,000,000 scenes, a seed of 0 to 999,999."
+            f"cannot write {count} scenes of seed {seed}: give 1 to 1,000,000 scenes and a seed of 0 to 999,999."
         )
     names = [f"scene_{seed}_{number:06d}.jpg" for number in range(count)]
     _refuse_strangers(folder, {*names, "instances.json"})
@@ -107,7 +107,7 @@ def _refuse_strangers(folder: Path, expected: set[str]) -> None:
     strangers = sorted(path.name for path in folder.iterdir() if path.name not in expected | partial)
     if strangers:
         raise FileExistsError(
-            f"{folder} holds {strangers[0]}, which is not of these scenes ({len(strangers)} such files). "
+            f"{folder} contains {strangers[0]}, which does not belong to these scenes ({len(strangers)} such files). "
             "Give an empty or a new folder."
         )
 
@@ -116,7 +116,9 @@ def _write(path: Path, data: bytes) -> None:
     """Write a file atomically; keep a file with the same bytes, and never replace one with others."""
     if path.exists():
         if path.read_bytes() != data:
-            raise FileExistsError(f"{path} is there with other contents. Give an empty or a new folder, or remove it.")
+            raise FileExistsError(
+                f"{path} exists already with other contents. Give an empty or a new folder, or remove it."
+            )
         return
     partial = path.with_name(f"{path.name}.part")
     partial.write_bytes(data)

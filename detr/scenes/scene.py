@@ -76,7 +76,10 @@ def draw_scene(seed: int, height: int, width: int) -> Scene:
         ValueError: a negative seed, or a side under 16 pixels.
     """
     if seed < 0 or min(height, width) < 16:
-        raise ValueError(f"cannot draw scene {seed} of {height} x {width}: give a seed from 0, sides from 16 pixels.")
+        raise ValueError(
+            f"cannot draw scene {seed} of {height} x {width}: give a seed of at least 0 and sides of at least 16 "
+            "pixels."
+        )
     rng = Generator(PCG64([seed, height, width]))
     image = draw_background(rng, height, width)
     for _ in range(rng.integers(5)):
@@ -93,29 +96,6 @@ def _drawn(rng: Generator, image: NDArray[np.uint8], shapes: Sequence[Shape]) ->
         labels=np.array([shape.class_index for shape in shapes], dtype=np.int64),
         boxes_xyxy=np.array([shape.box_xyxy for shape in shapes], dtype=np.float32).reshape(-1, 4),
     )
-
-
-def draw_crowd(
-    seed: int, height: int, width: int, *, shapes: int, diameters: tuple[float, float] = (20.0, 640.0)
-) -> Scene:
-    """Draw a large picture with many small shapes; equal arguments give equal bytes on any machine.
-
-    Args:
-        seed: 0 or more; each gives another picture.
-        height: in pixels, at least 16.
-        width: in pixels, at least 16.
-        shapes: number of shapes to try; those that would hide too much of others are left out.
-        diameters: the smallest and largest nominal diameter in pixels; log-uniform between them.
-
-    Raises:
-        ValueError: a negative seed, or a side under 16 pixels.
-    """
-    if seed < 0 or min(height, width) < 16:
-        raise ValueError(f"cannot draw crowd {seed} of {height} x {width}: give a seed from 0, sides from 16 pixels.")
-    rng = Generator(PCG64([seed, height, width, shapes]))
-    image = draw_background(rng, height, width)
-    placed = _place(rng, height, width, shapes, diameters, scale=1.0)
-    return _drawn(rng, image, placed)
 
 
 def place_shapes(rng: Generator, height: int, width: int) -> list[Shape]:

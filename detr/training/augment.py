@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Generator, Tensor
 
-from detr.boxes import area
 from detr.images.decoding import resize, resize_shape
 from detr.training.augment_config import AugmentConfig
 from detr.training.targets import ImageTarget
@@ -115,8 +114,7 @@ def augment_image(image: Tensor, augmentation: Augmentation) -> Tensor:
 def augment_target(target: ImageTarget, augmentation: Augmentation) -> ImageTarget:
     """Apply all steps to `target`, in the original's float32 arithmetic.
 
-    A crop clips boxes at its edges, drops those without area (thin slivers are kept), and replaces areas by those of
-    the boxes. All targets may be dropped.
+    A crop clips boxes at its edges and drops those without area; thin slivers are kept. All targets may be dropped.
 
     Raises:
         ValueError: the target is not of the size that the augmentation was drawn for.
@@ -162,7 +160,6 @@ def _resize_target(target: ImageTarget, step: Resize) -> ImageTarget:
     return replace(
         target,
         boxes_xyxy=target.boxes_xyxy * torch.tensor([along_x, along_y, along_x, along_y]),
-        area=target.area * (along_x * along_y),
         height=step.height,
         width=step.width,
     )
@@ -173,9 +170,7 @@ def _crop_target(target: ImageTarget, step: Crop) -> ImageTarget:
     edges = torch.tensor([step.width, step.height, step.width, step.height], dtype=torch.float32)
     boxes = boxes.minimum(edges).clamp(min=0)
     kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-    return ImageTarget(
-        target.labels[kept], boxes[kept], area(boxes[kept]), target.iscrowd[kept], step.height, step.width
-    )
+    return ImageTarget(target.labels[kept], boxes[kept], step.height, step.width)
 
 
 def _check_size(augmentation: Augmentation, height: int, width: int) -> None:

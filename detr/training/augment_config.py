@@ -35,9 +35,9 @@ class AugmentConfig:
         _check_sides("crop_range", self.crop_range)
         least, most = self.crop_range
         if least > most:
-            raise ValueError(f"crop_range is {self.crop_range}, expected the least side and the most")
+            raise ValueError(f"crop_range is {self.crop_range}, expected the smallest and the largest side")
 
 
 def _check_sides(name: str, sides: tuple[int, ...]) -> None:
     if not sides or any(side != int(side) or side < 1 for side in sides):
-        raise ValueError(f"{name} is {sides}, expected whole numbers of pixels from 1")
+        raise ValueError(f"{name} is {sides}, expected whole numbers of pixels, at least 1")

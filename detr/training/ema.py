@@ -22,7 +22,7 @@ class MovingAverage:
 
     def __init__(self, model: Detr, decay: float) -> None:
         if not 0 <= decay < 1:
-            raise ValueError(f"the decay of the moving average is {decay}; it must be in 0 .. 1, below 1")
+            raise ValueError(f"the decay of the moving average is {decay}; it must be at least 0 and below 1")
         self.decay = decay
         self.updates = 0
         self.model = copy.deepcopy(model).eval().requires_grad_(False)  # in evaluation mode
@@ -75,6 +75,8 @@ class MovingAverage:
             tensors, {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}, floating=False
         )
         if wrong:
-            raise CheckpointError(f"checkpoint {source}: {summary(wrong)}. Its moving average is of another network.")
+            raise CheckpointError(
+                f"checkpoint {source}: {summary(wrong)}. Its moving average belongs to another network."
+            )
         self.model.load_state_dict({name: tensor for name, tensor in tensors.items() if name != UPDATES})
         self.updates = int(tensors[UPDATES])

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from detr.boxes import cxcywh_to_xyxy, generalized_iou
 from detr.device import upload
-from detr.model import DetrOutput
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +48,6 @@ class PaddedTargets:
     extents: Tensor | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
-    """Pairs of one image: `query[i]` is matched to `target[i]`; int64, on the CPU, `query` ascending."""
-
-    query: Tensor
-    target: Tensor
-
-
 class NotFinite(ValueError):
     """A matching cost of image `image` of the batch is NaN or infinite."""
 
@@ -66,32 +57,6 @@ class NotFinite(ValueError):
             "diverged (lower the learning rate), or a target of this image is not finite or has no area (check it)."
         )
         self.image = image
-
-
-@torch.no_grad()
-def match(output: DetrOutput, targets: Sequence[Target], *, weights: MatchWeights | None = None) -> list[Match]:
-    """Assign one query to each target so that the total cost is minimal.
-
-    The cost of a pair is -`classification` * probability of the target's class + `l1` * L1 distance of the normalised
-    centre-and-size boxes - `giou` * generalised IoU, in float32 whatever the model computes in. Runs without gradient,
-    on the CPU, with one transfer for the whole batch. Auxiliary outputs are not used: each is matched separately.
-
-    Args:
-        output: logits `(B, Q, K + 1)` and normalised boxes `(B, Q, 4)`.
-        targets: one per image, on any device.
-        weights: the factors of the three terms; the paper's when not given.
-
-    Returns:
-        The pairs of each image, min(queries, targets) of them; surplus targets are not matched.
-
-    Raises:
-        NotFinite: a cost is NaN or infinite (diverged logits, or both boxes without area).
-        ValueError: the number of targets is not that of the images.
-    """
-    padded = pad_targets(targets, images=len(output.logits), device=output.logits.device)
-    log_probabilities = output.logits[None].float().log_softmax(-1)
-    pairs = match_layers(log_probabilities, output.boxes_cxcywh[None], padded, weights=weights)
-    return [Match(pairs[2, here], pairs[3, here]) for here in (pairs[1] == image for image in range(len(targets)))]
 
 
 def pad_targets(
@@ -138,7 +103,10 @@ def pad_targets(
 def match_layers(
     log_probabilities: Tensor, boxes_cxcywh: Tensor, targets: PaddedTargets, *, weights: MatchWeights | None = None
 ) -> Tensor:
-    """Match the outputs of several decoder layers separately, with one copy to the host; see `match`.
+    """Match the outputs of several decoder layers separately: each target of an image has one query, at minimal cost.
+
+    The cost of a pair is -`classification` * probability of the target's class + `l1` * L1 distance of the normalised
+    centre-and-size boxes - `giou` * generalised IoU. Runs without gradient, on the CPU, with one copy to the host.
 
     Args:
         log_probabilities: `(L, B, Q, K + 1)` float32, the log-softmax of the logits.
@@ -148,10 +116,11 @@ def match_layers(
 
     Returns:
         `(4, N)` int64 on the CPU: layer, image, query and target of every pair, sorted by layer, image and query. Every
-        layer has the same number of pairs.
+        layer has the same number of pairs: min(queries, targets) of each image; surplus targets are not matched.
 
     Raises:
-        NotFinite: a cost is NaN or infinite; it names the first such image.
+        NotFinite: a cost is NaN or infinite (diverged logits, or both boxes without area); it names the first such
+            image.
     """
     costs = _costs(log_probabilities, boxes_cxcywh.float(), targets, weights or MatchWeights()).cpu().numpy()
     broken = ~np.isfinite(costs).all(axis=(0, 2, 3))

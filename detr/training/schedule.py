@@ -25,15 +25,15 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.kind not in ("step", "cosine"):
-            raise ValueError(f"schedule {self.kind!r} is not known; there are 'step' and 'cosine'")
+            raise ValueError(f"schedule {self.kind!r} is not known; use 'step' or 'cosine'")
         if self.epochs < 1 or self.drop < 1:
             raise ValueError(f"epochs {self.epochs} and drop {self.drop} must be 1 or more")
         if self.warm_up_steps < 0:
             raise ValueError(f"warm_up_steps {self.warm_up_steps} must be 0 or more")
         if not 0 <= self.constant_share < 1 or not 0 <= self.last_rate <= 1:
             raise ValueError(
-                f"constant_share {self.constant_share} must be in 0 .. 1, below 1, and last_rate {self.last_rate} in "
-                "0 .. 1"
+                f"constant_share {self.constant_share} must be at least 0 and below 1, and last_rate {self.last_rate} "
+                "in 0 .. 1"
             )
 
     def factor(self, *, epoch: int, step: int, share: float) -> float:

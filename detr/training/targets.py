@@ -19,16 +19,12 @@ class ImageTarget:
     Attributes:
         labels: `(T,)` int64, class indices.
         boxes_xyxy: `(T, 4)` float32, corners in pixels of this picture.
-        area: `(T,)` float32, square pixels of this picture: as annotated, or that of the box after a crop.
-        iscrowd: `(T,)` int64, all 0, because crowds are not targets; COCO has the column.
         height: height of the picture in pixels.
         width: width of the picture in pixels.
     """
 
     labels: Tensor
     boxes_xyxy: Tensor
-    area: Tensor
-    iscrowd: Tensor
     height: int
     width: int
 
@@ -47,8 +43,7 @@ def image_target(
     non-finite numbers, and categories that are not in `class_of` are left out.
 
     Args:
-        annotations: COCO's: `bbox` (x, y, width, height in pixels) and `category_id`; `iscrowd` defaults to 0 and
-            `area` to that of the box.
+        annotations: COCO's: `bbox` (x, y, width, height in pixels) and `category_id`; `iscrowd` defaults to 0.
         height: of the picture that the boxes were drawn on, in pixels.
         width: width of the same picture in pixels.
         class_of: class index of each category id.
@@ -70,12 +65,4 @@ def image_target(
     boxes[:, 1::2].clamp_(min=0, max=height)
     kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
     labels = torch.tensor([class_of[one["category_id"]] for one in wanted], dtype=torch.int64)
-    area = torch.tensor([_area(one) for one in wanted], dtype=torch.float32)
-    return ImageTarget(
-        labels[kept], boxes[kept], area[kept], torch.zeros(int(kept.sum()), dtype=torch.int64), height, width
-    )
-
-
-def _area(annotation: Mapping[str, Any]) -> float:
-    _, _, width, height = annotation["bbox"]
-    return float(annotation.get("area", width * height))
+    return ImageTarget(labels[kept], boxes[kept], height, width)

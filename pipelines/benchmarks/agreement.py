@@ -102,6 +102,18 @@ def compare(found: Found, reference: Found, *, with_ap: bool = True) -> Agreemen
     )
 
 
+def compare_common(found: Found, reference: Found) -> Agreement:
+    """Compare detections with those of a reference on the first images that both have, in the same order.
+
+    One may have fewer: a subject measures as many images as its batch needs, and exported networks whole batches only.
+
+    Raises:
+        ValueError: the images have other sizes.
+    """
+    count = min(len(found.sizes), len(reference.sizes))
+    return compare(found.first(count), reference.first(count))
+
+
 def _match(asked: Found, answers: Found) -> tuple[int, int, float]:
     """Return the number of detections above 0.5, the number with a partner, and the largest deviation in pixels."""
     sure = np.flatnonzero(asked.scores > SURE)

@@ -116,7 +116,7 @@ def label_cases(bench: Bench) -> Iterator[Case]:
         place = tables.place(variant, number, size)
         places[variant.name, number, size] = place
         if variant.subject == "label_subjects:command":
-            return {"arguments": label_arguments(bench, model, folders[size], place)}
+            return {"arguments": [*label_arguments(bench, model, folders[size], place), *_as_peers_have(bench)]}
         return {"files": [str(file) for file in files[size]], "output": str(place)}
 
     def after(variant: Variant, trial: Trial) -> None:
@@ -202,6 +202,13 @@ def label_arguments(bench: Bench, model: str, lake: Path, table: Path) -> list[s
     line = ["--images", str(lake), "--table", str(table), "--model", model, "--threshold", str(THRESHOLD)]
     line += ["--device", config.device, "--precision", config.precisions[0]]
     return line + ([] if config.actors is None else ["--actors", config.actors])
+
+
+def _as_peers_have(bench: Bench) -> list[str]:
+    """Return the arguments that give `jobs.label` what each peer has: one detector with `--threads` threads."""
+    config = bench.config
+    line = ["--cpus-per-actor", str(config.threads)]
+    return line + ([] if config.actors is not None else ["--actors", "1"])
 
 
 def first_shard_watch(table: Path) -> Callable[[float], Mapping[str, float]]:

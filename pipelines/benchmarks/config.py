@@ -84,7 +84,9 @@ class BenchConfig:
         f"also measure these, if they are installed: {', '.join(PEERS)} (none)", default=(), metavar="NAME"
     )
     against: Path | None = option("another checkout of ray-detr to measure as well (none)", default=None, metavar="DIR")
-    out: Path | None = option("keep MODE.json and MODE.md there (nothing is kept)", default=None, metavar="DIR")
+    out: Path | None = option(
+        "write MODE.json and MODE.md to this folder (nothing is written)", default=None, metavar="DIR"
+    )
     rounds: int = option("rounds of fresh processes", default=3, metavar="N", at_least=1)
     device: str = option("cpu or cuda", default="cpu")
     precisions: tuple[Precision, ...] = option("number format of the network", default=("fp32",), flag="--precision")
@@ -97,7 +99,9 @@ class BenchConfig:
         "model: detect is from uint8 pixels to detections, forward is the network alone", default=("detect",)
     )
     compiled: bool = option("model: also measure compiled networks (forward)", default=False, flag="--compile")
-    threads: int = option("threads of each candidate", default=1, metavar="N", at_least=1)
+    threads: int = option(
+        "threads of each candidate; label: ours gets them as --cpus-per-actor", default=1, metavar="N", at_least=1
+    )
     count: tuple[int, ...] | None = option(
         "number of images; label and evaluate take two, to compute the fixed and the marginal cost",
         default=None, metavar="N", at_least=1,
@@ -113,7 +117,10 @@ class BenchConfig:
     )  # fmt: skip
     shorter: int = option("pixels of the shorter side after resizing", default=800, metavar="N", at_least=1)
     seconds: float = option("shortest time to measure in the steady state", default=1.0, metavar="N", at_least=0)
-    actors: str | None = option("label, start: --actors of the command (its default)", default=None, metavar="MIN:MAX")
+    actors: str | None = option(
+        "label, start: --actors of the command (label: 1, as a peer has one; start: its default)",
+        default=None, metavar="MIN:MAX",
+    )  # fmt: skip
     detections: int = option("evaluate: detections in each image", default=100, metavar="N", at_least=1)
     price_per_hour: float | None = option(
         "price of this machine; adds the cost of a million images", default=None, metavar="USD", above=0
@@ -126,9 +133,9 @@ class BenchConfig:
         strange = [peer for peer in self.peers if peer not in PEERS_OF[self.mode]]
         if strange:
             beside = ", ".join(PEERS_OF[self.mode]) or "no other library"
-            raise ValueError(f"--peers {' '.join(strange)}: {self.mode} is measured beside {beside}")
+            raise ValueError(f"--peers {' '.join(strange)}: {self.mode} is compared with {beside}")
         if self.against is not None and not (self.against / "detr" / "__init__.py").is_file():
-            raise ValueError(f"--against {self.against}: no checkout of ray-detr, it has no detr/__init__.py")
+            raise ValueError(f"--against {self.against}: not a checkout of ray-detr: it has no detr/__init__.py")
         if self.folder is not None and not self.folder.is_dir():
             raise ValueError(f"--images {self.folder}: no such folder")
         if self.mode in ("label", "evaluate"):

@@ -11,7 +11,7 @@ import torch
 
 from detr.scenes.files import write_scenes
 from pipelines.benchmarks import model_subjects, train_subjects
-from pipelines.benchmarks.agreement import compare, read_found
+from pipelines.benchmarks.agreement import compare_common, read_found
 from pipelines.benchmarks.gpu import device_facts
 from pipelines.benchmarks.gpu_check import put
 from pipelines.benchmarks.label_subjects import network_alone
@@ -328,9 +328,7 @@ def _agreement(found: Path, reference: Path) -> Settings | None:
     """Compare detections with the reference, which later detections repeat."""
     if not (found.exists() and reference.exists()):
         return None
-    mine, theirs = read_found(found), read_found(reference)
-    count = min(len(mine.sizes), len(theirs.sizes))
-    return dict(asdict(compare(mine.first(count), theirs.first(count))).items())
+    return dict(asdict(compare_common(read_found(found), read_found(reference))).items())
 
 
 def _rate(steady: Settings) -> Settings:

@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from detr.checkpoints.identity import identify_directory
 from detr.checkpoints.model_directory import CheckpointError
 from detr.checkpoints.references import absolute_reference, locate
 from detr.families import NATIVE, model_family
-from pipelines.benchmarks.agreement import compare, read_found
+from pipelines.benchmarks.agreement import compare_common, read_found
 from pipelines.benchmarks.benchmark import Bench, Case, SubjectFailed, found_file
 from pipelines.benchmarks.config import NATIVE_SIZES
 from pipelines.benchmarks.machine import installed
 from pipelines.benchmarks.photographs import photograph_files
+from pipelines.benchmarks.roofline import is_covered
 from pipelines.benchmarks.rounds import Trial, Variant
 
 TRAIN_TOLERANCE = 1e-3  # of the loss, relative to the reference's
@@ -49,6 +51,7 @@ def model_cases(bench: Bench) -> Iterator[Case]:
         yield from pipeline_cases(bench, config.model, str(locate(config.model).resolve()))
         return
     write_model(bench)
+    has_roofline = _has_roofline(bench)
     if bench.has("pipeline"):
         yield from pipeline_cases(bench, config.model, str(bench.folder / "model"))
     for shape in config.shapes:
@@ -69,8 +72,16 @@ def model_cases(bench: Bench) -> Iterator[Case]:
                         name=f"{part}, {shape[0]}x{shape[1]}, batch {batch}, {precision}, {config.device}",
                         variants=tuple(_model_variants(bench, part, settings)),
                         agreement=partial(_detections_agree, bench.folder, reference),
-                        shape=shape if precision != "fp32" else None,
+                        shape=shape if has_roofline and precision != "fp32" else None,
                     )
+
+
+def _has_roofline(bench: Bench) -> bool:
+    """Return whether the measured model, written to the working folder, is a network whose FLOPs are known."""
+    if bench.config.primary != "wall":
+        return False
+    identified = identify_directory(bench.folder / "model")
+    return identified is not None and is_covered(identified[0])
 
 
 def other_family(reference: str) -> bool:
@@ -256,7 +267,7 @@ def _detections_agree(folder: Path, reference: Path, variant: Variant, _: Sequen
     file = folder / found_file(variant.name)
     if not (file.exists() and reference.exists()):
         return None
-    found = compare(read_found(file), read_found(reference))
+    found = compare_common(read_found(file), read_found(reference))
     file.unlink()  # the next case writes one of the same name
     values = asdict(found)
     return {

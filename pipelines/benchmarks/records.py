@@ -97,34 +97,38 @@ def record(
     named = Record(mode, case, variant.name, variant.version, variant.note, 0, load_average=load, errors=errors)
     if not good:
         return named
-    largest = max(trial.size for trial in good)
+    largest = max(trial.size for trial in trials)
     whole = [trial for trial in good if trial.size == largest]
-    each = {kind: spread(list(by_round.values())) for kind, by_round in costs(good).items()}
+    each = {kind: spread(list(by_round.values())) for kind, by_round in costs(good, largest=largest).items()}
     phases = [trial.returned["phases"] for trial in whole if trial.returned and "phases" in trial.returned]
     seen = {name for trial in whole for name in trial.seen}
     wall, cpu = each.get("wall_s_per_image"), each.get("cpu_s_per_image")
-    alone = wall is not None and cpu is not None and threads == 1 and primary == "cpu"
+    timed = _timed(good) if threads == 1 and primary == "cpu" else []
     return replace(
         named,
         rounds=len({trial.round for trial in good}),
         cpu_s_per_image=cpu,
         wall_s_per_image=wall,
         fixed_cpu_s=each.get("fixed_cpu_s"),
-        total_cpu_s=spread([trial.use.cpu_s for trial in whole]),
-        total_wall_s=spread([trial.use.wall_s for trial in whole]),
-        peak_mb=spread([trial.use.peak_bytes / 1e6 for trial in whole]),
+        total_cpu_s=each.get("total_cpu_s"),
+        total_wall_s=each.get("total_wall_s"),
+        peak_mb=spread([trial.use.peak_bytes / 1e6 for trial in whole]) if whole else None,
         seen={name: spread([trial.seen[name] for trial in whole if name in trial.seen]) for name in sorted(seen)},
         phases={name: fmean(one.get(name, 0.0) for one in phases) for name in (phases[0] if phases else {})},
         agreement=agreement,
         gpu=_gpu(whole),
-        contended=_contended(good) if alone else load[1] > _cores(),
+        contended=_waited_for_a_core(timed) if timed else load[1] > _cores(),
     )
 
 
-def costs(trials: Sequence[Trial]) -> dict[str, dict[int, float]]:
+def costs(trials: Sequence[Trial], *, largest: int) -> dict[str, dict[int, float]]:
     """Return the costs of one variant by kind and round: per image and fixed, or in total if there is one size.
 
     Kinds are `cpu_s_per_image`, `wall_s_per_image`, `fixed_cpu_s`, `total_cpu_s` and `total_wall_s`.
+
+    Args:
+        trials: those that succeeded.
+        largest: the largest size of the case; a round whose trial of this size failed has no total cost.
     """
     found: dict[str, dict[int, float]] = {}
 
@@ -134,8 +138,9 @@ def costs(trials: Sequence[Trial]) -> dict[str, dict[int, float]]:
     for number in sorted({trial.round for trial in trials}):
         these = [trial for trial in trials if trial.round == number]
         last = max(these, key=lambda trial: trial.size)
-        put("total_cpu_s", number, last.use.cpu_s)
-        put("total_wall_s", number, last.use.wall_s)
+        if last.size == largest:
+            put("total_cpu_s", number, last.use.cpu_s)
+            put("total_wall_s", number, last.use.wall_s)
         steady = (last.returned or {}).get("steady")
         if steady is not None:
             put("cpu_s_per_image", number, steady["cpu_s"] / steady["images"])
@@ -154,15 +159,21 @@ def ratio(
 ) -> Spread | None:
     """Return the cost of `trials` divided by that of `baseline`, round by round; None without a common round."""
     kind = {"image": f"{primary}_s_per_image", "total": f"total_{primary}_s"}[of]
+    largest = max((trial.size for trial in [*trials, *baseline]), default=0)
     good = [[trial for trial in some if trial.error is None] for some in (trials, baseline)]
-    mine, theirs = (costs(some).get(kind, {}) for some in good)
+    mine, theirs = (costs(some, largest=largest).get(kind, {}) for some in good)
     found = ratios(mine, theirs)
     return spread(found) if found else None
 
 
-def _contended(trials: Sequence[Trial]) -> bool:
-    steady = [trial.returned["steady"] for trial in trials if trial.returned and "steady" in trial.returned]
-    return any(one["wall_s"] > CONTENDED * one["cpu_s"] for one in steady)
+def _timed(trials: Sequence[Trial]) -> list[Mapping[str, float]]:
+    """Return the CPU and wall seconds that subjects timed themselves; whole commands also wait, so they do not."""
+    returned = [trial.returned or {} for trial in trials]
+    return [one.get("steady") or one["call"] for one in returned if one.get("steady") or one.get("call")]
+
+
+def _waited_for_a_core(timed: Sequence[Mapping[str, float]]) -> bool:
+    return any(one["wall_s"] > CONTENDED * one["cpu_s"] for one in timed)
 
 
 def _gpu(trials: Sequence[Trial]) -> Mapping[str, Any] | None:

@@ -72,7 +72,8 @@ def to_markdown(report: Report) -> str:
         lines += ["", f"### {case}", "", *_table([one for one in report.records if one.case == case])]
     lines += [
         "",
-        f"All of it took {report.seconds:.0f} s. Values are medians of the rounds [smallest, largest]. A ratio ",
+        f"The whole benchmark took {report.seconds:.0f} s. Values are medians of the rounds [smallest, largest]. A "
+        "ratio ",
     ]
     lines[-1] += "is this row's cost divided by that of its baseline in the same round; `~` marks one that spans 1.00."
     return "\n".join(lines)

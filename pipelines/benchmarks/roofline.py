@@ -4,7 +4,9 @@ Each part of the network takes at least the larger of its arithmetic time (FLOP 
 bandwidth). Bytes are those of a forward pass at 16 bits in batches, with all possible fusions.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from detr.config import DetrConfig
 
 SHAPE = (800, 1066)  # height and width that the table below holds for
 # part: GFLOP (a multiply-add is two), MB read and written
@@ -29,14 +31,15 @@ class Card:
     terabytes_per_s: float
 
 
-# Datasheets, but H100 and H200: large matrix products and copies as measured (datasheets 989, and 3.35 and 4.8). The
-# first name contained in the device's name is used.
+# Datasheets, but H100 and H200: large matrix products and copies as measured (datasheets 989, and 3.35 and 4.8). A name
+# is a whole word of the device's name: an L40S is not an L4, an RTX A1000 not an A100.
 CARDS = (
     Card("H200", 790, 4.3),
     Card("H100", 790, 3.0),
     Card("A100", 312, 2.04),
     Card("V100", 125, 0.90),
-    Card("A10", 70, 0.60),
+    Card("A10", 125, 0.60),
+    Card("A10G", 70, 0.60),
     Card("L4", 121, 0.30),
     Card("T4", 65, 0.32),
 )
@@ -44,8 +47,16 @@ CARDS = (
 
 def known_card(device_name: str) -> Card | None:
     """Return the limits of the card in a device name such as "NVIDIA H100 80GB HBM3", or None."""
-    words = device_name.replace("-", " ").split()
-    return next((card for card in CARDS if any(word.startswith(card.name) for word in words)), None)
+    words = device_name.replace("-", " ").replace(",", " ").split()
+    return next((card for card in CARDS if card.name in words), None)
+
+
+def is_covered(config: DetrConfig) -> bool:
+    """Return whether the table above holds for a network: ResNet-50 DETR without DC5, whatever its classes are."""
+    usual = DetrConfig()
+    same = ("backbone", "hidden_dim", "encoder_layers", "decoder_layers", "feedforward_dim", "queries")
+    norm = replace(config.backbone, norm=usual.backbone.norm)  # computed alike
+    return all(getattr(replace(config, backbone=norm), name) == getattr(usual, name) for name in same)
 
 
 def most_images_per_s(card: Card, height: int, width: int) -> float:

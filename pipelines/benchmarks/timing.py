@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 WARM_UP_CALLS = 8  # at most; the compiler may run again in the second call
@@ -52,9 +53,10 @@ def steady(
     phases: Phases,
     kept: list[Result] | None = None,
 ) -> Steady:
-    """Warm up on the first batch, then call with all batches repeatedly for at least `seconds`.
+    """Warm up on one batch of each length, then call with all batches repeatedly for at least `seconds`.
 
-    The first call is the phase "first", the other calls of the warm-up "warm up".
+    The first call is the phase "first", the other calls of the warm-up "warm up". A network that is compiled for fixed
+    shapes compiles again for a last batch that is shorter.
 
     Args:
         call: takes a batch; the length of a batch is its number of images.
@@ -69,7 +71,8 @@ def steady(
         call(batches[0])
         _synchronize(on_gpu)
     with phases.phase("warm up"):
-        _warm_up(lambda: call(batches[0]), on_gpu)
+        for batch in _one_of_each_length(batches):
+            _warm_up(partial(call, batch), on_gpu)
     sampling: AbstractContextManager[list[list[str]] | None] = nullcontext()
     if on_gpu:
         from pipelines.benchmarks.gpu import gpu_samples  # imported here: it imports torch
@@ -98,6 +101,14 @@ def steady(
 def result(phases: Phases, spent: Steady, **more: Any) -> dict[str, Any]:
     """Return the result of a subject: the phases, the steady state, and any other JSON values."""
     return {"phases": phases.cpu_s, "steady": asdict(spent), **more}
+
+
+def _one_of_each_length(batches: Sequence[Batch]) -> list[Batch]:
+    """Return the first batch of each length."""
+    first = dict[int, Batch]()
+    for batch in batches:
+        first.setdefault(len(batch), batch)
+    return list(first.values())
 
 
 def _warm_up(call: Callable[[], object], on_gpu: bool) -> None:

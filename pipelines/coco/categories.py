@@ -36,7 +36,9 @@ def read_categories(entries: object, used: Collection[int], name: str) -> tuple[
     ids = [category.id for category in categories]
     twice = sorted({one for one in ids if ids.count(one) > 1})
     if twice:
-        raise UsageError(f"annotations {name}: the category id {twice[0]} is declared twice. Give each its own.")
+        raise UsageError(
+            f"annotations {name}: the category id {twice[0]} is declared twice. Give each category a unique id."
+        )
     names = Counter(category.name for category in categories)
     kept: list[Category] = []
     left_out: list[str] = []
@@ -44,7 +46,7 @@ def read_categories(entries: object, used: Collection[int], name: str) -> tuple[
         is_superfluous = not has_name(category) or names[category.name] > 1
         if is_superfluous and category.id not in used and len(categories) > len(left_out) + 1:
             names[category.name] -= 1
-            left_out.append(f"category {category.id}: {shown(category.name)}, which no annotation has")
+            left_out.append(f"category {category.id}: {shown(category.name)}, which no annotation uses")
         else:
             kept.append(category)
     return tuple(kept), left_out

@@ -126,7 +126,7 @@ def read_coco(data: bytes, *, name: str) -> CocoText:
     except json.JSONDecodeError as error:
         raise UsageError(f"annotations {name}: this is not JSON ({error}).") from error
     except RecursionError as error:
-        raise UsageError(f"annotations {name}: a value is nested too deeply to be COCO's.") from error
+        raise UsageError(f"annotations {name}: a value is nested too deeply for a COCO file.") from error
     if not images.hashes:
         raise UsageError(f"annotations {name}: there are no images, so this is not a COCO instances file.")
     hashes = np.array(images.hashes, np.int64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +18,11 @@ from ray.exceptions import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipelines.actor_resources import Pool, choose_pool
+from pipelines.actor_resources import ActorShare, Pool, choose_pool
 from pipelines.cluster import node_resources
 from pipelines.doctor.findings import Finding
 from pipelines.doctor.machine import MachineFacts, check_machine, check_versions, machine_facts
 from pipelines.errors import RayDetrError
-from pipelines.local_ray import LOOPBACK
 from pipelines.remote_errors import remote_sentence
 
 FACTS_SECONDS = 90.0  # for a worker to start on each node
@@ -59,7 +58,7 @@ def ask_nodes(seconds: float = FACTS_SECONDS) -> Nodes:
             text = f"node {name} started no worker within {seconds:g} s"
             findings.append(Finding("nodes", "warn", text, "Look at its Ray logs."))
         except _NODE_LOST as error:  # such as a spot instance that has ended: the cluster continues without it
-            findings.append(Finding("nodes", "warn", f"node {name} left: {remote_sentence(error)}"))
+            findings.append(Finding("nodes", "warn", f"node {name} left the cluster: {remote_sentence(error)}"))
         except (RayError, ImportError) as error:
             findings.append(Finding("nodes", "fail", remote_sentence(error)))
     return Nodes(facts, findings)
@@ -80,11 +79,24 @@ def check_nodes(nodes: Nodes) -> list[Finding]:
     return findings
 
 
-def check_room(least: int | None, most: int | None, *, device: str) -> tuple[list[Finding], Pool | None]:
-    """Return findings on whether the actors fit into the cluster and into its free part; and the actors."""
+def check_room(
+    least: int | None, most: int | None, *, device: str, own: ActorShare, node_minutes: float
+) -> tuple[list[Finding], Pool | None]:
+    """Return findings on whether the actors fit into the cluster and into its free part; and the actors.
+
+    Args:
+        least: as in `choose_pool`.
+        most: as in `choose_pool`.
+        device: as in `choose_pool`.
+        own: as in `choose_pool`.
+        node_minutes: how long `label` waits for nodes of the cluster; above 0, too little room is a warning.
+    """
     try:
-        pool = choose_pool(node_resources(), least, most, device=device)
+        pool = choose_pool(node_resources(), least, most, device=device, own=own)
     except RayDetrError as too_small:
+        if node_minutes:
+            remedy = f"`ray-detr label --node-minutes {node_minutes:g}` waits for nodes; no actor was tried here."
+            return [Finding("room for actors", "warn", str(too_small), remedy)], None
         return [Finding("room for actors", "fail", str(too_small), "See --actors, --device and --node-minutes.")], None
     needs = f"each needs {pool.cpus:g} CPU" + (f" and {pool.gpus:g} GPU" if pool.gpus else "")
     findings = [Finding("room for actors", "ok", f"{pool.least} to {pool.most} actors; {needs}")]
@@ -95,7 +107,7 @@ def check_room(least: int | None, most: int | None, *, device: str) -> tuple[lis
             Finding(
                 "free resources",
                 "fail",
-                f"other jobs hold all but {cpus:g} CPU and {gpus:g} GPU, and {pool.least} actors need "
+                f"other jobs use all but {cpus:g} CPU and {gpus:g} GPU, and {pool.least} actors need "
                 f"{pool.least * pool.cpus:g} CPU and {pool.least * pool.gpus:g} GPU: Ray would wait without an error",
                 "Wait for those jobs, or end them: `ray status` and `ray job list` show them.",
             )
@@ -119,8 +131,8 @@ def check_object_store(nodes: Sequence[dict[str, float]] | None = None) -> Findi
     )
 
 
-def check_token(address: str | None) -> Finding:
-    """Return a finding on whether the cluster requires a token; without one, every client can run code on it.
+def check_token(address: str | None) -> Finding | None:
+    """Return a finding on whether the cluster requires a token, as far as the environment decides it; else None.
 
     Args:
         address: of the cluster, as in `RAY_ADDRESS`; None: Ray runs on this machine for this command only.
@@ -130,7 +142,6 @@ def check_token(address: str | None) -> Finding:
         return Finding("token", "ok", "Ray runs for this command only, on loopback")
     if mode == "token":
         return Finding("token", "ok", "RAY_AUTH_MODE=token")
-    host = address.removeprefix("ray://").rpartition(":")[0]
     if mode is None and (Path.home() / ".ray" / "auth_token").exists():
         return Finding(
             "token",
@@ -139,9 +150,21 @@ def check_token(address: str | None) -> Finding:
             "token, and nodes that join would not send it",
             "Set RAY_AUTH_MODE=token (or disabled) on every node, in every driver and submitter.",
         )
-    if host in (LOOPBACK, "localhost"):
+    return None
+
+
+def check_open_cluster(address: str, hosts: Collection[str]) -> Finding:
+    """Return a finding on who can reach a connected cluster without a token; every client can run code on it.
+
+    Args:
+        address: of the cluster, as in `RAY_ADDRESS`. Ray replaces 127.0.0.1 in it by the outward address.
+        hosts: the addresses on which its nodes listen.
+    """
+    if all(host in ("localhost", "::1") or host.startswith("127.") for host in hosts):
         return Finding(
-            "token", "ok", "the cluster has no token and listens on loopback; users of this machine reach it"
+            "token",
+            "ok",
+            "the cluster requires no token and listens on loopback; users of this machine can connect to it",
         )
     return Finding(
         "token",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from detr.checkpoints.references import absolute_reference
 from pipelines.doctor.clock_skew import check_clock
@@ -13,12 +13,16 @@ from pipelines.doctor.findings import Finding
 from pipelines.doctor.machine import check_machine, machine_facts
 from pipelines.doctor.store_checks import check_store
 from pipelines.errors import RayDetrError
+from pipelines.labelling.config import check_gpus_per_actor
 from pipelines.labelling.labeler_spec import LabelerSpec
 from pipelines.labelling.reach import REACH_SECONDS, check_answers
 from pipelines.lake.lake_object import LakeObject
 from pipelines.lake.listing import list_objects
 from pipelines.lake.members import file_of
 from pipelines.store import StoreError, StoreOptions, Stores, check_no_secret, open_store, without_secrets
+
+if TYPE_CHECKING:
+    from pipelines.actor_resources import Pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,10 @@ class DoctorConfig:
         actors: Smallest and largest number of actors; None is 1 and what fits into the cluster.
         device: "auto", "cpu" or "cuda".
         batch_size: Images in the test batch; None is 32 on GPUs and 1 on CPUs.
+        cpus_per_actor: CPUs of each actor, as in `LabelConfig`.
+        gpus_per_actor: GPUs of each actor, as in `LabelConfig`.
+        node_minutes: How long `label` waits for nodes, as in `LabelConfig`; above 0, a cluster that is too small now is
+            a warning.
         image_options: Access to the images.
         table_options: Access to the table and to a model in a store.
     """
@@ -44,10 +52,14 @@ class DoctorConfig:
     actors: tuple[int | None, int | None] = (None, None)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     batch_size: int | None = None
+    cpus_per_actor: int | None = None
+    gpus_per_actor: float | None = None
+    node_minutes: float = 0.0
     image_options: StoreOptions = field(default_factory=StoreOptions)
     table_options: StoreOptions = field(default_factory=StoreOptions)
 
     def __post_init__(self) -> None:
+        check_gpus_per_actor(self.gpus_per_actor)
         for name, uri in (("table", self.table), ("model", self.model)):
             if uri is not None:
                 check_no_secret(name, uri, instead="Give credentials in the environment.")
@@ -98,35 +110,56 @@ def _images(config: DoctorConfig) -> Finding:
 
 
 def _cluster(config: DoctorConfig) -> Iterator[Finding]:
-    from pipelines.cluster import connected
-    from pipelines.doctor.cluster_checks import ask_nodes, check_nodes, check_object_store, check_room, check_token
+    from pipelines.actor_resources import ActorShare
+    from pipelines.cluster import connected, hosts, is_given
+    from pipelines.doctor.cluster_checks import (
+        ask_nodes,
+        check_nodes,
+        check_object_store,
+        check_open_cluster,
+        check_room,
+        check_token,
+    )
 
-    yield check_token(os.environ.get("RAY_ADDRESS"))
+    address = os.environ.get("RAY_ADDRESS")
+    token = check_token(address)
+    if token is not None:
+        yield token
+    has_cluster = is_given()
     try:
         with connected():
+            if token is None and address is not None:
+                yield check_open_cluster(address, hosts())
             yield from check_nodes(ask_nodes())
             yield check_object_store()
-            findings, pool = check_room(*config.actors, device=config.device)
+            findings, pool = check_room(
+                *config.actors,
+                device=config.device,
+                own=ActorShare(config.cpus_per_actor, config.gpus_per_actor),
+                node_minutes=config.node_minutes if has_cluster else 0.0,
+            )
             yield from findings
             if config.model is not None:
                 from pipelines.doctor.model_check import check_model
 
-                device = "cuda" if pool is not None and pool.gpus else "cpu"
-                spec = LabelerSpec(
-                    table="",
-                    run_id="",
-                    model=absolute_reference(config.model),
-                    model_sha256="",
-                    threshold=0.0,
-                    classes=None,
-                    device=device,
-                    precision="auto",
-                    threads=1 if pool is None else pool.threads,
-                    max_pixels=1,
-                    image_options=config.image_options,
-                    table_options=config.table_options,
-                    batch_size=config.batch_size,
-                )
-                yield from check_model(spec, pool)
+                yield from check_model(_labeler_spec(config, config.model, pool), pool, has_cluster=has_cluster)
     except RayDetrError as error:
         yield Finding("cluster", "fail", str(error), "See docs/operations.md, Clusters.")
+
+
+def _labeler_spec(config: DoctorConfig, model: str, pool: Pool | None) -> LabelerSpec:
+    return LabelerSpec(
+        table="",
+        run_id="",
+        model=absolute_reference(model),
+        model_sha256="",
+        threshold=0.0,
+        classes=None,
+        device="cuda" if pool is not None and pool.gpus else "cpu",
+        precision="auto",
+        threads=1 if pool is None else pool.threads,
+        max_pixels=1,
+        image_options=config.image_options,
+        table_options=config.table_options,
+        batch_size=config.batch_size,
+    )

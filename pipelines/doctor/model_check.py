@@ -17,6 +17,7 @@ from pipelines.models import identify_model
 from pipelines.remote_errors import first_line, remote_sentence
 
 FORWARD_SECONDS = 900.0  # for a worker to start, fetch the model and compute a batch
+REMEDY = "See `ray-detr models`, or give a path or an address."
 HEIGHT, WIDTH = 960, 1280  # of the images; a usual camera's shape
 
 
@@ -31,21 +32,42 @@ class Forward:
     notes: tuple[str, ...]
 
 
-def check_model(spec: LabelerSpec, pool: Pool | None) -> Iterator[Finding]:
+def check_model(spec: LabelerSpec, pool: Pool | None, *, has_cluster: bool) -> Iterator[Finding]:
     """Yield findings about a model; the second comes from a worker of the cluster with the resources of an actor.
 
     Args:
         spec: for the actors; the run may be empty.
         pool: resources of an actor; None: the actors do not fit, so nothing is tried on the cluster.
+        has_cluster: whether an existing cluster is used; `label` then takes a model that only its nodes can read.
     """
     try:
         info = identify_model(spec.model, spec.table_options)
     except RayDetrError as error:
-        yield Finding("model", "fail", str(error), "See `ray-detr models`, or give a path or an address.")
+        if has_cluster:
+            yield from _unreadable_here(spec, pool, str(error))
+        else:
+            yield Finding("model", "fail", str(error), REMEDY)
         return
     yield Finding("model", "ok", f"{info.id}, {len(info.categories)} classes")
+    if pool is not None:
+        yield _on_a_node(_forward(spec, pool))
+
+
+def _unreadable_here(spec: LabelerSpec, pool: Pool | None, error: str) -> Iterator[Finding]:
+    """Yield findings about a model that this machine cannot read; a node of the cluster decides, as in `label`."""
     if pool is None:
+        yield Finding("model", "warn", error, f"Only this machine was asked; nodes may be able to read it. {REMEDY}")
         return
+    found = _forward(spec, pool)
+    if isinstance(found, str):
+        yield Finding("model", "fail", f"{error} A node could not use it either: {found}", REMEDY)
+        return
+    yield Finding("model", "warn", f"only nodes of the cluster can read it: {error}", "`ray-detr label` accepts that.")
+    yield _on_a_node(found)
+
+
+def _forward(spec: LabelerSpec, pool: Pool) -> Forward | str:
+    """Return what a worker with the resources of an actor computed, or why it did not."""
     remote = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus, max_retries=0)(try_forward)
     try:
         found: Forward | str = ray.get(remote.remote(spec), timeout=FORWARD_SECONDS)
@@ -53,20 +75,22 @@ def check_model(spec: LabelerSpec, pool: Pool | None) -> Iterator[Finding]:
         found = f"no worker computed a batch within {FORWARD_SECONDS:g} s"
     except (RayError, ImportError) as error:
         found = remote_sentence(error)
+    return found
+
+
+def _on_a_node(found: Forward | str) -> Finding:
     if isinstance(found, str):
-        yield Finding(
+        return Finding(
             "model on a node",
             "fail",
             found,
             "Use a smaller --batch-size, a node with more memory, or another --device.",
         )
-        return
     memory = "" if found.gpu_bytes is None else f", {found.gpu_bytes / 1e9:.1f} GB of GPU memory"
     text = f"{found.images} images of {WIDTH} x {HEIGHT} in {found.seconds:.2f} s on {found.device}{memory}"
     if found.notes:
-        yield Finding("model on a node", "warn", f"{text}: {'; '.join(found.notes)}", "Use a smaller --batch-size.")
-    else:
-        yield Finding("model on a node", "ok", text)
+        return Finding("model on a node", "warn", f"{text}: {'; '.join(found.notes)}", "Use a smaller --batch-size.")
+    return Finding("model on a node", "ok", text)
 
 
 def try_forward(spec: LabelerSpec) -> Forward | str:

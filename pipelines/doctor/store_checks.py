@@ -73,7 +73,7 @@ def check_store(store: Store) -> Iterator[Finding]:
 
 def _run(check: _Check, place: _Place) -> Finding:
     if check.run in (_if_match, _if_match_stale) and isinstance(place.store, LocalStore):
-        return Finding(f"store: {check.name}", "ok", "not needed: folders have a lock file for the lease")
+        return Finding(f"store: {check.name}", "ok", "not needed: in folders, the lease is a lock file")
     try:
         check.run(place)
     except _CheckFailed as wrong:
@@ -81,7 +81,7 @@ def _run(check: _Check, place: _Place) -> Finding:
     except StoreError as error:
         remedy = "Give these credentials the rights in docs/security.md." if check.name == "put" else check.remedy
         return Finding(f"store: {check.name}", check.level, f"refused: {error}", remedy)
-    return Finding(f"store: {check.name}", "ok", "as it should be")
+    return Finding(f"store: {check.name}", "ok", "works as expected")
 
 
 def _clean(place: _Place) -> Finding:
@@ -124,7 +124,7 @@ def _create_only(place: _Place) -> None:
         place.store.put(place.key("one"), b"second", create=True)
     except AlreadyExists:
         return
-    raise _CheckFailed("an object that was to be created only was overwritten: two runs could lose each other's rows")
+    raise _CheckFailed("a create-only put overwrote an existing object: two runs could lose each other's rows")
 
 
 def _loser_changes_nothing(place: _Place) -> None:
@@ -136,14 +136,14 @@ def _loser_changes_nothing(place: _Place) -> None:
 
 def _head(place: _Place) -> None:
     entry = place.store.head(place.key("one"))
-    _expect(entry.size == 5, f"the size of an object of 5 bytes is given as {entry.size}")
+    _expect(entry.size == 5, f"the size of an object of 5 bytes is reported as {entry.size}")
 
 
 def _etag(place: _Place) -> None:
     key = place.key("one")
     etags = {place.store.head(key).etag, place.store.get(key).etag}
     etags |= {entry.etag for entry in place.store.list(key)}
-    _expect(None not in etags, "objects have no etag: changed images cannot be noticed")
+    _expect(None not in etags, "objects have no etag: changed images cannot be detected")
     _expect(len(etags) == 1, f"one object has several etags: {sorted(map(str, etags))}")
     place.etag = etags.pop()
 
@@ -155,16 +155,17 @@ def _list_after_write(place: _Place) -> None:
 
 def _list_size(place: _Place) -> None:
     sizes = {entry.key: entry.size for entry in place.store.list(place.folder)}
-    _expect(sizes.get(place.key("two")) == 2, "the listing has another size than the object")
+    _expect(sizes.get(place.key("two")) == 2, "the size in the listing differs from the size of the object")
 
 
 def _range(place: _Place) -> None:
-    _expect(place.store.get_range(place.key("one"), 1, 3) == b"irs", "a range has other bytes than the object")
+    found = place.store.get_range(place.key("one"), 1, 3)
+    _expect(found == b"irs", "a range read returned other bytes than the object has")
 
 
 def _range_past_end(place: _Place) -> None:
     found = place.store.get_range(place.key("one"), 3, 100)
-    _expect(found == b"st", f"a range that goes past the end has {len(found)} bytes where 2 are left")
+    _expect(found == b"st", f"a range read past the end returned {len(found)} bytes instead of 2")
 
 
 def _range_last_byte(place: _Place) -> None:
@@ -186,7 +187,7 @@ def _if_match(place: _Place) -> None:
     key = place.key("swapped")
     place.store.put(key, b"1")
     place.store.put(key, b"2", if_match=place.store.head(key).etag)
-    _expect(place.store.get(key).data == b"2", "a conditional put was accepted and not done")
+    _expect(place.store.get(key).data == b"2", "a conditional put was accepted, but the object did not change")
 
 
 def _if_match_stale(place: _Place) -> None:
@@ -239,7 +240,8 @@ def _empty(place: _Place) -> None:
 
 def _special(place: _Place) -> None:
     place.store.put(place.key(SPECIAL), b"special")
-    _expect(place.store.get(place.key(SPECIAL)).data == b"special", "a name with special characters reads other bytes")
+    found = place.store.get(place.key(SPECIAL)).data
+    _expect(found == b"special", "an object whose name has special characters returned other bytes")
     _expect(SPECIAL in place.names(), f"the name {SPECIAL!r} is listed under another name")
 
 
@@ -247,7 +249,8 @@ def _case(place: _Place) -> None:
     place.store.put(place.key("case"), b"lower")
     place.store.put(place.key("CASE"), b"upper")
     _expect(
-        place.store.get(place.key("case")).data == b"lower", "names that differ in upper and lower case are one object"
+        place.store.get(place.key("case")).data == b"lower",
+        "names that differ only in upper and lower case refer to one object",
     )
 
 
@@ -257,7 +260,7 @@ def _prefix(place: _Place) -> None:
     _expect(
         place.names("pre") == ["pre/a", "prefix"], f"objects that begin with 'pre' are listed as {place.names('pre')}"
     )
-    _expect(place.names("pre/") == ["pre/a"], "a folder is listed with other objects")
+    _expect(place.names("pre/") == ["pre/a"], "the listing of a folder contains objects outside it")
 
 
 def _many(place: _Place) -> None:
@@ -265,14 +268,16 @@ def _many(place: _Place) -> None:
     with ThreadPoolExecutor(THREADS) as threads:
         list(threads.map(lambda name: place.store.put(place.key(name), b"x"), expected))
     found = place.names("many/")
-    _expect(len(found) == MANY, f"{MANY:,} objects were written, and {len(found):,} are listed")
+    _expect(len(found) == MANY, f"{MANY:,} objects were written, but {len(found):,} are listed")
     _expect(found == expected, "the listing is not in the order of the names")
 
 
 def _after(place: _Place) -> None:
     found = place.names("many/", after=f"many/{MANY - 3:05d}")
     expected = [f"many/{number:05d}" for number in range(MANY - 2, MANY)]
-    _expect(found == expected, f"a listing behind a name has {len(found):,} names instead of {len(expected)}")
+    _expect(
+        found == expected, f"a listing that starts after a name has {len(found):,} names instead of {len(expected)}"
+    )
 
 
 def _large(place: _Place) -> None:
@@ -280,10 +285,16 @@ def _large(place: _Place) -> None:
     data = block * (LARGE_BYTES // len(block))
     place.store.put(place.key("large"), data)
     digest = hashlib.sha256(place.store.get(place.key("large")).data).digest()
-    _expect(digest == hashlib.sha256(data).digest(), f"an object of {LARGE_BYTES:,} bytes reads other bytes")
+    _expect(
+        digest == hashlib.sha256(data).digest(),
+        f"an object of {LARGE_BYTES:,} bytes returned other bytes than were written",
+    )
 
 
-_LOCKS = "Without it the lease cannot exclude a second writer reliably: let one command at a time write to the table."
+_LOCKS = (
+    "Without it, the lease cannot exclude a second writer reliably: run only one command at a time that writes to the "
+    "table."
+)
 
 _CHECKS = (
     _Check("put", _put, remedy="Give these credentials the rights in docs/security.md."),
@@ -291,7 +302,7 @@ _CHECKS = (
     _Check("create only", _create_only),
     _Check("a refused put changes nothing", _loser_changes_nothing),
     _Check("size by head", _head),
-    _Check("etag", _etag, level="warn", remedy="Changed images are then noticed by their size only."),
+    _Check("etag", _etag, level="warn", remedy="Changed images are then detected only by their size."),
     _Check("list after write", _list_after_write),
     _Check("size by listing", _list_size),
     _Check("range", _range),
@@ -302,7 +313,7 @@ _CHECKS = (
         "etag after overwriting",
         _etag_changes,
         level="warn",
-        remedy="Changed images are then noticed by their size only.",
+        remedy="Changed images are then detected only by their size.",
     ),
     _Check("if-match", _if_match, level="warn", remedy=_LOCKS),
     _Check("if-match with a stale etag", _if_match_stale, level="warn", remedy=_LOCKS),
@@ -312,7 +323,7 @@ _CHECKS = (
     _Check("create after delete", _create_after_delete),
     _Check("empty object", _empty),
     _Check("special characters", _special),
-    _Check("upper and lower case", _case, level="warn", remedy="Do not use names of runs that differ in case only."),
+    _Check("upper and lower case", _case, level="warn", remedy="Do not use names of runs that differ only in case."),
     _Check("prefixes", _prefix),
     _Check("many objects in order", _many),
     _Check("list after a name", _after),

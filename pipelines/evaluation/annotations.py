@@ -56,7 +56,7 @@ class Annotations:
             if name in named:
                 raise UsageError(
                     f"annotations {self.name}: two images have the file name {name!r}, by which rows are matched. Give "
-                    "each a name of its own, or evaluate them apart."
+                    "each image a unique name, or evaluate them separately."
                 )
             named[name] = image
         return named
@@ -82,7 +82,7 @@ def read_annotations(
     document = coco.document()
     if coco.is_repeated.any():
         repeated = document["images"][int(coco.is_repeated.argmax())]["id"]
-        raise UsageError(f"annotations {name}: two images have the id {repeated!r:.80}. Give each an id of its own.")
+        raise UsageError(f"annotations {name}: two images have the id {repeated!r:.80}. Give each a unique id.")
     if not coco.annotations:
         raise UsageError(f"annotations {name}: there are no annotations, so nothing can be measured.")
     truth = normal_truth(document)

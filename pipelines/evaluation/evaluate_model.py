@@ -150,8 +150,9 @@ def evaluate_model(
         )
     if evaluation.threshold or evaluation.kept_classes:
         raise UsageError(
-            f"table {without_secrets(table)} has rows of {summary.model} already that left out low scores or classes, "
-            "so it was not labelled again: the figures would be lower than the model's. Name another --keep-table."
+            f"table {without_secrets(table)} already has rows of {summary.model} without low scores or without some "
+            "classes, so nothing was labelled: figures from these rows would be lower than the model's. Name another "
+            "--keep-table."
         )
     return evaluation
 
@@ -200,8 +201,8 @@ def find_annotated(
         before = by_name.setdefault(match.name, item)
         if before.uri != item.uri:
             raise UsageError(
-                f"there are two images of the file name {match.name!r}, by which annotations are found: "
-                f"{without_secrets(before.uri)} and {without_secrets(item.uri)}. Name the folder of one of them."
+                f"two images have the file name {match.name!r}, by which annotations are matched: "
+                f"{without_secrets(before.uri)} and {without_secrets(item.uri)}. Give only the folder of one of them."
             )
     return sorted(by_name.values(), key=lambda item: item.uri)
 
@@ -251,6 +252,6 @@ def _check_is_reached(keep_table: str | None) -> None:
     machines = len(node_resources())
     if keep_table is None and machines > 1:
         raise UsageError(
-            f"the Ray cluster has {machines} machines, which do not share a temporary folder: name a table that all of "
-            "them reach with --keep-table."
+            f"the Ray cluster has {machines} machines, which do not share a temporary folder: with --keep-table, give "
+            "a table that all of them can reach."
         )

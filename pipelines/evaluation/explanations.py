@@ -77,7 +77,9 @@ def _left_out(evaluation: Evaluation) -> list[str]:
         if names:
             lines.append(f"{counted(len(names), one, several)}: nothing counts as detected there ({_some(names)})")
     if evaluation.unannotated:
-        rows = counted(evaluation.unannotated, "row of the table is of an image", "rows of the table are of images")
+        rows = counted(
+            evaluation.unannotated, "row of the table belongs to an image", "rows of the table belong to images"
+        )
         lines.append(f"{rows} without annotations: left out")
     if evaluation.undeclared:
         rows = counted(evaluation.undeclared, "detection is", "detections are")
@@ -87,7 +89,8 @@ def _left_out(evaluation: Evaluation) -> list[str]:
 
 # problems of annotations in the order of printing: singular, plural, and their treatment
 _FINDINGS: Final = {
-    "annotations_of_no_image": ("is of an image", "are of images", "that the annotations do not declare: left out"),
+    "annotations_of_no_image": (
+        "belongs to an image", "belong to images", "that the annotations do not declare: left out"),
     "undeclared_categories": (
         "has a category", "have categories", "that the annotations do not declare: nothing counts as detected there"),
     "boxes_missing": ("has no box", "have no box", "of four numbers: left out"),
@@ -112,7 +115,7 @@ def _of_annotations(evaluation: Evaluation) -> list[str]:
     numbers = evaluation.average_precision.numbers()
     sizes = [size for name, size in _SIZE_WORDS.items() if numbers[name] < 0]
     if numbers["AP"] < 0:
-        lines.append("AP is undefined: the images have no annotation that is of a declared category and not of a crowd")
+        lines.append("AP is undefined: the images have no annotation that has a declared category and is not a crowd")
     elif sizes:
         lines.append(f"figures shown as none are undefined: no annotated box is {' or '.join(sizes)}")
     return lines

@@ -62,8 +62,8 @@ def read_baseline(uri: str, *, options: StoreOptions | None = None) -> Baseline:
     ]
     if wrong:
         raise UsageError(
-            f"baseline {name}: there is no {' and no '.join(wrong)}, so this is not what an evaluation wrote. "
-            "Measure the model in use with --output."
+            f"baseline {name}: there is no {' and no '.join(wrong)}, so no evaluation wrote this file. Evaluate the "
+            "model in use with --output."
         )
     return Baseline(name, metrics["AP"], metrics["images"], metrics["annotations_sha256"], metrics.get("threshold"))
 
@@ -78,12 +78,13 @@ def check_comparable(baseline: Baseline, annotations: Annotations) -> None:
     if baseline.images != images:
         raise UsageError(
             f"baseline {baseline.name} was measured on {baseline.images:,} images, and {images:,} are annotated here: "
-            "figures for different images cannot be compared. Measure the model in use on these."
+            "figures for different images cannot be compared. Evaluate the model in use on these images."
         )
     if baseline.annotations_sha256 != annotations.sha256:
         raise UsageError(
-            f"baseline {baseline.name} was measured with other annotations than {annotations.name} (their digests are "
-            f"{baseline.annotations_sha256[:12]} and {annotations.sha256[:12]}). Measure the model in use with these."
+            f"baseline {baseline.name} was measured with annotations other than {annotations.name} (their digests are "
+            f"{baseline.annotations_sha256[:12]} and {annotations.sha256[:12]}). Evaluate the model in use with these "
+            "annotations."
         )
 
 
@@ -95,18 +96,18 @@ def compare_with_baseline(evaluation: Evaluation, baseline: Baseline, *, max_dro
     """
     if evaluation.threshold != baseline.threshold:
         raise UsageError(
-            f"baseline {baseline.name} is of detections with threshold {_threshold(baseline.threshold)}, these have "
-            f"{_threshold(evaluation.threshold)}: their figures cannot be compared. Measure both with the same "
-            "threshold."
+            f"baseline {baseline.name} was measured on detections with threshold {_threshold(baseline.threshold)}, but "
+            f"these have {_threshold(evaluation.threshold)}: their figures cannot be compared. Evaluate both with the "
+            "same threshold."
         )
     _check_measured(baseline.AP, f"baseline {baseline.name}")
     now = evaluation.average_precision.AP
     _check_measured(now, "this evaluation")
     drop = baseline.AP - now
-    change = f"AP is {now:.4f}, that of {baseline.name} {baseline.AP:.4f}"
+    change = f"AP is {now:.4f} and was {baseline.AP:.4f} in {baseline.name}"
     if drop <= max_drop + _ROUNDING:
         return Verdict(True, f"{change}: no worse by more than {max_drop:g}")
-    return Verdict(False, f"{change}: worse by {drop:.4f}, where {max_drop:g} is allowed")
+    return Verdict(False, f"{change}: worse by {drop:.4f}, but only {max_drop:g} is allowed")
 
 
 def compare_with_expected(evaluation: Evaluation, expected: float, *, tolerance: float) -> Verdict:
@@ -125,7 +126,7 @@ def compare_with_expected(evaluation: Evaluation, expected: float, *, tolerance:
 def _check_measured(ap: float, whose: str) -> None:
     if ap < 0:  # -1 is pycocotools' value for "no annotations"
         raise UsageError(
-            f"{whose} has no AP: its images have no annotated object that counts. Measure on images that have some."
+            f"{whose} has no AP: its images have no annotated object that counts. Evaluate on images that have some."
         )
 
 

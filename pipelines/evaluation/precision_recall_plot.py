@@ -28,7 +28,7 @@ def check_can_plot(file: Path) -> None:
         ) from error
     known = FigureCanvasAgg.get_supported_filetypes()
     if file.suffix.removeprefix(".").lower() not in known:
-        raise ValueError(f"plot: {file.name!r} has none of the endings .{', .'.join(sorted(known))}")
+        raise ValueError(f"plot: {file.name!r} does not end in one of .{', .'.join(sorted(known))}")
 
 
 def plot_precision_recall(measured: AveragePrecision, file: Path, *, title: str) -> None:

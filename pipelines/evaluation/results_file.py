@@ -98,7 +98,7 @@ def _read_row(row: object, image_numbers: Mapping[int | str, int]) -> ResultRow:
         raise ValueError(f"has no {' and no '.join(missing)}{hint}")
     key, category_id = id_key(row["image_id"]), whole(row["category_id"])
     if key is None:
-        raise ValueError(f"has the image_id {row['image_id']!r:.80}, which is not an id")
+        raise ValueError(f"has the image_id {row['image_id']!r:.80}, which is not a valid id")
     if category_id is None:
         raise ValueError(f"has the category_id {row['category_id']!r:.80}, which is not an integer of 64 bits")
     sides, score = box(row["bbox"]), number(row["score"])
@@ -111,7 +111,7 @@ def _read_row(row: object, image_numbers: Mapping[int | str, int]) -> ResultRow:
     if score is None or not math.isfinite(score):
         raise ValueError(f"has the score {row['score']!r:.80}, which is not a number")
     if key not in image_numbers:
-        raise ValueError(f"is of image {row['image_id']!r:.80}, which the annotations do not have")
+        raise ValueError(f"is of image {row['image_id']!r:.80}, which is not in the annotations")
     bbox = row["bbox"] if sides == row["bbox"] else sides
     return {
         "image_id": image_numbers[key],

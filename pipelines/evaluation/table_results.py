@@ -254,7 +254,7 @@ def _current_rows(
         if not placed and ambiguous is not None:
             one, other = names.of_the_same_last_part(ambiguous)[:2]
             raise UsageError(
-                f"{ambiguous} may be of the annotated images {one!r} and {other!r}, and no row of the table lies in "
+                f"{ambiguous} may belong to the annotated image {one!r} or {other!r}, and no row of the table lies in "
                 "the folders that the annotations name. Label images whose paths end in the annotated names."
             )
         sentences = tuple(f"{name} is {without_secrets(uri)}" for name, uri in sorted(respelled.items()))
@@ -292,8 +292,8 @@ def _keep_current(current: dict[str, _Row], match: NameMatch, row: _Row) -> None
     known = current.setdefault(match.name, row)
     if known.uri != row.uri:
         raise UsageError(
-            f"the table has two images of the file name {match.name!r}, by which rows are matched: {known.uri} and "
-            f"{row.uri}. Choose one run ({_RUN_OPTIONS}), or a table that has one of them."
+            f"the table has two images with the file name {match.name!r}, by which rows are matched: {known.uri} and "
+            f"{row.uri}. Choose one run ({_RUN_OPTIONS}), or a table that has only one of them."
         )
     if row.rank > known.rank:
         current[match.name] = row
@@ -303,7 +303,7 @@ def _models(rows: Mapping[str, _Row]) -> tuple[str, ...]:
     models = tuple(sorted({row.model for row in rows.values()}))
     if len(models) > 1:
         raise UsageError(
-            f"the current rows are of {len(models)} models, {', '.join(models)}, and one figure cannot describe "
+            f"the current rows come from {len(models)} models, {', '.join(models)}, and one figure cannot describe "
             f"several models. Choose one run ({_RUN_OPTIONS})."
         )
     return models
@@ -332,7 +332,7 @@ def _kept_classes(table: Store, files: Mapping[str, StoreEntry], rows: Mapping[s
             kept.update(name for name, _ in classes or ())
         except (ValueError, TypeError, AttributeError) as error:
             raise RayDetrError(
-                f"{join_uri(table.uri, key)} is damaged: its metadata does not hold the configuration of its run."
+                f"{join_uri(table.uri, key)} is damaged: its metadata does not contain the configuration of its run."
             ) from error
     return tuple(sorted(kept)) or None
 

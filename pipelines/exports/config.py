@@ -71,7 +71,8 @@ class ExportConfig:
                 raise ValueError(f"out: {self.out} does not name an Iceberg table: write NAMESPACE.TABLE.")
             if self.latest or (self.model, self.settings) != (None, None):
                 raise ValueError(
-                    "latest, model, settings: whole files are registered in Iceberg. Choose rows in the query."
+                    "latest, model, settings: these cannot be used with Iceberg, where whole files are registered. "
+                    "Choose rows in the query."
                 )
             return
         out, table = (join_uri(*split_uri(uri)).rstrip("/") + "/" for uri in (self.out, self.table))
@@ -81,21 +82,22 @@ class ExportConfig:
         if self.format in _FOLDERS:
             if suffix is not None:
                 raise ValueError(
-                    f"out: {self.format} is a folder of files, and {without_secrets(self.out)} is named as a file."
+                    f"out: {self.format} is a folder of files, but {without_secrets(self.out)} is the name of a file. "
+                    "Name a folder."
                 )
             return
         if not self.is_file:
             if suffix is not None:
                 raise ValueError(
-                    f"out: {without_secrets(self.out)} would be a folder, but ends as a file does, and files end in "
-                    f"{' or '.join(sorted({f'.{one}' for one in SUFFIXES.values()}))}. Change {suffix[0]}, or end a "
-                    "folder's name with a slash."
+                    f"out: {without_secrets(self.out)} would be a folder, but has the suffix of a file, and the "
+                    f"suffixes of files are {' or '.join(sorted({f'.{one}' for one in SUFFIXES.values()}))}. Change "
+                    f"{suffix[0]}, or end a folder's name with a slash."
                 )
             return
         if split_uri(self.out)[0] != LOCAL_ROOT:
             raise ValueError(
                 f"out: {without_secrets(self.out)} is one file in an object store, which cannot be written piece by "
-                "piece. Name a folder there, or a file of this machine."
+                "piece. Name a folder there, or a file on this machine."
             )
         if self.format is None and suffix is not None and suffix[0] == ".json":
             kinds = ", ".join(kind for kind, one in SUFFIXES.items() if one == "json")
@@ -154,6 +156,6 @@ class QueryConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
-        check_no_secret("table", self.table, instead="Leave it out: credentials are found as docs/security.md says.")
+        check_no_secret("table", self.table, instead="Omit it: credentials are found as docs/security.md says.")
         if self.out is not None and self.out.suffix not in RESULT_SUFFIXES:
             raise ValueError(f"out: {self.out} does not end in one of {', '.join(RESULT_SUFFIXES)}.")

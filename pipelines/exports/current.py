@@ -2,7 +2,7 @@
 
 The current row is the newest one with status `ok` or a permanent error; otherwise the newest transient error.
 Newest is by `labelled_at`, then by `run_id` and `shard`. Rows of one model with several settings compete with each
-other, unless one settings value is given. `current_query` is the same in SQL.
+other, unless one settings value is given. `CURRENT` is the same in SQL.
 """
 
 from __future__ import annotations
@@ -80,24 +80,6 @@ def current_rows(
     return masks
 
 
-def current_query(
-    table: str, model: str | None = None, settings: str | None = None, recorded: Mapping[str, str] | None = None
-) -> str:
-    """Return SQL for DuckDB that selects the same rows.
-
-    Args:
-        table: A URI without a trailing slash.
-        model: As for `current_rows`.
-        settings: As for `current_rows`.
-        recorded: The settings of runs whose rows have no such column; without it, these rows have none.
-    """
-    files = f"read_parquet('{table}/data/**/*.parquet', union_by_name = true)"
-    if settings is not None:
-        return f"{rows_query(files, model, settings, recorded)} {CURRENT}"
-    only = "" if model is None else f" WHERE model = {_quoted(model)}"
-    return f"FROM {files}{only} {CURRENT}"
-
-
 def rows_query(
     files: str, model: str | None = None, settings: str | None = None, recorded: Mapping[str, str] | None = None
 ) -> str:
@@ -107,7 +89,7 @@ def rows_query(
         files: The data source, such as a call of read_parquet.
         model: As for `current_rows`.
         settings: As for `current_rows`.
-        recorded: As for `current_query`.
+        recorded: The settings of runs whose rows have no such column; without it, these rows have none.
     """
     cases = " ".join(f"WHEN {_quoted(run_id)} THEN {_quoted(text)}" for run_id, text in (recorded or {}).items())
     own = f"coalesce(settings, CASE run_id {cases} END)" if cases else "settings"

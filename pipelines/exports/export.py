@@ -172,8 +172,8 @@ def _joined(known: pa.Field, column: pa.Field, name: str, kind: Format) -> pa.Fi
         with suppress(pa.ArrowTypeError):
             return pa.unify_schemas([pa.schema([known]), pa.schema([column])], promote_options="permissive").field(0)
     raise RayDetrError(
-        f"{name} has the column {column.name} as {column.type}, and files before it as {known.type}: one export cannot "
-        "hold both. Query the files themselves."
+        f"{name} has the column {column.name} as {column.type}, but earlier files have it as {known.type}: one export "
+        "cannot contain both types. Query the files themselves."
     )
 
 

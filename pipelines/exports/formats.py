@@ -64,7 +64,8 @@ class JsonLinesRows:
                 line = json.dumps(row, ensure_ascii=False, allow_nan=False, default=_as_text)
             except (TypeError, ValueError) as error:
                 raise RayDetrError(
-                    f"the row of {row['uri']} holds a value that JSON has no form for ({error}). Export it as Parquet."
+                    f"the row of {row['uri']} contains a value that JSON cannot represent ({error}). Export it as "
+                    "Parquet."
                 ) from error
             self._sink.write(line.encode() + b"\n")
 

@@ -57,7 +57,7 @@ class LabelledImage:
         """
         if self.width is None or self.height is None:
             raise RayDetrError(
-                f"the row of {self.uri} has boxes and no width and height. Restore its file, or label again."
+                f"the row of {self.uri} has boxes, but no width and height. Restore its file, or label the image again."
             )
         return self.width, self.height
 
@@ -135,6 +135,6 @@ class Categories:
             known = self.names.setdefault(number, name)
             if known != name:
                 raise RayDetrError(
-                    f"class {number} is {known!r} in some rows and {name!r} in that of {image.uri}: this format has "
-                    "one name for a class. Give --model to export the rows of one model."
+                    f"class {number} is {known!r} in some rows and {name!r} in that of {image.uri}, but this format "
+                    "has one name for each class. Give --model to export the rows of one model."
                 )

@@ -80,8 +80,8 @@ class Tree:
         stem = PurePosixPath(self.names.of(image.uri)).with_suffix("").as_posix()
         if hash(stem) in self._keys:
             raise RayDetrError(
-                f"{image.uri} and another image are both called {stem} without their suffix, and this format pairs "
-                "pictures and labels by that. Export to coco-dataset instead, or rename one."
+                f"{image.uri} and another image have the same name without suffix, {stem}, by which this format pairs "
+                "pictures and labels. Export to coco-dataset instead, or rename one."
             )
         self._keys.add(hash(stem))
         return stem

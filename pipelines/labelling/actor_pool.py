@@ -337,7 +337,7 @@ def label_shards(
             "the disk of Ray's temporary folder is full. Free some space, or start Ray with another --temp-dir."
         ) from error
     except RayError as error:
-        raise RayDetrError(f"the actor pool cannot go on: {remote_sentence(error)}") from error
+        raise RayDetrError(f"the actor pool failed: {remote_sentence(error)}") from error
     finally:
         batches = dataset = None  # type: ignore[assignment]  # a kept error refers to this frame, which must not keep the actors alive
         loading.forget()

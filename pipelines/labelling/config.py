@@ -97,7 +97,7 @@ class PlanConfig:
     )
     tiles: tuple[int, int] | None = option(
         "cut larger pictures into tiles of SIZE x SIZE or WIDTHxHEIGHT pixels, and detect in each of them and in the "
-        "whole picture, as small objects need: docs/models.md (only in the whole picture)",
+        "whole picture, which finds smaller objects: docs/models.md (detect only in the whole picture)",
         default=None, metavar="SIZE[xSIZE]", parse=tile_size,
     )  # fmt: skip
     overlap: float | None = option(
@@ -106,7 +106,7 @@ class PlanConfig:
     )  # fmt: skip
     relabel: bool = option(
         "label again images that the table has with another threshold, classes, precision or tiles; both rows are "
-        "kept, told apart by the column settings (refuse)",
+        "kept, with different values in the column settings (refuse to label them)",
         default=False,
     )
     shard_images: int | None = option(
@@ -137,12 +137,13 @@ class PlanConfig:
         default="transient", metavar="{transient,all}", parse=which_errors,
     )  # fmt: skip
     skip_labelled: SkipLabelled = option(
-        "which images count as labelled: those with rows of the same model and settings, or of any; after a promotion "
-        "of another model, any labels only what is new",
+        "which images count as labelled: those with rows of the same model and settings, or those with any rows; "
+        "after the promotion of another model, any labels only new images",
         default="same",
     )
     shared_folders: bool = option(
-        "local paths are shared by all nodes, as with NFS; without it, a cluster of several nodes refuses them",
+        "declare that local paths are shared by all nodes, as with NFS; without it, local paths are refused on a "
+        "cluster of several nodes",
         default=False,
     )
     image_options: StoreOptions = group(StoreOptions)
@@ -158,13 +159,15 @@ class PlanConfig:
         if not self.images:
             raise ValueError("images: name at least one folder, glob, image or list of URIs.")
         if self.max_images is not None and self.sample is not None:
-            raise ValueError("max images and sample exclude each other: the first N or N at random, give one of them.")
+            raise ValueError("max images and sample exclude each other: give either the first N or N at random.")
         if self.modified_since is not None and self.modified_since.tzinfo is None:
             raise ValueError(f"modified since: {self.modified_since} has no time zone; give one, such as UTC.")
         if self.relabel and self.skip_labelled == "any":
             raise ValueError("relabel and skip labelled any exclude each other: label such images again, or skip them.")
         if self.tiling is not None and self.masks:
-            raise ValueError("masks and tiles exclude each other: masks of tiles cannot be joined; give one of them.")
+            raise ValueError(
+                "masks and tiles exclude each other: masks of tiles cannot be joined; give only one of them."
+            )
         check_kept((*self.keep, MASKS.name) if self.masks else self.keep)
         check_addresses(self.images)
         check_no_secret("table", self.table, instead=NO_CREDENTIALS)
@@ -220,7 +223,7 @@ class LabelConfig(PlanConfig):
     )  # fmt: skip
     cpus_per_actor: int | None = option(
         "CPUs that each actor reserves and decodes with (with GPUs: reserves 1, decodes with all cores of its share of "
-        "the node; without GPUs: cores so that 8 actors fill a node)",
+        "the node; without GPUs: an eighth of the cores of a node)",
         default=None, metavar="N", at_least=1,
     )  # fmt: skip
     gpus_per_actor: float | None = option(
@@ -235,15 +238,16 @@ class LabelConfig(PlanConfig):
         default=0.0, metavar="N", at_least=0, takes_infinity=True,
     )  # fmt: skip
     decode_seconds: float = option(
-        "limit for decoding one image, in seconds of CPU time or of sleep; above it the image has a decode_timeout row",
+        "limit for decoding one image, in seconds of CPU time or of sleep; an image that exceeds it gets a "
+        "decode_timeout row",
         default=DECODE_SECONDS, metavar="N", above=0, takes_infinity=True,
     )  # fmt: skip
     node_minutes: float = option(
-        "minutes to wait for nodes of an autoscaling cluster that cannot hold the actors yet",
+        "minutes to wait for new nodes of an autoscaling cluster that does not have room for the actors yet",
         default=0.0, metavar="N", at_least=0, takes_infinity=True,
     )  # fmt: skip
     stall_minutes: float = option(
-        "stop, resumable, after N minutes without a finished shard, waiting for nodes included",
+        "stop after N minutes without a finished shard, including the wait for nodes; the same command resumes",
         default=60.0, metavar="N", above=0, takes_infinity=True,
     )  # fmt: skip
     max_pixels: int = MAX_PIXELS  # larger images become `too_large` rows
@@ -259,8 +263,7 @@ class LabelConfig(PlanConfig):
         least, most = 1 if self.actors[0] is None else self.actors[0], self.actors[1]
         if least < 1 or (most is not None and most < least):
             raise ValueError(f"actors: {least}:{most} is not a range of at least 1 actor")
-        if self.gpus_per_actor is not None and self.gpus_per_actor > 1 and self.gpus_per_actor % 1:
-            raise ValueError(f"gpus per actor: {self.gpus_per_actor:g} is neither a share below 1 nor a whole number")
+        check_gpus_per_actor(self.gpus_per_actor)
 
     def resume_identity(self) -> dict[str, object]:
         """Return the options that determine the rows, for the run's record. A resumed run must have the same.
@@ -281,3 +284,13 @@ class LabelConfig(PlanConfig):
             **({} if self.image_column is None else {"image_column": self.image_column}),
             **({} if self.modified_since is None else {"modified_since": self.modified_since.isoformat()}),
         }
+
+
+def check_gpus_per_actor(gpus: float | None) -> None:
+    """Refuse a number of GPUs that Ray cannot give to one actor.
+
+    Raises:
+        ValueError: it is above 1 and not whole.
+    """
+    if gpus is not None and gpus > 1 and gpus % 1:
+        raise ValueError(f"gpus per actor: {gpus:g} is neither a share below 1 nor a whole number")

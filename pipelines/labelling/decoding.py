@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from detr.batching import Prepared
-from detr.detectors import DetectorLike
+from detr.detector_like import DetectorLike
 from detr.images.decoding import Header, decode, read_header
 from pipelines.labelling.process_time import DECODE_SECONDS
 
@@ -36,7 +36,7 @@ class ImageDecoder(Protocol):
     """A decoder that prepares encoded images for the network. Thread-safe."""
 
     def read_header(self, data: bytes) -> Header:
-        """Return the header of an image that can be decoded and resized.
+        """Return the header of an image that can be decoded.
 
         Raises:
             ImageError: it cannot.
@@ -60,10 +60,8 @@ class InProcessDecoder:
         self._detector, self._max_pixels = detector, max_pixels
 
     def read_header(self, data: bytes) -> Header:
-        """Return the header of an image that can be decoded and resized."""
-        header = read_header(data, max_pixels=self._max_pixels)
-        self._detector.target_shape(header.height, header.width)
-        return header
+        """Return the header of an image that can be decoded."""
+        return read_header(data, max_pixels=self._max_pixels)
 
     def prepare(self, data: bytes) -> Prepared:
         """Return the image decoded, upright and resized."""
@@ -86,10 +84,8 @@ class PreparedHere:
         self._decoder, self._detector = decoder, detector
 
     def read_header(self, data: bytes) -> Header:
-        """Return the header of an image that can be decoded and resized."""
-        header = self._decoder.read_header(data)
-        self._detector.target_shape(header.height, header.width)
-        return header
+        """Return the header of an image that can be decoded."""
+        return self._decoder.read_header(data)
 
     def prepare(self, data: bytes) -> Prepared:
         """Return the image decoded, upright and prepared by the detector."""

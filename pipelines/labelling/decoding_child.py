@@ -233,7 +233,6 @@ def _read_header(image: int, settings: Settings) -> Mapping[str, Any]:
     try:
         data = os.pread(image, os.fstat(image).st_size, 0)
         header = read_header(data, max_pixels=settings.max_pixels)
-        settings.shape(header.height, header.width)
     except Exception as error:  # noqa: BLE001 - the boundary of a process: it becomes a response
         return _failure(error)
     taken_at = None if header.taken_at is None else header.taken_at.isoformat()
@@ -254,7 +253,7 @@ def _prepare(image: int, pixels: int, settings: Settings) -> Mapping[str, Any]:
         while left:
             left = left[os.write(pixels, left) :]
     except OSError as error:
-        return {"machine": f"its pixels could not be handed over: {error}"}
+        return {"machine": f"its pixels could not be sent to the parent process: {error}"}
     return {"height": height, "width": width, "shape": shape}
 
 

@@ -83,7 +83,7 @@ def run_labelling(job: LabellingJob, environment: Environment) -> RunResult:
                 table,
                 run,
                 segments,
-                label_shards=lambda shards, isolated: runner.label(run, shards, isolated=isolated),
+                runner,
                 on_report=on_report,
                 publisher=environment.publisher,
                 threads=environment.threads,

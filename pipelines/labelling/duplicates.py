@@ -188,7 +188,7 @@ def _duplicate_sentences(
             version = f"{uri} ({'no etag' if etag is None else f'etag {etag}'})"
             labeller = model if settings is None else f"{model} with the settings {settings}"
             yield (
-                f"{join_uri(table.uri, entry.key)} has {rows} of what {labeller} has labelled already, such as "
+                f"{join_uri(table.uri, entry.key)} has {rows} for images that {labeller} has labelled already, such as "
                 f"{version}, which is in {join_uri(table.uri, files[before].key)}."
             )
 

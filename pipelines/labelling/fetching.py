@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
 
 from pipelines.clock import Clock
 from pipelines.labelling.adaptive_limit import AdaptiveLimit
@@ -31,8 +30,6 @@ from pipelines.store import (
     without_secrets,
 )
 from pipelines.store.retry import retry
-
-T = TypeVar("T")
 
 FETCH_THREADS = 32  # waiting takes no CPU time; obstore takes 0.6 ms of CPU per GET with 32 (object-store notes)
 # Budgets of the retries for one image, counted from the first attempt; the image keeps its turn of the limit meanwhile.
@@ -99,35 +96,25 @@ class Fetcher:
         self._requests = 0
         self._counting = threading.Lock()
 
-    def fetch(self, item: LakeObject) -> Fetched:
-        """Return the bytes of an object, or its error if the store is available.
+    def fetch(self, items: Sequence[LakeObject]) -> list[Fetched]:
+        """Return the bytes, or the error, of each object of a span of `member_spans`.
 
         Raises:
-            LakeUnreadable: the store of the object is unavailable.
+            LakeUnreadable: the store of the span is unavailable.
         """
-        if _is_too_large(item):
-            return _too_large(item)
-        read = self._try(item, partial(self._read, item))
-        return read if isinstance(read, Fetched) else Fetched(item, read)
-
-    def fetch_span(self, items: Sequence[LakeObject]) -> list[Fetched]:
-        """Return the bytes of one object, or of neighbouring members of one file: a span of `member_spans`.
-
-        Raises:
-            LakeUnreadable: the store of the file is unavailable.
-        """
-        if items[0].offset is None:
-            return [self.fetch(item) for item in items]
         wanted = [item for item in items if not _is_too_large(item)]
-        file = LakeObject(file_of(items[0]), items[0].etag)
-        found = self._try(file, partial(self._read_members, file.uri, wanted)) if wanted else []
+        whole, read = items[0], partial(self._read, items[0])
+        if whole.offset is not None:  # neighbouring members of a file
+            whole = LakeObject(file_of(whole), whole.etag)
+            read = partial(self._read_members, whole.uri, wanted)
+        found = self._try(whole, read) if wanted else []
         if isinstance(found, Fetched):
             return [replace(found, item=item) for item in items]
-        read = iter(found)
-        return [_too_large(item) if _is_too_large(item) else _fetched(item, next(read)) for item in items]
+        each = iter(found)
+        return [_too_large(item) if _is_too_large(item) else _fetched(item, next(each)) for item in items]
 
-    def _try(self, item: LakeObject, read: Callable[[], T]) -> T | Fetched:
-        """Return an object's bytes, or its error if others are readable.
+    def _try(self, item: LakeObject, read: Callable[[], list[Blob | BadMember]]) -> list[Blob | BadMember] | Fetched:
+        """Return what `read` returns for an object, or its error if others are readable.
 
         Raises:
             LakeUnreadable: the whole store fails.
@@ -181,9 +168,11 @@ class Fetcher:
         refused = [one for one in fetched if one.error_kind == "denied" and not is_web(one.item)]
         is_strange = not any(split_uri(one.item.uri)[0] in self._canaries for one in refused)
         if len(refused) == len(fetched) >= LEAST_DENIED and is_strange:
-            raise LakeUnreadable(f"all {len(fetched)} images of a shard are refused; the first: {refused[0].error}")
+            raise LakeUnreadable(
+                f"access to all {len(fetched)} images of a shard is denied; the first error: {refused[0].error}"
+            )
 
-    def _read(self, item: LakeObject) -> Blob:
+    def _read(self, item: LakeObject) -> list[Blob | BadMember]:
         """Read an object once.
 
         Raises:
@@ -193,13 +182,13 @@ class Fetcher:
             self._requests += 1
         blob = self._images.get(item.uri, most_bytes=MOST_BYTES)  # the listed size may be unknown or outdated
         if item.size in (None, len(blob.data)):
-            return blob
+            return [blob]
         if self._file_holding(item) is not None:  # members are complete, or an error
-            return blob
+            return [blob]
         store, key = self._images.find(item.uri)
         size = store.head(key).size  # not the listed size: the object has changed, or the response was short
         if size in (None, len(blob.data)):
-            return blob
+            return [blob]
         raise StoreDown(
             f"{without_secrets(item.uri)} was cut off: {len(blob.data):,} of {size:,} bytes arrived. "
             "Check proxies and the network, then run again."
@@ -302,7 +291,11 @@ def _is_too_large(item: LakeObject) -> bool:
 
 
 def _too_large(item: LakeObject) -> Fetched:
-    return Fetched(item, error_kind="too_large", error=f"{item.size:,} bytes, more than {MOST_BYTES:,}; not read")
+    return Fetched(
+        item,
+        error_kind="too_large",
+        error=f"the object has {item.size:,} bytes, more than the limit of {MOST_BYTES:,}; it was not read",
+    )
 
 
 def _fetched(item: LakeObject, found: Blob | BadMember) -> Fetched:

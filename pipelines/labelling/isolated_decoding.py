@@ -141,7 +141,7 @@ class DecoderInChild:
             self._supervisors.put(supervisor)
 
     def read_header(self, data: bytes) -> Header:
-        """Return the header of an image that can be decoded and resized.
+        """Return the header of an image that can be decoded.
 
         Raises:
             ImageError: it cannot.
@@ -250,8 +250,8 @@ def judge(report: Report, limits: DecodingLimits) -> Mapping[str, Any] | ImageEr
         )
     if report.ended == "asleep":
         return DecodeTimeout(
-            f"decoding it was stopped for sleeping longer than {limits.asleep_seconds:g} s, as in a deadlock: it "
-            f"waited for no core and no disk ({_evidence(report)})"
+            f"decoding it was stopped for sleeping longer than {limits.asleep_seconds:g} s, as in a deadlock: it was "
+            f"not waiting for a core or a disk ({_evidence(report)})"
         )
     if (
         report.ended == "died"

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from shlex import quote
-from typing import TYPE_CHECKING
 
 from detr.checkpoints.references import absolute_reference
 from detr.precision import family_precision
@@ -48,9 +47,6 @@ from pipelines.store import (
     without_secrets,
 )
 from pipelines.watchdog import watching
-
-if TYPE_CHECKING:
-    pass
 
 WAVE_SHARDS = 4_000  # one Ray Data execution; driver memory grows by 10-17 kB a shard (measured, Ray 2.60)
 
@@ -161,11 +157,9 @@ def label(
             )
             before_the_lease.callback(runner.close)
             model = _identify(config, runner)  # before anything is written
-            if model.pinned is not None:
-                runner.pin_model(model.pinned)
             if not model.is_native:
                 config = replace(config, precision=family_precision(config.precision))
-            runner.use_precision(config.precision)
+            runner.use_model(model.pinned, config.precision)
             table = open_store(config.table, config.table_options)
             store = require_create_only(table, what="a table", loss="two runs could lose each other's rows")
             indexes.keep()

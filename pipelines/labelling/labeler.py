@@ -11,10 +11,8 @@ from functools import partial
 from itertools import chain, groupby
 from operator import itemgetter
 
-import pyarrow as pa
-
 from detr.batching import Batch, HostBatch, ahead
-from detr.detectors import DetectorLike
+from detr.detector_like import DetectorLike
 from detr.image_stream import BATCHES_AHEAD
 from detr.images.decoding import Header, ImageError
 from detr.launcher import PendingDetections
@@ -23,6 +21,7 @@ from detr.segmentation.masked_detections import MaskedDetections
 from pipelines.clock import Clock, SystemClock
 from pipelines.labelling.decoding import ImageDecoder
 from pipelines.labelling.fetching import FETCH_THREADS, Fetched, Fetcher
+from pipelines.labelling.manifest import read_kept_schema, read_shard
 from pipelines.labelling.member_reading import member_spans, reading_order, row_group_of
 from pipelines.labelling.outcome import ShardReport
 from pipelines.labelling.publish import commit_part
@@ -37,10 +36,11 @@ UNKNOWN_BYTES = 1024**2  # assumed for an object of unknown size
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """An object of a shard with its bytes and its header, or the error."""
+    """An object of a shard with its bytes, its header and its (height, width) for the network, or the error."""
 
     fetched: Fetched
     header: Header | None = None
+    shape: tuple[int, int] | None = None
     failed: ImageError | None = None
 
 
@@ -79,15 +79,13 @@ class Labeler:
         model_id: str,
         threshold: float,
         settings: str,
-        read_shard: Callable[[int], Sequence[LakeObject]],
-        kept_schema: pa.Schema,
         decode_threads: int,
         clock: Clock | None = None,
     ) -> None:
-        """Create a labeler.
+        """Create a labeler, and read which columns of the source the run keeps.
 
         Args:
-            table: the table, for the parts.
+            table: the table with the plan of the run, for the parts.
             fetcher: reads images.
             decoder: decodes and resizes images.
             detector: the model on its device.
@@ -95,14 +93,16 @@ class Labeler:
             model_id: `name@sha256[:12]`, for the rows.
             threshold: for the rows; the detector applies it.
             settings: the settings of the run, for the rows.
-            read_shard: returns the objects of a shard by its number.
-            kept_schema: the kept columns of the source.
             decode_threads: images to decode concurrently.
             clock: the clock, for the rows.
+
+        Raises:
+            RayDetrError: the plan is damaged.
+            StoreError: the table's store refused.
         """
         self._table, self._fetcher, self._decoder, self._detector = table, fetcher, decoder, detector
         self._run_id, self._model_id, self._threshold, self._settings = run_id, model_id, threshold, settings
-        self._read_shard, self._kept_schema = read_shard, kept_schema
+        self._kept_schema = read_kept_schema(table, run_id)
         self._clock = clock or SystemClock()
         self._fetchers = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch")
         self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
@@ -116,10 +116,11 @@ class Labeler:
 
         Raises:
             LakeUnreadable: the images' store is unavailable; nothing was committed.
+            RayDetrError: the plan is damaged.
             StoreError: the table's store refused.
         """
         started, clocked = time.perf_counter(), _Clocked()
-        objects = self._read_shard(shard)
+        objects = read_shard(self._table, self._run_id, shard)
         order = reading_order(objects)
         rows: list[Row] = []
         without: list[Fetched] = []
@@ -154,7 +155,7 @@ class Labeler:
 
     def _see(self, span: Sequence[LakeObject], clocked: _Clocked) -> list[_Opened]:
         started = time.perf_counter()
-        fetched = self._fetcher.fetch_span(span)
+        fetched = self._fetcher.fetch(span)
         clocked.add("fetch", time.perf_counter() - started)
         return [self._open(one, clocked) for one in fetched]
 
@@ -163,7 +164,8 @@ class Labeler:
             return _Opened(fetched)
         clocked.add("size_bytes", len(fetched.blob.data))
         try:
-            return _Opened(fetched, self._decoder.read_header(fetched.blob.data))
+            header = self._decoder.read_header(fetched.blob.data)
+            return _Opened(fetched, header, self._detector.target_shape(header.height, header.width))
         except ImageError as error:
             return _Opened(fetched, failed=error)
 
@@ -173,8 +175,8 @@ class Labeler:
         Decoding is a few batches ahead of the network, and the network gets the next batch before the host waits for
         the detections of the current one.
         """
-        readable = [index for index, one in enumerate(seen) if one.header is not None]
-        shapes = [self._detector.target_shape(*_size(seen[index])) for index in readable]
+        readable = [index for index, one in enumerate(seen) if one.shape is not None]
+        shapes = [one.shape for one in seen if one.shape is not None]
         batches = self._detector.batches(shapes)
         failed: dict[int, ImageError] = {}
 
@@ -254,11 +256,6 @@ def _listed_bytes(item: LakeObject) -> int:
 
 def _add(before: int, on_images: Callable[[int], None], images: int) -> None:
     on_images(before + images)
-
-
-def _size(one: _Opened) -> tuple[int, int]:
-    assert one.header is not None
-    return one.header.height, one.header.width
 
 
 def _row(one: _Opened, found: Detections | None, failed: ImageError | None) -> Row:

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from pipelines.clock import SystemClock
 from pipelines.errors import RayDetrError, UsageError
-from pipelines.labelling.manifest import read_kept_schema, read_shard
 from pipelines.labelling.process_time import DECODE_SECONDS
 from pipelines.lake.images import ImageStores
-from pipelines.lake.lake_object import LakeObject
 from pipelines.lake.member_files import MemberIndexes
 from pipelines.models import ModelInfo, load_detector
 from pipelines.process_memory import keep_freed_memory
 from pipelines.store import StoreOptions, open_store
 
 if TYPE_CHECKING:
-    from detr.detectors import DetectorLike
+    from detr.detector_like import DetectorLike
     from detr.precision import Precision
     from detr.tiles import Tiling
     from pipelines.labelling.decoding import ImageDecoder
@@ -77,9 +74,8 @@ def build_detector(spec: LabelerSpec) -> tuple[DetectorLike, ModelInfo]:
         raise RayDetrError(str(error)) from error
     if spec.model_sha256 and info.sha256 != spec.model_sha256:
         raise RayDetrError(
-            f"the model {spec.model} is another one on this node than when the run began "
-            f"({info.sha256[:12]}, not {spec.model_sha256[:12]}). "
-            "Use a revision or a path that means the same everywhere."
+            f"the model {spec.model} on this node differs from the one that the run began with ({info.sha256[:12]}, "
+            f"not {spec.model_sha256[:12]}). Use a revision, or a path that is the same model everywhere."
         )
     return detector, info
 
@@ -130,7 +126,7 @@ def build_labeler(spec: LabelerSpec) -> Labeler:
     """Open the stores, load the model and return the labeler of the run's shards.
 
     Raises:
-        RayDetrError: see `build_detector`.
+        RayDetrError: see `build_detector`, or the plan is damaged.
         StoreError: the table's store refused.
     """
     from pipelines.labelling.fetching import Fetcher, image_options
@@ -140,10 +136,6 @@ def build_labeler(spec: LabelerSpec) -> Labeler:
     if detector.device.type == "cpu":
         keep_freed_memory()
     table = open_store(spec.table, spec.table_options)
-
-    def read(shard: int) -> Sequence[LakeObject]:
-        return read_shard(table, spec.run_id, shard)
-
     return Labeler(
         table=table,
         fetcher=Fetcher(ImageStores(image_options(spec.image_options), MemberIndexes(table)), SystemClock()),
@@ -153,7 +145,5 @@ def build_labeler(spec: LabelerSpec) -> Labeler:
         model_id=spec.model_id or info.id,
         threshold=spec.threshold,
         settings=spec.settings,
-        read_shard=read,
-        kept_schema=read_kept_schema(table, spec.run_id),
         decode_threads=spec.threads,
     )

@@ -195,7 +195,9 @@ def holding(
     elif can_swap:
         take = lambda: acquire(table, this_process(), token=token, now=clock.now())  # noqa: E731
     else:
-        _logger.warning("%s cannot hold a lease: overlapping commands on it repeat work, but lose nothing", table.uri)
+        _logger.warning(
+            "%s does not support a lease: overlapping commands on it repeat work, but lose nothing", table.uri
+        )
         yield lambda: None
         return
     held = _wait_for(take, wait_seconds, say, clock)
@@ -338,7 +340,7 @@ def held_sentence(uri: str, holder: Holder, now: datetime) -> str:
     process, ago = holder.process, max(0.0, (now - holder.heartbeat_at).total_seconds())
     who = f"host {process.host}, pid {process.pid}"
     if holder.is_released:
-        return f"table {uri} was written by another process meanwhile ({who}), which ended {ago:.0f} s ago."
+        return f"table {uri} was written by another process in the meantime ({who}), which ended {ago:.0f} s ago."
     return (
         f"table {uri} is being written by another process ({who}, heartbeat {ago:.0f} s ago). {_ADVICE} "
         f"If that process has died, its lease is taken over at once on the same host, after "

@@ -160,7 +160,7 @@ def read_shard(table: Store, run_id: str, shard: int) -> tuple[LakeObject, ...]:
     file, name = _open(table, run_id, index)
     with parquet_of(name):
         if place >= file.metadata.num_row_groups:
-            raise RayDetrError(f"{name} has no shard {shard}: it is not of this plan.")
+            raise RayDetrError(f"{name} has no shard {shard}: it does not belong to this plan.")
         uris, etags, sizes, *kept = (column.to_pylist() for column in file.read_row_group(place).columns)
     offsets = kept.pop(0) if _has_offsets(file) else [None] * len(uris)
     values = zip(*kept, strict=True) if kept else ((),) * len(uris)
@@ -280,8 +280,8 @@ def _planned(file: pq.ParquetFile, index: int, name: str) -> PlannedSegment:
         version, ending = record.pop("version", None), record.pop("ending", None)
         if version not in (1, MANIFEST_VERSION):
             raise RayDetrError(
-                f"{name} is a plan of version {str(version)[:20]}, this is version {MANIFEST_VERSION}. Use the release "
-                "that began the run."
+                f"{name} is a plan of version {str(version)[:20]}, and this release reads version {MANIFEST_VERSION}. "
+                "Use the release that began the run."
             )
         position = record_of(ListingPosition, record)
     except ValueError as error:

@@ -28,11 +28,6 @@ def with_mask_column(listing: Listing) -> Listing:
     )
 
 
-def has_mask_column(kept_schema: pa.Schema) -> bool:
-    """Return whether the last kept column is the mask column."""
-    return bool(kept_schema) and kept_schema.field(len(kept_schema) - 1) == MASKS
-
-
 def _with_null(stream: Callable[[str | None], Iterator[Listed]], uri: str | None) -> Iterator[Listed]:
     for item in stream(uri):
         yield replace(item, kept=(*item.kept, None)) if isinstance(item, LakeObject) else item

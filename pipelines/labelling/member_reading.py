@@ -196,21 +196,23 @@ def _damage(store: Store, key: str, item: LakeObject) -> BadMember:
             "the file could not be read when it was listed, but it can be now. Run again to label its images",
         )
     if _is_parquet(key):
-        return BadMember("unreadable", "the file is damaged: it cannot be read as Parquet, and none of its images was")
+        return BadMember(
+            "unreadable", "the file is damaged: it cannot be read as Parquet, so none of its images was read"
+        )
     after = store.get_range(key, place, _HEADER_BYTES, if_match=item.etag)
     if len(after) < _HEADER_BYTES:
         sentence = f"the archive is cut off: it ends at byte {place + len(after):,} without an end mark"
-        return BadMember("truncated", f"{sentence}. Images before it have rows of their own")
+        return BadMember("truncated", f"{sentence}. Images before it have their own rows")
     if place == 0:
         return BadMember("unreadable", "this is not a tar archive, or a compressed one: it has no valid tar header")
     sentence = f"the archive is damaged at byte {place:,}, where a header should be"
-    return BadMember("unreadable", f"{sentence}. Images before it have rows of their own, those behind have none")
+    return BadMember("unreadable", f"{sentence}. Images before it have their own rows, images after it have none")
 
 
 def _blob_or_bad(data: bytes | BadMember | None, item: LakeObject) -> Blob | BadMember:
     if isinstance(data, bytes):
         return Blob(data, item.etag)
-    return data or BadMember("empty", "the row holds no image")
+    return data or BadMember("empty", "the row contains no image")
 
 
 def _bad_rows(error: RayDetrError) -> BadMember:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
+import pyarrow as pa
+
 from pipelines.errors import RayDetrError
 from pipelines.labelling.config import PlanConfig, Selection
 from pipelines.labelling.cutting import IsLabelled, Look, cut_segments, select
@@ -180,11 +182,11 @@ def write_plan(
     for planned in read_manifest(table, run_id):
         yield from _open_segment(table, run_id, planned)
         index, position, ended = planned.index + 1, planned.position, planned.ending is not None
-    if index and not ended and read_kept_schema(table, run_id) != listing.kept_schema:
-        raise RayDetrError(
-            f"the kept columns have other types than when run {run_id} began ({read_kept_schema(table, run_id)}). "
-            "Restore the list of URIs, or use --new-run to seal the run and start a new one."
-        )
+    kept_schema = listing.kept_schema
+    if index and not ended:
+        kept_schema = read_kept_schema(table, run_id)
+        if _without_nulls(kept_schema, listing.kept_schema) != listing.kept_schema:
+            raise _other_types(run_id, kept_schema)
     selection = selection or Selection()
     if index:
         look = None  # the plan already goes beyond what was read
@@ -202,12 +204,34 @@ def write_plan(
             )
         look = None
         for segment, ending in _with_ending(segments):
-            planned, is_ours = write_segment(table, run_id, segment, listing.kept_schema, ending=ending)
+            if kept_schema != listing.kept_schema and not _fits(segment, kept_schema):
+                raise _other_types(run_id, kept_schema)
+            planned, is_ours = write_segment(table, run_id, segment, kept_schema, ending=ending)
             yield from _open_segment(table, run_id, planned)
             index, position, ended = planned.index + 1, planned.position, planned.ending is not None
             if ended or not is_ours:
                 break  # another process wrote this segment first: continue the listing after it
     write_complete(table, run_id, index - 1, position.counts)
+
+
+def _without_nulls(begun: pa.Schema, listed: pa.Schema) -> pa.Schema:
+    """Return the kept columns of a begun run; as text where earlier releases stored an empty column as nulls."""
+    if begun.names != listed.names:
+        return begun
+    return pa.schema([new if pa.types.is_null(old.type) else old for old, new in zip(begun, listed, strict=True)])
+
+
+def _fits(segment: Segment, kept_schema: pa.Schema) -> bool:
+    """Return whether no image has a value in a column of nulls."""
+    places = [place for place, field in enumerate(kept_schema) if pa.types.is_null(field.type)]
+    return all(item.kept[place] is None for shard in segment.shards for item in shard for place in places)
+
+
+def _other_types(run_id: str, kept_schema: pa.Schema) -> RayDetrError:
+    return RayDetrError(
+        f"the kept columns have other types than when run {run_id} began ({kept_schema}). "
+        "Restore the list of URIs, or use --new-run to seal the run and start a new one."
+    )
 
 
 def _with_ending(segments: Iterable[Segment]) -> Iterator[tuple[Segment, Literal["complete"] | None]]:

@@ -182,8 +182,8 @@ def verify_run(table: Store, run_id: str, layout: Layout, segments: Iterable[Pla
             totals += found
         elif segment.ending is None:
             raise RayDetrError(
-                f"{join_uri(table.uri, table_file_key(run_id, segment.index, layout))} is missing. The same command "
-                "publishes it."
+                f"{join_uri(table.uri, table_file_key(run_id, segment.index, layout))} is missing. Run the same "
+                "command again to publish it."
             )
     return totals
 
@@ -220,9 +220,9 @@ def _read_parts(table: Store, run: Run, segment: PlannedSegment, threads: int) -
         # types as well as names: engines cannot read files with different columns as one table
         if part.schema.remove_metadata() != schema or not part["uri"].equals(planned["uri"].slice(first, images)):
             raise RayDetrError(
-                f"{join_uri(table.uri, part_key(run_id, shard))} does not hold its {images:,} planned images, "
-                "each in one row "
-                f"({part.num_rows:,} rows). Delete it and run the same command: the shard is labelled again."
+                f"{join_uri(table.uri, part_key(run_id, shard))} does not contain its {images:,} planned images with "
+                f"one row each ({part.num_rows:,} rows). Delete it and run the same command: the shard is labelled "
+                "again."
             )
         first += images
     with parquet_of(f"the parts of segment {segment.index} of {table.uri}"):

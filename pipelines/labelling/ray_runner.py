@@ -55,11 +55,6 @@ class Actors:
     gpus: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Connection:
-    pool: Pool
-
-
 class RayRunner:
     """A `job.ShardRunner` on Ray. Neither Ray nor torch is imported before the first call of a method."""
 
@@ -90,7 +85,7 @@ class RayRunner:
         self._show_unfinished = show_unfinished
         self._session = ExitStack()
         self._lock = threading.Lock()
-        self._connecting: Future[_Connection] | None = None
+        self._connecting: Future[Pool] | None = None
         self._meter = meter or Meter()
         self._is_given_up = threading.Event()
         self._meter.when_reached(self._is_given_up.set)
@@ -103,13 +98,9 @@ class RayRunner:
                 self._connecting = Future()
                 threading.Thread(target=self._connect, args=(self._connecting,), name="connect", daemon=True).start()
 
-    def pin_model(self, reference: str) -> None:
-        """Load this commit of the model on every node that can get it. Call it before `prepare`."""
-        self._spec = replace(self._spec, pinned=reference)
-
-    def use_precision(self, precision: Precision) -> None:
-        """Use this precision because the model requires it. Call it before `prepare`."""
-        self._spec = replace(self._spec, precision=precision)
+    def use_model(self, pinned: str | None, precision: Precision) -> None:
+        """Load this commit of the model on every node that can get it, with this precision. Call before `prepare`."""
+        self._spec = replace(self._spec, pinned=pinned, precision=precision)
 
     def workforce(self) -> Workforce:
         """Wait for the connection to Ray and return the actors' workforce.
@@ -117,11 +108,11 @@ class RayRunner:
         Raises:
             RayDetrError: Ray does not answer, or the cluster cannot hold the actors.
         """
-        connection = self._wait()
+        pool = self._wait()
         return Workforce(
-            shard_images=usual_shard_images(gpus=connection.pool.gpus > 0, tiled=self._spec.tiling is not None),
-            spread=connection.pool.most * SHARDS_AN_ACTOR,
-            precision=self._precision(connection),
+            shard_images=usual_shard_images(gpus=pool.gpus > 0, tiled=self._spec.tiling is not None),
+            spread=pool.most * SHARDS_AN_ACTOR,
+            precision=self._precision(pool),
         )
 
     def try_model(self) -> ModelInfo:
@@ -133,12 +124,12 @@ class RayRunner:
         from pipelines.actor_resources import room_sentence
         from pipelines.labelling.actor_pool import probe
 
-        connection = self._wait()
+        pool = self._wait()
         loading = f"loading {without_secrets(self._spec.model)}"
         self._show(Progress(loading))
-        with self._watchdog.stage(loading, detail=lambda: room_sentence(connection.pool)):
+        with self._watchdog.stage(loading, detail=lambda: room_sentence(pool)):
             # as requested: the meaning of "auto" also depends on the model
-            return probe(self._placed(connection, self._spec.precision), connection.pool)
+            return probe(self._placed(pool, self._spec.precision), pool)
 
     def label(self, run: Run, shards: Sequence[int], *, isolated: bool) -> Generator[Outcome, None, None]:
         """Yield the outcome of each shard; see `actor_pool.label_shards`.
@@ -149,9 +140,9 @@ class RayRunner:
         """
         from pipelines.labelling.actor_pool import label_shards
 
-        connection = self._wait()
+        pool = self._wait()
         spec = replace(
-            self._placed(connection, run.precision),  # type: ignore[arg-type]  # `run` has checked it
+            self._placed(pool, run.precision),  # type: ignore[arg-type]  # `run` has checked it
             run_id=run.run_id,
             model_sha256=run.model_sha256,
             model_id=run.model,
@@ -159,7 +150,8 @@ class RayRunner:
             isolated=isolated,
         )
         # shards may have been lost with their host: the former number of actors may not fit any more
-        pool = replace(connection.pool, least=1) if isolated else connection.pool
+        if isolated:
+            pool = replace(pool, least=1)
         try:
             yield from label_shards(
                 shards,
@@ -183,31 +175,30 @@ class RayRunner:
             return ""
         from pipelines.actor_resources import room_sentence
 
-        return room_sentence(connecting.result().pool)
+        return room_sentence(connecting.result())
 
     def close(self) -> None:
         """Disconnect, and end a local Ray and all actors; wait for a connection in progress, but not for nodes."""
-        self._meter.count_nodes(None)  # Ray would start again if its nodes were queried after its end
         self._is_given_up.set()
         with self._lock:
             connecting = self._connecting
         if connecting is not None:
             connecting.exception()  # waits
+        self._meter.count_nodes(None)  # Ray would start again if its nodes were queried after its end
         try:
             self._session.close()
         finally:
             self._is_closed.set()
 
-    def _placed(self, connection: _Connection, precision: Precision) -> LabelerSpec:
-        pool = connection.pool
+    def _placed(self, pool: Pool, precision: Precision) -> LabelerSpec:
         device = "cuda" if pool.gpus else "cpu"
         return replace(self._spec, device=device, threads=pool.threads, precision=precision)
 
-    def _precision(self, connection: _Connection) -> Precision:
+    def _precision(self, pool: Pool) -> Precision:
         asked = self._spec.precision
-        return auto_precision("cuda" if connection.pool.gpus else "cpu") if asked == "auto" else asked
+        return auto_precision("cuda" if pool.gpus else "cpu") if asked == "auto" else asked
 
-    def _wait(self) -> _Connection:
+    def _wait(self) -> Pool:
         self.prepare()
         connecting = self._connecting
         assert connecting is not None, "prepare() has made it"
@@ -216,31 +207,33 @@ class RayRunner:
         with self._watchdog.stage("connecting to Ray"):
             return connecting.result()
 
-    def _connect(self, connecting: Future[_Connection]) -> None:
+    def _connect(self, connecting: Future[Pool]) -> None:
         try:
-            connecting.set_result(self._connection())
+            connecting.set_result(self._connected_pool())
         except BaseException as error:  # noqa: BLE001 - raised again by `_wait`, in the thread that needs Ray
             connecting.set_exception(error)
         # the kernel kills Ray's processes when the thread that started them ends (PR_SET_PDEATHSIG)
         self._is_closed.wait()
 
-    def _connection(self) -> _Connection:
-        from pipelines.actor_resources import ActorShare, count_nodes_for, wait_for_pool
+    def _connected_pool(self) -> Pool:
+        from pipelines.actor_resources import ActorShare, count_nodes_for, count_nodes_while_waiting, wait_for_pool
         from pipelines.cluster import connected, refuse_local
         from pipelines.doctor.at_start import check_at_start
 
-        self._session.enter_context(connected(verbose=self._actors.verbose))
+        actors, own = self._actors, ActorShare(self._actors.cpus, self._actors.gpus)
+        self._session.enter_context(connected(verbose=actors.verbose))
+        self._meter.count_nodes(lambda: count_nodes_while_waiting(actors.most, device=actors.device, own=own))
         check_at_start()
         refuse_local(self._own_disks, are_shared=False)
         try:
             pool = wait_for_pool(
-                self._actors.least,
-                self._actors.most,
-                device=self._actors.device,
-                minutes=self._actors.node_minutes,
+                actors.least,
+                actors.most,
+                device=actors.device,
+                minutes=actors.node_minutes,
                 on_wait=lambda: self._show(Progress("waiting for nodes")),
                 is_given_up=self._is_given_up,
-                own=ActorShare(self._actors.cpus, self._actors.gpus),
+                own=own,
             )
         except RayDetrError as stopped:
             if self._meter.reached.is_set():
@@ -248,7 +241,7 @@ class RayRunner:
             raise
         refuse_local(self._own_disks, are_shared=False)  # again: machines may have been added for the pool
         self._meter.count_nodes(lambda: count_nodes_for(pool.cpus, pool.gpus, most=pool.most))
-        return _Connection(pool)
+        return pool
 
 
 def cluster_is_given() -> bool:

@@ -139,7 +139,7 @@ def check_run_id(run_id: str) -> None:
     """
     if not _RUN_ID.fullmatch(run_id):
         raise ValueError(
-            f"run id: {run_id!r} cannot name a folder; use letters, digits, '.', '_' and '-', at most 100."
+            f"run id: {run_id!r} is not a valid folder name; use at most 100 letters, digits, '.', '_' and '-'."
         )
 
 
@@ -388,8 +388,8 @@ def _decode(table: Store, key: str) -> Run:
     version = record.pop("record_version", None)
     if version not in (1, 2, RECORD_VERSION) or isinstance(version, bool):
         raise RayDetrError(
-            f"{uri} is a run record of version {_brief(version)}, this is version {RECORD_VERSION}. Use the release "
-            "that began the run."
+            f"{uri} is a run record of version {_brief(version)}, and this release reads version {RECORD_VERSION}. Use "
+            "the release that began the run."
         )
     try:
         later: dict[str, object] = {}  # fields of later versions

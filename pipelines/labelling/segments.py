@@ -1,12 +1,13 @@
 """Labels and publishes segments of a plan, even if processes die meanwhile. Independent of Ray."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 
 from pipelines.errors import RayDetrError
+from pipelines.labelling.job import ShardRunner
 from pipelines.labelling.manifest import SEGMENT_SHARDS, PlannedSegment
-from pipelines.labelling.outcome import Failed, Lost, Outcome, ShardReport
+from pipelines.labelling.outcome import Failed, Lost, ShardReport
 from pipelines.labelling.publish import THREADS, Done, publish_group, read_done
 from pipelines.labelling.run import Run
 from pipelines.store import Store
@@ -14,16 +15,12 @@ from pipelines.store import Store
 MOST_PASSES = 3  # attempts for a shard that is lost each time
 
 
-ShardLabeler = Callable[[Sequence[int], bool], Generator[Outcome, None, None]]
-"""Labels shards by number, isolated or not, and yields outcomes in any order; shards of dead processes have none."""
-
-
 def label_segments(
     table: Store,
     run: Run,
     segments: Sequence[PlannedSegment],
+    runner: ShardRunner,
     *,
-    label_shards: ShardLabeler,
     on_report: Callable[[ShardReport], None],
     publisher: Executor,
     threads: int = THREADS,
@@ -38,11 +35,11 @@ def label_segments(
         table: The table with its parts.
         run: The run.
         segments: The planned segments.
-        label_shards: Labels and commits shards.
+        runner: Labels and commits shards.
         on_report: Called for every shard that this call labelled.
         publisher: Publishes files; it is not shut down.
         threads: Parts to read concurrently.
-        is_to_stop: Whether to stop; `label_shards` then ends after the shards in progress.
+        is_to_stop: Whether to stop; `runner` then ends after the shards in progress.
 
     Raises:
         RayDetrError: the environment failed, or a shard was lost every time.
@@ -61,7 +58,7 @@ def label_segments(
         # the last pass labels nothing and only looks for parts without a report
         labels = missing and turn < MOST_PASSES and not is_to_stop()
         # close the generator even after an error: the traceback would keep the actors alive
-        with closing(label_shards(missing, turn > 0)) if labels else nullcontext(()) as outcomes:
+        with closing(runner.label(run, missing, isolated=turn > 0)) if labels else nullcontext(()) as outcomes:
             for outcome in outcomes:
                 if isinstance(outcome, Failed):
                     raise RayDetrError(f"{outcome.message} Run the same command again to resume.")

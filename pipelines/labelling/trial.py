@@ -87,7 +87,11 @@ def predict(config: LabelConfig, *, images: int, on_progress: Callable[[Progress
             for entry in list(table.list(f"{folder}/")):
                 table.delete(entry.key)
         except StoreError as refused:
-            _logger.warning("delete the trial's folder %s yourself: %s", join_uri(table.uri, folder), refused)
+            _logger.warning(
+                "the trial's folder %s could not be deleted; delete it yourself: %s",
+                join_uri(table.uri, folder),
+                refused,
+            )
     rate, error = steady_rate(done, labelling_seconds=summary.labelling_seconds)
     overhead = max(0.0, summary.seconds - summary.images_this_start / rate)
     slow, fast = max(rate - DEVIATIONS * error, rate / 10), rate + DEVIATIONS * error

@@ -71,8 +71,8 @@ def check_parts(table: Store, run: Run, segment: PlannedSegment, shards: list[in
         )
         if not is_planned:
             yield (
-                f"{name} does not hold its {images[shard]:,} planned images, each in one row ({rows.num_rows:,} rows). "
-                "Delete it: the next run labels its shard again."
+                f"{name} does not contain its {images[shard]:,} planned images with one row each ({rows.num_rows:,} "
+                "rows). Delete it: the next run labels its shard again."
             )
 
 
@@ -135,11 +135,11 @@ class _Rows:
     def findings(self, name: str) -> Iterator[str]:
         if self._segment is not None and (self._departure or self.totals.rows != self._segment.images):
             yield (
-                f"{name} does not hold its planned images, each in one row: it has {self.totals.rows:,} rows for "
+                f"{name} does not contain its planned images with one row each: it has {self.totals.rows:,} rows for "
                 f"{self._segment.images:,} images{self._departure or ''}."
             )
         if self._is_foreign:
-            yield f"{name} has rows that say another run, model, settings or shard than that of the file."
+            yield f"{name} has rows whose run, model, settings or shard differ from those of the file."
         if self._is_halved:
             yield f"{name} has rows that are neither `ok` with detections nor an error with its kind."
 

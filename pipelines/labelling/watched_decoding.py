@@ -47,7 +47,7 @@ class WatchedDecoder:
         self._watch.start()
 
     def read_header(self, data: bytes) -> Header:
-        """Read the header of an image; it can be decoded and resized."""
+        """Return the header of an image that can be decoded."""
         with self._watched(data):
             return self._decoder.read_header(data)
 

@@ -148,7 +148,7 @@ def _read_manifest(store: Store, key: str, name: str) -> _Manifest:
         expected = None
     if expected is not None and hashlib.md5(data, usedforsecurity=False).hexdigest() != expected:
         raise RayDetrError(
-            f"{name} does not match manifest.checksum beside it. Copy both again, or take a newer report."
+            f"{name} does not match manifest.checksum beside it. Copy both again, or use a newer report."
         )
     try:
         record = parse_object(data)
@@ -165,8 +165,8 @@ def _read_manifest(store: Store, key: str, name: str) -> _Manifest:
         ) from error
     if manifest.kind not in ("CSV", "Parquet"):
         raise RayDetrError(
-            f"{name} is a report in {manifest.kind[:20]}, which is not read. Configure the inventory as Parquet or "
-            "CSV, or give a folder to list."
+            f"{name} is a report in {manifest.kind[:20]}, which is not supported. Configure the inventory as Parquet "
+            "or CSV, or give a folder to list."
         )
     return manifest
 
@@ -183,10 +183,10 @@ def _read_file(store: Store, file: _File, manifest: _Manifest, name: str, folder
     try:
         found = _fetch(store, file, path)
     except NotFound as error:
-        raise RayDetrError(f"{name} names {uri}, which is not there. Restore it, or take a newer report.") from error
+        raise RayDetrError(f"{name} names {uri}, which does not exist. Restore it, or use a newer report.") from error
     if found != file.md5.lower():
         raise RayDetrError(
-            f"{uri} does not match {name}: its MD5 is {found}, expected {file.md5}. Copy it again, or take a newer "
+            f"{uri} does not match {name}: its MD5 is {found}, expected {file.md5}. Copy it again, or use a newer "
             "report."
         )
     if manifest.kind == "CSV":
@@ -195,7 +195,7 @@ def _read_file(store: Store, file: _File, manifest: _Manifest, name: str, folder
                 yield _rows(pa.table(batch), name, is_encoded=True)
         except (pa.ArrowException, OSError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise RayDetrError(f"{uri} cannot be read as CSV: {reason}. Take a newer report.") from error
+            raise RayDetrError(f"{uri} cannot be read as CSV: {reason}. Use a newer report.") from error
     else:
         with parquet_of(uri), pq.ParquetFile(path) as opened:
             columns = [column for column in opened.schema_arrow.names if column in _COLUMNS]
@@ -237,9 +237,11 @@ def _open_csv(path: Path, key: str, columns: Sequence[str], name: str) -> Iterat
 
 def _check_columns(columns: Sequence[str], name: str) -> None:
     if "key" not in columns:
-        raise RayDetrError(f"{name} is a report without the column Key. Take one that has it.")
+        raise RayDetrError(f"{name} is a report without the column Key. Use a report that has it.")
     if "version_id" in columns and "is_latest" not in columns:
-        raise RayDetrError(f"{name} reports on all versions, and not which are the latest. Add IsLatest to the report.")
+        raise RayDetrError(
+            f"{name} lists all versions, but does not say which are the latest. Add IsLatest to the report."
+        )
 
 
 def _rows(report: pa.Table, name: str, *, is_encoded: bool) -> pa.Table:
@@ -257,7 +259,7 @@ def _rows(report: pa.Table, name: str, *, is_encoded: bool) -> pa.Table:
     )
     keys = _decoded(column("key")) if is_encoded else column("key")
     if keys.null_count:
-        raise RayDetrError(f"{name} is a report that has rows without a key. Take a newer one.")
+        raise RayDetrError(f"{name} is a report that has rows without a key. Use a newer one.")
     is_marker = pc.and_(pc.ends_with(keys, "/"), pc.equal(pc.fill_null(column("size"), -1), 0))
     etags = pc.replace_substring_regex(column("e_tag"), '^(W/)?"(.*)"$', r"\2")
     is_archived = pc.or_(

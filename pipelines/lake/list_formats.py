@@ -11,6 +11,7 @@ import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from typing import Final
 
@@ -52,9 +53,22 @@ _BEGINNINGS: Final = {
 }
 _HEAD_CHARACTERS: Final = 1 << 20  # in which the delimiter and the header of a CSV file are looked for
 _HEAD_ROWS: Final = 50
+csv.field_size_limit(
+    _HEAD_CHARACTERS
+)  # for the whole process; Python's limit of 131,072 refuses long texts and outlines
 # types are inferred from the first block of a CSV or JSONL file: use the whole file if Arrow can
 _LARGEST_BLOCK: Final = 1 << 30
 
+# Lists of addresses are packed 5 to 50 to 1; files that a few bytes fill the memory with, a thousand to 1.
+_UNCHECKED_BYTES: Final = 64 << 20
+_LARGEST_RATIO: Final = 200
+_PIECE_BYTES: Final = 1 << 20
+
+# Numbers as programs write them, which mean the same as numbers; others may be codes: 007, +5, 12E3, 0x1
+_INTEGER: Final = r"0|-?[1-9][0-9]*"
+_NUMBER: Final = (
+    r"-?(0|[1-9][0-9]{0,14})(e[+-][0-9]+)?|[+-]?((0|[1-9][0-9]*)\.[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?inf(inity)?"
+)
 _LINE_END: Final = re.compile(r"\r\n|\r|\n")
 _LABELLED_LINE: Final = re.compile(rf".*\.(?:{'|'.join(sorted(IMAGE_SUFFIXES))})[ \t]+-?\d+", re.IGNORECASE)
 
@@ -76,7 +90,7 @@ class ParsedList:
     comments: int = 0
 
 
-def read_list(data: bytes, file_name: str, name: str) -> ParsedList:
+def read_list(data: bytes, file_name: str, name: str, keep: Sequence[str] = ()) -> ParsedList:
     """Read the list of a text format.
 
     CSV may be separated by commas, semicolons, tabs or bars, may begin with comments, and may have no header if its
@@ -86,6 +100,7 @@ def read_list(data: bytes, file_name: str, name: str) -> ParsedList:
         data: the file's bytes, in UTF-8, or in UTF-16 with a byte order mark.
         file_name: the file's name; its extension determines the format.
         name: the file's address in messages.
+        keep: columns whose values are used: in CSV they are numbers only if no digit or letter would be lost.
 
     Raises:
         RayDetrError: the file is empty, damaged, in another encoding, or not a list.
@@ -94,13 +109,13 @@ def read_list(data: bytes, file_name: str, name: str) -> ParsedList:
     suffix = next(one for one in TEXT_SUFFIXES if lowered.removesuffix(".gz").endswith(one))
     kind = {".txt": "text", ".ndjson": "JSONL"}.get(suffix, suffix[1:].upper())
     try:
-        text = _in_utf8(gzip.decompress(data) if data.startswith(GZIP) else data, name)
+        text = _in_utf8(_unpacked(data, name) if data.startswith(GZIP) else data, name)
         if not text.strip():
             raise UsageError(f"{name} is empty: it names no images.")
         if suffix in (".csv", ".tsv"):
-            return _read_csv(text, "\t" if suffix == ".tsv" else None)
+            return _read_csv(text, "\t" if suffix == ".tsv" else None, keep)
         if suffix == ".txt":
-            return _read_text(text, name)
+            return _read_text(text, name, keep)
         return ParsedList(_read_json(text, name, is_lines=suffix != ".json"))
     except (pa.ArrowException, OSError, EOFError, ValueError, zlib.error, csv.Error) as error:
         raise RayDetrError(f"{name} cannot be read as {kind}: {' '.join(str(error).split())[:200]}") from error
@@ -136,6 +151,25 @@ def looks_like_address(text: str) -> bool:
     return bool(dot and stem and suffix.lower() in _FILE_SUFFIXES)
 
 
+def _unpacked(data: bytes, name: str) -> bytes:
+    """Return the contents of a gzip file.
+
+    Raises:
+        RayDetrError: it has far more bytes than a list of its size.
+    """
+    text = bytearray()
+    most = max(_UNCHECKED_BYTES, _LARGEST_RATIO * len(data))
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+        while piece := file.read(_PIECE_BYTES):
+            text += piece
+            if len(text) > most:
+                raise RayDetrError(
+                    f"{name} has {len(data):,} bytes, and more than {most:,} when it is unpacked, which no list of "
+                    "images should have. Check it; if it is one, unpack it first."
+                )
+    return bytes(text)
+
+
 def _in_utf8(data: bytes, name: str) -> bytes:
     """Return the text in UTF-8 without a byte order mark."""
     for mark, encoding in ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
@@ -159,7 +193,7 @@ def _broken_line(data: bytes) -> int:
     return 0  # Arrow and Python agree on UTF-8, but messages do not rely on it
 
 
-def _read_csv(data: bytes, delimiter: str | None) -> ParsedList:
+def _read_csv(data: bytes, delimiter: str | None, keep: Sequence[str]) -> ParsedList:
     lines = _head_lines(data)
     before = list(takewhile(_is_before_the_table, lines))
     lines = lines[len(before) : len(before) + _HEAD_ROWS]
@@ -182,9 +216,13 @@ def _read_csv(data: bytes, delimiter: str | None) -> ParsedList:
     if len(body) <= _HEAD_CHARACTERS and not bytes(body).strip():
         table = pa.table({name: pa.nulls(0, pa.string()) for name in names})
     else:
-        table = _parse_csv(body, names, delimiter, texts)
+        parse = partial(_parse_csv, body, names, delimiter)
+        table = parse(texts)
+        inferred = [name for name in keep if names.count(name) == 1 and _may_lose(table[name].type)]
+        if inferred:
+            table = _with_lost_as_text(table, parse({*texts, *inferred}, inferred))
     table = table.select([place for place in range(table.num_columns) if not _is_unnamed_and_empty(table, place)])
-    return ParsedList(_trimmed(table), has_header, is_named or not has_header, sum(map(is_comment, before)))
+    return ParsedList(_trimmed(table, keep), has_header, is_named or not has_header, sum(map(is_comment, before)))
 
 
 def _head_lines(data: bytes) -> list[str]:
@@ -203,7 +241,10 @@ def _tells_delimiter(line: str) -> bool:
     return line.lower().startswith("sep=")
 
 
-def _parse_csv(body: memoryview, names: Sequence[str], delimiter: str, texts: set[str]) -> pa.Table:
+def _parse_csv(
+    body: memoryview, names: Sequence[str], delimiter: str, texts: set[str], columns: Sequence[str] = ()
+) -> pa.Table:
+    """Parse rows: columns in `texts` as text, others as what their values look like; all of them, or only `columns`."""
     return pa.csv.read_csv(
         pa.BufferReader(pa.py_buffer(body)),
         read_options=pa.csv.ReadOptions(block_size=_block_size(len(body)), column_names=list(names)),
@@ -212,7 +253,9 @@ def _parse_csv(body: memoryview, names: Sequence[str], delimiter: str, texts: se
             newlines_in_values=True,
             invalid_row_handler=lambda row: "skip" if is_comment(row.text or "") else "error",
         ),
-        convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string())),
+        convert_options=pa.csv.ConvertOptions(
+            column_types=dict.fromkeys(texts, pa.string()), include_columns=list(columns) or None
+        ),
     )
 
 
@@ -237,13 +280,43 @@ def _is_unnamed_and_empty(table: pa.Table, place: int) -> bool:
     return name.startswith(_UNNAMED) and bool(pa.types.is_null(column.type))
 
 
-def _trimmed(table: pa.Table) -> pa.Table:
-    """Return a table without spaces around texts, and without quotes that the parser missed because of spaces."""
-    for place, column in enumerate(table.columns):
+def _may_lose(kind: pa.DataType) -> bool:
+    """Return whether values of an inferred type may have been written in a way that the type does not keep."""
+    return bool(
+        pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)
+    )
+
+
+def _with_lost_as_text(table: pa.Table, texts: pa.Table) -> pa.Table:
+    """Return a table in which columns are text if their type loses a part of a value, such as 007, 12E3, or only NA.
+
+    Args:
+        table: the columns with inferred types. Missing values among numbers, such as NA, are null.
+        texts: the same columns as text.
+    """
+    for name in texts.column_names:
+        column = table[name]
+        kind = column.type
+        written = pc.utf8_trim_whitespace(texts[name])
+        form = "true|false" if pa.types.is_boolean(kind) else _INTEGER if pa.types.is_integer(kind) else _NUMBER
+        missing = pc.equal(written, "") if pa.types.is_null(kind) else column.is_null()
+        if not pc.all(pc.or_(missing, pc.match_substring_regex(written, f"(?i)^({form})$"))).as_py():
+            table = table.set_column(table.column_names.index(name), name, texts[name])
+    return table
+
+
+def _trimmed(table: pa.Table, keep: Sequence[str]) -> pa.Table:
+    """Return a table without spaces around texts, and without quotes that the parser missed because of spaces.
+
+    In kept columns, quotes without a space before them are a part of the value.
+    """
+    for place, (name, column) in enumerate(zip(table.column_names, table.columns, strict=True)):
         if pa.types.is_string(column.type):
             trimmed = pc.utf8_trim_whitespace(column)
             unquoted = pc.replace_substring_regex(trimmed, r'^"(.*)"$', r"\1")
-            table = table.set_column(place, table.column_names[place], unquoted)
+            if name in keep:
+                unquoted = pc.if_else(pc.match_substring_regex(column, r"^\s"), unquoted, trimmed)
+            table = table.set_column(place, name, unquoted)
     return table
 
 
@@ -261,17 +334,17 @@ def is_comment(line: str) -> bool:
     return not is_name
 
 
-def _read_text(data: bytes, name: str) -> ParsedList:
+def _read_text(data: bytes, name: str, keep: Sequence[str]) -> ParsedList:
     """Read one address per line; a file whose first line names columns is read as CSV in spite of its name."""
     lines = [line.strip() for line in _LINE_END.split(data.decode())]
     first = next((line for line in lines if line and not is_comment(line)), "")
     if any(_unquoted(cell).casefold() in URI_COLUMNS for mark in _DELIMITERS for cell in first.split(mark)):
-        return _read_csv(data, None)
+        return _read_csv(data, None, keep)
     named = [line for line in lines if line and not is_comment(line)]
     if named and all(map(_LABELLED_LINE.fullmatch, named)):
         raise RayDetrError(
-            f"{name} has a number behind every address, as in {named[0]!r:.100}, but a text list holds addresses only. "
-            "Remove the numbers, or write a CSV file with the columns uri and label."
+            f"{name} has a number after every address, as in {named[0]!r:.100}, but a text list contains only "
+            "addresses. Remove the numbers, or write a CSV file with the columns uri and label."
         )
     comments = sum(map(is_comment, lines))
     return ParsedList(pa.table({"uri": pa.array([_unquoted(line) for line in named], pa.string())}), comments=comments)
@@ -313,7 +386,7 @@ def _rows_table(rows: object, name: str) -> pa.Table:
         return pa.table({"uri": pa.array(rows, pa.string())})
     if not all(isinstance(row, dict) for row in rows):
         raise RayDetrError(
-            f"{name} is not a list of images: its array holds neither addresses only nor objects only. Write an array "
+            f"{name} is not a list of images: its array must contain only addresses or only objects. Write an array "
             "of addresses, or of objects with a field uri, url, image or path."
         )
     lines = "".join(json.dumps(row) + "\n" for row in rows).encode()

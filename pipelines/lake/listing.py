@@ -157,7 +157,7 @@ def _modified_since(group: Iterable[Listed], time: float) -> Iterator[Listed]:
 
 
 def _kept_schema(tables: Sequence[UriTable], keep: Sequence[str]) -> pa.Schema:
-    """Return the names and types of the kept columns, which must be equal in all lists that have them."""
+    """Return the names and types of the kept columns: the type in which all lists have the column, or one for all."""
     fields = []
     for name in keep:
         having = [table for table in tables if name in table.columns]
@@ -167,11 +167,42 @@ def _kept_schema(tables: Sequence[UriTable], keep: Sequence[str]) -> pa.Schema:
             raise RayDetrError(
                 f"keep: there is no column {name!r} in {where}." + (f" Did you mean {near[0]!r}?" if near else "")
             )
-        kinds: dict[pa.DataType, str] = {}
-        for table in having:
-            kinds.setdefault(table.rows.schema.field(name).type, table.name)
-        if len(kinds) > 1:
-            said = ", ".join(f"{kind} in {table}" for kind, table in kinds.items())
-            raise RayDetrError(f"keep: column {name!r} has several types: {said}. Give it one.")
-        fields.append(pa.field(name, next(iter(kinds))))
+        fields.append(pa.field(name, _common_type(name, having)))
     return stored_schema(pa.schema(fields))
+
+
+def _common_type(name: str, tables: Sequence[UriTable]) -> pa.DataType:
+    """Return a type for the values of a column in all lists; text if it is empty in all of them.
+
+    Readers of tables refuse to join a column of nulls with one of values, so there is none.
+
+    Raises:
+        RayDetrError: the types are different.
+    """
+    kinds: dict[pa.DataType, str] = {}
+    for table in tables:
+        kinds.setdefault(table.rows.schema.field(name).type, table.name)
+    valued = [kind for kind in kinds if not pa.types.is_null(kind)]
+    if len(valued) < 2:
+        return valued[0] if valued else pa.string()
+    if all(map(_is_text, valued)):
+        return pa.string()
+    if set(valued) == {pa.int64(), pa.float64()} and all(_fits_double(table.rows[name]) for table in tables):
+        return pa.float64()
+    said = ", ".join(f"{kind} in {table}" for kind, table in kinds.items() if kind in valued)
+    raise RayDetrError(f"keep: column {name!r} has several types: {said}. Use one type.")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _fits_double(column: pa.ChunkedArray) -> bool:
+    """Return whether no digit of a number is lost in a double."""
+    try:
+        column.cast(pa.float64())
+    except pa.ArrowInvalid:
+        return False
+    return True

@@ -234,7 +234,9 @@ def _read_version(store: Store, entry: StoreEntry, column: str | None) -> Opened
         entry = store.head(entry.key)
     if entry.size is None:
         name = without_secrets(join_uri(store.uri, entry.key))
-        raise UsageError(f"the images in {name} cannot be listed: its store does not tell its size. Copy it elsewhere.")
+        raise UsageError(
+            f"the images in {name} cannot be listed: its store does not report its size. Copy it elsewhere."
+        )
     if entry.key.lower().endswith(PARQUET_SUFFIX):
         assert column is not None, "a Parquet file is opened for a column of images"
         return entry, read_parquet_index(store, entry.key, entry.size, column, etag=entry.etag)

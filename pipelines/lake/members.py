@@ -124,7 +124,7 @@ def refuse_packed(key: str, name: str) -> None:
     if found is None:
         return
     reason = (
-        f"of a {found} file no part can be read without all that lies before"
+        f"a part of a {found} file cannot be read without reading everything before it"
         if found in _COMPRESSED
         else f"{found} files are not supported"
     )

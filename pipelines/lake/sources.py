@@ -16,16 +16,18 @@ from pipelines.lake.folders import Folder, Opening, list_folder, matching
 from pipelines.lake.globs import glob_to_regex, is_glob, literal_start
 from pipelines.lake.inventory import Inventory, is_inventory, read_inventory
 from pipelines.lake.lake_object import OWN_TABLE, LakeObject
+from pipelines.lake.list_addresses import WITHOUT_SECRETS_INSTEAD
 from pipelines.lake.list_formats import READABLE, unreadable_kind
 from pipelines.lake.members import TAR_SUFFIX, refuse_packed
 from pipelines.lake.skipping import is_image_name, skip_reason
-from pipelines.lake.uri_tables import WITHOUT_SECRETS_INSTEAD, UriTable, is_uri_table, list_table, read_uri_table
+from pipelines.lake.uri_tables import UriTable, is_uri_table, list_table, read_uri_table
 from pipelines.store import (
     NotFound,
     Store,
     StoreEntry,
     StoreError,
     check_no_secret,
+    is_utf8,
     join_uri,
     split_uri,
     without_secrets,
@@ -41,7 +43,7 @@ Source: TypeAlias = Folder | UriTable | LakeObject
 
 
 def check_addresses(sources: Sequence[str]) -> None:
-    """Reject addresses of images with secrets, because plans and tables contain these addresses.
+    """Reject addresses of images with secrets, or that are not UTF-8, because plans and tables contain these addresses.
 
     A list of URIs may have such an address, which is not recorded.
 
@@ -51,6 +53,8 @@ def check_addresses(sources: Sequence[str]) -> None:
     for text in sources:
         if not is_uri_table(text):
             check_no_secret("images", text, instead=WITHOUT_SECRETS_INSTEAD)
+            if not is_utf8(join_uri(*split_uri(text))):
+                raise ValueError(f"images: the path {text!a} is not UTF-8, so a table cannot store it. Rename it.")
 
 
 def request_heads(sources: Sequence[str], opened: Callable[[str], Store], opening: Opening) -> Mapping[str, StoreEntry]:
@@ -107,6 +111,8 @@ def resolve(
     entry = heads.get(text)
     if entry is None and key and not key.endswith("/") and "*" not in key:
         entry = _head(store, key)
+    if entry is not None and _is_placeholder(store, entry):
+        entry = None
     if entry is not None or is_glob(key):  # otherwise it is a folder
         refuse_packed(key, name)
     if entry is not None and is_inventory(key):
@@ -146,6 +152,11 @@ def _is_folder(store: Store, key: str) -> bool:
     return "*" not in key and next(iter(store.list(f"{key.rstrip('/')}/")), None) is not None
 
 
+def _is_placeholder(store: Store, entry: StoreEntry) -> bool:
+    """Return whether an object stands for a folder, as some tools write it: `photos` beside `photos/a.jpg`."""
+    return entry.size == 0 and not is_image_name(entry.key) and _is_folder(store, entry.key)
+
+
 def _check_may_be_an_image(path: str, beginning: bytes, name: str) -> None:
     """Reject a file that was named for labelling if it is a list or table of an unsupported kind.
 
@@ -167,7 +178,7 @@ def _head(store: Store, key: str) -> StoreEntry | None:
 def _unknown_time(name: str) -> UsageError:
     return UsageError(
         f"--modified-since: {name} does not have times of modification; folders, buckets, and inventories with "
-        "LastModifiedDate have them. Omit the option, and name only the images that shall be labelled."
+        "LastModifiedDate have them. Omit the option, and name only the images that should be labelled."
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -13,6 +12,7 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.lake.lake_object import COMMENT, WITHOUT_URI, LakeObject, Listed, Skipped
+from pipelines.lake.list_addresses import check_no_secrets, check_sizes, check_stores, sizes, whole_uris
 from pipelines.lake.list_formats import (
     ETAG_COLUMNS,
     LIST_SUFFIXES,
@@ -24,14 +24,8 @@ from pipelines.lake.list_formats import (
     read_list,
 )
 from pipelines.parquet_files import open_bytes, open_object, parquet_of
-from pipelines.store import GIVES_ACCESS, Store, has_secret, join_uri, split_uri, without_secrets
+from pipelines.store import Store, join_uri, without_secrets
 
-WITHOUT_SECRETS_INSTEAD: Final = (
-    "Give the store's own address (s3://, gs://, az://) and the credentials as docs/security.md says, or fetch the "
-    "images first."
-)
-
-_LARGEST_OBJECT = 1 << 48  # bytes: several times the limit of any store, and small enough to add thousands
 _ROWS_AT_ONCE = 8_192
 _LONGEST_ADDRESS = 4_096  # bytes, for a value that counts as an address although the list does not declare text
 _LONGEST_SHOWN = 800  # characters of columns in a message
@@ -104,33 +98,35 @@ def read_uri_table(store: Store, key: str, *, keep: Sequence[str] = ()) -> UriTa
     if file_name.endswith(PARQUET_SUFFIX):
         parsed, uri_column, names = _read_parquet(store, key, name, keep)
     else:
-        parsed = read_list(store.get(key).data, file_name, name)
+        parsed = read_list(store.get(key).data, file_name, name, keep)
         names = tuple(_column_names(parsed.table, name))
         uri_column = _uri_column(parsed.table, name, is_header_certain=parsed.is_header_certain)
     table = parsed.table
     _check_whole(table, name)
     if not table.num_rows:
-        raise UsageError(f"{name} is empty: it has the columns {_shown(names)} and no rows.")
+        raise UsageError(f"{name} is empty: it has the columns {_shown(names)}, but no rows.")
     etag_column = _first(table.schema, ETAG_COLUMNS, _is_text)
     size_column = _first(table.schema, ("size",), pa.types.is_integer)
     count = table.num_rows
+    uris = pc.utf8_trim_whitespace(_texts(table[uri_column], uri_column, name))
     columns = {
         # large: 100 million URIs exceed the 2 GiB limit of 32-bit offsets
-        "uri": _texts(table[uri_column], uri_column, name),
+        "uri": uris,
         "etag": table[etag_column].cast(pa.large_string()) if etag_column else pa.nulls(count, pa.large_string()),
-        "size": table[size_column].cast(pa.int64()) if size_column else pa.nulls(count, pa.int64()),
+        "size": sizes(table[size_column], name) if size_column else pa.nulls(count, pa.int64()),
         **{column: _microseconds(table[column], column, name) for column in keep if column in table.column_names},
     }
     rows = pa.table(columns)
-    rows = rows.filter(pc.not_equal(pc.utf8_trim_whitespace(rows["uri"]), ""))  # nulls are not kept either
+    rows = rows.filter(pc.not_equal(rows["uri"], ""))  # nulls are not kept either
     without_uri = count - rows.num_rows
     if not file_name.endswith(PARQUET_SUFFIX):
         rows, comments = _without_comments(rows)
         parsed = replace(parsed, comments=parsed.comments + comments)
     folder = join_uri(store.uri, key.partition("?")[0] if is_web else key).rpartition("/")[0]
-    rows = rows.set_column(0, "uri", _whole_uris(rows["uri"], folder))
-    _check_no_secrets(rows["uri"], name)
-    _check_sizes(rows, name)
+    rows = rows.set_column(0, "uri", whole_uris(rows["uri"], folder, name))
+    check_no_secrets(rows["uri"], name)
+    check_stores(rows["uri"], name)
+    check_sizes(rows, name)
     etags = pc.replace_substring_regex(rows["etag"], '^(W/)?"(.*)"$', r"\2")
     rows = rows.set_column(1, "etag", pc.if_else(pc.equal(etags, ""), None, etags))
     return UriTable(name, rows.sort_by("uri"), names, without_uri, parsed.comments)
@@ -197,34 +193,6 @@ def _shown(names: Sequence[str]) -> str:
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]} ..."
 
 
-def _check_sizes(rows: pa.Table, name: str) -> None:
-    """Refuse impossible sizes, because a plan adds them up.
-
-    Raises:
-        RayDetrError: with the first one.
-    """
-    wrong = rows.filter(pc.or_(pc.less(rows["size"], 0), pc.greater(rows["size"], _LARGEST_OBJECT)))
-    if len(wrong):
-        size, uri = wrong["size"][0].as_py(), wrong["uri"][0].as_py()
-        raise RayDetrError(
-            f"{name} says that {uri} has {size:,} bytes, which no object can have. "
-            "Leave the column empty where sizes are not known."
-        )
-
-
-def _check_no_secrets(uris: pa.ChunkedArray, name: str) -> None:
-    """Refuse addresses with a secret, because plan and table would contain it.
-
-    Raises:
-        RayDetrError: with the first one.
-    """
-    suspects = uris.filter(pc.match_substring_regex(uris, "[@?]"))
-    for batch in suspects.chunks:
-        found = next((uri for uri in batch.to_pylist() if has_secret(uri)), None)
-        if found is not None:
-            raise RayDetrError(f"{name}: the address {without_secrets(found)} {GIVES_ACCESS} {WITHOUT_SECRETS_INSTEAD}")
-
-
 def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
@@ -275,8 +243,8 @@ def _uri_column(sample: pa.Table, name: str, schema: pa.Schema | None = None, *,
     if named:
         _check_once(schema.names, [named], name)
         raise UsageError(
-            f"{name} does not say where the images are: its column {named} is {_kind(schema.field(named).type)}, and "
-            f"addresses are text. It has the columns {shown}."
+            f"{name} does not say where the images are: its column {named} is {_kind(schema.field(named).type)}, but "
+            f"addresses must be text. It has the columns {shown}."
         )
     header = "" if is_header_certain else " If its first line is an image and not the header, give it a header."
     raise UsageError(
@@ -367,22 +335,6 @@ def _without_comments(rows: pa.Table) -> tuple[pa.Table, int]:
     return left, rows.num_rows - left.num_rows
 
 
-def _whole_uris(uris: pa.ChunkedArray, folder: str) -> pa.ChunkedArray:
-    """Return absolute URIs: relative ones get the folder of the file, local paths get `file://`."""
-    if pc.all(pc.match_substring_regex(uris, "^[a-zA-Z][a-zA-Z0-9+.-]+://")).as_py() is not False:
-        return uris
-    whole = [_whole_uri(uri, folder) for uri in uris.to_pylist()]
-    return pa.chunked_array([pa.array(whole, pa.large_string())])
-
-
-def _whole_uri(uri: str, folder: str) -> str:
-    if "://" in uri:
-        return uri
-    if uri.startswith(("/", "file:")):
-        return join_uri(*split_uri(uri))
-    return join_uri(*split_uri(f"{folder}/{uri.removeprefix('./')}"))  # as written by `find .`
-
-
 def _microseconds(column: pa.ChunkedArray, name: str, table: str) -> pa.ChunkedArray:
     """Return times in microseconds, Python's unit, because a plan cannot store nanoseconds."""
     kind = column.type
@@ -398,5 +350,5 @@ def _microseconds(column: pa.ChunkedArray, name: str, table: str) -> pa.ChunkedA
         return column.cast(wanted)
     except pa.ArrowInvalid as error:
         raise RayDetrError(
-            f"keep: column {name!r} of {table} has fractions of a microsecond. Store it as text or rounded."
+            f"keep: column {name!r} of {table} has fractions of a microsecond. Round it, or store it as text."
         ) from error

@@ -226,7 +226,7 @@ def _read(table: Store, number: int) -> tuple[list[Mark], list[str]]:
             raise ValueError("its number differs from its file name")  # noqa: TRY301 - one sentence for all damage
     except (KeyError, TypeError, ValueError) as error:
         raise RayDetrError(
-            f"{uri} is damaged: it cannot be read as a record of marks ({error}). Restore it; deleting it would show "
-            "again what it marked."
+            f"{uri} is damaged: it cannot be read as a record of marks ({error}). Restore it; if it is deleted, the "
+            "detections that it marked appear again."
         ) from error
     return accepted, withdrawn

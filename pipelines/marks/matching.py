@@ -125,7 +125,7 @@ class Matcher:
             masks = _one_array(rows[_MASKS])
             has_masks = np.asarray(masks.is_valid())
             if (pc.list_value_length(masks).fill_null(0).to_numpy(zero_copy_only=False) != counts * has_masks).any():
-                raise RayDetrError("a row has another number of masks than of detections. Restore its file.")
+                raise RayDetrError("a row has different numbers of masks and detections. Restore its file.")
             of_masks = is_kept[has_masks[boxes.owners]]
             rows = _with(rows, _MASKS, _filtered(masks, masks.flatten(), of_masks, (counts - lost) * has_masks))
         return rows, lost

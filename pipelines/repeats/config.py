@@ -15,27 +15,27 @@ class RepeatsConfig:
 
     table: str = option("the detection table", metavar="URI")
     least_images: int = option(
-        "least number of images of a folder that have the class at one place", default=15, metavar="N", at_least=2
+        "smallest number of images of a folder that have the class at one place", default=15, metavar="N", at_least=2
     )
     least_share: float = option(
-        "least share of the images of the folder, so that large folders have no places by chance", default=0.005,
+        "smallest share of the images of the folder, which excludes places by chance in large folders", default=0.005,
         metavar="SHARE", at_least=0, at_most=1,
     )  # fmt: skip
     iou: float = option(
-        "least overlap (intersection over union) of boxes at one place", default=0.85, metavar="SHARE", at_least=0.3,
+        "smallest overlap (intersection over union) of boxes at one place", default=0.85, metavar="SHARE", at_least=0.3,
         at_most=1,
     )  # fmt: skip
     min_score: float = option(
-        "least score of the detections that are counted; a mark covers lower ones, too", default=0.3, metavar="SCORE",
-        at_least=0, at_most=1,
+        "smallest score of the detections that are counted; a mark also covers lower scores", default=0.3,
+        metavar="SCORE", at_least=0, at_most=1,
     )  # fmt: skip
     max_area: float = option(
-        "largest share of the picture that a box may have; larger ones overlap anyway", default=0.2, metavar="SHARE",
-        above=0, at_most=1,
+        "largest share of the picture that a box may cover; larger boxes overlap in any case", default=0.2,
+        metavar="SHARE", above=0, at_most=1,
     )  # fmt: skip
     folder_levels: int = option(
-        "0: images of one camera lie in one folder; 1: in the folders of one folder, as with a folder for each day; "
-        "and so on", default=0, metavar="N", at_least=0, at_most=MOST_LEVELS,
+        "0: the images of a camera are in one folder; 1: they are in the subfolders of one folder, such as one for "
+        "each day; and so on", default=0, metavar="N", at_least=0, at_most=MOST_LEVELS,
     )  # fmt: skip
     classes: tuple[str, ...] = option("names of the classes to look for (all)", default=(), metavar="NAME")
     model: str | None = option(

@@ -36,7 +36,7 @@ def read_selection(place: str, table: Store, options: StoreOptions) -> list[Mark
         fields = parse_object(data)
         kind, version, made_for = fields.get("kind"), fields.get("version"), fields.get("table")
         if kind != KIND:
-            raise ValueError("it does not say that it is one")  # noqa: TRY301 - one sentence for all damage
+            raise ValueError("its field `kind` has another value")  # noqa: TRY301 - one sentence for all damage
         if version != VERSION:
             raise UsageError(
                 f"{place} is of version {version}, and this release reads {VERSION}. Write the page again."
@@ -51,7 +51,7 @@ def read_selection(place: str, table: Store, options: StoreOptions) -> list[Mark
         ) from error
     if made_for != table.uri:
         raise UsageError(
-            f"{place} was made for the table {made_for}, and this is {table.uri}. Name that table, or write a page of "
+            f"{place} was made for the table {made_for}, but this is {table.uri}. Name that table, or write a page for "
             "this one."
         )
     return marks

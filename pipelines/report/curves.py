@@ -126,7 +126,7 @@ def _words(name: str, points: Points, chart: Chart) -> str:
 def _shown(value: float, chart: Chart) -> str:
     if not math.isfinite(value):
         return "none"
-    if chart.is_log:
+    if chart.is_log or (not chart.is_share and 0 < abs(value) < 0.001):  # more digits do not fit beside the axis
         mantissa, exponent = f"{value:.2e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
     return f"{100 * value:.3g} %" if chart.is_share else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -208,8 +208,8 @@ def _rates(page: Page) -> dict[str, Any] | None:
     return {
         "run_id": run_id,
         "end": duration(rates[-1][0]),
-        "sentence": f"Images that became rows in each {duration(width)}, without pauses; the most were {most:,}. The "
-        "rows of a shard get their time together.",
+        "sentence": f"Images that were labelled in each {duration(width)}, {most:,} at most, without pauses. All rows "
+        "of a shard have the same time.",
         "bars": [
             (round(100 * images / most, 2), f"{duration(end - width)} to {duration(end)}: {images:,} images")
             for end, images in rates

@@ -185,7 +185,7 @@ class PictureReader:
                 return use(decode(blob.data)), None
         except NotFound:
             self._note_answer(place)
-            return None, "The image is not there any more."
+            return None, "The image no longer exists."
         except (StoreError, ImageError) as error:
             problem = f"The image cannot be read: {without_secrets(str(error))}"
             if isinstance(error, StoreDown | Misconfigured):

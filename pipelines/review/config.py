@@ -13,7 +13,7 @@ CHOICES: Final[tuple[Choice, ...]] = get_args(Choice)
 
 _OUT = option("a new or empty folder: for the files to correct, or for the shards", metavar="URI")
 _CLASSES_OF = option(
-    "the classes are those of this model: a hub id, a directory, a URI, or scenes (those that the table's rows have)",
+    "take the classes from this model: a hub id, a directory, a URI, or scenes (those that the table's rows have)",
     default=None, metavar="REF",
 )  # fmt: skip
 
@@ -28,7 +28,7 @@ class ReviewConfig:
     count: int = option("number of images to choose", default=50, metavar="N", at_least=1)
     to: Literal["labelstudio", "coco-dataset"] = option("format of the files to correct", default="labelstudio")
     threshold: float = option(
-        "least score of a detection to be drawn in advance, and to count in per-class and disagreement",
+        "smallest score of the detections that are drawn in advance, and that count in per-class and disagreement",
         default=0.3, metavar="SCORE", at_least=0, at_most=1,
     )  # fmt: skip
     run: str | None = option(
@@ -49,11 +49,13 @@ class ReviewConfig:
         if self.choice not in CHOICES:
             raise ValueError(f"export: {self.choice!r} is not one of {', '.join(CHOICES)}")
         if (self.choice == "disagreement") != (self.against is not None):
-            raise ValueError("against: disagreement needs the earlier run to compare with, and only disagreement does")
+            raise ValueError(
+                "against: disagreement needs the earlier run to compare with, and other choices do not use it"
+            )
         if self.against is not None and self.against == self.run:
             raise ValueError(f"against: {self.against} is the run that images are chosen from. Name an earlier one.")
         if self.image_urls and len(self.image_urls) != 2:
-            raise ValueError("image urls: give two texts, the beginning of the addresses and what replaces it")
+            raise ValueError("image urls: give two values, the beginning of the addresses and its replacement")
         if self.image_urls and self.to != "labelstudio":
             raise ValueError("image urls: only Label Studio's tasks have addresses; coco-dataset has file names")
         for text in self.image_urls:

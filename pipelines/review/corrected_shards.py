@@ -149,8 +149,8 @@ def _read_corrections(files: Sequence[CorrectionsFile], exported: ExportedImages
             )
         if corrections.unmatched and not (corrections.found or corrections.skipped or corrections.other_size):
             raise UsageError(
-                f"corrections {name}: nothing in it is of a batch of table {table.uri}, for example "
-                f"{corrections.unmatched_example} is not. Check --table; tasks are found by `review` and `uri` in "
+                f"corrections {name}: nothing in it belongs to a batch of table {table.uri}; for example, "
+                f"{corrections.unmatched_example} does not. Check --table; tasks are found by `review` and `uri` in "
                 "their data, COCO's images by file name."
             )
     return corrections
@@ -167,12 +167,12 @@ def _categories(config: CorrectionsConfig, batches: Sequence[Batch]) -> tuple[Ca
         if name != category.name:
             raise UsageError(
                 f"class {category.id} is {category.name!r} in one batch and {name!r} in another or in the model. "
-                "Import the batches of each model apart, or name the model that labelled them by --classes-of."
+                "Import the batches of each model separately, or name the model that labelled them by --classes-of."
             )
     taken = {name: number for number, name in by_id.items()}
     for name in config.add_classes:
         if name in taken:
-            raise UsageError(f"--add-classes: {name!r} is a class already, with the id {taken[name]}. Leave it out.")
+            raise UsageError(f"--add-classes: {name!r} is a class already, with the id {taken[name]}. Omit it.")
         number = max(by_id, default=0) + 1
         by_id[number], taken[name] = name, number
     return tuple(Category(number, by_id[number]) for number in sorted(by_id))

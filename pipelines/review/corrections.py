@@ -190,7 +190,7 @@ def _by_image(document: Json, name: str) -> dict[int | str | None, list[Json]]:
         if key is None or key not in annotations:
             raise UsageError(
                 f"corrections {name}: annotation {annotation.get('id')} is of image {annotation.get('image_id')!r}, "
-                "which the file does not have. Export again."
+                "which is not in the file. Export again."
             )
         annotations[key].append(annotation)
     return annotations
@@ -223,8 +223,8 @@ def _match_names(
         if len(several) > 1:
             first, second = sorted(several)[:2]
             raise UsageError(
-                f"corrections {name}: the file name {file_name!r} may be of {first} or of {second}. Keep the folders "
-                "of the exported file names, or the `table_batch` of the exported file's `info`."
+                f"corrections {name}: the file name {file_name!r} may belong to {first} or to {second}. Keep the "
+                "folders of the exported file names, or the `table_batch` of the exported file's `info`."
             )
         matches[file_name] = next(iter(several.values()))
     return matches
@@ -238,7 +238,7 @@ def _coco_box(annotation: Json, labels: dict[int | None, str], scale: tuple[floa
         raise UsageError(f"{origin} has the category {category_id}, which the file does not declare. Export again.")
     attributes = annotation.get("attributes")
     if isinstance(attributes, dict) and number(attributes.get("rotation")) not in (None, 0.0):
-        raise UsageError(f"{origin} is a rotated box, which cannot be trained on. Draw it without rotation.")
+        raise UsageError(f"{origin} is a rotated box, which cannot be used for training. Draw it without rotation.")
     x, y, width, height = sides
     bbox = (x * scale[0], y * scale[1], width * scale[0], height * scale[1])
     return CorrectedBox(labels[category_id], bbox, is_crowd(annotation), origin)

@@ -109,8 +109,8 @@ class _Reader:
             return None
         if not set(lists) <= _BOXES or kind in _SHAPES or (kind.endswith("labels") and kind not in _BOXES):
             raise UsageError(
-                f"{self._origin} has a region of the kind {kind or lists[0]}, and only boxes can be trained on. Draw "
-                "it with RectangleLabels, or delete it."
+                f"{self._origin} has a region of the kind {kind or lists[0]}, but only boxes can be used for training. "
+                "Draw it with RectangleLabels, or delete it."
             )
         labels = [label for key in lists for label in value[key]]
         if len(labels) != 1 or not isinstance(labels[0], str):
@@ -123,8 +123,9 @@ class _Reader:
         turned = [number(value.get("rotation") or 0), number(sizes.get("image_rotation") or 0)]
         if turned != [0.0, 0.0]:
             raise UsageError(
-                f"{self._origin} has a box with a rotation of {next(one for one in turned if one != 0)} degrees, of "
-                "itself or of its picture, which cannot be trained on. Draw it without rotation, and export again."
+                f"{self._origin} has a box with a rotation of {next(one for one in turned if one != 0)} degrees (of "
+                "the box or of its picture), which cannot be used for training. Draw it without rotation, and export "
+                "again."
             )
         sides = [number(value.get(side)) for side in ("x", "y", "width", "height")]
         percents = [one for one in sides if one is not None and math.isfinite(one)]

@@ -116,13 +116,13 @@ def check_class_names(coco: CocoText, *, name: str) -> None:
     for category in coco.categories:
         if not has_name(category):
             raise UsageError(
-                f"annotations {name}: the category {category.id} is called {category.name!r}, which is not the name of "
-                "a class. Give it a name."
+                f"annotations {name}: the category {category.id} is called {category.name!r}, which is not a valid "
+                "class name. Give it a name."
             )
         if category.name in ids:
             raise UsageError(
                 f"annotations {name}: the categories {ids[category.name]} and {category.id} are both called "
-                f"{category.name!r}. Give each class a name of its own, or their annotations one category."
+                f"{category.name!r}. Give each category a unique name, or give their annotations one category."
             )
         ids[category.name] = category.id
 

@@ -39,7 +39,8 @@ class ShardConfig:
     )  # fmt: skip
     max_images: int | None = option("only the first N images of the json (all)", default=None, metavar="N", at_least=1)
     shared_folders: bool = option(
-        "local paths are shared by all nodes, as with NFS; without it, a cluster of several nodes refuses them",
+        "declare that local paths are shared by all nodes, as with NFS; without it, local paths are refused on a "
+        "cluster of several nodes",
         default=False,
     )
     image_options: StoreOptions = group(StoreOptions)

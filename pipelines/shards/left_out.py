@@ -58,8 +58,8 @@ def write_left_out(out: Store, coco: CocoText, problems: Mapping[int, tuple[str,
     data, groups = file.finish({})
     if put_if_absent(out, LEFT_OUT_KEY, data) != data:
         raise RayDetrError(
-            f"{join_uri(out.uri, LEFT_OUT_KEY)} already exists and differs from what this job found. Was an "
-            "image repaired meanwhile, or is another release of pyarrow in use? Choose an empty folder."
+            f"{join_uri(out.uri, LEFT_OUT_KEY)} already exists and differs from what this job found. Was an image "
+            "repaired in the meantime, or is another release of pyarrow in use? Choose an empty folder."
         )
     listed = ShardFile(LEFT_OUT_KEY, count, hashlib.sha256(data).hexdigest(), len(data), groups)
     return LeftOut(listed, annotations, homeless)

@@ -206,7 +206,7 @@ def hold_plan(out: Store, plan: Json) -> None:
         first = next(iter(out.list()), None)
         if first is not None:
             raise UsageError(
-                f"{out.uri} is not empty, it holds {first.key}. Shards need a folder of their own: choose an empty one."
+                f"{out.uri} is not empty: it contains {first.key}. Shards need a separate folder: choose an empty one."
             ) from None
         found = put_if_absent(out, PLAN_KEY, _encode(plan))
     try:
@@ -223,8 +223,8 @@ def hold_plan(out: Store, plan: Json) -> None:
         ) from error
     if differences:
         raise UsageError(
-            f"{out.uri} holds shards of something else: {'; '.join(differences)}. Use the configuration that it was "
-            "started with, or choose an empty folder."
+            f"{out.uri} contains shards of another configuration: {'; '.join(differences)}. Use the configuration that "
+            "they were started with, or choose an empty folder."
         )
 
 

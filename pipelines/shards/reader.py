@@ -63,7 +63,7 @@ FOOTER_THREADS: Final = 8
 
 _TRAINING_COLUMNS: Final = [
     *("image_id", "file_name", "height", "width", "image", "upright"),
-    *(f"annotations.list.element.{name}" for name in ("id", "category_id", "area", "iscrowd")),
+    *(f"annotations.list.element.{name}" for name in ("id", "category_id", "iscrowd")),
     "annotations.list.element.bbox.list.element",
 ]
 
@@ -115,9 +115,9 @@ class TrainingImage:
         width: pixels of the same picture.
         data: the encoded file.
         upright: whether decoding applies the EXIF orientation.
-        annotations: in the json's order: `id` (or None), `category_id`, `bbox` (x, y, width, height in pixels), `area`
-            (that of the box if the json has none), `iscrowd` (0 or 1). Annotations without a category or a box of four
-            numbers are omitted; boxes can have any size and position.
+        annotations: in the json's order: `id` (or None), `category_id`, `bbox` (x, y, width, height in pixels) and
+            `iscrowd` (0 or 1). Annotations without a category or a box of four numbers are omitted; boxes can have any
+            size and position.
     """
 
     image_id: int
@@ -139,8 +139,8 @@ def write_index(store: Store, index: ShardIndex) -> None:
     data = json.dumps({"version": INDEX_VERSION, **asdict(index)}, ensure_ascii=False, indent=1).encode()
     if put_if_absent(store, INDEX_KEY, data) != data:
         raise RayDetrError(
-            f"{join_uri(store.uri, INDEX_KEY)} exists already with other contents: two jobs wrote shards to one place. "
-            "Choose an empty folder and start again."
+            f"{join_uri(store.uri, INDEX_KEY)} exists already with other contents: two jobs wrote shards to the same "
+            "folder. Choose an empty folder and start again."
         )
 
 
@@ -164,8 +164,8 @@ def read_index(store: Store) -> ShardIndex:
         version = fields.pop("version")
         if version != INDEX_VERSION:
             raise RayDetrError(
-                f"{name} has version {version}, and this release reads {INDEX_VERSION}: take the release that wrote "
-                "it, or write the shards again."
+                f"{name} has version {version}, and this release reads {INDEX_VERSION}: use the release that wrote it, "
+                "or write the shards again."
             )
         other = fields["other"]  # a part of another program's json, which may contain NaN
         return replace(record_of(ShardIndex, fields | {"other": {}}), other=other)
@@ -269,7 +269,7 @@ def decode_training_image(image: TrainingImage) -> Tensor:
     if pixels.shape[1:] != (image.height, image.width):
         raise RayDetrError(
             f"image {image.image_id} ({image.file_name}) has {pixels.shape[2]} x {pixels.shape[1]} pixels (width x "
-            f"height), and its boxes are of {image.width} x {image.height}. Write the shards again."
+            f"height), but its boxes were drawn for {image.width} x {image.height}. Write the shards again."
         )
     return pixels
 
@@ -291,12 +291,10 @@ def _training_image(row: Json) -> TrainingImage:
 
 
 def _training_annotation(one: Json) -> Mapping[str, Any]:
-    bbox = one["bbox"]
     return {
         "id": one["id"],
         "category_id": one["category_id"],
-        "bbox": bbox,
-        "area": bbox[2] * bbox[3] if one["area"] is None else one["area"],
+        "bbox": one["bbox"],
         "iscrowd": int(one["iscrowd"] or 0),
     }
 

@@ -220,8 +220,8 @@ def _check_share(config: ShardConfig, plan: ShardPlan, problems: Mapping[int, tu
     first = problems[min(problems)][1]
     raise BudgetExceeded(
         f"{len(problems):,} of {plan.images:,} images are missing or unreadable ({kinds}): a share of "
-        f"{len(problems) / plan.images:.3g}, where --max-missing allows {config.max_missing:.3g}. The first: {first}. "
-        "Give the right folder, or a larger share to train without them."
+        f"{len(problems) / plan.images:.3g}, but --max-missing allows {config.max_missing:.3g}. The first: {first}. "
+        "Correct --images, or give a larger --max-missing to train without them."
     )
 
 
@@ -247,14 +247,13 @@ def _check_usable(
     )
     if not usable:
         raise UsageError(
-            f"none of the {annotations:,} annotations can be trained on: {found}. Ids must be those that are declared, "
-            "and boxes lists of four numbers. Correct the json."
+            f"none of the {annotations:,} annotations can be used for training: {found}. Category and image ids must "
+            "be declared, and boxes must be lists of four numbers. Correct the json."
         )
     raise BudgetExceeded(
         f"{unusable:,} of {annotations:,} annotations cannot be used for training: a share of "
-        f"{unusable / annotations:.3g}, where --max-unusable allows {config.max_unusable:.3g}: {found}. Correct the "
-        "json, or give a larger share to "
-        "train without them."
+        f"{unusable / annotations:.3g}, but --max-unusable allows {config.max_unusable:.3g}: {found}. Correct the "
+        "json, or give a larger --max-unusable to train without them."
     )
 
 

@@ -121,8 +121,8 @@ def _tasks_at_once(memory: int) -> int:
     if not room:
         largest = max((node.get("memory", 0) for node in nodes if node.get("CPU", 0) >= 1), default=0)
         raise RayDetrError(
-            f"writing a shard needs a CPU and {memory / 1e9:.1f} GB of memory, and no node of the cluster has that: "
-            f"the largest has {largest / 1e9:.1f} GB for tasks. Use a smaller --shard-megabytes, or larger nodes."
+            f"writing a shard needs a CPU and {memory / 1e9:.1f} GB of memory, but no node of the cluster has that "
+            f"much: the largest has {largest / 1e9:.1f} GB for tasks. Use a smaller --shard-megabytes, or larger nodes."
         )
     return room
 

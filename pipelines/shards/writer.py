@@ -335,9 +335,12 @@ def _read_shard(spec: ShardSpec, number: int, data: bytes, name: str) -> Written
         }
         is_ours, report = metadata["source"] == spec.source, _from_json(metadata["report"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RayDetrError(f"{name} already exists and belongs to no shard. Move it away.") from error
+        raise RayDetrError(f"{name} already exists, but is not a shard. Move it away.") from error
     if not is_ours:
-        raise RayDetrError(f"{name} already exists: it is a shard of something else. Choose an empty folder.")
+        raise RayDetrError(
+            f"{name} already exists: it is a shard of other annotations or another configuration. Choose an empty "
+            "folder."
+        )
     footer = file.metadata
     groups = tuple(footer.row_group(group).num_rows for group in range(footer.num_row_groups))
     return WrittenShard(number, _shard_file(shard_key(number), data, groups), report)

@@ -23,19 +23,23 @@ from pipelines.store.interface import (
     is_transient,
 )
 from pipelines.store.memory import memory_store
-from pipelines.store.opening import Stores, open_store
+from pipelines.store.opening import Stores, check_root, open_store
 from pipelines.store.uris import (
     GIVES_ACCESS,
+    LOCAL_ROOT,
     check_no_secret,
     file_name,
     has_secret,
+    is_utf8,
     join_uri,
+    scheme_of,
     split_uri,
     without_secrets,
 )
 
 __all__ = [
     "GIVES_ACCESS",
+    "LOCAL_ROOT",
     "S3",
     "AlreadyExists",
     "Archived",
@@ -57,15 +61,18 @@ __all__ = [
     "TableOptions",
     "Throttled",
     "check_no_secret",
+    "check_root",
     "file_name",
     "has_secret",
     "is_transient",
+    "is_utf8",
     "join_uri",
     "memory_store",
     "open_store",
     "probe",
     "put_if_absent",
     "require_create_only",
+    "scheme_of",
     "split_uri",
     "without_secrets",
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -22,6 +24,14 @@ CREDENTIALS_GOOD_FOR = timedelta(minutes=5)
 
 _ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _REGION_VARIABLES = ("AWS_REGION", "AWS_DEFAULT_REGION")
+_KEY_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+
+# obstore panics at the first request with values that do not fit into an address or a header
+_ENDPOINT = re.compile(
+    r"https?://(?:\[[0-9a-z:.%]+\]|[\w.~-]+)(?::\d{1,5})?(?:/[^\x00-\x20\x7f?#<>`]*)?", re.ASCII | re.IGNORECASE
+)
+_LARGEST_PORT = 65_535
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +62,7 @@ def s3_access(options: StoreOptions) -> S3Access:
     passed in options.
 
     Raises:
-        Misconfigured: there are no credentials, or they cannot be loaded.
+        Misconfigured: there are no credentials, or they cannot be loaded, or a setting is invalid.
     """
     session = botocore.session.Session(profile=options.profile)
     session.register_component("data_loader", _data_loader())
@@ -63,14 +73,11 @@ def s3_access(options: StoreOptions) -> S3Access:
         raise Misconfigured(
             f"the AWS credentials cannot be loaded: {failure}. Log in again, or choose another profile."
         )
-    endpoint = options.endpoint or _variable(_ENDPOINT_VARIABLES) or profile.get("endpoint_url")
-    try:
-        check_no_secret("endpoint", endpoint or "", instead=KEYS_INSTEAD)
-    except ValueError as error:
-        raise Misconfigured(str(error)) from error
+    if keys and not options.anonymous:
+        _check_environment_keys()
     return S3Access(
-        endpoint=endpoint,
-        region=options.region or _variable(_REGION_VARIABLES) or profile.get("region") or "us-east-1",
+        endpoint=_endpoint(options.endpoint, profile),
+        region=_region(options.region, profile),
         anonymous=options.anonymous,
         profile=options.profile,
         request_payer=options.request_payer,
@@ -80,13 +87,22 @@ def s3_access(options: StoreOptions) -> S3Access:
 
 
 def s3_client(access: S3Access) -> Any:
-    """Return botocore's client, for requests that the faster one does not support. Takes 0.1 s; thread-safe."""
-    return access.session.create_client(
-        "s3",
-        region_name=access.region,
-        endpoint_url=access.endpoint,
-        config=client_config(access),
-    )
+    """Return botocore's client, for requests that the faster one does not support. Takes 0.1 s; thread-safe.
+
+    Raises:
+        Misconfigured: botocore does not accept the endpoint or the region.
+    """
+    try:
+        return access.session.create_client(
+            "s3",
+            region_name=access.region,
+            endpoint_url=access.endpoint,
+            config=client_config(access),
+        )
+    except ValueError as error:
+        raise Misconfigured(
+            f"S3 cannot be used with this endpoint and the region {access.region!r}: {error}. Check both."
+        ) from error
 
 
 def client_config(access: S3Access) -> botocore.config.Config:
@@ -120,11 +136,11 @@ def _load_profile(session: botocore.session.Session, *, with_credentials: bool) 
         if with_credentials:
             _load_credentials(session)
     except botocore.exceptions.CredentialRetrievalError as error:
-        return {}, f"{error.kwargs.get('provider', 'their source')} gives none"
+        return {}, f"{error.kwargs.get('provider', 'their source')} returned none"
     except botocore.exceptions.BotoCoreError as error:
         return {}, str(error)
     except ValueError:
-        return {}, "the profile's credential_process prints no JSON"
+        return {}, "the output of the profile's credential_process is not JSON"
     return profile, ""
 
 
@@ -135,8 +151,70 @@ def _load_credentials(session: botocore.session.Session) -> None:
             "no AWS credentials found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, "
             "or read a public bucket anonymously."
         )
-    credentials.get_frozen_credentials()  # report an expired login now, not in the middle of a run
+    frozen = credentials.get_frozen_credentials()  # report an expired login now, not in the middle of a run
+    if any(_CONTROL.search(value or "") for value in (frozen.access_key, frozen.secret_key, frozen.token)):
+        raise Misconfigured(
+            f"the AWS credentials of {credentials.method} contain a line end or another control character. "
+            "Write them without it."
+        )
 
 
-def _variable(names: tuple[str, ...]) -> str | None:
-    return next((value for name in names if (value := os.environ.get(name))), None)
+def _check_environment_keys() -> None:
+    """Check the keys in the environment. Messages do not contain them.
+
+    Raises:
+        Misconfigured: a key is missing, or contains a line end or another control character.
+    """
+    if not os.environ.get("AWS_SECRET_ACCESS_KEY"):
+        raise Misconfigured(
+            "AWS_ACCESS_KEY_ID is set, but AWS_SECRET_ACCESS_KEY is not. Set both, or neither to use a profile."
+        )
+    for name in _KEY_VARIABLES:
+        if _CONTROL.search(os.environ.get(name, "")):
+            raise Misconfigured(f"{name} contains a line end or another control character. Set it without it.")
+
+
+def _endpoint(option: str | None, profile: Mapping[str, Any]) -> str | None:
+    """Return the endpoint, or None for Amazon's.
+
+    Raises:
+        Misconfigured: it contains a secret, or is not a web address. The message does not contain it.
+    """
+    endpoint, name = _setting("endpoint", option, _ENDPOINT_VARIABLES, profile, "endpoint_url")
+    if endpoint is None:
+        return None
+    try:
+        check_no_secret("endpoint", endpoint, instead=KEYS_INSTEAD)
+    except ValueError as error:
+        raise Misconfigured(str(error)) from error
+    port = re.search(r":(\d+)(?:/|$)", endpoint)
+    if not _ENDPOINT.fullmatch(endpoint) or (port is not None and int(port[1]) > _LARGEST_PORT):
+        raise Misconfigured(
+            f"{name} is not the address of a server. Write it with http:// or https:// and without spaces and line "
+            "ends, such as http://minio:9000."
+        )
+    return endpoint
+
+
+def _region(option: str | None, profile: Mapping[str, Any]) -> str:
+    """Return the region.
+
+    Raises:
+        Misconfigured: it contains a line end or another control character.
+    """
+    region, name = _setting("region", option, _REGION_VARIABLES, profile, "region")
+    if region is not None and _CONTROL.search(region):
+        raise Misconfigured(f"{name} contains a line end or another control character: {region!r}. Set it without it.")
+    return region or "us-east-1"
+
+
+def _setting(
+    option: str, value: str | None, variables: tuple[str, ...], profile: Mapping[str, Any], field: str
+) -> tuple[str | None, str]:
+    """Return a setting from the option, else the environment, else the profile, and where it is set, for messages."""
+    if value:
+        return value, f"--{option}"
+    variable = next((name for name in variables if os.environ.get(name)), None)
+    if variable is not None:
+        return os.environ[variable], variable
+    return profile.get(field) or None, f"{field} of the AWS profile"

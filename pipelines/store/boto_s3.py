@@ -27,7 +27,7 @@ from pipelines.store.interface import (
 )
 from pipelines.store.responses import Action, Answer, credentials_expired, store_error
 from pipelines.store.retry import retry
-from pipelines.store.uris import join_uri
+from pipelines.store.uris import join_uri, split_uri
 
 _Result = TypeVar("_Result")
 
@@ -228,6 +228,8 @@ class BotoS3:
                 failure = PastTheEnd(uri) if answer.status == 416 else store_error(answer, action, uri)
             except _NO_LOGIN:
                 failure = credentials_expired(uri)
+            except botocore.exceptions.ParamValidationError:
+                failure = refused_request(action, uri)
             except (botocore.exceptions.BotoCoreError, botocore.exceptions.HTTPClientError, OSError) as error:
                 failure = store_error(Answer(words=type(error).__name__), action, uri)
             raise failure  # outside the `except`: the server's message may repeat the request
@@ -239,6 +241,13 @@ class PastTheEnd(StoreDown):
     """The range begins after the end of the object."""
 
     is_transient = False
+
+
+def refused_request(action: Action, uri: str) -> StoreError:
+    """Return the error for a request that botocore does not send, because of an empty key or the name of the bucket."""
+    if action != "list" and not split_uri(uri)[1]:
+        return NotFound(f"{uri} is not an object: the name of one is missing.")
+    return Misconfigured(f"{uri}: S3 has no buckets with such a name. Check it.")
 
 
 def plain_etag(etag: str | None) -> str | None:

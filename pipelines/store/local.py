@@ -24,7 +24,7 @@ from pipelines.store.interface import (
     refuse_changed,
     refuse_larger,
 )
-from pipelines.store.uris import LOCAL_ROOT
+from pipelines.store.uris import LOCAL_ROOT, is_utf8
 from pipelines.store.walk import Child, walk
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 _UNFINISHED = ".ray-detr-unfinished-"
 
 _NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO}
+_BROKEN_LINK = {errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG}
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV}
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EROFS: "the disk is read-only"}
 
@@ -174,27 +175,27 @@ class LocalStore:
     def _read_folder(self, folder: str) -> Iterable[Child]:
         path = self._path(folder)
         try:
-            with os.scandir(path) as found:
-                children = [child for entry in found if (child := _child(entry)) is not None]
-                unnameable = sum(child.unnameable for child in children)
-                if unnameable:
-                    children = [child for child in children if not child.unnameable]
-                    children.append(Child("", is_folder=False, unnameable=unnameable))
+            found = os.scandir(path)
         except (FileNotFoundError, NotADirectoryError):
             return []  # removed since its parent was read, or an empty prefix
-        except PermissionError as error:
-            raise Misconfigured(
-                f"{path} cannot be listed: permission denied. Make it readable, or list the folders beside it."
-            ) from error
         except (OSError, ValueError) as error:
-            raise _explained(error, path, "listed") from error
+            raise _unlisted(error, path) from error
+        try:
+            with found:
+                children = [child for entry in found if (child := _child(entry)) is not None]
+        except OSError as error:
+            raise _unlisted(error, path) from error
+        unnameable = sum(child.unnameable for child in children)
+        if unnameable:
+            children = [child for child in children if not child.unnameable]
+            children.append(Child("", is_folder=False, unnameable=unnameable))
         return children
 
 
 def _child(entry: os.DirEntry[str]) -> Child | None:
     if entry.name.startswith(_UNFINISHED):
         return None
-    if not entry.name.isprintable() and not _is_utf8(entry.name):
+    if not entry.name.isprintable() and not is_utf8(entry.name):
         logger.warning("left out %r: its name is not UTF-8, so a table cannot store it; rename it", entry.path)
         return Child("", is_folder=False, unnameable=1)
     try:
@@ -205,20 +206,12 @@ def _child(entry: os.DirEntry[str]) -> Child | None:
             return Child(entry.name, is_folder=True)
         status = entry.stat()
     except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ELOOP):
+        if error.errno not in _BROKEN_LINK and not (error.errno == errno.EACCES and entry.is_symlink()):
             raise
-        return Child(entry.name, is_folder=False)  # a broken link: a missing image, which should get a row
+        return Child(entry.name, is_folder=False)  # a missing or denied image, which should get a row
     if not stat.S_ISREG(status.st_mode):
         return None  # pipes, sockets, devices
     return Child(entry.name, is_folder=False, size=status.st_size, etag=_etag(status), modified=status.st_mtime)
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:  # os.scandir represents invalid bytes by lone surrogates
-        return False
-    return True
 
 
 def _leads_up(link: str) -> bool:
@@ -270,6 +263,14 @@ def _explained(error: OSError | ValueError, path: str, action: str) -> StoreErro
     if code in _NOT_THERE:
         return NotFound(f"{path} cannot be {action}: {os.strerror(code)}.")
     return StoreDown(f"{path} cannot be {action}: {os.strerror(code)}. Check the disk.")
+
+
+def _unlisted(error: OSError | ValueError, path: str) -> StoreError:
+    if isinstance(error, PermissionError):
+        return Misconfigured(
+            f"{path} cannot be listed: permission denied. Make it readable, or list the folders beside it."
+        )
+    return _explained(error, path, "listed")
 
 
 def _is_at(path: str, descriptor: int) -> bool:

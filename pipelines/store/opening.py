@@ -27,6 +27,31 @@ def open_store(uri: str, options: StoreOptions | None = None) -> Store:
     return _opener(root, options or StoreOptions())(f"{folder}/" if folder else "")
 
 
+def check_root(root: str) -> None:
+    """Check that a root is one of a known kind of store and names a store. Needs no credentials and makes no request.
+
+    Addresses of web servers are not checked: an invalid one is an error of its image.
+
+    Raises:
+        Misconfigured: it is not.
+    """
+    scheme = scheme_of(root)
+    if root == LOCAL_ROOT or scheme in _WEB:
+        return
+    if scheme in _S3:
+        from pipelines.store.buckets import check_bucket
+
+        check_bucket(root)
+    elif scheme in _CLOUD:
+        from pipelines.store.buckets import check_container
+
+        check_container(root)
+    else:
+        from pipelines.store.fsspec_store import check_file_system
+
+        check_file_system(root)
+
+
 class Stores:
     """The stores of many URIs, each opened once with its own connections. Can be used by several threads."""
 

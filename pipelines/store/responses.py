@@ -73,7 +73,7 @@ def store_error(answer: Answer, action: Action, uri: str) -> StoreError:
             f"{failed}: there is no such bucket ({said}). Check its name, the endpoint and the account."
         )
     if code in _BAD_CREDENTIALS or (status == 401 and not uri.startswith("http")):
-        return Misconfigured(f"{failed}: the credentials are refused ({said}). {_advice(code, uri)}")
+        return Misconfigured(f"{failed}: the credentials are rejected ({said}). {_advice(code, uri)}")
     if code in _ARCHIVED:
         return Archived(f"{failed}: it is archived ({said}). Restore it first.")
     if code in _OTHER_REGION or status in (301, 307, 308):
@@ -82,11 +82,11 @@ def store_error(answer: Answer, action: Action, uri: str) -> StoreError:
     if code in _TRY_AGAIN or status in (408, 425):
         return StoreDown(f"{failed}: the store was busy ({said}). Run again later.")
     if code in _THROTTLED or status in (429, 503):
-        return Throttled(
-            f"{failed}: the store asks for fewer requests ({said}). Run again later, or with fewer actors."
-        )
+        return Throttled(f"{failed}: the store throttles requests ({said}). Run again later, or with fewer actors.")
     if status is None or status >= 500:
-        return StoreDown(f"{failed}: the store does not work ({said}). Check it and the network, then run again.")
+        return StoreDown(
+            f"{failed}: the store failed or did not answer ({said}). Check it and the network, then run again."
+        )
     if (status, code, action) == (404, "", "read") and uri.startswith("s3"):
         # S3 returns NoSuchKey; an unrelated error page must not count as a missing image
         return StoreDown(
@@ -110,10 +110,10 @@ def _about_the_object(status: int, action: Action, failed: str, said: str) -> St
         return NotFound(f"{failed}: no such object ({said}).")
     if action == "list":
         return Misconfigured(
-            f"{failed}: the store refuses ({said}). "
+            f"{failed}: access is denied ({said}). "
             "Grant s3:ListBucket or its equivalent, or give a list of URIs instead."
         )
-    return Denied(f"{failed}: the store refuses ({said}). {_permission(status, action, failed)}")
+    return Denied(f"{failed}: access is denied ({said}). {_permission(status, action, failed)}")
 
 
 def _permission(status: int, action: Action, failed: str) -> str:

@@ -57,6 +57,15 @@ def join_uri(root: str, key: str) -> str:
     return f"{root}{key}" if root == LOCAL_ROOT else f"{root}/{key}"
 
 
+def is_utf8(text: str) -> bool:
+    """Return whether a text can be stored; names of files that are not UTF-8 contain lone surrogates in Python."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def file_name(uri: str) -> str:
     """Return the last part of a URI or path; for a web address without query, and with `%20` as a space."""
     root, key = split_uri(uri)

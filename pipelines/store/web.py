@@ -37,6 +37,8 @@ _PIECE_BYTES = 1024**2
 # ASCII without blanks, control characters and "<>\\^`{|}
 _NOT_IN_ADDRESSES = re.compile(r"[^!#-;=?-\[\]_a-z~]+")
 
+_AUTHORITY = re.compile(r"(?P<scheme>[a-z]+://)(?P<authority>[^/?#]*)", re.IGNORECASE)
+
 
 class WebStore:
     """The files of one server below a folder. Read-only, without listings."""
@@ -45,7 +47,7 @@ class WebStore:
         """Set the server's address and the folder ("" or with a trailing slash) to which keys are relative."""
         if not root.partition("://")[2]:
             raise Misconfigured(
-                f"{root}/{folder} is not a web address: a host is missing. Check the list that contains it."
+                f"{root}/{folder} is not a web address: the host is missing. Check the list that contains it."
             )
         self._root = root
         self._folder = folder
@@ -96,7 +98,7 @@ class WebStore:
 
     def _refuse_writing(self) -> NoReturn:
         raise Misconfigured(
-            f"{self.uri} cannot be written: web servers are only read. Choose a folder or an object store."
+            f"{self.uri} cannot be written: web servers can only be read. Choose a folder or an object store."
         )
 
     def _request(
@@ -114,8 +116,8 @@ class WebStore:
                 failure = store_error(Answer(words=type(error).__name__), "read", without_secrets(url))
             except _TooLongError:
                 failure = ObjectTooLarge(
-                    f"{without_secrets(url)} is longer than {most:,} bytes, which no photograph and no list "
-                    "of them should be. Copy it into a bucket or a folder."
+                    f"{without_secrets(url)} is longer than {most:,} bytes, which is too long for a photograph or a "
+                    "list of photographs. Copy it into a bucket or a folder."
                 )
             except ValueError:
                 failure = Misconfigured(
@@ -158,5 +160,17 @@ class _TooLongError(Exception):
 
 
 def _as_it_stands(url: str) -> yarl.URL:
-    """Return the address with only invalid characters escaped: signatures cover all other characters."""
+    """Return the address with only invalid characters escaped: signatures cover all other characters.
+
+    The name of an international host is written as DNS has it (`xn--...`).
+
+    Raises:
+        ValueError: it is not the name of a host.
+    """
+    found = _AUTHORITY.match(url)
+    if found is not None and not found["authority"].isascii():
+        parsed = yarl.URL(found[0])
+        port = "" if parsed.explicit_port is None else f":{parsed.explicit_port}"
+        user = found["authority"].rpartition("@")[0]
+        url = f"{found['scheme']}{user and user + '@'}{parsed.raw_host}{port}{url[found.end() :]}"
     return yarl.URL(_NOT_IN_ADDRESSES.sub(lambda found: quote(found[0], safe=""), url), encoded=True)

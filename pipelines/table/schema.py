@@ -282,7 +282,7 @@ def check_columns(file: pq.ParquetFile, wanted: Collection[str], *, name: str) -
     missing = sorted(set(wanted) - set(schema.names))
     if missing:
         raise RayDetrError(
-            f"{name} has no column {', '.join(missing)}: it is not of a detection table. Move it out of data/."
+            f"{name} has no column {', '.join(missing)}: it does not belong to a detection table. Move it out of data/."
         )
     for column in ("uri", "etag"):  # other types cannot be cast to a valid value
         if column in wanted and schema.field(column).type != pa.string():

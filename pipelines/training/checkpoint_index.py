@@ -227,8 +227,8 @@ def _decode(data: bytes, store: Store, number: int) -> Manifest:
         version = record.pop("manifest_version")
         if version != MANIFEST_VERSION:
             raise RayDetrError(
-                f"run {run_name(store)} of {store.uri} has manifests of version {version}, this is version "
-                f"{MANIFEST_VERSION}. Use the release that began the run."
+                f"run {run_name(store)} of {store.uri} has manifests of version {version}, and this release reads "
+                f"version {MANIFEST_VERSION}. Use the release that began the run."
             )
         for_people = {"latest", "best"}
         manifest = record_of(Manifest, {name: value for name, value in record.items() if name not in for_people})

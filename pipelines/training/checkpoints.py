@@ -82,7 +82,7 @@ def write_checkpoint(
 
     Args:
         store: The run's directory.
-        saved: Name, position and metrics of the checkpoint.
+        saved: Name and position of the checkpoint.
         model_files: The model directory, from `detr.checkpoints.checkpoint.dump`.
         training_tensors: Tensors for resuming, on any device; no two share memory.
         trainable_norm: Whether training has trainable norms.
@@ -239,8 +239,7 @@ def _read(store: Store, saved: SavedCheckpoint, file: str) -> bytes:
         data = store.get(key).data
     except NotFound as error:
         raise RayDetrError(
-            f"{join_uri(store.uri, key)} is missing: it was removed by something else. Restore it, or give another "
-            "--name."
+            f"{join_uri(store.uri, key)} is missing: another program removed it. Restore it, or give another --name."
         ) from error
     if len(data) != saved.files[file]:
         raise damaged(store, key)

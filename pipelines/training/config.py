@@ -43,7 +43,7 @@ class TrainConfig:
         default=None, metavar="REF",
     )  # fmt: skip
     queries: int | None = option(
-        "queries: the largest number of objects in an image (100)",
+        "number of queries, which is the largest number of objects in an image (100)",
         default=None, flag="--num-queries", metavar="N", at_least=1,
     )  # fmt: skip
     position_embedding: Literal["sine", "learned"] | None = option(
@@ -73,7 +73,9 @@ class TrainConfig:
         "minutes between checkpoints; there is also one after each epoch of half a minute or more",
         default=10.0, metavar="N", above=0, takes_infinity=True,
     )  # fmt: skip
-    log_steps: int = option("write a log line every N steps, with their means", default=10, metavar="N", at_least=1)
+    log_steps: int = option(
+        "every N steps, write a log line with the means of these steps", default=10, metavar="N", at_least=1
+    )
     trackers: tuple[Literal["mlflow", "wandb"], ...] = option(
         "also log to these, in addition to TensorBoard", default=(), flag="--log-to"
     )
@@ -82,12 +84,12 @@ class TrainConfig:
     compiled: bool = option("compile the network with torch.compile", default=False, flag="--compile")
     gradient_checkpointing: bool = option("save memory: compute activations again in the backward pass", default=False)
     restarts: int = option(
-        "give up after the workers were started N times without a new checkpoint", default=5, metavar="N", at_least=1
+        "stop when the workers were started N times without a new checkpoint", default=5, metavar="N", at_least=1
     )
     collective_seconds: int = option(
         "seconds without an answer after which a worker counts as lost", default=600, metavar="N", at_least=1
     )
-    shared_folders: bool = option("local paths are shared by all nodes, as with NFS", default=False)
+    shared_folders: bool = option("declare that local paths are shared by all nodes, as with NFS", default=False)
     caps: Caps = group(Caps)
     options: StoreOptions = group(StoreOptions, only=S3)
     verbose: bool = option("show Ray's own messages", default=False)
@@ -103,11 +105,11 @@ class TrainConfig:
         if self.network is not None and self.network not in NETWORKS:
             raise ValueError(f"network: {self.network!r} is not one of {', '.join(NETWORKS)}")
         if self.finetune is not None and self.backbone_weights is not None:
-            raise ValueError("backbone weights: a model that is fine-tuned has its own")
+            raise ValueError("backbone weights: omit them with --finetune, whose model has its own")
         if self.finetune is not None and self.queries is not None:
-            raise ValueError("queries: a model that is fine-tuned has its own")
+            raise ValueError("queries: omit them with --finetune, whose model has its own")
         if self.finetune is not None and self.position_embedding is not None:
-            raise ValueError("position embedding: a model that is fine-tuned has its own")
+            raise ValueError("position embedding: omit it with --finetune, whose model has its own")
         if self.position_embedding == "learned":
             self._check_learned_positions()
         least, most = 1 if self.workers[0] is None else self.workers[0], self.workers[1]

@@ -67,7 +67,7 @@ def make_tracker(name: str) -> Tracker:
         ValueError: no such tracker.
     """
     if name not in ("mlflow", "wandb"):
-        raise ValueError(f"tracker: {name!r} is not known; there are mlflow and wandb.")
+        raise ValueError(f"tracker: {name!r} is not known; use mlflow or wandb.")
     return MlflowTracker() if name == "mlflow" else WandbTracker()
 
 
@@ -146,7 +146,7 @@ class TrackerThread:
         self._put(is_finished)
         self._thread.join(seconds)
         if self._thread.is_alive():
-            self._fail(f"it did not take the last lines within {seconds:g} s")
+            self._fail(f"it did not accept the last lines within {seconds:g} s")
 
     def _put(self, line: tuple[int, Mapping[str, float]] | bool) -> None:
         if self._failed:

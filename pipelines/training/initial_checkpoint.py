@@ -48,8 +48,8 @@ def write_initial_checkpoint(
     model, trainable_norm = initial_model(config, index.categories, say=say)
     if config.network is not None and config.network != "scenes" and index.images < FEW_IMAGES:
         say(
-            f"{index.images:,} images are few for training a DETR from random weights (its authors: at least 10,000); "
-            "use --finetune with a trained model instead"
+            f"{index.images:,} images are few for training a DETR from random weights (its authors advise at least "
+            "10,000); use --finetune with a trained model instead"
         )
     sentence = training_sizes(config, model.config)
     if sentence is not None:
@@ -110,7 +110,7 @@ def training_sizes(config: TrainConfig, network: DetrConfig) -> str | None:
     trained = f"images are trained with shorter sides of {min(sides)} to {max(sides)} pixels"
     if not min(sides) <= network.shorter <= max(sides):
         return (
-            f"{trained}, but the model is used at {network.shorter}, where it may find less afterwards than before. "
+            f"{trained}, but the model is used at {network.shorter}, where it may find fewer objects than before. "
             f"Omit --scales, --crop-scales, --crop-range and --train-longest, or give --shorter {max(sides)}, too"
         )
     if sides != given:

@@ -74,7 +74,7 @@ class AwsMetadata:
                 left = (when - self._clock.now()).total_seconds()
                 return Notice(f"AWS will {record['action']} this spot instance at {record['time']}", max(0.0, left))
             except (KeyError, TypeError, ValueError) as error:
-                raise MetadataUnavailable(f"the notice {action!r} is not understood") from error
+                raise MetadataUnavailable(f"the notice {action!r} is not known") from error
         if self._on_rebalance and self._get("/latest/meta-data/events/recommendations/rebalance") is not None:
             return Notice("AWS recommends leaving this instance: it is likely to be interrupted", None)
         return None
@@ -93,7 +93,7 @@ class AwsMetadata:
     def _get(self, path: str) -> str | None:
         for _ in range(2):
             if self._token is None and not self.ask_token():
-                raise MetadataUnavailable("it gives no token")
+                raise MetadataUnavailable("it returned no token")
             status, body = _request(self._url, "GET", path, {"X-aws-ec2-metadata-token": self._token or ""})
             if status == http.client.OK:
                 return body
@@ -102,7 +102,7 @@ class AwsMetadata:
             if status != http.client.UNAUTHORIZED:
                 raise MetadataUnavailable(f"{path} answers with status {status}")
             self._token = None  # it expires after six hours
-        raise MetadataUnavailable("it refuses the token that it gave")
+        raise MetadataUnavailable("it rejects the token that it returned")
 
 
 class GoogleMetadata:
@@ -154,7 +154,7 @@ def find_service(url: str, *, on_rebalance: bool = False, clock: Clock | None = 
         ) from error
     if status != http.client.OK:
         raise RayDetrError(
-            f"what answers at {url} is neither AWS's metadata service nor Google's (status {status}). "
+            f"the service at {url} is neither AWS's metadata service nor Google's (status {status}). "
             "Other clouds are not supported."
         )
     return GoogleMetadata(url)

@@ -179,13 +179,6 @@ class Learner:
         """The model that is evaluated and saved: the moving average if there is one. Its mode may be training."""
         return self.network if self.average is None else self.average.model
 
-    def step(
-        self, batches: Sequence[TrainBatch], *, step: int, num_boxes: float, micro_batches: int, factor: float
-    ) -> StepResult:
-        """Take a step and wait for its result; see `begin_step`."""
-        begun = self.begin_step(batches, step=step, num_boxes=num_boxes, micro_batches=micro_batches, factor=factor)
-        return begun.result()
-
     def begin_step(
         self, batches: Sequence[TrainBatch], *, step: int, num_boxes: float, micro_batches: int, factor: float
     ) -> PendingStep:

@@ -47,10 +47,6 @@ class EpochOrder:
         """Number of steps of the epoch: the largest number of micro-batches of a reader."""
         return max(len(bounds) - 1 for bounds in self.bounds)
 
-    def steps_of(self, reader: int) -> int:
-        """Return the number of micro-batches of a reader, which has none in later steps."""
-        return len(self.bounds[reader]) - 1
-
     def micro_batch(self, reader: int, step: int) -> Places:
         """Return `(n, 2)`, the (row group, row) of a micro-batch's images; empty if the reader has ended."""
         bounds = self.bounds[reader]
@@ -159,7 +155,7 @@ def served_readers(worker: int, workers: int, readers: int) -> range:
         raise ValueError(f"worker {worker} is not one of {workers}")
     if workers > readers:
         raise ValueError(
-            f"an effective batch of {readers} micro-batches cannot be dealt to {workers} workers: "
+            f"an effective batch of {readers} micro-batches cannot be divided among {workers} workers: "
             "lower --batch-size or raise --effective-batch, or use fewer workers."
         )
     return range(worker, readers, workers)

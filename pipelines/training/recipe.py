@@ -54,7 +54,7 @@ class Recipe:
 
     epochs: int = option("passes over the data set", default=300, metavar="N", at_least=1)
     lr: float = option(
-        "learning rate, except of the backbone; does not change with the number of workers",
+        "learning rate of all parts except the backbone; does not change with the number of workers",
         default=1e-4, metavar="RATE", at_least=0,
     )  # fmt: skip
     lr_backbone: float = option("learning rate of the backbone; 0 freezes it", default=1e-5, metavar="RATE", at_least=0)
@@ -63,13 +63,13 @@ class Recipe:
         "step: drop the rates as in the paper; cosine: lower them gradually to a hundredth", default="step"
     )
     constant_share: float = option(
-        "share of the run at the full rate, with --schedule cosine",
+        "share of the run with the full learning rates, for --schedule cosine",
         default=0.0, metavar="SHARE", at_least=0, at_most=1,
     )  # fmt: skip
-    warm_up_steps: int = option("steps over which the rates grow from 0", default=0, metavar="N", at_least=0)
+    warm_up_steps: int = option("steps in which the learning rates increase from 0", default=0, metavar="N", at_least=0)
     weight_decay: float = option("weight decay of AdamW", default=1e-4, metavar="X", at_least=0)
     clip_max_norm: float = option(
-        "largest norm of all gradients together; 0 does not clip", default=0.1, metavar="NORM", at_least=0
+        "largest norm of all gradients together; 0: no clipping", default=0.1, metavar="NORM", at_least=0
     )
     effective_batch: int = option(
         "images in each step, over all workers and micro-batches", default=16, metavar="N", at_least=1
@@ -86,7 +86,7 @@ class Recipe:
     bbox_loss_coef: float = option("factor of the L1 loss", default=5.0, metavar="X", at_least=0)
     giou_loss_coef: float = option("factor of the generalised IoU loss", default=2.0, metavar="X", at_least=0)
     eos_coef: float = option("weight of no-object in the class loss", default=0.1, metavar="X", at_least=0)
-    aux_loss: bool = option("train every decoder layer", default=True)
+    aux_loss: bool = option("compute the losses for every decoder layer", default=True)
     warm_losses: bool = option("also train the output of the encoder: for small networks from scratch", default=False)
     dropout: float | None = option(
         "dropout in the transformer (the network's own)", default=None, metavar="SHARE", at_least=0, at_most=1
@@ -95,7 +95,7 @@ class Recipe:
         "part of the backbone that is not trained", default="stem_and_first"
     )
     augmentation: Literal["coco", "scenes", "none"] = option(
-        "that of the paper, that for drawn scenes, or none", default="coco"
+        "augmentation of the training images: as in the paper, for drawn scenes, or none", default="coco"
     )
     flip: float = option("probability of a mirrored image", default=0.5, metavar="P", at_least=0, at_most=1)
     crop: float = option("probability of a random crop", default=0.5, metavar="P", at_least=0, at_most=1)
@@ -113,14 +113,14 @@ class Recipe:
     crop_range: tuple[int, int] = option(
         "width and height of a crop, in pixels", default=(384, 600), metavar="MIN:MAX", parse=pixel_range
     )
-    one_shape_a_batch: bool = option("batches of one shape and scale, without padding", default=False)
+    one_shape_a_batch: bool = option("make batches of images of one shape and scale, without padding", default=False)
     sized_for: int = option(
-        "shorter side of models that the sizes of the preset are for; for others they are scaled; 0 does not scale (0 "
-        "if one of --scales, --crop-scales, --crop-range and --train-longest is given)",
+        "shorter side of the models for which the sizes of the preset are meant; for other models they are scaled; "
+        "0: no scaling (0 if one of --scales, --crop-scales, --crop-range and --train-longest is given)",
         default=0, metavar="PIXELS", at_least=0,
     )  # fmt: skip
     similar_sizes: bool = option(
-        "steps of images of similar sizes, for little padding and short waits between workers", default=False
+        "use images of similar sizes in each step, for little padding and short waits between workers", default=False
     )
     bf16: bool = option("compute the network in bfloat16; the losses stay in float32", default=False)
     ema_decay: float = option(
@@ -141,7 +141,9 @@ class Recipe:
         if self.warm_losses and not self.one_shape_a_batch:
             raise ValueError("warm losses: they need batches without padding; give --one-shape-a-batch, too")
         if self.one_shape_a_batch and self.similar_sizes:
-            raise ValueError("similar sizes: batches of one shape exclude it; give --no-one-shape-a-batch, too")
+            raise ValueError(
+                "similar sizes: it cannot be combined with batches of one shape; give --no-one-shape-a-batch, too"
+            )
         if self.one_shape_a_batch and self.augmentation == "coco" and self.crop > 0:
             raise ValueError("one shape a batch: crops are of many shapes; give --crop 0, too")
         if [until for until, _ in self.scale_phases] != sorted({until for until, _ in self.scale_phases}) or (
@@ -275,7 +277,7 @@ def differing_batch(name: str, recipe: Recipe) -> str | None:
     if recipe.effective_batch == usual:
         return None
     return (
-        f"the effective batch is {recipe.effective_batch} images, where the recipe {name} has {usual}: "
+        f"the effective batch is {recipe.effective_batch} images, but the recipe {name} has {usual}: "
         f"its learning rates ({recipe.lr:g}, backbone {recipe.lr_backbone:g}) are not scaled"
     )
 

@@ -115,7 +115,7 @@ def extended_epochs(record: RunRecord, recipe: Recipe, *, run: str) -> dict[str,
     if reason is not None:
         raise RayDetrError(
             f"run {run} was begun with --epochs {begun} and cannot be extended to {recipe.epochs}: {reason}. "
-            "Train anew under another --name, or go on from its model with --finetune."
+            "Train again under another --name, or continue from its model with --finetune."
         )
     return {"epochs": begun}
 
@@ -144,7 +144,7 @@ def _decode(data: bytes, store: Store) -> RunRecord:
         version = record.pop("record_version")
         if version != RECORD_VERSION:
             raise RayDetrError(
-                f"{join_uri(store.uri, RECORD_KEY)} is a record of version {version}, this is version "
+                f"{join_uri(store.uri, RECORD_KEY)} is a record of version {version}, and this release reads version "
                 f"{RECORD_VERSION}. Use the release that began the run."
             )
         return record_of(RunRecord, record)

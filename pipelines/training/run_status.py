@@ -102,7 +102,9 @@ class RunStatus:
         """Stop the run at the limit, with a checkpoint of this step."""
         if self._stopped is None:
             self._is_capped, self._capped_step = True, step
-            self.stop(f"{self._cap}. The newest checkpoint is of step {step:,}. Run the same command again to resume.")
+            self.stop(
+                f"{self._cap}. The newest checkpoint is from step {step:,}. Run the same command again to resume."
+            )
 
     def _stop_without_workers(self) -> None:
         if self._stopped is None:

@@ -115,7 +115,7 @@ def train(
         if manifest is not None and manifest.finished and _epochs(manifest) >= config.recipe.epochs:
             return _summary(config, manifest, (), began, resumed=True, was_finished=True)
         if manifest is not None and manifest.finished:
-            tell(f"the run was finished after {_epochs(manifest)} epochs; it goes on to {config.recipe.epochs}")
+            tell(f"the run was finished after {_epochs(manifest)} epochs; it continues to {config.recipe.epochs}")
         sentence = differing_batch(config.recipe_name, config.recipe)
         if sentence is not None:
             tell(sentence)
@@ -206,8 +206,9 @@ def _check(config: TrainConfig, index: ShardIndex) -> None:
     if not index.report.get(USABLE, index.annotations - worst):
         examples = "; ".join(some[0] for kind, some in index.examples.items() if kind in UNUSABLE and some)
         raise RayDetrError(
-            f"{without_secrets(config.train)} has no annotation that can be trained on, of {index.annotations:,}"
-            f"{': ' * bool(examples)}{examples}. Correct the json, and write the shards again to an empty folder."
+            f"{without_secrets(config.train)} has {index.annotations:,} annotations, none of which can be used for "
+            f"training{': ' * bool(examples)}{examples}. Correct the json, and write the shards again to an empty "
+            "folder."
         )
     if config.val is None:
         return

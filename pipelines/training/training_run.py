@@ -32,10 +32,8 @@ from pipelines.training.checkpoints import (
     CHECKPOINTS,
     METRICS_FILE,
     MODEL_FILES,
-    LoadedCheckpoint,
     TrainingPosition,
     checkpoint_key,
-    load_checkpoint,
     without_nan,
     write_checkpoint,
     write_metrics,
@@ -68,11 +66,6 @@ class TrainingRun:
         return run_name(self._store)
 
     @property
-    def record(self) -> RunRecord:
-        """The record from the beginning of the run."""
-        return self._record
-
-    @property
     def claim_number(self) -> int:
         """Number of this claim. Each group of workers claims the run; later claims have higher numbers."""
         return self._manifest.owner.number
@@ -94,21 +87,11 @@ class TrainingRun:
         """Return all kept checkpoints in the order of steps."""
         return self._manifest.checkpoints
 
-    def load(self, name: str) -> LoadedCheckpoint:
-        """Read a kept checkpoint.
-
-        Raises:
-            RayDetrError: the checkpoint is damaged.
-            StoreError: the store refused.
-        """
-        return load_checkpoint(self._store, self._kept(name))
-
     def save(
         self,
         position: TrainingPosition,
         model_files: Mapping[str, bytes],
         training_tensors: Mapping[str, Tensor],
-        metrics: Mapping[str, Any] | None = None,
         *,
         trainable_norm: bool,
         keep: int,
@@ -122,7 +105,6 @@ class TrainingRun:
             position: The position of training, not before the newest checkpoint.
             model_files: The model directory, from `detr.checkpoints.checkpoint.dump`.
             training_tensors: Tensors for resuming, on any device; no two share memory.
-            metrics: The evaluation of this model, if there was one: see `set_metrics`.
             trainable_norm: Whether training has trainable norms.
             keep: Number of the newest checkpoints to keep, beside the best.
 
@@ -138,8 +120,6 @@ class TrainingRun:
         if self.is_finished or (newest is not None and position.step < newest.step):
             raise ValueError(f"run {self.name}: step {position.step} comes after the newest checkpoint or the end.")
         if newest is not None and position.step == newest.step:
-            if metrics is not None:
-                self.set_metrics(newest.name, metrics)
             return newest.name
 
         owner = self._manifest.owner
@@ -148,7 +128,7 @@ class TrainingRun:
             position.epoch,
             position.step_in_epoch,
             position.step,
-            None if metrics is None else without_nan(metrics),
+            None,
             {},
         )
         with self._writing(saved.name):

@@ -48,7 +48,7 @@ def choose_group(
     """
     gpus = int(sum(node.get("GPU", 0) for node in nodes))
     if device == "cuda" and not gpus:
-        raise RayDetrError("device cuda was asked for, but no node of the cluster has a GPU.")
+        raise RayDetrError("device cuda was requested, but no node of the cluster has a GPU.")
     if gpus and device != "cpu":
         cpus = max(1, int(min(node.get("CPU", 1) // node["GPU"] for node in nodes if node.get("GPU"))))
         resources = {"CPU": float(cpus), "GPU": 1.0}

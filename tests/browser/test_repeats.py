@@ -93,7 +93,7 @@ def test_boxes_lie_where_the_rows_say_and_hostile_names_are_text(page: Page) -> 
     assert box is not None
     sides = [side / SIZE[0] for stone in STONES for side in (stone[0],)]
     assert min(abs((box["x"] - image["x"]) / image["width"] - side) for side in sides) < 0.02
-    assert page.locator(".gone").first.inner_text() == "The image is not there any more."
+    assert page.locator(".gone").first.inner_text() == "The image no longer exists."
     assert HOSTILE in page.locator("main").inner_text()
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 

@@ -195,7 +195,7 @@ def test_a_box_lies_where_its_row_says(page: Page) -> None:
 
 
 def test_a_missing_picture_says_so_and_the_page_is_no_wider_than_the_screen(page: Page) -> None:
-    assert "The image is not there any more." in page.locator("#pictures-best").inner_text()
+    assert "The image no longer exists." in page.locator("#pictures-best").inner_text()
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 

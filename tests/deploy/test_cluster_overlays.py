@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -118,6 +120,25 @@ def test_a_planted_error_is_found(
 
     assert len(found) == 1
     assert finding in found[0]
+
+
+@pytest.mark.parametrize("cluster", [AWS, GCP, ON_PREMISES], ids=["aws", "gcp", "on-premises"])
+def test_every_node_gets_the_locked_versions_and_one_revision(cluster: dict[str, Any]) -> None:
+    lock = "/home/ubuntu/requirements.lock"
+    installs = [line for line in cluster["setup_commands"] if "pip install" in line]
+
+    assert (ROOT / cluster["file_mounts"][lock]).is_file()
+    assert installs[0].endswith("--no-deps --requirement ~/requirements.lock")
+    assert re.search(r"--no-deps 'ray-detr @ git\+https://\S+/ray-detr@\S+'$", installs[1])
+    assert all("==" in line for line in cluster.get("head_setup_commands", []))
+
+
+def test_the_head_on_google_cloud_has_the_client_of_rays_provider() -> None:
+    provider = Path(ray.__file__).parent / "autoscaler" / "_private" / "gcp" / "node_provider.py"
+    lock = (ROOT / "requirements.lock").read_text()
+
+    assert "import googleapiclient" in provider.read_text()
+    assert "google-api-python-client==" in lock + "\n".join(GCP["head_setup_commands"])
 
 
 def test_nodes_are_set_up_and_started_as_those_of_cluster_yaml() -> None:

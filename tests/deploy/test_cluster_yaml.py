@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import yaml
 from botocore.validate import ParamValidator
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-CLUSTER = yaml.safe_load((Path(__file__).parents[2] / "cluster.yaml").read_text())
+ROOT = Path(__file__).parents[2]
+CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text())
 # what Ray 2.60's AWS provider reads; its schema lets everything through
 PROVIDER = {"type", "region", "availability_zone", "use_internal_ips", "cache_stopped_nodes", "security_group"}
 RUN_INSTANCES = botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
@@ -52,6 +54,22 @@ def _not_allowed(value: Any, shape: Any, path: str) -> list[str]:
 
 def test_the_cluster_is_valid() -> None:
     assert findings(CLUSTER) == []
+
+
+def test_the_head_has_rights_of_its_own_which_the_documents_name() -> None:
+    # with a profile on the head, Ray adds no rights; the autoscaler there needs those of EC2, workers do not
+    head, worker = (
+        CLUSTER["available_node_types"][name]["node_config"]["IamInstanceProfile"]["Name"] for name in ("head", "gpu")
+    )
+    of_file = set(re.findall(r"(?:ec2|iam):\w+", (ROOT / "cluster.yaml").read_text()))
+    of_document = set(re.findall(r"(?:ec2|iam):\w+", (ROOT / "docs/security.md").read_text()))
+    actions = {action.removeprefix("ec2:") for action in of_file if action.startswith("ec2:")}
+
+    assert head != worker
+    assert of_file == of_document
+    assert "iam:PassRole" in of_file
+    assert {"RunInstances", "CreateTags", "TerminateInstances", "DescribeInstances"} <= actions
+    assert actions <= set(botocore.session.get_session().get_service_model("ec2").operation_names)
 
 
 GPU = ("available_node_types", "gpu")

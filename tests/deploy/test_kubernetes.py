@@ -88,12 +88,77 @@ def test_pods_run_without_root_and_without_secrets_in_plain_text(name: str) -> N
                 assert not (is_secret and "value" in variable)
 
 
-def test_nightly_labelling_does_not_overlap_and_is_not_started_twice() -> None:
+def test_nightly_labelling_does_not_overlap() -> None:
     spec = MANIFESTS["nightly-label"]["spec"]
 
     assert spec["concurrencyPolicy"] == "Forbid"
-    assert spec["jobTemplate"]["spec"]["backoffLimit"] == 0
     assert spec["jobTemplate"]["spec"]["ttlSecondsAfterFinished"] > 0
+
+
+def test_nightly_labelling_is_retried_where_a_retry_may_help() -> None:
+    job = MANIFESTS["nightly-label"]["spec"]["jobTemplate"]["spec"]
+    evicted, failed = job["podFailurePolicy"]["rules"]
+
+    assert job["backoffLimit"] == 3
+    assert job["template"]["spec"]["restartPolicy"] == "Never"  # a condition of a podFailurePolicy
+    assert evicted == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    assert failed["action"] == "FailJob"
+    assert failed["onExitCodes"]["values"] == [2, 3, 4]
+    assert failed["onExitCodes"]["containerName"] == job["template"]["spec"]["containers"][0]["name"]
+
+
+def test_the_nightly_run_stops_itself_before_its_pod_is_stopped() -> None:
+    job = MANIFESTS["nightly-label"]["spec"]["jobTemplate"]["spec"]
+    submit, label = _submitted_commands()
+    (minutes,) = [word.partition("=")[2] for word in label if word.startswith("--max-minutes=")]
+
+    assert 60 * int(minutes) + 1800 <= job["activeDeadlineSeconds"]  # work in progress is still written
+    assert "--ok=5" in submit
+
+
+def _submitted_commands() -> tuple[list[str], list[str]]:
+    (container,) = MANIFESTS["nightly-label"]["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    dashes = container["args"].index("--")
+    return container["args"][:dashes], container["args"][dashes + 1 :]
+
+
+def test_training_begins_with_the_least_workers_and_grows() -> None:
+    words = MANIFESTS["train"]["spec"]["entrypoint"].split()
+    least, most = (int(count) for count in words[words.index("--num-workers") + 1].split(":"))
+    cluster = MANIFESTS["train"]["spec"]["rayClusterSpec"]
+    (group,) = cluster["workerGroupSpecs"]
+
+    # KubeRay submits the job when all replicas run
+    assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (least, least, most)
+    assert most > least
+    assert cluster["enableInTreeAutoscaling"] is True
+    assert cluster["autoscalerOptions"]["version"] == "v2"
+
+
+def test_training_outlives_the_loss_of_its_submitter() -> None:
+    # KubeRay's own default, 2, follows the job again; 0 would end the training
+    assert MANIFESTS["train"]["spec"].get("submitterConfig", {}).get("backoffLimit", 2) > 0
+
+
+def test_a_training_worker_is_drained_within_its_grace_period() -> None:
+    (group,) = MANIFESTS["train"]["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    pod = group["template"]["spec"]
+    values = {variable["name"]: variable["value"] for variable in pod["containers"][0]["env"]}
+    seconds = float(values["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
+
+    assert 30 < seconds <= pod["terminationGracePeriodSeconds"] - 15
+
+
+@pytest.mark.parametrize("name", ["cluster", "train"])
+def test_the_object_store_fits_into_the_shared_memory(name: str) -> None:
+    spec = MANIFESTS[name]["spec"]
+    spec = spec.get("rayClusterSpec", spec)
+    for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]:
+        (volume,) = group["template"]["spec"]["volumes"]
+        gibibytes = volume["emptyDir"]["sizeLimit"].removesuffix("Gi")
+
+        # Ray uses /tmp if it is larger
+        assert int(group["rayStartParams"]["object-store-memory"]) < int(gibibytes) * 2**30
 
 
 @pytest.mark.parametrize("name", ["cluster", "train"])
@@ -114,10 +179,8 @@ def test_the_commands_of_the_manifests_are_right(name: str, monkeypatch: pytest.
         assert (python, minus_m) == ("python", "-m")
         lines = {module.removeprefix("jobs."): words}
     else:
-        (container,) = MANIFESTS[name]["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
-        submit, *words = container["args"]
-        dashes = words.index("--")
-        lines = {submit: words, words[dashes + 1]: words[dashes + 2 :]}
+        (submit, *words), (label, *own) = _submitted_commands()
+        lines = {submit: [*words, "--", label, *own], label: own}
     parse = CommandParser.parse_args
 
     def parsed(self: CommandParser, args: Any = None, namespace: Any = None) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from numpy.random import PCG64, Generator
 from torch import Tensor
 
 from detr.classes import SCENE_CATEGORIES
@@ -14,7 +15,7 @@ from detr.evaluation.average_precision import AveragePrecision, average_precisio
 from detr.evaluation.coco_results import result_rows
 from detr.postprocess import Detections
 from detr.scenes.files import scene_annotations
-from detr.scenes.scene import Scene, draw_crowd
+from detr.scenes.scene import Scene, _drawn, _place, draw_background
 from detr.tiles import Tiling
 
 HEIGHT, WIDTH, SHAPES = 3000, 4000, 120
@@ -28,6 +29,15 @@ class SeamCounts:
     objects: int
     once: int
     more: int
+
+
+def draw_crowd(
+    seed: int, height: int, width: int, *, shapes: int, diameters: tuple[float, float] = (20.0, 640.0)
+) -> Scene:
+    """Draw a picture with many shapes whose nominal diameters in pixels are log-uniform; some find no place."""
+    rng = Generator(PCG64([seed, height, width, shapes]))
+    image = draw_background(rng, height, width)
+    return _drawn(rng, image, _place(rng, height, width, shapes, diameters, scale=1.0))
 
 
 def crowds(seed: int, pictures: int) -> list[Scene]:

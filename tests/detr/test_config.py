@@ -49,7 +49,7 @@ def test_an_unused_id_may_occur_often_but_a_used_one_once() -> None:
 
 @pytest.mark.parametrize("categories", [(), (Category(0, "N/A"),)])
 def test_a_model_has_a_class_at_least(categories: tuple[Category, ...]) -> None:
-    with pytest.raises(ValueError, match="there must be one at least"):
+    with pytest.raises(ValueError, match="there must be at least one"):
         DetrConfig(categories=categories)
 
 

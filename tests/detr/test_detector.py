@@ -187,7 +187,7 @@ def test_arrays_buffers_and_open_files_give_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("image", "error", "message"),
     [
-        (np.zeros((4, 5), np.uint8), ValueError, r"an image array is uint8 \(H, W, 3\) RGB, not uint8 \(4, 5\)"),
+        (np.zeros((4, 5), np.uint8), ValueError, r"an image array must be uint8 \(H, W, 3\) RGB, not uint8 \(4, 5\)"),
         (np.zeros((3, 4, 5), np.uint8), ValueError, r"not uint8 \(3, 4, 5\)"),
         (np.zeros((2, 4, 5, 3), np.uint8), ValueError, r"not uint8 \(2, 4, 5, 3\)"),
         (np.zeros((4, 5, 3), np.float32), ValueError, r"not float32 \(4, 5, 3\)"),
@@ -385,7 +385,7 @@ def test_an_image_too_narrow_for_the_size_rule_is_refused() -> None:
     ids=["float", "channels last", "batched"],
 )
 def test_a_tensor_of_another_kind_is_refused(image: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"an image tensor is uint8 \(3, H, W\), not torch\."):
+    with pytest.raises(ValueError, match=r"an image tensor must be uint8 \(3, H, W\), not torch\."):
         detector()(image)
 
 
@@ -459,7 +459,7 @@ def test_precision_and_device_are_chosen_by_what_there_is() -> None:
     assert choose_precision("bf16", torch.device("cpu")) == "bf16"
     with pytest.raises(ValueError, match="precision: 'fp8' is not one of auto, fp32, tf32, bf16, fp16"):
         choose_precision("fp8", torch.device("cpu"))
-    with pytest.raises(ValueError, match="precision: only GPUs have tf32, the device is cpu; use fp32"):
+    with pytest.raises(ValueError, match="precision: tf32 needs a GPU, but the device is cpu; use fp32"):
         choose_precision("tf32", torch.device("cpu"))
     with pytest.raises(ValueError, match="device: 'gpu' is not one of auto, cpu, cuda, cuda:N"):
         choose_device("gpu")
@@ -468,7 +468,7 @@ def test_precision_and_device_are_chosen_by_what_there_is() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_gpu_that_is_not_there_is_refused() -> None:
     assert choose_device("auto").type == "cpu"
-    with pytest.raises(ValueError, match=r"device: 'cuda' was asked for, but torch .* finds no GPU"):
+    with pytest.raises(ValueError, match=r"device: 'cuda' was requested, but torch .* finds no GPU"):
         choose_device("cuda")
 
 

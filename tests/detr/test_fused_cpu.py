@@ -156,7 +156,7 @@ def test_a_detector_on_a_cpu_computes_with_fused_convolutions() -> None:
 
 @pytest.mark.skipif(
     not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
-    reason="oneDNN has no bfloat16 for this processor: run on one with AVX-512 or AVX-NE-CONVERT",
+    reason="oneDNN does not support bfloat16 on this processor: run on one with AVX-512 or AVX-NE-CONVERT",
 )
 def test_bfloat16_weights_are_fused_too() -> None:
     plain = folded(drawn(TINY)).to(memory_format=torch.channels_last)
@@ -199,7 +199,7 @@ def test_bfloat16_stays_plain_on_processors_that_onednn_cannot_compute_it_on(
     with caplog.at_level(logging.INFO, logger="detr.fused_cpu"):
         detector = Detector(drawn(TINY), device="cpu", precision="bf16", threshold=0)
 
-    assert "oneDNN has no bfloat16 for this processor" in caplog.text
+    assert "oneDNN does not support bfloat16 on this processor" in caplog.text
     assert len(detector(torch.zeros(3, 64, 96, dtype=torch.uint8)).scores) == TINY.queries
     assert fuse_convolutions(folded(drawn(TINY)))  # in float32 as ever
 

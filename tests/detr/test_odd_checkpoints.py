@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"0": "", "1": "dog", "2": "horse"}, r"id2label has no name for class 0\."),
         (
             {str(index): f"class {index}" for index in range(5)},
-            r"the weight 'model\.decoder\.class_embed\.0\.bias' is 3, but config\.json makes it 5\. Does id2label",
+            r"the weight 'model\.decoder\.class_embed\.0\.bias' has shape 3, but config\.json requires 5\. Does",
         ),
     ],
 )
@@ -102,12 +102,15 @@ def test_half_precision_weights_and_settings_of_earlier_versions_load(folder: Pa
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("yolov8n.pt", r"Models of Ultralytics \(YOLO\) are not read\. Of other models give the directory that save_"),
-        ("model.onnx", r"ONNX files are written \(ray-detr export-model\) and not read\."),
-        ("model.safetensors", r"Give the directory that this file and its config\.json are in\."),
+        (
+            "yolov8n.pt",
+            r"Ultralytics \(YOLO\) models are not supported\. For other models, give the directory that transformers",
+        ),
+        ("model.onnx", r"ONNX files can be written \(ray-detr export-model\), but not read\."),
+        ("model.safetensors", r"Give the directory that contains this file and its config\.json\."),
         (
             "detr.h5",
-            r"a single file must be a \.pth as the original DETR writes it, or a \.ckpt of Lightning\. Of other",
+            r"a single file must be a \.pth file of the original DETR, or a \.ckpt file of PyTorch Lightning\. For",
         ),
     ],
 )
@@ -121,7 +124,7 @@ def test_single_files_of_other_tools_are_refused_by_name(name: str, sentence: st
 def test_a_file_without_its_class_head_is_named_as_such(tmp_path: Path) -> None:
     torch.save({"model": {"bbox_embed.layers.0.weight": torch.zeros(8, 8)}}, tmp_path / "detr-resnet-50.pth")
 
-    with pytest.raises(CheckpointError, match=r"its class head is missing, as in files .* Give a whole model\.$"):
+    with pytest.raises(CheckpointError, match=r"its class head is missing, as in files .* Give a complete model\.$"):
         load_detector(tmp_path / "detr-resnet-50.pth")
 
 
@@ -130,6 +133,7 @@ def test_weights_of_another_network_are_refused_as_such(name: str, tmp_path: Pat
     torch.save({"rpn.head.cls_logits.weight": torch.zeros(3, 8, 1, 1)}, tmp_path / name)
 
     with pytest.raises(
-        CheckpointError, match=r"it is not a DETR: its weights are others, such as 'rpn\.head\.cls_logits\.weight'\."
+        CheckpointError,
+        match=r"it is not a DETR: its weights have other names, such as 'rpn\.head\.cls_logits\.weight'\.",
     ):
         load_detector(tmp_path / name)

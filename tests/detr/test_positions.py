@@ -58,5 +58,5 @@ def test_the_sine_code_is_float32_whatever_the_default_is() -> None:
 def test_learned_positions_refuse_a_map_that_their_tables_do_not_cover() -> None:
     positions = LearnedPositions(4)
 
-    with pytest.raises(ValueError, match=r"50 cells a side, not 3 x 51"):
+    with pytest.raises(ValueError, match=r"50 cells per side, but the picture needs 3 x 51"):
         positions(torch.zeros(1, 3, 51, dtype=torch.bool))

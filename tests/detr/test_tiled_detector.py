@@ -15,7 +15,8 @@ from torch import Tensor
 from detr.batching import HostBatch, Prepared
 from detr.config import BackboneConfig, DetrConfig
 from detr.detector import Detector
-from detr.detectors import DetectorLike, load_detector
+from detr.detector_like import DetectorLike
+from detr.detectors import load_detector
 from detr.image_stream import BATCHES_AHEAD
 from detr.images.results import TooExtreme
 from detr.launcher import PendingDetections

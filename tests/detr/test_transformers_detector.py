@@ -17,7 +17,8 @@ from PIL import Image
 from detr.checkpoints.model_directory import CheckpointError
 from detr.classes import UnknownClass
 from detr.detector import Detector
-from detr.detectors import DetectorLike, load_detector
+from detr.detector_like import DetectorLike
+from detr.detectors import load_detector
 from detr.families import FAMILIES
 from detr.images.results import TooExtreme
 from detr.transformers_detector import TransformersDetector
@@ -176,13 +177,13 @@ def test_other_classes_have_their_index_or_the_id_that_the_configuration_gives(
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        ({"model_type": "owlvit"}, r"'owlvit' cannot be used: it searches for what a text describes"),
-        ({"model_type": "grounding-dino"}, r"it searches for what a text describes, and has no classes of its own"),
+        ({"model_type": "owlvit"}, r"'owlvit' cannot be used: it detects what a text describes"),
+        ({"model_type": "grounding-dino"}, r"it detects what a text describes, and has no fixed classes"),
         ({"model_type": "pp_ocrv5_server_det"}, r"it finds outlines of text lines, not boxes of classes"),
-        ({"model_type": "pp_doclayout_v3"}, r"it orders the parts of a document"),
-        ({"model_type": "bert"}, r"it is not an object detector that is known here\. Model types that can: .*rt_detr"),
-        ({"model_type": "mask2former"}, r"'mask2former' cannot be used: it is not an object detector that is known"),
-        ({"model_type": ["yolos"]}, r"model_type must be a text, not \['yolos'\]"),
+        ({"model_type": "pp_doclayout_v3"}, r"it finds the order of the parts of a document"),
+        ({"model_type": "bert"}, r"it is not a supported object detector\. The supported model types are .*rt_detr"),
+        ({"model_type": "mask2former"}, r"'mask2former' cannot be used: it is not a supported object detector"),
+        ({"model_type": ["yolos"]}, r"model_type must be a string, not \['yolos'\]"),
         ({"architectures": "YolosModel"}, r"YolosModel does not detect boxes"),
         (
             {"architectures": ["RfDetrForInstanceSegmentation"], "model_type": "rf_detr"},
@@ -232,7 +233,7 @@ def test_a_missing_weight_is_refused_and_not_drawn_at_random(folders: dict[str, 
     safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
     with pytest.raises(
-        CheckpointError, match=r"'class_labels_classifier\.layers\.0\.bias' missing\. It is not a YOLOS"
+        CheckpointError, match=r"'class_labels_classifier\.layers\.0\.bias' is missing\. It is not a YOLOS"
     ):
         load_detector(folder)
 
@@ -247,7 +248,7 @@ def test_damaged_weights_and_a_wrong_configuration_are_refused_in_a_sentence(
     with pytest.raises(CheckpointError, match="its weights cannot be read"):
         load_detector(damaged)
     with pytest.raises(
-        CheckpointError, match=r"'bbox_predictor\.layers\.0\.bias' is 16, but config\.json makes it 32\.$"
+        CheckpointError, match=r"'bbox_predictor\.layers\.0\.bias' has shape 16, but config\.json requires 32\.$"
     ):
         load_detector(wider)
 
@@ -282,7 +283,7 @@ def test_an_image_processor_that_the_network_cannot_follow_is_refused(folders: d
         load_detector(none)
     with pytest.raises(CheckpointError, match="gives pictures different sizes, but a RT-DETR network takes one fixed"):
         load_detector(many)
-    with pytest.raises(CheckpointError, match="so nothing says how images are resized"):
+    with pytest.raises(CheckpointError, match="so it is unknown how images are resized"):
         load_detector(bare)
 
 
@@ -337,7 +338,7 @@ def test_half_precision_finds_about_the_same_with_heads_in_float32(
 
 
 def test_tf32_on_a_cpu_is_refused_in_a_sentence(folders: dict[str, Path]) -> None:
-    with pytest.raises(ValueError, match="only GPUs have tf32"):
+    with pytest.raises(ValueError, match="tf32 needs a GPU"):
         load_detector(folders["yolos"], precision="tf32", device="cpu")
 
 

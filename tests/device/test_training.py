@@ -187,7 +187,9 @@ def test_a_batch_without_any_object_does_not_wait_more(cuda: SimulatedCuda) -> N
     batch = replace(drawn_batch(0, 0, padded=True), targets=(none, none))
     cuda.reset()
 
-    result = learner.step(pinned([batch], cuda.device), step=0, num_boxes=0.0, micro_batches=1, factor=1.0)
+    result = learner.begin_step(
+        pinned([batch], cuda.device), step=0, num_boxes=0.0, micro_batches=1, factor=1.0
+    ).result()
 
     assert math.isfinite(result.gradient_norm)
     assert dict(cuda.waits) == {"download": 1, "event": 1}
@@ -198,7 +200,7 @@ def test_a_worker_without_a_micro_batch_takes_part(cuda: SimulatedCuda) -> None:
     before = learner.tensors()
     cuda.reset()
 
-    result = learner.step([], step=0, num_boxes=1.0, micro_batches=2, factor=0.0)
+    result = learner.begin_step([], step=0, num_boxes=1.0, micro_batches=2, factor=0.0).result()
 
     assert result == StepResult({}, 0, 0.0, None)
     assert dict(cuda.waits) == {"event": 1}
@@ -216,7 +218,9 @@ def test_a_step_that_diverges_changes_nothing_and_names_its_images(place: str, c
     if place == "box":
         batch.targets[1].boxes_cxcywh[0, 2] = torch.nan
 
-    result = learner.step(pinned([batch], cuda.device), step=0, num_boxes=5.0, micro_batches=1, factor=1.0)
+    result = learner.begin_step(
+        pinned([batch], cuda.device), step=0, num_boxes=5.0, micro_batches=1, factor=1.0
+    ).result()
 
     assert not math.isfinite(result.gradient_norm)
     if place == "box":

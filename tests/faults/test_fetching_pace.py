@@ -48,7 +48,7 @@ def test_every_image_is_fetched_however_fast_the_store(
         fetcher = Fetcher(Stores(image_options(options)), SystemClock(), limit)
         started = time.monotonic()
         with ThreadPoolExecutor(FETCH_THREADS) as threads:
-            fetched = list(threads.map(fetcher.fetch, wanted))
+            fetched = [one for (one,) in threads.map(fetcher.fetch, ([item] for item in wanted))]
         seconds = time.monotonic() - started
     report(
         line=f"fetching: {store}",

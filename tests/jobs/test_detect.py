@@ -282,7 +282,7 @@ def test_pictures_are_not_drawn_into_a_file(photos: Path, capsys: pytest.Capture
         main([str(photos / "a.png"), "--model", "/not/looked/at", "--draw", str(photos / "a.png")])
 
     assert left.value.code == 2
-    assert f"--draw {photos}/a.png is a file: name a folder" in capsys.readouterr().err
+    assert f"--draw {photos}/a.png is a file: give a folder" in capsys.readouterr().err
 
 
 def test_a_large_image_is_looked_at_tile_by_tile_and_a_small_one_as_before(

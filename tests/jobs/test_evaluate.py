@@ -82,7 +82,7 @@ def test_the_twelve_numbers_and_the_counts_are_printed(
         "class-agnostic AP 0.505\n"
         "images: 2, of which 1 is labelled, with 1 detection of pets@0123456789ab\n"
         "1 image is an error in the table: nothing counts as detected there (b.jpg)\n"
-        "1 row of the table is of an image without annotations: left out\n"
+        "1 row of the table belongs to an image without annotations: left out\n"
         "figures shown as none are undefined: no annotated box is small (below 32 x 32 pixels) or large (above 96 x 96 "
         "pixels)\n"
     )
@@ -170,7 +170,7 @@ def test_a_table_of_some_classes_is_refused_unless_it_is_allowed(
         ),
         (["--table", "t", "--expect-ap", "0.42"], "give points, as published: 42.0 is an AP of 0.420"),
         (["--table", "t", "--expect-ap", "142"], "'142' is not in 0..100"),
-        (["--table", "t", "--plot", "curves.txt"], "plot: 'curves.txt' has none of the endings"),
+        (["--table", "t", "--plot", "curves.txt"], "plot: 'curves.txt' does not end in one of"),
         (["--table", "t", "--picture-size", "240"], "'240' is not HEIGHTxWIDTH, such as 480x640"),
         (["--table", "t", "--picture-size", "320x240"], "no annotated image is 320 x 240 (height x width)"),
         (["--model", "scenes", "--images", "lake", "--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
@@ -217,7 +217,7 @@ def test_the_figures_go_to_a_bucket_and_are_a_baseline_from_there(
     main(["--table", table, "--annotations", annotations, *reach, "--output", figures])
     main(["--table", table, "--annotations", annotations, *reach, "--baseline", figures])
 
-    assert f"AP is 0.5050, that of {figures} 0.5050: no worse by more than 0.002" in capsys.readouterr().out
+    assert f"AP is 0.5050 and was 0.5050 in {figures}: no worse by more than 0.002" in capsys.readouterr().out
 
 
 def test_a_file_that_cannot_be_written_stops_with_a_sentence_after_the_figures(
@@ -262,16 +262,18 @@ def test_a_baseline_accepts_results_that_are_not_worse(
     main(gate)
     said = capsys.readouterr()
     assert json.loads(said.out) == json.loads(metrics.read_text())  # standard output stays JSON
-    assert said.err == f"AP is 0.5050, that of {metrics} 0.5050: no worse by more than 0.002\n"
+    assert said.err == f"AP is 0.5050 and was 0.5050 in {metrics}: no worse by more than 0.002\n"
 
     better = json.loads(metrics.read_text())
     better["AP"] += 0.01
     metrics.write_text(json.dumps(better))
-    with pytest.raises(BudgetExceeded, match=r"AP is 0\.5050, that of .* 0\.5150: worse by 0\.0100, where 0\.002 is"):
+    with pytest.raises(
+        BudgetExceeded, match=r"AP is 0\.5050 and was 0\.5150 in .*: worse by 0\.0100, but only 0\.002 is"
+    ):
         main(gate)
     main([*gate, "--max-drop", "0.01"])
 
-    with pytest.raises(BudgetExceeded, match=r"^AP 50\.50 is not within 60 \+- 0\.2; AP is 0\.5050, that of"):
+    with pytest.raises(BudgetExceeded, match=r"^AP 50\.50 is not within 60 \+- 0\.2; AP is 0\.5050 and was"):
         main([*gate, "--expect-ap", "60"])
 
 
@@ -363,7 +365,7 @@ def test_what_is_wrong_with_the_annotations_is_printed_with_examples(
 
     printed = capsys.readouterr().out
     assert (
-        "1 annotation is of an image that the annotations do not declare: left out (annotation 3: image_id 9)\n"
+        "1 annotation belongs to an image that the annotations do not declare: left out (annotation 3: image_id 9)\n"
         "2 annotations have categories that the annotations do not declare: nothing counts as detected there "
         "(annotation "
         "4: category_id 0; annotation 5: category_id 0)\n"
@@ -381,5 +383,5 @@ def test_why_ap_is_undefined_is_said(annotations: str, results: str, capsys: pyt
     printed = capsys.readouterr().out
     assert printed.startswith("AP none  AP50 none")
     assert printed.endswith(
-        "AP is undefined: the images have no annotation that is of a declared category and not of a crowd\n"
+        "AP is undefined: the images have no annotation that has a declared category and is not a crowd\n"
     )

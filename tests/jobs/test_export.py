@@ -12,12 +12,12 @@ import pytest
 
 from jobs.export import main
 from pipelines.errors import RayDetrError
-from pipelines.exports.current import current_query
+from pipelines.exports.current import CURRENT
 from pipelines.store import open_store
 from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
+from tests.pipelines.exports.documented_query import documented_query
 
 NOTHING = Detected([], (), [], [])
-DOCUMENT = (Path(__file__).parents[2] / "docs" / "table.md").read_text()
 
 
 @pytest.fixture
@@ -77,8 +77,8 @@ def test_a_csv_of_several_settings_says_that_it_mixes_them(tmp_path: Path, capfd
     main(["--table", table, "--out", str(tmp_path / "all.csv")])
 
     assert capfd.readouterr().err.splitlines()[-1] == (
-        "note: the rows have several settings (1 with {1}; 1 with {2}), which a CSV does not tell apart. --settings "
-        "chooses one, --latest the current row of each image."
+        "note: the rows have several settings (1 with {1}; 1 with {2}), which a CSV file does not distinguish. "
+        "--settings chooses one, --latest the current row of each image."
     )
     main(["--table", table, "--latest", "--out", str(tmp_path / "current.csv")])
     main(["--table", table, "--out", str(tmp_path / "all.jsonl")])  # has the column
@@ -99,5 +99,5 @@ def test_what_is_wrong_with_the_world_stops_it(tmp_path: Path) -> None:
 
 
 def test_the_query_of_the_documentation_is_the_one_that_gives_the_same_rows(table: str) -> None:
-    assert " ".join(current_query("TABLE").split()) in " ".join(DOCUMENT.split())
-    assert duckdb.sql(current_query(table)).to_arrow_table().num_rows == 2
+    assert CURRENT in " ".join(documented_query(table).split())
+    assert duckdb.sql(documented_query(table)).to_arrow_table().num_rows == 2

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import pipelines.labelling.label
-from jobs.label import duration, main, report
+from jobs.label import duration, main, report, write_shard
 from pipelines.caps import Caps
 from pipelines.errors import BudgetExceeded, CapReached
 from pipelines.labelling.config import LabelConfig
@@ -130,7 +130,7 @@ def test_every_option_arrives(asked: list[LabelConfig]) -> None:
         ("--max-error-rate 5", "argument --max-error-rate: 5 is not in 0..1"),
         ("--classes cat=7", "argument --classes: 7 is not in 0..1"),
         ("--device tpu", "argument --device: invalid choice: 'tpu' (choose from 'auto', 'cpu', 'cuda')"),
-        ("--run-id ../other", "run id: '../other' cannot name a folder"),
+        ("--run-id ../other", "run id: '../other' is not a valid folder name"),
         ("--keep uri", "keep: 'uri' is a column of the detection table itself"),
         ("--max-cost 5", "max cost: give --price-per-hour, the price of one node for an hour, too."),
         ("--no-such-option", "--no-such-option is not an option"),
@@ -184,8 +184,8 @@ def test_a_table_that_is_no_basis_for_ap_is_told_how_to_make_one() -> None:
 
 def test_whoever_labels_again_is_told_that_images_have_several_rows() -> None:
     hint = (
-        "note:   images that had rows with other settings have several now. The query counts the newest of each, as "
-        "ray-detr export --latest copies them"
+        "note:   images that had rows with other settings have several rows now. The query counts the newest row of "
+        "each image, which is also what ray-detr export --latest copies"
     )
 
     assert report(SUMMARY, 0.0, relabel=True).splitlines()[-1] == hint
@@ -199,8 +199,8 @@ def test_the_model_of_the_package_says_what_it_knows(
 
     printed = capfd.readouterr()
     assert printed.err.splitlines()[0] == (
-        "note: the model scenes knows six drawn shapes only (disc, square, triangle, star, ring and cross). For "
-        "photographs give another, such as --model facebook/detr-resnet-50"
+        "note: the model scenes detects only six drawn shapes (disc, square, triangle, star, ring and cross). "
+        "For photographs, give another model, such as --model facebook/detr-resnet-50"
     )
     assert json.loads(printed.out)
 
@@ -236,7 +236,7 @@ def test_a_report_of_the_run_is_written_after_the_result(
 def test_too_many_errors_are_reported_after_the_result(
     asked: list[LabelConfig], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(BudgetExceeded, match=r"^41 of 1,204,113 images have errors: a share of 3\.4e-05, where --max-"):
+    with pytest.raises(BudgetExceeded, match=r"^41 of 1,204,113 images have errors: a share of 3\.4e-05, but --max-"):
         main([*NEEDED, "--max-error-rate", "0"])
 
     assert capfd.readouterr().out.startswith("done: ")
@@ -367,3 +367,33 @@ def test_shards_are_logged_as_json_where_that_is_asked_for(
     said = capsys.readouterr()
     assert '"event": "shard", "run_id": "night", "shard": 3, "images": 64' in said.err
     assert '"shard": 3' not in said.out
+
+
+def test_a_shard_is_one_line_of_json_with_its_figures(capfd: pytest.CaptureFixture[str]) -> None:
+    shard = ShardReport(7, 64, 320, {"truncated": 2}, 1.23456, 0.5, 0.25, 0.125, size_bytes=9_000, requests=65)
+
+    write_shard("night", shard)
+
+    (line,) = capfd.readouterr().err.splitlines()
+    record = json.loads(line)
+    assert record.pop("time").endswith("+00:00")
+    assert record == {
+        "event": "shard",
+        "run_id": "night",
+        "shard": 7,
+        "images": 64,
+        "detections": 320,
+        "errors": {"truncated": 2},
+        "seconds": 1.235,
+        "fetch_seconds": 0.5,
+        "decode_seconds": 0.25,
+        "detect_seconds": 0.125,
+        "changed": 0,
+        "notes": [],
+        "size_bytes": 9_000,
+        "requests": 65,
+        "batched": 0,
+        "places": 0,
+        "pixels": 0,
+        "padded_pixels": 0,
+    }

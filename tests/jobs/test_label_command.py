@@ -73,7 +73,7 @@ def test_a_run_on_a_cluster_that_is_there_ends_with_its_report_and_too_many_erro
     assert names(lake) == lake_names(lake)
     # nothing of Ray's: what is not ours would be read as a message of ours
     said = done.stderr.splitlines()
-    assert said[-1].startswith("error: 1 of 4 images have errors: a share of 0.25, where --max-error-rate allows 0.05.")
+    assert said[-1].startswith("error: 1 of 4 images have errors: a share of 0.25, but --max-error-rate allows 0.05.")
     stages = ["listing images and reading the table", "planning", "connecting to Ray"]
     assert [line.strip() for line in said[:-1] if not line.startswith(("  label ", "note: "))] == stages
 

@@ -72,7 +72,7 @@ def test_a_start_with_nothing_to_do_imports_neither_torch_nor_ray_and_writes_not
     assert done.stdout == "nothing to do: all 3 images have rows of scenes@e6f655dc846c already; left out: .json 1\n"
     assert json.loads(done.stderr.splitlines()[-1]) == []
     note, *stages = done.stderr.splitlines()[:-1]
-    assert note.startswith("note: the model scenes knows six drawn shapes only")
+    assert note.startswith("note: the model scenes detects only six drawn shapes")
     assert stages == ["  listing images and reading the table", "  planning"]
     assert files(table) == before
 

@@ -99,7 +99,7 @@ def test_a_copy_in_a_bucket_is_the_same_model(moto: S3Server, capsys: pytest.Cap
 def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
 
-    with pytest.raises(RayDetrError, match=r"holds notes\.txt, which is not part of the model\. Give a new folder\."):
+    with pytest.raises(RayDetrError, match=r"contains notes\.txt, which is not part of the model. Give a new folder\."):
         main(["--download", "scenes", "--out", str(tmp_path)])
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
@@ -109,7 +109,7 @@ def test_another_model_is_not_overwritten(tmp_path: Path) -> None:
     config = (tmp_path / "other" / "config.json").read_text().replace('"detr"', '"table-transformer"')
     (tmp_path / "other" / "config.json").write_text(config)
 
-    with pytest.raises(UsageError, match=r"holds another config\.json than that of the model\. Give a new folder\."):
+    with pytest.raises(UsageError, match=r"contains a config\.json that differs from the model's. Give a new folder\."):
         main(["--download", "scenes", "--out", str(tmp_path / "other")])
     assert (tmp_path / "other" / "config.json").read_text() == config
 

@@ -72,7 +72,7 @@ def test_all_at_once_and_again_with_nothing_left(run: Run, tmp_path: Path) -> No
     )
     assert [mark["images"] for mark in json.loads(run("--json"))] == [20, 20]
     assert run("--out", tmp_path / "page.html").startswith(
-        "no place repeats: none has one class in 15 images of a folder and in 0.5 % of them (--least-images, "
+        "no place repeats: no place has the same class in 15 images of a folder and in 0.5 % of them (--least-images, "
         "--least-share), of 20 images; 40 detections are marked already"
     )
     summary = json.loads(run("--out", tmp_path / "page.html", "--json"))
@@ -82,9 +82,12 @@ def test_all_at_once_and_again_with_nothing_left(run: Run, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"kind": "other"}, "is not a file of the page that `ray-detr repeats --out` writes: it does not say"),
+        (
+            {"kind": "other"},
+            "is not a file of the page that `ray-detr repeats --out` writes: its field `kind` has another value",
+        ),
         ({"version": 2}, "is of version 2, and this release reads 1"),
-        ({"table": "s3://other/table"}, "was made for the table s3://other/table, and this is file://"),
+        ({"table": "s3://other/table"}, "was made for the table s3://other/table, but this is file://"),
         ({"accepted": 7}, "it has no list `accepted`"),
         ({"accepted": [{"id": "x"}]}, "a mark has no valid 'folder'"),
         (None, "it is not an object"),
@@ -117,9 +120,9 @@ def test_a_file_of_something_else_is_refused(
         (("--out", "a.html", "--accept-all"), "not allowed with argument"),
         (("--accept-all", "--iou", "0.1"), "0.1 is not in 0.3..1"),
         (("--accept-all", "--least-images", "1"), "1 is not at least 2"),
-        (("--iou", "0.5"), "--iou is for --out and --accept-all"),
-        (("--withdraw", "0123456789ab", "--classes", "dog"), "--classes is for --out and --accept-all"),
-        (("--accept-all", "--pictures", "3"), "--pictures is for --out"),
+        (("--iou", "0.5"), "--iou applies only to --out and --accept-all"),
+        (("--withdraw", "0123456789ab", "--classes", "dog"), "--classes applies only to --out and --accept-all"),
+        (("--accept-all", "--pictures", "3"), "--pictures applies only to --out"),
     ],
 )
 def test_wrong_use_is_refused(

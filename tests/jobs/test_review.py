@@ -86,8 +86,8 @@ def test_every_option_arrives(asked: list[Any]) -> None:
         ([], "one of the arguments --export --import is required"),
         (["--export", "best"], "invalid choice: 'best'"),
         (["--export", "random", "--import", "a.json"], "not allowed with"),
-        (["--export", "random", "--add-classes", "fox"], "--add-classes is for --import"),
-        (["--import", "a.json", "--count", "3"], "--count is for --export"),
+        (["--export", "random", "--add-classes", "fox"], "--add-classes applies only to --import"),
+        (["--import", "a.json", "--count", "3"], "--count applies only to --export"),
         (["--export", "disagreement"], "against: disagreement needs the earlier run"),
         (["--export", "random", "--out", "table/x"], "is inside the table"),
         (["--export", "random", "--count", "0"], "0 is not at least 1"),
@@ -110,7 +110,7 @@ def test_the_report_of_a_batch_says_what_to_do_with_it() -> None:
     assert exported_report(GIVEN, config).splitlines() == [
         "batch 2: 40 images (of 50 asked for) with 120 boxes, least-certain, of 900 that could be chosen, 50 exported "
         "before",
-        "classes, 2: cat, dog (as the rows have them; --classes-of MODEL: all of a model)",
+        "classes, 2: cat, dog (those that the rows have; --classes-of MODEL gives all classes of a model)",
         "correct: in Label Studio, with the labelling interface interface.xml, import tasks.json",
         "files: out",
         "then: ray-detr review --table s3://lake/detections --import FILE --out SHARDS",
@@ -120,9 +120,9 @@ def test_the_report_of_a_batch_says_what_to_do_with_it() -> None:
 def test_the_report_of_corrections_counts_what_was_left_out() -> None:
     assert imported_report(TAKEN).splitlines() == [
         "batches 1, 2: 38 images reviewed, 131 boxes, 4 images without boxes; 1 skipped, 1 not reviewed",
-        "found: further answers for reviewed images: 3, the newest counts",
-        "found: tasks or images that are of no batch of this table: 2, left out",
-        "found: images of other proportions in the tool: 1, left out (task 7 shows 60 x 80 pixels)",
+        "found: further answers for reviewed images: 3, the newest one is used",
+        "found: tasks or images that belong to no batch of this table: 2, left out",
+        "found: images whose proportions differ in the tool: 1, left out (task 7 shows 60 x 80 pixels)",
         "found: images that have changed since they were labelled: 1, left out (image 3: changed)",
         "done: 37 images with 130 annotations in 2.0 s (18.5 images/s)",
         "shards: s3://b/shards, 3.2 MB in 1 file",

@@ -37,7 +37,7 @@ def test_the_same_command_again_is_content_with_what_it_finds(tmp_path: Path) ->
         (["--out", "OUT", "--count", "0"], "cannot write 0 scenes of seed 0: give 1 to 1,000,000 scenes"),
         (["--out", "OUT", "--count", "2", "--seed", "-1"], "cannot write 2 scenes of seed -1"),
         (["--out", "OUT", "--count", "many"], "argument --count: invalid int value: 'many'"),
-        (["--out", "FULL"], "FULL holds notes.txt, which is not of these scenes"),
+        (["--out", "FULL"], "FULL contains notes.txt, which does not belong to these scenes"),
     ],
 )
 def test_wrong_use_is_refused_with_a_sentence_before_any_work(

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from jobs.exits import run
-from jobs.train import main, report
+from jobs.train import main, progress_line, report, shown_training
 from pipelines.caps import Caps
 from pipelines.errors import RayDetrError
 from pipelines.report.config import TrainingReportConfig
@@ -32,6 +32,10 @@ SUMMARY = TrainSummary(
     run="s3://runs/first", model="s3://runs/first/model", checkpoint="000000900-a-1", epochs=3, steps=900,
     metrics={"AP": 0.4206, "AP50": 0.624, "AP75": 0.4, "APs": -1.0, "APm": 0.5, "APl": 0.6, "AR1": 0.3, "images": 9},
     starts=(0,), seconds=3_725.0, resumed=False, was_finished=False,
+)  # fmt: skip
+HALF = TrainProgress(
+    "train", epoch=1, epochs=12, step=1_500, steps_done=500, steps=1_000, workers=2, images_per_second=31.26,
+    losses={"loss": 4.5678},
 )  # fmt: skip
 
 
@@ -147,7 +151,10 @@ def test_a_recipe_is_a_preset_with_what_the_line_changes(asked: Callable[..., Tr
     ("line", "sentence"),
     [
         (["--finetune", "scenes", "--network", "scenes"], "give exactly one"),
-        (["--finetune", "scenes", "--num-queries", "50"], "queries: a model that is fine-tuned has its own"),
+        (
+            ["--finetune", "scenes", "--num-queries", "50"],
+            "queries: omit them with --finetune, whose model has its own",
+        ),
         (["--finetune", "scenes", "--backbone-weights", "resnet50"], "has its own"),
         (["--network", "resnet"], "network: 'resnet' is not one of detr-resnet-50"),
         (["--network", "scenes"], "freeze backbone: scenes has trainable norms"),
@@ -283,3 +290,41 @@ def test_help_comes_at_once_and_names_every_flag() -> None:
     for line, _ in FLAGS.values():
         assert line[0] in done.stdout
     assert done.stdout.splitlines()[0].startswith("usage: python -m jobs.train ")
+
+
+@pytest.mark.parametrize(
+    ("progress", "shown"),
+    [
+        (TrainProgress("connecting to Ray"), "  connecting to Ray"),
+        (TrainProgress("evaluate", epoch=1, steps=10, workers=2), "  evaluate"),
+        (TrainProgress("train", epochs=3, workers=1), "  train"),
+        (HALF, "  train  epoch 2 of 12  step 500 of 1,000  31.3 images/s  loss 4.568  2 workers"),
+        (
+            TrainProgress("train", epochs=1, steps=3, workers=1, AP=0.41234, best=0.42),
+            "  train  epoch 1 of 1  step 0 of 3  0.0 images/s  AP 0.412 (best 0.420)  1 worker",
+        ),
+        (
+            TrainProgress("train", epochs=1, steps=3, workers=1, AP=-1.0, best=-1.0),
+            "  train  epoch 1 of 1  step 0 of 3  0.0 images/s  AP none (best none)  1 worker",
+        ),
+    ],
+)
+def test_one_line_says_epoch_step_rate_loss_figure_and_workers(progress: TrainProgress, shown: str) -> None:
+    assert progress_line(progress) == shown
+
+
+def test_a_log_file_gets_stages_and_notes_as_they_come(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with log.open("w") as stream, shown_training(stream) as (show, say):
+        show(TrainProgress("connecting to Ray"))
+        say("the effective batch is 8 images")
+        show(TrainProgress("starting workers"))
+        show(HALF)
+        show(TrainProgress("evaluate"))
+
+    assert log.read_text().splitlines() == [
+        "  connecting to Ray",
+        "note: the effective batch is 8 images",
+        "  starting workers",
+        "  evaluate",
+    ]

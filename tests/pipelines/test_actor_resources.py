@@ -85,7 +85,7 @@ def test_the_remainder_of_a_node_does_not_fit_an_actor() -> None:
 
 def test_gpus_that_are_asked_for_and_not_there_are_refused() -> None:
     with pytest.raises(
-        RayDetrError, match=r"device cuda was asked for, but no node .* has a GPU: 1 node, 8 CPU, 0 GPU"
+        RayDetrError, match=r"device cuda was requested, but no node .* has a GPU: 1 node, 8 CPU, 0 GPU"
     ):
         choose_pool([LAPTOP], None, None, device="cuda")
 
@@ -147,7 +147,7 @@ def test_waiting_for_nodes_ends_when_it_is_given_up(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("pipelines.actor_resources.node_resources", cluster.look)
     given_up = threading.Event()
 
-    with pytest.raises(RayDetrError, match="waiting for nodes was given up"):
+    with pytest.raises(RayDetrError, match="the wait for nodes was cancelled"):
         wait_for_pool(3, None, device="auto", minutes=60, on_wait=given_up.set, is_given_up=given_up)
 
     assert cluster.requests[-1] == []

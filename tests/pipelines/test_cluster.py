@@ -116,8 +116,8 @@ def test_a_missing_token_is_called_that(monkeypatch: pytest.MonkeyPatch, address
         _connect(verbose=True)
 
     assert str(stopped.value) == (
-        "Ray's token is missing or not that of the cluster (RAY_AUTH_TOKEN_PATH is set but file cannot be opened: /x). "
-        "RAY_AUTH_MODE is token: set RAY_AUTH_TOKEN_PATH to the file that holds the cluster's token, as "
+        "Ray's token is missing or differs from the cluster's token (RAY_AUTH_TOKEN_PATH is set but file cannot be "
+        "opened: /x). RAY_AUTH_MODE is token: set RAY_AUTH_TOKEN_PATH to the file that holds the cluster's token, as "
         "docs/security.md says."
     )
 

@@ -141,7 +141,7 @@ def test_where_the_store_does_not_answer_the_same_command_works_later(segmented:
 
 def test_what_does_not_fit_is_refused(segmented: Path, tmp_path: Path) -> None:
     again = [str(tmp_path / "images"), "--model", str(tmp_path / "model"), "--out", str(segmented)]
-    with pytest.raises(UsageError, match="holds segmentations already"):
+    with pytest.raises(UsageError, match="already contains segmentations"):
         main(again)
     with pytest.raises(UsageError, match="scenes has no mask head, so it gives boxes only"):
         main([str(tmp_path / "images"), "--model", "scenes", "--out", str(tmp_path / "other")])

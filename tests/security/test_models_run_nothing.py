@@ -22,7 +22,7 @@ from pipelines.training.initial_checkpoint import initial_model
 from pipelines.training.recipe import RECIPES
 from tests.conftest import S3Server
 
-SENTENCE = "holds more than tensors (posix.system)"
+SENTENCE = "contains more than tensors (posix.system)"
 
 
 class Bomb:
@@ -93,7 +93,7 @@ def test_a_training_refuses_to_begin_with_it(bomb: Path, option: str) -> None:
     with pytest.raises(RayDetrError) as stopped:
         initial_model(config, load("scenes").config.categories, say=lambda _: None)
 
-    assert "holds more than tensors" in str(stopped.value)
+    assert "contains more than tensors" in str(stopped.value)
     assert not (bomb / "exploded").exists()
 
 

@@ -195,7 +195,9 @@ def test_what_is_written_into_the_row_of_an_image(
     planted(monkeypatch)
     fetcher = Fetcher(Stores(StoreOptions(via=via, endpoint=gossip.endpoint, retry_seconds=0.0)), Clock())
 
-    fetched = [fetcher.fetch(LakeObject(uri)) for uri in ("s3://lake/a.jpg", f"{gossip.endpoint}/a.jpg?w=600&id=7")]
+    fetched = [
+        fetcher.fetch([LakeObject(uri)])[0] for uri in ("s3://lake/a.jpg", f"{gossip.endpoint}/a.jpg?w=600&id=7")
+    ]
 
     assert [one.error_kind for one in fetched] == ["denied", "denied"]
     assert leaked(repr(fetched)) == set()

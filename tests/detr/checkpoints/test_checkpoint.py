@@ -149,7 +149,7 @@ def test_a_dumped_model_has_the_files_that_save_writes_and_is_read_back(tmp_path
     [
         ("model.safetensors", b"12345678{", "model.safetensors cannot be read, it is damaged or incomplete"),
         ("config.json", b"{", "config.json cannot be read"),
-        ("config.json", b"[]", "config.json is not a json object"),
+        ("config.json", b"[]", "config.json is not a JSON object"),
         ("config.json", b'{"model_type": "bert"}', "bert"),
         ("preprocessor_config.json", b"\xff", "preprocessor_config.json cannot be read"),
     ],
@@ -184,7 +184,7 @@ def test_a_directory_that_is_not_a_model_is_not_overwritten(tmp_path: Path) -> N
     (tmp_path / "notes.txt").write_text("notes")
 
     for target in ("photos", "notes.txt"):
-        with pytest.raises(CheckpointError, match=rf"cannot save to .*{target}: it is not empty, and not a model"):
+        with pytest.raises(CheckpointError, match=rf"cannot save to .*{target}: it is not empty and is not a model"):
             save(seeded(TINY), tmp_path / target)
 
     assert (tmp_path / "photos" / "cat.jpg").read_bytes() == b"cat"
@@ -198,7 +198,10 @@ def test_a_save_that_fails_leaves_the_old_model_and_nothing_else(saved: Path, mo
 
     monkeypatch.setattr(checkpoint, "_write", full)
 
-    with pytest.raises(CheckpointError, match=r"cannot save to .*: No space left on device\. It is written beside it"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"cannot save to .*: No space left on device\. The model is written to a temporary directory beside it",
+    ):
         save(Detr(TINY), saved)
 
     monkeypatch.undo()
@@ -257,7 +260,7 @@ def test_an_index_that_points_elsewhere_is_refused(saved: Path) -> None:
     index = {"weight_map": {"class_embed.bias": "../model-00001-of-00001.safetensors"}}
     (saved / "model.safetensors.index.json").write_text(json.dumps(index))
 
-    assert "which is not the name of a shard" in refusal(saved)
+    assert "which is not a valid name of a shard" in refusal(saved)
 
 
 @pytest.mark.parametrize(
@@ -347,7 +350,7 @@ def test_the_hash_in_a_name_is_checked(official: Detr, tmp_path: Path) -> None:
     (tmp_path / "x.pth").rename(wrong)
 
     assert same(load(right), official)
-    assert f"its sha256 is {digest}.., its name says e632da11" in refusal(wrong)
+    assert f"its sha256 is {digest}.., but its name says e632da11" in refusal(wrong)
 
 
 def test_a_pth_with_other_classes_and_queries_has_labels_named_by_their_numbers(official: Detr, tmp_path: Path) -> None:
@@ -402,7 +405,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(
         lambda: path.write_bytes(pickle.dumps({"a": Bomb()}, protocol=2)),
     ):
         write()
-        assert "holds more than tensors (posix.system)" in refusal(ref)
+        assert "contains more than tensors (posix.system)" in refusal(ref)
     assert not (saved.parent / "exploded").exists()
 
 
@@ -410,7 +413,7 @@ def test_a_namespace_is_allowed_in_the_originals_files_only(saved: Path) -> None
     (saved / "model.safetensors").unlink()
     torch.save({"a": argparse.Namespace()}, saved / "pytorch_model.bin")
 
-    assert "holds more than tensors (argparse.Namespace)" in refusal(saved)
+    assert "contains more than tensors (argparse.Namespace)" in refusal(saved)
 
 
 @pytest.mark.parametrize(
@@ -435,7 +438,7 @@ def test_what_holds_no_tensors_is_refused(saved: Path, name: str, content: bytes
 def test_a_pickle_of_something_else_is_refused(official: Detr, tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "detr-r50.pth")
 
-    assert re.search("holds no state dict|is not a tensor", refusal(tmp_path / "detr-r50.pth"))
+    assert re.search("does not contain a state dict|is not a tensor", refusal(tmp_path / "detr-r50.pth"))
 
 
 @pytest.mark.parametrize("kept", [0.01, 0.5, 0.999])
@@ -507,7 +510,7 @@ def test_a_json_file_that_cannot_be_read_is_named(saved: Path, name: str, conten
         ("detr-r50-e632da11.pth", "there is no such file or directory"),
         ("some/detr-r50.pth", "there is no such file or directory"),
         ("a model", "there is no such file or directory"),
-        ("s3://models/detr", "only local files and the hub are read here"),
+        ("s3://models/detr", "only local paths and hub ids can be loaded here"),
         ("", "there is no such file"),
     ],
 )
@@ -516,11 +519,11 @@ def test_a_reference_to_nothing_is_refused(ref: str, message: str) -> None:
 
 
 def test_a_single_weights_file_of_a_directory_is_refused(saved: Path) -> None:
-    assert "Give the directory that this file and its config.json are in." in refusal(saved / "model.safetensors")
+    assert "Give the directory that contains this file and its config.json." in refusal(saved / "model.safetensors")
 
 
 def test_a_variant_for_a_directory_is_refused(saved: Path) -> None:
-    assert "variant is only for .pth files" in refusal(saved, "detr-resnet-50-dc5")
+    assert "variant applies only to .pth files" in refusal(saved, "detr-resnet-50-dc5")
 
 
 # fingerprints

@@ -274,17 +274,20 @@ def test_a_table_transformer_is_a_detr_whose_norms_come_first() -> None:
         ({"num_channels": 1}, "num_channels is 1; only 3 is supported"),
         ({"dropout": float("nan")}, "dropout is nan"),
         ({"dilation": 1}, "dilation is 1; expected true or false"),
-        ({"backbone": "resnext50_32x4d"}, "backbone is 'resnext50_32x4d'; supported are resnet18"),
+        ({"backbone": "resnext50_32x4d"}, "backbone is 'resnext50_32x4d'; the supported backbones are resnet18"),
         ({"backbone": "resnet18", "dilation": True}, "basic block cannot be dilated"),
         ({"use_timm_backbone": False}, "backbone is 'resnet50'; only None is supported"),
         ({"backbone_config": {"model_type": "swin"}}, "backbone_config: model_type is 'swin'"),
         ({"backbone_config": []}, "backbone_config is []; expected an object"),
-        ({"backbone_config": {**TIMM, "out_indices": [1, 2, 3]}}, "out_indices is [1, 2, 3]; the last must be 4"),
+        ({"backbone_config": {**TIMM, "out_indices": [1, 2, 3]}}, "out_indices is [1, 2, 3]; the last index must be 4"),
         ({"backbone_config": {**TIMM, "output_stride": 8}}, "output_stride is 8"),
         ({"backbone_config": {**RESNET, "downsample_in_bottleneck": True}}, "downsample_in_bottleneck is True"),
         ({"backbone_config": {**RESNET, "downsample_in_first_stage": True}}, "downsample_in_first_stage is True"),
         ({"backbone_config": {**RESNET, "layer_type": "wide"}}, "layer_type is 'wide'"),
-        ({"backbone_config": {**RESNET, "out_features": ["stage3"]}}, "out_features is ['stage3']; the last must be"),
+        (
+            {"backbone_config": {**RESNET, "out_features": ["stage3"]}},
+            "out_features is ['stage3']; the last name must be",
+        ),
         ({"backbone_config": {**RESNET, "depths": [3, 4], "out_features": None}}, "4 stage widths but 2 depths"),
         ({"backbone_config": {**RESNET, "depths": [3, 4, 6, -3]}}, "depths is [3, 4, 6, -3]; expected a list"),
         ({"backbone_config": {**RESNET, "hidden_sizes": [256, 512, 1024, 3]}}, "must be multiples of 4"),
@@ -375,7 +378,7 @@ def test_auxiliary_loss_is_never_written_as_true_because_it_changes_transformers
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (DetrConfig(categories=(Category(1, "cat"), Category(2, ""))), "whose class 2 has no name"),
+        (DetrConfig(categories=(Category(1, "cat"), Category(2, ""))), "cannot be saved: class 2 has no name"),
         (
             DetrConfig(backbone=BackboneConfig("narrow", stem_width=8, dilation=True)),
             "backbone narrow with dilation cannot be saved",

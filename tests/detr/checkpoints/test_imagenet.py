@@ -107,7 +107,7 @@ def test_a_file_of_another_network_is_refused_and_changes_nothing(tmp_path: Path
         ("bn1.bias", None, "'bn1.bias' (4,) is missing"),
         ("layer2.0.bn1.running_var", torch.ones(4), "'layer2.0.bn1.running_var' is (4,), expected (8,)"),
         ("head.weight", torch.ones(3), "'head.weight' is unknown"),
-        ("conv1.weight", torch.full((4, 3, 7, 7), torch.nan), "numbers that are not finite"),
+        ("conv1.weight", torch.full((4, 3, 7, 7), torch.nan), "contains NaN or infinite values"),
     ],
 )
 def test_an_incomplete_or_broken_file_is_refused(tmp_path: Path, key: str, tensor: Tensor | None, message: str) -> None:
@@ -128,7 +128,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, name: str) -> None:
 def test_what_is_neither_a_file_nor_a_name_of_torchvision_is_refused(reference: str) -> None:
     message = refusal(Detr(SMALL), reference)
 
-    assert "there is no such file" in message
+    assert "this file does not exist" in message
     assert "resnet18, resnet34, resnet50" in message or "resnet101, resnet152, resnet18" in message
 
 

@@ -187,9 +187,9 @@ def test_of_many_wrong_keys_a_few_are_named_and_the_rest_counted() -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (torch.zeros(3, 16, dtype=torch.int64), "not a plain tensor of floating numbers (torch.int64"),
-        (torch.zeros(3, 16).to_sparse(), "not a plain tensor of floating numbers (torch.float32, torch.sparse_coo"),
-        (torch.full((3, 16), torch.nan), "'query_embed.weight' holds numbers that are not finite"),
+        (torch.zeros(3, 16, dtype=torch.int64), "not a plain floating-point tensor (torch.int64"),
+        (torch.zeros(3, 16).to_sparse(), "not a plain floating-point tensor (torch.float32, torch.sparse_coo"),
+        (torch.full((3, 16), torch.nan), "'query_embed.weight' contains NaN or infinite values"),
     ],
 )
 def test_a_tensor_that_holds_no_usable_numbers_is_named(value: Tensor, message: str) -> None:
@@ -203,7 +203,7 @@ def test_a_key_in_both_spellings_is_refused() -> None:
     tensors = to_file(Detr(TINY), "timm")
     name = "model.encoder.layers.0.fc1.bias"
 
-    with pytest.raises(CheckpointError, match="appears twice, in two spellings"):
+    with pytest.raises(CheckpointError, match="appears under two names"):
         from_file({**tensors, name.replace("fc1", "mlp.fc1"): tensors[name]}, Detr(TINY), "timm", source="/m")
 
 

@@ -103,7 +103,7 @@ def test_the_arguments_of_a_training_say_which_detr_it_is(
 @pytest.mark.parametrize(
     ("name", "args", "message"),
     [
-        ("checkpoint.pth", {}, "neither its name nor its content shows which DETR it is"),
+        ("checkpoint.pth", {}, "neither its name nor its contents show which DETR it is"),
         ("checkpoint.pth", {"backbone": "vgg16", "dilation": False}, "args: backbone is 'vgg16'; only 'resnet18' or"),
         ("checkpoint.pth", {"backbone": "resnet18", "dilation": 1}, "args: dilation is 1; expected true or false"),
         ("checkpoint.pth", {"backbone": "resnet18", "dilation": True}, "args: backbone resnet18: a basic block cannot"),
@@ -165,7 +165,7 @@ def test_a_directory_with_prefixed_weights_is_loaded_with_a_word_and_identified(
         loaded = load(tmp_path / "model")
 
     assert same(loaded, model)
-    assert "its weights are read without prefix" in caplog.text
+    assert "a prefix is removed from the names of its weights" in caplog.text
     assert identify_directory(tmp_path / "model") == (model.config, fingerprint(model))
 
 
@@ -250,7 +250,7 @@ def test_a_lightning_checkpoint_runs_nothing(
     weights = to_file(seeded(VARIANTS["detr-resnet-50"]), "original")
 
     bomb = lightning(tmp_path / "detr-resnet-50.ckpt", weights, bomb=Bomb())
-    assert "holds more than tensors (posix.system)" in refusal(bomb)
+    assert "contains more than tensors (posix.system)" in refusal(bomb)
     (tmp_path / "fuse").touch()
     copier = lightning(tmp_path / "detr-resnet-50.ckpt", weights, copier=Copier())
     load(copier)
@@ -271,4 +271,4 @@ def test_damaged_checkpoints_are_refused_in_a_sentence(small: DetrConfig, tmp_pa
 def test_a_model_of_another_kind_is_refused(small: DetrConfig, tmp_path: Path) -> None:
     path = lightning(tmp_path / "detr-resnet-50.ckpt", dict(nn.Linear(2, 2).state_dict()))
 
-    assert "it is not a DETR: its weights are others" in refusal(path)
+    assert "it is not a DETR: its weights have other names" in refusal(path)

@@ -223,7 +223,7 @@ def test_nothing_is_printed_and_nothing_given_is_changed(capsys: pytest.CaptureF
 
 
 def test_rows_of_an_unknown_image_are_refused() -> None:
-    with pytest.raises(ValueError, match="there are results of image 9, which the annotations do not have"):
+    with pytest.raises(ValueError, match="there are results for image 9, which is not in the annotations"):
         average_precision(truth_of(CAT), [row(9, 3, [10, 10, 40, 40], 0.9)])
 
 

@@ -246,7 +246,9 @@ def test_values_of_fewer_bits_in_sixteen_are_scaled_by_what_the_file_says_is_whi
 def test_values_that_may_be_of_fewer_bits_and_do_not_say_so_are_unsupported(image_format: str, white: int) -> None:
     values = np.round(GREY.astype(np.float64) / GREY.max() * white).astype(np.uint16)
 
-    with pytest.raises(UnsupportedImage, match=rf"its values end at {white} of 65535.* set the TIFF's MaxSampleValue"):
+    with pytest.raises(
+        UnsupportedImage, match=rf"its largest value is {white} of 65535.* set the TIFF's MaxSampleValue"
+    ):
         decode(encoded(Image.fromarray(values), image_format))
 
 
@@ -321,7 +323,7 @@ def test_a_cut_file_is_truncated(image_format: str, options: dict[str, object], 
 
 
 def test_a_jpeg_without_its_end_marker_is_truncated() -> None:
-    with pytest.raises(TruncatedImage, match="the JPEG ends before its picture does"):
+    with pytest.raises(TruncatedImage, match="the JPEG is truncated: its picture is incomplete"):
         decode(encoded(PICTURE, "JPEG")[:-2])
 
 

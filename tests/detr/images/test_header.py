@@ -255,7 +255,7 @@ def test_a_file_that_gives_its_picture_two_sizes_is_unreadable() -> None:
     data = encoded("PNG")
     other = encoded("PNG", BLACK.crop((0, 0, 64, 40)))
 
-    with pytest.raises(ImageError, match=r"64 x 48 pixels .* its picture has 64 x 40: the file contradicts itself"):
+    with pytest.raises(ImageError, match=r"64 x 48 pixels .* its picture has 64 x 40: the file is inconsistent"):
         decode(data[:33] + other[8:])
 
 

@@ -119,7 +119,7 @@ def test_a_small_claim_with_a_large_picture_behind_it_is_refused_before_decoding
     kind, message = refusal(small)
 
     assert kind == "unreadable"
-    assert "its header says 64 x 48 pixels (width x height), its picture has 1600 x 1200" in message
+    assert "its header says 64 x 48 pixels (width x height), but its picture has 1600 x 1200" in message
 
 
 def test_a_parameter_set_within_the_picture_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +206,7 @@ def test_a_list_of_places_without_end_is_refused() -> None:
     endless = data[: place + 4] + bytes(4) + b"\0\0" + b"\0\3" + (b"\0\1\0\0\xff\xff" * 3)
     endless += data[len(endless) :]
 
-    assert refusal(endless) == ("unreadable", "the list of places in the file is damaged")
+    assert refusal(endless) == ("unreadable", "the list of item locations (iloc) in the file is damaged")
 
 
 def box(kind: bytes, content: bytes) -> bytes:

@@ -43,7 +43,7 @@ def test_the_library_is_found_under_its_names_of_old_and_new_releases(
 def test_a_missing_torchvision_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     installed_in(monkeypatch, None)
 
-    with pytest.raises(ImportError, match=r"^torchvision is not installed; JPEG files .* Install torchvision\.$"):
+    with pytest.raises(ImportError, match=r"^torchvision is not installed, but JPEG files .* Install torchvision\.$"):
         find_image_library()
 
 
@@ -59,7 +59,10 @@ def test_a_library_that_does_not_fit_this_torch_is_named(monkeypatch: pytest.Mon
     (tmp_path / "image_stable.so").write_bytes(b"no library")
     monkeypatch.setattr(torch.ops, "image", object())
 
-    with pytest.raises(ImportError, match=r"image_stable\.so cannot be loaded with torch .*that belong together\.$"):
+    with pytest.raises(
+        ImportError,
+        match=r"image_stable\.so cannot be loaded with torch .*Install matching versions of torch and torchvision\.$",
+    ):
         load_image_library()
 
 

@@ -3,7 +3,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detr.boxes import area
 from detr.images.decoding import TooExtreme
 from detr.scenes.augment import (
     SceneAugmentation,
@@ -65,8 +64,7 @@ def test_equal_generators_draw_the_same() -> None:
 
 def image_target_of(height: int, width: int, boxes: list[list[float]]) -> ImageTarget:
     boxes_xyxy = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-    labels = torch.arange(len(boxes))
-    return ImageTarget(labels, boxes_xyxy, area(boxes_xyxy), torch.zeros_like(labels), height, width)
+    return ImageTarget(torch.arange(len(boxes)), boxes_xyxy, height, width)
 
 
 def test_a_batch_that_is_turned_is_portrait_and_one_that_is_not_is_landscape() -> None:
@@ -108,7 +106,6 @@ def test_a_block_is_found_where_its_box_is(
     rows, columns = near.nonzero().unbind(-1)
     seen = [int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1]
     assert max(abs(a - b) for a, b in zip(seen, target.boxes_xyxy[0].tolist(), strict=True)) <= 2
-    torch.testing.assert_close(target.area, area(target.boxes_xyxy), rtol=1e-3, atol=1e-3)
     assert (target.height, target.width) == tuple(pixels.shape[1:])
     assert before.boxes_xyxy.tolist() == [[x0, y0, x1, y1]]  # the arguments are as they were
 

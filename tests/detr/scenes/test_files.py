@@ -96,7 +96,7 @@ def test_a_folder_that_holds_the_same_scenes_is_completed_and_what_is_there_is_n
 def test_a_folder_with_other_files_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").write_bytes(b"mine")
 
-    with pytest.raises(FileExistsError, match=r"holds holiday\.jpg, which is not of these scenes"):
+    with pytest.raises(FileExistsError, match=r"contains holiday\.jpg, which does not belong to these scenes"):
         write_scenes(tmp_path, 2, 9, sizes=SMALL)
 
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
@@ -105,7 +105,7 @@ def test_a_folder_with_other_files_is_refused_before_anything_is_written(tmp_pat
 def test_another_file_under_a_scenes_name_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "scene_9_000001.jpg").write_bytes(b"mine")
 
-    with pytest.raises(FileExistsError, match=r"scene_9_000001\.jpg is there with other contents"):
+    with pytest.raises(FileExistsError, match=r"scene_9_000001\.jpg exists already with other contents"):
         write_scenes(tmp_path, 2, 9, sizes=SMALL)
 
     assert (tmp_path / "scene_9_000001.jpg").read_bytes() == b"mine"

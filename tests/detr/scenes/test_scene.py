@@ -15,11 +15,11 @@ from detr.scenes.scene import (
     _photograph,
     coverage,
     draw_background,
-    draw_crowd,
     draw_scene,
     draw_shape,
     place_shapes,
 )
+from tests.detr.crowds import draw_crowd
 
 DISC = 0
 
@@ -57,8 +57,6 @@ def test_a_crowd_is_drawn_anywhere_in_these_very_bytes_with_diameters_in_pixels(
     sides = scene.boxes_xyxy[:, 2:] - scene.boxes_xyxy[:, :2]
     assert len(scene.labels) == 40
     assert 12 < sides.min() < sides.max() < 50
-    with pytest.raises(ValueError, match="cannot draw crowd -1 of 300 x 400"):
-        draw_crowd(-1, 300, 400, shapes=1)
 
 
 def test_what_was_drawn_before_changes_nothing_and_the_global_random_state_is_left_alone() -> None:

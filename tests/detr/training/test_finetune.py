@@ -150,7 +150,7 @@ def test_dropout_can_be_another_and_precision_and_mode_stay(model: Detr) -> None
 @pytest.mark.parametrize(
     ("categories", "message"),
     [
-        ((), "there must be one at least"),
+        ((), "there must be at least one"),
         ((Category(1, "a"), Category(1, "b")), "ids must be unique"),
         ((Category(1, "a"), Category(2, "a")), "'a' appears 2 times with different ids"),
     ],

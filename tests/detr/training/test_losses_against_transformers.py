@@ -8,7 +8,8 @@ from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss, 
 
 from detr.model import DetrOutput
 from detr.training.criterion import criterion
-from detr.training.matcher import Target, match
+from detr.training.matcher import Target
+from tests.detr.training.matching import match
 
 RELATIVE = 1e-5  # float32 sums in another order
 QUERIES, CLASSES, LAYERS = 100, 20, 3

@@ -10,7 +10,8 @@ from safetensors import safe_open
 
 from detr.boxes import cxcywh_to_xyxy, generalized_iou
 from detr.model import DetrOutput
-from detr.training.matcher import MatchWeights, NotFinite, Target, match, match_layers, pad_targets
+from detr.training.matcher import MatchWeights, NotFinite, Target, match_layers, pad_targets
+from tests.detr.training.matching import match
 
 GOLDEN = (
     Path(__file__).parents[2] / "golden" / "matcher.safetensors"

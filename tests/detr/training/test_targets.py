@@ -15,13 +15,13 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "annotations.safetensors"  # mad
 
 
 def annotation(bbox: list[float], **other: Any) -> dict[str, Any]:
-    return {"bbox": bbox, "category_id": 7, "area": 1.0, "iscrowd": 0, **other}
+    return {"bbox": bbox, "category_id": 7, "iscrowd": 0, **other}
 
 
 @pytest.mark.parametrize(("case", "count"), [(0, 5), (1, 0), (2, 0)])
 def test_targets_are_those_of_the_original_exactly(case: int, count: int) -> None:
     with safe_open(GOLDEN, "pt") as file:
-        tensors = {name: file.get_tensor(f"{case}/{name}") for name in ("labels", "boxes", "area", "iscrowd", "size")}
+        tensors = {name: file.get_tensor(f"{case}/{name}") for name in ("labels", "boxes", "size")}
         info = json.loads(file.metadata()["info"])
     width, height = info["image_wh"]
 
@@ -30,19 +30,15 @@ def test_targets_are_those_of_the_original_exactly(case: int, count: int) -> Non
     assert len(target.labels) == count
     assert torch.equal(target.labels, tensors["labels"])
     assert torch.equal(target.boxes_xyxy, tensors["boxes"])
-    assert torch.equal(target.area, tensors["area"])
     assert [target.height, target.width] == tensors["size"].tolist()
-    assert target.iscrowd.tolist() == [0] * count
     assert target.boxes_xyxy.shape == (count, 4)
-    assert [tensor.dtype for tensor in (target.labels, target.iscrowd)] == [torch.int64] * 2
-    assert [tensor.dtype for tensor in (target.boxes_xyxy, target.area)] == [torch.float32] * 2
+    assert (target.labels.dtype, target.boxes_xyxy.dtype) == (torch.int64, torch.float32)
 
 
 def test_boxes_are_cut_at_the_edges_of_the_image() -> None:
     target = image_target([annotation([-5, 10, 200, 20])], 25, 100, class_of={7: 0})
 
     assert target.boxes_xyxy.tolist() == [[0, 10, 100, 25]]
-    assert target.area.tolist() == [1]  # as annotated: nothing is known about the part that was cut off
 
 
 @pytest.mark.parametrize(
@@ -65,7 +61,6 @@ def test_a_box_without_area_inside_the_image_or_not_finite_is_not_a_target(bbox:
 
     assert target.boxes_xyxy.tolist() == [[1, 2, 4, 6]]
     assert target.labels.tolist() == [0]
-    assert target.area.tolist() == [1]
 
 
 def test_crowds_and_undeclared_categories_are_not_targets() -> None:
@@ -81,10 +76,10 @@ def test_crowds_and_undeclared_categories_are_not_targets() -> None:
     assert target.boxes_xyxy.tolist() == [[1, 1, 5, 5]]
 
 
-def test_area_and_crowd_flag_may_be_missing() -> None:
+def test_the_crowd_flag_may_be_missing() -> None:
     target = image_target([{"bbox": [1, 2, 3, 4], "category_id": 7}], 25, 100, class_of={7: 0})
 
-    assert target.area.tolist() == [12]
+    assert target.labels.tolist() == [0]
 
 
 def test_a_bbox_that_has_not_four_numbers_is_refused_by_its_annotation() -> None:
@@ -119,6 +114,6 @@ def test_what_is_kept_is_fit_for_training_whatever_was_annotated(
 
     x0, y0, x1, y1 = target.boxes_xyxy.unbind(-1)
     assert bool(((x0 >= 0) & (x0 < x1) & (x1 <= width) & (y0 >= 0) & (y0 < y1) & (y1 <= height)).all())
-    assert len(target.labels) == len(target.area) == len(target.iscrowd) == len(x0) <= len(bboxes)
+    assert len(target.labels) == len(x0) <= len(bboxes)
     boxes = target.normalised().boxes_cxcywh
     assert bool(((boxes >= 0) & (boxes <= 1)).all())

@@ -34,13 +34,14 @@ class ImageSuite:
         data = self.data(number)
         try:
             header = self._decoder.read_header(data)
+            shape = self._detector.target_shape(header.height, header.width)
             prepared = self._decoder.prepare(data)
         except ImageError as error:
             return error.kind if str(error) else "an error without a sentence"
         assert (prepared.height, prepared.width) == (header.height, header.width)
         assert header.height * header.width <= MAX_PIXELS
         assert prepared.pixels.dtype is torch.uint8
-        assert tuple(prepared.pixels.shape) == (3, *self._detector.target_shape(header.height, header.width))
+        assert tuple(prepared.pixels.shape) == (3, *shape)
         return "ok"
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.benchmarks.agreement import Found, compare, read_found, save_found
+from pipelines.benchmarks.agreement import Found, compare, compare_common, read_found, save_found
 
 BOXES = [[0.0, 0.0, 100.0, 100.0], [200.0, 50.0, 260.0, 110.0]]
 
@@ -74,3 +74,13 @@ def test_detections_are_read_as_they_were_saved(tmp_path: Path) -> None:
     assert (read.images.tolist(), read.classes.tolist(), read.scores.tolist()) == ([0], [3], [0.5])
     assert read.boxes_xyxy.tolist() == [[1, 2, 3, 4]]
     assert read.sizes.tolist() == [[480, 640], [10, 20]]
+
+
+def test_the_first_images_that_both_have_are_compared() -> None:
+    two = found([*BOXES, BOXES[0]], images=2)
+    two.images[2] = 1
+
+    assert compare_common(found(BOXES), two).boxes == 2
+    assert compare_common(two, found(BOXES)).matched_back == 1.0
+    with pytest.raises(ValueError, match="1 images cannot be compared with 2"):
+        compare(found(BOXES), two)

@@ -250,11 +250,11 @@ def test_what_is_wrong_with_annotations_is_counted_with_examples() -> None:
 @pytest.mark.parametrize(
     ("categories", "kept", "left_out"),
     [
-        ([(0, "balloon"), (1, "balloon")], [1], ['category 0: "balloon", which no annotation has']),
+        ([(0, "balloon"), (1, "balloon")], [1], ['category 0: "balloon", which no annotation uses']),
         ([(0, "balloons"), (1, "balloon")], [0, 1], []),
-        ([(0, ""), (1, "balloon"), (2, "N/A"), (3, " ")], [1], ['category 0: "", which no annotation has',
-         'category 2: "N/A", which no annotation has', 'category 3: " ", which no annotation has']),
-        ([(5, "cat"), (6, "cat"), (1, "dog")], [6, 1], ['category 5: "cat", which no annotation has']),
+        ([(0, ""), (1, "balloon"), (2, "N/A"), (3, " ")], [1], ['category 0: "", which no annotation uses',
+         'category 2: "N/A", which no annotation uses', 'category 3: " ", which no annotation uses']),
+        ([(5, "cat"), (6, "cat"), (1, "dog")], [6, 1], ['category 5: "cat", which no annotation uses']),
         ([(5, "")], [5], []),
     ],
 )  # fmt: skip

@@ -106,7 +106,7 @@ def test_cpus_that_another_job_holds_are_reported(local_ray: str, good: DoctorCo
         ray.kill(holder)
 
     assert finding.check == "free resources"
-    assert finding.text.startswith("other jobs hold all but 0 CPU and 4 GPU, and 1 actors need 1 CPU and 0 GPU")
+    assert finding.text.startswith("other jobs use all but 0 CPU and 4 GPU, and 1 actors need 1 CPU and 0 GPU")
 
 
 @pytest.mark.ray

@@ -33,7 +33,7 @@ def test_the_annotated_images_are_found_and_no_other(lake: Path) -> None:
 
 def test_two_images_of_one_name_are_refused_with_both_addresses(lake: Path) -> None:
     with pytest.raises(
-        RayDetrError, match=r"two images of the file name 'd\.jpg'.*/train/d\.jpg and .*/val/d\.jpg\. Name"
+        RayDetrError, match=r"two images have the file name 'd\.jpg'.*/train/d\.jpg and .*/val/d\.jpg\. Give"
     ):
         find_annotated([str(lake)], {"d.jpg"})
     assert len(find_annotated([str(lake / "val"), str(lake / "val" / "d.jpg")], {"d.jpg"})) == 1

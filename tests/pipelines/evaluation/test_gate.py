@@ -42,10 +42,10 @@ def test_ap_may_fall_by_the_drop_that_is_allowed_and_no_more(ap: float, passed: 
 
 def test_both_numbers_are_said() -> None:
     assert compare_with_baseline(measured(0.4117), BASELINE, max_drop=0.002).sentence == (
-        "AP is 0.4117, that of old.json 0.4200: worse by 0.0083, where 0.002 is allowed"
+        "AP is 0.4117 and was 0.4200 in old.json: worse by 0.0083, but only 0.002 is allowed"
     )
     assert compare_with_baseline(measured(0.4301), BASELINE, max_drop=0.002).sentence == (
-        "AP is 0.4301, that of old.json 0.4200: no worse by more than 0.002"
+        "AP is 0.4301 and was 0.4200 in old.json: no worse by more than 0.002"
     )
 
 
@@ -55,14 +55,14 @@ def test_figures_of_other_images_or_by_another_truth_are_not_compared() -> None:
     with pytest.raises(UsageError, match=r"measured on 5,000 images, and 2 are annotated here"):
         check_comparable(BASELINE, replace(ANNOTATIONS, image_ids=frozenset({1, 2})))
     with pytest.raises(
-        RayDetrError, match=r"with other annotations than instances\.json .*abababababab and cdcdcdcdcdcd"
+        RayDetrError, match=r"with annotations other than instances\.json .*abababababab and cdcdcdcdcdcd"
     ):
         check_comparable(BASELINE, replace(ANNOTATIONS, sha256=OTHER_SHA))
 
 
 @pytest.mark.parametrize(("threshold", "said"), [(0.05, "0.05"), (None, "unknown")])
 def test_figures_with_another_threshold_are_not_compared(threshold: float | None, said: str) -> None:
-    with pytest.raises(RayDetrError, match=f"with threshold 0, these have {said}"):
+    with pytest.raises(RayDetrError, match=f"with threshold 0, but these have {said}"):
         compare_with_baseline(measured(0.42, threshold=threshold), BASELINE, max_drop=0.002)
 
 
@@ -99,7 +99,7 @@ def test_a_baseline_is_what_an_evaluation_wrote(tmp_path: Path) -> None:
     [
         ("{", "this is not JSON"),
         ("[]", "there is no AP and no images and no annotations_sha256, so"),
-        ('{"AP": 0.4, "images": 3}', "there is no annotations_sha256, so this is not what an evaluation wrote"),
+        ('{"AP": 0.4, "images": 3}', "there is no annotations_sha256, so no evaluation wrote this file"),
     ],
 )
 def test_another_file_is_not_a_baseline(tmp_path: Path, text: str, sentence: str) -> None:

@@ -40,7 +40,7 @@ def test_the_curves_and_their_figures_are_in_the_drawing(tmp_path: Path) -> None
 
 
 def test_an_extension_that_is_not_a_pictures_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"plot: 'curves\.txt' has none of the endings .*\.png"):
+    with pytest.raises(ValueError, match=r"plot: 'curves\.txt' does not end in one of .*\.png"):
         check_can_plot(tmp_path / "curves.txt")
 
 

@@ -37,7 +37,7 @@ def test_rows_come_as_they_are_in_the_order_of_the_file(tmp_path: Path) -> None:
         ([4, 18], "is not an object"),
         ({"image_id": 4, "score": 1.0, "bbox": [1, 2, 3, 4]}, "has no category_id"),
         ({"image_id": 4, "category_id": 1, "score": 1.0, "segmentation": []}, "has no bbox: results of masks"),
-        ({**ROW, "image_id": None}, "has the image_id None, which is not an id"),
+        ({**ROW, "image_id": None}, "has the image_id None, which is not a valid id"),
         ({**ROW, "category_id": 1.5}, r"has the category_id 1\.5, which is not an integer of 64 bits"),
         ({**ROW, "category_id": True}, "has the category_id True, which is not an integer of 64 bits"),
         ({**ROW, "category_id": 2**63}, "has the category_id 9223372036854775808, which is not an integer of 64 bits"),
@@ -50,7 +50,7 @@ def test_rows_come_as_they_are_in_the_order_of_the_file(tmp_path: Path) -> None:
         ({**ROW, "score": float("nan")}, "has the score nan, which is not a number"),
         ({**ROW, "score": -(10**400)}, "has the score -1000.*, which is not a number"),
         ({**ROW, "score": None}, "has the score None, which is not a number"),
-        ({**ROW, "image_id": 6}, "is of image 6, which the annotations do not have"),
+        ({**ROW, "image_id": 6}, "is of image 6, which is not in the annotations"),
     ],
 )
 def test_an_invalid_row_is_named_with_its_number(tmp_path: Path, row: object, sentence: str) -> None:

@@ -127,7 +127,7 @@ def test_two_images_of_one_file_name_are_refused_with_both_addresses(table: Path
     publish(table, [labelled("s3://lake/1/a.jpg", CAT), labelled("s3://lake/2/a.jpg", CAT)])
 
     with pytest.raises(
-        RayDetrError, match=r"two images of the file name 'a\.jpg'.* s3://lake/1/a\.jpg and s3://lake/2/a"
+        RayDetrError, match=r"two images with the file name 'a\.jpg'.* s3://lake/1/a\.jpg and s3://lake/2/a"
     ):
         evaluated(table, annotations)
 
@@ -154,7 +154,9 @@ def test_rows_that_may_be_of_two_annotated_images_are_refused(table: Path, tmp_p
     annotations = write_annotations(tmp_path / "twice.json", {"1/a.jpg": (3, CAT_BOX), "2/a.jpg": (3, CAT_BOX)})
     publish(table, [labelled("a.jpg", CAT)])
 
-    with pytest.raises(RayDetrError, match=r"a\.jpg may be of the annotated images '1/a\.jpg' and '2/a\.jpg', and no"):
+    with pytest.raises(
+        RayDetrError, match=r"a\.jpg may belong to the annotated image '1/a\.jpg' or '2/a\.jpg', and no"
+    ):
         evaluate_table(str(table), annotations)
 
 
@@ -188,7 +190,7 @@ def test_rows_of_two_models_are_refused(table: Path, annotations: str) -> None:
     publish(table, [labelled("a.jpg", CAT)], model="one@111111111111")
     publish(table, [labelled("b.jpg", DOG)], model="two@222222222222", run_id="run-2")
 
-    with pytest.raises(RayDetrError, match="rows are of 2 models, one@111111111111, two@222222222222"):
+    with pytest.raises(RayDetrError, match="rows come from 2 models, one@111111111111, two@222222222222"):
         evaluated(table, annotations)
     assert evaluated(table, annotations, choice=RowChoice(run_id="run-2")).models == ("two@222222222222",)
 

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.exports.current import current_query, current_rows
+from pipelines.exports.current import current_rows
 from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
+from tests.pipelines.exports.documented_query import documented_query
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 NOTHING = Detected([], (), [], [])
@@ -70,7 +71,7 @@ def test_duckdb_gives_the_same_rows_by_the_query_that_is_documented(
     if not paths:
         return
 
-    by_duckdb = duckdb.sql(current_query(str(folder), model)).to_arrow_table()
+    by_duckdb = duckdb.sql(documented_query(str(folder), model)).to_arrow_table()
 
     assert shown(by_duckdb) == sorted(current(paths, model))
 

@@ -7,14 +7,12 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.exports.config import QueryConfig
-from pipelines.exports.current import current_query
 from pipelines.exports.query import QueryResult, query_table
 from pipelines.labelling.run import RunRequest, begin_run, finish_run, latest_run
 from pipelines.store import Store, StoreError, StoreOptions, open_store
@@ -106,19 +104,6 @@ def test_rows_of_an_earlier_release_have_the_settings_of_their_run(store_of_two_
     store_of_two_releases.delete("data/run-2/00000.parquet")  # no file has the column any more
     assert asked(table, sql, settings=FP32) == [("a", "run-1"), ("b", "run-1")]
     assert asked(table, sql, settings=BF16) == []
-
-
-def test_the_documented_query_takes_recorded_settings(store_of_two_releases: Store) -> None:
-    table = store_of_two_releases.uri.removeprefix("file://")
-
-    def uris(query: str) -> list[str]:
-        return sorted(duckdb.sql(query).to_arrow_table()["uri"].to_pylist())
-
-    assert uris(current_query(table, settings=FP32, recorded={"run-1": FP32})) == ["a", "b"]
-    assert uris(current_query(table, settings=BF16, recorded={"run-1": FP32})) == ["a"]
-    assert uris(current_query(table, "detr@1", FP32)) == []  # nothing says the settings of run-1
-    store_of_two_releases.delete("data/run-2/00000.parquet")
-    assert uris(current_query(table, settings=FP32, recorded={"run-1": FP32})) == ["a", "b"]
 
 
 def test_a_table_in_s3_is_read_with_the_same_credentials(moto: S3Server) -> None:

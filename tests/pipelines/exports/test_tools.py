@@ -138,7 +138,7 @@ def test_two_pictures_that_differ_in_their_suffix_are_refused_where_labels_pair_
 ) -> None:
     publish(table, "run-3", [row("s3://lake/x/a.png")])
 
-    with pytest.raises(RayDetrError, match=r"are both called a without their suffix.*coco-dataset instead"):
+    with pytest.raises(RayDetrError, match=r"have the same name without suffix, a,.*coco-dataset instead"):
         exported(table, tmp_path / "out", "yolo")
 
 

@@ -169,7 +169,7 @@ def test_a_damaged_file_is_named(table: Counted, place: str) -> None:
 @pytest.mark.parametrize(
     ("column", "sentence"),
     [
-        (None, r"x\.parquet has no column uri: it is not of a detection table"),
+        (None, r"x\.parquet has no column uri: it does not belong to a detection table"),
         (pa.array([b"b"], pa.binary()), r"x\.parquet is damaged: its column uri is not text"),
     ],
 )

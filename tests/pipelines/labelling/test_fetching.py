@@ -44,7 +44,7 @@ def fetcher(lake: Lake, clock: Clock) -> Fetcher:
 
 def read_one(lake: Lake, fetcher: Fetcher) -> None:
     """Have an image read, which shows later whether the store is fine."""
-    assert fetcher.fetch(lake.put("canary.jpg", b"sings")).blob is not None
+    assert fetcher.fetch([lake.put("canary.jpg", b"sings")])[0].blob is not None
 
 
 # -- refusals
@@ -54,7 +54,7 @@ def test_a_throttle_that_looks_like_a_refusal_leaves_no_trace(lake: Lake, fetche
     item = lake.put("a.jpg", b"picture")
     lake.failures = {"a.jpg": [Denied("a.jpg is refused")] * 3}
 
-    assert fetcher.fetch(item).blob is not None
+    assert fetcher.fetch([item])[0].blob is not None
 
 
 def test_an_image_that_stays_refused_while_others_are_read_is_a_row(lake: Lake, fetcher: Fetcher, clock: Clock) -> None:
@@ -62,7 +62,7 @@ def test_an_image_that_stays_refused_while_others_are_read_is_a_row(lake: Lake, 
     item = lake.put("a.jpg", b"picture")
     lake.failures = {"a.jpg": Denied("a.jpg is refused")}
 
-    fetched = fetcher.fetch(item)
+    fetched = fetcher.fetch([item])[0]
 
     assert (fetched.blob, fetched.error_kind, fetched.error) == (None, "denied", "a.jpg is refused")
     assert clock.seconds == pytest.approx(10)
@@ -74,7 +74,7 @@ def test_when_what_was_read_before_is_refused_too_it_is_the_credentials(lake: La
     lake.failures = {"a.jpg": Denied("a.jpg is refused."), "canary.jpg": Denied("canary.jpg is refused.")}
 
     with pytest.raises(LakeUnreadable) as stopped:
-        fetcher.fetch(item)
+        fetcher.fetch([item])
 
     assert str(stopped.value) == (
         "a.jpg is refused. memory://lake/canary.jpg, which was read before, is now refused, too: the credentials have "
@@ -87,7 +87,7 @@ def test_a_canary_that_was_deleted_accuses_nobody(lake: Lake, fetcher: Fetcher) 
     lake.store.delete("canary.jpg")
     lake.failures = {"a.jpg": Denied("a.jpg is refused")}
 
-    assert fetcher.fetch(lake.put("a.jpg", b"picture")).error_kind == "denied"
+    assert fetcher.fetch([lake.put("a.jpg", b"picture")])[0].error_kind == "denied"
 
 
 def test_thousands_of_refused_images_cost_little_time_each(lake: Lake, fetcher: Fetcher, clock: Clock) -> None:
@@ -95,7 +95,7 @@ def test_thousands_of_refused_images_cost_little_time_each(lake: Lake, fetcher: 
     items = [lake.put(f"{number}.jpg", b"picture") for number in range(100)]
     lake.failures = {f"{number}.jpg": Denied("refused") for number in range(100)}
 
-    assert {fetcher.fetch(item).error_kind for item in items} == {"denied"}
+    assert {fetcher.fetch([item])[0].error_kind for item in items} == {"denied"}
 
     assert clock.seconds == pytest.approx(20 * 10 + 80 * 1)
 
@@ -106,10 +106,10 @@ def test_a_refusal_that_passes_makes_the_next_ones_waited_for_again(lake: Lake, 
     lake.failures = {item.uri.rpartition("/")[2]: Denied("it is refused") for item in items}
     lake.failures["21.jpg"] = [Denied("it is refused")]  # once
     for item in items[:22]:
-        fetcher.fetch(item)
+        fetcher.fetch([item])
     before = clock.seconds
 
-    fetcher.fetch(items[22])
+    fetcher.fetch([items[22]])
 
     assert clock.seconds - before == pytest.approx(10)
 
@@ -119,7 +119,7 @@ def test_a_refused_folder_is_rows_where_the_rest_of_the_bucket_was_read(lake: La
     items = [lake.put(f"private/{number}.jpg", b"picture") for number in range(5)]
     lake.failures = {f"private/{number}.jpg": Denied("refused") for number in range(5)}
 
-    fetched = [fetcher.fetch(item) for item in items]
+    fetched = [fetcher.fetch([item])[0] for item in items]
 
     fetcher.refuse_all_denied(fetched)
     assert {one.error_kind for one in fetched} == {"denied"}
@@ -135,7 +135,7 @@ def test_a_store_that_is_lost_is_nobodys_row(lake: Lake, fetcher: Fetcher, clock
     lake.failures = {"a.jpg": failure, "canary.jpg": failure}
 
     with pytest.raises(LakeUnreadable, match=str(failure)):
-        fetcher.fetch(item)
+        fetcher.fetch([item])
 
     assert clock.seconds == pytest.approx(120 + 20)
 
@@ -144,15 +144,15 @@ def test_an_image_that_keeps_failing_while_others_are_read_is_a_row(lake: Lake, 
     read_one(lake, fetcher)
     lake.failures = {"a.jpg": StoreDown("a.jpg: 500"), "canary.jpg": [StoreDown("as any store now and then")]}
 
-    assert fetcher.fetch(lake.put("a.jpg", b"picture")).error_kind == "fetch_failed"
+    assert fetcher.fetch([lake.put("a.jpg", b"picture")])[0].error_kind == "fetch_failed"
 
 
 def test_a_login_that_ends_stops_at_once(lake: Lake, fetcher: Fetcher, clock: Clock) -> None:
     read_one(lake, fetcher)
-    lake.failures = {"a.jpg": Misconfigured("the credentials are refused (400 ExpiredToken).")}
+    lake.failures = {"a.jpg": Misconfigured("the credentials are rejected (400 ExpiredToken).")}
 
     with pytest.raises(LakeUnreadable, match="ExpiredToken"):
-        fetcher.fetch(lake.put("a.jpg", b"picture"))
+        fetcher.fetch([lake.put("a.jpg", b"picture")])
 
     assert clock.seconds == 0
 
@@ -161,13 +161,13 @@ def test_a_missing_bucket_does_not_count_as_a_missing_image(lake: Lake, fetcher:
     lake.failures = {"a.jpg": Misconfigured("there is no such bucket (404 NoSuchBucket).")}
 
     with pytest.raises(LakeUnreadable, match="no such bucket"):
-        fetcher.fetch(LakeObject("memory://lake/a.jpg"))
+        fetcher.fetch([LakeObject("memory://lake/a.jpg")])
 
 
 def test_a_removed_image_is_missing_immediately(lake: Lake, fetcher: Fetcher, clock: Clock) -> None:
     lake.failures = {"a.jpg": NotFound("a.jpg: no such object")}
 
-    assert fetcher.fetch(LakeObject("memory://lake/a.jpg")).error_kind == "missing"
+    assert fetcher.fetch([LakeObject("memory://lake/a.jpg")])[0].error_kind == "missing"
     assert clock.seconds == 0
 
 
@@ -186,7 +186,7 @@ def test_nine_functions_and_one_retry_lie_between_an_image_and_its_client(
     monkeypatch.setattr(obstore, "get", get)
     options = image_options(StoreOptions(anonymous=True, endpoint="http://127.0.0.1:9", region="us-east-1"))
     with pytest.raises(KeyboardInterrupt):
-        Fetcher(ImageStores(options), clock).fetch(LakeObject("s3://lake/a.jpg", "e", 1))
+        Fetcher(ImageStores(options), clock).fetch([LakeObject("s3://lake/a.jpg", "e", 1)])
 
     ours = frames[frames.index("fetch") :]
     assert len(ours) <= 9, ours
@@ -199,12 +199,12 @@ def test_occasional_errors_leave_the_limit_as_it_is_and_lasting_ones_halve_it(la
     item = lake.put("a.jpg", b"picture")
     lake.failures = {"a.jpg": [Throttled("slow down")] * 3}  # over within 1.75 s
 
-    assert fetcher.fetch(item).blob is not None
+    assert fetcher.fetch([item])[0].blob is not None
     assert limit.limit == 32
 
     read_one(lake, fetcher)
     lake.failures = {"a.jpg": Throttled("slow down")}
-    assert fetcher.fetch(item).error_kind == "fetch_failed"
+    assert fetcher.fetch([item])[0].error_kind == "fetch_failed"
     assert limit.limit == 1
 
 
@@ -212,7 +212,7 @@ def test_refusals_and_other_errors_share_the_time_of_one_image(lake: Lake, fetch
     read_one(lake, fetcher)
     lake.failures = {"a.jpg": [error for _ in range(500) for error in (StoreDown("no answer"), Denied("refused"))]}
 
-    assert fetcher.fetch(lake.put("a.jpg", b"picture")).error_kind == "denied"
+    assert fetcher.fetch([lake.put("a.jpg", b"picture")])[0].error_kind == "denied"
     assert 10 <= clock.seconds < 40
 
 
@@ -234,7 +234,7 @@ def test_bytes_that_are_not_all_are_fetched_again(lake: Lake, fetcher: Fetcher) 
     item = lake.put("a.jpg", b"picture")
     shortened(lake, iter([3, 0, 7]))
 
-    fetched = fetcher.fetch(item)
+    fetched = fetcher.fetch([item])[0]
 
     assert fetched.blob is not None
     assert fetched.blob.data == b"picture"
@@ -245,7 +245,7 @@ def test_bytes_that_are_never_all_are_no_truncated_image(lake: Lake, fetcher: Fe
     item = lake.put("a.jpg", b"picture")
     shortened(lake, iter([3] * 10_000))
 
-    fetched = fetcher.fetch(item)
+    fetched = fetcher.fetch([item])[0]
 
     assert fetched.error_kind == "fetch_failed"
     assert fetched.error is not None
@@ -263,7 +263,7 @@ def test_an_image_that_changed_since_it_was_listed_is_read_as_it_is_now_and_know
     now = lake.store.head("a.jpg").etag
     listed = replace(item, etag=now if listed_etag == "now" else listed_etag, size=listed_size)
 
-    fetched = fetcher.fetch(listed)
+    fetched = fetcher.fetch([listed])[0]
 
     assert fetched.blob is not None
     assert fetched.blob.data == b"picture"

@@ -34,17 +34,17 @@ def test_every_node_loads_the_commit_that_a_hub_id_had_when_the_run_began(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Stop(Exception):
-        """Ends the run where actors would be told of the precision."""
+        """Ends the run where actors would be told of the model."""
 
-    loaded: list[str] = []
+    loaded: list[str | None] = []
 
-    def stop(*_: object) -> None:
+    def stop(_: RayRunner, pinned: str | None, precision: str) -> None:
+        loaded.append(pinned)
         raise Stop
 
     herd = ModelInfo("herd@1", "1", (), pinned="owner/herd@" + "a1" * 20)
     monkeypatch.setattr("pipelines.labelling.label.identify_model", lambda *_: herd)
-    monkeypatch.setattr(RayRunner, "pin_model", lambda _, reference: loaded.append(reference))
-    monkeypatch.setattr(RayRunner, "use_precision", stop)
+    monkeypatch.setattr(RayRunner, "use_model", stop)
     (tmp_path / "lake").mkdir()
     (tmp_path / "lake" / "a.jpg").write_bytes(b"not opened")
 

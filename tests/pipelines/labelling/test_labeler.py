@@ -20,13 +20,14 @@ from torch import Tensor
 from detr.batching import HostBatch
 from detr.config import BackboneConfig, DetrConfig
 from detr.detector import Detector
-from detr.detectors import DetectorLike
+from detr.detector_like import DetectorLike
 from detr.launcher import PendingDetections
 from detr.model import Detr, DetrOutput
 from pipelines.labelling.decoding import InProcessDecoder
 from pipelines.labelling.fetching import Fetcher, LakeUnreadable
 from pipelines.labelling.labeler import Labeler, windows
 from pipelines.labelling.publish import part_key
+from pipelines.labelling.run import run_key
 from pipelines.lake.lake_object import LakeObject
 from pipelines.lake.listing import list_objects
 from pipelines.store import (
@@ -45,6 +46,7 @@ from pipelines.store import (
 )
 from pipelines.table.schema import NO_COLUMNS, decode
 from tests.pipelines.labelling.failing_lake import NOW, Clock, Lake
+from tests.pipelines.labelling.plans import plan
 from tests.pipelines.lake.archives import parquet_of_images, tar_of
 
 SETTINGS = '{"precision":"fp32","threshold":0.0}'
@@ -117,6 +119,7 @@ def labeler(
     threshold: float = 0.0,
 ) -> Labeler:
     clock = clock or Clock()
+    plan(table, shards, kept)
     return Labeler(
         table=table,
         fetcher=Fetcher(lake, clock),
@@ -126,8 +129,6 @@ def labeler(
         model_id="tiny@0123456789ab",
         threshold=threshold,
         settings=SETTINGS,
-        read_shard=shards.__getitem__,
-        kept_schema=kept,
         decode_threads=2,
         clock=clock,
     )
@@ -353,7 +354,7 @@ def test_a_lake_that_does_not_answer_stops_the_shard_and_nothing_is_committed(la
     with pytest.raises(LakeUnreadable, match="the lake does not answer"):
         labeler(table, lake, detector, [objects]).label(0)
 
-    assert list(table.list()) == []
+    assert list(table.list(run_key("run-1", "parts/"))) == []
 
 
 def test_a_lake_that_is_lost_in_the_middle_of_a_shard_stops_it(lake: Lake) -> None:
@@ -365,7 +366,7 @@ def test_a_lake_that_is_lost_in_the_middle_of_a_shard_stops_it(lake: Lake) -> No
     with pytest.raises(LakeUnreadable):
         labeler(table, lake, detector, [[first, second]]).label(0)
 
-    assert list(table.list()) == []
+    assert list(table.list(run_key("run-1", "parts/"))) == []
 
 
 def test_wrong_credentials_stop_the_shard_at_once(lake: Lake, detector: Detector) -> None:
@@ -376,7 +377,7 @@ def test_wrong_credentials_stop_the_shard_at_once(lake: Lake, detector: Detector
     with pytest.raises(LakeUnreadable, match="the token has expired"):
         labeler(table, lake, detector, [objects], clock=clock).label(0)
 
-    assert list(table.list()) == []
+    assert list(table.list(run_key("run-1", "parts/"))) == []
     assert clock.seconds == 0
 
 
@@ -391,9 +392,11 @@ def test_when_all_of_a_shard_is_refused_it_is_not_the_images(
     label = labeler(table, lake, detector, [objects]).label
 
     if is_stopped:
-        with pytest.raises(LakeUnreadable, match=r"all 4 images of a shard are refused; the first: 0.jpg is refused"):
+        with pytest.raises(
+            LakeUnreadable, match=r"access to all 4 images of a shard is denied; the first error: 0.jpg is refused"
+        ):
             label(0)
-        assert list(table.list()) == []
+        assert list(table.list(run_key("run-1", "parts/"))) == []
     else:
         assert label(0).errors == {"denied": 3}
 
@@ -488,8 +491,10 @@ def test_the_second_attempt_at_a_shard_leaves_the_rows_of_the_first(lake: Lake, 
 
 def test_a_table_that_refuses_is_not_an_error_of_the_lake(lake: Lake, detector: Detector) -> None:
     class Full(type(memory_store())):  # type: ignore[misc]
-        def put(self, key: str, data: bytes, **_: object) -> str:
-            raise StoreDown("no space left")
+        def put(self, key: str, data: bytes, **options: Any) -> str:
+            if key == part_key("run-1", 0):
+                raise StoreDown("no space left")
+            return super().put(key, data, **options)
 
     with pytest.raises(StoreDown, match="no space left"):
         labeler(Full("memory://full"), lake, detector, [[lake.put("a.jpg", picture())]]).label(0)

@@ -53,7 +53,10 @@ def test_the_pinned_commit_is_loaded_or_where_it_cannot_be_had_what_the_node_has
         pinned="owner/herd@1",
     )  # fmt: skip
 
-    with pytest.raises(RayDetrError, match="no such model" if isinstance(error, UsageError) else "is another one"):
+    with pytest.raises(
+        RayDetrError,
+        match="no such model" if isinstance(error, UsageError) else "differs from the one that the run began with",
+    ):
         build_detector(spec)  # other weights than those of the run are refused, wherever they come from
     assert loaded == (["owner/herd@1", "owner/herd"] if type(error) is RayDetrError else ["owner/herd@1"])
 
@@ -81,7 +84,7 @@ def test_an_actor_finds_members_of_archives_by_the_indexes_that_the_table_keeps(
     monkeypatch.setattr(labeler_spec, "build_detector", lambda _: (detector, info))
     monkeypatch.setattr(labeler_spec, "build_decoder", lambda *_: None)
     monkeypatch.setattr(labeler_spec, "open_store", lambda *_: table)
-    monkeypatch.setattr(labeler_spec, "read_kept_schema", lambda *_: None)
+    monkeypatch.setattr("pipelines.labelling.labeler.read_kept_schema", lambda *_: None)
     monkeypatch.setattr(labeler_spec, "ImageStores", Images)
     build_labeler(spec)
 

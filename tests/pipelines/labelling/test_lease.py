@@ -116,7 +116,7 @@ def test_whoever_lost_a_lease_that_is_given_up_again_is_told_so() -> None:
     release(table, second, now=later(1010))
 
     with pytest.raises(
-        LeaseHeld, match=rf"was written by another process meanwhile \(.*pid {os.getpid()}\), which ended 5 s"
+        LeaseHeld, match=rf"was written by another process in the meantime \(.*pid {os.getpid()}\), which ended 5 s"
     ):
         renew(table, first, now=later(1015))
 
@@ -314,7 +314,7 @@ def test_a_store_that_can_hold_no_lease_is_warned_about(caplog: pytest.LogCaptur
     with holding(table, can_swap=False, token="a", wait_seconds=0, say=lambda _: None) as check_lease:
         check_lease()
 
-    assert "memory://store cannot hold a lease: overlapping commands on it repeat work" in caplog.text
+    assert "memory://store does not support a lease: overlapping commands on it repeat work" in caplog.text
     assert list(table.list()) == []
 
 

@@ -26,6 +26,7 @@ from pipelines.store import memory_store
 from pipelines.table.schema import SCHEMA, decode
 from tests.detr.segmentation.panoptic_network import small_panoptic
 from tests.pipelines.labelling.failing_lake import Clock, Lake
+from tests.pipelines.labelling.plans import plan
 
 CONFIG = LabelConfig(images=("s3://lake/",), table="s3://lake/table", model="panoptic")
 
@@ -44,6 +45,7 @@ def test_each_row_has_the_masks_of_its_own_detections() -> None:
         for item in (lake.put(name, one) for name, one in data.items())
     ]
     detector = MaskDetector(small_panoptic(), device="cpu", threshold=0.001, batch_size=2)
+    plan(table, [objects], pa.schema([pa.field("colour", pa.string()), MASKS]))
 
     Labeler(
         table=table,
@@ -54,8 +56,6 @@ def test_each_row_has_the_masks_of_its_own_detections() -> None:
         model_id="panoptic@0123456789ab",
         threshold=0.001,
         settings="{}",
-        read_shard=[objects].__getitem__,
-        kept_schema=pa.schema([pa.field("colour", pa.string()), MASKS]),
         decode_threads=2,
         clock=Clock(),
     ).label(0)

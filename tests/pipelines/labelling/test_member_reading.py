@@ -41,7 +41,7 @@ def listed(lake: Lake, *sources: str, column: str | None = None) -> list[LakeObj
 
 def fetch_all(fetcher: Fetcher, objects: Sequence[LakeObject]) -> dict[str, Fetched]:
     window = [objects[index] for index in reading_order(objects)]
-    return {one.item.uri: one for span in member_spans(window) for one in fetcher.fetch_span(span)}
+    return {one.item.uri: one for span in member_spans(window) for one in fetcher.fetch(span)}
 
 
 def data_of(found: dict[str, Fetched]) -> dict[str, bytes | str | None]:
@@ -263,7 +263,7 @@ def test_row_groups_are_read_at_once_up_to_a_number_of_bytes(lake: Lake, monkeyp
 
     lake.store.get_range = read  # type: ignore[method-assign]
     with ThreadPoolExecutor(8) as threads:
-        found = list(threads.map(fetcher.fetch_span, member_spans(objects)))
+        found = list(threads.map(fetcher.fetch, member_spans(objects)))
 
     assert [one.blob is not None for span in found for one in span] == [True] * 8
     assert most == 2
@@ -384,15 +384,15 @@ def test_a_list_of_members_knows_what_is_refused_and_what_is_missing(lake: Lake)
             images.get = lambda uri, most_bytes=None: Blob(b"an object of its own", "1")  # type: ignore[method-assign]
 
         item = LakeObject(uri, size=999 if "a.tar" in uri else None)  # a size that the list has wrong
-        assert fetcher.fetch(item).blob is not None
+        assert fetcher.fetch([item])[0].blob is not None
 
         lake.failures["b.jpg"] = Denied("b.jpg is refused.")
         images.get = lambda uri, most_bytes=None: lake.get(uri)  # type: ignore[method-assign]
-        assert fetcher.fetch(LakeObject("s3://lake/b.jpg")).error_kind == "denied"
+        assert fetcher.fetch([LakeObject("s3://lake/b.jpg")])[0].error_kind == "denied"
 
         lake.failures |= {"a.tar": Denied("refused"), "c.tar#/1.jpg": Denied("refused")}
         with pytest.raises(LakeUnreadable, match="which was read before, is now refused, too"):
-            fetcher.fetch(LakeObject("s3://lake/b.jpg"))
+            fetcher.fetch([LakeObject("s3://lake/b.jpg")])
 
 
 @pytest.mark.parametrize("is_struct", [False, True])

@@ -426,6 +426,22 @@ def test_a_list_whose_kept_column_changed_its_type_is_refused_on_resume() -> Non
         list(write_plan(table, "run", changed, none_labelled, shard_images=1))
 
 
+def test_a_plan_that_an_earlier_release_began_with_an_empty_kept_column_is_resumed() -> None:
+    table = memory_store()
+    nulls, texts = pa.schema([("n", pa.null())]), pa.schema([("n", pa.string())])
+    listed: list[Listed] = [LakeObject(f"s3://b/{number:03}", "e", 1, (None,)) for number in range(70)]
+    next(write_plan(table, "run", listing_of(listed, nulls), none_labelled, shard_images=1))
+    filled = [*listed[:-1], LakeObject("s3://b/069", "e", 1, ("x",))]
+
+    with pytest.raises(RayDetrError, match=r"other types than when run run began \(n: null\)"):
+        list(write_plan(table, "run", listing_of(filled, texts), none_labelled, shard_images=1))
+    segments = list(write_plan(table, "run", listing_of(listed, texts), none_labelled, shard_images=1))
+
+    assert planned_uris(table, segments) == [[f"s3://b/{number:03}"] for number in range(70)]
+    assert read_kept_schema(table, "run") == nulls
+    assert read_planned(table, "run", 1)[1] == nulls
+
+
 def test_a_plan_has_the_places_of_images_inside_files_and_is_of_the_former_version_without_any() -> None:
     table = memory_store()
     kept = pa.schema([("offset", pa.int64())])  # a list may have a column of this name

@@ -142,7 +142,7 @@ def test_a_part_of_other_columns_is_not_published() -> None:
     rows = decode(table.get(key).data)
     table.put(key, encode(rows.drop_columns(["error"])))
 
-    with pytest.raises(RayDetrError, match=r"parts/0000001\.part does not hold its 2 planned images"):
+    with pytest.raises(RayDetrError, match=r"parts/0000001\.part does not contain its 2 planned images"):
         publish_group(table, RUN, segment)
 
 
@@ -243,7 +243,9 @@ def test_a_part_that_is_not_the_planned_images_is_not_published(rows: object) ->
     assert callable(rows)
     commit_part(table, "run-1", 1, rows(rows_of(read_shard(table, "run-1", 1), 1)), token="t")
 
-    with pytest.raises(RayDetrError, match=r"parts/0000001\.part does not hold its 2 planned images, each in one row"):
+    with pytest.raises(
+        RayDetrError, match=r"parts/0000001\.part does not contain its 2 planned images with one row each"
+    ):
         publish_group(table, RUN, segment)
     assert list(table.list("data/")) == []
 
@@ -303,7 +305,9 @@ def test_a_run_is_verified_by_counting_its_files_against_the_plan(monkeypatch: p
         commit_all(table, segment)
         publish_group(table, RUN, segment)
 
-    with pytest.raises(RayDetrError, match=r"data/run-1-00002\.parquet is missing\. The same command publishes it"):
+    with pytest.raises(
+        RayDetrError, match=r"data/run-1-00002\.parquet is missing\. Run the same command again to publish it"
+    ):
         verify_run(table, "run-1", "flat", read_manifest(table, "run-1"))
     commit_all(table, segments[-1])
     publish_group(table, RUN, segments[-1])

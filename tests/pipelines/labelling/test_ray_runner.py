@@ -74,6 +74,48 @@ def test_closing_does_not_wait_for_nodes(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not closing.is_alive()
 
 
+class StoppedClock:
+    """A clock that is moved by hand."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def now(self) -> datetime:
+        return datetime(2026, 11, 29, tzinfo=UTC)
+
+
+def test_nodes_cost_while_the_run_waits_for_more_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.cluster.connected", lambda **_: nullcontext())
+    monkeypatch.setattr("pipelines.actor_resources.node_resources", lambda: [{"CPU": 0.0}, {"CPU": 1.0}, {"CPU": 1.0}])
+    monkeypatch.setattr("pipelines.actor_resources.request_resources", lambda **_: None)
+    waits = threading.Event()
+    clock = StoppedClock()
+    meter = Meter(Caps(max_cost=3.0, price_per_hour=2.0), clock)
+    actors = Actors(least=9, most=9, device="cpu", node_minutes=600, stall_minutes=60, verbose=False)
+    runner = RayRunner(
+        cast("Any", None), actors, show=lambda progress: waits.set() if "nodes" in progress.stage else None,
+        watchdog=Watchdog(), meter=meter,
+    )  # fmt: skip
+    runner.prepare()
+    assert waits.wait(30)
+    clock.seconds = 1800
+    meter.look()
+    assert (meter.cost, meter.reached.is_set()) == (2.0, False)
+    clock.seconds = 2700
+    meter.look()
+
+    with pytest.raises(CapReached, match=r"^the cost limit of 3 \(--max-cost\) is reached"):
+        runner.try_model()
+    runner.close()
+    clock.seconds = 9000
+    meter.look()
+
+    assert (meter.most_nodes, meter.node_hours) == (2, 1.5)  # the head has no room, and nothing counts at the end
+
+
 def test_a_cluster_of_several_machines_is_not_given_what_lies_on_one_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.cluster.connected", lambda **_: nullcontext())
     monkeypatch.setattr("pipelines.cluster.hosts", lambda: {"10.0.0.1", "10.0.0.2"})
@@ -128,7 +170,7 @@ def test_a_pool_that_does_not_go_on_after_the_limit_is_a_run_that_the_limit_has_
         yield
 
     monkeypatch.setattr("pipelines.labelling.actor_pool.label_shards", stalls)
-    monkeypatch.setattr(RayRunner, "_wait", lambda _: SimpleNamespace(pool=None))
+    monkeypatch.setattr(RayRunner, "_wait", lambda _: None)
     monkeypatch.setattr(RayRunner, "_placed", lambda *_: Placed())
     meter = Meter(Caps(max_minutes=5), SimulatedTime(minutes=6 if is_reached else 1))
     meter.look()

@@ -168,7 +168,7 @@ def test_a_name_that_was_used_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["", "_order", ".", "../x", "a/b", "a b", "ä", "x" * 101, "night\n"])
 def test_a_name_that_cannot_be_a_folder_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="cannot name a folder"):
+    with pytest.raises(ValueError, match="is not a valid folder name"):
         replace(REQUEST, run_id=name)
 
 
@@ -318,10 +318,22 @@ OLD = {**{name: value for name, value in SECOND.items() if name != "precision"},
         (json.dumps({**SECOND, "layout": "flat"}).encode(), "is damaged"),
         (json.dumps({**GOOD, "layout": "deep"}).encode(), "is damaged"),
         (json.dumps({**GOOD, "configuration": {"classes": [5]}}).encode(), "is damaged"),
-        (json.dumps({**GOOD, "record_version": True}).encode(), "is a run record of version true, this is version 3"),
-        (json.dumps({**GOOD, "record_version": 4}).encode(), "is a run record of version 4, this is version 3"),
-        (json.dumps({**GOOD, "record_version": "x" * 18}).encode(), f'is a run record of version "{"x" * 18}", this'),
-        (json.dumps({**GOOD, "record_version": "x" * 19}).encode(), f'is a run record of version "{"x" * 19}..., this'),
+        (
+            json.dumps({**GOOD, "record_version": True}).encode(),
+            "is a run record of version true, and this release reads version 3",
+        ),
+        (
+            json.dumps({**GOOD, "record_version": 4}).encode(),
+            "is a run record of version 4, and this release reads version 3",
+        ),
+        (
+            json.dumps({**GOOD, "record_version": "x" * 18}).encode(),
+            f'is a run record of version "{"x" * 18}", and this',
+        ),
+        (
+            json.dumps({**GOOD, "record_version": "x" * 19}).encode(),
+            f'is a run record of version "{"x" * 19}..., and this',
+        ),
     ],
 )
 def test_a_damaged_record_is_said(record: bytes, sentence: str) -> None:

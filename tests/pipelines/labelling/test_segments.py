@@ -47,7 +47,7 @@ class Pool:
         self.isolated: list[bool] = []
         self.before: Callable[[int], None] = lambda shard: None
 
-    def __call__(self, shards: Sequence[int], isolated: bool = False) -> Generator[Outcome, None, None]:
+    def label(self, run: Run, shards: Sequence[int], *, isolated: bool) -> Generator[Outcome, None, None]:
         self.given.append(list(shards))
         self.isolated.append(isolated)
         for shard in reversed(shards):  # in no order
@@ -81,7 +81,7 @@ def label(
             table,
             RUN,
             segments,
-            label_shards=pool,
+            pool,
             on_report=lambda report: reported.append(report.shard),
             publisher=publisher,
             is_to_stop=is_to_stop,
@@ -146,7 +146,7 @@ def test_what_an_earlier_start_committed_or_published_is_not_labelled_again() ->
     table = memory_store()
     first, second = planned(table)
     label(table, [first], Pool(table))
-    list(Pool(table)([64, 65]))
+    list(Pool(table).label(RUN, [64, 65], isolated=False))
     pool = Pool(table)
 
     label(table, [first, second], pool)
@@ -159,7 +159,7 @@ def test_images_that_are_done_are_counted_once_whether_published_or_not() -> Non
     table = memory_store()
     first, second = planned(table)
     label(table, [first], Pool(table))
-    list(Pool(table)([64, 65]))
+    list(Pool(table).label(RUN, [64, 65], isolated=False))
 
     assert read_done(table, "run-1", "flat").count_images([first, second]) == 66
 
@@ -170,7 +170,7 @@ def test_images_that_are_done_are_counted_once_whether_published_or_not() -> Non
 def test_parts_that_are_all_there_are_published_without_labelling_anything() -> None:
     table = memory_store()
     segments = planned(table, images=3)
-    list(Pool(table)([0, 1, 2]))
+    list(Pool(table).label(RUN, [0, 1, 2], isolated=False))
     pool = Pool(table)
 
     assert label(table, segments, pool) == []

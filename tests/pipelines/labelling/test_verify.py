@@ -32,7 +32,7 @@ FOUND = Detected([1], ("dog",), [0.5], [[0, 0, 1, 1]])
 FIRST, SECOND, THIRD = "data/night-1-00000.parquet", "data/night-1-00001.parquet", "data/night-2-00000.parquet"
 PLANNED = ["s3://b/night-1/0", "s3://b/night-1/1", "s3://b/night-1/2", "s3://b/night-1/3"]  # of FIRST
 PART = part_key("night-3", 1)
-ANOTHERS = "has rows that say another run, model, settings or shard than that of the file"
+ANOTHERS = "has rows whose run, model, settings or shard differ from those of the file"
 
 
 class Watch:
@@ -179,7 +179,7 @@ def test_rows_that_are_not_the_plan_are_found(change: Callable[[pa.Table], pa.Ta
 
     sentence, *others = verify(table)
 
-    assert sentence == f"memory://store/{FIRST} does not hold its planned images, each in one row: {found}."
+    assert sentence == f"memory://store/{FIRST} does not contain its planned images with one row each: {found}."
     assert all(f"memory://store/{FIRST} records totals of" in other for other in others)
 
 
@@ -259,7 +259,7 @@ def test_a_version_that_is_labelled_again_by_another_run_is_found() -> None:
     publish_group(table, run, segment)
 
     assert verify(table) == (
-        "memory://store/data/night-4-00000.parquet has 2 second rows of what detr@1 with the settings "
+        "memory://store/data/night-4-00000.parquet has 2 second rows for images that detr@1 with the settings "
         '{"precision":"fp32"} has labelled already, such as '
         f"s3://b/night-1/1 (etag e), which is in memory://store/{FIRST}.",
     )
@@ -277,7 +277,7 @@ def test_a_version_that_is_labelled_again_with_other_settings_is_not_a_duplicate
         seal_run(table, run, now=NOW)
 
     assert verify(table) == (
-        "memory://store/data/run-2-00000.parquet has a second row of what detr@1 with the settings "
+        "memory://store/data/run-2-00000.parquet has a second row for images that detr@1 with the settings "
         '{"precision":"fp32","threshold":0.5} has labelled already, such as s3://b/b (etag e), which is in '
         "memory://store/data/run-0-00000.parquet.",
     )
@@ -382,7 +382,7 @@ def test_a_damaged_part_of_the_unfinished_run_is_found_and_so_is_one_of_other_im
 
     table.put(PART, table.get(part_key("night-3", 0)).data)
     assert verify(table) == (
-        f"memory://store/{PART} does not hold its 2 planned images, each in one row (2 rows). "
+        f"memory://store/{PART} does not contain its 2 planned images with one row each (2 rows). "
         "Delete it: the next run labels its shard again.",
     )
 

@@ -244,7 +244,7 @@ def not_a_manifest(store: Store) -> None:
 @pytest.mark.parametrize(
     ("harm", "sentence"),
     [
-        (removed, r"manifest\.json names s3://reports/lake/all/data/0\.parquet, which is not there"),
+        (removed, r"manifest\.json names s3://reports/lake/all/data/0\.parquet, which does not exist"),
         (cut_short, r"0\.parquet does not match s3://reports/.*manifest\.json: its MD5 is \w+, expected \w+"),
         (altered, r"manifest\.json does not match manifest\.checksum beside it"),
         (not_a_manifest, r"manifest\.json is not the manifest of an S3 Inventory: it has no sourceBucket"),
@@ -263,11 +263,14 @@ def test_what_is_missing_or_damaged_is_reported_in_a_sentence(harm: Callable[[St
     [
         (
             report({"key": ["a"]}, fileFormat="ORC"),
-            "is a report in ORC, which is not read. Configure .* Parquet or CSV",
+            "is a report in ORC, which is not supported. Configure .* Parquet or CSV",
         ),
         (report({"size": [1]}, kind="CSV"), "without the column Key"),
         (report({"size": [1]}), "without the column Key"),
-        (report({"key": ["a"], "version_id": ["1"]}), "all versions, and not which are the latest. Add IsLatest"),
+        (
+            report({"key": ["a"], "version_id": ["1"]}),
+            "all versions, but does not say which are the latest. Add IsLatest",
+        ),
         (report({"key": [None, "a"]}), "rows without a key"),
         (report({"key": ["a"], "size": ["large"]}, kind="CSV"), r"0\.csv\.gz cannot be read as CSV: .*large"),
         (report({"key": ["a"]}, files="x"), "is not the manifest of an S3 Inventory"),

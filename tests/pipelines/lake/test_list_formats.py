@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.errors import RayDetrError
+from pipelines.lake import list_formats
 from pipelines.lake.lake_object import COMMENT, WITHOUT_URI, LakeObject, Skipped
 from pipelines.lake.list_formats import is_comment, looks_like_address
 from pipelines.lake.listing import list_objects
@@ -121,21 +122,21 @@ def test_comments_and_rows_without_address_are_counted() -> None:
         ("list.csv", b"photos/0001\nphotos/0002\n", r"list\.csv does not say .* photos/0001 \(text\)\. .* a header"),
         ("list.csv", b"0001x\n0002x\n", r"list\.csv does not say .* If its first line is an image and not the header"),
         ("list.csv", b"a.jpg,b.jpg\nc.jpg,d.jpg\n", r"columns column 1 \(text\), column 2 \(text\)"),
-        ("list.csv", b"uri,size\n", r"list\.csv is empty: it has the columns uri, size and no rows"),
+        ("list.csv", b"uri,size\n", r"list\.csv is empty: it has the columns uri, size, but no rows"),
         ("list.csv", b"\n\n", r"list\.csv is empty"),
-        ("list.csv", b"uri\n\n", r"list\.csv is empty: it has the columns uri and no rows"),
+        ("list.csv", b"uri\n\n", r"list\.csv is empty: it has the columns uri, but no rows"),
         ("list.csv", b"\xfcber.jpg\n", r"list\.csv is damaged, or not in UTF-8: see line 1\. Save it in UTF-8"),
         ("list.txt", b"a.jpg\n\xfc.jpg\n", r"list\.txt is damaged, or not in UTF-8: see line 2"),
         ("list.txt", b"", r"list\.txt is empty"),
-        ("list.txt", b"a/1.jpg 0\na/2.jpg 17\n", r"list\.txt has a number behind every address, as in 'a/1\.jpg 0'"),
+        ("list.txt", b"a/1.jpg 0\na/2.jpg 17\n", r"list\.txt has a number after every address, as in 'a/1\.jpg 0'"),
         ("list.json", b"[]", r"list\.json is empty"),
-        ("list.json", b"[1, 2]", r"list\.json is not a list of images: its array holds neither addresses only"),
+        ("list.json", b"[1, 2]", r"list\.json is not a list of images: its array must contain only addresses"),
         ("list.json", b'{"images": [], "annotations": []}', r"not a list of images but an object with the fields 'im"),
         ("list.json", b'{"a": {"uri": "x.jpg"}}', r"list\.json is not a list of images but an object"),
         ("list.json", b'[{"id": 1, "data": {"image": "/data/a.jpg"}}]', r"columns id \(int64\), data \(a struct of im"),
         ("list.json", b'["a.jpg"', r"list\.json cannot be read as JSON"),
         ("list.jsonl", b'null\n{"uri": "a.jpg"}\n', r"list\.jsonl cannot be read as JSONL: it begins with neither"),
-        ("list.jsonl", b'{"uri": 5}\n', r"its column uri is int64, and addresses are text"),
+        ("list.jsonl", b'{"uri": 5}\n', r"its column uri is int64, but addresses must be text"),
         ("list.csv.gz", gzip.compress(b"uri\na.jpg\n", mtime=0)[:-9], r"list\.csv\.gz cannot be read as CSV"),
     ],
 )  # fmt: skip
@@ -187,9 +188,9 @@ def test_addresses_beside_pictures_are_preferred_to_the_pictures() -> None:
             pa.array([{"bytes": b"\xff\xd8", "path": None}], PICTURES),
             r"the column image holds the images themselves, in bytes. To label these, give --image-column image",
         ),
-        (pa.array([7]), r"its column image is int64, and addresses are text"),
-        (pa.array([{"id": 1}]), r"its column image is a struct of id, and addresses are text"),
-        (pa.array([["a.jpg"]]), r"its column image is list<.*: string>, and addresses are text"),
+        (pa.array([7]), r"its column image is int64, but addresses must be text"),
+        (pa.array([{"id": 1}]), r"its column image is a struct of id, but addresses must be text"),
+        (pa.array([["a.jpg"]]), r"its column image is list<.*: string>, but addresses must be text"),
     ],
 )
 def test_a_column_of_something_else_is_refused_with_what_it_holds(column: pa.Array, sentence: str) -> None:
@@ -287,3 +288,69 @@ def test_a_first_line_longer_than_the_head_is_read(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("uri,note\na.jpg," + "x" * 2_000_000 + "\nb.jpg,y\n")
 
     assert len([item for item in list_objects([str(tmp_path / "list.csv")]) if isinstance(item, LakeObject)]) == 2
+
+
+def kept(values: list[str]) -> tuple[str, list[object]]:
+    """The type and the values of a kept column of a CSV list that has these cells."""
+    lake: Store = memory_store("s3://lake")
+    lines = "".join(f"s3://lake/{number:02}.jpg,{value}\n" for number, value in enumerate(values))
+    lake.put("list.csv", f"uri,n\n{lines}".encode())
+    listing = list_objects(["s3://lake/list.csv"], keep=["n"], open_root=lambda _: lake)
+    return str(listing.kept_schema.field("n").type), [item.kept[0] for item in listing if isinstance(item, LakeObject)]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["007", "12"],
+        ["12E3", "1E07"],
+        ["1e5", "2"],
+        ["NA", "NA"],
+        ["null", ""],
+        ["+49", "7"],
+        ["0x1F", "0x20"],
+        ["-0", "1"],
+        ["007.5", "1.5"],
+        ["12345678901234567890", "1"],
+        ["true", "1"],
+        ["fox", "007"],
+    ],
+)
+def test_a_kept_value_that_a_number_would_change_is_text_as_in_the_list(values: list[str]) -> None:
+    assert kept(values) == ("string", values)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "expected"),
+    [
+        (["7", "-12", ""], "int64", [7, -12, None]),
+        (["7", "NA", " 12 "], "int64", [7, None, 12]),
+        (["1.50", "2", "-.5", "3."], "double", [1.5, 2.0, -0.5, 3.0]),
+        (["1e-05", "1.5E10", "2e+16", "inf"], "double", [1e-05, 1.5e10, 2e16, float("inf")]),
+        (["52.520008123456789012", "0.1"], "double", [52.520008123456789012, 0.1]),
+        (["true", "False", "NA"], "bool", [True, False, None]),
+        (["", ""], "string", [None, None]),
+    ],
+)
+def test_kept_numbers_stay_numbers(values: list[str], kind: str, expected: list[object]) -> None:
+    assert kept(values) == (kind, expected)
+
+
+def test_quotes_inside_kept_values_stay_and_those_after_a_space_do_not() -> None:
+    assert kept(['"""a"" and ""b"""', ' "fox"', '"owl"']) == ("string", ['"a" and "b"', "fox", "owl"])
+
+
+def test_a_cell_longer_than_the_limit_of_pythons_reader_is_read() -> None:
+    assert read("list.csv", b'uri,outline\nimages/a.jpg,"' + b"1 " * 80_000 + b'"\n') == [A]
+
+
+def test_a_packed_list_that_would_fill_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(list_formats, "_UNCHECKED_BYTES", 4 << 20)
+    bomb = gzip.compress(b"s3://lake/" + b" " * (5 << 20) + b"1.jpg\n", mtime=0)
+
+    with pytest.raises(RayDetrError, match=r"list\.txt\.gz has [\d,]+ bytes, and more than 4,194,304 when it is unpac"):
+        listed("list.txt.gz", bomb)
+
+
+def test_a_packed_list_of_several_members_is_read_whole() -> None:
+    assert read("list.txt.gz", gzip.compress(b"images/a.jpg\n") + gzip.compress(b"images/b.jpg\n")) == [A, B]

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,6 +30,7 @@ from pipelines.lake.lake_object import (
 from pipelines.lake.listing import Listing, list_objects
 from pipelines.lake.skipping import skip_reason
 from pipelines.store import Misconfigured, Store, StoreDown, StoreEntry, memory_store
+from pipelines.table.schema import Origin, Row, rows_to_table
 
 
 def lake(*keys: str, root: str = "s3://lake", **files: bytes) -> dict[str, Store]:
@@ -298,6 +300,40 @@ def test_names_that_are_not_utf8_are_left_out_and_counted(tmp_path: Path) -> Non
     assert [item.uri for item in stream.after(f"file://{tmp_path}/a/1.jpg")] == [f"file://{tmp_path}/b/2.jpg"]
 
 
+def test_a_folder_whose_own_name_is_not_utf8_is_refused_before_anything_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    (folder / "day").mkdir(parents=True)
+    (folder / "day/a.jpg").write_bytes(b"1")
+
+    for source in (f"{folder}/", f"{folder}/day", f"{folder}/day/a.jpg", f"{folder}/**/*.jpg"):
+        with pytest.raises(RayDetrError, match=r"images: the path '.*caf\\udce9.* is not UTF-8"):
+            list_objects([source])
+    monkeypatch.chdir(folder)
+    with pytest.raises(RayDetrError, match=r"images: the path 'day' is not UTF-8"):
+        list_objects(["day"])
+
+
+@pytest.mark.parametrize("name", ["photos", "photos.v1", "photos [2024]"])
+def test_an_empty_object_beside_a_folder_of_its_name_does_not_hide_the_folder(name: str) -> None:
+    stores = lake(f"{name}/a.jpg")
+    stores["s3://lake"].put(name, b"")
+
+    assert uris(listed(stores, f"s3://lake/{name}")) == [f"s3://lake/{name}/a.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "beside"),
+    [("a.jpg", b"", "a.jpg/b.jpg"), ("scan", b"\xff\xd8", "scan/b.jpg"), ("scan", b"", "scans/b.jpg")],
+)
+def test_an_object_that_may_be_an_image_is_labelled_beside_a_folder(name: str, data: bytes, beside: str) -> None:
+    stores = lake(beside)
+    stores["s3://lake"].put(name, data)
+
+    assert uris(listed(stores, f"s3://lake/{name}")) == [f"s3://lake/{name}"]
+
+
 def test_names_above_the_given_folder_do_not_count_as_hidden() -> None:
     assert len(uris(listed(lake("_data/.cache/a.jpg", "_data/.cache/b"), "s3://lake/_data/.cache/"))) == 2
     assert len(uris(listed(lake(".cache/a.jpg", ".cache/.b.jpg"), "s3://lake/.cache/*.jpg"))) == 1
@@ -429,6 +465,11 @@ def test_a_store_that_cannot_be_opened_is_named_with_its_reason() -> None:
             [b"uri,n\ns3://b/1,1\n", b"uri,n\ns3://b/2,x\n"],
             r"column 'n' has several types: int64 in s3://lake/0\.csv, string in s3://lake/1\.csv",
         ),
+        (
+            ["n"],
+            [b"uri,n\ns3://b/1,9007199254740993\n", b"uri,n\ns3://b/2,1.5\n"],
+            r"column 'n' has several types: int64 in s3://lake/0\.csv, double in s3://lake/1\.csv",
+        ),
     ],
 )
 def test_kept_columns_must_be_there_and_of_one_type(keep: list[str], lists: list[bytes], sentence: str) -> None:
@@ -438,6 +479,48 @@ def test_kept_columns_must_be_there_and_of_one_type(keep: list[str], lists: list
 
     with pytest.raises(RayDetrError, match=sentence):
         listed(stores, "s3://lake/a.jpg", *(f"s3://lake/{number}.csv" for number in range(len(lists))), keep=keep)
+
+
+def parquet_list(name: str, values: pa.Array) -> tuple[str, bytes]:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"uri": [f"s3://b/{name}.jpg"], "n": values}), sink)
+    return f"{name}.parquet", sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "kept"),
+    [
+        ([pa.nulls(1)], pa.string(), [None]),
+        ([pa.nulls(1), pa.array([7], pa.int16())], pa.int16(), [None, 7]),
+        ([pa.array(["x"]), pa.nulls(1)], pa.string(), ["x", None]),
+        ([pa.array([7]), pa.array([0.5])], pa.float64(), [7, 0.5]),
+        ([pa.array(["x"]), pa.array(["y"], pa.large_string())], pa.string(), ["x", "y"]),
+        ([pa.array(["x"]).dictionary_encode(), pa.array(["y"]), pa.nulls(1)], pa.string(), ["x", "y", None]),
+        ([pa.array(["x"], pa.large_string())], pa.large_string(), ["x"]),
+    ],
+)
+def test_kept_columns_get_one_type_that_holds_the_values_of_all_lists(
+    values: list[pa.Array], kind: pa.DataType, kept: list[object]
+) -> None:
+    stores = lake()
+    named = [parquet_list(str(number), value) for number, value in enumerate(values)]
+    for name, data in named:
+        stores["s3://lake"].put(name, data)
+
+    stream = listed(stores, *(f"s3://lake/{name}" for name, _ in named), keep=["n"])
+    rows = [Row(uri=item.uri, error_kind="missing", error="x", kept=item.kept) for item in stream
+            if isinstance(item, LakeObject)]  # fmt: skip
+    table = rows_to_table(rows, stream.kept_schema, origin=Origin("m@1", 0.1, "run", 0, datetime.now(UTC)))
+
+    assert stream.kept_schema == pa.schema([("n", kind)])
+    assert table["n"].to_pylist() == kept
+
+
+def test_a_kept_column_of_a_csv_list_without_any_value_is_text() -> None:
+    stores = lake(a_csv=b"uri,n\ns3://b/1,\n", b_csv=b"uri,n\ns3://b/2,x\n")
+
+    for sources in (["s3://lake/a.csv"], ["s3://lake/a.csv", "s3://lake/b.csv"]):
+        assert listed(stores, *sources, keep=["n"]).kept_schema == pa.schema([("n", pa.string())])
 
 
 def test_kept_columns_have_the_types_in_which_they_are_stored() -> None:

@@ -146,7 +146,7 @@ def test_an_archive_in_a_folder_that_is_named_like_an_archive_is_left_out() -> N
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.tgz", "*.tar.zst"])
 def test_a_packed_archive_is_refused_before_anything_begins(name: str) -> None:
     with pytest.raises(
-        UsageError, match=r"cannot be labelled: of a \.\S+ file no part can be read .* as \.tar without"
+        UsageError, match=r"cannot be labelled: a part of a \.\S+ file cannot be read .* as \.tar without"
     ):
         listed(lake(a_tar_gz=b"packed", a_tgz=b"packed"), f"s3://lake/{name}")
 

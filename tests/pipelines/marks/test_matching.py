@@ -148,5 +148,5 @@ def test_rows_without_repeats_keep_everything_else() -> None:
 def test_masks_that_do_not_belong_to_the_detections_are_refused() -> None:
     rows = table_of([Row("s3://lake/a/1.jpg", "e", 7, *SIZE, detections=detected([("animal", 0.6, PIXELS)]))])
 
-    with pytest.raises(RayDetrError, match="another number of masks"):
+    with pytest.raises(RayDetrError, match="different numbers of masks and detections"):
         Matcher([mark()]).without_repeats(rows.append_column("masks", pa.array([[]], pa.list_(pa.string()))))

@@ -74,4 +74,4 @@ def test_a_cluster_without_room_is_asked_for_nodes_and_waited_for() -> None:
     assert answer["requests"] == [None, [{"CPU": 1}], [], []]  # before, while waiting, and after either end
     assert (answer["least"], answer["most"], answer["cpus"]) == (1, 2, 1.0)
     assert "9 actors do not fit" in answer["refused"]
-    assert answer["refused"].endswith("It did not grow within 0.05 minutes (--node-minutes).")
+    assert answer["refused"].endswith("The cluster did not grow within 0.05 minutes (--node-minutes).")

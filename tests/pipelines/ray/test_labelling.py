@@ -320,7 +320,7 @@ def test_a_table_that_cannot_be_written_is_reported_before_ray_is_started(config
         ({"actors": (3, 2)}, "actors: 3:2 is not a range of at least 1 actor"),
         ({"actors": (None, 0)}, "actors: 1:0 is not a range"),
         ({"batch_size": 0}, "batch size: 0 is not at least 1"),
-        ({"run_id": "a b"}, "run id: 'a b' cannot name a folder"),
+        ({"run_id": "a b"}, "run id: 'a b' is not a valid folder name"),
         ({"max_images": 1, "sample": 1}, "max images and sample exclude each other"),
         ({"shard_images": 0}, "shard images"),
         ({"keep": ("uri",)}, "keep: 'uri' is a column of the detection table itself"),

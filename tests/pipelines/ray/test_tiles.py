@@ -11,13 +11,14 @@ import pytest
 from PIL import Image
 
 from detr.detector import Detector
-from detr.scenes.scene import draw_crowd, draw_scene
+from detr.scenes.scene import draw_scene
 from detr.tiled_detector import TiledDetector
 from detr.tiles import Tiling
 from jobs.runs import main as runs
 from pipelines.errors import RayDetrError, SettingsMismatch, UsageError
 from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.label import label
+from tests.detr.crowds import draw_crowd
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -56,7 +56,7 @@ def write_table(folder: Path) -> str:
             row(picture(images, "z").removesuffix("z") + "gone.png", dog_and_cat(0.8, 0.8)),
             row(picture(images, HOSTILE.replace("/", "_")), Detected([18], ("dog",), [0.7], [[1, 1, 9, 9]])),
             row(picture(images, "empty.png"), Detected([], (), [], [])),
-            Row("s3://lake/c.jpg", error_kind="truncated", error="the JPEG ends before its picture does"),
+            Row("s3://lake/c.jpg", error_kind="truncated", error="the JPEG is truncated: its picture is incomplete"),
             Row(HOSTILE_URI, error_kind="missing", error="no such object"),
         ],
     )

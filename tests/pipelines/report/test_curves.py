@@ -68,6 +68,13 @@ def test_a_logarithmic_axis_has_powers_of_ten_and_leaves_out_zero() -> None:
     assert drawn["curves"][0]["path"] == "M194 8L342 170"
 
 
+def test_small_values_have_labels_that_fit_beside_the_axis() -> None:
+    drawn = drawing(Chart("a", "A", "epoch", [("AP", [(1, 0.000129)])]))
+
+    assert drawn is not None
+    assert [words for _, words in drawn["y_ticks"]] == ["0", "5e-5", "1e-4", "1.5e-4"]
+
+
 def test_shares_are_in_percent() -> None:
     drawn = drawing(Chart("a", "A", "step", [("wait", [(1, 0.015)])], is_share=True))
 

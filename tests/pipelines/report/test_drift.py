@@ -74,7 +74,7 @@ def test_boxes_that_appeared_vanished_and_moved_are_counted_and_shown(table: str
         "New errors: 1.",
         "Errors that are gone: 1.",
         "Errors in both: 1.",
-        "Now by detr@2, then by detr@1.",
+        "This report used detr@2, the earlier run detr@1.",
     ):
         assert sentence in html
     data = data_of(html)
@@ -103,7 +103,7 @@ def test_a_run_against_itself_names_no_other(tmp_path: Path) -> None:
     write_report(ReportConfig(table, tmp_path / "r.html", against="run-3"))
 
     html = (tmp_path / "r.html").read_text()
-    assert "then by" not in html
+    assert "the earlier run detr" not in html
 
 
 def test_more_drift_than_allowed_ends_with_a_page_and_a_sentence(

@@ -94,7 +94,7 @@ def test_the_page_holds_everything_and_names_no_other_place(html: str) -> None:
 
 def test_totals_errors_cost_and_models_are_in_the_text(html: str) -> None:
     for words in (
-        "<dd>7</dd>", "<dd>2 (28.6 %)</dd>", "0.01 USD", "s3://lake/c.jpg", "the JPEG ends before its picture does",
+        "<dd>7</dd>", "<dd>2 (28.6 %)</dd>", "0.01 USD", "s3://lake/c.jpg", "the JPEG is truncated",
         "detr@1", "run-1", "the current row of each image",
     ):  # fmt: skip
         assert words in html
@@ -121,7 +121,7 @@ def test_galleries_show_what_they_say(html: str) -> None:
 def test_a_missing_picture_has_a_reason(html: str) -> None:
     pictures = {Path(one["uri"]).name: one for one in data_of(html)["pictures"]}
 
-    assert pictures["gone.png"]["problem"] == "The image is not there any more."
+    assert pictures["gone.png"]["problem"] == "The image no longer exists."
     assert pictures["a.png"]["source"].startswith("data:image/webp;base64,")
     assert (pictures["b.png"]["width"], pictures["b.png"]["height"]) == (40, 90)
 

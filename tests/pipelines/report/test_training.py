@@ -150,7 +150,10 @@ def test_the_command_prints_what_it_wrote(run: str, tmp_path: Path, capfd: pytes
     ("line", "sentence"),
     [
         (["--training", "runs/a", "--table", "t"], "not allowed with argument"),
-        (["--training", "runs/a", "--annotations", "x.json"], "--annotations is for --table, not for --training"),
+        (
+            ["--training", "runs/a", "--annotations", "x.json"],
+            "--annotations applies only to --table, not for --training",
+        ),
         (["--training", "runs/a", "--threshold", "0.505"], "threshold: 0.505 is not one of"),
         ([], "one of the arguments --table --training is required"),
     ],

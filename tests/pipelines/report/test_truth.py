@@ -127,7 +127,9 @@ def test_rows_of_two_models_are_refused_with_the_option_of_this_command(
     found = Detected([DOG], ("dog",), [0.9], [[0, 0, 20, 20]])
     publish(annotated[0], [row(str(tmp_path / "images" / "a.png"), found)], "run-2", model="detr@2")
 
-    with pytest.raises(UsageError, match=r"are of 2 models, .* Choose one run \(`evaluate --run-id`, `report --run`\)"):
+    with pytest.raises(
+        UsageError, match=r"come from 2 models, .* Choose one run \(`evaluate --run-id`, `report --run`\)"
+    ):
         write_report(ReportConfig(annotated[0], tmp_path / "r.html", annotations=annotated[1]))
 
 

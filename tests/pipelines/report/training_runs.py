@@ -120,7 +120,8 @@ def write_run(folder: Path, *, has_val: bool = True, is_finished: bool = True) -
     index = sha256((folder / "shards" / "index.json").read_bytes()).hexdigest()
     configuration = {**config.resume_identity(), "train_index": index, "val_index": index if has_val else None}
     run = open_run(store, configuration, start_id="a", now=BEGUN, versions={"torch": "2.14.1"})
-    run.save(TrainingPosition(2, 0, 4), dump(load("scenes")), {}, METRICS, trainable_norm=False, keep=1)
+    name = run.save(TrainingPosition(2, 0, 4), dump(load("scenes")), {}, trainable_norm=False, keep=1)
+    run.set_metrics(name, METRICS)
     if is_finished:
         run.finish()
     first = [log_line(1, 0, 8.0), log_line(2, 0, 6.0), log_line(3, 1, 5.0)]

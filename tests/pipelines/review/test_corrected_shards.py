@@ -127,7 +127,7 @@ def test_the_same_command_again_has_nothing_to_do_and_another_file_is_refused(fo
     take_back(folder, tasks)
 
     assert take_back(folder, tasks).shards.was_done
-    with pytest.raises(UsageError, match="holds shards of something else"):
+    with pytest.raises(UsageError, match="contains shards of another configuration"):
         take_back(folder, tasks[:1])
 
 
@@ -178,7 +178,10 @@ def changed(task: Json, **fields: Any) -> Json:
     ("fields", "sentence"),
     [
         ({"rotation": 12.5}, r"task 7 \(.*x/a.png\) of .* has a box with a rotation of 12.5 degrees"),
-        ({"image_rotation": 90}, r"task 7 \(.*x/a.png\) of .* rotation of 90.0 degrees, of itself or of its picture"),
+        (
+            {"image_rotation": 90},
+            r"task 7 \(.*x/a.png\) of .* rotation of 90.0 degrees \(of the box or of its picture\)",
+        ),
         ({"rectanglelabels": []}, r"task 7 .* has a box with no label"),
         ({"rectanglelabels": ["dog", "cat"]}, r"task 7 .* has a box with the labels dog, cat"),
         ({"type": "rectangle"}, None),
@@ -308,7 +311,7 @@ def test_a_file_name_of_two_images_is_refused(tmp_path: Path) -> None:
     publish(str(tmp_path / "table"), rows)
     export_review(ReviewConfig(table=str(tmp_path / "table"), out=str(tmp_path / "batch"), choice="random", count=9))
 
-    with pytest.raises(UsageError, match=r"'a.png' may be of .*/x/a.png or of .*/y/a.png. Keep the folders"):
+    with pytest.raises(UsageError, match=r"'a.png' may belong to .*/x/a.png or to .*/y/a.png. Keep the folders"):
         take_back(tmp_path, coco(["a.png"], []))
 
 
@@ -335,7 +338,7 @@ def test_a_corrected_file_that_says_its_batch_is_of_that_batch(tmp_path: Path) -
 
 
 def test_a_name_of_two_batches_is_refused_where_the_file_does_not_say_its_batch(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"'a.png' may be of .*cam1/a.png or of .*cam2/a.png.*table_batch"):
+    with pytest.raises(UsageError, match=r"'a.png' may belong to .*cam1/a.png or to .*cam2/a.png.*table_batch"):
         take_back(of_two_cameras(tmp_path), coco(["a.png"], []))
 
 
@@ -348,7 +351,7 @@ def test_ids_of_images_are_compared_in_any_spelling(image_id: Any, folder: Path)
 
 @pytest.mark.parametrize("image_id", [9, [1], None])
 def test_an_annotation_of_no_image_is_refused(image_id: Any, folder: Path) -> None:
-    with pytest.raises(UsageError, match=r"annotation 1 is of image .*, which the file does not have"):
+    with pytest.raises(UsageError, match=r"annotation 1 is of image .*, which is not in the file"):
         take_back(folder, coco(["x/a.png"], [{"image_id": image_id, "category_id": 1, "bbox": [8, 6, 40, 30]}]))
 
 
@@ -386,11 +389,14 @@ def test_coco_boxes_of_a_smaller_copy_are_scaled(folder: Path) -> None:
     [
         ({"a": 1}, "this is neither a COCO json nor a list of tasks"),
         (["x"], "entry 0 is not a task"),
-        ([{"id": 1, "data": {"image": "s3://other/a.jpg"}, "annotations": []}], "nothing in it is of a batch of table"),
-        ([{"id": 1, "data": {"review": "9/0"}, "annotations": []}], "nothing in it is of a batch of table"),
+        (
+            [{"id": 1, "data": {"image": "s3://other/a.jpg"}, "annotations": []}],
+            "nothing in it belongs to a batch of table",
+        ),
+        ([{"id": 1, "data": {"review": "9/0"}, "annotations": []}], "nothing in it belongs to a batch of table"),
         (
             [{"id": 1, "data": {"review": "1/0", "uri": "s3://other/a.jpg"}, "annotations": []}],
-            "nothing in it is of a batch",
+            "nothing in it belongs to a batch",
         ),
         ([{"id": 1, "data": {"review": "1/0"}, "annotations": {}}], "its annotations are not a list"),
         ([{"id": 1, "data": {"review": "1/0"}, "annotations": []}], "no image of .* has been reviewed"),

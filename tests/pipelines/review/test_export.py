@@ -281,9 +281,9 @@ def test_a_damaged_record_is_named(table: str, tmp_path: Path, damage: bytes) ->
     ("wrong", "sentence"),
     [
         ({"choice": "disagreement"}, "against: disagreement needs"),
-        ({"against": "run-1"}, "only disagreement does"),
+        ({"against": "run-1"}, "other choices do not use it"),
         ({"choice": "disagreement", "against": "a", "run": "a"}, "is the run that images are chosen from"),
-        ({"image_urls": ("a",)}, "image urls: give two texts"),
+        ({"image_urls": ("a",)}, "image urls: give two values"),
         ({"image_urls": ("a", "b"), "to": "coco-dataset"}, "only Label Studio's tasks have addresses"),
         ({"image_urls": ("s3://lake/", "https://u:p@host/")}, "contains a password"),
         ({"out": "table/review"}, "is inside the table"),

@@ -176,7 +176,8 @@ def test_a_place_is_held_by_its_plan() -> None:
     hold_plan(out, PLAN)
 
     with pytest.raises(
-        RayDetrError, match=r"holds shards of something else: shard megabytes 256, now 128\. Use the configuration"
+        RayDetrError,
+        match=r"contains shards of another configuration: shard megabytes 256, now 128\. Use the configuration",
     ):
         hold_plan(out, {**PLAN, "shard_megabytes": 128})
 
@@ -185,7 +186,7 @@ def test_a_place_with_strangers_is_refused() -> None:
     out = memory_store()
     out.put("notes.txt", b"x")
 
-    with pytest.raises(RayDetrError, match=r"is not empty, it holds notes\.txt"):
+    with pytest.raises(RayDetrError, match=r"is not empty: it contains notes\.txt"):
         hold_plan(out, PLAN)
     assert [entry.key for entry in out.list()] == ["notes.txt"]
 

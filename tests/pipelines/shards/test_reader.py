@@ -135,8 +135,8 @@ def test_a_row_group_gives_its_images(store: Store, index: ShardIndex) -> None:
         data=jpeg(9, 13),
         upright=False,
         annotations=(
-            {"id": 4, "category_id": 1, "bbox": [1.0, 2.0, 3.0, 4.0], "area": 5.5, "iscrowd": 1},
-            {"id": 5, "category_id": 1, "bbox": [1.0, 2.0, 3.0, 4.0], "area": 5.5, "iscrowd": 1},
+            {"id": 4, "category_id": 1, "bbox": [1.0, 2.0, 3.0, 4.0], "iscrowd": 1},
+            {"id": 5, "category_id": 1, "bbox": [1.0, 2.0, 3.0, 4.0], "iscrowd": 1},
         ),
     )
     assert decode_training_image(found).shape == (3, 9, 13)
@@ -153,7 +153,7 @@ def test_annotations_without_category_or_box_are_not_training_annotations(store:
 
     (found,) = ShardReader(store, index).read_group(0, 0)
 
-    assert found.annotations == ({"id": None, "category_id": 2, "bbox": [1, 2, 3, 4], "area": 12.0, "iscrowd": 0},)
+    assert found.annotations == ({"id": None, "category_id": 2, "bbox": [1, 2, 3, 4], "iscrowd": 0},)
 
 
 def test_sizes_are_those_of_the_row_groups_in_order(store: Store, index: ShardIndex) -> None:
@@ -222,7 +222,9 @@ def test_a_damaged_picture_or_one_of_another_size_stops_the_training(store: Stor
 
     with pytest.raises(RayDetrError, match=r"image 70 \(70\.jpg\) cannot be decoded: .*--no-decode-check"):
         decode_training_image(replace(found, data=found.data[:50]))
-    with pytest.raises(RayDetrError, match=r"has 12 x 8 pixels \(width x height\), and its boxes are of 12 x 9"):
+    with pytest.raises(
+        RayDetrError, match=r"has 12 x 8 pixels \(width x height\), but its boxes were drawn for 12 x 9"
+    ):
         decode_training_image(replace(found, height=9))
 
 

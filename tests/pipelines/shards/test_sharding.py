@@ -195,7 +195,7 @@ def test_ids_and_numbers_as_text_and_missing_sizes_are_read_and_come_back(config
               for one in reader.read_group(number, group)]  # fmt: skip
     assert [(one.image_id, one.height, one.width) for one in images] == [(number, 12, 16) for number in range(1, 9)]
     (box,) = images[0].annotations
-    assert (box["category_id"], box["bbox"], box["area"], box["iscrowd"]) == (18, [1.0, 2.0, 3.0, 4.5], 13.5, 0)
+    assert (box["category_id"], box["bbox"], box["iscrowd"]) == (18, [1.0, 2.0, 3.0, 4.5], 0)
     targets = [len(image_target(one.annotations, 12, 16, class_of={18: 0}).labels) for one in images]
     assert targets == [1, 0, 1, 1, 0, 1, 1, 1]  # as the report counts crowds
     assert normal_truth(coco_json(store)) == normal_truth(read_coco(data, name="x").document()) | {
@@ -208,12 +208,12 @@ def test_ids_and_numbers_as_text_and_missing_sizes_are_read_and_come_back(config
     [
         (
             {"category_id": "dog"},
-            r"none of the 20 annotations can be trained on: undeclared categories 20, such as annot",
+            r"none of the 20 annotations can be used for training: undeclared categories 20, such as annot",
         ),
-        ({"category_id": 17}, r"annotation 0: category_id 17\. Ids must be those that are declared"),
+        ({"category_id": 17}, r"annotation 0: category_id 17\. Category and image ids must be declared"),
         ({"bbox": {"x": 1, "y": 2, "width": 3, "height": 4}}, r"boxes missing 20, such as annotation 0: bbox \{"),
-        ({"bbox": [5, 5, 0, 0]}, r"none of the 20 annotations can be trained on: boxes without area 20"),
-        ({"iscrowd": 1}, r"none of the 20 annotations can be trained on: crowds 20\."),
+        ({"bbox": [5, 5, 0, 0]}, r"none of the 20 annotations can be used for training: boxes without area 20"),
+        ({"iscrowd": 1}, r"none of the 20 annotations can be used for training: crowds 20\."),
     ],
 )
 def test_annotations_of_which_none_can_be_trained_on_stop_before_any_work(
@@ -235,7 +235,7 @@ def test_a_share_of_unusable_annotations_stops_with_examples(config: ShardConfig
     Path(config.annotations).write_text(json.dumps(content))
 
     sentence = (
-        r"3 of 20 annotations cannot be used for training: a share of 0\.15, where --max-unusable allows 0\.05: "
+        r"3 of 20 annotations cannot be used for training: a share of 0\.15, but --max-unusable allows 0\.05: "
         r"annotations of no image 1, such as annotation 5: image_id 1; undeclared categories 2, such as annotation 3: "
         r"category_id 0"
     )
@@ -246,7 +246,7 @@ def test_a_share_of_unusable_annotations_stops_with_examples(config: ShardConfig
 @pytest.mark.parametrize(
     ("categories", "sentence"),
     [
-        ([{"id": 18, "name": ""}], r"x\.json: the category 18 is called '', which is not the name of a class"),
+        ([{"id": 18, "name": ""}], r"x\.json: the category 18 is called '', which is not a valid class name"),
         ([{"id": 18, "name": "N/A"}, {"id": 3, "name": "cat"}], r"the category 18 is called 'N/A'"),
         ([{"id": 18, "name": " "}], r"the category 18 is called ' '"),
     ],
@@ -383,7 +383,7 @@ def test_images_that_cannot_be_read_stop_the_job_until_they_are_allowed(config: 
 
     with pytest.raises(
         RayDetrError,
-        match=r"1 of 8 images are missing or unreadable \(unreadable 1\): a share of 0.125, where --max-mis",
+        match=r"1 of 8 images are missing or unreadable \(unreadable 1\): a share of 0.125, but --max-mis",
     ):
         shard(config)
     assert not (Path(config.out) / "index.json").exists()
@@ -534,7 +534,7 @@ def test_a_picture_that_is_too_narrow_for_training_is_left_out_and_counted(confi
 def test_a_task_that_fits_on_no_node_is_not_waited_for(config: ShardConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sharding, "TASK_BYTES", 2**50)
 
-    with pytest.raises(RayDetrError, match=r"needs a CPU and .* GB of memory, and no node of the cluster has that"):
+    with pytest.raises(RayDetrError, match=r"needs a CPU and .* GB of memory, but no node of the cluster has that"):
         shard(config)
 
 
@@ -598,7 +598,7 @@ def test_a_place_that_holds_something_else_is_refused(config: ShardConfig) -> No
     Path(config.out).mkdir()
     (Path(config.out) / "notes.txt").write_text("x")
 
-    with pytest.raises(RayDetrError, match=r"is not empty, it holds notes\.txt"):
+    with pytest.raises(RayDetrError, match=r"is not empty: it contains notes\.txt"):
         shard(config)
 
 

@@ -226,9 +226,9 @@ def test_a_file_of_something_else_is_not_taken(spec: ShardSpec, folder: Path) ->
     work = work_of(folder, [image(7, "0.jpg")], {})
     write_shard(spec, work)
 
-    with pytest.raises(RayDetrError, match="is a shard of something else"):
+    with pytest.raises(RayDetrError, match="is a shard of other annotations or another configuration"):
         write_shard(replace(spec, source="other"), work)
-    with pytest.raises(RayDetrError, match="is a shard of something else"):
+    with pytest.raises(RayDetrError, match="is a shard of other annotations or another configuration"):
         keep_shard(replace(spec, source="other"), 3)
 
     (Path(spec.out) / "shard-00003.parquet").write_bytes(b"x")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import obstore
 import pytest
 from obstore.exceptions import GenericError
@@ -24,7 +26,7 @@ def test_a_bucket_is_opened_under_its_own_name(uri: str) -> None:
     ("uri", "words"),
     [
         ("az://container/lake", "az://container cannot be opened: Account must be specified. Set AZURE_STORAGE_ACC"),
-        ("s3:///lake", "a bucket is missing"),
+        ("s3:///lake", "the name of a bucket is missing"),
     ],
 )
 def test_what_is_missing_is_reported_at_opening(uri: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,6 +34,17 @@ def test_what_is_missing_is_reported_at_opening(uri: str, words: str, monkeypatc
 
     with pytest.raises(Misconfigured, match=words):
         open_store(uri, ANONYMOUS)
+
+
+def test_the_account_is_asked_for_only_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "s3cret!!")
+
+    with pytest.raises(Misconfigured, match=r"^az://container cannot be opened: Invalid Access Key") as raised:
+        open_store("az://container/lake", StoreOptions(retry_seconds=0.0))
+
+    assert "AZURE_STORAGE_ACCOUNT_NAME" not in str(raised.value)
+    assert "s3cret" not in str(raised.value)
 
 
 def test_a_name_that_the_only_client_cannot_take_is_not_found() -> None:
@@ -88,3 +101,48 @@ def test_large_puts_go_through_a_client_of_more_patience_which_is_opened_once() 
     assert opened == [120]
     assert [entry["path"] for page in quick.list() for entry in page] == ["small"]
     assert [entry["path"] for page in patient.list() for entry in page] == ["created", "large"]
+
+
+def test_empty_entries_of_a_store_without_another_client_are_asked_about_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = ObstoreStore(MemoryStore(), "gs://bucket", "", slow=None, retry_seconds=0.0)
+    for number in range(60):
+        store.put(f"{number:02}", b"")
+    store.put("10.jpg", b"1")
+    head, meet, asked = obstore.head, threading.Barrier(16), []
+
+    def ask(bucket: MemoryStore, path: str) -> object:
+        asked.append(path)
+        if path < "16":
+            meet.wait(10.0)  # breaks if fewer ask at once
+        if path in ("03", "59"):
+            raise FileNotFoundError(path)
+        return head(bucket, path)
+
+    monkeypatch.setattr(obstore, "head", ask)
+
+    expected = [key for number in range(60) for key in (f"{number:02}", *["10.jpg"] * (number == 10))]
+    assert [entry.key for entry in store.list()] == [key for key in expected if key not in ("03", "59")]
+    assert sorted(asked) == [f"{number:02}" for number in range(60)]
+
+
+def test_a_refusal_of_an_empty_entry_is_raised_where_the_listing_has_come_to_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = ObstoreStore(MemoryStore(), "gs://bucket", "", slow=None, retry_seconds=0.0)
+    for key in ("a", "b", "c"):
+        store.put(key, b"")
+    head = obstore.head
+
+    def ask(bucket: MemoryStore, path: str) -> object:
+        if path == "b":
+            raise GenericError("error sending request")
+        return head(bucket, path)
+
+    monkeypatch.setattr(obstore, "head", ask)
+    entries = store.list()
+
+    assert next(entries).key == "a"
+    with pytest.raises(StoreDown, match="gs://bucket/b"):
+        next(entries)

@@ -6,15 +6,21 @@ from collections.abc import Iterator
 
 import fsspec
 import pytest
+import requests
 
+from pipelines.lake.listing import list_objects
 from pipelines.store import (
     AlreadyExists,
+    Denied,
     Misconfigured,
     NotFound,
     ObjectTooLarge,
     Store,
+    StoreDown,
+    StoreError,
     StoreOptions,
     Stores,
+    Throttled,
     open_store,
     probe,
 )
@@ -57,6 +63,45 @@ def test_what_is_missing_is_not_found(store: Store) -> None:
     store.delete("nothing")
 
 
+def test_a_folder_is_not_a_file(store: Store) -> None:
+    with pytest.raises(NotFound, match="memory://lake/photos/a is not a file: name files, or the folder"):
+        store.head("a")
+
+
+def test_a_folder_is_listed_with_or_without_its_slash(store: Store) -> None:
+    store.put("set.jpg/1.jpg", b"1")
+
+    for source in ("memory://lake/photos/set.jpg", "memory://lake/photos/set.jpg/"):
+        assert [item.uri for item in list_objects([source])] == ["memory://lake/photos/set.jpg/1.jpg"]
+
+
+class _ResponseError(OSError):
+    """An error like those of requests and huggingface_hub."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__("refused")
+        self.response = requests.Response()
+        self.response.status_code = status
+
+
+@pytest.mark.parametrize("is_cause", [False, True])
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(401, Misconfigured), (403, Denied), (404, NotFound), (429, Throttled), (500, StoreDown), (503, Throttled)],
+)
+def test_the_status_of_a_response_decides_what_an_error_is(
+    status: int, kind: type[StoreError], is_cause: bool, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> bytes:
+        if is_cause:
+            raise OSError("wrapped") from _ResponseError(status)
+        raise _ResponseError(status)
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "cat_file", refuse)
+    with pytest.raises(kind, match=rf"memory://lake/photos/a0 cannot be read: .*\({status}\)"):
+        store.get("a0")
+
+
 def test_create_refuses_what_exists(store: Store) -> None:
     with pytest.raises(AlreadyExists):
         store.put("a0", b"other", create=True)
@@ -68,6 +113,12 @@ def test_create_refuses_what_exists(store: Store) -> None:
 def test_an_unknown_kind_of_store_is_reported_at_opening() -> None:
     with pytest.raises(Misconfigured, match="carrier-pigeon:// is not a known kind of store"):
         open_store("carrier-pigeon://coop/x.jpg")
+
+
+@pytest.mark.parametrize("uri", ["ftp:///a.jpg", "github://a.jpg"])
+def test_an_address_that_is_not_complete_is_reported_at_opening(uri: str) -> None:
+    with pytest.raises(Misconfigured, match="is not a complete address of a"):
+        open_store(uri, StoreOptions(retry_seconds=0.0))
 
 
 def test_a_package_that_is_missing_is_named() -> None:

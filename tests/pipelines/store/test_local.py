@@ -7,16 +7,31 @@ import logging
 import os
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
-from pipelines.store import AlreadyExists, Misconfigured, NotFound, StoreDown, StoreError, Stores, open_store
+from pipelines.store import AlreadyExists, Denied, Misconfigured, NotFound, StoreDown, StoreError, Stores, open_store
 
 
 def keys_below(folder: Path) -> list[str]:
     return [entry.key for entry in open_store(str(folder)).list()]
+
+
+@contextmanager
+def without_root() -> Iterator[None]:
+    """Give up root's rights, which include reading everything, for a while."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
 
 
 def test_a_folder_is_made_when_something_is_put(tmp_path: Path) -> None:
@@ -67,6 +82,43 @@ def test_links_are_followed_but_not_round_in_circles(tmp_path: Path) -> None:
         ("other/back/a.jpg", 1),
         ("z.jpg", None),
     ]
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [("0.jpg/foo.jpg", "ENOTDIR"), ("n" * 300, "ENAMETOOLONG"), ("nowhere", "ENOENT"), ("z.jpg", "ELOOP")],
+)
+def test_a_broken_link_is_one_missing_file_and_hides_no_other(target: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / "0.jpg").write_bytes(b"1")
+    (tmp_path / "day").mkdir()
+    (tmp_path / "day/1.jpg").write_bytes(b"1")
+    (tmp_path / "z.jpg").symlink_to(target)
+    with pytest.raises(OSError) as raised:  # noqa: PT011 - the number is what matters
+        os.stat(tmp_path / "z.jpg")  # noqa: PTH116
+
+    assert errno.errorcode[raised.value.errno or 0] == name
+    assert [(entry.key, entry.size) for entry in open_store(str(tmp_path)).list()] == [
+        ("0.jpg", 1), ("day/1.jpg", 1), ("z.jpg", None)
+    ]  # fmt: skip
+    with pytest.raises(NotFound):
+        open_store(str(tmp_path)).get("z.jpg")
+
+
+def test_a_link_into_a_folder_without_permission_is_one_denied_file() -> None:
+    with TemporaryDirectory() as name:  # not `tmp_path`, which others may not enter
+        top = Path(name)
+        top.chmod(0o755)
+        (top / "lake").mkdir()
+        (top / "lake/a.jpg").write_bytes(b"1")
+        (top / "private").mkdir()
+        (top / "lake/b.jpg").symlink_to(top / "private/b.jpg")
+        (top / "private").chmod(0o000)
+        with without_root():
+            listed = [(entry.key, entry.size) for entry in open_store(str(top / "lake")).list()]
+            with pytest.raises(Denied):
+                open_store(str(top / "lake")).get("b.jpg")
+
+    assert listed == [("a.jpg", 1), ("b.jpg", None)]
 
 
 def test_what_is_no_file_is_neither_listed_nor_waited_for(tmp_path: Path) -> None:

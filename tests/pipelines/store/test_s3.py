@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import obstore
 import pytest
 
 from pipelines.store import (
@@ -152,6 +153,34 @@ def test_a_folder_marker_is_left_out_also_where_no_object_has_its_name(server: S
         server.client().put_object(Bucket=uri[5:], Key=key, Body=b"")
 
     assert [entry.key for entry in open_store(uri, server.options()).list()] == ["b/x"]
+
+
+@pytest.mark.parametrize("after", ["", "d00", "d04/_SUCCESS", "d05", "d19/a.jpg"])
+def test_many_empty_objects_and_markers_are_told_apart_without_a_request_for_each(
+    server: S3Server, after: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = server.bucket()
+    keys = [f"d{number:02}/{name}" for number in range(20) for name in ("", "_SUCCESS", "a.jpg")]
+    for key in [*keys, "d07"]:
+        server.client().put_object(Bucket=uri[5:], Key=key, Body=b"1" if key.endswith("jpg") else b"")
+    head, asked = obstore.head, []
+    monkeypatch.setattr(obstore, "head", lambda bucket, path: (asked.append(path), head(bucket, path))[1])
+
+    found = [(entry.key, entry.size) for entry in open_store(uri, server.options()).list(after=after or None)]
+
+    objects = [key for key in keys if not key.endswith("/")]
+    assert found == [(key, int(key.endswith("jpg"))) for key in sorted([*objects, "d07"]) if key > after]
+    assert len(asked) <= 1
+
+
+def test_a_page_with_empty_objects_is_listed_as_others_are(server: S3Server) -> None:
+    uri = server.bucket()
+    for number, size in enumerate([0, 0, 1]):
+        server.client().put_object(Bucket=uri[5:], Key=f"{number}", Body=b"1" * size, StorageClass="GLACIER")
+
+    entries = list(open_store(uri, server.options()).list())
+
+    assert [(entry.key, entry.is_archived) for entry in entries] == [("0", False), ("1", False), ("2", False)]
 
 
 def test_a_leading_slash_is_seen_where_nothing_else_is_odd(server: S3Server) -> None:
@@ -336,10 +365,10 @@ def test_an_answer_becomes_the_error_that_says_what_to_do(moto: S3Server, betwee
         (proxy.s3_error(404, "NoSuchKey"), NotFound, "no such object"),
         (proxy.s3_error(404, "NoSuchBucket"), Misconfigured, "no such bucket"),
         (proxy.s3_error(403, "AccessDenied"), Denied, "s3:GetObject"),
-        (proxy.s3_error(403, "SignatureDoesNotMatch"), Misconfigured, "credentials are refused"),
+        (proxy.s3_error(403, "SignatureDoesNotMatch"), Misconfigured, "credentials are rejected"),
         (proxy.s3_error(403, "InvalidObjectState"), Archived, "Restore"),
         (proxy.s3_error(400, "ExpiredToken"), Misconfigured, "log in again"),
-        (proxy.s3_error(503, "SlowDown"), Throttled, "fewer requests"),
+        (proxy.s3_error(503, "SlowDown"), Throttled, "throttles requests"),
         (proxy.s3_error(500, "InternalError"), StoreDown, "busy"),
     ]:
         proxy.always = answer
@@ -413,7 +442,7 @@ def test_a_redirect_is_another_region(moto: S3Server, between: Start) -> None:
     [
         (403, "AccessDenied", "s3:ListBucket"),
         (404, "NoSuchBucket", "no such bucket"),
-        (403, "InvalidAccessKeyId", "refused"),
+        (403, "InvalidAccessKeyId", "rejected"),
     ],
 )
 @pytest.mark.parametrize("via", ["auto", "fsspec"])
@@ -473,7 +502,7 @@ def test_wrong_credentials_are_misconfigured_and_stay_secret(
     store = open_store(uri, s3.options(via=via))
 
     for ask in (lambda: store.get("k"), lambda: list(store.list()), lambda: store.put("k", b"", create=True)):
-        with pytest.raises(Misconfigured, match="credentials are refused") as raised:
+        with pytest.raises(Misconfigured, match="credentials are rejected") as raised:
             ask()
         assert value not in str(raised.value)
 

@@ -22,6 +22,7 @@ from pipelines.store import (
     Throttled,
     open_store,
 )
+from pipelines.store.web import _as_it_stands
 
 BODY = b"0123456789" * 1000
 ONE_TRY = StoreOptions(retry_seconds=0.0)
@@ -164,6 +165,30 @@ def test_a_server_that_was_busy_is_asked_again(web: str) -> None:
     assert open_store(web, StoreOptions(retry_seconds=5.0)).get("busy-once.jpg").data == BODY
 
 
+@pytest.mark.parametrize(
+    ("written", "sent"),
+    [
+        ("https://bücher.example/ü b.jpg?x=ö%20c", "https://xn--bcher-kva.example/%C3%BC%20b.jpg?x=%C3%B6%20c"),
+        ("http://bücher.example:8080/a%2Fb.jpg", "http://xn--bcher-kva.example:8080/a%2Fb.jpg"),
+        ("https://Host.example/A%20b.jpg?sig=a/b+c==", "https://Host.example/A%20b.jpg?sig=a/b+c=="),
+        ("http://[::1]:81/a.jpg", "http://[::1]:81/a.jpg"),
+    ],
+)
+def test_only_the_name_of_an_international_host_is_written_otherwise(written: str, sent: str) -> None:
+    assert str(_as_it_stands(written)) == sent
+
+
+def test_a_file_of_an_international_host_is_read(web: str) -> None:
+    host = web.replace("127.0.0.1", "ｌocalhost")  # noqa: RUF001 - a letter that DNS writes as another
+
+    assert Stores(ONE_TRY).get(f"{host}/plain.jpg").data == BODY
+
+
+def test_a_name_that_no_host_can_have_is_not_an_address() -> None:
+    with pytest.raises(Misconfigured, match="is not a web address"):
+        Stores().get("http://b\u00fc..example/a.jpg")
+
+
 def test_no_server_is_a_store_that_is_down() -> None:
     with pytest.raises(StoreDown, match=r"http://127.0.0.1:9/a.jpg"):
         Stores(ONE_TRY).get("http://127.0.0.1:9/a.jpg")
@@ -180,7 +205,7 @@ def test_the_web_is_neither_listed_nor_written(web: str) -> None:
 
     with pytest.raises(Misconfigured, match="list of URIs"):
         store.list()
-    with pytest.raises(Misconfigured, match="only read"):
+    with pytest.raises(Misconfigured, match="can only be read"):
         store.put("k", b"1", create=True)
-    with pytest.raises(Misconfigured, match="only read"):
+    with pytest.raises(Misconfigured, match="can only be read"):
         store.delete("k")

@@ -165,7 +165,7 @@ def test_an_image_that_cannot_be_used_is_named(images: list[TrainingImage]) -> N
     Image.new("RGB", (300, 1)).save(sink, "PNG")
     thin = TrainingImage(5, "thin.png", height=1, width=300, data=sink.getvalue(), upright=True, annotations=())
 
-    for unusable, reason in ((cut, "decoded"), (other, "boxes are of"), (thin, "cannot be trained from")):
+    for unusable, reason in ((cut, "decoded"), (other, "boxes were drawn for"), (thin, "cannot be trained from")):
         with pytest.raises(UnusableImage, match=rf"image {unusable.image_id} .*{reason}") as raised:
             COCO.prepare([images[0], unusable], epoch=0, step=0, reader=0)
         assert raised.value.index == 1

@@ -31,9 +31,9 @@ def test_names_that_can_be_folders_are_taken(name: str) -> None:
         ({"finetune": None}, "give exactly one"),
         ({"network": "scenes"}, "give exactly one"),
         ({"finetune": None, "network": "detr-resnet-18"}, "'detr-resnet-18' is not one of detr-resnet-50, "),
-        ({"backbone_weights": "resnet50"}, "a model that is fine-tuned has its own"),
-        ({"queries": 50}, "a model that is fine-tuned has its own"),
-        ({"position_embedding": "learned"}, "a model that is fine-tuned has its own"),
+        ({"backbone_weights": "resnet50"}, "with --finetune, whose model has its own"),
+        ({"queries": 50}, "with --finetune, whose model has its own"),
+        ({"position_embedding": "learned"}, "with --finetune, whose model has its own"),
         ({"finetune": None, "network": "scenes", "position_embedding": "rotary"}, "is not one of sine, learned"),
         *(
             ({"finetune": None, "position_embedding": "learned", **values}, message)

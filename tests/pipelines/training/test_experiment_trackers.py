@@ -193,7 +193,7 @@ def test_a_tracker_that_hangs_holds_up_neither_steps_nor_the_end(
         may_go_on.set()
         thread._thread.join(10)
 
-    assert "it did not take the last lines within 0.01 s" in caplog.text
+    assert "it did not accept the last lines within 0.01 s" in caplog.text
     assert "log 1" not in tracker.calls
 
 
@@ -216,5 +216,5 @@ def test_a_tracker_that_is_not_installed_is_said_so_before_the_run(wandb: StandI
     check_trackers(["wandb"])
     with pytest.raises(RayDetrError, match=r"tracker mlflow is not installed. `pip install mlflow` on every node"):
         check_trackers(["wandb", "mlflow"])
-    with pytest.raises(ValueError, match="tracker: 'neptune' is not known; there are mlflow and wandb"):
+    with pytest.raises(ValueError, match="tracker: 'neptune' is not known; use mlflow or wandb"):
         make_tracker("neptune")

@@ -19,7 +19,7 @@ from detr.size_rule import SizeRule
 from pipelines.errors import RayDetrError
 from pipelines.shards.reader import ShardIndex
 from pipelines.store import memory_store
-from pipelines.training.checkpoints import TrainingPosition
+from pipelines.training.checkpoints import TrainingPosition, load_checkpoint
 from pipelines.training.config import TrainConfig
 from pipelines.training.initial_checkpoint import initial_model, training_sizes, write_initial_checkpoint
 from pipelines.training.learner import Learner
@@ -100,15 +100,16 @@ def test_classes_that_cannot_be_distinguished_stop_the_run() -> None:
 
 
 def test_the_start_is_a_checkpoint_of_step_0_that_a_learner_begins_from(tmp_path: Path) -> None:
+    store = memory_store()
     run = open_run(
-        memory_store(), SCRATCH.resume_identity(), start_id="start", now=datetime(2026, 11, 22, tzinfo=UTC), versions={}
+        store, SCRATCH.resume_identity(), start_id="start", now=datetime(2026, 11, 22, tzinfo=UTC), versions={}
     )
 
     write_initial_checkpoint(run, SCRATCH, ShardIndex((), CATEGORIES, images=5, annotations=9, other={}), say=print)
 
     saved = run.latest()
     assert saved is not None
-    loaded = run.load(saved.name)
+    loaded = load_checkpoint(store, saved)
     assert loaded.position == TrainingPosition(0, 0, 0)
     assert (loaded.training_tensors, loaded.trainable_norm) == ({}, True)
     learner = Learner(loaded.model, SCRATCH.recipe, device=torch.device("cpu"), trainable_norm=True)
@@ -147,7 +148,11 @@ def test_training_at_the_model_s_own_sizes_is_said() -> None:
 @pytest.mark.parametrize(
     ("scales", "network", "message"),
     [
-        ((480, 800), SCENES_CONFIG, "of 480 to 800 pixels, but the model is used at 192, where it may find less"),
+        (
+            (480, 800),
+            SCENES_CONFIG,
+            "of 480 to 800 pixels, but the model is used at 192, where it may find fewer objects",
+        ),
         (
             (480, 800),
             SCENES_CONFIG,

@@ -110,7 +110,7 @@ def test_a_failing_service_is_not_a_notice(played: PlayedServer, cloud: str, sta
 def test_a_notice_that_cannot_be_parsed_is_an_error(played: PlayedServer, text: str) -> None:
     played.paths[ACTION] = text
 
-    with pytest.raises(MetadataUnavailable, match="is not understood"):
+    with pytest.raises(MetadataUnavailable, match="is not known"):
         AwsMetadata(played.url).read_notice()
 
 

@@ -113,9 +113,9 @@ def take(learner: Learner, case: Case, steps: range, *, worker: int = 0) -> list
         served = served_readers(worker, learner.workers, case.recipe.micro_batches)
         own = [batch for batch in every if batch.reader in served]
         results.append(
-            learner.step(
+            learner.begin_step(
                 own, step=step, num_boxes=boxes(every) / len(every), micro_batches=len(every), factor=1.0 - step / 40
-            )
+            ).result()
         )
     return results
 
@@ -129,7 +129,7 @@ def take_with_norms(learner: Learner, worker: int) -> None:
     """Take steps with norms that are trained, on micro-batches without padding."""
     for step in range(3):
         batch = drawn_batch(step, worker, padded=False)
-        learner.step([batch], step=step, num_boxes=3.0, micro_batches=2, factor=1.0)
+        learner.begin_step([batch], step=step, num_boxes=3.0, micro_batches=2, factor=1.0).result()
 
 
 def run_workers(task: str, folder: Path, *, seconds: float) -> list[str]:
@@ -344,7 +344,9 @@ def test_a_trainable_norm_and_warm_losses_go_on_to_the_bit() -> None:
 
     def go_on(learner: Learner, steps: range) -> None:
         for step in steps:
-            learner.step([batches[step]], step=step, num_boxes=boxes([batches[step]]), micro_batches=1, factor=1.0)
+            learner.begin_step(
+                [batches[step]], step=step, num_boxes=boxes([batches[step]]), micro_batches=1, factor=1.0
+            ).result()
 
     straight, before, after = (learner_of(WITH_NORMS, config=NORMS) for _ in range(3))
     go_on(straight, range(4))
@@ -401,7 +403,9 @@ def test_the_names_of_the_parts_are_known_before_any_step(aux_loss: bool, warm_l
     recipe = replace(RECIPE, aux_loss=aux_loss, warm_losses=warm_losses, one_shape_a_batch=True, crop=0.0)
     learner = learner_of(recipe)
 
-    result = learner.step([drawn_batch(0, 0, padded=False)], step=0, num_boxes=2.0, micro_batches=1, factor=1.0)
+    result = learner.begin_step(
+        [drawn_batch(0, 0, padded=False)], step=0, num_boxes=2.0, micro_batches=1, factor=1.0
+    ).result()
 
     assert sorted(result.parts) == sorted(learner.part_names)
     assert all(isinstance(value, float) for value in result.parts.values())
@@ -410,11 +414,17 @@ def test_the_names_of_the_parts_are_known_before_any_step(aux_loss: bool, warm_l
 def test_parts_are_sums_over_micro_batches() -> None:
     batches = [drawn_batch(0, 0), drawn_batch(0, 1)]
     apart = [
-        learner_of(RECIPE).step([batch], step=0, num_boxes=boxes(batches) / 2, micro_batches=2, factor=1.0)
+        learner_of(RECIPE)
+        .begin_step([batch], step=0, num_boxes=boxes(batches) / 2, micro_batches=2, factor=1.0)
+        .result()
         for batch in batches
     ]
 
-    together = learner_of(RECIPE).step(batches, step=0, num_boxes=boxes(batches) / 2, micro_batches=2, factor=1.0)
+    together = (
+        learner_of(RECIPE)
+        .begin_step(batches, step=0, num_boxes=boxes(batches) / 2, micro_batches=2, factor=1.0)
+        .result()
+    )
 
     assert together.micro_batches == 2
     for name, value in together.parts.items():
@@ -425,7 +435,7 @@ def test_a_norm_that_overflows_changes_nothing_and_is_reported() -> None:
     learner = learner_of(replace(RECIPE, bbox_loss_coef=1e38))
     before = learner.tensors()
 
-    result = learner.step([drawn_batch(0, 0)], step=0, num_boxes=2.0, micro_batches=1, factor=1.0)
+    result = learner.begin_step([drawn_batch(0, 0)], step=0, num_boxes=2.0, micro_batches=1, factor=1.0).result()
 
     assert not torch.tensor(result.gradient_norm).isfinite()
     assert_equal(learner.tensors(), before)
@@ -497,7 +507,7 @@ def meet_nan(task: str, rank: int, folder: Path) -> None:
     every[NAN[task]].targets[1].boxes_cxcywh[0, 2] = torch.nan
     own = [batch for batch in every if batch.reader % 2 == rank]
 
-    result = learner.step(own, step=2, num_boxes=boxes(every) / 4, micro_batches=4, factor=1.0)
+    result = learner.begin_step(own, step=2, num_boxes=boxes(every) / 4, micro_batches=4, factor=1.0).result()
 
     tell(result, learner, before, folder / f"{task}-{rank}.json")
 
@@ -523,7 +533,7 @@ def run_out_of_memory(task: str, rank: int, folder: Path) -> None:
 
     every = [drawn_batch(2, reader) for reader in case.readers[2]]
     own = [batch for batch in every if batch.reader % 2 == rank]
-    result = learner.step(own, step=2, num_boxes=boxes(every) / 4, micro_batches=4, factor=1.0)
+    result = learner.begin_step(own, step=2, num_boxes=boxes(every) / 4, micro_batches=4, factor=1.0).result()
 
     tell(result, learner, before, folder / f"{task}-{rank}.json")
 
@@ -538,7 +548,7 @@ def fail_while_averaging(rank: int) -> None:
     if rank == 1:
         learner.network.query_embed.weight.register_hook(fail)
     try:
-        learner.step([drawn_batch(0, rank)], step=0, num_boxes=2.0, micro_batches=2, factor=1.0)
+        learner.begin_step([drawn_batch(0, rank)], step=0, num_boxes=2.0, micro_batches=2, factor=1.0).result()
     except RuntimeError as error:
         sys.stdout.write(f"{type(error).__name__}: {str(error).splitlines()[0]}\n")
         sys.stdout.flush()

@@ -131,7 +131,7 @@ def test_another_effective_batch_than_the_presets_is_reported() -> None:
     assert differing_batch("paper-300", replace(paper, epochs=7)) is None
     assert differing_batch("paper-300", replace(paper, batch_size=4)) is None
     assert differing_batch("paper-300", replace(paper, effective_batch=64)) == (
-        "the effective batch is 64 images, where the recipe paper-300 has 16: its learning rates (0.0001, backbone "
+        "the effective batch is 64 images, but the recipe paper-300 has 16: its learning rates (0.0001, backbone "
         "1e-05) are not scaled"
     )
 

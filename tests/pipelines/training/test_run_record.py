@@ -90,7 +90,7 @@ def test_a_record_of_another_release_is_not_guessed_at() -> None:
     store = memory_store()
     store.put("run.json", b'{"record_version": 2}')
 
-    with pytest.raises(RayDetrError, match="version 2, this is version 1"):
+    with pytest.raises(RayDetrError, match="version 2, and this release reads version 1"):
         start(store)
 
 
@@ -121,6 +121,6 @@ def test_epochs_that_would_have_been_others_are_not_added(changes: dict[str, Any
         extended_epochs(begun(60, **changes), recipe, run="cells")
 
     assert str(stopped.value) == (
-        f"run cells was begun with --epochs 60 and cannot be extended to 80: {reason}. Train anew under another "
-        "--name, or go on from its model with --finetune."
+        f"run cells was begun with --epochs 60 and cannot be extended to 80: {reason}. Train again under another "
+        "--name, or continue from its model with --finetune."
     )

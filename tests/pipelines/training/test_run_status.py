@@ -96,7 +96,7 @@ def test_workers_hear_of_a_limit_with_their_next_word_and_the_run_stops_with_the
     assert board.tell(TrainProgress("train", step=5))
     board.stop_at_cap(1_006)
     sentence = (
-        "the limit of 5 minutes (--max-minutes) is reached. The newest checkpoint is of step 1,006. "
+        "the limit of 5 minutes (--max-minutes) is reached. The newest checkpoint is from step 1,006. "
         "Run the same command again to resume."
     )
     assert (board.read()[1], board.stopped_at_cap(), board.begin(1_006)) == (sentence, (True, 1_006), sentence)

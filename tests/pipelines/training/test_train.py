@@ -175,7 +175,7 @@ def test_a_finished_run_goes_on_with_more_epochs_and_ends_as_one_that_had_them_f
     longer = train(config_of(data, "extended", val=data.shards), say=said.append)
 
     assert (short.epochs, longer.epochs, longer.starts, longer.was_finished) == (1, 2, (STEPS // 2,), False)
-    assert "the run was finished after 1 epochs; it goes on to 2" in said
+    assert "the run was finished after 1 epochs; it continues to 2" in said
     assert largest_difference(weights(data, "extended"), weights(data, "straight")) < 1e-5
     assert train(config_of(data, "extended", val=data.shards)).was_finished
 
@@ -378,7 +378,7 @@ def test_a_limit_stops_behind_a_checkpoint_and_the_same_call_resumes(
     assert details["cost"] == pytest.approx(7.2 * meter.node_hours)
     assert meter.node_hours > 0
     assert str(reached.value) == (
-        "the limit of 1e-09 minutes (--max-minutes) is reached. The newest checkpoint is of step "
+        "the limit of 1e-09 minutes (--max-minutes) is reached. The newest checkpoint is from step "
         f"{saved.step}. Run the same command again to resume."
     )
     summary = train(replace(config, caps=Caps(price_per_hour=7.2)))

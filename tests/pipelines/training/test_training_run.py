@@ -62,10 +62,11 @@ def opened(store: Store, start_id: str = "a") -> TrainingRun:
 
 
 def save(run: TrainingRun, files: Mapping[str, bytes], step: int, *, ap: float | None = None, keep: int = 2) -> str:
-    metrics = None if ap is None else {"AP": ap}
-    return run.save(
-        TrainingPosition(step // 10, step % 10, step), files, TENSORS, metrics, trainable_norm=True, keep=keep
-    )
+    position = TrainingPosition(step // 10, step % 10, step)
+    name = run.save(position, files, TENSORS, trainable_norm=True, keep=keep)
+    if ap is not None:
+        run.set_metrics(name, {"AP": ap})
+    return name
 
 
 def kept(run: TrainingRun) -> list[str]:
@@ -84,7 +85,7 @@ def test_what_was_saved_is_loaded(store: Store, model: Detr, files: dict[str, by
     assert name == "000000025-a-1"
     assert latest is not None
     assert (latest.name, latest.epoch, latest.step_in_epoch, latest.step, latest.metrics) == (name, 2, 5, 25, None)
-    loaded = run.load(name)
+    loaded = load_checkpoint(store, latest)
     assert loaded.position == TrainingPosition(2, 5, 25)
     assert loaded.trainable_norm
     assert fingerprint(loaded.model) == fingerprint(model)
@@ -252,7 +253,7 @@ def test_a_finished_run_takes_checkpoints_again_once_it_is_reopened(store: Store
     assert not again.is_finished
     assert not opened(store, "c").is_finished  # a start that dies leaves a run to resume
     last = opened(store, "d")
-    assert last.finish() == "000000020-b-4"  # claim 4: manifests 1 to 3 are the first start's
+    assert last.finish() == "000000020-b-5"  # claim 5: manifests 1 to 4 are the first start's
     assert last.is_finished
 
 
@@ -330,7 +331,7 @@ def test_a_checkpoint_that_another_thread_is_writing_is_not_an_orphan(files: dic
     save(run, files, 20)
 
     assert kept(run) == [nested[1], "000000020-a-1"]
-    assert run.load("000000020-a-1").position.step == 20
+    assert load_checkpoint(store, run.checkpoints()[1]).position.step == 20
 
 
 def test_a_manifest_that_was_overtaken_unseen_does_not_count(files: dict[str, bytes]) -> None:
@@ -552,7 +553,7 @@ def test_a_damaged_position_of_the_right_size_is_reported(files: dict[str, bytes
     [
         ("model.safetensors", b"short", "model.safetensors is damaged: its contents have changed since it was written"),
         ("training.json", b"{}", "training.json is damaged: its contents have changed since it was written"),
-        ("training.safetensors", None, "training.safetensors is missing: it was removed by something else"),
+        ("training.safetensors", None, "training.safetensors is missing: another program removed it"),
     ],
 )
 def test_a_checkpoint_that_was_meddled_with_stops_the_run(
@@ -563,8 +564,10 @@ def test_a_checkpoint_that_was_meddled_with_stops_the_run(
     key = f"checkpoints/{name}/{file}"
     store.delete(key) if data is None else store.put(key, data)
 
+    latest = opened(store, "b").latest()
+    assert latest is not None
     with pytest.raises(RayDetrError, match=f"^memory://lake/runs/r50/{key.replace('.', '[.]')}") as caught:
-        opened(store, "b").load(name)
+        load_checkpoint(store, latest)
 
     assert sentence in str(caught.value)
 

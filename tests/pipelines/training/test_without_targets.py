@@ -29,7 +29,9 @@ def test_shards_without_a_box_that_can_be_trained_on_are_refused(report: dict[st
     write_index(open_store(str(tmp_path / "shards")), index)
     config = TrainConfig(str(tmp_path / "shards"), str(tmp_path / "runs"), "first", finetune="scenes")
 
-    said = r"has no annotation that can be trained on, of \d" + (": 1.jpg, annotation 1: 0" if examples else "")
+    said = r"has \d annotations, none of which can be used for training" + (
+        ": 1.jpg, annotation 1: 0" if examples else ""
+    )
     with pytest.raises(RayDetrError, match=said):
         train(config)
     assert not (tmp_path / "runs").exists()

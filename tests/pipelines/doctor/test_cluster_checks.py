@@ -1,0 +1,127 @@
+"""What the doctor says of a cluster and of a model there, without a cluster."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import doctor
+from pipelines.actor_resources import ActorShare, Pool
+from pipelines.doctor import cluster_checks, examine, model_check
+from pipelines.doctor.cluster_checks import check_open_cluster, check_room, check_token
+from pipelines.doctor.findings import Finding
+from pipelines.doctor.model_check import Forward, check_model
+from pipelines.errors import RayDetrError
+
+POOL = Pool(1, 1, 1.0, 0.0, 1)
+FOUND = Forward(images=1, seconds=0.5, device="the CPU", gpu_bytes=None, notes=())
+
+
+def levels(findings: list[Finding]) -> dict[str, str]:
+    return {finding.check: finding.level for finding in findings}
+
+
+def room(monkeypatch: pytest.MonkeyPatch, nodes: list[dict[str, float]], **given: Any) -> tuple[dict[str, str], Any]:
+    free = {key: sum(node.get(key, 0.0) for node in nodes) for key in ("CPU", "GPU")}
+    monkeypatch.setattr(cluster_checks, "node_resources", lambda: nodes)
+    monkeypatch.setattr("ray.available_resources", lambda: free)
+    findings, pool = check_room(1, 8, **{"device": "cuda", "own": ActorShare(), "node_minutes": 0.0, **given})
+    return levels(findings), pool
+
+
+def test_a_cluster_without_nodes_fails_unless_label_waits_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = [{"CPU": 0.0}]
+
+    assert room(monkeypatch, head) == ({"room for actors": "fail"}, None)
+    assert room(monkeypatch, head, node_minutes=20.0) == ({"room for actors": "warn"}, None)
+
+
+def test_actors_that_share_a_gpu_or_take_cores_are_placed_as_label_places_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, pool = room(monkeypatch, [{"CPU": 4.0, "GPU": 1.0}], own=ActorShare(cpus=2, gpus=0.5))
+
+    assert found == {"room for actors": "ok", "free resources": "ok"}
+    assert (pool.cpus, pool.gpus) == (2, 0.5)
+
+
+def test_the_options_of_label_that_decide_about_room_are_those_of_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[examine.DoctorConfig] = []
+    monkeypatch.setattr(examine, "examine", lambda config: given.append(config) or [])
+
+    doctor.main(["--node-minutes", "20", "--cpus-per-actor", "2", "--gpus-per-actor", "0.5", "--actors", "1:8"])
+
+    (config,) = given
+    assert (config.node_minutes, config.cpus_per_actor, config.gpus_per_actor) == (20.0, 2, 0.5)
+    assert config.actors == (1, 8)
+
+
+def test_gpus_that_no_actor_can_have_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        doctor.main(["--gpus-per-actor", "1.5"])
+
+    assert "1.5 is neither a share below 1 nor a whole number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("hosts", "level"),
+    [({"127.0.0.1"}, "ok"), ({"10.0.0.5"}, "warn"), ({"127.0.0.1", "10.0.0.5"}, "warn")],
+)
+def test_a_cluster_without_a_token_is_judged_by_where_it_listens(
+    hosts: set[str], level: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+
+    # Ray replaces 127.0.0.1 of RAY_ADDRESS by the outward address
+    assert check_token("127.0.0.1:6379") is None
+    assert check_open_cluster("127.0.0.1:6379", hosts).level == level
+
+
+@pytest.mark.parametrize(
+    ("has_cluster", "pool", "found", "expected"),
+    [
+        (True, POOL, FOUND, {"model": "warn", "model on a node": "ok"}),
+        (True, POOL, "no such file", {"model": "fail"}),
+        (True, None, FOUND, {"model": "warn"}),
+        (False, POOL, FOUND, {"model": "fail"}),
+    ],
+)
+def test_a_model_that_this_machine_cannot_read_is_tried_on_a_node_as_label_does(
+    has_cluster: bool, pool: Pool | None, found: Any, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(*_: Any) -> None:
+        raise RayDetrError("s3://models/detr is denied.")
+
+    monkeypatch.setattr(model_check, "identify_model", unreadable)
+    monkeypatch.setattr(model_check, "_forward", lambda *_: found)
+    spec = examine._labeler_spec(examine.DoctorConfig(), "s3://models/detr", pool)
+    findings = list(check_model(spec, pool, has_cluster=has_cluster))
+
+    assert levels(findings) == expected
+    assert "s3://models/detr is denied." in findings[0].text
+
+
+@pytest.mark.parametrize(("address", "level"), [(None, "fail"), ("127.0.0.1:6379", "warn")])
+def test_only_a_cluster_can_grow_and_it_is_judged_after_the_connection(
+    address: str | None, level: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr("pipelines.cluster.connected", lambda: nullcontext())
+    monkeypatch.setattr("pipelines.cluster.hosts", lambda: {"10.0.0.5"})
+    monkeypatch.setattr("pipelines.cluster.ray.is_initialized", lambda: False)
+    monkeypatch.setattr(cluster_checks, "ask_nodes", lambda: None)
+    monkeypatch.setattr(cluster_checks, "check_nodes", lambda _: [])
+    monkeypatch.setattr(cluster_checks, "check_object_store", lambda: Finding("object store", "ok", ""))
+    monkeypatch.setattr(cluster_checks, "node_resources", lambda: [{"CPU": 0.0}])
+    findings = list(examine._cluster(examine.DoctorConfig(node_minutes=20.0, cpus_per_actor=3)))
+
+    assert levels(findings) == {
+        "token": "ok" if address is None else "warn", "object store": "ok", "room for actors": level,
+    }  # fmt: skip
+    assert "each needs 3 CPU" in findings[-1].text
