@@ -50,9 +50,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def report(result: "QueryResult") -> str:
     """Return the result as a text table: numbers right-aligned, long values truncated with `...`."""
-    rows = [[_shown(value) for value in row] for row in result.rows]
-    widths = [max(map(len, column)) for column in zip(result.columns, *rows, strict=True)]
-    lines = [result.columns, ["-" * width for width in widths], *rows]
+    columns, *rows = [[_shown(value) for value in row] for row in (result.columns, *result.rows)]
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    lines = [columns, ["-" * width for width in widths], *rows]
     return "\n".join(
         "  ".join(
             text.rjust(width) if is_number else text.ljust(width)
@@ -65,7 +65,8 @@ def report(result: "QueryResult") -> str:
 def _shown(value: str | None) -> str:
     if value is None:
         return "NULL"
-    line = " ".join(value.split("\n"))
+    # characters that cannot be seen, such as escape codes of terminals, are replaced
+    line = "".join(one if one.isprintable() else "\ufffd" for one in " ".join(value.split("\n")))
     return line if len(line) <= WIDEST else f"{line[: WIDEST - 3]}..."
 
 

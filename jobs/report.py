@@ -18,10 +18,11 @@ from jobs.exits import run_process
 from jobs.options import add_options, check_stays, make_config, refuse_given, share
 from jobs.parser import CommandParser
 from pipelines.errors import BudgetExceeded
+from pipelines.evaluation.explanations import shown_figure
 from pipelines.report.config import ReportConfig, TrainingReportConfig
 
 if TYPE_CHECKING:
-    from pipelines.report.report import ReportSummary
+    from pipelines.report.report import ReportProgress, ReportSummary
     from pipelines.report.training import TrainingReportSummary
 
 TABLE_ONLY = ("run", "settings", "against", "max_drift", "annotations", "price_per_hour", "keep_repeats")
@@ -43,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--max-drift",
         type=share,
         metavar="SHARE",
-        help="with --against: exit code 3 when a larger share of the boxes appeared, vanished or moved (no limit)",
+        help="with --against: exit code 3 when a larger share of the boxes appeared, vanished or moved, or a larger "
+        "share of the images that both runs have is an error only now (no limit)",
     )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     args = parser.parse_args(argv)
@@ -59,9 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from jobs.progress import Drawing, shown
     from pipelines.report.report import write_report
 
-    drawing: Drawing[int] = Drawing(
-        is_running=lambda _: True, line=lambda rows: f"  report  {rows:,} rows", done=lambda rows: (rows, 0)
-    )
+    drawing: Drawing[ReportProgress] = Drawing(is_running=lambda _: True, line=progress_line, done=progress_done)
     with shown(sys.stderr, drawing) as on_progress:
         summary = write_report(config, show=on_progress)
 
@@ -77,6 +77,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(sentences(summary))
     if args.max_drift is not None:
         check_drift(summary, args.max_drift)
+
+
+def progress_line(progress: "ReportProgress") -> str:
+    """Return one line of progress: rows, then pictures."""
+    if not progress.pictures_planned:
+        return f"  report  {progress.rows:,} rows"
+    return f"  report  {progress.rows:,} rows, picture {progress.pictures:,} of {progress.pictures_planned:,}"
+
+
+def progress_done(progress: "ReportProgress") -> tuple[int, int]:
+    """Return the finished and the total amount; the number of rows is unknown before all are read."""
+    return (progress.pictures, progress.pictures_planned) if progress.pictures_planned else (progress.rows, 0)
 
 
 def report_training(parser: CommandParser, args: argparse.Namespace) -> None:
@@ -110,24 +122,47 @@ def sentences(summary: "ReportSummary") -> str:
             "repeats` (--keep-repeats keeps them)"
         )
     if summary.drift is not None:
-        lines.append(f"drift: {100 * summary.drift:.1f} % of the boxes changed, over {summary.compared:,} images")
+        lines += [
+            f"drift: {100 * summary.drift:.1f} % of the boxes changed, over {summary.compared:,} images",
+            f"of {summary.in_both:,} images in both: new errors {summary.new_errors:,}, changed pictures "
+            f"{summary.changed_pictures:,} (not compared); images only in this report {summary.only_here:,}, only in "
+            f"the earlier run {summary.only_before:,}",
+        ]
     if summary.AP is not None:
-        lines.append(f"AP: {summary.AP:.3f}")
+        lines += [f"AP: {shown_figure(summary.AP)}", *summary.AP_notes]
     if summary.unreadable:
         lines.append(f"{summary.unreadable:,} of the pictures are gone, changed or unreadable; the page says why.")
     return "\n".join(lines)
 
 
 def check_drift(summary: "ReportSummary", most: float) -> None:
-    """Exit with code 3 if more changed than allowed, or nothing could be compared."""
-    if not summary.compared:
+    """Exit with code 3 if more changed than allowed, more images are new errors, or nothing could be compared."""
+    if not summary.in_both:
         raise BudgetExceeded("--max-drift: the two runs have no image in common, so nothing was compared.")
     assert summary.drift is not None
+    assert summary.new_errors is not None
+    failed = summary.new_errors / summary.in_both
+    allowed = f"but --max-drift allows {100 * most:g} %. {summary.out} shows"
+    if failed > most:
+        raise BudgetExceeded(
+            f"{_percent_above(failed, most)} % of the images that both runs have are errors only now "
+            f"({summary.new_errors:,} of {summary.in_both:,}), {allowed} these errors."
+        )
+    if not summary.compared:
+        raise BudgetExceeded(
+            "--max-drift: no image that both runs have could be compared: each is an error in one of them, or its "
+            "picture changed."
+        )
     if summary.drift > most:
         raise BudgetExceeded(
-            f"{100 * summary.drift:.1f} % of the boxes appeared, vanished or moved, but --max-drift allows "
-            f"{100 * most:g} %. {summary.out} shows these boxes."
+            f"{_percent_above(summary.drift, most)} % of the boxes appeared, vanished or moved, {allowed} these boxes."
         )
+
+
+def _percent_above(share: float, most: float) -> str:
+    """Return a share in percent, with as many decimals as it takes to be above a limit; at least one."""
+    texts = (f"{100 * share:.{decimals}f}" for decimals in range(1, 9))
+    return next((text for text in texts if float(text) > 100 * most), repr(100 * share))
 
 
 if __name__ == "__main__":

@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, TextIO
 
-from jobs._evaluation_report import shown_figure
 from jobs._notifications import notifying
 from jobs.exits import print_stopped, run_process
 from jobs.label import duration
 from jobs.options import add_metrics_option, add_options, check_stays, local_path, make_config, option_values
 from jobs.parser import CommandParser
 from pipelines.errors import CapReached
+from pipelines.evaluation.explanations import shown_figure
 from pipelines.training.config import TrainConfig
 from pipelines.training.recipe import RECIPES, Recipe
 

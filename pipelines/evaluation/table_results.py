@@ -33,6 +33,7 @@ from pipelines.table.schema import TRANSIENT_KINDS, check_columns, read_metadata
 
 HEADER_THREADS: Final = 16  # pictures whose headers are fetched concurrently
 
+_RUN_OPTIONS: Final = "`evaluate --run-id`, `report --run`"
 _SIDES: Final = ("xmin", "ymin", "xmax", "ymax")
 _KEYS: Final = ("status", "error_kind", "width", "height", "model", "threshold", "run_id", "labelled_at")
 
@@ -256,9 +257,9 @@ def _current_rows(
                 f"{ambiguous} may belong to the annotated image {one!r} or {other!r}, and no row of the table lies in "
                 "the folders that the annotations name. Label images whose paths end in the annotated names."
             )
-        sentences = tuple(f"{name} is {uri}" for name, uri in sorted(respelled.items()))
+        sentences = tuple(f"{name} is {without_secrets(uri)}" for name, uri in sorted(respelled.items()))
         return placed, total - counted[True], sentences
-    sentences = tuple(f"{name} is {row.uri}" for name, row in sorted(elsewhere.items()))
+    sentences = tuple(f"{name} is {without_secrets(row.uri)}" for name, row in sorted(elsewhere.items()))
     return elsewhere, total - counted[False], sentences
 
 
@@ -292,7 +293,7 @@ def _keep_current(current: dict[str, _Row], match: NameMatch, row: _Row) -> None
     if known.uri != row.uri:
         raise UsageError(
             f"the table has two images with the file name {match.name!r}, by which rows are matched: {known.uri} and "
-            f"{row.uri}. Choose one run with --run-id, or evaluate a table that has only one of them."
+            f"{row.uri}. Choose one run ({_RUN_OPTIONS}), or a table that has only one of them."
         )
     if row.rank > known.rank:
         current[match.name] = row
@@ -303,7 +304,7 @@ def _models(rows: Mapping[str, _Row]) -> tuple[str, ...]:
     if len(models) > 1:
         raise UsageError(
             f"the current rows come from {len(models)} models, {', '.join(models)}, and one figure cannot describe "
-            "several models. Choose one run with --run-id."
+            f"several models. Choose one run ({_RUN_OPTIONS})."
         )
     return models
 

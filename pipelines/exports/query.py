@@ -51,6 +51,8 @@ def query_table(config: QueryConfig) -> QueryResult:
         import duckdb  # here: an extra
 
         try:
+            if len(duckdb.extract_statements(config.sql)) > 1:
+                raise UsageError("the query has several statements, of which only one can be answered. Give one.")
             return _answer(views.engine.sql(config.sql), config)
         except OSError as error:
             raise RayDetrError(f"cannot write {config.out}: {error.strerror or error}.") from error

@@ -17,11 +17,11 @@ from pipelines.repeats.finding import Found, Place, Seen
 from pipelines.repeats.selection import head_of
 from pipelines.report.examples import Example
 from pipelines.report.page import render_page, resource
-from pipelines.report.pictures import THREADS, encode_picture, picture_budget, read_picture
+from pipelines.report.pictures import THREADS, PictureReader, encode_picture, picture_budget, to_image
 from pipelines.store import Stores, file_name, without_secrets
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from torch import Tensor
 
 WHOLE_PIXELS: Final = 400  # of the longer side of a whole picture
 PART_PIXELS: Final = 200  # of the longer side of a part
@@ -134,18 +134,21 @@ def _views(places: Sequence[Place], stores: Stores, show: Callable[[int, int], N
             wanted[seen.uri].append((place.mark.id, number, seen))
     budget = picture_budget(sum(len(place.seen) + 1 for place in places))
     made: defaultdict[str, dict[tuple[int, bool], View]] = defaultdict(dict)
-    done = 0
+    done, reader = 0, PictureReader(stores)
 
     def make(uri: str) -> list[tuple[str, tuple[int, bool], View]]:
         seen = wanted[uri][0][2]
         example = Example(uri, seen.etag, seen.size, seen.width, seen.height, ())
-        image, problem = read_picture(example, stores)
-        result = []
-        for place, number, one in wanted[uri]:
-            if number == 0:
-                result.append((place, (number, False), _view(one, image, problem, budget, is_whole=True)))
-            result.append((place, (number, True), _view(one, image, problem, budget, is_whole=False)))
-        return result
+        kinds = [(*one, is_whole) for one in wanted[uri] for is_whole in ((True, False) if one[1] == 0 else (False,))]
+
+        def views(pixels: Tensor | None, problem: str | None = None) -> list[tuple[str, tuple[int, bool], View]]:
+            return [
+                (place, (number, not is_whole), _view(one, pixels, problem, budget, is_whole=is_whole))
+                for place, number, one, is_whole in kinds
+            ]
+
+        made_of_it, problem = reader.read(example, views)
+        return views(None, problem) if made_of_it is None else made_of_it
 
     with ThreadPoolExecutor(THREADS) as threads:
         for part in threads.map(make, wanted):
@@ -156,17 +159,18 @@ def _views(places: Sequence[Place], stores: Stores, show: Callable[[int, int], N
     return {place.mark.id: [view for _, view in sorted(made[place.mark.id].items())] for place in places}
 
 
-def _view(seen: Seen, image: Image.Image | None, problem: str | None, budget: int, *, is_whole: bool) -> View:
+def _view(seen: Seen, pixels: Tensor | None, problem: str | None, budget: int, *, is_whole: bool) -> View:
     name = file_name(without_secrets(seen.uri))
     xmin, ymin, xmax, ymax = seen.box
-    if image is None:
+    if pixels is None:
         return View(name, None, 0, 0, (0, 0, 0, 0), seen.score, problem)
-    left, top, right, bottom = 0, 0, *image.size
+    left, top, right, bottom = 0, 0, pixels.shape[2], pixels.shape[1]
     if not is_whole:
         across, down = CONTEXT * (xmax - xmin), CONTEXT * (ymax - ymin)
         left, top = max(0, int(xmin - across)), max(0, int(ymin - down))
         right, bottom = min(right, int(xmax + across) + 1), min(bottom, int(ymax + down) + 1)
-        image = image.crop((left, top, right, bottom))
-    source = encode_picture(image, budget, most_pixels=WHOLE_PIXELS if is_whole else PART_PIXELS)
+        pixels = pixels[:, top:bottom, left:right]
+    longest = WHOLE_PIXELS if is_whole else PART_PIXELS
+    source = encode_picture(to_image(pixels, longest), budget, most_pixels=longest)
     box = (round(xmin - left, 1), round(ymin - top, 1), round(xmax - xmin, 1), round(ymax - ymin, 1))
     return View(name, source, right - left, bottom - top, box, seen.score)

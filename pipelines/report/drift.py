@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.errors import UsageError
-from pipelines.report.examples import Box, Example, Top, example_of
+from pipelines.report.examples import MOST_BOXES, Box, Example, Top, example_of, left_out_bins
 from pipelines.report.overlaps import box_iou
 from pipelines.report.page import ROLES, Comparison, Item, PictureRow
 from pipelines.report.rows import Classes, Rows, TableFiles
@@ -23,11 +23,43 @@ FOUND_IOU: Final = 0.5  # boxes with less are different objects; between the two
 Counts = npt.NDArray[np.int64]
 Origin = tuple[str, str | None]  # model and settings
 _SAME, _MOVED, _APPEARED, _VANISHED = range(4)
+_ROLE_OF_KIND: Final = np.array([ROLES.index(role) for role in ("found", "moved", "appeared", "vanished")])
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """Versions of the pictures of M rows: hashes of etags (0: unknown), and sizes in bytes and pixels (-1: unknown).
+
+    Attributes:
+        etags: `(M,)`.
+        sizes: `(M, 3)`: bytes, width, height.
+    """
+
+    etags: npt.NDArray[np.uint64]
+    sizes: Counts
+
+    @classmethod
+    def of(cls, rows: Rows) -> Versions:
+        """Return those of rows."""
+        etags = [0 if etag is None else _hash(etag) for etag in rows.words("etag")]
+        sizes = [[-1 if one is None else one for one in rows.words(name)] for name in ("size", "width", "height")]
+        return cls(np.array(etags, np.uint64), np.array(sizes, np.int64).T.reshape(-1, 3))
+
+    def take(self, places: Counts) -> Versions:
+        """Return those of some rows."""
+        return Versions(self.etags[places], self.sizes[places])
+
+    def differ(self, other: Versions) -> npt.NDArray[np.bool_]:
+        """Return which pictures are other ones, `(M,)`: by their etags, or by sizes where an etag is unknown."""
+        is_known = (self.sizes >= 0) & (other.sizes >= 0)
+        by_size: npt.NDArray[np.bool_] = (is_known & (self.sizes != other.sizes)).any(axis=1)
+        has_etags = (self.etags != 0) & (other.etags != 0)
+        return np.where(has_etags, self.etags != other.etags, by_size)
 
 
 @dataclass(frozen=True, slots=True)
 class EarlierRun:
-    """The boxes of a run that reach a score, as columns: 24 bytes per box and 25 per row.
+    """The boxes of a run that reach a score, as columns: 28 bytes per box and 49 per row.
 
     Attributes:
         run_id: its name.
@@ -35,12 +67,14 @@ class EarlierRun:
         is_ok: `(M,)`; False for errors.
         starts: `(M + 1,)`, the index of the first box of each row.
         classes: `(N,)`, scores `(N,)` and boxes `(N, 4)`: as in `Rows`.
+        versions: of the pictures of its rows.
         origins: model and settings of its rows.
     """
 
     run_id: str
     keys: npt.NDArray[np.uint64]
     is_ok: npt.NDArray[np.bool_]
+    versions: Versions
     starts: Counts
     classes: Counts
     scores: npt.NDArray[np.float32]
@@ -58,14 +92,16 @@ def read_earlier(files: TableFiles, classes: Classes, threshold: float) -> Earli
     """
     origins: set[Origin] = set()
     parts = [
-        (_keys(rows), rows.is_ok, np.bincount(rows.owners[kept], minlength=len(rows)), rows.classes[kept],
-         rows.scores[kept], rows.boxes[kept])
+        (_keys(rows), rows.is_ok, versions.etags, versions.sizes, np.bincount(rows.owners[kept], minlength=len(rows)),
+         rows.classes[kept], rows.scores[kept], rows.boxes[kept])
         for rows in _noting_origins(files.rows(classes), origins)
-        for kept in (reaches(rows.scores, threshold),)
+        for kept, versions in ((reaches(rows.scores, threshold), Versions.of(rows)),)
     ]  # fmt: skip
     if not parts:
         raise UsageError(f"run {files.run_id} of table {files.table.uri} has no rows to compare with.")
-    keys, is_ok, counts, numbers, scores, boxes = (np.concatenate(column) for column in zip(*parts, strict=True))
+    keys, is_ok, etags, sizes, counts, numbers, scores, boxes = (
+        np.concatenate(column) for column in zip(*parts, strict=True)
+    )
     order = np.argsort(keys, kind="stable")
     owners = np.repeat(np.arange(len(keys)), counts)
     places = np.empty_like(order)
@@ -74,8 +110,8 @@ def read_earlier(files: TableFiles, classes: Classes, threshold: float) -> Earli
     starts = np.concatenate(([0], np.cumsum(counts[order]))).astype(np.int64)
     run_id = files.run_id
     assert run_id is not None, "an earlier run is read by its name"
-    columns = (keys[order], is_ok[order], starts, numbers[by_row], scores[by_row], boxes[by_row])
-    return EarlierRun(run_id, *columns, frozenset(origins))
+    rows_of = (keys[order], is_ok[order], Versions(etags, sizes).take(order), starts)
+    return EarlierRun(run_id, *rows_of, numbers[by_row], scores[by_row], boxes[by_row], frozenset(origins))
 
 
 def _noting_origins(parts: Iterable[Rows], origins: set[Origin]) -> Iterator[Rows]:
@@ -90,14 +126,61 @@ def reaches(scores: npt.NDArray[np.float32], threshold: float) -> npt.NDArray[np
     return reached
 
 
+@dataclass(frozen=True, slots=True)
+class ImageChanges:
+    """The boxes of one image in both runs, each with its change.
+
+    Attributes:
+        classes: `(N,)`, scores `(N,)` and boxes `(N, 4)`: those of the later run, then those that vanished.
+        kinds: `(N,)`, the change.
+    """
+
+    classes: Counts
+    scores: npt.NDArray[np.float32]
+    boxes: npt.NDArray[np.float32]
+    kinds: Counts
+
+    @property
+    def count(self) -> int:
+        """Number of boxes that appeared, vanished or moved."""
+        return int((self.kinds != _SAME).sum())
+
+    def drawn(self) -> tuple[tuple[Box, ...], tuple[tuple[int, int], ...]]:
+        """Return at most 100 boxes of class, score, four sides and role, changed ones first, and bins of the others."""
+        ranked = np.lexsort((-self.scores, self.kinds == _SAME))
+        kept = np.sort(ranked[:MOST_BOXES])
+        boxes = tuple(
+            (number, round(score, 4), *(round(side, 2) for side in sides), role)
+            for number, score, sides, role in zip(
+                self.classes[kept].tolist(),
+                self.scores[kept].tolist(),
+                self.boxes[kept].tolist(),
+                _ROLE_OF_KIND[self.kinds[kept]].tolist(),
+                strict=True,
+            )
+        )
+        return boxes, left_out_bins(self.scores[ranked[MOST_BOXES:]])
+
+
 @dataclass(slots=True)
 class Drift:
-    """Compares the rows of a report with an earlier run, one row group at a time."""
+    """Compares the rows of a report with an earlier run, one row group at a time.
+
+    Attributes:
+        images: number of images without error in both, which are compared.
+        changed_pictures: images without error in both whose picture is another one; not compared.
+        own: rows of the report that are of the earlier run itself; not compared.
+        only_here: images that the earlier run does not have.
+        errors_here: images with an error in the report only, errors_before in the earlier run only, errors_both in
+            both.
+    """
 
     earlier: EarlierRun
     threshold: float
     most: int
     images: int = 0
+    changed_pictures: int = 0
+    own: int = 0
     only_here: int = 0
     errors_here: int = 0
     errors_before: int = 0
@@ -117,44 +200,46 @@ class Drift:
         return float(totals[1:].sum() / max(1, totals.sum()))
 
     @property
+    def in_both(self) -> int:
+        """Images that have a row of the earlier run and another one in the report."""
+        return self.images + self.changed_pictures + self.errors_here + self.errors_before + self.errors_both
+
+    @property
     def only_before(self) -> int:
         """Images of the earlier run that the report does not cover."""
-        return len(self.earlier.keys) - self.images - self.errors_here - self.errors_before - self.errors_both
+        return len(self.earlier.keys) - self.own - self.in_both
 
     def add(self, rows: Rows) -> None:
         """Compare more rows; rows of the earlier run itself are skipped."""
         self.origins |= _origins(rows, not_of=self.earlier.run_id)
         changes, found = self.compare(rows)
-        self._top.offer(changes, lambda row: _with_boxes(example_of(rows, row), found[row]))
+        self._top.offer(changes, lambda row: _example(example_of(rows, row), found[row]))
 
-    def compare(self, rows: Rows) -> tuple[npt.NDArray[np.float64], dict[int, tuple[Box, ...]]]:
+    def compare(self, rows: Rows) -> tuple[npt.NDArray[np.float64], dict[int, ImageChanges]]:
         """Count the changes in more rows.
 
         Returns:
             The number of boxes of each row that appeared, vanished or moved, `(M,)`; -inf if none did or the row cannot
-            be compared. Also the boxes of both runs by row, each with its change.
+            be compared. Also the changes of each compared row.
         """
-        run_ids, keys = rows.words("run_id"), _keys(rows)
-        places = np.minimum(np.searchsorted(self.earlier.keys, keys), len(self.earlier.keys) - 1)
-        is_there = self.earlier.keys[places] == keys
-        changes = np.full(len(rows), -np.inf)
-        found: dict[int, tuple[Box, ...]] = {}
-        starts = rows.starts
-        for row, (place, known) in enumerate(zip(places.tolist(), is_there.tolist(), strict=True)):
-            if run_ids[row] == self.earlier.run_id:
-                continue
-            if not known:
-                self.only_here += 1
-            elif not rows.is_ok[row]:
-                self.errors_both += not self.earlier.is_ok[place]
-                self.errors_here += bool(self.earlier.is_ok[place])
-            elif not self.earlier.is_ok[place]:
-                self.errors_before += 1
-            else:
-                self.images += 1
-                part = slice(starts[row], starts[row] + rows.counts[row])
-                found[row], changes[row] = self._compare(rows, part, place)
-        changes[changes == 0] = -np.inf
+        earlier, keys = self.earlier, _keys(rows)
+        places = np.minimum(np.searchsorted(earlier.keys, keys), len(earlier.keys) - 1)
+        is_own = np.array([run_id == earlier.run_id for run_id in rows.words("run_id")], np.bool_)
+        is_new = (earlier.keys[places] != keys) & ~is_own
+        is_both, was_ok = ~is_own & ~is_new, earlier.is_ok[places]
+        is_compared = is_both & rows.is_ok & was_ok
+        is_changed = is_compared & Versions.of(rows).differ(earlier.versions.take(places))
+        self.own += int(is_own.sum())
+        self.only_here += int(is_new.sum())
+        self.errors_here += int((is_both & ~rows.is_ok & was_ok).sum())
+        self.errors_before += int((is_both & rows.is_ok & ~was_ok).sum())
+        self.errors_both += int((is_both & ~rows.is_ok & ~was_ok).sum())
+        self.changed_pictures += int(is_changed.sum())
+        changes, found, starts = np.full(len(rows), -np.inf), dict[int, ImageChanges](), rows.starts
+        for row in np.flatnonzero(is_compared & ~is_changed).tolist():
+            self.images += 1
+            found[row] = self._compare(rows, slice(starts[row], starts[row] + rows.counts[row]), int(places[row]))
+            changes[row] = found[row].count or -np.inf
         return changes, found
 
     def comparison(self, classes: Classes) -> Comparison:
@@ -174,6 +259,8 @@ class Drift:
             "errors_here": self.errors_here,
             "errors_before": self.errors_before,
             "errors_both": self.errors_both,
+            "changed_pictures": self.changed_pictures,
+            "has_no_common_class": self._has_no_common_class(),
             **self._named_origins(),
             "share": self.share,
             "totals": totals,
@@ -182,6 +269,13 @@ class Drift:
             "found_iou": FOUND_IOU,
         }
         return Comparison(f"Against run {self.earlier.run_id}", "drift.html.j2", values, [gallery])
+
+    def _has_no_common_class(self) -> bool:
+        """Return whether both runs have boxes, and none of a class that the other one has boxes of."""
+        counts = [count.tolist() for count in self.by_class.values()]
+        has_common = any(same or moved or (appeared and vanished) for same, moved, appeared, vanished in counts)
+        is_found = any(appeared for *_, appeared, _ in counts) and any(vanished for *_, vanished in counts)
+        return is_found and not has_common
 
     def _named_origins(self) -> dict[str, str]:
         """Return the models of both sides, with the settings if only these differ."""
@@ -194,45 +288,46 @@ class Drift:
             for name, side in sides.items()
         }
 
-    def _compare(self, rows: Rows, part: slice, place: int) -> tuple[tuple[Box, ...], int]:
-        """Return the boxes of both rows, each with its change, and the number of changed ones."""
+    def _compare(self, rows: Rows, part: slice, place: int) -> ImageChanges:
+        """Compare the boxes of a row with those of the earlier row at a place, and count them by class."""
         old = slice(self.earlier.starts[place], self.earlier.starts[place + 1])
         kept = np.flatnonzero(reaches(rows.scores[part], self.threshold))
         here = [array[part][kept] for array in (rows.classes, rows.scores, rows.boxes)]
         before = [array[old] for array in (self.earlier.classes, self.earlier.scores, self.earlier.boxes)]
-        overlaps = box_iou(before[2], here[2])
-        overlaps[before[0][:, None] != here[0][None]] = 0
-        kinds = np.full(len(kept), _APPEARED)
-        is_lost = np.ones(len(before[0]), np.bool_)
-        for index in np.argsort(-overlaps, axis=None, kind="stable").tolist():
-            one, other = divmod(index, len(kept))
-            if overlaps[one, other] < FOUND_IOU:
-                break
-            if is_lost[one] and kinds[other] == _APPEARED:
-                is_lost[one] = False
-                kinds[other] = _SAME if overlaps[one, other] >= SAME_IOU else _MOVED
-        for number, kind in zip(here[0].tolist(), kinds.tolist(), strict=True):
+        kinds, is_lost = _kinds(before, here)
+        classes, scores, boxes = (np.concatenate([now, then[is_lost]]) for now, then in zip(here, before, strict=True))
+        changes = ImageChanges(classes, scores, boxes, np.concatenate([kinds, np.full(is_lost.sum(), _VANISHED)]))
+        for number, kind in zip(changes.classes.tolist(), changes.kinds.tolist(), strict=True):
             self.by_class[number][kind] += 1
-        for number in before[0][is_lost].tolist():
-            self.by_class[number][_VANISHED] += 1
-        roles = np.array([ROLES.index(role) for role in ("found", "moved", "appeared")])[kinds]
-        boxes = [
-            *_boxes(here, roles),
-            *_boxes([array[is_lost] for array in before], [ROLES.index("vanished")] * len(is_lost)),
-        ]
-        return tuple(boxes), int((kinds != _SAME).sum() + is_lost.sum())
+        return changes
 
 
-def _boxes(columns: Sequence[npt.NDArray[Any]], roles: npt.ArrayLike) -> list[Box]:
-    numbers, scores, boxes = (column.tolist() for column in columns)
-    return [
-        (number, round(score, 4), *(round(side, 2) for side in sides), role)
-        for number, score, sides, role in zip(numbers, scores, boxes, np.asarray(roles).tolist(), strict=False)
-    ]
+def _kinds(before: list[npt.NDArray[Any]], here: list[npt.NDArray[Any]]) -> tuple[Counts, npt.NDArray[np.bool_]]:
+    """Match boxes of one class, the largest overlap first.
+
+    Args:
+        before: classes, scores and boxes of the earlier row.
+        here: those of the later row.
+
+    Returns:
+        The change of each later box, and which earlier boxes vanished.
+    """
+    kinds = np.full(len(here[0]), _APPEARED)
+    is_lost = np.ones(len(before[0]), np.bool_)
+    overlaps = box_iou(before[2], here[2])
+    overlaps[before[0][:, None] != here[0][None]] = 0
+    enough = np.flatnonzero(overlaps >= FOUND_IOU)
+    for index in enough[np.argsort(-overlaps.ravel()[enough], kind="stable")].tolist():
+        one, other = divmod(index, len(kinds))
+        if is_lost[one] and kinds[other] == _APPEARED:
+            is_lost[one] = False
+            kinds[other] = _SAME if overlaps[one, other] >= SAME_IOU else _MOVED
+    return kinds, is_lost
 
 
-def _with_boxes(example: Example, boxes: tuple[Box, ...]) -> Example:
-    return Example(example.uri, example.etag, example.size, example.width, example.height, boxes)
+def _example(example: Example, changes: ImageChanges) -> Example:
+    boxes, more = changes.drawn()
+    return replace(example, boxes=boxes, more=more)
 
 
 def _origins(rows: Rows, *, not_of: str | None = None) -> set[Origin]:
@@ -241,6 +336,8 @@ def _origins(rows: Rows, *, not_of: str | None = None) -> set[Origin]:
 
 
 def _keys(rows: Rows) -> npt.NDArray[np.uint64]:
-    return np.frombuffer(
-        b"".join(blake2b(uri.encode(), digest_size=8).digest() for uri in rows.words("uri")), np.uint64
-    )
+    return np.fromiter((_hash(uri) for uri in rows.words("uri")), np.uint64, len(rows))
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")

@@ -10,6 +10,7 @@ from typing import Final, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.report.figures import score_bins
 from pipelines.report.rows import Rows
 
 LEAST_SCORE: Final = 0.05  # detections with lower scores are not drawn
@@ -25,7 +26,12 @@ Box = tuple[int, float, float, float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One image to show, from its row."""
+    """One image to show, from its row.
+
+    Attributes:
+        boxes: the drawn ones.
+        more: the boxes that are not drawn, counted by the bin of their score, as in `score_bins`.
+    """
 
     uri: str
     etag: str | None
@@ -33,6 +39,7 @@ class Example:
     width: int | None
     height: int | None
     boxes: tuple[Box, ...]
+    more: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +101,7 @@ class Examples:
         self._crowded.offer(np.where(counts > 0, counts, -np.inf).astype(np.float64), example)
         self._unsure.offer(doubts(rows), example)
         self._random.offer(np.where(rows.is_ok, drawn(rows, self._seed), -np.inf), example)
-        for number in np.unique(rows.classes[found]).tolist():
-            of_class = found & (rows.classes == number)
+        for number, of_class in rows.by_class(found):
             keys = never.copy()
             np.maximum.at(keys, owners[of_class], rows.scores[of_class].astype(np.float64))
             self._classes.setdefault(number, Top[Example](PER_CLASS)).offer(keys, example)
@@ -141,7 +147,9 @@ def example_of(rows: Rows, row: int) -> Example:
     """Return one row as an example: its best boxes, at most 100, with a score of 0.05 or more."""
     start = int(rows.starts[row])
     part = slice(start, start + int(rows.counts[row]))
-    order = np.argsort(-rows.scores[part], kind="stable")[:MOST_BOXES]
+    best = np.argsort(-rows.scores[part], kind="stable")
+    order = best[:MOST_BOXES]
+    order = order[rows.scores[part][order] >= LEAST_SCORE]
     boxes = tuple(
         (number, round(score, 4), *(round(side, 2) for side in sides))
         for number, score, sides in zip(
@@ -150,7 +158,12 @@ def example_of(rows: Rows, row: int) -> Example:
             rows.boxes[part][order].tolist(),
             strict=True,
         )
-        if score >= LEAST_SCORE
     )
     values = {name: rows.table[name][row].as_py() for name in ("uri", "etag", "size", "width", "height")}
-    return Example(**values, boxes=boxes)
+    return Example(**values, boxes=boxes, more=left_out_bins(rows.scores[part][best[len(order) :]]))
+
+
+def left_out_bins(scores: npt.NDArray[np.float32]) -> tuple[tuple[int, int], ...]:
+    """Return how many of the boxes that are not drawn are in each bin of scores."""
+    bins, counts = np.unique(score_bins(scores), return_counts=True)
+    return tuple(zip(bins.tolist(), counts.tolist(), strict=True))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any, Final
 
 import numpy as np
@@ -19,26 +18,19 @@ MOST_BOXES: Final = 20  # images with more are counted together
 SIZE_EDGES: Final = (0.0, 0.02, 0.04, 0.08, 0.12, 0.16, 0.24, 0.32, 0.48, 0.64, 1.0)  # square root of the box's share
 GRID: Final = (9, 12)  # rows and columns of the map of positions
 ERROR_EXAMPLES: Final = 3
-RATE_BARS: Final = 60
 
-_ORIGIN: Final = ("model", "threshold", SETTINGS, "run_id", "labelled_at", "status")
+_ORIGIN: Final = ("model", "threshold", SETTINGS, "run_id", "status")
 
 Counts = npt.NDArray[np.int64]
 
 
 @dataclass(slots=True)
 class RunFigures:
-    """Totals of the rows of one run, with the times at which they were labelled."""
+    """Totals of the shown rows of one run."""
 
     images: int = 0
     errors: int = 0
     detections: int = 0
-    seconds: Counter[int] = field(default_factory=Counter)
-
-    @property
-    def span(self) -> tuple[int, int]:
-        """The first and the last second, since 1970."""
-        return min(self.seconds), max(self.seconds)
 
 
 @dataclass(slots=True)
@@ -68,8 +60,10 @@ class Figures:
         self._add_errors(rows)
         self._add_origins(rows)
         bins = score_bins(rows.scores)
-        for number in np.unique(rows.classes).tolist():
-            self.scores[number] += np.bincount(bins[rows.classes == number], minlength=SCORE_BINS)
+        numbers, places = np.unique(rows.classes, return_inverse=True)
+        by_class = np.bincount(places * SCORE_BINS + bins, minlength=len(numbers) * SCORE_BINS)
+        for number, counts in zip(numbers.tolist(), by_class.reshape(-1, SCORE_BINS), strict=True):
+            self.scores[number] += counts
         self._add_boxes_per_image(rows, bins)
         self._add_shapes(rows, bins)
 
@@ -88,27 +82,6 @@ class Figures:
             "positions": self.positions.tolist(),
             "grid": GRID,
         }
-
-    def rates(self, run_id: str, started: datetime | None = None) -> list[tuple[int, int]]:
-        """Return the number of images of a run that were labelled in each of at most 60 equal periods.
-
-        Args:
-            run_id: one of `runs`.
-            started: start time of the run from its record; None counts from the first row.
-
-        Returns:
-            Pairs of seconds since the start, at the end of a period, and images; rows get their time when their shard
-            is complete.
-        """
-        seconds = self.runs[run_id].seconds
-        first, last = self.runs[run_id].span
-        if started is not None:
-            first = min(first, int(started.timestamp()))
-        width = max(1, -(-(last - first + 1) // RATE_BARS))
-        counted: Counter[int] = Counter()
-        for second, images in seconds.items():
-            counted[(second - first) // width] += images
-        return [((bar + 1) * width, counted[bar]) for bar in range((last - first) // width + 1)]
 
     def _add_errors(self, rows: Rows) -> None:
         if rows.is_ok.all():
@@ -147,7 +120,6 @@ class Figures:
             run.images += images
             run.errors += images if row["status"] != "ok" else 0
             run.detections += row["detections_sum"]
-            run.seconds[int(row["labelled_at"].timestamp())] += images
 
     def _add_boxes_per_image(self, rows: Rows, bins: Counts) -> None:
         table = np.bincount(rows.owners * SCORE_BINS + bins, minlength=len(rows) * SCORE_BINS)

@@ -16,6 +16,7 @@ from pipelines.report.examples import Example
 from pipelines.report.figures import GRID, MOST_BOXES, Figures, RunFigures
 from pipelines.report.pictures import Picture
 from pipelines.report.rows import Classes
+from pipelines.report.run_times import PAUSE_SECONDS, USUAL_TIMES, RunTimes
 
 ROLES: Final = ("found", "truth", "appeared", "vanished", "moved")
 """The roles of a picture's boxes; the page draws each differently."""
@@ -59,6 +60,7 @@ class Page:
     table: str
     run_id: str | None
     figures: Figures
+    times: RunTimes
     classes: Classes
     threshold: float
     galleries: Sequence[PictureRow]
@@ -75,7 +77,7 @@ def render(page: Page) -> str:
     shown = [*page.galleries, *(gallery for part in page.comparisons for gallery in part.galleries)]
     order = page.figures.frequent(page.classes, page.threshold)
     names = page.classes.names
-    runs = [_run(run_id, run, page) for run_id, run in sorted(page.figures.runs.items())]
+    runs = [_run(run_id, page) for run_id in sorted(page.times.seconds)]
     values = {
         "table": page.table,
         "run_id": page.run_id,
@@ -91,6 +93,8 @@ def render(page: Page) -> str:
         "has_settings": any(settings is not None for _, _, settings in page.figures.origins),
         "origins": [(*origin, count) for origin, count in page.figures.origins.most_common(20)],
         "rates": _rates(page),
+        "pause": duration(PAUSE_SECONDS),
+        "usual_times": USUAL_TIMES,
         "most_boxes": MOST_BOXES,
         "grid": GRID,
         "picture_sizes": page.figures.pictures.most_common(_PICTURE_SIZES),
@@ -148,13 +152,19 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def _percent(count: int, total: int) -> str:
+    """Return a share in percent with three digits; a smaller one than 0.001 is not written as a power of ten."""
+    share = 100 * count / max(1, total)
+    return "below 0.001" if 0 < share < 0.001 else f"{share:.3g}"
+
+
 def _totals(page: Page, runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     figures = page.figures
     failed = figures.images - figures.ok
     totals = [
         ("images", f"{figures.images:,}"),
         ("without error", f"{figures.ok:,}"),
-        ("errors", f"{failed:,} ({100 * failed / max(1, figures.images):.3g} %)"),
+        ("errors", f"{failed:,} ({_percent(failed, figures.images)} %)"),
         ("detections", f"{figures.detections:,}"),
         *([("repeats left out", f"{figures.left_out:,}")] if figures.left_out else []),
         ("classes", f"{len(figures.scores):,}"),
@@ -165,38 +175,41 @@ def _totals(page: Page, runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, st
     return totals
 
 
-def _run(run_id: str, run: RunFigures, page: Page) -> dict[str, Any]:
-    first, last = run.span
-    started = page.started.get(run_id)
-    seconds = max(1.0, last - (first if started is None else started.timestamp()))
+def _run(run_id: str, page: Page) -> dict[str, Any]:
+    """Return a line of the table of runs: counts of the shown rows; times and cost of all rows."""
+    shown = page.figures.runs.get(run_id, RunFigures())
+    first, last = (datetime.fromtimestamp(second, UTC) for second in page.times.span(run_id))
+    working = page.times.working(run_id, page.started.get(run_id))
+    seconds, rows = max(1, working.seconds), page.times.rows(run_id)
     price = page.price_per_hour
+    pauses = f"{working.pauses} pause{'' if working.pauses == 1 else 's'} of {duration(working.paused)}"
     return {
         "run_id": run_id,
-        "images": run.images,
-        "errors": run.errors,
-        "detections": run.detections,
-        "first": datetime.fromtimestamp(first, UTC).strftime("%Y-%m-%d %H:%M:%S"),
-        "last": datetime.fromtimestamp(last, UTC).strftime("%Y-%m-%d %H:%M:%S"),
-        "duration": duration(seconds),
-        "rate": f"{run.images / seconds:,.1f}",
+        "images": shown.images,
+        "errors": shown.errors,
+        "detections": shown.detections,
+        "rows": rows,
+        "first": first.strftime("%Y-%m-%d %H:%M:%S"),
+        "last": last.strftime("%Y-%m-%d %H:%M:%S"),
+        "duration": duration(seconds) + (f", without {pauses}" if working.pauses else ""),
+        "rate": f"{rows / seconds:,.1f}",
         "cost": None if price is None else round(seconds / 3600 * price, 2),
     }
 
 
 def _rates(page: Page) -> dict[str, Any] | None:
     """Return the chart of the newest run."""
-    runs = page.figures.runs
-    if not runs:
+    if not page.times.seconds:
         return None
-    run_id = max(runs, key=lambda one: runs[one].span[1])
-    rates = page.figures.rates(run_id, page.started.get(run_id))
+    run_id = max(page.times.seconds, key=lambda one: page.times.span(one)[1])
+    rates = page.times.working(run_id, page.started.get(run_id)).rates()
     most = max(images for _, images in rates)
     width = rates[0][0]
     return {
         "run_id": run_id,
         "end": duration(rates[-1][0]),
-        "sentence": f"Images that were labelled in each {duration(width)}, {most:,} at most. All rows of a shard "
-        "have the same time.",
+        "sentence": f"Images that were labelled in each {duration(width)}, {most:,} at most, without pauses. All rows "
+        "of a shard have the same time.",
         "bars": [
             (round(100 * images / most, 2), f"{duration(end - width)} to {duration(end)}: {images:,} images")
             for end, images in rates
@@ -206,7 +219,8 @@ def _rates(page: Page) -> dict[str, Any] | None:
 
 def _item(item: Item, places: Mapping[str, int]) -> dict[str, object]:
     boxes = item.example.boxes if item.boxes is None else item.boxes
-    return {"picture": places[item.example.uri], "boxes": boxes, "note": item.note}
+    more = item.example.more if item.boxes is None else ()
+    return {"picture": places[item.example.uri], "boxes": boxes, "note": item.note, **({"more": more} if more else {})}
 
 
 @cache

@@ -5,13 +5,17 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
+from pipelines.lake.members import split_member
 from pipelines.report.examples import Example
-from pipelines.store import NotFound, StoreError, Stores, without_secrets
+from pipelines.store import Misconfigured, NotFound, StoreDown, StoreError, Stores, split_uri, without_secrets
+from pipelines.store.uris import LOCAL_ROOT
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,6 +28,9 @@ LEAST_PIXELS: Final = 96
 QUALITY: Final = 70
 THREADS: Final = 4
 LARGEST_FILE: Final = 256 * 1024**2
+LARGE_PIXELS: Final = 50_000_000  # larger pictures are decoded one at a time
+
+Used = TypeVar("Used")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +52,27 @@ class Picture:
     problem: str | None = None
 
 
-def load_pictures(examples: Iterable[Example], stores: Stores) -> list[Picture]:
+def load_pictures(
+    examples: Iterable[Example], stores: Stores, show: Callable[[int, int], None] = lambda _done, _all: None
+) -> list[Picture]:
     """Return the picture of each example, in order; in total at most 3.4 MB of text.
 
-    A picture that is missing, or not in the labelled version, has no `source` but a reason.
+    A picture that is missing, or not in the labelled version, has no `source` but a reason. Memory: `THREADS` pictures
+    of at most 50 megapixels, and one larger one.
 
     Args:
         examples: what to show; each image once.
         stores: stores of the images.
+        show: called with the numbers of pictures that are done, and of all.
     """
     chosen = list(examples)
-    budget = picture_budget(len(chosen))
+    budget, reader = picture_budget(len(chosen)), PictureReader(stores)
+    pictures = []
     with ThreadPoolExecutor(THREADS) as threads:
-        return list(threads.map(lambda one: _load(one, stores, budget), chosen))
+        for picture in threads.map(lambda one: _load(one, reader, budget), chosen):
+            pictures.append(picture)
+            show(len(pictures), len(chosen))
+    return pictures
 
 
 def picture_budget(count: int) -> int:
@@ -73,11 +88,8 @@ def picture_of(uri: str, pixels: Tensor, budget: int) -> Picture:
         pixels: `(3, height, width)` uint8 RGB.
         budget: largest number of characters.
     """
-    from PIL import Image
-
     height, width = pixels.shape[1:]
-    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-    return Picture(uri, encode_picture(image, budget), width, height)
+    return Picture(uri, encode_picture(to_image(pixels, MOST_PIXELS), budget), width, height)
 
 
 def encode_picture(image: Image.Image, budget: int, *, most_pixels: int = MOST_PIXELS) -> str:
@@ -91,9 +103,9 @@ def shrink(image: Image.Image, most_bytes: int, most_pixels: int = MOST_PIXELS) 
 
     A picture of 96 pixels may exceed the limit of bytes.
     """
-    small, longest = image.copy(), most_pixels
+    small, longest = image, most_pixels
     while True:
-        small.thumbnail((longest, longest))
+        small = _fitted(small, longest)
         sink = io.BytesIO()
         small.save(sink, "WEBP", quality=QUALITY, method=2)
         size = sink.tell()
@@ -102,33 +114,104 @@ def shrink(image: Image.Image, most_bytes: int, most_pixels: int = MOST_PIXELS) 
         longest = max(LEAST_PIXELS, int(max(small.size) * 0.95 * math.sqrt(most_bytes / size)))
 
 
-def _load(example: Example, stores: Stores, budget: int) -> Picture:
+def _fitted(image: Image.Image, longest: int) -> Image.Image:
+    """Return a picture with at most this many pixels in its longer side, itself if it has not more."""
+    if max(image.size) <= longest:
+        return image
+    factor = longest / max(image.size)
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    return image.resize(size, reducing_gap=2.0)  # without a second picture of the full size
+
+
+def _load(example: Example, reader: PictureReader, budget: int) -> Picture:
     shown = without_secrets(example.uri)
-    image, problem = read_picture(example, stores)
-    if image is None:
+
+    def small(pixels: Tensor) -> tuple[str, int, int]:
+        return encode_picture(to_image(pixels, MOST_PIXELS), budget), pixels.shape[2], pixels.shape[1]
+
+    read, problem = reader.read(example, small)
+    if read is None:
         return Picture(shown, None, example.width or 0, example.height or 0, problem)
-    return Picture(shown, encode_picture(image, budget), *image.size)
+    return Picture(shown, *read)
 
 
-def read_picture(example: Example, stores: Stores) -> tuple[Image.Image | None, str | None]:
-    """Return the upright image of an example, or None and the reason: missing, changed or damaged."""
+def to_image(pixels: Tensor, longest: int) -> Image.Image:
+    """Return `(3, height, width)` uint8 RGB as a picture with at most this many pixels in its longer side.
+
+    It is reduced before it becomes a picture of Pillow, which takes four bytes for each pixel.
+    """
     from PIL import Image
 
-    from detr.images.decoding import ImageError, decode
+    from detr.images.decoding import resize
 
-    try:
-        blob = stores.get(example.uri, most_bytes=LARGEST_FILE)
-        if _is_changed(example, blob.etag, len(blob.data)):
-            return None, CHANGED
-        pixels = decode(blob.data)
-    except NotFound:
-        return None, "The image no longer exists."
-    except (StoreError, ImageError) as error:
-        return None, f"The image cannot be read: {without_secrets(str(error))}"
-    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-    if example.width is not None and image.size != (example.width, example.height):  # a store without etags
-        return None, CHANGED
-    return image, None
+    height, width = pixels.shape[1:]
+    factor = min(1.0, longest / max(height, width))
+    if factor < 1:
+        pixels = resize(pixels, max(1, round(height * factor)), max(1, round(width * factor)))
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+class PictureReader:
+    """Reads pictures in several threads, at most one above 50 megapixels at a time.
+
+    Once a bucket or server does not answer, all further pictures of it have the same problem at once.
+    """
+
+    def __init__(self, stores: Stores) -> None:
+        self._stores, self._large, self._lock = stores, threading.Lock(), threading.Lock()
+        self._answered: set[str] = set()
+        self._problems: dict[str, str] = {}
+
+    def read(self, example: Example, use: Callable[[Tensor], Used]) -> tuple[Used | None, str | None]:
+        """Return what `use` makes of the upright picture, `(3, H, W)` uint8 RGB, and no problem.
+
+        If it is missing, changed or damaged, the result is None and the reason.
+        """
+        from detr.images.decoding import ImageError, decode, read_header
+
+        place = _place(example.uri)
+        with self._lock:
+            if place in self._problems:
+                return None, self._problems[place]
+        try:
+            blob = self._stores.get(example.uri, most_bytes=LARGEST_FILE)
+            self._note_answer(place)
+            if _is_changed(example, blob.etag, len(blob.data)):
+                return None, CHANGED
+            header = read_header(blob.data)
+            if example.width is not None and (header.width, header.height) != (example.width, example.height):
+                return None, CHANGED  # a store without etags
+            with self._large if header.width * header.height > LARGE_PIXELS else nullcontext():
+                return use(decode(blob.data)), None
+        except NotFound:
+            self._note_answer(place)
+            return None, "The image no longer exists."
+        except (StoreError, ImageError) as error:
+            problem = f"The image cannot be read: {without_secrets(str(error))}"
+            if isinstance(error, StoreDown | Misconfigured):
+                self._note_failure(place, problem)
+            return None, problem
+
+    def _note_answer(self, place: str) -> None:
+        with self._lock:
+            self._answered.add(place)
+
+    def _note_failure(self, place: str, problem: str) -> None:
+        """Record that a place does not work; one that has just answered only at its next failure."""
+        with self._lock:
+            if place in self._answered:
+                self._answered.discard(place)
+            else:
+                self._problems.setdefault(place, problem)
+
+
+def _place(uri: str) -> str:
+    """Return what fails as a whole: the file of a member, a local file, or a bucket or server."""
+    member = split_member(uri)
+    if member is not None:
+        return member[0]
+    root, _ = split_uri(uri)
+    return uri if root == LOCAL_ROOT else root
 
 
 def _is_changed(example: Example, etag: str | None, size: int) -> bool:

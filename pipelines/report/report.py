@@ -12,6 +12,7 @@ from pipelines.clock import Clock, SystemClock
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.evaluation.annotations import read_annotations
 from pipelines.evaluation.evaluate import Evaluation
+from pipelines.evaluation.explanations import explanations
 from pipelines.evaluation.table_results import RowChoice
 from pipelines.labelling.publish import THREADS
 from pipelines.labelling.run import list_runs
@@ -24,6 +25,7 @@ from pipelines.report.figures import Figures
 from pipelines.report.page import Comparison, Item, Page, PictureRow, render
 from pipelines.report.pictures import load_pictures, unique
 from pipelines.report.rows import Classes, table_files
+from pipelines.report.run_times import RunTimes
 from pipelines.report.truth import AnnotatedRows, compare_with_truth
 from pipelines.store import Store, StoreError, open_store, without_secrets
 
@@ -41,8 +43,14 @@ class ReportSummary:
         unreadable: number of these that are missing, changed or unreadable.
         repeats_left_out: number of detections left out because a mark of the table covers them.
         drift: the share of boxes that appeared, vanished or moved, and
-        compared: over how many images; None without `against`.
-        AP: against the annotations; None without them.
+        compared: over how many images; this and the following are None without `against`.
+        in_both: number of images that the report and the earlier run have, with or without an error.
+        new_errors: number of these with an error in the report only.
+        changed_pictures: number of these whose picture is another one; not compared.
+        only_here: number of images that the earlier run does not have.
+        only_before: number of images that only the earlier run has.
+        AP: against the annotations; None without them, -1 if undefined.
+        AP_notes: sentences that explain AP, as on the page.
     """
 
     out: Path
@@ -54,11 +62,26 @@ class ReportSummary:
     repeats_left_out: int = 0
     drift: float | None = None
     compared: int | None = None
+    in_both: int | None = None
+    new_errors: int | None = None
+    changed_pictures: int | None = None
+    only_here: int | None = None
+    only_before: int | None = None
     AP: float | None = None
+    AP_notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ReportProgress:
+    """Rows that were read so far, and then pictures that were read, of how many."""
+
+    rows: int
+    pictures: int = 0
+    pictures_planned: int = 0
 
 
 def write_report(
-    config: ReportConfig, *, clock: Clock | None = None, show: Callable[[int], None] = lambda _rows: None
+    config: ReportConfig, *, clock: Clock | None = None, show: Callable[[ReportProgress], None] = lambda _progress: None
 ) -> ReportSummary:
     """Write one HTML page about a table and return its summary.
 
@@ -68,7 +91,7 @@ def write_report(
     Args:
         config: The options.
         clock: For the time on the page.
-        show: Called with the number of rows read so far.
+        show: Called with the progress.
 
     Raises:
         RayDetrError: the table is empty or damaged, or the file cannot be written.
@@ -92,16 +115,22 @@ def write_report(
         repeats_left_out=page.figures.left_out,
         drift=None if drift is None else drift.share,
         compared=None if drift is None else drift.images,
+        in_both=None if drift is None else drift.in_both,
+        new_errors=None if drift is None else drift.errors_here,
+        changed_pictures=None if drift is None else drift.changed_pictures,
+        only_here=None if drift is None else drift.only_here,
+        only_before=None if drift is None else drift.only_before,
         AP=None if evaluation is None else evaluation.average_precision.AP,
+        AP_notes=() if evaluation is None else tuple(explanations(evaluation)),
     )
 
 
 class _Made:
     """The computation of one page."""
 
-    def __init__(self, config: ReportConfig, table: Store, show: Callable[[int], None]) -> None:
-        self._config, self._table = config, table
-        self.classes, self.figures = Classes(), Figures()
+    def __init__(self, config: ReportConfig, table: Store, show: Callable[[ReportProgress], None]) -> None:
+        self._config, self._table, self._show = config, table, show
+        self.classes, self.figures, self.times = Classes(), Figures(), RunTimes()
         self.drift: Drift | None = None
         self.evaluation: Evaluation | None = None
         self._examples = Examples(threshold=config.threshold, most=config.pictures, seed=config.seed)
@@ -113,11 +142,11 @@ class _Made:
             earlier = read_earlier(files, self.classes, config.threshold)
             self.drift = Drift(earlier, config.threshold, config.pictures)
         shown = table_files(table, config.run_id, config.settings, keep_repeats=config.keep_repeats)
-        for rows in shown.rows(self.classes):
+        for rows in shown.rows(self.classes, self.times):
             for part in (self.figures, self._examples, self.drift, annotated):
                 if part is not None:
                     part.add(rows)
-            show(self.figures.images)
+            show(ReportProgress(self.figures.images))
         if config.settings is not None and not self.figures.images:
             raise UsageError(
                 f"no row of table {table.uri} has the settings {config.settings}. `ray-detr runs --table {table.uri}` "
@@ -150,14 +179,19 @@ class _Made:
         rows = [*galleries, *(gallery for part in self._comparisons for gallery in part.galleries)]
         shown = unique([[item.example for item in gallery.items] for gallery in rows])
         stores = ImageStores(config.picture_options or config.options, MemberIndexes(self._table))
+        rows_read = self.figures.images
+        pictures = load_pictures(
+            shown.values(), stores, lambda done, planned: self._show(ReportProgress(rows_read, done, planned))
+        )
         return Page(
             table=without_secrets(config.table),
             run_id=config.run_id,
             figures=self.figures,
+            times=self.times,
             classes=self.classes,
             threshold=config.threshold,
             galleries=galleries,
-            pictures=dict(zip(shown, load_pictures(shown.values(), stores), strict=True)),
+            pictures=dict(zip(shown, pictures, strict=True)),
             made=clock.now(),
             started=_started(self._table),
             price_per_hour=config.price_per_hour,

@@ -18,6 +18,7 @@ from pipelines.labelling.recorded_settings import COLUMN, RecordedSettings
 from pipelines.marks.marks import read_marks
 from pipelines.marks.matching import Matcher
 from pipelines.parquet_files import open_listed, parquet_of
+from pipelines.report.run_times import RunTimes
 from pipelines.store import Store, StoreEntry, join_uri
 from pipelines.table.files import in_order_of_runs
 from pipelines.table.schema import check_columns
@@ -93,6 +94,13 @@ class Rows:
         """The first detection of each row, `(M,)`."""
         return np.concatenate(([0], np.cumsum(self.counts)[:-1])).astype(np.int64)
 
+    def by_class(self, mask: npt.NDArray[np.bool_]) -> Iterator[tuple[int, Integers]]:
+        """Yield each class of the detections of a mask, `(N,)`, and its detections in order; classes are ascending."""
+        chosen = np.flatnonzero(mask)
+        ordered = chosen[np.argsort(self.classes[chosen], kind="stable")]
+        numbers, firsts = np.unique(self.classes[ordered], return_index=True)
+        yield from zip(numbers.tolist(), np.split(ordered, firsts[1:]), strict=len(numbers) > 0)
+
     def where(self, mask: npt.NDArray[np.bool_]) -> Rows:
         """Return the rows of a mask, `(M,)`, with their detections."""
         found = mask[self.owners]
@@ -127,10 +135,10 @@ class TableFiles:
     run_id: str | None = None
     settings: str | None = None
 
-    def rows(self, classes: Classes) -> Iterator[Rows]:
+    def rows(self, classes: Classes, times: RunTimes | None = None) -> Iterator[Rows]:
         """Yield the rows by row group: all rows of one run, or the current row of each image of a whole table.
 
-        Covered detections are left out, and counted by row.
+        Covered detections are left out, and counted by row. `times` gets all rows, also those that are not current.
 
         Memory: one row group, and for a whole table temporarily about 70 bytes per row (`current_rows`).
 
@@ -150,10 +158,11 @@ class TableFiles:
                     read = file.read_row_group(group, columns=columns)
                     mask = None if current is None else pa.array(current[number][first : first + len(read)])
                     first += len(read)
-                    if self.run_id is not None:  # tables with all runs in one folder
-                        mask = pc.equal(read["run_id"].cast(pa.string()), self.run_id)
-                        if self.settings is not None:
-                            mask = pc.and_(mask, pa.array(with_settings(read, self.settings, recorded)))
+                    wanted = self._wanted(read, recorded)
+                    if self.run_id is not None:
+                        mask = wanted
+                    if times is not None:
+                        times.add(read if wanted is None else read.filter(wanted))
                     chosen = read if mask is None else read.filter(mask)
                     settings = recorded.of_rows(chosen)  # of earlier releases: from the record of their run
                     if SETTINGS in chosen.column_names:
@@ -162,6 +171,16 @@ class TableFiles:
                     rows = _rows(chosen, left_out, classes) if len(chosen) else None
                 if rows is not None:
                     yield rows
+
+    def _wanted(self, read: pa.Table, recorded: RecordedSettings) -> pa.Array | None:
+        """Return which rows are of the run and have the settings, current or not; None is all."""
+        mask = None
+        if self.run_id is not None:  # tables with all runs in one folder
+            mask = pc.equal(read["run_id"].cast(pa.string()), self.run_id)
+        if self.settings is not None:
+            has_settings = pa.array(with_settings(read, self.settings, recorded))
+            mask = has_settings if mask is None else pc.and_(mask, has_settings)
+        return mask
 
     def _opened(self) -> Iterator[tuple[str, pq.ParquetFile]]:
         for entry in self.entries:

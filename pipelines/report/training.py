@@ -114,7 +114,10 @@ def page_values(
     classes = [] if shown is None else list(shown.classes)
     galleries = []
     if shown is not None:
-        items = [{"picture": number, "boxes": boxes, "note": ""} for number, boxes in enumerate(shown.boxes)]
+        items = [
+            {"picture": number, "boxes": boxes, "note": "", **({"more": more} if more else {})}
+            for number, (boxes, more) in enumerate(zip(shown.boxes, shown.more, strict=True))
+        ]
         galleries = [{"id": "validation", "items": items}]
     return {
         "run": run,

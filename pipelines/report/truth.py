@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Final
@@ -16,6 +17,7 @@ from pipelines.coco.names import ImageNames
 from pipelines.evaluation.annotations import Annotations
 from pipelines.evaluation.class_numbers import MatchClasses
 from pipelines.evaluation.evaluate import Evaluation, check_has_images, evaluate_rows
+from pipelines.evaluation.explanations import explanations, shown_figure
 from pipelines.evaluation.table_results import RowChoice, read_table_results
 from pipelines.report.examples import Example
 from pipelines.report.overlaps import areas, box_iou, intersections
@@ -73,6 +75,9 @@ class Mistakes:
     def add(self, image_id: int, found: tuple[Array, Array], truth: tuple[Array, Array, Array]) -> None:
         """Compare one image.
 
+        Boxes are first matched to annotations of their own class, best first; the others then to annotations that are
+        still free. As in COCO's measures, a box in a crowd of its class is neither right nor wrong.
+
         Args:
             image_id: its number.
             found: category ids `(N,)` and corners `(N, 4)` of the detections, best first.
@@ -80,30 +85,46 @@ class Mistakes:
         """
         (classes, boxes), (true_classes, true_boxes, is_crowd) = found, truth
         overlaps = box_iou(boxes, true_boxes)
+        is_near = overlaps >= MATCH_IOU
+        is_of_class = classes[:, None] == true_classes[None]
+        sizes = areas(boxes)[:, None]
+        in_crowd = (is_of_class & is_crowd & (sizes > 0) & (intersections(boxes, true_boxes) >= MATCH_IOU * sizes)).any(
+            axis=1
+        )
         is_free: npt.NDArray[np.bool_] = np.logical_not(is_crowd)
-        false, missed = [], set(np.flatnonzero(is_free).tolist())
-        shared = intersections(boxes, true_boxes[is_crowd])
-        in_crowd: npt.NDArray[np.bool_] = np.any(shared >= MATCH_IOU * areas(boxes)[:, None], axis=1)
-        for row, number in enumerate(classes.tolist()):
-            candidates = np.flatnonzero(np.logical_and(is_free, overlaps[row] >= MATCH_IOU)).tolist()
-            if not candidates:
-                if not in_crowd[row]:
-                    self.confusion[NOTHING, number] += 1
-                    false.append(row)
-                continue
-            best = max(candidates, key=lambda one: (true_classes[one] == number, overlaps[row, one]))
-            is_free[best] = False
-            self.confusion[int(true_classes[best]), number] += 1
-            if true_classes[best] == number:
-                missed.discard(best)
-            else:
-                false.append(row)
+        own = _match(range(len(classes)), overlaps, is_near & is_of_class, is_free)
+        others = [row for row in range(len(classes)) if row not in own and not in_crowd[row]]
+        wrong = _match(others, overlaps, is_near, is_free)
+        false, missed = others, sorted(set(np.flatnonzero(~is_crowd).tolist()) - set(own.values()))
+        for row, one in [*own.items(), *wrong.items()]:
+            self.confusion[int(true_classes[one]), int(classes[row])] += 1
+        for row in others:
+            if row not in wrong:
+                self.confusion[NOTHING, int(classes[row])] += 1
         for one in np.flatnonzero(is_free).tolist():
             self.confusion[int(true_classes[one]), NOTHING] += 1
         if false:
             self.false[image_id] = false
         if missed:
-            self.missed[image_id] = sorted(missed)
+            self.missed[image_id] = missed
+
+
+def _match(rows: Iterable[int], overlaps: Array, can_match: Array, is_free: npt.NDArray[np.bool_]) -> dict[int, int]:
+    """Return the free annotation with the largest overlap for each of these detections that has one, the best first.
+
+    Args:
+        rows: indices of detections.
+        overlaps: `(N, M)` of detections and annotations.
+        can_match: `(N, M)`, which of them may match.
+        is_free: `(M,)`, the annotations that have no detection yet; updated.
+    """
+    found: dict[int, int] = {}
+    for row in rows:
+        candidates = np.flatnonzero(can_match[row] & is_free)
+        if len(candidates):
+            found[row] = best = int(candidates[np.argmax(overlaps[row, candidates])])
+            is_free[best] = False
+    return found
 
 
 def compare_with_truth(
@@ -141,16 +162,20 @@ def compare_with_truth(
     for image_id in sorted(evaluated):
         parts = by_image.get(image_id, _NO_RESULTS)
         mistakes.add(image_id, (parts.category_ids, _corners(parts.boxes_xywh)), truth[image_id])
-    # rotated pictures would have boxes of another orientation
+    # annotations of another orientation or size would be drawn at wrong places
+    misplaced = {*results.turned_back, *results.other_size}
     images = {
         image["id"]: rows.examples[image["file_name"]]
         for image in annotations.truth["images"]
-        if image["file_name"] in rows.examples and image["file_name"] not in results.turned_back
+        if image["file_name"] in rows.examples and image["file_name"] not in misplaced
     }
     gallery = _Gallery(images, by_image, truth, mistakes, names, classes)
     values = {
         "annotations": annotations.name,
         "evaluation": evaluation,
+        "explanations": explanations(evaluation),
+        "shown_figure": shown_figure,
+        "left_out": len(misplaced),
         "numbers": [(name, evaluation.average_precision.numbers()[name]) for name in NUMBERS],
         "curves": _curves(evaluation),
         "threshold": threshold,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import RayDetrError
 from pipelines.models import load_detector
-from pipelines.report.examples import LEAST_SCORE, MOST_BOXES
+from pipelines.report.examples import LEAST_SCORE, MOST_BOXES, left_out_bins
 from pipelines.report.pictures import Picture, picture_budget, picture_of
 from pipelines.shards.reader import INDEX_KEY, ShardReader, TrainingImage, decode_training_image, read_index
 from pipelines.store import StoreOptions, open_store
@@ -28,13 +28,15 @@ class ValidationPictures:
 
     Attributes:
         pictures: in the form of the page.
-        boxes: of each picture.
+        boxes: of each picture; at most 100 found ones.
+        more: of each picture, the found boxes that are not in `boxes`, counted by the bin of their score.
         classes: names, the most frequent first; class numbers of boxes are indices of this list.
         images: number of images in the shards.
     """
 
     pictures: Sequence[Picture]
     boxes: Sequence[Sequence[Box]]
+    more: Sequence[Sequence[tuple[int, int]]]
     classes: Sequence[str]
     images: int
 
@@ -85,6 +87,7 @@ def predict_pictures(
             [*_found(one, numbers), *_annotated(image, names, numbers)]
             for image, one in zip(images, found, strict=True)
         ],
+        more=[left_out_bins(one.scores[MOST_BOXES:].numpy()) for one in found],
         classes=classes,
         images=index.images,
     )

@@ -142,9 +142,9 @@ class PerClass:
     def add(self, rows: Rows) -> None:
         """Process more rows."""
         make, keys = self.converter.of(rows), drawn(rows, self.seed)
-        found = rows.scores >= self.converter.threshold
-        for number in np.unique(rows.classes[found]).tolist():
-            has = np.bincount(rows.owners[found & (rows.classes == number)], minlength=len(rows)) > 0
+        found, owners = rows.scores >= self.converter.threshold, rows.owners
+        for number, of_class in rows.by_class(found):
+            has = np.bincount(owners[of_class], minlength=len(rows)) > 0
             self._images[number] += int(has.sum())
             self._tops.setdefault(number, Top(self.count)).offer(np.where(has, keys, -np.inf), make)
 

@@ -115,6 +115,7 @@ class _Read:
         self.chooser = _chooser(config, table, classes)
         self.available = self.exported_before = seen = 0
         self._by_id: dict[int, str] = {}
+        self._by_name: dict[str, int] = {}
         known = {(image.uri, image.etag) for batch in batches for image in batch.images}
         for rows in table_files(table, config.run).rows(classes):
             self._add_categories(rows, classes.names, config.table)
@@ -133,6 +134,11 @@ class _Read:
         """Return the classes for corrections: those of the rows, or of a model that has all of these."""
         own = tuple(Category(number, self._by_id[number]) for number in sorted(self._by_id))
         if classes_of is None:
+            if not own:
+                raise UsageError(
+                    "the rows have no detection, so no class is known that could be drawn. Name the model that has the "
+                    "classes by --classes-of."
+                )
             return own
         model = identify_model(classes_of, options)
         known = tuple(category for category in model.categories if category.is_used)
@@ -151,6 +157,12 @@ class _Read:
             if name != names[number]:
                 raise UsageError(
                     f"class {category_id} is {name!r} in some rows of {without_secrets(table)} and {names[number]!r} "
+                    "in others, as of two models. Choose the rows of one run with --run."
+                )
+            known = self._by_name.setdefault(name, category_id)
+            if known != category_id:
+                raise UsageError(
+                    f"class {name!r} has the number {known} in some rows of {without_secrets(table)} and {category_id} "
                     "in others, as of two models. Choose the rows of one run with --run."
                 )
 

@@ -14,6 +14,7 @@ from playwright.sync_api import Browser, FloatRect, Locator, Page
 from pipelines.report.config import ReportConfig
 from pipelines.report.report import write_report
 from pipelines.table.schema import Detected
+from tests.browser.frames import settle, show
 from tests.pipelines.report.tables import NOW, dog_and_cat, picture, publish, row, write_table
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -63,29 +64,94 @@ def compared(browser: Browser, comparison: Path) -> Iterator[Page]:
 
 def set_threshold(page: Page, value: float) -> None:
     page.locator("#threshold").fill(str(value))
+    settle(page)
 
 
 def boxes_of(page: Page, gallery: str) -> int:
+    show(page, gallery)
     return page.locator(f"#pictures-{gallery} rect.box").count()
 
 
-def test_the_slider_changes_what_is_drawn_and_counted(page: Page) -> None:
-    assert page.locator("#shown").inner_text() == "6"
-    assert boxes_of(page, "random") == 4  # the two of the picture that is gone are counted and not drawn
+COUNT_DRAWINGS = """() => {
+  const draw = window.drawBoxes;
+  window.drawings = new Map();
+  window.drawBoxes = (svg, ...others) => {
+    window.drawings.set(svg, (window.drawings.get(svg) || 0) + 1);
+    draw(svg, ...others);
+  };
+}"""
+MOVE_TEN_TIMES = """() => {
+  const slider = document.getElementById("threshold");
+  for (let step = 1; step <= 10; step += 1) { slider.value = step / 20; slider.dispatchEvent(new Event("input")); }
+}"""
 
+
+def test_ten_movements_of_the_slider_in_one_frame_draw_each_picture_near_the_window_once(
+    browser: Browser, tmp_path: Path
+) -> None:
+    images = [picture(tmp_path / "images", f"{number}.png") for number in range(60)]
+    publish(str(tmp_path / "table"), [row(one, dog_and_cat(0.9, 0.6)) for one in images])
+    write_report(ReportConfig(str(tmp_path / "table"), tmp_path / "r.html", pictures=60))
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto((tmp_path / "r.html").as_uri())
+    show(page, "best")
+    page.evaluate(COUNT_DRAWINGS)
+
+    page.evaluate(MOVE_TEN_TIMES)
+    settle(page)
+
+    drawn = page.evaluate("[...window.drawings.values()]")
+    assert set(drawn) == {1}
+    assert 1 <= len(drawn) < 30  # of 60 in each of four galleries
+    set_threshold(page, 0.7)
+    last = page.locator("#pictures-crowded figure").last
+    last.scroll_into_view_if_needed()
+    last.locator("rect.box").wait_for(state="attached", timeout=5000)  # drawn when it came near
+    assert last.locator("rect.box").count() == 1
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("#pictures-random figure rect.box").count() == 60
+    page.close()
+
+
+def test_the_controls_and_the_pictures_agree_after_going_back(browser: Browser, report: Path) -> None:
+    page = browser.new_page()
+    page.goto(report.as_uri())
     set_threshold(page, 0.75)
-    assert page.locator("#threshold-value").inner_text() == "0.75"
-    assert page.locator("#shown").inner_text() == "3"
-    assert boxes_of(page, "random") == 1
+    page.get_by_label("labels").uncheck()
 
-    set_threshold(page, 0)
-    assert page.locator("#shown").inner_text() == "7"
-    assert boxes_of(page, "random") == 5
+    page.goto("about:blank")
+    page.go_back()
+    settle(page)
+
+    slider = float(page.locator("#threshold").input_value())
+    assert page.locator("#threshold-value").inner_text() == f"{slider:.2f}"
+    assert page.locator("#shown").inner_text() == {0.75: "3", 0.5: "6"}[slider]
+    show(page, "best")
+    assert (page.locator("rect.label").count() > 0) is page.get_by_label("labels").is_checked()
+    page.close()
+
+
+def test_the_caption_of_a_crowded_picture_has_the_true_count(browser: Browser, tmp_path: Path) -> None:
+    boxes = [[number % 15, number // 15, number % 15 + 9, number // 15 + 9] for number in range(191)]
+    found = Detected([3] * 191, ("car",) * 191, [0.99 - number / 1000 for number in range(191)], boxes)
+    publish(str(tmp_path / "table"), [row(picture(tmp_path / "images", "a.png"), found)])
+    write_report(ReportConfig(str(tmp_path / "table"), tmp_path / "r.html"))
+    page = browser.new_page()
+    page.goto((tmp_path / "r.html").as_uri())
+    caption = page.locator("#pictures-crowded figcaption span").first
+
+    assert caption.inner_text() == "100 car (the 100 best of 191 boxes)"
+    set_threshold(page, 0.85)
+    assert caption.inner_text() == "100 car (the 100 best of 141 boxes)"
+    set_threshold(page, 0.95)
+    assert caption.inner_text() == "41 car"
+    page.close()
 
 
 def test_a_class_that_is_switched_off_is_neither_drawn_nor_counted(page: Page) -> None:
     page.locator("summary", has_text="Classes").click()
     page.get_by_label("dog", exact=True).uncheck()
+    settle(page)
 
     assert page.locator("#shown").inner_text() == "2"
     assert boxes_of(page, "random") == 1
@@ -99,6 +165,7 @@ def test_a_class_that_is_switched_off_is_neither_drawn_nor_counted(page: Page) -
 def test_the_keyboard_moves_the_slider_and_enlarges_a_picture(page: Page) -> None:
     page.locator("#threshold").focus()
     page.keyboard.press("ArrowRight")
+    settle(page)
     assert page.locator("#threshold-value").inner_text() == "0.51"
 
     page.locator("#pictures-crowded button").first.focus()
@@ -115,6 +182,7 @@ def test_the_keyboard_moves_the_slider_and_enlarges_a_picture(page: Page) -> Non
 def test_a_box_lies_where_its_row_says(page: Page) -> None:
     button = page.locator("#pictures-crowded button").first
     assert button.get_attribute("aria-label") == "Enlarge a.png: 1 dog, 1 cat"
+    show(page, "crowded")
     dog = page.locator("#pictures-crowded figure").first.locator('rect.box[data-role="found"]').last
     assert [dog.get_attribute(side) for side in ("x", "y", "width", "height")] == ["4", "4", "36", "26"]
     # the drawing and the picture fill the same rectangle: 80 x 60 pixels of the picture are the whole of it
@@ -154,7 +222,7 @@ LABELS = """() => [...document.querySelectorAll("#pictures-drift svg")].map((svg
 def test_labels_cover_neither_each_other_nor_more_than_a_quarter_of_a_picture(browser: Browser, crowd: Path) -> None:
     page = browser.new_page(viewport={"width": 390, "height": 844})
     page.goto(crowd.as_uri())
-    assert page.locator("#pictures-drift rect.box").count() == 20
+    assert boxes_of(page, "drift") == 20
     ((width, height, sides, words),) = page.evaluate(LABELS)
 
     assert words[0] == "vanished dog 0.99"  # the best first
@@ -218,6 +286,7 @@ def test_links_at_the_top_lead_to_each_part(compared: Page) -> None:
 
 
 def roles(page: Page, gallery: str) -> list[str | None]:
+    show(page, gallery)
     boxes = page.locator(f"#pictures-{gallery} rect.box").all()
     return sorted(str(box.get_attribute("data-role")) for box in boxes)
 

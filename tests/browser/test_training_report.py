@@ -10,6 +10,7 @@ from playwright.sync_api import Page
 
 from pipelines.report.config import TrainingReportConfig
 from pipelines.report.training import write_training_report
+from tests.browser.frames import show
 from tests.pipelines.report.training_runs import write_run
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -26,6 +27,7 @@ def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def boxes(page: Page, role: str) -> int:
+    show(page, "validation")
     return page.locator(f'#pictures-validation rect.box[data-role="{role}"]').count()
 
 

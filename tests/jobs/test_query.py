@@ -46,3 +46,9 @@ def test_null_long_values_and_lines_fit_into_the_table() -> None:
     lines = report(result).splitlines()
     assert lines[2].split() == ["x", "y", "NULL"]
     assert lines[3] == "z" * 117 + "...     1"
+
+
+def test_characters_that_cannot_be_seen_are_replaced() -> None:
+    result = QueryResult(("a\x1b[2J",), (False,), [("b\x1b[31m\rred\u202e",)])
+
+    assert report(result).splitlines() == ["a\ufffd[2J", "-----------", "b\ufffd[31m\ufffdred\ufffd"]

@@ -36,6 +36,14 @@ function isShown(box) {
   return !state.hidden.has(box[0]) && (box[1] === null || box[1] >= state.threshold);
 }
 
+// Says how many boxes reach the threshold if not all of them are drawn: a picture has at most 100.
+function notDrawn(item) {
+  const more = (item.more || []).reduce((sum, [bin, count]) => sum + (bin >= firstBin() ? count : 0), 0);
+  if (!more) return "";
+  const drawn = item.boxes.filter((box) => box[1] !== null && box[1] >= state.threshold).length;
+  return item.boxes.some((box) => box[6] > 1) ? ` (${drawn} of ${drawn + more} boxes, changed ones first)` : ` (the ${drawn} best of ${drawn + more} boxes)`;
+}
+
 function describe(item) {
   const shown = item.boxes.filter(isShown);
   const counts = new Map();
@@ -45,7 +53,7 @@ function describe(item) {
     counts.set(name, (counts.get(name) || 0) + 1);
   }
   const listed = [...counts].sort((one, other) => other[1] - one[1]).map(([name, count]) => `${count} ${name}`);
-  return { shown, text: listed.length ? listed.join(", ") : "no box at this threshold" };
+  return (listed.length ? listed.join(", ") : "no box at this threshold") + notDrawn(item);
 }
 
 // The labels of some boxes, the best first. Those are left out that would cover an earlier one at each of their places,
@@ -74,12 +82,15 @@ function labels(boxes, picture, unit) {
   return parts;
 }
 
-// Draws the boxes of one picture; the best lies on top.
-function drawBoxes(svg, item, holder) {
+// The size of an element on the screen. Reading it after a change makes the browser lay out the page again.
+const sizeOf = (holder) => ({ width: holder.clientWidth || 300, height: holder.clientHeight || 225 });
+
+// Draws the boxes of one picture, which has this size on the screen; the best lies on top.
+function drawBoxes(svg, item, size) {
   const picture = data.pictures[item.picture];
-  const { shown, text } = describe(item);
+  const shown = item.boxes.filter(isShown);
   // pixels of the picture for a pixel of the screen: the picture fits into its holder
-  const unit = Math.max(picture.width / (holder.clientWidth || 300), picture.height / (holder.clientHeight || 225));
+  const unit = Math.max(picture.width / size.width, picture.height / size.height);
   const parts = [];
   const onlyChanges = item.boxes.some((box) => box[6] > 1); // boxes that did not change are drawn faintly there
   for (const box of [...shown].reverse()) {
@@ -92,7 +103,6 @@ function drawBoxes(svg, item, holder) {
   }
   if (state.labels) parts.push(...labels(shown.filter((box) => !onlyChanges || box[6]), picture, unit));
   svg.replaceChildren(...parts);
-  return { count: shown.length, text };
 }
 
 function drawing(item) {
@@ -127,19 +137,42 @@ function buildGallery(place, gallery) {
     }
     const figure = element("figure", { class: "picture" }, holder, caption);
     place.append(figure);
-    views.push({ item, svg, holder, button, words, name });
+    const view = { item, svg, holder, button, words, name, isNear: false, isStale: true };
+    views.push(view);
+    if (svg) {
+      viewOf.set(holder, view);
+      nearby.observe(holder);
+    }
   }
 }
 
+// Pictures in the window or at most one window away from it: only these are drawn, the others when they come near.
+const viewOf = new Map();
+const nearby = new IntersectionObserver((entries) => {
+  for (const entry of entries) viewOf.get(entry.target).isNear = entry.isIntersecting;
+  drawStale((view) => view.isNear);
+}, { rootMargin: "100% 0px" });
+
+function drawStale(isWanted) {
+  const wanted = views.filter((view) => view.svg !== null && view.isStale && isWanted(view));
+  const sizes = wanted.map((view) => sizeOf(view.holder)); // all sizes are read before anything is written
+  wanted.forEach((view, place) => {
+    drawBoxes(view.svg, view.item, sizes[place]);
+    view.isStale = false;
+  });
+}
+
 function drawViews() {
+  for (const view of views) view.isStale = true;
+  drawStale((view) => view.isNear);
+}
+
+function writeCaptions() {
   for (const view of views) {
-    if (view.svg === null) {
-      view.words.textContent = describe(view.item).text;
-      continue;
-    }
-    const result = drawBoxes(view.svg, view.item, view.holder);
-    view.words.textContent = result.text;
-    view.button.setAttribute("aria-label", `Enlarge ${view.name}: ${result.text}`);
+    const text = describe(view.item);
+    if (view.words.textContent === text) continue;
+    view.words.textContent = text;
+    if (view.button) view.button.setAttribute("aria-label", `Enlarge ${view.name}: ${text}`);
   }
 }
 
@@ -156,7 +189,7 @@ function enlarge(item) {
   });
   byId("large-boxes").replaceChildren(...rows);
   if (!dialog.open) dialog.showModal();
-  drawBoxes(svg, item, holder);
+  drawBoxes(svg, item, sizeOf(holder));
 }
 
 function numbersTable(names, rows) {
@@ -215,8 +248,28 @@ function drawCharts() {
 
 function redraw() {
   byId("threshold-value").textContent = state.threshold.toFixed(2);
-  drawCharts();
   drawViews();
+  drawCharts();
+  writeCaptions();
+}
+
+// Draws once before the next frame, however many events come until then.
+let waiting = 0;
+function redrawSoon() {
+  waiting ||= requestAnimationFrame(() => { waiting = 0; redraw(); });
+}
+
+// Reads what the controls show: browsers keep it when one goes back to the page.
+function readControls() {
+  state.threshold = Number(byId("threshold").value);
+  state.labels = byId("labels").checked;
+  const boxes = [...byId("classes").querySelectorAll("input")];
+  state.hidden = new Set(boxes.filter((box) => !box.checked).map((box) => Number(box.value)));
+}
+
+function controlsChanged() {
+  readControls();
+  redrawSoon();
 }
 
 function buildFilters() {
@@ -224,33 +277,29 @@ function buildFilters() {
   for (const number of ALL) {
     const box = element("input", { type: "checkbox", value: number });
     box.checked = true;
-    box.addEventListener("change", () => {
-      if (box.checked) state.hidden.delete(number);
-      else state.hidden.add(number);
-      redraw();
-    });
+    box.addEventListener("change", controlsChanged);
     const dot = element("b", { style: `background:${colour(number)}` });
     place.append(element("label", {}, box, dot, data.classes[number]));
   }
   for (const [id, isChecked] of [["all", true], ["none", false]]) {
     byId(id).addEventListener("click", () => {
       place.querySelectorAll("input").forEach((box) => { box.checked = isChecked; });
-      state.hidden = new Set(isChecked ? [] : ALL);
-      redraw();
+      controlsChanged();
     });
   }
 }
 
 function start() {
-  const slider = byId("threshold");
-  slider.addEventListener("input", () => { state.threshold = Number(slider.value); redraw(); });
-  byId("labels").addEventListener("change", (event) => { state.labels = event.target.checked; drawViews(); });
+  byId("threshold").addEventListener("input", controlsChanged);
+  byId("labels").addEventListener("change", controlsChanged);
   byId("close").addEventListener("click", () => byId("large").close());
   buildFilters();
   for (const gallery of data.galleries) buildGallery(byId(`pictures-${gallery.id}`), gallery);
+  readControls();
   redraw();
-  let waiting = 0;
-  window.addEventListener("resize", () => { cancelAnimationFrame(waiting); waiting = requestAnimationFrame(drawViews); });
+  window.addEventListener("resize", redrawSoon);
+  window.addEventListener("pageshow", controlsChanged); // some browsers restore the controls only then
+  window.addEventListener("beforeprint", () => drawStale(() => true));
 }
 
 start();

@@ -56,6 +56,13 @@ def test_each_view_has_its_rows(table: str) -> None:
     )
 
 
+def test_several_statements_are_refused(table: str) -> None:
+    with pytest.raises(UsageError, match=r"^the query has several statements"):
+        asked(table, "SELECT 1; SELECT 2")
+
+    assert asked(table, "SELECT 1;") == [("1",)]
+
+
 def test_a_kept_column_may_have_any_name(table: str) -> None:
     rows = [Row("e", detections=dog_and_cat(0.9, 0.6), kept=("x",))]
     data = encode(rows_to_table(rows, pa.schema([("d", pa.string())]), origin=Origin("detr@1", 0.05, "run-9", 0, NOW)))

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.report import main
+from jobs.report import check_drift, main
 from pipelines.errors import BudgetExceeded, UsageError
 from pipelines.report.config import ReportConfig
 from pipelines.report.overlaps import box_iou
-from pipelines.report.report import write_report
+from pipelines.report.report import ReportSummary, write_report
 from pipelines.table.schema import Detected, Row
 from tests.pipelines.report.tables import NOW, picture, publish, row
 
@@ -113,7 +113,10 @@ def test_more_drift_than_allowed_ends_with_a_page_and_a_sentence(
     options = ["--table", table, "--run", "run-2", "--against", "run-1", "--out", str(out), "--max-drift"]
 
     main([*options, "0.75"])
-    assert "drift: 75.0 % of the boxes changed, over 2 images" in capfd.readouterr().out
+    assert (
+        "drift: 75.0 % of the boxes changed, over 2 images\nof 5 images in both: new errors 1, changed pictures 0 (not "
+        "compared); images only in this report 1, only in the earlier run 0\n"
+    ) in capfd.readouterr().out
 
     out.unlink()
     with pytest.raises(BudgetExceeded, match=r"75\.0 % of the boxes appeared, vanished or moved, .* allows 74 %"):
@@ -143,6 +146,98 @@ def test_a_limit_needs_a_run_to_compare_with(table: str, capfd: pytest.CaptureFi
 
     assert left.value.code == 2
     assert "--max-drift needs --against" in capfd.readouterr().err
+
+
+def test_new_errors_count_for_the_gate(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    table, found = str(tmp_path / "table"), Detected([18], ("dog",), [0.9], [[0, 0, 20, 20]])
+    uris = [picture(tmp_path / "images", f"{number}.png") for number in range(10)]
+    publish(table, [row(uri, found) for uri in uris], "old")
+    failed = [Row(uri, error_kind="truncated", error="cut") for uri in uris[1:]]
+    publish(table, [row(uris[0], found), *failed], "new", now=NOW + timedelta(days=1))
+    options = ["--table", table, "--run", "new", "--against", "old", "--out", str(tmp_path / "r.html"), "--json"]
+
+    with pytest.raises(BudgetExceeded, match=r"^90\.0 % of the images that both runs have are errors only now \(9"):
+        main([*options, "--max-drift", "0.89"])
+    capfd.readouterr()
+    main([*options, "--max-drift", "0.9"])
+
+    summary = json.loads(capfd.readouterr().out)
+    names = ("drift", "compared", "in_both", "new_errors", "changed_pictures", "only_here", "only_before")
+    assert [summary[name] for name in names] == [0, 1, 10, 9, 0, 0, 0]
+
+
+def test_runs_without_a_comparable_image_do_not_pass_the_gate(tmp_path: Path) -> None:
+    table, one = str(tmp_path / "table"), "s3://lake/a.jpg"
+    found = Detected([18], ("dog",), [0.9], [[0, 0, 20, 20]])
+    publish(table, [Row(one, "v1", 7, width=80, height=60, detections=found)], "old")
+    publish(table, [Row(one, "v2", 7, width=80, height=60, detections=found)], "new", now=NOW + timedelta(days=1))
+
+    with pytest.raises(BudgetExceeded, match="no image that both runs have could be compared"):
+        main(["--table", table, "--run", "new", "--against", "old", "--max-drift", "1", "--out", str(tmp_path / "r")])
+
+
+def test_images_of_the_earlier_run_itself_are_not_missing_from_the_report(table: str, tmp_path: Path) -> None:
+    summary = write_report(ReportConfig(table, tmp_path / "r.html", against="run-2"))
+
+    assert (summary.compared, summary.in_both, summary.only_here, summary.only_before) == (
+        0,
+        1,
+        0,
+        0,
+    )  # c has a row of run-1
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "is_compared"),
+    [
+        ({"etag": "v1", "size": 7}, {"etag": "v2", "size": 7}, False),
+        ({"etag": "v1", "size": 7}, {"etag": "v1", "size": 7}, True),
+        ({"size": 7}, {"etag": "v2", "size": 9}, False),
+        ({"size": 7}, {"etag": "v2", "size": 7}, True),
+        ({}, {"width": 81}, False),
+        ({}, {"size": 7}, True),
+    ],
+)
+def test_pictures_that_were_replaced_are_counted_and_not_compared(
+    tmp_path: Path, before: dict[str, Any], now: dict[str, Any], is_compared: bool
+) -> None:
+    table = str(tmp_path / "table")
+    boxes = Detected([18], ("dog",), [0.9], [[0, 0, 20, 20]]), Detected([17], ("cat",), [0.9], [[30, 0, 50, 20]])
+    for day, (run_id, version, found) in enumerate((("old", before, boxes[0]), ("new", now, boxes[1]))):
+        one = Row("s3://lake/a.jpg", **{"width": 80, "height": 60, **version}, detections=found)
+        publish(table, [one], run_id, now=NOW + timedelta(days=day))
+
+    summary = write_report(ReportConfig(table, tmp_path / "r.html", run_id="new", against="old"))
+
+    assert (summary.compared, summary.changed_pictures, summary.in_both) == ((1, 0, 1) if is_compared else (0, 1, 1))
+    html = (tmp_path / "r.html").read_text()
+    assert ("Pictures that changed, which are not compared: 1." in html) is not is_compared
+    assert ("The two runs have no class name in common" in html) is is_compared
+
+
+def test_a_share_just_above_the_limit_is_printed_as_above_it() -> None:
+    summary = ReportSummary(Path("r.html"), 1, 9, {}, 0, 0, drift=0.1004, compared=9, in_both=9, new_errors=0)
+
+    with pytest.raises(BudgetExceeded, match=r"^10\.04 % of the boxes .* allows 10 %"):
+        check_drift(summary, 0.1)
+
+
+def test_of_more_than_100_boxes_the_changed_ones_are_drawn_first(tmp_path: Path) -> None:
+    table, one = str(tmp_path / "table"), picture(tmp_path / "images", "a.png")
+    same = [[number % 40, number // 40, number % 40 + 1, number // 40 + 1] for number in range(120)]
+    names, scores = ("dog",) * 120, [0.9 - number / 1000 for number in range(120)]
+    publish(table, [row(one, Detected([18] * 120, names, scores, same))], "old")
+    cow = Detected([18] * 120 + [21], (*names, "cow"), [*scores, 0.6], [*same, [50, 40, 70, 60]])
+    publish(table, [row(one, cow)], "new", now=NOW + timedelta(days=1))
+
+    write_report(ReportConfig(table, tmp_path / "r.html", run_id="new", against="old"))
+
+    galleries = {gallery["id"]: gallery["items"] for gallery in data_of((tmp_path / "r.html").read_text())["galleries"]}
+    drawn = galleries["drift"][0]["boxes"]
+    assert (len(drawn), drawn[-1][1:]) == (100, [0.6, 50, 40, 70, 60, APPEARED])
+    assert drawn[98][1] == 0.802  # the best 99 of the same
+    assert galleries["drift"][0]["more"] == [[78, 9], [79, 10], [80, 2]]
+    assert galleries["best"][0]["more"] == [[60, 1], [78, 9], [79, 10], [80, 1]]
 
 
 def test_overlaps_are_shares_of_the_union() -> None:

@@ -69,6 +69,16 @@ def test_figures_are_counted_by_score(table: str) -> None:
     assert dict(figures.origins) == {("detr@1", 0.05, None): 7}
 
 
+def test_detections_of_each_class_come_together_and_in_order(table: str) -> None:
+    classes = Classes()
+    rows = next(table_files(open_store(table)).rows(classes))
+
+    found = {classes.names[number]: places.tolist() for number, places in rows.by_class(rows.scores >= 0.5)}
+
+    assert found == {"dog": [0, 2, 4, 6], "cat": [1, 5]}
+    assert list(rows.by_class(rows.scores > 1)) == []
+
+
 def test_a_score_is_in_the_bin_of_its_first_two_decimals() -> None:
     scores = np.array([0, 0.29, 0.57, 0.58, 0.289, 0.99, 1], np.float32)
 

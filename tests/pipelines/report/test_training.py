@@ -142,7 +142,8 @@ def test_the_command_prints_what_it_wrote(run: str, tmp_path: Path, capfd: pytes
     main(["--training", run, "--out", str(out), "--pictures", "1"])
 
     assert (written.pictures, written.bytes) == (1, out.stat().st_size)
-    assert capfd.readouterr().out == f"report: 2 epochs, 4 steps, 1 pictures, 0.0 MB: {out}\n"
+    size = f"{written.bytes / 1e6:.1f} MB"
+    assert capfd.readouterr().out == f"report: 2 epochs, 4 steps, 1 pictures, {size}: {out}\n"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jobs.report import main
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.evaluation.evaluate import evaluate_table
 from pipelines.report.config import ReportConfig
@@ -120,6 +121,18 @@ def test_annotations_of_classes_that_are_not_declared_count_nowhere(annotated: t
     assert before == write_report(ReportConfig(annotated[0], tmp_path / "r.html", annotations=annotated[1])).AP
 
 
+def test_rows_of_two_models_are_refused_with_the_option_of_this_command(
+    annotated: tuple[str, str], tmp_path: Path
+) -> None:
+    found = Detected([DOG], ("dog",), [0.9], [[0, 0, 20, 20]])
+    publish(annotated[0], [row(str(tmp_path / "images" / "a.png"), found)], "run-2", model="detr@2")
+
+    with pytest.raises(
+        UsageError, match=r"come from 2 models, .* Choose one run \(`evaluate --run-id`, `report --run`\)"
+    ):
+        write_report(ReportConfig(annotated[0], tmp_path / "r.html", annotations=annotated[1]))
+
+
 def test_annotations_of_other_images_are_refused(annotated: tuple[str, str], tmp_path: Path) -> None:
     annotations = Path(annotated[1])
     annotations.write_text(annotations.read_text().replace(".png", ".jpg"))
@@ -145,6 +158,49 @@ def test_false_positives_and_misses_are_shown_beside_the_truth(annotated: tuple[
     ]
 
 
+def test_why_ap_is_not_that_of_all_images_is_on_the_page_and_printed(
+    annotated: tuple[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    table, annotations = annotated
+    coco = json.loads(Path(annotations).read_text())
+    coco["images"][0].update(width=160, height=120)  # annotated on a copy of twice the size
+    coco["images"].append({"id": 3, "file_name": "c.png", "width": 80, "height": 60})
+    coco["annotations"][1]["category_id"] = 99
+    Path(annotations).write_text(json.dumps(coco))
+    out = tmp_path / "r.html"
+
+    main(["--table", table, "--annotations", annotations, "--out", str(out)])
+
+    html, printed = out.read_text(), capfd.readouterr().out
+    for sentence in (
+        "1 image is not in the table: nothing counts as detected there (c.png)",
+        "1 annotation has a category that the annotations do not declare: nothing counts as detected there",
+        "1 image has another size than in the annotations (a.png)",
+        "detections with a score below 0.05 were not kept: the AP is lower than the model's by an unknown amount",
+    ):
+        assert f"<li>{sentence}".replace("'", "&#39;") in html
+        assert sentence in printed
+    data = data_of(html)
+    galleries = {one["id"]: one["items"] for one in data["galleries"]}
+    shown = [data["pictures"][item["picture"]]["uri"] for item in galleries["false-positives"] + galleries["misses"]]
+    assert [Path(uri).name for uri in shown] == ["b.png", "b.png"]  # annotations of a.png would be drawn too large
+    assert "1 of the images are annotated at another size or rotation" in html
+
+
+def test_an_undefined_ap_is_shown_as_none(
+    annotated: tuple[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    coco = json.loads(Path(annotated[1]).read_text())
+    for annotation in coco["annotations"]:
+        annotation["iscrowd"] = 1
+    Path(annotated[1]).write_text(json.dumps(coco))
+
+    main(["--table", annotated[0], "--annotations", annotated[1], "--out", str(tmp_path / "r.html")])
+
+    assert "AP: none\nAP is undefined: the images have no annotation" in capfd.readouterr().out
+    assert "-1.000" not in (tmp_path / "r.html").read_text()
+
+
 def test_confusion_counts_what_was_annotated_and_what_was_found() -> None:
     mistakes = Mistakes()
     boxes = np.array([[0, 0, 10, 10], [20, 0, 30, 10], [50, 50, 60, 60], [81, 81, 89, 89]], np.float64)
@@ -157,3 +213,22 @@ def test_confusion_counts_what_was_annotated_and_what_was_found() -> None:
     assert dict(mistakes.confusion) == {(1, 1): 1, (2, 1): 1, (NOTHING, 2): 1, (1, NOTHING): 1}
     assert mistakes.false == {7: [1, 2]}
     assert mistakes.missed == {7: [1, 2]}
+
+
+def test_an_object_is_missed_only_if_no_box_of_its_class_lies_on_it() -> None:
+    mistakes, same = Mistakes(), np.array([[0, 0, 10, 10], [0, 0, 10, 10]], np.float64)
+
+    mistakes.add(1, (np.array([CAT, DOG]), same), (np.array([DOG]), same[:1], np.array([False])))
+
+    assert dict(mistakes.confusion) == {(DOG, DOG): 1, (NOTHING, CAT): 1}
+    assert (mistakes.false, mistakes.missed) == ({1: [0]}, {})
+
+
+def test_only_a_crowd_of_its_class_excuses_a_box() -> None:
+    mistakes, crowd = Mistakes(), np.array([[0, 0, 100, 100]], np.float64)
+    boxes = np.array([[0, 0, 10, 10], [20, 0, 30, 10], [200, 0, 200, 10]], np.float64)  # the last has no area
+
+    mistakes.add(1, (np.array([DOG, CAT, CAT]), boxes), (np.array([CAT]), crowd, np.array([True])))
+
+    assert dict(mistakes.confusion) == {(NOTHING, DOG): 1, (NOTHING, CAT): 1}
+    assert (mistakes.false, mistakes.missed) == ({1: [0, 2]}, {})

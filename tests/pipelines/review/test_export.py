@@ -87,6 +87,29 @@ def test_random_images_depend_on_the_seed_only(table: str, tmp_path: Path) -> No
     assert all(len(set(one)) == 4 and "bad" not in one for one in drawn)
 
 
+def test_a_batch_without_any_class_is_refused_and_not_recorded(tmp_path: Path) -> None:
+    table = str(tmp_path / "table")
+    publish(table, [row("a"), row("b")])
+
+    with pytest.raises(UsageError, match=r"^the rows have no detection, .* by --classes-of\."):
+        give_out(table, tmp_path / "out", "random", 2)
+
+    assert read_batches(open_store(table)) == []
+
+
+def test_a_class_with_two_numbers_is_refused(tmp_path: Path) -> None:
+    table = str(tmp_path / "table")
+    publish(table, [row("a", ("dog", 0.5))])
+    other = Detected([2], ("dog",), [0.5], [[4, 4, 40, 30]])
+    publish(table, [Row("s3://lake/b.jpg", "v1", 7, width=80, height=60, detections=other)], "run-2", model="other@1")
+
+    with pytest.raises(UsageError, match=r"^class 'dog' has the number 18 in some rows of .* and 2 in others"):
+        give_out(table, tmp_path / "out", "random", 2)
+
+    give_out(table, tmp_path / "out", "random", 2, run="run-2")
+    assert names(table) == ["b"]
+
+
 def test_classes_take_turns_the_rarest_first(table: str, tmp_path: Path) -> None:
     give_out(table, tmp_path / "out", "per-class", 4)
 
@@ -118,6 +141,7 @@ def test_disagreement_is_what_changed_between_two_runs(table: str, tmp_path: Pat
         row("one", ("dog", 0.95)),  # a dog vanished
         row("both", ("cat", 0.9), ("cat", 0.85)),  # a dog became a cat: one vanished, one appeared
         row("new", ("dog", 0.9)),
+        row("half", ("dog", 0.9), ("dog", 0.8), ("dog", 0.7), etag="v2"),  # its picture was replaced
     ]
     publish(table, rows, "run-2", model="detr@2", now=NOW + timedelta(days=1))
 
