@@ -12,6 +12,8 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from detr.evaluation.coco_results import ResultColumns
 from pipelines.errors import UsageError
@@ -74,6 +76,13 @@ def check_class_numbers(found: Mapping[int, str], declared: Mapping[int, str], *
             "numbers do not mean equal classes. Give --match-classes name, or --match-classes number to compare by "
             "number anyway."
         )
+
+
+def class_names_in(column: pa.ChunkedArray) -> dict[int, str]:
+    """Return the names of the classes in a table's column `detections`, by number."""
+    found = pc.list_flatten(column)
+    classes = pa.table({name: pc.struct_field(found, name) for name in ("category_id", "label")})
+    return dict(zip(*classes.group_by(["category_id", "label"]).aggregate([]).to_pydict().values(), strict=True))
 
 
 def _renumbered(detections: ResultColumns, found: Mapping[int, str], declared: Mapping[int, str]) -> ResultColumns:

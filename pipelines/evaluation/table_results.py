@@ -12,7 +12,6 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from detr.evaluation.coco_results import ResultColumns
@@ -21,7 +20,7 @@ from detr.images.results import ImageError
 from pipelines.coco.names import ImageNames, NameMatch
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.evaluation.annotations import Annotations, Json
-from pipelines.evaluation.class_numbers import MatchClasses, match_classes
+from pipelines.evaluation.class_numbers import MatchClasses, class_names_in, match_classes
 from pipelines.labelling.recorded_settings import RecordedSettings, columns_of
 from pipelines.lake.images import ImageStores
 from pipelines.lake.member_files import MemberIndexes
@@ -388,16 +387,9 @@ def _detections(
         with parquet_of(join_uri(table.uri, key)):
             for group, indices in groups.items():
                 column = file.read_row_group(group, columns=["detections"])["detections"].take(indices)
-                class_names.update(_class_names(column))
+                class_names.update(class_names_in(column))
                 for index, found in zip(indices, _per_row(column), strict=True):
                     yield (key, group, index), found
-
-
-def _class_names(column: pa.ChunkedArray) -> dict[int, str]:
-    """Return the names of the classes in a column of detections, by number."""
-    found = pc.list_flatten(column)
-    classes = pa.table({name: pc.struct_field(found, name) for name in ("category_id", "label")})
-    return dict(zip(*classes.group_by(["category_id", "label"]).aggregate([]).to_pydict().values(), strict=True))
 
 
 def _per_row(column: pa.ChunkedArray) -> Iterator[_Found]:
