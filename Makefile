@@ -3,8 +3,6 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 ON_ALL_CORES := -n auto --maxprocesses 4
-CORES := $(shell getconf _NPROCESSORS_ONLN)
-MORE_THAN_CORES := -n $(shell echo $$(($(CORES) < 4 ? $(CORES) + 1 : 5))) # tests that start processes wait half of their time
 STOP_HUNG := --max-worker-restart 0 -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true # a test that hangs is named, with where
 FAST := not ray and not s3 and not slow and not faults and not gpu and not long
 UV_COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --custom-compile-command "make lock" $(LOCK)
@@ -42,7 +40,7 @@ demo: .venv/.ready ## draw scenes, label them through Ray into a table, query it
 
 test: .venv/.ready ## everything that needs no service, no root and no GPU: half an hour to 50 minutes on 2 cores
 	$(PYTEST) $(ON_ALL_CORES) --dist worksteal -m "$(FAST)"
-	$(PYTEST) $(MORE_THAN_CORES) $(STOP_HUNG) --dist loadfile -m "(ray or slow or faults) and not s3 and not gpu and not long"
+	$(PYTEST) $(ON_ALL_CORES) $(STOP_HUNG) --dist loadfile -m "(ray or slow or faults) and not s3 and not gpu and not long"
 
 lint: .venv/.ready ## format, lint and strict types
 	$(BIN)/ruff format --check $(SOURCES)
@@ -70,7 +68,7 @@ mutate: .venv/.ready ## whether tests notice two thousand small faults in plan, 
 test-s3: .venv/.ready ## the tests on a real S3 server (Ceph; installs Debian's packages, needs root)
 	scripts/s3-server.sh install
 	@settings="$$(scripts/s3-server.sh up $(S3_DIR))" || exit 1; eval "$$settings"; \
-	$(PYTEST) $(MORE_THAN_CORES) $(STOP_HUNG) --dist loadfile -m "s3 and not long"; status=$$?; scripts/s3-server.sh destroy $(S3_DIR); exit $$status
+	$(PYTEST) $(ON_ALL_CORES) $(STOP_HUNG) --dist loadfile -m "s3 and not long"; status=$$?; scripts/s3-server.sh destroy $(S3_DIR); exit $$status
 
 test-gpu: .venv/.ready ## the tests that need a GPU, on one: under 6 minutes; GPU_TESTS_DEVICE=cpu rehearses them without
 	$(PYTEST) -m gpu tests/gpu

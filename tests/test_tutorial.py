@@ -33,7 +33,7 @@ ALWAYS_OTHER = (  # what differs from run to run, and what is compared in its pl
     (r"^ray-detr .*, CUDA .*, Ray .*", "VERSIONS"),
 )
 NOW_AND_THEN = re.compile(
-    r"^  (label  |evaluate  |train  |loading)"
+    r"^  (label  |evaluate  |train  |shard  |loading)"
 )  # lines of progress, each 30 seconds or where it is slow
 DECIMAL = re.compile(r"-?\d+\.\d+")
 TOLERANCE = 0.06  # of decimals: two epochs of training end a little otherwise on another processor
@@ -103,8 +103,9 @@ JSON_KEYS = {
         "AP AP50 AP75 APl APm APs AR1 AR10 AR100 ARl ARm ARs annotation_examples "
         "annotation_findings(usable_annotations) annotations_sha256 class_agnostic_AP "
         "classes([AP annotations category_id name]) detections errors([]) evaluated images kept_classes "
-        "matched_otherwise([]) missing([]) models([]) other_size([]) threshold "
-        "threshold_cost(AP_doubled doubled short_images threshold) turned_back([]) unannotated undeclared unread([])"
+        "matched_otherwise([]) missing([]) models([]) other_size([]) renamed_classes([]) "
+        "threshold threshold_cost(AP_doubled doubled short_images threshold) turned_back([]) unannotated undeclared "
+        "unread([])"
     ),
     "shard --annotations val-images/instances.json --images val-images --out shards/val": (
         "annotations examples files images out report(annotations images objects_not_named "
@@ -117,7 +118,8 @@ JSON_KEYS = {
         "model node_hours nodes resumed run seconds starts([]) steps was_finished"
     ),
     "report --table table --out report.html": (
-        'AP bytes compared drift images out pictures settings({"precision":"fp32","threshold":0.05}) unreadable'
+        "AP AP_notes([]) bytes changed_pictures compared drift images in_both new_errors only_before only_here out "
+        'pictures settings({"precision":"fp32","threshold":0.05}) unreadable'
     ),
     "repeats --table table --out repeats.html": "boxes bytes images marked_before out places shown",
     "review --table table --export random --count 3 --out tasks": (

@@ -439,5 +439,7 @@ def test_a_limit_ends_waiting_for_nodes(local_ray: str, config: LabelConfig, met
             meter.caps = Caps(max_minutes=1e-9)
             meter.look()
 
-    with pytest.raises(CapReached, match=r"^the limit of 1e-09 minutes \(--max-minutes\) is reached; waiting for"):
+    with pytest.raises(
+        CapReached, match=r"^the limit of 1e-09 minutes \(--max-minutes\) is reached; the wait for nodes"
+    ):
         label(replace(config, actors=(99, 99), node_minutes=5), on_progress=stop)
