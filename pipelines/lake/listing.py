@@ -174,7 +174,7 @@ def _kept_schema(tables: Sequence[UriTable], keep: Sequence[str]) -> pa.Schema:
 def _common_type(name: str, tables: Sequence[UriTable]) -> pa.DataType:
     """Return a type for the values of a column in all lists; text if it is empty in all of them.
 
-    Readers of tables refuse to join a column of nulls with one of values, so there is none.
+    Readers of tables refuse to join a column of nulls with one of values, so no column has the type of nulls.
 
     Raises:
         RayDetrError: the types are different.
