@@ -173,12 +173,12 @@ def test_many_empty_objects_and_markers_are_told_apart_without_a_request_for_eac
     assert len(asked) <= 1
 
 
-def test_a_page_with_empty_objects_is_listed_as_others_are(server: S3Server) -> None:
-    uri = server.bucket()
+def test_a_page_with_empty_objects_is_listed_as_others_are(moto: S3Server) -> None:
+    uri = moto.bucket()
     for number, size in enumerate([0, 0, 1]):
-        server.client().put_object(Bucket=uri[5:], Key=f"{number}", Body=b"1" * size, StorageClass="GLACIER")
+        moto.client().put_object(Bucket=uri[5:], Key=f"{number}", Body=b"1" * size, StorageClass="GLACIER")
 
-    entries = list(open_store(uri, server.options()).list())
+    entries = list(open_store(uri, moto.options()).list())
 
     assert [(entry.key, entry.is_archived) for entry in entries] == [("0", False), ("1", False), ("2", False)]
 
