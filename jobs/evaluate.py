@@ -191,7 +191,7 @@ def _evaluate(
             options=options,
             choice=RowChoice(run_id=args.run_id, settings=args.settings),
             allow_thresholded=bool(args.allow_thresholded),
-            classes_by=args.match_classes,
+            match_classes=args.match_classes,
             evaluator=args.evaluator,
         )
     except ValueError as error:
@@ -216,7 +216,7 @@ def _evaluate_model(
             options=options,
             shared_folders=bool(args.shared_folders),
             verbose=bool(args.verbose),
-            classes_by=args.match_classes,
+            match_classes=args.match_classes,
             evaluator=args.evaluator,
         )
     except ValueError as error:

@@ -21,7 +21,7 @@ from pipelines.errors import UsageError
 MatchClasses = Literal["number", "name"]
 
 
-def match_classes(
+def align_classes(
     detections: ResultColumns, found: Mapping[int, str], declared: Mapping[int, str], *, by: MatchClasses | None
 ) -> tuple[ResultColumns, tuple[str, ...]]:
     """Return the detections of a table with the class numbers of the annotations, and differences to report.

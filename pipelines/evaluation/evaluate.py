@@ -117,7 +117,7 @@ def evaluate_table(
     options: StoreOptions | None = None,
     picture_size: tuple[int, int] | None = None,
     allow_thresholded: bool = False,
-    classes_by: MatchClasses | None = None,
+    match_classes: MatchClasses | None = None,
     choice: RowChoice | None = None,
     picture_options: StoreOptions | None = None,
     evaluator: Evaluator = "ultrafast",
@@ -134,8 +134,8 @@ def evaluate_table(
         picture_size: evaluate only annotated images of this (height, width) in pixels; None is all, or those that the
             annotations were read for.
         allow_thresholded: whether to evaluate a table that left out low scores or classes.
-        classes_by: whether classes are matched by number or name; None is by number, refused where a name has another
-            number in the annotations.
+        match_classes: whether classes are matched by number or name; None is by number, refused where a name has
+            another number in the annotations.
         choice: the rows to use; None is all.
         picture_options: access to pictures whose rotation must be read; None is as for the table.
         evaluator: the package that computes the figures; both give the same.
@@ -154,7 +154,7 @@ def evaluate_table(
         picture_options=picture_options,
         choice=choice,
         allow_thresholded=allow_thresholded,
-        classes_by=classes_by,
+        match_classes=match_classes,
         queries=OFFICIAL_QUERIES,
     )
     return evaluate_rows(found, read, evaluator=evaluator)

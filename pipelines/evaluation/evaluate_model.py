@@ -56,8 +56,8 @@ class ModelEvaluationConfig:
         options: Access to the images.
         shared_folders: Whether local paths are shared by all nodes; without it, a cluster of several refuses them.
         verbose: Show Ray's messages.
-        classes_by: Whether classes are matched by number or name; None is by number, refused where a class of the model
-            has another number in the annotations.
+        match_classes: Whether classes are matched by number or name; None is by number, refused where a class of the
+            model has another number in the annotations.
         evaluator: The package that computes the figures; both give the same.
     """
 
@@ -71,7 +71,7 @@ class ModelEvaluationConfig:
     options: StoreOptions = field(default_factory=StoreOptions)
     shared_folders: bool = False
     verbose: bool = False
-    classes_by: MatchClasses | None = None
+    match_classes: MatchClasses | None = None
     evaluator: Evaluator = "ultrafast"
 
     def __post_init__(self) -> None:
@@ -123,7 +123,7 @@ def evaluate_model(
         else:
             table = config.keep_table
         labelling = config.label_config((str(_write_list(found)),), table=table)
-        if config.classes_by is None:
+        if config.match_classes is None:
             _check_class_numbers(labelling, annotations)
         with connected(verbose=config.verbose):
             _check_is_reached(config.keep_table)
@@ -145,7 +145,7 @@ def evaluate_model(
             picture_options=config.options,
             choice=choice,
             allow_thresholded=True,
-            classes_by=config.classes_by,
+            match_classes=config.match_classes,
             evaluator=config.evaluator,
         )
     if evaluation.threshold or evaluation.kept_classes:

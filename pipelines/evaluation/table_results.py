@@ -20,7 +20,7 @@ from detr.images.results import ImageError
 from pipelines.coco.names import ImageNames, NameMatch
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.evaluation.annotations import Annotations, Json
-from pipelines.evaluation.class_numbers import MatchClasses, class_names_in, match_classes
+from pipelines.evaluation.class_numbers import MatchClasses, align_classes, class_names_in
 from pipelines.labelling.recorded_settings import RecordedSettings, columns_of
 from pipelines.lake.images import ImageStores
 from pipelines.lake.member_files import MemberIndexes
@@ -123,7 +123,7 @@ def read_table_results(
     picture_options: StoreOptions | None = None,
     choice: RowChoice | None = None,
     allow_thresholded: bool = False,
-    classes_by: MatchClasses | None = None,
+    match_classes: MatchClasses | None = None,
     queries: int = 100,
 ) -> TableResults:
     """Read the current row of every evaluated image; see `exports.current`.
@@ -139,8 +139,8 @@ def read_table_results(
         picture_options: access to pictures; None is as for the table.
         choice: the rows to use.
         allow_thresholded: whether to read rows that left out low scores or classes.
-        classes_by: whether classes are matched by number or name; None is by number, refused where a name has another
-            number in the annotations.
+        match_classes: whether classes are matched by number or name; None is by number, refused where a name has
+            another number in the annotations.
         queries: number of detections per image if none are left out; 100 for the official models.
 
     Raises:
@@ -176,7 +176,7 @@ def read_table_results(
         for name in sorted(found, key=image_ids.__getitem__)
     ]
     everything = ResultColumns.concatenate(parts)
-    detections, renamed = match_classes(everything, class_names, annotations.class_names(), by=classes_by)
+    detections, renamed = align_classes(everything, class_names, annotations.class_names(), by=match_classes)
     return TableResults(
         detections=detections,
         missing=tuple(sorted(chosen - rows.keys())),

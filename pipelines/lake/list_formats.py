@@ -53,9 +53,8 @@ _BEGINNINGS: Final = {
 }
 _HEAD_CHARACTERS: Final = 1 << 20  # in which the delimiter and the header of a CSV file are looked for
 _HEAD_ROWS: Final = 50
-csv.field_size_limit(
-    _HEAD_CHARACTERS
-)  # for the whole process; Python's limit of 131,072 refuses long texts and outlines
+# for the whole process; Python's limit of 131,072 refuses long texts and outlines
+csv.field_size_limit(_HEAD_CHARACTERS)
 # types are inferred from the first block of a CSV or JSONL file: use the whole file if Arrow can
 _LARGEST_BLOCK: Final = 1 << 30
 

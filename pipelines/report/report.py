@@ -161,7 +161,7 @@ class _Made:
                 annotated,
                 self.classes,
                 choice=RowChoice(run_id=config.run_id, settings=config.settings),
-                classes_by=config.match_classes,
+                match_classes=config.match_classes,
                 threshold=config.threshold,
                 most=config.pictures,
                 options=config.options,

@@ -133,7 +133,7 @@ def compare_with_truth(
     classes: Classes,
     *,
     choice: RowChoice,
-    classes_by: MatchClasses | None,
+    match_classes: MatchClasses | None,
     threshold: float,
     most: int,
     options: StoreOptions | None,
@@ -145,7 +145,7 @@ def compare_with_truth(
     """
     annotations = rows.annotations
     results = read_table_results(
-        table_uri, annotations, options=options, choice=choice, allow_thresholded=True, classes_by=classes_by
+        table_uri, annotations, options=options, choice=choice, allow_thresholded=True, match_classes=match_classes
     )
     evaluation = evaluate_rows(results, annotations)
     check_has_images(evaluation)

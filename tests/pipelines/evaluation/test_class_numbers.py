@@ -54,8 +54,8 @@ def test_a_class_with_another_number_in_the_annotations_is_refused_or_matched_by
         r"--match-classes name, or --match-classes number",
     ):
         evaluated(table, annotations)
-    assert evaluated(table, annotations, classes_by="name")[0] == 1.0
-    assert evaluated(table, annotations, classes_by="number")[0] == 0.0
+    assert evaluated(table, annotations, match_classes="name")[0] == 1.0
+    assert evaluated(table, annotations, match_classes="number")[0] == 0.0
 
 
 def test_names_are_the_same_in_another_spelling(table: str, tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_number_with_another_name_is_compared_and_reported(
 def test_by_name_a_class_that_the_annotations_do_not_have_is_left_out(table: str, tmp_path: Path) -> None:
     annotations = numbered(tmp_path, {3: "dog"}, cat=3, dog=3)  # number 3 is a cat in the table
 
-    ap, evaluation = evaluated(table, annotations, classes_by="name")
+    ap, evaluation = evaluated(table, annotations, match_classes="name")
 
     assert (evaluation.undeclared, evaluation.renamed_classes) == (1, ())
     assert ap == pytest.approx(51 / 101)  # one dog of two is found
@@ -95,7 +95,7 @@ def test_by_name_two_classes_of_one_name_are_refused(table: str, tmp_path: Path)
 
     assert evaluated(table, annotations)[0] == 1.0
     with pytest.raises(UsageError, match=r"2 classes with the name 'cat', with the numbers 3, 4: classes cannot be"):
-        evaluated(table, annotations, classes_by="name")
+        evaluated(table, annotations, match_classes="name")
 
 
 def test_a_results_json_has_no_names_to_match(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
