@@ -12,7 +12,8 @@ from tests.conftest import S3Server
 from tests.faults.checks import labelled_uris
 from tests.faults.conftest import ACTORS, SHARD, CountingRay, Drivers
 from tests.faults.test_actor_dies import kill_actors
-from tests.faults.test_archives import IMAGES, archives, kill_drivers, parquet
+from tests.faults.test_archives import IMAGES, archives, parquet
+from tests.faults.test_driver_dies import kill_drivers
 
 pytestmark = [pytest.mark.long, pytest.mark.faults, pytest.mark.s3, pytest.mark.ray, pytest.mark.slow]
 
@@ -56,7 +57,8 @@ def test_images_inside_files_of_a_bucket_survive_20_kills_of_the_driver(
     packed: MakePacked, tmp_path: Path, report: Callable[..., None], pack: Pack, options: tuple[str, ...]
 ) -> None:
     run, expected = packed(pack, options)
-    kill_drivers(run, tmp_path / "history", expected, report, line=f"driver SIGKILL, {pack.__name__} on S3")
+    line = f"driver SIGKILL, {pack.__name__} on S3"
+    kill_drivers(run, tmp_path / "history", expected, report, line=line, seed=2)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.checks import check_history, check_table, images_begun, watched
+from tests.faults.checks import check_history, check_table, images_begun, labelled_uris, watched
 from tests.faults.conftest import MOST_AGAIN, Drivers, wait_until
 
 pytestmark = [pytest.mark.long, pytest.mark.faults, pytest.mark.ray, pytest.mark.slow]
@@ -40,40 +40,47 @@ def alive_when(driver: subprocess.Popen[str], reached: Callable[[], bool]) -> No
     wait_until(there, 180, "the driver's next parts")
 
 
-@pytest.mark.parametrize("seed", [1])
-def test_a_run_whose_driver_is_killed_at_20_random_moments_loses_nothing_and_repeats_what_was_in_flight(
-    drivers: Callable[[int], Drivers], tmp_path: Path, report: Callable[..., None], seed: int
+def kill_drivers(
+    run: Drivers, history: Path, expected: set[str], report: Callable[..., None], *, line: str, seed: int
 ) -> None:
+    """Kill the driver at 20 random moments, finish the run, and compare its rows with the addresses to expect."""
     chance = random.Random(seed)  # noqa: S311 - a test's moments, not a secret
-    run = drivers(600)
     started = time.monotonic()
-    with watched(run.table, tmp_path / "history") as seen:
+    with watched(run.table, history) as seen:
         for _ in range(KILLS):
-            driver = run.start()
-            if chance.random() < 0.25:  # while it starts: imports, the plan, the probe of the model
-                time.sleep(chance.uniform(0.0, 8.0))
-            else:
-                goal = run.committed() + chance.randint(1, 12)
-                alive_when(driver, lambda goal=goal: run.committed() >= goal)  # type: ignore[misc]
-                time.sleep(chance.uniform(0.0, 0.2))
-            assert kill(driver, signal.SIGKILL)[0] == -signal.SIGKILL, "it had ended before"
+            with run.running() as driver:
+                if chance.random() < 0.25:  # while it starts: imports, headers of archives, the plan, the probe
+                    time.sleep(chance.uniform(0.0, 8.0))
+                else:
+                    goal = run.committed() + chance.randint(1, 12)
+                    alive_when(driver, lambda goal=goal: run.committed() >= goal)  # type: ignore[misc]
+                    time.sleep(chance.uniform(0.0, 0.2))
+                assert kill(driver, signal.SIGKILL)[0] == -signal.SIGKILL, "it had ended before"
         run.finish()
     check_history(seen)
-    images = check_table(run.table, run.run_id)
-    begun = images_begun(run.ray.work, run.table, run.run_id)
+    rows = check_table(run.table, run.run_id or "")
+    begun = images_begun(run.ray.work, run.table, run.run_id or "")
     report(
-        line="driver SIGKILL",
+        line=line,
         seed=seed,
         kills=KILLS,
-        rows=images,
-        planned=600,
+        rows=rows,
+        planned=len(expected),
         begun=begun,
-        work=round(begun / images, 3),
+        work=round(begun / rows, 3),
         readings=len(seen),
         seconds=round(time.monotonic() - started, 1),
     )
-    assert images == 600
-    assert images <= begun <= images + KILLS * MOST_AGAIN
+    assert labelled_uris(run.table) == dict.fromkeys(expected, 1)
+    assert rows <= begun <= rows + KILLS * MOST_AGAIN
+
+
+def test_a_run_whose_driver_is_killed_at_20_random_moments_loses_nothing_and_repeats_what_was_in_flight(
+    drivers: Callable[[int], Drivers], tmp_path: Path, report: Callable[..., None]
+) -> None:
+    run = drivers(600)
+    expected = {f"file://{path}" for path in Path(run.lake).glob("*.jpg")}
+    kill_drivers(run, tmp_path / "history", expected, report, line="driver SIGKILL", seed=1)
 
 
 @pytest.mark.parametrize(
