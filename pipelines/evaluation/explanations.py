@@ -131,7 +131,7 @@ def _threshold_cost(evaluation: Evaluation) -> list[str]:
         lines += [
             f"detections with a score below {cost.threshold:.3g} were not kept: the AP is lower than the model's by an "
             "unknown amount",
-            f"{short} fewer than 100 detections, which official models give with --threshold 0",
+            f"{short} fewer than 100 detections, which official models give if `ray-detr label` has --threshold 0",
             f"for comparison: without the detections below {cost.doubled:.3g}, too, the AP would be "
             f"{shown_figure(cost.AP_doubled)}",
         ]

@@ -167,14 +167,25 @@ def _look(table: Store, kind: Format) -> _Files:
 
 
 def _joined(known: pa.Field, column: pa.Field, name: str, kind: Format) -> pa.Field:
-    """Return a type for the values of both columns: an empty column of a list of images has the type null."""
+    """Return a type for the values of both columns: text for numbers beside text, which a list of images may have."""
     if column.name not in SCHEMA.names and kind != "iceberg":  # which registers the files unchanged
+        if {_kept_kind(known.type), _kept_kind(column.type)} == {"text", "number"}:
+            return pa.field(column.name, pa.string())
         with suppress(pa.ArrowTypeError):
             return pa.unify_schemas([pa.schema([known]), pa.schema([column])], promote_options="permissive").field(0)
     raise RayDetrError(
         f"{name} has the column {column.name} as {column.type}, but earlier files have it as {known.type}: one export "
         "cannot contain both types. Query the files themselves."
     )
+
+
+def _kept_kind(kind: pa.DataType) -> str:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return "text"
+    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    return "number" if is_number else "other"
 
 
 def _place(config: ExportConfig, table: Store, files: _Files) -> OneFile | Folder | Tree:

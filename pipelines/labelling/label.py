@@ -46,6 +46,8 @@ from pipelines.store import (
     split_uri,
     without_secrets,
 )
+from pipelines.table.files import newest_columns
+from pipelines.table.schema import NO_COLUMNS
 from pipelines.watchdog import watching
 
 WAVE_SHARDS = 4_000  # one Ray Data execution; driver memory grows by 10-17 kB a shard (measured, Ray 2.60)
@@ -128,11 +130,13 @@ def label(
     check_answers([(uri, config.image_options) for uri in config.images])
     check_answers([(f"{config.table.rstrip('/')}/", config.table_options)])  # only its own folder must be listed
     try:
-        indexes = MemberIndexes(open_store(config.table, config.table_options))
+        table = open_store(config.table, config.table_options)
+        indexes = MemberIndexes(table)
         listing = list_objects(
             config.images,
             options=config.image_options,
             keep=config.keep,
+            stored=newest_columns(table) if config.keep else NO_COLUMNS,
             table=config.table,
             image_column=config.image_column,
             modified_since=config.modified_since,
@@ -160,7 +164,6 @@ def label(
             if not model.is_native:
                 config = replace(config, precision=family_precision(config.precision))
             runner.use_model(model.pinned, config.precision)
-            table = open_store(config.table, config.table_options)
             store = require_create_only(table, what="a table", loss="two runs could lose each other's rows")
             indexes.keep()
             with (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import heapq
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,12 +16,13 @@ import pyarrow as pa
 
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.lake.folders import Folder, Opening, gathered, list_folder
+from pipelines.lake.kept_columns import kept_schema, with_types
 from pipelines.lake.lake_object import DUPLICATE, NOT_MODIFIED, LakeObject, Listed, Skipped
 from pipelines.lake.member_files import MemberIndexes
 from pipelines.lake.sources import Source, check_addresses, request_heads, resolve, with_images
 from pipelines.lake.uri_tables import UriTable, list_table
-from pipelines.parquet_files import stored_schema
 from pipelines.store import Store, StoreError, StoreOptions, join_uri, open_store, split_uri, without_secrets
+from pipelines.table.schema import NO_COLUMNS
 
 # Lists a source after a URI, in the order of URIs.
 _Stream: TypeAlias = Callable[[str | None], Iterator[Listed]]
@@ -68,6 +68,7 @@ def list_objects(
     *,
     options: StoreOptions | None = None,
     keep: Sequence[str] = (),
+    stored: pa.Schema = NO_COLUMNS,
     table: str | None = None,
     image_column: str | None = None,
     modified_since: datetime | None = None,
@@ -82,6 +83,7 @@ def list_objects(
             with lists and without images; manifests of S3 Inventories.
         options: How to reach the stores.
         keep: Columns of lists of URIs to keep; they are null for images of other sources.
+        stored: Columns of the table's newest file, whose types kept columns get where that loses nothing.
         table: URI of the detection table; objects below it are not images.
         image_column: The column with images of Parquet files and folders of them; None: they are lists of URIs.
         modified_since: Skip images that were modified before this time. For images inside files it is the time of the
@@ -116,13 +118,13 @@ def list_objects(
         found += with_images(files.name, files, own, keep, needs_times=modified_since is not None)
     if image_column is not None and not any(isinstance(source, Folder) and source.is_parquet for source in found):
         raise UsageError("--image-column: none of the images are in Parquet files. Omit it, or name such files.")
-    schema = _kept_schema([source for source in found if isinstance(source, UriTable)], keep)
+    schema = kept_schema([source for source in found if isinstance(source, UriTable)], keep, stored)
     nulls = (None,) * len(schema)
     singles = [replace(source, kept=nulls) for source in found if isinstance(source, LakeObject)]
     streams: list[_Stream] = [
         partial(list_folder, source, nulls, own)
         if isinstance(source, Folder)
-        else partial(list_table, source, schema.names)
+        else partial(list_table, with_types(source, schema), schema.names)
         for source in found
         if not isinstance(source, LakeObject)
     ]
@@ -154,55 +156,3 @@ def _modified_since(group: Iterable[Listed], time: float) -> Iterator[Listed]:
             yield Skipped(item.uri, NOT_MODIFIED)
         else:
             yield item  # also images with unknown time, such as broken links
-
-
-def _kept_schema(tables: Sequence[UriTable], keep: Sequence[str]) -> pa.Schema:
-    """Return the names and types of the kept columns: the type in which all lists have the column, or one for all."""
-    fields = []
-    for name in keep:
-        having = [table for table in tables if name in table.columns]
-        if not having:
-            where = ", ".join(table.name for table in tables) or "the images: no table of URIs is among them"
-            near = difflib.get_close_matches(name, [column for table in tables for column in table.columns], 1)
-            raise RayDetrError(
-                f"keep: there is no column {name!r} in {where}." + (f" Did you mean {near[0]!r}?" if near else "")
-            )
-        fields.append(pa.field(name, _common_type(name, having)))
-    return stored_schema(pa.schema(fields))
-
-
-def _common_type(name: str, tables: Sequence[UriTable]) -> pa.DataType:
-    """Return a type for the values of a column in all lists; text if it is empty in all of them.
-
-    Readers of tables refuse to join a column of nulls with one of values, so no column has the type of nulls.
-
-    Raises:
-        RayDetrError: the types are different.
-    """
-    kinds: dict[pa.DataType, str] = {}
-    for table in tables:
-        kinds.setdefault(table.rows.schema.field(name).type, table.name)
-    valued = [kind for kind in kinds if not pa.types.is_null(kind)]
-    if len(valued) < 2:
-        return valued[0] if valued else pa.string()
-    if all(map(_is_text, valued)):
-        return pa.string()
-    if set(valued) == {pa.int64(), pa.float64()} and all(_fits_double(table.rows[name]) for table in tables):
-        return pa.float64()
-    said = ", ".join(f"{kind} in {table}" for kind, table in kinds.items() if kind in valued)
-    raise RayDetrError(f"keep: column {name!r} has several types: {said}. Use one type.")
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
-def _fits_double(column: pa.ChunkedArray) -> bool:
-    """Return whether no digit of a number is lost in a double."""
-    try:
-        column.cast(pa.float64())
-    except pa.ArrowInvalid:
-        return False
-    return True

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.errors import UsageError
+from pipelines.lake.members import split_member
 from pipelines.report.examples import MOST_BOXES, Box, Example, Top, example_of, left_out_bins
 from pipelines.report.overlaps import box_iou
 from pipelines.report.page import ROLES, Comparison, Item, PictureRow
@@ -31,7 +32,7 @@ class Versions:
     """Versions of the pictures of M rows: hashes of etags (0: unknown), and sizes in bytes and pixels (-1: unknown).
 
     Attributes:
-        etags: `(M,)`.
+        etags: `(M,)`. Unknown for images inside files, whose etag is that of the file: it changes with any of them.
         sizes: `(M, 3)`: bytes, width, height.
     """
 
@@ -41,7 +42,10 @@ class Versions:
     @classmethod
     def of(cls, rows: Rows) -> Versions:
         """Return those of rows."""
-        etags = [0 if etag is None else _hash(etag) for etag in rows.words("etag")]
+        etags = [
+            0 if etag is None or split_member(uri) is not None else _hash(etag)
+            for uri, etag in zip(rows.words("uri"), rows.words("etag"), strict=True)
+        ]
         sizes = [[-1 if one is None else one for one in rows.words(name)] for name in ("size", "width", "height")]
         return cls(np.array(etags, np.uint64), np.array(sizes, np.int64).T.reshape(-1, 3))
 

@@ -6,6 +6,7 @@ import base64
 import io
 import math
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -28,6 +29,7 @@ LEAST_PIXELS: Final = 96
 QUALITY: Final = 70
 THREADS: Final = 4
 LARGEST_FILE: Final = 256 * 1024**2
+MOST_FAILURES: Final = 2  # of a bucket or server without an answer between them; then it counts as down
 LARGE_PIXELS: Final = 50_000_000  # larger pictures are decoded one at a time
 
 Used = TypeVar("Used")
@@ -154,13 +156,12 @@ def to_image(pixels: Tensor, longest: int) -> Image.Image:
 class PictureReader:
     """Reads pictures in several threads, at most one above 50 megapixels at a time.
 
-    Once a bucket or server does not answer, all further pictures of it have the same problem at once.
+    After two failures of a bucket or server without an answer between them, its further pictures are not asked for.
     """
 
     def __init__(self, stores: Stores) -> None:
         self._stores, self._large, self._lock = stores, threading.Lock(), threading.Lock()
-        self._answered: set[str] = set()
-        self._problems: dict[str, str] = {}
+        self._failures: Counter[str] = Counter()  # of each place, since it last answered
 
     def read(self, example: Example, use: Callable[[Tensor], Used]) -> tuple[Used | None, str | None]:
         """Return what `use` makes of the upright picture, `(3, H, W)` uint8 RGB, and no problem.
@@ -171,8 +172,8 @@ class PictureReader:
 
         place = _place(example.uri)
         with self._lock:
-            if place in self._problems:
-                return None, self._problems[place]
+            if self._failures[place] >= MOST_FAILURES:
+                return None, f"The image was not read: {without_secrets(place)} did not answer for other images."
         try:
             blob = self._stores.get(example.uri, most_bytes=LARGEST_FILE)
             self._note_answer(place)
@@ -189,20 +190,13 @@ class PictureReader:
         except (StoreError, ImageError) as error:
             problem = f"The image cannot be read: {without_secrets(str(error))}"
             if isinstance(error, StoreDown | Misconfigured):
-                self._note_failure(place, problem)
+                with self._lock:
+                    self._failures[place] += 1
             return None, problem
 
     def _note_answer(self, place: str) -> None:
         with self._lock:
-            self._answered.add(place)
-
-    def _note_failure(self, place: str, problem: str) -> None:
-        """Record that a place does not work; one that has just answered only at its next failure."""
-        with self._lock:
-            if place in self._answered:
-                self._answered.discard(place)
-            else:
-                self._problems.setdefault(place, problem)
+            self._failures[place] = 0
 
 
 def _place(uri: str) -> str:

@@ -9,6 +9,7 @@ from typing import Final, Protocol
 
 import numpy as np
 
+from detr.classes import UNUSED_NAME
 from pipelines.exports.images import DECIMALS, LabelledImage
 from pipelines.report.drift import Drift, EarlierRun
 from pipelines.report.examples import Top, doubts, drawn
@@ -56,7 +57,8 @@ class Converter:
 
     def _chosen(self, rows: Rows, row: int, part: slice, names: Sequence[str]) -> Chosen:
         scores = rows.scores[part].astype(np.float64).round(_SCORE_DECIMALS)
-        kept = np.flatnonzero(scores >= self.threshold)
+        is_used = np.array([names[number] != UNUSED_NAME for number in rows.classes[part].tolist()], np.bool_)
+        kept = np.flatnonzero((scores >= self.threshold) & is_used)
         of_row = {name: rows.table[name][row].as_py() for name in _COLUMNS}
         image = LabelledImage(
             uri=without_secrets(of_row["uri"]),

@@ -12,7 +12,7 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 import pyarrow as pa
 
-from detr.classes import Category
+from detr.classes import UNUSED_NAME, Category
 from pipelines.clock import Clock, SystemClock
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.exports.documents import FROM_NAME, TO_NAME, coco_boxes, label_studio_task
@@ -153,6 +153,8 @@ class _Read:
     def _add_categories(self, rows: Rows, names: Sequence[str], table: str) -> None:
         pairs = np.unique(np.stack([rows.category_ids, rows.classes], axis=1), axis=0)
         for category_id, number in pairs.tolist():
+            if names[number] == UNUSED_NAME:  # of official models, which have several; never a class to correct
+                continue
             name = self._by_id.setdefault(category_id, names[number])
             if name != names[number]:
                 raise UsageError(

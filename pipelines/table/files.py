@@ -9,7 +9,11 @@ from __future__ import annotations
 import re
 from typing import Final, Literal
 
+import pyarrow as pa
+
+from pipelines.parquet_files import open_listed
 from pipelines.store import Store
+from pipelines.table.schema import NO_COLUMNS
 
 Layout = Literal["flat", "folders"]
 LAYOUTS: Final[tuple[Layout, ...]] = ("flat", "folders")
@@ -57,3 +61,17 @@ def layout_without_runs(table: Store) -> Layout:
     there = (entry.key for entry in table.list(DATA) if entry.key.endswith(SUFFIX))
     first = next(there, None)
     return "folders" if first is not None and "/" in first.removeprefix(DATA) else "flat"
+
+
+def newest_columns(table: Store) -> pa.Schema:
+    """Return the columns of the table file that was written last; none if there is no file.
+
+    Raises:
+        RayDetrError: its footer is damaged.
+        StoreError: the store refused.
+    """
+    files = [entry for entry in table.list(DATA) if parse_table_file_key(entry.key) is not None]
+    if not files:
+        return NO_COLUMNS
+    newest = max(files, key=lambda entry: (entry.modified or 0.0, in_order_of_runs(entry.key)))
+    return open_listed(table, newest).schema_arrow

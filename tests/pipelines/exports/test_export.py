@@ -154,15 +154,23 @@ def test_an_export_that_fails_leaves_no_file(table: str, tmp_path: Path) -> None
 
 
 def test_a_kept_column_of_two_types_is_reported(table: str, tmp_path: Path) -> None:
-    number = pa.schema([("station", pa.int64())])
-    publish(table, "run-3", [Row("c", detections=DOG, kept=(7,))], number)
+    time = pa.schema([("station", pa.timestamp("us"))])
+    publish(table, "run-3", [Row("c", detections=DOG, kept=(datetime(2026, 11, 30),))], time)  # noqa: DTZ001
 
     with pytest.raises(
-        RayDetrError, match=r"run-3/00000\.parquet has the column station as int64, but earlier files have it as"
+        RayDetrError, match=r"run-3/00000\.parquet has the column station as timestamp\[us\], but earlier files have it"
     ):
         export(ExportConfig(table, str(tmp_path / "out.parquet")))
     export(ExportConfig(table, str(tmp_path / "out.csv")))  # which has no kept columns
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 1 + 2
+
+
+def test_a_kept_column_with_numbers_in_one_run_and_text_in_another_is_text(table: str, tmp_path: Path) -> None:
+    publish(table, "run-3", [Row("c", detections=DOG, kept=(7,))], pa.schema([("station", pa.int64())]))
+
+    rows = exported(table, tmp_path / "out.parquet")
+
+    assert {row["uri"]: row["station"] for row in rows}["c"] == "7"
 
 
 def test_a_kept_column_that_was_empty_in_one_run_has_the_values_of_the_others(table: str, tmp_path: Path) -> None:

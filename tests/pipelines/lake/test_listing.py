@@ -30,7 +30,7 @@ from pipelines.lake.lake_object import (
 from pipelines.lake.listing import Listing, list_objects
 from pipelines.lake.skipping import skip_reason
 from pipelines.store import Misconfigured, Store, StoreDown, StoreEntry, memory_store
-from pipelines.table.schema import Origin, Row, rows_to_table
+from pipelines.table.schema import NO_COLUMNS, Origin, Row, rows_to_table
 
 
 def lake(*keys: str, root: str = "s3://lake", **files: bytes) -> dict[str, Store]:
@@ -42,8 +42,14 @@ def lake(*keys: str, root: str = "s3://lake", **files: bytes) -> dict[str, Store
     return {root: store}
 
 
-def listed(stores: dict[str, Store], *sources: str, keep: Sequence[str] = (), table: str | None = None) -> Listing:
-    return list_objects(sources, keep=keep, table=table, open_root=stores.__getitem__)
+def listed(
+    stores: dict[str, Store],
+    *sources: str,
+    keep: Sequence[str] = (),
+    stored: pa.Schema = NO_COLUMNS,
+    table: str | None = None,
+) -> Listing:
+    return list_objects(sources, keep=keep, stored=stored, table=table, open_root=stores.__getitem__)
 
 
 def uris(stream: Listing) -> list[str]:
@@ -462,8 +468,8 @@ def test_a_store_that_cannot_be_opened_is_named_with_its_reason() -> None:
         (["station"], [], r"no column 'station' in the images: no table of URIs is among them"),
         (
             ["n"],
-            [b"uri,n\ns3://b/1,1\n", b"uri,n\ns3://b/2,x\n"],
-            r"column 'n' has several types: int64 in s3://lake/0\.csv, string in s3://lake/1\.csv",
+            [b"uri,n\ns3://b/1,2026-11-30\n", b"uri,n\ns3://b/2,x\n"],
+            r"column 'n' has several types: date32\[day\] in s3://lake/0\.csv, string in s3://lake/1\.csv",
         ),
         (
             ["n"],
@@ -582,3 +588,35 @@ def test_a_local_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
 def test_an_empty_folder_is_called_that(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=rf"^the folder {tmp_path} is empty\. Check the address\.$"):
         list_objects([str(tmp_path)])
+
+
+def test_numbers_of_one_csv_list_are_text_beside_codes_of_another() -> None:
+    stores = lake(a_csv=b"uri,n\ns3://b/1,100\n", b_csv=b"uri,n\ns3://b/2,007\n")
+
+    stream = listed(stores, "s3://lake/a.csv", "s3://lake/b.csv", keep=["n"])
+
+    assert stream.kept_schema.field("n").type == pa.string()
+    assert [item.kept for item in stream if isinstance(item, LakeObject)] == [("100",), ("007",)]
+
+
+@pytest.mark.parametrize(
+    ("stored", "values", "kind", "kept"),
+    [
+        (pa.float64(), b"", pa.float64(), None),  # a night without values does not make the column text
+        (pa.string(), b"101", pa.string(), "101"),
+        (pa.dictionary(pa.int32(), pa.string()), b"1.5", pa.string(), "1.5"),
+        (pa.float64(), b"101", pa.float64(), 101),
+        (pa.float64(), b"9007199254740993", pa.int64(), 9007199254740993),
+        (pa.int64(), b"007", pa.string(), "007"),  # no digit is lost: readers join the column as text
+        (pa.null(), b"", pa.string(), None),
+    ],
+)
+def test_a_kept_column_has_the_type_of_the_table_where_nothing_is_lost(
+    stored: pa.DataType, values: bytes, kind: pa.DataType, kept: object
+) -> None:
+    stores = lake(a_csv=b"uri,n\ns3://b/1," + values + b"\n")
+
+    stream = listed(stores, "s3://lake/a.csv", keep=["n"], stored=pa.schema([("n", stored)]))
+
+    assert stream.kept_schema.field("n").type == kind
+    assert [item.kept for item in stream if isinstance(item, LakeObject)] == [(kept,)]

@@ -215,6 +215,19 @@ def test_pictures_that_were_replaced_are_counted_and_not_compared(
     assert ("The two runs have no class name in common" in html) is is_compared
 
 
+@pytest.mark.parametrize(("size", "compared"), [(7, 1), (8, 0)])
+def test_images_of_an_archive_that_was_extended_are_compared(tmp_path: Path, size: int, compared: int) -> None:
+    table = str(tmp_path / "table")
+    found = Detected([17], ("cat",), [0.9], [[30, 0, 50, 20]])
+    for day, (run_id, etag, bytes_) in enumerate((("old", "v1", 7), ("new", "v2", size))):  # etags of the file
+        one = Row("s3://lake/a.tar#/1.jpg", etag, bytes_, width=80, height=60, detections=found)
+        publish(table, [one], run_id, now=NOW + timedelta(days=day))
+
+    summary = write_report(ReportConfig(table, tmp_path / "r.html", run_id="new", against="old"))
+
+    assert (summary.compared, summary.changed_pictures) == (compared, 1 - compared)
+
+
 def test_a_share_just_above_the_limit_is_printed_as_above_it() -> None:
     summary = ReportSummary(Path("r.html"), 1, 9, {}, 0, 0, drift=0.1004, compared=9, in_both=9, new_errors=0)
 

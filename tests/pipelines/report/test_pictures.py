@@ -45,23 +45,29 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.report.pictures.THREADS", 1)
 
 
-def test_a_server_that_is_down_is_asked_once() -> None:
+def test_a_server_that_is_down_is_asked_twice() -> None:
     stores = SomeDown("https://down")
     uris = [f"https://{host}/{number}.png" for number in range(3) for host in ("down", "up")]
 
     pictures = load_pictures(map(example, uris), stores)
 
-    assert [one for one in stores.asked if "down" in one] == ["https://down/0.png"]
-    reason = "The image cannot be read: https://down/0.png cannot be read: no answer."
-    assert [one.problem for one in pictures] == [reason, None] * 3
+    assert [one for one in stores.asked if "down" in one] == ["https://down/0.png", "https://down/1.png"]
+    assert [one.problem for one in pictures if "down" in one.uri] == [
+        "The image cannot be read: https://down/0.png cannot be read: no answer.",
+        "The image cannot be read: https://down/1.png cannot be read: no answer.",
+        "The image was not read: https://down did not answer for other images.",
+    ]
+    assert [one.problem for one in pictures if "up" in one.uri] == [None] * 3
 
 
-def test_one_failure_of_a_server_that_answers_is_not_of_its_other_pictures() -> None:
+@pytest.mark.parametrize("before", [[], ["s3://lake/gone.png"]])
+def test_one_failure_of_a_server_that_answers_is_not_of_its_other_pictures(before: list[str]) -> None:
     stores = SomeDown("bad")
+    uris = [*before, "s3://lake/bad.png", "s3://lake/1.png", "s3://lake/bad2.png", "s3://lake/2.png"]
 
-    pictures = load_pictures(map(example, ["s3://lake/gone.png", "s3://lake/bad.png", "s3://lake/1.png"]), stores)
+    pictures = load_pictures(map(example, uris), stores)
 
-    assert [one.source is None for one in pictures] == [True, True, False]
+    assert [one.source is None for one in pictures] == [True] * len(before) + [True, False, True, False]
 
 
 def test_damaged_archives_and_local_files_are_not_failures_of_the_others() -> None:
@@ -71,7 +77,7 @@ def test_damaged_archives_and_local_files_are_not_failures_of_the_others() -> No
     pictures = load_pictures(map(example, uris), stores)
 
     assert [one.source is None for one in pictures] == [True, True, False, True, False]
-    assert stores.asked == [uris[0], *uris[2:]]
+    assert stores.asked == uris
 
 
 def test_progress_counts_pictures() -> None:

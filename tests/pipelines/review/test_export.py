@@ -97,6 +97,16 @@ def test_a_batch_without_any_class_is_refused_and_not_recorded(tmp_path: Path) -
     assert read_batches(open_store(table)) == []
 
 
+def test_unused_classes_of_official_models_are_no_classes_to_correct(tmp_path: Path) -> None:
+    table = str(tmp_path / "table")
+    found = Detected([1, 12, 26], ("person", "N/A", "N/A"), [0.6, 0.5, 0.01], [[4, 4, 40, 30]] * 3)
+    publish(table, [Row("s3://lake/a.jpg", "v1", 7, width=80, height=60, detections=found)])
+
+    summary = give_out(table, tmp_path / "out", "random", 1, threshold=0.0)
+
+    assert (summary.classes, summary.boxes) == (("person",), 1)
+
+
 def test_a_class_with_two_numbers_is_refused(tmp_path: Path) -> None:
     table = str(tmp_path / "table")
     publish(table, [row("a", ("dog", 0.5))])

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from time import sleep
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,9 +16,11 @@ from pipelines.table.files import (
     Layout,
     in_order_of_runs,
     layout_without_runs,
+    newest_columns,
     parse_table_file_key,
     table_file_key,
 )
+from pipelines.table.schema import NO_COLUMNS
 
 RUN_IDS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
 
@@ -47,3 +53,17 @@ def test_files_are_sorted_by_run_and_segment(layout: Layout) -> None:
 
 def test_a_new_table_is_flat() -> None:
     assert layout_without_runs(memory_store()) == "flat"
+
+
+def test_the_newest_columns_are_those_of_the_file_that_was_written_last() -> None:
+    table = memory_store()
+    assert newest_columns(table) == NO_COLUMNS
+
+    for key, kind in (("data/b-00000.parquet", pa.float64()), ("data/a-00000.parquet", pa.string())):
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table({"site": pa.nulls(1, kind)}), sink)
+        table.put(key, sink.getvalue().to_pybytes())
+        sleep(0.01)  # the store's times have milliseconds
+    table.put("data/z.parquet", b"of another program")
+
+    assert newest_columns(table) == pa.schema([("site", pa.string())])
