@@ -2,10 +2,11 @@
 
 import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 
 from pipelines.clock import Clock
 from pipelines.labelling.adaptive_limit import AdaptiveLimit
@@ -46,6 +47,8 @@ SURELY_DENIED_SECONDS = (
 SURELY_DENIED = 20
 MOST_BYTES = 1024**3  # larger objects are not photographs, and would not fit into memory together with others
 LEAST_DENIED = 4  # if this many objects are denied and none is readable, the credentials are wrong
+MOST_KNOWN = 64  # images that were readable before and are tried when a shard is denied; some may be deleted
+MOST_REFUSED = 3  # of these: one may have moved into a folder that is refused
 
 OBJECT_KINDS: Mapping[type[StoreError], str] = {
     NotFound: "missing",
@@ -159,18 +162,67 @@ class Fetcher:
             requests, self._requests = self._requests, 0
         return requests + self._members.take_requests()
 
-    def refuse_all_denied(self, fetched: Sequence[Fetched]) -> None:
-        """Refuse a shard if all of its objects are denied and none was ever read: then the credentials are wrong.
+    def refuse_all_denied(
+        self, fetched: Sequence[Fetched], known: Callable[[str], Iterable[str]] = lambda _: ()
+    ) -> None:
+        """Refuse a shard if all of its objects are denied and no other is readable: then the credentials are wrong.
+
+        Args:
+            fetched: The objects of the shard.
+            known: Returns images of a bucket, disk or server that were readable before. Called only if all objects are
+                denied and this fetcher has read no other of theirs.
 
         Raises:
             LakeUnreadable: with the first refusal.
         """
         refused = [one for one in fetched if one.error_kind == "denied" and not is_web(one.item)]
-        is_strange = not any(split_uri(one.item.uri)[0] in self._canaries for one in refused)
-        if len(refused) == len(fetched) >= LEAST_DENIED and is_strange:
-            raise LakeUnreadable(
-                f"access to all {len(fetched)} images of a shard is denied; the first error: {refused[0].error}"
-            )
+        roots = sorted({split_uri(one.item.uri)[0] for one in refused})
+        if not len(refused) == len(fetched) >= LEAST_DENIED or any(root in self._canaries for root in roots):
+            return
+        now_refused: str | None = None
+        for root in roots:
+            try:
+                if self._find_canary(known(root)):
+                    return
+            except Denied as error:
+                now_refused = now_refused or str(error)
+        also = (
+            ""
+            if now_refused is None
+            else f" Images that were read before are now refused, too: {now_refused} The credentials have expired or "
+            "their rights were revoked."
+        )
+        raise LakeUnreadable(
+            f"access to all {len(fetched)} images of a shard is denied; the first error: {refused[0].error}{also}"
+        )
+
+    def _find_canary(self, known: Iterable[str]) -> bool:
+        """Return whether one of some images is readable now; it is the canary of its store from now on.
+
+        Raises:
+            Denied: `MOST_REFUSED` of them are refused, or all that exist.
+            LakeUnreadable: the store is unavailable.
+        """
+        refusals: list[Denied] = []
+        for uri in islice(known, MOST_KNOWN):
+            item = LakeObject(uri)
+            try:
+                holding = self._file_holding(item) or uri
+                self._touch(holding, is_retryable=_may_pass)
+            except Denied as error:
+                refusals.append(error)
+                if len(refusals) == MOST_REFUSED:
+                    break
+            except (NotFound, Archived):
+                continue
+            except StoreError as error:
+                raise LakeUnreadable(str(error)) from error
+            else:
+                self._canaries[split_uri(uri)[0]] = holding
+                return True
+        if refusals:
+            raise refusals[0]
+        return False
 
     def _read(self, item: LakeObject) -> list[Blob | BadMember]:
         """Read an object once.
@@ -229,7 +281,7 @@ class Fetcher:
         if canary is None:
             return
         try:
-            self._touch(canary, is_retryable=lambda error: isinstance(error, Denied) or is_transient(error))
+            self._touch(canary, is_retryable=_may_pass)
         except Denied as error:
             raise LakeUnreadable(
                 f"{refusal} {without_secrets(canary)}, which was read before, is now refused, too: the credentials "
@@ -284,6 +336,10 @@ class _Patience:
             self._limit.fail(error, self._cuts)
             self._since, self._cuts = now, self._limit.cuts
         return FETCH_BUDGET_SECONDS
+
+
+def _may_pass(error: Exception) -> bool:
+    return isinstance(error, Denied) or is_transient(error)
 
 
 def _is_too_large(item: LakeObject) -> bool:

@@ -25,6 +25,7 @@ from pipelines.labelling.manifest import read_kept_schema, read_shard
 from pipelines.labelling.member_reading import member_spans, reading_order, row_group_of
 from pipelines.labelling.outcome import ShardReport
 from pipelines.labelling.publish import commit_part
+from pipelines.labelling.readable_images import readable_images
 from pipelines.lake.lake_object import LakeObject
 from pipelines.store import Store
 from pipelines.table.schema import Detected, Origin, Row, rows_to_table
@@ -133,7 +134,7 @@ class Labeler:
             rows += self._detect(seen, clocked, on_images=partial(_add, len(rows), on_images))
             del seen  # free the memory before the next window is fetched
         if len(without) == len(objects):
-            self._fetcher.refuse_all_denied(without)
+            self._fetcher.refuse_all_denied(without, partial(readable_images, self._table, self._run_id, shard))
         origin = Origin(self._model_id, self._threshold, self._run_id, shard, self._clock.now(), self._settings)
         rows = [row for _, row in sorted(zip(order, rows, strict=True), key=itemgetter(0))]  # in the order of the plan
         table = rows_to_table(rows, self._kept_schema, origin=origin)

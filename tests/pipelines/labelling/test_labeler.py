@@ -401,6 +401,66 @@ def test_when_all_of_a_shard_is_refused_it_is_not_the_images(
         assert label(0).errors == {"denied": 3}
 
 
+REFUSED = [f"private/{n}.jpg" for n in range(4)]
+
+
+def two_shards(lake: Lake) -> list[list[LakeObject]]:
+    """Return a shard of four images that will be refused, and one of two readable images."""
+    private = [lake.put(key, picture()) for key in REFUSED]
+    return [private, [lake.put(f"{n}.jpg", picture()) for n in range(2)]]
+
+
+def test_a_refused_shard_that_an_actor_gets_first_is_rows_where_another_actor_has_read_the_bucket(
+    lake: Lake, detector: Detector
+) -> None:
+    table, shards = memory_store(), two_shards(lake)
+    lake.failures = {key: Denied(f"{key} is refused") for key in REFUSED}
+    labeler(table, lake, detector, shards).label(1)
+
+    assert labeler(table, lake, detector, shards).label(0).errors == {"denied": 4}
+
+
+def published_by_an_earlier_run(lake: Lake, detector: Detector) -> Store:
+    """Return a table in which an earlier run has read the images of the second shard of `two_shards`."""
+    before, table = memory_store(), memory_store()
+    labeler(before, lake, detector, two_shards(lake)).label(1)
+    table.put("data/20261101T020000Z-aaaa-00000.parquet", before.get(part_key("run-1", 1)).data)
+    return table
+
+
+def test_a_folder_that_stays_refused_is_rows_of_every_night(lake: Lake, detector: Detector) -> None:
+    table, (private, _) = published_by_an_earlier_run(lake, detector), two_shards(lake)
+    lake.failures = {key: Denied(f"{key} is refused") for key in REFUSED}
+    refused = memory_store()
+    labeler(refused, lake, detector, [private[:3]]).label(0)  # too few to stop
+    table.put("data/20261102T020000Z-aaaa-00000.parquet", refused.get(part_key("run-1", 0)).data)
+    lake.store.delete("0.jpg")  # since then
+
+    assert labeler(table, lake, detector, [private]).label(0).errors == {"denied": 4}
+
+
+def test_rights_that_were_revoked_between_two_nights_stop_the_shard(lake: Lake, detector: Detector) -> None:
+    table, (private, _) = published_by_an_earlier_run(lake, detector), two_shards(lake)
+    lake.failures = {key: Denied(f"{key} is refused.") for key in [*REFUSED, "0.jpg", "1.jpg"]}
+
+    with pytest.raises(
+        LakeUnreadable,
+        match=r"access to all 4 images of a shard is denied; the first error: private/0.jpg is refused. Images that "
+        r"were read before are now refused, too: 0.jpg is refused. The credentials have expired or their rights were",
+    ):
+        labeler(table, lake, detector, [private]).label(0)
+
+    assert list(table.list(run_key("run-1", "parts/"))) == []
+
+
+def test_a_store_that_is_lost_while_a_refused_shard_is_judged_stops_it(lake: Lake, detector: Detector) -> None:
+    table, (private, _) = published_by_an_earlier_run(lake, detector), two_shards(lake)
+    lake.failures = {key: Denied(f"{key} is refused.") for key in REFUSED} | {"0.jpg": StoreDown("0.jpg: 500")}
+
+    with pytest.raises(LakeUnreadable, match=r"0\.jpg: 500"):
+        labeler(table, lake, detector, [private]).label(0)
+
+
 def test_a_shard_holds_one_window_of_encoded_images_at_a_time(lake: Lake) -> None:
     objects = [lake.put(f"{n}.jpg", picture()) for n in range(4)]
     listed = [LakeObject(item.uri, size=100 * 1024**2) for item in objects]  # 256 MiB hold two
