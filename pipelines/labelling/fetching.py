@@ -28,6 +28,7 @@ from pipelines.store import (
     Throttled,
     is_transient,
     split_uri,
+    transfer_seconds,
     without_secrets,
 )
 from pipelines.store.retry import retry
@@ -37,7 +38,7 @@ FETCH_THREADS = 32  # waiting takes no CPU time; obstore takes 0.6 ms of CPU per
 # For a whole object that obstore reads, `Fetcher._try` is the only loop of ours; other stores and members of archives
 # have one for `CLIENT_SECONDS` below it.
 CLIENT_SECONDS = 2.0  # of retries in the client itself, for occasional errors, which do not change the limit
-FETCH_BUDGET_SECONDS = 120.0  # of retries for an object
+FETCH_BUDGET_SECONDS = 120.0  # of retries for an object; more for a large one, which a slow link may take minutes for
 WEB_SECONDS = 15.0  # of retries on a web server: a list may name thousands, and unreachable ones must not take long
 CANARY_SECONDS = 20.0  # of retries for an object that was readable before, until its store counts as unavailable
 DENIED_SECONDS = 10.0  # of retries after a refusal, about eight: throttling may look like a refusal
@@ -110,21 +111,28 @@ class Fetcher:
         if whole.offset is not None:  # neighbouring members of a file
             whole = LakeObject(file_of(whole), whole.etag)
             read = partial(self._read_members, whole.uri, wanted)
-        found = self._try(whole, read) if wanted else []
+        found = self._try(whole, read, sum(item.size or 0 for item in wanted)) if wanted else []
         if isinstance(found, Fetched):
             return [replace(found, item=item) for item in items]
         each = iter(found)
         return [_too_large(item) if _is_too_large(item) else _fetched(item, next(each)) for item in items]
 
-    def _try(self, item: LakeObject, read: Callable[[], list[Blob | BadMember]]) -> list[Blob | BadMember] | Fetched:
+    def _try(
+        self, item: LakeObject, read: Callable[[], list[Blob | BadMember]], size: int
+    ) -> list[Blob | BadMember] | Fetched:
         """Return what `read` returns for an object, or its error if others are readable.
+
+        Args:
+            item: The object.
+            read: Reads it, or some members of it, once.
+            size: Listed bytes of what is read; 0 if unknown.
 
         Raises:
             LakeUnreadable: the whole store fails.
         """
         try:
             with nullcontext() if is_web(item) else self._limit.turn():  # before the budgets begin
-                patience = _Patience(is_web(item), self._limit, self._clock, self._denied_in_a_row)
+                patience = _Patience(is_web(item), self._limit, self._clock, self._denied_in_a_row, size)
                 found = retry(
                     read,
                     budget_seconds=patience.budget_seconds,
@@ -314,10 +322,11 @@ class Fetcher:
 class _Patience:
     """The retry budgets of one object by error, and the reports of its errors to the limit."""
 
-    def __init__(self, is_web: bool, limit: AdaptiveLimit, clock: Clock, denied_in_a_row: int) -> None:
+    def __init__(self, is_web: bool, limit: AdaptiveLimit, clock: Clock, denied_in_a_row: int, size: int) -> None:
         self._is_web, self._limit, self._clock = is_web, limit, clock
         self._denied_seconds = DENIED_SECONDS if denied_in_a_row < SURELY_DENIED else SURELY_DENIED_SECONDS
         self._since, self._cuts = clock.monotonic(), limit.cuts
+        self._budget_seconds = FETCH_BUDGET_SECONDS + transfer_seconds(size) - transfer_seconds(0)
         self.refusals = 0
 
     def is_retryable(self, error: Exception) -> bool:
@@ -335,7 +344,7 @@ class _Patience:
         if now - self._since >= CLIENT_SECONDS:
             self._limit.fail(error, self._cuts)
             self._since, self._cuts = now, self._limit.cuts
-        return FETCH_BUDGET_SECONDS
+        return self._budget_seconds
 
 
 def _may_pass(error: Exception) -> bool:

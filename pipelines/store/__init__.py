@@ -21,6 +21,7 @@ from pipelines.store.interface import (
     TableOptions,
     Throttled,
     is_transient,
+    transfer_seconds,
 )
 from pipelines.store.memory import memory_store
 from pipelines.store.opening import Stores, check_root, open_store
@@ -74,5 +75,6 @@ __all__ = [
     "require_create_only",
     "scheme_of",
     "split_uri",
+    "transfer_seconds",
     "without_secrets",
 ]
