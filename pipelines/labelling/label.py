@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from shlex import quote
 
 from detr.checkpoints.references import absolute_reference
+from detr.images.heic import has_decoder
 from detr.precision import family_precision
 from pipelines.caps import Meter, adding_costs, metering
 from pipelines.clock import SystemClock
@@ -245,6 +246,7 @@ def _spec(config: LabelConfig) -> LabelerSpec:
         decode_seconds=config.decode_seconds,
         masks=config.masks,
         tiling=config.tiling,
+        heic=has_decoder(),
     )
 
 
