@@ -472,6 +472,31 @@ def test_a_shard_holds_one_window_of_encoded_images_at_a_time(lake: Lake) -> Non
     assert fetched == [2, 4]
 
 
+def test_windows_of_a_list_without_sizes_follow_from_the_sizes_that_were_read() -> None:
+    lake, table = Lake(memory_store("memory://lake")), memory_store()
+    large = picture() + bytes(36 * 1024**2)  # as a TIFF of a scanner; what follows the end of a JPEG is not decoded
+    objects = [LakeObject(lake.put(f"{n:02d}.jpg", large).uri) for n in range(15)]
+    careful, fetched = Careful(), []
+    careful.before = lambda: fetched.append(lake.fetched)
+
+    assert labeler(table, lake, careful, [objects]).label(0).errors == {}
+
+    assert sorted(set(fetched)) == [8, 15]  # seven are 252 MiB
+
+
+def test_small_images_without_sizes_share_windows_after_the_first() -> None:
+    lake, table = Lake(memory_store("memory://lake")), memory_store()
+    objects = [LakeObject(lake.put(f"{n:03d}.jpg", picture(8, 8)).uri) for n in range(30)]
+    careful, fetched = Careful(), []
+    careful.before = lambda: fetched.append(lake.fetched)
+    label = labeler(table, lake, careful, [objects[:12], objects[12:]]).label
+
+    label(0)
+    label(1)
+
+    assert sorted(set(fetched)) == [8, 12, 30]
+
+
 def test_windows_are_cut_by_the_listed_sizes_in_order() -> None:
     sizes = [3, 3, 4, 11, 1, None, 9]
     objects = [LakeObject(str(number), size=size) for number, size in enumerate(sizes)]
