@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
+from typing import TypeAlias
 
 from pipelines.clock import Clock
 from pipelines.labelling.adaptive_limit import AdaptiveLimit
@@ -19,6 +20,7 @@ from pipelines.store import (
     Changed,
     Denied,
     Misconfigured,
+    NoBucket,
     NotFound,
     ObjectTooLarge,
     StoreDown,
@@ -27,6 +29,7 @@ from pipelines.store import (
     Stores,
     Throttled,
     is_transient,
+    scheme_of,
     split_uri,
     transfer_seconds,
     without_secrets,
@@ -59,18 +62,23 @@ OBJECT_KINDS: Mapping[type[StoreError], str] = {
 """Failures of one object while others are readable, and the error kind of its row."""
 
 
+Known: TypeAlias = Callable[[Callable[[str], bool]], Iterable[str]]
+"""Returns images that were readable before, of those buckets, disks and servers whose root a function accepts."""
+
+
 class LakeUnreadable(Exception):
     """The store of the images is unavailable: the run stops without error rows, and can be resumed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """An object of a shard with its bytes, or the error."""
+    """An object of a shard with its bytes, or the error; `is_without_bucket`: its bucket does not exist."""
 
     item: LakeObject
     blob: Blob | None = None
     error_kind: str | None = None
     error: str | None = None
+    is_without_bucket: bool = False
 
     @property
     def is_changed(self) -> bool:
@@ -154,6 +162,8 @@ class Fetcher:
         except (Misconfigured, StoreDown, Throttled) as error:
             if is_web(item):  # one of many hosts, whose failure must not stop the run, now and after every resume
                 return Fetched(item, error_kind="fetch_failed", error=str(error))
+            if isinstance(error, NoBucket):  # judged when the other images of the shard have been read
+                return Fetched(item, error_kind="missing", error=str(error), is_without_bucket=True)
             if isinstance(error, Misconfigured) or not self._others_answer(item):
                 raise LakeUnreadable(str(error)) from error
             return Fetched(item, error_kind="fetch_failed", error=str(error))
@@ -170,15 +180,12 @@ class Fetcher:
             requests, self._requests = self._requests, 0
         return requests + self._members.take_requests()
 
-    def refuse_all_denied(
-        self, fetched: Sequence[Fetched], known: Callable[[str], Iterable[str]] = lambda _: ()
-    ) -> None:
+    def refuse_all_denied(self, fetched: Sequence[Fetched], known: Known = lambda _: ()) -> None:
         """Refuse a shard if all of its objects are denied and no other is readable: then the credentials are wrong.
 
         Args:
             fetched: The objects of the shard.
-            known: Returns images of a bucket, disk or server that were readable before. Called only if all objects are
-                denied and this fetcher has read no other of theirs.
+            known: Called only if all objects are denied and this fetcher has read no other of their stores.
 
         Raises:
             LakeUnreadable: with the first refusal.
@@ -190,7 +197,7 @@ class Fetcher:
         now_refused: str | None = None
         for root in roots:
             try:
-                if self._find_canary(known(root)):
+                if self._find_canary(known(root.__eq__)):
                     return
             except Denied as error:
                 now_refused = now_refused or str(error)
@@ -203,6 +210,31 @@ class Fetcher:
         raise LakeUnreadable(
             f"access to all {len(fetched)} images of a shard is denied; the first error: {refused[0].error}{also}"
         )
+
+    def refuse_missing_buckets(self, fetched: Sequence[Fetched], known: Known = lambda _: ()) -> None:
+        """Refuse a shard with objects in buckets that do not exist, unless other buckets of the same kind are readable.
+
+        If they are, the endpoint and the account are right, and these buckets are gone or misspelt in a list.
+
+        Args:
+            fetched: Objects of the shard.
+            known: Called only if this fetcher has read nothing of other buckets.
+
+        Raises:
+            LakeUnreadable: with the first such error.
+        """
+        for root, one in {split_uri(one.item.uri)[0]: one for one in fetched if one.is_without_bucket}.items():
+            is_other = partial(_is_other_bucket, root)
+            canaries = [uri for other, uri in list(self._canaries.items()) if is_other(other)]
+            try:
+                if self._find_canary(chain(canaries, known(is_other))):
+                    continue
+            except Denied as error:
+                raise LakeUnreadable(f"{one.error} {error}") from error
+            raise LakeUnreadable(
+                f"{one.error} If a list of images names a bucket that no longer exists, remove it from the list and "
+                "use --new-run."
+            )
 
     def _find_canary(self, known: Iterable[str]) -> bool:
         """Return whether one of some images is readable now; it is the canary of its store from now on.
@@ -221,7 +253,7 @@ class Fetcher:
                 refusals.append(error)
                 if len(refusals) == MOST_REFUSED:
                     break
-            except (NotFound, Archived):
+            except (NotFound, Archived, NoBucket):
                 continue
             except StoreError as error:
                 raise LakeUnreadable(str(error)) from error
@@ -345,6 +377,10 @@ class _Patience:
             self._limit.fail(error, self._cuts)
             self._since, self._cuts = now, self._limit.cuts
         return self._budget_seconds
+
+
+def _is_other_bucket(root: str, other: str) -> bool:
+    return other != root and scheme_of(other) == scheme_of(root)
 
 
 def _may_pass(error: Exception) -> bool:

@@ -144,7 +144,7 @@ class Labeler:
             on_images: Called after every batch with the number of images of the shard that are done.
 
         Raises:
-            LakeUnreadable: the images' store is unavailable; nothing was committed.
+            LakeUnreadable: a store of the images is unavailable; nothing was committed.
             RayDetrError: the plan is damaged.
             StoreError: the table's store refused.
         """
@@ -162,8 +162,10 @@ class Labeler:
             changed += sum(one.fetched.is_changed for one in seen)
             rows += self._detect(seen, clocked, on_images=partial(_add, len(rows), on_images))
             del seen  # free the memory before the next window is fetched
+        known = partial(readable_images, self._table, self._run_id, shard)
         if len(without) == len(objects):
-            self._fetcher.refuse_all_denied(without, partial(readable_images, self._table, self._run_id, shard))
+            self._fetcher.refuse_all_denied(without, known)
+        self._fetcher.refuse_missing_buckets(without, known)
         origin = Origin(self._model_id, self._threshold, self._run_id, shard, self._clock.now(), self._settings)
         rows = [row for _, row in sorted(zip(order, rows, strict=True), key=itemgetter(0))]  # in the order of the plan
         table = rows_to_table(rows, self._kept_schema, origin=origin)

@@ -149,6 +149,10 @@ class Misconfigured(StoreError):
     """The store cannot be used: no such bucket, missing or invalid credentials, wrong region, or no right to list."""
 
 
+class NoBucket(Misconfigured):
+    """There is no such bucket or container."""
+
+
 def is_transient(error: Exception) -> bool:
     """Return whether the same request may succeed later, so that `retry` should repeat it."""
     return isinstance(error, StoreError) and error.is_transient

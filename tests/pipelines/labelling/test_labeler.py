@@ -35,6 +35,7 @@ from pipelines.store import (
     Blob,
     Denied,
     Misconfigured,
+    NoBucket,
     NotFound,
     Store,
     StoreDown,
@@ -459,6 +460,49 @@ def test_a_store_that_is_lost_while_a_refused_shard_is_judged_stops_it(lake: Lak
 
     with pytest.raises(LakeUnreadable, match=r"0\.jpg: 500"):
         labeler(table, lake, detector, [private]).label(0)
+
+
+GONE = LakeObject("memory://gone/0.jpg")
+NO_BUCKET = {GONE.uri: NoBucket("memory://gone/0.jpg cannot be read: there is no such bucket (404 NoSuchBucket).")}
+
+
+@pytest.fixture
+def buckets() -> Lake:
+    """A lake of two buckets, of which one no longer exists."""
+    lake = Lake(memory_store("memory://lake"))
+    lake.failures = {**NO_BUCKET}
+    return lake
+
+
+def test_an_image_of_a_list_in_a_bucket_that_is_gone_is_missing_where_others_are_read(
+    buckets: Lake, detector: Detector
+) -> None:
+    table, item = memory_store(), buckets.put("0.jpg", picture())
+
+    assert labeler(table, buckets, detector, [[GONE, item]]).label(0).errors == {"missing": 1}
+
+    assert [row["status"] for row in rows(table)] == ["error", "ok"]
+
+
+def test_a_shard_of_a_bucket_that_is_gone_is_rows_where_the_table_has_readable_images(
+    buckets: Lake, detector: Detector
+) -> None:
+    table = published_by_an_earlier_run(buckets, detector)
+
+    assert labeler(table, buckets, detector, [[GONE]]).label(0).errors == {"missing": 1}
+
+
+@pytest.mark.parametrize("others", [{}, {"0.jpg": Denied("0.jpg is refused."), "1.jpg": Denied("1.jpg is refused.")}])
+def test_a_bucket_that_is_not_there_stops_the_shard_where_nothing_can_be_read(
+    buckets: Lake, detector: Detector, others: dict[str, StoreError]
+) -> None:
+    table = published_by_an_earlier_run(buckets, detector) if others else memory_store()
+    buckets.failures |= others
+
+    with pytest.raises(LakeUnreadable, match=r"no such bucket \(404 NoSuchBucket\)\. (If a list|0\.jpg is refused)"):
+        labeler(table, buckets, detector, [[GONE]]).label(0)
+
+    assert list(table.list(run_key("run-1", "parts/"))) == []
 
 
 def test_a_shard_holds_one_window_of_encoded_images_at_a_time(lake: Lake) -> None:

@@ -20,7 +20,7 @@ def file_of(ok: Sequence[str] = (), *, denied: Sequence[str] = ()) -> bytes:
 
 
 def found(table: Store, shard: int = 0, root: str = "s3://lake") -> list[str]:
-    return list(readable_images(table, "run-1", shard, root))
+    return list(readable_images(table, "run-1", shard, root.__eq__))
 
 
 def test_images_of_the_bucket_with_ok_rows_are_found_and_no_others() -> None:
@@ -64,5 +64,5 @@ def test_of_a_thousand_nights_that_read_nothing_few_are_looked_at() -> None:
         table.put(f"data/20260101T{night:06d}Z-aaaa-00000.parquet", quiet)
     counting = Counting(table)
 
-    assert next(readable_images(counting, "run-1", 0, "s3://lake")) == "s3://lake/1.jpg"  # type: ignore[arg-type]
+    assert next(readable_images(counting, "run-1", 0, "s3://lake".__eq__)) == "s3://lake/1.jpg"  # type: ignore[arg-type]
     assert counting.reads < 20
