@@ -97,9 +97,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
             print(f"report: {write_report(page).out}", file=sys.stderr if args.json else result, flush=True)
         if not summary.within_budget:
+            before = summary.repeated_errors
+            repeated = f", without {before:,} that had the same error before" if before else ""
             raise BudgetExceeded(
-                f"{sum(summary.errors.values()):,} of {summary.images:,} images have errors: a share of "
-                f"{summary.error_rate:.3g}, but --max-error-rate allows {config.max_error_rate:.3g}. The table is "
+                f"{summary.new_errors:,} of {summary.images - before:,} images have errors{repeated}: a share of "
+                f"{summary.new_error_rate:.3g}, but --max-error-rate allows {config.max_error_rate:.3g}. The table is "
                 "complete; the column `error` has the reason for each image."
             )
 
@@ -152,7 +154,8 @@ def report(summary: "LabelSummary", threshold: float = 0.0, *, relabel: bool = F
         kinds = ", ".join(
             f"{kind} {count:,}" for kind, count in sorted(summary.errors.items(), key=lambda item: -item[1])
         )
-        lines.append(f"errors: {errors:,} ({100 * summary.error_rate:.3g} %): {kinds}")
+        repeated = f"; {summary.repeated_errors:,} had the same error before" if summary.repeated_errors else ""
+        lines.append(f"errors: {errors:,} ({100 * summary.error_rate:.3g} %): {kinds}{repeated}")
     if summary.work.requests:
         lines.append(f"work:   {work(summary)}")
     if summary.changed_this_start:

@@ -13,6 +13,8 @@ from pipelines.errors import OutOfMemory, RayDetrError
 from pipelines.store import Store, StoreEntry, join_uri
 from pipelines.store.object_file import ObjectFile
 
+_TEXT: Final = "BYTE_ARRAY"  # Parquet's physical type of text
+
 SMALL_BYTES: Final = 2**18  # bytes that take as long to transfer as three requests for a footer and some columns
 
 
@@ -88,6 +90,19 @@ def open_for_rows(store: Store, entry: StoreEntry) -> pq.ParquetFile:
     if is_small(entry):
         return open_bytes(store.get(entry.key).data, join_uri(store.uri, entry.key))
     return open_listed(store, entry)
+
+
+def text_bounds(file: pq.ParquetFile, group: int, name: str) -> tuple[str, str] | None:
+    """Return the smallest and the largest value of a column of text in a row group; None if they are unknown."""
+    index = file.schema_arrow.get_field_index(name)
+    # pyarrow ends the process for statistics of an inconsistent footer; reading the column reports the damage
+    if file.schema.column(index).physical_type != _TEXT:
+        return None
+    column = file.metadata.row_group(group).column(index)
+    statistics = column.statistics if column.physical_type == _TEXT else None
+    if statistics is None or not statistics.has_min_max:
+        return None
+    return statistics.min, statistics.max
 
 
 def stored_schema(schema: pa.Schema) -> pa.Schema:

@@ -84,8 +84,8 @@ JSON_KEYS = {
     ),
     "label --images lake --table table --model scenes": (
         "already_labelled changed_this_start cost detections duplicates errors files images images_this_start"
-        " labelling_seconds max_error_rate model node_hours nodes query resumed run_id seconds skipped(.json)"
-        " table work(decode_seconds fetch_seconds network_seconds requests size_bytes)"
+        " labelling_seconds max_error_rate model node_hours nodes query repeated_errors resumed run_id seconds"
+        " skipped(.json) table work(decode_seconds fetch_seconds network_seconds requests size_bytes)"
     ),
     "runs --table table": (
         "holder runs([detections ended_at errors images_planned model rows run_id settings started_at state]) table"

@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 
 BRANDS = frozenset((b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1"))
 """Brands in the first box of such a file."""
-INSTALL = "HEIC needs the package pillow-heif: pip install 'ray-detr[heif]' on every node, or convert it to JPEG first"
+INSTALL = (
+    "HEIC needs the package pillow-heif: pip install 'ray-detr[heif]' on every node (then ray-detr label reads it "
+    "again with --retry-errors all), or convert it to JPEG first"
+)
 
 _PARAMETER_SET = 33  # the type of the HEVC unit that contains the size of pictures (SPS)
 _ROUNDING = 128  # pixels: a coded picture ends at a whole block, at most this far beyond the picture

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipelines.doctor.findings import Finding, Level
 
-PACKAGES = ("ray-detr", "ray", "torch")
+PACKAGES = ("ray-detr", "ray", "torch", "pillow-heif")
 GB = 1e9
 FULL_SHARE = 0.95  # share of a disk, above which Ray creates no objects
 LEAST_FREE = 2 * GB  # for a model's copy, logs and what Ray spills
@@ -73,16 +73,16 @@ def check_machine(facts: MachineFacts, *, where: str = "") -> list[Finding]:
 def check_versions(own: MachineFacts, others: dict[str, MachineFacts]) -> Finding:
     """Return a finding on whether all nodes have the versions of this process.
 
-    Another release of torch is a warning: numbers may differ in the last digits.
+    Another release of torch is a warning: numbers may differ in the last digits. A node that lacks pillow-heif, which
+    this process has, would give HEIC images permanent errors; other differences of it are a warning.
     """
     fails, warns = list[str](), list[str]()
     for node, facts in others.items():
         for name, version in own.versions.items():
             found = facts.versions.get(name, "none")
             if found != version:
-                (warns if name == "torch" and found != "none" else fails).append(
-                    f"node {node} has {name} {found}, this process {version}"
-                )
+                is_minor = found != "none" and name in ("torch", "pillow-heif")
+                (warns if is_minor else fails).append(f"node {node} has {name} {found}, this process {version}")
     if not fails and not warns:
         shown = ", ".join(f"{name} {version}" for name, version in own.versions.items())
         return Finding("versions", "ok", f"{shown}; {len(others)} node{'' if len(others) == 1 else 's'} compared")

@@ -230,7 +230,8 @@ class LabelConfig(PlanConfig):
         "GPUs that each actor takes, such as 0.5 for two on a GPU (1)", default=None, metavar="X", above=0
     )
     max_error_rate: float = option(
-        "exit with code 3 if more than this share of the images have errors",
+        "exit with code 3 if more than this share of the images have errors; images whose latest earlier row has an "
+        "error of the same kind do not count",
         default=0.05, metavar="SHARE", at_least=0, at_most=1,
     )  # fmt: skip
     wait_minutes: float = option(

@@ -15,14 +15,12 @@ from pipelines.concurrently import map_concurrently, map_small
 from pipelines.errors import RayDetrError
 from pipelines.labelling.labelled_keys import KEY_BYTES, Keys
 from pipelines.labelling.recorded_settings import RecordedSettings, columns_of
-from pipelines.parquet_files import is_small, open_for_rows, open_listed, parquet_of
+from pipelines.parquet_files import is_small, open_for_rows, open_listed, parquet_of, text_bounds
 from pipelines.store import Store, StoreEntry, join_uri
 from pipelines.table.files import parse_table_file_key
 from pipelines.table.schema import check_columns
 
 KIND: Final = "fetch_failed"  # transient: the plan of the next run lists the current version of the object
-
-_TEXT: Final = "BYTE_ARRAY"  # Parquet's physical type of text
 
 Version = tuple[str, str]
 """The URI and etag of an object."""
@@ -119,15 +117,8 @@ def _labelled_before(
 
 def _may_hold(file: pq.ParquetFile, group: int, uris: list[str]) -> bool:
     """Return whether a row group may hold one of some sorted URIs, by its statistics."""
-    index = file.schema_arrow.get_field_index("uri")
-    # pyarrow ends the process for statistics of an inconsistent footer; reading the column reports the damage
-    if file.schema.column(index).physical_type != _TEXT:
-        return True
-    column = file.metadata.row_group(group).column(index)
-    statistics = column.statistics if column.physical_type == _TEXT else None
-    if statistics is None or not statistics.has_min_max:
-        return True
-    return any(statistics.min <= uri <= statistics.max for uri in uris)
+    bounds = text_bounds(file, group, "uri")
+    return bounds is None or any(bounds[0] <= uri <= bounds[1] for uri in uris)
 
 
 def find_duplicate_rows(table: Store, files: Sequence[StoreEntry], *, threads: int = 1) -> Iterator[str]:

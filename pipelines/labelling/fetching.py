@@ -2,10 +2,12 @@
 
 import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain, islice
+from typing import TypeAlias
 
 from pipelines.clock import Clock
 from pipelines.labelling.adaptive_limit import AdaptiveLimit
@@ -18,6 +20,7 @@ from pipelines.store import (
     Changed,
     Denied,
     Misconfigured,
+    NoBucket,
     NotFound,
     ObjectTooLarge,
     StoreDown,
@@ -26,7 +29,9 @@ from pipelines.store import (
     Stores,
     Throttled,
     is_transient,
+    scheme_of,
     split_uri,
+    transfer_seconds,
     without_secrets,
 )
 from pipelines.store.retry import retry
@@ -36,7 +41,7 @@ FETCH_THREADS = 32  # waiting takes no CPU time; obstore takes 0.6 ms of CPU per
 # For a whole object that obstore reads, `Fetcher._try` is the only loop of ours; other stores and members of archives
 # have one for `CLIENT_SECONDS` below it.
 CLIENT_SECONDS = 2.0  # of retries in the client itself, for occasional errors, which do not change the limit
-FETCH_BUDGET_SECONDS = 120.0  # of retries for an object
+FETCH_BUDGET_SECONDS = 120.0  # of retries for an object; more for a large one, which a slow link may take minutes for
 WEB_SECONDS = 15.0  # of retries on a web server: a list may name thousands, and unreachable ones must not take long
 CANARY_SECONDS = 20.0  # of retries for an object that was readable before, until its store counts as unavailable
 DENIED_SECONDS = 10.0  # of retries after a refusal, about eight: throttling may look like a refusal
@@ -46,6 +51,8 @@ SURELY_DENIED_SECONDS = (
 SURELY_DENIED = 20
 MOST_BYTES = 1024**3  # larger objects are not photographs, and would not fit into memory together with others
 LEAST_DENIED = 4  # if this many objects are denied and none is readable, the credentials are wrong
+MOST_KNOWN = 64  # images that were readable before and are tried when a shard is denied; some may be deleted
+MOST_REFUSED = 3  # of these: one may have moved into a folder that is refused
 
 OBJECT_KINDS: Mapping[type[StoreError], str] = {
     NotFound: "missing",
@@ -55,18 +62,23 @@ OBJECT_KINDS: Mapping[type[StoreError], str] = {
 """Failures of one object while others are readable, and the error kind of its row."""
 
 
+Known: TypeAlias = Callable[[Callable[[str], bool]], Iterable[str]]
+"""Returns images that were readable before, of those buckets, disks and servers whose root a function accepts."""
+
+
 class LakeUnreadable(Exception):
     """The store of the images is unavailable: the run stops without error rows, and can be resumed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """An object of a shard with its bytes, or the error."""
+    """An object of a shard with its bytes, or the error; `is_without_bucket`: its bucket does not exist."""
 
     item: LakeObject
     blob: Blob | None = None
     error_kind: str | None = None
     error: str | None = None
+    is_without_bucket: bool = False
 
     @property
     def is_changed(self) -> bool:
@@ -107,21 +119,28 @@ class Fetcher:
         if whole.offset is not None:  # neighbouring members of a file
             whole = LakeObject(file_of(whole), whole.etag)
             read = partial(self._read_members, whole.uri, wanted)
-        found = self._try(whole, read) if wanted else []
+        found = self._try(whole, read, sum(item.size or 0 for item in wanted)) if wanted else []
         if isinstance(found, Fetched):
             return [replace(found, item=item) for item in items]
         each = iter(found)
         return [_too_large(item) if _is_too_large(item) else _fetched(item, next(each)) for item in items]
 
-    def _try(self, item: LakeObject, read: Callable[[], list[Blob | BadMember]]) -> list[Blob | BadMember] | Fetched:
+    def _try(
+        self, item: LakeObject, read: Callable[[], list[Blob | BadMember]], size: int
+    ) -> list[Blob | BadMember] | Fetched:
         """Return what `read` returns for an object, or its error if others are readable.
+
+        Args:
+            item: The object.
+            read: Reads it, or some members of it, once.
+            size: Listed bytes of what is read; 0 if unknown.
 
         Raises:
             LakeUnreadable: the whole store fails.
         """
         try:
             with nullcontext() if is_web(item) else self._limit.turn():  # before the budgets begin
-                patience = _Patience(is_web(item), self._limit, self._clock, self._denied_in_a_row)
+                patience = _Patience(is_web(item), self._limit, self._clock, self._denied_in_a_row, size)
                 found = retry(
                     read,
                     budget_seconds=patience.budget_seconds,
@@ -143,6 +162,8 @@ class Fetcher:
         except (Misconfigured, StoreDown, Throttled) as error:
             if is_web(item):  # one of many hosts, whose failure must not stop the run, now and after every resume
                 return Fetched(item, error_kind="fetch_failed", error=str(error))
+            if isinstance(error, NoBucket):  # judged when the other images of the shard have been read
+                return Fetched(item, error_kind="missing", error=str(error), is_without_bucket=True)
             if isinstance(error, Misconfigured) or not self._others_answer(item):
                 raise LakeUnreadable(str(error)) from error
             return Fetched(item, error_kind="fetch_failed", error=str(error))
@@ -159,18 +180,89 @@ class Fetcher:
             requests, self._requests = self._requests, 0
         return requests + self._members.take_requests()
 
-    def refuse_all_denied(self, fetched: Sequence[Fetched]) -> None:
-        """Refuse a shard if all of its objects are denied and none was ever read: then the credentials are wrong.
+    def refuse_all_denied(self, fetched: Sequence[Fetched], known: Known = lambda _: ()) -> None:
+        """Refuse a shard if all of its objects are denied and no other is readable: then the credentials are wrong.
+
+        Args:
+            fetched: The objects of the shard.
+            known: Called only if all objects are denied and this fetcher has read no other of their stores.
 
         Raises:
             LakeUnreadable: with the first refusal.
         """
         refused = [one for one in fetched if one.error_kind == "denied" and not is_web(one.item)]
-        is_strange = not any(split_uri(one.item.uri)[0] in self._canaries for one in refused)
-        if len(refused) == len(fetched) >= LEAST_DENIED and is_strange:
+        roots = sorted({split_uri(one.item.uri)[0] for one in refused})
+        if not len(refused) == len(fetched) >= LEAST_DENIED or any(root in self._canaries for root in roots):
+            return
+        now_refused: str | None = None
+        for root in roots:
+            try:
+                if self._find_canary(known(root.__eq__)):
+                    return
+            except Denied as error:
+                now_refused = now_refused or str(error)
+        also = (
+            ""
+            if now_refused is None
+            else f" Images that were read before are now refused, too: {now_refused} The credentials have expired or "
+            "their rights were revoked."
+        )
+        raise LakeUnreadable(
+            f"access to all {len(fetched)} images of a shard is denied; the first error: {refused[0].error}{also}"
+        )
+
+    def refuse_missing_buckets(self, fetched: Sequence[Fetched], known: Known = lambda _: ()) -> None:
+        """Refuse a shard with objects in buckets that do not exist, unless other buckets of the same kind are readable.
+
+        If they are, the endpoint and the account are right, and these buckets are gone or misspelt in a list.
+
+        Args:
+            fetched: Objects of the shard.
+            known: Called only if this fetcher has read nothing of other buckets.
+
+        Raises:
+            LakeUnreadable: with the first such error.
+        """
+        for root, one in {split_uri(one.item.uri)[0]: one for one in fetched if one.is_without_bucket}.items():
+            is_other = partial(_is_other_bucket, root)
+            canaries = [uri for other, uri in list(self._canaries.items()) if is_other(other)]
+            try:
+                if self._find_canary(chain(canaries, known(is_other))):
+                    continue
+            except Denied as error:
+                raise LakeUnreadable(f"{one.error} {error}") from error
             raise LakeUnreadable(
-                f"access to all {len(fetched)} images of a shard is denied; the first error: {refused[0].error}"
+                f"{one.error} If a list of images names a bucket that no longer exists, remove it from the list and "
+                "use --new-run."
             )
+
+    def _find_canary(self, known: Iterable[str]) -> bool:
+        """Return whether one of some images is readable now; it is the canary of its store from now on.
+
+        Raises:
+            Denied: `MOST_REFUSED` of them are refused, or all that exist.
+            LakeUnreadable: the store is unavailable.
+        """
+        refusals: list[Denied] = []
+        for uri in islice(known, MOST_KNOWN):
+            item = LakeObject(uri)
+            try:
+                holding = self._file_holding(item) or uri
+                self._touch(holding, is_retryable=_may_pass)
+            except Denied as error:
+                refusals.append(error)
+                if len(refusals) == MOST_REFUSED:
+                    break
+            except (NotFound, Archived, NoBucket):
+                continue
+            except StoreError as error:
+                raise LakeUnreadable(str(error)) from error
+            else:
+                self._canaries[split_uri(uri)[0]] = holding
+                return True
+        if refusals:
+            raise refusals[0]
+        return False
 
     def _read(self, item: LakeObject) -> list[Blob | BadMember]:
         """Read an object once.
@@ -229,7 +321,7 @@ class Fetcher:
         if canary is None:
             return
         try:
-            self._touch(canary, is_retryable=lambda error: isinstance(error, Denied) or is_transient(error))
+            self._touch(canary, is_retryable=_may_pass)
         except Denied as error:
             raise LakeUnreadable(
                 f"{refusal} {without_secrets(canary)}, which was read before, is now refused, too: the credentials "
@@ -262,10 +354,11 @@ class Fetcher:
 class _Patience:
     """The retry budgets of one object by error, and the reports of its errors to the limit."""
 
-    def __init__(self, is_web: bool, limit: AdaptiveLimit, clock: Clock, denied_in_a_row: int) -> None:
+    def __init__(self, is_web: bool, limit: AdaptiveLimit, clock: Clock, denied_in_a_row: int, size: int) -> None:
         self._is_web, self._limit, self._clock = is_web, limit, clock
         self._denied_seconds = DENIED_SECONDS if denied_in_a_row < SURELY_DENIED else SURELY_DENIED_SECONDS
         self._since, self._cuts = clock.monotonic(), limit.cuts
+        self._budget_seconds = FETCH_BUDGET_SECONDS + transfer_seconds(size) - transfer_seconds(0)
         self.refusals = 0
 
     def is_retryable(self, error: Exception) -> bool:
@@ -283,7 +376,15 @@ class _Patience:
         if now - self._since >= CLIENT_SECONDS:
             self._limit.fail(error, self._cuts)
             self._since, self._cuts = now, self._limit.cuts
-        return FETCH_BUDGET_SECONDS
+        return self._budget_seconds
+
+
+def _is_other_bucket(root: str, other: str) -> bool:
+    return other != root and scheme_of(other) == scheme_of(root)
+
+
+def _may_pass(error: Exception) -> bool:
+    return isinstance(error, Denied) or is_transient(error)
 
 
 def _is_too_large(item: LakeObject) -> bool:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from shlex import quote
 
 from detr.checkpoints.references import absolute_reference
+from detr.images.heic import has_decoder
 from detr.precision import family_precision
 from pipelines.caps import Meter, adding_costs, metering
 from pipelines.clock import SystemClock
@@ -31,6 +32,7 @@ from pipelines.labelling.planning import Planner
 from pipelines.labelling.progress import Progress, WithUnfinishedShards
 from pipelines.labelling.ray_runner import Actors, RayRunner, cluster_is_given
 from pipelines.labelling.reach import check_answers
+from pipelines.labelling.repeated_errors import count_repeated_errors
 from pipelines.labelling.run import RunRequest
 from pipelines.labelling.segments import publishing
 from pipelines.lake.listing import list_objects
@@ -38,6 +40,7 @@ from pipelines.lake.member_files import MemberIndexes
 from pipelines.lake.uri_tables import is_uri_table
 from pipelines.models import ModelInfo, check_classes, check_masks, identify_model
 from pipelines.store import (
+    Store,
     StoreError,
     StoreOptions,
     join_uri,
@@ -59,6 +62,8 @@ PACKAGES = ("ray-detr", "ray", "torch", "torchvision", "pillow", "pyarrow", "obs
 class LabelSummary:
     """Result of a run in all its attempts; `images_this_start`, `changed_this_start` and `seconds` are of this attempt.
 
+    `repeated_errors` counts the errors of images whose latest earlier row had an error of the same kind. They are
+    counted if the share of all errors is above `max_error_rate`; otherwise 0.
     `changed_this_start` counts images that changed between listing and reading; they are labelled as they were read.
     `work`, `nodes`, `node_hours` and `cost` are of this attempt, too: seconds, requests and bytes; the largest number
     of nodes that could hold an actor; their hours, and the cost of these by `caps.price_per_hour`.
@@ -86,6 +91,7 @@ class LabelSummary:
     nodes: int = 0
     node_hours: float = 0.0
     cost: float | None = None
+    repeated_errors: int = 0
 
     @property
     def error_rate(self) -> float:
@@ -93,9 +99,20 @@ class LabelSummary:
         return sum(self.errors.values()) / self.images if self.images else 0.0
 
     @property
+    def new_errors(self) -> int:
+        """Errors of images that did not have the same error before."""
+        return sum(self.errors.values()) - self.repeated_errors
+
+    @property
+    def new_error_rate(self) -> float:
+        """Share of the images that have new errors, in 0..1. Images with repeated errors are left out."""
+        images = self.images - self.repeated_errors
+        return self.new_errors / images if images else 0.0
+
+    @property
     def within_budget(self) -> bool:
-        """Whether the error rate is at most `max_error_rate`."""
-        return self.error_rate <= self.max_error_rate
+        """Whether the rate of new errors is at most `max_error_rate`."""
+        return self.new_error_rate <= self.max_error_rate
 
 
 def label(
@@ -197,9 +214,21 @@ def label(
                 meter.count_nodes(None)
                 if afterwards is not None:  # all actors are idle
                     afterwards.push(before_the_lease_ends.pop_all())
+        return with_repeated_errors(_summary(config, result, model, time.monotonic() - began, meter), table)
     except StoreError as error:
         raise RayDetrError(f"{error} Run the same command again to resume.") from error
-    return _summary(config, result, model, time.monotonic() - began, meter)
+
+
+def with_repeated_errors(summary: LabelSummary, table: Store) -> LabelSummary:
+    """Return the summary with its repeated errors counted in the table, if its error rate is above the limit.
+
+    Raises:
+        RayDetrError: a file of the table is damaged.
+        StoreError: the table's store refused.
+    """
+    if summary.run_id is None or summary.within_budget:
+        return summary
+    return replace(summary, repeated_errors=count_repeated_errors(table, summary.run_id, summary.model))
 
 
 def _spec(config: LabelConfig) -> LabelerSpec:
@@ -220,6 +249,7 @@ def _spec(config: LabelConfig) -> LabelerSpec:
         decode_seconds=config.decode_seconds,
         masks=config.masks,
         tiling=config.tiling,
+        heic=has_decoder(),
     )
 
 

@@ -25,13 +25,16 @@ from pipelines.labelling.manifest import read_kept_schema, read_shard
 from pipelines.labelling.member_reading import member_spans, reading_order, row_group_of
 from pipelines.labelling.outcome import ShardReport
 from pipelines.labelling.publish import commit_part
+from pipelines.labelling.readable_images import readable_images
 from pipelines.lake.lake_object import LakeObject
 from pipelines.store import Store
 from pipelines.table.schema import Detected, Origin, Row, rows_to_table
 
 WINDOW_BYTES = 256 * 1024**2  # encoded bytes in memory for one shard
 COUNTED = ("size_bytes", "batched", "places", "pixels", "padded_pixels")  # fields of a shard's report
-UNKNOWN_BYTES = 1024**2  # assumed for an object of unknown size
+# Assumed for an object of unknown size: first for 8 in a window, then the mean of those that were read, or the least if
+# that is larger, because larger ones may follow
+FIRST_UNKNOWN_BYTES, LEAST_UNKNOWN_BYTES = 32 * 1024**2, 1024**2
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,31 @@ class _Clocked:
     def add(self, work: str, seconds: float) -> None:
         with self.lock:
             self.seconds[work] += seconds
+
+
+class _UnknownSizes:
+    """The size to assume for objects of unknown size, by those that were read. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._read, self._count, self._latest = 0, 0, 0
+        self._lock = threading.Lock()
+
+    def add(self, seen: Sequence[_Opened]) -> None:
+        """Add the objects of a window."""
+        fetched = [one.fetched for one in seen if one.fetched.item.size is None]
+        sizes = [len(one.blob.data) for one in fetched if one.blob is not None]
+        if sizes:
+            with self._lock:
+                self._read += sum(sizes)
+                self._count += len(sizes)
+                self._latest = sum(sizes) // len(sizes)
+
+    def expected(self) -> int:
+        """Return the mean of all objects or of those of the latest window, whichever is larger."""
+        with self._lock:
+            if not self._count:
+                return FIRST_UNKNOWN_BYTES
+            return max(self._read // self._count, self._latest, LEAST_UNKNOWN_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +132,7 @@ class Labeler:
         self._run_id, self._model_id, self._threshold, self._settings = run_id, model_id, threshold, settings
         self._kept_schema = read_kept_schema(table, run_id)
         self._clock = clock or SystemClock()
+        self._unknown_sizes = _UnknownSizes()
         self._fetchers = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch")
         self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
 
@@ -115,7 +144,7 @@ class Labeler:
             on_images: Called after every batch with the number of images of the shard that are done.
 
         Raises:
-            LakeUnreadable: the images' store is unavailable; nothing was committed.
+            LakeUnreadable: a store of the images is unavailable; nothing was committed.
             RayDetrError: the plan is damaged.
             StoreError: the table's store refused.
         """
@@ -125,15 +154,18 @@ class Labeler:
         rows: list[Row] = []
         without: list[Fetched] = []
         changed = 0
-        for window in windows([objects[index] for index in order]):
+        for window in windows([objects[index] for index in order], unknown_bytes=self._unknown_sizes.expected):
             spans = self._fetchers.map(lambda span: self._see(span, clocked), member_spans(window))
             seen = list(chain.from_iterable(spans))
+            self._unknown_sizes.add(seen)
             without += [one.fetched for one in seen if one.fetched.blob is None]
             changed += sum(one.fetched.is_changed for one in seen)
             rows += self._detect(seen, clocked, on_images=partial(_add, len(rows), on_images))
             del seen  # free the memory before the next window is fetched
+        known = partial(readable_images, self._table, self._run_id, shard)
         if len(without) == len(objects):
-            self._fetcher.refuse_all_denied(without)
+            self._fetcher.refuse_all_denied(without, known)
+        self._fetcher.refuse_missing_buckets(without, known)
         origin = Origin(self._model_id, self._threshold, self._run_id, shard, self._clock.now(), self._settings)
         rows = [row for _, row in sorted(zip(order, rows, strict=True), key=itemgetter(0))]  # in the order of the plan
         table = rows_to_table(rows, self._kept_schema, origin=origin)
@@ -221,24 +253,37 @@ class Labeler:
         return None
 
 
-def windows(objects: Sequence[LakeObject], *, most_bytes: int = WINDOW_BYTES) -> Iterator[list[LakeObject]]:
+def windows(
+    objects: Sequence[LakeObject],
+    *,
+    most_bytes: int = WINDOW_BYTES,
+    unknown_bytes: Callable[[], int] = lambda: FIRST_UNKNOWN_BYTES,
+) -> Iterator[list[LakeObject]]:
     """Cut a shard into windows of at most `most_bytes` by listed sizes, in order. A single object can be larger.
 
     Images of one row group of Parquet are in one window if they fit, because each window reads the row group again.
+
+    Args:
+        objects: Of a shard, in reading order.
+        most_bytes: Of a window.
+        unknown_bytes: Returns the size to assume for objects of unknown size; called at the beginning of each window.
     """
     window: list[LakeObject] = []
-    held = 0
+    held, unknown = 0, unknown_bytes()
+
+    def size_of(item: LakeObject) -> int:
+        return unknown if item.size is None else item.size
+
     for unit in _units(objects):
-        size = sum(map(_listed_bytes, unit))
-        if window and held + size > most_bytes:
+        if window and held + sum(map(size_of, unit)) > most_bytes:
             yield window
-            window, held = [], 0
+            window, held, unknown = [], 0, unknown_bytes()
         for item in unit:
-            if window and held + _listed_bytes(item) > most_bytes:
+            if window and held + size_of(item) > most_bytes:
                 yield window
-                window, held = [], 0
+                window, held, unknown = [], 0, unknown_bytes()
             window.append(item)
-            held += _listed_bytes(item)
+            held += size_of(item)
     if window:
         yield window
 
@@ -248,10 +293,6 @@ def _units(objects: Sequence[LakeObject]) -> Iterator[Sequence[LakeObject]]:
     for group, run in groupby(objects, row_group_of):
         items = list(run)
         yield from ([item] for item in items) if group is None else [items]
-
-
-def _listed_bytes(item: LakeObject) -> int:
-    return UNKNOWN_BYTES if item.size is None else item.size
 
 
 def _add(before: int, on_images: Callable[[int], None], images: int) -> None:

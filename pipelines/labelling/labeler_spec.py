@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import socket
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from detr.images.heic import has_decoder
 from pipelines.clock import SystemClock
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.labelling.process_time import DECODE_SECONDS
@@ -32,7 +34,8 @@ class LabelerSpec:
     the rows. `pool`: a random name of the actor's pool. `model_id`: the name of the model in rows; empty is the model's
     own. `may_stop`: whether the driver can stop the start of further shards. `masks`: whether each detection gets a
     mask. `tiling`: how large pictures are cut into tiles. `pinned`: the hub id of the model with the commit that the
-    driver found; None: it does not come from the hub.
+    driver found; None: it does not come from the hub. `heic`: whether the driver could decode HEIC, so that an actor
+    that cannot does not start.
     """
 
     table: str
@@ -57,6 +60,7 @@ class LabelerSpec:
     masks: bool = False
     tiling: Tiling | None = None
     pinned: str | None = None
+    heic: bool = False
 
 
 def build_detector(spec: LabelerSpec) -> tuple[DetectorLike, ModelInfo]:
@@ -105,11 +109,20 @@ def _load(spec: LabelerSpec) -> tuple[DetectorLike, ModelInfo]:
 
 
 def build_decoder(spec: LabelerSpec, detector: DetectorLike) -> ImageDecoder:
-    """Return the decoder: in this process, or in child processes."""
+    """Return the decoder: in this process, or in child processes.
+
+    Raises:
+        RayDetrError: this node cannot decode HEIC, although the driver can.
+    """
     from pipelines.labelling.decoding import InProcessDecoder, PreparedHere, limits_for
     from pipelines.labelling.isolated_decoding import DecoderInChild
     from pipelines.labelling.watched_decoding import WatchedDecoder, end_process
 
+    if spec.heic and not has_decoder():  # nodes that are there at the start are compared then; others join later
+        raise RayDetrError(
+            f"node {socket.gethostname()} lacks the package pillow-heif, which the driver has: HEIC images would have "
+            "permanent errors. pip install 'ray-detr[heif]' on every node."
+        )
     limits = limits_for(spec.max_pixels, spec.decode_seconds)
     if not spec.isolated:
         return WatchedDecoder(InProcessDecoder(detector, max_pixels=spec.max_pixels), limits, on_hang=end_process)

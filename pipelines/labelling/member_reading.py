@@ -193,7 +193,8 @@ def _damage(store: Store, key: str, item: LakeObject) -> BadMember:
         store.get_range(key, 0, _HEADER_BYTES)
         return BadMember(
             "fetch_failed",
-            "the file could not be read when it was listed, but it can be now. Run again to label its images",
+            "the file was refused, or was being written, when it was listed, but it can be read now. Run again to "
+            "label its images",
         )
     if _is_parquet(key):
         return BadMember(

@@ -17,7 +17,7 @@ from pipelines.labelling.duplicates import reject_republished_versions
 from pipelines.labelling.manifest import PlannedSegment, read_planned
 from pipelines.labelling.run import Run, run_key, sealed_sentence
 from pipelines.parquet_files import open_bytes, open_listed, parquet_of
-from pipelines.store import NotFound, Store, join_uri, put_if_absent
+from pipelines.store import NotFound, Store, StoreEntry, join_uri, put_if_absent
 from pipelines.strict_json import read_record
 from pipelines.table.files import Layout, parse_table_file_key, table_file_key, table_files_prefix
 from pipelines.table.schema import Totals, decode, encode, read_metadata, table_schema, total, with_settings
@@ -86,7 +86,16 @@ def read_done(table: Store, run_id: str, layout: Layout) -> Done:
     keys = (entry.key for entry in table.list(table_files_prefix(run_id, layout)))
     # the names of other runs may begin with this run's name
     published = frozenset(found[1] for found in map(parse_table_file_key, keys) if found and found[0] == run_id)
-    return Done(frozenset(_numbers(table, run_key(run_id, "parts/"), _PART)), published)
+    return Done(frozenset(shard for shard, _ in list_parts(table, run_id)), published)
+
+
+def list_parts(table: Store, run_id: str) -> Iterator[tuple[int, StoreEntry]]:
+    """Yield the committed parts of a run with the numbers of their shards; other names are skipped."""
+    folder = run_key(run_id, "parts/")
+    for entry in table.list(folder):
+        number = entry.key[len(folder) :].removesuffix(_PART)
+        if entry.key.endswith(_PART) and number.isascii() and number.isdigit():
+            yield int(number), entry
 
 
 def publish_group(table: Store, run: Run, segment: PlannedSegment, *, threads: int = THREADS) -> Totals:
@@ -248,11 +257,3 @@ def _run_metadata(run: Run, segment: int) -> Mapping[str, str]:
         "model_sha256": run.model_sha256,
         "configuration": json.dumps(run.configuration, ensure_ascii=False),
     }
-
-
-def _numbers(table: Store, folder: str, suffix: str) -> Iterator[int]:
-    """Yield the numbers in the names of a folder's objects; other names are skipped."""
-    for entry in table.list(folder):
-        number = entry.key[len(folder) :].removesuffix(suffix)
-        if entry.key.endswith(suffix) and number.isascii() and number.isdigit():
-            yield int(number)

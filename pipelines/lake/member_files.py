@@ -142,10 +142,10 @@ class MemberIndexes:
 
 
 def _read_unless_refused(store: Store, entry: StoreEntry, column: str | None) -> OpenedFile:
-    """Read the index of a file; a file that is refused, archived or removed has no images and one error row."""
+    """Read the index of a file; one that is refused, archived, removed or being written has one error row only."""
     try:
         return _read_index(store, entry, column)
-    except (NotFound, Denied, Archived):
+    except (NotFound, Denied, Archived, Changed):
         return entry, member_index([], [], [], skipped={}, damaged_at=REFUSED)
 
 
@@ -220,7 +220,12 @@ def _opened_ahead(
 
 
 def _read_index(store: Store, entry: StoreEntry, column: str | None) -> OpenedFile:
-    """Read the index of a file; if it is replaced meanwhile, that of the newer version."""
+    """Read the index of a file; if it is replaced meanwhile, that of the newer version.
+
+    Raises:
+        Changed: it changed at each of `_TRIES` attempts.
+        StoreError: the store refused.
+    """
     for _ in range(_TRIES - 1):
         try:
             return _read_version(store, entry, column)

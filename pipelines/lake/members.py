@@ -49,7 +49,8 @@ class MemberIndex:
     Attributes:
         rows: `name`, `offset`, `size` (null where unknown) in the byte order of names, each name once.
         skipped: Number of skipped members by reason.
-        damaged_at: First byte that cannot be read; None if all can; `REFUSED` if the store refused to read the file.
+        damaged_at: First byte that cannot be read; None if all can; `REFUSED` if the store refused to read the file or
+            the file kept changing.
     """
 
     rows: pa.Table

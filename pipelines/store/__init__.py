@@ -11,6 +11,7 @@ from pipelines.store.interface import (
     ListsAnywhere,
     ListsUnnameable,
     Misconfigured,
+    NoBucket,
     NotFound,
     ObjectTooLarge,
     Store,
@@ -21,6 +22,7 @@ from pipelines.store.interface import (
     TableOptions,
     Throttled,
     is_transient,
+    transfer_seconds,
 )
 from pipelines.store.memory import memory_store
 from pipelines.store.opening import Stores, check_root, open_store
@@ -50,6 +52,7 @@ __all__ = [
     "ListsAnywhere",
     "ListsUnnameable",
     "Misconfigured",
+    "NoBucket",
     "NotFound",
     "ObjectTooLarge",
     "Store",
@@ -74,5 +77,6 @@ __all__ = [
     "require_create_only",
     "scheme_of",
     "split_uri",
+    "transfer_seconds",
     "without_secrets",
 ]

@@ -11,6 +11,8 @@ from pipelines.store.uris import check_no_secret
 
 CLIENT_RETRY_SECONDS = 120.0
 REQUEST_SECONDS = 60
+SLOWEST_BYTES = 10**6  # a second, the slowest supported transfer
+QUICK_BYTES = REQUEST_SECONDS * SLOWEST_BYTES  # size of a transfer for which the usual time-out is sufficient
 CONNECT_SECONDS = 5
 
 KEYS_INSTEAD = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile."
@@ -147,9 +149,21 @@ class Misconfigured(StoreError):
     """The store cannot be used: no such bucket, missing or invalid credentials, wrong region, or no right to list."""
 
 
+class NoBucket(Misconfigured):
+    """There is no such bucket or container."""
+
+
 def is_transient(error: Exception) -> bool:
     """Return whether the same request may succeed later, so that `retry` should repeat it."""
     return isinstance(error, StoreError) and error.is_transient
+
+
+def transfer_seconds(size: int) -> int:
+    """Return the time-out of a transfer of this size at `SLOWEST_BYTES` a second, rounded up to one of a few values."""
+    seconds = REQUEST_SECONDS
+    while seconds * SLOWEST_BYTES < size:
+        seconds *= 2
+    return seconds
 
 
 def refuse_larger(uri: str, size: int | None, most_bytes: int | None) -> None:

@@ -13,7 +13,7 @@ from obstore.exceptions import BaseError
 
 from pipelines.store.boto_s3 import BotoS3, EtagForm, plain_etag, replace_either_way
 from pipelines.store.interface import (
-    REQUEST_SECONDS,
+    QUICK_BYTES,
     Blob,
     Changed,
     Denied,
@@ -23,6 +23,7 @@ from pipelines.store.interface import (
     is_transient,
     refuse_changed,
     refuse_larger,
+    transfer_seconds,
 )
 from pipelines.store.obstore_errors import NATIVE_ERRORS, native_answer, native_error
 from pipelines.store.obstore_listing import is_refused, list_bucket
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 _Result = TypeVar("_Result")
-
-SLOWEST_BYTES = 10**6  # a second, the slowest supported put
-QUICK_BYTES = REQUEST_SECONDS * SLOWEST_BYTES  # size of a put for which the usual time-out is sufficient
 
 
 class ObstoreStore:
@@ -56,7 +54,7 @@ class ObstoreStore:
     ) -> None:
         """Set the bucket, its URI, and the folder ("" or with a trailing slash) to which keys are relative.
 
-        `patient` opens the bucket with a time-out in seconds, for large puts; None if requests do not time out.
+        `patient` opens the bucket with a time-out in seconds, for large transfers; None if requests do not time out.
         `reads_once`: as in `StoreOptions`.
         """
         self._bucket = bucket
@@ -153,6 +151,10 @@ class ObstoreStore:
         answer = obstore.get(self._bucket, path)
         meta = answer.meta
         refuse_larger(self._shown(path), meta["size"], most_bytes)
+        if (patient := self._bucket_for(meta["size"])) is not self._bucket:  # its body has not been read
+            answer = obstore.get(patient, path)
+            meta = answer.meta
+            refuse_larger(self._shown(path), meta["size"], most_bytes)
         data = bytes(answer.bytes())
         if len(data) != meta["size"]:
             raise StoreDown(
@@ -162,11 +164,12 @@ class ObstoreStore:
         return Blob(data, plain_etag(meta["e_tag"]))
 
     def _get_range(self, path: str, start: int, length: int, if_match: str | None) -> bytes:
+        bucket = self._bucket_for(length)
         try:
             if if_match is None:
-                return bytes(obstore.get_range(self._bucket, path, start=start, length=length))
+                return bytes(obstore.get_range(bucket, path, start=start, length=length))
             # compared here: servers disagree on whether the etag of a condition has quotes
-            answer = obstore.get(self._bucket, path, options={"range": (start, start + length)})
+            answer = obstore.get(bucket, path, options={"range": (start, start + length)})
             refuse_changed(self._shown(path), plain_etag(answer.meta["e_tag"]), if_match)
             return bytes(answer.bytes())
         except BaseError as error:
@@ -176,14 +179,14 @@ class ObstoreStore:
 
     def _put(self, path: str, data: bytes, mode: Any) -> str | None:
         # multipart uploads lose the etag, and on Ceph 16 the condition
-        bucket = self._bucket_for_put(len(data))
+        bucket = self._bucket_for(len(data))
         return plain_etag(obstore.put(bucket, path, data, mode=mode, use_multipart=False)["e_tag"])
 
-    def _bucket_for_put(self, size: int) -> ObjectStore:
+    def _bucket_for(self, size: int) -> ObjectStore:
         """Return a client with a sufficient time-out, which covers a whole request on a possibly slow link."""
         if size <= QUICK_BYTES or self._patient is None:
             return self._bucket
-        seconds = put_seconds(size)
+        seconds = transfer_seconds(size)
         bucket = self._patient_buckets.get(seconds)
         if bucket is None:  # two threads may both create one; either is valid
             bucket = self._patient_buckets[seconds] = self._patient(seconds)
@@ -242,11 +245,3 @@ class ObstoreStore:
 
     def _shown(self, path: str) -> str:
         return join_uri(self._root, path)
-
-
-def put_seconds(size: int) -> int:
-    """Return the time-out of a put of this size at `SLOWEST_BYTES` a second, rounded up to one of a few values."""
-    seconds = REQUEST_SECONDS
-    while seconds * SLOWEST_BYTES < size:
-        seconds *= 2
-    return seconds

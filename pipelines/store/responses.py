@@ -11,6 +11,7 @@ from pipelines.store.interface import (
     Changed,
     Denied,
     Misconfigured,
+    NoBucket,
     NotFound,
     StoreDown,
     StoreError,
@@ -69,9 +70,7 @@ def store_error(answer: Answer, action: Action, uri: str) -> StoreError:
     said = " ".join(str(part) for part in (status, code) if part) or answer.words or "no answer"
     failed = f"{uri} cannot be {_PAST_PARTICIPLE[action]}"
     if code in _NO_BUCKET or (status == 404 and action == "list"):
-        return Misconfigured(
-            f"{failed}: there is no such bucket ({said}). Check its name, the endpoint and the account."
-        )
+        return NoBucket(f"{failed}: there is no such bucket ({said}). Check its name, the endpoint and the account.")
     if code in _BAD_CREDENTIALS or (status == 401 and not uri.startswith("http")):
         return Misconfigured(f"{failed}: the credentials are rejected ({said}). {_advice(code, uri)}")
     if code in _ARCHIVED:

@@ -242,6 +242,27 @@ def test_too_many_errors_are_reported_after_the_result(
     assert capfd.readouterr().out.startswith("done: ")
 
 
+def test_errors_that_were_there_before_are_shown_and_do_not_count(
+    asked: list[LabelConfig], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    quiet = replace(SUMMARY, images=41, repeated_errors=41)
+    monkeypatch.setattr("pipelines.labelling.label.label", lambda *_, **__: quiet)
+    main(NEEDED)
+
+    assert "errors: 41 (100 %): truncated 22, not_an_image 11, missing 8; 41 had the same error before" in (
+        capfd.readouterr().out.splitlines()
+    )
+
+    monkeypatch.setattr(
+        "pipelines.labelling.label.label", lambda *_, **__: replace(quiet, images=43, repeated_errors=33)
+    )
+    with pytest.raises(
+        BudgetExceeded,
+        match=r"^8 of 10 images have errors, without 33 that had the same error before: a share of 0\.8, but --max-",
+    ):
+        main(NEEDED)
+
+
 def test_a_run_that_stops_at_a_limit_says_so_as_json(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -153,7 +153,8 @@ def test_without_the_package_the_sentence_says_what_to_install(monkeypatch: pyte
 
     assert refusal(heic()) == (
         "unsupported",
-        "HEIC needs the package pillow-heif: pip install 'ray-detr[heif]' on every node, or convert it to JPEG first",
+        "HEIC needs the package pillow-heif: pip install 'ray-detr[heif]' on every node (then ray-detr label reads it "
+        "again with --retry-errors all), or convert it to JPEG first",
     )
 
 

@@ -35,7 +35,7 @@ from tests.conftest import S3Server
 ROOT = Path(__file__).parents[3]
 FACTS = MachineFacts(
     host="a",
-    versions={"Python": "3.11.7", "ray-detr": "0.1.0", "ray": "2.60.0", "torch": "2.14.1"},
+    versions={"Python": "3.11.7", "ray-detr": "0.1.0", "ray": "2.60.0", "torch": "2.14.1", "pillow-heif": "1.8.0"},
     disk_free=10**11,
     disk_total=10**12,
     shared_free=10**10,
@@ -258,6 +258,18 @@ def test_nodes_with_other_versions_are_reported() -> None:
     assert check_versions(FACTS, {"n2": bare}).level == "fail"
     found = check_versions(FACTS, {"n1": FACTS, "n2": other})
     assert (found.level, found.text) == ("fail", "node n2 has ray-detr 0.0.9, this process 0.1.0")
+
+
+@pytest.mark.parametrize(
+    ("own", "node", "level"), [("1.8.0", "none", "fail"), ("1.8.0", "1.7.0", "warn"), ("none", "1.8.0", "warn")]
+)
+def test_a_node_that_cannot_decode_what_this_machine_can_is_refused(own: str, node: str, level: str) -> None:
+    here, there = (replace(FACTS, versions={**FACTS.versions, "pillow-heif": version}) for version in (own, node))
+
+    found = check_versions(here, {"n1": there})
+
+    assert (found.level, found.text) == (level, f"node n1 has pillow-heif {node}, this process {own}")
+    assert "pillow-heif" in machine_facts().versions
 
 
 @pytest.mark.parametrize(("name", "level"), [("ray-detr", "fail"), ("torch", "warn")])

@@ -147,6 +147,21 @@ def test_an_image_that_keeps_failing_while_others_are_read_is_a_row(lake: Lake, 
     assert fetcher.fetch([lake.put("a.jpg", b"picture")])[0].error_kind == "fetch_failed"
 
 
+@pytest.mark.parametrize(("size", "is_read"), [(64 << 20, True), (1 << 20, False)])
+def test_a_large_image_that_takes_two_minutes_has_a_second_attempt(
+    lake: Lake, fetcher: Fetcher, clock: Clock, monkeypatch: pytest.MonkeyPatch, size: int, is_read: bool
+) -> None:
+    read_one(lake, fetcher)
+    lake.put("large.tif", b"picture")
+    lake.failures = {"large.tif": [StoreDown("large.tif: the connection was reset")]}
+    read = lake.get
+    monkeypatch.setattr(lake, "get", lambda *one, **options: (clock.sleep(125), read(*one, **options))[1])
+
+    fetched = fetcher.fetch([LakeObject("memory://lake/large.tif", size=size)])[0]
+
+    assert (fetched.blob is not None) == is_read
+
+
 def test_a_login_that_ends_stops_at_once(lake: Lake, fetcher: Fetcher, clock: Clock) -> None:
     read_one(lake, fetcher)
     lake.failures = {"a.jpg": Misconfigured("the credentials are rejected (400 ExpiredToken).")}

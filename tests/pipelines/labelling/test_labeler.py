@@ -35,6 +35,7 @@ from pipelines.store import (
     Blob,
     Denied,
     Misconfigured,
+    NoBucket,
     NotFound,
     Store,
     StoreDown,
@@ -401,6 +402,109 @@ def test_when_all_of_a_shard_is_refused_it_is_not_the_images(
         assert label(0).errors == {"denied": 3}
 
 
+REFUSED = [f"private/{n}.jpg" for n in range(4)]
+
+
+def two_shards(lake: Lake) -> list[list[LakeObject]]:
+    """Return a shard of four images that will be refused, and one of two readable images."""
+    private = [lake.put(key, picture()) for key in REFUSED]
+    return [private, [lake.put(f"{n}.jpg", picture()) for n in range(2)]]
+
+
+def test_a_refused_shard_that_an_actor_gets_first_is_rows_where_another_actor_has_read_the_bucket(
+    lake: Lake, detector: Detector
+) -> None:
+    table, shards = memory_store(), two_shards(lake)
+    lake.failures = {key: Denied(f"{key} is refused") for key in REFUSED}
+    labeler(table, lake, detector, shards).label(1)
+
+    assert labeler(table, lake, detector, shards).label(0).errors == {"denied": 4}
+
+
+def published_by_an_earlier_run(lake: Lake, detector: Detector) -> Store:
+    """Return a table in which an earlier run has read the images of the second shard of `two_shards`."""
+    before, table = memory_store(), memory_store()
+    labeler(before, lake, detector, two_shards(lake)).label(1)
+    table.put("data/20261101T020000Z-aaaa-00000.parquet", before.get(part_key("run-1", 1)).data)
+    return table
+
+
+def test_a_folder_that_stays_refused_is_rows_of_every_night(lake: Lake, detector: Detector) -> None:
+    table, (private, _) = published_by_an_earlier_run(lake, detector), two_shards(lake)
+    lake.failures = {key: Denied(f"{key} is refused") for key in REFUSED}
+    refused = memory_store()
+    labeler(refused, lake, detector, [private[:3]]).label(0)  # too few to stop
+    table.put("data/20261102T020000Z-aaaa-00000.parquet", refused.get(part_key("run-1", 0)).data)
+    lake.store.delete("0.jpg")  # since then
+
+    assert labeler(table, lake, detector, [private]).label(0).errors == {"denied": 4}
+
+
+def test_rights_that_were_revoked_between_two_nights_stop_the_shard(lake: Lake, detector: Detector) -> None:
+    table, (private, _) = published_by_an_earlier_run(lake, detector), two_shards(lake)
+    lake.failures = {key: Denied(f"{key} is refused.") for key in [*REFUSED, "0.jpg", "1.jpg"]}
+
+    with pytest.raises(
+        LakeUnreadable,
+        match=r"access to all 4 images of a shard is denied; the first error: private/0.jpg is refused. Images that "
+        r"were read before are now refused, too: 0.jpg is refused. The credentials have expired or their rights were",
+    ):
+        labeler(table, lake, detector, [private]).label(0)
+
+    assert list(table.list(run_key("run-1", "parts/"))) == []
+
+
+def test_a_store_that_is_lost_while_a_refused_shard_is_judged_stops_it(lake: Lake, detector: Detector) -> None:
+    table, (private, _) = published_by_an_earlier_run(lake, detector), two_shards(lake)
+    lake.failures = {key: Denied(f"{key} is refused.") for key in REFUSED} | {"0.jpg": StoreDown("0.jpg: 500")}
+
+    with pytest.raises(LakeUnreadable, match=r"0\.jpg: 500"):
+        labeler(table, lake, detector, [private]).label(0)
+
+
+GONE = LakeObject("memory://gone/0.jpg")
+NO_BUCKET = {GONE.uri: NoBucket("memory://gone/0.jpg cannot be read: there is no such bucket (404 NoSuchBucket).")}
+
+
+@pytest.fixture
+def buckets() -> Lake:
+    """A lake of two buckets, of which one no longer exists."""
+    lake = Lake(memory_store("memory://lake"))
+    lake.failures = {**NO_BUCKET}
+    return lake
+
+
+def test_an_image_of_a_list_in_a_bucket_that_is_gone_is_missing_where_others_are_read(
+    buckets: Lake, detector: Detector
+) -> None:
+    table, item = memory_store(), buckets.put("0.jpg", picture())
+
+    assert labeler(table, buckets, detector, [[GONE, item]]).label(0).errors == {"missing": 1}
+
+    assert [row["status"] for row in rows(table)] == ["error", "ok"]
+
+
+def test_a_shard_of_a_bucket_that_is_gone_is_rows_where_the_table_has_readable_images(
+    buckets: Lake, detector: Detector
+) -> None:
+    table = published_by_an_earlier_run(buckets, detector)
+
+    assert labeler(table, buckets, detector, [[GONE]]).label(0).errors == {"missing": 1}
+
+
+@pytest.mark.parametrize("others", [{}, {"0.jpg": Denied("0.jpg is refused."), "1.jpg": Denied("1.jpg is refused.")}])
+def test_a_bucket_that_is_not_there_stops_the_shard_where_nothing_can_be_read(
+    buckets: Lake, detector: Detector, others: dict[str, StoreError]
+) -> None:
+    table = published_by_an_earlier_run(buckets, detector) if others else memory_store()
+    buckets.failures |= others
+
+    with pytest.raises(LakeUnreadable, match=r"no such bucket \(404 NoSuchBucket\)\. (If a list|0\.jpg is refused)"):
+        labeler(table, buckets, detector, [[GONE]]).label(0)
+
+    assert list(table.list(run_key("run-1", "parts/"))) == []
+
+
 def test_a_shard_holds_one_window_of_encoded_images_at_a_time(lake: Lake) -> None:
     objects = [lake.put(f"{n}.jpg", picture()) for n in range(4)]
     listed = [LakeObject(item.uri, size=100 * 1024**2) for item in objects]  # 256 MiB hold two
@@ -410,6 +514,31 @@ def test_a_shard_holds_one_window_of_encoded_images_at_a_time(lake: Lake) -> Non
     labeler(memory_store(), lake, detector, [listed]).label(0)
 
     assert fetched == [2, 4]
+
+
+def test_windows_of_a_list_without_sizes_follow_from_the_sizes_that_were_read() -> None:
+    lake, table = Lake(memory_store("memory://lake")), memory_store()
+    large = picture() + bytes(36 * 1024**2)  # as a TIFF of a scanner; what follows the end of a JPEG is not decoded
+    objects = [LakeObject(lake.put(f"{n:02d}.jpg", large).uri) for n in range(15)]
+    careful, fetched = Careful(), []
+    careful.before = lambda: fetched.append(lake.fetched)
+
+    assert labeler(table, lake, careful, [objects]).label(0).errors == {}
+
+    assert sorted(set(fetched)) == [8, 15]  # seven are 252 MiB
+
+
+def test_small_images_without_sizes_share_windows_after_the_first() -> None:
+    lake, table = Lake(memory_store("memory://lake")), memory_store()
+    objects = [LakeObject(lake.put(f"{n:03d}.jpg", picture(8, 8)).uri) for n in range(30)]
+    careful, fetched = Careful(), []
+    careful.before = lambda: fetched.append(lake.fetched)
+    label = labeler(table, lake, careful, [objects[:12], objects[12:]]).label
+
+    label(0)
+    label(1)
+
+    assert sorted(set(fetched)) == [8, 12, 30]
 
 
 def test_windows_are_cut_by_the_listed_sizes_in_order() -> None:

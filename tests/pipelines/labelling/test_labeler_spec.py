@@ -1,12 +1,14 @@
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
 import torch
 
+from detr.detector_like import DetectorLike
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.labelling import labeler_spec
-from pipelines.labelling.labeler_spec import LabelerSpec, build_detector, build_labeler
+from pipelines.labelling.labeler_spec import LabelerSpec, build_decoder, build_detector, build_labeler
 from pipelines.lake.images import ImageStores
 from pipelines.lake.listing import list_objects
 from pipelines.lake.member_files import MemberIndexes
@@ -59,6 +61,20 @@ def test_the_pinned_commit_is_loaded_or_where_it_cannot_be_had_what_the_node_has
     ):
         build_detector(spec)  # other weights than those of the run are refused, wherever they come from
     assert loaded == (["owner/herd@1", "owner/herd"] if type(error) is RayDetrError else ["owner/herd@1"])
+
+
+def test_an_actor_on_a_node_that_joined_without_the_decoder_of_the_driver_does_not_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = LabelerSpec(
+        "table", "run", "scenes", "", 0.05, None, "cpu", "fp32", 1, 1, StoreOptions(), StoreOptions(), heic=True
+    )
+    detector = cast("DetectorLike", SimpleNamespace(size_rule=None))
+    monkeypatch.setattr(labeler_spec, "has_decoder", lambda: False)
+
+    with pytest.raises(RayDetrError, match=r"^node \S+ lacks the package pillow-heif, .* 'ray-detr\[heif\]' on every"):
+        build_decoder(spec, detector)
+    assert build_decoder(replace(spec, heic=False), detector) is not None
 
 
 def test_an_actor_finds_members_of_archives_by_the_indexes_that_the_table_keeps(

@@ -450,6 +450,28 @@ def test_an_archive_that_is_replaced_while_it_is_listed_is_listed_as_it_is_then(
     assert (old.etag, entry) == ("1", StoreEntry("a.tar", 10_240, "2"))
 
 
+def test_an_archive_that_is_being_written_is_one_row_and_the_others_are_listed() -> None:
+    class Growing(CountingStore):
+        def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
+            if key == "b.tar":
+                self.put("b.tar", self.get("b.tar").data + bytes(512))
+            return super().get_range(key, start, length, if_match=if_match)
+
+    table = memory_store("s3://table")
+    store = Growing(lake(a_tar=TWO, b_tar=TWO, c_tar=TWO))
+
+    found = listed(store, "s3://lake/*.tar", indexes=MemberIndexes(table, keep=True))
+
+    assert uris(found) == [
+        *("s3://lake/a.tar#/1.jpg", "s3://lake/a.tar#/2.jpg", "s3://lake/b.tar"),
+        *("s3://lake/c.tar#/1.jpg", "s3://lake/c.tar#/2.jpg"),
+    ]
+    assert [item.offset for item in found if item.uri == "s3://lake/b.tar" and isinstance(item, LakeObject)] == [
+        REFUSED
+    ]
+    assert len(list(table.list())) == 2  # its index is not kept
+
+
 def test_local_archives_are_listed_by_path(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.tar").write_bytes(TWO)

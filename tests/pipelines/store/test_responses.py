@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.store import AlreadyExists, Archived, Changed, Denied, Misconfigured, NotFound, StoreDown, Throttled
+from pipelines.store import (
+    AlreadyExists,
+    Archived,
+    Changed,
+    Denied,
+    Misconfigured,
+    NoBucket,
+    NotFound,
+    StoreDown,
+    Throttled,
+)
 from pipelines.store.responses import Action, Answer, store_error
 
 
@@ -14,9 +24,9 @@ from pipelines.store.responses import Action, Answer, store_error
         ("read", 404, "NoSuchKey", NotFound, "no such object"),
         ("read", 404, None, StoreDown, "did not come from the store"),
         ("read", 410, None, NotFound, "no such object"),
-        ("read", 404, "NoSuchBucket", Misconfigured, "no such bucket"),
-        ("read", 404, "ContainerNotFound", Misconfigured, "no such bucket"),
-        ("list", 404, None, Misconfigured, "no such bucket"),
+        ("read", 404, "NoSuchBucket", NoBucket, "no such bucket"),
+        ("read", 404, "ContainerNotFound", NoBucket, "no such bucket"),
+        ("list", 404, None, NoBucket, "no such bucket"),
         ("read", 403, "AccessDenied", Denied, "Grant s3:GetObject"),
         ("read", 401, None, Misconfigured, "Check AWS_ACCESS_KEY_ID"),
         ("write", 403, "AccessDenied", Denied, "Grant s3:PutObject"),
@@ -40,7 +50,7 @@ from pipelines.store.responses import Action, Answer, store_error
         ("create", 409, "ConditionalRequestConflict", StoreDown, "busy"),
         ("replace", 412, "PreconditionFailed", Changed, "has changed since it was read"),
         ("replace", 404, "NoSuchKey", Changed, "has changed since it was read"),
-        ("replace", 404, "NoSuchBucket", Misconfigured, "no such bucket"),
+        ("replace", 404, "NoSuchBucket", NoBucket, "no such bucket"),
     ],
 )
 def test_an_answer_is_one_error_with_one_advice(
