@@ -52,7 +52,7 @@ SURELY_DENIED = 20
 MOST_BYTES = 1024**3  # larger objects are not photographs, and would not fit into memory together with others
 LEAST_DENIED = 4  # if this many objects are denied and none is readable, the credentials are wrong
 MOST_KNOWN = 64  # images that were readable before and are tried when a shard is denied; some may be deleted
-MOST_REFUSED = 3  # of these: one may have moved into a folder that is refused
+MOST_REFUSED = 6  # of these: some may be in a refused folder now, or be deleted where the right to list is missing
 
 OBJECT_KINDS: Mapping[type[StoreError], str] = {
     NotFound: "missing",

@@ -192,6 +192,20 @@ def test_each_image_has_one_row_and_a_second_start_labels_only_what_is_new(local
 
 
 @pytest.mark.ray
+def test_a_dead_link_of_a_list_exceeds_the_limit_in_the_first_night_only(
+    local_ray: str, config: LabelConfig, tmp_path: Path
+) -> None:
+    listed = tmp_path / "listed.csv"
+    listed.write_text(f"uri\n{config.images[0]}/scene_4_000003.jpg\n{config.images[0]}/dead.jpg\n")
+    config = replace(config, images=(str(listed),))
+
+    nights = [label(config) for _ in range(2)]
+
+    assert [(night.images, night.errors) for night in nights] == [(2, {"missing": 1}), (1, {"missing": 1})]
+    assert [(night.within_budget, night.repeated_errors) for night in nights] == [(False, 0), (True, 1)]
+
+
+@pytest.mark.ray
 def test_an_actor_that_is_killed_in_the_middle_costs_no_row_and_doubles_none(
     local_ray: str, config: LabelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
