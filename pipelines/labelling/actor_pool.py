@@ -6,7 +6,6 @@ How Ray 2.60 handles the death of actors, and the reasons for these settings, ar
 import gc
 import logging
 import threading
-import time
 import uuid
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -19,14 +18,6 @@ import ray.data
 from ray.data import ActorPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
-from ray.experimental.internal_kv import (
-    _internal_kv_del,
-    _internal_kv_exists,
-    _internal_kv_get,
-    _internal_kv_initialized,
-    _internal_kv_list,
-    _internal_kv_put,
-)
 
 from pipelines.actor_resources import Pool, room_sentence
 from pipelines.cluster import silenced
@@ -35,6 +26,7 @@ from pipelines.errors import RayDetrError, UsageError
 from pipelines.labelling.fetching import LakeUnreadable
 from pipelines.labelling.labeler_spec import LabelerSpec, build_detector, build_labeler
 from pipelines.labelling.outcome import Failed, Lost, NotStarted, Outcome, ShardReport
+from pipelines.labelling.pool_records import TELL_SECONDS, ImagesDone, Loading, ShardsInProgress
 from pipelines.models import ModelInfo
 from pipelines.remote_errors import first_line, remote_sentence
 from pipelines.store import StoreError, without_secrets
@@ -45,7 +37,6 @@ LEAST_RESTARTS = 50  # per actor; an unlimited number would hide a node on which
 ACTORS_WAIT_SECONDS = 600  # for the first actors to start and load the model
 STALL_SECONDS = 3600.0  # without a finished shard, including waiting for nodes, before the pool is given up
 STOP_POLL_SECONDS = 0.5
-TELL_SECONDS = 2.0  # between two reports of the images that are done
 PROBE_SECONDS = 900  # for one actor to load the model, including a download from the hub
 
 
@@ -54,7 +45,7 @@ class ShardActor:
 
     def __init__(self, spec: LabelerSpec) -> None:
         self._failure = ""
-        loading = _Loading(spec.pool)
+        loading = Loading(spec.pool)
         if loading.has_killed():
             self._failure = killed_sentence(spec)
             return
@@ -63,8 +54,8 @@ class ShardActor:
         except (StoreError, RayDetrError, ValueError, RuntimeError, OSError) as error:  # RuntimeError: CUDA's
             self._failure = first_line(error)  # if raised here, the driver would see only that the actor died
             return
-        self._done = _ImagesDone(spec.pool)
-        self._begun = _ShardsInProgress(spec.pool) if spec.may_stop else None
+        self._done = ImagesDone(spec.pool)
+        self._begun = ShardsInProgress(spec.pool) if spec.may_stop else None
         loading.has_loaded()
 
     def __call__(self, row: Mapping[str, int]) -> dict[str, Any]:
@@ -85,128 +76,8 @@ class ShardActor:
         return _to_row(report)
 
 
-class _Loading:
-    """Records in Ray's head which actors of a pool load the model, to detect that loading kills the process.
-
-    Ray Data restarts an actor that died in its constructor, with the same id and without an error. A model that kills
-    its process would be loaded without end.
-    """
-
-    def __init__(self, pool: str) -> None:
-        self._prefix = f"ray-detr/{pool}/"
-        self._is_shared = bool(pool) and bool(_internal_kv_initialized())  # type: ignore[no-untyped-call]
-
-    def has_killed(self) -> bool:
-        """Record that this actor loads the model. Return whether it did so before, and no actor has loaded it."""
-        if not self._is_shared:
-            return False  # not in a pool
-        has_begun = _internal_kv_put(f"{self._prefix}{ray.get_runtime_context().get_actor_id()}", b"", overwrite=False)
-        return has_begun and not _internal_kv_exists(f"{self._prefix}loaded")
-
-    def has_loaded(self) -> None:
-        """Record that the model is loaded: from now on, deaths have other reasons."""
-        if self._is_shared:
-            _internal_kv_put(f"{self._prefix}loaded", b"")
-
-    def forget(self) -> None:
-        """Remove the records, in the driver."""
-        if self._is_shared and ray.is_initialized():
-            _internal_kv_del(self._prefix, del_by_prefix=True)
-
-
-class _ImagesDone:
-    """Images of unfinished shards that are done. Actors report them to Ray's head; the driver reads them there."""
-
-    def __init__(self, pool: str) -> None:
-        self._prefix = f"ray-detr/{pool}/images/"
-        self._is_shared = bool(pool) and bool(_internal_kv_initialized())  # type: ignore[no-untyped-call]
-        self._read: dict[int, int] = {}
-        self._reported: set[int] = set()
-        self._lock = threading.Lock()
-
-    def teller(self, shard: int) -> Callable[[int], None]:
-        """Return a function that an actor calls with the number of images that are done; it reports now and then."""
-        told_at = time.monotonic()
-
-        def tell(images: int) -> None:
-            nonlocal told_at
-            if self._is_shared and time.monotonic() >= told_at + TELL_SECONDS:
-                told_at = time.monotonic()
-                with suppress(RayError, RuntimeError, ValueError, OSError):  # only progress: ignore errors
-                    _internal_kv_put(f"{self._prefix}{shard}", str(images).encode())
-
-        return tell
-
-    def report(self, shard: int) -> int:
-        """Remove a committed shard; return how many images of the other shards are done."""
-        with self._lock:
-            self._reported.add(shard)
-            return self._unfinished()
-
-    def read(self) -> int:
-        """Read the reports; return how many images of uncommitted shards are done."""
-        keys = _internal_kv_list(self._prefix) if self._is_shared else []
-        read = {int(key.removeprefix(self._prefix.encode())): int(_internal_kv_get(key) or b"0") for key in keys}
-        with self._lock:
-            self._read = read
-            return self._unfinished()
-
-    def _unfinished(self) -> int:
-        return sum(images for shard, images in self._read.items() if shard not in self._reported)
-
-
-class _ShardsInProgress:
-    """The shards that are begun, for a run that stops early. Actors record them in Ray's head; the driver reads them.
-
-    An actor records a shard before it checks whether the run stops; the driver records that the run stops before it
-    reads the shards. So the driver sees every shard in progress.
-    """
-
-    def __init__(self, pool: str) -> None:
-        self._prefix = f"ray-detr/{pool}/begun/"
-        self._stop = (
-            f"ray-detr-stopped/{pool}"  # not removed with the other keys: actors live a little longer than the pool
-        )
-        self._reported: set[int] = set()
-        self._in_progress: set[int] | None = None
-        self._lock = threading.Lock()
-
-    def begin(self, shard: int) -> bool:
-        """Return whether an actor may begin a shard."""
-        try:
-            _internal_kv_put(f"{self._prefix}{shard}", b"")
-            return not _internal_kv_exists(self._stop)
-        except (
-            RayError,
-            RuntimeError,
-            ValueError,
-            OSError,
-        ):  # the head does not answer, so the run is not known to stop
-            return True
-
-    def stop(self) -> None:
-        """Prevent further shards from beginning, and read which are in progress; in the driver."""
-        _internal_kv_put(self._stop, b"")
-        begun = {int(key.removeprefix(self._prefix.encode())) for key in _internal_kv_list(self._prefix)}
-        with self._lock:
-            self._in_progress = begun - self._reported
-
-    def report(self, shard: int) -> None:
-        """Record that a shard is committed; in the driver."""
-        with self._lock:
-            self._reported.add(shard)
-            if self._in_progress is not None:
-                self._in_progress.discard(shard)
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the run stops and no shard is in progress."""
-        with self._lock:
-            return self._in_progress is not None and not self._in_progress
-
-
 @contextmanager
-def _stopping(begun: _ShardsInProgress, stop: threading.Event | None) -> Iterator[None]:
+def _stopping(begun: ShardsInProgress, stop: threading.Event | None) -> Iterator[None]:
     """Notify the actors when `stop` is set."""
 
     def look() -> bool:
@@ -221,7 +92,7 @@ def _stopping(begun: _ShardsInProgress, stop: threading.Event | None) -> Iterato
 
 
 @contextmanager
-def _told(done: _ImagesDone, show: Callable[[int], None]) -> Iterator[None]:
+def _told(done: ImagesDone, show: Callable[[int], None]) -> Iterator[None]:
     """Show how many images of unfinished shards are done; 0 at the end."""
 
     def tell() -> bool:
@@ -291,7 +162,7 @@ def label_shards(
         RayDetrError: the pool cannot continue.
     """
     name = uuid.uuid4().hex
-    loading, done, begun = _Loading(name), _ImagesDone(name), _ShardsInProgress(name)
+    loading, done, begun = Loading(name), ImagesDone(name), ShardsInProgress(name)
     try:
         with warnings.catch_warnings():
             # 2.60 announces the end of max_restarts and max_task_retries for 2.64 and has no other name for them yet

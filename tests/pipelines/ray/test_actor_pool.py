@@ -18,6 +18,7 @@ from pipelines.actor_resources import Pool, choose_pool
 from pipelines.cluster import node_resources
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.labelling import actor_pool as pool
+from pipelines.labelling import pool_records
 from pipelines.labelling.actor_pool import ShardActor, label_shards, probe
 from pipelines.labelling.fetching import LakeUnreadable
 from pipelines.labelling.labeler_spec import LabelerSpec
@@ -100,12 +101,14 @@ def test_what_became_of_a_shard_travels_as_a_row(
 
 def test_the_driver_reads_how_many_images_of_unfinished_shards_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
     head: dict[bytes, bytes] = {b"ray-detr/another/images/1": b"9"}
-    monkeypatch.setattr(pool, "TELL_SECONDS", 0.0)
-    monkeypatch.setattr(pool, "_internal_kv_initialized", lambda: True)
-    monkeypatch.setattr(pool, "_internal_kv_put", lambda key, value: head.update({key.encode(): value}))
-    monkeypatch.setattr(pool, "_internal_kv_list", lambda prefix: [k for k in head if k.startswith(prefix.encode())])
-    monkeypatch.setattr(pool, "_internal_kv_get", head.get)
-    actor, driver = pool._ImagesDone("p"), pool._ImagesDone("p")
+    monkeypatch.setattr(pool_records, "TELL_SECONDS", 0.0)
+    monkeypatch.setattr(pool_records, "_internal_kv_initialized", lambda: True)
+    monkeypatch.setattr(pool_records, "_internal_kv_put", lambda key, value: head.update({key.encode(): value}))
+    monkeypatch.setattr(
+        pool_records, "_internal_kv_list", lambda prefix: [k for k in head if k.startswith(prefix.encode())]
+    )
+    monkeypatch.setattr(pool_records, "_internal_kv_get", head.get)
+    actor, driver = pool_records.ImagesDone("p"), pool_records.ImagesDone("p")
 
     first, second = actor.teller(1), actor.teller(2)
     assert driver.read() == 0
@@ -118,15 +121,15 @@ def test_the_driver_reads_how_many_images_of_unfinished_shards_are_done(monkeypa
 
 
 def test_an_unreachable_head_costs_no_shard(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "TELL_SECONDS", 0.0)
-    monkeypatch.setattr(pool, "_internal_kv_initialized", lambda: True)
+    monkeypatch.setattr(pool_records, "TELL_SECONDS", 0.0)
+    monkeypatch.setattr(pool_records, "_internal_kv_initialized", lambda: True)
 
     def refuse(_key: str, _value: bytes) -> None:
         raise RpcError("the head restarts", 14)  # type: ignore[no-untyped-call]
 
-    monkeypatch.setattr(pool, "_internal_kv_put", refuse)
+    monkeypatch.setattr(pool_records, "_internal_kv_put", refuse)
 
-    pool._ImagesDone("p").teller(1)(3)
+    pool_records.ImagesDone("p").teller(1)(3)
 
 
 def test_an_actor_that_cannot_begin_says_why_for_each_shard(monkeypatch: pytest.MonkeyPatch) -> None:
