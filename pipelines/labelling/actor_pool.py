@@ -6,6 +6,7 @@ How Ray 2.60 handles the death of actors, and the reasons for these settings, ar
 import gc
 import logging
 import threading
+import time
 import uuid
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -37,6 +38,7 @@ LEAST_RESTARTS = 50  # per actor; an unlimited number would hide a node on which
 ACTORS_WAIT_SECONDS = 600  # for the first actors to start and load the model
 STALL_SECONDS = 3600.0  # without a finished shard, including waiting for nodes, before the pool is given up
 STOP_POLL_SECONDS = 0.5
+REPLY_SECONDS = 1.0  # for the driver to receive outcomes before the process ends
 PROBE_SECONDS = 900  # for one actor to load the model, including a download from the hub
 
 
@@ -44,7 +46,7 @@ class ShardActor:
     """The actor class for Ray Data; the work is done by `Labeler`."""
 
     def __init__(self, spec: LabelerSpec) -> None:
-        self._failure = ""
+        self._failure, self._broken, self._device = "", "", spec.device
         loading = Loading(spec.pool)
         if loading.has_killed():
             self._failure = killed_sentence(spec)
@@ -62,6 +64,8 @@ class ShardActor:
         """Label the shard with the row's number; return its outcome as a row."""
         if self._failure:
             return _to_row(Failed(self._failure))
+        if self._broken:
+            _end_process(self._broken)
         shard = int(row["shard"])
         if self._begun is not None and not self._begun.begin(shard):
             return _to_row(NotStarted())
@@ -72,8 +76,34 @@ class ShardActor:
             return _to_row(Failed(str(error)))
         except Exception as error:  # the driver runs the shard again, and stops with this error if that does not help
             logging.getLogger(__name__).exception("shard %s is lost", row["shard"])  # into this actor's log file
-            return _to_row(Lost(f"{type(error).__name__}: {first_line(error)}"))
+            self._check_device()
+            # the error of an image that the network cannot process is a sentence, without the name of its class
+            image = getattr(error, "image", None)
+            reason = first_line(error) if image else f"{type(error).__name__}: {first_line(error)}"
+            return _to_row(Lost(reason.rstrip("."), shard, image and without_secrets(image)))
         return _to_row(report)
+
+    def _check_device(self) -> None:
+        """After an error, check whether CUDA still works in this process; if not, the next shard ends it.
+
+        After some errors, such as an illegal memory access, every later call of CUDA in the process fails. Ray starts
+        another process.
+        """
+        if self._device != "cuda":
+            return
+        import torch
+
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            self._broken = f"CUDA does not work in this process any more: {first_line(error)}."
+
+
+def _end_process(reason: str) -> None:
+    from pipelines.labelling.watched_decoding import end_process
+
+    time.sleep(REPLY_SECONDS)
+    end_process(reason)
 
 
 @contextmanager
@@ -247,12 +277,12 @@ def _probe(spec: LabelerSpec) -> ModelInfo | RayDetrError:
 
 
 def _to_row(outcome: Outcome) -> dict[str, Any]:
-    row: dict[str, Any] = {"failure": None, "loss": None, "report": None}
+    row: dict[str, Any] = {"failure": None, "loss": None, "shard": None, "image": None, "report": None}
     match outcome:
         case Failed(message):
             row["failure"] = message
-        case Lost(reason):
-            row["loss"] = reason
+        case Lost(reason, shard, image):
+            row |= {"loss": reason, "shard": shard, "image": image}
         case ShardReport():
             errors = [{"kind": kind, "count": count} for kind, count in outcome.errors.items()]
             row["report"] = {**asdict(outcome), "errors": errors}
@@ -263,7 +293,7 @@ def _from_row(row: Mapping[str, Any]) -> Outcome:
     if row["failure"] is not None:
         return Failed(row["failure"])
     if row["loss"] is not None:
-        return Lost(row["loss"])
+        return Lost(row["loss"], row.get("shard"), row.get("image"))
     if row["report"] is None:
         return NotStarted()
     fields = row["report"]

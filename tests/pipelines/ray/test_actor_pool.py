@@ -6,11 +6,13 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+import torch
 from _pytest import logging as pytest_logging
 from ray.exceptions import RpcError
 
@@ -18,9 +20,10 @@ from pipelines.actor_resources import Pool, choose_pool
 from pipelines.cluster import node_resources
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.labelling import actor_pool as pool
-from pipelines.labelling import pool_records
+from pipelines.labelling import pool_records, watched_decoding
 from pipelines.labelling.actor_pool import ShardActor, label_shards, probe
 from pipelines.labelling.fetching import LakeUnreadable
+from pipelines.labelling.labeler import NotDetected
 from pipelines.labelling.labeler_spec import LabelerSpec
 from pipelines.labelling.outcome import Failed, Lost, Outcome, ShardReport
 from pipelines.store import StoreOptions
@@ -64,7 +67,7 @@ def wait_until(predicate: Callable[[], bool], seconds: float = 30) -> None:
         time.sleep(0.05)
 
 
-def shard_of(monkeypatch: pytest.MonkeyPatch, label: Callable[[int], Any]) -> ShardActor:
+def shard_of(monkeypatch: pytest.MonkeyPatch, label: Callable[[int], Any], *, device: str = "cpu") -> ShardActor:
     """Return what an actor holds, with a labeler that does as it is told."""
 
     class Told:
@@ -73,7 +76,7 @@ def shard_of(monkeypatch: pytest.MonkeyPatch, label: Callable[[int], Any]) -> Sh
             return found
 
     monkeypatch.setattr(pool, "build_labeler", lambda spec: Told())
-    return ShardActor(SPEC)
+    return ShardActor(replace(SPEC, device=device))
 
 
 def raising(error: Exception) -> Callable[[int], Any]:
@@ -89,14 +92,55 @@ def raising(error: Exception) -> Callable[[int], Any]:
         (lambda shard: REPORT, REPORT),
         (raising(LakeUnreadable("the lake is gone")), Failed("the lake is gone")),
         (raising(RayDetrError("the plan is damaged")), Failed("the plan is damaged")),
-        (raising(ValueError("one\ntwo")), Lost("ValueError: one")),
-        (raising(MemoryError()), Lost("MemoryError: MemoryError")),
+        (raising(ValueError("one\ntwo")), Lost("ValueError: one", 3)),
+        (raising(MemoryError()), Lost("MemoryError: MemoryError", 3)),
+        (raising(NotDetected("NaN.", "https://u:secret@lake/1.jpg")), Lost("NaN", 3, "https://lake/1.jpg")),
     ],
 )
 def test_what_became_of_a_shard_travels_as_a_row(
     monkeypatch: pytest.MonkeyPatch, label: Callable[[int], Any], outcome: Outcome
 ) -> None:
     assert pool._from_row(shard_of(monkeypatch, label)({"shard": 3})) == outcome
+
+
+def test_a_process_whose_gpu_fails_for_ever_loses_only_the_shards_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ended(BaseException):
+        pass
+
+    def end(reason: str) -> None:
+        raise Ended(reason)
+
+    def synchronize() -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(pool, "REPLY_SECONDS", 0.0)
+    monkeypatch.setattr(watched_decoding, "end_process", end)
+    fetched: list[int] = []
+
+    def label(shard: int) -> ShardReport:
+        fetched.append(shard)
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    actor = shard_of(monkeypatch, label, device="cuda")
+
+    assert pool._from_row(actor({"shard": 0})) == Lost(
+        "AcceleratorError: CUDA error: an illegal memory access was encountered", 0
+    )
+    with pytest.raises(Ended, match=r"^CUDA does not work in this process any more: CUDA error: an illegal"):
+        actor({"shard": 1})
+    assert fetched == [0]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_process_whose_device_works_is_kept_after_an_error(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    synchronized: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: synchronized.append(device))
+    actor = shard_of(monkeypatch, raising(RuntimeError("no kernel image")), device=device)
+
+    for shard in range(3):
+        assert pool._from_row(actor({"shard": shard})) == Lost("RuntimeError: no kernel image", shard)
+    assert synchronized == (["cuda"] * 3 if device == "cuda" else [])
 
 
 def test_the_driver_reads_how_many_images_of_unfinished_shards_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
