@@ -10,7 +10,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 
 from pipelines.actor_resources import Pool, room_sentence
-from pipelines.cluster import silenced
+from pipelines.cluster import node_resources, silenced
 from pipelines.concurrently import repeating
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.labelling.fetching import LakeUnreadable
@@ -39,6 +39,7 @@ ACTORS_WAIT_SECONDS = 600  # for the first actors to start and load the model
 STALL_SECONDS = 3600.0  # without a finished shard, including waiting for nodes, before the pool is given up
 STOP_POLL_SECONDS = 0.5
 REPLY_SECONDS = 1.0  # for the driver to receive outcomes before the process ends
+UNFIT_SECONDS = 60.0  # for which an actor without a model holds a shard
 PROBE_SECONDS = 900  # for one actor to load the model, including a download from the hub
 
 
@@ -47,14 +48,14 @@ class ShardActor:
 
     def __init__(self, spec: LabelerSpec) -> None:
         self._failure, self._broken, self._device = "", "", spec.device
-        loading = Loading(spec.pool)
+        self._loading = loading = Loading(spec.pool)
         if loading.has_killed():
-            self._failure = killed_sentence(spec)
+            self._failure = on_this_node(killed_sentence(spec))
             return
         try:
             self._labeler = build_labeler(spec)
         except (StoreError, RayDetrError, ValueError, RuntimeError, OSError) as error:  # RuntimeError: CUDA's
-            self._failure = first_line(error)  # if raised here, the driver would see only that the actor died
+            self._failure = on_this_node(first_line(error))  # raised, the driver would see only that the actor died
             return
         self._done = ImagesDone(spec.pool)
         self._begun = ShardsInProgress(spec.pool) if spec.may_stop else None
@@ -62,11 +63,16 @@ class ShardActor:
 
     def __call__(self, row: Mapping[str, int]) -> dict[str, Any]:
         """Label the shard with the row's number; return its outcome as a row."""
-        if self._failure:
-            return _to_row(Failed(self._failure))
         if self._broken:
             _end_process(self._broken)
         shard = int(row["shard"])
+        if self._failure and not self._loading.has_any_loaded():
+            return _to_row(Failed(self._failure))
+        if self._failure:
+            # only this node is unfit. Other actors take the shards meanwhile; then Ray starts another process
+            time.sleep(UNFIT_SECONDS)
+            self._broken = self._failure
+            return _to_row(Lost(self._failure.rstrip("."), shard))
         if self._begun is not None and not self._begun.begin(shard):
             return _to_row(NotStarted())
         try:
@@ -113,9 +119,12 @@ def _stopping(begun: ShardsInProgress, stop: threading.Event | None) -> Iterator
     def look() -> bool:
         assert stop is not None
         if stop.is_set():
-            with suppress(RayError, RuntimeError, ValueError):  # Ray's head has ended, which the pool notices itself
+            try:
                 begun.stop()
-        return not stop.is_set()
+            except (RayError, RuntimeError, ValueError):
+                return True  # try again. The pool itself notices if Ray's head has ended
+            return False
+        return True
 
     with nullcontext() if stop is None else repeating(look, seconds=STOP_POLL_SECONDS, name="stop"):
         yield
@@ -137,6 +146,13 @@ def _told(done: ImagesDone, show: Callable[[int], None]) -> Iterator[None]:
             yield
     finally:
         show(0)
+
+
+def on_this_node(sentence: str) -> str:
+    """Return a message of an actor with its node's address, if the cluster has several nodes."""
+    if not ray.is_initialized() or len(node_resources()) == 1:
+        return sentence
+    return f"node {ray.util.get_node_ip_address()}: {sentence}"
 
 
 def killed_sentence(spec: LabelerSpec) -> str:

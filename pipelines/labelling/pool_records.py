@@ -31,16 +31,26 @@ class Loading:
         self._is_shared = bool(pool) and bool(_internal_kv_initialized())  # type: ignore[no-untyped-call]
 
     def has_killed(self) -> bool:
-        """Record that this actor loads the model. Return whether it did so before, and no actor has loaded it."""
+        """Record that this actor loads the model here. Return whether loading it has killed the actor's process before.
+
+        A process that died on another node may have been lost with it: that counts from the second time on.
+        """
         if not self._is_shared:
             return False  # not in a pool
-        has_begun = _internal_kv_put(f"{self._prefix}{ray.get_runtime_context().get_actor_id()}", b"", overwrite=False)
-        return has_begun and not _internal_kv_exists(f"{self._prefix}loaded")
+        context = ray.get_runtime_context()
+        key, node = f"{self._prefix}{context.get_actor_id()}", context.get_node_id()
+        earlier = (_internal_kv_get(key) or b"").decode().split()
+        _internal_kv_put(key, " ".join([*earlier, node]).encode())
+        return (node in earlier or len(earlier) > 1) and not self.has_any_loaded()
 
     def has_loaded(self) -> None:
         """Record that the model is loaded: from now on, deaths have other reasons."""
         if self._is_shared:
             _internal_kv_put(f"{self._prefix}loaded", b"")
+
+    def has_any_loaded(self) -> bool:
+        """Return whether an actor of the pool has loaded the model."""
+        return self._is_shared and bool(_internal_kv_exists(f"{self._prefix}loaded"))
 
     def forget(self) -> None:
         """Remove the records, in the driver."""

@@ -1,5 +1,6 @@
 """Labels and publishes segments of a plan, even if processes die meanwhile. Independent of Ray."""
 
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -174,6 +175,8 @@ class _Losses:
         if lost.shard is not None:
             self.reasons[lost.shard] = lost.reason if lost.image is None else f"{lost.reason}; image {lost.image}"
         alike = self._alike[re.sub(r"\d+", "0", lost.reason)]  # sizes and addresses differ
+        if not alike:
+            logging.getLogger(__name__).warning("a shard was lost: %s", lost.reason)  # once for each failure
         alike.add(lost.shard)
         if not self.has_labelled and len(alike) >= max(MOST_ALIKE, self.committed + 1):
             raise RayDetrError(

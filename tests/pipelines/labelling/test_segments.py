@@ -218,6 +218,15 @@ def test_the_sentence_says_what_a_lost_shard_said() -> None:
         label(table, planned(table, images=3), pool)
 
 
+def test_each_failure_is_reported_once_when_it_happens(caplog: pytest.LogCaptureFixture) -> None:
+    table = memory_store()
+    pool = Pool(table, lambda shard, turn: Lost("node 10.0.0.7: no driver", shard) if turn == 1 else "report")
+
+    label(table, planned(table, images=3), pool)
+
+    assert [record.message for record in caplog.records] == ["a shard was lost: node 10.0.0.7: no driver"]
+
+
 def test_a_shard_that_is_lost_once_with_a_reason_is_run_again() -> None:
     table = memory_store()
     segments = planned(table, images=3)

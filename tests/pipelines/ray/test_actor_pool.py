@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,111 @@ def test_a_process_whose_device_works_is_kept_after_an_error(monkeypatch: pytest
     for shard in range(3):
         assert pool._from_row(actor({"shard": shard})) == Lost("RuntimeError: no kernel image", shard)
     assert synchronized == (["cuda"] * 3 if device == "cuda" else [])
+
+
+@dataclass
+class Head:
+    """Ray's head and the place of this process, for actors that are made here."""
+
+    records: dict[str, bytes] = field(default_factory=dict)
+    node: str = "node-1"
+
+    def __post_init__(self) -> None:
+        self.refusals = 0
+
+    def put(self, key: str, value: bytes) -> None:
+        if self.refusals:
+            self.refusals -= 1
+            raise RpcError("deadline exceeded", 4)  # type: ignore[no-untyped-call]
+        self.records[key] = value
+
+    def get_actor_id(self) -> str:
+        return "actor-1"
+
+    def get_node_id(self) -> str:
+        return self.node
+
+
+@pytest.fixture
+def head(monkeypatch: pytest.MonkeyPatch) -> Head:
+    head = Head()
+    monkeypatch.setattr(pool_records, "_internal_kv_initialized", lambda: True)
+    monkeypatch.setattr(pool_records, "_internal_kv_put", head.put)
+    monkeypatch.setattr(pool_records, "_internal_kv_get", head.records.get)
+    monkeypatch.setattr(pool_records, "_internal_kv_exists", head.records.__contains__)
+    monkeypatch.setattr(
+        pool_records,
+        "_internal_kv_list",
+        lambda prefix: [key.encode() for key in head.records if key.startswith(prefix)],
+    )
+    monkeypatch.setattr(pool_records.ray, "get_runtime_context", lambda: head)
+    return head
+
+
+@pytest.mark.parametrize(
+    ("nodes", "is_killed"),
+    [
+        (["a"], False),
+        (["a", "a"], True),
+        (["a", "b"], False),  # the first node was lost
+        (["a", "b", "b"], True),
+        (["a", "b", "c"], True),
+    ],
+)
+def test_a_node_that_is_lost_while_an_actor_loads_the_model_is_not_the_models_fault(
+    monkeypatch: pytest.MonkeyPatch, head: Head, nodes: list[str], *, is_killed: bool
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(spec: LabelerSpec) -> None:
+        raise Killed
+
+    for head.node in nodes[:-1]:
+        monkeypatch.setattr(pool, "build_labeler", kill)
+        with pytest.raises(Killed):
+            ShardActor(replace(SPEC, pool="p"))
+    head.node = nodes[-1]
+    monkeypatch.setattr(pool, "build_labeler", lambda spec: object())
+    actor = ShardActor(replace(SPEC, pool="p"))
+
+    assert ("was killed" in actor._failure) is is_killed
+
+
+def test_a_node_that_cannot_load_the_model_is_named_and_left_if_another_can(
+    monkeypatch: pytest.MonkeyPatch, head: Head
+) -> None:
+    def refuse(spec: LabelerSpec) -> None:
+        raise RuntimeError("CUDA driver is missing")
+
+    ended: list[str] = []
+    monkeypatch.setattr(pool, "build_labeler", refuse)
+    monkeypatch.setattr(pool, "UNFIT_SECONDS", 0.0)
+    monkeypatch.setattr(pool, "REPLY_SECONDS", 0.0)
+    monkeypatch.setattr(watched_decoding, "end_process", ended.append)
+    monkeypatch.setattr(pool.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(pool, "node_resources", lambda: [{}, {}])
+    monkeypatch.setattr(pool.ray.util, "get_node_ip_address", lambda: "10.0.0.7")
+    actor = ShardActor(replace(SPEC, pool="p"))
+
+    assert pool._from_row(actor({"shard": 1})) == Failed("node 10.0.0.7: CUDA driver is missing")
+    pool_records.Loading("p").has_loaded()
+    assert pool._from_row(actor({"shard": 2})) == Lost("node 10.0.0.7: CUDA driver is missing", 2)
+    assert ended == []
+    actor({"shard": 3})
+    assert ended == ["node 10.0.0.7: CUDA driver is missing"]
+
+
+def test_a_request_to_stop_is_repeated_until_the_head_has_it(monkeypatch: pytest.MonkeyPatch, head: Head) -> None:
+    monkeypatch.setattr(pool, "STOP_POLL_SECONDS", 0.01)
+    begun, stop = pool_records.ShardsInProgress("p"), threading.Event()
+    head.refusals = 3
+
+    with pool._stopping(begun, stop):
+        stop.set()
+        wait_until(lambda: begun.is_over)
+
+    assert not pool_records.ShardsInProgress("p").begin(1)
 
 
 def test_the_driver_reads_how_many_images_of_unfinished_shards_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
