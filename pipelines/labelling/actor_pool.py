@@ -10,7 +10,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from typing import Any, cast
 
@@ -19,22 +19,15 @@ import ray.data
 from ray.data import ActorPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
-from ray.experimental.internal_kv import (
-    _internal_kv_del,
-    _internal_kv_exists,
-    _internal_kv_get,
-    _internal_kv_initialized,
-    _internal_kv_list,
-    _internal_kv_put,
-)
 
 from pipelines.actor_resources import Pool, room_sentence
-from pipelines.cluster import silenced
+from pipelines.cluster import node_resources, silenced
 from pipelines.concurrently import repeating
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.labelling.fetching import LakeUnreadable
 from pipelines.labelling.labeler_spec import LabelerSpec, build_detector, build_labeler
 from pipelines.labelling.outcome import Failed, Lost, NotStarted, Outcome, ShardReport
+from pipelines.labelling.pool_records import TELL_SECONDS, ImagesDone, Loading, ShardsInProgress
 from pipelines.models import ModelInfo
 from pipelines.remote_errors import first_line, remote_sentence
 from pipelines.store import StoreError, without_secrets
@@ -45,7 +38,8 @@ LEAST_RESTARTS = 50  # per actor; an unlimited number would hide a node on which
 ACTORS_WAIT_SECONDS = 600  # for the first actors to start and load the model
 STALL_SECONDS = 3600.0  # without a finished shard, including waiting for nodes, before the pool is given up
 STOP_POLL_SECONDS = 0.5
-TELL_SECONDS = 2.0  # between two reports of the images that are done
+REPLY_SECONDS = 1.0  # for the driver to receive outcomes before the process ends
+UNFIT_SECONDS = 60.0  # for which an actor without a model holds a shard
 PROBE_SECONDS = 900  # for one actor to load the model, including a download from the hub
 
 
@@ -53,25 +47,32 @@ class ShardActor:
     """The actor class for Ray Data; the work is done by `Labeler`."""
 
     def __init__(self, spec: LabelerSpec) -> None:
-        self._failure = ""
-        loading = _Loading(spec.pool)
+        self._failure, self._broken, self._device = "", "", spec.device
+        self._loading = loading = Loading(spec.pool)
         if loading.has_killed():
-            self._failure = killed_sentence(spec)
+            self._failure = on_this_node(killed_sentence(spec))
             return
         try:
             self._labeler = build_labeler(spec)
         except (StoreError, RayDetrError, ValueError, RuntimeError, OSError) as error:  # RuntimeError: CUDA's
-            self._failure = first_line(error)  # if raised here, the driver would see only that the actor died
+            self._failure = on_this_node(first_line(error))  # raised, the driver would see only that the actor died
             return
-        self._done = _ImagesDone(spec.pool)
-        self._begun = _ShardsInProgress(spec.pool) if spec.may_stop else None
+        self._done = ImagesDone(spec.pool)
+        self._begun = ShardsInProgress(spec.pool) if spec.may_stop else None
         loading.has_loaded()
 
     def __call__(self, row: Mapping[str, int]) -> dict[str, Any]:
         """Label the shard with the row's number; return its outcome as a row."""
-        if self._failure:
-            return _to_row(Failed(self._failure))
+        if self._broken:
+            _end_process(self._broken)
         shard = int(row["shard"])
+        if self._failure and not self._loading.has_any_loaded():
+            return _to_row(Failed(self._failure))
+        if self._failure:
+            # only this node is unfit. Other actors take the shards meanwhile; then Ray starts another process
+            time.sleep(UNFIT_SECONDS)
+            self._broken = self._failure
+            return _to_row(Lost(self._failure.rstrip("."), shard))
         if self._begun is not None and not self._begun.begin(shard):
             return _to_row(NotStarted())
         try:
@@ -81,147 +82,56 @@ class ShardActor:
             return _to_row(Failed(str(error)))
         except Exception as error:  # the driver runs the shard again, and stops with this error if that does not help
             logging.getLogger(__name__).exception("shard %s is lost", row["shard"])  # into this actor's log file
-            return _to_row(Lost(f"{type(error).__name__}: {first_line(error)}"))
+            self._check_device()
+            # the error of an image that the network cannot process is a sentence, without the name of its class
+            image = getattr(error, "image", None)
+            reason = first_line(error) if image else f"{type(error).__name__}: {first_line(error)}"
+            return _to_row(Lost(reason.rstrip("."), shard, image and without_secrets(image)))
         return _to_row(report)
 
+    def _check_device(self) -> None:
+        """After an error, check whether CUDA still works in this process; if not, the next shard ends it.
 
-class _Loading:
-    """Records in Ray's head which actors of a pool load the model, to detect that loading kills the process.
+        After some errors, such as an illegal memory access, every later call of CUDA in the process fails. Ray starts
+        another process.
+        """
+        if self._device != "cuda":
+            return
+        import torch
 
-    Ray Data restarts an actor that died in its constructor, with the same id and without an error. A model that kills
-    its process would be loaded without end.
-    """
-
-    def __init__(self, pool: str) -> None:
-        self._prefix = f"ray-detr/{pool}/"
-        self._is_shared = bool(pool) and bool(_internal_kv_initialized())  # type: ignore[no-untyped-call]
-
-    def has_killed(self) -> bool:
-        """Record that this actor loads the model. Return whether it did so before, and no actor has loaded it."""
-        if not self._is_shared:
-            return False  # not in a pool
-        has_begun = _internal_kv_put(f"{self._prefix}{ray.get_runtime_context().get_actor_id()}", b"", overwrite=False)
-        return has_begun and not _internal_kv_exists(f"{self._prefix}loaded")
-
-    def has_loaded(self) -> None:
-        """Record that the model is loaded: from now on, deaths have other reasons."""
-        if self._is_shared:
-            _internal_kv_put(f"{self._prefix}loaded", b"")
-
-    def forget(self) -> None:
-        """Remove the records, in the driver."""
-        if self._is_shared and ray.is_initialized():
-            _internal_kv_del(self._prefix, del_by_prefix=True)
-
-
-class _ImagesDone:
-    """Images of unfinished shards that are done. Actors report them to Ray's head; the driver reads them there."""
-
-    def __init__(self, pool: str) -> None:
-        self._prefix = f"ray-detr/{pool}/images/"
-        self._is_shared = bool(pool) and bool(_internal_kv_initialized())  # type: ignore[no-untyped-call]
-        self._read: dict[int, int] = {}
-        self._reported: set[int] = set()
-        self._lock = threading.Lock()
-
-    def teller(self, shard: int) -> Callable[[int], None]:
-        """Return a function that an actor calls with the number of images that are done; it reports now and then."""
-        told_at = time.monotonic()
-
-        def tell(images: int) -> None:
-            nonlocal told_at
-            if self._is_shared and time.monotonic() >= told_at + TELL_SECONDS:
-                told_at = time.monotonic()
-                with suppress(RayError, RuntimeError, ValueError, OSError):  # only progress: ignore errors
-                    _internal_kv_put(f"{self._prefix}{shard}", str(images).encode())
-
-        return tell
-
-    def report(self, shard: int) -> int:
-        """Remove a committed shard; return how many images of the other shards are done."""
-        with self._lock:
-            self._reported.add(shard)
-            return self._unfinished()
-
-    def read(self) -> int:
-        """Read the reports; return how many images of uncommitted shards are done."""
-        keys = _internal_kv_list(self._prefix) if self._is_shared else []
-        read = {int(key.removeprefix(self._prefix.encode())): int(_internal_kv_get(key) or b"0") for key in keys}
-        with self._lock:
-            self._read = read
-            return self._unfinished()
-
-    def _unfinished(self) -> int:
-        return sum(images for shard, images in self._read.items() if shard not in self._reported)
-
-
-class _ShardsInProgress:
-    """The shards that are begun, for a run that stops early. Actors record them in Ray's head; the driver reads them.
-
-    An actor records a shard before it checks whether the run stops; the driver records that the run stops before it
-    reads the shards. So the driver sees every shard in progress.
-    """
-
-    def __init__(self, pool: str) -> None:
-        self._prefix = f"ray-detr/{pool}/begun/"
-        self._stop = (
-            f"ray-detr-stopped/{pool}"  # not removed with the other keys: actors live a little longer than the pool
-        )
-        self._reported: set[int] = set()
-        self._in_progress: set[int] | None = None
-        self._lock = threading.Lock()
-
-    def begin(self, shard: int) -> bool:
-        """Return whether an actor may begin a shard."""
         try:
-            _internal_kv_put(f"{self._prefix}{shard}", b"")
-            return not _internal_kv_exists(self._stop)
-        except (
-            RayError,
-            RuntimeError,
-            ValueError,
-            OSError,
-        ):  # the head does not answer, so the run is not known to stop
-            return True
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            self._broken = f"CUDA does not work in this process any more: {first_line(error)}."
 
-    def stop(self) -> None:
-        """Prevent further shards from beginning, and read which are in progress; in the driver."""
-        _internal_kv_put(self._stop, b"")
-        begun = {int(key.removeprefix(self._prefix.encode())) for key in _internal_kv_list(self._prefix)}
-        with self._lock:
-            self._in_progress = begun - self._reported
 
-    def report(self, shard: int) -> None:
-        """Record that a shard is committed; in the driver."""
-        with self._lock:
-            self._reported.add(shard)
-            if self._in_progress is not None:
-                self._in_progress.discard(shard)
+def _end_process(reason: str) -> None:
+    from pipelines.labelling.watched_decoding import end_process
 
-    @property
-    def is_over(self) -> bool:
-        """Whether the run stops and no shard is in progress."""
-        with self._lock:
-            return self._in_progress is not None and not self._in_progress
+    time.sleep(REPLY_SECONDS)
+    end_process(reason)
 
 
 @contextmanager
-def _stopping(begun: _ShardsInProgress, stop: threading.Event | None) -> Iterator[None]:
+def _stopping(begun: ShardsInProgress, stop: threading.Event | None) -> Iterator[None]:
     """Notify the actors when `stop` is set."""
 
     def look() -> bool:
         assert stop is not None
         if stop.is_set():
-            with suppress(RayError, RuntimeError, ValueError):  # Ray's head has ended, which the pool notices itself
+            try:
                 begun.stop()
-        return not stop.is_set()
+            except (RayError, RuntimeError, ValueError):
+                return True  # try again. The pool itself notices if Ray's head has ended
+            return False
+        return True
 
     with nullcontext() if stop is None else repeating(look, seconds=STOP_POLL_SECONDS, name="stop"):
         yield
 
 
 @contextmanager
-def _told(done: _ImagesDone, show: Callable[[int], None]) -> Iterator[None]:
+def _told(done: ImagesDone, show: Callable[[int], None]) -> Iterator[None]:
     """Show how many images of unfinished shards are done; 0 at the end."""
 
     def tell() -> bool:
@@ -236,6 +146,13 @@ def _told(done: _ImagesDone, show: Callable[[int], None]) -> Iterator[None]:
             yield
     finally:
         show(0)
+
+
+def on_this_node(sentence: str) -> str:
+    """Return a message of an actor with its node's address, if the cluster has several nodes."""
+    if not ray.is_initialized() or len(node_resources()) == 1:
+        return sentence
+    return f"node {ray.util.get_node_ip_address()}: {sentence}"
 
 
 def killed_sentence(spec: LabelerSpec) -> str:
@@ -291,7 +208,7 @@ def label_shards(
         RayDetrError: the pool cannot continue.
     """
     name = uuid.uuid4().hex
-    loading, done, begun = _Loading(name), _ImagesDone(name), _ShardsInProgress(name)
+    loading, done, begun = Loading(name), ImagesDone(name), ShardsInProgress(name)
     try:
         with warnings.catch_warnings():
             # 2.60 announces the end of max_restarts and max_task_retries for 2.64 and has no other name for them yet
@@ -376,12 +293,12 @@ def _probe(spec: LabelerSpec) -> ModelInfo | RayDetrError:
 
 
 def _to_row(outcome: Outcome) -> dict[str, Any]:
-    row: dict[str, Any] = {"failure": None, "loss": None, "report": None}
+    row: dict[str, Any] = {"failure": None, "loss": None, "shard": None, "image": None, "report": None}
     match outcome:
         case Failed(message):
             row["failure"] = message
-        case Lost(reason):
-            row["loss"] = reason
+        case Lost(reason, shard, image):
+            row |= {"loss": reason, "shard": shard, "image": image}
         case ShardReport():
             errors = [{"kind": kind, "count": count} for kind, count in outcome.errors.items()]
             row["report"] = {**asdict(outcome), "errors": errors}
@@ -392,7 +309,7 @@ def _from_row(row: Mapping[str, Any]) -> Outcome:
     if row["failure"] is not None:
         return Failed(row["failure"])
     if row["loss"] is not None:
-        return Lost(row["loss"])
+        return Lost(row["loss"], row.get("shard"), row.get("image"))
     if row["report"] is None:
         return NotStarted()
     fields = row["report"]

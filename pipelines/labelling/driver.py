@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from pipelines.errors import CapReached
+from pipelines.errors import CapReached, RayDetrError
 from pipelines.labelling.cutting import Look
 from pipelines.labelling.job import Environment, LabellingJob, Plan
 from pipelines.labelling.labelled_keys import LabelledKeys, read_labelled
@@ -18,7 +18,7 @@ from pipelines.labelling.progress import Progress
 from pipelines.labelling.publish import read_done, remove_parts, verify_run
 from pipelines.labelling.run import Run, begin_run, finish_run, latest_run, read_end, resume_run
 from pipelines.labelling.seal import is_seal_begun, seal_run
-from pipelines.labelling.segments import label_segments
+from pipelines.labelling.segments import MOST_ALIKE, ShardsLost, label_segments
 from pipelines.labelling.settings import AUTO
 from pipelines.lake.lake_object import LakeObject
 from pipelines.store import StoreError
@@ -52,6 +52,7 @@ def run_labelling(job: LabellingJob, environment: Environment) -> RunResult:
     Raises:
         CapReached: a limit is reached. The shards that were in progress are committed.
         SettingsMismatch: all rows of this model in the table have other settings.
+        ShardsLost: some shards could not be labelled; all others are.
         RayDetrError: the run cannot continue. Committed rows stay.
         StoreError: the table's store refused. Committed rows stay.
     """
@@ -65,6 +66,7 @@ def run_labelling(job: LabellingJob, environment: Environment) -> RunResult:
     began = clock.monotonic()
     count = _Count(plan, Progress("label", began=began), environment.show)
     work = Work()
+    lost: ShardsLost | None = None
     for segments in plan.waves():
         environment.check_lease()
         count.add(images_before=read_done(table, run.run_id, run.layout).count_images(segments))
@@ -79,16 +81,26 @@ def run_labelling(job: LabellingJob, environment: Environment) -> RunResult:
                 for note in report.notes:
                     logging.getLogger(__name__).warning("%s", note)
 
-            is_complete = label_segments(
-                table,
-                run,
-                segments,
-                runner,
-                on_report=on_report,
-                publisher=environment.publisher,
-                threads=environment.threads,
-                is_to_stop=meter.reached.is_set,
-            )
+            try:
+                is_complete = label_segments(
+                    table,
+                    run,
+                    segments,
+                    runner,
+                    on_report=on_report,
+                    publisher=environment.publisher,
+                    threads=environment.threads,
+                    is_to_stop=meter.reached.is_set,
+                    has_labelled=count.progress.images_this_start > 0,
+                )
+            except ShardsLost as error:  # the later waves do not wait for these shards
+                lost = error if lost is None else lost + error
+                progress = count.progress
+                if lost.shards >= MOST_ALIKE and not progress.images_this_start and lost.images > progress.images:
+                    raise RayDetrError(
+                        f"{lost.what} None was labelled. Run the same command again to resume."
+                    ) from error
+                continue
         if not is_complete:
             raise CapReached(
                 f"{meter.reason}. {count.sentence(run.run_id)} Run the same command again to resume.",
@@ -99,6 +111,8 @@ def run_labelling(job: LabellingJob, environment: Environment) -> RunResult:
                 is_planned=count.progress.is_planned,
                 errors_this_start=count.progress.errors,
             )
+    if lost is not None:
+        raise lost
     labelling_seconds = clock.monotonic() - began
     segments = [planned for planned in read_manifest(table, run.run_id) if planned.ending is None]
     with environment.watchdog.stage("counting published rows"):

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, groupby
 from operator import itemgetter
+from typing import NoReturn
+
+import torch
 
 from detr.batching import Batch, HostBatch, ahead
 from detr.detector_like import DetectorLike
@@ -35,6 +38,18 @@ COUNTED = ("size_bytes", "batched", "places", "pixels", "padded_pixels")  # fiel
 # Assumed for an object of unknown size: first for 8 in a window, then the mean of those that were read, or the least if
 # that is larger, because larger ones may follow
 FIRST_UNKNOWN_BYTES, LEAST_UNKNOWN_BYTES = 32 * 1024**2, 1024**2
+
+
+class NotDetected(Exception):
+    """The network cannot process an image: its output is not finite, or the device has too little memory for it.
+
+    Attributes:
+        image: The image's URI.
+    """
+
+    def __init__(self, reason: str, image: str) -> None:
+        super().__init__(reason)
+        self.image = image
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +160,7 @@ class Labeler:
 
         Raises:
             LakeUnreadable: a store of the images is unavailable; nothing was committed.
+            NotDetected: the network cannot process an image; nothing was committed.
             RayDetrError: the plan is damaged.
             StoreError: the table's store refused.
         """
@@ -225,20 +241,41 @@ class Labeler:
             ]
             return _Decoding(indices, host, written)
 
-        def begin_detecting(decoding: _Decoding) -> tuple[list[int], PendingDetections | None]:
+        def begin_detecting(decoding: _Decoding) -> tuple[list[int], HostBatch, PendingDetections | None]:
             outcomes = [future.result() for future in decoding.written]
             failed.update({i: one for i, one in zip(decoding.indices, outcomes, strict=True) if one is not None})
             good = [place for place, one in enumerate(outcomes) if one is None]
-            pending = self._detector.submit(decoding.host.only(good)) if good else None
-            return [decoding.indices[place] for place in good], pending
+            host, indices = decoding.host.only(good), [decoding.indices[place] for place in good]
+            try:
+                pending = self._detector.submit(host) if good else None
+            except torch.OutOfMemoryError as error:
+                self._blame(host, [seen[index] for index in indices], error)
+            return indices, host, pending
 
         found: dict[int, Detections] = {}
-        for indices, pending in ahead(ahead(batches, begin_decoding, BATCHES_AHEAD), begin_detecting, 1):
+        for indices, host, pending in ahead(ahead(batches, begin_decoding, BATCHES_AHEAD), begin_detecting, 1):
             if pending is not None:
-                found.update(zip(indices, pending.result(), strict=True))
+                try:
+                    found.update(zip(indices, pending.result(), strict=True))
+                except FloatingPointError as error:
+                    self._blame(host, [seen[index] for index in indices], error)
                 clocked.add("detect", pending.seconds)
             on_images(len(found) + len(failed))
         return [_row(one, found.get(index), one.failed or failed.get(index)) for index, one in enumerate(seen)]
+
+    def _blame(self, batch: HostBatch, seen: Sequence[_Opened], error: Exception) -> NoReturn:
+        """Raise an error that names the first image of a batch that fails alone.
+
+        Raises:
+            NotDetected: such an image was found.
+            FloatingPointError: none was, and the batch gave this error; or `torch.OutOfMemoryError`.
+        """
+        for place, one in enumerate(seen):
+            try:
+                self._detector.submit(batch.part(place, place + 1)).result()
+            except (FloatingPointError, torch.OutOfMemoryError) as alone:
+                raise NotDetected(str(alone), one.fetched.item.uri) from alone
+        raise error
 
     def _write(self, one: _Opened, host: HostBatch, place: int, clocked: _Clocked) -> ImageError | None:
         """Decode an image into its slot in a batch; return the error, or None."""

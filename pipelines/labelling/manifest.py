@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from operator import itemgetter
 from typing import Any, Final, Literal
 
 import pyarrow as pa
@@ -19,7 +20,7 @@ from pipelines.errors import RayDetrError
 from pipelines.labelling.run import run_key
 from pipelines.lake.lake_object import LakeObject
 from pipelines.parquet_files import open_bytes, open_listed, parquet_of
-from pipelines.store import NotFound, Store, join_uri, put_if_absent
+from pipelines.store import NotFound, Store, StoreEntry, join_uri, put_if_absent
 from pipelines.strict_json import Count, parse_object, record_of
 
 SEGMENT_SHARDS: Final = 64
@@ -36,6 +37,10 @@ _OBJECT_COLUMNS: Final = (
 )
 _OFFSET_COLUMN: Final = pa.field("offset", pa.int64())  # the fourth in version 2
 _METADATA = b"ray_detr.segment"
+
+
+class UnknownVersion(RayDetrError):
+    """A later release wrote this file of a plan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,31 +124,55 @@ def read_manifest(table: Store, run_id: str) -> Iterator[PlannedSegment]:
     Raises:
         RayDetrError: a file is missing or damaged.
     """
-    folder = run_key(run_id, "plan/")
-    expected = 0
     before, kept = Counts(), None
-    for entry in table.list(folder):
-        if not entry.key.endswith(".plan"):
-            continue
-        name = join_uri(table.uri, entry.key)
-        if entry.key != segment_key(run_id, expected):
+    for expected, (index, entry) in enumerate(list_segments(table, run_id)):
+        if index != expected:
             raise RayDetrError(
                 f"{join_uri(table.uri, segment_key(run_id, expected))} is missing. Restore it, or start with --new-run."
             )
-        file = open_listed(table, entry)
-        planned = _planned(file, expected, name)
+        planned, columns = read_segment(table, entry, index)
         if planned.ending is None:
-            kept = _kept(file) if kept is None else kept
+            kept = columns if kept is None else kept
             counts = planned.position.counts
             added = (counts.images - before.images, counts.shards - before.shards)
-            if added != (planned.images, len(planned.shard_images)) or _kept(file) != kept:
+            if added != (planned.images, len(planned.shard_images)) or columns != kept:
                 raise RayDetrError(
-                    f"{name} is damaged: it does not continue the segment before it. Restore it, or start with "
-                    "--new-run."
+                    f"{join_uri(table.uri, entry.key)} is damaged: it does not continue the segment before it. Restore "
+                    "it, or start with --new-run."
                 )
             before = counts
         yield planned
-        expected += 1
+
+
+def segment_of(shard: int) -> int:
+    """Return the number of a shard's segment."""
+    return shard // SEGMENT_SHARDS
+
+
+def list_segments(table: Store, run_id: str) -> list[tuple[int, StoreEntry]]:
+    """Return the files of a run's manifest with their numbers, in order; other names are skipped.
+
+    In the order of names, 100000 would come before 10001.
+    """
+    folder = run_key(run_id, "plan/")
+    found = []
+    for entry in table.list(folder):
+        number = entry.key[len(folder) :].removesuffix(".plan")
+        if number.isascii() and number.isdigit() and entry.key == segment_key(run_id, int(number)):
+            found.append((int(number), entry))
+    return sorted(found, key=itemgetter(0))
+
+
+def read_segment(table: Store, entry: StoreEntry, index: int) -> tuple[PlannedSegment, pa.Schema]:
+    """Return the segment in a listed file, without its images, and the names and types of its kept columns.
+
+    Raises:
+        UnknownVersion: a later release wrote the file.
+        RayDetrError: the file is damaged.
+        StoreError: the store refused.
+    """
+    file = open_listed(table, entry)
+    return _planned(file, index, join_uri(table.uri, entry.key)), _kept(file)
 
 
 def read_shard(table: Store, run_id: str, shard: int) -> tuple[LakeObject, ...]:
@@ -279,7 +308,7 @@ def _planned(file: pq.ParquetFile, index: int, name: str) -> PlannedSegment:
         record = parse_object((metadata.metadata or {}).get(_METADATA, b""))
         version, ending = record.pop("version", None), record.pop("ending", None)
         if version not in (1, MANIFEST_VERSION):
-            raise RayDetrError(
+            raise UnknownVersion(
                 f"{name} is a plan of version {str(version)[:20]}, and this release reads version {MANIFEST_VERSION}. "
                 "Use the release that began the run."
             )

@@ -74,9 +74,17 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The shard was given up although store and cluster work. It is run again, like a shard whose process died."""
+    """The shard was given up although store and cluster work. It is run again, like a shard whose process died.
+
+    Attributes:
+        reason: The error, as a sentence without a full stop. Does not name the image, so that failures can be compared.
+        shard: Its number, if known.
+        image: The URI of the image that caused it, if known.
+    """
 
     reason: str
+    shard: int | None = None
+    image: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

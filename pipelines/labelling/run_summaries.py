@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
 from pipelines.concurrently import map_concurrently
 from pipelines.errors import RayDetrError
-from pipelines.labelling.manifest import read_complete, read_manifest
+from pipelines.labelling.manifest import list_segments, read_complete, read_manifest, read_segment
 from pipelines.labelling.publish import THREADS, footer_totals, is_sealed_file, read_done
 from pipelines.labelling.run import End, Run, State, list_runs, map_runs_backwards, read_end, read_state, run_key
 from pipelines.parquet_files import open_listed
@@ -63,7 +65,7 @@ def summarise_runs(table: Store, *, threads: int = THREADS) -> Iterator[RunSumma
         end = read_end(table, run.run_id)
         state = end.state if end is not None else read_state(table, run.run_id)
         totals = _totals(table, run, end, threads)
-        planned = totals.rows if state == "finished" else _planned(table, run)
+        planned = totals.rows if state == "finished" else _planned(table, run, is_sealed=state == "sealed")
         if end is not None and not planned and not totals.rows:
             return None
         return RunSummary(
@@ -125,8 +127,20 @@ def _published(table: Store, run: Run, threads: int) -> Totals:
     return sum(map_concurrently(read, published, threads=threads), start=Totals())
 
 
-def _planned(table: Store, run: Run) -> int:
+def _planned(table: Store, run: Run, *, is_sealed: bool) -> int:
     try:
         return read_complete(table, run.run_id).images
     except NotFound:
+        pass
+    try:
         return sum(segment.images for segment in read_manifest(table, run.run_id))
+    except RayDetrError as error:
+        if not is_sealed:
+            raise
+        # nobody needs the plan any more, and the other runs must be listed
+        logging.getLogger(__name__).warning("%s Its images are not counted as planned.", error)
+    images = 0
+    for index, entry in list_segments(table, run.run_id):
+        with suppress(RayDetrError):  # reported above
+            images += read_segment(table, entry, index)[0].images
+    return images

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import json
+import logging
 from datetime import datetime
 
-from pipelines.labelling.manifest import ListingPosition, Segment, read_kept_schema, read_manifest, write_segment
-from pipelines.labelling.publish import write_sealed_file
+import pyarrow as pa
+
+from pipelines.errors import RayDetrError
+from pipelines.labelling.manifest import (
+    ListingPosition,
+    Segment,
+    UnknownVersion,
+    list_segments,
+    read_segment,
+    segment_of,
+    write_segment,
+)
+from pipelines.labelling.publish import read_done, write_sealed_file
 from pipelines.labelling.run import End, Run, end_run, run_key
+from pipelines.parquet_files import open_listed
 from pipelines.store import NotFound, Store, put_if_absent
-from pipelines.table.schema import NO_COLUMNS
+from pipelines.table.files import DATA, parse_table_file_key
+from pipelines.table.schema import NO_COLUMNS, SCHEMA
 
 
 def seal_run(table: Store, run: Run, *, now: datetime) -> End:
@@ -19,22 +33,52 @@ def seal_run(table: Store, run: Run, *, now: datetime) -> End:
     completes the seal. Published rows stay. If another process ended the run at the same moment, its record is
     returned.
 
+    Files of the manifest may be missing or damaged: each number up to the highest one is sealed.
+
     Raises:
-        RayDetrError: the manifest is damaged.
+        UnknownVersion: a later release wrote the manifest.
         StoreError: the store refused; call again.
     """
+    done = read_done(table, run.run_id, run.layout)
+    last = max([*done.published, *map(segment_of, done.parts)], default=-1)
+    position, kept, ending = ListingPosition(), None, None
+    for index, entry in list_segments(table, run.run_id):
+        last, ending = max(last, index), None
+        try:
+            planned, columns = read_segment(table, entry, index)
+        except UnknownVersion:
+            raise
+        except (RayDetrError, NotFound) as error:
+            logging.getLogger(__name__).warning("%s The run is sealed without it.", error)
+            continue
+        position, ending = planned.position, planned.ending if index == last else None
+        if kept is None and planned.ending is None:
+            kept = columns
     record = {"sealed_at": now.isoformat()}
     put_if_absent(table, _begun_key(run.run_id), (json.dumps(record, indent=2) + "\n").encode())
-    segments = list(read_manifest(table, run.run_id))
-    while not segments or segments[-1].ending is None:
+    while ending is None:
         # a process that is still planning may have written one more segment: end the manifest after that
-        position = segments[-1].position if segments else ListingPosition()
-        planned, _ = write_segment(table, run.run_id, Segment(len(segments), (), position), NO_COLUMNS, ending="sealed")
-        segments.append(planned)
-    kept = read_kept_schema(table, run.run_id)
-    for segment in segments[:-1]:
-        write_sealed_file(table, run, segment.index, kept)
+        last += 1
+        planned, _ = write_segment(table, run.run_id, Segment(last, (), position), NO_COLUMNS, ending="sealed")
+        position, ending = planned.position, planned.ending
+    if kept is None:
+        kept = _kept_of_rows(table, run)
+    for index in range(last):
+        write_sealed_file(table, run, index, kept)
     return end_run(table, run.run_id, End("sealed", now, {}))
+
+
+def _kept_of_rows(table: Store, run: Run) -> pa.Schema:
+    """Return the kept columns of the table's rows, of those of this run if it has any; without rows no columns."""
+    listed = [(entry, parse_table_file_key(entry.key)) for entry in table.list(DATA)]
+    files = [(found[0] != run.run_id, entry.key, entry) for entry, found in listed if found]
+    for *_, entry in sorted(files, key=lambda file: file[:2]):
+        try:
+            columns = open_listed(table, entry).schema_arrow
+        except RayDetrError:
+            continue  # `runs --verify` reports a damaged table file
+        return pa.schema([column for column in columns if column.name not in SCHEMA.names])
+    return NO_COLUMNS
 
 
 def is_seal_begun(table: Store, run_id: str) -> bool:

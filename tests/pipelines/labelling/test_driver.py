@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.errors import RayDetrError, UsageError
+from pipelines.caps import Meter
+from pipelines.errors import CapReached, RayDetrError, UsageError
 from pipelines.labelling.config import Selection
 from pipelines.labelling.driver import RunResult, run_labelling
 from pipelines.labelling.job import Environment, LabellingJob, Workforce
@@ -67,13 +68,15 @@ class Start:
     shards: list[list[int]] = field(default_factory=list)
     isolated: list[bool] = field(default_factory=list)
 
-    loses: int | None = None
+    loses: int | Sequence[int] = ()
+    loses_always: bool = False
     dies: bool = False
     refuses: str | None = None
     precision: str = "fp32"
     spread: int = 1
     configuration: dict[str, object] = field(default_factory=dict)
     relabel: bool = False
+    meter: Meter = field(default_factory=Meter)
     modified_since: float | None = None
     did: list[str] = field(default_factory=list)
     writer: Writer = field(init=False)
@@ -98,6 +101,7 @@ class Start:
                 plan_ahead=self.plan,
                 threads=1,
                 check_lease=self.ask,
+                meter=self.meter,
                 watchdog=self.watchdog,
                 show=self.shown.append,
             ),
@@ -138,9 +142,11 @@ class Start:
         if self.dies:
             yield Failed("the power went.")
             return
-        if self.loses in shards and not isolated:
-            yield Lost("its process died")
-            shards = [shard for shard in shards if shard != self.loses]
+        loses = (self.loses,) if isinstance(self.loses, int) else self.loses
+        for shard in shards:
+            if shard in loses and (self.loses_always or not isolated):
+                yield Lost("the network failed", shard, f"s3://lake/{2 * shard:03d}.jpg")
+        shards = [shard for shard in shards if shard not in loses or (isolated and not self.loses_always)]
         for outcome in self.writer.label(run, shards, isolated=isolated):
             assert isinstance(outcome, ShardReport)
             self.world.clock.seconds += 2
@@ -263,6 +269,55 @@ def test_a_shard_whose_process_died_is_run_again_alone_and_isolated() -> None:
 
     assert start.shards == [[0, 1, 2, 3, 4, 5], [1], [6]]
     assert start.isolated == [False, True, False]
+
+
+def test_a_shard_that_cannot_be_labelled_keeps_no_later_wave_from_its_rows() -> None:
+    start = Start(lake(31), loses=(1, 7), loses_always=True)
+
+    with pytest.raises(RayDetrError) as stopped:
+        start.run()
+
+    assert str(stopped.value) == (
+        "shard 1 of run 20261126-000001-0001 was lost 3 times, and so was 1 other (the network failed; image "
+        "s3://lake/002.jpg). 4 images are not labelled. 20 labelled images of the same table files are not published "
+        "yet. All other images are published; run the same command again to retry."
+    )
+    assert uris(start.world) == [f"s3://lake/{number:03d}.jpg" for number in range(24, 31)]
+    again = Start(start.world)
+    again.run()
+
+    assert again.shards == [[1], [7]]
+    assert len(uris(start.world)) == 31
+
+
+def test_a_limit_ends_a_run_at_once_though_shards_were_lost() -> None:
+    class Limited(Start):
+        def label(self, run: Run, shards: Sequence[int], *, isolated: bool) -> Generator[Outcome, None, None]:
+            yield from super().label(run, shards, isolated=isolated)
+            if 6 in shards:
+                meter.reached.set()
+
+    start, meter = Limited(lake(40), loses=1, loses_always=True), Meter()
+    start.meter = meter
+
+    with pytest.raises(CapReached):
+        start.run()
+
+    assert [shards[0] for shards in start.shards] == [0, 1, 1, 6]
+
+
+def test_a_lake_of_which_no_shard_can_be_labelled_is_not_tried_to_its_end() -> None:
+    class Dying(Start):
+        def label(self, run: Run, shards: Sequence[int], *, isolated: bool) -> Generator[Outcome, None, None]:
+            self.shards.append(list(shards))
+            yield from ()  # each process dies
+
+    start = Dying(lake(100))
+
+    with pytest.raises(RayDetrError, match=r"was lost 3 times, and so were 11 others .* None was labelled\. Run the"):
+        start.run()
+
+    assert [len(shards) for shards in start.shards] == [6] * 6
 
 
 @pytest.mark.parametrize("is_planned", [False, True])

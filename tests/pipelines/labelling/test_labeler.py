@@ -23,9 +23,10 @@ from detr.detector import Detector
 from detr.detector_like import DetectorLike
 from detr.launcher import PendingDetections
 from detr.model import Detr, DetrOutput
+from detr.postprocess import Detections
 from pipelines.labelling.decoding import InProcessDecoder
 from pipelines.labelling.fetching import Fetcher, LakeUnreadable
-from pipelines.labelling.labeler import Labeler, windows
+from pipelines.labelling.labeler import Labeler, NotDetected, windows
 from pipelines.labelling.publish import part_key
 from pipelines.labelling.run import run_key
 from pipelines.lake.lake_object import LakeObject
@@ -367,6 +368,37 @@ def test_a_lake_that_is_lost_in_the_middle_of_a_shard_stops_it(lake: Lake) -> No
     with pytest.raises(LakeUnreadable):
         labeler(table, lake, detector, [[first, second]]).label(0)
 
+    assert list(table.list(run_key("run-1", "parts/"))) == []
+
+
+@pytest.mark.parametrize("failure", [FloatingPointError("NaN in fp16"), torch.OutOfMemoryError("too little memory")])
+def test_an_image_that_the_network_cannot_process_is_named(lake: Lake, failure: Exception) -> None:
+    class Refusing(Careful):
+        """Fails for batches with the image of 31 rows, when they are submitted or when their result is read."""
+
+        sizes: list[int]
+
+        def submit(self, batch: HostBatch) -> PendingDetections:
+            if 31 not in batch.sizes[:, 2]:
+                return super().submit(batch)
+            self.sizes.append(len(batch))
+
+            def fail() -> list[Detections]:
+                raise failure
+
+            if isinstance(failure, torch.OutOfMemoryError):
+                fail()
+            return PendingDetections([fail], 0.0)
+
+    objects = [lake.put(f"{n}.jpg", picture(40, 31 if n == 5 else 30)) for n in range(7)]
+    table, detector = memory_store(), Refusing()
+    detector.sizes = []
+
+    with pytest.raises(NotDetected, match=str(failure)) as stopped:
+        labeler(table, lake, detector, [objects]).label(0)
+
+    assert (detector.sizes[0] > 1, detector.sizes[-1]) == (True, 1)
+    assert stopped.value.image == objects[5].uri
     assert list(table.list(run_key("run-1", "parts/"))) == []
 
 

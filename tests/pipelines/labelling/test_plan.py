@@ -26,6 +26,7 @@ from pipelines.labelling.manifest import (
     ListingPosition,
     PlannedSegment,
     Segment,
+    list_segments,
     read_complete,
     read_kept_schema,
     read_manifest,
@@ -468,6 +469,18 @@ def planned_table() -> Store:
     table = memory_store()
     list(write_plan(table, "run", listing_of(images(150)), none_labelled, shard_images=1))
     return table
+
+
+def test_the_files_of_a_plan_are_read_in_the_order_of_their_numbers() -> None:
+    table = memory_store()
+    for index in (9_999, 100_000, 10_000, 99_999, 100_001, 10_001):
+        table.put(segment_key("run", index), b"")
+    table.put("_runs/run/plan/complete.json", b"{}")
+    table.put("_runs/run/plan/10002 (1).plan", b"")
+
+    listed = [index for index, _ in list_segments(table, "run")]
+
+    assert listed == [9_999, 10_000, 10_001, 99_999, 100_000, 100_001]
 
 
 def test_a_missing_segment_is_noticed() -> None:

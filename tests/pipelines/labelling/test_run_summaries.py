@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from pipelines.errors import RayDetrError
-from pipelines.labelling.manifest import PlannedSegment, read_shard
+from pipelines.labelling.manifest import PlannedSegment, read_shard, segment_key
 from pipelines.labelling.plan import write_plan
 from pipelines.labelling.publish import commit_part, publish_group, verify_run
 from pipelines.labelling.run import Run, RunRequest, finish_run, run_key
@@ -55,6 +55,24 @@ def publish(table: Store, run: Run, segment: PlannedSegment) -> None:
         origin = Origin("detr@1", 0.5, run.run_id, shard, NOW)
         commit_part(table, run.run_id, shard, rows_to_table(rows, origin=origin), token="t")
     publish_group(table, run, segment)
+
+
+def test_a_sealed_run_with_a_damaged_plan_does_not_hide_the_other_runs(caplog: pytest.LogCaptureFixture) -> None:
+    table = memory_store()
+    first = start(table, "z")
+    published, second = plan(table, first)
+    publish(table, first, published)
+    table.put(segment_key("z", 0), b"torn")
+    table.delete(run_key("z", "plan/complete.json"))
+
+    with pytest.raises(RayDetrError, match=r"00000\.plan is damaged"):
+        list(summarise_runs(table))
+    seal_run(table, first, now=LATER)
+
+    assert [(run.run_id, run.state, run.images_planned, run.rows) for run in summarise_runs(table)] == [
+        ("z", "sealed", second.images, 4)
+    ]
+    assert "Its images are not counted as planned" in caplog.text
 
 
 def test_runs_are_reported_oldest_first_with_their_states_and_what_readers_see_of_them(store: Store) -> None:

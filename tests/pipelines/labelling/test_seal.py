@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
+import pyarrow as pa
 import pytest
 
 from pipelines.errors import RayDetrError
 from pipelines.labelling.labelled_keys import read_labelled
-from pipelines.labelling.manifest import PlannedSegment, read_manifest, read_shard
+from pipelines.labelling.manifest import PlannedSegment, read_manifest, read_shard, segment_key
 from pipelines.labelling.plan import write_plan
-from pipelines.labelling.publish import commit_part, publish_group, verify_run
+from pipelines.labelling.publish import commit_part, publish_group, verify_run, write_sealed_file
 from pipelines.labelling.run import End, Run, RunRequest, find_unfinished, finish_run, read_end, read_state
 from pipelines.labelling.seal import is_seal_begun, seal_run
 from pipelines.lake.lake_object import LakeObject
 from pipelines.lake.listing import Listing
 from pipelines.store import Store, StoreDown, memory_store
-from pipelines.table.schema import NO_COLUMNS, Detected, Origin, Row, decode, rows_to_table
+from pipelines.table.schema import NO_COLUMNS, Detected, Origin, Row, decode, rows_to_table, table_schema
 from tests.pipelines.labelling.runs import start_run
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
@@ -187,6 +188,71 @@ def test_a_seal_that_was_interrupted_anywhere_is_completed_by_the_next(writes: i
     assert read_end(table, old.run_id) is not None
     assert rows(table) == [item.uri for item in LAKE[4:8]]
     assert start(table, "0002")[0].number == 2
+
+
+@pytest.mark.parametrize("spoilt", [(0,), (1,), (2,), (3,), (4,), (3, 4), (0, 1, 2, 3), (0, 1, 2, 3, 4)])
+@pytest.mark.parametrize("data", [None, b"", b"PAR1 torn"], ids=["missing", "empty", "damaged"])
+def test_a_run_with_a_spoilt_plan_is_sealed_and_keeps_what_it_published(
+    spoilt: tuple[int, ...], data: bytes | None
+) -> None:
+    table = memory_store()
+    old, _ = start(table, "0001")
+    segments = list(plan(table, old))
+    assert len(segments) == 4  # and the end
+    label(table, old, segments[1])
+    publish_group(table, old, segments[1])
+    label(table, old, segments[3])
+    keys = [segment_key(old.run_id, index) for index in range(5)]
+    saved = {key: table.get(key).data for key in keys}
+    for index in spoilt:
+        table.delete(keys[index])
+        if data is not None:
+            table.put(keys[index], data)
+
+    assert seal_run(table, old, now=NOW) == End("sealed", NOW, {})
+
+    assert rows(table) == [item.uri for item in LAKE[4:8]]
+    for key, whole in saved.items():  # restored for a process that still works on the run
+        table.put(key, whole)
+    for segment in segments[:1] + segments[2:]:
+        with pytest.raises(RayDetrError, match="was sealed"):
+            publish_group(table, old, segment)
+    new, resumed = start(table, "0002")
+    assert not resumed
+    for segment in plan(table, new):
+        label(table, new, segment)
+        publish_group(table, new, segment)
+    assert sorted(rows(table)) == [item.uri for item in LAKE]
+
+
+@pytest.mark.parametrize("has_published", [False, True])
+def test_files_of_a_sealed_run_have_the_kept_columns_though_no_plan_can_be_read(*, has_published: bool) -> None:
+    table, kept = memory_store(), pa.schema([("night", pa.string())])
+    runs = [start(table, "0001")[0]]
+    if not has_published:
+        seal_run(table, runs[0], now=NOW)
+        write_sealed_file(table, runs[0], 0, kept)
+        runs.append(start(table, "0002")[0])
+    else:
+        write_sealed_file(table, runs[0], 3, kept)
+    table.put(segment_key(runs[-1].run_id, 0), b"torn")
+
+    seal_run(table, runs[-1], now=NOW)
+
+    schemas = {decode(table.get(entry.key).data).schema.remove_metadata() for entry in table.list("data/")}
+    assert schemas == {table_schema(kept)}
+
+
+def test_a_plan_of_a_later_release_is_refused_before_anything_is_sealed() -> None:
+    table = memory_store()
+    old, _ = start(table, "0001")
+    list(plan(table, old))
+    key = segment_key(old.run_id, 0)
+    table.put(key, table.get(key).data.replace(b'"version": 1', b'"version": 9'))
+
+    with pytest.raises(RayDetrError, match="version 9"):
+        seal_run(table, old, now=NOW)
+    assert not is_seal_begun(table, old.run_id)
 
 
 def test_a_run_that_finished_in_the_same_moment_is_finished() -> None:

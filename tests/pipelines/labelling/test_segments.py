@@ -14,7 +14,7 @@ from pipelines.labelling.plan import write_plan
 from pipelines.labelling.publish import commit_part, read_done, remove_parts, verify_run
 from pipelines.labelling.run import Run
 from pipelines.labelling.seal import seal_run
-from pipelines.labelling.segments import label_segments, publishing
+from pipelines.labelling.segments import ShardsLost, label_segments, publishing
 from pipelines.lake.lake_object import LakeObject
 from pipelines.lake.listing import Listing
 from pipelines.store import Blob, Denied, NotFound, Store, memory_store
@@ -210,21 +210,60 @@ def test_a_shard_that_is_lost_every_time_stops_the_run_and_all_else_is_done() ->
 
 def test_the_sentence_says_what_a_lost_shard_said() -> None:
     table = memory_store()
-    lost = Lost("ZeroDivisionError: division by zero")
-    pool = Pool(table, lambda shard, turn: lost if shard == 1 else "report")
+    pool = Pool(table, lambda shard, turn: Lost(f"division of {shard} by zero", shard) if shard < 2 else "report")
 
     with pytest.raises(
-        RayDetrError, match=r"shard 1 .* was lost 3 times \(ZeroDivisionError: division by zero\)\. All"
+        RayDetrError, match=r"shard 0 .* was lost 3 times, and so was 1 other \(division of 0 by zero\)\. 2 images are"
     ):
         label(table, planned(table, images=3), pool)
+
+
+def test_each_failure_is_reported_once_when_it_happens(caplog: pytest.LogCaptureFixture) -> None:
+    table = memory_store()
+    pool = Pool(table, lambda shard, turn: Lost("node 10.0.0.7: no driver", shard) if turn == 1 else "report")
+
+    label(table, planned(table, images=3), pool)
+
+    assert [record.message for record in caplog.records] == ["a shard was lost: node 10.0.0.7: no driver"]
 
 
 def test_a_shard_that_is_lost_once_with_a_reason_is_run_again() -> None:
     table = memory_store()
     segments = planned(table, images=3)
-    pool = Pool(table, lambda shard, turn: Lost("memory") if turn == 1 else "report")
+    pool = Pool(table, lambda shard, turn: Lost("memory", shard) if turn == 1 else "report")
 
     assert sorted(label(table, segments, pool)) == [0, 1, 2]
+
+
+def test_a_failure_of_the_first_shards_stops_the_run_after_them() -> None:
+    table = memory_store()
+    segments = planned(table)
+    pool = Pool(table, lambda shard, turn: Lost(f"NaN in image {shard}", shard))
+    tried: list[int] = []
+    pool.before = tried.append
+
+    with pytest.raises(
+        RayDetrError, match=r"^NaN in image 62\. 8 shards were lost in this way, and none was labelled\. Run"
+    ):
+        label(table, segments, pool)
+
+    assert tried == [69, 68, 67, 66, 65, 64, 63, 62]
+
+
+@pytest.mark.parametrize("has_labelled", [False, True])
+def test_many_losses_do_not_stop_a_run_that_has_labelled_more(*, has_labelled: bool) -> None:
+    table = memory_store()
+    segments = planned(table)
+    if not has_labelled:  # an earlier start did
+        list(Pool(table).label(RUN, range(20), isolated=False))
+    pool = Pool(table, lambda shard, turn: Lost("NaN", shard) if shard >= 60 else "report")
+
+    with pytest.raises(ShardsLost, match="was lost 3 times, and so were "), publishing() as publisher:
+        label_segments(
+            table, RUN, segments, pool, on_report=lambda _: None, publisher=publisher, has_labelled=has_labelled
+        )
+
+    assert read_done(table, "run-1", "flat").parts >= set(range(60))
 
 
 def test_a_system_failure_stops_at_once_and_says_that_the_run_goes_on() -> None:

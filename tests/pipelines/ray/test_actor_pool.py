@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+import torch
 from _pytest import logging as pytest_logging
 from ray.exceptions import RpcError
 
@@ -18,8 +21,10 @@ from pipelines.actor_resources import Pool, choose_pool
 from pipelines.cluster import node_resources
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.labelling import actor_pool as pool
+from pipelines.labelling import pool_records, watched_decoding
 from pipelines.labelling.actor_pool import ShardActor, label_shards, probe
 from pipelines.labelling.fetching import LakeUnreadable
+from pipelines.labelling.labeler import NotDetected
 from pipelines.labelling.labeler_spec import LabelerSpec
 from pipelines.labelling.outcome import Failed, Lost, Outcome, ShardReport
 from pipelines.store import StoreOptions
@@ -63,7 +68,7 @@ def wait_until(predicate: Callable[[], bool], seconds: float = 30) -> None:
         time.sleep(0.05)
 
 
-def shard_of(monkeypatch: pytest.MonkeyPatch, label: Callable[[int], Any]) -> ShardActor:
+def shard_of(monkeypatch: pytest.MonkeyPatch, label: Callable[[int], Any], *, device: str = "cpu") -> ShardActor:
     """Return what an actor holds, with a labeler that does as it is told."""
 
     class Told:
@@ -72,7 +77,7 @@ def shard_of(monkeypatch: pytest.MonkeyPatch, label: Callable[[int], Any]) -> Sh
             return found
 
     monkeypatch.setattr(pool, "build_labeler", lambda spec: Told())
-    return ShardActor(SPEC)
+    return ShardActor(replace(SPEC, device=device))
 
 
 def raising(error: Exception) -> Callable[[int], Any]:
@@ -88,8 +93,9 @@ def raising(error: Exception) -> Callable[[int], Any]:
         (lambda shard: REPORT, REPORT),
         (raising(LakeUnreadable("the lake is gone")), Failed("the lake is gone")),
         (raising(RayDetrError("the plan is damaged")), Failed("the plan is damaged")),
-        (raising(ValueError("one\ntwo")), Lost("ValueError: one")),
-        (raising(MemoryError()), Lost("MemoryError: MemoryError")),
+        (raising(ValueError("one\ntwo")), Lost("ValueError: one", 3)),
+        (raising(MemoryError()), Lost("MemoryError: MemoryError", 3)),
+        (raising(NotDetected("NaN.", "https://u:secret@lake/1.jpg")), Lost("NaN", 3, "https://lake/1.jpg")),
     ],
 )
 def test_what_became_of_a_shard_travels_as_a_row(
@@ -98,14 +104,161 @@ def test_what_became_of_a_shard_travels_as_a_row(
     assert pool._from_row(shard_of(monkeypatch, label)({"shard": 3})) == outcome
 
 
+def test_a_process_whose_gpu_fails_for_ever_loses_only_the_shards_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ended(BaseException):
+        pass
+
+    def end(reason: str) -> None:
+        raise Ended(reason)
+
+    def synchronize() -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(pool, "REPLY_SECONDS", 0.0)
+    monkeypatch.setattr(watched_decoding, "end_process", end)
+    fetched: list[int] = []
+
+    def label(shard: int) -> ShardReport:
+        fetched.append(shard)
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    actor = shard_of(monkeypatch, label, device="cuda")
+
+    assert pool._from_row(actor({"shard": 0})) == Lost(
+        "AcceleratorError: CUDA error: an illegal memory access was encountered", 0
+    )
+    with pytest.raises(Ended, match=r"^CUDA does not work in this process any more: CUDA error: an illegal"):
+        actor({"shard": 1})
+    assert fetched == [0]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_process_whose_device_works_is_kept_after_an_error(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    synchronized: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: synchronized.append(device))
+    actor = shard_of(monkeypatch, raising(RuntimeError("no kernel image")), device=device)
+
+    for shard in range(3):
+        assert pool._from_row(actor({"shard": shard})) == Lost("RuntimeError: no kernel image", shard)
+    assert synchronized == (["cuda"] * 3 if device == "cuda" else [])
+
+
+@dataclass
+class Head:
+    """Ray's head and the place of this process, for actors that are made here."""
+
+    records: dict[str, bytes] = field(default_factory=dict)
+    node: str = "node-1"
+
+    def __post_init__(self) -> None:
+        self.refusals = 0
+
+    def put(self, key: str, value: bytes) -> None:
+        if self.refusals:
+            self.refusals -= 1
+            raise RpcError("deadline exceeded", 4)  # type: ignore[no-untyped-call]
+        self.records[key] = value
+
+    def get_actor_id(self) -> str:
+        return "actor-1"
+
+    def get_node_id(self) -> str:
+        return self.node
+
+
+@pytest.fixture
+def head(monkeypatch: pytest.MonkeyPatch) -> Head:
+    head = Head()
+    monkeypatch.setattr(pool_records, "_internal_kv_initialized", lambda: True)
+    monkeypatch.setattr(pool_records, "_internal_kv_put", head.put)
+    monkeypatch.setattr(pool_records, "_internal_kv_get", head.records.get)
+    monkeypatch.setattr(pool_records, "_internal_kv_exists", head.records.__contains__)
+    monkeypatch.setattr(
+        pool_records,
+        "_internal_kv_list",
+        lambda prefix: [key.encode() for key in head.records if key.startswith(prefix)],
+    )
+    monkeypatch.setattr(pool_records.ray, "get_runtime_context", lambda: head)
+    return head
+
+
+@pytest.mark.parametrize(
+    ("nodes", "is_killed"),
+    [
+        (["a"], False),
+        (["a", "a"], True),
+        (["a", "b"], False),  # the first node was lost
+        (["a", "b", "b"], True),
+        (["a", "b", "c"], True),
+    ],
+)
+def test_a_node_that_is_lost_while_an_actor_loads_the_model_is_not_the_models_fault(
+    monkeypatch: pytest.MonkeyPatch, head: Head, nodes: list[str], *, is_killed: bool
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(spec: LabelerSpec) -> None:
+        raise Killed
+
+    for head.node in nodes[:-1]:
+        monkeypatch.setattr(pool, "build_labeler", kill)
+        with pytest.raises(Killed):
+            ShardActor(replace(SPEC, pool="p"))
+    head.node = nodes[-1]
+    monkeypatch.setattr(pool, "build_labeler", lambda spec: object())
+    actor = ShardActor(replace(SPEC, pool="p"))
+
+    assert ("was killed" in actor._failure) is is_killed
+
+
+def test_a_node_that_cannot_load_the_model_is_named_and_left_if_another_can(
+    monkeypatch: pytest.MonkeyPatch, head: Head
+) -> None:
+    def refuse(spec: LabelerSpec) -> None:
+        raise RuntimeError("CUDA driver is missing")
+
+    ended: list[str] = []
+    monkeypatch.setattr(pool, "build_labeler", refuse)
+    monkeypatch.setattr(pool, "UNFIT_SECONDS", 0.0)
+    monkeypatch.setattr(pool, "REPLY_SECONDS", 0.0)
+    monkeypatch.setattr(watched_decoding, "end_process", ended.append)
+    monkeypatch.setattr(pool.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(pool, "node_resources", lambda: [{}, {}])
+    monkeypatch.setattr(pool.ray.util, "get_node_ip_address", lambda: "10.0.0.7")
+    actor = ShardActor(replace(SPEC, pool="p"))
+
+    assert pool._from_row(actor({"shard": 1})) == Failed("node 10.0.0.7: CUDA driver is missing")
+    pool_records.Loading("p").has_loaded()
+    assert pool._from_row(actor({"shard": 2})) == Lost("node 10.0.0.7: CUDA driver is missing", 2)
+    assert ended == []
+    actor({"shard": 3})
+    assert ended == ["node 10.0.0.7: CUDA driver is missing"]
+
+
+def test_a_request_to_stop_is_repeated_until_the_head_has_it(monkeypatch: pytest.MonkeyPatch, head: Head) -> None:
+    monkeypatch.setattr(pool, "STOP_POLL_SECONDS", 0.01)
+    begun, stop = pool_records.ShardsInProgress("p"), threading.Event()
+    head.refusals = 3
+
+    with pool._stopping(begun, stop):
+        stop.set()
+        wait_until(lambda: begun.is_over)
+
+    assert not pool_records.ShardsInProgress("p").begin(1)
+
+
 def test_the_driver_reads_how_many_images_of_unfinished_shards_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
     head: dict[bytes, bytes] = {b"ray-detr/another/images/1": b"9"}
-    monkeypatch.setattr(pool, "TELL_SECONDS", 0.0)
-    monkeypatch.setattr(pool, "_internal_kv_initialized", lambda: True)
-    monkeypatch.setattr(pool, "_internal_kv_put", lambda key, value: head.update({key.encode(): value}))
-    monkeypatch.setattr(pool, "_internal_kv_list", lambda prefix: [k for k in head if k.startswith(prefix.encode())])
-    monkeypatch.setattr(pool, "_internal_kv_get", head.get)
-    actor, driver = pool._ImagesDone("p"), pool._ImagesDone("p")
+    monkeypatch.setattr(pool_records, "TELL_SECONDS", 0.0)
+    monkeypatch.setattr(pool_records, "_internal_kv_initialized", lambda: True)
+    monkeypatch.setattr(pool_records, "_internal_kv_put", lambda key, value: head.update({key.encode(): value}))
+    monkeypatch.setattr(
+        pool_records, "_internal_kv_list", lambda prefix: [k for k in head if k.startswith(prefix.encode())]
+    )
+    monkeypatch.setattr(pool_records, "_internal_kv_get", head.get)
+    actor, driver = pool_records.ImagesDone("p"), pool_records.ImagesDone("p")
 
     first, second = actor.teller(1), actor.teller(2)
     assert driver.read() == 0
@@ -118,15 +271,15 @@ def test_the_driver_reads_how_many_images_of_unfinished_shards_are_done(monkeypa
 
 
 def test_an_unreachable_head_costs_no_shard(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "TELL_SECONDS", 0.0)
-    monkeypatch.setattr(pool, "_internal_kv_initialized", lambda: True)
+    monkeypatch.setattr(pool_records, "TELL_SECONDS", 0.0)
+    monkeypatch.setattr(pool_records, "_internal_kv_initialized", lambda: True)
 
     def refuse(_key: str, _value: bytes) -> None:
         raise RpcError("the head restarts", 14)  # type: ignore[no-untyped-call]
 
-    monkeypatch.setattr(pool, "_internal_kv_put", refuse)
+    monkeypatch.setattr(pool_records, "_internal_kv_put", refuse)
 
-    pool._ImagesDone("p").teller(1)(3)
+    pool_records.ImagesDone("p").teller(1)(3)
 
 
 def test_an_actor_that_cannot_begin_says_why_for_each_shard(monkeypatch: pytest.MonkeyPatch) -> None:

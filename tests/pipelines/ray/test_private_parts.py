@@ -58,7 +58,7 @@ PARTS = [
     *(
         (
             "ray.experimental.internal_kv", name, parameters,
-            "pipelines/labelling/actor_pool.py, `_Loading`, `_ImagesDone`, `_ShardsInProgress`: keep these few keys in "
+            "pipelines/labelling/pool_records.py: keep these few keys in "
             "a named actor with num_cpus=0 on the driver's node instead.",
         )
         for name, parameters in {
