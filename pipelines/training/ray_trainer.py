@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, Final
 
 import ray
@@ -37,6 +37,7 @@ def fit(
     group: Group,
     configuration: dict[str, Any],
     show: Callable[[TrainProgress], None],
+    say: Callable[[str], None],
     *,
     start_id: str,
     versions: dict[str, str],
@@ -50,6 +51,7 @@ def fit(
         group: number and resources of the workers.
         configuration: the options that determine the weights, for the run's record.
         show: called with the progress of the workers.
+        say: called with their notes for the user.
         start_id: identifies this execution of the command.
         versions: versions of this package and its dependencies, for the records.
         scratch: a folder for temporary files, which is removed after Ray has ended.
@@ -67,7 +69,7 @@ def fit(
         while True:
             trainer = _trainer(group, spec)
             failed = None
-            with _watched(board, show, meter):
+            with _watched(board, show, say, meter):
                 try:
                     trainer.fit()
                 except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
@@ -123,8 +125,10 @@ def resize_seconds(checkpoint_minutes: float) -> float:
 
 
 @contextmanager
-def _watched(board: Any, show: Callable[[TrainProgress], None], meter: Meter) -> Iterator[None]:
-    """Show the progress while the driver waits for Ray Train, and end Ray Train if the run must stop.
+def _watched(
+    board: Any, show: Callable[[TrainProgress], None], say: Callable[[str], None], meter: Meter
+) -> Iterator[None]:
+    """Show progress and notes while the driver waits for Ray Train, and end Ray Train if the run must stop.
 
     Workers end by themselves within a minute, unless they have never begun.
     """
@@ -135,9 +139,11 @@ def _watched(board: Any, show: Callable[[TrainProgress], None], meter: Meter) ->
         try:
             if meter.reached.is_set():
                 board.cap.remote(meter.reason)
-            progress, stopped, _, _ = ray.get(board.read.remote())
+            (progress, stopped, _, _), notes = ray.get([board.read.remote(), board.take_notes.remote()])
         except ray.exceptions.RayError:  # the cluster has ended: waiting for Ray Train raises the error
             return False
+        for note in notes:
+            say(note)
         if progress is not None:
             show(progress)
         if stopped is not None and ends is None:
@@ -151,3 +157,6 @@ def _watched(board: Any, show: Callable[[TrainProgress], None], meter: Meter) ->
 
     with repeating(watch, seconds=POLL_SECONDS, name="watch"):
         yield
+    with suppress(ray.exceptions.RayError):  # the cluster has ended
+        for note in ray.get(board.take_notes.remote()):
+            say(note)

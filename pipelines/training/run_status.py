@@ -66,6 +66,7 @@ class RunStatus:
         self._is_running = False  # whether workers have begun and are not known to have ended
         self._ended = ""  # why the last workers ended
         self._controller: Any = None
+        self._notes: list[str] = []
 
     def begin(self, step: int) -> str | None:
         """Record that the workers begin at a step; return the reason if the run is stopped."""
@@ -112,6 +113,15 @@ class RunStatus:
         else:
             why = f" ({self._ended})" if self._ended else ""
             self._tell_stage(f"waiting for room for {workers:,} worker{'' if workers == 1 else 's'}{why}")
+
+    def note(self, sentence: str) -> None:
+        """Record a sentence for the user: what a worker prints itself reaches nobody."""
+        self._notes.append(sentence)
+
+    def take_notes(self) -> list[str]:
+        """Return the sentences that were recorded since the last call."""
+        notes, self._notes = self._notes, []
+        return notes
 
     def controlled_by(self, handle: Any) -> None:
         """Record the handle of Ray Train's controller."""

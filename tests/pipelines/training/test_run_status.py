@@ -114,6 +114,15 @@ def test_a_limit_stops_a_run_whose_workers_ended_without_a_failure(is_told_befor
     assert board.stopped_at_cap() == (True, None)
 
 
+def test_notes_of_workers_are_taken_once() -> None:
+    board = RunStatus(5)
+    board.note("tracker wandb failed")
+    board.note("the training log could not be written")
+
+    assert board.take_notes() == ["tracker wandb failed", "the training log could not be written"]
+    assert board.take_notes() == []
+
+
 def test_the_progress_shows_what_is_waited_for_and_why() -> None:
     board = RunStatus(5)
     stages = []
