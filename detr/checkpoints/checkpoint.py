@@ -49,9 +49,9 @@ def load(ref: str | os.PathLike[str], *, variant: str | None = None) -> Detr:
       the no_timm layout, safetensors or bin, whole or in shards;
     - an original `.pth`, also one of a training run, whose `args` say which DETR it is, or a `.ckpt` of Lightning.
       Plain and DC5 have the same weights, so without `args` the file's name (`detr-r50-dc5-f0fb7ef5.pth`) or `variant`
-      must say which it is. If the name ends in a part of the sha256, that is checked. The numbers of classes and of
-      queries are those of its weights. The file has no class names: if it has as many classes as COCO, COCO's names are
-      used; otherwise LABEL_0, LABEL_1, ..., with ids from 0, which are the original's labels;
+      must say which it is. If the name ends in a part of the sha256 (not in a date), that is checked. The numbers of
+      classes and of queries are those of its weights. The file has no class names: if it has as many classes as COCO,
+      COCO's names are used; otherwise LABEL_0, LABEL_1, ..., with ids from 0, which are the original's labels;
     - a hub id, `owner/name` or `owner/name@revision`. A path that exists wins.
 
     Every key must be present, known, and of the right shape. Prefixes that wrappers such as DDP add to each key

@@ -6,6 +6,7 @@ import pickle
 import re
 import struct
 import warnings
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from detr.checkpoints.model_directory import INDEX_ENDING, CheckpointError, brief, shard_names, weights_file
 
 _HASHED_NAME = re.compile(r".*-([0-9a-f]{8,64})\.pth")
+_TIME = re.compile(r"(\d{8})(?:\d\d){0,3}")  # a date, or with hours, minutes and seconds
 _GLOBAL = re.compile(r"GLOBAL (\S+)")
 _LFS_POINTER = b"version https://git-lfs"
 # errors that torch's restricted unpickler raises on damaged pickles and zip files
@@ -71,10 +73,10 @@ def read_original(path: Path, *, source: str) -> tuple[dict[str, Tensor], dict[s
 
     Raises:
         CheckpointError: it is unreadable or something else, or its hash is not the one in a torch hub name
-            `-<sha256>.pth`.
+            `-<sha256>.pth`; a date there is no hash.
     """
     hashed = _HASHED_NAME.fullmatch(path.name)
-    if hashed is not None:
+    if hashed is not None and not _is_time(hashed[1]):
         _check_sha256(path, hashed[1], source)
     content = _unpickle(path, source, allowed=[argparse.Namespace])
     args = content.get("args") if isinstance(content, dict) else None
@@ -118,6 +120,17 @@ def _state_of(content: object) -> object:
             if isinstance(content.get(name), dict):
                 return content[name]
     return content
+
+
+def _is_time(digits: str) -> bool:
+    """Return whether the end of a name is a date, as of 20261130; of hashes, one in some thousands is."""
+    found = _TIME.fullmatch(digits)
+    if found is None:
+        return False
+    try:
+        return 1990 <= datetime.strptime(found[1], "%Y%m%d").replace(tzinfo=UTC).year < 2100
+    except ValueError:
+        return False
 
 
 def _check_sha256(path: Path, expected: str, source: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain
 from typing import Any, TypeAlias
@@ -76,8 +76,8 @@ class ResultColumns:
             return cls.of_rows([])
         return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
-    def where(self, chosen: npt.NDArray[np.bool_]) -> ResultColumns:
-        """Return the detections for which `chosen`, `(N,)`, is true."""
+    def where(self, chosen: npt.NDArray[np.bool_ | np.int64]) -> ResultColumns:
+        """Return the detections for which `chosen`, `(N,)`, is true, or those with the indices `chosen`."""
         return ResultColumns(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
 
@@ -109,18 +109,18 @@ def result_rows(
     ]
 
 
-def merge_results(parts: Iterable[Mapping[int, Sequence[ResultRow]]]) -> list[ResultRow]:
-    """Return the rows of all workers' images: each image once, sorted by id, an image's rows in the order given.
+def merge_results(parts: Sequence[ResultColumns]) -> ResultColumns:
+    """Return the detections of all workers: each image once, sorted by id, an image's detections in their order.
 
     The figures do not depend on how images were distributed, nor on images that several workers received to make their
     numbers equal: pycocotools sorts equal scores by image, then by the order of an image's rows.
 
     Args:
-        parts: each worker's rows by image id; an image without detections has an empty sequence, or no entry. If
-            several parts have an image, the first counts.
+        parts: each worker's detections. If several parts have an image, the first counts.
     """
-    merged: dict[int, Sequence[ResultRow]] = {}
-    for part in parts:
-        for image_id, rows in part.items():
-            merged.setdefault(image_id, rows)
-    return [row for image_id in sorted(merged) for row in merged[image_id]]
+    every = ResultColumns.concatenate(parts)
+    order = np.argsort(every.image_ids, kind="stable")
+    part = np.repeat(np.arange(len(parts)), [len(one) for one in parts])[order]
+    merged = every.where(order)
+    _, first, count = np.unique(merged.image_ids, return_index=True, return_counts=True)
+    return merged.where(part == np.repeat(part[first], count))

@@ -31,7 +31,7 @@ def image_numbers(document: Mapping[str, Any]) -> dict[int | str, int]:
     return numbers
 
 
-def normal_truth(document: Mapping[str, Any]) -> Json:
+def normal_truth(document: Mapping[str, Any], *, numbers: Mapping[int | str, int] | None = None) -> Json:
     """Return a COCO json with converted numbers, for `average_precision`.
 
     Images keep their fields; `original_id` is the json's id if that was replaced by a number, and height and width are
@@ -40,8 +40,9 @@ def normal_truth(document: Mapping[str, Any]) -> Json:
 
     Args:
         document: the parsed input of `read_coco`.
+        numbers: of the images, by `id_key` of their ids; None is `image_numbers`.
     """
-    numbers = image_numbers(document)
+    numbers = image_numbers(document) if numbers is None else numbers
     images = []
     for image in document["images"]:
         key = id_key(image.get("id"))

@@ -225,7 +225,12 @@ def _item(item: Item, places: Mapping[str, int]) -> dict[str, object]:
 
 @cache
 def _environment() -> Environment:
-    return Environment(loader=FunctionLoader(resource), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment = Environment(
+        loader=FunctionLoader(resource), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    # JSON.parse refuses NaN, and the page would have no pictures and no controls
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "allow_nan": False}
+    return environment
 
 
 def _template(name: str) -> Template:

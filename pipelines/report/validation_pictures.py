@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipelines.coco.values import is_finite_box
 from pipelines.errors import RayDetrError
 from pipelines.models import load_detector
 from pipelines.report.examples import LEAST_SCORE, MOST_BOXES, left_out_bins
@@ -77,7 +78,7 @@ def predict_pictures(
     found = detector(pixels) if pixels else []
     names = {category.id: category.name for category in index.categories}
     counts = Counter(name for one in found for name in one.labels)
-    counts.update(_name(one, names) for image in images for one in image.annotations)
+    counts.update(_name(one, names) for image in images for one in _drawable(image))
     classes = sorted(counts, key=lambda name: (-counts[name], name))
     numbers = {name: number for number, name in enumerate(classes)}
     budget = picture_budget(len(images))
@@ -111,9 +112,14 @@ def _found(found: Detections, numbers: Mapping[str, int]) -> list[Box]:
     ]
 
 
+def _drawable(image: TrainingImage) -> list[Mapping[str, Any]]:
+    """Return the annotations that evaluation counts: those with a box of finite numbers."""
+    return [one for one in image.annotations if is_finite_box(one["bbox"])]
+
+
 def _annotated(image: TrainingImage, names: Mapping[int, str], numbers: Mapping[str, int]) -> list[Box]:
     return [
         (numbers[_name(one, names)], None, *(round(side, 2) for side in (x, y, x + width, y + height)), 1)
-        for one in image.annotations
+        for one in _drawable(image)
         for x, y, width, height in [one["bbox"]]
     ]

@@ -10,9 +10,17 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.coco.values import MOST_INT32, area, box, is_crowd, whole
+from pipelines.coco.values import MOST_INT32, area, box, id_key, is_crowd, whole
 from pipelines.parquet_files import open_object, parquet_of
-from pipelines.shards.reader import METADATA_PREFIX, SCHEMA_VERSION, SHARD_SCHEMA, Json, ShardFile, read_index
+from pipelines.shards.reader import (
+    METADATA_PREFIX,
+    SCHEMA_VERSION,
+    SHARD_SCHEMA,
+    Json,
+    ShardFile,
+    ShardIndex,
+    read_index,
+)
 from pipelines.store import Store, join_uri
 
 LEFT_OUT_KEY: Final = "left-out.parquet"
@@ -139,15 +147,26 @@ def coco_json(store: Store) -> Json:
         RayDetrError: the index is missing, or a file is damaged.
         StoreError: the store refused or did not answer.
     """
-    index = read_index(store)
+    return restore_json(store, read_index(store))[0]
+
+
+def restore_json(store: Store, index: ShardIndex) -> tuple[Json, dict[int | str, int]]:
+    """Return the result of `coco_json`, and the `image_id` of each image's row, by `id_key` of its id in the json."""
     images: list[tuple[int, Json]] = []
     annotations: list[tuple[int, Json]] = []
+    numbers: dict[int, int] = {}
     for file in [*index.files, *([] if index.left_out is None else [index.left_out])]:
         for row in _read_rows(store, file):
             if row["position"] is not None:
                 images.append((row["position"], coco_image(row)))
+                numbers[row["position"]] = row["image_id"]
             annotations += coco_annotations(row)
-    return {**index.other, "images": _in_order(images), "annotations": _in_order(annotations)}
+    by_id: dict[int | str, int] = {}
+    for position, image in sorted(images, key=lambda entry: entry[0]):
+        key = id_key(image["id"])
+        assert key is not None  # read_coco refuses these
+        by_id.setdefault(key, numbers[position])
+    return {**index.other, "images": _in_order(images), "annotations": _in_order(annotations)}, by_id
 
 
 def _in_order(entries: list[tuple[int, Json]]) -> list[Json]:

@@ -84,7 +84,7 @@ class LocalStore:
     def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
         """Write a temporary file and rename it, so that readers see the whole file or no file.
 
-        The file is not flushed to the disk: after a power failure it may be missing or empty.
+        File and name are on the disk when this returns, so that after a power failure no record names a missing file.
         """
         if if_match is not None:
             raise Misconfigured(f"{self.uri}: folders cannot replace a file only if it is unchanged; use a lock file")
@@ -98,6 +98,7 @@ class LocalStore:
                 _link(unfinished, path)
             else:
                 os.replace(unfinished, path)  # noqa: PTH105
+            _flush_folder(folder)
         except (OSError, ValueError) as error:
             raise _explained(error, path, "written") from error
         finally:
@@ -232,7 +233,20 @@ def _write(path: str, data: bytes) -> str:
         rest = memoryview(data)
         while rest:
             rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)  # before the file gets its name, which must not be on the disk without the content
         return _etag(os.fstat(descriptor))
+    finally:
+        os.close(descriptor)
+
+
+def _flush_folder(folder: str) -> None:
+    """Wait until the names in a folder are on the disk. Some network file systems have no such call, and need none."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
 

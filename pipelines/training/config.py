@@ -84,7 +84,7 @@ class TrainConfig:
     compiled: bool = option("compile the network with torch.compile", default=False, flag="--compile")
     gradient_checkpointing: bool = option("save memory: compute activations again in the backward pass", default=False)
     restarts: int = option(
-        "stop when the workers were started N times without a new checkpoint", default=5, metavar="N", at_least=1
+        "stop when the workers failed N times without a new checkpoint", default=5, metavar="N", at_least=1
     )
     collective_seconds: int = option(
         "seconds without an answer after which a worker counts as lost", default=600, metavar="N", at_least=1

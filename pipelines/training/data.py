@@ -11,9 +11,8 @@ import numpy.typing as npt
 
 from detr.config import DetrConfig
 from detr.images.decoding import TooExtreme
-from pipelines.coco.truth import normal_truth
 from pipelines.shards.reader import ShardIndex, read_index
-from pipelines.shards.rows import coco_json
+from pipelines.shards.truth import shard_truth
 from pipelines.store import open_store
 from pipelines.training.batch import Preparation, TrainBatch
 from pipelines.training.checkpoints import TrainingPosition
@@ -158,7 +157,7 @@ def open_data(config: TrainConfig, *, worker: int, workers: int) -> TrainData:
     if config.val is not None:
         val_store = open_store(config.val, config.options)
         val = RowGroups(val_store, read_index(val_store))
-        truth = normal_truth(coco_json(val_store)) if worker == 0 else None
+        truth = shard_truth(val_store) if worker == 0 else None
     return TrainData(
         config=config,
         index=index,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import queue
 import secrets
 import threading
@@ -12,8 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from pipelines.errors import RayDetrError
-
-logger = logging.getLogger(__name__)
 
 WAITING_LINES: Final = 1000  # of the log, for a tracker that is slow: hours of training
 CLOSE_SECONDS: Final = 60.0
@@ -122,14 +119,30 @@ class WandbTracker:
 
 
 class TrackerThread:
-    """A tracker that receives lines in a thread. If it fails, a warning is logged and training continues.
+    """A tracker that receives lines in a thread. If it fails, the user gets a note and training continues.
 
     Its server may be unreachable for minutes while its client retries; steps do not wait for it.
     """
 
-    def __init__(self, name: str, tracker: Tracker, run: TrackedRun, *, on_open: Callable[[str], None]) -> None:
-        """Begin to open the tracker; `on_open` is called in the thread with its id of the run."""
-        self._name = name
+    def __init__(
+        self,
+        name: str,
+        tracker: Tracker,
+        run: TrackedRun,
+        *,
+        on_open: Callable[[str], None],
+        note: Callable[[str], None],
+    ) -> None:
+        """Begin to open the tracker.
+
+        Args:
+            name: of the tracker, for notes.
+            tracker: not open yet.
+            run: the run.
+            on_open: called in the thread with the tracker's id of the run.
+            note: called with a sentence if the tracker fails, in any thread.
+        """
+        self._name, self._note = name, note
         self._lines: queue.Queue[tuple[int, Mapping[str, float]] | bool] = queue.Queue(WAITING_LINES)
         self._failed = False
         self._thread = threading.Thread(
@@ -170,8 +183,7 @@ class TrackerThread:
     def _fail(self, reason: str) -> None:
         if not self._failed:
             self._failed = True
-            logger.warning(
-                "tracker %s failed and is disabled in this process (%s); the run's own logs are complete",
-                self._name,
-                reason,
+            self._note(
+                f"tracker {self._name} failed and is disabled until workers start again ({reason}); the run's own logs "
+                "are complete"
             )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import torch
 import torch.distributed as dist
@@ -152,12 +153,7 @@ class Learner:
         self._trained: NetworkWithLoss | DistributedDataParallel = self.module
         if workers > 1:
             assert dist.is_initialized()
-            # without device_ids, because DDP would move every tensor argument to the device. Without broadcasting
-            # buffers: a worker with a NaN makes one forward pass more than its peers, and a broadcast in each forward
-            # pass would block all of them (torch 2.14)
-            self._trained = DistributedDataParallel(
-                self.module, gradient_as_bucket_view=True, forward_sync_buffers=False
-            )
+            self._trained = _distributed(self.module)
         # the statistics of trained norms differ between workers
         self._statistics = [
             buffer
@@ -273,6 +269,19 @@ def empty_network(config: DetrConfig, *, seed: int) -> Detr:
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         return Detr(config)
+
+
+def _distributed(module: NetworkWithLoss) -> DistributedDataParallel:
+    """Return the module with gradients that are averaged over the process group.
+
+    Without device_ids, because DDP would move every tensor argument to the device. Without broadcasting buffers: a
+    worker with a NaN makes one forward pass more than its peers, and a broadcast in each forward pass would block all
+    of them (torch 2.14).
+    """
+    is_renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # not in torch 2.12
+    name = "forward_sync_buffers" if is_renamed else "broadcast_buffers"
+    options: dict[str, Any] = {name: False}
+    return DistributedDataParallel(module, gradient_as_bucket_view=True, **options)
 
 
 def _with_norm(model: Detr, *, trainable: bool, dropout: float | None) -> Detr:

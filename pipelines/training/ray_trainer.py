@@ -5,13 +5,13 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, Final
 
 import ray
 import ray.exceptions
 import ray.train
-from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -20,6 +20,7 @@ from pipelines.cluster import silenced
 from pipelines.concurrently import repeating
 from pipelines.errors import CapReached, RayDetrError
 from pipelines.training.config import TrainConfig
+from pipelines.training.controller_states import ControllerStates, last_line
 from pipelines.training.process_group import ProcessGroupConfig
 from pipelines.training.run_status import RunStatus, TrainProgress
 from pipelines.training.worker import train_worker
@@ -27,6 +28,7 @@ from pipelines.training.worker_group import Group
 from pipelines.training.worker_spec import WorkerSpec
 
 POLL_SECONDS: Final = 0.5
+LEAST_RESIZE_SECONDS: Final = 60.0  # Ray's own
 LEAVE_SECONDS: Final = 60.0  # time for workers to end when the run must stop
 
 
@@ -35,6 +37,7 @@ def fit(
     group: Group,
     configuration: dict[str, Any],
     show: Callable[[TrainProgress], None],
+    say: Callable[[str], None],
     *,
     start_id: str,
     versions: dict[str, str],
@@ -48,6 +51,7 @@ def fit(
         group: number and resources of the workers.
         configuration: the options that determine the weights, for the run's record.
         show: called with the progress of the workers.
+        say: called with their notes for the user.
         start_id: identifies this execution of the command.
         versions: versions of this package and its dependencies, for the records.
         scratch: a folder for temporary files, which is removed after Ray has ended.
@@ -65,7 +69,7 @@ def fit(
         while True:
             trainer = _trainer(group, spec)
             failed = None
-            with _watched(trainer, board, show, meter):
+            with _watched(board, show, say, meter):
                 try:
                     trainer.fit()
                 except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
@@ -77,16 +81,14 @@ def fit(
             if finished:
                 return tuple(starts)
             # Ray Train (2.60) gives up if workers are lost while they connect to each other: start it again, and count
-            ray.get(board.fail.remote(_last_line(failed) if failed else "the workers ended without a message"))
+            ray.get(board.fail.remote(last_line(failed) if failed else "the workers ended without a message"))
 
 
 class _Trainer(TorchTrainer):
     """Ray Train's trainer without its handler of Ctrl-C, which ends the process with another exit code."""
 
-    controller: Any = None
-
     def _register_sigint_handler(self, controller: Any) -> None:
-        self.controller = controller
+        pass
 
 
 def _trainer(group: Group, spec: WorkerSpec) -> _Trainer:
@@ -97,24 +99,36 @@ def _trainer(group: Group, spec: WorkerSpec) -> _Trainer:
         torch_config=ProcessGroupConfig(
             backend="nccl" if group.uses_gpu else "gloo", timeout_s=spec.config.collective_seconds
         ),
-        scaling_config=ScalingConfig(
-            # (least, most) is elastic; the annotations that ray.train shows are those of its first version
+        # the annotations that ray.train shows are those of its first version
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]
+            # two numbers are elastic
             num_workers=(group.least, group.most) if group.most > group.least else group.most,  # type: ignore[arg-type]
             use_gpu=group.uses_gpu,
             resources_per_worker=dict(group.resources),
+            elastic_resize_monitor_interval_s=resize_seconds(spec.config.checkpoint_minutes),
         ),
         run_config=RunConfig(
             name=f"{spec.start_id}-{secrets.token_hex(2)}",
             storage_path=spec.scratch,  # for Ray's own checkpoints; the workers write those of the run
             failure_config=FailureConfig(max_failures=-1),
-            callbacks=[_Failures(spec.board)],  # type: ignore[list-item]
+            callbacks=[ControllerStates(spec.board)],  # type: ignore[list-item]
         ),
     )
 
 
+def resize_seconds(checkpoint_minutes: float) -> float:
+    """Return the time between two looks for room for more workers: growth discards the steps since a checkpoint.
+
+    It is longer than the time between two checkpoints, so that there is one between two restarts.
+    """
+    return max(LEAST_RESIZE_SECONDS, 1.5 * 60 * checkpoint_minutes)
+
+
 @contextmanager
-def _watched(trainer: _Trainer, board: Any, show: Callable[[TrainProgress], None], meter: Meter) -> Iterator[None]:
-    """Show the progress while the driver waits for Ray Train, and end Ray Train if the run must stop.
+def _watched(
+    board: Any, show: Callable[[TrainProgress], None], say: Callable[[str], None], meter: Meter
+) -> Iterator[None]:
+    """Show progress and notes while the driver waits for Ray Train, and end Ray Train if the run must stop.
 
     Workers end by themselves within a minute, unless they have never begun.
     """
@@ -125,34 +139,24 @@ def _watched(trainer: _Trainer, board: Any, show: Callable[[TrainProgress], None
         try:
             if meter.reached.is_set():
                 board.cap.remote(meter.reason)
-            progress, stopped, _, _ = ray.get(board.read.remote())
+            (progress, stopped, _, _), notes = ray.get([board.read.remote(), board.take_notes.remote()])
         except ray.exceptions.RayError:  # the cluster has ended: waiting for Ray Train raises the error
             return False
+        for note in notes:
+            say(note)
         if progress is not None:
             show(progress)
         if stopped is not None and ends is None:
             ends = time.monotonic() + LEAVE_SECONDS
-        if ends is not None and time.monotonic() > ends and trainer.controller is not None:
-            ray.kill(trainer.controller)
-            return False
+        if ends is not None and time.monotonic() > ends:
+            controller = ray.get(board.controller.remote())
+            if controller is not None:
+                ray.kill(controller)
+                return False
         return True
 
     with repeating(watch, seconds=POLL_SECONDS, name="watch"):
         yield
-
-
-class _Failures(UserCallback):
-    """Reports the errors of workers to `RunStatus`; runs in Ray Train's controller."""
-
-    def __init__(self, board: Any) -> None:
-        self._board = board
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
-        said = [f"worker {rank}: {_last_line(error)}" for rank, error in sorted(worker_exceptions.items())]
-        self._board.fail.remote("; ".join(dict.fromkeys(said)))
-
-
-def _last_line(error: BaseException) -> str:
-    """Return the last line of an error; remote errors begin with a traceback."""
-    lines = str(error).strip().splitlines()
-    return lines[-1] if lines else type(error).__name__
+    with suppress(ray.exceptions.RayError):  # the cluster has ended
+        for note in ray.get(board.take_notes.remote()):
+            say(note)

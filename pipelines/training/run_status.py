@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 MENTIONED_FAILURES = 3
 
@@ -45,8 +46,9 @@ class RunStatus:
     """An actor that outlives the workers and records why the run must stop.
 
     Ray restarts the workers after every error that they raise. Errors that must not be retried, such as a diverged
-    loss or another configuration, are reported here instead, and the driver raises them. Restarts without a new
-    checkpoint are counted, so that a repeated failure ends the run.
+    loss or another configuration, are reported here instead, and the driver raises them. Failures without a new
+    checkpoint are counted, so that a repeated failure ends the run. Workers that end without an error, because a
+    machine is taken back or Ray changes their number, are started again as often as needed.
     """
 
     def __init__(self, starts_without_progress: int) -> None:
@@ -58,27 +60,36 @@ class RunStatus:
         self._is_capped = False
         self._capped_step: int | None = None  # of the checkpoint at the limit
         self._starts: list[int] = []
+        self._failed_starts: list[int] = []  # the steps of those that a failure ended
         self._failures: list[str] = []
         self._failed_before = 0  # failures since the last call of `begin`
+        self._is_running = False  # whether workers have begun and are not known to have ended
+        self._ended = ""  # why the last workers ended
+        self._controller: Any = None
+        self._notes: list[str] = []
 
     def begin(self, step: int) -> str | None:
         """Record that the workers begin at a step; return the reason if the run is stopped."""
         self._starts.append(step)
         self._failed_before = 0
+        self._is_running = True
         if self._cap is not None:
             self.stop_at_cap(step)
-        same = [begun for begun in self._starts if begun == step]
-        if len(same) > self._most and self._stopped is None:
+        failed = self._failed_starts.count(step)
+        if failed >= self._most and self._stopped is None:
             self._stopped = (
-                f"the workers were started {len(same)} times at step {step:,} and failed every time before the next "
+                f"the workers were started {failed + 1} times at step {step:,} and failed every time before the next "
                 f"checkpoint ({self._last_failures()}). Fix the cause, then run the same command again to resume."
             )
         return self._stopped
 
     def fail(self, sentence: str) -> None:
-        """Record why workers were lost. The run stops after too many failures before `begin`."""
+        """Record why workers were lost, once for each group. The run stops after too many failures before `begin`."""
         self._failures.append(sentence)
+        if self._starts and not self._failed_before:
+            self._failed_starts.append(self._starts[-1])
         self._failed_before += 1
+        self._is_running = False
         if self._cap is not None:
             self._stop_without_workers()
         if self._failed_before > self._most and self._stopped is None:
@@ -88,6 +99,41 @@ class RunStatus:
                 "checkpoint."
             )
 
+    def end_group(self, why: str) -> None:
+        """Record that no worker is running any more, with or without a failure."""
+        self._is_running, self._ended = False, why
+        self._tell_stage(f"waiting for workers ({why})")
+        if self._cap is not None:
+            self._stop_without_workers()
+
+    def wait_for(self, workers: int | None) -> None:
+        """Record that Ray waits for room for this number of workers; None if they have it."""
+        if workers is None:
+            self._tell_stage("starting workers")
+        else:
+            why = f" ({self._ended})" if self._ended else ""
+            self._tell_stage(f"waiting for room for {workers:,} worker{'' if workers == 1 else 's'}{why}")
+
+    def note(self, sentence: str) -> None:
+        """Record a sentence for the user: what a worker prints itself reaches nobody."""
+        self._notes.append(sentence)
+
+    def take_notes(self) -> list[str]:
+        """Return the sentences that were recorded since the last call."""
+        notes, self._notes = self._notes, []
+        return notes
+
+    def controlled_by(self, handle: Any) -> None:
+        """Record the handle of Ray Train's controller."""
+        self._controller = handle
+
+    def controller(self) -> Any:
+        """Return the handle of Ray Train's controller; None before it has begun."""
+        return self._controller
+
+    def _tell_stage(self, stage: str) -> None:
+        self._progress = replace(self._progress or TrainProgress(stage), stage=stage)
+
     def stop(self, sentence: str) -> None:
         """Stop the run; the first reason is kept."""
         self._stopped = self._stopped or sentence
@@ -95,7 +141,7 @@ class RunStatus:
     def cap(self, reason: str) -> None:
         """Record that a limit of time or cost is reached: the workers write a checkpoint and end."""
         self._cap = reason
-        if not self._starts or self._failed_before:  # no worker is running that could write a checkpoint
+        if not self._is_running:  # no worker could write a checkpoint
             self._stop_without_workers()
 
     def stop_at_cap(self, step: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from pipelines.actor_resources import count_nodes_for
 from pipelines.caps import Meter, adding_costs, metering
-from pipelines.cluster import connected, node_resources, refuse_local
+from pipelines.cluster import connected, is_given, node_resources, refuse_local
 from pipelines.coco.text import USABLE
 from pipelines.doctor.at_start import check_at_start
 from pipelines.errors import RayDetrError
@@ -98,7 +98,8 @@ def train(
     show, tell = on_progress or (lambda _: None), say or (lambda _: None)
     show(TrainProgress("reading shards and run"))
     try:
-        check_trackers(config.trackers)
+        if not is_given():  # otherwise the packages are needed on a node of the cluster, where the first worker looks
+            check_trackers(config.trackers)
         index = read_index(open_store(config.train, config.options))
         _check(config, index)
         store = open_store(config.run_uri, config.options)
@@ -158,6 +159,7 @@ def train(
                     group,
                     configuration,
                     show,
+                    tell,
                     start_id=start_id,
                     versions=_versions(),
                     scratch=scratch,

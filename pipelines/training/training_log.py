@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -51,6 +51,7 @@ class TrainLog:
         position: TrainingPosition,
         start_id: str,
         *,
+        note: Callable[[str], None] | None = None,
         clock: Clock | None = None,
         new_file_bytes: int = NEW_FILE_BYTES,
     ) -> None:
@@ -62,11 +63,14 @@ class TrainLog:
                 `check_trackers`.
             position: The first position of this start; later steps are repeated if they were logged before.
             start_id: Identifies the execution of the command.
+            note: Called with a sentence for the user, such as that a tracker failed. None writes it to the process's
+                log.
             clock: The clock.
             new_file_bytes: Size of files after which new ones are begun.
         """
         self._store = store
         self._start_id = start_id
+        self._note = note or logger.warning
         self._clock = clock or SystemClock()
         self._new_file_bytes = new_file_bytes
         self._is_finished = False
@@ -87,7 +91,7 @@ class TrainLog:
         except StoreError as late:
             if error is None:
                 raise
-            logger.warning("the end of the training log was not written: %s", late)  # the other error is raised
+            self._note(f"the end of the training log was not written: {late}")  # the other error is raised
 
     def add(self, line: Mapping[str, float]) -> None:
         """Add the figures of a step: numbers by name, including `step` and `epoch`."""
@@ -125,7 +129,7 @@ class TrainLog:
     def flush(self) -> None:
         """Copy the log to the run's directory.
 
-        If the store does not answer, it logs a warning, and the next flush copies everything.
+        If the store does not answer, the user gets a note, and the next flush copies everything.
 
         Raises:
             StoreError: the store refused.
@@ -135,7 +139,7 @@ class TrainLog:
         except StoreError as error:
             if not error.is_transient:
                 raise
-            logger.warning("the training log could not be written; it will be written with the next lines: %s", error)
+            self._note(f"the training log could not be written; it will be written with the next lines: {error}")
 
     def close(self) -> None:
         """Copy the rest of the log, and end the trackers.
@@ -187,6 +191,7 @@ class TrainLog:
             make_tracker(name),
             TrackedRun(run_name(self._store), configuration, tracker_id),
             on_open=keep,
+            note=self._note,
         )
 
     def _now(self) -> float:

@@ -27,6 +27,7 @@ from pipelines.training.checkpoints import LoadedCheckpoint, TrainingPosition, l
 from pipelines.training.collective import Collective
 from pipelines.training.data import Batches, TrainData, open_data
 from pipelines.training.evaluation import evaluate_on_all
+from pipelines.training.experiment_trackers import check_trackers
 from pipelines.training.learner import Learner
 from pipelines.training.metrics import StepTotals
 from pipelines.training.order import EpochOrder
@@ -184,7 +185,8 @@ class _Worker:
         self.stack.callback(self.saver.close)
         position = TrainingPosition(newest.epoch, newest.step_in_epoch, newest.step)
         log_id = f"{self.spec.start_id}-{run.claim_number}"
-        log = self.stack.enter_context(TrainLog(self.run_store, self.config, position, log_id))
+        check_trackers(self.config.trackers)
+        log = self.stack.enter_context(TrainLog(self.run_store, self.config, position, log_id, note=self._tell_user))
         self.reporter.open(log, step=newest.step, best=None if best is None else (best.metrics or {}).get("AP"))
 
     def _train_epoch(self, learner: Learner, position: TrainingPosition) -> TrainingPosition:
@@ -371,6 +373,9 @@ class _Worker:
             saver = self.saver
             self._note(lambda: saver.rate(metrics))
         self.reporter.end_evaluation(position, metrics)
+
+    def _tell_user(self, sentence: str) -> None:
+        ray.get(self.spec.board.note.remote(sentence))  # or it would be lost if this process ends now
 
     def _note(self, work: Callable[[], object]) -> None:
         """Call `work` on rank 0; if it fails, all workers stop before the next step, so that none waits for rank 0."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 import detr.training.step
 import pipelines.training.learner
@@ -249,9 +251,12 @@ def test_a_checkpoint_restores_and_goes_on_to_the_bit(name: str, cuda: Simulated
 class DistributedLike(nn.Module):
     """What DDP does in one process: it moves arguments where `device_ids` says so, and averages over one worker."""
 
+    __signature__ = inspect.signature(DistributedDataParallel)
+
     def __init__(self, module: nn.Module, *, device_ids: Sequence[torch.device] | None = None, **options: Any) -> None:
         super().__init__()
-        assert set(options) <= {"gradient_as_bucket_view", "forward_sync_buffers", "static_graph"}
+        self.__signature__.bind(module, device_ids=device_ids, **options)  # raises like the installed DDP
+        assert set(options) <= {"gradient_as_bucket_view", "forward_sync_buffers", "broadcast_buffers", "static_graph"}
         self.module, self.device_ids = module, device_ids
         self.syncs: list[bool] = []
         self._is_synced = True

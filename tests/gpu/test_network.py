@@ -178,7 +178,7 @@ def test_float32_evaluation_has_the_ap_of_the_cpu(device: torch.device, tmp_path
     import json
 
     from detr.evaluation.average_precision import average_precision
-    from detr.evaluation.coco_results import merge_results, result_rows
+    from detr.evaluation.coco_results import result_rows
     from detr.scenes.files import write_scenes
 
     truth = json.loads(write_scenes(tmp_path, 24, 5, sizes={(240, 320): 1, (320, 240): 1}).read_text())
@@ -187,15 +187,11 @@ def test_float32_evaluation_has_the_ap_of_the_cpu(device: torch.device, tmp_path
         detect = Detector("scenes", device=where, precision="fp32", threshold=0.0)
         found = detect([tmp_path / image["file_name"] for image in truth["images"]])
         rows = [
-            {
-                image["id"]: result_rows(
-                    image["id"], one.category_ids.tolist(), one.scores.tolist(), one.boxes_xyxy.tolist()
-                )
-            }
+            row
             for image, one in zip(truth["images"], found, strict=True)
+            for row in result_rows(image["id"], one.category_ids.tolist(), one.scores.tolist(), one.boxes_xyxy.tolist())
         ]
-        ids = {image["id"] for image in truth["images"]}
-        return average_precision(truth, merge_results(rows), image_ids=ids).numbers()["AP"]
+        return average_precision(truth, rows).numbers()["AP"]
 
     on_device, on_cpu = evaluate(str(device)), evaluate("cpu")
 

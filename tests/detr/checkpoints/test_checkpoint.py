@@ -19,6 +19,7 @@ from torch import Tensor
 from detr.checkpoints import checkpoint, references
 from detr.checkpoints.checkpoint import CheckpointError, dump, fingerprint, load, load_files, model_files, save
 from detr.checkpoints.layouts import to_file
+from detr.checkpoints.tensor_files import read_original
 from detr.classes import Category
 from detr.config import VARIANTS, BackboneConfig, DetrConfig
 from detr.model import Detr
@@ -351,6 +352,23 @@ def test_the_hash_in_a_name_is_checked(official: Detr, tmp_path: Path) -> None:
 
     assert same(load(right), official)
     assert f"its sha256 is {digest}.., but its name says e632da11" in refusal(wrong)
+
+
+@pytest.mark.parametrize("date", ["20261130", "202611301205", "20261130120559"])
+def test_a_date_in_a_name_is_no_hash(date: str, tmp_path: Path) -> None:
+    path = tmp_path / f"detr-r50-{date}.pth"
+    torch.save({"model": {"a": torch.zeros(1)}}, path)
+
+    assert list(read_original(path, source=path.name)[0]) == ["a"]
+
+
+@pytest.mark.parametrize("digits", ["20261330", "12345678", "202611301"])
+def test_other_digits_in_a_name_are_a_hash(digits: str, tmp_path: Path) -> None:
+    path = tmp_path / f"detr-r50-{digits}.pth"
+    torch.save({"model": {"a": torch.zeros(1)}}, path)
+
+    with pytest.raises(CheckpointError, match=f"but its name says {digits}"):
+        read_original(path, source=path.name)
 
 
 def test_a_pth_with_other_classes_and_queries_has_labels_named_by_their_numbers(official: Detr, tmp_path: Path) -> None:

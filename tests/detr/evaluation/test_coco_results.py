@@ -124,15 +124,20 @@ def test_the_figures_do_not_depend_on_the_workers_that_the_images_were_dealt_to(
         for worker in dealt[image_id - 1]:
             parts[worker][image_id] = RESULTS[image_id]
 
-    merged = merge_results(parts)
+    merged = merge_results([ResultColumns.of_rows([row for rows in part.values() for row in rows]) for part in parts])
 
-    assert merged == [row for image_id in sorted(RESULTS) for row in RESULTS[image_id]]
+    assert rows_of(merged) == [row for image_id in sorted(RESULTS) for row in RESULTS[image_id]]
     assert average_precision(TRUTH, merged) == ALONE
 
 
 def test_of_an_image_that_came_twice_the_first_counts() -> None:
     first, second = result_rows(1, [3], [0.5], [[0, 0, 1, 1]]), result_rows(1, [3], [0.6], [[0, 0, 1, 1]])
 
-    assert merge_results([{1: first}, {1: second, 2: []}]) == first
-    assert merge_results([{1: []}, {1: second}]) == []
-    assert merge_results([]) == []
+    assert rows_of(merge_results([ResultColumns.of_rows(rows) for rows in (first, second)])) == first
+    assert len(merge_results([])) == 0
+
+
+def rows_of(columns: ResultColumns) -> list[dict[str, Any]]:
+    names = ("image_id", "category_id", "bbox", "score")
+    values = (columns.image_ids, columns.category_ids, columns.boxes_xywh, columns.scores)
+    return [dict(zip(names, row, strict=True)) for row in zip(*(one.tolist() for one in values), strict=True)]

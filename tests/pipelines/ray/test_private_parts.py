@@ -74,6 +74,22 @@ PARTS = [
         "ray.train.torch", "TorchTrainer._register_sigint_handler", ("controller",),
         "pipelines/training/ray_trainer.py, `_Trainer`: find where the trainer gets its controller and handles Ctrl-C.",
     ),
+    *(
+        (
+            "ray.train.v2._internal.execution." + module, name, parameters,
+            "pipelines/training/controller_states.py: find how the controller of Ray Train tells its states; without "
+            "them neither failures nor limits end a run.",
+        )
+        for module, name, parameters in (
+            ("callback", "ControllerCallback.after_controller_state_update", ("previous_state", "current_state")),
+            ("controller.state", "RestartingState", ("training_failed_error",)),
+            ("controller.state", "ReschedulingState", ()),
+            ("controller.state", "ResizingState", ()),
+            ("controller.state", "RunningState", ()),
+            ("controller.state", "SchedulingState", ("scaling_decision",)),
+            ("scaling_policy", "ResizeDecision", ("num_workers",)),
+        )
+    ),
     (
         "ray.train.torch.config", "_TorchBackend.on_start", ("worker_group", "backend_config"),
         "pipelines/training/process_group.py: find what Ray Train runs on the workers before their process group.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,16 @@ def test_the_page_has_figures_of_the_log_and_of_the_checkpoint(page: tuple[Train
 def test_names_of_the_data_cannot_break_the_page(page: tuple[TrainingReportSummary, str]) -> None:
     assert "<b>star" not in page[1]
     assert "&lt;b&gt;star" in page[1]
+
+
+def test_a_box_that_is_not_a_number_costs_neither_pictures_nor_controls(
+    page: tuple[TrainingReportSummary, str],
+) -> None:
+    data = data_of(page[1])  # a browser reads no NaN
+
+    sides = [box[2:6] for gallery in data["galleries"] for item in gallery["items"] for box in item["boxes"]]
+    assert len(data["pictures"]) == 3
+    assert all(math.isfinite(side) for box in sides for side in box)
 
 
 def test_pictures_have_what_is_found_beside_the_truth(page: tuple[TrainingReportSummary, str]) -> None:

@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import socket
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +43,37 @@ def test_a_folder_is_made_when_something_is_put(tmp_path: Path) -> None:
     assert store.uri == f"file://{tmp_path}/new/table"
     assert (tmp_path / "new/table/_runs/1/part").read_bytes() == b"x"
     assert sorted(path.name for path in (tmp_path / "new/table/_runs/1").iterdir()) == ["part"]
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_a_file_is_on_the_disk_before_its_name_and_both_before_the_next_file_is_written(
+    create: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[tuple[bool, int | None, bool]] = []
+    flush = os.fsync
+
+    def record(descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        is_folder = stat.S_ISDIR(status.st_mode)
+        flushed.append((is_folder, None if is_folder else status.st_size, (tmp_path / "part").exists()))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    open_store(str(tmp_path)).put("part", b"four", create=create)
+
+    assert flushed == [(False, 4, False), (True, None, True)]
+
+
+def test_a_file_system_that_cannot_flush_folders_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    store = open_store(str(tmp_path))
+    store.put("part", b"x", create=True)
+
+    assert store.get("part").data == b"x"
 
 
 def test_any_name_that_a_disk_can_hold_is_listed_and_read(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import pickle
 import threading
+import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -142,6 +144,31 @@ def test_the_figure_does_not_depend_on_the_workers(drawn_shards: str, model: Det
         assert eight[0][name] == pytest.approx(alone[name], abs=1e-6), name
     assert two[1:] == [None]
     assert eight[1:] == [None] * 7
+
+
+def test_the_detections_that_rank_0_gathers_take_little_memory(
+    drawn_shards: str, model: Detr, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truth = truth_of(drawn_shards, model)
+    sent: list[bytes] = []
+    gather = Threads.gather
+
+    def gathered(collective: Threads, value: Any) -> list[Any]:
+        sent.append(pickle.dumps(value))
+        return gather(collective, value)
+
+    monkeypatch.setattr(Threads, "gather", gathered)
+    evaluate(drawn_shards, model, 2, truth)
+
+    tracemalloc.start()
+    try:
+        received = [pickle.loads(one) for one in sent]  # noqa: S301 - written above
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    detections = 21 * model.config.queries
+    assert len(received) == 2
+    assert held < 100 * detections  # a dict for each takes 400 bytes
 
 
 def test_images_that_the_shards_could_not_take_are_missed_as_an_evaluation_by_the_json_says(

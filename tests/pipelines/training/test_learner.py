@@ -18,8 +18,10 @@ import pytest
 import safetensors.torch
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+import pipelines.training.learner
 from detr.classes import Category
 from detr.config import IMAGE_MEAN, IMAGE_STD, BackboneConfig, DetrConfig
 from detr.model import Detr
@@ -460,6 +462,31 @@ def test_an_empty_network_is_a_function_of_its_seed_and_leaves_chance_alone() ->
     assert torch.equal(torch.rand(3), expected)
     assert all(torch.equal(value, same[name]) for name, value in one.items())
     assert not torch.equal(one["query_embed.weight"], other["query_embed.weight"])
+
+
+class OlderDDP(DistributedDataParallel):
+    """DDP with the arguments that it has in torch 2.11."""
+
+    def __init__(
+        self, module: nn.Module, *, broadcast_buffers: bool = True, gradient_as_bucket_view: bool = False
+    ) -> None:
+        super().__init__(module, gradient_as_bucket_view=gradient_as_bucket_view)
+        self.broadcast_buffers = broadcast_buffers
+
+
+@pytest.mark.parametrize("kind", [DistributedDataParallel, OlderDDP])
+def test_several_workers_start_with_the_ddp_of_every_torch_and_do_not_broadcast_buffers(
+    kind: type[DistributedDataParallel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipelines.training.learner, "DistributedDataParallel", kind)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        trained = learner_of(RECIPE, workers=2)._trained
+    finally:
+        dist.destroy_process_group()
+
+    assert isinstance(trained, kind)
+    assert trained.broadcast_buffers is False
 
 
 def assert_equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:

@@ -81,8 +81,72 @@ def test_workers_that_fail_before_they_begin_end_the_run_too() -> None:
 def test_failures_without_a_word_are_no_secret() -> None:
     board = RunStatus(1)
     board.begin(7)
+    board.fail("")
 
     assert "(no message)" in str(board.begin(7))
+
+
+def test_workers_that_are_replaced_without_a_failure_are_not_counted() -> None:
+    board = RunStatus(5)
+
+    begun = []
+    for _ in range(20):  # nodes joined, or were taken back
+        begun.append(board.begin(0))
+        board.end_group("the cluster has room for another number of workers")
+        board.wait_for(4)
+
+    assert begun == [None] * 20
+    assert board.read()[1] is None
+
+
+@pytest.mark.parametrize("is_told_before", [True, False])
+def test_a_limit_stops_a_run_whose_workers_ended_without_a_failure(is_told_before: bool) -> None:
+    board = RunStatus(5)
+    board.begin(0)
+    board.tell(TrainProgress("train", step=4))
+    if is_told_before:
+        board.cap("the limit is reached")
+    board.end_group("a machine was taken back")
+    board.wait_for(4)
+    board.cap("the limit is reached")
+
+    assert board.read()[1] == "the limit is reached, and no worker is running. Run the same command again to resume."
+    assert board.stopped_at_cap() == (True, None)
+
+
+def test_notes_of_workers_are_taken_once() -> None:
+    board = RunStatus(5)
+    board.note("tracker wandb failed")
+    board.note("the training log could not be written")
+
+    assert board.take_notes() == ["tracker wandb failed", "the training log could not be written"]
+    assert board.take_notes() == []
+
+
+def test_the_progress_shows_what_is_waited_for_and_why() -> None:
+    board = RunStatus(5)
+    stages = []
+
+    def see(_: object) -> None:
+        progress = board.read()[0]
+        assert progress is not None
+        stages.append((progress.stage, progress.step))
+
+    see(board.wait_for(1))
+    see(board.wait_for(None))
+    board.begin(0)
+    board.tell(TrainProgress("train", step=5))
+    see(board.end_group("a machine was taken back"))
+    see(board.wait_for(4))
+    see(board.wait_for(None))
+
+    assert stages == [
+        ("waiting for room for 1 worker", 0),
+        ("starting workers", 0),
+        ("waiting for workers (a machine was taken back)", 5),
+        ("waiting for room for 4 workers (a machine was taken back)", 5),
+        ("starting workers", 5),
+    ]
 
 
 def test_workers_hear_of_a_limit_with_their_next_word_and_the_run_stops_with_the_checkpoint() -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from tensorboardX.crc32c import crc32c
@@ -51,7 +51,7 @@ class Failing:
         return self.inner.put(key, data, create=create, if_match=if_match)
 
 
-def opened(store: Store, step: int = 0, start_id: str = "a", **others: int) -> TrainLog:
+def opened(store: Store, step: int = 0, start_id: str = "a", **others: Any) -> TrainLog:
     return TrainLog(store, CONFIG, TrainingPosition(0, step, step), start_id, clock=Noon(), **others)
 
 
@@ -169,18 +169,17 @@ def test_files_are_followed_by_others_before_they_are_large() -> None:
     assert sum(event.session_log.status for found in event_files(store) for event in found) == 1
 
 
-def test_a_store_that_is_away_for_a_while_loses_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    store = Failing()
-    with opened(store) as log:
+def test_a_store_that_is_away_for_a_while_loses_nothing_and_the_user_is_told() -> None:
+    store, notes = Failing(), list[str]()
+    with opened(store, note=notes.append) as log:
         log.add(line(10, 1.0))
         store.error = StoreDown("no answer")
-        with caplog.at_level(logging.WARNING):
-            log.flush()
+        log.flush()
         store.error = None
         log.add(line(20, 2.0))
 
     assert [entry["step"] for entry in lines(store, "steps-000000001-a.jsonl")] == [10, 20]
-    assert "the training log could not be written" in caplog.text
+    assert notes == ["the training log could not be written; it will be written with the next lines: no answer"]
 
 
 def test_a_store_that_refuses_the_log_is_an_error() -> None:

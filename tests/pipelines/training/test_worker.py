@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
+import ray
 
+from detr.checkpoints.checkpoint import dump, load
 from pipelines.errors import RayDetrError
+from pipelines.store import memory_store
 from pipelines.training.batch import TrainBatch
 from pipelines.training.begun_step import out_of_memory, refuse_step
 from pipelines.training.checkpoints import TrainingPosition
+from pipelines.training.config import TrainConfig
 from pipelines.training.learner import StepResult
 from pipelines.training.recipe import Recipe
-from pipelines.training.worker import _next
+from pipelines.training.run_status import RunStatus
+from pipelines.training.training_run import open_run
+from pipelines.training.worker import _next, _Worker
+from pipelines.training.worker_spec import WorkerSpec
 
 HERE = TrainingPosition(epoch=2, step_in_epoch=5, step=1_205)
 
@@ -69,3 +80,27 @@ def test_what_cannot_be_read_is_handed_on_and_not_raised() -> None:
 
     assert _next(iterator) == ([], None)
     assert _next(iterator) == ([], "the store is gone.")
+
+
+def test_the_first_worker_looks_for_the_packages_of_trackers_and_its_notes_reach_the_driver(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    status = RunStatus(5)
+    monkeypatch.setattr(ray, "get", lambda answer: answer)
+    store = memory_store()
+    run = open_run(store, {}, start_id="a", now=datetime(2026, 11, 30, tzinfo=UTC), versions={})
+    run.save(TrainingPosition(0, 0, 0), dump(load("scenes")), {}, trainable_norm=False, keep=1)
+    worker = object.__new__(_Worker)
+    worker.config = TrainConfig(
+        train="s3://shards", storage="s3://runs", name="r50", finetune="scenes", trackers=("mlflow",)
+    )
+    worker.spec = cast(
+        WorkerSpec, SimpleNamespace(start_id="a", board=SimpleNamespace(note=SimpleNamespace(remote=status.note)))
+    )
+    worker.run_store = store
+
+    with ExitStack() as worker.stack, pytest.raises(RayDetrError, match="tracker mlflow is not installed"):
+        worker._open(run)
+    worker._tell_user("tracker mlflow failed")
+
+    assert status.take_notes() == ["tracker mlflow failed"]
