@@ -122,6 +122,9 @@ class TransformersDetector:
 
     def detect(self, batch: Sequence[Prepared], *, shape: tuple[int, int] | None = None) -> list[Detections]:
         """Run the network once on a batch, in order; see `Detector.detect`."""
+        if shape is None:  # not that of the pixels: some image processors pad every image to one size
+            targets = [self.target_shape(image.height, image.width) for image in batch]
+            shape = max(height for height, _ in targets), max(width for _, width in targets)
         return detect_batch(self, batch, shape)
 
     def submit(self, batch: HostBatch) -> PendingDetections:

@@ -79,8 +79,11 @@ def write_segmentations(
 
     Raises:
         UsageError: the folder is not empty, or `image_ids` does not have an image.
-        RayDetrError: a file cannot be written.
+        RayDetrError: a file cannot be written, the device has too little memory for one image, or the network returned
+            NaN or infinity.
     """
+    import torch
+
     from detr.images.decoding import ImageError, decode
     from detr.segmentation.coco_panoptic import annotation, categories, to_png
 
@@ -101,6 +104,8 @@ def write_segmentations(
             try:
                 picture = decode(stores.get(image).data)
                 found = detector.segmentation(picture, threshold=threshold)
+            except (FloatingPointError, torch.OutOfMemoryError) as error:
+                raise RayDetrError(f"{without_secrets(image)}: {error}") from error
             except (ImageError, StoreError) as error:
                 is_store_down |= isinstance(error, StoreError) and type(error) not in OBJECT_KINDS
                 unreadable.append(f"{without_secrets(image)}: {error}")

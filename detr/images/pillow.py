@@ -27,9 +27,16 @@ from detr.images.avif import picture_of_avif
 from detr.images.gif import picture_of_gif
 from detr.images.icon import picture_of_icon
 from detr.images.png import SIGNATURE as PNG_SIGNATURE
-from detr.images.png import picture_of_png, white_of_png
-from detr.images.results import ImageError, ImageTooLarge, TruncatedImage, UnreadableImage, UnsupportedImage
-from detr.images.tiff import picture_of_tiff, white_of_tiff
+from detr.images.png import picture_of_png, samples_of_png
+from detr.images.results import (
+    ImageError,
+    ImageTooLarge,
+    Samples,
+    TruncatedImage,
+    UnreadableImage,
+    UnsupportedImage,
+)
+from detr.images.tiff import picture_of_tiff, samples_of_tiff
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,8 +69,8 @@ _DAMAGE = (
     struct.error,
     zlib.error,
 )
-_WHITES: dict[str, Callable[[bytes], int | None]] = {"PNG": white_of_png, "TIFF": white_of_tiff}
-_TWELVE_BITS = 4095
+_SAMPLES: dict[str, Callable[[bytes], Samples]] = {"PNG": samples_of_png, "TIFF": samples_of_tiff}
+_TWELVE_BITS, _SIXTEEN_BITS = 4095, 65535
 EIGHT_BITS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
 # The value of white: files do not state it, so it is the smallest of these that no value exceeds. Pillow uses integers
 # (I) only for 16-bit PPM, already in this scale, and for 32-bit TIFF.
@@ -111,7 +118,7 @@ def decode_picture(image: ImageFile, data: bytes = b"") -> NDArray[np.uint8]:
         image.load()
     except _DAMAGE as error:
         raise _verdict(error, UnreadableImage(f"the pixels of the {image_format} are damaged: {error}")) from error
-    return to_rgb(image, _WHITES[image_format](data) if data and image_format in _WHITES else None)
+    return to_rgb(image, _SAMPLES[image_format](data) if data and image_format in _SAMPLES else Samples())
 
 
 def _verdict(error: Exception, otherwise: ImageError) -> ImageError | MemoryError:
@@ -126,12 +133,12 @@ def _verdict(error: Exception, otherwise: ImageError) -> ImageError | MemoryErro
     return otherwise
 
 
-def to_rgb(image: Image.Image, white: int | None) -> NDArray[np.uint8]:
+def to_rgb(image: Image.Image, samples: Samples) -> NDArray[np.uint8]:
     """Convert a decoded image to RGB of shape (height, width, 3); alpha is dropped.
 
     Args:
         image: Of any of Pillow's modes.
-        white: The value of white in 16-bit grey, None where the file does not state it.
+        samples: The meaning of the values in the file.
 
     Raises:
         UnsupportedImage: its values have no known scale, or Pillow cannot convert its mode.
@@ -140,25 +147,49 @@ def to_rgb(image: Image.Image, white: int | None) -> NDArray[np.uint8]:
         image = image.convert("LA")
     mode = image.mode
     if mode in EIGHT_BITS:
-        return np.array(image if mode == "RGB" else image.convert("RGB"))
+        rgb = np.array(image if mode == "RGB" else image.convert("RGB"))
+        if samples.bits == 16:
+            _check_scale(np.asarray(image) if mode == "CMYK" else rgb, samples.white)
+        return rgb
     grey = np.asarray(image)
     if mode.startswith("I;16"):
-        eight = _scaled(grey, _full_scale(grey, white, image.format))
+        full = _full_scale(grey, samples.white, image.format)
     elif mode in _FULL_SCALES:
         low, high = float(grey.min()), float(grey.max())
-        full = next((scale for scale in _FULL_SCALES[mode] if high <= scale), None)
-        if full is None or not low >= 0:  # NaN too
+        known = next((scale for scale in _FULL_SCALES[mode] if high <= scale), None)
+        if known is None or not low >= 0:  # NaN too
             raise UnsupportedImage(
                 f"its values run from {low:g} to {high:g}; scale them to 0..65535, or floats to 0..1"
             )
-        eight = _scaled(grey, full)
+        is_scaled = known < _SIXTEEN_BITS or image.format == "PPM"  # Pillow scales PPM by the file's value of white
+        full = known if is_scaled else _full_scale(grey, samples.white, image.format)
     else:
         raise UnsupportedImage(f"Pillow cannot convert {mode} pixels to RGB; convert the image first")
-    return np.repeat(eight[..., None], 3, axis=2)
+    eight = _scaled(grey, full)
+    return np.repeat((255 - eight if samples.is_inverted else eight)[..., None], 3, axis=2)
+
+
+def _check_scale(eight: NDArray[np.uint8], white: int | None) -> None:
+    """Refuse colours of 16 bits that have fewer bits; Pillow has kept only the upper 8.
+
+    Args:
+        eight: the upper 8 bits of each value.
+        white: the value in the file, None if it has none.
+
+    Raises:
+        UnsupportedImage: the picture would have nearly one colour, and it is not known whether that is correct.
+    """
+    limit = _TWELVE_BITS if white is None else white
+    if limit < _SIXTEEN_BITS and 0 < int(eight.max()) <= limit >> 8:
+        raise UnsupportedImage(
+            f"its largest value is at most {limit} of 65535, so it is nearly black (in CMYK: white), or it has fewer "
+            "than 16 bits: scale the values to 0..65535, or, if it is right as it is, set the TIFF's MaxSampleValue to "
+            "65535 or the PNG's sBIT to 16"
+        )
 
 
 def _full_scale(grey: NDArray[np.generic], white: int | None, image_format: str | None) -> float:
-    """Return the value of white in 16-bit grey.
+    """Return the value of white in grey of 16 bits, or in integers and floats of 32 bits up to 65535.
 
     Args:
         grey: the values.
@@ -175,11 +206,11 @@ def _full_scale(grey: NDArray[np.generic], white: int | None, image_format: str 
             "declaring so: scale the values to 0..65535, or set the TIFF's MaxSampleValue or the PNG's sBIT"
         )
     if white is None or high > white:
-        return 65535.0
+        return float(_SIXTEEN_BITS)
     # PNG writers that follow the standard scale values up: dark values are then multiples of this
     step = 65536 // (white + 1)
     is_scaled_up = image_format == "PNG" and not np.any(np.asarray(grey) % step)
-    return 65535.0 if is_scaled_up else float(white)
+    return float(_SIXTEEN_BITS) if is_scaled_up else float(white)
 
 
 def _scaled(grey: NDArray[np.generic], full: float) -> NDArray[np.uint8]:

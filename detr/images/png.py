@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
-from detr.images.results import Header, TruncatedImage, UnreadableImage, upright_header
+from detr.images.results import Header, Samples, TruncatedImage, UnreadableImage, upright_header
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,13 +40,13 @@ def read_png(data: bytes) -> Header:
     return upright_header("PNG", height, width, exif=exif)
 
 
-def white_of_png(data: bytes) -> int | None:
-    """Return the largest value of the significant bits (sBIT chunk); None without that chunk."""
+def samples_of_png(data: bytes) -> Samples:
+    """Return the meaning of the pixel values; white is the largest value of the significant bits (sBIT chunk)."""
     for chunk in _chunks(data):
         if chunk.name == b"sBIT" and chunk.start + 12 < chunk.end <= len(data):
             bits = data[chunk.start + 8]
-            return 2**bits - 1 if 1 <= bits <= 16 else None
-    return None
+            return Samples(data[24], 2**bits - 1 if 1 <= bits <= 16 else None)
+    return Samples(data[24])
 
 
 def picture_of_png(data: bytes) -> bytes:

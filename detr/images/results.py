@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from detr.images.exif import read_exif
 
@@ -72,6 +72,16 @@ class Header:
     orientation: int  # EXIF's 1..8: the rotation that makes the stored pixels upright
     format: str  # Pillow's name of the format, such as JPEG or WEBP
     taken_at: datetime | None  # the camera's own clock, without a zone
+
+
+class Samples(NamedTuple):
+    """The meaning of a file's pixel values, as far as the file states it."""
+
+    bits: int = 8
+    white: int | None = None
+    """The largest value, where the file states it."""
+    is_inverted: bool = False
+    """Whether 0 is white, in grey that Pillow does not invert."""
 
 
 def upright_header(

@@ -6,7 +6,14 @@ import struct
 from typing import NamedTuple
 
 from detr.images.exif import ExifEntry, directory_entries, read_directory
-from detr.images.results import Header, TruncatedImage, UnreadableImage, UnsupportedImage, upright_header
+from detr.images.results import (
+    Header,
+    Samples,
+    TruncatedImage,
+    UnreadableImage,
+    UnsupportedImage,
+    upright_header,
+)
 
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # bytes of one value of each kind
@@ -14,7 +21,9 @@ _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12
 _INTEGERS = {1: "B", 3: "H", 4: "L", 13: "L", 16: "Q", 18: "Q"}
 _REDUCED, _WIDTH, _HEIGHT, _STRIP_OFFSETS, _TILE_OFFSETS, _SUB_DIRECTORIES, _DNG = 254, 256, 257, 273, 324, 330, 50706
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323
-_MAX_SAMPLE_VALUE = 281
+_BITS, _PHOTOMETRIC, _MAX_SAMPLE_VALUE, _SAMPLE_FORMAT = 258, 262, 281, 339
+_SAMPLE_TAGS = (_BITS, _PHOTOMETRIC, _MAX_SAMPLE_VALUE, _SAMPLE_FORMAT)
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _UNSIGNED, _SHORT = 0, 1, 1, 3
 # Tags that describe how pixels are stored: layout, palette, compression and its tables; single values first.
 _SINGLE = {_WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT}
 _SINGLE |= {259, 262, 266, 277, 278, 284, 292, 293, 317, 332, 512, 513, 514, 515, 531}
@@ -53,23 +62,25 @@ def read_tiff(data: bytes) -> Header:
     return Header(header.height, header.width, orientation, "TIFF", taken_at)
 
 
-def white_of_tiff(data: bytes) -> int | None:
-    """Return the TIFF's largest pixel value (MaxSampleValue); None without that tag.
+def samples_of_tiff(data: bytes) -> Samples:
+    """Return the meaning of the pixel values; white is MaxSampleValue.
 
     Raises:
-        ImageError: the tag is truncated, or not a number.
+        ImageError: a tag is truncated, or not a number.
     """
-    for entry in _directory(data):
-        if entry.tag == _MAX_SAMPLE_VALUE:
-            return max(_integers(data, entry, _layout(data).order))
-    return None
+    order, _, _ = _layout(data)
+    entries = {entry.tag: entry for entry in reversed(_directory(data)) if entry.tag in _SAMPLE_TAGS}
+    first = {tag: _first_integer(data, entry, order) for tag, entry in entries.items()}
+    white = max(_integers(data, entries[_MAX_SAMPLE_VALUE], order)) if _MAX_SAMPLE_VALUE in entries else None
+    return Samples(first.get(_BITS, 1), white, first.get(_PHOTOMETRIC) == _WHITE_IS_ZERO)
 
 
 def picture_of_tiff(data: bytes) -> bytes:
     """Return the file with a directory that has only the tags of the first picture.
 
     Pillow warns about tags that a picture does not need, applies the orientation in some of its code paths, and reads
-    other directories. Its warnings can be disabled for the whole process only.
+    other directories. Its warnings can be disabled for the whole process only. Grey of 16 bits in which 0 is white is
+    described as grey in which 0 is black: Pillow does not invert it, and cannot open it in big-endian files.
 
     Raises:
         TruncatedImage: the values of a tag, or the pixels, are beyond the end of the file.
@@ -89,6 +100,11 @@ def picture_of_tiff(data: bytes) -> bytes:
         kept[entry.tag] = entry
     if value_bytes > len(data):
         raise UnreadableImage("the tags of the TIFF refer to more bytes than it has")
+    first = {tag: _first_integer(data, kept[tag], order) for tag in _SAMPLE_TAGS if tag in kept}
+    has_16_bits = first.get(_BITS) == 16 and first.get(_SAMPLE_FORMAT, _UNSIGNED) == _UNSIGNED
+    if has_16_bits and first.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        black_is_zero = struct.pack(order + "H", _BLACK_IS_ZERO).ljust(8 if big else 4, b"\0")
+        kept[_PHOTOMETRIC] = ExifEntry(_PHOTOMETRIC, _SHORT, 1, black_is_zero)
     entries = b"".join(struct.pack(order + ("HHQ8s" if big else "HHL4s"), *kept[tag]) for tag in sorted(kept))
     count = struct.pack(order + ("Q" if big else "H"), len(kept))
     # Overwrites the old one, which is never shorter: if the file grew, a truncated strip would continue into the
@@ -128,3 +144,11 @@ def _integers(data: bytes, entry: ExifEntry, order: str) -> tuple[int, ...]:
     if letter is None or entry.values == 0:
         raise UnreadableImage(f"tag {entry.tag} of the TIFF is not a number")
     return struct.unpack(f"{order}{entry.values}{letter}", _values(data, entry, order))
+
+
+def _first_integer(data: bytes, entry: ExifEntry, order: str) -> int:
+    letter = _INTEGERS.get(entry.kind)
+    if letter is None or entry.values == 0:
+        raise UnreadableImage(f"tag {entry.tag} of the TIFF is not a number")
+    number: int = struct.unpack_from(order + letter, _values(data, entry, order))[0]
+    return number

@@ -8,7 +8,7 @@ import torch
 from detr.batching import HostBatch
 from detr.checkpoints.checkpoint import fingerprint, load
 from detr.checkpoints.model_directory import CheckpointError
-from detr.detector import Detector
+from detr.detector import Detector, not_finite
 from detr.device import float32_arithmetic
 from detr.images.decoding import decode
 from detr.images.inputs import AnyImage, encoded_or_tensor
@@ -78,24 +78,37 @@ class MaskDetector(Detector):
 
         Raises:
             ImageError: the image cannot be read.
+            FloatingPointError: the network returned NaN or infinity, as half precision can.
+            torch.OutOfMemoryError: the device has too little memory for the image.
         """
-        network = self._network
-        assert isinstance(network, PanopticDetr)
         source = encoded_or_tensor(image)
         prepared = self.prepare(source if isinstance(source, torch.Tensor) else decode(source))
-        height, width = prepared.pixels.shape[1:]
-        batch = self.host_batch(1, height, width)
+        batch = self.host_batch(1, *prepared.pixels.shape[1:])
         batch.write(0, prepared)
+        found: list[PanopticSegmentation] = []
+
+        def launch(batch: HostBatch) -> ReadDetections:
+            found.append(self._segment(batch, threshold))
+            return list
+
+        self._launcher.submit(batch, launch)
+        return found[0]
+
+    def _segment(self, batch: HostBatch, threshold: float) -> PanopticSegmentation:
+        """Compute the segmentation of a batch of one image."""
+        network = self._network
+        assert isinstance(network, PanopticDetr)
+        height, width, *upright = batch.sizes[0].tolist()
         (pixels,) = self._transfer.upload(batch.pixels)
         with float32_arithmetic(tf32=self.precision == "tf32"):
             output, features = network.segment(self._normalised(pixels, None), None)
             scores, classes = output.logits[0].float().softmax(-1).max(-1)
             kept = ((classes < self.config.class_count) & (scores > threshold)).nonzero()[:, 0]
             logits = network.mask_logits(features, 0, kept)
+        if not _are_finite(output.logits, output.boxes_cxcywh, logits):  # would otherwise look like "nothing found"
+            raise not_finite(self.name, self.precision)
         ids = [self.config.categories[index].id for index in classes[kept].tolist()]
-        return segment_pixels(
-            logits, torch.tensor(ids), resized=(height, width), image=(prepared.height, prepared.width)
-        )
+        return segment_pixels(logits, torch.tensor(ids), resized=(height, width), image=(upright[0], upright[1]))
 
     @torch.no_grad()
     def _launch(self, batch: HostBatch) -> ReadDetections:
@@ -109,17 +122,24 @@ class MaskDetector(Detector):
             scores, classes, boxes = postprocess(output, sizes[:, 2:])
             ranked = rank(scores, classes, boxes, self._thresholds)
             order, is_kept = ranking(scores, classes, self._thresholds)
-            masks = []
+            masks, are_finite = [], True
             for image, (height, width, upright_height, upright_width) in enumerate(batch.sizes.tolist()):
                 kept = order[image, : int(is_kept[image].sum())]
                 logits = network.mask_logits(features, image, kept)
+                are_finite = are_finite and _are_finite(logits)
                 masks.append(encoded_masks(logits, resized=(height, width), image=(upright_height, upright_width)))
         found = ranked.cpu()
 
         def read() -> list[Detections]:
+            if not are_finite:
+                raise not_finite(self.name, self.precision)
             return [
                 MaskedDetections(one.category_ids, one.labels, one.scores, one.boxes_xyxy, own)
                 for one, own in zip(self.read(found), masks, strict=True)
             ]
 
         return read
+
+
+def _are_finite(*tensors: torch.Tensor) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)

@@ -82,19 +82,28 @@ def test_pictures_of_one_size_share_a_batch_and_others_do_not(folders: dict[str,
     assert all((batch.height, batch.width) == shapes[index] for batch in batches for index in batch.indices)
 
 
-def test_an_image_processor_that_pads_to_one_size_is_followed_with_its_mask(tmp_path: Path) -> None:
-    processor = hf.ConditionalDetrImageProcessor(size=EDGES, do_pad=True, pad_size={"height": 96, "width": 96})
-    folder = write_family("conditional_detr", tmp_path, processor=processor)
+@pytest.mark.parametrize(
+    ("family", "processor"),
+    [("conditional_detr", hf.ConditionalDetrImageProcessor), ("rt_detr", hf.RTDetrImageProcessor)],
+)
+def test_an_image_processor_that_pads_to_one_size_is_followed_with_its_mask(
+    family: str, processor: Any, tmp_path: Path
+) -> None:
+    size = {"height": 96, "width": 96}
+    longest = {"max_height": 96, "max_width": 96}
+    folder = write_family(family, tmp_path, processor=processor(size=longest, do_pad=True, pad_size=size))
     images = random_images(*SIZES)
+    expected = own_detections(folder, images)
     detector = load_detector(folder, threshold=0.0, batch_size=8, device="cpu")
 
-    found = detector(images)
+    alone, together = [detector(image) for image in images], detector(images)
 
     assert detector.target_shape(50, 70) == (96, 96)
-    for one, own in zip(found, own_detections(folder, images), strict=True):
-        score, box = differences(one, own)
-        assert score <= 1e-4
-        assert box <= 0.05
+    for found in (alone, together):
+        for one, own in zip(found, expected, strict=True):
+            score, box = differences(one, own)
+            assert score <= 1e-4
+            assert box <= 0.05
 
 
 def test_weights_in_shards_are_the_same_model(folders: dict[str, Path], tmp_path: Path) -> None:

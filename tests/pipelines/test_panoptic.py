@@ -10,9 +10,11 @@ from typing import Any
 import hotcoco.panoptic
 import numpy as np
 import pytest
+import torch
 
 from detr.scenes.files import write_scenes
 from detr.segmentation.coco_panoptic import from_png, to_png
+from detr.segmentation.detector import MaskDetector
 from jobs.panoptic import main
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.panoptic import quality_of_files
@@ -137,6 +139,23 @@ def test_where_the_store_does_not_answer_the_same_command_works_later(segmented:
     assert not isinstance(raised.value, UsageError)  # exit code 1: schedulers try again
     main([str(tmp_path / "images" / image), *line])
     assert (out / "panoptic.json").exists()
+
+
+@pytest.mark.parametrize(
+    "error", [FloatingPointError("produced NaN"), torch.OutOfMemoryError("cuda has too little memory")]
+)
+def test_an_image_that_the_network_cannot_compute_ends_the_command_with_a_message(
+    error: Exception, segmented: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(MaskDetector, "segmentation", fail)
+    out = tmp_path / "other"
+
+    with pytest.raises(RayDetrError, match=rf"\.jpg: {error}"):
+        main([str(tmp_path / "images"), "--model", str(tmp_path / "model"), "--out", str(out), "--device", "cpu"])
+    assert not (out / "panoptic.json").exists()
 
 
 def test_what_does_not_fit_is_refused(segmented: Path, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from detr.images.decoding import (
     resize,
     resize_shape,
 )
+from detr.images.results import Samples
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 Pixels = NDArray[np.uint8]
@@ -560,4 +561,4 @@ def test_resized_pixels_are_pillows_up_and_down(height: int, width: int) -> None
 
 @pytest.mark.parametrize("mode", pillow.EIGHT_BITS)
 def test_every_mode_of_eight_bits_becomes_rgb(mode: str) -> None:
-    assert pillow.to_rgb(Image.new(mode, (3, 2)), None).shape == (2, 3, 3)
+    assert pillow.to_rgb(Image.new(mode, (3, 2)), Samples()).shape == (2, 3, 3)

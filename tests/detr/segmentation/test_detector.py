@@ -95,6 +95,32 @@ def test_masks_of_what_is_not_kept_are_not_computed() -> None:
     assert some.masks == every.masks[:3]
 
 
+@pytest.mark.parametrize("part", ["class_embed.bias", "bbox_embed.layers.2.bias", "mask_head.out_lay.bias"])
+def test_values_that_are_not_finite_are_neither_an_empty_segmentation_nor_empty_masks(part: str) -> None:
+    model = small_panoptic()
+    torch.nn.init.constant_(model.get_parameter(part), float("nan"))
+    detector = MaskDetector(model, device="cpu", threshold=0.0)
+
+    with pytest.raises(FloatingPointError, match="the model produced NaN or infinite values in fp32"):
+        detector.segmentation(IMAGES[0], threshold=0.0)
+    with pytest.raises(FloatingPointError, match="the model produced NaN or infinite values in fp32"):
+        detector(IMAGES[0])
+
+
+def test_a_segmentation_that_does_not_fit_into_memory_names_the_device_and_the_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    detector = MaskDetector(small_panoptic(), device="cpu")
+
+    def no_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    monkeypatch.setattr(detector, "_segment", no_memory)
+
+    with pytest.raises(torch.OutOfMemoryError, match="cpu has too little memory for one image of 96 x 128 pixels"):
+        detector.segmentation(IMAGES[0])
+
+
 def test_a_model_without_a_mask_head_is_refused() -> None:
     with pytest.raises(CheckpointError, match="scenes has no mask head, so it gives boxes only"):
         MaskDetector("scenes", device="cpu")
