@@ -14,6 +14,7 @@ from pipelines.labelling.manifest import (
     Segment,
     UnknownVersion,
     list_segments,
+    read_planned,
     read_segment,
     segment_of,
     write_segment,
@@ -61,6 +62,8 @@ def seal_run(table: Store, run: Run, *, now: datetime) -> End:
         last += 1
         planned, _ = write_segment(table, run.run_id, Segment(last, (), position), NO_COLUMNS, ending="sealed")
         position, ending = planned.position, planned.ending
+        if kept is None and ending is None:
+            _, kept = read_planned(table, run.run_id, last)
     if kept is None:
         kept = _kept_of_rows(table, run)
     for index in range(last):

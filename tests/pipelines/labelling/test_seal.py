@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -36,12 +37,14 @@ def start(table: Store, tail: str) -> tuple[Run, bool]:
     return start_run(table, RunRequest("detr@1", "1", {}, 1, {}), now=NOW, tail=tail)
 
 
-def plan(table: Store, run: Run) -> Iterator[PlannedSegment]:
+def plan(table: Store, run: Run, kept: pa.Schema = NO_COLUMNS) -> Iterator[PlannedSegment]:
+    lake = [replace(item, kept=(None,) * len(kept)) for item in LAKE]
+
     def stream(after: str | None) -> Iterator[LakeObject]:
-        return (item for item in LAKE if after is None or item.uri > after)
+        return (item for item in lake if after is None or item.uri > after)
 
     labelled = read_labelled(table, "detr@1", threads=1)
-    return write_plan(table, run.run_id, Listing((stream,), NO_COLUMNS), labelled.contains, shard_images=1)
+    return write_plan(table, run.run_id, Listing((stream,), kept), labelled.contains, shard_images=1)
 
 
 def label(table: Store, run: Run, segment: PlannedSegment) -> None:
@@ -125,9 +128,9 @@ def test_a_run_that_planned_nothing_can_be_sealed() -> None:
 
 
 def test_a_planner_that_is_faster_than_the_seal_is_closed_behind() -> None:
-    table = memory_store()
+    table, kept = memory_store(), pa.schema([("night", pa.string())])
     old, _ = start(table, "0001")
-    planner = plan(table, old)
+    planner = plan(table, old, kept)
 
     class Slow:
         """A store that lets the planner write once more before each file of the manifest that ends it."""
@@ -144,7 +147,8 @@ def test_a_planner_that_is_faster_than_the_seal_is_closed_behind() -> None:
     assert list_segments(table, old) == [None, None, "sealed"]
     with pytest.raises(RayDetrError, match="was sealed"):
         next(planner)
-    assert len(list(table.list("data/"))) == 2
+    files = [decode(table.get(entry.key).data) for entry in table.list("data/")]
+    assert [file.schema.remove_metadata() for file in files] == [table_schema(kept)] * 2
 
 
 def list_segments(table: Store, run: Run) -> Sequence[str | None]:
