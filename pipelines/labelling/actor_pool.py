@@ -33,7 +33,9 @@ from pipelines.remote_errors import first_line, remote_sentence
 from pipelines.store import StoreError, without_secrets
 
 SHARDS_AT_ONCE = 2  # per actor: one is fetched while the network computes the other
-SHARDS_IN_FLIGHT = 4  # per actor: the pool grows only if this is at least 1.75 times SHARDS_AT_ONCE
+# The pool grows while its actors have at least this share of the shards that they can label at once: to about one shard
+# for each actor. No actor holds more shards than it labels, which others could label meanwhile.
+GROW_AT = 0.55
 LEAST_RESTARTS = 50  # per actor; an unlimited number would hide a node on which the model kills its process
 ACTORS_WAIT_SECONDS = 600  # for the first actors to start and load the model
 STALL_SECONDS = 3600.0  # without a finished shard, including waiting for nodes, before the pool is given up
@@ -219,6 +221,7 @@ def label_shards(
         context.wait_for_min_actors_s = ACTORS_WAIT_SECONDS
         context.execution_no_progress_timeout_s = stall_seconds
         context.memory_usage_poll_interval_s = None
+        context.autoscaling_config = replace(context.autoscaling_config, actor_pool_util_upscaling_threshold=GROW_AT)
         # iter_rows delays every row until the next one arrives; this does not (measured: 20 ms)
         batches = iter(dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"))
         with _told(done, show_unfinished), _stopping(begun, stop):
@@ -274,7 +277,7 @@ def _dataset(shards: Sequence[int], spec: LabelerSpec, pool: Pool) -> ray.data.D
             max_size=max(pool.least, min(pool.most, len(shards))),
             max_concurrent_calls_per_actor=SHARDS_AT_ONCE,
             enable_true_multi_threading=True,
-            max_tasks_in_flight_per_actor=SHARDS_IN_FLIGHT,
+            max_tasks_in_flight_per_actor=SHARDS_AT_ONCE,
         ),
         # an actor without restarts left is not replaced, and the last such one is waited for without end (measured,
         # Ray 2.60). Each death costs a shard at least, so there are more restarts than an actor can use up

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from pipelines.errors import RayDetrError
 from pipelines.labelling.manifest import (
+    Ending,
     ListingPosition,
     Segment,
     UnknownVersion,
@@ -42,7 +43,9 @@ def seal_run(table: Store, run: Run, *, now: datetime) -> End:
     """
     done = read_done(table, run.run_id, run.layout)
     last = max([*done.published, *map(segment_of, done.parts)], default=-1)
-    position, kept, ending = ListingPosition(), None, None
+    position = ListingPosition()
+    kept: pa.Schema | None = None
+    ending: Ending | None = None
     for index, entry in list_segments(table, run.run_id):
         last, ending = max(last, index), None
         try:

@@ -99,6 +99,10 @@ PARTS = [
         "pipelines/labelling/actor_pool.py, `_dataset`.",
     ),
     (
+        "ray.data.context", "AutoscalingConfig.__init__", ("actor_pool_util_upscaling_threshold",),
+        "pipelines/labelling/actor_pool.py, `GROW_AT`: find what decides when a pool grows.",
+    ),
+    (
         "ray.data", "ActorPoolStrategy.__init__",
         (
             "min_size", "max_size", "max_concurrent_calls_per_actor", "enable_true_multi_threading",
@@ -110,7 +114,7 @@ PARTS = [
 
 SETTINGS = {
     "max_errored_blocks", "wait_for_min_actors_s", "enable_progress_bars", "print_on_execution_start",
-    "execution_no_progress_timeout_s", "memory_usage_poll_interval_s",
+    "execution_no_progress_timeout_s", "memory_usage_poll_interval_s", "autoscaling_config",
 }  # fmt: skip
 
 
