@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Callable, Container, Iterable
 from dataclasses import MISSING
@@ -131,6 +132,24 @@ def check_stays(parser: argparse.ArgumentParser, option: str, uri: str | None) -
             f"{option} {uri}: the job runs in a temporary folder of Ray ({Path.cwd()}), which Ray removes with "
             "everything in it. Give a path that begins with /, or the address of a store, such as s3://bucket/folder."
         )
+
+
+def check_can_be_written(parser: argparse.ArgumentParser, option: str, file: Path | None) -> None:
+    """Exit with code 2 if a file that the command writes at its end cannot be written: its work would be wasted.
+
+    Folders that do not exist are created when the file is written.
+    """
+    if file is None:
+        return
+    if os.path.isdir(file):  # noqa: PTH112 - Path.is_dir() raises PermissionError in a folder that cannot be entered
+        parser.error(f"{option} {file} is a folder: name a file")
+    if os.path.exists(file) and not os.path.isfile(file):  # noqa: PTH110, PTH113
+        return  # such as /dev/stdout
+    folder = next(folder for folder in file.absolute().parents if os.path.lexists(folder))
+    if not os.path.isdir(folder):  # noqa: PTH112
+        parser.error(f"{option} {file} cannot be written: {folder} is not a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        parser.error(f"{option} {file} cannot be written: permission denied in the folder {folder}")
 
 
 def with_its_error(parse: Callable[[str], Value]) -> Callable[[str], Value]:
