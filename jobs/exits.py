@@ -43,8 +43,8 @@ class _Terminated(SystemExit):
 def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> None:
     """Call a command and exit with its code.
 
-    A system failure is printed as one sentence on standard error; a bug with its traceback. Ctrl-C is
-    `jobs._interrupts`.
+    A system failure, also a path that may not be used, is printed as one sentence on standard error; a bug with its
+    traceback. Ctrl-C is `jobs._interrupts`.
     """
     for stream in (sys.stdout, sys.stderr):
         _escape_what_it_cannot_encode(stream)
@@ -70,9 +70,12 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(SYSTEM_FAILURE)
     except Exception as error:
-        if not _is_store_error(error):
+        if isinstance(error, PermissionError) and error.filename is not None:
+            print(f"error: {os.fsdecode(error.filename)}: permission denied.", file=sys.stderr)
+        elif _is_store_error(error):
+            print(f"error: {error}", file=sys.stderr)
+        else:
             raise
-        print(f"error: {error}", file=sys.stderr)
         sys.exit(SYSTEM_FAILURE)
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -48,6 +48,7 @@ def test_the_codes_are_those_that_are_documented() -> None:
         (BudgetExceeded("6 % of the images are errors."), 3, "error: 6 % of the images are errors.\n"),
         (LeaseHeld("host b writes the table."), 4, "error: host b writes the table.\n"),
         (CapReached("the limit of 3 minutes is reached."), 5, "stopped: the limit of 3 minutes is reached.\n"),
+        (PermissionError(13, "Permission denied", "root/x"), 1, "error: root/x: permission denied.\n"),
         (KeyboardInterrupt(), 130, "interrupted: run the same command again to resume.\n"),
         (SystemExit(2), 2, ""),
         (SystemExit(143), 143, ""),  # of a job that was stopped, whose code `submit` leaves with
