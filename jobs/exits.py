@@ -55,15 +55,17 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
         sys.stdout.flush()  # flush here, where a closed pipe can still be handled
     except RayDetrError as error:
         print(f"{'stopped' if isinstance(error, CapReached) else 'error'}: {error}", file=sys.stderr)
+        for note in _notes(error):
+            print(f"note: {note}", file=sys.stderr)
         sys.exit(_exit_code(error))
-    except KeyboardInterrupt:
-        print("interrupted: run the same command again to resume.", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(f"interrupted: {_next_step(stopped)}", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except SystemExit as left:
         # the number of the signal: after Ray is imported, its handler replaces ours and exits with this code
         if not isinstance(left, _Terminated) and left.code != int(signal.SIGTERM):
             raise
-        print("terminated: run the same command again to resume.", file=sys.stderr)
+        print(f"terminated: {_next_step(left)}", file=sys.stderr)
         sys.exit(TERMINATED)
     except BrokenPipeError:
         # the reader of our output has ended (`| head`): exit without a second error from the flush at exit
@@ -107,6 +109,20 @@ def run_process(main: Callable[[Sequence[str] | None], None], argv: Sequence[str
     for stream in (sys.stdout, sys.stderr):
         _flush(stream)
     os._exit(code if isinstance(code, int) else DONE if code is None else SYSTEM_FAILURE)
+
+
+def _next_step(stopped: BaseException) -> str:
+    """Return what to do after a command was stopped."""
+    return " ".join(_notes(stopped)) or "run the same command again to resume."
+
+
+def _notes(error: BaseException | None) -> list[str]:
+    """Return the notes of an error and of its causes (`pipelines.errors.note_incomplete`)."""
+    notes: list[str] = []
+    while error is not None:
+        notes += getattr(error, "__notes__", [])
+        error = error.__cause__
+    return notes
 
 
 def _exit_code(error: RayDetrError) -> int:

@@ -15,10 +15,10 @@ from xml.etree import ElementTree
 
 import pyarrow as pa
 
-from pipelines.errors import RayDetrError, UsageError
+from pipelines.errors import RayDetrError, note_incomplete
 from pipelines.exports.documents import coco_boxes, coco_categories, coco_image
 from pipelines.exports.images import Categories, LabelledImage, Names, labelled_images
-from pipelines.exports.places import FILE_BYTES, INDEX_KEY
+from pipelines.exports.places import FILE_BYTES, INDEX_KEY, require_empty
 from pipelines.store import Store
 
 
@@ -31,8 +31,7 @@ class Tree:
         Raises:
             UsageError: it is not empty.
         """
-        if next(iter(store.list()), None) is not None:
-            raise UsageError(f"{store.uri} is not empty. Empty it, or name another folder.")
+        require_empty(store)
         self.files = 0
         self.names, self.categories = names, Categories()
         self._store = store
@@ -42,8 +41,10 @@ class Tree:
         """Return itself."""
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         """Keep the written files: without the record they are an unfinished export."""
+        if error is not None and self.files:
+            note_incomplete(error, self._store.uri)
 
     def add(self, rows: pa.Table) -> None:
         """Write more images."""
