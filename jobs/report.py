@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from pipelines.report.report import ReportProgress, ReportSummary
     from pipelines.report.training import TrainingReportSummary
 
-TABLE_ONLY = ("run", "settings", "against", "max_drift", "annotations", "price_per_hour", "keep_repeats")
+TABLE_ONLY = (
+    "run", "settings", "against", "max_drift", "annotations", "match_classes", "seed", "price_per_hour", "keep_repeats",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> None:
