@@ -3,10 +3,11 @@
 import json
 import os
 import sys
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 VARIABLE = "RAY_DETR_NOTIFY_URL"
 ANSWER_SECONDS = 10.0
@@ -48,8 +49,9 @@ def notifying(job: str, place: str) -> Iterator[dict[str, object]]:
             _post(url, json.dumps(record).encode())
         except (OSError, ValueError, http.client.HTTPException) as error:
             if not told:
-                # without the error's text, which may contain the address
-                print(f"note: the notification could not be sent ({type(error).__name__})", file=sys.stderr)
+                # without another error's text, which may contain the address
+                reason = error if isinstance(error, _Refused) else type(error).__name__
+                print(f"note: the notification could not be sent ({reason})", file=sys.stderr)
             told.append(state)
 
     post("started")
@@ -73,6 +75,10 @@ def notifying(job: str, place: str) -> Iterator[dict[str, object]]:
         os.environ[VARIABLE] = url
 
 
+class _Refused(OSError):
+    """The server's answer is an error; the message has only its status."""
+
+
 def _post(url: str, body: bytes) -> None:
     """Send a request body.
 
@@ -89,9 +95,13 @@ def _post(url: str, body: bytes) -> None:
     connection = kind(parts.hostname, parts.port, timeout=ANSWER_SECONDS)
     try:
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        connection.request("POST", path, body, {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json"}
+        if parts.username is not None:
+            login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            headers["Authorization"] = f"Basic {b64encode(login.encode()).decode()}"
+        connection.request("POST", path, body, headers)
         status = connection.getresponse().status
     finally:
         connection.close()
     if status >= 300:
-        raise OSError(f"status {status}")
+        raise _Refused(f"the server answered with status {status}")

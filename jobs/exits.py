@@ -43,8 +43,8 @@ class _Terminated(SystemExit):
 def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> None:
     """Call a command and exit with its code.
 
-    A system failure is printed as one sentence on standard error; a bug with its traceback. Ctrl-C is
-    `jobs._interrupts`.
+    A system failure, also a path that may not be used, is printed as one sentence on standard error; a bug with its
+    traceback. Ctrl-C is `jobs._interrupts`.
     """
     for stream in (sys.stdout, sys.stderr):
         _escape_what_it_cannot_encode(stream)
@@ -55,24 +55,29 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
         sys.stdout.flush()  # flush here, where a closed pipe can still be handled
     except RayDetrError as error:
         print(f"{'stopped' if isinstance(error, CapReached) else 'error'}: {error}", file=sys.stderr)
+        for note in _notes(error):
+            print(f"note: {note}", file=sys.stderr)
         sys.exit(_exit_code(error))
-    except KeyboardInterrupt:
-        print("interrupted: run the same command again to resume.", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(f"interrupted: {_next_step(stopped)}", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except SystemExit as left:
         # the number of the signal: after Ray is imported, its handler replaces ours and exits with this code
         if not isinstance(left, _Terminated) and left.code != int(signal.SIGTERM):
             raise
-        print("terminated: run the same command again to resume.", file=sys.stderr)
+        print(f"terminated: {_next_step(left)}", file=sys.stderr)
         sys.exit(TERMINATED)
     except BrokenPipeError:
         # the reader of our output has ended (`| head`): exit without a second error from the flush at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(SYSTEM_FAILURE)
     except Exception as error:
-        if not _is_store_error(error):
+        if isinstance(error, PermissionError) and error.filename is not None:
+            print(f"error: {os.fsdecode(error.filename)}: permission denied.", file=sys.stderr)
+        elif _is_store_error(error):
+            print(f"error: {error}", file=sys.stderr)
+        else:
             raise
-        print(f"error: {error}", file=sys.stderr)
         sys.exit(SYSTEM_FAILURE)
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -104,6 +109,20 @@ def run_process(main: Callable[[Sequence[str] | None], None], argv: Sequence[str
     for stream in (sys.stdout, sys.stderr):
         _flush(stream)
     os._exit(code if isinstance(code, int) else DONE if code is None else SYSTEM_FAILURE)
+
+
+def _next_step(stopped: BaseException) -> str:
+    """Return what to do after a command was stopped."""
+    return " ".join(_notes(stopped)) or "run the same command again to resume."
+
+
+def _notes(error: BaseException | None) -> list[str]:
+    """Return the notes of an error and of its causes (`pipelines.errors.note_incomplete`)."""
+    notes: list[str] = []
+    while error is not None:
+        notes += getattr(error, "__notes__", [])
+        error = error.__cause__
+    return notes
 
 
 def _exit_code(error: RayDetrError) -> int:

@@ -13,13 +13,23 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs._notifications import notifying
 from jobs.exits import print_stopped, run_process
-from jobs.options import add_metrics_option, add_options, check_stays, local_path, make_config, note_on_model
+from jobs.options import (
+    add_metrics_option,
+    add_options,
+    check_can_be_written,
+    check_no_file,
+    check_stays,
+    local_path,
+    make_config,
+    note_on_model,
+)
 from jobs.parser import CommandParser
-from pipelines.errors import BudgetExceeded, CapReached
+from pipelines.errors import BudgetExceeded, CapReached, RayDetrError
 from pipelines.labelling.config import LabelConfig
 
 if TYPE_CHECKING:
@@ -46,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     args = parser.parse_args(argv)
     check_stays(parser, "--table", args.table)
+    check_no_file(parser, "--table", args.table)
     check_stays(parser, "--report", None if args.report is None else str(args.report))
+    check_can_be_written(parser, "--report", args.report)
 
     config = make_config(parser, LabelConfig, args)
 
@@ -85,17 +97,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             flush=True,
         )
         if args.report is not None and summary.images:
-            from pipelines.report.config import ReportConfig
-            from pipelines.report.report import write_report  # deferred: it takes half a second
-
-            page = ReportConfig(
-                table=config.table,
-                out=args.report,
-                run_id=summary.run_id,
-                options=config.table_options,
-                picture_options=config.image_options,
-            )
-            print(f"report: {write_report(page).out}", file=sys.stderr if args.json else result, flush=True)
+            try:
+                page = _write_page(config, args.report, summary.run_id)
+            except RayDetrError as error:
+                if summary.within_budget:
+                    raise
+                # without hiding that there are too many errors: another start finds nothing to label, and ends with 0
+                print(f"note: {error}", file=sys.stderr)
+            else:
+                print(f"report: {page}", file=sys.stderr if args.json else result, flush=True)
         if not summary.within_budget:
             before = summary.repeated_errors
             repeated = f", without {before:,} that had the same error before" if before else ""
@@ -104,6 +114,21 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"{summary.new_error_rate:.3g}, but --max-error-rate allows {config.max_error_rate:.3g}. The table is "
                 "complete; the column `error` has the reason for each image."
             )
+
+
+def _write_page(config: LabelConfig, out: Path, run_id: str | None) -> Path:
+    """Write the page about a run, and return its path."""
+    from pipelines.report.config import ReportConfig
+    from pipelines.report.report import write_report  # deferred: it takes half a second
+
+    page = ReportConfig(
+        table=config.table,
+        out=out,
+        run_id=run_id,
+        options=config.table_options,
+        picture_options=config.image_options,
+    )
+    return write_report(page).out
 
 
 def _both(show: "Callable[[Progress], None]", metrics: "RunMetrics") -> "Callable[[Progress], None]":

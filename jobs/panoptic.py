@@ -53,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pipelines.panoptic import quality_of_files
 
     written = None if args.results is not None else _segment(parser, args)
+    if written is not None and not args.json:
+        print(f"segmented: {written.images:,} images, {written.segments:,} segments: {written.path}", flush=True)
     found = args.results if written is None else written.path
     quality = None if args.truth is None else quality_of_files(args.truth, found)
     if args.json:
@@ -60,8 +62,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         record["quality"] = None if quality is None else {name: asdict(one) for name, one in quality.items()}
         print(json.dumps(record, default=str))
         return
-    if written is not None:
-        print(f"segmented: {written.images:,} images, {written.segments:,} segments: {written.path}")
     for name, one in (quality or {}).items():
         figures = f"PQ {100 * one.pq:5.1f}  SQ {100 * one.sq:5.1f}  RQ {100 * one.rq:5.1f}"
         print(f"{name:7} {figures}  {one.categories} categories")

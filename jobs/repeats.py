@@ -19,7 +19,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from jobs.exits import run_process
-from jobs.options import add_options, check_stays, local_path, make_config, refuse_given
+from jobs.options import add_options, check_can_be_written, check_stays, local_path, make_config, refuse_given
 from jobs.parser import CommandParser
 from pipelines.repeats.config import RepeatsConfig
 
@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     args = parser.parse_args(argv)
     check_stays(parser, "--out", None if args.out is None else str(args.out))
+    check_can_be_written(parser, "--out", args.out)
     _check_action(parser, args)
     config = make_config(parser, RepeatsConfig, args)
     if args.out is not None:

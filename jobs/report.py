@@ -15,7 +15,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from jobs.exits import run_process
-from jobs.options import add_options, check_stays, make_config, refuse_given, share
+from jobs.options import add_options, check_can_be_written, check_stays, make_config, refuse_given, share
 from jobs.parser import CommandParser
 from pipelines.errors import BudgetExceeded
 from pipelines.evaluation.explanations import shown_figure
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from pipelines.report.report import ReportProgress, ReportSummary
     from pipelines.report.training import TrainingReportSummary
 
-TABLE_ONLY = ("run", "settings", "against", "max_drift", "annotations", "price_per_hour", "keep_repeats")
+TABLE_ONLY = (
+    "run", "settings", "against", "max_drift", "annotations", "match_classes", "seed", "price_per_hour", "keep_repeats",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -50,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     args = parser.parse_args(argv)
     check_stays(parser, "--out", str(args.out))
+    check_can_be_written(parser, "--out", args.out)
     if args.max_drift is not None and args.against is None:
         parser.error("--max-drift needs --against")
     if args.training is not None:

@@ -157,7 +157,8 @@ def abandon(table: "Store", run_id: str | None, *, as_json: bool) -> None:
         record = {"table": table.uri, "abandoned": None if done is None else asdict(done)}
         print(json.dumps(record, indent=2, default=datetime.isoformat))
     else:
-        print(abandon_message(table.uri, run_id, done))
+        is_table = done is not None or _is_table(table)
+        print(abandon_message(table.uri, run_id, done) if is_table else f"nothing to abandon: {_no_table(table)}")
 
 
 def share(done: "Verification") -> str:
@@ -208,8 +209,16 @@ def report(table: str, runs: "Sequence[RunSummary]", holder: "Holder | None", no
 def _check_is_table(table: "Store") -> None:
     from pipelines.errors import UsageError
 
-    if all(next(iter(table.list(prefix)), None) is None for prefix in ("_runs/", "data/")):
-        raise UsageError(f"there is no table at {table.uri}: it has neither runs nor rows. Check the address.")
+    if not _is_table(table):
+        raise UsageError(_no_table(table))
+
+
+def _is_table(table: "Store") -> bool:
+    return any(next(iter(table.list(prefix)), None) is not None for prefix in ("_runs/", "data/"))
+
+
+def _no_table(table: "Store") -> str:
+    return f"there is no table at {table.uri}: it has neither runs nor rows. Check the address."
 
 
 def _findings(count: int) -> str:

@@ -8,6 +8,7 @@ Uses all machines of the Ray cluster. Run the same command again to resume from 
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,15 @@ from typing import TYPE_CHECKING, Any, TextIO
 from jobs._notifications import notifying
 from jobs.exits import print_stopped, run_process
 from jobs.label import duration
-from jobs.options import add_metrics_option, add_options, check_stays, local_path, make_config, option_values
+from jobs.options import (
+    add_metrics_option,
+    add_options,
+    check_can_be_written,
+    check_stays,
+    local_path,
+    make_config,
+    option_values,
+)
 from jobs.parser import CommandParser
 from pipelines.errors import CapReached
 from pipelines.evaluation.explanations import shown_figure
@@ -48,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     check_stays(parser, "--storage", args.storage)
     check_stays(parser, "--report", None if args.report is None else str(args.report))
+    check_can_be_written(parser, "--report", args.report)
     network = args.network or ("scenes" if args.recipe == "scenes" else "detr-resnet-50")
     try:
         recipe = replace(RECIPES[args.recipe], **recipe_values(args))
@@ -138,7 +148,7 @@ def report(summary: "TrainSummary") -> str:
         lines.append("  ".join(f"{name} {shown_figure(value)}" for name, value in list(numbers.items())[:6]))
     lines += [
         f"model: {summary.model}, checkpoint {summary.checkpoint}",
-        f"label: ray-detr label --model {summary.model} --images URI --table URI",
+        f"label: ray-detr label --model {shlex.quote(summary.model)} --images URI --table URI",
     ]
     return "\n".join(lines)
 

@@ -47,3 +47,11 @@ class CapReached(RayDetrError):
     def __init__(self, message: str, **details: object) -> None:
         super().__init__(message)
         self.details = details
+
+
+def note_incomplete(error: BaseException, folder: str) -> None:
+    """Add a note to an error that stops a command whose next start refuses the files that this one has written.
+
+    `jobs.exits` prints it in place of "run the same command again to resume".
+    """
+    error.add_note(f"the folder {folder} is incomplete. Delete it, and run the command again.")

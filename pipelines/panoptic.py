@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
 from detr.segmentation.panoptic_quality import PanopticQuality, Quality, TrueSegment
-from pipelines.errors import RayDetrError, UsageError
+from pipelines.errors import RayDetrError, UsageError, note_incomplete
 from pipelines.labelling.fetching import OBJECT_KINDS
 from pipelines.models import load_detector
 from pipelines.store import StoreError, StoreOptions, Stores, without_secrets
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 JSON_NAME: Final = "panoptic.json"
 PNG_FOLDER: Final = "panoptic"
+_OTHER_JSON: Final = "COCO's instances_*.json is not a panoptic json: name panoptic_*.json."
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +98,7 @@ def write_segmentations(
     is_store_down = False
     try:
         (out / PNG_FOLDER).mkdir(parents=True, exist_ok=True)
-        if any((out / PNG_FOLDER).iterdir()) or (out / JSON_NAME).exists():
-            raise UsageError(f"{out} already contains segmentations. Name another folder.")
+        _require_unused(out)
         stores = Stores()
         for done, (image, name) in enumerate(zip(images, names, strict=True), start=1):
             try:
@@ -119,15 +119,39 @@ def write_segmentations(
         if entries:
             document = {"images": entries, "annotations": annotations, "categories": categories()}
             (out / JSON_NAME).write_text(json.dumps(document))
-    except OSError as error:
-        raise RayDetrError(f"cannot write to {out}: {error.strerror or error}.") from error
+    except BaseException as error:
+        if annotations:
+            note_incomplete(error, str(out))
+        if isinstance(error, OSError):
+            raise RayDetrError(f"cannot write to {out}: {error.strerror or error}.") from error
+        raise
     segments = sum(len(one["segments_info"]) for one in annotations)
     return Segmented(out / JSON_NAME, len(entries), segments, tuple(unreadable), is_store_down)
 
 
+def _require_unused(out: Path) -> None:
+    if (out / JSON_NAME).exists():
+        raise UsageError(
+            f"{out} already contains segmentations. --results {out / JSON_NAME} measures them; name another folder "
+            "to segment again."
+        )
+    if any((out / PNG_FOLDER).iterdir()):
+        raise UsageError(
+            f"{out} contains PNGs, but no {JSON_NAME}. If a stopped command has left them, delete the folder and "
+            "run the command again; else name another folder."
+        )
+
+
 def image_ids_of(truth: Path) -> dict[str, int]:
-    """Return the id of each image of a panoptic json by file name."""
-    return {str(image["file_name"]): int(image["id"]) for image in _document(truth)["images"]}
+    """Return the id of each image of a panoptic json by file name.
+
+    Raises:
+        UsageError: it is another json, or the folder of its PNGs does not exist: nothing could be compared with it.
+    """
+    document = _truth(truth)
+    if not truth.with_suffix("").is_dir():
+        raise UsageError(f"the PNGs of {truth} are missing: there is no folder {truth.with_suffix('')}.")
+    return {str(image["file_name"]): int(image["id"]) for image in document["images"]}
 
 
 def quality_of_files(truth: Path, found: Path) -> dict[str, Quality]:
@@ -140,7 +164,7 @@ def quality_of_files(truth: Path, found: Path) -> dict[str, Quality]:
     """
     from detr.segmentation.coco_panoptic import from_png
 
-    true, other = _document(truth), _document(found)
+    true, other = _truth(truth), _document(found)
     by_image = {entry["image_id"]: entry for entry in other["annotations"]}
     things = {int(category["id"]) for category in true["categories"] if category["isthing"]}
     stuff = {int(category["id"]) for category in true["categories"]} - things
@@ -164,6 +188,13 @@ def quality_of_files(truth: Path, found: Path) -> dict[str, Quality]:
     return {name: quality.of(ids) for name, ids in (("All", things | stuff), ("Things", things), ("Stuff", stuff))}
 
 
+def _truth(path: Path) -> dict[str, Any]:
+    document = _document(path)
+    if any("isthing" not in category for category in document["categories"]):
+        raise UsageError(f"{path}: a category does not have isthing. {_OTHER_JSON}")
+    return document
+
+
 def _document(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
@@ -173,4 +204,6 @@ def _document(path: Path) -> dict[str, Any]:
         isinstance(value.get(name), list) for name in ("images", "annotations", "categories")
     ):
         raise UsageError(f"{path} is not in COCO's panoptic format: images, annotations and categories are expected.")
+    if any("segments_info" not in annotation for annotation in value["annotations"]):
+        raise UsageError(f"{path}: an annotation does not have segments_info. {_OTHER_JSON}")
     return value

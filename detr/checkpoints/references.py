@@ -14,18 +14,23 @@ def locate(ref: str | os.PathLike[str]) -> Path:
     """Return the directory or `.pth` file that `detr.load` reads for a reference; a hub id is downloaded.
 
     Raises:
-        CheckpointError: there is no such model.
+        CheckpointError: there is no such model, or it is in a folder that may not be entered.
     """
     source = os.fspath(ref)
     path = Path(source).expanduser()
     if isinstance(ref, str) and _is_embedded(ref):
         return EMBEDDED / ref
-    return path if source and path.exists() else _fetched(source)
+    try:
+        is_here = source != "" and path.exists()
+    except PermissionError as error:
+        raise CheckpointError(f"model {source} cannot be read: permission denied.") from error
+    return path if is_here else _fetched(source)
 
 
 def absolute_reference(ref: str) -> str:
     """Return a model reference without relative paths, for processes with another working directory."""
-    is_path = "://" not in ref and Path(ref).exists() and not _is_embedded(ref)
+    # Path.exists() would raise PermissionError, for which `locate` has a sentence
+    is_path = "://" not in ref and os.path.exists(ref) and not _is_embedded(ref)  # noqa: PTH110
     return str(Path(ref).resolve()) if is_path else ref
 
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipelines.errors import UsageError
 from pipelines.labelling.labelled_keys import KEY_BYTES, Keys
 from pipelines.labelling.recorded_settings import RecordedSettings, columns_of
 from pipelines.parquet_files import parquet_of
@@ -99,6 +100,14 @@ def rows_query(
     with_column = f"(FROM {files} UNION ALL BY NAME SELECT NULL::VARCHAR AS settings WHERE false)"
     only = f" WHERE {' AND '.join(chosen)}" if chosen else ""
     return f"FROM (SELECT * REPLACE ({own} AS settings) FROM {with_column}){only}"  # noqa: S608 - names are quoted
+
+
+def no_such_rows(table: str, model: str | None, settings: str | None) -> UsageError:
+    """Return the error that a table has no rows of a model or with some settings."""
+    which = "" if model is None else f" of model {model}"
+    which += "" if settings is None else f" with the settings {settings}"
+    names = "" if model is None or "@" in model else " Rows have the name of a model with its fingerprint: NAME@e6f6..."
+    return UsageError(f"table {table} has no rows{which}. `ray-detr runs` lists its models and settings.{names}")
 
 
 def _quoted(text: str) -> str:

@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.exports.config import SUFFIXES, ExportConfig, Format
-from pipelines.exports.current import current_rows, of_model, with_settings
+from pipelines.exports.current import current_rows, no_such_rows, of_model, with_settings
 from pipelines.exports.documents import DOCUMENTS
 from pipelines.exports.formats import WRITERS, RowsWriter
 from pipelines.exports.iceberg import register_files
 from pipelines.exports.images import Names, common_names
 from pipelines.exports.places import Folder, OneFile
-from pipelines.exports.trees import TREES, Tree
+from pipelines.exports.trees import PAIRED_BY_STEM, TREES, EqualStems, Tree
 from pipelines.labelling.recorded_settings import COLUMN, RecordedSettings
 from pipelines.marks.marks import read_marks
 from pipelines.marks.matching import Matcher
@@ -108,9 +108,7 @@ def copy_rows(
                 counts = rows[COLUMN].cast(pa.string()).drop_null().value_counts().to_pylist()
                 settings.update({one["values"]: one["counts"] for one in counts})
             if not written and (config.model, config.settings) != (None, None):
-                raise UsageError(
-                    f"table {table.uri} has no rows{_of(config)}. `ray-detr runs` lists its models and settings."
-                )
+                raise no_such_rows(table.uri, config.model, config.settings)
             chosen: dict[str, object] = {
                 "latest": config.latest or config.is_of_images,
                 "model": config.model,
@@ -130,11 +128,6 @@ def copy_rows(
         left_out.total(),
         len(matcher.marks),
     )
-
-
-def _of(config: ExportConfig) -> str:
-    model = "" if config.model is None else f" of model {config.model}"
-    return model if config.settings is None else f"{model} with the settings {config.settings}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +184,12 @@ def _kept_kind(kind: pa.DataType) -> str:
 def _place(config: ExportConfig, table: Store, files: _Files) -> OneFile | Folder | Tree:
     kind = config.kind
     names = Names()
-    if kind in TREES or kind in DOCUMENTS:
+    if kind in PAIRED_BY_STEM:
+        stems = EqualStems()
+        names = common_names(stems.watch(_uris(table, files)))
+        if stems.are_possible:
+            stems.refuse(_chosen(table, files, config, lambda _rows, _total: None), names)
+    elif kind in TREES or kind in DOCUMENTS:
         names = common_names(_uris(table, files))
     if kind in TREES:
         return TREES[kind](open_store(config.out, config.options), names)

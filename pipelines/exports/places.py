@@ -11,12 +11,26 @@ from typing import IO, Final
 
 import pyarrow as pa
 
-from pipelines.errors import UsageError
+from pipelines.errors import UsageError, note_incomplete
 from pipelines.exports.formats import RowsWriter
 from pipelines.store import Store
 
 FILE_BYTES: Final = 64_000_000  # approximate size of a folder's files: each is in memory until it is put in one request
 INDEX_KEY: Final = "_export.json"
+
+
+def require_empty(store: Store) -> None:
+    """Refuse a folder with files, also those of a stopped command.
+
+    Raises:
+        UsageError: it is not empty.
+    """
+    first = next(iter(store.list()), None)
+    if first is not None:
+        raise UsageError(
+            f"{store.uri} is not empty: it contains {first.key}. Name another folder; if a stopped command has left "
+            "this one, delete it and run the command again."
+        )
 
 
 class OneFile:
@@ -61,8 +75,7 @@ class Folder:
     def __init__(
         self, store: Store, suffix: str, writer: Callable[[IO[bytes]], RowsWriter], most_images: int | None = None
     ) -> None:
-        if next(iter(store.list()), None) is not None:
-            raise UsageError(f"{store.uri} is not empty. Empty it, or name another folder.")
+        require_empty(store)
         self.files = 0
         self._store, self._suffix, self._new_writer = store, suffix, writer
         self._most_images, self._images = most_images, 0
@@ -72,8 +85,10 @@ class Folder:
         """Return itself."""
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         """Keep the written files: without the record they are an unfinished export."""
+        if error is not None and self.files:
+            note_incomplete(error, self._store.uri)
         self._writer.close()
 
     def add(self, rows: pa.Table) -> None:

@@ -8,18 +8,19 @@ from __future__ import annotations
 import io
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Final
 from xml.etree import ElementTree
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipelines.errors import RayDetrError, UsageError
+from pipelines.errors import UsageError, note_incomplete
 from pipelines.exports.documents import coco_boxes, coco_categories, coco_image
 from pipelines.exports.images import Categories, LabelledImage, Names, labelled_images
-from pipelines.exports.places import FILE_BYTES, INDEX_KEY
-from pipelines.store import Store
+from pipelines.exports.places import FILE_BYTES, INDEX_KEY, require_empty
+from pipelines.store import Store, without_secrets
 
 
 class Tree:
@@ -31,8 +32,7 @@ class Tree:
         Raises:
             UsageError: it is not empty.
         """
-        if next(iter(store.list()), None) is not None:
-            raise UsageError(f"{store.uri} is not empty. Empty it, or name another folder.")
+        require_empty(store)
         self.files = 0
         self.names, self.categories = names, Categories()
         self._store = store
@@ -42,8 +42,10 @@ class Tree:
         """Return itself."""
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         """Keep the written files: without the record they are an unfinished export."""
+        if error is not None and self.files:
+            note_incomplete(error, self._store.uri)
 
     def add(self, rows: pa.Table) -> None:
         """Write more images."""
@@ -75,16 +77,52 @@ class Tree:
         """Return the name of an image without its suffix, by which these formats match pictures and labels.
 
         Raises:
-            RayDetrError: another image has the same name.
+            UsageError: another image has the same name.
         """
-        stem = PurePosixPath(self.names.of(image.uri)).with_suffix("").as_posix()
-        if hash(stem) in self._keys:
-            raise RayDetrError(
-                f"{image.uri} and another image have the same name without suffix, {stem}, by which this format pairs "
-                "pictures and labels. Export to coco-dataset instead, or rename one."
-            )
-        self._keys.add(hash(stem))
-        return stem
+        return _take_stem(image.uri, self.names, self._keys)
+
+
+def _take_stem(uri: str, names: Names, taken: set[int]) -> str:
+    stem = PurePosixPath(names.of(uri)).with_suffix("").as_posix()
+    if hash(stem) in taken:
+        raise UsageError(
+            f"{uri} and another image have the same name without suffix, {stem}, by which this format pairs "
+            "pictures and labels. Export to coco-dataset instead, or rename one."
+        )
+    taken.add(hash(stem))
+    return stem
+
+
+class EqualStems:
+    """Finds out before the first file is written whether two exported images have the same name without suffix.
+
+    Attributes:
+        are_possible: whether two addresses of the table differ in their suffix only.
+    """
+
+    def __init__(self) -> None:
+        self.are_possible = False
+        self._uris: dict[int, int] = {}
+
+    def watch(self, columns: Iterable[pa.ChunkedArray]) -> Iterator[pa.ChunkedArray]:
+        """Yield the columns of addresses unchanged."""
+        for column in columns:
+            for uri in column.to_pylist():
+                stem = uri.rpartition(".")[0] if "." in uri.rpartition("/")[2] else uri
+                self.are_possible |= self._uris.setdefault(hash(stem), hash(uri)) != hash(uri)
+            yield column
+
+    @staticmethod
+    def refuse(parts: Iterable[pa.Table], names: Names) -> None:
+        """Refuse the rows to export if two images without error have the same name.
+
+        Raises:
+            UsageError: they have.
+        """
+        taken: set[int] = set()
+        for rows in parts:
+            for uri in rows.filter(pc.is_null(rows["error_kind"]))["uri"].to_pylist():
+                _take_stem(without_secrets(uri), names, taken)
 
 
 class YoloTree(Tree):
@@ -212,6 +250,9 @@ class _JsonList:
 
 TREES: Final[Mapping[str, Callable[[Store, Names], Tree]]] = {"yolo": YoloTree, "voc": VocTree, "coco": CocoTree}
 """The writer class of each folder format."""
+
+PAIRED_BY_STEM: Final = ("yolo", "voc")
+"""The formats that pair pictures and labels by the name without suffix."""
 
 
 def _json(value: object) -> bytes:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.errors import RayDetrError, UsageError
-from pipelines.exports.current import CURRENT, rows_query
+from pipelines.exports.current import CURRENT, no_such_rows, rows_query
 from pipelines.labelling.recorded_settings import RecordedSettings
 from pipelines.marks.marks import Mark, read_marks
 from pipelines.marks.matching import Boxes, Matcher, folders_of
@@ -77,7 +77,7 @@ def opened_views(
         what: the command, for messages.
 
     Raises:
-        UsageError: DuckDB is not installed, or the table has no published rows.
+        UsageError: DuckDB is not installed, or the table has no published rows, or none of the model or settings.
         RayDetrError: the table is damaged or cannot be read.
     """
     try:
@@ -178,6 +178,8 @@ def _create_views(
     recorded = RecordedSettings(table)
     known = {run_id: text for (run_id,) in silent if (text := recorded.of_run(run_id)) is not None}
     engine.execute(f"CREATE VIEW rows AS {rows_query(source, model, settings, known)}")
+    if (model, settings) != (None, None) and engine.execute("SELECT 1 FROM rows LIMIT 1").fetchone() is None:
+        raise no_such_rows(table.uri, model, settings)
     engine.execute(f"CREATE VIEW images AS FROM rows {CURRENT}")
     matcher = Matcher(read_marks(table))
     repeat = "NULL::VARCHAR"

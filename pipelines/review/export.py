@@ -14,9 +14,10 @@ import pyarrow as pa
 
 from detr.classes import UNUSED_NAME, Category
 from pipelines.clock import Clock, SystemClock
-from pipelines.errors import RayDetrError, UsageError
+from pipelines.errors import RayDetrError, UsageError, note_incomplete
 from pipelines.exports.documents import FROM_NAME, TO_NAME, coco_boxes, label_studio_task
 from pipelines.exports.images import Names, common_names
+from pipelines.exports.places import require_empty
 from pipelines.models import identify_model
 from pipelines.report.drift import read_earlier
 from pipelines.report.rows import Classes, Rows, table_files
@@ -79,8 +80,7 @@ def export_review(
     """
     try:
         table, out = open_store(config.table, config.options), open_store(config.out, config.options)
-        if next(iter(out.list()), None) is not None:
-            raise UsageError(f"{out.uri} is not empty. Empty it, or name another folder.")
+        require_empty(out)
         batches = read_batches(table)
         read = _Read(config, table, batches, show)
         chosen = read.chooser.chosen()
@@ -88,8 +88,13 @@ def export_review(
             raise UsageError(_nothing(config, table, read))
         categories = read.categories(config.classes_of, config.options)
         batch = _batch(config, batches, chosen, categories, clock or SystemClock())
-        files = WRITERS[config.to](out, batch, chosen, config)
-        record_batch(table, batch)
+        try:
+            files = WRITERS[config.to](out, batch, chosen, config)
+            record_batch(table, batch)
+        except BaseException as error:
+            if next(iter(out.list()), None) is not None:
+                note_incomplete(error, out.uri)
+            raise
     except StoreError as error:
         raise RayDetrError(f"cannot write a review of {without_secrets(config.table)}: {error}") from error
     return ReviewSummary(

@@ -11,7 +11,7 @@ import pytest
 from jobs import exits
 from jobs.cli import commands
 from jobs.exits import run
-from pipelines.errors import BudgetExceeded, CapReached, LeaseHeld, RayDetrError, UsageError
+from pipelines.errors import BudgetExceeded, CapReached, LeaseHeld, RayDetrError, UsageError, note_incomplete
 from pipelines.store import StoreDown
 
 
@@ -48,6 +48,7 @@ def test_the_codes_are_those_that_are_documented() -> None:
         (BudgetExceeded("6 % of the images are errors."), 3, "error: 6 % of the images are errors.\n"),
         (LeaseHeld("host b writes the table."), 4, "error: host b writes the table.\n"),
         (CapReached("the limit of 3 minutes is reached."), 5, "stopped: the limit of 3 minutes is reached.\n"),
+        (PermissionError(13, "Permission denied", "root/x"), 1, "error: root/x: permission denied.\n"),
         (KeyboardInterrupt(), 130, "interrupted: run the same command again to resume.\n"),
         (SystemExit(2), 2, ""),
         (SystemExit(143), 143, ""),  # of a job that was stopped, whose code `submit` leaves with
@@ -62,6 +63,39 @@ def test_each_outcome_has_its_code_and_its_sentence_on_standard_error(
 
     assert left.value.code == code
     assert capsys.readouterr() == ("", said)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (KeyboardInterrupt(), "interrupted: the folder out is incomplete. Delete it, and run the command again.\n"),
+        (SystemExit(15), "terminated: the folder out is incomplete. Delete it, and run the command again.\n"),
+        (
+            RayDetrError("no space left."),
+            "error: no space left.\nnote: the folder out is incomplete. Delete it, and run the command again.\n",
+        ),
+    ],
+)
+def test_a_command_that_does_not_resume_says_what_to_do_instead(
+    capsys: pytest.CaptureFixture[str], error: BaseException, said: str
+) -> None:
+    note_incomplete(error, "out")
+
+    with pytest.raises(SystemExit):
+        run(raising(error))
+
+    assert capsys.readouterr().err == said
+
+
+def test_a_note_on_the_cause_of_an_error_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    cause, error = OSError(), RayDetrError("no answer.")
+    note_incomplete(cause, "out")
+    error.__cause__ = cause
+
+    with pytest.raises(SystemExit):
+        run(raising(error))
+
+    assert "note: the folder out is incomplete" in capsys.readouterr().err
 
 
 def test_a_command_that_is_done_leaves_nothing_to_say(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ import pytest
 import pipelines.labelling.label
 from jobs.label import duration, main, report, write_shard
 from pipelines.caps import Caps
-from pipelines.errors import BudgetExceeded, CapReached
+from pipelines.errors import BudgetExceeded, CapReached, UsageError
 from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.label import LabelSummary, query_command
 from pipelines.labelling.outcome import ShardReport
@@ -261,6 +261,30 @@ def test_errors_that_were_there_before_are_shown_and_do_not_count(
         match=r"^8 of 10 images have errors, without 33 that had the same error before: a share of 0\.8, but --max-",
     ):
         main(NEEDED)
+
+
+def test_a_page_that_cannot_be_written_does_not_hide_too_many_errors(
+    asked: list[LabelConfig], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    line = ["--images", "lake", "--table", str(tmp_path / "gone"), "--model", "x/y", "--report", str(tmp_path / "r")]
+
+    with pytest.raises(BudgetExceeded):  # the next start finds nothing to label, and ends with 0
+        main([*line, "--max-error-rate", "0"])
+
+    noted = f"note: table {(tmp_path / 'gone').as_uri()} has no published rows"
+    assert capfd.readouterr().err.splitlines()[-1].startswith(noted)
+    with pytest.raises(UsageError, match="has no published rows"):
+        main(line)
+
+
+def test_a_place_where_no_page_can_be_written_is_refused_before_the_run(
+    asked: list[LabelConfig], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([*NEEDED, "--report", str(tmp_path)])
+
+    assert f"--report {tmp_path} is a folder: name a file" in capfd.readouterr().err
+    assert asked == []
 
 
 def test_a_run_that_stops_at_a_limit_says_so_as_json(

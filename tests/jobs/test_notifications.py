@@ -18,6 +18,7 @@ from pipelines.errors import BudgetExceeded, CapReached, RayDetrError
 class Receiver(HTTPServer):
     received: list[dict[str, object]]
     paths: list[str]
+    logins: list[str | None]
     status = 200
 
 
@@ -30,11 +31,12 @@ def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             self.server.received.append(json.loads(body))
             self.server.paths.append(self.path)
+            self.server.logins.append(self.headers["Authorization"])
             self.send_response_only(self.server.status)
             self.end_headers()
 
     server = Receiver(("127.0.0.1", 0), Answer)
-    server.received, server.paths = [], []
+    server.received, server.paths, server.logins = [], [], []
     thread = Thread(target=server.serve_forever)
     thread.start()
     monkeypatch.setenv(VARIABLE, f"http://127.0.0.1:{server.server_address[1]}/hook?token=hidden")
@@ -106,6 +108,23 @@ def test_a_notification_that_fails_is_said_once_without_the_address(
     assert said.err.count("note: the notification could not be sent (") == 1
     assert "hidden" not in said.err
     assert "127.0.0.1" not in said.err
+
+
+def test_user_and_password_of_the_address_are_sent(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, f"http://user:p%40ss@127.0.0.1:{receiver.server_address[1]}/hook")
+
+    run(lambda _: job(None))
+
+    assert receiver.logins == ["Basic dXNlcjpwQHNz"] * 2  # user:p@ss
+    assert receiver.paths == ["/hook"] * 2
+
+
+def test_the_note_has_the_status_of_the_answer(receiver: Receiver, capsys: pytest.CaptureFixture[str]) -> None:
+    receiver.status = 401
+
+    run(lambda _: job(None))
+
+    assert "could not be sent (the server answered with status 401)" in capsys.readouterr().err
 
 
 def test_without_an_address_nothing_is_posted(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:

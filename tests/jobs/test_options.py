@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Literal
 
 import pytest
 
-from jobs.options import add_options, check_stays, count, make_config, share
+from jobs.options import add_options, check_can_be_written, check_stays, count, make_config, share
 from jobs.parser import CommandParser
 from pipelines.labelling.config import LabelConfig
 from pipelines.options import check_options, group, option
@@ -218,6 +219,48 @@ def test_an_address_of_a_store_is_refused_where_a_path_is_needed(
 
     assert left.value.code == 2
     assert "is not a path on this machine" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    for fits in (tmp_path / "file", tmp_path / "new" / "folder" / "page.html", Path("/dev/null"), None):
+        check_can_be_written(parser(), "--out", fits)
+
+    refused = {
+        tmp_path: "is a folder: name a file",
+        tmp_path / "file" / "page.html": f"cannot be written: {tmp_path / 'file'} is not a folder",
+    }
+    for file, reason in refused.items():
+        with pytest.raises(SystemExit):
+            check_can_be_written(parser(), "--out", file)
+        assert f"error: --out {file} {reason}\n" in capsys.readouterr().err
+
+    monkeypatch.setattr(os, "access", lambda path, _mode: Path(path) != tmp_path)  # root may write everywhere
+    with pytest.raises(SystemExit):
+        check_can_be_written(parser(), "--out", tmp_path / "new" / "page.html")
+    assert f"permission denied in the folder {tmp_path}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "label --images lake --table table --model scenes --report",
+        "train --train shards --storage runs --name first --report",
+        "report --table table --out",
+        "report --training run --out",
+        "repeats --table table --out",
+    ],
+)
+def test_every_command_that_writes_a_page_at_its_end_refuses_a_folder_first(
+    line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        import_module(f"jobs.{line.split()[0]}").main([*line.split()[1:], str(tmp_path)])
+
+    assert left.value.code == 2
+    assert f"{tmp_path} is a folder: name a file" in capsys.readouterr().err
 
 
 def test_a_relative_place_in_the_folder_of_a_ray_job_is_refused(

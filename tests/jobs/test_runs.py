@@ -190,11 +190,15 @@ def test_the_unfinished_run_is_abandoned_and_its_rows_stay(labelled: Store, capf
 
 def test_where_no_run_is_unfinished_nothing_is_abandoned(table: Store, capfd: pytest.CaptureFixture[str]) -> None:
     main(["--table", table.uri, "--abandon"])
-    assert capfd.readouterr().out == f"nothing to abandon: table {table.uri} has no unfinished run\n"
+    assert capfd.readouterr().out == (
+        f"nothing to abandon: there is no table at {table.uri}: it has neither runs nor rows. Check the address.\n"
+    )
     assert list(table.list()) == []
 
     label(table, start(table, "night-1"))
     finish(table, "night-1")
+    main(["--table", table.uri, "--abandon"])
+    assert capfd.readouterr().out == f"nothing to abandon: table {table.uri} has no unfinished run\n"
     main(["--table", table.uri, "--abandon", "night-1"])
     assert capfd.readouterr().out == f"nothing to abandon: run night-1 of table {table.uri} has ended\n"
     with pytest.raises(RayDetrError, match="has no run night-2"):

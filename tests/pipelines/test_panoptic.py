@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,46 @@ def test_an_image_that_the_network_cannot_compute_ends_the_command_with_a_messag
     with pytest.raises(RayDetrError, match=rf"\.jpg: {error}"):
         main([str(tmp_path / "images"), "--model", str(tmp_path / "model"), "--out", str(out), "--device", "cpu"])
     assert not (out / "panoptic.json").exists()
+
+
+def test_stopped_segmentations_name_the_folder_to_delete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_panoptic(small_panoptic(), tmp_path / "model")
+    write_scenes(tmp_path / "images", 2, 4, sizes={(96, 128): 1})
+    line = [str(tmp_path / "images"), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("detr.segmentation.coco_panoptic.categories", stop)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        main([*line, "--device", "cpu"])
+
+    folder = tmp_path / "out"
+    assert stopped.value.__notes__ == [f"the folder {folder} is incomplete. Delete it, and run the command again."]
+    with pytest.raises(UsageError, match="If a stopped command has left them, delete the folder and run the command"):
+        main([*line, "--device", "cpu"])
+
+
+def test_a_truth_that_is_not_panoptic_or_lacks_its_pngs_is_refused_before_segmenting(
+    segmented: Path, tmp_path: Path
+) -> None:
+    document = json.loads((segmented / "panoptic.json").read_text())
+    plain = {
+        "categories": [{"id": one["id"], "name": one["name"]} for one in document["categories"]],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9]}],
+    }
+    out = tmp_path / "out-2"
+    line = [str(tmp_path / "images"), "--model", str(tmp_path / "model"), "--out", str(out), "--device", "cpu"]
+    truth = tmp_path / "truth.json"
+    for changed, sentence in (
+        (plain, "an annotation does not have segments_info. COCO's instances_"),
+        ({"categories": plain["categories"]}, "a category does not have isthing. COCO's instances_"),
+        ({}, f"there is no folder {tmp_path / 'truth'}"),
+    ):
+        truth.write_text(json.dumps({**document, **changed}))
+        with pytest.raises(UsageError, match=re.escape(sentence)):
+            main([*line, "--truth", str(truth)])
+    assert not out.exists()
 
 
 def test_what_does_not_fit_is_refused(segmented: Path, tmp_path: Path) -> None:

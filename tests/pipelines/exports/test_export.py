@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.errors import RayDetrError
-from pipelines.exports.config import ExportConfig
+from pipelines.errors import RayDetrError, UsageError
+from pipelines.exports.config import ExportConfig, Format
 from pipelines.exports.export import ExportSummary, export
 from pipelines.labelling.run import RunRequest, begin_run, finish_run, latest_run
 from pipelines.store import open_store
@@ -137,6 +138,42 @@ def test_what_is_there_already_is_not_written_over(table: str, tmp_path: Path) -
         export(ExportConfig(table, str(tmp_path / "out.parquet")))
     with pytest.raises(RayDetrError, match="out is not empty"):
         export(ExportConfig(table, str(tmp_path / "out")))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "yolo"])
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_a_stopped_export_to_a_folder_says_what_to_delete_since_the_same_command_refuses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException], kind: Format
+) -> None:
+    monkeypatch.setattr("pipelines.exports.places.FILE_BYTES", 100)
+    table = str(tmp_path / "table")
+    for run_id, uri in (("run-1", "a"), ("run-2", "b")):
+        publish(table, run_id, [Row(uri, "1", 9, 8, 4, detections=DOG)])
+    config = ExportConfig(table, str(tmp_path / "out"), format=kind)
+
+    def stop_once_files_are_there(rows: int, _total: int) -> None:
+        if rows == 2:
+            raise stop
+
+    with pytest.raises(stop) as stopped:
+        export(config, show=stop_once_files_are_there)
+
+    folder = (tmp_path / "out").as_uri()
+    assert stopped.value.__notes__ == [f"the folder {folder} is incomplete. Delete it, and run the command again."]
+    with pytest.raises(UsageError, match=r"not empty: it contains .*; if a stopped command has left this one, delete"):
+        export(config)
+    shutil.rmtree(tmp_path / "out")
+    assert export(config).files
+
+
+def test_an_export_that_stops_before_its_first_file_has_nothing_to_delete(table: str, tmp_path: Path) -> None:
+    def stop(_rows: int, _total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        export(ExportConfig(table, str(tmp_path / "out")), show=stop)
+
+    assert not hasattr(stopped.value, "__notes__")
 
 
 def test_an_export_that_fails_leaves_no_file(table: str, tmp_path: Path) -> None:

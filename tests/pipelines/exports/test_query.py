@@ -76,6 +76,13 @@ def test_a_model_has_counts_of_its_own(table: str) -> None:
     assert asked(table, COUNTS, model="other@2") == [("dog", "1")]
 
 
+def test_a_model_or_settings_that_no_row_has_are_refused_as_by_export(table: str) -> None:
+    with pytest.raises(UsageError, match=r"has no rows of model detr\. `ray-detr runs`.* fingerprint: NAME@"):
+        asked(table, COUNTS, model="detr")
+    with pytest.raises(UsageError, match=r"has no rows of model detr@1 with the settings \{\}\."):
+        asked(table, COUNTS, model="detr@1", settings="{}")
+
+
 @pytest.fixture
 def store_of_two_releases(tmp_path: Path) -> Store:
     """A run whose file has no column `settings`, as earlier releases wrote it, and one with other settings."""
@@ -103,7 +110,8 @@ def test_rows_of_an_earlier_release_have_the_settings_of_their_run(store_of_two_
     assert asked(table, sql, settings=BF16) == [("a", "run-2")]
     store_of_two_releases.delete("data/run-2/00000.parquet")  # no file has the column any more
     assert asked(table, sql, settings=FP32) == [("a", "run-1"), ("b", "run-1")]
-    assert asked(table, sql, settings=BF16) == []
+    with pytest.raises(UsageError, match="has no rows with the settings"):
+        asked(table, sql, settings=BF16)
 
 
 def test_a_table_in_s3_is_read_with_the_same_credentials(moto: S3Server) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipelines.errors import RayDetrError
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.exports.config import ExportConfig
 from pipelines.exports.export import export
 from pipelines.exports.images import common_names
@@ -138,8 +138,16 @@ def test_two_pictures_that_differ_in_their_suffix_are_refused_where_labels_pair_
 ) -> None:
     publish(table, "run-3", [row("s3://lake/x/a.png")])
 
-    with pytest.raises(RayDetrError, match=r"have the same name without suffix, a,.*coco-dataset instead"):
-        exported(table, tmp_path / "out", "yolo")
+    for kind in ("yolo", "voc"):
+        with pytest.raises(UsageError, match=r"have the same name without suffix, a,.*coco-dataset instead"):
+            exported(table, tmp_path / "out", kind)
+        assert not (tmp_path / "out").exists()  # nothing has to be deleted before another try
+
+
+def test_a_picture_that_could_not_be_read_does_not_take_the_name_of_another(table: str, tmp_path: Path) -> None:
+    publish(table, "run-3", [Row("s3://lake/x/a.heic", error_kind="unsupported", error="HEIC")])
+
+    assert "labels/a.txt" in files(exported(table, tmp_path / "out", "yolo"))
 
 
 def test_a_class_number_with_two_names_is_refused(table: str, tmp_path: Path) -> None:

@@ -206,7 +206,9 @@ def test_a_table_without_rows_that_count_is_refused(tmp_path: Path, monkeypatch:
     publish(table, [Row("s3://lake/a.jpg", error_kind="missing", error="gone")])
     with pytest.raises(UsageError, match="has no image without an error"):
         found_in(table)
-    with pytest.raises(UsageError, match="of this model and these settings"):
+    with pytest.raises(UsageError, match="has no image without an error of this model and these settings"):
+        found_in(table, model="detr@1")
+    with pytest.raises(UsageError, match="has no rows of model other@2"):
         found_in(table, model="other@2")
     monkeypatch.setitem(sys.modules, "duckdb", None)
     with pytest.raises(UsageError, match=r"ray-detr repeats needs DuckDB: pip install 'ray-detr\[query\]'"):

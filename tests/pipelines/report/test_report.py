@@ -19,7 +19,7 @@ from pipelines.errors import RayDetrError, UsageError
 from pipelines.report.config import ReportConfig
 from pipelines.report.figures import Figures, score_bins
 from pipelines.report.pictures import shrink
-from pipelines.report.report import ReportSummary, write_report
+from pipelines.report.report import ReportSummary, write_page, write_report
 from pipelines.report.rows import Classes, table_files
 from pipelines.store import open_store
 from pipelines.table.schema import Detected, Row
@@ -228,3 +228,10 @@ def test_a_threshold_between_hundredths_is_wrong_use(table: str, capfd: pytest.C
 
     assert left.value.code == 2
     assert "threshold: 0.505 is not one of 0, 0.01, ... 0.99" in capfd.readouterr().err
+
+
+def test_a_page_below_a_file_is_an_error_of_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(RayDetrError, match=r"^cannot write the report to .*: Not a directory\.$"):
+        write_page(tmp_path / "file" / "below" / "page.html", b"")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 
 from jobs.report import main
 from pipelines.errors import RayDetrError
-from pipelines.report.config import TrainingReportConfig
+from pipelines.options import declared
+from pipelines.report.config import ReportConfig, TrainingReportConfig
 from pipelines.report.training import TrainingReportSummary, write_training_report
 from pipelines.report.validation_pictures import spread
 from tests.pipelines.report.test_report import data_of
@@ -177,3 +179,18 @@ def test_options_that_do_not_fit_are_wrong_use(
 
     assert left.value.code == 2
     assert sentence in capfd.readouterr().err
+
+
+def test_each_option_that_the_page_of_a_training_run_does_not_use_is_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    used = {field.name for field in fields(TrainingReportConfig)}
+    unused = [one for one in declared(ReportConfig) if one.name not in used]
+    assert {one.flag for one in unused} >= {"--seed", "--match-classes", "--run", "--keep-repeats"}
+
+    for one in unused:
+        given = {"match_classes": ["name"], "keep_repeats": []}.get(one.name, ["7"])
+        with pytest.raises(SystemExit) as left:
+            main(["--training", "nowhere", one.flag, *given])
+        assert left.value.code == 2
+        assert f"{one.flag} applies only to --table" in capsys.readouterr().err

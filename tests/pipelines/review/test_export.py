@@ -269,6 +269,21 @@ def test_a_folder_with_files_is_refused_and_nothing_is_recorded(table: str, tmp_
     assert read_batches(open_store(table)) == []
 
 
+def test_an_export_that_cannot_record_its_batch_names_the_folder_to_delete(
+    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipelines.review.export.record_batch", stop)
+
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        give_out(table, tmp_path / "out", "random", 1)
+
+    folder = (tmp_path / "out").as_uri()
+    assert stopped.value.__notes__ == [f"the folder {folder} is incomplete. Delete it, and run the command again."]
+
+
 def test_two_commands_at_once_cannot_both_record_a_batch(table: str, tmp_path: Path) -> None:
     give_out(table, tmp_path / "out", "random", 1)
     store = open_store(table)
@@ -294,6 +309,7 @@ def test_a_damaged_record_is_named(table: str, tmp_path: Path, damage: bytes) ->
         ({"against": "run-1"}, "other choices do not use it"),
         ({"choice": "disagreement", "against": "a", "run": "a"}, "is the run that images are chosen from"),
         ({"image_urls": ("a",)}, "image urls: give two values"),
+        ({"out": "b\udcff"}, "is not UTF-8"),
         ({"image_urls": ("a", "b"), "to": "coco-dataset"}, "only Label Studio's tasks have addresses"),
         ({"image_urls": ("s3://lake/", "https://u:p@host/")}, "contains a password"),
         ({"out": "table/review"}, "is inside the table"),
