@@ -154,7 +154,7 @@ def on_this_node(sentence: str) -> str:
     """Return a message of an actor with its node's address, if the cluster has several nodes."""
     if not ray.is_initialized() or len(node_resources()) == 1:
         return sentence
-    return f"node {ray.util.get_node_ip_address()}: {sentence}"
+    return f"node {ray.util.get_node_ip_address()}: {sentence}"  # type: ignore[no-untyped-call]
 
 
 def killed_sentence(spec: LabelerSpec) -> str:

@@ -95,6 +95,7 @@ def label_segments(
     """
     by_index = {segment.index: segment for segment in segments}
     missing: list[int] = []
+    left: dict[int, set[int]] = {}
     losses = _Losses(has_labelled=has_labelled)
     for turn in range(MOST_PASSES + 1):
         # a process may have died after its commit and before its report: ask the store

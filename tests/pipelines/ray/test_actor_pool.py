@@ -179,7 +179,7 @@ def head(monkeypatch: pytest.MonkeyPatch) -> Head:
         "_internal_kv_list",
         lambda prefix: [key.encode() for key in head.records if key.startswith(prefix)],
     )
-    monkeypatch.setattr(pool_records.ray, "get_runtime_context", lambda: head)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: head)
     return head
 
 
@@ -224,9 +224,9 @@ def test_a_node_that_cannot_load_the_model_is_named_and_left_if_another_can(
     monkeypatch.setattr(pool, "UNFIT_SECONDS", 0.0)
     monkeypatch.setattr(pool, "REPLY_SECONDS", 0.0)
     monkeypatch.setattr(watched_decoding, "end_process", ended.append)
-    monkeypatch.setattr(pool.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(pool, "node_resources", lambda: [{}, {}])
-    monkeypatch.setattr(pool.ray.util, "get_node_ip_address", lambda: "10.0.0.7")
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.0.0.7")
     actor = ShardActor(replace(SPEC, pool="p"))
 
     assert pool._from_row(actor({"shard": 1})) == Failed("node 10.0.0.7: CUDA driver is missing")
