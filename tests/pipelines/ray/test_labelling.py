@@ -31,6 +31,7 @@ from pipelines.labelling.labeler_spec import LabelerSpec
 from pipelines.labelling.outcome import Failed
 from pipelines.labelling.progress import Progress
 from pipelines.labelling.run import list_runs, read_state
+from pipelines.parquet_files import open_listed
 from pipelines.store import open_store
 
 SCENES = 12
@@ -192,17 +193,22 @@ def test_each_image_has_one_row_and_a_second_start_labels_only_what_is_new(local
 
 
 @pytest.mark.ray
-def test_a_dead_link_of_a_list_exceeds_the_limit_in_the_first_night_only(
+def test_a_list_of_two_nights_has_one_type_and_its_dead_link_exceeds_the_limit_in_the_first_only(
     local_ray: str, config: LabelConfig, tmp_path: Path
 ) -> None:
-    listed = tmp_path / "listed.csv"
-    listed.write_text(f"uri\n{config.images[0]}/scene_4_000003.jpg\n{config.images[0]}/dead.jpg\n")
-    config = replace(config, images=(str(listed),))
+    folder, listed = config.images[0], tmp_path / "listed.csv"
+    config = replace(config, images=(str(listed),), keep=("warmth",))
 
-    nights = [label(config) for _ in range(2)]
+    nights = []
+    for warmth in ("21.5", ""):
+        listed.write_text(f"uri,warmth\n{folder}/scene_4_000003.jpg,{warmth}\n{folder}/dead.jpg,{warmth}\n")
+        nights.append(label(config))
 
     assert [(night.images, night.errors) for night in nights] == [(2, {"missing": 1}), (1, {"missing": 1})]
     assert [(night.within_budget, night.repeated_errors) for night in nights] == [(False, 0), (True, 1)]
+    table = open_store(config.table)
+    files = [open_listed(table, entry) for entry in table.list("data/")]
+    assert [file.schema_arrow.field("warmth").type for file in files] == [pa.float64()] * 2
 
 
 @pytest.mark.ray
