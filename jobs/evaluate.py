@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING, TextIO, get_args
 from detr.precision import Precision
 from jobs._evaluation_report import report
 from jobs.exits import run_process
-from jobs.options import add_options, check_stays, local_path, make_config, share, with_its_error
+from jobs.options import (
+    add_options,
+    check_can_be_written,
+    check_stays,
+    local_path,
+    make_config,
+    path_of,
+    share,
+    with_its_error,
+)
 from jobs.parser import CommandParser
 from pipelines.errors import BudgetExceeded
 from pipelines.labelling.config import LabelConfig
@@ -163,6 +172,8 @@ def _check_fit(parser: CommandParser, args: argparse.Namespace) -> None:
     check_stays(parser, "--output", args.output)
     check_stays(parser, "--keep-table", args.keep_table)
     check_stays(parser, "--plot", None if args.plot is None else str(args.plot))
+    check_can_be_written(parser, "--output", None if args.output is None else path_of(args.output))
+    check_can_be_written(parser, "--plot", args.plot)
     if args.expect_ap is not None and args.expect_ap <= 1:
         parser.error(f"--expect-ap {args.expect_ap:g}: give points, as published: 42.0 is an AP of 0.420")
 

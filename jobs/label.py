@@ -22,6 +22,7 @@ from jobs.options import (
     add_metrics_option,
     add_options,
     check_can_be_written,
+    check_no_file,
     check_stays,
     local_path,
     make_config,
@@ -55,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     args = parser.parse_args(argv)
     check_stays(parser, "--table", args.table)
+    check_no_file(parser, "--table", args.table)
     check_stays(parser, "--report", None if args.report is None else str(args.report))
     check_can_be_written(parser, "--report", args.report)
 

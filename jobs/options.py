@@ -126,12 +126,27 @@ def check_stays(parser: argparse.ArgumentParser, option: str, uri: str | None) -
     """
     if uri is None or ("://" in uri and not uri.startswith("file:")):
         return
-    path = Path(uri.removeprefix("file://")).absolute()
+    path = local_path(uri).absolute()
     if RAY_JOB_FOLDER in path.as_posix():
         parser.error(
             f"{option} {uri}: the job runs in a temporary folder of Ray ({Path.cwd()}), which Ray removes with "
             "everything in it. Give a path that begins with /, or the address of a store, such as s3://bucket/folder."
         )
+
+
+def check_no_file(parser: argparse.ArgumentParser, option: str, uri: str) -> None:
+    """Exit with code 2 if the folder of an option is a file of this machine."""
+    path = path_of(uri)
+    if path is not None and os.path.isfile(path):  # noqa: PTH113 - as in check_can_be_written
+        parser.error(f"{option} {uri} is a file: give a folder, which is created if it does not exist")
+
+
+def path_of(uri: str) -> Path | None:
+    """Return the path of a local file or folder that is given as a path or an address; None for others."""
+    from pipelines.store.uris import LOCAL_ROOT, split_uri
+
+    root, key = split_uri(uri)
+    return Path("/", key) if root == LOCAL_ROOT else None
 
 
 def check_can_be_written(parser: argparse.ArgumentParser, option: str, file: Path | None) -> None:
@@ -170,7 +185,9 @@ def local_path(text: str) -> Path:
         raise argparse.ArgumentTypeError(
             f"{text} is not a path on this machine. Give one, and copy the result from there"
         )
-    return Path(text.removeprefix("file://"))
+    from pipelines.store.uris import with_home  # imported here, as below: it would double the time of `demo --help`
+
+    return Path(with_home(text.removeprefix("file://")))
 
 
 def share(text: str) -> float:

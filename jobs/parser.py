@@ -70,7 +70,9 @@ class CommandParser(argparse.ArgumentParser):
             near = difflib.get_close_matches(unknown, names, n=1)
             hint = f"Did you mean {near[0]}?" if near else f"{self.prog} --help lists the options."
             message = f"{unknown} is not an option. {hint}"
-        message = _ADDRESS.sub(lambda found: without_secrets(f"{found[1]}://{found[2]}"), message)
+        message = _ADDRESS.sub(
+            lambda found: found[0] if found[1] == "file" else without_secrets(f"{found[1]}://{found[2]}"), message
+        )
         self.exit(WRONG_USE, f"{self.prog}: error: {message}\n")
 
     def _short_usage(self) -> str:

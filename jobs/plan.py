@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from detr.precision import family_precision
 from jobs.exits import run_process
-from jobs.options import above_zero, add_options, count, make_config
+from jobs.options import above_zero, add_options, check_no_file, count, make_config
 from jobs.parser import CommandParser
 from pipelines.labelling.config import PlanConfig
 
@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     args = parser.parse_args(argv)
+    check_no_file(parser, "--table", args.table)
     given = [name for name in SETTINGS if getattr(args, name) != parser.get_default(name)]
     if args.model is None and given:
         parser.error(f"--{given[0]} needs --model")

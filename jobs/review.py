@@ -10,6 +10,7 @@ come back: JSON and JSON-MIN of Label Studio, and COCO. docs/review.md has an ex
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -119,7 +120,7 @@ def exported_report(summary: "ReviewSummary", config: ReviewConfig) -> str:
         lines.append(f"correct: {files}, as in CVAT (COCO 1.0)")
     lines += [
         f"files: {summary.out}",
-        f"then: ray-detr review --table {config.table} --import FILE --out SHARDS",
+        f"then: ray-detr review --table {shlex.quote(config.table)} --import FILE --out SHARDS",
     ]
     return "\n".join(lines)
 
@@ -144,8 +145,8 @@ def imported_report(summary: "CorrectionsSummary") -> str:
         )
     lines += [
         report(summary.shards),
-        f"train: ray-detr train --train {summary.shards.out} --recipe finetune --finetune MODEL --storage URI "
-        "--name NAME",
+        f"train: ray-detr train --train {shlex.quote(summary.shards.out)} --recipe finetune --finetune MODEL "
+        "--storage URI --name NAME",
     ]
     return "\n".join(lines)
 

@@ -8,6 +8,7 @@ Uses all machines of the Ray cluster. Run the same command again to resume from 
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -147,7 +148,7 @@ def report(summary: "TrainSummary") -> str:
         lines.append("  ".join(f"{name} {shown_figure(value)}" for name, value in list(numbers.items())[:6]))
     lines += [
         f"model: {summary.model}, checkpoint {summary.checkpoint}",
-        f"label: ray-detr label --model {summary.model} --images URI --table URI",
+        f"label: ray-detr label --model {shlex.quote(summary.model)} --images URI --table URI",
     ]
     return "\n".join(lines)
 

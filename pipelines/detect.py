@@ -20,7 +20,7 @@ from pipelines.lake.members import split_member
 from pipelines.lake.skipping import skip_reason
 from pipelines.models import load_detector
 from pipelines.store import StoreError, StoreOptions, without_secrets
-from pipelines.store.uris import LOCAL_ROOT, file_name, split_uri
+from pipelines.store.uris import LOCAL_ROOT, file_name, scheme_of, split_uri, with_home
 
 JPEG_QUALITY = 92
 _MARK = b"drawn by ray-detr detect"  # the comment of the JPEG files that this module writes, and may replace
@@ -57,19 +57,20 @@ class ImageFailure:
 
 
 def find_images(names: Sequence[str]) -> list[str]:
-    """Return the images of some paths, in order: files and addresses unchanged, and all images of folders.
+    """Return the images of some paths, in order: files and addresses unchanged, and all images of local folders.
 
     Raises:
         ValueError: there is no such file, or no image in a folder.
     """
     images: list[str] = []
     for name in names:
-        path = Path(name)
-        if "://" in name or path.is_file() or _is_inside_file(name):
+        path = _local(name)
+        if path is None or path.is_file() or _is_inside_file(name):
             images.append(name)
         elif path.is_dir():
             inside = sorted(found.relative_to(path).as_posix() for found in path.rglob("*") if found.is_file())
-            found = [str(path / one) for one in inside if skip_reason(one) is None and not _is_drawn(path / one)]
+            folder = path if scheme_of(name) == "file" else Path(with_home(name))  # as given, for the results
+            found = [str(folder / one) for one in inside if skip_reason(one) is None and not _is_drawn(path / one)]
             if not found:
                 raise ValueError(f"there is no image in the folder {name}")
             images += found
@@ -81,7 +82,8 @@ def find_images(names: Sequence[str]) -> list[str]:
 def _is_inside_file(name: str) -> bool:
     """Return whether a path is the address of an image inside an existing archive or Parquet file."""
     found = split_member(name)
-    return found is not None and Path(found[0]).is_file()
+    path = None if found is None else _local(found[0])
+    return path is not None and path.is_file()
 
 
 def open_detector(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.store import NotFound, StoreError, StoreOptions, Stores, without_secrets
-from pipelines.store.uris import scheme_of
+from pipelines.store.uris import LOCAL_ROOT, scheme_of, split_uri
 
 
 def read_document(uri: str, *, what: str, options: StoreOptions | None) -> bytes:
@@ -21,6 +22,9 @@ def read_document(uri: str, *, what: str, options: StoreOptions | None) -> bytes
         UsageError: there is no such file.
         RayDetrError: it cannot be read now.
     """
+    root, key = split_uri(uri)
+    if root == LOCAL_ROOT and os.path.isdir(f"/{key}"):  # noqa: PTH112 - Path.is_dir() can raise PermissionError
+        raise UsageError(f"cannot read {what}: {uri} is a folder. Name a file.")
     try:
         return Stores(options).get(uri).data
     except NotFound as error:
@@ -33,7 +37,7 @@ def write_document(uri: str, data: bytes, *, what: str, options: StoreOptions | 
     """Write a file or an object, replacing an existing one.
 
     Args:
-        uri: its path, in a folder that exists, or its URI.
+        uri: its path or URI; folders are created.
         data: its bytes.
         what: description for messages, such as "the figures".
         options: access to stores.
@@ -43,7 +47,9 @@ def write_document(uri: str, data: bytes, *, what: str, options: StoreOptions | 
     """
     try:
         if scheme_of(uri) == "":
-            Path(uri).write_bytes(data)
+            path = Path("/", split_uri(uri)[1])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
         else:
             store, key = Stores(options).find(uri)
             store.put(key, data)

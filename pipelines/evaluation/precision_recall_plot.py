@@ -51,6 +51,7 @@ def plot_precision_recall(measured: AveragePrecision, file: Path, *, title: str)
     axes.grid(alpha=0.3)
     axes.legend(loc="upper right")
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, dpi=DOTS_PER_INCH)
     except OSError as error:
         raise RayDetrError(f"cannot write the plot to {file}: {error.strerror}.") from error

@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 from pipelines.options import check_options, group, option
 from pipelines.store import S3, StoreOptions, check_no_secret, join_uri, split_uri, without_secrets
-from pipelines.store.uris import LOCAL_ROOT
+from pipelines.store.uris import LOCAL_ROOT, is_utf8
 
 Format = Literal[
     "parquet", "jsonl", "csv", "coco", "coco-dataset", "yolo", "voc", "labelstudio", "megadetector", "iceberg"
@@ -157,5 +157,7 @@ class QueryConfig:
     def __post_init__(self) -> None:
         check_options(self)
         check_no_secret("table", self.table, instead="Omit it: credentials are found as docs/security.md says.")
+        if self.out is not None and not is_utf8(str(self.out)):
+            raise ValueError(f"out: the name {self.out} is not UTF-8, in which DuckDB writes. Give another name.")
         if self.out is not None and self.out.suffix not in RESULT_SUFFIXES:
             raise ValueError(f"out: {self.out} does not end in one of {', '.join(RESULT_SUFFIXES)}.")

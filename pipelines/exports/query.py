@@ -89,7 +89,7 @@ def _write(found: DuckDBPyRelation, out: Path) -> None:
     }
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        writers[out.suffix](str(unfinished))
+        writers[out.suffix](str(unfinished.absolute()))  # DuckDB gives `~` and `name://` a meaning of its own
         unfinished.rename(out)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ from typing import Final, Literal, get_args
 
 from pipelines.options import check_options, group, option
 from pipelines.store import S3, StoreOptions, check_no_secret, join_uri, split_uri, without_secrets
+from pipelines.store.uris import is_utf8
 
 Choice = Literal["least-certain", "random", "per-class", "disagreement"]
 CHOICES: Final[tuple[Choice, ...]] = get_args(Choice)
@@ -58,6 +59,8 @@ class ReviewConfig:
             raise ValueError("image urls: give two values, the beginning of the addresses and its replacement")
         if self.image_urls and self.to != "labelstudio":
             raise ValueError("image urls: only Label Studio's tasks have addresses; coco-dataset has file names")
+        if not is_utf8(self.out):
+            raise ValueError(f"out: the name {self.out} is not UTF-8, as the files in it are. Give another name.")
         for text in self.image_urls:
             check_no_secret("image urls", text, instead="It would be written into the tasks.")
         check_beside_table(self.out, self.table)

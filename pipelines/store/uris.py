@@ -33,7 +33,8 @@ def split_uri(uri: str) -> tuple[str, str]:
     """Return the root of a URI's store, and the key in it: `s3://b/x/y.jpg` -> (`s3://b`, `x/y.jpg`).
 
     Keys are not decoded: `?`, `#`, `%` and `//` are parts of names in object stores. Only web addresses have a query,
-    which remains in the key. Local paths and `file:` URIs give (`file:///`, absolute path without first slash).
+    which remains in the key. Local paths and `file:` URIs give (`file:///`, absolute path without first slash); `~/` at
+    the beginning of a path is the home folder.
     """
     scheme = scheme_of(uri)
     if scheme in ("", "file"):
@@ -50,6 +51,14 @@ def scheme_of(uri: str) -> str:
         return "file"
     found = _SCHEME.match(uri)
     return found["scheme"].lower() if found else ""
+
+
+def with_home(path: str) -> str:
+    """Return a path whose first part `~` is replaced by the home folder, as shells do unless it is in quotes.
+
+    Schedulers and container files pass arguments without a shell.
+    """
+    return os.path.expanduser(path) if path == "~" or path.startswith("~/") else path  # noqa: PTH111 - also `~user`
 
 
 def join_uri(root: str, key: str) -> str:
@@ -123,7 +132,7 @@ def _is_secret(scheme: str, name: str) -> bool:
 
 
 def _local_key(uri: str) -> str:
-    path = uri
+    path = with_home(uri)
     if scheme_of(uri) == "file":
         path = uri[5:]
         if path.startswith("//"):

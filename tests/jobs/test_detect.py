@@ -285,6 +285,20 @@ def test_pictures_are_not_drawn_into_a_file(photos: Path, capsys: pytest.Capture
     assert f"--draw {photos}/a.png is a file: give a folder" in capsys.readouterr().err
 
 
+def test_the_address_of_a_local_folder_means_its_images(
+    photos: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spaced = photos.rename(photos.parent / "with space")
+
+    main([f"file://{spaced}", "--model", model, "--json"])
+
+    results = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [Path(one["image"]).name for one in results] == ["a.png", "b.jpg", "b.jpg", "page.jpg"]
+    with pytest.raises(SystemExit):
+        main([f"file://{spaced}/nowhere", "--model", model])
+    assert f"there is no file file://{spaced}/nowhere" in capsys.readouterr().err
+
+
 def test_a_large_image_is_looked_at_tile_by_tile_and_a_small_one_as_before(
     photos: Path, model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

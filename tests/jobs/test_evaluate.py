@@ -220,12 +220,43 @@ def test_the_figures_go_to_a_bucket_and_are_a_baseline_from_there(
     assert f"AP is 0.5050 and was 0.5050 in {figures}: no worse by more than 0.002" in capsys.readouterr().out
 
 
-def test_a_file_that_cannot_be_written_stops_with_a_sentence_after_the_figures(
+def test_the_figures_go_to_a_new_folder(tmp_path: Path, table: str, annotations: str) -> None:
+    new = tmp_path / "new"
+
+    main(["--table", table, "--annotations", annotations, "--output", str(new / "1" / "metrics.json")])
+    main(["--table", table, "--annotations", annotations, "--plot", str(new / "2" / "curves.svg")])
+
+    assert json.loads((new / "1" / "metrics.json").read_text())["AP"] == pytest.approx(0.505, abs=0.001)
+    assert (new / "2" / "curves.svg").exists()
+
+
+@pytest.mark.parametrize("option", ["--output", "--plot"])
+def test_a_file_that_cannot_be_written_is_refused_before_the_table_is_read(
+    tmp_path: Path, annotations: str, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(SystemExit):
+        main(["--table", "nowhere", "--annotations", annotations, option, str(tmp_path / "file" / "x.svg")])
+    assert f"cannot be written: {tmp_path / 'file'} is not a folder" in capsys.readouterr().err
+
+
+def test_the_disk_that_is_full_in_the_end_stops_with_a_sentence_after_the_figures(
     tmp_path: Path, table: str, annotations: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(RayDetrError, match=r"cannot write the figures to .*nowhere/metrics\.json: No such file"):
-        main(["--table", table, "--annotations", annotations, "--output", str(tmp_path / "nowhere" / "metrics.json")])
+    with pytest.raises(RayDetrError, match=r"cannot write the figures to /dev/full: No space left on device"):
+        main(["--table", table, "--annotations", annotations, "--output", "/dev/full"])
     assert capsys.readouterr().out.startswith("AP 0.505")
+
+
+@pytest.mark.parametrize("prefix", ["", "file://"])
+def test_a_folder_in_place_of_the_annotations_is_refused_without_advice_to_name_it_otherwise(
+    tmp_path: Path, table: str, prefix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(
+        UsageError, match=rf"^cannot read the annotations: {prefix}{tmp_path} is a folder\. Name a file"
+    ):
+        main(["--table", table, "--annotations", f"{prefix}{tmp_path}"])
 
 
 def test_a_plot_is_drawn_with_the_model_in_its_title(tmp_path: Path, table: str, annotations: str) -> None:

@@ -136,6 +136,18 @@ def test_the_options_of_label_predict_what_label_would_do(
         planned("--classes", "dgo")
 
 
+def test_a_file_in_place_of_the_table_is_refused(
+    lake: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "table").touch()
+
+    with pytest.raises(SystemExit) as left:
+        main(["--images", str(lake), "--table", str(tmp_path / "table")])
+
+    assert left.value.code == 2
+    assert f"--table {tmp_path / 'table'} is a file: give a folder" in capsys.readouterr().err
+
+
 def test_settings_without_a_model_are_refused(lake: Path, table: Store, capsys: pytest.CaptureFixture[str]) -> None:
     for more in (
         ["--threshold", "0"],

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs.query import main, report
+from pipelines.exports.config import QueryConfig
 from pipelines.exports.query import QueryResult
 from tests.pipelines.report.tables import write_table
 
@@ -52,3 +53,25 @@ def test_characters_that_cannot_be_seen_are_replaced() -> None:
     result = QueryResult(("a\x1b[2J",), (False,), [("b\x1b[31m\rred\u202e",)])
 
     assert report(result).splitlines() == ["a\ufffd[2J", "-----------", "b\ufffd[31m\ufffdred\ufffd"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_a_result_below_a_tilde_is_in_the_home_folder_and_nothing_is_left_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    table, home, here = write_table(tmp_path), tmp_path / "home", tmp_path / "here"
+    home.mkdir()
+    here.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+
+    main(["--table", table, "SELECT 1", f"--out=~/a.{suffix}"])
+    main(["--table", table, "SELECT 1", f"--out=./~/b.{suffix}"])
+
+    assert [path.name for path in home.iterdir()] == [f"a.{suffix}"]
+    assert [path.name for path in (here / "~").iterdir()] == [f"b.{suffix}"]
+
+
+def test_a_name_that_is_not_utf_8_is_refused() -> None:
+    with pytest.raises(ValueError, match="is not UTF-8, in which DuckDB writes"):
+        QueryConfig("table", "SELECT 1", out=Path("b\udcff/a.csv"))

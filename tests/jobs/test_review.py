@@ -117,6 +117,14 @@ def test_the_report_of_a_batch_says_what_to_do_with_it() -> None:
     ]
 
 
+def test_the_next_command_of_a_batch_can_be_copied_into_a_shell() -> None:
+    config = ReviewConfig("my tables/night", "out", "least-certain")
+
+    last = exported_report(GIVEN, config).splitlines()[-1]
+
+    assert last == "then: ray-detr review --table 'my tables/night' --import FILE --out SHARDS"
+
+
 def test_the_report_of_corrections_counts_what_was_left_out() -> None:
     assert imported_report(TAKEN).splitlines() == [
         "batches 1, 2: 38 images reviewed, 131 boxes, 4 images without boxes; 1 skipped, 1 not reviewed",

@@ -299,6 +299,7 @@ def test_a_damaged_record_is_named(table: str, tmp_path: Path, damage: bytes) ->
         ({"against": "run-1"}, "other choices do not use it"),
         ({"choice": "disagreement", "against": "a", "run": "a"}, "is the run that images are chosen from"),
         ({"image_urls": ("a",)}, "image urls: give two values"),
+        ({"out": "b\udcff"}, "is not UTF-8"),
         ({"image_urls": ("a", "b"), "to": "coco-dataset"}, "only Label Studio's tasks have addresses"),
         ({"image_urls": ("s3://lake/", "https://u:p@host/")}, "contains a password"),
         ({"out": "table/review"}, "is inside the table"),

@@ -43,6 +43,19 @@ def test_a_relative_path_is_below_the_working_directory(monkeypatch: pytest.Monk
     assert split_uri("photos/a.jpg") == ("file:///", f"{tmp_path}/photos/a.jpg".removeprefix("/"))
 
 
+def test_a_tilde_at_the_beginning_is_the_home_folder_as_in_shells(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.chdir(tmp_path)
+
+    assert split_uri("~/table") == ("file:///", "home/me/table")
+    assert split_uri("~/table/") == ("file:///", "home/me/table/")
+    assert split_uri("~") == ("file:///", "home/me")
+    for name in ("./~/table", "a/~/b", "~$draft.jpg"):
+        assert split_uri(name)[1].startswith(f"{tmp_path}/".removeprefix("/"))
+
+
 @given(root=st.sampled_from(["s3://b", "gs://b", "https://h:1"]), key=st.text())
 def test_any_key_survives_joining_and_splitting(root: str, key: str) -> None:
     assert split_uri(join_uri(root, key)) == (root, key)
