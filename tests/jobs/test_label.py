@@ -277,16 +277,6 @@ def test_a_page_that_cannot_be_written_does_not_hide_too_many_errors(
         main(line)
 
 
-def test_a_place_where_no_page_can_be_written_is_refused_before_the_run(
-    asked: list[LabelConfig], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
-        main([*NEEDED, "--report", str(tmp_path)])
-
-    assert f"--report {tmp_path} is a folder: name a file" in capfd.readouterr().err
-    assert asked == []
-
-
 def test_a_run_that_stops_at_a_limit_says_so_as_json(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

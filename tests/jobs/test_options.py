@@ -263,6 +263,15 @@ def test_every_command_that_writes_a_page_at_its_end_refuses_a_folder_first(
     assert f"{tmp_path} is a folder: name a file" in capsys.readouterr().err
 
 
+def test_a_file_in_place_of_the_table_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "table").touch()
+
+    with pytest.raises(SystemExit):
+        import_module("jobs.label").main(["--images", "lake", "--table", str(tmp_path / "table"), "--model", "scenes"])
+
+    assert f"--table {tmp_path / 'table'} is a file: give a folder" in capsys.readouterr().err
+
+
 def test_a_relative_place_in_the_folder_of_a_ray_job_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -52,8 +52,9 @@ def test_without_matplotlib_it_is_said_how_to_get_it(tmp_path: Path, monkeypatch
 
 
 def test_what_cannot_be_drawn_or_written_stops_with_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(RayDetrError, match=r"cannot write the plot to .*nowhere/curves\.png: No such file"):
-        plot_precision_recall(average_precision(TRUTH, [ROW]), tmp_path / "nowhere" / "curves.png", title="cats")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(RayDetrError, match=r"cannot write the plot to .*folder\.png: Is a directory"):
+        plot_precision_recall(average_precision(TRUTH, [ROW]), tmp_path / "folder.png", title="cats")
     nothing = average_precision({**TRUTH, "annotations": []}, [])
     with pytest.raises(RayDetrError, match="there is no curve to draw"):
         plot_precision_recall(nothing, tmp_path / "curves.png", title="cats")
