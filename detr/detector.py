@@ -217,20 +217,30 @@ class Detector:
 
 
 def choose_device(device: str) -> torch.device:
-    """Return the device that a name means.
+    """Return the device that a name means; a GPU with its number.
 
     Raises:
-        ValueError: the name is not a device, or this machine has no such device.
+        ValueError: the name is not one of auto, cpu, cuda, cuda:N, or this machine has no such device.
     """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    unknown = f"device: {device!r} is not one of auto, cpu, cuda, cuda:N"
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"device: {device!r} is not one of auto, cpu, cuda, cuda:N") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(unknown) from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise ValueError(unknown)
+    if chosen.type == "cpu":
+        return chosen
+    if not torch.cuda.is_available():
         raise ValueError(f"device: {device!r} was requested, but torch {torch.__version__} finds no GPU")
-    return chosen
+    # with its number, because "cuda" means another GPU in a thread with another current device
+    index = torch.cuda.current_device() if device == "cuda" else chosen.index
+    if index >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        raise ValueError(f"device: {device!r} was requested, but the last GPU of this machine is cuda:{last}")
+    return torch.device("cuda", index)
 
 
 def choose_precision(precision: str, device: torch.device) -> Precision:

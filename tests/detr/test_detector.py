@@ -461,8 +461,19 @@ def test_precision_and_device_are_chosen_by_what_there_is() -> None:
         choose_precision("fp8", torch.device("cpu"))
     with pytest.raises(ValueError, match="precision: tf32 needs a GPU, but the device is cpu; use fp32"):
         choose_precision("tf32", torch.device("cpu"))
-    with pytest.raises(ValueError, match="device: 'gpu' is not one of auto, cpu, cuda, cuda:N"):
-        choose_device("gpu")
+    for other in ("gpu", "mps", "meta", "xpu", "privateuseone"):
+        with pytest.raises(ValueError, match=f"device: '{other}' is not one of auto, cpu, cuda, cuda:N"):
+            choose_device(other)
+
+
+def test_a_gpu_is_chosen_with_its_number_and_must_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+
+    assert [str(choose_device(name)) for name in ("auto", "cuda", "cuda:1")] == ["cuda:2", "cuda:2", "cuda:1"]
+    with pytest.raises(ValueError, match=r"device: 'cuda:5' was requested, but the last GPU of this machine is cuda:2"):
+        choose_device("cuda:5")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
