@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -216,5 +217,6 @@ def write_page(out: Path, data: bytes) -> None:
         unfinished.write_bytes(data)
         unfinished.replace(out)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):  # without such a folder, or the right to read it, removing fails too
+            unfinished.unlink(missing_ok=True)
         raise RayDetrError(f"cannot write the report to {out}: {error.strerror or error}.") from error

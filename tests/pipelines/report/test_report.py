@@ -19,7 +19,7 @@ from pipelines.errors import RayDetrError, UsageError
 from pipelines.report.config import ReportConfig
 from pipelines.report.figures import Figures, score_bins
 from pipelines.report.pictures import shrink
-from pipelines.report.report import ReportSummary, write_report
+from pipelines.report.report import ReportSummary, write_page, write_report
 from pipelines.report.rows import Classes, table_files
 from pipelines.store import open_store
 from pipelines.table.schema import Detected, Row
@@ -220,6 +220,14 @@ def test_the_command_prints_what_it_wrote(table: str, tmp_path: Path, capfd: pyt
     written = ReportSummary(**json.loads(capfd.readouterr().out))
     assert (written.images, written.pictures, written.unreadable) == (7, 5, 1)
     assert written.bytes == out.stat().st_size
+
+
+@pytest.mark.parametrize("folder", ["file", "long" * 99])
+def test_a_page_that_cannot_be_written_is_one_sentence(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "file").write_text("a file")
+
+    with pytest.raises(RayDetrError, match=r"^cannot write the report to .*/page\.html: "):
+        write_page(tmp_path / folder / "page.html", b"page")
 
 
 def test_a_threshold_between_hundredths_is_wrong_use(table: str, capfd: pytest.CaptureFixture[str]) -> None:
