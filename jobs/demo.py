@@ -32,13 +32,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=20, metavar="S", help="random seed of the scenes (%(default)s)")
     args = parser.parse_args(argv)
     images, table, pictures = args.out / "images", args.out / "table", args.out / "pictures"
-    if args.out.exists() and not _is_ours(args.out):
-        parser.error(f"--out {args.out} exists and was not made by this command: give a new folder")
+    from pipelines.errors import RayDetrError
+
+    try:
+        if args.out.exists() and not _is_ours(args.out):
+            parser.error(f"--out {args.out} exists and was not made by this command: give a new folder")
+    except OSError as error:
+        raise RayDetrError(f"cannot write to --out {args.out}: {error.strerror}.") from error
 
     from detr.scenes.files import PICTURE_SIZES, write_scenes
     from jobs.label import report
     from jobs.progress import shown_progress
-    from pipelines.errors import RayDetrError
     from pipelines.evaluation.evaluate import evaluate_table
     from pipelines.labelling.config import LabelConfig
     from pipelines.labelling.label import label
@@ -50,11 +54,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / MARK).touch()
+        for folder in (images, table, pictures):
+            shutil.rmtree(folder, ignore_errors=True)
+        truth = write_scenes(images, args.count, args.seed)
     except OSError as error:
-        raise RayDetrError(f"cannot write to --out {args.out}: {error.strerror}.") from error
-    for folder in (images, table, pictures):
-        shutil.rmtree(folder, ignore_errors=True)
-    truth = write_scenes(images, args.count, args.seed)
+        raise RayDetrError(f"cannot write to --out {args.out}: {error.strerror or error}.") from error
     print(f"drew {args.count} scenes of plain shapes into {images}")
 
     # threshold 0 keeps every query, as required for AP

@@ -53,8 +53,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pipelines.errors import RayDetrError, UsageError
     from pipelines.table.schema import TRANSIENT_KINDS
 
-    if args.draw is not None and args.draw.exists() and not args.draw.is_dir():
-        parser.error(f"--draw {args.draw} is a file: give a folder, which is created if it does not exist")
+    try:
+        if args.draw is not None and args.draw.exists() and not args.draw.is_dir():
+            parser.error(f"--draw {args.draw} is a file: give a folder, which is created if it does not exist")
+    except OSError as error:
+        raise RayDetrError(f"cannot write to --draw {args.draw}: {error.strerror or error}.") from error
     check_stays(parser, "--draw", None if args.draw is None else str(args.draw))
     if args.open and args.draw is None:
         parser.error("--open opens the pictures of --draw: give --draw DIR as well")

@@ -60,14 +60,19 @@ def find_images(names: Sequence[str]) -> list[str]:
     """Return the images of some paths, in order: files and addresses unchanged, and all images of local folders.
 
     Raises:
-        ValueError: there is no such file, or no image in a folder.
+        ValueError: there is no such file, or no image in a folder, or a folder above it cannot be read.
     """
     images: list[str] = []
     for name in names:
         path = _local(name)
-        if path is None or path.is_file() or _is_inside_file(name):
+        try:
+            is_image = path is None or path.is_file() or _is_inside_file(name)
+            is_folder = path is not None and not is_image and path.is_dir()
+        except OSError as error:
+            raise ValueError(f"cannot read {name}: {error.strerror or error}") from error
+        if is_image:
             images.append(name)
-        elif path.is_dir():
+        elif path is not None and is_folder:
             inside = sorted(found.relative_to(path).as_posix() for found in path.rglob("*") if found.is_file())
             folder = path if scheme_of(name) == "file" else Path(with_home(name))  # as given, for the results
             found = [str(folder / one) for one in inside if skip_reason(one) is None and not _is_drawn(path / one)]
@@ -137,18 +142,21 @@ def detect(
             continue
         drawn = None
         if draw is not None:
-            drawn = _free_path(draw, PurePosixPath(file_name(image)).stem, taken)
+            drawn = _write(draw_detections(picture, found), draw, PurePosixPath(file_name(image)).stem, taken)
             taken.add(drawn.resolve())
-            _write(draw_detections(picture, found), drawn)
         yield ImageResult(name, picture.shape[1], picture.shape[2], _plain(found), drawn)
 
 
-def _write(picture: Image.Image, path: Path) -> None:
+def _write(picture: Image.Image, folder: Path, stem: str, taken: Collection[Path]) -> Path:
+    """Write a picture of this name to a free path of the folder, and return the path."""
+    path = folder / f"{stem}.jpg"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = _free_path(folder, stem, taken)
+        folder.mkdir(parents=True, exist_ok=True)
         picture.save(path, "JPEG", quality=JPEG_QUALITY, comment=_MARK)
     except OSError as error:
         raise RayDetrError(f"cannot write the picture {path}: {error.strerror or error}.") from error
+    return path
 
 
 def _free_path(folder: Path, stem: str, taken: Collection[Path]) -> Path:

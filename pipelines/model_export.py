@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
@@ -15,7 +16,7 @@ from pipelines.store import StoreOptions
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from detr.model import PaddingMode
+    from detr.model import Detr, PaddingMode
 
 ModelFormat = Literal["onnx", "pt2"]
 SUFFIXES: Final[dict[ModelFormat, str]] = {"onnx": ".onnx", "pt2": ".pt2"}
@@ -64,46 +65,63 @@ def export_model(
 
     Raises:
         UsageError: `out` exists or has another suffix, there is no such model, or the packages are not installed.
-        RayDetrError: the file differs from the network.
+        RayDetrError: the file cannot be written, or differs from the network.
     """
-    import torch
-
     if out.suffix != SUFFIXES[form]:
         raise UsageError(f"{out} does not end in {SUFFIXES[form]}.")
-    if out.exists():
+    unfinished = out.with_name(f".ray-detr-unfinished-{secrets.token_hex(8)}{out.suffix}")
+    try:
+        exists = out.exists()
+    except OSError as error:
+        raise _cannot_write(out, error) from error
+    if exists:
         raise UsageError(f"{out} exists already. Remove it, or name another file.")
     if form == "onnx":
         _require_onnx()
-    from detr import exported
-
     model, info = load_model(reference, options)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".ray-detr-unfinished-{secrets.token_hex(8)}{out.suffix}")
     try:
-        if form == "onnx":
-            exported.write_onnx(model, unfinished, padding=padding)
-            run = _onnx_runner(unfinished)
-        else:
-            torch.export.save(exported.export_program(model, padding=padding), unfinished)
-            run = torch.export.load(unfinished).module()
-        differences = []
-        for sizes in CHECKED_SIZES:
-            pixels, mask = exported.example_inputs(sizes)
-            with torch.no_grad():
-                logits, boxes = run(pixels, mask)
-                own = model(pixels, mask, padding=padding)
-            differences.append((logits.softmax(-1) - own.logits.softmax(-1)).abs().max())
-            differences.append((boxes - own.boxes_cxcywh).abs().max())
-        difference = float(torch.stack(differences).max())  # NaN if any is NaN; Python's max would drop it
+        out.parent.mkdir(parents=True, exist_ok=True)
+        difference = _write_and_compare(model, unfinished, form, padding)
         if not difference <= MOST_DIFFERENCE:
             raise RayDetrError(
                 f"the {form} file of {info.id} differs from the network by {difference:.1e} in scores or boxes, more "
                 f"than {MOST_DIFFERENCE:.0e}. Nothing was written; try other versions of torch, onnx and onnxruntime."
             )
         unfinished.rename(out)
+        size = out.stat().st_size
+    except OSError as error:
+        raise _cannot_write(out, error) from error
     finally:
-        unfinished.unlink(missing_ok=True)
-    return ModelExport(info.id, str(out), form, padding, out.stat().st_size, difference)
+        with suppress(OSError):  # where it could not be written, it cannot be removed either
+            unfinished.unlink(missing_ok=True)
+    return ModelExport(info.id, str(out), form, padding, size, difference)
+
+
+def _write_and_compare(model: Detr, path: Path, form: ModelFormat, padding: PaddingMode) -> float:
+    """Write a file and return the largest difference of its scores and boxes from the network's; NaN if any is NaN."""
+    import torch
+
+    from detr import exported
+
+    if form == "onnx":
+        exported.write_onnx(model, path, padding=padding)
+        run = _onnx_runner(path)
+    else:
+        torch.export.save(exported.export_program(model, padding=padding), path)
+        run = torch.export.load(path).module()
+    differences = []
+    for sizes in CHECKED_SIZES:
+        pixels, mask = exported.example_inputs(sizes)
+        with torch.no_grad():
+            logits, boxes = run(pixels, mask)
+            own = model(pixels, mask, padding=padding)
+        differences.append((logits.softmax(-1) - own.logits.softmax(-1)).abs().max())
+        differences.append((boxes - own.boxes_cxcywh).abs().max())
+    return float(torch.stack(differences).max())  # Python's max would drop a NaN
+
+
+def _cannot_write(out: Path, error: OSError) -> RayDetrError:
+    return RayDetrError(f"cannot write {out}: {error.strerror or error}.")
 
 
 def _require_onnx() -> None:

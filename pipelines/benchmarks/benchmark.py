@@ -16,6 +16,7 @@ from pipelines.benchmarks.records import Record, ratio, record
 from pipelines.benchmarks.report import Report, to_json, to_markdown
 from pipelines.benchmarks.roofline import known_card, most_images_per_s, usd_per_million
 from pipelines.benchmarks.rounds import OURS, Runner, Trial, Variant, alternate
+from pipelines.errors import RayDetrError
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,15 +138,26 @@ class Bench:
         )
 
     def write(self) -> None:
-        """Write the report so far to the requested folder."""
-        if self.config.out is None:
+        """Write the report so far to the requested folder.
+
+        Raises:
+            RayDetrError: it cannot be written.
+        """
+        out = self.config.out
+        if out is None:
             return
-        self.config.out.mkdir(parents=True, exist_ok=True)
         report = self.report()
-        for name, text in ((f"{report.mode}.json", to_json(report)), (f"{report.mode}.md", to_markdown(report) + "\n")):
-            partial = self.config.out / f"{name}.part"
-            partial.write_text(text)
-            partial.replace(self.config.out / name)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            for name, text in (
+                (f"{report.mode}.json", to_json(report)),
+                (f"{report.mode}.md", to_markdown(report) + "\n"),
+            ):
+                partial = out / f"{name}.part"
+                partial.write_text(text)
+                partial.replace(out / name)
+        except OSError as error:
+            raise RayDetrError(f"figures cannot be written to {out}: {error.strerror or error}.") from error
 
     def _record(self, case: Case, variant: Variant, trials: Mapping[str, Sequence[Trial]]) -> Record:
         config = self.config

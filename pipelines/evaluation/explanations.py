@@ -58,6 +58,11 @@ def _sizes(evaluation: Evaluation) -> list[str]:
             f"{turned} annotated as stored, before EXIF rotation: boxes were rotated back "
             f"({_some(evaluation.turned_back)})"
         )
+        lines.append(
+            "images whose size EXIF rotation does not change (half turns, mirrored and square pictures) count as "
+            "annotated upright, because their size does not show it: if they, too, were annotated as stored, AP is too "
+            "low"
+        )
     if evaluation.other_size:
         sizes = counted(len(evaluation.other_size), "image has", "images have")
         lines.append(f"{sizes} another size than in the annotations ({_some(evaluation.other_size)})")

@@ -45,8 +45,11 @@ def query_table(config: QueryConfig) -> QueryResult:
         UsageError: DuckDB is not installed or refuses the SQL, the table does not exist, or `out` exists already.
         RayDetrError: the table is damaged or cannot be read, or `out` cannot be written.
     """
-    if config.out is not None and config.out.exists():
-        raise UsageError(f"{config.out} exists already. Remove it, or name another file.")
+    try:
+        if config.out is not None and config.out.exists():
+            raise UsageError(f"{config.out} exists already. Remove it, or name another file.")
+    except OSError as error:
+        raise RayDetrError(f"cannot write {config.out}: {error.strerror or error}.") from error
     with opened_views(config.table, config.options, model=config.model, settings=config.settings) as views:
         import duckdb  # here: an extra
 

@@ -218,5 +218,5 @@ def write_page(out: Path, data: bytes) -> None:
         unfinished.replace(out)
     except OSError as error:
         with suppress(OSError):  # there is nothing to remove where the folder cannot be entered
-            unfinished.unlink()
+            unfinished.unlink(missing_ok=True)
         raise RayDetrError(f"cannot write the report to {out}: {error.strerror or error}.") from error

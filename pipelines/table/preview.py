@@ -12,6 +12,7 @@ import torch
 from detr.images.decoding import decode
 from detr.images.drawing import draw_detections
 from detr.postprocess import Detections
+from pipelines.errors import RayDetrError
 from pipelines.lake.images import ImageStores
 from pipelines.lake.member_files import MemberIndexes
 from pipelines.parquet_files import open_listed, parquet_of
@@ -48,12 +49,11 @@ def draw_found(
         options: Access to stores.
 
     Raises:
-        RayDetrError: a file of the table is damaged.
+        RayDetrError: a file of the table is damaged, or a picture cannot be written.
         StoreError: the table or an image cannot be read.
     """
     table = open_store(table_uri, options)
     images = ImageStores(options, MemberIndexes(table))
-    folder.mkdir(parents=True, exist_ok=True)
     drawn: list[Path] = []
     for name, file in published_files(table):
         with parquet_of(name):
@@ -71,7 +71,12 @@ def draw_found(
                 boxes_xyxy=torch.tensor([list(found["box"].values()) for found in kept]).reshape(-1, 4),
             )
             path = folder / f"{len(drawn):02d}_{Path(row['uri']).stem}.png"
-            draw_detections(decode(images.get(row["uri"]).data), detections).save(path)
+            picture = draw_detections(decode(images.get(row["uri"]).data), detections)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                picture.save(path)
+            except OSError as error:
+                raise RayDetrError(f"cannot write the picture {path}: {error.strerror or error}.") from error
             drawn.append(path)
     return drawn
 

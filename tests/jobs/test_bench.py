@@ -16,6 +16,7 @@ from jobs.bench import main
 from pipelines.benchmarks import benchmark, random_model
 from pipelines.benchmarks.config import NATIVE_SIZES, RANDOM_SIZES, BenchConfig
 from pipelines.benchmarks.peers import random_family
+from pipelines.errors import RayDetrError
 from tests.families import write_family
 
 ROOT = Path(__file__).parents[2]
@@ -103,6 +104,13 @@ def test_a_peer_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch, t
     assert not opened.has("openvino")
     assert opened.has("transformers")
     assert opened.missing == ["openvino: openvino not installed (pip install .[bench])"]
+
+
+def test_figures_that_cannot_be_written_are_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a file")
+
+    with pytest.raises(RayDetrError, match=r"^figures cannot be written to .*file/new: Not a directory\.$"):
+        benchmark.Bench(BenchConfig("model", out=tmp_path / "file" / "new"), tmp_path, print).write()
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """What the demo may delete; that it runs is `make demo`'s to show."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,17 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
 
     with pytest.raises(RayDetrError, match=r"cannot write to --out .*/file/demo: Not a directory\.$"):
         main(["--out", str(tmp_path / "file" / "demo")])
+    with pytest.raises(RayDetrError, match=r"cannot write to --out .*: File name too long\.$"):
+        main(["--out", str(tmp_path / ("long" * 99))])
+
+
+def test_scenes_for_which_the_disk_has_no_room_are_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("detr.scenes.files._write", no_room)
+
+    with pytest.raises(RayDetrError, match=r"cannot write to --out .*demo: No space left on device\.$"):
+        main(["--out", str(tmp_path / "demo"), "--count", "1"])

@@ -355,6 +355,16 @@ def test_an_invalid_model_stops_before_any_image(photos: Path, capsys: pytest.Ca
 def test_a_folder_that_cannot_be_written_stops_with_a_sentence(photos: Path, model: str) -> None:
     with pytest.raises(RayDetrError, match=r"cannot write the picture .*notes\.txt/new/a\.jpg: Not a directory"):
         main([str(photos / "a.png"), "--model", model, "--draw", str(photos / "notes.txt" / "new")])
+    with pytest.raises(RayDetrError, match=r"cannot write to --draw .*: File name too long"):
+        main([str(photos / "a.png"), "--model", model, "--draw", str(photos / ("long" * 99))])
+
+
+def test_a_path_that_cannot_be_read_is_refused(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["long" * 99, "--model", model])
+
+    assert left.value.code == 2
+    assert "cannot read longlong" in capsys.readouterr().err
 
 
 def test_progress_is_reported_on_standard_error_while_results_go_to_a_file(

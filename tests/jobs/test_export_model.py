@@ -66,6 +66,17 @@ def test_a_file_that_exists_and_a_wrong_suffix_are_refused(model: str, tmp_path:
     assert (tmp_path / "mine.onnx").read_text() == "keep"
 
 
+@pytest.mark.parametrize(
+    ("folder", "reason"),
+    [("file", "File exists"), ("file/new", "Not a directory"), ("long" * 99, "File name too long")],
+)
+def test_a_file_that_cannot_be_written_is_one_sentence(model: str, tmp_path: Path, folder: str, reason: str) -> None:
+    (tmp_path / "file").write_text("a file")
+
+    with pytest.raises(RayDetrError, match=rf"^cannot write .*/model\.onnx: {reason}\.$"):
+        main(["--model", model, "--out", str(tmp_path / folder / "model.onnx")])
+
+
 def test_without_the_packages_one_sentence_says_what_to_install(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

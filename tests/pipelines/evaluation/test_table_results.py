@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from pipelines.errors import RayDetrError, UsageError
 from pipelines.evaluation import table_results
 from pipelines.evaluation.evaluate import Evaluation, evaluate_table
+from pipelines.evaluation.explanations import explanations
 from pipelines.evaluation.table_results import RowChoice
 from pipelines.labelling.run import RunRequest, begin_run
 from pipelines.lake.images import ImageStores
@@ -250,6 +251,9 @@ def test_boxes_are_turned_back_where_the_stored_picture_was_annotated(
     assert (height, width) == (320, 240)
     assert ap(evaluation) == 1.0
     assert (evaluation.turned_back, evaluation.other_size) == (("a.jpg",), ())
+    sentences = " ".join(explanations(evaluation))
+    assert "1 image was annotated as stored, before EXIF rotation: boxes were rotated back (a.jpg)" in sentences
+    assert "half turns, mirrored and square pictures) count as annotated upright" in sentences
 
 
 def test_boxes_stay_where_the_upright_picture_was_annotated(table: Path, tmp_path: Path) -> None:

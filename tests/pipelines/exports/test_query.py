@@ -195,6 +195,14 @@ def test_files_have_all_rows_and_their_name_when_they_are_whole(table: str, tmp_
         QueryConfig(table, sql, out=out.with_suffix(".xlsx"))
 
 
+@pytest.mark.parametrize("folder", ["file", "long" * 99])
+def test_a_file_that_cannot_be_written_is_one_sentence(table: str, tmp_path: Path, folder: str) -> None:
+    (tmp_path / "file").write_text("a file")
+
+    with pytest.raises(RayDetrError, match=r"^cannot write .*/rows\.csv: "):
+        query_table(QueryConfig(table, "FROM rows", out=tmp_path / folder / "rows.csv"))
+
+
 def test_without_duckdb_it_says_what_to_install(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "duckdb", None)
 

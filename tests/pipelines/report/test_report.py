@@ -222,6 +222,14 @@ def test_the_command_prints_what_it_wrote(table: str, tmp_path: Path, capfd: pyt
     assert written.bytes == out.stat().st_size
 
 
+@pytest.mark.parametrize("folder", ["file", "long" * 99])
+def test_a_page_that_cannot_be_written_is_one_sentence(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "file").write_text("a file")
+
+    with pytest.raises(RayDetrError, match=r"^cannot write the report to .*/page\.html: "):
+        write_page(tmp_path / folder / "page.html", b"page")
+
+
 def test_a_threshold_between_hundredths_is_wrong_use(table: str, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["--table", table, "--threshold", "0.505"])
