@@ -130,7 +130,7 @@ def test_a_table_with_a_threshold_is_refused_unless_it_is_allowed(
     assert out.startswith("AP 0.505")
     assert out.endswith(
         "detections with a score below 0.5 were not kept: the AP is lower than the model's by an unknown amount\n"
-        "1 image has fewer than 100 detections, which official models give with --threshold 0\n"
+        "1 image has fewer than 100 detections, which official models give if `ray-detr label` has --threshold 0\n"
         "for comparison: without the detections below 1, too, the AP would be 0.000\n"
     )
 

@@ -19,6 +19,7 @@ from pipelines.store import (
     Denied,
     ListsAnywhere,
     Misconfigured,
+    NoBucket,
     NotFound,
     ObjectTooLarge,
     Store,
@@ -363,7 +364,7 @@ def test_an_answer_becomes_the_error_that_says_what_to_do(moto: S3Server, betwee
 
     for answer, expected, words in [
         (proxy.s3_error(404, "NoSuchKey"), NotFound, "no such object"),
-        (proxy.s3_error(404, "NoSuchBucket"), Misconfigured, "no such bucket"),
+        (proxy.s3_error(404, "NoSuchBucket"), NoBucket, "no such bucket"),
         (proxy.s3_error(403, "AccessDenied"), Denied, "s3:GetObject"),
         (proxy.s3_error(403, "SignatureDoesNotMatch"), Misconfigured, "credentials are rejected"),
         (proxy.s3_error(403, "InvalidObjectState"), Archived, "Restore"),
