@@ -43,6 +43,10 @@ class _TiledHostBatch(HostBatch):
         else:
             HostBatch.write(self, place, image)  # super() does not work in a dataclass with slots
 
+    def part(self, start: int, stop: int) -> HostBatch:
+        """Return slots `start` to `stop` (exclusive) as a view of the same memory."""
+        return self if self.picture is not None else HostBatch.part(self, start, stop)
+
     def only(self, places: Sequence[int]) -> HostBatch:
         """Return these slots, given in ascending order, moved to the front of the same memory."""
         return self if self.picture is not None else HostBatch.only(self, places)

@@ -32,6 +32,7 @@ from pipelines.store import (
     StoreError,
     join_uri,
     open_store,
+    open_unflushed,
     split_uri,
     without_secrets,
 )
@@ -192,7 +193,7 @@ def _place(config: ExportConfig, table: Store, files: _Files) -> OneFile | Folde
     elif kind in TREES or kind in DOCUMENTS:
         names = common_names(_uris(table, files))
     if kind in TREES:
-        return TREES[kind](open_store(config.out, config.options), names)
+        return TREES[kind](open_unflushed(config.out, config.options), names)
 
     def writer(sink: IO[bytes]) -> RowsWriter:
         return DOCUMENTS[kind](sink, names) if kind in DOCUMENTS else WRITERS[kind](sink, files.schema)

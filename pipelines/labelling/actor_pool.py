@@ -41,7 +41,6 @@ ACTORS_WAIT_SECONDS = 600  # for the first actors to start and load the model
 STALL_SECONDS = 3600.0  # without a finished shard, including waiting for nodes, before the pool is given up
 STOP_POLL_SECONDS = 0.5
 REPLY_SECONDS = 1.0  # for the driver to receive outcomes before the process ends
-UNFIT_SECONDS = 60.0  # for which an actor without a model holds a shard
 PROBE_SECONDS = 900  # for one actor to load the model, including a download from the hub
 
 
@@ -50,7 +49,7 @@ class ShardActor:
 
     def __init__(self, spec: LabelerSpec) -> None:
         self._failure, self._broken, self._device = "", "", spec.device
-        self._loading = loading = Loading(spec.pool)
+        loading = Loading(spec.pool)
         if loading.has_killed():
             self._failure = on_this_node(killed_sentence(spec))
             return
@@ -67,14 +66,9 @@ class ShardActor:
         """Label the shard with the row's number; return its outcome as a row."""
         if self._broken:
             _end_process(self._broken)
-        shard = int(row["shard"])
-        if self._failure and not self._loading.has_any_loaded():
-            return _to_row(Failed(self._failure))
         if self._failure:
-            # only this node is unfit. Other actors take the shards meanwhile; then Ray starts another process
-            time.sleep(UNFIT_SECONDS)
-            self._broken = self._failure
-            return _to_row(Lost(self._failure.rstrip("."), shard))
+            return _to_row(Failed(self._failure))
+        shard = int(row["shard"])
         if self._begun is not None and not self._begun.begin(shard):
             return _to_row(NotStarted())
         try:

@@ -6,13 +6,16 @@ Neither Ray nor torch is imported before there is something to label.
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import platform
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from shlex import quote
+
+import pyarrow as pa
 
 from detr.checkpoints.references import absolute_reference
 from detr.images.heic import has_decoder
@@ -25,6 +28,7 @@ from pipelines.labelling.driver import RunResult, run_labelling
 from pipelines.labelling.job import Environment, LabellingJob
 from pipelines.labelling.labeler_spec import LabelerSpec
 from pipelines.labelling.lease import TRIES_SECONDS, holding
+from pipelines.labelling.manifest import planned_columns
 from pipelines.labelling.mask_column import with_mask_column
 from pipelines.labelling.model_names import with_recorded_name
 from pipelines.labelling.outcome import ShardReport, Work
@@ -33,7 +37,7 @@ from pipelines.labelling.progress import Progress, WithUnfinishedShards
 from pipelines.labelling.ray_runner import Actors, RayRunner, cluster_is_given
 from pipelines.labelling.reach import check_answers
 from pipelines.labelling.repeated_errors import count_repeated_errors
-from pipelines.labelling.run import RunRequest
+from pipelines.labelling.run import RunRequest, find_unfinished
 from pipelines.labelling.segments import publishing
 from pipelines.lake.listing import list_objects
 from pipelines.lake.member_files import MemberIndexes
@@ -153,7 +157,7 @@ def label(
             config.images,
             options=config.image_options,
             keep=config.keep,
-            stored=newest_columns(table) if config.keep else NO_COLUMNS,
+            stored=_stored_columns(table, new_run=config.new_run) if config.keep else NO_COLUMNS,
             table=config.table,
             image_column=config.image_column,
             modified_since=config.modified_since,
@@ -222,13 +226,28 @@ def label(
 def with_repeated_errors(summary: LabelSummary, table: Store) -> LabelSummary:
     """Return the summary with its repeated errors counted in the table, if its error rate is above the limit.
 
-    Raises:
-        RayDetrError: a file of the table is damaged.
-        StoreError: the table's store refused.
+    If the table cannot be read, none counts as repeated, with a warning: the run is finished, and the same command
+    would find nothing to label.
     """
     if summary.run_id is None or summary.within_budget:
         return summary
-    return replace(summary, repeated_errors=count_repeated_errors(table, summary.run_id, summary.model))
+    try:
+        repeated = count_repeated_errors(table, summary.run_id, summary.model)
+    except (RayDetrError, StoreError) as error:
+        logging.getLogger(__name__).warning("all errors count as new ones: %s", error)
+        return summary
+    return replace(summary, repeated_errors=repeated)
+
+
+def _stored_columns(table: Store, *, new_run: bool) -> pa.Schema:
+    """Return the columns whose types kept columns should have: those of an unfinished run's plan, else of the table."""
+    unfinished = None if new_run else find_unfinished(table)
+    if unfinished is not None:
+        with suppress(RayDetrError):  # a damaged plan is reported when the run is resumed
+            columns = planned_columns(table, unfinished.run_id)
+            if columns is not None:
+                return columns
+    return newest_columns(table)
 
 
 def _spec(config: LabelConfig) -> LabelerSpec:

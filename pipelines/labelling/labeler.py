@@ -78,25 +78,25 @@ class _UnknownSizes:
     """The size to assume for objects of unknown size, by those that were read. Thread-safe."""
 
     def __init__(self) -> None:
-        self._read, self._count, self._latest = 0, 0, 0
+        self._read, self._count, self._latest = 0, 0, FIRST_UNKNOWN_BYTES
         self._lock = threading.Lock()
 
     def add(self, seen: Sequence[_Opened]) -> None:
         """Add the objects of a window."""
         fetched = [one.fetched for one in seen if one.fetched.item.size is None]
         sizes = [len(one.blob.data) for one in fetched if one.blob is not None]
-        if sizes:
-            with self._lock:
-                self._read += sum(sizes)
-                self._count += len(sizes)
+        with self._lock:
+            self._read += sum(sizes)
+            self._count += len(sizes)
+            if sizes:
                 self._latest = sum(sizes) // len(sizes)
+            elif fetched:  # dead links: larger windows try more of them at once
+                self._latest //= 2
 
     def expected(self) -> int:
         """Return the mean of all objects or of those of the latest window, whichever is larger."""
         with self._lock:
-            if not self._count:
-                return FIRST_UNKNOWN_BYTES
-            return max(self._read // self._count, self._latest, LEAST_UNKNOWN_BYTES)
+            return max(self._read // max(self._count, 1), self._latest, LEAST_UNKNOWN_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +248,7 @@ class Labeler:
             host, indices = decoding.host.only(good), [decoding.indices[place] for place in good]
             try:
                 pending = self._detector.submit(host) if good else None
-            except torch.OutOfMemoryError as error:
+            except (FloatingPointError, torch.OutOfMemoryError) as error:  # the first only of pictures with tiles
                 self._blame(host, [seen[index] for index in indices], error)
             return indices, host, pending
 

@@ -209,6 +209,11 @@ def read_kept_schema(table: Store, run_id: str) -> pa.Schema:
     return _kept(file)
 
 
+def planned_columns(table: Store, run_id: str) -> pa.Schema | None:
+    """Return the names and types of a run's kept columns; None if nothing is planned yet."""
+    return read_kept_schema(table, run_id) if list_segments(table, run_id) else None
+
+
 def write_complete(table: Store, run_id: str, segments: int, counts: Counts) -> None:
     """Write the totals of a manifest that has ended, for people and dashboards."""
     record = {"segments": segments, **asdict(counts), "skipped": dict(counts.skipped)}

@@ -41,16 +41,12 @@ class Loading:
         key, node = f"{self._prefix}{context.get_actor_id()}", context.get_node_id()
         earlier = (_internal_kv_get(key) or b"").decode().split()
         _internal_kv_put(key, " ".join([*earlier, node]).encode())
-        return (node in earlier or len(earlier) > 1) and not self.has_any_loaded()
+        return (node in earlier or len(earlier) > 1) and not _internal_kv_exists(f"{self._prefix}loaded")
 
     def has_loaded(self) -> None:
         """Record that the model is loaded: from now on, deaths have other reasons."""
         if self._is_shared:
             _internal_kv_put(f"{self._prefix}loaded", b"")
-
-    def has_any_loaded(self) -> bool:
-        """Return whether an actor of the pool has loaded the model."""
-        return self._is_shared and bool(_internal_kv_exists(f"{self._prefix}loaded"))
 
     def forget(self) -> None:
         """Remove the records, in the driver."""

@@ -25,7 +25,7 @@ from pipelines.store.interface import (
     transfer_seconds,
 )
 from pipelines.store.memory import memory_store
-from pipelines.store.opening import Stores, check_root, open_store
+from pipelines.store.opening import Stores, check_root, open_store, open_unflushed
 from pipelines.store.uris import (
     GIVES_ACCESS,
     LOCAL_ROOT,
@@ -72,6 +72,7 @@ __all__ = [
     "join_uri",
     "memory_store",
     "open_store",
+    "open_unflushed",
     "probe",
     "put_if_absent",
     "require_create_only",

@@ -45,8 +45,9 @@ class LocalStore:
     list in order, and needs as much CPU.
     """
 
-    def __init__(self, folder: str) -> None:
-        """Set the absolute path of a folder, which may not exist yet."""
+    def __init__(self, folder: str, *, flushes: bool = True) -> None:
+        """Set the absolute path of a folder, which may not exist yet, and whether `put` waits for the disk."""
+        self._flushes = flushes
         self._folder = folder.rstrip("/") + "/"
         self.uri = LOCAL_ROOT + self._folder.strip("/")
 
@@ -84,7 +85,8 @@ class LocalStore:
     def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
         """Write a temporary file and rename it, so that readers see the whole file or no file.
 
-        File and name are on the disk when this returns, so that after a power failure no record names a missing file.
+        File and name are on the disk when this returns, so that after a power failure no record names a missing file;
+        not if `flushes` is False.
         """
         if if_match is not None:
             raise Misconfigured(f"{self.uri}: folders cannot replace a file only if it is unchanged; use a lock file")
@@ -93,12 +95,13 @@ class LocalStore:
         unfinished = f"{folder}{_UNFINISHED}{secrets.token_hex(8)}"
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
-            etag = _write(unfinished, data)
+            etag = _write(unfinished, data, flushes=self._flushes)
             if create:
                 _link(unfinished, path)
             else:
                 os.replace(unfinished, path)  # noqa: PTH105
-            _flush_folder(folder)
+            if self._flushes:
+                _flush_folder(folder)
         except (OSError, ValueError) as error:
             raise _explained(error, path, "written") from error
         finally:
@@ -227,13 +230,14 @@ def _etag(status: os.stat_result) -> str:
     return f"{status.st_mtime_ns:x}-{status.st_size:x}"
 
 
-def _write(path: str, data: bytes) -> str:
+def _write(path: str, data: bytes, *, flushes: bool) -> str:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         rest = memoryview(data)
         while rest:
             rest = rest[os.write(descriptor, rest) :]
-        os.fsync(descriptor)  # before the file gets its name, which must not be on the disk without the content
+        if flushes:
+            os.fsync(descriptor)  # before the file gets its name, which must not be on the disk without the content
         return _etag(os.fstat(descriptor))
     finally:
         os.close(descriptor)

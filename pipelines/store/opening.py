@@ -27,6 +27,12 @@ def open_store(uri: str, options: StoreOptions | None = None) -> Store:
     return _opener(root, options or StoreOptions())(f"{folder}/" if folder else "")
 
 
+def open_unflushed(uri: str, options: StoreOptions | None = None) -> Store:
+    """Return the store of a URI for very many files that can be made again: a folder does not wait for the disk."""
+    root, key = split_uri(uri)
+    return LocalStore(f"/{key}", flushes=False) if root == LOCAL_ROOT else open_store(uri, options)
+
+
 def check_root(root: str) -> None:
     """Check that a root is one of a known kind of store and names a store. Needs no credentials and makes no request.
 

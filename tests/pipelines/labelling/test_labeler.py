@@ -24,6 +24,8 @@ from detr.detector_like import DetectorLike
 from detr.launcher import PendingDetections
 from detr.model import Detr, DetrOutput
 from detr.postprocess import Detections
+from detr.tiled_detector import TiledDetector
+from detr.tiles import Tiling
 from pipelines.labelling.decoding import InProcessDecoder
 from pipelines.labelling.fetching import Fetcher, LakeUnreadable
 from pipelines.labelling.labeler import Labeler, NotDetected, windows
@@ -402,6 +404,22 @@ def test_an_image_that_the_network_cannot_process_is_named(lake: Lake, failure: 
     assert list(table.list(run_key("run-1", "parts/"))) == []
 
 
+@pytest.mark.parametrize("failure", [FloatingPointError("produced NaN"), torch.OutOfMemoryError("too little memory")])
+def test_a_large_picture_that_the_network_cannot_process_is_named(lake: Lake, failure: Exception) -> None:
+    class Refusing(Careful):
+        def submit(self, batch: HostBatch) -> PendingDetections:
+            assert 0 < int(batch.sizes.min()) <= int(batch.sizes.max()) < 1_000, "a batch that was not written"
+            raise failure
+
+    objects = [lake.put("large.jpg", picture(80, 90))]
+    tiled = TiledDetector(Refusing(), Tiling(64, 64, 0.25))
+
+    with pytest.raises(NotDetected, match=str(failure)) as stopped:
+        labeler(memory_store(), lake, tiled, [objects]).label(0)
+
+    assert stopped.value.image == objects[0].uri
+
+
 def test_wrong_credentials_stop_the_shard_at_once(lake: Lake, detector: Detector) -> None:
     objects = [lake.put(f"{n}.jpg", picture()) for n in range(3)]
     lake.failures = {"1.jpg": Misconfigured("the token has expired")}
@@ -558,6 +576,24 @@ def test_windows_of_a_list_without_sizes_follow_from_the_sizes_that_were_read() 
     assert labeler(table, lake, careful, [objects]).label(0).errors == {}
 
     assert sorted(set(fetched)) == [8, 15]  # seven are 252 MiB
+
+
+def test_dead_links_without_sizes_are_tried_in_larger_and_larger_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    lake, table = Lake(memory_store("memory://lake")), memory_store()
+    dead = [LakeObject(f"memory://lake/dead {n:03d}.jpg") for n in range(120)]
+    large = picture() + bytes(36 * 1024**2)
+    objects = [*dead, *(LakeObject(lake.put(f"{n:02d}.jpg", large).uri) for n in range(3))]
+    sizes: list[int] = []
+
+    def counted(*arguments: Any, **options: Any) -> Iterator[list[LakeObject]]:
+        for window in windows(*arguments, **options):
+            sizes.append(len(window))
+            yield window
+
+    monkeypatch.setattr("pipelines.labelling.labeler.windows", counted)
+
+    assert labeler(table, lake, Careful(), [objects]).label(0).errors == {"missing": 120}
+    assert sizes == [8, 16, 32, 64, 3]
 
 
 def test_small_images_without_sizes_share_windows_after_the_first() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import pytest
+
 from pipelines.labelling.label import LabelSummary, with_repeated_errors
 from pipelines.store import Store, memory_store
 from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table, total
@@ -75,3 +77,13 @@ def test_nothing_is_read_while_the_share_of_all_errors_is_allowed() -> None:
     table.put("data/20261101-010000-aaaa-00000.parquet", b"damaged")
 
     assert with_repeated_errors(replace(summary, max_error_rate=0.02), table).repeated_errors == 0
+
+
+def test_too_many_errors_are_told_though_the_earlier_rows_cannot_be_read(caplog: pytest.LogCaptureFixture) -> None:
+    table = memory_store()
+    table.put("data/20261101-010000-aaaa-00000.parquet", b"damaged")
+
+    summary = label(table, 2, {"s3://lake/dead.jpg": "missing"})
+
+    assert (summary.new_errors, summary.within_budget) == (1, False)
+    assert "all errors count as new ones: " in caplog.text

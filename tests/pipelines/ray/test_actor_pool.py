@@ -213,28 +213,18 @@ def test_a_node_that_is_lost_while_an_actor_loads_the_model_is_not_the_models_fa
     assert ("was killed" in actor._failure) is is_killed
 
 
-def test_a_node_that_cannot_load_the_model_is_named_and_left_if_another_can(
-    monkeypatch: pytest.MonkeyPatch, head: Head
-) -> None:
+def test_a_node_that_cannot_load_the_model_is_named(monkeypatch: pytest.MonkeyPatch, head: Head) -> None:
     def refuse(spec: LabelerSpec) -> None:
         raise RuntimeError("CUDA driver is missing")
 
-    ended: list[str] = []
     monkeypatch.setattr(pool, "build_labeler", refuse)
-    monkeypatch.setattr(pool, "UNFIT_SECONDS", 0.0)
-    monkeypatch.setattr(pool, "REPLY_SECONDS", 0.0)
-    monkeypatch.setattr(watched_decoding, "end_process", ended.append)
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(pool, "node_resources", lambda: [{}, {}])
     monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.0.0.7")
     actor = ShardActor(replace(SPEC, pool="p"))
 
+    pool_records.Loading("p").has_loaded()  # an actor of the node may have loaded it before its GPU was lost
     assert pool._from_row(actor({"shard": 1})) == Failed("node 10.0.0.7: CUDA driver is missing")
-    pool_records.Loading("p").has_loaded()
-    assert pool._from_row(actor({"shard": 2})) == Lost("node 10.0.0.7: CUDA driver is missing", 2)
-    assert ended == []
-    actor({"shard": 3})
-    assert ended == ["node 10.0.0.7: CUDA driver is missing"]
 
 
 def test_a_request_to_stop_is_repeated_until_the_head_has_it(monkeypatch: pytest.MonkeyPatch, head: Head) -> None:

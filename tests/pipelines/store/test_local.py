@@ -16,7 +16,17 @@ from typing import Any
 
 import pytest
 
-from pipelines.store import AlreadyExists, Denied, Misconfigured, NotFound, StoreDown, StoreError, Stores, open_store
+from pipelines.store import (
+    AlreadyExists,
+    Denied,
+    Misconfigured,
+    NotFound,
+    StoreDown,
+    StoreError,
+    Stores,
+    open_store,
+    open_unflushed,
+)
 
 
 def keys_below(folder: Path) -> list[str]:
@@ -62,6 +72,19 @@ def test_a_file_is_on_the_disk_before_its_name_and_both_before_the_next_file_is_
     open_store(str(tmp_path)).put("part", b"four", create=create)
 
     assert flushed == [(False, 4, False), (True, None, True)]
+
+
+def test_very_many_files_that_can_be_made_again_are_not_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int) -> None:
+        raise AssertionError("flushed")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    store = open_unflushed(str(tmp_path / "export"))
+    store.put("labels/a.txt", b"x")
+
+    assert open_store(str(tmp_path)).get("export/labels/a.txt").data == b"x"
 
 
 def test_a_file_system_that_cannot_flush_folders_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
