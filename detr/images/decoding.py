@@ -55,7 +55,7 @@ load_image_library()
 _RGB = 3  # torchvision.io.ImageReadMode.RGB
 
 
-def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, upright: bool = True) -> Tensor:
+def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, upright: bool = True, check_scale: bool = True) -> Tensor:
     """Return the upright picture, `(3, H, W)` uint8 RGB, as a view of (H, W, 3) memory: `resize` is fastest on that.
 
     Of an animation, the first frame is decoded; of an icon, the largest picture. Alpha is dropped, not blended; 16 bits
@@ -67,6 +67,8 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, upright: bool = True) -
         upright: False returns the pixels as stored and ignores EXIF: if EXIF's orientation is 5 or more, height and
             width are exchanged compared with the header. Boxes drawn on such pixels are valid for these only. HEIC is
             upright in either case: decoding includes the rotation, and EXIF's orientation is informative only.
+        check_scale: False returns nearly black colours of 16 bits and grey of 32 bits without refusing them for
+            possibly having fewer bits. Shards of earlier versions contain such pictures.
 
     Raises:
         ImageError: a subclass names the problem.
@@ -78,7 +80,7 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, upright: bool = True) -
     elif header.format == "HEIC":
         stored = decode_heic(data, header)
     else:
-        stored = decode_picture(open_picture(header.format, data), data)
+        stored = decode_picture(open_picture(header.format, data), data, check_scale=check_scale)
     image = _upright(stored, header.orientation if upright else 1)
     shape = (header.height, header.width) if upright or header.orientation < 5 else (header.width, header.height)
     if image.shape[1:] != shape:

@@ -96,7 +96,7 @@ def open_picture(image_format: str, data: bytes) -> ImageFile:
         raise _verdict(error, kind(f"Pillow cannot open this {image_format}: {error}")) from error
 
 
-def decode_picture(image: ImageFile, data: bytes = b"") -> NDArray[np.uint8]:
+def decode_picture(image: ImageFile, data: bytes = b"", *, check_scale: bool = True) -> NDArray[np.uint8]:
     """Decode once and return `(H, W, 3)` RGB as stored, not rotated: alpha dropped, 16 bits and floats scaled to 8.
 
     Grey values of 10 or 12 bits in 16 are scaled by the file's value of white (`MaxSampleValue`, `sBIT`).
@@ -106,6 +106,7 @@ def decode_picture(image: ImageFile, data: bytes = b"") -> NDArray[np.uint8]:
     Args:
         image: of `open_picture`.
         data: the encoded file, which may state the value of white.
+        check_scale: see `detr.images.decoding.decode`.
 
     Raises:
         ImageError: the picture is truncated, damaged, or its values have no known scale.
@@ -118,7 +119,8 @@ def decode_picture(image: ImageFile, data: bytes = b"") -> NDArray[np.uint8]:
         image.load()
     except _DAMAGE as error:
         raise _verdict(error, UnreadableImage(f"the pixels of the {image_format} are damaged: {error}")) from error
-    return to_rgb(image, _SAMPLES[image_format](data) if data and image_format in _SAMPLES else Samples())
+    samples = _SAMPLES[image_format](data) if data and image_format in _SAMPLES else Samples()
+    return to_rgb(image, samples, check_scale=check_scale)
 
 
 def _verdict(error: Exception, otherwise: ImageError) -> ImageError | MemoryError:
@@ -133,12 +135,13 @@ def _verdict(error: Exception, otherwise: ImageError) -> ImageError | MemoryErro
     return otherwise
 
 
-def to_rgb(image: Image.Image, samples: Samples) -> NDArray[np.uint8]:
+def to_rgb(image: Image.Image, samples: Samples, *, check_scale: bool = True) -> NDArray[np.uint8]:
     """Convert a decoded image to RGB of shape (height, width, 3); alpha is dropped.
 
     Args:
         image: Of any of Pillow's modes.
         samples: The meaning of the values in the file.
+        check_scale: see `detr.images.decoding.decode`.
 
     Raises:
         UnsupportedImage: its values have no known scale, or Pillow cannot convert its mode.
@@ -148,7 +151,7 @@ def to_rgb(image: Image.Image, samples: Samples) -> NDArray[np.uint8]:
     mode = image.mode
     if mode in EIGHT_BITS:
         rgb = np.array(image if mode == "RGB" else image.convert("RGB"))
-        if samples.bits == 16:
+        if samples.bits == 16 and check_scale:
             _check_scale(np.asarray(image) if mode == "CMYK" else rgb, samples.white)
         return rgb
     grey = np.asarray(image)
@@ -162,6 +165,7 @@ def to_rgb(image: Image.Image, samples: Samples) -> NDArray[np.uint8]:
                 f"its values run from {low:g} to {high:g}; scale them to 0..65535, or floats to 0..1"
             )
         is_scaled = known < _SIXTEEN_BITS or image.format == "PPM"  # Pillow scales PPM by the file's value of white
+        is_scaled |= samples.white is None and not check_scale
         full = known if is_scaled else _full_scale(grey, samples.white, image.format)
     else:
         raise UnsupportedImage(f"Pillow cannot convert {mode} pixels to RGB; convert the image first")

@@ -7,10 +7,12 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from detr.classes import Category
+from detr.images.decoding import UnsupportedImage, decode
 from pipelines.errors import RayDetrError
 from pipelines.shards.reader import (
     INDEX_KEY,
@@ -27,6 +29,7 @@ from pipelines.shards.reader import (
 from pipelines.shards.rows import LEFT_OUT_KEY, LEFT_OUT_SCHEMA, RowsFile, coco_json, image_row
 from pipelines.store import Store, memory_store
 from pipelines.store.memory import MemoryStore
+from tests.detr.images.test_pillow import tiff
 
 
 def jpeg(height: int, width: int) -> bytes:
@@ -226,6 +229,19 @@ def test_a_damaged_picture_or_one_of_another_size_stops_the_training(store: Stor
         RayDetrError, match=r"has 12 x 8 pixels \(width x height\), but its boxes were drawn for 12 x 9"
     ):
         decode_training_image(replace(found, height=9))
+
+
+@pytest.mark.parametrize(("dtype", "shown"), [(np.uint16, 15), (np.int32, 16), (np.float32, 16)])
+def test_a_nearly_black_picture_in_shards_of_earlier_versions_is_read(
+    store: Store, index: ShardIndex, dtype: type[np.generic], shown: int
+) -> None:
+    (found,) = ShardReader(store, index).read_group(0, 0)
+    dark = np.full((9, 12, 3) if dtype is np.uint16 else (9, 12), 4000, dtype)
+    data = tiff(dark, photometric=2 if dtype is np.uint16 else 1, more={339: (3,)} if dtype is np.float32 else None)
+
+    with pytest.raises(UnsupportedImage, match="nearly black"):
+        decode(data)
+    assert decode_training_image(replace(found, data=data, height=9, width=12)).unique().tolist() == [shown]
 
 
 def test_the_json_comes_back(store: Store, index: ShardIndex) -> None:
