@@ -152,7 +152,7 @@ def to_rgb(image: Image.Image, samples: Samples, *, check_scale: bool = True) ->
     if mode in EIGHT_BITS:
         rgb = np.array(image if mode == "RGB" else image.convert("RGB"))
         if samples.bits == 16 and check_scale:
-            _check_scale(np.asarray(image) if mode == "CMYK" else rgb, samples.white)
+            _check_scale(np.asarray(image) if mode == "CMYK" else rgb, samples.white, image.format)
         return rgb
     grey = np.asarray(image)
     if mode.startswith("I;16"):
@@ -173,17 +173,20 @@ def to_rgb(image: Image.Image, samples: Samples, *, check_scale: bool = True) ->
     return np.repeat((255 - eight if samples.is_inverted else eight)[..., None], 3, axis=2)
 
 
-def _check_scale(eight: NDArray[np.uint8], white: int | None) -> None:
+def _check_scale(eight: NDArray[np.uint8], white: int | None, image_format: str | None) -> None:
     """Refuse colours of 16 bits that have fewer bits; Pillow has kept only the upper 8.
 
     Args:
         eight: the upper 8 bits of each value.
         white: the value in the file, None if it has none.
+        image_format: of the file.
 
     Raises:
         UnsupportedImage: the picture would have nearly one colour, and it is not known whether that is correct.
     """
     limit = _TWELVE_BITS if white is None else white
+    if image_format == "PNG" and limit < _SIXTEEN_BITS:
+        limit = min(limit, _TWELVE_BITS)  # values are scaled up in the standard: those of 13 to 15 bits may be dark
     if limit < _SIXTEEN_BITS and 0 < int(eight.max()) <= limit >> 8:
         raise UnsupportedImage(
             f"its largest value is at most {limit} of 65535, so it is nearly black (in CMYK: white), or it has fewer "

@@ -89,6 +89,7 @@ def test_black_and_what_says_that_it_is_dark_are_shown() -> None:
 
     assert not colours(png(COLOURS * 0, 2)).any()
     assert np.array_equal(colours(png(dark, 2, 16)), COLOURS >> 4)
+    assert np.array_equal(colours(png(dark << 2, 2, 14)), COLOURS >> 2)  # 14 bits, at most a quarter of white
     assert np.array_equal(colours(tiff(dark, 2, "<", {281: (65535, 65535, 65535)})), COLOURS >> 4)
     assert np.array_equal(
         colours(png((COLOURS >> 6) * 257, 2, 8)), COLOURS >> 6
