@@ -27,7 +27,7 @@ from detr.images.avif import picture_of_avif
 from detr.images.gif import picture_of_gif
 from detr.images.icon import picture_of_icon
 from detr.images.png import SIGNATURE as PNG_SIGNATURE
-from detr.images.png import picture_of_png, samples_of_png
+from detr.images.png import is_black_png, picture_of_png, samples_of_png
 from detr.images.results import (
     ImageError,
     ImageTooLarge,
@@ -36,7 +36,7 @@ from detr.images.results import (
     UnreadableImage,
     UnsupportedImage,
 )
-from detr.images.tiff import picture_of_tiff, samples_of_tiff
+from detr.images.tiff import is_black_tiff, picture_of_tiff, samples_of_tiff
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,7 +70,13 @@ _DAMAGE = (
     zlib.error,
 )
 _SAMPLES: dict[str, Callable[[bytes], Samples]] = {"PNG": samples_of_png, "TIFF": samples_of_tiff}
+_IS_BLACK: dict[str, Callable[[bytes], bool]] = {"PNG": is_black_png, "TIFF": is_black_tiff}
 _TWELVE_BITS, _SIXTEEN_BITS = 4095, 65535
+_DARK = (
+    "its largest value is at most {} of 65535, so it is nearly black (in CMYK: white), or it has fewer "
+    "than 16 bits: scale the values to 0..65535, or, if it is right as it is, set the TIFF's MaxSampleValue to "
+    "65535 or the PNG's sBIT to 16"
+)
 EIGHT_BITS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
 # The value of white: files do not state it, so it is the smallest of these that no value exceeds. Pillow uses integers
 # (I) only for 16-bit PPM, already in this scale, and for 32-bit TIFF.
@@ -119,8 +125,15 @@ def decode_picture(image: ImageFile, data: bytes = b"", *, check_scale: bool = T
         image.load()
     except _DAMAGE as error:
         raise _verdict(error, UnreadableImage(f"the pixels of the {image_format} are damaged: {error}")) from error
+    if image_format == "PNG" and data and not data.startswith(PNG_SIGNATURE):
+        data = picture_of_icon(data)
     samples = _SAMPLES[image_format](data) if data and image_format in _SAMPLES else Samples()
-    return to_rgb(image, samples, check_scale=check_scale)
+    rgb = to_rgb(image, samples, check_scale=check_scale)
+    if check_scale and samples.bits == 16 and samples.white != _SIXTEEN_BITS and image.mode in EIGHT_BITS:
+        upper = np.asarray(image) if image.mode == "CMYK" else rgb
+        if not upper.any() and not _IS_BLACK[image_format](data):
+            raise UnsupportedImage(_DARK.format(255))
+    return rgb
 
 
 def _verdict(error: Exception, otherwise: ImageError) -> ImageError | MemoryError:
@@ -188,11 +201,7 @@ def _check_scale(eight: NDArray[np.uint8], white: int | None, image_format: str 
     if image_format == "PNG" and limit < _SIXTEEN_BITS:
         limit = min(limit, _TWELVE_BITS)  # values are scaled up in the standard: those of 13 to 15 bits may be dark
     if limit < _SIXTEEN_BITS and 0 < int(eight.max()) <= limit >> 8:
-        raise UnsupportedImage(
-            f"its largest value is at most {limit} of 65535, so it is nearly black (in CMYK: white), or it has fewer "
-            "than 16 bits: scale the values to 0..65535, or, if it is right as it is, set the TIFF's MaxSampleValue to "
-            "65535 or the PNG's sBIT to 16"
-        )
+        raise UnsupportedImage(_DARK.format(limit))
 
 
 def _full_scale(grey: NDArray[np.generic], white: int | None, image_format: str | None) -> float:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from detr.images.results import Header, Samples, TruncatedImage, UnreadableImage, upright_header
 
 if TYPE_CHECKING:
@@ -13,6 +15,10 @@ if TYPE_CHECKING:
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PICTURE_CHUNKS = (b"IHDR", b"PLTE", b"IDAT")
 _END = b"\0\0\0\0IEND\xaeB`\x82"
+_PIECE = 2**16
+_CHANNELS = {2: (3, 3), 4: (1, 2), 6: (3, 4)}  # by colour type: of colour or grey, and with alpha
+# Adam7: first column, first row, and distance of columns and rows of each pass
+_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}  # by colour type
 
 
@@ -49,6 +55,37 @@ def samples_of_png(data: bytes) -> Samples:
     return Samples(data[24])
 
 
+def is_black_png(data: bytes) -> bool:
+    """Return whether all colours of a PNG with 16 bits are 0; alpha is ignored.
+
+    Filters keep zeros as they are, and do not mix channels.
+
+    Raises:
+        UnreadableImage: the pixels cannot be unpacked.
+    """
+    width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
+    colours, channels = _CHANNELS[data[25]]
+    passes = _PASSES if data[28] else ((0, 0, 1, 1),)
+    pieces, held = _unpacked(data), bytearray()
+    for x, y, dx, dy in passes:
+        columns, rows = -(-(width - x) // dx), -(-(height - y) // dy)
+        row_bytes = 1 + columns * 2 * channels
+        while columns > 0 and rows > 0:
+            if len(held) < row_bytes:
+                piece = next(pieces, b"")
+                if not piece:
+                    return True
+                held += piece
+                continue
+            whole = min(rows, len(held) // row_bytes)
+            rows -= whole
+            pixels = np.frombuffer(held[: whole * row_bytes], np.uint8).reshape(whole, row_bytes)[:, 1:]
+            if pixels.reshape(-1, 2 * channels)[:, : 2 * colours].any():
+                return False
+            del held[: whole * row_bytes]
+    return True
+
+
 def picture_of_png(data: bytes) -> bytes:
     """Return a PNG with only the chunks that the pixels need: no text, animation, profile or transparency.
 
@@ -68,6 +105,20 @@ def picture_of_png(data: bytes) -> bytes:
             raise UnreadableImage(f"the checksum of the PNG's {name.decode()} chunk is wrong: the file is damaged")
         parts.append(data[start:end])
     return b"".join((*parts, _END))
+
+
+def _unpacked(data: bytes) -> Iterator[bytes]:
+    """Yield the filtered rows in pieces: a whole picture may take gigabytes."""
+    unpacker = zlib.decompressobj()
+    try:
+        for name, start, end in _chunks(data):
+            for first in range(start + 8, end - 4 if name == b"IDAT" else 0, _PIECE):
+                packed = data[first : min(first + _PIECE, end - 4)]
+                while packed and not unpacker.eof:
+                    yield unpacker.decompress(packed, 16 * _PIECE)
+                    packed = unpacker.unconsumed_tail
+    except zlib.error as error:
+        raise UnreadableImage(f"the pixels of the PNG are damaged: {error}") from error
 
 
 def _chunks(data: bytes) -> Iterator[_Chunk]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
+import numpy as np
+
 from detr.images.exif import ExifEntry, directory_entries, read_directory
 from detr.images.results import (
     Header,
@@ -29,6 +31,9 @@ _SINGLE = {_WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT}
 _SINGLE |= {259, 262, 266, 277, 278, 284, 292, 293, 317, 332, 512, 513, 514, 515, 531}
 _PICTURE = _SINGLE | {_STRIP_OFFSETS, _TILE_OFFSETS}
 _PICTURE |= {258, 279, 320, 325, 338, 339, 347, 517, 518, 519, 520, 521, 529, 530, 532}
+_COMPRESSION, _SAMPLES_PER_PIXEL, _ROWS_PER_STRIP, _PLANAR, _EXTRA_SAMPLES = 259, 277, 278, 284, 338
+_LAYOUT_TAGS = (_WIDTH, _HEIGHT, _STRIP_OFFSETS, _COMPRESSION, _SAMPLES_PER_PIXEL, _ROWS_PER_STRIP, _PLANAR)
+_LAYOUT_TAGS += (_EXTRA_SAMPLES,)
 _TILE_PIXELS = 2**26  # tiles are always decoded whole; no known one has 65,536 x 1,024
 
 
@@ -73,6 +78,32 @@ def samples_of_tiff(data: bytes) -> Samples:
     first = {tag: _first_integer(data, entry, order) for tag, entry in entries.items()}
     white = max(_integers(data, entries[_MAX_SAMPLE_VALUE], order)) if _MAX_SAMPLE_VALUE in entries else None
     return Samples(first.get(_BITS, 1), white, first.get(_PHOTOMETRIC) == _WHITE_IS_ZERO)
+
+
+def is_black_tiff(data: bytes) -> bool:
+    """Return whether all colours of an uncompressed TIFF with 16 bits are 0; alpha is ignored.
+
+    True if its pixels are compressed, or stored in tiles or by channel: they are not read here.
+
+    Raises:
+        ImageError: a tag is truncated, or not a number.
+    """
+    order, _, _ = _layout(data)
+    entries = {entry.tag: entry for entry in reversed(_directory(data)) if entry.tag in _LAYOUT_TAGS}
+    first = {tag: _first_integer(data, entry, order) for tag, entry in entries.items()}
+    if first.get(_COMPRESSION, 1) != 1 or first.get(_PLANAR, 1) != 1 or _STRIP_OFFSETS not in entries:
+        return True
+    height, channels = first[_HEIGHT], first.get(_SAMPLES_PER_PIXEL, 1)
+    colours = channels - (entries[_EXTRA_SAMPLES].values if _EXTRA_SAMPLES in entries else 0)
+    rows_each = min(first.get(_ROWS_PER_STRIP, height), height)
+    for number, offset in enumerate(_integers(data, entries[_STRIP_OFFSETS], order)):
+        pixels = min(rows_each, height - number * rows_each) * first[_WIDTH]
+        if pixels <= 0 or offset + 2 * pixels * channels > len(data):
+            break
+        values = np.frombuffer(data, np.uint16, pixels * channels, offset).reshape(-1, channels)
+        if values[:, :colours].any():
+            return False
+    return True
 
 
 def picture_of_tiff(data: bytes) -> bytes:

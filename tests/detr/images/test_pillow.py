@@ -38,16 +38,20 @@ def tiff(
     return head + struct.pack(order + "H", len(tags)) + entries + b"\0\0\0\0" + heap
 
 
-def png(values: NDArray[np.uint16], colour_type: int, significant_bits: int | None = None) -> bytes:
+def png(
+    values: NDArray[np.uint16], colour_type: int, significant_bits: int | None = None, *, interlaced: bool = False
+) -> bytes:
     """Return a PNG of `(H, W, N)` values of 16 bits, with an sBIT chunk if the significant bits are given."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">L", len(data)) + name + data + struct.pack(">L", zlib.crc32(name + data))
 
     height, width, samples = values.shape
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+    parts = [values[y::dy, x::dx] for x, y, dx, dy in passes if x < width] if interlaced else [values]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for part in parts for row in part)
     bits = b"" if significant_bits is None else chunk(b"sBIT", bytes([significant_bits] * samples))
-    header = chunk(b"IHDR", struct.pack(">LLBBBBB", width, height, 16, colour_type, 0, 0, 0))
+    header = chunk(b"IHDR", struct.pack(">LLBBBBB", width, height, 16, colour_type, 0, 0, interlaced))
     return b"\x89PNG\r\n\x1a\n" + header + bits + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
@@ -82,6 +86,38 @@ def test_colours_of_fewer_bits_in_sixteen_that_do_not_say_so_are_unsupported(ord
     for data in files:
         with pytest.raises(UnsupportedImage, match=DARK):
             decode(data)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_colours_of_eight_bits_in_sixteen_are_unsupported(order: Order) -> None:
+    one = np.zeros((6, 8, 3), np.uint16)
+    one[5, 7, 2] = 1  # the last byte of the picture
+    grey = with_alpha(COLOURS[..., :1], 65535)
+    files = [tiff(COLOURS, 2, order), png(COLOURS, 2), png(COLOURS, 2, 8), png(with_alpha(COLOURS, 65535), 6)]
+    files += [tiff(with_alpha(COLOURS, 65535), 2, order, {338: (2,)}), tiff(with_alpha(COLOURS, 0), 5, order)]
+    files += [png(one, 2), tiff(one, 2, order), png(grey, 4), icon(png(COLOURS, 2)), png(one, 2, interlaced=True)]
+    files += [png(one[:, -1:], 2, interlaced=True), png(np.tile(one, (9000, 1, 1)), 2)]
+
+    for data in files:
+        with pytest.raises(UnsupportedImage, match="its largest value is at most 255 of 65535"):
+            decode(data)
+
+
+def test_black_with_any_alpha_is_black() -> None:
+    black = np.zeros((6, 8, 3), np.uint16)
+    opaque = with_alpha(black, 65535)
+    files = [png(black, 2), png(opaque, 6), png(opaque[..., 2:], 4), icon(png(black, 2))]
+    files += [png(opaque, 6, interlaced=True), png(np.tile(opaque, (9000, 1, 1)), 6)]
+    files += [tiff(black, 2), tiff(opaque, 2, more={338: (2,)}), tiff(opaque, 2, more={338: (0,)})]
+
+    for data in files:
+        assert not colours(data).any()
+
+
+def icon(picture: bytes) -> bytes:
+    """Return an icon with two pictures, the first of 8 x 6 pixels; the second is said to have 16 colours."""
+    head = struct.pack("<HHHBBBBHHLL", 0, 1, 2, 8, 6, 0, 0, 1, 48, len(picture), 38)
+    return head + struct.pack("<BBBBHHLL", 1, 1, 16, 0, 1, 4, 10, 38) + picture
 
 
 def test_black_and_what_says_that_it_is_dark_are_shown() -> None:
