@@ -41,15 +41,20 @@ def shown(stream: TextIO, drawing: Drawing[P], *, line_seconds: float = LINE_SEC
 
     The elapsed time is updated between calls, because a shard or an evaluation may take minutes.
     """
-    # its own descriptor, because descriptor 2 is redirected while a pool starts, to hide Ray's C++ lines
+    with own_stream(stream) as own:
+        yield from _show(own, drawing, line_seconds)
+
+
+@contextmanager
+def own_stream(stream: TextIO) -> Iterator[TextIO]:
+    """Provide the stream with a descriptor of its own: descriptors 1 and 2 are redirected to hide Ray's C++ lines."""
     try:
         descriptor = stream.fileno()
     except OSError:  # not a file of the operating system, as in notebooks and tests
-        yield from _show(stream, drawing, line_seconds)
+        yield stream
         return
-    own = os.fdopen(os.dup(descriptor), "w", buffering=1, encoding=stream.encoding, errors="backslashreplace")
-    with own:
-        yield from _show(own, drawing, line_seconds)
+    with os.fdopen(os.dup(descriptor), "w", buffering=1, encoding=stream.encoding, errors="backslashreplace") as own:
+        yield own
 
 
 def shown_progress(

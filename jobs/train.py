@@ -156,12 +156,13 @@ def report(summary: "TrainSummary") -> str:
 @contextmanager
 def shown_training(stream: TextIO) -> Iterator[tuple[Callable[["TrainProgress"], None], Callable[[str], None]]]:
     """Provide a function that shows a `TrainProgress`, and one for messages; clean up at the end."""
-    from jobs.progress import Drawing, shown
+    from jobs.progress import Drawing, own_stream, shown
 
-    with shown(stream, Drawing(is_running=_is_running, line=progress_line, done=_done)) as show:
+    drawing = Drawing(is_running=_is_running, line=progress_line, done=_done)
+    with own_stream(stream) as own, shown(own, drawing) as show:
 
         def say(sentence: str) -> None:
-            print(f"note: {sentence}", file=stream, flush=True)
+            print(f"note: {sentence}", file=own, flush=True)
 
         yield show, say
 

@@ -17,6 +17,7 @@ import pytest
 from jobs.exits import run
 from jobs.train import main, progress_line, report, shown_training
 from pipelines.caps import Caps
+from pipelines.cluster import silenced
 from pipelines.errors import RayDetrError
 from pipelines.report.config import TrainingReportConfig
 from pipelines.report.training import TrainingReportSummary
@@ -328,3 +329,11 @@ def test_a_log_file_gets_stages_and_notes_as_they_come(tmp_path: Path) -> None:
         "  starting workers",
         "  evaluate",
     ]
+
+
+def test_notes_are_printed_while_lines_of_ray_are_hidden(capfd: pytest.CaptureFixture[str]) -> None:
+    with open(2, "w", closefd=False) as stream, shown_training(stream) as (_, say), silenced():
+        os.write(2, b"a line of Ray\n")
+        say("the tracker wandb failed")
+
+    assert capfd.readouterr().err == "note: the tracker wandb failed\n"
