@@ -216,7 +216,7 @@ class Detector:
         return normalised.contiguous(memory_format=torch.channels_last)
 
 
-def choose_device(device: str) -> torch.device:
+def choose_device(device: str | torch.device) -> torch.device:
     """Return the device that a name means; a GPU with its number.
 
     Raises:

@@ -472,6 +472,8 @@ def test_a_gpu_is_chosen_with_its_number_and_must_exist(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
 
     assert [str(choose_device(name)) for name in ("auto", "cuda", "cuda:1")] == ["cuda:2", "cuda:2", "cuda:1"]
+    assert choose_device(torch.device("cuda")) == torch.device("cuda:2")
+    assert choose_device(torch.device("cuda:1")) == torch.device("cuda:1")
     with pytest.raises(ValueError, match=r"device: 'cuda:5' was requested, but the last GPU of this machine is cuda:2"):
         choose_device("cuda:5")
 
