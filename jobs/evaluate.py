@@ -172,8 +172,9 @@ def _check_fit(parser: CommandParser, args: argparse.Namespace) -> None:
     check_stays(parser, "--output", args.output)
     check_stays(parser, "--keep-table", args.keep_table)
     check_stays(parser, "--plot", None if args.plot is None else str(args.plot))
-    check_can_be_written(parser, "--output", None if args.output is None else path_of(args.output))
-    check_can_be_written(parser, "--plot", args.plot)
+    output = None if args.output is None else path_of(args.output)
+    check_can_be_written(parser, "--output", output, in_place="://" not in (args.output or ""))
+    check_can_be_written(parser, "--plot", args.plot, in_place=True)
     if args.expect_ap is not None and args.expect_ap <= 1:
         parser.error(f"--expect-ap {args.expect_ap:g}: give points, as published: 42.0 is an AP of 0.420")
 

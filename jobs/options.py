@@ -149,17 +149,29 @@ def path_of(uri: str) -> Path | None:
     return Path("/", key) if root == LOCAL_ROOT else None
 
 
-def check_can_be_written(parser: argparse.ArgumentParser, option: str, file: Path | None) -> None:
+def check_can_be_written(
+    parser: argparse.ArgumentParser, option: str, file: Path | None, *, in_place: bool = False
+) -> None:
     """Exit with code 2 if a file that the command writes at its end cannot be written: its work would be wasted.
 
     Folders that do not exist are created when the file is written.
+
+    Args:
+        parser: of the command.
+        option: the option that names the file.
+        file: the file, or None if the option is not given.
+        in_place: whether an existing file is overwritten; otherwise a new file in its folder takes its name.
     """
     if file is None:
         return
     if os.path.isdir(file):  # noqa: PTH112 - Path.is_dir() raises PermissionError in a folder that cannot be entered
         parser.error(f"{option} {file} is a folder: name a file")
     if os.path.exists(file) and not os.path.isfile(file):  # noqa: PTH110, PTH113
-        return  # such as /dev/stdout
+        return  # such as /dev/stdout, unless it is redirected to a file
+    if in_place and os.path.isfile(file):  # noqa: PTH113
+        if not os.access(file, os.W_OK):
+            parser.error(f"{option} {file} cannot be written: permission denied")
+        return
     folder = next(folder for folder in file.absolute().parents if os.path.lexists(folder))
     if not os.path.isdir(folder):  # noqa: PTH112
         parser.error(f"{option} {file} cannot be written: {folder} is not a folder")

@@ -241,6 +241,16 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(
     with pytest.raises(SystemExit):
         check_can_be_written(parser(), "--out", tmp_path / "new" / "page.html")
     assert f"permission denied in the folder {tmp_path}\n" in capsys.readouterr().err
+    check_can_be_written(parser(), "--output", tmp_path / "file", in_place=True)
+    with pytest.raises(SystemExit):
+        check_can_be_written(parser(), "--out", tmp_path / "file")
+    with pytest.raises(SystemExit):
+        check_can_be_written(parser(), "--output", tmp_path / "other", in_place=True)
+    monkeypatch.setattr(os, "access", lambda path, _mode: Path(path) == tmp_path)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        check_can_be_written(parser(), "--output", tmp_path / "file", in_place=True)
+    assert f"--output {tmp_path / 'file'} cannot be written: permission denied\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
