@@ -8,10 +8,9 @@ Batch size, height and width are free. The file is run and compared with the net
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 from jobs.exits import run_process
-from jobs.options import add_options, check_stays, make_config
+from jobs.options import add_options, check_stays, local_path, make_config
 from jobs.parser import CommandParser
 from pipelines.store import S3, StoreOptions
 
@@ -25,7 +24,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="REF",
         help="a DETR or Table Transformer: a hub id, a directory, a .pth or .ckpt, a URI, or scenes",
     )
-    parser.add_argument("--out", required=True, metavar="FILE", help="new file, ending in .onnx or .pt2")
+    parser.add_argument(
+        "--out", required=True, type=local_path, metavar="FILE", help="new file, ending in .onnx or .pt2"
+    )
     parser.add_argument(
         "--to", choices=("onnx", "pt2"), default="onnx", help="onnx, or pt2 for torch.export.load (%(default)s)"
     )
@@ -39,14 +40,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_options(parser, StoreOptions, only=S3)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     args = parser.parse_args(argv)
-    check_stays(parser, "--out", args.out)
-    if "://" in args.out:
-        parser.error(f"--out {args.out}: give a path on this machine, and copy the file from there")
+    check_stays(parser, "--out", str(args.out))
 
     from pipelines.model_export import export_model
 
     options = make_config(parser, StoreOptions, args)
-    summary = export_model(args.model, Path(args.out), form=args.to, padding=args.padding, options=options)
+    summary = export_model(args.model, args.out, form=args.to, padding=args.padding, options=options)
     if args.json:
         print(json.dumps(asdict(summary), indent=2))
         return

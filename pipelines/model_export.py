@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
@@ -107,7 +108,9 @@ def _write_and_compare(model: Detr, path: Path, form: ModelFormat, padding: Padd
         exported.write_onnx(model, path, padding=padding)
         run = _onnx_runner(path)
     else:
-        torch.export.save(exported.export_program(model, padding=padding), path)
+        program = io.BytesIO()  # torch's own writer of files ends in a RuntimeError on a full disk
+        torch.export.save(exported.export_program(model, padding=padding), program)
+        path.write_bytes(program.getbuffer())
         run = torch.export.load(path).module()
     differences = []
     for sizes in CHECKED_SIZES:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import resource
+import signal
 import sys
 from pathlib import Path
 
@@ -77,6 +79,31 @@ def test_a_file_that_cannot_be_written_is_one_sentence(model: str, tmp_path: Pat
         main(["--model", model, "--out", str(tmp_path / folder / "model.onnx")])
 
 
+def test_a_program_on_a_full_disk_is_one_sentence(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exported, "export_program", lambda _model, *, padding: padding)
+    monkeypatch.setattr(torch.export, "save", lambda _program, file: file.write(bytes(200_000)))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(RayDetrError, match=r"^cannot write .*/new/model\.pt2: File too large\.$"):
+            main(["--model", model, "--out", str(tmp_path / "new" / "model.pt2"), "--to", "pt2"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_tilde_is_the_home_folder(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "model.onnx").touch()
+
+    with pytest.raises(UsageError, match=r"home/model\.onnx exists already"):
+        main(["--model", model, "--out=~/model.onnx"])
+
+
 def test_without_the_packages_one_sentence_says_what_to_install(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,4 +118,4 @@ def test_a_place_in_a_store_is_refused(capsys: pytest.CaptureFixture[str]) -> No
         main(["--model", "scenes", "--out", "s3://bucket/scenes.onnx"])
 
     assert left.value.code == 2
-    assert "--out s3://bucket/scenes.onnx: give a path on this machine" in capsys.readouterr().err
+    assert "--out: s3://bucket/scenes.onnx is not a path on this machine" in capsys.readouterr().err
