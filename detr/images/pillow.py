@@ -129,7 +129,8 @@ def decode_picture(image: ImageFile, data: bytes = b"", *, check_scale: bool = T
         data = picture_of_icon(data)
     samples = _SAMPLES[image_format](data) if data and image_format in _SAMPLES else Samples()
     rgb = to_rgb(image, samples, check_scale=check_scale)
-    if check_scale and samples.bits == 16 and samples.white != _SIXTEEN_BITS and image.mode in EIGHT_BITS:
+    may_be_dark = samples.bits == 16 and samples.white != _SIXTEEN_BITS and image.mode in EIGHT_BITS
+    if check_scale and may_be_dark and image_format in _IS_BLACK:
         upper = np.asarray(image) if image.mode == "CMYK" else rgb
         if not upper.any() and not _IS_BLACK[image_format](data):
             raise UnsupportedImage(_DARK.format(255))
