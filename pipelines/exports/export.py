@@ -188,7 +188,7 @@ def _place(config: ExportConfig, table: Store, files: _Files) -> OneFile | Folde
     if kind in PAIRED_BY_STEM:
         stems = EqualStems()
         names = common_names(stems.watch(_uris(table, files)))
-        if stems.are_possible:
+        if stems.are_possible():
             stems.refuse(_chosen(table, files, config, lambda _rows, _total: None), names)
     elif kind in TREES or kind in DOCUMENTS:
         names = common_names(_uris(table, files))

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from pipelines.errors import RayDetrError, UsageError
 from pipelines.exports.config import ExportConfig
 from pipelines.exports.export import export
 from pipelines.exports.images import common_names
+from pipelines.exports.trees import EqualStems
 from pipelines.store import open_store
 from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
 from tests.conftest import S3Server
@@ -233,3 +235,19 @@ def test_ten_million_boxes_are_exported_with_less_than_500_mb(tmp_path: Path) ->
     assert done.returncode == 0, done.stdout
     assert done.stdout.startswith("10,000,000 boxes of 100,000 images")
     assert done.stdout.count("\n| ") == 1 + 9  # a head, and a line for each format
+
+
+@pytest.mark.parametrize(("more", "found"), [("s3://lake/7.png", True), ("s3://lake/7.jpg", False)])
+def test_equal_names_are_looked_for_with_a_few_bytes_for_each_row(more: str, found: bool) -> None:
+    uris = [f"s3://lake/{number}.jpg" for number in range(20_000)]
+    stems = EqualStems()
+    tracemalloc.start()
+    try:
+        for _ in stems.watch(pa.chunked_array([part]) for part in (uris[:10_000], uris[10_000:], [more])):
+            pass
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert stems.are_possible() == found
+    assert held < 40 * len(uris)
