@@ -64,10 +64,10 @@ class ShardActor:
 
     def __call__(self, row: Mapping[str, int]) -> dict[str, Any]:
         """Label the shard with the row's number; return its outcome as a row."""
-        if self._broken:
-            _end_process(self._broken)
         if self._failure:
             return _to_row(Failed(self._failure))
+        if self._broken:
+            _end_process(self._broken)
         shard = int(row["shard"])
         if self._begun is not None and not self._begun.begin(shard):
             return _to_row(NotStarted())

@@ -107,12 +107,13 @@ class RunStatus:
             self._stop_without_workers()
 
     def wait_for(self, workers: int | None) -> None:
-        """Record that Ray waits for room for this number of workers; None if they have it."""
-        if workers is None:
+        """Record that Ray starts this number of workers again as soon as there is room; None if they have it."""
+        if workers is None or not self._ended:
             self._tell_stage("starting workers")
         else:
-            why = f" ({self._ended})" if self._ended else ""
-            self._tell_stage(f"waiting for room for {workers:,} worker{'' if workers == 1 else 's'}{why}")
+            self._tell_stage(
+                f"starting {workers:,} worker{'' if workers == 1 else 's'} as soon as there is room ({self._ended})"
+            )
 
     def note(self, sentence: str) -> None:
         """Record a sentence for the user: what a worker prints itself reaches nobody."""

@@ -131,7 +131,7 @@ def test_a_limit_stops_a_run_that_waits_for_room(
 
     if not is_capped_before:
         assert status.read()[1] is None
-        assert stage(status).startswith("waiting for room for 4 workers (")
+        assert stage(status).startswith("starting 4 workers as soon as there is room (")
         status.cap("the limit is reached")
     assert (status.read()[1], status.stopped_at_cap()) == (STOPPED, (True, None))
 

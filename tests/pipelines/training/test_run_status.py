@@ -141,10 +141,10 @@ def test_the_progress_shows_what_is_waited_for_and_why() -> None:
     see(board.wait_for(None))
 
     assert stages == [
-        ("waiting for room for 1 worker", 0),
+        ("starting workers", 0),
         ("starting workers", 0),
         ("waiting for workers (a machine was taken back)", 5),
-        ("waiting for room for 4 workers (a machine was taken back)", 5),
+        ("starting 4 workers as soon as there is room (a machine was taken back)", 5),
         ("starting workers", 5),
     ]
 
