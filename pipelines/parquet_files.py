@@ -105,6 +105,18 @@ def text_bounds(file: pq.ParquetFile, group: int, name: str) -> tuple[str, str] 
     return statistics.min, statistics.max
 
 
+def is_text(kind: pa.DataType) -> bool:
+    """Return whether a type is text, also as a dictionary."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def is_number(kind: pa.DataType) -> bool:
+    """Return whether a type is a number, or true and false."""
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
+
+
 def stored_schema(schema: pa.Schema) -> pa.Schema:
     """Return the schema after a round trip through Parquet, which for example has no seconds."""
     sink = pa.BufferOutputStream()

@@ -25,7 +25,7 @@ from pipelines.exports.trees import PAIRED_BY_STEM, TREES, EqualStems, Tree
 from pipelines.labelling.recorded_settings import COLUMN, RecordedSettings
 from pipelines.marks.marks import read_marks
 from pipelines.marks.matching import Matcher
-from pipelines.parquet_files import open_listed, parquet_of
+from pipelines.parquet_files import is_number, is_text, open_listed, parquet_of
 from pipelines.store import (
     Store,
     StoreEntry,
@@ -163,7 +163,7 @@ def _look(table: Store, kind: Format) -> _Files:
 def _joined(known: pa.Field, column: pa.Field, name: str, kind: Format) -> pa.Field:
     """Return a type for the values of both columns: text for numbers beside text, which a list of images may have."""
     if column.name not in SCHEMA.names and kind != "iceberg":  # which registers the files unchanged
-        if {_kept_kind(known.type), _kept_kind(column.type)} == {"text", "number"}:
+        if any(is_text(one.type) and is_number(other.type) for one, other in ((known, column), (column, known))):
             return pa.field(column.name, pa.string())
         with suppress(pa.ArrowTypeError):
             return pa.unify_schemas([pa.schema([known]), pa.schema([column])], promote_options="permissive").field(0)
@@ -171,15 +171,6 @@ def _joined(known: pa.Field, column: pa.Field, name: str, kind: Format) -> pa.Fi
         f"{name} has the column {column.name} as {column.type}, but earlier files have it as {known.type}: one export "
         "cannot contain both types. Query the files themselves."
     )
-
-
-def _kept_kind(kind: pa.DataType) -> str:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return "text"
-    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-    return "number" if is_number else "other"
 
 
 def _place(config: ExportConfig, table: Store, files: _Files) -> OneFile | Folder | Tree:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipelines.errors import RayDetrError
 from pipelines.lake.uri_tables import UriTable
-from pipelines.parquet_files import stored_schema
+from pipelines.parquet_files import is_number, is_text, stored_schema
 from pipelines.table.schema import NO_COLUMNS
 
 
@@ -42,7 +42,7 @@ def with_types(table: UriTable, schema: pa.Schema) -> UriTable:
     """Return a list whose kept numbers are text where a schema has text."""
     rows = table.rows
     for place, name in enumerate(rows.column_names[3:], start=3):
-        if _is_number(rows.schema.field(name).type) and _is_text(schema.field(name).type):
+        if is_number(rows.schema.field(name).type) and is_text(schema.field(name).type):
             rows = rows.set_column(place, name, rows[name].cast(pa.string()))
     return replace(table, rows=rows)
 
@@ -68,10 +68,10 @@ def _common_type(name: str, tables: Sequence[UriTable], stored: pa.DataType | No
     known = None if stored is None or pa.types.is_null(stored) else stored
     if not valued:
         return known or pa.string()
-    candidates = [*valued, known] if known is not None and (_is_text(known) or known == pa.float64()) else valued
+    candidates = [*valued, known] if known is not None and (is_text(known) or known == pa.float64()) else valued
     if len(set(candidates)) == 1:
         return valued[0]
-    if any(map(_is_text, candidates)) and all(_is_text(kind) or _is_number(kind) for kind in candidates):
+    if any(map(is_text, candidates)) and all(is_text(kind) or is_number(kind) for kind in candidates):
         return pa.string()
     if set(candidates) == {pa.int64(), pa.float64()} and all(_fits_double(table.rows[name]) for table in tables):
         return pa.float64()
@@ -79,16 +79,6 @@ def _common_type(name: str, tables: Sequence[UriTable], stored: pa.DataType | No
         return valued[0]
     said = ", ".join(f"{kind} in {table}" for kind, table in kinds.items() if kind in valued)
     raise RayDetrError(f"keep: column {name!r} has several types: {said}. Use one type.")
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
 
 
 def _fits_double(column: pa.ChunkedArray) -> bool:

@@ -23,7 +23,7 @@ from pipelines.lake.list_formats import (
     looks_like_address,
     read_list,
 )
-from pipelines.parquet_files import open_bytes, open_object, parquet_of
+from pipelines.parquet_files import is_text, open_bytes, open_object, parquet_of
 from pipelines.store import Store, join_uri, without_secrets
 
 _ROWS_AT_ONCE = 8_192
@@ -105,7 +105,7 @@ def read_uri_table(store: Store, key: str, *, keep: Sequence[str] = ()) -> UriTa
     _check_whole(table, name)
     if not table.num_rows:
         raise UsageError(f"{name} is empty: it has the columns {_shown(names)}, but no rows.")
-    etag_column = _first(table.schema, ETAG_COLUMNS, _is_text)
+    etag_column = _first(table.schema, ETAG_COLUMNS, is_text)
     size_column = _first(table.schema, ("size",), pa.types.is_integer)
     count = table.num_rows
     uris = pc.utf8_trim_whitespace(_texts(table[uri_column], uri_column, name))
@@ -143,7 +143,7 @@ def _read_parquet(store: Store, key: str, name: str, keep: Sequence[str]) -> tup
     _check_once(schema.names, [uri_column], name)
     wanted = {
         uri_column,
-        _first(schema, ETAG_COLUMNS, _is_text),
+        _first(schema, ETAG_COLUMNS, is_text),
         _first(schema, ("size",), pa.types.is_integer),
         *keep,
     }
@@ -193,12 +193,6 @@ def _shown(names: Sequence[str]) -> str:
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]} ..."
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
 def _first(schema: pa.Schema, names: Sequence[str], is_fitting: Callable[[pa.DataType], bool]) -> str | None:
     by_name = {column.name.lower(): column for column in reversed(list(schema)) if is_fitting(column.type)}
     return next((by_name[name].name for name in names if name in by_name), None)
@@ -226,10 +220,10 @@ def _uri_column(sample: pa.Table, name: str, schema: pa.Schema | None = None, *,
         RayDetrError: no column, or more than one, is a candidate.
     """
     schema = schema or sample.schema
-    found = _first(schema, URI_COLUMNS, _is_text) or _first(schema, ("uri", "url", "path"), _is_bytes)
+    found = _first(schema, URI_COLUMNS, is_text) or _first(schema, ("uri", "url", "path"), _is_bytes)
     if found:
         return found
-    texts = [str(column.name) for column in schema if _is_text(column.type)]
+    texts = [str(column.name) for column in schema if is_text(column.type)]
     addresses = [column for column in texts if _holds_addresses(sample, column)]
     if len(addresses) == 1:
         return addresses[0]
@@ -264,7 +258,7 @@ def _holds_addresses(sample: pa.Table, column: str) -> bool:
 
 def _kind(kind: pa.DataType) -> str:
     """Return the type of a column for messages."""
-    if _is_text(kind):
+    if is_text(kind):
         return "text"
     if _is_bytes(kind):
         return "bytes"
@@ -275,7 +269,7 @@ def _kind(kind: pa.DataType) -> str:
 
 def _readable_columns(schema: pa.Schema) -> list[str]:
     """Return the names of the text columns, of which a few rows are read."""
-    return [column.name for column in schema if _is_text(column.type)]
+    return [column.name for column in schema if is_text(column.type)]
 
 
 def _texts(column: pa.ChunkedArray, uri_column: str, name: str) -> pa.ChunkedArray:

@@ -64,7 +64,7 @@ def layout_without_runs(table: Store) -> Layout:
 
 
 def newest_columns(table: Store) -> pa.Schema:
-    """Return the columns of the table file that was written last; none if there is no file.
+    """Return the columns of the table file that was written last, or no columns if the table has no file.
 
     Raises:
         RayDetrError: its footer is damaged.
