@@ -236,11 +236,12 @@ def choose_device(device: str | torch.device) -> torch.device:
     if not torch.cuda.is_available():
         raise ValueError(f"device: {device!r} was requested, but torch {torch.__version__} finds no GPU")
     # with its number, because "cuda" means another GPU in a thread with another current device
-    index = torch.cuda.current_device() if chosen.index is None else chosen.index
-    if index >= torch.cuda.device_count():
-        last = torch.cuda.device_count() - 1
+    if chosen == torch.device("cuda"):
+        return torch.device("cuda", torch.cuda.current_device())
+    last = torch.cuda.device_count() - 1
+    if chosen.index > last:
         raise ValueError(f"device: {device!r} was requested, but the last GPU of this machine is cuda:{last}")
-    return torch.device("cuda", index)
+    return chosen
 
 
 def choose_precision(precision: str, device: torch.device) -> Precision:
