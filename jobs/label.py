@@ -8,9 +8,8 @@ new or changed since the last one.
 
 import json
 import sys
-import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, redirect_stdout
+from contextlib import ExitStack, nullcontext, redirect_stdout
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -75,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         notifying("label", without_secrets(config.table)) as details,
         redirect_stdout(sys.stderr),
         ExitStack() as afterwards,  # ends a local Ray after the summary: it takes seconds
+        nullcontext() if metrics is None else metrics.exporting(),
     ):
         with shown_progress(sys.stderr) as show:
             try:
@@ -134,7 +134,7 @@ def _write_page(config: LabelConfig, out: Path, run_id: str | None) -> Path:
 def _both(show: "Callable[[Progress], None]", metrics: "RunMetrics") -> "Callable[[Progress], None]":
     def on_progress(progress: "Progress") -> None:
         show(progress)
-        metrics.labelling(progress, time.monotonic())
+        metrics.labelling(progress)
 
     return on_progress
 

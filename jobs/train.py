@@ -11,7 +11,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -78,12 +78,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pipelines.training.train import train
 
     metrics = RunMetrics("train") if args.metrics else None
-    with notifying("train", without_secrets(config.run_uri)) as details, shown_training(sys.stderr) as (show, say):
+    with (
+        notifying("train", without_secrets(config.run_uri)) as details,
+        shown_training(sys.stderr) as (show, say),
+        nullcontext() if metrics is None else metrics.exporting(),
+    ):
 
         def on_progress(progress: "TrainProgress") -> None:
             show(progress)
-            if metrics is not None and progress.stage in ("train", "evaluate"):
-                metrics.training(progress.step, progress.images_per_second, progress.figures, progress.AP)
+            if metrics is not None:
+                metrics.training(progress)
 
         try:
             summary = train(config, on_progress=on_progress, say=say)

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 
+from pipelines.concurrently import repeating
 from pipelines.labelling.outcome import ShardReport
 from pipelines.labelling.progress import Progress
+from pipelines.training.run_status import TrainProgress
+
+EXPORT_SECONDS: Final = 5.0  # Ray removes a gauge that was not set for two of its report intervals: 20 s
 
 COUNTERS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "detr_images": ("images that have their row", ()),
@@ -26,7 +34,7 @@ COUNTERS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
 """Counters of labelling: description and labels. Ray exports `ray_` before the name and `_total` after it."""
 
 GAUGES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
-    "detr_running": ("1 while a job is running; no value when it has ended", ("command",)),
+    "detr_running": ("1 while a job is running and connected to Ray; no value when it has ended", ("command",)),
     "detr_images_planned": ("images of the plan so far", ()),
     "detr_images_done": ("images of the run that have a row, including those of earlier attempts", ()),
     "detr_images_per_second": ("images/s of the job", ("command",)),
@@ -40,14 +48,29 @@ GAUGES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
 
 LOSS_PARTS: Final = ("loss", "loss_ce", "loss_bbox", "loss_giou")
 
+Figure = tuple[str, float, Mapping[str, str]]
+"""Name, value and labels of a gauge."""
+
 
 class RunMetrics:
-    """Exports the progress of a job. Nothing is created before the first call, when Ray is connected."""
+    """Exports the progress of a job. Nothing is created before Ray is connected. Can be used by several threads."""
 
     def __init__(self, command: str) -> None:
         """Set the command: `label` or `train`."""
         self._command = command
         self._made: dict[str, Any] = {}
+        self._figures: Callable[[], Iterable[Figure]] = tuple
+        self._lock = threading.RLock()
+
+    @contextmanager
+    def exporting(self) -> Iterator[None]:
+        """Set all gauges again every few seconds while the context lasts.
+
+        Ray removes a gauge that is not set again, and a job that waits for nodes or workers reports no progress for
+        hours. An exception is reported by `threading.excepthook` and does not stop the job.
+        """
+        with repeating(self._export, seconds=EXPORT_SECONDS, name="metrics"):
+            yield
 
     def shard(self, report: ShardReport) -> None:
         """Count a shard that is committed."""
@@ -68,43 +91,31 @@ class RunMetrics:
         for kind, count in report.errors.items():
             self._count("detr_errors", count, {"kind": kind})
 
-    def labelling(self, progress: Progress, now: float) -> None:
-        """Export the progress of labelling; `now` is `time.monotonic()`."""
+    def labelling(self, progress: Progress) -> None:
+        """Export the progress of labelling."""
+        self._show(partial(_labelling_figures, progress, self._command))
+
+    def training(self, progress: TrainProgress) -> None:
+        """Export the progress of training."""
+        self._show(partial(_training_figures, progress, self._command))
+
+    def _show(self, figures: Callable[[], Iterable[Figure]]) -> None:
+        with self._lock:
+            self._figures = figures
+            self._export()
+
+    def _export(self) -> None:
         if not self._is_connected():
             return
-        self._set("detr_running", 1, {"command": self._command})  # even while it waits for nodes
-        if progress.stage != "label":
-            return
-        self._set("detr_images_planned", progress.images_planned)
-        self._set("detr_images_done", progress.images)
-        if now > progress.began:
-            rate = progress.images_this_start / (now - progress.began)
-            self._set("detr_images_per_second", rate, {"command": self._command})
-
-    def training(self, step: int, images_per_second: float, figures: Mapping[str, float], ap: float | None) -> None:
-        """Export the progress of training.
-
-        Args:
-            step: optimizer steps of the run.
-            images_per_second: of all workers.
-            figures: the last line of the log, empty before the first.
-            ap: of the last evaluation.
-        """
-        self._set("detr_running", 1, {"command": self._command})
-        self._set("detr_train_step", step)
-        self._set("detr_images_per_second", images_per_second, {"command": self._command})
-        for part in LOSS_PARTS:
-            if part in figures:
-                self._set("detr_train_loss", figures[part], {"part": part})
-        for name in ("data_wait_share", "gradient_norm"):
-            if name in figures:
-                self._set(f"detr_train_{name}", figures[name])
-        if ap is not None:
-            self._set("detr_train_ap", ap)
+        with self._lock:
+            self._set("detr_running", 1, {"command": self._command})
+            for name, value, tags in self._figures():
+                self._set(name, value, tags)
 
     def _is_connected(self) -> bool:
         ray = sys.modules.get("ray")  # imported where there is something to label
-        return ray is not None and bool(ray.is_initialized())
+        is_initialized = getattr(ray, "is_initialized", None)  # absent while another thread imports it
+        return is_initialized is not None and bool(is_initialized())
 
     def _count(self, name: str, value: float, tags: Mapping[str, str] | None = None) -> None:
         from ray.util.metrics import Counter  # imported here: Ray is imported only if there is something to label
@@ -122,3 +133,28 @@ class RunMetrics:
             description, labels = GAUGES[name]
             self._made[name] = Gauge(name, description=description, tag_keys=labels)
         self._made[name].set(value, tags=dict(tags or {}))
+
+
+def _labelling_figures(progress: Progress, command: str) -> Iterator[Figure]:
+    if progress.stage != "label":
+        return
+    yield "detr_images_planned", progress.images_planned, {}
+    yield "detr_images_done", progress.images, {}
+    seconds = time.monotonic() - progress.began
+    if seconds > 0:
+        yield "detr_images_per_second", progress.images_this_start / seconds, {"command": command}
+
+
+def _training_figures(progress: TrainProgress, command: str) -> Iterator[Figure]:
+    if progress.stage not in ("train", "evaluate"):  # no worker takes steps
+        return
+    yield "detr_train_step", progress.step, {}
+    yield "detr_images_per_second", progress.images_per_second, {"command": command}
+    for part in LOSS_PARTS:
+        if part in progress.figures:
+            yield "detr_train_loss", progress.figures[part], {"part": part}
+    for name in ("data_wait_share", "gradient_norm"):
+        if name in progress.figures:
+            yield f"detr_train_{name}", progress.figures[name], {}
+    if progress.AP is not None:
+        yield "detr_train_ap", progress.AP, {}

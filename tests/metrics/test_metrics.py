@@ -22,6 +22,7 @@ import yaml
 from detr.scenes.files import write_scenes
 from pipelines.labelling.progress import Progress
 from pipelines.run_metrics import COUNTERS, GAUGES, RunMetrics
+from pipelines.training.run_status import TrainProgress
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy" / "prometheus" / "alerts.yml"
@@ -143,7 +144,7 @@ def test_every_name_is_scraped_from_a_live_run_and_three_alerts_fire(
         figures = {"loss": 4.5, "loss_ce": 1.5, "loss_bbox": 1.0, "loss_giou": 2.0}
         figures |= {"data_wait_share": 0.9, "gradient_norm": 3.25}
         labelling, training = RunMetrics("label"), RunMetrics("train")
-        training.training(120, 33.0, figures, 0.4206)
+        training.training(TrainProgress("train", step=120, images_per_second=33.0, figures=figures, AP=0.4206))
 
         missing = set(EXPORTED)
 
@@ -156,16 +157,19 @@ def test_every_name_is_scraped_from_a_live_run_and_three_alerts_fire(
         assert [sample["value"][1] for sample in done] == ["15"]
         errors = ask("query", "sum(ray_detr_errors_total) by (kind)")["result"]
         assert [(one["metric"]["kind"], one["value"][1]) for one in errors] == [("not_an_image", "3")]
+        # two runs that are alive and make no progress; each has reported for the last time
+        labelling.labelling(Progress("waiting for nodes"))
         fired: set[str] = set()
 
         def have_fired() -> bool:
-            # two runs that are alive and make no progress: Ray exports no value that is not set again
-            labelling.labelling(Progress("waiting for nodes"), time.monotonic())
-            training.training(120, 33.0, figures, 0.4206)
             fired.update(one["labels"]["alertname"] for one in ask("alerts")["alerts"] if one["state"] == "firing")
             return {"DetrLabellingStalled", "DetrTrainingStalled", "DetrTrainingWaitsForImages"} <= fired
 
-        assert wait_for(have_fired), fired
+        with labelling.exporting(), training.exporting():
+            assert wait_for(have_fired), fired
+            # Ray removes a gauge that is not set again after two of its report intervals
+            time.sleep(2 * 20)
+            assert len(ask("query", "ray_detr_running == 1")["result"]) == 2
 
 
 def test_nothing_is_made_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,3 +140,20 @@ def test_ray_data_has_the_settings_that_are_changed() -> None:
         f"DataContext has no {missing} any more: setting it would change nothing. Find its successor, for "
         "pipelines/labelling/actor_pool.py or pipelines/cluster.py."
     )
+
+
+def test_ray_removes_a_gauge_that_is_not_set_again_after_two_reports() -> None:
+    from ray._private.telemetry import open_telemetry_metric_recorder as module
+
+    from pipelines.run_metrics import EXPORT_SECONDS
+
+    remedy = (
+        "pipelines/run_metrics.py, `EXPORT_SECONDS`: find how long Ray keeps a gauge that is not set again, and set "
+        "them again at least twice in that time. If Ray keeps it until its process has ended, remove `exporting`; if "
+        "for longer, the alert rules see runs that have ended: correct deploy/prometheus/alerts.yml. Then run "
+        "tests/metrics."
+    )
+    resolve = getattr(module.OpenTelemetryMetricRecorder, "_resolve_gauge_ttl_seconds", None)
+    assert resolve is not None, f"Ray has changed how gauges expire. {remedy}"
+    seconds = resolve(None)
+    assert 2 * EXPORT_SECONDS <= seconds <= 60, f"Ray keeps a gauge for {seconds} s. {remedy}"
