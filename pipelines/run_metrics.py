@@ -13,6 +13,7 @@ from typing import Any, Final
 from pipelines.concurrently import repeating
 from pipelines.labelling.outcome import ShardReport
 from pipelines.labelling.progress import Progress
+from pipelines.table.schema import ERROR_KINDS
 from pipelines.training.run_status import TrainProgress
 
 EXPORT_SECONDS: Final = 5.0  # Ray removes a gauge that was not set for two of its report intervals: 20 s
@@ -61,6 +62,7 @@ class RunMetrics:
         self._made: dict[str, Any] = {}
         self._figures: Callable[[], Iterable[Figure]] = tuple
         self._lock = threading.RLock()
+        self._has_begun = False
 
     @contextmanager
     def exporting(self) -> Iterator[None]:
@@ -108,9 +110,18 @@ class RunMetrics:
         if not self._is_connected():
             return
         with self._lock:
+            if not self._has_begun and self._command == "label":
+                self._begin_counters()
+            self._has_begun = True
             self._set("detr_running", 1, {"command": self._command})
             for name, value, tags in self._figures():
                 self._set(name, value, tags)
+
+    def _begin_counters(self) -> None:
+        """Export 0 for each counter: the first value that Prometheus sees is no increase for it."""
+        for name in COUNTERS:
+            for tags in [{"kind": kind} for kind in ERROR_KINDS] if name == "detr_errors" else [{}]:
+                self._counter(name)._record(0, tags=tags)  # noqa: SLF001 - `inc` refuses 0
 
     def _is_connected(self) -> bool:
         ray = sys.modules.get("ray")  # imported where there is something to label
@@ -118,13 +129,17 @@ class RunMetrics:
         return is_initialized is not None and bool(is_initialized())
 
     def _count(self, name: str, value: float, tags: Mapping[str, str] | None = None) -> None:
+        if value > 0:  # Ray refuses 0
+            with self._lock:
+                self._counter(name).inc(value, tags=dict(tags or {}))
+
+    def _counter(self, name: str) -> Any:
         from ray.util.metrics import Counter  # imported here: Ray is imported only if there is something to label
 
-        if value > 0:  # Ray refuses 0
-            if name not in self._made:
-                description, labels = COUNTERS[name]
-                self._made[name] = Counter(name, description=description, tag_keys=labels)
-            self._made[name].inc(value, tags=dict(tags or {}))
+        if name not in self._made:
+            description, labels = COUNTERS[name]
+            self._made[name] = Counter(name, description=description, tag_keys=labels)
+        return self._made[name]
 
     def _set(self, name: str, value: float, tags: Mapping[str, str] | None = None) -> None:
         from ray.util.metrics import Gauge

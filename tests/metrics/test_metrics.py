@@ -22,6 +22,7 @@ import yaml
 from detr.scenes.files import write_scenes
 from pipelines.labelling.progress import Progress
 from pipelines.run_metrics import COUNTERS, GAUGES, RunMetrics
+from pipelines.table.schema import ERROR_KINDS, TRANSIENT_KINDS
 from pipelines.training.run_status import TrainProgress
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +47,14 @@ def test_rules_and_panels_use_names_that_are_exported(expression: str) -> None:
 
     assert names
     assert names <= EXPORTED
-    assert set(re.findall(r"by \((\w+)\)", expression)) <= LABELS
+    grouped = {label for labels in re.findall(r"\b(?:by|on) \(([^)]*)\)", expression) for label in labels.split(", ")}
+    assert grouped <= LABELS | {"instance", "WorkerId"}  # Prometheus' and Ray's own
+
+
+def test_the_errors_that_are_left_out_of_an_alert_are_the_transient_ones() -> None:
+    kinds = [set(found.split("|")) for rule in rules() for found in re.findall(r'kind[!=]~"([^"]*)"', rule)]
+
+    assert kinds == [TRANSIENT_KINDS] * 2
 
 
 def test_every_metric_has_a_panel() -> None:
@@ -156,7 +164,9 @@ def test_every_name_is_scraped_from_a_live_run_and_three_alerts_fire(
         done = ask("query", "sum(ray_detr_images_total)")["result"]
         assert [sample["value"][1] for sample in done] == ["15"]
         errors = ask("query", "sum(ray_detr_errors_total) by (kind)")["result"]
-        assert [(one["metric"]["kind"], one["value"][1]) for one in errors] == [("not_an_image", "3")]
+        assert {one["metric"]["kind"]: one["value"][1] for one in errors} == {
+            kind: "3" if kind == "not_an_image" else "0" for kind in ERROR_KINDS
+        }
         # two runs that are alive and make no progress; each has reported for the last time
         labelling.labelling(Progress("waiting for nodes"))
         fired: set[str] = set()

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from pipelines import run_metrics
+from pipelines.labelling.outcome import ShardReport
 from pipelines.labelling.progress import Progress
 from pipelines.run_metrics import RunMetrics
 from pipelines.training.run_status import RunStatus, TrainProgress
@@ -26,6 +27,7 @@ class Exported:
         self.is_connected = True
         self.times: Counter[str] = Counter()
         self.values: dict[str, float] = {}
+        self.counted: list[tuple[str, float]] = []
 
     def gauge(self, name: str, **_words: object) -> Any:
         def set_value(value: float, tags: dict[str, str]) -> None:
@@ -34,6 +36,12 @@ class Exported:
             self.values[key] = value
 
         return SimpleNamespace(set=set_value)
+
+    def counter(self, name: str, **_words: object) -> Any:
+        def record(value: float, tags: dict[str, str]) -> None:
+            self.counted.append((",".join([name, *tags.values()]), value))
+
+        return SimpleNamespace(_record=record, inc=record)
 
     def again(self, key: str, times: int = 3) -> bool:
         """Whether a gauge is set this many times more within seconds, without anything being reported."""
@@ -48,6 +56,7 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> Exported:
     made = Exported()
     monkeypatch.setattr("ray.is_initialized", lambda: made.is_connected)
     monkeypatch.setattr("ray.util.metrics.Gauge", made.gauge)
+    monkeypatch.setattr("ray.util.metrics.Counter", made.counter)
     monkeypatch.setattr(run_metrics, "EXPORT_SECONDS", 0.01)
     return made
 
@@ -144,6 +153,18 @@ def test_the_speed_falls_while_no_image_is_labelled(exported: Exported, monkeypa
         "detr_running,label": 1, "detr_images_planned": 100, "detr_images_done": 70,
         "detr_images_per_second,label": 0.5,
     }  # fmt: skip
+
+
+def test_counters_begin_with_zero_before_the_first_shard(exported: Exported) -> None:
+    metrics = RunMetrics("label")
+    metrics.labelling(Progress("waiting for nodes"))
+    begun = dict(exported.counted)
+    metrics.labelling(Progress("label"))
+    metrics.shard(ShardReport(0, 8, 2, {"truncated": 3}, 1.0, 0.0, 0.0, 0.0))
+
+    assert begun.keys() >= {"detr_images", "detr_errors,truncated", "detr_errors,missing", "detr_store_requests"}
+    assert set(begun.values()) == {0}
+    assert exported.counted[len(begun) :] == [("detr_images", 8), ("detr_shards", 1), ("detr_errors,truncated", 3)]
 
 
 @pytest.mark.parametrize("importing", [False, True])

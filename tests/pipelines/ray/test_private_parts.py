@@ -95,6 +95,11 @@ PARTS = [
         "pipelines/training/process_group.py: find what Ray Train runs on the workers before their process group.",
     ),
     (
+        "ray.util.metrics", "Counter._record", ("value", "tags"),
+        "pipelines/run_metrics.py, `_begin_counters`: find how a counter begins with 0, which `inc` refuses. Without "
+        "it, Prometheus takes the first errors of a run for its base, and DetrManyErrors misses them.",
+    ),
+    (
         "ray.data", "Dataset.map", ("fn_constructor_args", "num_cpus", "num_gpus", "compute"),
         "pipelines/labelling/actor_pool.py, `_dataset`.",
     ),
