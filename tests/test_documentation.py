@@ -20,7 +20,8 @@ GUIDES = [  # for users: what they say of options has to be true today
     ),
     ROOT / "deploy" / "prometheus" / "alerts.yml",
 ]
-OPTIONS_OF_OTHERS = {"--runtime-env-json", "--generate", "--from", "--index-url"}  # of Ray's commands, uvx and pip
+# of Ray's commands, kubectl, uvx and pip
+OPTIONS_OF_OTHERS = {"--runtime-env-json", "--generate", "--head", "--from-file", "--from", "--index-url"}
 NAMES = {path: str(path.relative_to(ROOT)) for path in (*DOCUMENTS, *GUIDES)}
 REFERENCE = (ROOT / "docs" / "cli.md").read_text()
 TABLE = (ROOT / "docs" / "table.md").read_text()

@@ -32,6 +32,7 @@ def ray_detr_nightly():
     def label(run_id=None):
         submit = [RAY_DETR, "submit", "--address", CLUSTER, "--slot", run_id, "--ok", STOPPED_BY_LIMIT]
         command = ["label", "--images", IMAGES, "--table", TABLE, "--model", MODEL, "--max-minutes", "300"]
+        command += ["--metrics"]
         code = subprocess.run([*submit, "--", *command]).returncode
         if code in NOT_TO_BE_TRIED_AGAIN:
             raise AirflowFailException(f"ray-detr label ended with exit code {code}; the log says why")

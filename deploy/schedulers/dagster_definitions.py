@@ -37,7 +37,7 @@ NOT_TO_BE_TRIED_AGAIN = {2, 3}  # wrong use; finished with too many error rows
 def detections(context: AssetExecutionContext) -> None:
     """Rows of the images that were added since the night before."""
     submit = [RAY_DETR, "submit", "--address", CLUSTER, "--slot", context.partition_key, "--ok", STOPPED_BY_LIMIT]
-    command = ["label", "--images", IMAGES, "--table", TABLE, "--model", MODEL, "--max-minutes", "300"]
+    command = ["label", "--images", IMAGES, "--table", TABLE, "--model", MODEL, "--max-minutes", "300", "--metrics"]
     code = subprocess.run([*submit, "--", *command]).returncode
     if code:
         raise Failure(

@@ -74,14 +74,14 @@ def test_the_steps_submit_commands_for_the_model_in_use(steps: Steps) -> None:
     cluster = "--address http://YOUR-HEAD:8265 --slot"
     assert [" ".join(words).replace(steps.table.uri.removeprefix("file://"), "TABLE") for words in steps.submitted] == [
         f"{cluster} 2026-11-28 --ok 5 -- label --images s3://YOUR-LAKE/ --table TABLE --model first "
-        "--skip-labelled any --max-minutes 300",
+        "--skip-labelled any --max-minutes 300 --metrics",
         f"{cluster} 2026-11-29 -- evaluate --model first --images s3://YOUR-DATA/frozen/ "
         "--annotations s3://YOUR-DATA/frozen/instances.json --baseline s3://runs/figures/promotion-2026-10.json "
         "--output s3://runs/figures/week-2026-11-29.json --keep-table s3://runs/evaluations/week-2026-11-29",
         f"{cluster} 2026-11 -- shard --images s3://YOUR-DATA/reviewed/ "
         "--annotations s3://YOUR-DATA/reviewed/instances.json --out s3://YOUR-RUNS/shards/2026-11",
         f"{cluster} 2026-11 -- train --train s3://YOUR-RUNS/shards/2026-11 --storage s3://runs --name finetune-2026-11 "
-        "--finetune first --recipe finetune",
+        "--finetune first --recipe finetune --metrics",
     ]
 
 
