@@ -4,13 +4,15 @@ import json
 import os
 import sys
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from urllib.parse import unquote, urlsplit
 
 VARIABLE = "RAY_DETR_NOTIFY_URL"
 ANSWER_SECONDS = 10.0
+POSTED = f"note: posted to {VARIABLE}: "
+"""Begin of the line that a job writes when it has posted an end without success; `ray-detr submit` looks for it."""
 
 
 @contextmanager
@@ -30,29 +32,13 @@ def notifying(job: str, place: str) -> Iterator[dict[str, object]]:
     if not url:
         yield details
         return
-    import http.client  # imported here: it would take a fifth of the time of `--help`
-
     from pipelines.errors import CapReached, RayDetrError
 
-    told: list[str] = []
+    notifier = Notifier(url, job, place)
 
     def post(state: str, message: str = "") -> None:
-        record = {
-            "job": job,
-            "state": state,
-            "place": place,
-            "message": message,
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            **details,
-        }
-        try:
-            _post(url, json.dumps(record).encode())
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            if not told:
-                # without another error's text, which may contain the address
-                reason = error if isinstance(error, _Refused) else type(error).__name__
-                print(f"note: the notification could not be sent ({reason})", file=sys.stderr)
-            told.append(state)
+        if notifier.post(state, message, details) and state not in ("started", "finished"):
+            print(f"{POSTED}{state}", file=sys.stderr, flush=True)
 
     post("started")
     try:
@@ -73,6 +59,63 @@ def notifying(job: str, place: str) -> Iterator[dict[str, object]]:
         post("finished")
     finally:
         os.environ[VARIABLE] = url
+
+
+class Notifier:
+    """Posts state changes of a job. A failure is printed once."""
+
+    def __init__(self, url: str, job: str, place: str) -> None:
+        """Set the address, and what the job is and works on."""
+        self._url, self._job, self._place = url, job, place
+        self._has_failed = False
+
+    def post(self, state: str, message: str, details: Mapping[str, object]) -> bool:
+        """Post a state; return whether the server has accepted it."""
+        import http.client  # imported here: it would take a fifth of the time of `--help`
+
+        record = {
+            "job": self._job,
+            "state": state,
+            "place": self._place,
+            "message": message,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            **details,
+        }
+        try:
+            _post(self._url, json.dumps(record).encode())
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            if not self._has_failed:
+                # without another error's text, which may contain the address
+                reason = error if isinstance(error, _Refused) else type(error).__name__
+                print(f"note: the notification could not be sent ({reason})", file=sys.stderr)
+            self._has_failed = True
+            return False
+        return True
+
+
+class SubmittedJob:
+    """Posts that a submitted job failed, unless the job has posted that itself.
+
+    A driver that is killed, or lost with its node, posts nothing, and neither does a job that cannot be submitted.
+    """
+
+    def __init__(self, job: str, submission_id: str) -> None:
+        """Set the name of the job and the submission id of its first attempt."""
+        self._job, self._place = job, submission_id
+        self._has_posted = False
+        self._end_of_log = ""
+
+    def read(self, log: str) -> None:
+        """Look for the job's own post in the next piece of its log."""
+        log = self._end_of_log + log
+        self._has_posted = self._has_posted or POSTED in log
+        self._end_of_log = log[-len(POSTED) :]
+
+    def failed(self, exit_code: int, message: str) -> None:
+        """Post that the job failed, or that it could not be submitted or followed."""
+        url = os.environ.get(VARIABLE)
+        if url and not self._has_posted:
+            Notifier(url, self._job, self._place).post("failed", message, {"exit_code": exit_code})
 
 
 class _Refused(OSError):

@@ -3,7 +3,8 @@
 ray-detr submit --address http://HEAD:8265 --slot 2026-11-28 -- label --images s3://lake/ --table s3://tables/detections
 
 A second call with the same slot follows the job that the first one submitted, or reports how it ended; after a failure
-it submits the job again.
+it submits the job again. With RAY_DETR_NOTIFY_URL in its environment it posts that the job failed, or could not be
+submitted or followed, if the job has not posted that itself.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from jobs.cli import commands
-from jobs.exits import run_process
+from jobs.exits import SYSTEM_FAILURE, WRONG_USE, run_process
 from jobs.parser import CommandParser
 
 
@@ -65,15 +66,23 @@ def main(argv: Sequence[str] | None = None) -> None:
             + (f"Did you mean {near[0]!r}?" if near else f"Commands: {', '.join(known)}")
         )
 
+    from jobs._notifications import SubmittedJob
+    from pipelines.errors import RayDetrError
     from pipelines.submission import SlotTaken, connect, follow, submission_id, submit_once
 
     job = args.job or command
     try:
-        submission_id(job, args.slot)
+        first_id = submission_id(job, args.slot)
     except ValueError as error:
         parser.error(str(error))
-    client = connect(args.address)
+    notified = SubmittedJob(job, first_id)
+
+    def write(piece: str) -> None:
+        notified.read(piece)
+        _print_now(piece)
+
     try:
+        client = connect(args.address)
         submission = submit_once(
             client,
             ["python", "-m", f"jobs.{command.replace('-', '_')}", *arguments],
@@ -83,23 +92,30 @@ def main(argv: Sequence[str] | None = None) -> None:
             working_dir=args.working_dir,
             environment=dict(args.env),
         )
+        print(f"{'submitted' if submission.is_new else 'found'} job {submission.id}", file=sys.stderr)
+        if args.no_wait:
+            return
+        try:
+            end = follow(client, submission.id, write)
+        except (KeyboardInterrupt, SystemExit):
+            print(
+                f"job {submission.id} continues without this command. `ray job stop {submission.id}` stops it.",
+                file=sys.stderr,
+            )
+            raise
     except SlotTaken as taken:
+        notified.failed(WRONG_USE, str(taken))
         parser.error(str(taken))
-    print(f"{'submitted' if submission.is_new else 'found'} job {submission.id}", file=sys.stderr)
-    if args.no_wait:
-        return
-    try:
-        end = follow(client, submission.id, _print_now)
-    except (KeyboardInterrupt, SystemExit):
-        print(
-            f"job {submission.id} continues without this command. `ray job stop {submission.id}` stops it.",
-            file=sys.stderr,
-        )
+    except RayDetrError as error:
+        notified.failed(SYSTEM_FAILURE, str(error))
         raise
     if end.exit_code in args.ok:
         print(f"job {submission.id}: exit code {end.exit_code} counts as success (--ok)", file=sys.stderr)
     elif end.exit_code:
         print(f"error: job {submission.id}: {end.message}", file=sys.stderr)
+        # Ray's message goes on with the end of the log
+        reason = end.message.partition(", last available logs")[0].partition("\n")[0]
+        notified.failed(end.exit_code, f"job {submission.id}: {reason}")
         sys.exit(end.exit_code)
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from ray.job_submission import JobStatus
 
 from jobs._notifications import VARIABLE, notifying
 from jobs.exits import run
+from jobs.submit import main
 from pipelines.errors import BudgetExceeded, CapReached, RayDetrError
 
 
@@ -127,10 +131,112 @@ def test_the_note_has_the_status_of_the_answer(receiver: Receiver, capsys: pytes
     assert "could not be sent (the server answered with status 401)" in capsys.readouterr().err
 
 
+class Cluster:
+    """A job server whose jobs end at once, with an exit code and a log."""
+
+    def __init__(self, exit_code: int | None = 0, log: str = "", refusal: Exception | None = None) -> None:
+        self.exit_code, self.log, self.refusal = exit_code, log, refusal
+
+    def list_jobs(self) -> list[Any]:
+        return []
+
+    def submit_job(self, **_words: object) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+
+    async def tail_job_logs(self, _job_id: str) -> AsyncIterator[str]:
+        for letter in self.log:
+            yield letter
+
+    def get_job_logs(self, _job_id: str) -> str:
+        return self.log
+
+    def get_job_info(self, _job_id: str) -> Any:
+        status = JobStatus.SUCCEEDED if self.exit_code == 0 else JobStatus.FAILED
+        message = f"Job failed with exit code {self.exit_code}, last available logs (truncated):\nsecret"
+        return SimpleNamespace(status=status, message=message, driver_exit_code=self.exit_code)
+
+
+def submit(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, *options: str) -> object:
+    monkeypatch.setattr("pipelines.submission.connect", lambda _address: cluster)
+    codes: list[object] = [0]
+    try:
+        run(main, ["--slot", "2026-11-28", *options, "--", "label", "--table", "t"])
+    except SystemExit as left:
+        codes.append(left.code)
+    return codes[-1]
+
+
+@pytest.mark.parametrize(("driver", "shell"), [(-9, 137), (2, 2), (None, 1)])
+def test_submit_posts_the_failure_of_a_driver_that_could_not(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, driver: int | None, shell: int
+) -> None:
+    assert submit(Cluster(driver, "begun\n"), monkeypatch) == shell
+
+    (posted,) = receiver.received
+    assert {name: value for name, value in posted.items() if name != "time"} == {
+        "job": "label",
+        "state": "failed",
+        "place": "label-2026-11-28",
+        "message": f"job label-2026-11-28: Job failed with exit code {driver}",
+        "exit_code": shell,
+    }
+
+
+def test_a_failure_that_the_driver_has_posted_is_not_posted_again(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run(lambda _: job(RayDetrError("the store is away")))
+    log = capsys.readouterr().err
+
+    assert submit(Cluster(1, log), monkeypatch) == 1
+    assert [one["state"] for one in receiver.received] == ["started", "failed"]
+
+
+def test_a_failure_that_the_driver_could_not_send_is_posted_by_submit(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    receiver.status = 500
+    with pytest.raises(SystemExit):
+        run(lambda _: job(RayDetrError("the store is away")))
+    log = capsys.readouterr().err
+    receiver.status = 200
+    receiver.received.clear()
+
+    assert submit(Cluster(1, log), monkeypatch) == 1
+    assert [one["exit_code"] for one in receiver.received] == [1]
+
+
+@pytest.mark.parametrize(("exit_code", "options"), [(0, ()), (5, ("--ok", "3,5")), (-9, ("--no-wait",))])
+def test_submit_posts_nothing_of_a_job_that_did_not_fail(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, exit_code: int, options: tuple[str, ...]
+) -> None:
+    assert submit(Cluster(exit_code), monkeypatch, *options) == 0
+
+    assert receiver.received == []
+
+
+def test_a_job_that_cannot_be_submitted_is_posted(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert submit(Cluster(refusal=RuntimeError("no room")), monkeypatch) == 1
+
+    (posted,) = receiver.received
+    assert (posted["state"], posted["exit_code"]) == ("failed", 1)
+    assert posted["message"] == "the cluster refuses job label-2026-11-28: no room"
+
+
+def test_a_cluster_that_does_not_answer_is_posted(receiver: Receiver) -> None:
+    with pytest.raises(RayDetrError):
+        main(["--address", "http://127.0.0.1:9", "--slot", "1", "--", "label"])
+
+    assert [(one["state"], one["place"]) for one in receiver.received] == [("failed", "label-1")]
+
+
 def test_without_an_address_nothing_is_posted(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE)
 
     with notifying("train", "s3://runs/first"):
         pass
+    submit(Cluster(-9), monkeypatch)
 
     assert receiver.received == []

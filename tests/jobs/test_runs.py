@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -24,6 +27,7 @@ from pipelines.store import Store, open_store
 from pipelines.table.schema import NO_COLUMNS, Detected, Origin, Row, rows_to_table
 from tests.pipelines.labelling.runs import start_run
 
+ROOT = Path(__file__).parents[2]
 FP32 = '{"precision":"fp32"}'
 NOW = datetime(2026, 11, 22, 18, 15, 3, tzinfo=UTC)
 FOUND = Detected([1], ("dog",), [0.5], [[0, 0, 1, 1]])
@@ -106,6 +110,38 @@ def test_json_is_one_document_of_the_same(labelled: Store, capfd: pytest.Capture
         "settings": FP32,
     }
     assert (record["runs"][1]["run_id"], record["runs"][1]["ended_at"]) == ("night-2", None)
+
+
+@pytest.mark.parametrize(("hours", "code"), [(25, 0), (27, 1), (None, 1)])
+def test_the_documented_check_finds_that_no_run_has_ended(
+    table: Store, tmp_path: Path, hours: int | None, code: int
+) -> None:
+    """Of docs/operations.md: a run that has ended, or none, beside one that has not."""
+    text = (ROOT / "docs" / "operations.md").read_text()
+    command = next(block for block in text.split("```\n")[1::2] if "hours=26" in block)
+    if hours is not None:
+        label(table, start(table, "night-1"))
+        ended_at = datetime.now(UTC) - timedelta(hours=hours)
+        finish_run(table, "night-1", now=ended_at, totals={"rows": 3, "detections": 2, "errors": {"truncated": 1}})
+    label(table, start(table, "night-2"))
+    program = tmp_path / "bin" / "ray-detr"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nshift\nexec {sys.executable} -m jobs.runs "$@"\n')
+    program.chmod(0o755)
+    path = os.pathsep.join([str(program.parent), str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["/bin/sh", "-c", command.replace("s3://lake/detections", table.uri)],
+        cwd=ROOT,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == code, done.stderr
+    assert done.stdout.startswith(
+        "the last run was finished: " + ("never" if hours is None else f"{ended_at:%Y-%m-%dT}")
+    )
 
 
 def test_a_damaged_record_stops_it_with_a_sentence(labelled: Store) -> None:

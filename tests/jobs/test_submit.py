@@ -26,7 +26,8 @@ on_ray = [pytest.mark.ray, pytest.mark.slow]
 def address() -> Iterator[str]:
     # the driver of a job is `python` of the path
     path = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    with own_ray({"num_cpus": 1, "include_dashboard": True}, environment=path) as cluster:
+    notify = {"RAY_DETR_NOTIFY_URL": "http://127.0.0.1:1/hook"}
+    with own_ray({"num_cpus": 1, "include_dashboard": True}, environment={**path, **notify}) as cluster:
         yield f"http://{cluster.dashboard}"
 
 
@@ -84,6 +85,14 @@ class TestOnACluster:
             assert submission == Submission(attempt, is_new=True)
             assert end.exit_code == 3
         assert "".join(log).splitlines().count("about to leave") == 2
+
+    def test_a_job_has_the_environment_of_the_head(self, client: JobSubmissionClient) -> None:
+        log: list[str] = []
+        prints = [sys.executable, "-c", "import os; print(os.environ['RAY_DETR_NOTIFY_URL'])"]
+        follow(client, submit_once(client, prints, job="environment", slot="1").id, log.append)
+
+        # the address of notifications, a secret: it is set on the head, not with --env, which the dashboard shows
+        assert "http://127.0.0.1:1/hook" in "".join(log).splitlines()
 
     def test_an_exit_code_that_finishes_a_slot_is_not_attempted_again(self, client: JobSubmissionClient) -> None:
         for is_new in (True, False):
