@@ -1,10 +1,12 @@
-"""Print what `ray-detr label` would do, without writing anything.
+"""Print what `ray-detr label` would do, without writing rows.
 
 ray-detr plan --images s3://lake/2026/ --table s3://lake/detections --model facebook/detr-resnet-50
 
 Shards are counted as on GPUs, 2,048 images each (256 with --tiles), unless --shard-images is given. With --model it
 takes the options of `ray-detr label`, and refuses what that refuses: a threshold, classes or a precision that the table
 has no rows of.
+
+Without --trial nothing is written. --trial writes a temporary folder below the table and deletes it again.
 """
 
 import json

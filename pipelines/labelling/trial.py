@@ -12,15 +12,18 @@ from itertools import accumulate
 from statistics import stdev
 from typing import Final
 
+from pipelines.clock import SystemClock
 from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.label import label
+from pipelines.labelling.lease import current_holder, this_process
 from pipelines.labelling.outcome import ShardReport
 from pipelines.labelling.progress import Progress
-from pipelines.store import StoreError, join_uri, open_store
+from pipelines.store import Store, StoreEntry, StoreError, join_uri, open_store
 
 _logger = logging.getLogger(__name__)
 
 FOLDER: Final = "_trial-"  # below the table; readers ignore folders that begin with `_`
+OLD_SECONDS: Final = 86_400.0  # after which a folder that no process writes was left by a killed trial
 SHARDS: Final = 24  # number of shards of a trial, to measure the variation of its speed
 MOST_SHARD_IMAGES: Final = 64
 DEVIATIONS: Final = 2.1  # of the mean, for 95 % with about twenty shards
@@ -57,7 +60,7 @@ class Prediction:
 def predict(config: LabelConfig, *, images: int, on_progress: Callable[[Progress], None] | None = None) -> Prediction:
     """Label `config.sample` images into a temporary folder below `config.table`, and predict a run of `images`.
 
-    All written objects are deleted, even if the trial is interrupted.
+    All written objects are deleted, even if the trial is interrupted; those of a killed trial by a later one.
 
     Args:
         config: That of the run, with the size of the sample.
@@ -80,6 +83,10 @@ def predict(config: LabelConfig, *, images: int, on_progress: Callable[[Progress
         shard_images=max(1, min(MOST_SHARD_IMAGES, config.sample // SHARDS)),
     )
     table = open_store(config.table, config.table_options)
+    try:
+        _delete_left_folders(table, config)
+    except StoreError as refused:
+        _logger.warning("folders of earlier trials could not be looked for or deleted: %s", refused)
     try:
         summary = label(trial, on_progress=on_progress, on_shard=on_shard)
     finally:
@@ -110,6 +117,24 @@ def predict(config: LabelConfig, *, images: int, on_progress: Callable[[Progress
         price=None if per_hour is None else hours(rate) * per_hour,
         price_interval=None if per_hour is None else (hours(fast) * per_hour, hours(slow) * per_hour),
     )
+
+
+def _delete_left_folders(table: Store, config: LabelConfig) -> None:
+    """Delete the folders of trials that were killed: no process writes them, and nothing in them is new."""
+    folders: dict[str, list[StoreEntry]] = {}
+    for entry in table.list(FOLDER):
+        folder, slash, _ = entry.key.partition("/")
+        if slash:
+            folders.setdefault(folder, []).append(entry)
+    now = SystemClock().now()
+    for folder, entries in folders.items():
+        if not all(entry.modified is not None and now.timestamp() - entry.modified > OLD_SECONDS for entry in entries):
+            continue
+        uri = f"{config.table.rstrip('/')}/{folder}"
+        if current_holder(open_store(uri, config.table_options), this_process(), now) is None:
+            for entry in entries:
+                table.delete(entry.key)
+            _logger.warning("deleted %s, the folder of a trial that was killed", join_uri(table.uri, folder))
 
 
 @dataclass(frozen=True, slots=True)

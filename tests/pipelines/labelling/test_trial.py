@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from pipelines.caps import Caps
+from pipelines.errors import RayDetrError
 from pipelines.labelling import trial
 from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.label import LabelSummary
+from pipelines.labelling.lease import holding
 from pipelines.labelling.outcome import ShardReport
 from pipelines.labelling.trial import DoneShard, predict, steady_rate
 from pipelines.store import open_store
@@ -114,3 +118,34 @@ def test_hours_and_price_follow_from_the_trial_and_nothing_is_left(
     assert found.hours == pytest.approx(10 + 30 / 3600)  # 30 s beside the labelling
     assert found.price == pytest.approx(found.hours * 2 * 3)
     assert found.hours_interval == (pytest.approx(found.hours), pytest.approx(found.hours))
+
+
+def test_the_next_trial_deletes_what_a_killed_one_left_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def label(*_words: object, **_more: object) -> LabelSummary:
+        raise RayDetrError("the cluster is away")
+
+    monkeypatch.setattr(trial, "label", label)
+    table = open_store(str(tmp_path))
+    keys = [
+        "_trial-left/_runs/a.json", "_trial-left/data/a.parquet",
+        "_trial-new/_runs/a.json", "_trial-new/data/a.parquet",
+        "_trial-held/_runs/a.json", "_trial-note", "data/_trial-x.parquet", "data/a.parquet",
+    ]  # fmt: skip
+    with holding(
+        open_store(str(tmp_path / "_trial-held")), can_swap=False, token="t", wait_seconds=0.0, say=lambda _: None
+    ):
+        for key in keys:
+            table.put(key, b"x")
+        for path in [path for path in tmp_path.rglob("*") if path.is_file()]:
+            is_new = path.parent == tmp_path / "_trial-new" / "data"
+            os.utime(path, (time.time() - (60 if is_new else 2 * 86_400),) * 2)
+        with pytest.raises(RayDetrError):
+            predict(LabelConfig(("/lake",), str(tmp_path), "scenes", sample=100), images=9)
+        left = {entry.key for entry in table.list()}
+
+    assert {key for key in keys if key not in left} == {"_trial-left/_runs/a.json", "_trial-left/data/a.parquet"}
+    assert [one.getMessage() for one in caplog.records] == [
+        f"deleted {table.uri.rstrip('/')}/_trial-left, the folder of a trial that was killed"
+    ]
