@@ -1,12 +1,16 @@
 """Download a model directory from the Hugging Face hub into its cache: only the files that are read, of one commit.
 
+The files of a commit never change, so the hub is not asked about a commit whose files are all in the cache.
+
 `HF_HOME`, `HF_TOKEN`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` have their usual meaning.
 """
 
 import re
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -46,18 +50,23 @@ def split_hub_id(ref: str) -> tuple[str, str | None] | None:
 def fetch(repo: str, revision: str | None) -> Path:
     """Return a local directory with the files that `detr.load` reads of a model on the hub.
 
-    All are of one commit, even if the repository changes meanwhile. If the hub cannot be reached, the cached files of
-    that revision are used.
+    All are of one commit, even if the repository changes meanwhile. If the revision is a commit and the cache is known
+    to have all of its files, the hub is not asked. If the hub cannot be reached, the cached files of that revision are
+    used.
 
     Args:
         repo: owner/name.
-        revision: a branch, tag or commit; None is the default branch.
+        revision: a branch, tag or commit of 40 digits; None is the default branch.
 
     Raises:
         CheckpointError: there is no such model or revision, access is denied, it is not a model directory, or the hub
             is unreachable.
     """
     source = repo if revision is None else f"{repo}@{revision}"
+    if revision is not None and _COMMIT.fullmatch(revision):
+        complete = _complete(repo, revision, source)
+        if complete is not None:
+            return complete
     try:
         info = HfApi().model_info(repo, revision=revision, timeout=ANSWER_SECONDS)
     except GatedRepoError as error:
@@ -72,7 +81,8 @@ def fetch(repo: str, revision: str | None) -> Path:
         ) from error
     except (HfHubHTTPError, httpx.HTTPError, OfflineModeIsEnabled) as error:
         return _cached(repo, revision, source, error)
-    names = model_files([file.rfilename for file in info.siblings or ()], source=source)
+    present = {file.rfilename for file in info.siblings or ()}
+    names = model_files(present, source=source)
     try:
         # by its name, because this records which commit the name refers to; the other files by commit
         directory = Path(hf_hub_download(repo, CONFIG_FILE, revision=revision)).parent
@@ -81,13 +91,55 @@ def fetch(repo: str, revision: str | None) -> Path:
     except (HfHubHTTPError, httpx.HTTPError, EntryNotFoundError, OSError) as error:
         reason = _brief(error)
     else:
+        if info.sha == directory.name:
+            _note_missing(directory, {*_READ} - present)
         return directory
     # outside the `except`: the hub's errors show signed addresses, to which it sends its clients for large files
     raise ModelUnreachable(f"model {source}: the download failed ({reason}). Try again; complete files are kept.")
 
 
+def _complete(repo: str, commit: str, source: str) -> Path | None:
+    """Return the cache's directory of a commit if it is known to have all files that are read, else None.
+
+    All of these are there, or are known not to exist in the commit (the cache's `.no_exist`): config.json, both files
+    with settings of the image processor, and the weights' files up to the first that exists, with all of its shards. A
+    file that is in the cache is complete, because the hub's client gives it its name after the download.
+    """
+
+    def known(name: str) -> object:
+        return try_to_load_from_cache(repo, name, revision=commit)  # a path; None: the cache does not know
+
+    config = known(CONFIG_FILE)
+    if not isinstance(config, str) or None in (known(PREPROCESSOR_FILE), known(PROCESSOR_FILE)):
+        return None
+    for name in _CANDIDATES:
+        found = known(name)
+        if found is None:
+            return None
+        if isinstance(found, str):
+            shards = shard_names(Path(found), source=source) if name.endswith(INDEX_ENDING) else ()
+            return Path(config).parent if all(isinstance(known(shard), str) for shard in shards) else None
+    return None
+
+
+def _note_missing(directory: Path, names: Iterable[str]) -> None:
+    """Note in the cache that a commit does not have these files, as the hub's client does after asking for each.
+
+    A cache that this user cannot write stays as it is; the hub is then asked again.
+    """
+    noted = directory.parents[1] / ".no_exist" / directory.name
+    with suppress(OSError):
+        noted.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            (noted / name).touch()
+
+
 def _cached(repo: str, revision: str | None, source: str, cause: Exception) -> Path:
-    """Return the cache's directory of a revision if it has all files that are read, else None."""
+    """Return the cache's directory of a revision if it seems to have all files that are read.
+
+    Raises:
+        ModelUnreachable: it does not.
+    """
 
     def find(name: str) -> Path:
         return Path(hf_hub_download(repo, name, revision=revision, local_files_only=True))
@@ -119,4 +171,7 @@ def _brief(error: BaseException) -> str:
     return _QUERY.sub("?...", lines[0])[:120] if lines else type(error).__name__
 
 
+_COMMIT = re.compile("[0-9a-f]{40}")
 _CANDIDATES = tuple(name for weights in WEIGHT_FILES for name in (weights, weights + INDEX_ENDING))
+_READ = (PREPROCESSOR_FILE, PROCESSOR_FILE, *_CANDIDATES)
+"""Files that are read if they exist, beside config.json."""

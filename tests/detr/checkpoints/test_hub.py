@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from huggingface_hub import hf_hub_download
+from safetensors.torch import load_file, save_file
 
 from detr.checkpoints.checkpoint import CheckpointError, fingerprint, load, save
 from detr.checkpoints.hub import split_hub_id
@@ -37,11 +38,13 @@ class Hub:
     gated: bool = False
     commits: dict[str, str] = field(default_factory=dict)
     downloaded: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
 
     def commit(self, revision: str) -> str:
         return hashlib.sha1(revision.encode(), usedforsecurity=False).hexdigest()
 
     def answer(self, method: str, path: str) -> tuple[int, dict[str, str], bytes]:
+        self.requests.append(f"{method} {path}")
         if not path.startswith(("/api/models/owner/detr", "/owner/detr/resolve/")):
             return 404, {"X-Error-Code": "RepoNotFound"}, b""
         if self.gated:
@@ -108,6 +111,24 @@ def publish(hub: Hub, directory: Path, revision: str = "main", *, seed: int = 0)
     return model
 
 
+def store_as(directory: Path, weights: str) -> None:
+    """Replace the weights of a published model by others of the same values: a `.bin` file, or two shards."""
+    whole = directory / "model.safetensors"
+    tensors = load_file(whole)
+    if weights == "pytorch_model.bin":
+        torch.save(tensors, directory / weights)
+        whole.unlink()
+    elif weights == "shards":
+        weight_map = {}
+        for number in (1, 2):
+            file = f"model-{number:05}-of-00002.safetensors"
+            names = sorted(tensors)[number - 1 :: 2]
+            save_file({name: tensors[name] for name in names}, directory / file)
+            weight_map |= dict.fromkeys(names, file)
+        (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+        whole.unlink()
+
+
 def refusal(ref: str) -> str:
     with pytest.raises(CheckpointError) as caught:
         load(ref)
@@ -151,10 +172,71 @@ def test_a_pinned_reference_means_the_same_model_after_the_branch_has_moved_on(h
     assert pinned(str(tmp_path / "first"), tmp_path / "first") is None
 
 
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin", "shards"])
+def test_a_pinned_reference_whose_files_are_all_in_the_cache_asks_the_hub_nothing(
+    hub: Hub, tmp_path: Path, weights: str
+) -> None:
+    model = publish(hub, tmp_path / "model")
+    store_as(tmp_path / "model", weights)
+    load("owner/detr")  # the driver's load, which fills the cache
+    reference = f"owner/detr@{hub.commit('main')}"
+
+    hub.requests.clear()
+    loaded = [load(reference) for _ in range(3)]
+
+    assert hub.requests == []
+    assert {fingerprint(one) for one in loaded} == {fingerprint(model)}
+
+
+@pytest.mark.parametrize(
+    ("weights", "lost"),
+    [
+        ("model.safetensors", "config.json"),
+        ("model.safetensors", "preprocessor_config.json"),
+        ("model.safetensors", "model.safetensors"),
+        ("shards", "model-00002-of-00002.safetensors"),
+        ("shards", "model.safetensors.index.json"),
+    ],
+)
+def test_a_cache_of_a_pinned_reference_that_lacks_a_file_is_filled(
+    hub: Hub, tmp_path: Path, weights: str, lost: str
+) -> None:
+    model = publish(hub, tmp_path / "model")
+    store_as(tmp_path / "model", weights)
+    hub.commits[hub.commit("main")] = "main"
+    load("owner/detr")
+    for path in (tmp_path / "cache").rglob(lost):
+        path.unlink()
+
+    assert fingerprint(load(f"owner/detr@{hub.commit('main')}")) == fingerprint(model)
+    assert list((tmp_path / "cache").rglob(lost)) != []
+
+
+def test_a_file_that_another_tool_left_out_of_the_cache_is_fetched(hub: Hub, tmp_path: Path) -> None:
+    publish(hub, tmp_path / "model")
+    (tmp_path / "model" / "processor_config.json").write_text("{}")
+    hub.commits[hub.commit("main")] = "main"
+    for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
+        hf_hub_download("owner/detr", name)
+
+    directory = locate(f"owner/detr@{hub.commit('main')}")
+
+    assert (directory / "processor_config.json").exists()
+
+
+def test_a_branch_is_looked_up_at_each_load(hub: Hub, tmp_path: Path) -> None:
+    publish(hub, tmp_path / "model")
+    load("owner/detr")
+
+    hub.requests.clear()
+    load("owner/detr")
+
+    assert any(request.startswith("GET /api/") for request in hub.requests)
+
+
 def test_bin_files_are_brought_where_there_is_no_safetensors_file(hub: Hub, tmp_path: Path) -> None:
     model = publish(hub, tmp_path / "model")
-    torch.save(load_file(tmp_path / "model" / "model.safetensors"), tmp_path / "model" / "pytorch_model.bin")
-    (tmp_path / "model" / "model.safetensors").unlink()
+    store_as(tmp_path / "model", "pytorch_model.bin")
 
     assert fingerprint(load("owner/detr")) == fingerprint(model)
 
