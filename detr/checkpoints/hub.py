@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
@@ -30,11 +31,13 @@ from detr.checkpoints.model_directory import (
     PROCESSOR_FILE,
     WEIGHT_FILES,
     CheckpointError,
+    HubAnswer,
     ModelUnreachable,
     model_files,
     shard_names,
 )
 
+LIMIT_REMEDY = "Set HF_TOKEN, which raises the hub's limit"
 ANSWER_SECONDS = 10.0  # the hub counts as unreachable if it has not answered by then
 
 _QUERY = re.compile(r"\?[^\s'\"]+=[^\s'\"]*")
@@ -47,8 +50,8 @@ def split_hub_id(ref: str) -> tuple[str, str | None] | None:
     return None if found is None else (found[1], found[2])
 
 
-def fetch(repo: str, revision: str | None) -> Path:
-    """Return a local directory with the files that `detr.load` reads of a model on the hub.
+def fetch(repo: str, revision: str | None) -> tuple[Path, HubAnswer]:
+    """Return a local directory with the files that `detr.load` reads of a model on the hub, and what the hub did.
 
     All are of one commit, even if the repository changes meanwhile. If the revision is a commit and the cache is known
     to have all of its files, the hub is not asked. If the hub cannot be reached, the cached files of that revision are
@@ -66,7 +69,7 @@ def fetch(repo: str, revision: str | None) -> Path:
     if revision is not None and _COMMIT.fullmatch(revision):
         complete = _complete(repo, revision, source)
         if complete is not None:
-            return complete
+            return complete, HubAnswer("not asked")
     try:
         info = HfApi().model_info(repo, revision=revision, timeout=ANSWER_SECONDS)
     except GatedRepoError as error:
@@ -79,8 +82,11 @@ def fetch(repo: str, revision: str | None) -> Path:
         raise CheckpointError(
             f"model {source}: the hub has no such model, or it is private. Check the name, or set HF_TOKEN."
         ) from error
-    except (HfHubHTTPError, httpx.HTTPError, OfflineModeIsEnabled) as error:
-        return _cached(repo, revision, source, error)
+    except OfflineModeIsEnabled as error:
+        return _cached(repo, revision, source, error), HubAnswer("offline")
+    except (HfHubHTTPError, httpx.HTTPError) as error:
+        state: Literal["limited", "unreachable"] = "limited" if _is_limited(error) else "unreachable"
+        return _cached(repo, revision, source, error), HubAnswer(state, _brief(error))
     present = {file.rfilename for file in info.siblings or ()}
     names = model_files(present, source=source)
     try:
@@ -89,13 +95,13 @@ def fetch(repo: str, revision: str | None) -> Path:
         for name in names:
             hf_hub_download(repo, name, revision=directory.name)
     except (HfHubHTTPError, httpx.HTTPError, EntryNotFoundError, OSError) as error:
-        reason = _brief(error)
+        reason, remedy = _brief(error), f"{LIMIT_REMEDY}, then try" if _is_limited(error) else "Try"
     else:
         if info.sha == directory.name:
             _note_missing(directory, {*_READ} - present)
-        return directory
+        return directory, HubAnswer("answered")
     # outside the `except`: the hub's errors show signed addresses, to which it sends its clients for large files
-    raise ModelUnreachable(f"model {source}: the download failed ({reason}). Try again; complete files are kept.")
+    raise ModelUnreachable(f"model {source}: the download failed ({reason}). {remedy} again; complete files are kept.")
 
 
 def _complete(repo: str, commit: str, source: str) -> Path | None:
@@ -160,15 +166,28 @@ def _cached(repo: str, revision: str | None, source: str, cause: Exception) -> P
 
 
 def _unreachable(source: str, cause: Exception) -> ModelUnreachable:
+    if _is_limited(cause):
+        return ModelUnreachable(
+            f"model {source}: the hub refuses further requests for now ({_brief(cause)}), and the local cache does not "
+            f"have the whole model. {LIMIT_REMEDY}, or give a local directory."
+        )
     return ModelUnreachable(
         f"model {source}: the hub cannot be reached ({_brief(cause)}), and the local cache does not have the whole "
         "model. Connect to the network, or give a local directory."
     )
 
 
+def _is_limited(error: BaseException) -> bool:
+    """Return whether the hub refused a request because there were too many (HTTP 429)."""
+    return any(isinstance(one, HfHubHTTPError) and one.response.status_code == 429 for one in (error, error.__cause__))
+
+
 def _brief(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return _QUERY.sub("?...", lines[0])[:120] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    when = next((f" {line}" for line in lines[1:] if line.startswith("Retry after ")), "")  # of the hub's RateLimit
+    return (_QUERY.sub("?...", lines[0])[:120] + when).rstrip(".")
 
 
 _COMMIT = re.compile("[0-9a-f]{40}")

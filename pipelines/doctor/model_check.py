@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 from ray.exceptions import RayError
@@ -13,11 +13,21 @@ from pipelines.actor_resources import Pool
 from pipelines.doctor.findings import Finding
 from pipelines.errors import RayDetrError
 from pipelines.labelling.labeler_spec import LabelerSpec, build_detector
-from pipelines.models import identify_model
+from pipelines.models import ModelInfo, identify_model
 from pipelines.remote_errors import first_line, remote_sentence
 
 FORWARD_SECONDS = 900.0  # for a worker to start, fetch the model and compute a batch
 REMEDY = "See `ray-detr models`, or give a path or an address."
+COPY = "copy the model with `ray-detr models --download` and give its address"
+_ORIGINS = {
+    "answered": ", from the hub",
+    "not asked": ", from the cache, which has all files of the commit",
+    "offline": ", from the cache: HF_HUB_OFFLINE is set",
+}
+_CAUTIONS = {
+    "limited": ("the hub refuses further requests for now", f"Set HF_TOKEN, which raises the hub's limit, or {COPY}."),
+    "unreachable": ("the hub does not answer", f"Nodes without it in their cache cannot load it: {COPY}."),
+}
 HEIGHT, WIDTH = 960, 1280  # of the images; a usual camera's shape
 
 
@@ -48,9 +58,20 @@ def check_model(spec: LabelerSpec, pool: Pool | None, *, has_cluster: bool) -> I
         else:
             yield Finding("model", "fail", str(error), REMEDY)
         return
-    yield Finding("model", "ok", f"{info.id}, {len(info.categories)} classes")
+    yield _identified(info)
     if pool is not None:
-        yield _on_a_node(_forward(spec, pool))
+        yield _on_a_node(_forward(replace(spec, pinned=info.pinned), pool))
+
+
+def _identified(info: ModelInfo) -> Finding:
+    """Return a finding about a model that this machine has identified, and on whether the hub answered."""
+    text = f"{info.id}, {len(info.categories)} classes"
+    if info.hub is None:
+        return Finding("model", "ok", text)
+    if info.hub.state in _CAUTIONS:
+        why, remedy = _CAUTIONS[info.hub.state]
+        return Finding("model", "warn", f"{text}, from the cache: {why} ({info.hub.reason})", remedy)
+    return Finding("model", "ok", text + _ORIGINS[info.hub.state])
 
 
 def _unreadable_here(spec: LabelerSpec, pool: Pool | None, error: str) -> Iterator[Finding]:

@@ -1,9 +1,5 @@
-import hashlib
 import json
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import re
 from pathlib import Path
 
 import pytest
@@ -17,6 +13,7 @@ from detr.checkpoints.references import locate, pinned
 from detr.classes import Category
 from detr.config import BackboneConfig, DetrConfig
 from detr.model import Detr
+from tests.stub_hub import Hub, use_endpoint
 
 TINY = DetrConfig(
     backbone=BackboneConfig("tiny", "basic", 4, (8, 16), (1, 1)),
@@ -28,79 +25,6 @@ TINY = DetrConfig(
     queries=3,
     categories=(Category(3, "cat"),),
 )
-
-
-@dataclass
-class Hub:
-    """A hub of one model, `owner/detr`: as much of the real one's protocol as its client needs."""
-
-    revisions: dict[str, Path] = field(default_factory=dict)
-    gated: bool = False
-    commits: dict[str, str] = field(default_factory=dict)
-    downloaded: list[str] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
-
-    def commit(self, revision: str) -> str:
-        return hashlib.sha1(revision.encode(), usedforsecurity=False).hexdigest()
-
-    def answer(self, method: str, path: str) -> tuple[int, dict[str, str], bytes]:
-        self.requests.append(f"{method} {path}")
-        if not path.startswith(("/api/models/owner/detr", "/owner/detr/resolve/")):
-            return 404, {"X-Error-Code": "RepoNotFound"}, b""
-        if self.gated:
-            return 403, {"X-Error-Code": "GatedRepo"}, b""
-        if path.startswith("/api/"):
-            revision = path.partition("/revision/")[2] or "main"
-            revision = self.commits.get(revision, revision)
-            if revision not in self.revisions:
-                return 404, {"X-Error-Code": "RevisionNotFound"}, b""
-            files = [{"rfilename": file.name} for file in self.revisions[revision].iterdir()]
-            return 200, {}, json.dumps({"id": "owner/detr", "sha": self.commit(revision), "siblings": files}).encode()
-        wanted, name = path.removeprefix("/owner/detr/resolve/").split("/")
-        wanted = self.commits.get(wanted, wanted)
-        revision = next(known for known in self.revisions if wanted in (known, self.commit(known)))
-        directory, commit = self.revisions[revision], self.commit(revision)
-        content = (directory / name).read_bytes()
-        if method == "GET":
-            self.downloaded.append(name)
-        return 200, {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": commit}, content
-
-
-def use_endpoint(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """Do what HF_ENDPOINT does when the client is imported."""
-    template = url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """Serve a hub on the loopback, and have the client use it and an empty cache."""
-    hub = Hub()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            status, headers, content = hub.answer(self.command, self.path)
-            self.send_response(status)
-            for name, value in {**headers, "Content-Length": str(len(content))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(content)
-
-        do_HEAD = do_GET  # noqa: N815
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    use_endpoint(monkeypatch, f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    yield hub
-    server.shutdown()
-    server.server_close()
 
 
 def publish(hub: Hub, directory: Path, revision: str = "main", *, seed: int = 0) -> Detr:
@@ -273,6 +197,19 @@ def test_half_a_model_in_the_cache_is_not_taken_for_a_model(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
     assert "the local cache does not have the whole model" in refusal("owner/detr")
+
+
+def test_a_hub_that_refuses_further_requests_is_named_with_what_to_do(hub: Hub, tmp_path: Path) -> None:
+    model = publish(hub, tmp_path / "model")
+    load("owner/detr")
+    hub.limited = True
+
+    assert fingerprint(load("owner/detr")) == fingerprint(model)  # from the cache
+    assert re.search(
+        r"the hub refuses further requests for now \(429 Too Many Requests: .* Retry after 55 seconds.*\), and the "
+        r"local cache does not have the whole model\. Set HF_TOKEN, which raises the hub's limit, or give a local ",
+        refusal("owner/detr@v2"),
+    )
 
 
 def test_what_the_hub_refuses_is_said(hub: Hub, tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from detr.checkpoints.references import EMBEDDED, locate
 from jobs import doctor
 from pipelines.actor_resources import ActorShare, Pool
 from pipelines.doctor import cluster_checks, examine, model_check
@@ -15,6 +17,7 @@ from pipelines.doctor.cluster_checks import check_open_cluster, check_room, chec
 from pipelines.doctor.findings import Finding
 from pipelines.doctor.model_check import Forward, check_model
 from pipelines.errors import RayDetrError
+from tests.stub_hub import Hub, use_endpoint
 
 POOL = Pool(1, 1, 1.0, 0.0, 1)
 FOUND = Forward(images=1, seconds=0.5, device="the CPU", gpu_bytes=None, notes=())
@@ -125,3 +128,38 @@ def test_only_a_cluster_can_grow_and_it_is_judged_after_the_connection(
         "token": "ok" if address is None else "warn", "object store": "ok", "room for actors": level,
     }  # fmt: skip
     assert "each needs 3 CPU" in findings[-1].text
+
+
+@pytest.mark.parametrize(
+    ("change", "level", "text", "remedy"),
+    [
+        ("", "ok", r"from the hub$", ""),
+        ("pinned", "ok", r"from the cache, which has all files of the commit$", ""),
+        ("offline", "ok", r"from the cache: HF_HUB_OFFLINE is set$", ""),
+        (
+            "limited",
+            "warn",
+            r"from the cache: the hub refuses further requests for now \(429 .*Retry after 55",
+            "HF_TOKEN",
+        ),
+        ("unreachable", "warn", r"from the cache: the hub does not answer \(.*Connection refused\)$", "--download"),
+    ],
+)
+def test_where_the_model_comes_from_is_said(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, change: str, level: str, text: str, remedy: str
+) -> None:
+    hub.revisions["main"] = EMBEDDED / "scenes"
+    model = f"owner/detr@{hub.commit('main')}" if change == "pinned" else "owner/detr"
+    locate("owner/detr")
+    if change == "offline":
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    elif change == "unreachable":
+        use_endpoint(monkeypatch, "http://127.0.0.1:9")
+    hub.limited = change in ("limited", "pinned")
+    spec = examine._labeler_spec(examine.DoctorConfig(), model, None)
+
+    (finding,) = check_model(spec, None, has_cluster=False)
+
+    assert finding.level == level
+    assert re.search(text, finding.text)
+    assert remedy in finding.remedy
