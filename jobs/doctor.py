@@ -16,13 +16,13 @@ from jobs.exits import WRONG_USE, run_process
 from jobs.options import add_options, make_config, option_values
 from jobs.parser import CommandParser
 from pipelines.labelling.config import LabelConfig
-from pipelines.store import S3, StoreOptions, TableOptions
+from pipelines.store import StoreOptions, TableOptions
 
 if TYPE_CHECKING:
     from pipelines.doctor.findings import Finding
 
 
-OF_LABEL = ("actors", "device", "batch_size", "cpus_per_actor", "gpus_per_actor", "node_minutes")
+OF_LABEL = ("actors", "device", "batch_size", "cpus_per_actor", "gpus_per_actor", "node_minutes", "shared_folders")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--model", metavar="REF", help="model to load, and to run once on a worker, as for `ray-detr label` (none)"
     )
     add_options(parser, LabelConfig, only=(*OF_LABEL, "image_column"))
-    add_options(parser, StoreOptions, only=("anonymous", *S3))
+    add_options(parser, StoreOptions)
     add_options(parser, TableOptions, prefix="table_")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of lines")
     args = parser.parse_args(argv)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +19,12 @@ from ray.exceptions import (
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.actor_resources import ActorShare, Pool, choose_pool
-from pipelines.cluster import node_resources
+from pipelines.cluster import node_resources, refuse_local
 from pipelines.doctor.findings import Finding
 from pipelines.doctor.machine import MachineFacts, check_machine, check_versions, machine_facts
 from pipelines.errors import RayDetrError
 from pipelines.remote_errors import remote_sentence
+from pipelines.store.uris import LOCAL_ROOT, split_uri
 
 FACTS_SECONDS = 90.0  # for a worker to start on each node
 LEAST_OBJECT_STORE = 75 * 1024**2  # Ray's own smallest size
@@ -115,6 +116,29 @@ def check_room(
     else:
         findings.append(Finding("free resources", "ok", f"{cpus:g} CPU and {gpus:g} GPU are free"))
     return findings, pool
+
+
+def check_local_folders(uris: Sequence[str], *, may_grow: bool) -> Iterator[Finding]:
+    """Yield a finding on local folders that `label` refuses because each machine would use its own disk.
+
+    Args:
+        uris: paths and URIs that actors read or write, without those that all machines share.
+        may_grow: whether `label` waits for further machines.
+    """
+    local = [uri for uri in uris if split_uri(uri)[0] == LOCAL_ROOT]
+    if not local:
+        return
+    try:
+        refuse_local(local, are_shared=False)
+    except RayDetrError as error:
+        yield Finding("local folders", "fail", str(error))
+        return
+    if may_grow:
+        remedy = "Use an address of an object store, or --shared-folders if all machines have this folder."
+        text = f"{local[0]} is a local folder: `ray-detr label` refuses it as soon as the cluster has another machine"
+        yield Finding("local folders", "warn", text, remedy)
+    else:
+        yield Finding("local folders", "ok", "the cluster has one machine")
 
 
 def check_object_store(nodes: Sequence[dict[str, float]] | None = None) -> Finding:

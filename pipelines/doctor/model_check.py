@@ -15,6 +15,7 @@ from pipelines.errors import RayDetrError
 from pipelines.labelling.labeler_spec import LabelerSpec, build_detector
 from pipelines.models import ModelInfo, identify_model
 from pipelines.remote_errors import first_line, remote_sentence
+from pipelines.store import StoreOptions
 
 FORWARD_SECONDS = 900.0  # for a worker to start, fetch the model and compute a batch
 REMEDY = "See `ray-detr models`, or give a path or an address."
@@ -42,25 +43,43 @@ class Forward:
     notes: tuple[str, ...]
 
 
-def check_model(spec: LabelerSpec, pool: Pool | None, *, has_cluster: bool) -> Iterator[Finding]:
-    """Yield findings about a model; the second comes from a worker of the cluster with the resources of an actor.
+def identify(model: str, options: StoreOptions) -> ModelInfo | RayDetrError:
+    """Return a model's properties as read on this machine, or why they cannot be read here."""
+    try:
+        return identify_model(model, options)
+    except RayDetrError as error:
+        return error
+
+
+def check_here(found: ModelInfo | RayDetrError, *, has_cluster: bool) -> Iterator[Finding]:
+    """Yield a finding about the model on this machine; none if nodes of a cluster decide, as they do for `label`.
+
+    Args:
+        found: by `identify`.
+        has_cluster: whether an existing cluster is used; `label` then takes a model that only its nodes can read.
+    """
+    if not isinstance(found, RayDetrError):
+        yield _identified(found)
+    elif not has_cluster:
+        yield Finding("model", "fail", str(found), REMEDY)
+
+
+def check_on_node(
+    spec: LabelerSpec, found: ModelInfo | RayDetrError, pool: Pool | None, *, has_cluster: bool
+) -> Iterator[Finding]:
+    """Yield findings about the model from a worker of the cluster with the resources of an actor.
 
     Args:
         spec: for the actors; the run may be empty.
-        pool: resources of an actor; None: the actors do not fit, so nothing is tried on the cluster.
-        has_cluster: whether an existing cluster is used; `label` then takes a model that only its nodes can read.
+        found: by `identify`.
+        pool: resources of an actor; None: the actors do not fit, or no cluster answers, so no node is asked.
+        has_cluster: as for `check_here`.
     """
-    try:
-        info = identify_model(spec.model, spec.table_options)
-    except RayDetrError as error:
-        if has_cluster:
-            yield from _unreadable_here(spec, pool, str(error))
-        else:
-            yield Finding("model", "fail", str(error), REMEDY)
-        return
-    yield _identified(info)
-    if pool is not None:
-        yield _on_a_node(_forward(replace(spec, pinned=info.pinned), pool))
+    if not isinstance(found, RayDetrError):
+        if pool is not None:
+            yield _on_a_node(_forward(replace(spec, pinned=found.pinned), pool))
+    elif has_cluster:
+        yield from _unreadable_here(spec, pool, str(found))
 
 
 def _identified(info: ModelInfo) -> Finding:

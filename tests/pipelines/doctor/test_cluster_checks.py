@@ -13,10 +13,14 @@ from detr.checkpoints.references import EMBEDDED, locate
 from jobs import doctor
 from pipelines.actor_resources import ActorShare, Pool
 from pipelines.doctor import cluster_checks, examine, model_check
-from pipelines.doctor.cluster_checks import check_open_cluster, check_room, check_token
+from pipelines.doctor.cluster_checks import check_local_folders, check_open_cluster, check_room, check_token
 from pipelines.doctor.findings import Finding
-from pipelines.doctor.model_check import Forward, check_model
+from pipelines.doctor.model_check import Forward, check_here, check_on_node, identify
 from pipelines.errors import RayDetrError
+from pipelines.labelling.config import LabelConfig
+from pipelines.labelling.label import own_disks
+from pipelines.options import declared, groups
+from pipelines.store import StoreOptions, TableOptions
 from tests.stub_hub import Hub, use_endpoint
 
 POOL = Pool(1, 1, 1.0, 0.0, 1)
@@ -60,6 +64,60 @@ def test_the_options_of_label_that_decide_about_room_are_those_of_doctor(monkeyp
     assert config.actors == (1, 8)
 
 
+def test_doctor_reaches_images_and_table_in_every_way_that_label_has(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: list[examine.DoctorConfig] = []
+    monkeypatch.setattr(examine, "examine", lambda config: given.append(config) or [])
+
+    doctor.main(["--images", "s3://lake/", "--request-payer", "--via", "fsspec", "--shared-folders"])
+    with pytest.raises(SystemExit):
+        doctor.main(["--help"])
+
+    (config,) = given
+    assert (config.image_options.request_payer, config.image_options.via) == (True, "fsspec")
+    assert config.shared_folders
+    shown = capsys.readouterr().out
+    for _, access in groups(LabelConfig):
+        if access.kind in (StoreOptions, TableOptions):
+            assert [one.flag for one in declared(access.kind, prefix=access.prefix) if one.flag not in shown] == []
+
+
+@pytest.mark.parametrize(
+    ("given", "machines", "grows", "levels_"),
+    [
+        ({"images": ("photos/",)}, 2, False, {"local folders": "fail"}),
+        ({"table": "table"}, 2, False, {"local folders": "fail"}),
+        ({"images": ("photos/",), "table": "table", "shared_folders": True}, 2, False, {}),
+        ({"images": ("s3://lake/", "list.csv"), "table": "s3://lake/table"}, 2, False, {}),
+        ({"images": ("photos/",)}, 1, False, {"local folders": "ok"}),
+        ({"images": ("photos/",)}, 1, True, {"local folders": "warn"}),
+    ],
+)
+def test_local_folders_that_label_refuses_are_reported(
+    given: dict[str, Any], machines: int, grows: bool, levels_: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.cluster.hosts", lambda: {f"10.0.0.{number}" for number in range(machines)})
+
+    findings = list(check_local_folders(own_disks(examine.DoctorConfig(**given)), may_grow=grows))
+
+    assert levels(findings) == levels_
+
+
+@pytest.mark.parametrize(("model", "level", "said"), [("scenes", "ok", "6 classes"), ("no/such/it", "warn", "no/such")])
+def test_the_model_is_checked_where_no_cluster_answers(
+    model: str, level: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setattr("pipelines.cluster.ray.is_initialized", lambda: False)
+
+    findings = list(examine.examine(examine.DoctorConfig(model=model)))
+
+    (found,) = [finding for finding in findings if finding.check == "model"]
+    assert (found.level, said in found.text) == (level, True)
+    assert levels(findings)["cluster"] == "fail"
+
+
 def test_gpus_that_no_actor_can_have_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         doctor.main(["--gpus-per-actor", "1.5"])
@@ -99,8 +157,11 @@ def test_a_model_that_this_machine_cannot_read_is_tried_on_a_node_as_label_does(
 
     monkeypatch.setattr(model_check, "identify_model", unreadable)
     monkeypatch.setattr(model_check, "_forward", lambda *_: found)
-    spec = examine._labeler_spec(examine.DoctorConfig(), "s3://models/detr", pool)
-    findings = list(check_model(spec, pool, has_cluster=has_cluster))
+    spec = examine._labeler_spec(examine.DoctorConfig(model="s3://models/detr"), pool)
+    here = identify("s3://models/detr", StoreOptions())
+    findings = [
+        *check_here(here, has_cluster=has_cluster), *check_on_node(spec, here, pool, has_cluster=has_cluster)
+    ]  # fmt: skip
 
     assert levels(findings) == expected
     assert "s3://models/detr is denied." in findings[0].text
@@ -122,7 +183,7 @@ def test_only_a_cluster_can_grow_and_it_is_judged_after_the_connection(
     monkeypatch.setattr(cluster_checks, "check_nodes", lambda _: [])
     monkeypatch.setattr(cluster_checks, "check_object_store", lambda: Finding("object store", "ok", ""))
     monkeypatch.setattr(cluster_checks, "node_resources", lambda: [{"CPU": 0.0}])
-    findings = list(examine._cluster(examine.DoctorConfig(node_minutes=20.0, cpus_per_actor=3)))
+    findings = list(examine._cluster(examine.DoctorConfig(node_minutes=20.0, cpus_per_actor=3), None))
 
     assert levels(findings) == {
         "token": "ok" if address is None else "warn", "object store": "ok", "room for actors": level,
@@ -156,9 +217,8 @@ def test_where_the_model_comes_from_is_said(
     elif change == "unreachable":
         use_endpoint(monkeypatch, "http://127.0.0.1:9")
     hub.limited = change in ("limited", "pinned")
-    spec = examine._labeler_spec(examine.DoctorConfig(), model, None)
 
-    (finding,) = check_model(spec, None, has_cluster=False)
+    (finding,) = check_here(identify(model, StoreOptions()), has_cluster=True)
 
     assert finding.level == level
     assert re.search(text, finding.text)

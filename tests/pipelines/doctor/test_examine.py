@@ -77,11 +77,12 @@ def test_a_good_set_up_passes_and_nothing_is_left(local_ray: str, good: DoctorCo
         "object store",
         "room for actors",
         "free resources",
+        "local folders",
         "model",
         "model on a node",
     } <= checks
     assert list((tmp_path / "table").rglob("*.parquet")) == []
-    assert len(findings) == 40
+    assert len(findings) == 41
 
 
 @pytest.mark.ray
@@ -134,7 +135,7 @@ def test_a_model_that_is_not_available_is_reported(
 
 def examined(config: DoctorConfig, monkeypatch: pytest.MonkeyPatch) -> list[Finding]:
     """Return what is wrong beside the cluster, which is not asked."""
-    monkeypatch.setattr("pipelines.doctor.examine._cluster", lambda config: iter(()))
+    monkeypatch.setattr("pipelines.doctor.examine._cluster", lambda config, model: iter(()))
     return failed(config)
 
 
