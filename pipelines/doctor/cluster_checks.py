@@ -81,7 +81,7 @@ def check_nodes(nodes: Nodes) -> list[Finding]:
 
 
 def check_room(
-    least: int | None, most: int | None, *, device: str, own: ActorShare, node_minutes: float
+    least: int | None, most: int | None, *, device: str, own: ActorShare, has_cluster: bool, node_minutes: float
 ) -> tuple[list[Finding], Pool | None]:
     """Return findings on whether the actors fit into the cluster and into its free part; and the actors.
 
@@ -90,6 +90,7 @@ def check_room(
         most: as in `choose_pool`.
         device: as in `choose_pool`.
         own: as in `choose_pool`.
+        has_cluster: whether an existing cluster is used, to which nodes that left may return.
         node_minutes: how long `label` waits for nodes of the cluster; above 0, too little room is a warning.
     """
     try:
@@ -98,7 +99,8 @@ def check_room(
         if node_minutes:
             remedy = f"`ray-detr label --node-minutes {node_minutes:g}` waits for nodes; no actor was tried here."
             return [Finding("room for actors", "warn", str(too_small), remedy)], None
-        return [Finding("room for actors", "fail", str(too_small), "See --actors, --device and --node-minutes.")], None
+        remedy = "See --actors, --device and --node-minutes."
+        return [Finding("room for actors", "fail", str(too_small), remedy, transient=has_cluster)], None
     needs = f"each needs {pool.cpus:g} CPU" + (f" and {pool.gpus:g} GPU" if pool.gpus else "")
     findings = [Finding("room for actors", "ok", f"{pool.least} to {pool.most} actors; {needs}")]
     free = ray.available_resources()  # type: ignore[no-untyped-call]
@@ -111,6 +113,7 @@ def check_room(
                 f"other jobs use all but {cpus:g} CPU and {gpus:g} GPU, and {pool.least} actors need "
                 f"{pool.least * pool.cpus:g} CPU and {pool.least * pool.gpus:g} GPU: Ray would wait without an error",
                 "Wait for those jobs, or end them: `ray status` and `ray job list` show them.",
+                transient=True,
             )
         )
     else:

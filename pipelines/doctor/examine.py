@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Literal
 
 from detr.checkpoints.references import absolute_reference
 from pipelines.doctor.clock_skew import check_clock
-from pipelines.doctor.findings import Finding
+from pipelines.doctor.findings import Finding, may_pass
 from pipelines.doctor.machine import check_machine, machine_facts
 from pipelines.doctor.store_checks import check_store
-from pipelines.errors import RayDetrError
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.labelling.config import check_gpus_per_actor
 from pipelines.labelling.labeler_spec import LabelerSpec
 from pipelines.labelling.reach import REACH_SECONDS, check_answers
@@ -97,7 +97,8 @@ def _stores(config: DoctorConfig) -> Iterator[Finding]:
         try:
             yield from check_store(open_store(config.table, options))
         except StoreError as error:
-            yield Finding("store: put", "fail", str(error), "See docs/operations.md, Credentials and stores.")
+            remedy = "See docs/operations.md, Credentials and stores."
+            yield Finding("store: put", "fail", str(error), remedy, error.is_transient)
 
 
 def _images(config: DoctorConfig) -> Finding:
@@ -115,7 +116,7 @@ def _images(config: DoctorConfig) -> Finding:
         store, key = Stores(config.image_options).find(file_of(first))
         size = len(store.get_range(key, 0, 65_536))
     except (RayDetrError, StoreError) as error:
-        return Finding("images", "fail", str(error), remedy)
+        return Finding("images", "fail", str(error), remedy, may_pass(error))
     return Finding("images", "ok", f"{size:,} bytes of {without_secrets(first.uri)} were read")
 
 
@@ -126,6 +127,8 @@ def _cluster(config: DoctorConfig, model: ModelInfo | RayDetrError | None) -> It
         config: of the checks.
         model: what this machine found about the model; None: no model is checked.
     """
+    from ray.exceptions import AuthenticationError
+
     from pipelines.actor_resources import ActorShare
     from pipelines.cluster import connected, hosts, is_given
     from pipelines.doctor.cluster_checks import (
@@ -156,6 +159,7 @@ def _cluster(config: DoctorConfig, model: ModelInfo | RayDetrError | None) -> It
                 *config.actors,
                 device=config.device,
                 own=ActorShare(config.cpus_per_actor, config.gpus_per_actor),
+                has_cluster=has_cluster,
                 node_minutes=waits,
             )
             yield from findings
@@ -164,7 +168,8 @@ def _cluster(config: DoctorConfig, model: ModelInfo | RayDetrError | None) -> It
                 yield from check_on_node(_labeler_spec(config, pool), model, pool, has_cluster=has_cluster)
             return
     except RayDetrError as error:
-        yield Finding("cluster", "fail", str(error), "See docs/operations.md, Clusters.")
+        must_change = isinstance(error, UsageError) or isinstance(error.__cause__, AuthenticationError)
+        yield Finding("cluster", "fail", str(error), "See docs/operations.md, Clusters.", transient=not must_change)
     if model is not None:
         yield from check_on_node(_labeler_spec(config, None), model, None, has_cluster=has_cluster)
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import NodeDiedError, RayError, TaskUnschedulableError
 
 from pipelines.actor_resources import Pool
-from pipelines.doctor.findings import Finding
+from pipelines.doctor.findings import Finding, may_pass
 from pipelines.errors import RayDetrError
 from pipelines.labelling.labeler_spec import LabelerSpec, build_detector
 from pipelines.models import ModelInfo, identify_model
@@ -43,6 +43,14 @@ class Forward:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why no batch was computed on a node, and whether that may pass by itself."""
+
+    text: str
+    transient: bool
+
+
 def identify(model: str, options: StoreOptions) -> ModelInfo | RayDetrError:
     """Return a model's properties as read on this machine, or why they cannot be read here."""
     try:
@@ -61,7 +69,7 @@ def check_here(found: ModelInfo | RayDetrError, *, has_cluster: bool) -> Iterato
     if not isinstance(found, RayDetrError):
         yield _identified(found)
     elif not has_cluster:
-        yield Finding("model", "fail", str(found), REMEDY)
+        yield Finding("model", "fail", str(found), REMEDY, transient=may_pass(found))
 
 
 def check_on_node(
@@ -99,32 +107,34 @@ def _unreadable_here(spec: LabelerSpec, pool: Pool | None, error: str) -> Iterat
         yield Finding("model", "warn", error, f"Only this machine was asked; nodes may be able to read it. {REMEDY}")
         return
     found = _forward(spec, pool)
-    if isinstance(found, str):
-        yield Finding("model", "fail", f"{error} A node could not use it either: {found}", REMEDY)
+    if isinstance(found, Failure):
+        text = f"{error} A node could not use it either: {found.text}"
+        yield Finding("model", "fail", text, REMEDY, transient=found.transient)
         return
     yield Finding("model", "warn", f"only nodes of the cluster can read it: {error}", "`ray-detr label` accepts that.")
     yield _on_a_node(found)
 
 
-def _forward(spec: LabelerSpec, pool: Pool) -> Forward | str:
+def _forward(spec: LabelerSpec, pool: Pool) -> Forward | Failure:
     """Return what a worker with the resources of an actor computed, or why it did not."""
     remote = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus, max_retries=0)(try_forward)
     try:
-        found: Forward | str = ray.get(remote.remote(spec), timeout=FORWARD_SECONDS)
+        found: Forward | Failure = ray.get(remote.remote(spec), timeout=FORWARD_SECONDS)
     except ray.exceptions.GetTimeoutError:
-        found = f"no worker computed a batch within {FORWARD_SECONDS:g} s"
+        found = Failure(f"no worker computed a batch within {FORWARD_SECONDS:g} s", transient=True)
     except (RayError, ImportError) as error:
-        found = remote_sentence(error)
+        found = Failure(remote_sentence(error), transient=isinstance(error, (TaskUnschedulableError, NodeDiedError)))
     return found
 
 
-def _on_a_node(found: Forward | str) -> Finding:
-    if isinstance(found, str):
+def _on_a_node(found: Forward | Failure) -> Finding:
+    if isinstance(found, Failure):
         return Finding(
             "model on a node",
             "fail",
-            found,
+            found.text,
             "Use a smaller --batch-size, a node with more memory, or another --device.",
+            transient=found.transient,
         )
     memory = "" if found.gpu_bytes is None else f", {found.gpu_bytes / 1e9:.1f} GB of GPU memory"
     text = f"{found.images} images of {WIDTH} x {HEIGHT} in {found.seconds:.2f} s on {found.device}{memory}"
@@ -133,8 +143,8 @@ def _on_a_node(found: Forward | str) -> Finding:
     return Finding("model on a node", "ok", text)
 
 
-def try_forward(spec: LabelerSpec) -> Forward | str:
-    """Load the model and compute one batch of grey images; return a message if that fails."""
+def try_forward(spec: LabelerSpec) -> Forward | Failure:
+    """Load the model and compute one batch of grey images; return why if that fails."""
     import torch
 
     try:
@@ -143,7 +153,7 @@ def try_forward(spec: LabelerSpec) -> Forward | str:
         began = time.perf_counter()
         detector.detect(batch)
     except (RayDetrError, ValueError, RuntimeError, OSError, MemoryError, FloatingPointError) as error:
-        return first_line(error)  # a RuntimeError may be CUDA's
+        return Failure(first_line(error), may_pass(error))  # a RuntimeError may be CUDA's
     is_cuda = detector.device.type == "cuda"
     return Forward(
         images=len(batch),

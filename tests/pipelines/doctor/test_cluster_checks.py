@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.exceptions import AuthenticationError
 
 from detr.checkpoints.references import EMBEDDED, locate
 from jobs import doctor
@@ -15,7 +16,7 @@ from pipelines.actor_resources import ActorShare, Pool
 from pipelines.doctor import cluster_checks, examine, model_check
 from pipelines.doctor.cluster_checks import check_local_folders, check_open_cluster, check_room, check_token
 from pipelines.doctor.findings import Finding
-from pipelines.doctor.model_check import Forward, check_here, check_on_node, identify
+from pipelines.doctor.model_check import Failure, Forward, check_here, check_on_node, identify, try_forward
 from pipelines.errors import RayDetrError
 from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.label import own_disks
@@ -35,7 +36,8 @@ def room(monkeypatch: pytest.MonkeyPatch, nodes: list[dict[str, float]], **given
     free = {key: sum(node.get(key, 0.0) for node in nodes) for key in ("CPU", "GPU")}
     monkeypatch.setattr(cluster_checks, "node_resources", lambda: nodes)
     monkeypatch.setattr("ray.available_resources", lambda: free)
-    findings, pool = check_room(1, 8, **{"device": "cuda", "own": ActorShare(), "node_minutes": 0.0, **given})
+    usual = {"device": "cuda", "own": ActorShare(), "has_cluster": True, "node_minutes": 0.0}
+    findings, pool = check_room(1, 8, **{**usual, **given})
     return levels(findings), pool
 
 
@@ -51,6 +53,68 @@ def test_actors_that_share_a_gpu_or_take_cores_are_placed_as_label_places_them(m
 
     assert found == {"room for actors": "ok", "free resources": "ok"}
     assert (pool.cpus, pool.gpus) == (2, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "free", "given", "check", "transient"),
+    [
+        ([{"CPU": 4.0}], {"CPU": 0.0}, {"device": "cpu"}, "free resources", True),
+        ([{"CPU": 0.0}], {}, {"device": "cpu"}, "room for actors", True),  # its nodes have left
+        ([{"CPU": 0.0}], {}, {"device": "cpu", "has_cluster": False}, "room for actors", False),
+    ],
+)
+def test_resources_of_a_cluster_may_come_back_those_of_this_machine_do_not_grow(
+    nodes: list[dict[str, float]],
+    free: dict[str, float],
+    given: dict[str, Any],
+    check: str,
+    transient: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cluster_checks, "node_resources", lambda: nodes)
+    monkeypatch.setattr("ray.available_resources", lambda: free)
+    findings, _ = check_room(1, 1, **{"own": ActorShare(), "has_cluster": True, "node_minutes": 0.0, **given})
+
+    assert [(one.check, one.transient) for one in findings if one.level == "fail"] == [(check, transient)]
+
+
+def refused_token(_: object) -> None:
+    raise RayDetrError("Ray's token differs") from AuthenticationError("wrong")
+
+
+@pytest.mark.parametrize(
+    ("address", "connect", "transient"),
+    [
+        ("127.0.0.1:1", None, True),
+        ("http://127.0.0.1:8265", None, False),  # of the dashboard
+        ("127.0.0.1:6379", refused_token, False),
+    ],
+)
+def test_a_cluster_that_does_not_answer_may_pass_and_a_wrong_address_or_token_does_not(
+    address: str, connect: Any, transient: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr("pipelines.cluster.ray.is_initialized", lambda: False)
+    if connect is not None:
+        monkeypatch.setattr("pipelines.cluster._check_answers", connect)
+
+    findings = list(examine.examine(examine.DoctorConfig()))
+
+    assert [(one.check, one.transient) for one in findings if one.level == "fail"] == [("cluster", transient)]
+
+
+@pytest.mark.parametrize(("model", "transient"), [("owner/detr@v2", True), ("owner/nothing", False), ("a/b/c", False)])
+def test_a_model_whose_hub_does_not_answer_may_pass_and_one_that_does_not_exist_does_not(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, model: str, transient: bool
+) -> None:
+    if transient:
+        use_endpoint(monkeypatch, "http://127.0.0.1:9")
+    (finding,) = check_here(identify(model, StoreOptions()), has_cluster=False)
+    on_node = try_forward(examine._labeler_spec(examine.DoctorConfig(model=model), None))
+
+    assert (finding.level, finding.transient) == ("fail", transient)
+    assert isinstance(on_node, Failure)
+    assert on_node.transient == transient
 
 
 def test_the_options_of_label_that_decide_about_room_are_those_of_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +208,7 @@ def test_a_cluster_without_a_token_is_judged_by_where_it_listens(
     ("has_cluster", "pool", "found", "expected"),
     [
         (True, POOL, FOUND, {"model": "warn", "model on a node": "ok"}),
-        (True, POOL, "no such file", {"model": "fail"}),
+        (True, POOL, Failure("no such file", transient=False), {"model": "fail"}),
         (True, None, FOUND, {"model": "warn"}),
         (False, POOL, FOUND, {"model": "fail"}),
     ],
