@@ -1,6 +1,9 @@
-"""Check cluster, machines, stores and model before a run; exit code 2 if a run would fail.
+"""Check cluster, machines, stores and model before a run.
 
 ray-detr doctor --images s3://lake/2026/ --table s3://lake/detections --model facebook/detr-resnet-50
+
+The exit code is 2 if a run would fail until something is changed, and 1 if all that fails may pass by itself, such as a
+cluster that does not answer: run it again later.
 
 What is written at the table is written below TABLE/_doctor/ and deleted again.
 """
@@ -12,17 +15,17 @@ from contextlib import redirect_stdout
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from jobs.exits import WRONG_USE, run_process
+from jobs.exits import DONE, SYSTEM_FAILURE, WRONG_USE, run_process
 from jobs.options import add_options, make_config, option_values
 from jobs.parser import CommandParser
 from pipelines.labelling.config import LabelConfig
-from pipelines.store import S3, StoreOptions, TableOptions
+from pipelines.store import StoreOptions, TableOptions
 
 if TYPE_CHECKING:
     from pipelines.doctor.findings import Finding
 
 
-OF_LABEL = ("actors", "device", "batch_size", "cpus_per_actor", "gpus_per_actor", "node_minutes")
+OF_LABEL = ("actors", "device", "batch_size", "cpus_per_actor", "gpus_per_actor", "node_minutes", "shared_folders")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -36,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--model", metavar="REF", help="model to load, and to run once on a worker, as for `ray-detr label` (none)"
     )
     add_options(parser, LabelConfig, only=(*OF_LABEL, "image_column"))
-    add_options(parser, StoreOptions, only=("anonymous", *S3))
+    add_options(parser, StoreOptions)
     add_options(parser, TableOptions, prefix="table_")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of lines")
     args = parser.parse_args(argv)
@@ -68,8 +71,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(json.dumps({"findings": [asdict(finding) for finding in findings]}, indent=2))
     else:
         print(outcome(findings))
-    if any(finding.level == "fail" for finding in findings):
-        sys.exit(WRONG_USE)
+    code = exit_code(findings)
+    if code:
+        sys.exit(code)
+
+
+def exit_code(findings: "Sequence[Finding]") -> int:
+    """Return 0 if nothing failed, 1 if all that failed may pass by itself, and 2 if something must be changed."""
+    failed = [finding for finding in findings if finding.level == "fail"]
+    if not failed:
+        return DONE
+    return SYSTEM_FAILURE if all(finding.transient for finding in failed) else WRONG_USE
 
 
 def line(finding: "Finding") -> str:
@@ -80,9 +92,10 @@ def line(finding: "Finding") -> str:
 
 
 def outcome(findings: "Sequence[Finding]") -> str:
-    """Return the last line: the number of checks by level."""
+    """Return the last line: the number of checks by level, and whether what failed may pass by itself."""
     counts = {level: sum(finding.level == level for finding in findings) for level in ("ok", "warn", "fail")}
-    return f"{len(findings)} checks: {counts['ok']} ok, {counts['warn']} warnings, {counts['fail']} failed"
+    later = "; this may pass by itself: run it again later" if exit_code(findings) == SYSTEM_FAILURE else ""
+    return f"{len(findings)} checks: {counts['ok']} ok, {counts['warn']} warnings, {counts['fail']} failed{later}"
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from ray._raylet import Config  # type: ignore[attr-defined]  # compiled, its an
 from ray.data import DataContext
 from ray.exceptions import AuthenticationError
 
-from pipelines.errors import RayDetrError
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.local_ray import start_local_ray
 from pipelines.remote_errors import first_line
 from pipelines.store.uris import LOCAL_ROOT, split_uri
@@ -44,6 +44,7 @@ def connected(*, verbose: bool = False) -> Iterator[None]:
         verbose: whether to show Ray's messages and the actors' output.
 
     Raises:
+        UsageError: `RAY_ADDRESS` is that of a dashboard, or the cluster has another Ray or Python.
         RayDetrError: no Ray answers at `RAY_ADDRESS`, or the local one does not start.
     """
     _quiet(verbose=verbose)
@@ -71,6 +72,9 @@ def _connect(*, verbose: bool) -> None:
         except AuthenticationError as error:
             raise RayDetrError(_token_sentence(error)) from error
         except (ConnectionError, RuntimeError, ValueError) as error:
+            if str(error).startswith("Version mismatch"):  # in several lines
+                text = " ".join(str(error).split())
+                raise UsageError(f"the Ray cluster at {address} cannot be used: {text}.") from error
             raise RayDetrError(
                 f"no Ray cluster answers at {address} ({first_line(error)}). "
                 "Start it, or unset RAY_ADDRESS for a local one."
@@ -192,10 +196,11 @@ def _check_answers(address: str) -> None:
     """Try to connect first: without a listener, Ray itself tries for minutes (more than 3, measured, 2.60).
 
     Raises:
+        UsageError: the address is that of a dashboard.
         RayDetrError: nothing listens there.
     """
     if address.startswith(("http://", "https://")):
-        raise RayDetrError(
+        raise UsageError(
             f"{address} is the address of Ray's dashboard, which accepts only jobs: set RAY_ADDRESS to host:6379 or "
             "ray://host:10001."
         )

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detr.checkpoints.identity import identify_directory
-from detr.checkpoints.model_directory import CheckpointError, ModelUnreachable, model_files
-from detr.checkpoints.references import locate, pinned
+from detr.checkpoints.model_directory import CheckpointError, HubAnswer, ModelUnreachable, model_files
+from detr.checkpoints.references import locate_with_answer, pinned
 from detr.classes import Category, UnknownClass, category_named
 from detr.families import FAMILIES, NATIVE
 from pipelines.errors import RayDetrError, UsageError
@@ -52,6 +52,7 @@ class ModelInfo:
         family: `detr.families.NATIVE`, or the model type of a detector of `transformers`.
         has_masks: whether it is panoptic, so that it can return a mask with each detection.
         pinned: `owner/name@commit` if it came from the hub: all nodes load this commit, even if the branch changes.
+        hub: what the hub did, if it was identified by its hub id.
     """
 
     id: str
@@ -60,6 +61,7 @@ class ModelInfo:
     family: str = NATIVE
     has_masks: bool = False
     pinned: str | None = None
+    hub: HubAnswer | None = None
 
     @property
     def is_native(self) -> bool:
@@ -156,7 +158,7 @@ def identify_model(reference: str, options: StoreOptions) -> ModelInfo:
     """
     place = _place(reference, options)
     try:
-        path = locate(place)
+        path, hub = locate_with_answer(place)
     except CheckpointError as error:
         raise _refusal(error) from error
     found = identify_directory(path) if path.is_dir() else None
@@ -166,7 +168,7 @@ def identify_model(reference: str, options: StoreOptions) -> ModelInfo:
     else:
         identified = identify_by_loading(path, cache=_cache().parent / "identities")
         info = _info(reference, identified.sha256, identified.categories, identified.family, identified.has_masks)
-    return replace(info, pinned=pinned(place, path))
+    return replace(info, pinned=pinned(place, path), hub=hub)
 
 
 def check_trainable(model: ModelInfo) -> None:

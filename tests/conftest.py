@@ -16,6 +16,7 @@ from obstore.store import MemoryStore
 
 from pipelines.store import Store, StoreOptions, memory_store, open_store
 from pipelines.store.obstore_store import ObstoreStore
+from tests.stub_hub import Hub, serving
 
 # before torch is imported: on busy cores its threads wait for each other, 20 times as long with these small networks
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -156,3 +157,10 @@ def _known_to(monkeypatch: pytest.MonkeyPatch, server: S3Server) -> S3Server:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", server.access_key)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", server.secret_key)
     return server
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub on the loopback, which the hub's client uses with an empty cache."""
+    with serving(monkeypatch, tmp_path / "cache") as served:
+        yield served

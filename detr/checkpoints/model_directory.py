@@ -3,8 +3,9 @@
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 CONFIG_FILE = "config.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
@@ -23,6 +24,21 @@ class CheckpointError(ValueError):
 
 class ModelUnreachable(CheckpointError):
     """A model is not available because its hub does not answer; a retry may succeed."""
+
+
+@dataclass(frozen=True, slots=True)
+class HubAnswer:
+    """How a model that is given by its hub id was found.
+
+    Attributes:
+        state: "answered": the hub listed its files. Otherwise the cache has them: "not asked", because they are of the
+            commit that is asked for; "offline", because HF_HUB_OFFLINE is set; "limited", because the hub refuses
+            further requests for now; "unreachable", because it does not answer.
+        reason: the message of the hub or of its client; "" where there is none.
+    """
+
+    state: Literal["answered", "not asked", "offline", "limited", "unreachable"]
+    reason: str = ""
 
 
 def model_files(names: Iterable[str], *, source: str) -> tuple[str, ...]:

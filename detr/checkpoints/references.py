@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from detr.checkpoints.model_directory import CONFIG_FILE, CheckpointError
+from detr.checkpoints.model_directory import CONFIG_FILE, CheckpointError, HubAnswer
 
 EMBEDDED = Path(__file__).parents[1] / "weights"
 """The models included in the package, each a directory; `load` takes the directory's name."""
@@ -16,15 +16,20 @@ def locate(ref: str | os.PathLike[str]) -> Path:
     Raises:
         CheckpointError: there is no such model, or it is in a folder that may not be entered.
     """
+    return locate_with_answer(ref)[0]
+
+
+def locate_with_answer(ref: str | os.PathLike[str]) -> tuple[Path, HubAnswer | None]:
+    """Return what `locate` returns, and what the hub did for it; None if the reference is not a hub id."""
     source = os.fspath(ref)
     path = Path(source).expanduser()
     if isinstance(ref, str) and _is_embedded(ref):
-        return EMBEDDED / ref
+        return EMBEDDED / ref, None
     try:
         is_here = source != "" and path.exists()
     except PermissionError as error:
         raise CheckpointError(f"model {source} cannot be read: permission denied.") from error
-    return path if is_here else _fetched(source)
+    return (path, None) if is_here else _fetched(source)
 
 
 def absolute_reference(ref: str) -> str:
@@ -55,7 +60,7 @@ def _is_embedded(name: str) -> bool:
     return re.fullmatch(r"\w+", name) is not None and (EMBEDDED / name / CONFIG_FILE).is_file()
 
 
-def _fetched(ref: str) -> Path:
+def _fetched(ref: str) -> tuple[Path, HubAnswer]:
     from detr.checkpoints.hub import fetch, split_hub_id  # deferred: takes 0.25 s
 
     hub_id = split_hub_id(ref)

@@ -35,7 +35,11 @@ def check_clock(uri: str, options: StoreOptions) -> Finding:
     text = f"this machine is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the store"
     if abs(skew) >= FAIL_SECONDS:
         return Finding(
-            "clock", "fail", f"{text}; S3 rejects requests if the clock is off by more than 15 minutes", REMEDY
+            "clock",
+            "fail",
+            f"{text}; S3 rejects requests if the clock is off by more than 15 minutes",
+            REMEDY,
+            transient=True,
         )
     if abs(skew) >= WARN_SECONDS:
         return Finding("clock", "warn", text, REMEDY)

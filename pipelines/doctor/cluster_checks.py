@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +19,12 @@ from ray.exceptions import (
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.actor_resources import ActorShare, Pool, choose_pool
-from pipelines.cluster import node_resources
+from pipelines.cluster import node_resources, refuse_local
 from pipelines.doctor.findings import Finding
 from pipelines.doctor.machine import MachineFacts, check_machine, check_versions, machine_facts
 from pipelines.errors import RayDetrError
 from pipelines.remote_errors import remote_sentence
+from pipelines.store.uris import LOCAL_ROOT, split_uri
 
 FACTS_SECONDS = 90.0  # for a worker to start on each node
 LEAST_OBJECT_STORE = 75 * 1024**2  # Ray's own smallest size
@@ -80,7 +81,7 @@ def check_nodes(nodes: Nodes) -> list[Finding]:
 
 
 def check_room(
-    least: int | None, most: int | None, *, device: str, own: ActorShare, node_minutes: float
+    least: int | None, most: int | None, *, device: str, own: ActorShare, has_cluster: bool, node_minutes: float
 ) -> tuple[list[Finding], Pool | None]:
     """Return findings on whether the actors fit into the cluster and into its free part; and the actors.
 
@@ -89,6 +90,7 @@ def check_room(
         most: as in `choose_pool`.
         device: as in `choose_pool`.
         own: as in `choose_pool`.
+        has_cluster: whether an existing cluster is used, to which nodes that left may return.
         node_minutes: how long `label` waits for nodes of the cluster; above 0, too little room is a warning.
     """
     try:
@@ -97,7 +99,8 @@ def check_room(
         if node_minutes:
             remedy = f"`ray-detr label --node-minutes {node_minutes:g}` waits for nodes; no actor was tried here."
             return [Finding("room for actors", "warn", str(too_small), remedy)], None
-        return [Finding("room for actors", "fail", str(too_small), "See --actors, --device and --node-minutes.")], None
+        remedy = "See --actors, --device and --node-minutes."
+        return [Finding("room for actors", "fail", str(too_small), remedy, transient=has_cluster)], None
     needs = f"each needs {pool.cpus:g} CPU" + (f" and {pool.gpus:g} GPU" if pool.gpus else "")
     findings = [Finding("room for actors", "ok", f"{pool.least} to {pool.most} actors; {needs}")]
     free = ray.available_resources()  # type: ignore[no-untyped-call]
@@ -110,11 +113,35 @@ def check_room(
                 f"other jobs use all but {cpus:g} CPU and {gpus:g} GPU, and {pool.least} actors need "
                 f"{pool.least * pool.cpus:g} CPU and {pool.least * pool.gpus:g} GPU: Ray would wait without an error",
                 "Wait for those jobs, or end them: `ray status` and `ray job list` show them.",
+                transient=True,
             )
         )
     else:
         findings.append(Finding("free resources", "ok", f"{cpus:g} CPU and {gpus:g} GPU are free"))
     return findings, pool
+
+
+def check_local_folders(uris: Sequence[str], *, may_grow: bool) -> Iterator[Finding]:
+    """Yield a finding on local folders that `label` refuses because each machine would use its own disk.
+
+    Args:
+        uris: paths and URIs that actors read or write, without those that all machines share.
+        may_grow: whether `label` waits for further machines.
+    """
+    local = [uri for uri in uris if split_uri(uri)[0] == LOCAL_ROOT]
+    if not local:
+        return
+    try:
+        refuse_local(local, are_shared=False)
+    except RayDetrError as error:
+        yield Finding("local folders", "fail", str(error))
+        return
+    if may_grow:
+        remedy = "Use an address of an object store, or --shared-folders if all machines have this folder."
+        text = f"{local[0]} is a local folder: `ray-detr label` refuses it as soon as the cluster has another machine"
+        yield Finding("local folders", "warn", text, remedy)
+    else:
+        yield Finding("local folders", "ok", "the cluster has one machine")
 
 
 def check_object_store(nodes: Sequence[dict[str, float]] | None = None) -> Finding:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Literal
 
 from detr.checkpoints.references import absolute_reference
 from pipelines.doctor.clock_skew import check_clock
-from pipelines.doctor.findings import Finding
+from pipelines.doctor.findings import Finding, may_pass
 from pipelines.doctor.machine import check_machine, machine_facts
 from pipelines.doctor.store_checks import check_store
-from pipelines.errors import RayDetrError
+from pipelines.errors import RayDetrError, UsageError
 from pipelines.labelling.config import check_gpus_per_actor
 from pipelines.labelling.labeler_spec import LabelerSpec
 from pipelines.labelling.reach import REACH_SECONDS, check_answers
@@ -23,6 +23,7 @@ from pipelines.store import StoreError, StoreOptions, Stores, check_no_secret, o
 
 if TYPE_CHECKING:
     from pipelines.actor_resources import Pool
+    from pipelines.models import ModelInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class DoctorConfig:
         gpus_per_actor: GPUs of each actor, as in `LabelConfig`.
         node_minutes: How long `label` waits for nodes, as in `LabelConfig`; above 0, a cluster that is too small now is
             a warning.
+        shared_folders: Whether local paths are shared by all nodes, as in `LabelConfig`.
         image_options: Access to the images.
         table_options: Access to the table and to a model in a store.
     """
@@ -55,6 +57,7 @@ class DoctorConfig:
     cpus_per_actor: int | None = None
     gpus_per_actor: float | None = None
     node_minutes: float = 0.0
+    shared_folders: bool = False
     image_options: StoreOptions = field(default_factory=StoreOptions)
     table_options: StoreOptions = field(default_factory=StoreOptions)
 
@@ -69,7 +72,14 @@ def examine(config: DoctorConfig) -> Iterator[Finding]:
     """Yield the findings of each check as they occur."""
     yield from check_machine(machine_facts())
     yield from _stores(config)
-    yield from _cluster(config)
+    found = None
+    if config.model is not None:
+        from pipelines.cluster import is_given
+        from pipelines.doctor.model_check import check_here, identify
+
+        found = identify(absolute_reference(config.model), config.table_options)
+        yield from check_here(found, has_cluster=is_given())
+    yield from _cluster(config, found)
 
 
 def _stores(config: DoctorConfig) -> Iterator[Finding]:
@@ -87,7 +97,8 @@ def _stores(config: DoctorConfig) -> Iterator[Finding]:
         try:
             yield from check_store(open_store(config.table, options))
         except StoreError as error:
-            yield Finding("store: put", "fail", str(error), "See docs/operations.md, Credentials and stores.")
+            remedy = "See docs/operations.md, Credentials and stores."
+            yield Finding("store: put", "fail", str(error), remedy, error.is_transient)
 
 
 def _images(config: DoctorConfig) -> Finding:
@@ -105,27 +116,39 @@ def _images(config: DoctorConfig) -> Finding:
         store, key = Stores(config.image_options).find(file_of(first))
         size = len(store.get_range(key, 0, 65_536))
     except (RayDetrError, StoreError) as error:
-        return Finding("images", "fail", str(error), remedy)
+        return Finding("images", "fail", str(error), remedy, may_pass(error))
     return Finding("images", "ok", f"{size:,} bytes of {without_secrets(first.uri)} were read")
 
 
-def _cluster(config: DoctorConfig) -> Iterator[Finding]:
+def _cluster(config: DoctorConfig, model: ModelInfo | RayDetrError | None) -> Iterator[Finding]:
+    """Yield findings about the cluster, and about the model on one of its nodes.
+
+    Args:
+        config: of the checks.
+        model: what this machine found about the model; None: no model is checked.
+    """
+    from ray.exceptions import AuthenticationError
+
     from pipelines.actor_resources import ActorShare
     from pipelines.cluster import connected, hosts, is_given
     from pipelines.doctor.cluster_checks import (
         ask_nodes,
+        check_local_folders,
         check_nodes,
         check_object_store,
         check_open_cluster,
         check_room,
         check_token,
     )
+    from pipelines.doctor.model_check import check_on_node
+    from pipelines.labelling.label import own_disks
 
     address = os.environ.get("RAY_ADDRESS")
     token = check_token(address)
     if token is not None:
         yield token
     has_cluster = is_given()
+    waits = config.node_minutes if has_cluster else 0.0
     try:
         with connected():
             if token is None and address is not None:
@@ -136,22 +159,27 @@ def _cluster(config: DoctorConfig) -> Iterator[Finding]:
                 *config.actors,
                 device=config.device,
                 own=ActorShare(config.cpus_per_actor, config.gpus_per_actor),
-                node_minutes=config.node_minutes if has_cluster else 0.0,
+                has_cluster=has_cluster,
+                node_minutes=waits,
             )
             yield from findings
-            if config.model is not None:
-                from pipelines.doctor.model_check import check_model
-
-                yield from check_model(_labeler_spec(config, config.model, pool), pool, has_cluster=has_cluster)
+            yield from check_local_folders(own_disks(config), may_grow=pool is None and waits > 0)
+            if model is not None:
+                yield from check_on_node(_labeler_spec(config, pool), model, pool, has_cluster=has_cluster)
+            return
     except RayDetrError as error:
-        yield Finding("cluster", "fail", str(error), "See docs/operations.md, Clusters.")
+        must_change = isinstance(error, UsageError) or isinstance(error.__cause__, AuthenticationError)
+        yield Finding("cluster", "fail", str(error), "See docs/operations.md, Clusters.", transient=not must_change)
+    if model is not None:
+        yield from check_on_node(_labeler_spec(config, None), model, None, has_cluster=has_cluster)
 
 
-def _labeler_spec(config: DoctorConfig, model: str, pool: Pool | None) -> LabelerSpec:
+def _labeler_spec(config: DoctorConfig, pool: Pool | None) -> LabelerSpec:
+    assert config.model is not None, "only asked for with a model"
     return LabelerSpec(
         table="",
         run_id="",
-        model=absolute_reference(model),
+        model=absolute_reference(config.model),
         model_sha256="",
         threshold=0.0,
         classes=None,

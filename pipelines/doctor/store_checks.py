@@ -80,7 +80,8 @@ def _run(check: _Check, place: _Place) -> Finding:
         return Finding(f"store: {check.name}", check.level, str(wrong), check.remedy)
     except StoreError as error:
         remedy = "Give these credentials the rights in docs/security.md." if check.name == "put" else check.remedy
-        return Finding(f"store: {check.name}", check.level, f"refused: {error}", remedy)
+        transient = check.level == "fail" and error.is_transient
+        return Finding(f"store: {check.name}", check.level, f"refused: {error}", remedy, transient)
     return Finding(f"store: {check.name}", "ok", "works as expected")
 
 

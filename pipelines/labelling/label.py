@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from shlex import quote
+from typing import Protocol
 
 import pyarrow as pa
 
@@ -272,12 +273,25 @@ def _spec(config: LabelConfig) -> LabelerSpec:
     )
 
 
-def own_disks(config: LabelConfig) -> list[str]:
+class Places(Protocol):
+    """The part of a configuration that says what actors read and write."""
+
+    @property
+    def images(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def image_column(self) -> str | None: ...  # noqa: D102
+    @property
+    def table(self) -> str | None: ...  # noqa: D102
+    @property
+    def shared_folders(self) -> bool: ...  # noqa: D102
+
+
+def own_disks(config: Places) -> list[str]:
     """Return what actors read or write and a cluster of several machines must not have on the disk of one."""
     if config.shared_folders:
         return []
     images = (uri for uri in config.images if config.image_column is not None or not is_uri_table(uri))
-    return [*images, config.table]  # only the driver reads lists
+    return [*images, *(() if config.table is None else (config.table,))]  # only the driver reads lists
 
 
 def _actors(config: LabelConfig) -> Actors:

@@ -18,6 +18,7 @@ import numpy as np
 from pipelines.cluster import connected, is_given, refuse_local
 from pipelines.coco.documents import read_document
 from pipelines.coco.text import USABLE, CocoText, read_coco
+from pipelines.doctor.at_start import check_at_start
 from pipelines.errors import BudgetExceeded, RayDetrError, UsageError
 from pipelines.shards.checks import UNUSABLE, check_class_names
 from pipelines.shards.config import ShardConfig
@@ -101,7 +102,10 @@ def shard(config: ShardConfig, *, on_progress: Callable[[ShardProgress], None] |
     try:
         if is_given():  # a local Ray has one machine
             with connected(verbose=config.verbose):
+                check_at_start()
                 refuse_local([config.images, config.out], are_shared=config.shared_folders)
+        else:
+            check_at_start()
         _check_answers(config)
         show(ShardProgress(f"reading {without_secrets(config.annotations)}"))
         data = read_document(config.annotations, what="the annotations", options=config.image_options)

@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import AuthenticationError
 
 from pipelines.cluster import _check_answers, _connect, hosts, is_given, refuse_local
-from pipelines.errors import RayDetrError
+from pipelines.errors import RayDetrError, UsageError
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
@@ -99,6 +99,18 @@ def test_a_local_ray_that_does_not_start_is_a_sentence(monkeypatch: pytest.Monke
     with pytest.raises(
         RayDetrError, match=r"a local Ray could not be started: The current node timed out .* less busy"
     ):
+        _connect(verbose=True)
+
+
+def test_a_cluster_of_another_ray_is_called_that_and_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.59.0\n    Python: 3.11.7\n")
+
+    monkeypatch.setattr("pipelines.cluster._check_answers", lambda _: None)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+
+    with pytest.raises(UsageError, match=r"cannot be used: Version mismatch: The cluster .* Ray: 2\.59\.0 Python: 3"):
         _connect(verbose=True)
 
 

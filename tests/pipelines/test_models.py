@@ -70,7 +70,7 @@ def test_the_address_of_a_page_of_the_hub_is_answered_with_the_hub_id(page: str,
 
 def test_a_model_of_the_hub_is_pinned_to_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = saved(tmp_path / "snapshots" / ("a1" * 20))
-    monkeypatch.setattr(models, "locate", lambda _: snapshot)
+    monkeypatch.setattr(models, "locate_with_answer", lambda _: (snapshot, None))
 
     assert identify_model("owner/detr@main", StoreOptions()).pinned == "owner/detr@" + "a1" * 20
     assert identify_model(str(snapshot), StoreOptions()).pinned is None

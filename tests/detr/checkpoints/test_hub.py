@@ -1,14 +1,11 @@
-import hashlib
 import json
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import re
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from huggingface_hub import hf_hub_download
+from safetensors.torch import load_file, save_file
 
 from detr.checkpoints.checkpoint import CheckpointError, fingerprint, load, save
 from detr.checkpoints.hub import split_hub_id
@@ -16,6 +13,7 @@ from detr.checkpoints.references import locate, pinned
 from detr.classes import Category
 from detr.config import BackboneConfig, DetrConfig
 from detr.model import Detr
+from tests.stub_hub import Hub, use_endpoint
 
 TINY = DetrConfig(
     backbone=BackboneConfig("tiny", "basic", 4, (8, 16), (1, 1)),
@@ -29,83 +27,30 @@ TINY = DetrConfig(
 )
 
 
-@dataclass
-class Hub:
-    """A hub of one model, `owner/detr`: as much of the real one's protocol as its client needs."""
-
-    revisions: dict[str, Path] = field(default_factory=dict)
-    gated: bool = False
-    commits: dict[str, str] = field(default_factory=dict)
-    downloaded: list[str] = field(default_factory=list)
-
-    def commit(self, revision: str) -> str:
-        return hashlib.sha1(revision.encode(), usedforsecurity=False).hexdigest()
-
-    def answer(self, method: str, path: str) -> tuple[int, dict[str, str], bytes]:
-        if not path.startswith(("/api/models/owner/detr", "/owner/detr/resolve/")):
-            return 404, {"X-Error-Code": "RepoNotFound"}, b""
-        if self.gated:
-            return 403, {"X-Error-Code": "GatedRepo"}, b""
-        if path.startswith("/api/"):
-            revision = path.partition("/revision/")[2] or "main"
-            revision = self.commits.get(revision, revision)
-            if revision not in self.revisions:
-                return 404, {"X-Error-Code": "RevisionNotFound"}, b""
-            files = [{"rfilename": file.name} for file in self.revisions[revision].iterdir()]
-            return 200, {}, json.dumps({"id": "owner/detr", "sha": self.commit(revision), "siblings": files}).encode()
-        wanted, name = path.removeprefix("/owner/detr/resolve/").split("/")
-        wanted = self.commits.get(wanted, wanted)
-        revision = next(known for known in self.revisions if wanted in (known, self.commit(known)))
-        directory, commit = self.revisions[revision], self.commit(revision)
-        content = (directory / name).read_bytes()
-        if method == "GET":
-            self.downloaded.append(name)
-        return 200, {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": commit}, content
-
-
-def use_endpoint(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """Do what HF_ENDPOINT does when the client is imported."""
-    template = url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """Serve a hub on the loopback, and have the client use it and an empty cache."""
-    hub = Hub()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            status, headers, content = hub.answer(self.command, self.path)
-            self.send_response(status)
-            for name, value in {**headers, "Content-Length": str(len(content))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(content)
-
-        do_HEAD = do_GET  # noqa: N815
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    use_endpoint(monkeypatch, f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    yield hub
-    server.shutdown()
-    server.server_close()
-
-
 def publish(hub: Hub, directory: Path, revision: str = "main", *, seed: int = 0) -> Detr:
     torch.manual_seed(seed)
     model = Detr(TINY)
     save(model, directory)
     hub.revisions[revision] = directory
     return model
+
+
+def store_as(directory: Path, weights: str) -> None:
+    """Replace the weights of a published model by others of the same values: a `.bin` file, or two shards."""
+    whole = directory / "model.safetensors"
+    tensors = load_file(whole)
+    if weights == "pytorch_model.bin":
+        torch.save(tensors, directory / weights)
+        whole.unlink()
+    elif weights == "shards":
+        weight_map = {}
+        for number in (1, 2):
+            file = f"model-{number:05}-of-00002.safetensors"
+            names = sorted(tensors)[number - 1 :: 2]
+            save_file({name: tensors[name] for name in names}, directory / file)
+            weight_map |= dict.fromkeys(names, file)
+        (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+        whole.unlink()
 
 
 def refusal(ref: str) -> str:
@@ -151,10 +96,71 @@ def test_a_pinned_reference_means_the_same_model_after_the_branch_has_moved_on(h
     assert pinned(str(tmp_path / "first"), tmp_path / "first") is None
 
 
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin", "shards"])
+def test_a_pinned_reference_whose_files_are_all_in_the_cache_asks_the_hub_nothing(
+    hub: Hub, tmp_path: Path, weights: str
+) -> None:
+    model = publish(hub, tmp_path / "model")
+    store_as(tmp_path / "model", weights)
+    load("owner/detr")  # the driver's load, which fills the cache
+    reference = f"owner/detr@{hub.commit('main')}"
+
+    hub.requests.clear()
+    loaded = [load(reference) for _ in range(3)]
+
+    assert hub.requests == []
+    assert {fingerprint(one) for one in loaded} == {fingerprint(model)}
+
+
+@pytest.mark.parametrize(
+    ("weights", "lost"),
+    [
+        ("model.safetensors", "config.json"),
+        ("model.safetensors", "preprocessor_config.json"),
+        ("model.safetensors", "model.safetensors"),
+        ("shards", "model-00002-of-00002.safetensors"),
+        ("shards", "model.safetensors.index.json"),
+    ],
+)
+def test_a_cache_of_a_pinned_reference_that_lacks_a_file_is_filled(
+    hub: Hub, tmp_path: Path, weights: str, lost: str
+) -> None:
+    model = publish(hub, tmp_path / "model")
+    store_as(tmp_path / "model", weights)
+    hub.commits[hub.commit("main")] = "main"
+    load("owner/detr")
+    for path in (tmp_path / "cache").rglob(lost):
+        path.unlink()
+
+    assert fingerprint(load(f"owner/detr@{hub.commit('main')}")) == fingerprint(model)
+    assert list((tmp_path / "cache").rglob(lost)) != []
+
+
+def test_a_file_that_another_tool_left_out_of_the_cache_is_fetched(hub: Hub, tmp_path: Path) -> None:
+    publish(hub, tmp_path / "model")
+    (tmp_path / "model" / "processor_config.json").write_text("{}")
+    hub.commits[hub.commit("main")] = "main"
+    for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
+        hf_hub_download("owner/detr", name)
+
+    directory = locate(f"owner/detr@{hub.commit('main')}")
+
+    assert (directory / "processor_config.json").exists()
+
+
+def test_a_branch_is_looked_up_at_each_load(hub: Hub, tmp_path: Path) -> None:
+    publish(hub, tmp_path / "model")
+    load("owner/detr")
+
+    hub.requests.clear()
+    load("owner/detr")
+
+    assert any(request.startswith("GET /api/") for request in hub.requests)
+
+
 def test_bin_files_are_brought_where_there_is_no_safetensors_file(hub: Hub, tmp_path: Path) -> None:
     model = publish(hub, tmp_path / "model")
-    torch.save(load_file(tmp_path / "model" / "model.safetensors"), tmp_path / "model" / "pytorch_model.bin")
-    (tmp_path / "model" / "model.safetensors").unlink()
+    store_as(tmp_path / "model", "pytorch_model.bin")
 
     assert fingerprint(load("owner/detr")) == fingerprint(model)
 
@@ -191,6 +197,19 @@ def test_half_a_model_in_the_cache_is_not_taken_for_a_model(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
     assert "the local cache does not have the whole model" in refusal("owner/detr")
+
+
+def test_a_hub_that_refuses_further_requests_is_named_with_what_to_do(hub: Hub, tmp_path: Path) -> None:
+    model = publish(hub, tmp_path / "model")
+    load("owner/detr")
+    hub.limited = True
+
+    assert fingerprint(load("owner/detr")) == fingerprint(model)  # from the cache
+    assert re.search(
+        r"the hub refuses further requests for now \(429 Too Many Requests: .* Retry after 55 seconds.*\), and the "
+        r"local cache does not have the whole model\. Set HF_TOKEN, which raises the hub's limit, or give a local ",
+        refusal("owner/detr@v2"),
+    )
 
 
 def test_what_the_hub_refuses_is_said(hub: Hub, tmp_path: Path) -> None:

@@ -15,10 +15,13 @@ from pipelines.store import (
     AlreadyExists,
     Blob,
     Changed,
+    Denied,
     NotFound,
     Store,
     StoreDown,
     StoreEntry,
+    StoreError,
+    Throttled,
     memory_store,
     open_store,
 )
@@ -227,3 +230,16 @@ def test_a_bucket_that_is_not_there_is_one_finding(moto: S3Server) -> None:
 
     assert [(finding.check, finding.level) for finding in findings[:1]] == [("store: put", "fail")]
     assert "no-such-bucket" in findings[0].text
+
+
+@pytest.mark.parametrize(("error", "transient"), [(Throttled("slow down"), True), (Denied("not yours"), False)])
+def test_a_store_that_throttles_may_pass_by_itself_and_one_that_refuses_does_not(
+    error: StoreError, transient: bool
+) -> None:
+    class Refuses(Broken):
+        def put(self, key: str, data: bytes, *, create: bool = False, if_match: str | None = None) -> str | None:
+            raise error
+
+    first = next(check_store(Refuses()))
+
+    assert (first.check, first.level, first.transient) == ("store: put", "fail", transient)

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +24,9 @@ from detr.training.targets import image_target
 from pipelines import cluster
 from pipelines.coco.text import CocoText, read_coco
 from pipelines.coco.truth import normal_truth
+from pipelines.doctor import at_start
+from pipelines.doctor.cluster_checks import Nodes
+from pipelines.doctor.machine import machine_facts
 from pipelines.errors import RayDetrError
 from pipelines.shards import sharding
 from pipelines.shards import tasks as shard_tasks
@@ -502,6 +506,22 @@ def test_a_local_folder_is_refused_on_several_machines_before_any_work(
 
     with pytest.raises(RayDetrError, match=r"is a local folder, and the cluster has 2 machines: .*--shared-folders"):
         shard(replace(config, **elsewhere))
+    assert not Path(config.out).exists()
+
+
+def test_a_node_with_another_release_is_refused_before_any_work(
+    config: ShardConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = machine_facts()
+    other = replace(own, versions={**own.versions, "ray-detr": "0.0.1"})
+    for module in (sharding, at_start):
+        monkeypatch.setattr(module, "is_given", lambda: True)
+    monkeypatch.setattr(sharding, "connected", lambda **_: nullcontext())
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True}] * 2)
+    monkeypatch.setattr(at_start, "ask_nodes", lambda _: Nodes({"n1": own, "n2": other}, []))
+
+    with pytest.raises(RayDetrError, match=r"^node n2 has ray-detr 0\.0\.1, this process "):
+        shard(config)
     assert not Path(config.out).exists()
 
 
