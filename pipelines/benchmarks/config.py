@@ -17,6 +17,7 @@ Peer = Literal["transformers", "pipeline", "raydata", "daft", "openvino", "onnxr
 Part = Literal["detect", "forward"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Primary = Literal["cpu", "wall"]
+Device = Literal["cpu", "cuda"]
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 PEERS: Mapping[Peer, tuple[str, ...]] = {
@@ -88,7 +89,7 @@ class BenchConfig:
         "write MODE.json and MODE.md to this folder (nothing is written)", default=None, metavar="DIR"
     )
     rounds: int = option("rounds of fresh processes", default=3, metavar="N", at_least=1)
-    device: str = option("cpu or cuda", default="cpu")
+    device: Device = option("cuda is the first GPU of CUDA_VISIBLE_DEVICES", default="cpu")
     precisions: tuple[Precision, ...] = option("number format of the network", default=("fp32",), flag="--precision")
     shapes: tuple[tuple[int, int], ...] = option(
         "model, train: image size at the network's input (800x1066)",
@@ -162,7 +163,7 @@ class BenchConfig:
     @property
     def primary(self) -> Primary:
         """The compared kind of cost: CPU seconds, or wall seconds on a GPU."""
-        return "wall" if self.device.startswith("cuda") else "cpu"
+        return "wall" if self.device == "cuda" else "cpu"
 
     @property
     def longest(self) -> int:

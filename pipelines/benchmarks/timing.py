@@ -66,7 +66,7 @@ def steady(
         phases: receives the CPU time of the warm-up.
         kept: receives the result of each batch once, for comparison without computing it again.
     """
-    on_gpu = device.startswith("cuda")
+    on_gpu = device == "cuda"
     with phases.phase("first"):
         call(batches[0])
         _synchronize(on_gpu)

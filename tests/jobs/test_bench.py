@@ -82,6 +82,7 @@ def without_ray(tmp_path: Path) -> str:
         (["label", "--count", "1"], "two sizes, such as --count 4 12"),
         (["model", "--model", "random:yolo"], "--model random:yolo: 'yolo' is not all or one of detr-resnet-50, "),
         (["label", "--model", "random:yolos-tiny"], "--model random:yolos-tiny: only `model` measures it"),
+        (["model", "--device", "cuda:1"], "argument --device: invalid choice: 'cuda:1'"),
         (["gpu-check"], "gpu-check needs --out DIR"),
         (["model", "--price-per-hour", "0"], "argument --price-per-hour: 0 is not above 0"),
     ],
@@ -94,6 +95,12 @@ def test_a_wrong_line_is_told_what_is_wrong_before_anything_is_measured(
 
     assert left.value.code == 2
     assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("device", ["cuda:1", "CUDA", "gpu"])
+def test_a_device_whose_calls_would_not_be_waited_for_is_refused(device: str) -> None:
+    with pytest.raises(ValueError, match="device"):
+        BenchConfig("model", device=device)  # type: ignore[arg-type]
 
 
 def test_a_peer_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,7 +1,11 @@
+import ctypes
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pipelines.benchmarks import gpu, machine
 from pipelines.benchmarks.gpu import parse_samples, summary
 from pipelines.benchmarks.gpu_tests import OUTCOME, TestRun
 
@@ -30,6 +34,58 @@ def test_a_sensor_that_a_virtual_machine_hides_is_not_an_error() -> None:
 
 def test_without_samples_nothing_is_claimed() -> None:
     assert summary([]) == {"samples": 0}
+
+
+class Driver:
+    """Stands in for libcuda of a process that sees one GPU, whose number in nvidia-smi is another."""
+
+    def cuInit(self, _flags: int) -> int:  # noqa: N802 - the driver's names
+        return 0
+
+    def cuDeviceGet(self, device: Any, ordinal: int) -> int:  # noqa: N802
+        device._obj.value = 7
+        return 0 if ordinal == 0 else 101
+
+    def cuDeviceGetPCIBusId(self, address: Any, length: int, device: ctypes.c_int) -> int:  # noqa: N802
+        address.value = b"0000:C1:00.0"
+        return 0 if length >= 13 and device.value == 7 else 1
+
+
+def test_nvidia_smi_is_asked_about_the_gpu_that_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    class Recorded:
+        def __init__(self, command: list[str], **_: object) -> None:
+            asked.extend([command] if command[0] == "nvidia-smi" else [])
+            self.returncode, self.stdout = 0, "a card"
+
+        def terminate(self) -> None: ...
+
+        def communicate(self) -> tuple[str, str]:
+            return "", ""
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: Driver())
+    monkeypatch.setattr(subprocess, "Popen", Recorded)
+    monkeypatch.setattr(subprocess, "run", Recorded)
+
+    with gpu.gpu_samples():
+        pass
+
+    assert machine.machine_facts()["gpu"] == "a card"
+    assert len(asked) == 3  # the driver's names, the samples, the facts
+    assert {tuple(command[command.index("-i") :][:2]) for command in asked} == {("-i", "0000:C1:00.0")}
+
+
+def test_without_a_driver_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: str) -> None:
+        raise OSError("libcuda.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+
+    with gpu.gpu_samples() as rows:
+        pass
+    assert rows == []
+    assert machine.machine_facts()["gpu"] is None
 
 
 def test_outcomes_of_tests_are_read_from_the_lines_of_pytest() -> None:
