@@ -288,8 +288,8 @@ def test_the_gpu_check_is_rehearsed_on_the_cpu_without_ray_and_keeps_every_figur
 
     assert done.returncode == 0, done.stderr[-3000:]
     states = {name: stage["state"] for name, stage in document["stages"].items()}
-    tests = {"core tests", "rest of the tests"}
-    assert {name: state for name, state in states.items() if state != "done" and name not in tests} == {}
+    assert {name: state for name, state in states.items() if state != "done"} == {}
+    assert document["stages"]["core tests"]["counts"]["passed"] > 0
     failed = [
         (stage, name, value["error"])
         for stage, figures in document["figures"].items()
@@ -300,4 +300,5 @@ def test_the_gpu_check_is_rehearsed_on_the_cpu_without_ray_and_keeps_every_figur
     assert document["figures"]["label"]["labeler, second run"]["images"] == 12
     assert document["figures"]["parity"]["ours fp32 detector"]["matched"] == 1.0
     assert document["figures"]["parity"]["trained model, fp32"]["matched"] == 1.0
-    assert "ours, network, bf16, batch 1, compiled" in document["figures"]["compiled"]
+    assert document["figures"]["network"]["ours, detector, fp16, batch 2"]["images_per_s"] > 0
+    assert "ours, network, fp16, batch 1, compiled" in document["figures"]["compiled"]

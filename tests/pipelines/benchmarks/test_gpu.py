@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.benchmarks import gpu, machine
+from pipelines.benchmarks import gpu, gpu_stages, machine
 from pipelines.benchmarks.gpu import parse_samples, summary
 from pipelines.benchmarks.gpu_tests import OUTCOME, TestRun
 
@@ -142,6 +142,51 @@ def test_gpu_tests_run_without_the_rest_of_the_tests_and_only_once(
     assert "assert 1 == 2" in first["output"]
     assert second["counts"] == {}
     assert second["state"] == "done"
+
+
+@pytest.mark.slow
+def test_a_rehearsal_runs_the_tests_on_the_cpu_and_skipped_tests_are_not_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    monkeypatch.setenv("GPU_TESTS_DEVICE", "meta")  # of another call
+    (tree(tmp_path) / "tests" / "gpu" / "test_one.py").write_text(
+        """
+import os
+import pytest
+
+@pytest.mark.gpu
+def test_one():
+    if os.environ.get("GPU_TESTS_DEVICE") is None:
+        pytest.skip("needs a GPU")
+    assert os.environ["GPU_TESTS_DEVICE"] == "cpu"
+"""
+    )
+    rehearsal = TestRun(tmp_path / "checkout", device="cpu")
+    measured = TestRun(tmp_path / "checkout", device="cuda")
+
+    assert rehearsal.run(tmp_path, 120) | {"seconds": 0} == {
+        "state": "done", "seconds": 0, "counts": {"passed": 1}, "failed": []
+    }  # fmt: skip
+    for counts in ({"skipped": 1}, {}):  # the first tests, and the rest of them
+        stage = measured.run(tmp_path, 120)
+        assert (stage["state"], stage["reason"]) == ("skipped", "every test was skipped")
+        assert stage["counts"] == counts
+
+
+def test_the_precision_that_gpus_use_by_default_is_measured_plain_and_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+    monkeypatch.setattr(gpu_stages, "_speed", lambda _settings, _folder, name, *_: names.append(name))
+
+    gpu_stages.network({"smoke": False}, tmp_path)
+    gpu_stages.compiled({"smoke": False}, tmp_path)
+
+    for batch in (32, 8, 1):
+        assert f"ours, detector, fp16, batch {batch}" in names
+        assert f"transformers, network, fp16, batch {batch}" in names
+    assert "ours, network, fp16, batch 32, compiled" in names
 
 
 def test_a_checkout_without_gpu_tests_is_reported(tmp_path: Path) -> None:
