@@ -1,4 +1,4 @@
-"""Of an image that changed back to a version that is labelled, no second row; of others, every row."""
+"""An image that changed back to a version that is labelled gets no duplicate row; other rows are kept."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_other_rows_of_that_image_are_no_reason(other: tuple[str, str], model: s
     assert settle(table, rows_of("now", ("b", "1")), ["2"]) == ["ok"]
 
 
-def test_files_of_this_run_and_what_is_no_table_file_are_not_looked_at() -> None:
+def test_files_of_this_run_and_other_files_are_not_read() -> None:
     table = memory_store("memory://table")
     publish(table, "now", 0, rows_of("now", ("b", "1")))
     table.put("data/notes.txt", b"of somebody")

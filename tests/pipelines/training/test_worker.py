@@ -95,7 +95,7 @@ def test_the_first_worker_looks_for_the_packages_of_trackers_and_its_notes_reach
         train="s3://shards", storage="s3://runs", name="r50", finetune="scenes", trackers=("mlflow",)
     )
     worker.spec = cast(
-        WorkerSpec, SimpleNamespace(start_id="a", board=SimpleNamespace(note=SimpleNamespace(remote=status.note)))
+        WorkerSpec, SimpleNamespace(start_id="a", status=SimpleNamespace(note=SimpleNamespace(remote=status.note)))
     )
     worker.run_store = store
 
