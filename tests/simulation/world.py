@@ -30,8 +30,8 @@ from pipelines.labelling.verify import verify_table
 from pipelines.lake.lake_object import LakeObject
 from pipelines.lake.listing import Listing
 from pipelines.store import Blob, NotFound, StoreDown, StoreEntry
-from pipelines.store.memory import MemoryStore
 from pipelines.table.schema import ERROR_KINDS, NO_COLUMNS, Detected, Origin, Row, decode, rows_to_table
+from tests.memory_store import MemoryStore
 
 SEGMENT_SHARDS = 6  # so that 20 shards are four segments
 

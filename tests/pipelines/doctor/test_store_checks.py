@@ -11,18 +11,9 @@ import pytest
 from pipelines.doctor import store_checks
 from pipelines.doctor.findings import Finding
 from pipelines.doctor.store_checks import check_store
-from pipelines.store import (
-    AlreadyExists,
-    Blob,
-    Changed,
-    NotFound,
-    Store,
-    StoreDown,
-    StoreEntry,
-    memory_store,
-    open_store,
-)
+from pipelines.store import AlreadyExists, Blob, Changed, NotFound, Store, StoreDown, StoreEntry, open_store
 from tests.conftest import S3Server
+from tests.memory_store import memory_store
 
 
 @pytest.fixture(autouse=True)

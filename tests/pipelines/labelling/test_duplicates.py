@@ -11,10 +11,10 @@ import pytest
 
 from pipelines.errors import RayDetrError
 from pipelines.labelling.duplicates import reject_republished_versions
-from pipelines.store import Blob, StoreEntry, memory_store
-from pipelines.store.memory import MemoryStore
+from pipelines.store import Blob, StoreEntry
 from pipelines.table.files import table_file_key
 from pipelines.table.schema import Detected, Origin, Row, encode, rows_to_table
+from tests.memory_store import MemoryStore, memory_store
 
 NOW = datetime(2026, 11, 27, tzinfo=UTC)
 FOUND = Detected([1], ("cat",), [0.5], [[0.0, 0.0, 1.0, 1.0]])

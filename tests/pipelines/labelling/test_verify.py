@@ -22,8 +22,9 @@ from pipelines.labelling.seal import seal_run
 from pipelines.labelling.verify import Verification, verify_table
 from pipelines.lake.lake_object import LakeObject
 from pipelines.lake.listing import Listing
-from pipelines.store import Store, memory_store
+from pipelines.store import Store
 from pipelines.table.schema import Detected, Origin, Row, decode, encode, read_metadata, rows_to_table
+from tests.memory_store import memory_store
 from tests.pipelines.labelling.runs import start_run
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)

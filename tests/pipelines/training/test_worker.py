@@ -14,7 +14,6 @@ import ray
 
 from detr.checkpoints.checkpoint import dump, load
 from pipelines.errors import RayDetrError
-from pipelines.store import memory_store
 from pipelines.training.batch import TrainBatch
 from pipelines.training.begun_step import out_of_memory, refuse_step
 from pipelines.training.checkpoints import TrainingPosition
@@ -25,6 +24,7 @@ from pipelines.training.run_status import RunStatus
 from pipelines.training.training_run import open_run
 from pipelines.training.worker import _next, _Worker
 from pipelines.training.worker_spec import WorkerSpec
+from tests.memory_store import memory_store
 
 HERE = TrainingPosition(epoch=2, step_in_epoch=5, step=1_205)
 
